@@ -1,0 +1,39 @@
+# Two commands do all set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+# CPU build of torch, wherever pip finds it; set TORCH_INDEX to the index URL of another build
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: demo test test-slow format lock clean
+
+demo: .venv/ready
+	$(BIN)/emotion-train demo
+
+test: .venv/ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
+
+format: .venv/ready
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# torch first: with it installed, nothing else pulls a build for another device
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; type make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/pip install --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# the lock from what is installed in .venv; needs uv
+lock: .venv/ready
+	$(BIN)/pip freeze --all --exclude-editable | grep -v -e '^torch==' -e '^pip==' -e '^uv==' > build/frozen.txt
+	(sed -n 's/^#/#/p;/^[^#]/q' requirements.lock; uv pip compile --quiet --no-deps --generate-hashes --universal --no-header --no-annotate build/frozen.txt) > build/lock
+	mv build/lock requirements.lock
+
+clean:
+	rm -rf .venv .demo

@@ -1,0 +1,241 @@
+"""What a run is asked to do: one frozen object from defaults, a YAML file and `section.field=value` words.
+
+Later layers win. All problems are reported together, each with the nearest allowed name, before anything is started.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from emotion_train.errors import WrongRequest
+
+ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+LINEAR_LAYERS = (*ATTENTION_PROJECTIONS, "gate_proj", "up_proj", "down_proj")
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunSection(Section):
+    output_url: str = Field(min_length=1, description="Bucket prefix or folder that receives the run: s3://bucket/prefix or a path.")
+    id: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Name of the run below output_url; None derives one."
+    )
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the example order, of the new weights and of dropout.")
+    trackers: tuple[Tracker, ...] = Field((), description="Experiment trackers that receive the step and evaluation figures.")
+
+
+class DataSection(Section):
+    url: str = Field(min_length=1, description="Data set written by `emotion-train prepare`: s3://bucket/prefix or a folder.")
+    max_length: int = Field(128, ge=4, le=8192, description="Tokens kept of a post, counting the BOS token.")
+
+
+class ModelSection(Section):
+    base: str = Field(
+        "mistralai/Mistral-Small-3.1-24B-Base-2503", min_length=1, description="Hub id, folder of a checkpoint, or a .gguf file."
+    )
+    precision: Literal["nf4", "bf16", "fp32"] = Field(
+        "nf4", description="Frozen base: 4-bit NormalFloat with bf16 compute, bfloat16, or float32."
+    )
+
+
+class LoraSection(Section):
+    r: int = Field(16, ge=1, le=1024, description="Rank of the adapter matrices.")
+    alpha: float = Field(32, gt=0, description="Adapter scale; the product is multiplied by alpha / r.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Probability with which an adapter input is dropped.")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        ATTENTION_PROJECTIONS, description="Names of the linear layers that get an adapter, or all-linear."
+    )
+
+    @model_validator(mode="after")
+    def _known_targets(self) -> LoraSection:
+        if self.targets != "all-linear":
+            if not self.targets:
+                raise ValueError(f"targets is empty; allowed are all-linear or names out of {', '.join(LINEAR_LAYERS)}")
+            for name in self.targets:
+                if name not in LINEAR_LAYERS:
+                    raise ValueError(f"targets has {name!r}; allowed are all-linear or names out of {', '.join(LINEAR_LAYERS)}")
+        return self
+
+
+class LossSection(Section):
+    class_weights: Literal["balanced", "none"] | Annotated[float, Field(ge=0, le=4)] = Field(
+        "balanced", description="balanced = n / (classes x count); none = 1; a number p = count^-p (0 is none, 1 is balanced)."
+    )
+
+
+class TrainSection(Section):
+    epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training split.")
+    global_batch_size: int = Field(64, ge=1, le=1_000_000, description="Examples per optimizer step over all GPUs.")
+    tokens_per_microbatch: int = Field(4096, ge=8, le=1_048_576, description="Tokens of one packed forward pass on one GPU.")
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate of adapter and head.")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly from 0.")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW's decoupled weight decay.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this 2-norm; None is off.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, about a third slower.")
+
+
+class EvaluationSection(Section):
+    every_steps: int | None = Field(
+        None, ge=1, description="Steps between evaluations and checkpoints; each epoch ends with one in any case."
+    )
+    split: Literal["validation"] = Field("validation", description="The split that chooses the best checkpoint.")
+
+
+class ReportSection(Section):
+    bootstrap_samples: int = Field(2000, ge=100, le=100_000, description="Resamples behind the 95 % interval of macro-F1.")
+    floor_max_rows: int = Field(
+        100_000, ge=0, description="Largest training split on which the TF-IDF floor is fitted; 0 leaves it out."
+    )
+    usd_per_hour: float | None = Field(None, ge=0, description="Price of the machines, for the report's cost line; None leaves it out.")
+
+
+class Config(Section):
+    """The resolved configuration of one run."""
+
+    run: RunSection
+    data: DataSection
+    model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
+    loss: LossSection = LossSection()
+    train: TrainSection = TrainSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    report: ReportSection = ReportSection()
+
+    @model_validator(mode="after")
+    def _post_fits_a_microbatch(self) -> Config:
+        if self.data.max_length > self.train.tokens_per_microbatch:
+            raise ValueError(
+                f"train.tokens_per_microbatch is {self.train.tokens_per_microbatch} and data.max_length is {self.data.max_length}; "
+                "one post must fit one micro-batch: raise the former or lower the latter"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def sha256(self) -> str:
+        """Hash of every value, independent of the order in which they were given."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Merge defaults < YAML file < `section.field=value` words into a `Config`.
+
+    Raises `WrongRequest` with one line per problem.
+    """
+    problems: list[str] = []
+    values = _read_yaml(Path(path), problems) if path is not None else {}
+    for word in overrides:
+        _apply_override(values, word, problems)
+    problems += _unknown_keys(values)
+    if not problems:
+        try:
+            return Config.model_validate(values)
+        except ValidationError as error:
+            problems += [_describe(item) for item in error.errors()]
+    else:  # report the values' problems together with the keys'
+        try:
+            Config.model_validate(values)
+        except ValidationError as error:
+            problems += [_describe(item) for item in error.errors() if item["type"] != "extra_forbidden"]
+    source = f"{path}" if path is not None else "the command line"
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    raise WrongRequest(f"The configuration from {source} has {count}:\n" + "\n".join(f"  - {line}" for line in problems))
+
+
+def _read_yaml(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise WrongRequest(
+            f"The config file {path} cannot be read ({error.strerror}); give --config a YAML file, for example {example_config()}."
+        ) from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise WrongRequest(f"The config file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise WrongRequest(f"The config file {path} holds a {type(values).__name__}; sections such as `train:` are expected.")
+    return values
+
+
+def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> None:
+    name, equals, text = word.partition("=")
+    section, dot, field = name.partition(".")
+    if not (equals and dot and section and field):
+        problems.append(f"{word!r} is not of the form section.field=value, for example train.epochs=3")
+        return
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    if not isinstance(values.setdefault(section, {}), dict):
+        values[section] = {}
+    values[section][field] = text if isinstance(value, dict) else value
+
+
+def _unknown_keys(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for section, fields in values.items():
+        model = Config.model_fields.get(str(section))
+        if model is None:
+            problems.append(f"{section}: no such section{_suggest(str(section), _all_names())}")
+            continue
+        known = _section_type(str(section)).model_fields
+        if isinstance(fields, Mapping):
+            problems += [
+                f"{section}.{field}: no such key{_suggest(str(field), [f'{section}.{name}' for name in known] + _all_names())}"
+                for field in fields
+                if field not in known
+            ]
+    return problems
+
+
+def _section_type(name: str) -> type[Section]:
+    annotation = Config.model_fields[name].annotation
+    assert isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation
+
+
+def _all_names() -> list[str]:
+    return [*Config.model_fields, *(f"{section}.{field}" for section in Config.model_fields for field in _section_type(section).model_fields)]
+
+
+def _suggest(name: str, candidates: list[str]) -> str:
+    """`; did you mean X?` for the candidate whose last word is nearest, else the list of sections."""
+    by_last_word: dict[str, str] = {}
+    for candidate in candidates:
+        by_last_word.setdefault(candidate.rpartition(".")[2], candidate)
+    nearest = difflib.get_close_matches(name, by_last_word, n=1, cutoff=0.6)
+    if nearest:
+        return f"; did you mean {by_last_word[nearest[0]]}?"
+    return f"; sections are {', '.join(Config.model_fields)}"
+
+
+def _describe(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple", "function", "constrained")))
+    if item["type"] == "missing":
+        return f"{place}: required and not given; type {place}=… or put it into the YAML file"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return message if not place else f"{place}: {message}"
+    given = repr(item["input"])
+    return f"{place}: {message[0].lower()}{message[1:]}, got {given if len(given) < 80 else given[:77] + '...'}"
+
+
+def example_config() -> Path:
+    """The quick start's YAML file, shipped with the package."""
+    return Path(__file__).parent / "configs" / "demo_cpu.yaml"

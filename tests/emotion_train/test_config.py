@@ -1,0 +1,94 @@
+"""The run config: three layers, every problem in one message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from emotion_train.config import Config, load_config
+from emotion_train.errors import WrongRequest
+
+REQUIRED = ["data.url=posts", "run.output_url=runs"]
+CONFIGS = Path(__file__).parents[2] / "emotion_train" / "configs"
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {url: from-file}\nrun: {output_url: runs}\ntrain: {learning_rate: 1e-4, epochs: 5}\n")
+    config = load_config(file, ["train.epochs=7"])
+    assert (config.train.epochs, config.train.learning_rate, config.train.global_batch_size) == (7, 1e-4, 64)
+
+
+def test_every_problem_is_in_one_message_with_the_nearest_name() -> None:
+    with pytest.raises(WrongRequest) as caught:
+        load_config(None, ["data.url=posts", "train.learning_rat=1", "lorra.r=4", "train.epochs=none", "lora.targets=[q_prj]", "epochs"])
+    message = str(caught.value)
+    for piece in (
+        "train.learning_rat: no such key; did you mean train.learning_rate?",
+        "lorra: no such section; did you mean lora?",
+        "train.epochs: input should be a valid integer",
+        "targets has 'q_prj'; allowed are all-linear or",
+        "'epochs' is not of the form section.field=value",
+        "run: required and not given",
+    ):
+        assert piece in message, message
+
+
+def test_a_key_in_the_wrong_section_is_led_to_the_right_one() -> None:
+    with pytest.raises(WrongRequest, match=r"train\.max_length: no such key; did you mean data\.max_length\?"):
+        load_config(None, [*REQUIRED, "train.max_length=64"])
+
+
+def test_a_post_must_fit_one_microbatch() -> None:
+    with pytest.raises(WrongRequest, match="one post must fit one micro-batch"):
+        load_config(None, [*REQUIRED, "data.max_length=512", "train.tokens_per_microbatch=256"])
+
+
+@pytest.mark.parametrize("choice", ["balanced", "none", 0.25])
+def test_class_weights_are_a_word_or_a_power(choice: str | float) -> None:
+    assert load_config(None, [*REQUIRED, f"loss.class_weights={choice}"]).loss.class_weights == choice
+
+
+def test_another_word_for_class_weights_is_refused() -> None:
+    with pytest.raises(WrongRequest, match="loss.class_weights"):
+        load_config(None, [*REQUIRED, "loss.class_weights=inverse"])
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n"])
+def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(WrongRequest, match=r"run\.yaml"):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_a_missing_file_names_an_example(tmp_path: Path) -> None:
+    with pytest.raises(WrongRequest, match=r"demo_cpu\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_the_resolved_config_loads_to_the_same_config(tmp_path: Path) -> None:
+    config = load_config(None, [*REQUIRED, "lora.targets=all-linear", "run.trackers=[tensorboard]"])
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml())
+    again = load_config(tmp_path / "resolved.yaml")
+    assert again == config
+    assert again.sha256() == config.sha256()
+
+
+@pytest.mark.parametrize("name", ["mistral_small_3_1.yaml", "demo_cpu.yaml"])
+def test_shipped_configs_are_valid(name: str) -> None:
+    load_config(CONFIGS / name, REQUIRED)
+
+
+def test_the_recipe_file_says_what_the_defaults_say() -> None:
+    """Two homes of one recipe: the defaults for people who write their own file, the file for people who read."""
+    written = yaml.safe_load((CONFIGS / "mistral_small_3_1.yaml").read_text())
+    defaults = Config.model_validate({"data": {"url": "x"}, "run": {"output_url": "y"}}).model_dump(mode="json")
+    assert written == {section: {key: defaults[section][key] for key in fields} for section, fields in written.items()}
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = load_config(None, REQUIRED)
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.epochs = 5  # type: ignore[misc]
