@@ -1,0 +1,1 @@
+"""Posts on their way from a bucket to a training step."""

@@ -1,0 +1,186 @@
+"""The packed micro-batches of each step, made ahead of use by one background thread.
+
+The trainer owns the cursor and passes (epoch, step) in; the loader never remembers where it is. Only this rank's share of a step is
+tokenised. Per step the ranks agree on two numbers, the packs each must run and the step's sum of weights.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from emotion_train.data.order import EpochOrder, Order, share
+from emotion_train.data.packing import Pack, empty_pack, pack
+from emotion_train.data.reader import RowGroupReader
+
+_STEPS_AHEAD = 4  # packed steps that wait in memory
+_READ_AHEAD = 16  # steps whose row groups are being fetched
+_WAIT_S = 0.2
+
+
+class Encoder(Protocol):
+    """What the loader needs of a tokenizer."""
+
+    pad_id: int
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]: ...
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """This rank's part of one step. `weight_sum` and `examples` count the whole step over all ranks."""
+
+    epoch: int
+    step: int
+    packs: list[Pack]
+    ids: list[str]
+    labels_N: npt.NDArray[np.int64]
+    examples: int
+    weight_sum: float
+    real_tokens: int
+    bad_rows: int
+
+
+Agree = Callable[[int, float], tuple[int, float]]
+
+
+def alone(packs: int, weight_sum: float) -> tuple[int, float]:
+    """The agreement of a single process."""
+    return packs, weight_sum
+
+
+class Loader:
+    """Makes `StepBatch`es of one split for one rank.
+
+    `weights_C` is the loss weight of each class. `agree` returns the maximum number of packs and the sum of weights over all ranks; it is
+    called once per step, in step order, from the background thread.
+    """
+
+    def __init__(
+        self,
+        reader: RowGroupReader,
+        order: Order,
+        encoder: Encoder,
+        weights_C: npt.NDArray[np.float64],
+        *,
+        global_batch_size: int,
+        tokens_per_microbatch: int,
+        fill_multiple: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        agree: Agree = alone,
+    ) -> None:
+        self._reader = reader
+        self._order = order
+        self._encoder = encoder
+        self._weights_C = weights_C
+        self._global_batch_size = global_batch_size
+        self._tokens_per_microbatch = tokens_per_microbatch
+        self._fill_multiple = fill_multiple
+        self._rank = rank
+        self._world_size = world_size
+        self._agree = agree
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._order.steps(self._global_batch_size)
+
+    def steps(self, epoch: int, first_step: int = 0) -> Generator[StepBatch, None, None]:
+        """The steps of an epoch from `first_step` on, in order. An error of the background thread is raised here."""
+        ready: queue.Queue[StepBatch | BaseException | None] = queue.Queue(maxsize=_STEPS_AHEAD)
+        stop = threading.Event()
+
+        def put(item: StepBatch | BaseException | None) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=_WAIT_S)
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for batch in self._make(epoch, first_step):
+                    put(batch)
+                    if stop.is_set():
+                        return
+                put(None)
+            except BaseException as error:  # handed to the consumer, which raises it
+                put(error)
+
+        thread = threading.Thread(target=work, name="loader", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def _make(self, epoch: int, first_step: int) -> Iterator[StepBatch]:
+        order = self._order.epoch(epoch)
+        last = self.steps_per_epoch
+        for ahead in range(first_step, min(first_step + _READ_AHEAD, last)):
+            self._ask(order, ahead)
+        for step in range(first_step, last):
+            if step + _READ_AHEAD < last:
+                self._ask(order, step + _READ_AHEAD)
+            yield self._step(order, step)
+
+    def _own_positions(self, step: int) -> range:
+        positions = self._order.positions(step, self._global_batch_size)
+        own = share(len(positions), self._rank, self._world_size)
+        return positions[own.start : own.stop]
+
+    def _ask(self, order: EpochOrder, step: int) -> None:
+        groups_P, _ = order.locate(self._own_positions(step))
+        self._reader.ask(np.unique(groups_P).tolist())
+
+    def _step(self, order: EpochOrder, step: int) -> StepBatch:
+        groups_P, rows_P = order.locate(self._own_positions(step))
+        ids: list[str] = []
+        texts: list[str] = []
+        labels: list[int] = []
+        weights: list[float] = []
+        bad_rows = 0
+        for group, row in zip(groups_P.tolist(), rows_P.tolist(), strict=True):
+            rows = self._reader.rows(group)
+            text, label = rows.texts[row].as_py(), rows.labels[row].as_py()
+            good = _is_good(text, label, len(self._weights_C))
+            bad_rows += not good
+            ids.append(rows.ids[row].as_py())
+            texts.append(text if good else "")
+            labels.append(label if good else 0)
+            weights.append(float(self._weights_C[label]) if good else 0.0)
+        packs = pack(
+            self._encoder.encode(texts) if texts else [],
+            labels,
+            weights,
+            self._tokens_per_microbatch,
+            self._encoder.pad_id,
+            self._fill_multiple,
+        )
+        count, weight_sum = self._agree(len(packs), float(np.sum(np.asarray(weights, np.float64))))
+        packs += [empty_pack(self._encoder.pad_id, self._fill_multiple)] * (count - len(packs))
+        return StepBatch(
+            epoch=order.epoch,
+            step=step,
+            packs=packs,
+            ids=ids,
+            labels_N=np.asarray(labels, np.int64),
+            examples=len(self._order.positions(step, self._global_batch_size)),
+            weight_sum=weight_sum,
+            real_tokens=sum(one.real_tokens for one in packs if one.slots_N[0] >= 0),
+            bad_rows=bad_rows,
+        )
+
+
+def _is_good(text: Any, label: Any, classes: int) -> bool:
+    return isinstance(text, str) and bool(text.strip()) and isinstance(label, int) and 0 <= label < classes

@@ -1,0 +1,103 @@
+"""Posts of one step laid end to end into rows of at most `tokens_per_microbatch` tokens.
+
+Best fit, longest first: deterministic, O(N log N), and within one row of the lower bound for posts far shorter than a row.
+
+Letters: T tokens of a pack, N its posts.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The input of one forward pass. Attention must stay inside each segment between neighbouring `boundaries_S`.
+
+    `slots_N` are the posts' places in the step. Filling tokens, if any, form one last segment of their own that belongs to no post.
+    """
+
+    tokens_T: Ints
+    positions_T: Ints
+    boundaries_S: Ints
+    last_tokens_N: Ints
+    labels_N: Ints
+    weights_N: npt.NDArray[np.float32]
+    slots_N: Ints
+    real_tokens: int
+
+    @property
+    def max_length(self) -> int:
+        return int(np.diff(self.boundaries_S).max())
+
+
+def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `lengths` grouped so that no group's sum exceeds `capacity`; each index once, each group ascending.
+
+    Raises `ValueError` when one length alone exceeds the capacity.
+    """
+    groups: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens free, group), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        if length > capacity:
+            raise ValueError(f"a post of {length} tokens does not fit a micro-batch of {capacity}")
+        at = bisect_left(room, (length, -1))
+        free, group = room.pop(at) if at < len(room) else (capacity, len(groups))
+        if group == len(groups):
+            groups.append([])
+        groups[group].append(index)
+        insort(room, (free - length, group))
+    return [sorted(group) for group in groups]
+
+
+def pack(
+    posts: Sequence[npt.NDArray[np.int32]],
+    labels: Sequence[int],
+    weights: Sequence[float],
+    capacity: int,
+    pad_id: int,
+    fill_multiple: int = 1,
+) -> list[Pack]:
+    """Packs that hold every post exactly once, filled with `pad_id` up to a multiple of `fill_multiple` tokens."""
+    return [
+        _lay_out([posts[i] for i in group], [labels[i] for i in group], [weights[i] for i in group], group, pad_id, fill_multiple)
+        for group in bins([len(post) for post in posts], capacity)
+    ]
+
+
+def empty_pack(bos_or_pad_id: int, fill_multiple: int = 1) -> Pack:
+    """A pack of one token that weighs nothing: a rank that has run out of posts still takes part in the step."""
+    return _lay_out([np.asarray([bos_or_pad_id], np.int32)], [0], [0.0], [-1], bos_or_pad_id, fill_multiple)
+
+
+def _lay_out(
+    posts: Sequence[npt.NDArray[np.int32]],
+    labels: Sequence[int],
+    weights: Sequence[float],
+    slots: Sequence[int],
+    pad_id: int,
+    fill_multiple: int,
+) -> Pack:
+    lengths = [len(post) for post in posts]
+    real_tokens = sum(lengths)
+    filling = -real_tokens % fill_multiple
+    segments = [*lengths, filling] if filling else lengths
+    ends_N = np.cumsum(lengths, dtype=np.int64)
+    return Pack(
+        tokens_T=np.concatenate([*posts, np.full(filling, pad_id)]).astype(np.int64),
+        positions_T=np.concatenate([np.arange(length) for length in segments]),
+        boundaries_S=np.concatenate([[0], np.cumsum(segments)]).astype(np.int64),
+        last_tokens_N=ends_N - 1,
+        labels_N=np.asarray(labels, np.int64),
+        weights_N=np.asarray(weights, np.float32),
+        slots_N=np.asarray(slots, np.int64),
+        real_tokens=real_tokens,
+    )

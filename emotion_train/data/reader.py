@@ -1,0 +1,148 @@
+"""Row groups of a split, fetched ahead of use by one ranged GET each.
+
+Each process reads the row groups that its share of the steps touches, in practice the whole split: 64 ranks on one node read it 64 times
+from the store's cache. Memory holds the row groups of the lanes in use and those read ahead, whatever the size of the split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from emotion_train.data.index import RowGroup, Split
+from emotion_train.errors import ObjectChanged, WrongRequest
+from emotion_train.storage import Store
+
+log = logging.getLogger(__name__)
+
+
+class Rows(NamedTuple):
+    """The posts of one row group, as Arrow columns: id (string), text (string), label (int32)."""
+
+    ids: Any
+    texts: Any
+    labels: Any
+
+
+class RowGroupReader:
+    """Reads row groups by number. `capacity` row groups are kept; use `close` or a with statement to stop its threads."""
+
+    def __init__(self, store: Store, split: Split, capacity: int = 160, threads: int = 8) -> None:
+        self._store = store
+        self._split = split
+        self._capacity = capacity
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="row-group")
+        self._cache: OrderedDict[int, Future[Rows]] = OrderedDict()
+        self._footers: dict[int, Future[Any]] = {}
+        self._changed_noted = False
+
+    def __enter__(self) -> RowGroupReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def ask(self, groups: Iterable[int]) -> None:
+        """Start fetching row groups that will be needed soon."""
+        for group in groups:
+            self._future(group)
+
+    def rows(self, group: int) -> Rows:
+        """The posts of a row group; waits for it when it was not asked for early enough.
+
+        Raises `WrongRequest` when the stored bytes are no longer those of the index.
+        """
+        return self._future(group).result()
+
+    def _future(self, group: int) -> Future[Rows]:
+        if group in self._cache:
+            self._cache.move_to_end(group)
+            return self._cache[group]
+        number = self._split.row_groups[group].object
+        if number not in self._footers:
+            self._footers[number] = self._pool.submit(self._read_footer, number)
+        self._cache[group] = self._pool.submit(self._read, self._split.row_groups[group], self._footers[number])
+        while len(self._cache) > self._capacity:
+            self._cache.popitem(last=False)
+        return self._cache[group]
+
+    def _read_footer(self, number: int) -> Any:
+        import pyarrow.parquet as pq
+
+        described = self._split.objects[number]
+        start = described.bytes - described.footer_bytes
+        raw = self._fetch(described.key, described.etag, start, described.footer_bytes, described.footer_sha256)
+        return pq.read_metadata(_SparseFile({start: raw}, described.bytes))
+
+    def _read(self, group: RowGroup, footer: Future[Any]) -> Rows:
+        import pyarrow.parquet as pq
+
+        described = self._split.objects[group.object]
+        raw = self._fetch(described.key, described.etag, group.start, group.length, group.sha256)
+        file = pq.ParquetFile(_SparseFile({group.start: raw}, described.bytes), metadata=footer.result(), pre_buffer=False)
+        table = file.read_row_group(group.ordinal, columns=["id", "text", "label"], use_threads=False)
+        return Rows(*(table.column(name).combine_chunks() for name in ("id", "text", "label")))
+
+    def _fetch(self, key: str, etag: str | None, start: int, length: int, sha256: str) -> bytes:
+        """A byte range that is known to be the one the index describes: by ETag, or else by its sha256."""
+        try:
+            raw = self._store.read(key, start=start, length=length, if_match=etag)
+            if etag is not None and len(raw) == length:
+                return raw
+        except ObjectChanged:
+            raw = self._store.read(key, start=start, length=length)
+            if hashlib.sha256(raw).hexdigest() == sha256 and not self._changed_noted:
+                self._changed_noted = True
+                log.warning("%s was written again since the data set was prepared; its bytes are the same", self._store.url_of(key))
+        if hashlib.sha256(raw).hexdigest() != sha256:
+            raise WrongRequest(
+                f"{self._store.url_of(key)} is not what index.json describes (bytes {start} to {start + length}): the data set was changed or "
+                "damaged after it was prepared. Prepare it again into an empty prefix and start a new run."
+            )
+        return raw
+
+
+class _SparseFile:
+    """A read-only file of which only some byte ranges are present, for a Parquet reader that touches no others."""
+
+    closed = False
+
+    def __init__(self, ranges: dict[int, bytes], size: int) -> None:
+        self._ranges = ranges
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + {0: 0, 1: self._at, 2: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._size, self._at + size)
+        for start, raw in self._ranges.items():
+            if start <= self._at and end <= start + len(raw):
+                piece = raw[self._at - start : end - start]
+                self._at = end
+                return piece
+        raise OSError(f"bytes {self._at} to {end} were not fetched")

@@ -1,0 +1,60 @@
+"""Packing: every post once, never over capacity, near the lower bound."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emotion_train.data.packing import bins, empty_pack, pack
+
+lengths_and_capacity = st.integers(4, 64).flatmap(lambda cap: st.tuples(st.lists(st.integers(1, cap), max_size=60), st.just(cap)))
+
+
+@given(lengths_and_capacity)
+def test_every_post_is_in_one_bin_that_it_fits(case: tuple[list[int], int]) -> None:
+    lengths, capacity = case
+    groups = bins(lengths, capacity)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in group) <= capacity for group in groups)
+
+
+@given(lengths_and_capacity)
+def test_no_two_bins_could_be_one(case: tuple[list[int], int]) -> None:
+    lengths, capacity = case
+    totals = sorted(sum(lengths[i] for i in group) for group in bins(lengths, capacity))
+    assert all(first + second > capacity for first, second in zip(totals, totals[1:], strict=False))
+
+
+@given(lengths_and_capacity, st.sampled_from([1, 8, 16]))
+def test_a_pack_holds_its_posts_unchanged(case: tuple[list[int], int], fill: int) -> None:
+    lengths, capacity = case
+    posts = [np.arange(length, dtype=np.int32) + 100 * i for i, length in enumerate(lengths)]
+    packs = pack(posts, list(range(len(posts))), [0.5 * i for i in range(len(posts))], capacity, pad_id=-7, fill_multiple=fill)
+    seen = []
+    for one in packs:
+        assert len(one.tokens_T) % fill == 0
+        assert len(one.tokens_T) == len(one.positions_T) == one.boundaries_S[-1]
+        for n, slot in enumerate(one.slots_N.tolist()):
+            start, end = one.boundaries_S[n], one.boundaries_S[n + 1]
+            np.testing.assert_array_equal(one.tokens_T[start:end], posts[slot])
+            np.testing.assert_array_equal(one.positions_T[start:end], np.arange(lengths[slot]))
+            assert one.last_tokens_N[n] == end - 1
+            assert (one.labels_N[n], one.weights_N[n]) == (slot, np.float32(0.5 * slot))
+            seen.append(slot)
+        assert (one.tokens_T[one.real_tokens :] == -7).all()
+        assert len(one.boundaries_S) == len(one.slots_N) + 1 + (one.real_tokens < len(one.tokens_T))
+    assert sorted(seen) == list(range(len(posts)))
+
+
+def test_a_post_larger_than_a_microbatch_is_refused() -> None:
+    with pytest.raises(ValueError, match="9 tokens does not fit a micro-batch of 8"):
+        bins([3, 9], 8)
+
+
+def test_an_empty_pack_weighs_nothing() -> None:
+    one = empty_pack(11, fill_multiple=8)
+    assert one.weights_N.tolist() == [0.0]
+    assert one.slots_N.tolist() == [-1]
+    assert len(one.tokens_T) == 8
