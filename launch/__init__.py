@@ -1,0 +1,1 @@
+"""The launcher: checks, starts `accelerate launch`, lists runs and pulls adapters. Never imports torch."""

@@ -1,0 +1,55 @@
+"""The `accelerate launch` line for this machine, with the reason for the choice."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emotion_train.errors import WrongRequest
+from launch.topology import Gpu
+
+CONFIGS = Path(__file__).resolve().parent.parent / "accelerate_configs"
+TRAINER = "emotion_train.train"
+
+
+@dataclass(frozen=True)
+class Choice:
+    config_file: Path
+    reason: str
+
+
+def choose(gpus: Sequence[Gpu], requested: str | None = None) -> Choice:
+    """The accelerate config for these GPUs, or the requested one (a path or a name in accelerate_configs/).
+
+    Raises `WrongRequest` when the requested file does not exist.
+    """
+    if requested is not None:
+        candidates = [Path(requested), CONFIGS / requested, CONFIGS / f"{requested}.yaml"]
+        for path in candidates:
+            if path.is_file():
+                return Choice(path, "asked for")
+        names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+        raise WrongRequest(f"There is no accelerate config {requested!r}; give a YAML file or one of {names}.")
+    if not gpus:
+        return Choice(CONFIGS / "cpu.yaml", "no NVIDIA GPU is visible (nvidia-smi)")
+    first = gpus[0]
+    extra = f"; {len(gpus) - 1} more stay idle" if len(gpus) > 1 else ""
+    return Choice(CONFIGS / "single_gpu_qlora.yaml", f"one {first.name} with {first.memory_mib / 1024:.0f} GiB{extra}")
+
+
+def accelerate_line(config_file: Path, run_config: str | None, overrides: Sequence[str]) -> list[str]:
+    """The argv that starts the trainer; `python -m accelerate…` is the `accelerate` command of the same environment."""
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file), "-m", TRAINER]
+    return [*line, *(["--config", run_config] if run_config else []), *overrides]
+
+
+def printable(argv: Sequence[str]) -> str:
+    """The same line as a person would type it."""
+    import shlex
+
+    words = list(argv)
+    if words[1:3] == ["-m", "accelerate.commands.launch"]:
+        words = ["accelerate", "launch", *words[3:]]
+    return shlex.join(words)

@@ -1,0 +1,97 @@
+"""What can fail cheaply, failing before a model is loaded: config, data set, output, base model, GPU and packages."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from emotion_train.config import Config
+from emotion_train.data.index import read_index
+from emotion_train.errors import EmotionTrainError, WrongRequest
+from emotion_train.runlog import run_ids
+from emotion_train.storage import open_store
+from launch.topology import Gpu
+
+_NEEDED_DISK_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    finding: str
+
+
+def run_checks(config: Config, gpus: Sequence[Gpu]) -> list[Check]:
+    """One finding per question; none of them downloads or writes anything large."""
+    questions: list[tuple[str, Callable[[], str]]] = [
+        ("data set", lambda: _data(config)),
+        ("output", lambda: _output(config)),
+        ("base model", lambda: _base(config)),
+        ("precision", lambda: _precision(config, gpus)),
+        ("disk", _disk),
+    ]
+    return [_ask(name, question) for name, question in questions]
+
+
+def _ask(name: str, question: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, question())
+    except EmotionTrainError as error:
+        return Check(name, False, str(error))
+
+
+def _data(config: Config) -> str:
+    index = read_index(open_store(config.data.url))
+    rows = ", ".join(f"{name} {split.rows:,}" for name, split in index.splits.items())
+    train = index.split("train")
+    index.split(config.evaluation.split)
+    unused = [label for label, count in zip(index.labels, train.label_counts, strict=True) if count == 0]
+    if unused:
+        raise WrongRequest(f"No training post has the label {unused[0]!r}; prepare the data with the labels that occur.")
+    return f"{rows} posts, {len(index.labels)} labels, {config.data.url}"
+
+
+def _output(config: Config) -> str:
+    store = open_store(config.run.output_url)
+    names = run_ids(store)
+    return f"{len(names)} run{'' if len(names) == 1 else 's'} at {config.run.output_url}"
+
+
+def _base(config: Config) -> str:
+    base = Path(config.model.base)
+    if base.suffix == ".gguf":
+        if not base.is_file():
+            raise WrongRequest(f"model.base is {base}, which does not exist; give a .gguf file, a checkpoint folder or a hub id.")
+        if find_spec("gguf") is None:
+            raise WrongRequest("model.base is a .gguf file and the package gguf is missing; type pip install 'emotion-train[gguf]'.")
+        return f"{base.name}, {base.stat().st_size / 2**20:.0f} MiB"
+    if base.is_dir():
+        if not (base / "config.json").is_file():
+            raise WrongRequest(f"model.base is the folder {base}, which has no config.json; give the folder of a Hugging Face checkpoint.")
+        return str(base)
+    if config.model.base.count("/") != 1 or config.model.base.startswith((".", "/", "~")):
+        raise WrongRequest(f"model.base is {config.model.base!r}: neither a folder, a .gguf file nor a hub id such as mistralai/NAME.")
+    return f"{config.model.base} from the Hugging Face hub or its cache (not contacted)"
+
+
+def _precision(config: Config, gpus: Sequence[Gpu]) -> str:
+    if config.model.precision == "nf4" and find_spec("bitsandbytes") is None:
+        raise WrongRequest(
+            "model.precision is nf4 and the package bitsandbytes is missing; type pip install 'emotion-train[gpu]' or model.precision=bf16."
+        )
+    where = gpus[0].name if gpus else "the CPU"
+    return f"{config.model.precision} on {where}"
+
+
+def _disk() -> str:
+    import tempfile
+
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < _NEEDED_DISK_BYTES:
+        raise WrongRequest(f"{folder} has {free / 2**30:.1f} GiB free and 2 GiB are needed; free some or set TMPDIR to a larger disk.")
+    return f"{free / 2**30:.0f} GiB free in {folder}"

@@ -1,0 +1,54 @@
+"""The launcher as a person meets it: quick, torch-free, exit code 2 for a wrong request."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+
+
+def test_help_imports_neither_torch_nor_transformers_nor_boto3() -> None:
+    code = (
+        "import sys\nfrom launch.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
+        "import launch.preflight, launch.runs, launch.topology, launch.command\n"
+        "print('loaded', [m for m in ('torch', 'transformers', 'boto3', 'pyarrow', 'obstore') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.endswith("loaded []\n")
+    assert "34 fenced" in answer.stdout
+
+
+def test_dry_run_prints_the_line_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data.url=nowhere", "run.output_url=runs"]
+    assert main(["run", "--dry-run", "--accelerate-config", "cpu", *words]) == 0
+    assert "accelerate launch --config_file" in capsys.readouterr().out
+
+
+def test_a_typo_ends_in_exit_code_2_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "data.url=nowhere", "run.output_url=runs", "train.epoch=1"]) == 2
+    assert "did you mean train.epochs?" in capsys.readouterr().err
+
+
+def test_check_finds_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"data.url={tmp_path}", f"run.output_url={tmp_path / 'runs'}", f"model.base={tmp_path / 'model.gguf'}"]
+    assert main(["check", *words]) == 2
+    out = capsys.readouterr().out
+    assert f"There is no prepared data set at {tmp_path}" in out
+    assert "0 runs at" in out
+    assert "model.gguf" in out
+
+
+def test_no_runs_is_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(tmp_path)]) == 0
+    assert f"no runs at {tmp_path}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("url", ["nowhere", "s3://bucket", "s3://"])
+def test_a_url_without_run_id_is_refused(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pull", url, "--to", str(tmp_path / "adapter")]) == 2
+    assert "OUTPUT_URL/RUN_ID" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""Pulling a published run: whole and verified, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.runlog import Entry, Part, Writer, upload_part
+from emotion_train.storage import Store
+from launch.runs import list_runs, pull, safe_targets
+
+
+def published(store: Store, files: dict[str, bytes]) -> tuple[str, Entry]:
+    writer = Writer(store, "run", "a" * 64, "b" * 64)
+    writer.claim(0, 0)
+    parts = tuple(upload_part(store, "run", f"final/{name}", data) for name, data in files.items())
+    return f"{store.url}/run", writer.append("final", 3, 30, parts, {"macro_f1": 0.5})
+
+
+FILES = {"adapter/adapter_model.safetensors": b"weights", "adapter/adapter_config.json": b"{}", "report.json": b'{"a": 1}'}
+
+
+def test_a_published_run_is_pulled_whole(store: Store, tmp_path: Path) -> None:
+    url, entry = published(store, FILES)
+    assert pull(url, tmp_path / "here" / "adapter") == entry
+    found = {path.relative_to(tmp_path / "here/adapter").as_posix(): path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    assert found == {"adapter_model.safetensors": b"weights", "adapter_config.json": b"{}", "report/report.json": b'{"a": 1}'}
+    assert list_runs(store.url)[0][1]["state"] == "published"
+
+
+def test_a_damaged_part_leaves_nothing_behind(store: Store, tmp_path: Path) -> None:
+    url, _ = published(store, FILES)
+    store.write("run/final/report.json", b'{"a": 2}')
+    with pytest.raises(StorageError, match="sha256"):
+        pull(url, tmp_path / "adapter")
+    assert list(tmp_path.glob("*dapter*")) == []
+
+
+def test_a_folder_with_files_is_not_overwritten(store: Store, tmp_path: Path) -> None:
+    url, _ = published(store, FILES)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "mine.txt").write_text("keep")
+    with pytest.raises(WrongRequest, match="not an empty folder"):
+        pull(url, tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("final/adapter/adapter_model.bin", "pickles"),
+        ("final/adapter/model.pt", "pickles"),
+        ("final/adapter/optimizer.pkl", "pickles"),
+        ("data/00000000/x.json", "not below final/"),
+        ("final/adapter/ADAPTER_config.json", "double name"),
+    ],
+)
+def test_unsafe_parts_are_refused(key: str, reason: str) -> None:
+    parts = (Part(key="final/adapter/adapter_config.json", bytes=1, sha256="0" * 64), Part(key=key, bytes=1, sha256="0" * 64))
+    with pytest.raises(WrongRequest, match=reason):
+        safe_targets(parts)
+
+
+def test_an_absurd_size_is_refused() -> None:
+    with pytest.raises(WrongRequest, match="too large"):
+        safe_targets((Part(key="final/report.json", bytes=1 << 50, sha256="0" * 64),))
