@@ -1,0 +1,51 @@
+"""What several tests need: a real S3 server, a fresh bucket in it, and a store of either kind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from emotion_train.local_s3 import LocalS3
+from emotion_train.storage import Store, open_store
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_credentials_of_this_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests see no profile, key or instance role of the machine that runs them."""
+    nothing = str(tmp_path_factory.mktemp("aws") / "none")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
+            patch.delenv(name)
+        patch.setenv("AWS_CONFIG_FILE", nothing)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", nothing)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory, _no_credentials_of_this_machine: None) -> Iterator[LocalS3]:
+    """A running S3 server; boto3's standard chain leads to it for the rest of the session."""
+    with LocalS3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env().items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket_url(s3: LocalS3) -> str:
+    """s3:// URL of a new, empty bucket."""
+    name = f"bucket-{secrets.token_hex(6)}"
+    s3.create_bucket(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store, once a folder and once a prefix of a bucket."""
+    if request.param == "folder":
+        return open_store(str(tmp_path / "store"))
+    return open_store(request.getfixturevalue("bucket_url") + "/some/prefix")
