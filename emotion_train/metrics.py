@@ -1,0 +1,237 @@
+"""How good a classifier is: F1 from a confusion matrix, its interval, and how far its probabilities can be trusted.
+
+Everything starts from counts, which add over ranks without error. The interval needs no pass over the posts: drawing N rows with
+replacement is drawing a multinomial over the distinct (truth, prediction) pairs, so 2000 resamples cost the same for a million posts.
+
+Letters: N posts, C labels, S resamples, K distinct tuples of labels.
+"""
+
+# ruff: noqa: N802 - arrays end in their shape
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+_DRAWS_AT_A_TIME = 2**22  # 32 MiB of int64
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCounts:
+    """Scores of a confusion matrix: rows are the truth, columns the predictions.
+
+    A quotient with denominator 0 is 0, and macro-F1 is the mean over all C labels, also over those without any post: scikit-learn's
+    `f1_score(labels=range(C), average="macro", zero_division=0)`. `labels_without_support` says how many labels that concerns.
+    """
+
+    counts_CC: IntArray
+
+    @classmethod
+    def of(cls, truth_N: ArrayLike, predicted_N: ArrayLike, classes: int) -> ClassCounts:
+        return cls(confusion(truth_N, predicted_N, classes))
+
+    @property
+    def rows(self) -> int:
+        return int(self.counts_CC.sum())
+
+    @property
+    def support_C(self) -> IntArray:
+        return np.asarray(self.counts_CC.sum(axis=1))
+
+    @property
+    def predicted_C(self) -> IntArray:
+        return np.asarray(self.counts_CC.sum(axis=0))
+
+    @property
+    def correct_C(self) -> IntArray:
+        return self.counts_CC.diagonal()
+
+    @property
+    def precision_C(self) -> FloatArray:
+        return _ratio(self.correct_C, self.predicted_C)
+
+    @property
+    def recall_C(self) -> FloatArray:
+        return _ratio(self.correct_C, self.support_C)
+
+    @property
+    def f1_C(self) -> FloatArray:
+        return _ratio(2 * self.correct_C, self.support_C + self.predicted_C)
+
+    @property
+    def macro_f1(self) -> float:
+        return float(self.f1_C.mean())
+
+    @property
+    def weighted_f1(self) -> float:
+        return float(_ratio(self.f1_C @ self.support_C, self.rows))
+
+    @property
+    def accuracy(self) -> float:
+        return float(_ratio(self.correct_C.sum(), self.rows))
+
+    @property
+    def labels_without_support(self) -> int:
+        return int((self.support_C == 0).sum())
+
+
+class Interval(NamedTuple):
+    """The 2.5th and the 97.5th percentile."""
+
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A difference with its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+class CalibrationBin(NamedTuple):
+    """The posts whose highest probability lies in (low, high]; both means are None for a bin without posts."""
+
+    low: float
+    high: float
+    rows: int
+    confidence: float | None
+    accuracy: float | None
+
+
+class Calibration(NamedTuple):
+    error: float
+    bins: tuple[CalibrationBin, ...]
+
+
+def confusion(truth_N: ArrayLike, predicted_N: ArrayLike, classes: int) -> IntArray:
+    """counts_CC[t, p] = posts with label t that were predicted as p. Raises `ValueError` for a label outside 0 … classes-1."""
+    truth_N, predicted_N = _labels(truth_N, classes), _labels(predicted_N, classes)
+    if truth_N.shape != predicted_N.shape:
+        raise ValueError(f"{truth_N.size} labels and {predicted_N.size} predictions; there must be one prediction a post")
+    return np.bincount(truth_N * classes + predicted_N, minlength=classes**2).reshape(classes, classes).astype(np.int64)
+
+
+def bootstrap_macro_f1(truth_N: ArrayLike, predicted_N: ArrayLike, classes: int, samples: int = 2000, seed: int = 0) -> Interval:
+    """The percentile bootstrap's 95 % interval of macro-F1 over resampled posts (Efron 1979).
+
+    A label that a resample happens to leave out counts 0 there, as it would in a split without it; with labels of a few posts the
+    interval therefore leans downwards.
+    """
+    (truth_K, predicted_K), rows_K = _distinct(classes, truth_N, predicted_N)
+    chunks = [_macro_f1_S(draws_SK, truth_K, predicted_K, classes) for draws_SK in _resamples(rows_K, samples, seed)]
+    return _interval(np.concatenate(chunks))
+
+
+def paired_bootstrap_macro_f1(
+    truth_N: ArrayLike, a_N: ArrayLike, b_N: ArrayLike, classes: int, samples: int = 2000, seed: int = 0
+) -> Difference:
+    """Macro-F1 of predictions `a` minus that of `b`, with the interval of this difference over posts resampled for both at once.
+
+    Posts that are hard for both cancel out, so the interval is narrower than the two single ones suggest.
+    """
+    (truth_K, a_K, b_K), rows_K = _distinct(classes, truth_N, a_N, b_N)
+    chunks = [
+        _macro_f1_S(draws_SK, truth_K, a_K, classes) - _macro_f1_S(draws_SK, truth_K, b_K, classes)
+        for draws_SK in _resamples(rows_K, samples, seed)
+    ]
+    difference = ClassCounts.of(truth_N, a_N, classes).macro_f1 - ClassCounts.of(truth_N, b_N, classes).macro_f1
+    return Difference(difference, *_interval(np.concatenate(chunks)))
+
+
+def expected_calibration_error(prob_NC: ArrayLike, truth_N: ArrayLike, bins: int = 15) -> Calibration:
+    """Mean gap between the highest probability and the accuracy, over bins of equal width (Guo et al. 2017, arXiv:1706.04599)."""
+    prob_NC, truth_N = _probabilities(prob_NC, truth_N)
+    confidence_N = prob_NC.max(axis=1)
+    correct_N = prob_NC.argmax(axis=1) == truth_N
+    bin_N = np.clip(np.ceil(confidence_N * bins).astype(np.int64) - 1, 0, bins - 1)
+    rows_B = np.bincount(bin_N, minlength=bins)
+    confidence_B = _ratio(np.bincount(bin_N, confidence_N, minlength=bins), rows_B)
+    accuracy_B = _ratio(np.bincount(bin_N, correct_N, minlength=bins), rows_B)
+    table = tuple(
+        CalibrationBin(
+            low=i / bins,
+            high=(i + 1) / bins,
+            rows=int(rows_B[i]),
+            confidence=float(confidence_B[i]) if rows_B[i] else None,
+            accuracy=float(accuracy_B[i]) if rows_B[i] else None,
+        )
+        for i in range(bins)
+    )
+    return Calibration(float(np.abs(confidence_B - accuracy_B) @ rows_B / len(truth_N)), table)
+
+
+def log_loss(prob_NC: ArrayLike, truth_N: ArrayLike) -> float:
+    """Mean of -ln(probability of the true label), the probability kept at least 2.2e-16 as scikit-learn does."""
+    prob_NC, truth_N = _probabilities(prob_NC, truth_N)
+    eps = float(np.finfo(np.float64).eps)
+    return float(-np.log(np.clip(prob_NC[np.arange(len(truth_N)), truth_N], eps, 1 - eps)).mean())
+
+
+def _labels(labels_N: ArrayLike, classes: int) -> IntArray:
+    array_N = np.asarray(labels_N)
+    if array_N.ndim != 1 or (array_N.size and not np.issubdtype(array_N.dtype, np.integer)):
+        raise ValueError(f"labels must be one row of integers, got shape {array_N.shape} of {array_N.dtype}")
+    if array_N.size and (array_N.min() < 0 or array_N.max() >= classes):
+        raise ValueError(f"labels run from {array_N.min()} to {array_N.max()}; allowed are 0 … {classes - 1}")
+    return array_N.astype(np.int64)
+
+
+def _probabilities(prob_NC: ArrayLike, truth_N: ArrayLike) -> tuple[FloatArray, IntArray]:
+    prob_NC = np.asarray(prob_NC, dtype=np.float64)
+    if prob_NC.ndim != 2 or prob_NC.size == 0:
+        raise ValueError(f"probabilities must be posts x labels and not empty, got shape {prob_NC.shape}")
+    truth_N = _labels(truth_N, prob_NC.shape[1])
+    if len(truth_N) != len(prob_NC):
+        raise ValueError(f"{len(truth_N)} labels and {len(prob_NC)} rows of probabilities")
+    return prob_NC, truth_N
+
+
+def _ratio(above: Any, below: Any) -> FloatArray:
+    """above / below, and 0 where below is 0."""
+    above, below = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    return np.asarray(np.divide(above, below, out=np.zeros_like(below), where=below != 0))
+
+
+def _distinct(classes: int, *labels_N: ArrayLike) -> tuple[list[IntArray], IntArray]:
+    """The K distinct tuples of labels that occur, column by column, and the posts of each."""
+    columns_N = [_labels(column_N, classes) for column_N in labels_N]
+    if not columns_N[0].size or len({column_N.size for column_N in columns_N}) > 1:
+        raise ValueError(f"resampling needs as many predictions as posts and at least one, got {[column_N.size for column_N in columns_N]}")
+    code_N = np.zeros_like(columns_N[0])
+    for column_N in columns_N:
+        code_N = code_N * classes + column_N
+    code_K, rows_K = np.unique(code_N, return_counts=True)
+    places = [classes**power for power in reversed(range(len(columns_N)))]
+    return [code_K // place % classes for place in places], rows_K
+
+
+def _resamples(rows_K: IntArray, samples: int, seed: int) -> Iterator[IntArray]:
+    """`samples` multinomial draws of as many posts as there are, in chunks of bounded memory."""
+    generator = np.random.default_rng(seed)
+    rows = int(rows_K.sum())
+    chunk = max(1, _DRAWS_AT_A_TIME // len(rows_K))
+    for start in range(0, samples, chunk):
+        yield generator.multinomial(rows, rows_K / rows, size=min(chunk, samples - start))
+
+
+def _macro_f1_S(draws_SK: IntArray, truth_K: IntArray, predicted_K: IntArray, classes: int) -> FloatArray:
+    draws_SK = draws_SK.astype(np.float64)  # BLAS has no integer product; counts below 2^53 stay exact
+    is_truth_KC = (truth_K[:, None] == np.arange(classes)).astype(np.float64)
+    is_predicted_KC = (predicted_K[:, None] == np.arange(classes)).astype(np.float64)
+    correct_SC = draws_SK @ (is_truth_KC * is_predicted_KC)
+    f1_SC = _ratio(2 * correct_SC, draws_SK @ (is_truth_KC + is_predicted_KC))
+    return np.asarray(f1_SC.mean(axis=1))
+
+
+def _interval(scores_S: FloatArray) -> Interval:
+    low, high = np.percentile(scores_S, [2.5, 97.5])
+    return Interval(float(low), float(high))

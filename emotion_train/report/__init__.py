@@ -1,0 +1,1 @@
+"""The F1 report: its numbers, plots and pages."""

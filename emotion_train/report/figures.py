@@ -1,0 +1,260 @@
+"""Every number of the report, computed once from counts and predictions that must agree.
+
+The model is held against its floors with one paired bootstrap each; the verdict says what the interval of the difference allows to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emotion_train.config import ReportSection
+from emotion_train.metrics import (
+    ClassCounts,
+    bootstrap_macro_f1,
+    confusion,
+    expected_calibration_error,
+    log_loss,
+    paired_bootstrap_macro_f1,
+)
+from emotion_train.report.floors import MAJORITY, TFIDF, majority_floor
+from emotion_train.report.predictions import Inconsistent, Predictions, join_predictions
+from emotion_train.report.schema import (
+    Dataset,
+    Evaluation,
+    Floor,
+    Identity,
+    LabelFigures,
+    ReliabilityBin,
+    Report,
+    Speed,
+    SplitFigures,
+    Verdict,
+)
+from emotion_train.report.units import signed
+
+if TYPE_CHECKING:
+    from emotion_train.data.index import Index
+
+FEW_ROWS = 10
+POOR_CALIBRATION = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class SplitResult:
+    """An evaluated split: the counts summed over ranks, the joined predictions, and the TF-IDF floor's for the same ids in any order."""
+
+    counts_CC: NDArray[np.int64]
+    predictions: Predictions
+    tfidf: Predictions | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Clock and counters of a run. `computed_tokens` counts padding too; `posts` counts a post once an epoch."""
+
+    posts: int
+    real_tokens: int
+    computed_tokens: int
+    train_seconds: float
+    evaluation_seconds: float
+    wall_seconds: float
+    peak_memory_bytes: int
+    memory_kind: Literal["GPU", "RSS"]
+
+
+def dataset_facts(index: Index) -> Dataset:
+    return Dataset(
+        rows={name: split.rows for name, split in index.splits.items()},
+        label_counts={name: split.label_counts for name, split in index.splits.items()},
+        cleaning=index.source,
+    )
+
+
+def build_report(
+    *,
+    labels: Sequence[str],
+    splits: Mapping[str, SplitResult],
+    history: Sequence[Evaluation],
+    best_step: int | None,
+    dataset: Dataset,
+    measured: Measured,
+    identity: Identity,
+    settings: ReportSection,
+    seed: int,
+    remarks: Sequence[str] = (),
+) -> Report:
+    """The whole report. `remarks` are the trainer's own warnings, appended to those found here.
+
+    Raises `Inconsistent` when counts, predictions and the data set's label counts contradict each other.
+    """
+    figures = {
+        name: _split_figures(name, result, labels, dataset.label_counts, settings.bootstrap_samples, seed)
+        for name, result in splits.items()
+    }
+    headline = "test" if "test" in figures else next(iter(figures))
+    return Report(
+        verdict=_verdict(headline, figures[headline]),
+        warnings=(*_warnings(headline, figures[headline], dataset, settings), *remarks),
+        labels=tuple(labels),
+        headline=headline,
+        splits=figures,
+        history=tuple(history),
+        best_step=best_step,
+        dataset=dataset,
+        speed=_speed(measured, settings.usd_per_hour),
+        identity=identity,
+    )
+
+
+def _split_figures(
+    name: str, result: SplitResult, labels: Sequence[str], label_counts: Mapping[str, Sequence[int]], samples: int, seed: int
+) -> SplitFigures:
+    predictions, classes = result.predictions, len(labels)
+    _check_agreement(name, result, classes, label_counts.get(name))
+    counts = ClassCounts(result.counts_CC)
+    interval = bootstrap_macro_f1(predictions.truth_N, predictions.predicted_N, classes, samples, seed)
+    calibration = expected_calibration_error(predictions.prob_NC, predictions.truth_N)
+    floors = {MAJORITY: majority_floor(label_counts["train"], counts.rows)}
+    if result.tfidf is not None:
+        floors[TFIDF] = join_predictions([result.tfidf], predictions.ids).predicted_N
+    return SplitFigures(
+        rows=counts.rows,
+        macro_f1=counts.macro_f1,
+        macro_f1_low=interval.low,
+        macro_f1_high=interval.high,
+        weighted_f1=counts.weighted_f1,
+        accuracy=counts.accuracy,
+        labels_without_support=counts.labels_without_support,
+        log_loss=log_loss(predictions.prob_NC, predictions.truth_N),
+        calibration_error=calibration.error,
+        reliability=tuple(ReliabilityBin(**one._asdict()) for one in calibration.bins),
+        per_label=_per_label(labels, counts),
+        confusion=tuple(tuple(row) for row in counts.counts_CC.tolist()),
+        floors=tuple(_floor(floor, predictions, floor_N, classes, samples, seed) for floor, floor_N in floors.items()),
+    )
+
+
+def _check_agreement(name: str, result: SplitResult, classes: int, label_counts_C: Sequence[int] | None) -> None:
+    predictions = result.predictions
+    if result.counts_CC.shape != (classes, classes) or (len(predictions.ids) and predictions.prob_NC.shape[1] != classes):
+        raise Inconsistent(
+            f"split {name} has counts of shape {result.counts_CC.shape} and probabilities of shape {predictions.prob_NC.shape} "
+            f"for {classes} labels"
+        )
+    if len(set(predictions.ids)) < len(predictions.ids):
+        raise Inconsistent(f"split {name} has {len(predictions.ids)} predictions of {len(set(predictions.ids))} posts")
+    counted = confusion(predictions.truth_N, predictions.predicted_N, classes)
+    if not np.array_equal(counted, result.counts_CC):
+        truth, predicted = np.argwhere(counted != result.counts_CC)[0].tolist()
+        raise Inconsistent(
+            f"split {name}: the ranks counted {int(result.counts_CC.sum())} posts and the predictions are {len(predictions.ids)}; "
+            f"label {truth} predicted as {predicted} is {int(result.counts_CC[truth, predicted])} by count "
+            f"and {int(counted[truth, predicted])} by file"
+        )
+    if label_counts_C is not None and counted.sum(axis=1).tolist() != list(label_counts_C):
+        raise Inconsistent(f"split {name} has label counts {list(label_counts_C)} in the index and {counted.sum(axis=1).tolist()} here")
+
+
+def _per_label(labels: Sequence[str], counts: ClassCounts) -> tuple[LabelFigures, ...]:
+    columns = (counts.support_C, counts.predicted_C, counts.precision_C, counts.recall_C, counts.f1_C)
+    return tuple(
+        LabelFigures(label=label, support=support, predicted=predicted, precision=precision, recall=recall, f1=f1)
+        for label, support, predicted, precision, recall, f1 in zip(labels, *(column_C.tolist() for column_C in columns), strict=True)
+    )
+
+
+def _floor(name: str, predictions: Predictions, floor_N: NDArray[np.int32], classes: int, samples: int, seed: int) -> Floor:
+    counts = ClassCounts.of(predictions.truth_N, floor_N, classes)
+    paired = paired_bootstrap_macro_f1(predictions.truth_N, predictions.predicted_N, floor_N, classes, samples, seed)
+    return Floor(
+        name=name,
+        macro_f1=counts.macro_f1,
+        weighted_f1=counts.weighted_f1,
+        accuracy=counts.accuracy,
+        difference=paired.difference,
+        difference_low=paired.low,
+        difference_high=paired.high,
+    )
+
+
+def _speed(measured: Measured, usd_per_hour: float | None) -> Speed:
+    seconds = measured.train_seconds
+    return Speed(
+        posts=measured.posts,
+        real_tokens=measured.real_tokens,
+        padding_share=1 - measured.real_tokens / measured.computed_tokens if measured.computed_tokens else 0,
+        train_seconds=seconds,
+        evaluation_seconds=measured.evaluation_seconds,
+        wall_seconds=measured.wall_seconds,
+        posts_per_second=measured.posts / seconds if seconds else 0,
+        tokens_per_second=measured.real_tokens / seconds if seconds else 0,
+        peak_memory_bytes=measured.peak_memory_bytes,
+        memory_kind=measured.memory_kind,
+        usd_per_hour=usd_per_hour,
+        usd=None if usd_per_hour is None else measured.wall_seconds / 3600 * usd_per_hour,
+    )
+
+
+def strongest(floors: Sequence[Floor]) -> Floor:
+    return max(floors, key=lambda floor: floor.macro_f1)
+
+
+def _verdict(name: str, split: SplitFigures) -> Verdict:
+    floor = strongest(split.floors)
+    figure = f"Macro-F1 {split.macro_f1:.3f} ({split.macro_f1_low:.3f} to {split.macro_f1_high:.3f}) on {split.rows:,} {name} posts"
+    against = f"{floor.name} floor of {floor.macro_f1:.3f}"
+    interval = f"95 % interval {signed(floor.difference_low)} to {signed(floor.difference_high)}"
+    says = {
+        "beaten": f"{figure} beats the {against} by {floor.difference:.3f} ({interval}).",
+        "open": f"{figure} cannot be told from the {against}: difference {signed(floor.difference)} ({interval}).",
+        "not beaten": f"{figure} does not beat the {against}: it is worse by {-floor.difference:.3f} ({interval}).",
+    }
+    return Verdict(outcome=floor.outcome, sentence=says[floor.outcome])
+
+
+def _warnings(name: str, split: SplitFigures, dataset: Dataset, settings: ReportSection) -> list[str]:
+    """What a careful reader would object to."""
+    found = []
+    if name != "test":
+        found.append(
+            f"There is no test split: the {name} split gave these figures and also chose the checkpoint, so they flatter the model."
+        )
+    for floor in split.floors:
+        if floor.outcome == "not beaten":
+            found.append(f"The model does not beat the {floor.name} floor on macro-F1 ({split.macro_f1:.3f} against {floor.macro_f1:.3f}).")
+        elif floor.outcome == "open":
+            found.append(f"The difference in macro-F1 to the {floor.name} floor may be chance: its 95 % interval holds 0.")
+    if not any(floor.name == TFIDF for floor in split.floors):
+        found.append(f"There is no TF-IDF floor to compare with: {_why_no_tfidf(dataset.rows.get('train', 0), settings.floor_max_rows)}.")
+    absent = [one.label for one in split.per_label if not one.support]
+    if absent:
+        found.append(f"Labels without a {name} post, which count 0 in macro-F1: {', '.join(absent)}.")
+    few = [f"{one.label} ({one.support})" for one in split.per_label if 0 < one.support < FEW_ROWS]
+    if few:
+        found.append(f"Labels with fewer than {FEW_ROWS} {name} posts, whose F1 is mostly chance: {', '.join(few)}.")
+    silent = [one.label for one in split.per_label if one.support and not one.predicted]
+    if silent:
+        found.append(f"Labels the model never predicts: {', '.join(silent)}.")
+    if split.calibration_error > POOR_CALIBRATION:
+        direction = "high" if _mean_confidence(split) > split.accuracy else "low"
+        found.append(
+            f"Probabilities are too {direction} (calibration error {split.calibration_error:.2f}): use them to rank, not as chances."
+        )
+    return found
+
+
+def _why_no_tfidf(train_rows: int, floor_max_rows: int) -> str:
+    if not floor_max_rows:
+        return "report.floor_max_rows is 0"
+    if train_rows > floor_max_rows:
+        return f"{train_rows:,} training posts are more than report.floor_max_rows={floor_max_rows}"
+    return "it was not fitted"
+
+
+def _mean_confidence(split: SplitFigures) -> float:
+    return sum(one.rows * one.confidence for one in split.reliability if one.confidence is not None) / split.rows

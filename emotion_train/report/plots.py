@@ -1,0 +1,189 @@
+"""The report's plots as inline SVG: a few kilobytes each, crisp in print, coloured by the page's light or dark theme.
+
+Every function returns one `<svg>` element whose `aria-label` says in words what it shows. Colours are CSS classes of pages.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+
+from emotion_train.report.schema import Floor, ReliabilityBin, SplitFigures
+from emotion_train.report.units import percent, short_count
+
+_LABEL_CHARACTERS = 24
+_CHARACTER = 6.7  # average width at 12 px, a little generous
+
+
+def floors_plot(split: SplitFigures, floors: Sequence[Floor]) -> str:
+    """Macro-F1 of the model with its interval above that of each floor."""
+    bars = [("this model", split.macro_f1, "accent"), *((floor.name, floor.macro_f1, "floor") for floor in floors)]
+    left, right, step = 200, 700, 38
+    bottom = step * len(bars) + 10
+
+    def x(value: float) -> float:
+        return left + value * (right - left)
+
+    body = _vertical_grid([i / 5 for i in range(6)], x, 4, bottom)
+    for row, (name, value, css) in enumerate(bars):
+        y = 8 + row * step
+        body.append(_text(left - 10, y + 18, name, "end", "strong" if not row else ""))
+        body.append(f'<rect x="{left}" y="{y + 2}" width="{max(x(value) - left, 1):.1f}" height="22" rx="3" class="{css}"/>')
+        after = x(split.macro_f1_high) if not row else x(value)
+        body.append(_text(max(after, x(value)) + 9, y + 18, f"{value:.3f}", "start", "strong" if not row else "muted"))
+    low, high, middle = x(split.macro_f1_low), x(split.macro_f1_high), 21
+    body.append(f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 6}v12M{high:.1f} {middle - 6}v12" class="whisker"/>')
+    words = f"Macro-F1 {split.macro_f1:.3f}, 95 % interval {split.macro_f1_low:.3f} to {split.macro_f1_high:.3f}; " + ", ".join(
+        f"{floor.name} {floor.macro_f1:.3f}" for floor in floors
+    )
+    return _svg(760, bottom + 22, words, body)
+
+
+def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
+    """Counts of truth (rows) by prediction (columns); the colour is the share of the row."""
+    classes = len(labels)
+    cell = 46 if classes <= 12 else 38 if classes <= 18 else 28 if classes <= 28 else 21
+    font = 12.5 if cell >= 38 else 10 if cell == 28 else 8
+    names = [_short(label) for label in labels]
+    room = max(len(name) for name in names) * _CHARACTER + 14
+    left, top = room + 18, room * 0.72 + 34
+    body = [
+        _text(left + classes * cell / 2, 13, "predicted", "middle", "muted"),
+        f'<text transform="translate(12 {top + classes * cell / 2:.1f}) rotate(-90)" text-anchor="middle" class="muted">true label</text>',
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{classes * cell}" height="{classes * cell}" class="plate"/>',
+    ]
+    for i, (label, name) in enumerate(zip(labels, names, strict=True)):
+        at = i * cell + cell / 2
+        full = f"<title>{escape(label)}</title>" if name != label else ""
+        body.append(f'<text x="{left - 8:.1f}" y="{top + at + 4:.1f}" text-anchor="end">{full}{escape(name)}</text>')
+        body.append(f'<text transform="translate({left + at + 3:.1f} {top - 8:.1f}) rotate(-45)">{full}{escape(name)}</text>')
+    for i, row in enumerate(confusion):
+        for j, count in enumerate(row):
+            if count:
+                share = count / sum(row)
+                body.append(_cell(left + j * cell, top + i * cell, cell, font, count, share, i == j, f"{labels[i]} → {labels[j]}"))
+    return _svg(left + classes * cell + room * 0.72, top + classes * cell + 6, f"Confusion matrix of {classes} labels", body)
+
+
+def _cell(x: float, y: float, cell: float, font: float, count: int, share: float, right: bool, words: str) -> str:
+    opacity = 0.07 + 0.93 * share
+    ink = "on" if opacity > 0.55 else "off"
+    edge = ' class="right"' if right else ""
+    return (
+        f"<g{edge}><title>{escape(words)}: {count:,} ({percent(share)})</title>"
+        f'<rect x="{x + 0.75:.2f}" y="{y + 0.75:.2f}" width="{cell - 1.5}" height="{cell - 1.5}" rx="2" class="heat" fill-opacity="{opacity:.3f}"/>'
+        f'<text x="{x + cell / 2:.1f}" y="{y + cell / 2 + font * 0.36:.1f}" text-anchor="middle" font-size="{font}" class="{ink}">'
+        f"{short_count(count)}</text></g>"
+    )
+
+
+def reliability_plot(bins: Iterable[ReliabilityBin]) -> str:
+    """Accuracy over the model's confidence; bars below the diagonal mean overconfidence. Strips below show how many posts."""
+    left, right, top, bottom, strip = 46, 426, 10, 310, 44
+    filled = [one for one in bins if one.confidence is not None and one.accuracy is not None]
+    most = max((one.rows for one in filled), default=1)
+
+    def x(value: float) -> float:
+        return left + value * (right - left)
+
+    def y(value: float) -> float:
+        return bottom - value * (bottom - top)
+
+    ticks = [i / 5 for i in range(6)]
+    body = _horizontal_grid(ticks, y, left, right)
+    for one in filled:
+        assert one.confidence is not None and one.accuracy is not None
+        width = x(one.high) - x(one.low) - 2
+        height = max(one.rows / most * strip, 1)
+        words = f"confidence {one.confidence:.2f}, accuracy {one.accuracy:.2f}, {one.rows:,} posts"
+        body.append(
+            f"<g><title>{words}</title>"
+            f'<rect x="{x(one.low) + 1:.1f}" y="{y(one.accuracy):.1f}" width="{width:.1f}" height="{bottom - y(one.accuracy):.1f}" class="soft"/>'
+            f'<circle cx="{x(one.confidence):.1f}" cy="{y(one.accuracy):.1f}" r="4" class="accent"/>'
+            f'<rect x="{x(one.low) + 1:.1f}" y="{bottom + 8 + strip - height:.1f}" width="{width:.1f}" height="{height:.1f}" class="floor"/></g>'
+        )
+    body.append(f'<path d="M{left} {bottom}L{right} {top}" class="diagonal"/>')
+    floor = bottom + 8 + strip
+    body += [_text(x(tick), floor + 17, f"{tick:.1f}", "middle", "muted") for tick in ticks]
+    body.append(_text((left + right) / 2, floor + 36, "confidence (highest probability)", "middle", "muted"))
+    body.append(_text(left - 10, floor - 2, "posts", "end", "muted"))
+    body.append(f'<text transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)" text-anchor="middle" class="muted">accuracy</text>')
+    words = "Reliability diagram: " + "; ".join(f"confidence {one.confidence:.2f} accuracy {one.accuracy:.2f}" for one in filled)
+    return _svg(440, floor + 42, words, body)
+
+
+def curve_plot(points: Sequence[tuple[int, float]], name: str, best_step: int | None = None) -> str:
+    """A figure over optimizer steps; the best step is ringed."""
+    left, right, top, bottom = 50, 426, 14, 214
+    low_x, high_x = (points[0][0], points[-1][0]) if len(points) > 1 else (points[0][0] - 1, points[0][0] + 1)
+    ticks = nice_ticks(min(value for _, value in points), max(value for _, value in points))
+
+    def x(step: float) -> float:
+        return left + 12 + (step - low_x) / (high_x - low_x) * (right - left - 24)
+
+    def y(value: float) -> float:
+        return bottom - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - top)
+
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    body = _horizontal_grid(ticks, y, left, right, digits)
+    line = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
+    body.append(f'<path d="M{line}" class="line"/>')
+    for step, value in points:
+        words = f"<title>step {step:,}: {value:.4f}</title>"
+        if step == best_step:
+            body.append(f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="7" class="ring"/>')
+        if len(points) <= 60 or step == best_step:
+            body.append(f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="3.5" class="accent">{words}</circle>')
+    for step in _spread([step for step, _ in points], 5):
+        body.append(_text(x(step), bottom + 18, f"{step:,}", "middle", "muted"))
+    body.append(_text((left + right) / 2, bottom + 37, "optimizer step", "middle", "muted"))
+    last_step, last = points[-1]
+    best = "".join(f", best {value:.4f} at step {step}" for step, value in points if step == best_step)
+    return _svg(440, bottom + 44, f"{name} over steps {points[0][0]} to {last_step}, last {last:.4f}{best}", body)
+
+
+def nice_ticks(low: float, high: float, intervals: int = 4) -> list[float]:
+    """Round numbers, evenly spaced, from at or below `low` to at or above `high`."""
+    if high - low < 1e-9:
+        low, high = low - 0.05, high + 0.05
+    rough = (high - low) / intervals
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _spread(steps: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the steps, first and last among them."""
+    if len(steps) <= count:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= _LABEL_CHARACTERS else label[: _LABEL_CHARACTERS - 1] + "…"
+
+
+def _vertical_grid(ticks: Sequence[float], x: Callable[[float], float], top: float, bottom: float) -> list[str]:
+    lines = [f'<path d="M{x(tick):.1f} {top}V{bottom}" class="grid"/>' for tick in ticks]
+    return lines + [_text(x(tick), bottom + 16, f"{tick:.1f}", "middle", "muted") for tick in ticks]
+
+
+def _horizontal_grid(ticks: Sequence[float], y: Callable[[float], float], left: float, right: float, digits: int = 1) -> list[str]:
+    lines = [f'<path d="M{left} {y(tick):.1f}H{right}" class="grid"/>' for tick in ticks]
+    return lines + [_text(left - 8, y(tick) + 4, f"{tick:.{digits}f}", "end", "muted") for tick in ticks]
+
+
+def _text(x: float, y: float, words: str, anchor: str, css: str = "") -> str:
+    named = f' class="{css}"' if css else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{named}>{escape(words)}</text>'
+
+
+def _svg(width: float, height: float, words: str, body: Iterable[str]) -> str:
+    """Shrinks with the page and is never enlarged beyond its own size."""
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" role="img" aria-label="{escape(words)}">'
+        + "".join(body)
+        + "</svg>"
+    )

@@ -1,0 +1,79 @@
+"""The report in a terminal: the verdict first, then what a person would ask next."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from emotion_train.report.schema import Report, SplitFigures
+from emotion_train.report.units import dollars, duration, memory, percent, rate, signed
+
+_STYLES = {"beaten": ("green", "✓"), "open": ("yellow", "≈"), "not beaten": ("red", "✗")}
+_BAR = 16
+
+
+def print_report(report: Report, console: Console) -> None:
+    split = report.splits[report.headline]
+    style, mark = _STYLES[report.verdict.outcome]
+    console.print(Text.assemble((f"{mark} ", f"bold {style}"), (report.verdict.sentence, "bold")))
+    console.print()
+    for part in (_floors(split), _per_label(split), _facts(report, split)):
+        console.print(Padding(part, (0, 0, 1, 2)))
+    for warning in report.warnings:
+        console.print(Text.assemble(("! ", "yellow"), warning))
+
+
+def _floors(split: SplitFigures) -> Table:
+    table = _table("macro-F1", right=("", "95 % interval", "model ahead by", "95 % interval"))
+    table.add_row(
+        "this model", Text(f"{split.macro_f1:.3f}", "bold"), _span(f"{split.macro_f1_low:.3f}", f"{split.macro_f1_high:.3f}"), "", ""
+    )
+    for floor in split.floors:
+        interval = _span(signed(floor.difference_low), signed(floor.difference_high))
+        table.add_row(floor.name, f"{floor.macro_f1:.3f}", "", signed(floor.difference), interval)
+    return table
+
+
+def _per_label(split: SplitFigures) -> Table:
+    table = _table("label", right=("posts", "precision", "recall", "F1"))
+    table.add_column("")
+    for one in sorted(split.per_label, key=lambda one: -one.support):
+        bar = Text("█" * round(one.f1 * _BAR), "cyan")
+        table.add_row(Text(one.label), f"{one.support:,}", f"{one.precision:.2f}", f"{one.recall:.2f}", f"{one.f1:.2f}", bar)
+    return table
+
+
+def _facts(report: Report, split: SplitFigures) -> Table:
+    speed = report.speed
+    held = "on the fullest GPU" if speed.memory_kind == "GPU" else "resident"
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row(
+        "also", f"weighted F1 {split.weighted_f1:.3f}, accuracy {split.accuracy:.3f}, calibration error {split.calibration_error:.3f}"
+    )
+    table.add_row(
+        "speed", f"{rate(speed.posts_per_second)} posts/s, {rate(speed.tokens_per_second)} tokens/s, {percent(speed.padding_share)} padding"
+    )
+    table.add_row(
+        "time",
+        f"{duration(speed.train_seconds)} training, {duration(speed.evaluation_seconds)} evaluation, {duration(speed.wall_seconds)} in all",
+    )
+    table.add_row("memory", f"{memory(speed.peak_memory_bytes)} {held}")
+    if speed.usd is not None and speed.usd_per_hour is not None:
+        table.add_row("cost", f"{dollars(speed.usd)} at {dollars(speed.usd_per_hour)} an hour")
+    return table
+
+
+def _table(first: str, right: tuple[str, ...]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _span(low: str, high: str) -> str:
+    return f"{low} to {high}"

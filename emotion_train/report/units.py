@@ -1,0 +1,40 @@
+"""Numbers as a person reads them; the terminal and the page use the same words."""
+
+from __future__ import annotations
+
+
+def signed(value: float) -> str:
+    """Three digits with sign, and never -0.000."""
+    return f"{round(value, 3) + 0.0:+.3f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{seconds / 60:.1f} min" if seconds < 600 else f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def memory(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def dollars(usd: float) -> str:
+    return f"${usd:,.2f}" if usd >= 0.1 or usd == 0 else f"${usd:.4f}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.1f}"
+
+
+def short_count(count: int) -> str:
+    """At most four characters: 0, 17, 999, 1.2k, 34k, 5.6M."""
+    for size, letter in ((10**6, "M"), (10**3, "k")):
+        if count >= size:
+            scaled = count / size
+            return f"{scaled:.0f}{letter}" if scaled >= 9.95 else f"{scaled:.1f}{letter}"
+    return str(count)
