@@ -1,0 +1,95 @@
+"""Where the files of a base model lie: a folder, one .gguf file, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from emotion_train.errors import WrongRequest
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """The base `name` as the user gave it. Exactly one of `folder` and `gguf` is set, or none for a hub id."""
+
+    name: str
+    folder: Path | None = None
+    gguf: Path | None = None
+
+    @classmethod
+    def find(cls, name: str) -> BaseFiles:
+        """Tell the three apart. Raises `WrongRequest` for a path that does not exist."""
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return cls(name, folder=path)
+        if path.is_file() and path.suffix == ".gguf":
+            return cls(name, gguf=path)
+        if path.is_file():
+            raise WrongRequest(f"The base {name} is a file; give a checkpoint's folder, a .gguf file or a hub id such as owner/model.")
+        if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise WrongRequest(f"The base {name} does not exist; give a checkpoint's folder, a .gguf file or a hub id such as owner/model.")
+        return cls(name)
+
+    @property
+    def lasting_name(self) -> str:
+        """The name to record: a hub id, or an absolute path."""
+        path = self.folder or self.gguf
+        return self.name if path is None else str(path.resolve())
+
+    def file(self, file: str) -> Path | None:
+        """Path of one file of the checkpoint, downloaded if need be; None where the checkpoint has no such file.
+
+        Raises `WrongRequest` when the hub cannot be reached, does not know the base, or wants a token.
+        """
+        if self.gguf is not None:
+            path = self.gguf.parent / file
+            return path if path.is_file() else None
+        if self.folder is not None:
+            path = self.folder / file
+            return path if path.is_file() else None
+        return _download(self.name, file)
+
+    def required(self, file: str) -> Path:
+        """As `file`, but a missing one is refused."""
+        path = self.file(file)
+        if path is None:
+            raise WrongRequest(
+                f"The base {self.name} has no {file}; give the folder or hub id of a safetensors checkpoint, or a .gguf file."
+            )
+        return path
+
+
+def _download(repo: str, file: str) -> Path | None:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    hint = "give a folder with the checkpoint, a .gguf file, or a hub id such as mistralai/Mistral-Small-3.1-24B-Base-2503"
+    try:
+        return Path(hf_hub_download(repo, file))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise WrongRequest(
+            f"The base {repo} is neither a folder here nor in the local hub cache, and the Hugging Face hub cannot be reached; {hint}."
+        ) from None
+    except EntryNotFoundError:
+        return None
+    except GatedRepoError:
+        raise WrongRequest(
+            f"The base {repo} is gated: accept its terms at https://huggingface.co/{repo}, then set HF_TOKEN or type: hf auth login"
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise WrongRequest(f"The base {repo} is neither a folder here nor a model on the Hugging Face hub; {hint}.") from None
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "no status")
+        raise WrongRequest(f"The Hugging Face hub answered {status} for {file} of {repo}; try again later, or {hint}.") from None
+    except OSError as error:  # connection refused, no DNS, disk full: the message names it
+        raise WrongRequest(f"{file} of the base {repo} could not be fetched ({type(error).__name__}: {error}); {hint}.") from None

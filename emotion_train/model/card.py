@@ -1,0 +1,144 @@
+"""The adapter folder's README.md: what the adapter is, how it did, and a program that reloads it with transformers and peft alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from emotion_train.model.precision import Precision
+
+_DTYPES = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "nf4": "torch.bfloat16"}
+_NF4 = """
+    quantization_config=BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["score"],
+    ),"""
+# Where checkpoints of multimodal models keep the text part; model/load.py reads the same layouts.
+_KEY_MAPPING = """
+    key_mapping={
+        r"^language_model\\.model\\.": "model.",
+        r"^model\\.language_model\\.": "model.",
+        r"^score\\.": "old_score.",
+    },"""
+_SNIPPET = """\
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer$import_nf4
+
+transformers.logging.set_verbosity_error()  # it would report the head as missing: that comes with the adapter
+base = $base
+adapter = sys.argv[1] if len(sys.argv) > 1 else "."  # this folder
+texts = sys.argv[2:] or ["what a lovely mess"]
+device = "cuda" if torch.cuda.is_available() else "cpu"
+
+labels = json.loads(Path(adapter, "labels.json").read_text(encoding="utf-8"))["labels"]
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+config = AutoConfig.from_pretrained(base$gguf).get_text_config()  # of a multimodal model, the text part
+config.id2label = dict(enumerate(labels))
+config.label2id = {label: i for i, label in enumerate(labels)}
+config.pad_token_id = tokenizer.pad_token_id  # the head reads the last token that is no padding
+config.use_cache = False
+model = AutoModelForSequenceClassification.from_pretrained(
+    base$gguf,
+    config=config,
+    dtype=$dtype,
+    device_map={"": device},$nf4$key_mapping
+)
+model.score.float()  # before the adapter's head is read into it
+model = PeftModel.from_pretrained(model, adapter).eval()
+model.base_model.model.score.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
+
+batch = tokenizer(texts, padding=True, padding_side="right", truncation=True, max_length=$max_length, return_tensors="pt")
+with torch.inference_mode():
+    logits = model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)).logits
+for text, probabilities in zip(texts, logits.softmax(-1).tolist()):
+    print(json.dumps({"text": text, "probabilities": dict(zip(labels, probabilities))}, ensure_ascii=False))
+"""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """`layout` is `BaseInfo.layout`; each of `metrics_lines` is one line of Markdown, for example a table's."""
+
+    base: str
+    layout: str
+    precision: Precision
+    max_length: int
+    labels: Sequence[str]
+    lora_r: int
+    lora_alpha: float
+    lora_targets: Sequence[str]
+    run_id: str | None = None
+    metrics_lines: Sequence[str] = ()
+
+
+def model_card(facts: CardFacts) -> str:
+    """The whole README.md."""
+    is_hub_id = facts.layout != "gguf" and not Path(facts.base).expanduser().is_dir()
+    header = [
+        "---",
+        *([f"base_model: {json.dumps(facts.base)}"] if is_hub_id else []),
+        "library_name: peft",
+        "pipeline_tag: text-classification",
+        "tags: [lora, emotion-classification]",
+        "---",
+    ]
+    results = ["## Results", "", *facts.metrics_lines, ""] if facts.metrics_lines else []
+    return "\n".join(
+        [
+            *header,
+            "",
+            "# Emotion classifier",
+            "",
+            f"A LoRA adapter and a linear head on `{facts.base}` that give one of {len(facts.labels)} labels to a post:",
+            ", ".join(f"`{label}`" for label in facts.labels) + ".",
+            "",
+            f"- LoRA: r={facts.lora_r}, alpha={facts.lora_alpha:g}, on {', '.join(facts.lora_targets)}",
+            f"- Base while training: {facts.precision}; posts cut at {facts.max_length} tokens",
+            *([f"- Run: {facts.run_id}"] if facts.run_id else []),
+            "- The head reads the last token of the post, in float32. The tokenizer here is the one of the training; take no other.",
+            "",
+            *results,
+            "## Use",
+            "",
+            "`emotion-train predict --adapter .`, or with transformers and peft alone"
+            + (" (and bitsandbytes):" if _is_nf4(facts) else ":"),
+            "",
+            "```python",
+            reload_snippet(facts).rstrip("\n"),
+            "```",
+            "",
+        ]
+    )
+
+
+def reload_snippet(facts: CardFacts) -> str:
+    """A program that prints a probability per label: `python snippet.py [adapter folder] [text …]`."""
+    is_gguf = facts.layout == "gguf"
+    is_nf4 = _is_nf4(facts)
+    path = Path(facts.base)
+    return Template(_SNIPPET).substitute(
+        import_nf4=", BitsAndBytesConfig" if is_nf4 else "",
+        base=json.dumps(str(path.parent) if is_gguf else facts.base, ensure_ascii=False),
+        gguf=f", gguf_file={json.dumps(path.name, ensure_ascii=False)}" if is_gguf else "",
+        dtype=_DTYPES[facts.precision],
+        nf4=_NF4 if is_nf4 else "",
+        key_mapping="" if is_gguf else _KEY_MAPPING,
+        max_length=facts.max_length,
+    )
+
+
+def _is_nf4(facts: CardFacts) -> bool:
+    """transformers dequantises a GGUF file and quantises no further, so such a base is reloaded in bfloat16."""
+    return facts.precision == "nf4" and facts.layout != "gguf"

@@ -1,0 +1,104 @@
+"""The classifier: hidden state of each post's last token, through a float32 linear head, to one row of logits per post.
+
+Posts are found by position, never by token id: padding or a post that quotes `<pad>` cannot move the pooling. The wrapped model is
+transformers' own XForSequenceClassification (with or without a PEFT adapter), so what is trained here reloads there.
+
+Letters: T tokens of a pack, N posts, L tokens of a padded row, C classes, H hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from emotion_train.model.attention import Segments, is_fused
+from emotion_train.model.precision import Precision, formats
+
+
+class EmotionClassifier(nn.Module):
+    """`forward` takes a pack, so that DDP and DeepSpeed can wrap it; `forward_padded` takes right-padded rows.
+
+    The arithmetic of the base runs under autocast to the precision's compute format whatever the caller set; the logits are float32.
+    """
+
+    def __init__(self, network: nn.Module, precision: Precision):
+        super().__init__()
+        self.network = network  # XForSequenceClassification, or PEFT's wrapper of it
+        self.compute = formats(precision).compute
+
+    @property
+    def classifier(self) -> Any:
+        """The stock model inside PEFT's wrapper; its layers and its head carry the adapter."""
+        get_base_model: Any = getattr(self.network, "get_base_model", None)
+        return self.network if get_base_model is None else get_base_model()
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.classifier.model.embed_tokens.weight.device
+        return device
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder blocks, for example to compile each of them."""
+        layers: nn.ModuleList = self.classifier.model.layers
+        return layers
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether packs run through the CUDA kernel, for which a fixed number of tokens a pack pays."""
+        return is_fused(self.device, self.compute)
+
+    def forward(
+        self, input_ids_1T: torch.Tensor, position_ids_1T: torch.Tensor, segments: Segments, last_token_idx_N: torch.Tensor
+    ) -> torch.Tensor:
+        """`forward_packed`, under the name that wrappers call."""
+        return self.forward_packed(input_ids_1T, position_ids_1T, segments, last_token_idx_N)
+
+    def forward_packed(
+        self, input_ids_1T: torch.Tensor, position_ids_1T: torch.Tensor, segments: Segments, last_token_idx_N: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits of shape NC, float32. `position_ids_1T` restart at each segment. With no post (N = 0) gradients are zero, not absent."""
+        hidden_1TH = self._hidden(input_ids_1T, position_ids_1T, segments.as_kwargs(self.is_fused))
+        return self._logits(hidden_1TH[0].index_select(0, last_token_idx_N))
+
+    def forward_padded(self, input_ids_NL: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+        """Logits of shape NC, float32, of right-padded rows; what the padding holds does not matter."""
+        position_ids_NL = torch.arange(input_ids_NL.shape[1], device=input_ids_NL.device).expand_as(input_ids_NL)
+        hidden_NLH = self._hidden(input_ids_NL, position_ids_NL, {})
+        rows_N = torch.arange(len(lengths_N), device=hidden_NLH.device)
+        return self._logits(hidden_NLH[rows_N, lengths_N.to(hidden_NLH.device) - 1])
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each block in the backward pass: less memory, about a third slower."""
+        self.classifier.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention: dict[str, Any]) -> torch.Tensor:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == torch.bfloat16):
+            output = self.classifier.model(
+                input_ids=input_ids, attention_mask=None, position_ids=position_ids, use_cache=False, **attention
+            )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def _logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            logits_NC: torch.Tensor = self.classifier.score(hidden_NH.float())
+        return logits_NC
+
+
+def init_head(classifier: nn.Module, seed: int) -> None:
+    """Fill the head with N(0, 0.02), the same for one seed on every device and rank, whatever else drew random numbers."""
+    score = classifier.score
+    assert isinstance(score, nn.Linear), "the head must be a plain layer, not a quantised or adapted one"
+    assert score.weight.dtype == torch.float32, f"the head must be float32, not {score.weight.dtype}"
+    with torch.no_grad():
+        score.weight.copy_(torch.empty(score.weight.shape).normal_(0.0, 0.02, generator=generator(seed, "score.weight")))
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """A random stream of its own for each parameter name."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

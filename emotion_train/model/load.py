@@ -1,0 +1,336 @@
+"""The frozen base as a text classifier: transformers' own XForSequenceClassification, filled tensor by tensor.
+
+Names and shapes are compared before anything is read, so a checkpoint that does not fit is refused in a second, not after 40 GB. Only the
+text tensors are read: the vision part of Mistral Small 3.1 is never opened. Host memory holds a few tensors at a time; with nf4 each is
+quantised on its device as it arrives.
+
+`from_pretrained` is not used because it fills what it does not find with random weights, keeps GGUF blocks or not depending on its
+version, and wants a key mapping that differs between layouts; what it yields is what the tests compare with.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from emotion_train.base import BaseFiles
+from emotion_train.errors import WrongRequest
+from emotion_train.gguf_file import GgufFile
+from emotion_train.model.attention import ATTENTION
+from emotion_train.model.precision import Formats, Precision, formats, linear_4bit, require_bitsandbytes
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
+HEAD = "score.weight"
+_TEXT = re.compile(r"^(?:language_model\.model\.|model\.language_model\.|model\.)?(?=(?:embed_tokens|layers|norm)\.)")
+_READ_AHEAD = 4  # tensors on the host while one is placed on the device
+_GGUF_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_SHAPE_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """What the base is, apart from where it lies."""
+
+    name: str  # a hub id or an absolute path
+    architecture: str
+    layout: str  # "text", "multimodal" or "gguf": what the model card's snippet must do to load it
+    shape_sha256: str  # of the text configuration
+    weights_sha256: str  # of norms and a sample of embedding rows, equal for every precision
+    parameters: int
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The text configuration of a base, known before any weight is read."""
+
+    files: BaseFiles
+    text: Any  # transformers' configuration of the text part
+    layout: str
+    gguf: GgufFile | None = None
+
+    @property
+    def shape_sha256(self) -> str:
+        shape = {field: getattr(self.text, field, None) for field in _SHAPE_FIELDS}
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The tensors of a checkpoint under the classifier's names."""
+
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], torch.Tensor]
+
+
+def read_config(base: str) -> BaseConfig:
+    """Find the base and read its text configuration. Raises `WrongRequest` for anything that cannot be trained here."""
+    files = BaseFiles.find(base)
+    if files.gguf is not None:
+        gguf = GgufFile.open(files.gguf)
+        return BaseConfig(files, _gguf_config(gguf), "gguf", gguf)
+    from transformers import AutoConfig
+
+    folder = files.required("config.json").parent
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise WrongRequest(f"The config.json of the base {base} cannot be used: {_first_line(error)}.") from None
+    if getattr(config, "quantization_config", None) is not None:
+        raise WrongRequest(f"The base {base} is already quantised; give the unquantised checkpoint and set model.precision=nf4.")
+    text = config.get_text_config()
+    if text.model_type not in ARCHITECTURES:
+        raise WrongRequest(
+            f"The base {base} has the architecture {text.model_type}; supported are {', '.join(ARCHITECTURES)}, also as the text part of a "
+            "multimodal model such as Mistral Small 3.1."
+        )
+    return BaseConfig(files, text, "text" if text is config else "multimodal")
+
+
+def load_base(
+    base: str | BaseConfig,
+    precision: Precision,
+    num_labels: int,
+    device: torch.device | str,
+    *,
+    quant_storage: torch.dtype = torch.uint8,
+) -> tuple[nn.Module, BaseInfo]:
+    """A stock `XForSequenceClassification` on `device`, frozen, without cache; its head is float32 and zero until `init_head`.
+
+    Every text tensor of the checkpoint is in it and every one of its tensors comes from the checkpoint, else `WrongRequest`. Embeddings
+    and norms have the precision's weight format; with nf4 exactly the linear layers of the blocks are 4-bit. `quant_storage` bfloat16
+    makes nf4 weights shardable by FSDP and DeepSpeed ZeRO-3.
+    """
+    found = read_config(base) if isinstance(base, str) else base
+    kind = formats(precision)
+    if kind.quantised:
+        require_bitsandbytes()
+    device = torch.device(device)
+    model = _skeleton(found.text, num_labels)
+    weights = _gguf_weights(found.gguf, found.text) if found.gguf is not None else _safetensors_weights(found.files)
+    _refuse_misfits(found.files.name, {name: tuple(p.shape) for name, p in model.named_parameters() if name != HEAD}, weights.shapes)
+    parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if name != HEAD)
+    sample = hashlib.sha256(found.shape_sha256.encode())
+    for name, tensor in _stream(weights):
+        _sample(sample, name, tensor)
+        _place(model, name, tensor, kind, device, quant_storage)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)  # its buffers are in no checkpoint
+    model.score = nn.Linear(model.config.hidden_size, num_labels, bias=False, device=device, dtype=torch.float32)
+    nn.init.zeros_(model.score.weight)
+    model.requires_grad_(False).eval()
+    model.is_loaded_in_4bit = kind.quantised  # by this mark PEFT knows which adapter layers to make
+    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    assert not left, f"never filled: {left}"
+    info = BaseInfo(found.files.lasting_name, found.text.model_type, found.layout, found.shape_sha256, sample.hexdigest(), parameters)
+    return model, info
+
+
+def _skeleton(text_config: Any, num_labels: int) -> Any:
+    """The classifier without storage."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(text_config)
+    config.num_labels = num_labels
+    config.use_cache = False  # with a cache the posts of a pack see each other
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
+
+
+def _refuse_misfits(base: str, wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:
+    for problem, names in (
+        ("lacks", sorted(wanted.keys() - given.keys())),
+        ("has tensors of no layer that its configuration names:", sorted(given.keys() - wanted.keys())),
+        ("has other shapes than its configuration says:", sorted(n for n in wanted.keys() & given.keys() if wanted[n] != given[n])),
+    ):
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise WrongRequest(
+                f"The base {base} {problem} {shown} ({len(names)} of {len(wanted)} text tensors); give a whole checkpoint whose "
+                "configuration belongs to its weights."
+            )
+
+
+def _place(model: Any, name: str, tensor: torch.Tensor, kind: Formats, device: torch.device, quant_storage: torch.dtype) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    if kind.quantised and leaf == "weight" and isinstance(owner, nn.Linear):
+        parent, _, child = owner_name.rpartition(".")
+        setattr(model.get_submodule(parent), child, linear_4bit(tensor, owner.bias, device, quant_storage))
+        return
+    setattr(owner, leaf, nn.Parameter(tensor.to(device=device, dtype=kind.weights), requires_grad=False))
+
+
+def _stream(weights: _Weights) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor once; weights before biases, a few read ahead of use."""
+    names = deque(sorted(weights.shapes, key=lambda name: (not name.endswith(".weight"), _natural(name))))
+    ahead: deque[tuple[str, Future[torch.Tensor]]] = deque()
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        while names or ahead:
+            while names and len(ahead) < _READ_AHEAD:
+                name = names.popleft()
+                ahead.append((name, pool.submit(weights.read, name)))
+            name, reading = ahead.popleft()
+            yield name, reading.result()
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _sample(digest: Any, name: str, tensor: torch.Tensor) -> None:
+    if name.endswith("embed_tokens.weight"):
+        tensor = tensor[:: max(1, len(tensor) // 64)]
+    elif not name.endswith("norm.weight"):
+        return
+    digest.update(name.encode() + tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+
+
+# --- safetensors ---
+
+
+def _safetensors_weights(files: BaseFiles) -> _Weights:
+    from safetensors import SafetensorError, safe_open
+
+    place: dict[str, tuple[Any, str]] = {}
+    for path, keys in _shards(files).items():
+        try:
+            shard = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise WrongRequest(f"{path} of the base {files.name} is damaged ({_first_line(error)}); download it again.") from None
+        present: set[str] = set(shard.keys())  # type: ignore[no-untyped-call]
+        for key in present if keys is None else present & keys:
+            if (name := text_name(key)) is not None:
+                place[name] = (shard, key)
+    shapes = {name: tuple(shard.get_slice(key).get_shape()) for name, (shard, key) in place.items()}
+
+    def read(name: str) -> torch.Tensor:
+        shard, key = place[name]
+        tensor: torch.Tensor = shard.get_tensor(key)
+        return tensor
+
+    return _Weights(shapes, read)
+
+
+def text_name(key: str) -> str | None:
+    """The classifier's name of a checkpoint's tensor; None for vision, projector, language-model head and an old classification head.
+
+    >>> text_name("language_model.model.layers.0.mlp.up_proj.weight")
+    'model.layers.0.mlp.up_proj.weight'
+    """
+    if not _TEXT.match(key) or key.endswith("rotary_emb.inv_freq"):
+        return None
+    return _TEXT.sub("model.", key)
+
+
+def _shards(files: BaseFiles) -> dict[Path, set[str] | None]:
+    """The safetensors files that hold text tensors, each with its keys (None: all that it has)."""
+    index = files.file("model.safetensors.index.json")
+    if index is None:
+        return {files.required("model.safetensors"): None}
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        by_file: dict[str, set[str]] = {}
+        for key, file in weight_map.items():
+            if text_name(key) is not None:
+                by_file.setdefault(file, set()).add(key)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise WrongRequest(f"{index} is no safetensors index; download it again.") from None
+    return {files.required(file): keys for file, keys in sorted(by_file.items())}
+
+
+# --- GGUF ---
+
+
+def _gguf_config(gguf: GgufFile) -> Any:
+    """The Llama family's configuration, which Mistral's text models share."""
+    architecture = gguf.metadata.get("general.architecture")
+    if architecture != "llama":
+        raise WrongRequest(
+            f"The base {gguf.path} has the GGUF architecture {architecture}; supported is llama, as which Mistral and SmolLM2 are stored too."
+        )
+    scaled = "rope_freqs.weight" in gguf.tensors or gguf.metadata.get("llama.rope.scaling.type", "none") != "none"
+    if scaled or "llama.expert_count" in gguf.metadata:
+        raise WrongRequest(
+            f"The base {gguf.path} scales its positions or has experts, which is read from safetensors only; give such a checkpoint."
+        )
+    from transformers import LlamaConfig
+
+    def field(name: str, default: Any = None) -> Any:
+        value = gguf.metadata.get(f"llama.{name}", default)
+        if value is None:
+            raise WrongRequest(f"The base {gguf.path} lacks llama.{name}; download it again.")
+        return value
+
+    heads = field("attention.head_count")
+    return LlamaConfig(
+        vocab_size=gguf.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in gguf.tensors else field("vocab_size"),
+        hidden_size=field("embedding_length"),
+        intermediate_size=field("feed_forward_length"),
+        num_hidden_layers=field("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=field("attention.head_count_kv", heads),
+        head_dim=field("attention.key_length", field("embedding_length") // heads),
+        max_position_embeddings=field("context_length"),
+        rms_norm_eps=field("attention.layer_norm_rms_epsilon"),
+        rope_parameters={"rope_type": "default", "rope_theta": field("rope.freq_base", 10_000.0)},
+        bos_token_id=gguf.metadata.get("tokenizer.ggml.bos_token_id"),
+        eos_token_id=gguf.metadata.get("tokenizer.ggml.eos_token_id"),
+    )
+
+
+def _gguf_weights(gguf: GgufFile, config: Any) -> _Weights:
+    stored = {_gguf_name(name): name for name in gguf.tensors if name not in ("output.weight", "rope_freqs.weight")}
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+
+    def read(name: str) -> torch.Tensor:
+        tensor = torch.from_numpy(gguf.read(stored[name]))
+        layer = name.split(".")[-2]
+        return _halves(tensor, heads[layer]) if layer in heads else tensor
+
+    return _Weights({name: gguf.tensors[key].shape for name, key in stored.items()}, read)
+
+
+def _gguf_name(key: str) -> str:
+    block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", key)
+    if block and block[2] in _GGUF_NAMES:
+        return f"model.layers.{block[1]}.{_GGUF_NAMES[block[2]]}.{block[3]}"
+    return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}.get(key, key)
+
+
+def _halves(weight_OI: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a rotary projection from llama.cpp's order (pairs side by side) back to transformers' (first halves, then second)."""
+    rows, columns = weight_OI.shape
+    return weight_OI.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

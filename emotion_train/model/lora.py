@@ -1,0 +1,289 @@
+"""The adapter: LoRA on the linear layers of the text blocks and the head beside it, float32, in PEFT's own layout.
+
+A saved folder opens with plain `peft` and `transformers` (its README.md holds the program) and with `load_adapter`, which refuses a base
+that the adapter was not made for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from emotion_train.config import LINEAR_LAYERS, LoraSection
+from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.errors import WrongRequest
+from emotion_train.model.card import CardFacts, model_card
+from emotion_train.model.head import EmotionClassifier, generator, init_head
+from emotion_train.model.load import BaseInfo, load_base, read_config
+from emotion_train.model.precision import Precision
+
+WEIGHTS = "adapter_model.safetensors"
+FACTS = "emotion_train.json"
+LABELS = "labels.json"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+_ADAPTER = "default"  # PEFT's name for the only adapter of a model
+
+
+class AdapterFacts(BaseModel):
+    """What an adapter was made of; `emotion_train.json`, with the labels in `labels.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal["emotion-train/adapter/1"] = "emotion-train/adapter/1"
+    base: str
+    architecture: str
+    layout: str
+    base_shape_sha256: str
+    base_weights_sha256: str
+    precision: Precision
+    max_length: int
+    tokenizer_sha256: str
+    lora: LoraSection
+    labels: tuple[str, ...]
+    run_id: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        base: BaseInfo,
+        tokenizer: PostTokenizer,
+        *,
+        precision: Precision,
+        lora: LoraSection,
+        labels: Sequence[str],
+        run_id: str | None = None,
+    ) -> AdapterFacts:
+        return cls(
+            base=base.name,
+            architecture=base.architecture,
+            layout=base.layout,
+            base_shape_sha256=base.shape_sha256,
+            base_weights_sha256=base.weights_sha256,
+            precision=precision,
+            max_length=tokenizer.max_length,
+            tokenizer_sha256=tokenizer.sha256(),
+            lora=lora,
+            labels=tuple(labels),
+            run_id=run_id,
+        )
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    model: EmotionClassifier
+    tokenizer: PostTokenizer
+    labels: tuple[str, ...]
+    facts: AdapterFacts
+
+
+def build_classifier(
+    base: str,
+    precision: Precision,
+    num_labels: int,
+    lora: LoraSection,
+    seed: int,
+    device: torch.device | str,
+    *,
+    quant_storage: torch.dtype = torch.uint8,
+) -> tuple[EmotionClassifier, BaseInfo]:
+    """The base on `device` with a fresh head and adapter: what a run starts from."""
+    network, info = load_base(base, precision, num_labels, device, quant_storage=quant_storage)
+    init_head(network, seed)
+    return EmotionClassifier(attach_lora(network, lora, seed), precision), info
+
+
+def target_layers(lora: LoraSection) -> tuple[str, ...]:
+    """Names of the layers that get an adapter; all-linear is the seven of each text block, never the head."""
+    return LINEAR_LAYERS if lora.targets == "all-linear" else lora.targets
+
+
+def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
+    """PEFT's model around the stock classifier; exactly the adapter and the head require gradients, all float32.
+
+    The start depends on `seed` and the parameters' names alone: B is zero, A is PEFT's Kaiming-uniform drawn from a stream per name.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(target_layers(lora)),
+        modules_to_save=["score"],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing that PEFT warns of here is the user's choice
+        adapted: nn.Module = get_peft_model(network, config)
+    with torch.no_grad():
+        for name, parameter in _adapter_parameters(adapted).items():
+            parameter.data = parameter.data.float()
+            if ".lora_A." in name:
+                bound = 1 / math.sqrt(parameter.shape[1])  # kaiming_uniform_(a=sqrt(5)) of a matrix with that many inputs
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator(seed, name)))
+            elif ".lora_B." in name:
+                parameter.zero_()
+            parameter.requires_grad_(True)
+    for module in adapted.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            # Autocast then brings the small matrices to bfloat16; PEFT would bring the activations to float32, twice their memory.
+            vars(module)["cast_input_dtype_enabled"] = False
+    return adapted
+
+
+def _adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
+    """Adapter and head under the names that they have in a PEFT file."""
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in adapted.named_parameters():
+        if f".lora_A.{_ADAPTER}." in name or f".lora_B.{_ADAPTER}." in name:
+            found[name.replace(f".{_ADAPTER}.", ".")] = parameter
+        elif f".modules_to_save.{_ADAPTER}." in name:
+            found[name.replace(f".modules_to_save.{_ADAPTER}.", ".")] = parameter
+    return found
+
+
+def adapter_state(model: EmotionClassifier) -> dict[str, torch.Tensor]:
+    """Copy of adapter and head on the CPU, under the names of a PEFT file."""
+    return {
+        name: parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for name, parameter in _adapter_parameters(model.network).items()
+    }
+
+
+def load_adapter_state(model: EmotionClassifier, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy a state into the model. Raises `WrongRequest` unless names and shapes are exactly the model's."""
+    own = _adapter_parameters(model.network)
+    problems = [f"lacks {name}" for name in sorted(own.keys() - state.keys())]
+    problems += [f"has {name}, which the model has not" for name in sorted(state.keys() - own.keys())]
+    problems += [
+        f"has {name} of shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
+        raise WrongRequest(
+            f"This adapter does not fit the model: it {'; it '.join(problems[:2])}{more}. Give the LoRA settings and labels of its run."
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+
+# --- the folder ---
+
+
+def save_adapter(
+    model: EmotionClassifier,
+    folder: str | Path,
+    *,
+    tokenizer: PostTokenizer,
+    facts: AdapterFacts,
+    state: Mapping[str, torch.Tensor] | None = None,
+    metrics_lines: Sequence[str] = (),
+) -> None:
+    """Write the adapter in PEFT's layout with tokenizer, labels, facts and model card. `state` (default: the model's) is what is saved."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(state) if state is not None else adapter_state(model), folder / WEIGHTS, metadata={"format": "pt"})
+    _write_json(folder / "adapter_config.json", _peft_config(model, facts))
+    tokenizer.save(folder)
+    _write_json(folder / LABELS, {"labels": list(facts.labels)})
+    _write_json(folder / FACTS, facts.model_dump(mode="json", exclude={"labels"}))
+    card = CardFacts(
+        base=facts.base,
+        layout=facts.layout,
+        precision=facts.precision,
+        max_length=facts.max_length,
+        labels=facts.labels,
+        lora_r=facts.lora.r,
+        lora_alpha=facts.lora.alpha,
+        lora_targets=target_layers(facts.lora),
+        run_id=facts.run_id,
+        metrics_lines=metrics_lines,
+    )
+    (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+
+
+def _peft_config(model: EmotionClassifier, facts: AdapterFacts) -> dict[str, Any]:
+    config: dict[str, Any] = model.network.peft_config[_ADAPTER].to_dict()  # type: ignore[union-attr, index]
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    return {**config, "base_model_name_or_path": facts.base, "inference_mode": True, "modules_to_save": ["score"]}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_adapter(
+    folder: str | Path,
+    *,
+    device: torch.device | str,
+    base: str | None = None,
+    precision: Precision | None = None,
+) -> LoadedAdapter:
+    """The classifier of a saved adapter, ready to predict. `base` and `precision` default to those of the training.
+
+    Raises `WrongRequest` for a folder that is no adapter of this program, holds pickles, or was made for another base.
+    """
+    folder = Path(folder)
+    facts = _read_facts(folder)
+    config = read_config(base or facts.base)
+    if config.shape_sha256 != facts.base_shape_sha256:
+        raise _other_base(folder, facts.base, config.files.name, "their layers have other shapes")
+    network, info = load_base(config, precision or facts.precision, len(facts.labels), device)
+    if info.weights_sha256 != facts.base_weights_sha256:
+        raise _other_base(folder, facts.base, config.files.name, "their weights differ")
+    model = EmotionClassifier(attach_lora(network, facts.lora, seed=0), precision or facts.precision)
+    load_adapter_state(model, _read_weights(folder / WEIGHTS))
+    model.requires_grad_(False).eval()
+    tokenizer = PostTokenizer.load(str(folder), facts.max_length)
+    if tokenizer.sha256() != facts.tokenizer_sha256:
+        raise WrongRequest(f"The tokenizer in {folder} is not the one of the training; pull the adapter again.")
+    return LoadedAdapter(model, tokenizer, facts.labels, facts)
+
+
+def _other_base(folder: Path, recorded: str, given: str, why: str) -> WrongRequest:
+    return WrongRequest(f"The adapter {folder} was made for the base {recorded} and not for what {given} is now: {why}. Give the former.")
+
+
+def _read_facts(folder: Path) -> AdapterFacts:
+    if not folder.is_dir():
+        raise WrongRequest(f"There is no adapter folder {folder}; give the folder that `emotion-launch pull` or a run's final/ wrote.")
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _PICKLES:
+            raise WrongRequest(
+                f"The adapter {folder} holds {path.name}, a pickle, which could run any program; only safetensors and JSON are read."
+            )
+    for name in (FACTS, LABELS, WEIGHTS, "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise WrongRequest(f"The folder {folder} has no {name}, so it is no adapter of this program; give a run's final/.")
+    try:
+        content = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        return AdapterFacts.model_validate(content | json.loads((folder / LABELS).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, ValidationError) as error:
+        raise WrongRequest(
+            f"{folder / FACTS} or {LABELS} beside it cannot be read ({str(error).splitlines()[0]}); pull the adapter again."
+        ) from None
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, torch.Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WrongRequest(f"{path} is damaged ({str(error).splitlines()[0]}); pull the adapter again.") from None
+    return state

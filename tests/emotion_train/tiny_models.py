@@ -1,0 +1,96 @@
+"""Real checkpoints made small: two layers, hidden size 64, grouped-query attention, random weights, several safetensors shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
+VOCAB = len(SPECIALS) + 256
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+}
+
+
+def text_config(kind: str = "mistral", **changes: Any) -> Any:
+    from transformers import AutoConfig
+
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    window = {"sliding_window": None} if kind == "mistral" else {}
+    return AutoConfig.for_model(kind, **{**SHAPE, **special, **window, **changes})
+
+
+def write_checkpoint(folder: Path, config: Any, state: dict[str, torch.Tensor], shards: int = 2) -> Path:
+    """A folder as on the hub: config, index, shards, tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
+    files = {key: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, key in enumerate(state)}
+    for file in set(files.values()):
+        save_file({key: state[key].contiguous() for key in state if files[key] == file}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path, bos: bool = True) -> None:
+    """One token per byte."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: rank for rank, token in enumerate((*SPECIALS, *letters))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>" if bos else None, "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def causal_checkpoint(folder: Path, kind: str = "mistral", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(text_config(kind, **changes)).to(dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return write_checkpoint(folder, model.config, model.state_dict())
+
+
+def multimodal_checkpoint(folder: Path, layout: str = "hub") -> tuple[Path, Any]:
+    """A small Mistral Small 3.1 with its vision tower, and the whole model. `hub` names its tensors as the published files do."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    vision = AutoConfig.for_model(
+        "pixtral", hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, head_dim=16, image_size=28, patch_size=14
+    )
+    text = text_config("mistral", architectures=["MistralForCausalLM"])
+    config = AutoConfig.for_model("mistral3", text_config=text.to_dict(), vision_config=vision.to_dict(), image_token_index=0)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    state = dict(model.state_dict())
+    if layout == "hub":
+        renames = {
+            "model.language_model.": "language_model.model.",
+            "lm_head.": "language_model.lm_head.",
+            "model.vision_tower.": "vision_tower.",
+            "model.multi_modal_projector.": "multi_modal_projector.",
+        }
+        for old, new in renames.items():
+            state = {new + key.removeprefix(old) if key.startswith(old) else key: tensor for key, tensor in state.items()}
+    return write_checkpoint(folder, config, state, shards=3), model
