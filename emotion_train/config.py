@@ -82,7 +82,9 @@ class TrainSection(Section):
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly from 0.")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW's decoupled weight decay.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this 2-norm; None is off.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, about a third slower.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third slower."
+    )
 
 
 class EvaluationSection(Section):
@@ -94,9 +96,7 @@ class EvaluationSection(Section):
 
 class ReportSection(Section):
     bootstrap_samples: int = Field(2000, ge=100, le=100_000, description="Resamples behind the 95 % interval of macro-F1.")
-    floor_max_rows: int = Field(
-        100_000, ge=0, description="Largest training split on which the TF-IDF floor is fitted; 0 leaves it out."
-    )
+    floor_max_rows: int = Field(100_000, ge=0, description="Largest training split on which the TF-IDF floor is fitted; 0 leaves it out.")
     usd_per_hour: float | None = Field(None, ge=0, description="Price of the machines, for the report's cost line; None leaves it out.")
 
 
@@ -206,12 +206,16 @@ def _unknown_keys(values: Mapping[str, Any]) -> list[str]:
 
 def _section_type(name: str) -> type[Section]:
     annotation = Config.model_fields[name].annotation
-    assert isinstance(annotation, type) and issubclass(annotation, Section)
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, Section)
     return annotation
 
 
 def _all_names() -> list[str]:
-    return [*Config.model_fields, *(f"{section}.{field}" for section in Config.model_fields for field in _section_type(section).model_fields)]
+    return [
+        *Config.model_fields,
+        *(f"{section}.{field}" for section in Config.model_fields for field in _section_type(section).model_fields),
+    ]
 
 
 def _suggest(name: str, candidates: list[str]) -> str:

@@ -26,7 +26,7 @@ def class_weights(counts: Sequence[int], choice: Literal["balanced", "none"] | f
     power = {"balanced": 1.0, "none": 0.0}[choice] if isinstance(choice, str) else float(choice)
     present_C = counts_C > 0
     weights_C = np.where(present_C, np.where(present_C, counts_C, 1.0) ** -power, 0.0)
-    return weights_C * (counts_C.sum() / (weights_C * counts_C).sum())
+    return np.asarray(weights_C * (counts_C.sum() / (weights_C * counts_C).sum()))
 
 
 def weighted_loss_sum(logits_NC: torch.Tensor, labels_N: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from emotion_train.errors import AlreadyExists, Fenced, StorageError, WrongRequest
 from emotion_train.storage import Store
 
-SCHEMA = "emotion-train/log/1"
+SCHEMA: Literal["emotion-train/log/1"] = "emotion-train/log/1"
 MAX_ENTRY_BYTES = 1 << 20
 _PRINTED_NAMES = 12
 
@@ -87,7 +87,9 @@ def _parse(raw: bytes, url: str) -> Entry:
         document = json.loads(raw)
         found = document.get("schema") if isinstance(document, dict) else None
         if found != SCHEMA:
-            raise WrongRequest(f"The log entry {url} has schema {found!r}; this version reads {SCHEMA!r}. Use the version that wrote the run.")
+            raise WrongRequest(
+                f"The log entry {url} has schema {found!r}; this version reads {SCHEMA!r}. Use the version that wrote the run."
+            )
         return Entry.model_validate(document)
     except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
         raise WrongRequest(f"The log entry {url} is damaged ({' '.join(str(error).split())[:200]}).") from None

@@ -16,7 +16,7 @@ from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage import Store
 
 INDEX_KEY = "index.json"
-SCHEMA = "emotion-train/index/1"
+SCHEMA: Literal["emotion-train/index/1"] = "emotion-train/index/1"
 MAX_LANES = 64
 SPLITS = ("train", "validation", "test")
 
@@ -77,7 +77,9 @@ class Index(_Entry):
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the same index always gives the same bytes."""
-        return (json.dumps(self.model_dump(mode="json"), indent=None, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+        return (
+            json.dumps(self.model_dump(mode="json"), indent=None, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+        ).encode()
 
     def sha256(self) -> str:
         return hashlib.sha256(self.to_bytes()).hexdigest()
@@ -87,7 +89,9 @@ class Index(_Entry):
         split = self.splits.get(name)
         if split is None or split.rows == 0:
             present = ", ".join(key for key, value in self.splits.items() if value.rows)
-            raise WrongRequest(f"The data set has no posts in split {name!r}; it has {present}. Name one of these, or prepare the data again.")
+            raise WrongRequest(
+                f"The data set has no posts in split {name!r}; it has {present}. Name one of these, or prepare the data again."
+            )
         return split
 
 
@@ -111,4 +115,6 @@ def read_index(store: Store) -> Index:
         return Index.model_validate(document)
     except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise WrongRequest(f"{store.url}/{INDEX_KEY} is damaged or was edited ({reason}). Prepare the data again into an empty prefix.") from None
+        raise WrongRequest(
+            f"{store.url}/{INDEX_KEY} is damaged or was edited ({reason}). Prepare the data again into an empty prefix."
+        ) from None

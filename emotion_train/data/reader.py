@@ -7,6 +7,7 @@ from the store's cache. Memory holds the row groups of the lanes in use and thos
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -79,14 +80,14 @@ class RowGroupReader:
         described = self._split.objects[number]
         start = described.bytes - described.footer_bytes
         raw = self._fetch(described.key, described.etag, start, described.footer_bytes, described.footer_sha256)
-        return pq.read_metadata(_SparseFile({start: raw}, described.bytes))
+        return pq.read_metadata(io.BytesIO(b"PAR1" + raw))  # the parser wants a file from its first byte, and reads nothing between
 
     def _read(self, group: RowGroup, footer: Future[Any]) -> Rows:
         import pyarrow.parquet as pq
 
         described = self._split.objects[group.object]
         raw = self._fetch(described.key, described.etag, group.start, group.length, group.sha256)
-        file = pq.ParquetFile(_SparseFile({group.start: raw}, described.bytes), metadata=footer.result(), pre_buffer=False)
+        file = pq.ParquetFile(_OneRange(group.start, raw, described.bytes), metadata=footer.result(), pre_buffer=False)
         table = file.read_row_group(group.ordinal, columns=["id", "text", "label"], use_threads=False)
         return Rows(*(table.column(name).combine_chunks() for name in ("id", "text", "label")))
 
@@ -103,19 +104,20 @@ class RowGroupReader:
                 log.warning("%s was written again since the data set was prepared; its bytes are the same", self._store.url_of(key))
         if hashlib.sha256(raw).hexdigest() != sha256:
             raise WrongRequest(
-                f"{self._store.url_of(key)} is not what index.json describes (bytes {start} to {start + length}): the data set was changed or "
-                "damaged after it was prepared. Prepare it again into an empty prefix and start a new run."
+                f"{self._store.url_of(key)} is not what index.json describes (bytes {start} to {start + length}): the data set was changed "
+                "or damaged after it was prepared. Prepare it again into an empty prefix and start a new run."
             )
         return raw
 
 
-class _SparseFile:
-    """A read-only file of which only some byte ranges are present, for a Parquet reader that touches no others."""
+class _OneRange:
+    """A read-only file of which one byte range is present, for a Parquet reader that touches no other."""
 
     closed = False
 
-    def __init__(self, ranges: dict[int, bytes], size: int) -> None:
-        self._ranges = ranges
+    def __init__(self, start: int, raw: bytes, size: int) -> None:
+        self._start = start
+        self._raw = raw
         self._size = size
         self._at = 0
 
@@ -139,10 +141,9 @@ class _SparseFile:
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        end = self._size if size < 0 else min(self._size, self._at + size)
-        for start, raw in self._ranges.items():
-            if start <= self._at and end <= start + len(raw):
-                piece = raw[self._at - start : end - start]
-                self._at = end
-                return piece
-        raise OSError(f"bytes {self._at} to {end} were not fetched")
+        first = self._at - self._start
+        last = len(self._raw) if size < 0 else first + size
+        if first < 0 or last > len(self._raw):
+            raise OSError(f"bytes {self._at} to {self._start + last} were not fetched")
+        self._at += last - first
+        return self._raw[first:last]

