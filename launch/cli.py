@@ -17,7 +17,6 @@ EXIT_CODES = """exit codes: 0 published, 1 failed (traceback), 2 wrong request, 
 34 fenced: another writer owns the run"""
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
@@ -38,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verbs.add_parser("run", help="start the training on this machine by accelerate launch", epilog=EXIT_CODES)
     _add_config(run)
-    run.add_argument("--accelerate-config", metavar="FILE", help="accelerate config, a path or a name in accelerate_configs/ (default: by the GPUs)")
+    run.add_argument(
+        "--accelerate-config", metavar="FILE", help="accelerate config, a path or a name in accelerate_configs/ (default: by the GPUs)"
+    )
     run.add_argument("--dry-run", action="store_true", help="print the accelerate launch line and start nothing")
     run.set_defaults(verb=_run)
 

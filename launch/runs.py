@@ -72,7 +72,9 @@ def safe_targets(parts: tuple[Part, ...]) -> list[tuple[Part, str]]:
         inside = part.key.startswith(_ADAPTER)
         target = part.key.removeprefix(_ADAPTER) if inside else "report/" + part.key.removeprefix(_FINAL)
         if Path(target).suffix.lower() not in _ALLOWED_SUFFIXES:
-            raise WrongRequest(f"The final entry names {part.key!r}; only safetensors, JSON and text are pulled, never pickles. Nothing was pulled.")
+            raise WrongRequest(
+                f"The final entry names {part.key!r}; only safetensors, JSON and text are pulled, never pickles. Nothing was pulled."
+            )
         if target.casefold() in taken or part.bytes > _MAX_FILE_BYTES or len(taken) >= _MAX_FILES:
             raise WrongRequest(f"The final entry is not sound at {part.key!r} (a double name, too large or too many); nothing was pulled.")
         taken.add(target.casefold())

@@ -52,7 +52,7 @@ def test_class_weights_are_a_word_or_a_power(choice: str | float) -> None:
 
 
 def test_another_word_for_class_weights_is_refused() -> None:
-    with pytest.raises(WrongRequest, match="loss.class_weights"):
+    with pytest.raises(WrongRequest, match=r"loss\.class_weights"):
         load_config(None, [*REQUIRED, "loss.class_weights=inverse"])
 
 

@@ -22,7 +22,12 @@ def test_entries_come_back_in_order_with_their_schema(store: Store) -> None:
     log.append("checkpoint", 1, 5, (part,), {"macro_f1": 0.5})
     claim, saved = read_log(store, "run")
     assert (claim.kind, claim.seq, claim.incarnation) == ("claim", 0, 0)
-    assert (saved.kind, saved.seq, saved.step, saved.parts[0].key) == ("checkpoint", 1, 5, "data/00000000/step-00000005/adapter.safetensors")
+    assert (saved.kind, saved.seq, saved.step, saved.parts[0].key) == (
+        "checkpoint",
+        1,
+        5,
+        "data/00000000/step-00000005/adapter.safetensors",
+    )
     document = json.loads(store.read(entry_key("run", 1)))
     assert document["schema"] == "emotion-train/log/1"
     assert read_part(store, "run", saved.parts[0]) == b"weights"

@@ -25,7 +25,11 @@ FILES = {"adapter/adapter_model.safetensors": b"weights", "adapter/adapter_confi
 def test_a_published_run_is_pulled_whole(store: Store, tmp_path: Path) -> None:
     url, entry = published(store, FILES)
     assert pull(url, tmp_path / "here" / "adapter") == entry
-    found = {path.relative_to(tmp_path / "here/adapter").as_posix(): path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    found = {
+        path.relative_to(tmp_path / "here/adapter").as_posix(): path.read_bytes()
+        for path in (tmp_path / "here").rglob("*")
+        if path.is_file()
+    }
     assert found == {"adapter_model.safetensors": b"weights", "adapter_config.json": b"{}", "report/report.json": b'{"a": 1}'}
     assert list_runs(store.url)[0][1]["state"] == "published"
 
