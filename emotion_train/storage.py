@@ -54,7 +54,7 @@ class Store(ABC):
     def read(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
         """`length` bytes from `start`, fewer where the object ends; all of the rest when `length` is None.
 
-        Raises `ObjectNotFound`, and `ObjectChanged` when the object's ETag is not `if_match` (a folder has none and ignores it).
+        Raises `ObjectNotFound`, and `ObjectChanged` when the object's ETag is not `if_match`, as always on a folder, which has none.
         """
 
     @abstractmethod
@@ -142,6 +142,8 @@ class FolderStore(Store):
 
     def read(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
         with self._explaining(key), open(self._path(key), "rb") as file:
+            if if_match is not None:
+                raise ObjectChanged(f"{self.url_of(key)} has no ETag, as it lies in a folder; {if_match} was expected.")
             file.seek(start)
             return file.read(-1 if length is None else length)
 

@@ -110,7 +110,11 @@ class PostTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """One array of 1 to `max_length` ids per text; an empty text without BOS becomes one padding token."""
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
+        try:
+            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
+        except TypeError:  # half an emoji, as JSON's "\ud83d" gives: joined with its other half, else replaced by U+FFFD
+            whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+            encoded = self._tokenizer.encode_batch_fast(whole, add_special_tokens=True)
         return [np.asarray(one.ids or [self.pad_id], dtype=np.int32) for one in encoded]
 
     def save(self, folder: str | Path) -> None:

@@ -1,0 +1,71 @@
+"""How fast `emotion-train prepare` is and how much memory it takes, at several sizes of a synthetic CSV file.
+
+    python benchmarks/prepare_rows.py --rows 1000000 10000000
+
+Writes about 150 bytes a post below TMPDIR, needs three times that while it runs, and removes everything at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+LABELS = 15
+WORDS = 20_000
+CHUNK = 100_000
+
+
+def write_posts(path: Path, rows: int, seed: int) -> None:
+    """A CSV file with posts of 5 to 40 words in Zipf's frequencies, a third with emoji or accents, one in 100 a repetition, labels with a ratio of 20."""
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(2, 9, WORDS)
+    words = np.array(["".join(chr(97 + c) for c in draw.integers(0, 26, n)) for n in lengths], object)
+    words[50::97] = [f"{word} 🙂" for word in words[50::97]]
+    words[60::89] = [f"{word}é," for word in words[60::89]]
+    chance = 20.0 ** -np.linspace(0, 1, LABELS)
+    with path.open("w", encoding="utf-8") as file:
+        file.write("text,label\n")
+        for start in range(0, rows, CHUNK):
+            count = min(CHUNK, rows - start)
+            sizes = draw.integers(5, 40, count)
+            ends = np.cumsum(sizes)
+            text = words[np.minimum(draw.zipf(1.3, ends[-1]) - 1, WORDS - 1)]
+            posts = [" ".join(text[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+            posts[1::100] = posts[0 : len(posts[1::100]) * 100 : 100]
+            labels = draw.choice(LABELS, count, p=chance / chance.sum())
+            file.writelines(f'"{post}",emotion{label:02}\n' for post, label in zip(posts, labels, strict=True))
+
+
+def measure(rows: int, seed: int, memory_mb: int) -> str:
+    """One row of the table."""
+    with tempfile.TemporaryDirectory(prefix="prepare-rows-") as folder:
+        posts = Path(folder, "posts.csv")
+        write_posts(posts, rows, seed)
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), str(Path(folder, "data")), "--memory-mb", str(memory_mb)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        took = time.perf_counter() - began
+        peak_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        return f"| {rows:,} | {posts.stat().st_size / 1e6:,.0f} | {took:,.0f} | {rows / took:,.0f} | {peak_mib:,.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="sizes, rising (default: 1 and 10 million)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory-mb", type=int, default=512)
+    args = parser.parse_args()
+    lines = [measure(rows, args.seed, args.memory_mb) for rows in sorted(args.rows)]
+    print("| posts | CSV, MB | seconds | posts/s | peak memory, MiB |\n|--:|--:|--:|--:|--:|")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Writes one split as Parquet objects and describes them: byte ranges, label counts and hashes of every row group.
+
+Each object is made in a local file, uploaded while the next one is made, and read back: its bytes cross the network twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emotion_train.data.index import MAX_LANES, DataObject, RowGroup, Split
+from emotion_train.errors import StorageError
+from emotion_train.storage import Store
+
+SCHEMA = pa.schema([pa.field("id", pa.string(), False), pa.field("text", pa.string(), False), pa.field("label", pa.int32(), False)])
+_FOOTER_TAIL = 8  # four bytes of length and PAR1
+_READ_BYTES = 16 << 20
+
+
+def balanced(rows: int, largest: int) -> list[int]:
+    """Sizes, none above `largest` and all within one of each other, that add up to `rows`."""
+    pieces = -(-rows // largest)
+    return [rows // pieces + (i < rows % pieces) for i in range(pieces)]
+
+
+class SplitWriter:
+    """Takes the rows of a split in their final order; a with statement around `add` and `finish`.
+
+    With no store it only describes what it would have written.
+    """
+
+    def __init__(
+        self, store: Store | None, split: str, rows: int, labels: int, rows_per_group: int, rows_per_object: int, folder: Path
+    ) -> None:
+        self._store = store
+        self._split = split
+        self._labels = labels
+        self._folder = folder
+        self._sizes = balanced(rows, rows_per_group)
+        self._groups_per_object = max(1, rows_per_object // rows_per_group)
+        self._waiting: list[Any] = []
+        self._waiting_rows = 0
+        self._groups: list[RowGroup] = []
+        self._objects: list[Future[DataObject]] = []
+        self._open_counts: list[tuple[int, ...]] = []  # of the row groups in the object that is being made
+        self._writer: Any = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        if self._writer is not None:
+            self._writer.close()
+            self._file.close()
+
+    def add(self, table: Any) -> None:
+        self._waiting.append(table)
+        self._waiting_rows += len(table)
+        if self._waiting_rows >= self._next_size():
+            whole = pa.concat_tables(self._waiting).combine_chunks()
+            start = 0
+            while self._done() < len(self._sizes) and len(whole) - start >= self._next_size():
+                size = self._next_size()
+                self._write_group(whole.slice(start, size))
+                start += size
+            self._waiting, self._waiting_rows = [whole.slice(start)], len(whole) - start
+
+    def finish(self) -> Split:
+        """The split's entry in the index, when everything is in the store and was read back."""
+        assert self._done() == len(self._sizes)
+        assert not self._waiting_rows
+        objects = tuple(future.result() for future in self._objects)
+        counts_GC = np.array([group.label_counts for group in self._groups])
+        counts = tuple(int(count) for count in counts_GC.sum(axis=0))
+        lanes = min(MAX_LANES, len(self._groups))
+        return Split(rows=sum(self._sizes), label_counts=counts, lanes=lanes, objects=objects, row_groups=tuple(self._groups))
+
+    def _next_size(self) -> int:
+        return self._sizes[min(self._done(), len(self._sizes) - 1)]
+
+    def _done(self) -> int:
+        return len(self._groups) + len(self._open_counts)
+
+    def _write_group(self, table: Any) -> None:
+        if self._writer is None:
+            number = len(self._objects)
+            self._path = self._folder / f"{self._split}-{number:05}.parquet"
+            self._file = self._path.open("wb")
+            self._writer = pq.ParquetWriter(
+                self._file, SCHEMA, compression="zstd", use_dictionary=["label"], write_statistics=False, store_schema=False
+            )
+        self._writer.write_table(table, row_group_size=len(table))
+        self._open_counts.append(tuple(np.bincount(table.column("label").to_numpy(), minlength=self._labels).tolist()))
+        if len(self._open_counts) == self._groups_per_object or self._done() == len(self._sizes):
+            self._close_object()
+
+    def _close_object(self) -> None:
+        self._writer.close()
+        self._file.close()
+        self._writer = None
+        number, key = len(self._objects), f"{self._split}/part-{len(self._objects):05}.parquet"
+        metadata = pq.read_metadata(self._path)
+        size = self._path.stat().st_size
+        with self._path.open("rb") as file:
+            for ordinal, counts in enumerate(self._open_counts):
+                start, end = _byte_range(metadata.row_group(ordinal))
+                file.seek(start)
+                sha256 = hashlib.sha256(file.read(end - start)).hexdigest()
+                rows = sum(counts)
+                self._groups.append(
+                    RowGroup(object=number, ordinal=ordinal, start=start, length=end - start, rows=rows, label_counts=counts, sha256=sha256)
+                )
+            self._open_counts = []
+            file.seek(size - _FOOTER_TAIL)
+            footer_bytes = int.from_bytes(file.read(4), "little") + _FOOTER_TAIL
+            file.seek(size - footer_bytes)
+            footer_sha256 = hashlib.sha256(file.read()).hexdigest()
+        described = DataObject(key=key, bytes=size, etag=None, footer_bytes=footer_bytes, footer_sha256=footer_sha256)
+        if len(self._objects) >= 2:
+            self._objects[-2].result()  # at most two local files wait for their upload
+        self._objects.append(self._pool.submit(self._publish, self._path, described))
+
+    def _publish(self, path: Path, described: DataObject) -> DataObject:
+        if self._store is not None:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            info = self._store.write(described.key, path)
+            described = described.model_copy(update={"etag": info.etag})
+            if info.size != described.bytes or _sha256_in_store(self._store, described) != sha256:
+                raise StorageError(
+                    f"{self._store.url_of(described.key)} does not hold what was written to it; prepare again, or use another store."
+                )
+        path.unlink()
+        return described
+
+
+def _byte_range(group: Any) -> tuple[int, int]:
+    """Start and end of a row group's column chunks."""
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    starts = [min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset) for chunk in chunks]
+    return min(starts), max(start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True))
+
+
+def _sha256_in_store(store: Store, described: DataObject) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, described.bytes, _READ_BYTES):
+        digest.update(store.read(described.key, start=start, length=_READ_BYTES, if_match=described.etag))
+    return digest.hexdigest()
