@@ -93,8 +93,7 @@ def build_report(
     Raises `Inconsistent` when counts, predictions and the data set's label counts contradict each other.
     """
     figures = {
-        name: _split_figures(name, result, labels, dataset.label_counts, settings.bootstrap_samples, seed)
-        for name, result in splits.items()
+        name: split_figures(name, result, labels, dataset.label_counts, settings.bootstrap_samples, seed) for name, result in splits.items()
     }
     headline = "test" if "test" in figures else next(iter(figures))
     return Report(
@@ -111,9 +110,13 @@ def build_report(
     )
 
 
-def _split_figures(
+def split_figures(
     name: str, result: SplitResult, labels: Sequence[str], label_counts: Mapping[str, Sequence[int]], samples: int, seed: int
 ) -> SplitFigures:
+    """All figures of one split. `label_counts` maps train, and the split itself where known, to posts a label.
+
+    Raises `Inconsistent` when counts, predictions and label counts contradict each other.
+    """
     predictions, classes = result.predictions, len(labels)
     _check_agreement(name, result, classes, label_counts.get(name))
     counts = ClassCounts(result.counts_CC)
@@ -211,7 +214,7 @@ def _verdict(name: str, split: SplitFigures) -> Verdict:
     interval = f"95 % interval {signed(floor.difference_low)} to {signed(floor.difference_high)}"
     says = {
         "beaten": f"{figure} beats the {against} by {floor.difference:.3f} ({interval}).",
-        "open": f"{figure} cannot be told from the {against}: difference {signed(floor.difference)} ({interval}).",
+        "open": f"{figure} cannot be told apart from the {against}: difference {signed(floor.difference)} ({interval}).",
         "not beaten": f"{figure} does not beat the {against}: it is worse by {-floor.difference:.3f} ({interval}).",
     }
     return Verdict(outcome=floor.outcome, sentence=says[floor.outcome])

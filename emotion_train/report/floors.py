@@ -1,7 +1,7 @@
 """What a model must beat to be worth its GPU hours: always guessing the most frequent label, and counting words.
 
-The TF-IDF floor is fitted on the CPU while the GPUs wait: 10 s for 25,000 posts and 15 labels on two cores, hence
-`report.floor_max_rows`. C=4 and words seen twice were the best of nine settings on GoEmotions' development posts.
+The TF-IDF floor is fitted on the CPU while the GPUs wait: 15 s for 25,000 posts and 15 labels on two cores, hence
+`report.floor_max_rows`. C=4 and words seen twice were the best of 20 settings on GoEmotions' development posts.
 
 Letters: N posts to predict, C labels.
 """
@@ -46,7 +46,7 @@ def tfidf_floor(train: Iterable[tuple[str, int]], texts: Sequence[str], classes:
     features = vectorizer.fit_transform(train_texts)
     model = LogisticRegression(C=4.0, class_weight="balanced", max_iter=1000, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 25,000 posts need 140 steps; where 1000 do not suffice, F1 has long settled
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 25,000 posts need 140 steps; a floor short of its optimum is still a floor
         model.fit(features, np.asarray(train_labels))
     prob_NC[:, model.classes_] = model.predict_proba(vectorizer.transform(texts))
     return prob_NC

@@ -29,11 +29,12 @@ def floors_plot(split: SplitFigures, floors: Sequence[Floor]) -> str:
     for row, (name, value, css) in enumerate(bars):
         y = 8 + row * step
         body.append(_text(left - 10, y + 18, name, "end", "strong" if not row else ""))
-        body.append(f'<rect x="{left}" y="{y + 2}" width="{max(x(value) - left, 1):.1f}" height="22" rx="3" class="{css}"/>')
+        body.append(_rect(left, y + 2, max(x(value) - left, 1), 22, css, ' rx="3"'))
         after = x(split.macro_f1_high) if not row else x(value)
         body.append(_text(max(after, x(value)) + 9, y + 18, f"{value:.3f}", "start", "strong" if not row else "muted"))
     low, high, middle = x(split.macro_f1_low), x(split.macro_f1_high), 21
-    body.append(f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 6}v12M{high:.1f} {middle - 6}v12" class="whisker"/>')
+    whisker = f"M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 6}v12M{high:.1f} {middle - 6}v12"
+    body += [f'<path d="{whisker}" class="{css}"/>' for css in ("halo", "whisker")]
     words = f"Macro-F1 {split.macro_f1:.3f}, 95 % interval {split.macro_f1_low:.3f} to {split.macro_f1_high:.3f}; " + ", ".join(
         f"{floor.name} {floor.macro_f1:.3f}" for floor in floors
     )
@@ -51,7 +52,7 @@ def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]]) ->
     body = [
         _text(left + classes * cell / 2, 13, "predicted", "middle", "muted"),
         f'<text transform="translate(12 {top + classes * cell / 2:.1f}) rotate(-90)" text-anchor="middle" class="muted">true label</text>',
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{classes * cell}" height="{classes * cell}" class="plate"/>',
+        _rect(left, top, classes * cell, classes * cell, "plate"),
     ]
     for i, (label, name) in enumerate(zip(labels, names, strict=True)):
         at = i * cell + cell / 2
@@ -63,7 +64,8 @@ def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]]) ->
             if count:
                 share = count / sum(row)
                 body.append(_cell(left + j * cell, top + i * cell, cell, font, count, share, i == j, f"{labels[i]} → {labels[j]}"))
-    return _svg(left + classes * cell + room * 0.72, top + classes * cell + 6, f"Confusion matrix of {classes} labels", body)
+    width, words = left + classes * cell + room * 0.72, f"Confusion matrix of {classes} labels; the most frequent mistakes are listed below"
+    return _svg(width, top + classes * cell + 6, words, body, narrowest=0.7 * width)
 
 
 def _cell(x: float, y: float, cell: float, font: float, count: int, share: float, right: bool, words: str) -> str:
@@ -72,8 +74,8 @@ def _cell(x: float, y: float, cell: float, font: float, count: int, share: float
     edge = ' class="right"' if right else ""
     return (
         f"<g{edge}><title>{escape(words)}: {count:,} ({percent(share)})</title>"
-        f'<rect x="{x + 0.75:.2f}" y="{y + 0.75:.2f}" width="{cell - 1.5}" height="{cell - 1.5}" rx="2" class="heat" fill-opacity="{opacity:.3f}"/>'
-        f'<text x="{x + cell / 2:.1f}" y="{y + cell / 2 + font * 0.36:.1f}" text-anchor="middle" font-size="{font}" class="{ink}">'
+        + _rect(x + 0.75, y + 0.75, cell - 1.5, cell - 1.5, "heat", f' rx="2" fill-opacity="{opacity:.3f}"')
+        + f'<text x="{x + cell / 2:.1f}" y="{y + cell / 2 + font * 0.36:.1f}" text-anchor="middle" font-size="{font}" class="{ink}">'
         f"{short_count(count)}</text></g>"
     )
 
@@ -93,16 +95,18 @@ def reliability_plot(bins: Iterable[ReliabilityBin]) -> str:
     ticks = [i / 5 for i in range(6)]
     body = _horizontal_grid(ticks, y, left, right)
     for one in filled:
-        assert one.confidence is not None and one.accuracy is not None
-        width = x(one.high) - x(one.low) - 2
+        assert one.confidence is not None
+        assert one.accuracy is not None
+        start, width = x(one.low) + 1, x(one.high) - x(one.low) - 2
         height = max(one.rows / most * strip, 1)
         words = f"confidence {one.confidence:.2f}, accuracy {one.accuracy:.2f}, {one.rows:,} posts"
-        body.append(
-            f"<g><title>{words}</title>"
-            f'<rect x="{x(one.low) + 1:.1f}" y="{y(one.accuracy):.1f}" width="{width:.1f}" height="{bottom - y(one.accuracy):.1f}" class="soft"/>'
-            f'<circle cx="{x(one.confidence):.1f}" cy="{y(one.accuracy):.1f}" r="4" class="accent"/>'
-            f'<rect x="{x(one.low) + 1:.1f}" y="{bottom + 8 + strip - height:.1f}" width="{width:.1f}" height="{height:.1f}" class="floor"/></g>'
-        )
+        body += [
+            f"<g><title>{words}</title>",
+            _rect(start, y(one.accuracy), width, bottom - y(one.accuracy), "soft"),
+            f'<circle cx="{x(one.confidence):.1f}" cy="{y(one.accuracy):.1f}" r="4" class="accent"/>',
+            _rect(start, bottom + 8 + strip - height, width, height, "floor"),
+            "</g>",
+        ]
     body.append(f'<path d="M{left} {bottom}L{right} {top}" class="diagonal"/>')
     floor = bottom + 8 + strip
     body += [_text(x(tick), floor + 17, f"{tick:.1f}", "middle", "muted") for tick in ticks]
@@ -135,7 +139,7 @@ def curve_plot(points: Sequence[tuple[int, float]], name: str, best_step: int | 
             body.append(f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="7" class="ring"/>')
         if len(points) <= 60 or step == best_step:
             body.append(f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="3.5" class="accent">{words}</circle>')
-    for step in _spread([step for step, _ in points], 5):
+    for step in _spread([step for step, _ in points], 6):
         body.append(_text(x(step), bottom + 18, f"{step:,}", "middle", "muted"))
     body.append(_text((left + right) / 2, bottom + 37, "optimizer step", "middle", "muted"))
     last_step, last = points[-1]
@@ -180,10 +184,11 @@ def _text(x: float, y: float, words: str, anchor: str, css: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{named}>{escape(words)}</text>'
 
 
-def _svg(width: float, height: float, words: str, body: Iterable[str]) -> str:
-    """Shrinks with the page and is never enlarged beyond its own size."""
-    return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" role="img" aria-label="{escape(words)}">'
-        + "".join(body)
-        + "</svg>"
-    )
+def _rect(x: float, y: float, width: float, height: float, css: str, more: str = "") -> str:
+    return f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" class="{css}"{more}/>'
+
+
+def _svg(width: float, height: float, words: str, body: Iterable[str], narrowest: float = 0) -> str:
+    """Shrinks with the page down to `narrowest` pixels, and is never enlarged beyond its own size."""
+    size = f"max-width:{width:.0f}px;min-width:{narrowest:.0f}px"
+    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="{size}" role="img" aria-label="{escape(words)}">{"".join(body)}</svg>'

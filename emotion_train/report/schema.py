@@ -131,6 +131,22 @@ class Verdict(_Part):
     sentence: str
 
 
+class Scorecard(_Part):
+    """The content of scorecard.json: an adapter on one split or file, apart from any run."""
+
+    schema_version: Literal["emotion-train/scorecard/1"] = "emotion-train/scorecard/1"
+    source: str
+    name: str
+    run_id: str | None = Field(description="The run that published the adapter.")
+    base: str
+    precision: str = Field(description="Of the base in this evaluation.")
+    labels: tuple[str, ...]
+    figures: SplitFigures
+
+    def to_bytes(self) -> bytes:
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
+
 class Report(_Part):
     schema_version: Literal["emotion-train/report/1"] = SCHEMA
     verdict: Verdict

@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from emotion_train.report.schema import Report, SplitFigures
+from emotion_train.report.schema import Report, Scorecard, SplitFigures
 from emotion_train.report.units import dollars, duration, memory, percent, rate, signed
 
 _STYLES = {"beaten": ("green", "✓"), "open": ("yellow", "≈"), "not beaten": ("red", "✗")}
@@ -23,6 +23,16 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Padding(part, (0, 0, 1, 2)))
     for warning in report.warnings:
         console.print(Text.assemble(("! ", "yellow"), warning))
+
+
+def print_scorecard(card: Scorecard, console: Console) -> None:
+    split = card.figures
+    span = _span(f"{split.macro_f1_low:.3f}", f"{split.macro_f1_high:.3f}")
+    console.print(Text(f"Macro-F1 {split.macro_f1:.3f} ({span}) on {split.rows:,} posts of {card.name}, {card.source}", "bold"))
+    console.print()
+    also = f"weighted F1 {split.weighted_f1:.3f}, accuracy {split.accuracy:.3f}, log loss {split.log_loss:.3f}"
+    for part in (_floors(split), _per_label(split), Text(f"{also}, calibration error {split.calibration_error:.3f}", "dim")):
+        console.print(Padding(part, (0, 0, 1, 2)))
 
 
 def _floors(split: SplitFigures) -> Table:

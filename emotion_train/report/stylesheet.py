@@ -1,0 +1,59 @@
+"""How the report looks: every colour is a variable, with one set each for light, dark and paper."""
+
+from __future__ import annotations
+
+STYLESHEET = """
+:root{color-scheme:light dark;--page:#f6f7f8;--card:#fff;--ink:#1b1f24;--muted:#626a73;--edge:#e3e6e9;--accent:#3558d4;--on:#fff;
+--soft:#c3cff5;--floor:#b3bac2;--good:#1e7d3c;--open:#9a6400;--bad:#c22b2b}
+@media (prefers-color-scheme:dark){:root{--page:#0f1215;--card:#171b1f;--ink:#e8eaed;--muted:#9aa3ad;--edge:#2a3036;--accent:#86a0ff;
+--on:#0c1020;--soft:#35447d;--floor:#4d565f;--good:#6fd58c;--open:#f2b94f;--bad:#ff8a8a}}
+@media print{:root{--page:#fff;--card:#fff;--ink:#000;--muted:#444;--edge:#ccc;--accent:#3558d4;--on:#fff;--soft:#c3cff5;--floor:#b3bac2;
+--good:#1e7d3c;--open:#9a6400;--bad:#c22b2b}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
+-webkit-print-color-adjust:exact;print-color-adjust:exact}
+main{max-width:1000px;margin:0 auto;padding:32px 20px 64px}
+header{margin-bottom:28px}
+.run{max-width:none;margin:0 0 14px;color:var(--muted);overflow-wrap:anywhere}.run b{color:var(--ink);font-weight:600}
+h1{position:relative;margin:0 0 22px;padding:16px 20px 16px 52px;border:1px solid var(--edge);border-left:5px solid;border-radius:8px;
+background:var(--card);font-size:19px;line-height:1.45;font-weight:550;text-wrap:pretty}
+h1.good{border-left-color:var(--good)}h1.open{border-left-color:var(--open)}h1.bad{border-left-color:var(--bad)}
+h1 span{position:absolute;left:19px;font-weight:700}
+h1.good span{color:var(--good)}h1.open span{color:var(--open)}h1.bad span{color:var(--bad)}
+h2{margin:0 0 14px;font-size:17px;font-weight:650}h3{margin:22px 0 8px;font-size:15px;font-weight:650}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:12px;margin:0}
+.tiles div{padding:14px 16px;border:1px solid var(--edge);border-radius:8px;background:var(--card)}
+.tiles dt{color:var(--muted);font-size:13px}.tiles dd{margin:0;font-size:26px;line-height:1.3;font-weight:650;
+font-variant-numeric:tabular-nums}
+.tiles small{display:block;color:var(--muted);font-size:12.5px;font-weight:400}
+section{margin:0 0 16px;padding:20px 24px 22px;border:1px solid var(--edge);border-radius:8px;background:var(--card)}
+p{max-width:75ch;margin:0 0 14px}ul{margin:0;padding-left:20px}li{margin:5px 0;max-width:85ch;overflow-wrap:anywhere}
+figure{margin:0 0 8px;break-inside:avoid}figcaption{margin:6px 0 12px;color:var(--muted);font-size:13px}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(380px,100%),1fr));gap:8px 32px;align-items:start}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
+th,td{padding:5px 14px 5px 0;border-bottom:1px solid var(--edge);text-align:right;font-weight:400;white-space:nowrap}
+th:last-child,td:last-child{padding-right:2px}tr{break-inside:avoid}tbody tr:last-child>*{border-bottom:0}
+thead th{color:var(--muted);font-size:13px;vertical-align:bottom}.word,.bars th:first-child{text-align:left}
+tbody th.word,.bars tbody th{max-width:260px;overflow:hidden;text-overflow:ellipsis}
+.total tbody tr:last-child>*{border-top:1px solid var(--muted);font-weight:650}
+.bars{width:100%}.bars thead th:nth-child(n+3):not(:last-child){text-align:left}
+.bar div{display:flex;align-items:center;gap:9px}.bar span{min-width:2.2em;text-align:right}.bar b{flex:1;min-width:40px}
+.bars .bar:nth-child(2) span{min-width:4em}.bars th:nth-child(2){text-align:left;padding-left:1.6em}
+.bar i{display:block;height:9px;border-radius:2px}
+i.accent{background:var(--accent)}i.soft{background:var(--soft)}i.floor{background:var(--floor)}
+.facts{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:5px 20px;margin:0;font-size:14px}
+.facts dt{color:var(--muted)}.facts dd{margin:0;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+pre{margin:0;columns:3 230px;column-gap:32px;white-space:pre-wrap;overflow-wrap:anywhere;
+font:12.5px/1.55 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+svg{display:block;width:100%;height:auto;overflow:visible;font-size:12px}
+svg text{fill:var(--ink);font-variant-numeric:tabular-nums}svg .muted{fill:var(--muted)}svg .strong{font-weight:650}
+svg .accent{fill:var(--accent)}svg .floor{fill:var(--floor)}svg .soft{fill:var(--soft)}svg .grid{stroke:var(--edge);fill:none}
+svg .whisker{stroke:var(--ink);stroke-width:1.6;fill:none}svg .halo{stroke:var(--card);stroke-width:4;fill:none;opacity:.7}
+svg .diagonal{stroke:var(--muted);stroke-dasharray:4 4;fill:none}
+svg .line{stroke:var(--accent);stroke-width:2;fill:none;stroke-linejoin:round}svg .ring{fill:none;stroke:var(--accent);stroke-width:2}
+svg .plate{fill:var(--page)}svg .heat{fill:var(--accent)}svg .on{fill:var(--on)}svg .off{fill:var(--ink)}svg .right text{font-weight:650}
+@media print{main{max-width:none;padding:0}section{border:0;padding:8px 0;margin-bottom:12px}h2,h3{break-after:avoid}
+.wide{overflow:visible}svg{min-width:0!important}}
+"""

@@ -1,0 +1,482 @@
+"""The report's figures against scikit-learn, its honesty, and pages that survive hostile labels."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from sklearn import metrics as sk
+
+from emotion_train.config import ReportSection
+from emotion_train.metrics import confusion
+from emotion_train.report.figures import Measured, SplitResult, build_report
+from emotion_train.report.floors import MAJORITY, TFIDF, majority_floor, tfidf_floor
+from emotion_train.report.pages import render_html
+from emotion_train.report.plots import nice_ticks
+from emotion_train.report.predictions import (
+    Inconsistent,
+    Predictions,
+    join_predictions,
+    predictions_from_parquet,
+    predictions_key,
+    predictions_to_parquet,
+)
+from emotion_train.report.schema import Dataset, Evaluation, Floor, Identity, Report
+from emotion_train.report.terminal import print_report
+from emotion_train.report.units import dollars, duration, memory, short_count, signed
+
+HOSTILE = "<script>alert('\"&')</script>"
+
+
+def predictions(rows: int = 400, classes: int = 5, skill: float = 2.0, seed: int = 0) -> Predictions:
+    """Skewed labels and a softmax whose true logit is `skill` higher; the same seed gives the same truth for any skill."""
+    generator = np.random.default_rng(seed)
+    share_C = 1 / np.arange(1, classes + 1)
+    truth_N = generator.choice(classes, rows, p=share_C / share_C.sum())
+    logits_NC = generator.normal(size=(rows, classes))
+    logits_NC[np.arange(rows), truth_N] += skill
+    prob_NC = np.exp(logits_NC) / np.exp(logits_NC).sum(axis=1, keepdims=True)
+    return Predictions.of([f"post-{row:05d}" for row in range(rows)], truth_N, prob_NC)
+
+
+def result(model: Predictions, tfidf: Predictions | None = None) -> SplitResult:
+    return SplitResult(confusion(model.truth_N, model.predicted_N, model.prob_NC.shape[1]), model, tfidf)
+
+
+def report(splits: dict[str, SplitResult], labels: list[str] | None = None, evaluations: int = 3, **section) -> Report:
+    first = next(iter(splits.values())).predictions
+    classes = first.prob_NC.shape[1]
+    counts = {name: tuple(one.counts_CC.sum(axis=1).tolist()) for name, one in splits.items()}
+    counts["train"] = tuple(10 * count for count in next(iter(counts.values())))
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    return build_report(
+        labels=labels or [f"label {i}" for i in range(classes)],
+        splits=splits,
+        history=[
+            Evaluation(step=100 * i, epoch=i / 2, train_loss=2 / i, macro_f1=0.3 + 0.1 * i, learning_rate=1e-4)
+            for i in range(1, evaluations + 1)
+        ],
+        best_step=100 * evaluations,
+        dataset=Dataset(
+            rows={name: sum(count_C) for name, count_C in counts.items()}, label_counts=counts, cleaning={"source": "posts.csv", "seed": 1}
+        ),
+        measured=Measured(
+            posts=12_000,
+            real_tokens=210_000,
+            computed_tokens=280_000,
+            train_seconds=40.0,
+            evaluation_seconds=3.0,
+            wall_seconds=60.0,
+            peak_memory_bytes=3 * 2**30,
+            memory_kind="GPU",
+        ),
+        identity=Identity(
+            run_id="run-1",
+            config={"train": {"epochs": 3}},
+            config_sha256="c" * 64,
+            index_sha256="i" * 64,
+            data_url="s3://team/emotions",
+            base="some/base",
+            precision="nf4",
+            versions={"torch": "2"},
+            git_commit=None,
+            device="GPU",
+            world_size=2,
+            started_utc=when,
+            ended_utc=when,
+        ),
+        settings=ReportSection(bootstrap_samples=200, **section),
+        seed=1,
+    )
+
+
+class Wellformed(HTMLParser):
+    """Raises on a tag that is not closed in order; collects tags, attributes and text."""
+
+    VOID = frozenset({"meta", "br", "rect", "circle", "path"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def parsed(page: str) -> Wellformed:
+    parser = Wellformed()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+# ---- figures
+
+
+def test_figures_are_those_of_scikit_learn():
+    model = predictions()
+    split = report({"test": result(model)}).splits["test"]
+    truth_N, predicted_N = model.truth_N, model.predicted_N
+    assert split.macro_f1 == pytest.approx(sk.f1_score(truth_N, predicted_N, average="macro"))
+    assert split.weighted_f1 == pytest.approx(sk.f1_score(truth_N, predicted_N, average="weighted"))
+    assert split.accuracy == pytest.approx(sk.accuracy_score(truth_N, predicted_N))
+    assert split.log_loss == pytest.approx(sk.log_loss(truth_N, model.prob_NC), rel=1e-5)
+    assert split.macro_f1_low < split.macro_f1 < split.macro_f1_high
+    np.testing.assert_array_equal(split.confusion, sk.confusion_matrix(truth_N, predicted_N))
+    np.testing.assert_allclose([one.f1 for one in split.per_label], sk.f1_score(truth_N, predicted_N, average=None))
+
+
+def test_speed_and_cost_are_derived_from_clock_and_counters():
+    speed = report({"test": result(predictions())}, usd_per_hour=6.0).speed
+    assert (speed.posts_per_second, speed.tokens_per_second) == (300, 5250)
+    assert speed.padding_share == pytest.approx(0.25)
+    assert speed.usd == pytest.approx(0.1)
+    assert report({"test": result(predictions())}).speed.usd is None
+
+
+def test_report_survives_its_file():
+    written = report({"test": result(predictions()), "validation": result(predictions(seed=3))})
+    assert Report.model_validate_json(written.to_bytes()) == written
+    assert written.to_bytes() == report({"test": result(predictions()), "validation": result(predictions(seed=3))}).to_bytes()
+
+
+def test_test_split_is_quoted_before_validation():
+    both = report({"validation": result(predictions(seed=3)), "test": result(predictions())})
+    assert both.headline == "test"
+    assert not any("no test split" in warning for warning in both.warnings)
+    alone = report({"validation": result(predictions())})
+    assert alone.headline == "validation"
+    assert any("no test split" in warning for warning in alone.warnings)
+
+
+def test_a_loss_that_is_not_finite_does_not_stop_the_report():
+    assert Evaluation(step=1, epoch=1, train_loss=float("nan"), macro_f1=0.1, learning_rate=0.1).train_loss is None
+
+
+# ---- disagreement
+
+
+def test_counts_that_differ_from_the_predictions_stop_the_report():
+    good = result(predictions())
+    counts_CC = good.counts_CC.copy()
+    counts_CC[0, 1] += 1
+    with pytest.raises(Inconsistent, match=r"401 posts and the predictions are 400; label 0 predicted as 1"):
+        report({"test": SplitResult(counts_CC, good.predictions)})
+
+
+def test_a_post_that_is_predicted_twice_stops_the_report():
+    once = predictions()
+    twice = Predictions.of(("post-00001", *once.ids[1:]), once.truth_N, once.prob_NC)
+    with pytest.raises(Inconsistent, match="400 predictions of 399 posts"):
+        report({"test": result(twice)})
+
+
+def test_other_label_counts_than_the_index_has_stop_the_report():
+    model, other = result(predictions()), result(predictions(seed=5))
+    good = report({"test": model})
+    with pytest.raises(Inconsistent, match="in the index"):
+        build_report(
+            labels=good.labels,
+            splits={"test": other},
+            history=[],
+            best_step=None,
+            dataset=good.dataset,
+            measured=Measured(1, 1, 1, 1.0, 1.0, 1.0, 1, "RSS"),
+            identity=good.identity,
+            settings=ReportSection(bootstrap_samples=100),
+            seed=0,
+        )
+
+
+def test_floor_predictions_of_other_posts_stop_the_report():
+    model = predictions()
+    with pytest.raises(Inconsistent, match="missing: 'post-00399'"):
+        report({"test": result(model, model.take(range(399)))})
+
+
+@pytest.mark.parametrize("prob", [[0.5, 0.4], [float("nan"), 1.0], [0.9, 0.1]])
+def test_probabilities_that_do_not_fit_their_prediction_are_refused(prob):
+    with pytest.raises(Inconsistent, match=r"1 of 1 posts .* 'a'"):
+        Predictions.of(["a"], [0], [prob], [1])
+
+
+def test_tied_probabilities_allow_either_prediction():
+    assert Predictions.of(["a"], [0], [[0.5, 0.5]], [1]).predicted_N.tolist() == [1]
+
+
+# ---- verdict
+
+
+def test_a_model_above_the_floors_beats_the_strongest():
+    model = predictions(skill=4)
+    verdict = report({"test": result(model, predictions(skill=1))}).verdict
+    assert verdict.outcome == "beaten"
+    assert f"beats the {TFIDF} floor" in verdict.sentence
+
+
+def test_a_model_below_the_floor_is_said_to_be_worse():
+    found = report({"test": result(predictions(skill=1), predictions(skill=4))})
+    assert found.verdict.outcome == "not beaten"
+    assert f"does not beat the {TFIDF} floor" in found.verdict.sentence
+    assert "worse by" in found.verdict.sentence
+    assert any(warning.startswith(f"The model does not beat the {TFIDF} floor") for warning in found.warnings)
+
+
+def test_a_model_equal_to_the_floor_is_not_said_to_beat_it():
+    found = report({"test": result(predictions(), predictions())})
+    assert found.verdict.outcome == "open"
+    assert "cannot be told apart" in found.verdict.sentence
+    assert any("may be chance" in warning for warning in found.warnings)
+
+
+def test_a_lead_whose_interval_holds_zero_is_open():
+    scores = {"name": TFIDF, "macro_f1": 0.5, "weighted_f1": 0.5, "accuracy": 0.5}
+    assert Floor(**scores, difference=0.01, difference_low=-0.01, difference_high=0.03).outcome == "open"
+    assert Floor(**scores, difference=-0.01, difference_low=-0.03, difference_high=0.01).outcome == "open"
+    assert Floor(**scores, difference=0.01, difference_low=0.005, difference_high=0.03).outcome == "beaten"
+
+
+def test_always_guessing_the_majority_is_no_achievement():
+    model = predictions()
+    lazy_NC = np.tile(np.array([0.9, 0.025, 0.025, 0.025, 0.025]), (len(model.ids), 1))
+    found = report({"test": result(Predictions.of(model.ids, model.truth_N, lazy_NC))})
+    assert found.verdict.outcome == "open"
+    assert MAJORITY in found.verdict.sentence
+    assert "Labels the model never predicts: label 1, label 2, label 3, label 4." in found.warnings
+
+
+def test_a_floor_in_another_order_is_aligned_by_id():
+    model, floor = predictions(), predictions(skill=1)
+    order = np.random.default_rng(0).permutation(len(model.ids)).tolist()
+    assert report({"test": result(model, floor.take(order))}) == report({"test": result(model, floor)})
+
+
+def test_few_and_absent_labels_are_named():
+    truth_N = np.array([0] * 50 + [1] * 3)
+    model = Predictions.of([str(i) for i in range(53)], truth_N, np.eye(3)[truth_N])
+    found = report({"test": result(model)}, labels=["common", "rare", "absent"])
+    assert "Labels without a test post, which count 0 in macro-F1: absent." in found.warnings
+    assert any("rare (3)" in warning and "common" not in warning for warning in found.warnings)
+    assert found.splits["test"].macro_f1 == pytest.approx(2 / 3)
+
+
+def test_probabilities_that_are_too_high_are_named():
+    model = predictions(skill=0)
+    sharp_NC = np.where(np.arange(5) == model.predicted_N[:, None], 0.96, 0.01)
+    warnings = report({"test": result(Predictions.of(model.ids, model.truth_N, sharp_NC))}).warnings
+    assert any(warning.startswith("Probabilities are too high") for warning in warnings)
+
+
+def test_a_missing_floor_says_why():
+    def reason(**section):
+        return next(line for line in report({"test": result(predictions())}, **section).warnings if "no TF-IDF floor" in line)
+
+    assert "floor_max_rows is 0" in reason(floor_max_rows=0)
+    assert "4,000 training posts are more than" in reason(floor_max_rows=3999)
+    assert "not fitted" in reason()
+
+
+# ---- floors
+
+
+def test_majority_floor_is_the_most_frequent_training_label():
+    assert majority_floor([3, 9, 2], 4).tolist() == [1, 1, 1, 1]
+
+
+def test_tfidf_floor_learns_words_and_emoji_and_knows_no_absent_label():
+    train = [("I love this", 0), ("so lovely 😀", 0), ("I hate this", 2), ("awful 😡", 2)] * 5
+    prob_NC = tfidf_floor(iter(train), ["love", "hate", "😀", "😡"], 4, seed=0)
+    assert prob_NC.shape == (4, 4)
+    assert prob_NC.argmax(axis=1).tolist() == [0, 2, 0, 2]
+    assert (prob_NC[:, [1, 3]] == 0).all()
+    np.testing.assert_allclose(prob_NC.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(prob_NC, tfidf_floor(train, ["love", "hate", "😀", "😡"], 4, seed=0))
+
+
+def test_tfidf_floor_of_one_label_is_certain():
+    assert tfidf_floor([("a", 1), ("b", 1)], ["c"], 3, seed=0).tolist() == [[0, 1, 0]]
+
+
+# ---- predictions file
+
+
+def test_predictions_survive_their_file():
+    model = predictions()
+    back = predictions_from_parquet(predictions_to_parquet(model))
+    assert back.ids == model.ids
+    for name in ("truth_N", "predicted_N", "prob_NC"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(model, name))
+        assert getattr(back, name).dtype == getattr(model, name).dtype
+    assert predictions_key("test") == "predictions_test.parquet"
+
+
+def test_predictions_file_has_the_promised_columns():
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(io.BytesIO(predictions_to_parquet(predictions())))
+    assert schema.names == ["id", "label", "predicted", "probabilities"]
+    assert [schema.field(i).type for i in range(3)] == [pa.string(), pa.int32(), pa.int32()]
+    assert schema.field(3).type.value_type == pa.float32()
+
+
+@given(st.integers(1, 30), st.integers(1, 6), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=30)
+def test_any_split_over_ranks_gives_the_same_file(rows, ranks, random):
+    model = predictions(rows)
+    order = list(range(rows))
+    random.shuffle(order)
+    parts = [model.take(order[rank::ranks]) for rank in range(ranks)]
+    expected = predictions_to_parquet(model)
+    assert predictions_to_parquet(join_predictions(parts, rows)) == expected
+    assert predictions_to_parquet(join_predictions(parts, model.ids)) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected", "says"),
+    [
+        ([0, 1, 1, 2], 3, "4 predictions of 3 posts for 3 posts; 1 there more than once: 'post-00001'"),
+        ([0, 2], 3, "2 predictions of 2 posts for 3 posts"),
+        ([0, 2], ["post-00000", "post-00001", "post-00002"], "1 missing: 'post-00001'"),
+        ([0, 1, 2], ["post-00000", "post-00001"], "1 not of this split: 'post-00002'"),
+        ([], 3, "no rank has handed in a prediction"),
+    ],
+)
+def test_joining_names_what_is_missing_or_there_twice(rows, expected, says):
+    model = predictions(3)
+    with pytest.raises(Inconsistent, match=says):
+        join_predictions([model.take([row]) for row in rows], expected)
+
+
+def test_parts_with_other_numbers_of_labels_are_refused():
+    with pytest.raises(Inconsistent, match=r"\[4, 5\] labels"):
+        join_predictions([predictions(3, classes=5), predictions(3, classes=4)], 6)
+
+
+# ---- pages
+
+
+def hostile_report() -> Report:
+    return report({"test": result(predictions())}, labels=[HOSTILE, "joy & co", 'a"b', "c'd", "[red]e[/red]"])
+
+
+def test_hostile_labels_stay_text():
+    page = render_html(hostile_report())
+    found = parsed(page)
+    assert "script" not in found.tags
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    assert "<script" not in page
+    assert HOSTILE in found.text
+    assert 'a"b' in found.text
+
+
+def test_page_refers_to_nothing_outside():
+    page = render_html(hostile_report())
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "url(" not in page
+    assert "@import" not in page
+    assert not {"src", "href", "xlink:href", "srcset"} & {name for name, _ in parsed(page).attributes}
+
+
+@pytest.mark.parametrize("classes", [2, 15, 40])
+def test_page_and_terminal_show_every_label(classes):
+    written = report({"test": result(predictions(800, classes)), "validation": result(predictions(300, classes, seed=2))})
+    text = parsed(render_html(written)).text
+    console = Console(file=io.StringIO(), width=120)
+    print_report(written, console)
+    for label in written.labels:
+        assert label in text
+        assert label in console.file.getvalue()
+
+
+def test_plots_have_words_and_tables_have_heads():
+    found = parsed(render_html(report({"test": result(predictions())})))
+    assert found.tags.count("svg") == 5
+    assert len([value for name, value in found.attributes if name == "aria-label" and value]) == 5
+    assert found.tags.count("thead") == found.tags.count("table")
+    assert "scope" in dict(found.attributes)
+
+
+@pytest.mark.parametrize("evaluations", [0, 1, 200])
+def test_page_takes_any_number_of_evaluations(evaluations):
+    parsed(render_html(report({"test": result(predictions())}, evaluations=evaluations)))
+
+
+def test_page_takes_a_flat_curve_and_a_perfect_model():
+    truth_N = np.array([0, 1] * 10)
+    perfect = Predictions.of([str(i) for i in range(20)], truth_N, np.eye(2)[truth_N])
+    assert "There is no mistake" in parsed(render_html(report({"test": result(perfect)}, evaluations=1))).text
+
+
+def test_page_says_what_the_verdict_says():
+    for floor in (predictions(skill=1), predictions(skill=4), predictions()):
+        written = report({"test": result(predictions(), floor)}, usd_per_hour=2.0)
+        text = parsed(render_html(written)).text
+        assert written.verdict.sentence in text
+        for warning in written.warnings:
+            assert warning in text
+
+
+def test_terminal_takes_hostile_labels_as_they_are():
+    console = Console(file=io.StringIO(), width=140)
+    print_report(hostile_report(), console)
+    printed = console.file.getvalue()
+    assert HOSTILE in printed
+    assert "[red]e[/red]" in printed
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (signed(0.1234), "+0.123"),
+        (signed(-0.5), "−0.500"),
+        (signed(-0.0001), "+0.000"),
+        (duration(12.34), "12.3 s"),
+        (duration(330), "5.5 min"),
+        (duration(3570), "1 h 00 min"),
+        (duration(11_520), "3 h 12 min"),
+        (memory(76 * 2**30), "76.0 GiB"),
+        (memory(300 * 2**20), "300 MiB"),
+        (dollars(1234.5), "$1,234.50"),
+        (dollars(0.0123), "$0.0123"),
+        (short_count(999), "999"),
+        (short_count(1234), "1.2k"),
+        (short_count(9960), "10k"),
+        (short_count(5_600_000), "5.6M"),
+    ],
+)
+def test_numbers_are_written_for_people(found, expected):
+    assert found == expected
+
+
+@given(st.floats(-100, 100), st.floats(0, 100))
+def test_ticks_are_round_few_and_hold_the_data(low, width):
+    ticks = nice_ticks(low, low + width)
+    slack = 1e-6 * (ticks[-1] - ticks[0])
+    assert ticks[0] <= low + slack
+    assert ticks[-1] >= low + width - slack
+    assert 2 <= len(ticks) <= 7
