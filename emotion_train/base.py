@@ -54,15 +54,16 @@ class BaseFiles:
         """As `file`, but a missing one is refused."""
         path = self.file(file)
         if path is None:
+            where = "" if self.folder or self.gguf else ", or it is not in the local hub cache and the hub cannot be reached"
             raise WrongRequest(
-                f"The base {self.name} has no {file}; give the folder or hub id of a safetensors checkpoint, or a .gguf file."
+                f"The base {self.name} has no {file}{where}; give the folder or hub id of a safetensors checkpoint, or a .gguf file."
             )
         return path
 
 
 def _download(repo: str, file: str) -> Path | None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -77,6 +78,8 @@ def _download(repo: str, file: str) -> Path | None:
     try:
         return Path(hf_hub_download(repo, file))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        if isinstance(try_to_load_from_cache(repo, "config.json"), str):
+            return None  # a base used before: what the cache lacks, such as the index of a single-file checkpoint, is not there
         raise WrongRequest(
             f"The base {repo} is neither a folder here nor in the local hub cache, and the Hugging Face hub cannot be reached; {hint}."
         ) from None

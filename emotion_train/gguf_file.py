@@ -56,7 +56,10 @@ class GgufFile:
         kind = GGMLQuantizationType(tensor.kind)
         block, block_bytes = GGML_QUANT_SIZES[kind]
         row_bytes = tensor.shape[-1] // block * block_bytes
-        raw = np.memmap(self.path, dtype=np.uint8, mode="r", offset=tensor.start, shape=(*tensor.shape[:-1], row_bytes))
+        try:
+            raw = np.memmap(self.path, dtype=np.uint8, mode="r", offset=tensor.start, shape=(*tensor.shape[:-1], row_bytes))
+        except ValueError:
+            raise WrongRequest(f"The base {self.path} ends within {name}; download it again.") from None
         values = dequantize(np.array(raw), kind)
         return np.asarray(values, dtype=np.float32).reshape(tensor.shape)
 

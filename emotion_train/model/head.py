@@ -73,7 +73,9 @@ class EmotionClassifier(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each block in the backward pass: less memory, about a third slower."""
-        self.classifier.gradient_checkpointing_enable({"use_reentrant": False})
+        stock = self.classifier
+        enable = getattr(stock, "activation_checkpointing_enable", None) or stock.gradient_checkpointing_enable  # the latter before 5.2x
+        enable({"use_reentrant": False})
 
     def _hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention: dict[str, Any]) -> torch.Tensor:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == torch.bfloat16):

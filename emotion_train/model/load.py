@@ -143,8 +143,7 @@ def load_base(
         _sample(sample, name, tensor)
         _place(model, name, tensor, kind, device, quant_storage)
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)  # its buffers are in no checkpoint
-    model.score = nn.Linear(model.config.hidden_size, num_labels, bias=False, device=device, dtype=torch.float32)
-    nn.init.zeros_(model.score.weight)
+    model.score.weight = nn.Parameter(torch.zeros(num_labels, model.config.hidden_size, device=device))
     model.requires_grad_(False).eval()
     model.is_loaded_in_4bit = kind.quantised  # by this mark PEFT knows which adapter layers to make
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
@@ -274,13 +273,11 @@ def _gguf_config(gguf: GgufFile) -> Any:
     architecture = gguf.metadata.get("general.architecture")
     if architecture != "llama":
         raise WrongRequest(
-            f"The base {gguf.path} has the GGUF architecture {architecture}; supported is llama, as which Mistral and SmolLM2 are stored too."
+            f"The base {gguf.path} has the GGUF architecture {architecture}; supported is llama, which includes Mistral and SmolLM2."
         )
     scaled = "rope_freqs.weight" in gguf.tensors or gguf.metadata.get("llama.rope.scaling.type", "none") != "none"
     if scaled or "llama.expert_count" in gguf.metadata:
-        raise WrongRequest(
-            f"The base {gguf.path} scales its positions or has experts, which is read from safetensors only; give such a checkpoint."
-        )
+        raise WrongRequest(f"The base {gguf.path} scales its positions or has experts, read from safetensors only; give such a checkpoint.")
     from transformers import LlamaConfig
 
     def field(name: str, default: Any = None) -> Any:

@@ -9,11 +9,12 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import causal_checkpoint, multimodal_checkpoint, text_config, write_checkpoint
 from torch import nn
 
+from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.load import load_base, read_config, text_name
+from tests.emotion_train.tiny_models import causal_checkpoint, multimodal_checkpoint, text_config, write_checkpoint
 
 IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))
 
@@ -153,7 +154,7 @@ def test_checkpoint_that_does_not_fit_is_refused_before_a_tensor_is_read(
 def test_shard_named_by_the_index_but_absent_is_refused(tmp_path: Path) -> None:
     folder = causal_checkpoint(tmp_path / "base")
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(WrongRequest, match="has no model-00002-of-00002.safetensors"):
+    with pytest.raises(WrongRequest, match=r"has no model-00002-of-00002\.safetensors"):
         load_base(str(folder), "fp32", 2, "cpu")
 
 
@@ -179,6 +180,25 @@ def test_unreachable_hub_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WrongRequest, match=r"someone/some-model is neither a folder here nor in the local hub cache"):
         read_config("someone/some-model")
+
+
+def test_base_in_the_hub_cache_loads_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    repo = tmp_path / "models--someone--small"
+    causal_checkpoint(repo / "snapshots" / "abc", shards=1)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    snapshot = repo / "snapshots" / "abc"
+    (snapshot / "model-00001-of-00001.safetensors").rename(snapshot / "model.safetensors")
+    (snapshot / "model.safetensors.index.json").unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert load_base("someone/small", "fp32", 2, "cpu")[1].name == "someone/small"
+    assert PostTokenizer.load("someone/small", 16).bos_id == 1
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(WrongRequest, match=r"has no model\.safetensors, or it is not in the local hub cache"):
+        load_base("someone/small", "fp32", 2, "cpu")
 
 
 def test_folder_without_config_or_with_pickles_only_is_refused(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def write_tokenizer(folder: Path, bos: bool = True) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def causal_checkpoint(folder: Path, kind: str = "mistral", seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+def causal_checkpoint(
+    folder: Path, kind: str = "mistral", seed: int = 0, dtype: torch.dtype = torch.float32, shards: int = 2, **changes: Any
+) -> Path:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -69,15 +71,16 @@ def causal_checkpoint(folder: Path, kind: str = "mistral", seed: int = 0, dtype:
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    return write_checkpoint(folder, model.config, model.state_dict())
+    return write_checkpoint(folder, model.config, model.state_dict(), shards)
 
 
 def multimodal_checkpoint(folder: Path, layout: str = "hub") -> tuple[Path, Any]:
     """A small Mistral Small 3.1 with its vision tower, and the whole model. `hub` names its tensors as the published files do."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    heads = {"num_attention_heads": 2, "head_dim": 16}
     vision = AutoConfig.for_model(
-        "pixtral", hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, head_dim=16, image_size=28, patch_size=14
+        "pixtral", hidden_size=32, intermediate_size=64, num_hidden_layers=1, image_size=28, patch_size=14, **heads
     )
     text = text_config("mistral", architectures=["MistralForCausalLM"])
     config = AutoConfig.for_model("mistral3", text_config=text.to_dict(), vision_config=vision.to_dict(), image_token_index=0)
