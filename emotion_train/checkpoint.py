@@ -43,7 +43,8 @@ _FIXED = (
 class Progress:
     """Where a run is, and what all ranks have seen: `step` counts completed optimizer steps of the whole run.
 
-    `computed_tokens` counts filling too. Counts and seconds are those up to the last evaluation.
+    `computed_tokens` counts filling too. Counts and seconds are those up to the last
+    evaluation; `earlier_wall_seconds` is what the processes before this one held the machine for, until their last commit.
     """
 
     step: int = 0
@@ -53,6 +54,7 @@ class Progress:
     bad_rows: int = 0
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    earlier_wall_seconds: float = 0.0
     history: list[dict[str, float | int | None]] = field(default_factory=list)
 
 

@@ -150,7 +150,7 @@ def _start_trainer(job: Job, model: EmotionClassifier, writer: Writer | None, st
     weights_C = class_weights(job.index.split("train").label_counts, job.config.loss.class_weights)
     train = _open_loader(job, "train", weights_C, job.config.train.global_batch_size, job.config.run.seed, stack)
     validation = _scoring_loader(job, job.config.evaluation.split, stack)
-    trainer = Trainer(job.config, job.index, job.accelerator, job.ranks, model, train, validation, writer)
+    trainer = Trainer(job.config, job.index, job.accelerator, job.ranks, model, train, validation, writer, job.started)
     if writer is not None:
         writer.claim(0, 0)
     job.ranks.from_main(None)  # nobody reads the log before it is claimed
@@ -264,7 +264,7 @@ def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult],
             computed_tokens=progress.computed_tokens,
             train_seconds=progress.train_seconds,
             evaluation_seconds=progress.evaluation_seconds,
-            wall_seconds=(ended - job.started).total_seconds(),
+            wall_seconds=trainer.wall_seconds(),
             peak_memory_bytes=memory_bytes,
             memory_kind=memory_kind,
         ),

@@ -12,7 +12,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +59,10 @@ class Scored:
 
 
 class Trainer:
-    """Trains the adapter of `model`. `writer` is None on all ranks but 0; `tell` and `tell_milestone` are for the terminal."""
+    """Trains the adapter of `model`; `started` is when this process began.
+
+    `writer` is None on all ranks but 0; `tell` and `tell_milestone` are for the terminal.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Trainer:
         train: Loader,
         validation: Loader,
         writer: Writer | None,
+        started: datetime,
     ) -> None:
         self.config = config
         self.index = index
@@ -78,6 +83,7 @@ class Trainer:
         self.train_loader = train
         self.validation_loader = validation
         self.writer = writer
+        self.started = started
         self.tell: Callable[[Progress, str], None] = lambda progress, words: None
         self.tell_milestone: Callable[[str], None] = lambda line: None
         self.progress = Progress()
@@ -205,9 +211,14 @@ class Trainer:
             epoch = self.progress.step // self.steps_per_epoch
             checkpoint.commit(self.writer, self.state(), epoch, self.config, self.index, metrics)
 
+    def wall_seconds(self) -> float:
+        """How long the machine was held for this run, by this process and by those before it."""
+        return self.progress.earlier_wall_seconds + (datetime.now(UTC) - self.started).total_seconds()
+
     def state(self) -> State:
         """A copy of all that a resumed run needs."""
-        return State(self.progress, adapter_state(self.bare_model), checkpoint.optimizer_state(self.optimizer, self.names))
+        progress = replace(self.progress, earlier_wall_seconds=self.wall_seconds())
+        return State(progress, adapter_state(self.bare_model), checkpoint.optimizer_state(self.optimizer, self.names))
 
     def restore(self, state: State) -> None:
         self.progress = state.progress

@@ -1,0 +1,173 @@
+"""Score an adapter on a split of a prepared data set, or on a file of labelled posts, with the same figures and floors as the report.
+
+A file is held in memory; a data set's split is streamed, its predictions are held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emotion_train.errors import WrongRequest
+from emotion_train.predict import add_adapter_arguments, choose_device
+
+if TYPE_CHECKING:
+    from emotion_train.model.lora import LoadedAdapter
+    from emotion_train.report.figures import SplitResult
+
+_BOOTSTRAP_SAMPLES = 2000
+_FLOOR_MAX_ROWS = 100_000
+_POSTS_PER_STEP = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_adapter_arguments(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", metavar="DATA_URL", help="data set written by `emotion-train prepare`")
+    what.add_argument("--file", metavar="FILE", help="labelled posts: a CSV, JSONL or Parquet file, or a folder of them")
+    parser.add_argument("--split", default="test", metavar="NAME", help="split of --data (default: test)")
+    parser.add_argument("--text-column", default="text", metavar="NAME", help="column of the post in --file (default: text)")
+    parser.add_argument("--label-column", default="label", metavar="NAME", help="column of the label in --file (default: label)")
+    parser.add_argument("--out", metavar="FOLDER", help="folder or s3:// URL for scorecard.json and the predictions (default: only print)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the figures, and write them where --out says."""
+    from rich.console import Console
+
+    from emotion_train.model.lora import load_adapter
+    from emotion_train.report.figures import split_figures
+    from emotion_train.report.predictions import predictions_key, predictions_to_parquet
+    from emotion_train.report.schema import Scorecard
+    from emotion_train.report.terminal import print_scorecard
+    from emotion_train.storage import open_store
+
+    out = open_store(arguments.out) if arguments.out else None
+    device = choose_device(arguments.device)
+    adapter = load_adapter(arguments.adapter, base=arguments.base, precision=arguments.precision, device=device)
+    score = _score_split if arguments.data else _score_file
+    result, train_counts = score(arguments, adapter)
+    name = arguments.split if arguments.data else "file"
+    card = Scorecard(
+        source=arguments.data or arguments.file,
+        name=name,
+        run_id=adapter.facts.run_id,
+        base=arguments.base or adapter.facts.base,
+        precision=arguments.precision or adapter.facts.precision,
+        labels=adapter.labels,
+        figures=split_figures(name, result, adapter.labels, {"train": train_counts}, _BOOTSTRAP_SAMPLES, seed=0),
+    )
+    print_scorecard(card, Console(highlight=False, soft_wrap=True))
+    if out is not None:
+        out.write("scorecard.json", card.to_bytes())
+        out.write(predictions_key(name), predictions_to_parquet(result.predictions))
+        print(f"written: {out.url_of('scorecard.json')} and {predictions_key(name)}")
+    return 0
+
+
+def _score_split(arguments: argparse.Namespace, adapter: LoadedAdapter) -> tuple[SplitResult, Sequence[int]]:
+    """The result on a split of a data set whose labels the adapter knows, and the training posts of each of the adapter's labels."""
+    from emotion_train.data.index import read_index
+    from emotion_train.data.loader import open_loader
+    from emotion_train.metrics import confusion
+    from emotion_train.progress import ProgressLine
+    from emotion_train.publish import tfidf_predictions
+    from emotion_train.report.figures import SplitResult
+    from emotion_train.report.predictions import Predictions, join_predictions
+    from emotion_train.scoring import score
+    from emotion_train.storage import open_store
+
+    store = open_store(arguments.data)
+    index = read_index(store)
+    split = index.split(arguments.split)
+    places = np.array([_place_of(label, adapter.labels, arguments.data) for label in index.labels])
+    classes = len(adapter.labels)
+
+    loader = open_loader(
+        store,
+        split,
+        adapter.tokenizer,
+        np.ones(len(index.labels)),
+        seed=0,
+        global_batch_size=_POSTS_PER_STEP,
+        tokens_per_microbatch=_capacity(arguments, adapter),
+    )
+    with loader, ProgressLine("scoring", split.rows, "posts") as line:
+        scored = score(adapter.model, loader, adapter.model.device, classes, line.update)
+    scored = join_predictions([Predictions.of(scored.ids, places[scored.truth_N], scored.prob_NC, scored.predicted_N)], split.rows)
+    floor = tfidf_predictions(store, index, [arguments.split], _FLOOR_MAX_ROWS, seed=0).get(arguments.split)
+    if floor is not None:
+        prob_NC = np.zeros((len(floor.ids), classes), np.float32)
+        prob_NC[:, places] = floor.prob_NC
+        floor = Predictions.of(floor.ids, places[floor.truth_N], prob_NC)
+    train_counts = np.zeros(classes, np.int64)
+    if "train" in index.splits:
+        train_counts[places] = index.splits["train"].label_counts
+    return SplitResult(confusion(scored.truth_N, scored.predicted_N, classes), scored, floor), train_counts.tolist()
+
+
+def _place_of(label: str, labels: Sequence[str], data_url: str) -> int:
+    if label not in labels:
+        raise WrongRequest(
+            f"The data set {data_url} has the label {label!r}, which the adapter does not know; its labels are {', '.join(labels)}."
+        )
+    return labels.index(label)
+
+
+def _score_file(arguments: argparse.Namespace, adapter: LoadedAdapter) -> tuple[SplitResult, Sequence[int]]:
+    """The result on a file. Its own commonest label stands in for that of the training posts, which can only raise the floor."""
+    from emotion_train.metrics import confusion
+    from emotion_train.progress import ProgressLine
+    from emotion_train.report.figures import SplitResult
+    from emotion_train.report.predictions import Predictions, join_predictions
+    from emotion_train.scoring import probabilities_of
+
+    ids, texts, truth = labelled_posts(arguments.file, arguments.text_column, arguments.label_column, adapter.labels)
+    chunks = []
+    with ProgressLine("scoring", len(texts), "posts") as line:
+        for start in range(0, len(texts), _POSTS_PER_STEP):
+            chunk = texts[start : start + _POSTS_PER_STEP]
+            capacity = _capacity(arguments, adapter)
+            chunks.append(probabilities_of(adapter.model, adapter.tokenizer, chunk, capacity, adapter.model.device, len(adapter.labels)))
+            line.update(start + len(chunk))
+    scored = join_predictions([Predictions.of(ids, truth, np.concatenate(chunks))], len(ids))
+    counts_CC = confusion(scored.truth_N, scored.predicted_N, len(adapter.labels))
+    return SplitResult(counts_CC, scored), counts_CC.sum(axis=1).tolist()
+
+
+def labelled_posts(source: str, text_column: str, label_column: str, labels: Sequence[str]) -> tuple[list[str], list[str], list[int]]:
+    """Ids, texts and label numbers of every row, duplicates included.
+
+    Raises `WrongRequest` naming the rows that cannot be scored.
+    """
+    from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, LabelNames, Rules
+    from emotion_train.data.posts import Columns, open_source
+
+    found = open_source(source, Columns(text_column, label_column))
+    findings = Findings(file.name for file in found.files)
+    cleaner = Cleaner(Rules(max_chars=20_000, seed=0), LabelNames(tuple(labels), found.label_names), findings)
+    rows: list[Any] = [cleaner.clean(batch, None) for batch in found.batches()]
+    if lines := findings.lines(REFUSED):
+        raise WrongRequest(
+            f"{source} has posts that cannot be scored:\n  "
+            + "\n  ".join(lines)
+            + f"\nMend them; the adapter's labels are {', '.join(labels)}."
+        )
+    columns = [[value for batch in rows for value in batch.column(name).to_pylist()] for name in ("id", "text", "label")]
+    if not columns[0]:
+        raise WrongRequest(f"{source} has no posts; give a file with the columns {text_column} and {label_column}.")
+    return columns[0], columns[1], columns[2]
+
+
+def _capacity(arguments: argparse.Namespace, adapter: LoadedAdapter) -> int:
+    return max(int(arguments.tokens_per_microbatch), adapter.tokenizer.max_length)
+
+
+if __name__ == "__main__":
+    from emotion_train.cli import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,62 @@
+"""The demonstration corpus: real imbalance, and no near-copy across splits."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from itertools import combinations
+
+import pytest
+
+from emotion_train.demo import POSTS, _make_anew, small_model
+from emotion_train.errors import WrongRequest
+
+SPLITS = ("train", "validation", "test")
+
+
+def read(split: str) -> list[tuple[str, str]]:
+    with (POSTS / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+        return [(row["text"], row["label"]) for row in csv.DictReader(file)]
+
+
+def test_it_has_fifteen_emotions_with_real_imbalance_in_every_split() -> None:
+    counts = {split: Counter(label for _, label in read(split)) for split in SPLITS}
+    whole = sum(counts.values(), Counter())
+    assert whole.total() == 1502
+    assert max(whole.values()) >= 20 * min(whole.values())
+    assert all(len(count) == 15 and min(count.values()) >= 3 for count in counts.values())
+
+
+def five_grams(text: str) -> frozenset[str]:
+    folded = re.sub(r"\W+", " ", text.casefold())
+    return frozenset(folded[i : i + 5] for i in range(max(1, len(folded) - 4)))
+
+
+def test_no_near_copy_crosses_a_split() -> None:
+    grams = {split: [five_grams(text) for text, _ in read(split)] for split in SPLITS}
+    for one, other in combinations(SPLITS, 2):
+        for a in grams[one]:
+            for b in grams[other]:
+                if 3 * min(len(a), len(b)) > max(len(a), len(b)):  # else they cannot share 30 %
+                    assert len(a & b) <= 0.3 * len(a | b), (one, other, sorted(a)[:3])
+
+
+def test_posts_vary_in_length_and_voice() -> None:
+    texts = [text for split in SPLITS for text, _ in read(split)]
+    words = [len(text.split()) for text in texts]
+    assert min(words) <= 4
+    assert max(words) >= 45
+    assert 0.1 < sum(bool(re.search(r"[\U0001F300-\U0001FAFF☀-➿]", text)) for text in texts) / len(texts) < 0.3
+    assert len({" ".join(text.split()[:3]).casefold() for text in texts}) > 0.95 * len(texts)
+
+
+def test_the_demo_does_not_remove_a_folder_that_it_did_not_make(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(WrongRequest, match="not made by the demo"):
+        _make_anew(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_the_small_model_is_installed_by_the_lock() -> None:
+    assert small_model().stat().st_size > 50 << 20

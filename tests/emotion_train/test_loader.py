@@ -1,0 +1,145 @@
+"""From a prepared data set to packed steps: each post once, the same on any number of ranks, and only bytes that the index describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emotion_train.data.index import Index, read_index
+from emotion_train.data.loader import Loader, StepBatch, open_loader
+from emotion_train.data.reader import RowGroupReader
+from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.prepare import prepare
+from emotion_train.publish import posts
+from emotion_train.storage import Store, open_store
+from tests.emotion_train.tiny_models import write_tokenizer
+from tests.emotion_train.tiny_runs import write_posts
+
+WEIGHTS = np.array([1.0, 2.0, 0.5, 4.0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("posts")
+    prepare(str(write_posts(folder / "source")), str(folder / "data"))
+    write_tokenizer(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(folder: Path) -> tuple[Store, Index, PostTokenizer]:
+    store = open_store(str(folder / "data"))
+    return store, read_index(store), PostTokenizer.load(str(folder / "tokenizer"), 96)
+
+
+def loader(prepared: tuple[Store, Index, PostTokenizer], batch: int, rank: int = 0, world_size: int = 1, tokens: int = 256) -> Loader:
+    store, index, tokenizer = prepared
+    return open_loader(
+        store,
+        index.split("train"),
+        tokenizer,
+        WEIGHTS,
+        seed=7,
+        global_batch_size=batch,
+        tokens_per_microbatch=tokens,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def steps(one: Loader, epoch: int = 0, first: int = 0) -> Iterator[StepBatch]:
+    with one:
+        yield from one.steps(epoch, first)
+
+
+def test_an_epoch_holds_every_post_once_with_its_label_and_weight(prepared: tuple[Store, Index, PostTokenizer]) -> None:
+    store, index, tokenizer = prepared
+    stored = {post_id: (text, label) for post_id, text, label in posts(store, index.split("train"))}
+    seen: dict[str, tuple[list[int], int, float]] = {}
+    for batch in steps(loader(prepared, 16)):
+        for pack in batch.packs:
+            for n, slot in enumerate(pack.slots_N.tolist()):
+                tokens = pack.tokens_T[pack.boundaries_S[n] : pack.boundaries_S[n + 1]].tolist()
+                assert batch.ids[slot] not in seen
+                seen[batch.ids[slot]] = (tokens, int(pack.labels_N[n]), float(pack.weights_N[n]))
+        assert batch.weight_sum == pytest.approx(sum(seen[post_id][2] for post_id in batch.ids))
+    assert seen == {post_id: (tokenizer.encode([text])[0].tolist(), label, WEIGHTS[label]) for post_id, (text, label) in stored.items()}
+
+
+@settings(deadline=None, max_examples=15)
+@given(batch=st.integers(1, 120), world_size=st.integers(1, 5))
+def test_a_step_is_the_same_on_any_number_of_ranks(prepared: tuple[Store, Index, PostTokenizer], batch: int, world_size: int) -> None:
+    whole = [one.ids for one in steps(loader(prepared, batch), epoch=2)]
+    shares = [[one.ids for one in steps(loader(prepared, batch, rank, world_size), epoch=2)] for rank in range(world_size)]
+    assert [[post for part in parts for post in part] for parts in zip(*shares, strict=True)] == whole
+
+
+@settings(deadline=None, max_examples=10)
+@given(batch=st.integers(1, 60), share=st.floats(0, 1))
+def test_a_loader_started_at_a_step_gives_what_the_whole_epoch_gave_there(
+    prepared: tuple[Store, Index, PostTokenizer], batch: int, share: float
+) -> None:
+    whole = list(steps(loader(prepared, batch), epoch=1))
+    first = int(share * len(whole))
+    again = list(steps(loader(prepared, batch), 1, first))
+    assert [one.ids for one in again] == [one.ids for one in whole[first:]]
+    for one, other in zip(again, whole[first:], strict=True):
+        assert all(np.array_equal(a.tokens_T, b.tokens_T) for a, b in zip(one.packs, other.packs, strict=True))
+
+
+def test_a_rank_with_fewer_packs_fills_up_with_empty_ones(prepared: tuple[Store, Index, PostTokenizer]) -> None:
+    one = loader(prepared, 16)
+    one._agree = lambda packs, weight_sum: (packs + 2, weight_sum + 10)
+    for batch in steps(one):
+        assert [pack.slots_N.tolist() for pack in batch.packs[-2:]] == [[-1], [-1]]
+        assert batch.real_tokens == sum(pack.real_tokens for pack in batch.packs[:-2])
+
+
+def test_stopping_early_ends_the_background_thread(prepared: tuple[Store, Index, PostTokenizer]) -> None:
+    import threading
+
+    with loader(prepared, 1) as one:
+        running = one.steps(0)
+        next(running)
+        running.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
+
+
+def test_an_error_while_reading_reaches_the_trainer(folder: Path, tmp_path: Path) -> None:
+    prepare(str(folder / "source"), str(tmp_path / "data"))
+    store = open_store(str(tmp_path / "data"))
+    index = read_index(store)
+    store.delete(index.split("train").objects[0].key)
+    with pytest.raises(ObjectNotFound):
+        list(steps(loader((store, index, PostTokenizer.load(str(folder / "tokenizer"), 96)), 16)))
+
+
+def test_the_same_bytes_written_again_go_on_and_others_stop(folder: Path, bucket_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    prepare(str(folder / "source"), f"{bucket_url}/data")
+    store = open_store(f"{bucket_url}/data")
+    split = read_index(store).split("train")
+    key = split.objects[0].key
+    raw = store.read(key)
+    assert split.objects[0].etag is not None
+    moved = split.model_copy(update={"objects": (split.objects[0].model_copy(update={"etag": "0" * 32}),)})
+    with RowGroupReader(store, moved) as reader:
+        assert len(reader.rows(0).ids) == split.row_groups[0].rows
+    assert caplog.text.count("its bytes are the same") == 1
+    damaged = bytearray(raw)
+    damaged[split.row_groups[0].start + 20] ^= 1
+    store.write(key, bytes(damaged))
+    with RowGroupReader(store, split) as reader, pytest.raises(WrongRequest, match=r"is not what index\.json describes"):
+        reader.rows(0)
+
+
+def test_a_copied_data_set_reads_the_same(folder: Path, bucket_url: str, prepared: tuple[Store, Index, PostTokenizer]) -> None:
+    old, new = prepared[0], open_store(f"{bucket_url}/copy")
+    for info in old.list():
+        new.write(info.key, old.read(info.key))
+    assert list(posts(new, read_index(new).split("test"))) == list(posts(old, prepared[1].split("test")))
