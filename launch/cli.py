@@ -76,7 +76,10 @@ def _run(arguments: argparse.Namespace) -> int:
     # accelerate turns every failure into 1, so rank 0 of the trainer leaves its own exit code in a file
     with tempfile.TemporaryDirectory(prefix="emotion-launch-") as folder:
         outcome = Path(folder) / "exit-code"
-        returned = subprocess.call(line, env={**os.environ, "EMOTION_TRAIN_OUTCOME": str(outcome)})
+        environment = {**os.environ, "EMOTION_TRAIN_OUTCOME": str(outcome)}
+        if choice.config_file.stem == "cpu":
+            environment.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # accelerate would take the physical cores, with a warning
+        returned = subprocess.call(line, env=environment)
         return int(outcome.read_text()) if outcome.exists() else returned
 
 
