@@ -9,7 +9,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emotion_train.config import Config, load_config
-from emotion_train.data.index import Index, read_index
+from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.errors import WrongRequest
 from emotion_train.runlog import Entry, Writer, read_log
 from emotion_train.storage import Store, open_store
@@ -67,15 +67,16 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
-    check_trainable(index, config)
+    require_trainable(index, config.evaluation.split)
 
     accelerator, ranks = _start_processes(config)
     run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
-    finals = [entry for entry in read_log(output_store, run_id) if entry.kind == "final"]
-    if finals:
+    entries = read_log(output_store, run_id)
+    if finals := [entry for entry in entries if entry.kind == "final"]:
         if ranks.is_main:
             _say_published(output_store, run_id, finals[-1])
         return 0
+    _require_same_question(entries, config, index, output_store, run_id)
     if ranks.is_main:
         print(f"run {run_id} (run.id={run_id} resumes it)\n{config.to_yaml()}", file=sys.stderr, flush=True)
 
@@ -95,12 +96,12 @@ def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config.sha256()[:6]}"
 
 
-def check_trainable(index: Index, config: Config) -> None:
-    """Raises `WrongRequest` when a label has no training post, or a split that is needed no post at all."""
-    index.split(config.evaluation.split)
-    for label, count in zip(index.labels, index.split("train").label_counts, strict=True):
-        if count == 0:
-            raise WrongRequest(f"No training post has the label {label!r}; prepare the data with the labels that occur.")
+def _require_same_question(entries: Sequence[Entry], config: Config, index: Index, store: Store, run_id: str) -> None:
+    """Before the run is claimed, so that a request which is refused never fences a writer that is at work."""
+    from emotion_train import checkpoint
+
+    if saved := [entry for entry in entries if entry.kind == "checkpoint"]:
+        checkpoint.check_same_question(checkpoint.read_state(store, run_id, saved[-1]), config, index, saved[-1], run_id)
 
 
 def _start_processes(config: Config) -> tuple[Accelerator, Ranks]:
@@ -157,8 +158,6 @@ def _start_trainer(job: Job, model: EmotionClassifier, writer: Writer | None, st
     checkpoints = [entry for entry in read_log(job.output_store, job.run_id) if entry.kind == "checkpoint"]
     if checkpoints:
         newest = checkpoints[-1]
-        document = checkpoint.read_state(job.output_store, job.run_id, newest)
-        checkpoint.check_same_question(document, job.config, job.index, newest, job.run_id)
         trainer.restore(checkpoint.restore(job.output_store, job.run_id, newest))
         if job.ranks.is_main:
             print(f"resumed from checkpoint {newest.seq:08d} at step {newest.step} of {trainer.steps}", file=sys.stderr)

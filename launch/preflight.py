@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
+from emotion_train.base import BaseFiles
 from emotion_train.config import Config
-from emotion_train.data.index import read_index
+from emotion_train.data.index import read_index, require_trainable
 from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.runlog import run_ids
 from emotion_train.storage import open_store
@@ -47,11 +47,7 @@ def _ask(name: str, question: Callable[[], str]) -> Check:
 def _data(config: Config) -> str:
     index = read_index(open_store(config.data.url))
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in index.splits.items())
-    train = index.split("train")
-    index.split(config.evaluation.split)
-    unused = [label for label, count in zip(index.labels, train.label_counts, strict=True) if count == 0]
-    if unused:
-        raise WrongRequest(f"No training post has the label {unused[0]!r}; prepare the data with the labels that occur.")
+    require_trainable(index, config.evaluation.split)
     return f"{rows} posts, {len(index.labels)} labels, {config.data.url}"
 
 
@@ -62,20 +58,14 @@ def _output(config: Config) -> str:
 
 
 def _base(config: Config) -> str:
-    base = Path(config.model.base)
-    if base.suffix == ".gguf":
-        if not base.is_file():
-            raise WrongRequest(f"model.base is {base}, which does not exist; give a .gguf file, a checkpoint folder or a hub id.")
+    base = BaseFiles.find(config.model.base)
+    if base.gguf is not None:
         if find_spec("gguf") is None:
             raise WrongRequest("model.base is a .gguf file and the package gguf is missing; type pip install 'emotion-train[gguf]'.")
-        return f"{base.name}, {base.stat().st_size / 2**20:.0f} MiB"
-    if base.is_dir():
-        if not (base / "config.json").is_file():
-            raise WrongRequest(f"model.base is the folder {base}, which has no config.json; give the folder of a Hugging Face checkpoint.")
-        return str(base)
-    if config.model.base.count("/") != 1 or config.model.base.startswith((".", "/", "~")):
-        raise WrongRequest(f"model.base is {config.model.base!r}: neither a folder, a .gguf file nor a hub id such as mistralai/NAME.")
-    return f"{config.model.base} from the Hugging Face hub or its cache (not contacted)"
+        return f"{base.gguf.name}, {base.gguf.stat().st_size / 2**20:.0f} MiB"
+    if base.folder is not None:
+        return str(base.required("config.json").parent)
+    return f"{base.name} from the Hugging Face hub or its cache (not contacted)"
 
 
 def _precision(config: Config, gpus: Sequence[Gpu]) -> str:

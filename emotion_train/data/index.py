@@ -95,6 +95,14 @@ class Index(_Entry):
         return split
 
 
+def require_trainable(index: Index, evaluation_split: str) -> None:
+    """Raises `WrongRequest` when a label has no training post, or a split that training needs has none."""
+    index.split(evaluation_split)
+    for label, count in zip(index.labels, index.split("train").label_counts, strict=True):
+        if count == 0:
+            raise WrongRequest(f"No training post has the label {label!r}; prepare the data with the labels that occur.")
+
+
 def read_index(store: Store) -> Index:
     """Read and check `index.json`.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from emotion_train import storage
 from emotion_train.errors import AlreadyExists, EmotionTrainError, ObjectChanged, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.local_s3 import LocalS3
 from emotion_train.storage import ObjectInfo, Store, open_store
@@ -90,9 +91,17 @@ def test_list_is_sorted_and_takes_a_prefix_of_the_key(store: Store) -> None:
 
 def test_listing_goes_on_after_the_first_page(bucket_url: str) -> None:
     store = open_store(bucket_url)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: store.write(f"many/{i:04}", b""), range(1001)))
-    assert [info.key for info in store.list("many/")] == [f"many/{i:04}" for i in range(1001)]
+    for i in range(12):
+        store.write(f"many/{i:02}", b"")
+    pages: list[int] = []
+
+    def small_pages(params: dict[str, object], **_: object) -> None:
+        params["MaxKeys"] = 5
+        pages.append(1)
+
+    store._connection().patient.meta.events.register("before-parameter-build.s3.ListObjectsV2", small_pages)  # type: ignore[attr-defined]
+    assert [info.key for info in store.list("many/")] == [f"many/{i:02}" for i in range(12)]
+    assert len(pages) == 3
 
 
 def test_a_store_does_not_see_a_neighbour_whose_name_begins_alike(bucket_url: str) -> None:
@@ -187,6 +196,7 @@ def test_create_tries_again_when_the_store_did_not_take_it(bucket_url: str, monk
         return send(**request)
 
     monkeypatch.setattr(client, "put_object", fail_twice)
+    monkeypatch.setattr(storage, "CREATE_PAUSES_S", (0, 0, 0))
     store.create("log/0", b"mine")
     assert store.read("log/0") == b"mine"
     assert answers == []

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
+from emotion_train.config import Config
 from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
@@ -22,6 +23,7 @@ from emotion_train.loss import class_weights
 from emotion_train.model.lora import adapter_state, build_classifier
 from emotion_train.runlog import read_log
 from emotion_train.storage import open_store
+from emotion_train.train import _require_same_question
 from emotion_train.trainer import Trainer, learning_rate
 from tests.emotion_train.tiny_runs import start_trainer, tiny_config
 
@@ -133,8 +135,19 @@ def test_stopping_and_resuming_ends_with_the_same_adapter(folder: Path, stack: E
 def test_a_run_is_not_continued_as_another_run(folder: Path, stack: ExitStack, change: str) -> None:
     run_id = f"run.id=other-{change.split('=')[0]}"
     start_trainer(tiny_config(folder, run_id, "train.epochs=1"), stack).fit()
+    store = open_store(str(folder / "runs"))
+    before = read_log(store, run_id.removeprefix("run.id="))
     with pytest.raises(WrongRequest, match=change.split("=")[0].replace(".", r"\.")):
-        start_trainer(tiny_config(folder, run_id, "train.epochs=1", change), stack)
+        refuse_other_question(tiny_config(folder, run_id, "train.epochs=1", change))
+    assert read_log(store, run_id.removeprefix("run.id=")) == before
+
+
+def refuse_other_question(config: Config) -> None:
+    """The step of `emotion_train.train` between reading the log and loading the model."""
+    assert config.run.id is not None
+    store = open_store(config.run.output_url)
+    index = read_index(open_store(config.data.url))
+    _require_same_question(read_log(store, config.run.id), config, index, store, config.run.id)
 
 
 def test_packing_and_precision_may_differ_when_a_run_is_continued(folder: Path, stack: ExitStack) -> None:

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+torch.set_num_threads(1)  # with matrices this small, threads mostly wait for each other: 10 times slower beside other work
+
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
 VOCAB = len(SPECIALS) + 256
 SHAPE = {
