@@ -160,17 +160,18 @@ def prepare(source: str | Path, data_url: str, **options: Any) -> PrepareResult:
 
     Raises `WrongRequest` when posts cannot be used (naming them) or another data set stands at `data_url`.
     """
-    from emotion_train.data import cleaning, posts
+    from emotion_train.data.cleaning import Findings, LabelNames
+    from emotion_train.data.posts import Columns, open_source
 
     chosen = Options(**options)
     chosen.check()
     store = open_store(data_url)
     existing = _existing_index(store)
-    columns = posts.Columns(chosen.text_column, chosen.label_column, chosen.id_column)
-    found = posts.open_source(str(source), columns, chosen.format, chosen.subset)
+    columns = Columns(chosen.text_column, chosen.label_column, chosen.id_column)
+    found = open_source(str(source), columns, chosen.format, chosen.subset)
     _refuse_target_in_source(Path(source), store, found)
-    findings = cleaning.Findings(file.name for file in found.files)
-    labels = cleaning.LabelNames(chosen.labels, found.label_names)
+    findings = Findings(file.name for file in found.files)
+    labels = LabelNames(chosen.labels, found.label_names)
     with tempfile.TemporaryDirectory(prefix="emotion-train-prepare-") as folder:
         job = _Job(found, chosen, store if existing is None else None, labels, findings, Path(folder))
         index = job.run()
@@ -249,7 +250,7 @@ class _Job:
             if "unknown_label" in refused
         ]
         total = sum(self._findings.counts[kind] for kind in refused)
-        remedies = ["mend them"]
+        remedies = ["Mend them"]
         if any(self._findings.counts[kind] for kind in refused if kind != "several_labels"):
             remedies.append("type --on-bad drop to leave them out")
         if "several_labels" in refused and self._findings.counts["several_labels"]:
@@ -257,9 +258,7 @@ class _Job:
         if self._findings.counts["unknown_label"]:
             remedies.append(f"name all labels with --labels ({', '.join(self._labels.in_order()[:30])} are known)")
         posts = f"1 of {self._rows_read:,} posts" if total == 1 else f"{total:,} of {self._rows_read:,} posts"
-        raise WrongRequest(
-            f"{self._source.name}: {posts} cannot be used:\n  " + "\n  ".join(lines) + f"\n{'; or '.join(remedies).capitalize()}."
-        )
+        raise WrongRequest(f"{self._source.name}: {posts} cannot be used:\n  " + "\n  ".join(lines) + f"\n{'; or '.join(remedies)}.")
 
     def _unknown_labels(self) -> list[tuple[str, int]]:
         return sorted(self._findings.unknown_labels.items(), key=lambda item: (-item[1], item[0]))[:5]

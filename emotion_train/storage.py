@@ -242,7 +242,7 @@ def _explain_os_error(error: OSError, url: str, root: Path, writing: bool) -> St
         return StorageError(
             f"{url} cannot be written or read: a file stands where a folder is needed, or the reverse; name another folder."
         )
-    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+    if not writing and isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return ObjectNotFound(f"There is no object at {url}.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"The disk is full: {url} could not be written; free some space or name a folder on another disk.")

@@ -79,7 +79,7 @@ class Findings:
     """How often each kind of trouble was met, and the first rows that have it."""
 
     def __init__(self, files: Iterable[str]) -> None:
-        self._files = list(files)
+        self.files = list(files)
         self.counts: Counter[str] = Counter()
         self._first: dict[str, list[int]] = {}
         self.unknown_labels: Counter[str] = Counter()
@@ -99,7 +99,7 @@ class Findings:
         return [f"{words:{width}}  {count:{digits},}  {self._where(kind)}" for words, count, kind in met]
 
     def _where(self, kind: str) -> str:
-        shown = [f"{self._files[place >> _ROW_BITS]}:{place & ((1 << _ROW_BITS) - 1)}" for place in self._first[kind]]
+        shown = [f"{self.files[place >> _ROW_BITS]}:{place & ((1 << _ROW_BITS) - 1)}" for place in self._first[kind]]
         return ", ".join(shown) + (", …" if self.counts[kind] > len(shown) else "")
 
 
@@ -167,7 +167,6 @@ class Cleaner:
         self.findings = findings
         self.rows_read = 0
         self._rules = rules
-        self._file_names = findings._files
 
     def clean(self, batch: Batch, split: str | None) -> Any:
         """The batch's good rows as a record batch of `SCHEMA`; `split` is what the file's name says."""
@@ -195,7 +194,7 @@ class Cleaner:
         split_N = self._split_codes(batch, split)
         refuse("unknown_split", split_N < 0)
         if batch.ids is None:
-            ids = pc.binary_join_element_wise(self._file_names[batch.file], pc.cast(pa.array(batch.rows_N), pa.string()), ":")
+            ids = pc.binary_join_element_wise(self.findings.files[batch.file], pc.cast(pa.array(batch.rows_N), pa.string()), ":")
         else:
             ids, _ = _decode_strictly(batch.ids)
             refuse("no_id", _flags(pc.equal(pc.binary_length(ids), 0)))
