@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -152,6 +153,13 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
     source = f"{path}" if path is not None else "the command line"
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise WrongRequest(f"The configuration from {source} has {count}:\n" + "\n".join(f"  - {line}" for line in problems))
+
+
+def require_trackers(config: Config) -> None:
+    """Raises `WrongRequest` for a tracker whose package is missing, which Accelerate would pass over in silence."""
+    for name in config.run.trackers:
+        if find_spec(name) is None:
+            raise WrongRequest(f"run.trackers names {name} and that package is not installed; type pip install {name}, or leave it out.")
 
 
 def _read_yaml(path: Path, problems: list[str]) -> dict[str, Any]:

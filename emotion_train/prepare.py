@@ -527,7 +527,7 @@ def _summary(result: PrepareResult) -> str:
         lines.append("no test     the source brings validation posts and no test posts; add a test file to get one")
     total = sum(described.bytes for split in index.splits.values() for described in split.objects)
     lines.append(f"data set    {result.url} ({total / 1e6:,.1f} MB){'' if result.created else ': already there, the same'}")
-    lines.append(f"next        emotion-launch plan --data {result.url}")
+    lines.append(f"next        emotion-launch check --config YOUR_RUN.yaml data.url={result.url} run.output_url=WHERE_RUNS_GO")
     return "\n".join(lines)
 
 

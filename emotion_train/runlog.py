@@ -187,13 +187,15 @@ def final_entry(store: Store, run_id: str) -> Entry:
 
 
 def summary(entries: list[Entry]) -> dict[str, Any]:
-    """What `emotion-launch runs` prints of one run."""
-    checkpoints = [entry for entry in entries if entry.kind in ("checkpoint", "final")]
-    scores = [float(value) for entry in checkpoints if isinstance(value := entry.metrics.get("macro_f1"), int | float)]
+    """What `emotion-launch runs` prints of one run: its published macro-F1, or the best of its checkpoints."""
+    finals = [entry for entry in entries if entry.kind == "final"]
+    scored = finals[-1:] or [entry for entry in entries if entry.kind == "checkpoint"]
+    scores = [float(value) for entry in scored if isinstance(value := entry.metrics.get("macro_f1"), int | float)]
     return {
-        "state": "published" if any(entry.kind == "final" for entry in entries) else "unfinished",
+        "state": "published" if finals else "unfinished",
         "step": max(entry.step for entry in entries),
         "macro_f1": max(scores, default=None),
+        "split": finals[-1].metrics.get("split") if finals else "validation",
         "claims": sum(entry.kind == "claim" for entry in entries),
         "updated": entries[-1].time_utc,
     }

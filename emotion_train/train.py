@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emotion_train.config import Config, load_config
+from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.errors import WrongRequest
 from emotion_train.runlog import Entry, Writer, read_log
@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Returns 0 when the run is published, by this process or by an earlier one."""
     started = datetime.now(UTC)
     config = load_config(arguments.config, arguments.overrides)
+    require_trackers(config)
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
     require_trainable(index, config.evaluation.split)

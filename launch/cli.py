@@ -110,11 +110,11 @@ def _runs(arguments: argparse.Namespace) -> int:
         print(f"no runs at {arguments.output_url}")
         return 0
     width = max(len("run"), *(len(run_id) for run_id, _ in rows))
-    print(f"{'run':<{width}}  {'state':<10}  {'step':>7}  {'macro-F1':>8}  updated")
+    print(f"{'run':<{width}}  {'state':<10}  {'step':>7}  {'macro-F1':>8}  {'on':<10}  updated")
     for run_id, facts in rows:
         score = facts["macro_f1"]
-        shown = f"{score:.3f}" if isinstance(score, float) else "-"
-        print(f"{run_id:<{width}}  {facts['state']:<10}  {facts['step']:>7}  {shown:>8}  {facts['updated']}")
+        shown, split = (f"{score:.3f}", facts["split"]) if isinstance(score, float) else ("-", "-")
+        print(f"{run_id:<{width}}  {facts['state']:<10}  {facts['step']:>7}  {shown:>8}  {split:<10}  {facts['updated']}")
     return 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from emotion_train.base import BaseFiles
-from emotion_train.config import Config
+from emotion_train.config import Config, require_trackers
 from emotion_train.data.index import read_index, require_trainable
 from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.runlog import run_ids
@@ -32,6 +32,7 @@ def run_checks(config: Config, gpus: Sequence[Gpu]) -> list[Check]:
         ("output", lambda: _output(config)),
         ("base model", lambda: _base(config)),
         ("precision", lambda: _precision(config, gpus)),
+        ("trackers", lambda: _trackers(config)),
         ("disk", _disk),
     ]
     return [_ask(name, question) for name, question in questions]
@@ -75,6 +76,11 @@ def _precision(config: Config, gpus: Sequence[Gpu]) -> str:
         )
     where = gpus[0].name if gpus else "the CPU"
     return f"{config.model.precision} on {where}"
+
+
+def _trackers(config: Config) -> str:
+    require_trackers(config)
+    return ", ".join(config.run.trackers) or "none"
 
 
 def _disk() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emotion_train.config import Config, load_config
+from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.errors import WrongRequest
 
 REQUIRED = ["data.url=posts", "run.output_url=runs"]
@@ -86,6 +86,12 @@ def test_the_recipe_file_says_what_the_defaults_say() -> None:
     written = yaml.safe_load((CONFIGS / "mistral_small_3_1.yaml").read_text())
     defaults = Config.model_validate({"data": {"url": "x"}, "run": {"output_url": "y"}}).model_dump(mode="json")
     assert written == {section: {key: defaults[section][key] for key in fields} for section, fields in written.items()}
+
+
+def test_a_tracker_that_is_not_installed_is_refused() -> None:
+    require_trackers(load_config(None, [*REQUIRED, "run.trackers=[tensorboard]"]))
+    with pytest.raises(WrongRequest, match="pip install mlflow"):
+        require_trackers(load_config(None, [*REQUIRED, "run.trackers=[mlflow]"]))
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -18,7 +18,9 @@ from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 def train(folder: Path, processes: int, *overrides: str) -> tuple[dict[str, torch.Tensor], Report]:
     words = tiny_words(folder, f"run.id=p{processes}", "train.epochs=1", *overrides)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "emotion_train.train"]
-    answer = subprocess.run([*launch, *words], capture_output=True, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, check=False)
+    answer = subprocess.run(
+        [*launch, *words], capture_output=True, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, check=False
+    )
     assert answer.returncode == 0, answer.stderr[-3000:]
     final = folder / "runs" / f"p{processes}" / "final"
     report = Report.model_validate_json((final / "report.json").read_bytes())

@@ -603,4 +603,4 @@ def test_the_summary_ends_with_the_next_command(tmp_path: Path, capsys: pytest.C
     out = capsys.readouterr().out
     assert out.startswith("102 posts read from posts.csv (csv)\ndropped\n  same text again  1  posts.csv:103\n")
     assert "label    train  validation  test\n" in out
-    assert out.endswith(f"next        emotion-launch plan --data {tmp_path / 'out'}\n")
+    assert f"next        emotion-launch check --config YOUR_RUN.yaml data.url={tmp_path / 'out'} " in out.splitlines()[-1]
