@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from emotion_train.config import Config
 from emotion_train.data.index import Index
 from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.model.load import BaseInfo
 from emotion_train.runlog import Entry, Part, Writer, read_part
 from emotion_train.storage import Store
 
@@ -27,7 +28,6 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 # a run may continue on other machines, with other packing or precision, but not with another question
 _FIXED = (
     "data.max_length",
-    "model.base",
     "lora.r",
     "lora.alpha",
     "lora.dropout",
@@ -68,11 +68,22 @@ class State:
 
 
 def commit(
-    writer: Writer, state: State, epoch: int, config: Config, index: Index, metrics: Mapping[str, float | int | str | None]
+    writer: Writer,
+    state: State,
+    epoch: int,
+    config: Config,
+    index: Index,
+    base: BaseInfo,
+    metrics: Mapping[str, float | int | str | None],
 ) -> Entry:
     """Upload the parts, then commit them by one log entry."""
     folder = f"step-{state.progress.step:08d}"
-    document = {"progress": asdict(state.progress), "config": config.model_dump(mode="json"), "labels": list(index.labels)}
+    document = {
+        "progress": asdict(state.progress),
+        "config": config.model_dump(mode="json"),
+        "labels": list(index.labels),
+        "base_weights_sha256": base.weights_sha256,
+    }
     parts = (
         writer.upload(f"{folder}/{ADAPTER}", save(_contiguous(state.adapter))),
         writer.upload(f"{folder}/{OPTIMIZER}", save(_contiguous(state.optimizer))),
@@ -118,22 +129,38 @@ def best(entries: Sequence[Entry]) -> Entry | None:
     return max(scored, key=lambda entry: (float(entry.metrics["macro_f1"] or 0), -entry.seq), default=None)
 
 
-def check_same_question(document: Mapping[str, Any], config: Config, index: Index, entry: Entry, run_id: str) -> None:
-    """Raises `WrongRequest` listing what differs when the run was started for other data, labels, model or learning values."""
+def check_same_question(document: Mapping[str, Any], config: Config, index: Index, entry: Entry, run_id: str) -> list[str]:
+    """What is different but may be, one `section.key (was …, is …)` each.
+
+    Raises `WrongRequest` when the run was started for other data, labels or learning values.
+    """
     problems = []
     if entry.index_sha256 != index.sha256():
         problems.append("the data set's index")
     if tuple(document["labels"]) != index.labels:
         problems.append("the labels")
     old, new = document["config"], config.model_dump(mode="json")
-    for name in _FIXED:
-        section, key = name.split(".")
-        if old.get(section, {}).get(key) != new[section][key]:
-            problems.append(f"{name} (was {old.get(section, {}).get(key)!r}, is {new[section][key]!r})")
+    different = {
+        f"{section}.{key}": f"{section}.{key} (was {old.get(section, {}).get(key)!r}, is {value!r})"
+        for section, fields in new.items()
+        for key, value in fields.items()
+        if old.get(section, {}).get(key) != value
+    }
+    problems += [words for name, words in different.items() if name in _FIXED]
     if problems:
         raise WrongRequest(
             f"Run {run_id} was started with another request; different now: {'; '.join(problems)}. "
             "Give the old values to continue it, or another run.id to start a new run."
+        )
+    return list(different.values())
+
+
+def check_same_base(document: Mapping[str, Any], base: BaseInfo, run_id: str) -> None:
+    """Raises `WrongRequest` when the weights of the base are others; where they lie does not matter."""
+    if document["base_weights_sha256"] != base.weights_sha256:
+        raise WrongRequest(
+            f"Run {run_id} was started on another base than {base.name} is now: its weights differ. Give the old model.base to "
+            "continue it, or another run.id to start a new run."
         )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emotion_train.errors import EmotionTrainError
+from emotion_train.errors import EXIT_CODES, OUTCOME_VARIABLE, exit_code
 
 VERBS = {
     "prepare": "validate, shuffle and shard posts into a bucket or folder",
@@ -19,9 +18,6 @@ VERBS = {
     "predict": "label posts given as words, a file or standard input",
     "demo": "the whole path on a small real model and a local S3 server",
 }
-EXIT_CODES = """exit codes: 0 done, 1 failed (traceback), 2 wrong request, 33 checkpointed and preempted,
-34 fenced: another writer owns the run"""
-OUTCOME_VARIABLE = "EMOTION_TRAIN_OUTCOME"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,27 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(page)
             page.set_defaults(run=module.run)
     arguments = parser.parse_args(words)
-    return _leave(_run(arguments))
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    try:
-        return int(arguments.run(arguments))
-    except EmotionTrainError as error:
-        print(f"emotion-train: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("emotion-train: interrupted", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader of a pipe, such as head, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        place = error.filename or "a temporary folder"
-        print(f"emotion-train: the disk is full ({place}); free some space or set TMPDIR to a larger disk.", file=sys.stderr)
-        return 2
+    return _leave(exit_code("emotion-train", lambda: int(arguments.run(arguments))))
 
 
 def _leave(code: int) -> int:

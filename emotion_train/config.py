@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -92,7 +92,6 @@ class EvaluationSection(Section):
     every_steps: int | None = Field(
         None, ge=1, description="Steps between evaluations and checkpoints; each epoch ends with one in any case."
     )
-    split: Literal["validation"] = Field("validation", description="The split that chooses the best checkpoint.")
 
 
 class ReportSection(Section):
@@ -136,7 +135,7 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
     Raises `WrongRequest` with one line per problem.
     """
     problems: list[str] = []
-    values = _read_yaml(Path(path), problems) if path is not None else {}
+    values = _read_yaml(Path(path)) if path is not None else {}
     for word in overrides:
         _apply_override(values, word, problems)
     problems += _unknown_keys(values)
@@ -162,13 +161,15 @@ def require_trackers(config: Config) -> None:
             raise WrongRequest(f"run.trackers names {name} and that package is not installed; type pip install {name}, or leave it out.")
 
 
-def _read_yaml(path: Path, problems: list[str]) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise WrongRequest(
             f"The config file {path} cannot be read ({error.strerror}); give --config a YAML file, for example {example_config()}."
         ) from None
+    except UnicodeDecodeError as error:
+        raise WrongRequest(f"The config file {path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -186,13 +187,24 @@ def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> N
     if not (equals and dot and section and field):
         problems.append(f"{word!r} is not of the form section.field=value, for example train.epochs=3")
         return
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        value = text
+    value = _typed(section, field, text)
     if not isinstance(values.setdefault(section, {}), dict):
         values[section] = {}
     values[section][field] = text if isinstance(value, dict) else value
+
+
+def _typed(section: str, field: str, text: str) -> Any:
+    """The word's value in YAML; a field for text takes it as it stands, so that run.id=2026-11-23 is no date."""
+    fields = _section_type(section).model_fields if section in Config.model_fields else {}
+    kinds = get_args(fields[field].annotation) or (fields[field].annotation,) if field in fields else ()
+    if type(None) in kinds and text.lower() in ("", "none", "null", "~"):
+        return None
+    if str in kinds:
+        return text
+    try:
+        return yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        return text
 
 
 def _unknown_keys(values: Mapping[str, Any]) -> list[str]:

@@ -1,9 +1,19 @@
-"""The error family: each error carries the exit code of the process that it ends.
+"""The error family: each error carries the exit code of the process that it ends, and `exit_code` is how a program ends with one.
 
-Everything outside this family is a defect and ends with a traceback and exit code 1.
+Everything outside this family is a defect and ends with a traceback and exit code 1, but for a full disk, Ctrl-C and a closed pipe.
 """
 
 from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_CODES = """exit codes: 0 published or done, 1 failed (traceback), 2 wrong request, 33 checkpointed and preempted,
+34 fenced: another writer owns the run"""
+# the file in which the trainer leaves its exit code for `emotion-launch run`, because accelerate turns every failure into 1
+OUTCOME_VARIABLE = "EMOTION_TRAIN_OUTCOME"
 
 
 class EmotionTrainError(Exception):
@@ -34,7 +44,32 @@ class ObjectChanged(StorageError):
     """An object no longer has the ETag that the reader expects."""
 
 
+class Diverged(EmotionTrainError):
+    """The loss is no longer a number; going on would only spend money."""
+
+
 class Fenced(EmotionTrainError):
     """Another writer has claimed this run; this one must stop without writing."""
 
     exit_code = 34
+
+
+def exit_code(program: str, action: Callable[[], int]) -> int:
+    """Run `action` and return its exit code; errors of the family become their sentence on stderr and their own code."""
+    try:
+        return action()
+    except EmotionTrainError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of a pipe, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        place = error.filename or "a temporary folder"
+        print(f"{program}: the disk is full ({place}); free some space or set TMPDIR to a larger disk.", file=sys.stderr)
+        return 2

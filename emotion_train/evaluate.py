@@ -8,16 +8,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from emotion_train.errors import WrongRequest
-from emotion_train.predict import add_adapter_arguments, choose_device
+from emotion_train.predict import add_adapter_arguments, load_with_progress
 
 if TYPE_CHECKING:
+    from emotion_train.data.index import Index
     from emotion_train.model.lora import LoadedAdapter
     from emotion_train.report.figures import SplitResult
+    from emotion_train.storage import Store
 
 _BOOTSTRAP_SAMPLES = 2000
 _FLOOR_MAX_ROWS = 100_000
@@ -39,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the figures, and write them where --out says."""
     from rich.console import Console
 
-    from emotion_train.model.lora import load_adapter
+    from emotion_train.model.lora import read_facts
     from emotion_train.report.figures import split_figures
     from emotion_train.report.predictions import predictions_key, predictions_to_parquet
     from emotion_train.report.schema import Scorecard
@@ -47,10 +51,16 @@ def run(arguments: argparse.Namespace) -> int:
     from emotion_train.storage import open_store
 
     out = open_store(arguments.out) if arguments.out else None
-    device = choose_device(arguments.device)
-    adapter = load_adapter(arguments.adapter, base=arguments.base, precision=arguments.precision, device=device)
-    score = _score_split if arguments.data else _score_file
-    result, train_counts = score(arguments, adapter)
+    labels = read_facts(arguments.adapter).labels
+    # what can be wrong with the posts is found before the base is loaded
+    if arguments.data:
+        posts = _Split.open(arguments.data, arguments.split, labels)
+        adapter = load_with_progress(arguments)
+        result, train_counts = _score_split(posts, adapter, _capacity(arguments, adapter))
+    else:
+        rows = labelled_posts(arguments.file, arguments.text_column, arguments.label_column, labels)
+        adapter = load_with_progress(arguments)
+        result, train_counts = _score_file(*rows, adapter, _capacity(arguments, adapter))
     name = arguments.split if arguments.data else "file"
     card = Scorecard(
         source=arguments.data or arguments.file,
@@ -69,9 +79,33 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _score_split(arguments: argparse.Namespace, adapter: LoadedAdapter) -> tuple[SplitResult, Sequence[int]]:
-    """The result on a split of a data set whose labels the adapter knows, and the training posts of each of the adapter's labels."""
-    from emotion_train.data.index import read_index
+@dataclass(frozen=True)
+class _Split:
+    """A split of a data set whose labels the adapter knows; `places` are their numbers in the adapter."""
+
+    store: Store
+    index: Index
+    name: str
+    places: npt.NDArray[np.int64]
+
+    @classmethod
+    def open(cls, data_url: str, name: str, labels: Sequence[str]) -> _Split:
+        from emotion_train.data.index import read_index
+        from emotion_train.storage import open_store
+
+        store = open_store(data_url)
+        index = read_index(store)
+        index.split(name)
+        for label in index.labels:
+            if label not in labels:
+                raise WrongRequest(
+                    f"The data set {data_url} has the label {label!r}, which the adapter does not know; its labels are {', '.join(labels)}."
+                )
+        return cls(store, index, name, np.array([labels.index(label) for label in index.labels]))
+
+
+def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[SplitResult, Sequence[int]]:
+    """The result, and the training posts of each of the adapter's labels."""
     from emotion_train.data.loader import open_loader
     from emotion_train.metrics import confusion
     from emotion_train.progress import ProgressLine
@@ -79,46 +113,34 @@ def _score_split(arguments: argparse.Namespace, adapter: LoadedAdapter) -> tuple
     from emotion_train.report.figures import SplitResult
     from emotion_train.report.predictions import Predictions, join_predictions
     from emotion_train.scoring import score
-    from emotion_train.storage import open_store
 
-    store = open_store(arguments.data)
-    index = read_index(store)
-    split = index.split(arguments.split)
-    places = np.array([_place_of(label, adapter.labels, arguments.data) for label in index.labels])
-    classes = len(adapter.labels)
-
+    split, classes = posts.index.split(posts.name), len(adapter.labels)
     loader = open_loader(
-        store,
+        posts.store,
         split,
         adapter.tokenizer,
-        np.ones(len(index.labels)),
+        np.ones(len(posts.index.labels)),
         seed=0,
         global_batch_size=_POSTS_PER_STEP,
-        tokens_per_microbatch=_capacity(arguments, adapter),
+        tokens_per_microbatch=capacity,
     )
     with loader, ProgressLine("scoring", split.rows, "posts") as line:
         scored = score(adapter.model, loader, adapter.model.device, classes, line.update)
-    scored = join_predictions([Predictions.of(scored.ids, places[scored.truth_N], scored.prob_NC, scored.predicted_N)], split.rows)
-    floor = tfidf_predictions(store, index, [arguments.split], _FLOOR_MAX_ROWS, seed=0).get(arguments.split)
+    scored = join_predictions([Predictions.of(scored.ids, posts.places[scored.truth_N], scored.prob_NC, scored.predicted_N)], split.rows)
+    floor = tfidf_predictions(posts.store, posts.index, [posts.name], _FLOOR_MAX_ROWS, seed=0).get(posts.name)
     if floor is not None:
         prob_NC = np.zeros((len(floor.ids), classes), np.float32)
-        prob_NC[:, places] = floor.prob_NC
-        floor = Predictions.of(floor.ids, places[floor.truth_N], prob_NC)
+        prob_NC[:, posts.places] = floor.prob_NC
+        floor = Predictions.of(floor.ids, posts.places[floor.truth_N], prob_NC)
     train_counts = np.zeros(classes, np.int64)
-    if "train" in index.splits:
-        train_counts[places] = index.splits["train"].label_counts
+    if "train" in posts.index.splits:
+        train_counts[posts.places] = posts.index.splits["train"].label_counts
     return SplitResult(confusion(scored.truth_N, scored.predicted_N, classes), scored, floor), train_counts.tolist()
 
 
-def _place_of(label: str, labels: Sequence[str], data_url: str) -> int:
-    if label not in labels:
-        raise WrongRequest(
-            f"The data set {data_url} has the label {label!r}, which the adapter does not know; its labels are {', '.join(labels)}."
-        )
-    return labels.index(label)
-
-
-def _score_file(arguments: argparse.Namespace, adapter: LoadedAdapter) -> tuple[SplitResult, Sequence[int]]:
+def _score_file(
+    ids: list[str], texts: list[str], truth: list[int], adapter: LoadedAdapter, capacity: int
+) -> tuple[SplitResult, Sequence[int]]:
     """The result on a file. Its own commonest label stands in for that of the training posts, which can only raise the floor."""
     from emotion_train.metrics import confusion
     from emotion_train.progress import ProgressLine
@@ -126,12 +148,10 @@ def _score_file(arguments: argparse.Namespace, adapter: LoadedAdapter) -> tuple[
     from emotion_train.report.predictions import Predictions, join_predictions
     from emotion_train.scoring import probabilities_of
 
-    ids, texts, truth = labelled_posts(arguments.file, arguments.text_column, arguments.label_column, adapter.labels)
     chunks = []
     with ProgressLine("scoring", len(texts), "posts") as line:
         for start in range(0, len(texts), _POSTS_PER_STEP):
             chunk = texts[start : start + _POSTS_PER_STEP]
-            capacity = _capacity(arguments, adapter)
             chunks.append(probabilities_of(adapter.model, adapter.tokenizer, chunk, capacity, adapter.model.device, len(adapter.labels)))
             line.update(start + len(chunk))
     scored = join_predictions([Predictions.of(ids, truth, np.concatenate(chunks))], len(ids))

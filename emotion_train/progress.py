@@ -43,11 +43,12 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, done: int, words: str = "") -> None:
-        """`words` stay until other ones come."""
+    def update(self, done: int, words: str = "", total: int | None = None) -> None:
+        """`words` and `total` stay until other ones come."""
+        self._total = total or self._total
         if self._bar is not None:
             self._words = words or self._words
-            self._bar.update(self._task, completed=done, words=self._words)
+            self._bar.update(self._task, completed=done, total=self._total, words=self._words)
         elif self._shown and (time.monotonic() - self._last_line >= _LINE_EVERY_S):
             self._last_line = time.monotonic()
             print(f"{self._title}: {done:,} of {self._total:,} {self._unit} {words}".rstrip(), file=sys.stderr, flush=True)

@@ -39,10 +39,13 @@ _PACKAGES = (
 
 
 def publish(writer: Writer, epoch: int, step: int, adapter: Path, report: Report, splits: Mapping[str, SplitResult]) -> Entry:
-    """Upload everything below `final/`, then commit it by one log entry."""
+    """Upload everything below `final/<incarnation>/`, then commit it by one log entry.
+
+    The prefix is this writer's own, so that a fenced one never touches what another has published.
+    """
     files = {f"adapter/{path.relative_to(adapter).as_posix()}": path.read_bytes() for path in sorted(adapter.rglob("*")) if path.is_file()}
     files |= report_files(report, splits)
-    parts = tuple(upload_part(writer.store, writer.run_id, f"final/{name}", data) for name, data in files.items())
+    parts = tuple(upload_part(writer.store, writer.run_id, f"final/{writer.incarnation:08d}/{name}", data) for name, data in files.items())
     headline = report.splits[report.headline]
     metrics: dict[str, float | int | str | None] = {
         "macro_f1": headline.macro_f1,
@@ -98,6 +101,7 @@ def git_commit() -> str | None:
     """Commit of this program's checkout, with + when files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     try:
+        subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, timeout=10, check=True)
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()

@@ -5,7 +5,7 @@ launcher lists runs with this page.
 
     <run>/log/00000000.json    claim        a writer has taken the run over
     <run>/log/00000001.json    checkpoint   adapter, optimizer and position, in parts below <run>/data/<incarnation>/
-    <run>/log/00000002.json    final        adapter folder and report below <run>/final/
+    <run>/log/00000002.json    final        adapter folder and report below <run>/final/<incarnation>/
 """
 
 from __future__ import annotations
@@ -96,22 +96,23 @@ def _parse(raw: bytes, url: str) -> Entry:
 
 
 class Writer:
-    """The right to append to one run, held from its claim until another writer claims the run."""
+    """The right to append to one run, held from its claim until another writer claims the run.
+
+    `entries` are those that were there before; a claim that succeeds proves that no other came in between.
+    """
 
     def __init__(self, store: Store, run_id: str, index_sha256: str, config_sha256: str) -> None:
         self.store = store
         self.run_id = run_id
         self._index_sha256 = index_sha256
         self._config_sha256 = config_sha256
-        self._next_seq = len(read_log(store, run_id))
+        self.entries = tuple(read_log(store, run_id))
+        self._next_seq = len(self.entries)
         self.incarnation = self._next_seq
-        self._claimed = False
 
     def claim(self, epoch: int, step: int) -> Entry:
-        """Take the run over: every older writer's next entry collides with this one. Raises `Fenced` when another claim came first."""
-        entry = self.append("claim", epoch, step)
-        self._claimed = True
-        return entry
+        """Take the run over: every older writer's next entry collides with this one. Raises `Fenced` when another entry came first."""
+        return self.append("claim", epoch, step)
 
     def append(
         self,
@@ -181,8 +182,10 @@ def final_entry(store: Store, run_id: str) -> Entry:
         raise WrongRequest(f"There is no run {run_id!r} at {store.url}; runs there: {listed}.")
     finals = [entry for entry in entries if entry.kind == "final"]
     if not finals:
-        last = entries[-1]
-        raise WrongRequest(f"Run {run_id} at {store.url} is not published yet: its last entry is a {last.kind} at step {last.step}.")
+        step = max(entry.step for entry in entries)
+        raise WrongRequest(
+            f"Run {run_id} at {store.url} is not published yet: it has completed {step} steps. Start it again with run.id={run_id}."
+        )
     return finals[-1]
 
 
@@ -196,6 +199,5 @@ def summary(entries: list[Entry]) -> dict[str, Any]:
         "step": max(entry.step for entry in entries),
         "macro_f1": max(scores, default=None),
         "split": finals[-1].metrics.get("split") if finals else "validation",
-        "claims": sum(entry.kind == "claim" for entry in entries),
         "updated": entries[-1].time_utc,
     }

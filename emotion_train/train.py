@@ -64,30 +64,54 @@ class Job:
 def run(arguments: argparse.Namespace) -> int:
     """Returns 0 when the run is published, by this process or by an earlier one."""
     started = datetime.now(UTC)
+    import torch
+
+    from emotion_train.data.tokenization import PostTokenizer
+
     config = load_config(arguments.config, arguments.overrides)
     require_trackers(config)
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
-    require_trainable(index, config.evaluation.split)
+    require_trainable(index)
 
     accelerator, ranks = _start_processes(config)
     run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
-    entries = read_log(output_store, run_id)
+    writer = Writer(output_store, run_id, index.sha256(), config.sha256()) if ranks.is_main else None
+    entries = ranks.from_main(writer.entries if writer is not None else ())
     if finals := [entry for entry in entries if entry.kind == "final"]:
         if ranks.is_main:
             _say_published(output_store, run_id, finals[-1])
         return 0
-    _require_same_question(entries, config, index, output_store, run_id)
-    if ranks.is_main:
+    newest = _checkpoint_of_same_question(entries, config, index, output_store, run_id)
+    tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
+    if writer is not None:
         print(f"run {run_id} (run.id={run_id} resumes it)\n{config.to_yaml()}", file=sys.stderr, flush=True)
+        writer.claim(*((newest.epoch, newest.step) if newest is not None else (0, 0)))
 
-    model, tokenizer, base = _build_model(config, index, accelerator)
-    job = Job(config, index, data_store, output_store, run_id, accelerator, ranks, tokenizer, base, started)
-    writer = Writer(output_store, run_id, index.sha256(), config.sha256()) if ranks.is_main else None
-    with ExitStack() as stack:
-        trainer = _start_trainer(job, model, writer, stack)
-        _fit(job, trainer)
-        return _report_and_publish(job, trainer, writer, stack)
+    try:
+        model, base = _build_model(config, index, accelerator)
+        job = Job(config, index, data_store, output_store, run_id, accelerator, ranks, tokenizer, base, started)
+        with ExitStack() as stack:
+            trainer = _start_trainer(job, model, writer, newest, stack)
+            _fit(job, trainer)
+            return _report_and_publish(job, trainer, writer, stack)
+    except torch.OutOfMemoryError:
+        raise WrongRequest(_too_small(config)) from None
+
+
+def _too_small(config: Config) -> str:
+    """The sentence for a GPU that is too small, with the nearest setting that needs less."""
+    import torch
+
+    tokens = config.train.tokens_per_microbatch
+    remedies = [f"train.tokens_per_microbatch={tokens // 2}"] if tokens // 2 >= config.data.max_length else []
+    remedies += [] if config.train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
+    remedies += [] if config.model.precision == "nf4" else ["model.precision=nf4"]
+    size = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else 0
+    return (
+        f"The GPU's {size:.0f} GiB are too small for {config.model.base} in {config.model.precision} with {tokens} tokens a micro-batch; "
+        f"type {' or '.join(remedies) or 'a smaller model.base'}, or take a larger GPU. The run continues from its last checkpoint."
+    )
 
 
 def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:
@@ -97,12 +121,16 @@ def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config.sha256()[:6]}"
 
 
-def _require_same_question(entries: Sequence[Entry], config: Config, index: Index, store: Store, run_id: str) -> None:
-    """Before the run is claimed, so that a request which is refused never fences a writer that is at work."""
+def _checkpoint_of_same_question(entries: Sequence[Entry], config: Config, index: Index, store: Store, run_id: str) -> Entry | None:
+    """The newest checkpoint, if any. Asked before the claim, so that a request which is refused never fences a writer at work."""
     from emotion_train import checkpoint
 
-    if saved := [entry for entry in entries if entry.kind == "checkpoint"]:
-        checkpoint.check_same_question(checkpoint.read_state(store, run_id, saved[-1]), config, index, saved[-1], run_id)
+    saved = [entry for entry in entries if entry.kind == "checkpoint"]
+    if not saved:
+        return None
+    for words in checkpoint.check_same_question(checkpoint.read_state(store, run_id, saved[-1]), config, index, saved[-1], run_id):
+        print(f"continued with another {words}", file=sys.stderr)
+    return saved[-1]
 
 
 def _start_processes(config: Config) -> tuple[Accelerator, Ranks]:
@@ -119,49 +147,48 @@ def _start_processes(config: Config) -> tuple[Accelerator, Ranks]:
         )
     trackers = list(config.run.trackers)
     accelerator = Accelerator(cpu=on_cpu, log_with=trackers or None, project_dir="tracking" if trackers else None)
-    ranks = Ranks()
-    if trackers:
-        accelerator.init_trackers("emotion-train", config={key: str(value) for key, value in _flat(config).items()})
-    return accelerator, ranks
+    return accelerator, Ranks()
 
 
-def _flat(config: Config) -> dict[str, object]:
-    return {f"{section}.{key}": value for section, fields in config.model_dump(mode="json").items() for key, value in fields.items()}
-
-
-def _build_model(config: Config, index: Index, accelerator: Accelerator) -> tuple[EmotionClassifier, PostTokenizer, BaseInfo]:
-    """The frozen base with a new adapter and head on this process's device, and its tokenizer."""
-    from emotion_train.data.tokenization import PostTokenizer
+def _build_model(config: Config, index: Index, accelerator: Accelerator) -> tuple[EmotionClassifier, BaseInfo]:
+    """The frozen base with a new adapter and head on this process's device."""
     from emotion_train.model.lora import build_classifier
+    from emotion_train.progress import ProgressLine
 
-    tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
-    model, base = build_classifier(
-        config.model.base, config.model.precision, len(index.labels), config.lora, config.run.seed, accelerator.device
-    )
+    with ProgressLine("loading", 1, "tensors", shown=accelerator.is_main_process) as line:
+        model, base = build_classifier(
+            config.model.base,
+            config.model.precision,
+            len(index.labels),
+            config.lora,
+            config.run.seed,
+            accelerator.device,
+            tell=lambda placed, total: line.update(placed, total=total),
+        )
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    return model, tokenizer, base
+    return model, base
 
 
-def _start_trainer(job: Job, model: EmotionClassifier, writer: Writer | None, stack: ExitStack) -> Trainer:
-    """The trainer at its cursor: the run claimed, then continued from its newest checkpoint if it has one."""
+def _start_trainer(job: Job, model: EmotionClassifier, writer: Writer | None, newest: Entry | None, stack: ExitStack) -> Trainer:
+    """The trainer at its cursor: at the start, or after the newest checkpoint."""
     from emotion_train import checkpoint
     from emotion_train.loss import class_weights
     from emotion_train.trainer import Trainer
 
     weights_C = class_weights(job.index.split("train").label_counts, job.config.loss.class_weights)
     train = _open_loader(job, "train", weights_C, job.config.train.global_batch_size, job.config.run.seed, stack)
-    validation = _scoring_loader(job, job.config.evaluation.split, stack)
-    trainer = Trainer(job.config, job.index, job.accelerator, job.ranks, model, train, validation, writer, job.started)
-    if writer is not None:
-        writer.claim(0, 0)
-    job.ranks.from_main(None)  # nobody reads the log before it is claimed
-    checkpoints = [entry for entry in read_log(job.output_store, job.run_id) if entry.kind == "checkpoint"]
-    if checkpoints:
-        newest = checkpoints[-1]
+    validation = _scoring_loader(job, "validation", stack)
+    trainer = Trainer(job.config, job.index, job.accelerator, job.ranks, model, train, validation, writer, job.base, job.started)
+    if newest is not None:
+        checkpoint.check_same_base(checkpoint.read_state(job.output_store, job.run_id, newest), job.base, job.run_id)
         trainer.restore(checkpoint.restore(job.output_store, job.run_id, newest))
         if job.ranks.is_main:
             print(f"resumed from checkpoint {newest.seq:08d} at step {newest.step} of {trainer.steps}", file=sys.stderr)
+    if job.config.run.trackers:
+        sections = job.config.model_dump(mode="json")
+        values = {f"{section}.{key}": str(value) for section, fields in sections.items() for key, value in fields.items()}
+        job.accelerator.init_trackers("emotion-train", config=values)
     return trainer
 
 
@@ -227,6 +254,7 @@ def _report_and_publish(job: Job, trainer: Trainer, writer: Writer | None, stack
 
 def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, SplitResult]:
     """Counts and joined predictions of validation and, where there is one, test; empty predictions on ranks other than 0."""
+    from emotion_train.progress import ProgressLine
     from emotion_train.publish import tfidf_predictions
     from emotion_train.report.figures import SplitResult
     from emotion_train.report.predictions import join_predictions
@@ -234,10 +262,12 @@ def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, Spl
     names = [name for name in ("validation", "test") if name in job.index.splits and job.index.splits[name].rows]
     floors = {}
     if job.ranks.is_main:
+        print("fitting the TF-IDF floor", file=sys.stderr, flush=True)
         floors = tfidf_predictions(job.data_store, job.index, names, job.config.report.floor_max_rows, job.config.run.seed)
     results: dict[str, SplitResult] = {}
     for name in names:
-        scored = trainer.score(_scoring_loader(job, name, stack), f"scoring {name}")
+        with ProgressLine(f"scoring {name}", job.index.split(name).rows, "posts", shown=job.ranks.is_main) as line:
+            scored = trainer.score(_scoring_loader(job, name, stack), line.update)
         parts = job.ranks.gather(scored.predictions)
         if job.ranks.is_main:
             results[name] = SplitResult(scored.counts_CC, join_predictions(parts, job.index.split(name).rows), floors.get(name))
@@ -324,7 +354,7 @@ def device_name(kind: str) -> str:
 
 
 def _say_published(store: Store, run_id: str, entry: Entry) -> None:
-    print(f"published at step {entry.step}: {store.url}/{run_id}/final")
+    print(f"published at step {entry.step}: {store.url}/{run_id}")
     print(f"next: emotion-launch pull {store.url}/{run_id} --to adapter")
 
 

@@ -28,9 +28,11 @@ from emotion_train.data.loader import Loader, StepBatch
 from emotion_train.data.order import counter_hash
 from emotion_train.data.packing import Pack
 from emotion_train.distributed import Ranks
+from emotion_train.errors import Diverged
 from emotion_train.loss import weighted_loss_sum
 from emotion_train.metrics import ClassCounts, confusion
 from emotion_train.model.head import EmotionClassifier
+from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import adapter_state, load_adapter_state
 from emotion_train.report.predictions import Predictions
 from emotion_train.runlog import Writer
@@ -74,6 +76,7 @@ class Trainer:
         train: Loader,
         validation: Loader,
         writer: Writer | None,
+        base: BaseInfo,
         started: datetime,
     ) -> None:
         self.config = config
@@ -83,6 +86,7 @@ class Trainer:
         self.train_loader = train
         self.validation_loader = validation
         self.writer = writer
+        self.base = base
         self.started = started
         self.tell: Callable[[Progress, str], None] = lambda progress, words: None
         self.tell_milestone: Callable[[str], None] = lambda line: None
@@ -166,6 +170,11 @@ class Trainer:
             loss = float(self.ranks.sum(torch.stack(self._losses).mean().double().cpu().numpy()[None])[0])
             self._loss_windows.append((loss, len(self._losses)))
             self._losses.clear()
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"The loss is {loss} at step {self.progress.step} with learning rate {self.learning_rate:.3g}; checkpoints until then "
+                    "are kept. Start a new run with a lower train.learning_rate."
+                )
             self.accelerator.log({"train/loss": loss, "train/learning_rate": self.learning_rate}, step=self.progress.step)
             self.tell(self.progress, f"loss {loss:.3f}")
 
@@ -175,7 +184,7 @@ class Trainer:
         means, counts = zip(*self._loss_windows, strict=True)
         train_loss = float(np.average(means, weights=counts))
         self._loss_windows.clear()
-        figures = ClassCounts(self.score(self.validation_loader, "validating").counts_CC)
+        figures = ClassCounts(self.score(self.validation_loader, lambda done: self.tell(self.progress, f"validating {done:,}")).counts_CC)
         self.progress.history.append(
             {
                 "step": self.progress.step,
@@ -209,7 +218,7 @@ class Trainer:
     def _commit(self, metrics: dict[str, float | int | str | None]) -> None:
         if self.writer is not None:
             epoch = self.progress.step // self.steps_per_epoch
-            checkpoint.commit(self.writer, self.state(), epoch, self.config, self.index, metrics)
+            checkpoint.commit(self.writer, self.state(), epoch, self.config, self.index, self.base, metrics)
 
     def wall_seconds(self) -> float:
         """How long the machine was held for this run, by this process and by those before it."""
@@ -225,13 +234,11 @@ class Trainer:
         load_adapter_state(self.bare_model, state.adapter)
         checkpoint.load_optimizer_state(self.optimizer, self.names, state.optimizer, state.progress.step)
 
-    def score(self, loader: Loader, words: str) -> Scored:
+    def score(self, loader: Loader, tell: Callable[[int], None]) -> Scored:
         """Predict a whole split: counts over all ranks, this rank's own predictions."""
         started = time.perf_counter()
         classes = len(self.index.labels)
-        predictions = score(
-            self.model, loader, self.accelerator.device, classes, lambda done: self.tell(self.progress, f"{words} {done:,}")
-        )
+        predictions = score(self.model, loader, self.accelerator.device, classes, tell)
         counts_CC = self.ranks.sum(confusion(predictions.truth_N, predictions.predicted_N, classes)).astype(np.int64)
         self.progress.evaluation_seconds += time.perf_counter() - started
         return Scored(counts_CC, predictions)

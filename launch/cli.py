@@ -10,23 +10,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from emotion_train.errors import EmotionTrainError
+from emotion_train.errors import EXIT_CODES, OUTCOME_VARIABLE, exit_code
 from launch.command import accelerate_line, choose, printable
-
-EXIT_CODES = """exit codes: 0 published, 1 failed (traceback), 2 wrong request, 33 checkpointed and preempted,
-34 fenced: another writer owns the run"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    try:
-        return int(arguments.verb(arguments))
-    except EmotionTrainError as error:
-        print(f"emotion-launch: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # the reader of a pipe, such as head, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return exit_code("emotion-launch", lambda: int(arguments.verb(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,9 +27,6 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verbs.add_parser("run", help="start the training on this machine by accelerate launch", epilog=EXIT_CODES)
     _add_config(run)
-    run.add_argument(
-        "--accelerate-config", metavar="FILE", help="accelerate config, a path or a name in accelerate_configs/ (default: by the GPUs)"
-    )
     run.add_argument("--dry-run", action="store_true", help="print the accelerate launch line and start nothing")
     run.set_defaults(verb=_run)
 
@@ -61,22 +48,24 @@ def _parser() -> argparse.ArgumentParser:
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="run config in YAML (emotion_train/configs/ has examples)")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="values that win over the file")
+    parser.add_argument(
+        "--accelerate-config", metavar="FILE", help="accelerate config, a path or a name in accelerate_configs/ (default: by the GPUs)"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from emotion_train.config import load_config
     from launch.topology import gpus
 
-    load_config(arguments.config, arguments.overrides)
-    choice = choose(gpus(), arguments.accelerate_config)
+    config = load_config(arguments.config, arguments.overrides)
+    choice = choose(gpus(), arguments.accelerate_config, config.model.precision)
     line = accelerate_line(choice.config_file, arguments.config, arguments.overrides)
     print(f"{choice.config_file.stem}: {choice.reason}\n{printable(line)}", flush=True)
     if arguments.dry_run:
         return 0
-    # accelerate turns every failure into 1, so rank 0 of the trainer leaves its own exit code in a file
     with tempfile.TemporaryDirectory(prefix="emotion-launch-") as folder:
         outcome = Path(folder) / "exit-code"
-        environment = {**os.environ, "EMOTION_TRAIN_OUTCOME": str(outcome)}
+        environment = {**os.environ, OUTCOME_VARIABLE: str(outcome)}
         if choice.config_file.stem == "cpu":
             environment.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # accelerate would take the physical cores, with a warning
         returned = subprocess.call(line, env=environment)
@@ -90,11 +79,8 @@ def _check(arguments: argparse.Namespace) -> int:
     from launch.preflight import run_checks
     from launch.topology import gpus
 
-    found = gpus()
-    checks = run_checks(load_config(arguments.config, arguments.overrides), found)
+    checks = run_checks(load_config(arguments.config, arguments.overrides), gpus(), arguments.accelerate_config)
     console = Console(highlight=False, soft_wrap=True)
-    choice = choose(found)
-    console.print(f"[green]ok[/]    machine     {choice.config_file.stem}: {choice.reason}")
     for check in checks:
         mark = "[green]ok[/]   " if check.ok else "[red]wrong[/]"
         console.print(f"{mark} {check.name:<11} ", end="")

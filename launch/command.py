@@ -20,10 +20,10 @@ class Choice:
     reason: str
 
 
-def choose(gpus: Sequence[Gpu], requested: str | None = None) -> Choice:
+def choose(gpus: Sequence[Gpu], requested: str | None, precision: str) -> Choice:
     """The accelerate config for these GPUs, or the requested one (a path or a name in accelerate_configs/).
 
-    Raises `WrongRequest` when the requested file does not exist.
+    Raises `WrongRequest` when the requested file does not exist, and for a 4-bit base without a GPU unless the CPU is asked for.
     """
     if requested is not None:
         candidates = [Path(requested), CONFIGS / requested, CONFIGS / f"{requested}.yaml"]
@@ -32,6 +32,11 @@ def choose(gpus: Sequence[Gpu], requested: str | None = None) -> Choice:
                 return Choice(path, "asked for")
         names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
         raise WrongRequest(f"There is no accelerate config {requested!r}; give a YAML file or one of {names}.")
+    if not gpus and precision == "nf4":
+        raise WrongRequest(
+            "No NVIDIA GPU is visible (nvidia-smi) and model.precision is nf4, which a CPU computes slowly; type --accelerate-config cpu "
+            "to do it all the same, or model.precision=fp32 with a small base."
+        )
     if not gpus:
         return Choice(CONFIGS / "cpu.yaml", "no NVIDIA GPU is visible (nvidia-smi)")
     first = gpus[0]
@@ -40,8 +45,11 @@ def choose(gpus: Sequence[Gpu], requested: str | None = None) -> Choice:
 
 
 def accelerate_line(config_file: Path, run_config: str | None, overrides: Sequence[str]) -> list[str]:
-    """The argv that starts the trainer; `python -m accelerate…` is the `accelerate` command of the same environment."""
-    line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config_file), "-m", TRAINER]
+    """The argv that starts the trainer; `python -m accelerate…` is the `accelerate` command of the same environment.
+
+    --quiet keeps accelerate's traceback from following the trainer's own message.
+    """
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config_file), "-m", TRAINER]
     return [*line, *(["--config", run_config] if run_config else []), *overrides]
 
 
@@ -51,5 +59,5 @@ def printable(argv: Sequence[str]) -> str:
 
     words = list(argv)
     if words[1:3] == ["-m", "accelerate.commands.launch"]:
-        words = ["accelerate", "launch", *words[3:]]
+        words = ["accelerate", "launch", *(word for word in words[3:] if word != "--quiet")]
     return shlex.join(words)

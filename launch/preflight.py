@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from emotion_train.data.index import read_index, require_trainable
 from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.runlog import run_ids
 from emotion_train.storage import open_store
+from launch.command import choose
 from launch.topology import Gpu
 
 _NEEDED_DISK_BYTES = 2 << 30
@@ -25,9 +27,10 @@ class Check:
     finding: str
 
 
-def run_checks(config: Config, gpus: Sequence[Gpu]) -> list[Check]:
+def run_checks(config: Config, gpus: Sequence[Gpu], accelerate_config: str | None) -> list[Check]:
     """One finding per question; none of them downloads or writes anything large."""
     questions: list[tuple[str, Callable[[], str]]] = [
+        ("machine", lambda: _machine(config, gpus, accelerate_config)),
         ("data set", lambda: _data(config)),
         ("output", lambda: _output(config)),
         ("base model", lambda: _base(config)),
@@ -45,17 +48,25 @@ def _ask(name: str, question: Callable[[], str]) -> Check:
         return Check(name, False, str(error))
 
 
+def _machine(config: Config, gpus: Sequence[Gpu], accelerate_config: str | None) -> str:
+    choice = choose(gpus, accelerate_config, config.model.precision)
+    return f"{choice.config_file.stem}: {choice.reason}"
+
+
 def _data(config: Config) -> str:
     index = read_index(open_store(config.data.url))
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in index.splits.items())
-    require_trainable(index, config.evaluation.split)
+    require_trainable(index)
     return f"{rows} posts, {len(index.labels)} labels, {config.data.url}"
 
 
 def _output(config: Config) -> str:
     store = open_store(config.run.output_url)
+    probe = f"probe-{secrets.token_hex(8)}.txt"  # what may be listed may not be writable
+    store.create(probe, probe.encode())
+    store.delete(probe)
     names = run_ids(store)
-    return f"{len(names)} run{'' if len(names) == 1 else 's'} at {config.run.output_url}"
+    return f"writable, {len(names)} run{'' if len(names) == 1 else 's'} at {config.run.output_url}"
 
 
 def _base(config: Config) -> str:

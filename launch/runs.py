@@ -7,12 +7,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from emotion_train.errors import WrongRequest
+from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.progress import ProgressLine
 from emotion_train.runlog import Entry, Part, final_entry, read_log, read_part, run_ids, summary
-from emotion_train.storage import open_store
+from emotion_train.storage import Store, open_store
 
-_FINAL = "final/"
-_ADAPTER = "final/adapter/"
+_ADAPTER = "adapter/"
 # what a published run consists of; nothing here is ever unpickled
 _ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".md", ".txt", ".html", ".parquet", ".yaml"}
 _MAX_FILE_BYTES = 16 << 30
@@ -20,9 +20,15 @@ _MAX_FILES = 200
 
 
 def list_runs(output_url: str) -> list[tuple[str, dict[str, object]]]:
-    """(run id, summary) of every run, oldest entry first by name."""
+    """(run id, summary) of every run, by name; a run whose log cannot be read is listed as damaged."""
     store = open_store(output_url)
-    return [(run_id, summary(entries)) for run_id in run_ids(store) if (entries := read_log(store, run_id))]
+    found: list[tuple[str, dict[str, object]]] = []
+    for run_id in run_ids(store):
+        try:
+            found.append((run_id, summary(read_log(store, run_id))))
+        except WrongRequest:
+            found.append((run_id, {"state": "damaged", "step": "-", "macro_f1": None, "updated": "-"}))
+    return found
 
 
 def split_run_url(url: str) -> tuple[str, str]:
@@ -42,16 +48,30 @@ def pull(run_url: str, folder: Path) -> Entry:
     output_url, run_id = split_run_url(run_url)
     store = open_store(output_url)
     entry = final_entry(store, run_id)
-    targets = safe_targets(entry.parts)
+    targets = safe_targets(entry)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WrongRequest(f"{folder} exists and is not an empty folder; give --to a new one.")
+    try:
+        _download(store, run_id, targets, folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written ({error.strerror}); give --to a folder on a disk with room that you may write."
+        ) from error
+    return entry
+
+
+def _download(store: Store, run_id: str, targets: list[tuple[Part, str]], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    done = 0
     try:
-        for part, target in targets:
-            path = staging / target
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(read_part(store, run_id, part))
+        with ProgressLine("pulling", sum(part.bytes for part, _ in targets) >> 20, "MiB") as line:
+            for part, target in targets:
+                path = staging / target
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(read_part(store, run_id, part))
+                done += part.bytes
+                line.update(done >> 20)
         staging.chmod(0o755)
         if folder.exists():
             folder.rmdir()
@@ -59,18 +79,18 @@ def pull(run_url: str, folder: Path) -> Entry:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return entry
 
 
-def safe_targets(parts: tuple[Part, ...]) -> list[tuple[Part, str]]:
+def safe_targets(entry: Entry) -> list[tuple[Part, str]]:
     """Where each part goes below the folder; raises `WrongRequest` for a pickle, a stray key, a collision or an absurd size."""
     targets: list[tuple[Part, str]] = []
     taken: set[str] = set()
-    for part in parts:
-        if not part.key.startswith(_FINAL):
-            raise WrongRequest(f"The final entry names {part.key!r}, which is not below {_FINAL}; nothing was pulled.")
-        inside = part.key.startswith(_ADAPTER)
-        target = part.key.removeprefix(_ADAPTER) if inside else "report/" + part.key.removeprefix(_FINAL)
+    final = f"final/{entry.incarnation:08d}/"
+    for part in entry.parts:
+        if not part.key.startswith(final):
+            raise WrongRequest(f"The final entry names {part.key!r}, which is not below {final}; nothing was pulled.")
+        name = part.key.removeprefix(final)
+        target = name.removeprefix(_ADAPTER) if name.startswith(_ADAPTER) else f"report/{name}"
         if Path(target).suffix.lower() not in _ALLOWED_SUFFIXES:
             raise WrongRequest(
                 f"The final entry names {part.key!r}; only safetensors, JSON and text are pulled, never pickles. Nothing was pulled."

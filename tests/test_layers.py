@@ -29,7 +29,7 @@ LEVELS = [
     {"prepare", "train", "evaluate", "predict", "demo"},
     {"cli"},
 ]
-FOR_THE_LAUNCHER = {"config", "errors", "storage", "runlog", "data.index", "base"}
+FOR_THE_LAUNCHER = {"config", "errors", "storage", "runlog", "data.index", "base", "progress"}
 
 
 def level(name: str) -> int:

@@ -95,9 +95,9 @@ class Index(_Entry):
         return split
 
 
-def require_trainable(index: Index, evaluation_split: str) -> None:
-    """Raises `WrongRequest` when a label has no training post, or a split that training needs has none."""
-    index.split(evaluation_split)
+def require_trainable(index: Index) -> None:
+    """Raises `WrongRequest` when a label has no training post, or there is no validation post to choose a checkpoint by."""
+    index.split("validation")
     for label, count in zip(index.labels, index.split("train").label_counts, strict=True):
         if count == 0:
             raise WrongRequest(f"No training post has the label {label!r}; prepare the data with the labels that occur.")

@@ -33,10 +33,6 @@ class Pack:
     slots_N: Ints
     real_tokens: int
 
-    @property
-    def max_length(self) -> int:
-        return int(np.diff(self.boundaries_S).max())
-
 
 def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Indices of `lengths` grouped so that no group's sum exceeds `capacity`; each index once, each group ascending.

@@ -56,6 +56,13 @@ _SHAPE_FIELDS = (
 )
 
 
+Tell = Callable[[int, int], None]  # tensors placed, tensors in all
+
+
+def tell_nobody(placed: int, total: int) -> None:
+    """For callers that show no progress."""
+
+
 @dataclass(frozen=True)
 class BaseInfo:
     """What the base is, apart from where it lies."""
@@ -122,6 +129,7 @@ def load_base(
     device: torch.device | str,
     *,
     quant_storage: torch.dtype = torch.uint8,
+    tell: Tell = tell_nobody,
 ) -> tuple[nn.Module, BaseInfo]:
     """A stock `XForSequenceClassification` on `device`, frozen, without cache; its head is float32 and zero until `init_head`.
 
@@ -139,9 +147,10 @@ def load_base(
     _refuse_misfits(found.files.name, {name: tuple(p.shape) for name, p in model.named_parameters() if name != HEAD}, weights.shapes)
     parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if name != HEAD)
     sample = hashlib.sha256(found.shape_sha256.encode())
-    for name, tensor in _stream(weights):
+    for number, (name, tensor) in enumerate(_stream(weights), 1):
         _sample(sample, name, tensor)
         _place(model, name, tensor, kind, device, quant_storage)
+        tell(number, len(weights.shapes))
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)  # its buffers are in no checkpoint
     model.score.weight = nn.Parameter(torch.zeros(num_labels, model.config.hidden_size, device=device))
     model.requires_grad_(False).eval()

@@ -23,7 +23,7 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.card import CardFacts, model_card
 from emotion_train.model.head import EmotionClassifier, generator, init_head
-from emotion_train.model.load import BaseInfo, load_base, read_config
+from emotion_train.model.load import BaseInfo, Tell, load_base, read_config, tell_nobody
 from emotion_train.model.precision import Precision
 
 WEIGHTS = "adapter_model.safetensors"
@@ -94,9 +94,10 @@ def build_classifier(
     device: torch.device | str,
     *,
     quant_storage: torch.dtype = torch.uint8,
+    tell: Tell = tell_nobody,
 ) -> tuple[EmotionClassifier, BaseInfo]:
     """The base on `device` with a fresh head and adapter: what a run starts from."""
-    network, info = load_base(base, precision, num_labels, device, quant_storage=quant_storage)
+    network, info = load_base(base, precision, num_labels, device, quant_storage=quant_storage, tell=tell)
     init_head(network, seed)
     return EmotionClassifier(attach_lora(network, lora, seed), precision), info
 
@@ -232,17 +233,18 @@ def load_adapter(
     device: torch.device | str,
     base: str | None = None,
     precision: Precision | None = None,
+    tell: Tell = tell_nobody,
 ) -> LoadedAdapter:
     """The classifier of a saved adapter, ready to predict. `base` and `precision` default to those of the training.
 
     Raises `WrongRequest` for a folder that is no adapter of this program, holds pickles, or was made for another base.
     """
     folder = Path(folder)
-    facts = _read_facts(folder)
+    facts = read_facts(folder)
     config = read_config(base or facts.base)
     if config.shape_sha256 != facts.base_shape_sha256:
         raise _other_base(folder, facts.base, config.files.name, "their layers have other shapes")
-    network, info = load_base(config, precision or facts.precision, len(facts.labels), device)
+    network, info = load_base(config, precision or facts.precision, len(facts.labels), device, tell=tell)
     if info.weights_sha256 != facts.base_weights_sha256:
         raise _other_base(folder, facts.base, config.files.name, "their weights differ")
     model = EmotionClassifier(attach_lora(network, facts.lora, seed=0), precision or facts.precision)
@@ -258,7 +260,8 @@ def _other_base(folder: Path, recorded: str, given: str, why: str) -> WrongReque
     return WrongRequest(f"The adapter {folder} was made for the base {recorded} and not for what {given} is now: {why}. Give the former.")
 
 
-def _read_facts(folder: Path) -> AdapterFacts:
+def read_facts(folder: Path) -> AdapterFacts:
+    """What the adapter in this folder was made of; raises `WrongRequest` for a folder that is no adapter or holds pickles."""
     if not folder.is_dir():
         raise WrongRequest(f"There is no adapter folder {folder}; give the folder that `emotion-launch pull` or a run's final/ wrote.")
     for path in sorted(folder.iterdir()):

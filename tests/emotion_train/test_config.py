@@ -88,6 +88,23 @@ def test_the_recipe_file_says_what_the_defaults_say() -> None:
     assert written == {section: {key: defaults[section][key] for key in fields} for section, fields in written.items()}
 
 
+@pytest.mark.parametrize(
+    ("word", "value"), [("run.id=2026-11-23", "2026-11-23"), ("run.id=42", "42"), ("run.id=no", "no"), ("run.id=none", None)]
+)
+def test_a_word_for_text_stays_text(word: str, value: str | None) -> None:
+    assert load_config(None, [*REQUIRED, word]).run.id == value
+
+
+def test_none_switches_off() -> None:
+    assert load_config(None, [*REQUIRED, "train.max_grad_norm=None"]).train.max_grad_norm is None
+
+
+def test_a_file_that_is_not_utf_8_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes("run: {id: é}".encode("latin-1"))
+    with pytest.raises(WrongRequest, match="not UTF-8"):
+        load_config(tmp_path / "run.yaml")
+
+
 def test_a_tracker_that_is_not_installed_is_refused() -> None:
     require_trackers(load_config(None, [*REQUIRED, "run.trackers=[tensorboard]"]))
     with pytest.raises(WrongRequest, match="pip install mlflow"):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from emotion_train.report.schema import Report
+from launch.runs import pull
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 
 
@@ -22,10 +23,11 @@ def train(folder: Path, processes: int, *overrides: str) -> tuple[dict[str, torc
         [*launch, *words], capture_output=True, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, check=False
     )
     assert answer.returncode == 0, answer.stderr[-3000:]
-    final = folder / "runs" / f"p{processes}" / "final"
-    report = Report.model_validate_json((final / "report.json").read_bytes())
+    adapter = folder / f"adapter{processes}"
+    pull(str(folder / "runs" / f"p{processes}"), adapter)
+    report = Report.model_validate_json((adapter / "report" / "report.json").read_bytes())
     assert report.identity.world_size == processes
-    return load_file(final / "adapter" / "adapter_model.safetensors"), report
+    return load_file(adapter / "adapter_model.safetensors"), report
 
 
 @pytest.mark.slow

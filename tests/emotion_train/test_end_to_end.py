@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[2]
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     module = {"emotion-train": "emotion_train.cli", "emotion-launch": "launch.cli"}[words[0]]
-    return subprocess.run([sys.executable, "-m", module, *words[1:]], capture_output=True, text=True, cwd=ROOT, env=os.environ, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", module, *words[1:]], capture_output=True, text=True, env=environment, check=False)
 
 
 def done(*words: str) -> str:
@@ -35,7 +36,8 @@ def done(*words: str) -> str:
     return answer.stdout
 
 
-def test_posts_in_adapter_and_report_out(bucket_url: str, tmp_path: Path) -> None:
+def test_posts_in_adapter_and_report_out(bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # TensorBoard's files go to tracking/
     base = causal_checkpoint(tmp_path / "base", "mistral")
     data, runs, adapter = f"{bucket_url}/posts", f"{bucket_url}/runs", tmp_path / "adapter"
     done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), data)
@@ -45,7 +47,8 @@ def test_posts_in_adapter_and_report_out(bucket_url: str, tmp_path: Path) -> Non
     assert "wrong" not in done("emotion-launch", "check", *words)
     out = done("emotion-launch", "run", "--accelerate-config", "cpu", *words)
     assert "accelerate launch --config_file" in out
-    assert f"published at step 14: {runs}/tiny/final" in out
+    assert f"published at step 14: {runs}/tiny" in out
+    assert list((tmp_path / "tracking").rglob("events.out.*"))
     assert "published at step 14" in done("emotion-launch", "run", "--accelerate-config", "cpu", *words)  # again: nothing is claimed
     entries = read_log(open_store(runs), "tiny")
     assert [entry.kind for entry in entries] == ["claim", "checkpoint", "checkpoint", "final"]
@@ -71,13 +74,14 @@ def test_posts_in_adapter_and_report_out(bucket_url: str, tmp_path: Path) -> Non
     assert repeated.ids == predictions.ids
     assert abs(repeated.prob_NC - predictions.prob_NC).max() < 1e-5
     out = done("emotion-train", "evaluate", "--adapter", str(adapter), "--file", str(tmp_path / "source" / "test.csv"))
-    assert f"{expected:.3f}" in out
+    assert f"Macro-F1 {expected:.3f}" in out
 
 
 def test_exit_code_2_comes_through_accelerate(tmp_path: Path) -> None:
     answer = command("emotion-launch", "run", "--accelerate-config", "cpu", *tiny_words(tmp_path))
     assert answer.returncode == 2
     assert f"There is no prepared data set at {tmp_path / 'data'}" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_a_gpu_config_without_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +155,52 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(prepare, "run", full)
     assert "the disk is full (/scratch/part)" in run_here(["prepare", "posts.csv", str(tmp_path)], capsys)
+
+
+def test_a_gpu_that_is_too_small_names_settings_that_need_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from emotion_train import train
+
+    def too_large(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(train, "_build_model", too_large)
+    causal_checkpoint(tmp_path / "base", "llama")
+    assert train_cli.main(["prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data")]) == 0
+    sentence = run_here(["train", *tiny_words(tmp_path)], capsys)
+    assert "train.tokens_per_microbatch=256 or train.gradient_checkpointing=true or model.precision=nf4" in sentence
+
+
+def test_an_output_that_cannot_be_written_is_found_by_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch_cli.main(["check", *tiny_words(tmp_path, "run.output_url=/proc/runs")]) == 2
+    assert "/proc/runs" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong output"))
+
+
+def test_pulling_into_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from emotion_train.runlog import Writer
+
+    writer = Writer(open_store(str(tmp_path / "runs")), "run", "", "")
+    writer.claim(0, 0)
+    writer.append("final", 0, 0)
+    assert "/proc/nope/adapter cannot be written" in run_here(
+        ["pull", str(tmp_path / "runs" / "run"), "--to", "/proc/nope/adapter"], capsys, "launch"
+    )
+
+
+def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from emotion_train.runlog import Writer
+
+    store = open_store(str(tmp_path))
+    Writer(store, "good", "", "").claim(0, 0)
+    store.write("bad/log/00000000.json", b"{")
+    assert launch_cli.main(["runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:2] == ["bad", "damaged"]
+    assert lines[2].split()[:2] == ["good", "unfinished"]
 
 
 def test_help_names_every_verb_and_exit_code_and_loads_no_torch() -> None:

@@ -101,7 +101,7 @@ def test_runs_are_listed_and_an_unpublished_one_says_where_it_is(store: Store) -
     store.write("stray/file.txt", b"no run")
     assert run_ids(store) == ["one"]
     assert summary(read_log(store, "one"))["macro_f1"] == 0.25
-    with pytest.raises(WrongRequest, match="last entry is a checkpoint at step 5"):
+    with pytest.raises(WrongRequest, match="completed 5 steps"):
         final_entry(store, "one")
     with pytest.raises(WrongRequest, match="runs there: one"):
         final_entry(store, "two")

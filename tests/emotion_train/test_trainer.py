@@ -13,18 +13,17 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from emotion_train.config import Config
 from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
-from emotion_train.errors import WrongRequest
+from emotion_train.errors import Diverged, WrongRequest
 from emotion_train.loss import class_weights
 from emotion_train.model.lora import adapter_state, build_classifier
 from emotion_train.runlog import read_log
 from emotion_train.storage import open_store
-from emotion_train.train import _require_same_question
 from emotion_train.trainer import Trainer, learning_rate
+from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import start_trainer, tiny_config
 
 STEPS = 3
@@ -138,16 +137,8 @@ def test_a_run_is_not_continued_as_another_run(folder: Path, stack: ExitStack, c
     store = open_store(str(folder / "runs"))
     before = read_log(store, run_id.removeprefix("run.id="))
     with pytest.raises(WrongRequest, match=change.split("=")[0].replace(".", r"\.")):
-        refuse_other_question(tiny_config(folder, run_id, "train.epochs=1", change))
+        start_trainer(tiny_config(folder, run_id, "train.epochs=1", change), stack)
     assert read_log(store, run_id.removeprefix("run.id=")) == before
-
-
-def refuse_other_question(config: Config) -> None:
-    """The step of `emotion_train.train` between reading the log and loading the model."""
-    assert config.run.id is not None
-    store = open_store(config.run.output_url)
-    index = read_index(open_store(config.data.url))
-    _require_same_question(read_log(store, config.run.id), config, index, store, config.run.id)
 
 
 def test_packing_and_precision_may_differ_when_a_run_is_continued(folder: Path, stack: ExitStack) -> None:
@@ -156,6 +147,23 @@ def test_packing_and_precision_may_differ_when_a_run_is_continued(folder: Path, 
         tiny_config(folder, "run.id=freedom", "train.epochs=1", "train.tokens_per_microbatch=256", "model.precision=bf16"), stack
     )
     assert again.progress.step == again.steps
+
+
+def test_another_base_is_refused_and_the_same_one_elsewhere_is_not(folder: Path, tmp_path: Path, stack: ExitStack) -> None:
+    words = ["run.id=moved", "train.epochs=1"]
+    start_trainer(tiny_config(folder, *words), stack).fit()
+    same, other = causal_checkpoint(tmp_path / "same", "llama"), causal_checkpoint(tmp_path / "other", "llama", seed=1)
+    start_trainer(tiny_config(folder, *words, f"model.base={same}"), stack)
+    with pytest.raises(WrongRequest, match="its weights differ"):
+        start_trainer(tiny_config(folder, *words, f"model.base={other}"), stack)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(folder: Path, stack: ExitStack) -> None:
+    trainer = start_trainer(tiny_config(folder, "run.id=nan"), stack)
+    with torch.no_grad():
+        next(iter(trainer.names)).fill_(float("nan"))
+    with pytest.raises(Diverged, match="learning rate"):
+        trainer.fit()
 
 
 def test_the_schedule_is_transformers_cosine_but_for_the_first_step() -> None:

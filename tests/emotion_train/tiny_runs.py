@@ -12,11 +12,12 @@ from accelerate import Accelerator
 
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
+from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.distributed import Ranks
 from emotion_train.prepare import prepare
 from emotion_train.runlog import Writer
 from emotion_train.storage import open_store
-from emotion_train.train import Job, _build_model, _start_trainer
+from emotion_train.train import Job, _build_model, _checkpoint_of_same_question, _start_trainer
 from emotion_train.trainer import Trainer
 from tests.emotion_train.tiny_models import causal_checkpoint
 
@@ -69,9 +70,12 @@ def start_trainer(config: Config, stack: ExitStack) -> Trainer:
     """The trainer as `emotion_train.train` makes it, claimed and resumed, on the CPU."""
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
-    accelerator = Accelerator(cpu=True)
-    model, tokenizer, base = _build_model(config, index, accelerator)
     assert config.run.id is not None
-    job = Job(config, index, data_store, output_store, config.run.id, accelerator, Ranks(), tokenizer, base, datetime.now(UTC))
     writer = Writer(output_store, config.run.id, index.sha256(), config.sha256())
-    return _start_trainer(job, model, writer, stack)
+    newest = _checkpoint_of_same_question(writer.entries, config, index, output_store, config.run.id)
+    writer.claim(*((newest.epoch, newest.step) if newest is not None else (0, 0)))
+    accelerator = Accelerator(cpu=True)
+    model, base = _build_model(config, index, accelerator)
+    tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
+    job = Job(config, index, data_store, output_store, config.run.id, accelerator, Ranks(), tokenizer, base, datetime.now(UTC))
+    return _start_trainer(job, model, writer, newest, stack)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.errors import Fenced, StorageError, WrongRequest
 from emotion_train.runlog import Entry, Part, Writer, upload_part
 from emotion_train.storage import Store
 from launch.runs import list_runs, pull, safe_targets
@@ -15,7 +15,7 @@ from launch.runs import list_runs, pull, safe_targets
 def published(store: Store, files: dict[str, bytes]) -> tuple[str, Entry]:
     writer = Writer(store, "run", "a" * 64, "b" * 64)
     writer.claim(0, 0)
-    parts = tuple(upload_part(store, "run", f"final/{name}", data) for name, data in files.items())
+    parts = tuple(upload_part(store, "run", f"final/{writer.incarnation:08d}/{name}", data) for name, data in files.items())
     return f"{store.url}/run", writer.append("final", 3, 30, parts, {"macro_f1": 0.5})
 
 
@@ -36,7 +36,7 @@ def test_a_published_run_is_pulled_whole(store: Store, tmp_path: Path) -> None:
 
 def test_a_damaged_part_leaves_nothing_behind(store: Store, tmp_path: Path) -> None:
     url, _ = published(store, FILES)
-    store.write("run/final/report.json", b'{"a": 2}')
+    store.write("run/final/00000000/report.json", b'{"a": 2}')
     with pytest.raises(StorageError, match="sha256"):
         pull(url, tmp_path / "adapter")
     assert list(tmp_path.glob("*dapter*")) == []
@@ -54,19 +54,35 @@ def test_a_folder_with_files_is_not_overwritten(store: Store, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
-        ("final/adapter/adapter_model.bin", "pickles"),
-        ("final/adapter/model.pt", "pickles"),
-        ("final/adapter/optimizer.pkl", "pickles"),
+        ("final/00000000/adapter/adapter_model.bin", "pickles"),
+        ("final/00000000/adapter/model.pt", "pickles"),
+        ("final/00000000/adapter/optimizer.pkl", "pickles"),
         ("data/00000000/x.json", "not below final/"),
-        ("final/adapter/ADAPTER_config.json", "double name"),
+        ("final/00000001/adapter/x.json", "not below final/00000000/"),
+        ("final/00000000/adapter/ADAPTER_config.json", "double name"),
     ],
 )
 def test_unsafe_parts_are_refused(key: str, reason: str) -> None:
-    parts = (Part(key="final/adapter/adapter_config.json", bytes=1, sha256="0" * 64), Part(key=key, bytes=1, sha256="0" * 64))
     with pytest.raises(WrongRequest, match=reason):
-        safe_targets(parts)
+        safe_targets(final("final/00000000/adapter/adapter_config.json", key))
 
 
 def test_an_absurd_size_is_refused() -> None:
     with pytest.raises(WrongRequest, match="too large"):
-        safe_targets((Part(key="final/report.json", bytes=1 << 50, sha256="0" * 64),))
+        safe_targets(final("final/00000000/report.json", size=1 << 50))
+
+
+def final(*keys: str, size: int = 1) -> Entry:
+    parts = tuple(Part(key=key, bytes=size, sha256="0" * 64) for key in keys)
+    facts = {"nonce": "", "time_utc": "", "epoch": 0, "step": 0, "index_sha256": "", "config_sha256": ""}
+    return Entry(seq=1, kind="final", incarnation=0, parts=parts, **facts)  # type: ignore[arg-type]
+
+
+def test_a_fenced_writer_cannot_touch_what_another_has_published(store: Store, tmp_path: Path) -> None:
+    stale = Writer(store, "run", "a" * 64, "b" * 64)
+    stale.claim(0, 0)
+    url, _ = published(store, FILES)
+    upload_part(store, "run", f"final/{stale.incarnation:08d}/report.json", b"other")
+    with pytest.raises(Fenced):
+        stale.append("final", 3, 30)
+    pull(url, tmp_path / "adapter")

@@ -28,15 +28,21 @@ def test_cuda_visible_devices_is_read_as_cuda_reads_it(choice: str | None, expec
 
 
 def test_a_machine_without_gpu_takes_the_cpu_config() -> None:
-    assert choose([]).config_file.name == "cpu.yaml"
-    assert choose(TWO[:1]).config_file.name == "single_gpu_qlora.yaml"
-    assert "1 more stay idle" in choose(TWO).reason
+    assert choose([], None, "fp32").config_file.name == "cpu.yaml"
+    assert choose(TWO[:1], None, "nf4").config_file.name == "single_gpu_qlora.yaml"
+    assert "1 more stay idle" in choose(TWO, None, "nf4").reason
+
+
+def test_a_4_bit_base_without_a_gpu_is_refused_unless_the_cpu_is_asked_for() -> None:
+    with pytest.raises(WrongRequest, match="--accelerate-config cpu"):
+        choose([], None, "nf4")
+    assert choose([], "cpu", "nf4").config_file.name == "cpu.yaml"
 
 
 def test_an_unknown_accelerate_config_names_those_there_are() -> None:
     with pytest.raises(WrongRequest, match="cpu, single_gpu_qlora"):
-        choose([], "gpu8")
-    assert choose([], "single_gpu_qlora").config_file == CONFIGS / "single_gpu_qlora.yaml"
+        choose([], "gpu8", "nf4")
+    assert choose([], "single_gpu_qlora", "nf4").config_file == CONFIGS / "single_gpu_qlora.yaml"
 
 
 def test_the_printed_line_is_the_one_a_person_would_type() -> None:
