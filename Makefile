@@ -1,6 +1,7 @@
 # Two commands do all set-up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
-# CPU build of torch, wherever pip finds it; set TORCH_INDEX to the index URL of another build
+# From PyPI, torch is a build for CUDA on x86 Linux (several GB with its libraries; it runs on CPUs as well) and one for CPUs or Metal
+# elsewhere. Set TORCH_INDEX to the URL of an index with another build, such as the much smaller one for CPUs.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
@@ -20,7 +21,7 @@ test-slow: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-# torch first: with it installed, nothing else pulls a build for another device
+# torch first and the rest without dependencies: nothing else pulls another build of torch
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; type make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
@@ -29,10 +30,12 @@ format: .venv/ready
 	$(BIN)/pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# the lock from what is installed in .venv; needs uv
+# the lock from what is installed in .venv, without torch and what only its build for CUDA brings
 lock: .venv/ready
-	$(BIN)/pip freeze --all --exclude-editable | grep -v -e '^torch==' -e '^pip==' -e '^uv==' > build/frozen.txt
-	(sed -n 's/^#/#/p;/^[^#]/q' requirements.lock; uv pip compile --quiet --no-deps --generate-hashes --universal --no-header --no-annotate build/frozen.txt) > build/lock
+	mkdir -p build
+	$(BIN)/pip install --disable-pip-version-check --quiet uv
+	$(BIN)/pip freeze --all --exclude-editable | grep -v -e '^torch==' -e '^pip==' -e '^uv==' -e '^nvidia-' -e '^cuda-' -e '^triton==' > build/frozen.txt
+	(sed -n 's/^#/#/p;/^[^#]/q' requirements.lock; $(BIN)/uv pip compile --quiet --no-deps --generate-hashes --universal --no-header --no-annotate build/frozen.txt) > build/lock
 	mv build/lock requirements.lock
 
 clean:

@@ -60,13 +60,16 @@ class LocalS3:
         return self.folder / "seaweedfs.log"
 
     def env(self) -> dict[str, str]:
-        """The variables that lead boto3's standard chain to this server; an AWS_PROFILE in the environment would win: remove it."""
+        """The variables that lead boto3's standard chain here, past any proxy; an AWS_PROFILE in the environment would win: remove it."""
+        no_proxy = ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY"), os.environ.get("no_proxy")]))
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,
         }
 
     def create_bucket(self, name: str) -> None:

@@ -7,25 +7,37 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 from emotion_train.errors import WrongRequest
 
 if TYPE_CHECKING:
+    from emotion_train.model.lora import LoadedAdapter
     from emotion_train.scoring import Probabilities
 
 _AT_A_TIME = 1024
+_NO_POSTS_INSIDE = {".json": "convert it to JSON Lines, one object a line, for example with `jq -c '.[]'`"} | dict.fromkeys(
+    (".gz", ".bz2", ".zst", ".xz", ".zip"), "unpack it first"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_adapter_arguments(parser)
-    parser.add_argument("posts", nargs="*", metavar="POST", help="posts to label (default: standard input, one a line)")
-    parser.add_argument("--file", type=Path, metavar="FILE", help="posts in a .csv or .jsonl file, or one a line in any other")
+    parser.add_argument(
+        "posts", nargs="*", metavar="POST", help="posts to label (default: standard input, one a line; blank lines are left out)"
+    )
+    parser.add_argument(
+        "--file",
+        type=Path,
+        metavar="FILE",
+        help="posts in a .csv, .tsv, .jsonl, .ndjson or .parquet file, or one a line in any other (blank lines are left out)",
+    )
     parser.add_argument("--text-column", default="text", metavar="NAME", help="column or key of the post in --file (default: text)")
     parser.add_argument("--format", choices=("text", "jsonl", "csv"), default="text", help="what is printed (default: text)")
     parser.add_argument(
@@ -57,10 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     first = list(islice(posts, 1))
     if not first:
         raise WrongRequest('There is no post to label; type one as a word ("what a lovely mess"), give --file, or pipe lines in.')
-    from emotion_train.model.lora import load_adapter
     from emotion_train.scoring import probabilities_of
 
-    loaded = load_adapter(arguments.adapter, base=arguments.base, precision=arguments.precision, device=choose_device(arguments.device))
+    loaded = load_with_progress(arguments)
     print_batch = _printer(arguments.format, loaded.labels, arguments.top, sys.stdout)
     chunk = first + list(islice(posts, _AT_A_TIME - 1))
     while chunk:
@@ -71,65 +82,124 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def choose_device(choice: str) -> Any:
+def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
+    """The adapter that `add_adapter_arguments` describes, on the device that it names."""
     import torch
 
-    return torch.device("cuda" if choice == "auto" and torch.cuda.is_available() else "cpu")
+    from emotion_train.model.lora import load_adapter
+    from emotion_train.progress import ProgressLine
+
+    device = torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
+    with ProgressLine("loading", 1, "tensors") as line:
+        return load_adapter(
+            arguments.adapter,
+            base=arguments.base,
+            precision=arguments.precision,
+            device=device,
+            tell=lambda placed, total: line.update(placed, total=total),
+        )
 
 
 def _posts(arguments: argparse.Namespace) -> Iterable[str]:
     if arguments.posts and arguments.file:
         raise WrongRequest("Posts are given as words and as --file; give one of the two.")
     if arguments.posts:
-        return [str(post) for post in arguments.posts]
+        return [_utf8(post) for post in arguments.posts]
     if arguments.file is None:
         if sys.stdin.isatty():
             print("one post a line, end with Ctrl-D", file=sys.stderr)
-        return _lines(sys.stdin)
+        return _from_stdin()
     return _from_file(arguments.file, arguments.text_column)
 
 
-def _from_file(path: Path, column: str) -> Iterator[str]:
+def _utf8(word: str) -> str:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                yield from _from_csv(file, path, column)
-            elif path.suffix == ".jsonl":
+        word.encode()
+    except UnicodeEncodeError:  # Python keeps foreign bytes of a command line as half characters
+        raise WrongRequest(f"The post {word!r} is not UTF-8; use a terminal and a locale of UTF-8, or give --file.") from None
+    return word
+
+
+def _from_stdin() -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):  # by default the locale decides, and bytes that are not text may pass
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+    try:
+        yield from _lines(sys.stdin)
+    except UnicodeDecodeError:
+        raise WrongRequest("The text on standard input is not UTF-8; convert it, for example by `iconv -f LATIN1 -t UTF-8`.") from None
+
+
+def _from_file(path: Path, column: str) -> Iterator[str]:
+    suffix = path.suffix.lower()
+    if suffix in _NO_POSTS_INSIDE:
+        raise WrongRequest(f"The file {path} cannot be read as it is; {_NO_POSTS_INSIDE[suffix]}.")
+    try:
+        if suffix == ".parquet":
+            yield from _from_parquet(path, column)
+            return
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if suffix in (".csv", ".tsv"):
+                yield from _from_csv(file, path, column, "," if suffix == ".csv" else "\t")
+            elif suffix in (".jsonl", ".ndjson"):
                 yield from _from_jsonl(file, path, column)
             else:
                 yield from _lines(file)
     except OSError as error:
         raise WrongRequest(f"The file {path} cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise WrongRequest(f"The file {path} is not UTF-8 (byte {error.start}); convert it, for example by iconv -t utf-8.") from None
+    except UnicodeDecodeError:
+        raise WrongRequest(f"The file {path} is not UTF-8; convert it, for example by `iconv -f LATIN1 -t UTF-8`.") from None
 
 
-def _from_csv(file: TextIO, path: Path, column: str) -> Iterator[str]:
-    rows = csv.DictReader(file)
-    if column not in (rows.fieldnames or []):
-        raise WrongRequest(f"{path} has no column {column!r}; it has {', '.join(rows.fieldnames or ['none'])}. Give --text-column.")
-    for row in rows:
-        yield row[column] or ""
+def _from_csv(file: IO[str], path: Path, column: str, delimiter: str) -> Iterator[str]:
+    rows = csv.DictReader(file, delimiter=delimiter)
+    try:
+        _refuse_missing(column, rows.fieldnames or [], path)
+        for row in rows:
+            yield row[column] or ""
+    except csv.Error as error:
+        raise WrongRequest(f"{path}:{rows.line_num} is broken CSV ({error}), most likely a quote that is never closed; mend it.") from None
 
 
-def _from_jsonl(file: TextIO, path: Path, column: str) -> Iterator[str]:
+def _from_parquet(path: Path, column: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as parquet:
+            _refuse_missing(column, parquet.schema_arrow.names, path)
+            kind = parquet.schema_arrow.field(column).type
+            spelled = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (pa.types.is_string(spelled) or pa.types.is_large_string(spelled) or pa.types.is_string_view(spelled)):
+                raise WrongRequest(f"Column {column!r} of {path} holds {kind}, not text; give --text-column.")
+            for batch in parquet.iter_batches(_AT_A_TIME, columns=[column]):
+                yield from (text or "" for text in batch.column(0).to_pylist())
+    except pa.ArrowInvalid as error:
+        raise WrongRequest(f"{path} is not a whole Parquet file ({str(error)[:80]}); copy it again.") from None
+
+
+def _refuse_missing(column: str, present: Sequence[str], path: Path) -> None:
+    if column not in present:
+        raise WrongRequest(f"{path} has no column {column!r}; it has {', '.join(present) or 'none'}. Give --text-column.")
+
+
+def _from_jsonl(file: IO[str], path: Path, column: str) -> Iterator[str]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
             text = json.loads(line)[column]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             text = None
         if not isinstance(text, str):
             raise WrongRequest(f"{path}:{number} is not a JSON object with a text {column!r}; mend the line or give --text-column.")
-        yield text
+        yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can spell half characters, which no one can print
 
 
-def _lines(file: TextIO) -> Iterator[str]:
+def _lines(file: IO[str]) -> Iterator[str]:
     return (line.rstrip("\r\n") for line in file if line.strip())
 
 
-def _printer(form: str, labels: Sequence[str], top: int, out: TextIO) -> Any:
+def _printer(form: str, labels: Sequence[str], top: int, out: IO[str]) -> Any:
     writer = csv.writer(out, lineterminator="\n")
     if form == "csv":
         writer.writerow(["text", "label", *labels])

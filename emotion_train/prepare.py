@@ -204,12 +204,14 @@ class _Job:
         self._memory = options.memory_mb << 20
         self._partitions = partitions_for(source.bytes, self._memory)
         self._rows_read = 0
+        self._code_C: Any = None  # final codes of labels, known when all rows were read
 
     def run(self) -> Index:
         from emotion_train.data.spill import Spill
 
         by_text = Spill(self._folder / "by_text", self._partitions, self._memory)
         self._read(by_text)
+        self._settle_labels(by_text)
         self._refuse_bad_posts()
         counts = self._keep_one_of_each_text(by_text)
         fractions = self._fractions(counts)
@@ -235,6 +237,18 @@ class _Job:
                 line.update(min(done, self._source.bytes) >> 20, f"{cleaner.rows_read:,} posts")
         by_text.flush()
         self._rows_read = cleaner.rows_read
+
+    def _settle_labels(self, by_text: Spill) -> None:
+        """Find the rows whose label turned out to be several; they are counted here and left out from here on."""
+        from emotion_train.data.cleaning import SCHEMA, LabelNames
+
+        self._code_C = self._labels.settle()
+        if not (self._code_C == LabelNames.SEVERAL).any():
+            return
+        for partition in range(by_text.partitions):
+            for batch in by_text.read(partition, [SCHEMA.get_field_index(name) for name in ("place", "label")]):
+                place, label = (batch.column(name).to_numpy() for name in ("place", "label"))
+                self._findings.note("several_labels", place[self._code_C[label] == LabelNames.SEVERAL])
 
     def _refuse_bad_posts(self) -> None:
         from emotion_train.data.cleaning import REFUSED
@@ -272,7 +286,7 @@ class _Job:
         import numpy as np
         import pyarrow as pa
 
-        from emotion_train.data.cleaning import NO_SPLIT, SCHEMA, SPLIT_CODES
+        from emotion_train.data.cleaning import NO_SPLIT, SCHEMA, SPLIT_CODES, LabelNames
         from emotion_train.data.stratify import DRAW
 
         used = ["key0", "key1", "draw", "place", "split", "label"]
@@ -284,7 +298,9 @@ class _Job:
                     continue
                 table = pa.Table.from_batches(batches)
                 key0, key1, draw, place, split, label = (table.column(name).to_numpy() for name in used)
-                order = np.lexsort((place, split, key1, key0))
+                label = self._code_C[label]
+                one_label = np.flatnonzero(label != LabelNames.SEVERAL)
+                order = one_label[np.lexsort((place[one_label], split[one_label], key1[one_label], key0[one_label]))]
                 first = np.ones(len(order), bool)
                 first[1:] = (key0[order][1:] != key0[order][:-1]) | (key1[order][1:] != key1[order][:-1])
                 kept_of = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]  # the row that stays for each row's text
@@ -293,7 +309,7 @@ class _Job:
                 self._findings.note("in_two_splits", place[order[elsewhere]])
                 self._findings.note("conflicting", place[order[~elsewhere & other_label]])
                 self._findings.note("repeated", place[order[~elsewhere & ~other_label & ~first]])
-                keep = np.zeros(len(order), bool)
+                keep = np.zeros(len(label), bool)
                 keep[order[first]] = True
                 np.save(self._flags(partition), keep)
                 np.add.at(counts_SC, (split[keep], label[keep]), 1)
@@ -357,6 +373,7 @@ class _Job:
                     rows = batch.filter(pa.array(keep[start : start + len(batch)]))
                     start += len(batch)
                     draw, label, split = (rows.column(name).to_numpy() for name in ("draw", "label", "split"))
+                    label = self._code_C[label]
                     from_train = split >= SPLIT_CODES["train"]
                     split = np.where(from_train, SPLIT_CODES["train"], split)
                     split[from_train & (draw < limits.validation_C[label])] = SPLIT_CODES["validation"]

@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from emotion_train.local_s3 import LocalS3
 from emotion_train.storage import Store, open_store
+
+settings.register_profile("emotion-train", deadline=None)  # a busy machine is no defect
+settings.load_profile("emotion-train")
 
 
 @pytest.fixture(scope="session", autouse=True)

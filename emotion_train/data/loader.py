@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from emotion_train.data.reader import RowGroupReader
 from emotion_train.storage import Store
 
 _STEPS_AHEAD = 4  # packed steps that wait in memory
-_READ_AHEAD = 16  # steps whose row groups are being fetched
+_READ_AHEAD = 16  # most steps whose row groups are being fetched
 _WAIT_S = 0.2
 
 
@@ -133,23 +134,38 @@ class Loader:
             thread.join()
 
     def _make(self, epoch: int, first_step: int) -> Iterator[StepBatch]:
+        """Steps in order, with row groups asked for so far ahead that they fill half of what the reader keeps.
+
+        The reader lets go what was not touched for longest. Between asking for a row group and its use come the steps before it and what
+        they ask for: twice that half, so it is still there. Fetched twice are only those in which one lane ends and another begins.
+        """
         order = self._order.epoch(epoch)
-        last = self.steps_per_epoch
-        for ahead in range(first_step, min(first_step + _READ_AHEAD, last)):
-            self._ask(order, ahead)
-        for step in range(first_step, last):
-            if step + _READ_AHEAD < last:
-                self._ask(order, step + _READ_AHEAD)
+        steps = range(first_step, self.steps_per_epoch)
+        upcoming = (self._groups(order, step) for step in steps)
+        following = next(upcoming, None)
+        asked: deque[set[int]] = deque()  # row groups of this step and of those after it
+        uses: Counter[int] = Counter()  # in how many of these steps a row group is
+        for step in steps:
+            while following is not None and len(asked) <= _READ_AHEAD:
+                self._reader.make_room(2 * max(len(following), self._order.lanes))
+                if asked and len(uses.keys() | following) > self._reader.capacity // 2:
+                    break
+                self._reader.ask(sorted(following))
+                asked.append(following)
+                uses.update(following)
+                following = next(upcoming, None)
             yield self._step(order, step)
+            uses.subtract(asked.popleft())
+            uses = +uses  # without those at 0
 
     def _own_positions(self, step: int) -> range:
         positions = self._order.positions(step, self._global_batch_size)
         own = share(len(positions), self._rank, self._world_size)
         return positions[own.start : own.stop]
 
-    def _ask(self, order: EpochOrder, step: int) -> None:
+    def _groups(self, order: EpochOrder, step: int) -> set[int]:
         groups_P, _ = order.locate(self._own_positions(step))
-        self._reader.ask(np.unique(groups_P).tolist())
+        return set(groups_P.tolist())
 
     def _step(self, order: EpochOrder, step: int) -> StepBatch:
         groups_P, rows_P = order.locate(self._own_positions(step))

@@ -214,8 +214,11 @@ def _csv_header(file: PostFile, columns: Columns) -> tuple[list[str], str, int]:
     text = head.decode("utf-8-sig", errors="replace")
     headers: dict[str, tuple[list[str], int]] = {}
     for delimiter in ("\t", ",") if file.format == "tsv" else (",", ";", "\t", "|"):
-        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-        headers[delimiter] = (next(reader), reader.line_num)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        try:
+            headers[delimiter] = (next(reader), reader.line_num)
+        except csv.Error as error:
+            raise WrongRequest(f"{file.path} has no readable header row ({error}); save it as CSV with UTF-8 text again.") from None
     fitting = [mark for mark, (names, _) in headers.items() if columns.text in names and columns.label in names]
     delimiter = fitting[0] if fitting else max(headers, key=lambda mark: len(headers[mark][0]))
     return headers[delimiter][0], delimiter, headers[delimiter][1]
@@ -342,15 +345,30 @@ def _read_arrow(number: int, tables: Any, columns: Columns, place: str) -> Itera
     following = 1
     for table in tables:
         wanted = _wanted(columns, table.schema.names, place)
-        if not (pa.types.is_string(kind := _value_type(table.column(columns.text))) or pa.types.is_large_string(kind)):
+        kind = _value_type(table.column(columns.text))
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
             raise WrongRequest(f"Column {columns.text!r} of {place} holds {kind}, not text; type --text-column with another.")
         rows_N = np.arange(following, following + len(table))
         following += len(table)
+        for name in wanted:
+            if not _spelled_out(table.column(name)):
+                option = {columns.label: "--label-column", columns.id: "--id-column"}.get(name)
+                remedy = f"type {option} with another" if option else "rename it, or make it text"
+                raise WrongRequest(f"Column {name!r} of {place} holds {table.column(name).type}, neither text nor numbers; {remedy}.")
         yield Batch(number, rows_N, *_in_order(table, {name: name for name in wanted}, columns))
 
 
 def _value_type(column: Any) -> Any:
     return column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+
+
+def _spelled_out(column: Any) -> bool:
+    """Whether `_binary` has an answer for a column of this type."""
+    try:
+        _binary(column.slice(0, 0))
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return False
+    return True
 
 
 def _binary(column: Any) -> Any:
@@ -361,8 +379,8 @@ def _binary(column: Any) -> Any:
         column = column.dictionary_decode()
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         return _encoded([_joined(value) for value in column.to_pylist()])
-    if pa.types.is_binary(column.type):
-        return column
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type) or pa.types.is_binary_view(column.type):
+        return column.cast(pa.binary())
     return column.cast(pa.string()).cast(pa.binary())
 
 

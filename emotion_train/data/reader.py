@@ -1,7 +1,7 @@
 """Row groups of a split, fetched ahead of use by one ranged GET each.
 
 Each process reads the row groups that its share of the steps touches, in practice the whole split: 64 ranks on one node read it 64 times
-from the store's cache. Memory holds the row groups of the lanes in use and those read ahead, whatever the size of the split.
+from the store's cache. Memory holds the row groups of the lanes in use, of one step, and those read ahead, whatever the size of the split.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RowGroupReader:
     def __init__(self, store: Store, split: Split, capacity: int = 160, threads: int = 8) -> None:
         self._store = store
         self._split = split
-        self._capacity = capacity
+        self.capacity = capacity
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="row-group")
         self._cache: OrderedDict[int, Future[Rows]] = OrderedDict()
         self._footers: dict[int, Future[Any]] = {}
@@ -49,6 +49,10 @@ class RowGroupReader:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def make_room(self, groups: int) -> None:
+        """Keep at least so many row groups from now on."""
+        self.capacity = max(self.capacity, groups)
 
     def ask(self, groups: Iterable[int]) -> None:
         """Start fetching row groups that will be needed soon."""
@@ -70,7 +74,7 @@ class RowGroupReader:
         if number not in self._footers:
             self._footers[number] = self._pool.submit(self._read_footer, number)
         self._cache[group] = self._pool.submit(self._read, self._split.row_groups[group], self._footers[number])
-        while len(self._cache) > self._capacity:
+        while len(self._cache) > self.capacity:
             self._cache.popitem(last=False)
         return self._cache[group]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.loader import Loader, StepBatch, open_loader
+from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.prepare import prepare
 from emotion_train.publish import posts
-from emotion_train.storage import Store, open_store
+from emotion_train.storage import FolderStore, Store, open_store
 from tests.emotion_train.tiny_models import write_tokenizer
 from tests.emotion_train.tiny_runs import write_posts
 
@@ -72,7 +74,7 @@ def test_an_epoch_holds_every_post_once_with_its_label_and_weight(prepared: tupl
     assert seen == {post_id: (tokenizer.encode([text])[0].tolist(), label, WEIGHTS[label]) for post_id, (text, label) in stored.items()}
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(batch=st.integers(1, 120), world_size=st.integers(1, 5))
 def test_a_step_is_the_same_on_any_number_of_ranks(prepared: tuple[Store, Index, PostTokenizer], batch: int, world_size: int) -> None:
     whole = [one.ids for one in steps(loader(prepared, batch), epoch=2)]
@@ -80,7 +82,7 @@ def test_a_step_is_the_same_on_any_number_of_ranks(prepared: tuple[Store, Index,
     assert [[post for part in parts for post in part] for parts in zip(*shares, strict=True)] == whole
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(batch=st.integers(1, 60), share=st.floats(0, 1))
 def test_a_loader_started_at_a_step_gives_what_the_whole_epoch_gave_there(
     prepared: tuple[Store, Index, PostTokenizer], batch: int, share: float
@@ -99,6 +101,50 @@ def test_a_rank_with_fewer_packs_fills_up_with_empty_ones(prepared: tuple[Store,
     for batch in steps(one):
         assert [pack.slots_N.tolist() for pack in batch.packs[-2:]] == [[-1], [-1]]
         assert batch.real_tokens == sum(pack.real_tokens for pack in batch.packs[:-2])
+
+
+class CountingStore(FolderStore):
+    """A folder that counts how often each byte range is read."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.reads: Counter[tuple[str, int]] = Counter()
+
+    def read(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
+        self.reads[key, start] += 1
+        return super().read(key, start=start, length=length, if_match=if_match)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40, 100, 1000])
+@pytest.mark.parametrize("lanes", [1, 5, 20])
+def test_an_epoch_fetches_each_row_group_once_however_large_the_batch(folder: Path, tmp_path: Path, batch: int, lanes: int) -> None:
+    prepare(str(folder / "source"), str(tmp_path / "data"), rows_per_group=2)
+    store = CountingStore(tmp_path / "data")
+    split = read_index(store).split("train")
+    assert len(split.row_groups) > 30
+    store.reads.clear()
+    order = Order(tuple(group.rows for group in split.row_groups), lanes, 7)
+    encoder = PostTokenizer.load(str(folder / "tokenizer"), 96)
+    reader = RowGroupReader(store, split, capacity=4)
+    with Loader(reader, order, encoder, WEIGHTS, global_batch_size=batch, tokens_per_microbatch=256) as one:
+        assert sum(len(step.ids) for step in one.steps(0)) == split.rows
+    assert len(store.reads) == len(split.row_groups) + len(split.objects)
+    again = [count for count in store.reads.values() if count > 1]
+    # a row group in which one lane ends and the next begins is used at both ends of the epoch
+    assert again == [2] * len(again)
+    assert len(again) < lanes
+
+
+def test_row_groups_are_asked_for_steps_ahead_within_half_of_the_capacity(prepared: tuple[Store, Index, PostTokenizer]) -> None:
+    store, index, encoder = prepared
+    split = index.split("train")
+    order = Order(tuple(group.rows for group in split.row_groups), split.lanes, 7)
+    asked: list[int] = []
+    reader = RowGroupReader(store, split)
+    reader.ask = lambda groups: asked.append(len(list(groups)))  # type: ignore[method-assign]
+    with Loader(reader, order, encoder, WEIGHTS, global_batch_size=2, tokens_per_microbatch=256) as one:
+        next(one._make(0, 0))
+    assert len(asked) == 17  # this step and the 16 after it
 
 
 def test_stopping_early_ends_the_background_thread(prepared: tuple[Store, Index, PostTokenizer]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
@@ -47,7 +45,6 @@ def skewed(rows: int, classes: int, accuracy: float, seed: int):
 
 
 @given(labelled())
-@settings(deadline=None)
 def test_every_score_is_that_of_scikit_learn(example):
     truth_N, predicted_N, classes = example
     counts = ClassCounts.of(truth_N, predicted_N, classes)
@@ -65,7 +62,6 @@ def test_every_score_is_that_of_scikit_learn(example):
 
 
 @given(labelled(), st.integers(0, 60))
-@settings(deadline=None)
 def test_counts_of_two_ranks_add_up_to_the_counts_of_all_posts(example, cut):
     truth_N, predicted_N, classes = example
     both = confusion(truth_N[:cut], predicted_N[:cut], classes) + confusion(truth_N[cut:], predicted_N[cut:], classes)
@@ -84,14 +80,12 @@ def test_labels_that_cannot_be_counted_are_refused(truth, predicted):
 
 
 @given(probabilities())
-@settings(deadline=None)
 def test_log_loss_is_that_of_scikit_learn(example):
     prob_NC, truth_N = example
     assert log_loss(prob_NC, truth_N) == pytest.approx(sk.log_loss(truth_N, prob_NC, labels=range(prob_NC.shape[1])))
 
 
 @given(probabilities(), st.integers(1, 20))
-@settings(deadline=None)
 def test_calibration_error_is_the_definition_bin_by_bin(example, bins):
     prob_NC, truth_N = example
     calibration = expected_calibration_error(prob_NC, truth_N, bins)
@@ -182,11 +176,9 @@ def test_chunks_do_not_change_the_interval(monkeypatch):
     assert bootstrap_macro_f1(truth_N, predicted_N, 4, samples=300) == whole
 
 
-def test_intervals_take_a_moment_for_many_posts_and_labels():
+def test_intervals_are_narrow_for_many_posts_and_labels():
     truth_N, predicted_N = skewed(1_000_000, 40, 0.6, seed=1)
-    start = time.perf_counter()
     interval = bootstrap_macro_f1(truth_N, predicted_N, 40, samples=2000)
-    assert time.perf_counter() - start < 5  # measured: 0.4 s
     assert interval.high - interval.low < 0.01
 
 

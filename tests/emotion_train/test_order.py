@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from emotion_train.data.order import Order, counter_hash, share
@@ -21,7 +21,6 @@ def read(order: Order, epoch: int, positions: range) -> list[tuple[int, int]]:
     return list(zip(groups.tolist(), rows.tolist(), strict=True))
 
 
-@settings(deadline=None)
 @given(orders(), st.integers(1, 200), st.integers(1, 9), st.integers(0, 5))
 def test_every_row_comes_exactly_once_an_epoch(order: Order, batch: int, world_size: int, epoch: int) -> None:
     seen = []
@@ -33,7 +32,6 @@ def test_every_row_comes_exactly_once_an_epoch(order: Order, batch: int, world_s
     assert sorted(seen) == [(group, row) for group, count in enumerate(order.row_counts) for row in range(count)]
 
 
-@settings(deadline=None)
 @given(orders(), st.integers(1, 60), st.integers(1, 16))
 def test_a_step_holds_the_same_posts_on_any_number_of_ranks(order: Order, batch: int, world_size: int) -> None:
     step = order.steps(batch) // 2
@@ -45,7 +43,6 @@ def test_a_step_holds_the_same_posts_on_any_number_of_ranks(order: Order, batch:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@settings(deadline=None)
 @given(orders(), st.integers(1, 50))
 def test_an_order_made_again_at_a_cursor_continues_the_old_one(order: Order, batch: int) -> None:
     whole = [read(order, 1, order.positions(step, batch)) for step in range(order.steps(batch))]

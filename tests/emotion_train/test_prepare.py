@@ -182,7 +182,7 @@ texts = st.builds(lambda form, number: form.format(number), variants, st.integer
 split_names = st.sampled_from([("train",), ("train", "validation"), ("train", "test"), ("train", "validation", "test"), ("",)])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data(), names=split_names)
 def test_splits_are_disjoint_complete_and_the_same_for_any_memory(
     data: st.DataObject, names: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
@@ -387,6 +387,29 @@ def test_numbers_and_given_labels_choose_the_ids(tmp_path: Path) -> None:
     assert contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_any_line_end_is_read(tmp_path: Path, end: str) -> None:
+    rows = some_rows(30)
+    source = tmp_path / "posts.csv"
+    source.write_text(end.join(["text,label", *(f"{text},{label}" for text, label in rows)]), newline="")
+    prepare(source, str(tmp_path / "out"))
+    assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / "out")))) == sorted(rows)
+
+
+def test_arrow_types_are_read_or_named(tmp_path: Path) -> None:
+    rows = some_rows(30)
+    texts, labels = [text for text, _ in rows], [label for _, label in rows]
+    structs = pa.table({"text": texts, "label": [{"name": label} for label in labels]})
+    pq.write_table(structs, tmp_path / "structs.parquet")
+    assert "Column 'label' of" in (text := refusal(tmp_path / "structs.parquet", tmp_path / "out"))
+    assert "holds struct<name: string>" in text
+    assert "type --label-column" in text
+    views = pa.table({"text": pa.array(texts, pa.string_view()), "label": pa.array(labels, pa.string_view())})
+    pq.write_table(views, tmp_path / "views.parquet")
+    prepare(tmp_path / "views.parquet", str(tmp_path / "out"))
+    assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / "out")))) == sorted(rows)
+
+
 def test_an_id_column_is_kept_and_must_be_unique(tmp_path: Path) -> None:
     rows = [(f"p{i}", "ab"[i % 2], f"id-{i}") for i in range(30)]
     prepare(write_csv(tmp_path / "posts.csv", rows, ("text", "label", "key")), str(tmp_path / "out"), id_column="key")
@@ -453,6 +476,55 @@ def test_a_bad_json_line_is_refused_by_number_or_dropped(tmp_path: Path, line: s
     assert f"{words}  1  posts.jsonl:4" in text
     result = prepare(source, str(tmp_path / "out"), on_bad="drop", multi_label="drop")
     assert sum(split.rows for split in result.index.splits.values()) == 20
+
+
+@pytest.mark.parametrize("several", ["joy,anger", "anger ; joy", "joy|anger", "['joy' 'anger']"])
+@pytest.mark.parametrize("first", [True, False])
+def test_several_labels_in_a_cell_are_no_class(tmp_path: Path, several: str, first: bool) -> None:
+    good: list[Any] = [*some_rows(30), ("mixed", "mixed, up"), ("mixed too", "mixed, up")]
+    bad = [("both", several), ("both again", several)]
+    source = write_csv(tmp_path / "posts.csv", [*bad, *good] if first else [*good, *bad])
+    text = refusal(source, tmp_path / "out")
+    assert "2 of 34 posts cannot be used" in text
+    assert "several labels  2  posts.csv:" + ("2, posts.csv:3" if first else "34, posts.csv:35") in text
+    result = prepare(source, str(tmp_path / "out"), multi_label="drop")
+    assert result.index.labels == tuple(sorted([*LABELS, "mixed, up"]))  # its parts are no labels, so it is one
+    assert result.index.source["several_labels"] == 2
+    assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / "out")))) == sorted(good)
+
+
+def test_numbers_with_several_labels_among_them_stay_in_the_order_of_numbers(tmp_path: Path) -> None:
+    rows = [(f"p{i}", str(i % 12)) for i in range(120)]
+    pairs = [(f"q{i}", f"{i % 12},{(i + 1 + i // 12) % 12}") for i in range(120)]
+    source = write_csv(tmp_path / "posts.csv", [*pairs, *rows])
+    index = prepare(source, str(tmp_path / "out"), multi_label="drop").index
+    assert index.labels == tuple(map(str, range(12)))
+    assert index.source["several_labels"] == 120
+    assert not index.source.get("repeated")
+
+
+def test_a_post_with_several_labels_takes_no_text_from_another(tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "posts.csv", [("post", "joy,anger"), ("post", "joy"), *some_rows(30)])
+    prepare(source, str(tmp_path / "out"), multi_label="drop")
+    assert ("posts.csv:3", "post", "joy") in all_posts(open_store(str(tmp_path / "out")))
+
+
+def test_more_combinations_than_labels_may_be_are_dropped(tmp_path: Path) -> None:
+    names = [f"l{i}" for i in range(60)]
+    rows = [(f"{a} {b}", f"{a},{b}") for a in names for b in names if a < b]
+    rows += [(f"{name} {i}", name) for name in names for i in range(2)]
+    source = write_csv(tmp_path / "posts.csv", rows)
+    assert prepare(source, str(tmp_path / "out"), multi_label="drop").index.labels == tuple(sorted(names))
+
+
+def test_an_object_is_no_label(tmp_path: Path) -> None:
+    source = tmp_path / "posts.jsonl"
+    good = [json.dumps({"text": f"good {i}", "label": "ab"[i % 2]}) for i in range(20)]
+    source.write_text("\n".join([*good, '{"text": "x", "label": {"name": "a"}}', '{"text": "y", "label": [{"name": "a"}]}']))
+    assert "label that is an object  2  posts.jsonl:21, posts.jsonl:22" in refusal(source, tmp_path / "out")
+    assert prepare(source, str(tmp_path / "out"), on_bad="drop").index.labels == ("a", "b")
+    cells = write_csv(tmp_path / "posts.csv", [*some_rows(20), ("x", '{"joy": 1}')])
+    assert "label that is an object  1  posts.csv:22" in refusal(cells, tmp_path / "no")
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:

@@ -341,7 +341,7 @@ def test_predictions_file_has_the_promised_columns():
 
 
 @given(st.integers(1, 30), st.integers(1, 6), st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_any_split_over_ranks_gives_the_same_file(rows, ranks, random):
     model = predictions(rows)
     order = list(range(rows))

@@ -377,7 +377,7 @@ def test_an_unreachable_endpoint_is_named_soon(bucket_url: str, monkeypatch: pyt
     assert "http://127.0.0.1:9 does not answer" in text
     assert "AWS_ENDPOINT_URL" in text
     assert "hunter2" not in text
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60  # boto3 alone would try for minutes
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken"])
@@ -395,6 +395,20 @@ def test_an_expired_login_is_named(bucket_url: str, code: str) -> None:
     assert "aws sso login" in text
 
 
+def test_the_local_server_is_reached_past_a_proxy(s3: LocalS3, bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    variables = s3.env()
+    assert variables["NO_PROXY"] == variables["no_proxy"] == "127.0.0.1,localhost,intranet.example"
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    store = open_store(bucket_url)
+    store.write("a", b"1")
+    assert store.read("a") == b"1"
+
+
 def test_the_profile_leads_to_keys_endpoint_and_region(
     s3: LocalS3, bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,7 +419,8 @@ def test_the_profile_leads_to_keys_endpoint_and_region(
         f"endpoint_url = {s3.endpoint}\nregion = eu-north-1\n"
     )
     for name in s3.env():
-        monkeypatch.delenv(name)
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_PROFILE", "team")
     store = open_store(bucket_url)

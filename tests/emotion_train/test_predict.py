@@ -1,0 +1,95 @@
+"""Posts to label come in as words, lines or files, and what cannot be read is refused in a sentence."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from emotion_train.errors import WrongRequest
+from emotion_train.predict import _posts, add_arguments
+
+POSTS = ["what a lovely mess", 'said "no",\tthen left', "naïve 🙂"]
+
+
+def posts(*words: str) -> list[str]:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return list(_posts(parser.parse_args(["--adapter", "a", *words])))
+
+
+def from_file(path: Path, content: bytes, *words: str) -> list[str]:
+    path.write_bytes(content)
+    return posts("--file", str(path), *words)
+
+
+def refusal(path: Path, content: bytes, *words: str) -> str:
+    with pytest.raises(WrongRequest) as caught:
+        from_file(path, content, *words)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes, errors: str = "surrogateescape") -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii", errors=errors))
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_every_format_gives_the_same_posts(tmp_path: Path, mark: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "\n".join(POSTS).encode()
+    objects = "\n\n".join(json.dumps({"text": post, "n": 1}) for post in POSTS).encode()
+    quoted = ['"' + post.replace('"', '""') + '"' for post in POSTS]
+    assert from_file(tmp_path / "a.txt", mark + lines.replace(b"\n", b"\r\n\n")) == POSTS
+    assert from_file(tmp_path / "b.CSV", mark + "\n".join(["text,n", *(f"{post},1" for post in quoted)]).encode()) == POSTS
+    assert from_file(tmp_path / "c.Tsv", mark + "\r\n".join(["n\ttext", *(f"1\t{post}" for post in quoted)]).encode()) == POSTS
+    assert from_file(tmp_path / "d.jsonl", mark + objects) == POSTS
+    assert from_file(tmp_path / "e.NDJSON", mark + objects) == POSTS
+    pipe(monkeypatch, mark + lines)
+    assert posts() == POSTS
+    assert posts(*POSTS) == POSTS
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_parquet_file_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"n": [1, 2, 3, 4], "text": pa.array([*POSTS, None], pa.string()).cast(kind)}), tmp_path / "a.parquet")
+    assert posts("--file", str(tmp_path / "a.parquet")) == [*POSTS, ""]
+    with pytest.raises(WrongRequest, match="has no column 'post'; it has n, text"):
+        posts("--file", str(tmp_path / "a.parquet"), "--text-column", "post")
+    with pytest.raises(WrongRequest, match="holds int64, not text"):
+        posts("--file", str(tmp_path / "a.parquet"), "--text-column", "n")
+
+
+def test_what_is_not_utf_8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.txt", "a.csv", "a.tsv", "a.jsonl"):
+        assert "is not UTF-8" in refusal(tmp_path / name, b"text\ncaf\xe9\n")
+    pipe(monkeypatch, b"fine\ncaf\xe9\n")
+    with pytest.raises(WrongRequest, match="standard input is not UTF-8"):
+        posts()
+    with pytest.raises(WrongRequest, match="is not UTF-8"):
+        posts("caf\udce9")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.json", b"[]", "JSON Lines"),
+        ("a.csv.gz", b"\x1f\x8b", "unpack it"),
+        ("a.parquet", b"PAR1", "not a whole Parquet file"),
+        ("a.csv", b"", "no column 'text'"),
+        ("a.csv", b"text\n" + b"x" * 200_000, "field larger than field limit"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": 1}', ":2 is not a JSON object"),
+        ("a.jsonl", b"[" * 100_000, ":1 is not a JSON object"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    assert words in refusal(tmp_path / name, content)
+
+
+def test_half_characters_in_json_are_mended(tmp_path: Path) -> None:
+    assert from_file(tmp_path / "a.jsonl", rb'{"text": "\ud83d\ude42 \ud83d"}') == ["🙂 \ufffd"]
