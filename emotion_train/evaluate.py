@@ -106,7 +106,9 @@ class _Split:
 
 def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[SplitResult, Sequence[int]]:
     """The result, and the training posts of each of the adapter's labels."""
-    from emotion_train.data.loader import open_loader
+    from emotion_train.data.loader import Loader
+    from emotion_train.data.order import Order
+    from emotion_train.data.reader import RowGroupReader
     from emotion_train.metrics import confusion
     from emotion_train.progress import ProgressLine
     from emotion_train.publish import tfidf_predictions
@@ -115,12 +117,11 @@ def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[
     from emotion_train.scoring import score
 
     split, classes = posts.index.split(posts.name), len(adapter.labels)
-    loader = open_loader(
-        posts.store,
-        split,
+    loader = Loader(
+        RowGroupReader(posts.store, split),
+        Order(split.row_counts, split.lanes, seed=0),
         adapter.tokenizer,
         np.ones(len(posts.index.labels)),
-        seed=0,
         global_batch_size=_POSTS_PER_STEP,
         tokens_per_microbatch=capacity,
     )

@@ -64,15 +64,15 @@ class Job:
 def run(arguments: argparse.Namespace) -> int:
     """Returns 0 when the run is published, by this process or by an earlier one."""
     started = datetime.now(UTC)
-    import torch
-
-    from emotion_train.data.tokenization import PostTokenizer
-
     config = load_config(arguments.config, arguments.overrides)
     require_trackers(config)
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
     require_trainable(index)
+
+    import torch
+
+    from emotion_train.data.tokenization import PostTokenizer
 
     accelerator, ranks = _start_processes(config)
     run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
@@ -199,15 +199,17 @@ def _scoring_loader(job: Job, name: str, stack: ExitStack) -> Loader:
 
 
 def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_size: int, seed: int, stack: ExitStack) -> Loader:
-    from emotion_train.data.loader import open_loader
+    from emotion_train.data.loader import Loader
+    from emotion_train.data.order import Order
+    from emotion_train.data.reader import RowGroupReader
 
+    split = job.index.split(name)
     return stack.enter_context(
-        open_loader(
-            job.data_store,
-            job.index.split(name),
+        Loader(
+            RowGroupReader(job.data_store, split),
+            Order(split.row_counts, split.lanes, seed),
             job.tokenizer,
             weights_C,
-            seed=seed,
             global_batch_size=batch_size,
             tokens_per_microbatch=job.config.train.tokens_per_microbatch,
             fill_multiple=GPU_FILL if job.accelerator.device.type == "cuda" else 1,

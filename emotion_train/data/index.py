@@ -54,6 +54,10 @@ class Split(_Entry):
     objects: tuple[DataObject, ...]
     row_groups: tuple[RowGroup, ...]
 
+    @property
+    def row_counts(self) -> tuple[int, ...]:
+        return tuple(group.rows for group in self.row_groups)
+
     @model_validator(mode="after")
     def _adds_up(self) -> Split:
         if sum(group.rows for group in self.row_groups) != self.rows or sum(self.label_counts) != self.rows:

@@ -16,11 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from emotion_train.data.index import Split
 from emotion_train.data.order import EpochOrder, Order, share
 from emotion_train.data.packing import Pack, empty_pack, pack
 from emotion_train.data.reader import RowGroupReader
-from emotion_train.storage import Store
 
 _STEPS_AHEAD = 4  # packed steps that wait in memory
 _READ_AHEAD = 16  # most steps whose row groups are being fetched
@@ -59,7 +57,7 @@ def alone(packs: int, weight_sum: float) -> tuple[int, float]:
 
 
 class Loader:
-    """Makes `StepBatch`es of one split for one rank.
+    """Makes `StepBatch`es of one split for one rank; a context manager that ends the reader's threads.
 
     `weights_C` is the loss weight of each class. `agree` returns the maximum number of packs and the sum of weights over all ranks; it is
     called once per step, in step order, from the background thread.
@@ -204,35 +202,6 @@ class Loader:
             real_tokens=sum(one.real_tokens for one in packs if one.slots_N[0] >= 0),
             bad_rows=bad_rows,
         )
-
-
-def open_loader(
-    store: Store,
-    split: Split,
-    encoder: Encoder,
-    weights_C: npt.NDArray[np.float64],
-    *,
-    seed: int,
-    global_batch_size: int,
-    tokens_per_microbatch: int,
-    fill_multiple: int = 1,
-    rank: int = 0,
-    world_size: int = 1,
-    agree: Agree = alone,
-) -> Loader:
-    """A loader with a reader and an order of its own; a context manager that ends the reader's threads."""
-    return Loader(
-        RowGroupReader(store, split),
-        Order(tuple(group.rows for group in split.row_groups), split.lanes, seed),
-        encoder,
-        weights_C,
-        global_batch_size=global_batch_size,
-        tokens_per_microbatch=tokens_per_microbatch,
-        fill_multiple=fill_multiple,
-        rank=rank,
-        world_size=world_size,
-        agree=agree,
-    )
 
 
 def _is_good(text: Any, label: Any, classes: int) -> bool:

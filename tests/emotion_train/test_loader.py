@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emotion_train.data.index import Index, read_index
-from emotion_train.data.loader import Loader, StepBatch, open_loader
+from emotion_train.data.loader import Loader, StepBatch
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
@@ -42,12 +42,12 @@ def prepared(folder: Path) -> tuple[Store, Index, PostTokenizer]:
 
 def loader(prepared: tuple[Store, Index, PostTokenizer], batch: int, rank: int = 0, world_size: int = 1, tokens: int = 256) -> Loader:
     store, index, tokenizer = prepared
-    return open_loader(
-        store,
-        index.split("train"),
+    split = index.split("train")
+    return Loader(
+        RowGroupReader(store, split),
+        Order(split.row_counts, split.lanes, 7),
         tokenizer,
         WEIGHTS,
-        seed=7,
         global_batch_size=batch,
         tokens_per_microbatch=tokens,
         rank=rank,
@@ -123,7 +123,7 @@ def test_an_epoch_fetches_each_row_group_once_however_large_the_batch(folder: Pa
     split = read_index(store).split("train")
     assert len(split.row_groups) > 30
     store.reads.clear()
-    order = Order(tuple(group.rows for group in split.row_groups), lanes, 7)
+    order = Order(split.row_counts, lanes, 7)
     encoder = PostTokenizer.load(str(folder / "tokenizer"), 96)
     reader = RowGroupReader(store, split, capacity=4)
     with Loader(reader, order, encoder, WEIGHTS, global_batch_size=batch, tokens_per_microbatch=256) as one:
@@ -138,7 +138,7 @@ def test_an_epoch_fetches_each_row_group_once_however_large_the_batch(folder: Pa
 def test_row_groups_are_asked_for_steps_ahead_within_half_of_the_capacity(prepared: tuple[Store, Index, PostTokenizer]) -> None:
     store, index, encoder = prepared
     split = index.split("train")
-    order = Order(tuple(group.rows for group in split.row_groups), split.lanes, 7)
+    order = Order(split.row_counts, split.lanes, 7)
     asked: list[int] = []
     reader = RowGroupReader(store, split)
     reader.ask = lambda groups: asked.append(len(list(groups)))  # type: ignore[method-assign]

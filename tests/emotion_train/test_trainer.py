@@ -53,7 +53,7 @@ def whole_batch_reference(folder: Path) -> tuple[list[float], dict[str, torch.Te
     weights_C = torch.tensor(class_weights(split.label_counts, "balanced"), dtype=torch.float32)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.train.learning_rate, weight_decay=config.train.weight_decay)
-    order = Order(tuple(group.rows for group in split.row_groups), split.lanes, config.run.seed)
+    order = Order(split.row_counts, split.lanes, config.run.seed)
     steps = order.steps(16) * config.train.epochs
     losses = []
     with RowGroupReader(store, split) as reader:
