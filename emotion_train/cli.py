@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((word for word in words if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
         prog="emotion-train",
-        description=__doc__,
+        description="Prepare posts, train an emotion classifier, score it and use it. Each verb has its own --help.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

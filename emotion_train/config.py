@@ -143,12 +143,12 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
         try:
             return Config.model_validate(values)
         except ValidationError as error:
-            problems += [_describe(item) for item in error.errors()]
+            problems += [line for item in error.errors() for line in _describe(item)]
     else:  # report the values' problems together with the keys'
         try:
             Config.model_validate(values)
         except ValidationError as error:
-            problems += [_describe(item) for item in error.errors() if item["type"] != "extra_forbidden"]
+            problems += [line for item in error.errors() if item["type"] != "extra_forbidden" for line in _describe(item)]
     source = f"{path}" if path is not None else "the command line"
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise WrongRequest(f"The configuration from {source} has {count}:\n" + "\n".join(f"  - {line}" for line in problems))
@@ -249,15 +249,17 @@ def _suggest(name: str, candidates: list[str]) -> str:
     return f"; sections are {', '.join(Config.model_fields)}"
 
 
-def _describe(item: Any) -> str:
+def _describe(item: Any) -> list[str]:
     place = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple", "function", "constrained")))
     if item["type"] == "missing":
-        return f"{place}: required and not given; type {place}=… or put it into the YAML file"
+        fields = _section_type(place).model_fields if place in Config.model_fields else None
+        missing = [place] if fields is None else [f"{place}.{name}" for name, field in fields.items() if field.is_required()]
+        return [f"{name}: required and not given; type {name}=… or put it into the YAML file" for name in missing]
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
-        return message if not place else f"{place}: {message}"
+        return [message if not place else f"{place}: {message}"]
     given = repr(item["input"])
-    return f"{place}: {message[0].lower()}{message[1:]}, got {given if len(given) < 80 else given[:77] + '...'}"
+    return [f"{place}: {message[0].lower()}{message[1:]}, got {given if len(given) < 80 else given[:77] + '...'}"]
 
 
 def example_config() -> Path:

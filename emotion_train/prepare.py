@@ -269,7 +269,7 @@ class _Job:
             remedies.append("type --on-bad drop to leave them out")
         if "several_labels" in refused and self._findings.counts["several_labels"]:
             remedies.append("type --multi-label drop to leave those with several labels out")
-        if self._findings.counts["unknown_label"]:
+        if "unknown_label" in refused and self._findings.counts["unknown_label"]:
             remedies.append(f"name all labels with --labels ({', '.join(self._labels.in_order()[:30])} are known)")
         posts = f"1 of {self._rows_read:,} posts" if total == 1 else f"{total:,} of {self._rows_read:,} posts"
         raise WrongRequest(f"{self._source.name}: {posts} cannot be used:\n  " + "\n  ".join(lines) + f"\n{'; or '.join(remedies)}.")

@@ -91,6 +91,8 @@ def open_store(url: str) -> Store:
     """
     if "\0" in url or not url.strip():
         raise WrongRequest("The URL of a store is empty; type s3://bucket/prefix or the path of a folder.")
+    if mistyped := re.match(r"(s3|gs|https?|file)(//|;/+)", url.strip()):
+        raise WrongRequest(f"The URL {url} has no colon after {mistyped[1]}; did you mean {mistyped[1]}://{url.strip()[mistyped.end() :]}?")
     scheme, colon, rest = url.strip().partition(":")
     if not colon or len(scheme) == 1 or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         return FolderStore(Path(url.strip()))

@@ -76,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     accelerator, ranks = _start_processes(config)
     run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
+    config = config.model_copy(update={"run": config.run.model_copy(update={"id": run_id})})
     writer = Writer(output_store, run_id, index.sha256(), config.sha256()) if ranks.is_main else None
     entries = ranks.from_main(writer.entries if writer is not None else ())
     if finals := [entry for entry in entries if entry.kind == "final"]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from emotion_train.errors import EXIT_CODES, OUTCOME_VARIABLE, exit_code
@@ -68,8 +70,28 @@ def _run(arguments: argparse.Namespace) -> int:
         environment = {**os.environ, OUTCOME_VARIABLE: str(outcome)}
         if choice.config_file.stem == "cpu":
             environment.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # accelerate would take the physical cores, with a warning
-        returned = subprocess.call(line, env=environment)
-        return int(outcome.read_text()) if outcome.exists() else returned
+        returned = _call(line, environment)
+        if outcome.exists():
+            return int(outcome.read_text())
+    if returned < 0:
+        print("emotion-launch: stopped; the same command with the same run.id goes on from the last checkpoint", file=sys.stderr)
+    return min(abs(returned), 1)
+
+
+def _call(line: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end; a signal to this process ends the command's whole group, so that no trainer is left behind."""
+    with subprocess.Popen(line, env=environment, start_new_session=True) as process:
+
+        def stop(number: int, frame: object) -> None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        try:
+            return process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -97,7 +97,7 @@ def build_report(
     }
     headline = "test" if "test" in figures else next(iter(figures))
     return Report(
-        verdict=_verdict(headline, figures[headline]),
+        verdict=verdict(headline, figures[headline]),
         warnings=(*_warnings(headline, figures[headline], dataset, settings), *remarks),
         labels=tuple(labels),
         headline=headline,
@@ -207,7 +207,8 @@ def strongest(floors: Sequence[Floor]) -> Floor:
     return max(floors, key=lambda floor: floor.macro_f1)
 
 
-def _verdict(name: str, split: SplitFigures) -> Verdict:
+def verdict(name: str, split: SplitFigures) -> Verdict:
+    """What the interval of the difference to the strongest floor allows to say."""
     floor = strongest(split.floors)
     figure = f"Macro-F1 {split.macro_f1:.3f} ({split.macro_f1_low:.3f} to {split.macro_f1_high:.3f}) on {split.rows:,} {name} posts"
     against = f"{floor.name} floor of {floor.macro_f1:.3f}"

@@ -7,7 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from emotion_train.report.schema import Report, Scorecard, SplitFigures
+from emotion_train.report.figures import verdict
+from emotion_train.report.schema import Report, Scorecard, SplitFigures, Verdict
 from emotion_train.report.units import dollars, duration, memory, percent, rate, signed
 
 _STYLES = {"beaten": ("green", "✓"), "open": ("yellow", "≈"), "not beaten": ("red", "✗")}
@@ -16,9 +17,7 @@ _BAR = 16
 
 def print_report(report: Report, console: Console) -> None:
     split = report.splits[report.headline]
-    style, mark = _STYLES[report.verdict.outcome]
-    console.print(Text.assemble((f"{mark} ", f"bold {style}"), (report.verdict.sentence, "bold")))
-    console.print()
+    _print_verdict(report.verdict, console)
     for part in (_floors(split), _per_label(split), _facts(report, split)):
         console.print(Padding(part, (0, 0, 1, 2)))
     for warning in report.warnings:
@@ -27,12 +26,16 @@ def print_report(report: Report, console: Console) -> None:
 
 def print_scorecard(card: Scorecard, console: Console) -> None:
     split = card.figures
-    span = _span(f"{split.macro_f1_low:.3f}", f"{split.macro_f1_high:.3f}")
-    console.print(Text(f"Macro-F1 {split.macro_f1:.3f} ({span}) on {split.rows:,} posts of {card.name}, {card.source}", "bold"))
-    console.print()
+    _print_verdict(verdict(card.name, split), console)
     also = f"weighted F1 {split.weighted_f1:.3f}, accuracy {split.accuracy:.3f}, log loss {split.log_loss:.3f}"
     for part in (_floors(split), _per_label(split), Text(f"{also}, calibration error {split.calibration_error:.3f}", "dim")):
         console.print(Padding(part, (0, 0, 1, 2)))
+
+
+def _print_verdict(verdict: Verdict, console: Console) -> None:
+    style, mark = _STYLES[verdict.outcome]
+    console.print(Text.assemble((f"{mark} ", f"bold {style}"), (verdict.sentence, "bold")))
+    console.print()
 
 
 def _floors(split: SplitFigures) -> Table:

@@ -31,7 +31,7 @@ def test_every_problem_is_in_one_message_with_the_nearest_name() -> None:
         "train.epochs: input should be a valid integer",
         "targets has 'q_prj'; allowed are all-linear or",
         "'epochs' is not of the form section.field=value",
-        "run: required and not given",
+        "run.output_url: required and not given; type run.output_url=…",
     ):
         assert piece in message, message
 

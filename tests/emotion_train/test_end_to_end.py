@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,33 @@ def test_exit_code_2_comes_through_accelerate(tmp_path: Path) -> None:
     assert "Traceback" not in answer.stderr
 
 
+def test_a_signal_to_the_launcher_leaves_no_trainer_behind(tmp_path: Path) -> None:
+    words = tiny_words(tmp_path, "train.epochs=1000")
+    causal_checkpoint(tmp_path / "base", "llama")
+    done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data"))
+    line = [sys.executable, "-m", "launch.cli", "run", "--accelerate-config", "cpu", *words]
+    with subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "runs" / "tiny" / "log" / "00000001.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.terminate()
+        message = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert "goes on from the last checkpoint" in message
+    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(path)]
+    assert not left
+    assert "training" in message or "loading" in message or "run tiny" in message
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended
+        return b""
+
+
 def test_a_gpu_config_without_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data"))
@@ -138,7 +166,7 @@ def test_a_base_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest
         (["predict", "--adapter", "nowhere", "x"], "no adapter folder nowhere"),
         (["predict", "--adapter", ".", "--file", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["evaluate", "--adapter", "nowhere", "--data", "posts"], "no adapter folder nowhere"),
-        (["train"], "data: required and not given"),
+        (["train"], "data.url: required and not given"),
     ],
 )
 def test_a_wrong_request_is_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

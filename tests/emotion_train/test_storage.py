@@ -432,3 +432,9 @@ def test_the_profile_leads_to_keys_endpoint_and_region(
 def test_importing_the_module_imports_no_client() -> None:
     program = "import sys, emotion_train.storage; print(sorted({'boto3', 'botocore', 'obstore', 'pyarrow', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("url", "meant"), [("s3//team/runs", "s3://team/runs"), ("https//x/y", "https://x/y")])
+def test_a_url_without_its_colon_is_not_taken_for_a_folder(url: str, meant: str) -> None:
+    with pytest.raises(WrongRequest, match=f"did you mean {meant}"):
+        open_store(url)
