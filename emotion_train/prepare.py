@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from emotion_train.data.posts import Source
     from emotion_train.data.spill import Spill
 
-_FORMATS = ("csv", "tsv", "jsonl", "parquet", "hub")
-
 
 @dataclass(frozen=True)
 class Options:
@@ -79,6 +77,8 @@ class PrepareResult:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from emotion_train.data.posts import FORMATS
+
     default = Options()
     add = parser.add_argument
     add(
@@ -139,7 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="memory for shuffling; changes no byte of the result (default: 512)",
     )
-    add("--format", choices=_FORMATS, help="format of the source (default: by its ending)")
+    add("--format", choices=FORMATS, help="format of the source (default: by its ending)")
     add("--subset", metavar="NAME", help="subset (configuration) of a hub data set, such as simplified")
 
 

@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -236,7 +237,7 @@ def _report_and_publish(job: Job, trainer: Trainer, writer: Writer | None, stack
 
     from emotion_train import checkpoint
     from emotion_train.model.lora import load_adapter_state
-    from emotion_train.publish import publish, scratch_folder
+    from emotion_train.publish import publish
     from emotion_train.report.terminal import print_report
 
     best = checkpoint.best(read_log(job.output_store, job.run_id))
@@ -245,7 +246,7 @@ def _report_and_publish(job: Job, trainer: Trainer, writer: Writer | None, stack
     splits = _score_splits(job, trainer, stack)
     if writer is not None:
         report = _build_report(job, trainer, splits, best)
-        with scratch_folder() as folder:
+        with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
             _save_adapter(job, trainer, report, Path(folder))
             entry = publish(writer, job.config.train.epochs, trainer.progress.step, Path(folder), report, splits)
         print_report(report, Console(highlight=False))
