@@ -34,6 +34,7 @@ class RunSection(Section):
     )
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of the example order, of the new weights and of dropout.")
     trackers: tuple[Tracker, ...] = Field((), description="Experiment trackers that receive the step and evaluation figures.")
+    publish_timeout_s: float = Field(3600, ge=0, description="Seconds for which publishing is tried again when the bucket fails.")
 
 
 class DataSection(Section):
@@ -94,6 +95,30 @@ class EvaluationSection(Section):
     )
 
 
+class CheckpointSection(Section):
+    every_seconds: float | None = Field(
+        60, gt=0, description="Seconds between checkpoints; None leaves those of the evaluations, which are never left out."
+    )
+    keep_every: int | None = Field(
+        None, ge=1, description="Keep each k-th checkpoint for good; None keeps the newest three and the best only."
+    )
+    local_folder: str | None = Field(
+        None, min_length=1, description="Where the newest state waits while the bucket does not answer; None is a folder below TMPDIR."
+    )
+
+
+class PreemptionSection(Section):
+    notices: Literal["auto", "aws", "gcp", "azure", "none"] = Field(
+        "auto", description="Whose metadata service is asked for preemption notices; auto finds out."
+    )
+    hold_s: float | None = Field(
+        None,
+        ge=0,
+        description="Seconds to wait for the kill after SIGTERM or a termination notice, once saved, before leaving with 33; None is 300 "
+        "under SkyPilot, which would take an early exit for a failure, else 0.",
+    )
+
+
 class ReportSection(Section):
     bootstrap_samples: int = Field(2000, ge=100, le=100_000, description="Resamples behind the 95 % interval of macro-F1.")
     floor_max_rows: int = Field(100_000, ge=0, description="Largest training split on which the TF-IDF floor is fitted; 0 leaves it out.")
@@ -110,6 +135,8 @@ class Config(Section):
     loss: LossSection = LossSection()
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    preemption: PreemptionSection = PreemptionSection()
     report: ReportSection = ReportSection()
 
     @model_validator(mode="after")
