@@ -115,7 +115,7 @@ def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[
     from emotion_train.publish import tfidf_predictions
     from emotion_train.report.figures import SplitResult
     from emotion_train.report.predictions import Predictions, join_predictions
-    from emotion_train.scoring import score
+    from emotion_train.scoring import fill_multiple, score
 
     split, classes = posts.index.split(posts.name), len(adapter.labels)
     loader = Loader(
@@ -125,6 +125,7 @@ def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[
         np.ones(len(posts.index.labels)),
         global_batch_size=_POSTS_PER_STEP,
         tokens_per_microbatch=capacity,
+        fill_multiple=fill_multiple(adapter.model.device),
     )
     with loader, ProgressLine("scoring", split.rows, "posts") as line:
         scored = score(adapter.model, loader, adapter.model.device, classes, line.update)

@@ -18,6 +18,15 @@ from emotion_train.model.attention import Segments
 from emotion_train.report.predictions import Predictions
 
 Probabilities = npt.NDArray[np.float32]
+_GPU_FILL = 128
+
+
+def fill_multiple(device: torch.device) -> int:
+    """Packs are filled up to a multiple of this many tokens. The matrix units of a GPU like 128.
+
+    The same number in training and in scoring lets an adapter that is read back give bit for bit the probabilities that its run published.
+    """
+    return _GPU_FILL if device.type == "cuda" else 1
 
 
 def forward_pack(model: torch.nn.Module, pack: Pack, device: torch.device) -> torch.Tensor:
@@ -57,7 +66,10 @@ def probabilities_of(
     model: torch.nn.Module, encoder: Encoder, texts: Sequence[str], tokens_per_microbatch: int, device: torch.device, classes: int
 ) -> Probabilities:
     """Probabilities of texts, `prob_NC`, in their order."""
-    packs = pack(encoder.encode(texts), [0] * len(texts), [0.0] * len(texts), tokens_per_microbatch, encoder.pad_id) if texts else []
+    if not texts:
+        return np.zeros((0, classes), np.float32)
+    nothing = [0.0] * len(texts)
+    packs = pack(encoder.encode(texts), [0] * len(texts), nothing, tokens_per_microbatch, encoder.pad_id, fill_multiple(device))
     with evaluating(model):
         return _by_slot(model, packs, len(texts), device, classes)
 

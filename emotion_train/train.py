@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from emotion_train.report.schema import Report
     from emotion_train.trainer import Trainer
 
-GPU_FILL = 128  # on a GPU packs are filled up to a multiple of this many tokens, which its matrix units like
 POSTS_PER_SCORING_STEP = 256
 
 
@@ -204,6 +203,7 @@ def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_
     from emotion_train.data.loader import Loader
     from emotion_train.data.order import Order
     from emotion_train.data.reader import RowGroupReader
+    from emotion_train.scoring import fill_multiple
 
     split = job.index.split(name)
     return stack.enter_context(
@@ -214,7 +214,7 @@ def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_
             weights_C,
             global_batch_size=batch_size,
             tokens_per_microbatch=job.config.train.tokens_per_microbatch,
-            fill_multiple=GPU_FILL if job.accelerator.device.type == "cuda" else 1,
+            fill_multiple=fill_multiple(job.accelerator.device),
             rank=job.ranks.rank,
             world_size=job.ranks.world_size,
             agree=job.ranks.agree,

