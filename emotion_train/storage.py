@@ -34,6 +34,8 @@ CREATE_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 # Shorter than the least time that boto3 leaves on a refreshed credential (10 minutes).
 CREDENTIAL_TTL = timedelta(minutes=5)
 _TEMPORARY = ".writing-"
+# a disk or a network mount that may come back
+_DISK_AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENODEV, errno.ENOTCONN, errno.EHOSTUNREACH)
 
 
 @dataclass(frozen=True)
@@ -247,12 +249,15 @@ def _explain_os_error(error: OSError, url: str, root: Path, writing: bool) -> St
     if not writing and isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return ObjectNotFound(f"There is no object at {url}.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"The disk is full: {url} could not be written; free some space or name a folder on another disk.")
+        return StorageError(
+            f"The disk is full: {url} could not be written; free some space or name a folder on another disk.", transient=True
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(
             f"No permission for {url} ({error.strerror}); name a folder that is yours, or see `ls -ld {root}` for whose it is."
         )
-    return StorageError(f"{url} failed: {error.strerror or error}; check the disk, or name another folder.")
+    away = error.errno in _DISK_AWAY
+    return StorageError(f"{url} failed: {error.strerror or error}; check the disk, or name another folder.", transient=away)
 
 
 class _Connection(NamedTuple):
@@ -484,6 +489,7 @@ _LOGIN_CODES = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired",
 _REGION_CODES = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
 # Answers with status 400 that have nothing to do with checksums.
 _CLEAR_400 = (*_LOGIN_CODES, *_REGION_CODES, "RequestTimeout", "EntityTooLarge", "KeyTooLongError", "InvalidBucketName", "BadDigest")
+_BUSY_CODES = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded")
 _KEYS_REMEDY = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE, and type `aws sts get-caller-identity` to see who you are"
 
 
@@ -501,7 +507,9 @@ def _explain_s3_error(error: Exception, url: str, bucket: str) -> StorageError:
             f"No credentials for {url}: {error}; type `aws configure list-profiles` to see those that exist and set AWS_PROFILE."
         )
     if isinstance(error, (known.SSOError, known.TokenRetrievalError, known.CredentialRetrievalError)) or code in _LOGIN_CODES:
-        return StorageError(f"The login for {url} has expired; type `aws sso login`, or renew AWS_SESSION_TOKEN and its two keys.")
+        return StorageError(
+            f"The login for {url} has expired; type `aws sso login`, or renew AWS_SESSION_TOKEN and its two keys.", transient=True
+        )
     if isinstance(error, known.SSLError):
         return StorageError(
             f"{_endpoint_of(error)} showed a certificate that is not trusted, so {url} was not used; set AWS_CA_BUNDLE to your CA file."
@@ -509,7 +517,8 @@ def _explain_s3_error(error: Exception, url: str, bucket: str) -> StorageError:
     if isinstance(error, (known.HTTPClientError, known.ConnectionError)):
         return StorageError(
             f"{url} cannot be reached: {_endpoint_of(error)} does not answer; check the network, AWS_ENDPOINT_URL "
-            f"({_without_secrets(os.environ.get('AWS_ENDPOINT_URL', 'not set'))}) and the region."
+            f"({_without_secrets(os.environ.get('AWS_ENDPOINT_URL', 'not set'))}) and the region.",
+            transient=True,
         )
     if code == "NoSuchBucket" or (status == 404 and "Bucket" in getattr(error, "operation_name", "")):
         return StorageError(f"There is no bucket {bucket} for {url}; check the name, or type `aws s3 mb s3://{bucket}` to make it.")
@@ -531,11 +540,17 @@ def _explain_s3_error(error: Exception, url: str, bucket: str) -> StorageError:
     if code in _REGION_CODES:
         return StorageError(f"{url} lies in another region than the one in use ({code}); set AWS_REGION to the bucket's.")
     if status == 507 or code in ("QuotaExceeded", "XMinioStorageFull"):
-        return StorageError(f"The store behind {url} is full; free some space there, or name another bucket.")
+        return StorageError(f"The store behind {url} is full; free some space there, or name another bucket.", transient=True)
     reason = (
         f"{code} {error.response['Error'].get('Message', '')}" if isinstance(error, known.ClientError) else _without_secrets(str(error))
     )
-    return StorageError(f"{url} failed with {' '.join(reason.split())[:200]} (status {status}); try again, or name another bucket.")
+    return StorageError(
+        f"{url} failed with {' '.join(reason.split())[:200]} (status {status}); try again, or name another bucket.",
+        transient=isinstance(error, known.IncompleteReadError)
+        or code in _BUSY_CODES
+        or status in (408, 409, 425, 429)
+        or (status is not None and status >= 500 and status != 501),
+    )
 
 
 def _endpoint_of(error: Exception) -> str:

@@ -395,6 +395,52 @@ def test_an_expired_login_is_named(bucket_url: str, code: str) -> None:
     assert "aws sso login" in text
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "transient"),
+    [
+        (500, "InternalError", True),
+        (503, "SlowDown", True),
+        (409, "ConditionalRequestConflict", True),
+        (429, "TooManyRequests", True),
+        (400, "RequestTimeout", True),
+        (400, "ExpiredToken", True),
+        (507, "XMinioStorageFull", True),
+        (501, "NotImplemented", False),
+        (400, "InvalidArgument", False),
+        (403, "AccessDenied", False),
+        (403, "InvalidAccessKeyId", False),
+        (404, "NoSuchBucket", False),
+        (404, "NoSuchKey", False),
+    ],
+)
+def test_an_error_of_a_bucket_says_whether_waiting_may_help(status: int, code: str, transient: bool) -> None:
+    from botocore.exceptions import ClientError
+
+    error = ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")  # type: ignore[typeddict-item]
+    assert storage._explain_s3_error(error, "s3://bucket/a", "bucket").transient is transient
+
+
+def test_an_unreachable_endpoint_may_come_back(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for action in everything(bucket_url):
+        with pytest.raises(StorageError) as caught:
+            action()
+        assert caught.value.transient
+
+
+@pytest.mark.parametrize(("number", "transient"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, True), (errno.EACCES, False)])
+def test_an_error_of_a_folder_says_whether_waiting_may_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, transient: bool
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError) as caught:
+        open_store(str(tmp_path)).create("a", b"1")
+    assert caught.value.transient is transient
+
+
 def test_the_local_server_is_reached_past_a_proxy(s3: LocalS3, bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("NO_PROXY", "intranet.example")
