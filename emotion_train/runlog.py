@@ -15,9 +15,11 @@ import hashlib
 import json
 import re
 import secrets
+import sys
 import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -165,6 +167,37 @@ def first_collision(names: Iterable[str]) -> str | None:
         files.add(folded)
         folders |= parents
     return None
+
+
+def require_conditional_writes(store: Store, run_id: str, allow_unfenced: bool) -> bool:
+    """True when the store refuses to create what stands there, without which no writer can be fenced.
+
+    Raises `WrongRequest` when it does not, or, with `allow_unfenced`, says on stderr what is given up and returns False.
+    """
+    key = f"{run_id}/probe/{secrets.token_hex(8)}"
+    store.create(key, b"first")
+    try:
+        store.create(key, b"second")
+        honoured = False
+    except AlreadyExists:
+        honoured = store.read(key) == b"first"
+    with suppress(StorageError):  # who may not delete leaves five bytes behind
+        store.delete(key)
+    if honoured:
+        return True
+    found = f"The store {store.url} overwrites an object that it was told only to create (If-None-Match)"
+    if not allow_unfenced:
+        raise WrongRequest(
+            f"{found}, so two processes could both write run {run_id}; name a bucket of a store that honours conditions, or type "
+            "--allow-unfenced and see to it yourself that only one process at a time runs it."
+        )
+    print(
+        f"UNFENCED: {found}. If a second process starts run {run_id} while this one is alive, each may overwrite the other's checkpoints, "
+        "and steps that were reported as saved may be lost, without a word from either.",
+        file=sys.stderr,
+        flush=True,
+    )
+    return False
 
 
 class Writer:

@@ -34,6 +34,7 @@ CREATE_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 # Shorter than the least time that boto3 leaves on a refreshed credential (10 minutes).
 CREDENTIAL_TTL = timedelta(minutes=5)
 _TEMPORARY = ".writing-"
+_NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # a disk or a network mount that may come back
 _DISK_AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENODEV, errno.ENOTCONN, errno.EHOSTUNREACH)
 
@@ -173,6 +174,13 @@ class FolderStore(Store):
             except FileExistsError:
                 if path.is_dir() or path.read_bytes() != data:
                     raise AlreadyExists(f"{self.url_of(key)} exists already with another content.") from None
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                raise StorageError(
+                    f"{self.url} lies on a file system without hard links ({error.strerror}), as mounted buckets do: "
+                    "nothing can be created there by one process only; name a folder on another disk, or the bucket itself as s3://bucket/prefix."
+                ) from error
             _sync_folder(path.parent)
             return ObjectInfo(key, len(data), None)
 

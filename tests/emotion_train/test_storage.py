@@ -261,6 +261,15 @@ def test_a_full_disk_is_named_and_leaves_the_old_object(tmp_path: Path, monkeypa
     assert store.read("a") == b"old"
 
 
+def test_a_mount_without_hard_links_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert "without hard links" in sentence(lambda: open_store(str(tmp_path)).create("a", b"1"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o700)
     store = open_store(str(tmp_path / "locked"))
