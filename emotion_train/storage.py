@@ -83,6 +83,10 @@ class Store(ABC):
     def delete(self, key: str) -> None:
         """Remove the object; a missing one is fine."""
 
+    @abstractmethod
+    def clear_unfinished(self, prefix: str) -> None:
+        """Remove what killed writes left below the folder `prefix/`, and what writes at work there have so far: these then fail."""
+
     def url_of(self, key: str) -> str:
         return f"{self.url}/{_checked_key(key)}"
 
@@ -200,8 +204,19 @@ class FolderStore(Store):
         return iter(sorted(found, key=lambda info: info.key))
 
     def delete(self, key: str) -> None:
+        path = self._path(key)
         with suppress(ObjectNotFound), self._explaining(key):
-            self._path(key).unlink()
+            path.unlink()
+            for folder in path.parents[: len(path.relative_to(self._root).parts) - 1]:
+                try:
+                    folder.rmdir()
+                except OSError:  # something else lies there
+                    break
+
+    def clear_unfinished(self, prefix: str) -> None:
+        with self._explaining(prefix):
+            for path in (self._root / prefix).rglob(f"{_TEMPORARY}*"):
+                path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._root / _checked_key(key)
@@ -217,10 +232,9 @@ class FolderStore(Store):
 @contextmanager
 def _temporary_beside(path: Path, data: bytes | Path) -> Iterator[Path]:
     """A file of that content beside `path`, on the disk and not only in its cache; removed at the end unless it was moved."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
     try:
-        with open(temporary, "xb") as file:
+        with _open_in_its_folder(temporary) as file:
             if isinstance(data, Path):
                 with open(data, "rb") as source:
                     shutil.copyfileobj(source, file, 1 << 20)
@@ -232,6 +246,16 @@ def _temporary_beside(path: Path, data: bytes | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _open_in_its_folder(path: Path) -> IO[bytes]:
+    """A new file; its folder is made, again if `delete` removes the empty one in between."""
+    for _ in range(100):
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return open(path, "xb")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "xb")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -352,6 +376,9 @@ class S3Store(Store):
     def delete(self, key: str) -> None:
         with suppress(ObjectNotFound), self._explaining(self.url_of(key)):
             self._connection().patient.delete_object(Bucket=self._bucket, Key=self._name(key))
+
+    def clear_unfinished(self, prefix: str) -> None:
+        """Nothing: a part of a run is one request, which leaves nothing, and a bucket's lifecycle rule clears uploads in several parts."""
 
     def _name(self, key: str) -> str:
         return self._prefix + _checked_key(key)

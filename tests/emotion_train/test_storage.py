@@ -135,6 +135,29 @@ def test_a_key_cannot_leave_the_store(store: Store, key: str) -> None:
         assert "cannot name an object" in sentence(action, WrongRequest)
 
 
+def test_a_deleted_object_leaves_no_empty_folders(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.write("a/b/c/d", b"")
+    store.write("a/e", b"")
+    store.delete("a/b/c/d")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "e"]
+    store.delete("a/e")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_beside_deleting_never_misses_its_folder(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+
+    def write_and_delete(i: int) -> None:
+        for _ in range(30):
+            store.write(f"a/b/{i}", b"")
+            store.delete(f"a/b/{i}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write_and_delete, range(4)))
+    assert list(store.list()) == []
+
+
 # Create-only writes
 
 
