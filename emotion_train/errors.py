@@ -31,6 +31,8 @@ class WrongRequest(EmotionTrainError):
 class StorageError(WrongRequest):
     """A store refused or did not answer; the message names the URL, the likely cause and the remedy."""
 
+    transient = False
+
 
 class ObjectNotFound(StorageError):
     """There is no object at this URL."""
@@ -52,6 +54,16 @@ class Fenced(EmotionTrainError):
     """Another writer has claimed this run; this one must stop without writing."""
 
     exit_code = 34
+
+
+class NotPublished(EmotionTrainError):
+    """The run is trained and the store did not take it; the message says where it is kept and how it gets published."""
+
+
+class Preempted(EmotionTrainError):
+    """The machine is about to be taken; the run stopped after its newest state was saved, and another start goes on from there."""
+
+    exit_code = 33
 
 
 def exit_code(program: str, action: Callable[[], int]) -> int:

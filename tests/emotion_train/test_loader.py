@@ -97,7 +97,7 @@ def test_a_loader_started_at_a_step_gives_what_the_whole_epoch_gave_there(
 
 def test_a_rank_with_fewer_packs_fills_up_with_empty_ones(prepared: tuple[Store, Index, PostTokenizer]) -> None:
     one = loader(prepared, 16)
-    one._agree = lambda packs, weight_sum: (packs + 2, weight_sum + 10)
+    one._agree = lambda packs, weight_sum, stop: (packs + 2, weight_sum + 10, stop)
     for batch in steps(one):
         assert [pack.slots_N.tolist() for pack in batch.packs[-2:]] == [[-1], [-1]]
         assert batch.real_tokens == sum(pack.real_tokens for pack in batch.packs[:-2])
@@ -143,7 +143,7 @@ def test_row_groups_are_asked_for_steps_ahead_within_half_of_the_capacity(prepar
     reader = RowGroupReader(store, split)
     reader.ask = lambda groups: asked.append(len(list(groups)))  # type: ignore[method-assign]
     with Loader(reader, order, encoder, WEIGHTS, global_batch_size=2, tokens_per_microbatch=256) as one:
-        next(one._make(0, 0))
+        next(one._make(0, 0, lambda: False))
     assert len(asked) == 17  # this step and the 16 after it
 
 
