@@ -161,7 +161,10 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Rate of the next update."""
-        return learning_rate(self.progress.step, self.steps, self.warmup_steps, self.config.train.learning_rate)
+        return self._rate_after(self.progress.step)
+
+    def _rate_after(self, step: int) -> float:
+        return learning_rate(step, self.steps, self.warmup_steps, self.config.train.learning_rate)
 
     def _loss_sum(self, pack: Pack) -> torch.Tensor:
         device = self.accelerator.device
@@ -274,7 +277,7 @@ class Trainer:
                 "epoch": self.progress.step / self.steps_per_epoch,
                 "train_loss": train_loss,
                 "macro_f1": figures.macro_f1,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": self._rate_after(self.progress.step - 1),
             }
         )
         self.accelerator.log(
