@@ -20,6 +20,7 @@ from emotion_train.runlog import MAX_ENTRY_BYTES, Entry, Writer, upload_part
 from emotion_train.storage import FolderStore
 
 _MOST_SCORED = 4  # evaluated states that wait; of more, those that are neither the best nor the newest are let go
+_CLOSE_S = 10.0  # a process that ends for another reason waits this long for what it has saved last
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _TELL_EVERY_S = 60.0
@@ -121,7 +122,9 @@ class Saver:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """End the thread after the attempt in flight, which may be cut off by the end of the process: it is not committed then."""
+        """End the thread; what a store that fails did not take by then stays on this machine."""
+        if self.failure is None and not self.drain(0 if self.problem is not None else _CLOSE_S):
+            self._tell(self.keep_what_waits())
         with self._changed:
             self._closing = True
             self._changed.notify_all()

@@ -204,7 +204,10 @@ def _prefer_local(job: Job, found: Claimed) -> None:
     """Go on from a state that only this machine has when it is newer than the log's newest and answers the same question."""
     from emotion_train import checkpoint
 
-    in_log = {(entry.step, "macro_f1" in entry.metrics) for entry in found.writer.entries if entry.kind == "checkpoint"}
+    def place(entry: Entry) -> tuple[int, bool]:
+        return entry.step, "macro_f1" in entry.metrics
+
+    in_log = {place(entry) for entry in found.writer.entries if entry.kind == "checkpoint"}
     states = []
     for entry in found.local.entries():
         try:
@@ -213,9 +216,9 @@ def _prefer_local(job: Job, found: Claimed) -> None:
         except WrongRequest as error:
             _say(f"a state on this machine is passed over: {error}")
         else:
-            if (entry.step, "macro_f1" in entry.metrics) not in in_log:
+            if place(entry) not in in_log:
                 states.append(saved)
-    if states and (found.newest is None or states[-1].entry.step >= found.newest.entry.step):
+    if states and (found.newest is None or place(states[-1].entry) > place(found.newest.entry)):
         step = found.newest.entry.step if found.newest is not None else 0
         _say(f"{found.local.folder} holds step {states[-1].entry.step}, the log has {step}: going on from the former")
         found.newest, found.not_in_log = states[-1], states

@@ -41,7 +41,8 @@ from emotion_train.scoring import forward_pack, score
 
 _LOG_EVERY_STEPS = 10
 _DROPOUT_STREAM = 2
-_COMMIT_PATIENCE_S = 10.0  # before a state that the bucket does not take is kept on this machine too
+_KEEP_LOCALLY_AFTER_S = 10.0  # the shortest notices are of 30 s
+_COMMIT_PATIENCE_S = 120.0
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
@@ -246,9 +247,11 @@ class Trainer:
         """Where the newest state is, in words for a person; only rank 0 knows."""
         if self.saver is None:
             return ""
-        if self.saver.drain(_COMMIT_PATIENCE_S):
-            return f"Step {self.progress.step} of {self.steps} is saved."
-        return self.saver.keep_what_waits()
+        if not self.saver.drain(_KEEP_LOCALLY_AFTER_S):
+            kept = self.saver.keep_what_waits()
+            if not self.saver.drain(_COMMIT_PATIENCE_S):
+                return kept
+        return f"Step {self.progress.step} of {self.steps} is saved."
 
     def _evaluation_due(self) -> bool:
         step, every = self.progress.step, self.config.evaluation.every_steps
