@@ -29,9 +29,14 @@ class WrongRequest(EmotionTrainError):
 
 
 class StorageError(WrongRequest):
-    """A store refused or did not answer; the message names the URL, the likely cause and the remedy."""
+    """A store refused or did not answer; the message names the URL, the likely cause and the remedy.
 
-    transient = False
+    `transient`: waiting may help (no network, an overloaded or full store, an expired login); otherwise the request has to change.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class ObjectNotFound(StorageError):

@@ -92,7 +92,7 @@ class LocalStates:
 class Saver:
     """Owns `writer` from its claim until it is drained; a context manager that ends the thread.
 
-    `after_commit` is called in the thread with all entries of the log, for clearing up; a store that fails there is told of and no more.
+    `clear_up` is called in the thread after each commit; a store that fails there is told of and no more.
     """
 
     def __init__(
@@ -100,18 +100,17 @@ class Saver:
         writer: Writer,
         local: LocalStates,
         tell: Callable[[str], None],
-        after_commit: Callable[[Sequence[Entry]], None] = lambda entries: None,
+        clear_up: Callable[[], object] = lambda: None,
     ) -> None:
         self._writer = writer
         self._local = local
         self._tell = tell
-        self._after_commit = after_commit
+        self._clear_up = clear_up
         self._waiting: list[Snapshot] = []  # the first is in flight while the thread tries it
         self._in_flight: Snapshot | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._told = -_TELL_EVERY_S
-        self.entries = list(writer.entries)  # and those committed here
         self.failure: BaseException | None = None  # ended the thread: `Fenced`, or a defect
         self.problem: StorageError | None = None  # why the last attempt failed; None when it did not
         self.upload_seconds = 0.0
@@ -176,8 +175,8 @@ class Saver:
         pause = _FIRST_PAUSE_S
         while (snapshot := self._next()) is not None:
             try:
-                entry = self._commit(snapshot)
-                self._succeeded(snapshot, entry)
+                self._commit(snapshot)
+                self._succeeded(snapshot)
                 pause = _FIRST_PAUSE_S
             except StorageError as error:
                 self._failed(error)
@@ -189,10 +188,10 @@ class Saver:
                     self._changed.notify_all()
                 return
 
-    def _commit(self, snapshot: Snapshot) -> Entry:
+    def _commit(self, snapshot: Snapshot) -> None:
         began = time.monotonic()
         try:
-            return commit(self._writer, snapshot)
+            commit(self._writer, snapshot)
         finally:
             self.upload_seconds += time.monotonic() - began
 
@@ -223,8 +222,7 @@ class Saver:
             self._told = time.monotonic()
             self._tell(f"NOT SAVED, training goes on: {error} {kept}")
 
-    def _succeeded(self, snapshot: Snapshot, entry: Entry) -> None:
-        self.entries.append(entry)
+    def _succeeded(self, snapshot: Snapshot) -> None:
         with self._changed:
             self._waiting.remove(snapshot)
             self._in_flight = None
@@ -236,6 +234,6 @@ class Saver:
         if all_saved and self._local.in_use:
             self._local.clear()
         try:
-            self._after_commit(self.entries)
+            self._clear_up()
         except StorageError as error:
             self._tell(f"Old checkpoints were not cleared away: {error}")

@@ -34,6 +34,9 @@ CREATE_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 # Shorter than the least time that boto3 leaves on a refreshed credential (10 minutes).
 CREDENTIAL_TTL = timedelta(minutes=5)
 _TEMPORARY = ".writing-"
+_NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+# a disk or a network mount that may come back
+_DISK_AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENODEV, errno.ENOTCONN, errno.EHOSTUNREACH)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,10 @@ class Store(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove the object; a missing one is fine."""
+
+    @abstractmethod
+    def clear_unfinished(self, prefix: str) -> None:
+        """Remove what killed writes left below the folder `prefix/`, and what writes at work there have so far: these then fail."""
 
     def url_of(self, key: str) -> str:
         return f"{self.url}/{_checked_key(key)}"
@@ -171,6 +178,13 @@ class FolderStore(Store):
             except FileExistsError:
                 if path.is_dir() or path.read_bytes() != data:
                     raise AlreadyExists(f"{self.url_of(key)} exists already with another content.") from None
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                raise StorageError(
+                    f"{self.url} lies on a file system without hard links ({error.strerror}), as mounted buckets do: "
+                    "nothing can be created there by one process only; name a folder on another disk, or the bucket itself as s3://bucket/prefix."
+                ) from error
             _sync_folder(path.parent)
             return ObjectInfo(key, len(data), None)
 
@@ -190,8 +204,19 @@ class FolderStore(Store):
         return iter(sorted(found, key=lambda info: info.key))
 
     def delete(self, key: str) -> None:
+        path = self._path(key)
         with suppress(ObjectNotFound), self._explaining(key):
-            self._path(key).unlink()
+            path.unlink()
+            for folder in path.parents[: len(path.relative_to(self._root).parts) - 1]:
+                try:
+                    folder.rmdir()
+                except OSError:  # something else lies there
+                    break
+
+    def clear_unfinished(self, prefix: str) -> None:
+        with self._explaining(prefix):
+            for path in (self._root / prefix).rglob(f"{_TEMPORARY}*"):
+                path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._root / _checked_key(key)
@@ -207,10 +232,9 @@ class FolderStore(Store):
 @contextmanager
 def _temporary_beside(path: Path, data: bytes | Path) -> Iterator[Path]:
     """A file of that content beside `path`, on the disk and not only in its cache; removed at the end unless it was moved."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
     try:
-        with open(temporary, "xb") as file:
+        with _open_in_its_folder(temporary) as file:
             if isinstance(data, Path):
                 with open(data, "rb") as source:
                     shutil.copyfileobj(source, file, 1 << 20)
@@ -222,6 +246,16 @@ def _temporary_beside(path: Path, data: bytes | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _open_in_its_folder(path: Path) -> IO[bytes]:
+    """A new file; its folder is made, again if `delete` removes the empty one in between."""
+    for _ in range(100):
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return open(path, "xb")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "xb")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -247,12 +281,15 @@ def _explain_os_error(error: OSError, url: str, root: Path, writing: bool) -> St
     if not writing and isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return ObjectNotFound(f"There is no object at {url}.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"The disk is full: {url} could not be written; free some space or name a folder on another disk.")
+        return StorageError(
+            f"The disk is full: {url} could not be written; free some space or name a folder on another disk.", transient=True
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(
             f"No permission for {url} ({error.strerror}); name a folder that is yours, or see `ls -ld {root}` for whose it is."
         )
-    return StorageError(f"{url} failed: {error.strerror or error}; check the disk, or name another folder.")
+    away = error.errno in _DISK_AWAY
+    return StorageError(f"{url} failed: {error.strerror or error}; check the disk, or name another folder.", transient=away)
 
 
 class _Connection(NamedTuple):
@@ -339,6 +376,9 @@ class S3Store(Store):
     def delete(self, key: str) -> None:
         with suppress(ObjectNotFound), self._explaining(self.url_of(key)):
             self._connection().patient.delete_object(Bucket=self._bucket, Key=self._name(key))
+
+    def clear_unfinished(self, prefix: str) -> None:
+        """Nothing: a part of a run is one request, which leaves nothing, and a bucket's lifecycle rule clears uploads in several parts."""
 
     def _name(self, key: str) -> str:
         return self._prefix + _checked_key(key)
@@ -484,6 +524,7 @@ _LOGIN_CODES = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired",
 _REGION_CODES = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
 # Answers with status 400 that have nothing to do with checksums.
 _CLEAR_400 = (*_LOGIN_CODES, *_REGION_CODES, "RequestTimeout", "EntityTooLarge", "KeyTooLongError", "InvalidBucketName", "BadDigest")
+_BUSY_CODES = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded")
 _KEYS_REMEDY = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE, and type `aws sts get-caller-identity` to see who you are"
 
 
@@ -501,7 +542,9 @@ def _explain_s3_error(error: Exception, url: str, bucket: str) -> StorageError:
             f"No credentials for {url}: {error}; type `aws configure list-profiles` to see those that exist and set AWS_PROFILE."
         )
     if isinstance(error, (known.SSOError, known.TokenRetrievalError, known.CredentialRetrievalError)) or code in _LOGIN_CODES:
-        return StorageError(f"The login for {url} has expired; type `aws sso login`, or renew AWS_SESSION_TOKEN and its two keys.")
+        return StorageError(
+            f"The login for {url} has expired; type `aws sso login`, or renew AWS_SESSION_TOKEN and its two keys.", transient=True
+        )
     if isinstance(error, known.SSLError):
         return StorageError(
             f"{_endpoint_of(error)} showed a certificate that is not trusted, so {url} was not used; set AWS_CA_BUNDLE to your CA file."
@@ -509,7 +552,8 @@ def _explain_s3_error(error: Exception, url: str, bucket: str) -> StorageError:
     if isinstance(error, (known.HTTPClientError, known.ConnectionError)):
         return StorageError(
             f"{url} cannot be reached: {_endpoint_of(error)} does not answer; check the network, AWS_ENDPOINT_URL "
-            f"({_without_secrets(os.environ.get('AWS_ENDPOINT_URL', 'not set'))}) and the region."
+            f"({_without_secrets(os.environ.get('AWS_ENDPOINT_URL', 'not set'))}) and the region.",
+            transient=True,
         )
     if code == "NoSuchBucket" or (status == 404 and "Bucket" in getattr(error, "operation_name", "")):
         return StorageError(f"There is no bucket {bucket} for {url}; check the name, or type `aws s3 mb s3://{bucket}` to make it.")
@@ -531,11 +575,17 @@ def _explain_s3_error(error: Exception, url: str, bucket: str) -> StorageError:
     if code in _REGION_CODES:
         return StorageError(f"{url} lies in another region than the one in use ({code}); set AWS_REGION to the bucket's.")
     if status == 507 or code in ("QuotaExceeded", "XMinioStorageFull"):
-        return StorageError(f"The store behind {url} is full; free some space there, or name another bucket.")
+        return StorageError(f"The store behind {url} is full; free some space there, or name another bucket.", transient=True)
     reason = (
         f"{code} {error.response['Error'].get('Message', '')}" if isinstance(error, known.ClientError) else _without_secrets(str(error))
     )
-    return StorageError(f"{url} failed with {' '.join(reason.split())[:200]} (status {status}); try again, or name another bucket.")
+    return StorageError(
+        f"{url} failed with {' '.join(reason.split())[:200]} (status {status}); try again, or name another bucket.",
+        transient=isinstance(error, known.IncompleteReadError)
+        or code in _BUSY_CODES
+        or status in (408, 409, 425, 429)
+        or (status is not None and status >= 500 and status != 501),
+    )
 
 
 def _endpoint_of(error: Exception) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.errors import NotPublished, StorageError, WrongRequest
-from emotion_train.runlog import Entry, Writer
+from emotion_train.runlog import Entry, Published, Writer, read_log, require_conditional_writes
 from emotion_train.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfe
     from emotion_train import checkpoint
 
     assert config.run.id is not None
-    entries = Writer(store, config.run.id, index.sha256(), config.sha256()).entries
+    entries = read_log(store, config.run.id)
     if finals := [entry for entry in entries if entry.kind == "final"]:
         return finals[-1]
     run_id = config.run.id
@@ -165,6 +165,7 @@ def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfe
         entries,
         lambda entry: checkpoint.check_same_question(checkpoint.read_document(store, run_id, entry), config, index, entry, run_id),
     )
+    require_conditional_writes(store, run_id, allow_unfenced)
     return None
 
 
@@ -179,9 +180,10 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
     writer = Writer(job.output_store, job.run_id, job.index.sha256(), job.config.sha256())
     saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
     print(f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}", file=sys.stderr, flush=True)
-    writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)))
-    if finals := [entry for entry in writer.entries if entry.kind == "final"]:
-        return finals[-1]
+    try:
+        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)))
+    except Published as already:
+        return already.entry
     found = Claimed(writer, LocalStates(_local_folder(job.config), job.run_id))
     found.remarks += [str(entry.metrics["words"]) for entry in writer.entries if entry.kind == "note" and "words" in entry.metrics]
 
@@ -315,9 +317,10 @@ def _start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Train
 
 
 def _open_saver(job: Job, claimed: Claimed) -> Saver:
+    from emotion_train.retention import collect
     from emotion_train.saver import Saver
 
-    return Saver(claimed.writer, claimed.local, _say)
+    return Saver(claimed.writer, claimed.local, _say, lambda: collect(claimed.writer, job.config.checkpoint.keep_every))
 
 
 def _restore(job: Job, trainer: Trainer, claimed: Claimed | None) -> None:
@@ -421,8 +424,7 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> Entry:
 
     def find() -> Entry:
         assert claimed is not None
-        assert trainer.saver is not None
-        best = checkpoint.best_adapter(job.output_store, job.run_id, trainer.saver.entries, claimed.remarks.append)
+        best = checkpoint.best_adapter(job.output_store, job.run_id, claimed.writer.log, claimed.remarks.append)
         assert best is not None, "every epoch ends with a checkpoint that has a score"
         found.append(best)
         return best[0]

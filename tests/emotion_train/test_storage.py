@@ -135,6 +135,29 @@ def test_a_key_cannot_leave_the_store(store: Store, key: str) -> None:
         assert "cannot name an object" in sentence(action, WrongRequest)
 
 
+def test_a_deleted_object_leaves_no_empty_folders(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.write("a/b/c/d", b"")
+    store.write("a/e", b"")
+    store.delete("a/b/c/d")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "e"]
+    store.delete("a/e")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_beside_deleting_never_misses_its_folder(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+
+    def write_and_delete(i: int) -> None:
+        for _ in range(30):
+            store.write(f"a/b/{i}", b"")
+            store.delete(f"a/b/{i}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write_and_delete, range(4)))
+    assert list(store.list()) == []
+
+
 # Create-only writes
 
 
@@ -259,6 +282,15 @@ def test_a_full_disk_is_named_and_leaves_the_old_object(tmp_path: Path, monkeypa
     assert "disk is full" in sentence(lambda: store.write("a", b"new"))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert store.read("a") == b"old"
+
+
+def test_a_mount_without_hard_links_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert "without hard links" in sentence(lambda: open_store(str(tmp_path)).create("a", b"1"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
@@ -393,6 +425,52 @@ def test_an_expired_login_is_named(bucket_url: str, code: str) -> None:
     text = sentence(lambda: store.write("a", b""))
     assert "has expired" in text
     assert "aws sso login" in text
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "transient"),
+    [
+        (500, "InternalError", True),
+        (503, "SlowDown", True),
+        (409, "ConditionalRequestConflict", True),
+        (429, "TooManyRequests", True),
+        (400, "RequestTimeout", True),
+        (400, "ExpiredToken", True),
+        (507, "XMinioStorageFull", True),
+        (501, "NotImplemented", False),
+        (400, "InvalidArgument", False),
+        (403, "AccessDenied", False),
+        (403, "InvalidAccessKeyId", False),
+        (404, "NoSuchBucket", False),
+        (404, "NoSuchKey", False),
+    ],
+)
+def test_an_error_of_a_bucket_says_whether_waiting_may_help(status: int, code: str, transient: bool) -> None:
+    from botocore.exceptions import ClientError
+
+    error = ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")  # type: ignore[typeddict-item]
+    assert storage._explain_s3_error(error, "s3://bucket/a", "bucket").transient is transient
+
+
+def test_an_unreachable_endpoint_may_come_back(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for action in everything(bucket_url):
+        with pytest.raises(StorageError) as caught:
+            action()
+        assert caught.value.transient
+
+
+@pytest.mark.parametrize(("number", "transient"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, True), (errno.EACCES, False)])
+def test_an_error_of_a_folder_says_whether_waiting_may_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, transient: bool
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError) as caught:
+        open_store(str(tmp_path)).create("a", b"1")
+    assert caught.value.transient is transient
 
 
 def test_the_local_server_is_reached_past_a_proxy(s3: LocalS3, bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
