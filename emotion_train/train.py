@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POSTS_PER_SCORING_STEP = 256
+DATA_PATIENCE_S = 1800.0  # for a bucket that stops answering; less than ranks wait for each other
 _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
@@ -354,7 +355,7 @@ def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_
     split = job.index.split(name)
     return stack.enter_context(
         Loader(
-            RowGroupReader(job.data_store, split),
+            RowGroupReader(job.data_store, split, patience_s=DATA_PATIENCE_S),
             Order(split.row_counts, split.lanes, seed),
             job.tokenizer,
             weights_C,
