@@ -57,8 +57,8 @@ class Interruptions:
 
         Returns when the termination was withdrawn on every rank. Raises `Preempted` after `hold_s` seconds, and at once after SIGINT.
         """
-        if (notice := self._notice()) is not None:
-            self._tell(f"{notice.words}: {saved}")
+        notice = self._notice()
+        self._tell(f"{notice.words if notice is not None else 'Another machine of this run goes'}: {saved}")
         deadline = time.monotonic() + self._hold_s
         while True:
             kind = self._kind()

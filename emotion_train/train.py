@@ -89,6 +89,14 @@ class Claimed:
     not_in_log: list[Saved] = field(default_factory=list)  # the states on this machine that the bucket did not take
     remarks: list[str] = field(default_factory=list)  # fall-backs, of this start and of those before
 
+    def fell_back(self, words: str) -> None:
+        """Say, log and remember, once, that a checkpoint was passed over."""
+        if words not in self.remarks:
+            _say(words)
+            last = self.writer.log[-1]
+            self.writer.append("note", last.epoch, last.step, (), {"note": "fall-back", "words": words})
+            self.remarks.append(words)
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns 0 when the run is published, by this process or by an earlier one."""
@@ -150,6 +158,7 @@ def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:
 def _command(arguments: argparse.Namespace) -> str:
     """The command line of one process that asks for this run."""
     words = ["--config", arguments.config] if arguments.config else []
+    words += ["--allow-unfenced"] if arguments.allow_unfenced else []
     return shlex.join(["python", "-m", "emotion_train.train", *words, *arguments.overrides])
 
 
@@ -188,12 +197,9 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
     found = Claimed(writer, LocalStates(_local_folder(job.config), job.run_id))
     found.remarks += [str(entry.metrics["words"]) for entry in writer.entries if entry.kind == "note" and "words" in entry.metrics]
 
-    def fell_back(words: str) -> None:
-        _say(words)
-        found.remarks.append(words)
-        writer.append("note", saved[-1].epoch, saved[-1].step, (), {"note": "fall-back", "words": words})
-
-    found.newest = checkpoint.newest(writer.entries, lambda entry: checkpoint.read_saved(job.output_store, job.run_id, entry), fell_back)
+    found.newest = checkpoint.newest(
+        writer.entries, lambda entry: checkpoint.read_saved(job.output_store, job.run_id, entry), found.fell_back
+    )
     _prefer_local(job, found)
     if found.newest is not None:
         entry = found.newest.entry
@@ -425,7 +431,7 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> Entry:
 
     def find() -> Entry:
         assert claimed is not None
-        best = checkpoint.best_adapter(job.output_store, job.run_id, claimed.writer.log, claimed.remarks.append)
+        best = checkpoint.best_adapter(job.output_store, job.run_id, claimed.writer.log, claimed.fell_back)
         assert best is not None, "every epoch ends with a checkpoint that has a score"
         found.append(best)
         return best[0]

@@ -240,13 +240,12 @@ class Trainer:
             self.tell_milestone(f"The machine may be taken soon: step {self.progress.step} is being saved, training goes on")
         if signals & GOING:
             self._clock = None
-            self.interruptions.hold(self.ranks.from_main(self._wait_until_saved()))
+            self.interruptions.hold(self.ranks.on_main(self._wait_until_saved))
             self._clock = time.perf_counter()
 
     def _wait_until_saved(self) -> str:
-        """Where the newest state is, in words for a person; only rank 0 knows."""
-        if self.saver is None:
-            return ""
+        """Where the newest state is, in words for a person; asked on rank 0."""
+        assert self.saver is not None
         if not self.saver.drain(_KEEP_LOCALLY_AFTER_S):
             kept = self.saver.keep_what_waits()
             if not self.saver.drain(_COMMIT_PATIENCE_S):
@@ -267,7 +266,7 @@ class Trainer:
                 self._evaluate()
             except CutOff:
                 self._answer(Signal.STOP)
-        self._clock = time.perf_counter()
+            self._clock = time.perf_counter()
 
     def _evaluate(self) -> None:
         """Score the validation split and save what was scored."""

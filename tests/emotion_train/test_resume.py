@@ -17,9 +17,9 @@ from emotion_train.model.lora import adapter_state
 from emotion_train.runlog import Entry, Writer, read_log
 from emotion_train.saver import LocalStates
 from emotion_train.storage import open_store
-from emotion_train.train import _local_folder
+from emotion_train.train import Claimed, _claim, _local_folder
 from emotion_train.trainer import Trainer
-from tests.emotion_train.tiny_runs import start_trainer, tiny_config
+from tests.emotion_train.tiny_runs import job_of, start_trainer, tiny_config
 
 STEPS = 14  # of a whole tiny run
 EACH_STEP = "checkpoint.every_seconds=0.000001"
@@ -143,9 +143,12 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been(f
 
 def test_each_save_costs_a_stall_that_is_part_of_the_training_time(folder: Path, stack: ExitStack) -> None:
     trainer = start_trainer(tiny_config(folder, "run.id=stall", EACH_STEP, "train.epochs=1"), stack)
+    began = time.perf_counter()
     trainer.fit()
+    elapsed = time.perf_counter() - began
     drain(trainer)
     assert trainer.progress.saves >= 7
+    assert 0.5 * elapsed < trainer.progress.train_seconds + trainer.progress.evaluation_seconds < elapsed
     assert 0 < trainer.progress.stall_seconds < trainer.progress.train_seconds
     assert trainer.upload_seconds() > 0
     again = start_trainer(tiny_config(folder, "run.id=stall", EACH_STEP, "train.epochs=1"), stack)
@@ -186,6 +189,54 @@ def test_a_run_of_which_no_checkpoint_verifies_is_not_begun_anew(folder: Path, s
     with pytest.raises(WrongRequest, match="None of the 2 checkpoints"):
         start_trainer(tiny_config(folder, "run.id=lost", *WORDS), stack)
     assert log(folder, "lost") == before
+
+
+def test_the_best_checkpoint_gives_way_to_the_next_best_when_it_does_not_verify(folder: Path, stack: ExitStack) -> None:
+    trainer = start_trainer(tiny_config(folder, "run.id=best", *WORDS, "checkpoint.keep_every=1"), stack)
+    trainer.fit()
+    drain(trainer)
+    store, entries, told = open_store(str(folder / "runs")), log(folder, "best"), list[str]()
+    scores = {entry.seq: float(entry.metrics["macro_f1"] or 0) for entry in entries if "macro_f1" in entry.metrics}
+    ranked = sorted(scores, key=lambda seq: (-scores[seq], seq))
+    first = checkpoint.best_adapter(store, "best", entries, told.append)
+    assert first is not None
+    assert first[0].seq == ranked[0]
+    assert not told
+    damage(folder, "best", first[0], "adapter.safetensors")
+    second = checkpoint.best_adapter(store, "best", entries, told.append)
+    assert second is not None
+    assert second[0].seq == ranked[1]
+    assert len(told) == 1
+
+
+def test_what_an_older_writer_commits_before_the_claim_is_gone_on_from(
+    folder: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = start_trainer(tiny_config(folder, "run.id=late", *WORDS, "checkpoint.every_seconds=null"), stack)
+    stop_when(old, lambda: old.progress.step == 2)
+    assert not checkpoints(folder, "late")
+    claim = Writer.claim
+
+    def late(writer: Writer, epoch: int, step: int) -> Entry:
+        old._save({})
+        drain(old)
+        return claim(writer, epoch, step)
+
+    monkeypatch.setattr(Writer, "claim", late)
+    assert start_trainer(tiny_config(folder, "run.id=late", *WORDS), stack).progress.step == 2
+
+
+def test_a_run_that_another_writer_published_before_the_claim_is_left_as_it_is(folder: Path) -> None:
+    config = tiny_config(folder, "run.id=overtaken")
+    job = job_of(config)
+    other = Writer(job.output_store, "overtaken", "0" * 64, "0" * 64)
+    other.claim(0, 0)
+    final = other.append("final", 0, 0)
+    before = log(folder, "overtaken")
+    claimed: list[Claimed] = []
+    assert _claim(job, claimed) == final
+    assert not claimed
+    assert log(folder, "overtaken") == before
 
 
 def test_another_writer_ends_the_run_at_the_next_step(folder: Path, stack: ExitStack) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emotion_train.checkpoint import Progress, Question, Snapshot, State, read_saved
+from emotion_train.checkpoint import Progress, Question, Snapshot, State, host_copy, read_saved
 from emotion_train.data.index import read_index
 from emotion_train.errors import Fenced, StorageError
 from emotion_train.model.load import BaseInfo
@@ -233,3 +233,15 @@ def test_clearing_up_that_fails_is_said_and_ends_nothing(store: Gate, question: 
             assert saver.drain(30)
     assert committed(store) == [(1, None), (2, None)]
     assert "No permission to delete." in told[0]
+
+
+@pytest.mark.gpu
+def test_a_copy_from_a_gpu_is_whole_when_it_returns_and_stays_as_it_was() -> None:
+    tensors = {str(number): torch.full((1 << 20,), float(number), device="cuda") for number in range(64)}
+    copies = host_copy(tensors)
+    for tensor in tensors.values():
+        tensor.zero_()
+    torch.cuda.synchronize()
+    for name, copied in copies.items():
+        assert copied.is_pinned()
+        assert torch.equal(copied, torch.full((1 << 20,), float(name)))

@@ -67,8 +67,8 @@ def tiny_words(folder: Path, *overrides: str) -> list[str]:
     ]
 
 
-def start_trainer(config: Config, stack: ExitStack, notice: Callable[[], Notice | None] = lambda: None) -> Trainer:
-    """The trainer as `emotion_train.train` makes it, claimed and resumed, on the CPU."""
+def job_of(config: Config, notice: Callable[[], Notice | None] = lambda: None) -> Job:
+    """The job as `emotion_train.train` makes it on the CPU, before the claim."""
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
     assert config.run.id is not None
@@ -76,9 +76,13 @@ def start_trainer(config: Config, stack: ExitStack, notice: Callable[[], Notice 
     accelerator, ranks = Accelerator(cpu=True), Ranks()
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
     interruptions = Interruptions(ranks, notice, config.preemption.hold_s or 0.0, print)
-    job = Job(
+    return Job(
         config, index, data_store, output_store, config.run.id, accelerator, ranks, interruptions, tokenizer, datetime.now(UTC), "again"
     )
-    claimed: list[Claimed] = []
+
+
+def start_trainer(config: Config, stack: ExitStack, notice: Callable[[], Notice | None] = lambda: None) -> Trainer:
+    """The trainer as `emotion_train.train` makes it, claimed and resumed, on the CPU."""
+    job, claimed = job_of(config, notice), list[Claimed]()
     assert _claim(job, claimed) is None
     return _start_trainer(job, claimed[0], stack)
