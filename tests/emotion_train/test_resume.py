@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from emotion_train import checkpoint
-from emotion_train.errors import Fenced, Preempted, WrongRequest
+from emotion_train.errors import Fenced, Preempted, StorageError, WrongRequest
 from emotion_train.model.lora import adapter_state
 from emotion_train.runlog import Entry, Writer, read_log
 from emotion_train.saver import LocalStates
@@ -181,6 +182,49 @@ def test_a_checkpoint_that_does_not_verify_is_passed_over_and_that_is_recorded(
     same(resumed, whole)
 
 
+def test_a_store_that_does_not_answer_is_no_reason_to_fall_back(folder: Path) -> None:
+    stopped_at(folder, "silent", 2)
+
+    def read(entry: Entry) -> Entry:
+        raise StorageError("The network is gone.", transient=True)
+
+    told: list[str] = []
+    with pytest.raises(StorageError, match="The network is gone"):
+        checkpoint.newest(log(folder, "silent"), read, told.append)
+    assert not told
+
+
+def test_a_state_is_a_copy_that_later_steps_do_not_change(folder: Path, stack: ExitStack) -> None:
+    trainer = start_trainer(tiny_config(folder, "run.id=copy", *WORDS), stack)
+    stop_when(trainer, lambda: trainer.progress.step == 6)
+    state = trainer.state()
+    before = pickle.dumps((state.progress, {name: tensor.numpy() for name, tensor in {**state.adapter, **state.optimizer}.items()}))
+    trainer.tell = lambda progress, words: None
+    trainer.fit()
+    after = pickle.dumps((state.progress, {name: tensor.numpy() for name, tensor in {**state.adapter, **state.optimizer}.items()}))
+    assert after == before
+
+
+def test_the_training_loss_of_an_evaluation_is_the_mean_of_the_steps_since_the_last_one(folder: Path, stack: ExitStack) -> None:
+    trainer = start_trainer(tiny_config(folder, "run.id=losses", *WORDS), stack)
+    losses: list[float] = []
+    add_up = trainer._add_up
+
+    def listen() -> list[float]:
+        arrived = add_up()
+        losses.extend(arrived)
+        return arrived
+
+    trainer._add_up = listen  # type: ignore[method-assign]
+    trainer.fit()
+    assert len(losses) == STEPS
+    first = 0
+    for one in trainer.progress.history:
+        last = int(one["step"] or 0)
+        assert one["train_loss"] == pytest.approx(sum(losses[first:last]) / (last - first))
+        first = last
+
+
 def test_a_run_of_which_no_checkpoint_verifies_is_not_begun_anew(folder: Path, stack: ExitStack) -> None:
     stopped_at(folder, "lost", 2)
     for entry in checkpoints(folder, "lost"):
@@ -266,6 +310,14 @@ def test_a_run_that_must_go_saves_the_step_it_is_at_and_leaves_with_33(
     words = [f"run.id={kind}", *WORDS]
     trainer = start_trainer(tiny_config(folder, *words, "checkpoint.every_seconds=null"), stack, machine)
     machine.speaks_at(trainer, 8, kind)
+    assert trainer.saver is not None
+    commit = trainer.saver._commit
+
+    def slowly(snapshot: checkpoint.Snapshot) -> None:
+        time.sleep(0.5)
+        commit(snapshot)
+
+    trainer.saver._commit = slowly  # type: ignore[method-assign]
     with pytest.raises(Preempted, match="Step 8 of 14 is saved") as ended:
         trainer.fit()
     assert ended.value.exit_code == 33
@@ -421,16 +473,17 @@ def test_a_local_state_older_than_the_log_or_of_another_question_is_not_gone_on_
 ) -> None:
     words = ["run.id=elsewhere", *WORDS, f"checkpoint.local_folder={tmp_path / 'local'}"]
     config = tiny_config(folder, *words)
-    stopped_at(folder, "elsewhere", 4, *words[-1:])
+    first = start_trainer(config, stack)
+    stop_when(first, lambda: first.progress.step == 6)
     trainer = start_trainer(config, stack)
-    assert trainer.progress.step == 4
+    assert trainer.progress.step == 5
     local = LocalStates(_local_folder(config), "elsewhere")
     older = checkpoint.Snapshot(trainer.state(), 0, trainer.question, {})
     older.state.progress.step = 3
     local.keep([older], 0)
-    assert start_trainer(config, stack).progress.step == 4
+    assert start_trainer(config, stack).progress.step == 5
     other = checkpoint.Question(tiny_config(folder, *words, "run.seed=1"), trainer.index, trainer.question.base)
     newer = checkpoint.Snapshot(trainer.state(), 0, other, {})
     newer.state.progress.step = 6
     local.keep([newer], 0)
-    assert start_trainer(config, stack).progress.step == 4
+    assert start_trainer(config, stack).progress.step == 5
