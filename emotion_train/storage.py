@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -143,14 +144,18 @@ def _without_secrets(url: str) -> str:
 
 
 class FolderStore(Store):
-    """Files below one folder. A killed write leaves a file named `.writing-…`, which no reader sees."""
+    """Files below one folder. A killed write leaves a file named `.writing-…`, which no reader sees.
+
+    The folder itself may be a symbolic link; one below it that leads out of it is refused, and so is what is no file.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.url = str(folder)
         self._root = folder.expanduser().absolute()
 
     def read(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
-        with self._explaining(key), open(self._path(key), "rb") as file:
+        path = self._path(key)
+        with self._explaining(key), open(path, "rb", opener=_without_waiting) as file:
             if if_match is not None:
                 raise ObjectChanged(f"{self.url_of(key)} has no ETag, as it lies in a folder; {if_match} was expected.")
             file.seek(start)
@@ -189,7 +194,8 @@ class FolderStore(Store):
             return ObjectInfo(key, len(data), None)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        top = self._root / prefix.rpartition("/")[0]
+        folder_of_all = prefix.rpartition("/")[0]
+        top = self._path(folder_of_all) if folder_of_all else self._root
         found: list[ObjectInfo] = []
         with self._explaining(prefix):
             if self._root.exists() and not self._root.is_dir():
@@ -219,7 +225,11 @@ class FolderStore(Store):
                 path.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        return self._root / _checked_key(key)
+        path = self._root / _checked_key(key)
+        real_root = os.path.realpath(self._root)
+        if os.path.commonpath([real_root, os.path.realpath(path)]) != real_root:
+            raise StorageError(f"{self.url}/{key} is a symbolic link that leads out of {self.url}; put the file itself there.")
+        return path
 
     @contextmanager
     def _explaining(self, key: str, *, writing: bool = False) -> Iterator[None]:
@@ -256,6 +266,15 @@ def _open_in_its_folder(path: Path) -> IO[bytes]:
             return open(path, "xb")
     path.parent.mkdir(parents=True, exist_ok=True)
     return open(path, "xb")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file; raises `FileNotFoundError` for a pipe or a device, which could block a reader for ever."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "is no file")
+    return descriptor
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.progress import ProgressLine
-from emotion_train.runlog import Entry, Part, final_entry, read_log, read_part, run_ids, summary
+from emotion_train.runlog import Entry, Part, final_entry, first_collision, read_log, read_part, run_ids, summary
 from emotion_train.storage import Store, open_store
 
 _ADAPTER = "adapter/"
@@ -84,7 +84,6 @@ def _download(store: Store, run_id: str, targets: list[tuple[Part, str]], folder
 def safe_targets(entry: Entry) -> list[tuple[Part, str]]:
     """Where each part goes below the folder; raises `WrongRequest` for a pickle, a stray key, a collision or an absurd size."""
     targets: list[tuple[Part, str]] = []
-    taken: set[str] = set()
     final = f"final/{entry.incarnation:08d}/"
     for part in entry.parts:
         if not part.key.startswith(final):
@@ -95,8 +94,9 @@ def safe_targets(entry: Entry) -> list[tuple[Part, str]]:
             raise WrongRequest(
                 f"The final entry names {part.key!r}; only safetensors, JSON and text are pulled, never pickles. Nothing was pulled."
             )
-        if target.casefold() in taken or part.bytes > _MAX_FILE_BYTES or len(taken) >= _MAX_FILES:
-            raise WrongRequest(f"The final entry is not sound at {part.key!r} (a double name, too large or too many); nothing was pulled.")
-        taken.add(target.casefold())
+        if part.bytes > _MAX_FILE_BYTES or len(targets) >= _MAX_FILES:
+            raise WrongRequest(f"The final entry is not sound at {part.key!r} (too large or too many); nothing was pulled.")
         targets.append((part, target))
+    if (double := first_collision(target for _, target in targets)) is not None:
+        raise WrongRequest(f"The final entry is not sound at {double!r} (a double name on some disks); nothing was pulled.")
     return targets

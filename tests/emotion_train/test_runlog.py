@@ -30,7 +30,7 @@ from emotion_train.runlog import (
     run_ids,
     summary,
 )
-from emotion_train.storage import Store, open_store
+from emotion_train.storage import ObjectInfo, Store, open_store
 from tests.emotion_train.unreliable_bucket import UnreliableBucket
 
 
@@ -287,6 +287,93 @@ def test_another_schema_is_refused_and_unknown_fields_are_kept(store: Store) -> 
     store.write(entry_key("run", 0), json.dumps(document | {"schema": "emotion-train/log/9"}).encode())
     with pytest.raises(WrongRequest, match="emotion-train/log/9"):
         read_log(store, "run")
+
+
+def tampered(store: Store, **changes: object) -> None:
+    """Replace entry 1 of a run by one with these fields."""
+    log = writer(store)
+    log.claim(0, 0)
+    document = json.loads(log.append("checkpoint", 0, 1, (log.upload("a/x.json", b"1"), log.upload("b/y.json", b"2"))).to_bytes())
+    store.write(entry_key("run", 1), json.dumps(document | changes).encode())
+
+
+def part(key: str, size: int = 1) -> dict[str, object]:
+    return {"key": key, "bytes": size, "sha256": "0" * 64}
+
+
+OWN = "data/00000000"
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([part("log/00000000.json")], "is not below data/00000000/"),
+        ([part("data/00000001/x.json")], "is not below data/00000000/"),
+        ([part("../other-run/data/00000000/x.json")], "leaves the run"),
+        ([part(f"{OWN}/../../../x.json")], "leaves the run"),
+        ([part(f"{OWN}/x.json"), part(f"{OWN}/X.JSON")], "in the place of another"),
+        ([part(f"{OWN}/x.json"), part(f"{OWN}/x.json")], "in the place of another"),
+        ([part(f"{OWN}/straße"), part(f"{OWN}/STRASSE")], "in the place of another"),
+        ([part(f"{OWN}/\u00e9"), part(f"{OWN}/e\u0301")], "in the place of another"),
+        ([part(f"{OWN}/a"), part(f"{OWN}/A/b")], "in the place of another"),
+        ([part(f"{OWN}/a/b"), part(f"{OWN}/a")], "in the place of another"),
+        ([part(f"{OWN}/{i}", 33 << 30) for i in range(2)], "are allowed"),
+        ([part(f"{OWN}/x", -1)], "damaged"),
+        ([part(f"{OWN}/{'x' * 200}-{i}") for i in range(4000)], "larger than 1048576 bytes"),
+    ],
+)
+def test_an_entry_with_unsafe_parts_is_refused_before_anything_is_read(tmp_path: Path, parts: list[dict[str, object]], reason: str) -> None:
+    store = open_store(str(tmp_path))
+    tampered(store, parts=parts)
+    with pytest.raises(WrongRequest, match=reason):
+        read_log(store, "run")
+
+
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 10_000, b"\xff\xfe", b"", b"null", b"NaN"])
+def test_an_entry_made_to_break_the_parser_is_refused_in_one_sentence(tmp_path: Path, raw: bytes) -> None:
+    store = open_store(str(tmp_path))
+    store.write(entry_key("run", 0), raw)
+    with pytest.raises(WrongRequest, match=r"damaged|schema"):
+        read_log(store, "run")
+
+
+def test_a_copied_entry_is_refused(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    tampered(store, seq=7)
+    with pytest.raises(WrongRequest, match="number 7"):
+        read_log(store, "run")
+
+
+def test_a_giant_that_takes_the_place_of_a_part_or_an_entry_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = writer(store)
+    log.claim(0, 0)
+    part = log.upload("x.json", b"1")
+    read, sizes = type(store).read, []
+
+    def counting(self: Store, key: str, **wanted: int) -> bytes:
+        data = read(self, key, **wanted)  # type: ignore[arg-type]
+        sizes.append(len(data))
+        return data
+
+    monkeypatch.setattr(type(store), "read", counting)
+    monkeypatch.setattr(type(store), "stat", lambda self, key: ObjectInfo(key, 1, None))  # swapped after its size was asked
+    store.write(f"run/{part.key}", bytes(1 << 22))
+    with pytest.raises(StorageError, match="replaced or damaged"):
+        read_part(store, "run", part)
+    store.write(entry_key("run", 0), bytes(1 << 22))
+    with pytest.raises(WrongRequest, match="larger than"):
+        read_log(store, "run")
+    assert sizes == [2, (1 << 20) + 1]
+
+
+def test_what_could_not_be_read_back_is_not_written(store: Store) -> None:
+    log = writer(store)
+    log.claim(0, 0)
+    with pytest.raises(WrongRequest, match="larger than"):
+        log.append("note", 0, 0, (), {"words": "x" * (1 << 20)})
+    with pytest.raises(WrongRequest, match="is not below"):
+        log.append("checkpoint", 0, 0, (Part(key="data/00000007/x", bytes=1, sha256="0" * 64),))
+    assert tuple(read_log(store, "run")) == log.log
 
 
 def test_half_an_entry_is_never_taken_for_a_whole_one(store: Store) -> None:

@@ -321,6 +321,43 @@ def test_a_folder_can_be_given_as_a_file_url(tmp_path: Path) -> None:
     assert open_store(str(tmp_path / "a b")).read("x") == b"1"
 
 
+def test_a_link_out_of_the_folder_is_refused_and_one_inside_or_to_the_folder_is_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "alias").symlink_to(tmp_path / "store")
+    store = open_store(str(tmp_path / "alias"))
+    store.write("a", b"1")
+    (tmp_path / "store" / "inside").symlink_to("a")
+    (tmp_path / "store" / "file").symlink_to(outside / "secret")
+    (tmp_path / "store" / "folder").symlink_to(outside)
+    assert store.read("inside") == b"1"
+    for action in (
+        lambda: store.read("file"),
+        lambda: store.stat("file"),
+        lambda: store.read("folder/secret"),
+        lambda: store.write("folder/new", b""),
+        lambda: store.create("folder/new", b""),
+        lambda: store.delete("folder/secret"),
+        lambda: store.list("folder/"),
+    ):
+        assert "leads out of" in sentence(action)
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+
+
+def test_a_prefix_cannot_leave_the_folder(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    (tmp_path / "secret").write_bytes(b"")
+    sentence(lambda: store.list("../"), WrongRequest)
+
+
+def test_a_pipe_is_no_object_and_blocks_nobody(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    sentence(lambda: store.read("pipe"), ObjectNotFound)
+
+
 # URLs
 
 

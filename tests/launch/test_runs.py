@@ -8,7 +8,7 @@ import pytest
 
 from emotion_train.errors import Fenced, StorageError, WrongRequest
 from emotion_train.runlog import Entry, Part, Writer, upload_part
-from emotion_train.storage import Store
+from emotion_train.storage import Store, open_store
 from launch.runs import list_runs, pull, safe_targets
 
 
@@ -60,11 +60,30 @@ def test_a_folder_with_files_is_not_overwritten(store: Store, tmp_path: Path) ->
         ("data/00000000/x.json", "not below final/"),
         ("final/00000001/adapter/x.json", "not below final/00000000/"),
         ("final/00000000/adapter/ADAPTER_config.json", "double name"),
+        ("final/00000000/adapter/adapter_config.json/x.json", "double name"),
     ],
 )
 def test_unsafe_parts_are_refused(key: str, reason: str) -> None:
     with pytest.raises(WrongRequest, match=reason):
         safe_targets(final("final/00000000/adapter/adapter_config.json", key))
+
+
+def test_two_parts_that_land_in_one_place_are_refused() -> None:
+    with pytest.raises(WrongRequest, match="double name"):
+        safe_targets(final("final/00000000/report.json", "final/00000000/adapter/report/report.json"))
+
+
+def test_a_part_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "runs"))
+    url, _ = published(store, FILES)
+    secret = tmp_path / "secret.json"
+    secret.write_bytes(FILES["report.json"])  # even with the right bytes
+    target = tmp_path / "runs" / "run" / "final" / "00000000" / "report.json"
+    target.unlink()
+    target.symlink_to(secret)
+    with pytest.raises(StorageError, match="symbolic link"):
+        pull(url, tmp_path / "adapter")
+    assert list(tmp_path.glob("*dapter*")) == []
 
 
 def test_an_absurd_size_is_refused() -> None:
