@@ -61,6 +61,16 @@ class Fenced(EmotionTrainError):
     exit_code = 34
 
 
+class NotPublished(EmotionTrainError):
+    """The run is trained and the store did not take it; the message says where it is kept and how it gets published."""
+
+
+class Preempted(EmotionTrainError):
+    """The machine is about to be taken; the run stopped after its newest state was saved, and another start goes on from there."""
+
+    exit_code = 33
+
+
 def exit_code(program: str, action: Callable[[], int]) -> int:
     """Run `action` and return its exit code; errors of the family become their sentence on stderr and their own code."""
     try:

@@ -6,6 +6,7 @@ Letters: N posts, C labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import numpy as np
 import numpy.typing as npt
@@ -41,15 +42,16 @@ def forward_pack(model: torch.nn.Module, pack: Pack, device: torch.device) -> to
 
 
 def score(model: torch.nn.Module, loader: Loader, device: torch.device, classes: int, tell: Callable[[int], None]) -> Predictions:
-    """This rank's share of a split, each post once. `tell` is called with the number of posts done.
+    """This rank's share of a split, each post once.
 
+    `tell` is called with the number of posts done, as often on every rank; what it raises ends the scoring on all when it raises on all.
     Raises `WrongRequest` when a post has no text or no known label.
     """
     ids: list[str] = []
     truth: list[int] = []
     probabilities = []
-    with evaluating(model):
-        for batch in loader.steps(0):
+    with evaluating(model), closing(loader.steps(0)) as batches:
+        for batch in batches:
             if batch.bad_rows:
                 raise WrongRequest(
                     f"{batch.bad_rows} posts near {batch.ids[0]} have no text or no known label; the data set was not made by "

@@ -6,21 +6,24 @@ The order of the text is the order of time: config, data, run, model, loop, repo
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
+import shlex
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
-from emotion_train.errors import WrongRequest
-from emotion_train.runlog import Entry, Writer, read_log
+from emotion_train.errors import NotPublished, StorageError, WrongRequest
+from emotion_train.runlog import Entry, Published, Writer, read_log, require_conditional_writes
 from emotion_train.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -28,21 +31,35 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from accelerate import Accelerator
 
+    from emotion_train.checkpoint import Saved
     from emotion_train.data.loader import Loader
     from emotion_train.data.tokenization import PostTokenizer
     from emotion_train.distributed import Ranks
+    from emotion_train.interruption import Interruptions
     from emotion_train.model.head import EmotionClassifier
     from emotion_train.model.load import BaseInfo
     from emotion_train.report.figures import SplitResult
     from emotion_train.report.schema import Report
+    from emotion_train.saver import LocalStates, Saver
     from emotion_train.trainer import Trainer
 
+T = TypeVar("T")
 POSTS_PER_SCORING_STEP = 256
+DATA_PATIENCE_S = 1800.0  # for a bucket that stops answering; less than ranks wait for each other
+_TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+_TELL_EVERY_S = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="run config in YAML; all keys have defaults but data.url and run.output_url")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="values that win over the file")
+    parser.add_argument(
+        "--allow-unfenced",
+        action="store_true",
+        help="train also on a store that ignores create-only writes: nothing then keeps two writers of one run apart",
+    )
 
 
 @dataclass(frozen=True)
@@ -56,9 +73,29 @@ class Job:
     run_id: str
     accelerator: Accelerator
     ranks: Ranks
+    interruptions: Interruptions
     tokenizer: PostTokenizer
-    base: BaseInfo
     started: datetime
+    again: str  # the command that goes on with this run
+
+
+@dataclass
+class Claimed:
+    """What rank 0 holds after its claim: the right to write, and where the run goes on."""
+
+    writer: Writer
+    local: LocalStates
+    newest: Saved | None = None  # the newest of the log's checkpoints and of the states on this machine
+    not_in_log: list[Saved] = field(default_factory=list)  # the states on this machine that the bucket did not take
+    remarks: list[str] = field(default_factory=list)  # fall-backs, of this start and of those before
+
+    def fell_back(self, words: str) -> None:
+        """Say, log and remember, once, that a checkpoint was passed over."""
+        if words not in self.remarks:
+            _say(words)
+            last = self.writer.log[-1]
+            self.writer.append("note", last.epoch, last.step, (), {"note": "fall-back", "words": words})
+            self.remarks.append(words)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,31 +110,27 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from emotion_train.data.tokenization import PostTokenizer
+    from emotion_train.interruption import Interruptions
 
-    accelerator, ranks = _start_processes(config)
-    run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
-    config = config.model_copy(update={"run": config.run.model_copy(update={"id": run_id})})
-    writer = Writer(output_store, run_id, index.sha256(), config.sha256()) if ranks.is_main else None
-    entries = ranks.from_main(writer.entries if writer is not None else ())
-    if finals := [entry for entry in entries if entry.kind == "final"]:
-        if ranks.is_main:
-            _say_published(output_store, run_id, finals[-1])
-        return 0
-    newest = _checkpoint_of_same_question(entries, config, index, output_store, run_id)
-    tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
-    if writer is not None:
-        print(f"run {run_id} (run.id={run_id} resumes it)\n{config.to_yaml()}", file=sys.stderr, flush=True)
-        writer.claim(*((newest.epoch, newest.step) if newest is not None else (0, 0)))
-
-    try:
-        model, base = _build_model(config, index, accelerator)
-        job = Job(config, index, data_store, output_store, run_id, accelerator, ranks, tokenizer, base, started)
-        with ExitStack() as stack:
-            trainer = _start_trainer(job, model, writer, newest, stack)
+    with ExitStack() as stack:
+        accelerator, ranks = _start_processes(config)
+        run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
+        config = config.model_copy(update={"run": config.run.model_copy(update={"id": run_id})})
+        interruptions = Interruptions(ranks, lambda: None, config.preemption.hold_s or 0.0, _say if ranks.is_main else _say_nothing)
+        if published := ranks.on_main(lambda: _look_before_claiming(config, index, output_store, arguments.allow_unfenced)):
+            return _say_published(output_store, run_id, published, ranks.is_main)
+        tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
+        again = f"{_command(arguments)} run.id={run_id}"
+        job = Job(config, index, data_store, output_store, run_id, accelerator, ranks, interruptions, tokenizer, started, again)
+        claimed: list[Claimed] = []  # stays empty on ranks other than 0
+        if published := ranks.on_main(lambda: _claim(job, claimed)):
+            return _say_published(output_store, run_id, published, ranks.is_main)
+        try:
+            trainer = _start_trainer(job, claimed[0] if claimed else None, stack)
             _fit(job, trainer)
-            return _report_and_publish(job, trainer, writer, stack)
-    except torch.OutOfMemoryError:
-        raise WrongRequest(_too_small(config)) from None
+            return _report_and_publish(job, trainer, claimed[0] if claimed else None, stack)
+        except torch.OutOfMemoryError:
+            raise WrongRequest(_too_small(config)) from None
 
 
 def _too_small(config: Config) -> str:
@@ -122,16 +155,91 @@ def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config.sha256()[:6]}"
 
 
-def _checkpoint_of_same_question(entries: Sequence[Entry], config: Config, index: Index, store: Store, run_id: str) -> Entry | None:
-    """The newest checkpoint, if any. Asked before the claim, so that a request which is refused never fences a writer at work."""
+def _command(arguments: argparse.Namespace) -> str:
+    """The command line of one process that asks for this run."""
+    words = ["--config", arguments.config] if arguments.config else []
+    words += ["--allow-unfenced"] if arguments.allow_unfenced else []
+    return shlex.join(["python", "-m", "emotion_train.train", *words, *arguments.overrides])
+
+
+def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfenced: bool) -> Entry | None:
+    """The final entry, if there is one. Raises what would be refused, so that no writer at work is fenced by a request that is."""
     from emotion_train import checkpoint
 
-    saved = [entry for entry in entries if entry.kind == "checkpoint"]
-    if not saved:
-        return None
-    for words in checkpoint.check_same_question(checkpoint.read_state(store, run_id, saved[-1]), config, index, saved[-1], run_id):
-        print(f"continued with another {words}", file=sys.stderr)
-    return saved[-1]
+    assert config.run.id is not None
+    entries = read_log(store, config.run.id)
+    if finals := [entry for entry in entries if entry.kind == "final"]:
+        return finals[-1]
+    run_id = config.run.id
+    checkpoint.newest(
+        entries,
+        lambda entry: checkpoint.check_same_question(checkpoint.read_document(store, run_id, entry), config, index, entry, run_id),
+    )
+    require_conditional_writes(store, run_id, allow_unfenced)
+    return None
+
+
+def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
+    """Take the run over, then see where it stands; nobody else can add to it from now on.
+
+    Returns the final entry when another writer has published in the meantime, else fills `claimed`.
+    """
+    from emotion_train import checkpoint
+    from emotion_train.saver import LocalStates
+
+    writer = Writer(job.output_store, job.run_id, job.index.sha256(), job.config.sha256())
+    saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
+    print(f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}", file=sys.stderr, flush=True)
+    try:
+        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)))
+    except Published as already:
+        return already.entry
+    found = Claimed(writer, LocalStates(_local_folder(job.config), job.run_id))
+    found.remarks += [str(entry.metrics["words"]) for entry in writer.entries if entry.kind == "note" and "words" in entry.metrics]
+
+    found.newest = checkpoint.newest(
+        writer.entries, lambda entry: checkpoint.read_saved(job.output_store, job.run_id, entry), found.fell_back
+    )
+    _prefer_local(job, found)
+    if found.newest is not None:
+        entry = found.newest.entry
+        for words in checkpoint.check_same_question(found.newest.document, job.config, job.index, entry, job.run_id):
+            _say(f"continued with another {words}")
+    claimed.append(found)
+    return None
+
+
+def _prefer_local(job: Job, found: Claimed) -> None:
+    """Go on from a state that only this machine has when it is newer than the log's newest and answers the same question."""
+    from emotion_train import checkpoint
+
+    def place(entry: Entry) -> tuple[int, bool]:
+        return entry.step, "macro_f1" in entry.metrics
+
+    in_log = {place(entry) for entry in found.writer.entries if entry.kind == "checkpoint"}
+    states = []
+    for entry in found.local.entries():
+        try:
+            saved = checkpoint.read_saved(found.local.store, job.run_id, entry)
+            checkpoint.check_same_question(saved.document, job.config, job.index, entry, job.run_id)
+        except WrongRequest as error:
+            _say(f"a state on this machine is passed over: {error}")
+        else:
+            if place(entry) not in in_log:
+                states.append(saved)
+    if states and (found.newest is None or place(states[-1].entry) > place(found.newest.entry)):
+        step = found.newest.entry.step if found.newest is not None else 0
+        _say(f"{found.local.folder} holds step {states[-1].entry.step}, the log has {step}: going on from the former")
+        found.newest, found.not_in_log = states[-1], states
+
+
+def _local_folder(config: Config) -> Path:
+    """Where the states of all runs below one output URL wait; raises `WrongRequest` when it is another user's."""
+    default = Path(tempfile.gettempdir(), f"emotion-train-{os.getuid() if hasattr(os, 'getuid') else 'states'}")
+    folder = Path(config.checkpoint.local_folder) if config.checkpoint.local_folder is not None else default
+    if hasattr(os, "getuid") and folder.exists() and folder.stat().st_uid != os.getuid():
+        raise WrongRequest(f"checkpoint.local_folder {folder} belongs to another user; name a folder that is yours.")
+    return folder.absolute() / hashlib.sha256(config.run.output_url.encode()).hexdigest()[:12]
 
 
 def _start_processes(config: Config) -> tuple[Accelerator, Ranks]:
@@ -151,46 +259,91 @@ def _start_processes(config: Config) -> tuple[Accelerator, Ranks]:
     return accelerator, Ranks()
 
 
-def _build_model(config: Config, index: Index, accelerator: Accelerator) -> tuple[EmotionClassifier, BaseInfo]:
-    """The frozen base with a new adapter and head on this process's device."""
+def _load_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
+    """The model, on all ranks; begun again when it was given up for a termination that was withdrawn."""
+    import numpy as np
+
+    from emotion_train.trainer import CutOff
+
+    while True:
+        loaded = None
+        with suppress(CutOff):
+            loaded = _build_model(job.config, job.index, job.accelerator, job.interruptions.going)
+        if not job.ranks.sum(np.array([loaded is None])).any():
+            assert loaded is not None
+            return loaded
+        job.interruptions.hold("The model was being loaded; what the log has is safe.")
+
+
+def _build_model(
+    config: Config, index: Index, accelerator: Accelerator, going: Callable[[], bool] = lambda: False
+) -> tuple[EmotionClassifier, BaseInfo]:
+    """The frozen base with a new adapter and head on this process's device. Raises `CutOff` when the machine goes."""
     from emotion_train.model.lora import build_classifier
     from emotion_train.progress import ProgressLine
+    from emotion_train.trainer import CutOff
+
+    def tell(placed: int, total: int) -> None:
+        line.update(placed, total=total)
+        if going():
+            raise CutOff
 
     with ProgressLine("loading", 1, "tensors", shown=accelerator.is_main_process) as line:
         model, base = build_classifier(
-            config.model.base,
-            config.model.precision,
-            len(index.labels),
-            config.lora,
-            config.run.seed,
-            accelerator.device,
-            tell=lambda placed, total: line.update(placed, total=total),
+            config.model.base, config.model.precision, len(index.labels), config.lora, config.run.seed, accelerator.device, tell=tell
         )
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, base
 
 
-def _start_trainer(job: Job, model: EmotionClassifier, writer: Writer | None, newest: Entry | None, stack: ExitStack) -> Trainer:
-    """The trainer at its cursor: at the start, or after the newest checkpoint."""
-    from emotion_train import checkpoint
+def _start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Trainer:
+    """The trainer at its cursor: at the start, or after the newest state; `claimed` is None on ranks other than 0."""
+    from emotion_train.checkpoint import Question, Snapshot
     from emotion_train.loss import class_weights
     from emotion_train.trainer import Trainer
 
+    model, base = _load_model(job)
     weights_C = class_weights(job.index.split("train").label_counts, job.config.loss.class_weights)
     train = _open_loader(job, "train", weights_C, job.config.train.global_batch_size, job.config.run.seed, stack)
     validation = _scoring_loader(job, "validation", stack)
-    trainer = Trainer(job.config, job.index, job.accelerator, job.ranks, model, train, validation, writer, job.base, job.started)
-    if newest is not None:
-        checkpoint.check_same_base(checkpoint.read_state(job.output_store, job.run_id, newest), job.base, job.run_id)
-        trainer.restore(checkpoint.restore(job.output_store, job.run_id, newest))
-        if job.ranks.is_main:
-            print(f"resumed from checkpoint {newest.seq:08d} at step {newest.step} of {trainer.steps}", file=sys.stderr)
+    saver = None if claimed is None else stack.enter_context(_open_saver(job, claimed))
+    trainer = Trainer(
+        job.config, job.index, job.accelerator, job.ranks, model, train, validation, saver, base, job.started, job.interruptions
+    )
+    _restore(job, trainer, claimed)
+    if saver is not None and claimed is not None:
+        for saved in claimed.not_in_log:
+            question = Question(job.config, job.index, base)
+            saver.offer(Snapshot(saved.state(), saved.entry.epoch, question, saved.entry.metrics))
     if job.config.run.trackers:
         sections = job.config.model_dump(mode="json")
         values = {f"{section}.{key}": str(value) for section, fields in sections.items() for key, value in fields.items()}
         job.accelerator.init_trackers("emotion-train", config=values)
     return trainer
+
+
+def _open_saver(job: Job, claimed: Claimed) -> Saver:
+    from emotion_train.retention import collect
+    from emotion_train.saver import Saver
+
+    return Saver(claimed.writer, claimed.local, _say, lambda: collect(claimed.writer, job.config.checkpoint.keep_every))
+
+
+def _restore(job: Job, trainer: Trainer, claimed: Claimed | None) -> None:
+    """Put the newest state into the trainer of every rank, as rank 0 read and verified it."""
+    from emotion_train import checkpoint
+
+    newest = claimed.newest if claimed is not None else None
+    found = job.ranks.from_main((newest.entry, tuple(newest.files)) if newest is not None else None)
+    if found is None:
+        return
+    entry, names = found
+    saved = checkpoint.Saved(entry, {name: job.ranks.bytes_from_main(newest.files[name] if newest is not None else b"") for name in names})
+    checkpoint.check_same_base(saved.document, trainer.question.base, job.run_id)
+    trainer.restore(saved.state())
+    if job.ranks.is_main:
+        _say(f"resumed at step {entry.step} of {trainer.steps}")
 
 
 def _scoring_loader(job: Job, name: str, stack: ExitStack) -> Loader:
@@ -208,7 +361,7 @@ def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_
     split = job.index.split(name)
     return stack.enter_context(
         Loader(
-            RowGroupReader(job.data_store, split),
+            RowGroupReader(job.data_store, split, patience_s=DATA_PATIENCE_S),
             Order(split.row_counts, split.lanes, seed),
             job.tokenizer,
             weights_C,
@@ -231,29 +384,110 @@ def _fit(job: Job, trainer: Trainer) -> None:
         trainer.fit()
 
 
-def _report_and_publish(job: Job, trainer: Trainer, writer: Writer | None, stack: ExitStack) -> int:
+def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> int:
     """Take the best checkpoint, score it on every held-out split, and publish adapter and report together."""
     from rich.console import Console
 
-    from emotion_train import checkpoint
-    from emotion_train.model.lora import load_adapter_state
     from emotion_train.publish import publish
     from emotion_train.report.terminal import print_report
 
-    best = checkpoint.best(read_log(job.output_store, job.run_id))
-    assert best is not None, "every epoch ends with a checkpoint"
-    load_adapter_state(trainer.bare_model, checkpoint.restore_adapter(job.output_store, job.run_id, best))
-    splits = _score_splits(job, trainer, stack)
-    if writer is not None:
-        report = _build_report(job, trainer, splits, best)
-        with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
-            _save_adapter(job, trainer, report, Path(folder))
-            entry = publish(writer, job.config.train.epochs, trainer.progress.step, Path(folder), report, splits)
-        print_report(report, Console(highlight=False))
-        _say_published(job.output_store, job.run_id, entry)
-    job.ranks.from_main(None)  # nobody leaves before the run is published
+    _until_the_store_takes_it(job, claimed, lambda: _drain(trainer))
+    best = _load_best(job, trainer, claimed)
+    splits = _score_in_peace(job, trainer, stack)
+    reports: list[Report] = []  # stays empty on ranks other than 0
+    with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
+        if claimed is not None:
+            reports.append(_build_report(job, trainer, splits, best, claimed.remarks))
+            _save_adapter(job, trainer, reports[0], Path(folder))
+
+        def publish_all() -> Entry:
+            assert claimed is not None
+            return publish(claimed.writer, job.config.train.epochs, trainer.progress.step, Path(folder), reports[0], splits)
+
+        entry = _until_the_store_takes_it(job, claimed, publish_all)  # nobody leaves before that
+    if claimed is not None:
+        claimed.local.clear()
+        print_report(reports[0], Console(highlight=False))
+    _say_published(job.output_store, job.run_id, entry, job.ranks.is_main)
     job.accelerator.end_training()
     return 0
+
+
+def _drain(trainer: Trainer) -> None:
+    """Raises `StorageError` when some state is not committed yet, and why."""
+    assert trainer.saver is not None
+    if not trainer.saver.drain(_TRY_S):
+        raise trainer.saver.problem or StorageError("The last checkpoints are still being uploaded.")
+
+
+def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> Entry:
+    """Put the best adapter that verifies into the model of every rank."""
+    from safetensors.torch import load
+
+    from emotion_train import checkpoint
+    from emotion_train.model.lora import load_adapter_state
+
+    found: list[tuple[Entry, bytes]] = []  # stays empty on ranks other than 0
+
+    def find() -> Entry:
+        assert claimed is not None
+        best = checkpoint.best_adapter(job.output_store, job.run_id, claimed.writer.log, claimed.fell_back)
+        assert best is not None, "every epoch ends with a checkpoint that has a score"
+        found.append(best)
+        return best[0]
+
+    entry = _until_the_store_takes_it(job, claimed, find)
+    load_adapter_state(trainer.bare_model, load(job.ranks.bytes_from_main(found[0][1] if found else b"")))
+    return entry
+
+
+def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, SplitResult]:
+    """The splits' results; begun again when they were given up for a termination that was withdrawn."""
+    from emotion_train.trainer import CutOff
+
+    while True:
+        try:
+            return _score_splits(job, trainer, stack)
+        except CutOff:
+            job.interruptions.hold(f"All {trainer.steps} steps are saved, the report is not yet made.")
+
+
+def _until_the_store_takes_it(job: Job, claimed: Claimed | None, action: Callable[[], T]) -> T:
+    """What `action` returns on rank 0, on every rank; tried again while the store fails, for `run.publish_timeout_s` seconds.
+
+    Raises `NotPublished` after that, and `Preempted` when the machine goes before.
+    """
+    from emotion_train.interruption import GOING
+
+    deadline, told, pause = time.monotonic() + job.config.run.publish_timeout_s, -_TELL_EVERY_S, _FIRST_PAUSE_S
+
+    def attempt() -> tuple[T | None, str | None]:
+        try:
+            return action(), None
+        except StorageError as error:
+            if time.monotonic() >= deadline:
+                raise _not_published(job, claimed, error) from error
+            return None, str(error)
+
+    while True:
+        value, problem = job.ranks.on_main(attempt)
+        if problem is None:
+            return value  # type: ignore[return-value]
+        if time.monotonic() - told >= _TELL_EVERY_S and job.ranks.is_main:
+            told = time.monotonic()
+            _say(f"NOT PUBLISHED yet, trying again for {deadline - told:.0f} s: {problem}")
+        if job.interruptions.exchange_now() & GOING:
+            job.interruptions.hold(f"All {job.config.train.epochs} epochs are trained and not yet published.")
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _not_published(job: Job, claimed: Claimed | None, error: StorageError) -> NotPublished:
+    folder = claimed.local.folder if claimed is not None else ""
+    return NotPublished(
+        f"Run {job.run_id} is trained and could not be published to {job.output_store.url}: {error} What the store did not take is kept in "
+        f"{folder}. When the store answers again, type on this machine: {job.again}"
+    )
 
 
 def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, SplitResult]:
@@ -278,14 +512,14 @@ def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, Spl
     return results
 
 
-def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult], best: Entry) -> Report:
+def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult], best: Entry, remarks: Sequence[str]) -> Report:
     from emotion_train.publish import git_commit, peak_memory, versions
     from emotion_train.report.figures import Measured, build_report, dataset_facts
     from emotion_train.report.schema import Evaluation, Identity
 
     progress, ended = trainer.progress, datetime.now(UTC)
     memory_bytes, memory_kind = peak_memory(job.accelerator.device)
-    remarks = [f"{progress.bad_rows} rows turned out bad at run time and were trained with weight 0."] if progress.bad_rows else []
+    bad_rows = [f"{progress.bad_rows} rows turned out bad at run time and were trained with weight 0."] if progress.bad_rows else []
     return build_report(
         labels=job.index.labels,
         splits=splits,
@@ -299,6 +533,9 @@ def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult],
             train_seconds=progress.train_seconds,
             evaluation_seconds=progress.evaluation_seconds,
             wall_seconds=trainer.wall_seconds(),
+            saves=progress.saves,
+            stall_seconds=progress.stall_seconds,
+            upload_seconds=trainer.upload_seconds(),
             peak_memory_bytes=memory_bytes,
             memory_kind=memory_kind,
         ),
@@ -319,7 +556,7 @@ def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult],
         ),
         settings=job.config.report,
         seed=job.config.run.seed,
-        remarks=remarks,
+        remarks=[*bad_rows, *remarks],
     )
 
 
@@ -327,7 +564,7 @@ def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path) -> N
     from emotion_train.model.lora import AdapterFacts, save_adapter
 
     facts = AdapterFacts.of(
-        job.base,
+        trainer.question.base,
         job.tokenizer,
         precision=job.config.model.precision,
         lora=job.config.lora,
@@ -357,9 +594,19 @@ def device_name(kind: str) -> str:
     return f"{platform.machine()} CPU, {os.cpu_count()} cores"
 
 
-def _say_published(store: Store, run_id: str, entry: Entry) -> None:
-    print(f"published at step {entry.step}: {store.url}/{run_id}")
-    print(f"next: emotion-launch pull {store.url}/{run_id} --to adapter")
+def _say(words: str) -> None:
+    print(f"emotion-train: {words}", file=sys.stderr, flush=True)
+
+
+def _say_nothing(words: str) -> None:
+    """For ranks other than 0."""
+
+
+def _say_published(store: Store, run_id: str, entry: Entry, shown: bool) -> int:
+    if shown:
+        print(f"published at step {entry.step}: {store.url}/{run_id}")
+        print(f"next: emotion-launch pull {store.url}/{run_id} --to adapter")
+    return 0
 
 
 if __name__ == "__main__":

@@ -21,25 +21,28 @@ import torch
 from accelerate import Accelerator
 
 from emotion_train import checkpoint
-from emotion_train.checkpoint import Progress, State
+from emotion_train.checkpoint import Progress, Question, Snapshot, State
 from emotion_train.config import Config
 from emotion_train.data.index import Index
 from emotion_train.data.loader import Loader, StepBatch
 from emotion_train.data.order import counter_hash
 from emotion_train.data.packing import Pack
-from emotion_train.distributed import Ranks
-from emotion_train.errors import Diverged
+from emotion_train.distributed import Ranks, Signal
+from emotion_train.errors import Diverged, EmotionTrainError, Fenced
+from emotion_train.interruption import GOING, Interruptions
 from emotion_train.loss import weighted_loss_sum
 from emotion_train.metrics import ClassCounts, confusion
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseInfo
-from emotion_train.model.lora import adapter_state, load_adapter_state
+from emotion_train.model.lora import adapter_tensors, load_adapter_state
 from emotion_train.report.predictions import Predictions
-from emotion_train.runlog import Writer
+from emotion_train.saver import Saver
 from emotion_train.scoring import forward_pack, score
 
 _LOG_EVERY_STEPS = 10
 _DROPOUT_STREAM = 2
+_KEEP_LOCALLY_AFTER_S = 10.0  # the shortest notices are of 30 s
+_COMMIT_PATIENCE_S = 120.0
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
@@ -60,10 +63,14 @@ class Scored:
     predictions: Predictions
 
 
+class CutOff(Exception):
+    """An evaluation that was given up on all ranks, because the machine goes."""
+
+
 class Trainer:
     """Trains the adapter of `model`; `started` is when this process began.
 
-    `writer` is None on all ranks but 0; `tell` and `tell_milestone` are for the terminal.
+    `saver` is None on all ranks but 0; `tell` and `tell_milestone` are for the terminal.
     """
 
     def __init__(
@@ -75,9 +82,10 @@ class Trainer:
         model: EmotionClassifier,
         train: Loader,
         validation: Loader,
-        writer: Writer | None,
+        saver: Saver | None,
         base: BaseInfo,
         started: datetime,
+        interruptions: Interruptions | None = None,
     ) -> None:
         self.config = config
         self.index = index
@@ -85,13 +93,13 @@ class Trainer:
         self.ranks = ranks
         self.train_loader = train
         self.validation_loader = validation
-        self.writer = writer
-        self.base = base
+        self.saver = saver
+        self.question = Question(config, index, base)
         self.started = started
+        self.interruptions = interruptions or Interruptions(ranks, lambda: None, 0.0, lambda words: None)
         self.tell: Callable[[Progress, str], None] = lambda progress, words: None
         self.tell_milestone: Callable[[str], None] = lambda line: None
         self.progress = Progress()
-        self._own = np.zeros(3)  # this rank's real tokens, computed tokens and bad rows since the last evaluation
         trainable = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
         optimizer = torch.optim.AdamW(
             trainable, lr=config.train.learning_rate, weight_decay=config.train.weight_decay, fused=accelerator.device.type == "cuda"
@@ -102,27 +110,29 @@ class Trainer:
         self.steps_per_epoch = train.steps_per_epoch
         self.steps = self.steps_per_epoch * config.train.epochs
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
-        self._losses: list[torch.Tensor] = []  # of steps not yet logged
-        self._loss_windows: list[tuple[float, int]] = []  # (mean, steps) logged since the last evaluation
+        self._own = np.zeros(3)  # this rank's real tokens, computed tokens and bad rows that the run's figures do not have yet
+        self._losses: list[torch.Tensor] = []  # this rank's, of the same steps
+        self._clock: float | None = None  # when the training that `train_seconds` does not have yet began; None while it pauses
+        self._saved_step = 0  # of the newest state given to the saver
+        self._asked_to_save = time.monotonic()
 
     def fit(self) -> None:
-        """Train from the cursor to the end of the last epoch; every epoch ends with an evaluation and a checkpoint."""
-        every = self.config.evaluation.every_steps
+        """Train from the cursor to the end of the last epoch; every epoch ends with an evaluation and a checkpoint.
+
+        Raises `Preempted` when the machine goes, `Fenced` when another writer has taken the run over, and `Diverged`.
+        """
         self.model.train()
+        self._evaluate_if_due()  # the one in which this run was stopped
         while self.progress.step < self.steps:
             epoch, first = divmod(self.progress.step, self.steps_per_epoch)
-            started = time.perf_counter()
+            self._clock = time.perf_counter()
             with contextlib.closing(self.train_loader.steps(epoch, first)) as batches:
                 for batch in batches:
                     self._step(batch)
                     if self.progress.step % _LOG_EVERY_STEPS == 0:
                         self._log_loss()
-                    last = self.progress.step % self.steps_per_epoch == 0
-                    if last or (every is not None and self.progress.step % every == 0):
-                        self._synchronize()
-                        self.progress.train_seconds += time.perf_counter() - started
-                        self._evaluate_and_commit()
-                        started = time.perf_counter()
+                    self._answer(self._exchange())
+                    self._evaluate_if_due()
 
     def _step(self, batch: StepBatch) -> None:
         """One optimizer update from the whole step, all micro-batches and all ranks."""
@@ -152,7 +162,10 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Rate of the next update."""
-        return learning_rate(self.progress.step, self.steps, self.warmup_steps, self.config.train.learning_rate)
+        return self._rate_after(self.progress.step)
+
+    def _rate_after(self, step: int) -> float:
+        return learning_rate(step, self.steps, self.warmup_steps, self.config.train.learning_rate)
 
     def _loss_sum(self, pack: Pack) -> torch.Tensor:
         device = self.accelerator.device
@@ -165,33 +178,108 @@ class Trainer:
         torch.manual_seed(seed)
 
     def _log_loss(self) -> None:
-        """Mean loss of the steps since the last call, over all ranks; the one place that waits for the GPU."""
-        if self._losses:
-            loss = float(self.ranks.sum(torch.stack(self._losses).mean().double().cpu().numpy()[None])[0])
-            self._loss_windows.append((loss, len(self._losses)))
-            self._losses.clear()
+        """Mean loss of the last steps to the trackers and the terminal."""
+        losses = self._add_up()
+        if losses:
+            loss = sum(losses) / len(losses)
+            self.accelerator.log({"train/loss": loss, "train/learning_rate": self.learning_rate}, step=self.progress.step)
+            self.tell(self.progress, f"loss {loss:.3f}")
+
+    def _add_up(self) -> list[float]:
+        """Take what the ranks have each seen since the last call into the run's figures; the one place that waits for the GPU.
+
+        Returns the losses of those steps. Raises `Diverged` when one is no number.
+        """
+        own_losses = torch.stack(self._losses).double().cpu().numpy() if self._losses else np.zeros(0)
+        (tokens, computed, bad), losses = np.split(self.ranks.sum(np.concatenate([self._own, own_losses])), [3])
+        self.progress.tokens += int(tokens)
+        self.progress.computed_tokens += int(computed)
+        self.progress.bad_rows += int(bad)
+        self._own[:] = 0
+        self._losses.clear()
+        arrived: list[float] = losses.tolist()
+        for loss in arrived:
             if not math.isfinite(loss):
                 raise Diverged(
                     f"The loss is {loss} at step {self.progress.step} with learning rate {self.learning_rate:.3g}; checkpoints until then "
                     "are kept. Start a new run with a lower train.learning_rate."
                 )
-            self.accelerator.log({"train/loss": loss, "train/learning_rate": self.learning_rate}, step=self.progress.step)
-            self.tell(self.progress, f"loss {loss:.3f}")
+            self.progress.loss_sum += loss
+            self.progress.loss_steps += 1
+        if self._clock is not None:
+            self._synchronize()
+            now = time.perf_counter()
+            self.progress.train_seconds += now - self._clock
+            self._clock = now
+        return arrived
 
-    def _evaluate_and_commit(self) -> None:
-        self._log_loss()
-        self._add_up()
-        means, counts = zip(*self._loss_windows, strict=True)
-        train_loss = float(np.average(means, weights=counts))
-        self._loss_windows.clear()
-        figures = ClassCounts(self.score(self.validation_loader, lambda done: self.tell(self.progress, f"validating {done:,}")).counts_CC)
+    # between two steps
+
+    def _exchange(self) -> Signal:
+        """What any rank has to tell; `Fenced` and defects of the saver end all ranks at the same step."""
+        own = Signal.NONE
+        if self.saver is not None:
+            if self.saver.failure is not None:
+                own |= Signal.FENCED if isinstance(self.saver.failure, Fenced) else Signal.FAILED
+            every = self.config.checkpoint.every_seconds
+            if every is not None and time.monotonic() - self._asked_to_save >= every:
+                self._asked_to_save = time.monotonic()
+                own |= Signal.SAVE
+        signals = self.interruptions.exchange(own)
+        if signals & (Signal.FENCED | Signal.FAILED):
+            if self.saver is not None:
+                self.saver.check()
+            raise Fenced("Rank 0 was fenced.") if signals & Signal.FENCED else EmotionTrainError("Rank 0 could not save.")
+        return signals
+
+    def _answer(self, signals: Signal) -> None:
+        """Save when asked to; when the machine goes, save, wait until that is committed, and hold."""
+        if signals & (GOING | Signal.REBALANCE | Signal.SAVE):
+            self._save({})
+        if signals & Signal.REBALANCE:
+            self.tell_milestone(f"The machine may be taken soon: step {self.progress.step} is being saved, training goes on")
+        if signals & GOING:
+            self._clock = None
+            self.interruptions.hold(self.ranks.on_main(self._wait_until_saved))
+            self._clock = time.perf_counter()
+
+    def _wait_until_saved(self) -> str:
+        """Where the newest state is, in words for a person; asked on rank 0."""
+        assert self.saver is not None
+        if not self.saver.drain(_KEEP_LOCALLY_AFTER_S):
+            kept = self.saver.keep_what_waits()
+            if not self.saver.drain(_COMMIT_PATIENCE_S):
+                return kept
+        return f"Step {self.progress.step} of {self.steps} is saved."
+
+    def _evaluation_due(self) -> bool:
+        step, every = self.progress.step, self.config.evaluation.every_steps
+        if step == 0 or (self.progress.history and self.progress.history[-1]["step"] == step):
+            return False
+        return step % self.steps_per_epoch == 0 or (every is not None and step % every == 0)
+
+    def _evaluate_if_due(self) -> None:
+        while self._evaluation_due():
+            try:
+                self._add_up()
+                self._clock = None
+                self._evaluate()
+            except CutOff:
+                self._answer(Signal.STOP)
+            self._clock = time.perf_counter()
+
+    def _evaluate(self) -> None:
+        """Score the validation split and save what was scored."""
+        train_loss = self.progress.loss_sum / self.progress.loss_steps
+        figures = ClassCounts(self.score(self.validation_loader, self._tell_of_validation).counts_CC)
+        self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
         self.progress.history.append(
             {
                 "step": self.progress.step,
                 "epoch": self.progress.step / self.steps_per_epoch,
                 "train_loss": train_loss,
                 "macro_f1": figures.macro_f1,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": self._rate_after(self.progress.step - 1),
             }
         )
         self.accelerator.log(
@@ -202,43 +290,66 @@ class Trainer:
             },
             step=self.progress.step,
         )
-        self._commit({"macro_f1": figures.macro_f1, "train_loss": train_loss})
+        self._save({"macro_f1": figures.macro_f1, "train_loss": train_loss})
         self.tell_milestone(
             f"step {self.progress.step} of {self.steps}: training loss {train_loss:.3f}, validation macro-F1 {figures.macro_f1:.3f}"
         )
 
-    def _add_up(self) -> None:
-        """Take the ranks' own counts into the run's."""
-        tokens, computed, bad = self.ranks.sum(self._own).astype(int).tolist()
-        self.progress.tokens += tokens
-        self.progress.computed_tokens += computed
-        self.progress.bad_rows += bad
-        self._own[:] = 0
+    def _tell_of_validation(self, done: int) -> None:
+        self.tell(self.progress, f"validating {done:,}")
 
-    def _commit(self, metrics: dict[str, float | int | str | None]) -> None:
-        if self.writer is not None:
-            epoch = self.progress.step // self.steps_per_epoch
-            checkpoint.commit(self.writer, self.state(), epoch, self.config, self.index, self.base, metrics)
+    def _save(self, metrics: dict[str, float | int | str | None]) -> None:
+        """Copy the state and give it to the saver; without a score only if this step was not saved yet."""
+        if not metrics and self.progress.step == self._saved_step:
+            return
+        self._add_up()
+        self._saved_step, self._asked_to_save = self.progress.step, time.monotonic()
+        if self.saver is not None:
+            began = time.perf_counter()
+            state = self.state()
+            self.progress.saves += 1
+            self.progress.stall_seconds += time.perf_counter() - began
+            self.saver.offer(Snapshot(state, self.progress.step // self.steps_per_epoch, self.question, metrics))
 
     def wall_seconds(self) -> float:
         """How long the machine was held for this run, by this process and by those before it."""
         return self.progress.earlier_wall_seconds + (datetime.now(UTC) - self.started).total_seconds()
 
+    def upload_seconds(self) -> float:
+        """How long uploads ran beside the training of this run, in this process and in those before it."""
+        return self.progress.upload_seconds + (self.saver.upload_seconds if self.saver is not None else 0.0)
+
     def state(self) -> State:
         """A copy of all that a resumed run needs."""
-        progress = replace(self.progress, earlier_wall_seconds=self.wall_seconds())
-        return State(progress, adapter_state(self.bare_model), checkpoint.optimizer_state(self.optimizer, self.names))
+        progress = replace(
+            self.progress,
+            history=list(self.progress.history),
+            earlier_wall_seconds=self.wall_seconds(),
+            upload_seconds=self.upload_seconds(),
+        )
+        adapter, moments = adapter_tensors(self.bare_model), checkpoint.optimizer_tensors(self.optimizer, self.names)
+        copies = checkpoint.host_copy({**{f"adapter {name}": one for name, one in adapter.items()}, **moments})
+        return State(progress, {name: copies[f"adapter {name}"] for name in adapter}, {name: copies[name] for name in moments})
 
     def restore(self, state: State) -> None:
         self.progress = state.progress
+        self._saved_step = state.progress.step
         load_adapter_state(self.bare_model, state.adapter)
         checkpoint.load_optimizer_state(self.optimizer, self.names, state.optimizer, state.progress.step)
 
     def score(self, loader: Loader, tell: Callable[[int], None]) -> Scored:
-        """Predict a whole split: counts over all ranks, this rank's own predictions."""
+        """Predict a whole split: counts over all ranks, this rank's own predictions. Raises `CutOff` when the machine goes."""
+
+        def tell_and_listen(done: int) -> None:
+            tell(done)
+            signals = self._exchange()
+            if signals & GOING:
+                raise CutOff
+            self._answer(signals)
+
         started = time.perf_counter()
         classes = len(self.index.labels)
-        predictions = score(self.model, loader, self.accelerator.device, classes, tell)
+        predictions = score(self.model, loader, self.accelerator.device, classes, tell_and_listen)
         counts_CC = self.ranks.sum(confusion(predictions.truth_N, predictions.predicted_N, classes)).astype(np.int64)
         self.progress.evaluation_seconds += time.perf_counter() - started
         return Scored(counts_CC, predictions)

@@ -24,7 +24,7 @@ LEVELS = [
     },
     {"data.cleaning", "data.index", "data.reader", "data.shards", "data.tokenization", "local_s3", "runlog"},
     {"data.loader", "model.", "checkpoint", "report.", "distributed", "retention"},
-    {"scoring"},
+    {"scoring", "saver", "interruption"},
     {"trainer", "publish"},
     {"prepare", "train", "evaluate", "predict", "demo"},
     {"cli"},

@@ -23,6 +23,7 @@ from emotion_train.data.reader import RowGroupReader
 _STEPS_AHEAD = 4  # packed steps that wait in memory
 _READ_AHEAD = 16  # most steps whose row groups are being fetched
 _WAIT_S = 0.2
+_STOP_WAIT_S = 30.0
 
 
 class Encoder(Protocol):
@@ -48,19 +49,20 @@ class StepBatch:
     bad_rows: int
 
 
-Agree = Callable[[int, float], tuple[int, float]]
+Agree = Callable[[int, float, bool], tuple[int, float, bool]]
 
 
-def alone(packs: int, weight_sum: float) -> tuple[int, float]:
+def alone(packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
     """The agreement of a single process."""
-    return packs, weight_sum
+    return packs, weight_sum, stop
 
 
 class Loader:
     """Makes `StepBatch`es of one split for one rank; a context manager that ends the reader's threads.
 
-    `weights_C` is the loss weight of each class. `agree` returns the maximum number of packs and the sum of weights over all ranks; it is
-    called once per step, in step order, from the background thread.
+    `weights_C` is the loss weight of each class. `agree` returns the maximum number of packs, the sum of weights and whether any rank
+    stops; it is called once per step, in step order, from the background thread. Ranks that leave an epoch early leave it at the same
+    step: else one would wait for ever for the agreement of another, or take it for that of a later step.
     """
 
     def __init__(
@@ -112,10 +114,8 @@ class Loader:
 
         def work() -> None:
             try:
-                for batch in self._make(epoch, first_step):
+                for batch in self._make(epoch, first_step, stop.is_set):
                     put(batch)
-                    if stop.is_set():
-                        return
                 put(None)
             except BaseException as error:  # handed to the consumer, which raises it
                 put(error)
@@ -129,10 +129,12 @@ class Loader:
                 yield item
         finally:
             stop.set()
-            thread.join()
+            thread.join(_STOP_WAIT_S)  # another rank may be gone, and its agreement would never come
 
-    def _make(self, epoch: int, first_step: int) -> Iterator[StepBatch]:
-        """Steps in order, with row groups asked for so far ahead that they fill half of what the reader keeps.
+    def _make(self, epoch: int, first_step: int, stopping: Callable[[], bool]) -> Iterator[StepBatch]:
+        """Steps in order until the ranks agree to stop.
+
+        Row groups are asked for so far ahead that they fill half of what the reader keeps.
 
         The reader lets go what was not touched for longest. Between asking for a row group and its use come the steps before it and what
         they ask for: twice that half, so it is still there. Fetched twice are only those in which one lane ends and another begins.
@@ -152,7 +154,10 @@ class Loader:
                 asked.append(following)
                 uses.update(following)
                 following = next(upcoming, None)
-            yield self._step(order, step)
+            batch = self._step(order, step, stopping)
+            if batch is None:
+                return
+            yield batch
             uses.subtract(asked.popleft())
             uses = +uses  # without those at 0
 
@@ -165,7 +170,7 @@ class Loader:
         groups_P, _ = order.locate(self._own_positions(step))
         return set(groups_P.tolist())
 
-    def _step(self, order: EpochOrder, step: int) -> StepBatch:
+    def _step(self, order: EpochOrder, step: int, stopping: Callable[[], bool]) -> StepBatch | None:
         groups_P, rows_P = order.locate(self._own_positions(step))
         ids: list[str] = []
         texts: list[str] = []
@@ -189,7 +194,9 @@ class Loader:
             self._encoder.pad_id,
             self._fill_multiple,
         )
-        count, weight_sum = self._agree(len(packs), float(np.sum(np.asarray(weights, np.float64))))
+        count, weight_sum, stop = self._agree(len(packs), float(np.sum(np.asarray(weights, np.float64))), stopping())
+        if stop:
+            return None
         packs += [empty_pack(self._encoder.pad_id, self._fill_multiple)] * (count - len(packs))
         return StepBatch(
             epoch=order.epoch,

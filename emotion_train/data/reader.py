@@ -9,15 +9,20 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from emotion_train.data.index import RowGroup, Split
-from emotion_train.errors import ObjectChanged, WrongRequest
+from emotion_train.errors import ObjectChanged, StorageError, WrongRequest
 from emotion_train.storage import Store
 
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+_TELL_EVERY_S = 60.0
 log = logging.getLogger(__name__)
 
 
@@ -30,9 +35,12 @@ class Rows(NamedTuple):
 
 
 class RowGroupReader:
-    """Reads row groups by number. `capacity` row groups are kept; use `close` or a with statement to stop its threads."""
+    """Reads row groups by number. `capacity` row groups are kept; use `close` or a with statement to stop its threads.
 
-    def __init__(self, store: Store, split: Split, capacity: int = 160, threads: int = 8) -> None:
+    A store that does not answer is asked again for `patience_s` seconds, once its own retries have failed.
+    """
+
+    def __init__(self, store: Store, split: Split, capacity: int = 160, threads: int = 8, patience_s: float = 0.0) -> None:
         self._store = store
         self._split = split
         self.capacity = capacity
@@ -40,6 +48,9 @@ class RowGroupReader:
         self._cache: OrderedDict[int, Future[Rows]] = OrderedDict()
         self._footers: dict[int, Future[Any]] = {}
         self._changed_noted = False
+        self._patience_s = patience_s
+        self._closed = threading.Event()
+        self._told = -_TELL_EVERY_S
 
     def __enter__(self) -> RowGroupReader:
         return self
@@ -48,6 +59,7 @@ class RowGroupReader:
         self.close()
 
     def close(self) -> None:
+        self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def make_room(self, groups: int) -> None:
@@ -98,11 +110,11 @@ class RowGroupReader:
     def _fetch(self, key: str, etag: str | None, start: int, length: int, sha256: str) -> bytes:
         """A byte range that is known to be the one the index describes: by ETag, or else by its sha256."""
         try:
-            raw = self._store.read(key, start=start, length=length, if_match=etag)
+            raw = self._read_patiently(key, start, length, etag)
             if etag is not None and len(raw) == length:
                 return raw
         except ObjectChanged:
-            raw = self._store.read(key, start=start, length=length)
+            raw = self._read_patiently(key, start, length, None)
             if hashlib.sha256(raw).hexdigest() == sha256 and not self._changed_noted:
                 self._changed_noted = True
                 log.warning("%s was written again since the data set was prepared; its bytes are the same", self._store.url_of(key))
@@ -112,6 +124,19 @@ class RowGroupReader:
                 "or damaged after it was prepared. Prepare it again into an empty prefix and start a new run."
             )
         return raw
+
+    def _read_patiently(self, key: str, start: int, length: int, etag: str | None) -> bytes:
+        deadline, pause = time.monotonic() + self._patience_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                return self._store.read(key, start=start, length=length, if_match=etag)
+            except StorageError as error:
+                if not error.transient or time.monotonic() >= deadline or self._closed.wait(pause):
+                    raise
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                if time.monotonic() - self._told >= _TELL_EVERY_S:
+                    self._told = time.monotonic()
+                    log.warning("The run waits for its data: %s", error)
 
 
 class _OneRange:

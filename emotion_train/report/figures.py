@@ -55,7 +55,10 @@ class SplitResult:
 
 @dataclass(frozen=True)
 class Measured:
-    """Clock and counters of a run. `computed_tokens` counts padding too; `posts` counts a post once an epoch."""
+    """Clock and counters of a run. `computed_tokens` counts padding too; `posts` counts a post once an epoch.
+
+    `train_seconds` holds the `stall_seconds` of all `saves`; `upload_seconds` ran beside it.
+    """
 
     posts: int
     real_tokens: int
@@ -65,6 +68,9 @@ class Measured:
     wall_seconds: float
     peak_memory_bytes: int
     memory_kind: Literal["GPU", "RSS"]
+    saves: int = 0
+    stall_seconds: float = 0.0
+    upload_seconds: float = 0.0
 
 
 def dataset_facts(index: Index) -> Dataset:
@@ -194,6 +200,9 @@ def _speed(measured: Measured, usd_per_hour: float | None) -> Speed:
         train_seconds=seconds,
         evaluation_seconds=measured.evaluation_seconds,
         wall_seconds=measured.wall_seconds,
+        saves=measured.saves,
+        stall_seconds=measured.stall_seconds,
+        upload_seconds=measured.upload_seconds,
         posts_per_second=measured.posts / seconds if seconds else 0,
         tokens_per_second=measured.real_tokens / seconds if seconds else 0,
         peak_memory_bytes=measured.peak_memory_bytes,

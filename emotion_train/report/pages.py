@@ -13,7 +13,7 @@ import yaml
 from emotion_train.report.plots import confusion_plot, curve_plot, floors_plot, reliability_plot
 from emotion_train.report.schema import Report, SplitFigures
 from emotion_train.report.stylesheet import STYLESHEET
-from emotion_train.report.units import dollars, duration, memory, percent, rate, signed
+from emotion_train.report.units import dollars, duration, memory, percent, rate, saving, signed
 
 _MARKS = {"beaten": ("good", "✓"), "open": ("open", "≈"), "not beaten": ("bad", "✗")}
 _CONFUSIONS = 8
@@ -165,6 +165,7 @@ def _speed(report: Report) -> str:
         ("padding", f"{percent(speed.padding_share)} of the computed tokens"),
         ("training", duration(speed.train_seconds)),
         ("evaluation", duration(speed.evaluation_seconds)),
+        ("checkpoints", saving(speed.saves, speed.stall_seconds, speed.train_seconds, speed.upload_seconds)),
         ("machines held", duration(speed.wall_seconds)),
         ("peak memory", f"{memory(speed.peak_memory_bytes)} {'on the fullest GPU' if speed.memory_kind == 'GPU' else 'resident'}"),
     ]

@@ -92,6 +92,9 @@ class Speed(_Part):
     train_seconds: float
     evaluation_seconds: float
     wall_seconds: float = Field(description="Time for which the machines were held.")
+    saves: int = Field(0, description="Checkpoints of the run.")
+    stall_seconds: float = Field(0.0, description="Part of train_seconds in which training waited for a checkpoint's copy to host memory.")
+    upload_seconds: float = Field(0.0, description="Time for which checkpoints were uploaded beside the training.")
     posts_per_second: float
     tokens_per_second: float
     peak_memory_bytes: int

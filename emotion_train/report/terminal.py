@@ -9,7 +9,7 @@ from rich.text import Text
 
 from emotion_train.report.figures import verdict
 from emotion_train.report.schema import Report, Scorecard, SplitFigures, Verdict
-from emotion_train.report.units import dollars, duration, memory, percent, rate, signed
+from emotion_train.report.units import dollars, duration, memory, percent, rate, saving, signed
 
 _STYLES = {"beaten": ("green", "✓"), "open": ("yellow", "≈"), "not beaten": ("red", "✗")}
 _BAR = 16
@@ -74,6 +74,7 @@ def _facts(report: Report, split: SplitFigures) -> Table:
         "time",
         f"{duration(speed.train_seconds)} training, {duration(speed.evaluation_seconds)} evaluation, {duration(speed.wall_seconds)} in all",
     )
+    table.add_row("checkpoints", saving(speed.saves, speed.stall_seconds, speed.train_seconds, speed.upload_seconds))
     table.add_row("memory", f"{memory(speed.peak_memory_bytes)} {held}")
     if speed.usd is not None and speed.usd_per_hour is not None:
         table.add_row("cost", f"{dollars(speed.usd)} at {dollars(speed.usd_per_hour)} an hour")

@@ -38,3 +38,11 @@ def short_count(count: int) -> str:
             scaled = count / size
             return f"{scaled:.0f}{letter}" if scaled >= 9.95 else f"{scaled:.1f}{letter}"
     return str(count)
+
+
+def saving(saves: int, stall_seconds: float, train_seconds: float, upload_seconds: float) -> str:
+    """How often a run was saved, and what that cost the training."""
+    if not saves:
+        return "none"
+    share = percent(stall_seconds / train_seconds if train_seconds else 0)
+    return f"{saves:,}, each a stall of {1000 * stall_seconds / saves:.1f} ms ({share} of the training), {duration(upload_seconds)} upload"

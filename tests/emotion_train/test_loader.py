@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from emotion_train.data.loader import Loader, StepBatch
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
-from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
 from emotion_train.prepare import prepare
 from emotion_train.publish import posts
 from emotion_train.storage import FolderStore, Store, open_store
@@ -97,7 +99,7 @@ def test_a_loader_started_at_a_step_gives_what_the_whole_epoch_gave_there(
 
 def test_a_rank_with_fewer_packs_fills_up_with_empty_ones(prepared: tuple[Store, Index, PostTokenizer]) -> None:
     one = loader(prepared, 16)
-    one._agree = lambda packs, weight_sum: (packs + 2, weight_sum + 10)
+    one._agree = lambda packs, weight_sum, stop: (packs + 2, weight_sum + 10, stop)
     for batch in steps(one):
         assert [pack.slots_N.tolist() for pack in batch.packs[-2:]] == [[-1], [-1]]
         assert batch.real_tokens == sum(pack.real_tokens for pack in batch.packs[:-2])
@@ -143,18 +145,91 @@ def test_row_groups_are_asked_for_steps_ahead_within_half_of_the_capacity(prepar
     reader = RowGroupReader(store, split)
     reader.ask = lambda groups: asked.append(len(list(groups)))  # type: ignore[method-assign]
     with Loader(reader, order, encoder, WEIGHTS, global_batch_size=2, tokens_per_microbatch=256) as one:
-        next(one._make(0, 0))
+        next(one._make(0, 0, lambda: False))
     assert len(asked) == 17  # this step and the 16 after it
 
 
 def test_stopping_early_ends_the_background_thread(prepared: tuple[Store, Index, PostTokenizer]) -> None:
-    import threading
-
     with loader(prepared, 1) as one:
         running = one.steps(0)
         next(running)
         running.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
+
+
+class Agreement:
+    """What two ranks in one process tell each other, as the all-reduce of two processes does; counts the calls of each."""
+
+    def __init__(self) -> None:
+        self.calls = [0, 0]
+        self._barrier = threading.Barrier(2, timeout=30)
+        self._said: list[tuple[int, float, bool]] = [(0, 0.0, False)] * 2
+
+    def of(self, rank: int) -> Callable[[int, float, bool], tuple[int, float, bool]]:
+        def agree(packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
+            self.calls[rank] += 1
+            self._said[rank] = (packs, weight_sum, stop)
+            self._barrier.wait()
+            one, other = self._said
+            self._barrier.wait()
+            return max(one[0], other[0]), one[1] + other[1], one[2] or other[2]
+
+        return agree
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.5])
+def test_ranks_that_leave_an_epoch_early_stay_in_step(prepared: tuple[Store, Index, PostTokenizer], delay_s: float) -> None:
+    ranks = [loader(prepared, 4, rank, 2) for rank in range(2)]
+    agreement = Agreement()
+    again: list[list[StepBatch]] = [[], []]
+
+    def train(rank: int) -> None:
+        ranks[rank]._agree = agreement.of(rank)
+        running = ranks[rank].steps(0)
+        for _ in range(3):
+            next(running)
+        time.sleep(delay_s * rank)  # one rank leaves later than the other, and its thread reads on until then
+        running.close()
+        again[rank] = list(ranks[rank].steps(0, 3))
+
+    threads = [threading.Thread(target=train, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert agreement.calls[0] == agreement.calls[1]
+    assert [batch.weight_sum for batch in again[0]] == [batch.weight_sum for batch in steps(loader(prepared, 4), first=3)]
+    for one in ranks:
+        one._reader.close()
+
+
+class Interrupted(FolderStore):
+    """A folder that does not answer the first reads, in a way for which waiting may help or not."""
+
+    def __init__(self, folder: Path, times: int, transient: bool) -> None:
+        super().__init__(folder)
+        self.left = times
+        self._transient = transient
+
+    def read(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
+        if self.left:
+            self.left -= 1
+            raise StorageError("The network is gone.", transient=self._transient)
+        return super().read(key, start=start, length=length, if_match=if_match)
+
+
+@pytest.mark.parametrize(("transient", "patience_s"), [(True, 30.0), (True, 0.0), (False, 30.0)])
+def test_data_that_does_not_come_is_asked_for_again_while_that_may_help(
+    folder: Path, prepared: tuple[Store, Index, PostTokenizer], transient: bool, patience_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Interrupted(folder / "data", 2, transient)
+    with RowGroupReader(store, prepared[1].split("train"), threads=1, patience_s=patience_s) as reader:
+        if transient and patience_s:
+            assert len(reader.rows(0).ids) == prepared[1].split("train").row_groups[0].rows
+            assert caplog.text.count("waits for its data: The network is gone.") == 1
+        else:
+            with pytest.raises(StorageError, match="The network is gone"):
+                reader.rows(0)
 
 
 def test_an_error_while_reading_reaches_the_trainer(folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
+from emotion_train.config import Config
 from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
@@ -112,12 +113,24 @@ def stop_after(trainer: Trainer, steps: int) -> None:
     trainer.tell = tell
     with pytest.raises(Killed):
         trainer.fit()
+    drain(trainer)
+
+
+def drain(trainer: Trainer) -> None:
+    assert trainer.saver is not None
+    assert trainer.saver.drain(60)
+
+
+def fit(config: Config, stack: ExitStack) -> Trainer:
+    trainer = start_trainer(config, stack)
+    trainer.fit()
+    drain(trainer)
+    return trainer
 
 
 def test_stopping_and_resuming_ends_with_the_same_adapter(folder: Path, stack: ExitStack) -> None:
     words = ["lora.dropout=0.1", "evaluation.every_steps=3"]
-    whole = start_trainer(tiny_config(folder, "run.id=whole", *words), stack)
-    whole.fit()
+    whole = fit(tiny_config(folder, "run.id=whole", *words), stack)
     for stop in (4, 11):
         stop_after(start_trainer(tiny_config(folder, "run.id=stopped", *words), stack), stop)
     resumed = start_trainer(tiny_config(folder, "run.id=stopped", *words), stack)
@@ -133,7 +146,7 @@ def test_stopping_and_resuming_ends_with_the_same_adapter(folder: Path, stack: E
 @pytest.mark.parametrize("change", ["train.global_batch_size=8", "lora.r=8", "run.seed=1", "loss.class_weights=none", "train.epochs=3"])
 def test_a_run_is_not_continued_as_another_run(folder: Path, stack: ExitStack, change: str) -> None:
     run_id = f"run.id=other-{change.split('=')[0]}"
-    start_trainer(tiny_config(folder, run_id, "train.epochs=1"), stack).fit()
+    fit(tiny_config(folder, run_id, "train.epochs=1"), stack)
     store = open_store(str(folder / "runs"))
     before = read_log(store, run_id.removeprefix("run.id="))
     with pytest.raises(WrongRequest, match=change.split("=")[0].replace(".", r"\.")):
@@ -142,7 +155,7 @@ def test_a_run_is_not_continued_as_another_run(folder: Path, stack: ExitStack, c
 
 
 def test_packing_and_precision_may_differ_when_a_run_is_continued(folder: Path, stack: ExitStack) -> None:
-    start_trainer(tiny_config(folder, "run.id=freedom", "train.epochs=1"), stack).fit()
+    fit(tiny_config(folder, "run.id=freedom", "train.epochs=1"), stack)
     again = start_trainer(
         tiny_config(folder, "run.id=freedom", "train.epochs=1", "train.tokens_per_microbatch=256", "model.precision=bf16"), stack
     )
@@ -151,7 +164,7 @@ def test_packing_and_precision_may_differ_when_a_run_is_continued(folder: Path, 
 
 def test_another_base_is_refused_and_the_same_one_elsewhere_is_not(folder: Path, tmp_path: Path, stack: ExitStack) -> None:
     words = ["run.id=moved", "train.epochs=1"]
-    start_trainer(tiny_config(folder, *words), stack).fit()
+    fit(tiny_config(folder, *words), stack)
     same, other = causal_checkpoint(tmp_path / "same", "llama"), causal_checkpoint(tmp_path / "other", "llama", seed=1)
     start_trainer(tiny_config(folder, *words, f"model.base={same}"), stack)
     with pytest.raises(WrongRequest, match="its weights differ"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +15,10 @@ from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.distributed import Ranks
+from emotion_train.interruption import Interruptions, Notice
 from emotion_train.prepare import prepare
-from emotion_train.runlog import Writer
 from emotion_train.storage import open_store
-from emotion_train.train import Job, _build_model, _checkpoint_of_same_question, _start_trainer
+from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _start_trainer
 from emotion_train.trainer import Trainer
 from tests.emotion_train.tiny_models import causal_checkpoint
 
@@ -66,16 +67,22 @@ def tiny_words(folder: Path, *overrides: str) -> list[str]:
     ]
 
 
-def start_trainer(config: Config, stack: ExitStack) -> Trainer:
-    """The trainer as `emotion_train.train` makes it, claimed and resumed, on the CPU."""
+def job_of(config: Config, notice: Callable[[], Notice | None] = lambda: None) -> Job:
+    """The job as `emotion_train.train` makes it on the CPU, before the claim."""
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
     assert config.run.id is not None
-    writer = Writer(output_store, config.run.id, index.sha256(), config.sha256())
-    newest = _checkpoint_of_same_question(writer.entries, config, index, output_store, config.run.id)
-    writer.claim(*((newest.epoch, newest.step) if newest is not None else (0, 0)))
-    accelerator = Accelerator(cpu=True)
-    model, base = _build_model(config, index, accelerator)
+    assert _look_before_claiming(config, index, output_store, False) is None
+    accelerator, ranks = Accelerator(cpu=True), Ranks()
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
-    job = Job(config, index, data_store, output_store, config.run.id, accelerator, Ranks(), tokenizer, base, datetime.now(UTC))
-    return _start_trainer(job, model, writer, newest, stack)
+    interruptions = Interruptions(ranks, notice, config.preemption.hold_s or 0.0, print)
+    return Job(
+        config, index, data_store, output_store, config.run.id, accelerator, ranks, interruptions, tokenizer, datetime.now(UTC), "again"
+    )
+
+
+def start_trainer(config: Config, stack: ExitStack, notice: Callable[[], Notice | None] = lambda: None) -> Trainer:
+    """The trainer as `emotion_train.train` makes it, claimed and resumed, on the CPU."""
+    job, claimed = job_of(config, notice), list[Claimed]()
+    assert _claim(job, claimed) is None
+    return _start_trainer(job, claimed[0], stack)

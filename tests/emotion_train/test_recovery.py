@@ -1,0 +1,178 @@
+"""Real processes that are killed and started again on other numbers of processes end with the adapter of a run that nothing stopped."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from emotion_train.local_s3 import LocalS3
+from emotion_train.report.schema import Report
+from emotion_train.runlog import Entry, read_log, read_part
+from emotion_train.storage import Store, open_store
+from launch.runs import pull
+from tests.emotion_train.tiny_runs import tiny_config, tiny_words
+
+# Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small
+WORDS = ["train.learning_rate=0.001", "train.global_batch_size=10", "train.tokens_per_microbatch=200", "preemption.notices=none"]
+PATIENCE_S = 180
+
+
+@contextmanager
+def started(processes: int, words: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """The trainer on that many processes, in a session of its own; whatever is left of it is killed at the end."""
+    line = [sys.executable, "-m", "emotion_train.train"]
+    if processes > 1:
+        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "emotion_train.train"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+    with subprocess.Popen(
+        [*line, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def train_to_the_end(processes: int, words: list[str], environment: dict[str, str]) -> str:
+    with started(processes, words, environment) as process:
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 0, out[-4000:]
+    return out
+
+
+def wait_for_step(store: Store, run_id: str, step: int, process: subprocess.Popen[str]) -> None:
+    """Return once that step, or a later one, is committed, or the process has ended."""
+    deadline = time.monotonic() + PATIENCE_S
+    while process.poll() is None and max((entry.step for entry in checkpoints(store, run_id)), default=0) < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def checkpoints(store: Store, run_id: str) -> list[Entry]:
+    return [entry for entry in read_log(store, run_id) if entry.kind == "checkpoint"]
+
+
+def published(url: str, folder: Path) -> tuple[dict[str, torch.Tensor], Report]:
+    pull(url, folder)
+    return load_file(folder / "adapter_model.safetensors"), Report.model_validate_json((folder / "report" / "report.json").read_bytes())
+
+
+def same_run(one: tuple[dict[str, torch.Tensor], Report], other: tuple[dict[str, torch.Tensor], Report], tolerance: float) -> None:
+    for name, tensor in one[0].items():
+        torch.testing.assert_close(other[0][name], tensor, atol=tolerance, rtol=0)
+    assert [found.step for found in other[1].history] == [found.step for found in one[1].history]
+    for found, expected in zip(other[1].history, one[1].history, strict=True):
+        assert found.train_loss == pytest.approx(expected.train_loss, abs=tolerance, rel=tolerance)
+    for split in one[1].splits:
+        assert other[1].splits[split].confusion == one[1].splits[split].confusion
+    assert (other[1].speed.posts, other[1].speed.real_tokens) == (one[1].speed.posts, one[1].speed.real_tokens)
+
+
+@pytest.mark.slow
+def test_one_then_three_then_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    words = tiny_words(tmp_path, *WORDS, "train.epochs=2", "checkpoint.every_seconds=0.01")
+    store = open_store(str(tmp_path / "runs"))
+    train_to_the_end(1, [*words, "run.id=whole"], {})
+    for processes, step in ((1, 4), (3, 9)):
+        with started(processes, words, {}) as process:
+            wait_for_step(store, "tiny", step, process)
+            assert process.poll() is None
+    train_to_the_end(2, words, {})
+    assert len({entry.incarnation for entry in checkpoints(store, "tiny")}) == 3
+    same_run(published(f"{tmp_path}/runs/whole", tmp_path / "a"), published(f"{tmp_path}/runs/tiny", tmp_path / "b"), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [(1,), (1, 2, 3, 1)])
+def test_kills_at_random_moments_change_nothing(tmp_path: Path, bucket_url: str, processes: tuple[int, ...]) -> None:
+    tiny_config(tmp_path)
+    words = tiny_words(tmp_path, *WORDS, f"run.output_url={bucket_url}", "train.epochs=8", "checkpoint.every_seconds=0.3")
+    store = open_store(bucket_url)
+    train_to_the_end(1, [*words, "run.id=whole"], {})
+    draw, kills = random.Random(0), 0
+    for number in range(8):
+        with started(processes[number % len(processes)], words, {}) as process:
+            before = max((entry.step for entry in read_log(store, "tiny")), default=0) if number else 0
+            wait_for_step(store, "tiny", before + draw.randrange(1, 12), process)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(draw.random() * 2)
+            kills += process.poll() is None
+        for entry in checkpoints(store, "tiny")[-3:]:  # older ones may have been cleared away
+            for part in entry.parts:
+                read_part(store, "tiny", part)  # raises when it is torn or gone
+    assert kills >= 3
+    train_to_the_end(processes[-1], words, {})
+    tolerance = 0.0 if processes == (1,) else 1e-5
+    same_run(published(f"{bucket_url}/whole", tmp_path / "a"), published(f"{bucket_url}/tiny", tmp_path / "b"), tolerance)
+
+
+@pytest.mark.slow
+def test_a_store_that_goes_away_stops_no_training_and_gets_everything_when_it_is_back(tmp_path: Path) -> None:
+    with LocalS3(tmp_path / "s3") as server:
+        server.create_bucket("runs")
+        tiny_config(tmp_path)
+        environment = server.env()
+        words = tiny_words(tmp_path, *WORDS, "run.output_url=s3://runs", "train.epochs=8", f"checkpoint.local_folder={tmp_path / 'local'}")
+        whole = [*words, "run.id=whole", f"run.output_url={tmp_path / 'runs'}"]
+        train_to_the_end(1, whole, {})
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            store = open_store("s3://runs")
+            with started(1, [*words, "checkpoint.every_seconds=0.3"], environment) as process:
+                wait_for_step(store, "tiny", 5, process)
+                server.kill()
+                deadline = time.monotonic() + PATIENCE_S
+                while not list((tmp_path / "local").rglob("*.json")):
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+                time.sleep(5)
+                server.start()
+                out = process.communicate(timeout=PATIENCE_S)[0]
+            assert process.returncode == 0, out[-4000:]
+            assert "NOT SAVED, training goes on" in out
+            same_run(published(f"{tmp_path}/runs/whole", tmp_path / "a"), published("s3://runs/tiny", tmp_path / "b"), 0.0)
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_be_published_ends_with_1_and_names_what_publishes_it(tmp_path: Path) -> None:
+    with LocalS3(tmp_path / "s3") as server:
+        server.create_bucket("runs")
+        tiny_config(tmp_path)
+        environment = server.env()
+        words = tiny_words(
+            tmp_path, *WORDS, "run.output_url=s3://runs", "run.publish_timeout_s=1", f"checkpoint.local_folder={tmp_path / 'local'}"
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            store = open_store("s3://runs")
+            with started(1, [*words, "train.epochs=8", "checkpoint.every_seconds=0.3"], environment) as process:
+                wait_for_step(store, "tiny", 5, process)
+                server.kill()
+                out = process.communicate(timeout=600)[0]
+            assert process.returncode == 1, out[-4000:]
+            assert str(tmp_path / "local") in out
+            assert "emotion_train.train" in out.splitlines()[-1]
+            assert "run.id=tiny" in out.splitlines()[-1]
+            server.start()
+            steps = [entry.step for entry in checkpoints(store, "tiny")]
+            out = train_to_the_end(1, [*words, "train.epochs=8"], environment)
+            assert "holds step 88" in out
+            assert max(steps) < 88
+            assert "training:" not in out
+            published("s3://runs/tiny", tmp_path / "b")
