@@ -308,6 +308,9 @@ class Soak:
         (folder / "journals").mkdir()
 
     def go(self, kills: int) -> Tally:
+        warm = self.processes.Process(target=time.sleep, args=(0,))  # imports what each writer then has from the start
+        warm.start()
+        warm.join()
         while self.tally.kills < kills:
             self.tally.runs += 1
             self.run_id, self.seen, self.killed_at = f"run-{self.tally.runs:04d}", [], None
@@ -395,10 +398,10 @@ class Soak:
     def let_it_work(self, one: Process, early: float = 0.0) -> bool:
         """Return at some moment after it has resumed, or, with probability `early`, at some moment before; False when it had not."""
         if self.draw.random() < early:
-            one.wait(self.draw.uniform(0, 0.6))
+            one.wait(self.draw.uniform(0, 0.5))
             return one.resumed
         if one.wait_until_resumed():
-            one.wait(self.draw.uniform(0, 1.0))
+            one.wait(self.draw.uniform(0, 0.6))
         return one.resumed
 
     def must_be_fenced(self, one: Process) -> None:
