@@ -499,3 +499,23 @@ def test_a_local_state_older_than_the_log_or_of_another_question_is_not_gone_on_
     newer.state.progress.step = 6
     local.keep([newer], 0)
     assert start_trainer(config, stack).progress.step == 5
+
+
+def test_of_the_states_on_this_machine_only_those_newer_than_the_log_are_put_into_it(
+    folder: Path, tmp_path: Path, stack: ExitStack
+) -> None:
+    """A kill after an older one was put behind a newer one would send the run back to it."""
+    words = ["run.id=order", *WORDS, f"checkpoint.local_folder={tmp_path / 'local'}"]
+    config = tiny_config(folder, *words)
+    stopped_at(folder, "order", 8)
+    trainer = start_trainer(config, stack)
+    assert trainer.progress.step == 8
+    older, newer = (checkpoint.Snapshot(trainer.state(), 0, trainer.question, metrics) for metrics in ({"macro_f1": 1.0}, {}))
+    older.state.progress.step, newer.state.progress.step = 6, 10
+    LocalStates(_local_folder(config), "order").keep([older, newer], 0)
+    resumed = start_trainer(config, stack)
+    assert resumed.progress.step == 10
+    drain(resumed)
+    steps = [entry.step for entry in checkpoints(folder, "order")]
+    assert steps == sorted(steps)
+    assert steps[-1] == 10
