@@ -15,6 +15,9 @@ What happens to the writers, drawn from the seed (their timing is the machine's 
     zombie       SIGSTOP; a successor claims and trains; SIGCONT: the first must leave with 34
     duplicates   two are started at once: one must leave with 34, or find the run published
     server dies  SIGKILL to the server while a writer works, and a new start of it some time later
+
+Writers give up on a silent server after a second instead of a minute, so that short outages do what long ones do: the states wait in a
+folder of the machine (there are two), and the next writer there goes on from them.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from emotion_train import saver, storage
 from emotion_train.checkpoint import Progress, Question, Snapshot, State, read_saved
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import Index
@@ -148,6 +152,7 @@ def work(task: Task, board: Any) -> None:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
     torch.set_num_threads(1)
+    storage.PATIENT_ATTEMPTS, storage.CREATE_PAUSES_S, saver._FIRST_PAUSE_S = 2, (0.0, 0.2), 0.1
     keep_journal(task.folder / "journals" / f"{os.getpid()}-{time.monotonic_ns()}")
     if task.unconditional:
         S3Store.create = S3Store.write  # type: ignore[assignment, method-assign]
@@ -190,9 +195,9 @@ def train(config: Config, unconditional: bool, board: Any) -> int:
     (claimed,) = found
     walk = Walk.resume(claimed.newest.state()) if claimed.newest is not None else Walk.begin()
     question = Question(config, INDEX, BASE)
-    with _open_saver(job, claimed) as saver:
+    with _open_saver(job, claimed) as saving:
         for saved in claimed.not_in_log:
-            saver.offer(Snapshot(saved.state(), saved.entry.epoch, question, saved.entry.metrics))
+            saving.offer(Snapshot(saved.state(), saved.entry.epoch, question, saved.entry.metrics))
         board[STEP] = board[FIRST] = walk.step
         board[INCARNATION] = claimed.writer.incarnation
         board[RESUMED_AT] = time.monotonic()
@@ -201,9 +206,9 @@ def train(config: Config, unconditional: bool, board: Any) -> int:
             walk.take_step()
             board[STEP] = walk.step
             if walk.step % SAVE_EVERY_STEPS == 0:
-                saver.offer(Snapshot(walk.state(), walk.step // ORDER.steps(BATCH), question, walk.metrics()))
-            saver.check()
-        while not saver.drain(1.0):
+                saving.offer(Snapshot(walk.state(), walk.step // ORDER.steps(BATCH), question, walk.metrics()))
+            saving.check()
+        while not saving.drain(1.0):
             pass
         publish(claimed.writer, walk)
     return 0
@@ -264,6 +269,7 @@ class Tally:
     zombies: int = 0
     duplicates: int = 0
     server_kills: int = 0
+    from_machine: int = 0
     runs: int = 0
     entries: int = 0
     checkpoints: int = 0
@@ -322,6 +328,7 @@ class Soak:
             if len(self.tally.wrong_endings) == wrong:
                 self.finish()
             self.audit()
+            self.tally.from_machine = (self.folder / "writers.log").read_text(errors="replace").count("going on from the former")
             print(f"run {self.tally.runs}: {self.tally.kills} of {kills} kills", file=sys.stderr, flush=True)
         return self.tally
 
@@ -375,7 +382,7 @@ class Soak:
         self.let_it_work(one, early=0.2)
         self.server.kill()
         self.tally.server_kills += 1
-        time.sleep(self.draw.uniform(0, 1.5))
+        time.sleep(self.draw.uniform(0, 3.0))
         if self.draw.random() < 0.5:  # what was not saved waits on this machine
             self.end(one, outage=True)
             self.server.start()
@@ -531,6 +538,7 @@ def table(tally: Tally, seconds: float) -> str:
         "writers that ended by themselves": ", ".join(
             f"{count} with {code}" for code, count in sorted(tally.endings.items()) if code != "killed"
         ),
+        "went on from a state that only their machine had": tally.from_machine,
         "runs": tally.runs,
         "log entries": tally.entries,
         "of these checkpoints": tally.checkpoints,

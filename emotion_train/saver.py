@@ -70,7 +70,7 @@ class LocalStates:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def entries(self) -> list[Entry]:
-        """The whole states in the folder, by step; an entry that cannot be read, or that another process has just removed, is passed over."""
+        """The whole states in the folder, by step; one that cannot be read, or that another process removed just now, is passed over."""
         found = []
         for info in self.store.list(f"{self.run_id}/"):
             if info.key.count("/") == 1 and info.key.endswith(".json"):
