@@ -349,6 +349,13 @@ MUTANTS = [
         "test_resume.py::test_a_run_of_which_no_checkpoint_verifies_is_not_begun_anew",
     ),
     Mutant(
+        "a state of this machine is not put behind a newer one",
+        "train",
+        " and (found.newest is None or place(entry) > place(found.newest.entry)):",
+        ":",
+        "test_resume.py::test_of_the_states_on_this_machine_only_those_newer_than_the_log_are_put_into_it",
+    ),
+    Mutant(
         "where a run stands is looked up after the claim",
         "train",
         "checkpoint.newest(\n        writer.entries, lambda",
