@@ -277,6 +277,7 @@ class Tally:
     parts: int = 0
     endings: Counter[str] = field(default_factory=Counter)
     lost_steps: list[int] = field(default_factory=list)
+    lost_in_outages: list[int] = field(default_factory=list)
     resume_seconds: list[float] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -311,6 +312,7 @@ class Soak:
         self.run_id = ""
         self.seen: list[Entry] = []  # of the run's log, as it was when each entry was first read
         self.killed_at: int | None = None  # step of the owner that was killed last
+        self.killed_in_outage = False
         (folder / "journals").mkdir()
 
     def go(self, kills: int) -> Tally:
@@ -430,16 +432,17 @@ class Soak:
                 self.tally.wrong_endings.append(f"{self.run_id}: a writer ended with {code}; {self.last_words()}")
             if one.resumed and not outage:
                 self.tally.resume_seconds.append(one.board[RESUMED_AT] - one.started_at)
-        self.count_lost_steps(sorted((one for one in writers if one.resumed), key=lambda one: one.board[INCARNATION]))
+        self.count_lost_steps(sorted((one for one in writers if one.resumed), key=lambda one: one.board[INCARNATION]), outage)
 
-    def count_lost_steps(self, owners: list[Process]) -> None:
+    def count_lost_steps(self, owners: list[Process], outage: bool) -> None:
         """Steps that the last writer had done when it was killed, less those that its successor had when it went on."""
         for one in owners:
             if self.killed_at is not None:
-                self.tally.lost_steps.append(max(0, self.killed_at - int(one.board[FIRST])))
+                lost = self.tally.lost_in_outages if self.killed_in_outage else self.tally.lost_steps
+                lost.append(max(0, self.killed_at - int(one.board[FIRST])))
                 self.killed_at = None
         if owners and owners[-1].process.exitcode == -signal.SIGKILL:
-            self.killed_at = int(owners[-1].board[STEP])
+            self.killed_at, self.killed_in_outage = int(owners[-1].board[STEP]), outage
 
     def last_words(self) -> str:
         lines = (self.folder / "writers.log").read_text(errors="replace").splitlines()
@@ -529,7 +532,7 @@ def forks(log: list[Entry], expected: list[State]) -> list[str]:
 
 
 def table(tally: Tally, seconds: float) -> str:
-    lost, resumed = tally.lost_steps or [0], sorted(tally.resume_seconds) or [0.0]
+    lost, outages, resumed = tally.lost_steps or [0], tally.lost_in_outages or [0], sorted(tally.resume_seconds) or [0.0]
     rows = {
         "writers killed (SIGKILL)": tally.kills,
         "zombies (SIGSTOP, successor, SIGCONT)": tally.zombies,
@@ -545,6 +548,7 @@ def table(tally: Tally, seconds: float) -> str:
         "acknowledged entries compared": tally.acknowledged,
         "parts verified": tally.parts,
         f"lost steps per kill (of {1000 * STEP_S:.0f} ms each): mean, max": f"{statistics.mean(lost):.1f}, {max(lost)}",
+        "the same when the server was killed before": f"{statistics.mean(outages):.1f}, {max(outages)}",
         "resume, seconds: mean, p95": f"{statistics.mean(resumed):.2f}, {resumed[int(0.95 * (len(resumed) - 1))]:.2f}",
         **{name: len(found) for name, found in tally.violations.items()},
     }
