@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from emotion_train.checkpoint import Snapshot, commit
-from emotion_train.errors import StorageError
+from emotion_train.errors import ObjectNotFound, StorageError
 from emotion_train.runlog import MAX_ENTRY_BYTES, Entry, Writer, upload_part
 from emotion_train.storage import FolderStore
 
@@ -70,13 +70,13 @@ class LocalStates:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def entries(self) -> list[Entry]:
-        """The whole states in the folder, by step; an entry that cannot be read is passed over."""
+        """The whole states in the folder, by step; one that cannot be read, or that another process removed just now, is passed over."""
         found = []
         for info in self.store.list(f"{self.run_id}/"):
             if info.key.count("/") == 1 and info.key.endswith(".json"):
                 try:
                     found.append(Entry.model_validate_json(self.store.read(info.key, length=MAX_ENTRY_BYTES)))
-                except ValidationError:
+                except (ValidationError, ObjectNotFound):
                     continue
         return sorted(found, key=lambda entry: (entry.step, "macro_f1" in entry.metrics))
 

@@ -210,7 +210,10 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
 
 
 def _prefer_local(job: Job, found: Claimed) -> None:
-    """Go on from a state that only this machine has when it is newer than the log's newest and answers the same question."""
+    """Go on from a state that only this machine has when it is newer than the log's newest and answers the same question.
+
+    Older ones are let go: behind the newest they would be where a run goes on that is killed just then.
+    """
     from emotion_train import checkpoint
 
     def place(entry: Entry) -> tuple[int, bool]:
@@ -225,9 +228,9 @@ def _prefer_local(job: Job, found: Claimed) -> None:
         except WrongRequest as error:
             _say(f"a state on this machine is passed over: {error}")
         else:
-            if place(entry) not in in_log:
+            if place(entry) not in in_log and (found.newest is None or place(entry) > place(found.newest.entry)):
                 states.append(saved)
-    if states and (found.newest is None or place(states[-1].entry) > place(found.newest.entry)):
+    if states:
         step = found.newest.entry.step if found.newest is not None else 0
         _say(f"{found.local.folder} holds step {states[-1].entry.step}, the log has {step}: going on from the former")
         found.newest, found.not_in_log = states[-1], states

@@ -225,6 +225,18 @@ def test_the_training_loss_of_an_evaluation_is_the_mean_of_the_steps_since_the_l
         first = last
 
 
+def test_dropout_is_another_one_for_each_seed_step_and_rank(folder: Path) -> None:
+    seeds = []
+    for seed in (0, 1):
+        with ExitStack() as stack:
+            trainer = start_trainer(tiny_config(folder, f"run.id=dropout-{seed}", f"run.seed={seed}"), stack)
+            for trainer.progress.step, trainer.ranks.rank in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 1)):
+                trainer._seed_dropout()
+                seeds.append(torch.initial_seed())
+    assert seeds[3::5] == seeds[4::5]
+    assert len(set(seeds)) == 8
+
+
 def test_a_run_of_which_no_checkpoint_verifies_is_not_begun_anew(folder: Path, stack: ExitStack) -> None:
     stopped_at(folder, "lost", 2)
     for entry in checkpoints(folder, "lost"):
@@ -487,3 +499,23 @@ def test_a_local_state_older_than_the_log_or_of_another_question_is_not_gone_on_
     newer.state.progress.step = 6
     local.keep([newer], 0)
     assert start_trainer(config, stack).progress.step == 5
+
+
+def test_of_the_states_on_this_machine_only_those_newer_than_the_log_are_put_into_it(
+    folder: Path, tmp_path: Path, stack: ExitStack
+) -> None:
+    """A kill after an older one was put behind a newer one would send the run back to it."""
+    words = ["run.id=order", *WORDS, f"checkpoint.local_folder={tmp_path / 'local'}"]
+    config = tiny_config(folder, *words)
+    stopped_at(folder, "order", 8)
+    trainer = start_trainer(config, stack)
+    assert trainer.progress.step == 8
+    older, newer = (checkpoint.Snapshot(trainer.state(), 0, trainer.question, metrics) for metrics in ({"macro_f1": 1.0}, {}))
+    older.state.progress.step, newer.state.progress.step = 6, 10
+    LocalStates(_local_folder(config), "order").keep([older, newer], 0)
+    resumed = start_trainer(config, stack)
+    assert resumed.progress.step == 10
+    drain(resumed)
+    steps = [entry.step for entry in checkpoints(folder, "order")]
+    assert steps == sorted(steps)
+    assert steps[-1] == 10

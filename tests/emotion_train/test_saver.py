@@ -221,6 +221,15 @@ def test_a_local_state_that_was_cut_off_is_not_taken_for_whole(question: Questio
     assert local.entries() == []
 
 
+def test_a_local_state_that_another_process_removes_meanwhile_is_passed_over(question: Question, tmp_path: Path) -> None:
+    local = LocalStates(tmp_path, RUN)
+    local.keep([snapshot(question, 1), snapshot(question, 2)], 0)
+    listed = list(local.store.list(f"{RUN}/"))
+    local.keep([snapshot(question, 2)], 0)
+    local.store.list = lambda prefix="": iter(listed)  # type: ignore[method-assign]
+    assert [entry.step for entry in local.entries()] == [2]
+
+
 def test_clearing_up_that_fails_is_said_and_ends_nothing(store: Gate, question: Question, tmp_path: Path, told: list[str]) -> None:
     def refuse() -> None:
         raise StorageError("No permission to delete.")
