@@ -215,6 +215,7 @@ class Writer:
         self._config_sha256 = config_sha256
         self.entries = tuple(read_log(store, run_id))
         self._own: tuple[Entry, ...] = ()
+        self._unanswered: list[Entry] = []  # own entries that were found in the log, and that nobody has asked for again
 
     @property
     def incarnation(self) -> int:
@@ -254,17 +255,20 @@ class Writer:
         """Commit one entry, and return it as it stands in the log.
 
         Raises `Fenced` when another writer has claimed the run. After a `StorageError` the entry may be in the log, or may come into it
-        later: the next append finds it there, takes it for its own, and repeats nothing that it says.
+        later: the next append finds it there and takes it for its own, and the same append again returns it.
         """
         while True:
             entry = self._entry(kind, self._own[-1].seq + 1, epoch, step, parts, metrics)
+            for there in self._unanswered:
+                if there.kind == "final" or _facts(there) == _facts(entry):
+                    self._unanswered.remove(there)
+                    return there
             try:
                 self._create(entry)
             except AlreadyExists:
                 there = self._own_entry_at(entry.seq)
                 self._own += (there,)
-                if there.kind == "final" or _facts(there) == _facts(entry):
-                    return there
+                self._unanswered.append(there)
             else:
                 self._own += (entry,)
                 return entry

@@ -110,10 +110,9 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, bucket_url: str,
             with suppress(subprocess.TimeoutExpired):
                 process.wait(draw.random() * 2)
             kills += process.poll() is None
-        for entry in checkpoints(store, "tiny"):
+        for entry in checkpoints(store, "tiny")[-3:]:  # older ones may have been cleared away
             for part in entry.parts:
-                if entry.seq >= len(checkpoints(store, "tiny")) - 3:
-                    read_part(store, "tiny", part)
+                read_part(store, "tiny", part)  # raises when it is torn or gone
     assert kills >= 3
     train_to_the_end(processes[-1], words, {})
     tolerance = 0.0 if processes == (1,) else 1e-5

@@ -5,7 +5,7 @@ Each request takes the next fault from `faults`; without one it is served in ord
     lost            done, and the answer never comes
     late            not done yet (`deliver` does it, any time later), and the answer never comes
     twice           done, and a copy of the request arrives once more with `deliver`
-    done412         a write that is done and answered as refused, as after a retry on the way
+    done412         a conditional write that is done and answered as refused, as after a retry on the way; other writes as done500
     done500         done, and answered with an error
     409, 503        not done
     deliver after   done, and then all that is under way arrives
@@ -58,7 +58,7 @@ class UnreliableBucket:
             self.objects[Key] = bytes(Body)
             return {"ETag": etag(self.objects[Key])}
 
-        return self._request(put, writes=True)
+        return self._request(put, writes=True, conditional=IfNoneMatch is not None)
 
     def get_object(self, *, Key: str, Range: str | None = None, **_: object) -> dict[str, object]:
         def get() -> dict[str, object]:
@@ -101,7 +101,7 @@ class UnreliableBucket:
             raise answer(404, operation)
         return self.objects[key]
 
-    def _request(self, serve: Callable[[], dict[str, Any]], *, writes: bool = False) -> dict[str, Any]:
+    def _request(self, serve: Callable[[], dict[str, Any]], *, writes: bool = False, conditional: bool = False) -> dict[str, Any]:
         fault = self.faults.popleft() if self.faults else "none"
         if fault in ("409", "503"):
             raise answer(int(fault), "Request")
@@ -117,7 +117,7 @@ class UnreliableBucket:
         if fault == "twice" and writes:
             self._under_way.append(serve)
         if fault in ("done412", "done500") and writes:
-            raise answer(int(fault[-3:]), "Request")
+            raise answer(412 if fault == "done412" and conditional else 500, "Request")
         if fault == "lost":
             raise ReadTimeoutError(endpoint_url="memory")
         return served
