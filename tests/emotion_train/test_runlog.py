@@ -150,7 +150,8 @@ def test_a_published_run_cannot_be_claimed(store: Store) -> None:
     assert tuple(read_log(store, "run")) == old.log
 
 
-def test_an_entry_that_came_late_is_taken_for_its_own_and_not_repeated() -> None:
+@pytest.mark.parametrize("seconds", [0, 1])
+def test_an_entry_that_came_late_is_taken_for_its_own_and_not_repeated(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = UnreliableBucket()
     log = writer(bucket.store())
     log.claim(0, 0)
@@ -160,8 +161,26 @@ def test_an_entry_that_came_late_is_taken_for_its_own_and_not_repeated() -> None
         log.append("checkpoint", 0, 5, (part,))
     assert caught.value.transient
     bucket.deliver()
+    entry = log._entry
+    later = str(seconds) * 8  # a second attempt in another second has other bytes
+    monkeypatch.setattr(log, "_entry", lambda *given: entry(*given).model_copy(update={"time_utc": later} if seconds else {}))
     saved = log.append("checkpoint", 0, 5, (part,))
     assert (saved.seq, read_log(bucket.store(), "run")) == (1, list(log.log))
+
+
+def test_a_final_entry_that_came_late_is_not_repeated_with_other_parts() -> None:
+    """Publishing is tried again with a report made anew, which names other bytes."""
+    bucket = UnreliableBucket()
+    log = writer(bucket.store())
+    log.claim(0, 0)
+    first, second = log.upload("report.json", b"1"), log.upload("report.json", b"2")
+    bucket.faults += ["late", "503"]
+    with pytest.raises(StorageError):
+        log.append("final", 1, 9, (first,))
+    bucket.deliver()
+    final = log.append("final", 1, 9, (second,))
+    assert final.parts == (first,)
+    assert [entry for entry in read_log(bucket.store(), "run") if entry.kind == "final"] == [final]
 
 
 def test_a_newer_entry_goes_behind_the_one_that_came_late() -> None:
@@ -235,6 +254,21 @@ def test_a_part_that_was_replaced_is_refused(store: Store) -> None:
         store.write(f"run/{part.key}", wrong)
         with pytest.raises(StorageError, match="replaced or damaged"):
             read_part(store, "run", part)
+
+
+def test_a_part_of_another_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    log = writer(store)
+    log.claim(0, 0)
+    part = log.upload("x.safetensors", b"right")
+    store.write(f"run/{part.key}", b"too long")
+
+    def read(self: Store, key: str, **wanted: int) -> bytes:
+        raise AssertionError(f"{key} was read")
+
+    monkeypatch.setattr(type(store), "read", read)
+    with pytest.raises(StorageError, match="has 8 bytes and the log says 5"):
+        read_part(store, "run", part)
 
 
 def test_a_store_that_honours_conditions_passes_the_probe_and_keeps_nothing_of_it(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,407 @@
+"""Each rule that keeps a run from loss, broken alone in a copy of the program, makes the test fail that is there for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("emotion_train", "launch", "tests", "accelerate_configs")
+PATIENCE_S = 300
+
+
+class Mutant(NamedTuple):
+    """`words` stand once in `page` of emotion_train; with `broken` in their place the test `caught_by` fails."""
+
+    rule: str
+    page: str
+    words: str
+    broken: str
+    caught_by: str
+
+
+MUTANTS = [
+    # one writer at a time
+    Mutant(
+        "an entry is only created, in a bucket",
+        "storage",
+        ', IfNoneMatch="*")',
+        ")",
+        "test_storage.py::test_create_refuses_other_bytes_and_accepts_its_own[s3]",
+    ),
+    Mutant(
+        "an entry is only created, in a folder",
+        "storage",
+        "os.link(temporary, path)",
+        "os.replace(temporary, path)",
+        "test_runlog.py::test_a_claim_fences_the_older_writer[folder]",
+    ),
+    Mutant(
+        "the probe tells which of two writes stands",
+        "runlog",
+        "honoured = False",
+        "honoured = True",
+        "test_runlog.py::test_a_store_that_ignores_conditions_is_refused_in_one_sentence",
+    ),
+    Mutant(
+        "an entry of another incarnation fences",
+        "runlog",
+        "if (there.nonce, there.incarnation) == (self.nonce, self.incarnation):",
+        "if True:",
+        "test_runlog.py::test_a_claim_fences_the_older_writer[folder]",
+    ),
+    Mutant(
+        "the newest claim wins",
+        "runlog",
+        "if not since:",
+        "if since:",
+        "test_runlog.py::test_of_several_claims_at_once_the_newest_wins_and_knows_all_before_it[folder]",
+    ),
+    Mutant(
+        "a claim knows what came before it",
+        "runlog",
+        "self.entries += tuple(since)",
+        'self.entries += tuple(entry.model_copy(update={"kind": "claim"}) for entry in since)',
+        "test_runlog.py::test_a_claim_sees_the_checkpoint_that_came_in_between[folder]",
+    ),
+    Mutant(
+        "numbers have no gap",
+        "runlog",
+        "self._own[-1].seq + 1",
+        "self._own[-1].seq + 2",
+        "test_runlog.py::test_entries_come_back_in_order_with_their_schema[folder]",
+    ),
+    Mutant(
+        "a gap is refused",
+        "runlog",
+        "if found == list(range(len(found))):",
+        "if True:",
+        "test_runlog.py::test_a_gap_in_the_log_is_refused[folder]",
+    ),
+    Mutant(
+        "a published run is not claimed",
+        "runlog",
+        'if entry.kind == "final"]:\n                raise',
+        "if False]:\n                raise",
+        "test_runlog.py::test_a_published_run_cannot_be_claimed[folder]",
+    ),
+    Mutant(
+        "a run is published once",
+        "runlog",
+        'there.kind == "final" or _facts',
+        "_facts",
+        "test_runlog.py::test_a_final_entry_that_came_late_is_not_repeated_with_other_parts",
+    ),
+    # an answer that is lost, late or repeated
+    Mutant(
+        "a refusal is read back",
+        "storage",
+        "if self.read(key) == data:",
+        "if False:",
+        "test_storage.py::test_create_knows_its_own_write_when_the_answer_was_lost",
+    ),
+    Mutant(
+        "what stands there is compared with what was sent",
+        "storage",
+        "if self.read(key) == data:",
+        "if self.read(key):",
+        "test_storage.py::test_create_refuses_other_bytes_and_accepts_its_own[s3]",
+    ),
+    Mutant(
+        "a refusal is ambiguous",
+        "storage",
+        "status in (409, 412, 429) or",
+        "status in (409, 429) or",
+        "test_runlog.py::test_each_ambiguous_answer_to_an_entry_is_resolved_by_reading_back[done412]",
+    ),
+    Mutant(
+        "an own entry that came late is taken over",
+        "runlog",
+        "if (there.nonce, there.incarnation) == (self.nonce, self.incarnation):",
+        "if False:",
+        "test_runlog.py::test_a_newer_entry_goes_behind_the_one_that_came_late",
+    ),
+    Mutant(
+        "an own entry that came late is not repeated",
+        "runlog",
+        "self._unanswered.append(there)",
+        "pass",
+        "test_runlog.py::test_an_entry_that_came_late_is_taken_for_its_own_and_not_repeated[1]",
+    ),
+    # what is read is what was committed, and never more
+    Mutant(
+        "a part has the size of its entry",
+        "runlog",
+        "if size != part.bytes:",
+        "if False:",
+        "test_runlog.py::test_a_part_of_another_size_is_not_read",
+    ),
+    Mutant(
+        "a part has the sha256 of its entry",
+        "runlog",
+        "if hashlib.sha256(data).hexdigest() != part.sha256:",
+        "if False:",
+        "test_runlog.py::test_a_part_that_was_replaced_is_refused[folder]",
+    ),
+    Mutant(
+        "no more of a part is read than its entry says",
+        "runlog",
+        "store.read(key, length=part.bytes + 1)",
+        "store.read(key)",
+        "test_runlog.py::test_a_giant_that_takes_the_place_of_a_part_or_an_entry_is_not_read[folder]",
+    ),
+    Mutant(
+        "an entry is not read beyond its limit",
+        "runlog",
+        "store.read(key, length=MAX_ENTRY_BYTES + 1)",
+        "store.read(key)",
+        "test_runlog.py::test_a_giant_that_takes_the_place_of_a_part_or_an_entry_is_not_read[folder]",
+    ),
+    Mutant(
+        "a part stays in the run",
+        "runlog",
+        'segment in ("", ".", "..")',
+        'segment in ("", ".")',
+        "test_runlog.py::test_a_part_cannot_leave_the_run[../x]",
+    ),
+    Mutant(
+        "an entry names only its writer's folders",
+        "runlog",
+        "if not part.key.startswith(own):",
+        "if False:",
+        "test_runlog.py::test_an_entry_with_unsafe_parts_is_refused_before_anything_is_read",
+    ),
+    Mutant(
+        "no part takes the place of another",
+        "runlog",
+        "if folded in files or folded in folders or parents & files:",
+        "if False:",
+        "test_runlog.py::test_an_entry_with_unsafe_parts_is_refused_before_anything_is_read",
+    ),
+    Mutant(
+        "a part is never written again with other bytes",
+        "runlog",
+        "str(path.parent / hashlib.sha256(data).hexdigest()[:12] / path.name)",
+        "str(path)",
+        "test_runlog.py::test_the_same_name_with_other_bytes_is_another_part[folder]",
+    ),
+    Mutant(
+        "no link leads out of a folder",
+        "storage",
+        "os.path.realpath(path)]) != real_root",
+        "real_root]) != real_root",
+        "test_storage.py::test_a_link_out_of_the_folder_is_refused_and_one_inside_or_to_the_folder_is_followed",
+    ),
+    # what is cleared away
+    Mutant(
+        "the newest three are kept",
+        "retention",
+        "KEEP_NEWEST = 3",
+        "KEEP_NEWEST = 2",
+        "test_retention.py::test_without_keep_every_the_newest_three_and_the_best_are_left[folder]",
+    ),
+    Mutant(
+        "the best is kept",
+        "retention",
+        "kept.append(best)",
+        "pass",
+        "test_retention.py::test_without_keep_every_the_newest_three_and_the_best_are_left[folder]",
+    ),
+    Mutant(
+        "each k-th is kept",
+        "retention",
+        "kept += checkpoints[keep_every - 1 :: keep_every]",
+        "pass",
+        "test_retention.py::test_the_newest_three_the_best_and_each_kth_are_kept_and_no_entry_goes[folder]",
+    ),
+    Mutant(
+        "no entry is deleted",
+        "retention",
+        "    for key in doomed:\n",
+        '    for key in [*doomed, "log/00000001.json"][: 99 if doomed else 0]:\n',
+        "test_retention.py::test_the_newest_three_the_best_and_each_kth_are_kept_and_no_entry_goes[folder]",
+    ),
+    Mutant(
+        "a newer writer's parts are left alone",
+        "retention",
+        "if int(owner[1]) < incarnation or",
+        "if int(owner[1]) != incarnation or",
+        "test_retention.py::test_orphans_of_older_writers_go_and_those_of_newer_ones_and_its_own_stay[folder]",
+    ),
+    Mutant(
+        "the first of equals stays the best",
+        "retention",
+        "-entry.seq, entry)",
+        "entry.seq, entry)",
+        "test_retention.py::test_the_newest_three_the_best_and_each_kth_are_kept_and_no_entry_goes[folder]",
+    ),
+    # saving beside training
+    Mutant(
+        "the newest that waits wins",
+        "saver",
+        "kept = [one for one in self._waiting if one is newest or",
+        "kept = [one for one in self._waiting if True or",
+        "test_saver.py::test_the_newest_waiting_state_wins",
+    ),
+    Mutant(
+        "what is in flight is not let go",
+        "saver",
+        "one is newest or one is self._in_flight or",
+        "one is newest or",
+        "test_saver.py::test_the_newest_waiting_state_wins",
+    ),
+    Mutant(
+        "an evaluated state is not replaced",
+        "saver",
+        "or one.macro_f1 is not None]\n",
+        "]\n",
+        "test_saver.py::test_an_evaluated_state_is_never_replaced_by_a_newer_one",
+    ),
+    Mutant(
+        "saved means committed",
+        "saver",
+        "while self._waiting and self.failure is None",
+        "while self._waiting[1:] and self.failure is None",
+        "test_saver.py::test_what_is_committed_is_what_was_offered",
+    ),
+    Mutant(
+        "a fenced writer's training ends",
+        "saver",
+        "raise self.failure",
+        "return",
+        "test_saver.py::test_a_writer_that_was_fenced_ends_and_writes_no_entry",
+    ),
+    Mutant(
+        "a state is a copy",
+        "trainer",
+        "copies = checkpoint.host_copy({",
+        "copies = dict({",
+        "test_resume.py::test_a_state_is_a_copy_that_later_steps_do_not_change",
+    ),
+    # going on
+    Mutant(
+        "training goes on at the cursor",
+        "trainer",
+        "self.train_loader.steps(epoch, first)",
+        "self.train_loader.steps(epoch, max(0, first - 1))",
+        "test_resume.py::test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been",
+    ),
+    Mutant(
+        "the cursor is saved at the step of the state",
+        "trainer",
+        "            history=list(self.progress.history),\n",
+        "            history=list(self.progress.history),\n            step=self.progress.step - 1,\n",
+        "test_resume.py::test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been",
+    ),
+    Mutant(
+        "dropout is drawn from seed, step and rank",
+        "trainer",
+        "torch.manual_seed(seed)",
+        "pass",
+        "test_resume.py::test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been",
+    ),
+    Mutant(
+        "each rank has its own dropout",
+        "trainer",
+        "self.progress.step, self.ranks.rank)[0]",
+        "self.progress.step, 0)[0]",
+        "test_resume.py::test_dropout_is_another_one_for_each_seed_step_and_rank",
+    ),
+    Mutant(
+        "each step has its own dropout",
+        "trainer",
+        "self.progress.step, self.ranks.rank)[0]",
+        "0, self.ranks.rank)[0]",
+        "test_resume.py::test_dropout_is_another_one_for_each_seed_step_and_rank",
+    ),
+    Mutant(
+        "the moments of the optimizer come back",
+        "trainer",
+        "checkpoint.load_optimizer_state(self.optimizer, self.names, state.optimizer, state.progress.step)",
+        "pass",
+        "test_resume.py::test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been",
+    ),
+    Mutant(
+        "a fall-back is recorded",
+        "train",
+        'self.writer.append("note", last.epoch',
+        '(lambda *words: None)("note", last.epoch',
+        "test_resume.py::test_a_checkpoint_that_does_not_verify_is_passed_over_and_that_is_recorded",
+    ),
+    Mutant(
+        "a store that does not answer is no reason to fall back",
+        "checkpoint",
+        "if error.transient:",
+        "if False:",
+        "test_resume.py::test_a_store_that_does_not_answer_is_no_reason_to_fall_back",
+    ),
+    Mutant(
+        "a run is not begun anew when no checkpoint verifies",
+        "checkpoint",
+        "    if entries:\n        raise",
+        "    if False:\n        raise",
+        "test_resume.py::test_a_run_of_which_no_checkpoint_verifies_is_not_begun_anew",
+    ),
+    Mutant(
+        "where a run stands is looked up after the claim",
+        "train",
+        "checkpoint.newest(\n        writer.entries, lambda",
+        "checkpoint.newest(\n        [entry for entry in writer.entries if entry in saved], lambda",
+        "test_resume.py::test_what_an_older_writer_commits_before_the_claim_is_gone_on_from",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mutants")
+    for name in COPIED:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "test_mutants.py"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def run_tests(copy: Path, names: list[str]) -> subprocess.CompletedProcess[str]:
+    """These tests in a process of their own, with the copy's modules."""
+    command = [
+        sys.executable,
+        "-B",
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        *(f"tests/emotion_train/{name}" for name in names),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+
+
+@pytest.mark.slow
+def test_the_whole_copy_passes(copy: Path) -> None:
+    done = run_tests(copy, sorted({mutant.caught_by for mutant in MUTANTS}))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.rule.replace(" ", "-").replace(",", ""))
+def test_a_broken_rule_is_caught(copy: Path, mutant: Mutant) -> None:
+    page = copy / "emotion_train" / f"{mutant.page}.py"
+    whole = page.read_text(encoding="utf-8")
+    assert whole.count(mutant.words) == 1, f"{mutant.words!r} stands {whole.count(mutant.words)} times in {mutant.page}"
+    broken = whole.replace(mutant.words, mutant.broken)
+    compile(broken, str(page), "exec")
+    page.write_text(broken, encoding="utf-8")
+    try:
+        done = run_tests(copy, [mutant.caught_by])
+    finally:
+        page.write_text(whole, encoding="utf-8")
+    assert done.returncode == 1, f"{mutant.rule}: not caught by {mutant.caught_by}\n{done.stdout}{done.stderr}"
+    assert " failed" in done.stdout, done.stdout
