@@ -115,7 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
     from emotion_train.interruption import Interruptions
 
     with ExitStack() as stack:
-        watch = stack.enter_context(PreemptionWatch(config.preemption.notices, _say))
+        asked = config.preemption.notices if os.environ.get("LOCAL_RANK", "0") == "0" else "none"  # once a machine is enough
+        watch = stack.enter_context(PreemptionWatch(asked, _say))
         answers_signals()
         accelerator, ranks = _start_processes(config)
         run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
