@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from emotion_train.errors import EXIT_CODES, OUTCOME_VARIABLE, exit_code
+from emotion_train.errors import EXIT_CODES, exit_code
 
 VERBS = {
     "prepare": "validate, shuffle and shard posts into a bucket or folder",
@@ -32,20 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
     for name, summary in VERBS.items():
-        page = verbs.add_parser(name, help=summary, description=summary.capitalize() + ".", epilog=EXIT_CODES)
+        page = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary.capitalize() + ".",
+            epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if name == chosen:
             module = importlib.import_module(f"emotion_train.{name}")
             module.add_arguments(page)
             page.set_defaults(run=module.run)
     arguments = parser.parse_args(words)
-    return _leave(exit_code("emotion-train", lambda: int(arguments.run(arguments))))
-
-
-def _leave(code: int) -> int:
-    """Tell `emotion-launch run` the exit code, which accelerate would turn into 1."""
-    if (path := os.environ.get(OUTCOME_VARIABLE)) and os.environ.get("RANK", "0") == "0":
-        Path(path).write_text(str(code))
-    return code
+    return exit_code("emotion-train", lambda: int(arguments.run(arguments)))
 
 
 if __name__ == "__main__":

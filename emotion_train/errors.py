@@ -10,10 +10,12 @@ import os
 import sys
 from collections.abc import Callable
 
-EXIT_CODES = """exit codes: 0 published or done, 1 failed (traceback), 2 wrong request, 33 checkpointed and preempted,
-34 fenced: another writer owns the run"""
-# the file in which the trainer leaves its exit code for `emotion-launch run`, because accelerate turns every failure into 1
-OUTCOME_VARIABLE = "EMOTION_TRAIN_OUTCOME"
+EXIT_CODES = """exit codes:
+  0   published, or done
+  1   failed, or stopped at once by a second Ctrl-C; what was committed stays
+  2   wrong request: one sentence says what to type
+  33  checkpointed and preempted: start it again, it goes on from there
+  34  fenced: another writer owns the run; do not start it again"""
 
 
 class EmotionTrainError(Exception):

@@ -7,27 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emotion_train.distributed import Ranks, Signal
 from emotion_train.errors import Preempted
 
+if TYPE_CHECKING:
+    from emotion_train.preemption import Notice
+
 GOING = Signal.STOP | Signal.LEAVE
 _KINDS = {"rebalance": Signal.REBALANCE, "terminate": Signal.STOP, "sigterm": Signal.STOP, "sigint": Signal.LEAVE}
 _LOOK_EVERY_S = 0.5
-
-
-class Notice(Protocol):
-    """What a machine said: its `kind`, in `words`; a new one has a new `serial`."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def words(self) -> str: ...
-    @property
-    def serial(self) -> int: ...
 
 
 class Interruptions:

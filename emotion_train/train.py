@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, TypeVar
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.errors import NotPublished, StorageError, WrongRequest
+from emotion_train.outcome import answers_signals
+from emotion_train.preemption import PreemptionWatch, hold_seconds
 from emotion_train.runlog import Entry, Published, Writer, read_log, require_conditional_writes
 from emotion_train.storage import Store, open_store
 
@@ -113,10 +115,14 @@ def run(arguments: argparse.Namespace) -> int:
     from emotion_train.interruption import Interruptions
 
     with ExitStack() as stack:
+        asked = config.preemption.notices if os.environ.get("LOCAL_RANK", "0") == "0" else "none"  # once a machine is enough
+        watch = stack.enter_context(PreemptionWatch(asked, _say))
+        answers_signals()
         accelerator, ranks = _start_processes(config)
         run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
         config = config.model_copy(update={"run": config.run.model_copy(update={"id": run_id})})
-        interruptions = Interruptions(ranks, lambda: None, config.preemption.hold_s or 0.0, _say if ranks.is_main else _say_nothing)
+        hold_s = hold_seconds(config.preemption.hold_s, os.environ)
+        interruptions = Interruptions(ranks, lambda: watch.notice, hold_s, _say if ranks.is_main else _say_nothing)
         if published := ranks.on_main(lambda: _look_before_claiming(config, index, output_store, arguments.allow_unfenced)):
             return _say_published(output_store, run_id, published, ranks.is_main)
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
@@ -614,5 +620,6 @@ def _say_published(store: Store, run_id: str, entry: Entry, shown: bool) -> int:
 
 if __name__ == "__main__":
     from emotion_train.cli import main
+    from emotion_train.outcome import run_as_trainer
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.exit(run_as_trainer(lambda: main(["train", *sys.argv[1:]])))

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
-from emotion_train.errors import EXIT_CODES, OUTCOME_VARIABLE, exit_code
+from emotion_train.errors import EXIT_CODES, exit_code
 from launch.command import accelerate_line, choose, printable
 
 
@@ -27,8 +23,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
-    run = verbs.add_parser("run", help="start the training on this machine by accelerate launch", epilog=EXIT_CODES)
+    run = verbs.add_parser(
+        "run",
+        help="start the training on this machine by accelerate launch",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     _add_config(run)
+    run.add_argument(
+        "--allow-unfenced",
+        action="store_true",
+        help="train also on a store that ignores create-only writes: nothing then keeps two writers of one run apart",
+    )
     run.add_argument("--dry-run", action="store_true", help="print the accelerate launch line and start nothing")
     run.set_defaults(verb=_run)
 
@@ -57,41 +63,20 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from emotion_train.config import load_config
+    from emotion_train.preemption import hold_seconds
+    from launch.processes import run_to_end
     from launch.topology import gpus
 
     config = load_config(arguments.config, arguments.overrides)
     choice = choose(gpus(), arguments.accelerate_config, config.model.precision)
-    line = accelerate_line(choice.config_file, arguments.config, arguments.overrides)
+    line = accelerate_line(choice.config_file, arguments.config, arguments.overrides, arguments.allow_unfenced)
     print(f"{choice.config_file.stem}: {choice.reason}\n{printable(line)}", flush=True)
     if arguments.dry_run:
         return 0
-    with tempfile.TemporaryDirectory(prefix="emotion-launch-") as folder:
-        outcome = Path(folder) / "exit-code"
-        environment = {**os.environ, OUTCOME_VARIABLE: str(outcome)}
-        if choice.config_file.stem == "cpu":
-            environment.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # accelerate would take the physical cores, with a warning
-        returned = _call(line, environment)
-        if outcome.exists():
-            return int(outcome.read_text())
-    if returned < 0:
-        print("emotion-launch: stopped; the same command with the same run.id goes on from the last checkpoint", file=sys.stderr)
-    return min(abs(returned), 1)
-
-
-def _call(line: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command to its end; a signal to this process ends the command's whole group, so that no trainer is left behind."""
-    with subprocess.Popen(line, env=environment, start_new_session=True) as process:
-
-        def stop(number: int, frame: object) -> None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-        try:
-            return process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    environment = dict(os.environ)
+    if choice.config_file.stem == "cpu":
+        environment.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # accelerate would take the physical cores, with a warning
+    return run_to_end(line, environment, hold_seconds(config.preemption.hold_s, os.environ))
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -44,13 +44,15 @@ def choose(gpus: Sequence[Gpu], requested: str | None, precision: str) -> Choice
     return Choice(CONFIGS / "single_gpu_qlora.yaml", f"one {first.name} with {first.memory_mib / 1024:.0f} GiB{extra}")
 
 
-def accelerate_line(config_file: Path, run_config: str | None, overrides: Sequence[str]) -> list[str]:
+def accelerate_line(config_file: Path, run_config: str | None, overrides: Sequence[str], allow_unfenced: bool = False) -> list[str]:
     """The argv that starts the trainer; `python -m accelerate…` is the `accelerate` command of the same environment.
 
     --quiet keeps accelerate's traceback from following the trainer's own message.
     """
     line = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config_file), "-m", TRAINER]
-    return [*line, *(["--config", run_config] if run_config else []), *overrides]
+    line += ["--config", run_config] if run_config else []
+    line += ["--allow-unfenced"] if allow_unfenced else []
+    return [*line, *overrides]
 
 
 def printable(argv: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LEVELS = [
-    {"errors"},
+    {"errors", "outcome", "preemption"},
     {"config"},
     {
         "loss",
@@ -29,7 +29,7 @@ LEVELS = [
     {"prepare", "train", "evaluate", "predict", "demo"},
     {"cli"},
 ]
-FOR_THE_LAUNCHER = {"config", "errors", "storage", "runlog", "data.index", "base", "progress"}
+FOR_THE_LAUNCHER = {"config", "errors", "storage", "runlog", "data.index", "base", "progress", "outcome", "preemption"}
 
 
 def level(name: str) -> int:

@@ -176,3 +176,56 @@ def test_a_run_that_cannot_be_published_ends_with_1_and_names_what_publishes_it(
             assert max(steps) < 88
             assert "training:" not in out
             published("s3://runs/tiny", tmp_path / "b")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_the_step_that_all_ranks_are_at_and_leaves_with_33(tmp_path: Path, processes: int) -> None:
+    tiny_config(tmp_path)
+    words = tiny_words(tmp_path, *WORDS, "train.epochs=8", "checkpoint.every_seconds=null", "preemption.hold_s=0")
+    store = open_store(str(tmp_path / "runs"))
+    train_to_the_end(processes, [*words, "run.id=whole"], {})
+    with started(processes, words, {}) as process:
+        wait_for_step(store, "tiny", 11, process)
+        time.sleep(0.3)
+        process.terminate()
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    newest = checkpoints(store, "tiny")[-1]
+    assert f"Step {newest.step} of 88 is saved" in out
+    assert "macro_f1" not in newest.metrics
+    if processes == 1:  # torch.distributed.run makes 1 of every code
+        assert process.returncode == 33
+    assert f"resumed at step {newest.step} of 88" in train_to_the_end(processes, words, {})
+    same_run(published(f"{tmp_path}/runs/whole", tmp_path / "a"), published(f"{tmp_path}/runs/tiny", tmp_path / "b"), 0.0)
+
+
+@pytest.mark.slow
+def test_after_sigterm_a_run_holds_until_it_is_killed(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    words = tiny_words(tmp_path, *WORDS, "train.epochs=8", "checkpoint.every_seconds=null")
+    store = open_store(str(tmp_path / "runs"))
+    with started(1, words, {"SKYPILOT_TASK_ID": "sky"}) as process:  # there the hold is 300 s
+        wait_for_step(store, "tiny", 11, process)
+        process.terminate()
+        while not (saved := [entry for entry in checkpoints(store, "tiny") if "macro_f1" not in entry.metrics]):
+            assert process.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(5)
+        assert checkpoints(store, "tiny")[-1] == saved[-1]  # it has not trained on
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 33
+
+
+@pytest.mark.slow
+def test_sigterm_while_the_model_is_loaded_leaves_with_33(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    with started(1, tiny_words(tmp_path, *WORDS, "preemption.hold_s=0", "train.epochs=8"), {}) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("run tiny"):
+                break
+        process.terminate()
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 33
+    assert "The next start goes on from there." in out

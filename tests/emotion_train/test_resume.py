@@ -6,8 +6,8 @@ import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ import torch
 from emotion_train import checkpoint
 from emotion_train.errors import Fenced, Preempted, StorageError, WrongRequest
 from emotion_train.model.lora import adapter_state
+from emotion_train.preemption import Notice
 from emotion_train.runlog import Entry, Writer, read_log
 from emotion_train.saver import LocalStates
 from emotion_train.storage import open_store
@@ -22,33 +23,25 @@ from emotion_train.train import Claimed, _claim, _local_folder
 from emotion_train.trainer import Trainer
 from tests.emotion_train.tiny_runs import job_of, start_trainer, tiny_config
 
+Kind = Literal["rebalance", "terminate", "sigterm", "sigint"]
 STEPS = 14  # of a whole tiny run
 EACH_STEP = "checkpoint.every_seconds=0.000001"
 WORDS = ["lora.dropout=0.1", "evaluation.every_steps=5"]
-
-
-@dataclass(frozen=True)
-class Said:
-    """A notice as the machine gives it."""
-
-    kind: str
-    serial: int = 1
-    words: str = "The machine goes"
 
 
 class Machine:
     """Gives a notice once training has come to a step, and takes it back after a while if told to."""
 
     def __init__(self) -> None:
-        self.now: Said | None = None
+        self.now: Notice | None = None
 
-    def __call__(self) -> Said | None:
+    def __call__(self) -> Notice | None:
         return self.now
 
-    def speaks_at(self, trainer: Trainer, step: int, kind: str, validating: bool = False) -> None:
+    def speaks_at(self, trainer: Trainer, step: int, kind: Kind, validating: bool = False) -> None:
         def tell(progress: checkpoint.Progress, words: str) -> None:
             if progress.step == step and words.startswith("validating") == validating and self.now is None:
-                self.now = Said(kind)
+                self.now = Notice(kind, "The machine goes", None, 1)
 
         trainer.tell = tell
 
@@ -317,7 +310,7 @@ def test_another_writer_ends_the_run_at_the_next_step(folder: Path, stack: ExitS
 
 @pytest.mark.parametrize("kind", ["sigterm", "sigint", "terminate"])
 def test_a_run_that_must_go_saves_the_step_it_is_at_and_leaves_with_33(
-    folder: Path, whole: Trainer, stack: ExitStack, machine: Machine, kind: str
+    folder: Path, whole: Trainer, stack: ExitStack, machine: Machine, kind: Kind
 ) -> None:
     words = [f"run.id={kind}", *WORDS]
     trainer = start_trainer(tiny_config(folder, *words, "checkpoint.every_seconds=null"), stack, machine)
@@ -378,7 +371,7 @@ def test_a_termination_that_is_withdrawn_is_waited_for_and_training_goes_on(
     machine.speaks_at(trainer, 5 if validating else 3, "terminate", validating)
     saved: list[int] = []
 
-    def listen() -> Said | None:
+    def listen() -> Notice | None:
         found = checkpoints(folder, run_id)
         if machine.now is not None and found and found[-1].step in (3, 5):  # it has heard, and saved
             saved.append(found[-1].step)
@@ -399,9 +392,9 @@ def test_sigint_ends_a_hold_at_once(folder: Path, stack: ExitStack, machine: Mac
     machine.speaks_at(trainer, 2, "sigterm")
     began = time.monotonic()
 
-    def listen() -> Said | None:
+    def listen() -> Notice | None:
         if machine.now is not None and any(entry.step == 2 for entry in checkpoints(folder, "impatient")):
-            return Said("sigint", serial=2)
+            return Notice("sigint", "Ctrl-C", None, 2)
         return machine.now
 
     trainer.interruptions._notice = listen
@@ -415,7 +408,7 @@ def test_the_hold_lasts_as_long_as_asked(folder: Path, stack: ExitStack, machine
     machine.speaks_at(trainer, 2, "sigterm")
     heard: list[float] = []
 
-    def listen() -> Said | None:
+    def listen() -> Notice | None:
         if machine.now is not None:
             heard.append(time.monotonic())
         return machine.now

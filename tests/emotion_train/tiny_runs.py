@@ -15,7 +15,8 @@ from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.distributed import Ranks
-from emotion_train.interruption import Interruptions, Notice
+from emotion_train.interruption import Interruptions
+from emotion_train.preemption import Notice
 from emotion_train.prepare import prepare
 from emotion_train.storage import open_store
 from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _start_trainer

@@ -20,7 +20,7 @@ def test_help_imports_neither_torch_nor_transformers_nor_boto3() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.endswith("loaded []\n")
-    assert "34 fenced" in answer.stdout
+    assert "34  fenced" in answer.stdout
 
 
 def test_dry_run_prints_the_line_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
