@@ -233,7 +233,8 @@ def launched(folder: Path, processes: int, words: list[str], environment: dict[s
         (folder / "two.yaml").write_text(TWO_PROCESSES)
         config = str(folder / "two.yaml")
     line = [sys.executable, "-m", "launch.cli", "run", "--accelerate-config", config, *words]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    # accelerate passes its use_cpu on for one process only
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
     with subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as process:
         try:
             yield process
