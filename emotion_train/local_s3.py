@@ -118,6 +118,7 @@ class LocalS3:
         for service, port in self._ports.items():
             command += [f"-{service}.port={port}", f"-{service}.port.grpc={port + _GRPC_OFFSET}"]
         command += ["-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        command += ["-volume.max=1000"]  # each bucket takes one at least; else their number comes from the free disk space of the moment
         command += ["-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false"]
         if sys.platform == "linux":
             command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]

@@ -261,7 +261,7 @@ def _temporary_beside(path: Path, data: bytes | Path) -> Iterator[Path]:
 def _open_in_its_folder(path: Path) -> IO[bytes]:
     """A new file; its folder is made, again if `delete` removes the empty one in between."""
     for _ in range(100):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, FileExistsError):  # the latter when the folder that was there went while mkdir looked at it
             path.parent.mkdir(parents=True, exist_ok=True)
             return open(path, "xb")
     path.parent.mkdir(parents=True, exist_ok=True)

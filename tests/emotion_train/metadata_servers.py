@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 Reply = tuple[int, str] | None  # None: no answer until the server ends
@@ -54,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         status, text = reply
         body = text.encode()
         self.send_response(status)
-        for name, value in self.headers_of().items():
+        for name, value in self.headers_of(text).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -63,7 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, method: str, path: str) -> Reply:
         raise NotImplementedError
 
-    def headers_of(self) -> dict[str, str]:
+    def headers_of(self, text: str) -> dict[str, str]:
+        """What goes with this body."""
         return {}
 
 
@@ -86,6 +88,8 @@ class AwsHandler(_Handler):
 class GcpHandler(_Handler):
     """Values with an ETag; `wait_for_change` hangs until the value is another one than that of `last_etag`."""
 
+    _etags: ClassVar[dict[str, str]] = {"FALSE": "e0", "TRUE": "e1"}
+
     def answer(self, method: str, path: str) -> Reply:
         if self.headers.get("Metadata-Flavor") != "Google":
             return 403, ""
@@ -97,18 +101,18 @@ class GcpHandler(_Handler):
         end = time.monotonic() + float(query.get("timeout_sec", ["3600"])[0])
         while (
             "wait_for_change" in query
-            and self._etag() == query["last_etag"][0]
+            and self._etags[self._value()] == query["last_etag"][0]
             and time.monotonic() < end
             and not self.machine.over.is_set()
         ):
             time.sleep(0.01)
-        return 200, "TRUE" if self.machine.preempted else "FALSE"
+        return 200, self._value()
 
-    def headers_of(self) -> dict[str, str]:
-        return {"Metadata-Flavor": "Google", "ETag": self._etag()}
+    def headers_of(self, text: str) -> dict[str, str]:
+        return {"Metadata-Flavor": "Google", "ETag": self._etags.get(text, "e")}
 
-    def _etag(self) -> str:
-        return f"e{self.machine.preempted:d}"
+    def _value(self) -> str:
+        return "TRUE" if self.machine.preempted else "FALSE"
 
 
 class AzureHandler(_Handler):
