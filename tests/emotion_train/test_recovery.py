@@ -120,7 +120,8 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, bucket_url: str,
 
 
 @pytest.mark.slow
-def test_a_store_that_goes_away_stops_no_training_and_gets_everything_when_it_is_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys_expire", [False, True])
+def test_a_store_that_goes_away_stops_no_training_and_gets_everything_when_it_is_back(tmp_path: Path, keys_expire: bool) -> None:
     with LocalS3(tmp_path / "s3") as server:
         server.create_bucket("runs")
         tiny_config(tmp_path)
@@ -135,12 +136,18 @@ def test_a_store_that_goes_away_stops_no_training_and_gets_everything_when_it_is
             with started(1, [*words, "checkpoint.every_seconds=0.3"], environment) as process:
                 wait_for_step(store, "tiny", 5, process)
                 server.kill()
+                secret = server.secret_key
+                if keys_expire:
+                    server.secret_key = "another"
+                    server.start()
                 deadline = time.monotonic() + PATIENCE_S
                 while not list((tmp_path / "local").rglob("*.json")):
                     assert process.poll() is None
                     assert time.monotonic() < deadline
                     time.sleep(0.1)
                 time.sleep(5)
+                server.kill()
+                server.secret_key = secret
                 server.start()
                 out = process.communicate(timeout=PATIENCE_S)[0]
             assert process.returncode == 0, out[-4000:]
