@@ -301,6 +301,8 @@ def _build_model(
         model, base = build_classifier(
             config.model.base, config.model.precision, len(index.labels), config.lora, config.run.seed, accelerator.device, tell=tell
         )
+    if config.model.decoder == "fused":
+        model.fuse()
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, base

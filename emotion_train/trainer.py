@@ -32,6 +32,8 @@ from emotion_train.errors import Diverged, EmotionTrainError, Fenced
 from emotion_train.interruption import GOING, Interruptions
 from emotion_train.loss import weighted_loss_sum
 from emotion_train.metrics import ClassCounts, confusion
+from emotion_train.model.attention import on_device
+from emotion_train.model.graphs import GraphedPasses, pays
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import adapter_tensors, load_adapter_state
@@ -107,6 +109,7 @@ class Trainer:
         self.bare_model = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.names = trainable
+        self._graphs = GraphedPasses(model, list(trainable)) if pays(model, ranks.world_size) else None
         self.steps_per_epoch = train.steps_per_epoch
         self.steps = self.steps_per_epoch * config.train.epochs
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
@@ -141,11 +144,7 @@ class Trainer:
         scale = self.ranks.world_size / (batch.weight_sum or 1.0)
         loss = torch.zeros((), device=self.accelerator.device)
         for number, pack in enumerate(batch.packs):
-            reduce_now = number == len(batch.packs) - 1
-            with contextlib.nullcontext() if reduce_now else self.accelerator.no_sync(self.model):
-                loss_sum = self._loss_sum(pack)
-                self.accelerator.backward(loss_sum * scale)
-            loss += loss_sum.detach()
+            loss += self._passes(pack, scale, reduce_now=number == len(batch.packs) - 1)
         if self.config.train.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(list(self.names), self.config.train.max_grad_norm)
         rate = self.learning_rate
@@ -159,6 +158,15 @@ class Trainer:
         self._own += (batch.real_tokens, sum(len(pack.tokens_T) for pack in batch.packs), batch.bad_rows)
         self.tell(self.progress, "")
 
+    def _passes(self, pack: Pack, scale: float, reduce_now: bool) -> torch.Tensor:
+        """Forward and backward of one micro-batch; returns its loss sum."""
+        if self._graphs is not None and (loss_sum := self._graphs(pack, scale)) is not None:
+            return loss_sum
+        with contextlib.nullcontext() if reduce_now else self.accelerator.no_sync(self.model):
+            loss_sum = self._loss_sum(pack)
+            self.accelerator.backward(loss_sum * scale)
+        return loss_sum.detach()
+
     @property
     def learning_rate(self) -> float:
         """Rate of the next update."""
@@ -170,7 +178,7 @@ class Trainer:
     def _loss_sum(self, pack: Pack) -> torch.Tensor:
         device = self.accelerator.device
         logits_NC = forward_pack(self.model, pack, device)
-        return weighted_loss_sum(logits_NC, torch.from_numpy(pack.labels_N).to(device), torch.from_numpy(pack.weights_N).to(device))
+        return weighted_loss_sum(logits_NC, on_device(pack.labels_N, device), on_device(pack.weights_N, device))
 
     def _seed_dropout(self) -> None:
         """Dropout is a function of (seed, step, rank), so that a resumed run draws what the old one would have drawn."""
