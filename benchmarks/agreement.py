@@ -6,7 +6,8 @@
 Every row trains the same posts in the same order from the same start with the program's own `Trainer`; its name says what differs. Padded
 rows cut each pack into posts and run them as one right-padded batch through PyTorch's attention; exact rows replace the varlen kernel by
 one scaled-dot-product call per post. Fused rows compute by the program's own Triton blocks, recorded as CUDA graphs; the others by
-transformers' modules. Several rows run at once, each in a process of its own: nothing here is timed. A difference is that of the step's mean loss to the row named in the column `against`.
+transformers' modules. Several rows run at once, each in a process of its own: nothing here is timed. A difference is that of the step's
+mean loss to the row named in the column `against`.
 """
 
 from __future__ import annotations
