@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
         if published := ranks.on_main(lambda: _look_before_claiming(config, index, output_store, arguments.allow_unfenced)):
             return _say_published(output_store, run_id, published, ranks.is_main)
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
-        again = f"{_command(arguments)} run.id={run_id}"
+        again = _command(arguments, run_id, accelerator.device.type)
         job = Job(config, index, data_store, output_store, run_id, accelerator, ranks, interruptions, tokenizer, started, again)
         claimed: list[Claimed] = []  # stays empty on ranks other than 0
         if published := ranks.on_main(lambda: _claim(job, claimed)):
@@ -161,11 +161,13 @@ def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config.sha256()[:6]}"
 
 
-def _command(arguments: argparse.Namespace) -> str:
-    """The command line of one process that asks for this run."""
-    words = ["--config", arguments.config] if arguments.config else []
+def _command(arguments: argparse.Namespace, run_id: str, device: str) -> str:
+    """The command line that goes on with this run."""
+    words = ["--accelerate-config", "cpu"] if device == "cpu" else []
+    words += ["--config", arguments.config] if arguments.config else []
     words += ["--allow-unfenced"] if arguments.allow_unfenced else []
-    return shlex.join(["python", "-m", "emotion_train.train", *words, *arguments.overrides])
+    words += [word for word in arguments.overrides if not word.startswith("run.id=")]
+    return shlex.join(["emotion-launch", "run", *words, f"run.id={run_id}"])
 
 
 def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfenced: bool) -> Entry | None:
@@ -397,23 +399,29 @@ def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, sta
     """Take the best checkpoint, score it on every held-out split, and publish adapter and report together."""
     from rich.console import Console
 
-    from emotion_train.publish import publish
+    from emotion_train.publish import final_files, publish
     from emotion_train.report.terminal import print_report
 
-    _until_the_store_takes_it(job, claimed, lambda: _drain(trainer))
+    _until_the_store_takes_it(job, lambda: _drain(trainer), lambda: _kept_by(trainer))
     best = _load_best(job, trainer, claimed)
     splits = _score_in_peace(job, trainer, stack)
     reports: list[Report] = []  # stays empty on ranks other than 0
-    with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
-        if claimed is not None:
-            reports.append(_build_report(job, trainer, splits, best, claimed.remarks))
+    files: dict[str, bytes] = {}
+    if claimed is not None:
+        reports.append(_build_report(job, trainer, splits, best, claimed.remarks))
+        with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
             _save_adapter(job, trainer, reports[0], Path(folder))
+            files = final_files(Path(folder), reports[0], splits)
 
-        def publish_all() -> Entry:
-            assert claimed is not None
-            return publish(claimed.writer, job.config.train.epochs, trainer.progress.step, Path(folder), reports[0], splits)
+    def publish_all() -> Entry:
+        assert claimed is not None
+        return publish(claimed.writer, job.config.train.epochs, trainer.progress.step, files, reports[0])
 
-        entry = _until_the_store_takes_it(job, claimed, publish_all)  # nobody leaves before that
+    def keep() -> str:
+        assert claimed is not None
+        return claimed.local.keep_final(files)
+
+    entry = _until_the_store_takes_it(job, publish_all, keep)  # nobody leaves before that
     if claimed is not None:
         claimed.local.clear()
         print_report(reports[0], Console(highlight=False))
@@ -427,6 +435,11 @@ def _drain(trainer: Trainer) -> None:
     assert trainer.saver is not None
     if not trainer.saver.drain(_TRY_S):
         raise trainer.saver.problem or StorageError("The last checkpoints are still being uploaded.")
+
+
+def _kept_by(trainer: Trainer) -> str:
+    assert trainer.saver is not None
+    return trainer.saver.keep_what_waits()
 
 
 def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> Entry:
@@ -445,7 +458,7 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> Entry:
         found.append(best)
         return best[0]
 
-    entry = _until_the_store_takes_it(job, claimed, find)
+    entry = _until_the_store_takes_it(job, find, lambda: "Its checkpoints are all in that store.")
     load_adapter_state(trainer.bare_model, load(job.ranks.bytes_from_main(found[0][1] if found else b"")))
     return entry
 
@@ -461,10 +474,10 @@ def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, S
             job.interruptions.hold(f"All {trainer.steps} steps are saved, the report is not yet made.")
 
 
-def _until_the_store_takes_it(job: Job, claimed: Claimed | None, action: Callable[[], T]) -> T:
+def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[[], str]) -> T:
     """What `action` returns on rank 0, on every rank; tried again while the store fails, for `run.publish_timeout_s` seconds.
 
-    Raises `NotPublished` after that, and `Preempted` when the machine goes before.
+    Raises `NotPublished` after that, with what `keep` says of where the run's result is, and `Preempted` when the machine goes before.
     """
     from emotion_train.interruption import GOING
 
@@ -475,7 +488,7 @@ def _until_the_store_takes_it(job: Job, claimed: Claimed | None, action: Callabl
             return action(), None
         except StorageError as error:
             if time.monotonic() >= deadline:
-                raise _not_published(job, claimed, error) from error
+                raise _not_published(job, error, keep()) from error
             return None, str(error)
 
     while True:
@@ -491,11 +504,10 @@ def _until_the_store_takes_it(job: Job, claimed: Claimed | None, action: Callabl
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _not_published(job: Job, claimed: Claimed | None, error: StorageError) -> NotPublished:
-    folder = claimed.local.folder if claimed is not None else ""
+def _not_published(job: Job, error: StorageError, kept: str) -> NotPublished:
     return NotPublished(
-        f"Run {job.run_id} is trained and could not be published to {job.output_store.url}: {error} What the store did not take is kept in "
-        f"{folder}. When the store answers again, type on this machine: {job.again}"
+        f"Run {job.run_id} is trained and could not be published to {job.output_store.url}: {error} {kept} When the store answers again, "
+        f"type on this machine: {job.again}"
     )
 
 

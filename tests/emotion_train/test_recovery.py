@@ -174,15 +174,43 @@ def test_a_run_that_cannot_be_published_ends_with_1_and_names_what_publishes_it(
                 out = process.communicate(timeout=600)[0]
             assert process.returncode == 1, out[-4000:]
             assert str(tmp_path / "local") in out
-            assert "emotion_train.train" in out.splitlines()[-1]
-            assert "run.id=tiny" in out.splitlines()[-1]
             server.start()
             steps = [entry.step for entry in checkpoints(store, "tiny")]
-            out = train_to_the_end(1, [*words, "train.epochs=8"], environment)
+            out = type_what_it_says(out, environment)
             assert "holds step 88" in out
             assert max(steps) < 88
             assert "training:" not in out
             published("s3://runs/tiny", tmp_path / "b")
+
+
+def test_what_cannot_be_published_is_kept_here_and_the_command_that_is_named_publishes_it(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    words = tiny_words(tmp_path, *WORDS, "run.publish_timeout_s=0", f"checkpoint.local_folder={tmp_path / 'local folder'}")
+    in_the_way = tmp_path / "runs" / "tiny" / "final"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("")
+    with started(1, words, {}) as process:
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 1, out[-4000:]
+    (kept,) = (tmp_path / "local folder").glob("*/tiny/final")
+    assert str(kept) in out.splitlines()[-1]
+    adapter = load_file(kept / "adapter" / "adapter_model.safetensors")
+    report = Report.model_validate_json((kept / "report.json").read_bytes())
+    in_the_way.unlink()
+    type_what_it_says(out, {})
+    same_run((adapter, report), published(f"{tmp_path}/runs/tiny", tmp_path / "b"), 0.0)
+    assert not kept.exists()
+
+
+def type_what_it_says(out: str, environment: dict[str, str]) -> str:
+    """Run the command that stands at the end of the last line, as a person types it: in a shell, with nothing that a test has set."""
+    command = out.splitlines()[-1].partition("type on this machine: ")[2]
+    assert "run.id=tiny" in command
+    env = {**os.environ, **environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env.pop("ACCELERATE_USE_CPU", None)
+    done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow
