@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from emotion_train.errors import AlreadyExists, EmotionTrainError, Fenced, StorageError, WrongRequest
+from emotion_train.errors import AlreadyExists, EmotionTrainError, Fenced, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.storage import Store
 
 SCHEMA: Literal["emotion-train/log/1"] = "emotion-train/log/1"
@@ -254,9 +254,10 @@ class Writer:
     def append(self, kind: Kind, epoch: int, step: int, parts: tuple[Part, ...] = (), metrics: Metrics | None = None) -> Entry:
         """Commit one entry, and return it as it stands in the log.
 
-        Raises `Fenced` when another writer has claimed the run. After a `StorageError` the entry may be in the log, or may come into it
+        Raises `Fenced` when another writer has claimed the run, and `StorageError` when the log is gone. After a `StorageError` the entry may be in the log, or may come into it
         later: the next append finds it there and takes it for its own, and the same append again returns it.
         """
+        self._require_log()
         while True:
             entry = self._entry(kind, self._own[-1].seq + 1, epoch, step, parts, metrics)
             for there in self._unanswered:
@@ -281,6 +282,16 @@ class Writer:
         """
         path = PurePosixPath(f"data/{self.incarnation:08d}", name)
         return upload_part(self.store, self.run_id, str(path.parent / hashlib.sha256(data).hexdigest()[:12] / path.name), data)
+
+    def _require_log(self) -> None:
+        """An entry behind a log that somebody has deleted would be the whole log, with a gap before it."""
+        key = entry_key(self.run_id, self._own[-1].seq)
+        try:
+            self.store.stat(key)
+        except ObjectNotFound:
+            raise StorageError(
+                f"{self.store.url_of(key)} is gone: run {self.run_id}, or its bucket, was deleted while this process wrote to it; put it back."
+            ) from None
 
     def _create(self, entry: Entry) -> None:
         data = entry.to_bytes()

@@ -138,6 +138,22 @@ def test_a_claim_sees_the_checkpoint_that_came_in_between(store: Store) -> None:
     assert new.entries[-1] == saved
 
 
+def test_nothing_is_added_to_a_log_that_was_deleted(store: Store) -> None:
+    """One entry alone, far from the beginning, would be a log that nobody can read."""
+    saving = writer(store)
+    saving.claim(0, 0)
+    saving.append("checkpoint", 0, 1)
+    there = {info.key: store.read(info.key) for info in store.list("run/")}
+    for key in there:
+        store.delete(key)
+    with pytest.raises(StorageError, match="is gone"):
+        saving.append("checkpoint", 0, 2)
+    assert list(store.list("run/log/")) == []
+    for key, data in there.items():
+        store.write(key, data)
+    assert saving.append("checkpoint", 0, 2).seq == 2
+
+
 def test_a_published_run_cannot_be_claimed(store: Store) -> None:
     old = writer(store)
     old.claim(0, 0)
@@ -156,7 +172,7 @@ def test_an_entry_that_came_late_is_taken_for_its_own_and_not_repeated(seconds: 
     log = writer(bucket.store())
     log.claim(0, 0)
     part = log.upload("step-00000005/x.json", b"{}")
-    bucket.faults += ["late", "503"]  # the request is under way, and nothing can be read back
+    bucket.faults += ["none", "late", "503"]  # the log is there, the request is under way, and nothing can be read back
     with pytest.raises(StorageError) as caught:
         log.append("checkpoint", 0, 5, (part,))
     assert caught.value.transient
@@ -174,7 +190,7 @@ def test_a_final_entry_that_came_late_is_not_repeated_with_other_parts() -> None
     log = writer(bucket.store())
     log.claim(0, 0)
     first, second = log.upload("report.json", b"1"), log.upload("report.json", b"2")
-    bucket.faults += ["late", "503"]
+    bucket.faults += ["none", "late", "503"]
     with pytest.raises(StorageError):
         log.append("final", 1, 9, (first,))
     bucket.deliver()
@@ -187,7 +203,7 @@ def test_a_newer_entry_goes_behind_the_one_that_came_late() -> None:
     bucket = UnreliableBucket()
     log = writer(bucket.store())
     log.claim(0, 0)
-    bucket.faults += ["late", "503"]
+    bucket.faults += ["none", "late", "503"]
     with pytest.raises(StorageError):
         log.append("checkpoint", 0, 5)
     bucket.deliver()
@@ -199,7 +215,7 @@ def test_an_entry_that_lands_while_it_is_tried_again_is_in_the_log_once() -> Non
     bucket = UnreliableBucket()
     log = writer(bucket.store())
     log.claim(0, 0)
-    bucket.faults += ["late", "deliver after"]  # the read-back finds nothing, then the first attempt lands and refuses the second
+    bucket.faults += ["none", "late", "deliver after"]  # the read-back finds nothing, then the first attempt lands and refuses the second
     assert log.append("checkpoint", 0, 5).seq == 1
     assert tuple(read_log(bucket.store(), "run")) == log.log
 
@@ -210,7 +226,7 @@ def test_each_ambiguous_answer_to_an_entry_is_resolved_by_reading_back(fault: st
     bucket = UnreliableBucket()
     log = writer(bucket.store())
     log.claim(0, 0)
-    bucket.faults.append(fault)
+    bucket.faults += ["none", fault]
     log.append("checkpoint", 0, 5)
     bucket.deliver()
     log.append("checkpoint", 0, 6)
