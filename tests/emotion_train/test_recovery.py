@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,6 +201,24 @@ def test_what_cannot_be_published_is_kept_here_and_the_command_that_is_named_pub
     type_what_it_says(out, {})
     same_run((adapter, report), published(f"{tmp_path}/runs/tiny", tmp_path / "b"), 0.0)
     assert not kept.exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_somebody_deletes_while_it_trains_is_not_called_published_and_can_still_be(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    local = f"checkpoint.local_folder={tmp_path / 'local'}"
+    words = tiny_words(tmp_path, *WORDS, "run.publish_timeout_s=1", local, "train.epochs=8", "checkpoint.every_seconds=0.3")
+    store = open_store(str(tmp_path / "runs"))
+    with started(1, words, {}) as process:
+        wait_for_step(store, "tiny", 5, process)
+        while (tmp_path / "runs" / "tiny").exists():  # a write may come in between
+            shutil.rmtree(tmp_path / "runs" / "tiny", ignore_errors=True)
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 1, out[-4000:]
+    assert "is gone" in out
+    assert read_log(store, "tiny") == []
+    type_what_it_says(out, {})
+    published(f"{tmp_path}/runs/tiny", tmp_path / "b")
 
 
 def type_what_it_says(out: str, environment: dict[str, str]) -> str:
