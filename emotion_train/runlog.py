@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import secrets
+import socket
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -228,16 +230,17 @@ class Writer:
         """The whole log as far as this writer knows it: it stays right but for what a newer writer has added."""
         return self.entries + self._own
 
-    def claim(self, epoch: int, step: int) -> Entry:
-        """Take the run over: every older writer's next entry collides with this one.
+    def claim(self, epoch: int, step: int, processes: int = 1) -> Entry:
+        """Take the run over: every older writer's next entry collides with this one, which says who took it, on how many processes.
 
         Of several claims at once each gets a number, and the newest wins. Raises `Published` when the run has its final entry.
         """
         assert not self._own, "a writer claims once"
+        who: Metrics = {"machine": socket.gethostname(), "process_id": os.getpid(), "processes": processes}
         while True:
             if finals := [entry for entry in self.entries if entry.kind == "final"]:
                 raise Published(f"Run {self.run_id} is published at {self.store.url}/{self.run_id}.", finals[-1])
-            entry = self._entry("claim", len(self.entries), epoch, step)
+            entry = self._entry("claim", len(self.entries), epoch, step, metrics=who)
             try:
                 self._create(entry)
             except AlreadyExists as error:
@@ -310,8 +313,10 @@ class Writer:
             ) from None
         if (there.nonce, there.incarnation) == (self.nonce, self.incarnation):
             return there
+        who = there.metrics
+        writer = f"process {who['process_id']} on {who['machine']}" if {"process_id", "machine"} <= who.keys() else "another writer"
         raise Fenced(
-            f"Another writer has claimed run {self.run_id} at {self.store.url}: its {there.kind} of {there.time_utc} is entry {seq:08d}. "
+            f"Run {self.run_id} at {self.store.url} was taken over by {writer}: its {there.kind} of {there.time_utc} is entry {seq:08d}. "
             "This process stops and has overwritten nothing."
         )
 

@@ -199,7 +199,7 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
     saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
     print(f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}", file=sys.stderr, flush=True)
     try:
-        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)))
+        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)), job.ranks.world_size)
     except Published as already:
         return already.entry
     found = Claimed(writer, LocalStates(_local_folder(job.config), job.run_id))
@@ -213,8 +213,16 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
         entry = found.newest.entry
         for words in checkpoint.check_same_question(found.newest.document, job.config, job.index, entry, job.run_id):
             _say(f"continued with another {words}")
+        _say_of_processes(found.writer)
     claimed.append(found)
     return None
+
+
+def _say_of_processes(writer: Writer) -> None:
+    """Note when this claim is on another number of processes than the one before."""
+    claims = [entry.metrics.get("processes") for entry in writer.log if entry.kind == "claim"]
+    if len(claims) > 1 and claims[-2] not in (None, claims[-1]):
+        _say(f"continued on another number of processes (was {claims[-2]}, is {claims[-1]})")
 
 
 def _prefer_local(job: Job, found: Claimed) -> None:

@@ -266,10 +266,10 @@ def test_what_an_older_writer_commits_before_the_claim_is_gone_on_from(
     assert not checkpoints(folder, "late")
     claim = Writer.claim
 
-    def late(writer: Writer, epoch: int, step: int) -> Entry:
+    def late(writer: Writer, epoch: int, step: int, processes: int) -> Entry:
         old._save({})
         drain(old)
-        return claim(writer, epoch, step)
+        return claim(writer, epoch, step, processes)
 
     monkeypatch.setattr(Writer, "claim", late)
     assert start_trainer(tiny_config(folder, "run.id=late", *WORDS), stack).progress.step == 2
@@ -286,6 +286,35 @@ def test_a_run_that_another_writer_published_before_the_claim_is_left_as_it_is(f
     assert _claim(job, claimed) == final
     assert not claimed
     assert log(folder, "overtaken") == before
+
+
+def test_what_may_differ_between_two_starts_is_noted_and_what_may_not_is_refused_before_the_claim(
+    folder: Path, stack: ExitStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_at(folder, "noted", 2)
+    other = tiny_config(folder, "run.id=noted", *WORDS)
+    job = job_of(other)
+    Writer(job.output_store, "noted", job.index.sha256(), other.sha256()).claim(0, 2, processes=3)
+    capsys.readouterr()
+    start_trainer(tiny_config(folder, "run.id=noted", *WORDS, "train.tokens_per_microbatch=256"), stack)
+    words = capsys.readouterr().err
+    assert "continued with another train.tokens_per_microbatch (was 512, is 256)" in words
+    assert "continued on another number of processes (was 3, is 1)" in words
+    before = log(folder, "noted")
+    for change in (
+        "data.max_length=64",
+        "lora.r=2",
+        "lora.targets=all-linear",
+        "loss.class_weights=none",
+        "run.seed=1",
+        "train.epochs=3",
+        "train.global_batch_size=8",
+    ):
+        name = change.partition("=")[0]
+        with pytest.raises(WrongRequest, match=f"different now: {name} ") as caught:
+            start_trainer(tiny_config(folder, "run.id=noted", *WORDS, change), stack)
+        assert caught.value.exit_code == 2
+    assert log(folder, "noted") == before
 
 
 def test_another_writer_ends_the_run_at_the_next_step(folder: Path, stack: ExitStack) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import re
 import secrets
 import shutil
 import socket
@@ -109,10 +111,11 @@ def test_a_claim_fences_the_older_writer(store: Store) -> None:
     old = writer(store)
     old.claim(0, 0)
     new = writer(store)
-    new.claim(0, 0)
-    with pytest.raises(Fenced) as caught:
+    new.claim(0, 0, processes=3)
+    with pytest.raises(Fenced, match=f"taken over by process {os.getpid()} on {re.escape(socket.gethostname())}") as caught:
         old.append("checkpoint", 0, 1)
     assert caught.value.exit_code == 34
+    assert [entry.metrics["processes"] for entry in read_log(store, "run")] == [1, 3]
     assert [entry.incarnation for entry in read_log(store, "run")] == [0, 1]
 
 
@@ -123,7 +126,7 @@ def test_of_several_claims_at_once_the_newest_wins_and_knows_all_before_it(store
     assert third.entries == tuple(claims[:2])
     assert third.incarnation == 2
     for older in (first, second):
-        with pytest.raises(Fenced, match="its claim of 20"):
+        with pytest.raises(Fenced, match="taken over by .* its claim of 20"):
             older.append("checkpoint", 0, 1)
     third.append("checkpoint", 0, 1)
     assert tuple(read_log(store, "run")) == third.log
