@@ -97,8 +97,9 @@ class EvaluationSection(Section):
 
 class CheckpointSection(Section):
     every_seconds: float | None = Field(
-        60, gt=0, description="Seconds between checkpoints; None leaves those of the evaluations, which are never left out."
+        60, gt=0, description="Seconds between checkpoints; None leaves those by steps and of the evaluations, which are never left out."
     )
+    every_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, beside every_seconds; None is off.")
     keep_every: int | None = Field(
         None, ge=1, description="Keep each k-th checkpoint for good; None keeps the newest three and the best only."
     )

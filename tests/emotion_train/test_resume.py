@@ -150,6 +150,16 @@ def test_each_save_costs_a_stall_that_is_part_of_the_training_time(folder: Path,
     assert 0 < again.upload_seconds() < trainer.upload_seconds()
 
 
+def test_checkpoints_come_by_steps_too(folder: Path, stack: ExitStack) -> None:
+    words = ["run.id=by-steps", *WORDS, "checkpoint.every_seconds=null", "checkpoint.every_steps=3"]
+    trainer = start_trainer(tiny_config(folder, *words), stack)
+    trainer.tell = lambda progress, words: drain(trainer)
+    trainer.fit()
+    drain(trainer)
+    found = [(entry.step, "macro_f1" in entry.metrics) for entry in checkpoints(folder, "by-steps")]
+    assert found == [(3, False), (5, True), (6, False), (7, True), (9, False), (10, True), (12, False), (14, True)]
+
+
 def damage(folder: Path, run_id: str, entry: Entry, name: str) -> None:
     path = folder / "runs" / run_id / next(part.key for part in entry.parts if part.key.endswith(name))
     raw = bytearray(path.read_bytes())
