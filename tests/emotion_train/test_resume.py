@@ -458,7 +458,7 @@ def test_the_hold_lasts_as_long_as_asked(folder: Path, stack: ExitStack, machine
     assert 2 <= heard[-1] - heard[0] < 30
 
 
-def unplug(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def unplug(trainer: Trainer) -> None:
     """From now on the run's store takes nothing."""
     assert trainer.saver is not None
     store = trainer.saver._writer.store
@@ -473,7 +473,7 @@ def plug_in(folder: Path) -> None:
 
 
 def test_a_state_that_only_this_machine_has_is_gone_on_from(
-    tmp_path: Path, whole: Trainer, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, whole: Trainer, stack: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(tmp_path, *WORDS, EACH_STEP, f"checkpoint.local_folder={tmp_path / 'local'}")
     with ExitStack() as first:
@@ -486,7 +486,7 @@ def test_a_state_that_only_this_machine_has_is_gone_on_from(
         def tell(progress: checkpoint.Progress, words: str) -> None:
             if progress.step == 4 and not words:
                 drain(trainer)
-                unplug(trainer, monkeypatch)
+                unplug(trainer)
             if progress.step == 9 and not words:
                 for _ in range(600):
                     if [entry.step for entry in local.entries()][-1:] >= [7]:
