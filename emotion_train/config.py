@@ -20,6 +20,7 @@ from emotion_train.errors import WrongRequest
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR_LAYERS = (*ATTENTION_PROJECTIONS, "gate_proj", "up_proj", "down_proj")
+Precision = Literal["nf4", "bf16", "fp32"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -46,9 +47,7 @@ class ModelSection(Section):
     base: str = Field(
         "mistralai/Mistral-Small-3.1-24B-Base-2503", min_length=1, description="Hub id, folder of a checkpoint, or a .gguf file."
     )
-    precision: Literal["nf4", "bf16", "fp32"] = Field(
-        "nf4", description="Frozen base: 4-bit NormalFloat with bf16 compute, bfloat16, or float32."
-    )
+    precision: Precision = Field("nf4", description="Frozen base: 4-bit NormalFloat with bf16 compute, bfloat16, or float32.")
 
 
 class LoraSection(Section):

@@ -54,7 +54,7 @@ def publish(writer: Writer, epoch: int, step: int, files: Mapping[str, bytes], r
 
 
 def final_files(adapter: Path, report: Report, splits: Mapping[str, SplitResult]) -> dict[str, bytes]:
-    """All that is published, by name: what the adapter's folder holds below adapter/, report.json, report.html, predictions of each split."""
+    """All that is published, by name: the files of the adapter below adapter/, report.json, report.html, the predictions of each split."""
     files = {f"adapter/{path.relative_to(adapter).as_posix()}": path.read_bytes() for path in sorted(adapter.rglob("*")) if path.is_file()}
     files |= {"report.json": report.to_bytes(), "report.html": render_html(report).encode()}
     return files | {predictions_key(name): predictions_to_parquet(result.predictions) for name, result in splits.items()}

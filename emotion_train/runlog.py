@@ -257,8 +257,9 @@ class Writer:
     def append(self, kind: Kind, epoch: int, step: int, parts: tuple[Part, ...] = (), metrics: Metrics | None = None) -> Entry:
         """Commit one entry, and return it as it stands in the log.
 
-        Raises `Fenced` when another writer has claimed the run, and `StorageError` when the log is gone. After a `StorageError` the entry may be in the log, or may come into it
-        later: the next append finds it there and takes it for its own, and the same append again returns it.
+        Raises `Fenced` when another writer has claimed the run. After a `StorageError`, which also says that the log was deleted, the entry
+        may be in the log, or may come into it later: the next append finds it there and takes it for its own, and the same append again
+        returns it.
         """
         self._require_log()
         while True:
@@ -293,7 +294,7 @@ class Writer:
             self.store.stat(key)
         except ObjectNotFound:
             raise StorageError(
-                f"{self.store.url_of(key)} is gone: run {self.run_id}, or its bucket, was deleted while this process wrote to it; put it back."
+                f"{self.store.url_of(key)} is gone: run {self.run_id}, or its bucket, was deleted under this process; put it back."
             ) from None
 
     def _create(self, entry: Entry) -> None:

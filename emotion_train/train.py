@@ -590,7 +590,8 @@ def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult],
 
 
 def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path) -> None:
-    from emotion_train.model.lora import AdapterFacts, save_adapter
+    from emotion_train.model.facts import AdapterFacts
+    from emotion_train.model.lora import save_adapter
 
     facts = AdapterFacts.of(
         trainer.question.base,

@@ -126,7 +126,7 @@ def test_of_several_claims_at_once_the_newest_wins_and_knows_all_before_it(store
     assert third.entries == tuple(claims[:2])
     assert third.incarnation == 2
     for older in (first, second):
-        with pytest.raises(Fenced, match="taken over by .* its claim of 20"):
+        with pytest.raises(Fenced, match=r"taken over by .* its claim of 20"):
             older.append("checkpoint", 0, 1)
     third.append("checkpoint", 0, 1)
     assert tuple(read_log(store, "run")) == third.log
