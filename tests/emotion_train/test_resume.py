@@ -426,7 +426,7 @@ def test_a_termination_that_is_withdrawn_is_waited_for_and_training_goes_on(
 
 
 def test_sigint_ends_a_hold_at_once(folder: Path, stack: ExitStack, machine: Machine) -> None:
-    config = tiny_config(folder, "run.id=impatient", *WORDS, "preemption.hold_s=600")
+    config = tiny_config(folder, "run.id=impatient", *WORDS, "preemption.hold_s=90")
     trainer = start_trainer(config, stack, machine)
     machine.speaks_at(trainer, 2, "sigterm")
     began = time.monotonic()
