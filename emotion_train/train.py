@@ -508,7 +508,7 @@ def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[
             _say(f"NOT PUBLISHED yet, trying again for {deadline - told:.0f} s: {problem}")
         if job.interruptions.exchange_now() & GOING:
             job.interruptions.hold(f"All {job.config.train.epochs} epochs are trained and not yet published.")
-        time.sleep(pause)
+        job.interruptions.wait(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 

@@ -424,10 +424,10 @@ MUTANTS = [
     ),
     # when the machine goes
     Mutant(
-        "a rebalance is no reason to stop",
+        "a rebalance saves",
         "interruption",
         '"rebalance": Signal.REBALANCE',
-        '"rebalance": Signal.STOP',
+        '"rebalance": Signal.NONE',
         "test_resume.py::test_a_rebalance_notice_saves_and_trains_on",
     ),
     Mutant(

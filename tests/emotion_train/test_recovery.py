@@ -254,6 +254,30 @@ def test_sigterm_saves_the_step_that_all_ranks_are_at_and_leaves_with_33(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_while_the_store_does_not_take_the_result_leaves_with_33_and_the_next_start_publishes(
+    tmp_path: Path, processes: int
+) -> None:
+    tiny_config(tmp_path)
+    words = tiny_words(tmp_path, *WORDS, "preemption.hold_s=0")
+    in_the_way = tmp_path / "runs" / "tiny" / "final"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("")
+    with started(processes, words, {}) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "NOT PUBLISHED yet" in line:
+                break
+        process.terminate()
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert "trained and not yet published" in out
+    if processes == 1:
+        assert process.returncode == 33
+    in_the_way.unlink()
+    assert "resumed at step 22 of 22" in train_to_the_end(processes, words, {})
+
+
+@pytest.mark.slow
 def test_after_sigterm_a_run_holds_until_it_is_killed(tmp_path: Path) -> None:
     tiny_config(tmp_path)
     words = tiny_words(tmp_path, *WORDS, "train.epochs=8", "checkpoint.every_seconds=null")

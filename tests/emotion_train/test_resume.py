@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from emotion_train import checkpoint
+from emotion_train.distributed import Ranks
 from emotion_train.errors import Fenced, Preempted, StorageError, WrongRequest
+from emotion_train.interruption import Interruptions
 from emotion_train.model.lora import adapter_state
 from emotion_train.preemption import Notice
 from emotion_train.runlog import Entry, Writer, read_log
@@ -327,6 +329,29 @@ def test_what_may_differ_between_two_starts_is_noted_and_what_may_not_is_refused
     assert log(folder, "noted") == before
 
 
+MISSHAPEN = [
+    b"[" * 100_000,
+    b"[]",
+    b"{}",
+    b'{"progress": 1, "config": {}, "labels": []}',
+    b'{"progress": {"step": "many"}, "config": {}, "labels": []}',
+    b'{"progress": {"step": -1}, "config": {}, "labels": []}',
+    b'{"progress": {}, "config": [], "labels": []}',
+    b'{"progress": {}, "config": {"run": 1}, "labels": []}',
+    b'{"progress": {}, "config": {}, "labels": 1}',
+]
+
+
+@pytest.mark.parametrize("content", MISSHAPEN, ids=range(len(MISSHAPEN)))
+def test_a_state_that_is_not_one_is_refused_although_its_sha256_is_right(folder: Path, content: bytes) -> None:
+    store = open_store(str(folder / "runs"))
+    writer = Writer(store, "misshapen", "0" * 64, "0" * 64)
+    writer.claim(0, 0)
+    entry = writer.append("checkpoint", 0, 1, (writer.upload("step-1/state.json", content),))
+    with pytest.raises(StorageError, match=r"state\.json"):
+        checkpoint.read_document(store, "misshapen", entry)
+
+
 def test_another_writer_ends_the_run_at_the_next_step(folder: Path, stack: ExitStack) -> None:
     config = tiny_config(folder, "run.id=fenced", EACH_STEP, "train.epochs=50")
     trainer = start_trainer(config, stack)
@@ -440,6 +465,17 @@ def test_sigint_ends_a_hold_at_once(folder: Path, stack: ExitStack, machine: Mac
     with pytest.raises(Preempted):
         trainer.fit()
     assert time.monotonic() - began < 60
+
+
+def test_a_pause_ends_when_the_machine_goes_and_not_for_a_rebalance(machine: Machine) -> None:
+    waiting = Interruptions(Ranks(), machine, 0.0, print)
+    machine.now = Notice("rebalance", "It may go", None, 1)
+    began = time.monotonic()
+    waiting.wait(1)
+    assert time.monotonic() - began >= 1
+    machine.now = Notice("terminate", "It goes", None, 2)
+    waiting.wait(60)
+    assert time.monotonic() - began < 30
 
 
 def test_the_hold_lasts_as_long_as_asked(folder: Path, stack: ExitStack, machine: Machine) -> None:
