@@ -454,8 +454,8 @@ MUTANTS = [
     Mutant(
         "a termination may be withdrawn",
         "interruption",
-        "if not any_going:",
-        "if False:",
+        'going = kind in ("terminate", "sigterm")',
+        "going = True",
         "test_resume.py::test_a_termination_that_is_withdrawn_is_waited_for_and_training_goes_on[False]",
     ),
     Mutant(
@@ -568,7 +568,7 @@ MUTANTS = [
         "launch/processes",
         "before = {number: signal.signal(number, signals.came) for number in wanted}",
         "before = {}",
-        "launch/test_processes.py::test_a_signal_reaches_the_trainer_once",
+        "launch/test_processes.py::test_what_needs_no_second_start_holds_nobody[0]",
     ),
     Mutant(
         "a signal is passed on once",
