@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from emotion_train.errors import WrongRequest
+from emotion_train.model.facts import read_facts
 
 if TYPE_CHECKING:
     from emotion_train.model.lora import LoadedAdapter
@@ -65,6 +66,7 @@ def _positive(word: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one line a post, in the order of the input."""
+    read_facts(arguments.adapter)  # a wrong folder is refused before torch is imported
     posts = iter(_posts(arguments))
     first = list(islice(posts, 1))
     if not first:

@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
         if published := ranks.on_main(lambda: _look_before_claiming(config, index, output_store, arguments.allow_unfenced)):
             return _say_published(output_store, run_id, published, ranks.is_main)
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
-        again = f"{_command(arguments)} run.id={run_id}"
+        again = _command(arguments, run_id, accelerator.device.type)
         job = Job(config, index, data_store, output_store, run_id, accelerator, ranks, interruptions, tokenizer, started, again)
         claimed: list[Claimed] = []  # stays empty on ranks other than 0
         if published := ranks.on_main(lambda: _claim(job, claimed)):
@@ -161,11 +161,13 @@ def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config.sha256()[:6]}"
 
 
-def _command(arguments: argparse.Namespace) -> str:
-    """The command line of one process that asks for this run."""
-    words = ["--config", arguments.config] if arguments.config else []
+def _command(arguments: argparse.Namespace, run_id: str, device: str) -> str:
+    """The command line that goes on with this run."""
+    words = ["--accelerate-config", "cpu"] if device == "cpu" else []
+    words += ["--config", arguments.config] if arguments.config else []
     words += ["--allow-unfenced"] if arguments.allow_unfenced else []
-    return shlex.join(["python", "-m", "emotion_train.train", *words, *arguments.overrides])
+    words += [word for word in arguments.overrides if not word.startswith("run.id=")]
+    return shlex.join(["emotion-launch", "run", *words, f"run.id={run_id}"])
 
 
 def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfenced: bool) -> Entry | None:
@@ -197,7 +199,7 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
     saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
     print(f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}", file=sys.stderr, flush=True)
     try:
-        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)))
+        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)), job.ranks.world_size)
     except Published as already:
         return already.entry
     found = Claimed(writer, LocalStates(_local_folder(job.config), job.run_id))
@@ -211,8 +213,16 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
         entry = found.newest.entry
         for words in checkpoint.check_same_question(found.newest.document, job.config, job.index, entry, job.run_id):
             _say(f"continued with another {words}")
+        _say_of_processes(found.writer)
     claimed.append(found)
     return None
+
+
+def _say_of_processes(writer: Writer) -> None:
+    """Note when this claim is on another number of processes than the one before."""
+    claims = [entry.metrics.get("processes") for entry in writer.log if entry.kind == "claim"]
+    if len(claims) > 1 and claims[-2] not in (None, claims[-1]):
+        _say(f"continued on another number of processes (was {claims[-2]}, is {claims[-1]})")
 
 
 def _prefer_local(job: Job, found: Claimed) -> None:
@@ -399,23 +409,29 @@ def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, sta
     """Take the best checkpoint, score it on every held-out split, and publish adapter and report together."""
     from rich.console import Console
 
-    from emotion_train.publish import publish
+    from emotion_train.publish import final_files, publish
     from emotion_train.report.terminal import print_report
 
-    _until_the_store_takes_it(job, claimed, lambda: _drain(trainer))
+    _until_the_store_takes_it(job, lambda: _drain(trainer), lambda: _kept_by(trainer))
     best = _load_best(job, trainer, claimed)
     splits = _score_in_peace(job, trainer, stack)
     reports: list[Report] = []  # stays empty on ranks other than 0
-    with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
-        if claimed is not None:
-            reports.append(_build_report(job, trainer, splits, best, claimed.remarks))
+    files: dict[str, bytes] = {}
+    if claimed is not None:
+        reports.append(_build_report(job, trainer, splits, best, claimed.remarks))
+        with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
             _save_adapter(job, trainer, reports[0], Path(folder))
+            files = final_files(Path(folder), reports[0], splits)
 
-        def publish_all() -> Entry:
-            assert claimed is not None
-            return publish(claimed.writer, job.config.train.epochs, trainer.progress.step, Path(folder), reports[0], splits)
+    def publish_all() -> Entry:
+        assert claimed is not None
+        return publish(claimed.writer, job.config.train.epochs, trainer.progress.step, files, reports[0])
 
-        entry = _until_the_store_takes_it(job, claimed, publish_all)  # nobody leaves before that
+    def keep() -> str:
+        assert claimed is not None
+        return claimed.local.keep_final(files)
+
+    entry = _until_the_store_takes_it(job, publish_all, keep)  # nobody leaves before that
     if claimed is not None:
         claimed.local.clear()
         print_report(reports[0], Console(highlight=False))
@@ -429,6 +445,11 @@ def _drain(trainer: Trainer) -> None:
     assert trainer.saver is not None
     if not trainer.saver.drain(_TRY_S):
         raise trainer.saver.problem or StorageError("The last checkpoints are still being uploaded.")
+
+
+def _kept_by(trainer: Trainer) -> str:
+    assert trainer.saver is not None
+    return trainer.saver.keep_what_waits()
 
 
 def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> Entry:
@@ -447,7 +468,7 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> Entry:
         found.append(best)
         return best[0]
 
-    entry = _until_the_store_takes_it(job, claimed, find)
+    entry = _until_the_store_takes_it(job, find, lambda: "Its checkpoints are all in that store.")
     load_adapter_state(trainer.bare_model, load(job.ranks.bytes_from_main(found[0][1] if found else b"")))
     return entry
 
@@ -463,10 +484,10 @@ def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, S
             job.interruptions.hold(f"All {trainer.steps} steps are saved, the report is not yet made.")
 
 
-def _until_the_store_takes_it(job: Job, claimed: Claimed | None, action: Callable[[], T]) -> T:
+def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[[], str]) -> T:
     """What `action` returns on rank 0, on every rank; tried again while the store fails, for `run.publish_timeout_s` seconds.
 
-    Raises `NotPublished` after that, and `Preempted` when the machine goes before.
+    Raises `NotPublished` after that, with what `keep` says of where the run's result is, and `Preempted` when the machine goes before.
     """
     from emotion_train.interruption import GOING
 
@@ -477,7 +498,7 @@ def _until_the_store_takes_it(job: Job, claimed: Claimed | None, action: Callabl
             return action(), None
         except StorageError as error:
             if time.monotonic() >= deadline:
-                raise _not_published(job, claimed, error) from error
+                raise _not_published(job, error, keep()) from error
             return None, str(error)
 
     while True:
@@ -489,15 +510,14 @@ def _until_the_store_takes_it(job: Job, claimed: Claimed | None, action: Callabl
             _say(f"NOT PUBLISHED yet, trying again for {deadline - told:.0f} s: {problem}")
         if job.interruptions.exchange_now() & GOING:
             job.interruptions.hold(f"All {job.config.train.epochs} epochs are trained and not yet published.")
-        time.sleep(pause)
+        job.interruptions.wait(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _not_published(job: Job, claimed: Claimed | None, error: StorageError) -> NotPublished:
-    folder = claimed.local.folder if claimed is not None else ""
+def _not_published(job: Job, error: StorageError, kept: str) -> NotPublished:
     return NotPublished(
-        f"Run {job.run_id} is trained and could not be published to {job.output_store.url}: {error} What the store did not take is kept in "
-        f"{folder}. When the store answers again, type on this machine: {job.again}"
+        f"Run {job.run_id} is trained and could not be published to {job.output_store.url}: {error} {kept} When the store answers again, "
+        f"type on this machine: {job.again}"
     )
 
 
@@ -572,7 +592,8 @@ def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult],
 
 
 def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path) -> None:
-    from emotion_train.model.lora import AdapterFacts, save_adapter
+    from emotion_train.model.facts import AdapterFacts
+    from emotion_train.model.lora import save_adapter
 
     facts = AdapterFacts.of(
         trainer.question.base,

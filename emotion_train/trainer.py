@@ -134,7 +134,7 @@ class Trainer:
                     self._step(batch)
                     if self.progress.step % _LOG_EVERY_STEPS == 0:
                         self._log_loss()
-                    self._answer(self._exchange())
+                    self._answer(self._exchange() | self._due_by_steps())
                     self._evaluate_if_due()
 
     def _step(self, batch: StepBatch) -> None:
@@ -239,6 +239,12 @@ class Trainer:
                 self.saver.check()
             raise Fenced("Rank 0 was fenced.") if signals & Signal.FENCED else EmotionTrainError("Rank 0 could not save.")
         return signals
+
+    def _due_by_steps(self) -> Signal:
+        """Whether this step ends with a checkpoint, the same on all ranks; an evaluation brings its own."""
+        every = self.config.checkpoint.every_steps
+        due = every is not None and self.progress.step % every == 0 and not self._evaluation_due()
+        return Signal.SAVE if due else Signal.NONE
 
     def _answer(self, signals: Signal) -> None:
         """Save when asked to; when the machine goes, save, wait until that is committed, and hold."""

@@ -7,13 +7,11 @@ Whatever the choice, everything that is trained (adapter and head) and the head'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from emotion_train.config import Precision as Precision
 from emotion_train.errors import WrongRequest
-
-Precision = Literal["nf4", "bf16", "fp8", "fp32"]
 
 
 @dataclass(frozen=True)

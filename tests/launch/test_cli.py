@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from emotion_train.errors import EXIT_CODES
 from launch.cli import main
 
 
@@ -21,6 +23,13 @@ def test_help_imports_neither_torch_nor_transformers_nor_boto3() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.endswith("loaded []\n")
     assert "34  fenced" in answer.stdout
+
+
+def test_help_and_readme_tell_the_same_exit_codes() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| (\d+) \| (\w+)", readme.partition("## Exit codes")[2].partition("##")[0], re.M)
+    assert told == re.findall(r"^  (\d+) +(\w+)", EXIT_CODES, re.M)
+    assert [code for code, _ in told] == ["0", "1", "2", "33", "34"]
 
 
 def test_dry_run_prints_the_line_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
