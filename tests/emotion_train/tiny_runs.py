@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
-from emotion_train.distributed import Ranks
 from emotion_train.interruption import Interruptions
 from emotion_train.preemption import Notice
 from emotion_train.prepare import prepare
+from emotion_train.ranks import Ranks
 from emotion_train.storage import open_store
 from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _start_trainer
 from emotion_train.trainer import Trainer
@@ -77,9 +77,8 @@ def job_of(config: Config, notice: Callable[[], Notice | None] = lambda: None) -
     accelerator, ranks = Accelerator(cpu=True), Ranks()
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
     interruptions = Interruptions(ranks, notice, config.preemption.hold_s or 0.0, print)
-    return Job(
-        config, index, data_store, output_store, config.run.id, accelerator, ranks, interruptions, tokenizer, datetime.now(UTC), "again"
-    )
+    now, engine = datetime.now(UTC), "one process"
+    return Job(config, index, data_store, output_store, config.run.id, accelerator, engine, ranks, interruptions, tokenizer, now, "again")
 
 
 def start_trainer(config: Config, stack: ExitStack, notice: Callable[[], Notice | None] = lambda: None) -> Trainer:
