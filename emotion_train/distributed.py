@@ -36,7 +36,8 @@ Kind = Literal["one process", "DDP", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FS
 NO_GPU = "-1,-1"  # what accelerate_configs/cpu.yaml makes of CUDA_VISIBLE_DEVICES
 _LATER_S = 60  # gloo's groups, which can say what happened, give up so much earlier than NCCL, which ends the process
 # PyTorch 2.13 renamed the argument and warns of the old name
-_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+_NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+_NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
 _TRUE = ("true", "1", "yes")
 
 
@@ -216,7 +217,7 @@ class DataParallel(Engine):
             device_ids=[device.index] if device.type == "cuda" else None,
             init_sync=False,
             gradient_as_bucket_view=True,
-            **{_BUFFERS: False},
+            **_NO_BUFFERS,
         )
         self.module = self._ddp
         self.gradient_scale = float(dist.get_world_size())
