@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["one process", "DDP", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2"]
 NO_GPU = "-1,-1"  # what accelerate_configs/cpu.yaml makes of CUDA_VISIBLE_DEVICES
-_LATER_S = 60  # gloo's groups, which can say what happened, give up so much earlier than NCCL, which ends the process
+_LATER_S = 60  # NCCL, which ends the process by force, gives up so much later than gloo, which can say what happened
 # PyTorch 2.13 renamed the argument and warns of the old name
 _NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 _NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
@@ -70,7 +70,7 @@ def start_accelerator(timeout_s: float, trackers: list[str], environment: Mappin
         cpu=on_cpu,
         log_with=list(trackers) or None,
         project_dir="tracking" if trackers else None,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s + _LATER_S))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s + (0 if on_cpu else _LATER_S)))],
     )
     started, wanted = accelerator.num_processes, int(environment.get("WORLD_SIZE", "1"))
     if started != wanted or (accelerator.device.type == "cpu") != on_cpu:

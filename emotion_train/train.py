@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
@@ -435,16 +435,18 @@ def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, sta
     """Take the best checkpoint, score it on every held-out split, and publish adapter and report together."""
     from rich.console import Console
 
-    from emotion_train.publish import publish
+    from emotion_train.publish import peak_memory, publish
     from emotion_train.report.terminal import print_report
 
     _until_the_store_takes_it(job, claimed, lambda: _drain(trainer))
     best, adapter = _load_best(job, trainer, claimed)
     splits = _score_in_peace(job, trainer, stack)
+    peak_bytes, memory_kind = peak_memory(job.accelerator.device)
+    memory = max(job.ranks.gather(peak_bytes), default=0), memory_kind
     reports: list[Report] = []  # stays empty on ranks other than 0
     with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
         if claimed is not None:
-            reports.append(_build_report(job, trainer, splits, best, claimed.remarks))
+            reports.append(_build_report(job, trainer, splits, best, claimed.remarks, memory))
             _save_adapter(job, trainer, reports[0], Path(folder), adapter)
 
         def publish_all() -> Entry:
@@ -559,13 +561,20 @@ def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, Spl
     return results
 
 
-def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult], best: Entry, remarks: Sequence[str]) -> Report:
-    from emotion_train.publish import git_commit, peak_memory, versions
+def _build_report(
+    job: Job,
+    trainer: Trainer,
+    splits: Mapping[str, SplitResult],
+    best: Entry,
+    remarks: Sequence[str],
+    memory: tuple[int, Literal["GPU", "RSS"]],
+) -> Report:
+    from emotion_train.publish import git_commit, versions
     from emotion_train.report.figures import Measured, build_report, dataset_facts
     from emotion_train.report.schema import Evaluation, Identity
 
     progress, ended = trainer.progress, datetime.now(UTC)
-    memory_bytes, memory_kind = peak_memory(job.accelerator.device)
+    memory_bytes, memory_kind = memory
     bad_rows = [f"{progress.bad_rows} rows turned out bad at run time and were trained with weight 0."] if progress.bad_rows else []
     return build_report(
         labels=job.index.labels,

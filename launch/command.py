@@ -14,6 +14,7 @@ from launch.topology import Gpu, Topology, read_topology
 
 CONFIGS = Path(__file__).resolve().parent.parent / "accelerate_configs"
 TRAINER = "emotion_train.train"
+QUIETLY = "launch.accelerate_quietly"
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ def accelerate_line(
 ) -> list[str]:
     """The argv that starts this node's trainers, one process where no `topology` is given.
 
-    `python -m accelerate…` is the `accelerate` command of the same environment. --quiet keeps accelerate's traceback from following the
-    trainer's own message. Nodes wait `timeout_s` seconds for each other to start (None: torchrun's own number).
+    `launch.accelerate_quietly` is the `accelerate launch` of the same environment; it and --quiet keep tracebacks of what stands between
+    from following the trainer's own message. Nodes wait `timeout_s` seconds for each other to start (None: torchrun's own number).
     """
-    line = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config_file)]
+    line = [sys.executable, "-m", QUIETLY, "--quiet", "--config_file", str(config_file)]
     line += _layout(topology or Topology(()), timeout_s)
     line += ["-m", TRAINER]
     line += ["--config", run_config] if run_config else []
@@ -113,6 +114,6 @@ def printable(argv: Sequence[str]) -> str:
     import shlex
 
     words = list(argv)
-    if words[1:3] == ["-m", "accelerate.commands.launch"]:
+    if words[1:3] == ["-m", QUIETLY]:
         words = ["accelerate", "launch", *(word for word in words[3:] if word != "--quiet")]
     return shlex.join(words)
