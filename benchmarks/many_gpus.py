@@ -164,7 +164,7 @@ def table(arguments: argparse.Namespace, runs: list[Run], apart: list[float]) ->
         )
     identity = runs[0].report["identity"]
     versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
-    shape = f"{arguments.layers} layers, {arguments.steps} steps of {arguments.batch} posts, packs of 4,096 tokens, {VALIDATION} posts read back"
+    shape = f"{arguments.layers} layers, {arguments.steps} steps of {arguments.batch} posts, packs of 4,096 tokens, {VALIDATION} read back"
     return "\n".join([*rows, "", f"{shape}. {identity['device']}; {versions}"])
 
 

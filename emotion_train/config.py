@@ -46,9 +46,19 @@ class ModelSection(Section):
     base: str = Field(
         "mistralai/Mistral-Small-3.1-24B-Base-2503", min_length=1, description="Hub id, folder of a checkpoint, or a .gguf file."
     )
-    precision: Literal["nf4", "bf16", "fp32"] = Field(
-        "nf4", description="Frozen base: 4-bit NormalFloat with bf16 compute, bfloat16, or float32."
+    precision: Literal["nf4", "bf16", "fp8", "fp32"] = Field(
+        "nf4",
+        description="Frozen base: 4-bit NormalFloat with bf16 compute, bfloat16, float8 products (Ada, Hopper and newer), or float32.",
     )
+    decoder: Literal["fused", "stock"] = Field(
+        "fused", description="fused = this program's Triton blocks, where they fit the model and GPU; stock = transformers' modules."
+    )
+
+    @model_validator(mode="after")
+    def _fp8_is_fused(self) -> ModelSection:
+        if self.precision == "fp8" and self.decoder == "stock":
+            raise ValueError("decoder is stock and precision is fp8, which only the fused blocks compute; leave decoder out or take bf16")
+        return self
 
 
 class LoraSection(Section):

@@ -50,7 +50,7 @@ def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", metavar="BASE", help="folder, .gguf file or hub id of the base model (default: the one it was trained on)"
     )
-    parser.add_argument("--precision", choices=("nf4", "bf16", "fp32"), help="format of the frozen base (default: as in training)")
+    parser.add_argument("--precision", choices=("nf4", "bf16", "fp8", "fp32"), help="format of the frozen base (default: as in training)")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes the GPU where there is one (default: auto)")
     parser.add_argument(
         "--tokens-per-microbatch", type=_positive, default=4096, metavar="N", help="tokens of one forward pass (default: 4096)"

@@ -328,6 +328,12 @@ def _build_model(
         if going():
             raise CutOff
 
+    cut = shards_weights(engine)
+    if cut and config.model.precision == "fp8":
+        raise WrongRequest(
+            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give --config_file "
+            "accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
+        )
     with ProgressLine("loading", 1, "tensors", shown=accelerator.is_main_process) as line:
         model, base = build_classifier(
             config.model.base,
@@ -336,9 +342,11 @@ def _build_model(
             config.lora,
             config.run.seed,
             accelerator.device,
-            to_be_sharded=shards_weights(engine),
+            to_be_sharded=cut,
             tell=tell,
         )
+    if config.model.decoder == "fused" and not cut:
+        model.fuse()
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, base

@@ -32,6 +32,8 @@ from emotion_train.errors import Diverged, EmotionTrainError, Fenced
 from emotion_train.interruption import GOING, Interruptions
 from emotion_train.loss import weighted_loss_sum
 from emotion_train.metrics import ClassCounts, confusion
+from emotion_train.model.attention import on_device
+from emotion_train.model.graphs import GraphedPasses, pays
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseInfo
 from emotion_train.ranks import Ranks, Signal
@@ -104,6 +106,8 @@ class Trainer:
         self.bare_model = model
         self.engine = make_engine(engine, model, config.train, accelerator.device)
         self.model = self.engine.module
+        graphed = engine == "one process" and pays(model, ranks.world_size)
+        self._graphs = GraphedPasses(model, list(self.engine.trained.own)) if graphed else None
         self.steps_per_epoch = train.steps_per_epoch
         self.steps = self.steps_per_epoch * config.train.epochs
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
@@ -137,16 +141,22 @@ class Trainer:
         scale = self.engine.gradient_scale / (batch.weight_sum or 1.0)
         loss = torch.zeros((), device=self.accelerator.device)
         for number, pack in enumerate(batch.packs):
-            with self.engine.microbatch(last=number == len(batch.packs) - 1):
-                loss_sum = self._loss_sum(pack)
-                self.engine.backward(loss_sum * scale)
-            loss += loss_sum.detach()
+            loss += self._passes(pack, scale, last=number == len(batch.packs) - 1)
         self.engine.update(self.learning_rate)
         self._losses.append(loss / (batch.weight_sum or 1.0))
         self.progress.step += 1
         self.progress.examples += batch.examples
         self._own += (batch.real_tokens, sum(len(pack.tokens_T) for pack in batch.packs), batch.bad_rows)
         self.tell(self.progress, "")
+
+    def _passes(self, pack: Pack, scale: float, last: bool) -> torch.Tensor:
+        """Forward and backward of one micro-batch; returns its loss sum."""
+        if self._graphs is not None and (loss_sum := self._graphs(pack, scale)) is not None:
+            return loss_sum
+        with self.engine.microbatch(last):
+            loss_sum = self._loss_sum(pack)
+            self.engine.backward(loss_sum * scale)
+        return loss_sum.detach()
 
     @property
     def learning_rate(self) -> float:
@@ -159,7 +169,7 @@ class Trainer:
     def _loss_sum(self, pack: Pack) -> torch.Tensor:
         device = self.accelerator.device
         logits_NC = forward_pack(self.model, pack, device)
-        return weighted_loss_sum(logits_NC, torch.from_numpy(pack.labels_N).to(device), torch.from_numpy(pack.weights_N).to(device))
+        return weighted_loss_sum(logits_NC, on_device(pack.labels_N, device), on_device(pack.weights_N, device))
 
     def _seed_dropout(self) -> None:
         """Dropout is a function of (seed, step, rank), so that a resumed run draws what the old one would have drawn."""

@@ -45,8 +45,8 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
             continue
         if isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "emotion_train":
-                found |= {f"emotion_train.{alias.name}" for alias in node.names}
+            if (ROOT / node.module.replace(".", "/")).is_dir():
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
             else:
                 found.add(node.module)
         if isinstance(node, ast.Import):

@@ -260,6 +260,7 @@ def load_adapter(
     model = EmotionClassifier(attach_lora(network, facts.lora, seed=0), precision or facts.precision)
     load_adapter_state(model, _read_weights(folder / WEIGHTS))
     model.requires_grad_(False).eval()
+    model.fuse()
     tokenizer = PostTokenizer.load(str(folder), facts.max_length)
     if tokenizer.sha256() != facts.tokenizer_sha256:
         raise WrongRequest(f"The tokenizer in {folder} is not the one of the training; pull the adapter again.")

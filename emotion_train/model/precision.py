@@ -13,12 +13,15 @@ import torch
 
 from emotion_train.errors import WrongRequest
 
-Precision = Literal["nf4", "bf16", "fp32"]
+Precision = Literal["nf4", "bf16", "fp8", "fp32"]
 
 
 @dataclass(frozen=True)
 class Formats:
-    """`weights` of embeddings, norms and (unless `quantised`) linear layers; `compute` of the matrix products."""
+    """`weights` of embeddings, norms and (unless `quantised`) linear layers; `compute` of what lies between the products.
+
+    fp8 is brought from bfloat16 to float8 by the fused decoder, once the weights lie on their device.
+    """
 
     weights: torch.dtype
     compute: torch.dtype
