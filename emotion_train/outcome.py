@@ -57,6 +57,11 @@ def read_outcome(folder: Path) -> int | None:
         return None
 
 
+def trainers_started(folder: Path) -> bool:
+    """Whether any trainer of this machine came so far as to say its name."""
+    return any(folder.glob("trainer-*"))
+
+
 def living_trainers(folder: Path) -> list[int]:
     """Process ids of this machine's trainers that have not ended."""
     return [int(path.read_text()) for path in sorted(folder.glob("trainer-*")) if _is_locked(path)]

@@ -12,17 +12,18 @@ import re
 import shlex
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
-from emotion_train.errors import NotPublished, StorageError, WrongRequest
+from emotion_train.errors import LostContact, NotPublished, StorageError, WrongRequest
 from emotion_train.outcome import answers_signals
 from emotion_train.preemption import PreemptionWatch, hold_seconds
 from emotion_train.runlog import Entry, Published, Writer, read_log, require_conditional_writes
@@ -31,15 +32,17 @@ from emotion_train.storage import Store, open_store
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
     from accelerate import Accelerator
 
     from emotion_train.checkpoint import Saved
     from emotion_train.data.loader import Loader
     from emotion_train.data.tokenization import PostTokenizer
-    from emotion_train.distributed import Ranks
+    from emotion_train.distributed import Kind
     from emotion_train.interruption import Interruptions
     from emotion_train.model.head import EmotionClassifier
     from emotion_train.model.load import BaseInfo
+    from emotion_train.ranks import Ranks
     from emotion_train.report.figures import SplitResult
     from emotion_train.report.schema import Report
     from emotion_train.saver import LocalStates, Saver
@@ -47,11 +50,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POSTS_PER_SCORING_STEP = 256
-DATA_PATIENCE_S = 1800.0  # for a bucket that stops answering; less than ranks wait for each other
+DATA_PATIENCE_S = 1800.0  # for a bucket that stops answering
 _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _TELL_EVERY_S = 60.0
+_END_AFTER_S = 120.0  # enough for the saver to end what it is about
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +78,7 @@ class Job:
     output_store: Store
     run_id: str
     accelerator: Accelerator
+    engine: Kind
     ranks: Ranks
     interruptions: Interruptions
     tokenizer: PostTokenizer
@@ -113,12 +118,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from emotion_train.data.tokenization import PostTokenizer
     from emotion_train.interruption import Interruptions
+    from emotion_train.ranks import is_about_contact, lost_contact
 
     with ExitStack() as stack:
         asked = config.preemption.notices if os.environ.get("LOCAL_RANK", "0") == "0" else "none"  # once a machine is enough
         watch = stack.enter_context(PreemptionWatch(asked, _say))
         answers_signals()
-        accelerator, ranks = _start_processes(config)
+        accelerator, engine, ranks = _start_processes(config)
         run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
         config = config.model_copy(update={"run": config.run.model_copy(update={"id": run_id})})
         hold_s = hold_seconds(config.preemption.hold_s, os.environ)
@@ -127,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
             return _say_published(output_store, run_id, published, ranks.is_main)
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
         again = _command(arguments, run_id, accelerator.device.type)
-        job = Job(config, index, data_store, output_store, run_id, accelerator, ranks, interruptions, tokenizer, started, again)
+        job = Job(config, index, data_store, output_store, run_id, accelerator, engine, ranks, interruptions, tokenizer, started, again)
         claimed: list[Claimed] = []  # stays empty on ranks other than 0
         if published := ranks.on_main(lambda: _claim(job, claimed)):
             return _say_published(output_store, run_id, published, ranks.is_main)
@@ -137,6 +143,21 @@ def run(arguments: argparse.Namespace) -> int:
             return _report_and_publish(job, trainer, claimed[0] if claimed else None, stack)
         except torch.OutOfMemoryError:
             raise WrongRequest(_too_small(config)) from None
+        except LostContact:
+            _end_even_if_stuck()
+            raise
+        except RuntimeError as error:
+            if not is_about_contact(error):
+                raise
+            _end_even_if_stuck()
+            raise LostContact(lost_contact(ranks.rank, ranks.timeout_s, error)) from error
+
+
+def _end_even_if_stuck() -> None:
+    """End this process in a while even if its GPU or a thread of its own still waits for a process that is gone."""
+    timer = threading.Timer(_END_AFTER_S, os._exit, [1])
+    timer.daemon = True
+    timer.start()
 
 
 def _too_small(config: Config) -> str:
@@ -261,21 +282,15 @@ def _local_folder(config: Config) -> Path:
     return folder.absolute() / hashlib.sha256(config.run.output_url.encode()).hexdigest()[:12]
 
 
-def _start_processes(config: Config) -> tuple[Accelerator, Ranks]:
-    import torch
-    from accelerate import Accelerator
+def _start_processes(config: Config) -> tuple[Accelerator, Kind, Ranks]:
+    from emotion_train.distributed import start_accelerator
+    from emotion_train.ranks import Ranks
 
-    from emotion_train.distributed import Ranks
-
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
-    if not on_cpu and not torch.cuda.is_available():
-        raise WrongRequest(
-            "CUDA sees no GPU here (nvidia-smi shows the driver, `python -c 'import torch; print(torch.version.cuda)'` the build); to "
-            "train on the CPU type accelerate launch --config_file accelerate_configs/cpu.yaml."
-        )
-    trackers = list(config.run.trackers)
-    accelerator = Accelerator(cpu=on_cpu, log_with=trackers or None, project_dir="tracking" if trackers else None)
-    return accelerator, Ranks()
+    accelerator, engine = start_accelerator(config.distributed.timeout_s, list(config.run.trackers))
+    ranks = Ranks(config.distributed.timeout_s)
+    if ranks.world_size > 1 and ranks.is_main:
+        _say(f"{ranks.world_size} processes, {engine} on {device_name(accelerator.device.type)}")
+    return accelerator, engine, ranks
 
 
 def _load_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
@@ -287,17 +302,33 @@ def _load_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
     while True:
         loaded = None
         with suppress(CutOff):
-            loaded = _build_model(job.config, job.index, job.accelerator, job.interruptions.going)
+            loaded = _build_model(job.config, job.index, job.accelerator, job.interruptions.going, job.engine)
         if not job.ranks.sum(np.array([loaded is None])).any():
             assert loaded is not None
+            _refuse_different_bases(job, loaded[1])
             return loaded
         job.interruptions.hold("The model was being loaded; what the log has is safe.")
 
 
+def _refuse_different_bases(job: Job, base: BaseInfo) -> None:
+    """Raises `WrongRequest` on every rank when one has read other weights than rank 0, as after an update of the base between two nodes."""
+    import numpy as np
+
+    if job.ranks.sum(np.array([base.weights_sha256 != job.ranks.from_main(base.weights_sha256)])).any():
+        raise WrongRequest(
+            f"The nodes of this run read different weights for {base.name}; give all of them the same checkpoint, for example a folder or "
+            "a hub id with an empty cache."
+        )
+
+
 def _build_model(
-    config: Config, index: Index, accelerator: Accelerator, going: Callable[[], bool] = lambda: False
+    config: Config, index: Index, accelerator: Accelerator, going: Callable[[], bool] = lambda: False, engine: Kind = "one process"
 ) -> tuple[EmotionClassifier, BaseInfo]:
-    """The frozen base with a new adapter and head on this process's device. Raises `CutOff` when the machine goes."""
+    """The frozen base with a new adapter and head, on this process's device unless the engine cuts it up.
+
+    Raises `CutOff` when the machine goes.
+    """
+    from emotion_train.distributed import shards_weights
     from emotion_train.model.lora import build_classifier
     from emotion_train.progress import ProgressLine
     from emotion_train.trainer import CutOff
@@ -307,11 +338,24 @@ def _build_model(
         if going():
             raise CutOff
 
+    cut = shards_weights(engine)
+    if cut and config.model.precision == "fp8":
+        raise WrongRequest(
+            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give --config_file "
+            "accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
+        )
     with ProgressLine("loading", 1, "tensors", shown=accelerator.is_main_process) as line:
         model, base = build_classifier(
-            config.model.base, config.model.precision, len(index.labels), config.lora, config.run.seed, accelerator.device, tell=tell
+            config.model.base,
+            config.model.precision,
+            len(index.labels),
+            config.lora,
+            config.run.seed,
+            accelerator.device,
+            to_be_sharded=cut,
+            tell=tell,
         )
-    if config.model.decoder == "fused":
+    if config.model.decoder == "fused" and not cut:
         model.fuse()
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -330,7 +374,7 @@ def _start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Train
     validation = _scoring_loader(job, "validation", stack)
     saver = None if claimed is None else stack.enter_context(_open_saver(job, claimed))
     trainer = Trainer(
-        job.config, job.index, job.accelerator, job.ranks, model, train, validation, saver, base, job.started, job.interruptions
+        job.config, job.index, job.accelerator, job.ranks, model, train, validation, saver, base, job.started, job.interruptions, job.engine
     )
     _restore(job, trainer, claimed)
     if saver is not None and claimed is not None:
@@ -382,7 +426,7 @@ def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_
     split = job.index.split(name)
     return stack.enter_context(
         Loader(
-            RowGroupReader(job.data_store, split, patience_s=DATA_PATIENCE_S),
+            RowGroupReader(job.data_store, split, patience_s=min(DATA_PATIENCE_S, job.config.distributed.timeout_s / 2)),
             Order(split.row_counts, split.lanes, seed),
             job.tokenizer,
             weights_C,
@@ -409,18 +453,20 @@ def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, sta
     """Take the best checkpoint, score it on every held-out split, and publish adapter and report together."""
     from rich.console import Console
 
-    from emotion_train.publish import final_files, publish
+    from emotion_train.publish import final_files, peak_memory, publish
     from emotion_train.report.terminal import print_report
 
     _until_the_store_takes_it(job, lambda: _drain(trainer), lambda: _kept_by(trainer))
-    best = _load_best(job, trainer, claimed)
+    best, adapter = _load_best(job, trainer, claimed)
     splits = _score_in_peace(job, trainer, stack)
+    peak_bytes, memory_kind = peak_memory(job.accelerator.device)
+    memory = max(job.ranks.gather(peak_bytes), default=0), memory_kind
     reports: list[Report] = []  # stays empty on ranks other than 0
     files: dict[str, bytes] = {}
     if claimed is not None:
-        reports.append(_build_report(job, trainer, splits, best, claimed.remarks))
+        reports.append(_build_report(job, trainer, splits, best, claimed.remarks, memory))
         with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
-            _save_adapter(job, trainer, reports[0], Path(folder))
+            _save_adapter(job, trainer, reports[0], Path(folder), adapter)
             files = final_files(Path(folder), reports[0], splits)
 
     def publish_all() -> Entry:
@@ -452,12 +498,11 @@ def _kept_by(trainer: Trainer) -> str:
     return trainer.saver.keep_what_waits()
 
 
-def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> Entry:
-    """Put the best adapter that verifies into the model of every rank."""
+def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Entry, dict[str, torch.Tensor]]:
+    """Put the best adapter that verifies into the model of every rank; returns it with its entry."""
     from safetensors.torch import load
 
     from emotion_train import checkpoint
-    from emotion_train.model.lora import load_adapter_state
 
     found: list[tuple[Entry, bytes]] = []  # stays empty on ranks other than 0
 
@@ -469,8 +514,9 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> Entry:
         return best[0]
 
     entry = _until_the_store_takes_it(job, find, lambda: "Its checkpoints are all in that store.")
-    load_adapter_state(trainer.bare_model, load(job.ranks.bytes_from_main(found[0][1] if found else b"")))
-    return entry
+    state = load(job.ranks.bytes_from_main(found[0][1] if found else b""))
+    trainer.engine.load_adapter(state)
+    return entry, state
 
 
 def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, SplitResult]:
@@ -543,13 +589,20 @@ def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, Spl
     return results
 
 
-def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult], best: Entry, remarks: Sequence[str]) -> Report:
-    from emotion_train.publish import git_commit, peak_memory, versions
+def _build_report(
+    job: Job,
+    trainer: Trainer,
+    splits: Mapping[str, SplitResult],
+    best: Entry,
+    remarks: Sequence[str],
+    memory: tuple[int, Literal["GPU", "RSS"]],
+) -> Report:
+    from emotion_train.publish import git_commit, versions
     from emotion_train.report.figures import Measured, build_report, dataset_facts
     from emotion_train.report.schema import Evaluation, Identity
 
     progress, ended = trainer.progress, datetime.now(UTC)
-    memory_bytes, memory_kind = peak_memory(job.accelerator.device)
+    memory_bytes, memory_kind = memory
     bad_rows = [f"{progress.bad_rows} rows turned out bad at run time and were trained with weight 0."] if progress.bad_rows else []
     return build_report(
         labels=job.index.labels,
@@ -591,7 +644,7 @@ def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult],
     )
 
 
-def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path) -> None:
+def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path, adapter: Mapping[str, torch.Tensor]) -> None:
     from emotion_train.model.facts import AdapterFacts
     from emotion_train.model.lora import save_adapter
 
@@ -612,7 +665,7 @@ def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path) -> N
         f"| {report.headline} | {headline.macro_f1:.3f} | {headline.macro_f1_low:.3f} to {headline.macro_f1_high:.3f} "
         f"| {headline.weighted_f1:.3f} | {headline.accuracy:.3f} |",
     ]
-    save_adapter(trainer.bare_model, folder, tokenizer=job.tokenizer, facts=facts, metrics_lines=lines)
+    save_adapter(trainer.bare_model, folder, tokenizer=job.tokenizer, facts=facts, state=adapter, metrics_lines=lines)
 
 
 def device_name(kind: str) -> str:

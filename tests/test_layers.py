@@ -20,16 +20,17 @@ LEVELS = [
         "storage",
         "base",
         "gguf_file",
+        "memory",
         "progress",
     },
     {"data.cleaning", "data.index", "data.reader", "data.shards", "data.tokenization", "local_s3", "runlog"},
-    {"data.loader", "model.", "checkpoint", "report.", "distributed", "retention"},
+    {"data.loader", "model.", "checkpoint", "report.", "ranks", "distributed", "retention"},
     {"scoring", "saver", "interruption"},
     {"trainer", "publish"},
     {"prepare", "train", "evaluate", "predict", "demo"},
     {"cli"},
 ]
-FOR_THE_LAUNCHER = {"config", "errors", "storage", "runlog", "data.index", "base", "progress", "outcome", "preemption"}
+FOR_THE_LAUNCHER = {"memory", "config", "errors", "storage", "runlog", "data.index", "base", "progress", "outcome", "preemption"}
 
 
 def level(name: str) -> int:
