@@ -11,6 +11,7 @@ LEVELS = [
     {"config"},
     {
         "loss",
+        "memory",
         "metrics",
         "data.order",
         "data.packing",
@@ -29,7 +30,7 @@ LEVELS = [
     {"prepare", "train", "evaluate", "predict", "demo"},
     {"cli"},
 ]
-FOR_THE_LAUNCHER = {"config", "errors", "storage", "runlog", "data.index", "base", "progress", "outcome", "preemption"}
+FOR_THE_LAUNCHER = {"config", "errors", "storage", "runlog", "data.index", "base", "progress", "outcome", "preemption", "memory"}
 
 
 def level(name: str) -> int:
