@@ -25,8 +25,8 @@ _NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 _TRAINED_BYTES = 4 + 4 + 8  # float32 parameter, gradient, AdamW's two moments
 _CONTEXT_BYTES = 0.75 * GIB  # CUDA context, cuBLAS and NCCL workspaces
 _BETWEEN_BLOCKS = 0.04  # of the memory; what the caching allocator holds and cannot use
-_QUANTUM = 256  # tokens; matrix products like their rows in such multiples
-_MOST_TOKENS = 16_384  # more bring no speed: the products are at their rate far below
+TOKEN_QUANTUM = 256  # matrix products like their rows in such multiples
+MOST_TOKENS = 16_384  # more bring no speed: the products are at their rate far below
 WORTHWHILE_TOKENS = 1024  # with fewer, recomputing a larger micro-batch is faster than reading the weights that often
 
 
@@ -275,7 +275,7 @@ def largest_microbatch(
     gpu_bytes: int,
     *,
     longest_post: int = 128,
-    most_tokens: int = _MOST_TOKENS,
+    most_tokens: int = MOST_TOKENS,
     lora_dropout: float = 0.05,
     compiled: bool = False,
     repeated_keys: bool = False,
@@ -306,7 +306,7 @@ def largest_microbatch(
     def largest(again: bool) -> MicroBatch | None:
         fixed, slope = memory(0, again).total, memory(1, again).total - memory(0, again).total
         room = min(most_tokens, (usable_bytes(gpu_bytes) - fixed) // slope)
-        tokens = room // _QUANTUM * _QUANTUM if room >= _QUANTUM else room
+        tokens = room // TOKEN_QUANTUM * TOKEN_QUANTUM if room >= TOKEN_QUANTUM else room
         return MicroBatch(tokens, again, memory(tokens, again)) if tokens >= longest_post else None
 
     if gradient_checkpointing is not None:

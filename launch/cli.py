@@ -11,10 +11,24 @@ from pathlib import Path
 from emotion_train.errors import EXIT_CODES, exit_code
 from launch.command import accelerate_line, choose, printable
 
+_PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which precision and micro-batch, how many posts a
+second, how many hours, and dollars on spot (expected preemptions and recoveries included) and on demand. Nothing is started."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     return exit_code("emotion-launch", lambda: int(arguments.verb(arguments)))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """`section.field=value` words may stand before, between and after the options; argparse takes one row of them only."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print the accelerate launch line and start nothing")
     run.set_defaults(verb=_run)
 
+    _add_plan(verbs.add_parser("plan", help="which GPUs would train this, how long and for how many dollars", description=_PLANNING))
+
     check = verbs.add_parser("check", help="look at config, data, output, base and GPU without loading anything")
     _add_config(check)
     check.set_defaults(verb=_check)
@@ -51,6 +67,24 @@ def _parser() -> argparse.ArgumentParser:
     pull.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder for the adapter; its report/ holds the report")
     pull.set_defaults(verb=_pull)
     return parser
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("--config", metavar="FILE", help="run config in YAML (default: the defaults, which are the recipe of the 24B model)")
+    plan.add_argument("overrides", nargs="*", metavar="section.field=value", help="values that win over the file")
+    plan.add_argument("--data", metavar="URL", help="the data set; the same as data.url=URL")
+    plan.add_argument("--prices", type=Path, metavar="FILE", help="vms.csv of SkyPilot's catalog or `sky gpus list -o json`, for its own")
+    plan.add_argument("--cloud", action="append", default=[], metavar="NAME", help="prices of this cloud only; may be given several times")
+    plan.add_argument("--precision", choices=("nf4", "bf16", "fp8", "fp32"), help="of the frozen base (default: the fastest that fits)")
+    plan.add_argument("--within-hours", type=float, metavar="H", help="leave out what takes longer")
+    plan.add_argument("--tokens-per-post", type=float, metavar="N", help="mean length, instead of a sample by the base's tokenizer")
+    plan.add_argument("--preemptions-per-hour", type=float, default=0.1, metavar="R", help="expected of a spot machine (default: 0.1)")
+    plan.add_argument(
+        "--startup-minutes", type=float, default=10, metavar="M", help="new machine, set-up and loading, at each start (default: 10)"
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    plan.add_argument("--write", type=Path, metavar="FILE", help="also write a SkyPilot task with these GPUs, from sky/train.yaml")
+    plan.set_defaults(verb=_plan)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +111,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if choice.config_file.stem == "cpu":
         environment.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # accelerate would take the physical cores, with a warning
     return run_to_end(line, environment, hold_seconds(config.preemption.hold_s, os.environ))
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from launch.planning import plan
+
+    return plan(arguments)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -30,7 +30,10 @@ LEVELS = [
     {"prepare", "train", "evaluate", "predict", "demo"},
     {"cli"},
 ]
-FOR_THE_LAUNCHER = {"config", "errors", "storage", "runlog", "data.index", "base", "progress", "outcome", "preemption", "memory"}
+FOR_THE_LAUNCHER = {
+    *("config", "errors", "storage", "runlog", "base", "progress", "outcome", "preemption", "memory", "gguf_file"),
+    *("data.index", "data.packing", "data.reader", "data.tokenization"),
+}
 
 
 def level(name: str) -> int:
