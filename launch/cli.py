@@ -54,8 +54,12 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_plan(verbs.add_parser("plan", help="which GPUs would train this, how long and for how many dollars", description=_PLANNING))
 
-    check = verbs.add_parser("check", help="look at config, data, output, base and GPU without loading anything")
+    check = verbs.add_parser("check", help="look at config, data, output, credentials, base and GPU without loading anything")
     _add_config(check)
+    check.add_argument("--gpus", metavar="NAME:COUNT", help="the machine that will train, as SkyPilot names it (default: this one)")
+    check.add_argument(
+        "--hours", type=float, metavar="H", help="how long the run will take, by `emotion-launch plan`: credentials must last"
+    )
     check.set_defaults(verb=_check)
 
     runs = verbs.add_parser("runs", help="list the runs below an output URL")
@@ -122,17 +126,24 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from emotion_train.config import load_config
-    from launch.preflight import run_checks
+    from launch.preflight import check_all
     from launch.topology import gpus
 
-    checks = run_checks(load_config(arguments.config, arguments.overrides), gpus(), arguments.accelerate_config)
     console = Console(highlight=False, soft_wrap=True)
-    for check in checks:
+    all_ok = True
+    for check in check_all(
+        arguments.config,
+        arguments.overrides,
+        gpus(),
+        arguments.accelerate_config,
+        wanted_gpus=arguments.gpus,
+        hours=arguments.hours,
+    ):
+        all_ok = all_ok and check.ok
         mark = "[green]ok[/]   " if check.ok else "[red]wrong[/]"
         console.print(f"{mark} {check.name:<11} ", end="")
-        console.print(check.finding, markup=False)
-    return 0 if all(check.ok for check in checks) else 2
+        console.print(" ".join(check.finding.split()), markup=False)
+    return 0 if all_ok else 2
 
 
 def _runs(arguments: argparse.Namespace) -> int:

@@ -24,7 +24,8 @@ def write_task_file(
 ) -> None:
     """Write the task for these GPUs, the first one first, on spot and then on demand.
 
-    `overrides` become the default of the task's OVERRIDES, and `config` that of its CONFIG. Raises `WrongRequest` where there is no template, or one that is not understood.
+    `overrides` become the default of the task's OVERRIDES, and `config` that of its CONFIG. Raises `WrongRequest` where there is no
+    template, or one that is not understood.
     """
     try:
         text = (target if target.is_file() else template).read_text(encoding="utf-8")

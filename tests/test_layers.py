@@ -32,7 +32,7 @@ LEVELS = [
 ]
 FOR_THE_LAUNCHER = {
     *("config", "errors", "storage", "runlog", "base", "progress", "outcome", "preemption", "memory", "gguf_file"),
-    *("data.index", "data.packing", "data.reader", "data.tokenization"),
+    *("data.index", "data.cleaning", "data.packing", "data.reader", "data.tokenization"),
 }
 
 
