@@ -228,8 +228,8 @@ class Writer:
         """The whole log as far as this writer knows it: it stays right but for what a newer writer has added."""
         return self.entries + self._own
 
-    def claim(self, epoch: int, step: int) -> Entry:
-        """Take the run over: every older writer's next entry collides with this one.
+    def claim(self, epoch: int, step: int, facts: Metrics | None = None) -> Entry:
+        """Take the run over: every older writer's next entry collides with this one, which says `facts` of the run and its machine.
 
         Of several claims at once each gets a number, and the newest wins. Raises `Published` when the run has its final entry.
         """
@@ -237,7 +237,7 @@ class Writer:
         while True:
             if finals := [entry for entry in self.entries if entry.kind == "final"]:
                 raise Published(f"Run {self.run_id} is published at {self.store.url}/{self.run_id}.", finals[-1])
-            entry = self._entry("claim", len(self.entries), epoch, step)
+            entry = self._entry("claim", len(self.entries), epoch, step, metrics=facts)
             try:
                 self._create(entry)
             except AlreadyExists as error:
@@ -365,7 +365,7 @@ def final_entry(store: Store, run_id: str) -> Entry:
 
 
 def summary(entries: list[Entry]) -> dict[str, Any]:
-    """What `emotion-launch runs` prints of one run: its published macro-F1, or the best of its checkpoints."""
+    """The state of one run in a few words: its published macro-F1, or the best of its checkpoints."""
     finals = [entry for entry in entries if entry.kind == "final"]
     scored = finals[-1:] or [entry for entry in entries if entry.kind == "checkpoint"]
     scores = [float(value) for entry in scored if isinstance(value := entry.metrics.get("macro_f1"), int | float)]

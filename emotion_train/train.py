@@ -25,7 +25,7 @@ from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.errors import NotPublished, StorageError, WrongRequest
 from emotion_train.outcome import answers_signals
 from emotion_train.preemption import PreemptionWatch, hold_seconds
-from emotion_train.runlog import Entry, Published, Writer, read_log, require_conditional_writes
+from emotion_train.runlog import Entry, Metrics, Published, Writer, read_log, require_conditional_writes
 from emotion_train.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Job:
     tokenizer: PostTokenizer
     started: datetime
     again: str  # the command that goes on with this run
+    machine: Metrics = field(default_factory=dict)  # what the claim says of it
 
 
 @dataclass
@@ -127,7 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
             return _say_published(output_store, run_id, published, ranks.is_main)
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
         again = f"{_command(arguments)} run.id={run_id}"
-        job = Job(config, index, data_store, output_store, run_id, accelerator, ranks, interruptions, tokenizer, started, again)
+        machine: Metrics = {"device": device_name(accelerator.device.type), "processes": ranks.world_size}
+        job = Job(config, index, data_store, output_store, run_id, accelerator, ranks, interruptions, tokenizer, started, again, machine)
         claimed: list[Claimed] = []  # stays empty on ranks other than 0
         if published := ranks.on_main(lambda: _claim(job, claimed)):
             return _say_published(output_store, run_id, published, ranks.is_main)
@@ -197,7 +199,7 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
     saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
     print(f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}", file=sys.stderr, flush=True)
     try:
-        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)))
+        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)), facts=_facts(job))
     except Published as already:
         return already.entry
     found = Claimed(writer, LocalStates(_local_folder(job.config), job.run_id))
@@ -213,6 +215,19 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
             _say(f"continued with another {words}")
     claimed.append(found)
     return None
+
+
+def _facts(job: Job) -> Metrics:
+    """What `emotion-launch runs` tells of a run that may not have a checkpoint yet."""
+    config = job.config
+    steps = -(-job.index.split("train").rows // config.train.global_batch_size) * config.train.epochs
+    return {
+        "base": config.model.base,
+        "precision": config.model.precision,
+        "steps": steps,
+        "usd_per_hour": config.report.usd_per_hour,
+        **job.machine,
+    }
 
 
 def _prefer_local(job: Job, found: Claimed) -> None:

@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("output_url", metavar="OUTPUT_URL", help="s3://bucket/prefix or a folder")
     runs.set_defaults(verb=_runs)
 
+    show = verbs.add_parser("show", help="one run from its log: starts, preemptions, fall-backs, checkpoints, scores")
+    show.add_argument("run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists")
+    show.add_argument("--watch", action="store_true", help="follow it until it is published; Ctrl-C ends the watching, not the run")
+    show.add_argument("--every", type=float, default=10, metavar="S", help="seconds between two looks at the bucket (default: 10)")
+    show.set_defaults(verb=_show)
+
     pull = verbs.add_parser("pull", help="download a published adapter, verified by sha256")
     pull.add_argument("run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists as published")
     pull.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder for the adapter; its report/ holds the report")
@@ -147,18 +153,27 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _runs(arguments: argparse.Namespace) -> int:
-    from launch.runs import list_runs
+    from emotion_train.storage import open_store
+    from launch.run_pages import a_console, print_runs
 
-    rows = list_runs(arguments.output_url)
-    if not rows:
-        print(f"no runs at {arguments.output_url}")
-        return 0
-    width = max(len("run"), *(len(run_id) for run_id, _ in rows))
-    print(f"{'run':<{width}}  {'state':<10}  {'step':>7}  {'macro-F1':>8}  {'on':<10}  updated")
-    for run_id, facts in rows:
-        score = facts["macro_f1"]
-        shown, split = (f"{score:.3f}", facts["split"]) if isinstance(score, float) else ("-", "-")
-        print(f"{run_id:<{width}}  {facts['state']:<10}  {facts['step']:>7}  {shown:>8}  {split:<10}  {facts['updated']}")
+    print_runs(open_store(arguments.output_url), a_console())
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from emotion_train.errors import WrongRequest
+    from emotion_train.storage import open_store
+    from launch.run_pages import a_console, show, watch
+    from launch.runs import split_run_url
+
+    if not arguments.every > 0:
+        raise WrongRequest(f"--every is {arguments.every:g}; give seconds above 0.")
+    output_url, run_id = split_run_url(arguments.run_url)
+    store = open_store(output_url)
+    if arguments.watch:
+        watch(store, run_id, arguments.every, a_console())
+    else:
+        show(store, run_id, a_console())
     return 0
 
 

@@ -66,9 +66,9 @@ def _show(as_json: bool, found: Plan, config: Config, work: Work, prices: Prices
     if as_json:
         print(plan_json(found, config, work, prices, spot))
         return
-    from rich.console import Console
+    from launch.run_pages import a_console
 
-    print_plan(found, config, work, prices, spot, Console(highlight=False, soft_wrap=True))
+    print_plan(found, config, work, prices, spot, a_console())
 
 
 def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Work, found: Plan, prices: Prices, spot: Spot) -> None:

@@ -53,6 +53,9 @@ def test_posts_in_adapter_and_report_out(bucket_url: str, tmp_path: Path, monkey
     assert "published at step 14" in done("emotion-launch", "run", "--accelerate-config", "cpu", *words)  # again: nothing is claimed
     entries = read_log(open_store(runs), "tiny")
     assert [entry.kind for entry in entries] == ["claim", "checkpoint", "checkpoint", "final"]
+    assert entries[0].metrics["processes"] == 1
+    assert "CPU" in str(entries[0].metrics["device"])
+    assert entries[0].metrics["steps"] == entries[-1].step
     assert "published" in done("emotion-launch", "runs", runs)
 
     done("emotion-launch", "pull", f"{runs}/tiny", "--to", str(adapter))
