@@ -12,6 +12,7 @@ Letters: H hidden size, I intermediate size, Q width of the queries (heads x hea
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -164,14 +165,16 @@ def estimate(
         kept = shape.num_hidden_layers * element * shape.hidden_size + norm + rotary + layer
     else:
         kept = shape.num_hidden_layers * layer + rotary  # the first block keeps no norm of its input, which makes up for the last norm
-    passing = tokens_per_microbatch * _passing_by_token(shape, element)
+    down = 0 if "down_proj" not in target_names(lora_targets) else (element + (lora_dropout > 0)) * shape.intermediate_size
+    backward = tokens_per_microbatch * _passing_by_token(shape, element, norm + down)
+    unpacked = _unpacked_bytes(shape, precision) + tokens_per_microbatch * element * shape.intermediate_size
     copies = 0 if precision == "fp32" else 2 * trained  # autocast's bfloat16 copies of the adapter
     gathered = 2 * weight_bytes(shape, precision) // shape.num_hidden_layers if shards > 1 else 0  # the block at work and the next one
     return MemoryEstimate(
         weights=weight_bytes(shape, precision) // shards,
         optimizer=_TRAINED_BYTES * trained // shards,
         activations=tokens_per_microbatch * kept,
-        overhead=passing + copies + _unpacked_bytes(shape, precision) + gathered,
+        overhead=max(backward, unpacked) + copies + gathered,
     )
 
 
@@ -237,14 +240,10 @@ def kept_by_layer(
     }
 
 
-def _passing_by_token(shape: Shape, element: int) -> int:
-    """Per token, while the last block's backward pass runs on top of all that is kept: the gradients of the MLP's three inner tensors, or
-    those of the attention, or a norm in float32, whatever is widest."""
-    return max(
-        3 * element * shape.intermediate_size,
-        element * (4 * shape.query_width + 4 * shape.key_width),
-        3 * 4 * shape.hidden_size,
-    )
+def _passing_by_token(shape: Shape, element: int, let_go: int) -> int:
+    """Per token, while the last block's backward pass runs on top of all that is kept: the gradients of the MLP's three inner tensors, less
+    what is `let_go` by then, the last norm's input and that of the adapter on down_proj; or the first of these gradients alone."""
+    return max(3 * element * shape.intermediate_size - let_go, element * (shape.intermediate_size + 2 * shape.hidden_size))
 
 
 def _unpacked_bytes(shape: Shape, precision: Precision) -> int:
@@ -304,9 +303,10 @@ def largest_microbatch(
         )
 
     def largest(again: bool) -> MicroBatch | None:
-        fixed, slope = memory(0, again).total, memory(1, again).total - memory(0, again).total
-        room = min(most_tokens, (usable_bytes(gpu_bytes) - fixed) // slope)
-        tokens = room // TOKEN_QUANTUM * TOKEN_QUANTUM if room >= TOKEN_QUANTUM else room
+        available = usable_bytes(gpu_bytes)
+        too_many = bisect_left(range(most_tokens + 1), True, key=lambda tokens: memory(tokens, again).total > available)
+        fitting = too_many - 1
+        tokens = fitting // TOKEN_QUANTUM * TOKEN_QUANTUM if fitting >= TOKEN_QUANTUM else fitting
         return MicroBatch(tokens, again, memory(tokens, again)) if tokens >= longest_post else None
 
     if gradient_checkpointing is not None:

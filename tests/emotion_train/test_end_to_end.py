@@ -231,7 +231,7 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path, capsys: pytest
     assert launch_cli.main(["runs", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:2] == ["bad", "damaged"]
-    assert lines[2].split()[:2] == ["good", "unfinished"]
+    assert lines[2].split()[:2] == ["good", "training"]
 
 
 def test_help_names_every_verb_and_exit_code_and_loads_no_torch() -> None:

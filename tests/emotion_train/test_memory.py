@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from emotion_train.config import ATTENTION_PROJECTIONS, LINEAR_LAYERS, LoraSection
 from emotion_train.memory import (
@@ -149,15 +150,44 @@ def kept_bytes(model: EmotionClassifier, tokens: int) -> int:
             kept.setdefault(address, tensor)  # held, so that no other takes its address
         return tensor
 
-    boundaries = [0, tokens // 4, tokens // 2, tokens]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(
-            torch.randint(4, 200, (1, tokens)),
-            torch.cat([torch.arange(after - before) for before, after in pairwise(boundaries)])[None],
-            Segments.of(boundaries, "cpu"),
-            torch.tensor(boundaries[1:]) - 1,
-        )
+        forward(model, tokens)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def forward(model: EmotionClassifier, tokens: int) -> torch.Tensor:
+    boundaries = [0, tokens // 4, tokens // 2, tokens]
+    logits_NC: torch.Tensor = model(
+        torch.randint(4, 200, (1, tokens)),
+        torch.cat([torch.arange(after - before) for before, after in pairwise(boundaries)])[None],
+        Segments.of(boundaries, "cpu"),
+        torch.tensor(boundaries[1:]) - 1,
+    )
+    return logits_NC
+
+
+WIDER = {"hidden_size": 320, "intermediate_size": 2048, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 64}
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize(("targets", "dropout"), [(ATTENTION_PROJECTIONS, 0.05), ("all-linear", 0.0)])
+def test_the_peak_of_a_step_is_planned(targets: Targets, dropout: float, gradient_checkpointing: bool, tmp_path: Path) -> None:
+    """All that is allocated in forward and backward pass, by PyTorch's profiler: what passes lies on top of what is kept."""
+    tokens = 1024
+    model = classifier(tmp_path, "mistral", WIDER, 2, targets, dropout, "bf16")
+    if gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    kept_bytes(model, tokens)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        forward(model, tokens).sum().backward()
+    assert profiled.profiler is not None
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    shape = Shape.of(text_config("mistral", **WIDER).to_dict())
+    planned = estimate(shape, "bf16", 8, targets, tokens, gradient_checkpointing, 5, lora_dropout=dropout)
+    gradients = 4 * shape.trained_parameters(8, targets, 5)
+    here = only_on_a_cpu(shape, targets, dropout) * tokens * (1 if gradient_checkpointing else shape.num_hidden_layers)
+    assert planned.activations + planned.overhead + gradients + here == pytest.approx(max(accumulate(sizes)), rel=0.05)
 
 
 # --- the choice ---
