@@ -202,42 +202,32 @@ def kept_by_layer(
 ) -> dict[str, int]:
     """Bytes per token that autograd keeps of one block from its forward to its backward pass, by what they are.
 
-    `element`: bytes of an activation, 2 under autocast. Frozen weights keep no input: only adapters do. With dropout each adapter keeps its
-    own input and a mask of one byte per element (CUDA).
+    `element`: bytes of an activation, 2 under autocast. Frozen weights keep no input: only adapters do. A mask of dropout has one byte per
+    element on CUDA. `compiled` is what PyTorch's partitioner keeps of a block that is one graph; prototypes of that on one H200 (Mistral
+    Small 3.1's shape, q, k, v, o, no dropout) took 197 kB per token and block between 4k and 8k tokens in bf16 and fp8, and 203 kB between
+    8k and 12k in nf4, where this gives 195.
     """
     names = target_names(lora_targets)
     hidden, inner, query = shape.hidden_size, shape.intermediate_size, shape.query_width
     key = query if repeated_keys else shape.key_width
-    drops = lora_dropout > 0
-    if compiled:
-        # Fitted: what one fused graph per block must keep. Prototypes on one H200 (Mistral Small 3.1's shape, adapters on q, k, v, o) took
-        # 197 kB per token and block between 4k and 8k tokens in bf16 and fp8, and 203 kB between 8k and 12k in nf4; this gives 195 kB.
-        wide = {"down_proj"} & set(names)
-        return {
-            "norms": 2 * element * hidden + 8,
-            "adapter inputs": element
-            * (hidden + (hidden if {"gate_proj", "up_proj"} & set(names) else 0) + (inner if wide and drops else 0)),
-            "adapter ranks": element * lora_r * len(names),
-            "attention": element * (2 * query + 2 * key) + 4 * shape.num_attention_heads,
-            "mlp": 2 * element * inner,
-        }
-    if drops:
-        inputs = sum((element + 1) * shape.linear_layers[name][1] for name in names)
-    else:  # q, k and v share one input, gate and up another; that of o is the attention's output, kept in any case
-        groups = {
-            frozenset({"q_proj", "k_proj", "v_proj"}): hidden,
-            frozenset({"gate_proj", "up_proj"}): hidden,
-            frozenset({"down_proj"}): inner,
-        }
-        inputs = sum(element * width for group, width in groups.items() if group & set(names))
+    heads = (query + shape.key_width, shape.num_attention_heads + shape.num_key_value_heads) if shape.qk_norm else (0, 0)
+    norm_element = element if compiled else 4  # its input as it came, or in float32
     return {
-        "norms": 2 * (4 * hidden + 4)
-        + ((4 * (query + shape.key_width) + 4 * (shape.num_attention_heads + shape.num_key_value_heads)) if shape.qk_norm else 0),
-        "adapter inputs": inputs,
+        "norms": 2 * (norm_element * hidden + 4) + norm_element * heads[0] + 4 * heads[1],
+        "adapter inputs": _adapter_inputs(shape, names, element, lora_dropout > 0),
         "adapter ranks": element * lora_r * len(names),
         "attention": element * (2 * query + 2 * key) + 4 * shape.num_attention_heads,
-        "mlp": 3 * element * inner,  # gate, its SiLU, and up
+        "mlp": (2 if compiled else 3) * element * inner,  # gate, up and, unless it is computed again, the SiLU of gate
     }
+
+
+def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: bool) -> int:
+    """With dropout each adapter has an input and a mask of its own. Without, q, k and v share one, gate and up another, and that of o is
+    the attention's output, kept in any case."""
+    if drops:
+        return sum((element + 1) * shape.linear_layers[name][1] for name in names)
+    groups = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("down_proj",))
+    return sum(element * shape.linear_layers[group[0]][1] for group in groups if set(group) & set(names))
 
 
 def _passing_by_token(shape: Shape, element: int, let_go: int) -> int:
