@@ -17,12 +17,13 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class GpuKind:
-    """`bf16_flops` and `bytes_per_s` of its own memory; `nvlink`: its machines join several by NVLink, else by PCIe."""
+    """Dense `bf16_flops`, `bytes_per_s` of its memory, multiprocessors; `nvlink`: its machines join several by NVLink, else by PCIe."""
 
     name: str
     memory_mib: int
     bf16_flops: float
     bytes_per_s: float
+    multiprocessors: int
     fp8: bool
     nvlink: bool
 
@@ -32,14 +33,14 @@ class GpuKind:
 
 
 GPU_KINDS = (
-    GpuKind("L4", 23_034, 121e12, 300e9, fp8=True, nvlink=False),
-    GpuKind("A10G", 23_028, 70e12, 600e9, fp8=False, nvlink=False),
-    GpuKind("L40S", 46_068, 362e12, 864e9, fp8=True, nvlink=False),
-    GpuKind("A100", 40_960, 312e12, 1555e9, fp8=False, nvlink=True),
-    GpuKind("A100-80GB", 81_920, 312e12, 2039e9, fp8=False, nvlink=True),
-    GpuKind("H100", 81_559, 989e12, 3350e9, fp8=True, nvlink=True),
-    GpuKind("H200", 143_771, 989e12, 4800e9, fp8=True, nvlink=True),
-    GpuKind("B200", 183_359, 2250e12, 8000e9, fp8=True, nvlink=True),
+    GpuKind("L4", 23_034, 121e12, 300e9, 58, fp8=True, nvlink=False),
+    GpuKind("A10G", 23_028, 70e12, 600e9, 72, fp8=False, nvlink=False),
+    GpuKind("L40S", 46_068, 362e12, 864e9, 142, fp8=True, nvlink=False),
+    GpuKind("A100", 40_960, 312e12, 1555e9, 108, fp8=False, nvlink=True),
+    GpuKind("A100-80GB", 81_920, 312e12, 2039e9, 108, fp8=False, nvlink=True),
+    GpuKind("H100", 81_559, 989e12, 3350e9, 132, fp8=True, nvlink=True),
+    GpuKind("H200", 143_771, 989e12, 4800e9, 132, fp8=True, nvlink=True),
+    GpuKind("B200", 183_359, 2250e12, 8000e9, 148, fp8=True, nvlink=True),
 )
 COUNTS = (1, 2, 4, 8)
 

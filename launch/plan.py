@@ -180,7 +180,9 @@ def _reason(choices: Sequence[Choice]) -> str:
     if not rest or rest[0].usd is None:
         return f"the only one with a price, {how}"
     dearer = f"{rest[0].usd / best.usd - 1:.0%} dearer" if rest[0].usd / best.usd >= 1.005 else "as dear"
-    return f"the fewest dollars a job {how}; next is {rest[0].name}, {dearer}"
+    times = best.hours / rest[0].hours
+    faster = f" and {times:.1f} times as fast" if times >= 1.05 else ""
+    return f"the fewest dollars a job {how}; next is {rest[0].name}, {dearer}{faster}"
 
 
 def best_settings(

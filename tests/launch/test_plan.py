@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from emotion_train.config import Config, load_config
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.memory import Shape, largest_microbatch, usable_bytes
+from emotion_train.prepare import prepare
 from emotion_train.storage import open_store
 from launch.cli import main
 from launch.gpus import COUNTS, GPU_KINDS, GpuKind, kind_of
@@ -316,6 +319,31 @@ def test_the_verb_plans_a_prepared_data_set_with_the_base_s_tokenizer(prepared: 
     lengths = [len(ids) for ids in tokenizer.encode(texts_of(prepared))]
     assert store.read("index.json")
     assert document["mean_tokens"] == pytest.approx(statistics.mean(lengths))
+
+
+def test_a_data_set_in_a_bucket_is_planned_like_its_copy_in_a_folder(
+    prepared: Path, bucket_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(str(prepared / "source"), f"{bucket_url}/data")
+    mean = []
+    for data in (str(prepared / "data"), f"{bucket_url}/data"):
+        assert main([*words(prepared, "--json"), "--data", data]) == 0
+        mean.append(json.loads(capsys.readouterr().out)["mean_tokens"])
+    assert mean[0] == mean[1]
+
+
+def test_planning_imports_neither_torch_nor_transformers(prepared: Path) -> None:
+    code = (
+        f"import sys\nfrom launch.cli import main\nassert main({words(prepared)}) == 0\n"
+        "print('loaded', [m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.endswith("loaded []\n")
+
+
+def test_small_steps_are_remarked_upon(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, "train.global_batch_size=8")) == 0
+    assert "a larger train.global_batch_size" in capsys.readouterr().out
 
 
 def texts_of(folder: Path) -> list[str]:
