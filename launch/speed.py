@@ -34,8 +34,8 @@ _RATES: dict[Precision, _Rate] = {
     "fp32": _Rate(eager=0.05, compiled=0.055, bytes_per_weight=4),  # its own products, a sixteenth of bf16's rate
 }
 _OF_BANDWIDTH = 0.8
-# What nf4 takes longer than bf16 at the same size, two passes over 22 billion weights: 0.14 s on an H200's 132 multiprocessors. Smaller GPUs
-# are bound by their memory: half a byte of codes and scales read, two bytes of bf16 written.
+# What nf4 takes longer than bf16 at the same size, two passes over 22 billion weights: 0.14 s on an H200's 132 multiprocessors. Smaller
+# GPUs are bound by their memory: half a byte of codes and scales read, two bytes of bf16 written.
 _UNPACKED_PER_S = 2.4e9  # weights, by one multiprocessor
 _NF4_BYTES_MOVED = 2.516
 _MLP_ADAPTERS = 1.14  # fp8, 6k tokens: 831 TFLOP/s with adapters on all linear layers, 946 with those on q, k, v, o
