@@ -13,6 +13,7 @@ from emotion_train.memory import GIB, MemoryEstimate
 from launch.gpus import MIB
 from launch.plan import Choice, Plan, Spot, TooSmall, Work
 from launch.prices import Prices, Quote
+from launch.run_pages import print_whole
 
 
 def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spot, console: Console) -> None:
@@ -22,7 +23,8 @@ def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spo
         f"in steps of {work.global_batch_size} posts",
         markup=False,
     )
-    console.print(_table(plan), "")
+    print_whole(console, _table(plan))
+    console.print()
     if plan.choices:
         best = plan.choices[0]
         console.print(f"best: {best.name}, {best.engine}: {plan.reason}", markup=False)
@@ -58,8 +60,8 @@ def _table(plan: Plan) -> Table:
     table.add_column("GPUs")
     for name in ("GiB", "of"):
         table.add_column(name, justify="right")
-    table.add_column("precision")
-    for name in ("tokens", "posts/s", "hours", "$/h spot", "$ spot", "$/h", "$ on demand"):
+    table.add_column("base in")
+    for name in ("tokens", "posts/s", "hours", "$/h spot", "$ spot", "$/h on demand", "$ on demand"):
         table.add_column(name, justify="right")
     table.add_column("")
     for place, choice in enumerate(plan.choices):

@@ -15,6 +15,7 @@ from rich.text import Text
 from emotion_train.errors import StorageError
 from emotion_train.runlog import Entry
 from emotion_train.storage import Store
+from launch.gpus import kind_of
 from launch.history import RunFacts, facts_of, follow, list_runs, story
 
 WIDE = 160  # columns of a table that goes to a file or a pipe
@@ -24,6 +25,13 @@ _LINES_WATCHED = 20
 def a_console() -> Console:
     """As wide as the terminal, or wide where there is none."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Without cutting a cell: on a narrow terminal the lines go on in the next ones."""
+    needed = console.measure(table, options=console.options.update(max_width=10 * WIDE)).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 def print_runs(store: Store, console: Console) -> None:
@@ -40,7 +48,7 @@ def print_runs(store: Store, console: Console) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row, now))
-    console.print(table)
+    print_whole(console, table)
 
 
 def _cells(row: RunFacts, now: datetime) -> list[str]:
@@ -50,13 +58,22 @@ def _cells(row: RunFacts, now: datetime) -> list[str]:
         _step(row),
         f"{row.macro_f1:.3f}" if row.macro_f1 is not None else "-",
         row.split or "-",
-        row.base or "-",
-        row.gpu or "-",
+        (row.base or "-").rstrip("/").rpartition("/")[2],
+        _short(row.gpu),
         _age(row.started, now),
         _age(row.updated, now),
         f"{row.hours:.1f}" if row.hours is not None else "-",
         f"{row.usd:.2f}" if row.usd is not None else "-",
     ]
+
+
+def _short(gpu: str | None) -> str:
+    """`2 x H100` for `2 x NVIDIA H100 80GB HBM3`."""
+    if gpu is None:
+        return "-"
+    count, times, device = gpu.rpartition(" x ")
+    kind = kind_of(device)
+    return f"{count}{times}{kind.name if kind is not None else device}"
 
 
 def _step(row: RunFacts) -> str:
