@@ -85,7 +85,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--data", metavar="URL", help="the data set; the same as data.url=URL")
     plan.add_argument("--prices", type=Path, metavar="FILE", help="vms.csv of SkyPilot's catalog or `sky gpus list -o json`, for its own")
     plan.add_argument("--cloud", action="append", default=[], metavar="NAME", help="prices of this cloud only; may be given several times")
-    plan.add_argument("--precision", choices=("nf4", "bf16", "fp8", "fp32"), help="of the frozen base (default: the fastest that fits)")
+    plan.add_argument("--precision", metavar="NAME", help="of the frozen base (default: the fastest that fits)")
     plan.add_argument("--within-hours", type=float, metavar="H", help="leave out what takes longer")
     plan.add_argument("--tokens-per-post", type=float, metavar="N", help="mean length, instead of a sample by the base's tokenizer")
     plan.add_argument("--preemptions-per-hour", type=float, default=0.1, metavar="R", help="expected of a spot machine (default: 0.1)")

@@ -156,6 +156,8 @@ def make_plan(
     choices: list[Choice] = []
     too_small: list[TooSmall] = []
     for kind in GPU_KINDS:
+        if precision == "fp8" and not kind.fp8:
+            continue
         for count in COUNTS:
             found = best_settings(config, shape, work, kind, count, prices.offers.get((kind.name, count), Offer()), spot, precision)
             if isinstance(found, TooSmall):
@@ -207,8 +209,12 @@ def precisions(config: Config, kind: GpuKind) -> list[Precision]:
     """What the trainer offers on this GPU; float32 only where the config asks for it, since it is 16 times slower."""
     if config.model.precision == "fp32":
         return ["fp32"]
-    offered = get_args(ModelSection.model_fields["precision"].annotation)
-    return [one for one in ("nf4", "bf16", "fp8") if one in offered and (one != "fp8" or kind.fp8)]
+    return [one for one in ("nf4", "bf16", "fp8") if one in offered_precisions() and (one != "fp8" or kind.fp8)]
+
+
+def offered_precisions() -> tuple[str, ...]:
+    """What `model.precision` may be."""
+    return get_args(ModelSection.model_fields["precision"].annotation)
 
 
 def _microbatch(

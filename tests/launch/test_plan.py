@@ -381,6 +381,22 @@ def test_a_number_that_makes_no_sense_is_refused(option: str, prepared: Path, ca
     assert f"{option} is 0" in capsys.readouterr().err
 
 
+def test_a_precision_that_the_trainer_does_not_offer_is_refused(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, "--precision", "int3")) == 2
+    assert "--precision is 'int3'; allowed are nf4, bf16" in capsys.readouterr().err
+
+
+def test_a_precision_that_is_asked_for_is_the_only_one(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, "--precision", "bf16", "--json")) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {one["precision"] for one in document["choices"]} == {"bf16"}
+
+
+def test_fp8_is_planned_for_gpus_that_have_it() -> None:
+    plan = made(NO_PRICES, precision="fp8")
+    assert {one.kind.name for one in plan.choices} | {one.kind.name for one in plan.too_small} == {"L4", "L40S", "H100", "H200", "B200"}
+
+
 def test_the_default_base_is_planned_without_a_network() -> None:
     shape = shape_of_base(some_config().model.base)
     assert shape == MISTRAL_SMALL
