@@ -26,9 +26,11 @@ from emotion_train.memory import GIB, estimate, largest_microbatch, usable_bytes
 from emotion_train.runlog import read_log, require_conditional_writes, run_ids, summary
 from emotion_train.storage import ObjectInfo, Store, open_store
 from launch.command import choose
-from launch.gpus import GPU_KINDS, MIB
+from launch.gpus import GPU_KINDS, MIB, kind_of
+from launch.plan import Choice, Spot, best_settings, spot_of
+from launch.prices import Offer
 from launch.topology import Gpu
-from launch.workload import shape_of_base
+from launch.workload import shape_of_base, work_of
 
 _NEEDED_DISK_BYTES = 2 << 30
 _BYTES_READ_AGAIN = 256 << 20  # of objects whose ETag says nothing
@@ -134,7 +136,10 @@ def run_checks(
     wanted_gpus: str | None = None,
     hours: float | None = None,
 ) -> Iterator[Check]:
-    """One finding per question, as it is made. `wanted_gpus` is another machine than this one, `hours` how long the run will take on it."""
+    """One finding per question, as it is made.
+
+    `wanted_gpus` is another machine than this one, `hours` how long the run will take on it (None: as planned, where that can be).
+    """
 
     @cache
     def data() -> Store:
@@ -150,7 +155,10 @@ def run_checks(
         ("labels", lambda: _labels(index())),
         ("overlap", lambda: _overlap(data(), index())),
         ("output", lambda: _output(config)),
-        ("credentials", lambda: _credentials(config, hours)),
+        (
+            "credentials",
+            lambda: _credentials(config, lambda: hours or _planned_hours(config, index(), data(), target_of(wanted_gpus, gpus))),
+        ),
         ("base model", lambda: _base(config)),
         ("memory", lambda: _memory(config, target_of(wanted_gpus, gpus), index)),
         ("trackers", lambda: _trackers(config)),
@@ -301,7 +309,20 @@ def _output(config: Config) -> str:
     return words
 
 
-def _credentials(config: Config, hours: float | None) -> str:
+def _planned_hours(config: Config, index: Index, store: Store, target: Target | None) -> float | None:
+    """What `emotion-launch plan` expects on this machine; None where it knows nothing of it or the base cannot be read."""
+    kind = None if target is None else kind_of(target.name)
+    if kind is None or target is None:
+        return None
+    try:
+        shape, work = shape_of_base(config.model.base), work_of(config, index, store, None)
+    except WrongRequest:  # said by the check of the base
+        return None
+    found = best_settings(config, shape, work, kind, target.gpus, Offer(), spot_of(config, Spot()), config.model.precision)
+    return (found.spot_hours or found.hours) if isinstance(found, Choice) else None
+
+
+def _credentials(config: Config, hours: Callable[[], float | None]) -> str:
     """boto3's credentials are there and outlast the run, as far as they tell."""
     if not any(url.strip().lower().startswith("s3:") for url in (config.data.url, config.run.output_url)):
         return "none needed: data and output are folders"
@@ -322,12 +343,13 @@ def _credentials(config: Config, hours: float | None) -> str:
     return _lasting(str(found.method), ends, token is not None, hours, datetime.now(UTC))
 
 
-def _lasting(method: str, ends: datetime | None, temporary: bool, hours: float | None, now: datetime) -> str:
+def _lasting(method: str, ends: datetime | None, temporary: bool, planned: Callable[[], float | None], now: datetime) -> str:
     """Words on how long a credential lasts; raises `WrongRequest` when it ends within the run and nothing renews it."""
+    if ends is None and not temporary:
+        return f"from {method}, without an end"
+    hours = planned()
     run = f" and the run takes {hours:.1f} hours" if hours is not None else ""
     if ends is None:
-        if not temporary:
-            return f"from {method}, without an end"
         return f"from {method}, with a session token whose end is not known{run}: a role of the machine is safer"
     left = (ends - now).total_seconds() / 3600
     if method in _RENEWED:

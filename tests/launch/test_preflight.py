@@ -11,12 +11,14 @@ from typing import Any
 import boto3
 import pytest
 
+from emotion_train.config import load_config
+from emotion_train.data.index import read_index
 from emotion_train.errors import WrongRequest
 from emotion_train.prepare import prepare
 from emotion_train.runlog import Writer
 from emotion_train.storage import open_store
 from launch.cli import main
-from launch.preflight import Check, check_all, target_of
+from launch.preflight import Check, _credentials, _memory, _planned_hours, check_all, target_of
 from launch.topology import Gpu
 from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import write_posts
@@ -215,6 +217,24 @@ def test_credentials_that_end_within_the_run_are_told(words: list[str], monkeypa
     assert "end in 2.0 hours and the run takes 2.5 hours" in late.finding
 
 
+def test_without_hours_the_plan_s_own_count(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(None, words)
+    store = open_store(config.data.url)
+    planned = _planned_hours(config, read_index(store), store, target_of("H100", []))
+    assert planned is not None
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    for margin, lasts in ((0.1, True), (-0.1, False)):
+        ends = datetime.now(UTC) + timedelta(hours=planned + margin)
+        monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", ends.isoformat())
+        try:
+            finding = _credentials(config, lambda: planned)
+        except WrongRequest as error:
+            finding = str(error)
+        assert ("more hours" in finding) == lasts
+        assert f"the run takes {planned:.1f} hours" in finding
+    assert _planned_hours(config, read_index(store), store, None) is None
+
+
 def test_a_session_token_without_an_end_is_mentioned(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     found = checks(words, hours=3)["credentials"]
@@ -237,10 +257,6 @@ REAL = ["model.base=mistralai/Mistral-Small-3.1-24B-Base-2503", "model.precision
 
 
 def memory_of(words: list[str], *more: str, gpu: Gpu | None = None, wanted: str | None = None) -> Check:
-    from emotion_train.config import load_config
-    from emotion_train.data.index import read_index
-    from launch.preflight import _memory
-
     config = load_config(None, [*words, *REAL, *more])
     return_index = read_index(open_store(config.data.url))
     try:
