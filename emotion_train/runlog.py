@@ -230,13 +230,13 @@ class Writer:
         """The whole log as far as this writer knows it: it stays right but for what a newer writer has added."""
         return self.entries + self._own
 
-    def claim(self, epoch: int, step: int, processes: int = 1) -> Entry:
-        """Take the run over: every older writer's next entry collides with this one, which says who took it, on how many processes.
+    def claim(self, epoch: int, step: int, facts: Metrics | None = None) -> Entry:
+        """Take the run over: every older writer's next entry collides with this one, which says who took it, and `facts` of the run.
 
         Of several claims at once each gets a number, and the newest wins. Raises `Published` when the run has its final entry.
         """
         assert not self._own, "a writer claims once"
-        who: Metrics = {"machine": socket.gethostname(), "process_id": os.getpid(), "processes": processes}
+        who: Metrics = {"machine": socket.gethostname(), "process_id": os.getpid(), **(facts or {})}
         while True:
             if finals := [entry for entry in self.entries if entry.kind == "final"]:
                 raise Published(f"Run {self.run_id} is published at {self.store.url}/{self.run_id}.", finals[-1])
@@ -382,7 +382,7 @@ def final_entry(store: Store, run_id: str) -> Entry:
 
 
 def summary(entries: list[Entry]) -> dict[str, Any]:
-    """What `emotion-launch runs` prints of one run: its published macro-F1, or the best of its checkpoints."""
+    """The state of one run in a few words: its published macro-F1, or the best of its checkpoints."""
     finals = [entry for entry in entries if entry.kind == "final"]
     scored = finals[-1:] or [entry for entry in entries if entry.kind == "checkpoint"]
     scores = [float(value) for entry in scored if isinstance(value := entry.metrics.get("macro_f1"), int | float)]

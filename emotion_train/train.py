@@ -26,7 +26,7 @@ from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.errors import LostContact, NotPublished, StorageError, WrongRequest
 from emotion_train.outcome import answers_signals
 from emotion_train.preemption import PreemptionWatch, hold_seconds
-from emotion_train.runlog import Entry, Published, Writer, read_log, require_conditional_writes
+from emotion_train.runlog import Entry, Metrics, Published, Writer, read_log, require_conditional_writes
 from emotion_train.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
     saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
     print(f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}", file=sys.stderr, flush=True)
     try:
-        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)), job.ranks.world_size)
+        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)), facts=_facts(job))
     except Published as already:
         return already.entry
     found = Claimed(writer, LocalStates(_local_folder(job.config), job.run_id))
@@ -244,6 +244,20 @@ def _say_of_processes(writer: Writer) -> None:
     claims = [entry.metrics.get("processes") for entry in writer.log if entry.kind == "claim"]
     if len(claims) > 1 and claims[-2] not in (None, claims[-1]):
         _say(f"continued on another number of processes (was {claims[-2]}, is {claims[-1]})")
+
+
+def _facts(job: Job) -> Metrics:
+    """What `emotion-launch runs` tells of a run that may not have a checkpoint yet."""
+    config = job.config
+    steps = -(-job.index.split("train").rows // config.train.global_batch_size) * config.train.epochs
+    return {
+        "base": config.model.base,
+        "precision": config.model.precision,
+        "steps": steps,
+        "usd_per_hour": config.report.usd_per_hour,
+        "device": device_name(job.accelerator.device.type),
+        "processes": job.ranks.world_size,
+    }
 
 
 def _prefer_local(job: Job, found: Claimed) -> None:

@@ -57,6 +57,14 @@ def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> floa
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
+def _notice(signals: Signal) -> dict[str, float | int | str | None]:
+    """Why a state is saved, for whoever reads the log; nothing when only a clock asked for it."""
+    for signal, words in ((Signal.LEAVE, "interrupted"), (Signal.STOP, "preempted"), (Signal.REBALANCE, "preemption may come")):
+        if signals & signal:
+            return {"notice": words}
+    return {}
+
+
 @dataclass(frozen=True)
 class Scored:
     """A split as the model sees it: counts over all ranks, and this rank's predictions."""
@@ -240,7 +248,7 @@ class Trainer:
     def _answer(self, signals: Signal) -> None:
         """Save when asked to; when the machine goes, save, wait until that is committed, and hold."""
         if signals & (GOING | Signal.REBALANCE | Signal.SAVE):
-            self._save({})
+            self._save(_notice(signals))
         if signals & Signal.REBALANCE:
             self.tell_milestone(f"The machine may be taken soon: step {self.progress.step} is being saved, training goes on")
         if signals & GOING:
@@ -305,7 +313,7 @@ class Trainer:
 
     def _save(self, metrics: dict[str, float | int | str | None]) -> None:
         """Copy the state and give it to the saver; without a score only if this step was not saved yet."""
-        if not metrics and self.progress.step == self._saved_step:
+        if "macro_f1" not in metrics and self.progress.step == self._saved_step:
             return
         self._add_up()
         self._saved_step, self._asked_to_save = self.progress.step, time.monotonic()

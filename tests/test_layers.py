@@ -11,6 +11,7 @@ LEVELS = [
     {"config"},
     {
         "loss",
+        "memory",
         "metrics",
         "data.order",
         "data.packing",
@@ -20,7 +21,6 @@ LEVELS = [
         "storage",
         "base",
         "gguf_file",
-        "memory",
         "progress",
     },
     {"data.cleaning", "data.index", "data.reader", "data.shards", "data.tokenization", "local_s3", "runlog"},
@@ -30,7 +30,10 @@ LEVELS = [
     {"prepare", "train", "evaluate", "predict", "demo"},
     {"cli"},
 ]
-FOR_THE_LAUNCHER = {"memory", "config", "errors", "storage", "runlog", "data.index", "base", "progress", "outcome", "preemption"}
+FOR_THE_LAUNCHER = {
+    *("config", "errors", "storage", "runlog", "base", "progress", "outcome", "preemption", "memory", "gguf_file"),
+    *("data.index", "data.cleaning", "data.packing", "data.reader", "data.tokenization"),
+}
 
 
 def level(name: str) -> int:

@@ -306,7 +306,7 @@ def test_what_may_differ_between_two_starts_is_noted_and_what_may_not_is_refused
     stopped_at(folder, "noted", 2)
     other = tiny_config(folder, "run.id=noted", *WORDS)
     job = job_of(other)
-    Writer(job.output_store, "noted", job.index.sha256(), other.sha256()).claim(0, 2, processes=3)
+    Writer(job.output_store, "noted", job.index.sha256(), other.sha256()).claim(0, 2, facts={"processes": 3})
     capsys.readouterr()
     start_trainer(tiny_config(folder, "run.id=noted", *WORDS, "train.tokens_per_microbatch=256"), stack)
     words = capsys.readouterr().err

@@ -111,7 +111,7 @@ def test_a_claim_fences_the_older_writer(store: Store) -> None:
     old = writer(store)
     old.claim(0, 0)
     new = writer(store)
-    new.claim(0, 0, processes=3)
+    new.claim(0, 0, facts={"processes": 3})
     with pytest.raises(Fenced, match=f"taken over by process {os.getpid()} on {re.escape(socket.gethostname())}") as caught:
         old.append("checkpoint", 0, 1)
     assert caught.value.exit_code == 34

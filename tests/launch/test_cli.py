@@ -61,3 +61,15 @@ def test_no_runs_is_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_url_without_run_id_is_refused(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pull", url, "--to", str(tmp_path / "adapter")]) == 2
     assert "OUTPUT_URL/RUN_ID" in capsys.readouterr().err
+
+
+def test_values_may_stand_before_between_and_after_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "data.url=nowhere", "--dry-run", "run.output_url=runs", "--accelerate-config", "cpu", "train.epochs=2"]) == 0
+    assert "data.url=nowhere run.output_url=runs train.epochs=2" in capsys.readouterr().out
+
+
+def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--dry-run", "data.url=nowhere", "--colour=red"])
+    assert ended.value.code == 2
+    assert "--colour=red" in capsys.readouterr().err
