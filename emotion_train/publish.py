@@ -81,7 +81,7 @@ def posts(store: Store, split: Split) -> Iterator[tuple[str, str, int]]:
         for group in range(len(split.row_groups)):
             reader.ask(range(group, min(group + 8, len(split.row_groups))))
             rows = reader.rows(group)
-            yield from zip(rows.ids.to_pylist(), rows.texts.to_pylist(), rows.labels.to_pylist(), strict=True)
+            yield from zip(rows.ids, rows.texts, rows.labels, strict=True)
 
 
 def versions() -> dict[str, str]:

@@ -285,7 +285,7 @@ def _text_hashes(store: Store, split: Split, most: int) -> tuple[dict[bytes, str
         groups = range(len(split.row_groups))
         for place, group in enumerate(groups):
             reader.ask(groups[place : place + 3])
-            rows = [text for text in reader.rows(group).texts.to_pylist() if text]
+            rows = [text for text in reader.rows(group).texts if text]
             found |= {hashlib.blake2b(normalised(text).encode("utf-8", "replace"), digest_size=16).digest(): text[:80] for text in rows}
             looked_at += split.row_groups[group].rows
             if looked_at >= most:

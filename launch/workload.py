@@ -96,7 +96,7 @@ def sample_lengths(config: Config, split: Split, store: Store) -> list[int]:
     texts: list[str] = []
     with RowGroupReader(store, split) as reader:
         for group in range(len(split.row_groups)):
-            texts += [text for text in reader.rows(group).texts.to_pylist() if text]
+            texts += [text for text in reader.rows(group).texts if text]
             if len(texts) >= _SAMPLE_POSTS:
                 break
     return [len(ids) for ids in tokenizer.encode(texts[:_SAMPLE_POSTS])]

@@ -107,8 +107,8 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
         for step in range(case.steps):
             places = list(zip(*order.epoch(0).locate(order.positions(step, case.batch)), strict=True))
             rows = [(reader.rows(int(group)), int(row)) for group, row in places if not (case.blank and row == 0)]
-            tokens = [torch.from_numpy(one) for one in tokenizer.encode([found.texts[row].as_py() for found, row in rows])]
-            labels_N = torch.tensor([found.labels[row].as_py() for found, row in rows])
+            tokens = [torch.from_numpy(one) for one in tokenizer.encode([found.texts[row] for found, row in rows])]
+            labels_N = torch.tensor([found.labels[row] for found, row in rows])
             padded_NL = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_id).long()
             logits_NC = model.forward_padded(padded_NL.to(device), torch.tensor([len(one) for one in tokens]))
             loss = torch.nn.CrossEntropyLoss(weight=weights_C)(logits_NC, labels_N.to(device))

@@ -114,8 +114,8 @@ def test_the_reader_finds_every_row_group(tmp_path: Path, store: Store) -> None:
     with RowGroupReader(store, split) as reader:
         for number, group in enumerate(split.row_groups):
             rows = reader.rows(number)
-            assert tuple(np.bincount(rows.labels.to_numpy(), minlength=3)) == group.label_counts
-            found += zip(rows.ids.to_pylist(), rows.texts.to_pylist(), strict=True)
+            assert tuple(np.bincount(rows.labels, minlength=3)) == group.label_counts
+            found += zip(rows.ids, rows.texts, strict=True)
     assert found == [(key, text) for key, text, _ in posts_of(store, "train")]
 
 
