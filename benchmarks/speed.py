@@ -3,11 +3,11 @@
     python benchmarks/speed.py --folder /dev/shm/mistral                        # H200: 8,192 tokens a micro-batch
     python benchmarks/speed.py --folder /dev/shm/mistral --tokens fp8=3584,bf16=4096      # H100 80GB
 
-The model is Mistral Small 3.1's shape with random weights (written by real_size.py), the posts are GoEmotions'. This program runs by its own
-command line, and its speed is what its report says, first step included. The stock recipe is transformers' Trainer: nf4, each post padded
-to 128 tokens, batches of 8, gradient checkpointing (stock_recipe.py). Useful work counts real tokens only: 4 x linear parameters x tokens;
-adapters, attention and what is computed again count nothing. A bf16 product of 8192 x 8192 matrices is timed for three seconds before and
-after each run, so that a GPU that runs at its power limit is compared with itself.
+The model is Mistral Small 3.1's shape with random weights (as real_size.py writes it), the posts are GoEmotions'. This program runs by its
+own command line, and its speed is what its report says, first step included. The stock recipe is transformers' Trainer: nf4, each post
+padded to 128 tokens, batches of 8, gradient checkpointing (stock_recipe.py). Useful work counts real tokens only: 4 x linear parameters x
+tokens; adapters, attention and what is computed again count nothing. A bf16 product of 8192 x 8192 matrices is timed for three seconds
+before and after each run, so that a GPU that runs at its power limit is compared with itself.
 """
 
 from __future__ import annotations
