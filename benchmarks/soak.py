@@ -39,6 +39,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,13 +48,13 @@ import torch
 from emotion_train import saver, storage
 from emotion_train.checkpoint import Progress, Question, Snapshot, State, read_saved
 from emotion_train.config import Config, load_config
-from emotion_train.data.index import Index
+from emotion_train.data.index import Index, Split
 from emotion_train.data.order import Order, counter_hash
-from emotion_train.distributed import Ranks
 from emotion_train.errors import EmotionTrainError, StorageError, exit_code
 from emotion_train.local_s3 import LocalS3
 from emotion_train.model.load import BaseInfo
 from emotion_train.publish import versions
+from emotion_train.ranks import Ranks
 from emotion_train.retention import kept_entries
 from emotion_train.runlog import Entry, Writer, read_log, read_part, upload_part
 from emotion_train.storage import S3Store, open_store
@@ -67,7 +68,8 @@ EVALUATE_EVERY_STEPS = 40
 KEEP_EVERY = 10  # checkpoints
 MACHINES = 2  # folders for states that the bucket did not take
 ORDER = Order((400,) * 8, 8, seed=7)
-INDEX = Index(labels=("calm", "glee"), splits={}, source={}, seed=7, versions={})
+EMPTY = Split(rows=0, label_counts=(0, 0), lanes=0, objects=(), row_groups=())
+INDEX = Index(labels=("calm", "glee"), splits={"train": EMPTY}, source={}, seed=7, versions={})
 BASE = BaseInfo("base", "llama", "text", "0" * 64, "0" * 64, 1)
 PATIENCE_S = 90.0
 UNFENCED_S = 3.0  # how long a zombie of the control may go on
@@ -189,7 +191,8 @@ def train(config: Config, unconditional: bool, board: Any) -> int:
     if _look_before_claiming(config, INDEX, store, unconditional):
         return 0
     alone: Any = None
-    job = Job(config, INDEX, alone, store, config.run.id, alone, Ranks(), alone, alone, datetime.now(UTC), "")
+    cpu: Any = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    job = Job(config, INDEX, alone, store, config.run.id, cpu, "one process", Ranks(), alone, alone, datetime.now(UTC), "")
     found: list[Claimed] = []
     if _claim(job, found):
         return 0

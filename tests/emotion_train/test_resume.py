@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from emotion_train import checkpoint
-from emotion_train.distributed import Ranks
 from emotion_train.errors import Fenced, Preempted, StorageError, WrongRequest
 from emotion_train.interruption import Interruptions
 from emotion_train.model.lora import adapter_state
 from emotion_train.preemption import Notice
-from emotion_train.runlog import Entry, Writer, read_log
+from emotion_train.ranks import Ranks
+from emotion_train.runlog import Entry, Metrics, Writer, read_log
 from emotion_train.saver import LocalStates
 from emotion_train.storage import open_store
 from emotion_train.train import Claimed, _claim, _local_folder
@@ -278,10 +278,10 @@ def test_what_an_older_writer_commits_before_the_claim_is_gone_on_from(
     assert not checkpoints(folder, "late")
     claim = Writer.claim
 
-    def late(writer: Writer, epoch: int, step: int, processes: int) -> Entry:
+    def late(writer: Writer, epoch: int, step: int, facts: Metrics) -> Entry:
         old._save({})
         drain(old)
-        return claim(writer, epoch, step, processes)
+        return claim(writer, epoch, step, facts)
 
     monkeypatch.setattr(Writer, "claim", late)
     assert start_trainer(tiny_config(folder, "run.id=late", *WORDS), stack).progress.step == 2
