@@ -14,7 +14,7 @@ from emotion_train.report.schema import Report
 from launch.command import CONFIGS
 from launch.runs import pull
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
-from tests.launch.test_processes import PATIENCE_S, launched, of_rank, of_this_run, run_words, saved_for_a_notice, wait_for_checkpoint
+from tests.launch.test_processes import PATIENCE_S, checkpoints, launched, of_rank, of_this_run, run_words, wait_for_checkpoint
 
 FILES = ("cpu", "multi_gpu_ddp", "multi_gpu_deepspeed_zero2", "multi_gpu_deepspeed_zero3", "multi_gpu_fsdp2_qlora")
 
@@ -69,11 +69,12 @@ def test_a_signal_to_one_rank_alone_saves_the_same_step_on_all_and_another_engin
         os.kill(of_rank(tmp_path, 1), signal.SIGTERM)
         out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 33, out[-4000:]
-    (saved,) = saved_for_a_notice(tmp_path)
+    saved = checkpoints(tmp_path)
+    assert f"Step {saved[-1].step} of" in out
     assert not of_this_run(tmp_path)
     with launched(tmp_path, 1, words, {}) as process:
-        wait_for_checkpoint(tmp_path, process, len([*saved_for_a_notice(tmp_path)]) + saved.epoch + 1)
+        wait_for_checkpoint(tmp_path, process, len(saved) + 1)
         process.send_signal(signal.SIGINT)
         out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 33, out[-4000:]
-    assert f"resumed at step {saved.step} of" in out
+    assert f"resumed at step {saved[-1].step} of" in out
