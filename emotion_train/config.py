@@ -119,6 +119,15 @@ class PreemptionSection(Section):
     )
 
 
+class DistributedSection(Section):
+    timeout_s: float = Field(
+        3600,
+        ge=10,
+        le=86_400,
+        description="Seconds that a process waits for another one, at the start and in every step, before the run ends with a message.",
+    )
+
+
 class ReportSection(Section):
     bootstrap_samples: int = Field(2000, ge=100, le=100_000, description="Resamples behind the 95 % interval of macro-F1.")
     floor_max_rows: int = Field(100_000, ge=0, description="Largest training split on which the TF-IDF floor is fitted; 0 leaves it out.")
@@ -137,6 +146,7 @@ class Config(Section):
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     preemption: PreemptionSection = PreemptionSection()
+    distributed: DistributedSection = DistributedSection()
     report: ReportSection = ReportSection()
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""`emotion-launch`: check a run, start it on this machine, list runs and pull adapters."""
+"""`emotion-launch`: check a run, start it on this machine or on each node, list runs and pull adapters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verbs.add_parser(
         "run",
-        help="start the training on this machine by accelerate launch",
+        help="start the training by accelerate launch; with several nodes (SkyPilot, srun) it is started on each",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -34,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-unfenced",
         action="store_true",
         help="train also on a store that ignores create-only writes: nothing then keeps two writers of one run apart",
+    )
+    run.add_argument(
+        "--processes", type=_positive, metavar="N", help="processes on each node (default: one for each visible GPU; one on the CPU)"
     )
     run.add_argument("--dry-run", action="store_true", help="print the accelerate launch line and start nothing")
     run.set_defaults(verb=_run)
@@ -61,6 +64,12 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from emotion_train.config import load_config
     from emotion_train.preemption import hold_seconds
@@ -68,14 +77,17 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.topology import gpus
 
     config = load_config(arguments.config, arguments.overrides)
-    choice = choose(gpus(), arguments.accelerate_config, config.model.precision)
-    line = accelerate_line(choice.config_file, arguments.config, arguments.overrides, arguments.allow_unfenced)
+    choice = choose(gpus(), arguments.accelerate_config, config, processes=arguments.processes)
+    topology = choice.topology
+    line = accelerate_line(
+        choice.config_file, arguments.config, arguments.overrides, arguments.allow_unfenced, topology, config.distributed.timeout_s
+    )
     print(f"{choice.config_file.stem}: {choice.reason}\n{printable(line)}", flush=True)
     if arguments.dry_run:
         return 0
     environment = dict(os.environ)
-    if choice.config_file.stem == "cpu":
-        environment.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # accelerate would take the physical cores, with a warning
+    if topology.on_cpu:  # accelerate would take the physical cores, with a warning
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // topology.processes_per_node)))
     return run_to_end(line, environment, hold_seconds(config.preemption.hold_s, os.environ))
 
 

@@ -49,7 +49,7 @@ def _ask(name: str, question: Callable[[], str]) -> Check:
 
 
 def _machine(config: Config, gpus: Sequence[Gpu], accelerate_config: str | None) -> str:
-    choice = choose(gpus, accelerate_config, config.model.precision)
+    choice = choose(gpus, accelerate_config, config)
     return f"{choice.config_file.stem}: {choice.reason}"
 
 

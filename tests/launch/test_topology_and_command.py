@@ -1,17 +1,45 @@
-"""From nvidia-smi's listing to the accelerate line."""
+"""From nvidia-smi's listing and the scheduler's variables to the accelerate line of this node."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
+from emotion_train.config import Config, load_config
 from emotion_train.errors import WrongRequest
 from launch.command import CONFIGS, accelerate_line, choose, printable
-from launch.topology import Gpu, parse, visible
+from launch.topology import Gpu, Topology, expand_nodelist, parse, read_topology, visible
 
 LISTING = "0, GPU-aaaa-1, NVIDIA H200, 143771\n1, GPU-bbbb-2, NVIDIA H200, 143771\n"
 TWO = parse(LISTING)
+SKYPILOT = {
+    "SKYPILOT_NODE_RANK": "1",
+    "SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.7\n",
+    "SKYPILOT_NUM_NODES": "2",
+    "SKYPILOT_NUM_GPUS_PER_NODE": "2",
+    "SKYPILOT_TASK_ID": "sky-2026-11-25-20-00-00-000000_mine_1",
+}
+ALONE = {"SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NODE_IPS": "10.0.0.4"}
+SRUN = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_PROCID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_JOB_NODELIST": "gpu[08-09]",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NODELIST": "gpu[08-09]",
+    "SLURM_GPUS_ON_NODE": "2",
+}
+
+
+def config(*words: str) -> Config:
+    return load_config(None, ["data.url=d", "run.output_url=o", "model.base=./nowhere.gguf", *words])
 
 
 def test_the_listing_is_read() -> None:
@@ -27,30 +55,159 @@ def test_cuda_visible_devices_is_read_as_cuda_reads_it(choice: str | None, expec
     assert [gpu.index for gpu in visible(TWO, choice)] == expected
 
 
+# --- the topology ---
+
+
+def test_a_machine_alone_gives_one_process_to_each_gpu_and_one_to_the_cpu() -> None:
+    assert read_topology(TWO, {}) == Topology(tuple(TWO), 2)
+    assert read_topology([], {}) == Topology((), 1)
+    assert read_topology(TWO, {}, processes=1).gpus == (TWO[0],)
+    assert read_topology([], {}, processes=3).world_size == 3
+    with pytest.raises(WrongRequest, match="--processes 2"):
+        read_topology(TWO, {}, processes=3)
+
+
+def test_skypilot_s_variables_place_this_node() -> None:
+    topology = read_topology(TWO, SKYPILOT)
+    assert (topology.nodes, topology.node_rank, topology.main_address, topology.world_size) == (2, 1, "10.0.0.4", 4)
+    other = read_topology(TWO, {**SKYPILOT, "SKYPILOT_NODE_RANK": "0"})
+    assert other.main_port == topology.main_port  # the nodes find each other
+    assert 20_000 <= topology.main_port < 30_000
+    assert read_topology(TWO, {**SKYPILOT, "MASTER_PORT": "4321"}).main_port == 4321
+    assert read_topology(TWO, {**SKYPILOT, **ALONE}).nodes == 1
+
+
+def test_slurm_s_variables_place_this_node() -> None:
+    topology = read_topology(TWO, SRUN)
+    assert (topology.nodes, topology.node_rank, topology.main_address, topology.world_size) == (2, 1, "gpu08", 4)
+    assert read_topology(TWO, {**SRUN, "SLURM_NODEID": "0", "SLURM_PROCID": "0"}).main_port == topology.main_port
+    assert read_topology(TWO, {**SKYPILOT, **SRUN}).source == "SkyPilot"  # SkyPilot on Slurm
+
+
+def test_the_batch_script_of_one_node_is_a_machine_and_that_of_two_is_told_to_srun() -> None:
+    batch = {"SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "gpu08", "SLURM_NTASKS": "4"}
+    assert read_topology(TWO, batch).world_size == 2
+    with pytest.raises(WrongRequest, match="srun --ntasks-per-node=1"):
+        read_topology(TWO, {**batch, "SLURM_JOB_NUM_NODES": "2"})
+    with pytest.raises(WrongRequest, match="4 tasks on 2 nodes"):
+        read_topology(TWO, {**SRUN, "SLURM_STEP_NUM_TASKS": "4"})
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {**SKYPILOT, "SKYPILOT_NUM_GPUS_PER_NODE": "4"},
+        {**SRUN, "SLURM_GPUS_ON_NODE": "8"},
+        {**SKYPILOT, **ALONE, "SKYPILOT_NUM_GPUS_PER_NODE": "3"},
+    ],
+)
+def test_promised_gpus_that_are_not_visible_are_an_error_and_never_a_fall_back(environment: dict[str, str]) -> None:
+    for found in ([], TWO):
+        with pytest.raises(WrongRequest, match=f"promised . GPUs on node . and {len(found)} are visible"):
+            read_topology(found, environment)
+    assert read_topology(TWO, {**environment, "DEVICE": "cpu"}).on_cpu
+
+
+def test_device_cpu_keeps_the_nodes_and_gives_each_one_process() -> None:
+    topology = read_topology(TWO, {**SKYPILOT, "DEVICE": "cpu"})
+    assert (topology.world_size, topology.nodes, topology.on_cpu) == (2, 2, True)
+    assert read_topology(TWO, {**SKYPILOT, "SKYPILOT_NUM_GPUS_PER_NODE": "0"}).on_cpu  # a task without accelerators on a GPU machine
+    with pytest.raises(WrongRequest, match="allowed are auto"):
+        read_topology([], {"DEVICE": "tpu"})
+
+
+@pytest.mark.parametrize("change", [{"SKYPILOT_NODE_RANK": "2"}, {"SKYPILOT_NODE_IPS": "10.0.0.4"}, {"SKYPILOT_NUM_NODES": "3"}])
+def test_contradictions_of_skypilot_s_variables_are_refused(change: dict[str, str]) -> None:
+    with pytest.raises(WrongRequest, match="contradict each other"):
+        read_topology(TWO, {**SKYPILOT, **change})
+    with pytest.raises(WrongRequest, match="whole number"):
+        read_topology(TWO, {**SKYPILOT, "SKYPILOT_NODE_RANK": "one"})
+
+
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [
+        ("gpu08", ["gpu08"]),
+        ("a,b", ["a", "b"]),
+        ("gpu[08-10,12],login1", ["gpu08", "gpu09", "gpu10", "gpu12", "login1"]),
+        ("r[1-2]n[8-9]", ["r1n8", "r1n9", "r2n8", "r2n9"]),
+        ("n[9-11].site", ["n9.site", "n10.site", "n11.site"]),
+        ("", []),
+    ],
+)
+def test_slurm_s_short_node_list_is_expanded(listed: str, names: list[str]) -> None:
+    assert expand_nodelist(listed) == names
+
+
+@pytest.mark.skipif(shutil.which("scontrol") is None, reason="Slurm is not installed")
+@pytest.mark.parametrize("listed", ["gpu[08-10,12],login1", "r[1-2]n[8-9]", "n[098-101]"])
+def test_slurm_itself_expands_the_node_list_the_same_way(listed: str, tmp_path: Path) -> None:
+    (tmp_path / "slurm.conf").write_text("ClusterName=none\nSlurmctldHost=localhost\n")
+    environment = {**os.environ, "SLURM_CONF": str(tmp_path / "slurm.conf")}
+    command = ["scontrol", "show", "hostnames", listed]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert expand_nodelist(listed) == answer.stdout.split()
+
+
+# --- the line ---
+
+
 def test_a_machine_without_gpu_takes_the_cpu_config() -> None:
-    assert choose([], None, "fp32").config_file.name == "cpu.yaml"
-    assert choose(TWO[:1], None, "nf4").config_file.name == "single_gpu_qlora.yaml"
-    assert "1 more stay idle" in choose(TWO, None, "nf4").reason
+    assert choose([], None, config("model.precision=fp32"), {}).config_file.name == "cpu.yaml"
+    one = choose(TWO[:1], None, config(), {})
+    assert (one.config_file.name, one.topology.world_size) == ("single_gpu_qlora.yaml", 1)
 
 
 def test_a_4_bit_base_without_a_gpu_is_refused_unless_the_cpu_is_asked_for() -> None:
     with pytest.raises(WrongRequest, match="--accelerate-config cpu"):
-        choose([], None, "nf4")
-    assert choose([], "cpu", "nf4").config_file.name == "cpu.yaml"
+        choose([], None, config(), {})
+    assert choose([], "cpu", config(), {}).config_file.name == "cpu.yaml"
+    assert choose([], None, config(), {"DEVICE": "cpu"}).config_file.name == "cpu.yaml"
+
+
+def test_the_cpu_config_needs_no_promised_gpu() -> None:
+    assert choose([], "cpu", config(), SKYPILOT).topology.world_size == 2
 
 
 def test_an_unknown_accelerate_config_names_those_there_are() -> None:
-    with pytest.raises(WrongRequest, match="cpu, single_gpu_qlora"):
-        choose([], "gpu8", "nf4")
-    assert choose([], "single_gpu_qlora", "nf4").config_file == CONFIGS / "single_gpu_qlora.yaml"
+    with pytest.raises(WrongRequest, match=r"cpu, multi_gpu_ddp, .*, single_gpu_qlora"):
+        choose([], "gpu8", config(), {})
+    assert choose([], "single_gpu_qlora", config(), {}).config_file == CONFIGS / "single_gpu_qlora.yaml"
+
+
+def test_one_gpu_of_several_is_used_when_its_config_is_asked_for() -> None:
+    assert choose(TWO, "single_gpu_qlora", config(), {}).topology.gpus == (TWO[0],)
+    with pytest.raises(WrongRequest, match="multi_gpu_ddp"):
+        choose(TWO, "single_gpu_qlora", config(), SKYPILOT)
 
 
 def test_the_printed_line_is_the_one_a_person_would_type() -> None:
     line = printable(accelerate_line(Path("cpu.yaml"), "run.yaml", ["train.epochs=1", "run.id=a b"]))
-    assert line == "accelerate launch --config_file cpu.yaml -m emotion_train.train --config run.yaml train.epochs=1 'run.id=a b'"
+    expected = "accelerate launch --config_file cpu.yaml --num_processes 1 --main_process_port 0 -m emotion_train.train --config run.yaml"
+    assert line == f"{expected} train.epochs=1 'run.id=a b'"
+
+
+def test_the_line_of_a_node_names_its_rank_and_where_rank_0_listens() -> None:
+    line = printable(accelerate_line(Path("x.yaml"), None, [], topology=read_topology(TWO, SKYPILOT), timeout_s=90.0))
+    port = read_topology(TWO, SKYPILOT).main_port
+    assert line == (
+        "accelerate launch --config_file x.yaml --num_processes 4 --num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.4 "
+        f"--main_process_port {port} --rdzv_conf timeout=90 -m emotion_train.train"
+    )
 
 
 def test_accelerate_configs_hold_no_process_count_accumulation_or_clipping() -> None:
-    for path in CONFIGS.glob("*.yaml"):
-        for word in ("num_processes", "gradient_accumulation", "gradient_clipping"):
+    files = sorted(CONFIGS.glob("*.yaml"))
+    assert len(files) == 6
+    for path in files:
+        for word in ("num_processes:", "gradient_accumulation", "gradient_clipping"):
             assert word not in path.read_text(), (path, word)
+
+
+def test_accelerate_configs_are_what_their_first_lines_say() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    for path in CONFIGS.glob("*.yaml"):
+        read = load_config_from_file(str(path))
+        assert read.distributed_type.value == yaml.safe_load(path.read_text())["distributed_type"]
+        assert f"--config_file accelerate_configs/{path.name} --num_processes" in path.read_text()
