@@ -359,11 +359,20 @@ def _lay_out_client(client: Path, folder: Path) -> None:
     (client / ".slurm" / "config").write_text(
         f"Host {CLUSTER}\n  HostName 127.0.0.1\n  Port 2222\n  User {_USER}\n  IdentityFile {client}/.ssh/site\n  IdentitiesOnly yes\n"
     )
+    lay_out_catalog(client)
     (client / ".sky" / "config.yaml").write_text("jobs:\n  controller:\n    consolidation_mode: true\n")
     request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=8.8.8.8"]
     request += ["-addext", "subjectAltName=IP:8.8.8.8", "-keyout", folder / "key.pem", "-out", folder / "certificate.pem"]
     subprocess.run(request, check=True, capture_output=True)
     (folder / "server.pem").write_text((folder / "key.pem").read_text() + (folder / "certificate.pem").read_text())
+
+
+def lay_out_catalog(home: Path) -> None:
+    """The one file without which SkyPilot knows no name of a GPU; it would download it, and never replaces one that lies there."""
+    catalog = home / ".sky" / "catalogs" / "v8" / "common" / "accelerators.csv"
+    catalog.parent.mkdir(parents=True, exist_ok=True)
+    names = ("A10G", "A100-80GB", "H100", "H200", "L4", "L40S")
+    catalog.write_text("AcceleratorName,Clouds\n" + "".join(f"{name},\"['AWS', 'GCP']\"\n" for name in names))
 
 
 def _sky_environment(folder: Path, client: Path) -> dict[str, str]:
