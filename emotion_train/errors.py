@@ -63,6 +63,10 @@ class Fenced(EmotionTrainError):
     exit_code = 34
 
 
+class LostContact(EmotionTrainError):
+    """Another process of this run has ended or does not answer; the run goes on from its last checkpoint at the next start."""
+
+
 class NotPublished(EmotionTrainError):
     """The run is trained and the store did not take it; the message says where it is kept and how it gets published."""
 

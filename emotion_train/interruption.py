@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emotion_train.distributed import Ranks, Signal
 from emotion_train.errors import Preempted
+from emotion_train.ranks import Ranks, Signal
 
 if TYPE_CHECKING:
     from emotion_train.preemption import Notice

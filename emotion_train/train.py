@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
-from emotion_train.errors import NotPublished, StorageError, WrongRequest
+from emotion_train.errors import LostContact, NotPublished, StorageError, WrongRequest
 from emotion_train.outcome import answers_signals
 from emotion_train.preemption import PreemptionWatch, hold_seconds
 from emotion_train.runlog import Entry, Published, Writer, read_log, require_conditional_writes
@@ -31,15 +32,17 @@ from emotion_train.storage import Store, open_store
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
     from accelerate import Accelerator
 
     from emotion_train.checkpoint import Saved
     from emotion_train.data.loader import Loader
     from emotion_train.data.tokenization import PostTokenizer
-    from emotion_train.distributed import Ranks
+    from emotion_train.distributed import Kind
     from emotion_train.interruption import Interruptions
     from emotion_train.model.head import EmotionClassifier
     from emotion_train.model.load import BaseInfo
+    from emotion_train.ranks import Ranks
     from emotion_train.report.figures import SplitResult
     from emotion_train.report.schema import Report
     from emotion_train.saver import LocalStates, Saver
@@ -47,11 +50,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POSTS_PER_SCORING_STEP = 256
-DATA_PATIENCE_S = 1800.0  # for a bucket that stops answering; less than ranks wait for each other
+DATA_PATIENCE_S = 1800.0  # for a bucket that stops answering
 _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _TELL_EVERY_S = 60.0
+_END_AFTER_S = 120.0  # enough for the saver to end what it is about
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +78,7 @@ class Job:
     output_store: Store
     run_id: str
     accelerator: Accelerator
+    engine: Kind
     ranks: Ranks
     interruptions: Interruptions
     tokenizer: PostTokenizer
@@ -113,12 +118,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from emotion_train.data.tokenization import PostTokenizer
     from emotion_train.interruption import Interruptions
+    from emotion_train.ranks import is_about_contact, lost_contact
 
     with ExitStack() as stack:
         asked = config.preemption.notices if os.environ.get("LOCAL_RANK", "0") == "0" else "none"  # once a machine is enough
         watch = stack.enter_context(PreemptionWatch(asked, _say))
         answers_signals()
-        accelerator, ranks = _start_processes(config)
+        accelerator, engine, ranks = _start_processes(config)
         run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
         config = config.model_copy(update={"run": config.run.model_copy(update={"id": run_id})})
         hold_s = hold_seconds(config.preemption.hold_s, os.environ)
@@ -127,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
             return _say_published(output_store, run_id, published, ranks.is_main)
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
         again = f"{_command(arguments)} run.id={run_id}"
-        job = Job(config, index, data_store, output_store, run_id, accelerator, ranks, interruptions, tokenizer, started, again)
+        job = Job(config, index, data_store, output_store, run_id, accelerator, engine, ranks, interruptions, tokenizer, started, again)
         claimed: list[Claimed] = []  # stays empty on ranks other than 0
         if published := ranks.on_main(lambda: _claim(job, claimed)):
             return _say_published(output_store, run_id, published, ranks.is_main)
@@ -137,6 +143,21 @@ def run(arguments: argparse.Namespace) -> int:
             return _report_and_publish(job, trainer, claimed[0] if claimed else None, stack)
         except torch.OutOfMemoryError:
             raise WrongRequest(_too_small(config)) from None
+        except LostContact:
+            _end_even_if_stuck()
+            raise
+        except RuntimeError as error:
+            if not is_about_contact(error):
+                raise
+            _end_even_if_stuck()
+            raise LostContact(lost_contact(ranks.rank, ranks.timeout_s, error)) from error
+
+
+def _end_even_if_stuck() -> None:
+    """End this process in a while even if its GPU or a thread of its own still waits for a process that is gone."""
+    timer = threading.Timer(_END_AFTER_S, os._exit, [1])
+    timer.daemon = True
+    timer.start()
 
 
 def _too_small(config: Config) -> str:
@@ -251,21 +272,15 @@ def _local_folder(config: Config) -> Path:
     return folder.absolute() / hashlib.sha256(config.run.output_url.encode()).hexdigest()[:12]
 
 
-def _start_processes(config: Config) -> tuple[Accelerator, Ranks]:
-    import torch
-    from accelerate import Accelerator
+def _start_processes(config: Config) -> tuple[Accelerator, Kind, Ranks]:
+    from emotion_train.distributed import start_accelerator
+    from emotion_train.ranks import Ranks
 
-    from emotion_train.distributed import Ranks
-
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
-    if not on_cpu and not torch.cuda.is_available():
-        raise WrongRequest(
-            "CUDA sees no GPU here (nvidia-smi shows the driver, `python -c 'import torch; print(torch.version.cuda)'` the build); to "
-            "train on the CPU type accelerate launch --config_file accelerate_configs/cpu.yaml."
-        )
-    trackers = list(config.run.trackers)
-    accelerator = Accelerator(cpu=on_cpu, log_with=trackers or None, project_dir="tracking" if trackers else None)
-    return accelerator, Ranks()
+    accelerator, engine = start_accelerator(config.distributed.timeout_s, list(config.run.trackers))
+    ranks = Ranks(config.distributed.timeout_s)
+    if ranks.world_size > 1 and ranks.is_main:
+        _say(f"{ranks.world_size} processes, {engine} on {device_name(accelerator.device.type)}")
+    return accelerator, engine, ranks
 
 
 def _load_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
@@ -277,17 +292,33 @@ def _load_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
     while True:
         loaded = None
         with suppress(CutOff):
-            loaded = _build_model(job.config, job.index, job.accelerator, job.interruptions.going)
+            loaded = _build_model(job.config, job.index, job.accelerator, job.interruptions.going, job.engine)
         if not job.ranks.sum(np.array([loaded is None])).any():
             assert loaded is not None
+            _refuse_different_bases(job, loaded[1])
             return loaded
         job.interruptions.hold("The model was being loaded; what the log has is safe.")
 
 
+def _refuse_different_bases(job: Job, base: BaseInfo) -> None:
+    """Raises `WrongRequest` on every rank when one has read other weights than rank 0, as after an update of the base between two nodes."""
+    import numpy as np
+
+    if job.ranks.sum(np.array([base.weights_sha256 != job.ranks.from_main(base.weights_sha256)])).any():
+        raise WrongRequest(
+            f"The nodes of this run read different weights for {base.name}; give all of them the same checkpoint, for example a folder or "
+            "a hub id with an empty cache."
+        )
+
+
 def _build_model(
-    config: Config, index: Index, accelerator: Accelerator, going: Callable[[], bool] = lambda: False
+    config: Config, index: Index, accelerator: Accelerator, going: Callable[[], bool] = lambda: False, engine: Kind = "one process"
 ) -> tuple[EmotionClassifier, BaseInfo]:
-    """The frozen base with a new adapter and head on this process's device. Raises `CutOff` when the machine goes."""
+    """The frozen base with a new adapter and head, on this process's device unless the engine cuts it up.
+
+    Raises `CutOff` when the machine goes.
+    """
+    from emotion_train.distributed import shards_weights
     from emotion_train.model.lora import build_classifier
     from emotion_train.progress import ProgressLine
     from emotion_train.trainer import CutOff
@@ -299,7 +330,14 @@ def _build_model(
 
     with ProgressLine("loading", 1, "tensors", shown=accelerator.is_main_process) as line:
         model, base = build_classifier(
-            config.model.base, config.model.precision, len(index.labels), config.lora, config.run.seed, accelerator.device, tell=tell
+            config.model.base,
+            config.model.precision,
+            len(index.labels),
+            config.lora,
+            config.run.seed,
+            accelerator.device,
+            to_be_sharded=shards_weights(engine),
+            tell=tell,
         )
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -318,7 +356,7 @@ def _start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Train
     validation = _scoring_loader(job, "validation", stack)
     saver = None if claimed is None else stack.enter_context(_open_saver(job, claimed))
     trainer = Trainer(
-        job.config, job.index, job.accelerator, job.ranks, model, train, validation, saver, base, job.started, job.interruptions
+        job.config, job.index, job.accelerator, job.ranks, model, train, validation, saver, base, job.started, job.interruptions, job.engine
     )
     _restore(job, trainer, claimed)
     if saver is not None and claimed is not None:
@@ -370,7 +408,7 @@ def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_
     split = job.index.split(name)
     return stack.enter_context(
         Loader(
-            RowGroupReader(job.data_store, split, patience_s=DATA_PATIENCE_S),
+            RowGroupReader(job.data_store, split, patience_s=min(DATA_PATIENCE_S, job.config.distributed.timeout_s / 2)),
             Order(split.row_counts, split.lanes, seed),
             job.tokenizer,
             weights_C,
@@ -401,13 +439,13 @@ def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, sta
     from emotion_train.report.terminal import print_report
 
     _until_the_store_takes_it(job, claimed, lambda: _drain(trainer))
-    best = _load_best(job, trainer, claimed)
+    best, adapter = _load_best(job, trainer, claimed)
     splits = _score_in_peace(job, trainer, stack)
     reports: list[Report] = []  # stays empty on ranks other than 0
     with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
         if claimed is not None:
             reports.append(_build_report(job, trainer, splits, best, claimed.remarks))
-            _save_adapter(job, trainer, reports[0], Path(folder))
+            _save_adapter(job, trainer, reports[0], Path(folder), adapter)
 
         def publish_all() -> Entry:
             assert claimed is not None
@@ -429,12 +467,11 @@ def _drain(trainer: Trainer) -> None:
         raise trainer.saver.problem or StorageError("The last checkpoints are still being uploaded.")
 
 
-def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> Entry:
-    """Put the best adapter that verifies into the model of every rank."""
+def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Entry, dict[str, torch.Tensor]]:
+    """Put the best adapter that verifies into the model of every rank; returns it with its entry."""
     from safetensors.torch import load
 
     from emotion_train import checkpoint
-    from emotion_train.model.lora import load_adapter_state
 
     found: list[tuple[Entry, bytes]] = []  # stays empty on ranks other than 0
 
@@ -446,8 +483,9 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> Entry:
         return best[0]
 
     entry = _until_the_store_takes_it(job, claimed, find)
-    load_adapter_state(trainer.bare_model, load(job.ranks.bytes_from_main(found[0][1] if found else b"")))
-    return entry
+    state = load(job.ranks.bytes_from_main(found[0][1] if found else b""))
+    trainer.engine.load_adapter(state)
+    return entry, state
 
 
 def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, SplitResult]:
@@ -569,7 +607,7 @@ def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult],
     )
 
 
-def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path) -> None:
+def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path, adapter: Mapping[str, torch.Tensor]) -> None:
     from emotion_train.model.lora import AdapterFacts, save_adapter
 
     facts = AdapterFacts.of(
@@ -589,7 +627,7 @@ def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path) -> N
         f"| {report.headline} | {headline.macro_f1:.3f} | {headline.macro_f1_low:.3f} to {headline.macro_f1_high:.3f} "
         f"| {headline.weighted_f1:.3f} | {headline.accuracy:.3f} |",
     ]
-    save_adapter(trainer.bare_model, folder, tokenizer=job.tokenizer, facts=facts, metrics_lines=lines)
+    save_adapter(trainer.bare_model, folder, tokenizer=job.tokenizer, facts=facts, state=adapter, metrics_lines=lines)
 
 
 def device_name(kind: str) -> str:

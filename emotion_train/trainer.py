@@ -27,14 +27,14 @@ from emotion_train.data.index import Index
 from emotion_train.data.loader import Loader, StepBatch
 from emotion_train.data.order import counter_hash
 from emotion_train.data.packing import Pack
-from emotion_train.distributed import Ranks, Signal
+from emotion_train.distributed import Kind, make_engine
 from emotion_train.errors import Diverged, EmotionTrainError, Fenced
 from emotion_train.interruption import GOING, Interruptions
 from emotion_train.loss import weighted_loss_sum
 from emotion_train.metrics import ClassCounts, confusion
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseInfo
-from emotion_train.model.lora import adapter_tensors, load_adapter_state
+from emotion_train.ranks import Ranks, Signal
 from emotion_train.report.predictions import Predictions
 from emotion_train.saver import Saver
 from emotion_train.scoring import forward_pack, score
@@ -70,7 +70,7 @@ class CutOff(Exception):
 class Trainer:
     """Trains the adapter of `model`; `started` is when this process began.
 
-    `saver` is None on all ranks but 0; `tell` and `tell_milestone` are for the terminal.
+    `engine` is how the ranks share the model. `saver` is None on all ranks but 0; `tell` and `tell_milestone` are for the terminal.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Trainer:
         base: BaseInfo,
         started: datetime,
         interruptions: Interruptions | None = None,
+        engine: Kind = "one process",
     ) -> None:
         self.config = config
         self.index = index
@@ -100,13 +101,9 @@ class Trainer:
         self.tell: Callable[[Progress, str], None] = lambda progress, words: None
         self.tell_milestone: Callable[[str], None] = lambda line: None
         self.progress = Progress()
-        trainable = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        optimizer = torch.optim.AdamW(
-            trainable, lr=config.train.learning_rate, weight_decay=config.train.weight_decay, fused=accelerator.device.type == "cuda"
-        )
         self.bare_model = model
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.names = trainable
+        self.engine = make_engine(engine, model, config.train, accelerator.device)
+        self.model = self.engine.module
         self.steps_per_epoch = train.steps_per_epoch
         self.steps = self.steps_per_epoch * config.train.epochs
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
@@ -137,22 +134,14 @@ class Trainer:
     def _step(self, batch: StepBatch) -> None:
         """One optimizer update from the whole step, all micro-batches and all ranks."""
         self._seed_dropout()
-        # DDP averages the ranks' gradients, the step wants their sum
-        scale = self.ranks.world_size / (batch.weight_sum or 1.0)
+        scale = self.engine.gradient_scale / (batch.weight_sum or 1.0)
         loss = torch.zeros((), device=self.accelerator.device)
         for number, pack in enumerate(batch.packs):
-            reduce_now = number == len(batch.packs) - 1
-            with contextlib.nullcontext() if reduce_now else self.accelerator.no_sync(self.model):
+            with self.engine.microbatch(last=number == len(batch.packs) - 1):
                 loss_sum = self._loss_sum(pack)
-                self.accelerator.backward(loss_sum * scale)
+                self.engine.backward(loss_sum * scale)
             loss += loss_sum.detach()
-        if self.config.train.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(list(self.names), self.config.train.max_grad_norm)
-        rate = self.learning_rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.update(self.learning_rate)
         self._losses.append(loss / (batch.weight_sum or 1.0))
         self.progress.step += 1
         self.progress.examples += batch.examples
@@ -304,9 +293,9 @@ class Trainer:
             return
         self._add_up()
         self._saved_step, self._asked_to_save = self.progress.step, time.monotonic()
+        began = time.perf_counter()
+        state = self.state()
         if self.saver is not None:
-            began = time.perf_counter()
-            state = self.state()
             self.progress.saves += 1
             self.progress.stall_seconds += time.perf_counter() - began
             self.saver.offer(Snapshot(state, self.progress.step // self.steps_per_epoch, self.question, metrics))
@@ -320,22 +309,24 @@ class Trainer:
         return self.progress.upload_seconds + (self.saver.upload_seconds if self.saver is not None else 0.0)
 
     def state(self) -> State:
-        """A copy of all that a resumed run needs."""
+        """A copy of all that a resumed run needs, of the tensors on rank 0 only; called on all ranks, which may each hold a part."""
         progress = replace(
             self.progress,
             history=list(self.progress.history),
             earlier_wall_seconds=self.wall_seconds(),
             upload_seconds=self.upload_seconds(),
         )
-        adapter, moments = adapter_tensors(self.bare_model), checkpoint.optimizer_tensors(self.optimizer, self.names)
+        adapter, moments = self.engine.adapter(), self.engine.moments()
+        if not self.ranks.is_main:
+            return State(progress, {}, {})
         copies = checkpoint.host_copy({**{f"adapter {name}": one for name, one in adapter.items()}, **moments})
         return State(progress, {name: copies[f"adapter {name}"] for name in adapter}, {name: copies[name] for name in moments})
 
     def restore(self, state: State) -> None:
         self.progress = state.progress
         self._saved_step = state.progress.step
-        load_adapter_state(self.bare_model, state.adapter)
-        checkpoint.load_optimizer_state(self.optimizer, self.names, state.optimizer, state.progress.step)
+        self.engine.load_adapter(state.adapter)
+        self.engine.load_moments(state.optimizer, state.progress.step)
 
     def score(self, loader: Loader, tell: Callable[[int], None]) -> Scored:
         """Predict a whole split: counts over all ranks, this rank's own predictions. Raises `CutOff` when the machine goes."""

@@ -23,7 +23,7 @@ LEVELS = [
         "progress",
     },
     {"data.cleaning", "data.index", "data.reader", "data.shards", "data.tokenization", "local_s3", "runlog"},
-    {"data.loader", "model.", "checkpoint", "report.", "distributed", "retention"},
+    {"data.loader", "model.", "checkpoint", "report.", "ranks", "distributed", "retention"},
     {"scoring", "saver", "interruption"},
     {"trainer", "publish"},
     {"prepare", "train", "evaluate", "predict", "demo"},

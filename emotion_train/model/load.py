@@ -128,14 +128,16 @@ def load_base(
     num_labels: int,
     device: torch.device | str,
     *,
-    quant_storage: torch.dtype = torch.uint8,
+    to_be_sharded: bool = False,
     tell: Tell = tell_nobody,
 ) -> tuple[nn.Module, BaseInfo]:
     """A stock `XForSequenceClassification` on `device`, frozen, without cache; its head is float32 and zero until `init_head`.
 
     Every text tensor of the checkpoint is in it and every one of its tensors comes from the checkpoint, else `WrongRequest`. Embeddings
-    and norms have the precision's weight format; with nf4 exactly the linear layers of the blocks are 4-bit. `quant_storage` bfloat16
-    makes nf4 weights shardable by FSDP and DeepSpeed ZeRO-3.
+    and norms have the precision's weight format; with nf4 exactly the linear layers of the blocks are 4-bit.
+
+    `to_be_sharded`: a base that need not fit the device. The weights wait in host memory (bf16 ones in the page cache, which the
+    processes of a node share) until each is cut, and 4-bit codes lie under bfloat16, the type that FSDP and DeepSpeed ZeRO-3 shard.
     """
     found = read_config(base) if isinstance(base, str) else base
     kind = formats(precision)
@@ -149,7 +151,7 @@ def load_base(
     sample = hashlib.sha256(found.shape_sha256.encode())
     for number, (name, tensor) in enumerate(_stream(weights), 1):
         _sample(sample, name, tensor)
-        _place(model, name, tensor, kind, device, quant_storage)
+        _place(model, name, tensor, kind, device, to_be_sharded)
         tell(number, len(weights.shapes))
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)  # its buffers are in no checkpoint
     model.score.weight = nn.Parameter(torch.zeros(num_labels, model.config.hidden_size, device=device))
@@ -186,14 +188,18 @@ def _refuse_misfits(base: str, wanted: dict[str, tuple[int, ...]], given: dict[s
             )
 
 
-def _place(model: Any, name: str, tensor: torch.Tensor, kind: Formats, device: torch.device, quant_storage: torch.dtype) -> None:
+def _place(model: Any, name: str, tensor: torch.Tensor, kind: Formats, device: torch.device, to_be_sharded: bool) -> None:
     owner_name, _, leaf = name.rpartition(".")
     owner = model.get_submodule(owner_name)
     if kind.quantised and leaf == "weight" and isinstance(owner, nn.Linear):
         parent, _, child = owner_name.rpartition(".")
-        setattr(model.get_submodule(parent), child, linear_4bit(tensor, owner.bias, device, quant_storage))
+        layer = linear_4bit(tensor, owner.bias, device, torch.bfloat16 if to_be_sharded else torch.uint8)
+        if to_be_sharded:
+            layer.weight.data = layer.weight.data.cpu()  # the codes; their scales, a thirtieth of them, stay on the device
+        setattr(model.get_submodule(parent), child, layer)
         return
-    setattr(owner, leaf, nn.Parameter(tensor.to(device=device, dtype=kind.weights), requires_grad=False))
+    place = torch.device("cpu") if to_be_sharded else device
+    setattr(owner, leaf, nn.Parameter(tensor.to(device=place, dtype=kind.weights), requires_grad=False))
 
 
 def _stream(weights: _Weights) -> Iterator[tuple[str, torch.Tensor]]:

@@ -93,11 +93,11 @@ def build_classifier(
     seed: int,
     device: torch.device | str,
     *,
-    quant_storage: torch.dtype = torch.uint8,
+    to_be_sharded: bool = False,
     tell: Tell = tell_nobody,
 ) -> tuple[EmotionClassifier, BaseInfo]:
-    """The base on `device` with a fresh head and adapter: what a run starts from."""
-    network, info = load_base(base, precision, num_labels, device, quant_storage=quant_storage, tell=tell)
+    """The base on `device` with a fresh head and adapter: what a run starts from. `to_be_sharded` as in `load_base`."""
+    network, info = load_base(base, precision, num_labels, device, to_be_sharded=to_be_sharded, tell=tell)
     init_head(network, seed)
     return EmotionClassifier(attach_lora(network, lora, seed), precision), info
 
@@ -126,7 +126,7 @@ def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
         warnings.simplefilter("ignore")  # nothing that PEFT warns of here is the user's choice
         adapted: nn.Module = get_peft_model(network, config)
     with torch.no_grad():
-        for name, parameter in _adapter_parameters(adapted).items():
+        for name, parameter in adapter_parameters(adapted).items():
             parameter.data = parameter.data.float()
             if ".lora_A." in name:
                 bound = 1 / math.sqrt(parameter.shape[1])  # kaiming_uniform_(a=sqrt(5)) of a matrix with that many inputs
@@ -141,7 +141,7 @@ def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
     return adapted
 
 
-def _adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
+def adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
     """Adapter and head under the names that they have in a PEFT file."""
     found: dict[str, nn.Parameter] = {}
     for name, parameter in adapted.named_parameters():
@@ -154,35 +154,40 @@ def _adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
 
 def adapter_tensors(model: EmotionClassifier) -> dict[str, torch.Tensor]:
     """Adapter and head where they lie, not copied, under the names of a PEFT file."""
-    return {name: parameter.detach() for name, parameter in _adapter_parameters(model.network).items()}
+    return {name: parameter.detach() for name, parameter in adapter_parameters(model.network).items()}
 
 
 def adapter_state(model: EmotionClassifier) -> dict[str, torch.Tensor]:
     """Copy of adapter and head on the CPU, under the names of a PEFT file."""
     return {
         name: parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
-        for name, parameter in _adapter_parameters(model.network).items()
+        for name, parameter in adapter_parameters(model.network).items()
     }
 
 
 def load_adapter_state(model: EmotionClassifier, state: Mapping[str, torch.Tensor]) -> None:
     """Copy a state into the model. Raises `WrongRequest` unless names and shapes are exactly the model's."""
-    own = _adapter_parameters(model.network)
+    own = adapter_parameters(model.network)
+    refuse_misfits({name: tuple(parameter.shape) for name, parameter in own.items()}, state)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+
+def refuse_misfits(own: Mapping[str, tuple[int, ...]], state: Mapping[str, torch.Tensor]) -> None:
+    """Raises `WrongRequest` unless the names and shapes of a state are exactly the model's `own`."""
     problems = [f"lacks {name}" for name in sorted(own.keys() - state.keys())]
     problems += [f"has {name}, which the model has not" for name in sorted(state.keys() - own.keys())]
     problems += [
-        f"has {name} of shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        f"has {name} of shape {tuple(state[name].shape)} instead of {own[name]}"
         for name in sorted(own.keys() & state.keys())
-        if own[name].shape != state[name].shape
+        if own[name] != tuple(state[name].shape)
     ]
     if problems:
         more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
         raise WrongRequest(
             f"This adapter does not fit the model: it {'; it '.join(problems[:2])}{more}. Give the LoRA settings and labels of its run."
         )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
 
 
 # --- the folder ---

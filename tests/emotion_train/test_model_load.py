@@ -285,7 +285,7 @@ def test_nf4_codes_equal_those_of_transformers(tmp_path: Path) -> None:
 def test_nf4_codes_can_be_stored_as_bfloat16_for_sharding(tmp_path: Path) -> None:
     folder = str(causal_checkpoint(tmp_path / "base"))
     plain, _ = load_base(folder, "nf4", 2, "cpu")
-    shardable, _ = load_base(folder, "nf4", 2, "cpu", quant_storage=torch.bfloat16)
+    shardable, _ = load_base(folder, "nf4", 2, "cpu", to_be_sharded=True)
     assert {parameter.dtype for parameter in shardable.model.parameters()} == {torch.bfloat16}
     torch.testing.assert_close(hidden(shardable.model), hidden(plain.model), rtol=0, atol=0)
 

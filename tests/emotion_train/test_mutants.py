@@ -323,7 +323,7 @@ MUTANTS = [
     Mutant(
         "the moments of the optimizer come back",
         "trainer",
-        "checkpoint.load_optimizer_state(self.optimizer, self.names, state.optimizer, state.progress.step)",
+        "self.engine.load_moments(state.optimizer, state.progress.step)",
         "pass",
         "test_resume.py::test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been",
     ),

@@ -174,7 +174,7 @@ def test_another_base_is_refused_and_the_same_one_elsewhere_is_not(folder: Path,
 def test_a_loss_that_is_no_number_stops_the_run(folder: Path, stack: ExitStack) -> None:
     trainer = start_trainer(tiny_config(folder, "run.id=nan"), stack)
     with torch.no_grad():
-        next(iter(trainer.names)).fill_(float("nan"))
+        next(iter(trainer.engine.trained.own)).fill_(float("nan"))
     with pytest.raises(Diverged, match="learning rate"):
         trainer.fit()
 

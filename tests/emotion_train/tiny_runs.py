@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
-from emotion_train.distributed import Ranks
+from emotion_train.distributed import Kind
 from emotion_train.interruption import Interruptions
 from emotion_train.preemption import Notice
 from emotion_train.prepare import prepare
+from emotion_train.ranks import Ranks
 from emotion_train.storage import open_store
 from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _start_trainer
 from emotion_train.trainer import Trainer
@@ -68,22 +69,29 @@ def tiny_words(folder: Path, *overrides: str) -> list[str]:
     ]
 
 
-def job_of(config: Config, notice: Callable[[], Notice | None] = lambda: None) -> Job:
-    """The job as `emotion_train.train` makes it on the CPU, before the claim."""
+def job_of(
+    config: Config, notice: Callable[[], Notice | None] = lambda: None, engine: Kind = "one process", accelerator: Accelerator | None = None
+) -> Job:
+    """The job as `emotion_train.train` makes it, before the claim; on the CPU unless another accelerator is given."""
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
     assert config.run.id is not None
     assert _look_before_claiming(config, index, output_store, False) is None
-    accelerator, ranks = Accelerator(cpu=True), Ranks()
+    accelerator, ranks = accelerator or Accelerator(cpu=True), Ranks()
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
     interruptions = Interruptions(ranks, notice, config.preemption.hold_s or 0.0, print)
-    return Job(
-        config, index, data_store, output_store, config.run.id, accelerator, ranks, interruptions, tokenizer, datetime.now(UTC), "again"
-    )
+    now = datetime.now(UTC)
+    return Job(config, index, data_store, output_store, config.run.id, accelerator, engine, ranks, interruptions, tokenizer, now, "again")
 
 
-def start_trainer(config: Config, stack: ExitStack, notice: Callable[[], Notice | None] = lambda: None) -> Trainer:
-    """The trainer as `emotion_train.train` makes it, claimed and resumed, on the CPU."""
-    job, claimed = job_of(config, notice), list[Claimed]()
-    assert _claim(job, claimed) is None
-    return _start_trainer(job, claimed[0], stack)
+def start_trainer(
+    config: Config,
+    stack: ExitStack,
+    notice: Callable[[], Notice | None] = lambda: None,
+    engine: Kind = "one process",
+    accelerator: Accelerator | None = None,
+) -> Trainer:
+    """The trainer as `emotion_train.train` makes it, claimed and resumed."""
+    job, claimed = job_of(config, notice, engine, accelerator), list[Claimed]()
+    assert job.ranks.on_main(lambda: _claim(job, claimed)) is None
+    return _start_trainer(job, claimed[0] if claimed else None, stack)

@@ -1,0 +1,163 @@
+"""What the ranks of a run tell each other. With one process every call returns its argument.
+
+All of it goes over a CPU (gloo) group of its own, in step order, so that it never waits for the compute stream of a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from enum import IntFlag
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from emotion_train.errors import EmotionTrainError, LostContact
+
+T = TypeVar("T")
+
+
+class Signal(IntFlag):
+    """What a rank has to tell all others between two steps."""
+
+    NONE = 0
+    SAVE = 1  # rank 0's clock: a checkpoint is due
+    REBALANCE = 2  # the machine may be taken soon
+    STOP = 4  # the machine will be taken, or SIGTERM came
+    LEAVE = 8  # SIGINT came
+    FENCED = 16  # rank 0's saver met another writer
+    FAILED = 32  # rank 0's saver met a defect
+
+
+class Ranks:
+    """The processes of this run: `rank` 0 to `world_size` - 1. Make one per process, after the process group exists.
+
+    A rank waits `timeout_s` seconds for another one, such as for rank 0 while it fits the floor; then, and when another one has ended,
+    every call raises `LostContact`.
+    """
+
+    def __init__(self, timeout_s: float = 3600) -> None:
+        self.timeout_s = timeout_s
+        self._many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.rank = dist.get_rank() if self._many else 0
+        self.world_size = dist.get_world_size() if self._many else 1
+        # three groups: the loader's thread, the main thread and the signals on their way must not mix
+        self._loader_group, self._main_group, self._signal_group = (
+            [dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(3)] if self._many else [None] * 3
+        )
+        self._on_its_way: tuple[dist.Work, torch.Tensor] | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
+        """Maximum number of packs, sum of weights and whether any rank stops; called by the loader's thread."""
+        if not self._many:
+            return packs, weight_sum, stop
+        sent = torch.zeros(self.world_size, 3, dtype=torch.float64)
+        sent[self.rank] = torch.tensor([packs, weight_sum, stop], dtype=torch.float64)
+        with self._in_contact():
+            dist.all_reduce(sent, group=self._loader_group)
+        return int(sent[:, 0].max()), float(sent[:, 1].sum()), bool(sent[:, 2].any())
+
+    def exchange(self, own: Signal) -> Signal:
+        """What any rank gave in the call before this one, the same on all ranks; with one process what it gives now.
+
+        The answer comes one call late so that no rank waits for it: the small all-reduce runs while the step does. Called once a step.
+        """
+        if not self._many:
+            return own
+        arrived = self._arrived()
+        given = torch.tensor([own], dtype=torch.int32)
+        with self._in_contact():
+            self._on_its_way = (dist.all_reduce(given, dist.ReduceOp.BOR, group=self._signal_group, async_op=True), given)
+        return arrived
+
+    def exchange_now(self, own: Signal) -> Signal:
+        """As `exchange`, and what was given in this call too: waits for all ranks."""
+        return self.exchange(own) | self._arrived()
+
+    def _arrived(self) -> Signal:
+        if self._on_its_way is None:
+            return Signal.NONE
+        work, given = self._on_its_way
+        with self._in_contact():
+            work.wait()
+        self._on_its_way = None
+        return Signal(int(given))
+
+    def sum(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Element-wise sum over the ranks, in float64."""
+        total = torch.from_numpy(np.array(values, np.float64))
+        if self._many:
+            with self._in_contact():
+                dist.all_reduce(total, group=self._main_group)
+        return total.numpy()
+
+    def from_main(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if not self._many:
+            return value
+        box = [value]
+        with self._in_contact():
+            dist.broadcast_object_list(box, src=0, group=self._main_group)
+        return box[0]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What `action` returns on rank 0, on every rank; an `EmotionTrainError` that it raises there is raised on every rank."""
+        answer: tuple[T | None, EmotionTrainError | None] = (None, None)
+        if self.is_main:
+            try:
+                answer = (action(), None)
+            except EmotionTrainError as error:
+                answer = (None, error)
+        value, failure = self.from_main(answer)
+        if failure is not None:
+            raise failure
+        return cast(T, value)
+
+    def bytes_from_main(self, data: bytes) -> bytes:
+        """Rank 0's bytes, on every rank; for gigabytes, and without a pickle."""
+        size = self.from_main(len(data))
+        if not self._many or not size:
+            return data
+        box = torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.is_main else torch.empty(size, dtype=torch.uint8)
+        with self._in_contact():
+            dist.broadcast(box, src=0, group=self._main_group)
+        return data if self.is_main else box.numpy().tobytes()
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value in rank order on rank 0, an empty list elsewhere."""
+        if not self._many:
+            return [value]
+        box: list[Any] | None = [None] * self.world_size if self.is_main else None
+        with self._in_contact():
+            dist.gather_object(value, box, dst=0, group=self._main_group)
+        return box or []
+
+    @contextmanager
+    def _in_contact(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # gloo tells time-outs and closed connections by their words only
+            raise LostContact(lost_contact(self.rank, self.timeout_s, error)) from error
+
+
+def lost_contact(rank: int, timeout_s: float, error: Exception) -> str:
+    """The sentence for a rank that is left alone."""
+    return (
+        f"Rank {rank} lost contact with the other processes: one of them ended (the first message above says why, or the machine is gone) "
+        f"or did not answer for {timeout_s:g} s (distributed.timeout_s). The same command with the same run.id goes on from the last "
+        f"checkpoint. ({' '.join(str(error).split())[:200]})"
+    )
+
+
+def is_about_contact(error: BaseException) -> bool:
+    """Whether a collective of PyTorch failed because of another process, and not because of a defect here."""
+    words = str(error)
+    return isinstance(error, dist.DistError) or any(sign in words for sign in ("gloo", "NCCL", "Connection closed by peer"))
