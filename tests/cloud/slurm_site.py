@@ -10,6 +10,7 @@ the cloud tests are skipped. Price: about 10 s for the daemons, and once about t
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ CLUSTER, PARTITION, SPOT = "site", "steady", "spot"
 NODES = {"node1": "127.0.0.11", "node2": "127.0.0.12"}
 GPU = "H200"  # declared to Slurm; behind each stands an empty file
 PREEMPTION_GRACE_S = 20  # what the partition of that name gives a job that has to go
+_FOLDER = "emotion-site-"
 _USER, _UID = "trainer", 45_678
 _PROGRAMS = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "munged": "munge", "sshd": "openssh-server", "ssh": "openssh-client"}
 _PROGRAMS |= {"rsync": "rsync", "unshare": "util-linux", "ip": "iproute2", "openssl": "openssl"}
@@ -60,7 +62,45 @@ class Site:
         return done.stdout
 
     def slurm(self, *words: str) -> str:
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60, cwd="/").stdout
+
+    def node_of(self, job_name: str) -> str:
+        """The node on which the newest Slurm job of a SkyPilot cluster or managed job runs."""
+        jobs = [line.split() for line in self.slurm("squeue", "-h", "-t", "running", "-o", "%j %N").splitlines()]
+        return next(node for name, node in reversed(jobs) if name.startswith(job_name))
+
+    def preempt(self, node: str) -> None:
+        """Slurm takes the node for a more important job, which ends at once: whatever runs in `SPOT` there has to go."""
+        self.slurm("sbatch", "-p", PARTITION, "-w", node, "-c", "8", "-o", "/dev/null", "--wrap", "true")
+
+    def set_down(self, node: str) -> None:
+        """The administrator declares the node broken; Slurm kills what runs there."""
+        self.slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+
+    def set_up(self, node: str) -> None:
+        self.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+    def cut_power(self, node: str) -> None:
+        """Every process of the node is gone at once, and so is its /tmp; Slurm finds out by itself."""
+        daemon = int((self.folder / "slurm" / f"{node}.pid").read_text())
+        name_space = os.readlink(f"/proc/{daemon}/ns/uts")
+        while victims := [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _lives_in(entry, name_space)]:
+            for victim in victims:
+                with suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+        for left in (self.folder / "tmp" / node).iterdir():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+    def switch_on(self, node: str) -> None:
+        _daemon(self.folder, node, [*_machine(self.folder), node, "slurmd", "-D", "-N", node])
+
+
+def _lives_in(process: Path, name_space: str) -> bool:
+    """Whether a process has that UTS name space; one that has ended but that nobody has waited for has none."""
+    try:
+        return os.readlink(process / "ns" / "uts") == name_space
+    except OSError:
+        return False
 
 
 def missing() -> str | None:
@@ -85,16 +125,32 @@ def main(command: Sequence[str]) -> int:
     if reason is not None:
         return subprocess.call(command, env={**os.environ, MISSING_VARIABLE: reason})
     _build_wheels()
-    folder = Path(tempfile.mkdtemp(prefix="emotion-site-", dir="/var/tmp"))  # the nodes have a /tmp of their own; socket paths must be short
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    _remove_leftovers()
+    # the nodes have a /tmp of their own; paths of sockets must be short
+    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir="/var/tmp"))
     folder.chmod(0o755)
     line = [sys.executable, "-m", "tests.cloud.slurm_site", "--inside", str(folder), *command]
     try:
-        with subprocess.Popen([*_unshare(), *line], cwd=ROOT) as process:
+        with subprocess.Popen([*_unshare(), *line], cwd=ROOT, preexec_fn=_die_with_parent) as process:
             while True:
                 with suppress(KeyboardInterrupt):  # the command hears of Ctrl-C too, and ends in its own way
                     return process.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers() -> None:
+    """The folders of sites whose first process was killed; their namespaces went with it."""
+    for folder in Path("/var/tmp").glob(f"{_FOLDER}*-*"):
+        if not Path("/proc", folder.name.removeprefix(_FOLDER).partition("-")[0]).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for SIGKILL when the process that started this one is gone, even killed; `unshare` ends its namespaces then."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _unshare() -> list[str]:
@@ -200,7 +256,8 @@ def _start(folder: Path) -> Site:
     _lay_out_etc(folder, home)
     _lay_out_programs(folder)
     _lay_out_client(client, folder)
-    machine = _machine_script(folder)
+    _lay_out_machines(folder)
+    machine = _machine(folder)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
     for made, owner in (("/run/sshd", "root"), ("/run/munge", "munge"), ("/run/log-munge", "munge"), ("/run/lib-munge", "munge")):
         Path(made).mkdir(mode=0o755)
@@ -289,6 +346,7 @@ def _slurm_conf(folder: Path) -> str:
         "PreemptMode": "CANCEL",
         "ReturnToService": "2",
         "KillWait": "5",
+        "SlurmdTimeout": "20",  # a node that does not answer for so long is DOWN
         "MinJobAge": "60",
         "PrologSlurmctld": "/etc/slurm/prolog.sh",
         "SlurmdParameters": "config_overrides",  # the CPUs that are declared, not those of this machine
@@ -391,8 +449,8 @@ def _sky_environment(folder: Path, client: Path) -> dict[str, str]:
     }
 
 
-def _machine_script(folder: Path) -> list[str]:
-    """Words before NAME PROGRAM that start the program on a machine of that name with a /tmp of its own.
+def _lay_out_machines(folder: Path) -> None:
+    """The script that makes a machine.
 
     The folders that an ordinary user has to read may lie below one that is closed to others, such as /root: an empty one takes its place.
     """
@@ -413,9 +471,12 @@ def _machine_script(folder: Path) -> list[str]:
     for number, path in enumerate(path for paths in closed.values() for path in paths):
         lines += [f"mkdir -p {path}", f"mount --bind {folder}/kept/$1/{number} {path}"]
     lines += [f"mkdir -p {folder}/tmp/$1", f"chmod 1777 {folder}/tmp/$1", f"mount --bind {folder}/tmp/$1 /tmp", "shift", 'cd /; exec "$@"']
-    script = folder / "machine.sh"
-    script.write_text("\n".join(lines) + "\n")
-    return ["unshare", "--mount", "--uts", "bash", str(script)]
+    (folder / "machine.sh").write_text("\n".join(lines) + "\n")
+
+
+def _machine(folder: Path) -> list[str]:
+    """Words before NAME PROGRAM that start the program on a machine of that name with a /tmp of its own."""
+    return ["unshare", "--mount", "--uts", "bash", str(folder / "machine.sh")]
 
 
 if __name__ == "__main__":
