@@ -32,6 +32,7 @@ NODES = {"node1": "127.0.0.11", "node2": "127.0.0.12"}
 GPU = "H200"  # declared to Slurm; behind each stands an empty file
 PREEMPTION_GRACE_S = 20  # what the partition of that name gives a job that has to go
 _FOLDER = "emotion-site-"
+_WHEELS = ("wheels-node", "wheels-project")
 _USER, _UID = "trainer", 45_678
 _PROGRAMS = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "munged": "munge", "sshd": "openssh-server", "ssh": "openssh-client"}
 _PROGRAMS |= {"rsync": "rsync", "unshare": "util-linux", "ip": "iproute2", "openssl": "openssl"}
@@ -253,6 +254,9 @@ def _start(folder: Path) -> Site:
     shared.chmod(0o1777)
     for own in (home,):
         os.chown(own, _UID, _UID)
+    for name in _WHEELS:  # into sight of the nodes, wherever this project lies
+        (folder / name).mkdir()
+        subprocess.run(["mount", "--bind", SKY_ENV / name, folder / name], check=True)
     _lay_out_etc(folder, home)
     _lay_out_programs(folder)
     _lay_out_client(client, folder)
@@ -307,7 +311,7 @@ def _lay_out_etc(folder: Path, home: Path) -> None:
     prolog.write_text(_PROLOG.format(user=_USER, home=home, bin=folder / "bin"))
     prolog.chmod(0o755)
     (etc / "uv").mkdir(exist_ok=True)
-    links = ", ".join(f'"{SKY_ENV / name}"' for name in ("wheels-node", "wheels-project"))
+    links = ", ".join(f'"{folder / name}"' for name in _WHEELS)
     (etc / "uv" / "uv.toml").write_text(
         'python-downloads = "never"\npython-preference = "only-system"\nno-index = true\n'
         f'find-links = [{links}]\ncache-dir = "{folder / "shared" / "uv"}"\nlink-mode = "hardlink"\n'
@@ -456,7 +460,7 @@ def _lay_out_machines(folder: Path) -> None:
     """
     prefix = _python_310()
     assert prefix is not None
-    needed = [prefix, Path(sys.base_prefix), SKY_ENV / "wheels-node", SKY_ENV / "wheels-project"]
+    needed = [prefix, Path(sys.base_prefix)]
     lines = ["set -e", 'hostname "$1"']
     closed: dict[Path, list[Path]] = {}
     for path in needed:
