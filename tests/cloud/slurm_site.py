@@ -52,7 +52,7 @@ class Site:
         values = json.loads(Path(os.environ[SITE_VARIABLE]).read_text())
         return cls(Path(values["folder"]), Path(values["shared"]), values["sky_environment"])
 
-    def sky(self, *words: str, timeout_s: float = 600, check: bool = True) -> str:
+    def sky(self, *words: str, timeout_s: float = 1200, check: bool = True) -> str:
         """What one `sky` command prints, stdout and stderr together; raises with it when the command fails and `check` is set."""
         line = [str(SKY_ENV / "bin" / "sky"), *words]
         done = subprocess.run(

@@ -16,9 +16,9 @@ from tests.cloud.slurm_site import SPOT, Site
 from tests.emotion_train.metadata_servers import AwsHandler, Machine, serving
 
 pytestmark = pytest.mark.cloud
-WORDS = ["train.epochs=24", "checkpoint.every_seconds=5"]
+WORDS = ["train.epochs=8", "checkpoint.every_seconds=5"]
 NOTICE_S = 20.0
-STEP = 300  # after which the node is taken
+STEP = 120  # after which the node is taken
 
 
 @pytest.fixture(scope="session")
