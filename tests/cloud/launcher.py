@@ -21,7 +21,7 @@ from tests.cloud.slurm_site import ROOT, Site
 OUTPUT_URL = "s3://cloud/runs"
 TASK = ROOT / "sky" / "train.yaml"
 PATIENCE_S = 900
-# The demo's config with a model of two layers; Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small
+# The demo's config with two layers; Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small
 WORDS = ["model.precision=fp32", "lora.r=4", "train.global_batch_size=10", "train.tokens_per_microbatch=512", "train.learning_rate=0.001"]
 WORDS += ["report.bootstrap_samples=100", "run.id=null"]
 

@@ -134,9 +134,12 @@ def main(command: Sequence[str]) -> int:
     line = [sys.executable, "-m", "tests.cloud.slurm_site", "--inside", str(folder), *command]
     try:
         with subprocess.Popen([*_unshare(), *line], cwd=ROOT, preexec_fn=_die_with_parent) as process:
-            while True:
-                with suppress(KeyboardInterrupt):  # the command hears of Ctrl-C too, and ends in its own way
-                    return process.wait()
+            try:
+                while True:
+                    with suppress(KeyboardInterrupt):  # the command hears of Ctrl-C too, and ends in its own way
+                        return process.wait()
+            finally:
+                process.kill()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

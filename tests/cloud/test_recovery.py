@@ -118,8 +118,8 @@ def tell(name: str, before: list[Entry], after: list[Entry], taken_at: float) ->
     newest_new = next(entry for entry in after if entry.incarnation == again.seq and entry.kind == "checkpoint")
     lost = 0.0 if name.startswith("notice") else max(0.0, taken_at - seconds(saved[-1])) * pace
     print(
-        f"\n{name}: {seconds(again) - taken_at:.0f} s from the loss of the node to the new claim, {seconds(newest_new) - taken_at:.0f} s to its "
-        f"first commit; went on from step {again.step}, about {lost:.0f} steps trained again"
+        f"\n{name}: {seconds(again) - taken_at:.0f} s from the loss of the node to the new claim, "
+        f"{seconds(newest_new) - taken_at:.0f} s to its first commit; went on from step {again.step}, about {lost:.0f} steps trained again"
     )
     assert again.step == saved[-1].step
     return lost

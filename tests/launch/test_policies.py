@@ -1,7 +1,7 @@
-"""The shipped AWS policies: what a run asks of its bucket is what its role may do, and nothing the role may do is left unused.
+"""The shipped AWS policies: what a run asks of its bucket is what its role may do, and the role may do nothing else.
 
-The requests are those on the wire, boto3's and obstore's alike, seen by a proxy before a real S3 server. IAM's rules are simulated as far as
-the policies use them: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html
+The requests are those on the wire, boto3's and obstore's alike, seen by a proxy before a real S3 server. IAM's rules are simulated as far
+as the policies use them: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def as_iam_sees_it(method: str, path: str, headers: dict[str, str]) -> Request:
         assert method in ("GET", "HEAD"), (method, path)
         listed = (("s3:prefix", query["prefix"][0]),) if "prefix" in query else ()
         return Request("s3:ListBucket", f"arn:aws:s3:::{bucket}", listed)
-    action = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject", "POST": "s3:PutObject", "DELETE": "s3:DeleteObject"}[method]
+    verb = {"GET": "Get", "HEAD": "Get", "PUT": "Put", "POST": "Put", "DELETE": "Delete"}[method]
+    action = f"s3:{verb}Object"
     if method == "DELETE" and "uploadId" in query:
         action = "s3:AbortMultipartUpload"
     condition = (("s3:if-none-match", headers["if-none-match"]),) if "if-none-match" in headers else ()
@@ -78,7 +79,7 @@ def applies(statement: dict[str, Any], request: Request) -> bool:
     return (
         any(fnmatch.fnmatchcase(request.action, pattern) for pattern in as_list(statement["Action"]))
         and any(fnmatch.fnmatchcase(request.resource, pattern) for pattern in as_list(statement["Resource"]))
-        and all(holds(operator, key, wanted, facts) for operator, pairs in statement.get("Condition", {}).items() for key, wanted in pairs.items())
+        and all(holds(operator, *pair, facts) for operator, pairs in statement.get("Condition", {}).items() for pair in pairs.items())
     )
 
 

@@ -62,7 +62,8 @@ def test_spot_comes_first_and_only_a_preempted_run_is_started_again(path: Path) 
 def test_no_secret_has_a_value_and_what_has_to_be_given_has_none(path: Path) -> None:
     task = read(path)
     assert set(task["secrets"].values()) == {""}
-    assert {name for name, value in task["envs"].items() if value is None} == {"DATA_URL", "OUTPUT_URL" if path.stem == "train" else "RUN_URL"}
+    required = {"DATA_URL", "OUTPUT_URL" if path.stem == "train" else "RUN_URL"}
+    assert {name for name, value in task["envs"].items() if value is None} == required
     assert not [name for name in task["envs"] if "KEY" in name or "TOKEN" in name or "SECRET" in name]
 
 
