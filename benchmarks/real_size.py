@@ -117,10 +117,10 @@ def flush(folder: Path, shard: dict[str, torch.Tensor], weight_map: dict[str, st
     shard.clear()
 
 
-def some_posts(whole: Path, folder: Path, rows: int) -> Path:
-    """The first training posts, enough for the steps, and the first thousand validation posts."""
+def some_posts(whole: Path, folder: Path, rows: int, validation: int = 1000) -> Path:
+    """The first training posts, enough for the steps, and the first validation posts."""
     folder.mkdir()
-    for name, count in (("train", rows + rows // 20), ("validation", 1000)):
+    for name, count in (("train", rows + rows // 20), ("validation", validation)):
         pq.write_table(pq.read_table(whole / f"{name}.parquet").slice(0, count), folder / f"{name}.parquet")
     return folder
 

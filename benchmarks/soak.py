@@ -49,6 +49,7 @@ from emotion_train.checkpoint import Progress, Question, Snapshot, State, read_s
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import Index
 from emotion_train.data.order import Order, counter_hash
+from emotion_train.distributed import Ranks
 from emotion_train.errors import EmotionTrainError, StorageError, exit_code
 from emotion_train.local_s3 import LocalS3
 from emotion_train.model.load import BaseInfo
@@ -187,8 +188,8 @@ def train(config: Config, unconditional: bool, board: Any) -> int:
     assert config.run.id is not None
     if _look_before_claiming(config, INDEX, store, unconditional):
         return 0
-    alone: Any = None  # there are no other ranks
-    job = Job(config, INDEX, alone, store, config.run.id, alone, alone, alone, alone, datetime.now(UTC), "")
+    alone: Any = None
+    job = Job(config, INDEX, alone, store, config.run.id, alone, Ranks(), alone, alone, datetime.now(UTC), "")
     found: list[Claimed] = []
     if _claim(job, found):
         return 0

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -200,13 +201,28 @@ def read_document(store: Store, run_id: str, entry: Entry) -> dict[str, Any]:
     return _document(read_part(store, run_id, _part(entry, STATE)))
 
 
+class _Document(BaseModel):
+    """What a checkpoint's state.json must hold."""
+
+    progress: Progress
+    config: dict[str, dict[str, Any]]
+    labels: list[str]
+    base_weights_sha256: str
+
+    @field_validator("progress")
+    @classmethod
+    def _counts(cls, progress: Progress) -> Progress:
+        if progress.step < 0:
+            raise ValueError(f"step {progress.step}")
+        return progress
+
+
 def _document(data: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StorageError(f"A checkpoint's {STATE} is no JSON ({error}).") from None
-    if not isinstance(document, dict):
-        raise StorageError(f"A checkpoint's {STATE} is no JSON object.")
+        document: dict[str, Any] = json.loads(data)
+        _Document.model_validate(document)
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, not these fields
+        raise StorageError(f"A checkpoint's {STATE} is not what this program writes ({' '.join(str(error).split())[:200]}).") from None
     return document
 
 

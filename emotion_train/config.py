@@ -20,6 +20,7 @@ from emotion_train.errors import WrongRequest
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR_LAYERS = (*ATTENTION_PROJECTIONS, "gate_proj", "up_proj", "down_proj")
+Precision = Literal["nf4", "bf16", "fp8", "fp32"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -46,9 +47,19 @@ class ModelSection(Section):
     base: str = Field(
         "mistralai/Mistral-Small-3.1-24B-Base-2503", min_length=1, description="Hub id, folder of a checkpoint, or a .gguf file."
     )
-    precision: Literal["nf4", "bf16", "fp32"] = Field(
-        "nf4", description="Frozen base: 4-bit NormalFloat with bf16 compute, bfloat16, or float32."
+    precision: Precision = Field(
+        "nf4",
+        description="Frozen base: 4-bit NormalFloat with bf16 compute, bfloat16, float8 products (Ada, Hopper and newer), or float32.",
     )
+    decoder: Literal["fused", "stock"] = Field(
+        "fused", description="fused = this program's Triton blocks, where they fit the model and GPU; stock = transformers' modules."
+    )
+
+    @model_validator(mode="after")
+    def _fp8_is_fused(self) -> ModelSection:
+        if self.precision == "fp8" and self.decoder == "stock":
+            raise ValueError("decoder is stock and precision is fp8, which only the fused blocks compute; leave decoder out or take bf16")
+        return self
 
 
 class LoraSection(Section):
@@ -97,8 +108,9 @@ class EvaluationSection(Section):
 
 class CheckpointSection(Section):
     every_seconds: float | None = Field(
-        60, gt=0, description="Seconds between checkpoints; None leaves those of the evaluations, which are never left out."
+        60, gt=0, description="Seconds between checkpoints; None leaves those by steps and of the evaluations, which are never left out."
     )
+    every_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, beside every_seconds; None is off.")
     keep_every: int | None = Field(
         None, ge=1, description="Keep each k-th checkpoint for good; None keeps the newest three and the best only."
     )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["one process", "DDP", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2"]
 NO_GPU = "-1,-1"  # what accelerate_configs/cpu.yaml makes of CUDA_VISIBLE_DEVICES
-_LATER_S = 60  # gloo's groups, which can say what happened, give up so much earlier than NCCL, which ends the process
+_LATER_S = 60  # NCCL, which ends the process by force, gives up so much later than gloo, which can say what happened
 # PyTorch 2.13 renamed the argument and warns of the old name
 _NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 _NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
@@ -70,7 +70,7 @@ def start_accelerator(timeout_s: float, trackers: list[str], environment: Mappin
         cpu=on_cpu,
         log_with=list(trackers) or None,
         project_dir="tracking" if trackers else None,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s + _LATER_S))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s + (0 if on_cpu else _LATER_S)))],
     )
     started, wanted = accelerator.num_processes, int(environment.get("WORLD_SIZE", "1"))
     if started != wanted or (accelerator.device.type == "cpu") != on_cpu:
@@ -334,15 +334,13 @@ class Zero(Engine):
             return {name: parameter.detach().clone() for name, parameter in self.trained.peft.items()}
 
     def load_adapter(self, state: Mapping[str, torch.Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param
-
         shapes = {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in self.trained.peft.items()}
         refuse_misfits(shapes, state)
         with self._gathered(modified=True), torch.no_grad():
             for name, parameter in self.trained.peft.items():
                 parameter.copy_(state[name])
         for name, parameter in self.trained.peft.items():
-            safe_set_full_fp32_param(parameter, state[name].to(self.device, torch.float32))
+            self._put(parameter, state[name], None)  # DeepSpeed's own copy, from which the next update starts
 
     def _gathered(self, modified: bool = False) -> contextlib.AbstractContextManager[None]:
         """The trained parameters whole within the block; `modified` as on rank 0, where they were changed."""
@@ -365,8 +363,6 @@ class Zero(Engine):
         }
 
     def load_moments(self, moments: Mapping[str, torch.Tensor], step: int) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         zero: Any = self._engine.optimizer
         pieces = zero.single_partition_of_fp32_groups if self._stage == 2 else zero.fp32_partitioned_groups_flat
         for piece in pieces:  # AdamW would make its state in the first update
@@ -380,7 +376,26 @@ class Zero(Engine):
             zero._lazy_init_hp_params_optimizer_state()
         for parameter, name in self.trained.own.items():
             for key in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(parameter, moments[f"{key}.{name}"].to(self.device, torch.float32), key)
+                self._put(parameter, moments[f"{key}.{name}"], key)
+
+    def _put(self, parameter: torch.nn.Parameter, whole: torch.Tensor, key: str | None) -> None:
+        """This rank's piece of a parameter (key None) or of a moment, from the whole one that every rank has."""
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        value = whole.to(self.device, torch.float32)
+        if self._stage == 3:  # cut here: DeepSpeed 0.19.8 fails where the size is no multiple of the number of processes
+            count = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            padded = torch.nn.functional.pad(value.flatten(), (0, count * dist.get_world_size() - value.numel()))
+            value = padded[dist.get_rank() * count :][:count]
+        if key is None:
+            (safe_set_local_fp32_param if self._stage == 3 else safe_set_full_fp32_param)(parameter, value)
+        else:
+            (safe_set_local_optimizer_state if self._stage == 3 else safe_set_full_optimizer_state)(parameter, value, key)
 
 
 def deepspeed_config(stage: int, settings: TrainSection) -> dict[str, Any]:

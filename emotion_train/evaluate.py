@@ -42,18 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the figures, and write them where --out says."""
-    from rich.console import Console
-
-    from emotion_train.model.lora import read_facts
-    from emotion_train.report.figures import split_figures
-    from emotion_train.report.predictions import predictions_key, predictions_to_parquet
-    from emotion_train.report.schema import Scorecard
-    from emotion_train.report.terminal import print_scorecard
+    from emotion_train.model.facts import read_facts
     from emotion_train.storage import open_store
 
+    # what can be wrong is found before torch is imported and the base is loaded
     out = open_store(arguments.out) if arguments.out else None
     labels = read_facts(arguments.adapter).labels
-    # what can be wrong with the posts is found before the base is loaded
     if arguments.data:
         posts = _Split.open(arguments.data, arguments.split, labels)
         adapter = load_with_progress(arguments)
@@ -62,6 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
         rows = labelled_posts(arguments.file, arguments.text_column, arguments.label_column, labels)
         adapter = load_with_progress(arguments)
         result, train_counts = _score_file(*rows, adapter, _capacity(arguments, adapter))
+    from rich.console import Console
+
+    from emotion_train.report.figures import split_figures
+    from emotion_train.report.predictions import predictions_key, predictions_to_parquet
+    from emotion_train.report.schema import Scorecard
+    from emotion_train.report.terminal import print_scorecard
+
     name = arguments.split if arguments.data else "file"
     card = Scorecard(
         source=arguments.data or arguments.file,

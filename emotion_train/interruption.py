@@ -44,6 +44,12 @@ class Interruptions:
         """Whether this rank knows that it will end, which other ranks may not know yet."""
         return self._kind() in ("terminate", "sigterm", "sigint")
 
+    def wait(self, seconds: float) -> None:
+        """Sleep, but no longer than until this rank knows that it will end."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and not self.going():
+            time.sleep(min(_LOOK_EVERY_S, left))
+
     def hold(self, saved: str) -> None:
         """Wait until the process is killed; `saved` says where the run stands.
 

@@ -11,7 +11,7 @@ import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # names the folder that the launcher made for one run on this machine
@@ -52,9 +52,14 @@ def answers_signals() -> None:
 def read_outcome(folder: Path) -> int | None:
     """The exit code that a trainer of this machine left; None when none ended in words."""
     try:
-        return int((folder / _OUTCOME).read_text())
+        return int(os.readlink(folder / _OUTCOME))
     except FileNotFoundError:
         return None
+
+
+def trainers_started(folder: Path) -> bool:
+    """Whether any trainer of this machine came so far as to say its name."""
+    return any(folder.glob("trainer-*"))
 
 
 def living_trainers(folder: Path) -> list[int]:
@@ -85,11 +90,6 @@ def _is_locked(path: Path) -> bool:
 
 
 def _write_first(folder: Path, code: int) -> None:
-    draft = folder / f"outcome-{os.getpid()}"
-    draft.write_text(str(code))
-    try:
-        os.link(draft, folder / _OUTCOME)  # whole or not at all, and never over another's
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
+    """A link that leads nowhere: made whole or not at all, never over another's, and also where the disk has no room for data."""
+    with suppress(FileExistsError):
+        os.symlink(str(code), folder / _OUTCOME)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from emotion_train.errors import WrongRequest
+from emotion_train.model.facts import read_facts
 
 if TYPE_CHECKING:
     from emotion_train.model.lora import LoadedAdapter
@@ -50,7 +51,7 @@ def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", metavar="BASE", help="folder, .gguf file or hub id of the base model (default: the one it was trained on)"
     )
-    parser.add_argument("--precision", choices=("nf4", "bf16", "fp32"), help="format of the frozen base (default: as in training)")
+    parser.add_argument("--precision", choices=("nf4", "bf16", "fp8", "fp32"), help="format of the frozen base (default: as in training)")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes the GPU where there is one (default: auto)")
     parser.add_argument(
         "--tokens-per-microbatch", type=_positive, default=4096, metavar="N", help="tokens of one forward pass (default: 4096)"
@@ -65,6 +66,7 @@ def _positive(word: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one line a post, in the order of the input."""
+    read_facts(arguments.adapter)  # a wrong folder is refused before torch is imported
     posts = iter(_posts(arguments))
     first = list(islice(posts, 1))
     if not first:

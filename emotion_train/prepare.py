@@ -36,7 +36,7 @@ class Options:
     label_column: str = "label"
     id_column: str | None = None
     labels: tuple[str, ...] | None = None
-    multi_label: str = "refuse"
+    multi_label: str | None = None  # None: as on_bad
     on_bad: str = "refuse"
     max_chars: int = 20_000
     validation_fraction: float = 0.1
@@ -101,8 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--multi-label",
         choices=("refuse", "drop"),
-        default="refuse",
-        help="what to do with posts that have several labels (default: refuse)",
+        help="what to do with posts that have several labels (default: as --on-bad)",
     )
     add(
         "--on-bad",
@@ -169,7 +168,7 @@ def prepare(source: str | Path, data_url: str, **options: Any) -> PrepareResult:
     existing = _existing_index(store)
     columns = Columns(chosen.text_column, chosen.label_column, chosen.id_column)
     found = open_source(str(source), columns, chosen.format, chosen.subset)
-    _refuse_target_in_source(Path(source), store, found)
+    _refuse_target_in_source(Path(source), store)
     findings = Findings(file.name for file in found.files)
     labels = LabelNames(chosen.labels, found.label_names)
     with tempfile.TemporaryDirectory(prefix="emotion-train-prepare-") as folder:
@@ -253,7 +252,8 @@ class _Job:
     def _refuse_bad_posts(self) -> None:
         from emotion_train.data.cleaning import REFUSED
 
-        policy = {kind: self._options.multi_label if kind == "several_labels" else self._options.on_bad for kind in REFUSED}
+        policy = dict.fromkeys(REFUSED, self._options.on_bad)
+        policy["several_labels"] = self._options.multi_label or self._options.on_bad
         refused = {kind: words for kind, words in REFUSED.items() if policy[kind] == "refuse"}
         lines = self._findings.lines(refused)
         if not lines:
@@ -265,7 +265,7 @@ class _Job:
         ]
         total = sum(self._findings.counts[kind] for kind in refused)
         remedies = ["Mend them"]
-        if any(self._findings.counts[kind] for kind in refused if kind != "several_labels"):
+        if any(self._findings.counts[kind] for kind in refused if kind != "several_labels" or self._options.multi_label is None):
             remedies.append("type --on-bad drop to leave them out")
         if "several_labels" in refused and self._findings.counts["several_labels"]:
             remedies.append("type --multi-label drop to leave those with several labels out")
@@ -488,7 +488,7 @@ def _existing_index(store: Store) -> Index | None:
     return read_index(store)
 
 
-def _refuse_target_in_source(given: Path, store: Store, source: Source) -> None:
+def _refuse_target_in_source(given: Path, store: Store) -> None:
     """Writing into the folder that is being read would make the data set a part of its own source."""
     if isinstance(store, FolderStore) and given.is_dir():
         target, folder = Path(store.url).expanduser().resolve(), given.expanduser().resolve()

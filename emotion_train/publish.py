@@ -37,13 +37,11 @@ _PACKAGES = (
 )
 
 
-def publish(writer: Writer, epoch: int, step: int, adapter: Path, report: Report, splits: Mapping[str, SplitResult]) -> Entry:
-    """Upload everything below `final/<incarnation>/`, then commit it by one log entry.
+def publish(writer: Writer, epoch: int, step: int, files: Mapping[str, bytes], report: Report) -> Entry:
+    """Upload the files below `final/<incarnation>/`, then commit them by one log entry.
 
     The prefix is this writer's own, so that a fenced one never touches what another has published.
     """
-    files = {f"adapter/{path.relative_to(adapter).as_posix()}": path.read_bytes() for path in sorted(adapter.rglob("*")) if path.is_file()}
-    files |= report_files(report, splits)
     parts = tuple(upload_part(writer.store, writer.run_id, f"final/{writer.incarnation:08d}/{name}", data) for name, data in files.items())
     headline = report.splits[report.headline]
     metrics: dict[str, float | int | str | None] = {
@@ -55,9 +53,10 @@ def publish(writer: Writer, epoch: int, step: int, adapter: Path, report: Report
     return writer.append("final", epoch, step, parts, metrics)
 
 
-def report_files(report: Report, splits: Mapping[str, SplitResult]) -> dict[str, bytes]:
-    """report.json, report.html and one predictions file a split."""
-    files = {"report.json": report.to_bytes(), "report.html": render_html(report).encode()}
+def final_files(adapter: Path, report: Report, splits: Mapping[str, SplitResult]) -> dict[str, bytes]:
+    """All that is published, by name: the files of the adapter below adapter/, report.json, report.html, the predictions of each split."""
+    files = {f"adapter/{path.relative_to(adapter).as_posix()}": path.read_bytes() for path in sorted(adapter.rglob("*")) if path.is_file()}
+    files |= {"report.json": report.to_bytes(), "report.html": render_html(report).encode()}
     return files | {predictions_key(name): predictions_to_parquet(result.predictions) for name, result in splits.items()}
 
 
@@ -82,7 +81,7 @@ def posts(store: Store, split: Split) -> Iterator[tuple[str, str, int]]:
         for group in range(len(split.row_groups)):
             reader.ask(range(group, min(group + 8, len(split.row_groups))))
             rows = reader.rows(group)
-            yield from zip(rows.ids.to_pylist(), rows.texts.to_pylist(), rows.labels.to_pylist(), strict=True)
+            yield from zip(rows.ids, rows.texts, rows.labels, strict=True)
 
 
 def versions() -> dict[str, str]:

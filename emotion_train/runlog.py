@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import secrets
+import socket
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -26,7 +28,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from emotion_train.errors import AlreadyExists, EmotionTrainError, Fenced, StorageError, WrongRequest
+from emotion_train.errors import AlreadyExists, EmotionTrainError, Fenced, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.storage import Store
 
 SCHEMA: Literal["emotion-train/log/1"] = "emotion-train/log/1"
@@ -228,16 +230,17 @@ class Writer:
         """The whole log as far as this writer knows it: it stays right but for what a newer writer has added."""
         return self.entries + self._own
 
-    def claim(self, epoch: int, step: int) -> Entry:
-        """Take the run over: every older writer's next entry collides with this one.
+    def claim(self, epoch: int, step: int, facts: Metrics | None = None) -> Entry:
+        """Take the run over: every older writer's next entry collides with this one, which says who took it, and `facts` of the run.
 
         Of several claims at once each gets a number, and the newest wins. Raises `Published` when the run has its final entry.
         """
         assert not self._own, "a writer claims once"
+        who: Metrics = {"machine": socket.gethostname(), "process_id": os.getpid(), **(facts or {})}
         while True:
             if finals := [entry for entry in self.entries if entry.kind == "final"]:
                 raise Published(f"Run {self.run_id} is published at {self.store.url}/{self.run_id}.", finals[-1])
-            entry = self._entry("claim", len(self.entries), epoch, step)
+            entry = self._entry("claim", len(self.entries), epoch, step, metrics=who)
             try:
                 self._create(entry)
             except AlreadyExists as error:
@@ -254,9 +257,11 @@ class Writer:
     def append(self, kind: Kind, epoch: int, step: int, parts: tuple[Part, ...] = (), metrics: Metrics | None = None) -> Entry:
         """Commit one entry, and return it as it stands in the log.
 
-        Raises `Fenced` when another writer has claimed the run. After a `StorageError` the entry may be in the log, or may come into it
-        later: the next append finds it there and takes it for its own, and the same append again returns it.
+        Raises `Fenced` when another writer has claimed the run. After a `StorageError`, which also says that the log was deleted, the entry
+        may be in the log, or may come into it later: the next append finds it there and takes it for its own, and the same append again
+        returns it.
         """
+        self._require_log()
         while True:
             entry = self._entry(kind, self._own[-1].seq + 1, epoch, step, parts, metrics)
             for there in self._unanswered:
@@ -282,6 +287,16 @@ class Writer:
         path = PurePosixPath(f"data/{self.incarnation:08d}", name)
         return upload_part(self.store, self.run_id, str(path.parent / hashlib.sha256(data).hexdigest()[:12] / path.name), data)
 
+    def _require_log(self) -> None:
+        """An entry behind a log that somebody has deleted would be the whole log, with a gap before it."""
+        key = entry_key(self.run_id, self._own[-1].seq)
+        try:
+            self.store.stat(key)
+        except ObjectNotFound:
+            raise StorageError(
+                f"{self.store.url_of(key)} is gone: run {self.run_id}, or its bucket, was deleted under this process; put it back."
+            ) from None
+
     def _create(self, entry: Entry) -> None:
         data = entry.to_bytes()
         _parse(data, self.store.url_of(entry_key(self.run_id, entry.seq)))  # what could not be read back is not written
@@ -299,8 +314,10 @@ class Writer:
             ) from None
         if (there.nonce, there.incarnation) == (self.nonce, self.incarnation):
             return there
+        who = there.metrics
+        writer = f"process {who['process_id']} on {who['machine']}" if {"process_id", "machine"} <= who.keys() else "another writer"
         raise Fenced(
-            f"Another writer has claimed run {self.run_id} at {self.store.url}: its {there.kind} of {there.time_utc} is entry {seq:08d}. "
+            f"Run {self.run_id} at {self.store.url} was taken over by {writer}: its {there.kind} of {there.time_utc} is entry {seq:08d}. "
             "This process stops and has overwritten nothing."
         )
 
@@ -365,7 +382,7 @@ def final_entry(store: Store, run_id: str) -> Entry:
 
 
 def summary(entries: list[Entry]) -> dict[str, Any]:
-    """What `emotion-launch runs` prints of one run: its published macro-F1, or the best of its checkpoints."""
+    """The state of one run in a few words: its published macro-F1, or the best of its checkpoints."""
     finals = [entry for entry in entries if entry.kind == "final"]
     scored = finals[-1:] or [entry for entry in entries if entry.kind == "checkpoint"]
     scores = [float(value) for entry in scored if isinstance(value := entry.metrics.get("macro_f1"), int | float)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -62,6 +62,16 @@ class LocalStates:
                     self.store.write(f"{self.run_id}/{snapshot.name}.json", entry.to_bytes())
                     self._kept.add(snapshot.name)
             self._remove_all_but({snapshot.name for snapshot in snapshots})
+
+    def keep_final(self, files: Mapping[str, bytes]) -> str:
+        """Write what the bucket did not take of a finished run; where it is, in words."""
+        folder = self.folder / "final"
+        try:
+            for name, data in files.items():
+                self.store.write(f"{self.run_id}/final/{name}", data)
+        except StorageError as error:
+            return f"Its adapter and report cannot be kept on this machine either: {error}"
+        return f"Its adapter and report are kept in {folder}."
 
     def clear(self) -> None:
         """Remove everything of this run; a file that cannot be removed stays, and is older than the log."""

@@ -15,7 +15,7 @@ import torch
 from emotion_train.data.loader import Encoder, Loader
 from emotion_train.data.packing import Pack, pack
 from emotion_train.errors import WrongRequest
-from emotion_train.model.attention import Segments
+from emotion_train.model.attention import Segments, on_device
 from emotion_train.report.predictions import Predictions
 
 Probabilities = npt.NDArray[np.float32]
@@ -33,10 +33,10 @@ def fill_multiple(device: torch.device) -> int:
 def forward_pack(model: torch.nn.Module, pack: Pack, device: torch.device) -> torch.Tensor:
     """Logits of the pack's posts, `logits_NC` in float32, by an `EmotionClassifier` or what DDP made of it."""
     logits_NC: torch.Tensor = model(
-        torch.from_numpy(pack.tokens_T[None]).to(device, non_blocking=True),
-        torch.from_numpy(pack.positions_T[None]).to(device, non_blocking=True),
+        on_device(pack.tokens_T[None], device),
+        on_device(pack.positions_T[None], device),
         Segments.of(pack.boundaries_S.tolist(), device),
-        torch.from_numpy(pack.last_tokens_N).to(device, non_blocking=True),
+        on_device(pack.last_tokens_N, device),
     )
     return logits_NC
 

@@ -19,14 +19,14 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.errors import LostContact, NotPublished, StorageError, WrongRequest
 from emotion_train.outcome import answers_signals
 from emotion_train.preemption import PreemptionWatch, hold_seconds
-from emotion_train.runlog import Entry, Published, Writer, read_log, require_conditional_writes
+from emotion_train.runlog import Entry, Metrics, Published, Writer, read_log, require_conditional_writes
 from emotion_train.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for i
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _TELL_EVERY_S = 60.0
+_ENCODERS = 4  # threads that tokenise: 17,000 posts a second each, and a recorded 135M model eats 13,000 on an H100
 _END_AFTER_S = 120.0  # enough for the saver to end what it is about
 
 
@@ -132,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
         if published := ranks.on_main(lambda: _look_before_claiming(config, index, output_store, arguments.allow_unfenced)):
             return _say_published(output_store, run_id, published, ranks.is_main)
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
-        again = f"{_command(arguments)} run.id={run_id}"
+        again = _command(arguments, run_id, accelerator.device.type)
         job = Job(config, index, data_store, output_store, run_id, accelerator, engine, ranks, interruptions, tokenizer, started, again)
         claimed: list[Claimed] = []  # stays empty on ranks other than 0
         if published := ranks.on_main(lambda: _claim(job, claimed)):
@@ -182,11 +183,13 @@ def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config.sha256()[:6]}"
 
 
-def _command(arguments: argparse.Namespace) -> str:
-    """The command line of one process that asks for this run."""
-    words = ["--config", arguments.config] if arguments.config else []
+def _command(arguments: argparse.Namespace, run_id: str, device: str) -> str:
+    """The command line that goes on with this run."""
+    words = ["--accelerate-config", "cpu"] if device == "cpu" else []
+    words += ["--config", arguments.config] if arguments.config else []
     words += ["--allow-unfenced"] if arguments.allow_unfenced else []
-    return shlex.join(["python", "-m", "emotion_train.train", *words, *arguments.overrides])
+    words += [word for word in arguments.overrides if not word.startswith("run.id=")]
+    return shlex.join(["emotion-launch", "run", *words, f"run.id={run_id}"])
 
 
 def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfenced: bool) -> Entry | None:
@@ -218,7 +221,7 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
     saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
     print(f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}", file=sys.stderr, flush=True)
     try:
-        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)))
+        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)), facts=_facts(job))
     except Published as already:
         return already.entry
     found = Claimed(writer, LocalStates(_local_folder(job.config), job.run_id))
@@ -232,8 +235,30 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
         entry = found.newest.entry
         for words in checkpoint.check_same_question(found.newest.document, job.config, job.index, entry, job.run_id):
             _say(f"continued with another {words}")
+        _say_of_processes(found.writer)
     claimed.append(found)
     return None
+
+
+def _say_of_processes(writer: Writer) -> None:
+    """Note when this claim is on another number of processes than the one before."""
+    claims = [entry.metrics.get("processes") for entry in writer.log if entry.kind == "claim"]
+    if len(claims) > 1 and claims[-2] not in (None, claims[-1]):
+        _say(f"continued on another number of processes (was {claims[-2]}, is {claims[-1]})")
+
+
+def _facts(job: Job) -> Metrics:
+    """What `emotion-launch runs` tells of a run that may not have a checkpoint yet."""
+    config = job.config
+    steps = -(-job.index.split("train").rows // config.train.global_batch_size) * config.train.epochs
+    return {
+        "base": config.model.base,
+        "precision": config.model.precision,
+        "steps": steps,
+        "usd_per_hour": config.report.usd_per_hour,
+        "device": device_name(job.accelerator.device.type),
+        "processes": job.ranks.world_size,
+    }
 
 
 def _prefer_local(job: Job, found: Claimed) -> None:
@@ -328,6 +353,12 @@ def _build_model(
         if going():
             raise CutOff
 
+    cut = shards_weights(engine)
+    if cut and config.model.precision == "fp8":
+        raise WrongRequest(
+            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give --config_file "
+            "accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
+        )
     with ProgressLine("loading", 1, "tensors", shown=accelerator.is_main_process) as line:
         model, base = build_classifier(
             config.model.base,
@@ -336,9 +367,11 @@ def _build_model(
             config.lora,
             config.run.seed,
             accelerator.device,
-            to_be_sharded=shards_weights(engine),
+            to_be_sharded=cut,
             tell=tell,
         )
+    if config.model.decoder == "fused" and not cut:
+        model.fuse()
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, base
@@ -418,6 +451,7 @@ def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_
             rank=job.ranks.rank,
             world_size=job.ranks.world_size,
             agree=job.ranks.agree,
+            threads=max(1, min(_ENCODERS, (os.cpu_count() or 1) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))),
         )
     )
 
@@ -435,23 +469,31 @@ def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, sta
     """Take the best checkpoint, score it on every held-out split, and publish adapter and report together."""
     from rich.console import Console
 
-    from emotion_train.publish import publish
+    from emotion_train.publish import final_files, peak_memory, publish
     from emotion_train.report.terminal import print_report
 
-    _until_the_store_takes_it(job, claimed, lambda: _drain(trainer))
+    _until_the_store_takes_it(job, lambda: _drain(trainer), lambda: _kept_by(trainer))
     best, adapter = _load_best(job, trainer, claimed)
     splits = _score_in_peace(job, trainer, stack)
+    peak_bytes, memory_kind = peak_memory(job.accelerator.device)
+    memory = max(job.ranks.gather(peak_bytes), default=0), memory_kind
     reports: list[Report] = []  # stays empty on ranks other than 0
-    with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
-        if claimed is not None:
-            reports.append(_build_report(job, trainer, splits, best, claimed.remarks))
+    files: dict[str, bytes] = {}
+    if claimed is not None:
+        reports.append(_build_report(job, trainer, splits, best, claimed.remarks, memory))
+        with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
             _save_adapter(job, trainer, reports[0], Path(folder), adapter)
+            files = final_files(Path(folder), reports[0], splits)
 
-        def publish_all() -> Entry:
-            assert claimed is not None
-            return publish(claimed.writer, job.config.train.epochs, trainer.progress.step, Path(folder), reports[0], splits)
+    def publish_all() -> Entry:
+        assert claimed is not None
+        return publish(claimed.writer, job.config.train.epochs, trainer.progress.step, files, reports[0])
 
-        entry = _until_the_store_takes_it(job, claimed, publish_all)  # nobody leaves before that
+    def keep() -> str:
+        assert claimed is not None
+        return claimed.local.keep_final(files)
+
+    entry = _until_the_store_takes_it(job, publish_all, keep)  # nobody leaves before that
     if claimed is not None:
         claimed.local.clear()
         print_report(reports[0], Console(highlight=False))
@@ -465,6 +507,11 @@ def _drain(trainer: Trainer) -> None:
     assert trainer.saver is not None
     if not trainer.saver.drain(_TRY_S):
         raise trainer.saver.problem or StorageError("The last checkpoints are still being uploaded.")
+
+
+def _kept_by(trainer: Trainer) -> str:
+    assert trainer.saver is not None
+    return trainer.saver.keep_what_waits()
 
 
 def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Entry, dict[str, torch.Tensor]]:
@@ -482,7 +529,7 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Ent
         found.append(best)
         return best[0]
 
-    entry = _until_the_store_takes_it(job, claimed, find)
+    entry = _until_the_store_takes_it(job, find, lambda: "Its checkpoints are all in that store.")
     state = load(job.ranks.bytes_from_main(found[0][1] if found else b""))
     trainer.engine.load_adapter(state)
     return entry, state
@@ -499,10 +546,10 @@ def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, S
             job.interruptions.hold(f"All {trainer.steps} steps are saved, the report is not yet made.")
 
 
-def _until_the_store_takes_it(job: Job, claimed: Claimed | None, action: Callable[[], T]) -> T:
+def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[[], str]) -> T:
     """What `action` returns on rank 0, on every rank; tried again while the store fails, for `run.publish_timeout_s` seconds.
 
-    Raises `NotPublished` after that, and `Preempted` when the machine goes before.
+    Raises `NotPublished` after that, with what `keep` says of where the run's result is, and `Preempted` when the machine goes before.
     """
     from emotion_train.interruption import GOING
 
@@ -513,7 +560,7 @@ def _until_the_store_takes_it(job: Job, claimed: Claimed | None, action: Callabl
             return action(), None
         except StorageError as error:
             if time.monotonic() >= deadline:
-                raise _not_published(job, claimed, error) from error
+                raise _not_published(job, error, keep()) from error
             return None, str(error)
 
     while True:
@@ -525,15 +572,14 @@ def _until_the_store_takes_it(job: Job, claimed: Claimed | None, action: Callabl
             _say(f"NOT PUBLISHED yet, trying again for {deadline - told:.0f} s: {problem}")
         if job.interruptions.exchange_now() & GOING:
             job.interruptions.hold(f"All {job.config.train.epochs} epochs are trained and not yet published.")
-        time.sleep(pause)
+        job.interruptions.wait(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _not_published(job: Job, claimed: Claimed | None, error: StorageError) -> NotPublished:
-    folder = claimed.local.folder if claimed is not None else ""
+def _not_published(job: Job, error: StorageError, kept: str) -> NotPublished:
     return NotPublished(
-        f"Run {job.run_id} is trained and could not be published to {job.output_store.url}: {error} What the store did not take is kept in "
-        f"{folder}. When the store answers again, type on this machine: {job.again}"
+        f"Run {job.run_id} is trained and could not be published to {job.output_store.url}: {error} {kept} When the store answers again, "
+        f"type on this machine: {job.again}"
     )
 
 
@@ -559,13 +605,20 @@ def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, Spl
     return results
 
 
-def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult], best: Entry, remarks: Sequence[str]) -> Report:
-    from emotion_train.publish import git_commit, peak_memory, versions
+def _build_report(
+    job: Job,
+    trainer: Trainer,
+    splits: Mapping[str, SplitResult],
+    best: Entry,
+    remarks: Sequence[str],
+    memory: tuple[int, Literal["GPU", "RSS"]],
+) -> Report:
+    from emotion_train.publish import git_commit, versions
     from emotion_train.report.figures import Measured, build_report, dataset_facts
     from emotion_train.report.schema import Evaluation, Identity
 
     progress, ended = trainer.progress, datetime.now(UTC)
-    memory_bytes, memory_kind = peak_memory(job.accelerator.device)
+    memory_bytes, memory_kind = memory
     bad_rows = [f"{progress.bad_rows} rows turned out bad at run time and were trained with weight 0."] if progress.bad_rows else []
     return build_report(
         labels=job.index.labels,
@@ -608,7 +661,8 @@ def _build_report(job: Job, trainer: Trainer, splits: Mapping[str, SplitResult],
 
 
 def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path, adapter: Mapping[str, torch.Tensor]) -> None:
-    from emotion_train.model.lora import AdapterFacts, save_adapter
+    from emotion_train.model.facts import AdapterFacts
+    from emotion_train.model.lora import save_adapter
 
     facts = AdapterFacts.of(
         trainer.question.base,

@@ -32,6 +32,8 @@ from emotion_train.errors import Diverged, EmotionTrainError, Fenced
 from emotion_train.interruption import GOING, Interruptions
 from emotion_train.loss import weighted_loss_sum
 from emotion_train.metrics import ClassCounts, confusion
+from emotion_train.model.attention import on_device
+from emotion_train.model.graphs import GraphedPasses, pays
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseInfo
 from emotion_train.ranks import Ranks, Signal
@@ -53,6 +55,14 @@ def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> floa
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def _notice(signals: Signal) -> dict[str, float | int | str | None]:
+    """Why a state is saved, for whoever reads the log; nothing when only a clock asked for it."""
+    for signal, words in ((Signal.LEAVE, "interrupted"), (Signal.STOP, "preempted"), (Signal.REBALANCE, "preemption may come")):
+        if signals & signal:
+            return {"notice": words}
+    return {}
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,8 @@ class Trainer:
         self.bare_model = model
         self.engine = make_engine(engine, model, config.train, accelerator.device)
         self.model = self.engine.module
+        graphed = engine == "one process" and pays(model, ranks.world_size)
+        self._graphs = GraphedPasses(model, list(self.engine.trained.own)) if graphed else None
         self.steps_per_epoch = train.steps_per_epoch
         self.steps = self.steps_per_epoch * config.train.epochs
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
@@ -128,7 +140,7 @@ class Trainer:
                     self._step(batch)
                     if self.progress.step % _LOG_EVERY_STEPS == 0:
                         self._log_loss()
-                    self._answer(self._exchange())
+                    self._answer(self._exchange() | self._due_by_steps())
                     self._evaluate_if_due()
 
     def _step(self, batch: StepBatch) -> None:
@@ -137,16 +149,22 @@ class Trainer:
         scale = self.engine.gradient_scale / (batch.weight_sum or 1.0)
         loss = torch.zeros((), device=self.accelerator.device)
         for number, pack in enumerate(batch.packs):
-            with self.engine.microbatch(last=number == len(batch.packs) - 1):
-                loss_sum = self._loss_sum(pack)
-                self.engine.backward(loss_sum * scale)
-            loss += loss_sum.detach()
+            loss += self._passes(pack, scale, last=number == len(batch.packs) - 1)
         self.engine.update(self.learning_rate)
         self._losses.append(loss / (batch.weight_sum or 1.0))
         self.progress.step += 1
         self.progress.examples += batch.examples
         self._own += (batch.real_tokens, sum(len(pack.tokens_T) for pack in batch.packs), batch.bad_rows)
         self.tell(self.progress, "")
+
+    def _passes(self, pack: Pack, scale: float, last: bool) -> torch.Tensor:
+        """Forward and backward of one micro-batch; returns its loss sum."""
+        if self._graphs is not None and (loss_sum := self._graphs(pack, scale)) is not None:
+            return loss_sum
+        with self.engine.microbatch(last):
+            loss_sum = self._loss_sum(pack)
+            self.engine.backward(loss_sum * scale)
+        return loss_sum.detach()
 
     @property
     def learning_rate(self) -> float:
@@ -159,7 +177,7 @@ class Trainer:
     def _loss_sum(self, pack: Pack) -> torch.Tensor:
         device = self.accelerator.device
         logits_NC = forward_pack(self.model, pack, device)
-        return weighted_loss_sum(logits_NC, torch.from_numpy(pack.labels_N).to(device), torch.from_numpy(pack.weights_N).to(device))
+        return weighted_loss_sum(logits_NC, on_device(pack.labels_N, device), on_device(pack.weights_N, device))
 
     def _seed_dropout(self) -> None:
         """Dropout is a function of (seed, step, rank), so that a resumed run draws what the old one would have drawn."""
@@ -221,10 +239,16 @@ class Trainer:
             raise Fenced("Rank 0 was fenced.") if signals & Signal.FENCED else EmotionTrainError("Rank 0 could not save.")
         return signals
 
+    def _due_by_steps(self) -> Signal:
+        """Whether this step ends with a checkpoint, the same on all ranks; an evaluation brings its own."""
+        every = self.config.checkpoint.every_steps
+        due = every is not None and self.progress.step % every == 0 and not self._evaluation_due()
+        return Signal.SAVE if due else Signal.NONE
+
     def _answer(self, signals: Signal) -> None:
         """Save when asked to; when the machine goes, save, wait until that is committed, and hold."""
         if signals & (GOING | Signal.REBALANCE | Signal.SAVE):
-            self._save({})
+            self._save(_notice(signals))
         if signals & Signal.REBALANCE:
             self.tell_milestone(f"The machine may be taken soon: step {self.progress.step} is being saved, training goes on")
         if signals & GOING:
@@ -289,7 +313,7 @@ class Trainer:
 
     def _save(self, metrics: dict[str, float | int | str | None]) -> None:
         """Copy the state and give it to the saver; without a score only if this step was not saved yet."""
-        if not metrics and self.progress.step == self._saved_step:
+        if "macro_f1" not in metrics and self.progress.step == self._saved_step:
             return
         self._add_up()
         self._saved_step, self._asked_to_save = self.progress.step, time.monotonic()

@@ -11,10 +11,24 @@ from pathlib import Path
 from emotion_train.errors import EXIT_CODES, exit_code
 from launch.command import accelerate_line, choose, printable
 
+_PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which precision and micro-batch, how many posts a
+second, how many hours, and dollars on spot (expected preemptions and recoveries included) and on demand. Nothing is started."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     return exit_code("emotion-launch", lambda: int(arguments.verb(arguments)))
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """`section.field=value` words may stand before, between and after the options; argparse takes one row of them only."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,19 +55,49 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print the accelerate launch line and start nothing")
     run.set_defaults(verb=_run)
 
-    check = verbs.add_parser("check", help="look at config, data, output, base and GPU without loading anything")
+    _add_plan(verbs.add_parser("plan", help="which GPUs would train this, how long and for how many dollars", description=_PLANNING))
+
+    check = verbs.add_parser("check", help="look at config, data, output, credentials, base and GPU without loading anything")
     _add_config(check)
+    check.add_argument("--gpus", metavar="NAME:COUNT", help="the machine that will train, as SkyPilot names it (default: this one)")
+    check.add_argument(
+        "--hours", type=float, metavar="H", help="how long the run will take, by `emotion-launch plan`: credentials must last"
+    )
     check.set_defaults(verb=_check)
 
     runs = verbs.add_parser("runs", help="list the runs below an output URL")
     runs.add_argument("output_url", metavar="OUTPUT_URL", help="s3://bucket/prefix or a folder")
     runs.set_defaults(verb=_runs)
 
+    show = verbs.add_parser("show", help="one run from its log: starts, preemptions, fall-backs, checkpoints, scores")
+    show.add_argument("run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists")
+    show.add_argument("--watch", action="store_true", help="follow it until it is published; Ctrl-C ends the watching, not the run")
+    show.add_argument("--every", type=float, default=10, metavar="S", help="seconds between two looks at the bucket (default: 10)")
+    show.set_defaults(verb=_show)
+
     pull = verbs.add_parser("pull", help="download a published adapter, verified by sha256")
     pull.add_argument("run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists as published")
     pull.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder for the adapter; its report/ holds the report")
     pull.set_defaults(verb=_pull)
     return parser
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("--config", metavar="FILE", help="run config in YAML (default: the defaults, which are the recipe of the 24B model)")
+    plan.add_argument("overrides", nargs="*", metavar="section.field=value", help="values that win over the file")
+    plan.add_argument("--data", metavar="URL", help="the data set; the same as data.url=URL")
+    plan.add_argument("--prices", type=Path, metavar="FILE", help="vms.csv of SkyPilot's catalog or `sky gpus list -o json`, for its own")
+    plan.add_argument("--cloud", action="append", default=[], metavar="NAME", help="prices of this cloud only; may be given several times")
+    plan.add_argument("--precision", metavar="NAME", help="of the frozen base (default: the fastest that fits)")
+    plan.add_argument("--within-hours", type=float, metavar="H", help="leave out what takes longer")
+    plan.add_argument("--tokens-per-post", type=float, metavar="N", help="mean length, instead of a sample by the base's tokenizer")
+    plan.add_argument("--preemptions-per-hour", type=float, default=0.1, metavar="R", help="expected of a spot machine (default: 0.1)")
+    plan.add_argument(
+        "--startup-minutes", type=float, default=10, metavar="M", help="new machine, set-up and loading, at each start (default: 10)"
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    plan.add_argument("--write", type=Path, metavar="FILE", help="also write a SkyPilot task with these GPUs, from sky/train.yaml")
+    plan.set_defaults(verb=_plan)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -91,35 +135,57 @@ def _run(arguments: argparse.Namespace) -> int:
     return run_to_end(line, environment, hold_seconds(config.preemption.hold_s, os.environ))
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    from launch.planning import plan
+
+    return plan(arguments)
+
+
 def _check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from emotion_train.config import load_config
-    from launch.preflight import run_checks
+    from launch.preflight import check_all
     from launch.topology import gpus
 
-    checks = run_checks(load_config(arguments.config, arguments.overrides), gpus(), arguments.accelerate_config)
     console = Console(highlight=False, soft_wrap=True)
-    for check in checks:
+    all_ok = True
+    for check in check_all(
+        arguments.config,
+        arguments.overrides,
+        gpus(),
+        arguments.accelerate_config,
+        wanted_gpus=arguments.gpus,
+        hours=arguments.hours,
+    ):
+        all_ok = all_ok and check.ok
         mark = "[green]ok[/]   " if check.ok else "[red]wrong[/]"
         console.print(f"{mark} {check.name:<11} ", end="")
-        console.print(check.finding, markup=False)
-    return 0 if all(check.ok for check in checks) else 2
+        console.print(" ".join(check.finding.split()), markup=False)
+    return 0 if all_ok else 2
 
 
 def _runs(arguments: argparse.Namespace) -> int:
-    from launch.runs import list_runs
+    from emotion_train.storage import open_store
+    from launch.run_pages import a_console, print_runs
 
-    rows = list_runs(arguments.output_url)
-    if not rows:
-        print(f"no runs at {arguments.output_url}")
-        return 0
-    width = max(len("run"), *(len(run_id) for run_id, _ in rows))
-    print(f"{'run':<{width}}  {'state':<10}  {'step':>7}  {'macro-F1':>8}  {'on':<10}  updated")
-    for run_id, facts in rows:
-        score = facts["macro_f1"]
-        shown, split = (f"{score:.3f}", facts["split"]) if isinstance(score, float) else ("-", "-")
-        print(f"{run_id:<{width}}  {facts['state']:<10}  {facts['step']:>7}  {shown:>8}  {split:<10}  {facts['updated']}")
+    print_runs(open_store(arguments.output_url), a_console())
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from emotion_train.errors import WrongRequest
+    from emotion_train.storage import open_store
+    from launch.run_pages import a_console, show, watch
+    from launch.runs import split_run_url
+
+    if not arguments.every > 0:
+        raise WrongRequest(f"--every is {arguments.every:g}; give seconds above 0.")
+    output_url, run_id = split_run_url(arguments.run_url)
+    store = open_store(output_url)
+    if arguments.watch:
+        watch(store, run_id, arguments.every, a_console())
+    else:
+        show(store, run_id, a_console())
     return 0
 
 

@@ -1,19 +1,32 @@
-"""The `accelerate launch` line for this node of a run, with the reason for the choice."""
+"""The `accelerate launch` line for this node of a run, with the reason for the choice.
+
+The order of preference: all of the base on each GPU (DDP), which moves least; then ZeRO-2, which cuts the optimizer up; then FSDP2, which
+cuts up the base and moves it in every micro-batch. What fits is arithmetic over the base's config.json (`emotion_train.memory`).
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emotion_train.config import Config
 from emotion_train.errors import WrongRequest
 from launch.topology import Gpu, Topology, read_topology
 
+if TYPE_CHECKING:
+    from emotion_train.memory import Shape
+
 CONFIGS = Path(__file__).resolve().parent.parent / "accelerate_configs"
 TRAINER = "emotion_train.train"
+QUIETLY = "launch.accelerate_quietly"
+_LABELS = 28  # the head is a thousandth of the adapter, whatever the number
+_ERROR = 1.1  # of the estimate
 
 
 @dataclass(frozen=True)
@@ -49,10 +62,9 @@ def choose(
         return Choice(path, f"asked for; {topology}", topology)
     if topology.on_cpu:
         return _on_cpu(topology, config)
-    if topology.world_size == 1:
-        idle = len(found) - 1
-        return Choice(CONFIGS / "single_gpu_qlora.yaml", f"{topology}" + (f"; {idle} more stay idle" if idle else ""), topology)
-    return Choice(CONFIGS / "multi_gpu_ddp.yaml", str(topology), topology)
+    idle = len(found) - len(topology.gpus)
+    name, why = _by_memory(topology, config)
+    return Choice(CONFIGS / f"{name}.yaml", f"{topology}{f'; {idle} more stay idle' if idle else ''}; {why}", topology)
 
 
 def _requested(requested: str) -> Path:
@@ -74,6 +86,109 @@ def _on_cpu(topology: Topology, config: Config) -> Choice:
     return Choice(CONFIGS / "cpu.yaml", f"{reason}; {topology}", topology)
 
 
+# --- what fits ---
+
+
+@dataclass(frozen=True)
+class _Option:
+    """A config file with what it needs of each GPU, in bytes. `cut`: what is spread over all GPUs."""
+
+    name: str
+    cut: str
+    weights: int
+    optimizer: int
+    activations: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.optimizer + self.activations + self.overhead
+
+    def __str__(self) -> str:
+        parts = " + ".join(f"{name} {getattr(self, name) / 2**30:.1f}" for name in ("weights", "activations", "optimizer", "overhead"))
+        return f"{parts} = {self.total / 2**30:.1f} GiB"
+
+
+def _by_memory(topology: Topology, config: Config) -> tuple[str, str]:
+    """The first config file whose needs fit the smallest GPU, and the numbers behind it. Raises `WrongRequest` when none does."""
+    whole = "single_gpu_qlora" if topology.world_size == 1 else "multi_gpu_ddp"
+    options = _options(config, topology.world_size, whole)
+    if not options:
+        return whole, "what the base needs is not known before it is read"
+    from emotion_train.memory import usable_bytes
+
+    usable = usable_bytes(min(gpu.memory_mib for gpu in topology.gpus) << 20)
+    room = f"of {usable / 2**30:.1f} GiB usable"
+    for place, option in enumerate(options):
+        if option.total <= usable:
+            before = "".join(f"{other.name} would need {other.total / 2**30:.1f} GiB; " for other in options[:place])
+            return option.name, f"{before}{option.name} ({option.cut}) needs {room} on each GPU: {option}"
+    least = options[-1]
+    if least.total <= _ERROR * usable:
+        return least.name, f"TIGHT, by the estimate's error: {least.name} ({least.cut}) needs {room} on each GPU: {least}"
+    raise WrongRequest(
+        f"{config.model.base} in {config.model.precision} does not fit {topology}: {least.name} needs {room} on each GPU: {least}. Type "
+        f"{_remedy(config, topology.world_size, whole, usable)}."
+    )
+
+
+def _options(config: Config, world_size: int, whole: str) -> list[_Option]:
+    """In the order of preference; empty where the base's shape cannot be read here."""
+    from emotion_train.memory import MemoryEstimate, estimate
+
+    shape = _shape(config.model.base)
+    if shape is None:
+        return []
+
+    def needs(shards: int) -> MemoryEstimate:
+        lora, train = config.lora, config.train
+        return estimate(
+            shape, config.model.precision, lora.r, lora.targets, train.tokens_per_microbatch, train.gradient_checkpointing, _LABELS, shards
+        )
+
+    one = needs(1)
+    options = [_Option(whole, "all on each GPU", one.weights, one.optimizer, one.activations, one.overhead)]
+    if world_size > 1:
+        less = one.optimizer // world_size
+        options.append(_Option("multi_gpu_deepspeed_zero2", "optimizer cut", one.weights, less, one.activations, one.overhead))
+        if config.model.precision != "fp8":  # computed from whole weights
+            cut = needs(world_size)
+            options.append(_Option("multi_gpu_fsdp2_qlora", "base cut", cut.weights, cut.optimizer, cut.activations, cut.overhead))
+    return options
+
+
+def _shape(base: str) -> Shape | None:
+    from emotion_train.base import BaseFiles
+    from emotion_train.memory import Shape
+
+    try:
+        files = BaseFiles.find(base)
+        path = None if files.gguf is not None else files.file("config.json")
+        return None if path is None else Shape.of(json.loads(path.read_text(encoding="utf-8")))
+    except (WrongRequest, ValueError, OSError):
+        return None  # the trainer says what is wrong with the base
+
+
+def _remedy(config: Config, world_size: int, whole: str, usable: int) -> str:
+    """The nearest setting with which it fits: recomputing, then smaller micro-batches, then 4 bits."""
+    tokens = [config.train.tokens_per_microbatch]
+    while tokens[-1] // 2 >= max(config.data.max_length, 256):
+        tokens.append(tokens[-1] // 2)
+    for precision in dict.fromkeys((config.model.precision, "nf4")):
+        for again, count in product((config.train.gradient_checkpointing, True), tokens):
+            train = config.train.model_copy(update={"gradient_checkpointing": again, "tokens_per_microbatch": count})
+            changed = config.model_copy(update={"train": train, "model": config.model.model_copy(update={"precision": precision})})
+            if min(option.total for option in _options(changed, world_size, whole)) <= usable:
+                words = [] if precision == config.model.precision else [f"model.precision={precision}"]
+                words += [] if again == config.train.gradient_checkpointing else [f"train.gradient_checkpointing={str(again).lower()}"]
+                words += [] if count == tokens[0] else [f"train.tokens_per_microbatch={count}"]
+                return " ".join(words)
+    return "a smaller model.base, or take larger or more GPUs"
+
+
+# --- the line ---
+
+
 def accelerate_line(
     config_file: Path,
     run_config: str | None,
@@ -84,10 +199,10 @@ def accelerate_line(
 ) -> list[str]:
     """The argv that starts this node's trainers, one process where no `topology` is given.
 
-    `python -m accelerate…` is the `accelerate` command of the same environment. --quiet keeps accelerate's traceback from following the
-    trainer's own message. Nodes wait `timeout_s` seconds for each other to start (None: torchrun's own number).
+    `launch.accelerate_quietly` is the `accelerate launch` of the same environment; it and --quiet keep tracebacks of what stands between
+    from following the trainer's own message. Nodes wait `timeout_s` seconds for each other to start (None: torchrun's own number).
     """
-    line = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config_file)]
+    line = [sys.executable, "-m", QUIETLY, "--quiet", "--config_file", str(config_file)]
     line += _layout(topology or Topology(()), timeout_s)
     line += ["-m", TRAINER]
     line += ["--config", run_config] if run_config else []
@@ -113,6 +228,6 @@ def printable(argv: Sequence[str]) -> str:
     import shlex
 
     words = list(argv)
-    if words[1:3] == ["-m", "accelerate.commands.launch"]:
+    if words[1:3] == ["-m", QUIETLY]:
         words = ["accelerate", "launch", *(word for word in words[3:] if word != "--quiet")]
     return shlex.join(words)

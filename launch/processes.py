@@ -18,12 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from emotion_train.outcome import FOLDER_VARIABLE, SAVE_S, STOP_SIGNALS, living_trainers, read_outcome
+from emotion_train.outcome import FOLDER_VARIABLE, SAVE_S, STOP_SIGNALS, living_trainers, read_outcome, trainers_started
 
 _LOOK_EVERY_S = 0.1
 _ONE_PRESS_S = 0.5  # SIGINT twice within this is one: a terminal or a supervisor may send it to a whole group
 _NO_WORD = (
     "the trainer ended without a word (killed, or out of memory); the same command with the same run.id goes on from the last checkpoint"
+)
+_NO_START = (
+    "no trainer started on this machine; the words above say why. With several nodes each waits distributed.timeout_s seconds "
+    "for the others"
 )
 
 
@@ -67,7 +71,7 @@ def run_to_end(line: Sequence[str], environment: Mapping[str, str], hold_s: floa
             return 1
         code = read_outcome(folder)
         if code is None:
-            _say(_NO_WORD)
+            _say(_NO_WORD if trainers_started(folder) else _NO_START)
         if code in (None, 1):
             _hold(signals, hold_s)
             return 1

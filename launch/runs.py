@@ -1,4 +1,4 @@
-"""Runs in a bucket: list them, and pull a published adapter back as files that are known to be whole."""
+"""Pulls a published adapter back as files that are known to be whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.progress import ProgressLine
-from emotion_train.runlog import Entry, Part, final_entry, first_collision, read_log, read_part, run_ids, summary
+from emotion_train.runlog import Entry, Part, final_entry, first_collision, read_part
 from emotion_train.storage import Store, open_store
 
 _ADAPTER = "adapter/"
@@ -17,18 +17,6 @@ _ADAPTER = "adapter/"
 _ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".md", ".txt", ".html", ".parquet", ".yaml"}
 _MAX_FILE_BYTES = 16 << 30
 _MAX_FILES = 200
-
-
-def list_runs(output_url: str) -> list[tuple[str, dict[str, object]]]:
-    """(run id, summary) of every run, by name; a run whose log cannot be read is listed as damaged."""
-    store = open_store(output_url)
-    found: list[tuple[str, dict[str, object]]] = []
-    for run_id in run_ids(store):
-        try:
-            found.append((run_id, summary(read_log(store, run_id))))
-        except WrongRequest:
-            found.append((run_id, {"state": "damaged", "step": "-", "macro_f1": None, "updated": "-"}))
-    return found
 
 
 def split_run_url(url: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ LEVELS = [
     {"config"},
     {
         "loss",
+        "memory",
         "metrics",
         "data.order",
         "data.packing",
@@ -29,7 +30,10 @@ LEVELS = [
     {"prepare", "train", "evaluate", "predict", "demo"},
     {"cli"},
 ]
-FOR_THE_LAUNCHER = {"config", "errors", "storage", "runlog", "data.index", "base", "progress", "outcome", "preemption"}
+FOR_THE_LAUNCHER = {
+    *("config", "errors", "storage", "runlog", "base", "progress", "outcome", "preemption", "memory", "gguf_file"),
+    *("data.index", "data.cleaning", "data.packing", "data.reader", "data.tokenization"),
+}
 
 
 def level(name: str) -> int:
@@ -45,8 +49,8 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
             continue
         if isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "emotion_train":
-                found |= {f"emotion_train.{alias.name}" for alias in node.names}
+            if (ROOT / node.module.replace(".", "/")).is_dir():
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
             else:
                 found.add(node.module)
         if isinstance(node, ast.Import):

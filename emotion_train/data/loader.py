@@ -10,6 +10,7 @@ import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ _STEPS_AHEAD = 4  # packed steps that wait in memory
 _READ_AHEAD = 16  # most steps whose row groups are being fetched
 _WAIT_S = 0.2
 _STOP_WAIT_S = 30.0
+_LEAST_SLICE = 32  # posts that are worth a thread
 
 
 class Encoder(Protocol):
@@ -60,9 +62,9 @@ def alone(packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
 class Loader:
     """Makes `StepBatch`es of one split for one rank; a context manager that ends the reader's threads.
 
-    `weights_C` is the loss weight of each class. `agree` returns the maximum number of packs, the sum of weights and whether any rank
-    stops; it is called once per step, in step order, from the background thread. Ranks that leave an epoch early leave it at the same
-    step: else one would wait for ever for the agreement of another, or take it for that of a later step.
+    `weights_C` is the loss weight of each class; `threads` tokenise a step. `agree` returns the maximum number of packs, the sum of weights
+    and whether any rank stops; it is called once per step, in step order, from the background thread. Ranks that leave an epoch early
+    leave it at the same step: else one would wait for ever for the agreement of another, or take it for that of a later step.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         agree: Agree = alone,
+        threads: int = 1,
     ) -> None:
         self._reader = reader
         self._order = order
@@ -89,12 +92,15 @@ class Loader:
         self._rank = rank
         self._world_size = world_size
         self._agree = agree
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
 
     def __enter__(self) -> Loader:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._reader.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -161,6 +167,14 @@ class Loader:
             uses.subtract(asked.popleft())
             uses = +uses  # without those at 0
 
+    def _encode(self, texts: list[str]) -> list[npt.NDArray[np.int32]]:
+        """Each thread takes a slice; tokenizers let go of Python's lock while they work."""
+        size = max(_LEAST_SLICE, -(-len(texts) // self._threads))
+        slices = [texts[at : at + size] for at in range(0, len(texts), size)]
+        if len(slices) < 2:
+            return self._encoder.encode(texts) if texts else []
+        return [tokens for some in self._pool.map(self._encoder.encode, slices) for tokens in some]
+
     def _own_positions(self, step: int) -> range:
         positions = self._order.positions(step, self._global_batch_size)
         own = share(len(positions), self._rank, self._world_size)
@@ -177,17 +191,19 @@ class Loader:
         labels: list[int] = []
         weights: list[float] = []
         bad_rows = 0
+        found = {group: self._reader.rows(group) for group in dict.fromkeys(groups_P.tolist())}
+        weights_C = self._weights_C.tolist()
         for group, row in zip(groups_P.tolist(), rows_P.tolist(), strict=True):
-            rows = self._reader.rows(group)
-            text, label = rows.texts[row].as_py(), rows.labels[row].as_py()
-            good = _is_good(text, label, len(self._weights_C))
+            rows = found[group]
+            text, label = rows.texts[row], rows.labels[row]
+            good = _is_good(text, label, len(weights_C))
             bad_rows += not good
-            ids.append(rows.ids[row].as_py())
+            ids.append(rows.ids[row])
             texts.append(text if good else "")
             labels.append(label if good else 0)
-            weights.append(float(self._weights_C[label]) if good else 0.0)
+            weights.append(weights_C[label] if good else 0.0)
         packs = pack(
-            self._encoder.encode(texts) if texts else [],
+            self._encode(texts),
             labels,
             weights,
             self._tokens_per_microbatch,

@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 
 class Rows(NamedTuple):
-    """The posts of one row group, as Arrow columns: id (string), text (string), label (int32)."""
+    """The posts of one row group. A text or label that the file lacks is None."""
 
-    ids: Any
-    texts: Any
-    labels: Any
+    ids: list[str]
+    texts: list[str | None]
+    labels: list[int | None]
 
 
 class RowGroupReader:
@@ -105,7 +105,7 @@ class RowGroupReader:
         raw = self._fetch(described.key, described.etag, group.start, group.length, group.sha256)
         file = pq.ParquetFile(_OneRange(group.start, raw, described.bytes), metadata=footer.result(), pre_buffer=False)
         table = file.read_row_group(group.ordinal, columns=["id", "text", "label"], use_threads=False)
-        return Rows(*(table.column(name).combine_chunks() for name in ("id", "text", "label")))
+        return Rows(*(table.column(name).to_pylist() for name in ("id", "text", "label")))
 
     def _fetch(self, key: str, etag: str | None, start: int, length: int, sha256: str) -> bytes:
         """A byte range that is known to be the one the index describes: by ETag, or else by its sha256."""

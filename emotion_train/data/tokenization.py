@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# One thread per process tokenises 17,000 posts a second and a GPU trains on some 500; more threads clash between the ranks of a node.
+# The loader has threads of its own; the library's would clash between the ranks of a node.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors

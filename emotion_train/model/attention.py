@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -60,14 +62,30 @@ class Segments:
         if entries is not None and len(boundaries) > entries:
             raise ValueError(f"{len(boundaries)} boundaries do not fit {entries} entries")
         padded = boundaries + boundaries[-1:] * ((entries or 0) - len(boundaries))
-        host = torch.tensor(padded, dtype=torch.int32)
-        return cls(lengths, host.to(device, non_blocking=True), max_length or longest)
+        return cls(lengths, on_device(np.asarray(padded, np.int32), torch.device(device)), max_length or longest)
 
     def as_kwargs(self, fused: bool) -> dict[str, Any]:
         """Keyword arguments for the model. The fused kernel gets no lengths: their change would recompile a compiled layer."""
         if fused:
             return {"cu_seq_lens_q": self.cu_lengths, "max_length_q": self.max_length}
         return {"segment_lengths": self.lengths}
+
+
+def sight(lengths_S: npt.ArrayLike, window: int | None) -> npt.NDArray[np.int32]:
+    """For each token the first that it sees and the one after the last that sees it: two rows of T, for a causal window in each post."""
+    lengths_S = np.asarray(lengths_S)
+    ends_S = np.cumsum(lengths_S)
+    from_T, until_T = np.repeat(ends_S - lengths_S, lengths_S), np.repeat(ends_S, lengths_S)
+    if window is not None:
+        at_T = np.arange(len(from_T))
+        from_T, until_T = np.maximum(from_T, at_T - window + 1), np.minimum(until_T, at_T + window)
+    return np.stack([from_T, until_T]).astype(np.int32)
+
+
+def on_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """A copy of the array there; through pinned memory to a GPU, so that the host does not wait for what the GPU has still to do."""
+    host = torch.from_numpy(array)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def is_fused(device: torch.device, compute: torch.dtype) -> bool:

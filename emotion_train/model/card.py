@@ -10,7 +10,7 @@ from string import Template
 
 from emotion_train.model.precision import Precision
 
-_DTYPES = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "nf4": "torch.bfloat16"}
+_DTYPES = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp8": "torch.bfloat16", "nf4": "torch.bfloat16"}
 _NF4 = """
     quantization_config=BitsAndBytesConfig(
         load_in_4bit=True,

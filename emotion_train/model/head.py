@@ -11,10 +11,13 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from emotion_train.model.attention import Segments, is_fused
+from emotion_train.errors import WrongRequest
+from emotion_train.model.attention import Segments, is_fused, on_device, sight
+from emotion_train.model.fused import FusedDecoder, FusedInputs, fits
 from emotion_train.model.precision import Precision, formats
 
 
@@ -28,6 +31,21 @@ class EmotionClassifier(nn.Module):
         super().__init__()
         self.network = network  # XForSequenceClassification, or PEFT's wrapper of it
         self.compute = formats(precision).compute
+        self.precision = precision
+        self.decoder: FusedDecoder | None = None
+
+    def fuse(self) -> None:
+        """From now on compute packs by the fused decoder where it fits the model and its device.
+
+        Call it once the weights lie where they stay, and not when an engine shards them. Raises `WrongRequest` for fp8 without it.
+        """
+        if self.precision == "fp8" and not (fits(self.classifier) and torch.cuda.get_device_capability(self.device) >= (8, 9)):
+            raise WrongRequest(
+                "model.precision is fp8, which needs a GPU with float8 units (L4, L40S, H100, H200 and newer) and a Llama or Mistral base; "
+                "type model.precision=bf16, or nf4 for a quarter of its memory."
+            )
+        if self.compute == torch.bfloat16 and fits(self.classifier):
+            self.decoder = FusedDecoder(self.classifier, fp8=self.precision == "fp8")
 
     @property
     def classifier(self) -> Any:
@@ -61,8 +79,17 @@ class EmotionClassifier(nn.Module):
         self, input_ids_1T: torch.Tensor, position_ids_1T: torch.Tensor, segments: Segments, last_token_idx_N: torch.Tensor
     ) -> torch.Tensor:
         """Logits of shape NC, float32. `position_ids_1T` restart at each segment. With no post (N = 0) gradients are zero, not absent."""
+        if self.decoder is not None:
+            sees_from_T, seen_until_T = on_device(sight(segments.lengths, self.decoder.window), self.device)
+            seed = on_device(np.array(draw_seed(), np.int32), self.device)
+            return self.forward_fused(FusedInputs(input_ids_1T[0], position_ids_1T[0], sees_from_T, seen_until_T, last_token_idx_N, seed))
         hidden_1TH = self._hidden(input_ids_1T, position_ids_1T, segments.as_kwargs(self.is_fused))
         return self._logits(hidden_1TH[0].index_select(0, last_token_idx_N))
+
+    def forward_fused(self, inputs: FusedInputs) -> torch.Tensor:
+        """Logits of shape NC, float32, by the fused decoder."""
+        assert self.decoder is not None
+        return self._logits(self.decoder(inputs, self.training))
 
     def forward_padded(self, input_ids_NL: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
         """Logits of shape NC, float32, of right-padded rows; what the padding holds does not matter."""
@@ -73,6 +100,8 @@ class EmotionClassifier(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each block in the backward pass: less memory, about a third slower."""
+        if self.decoder is not None:
+            self.decoder.recompute = True
         stock = self.classifier
         enable = getattr(stock, "activation_checkpointing_enable", None) or stock.gradient_checkpointing_enable  # the latter before 5.2x
         enable({"use_reentrant": False})
@@ -89,6 +118,11 @@ class EmotionClassifier(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             logits_NC: torch.Tensor = self.classifier.score(hidden_NH.float())
         return logits_NC
+
+
+def draw_seed() -> int:
+    """A seed for the dropout of one pack, drawn from PyTorch's own stream on the CPU."""
+    return int(torch.randint(2**30, ()))
 
 
 def init_head(classifier: nn.Module, seed: int) -> None:

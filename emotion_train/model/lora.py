@@ -12,69 +12,21 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from emotion_train.config import LINEAR_LAYERS, LoraSection
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.card import CardFacts, model_card
+from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts, read_facts
 from emotion_train.model.head import EmotionClassifier, generator, init_head
 from emotion_train.model.load import BaseInfo, Tell, load_base, read_config, tell_nobody
 from emotion_train.model.precision import Precision
 
-WEIGHTS = "adapter_model.safetensors"
-FACTS = "emotion_train.json"
-LABELS = "labels.json"
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _ADAPTER = "default"  # PEFT's name for the only adapter of a model
-
-
-class AdapterFacts(BaseModel):
-    """What an adapter was made of; `emotion_train.json`, with the labels in `labels.json`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format: Literal["emotion-train/adapter/1"] = "emotion-train/adapter/1"
-    base: str
-    architecture: str
-    layout: str
-    base_shape_sha256: str
-    base_weights_sha256: str
-    precision: Precision
-    max_length: int
-    tokenizer_sha256: str
-    lora: LoraSection
-    labels: tuple[str, ...]
-    run_id: str | None = None
-
-    @classmethod
-    def of(
-        cls,
-        base: BaseInfo,
-        tokenizer: PostTokenizer,
-        *,
-        precision: Precision,
-        lora: LoraSection,
-        labels: Sequence[str],
-        run_id: str | None = None,
-    ) -> AdapterFacts:
-        return cls(
-            base=base.name,
-            architecture=base.architecture,
-            layout=base.layout,
-            base_shape_sha256=base.shape_sha256,
-            base_weights_sha256=base.weights_sha256,
-            precision=precision,
-            max_length=tokenizer.max_length,
-            tokenizer_sha256=tokenizer.sha256(),
-            lora=lora,
-            labels=tuple(labels),
-            run_id=run_id,
-        )
 
 
 @dataclass(frozen=True)
@@ -260,6 +212,7 @@ def load_adapter(
     model = EmotionClassifier(attach_lora(network, facts.lora, seed=0), precision or facts.precision)
     load_adapter_state(model, _read_weights(folder / WEIGHTS))
     model.requires_grad_(False).eval()
+    model.fuse()
     tokenizer = PostTokenizer.load(str(folder), facts.max_length)
     if tokenizer.sha256() != facts.tokenizer_sha256:
         raise WrongRequest(f"The tokenizer in {folder} is not the one of the training; pull the adapter again.")
@@ -268,27 +221,6 @@ def load_adapter(
 
 def _other_base(folder: Path, recorded: str, given: str, why: str) -> WrongRequest:
     return WrongRequest(f"The adapter {folder} was made for the base {recorded} and not for what {given} is now: {why}. Give the former.")
-
-
-def read_facts(folder: Path) -> AdapterFacts:
-    """What the adapter in this folder was made of; raises `WrongRequest` for a folder that is no adapter or holds pickles."""
-    if not folder.is_dir():
-        raise WrongRequest(f"There is no adapter folder {folder}; give the folder that `emotion-launch pull` or a run's final/ wrote.")
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _PICKLES:
-            raise WrongRequest(
-                f"The adapter {folder} holds {path.name}, a pickle, which could run any program; only safetensors and JSON are read."
-            )
-    for name in (FACTS, LABELS, WEIGHTS, "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise WrongRequest(f"The folder {folder} has no {name}, so it is no adapter of this program; give a run's final/.")
-    try:
-        content = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        return AdapterFacts.model_validate(content | json.loads((folder / LABELS).read_text(encoding="utf-8")))
-    except (ValueError, TypeError, ValidationError) as error:
-        raise WrongRequest(
-            f"{folder / FACTS} or {LABELS} beside it cannot be read ({str(error).splitlines()[0]}); pull the adapter again."
-        ) from None
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -7,18 +7,19 @@ Whatever the choice, everything that is trained (adapter and head) and the head'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from emotion_train.config import Precision as Precision
 from emotion_train.errors import WrongRequest
-
-Precision = Literal["nf4", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)
 class Formats:
-    """`weights` of embeddings, norms and (unless `quantised`) linear layers; `compute` of the matrix products."""
+    """`weights` of embeddings, norms and (unless `quantised`) linear layers; `compute` of what lies between the products.
+
+    fp8 is brought from bfloat16 to float8 by the fused decoder, once the weights lie on their device.
+    """
 
     weights: torch.dtype
     compute: torch.dtype

@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -91,7 +90,7 @@ def blank_first_posts(trainer: Trainer) -> None:
 
     def without_a_text(group: int) -> object:
         rows = real(group)
-        return rows._replace(texts=pa.array(["  ", *rows.texts.to_pylist()[1:]]))
+        return rows._replace(texts=["  ", *rows.texts[1:]])
 
     reader.rows = without_a_text  # type: ignore[method-assign, assignment]
 

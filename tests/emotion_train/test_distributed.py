@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -69,15 +70,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def processes(folder: Path, count: int, name: str, legs: list[Leg]) -> None:
-    """Run the legs one after another in `count` processes on the CPU."""
+def processes(folder: Path, count: int, name: str, legs: list[Leg], on_cpu: bool = True) -> list[Outcome]:
+    """Run the legs one after another in `count` processes, on the CPU or each on a GPU of its own."""
     plan = write_plan(folder / f"{name}.json", legs)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": str(on_cpu).lower(), "OMP_NUM_THREADS": "1"}
     answer = subprocess.run(
         [*command, "-m", "tests.emotion_train.many_processes", str(plan)], capture_output=True, text=True, env=environment, check=False
     )
     assert answer.returncode == 0, answer.stderr[-5000:]
+    return [load_outcome(Path(leg.out)) for leg in legs]
 
 
 class Reference(NamedTuple):
@@ -87,16 +89,16 @@ class Reference(NamedTuple):
 
 
 @cache
-def whole_batches(folder: Path, case: Case) -> Reference:
+def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
     """Plain PyTorch: padded batch, CrossEntropyLoss(weight=…) on the good rows, AdamW."""
     config = tiny_config(folder, *case.words(folder, "reference")[3:])
     store = open_store(config.data.url)
     index = read_index(store)
     split = index.split("train")
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
-    model, _ = build_classifier(config.model.base, "fp32", len(index.labels), config.lora, config.run.seed, "cpu")
+    model, _ = build_classifier(config.model.base, "fp32", len(index.labels), config.lora, config.run.seed, device)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    weights_C = torch.tensor(class_weights(split.label_counts, "balanced"), dtype=torch.float32)
+    weights_C = torch.tensor(class_weights(split.label_counts, "balanced"), dtype=torch.float32, device=device)
     optimizer = torch.optim.AdamW(trained.values(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay)
     order = Order(split.row_counts, split.lanes, config.run.seed)
     steps = order.steps(case.batch)
@@ -105,11 +107,11 @@ def whole_batches(folder: Path, case: Case) -> Reference:
         for step in range(case.steps):
             places = list(zip(*order.epoch(0).locate(order.positions(step, case.batch)), strict=True))
             rows = [(reader.rows(int(group)), int(row)) for group, row in places if not (case.blank and row == 0)]
-            tokens = [torch.from_numpy(one) for one in tokenizer.encode([found.texts[row].as_py() for found, row in rows])]
-            labels_N = torch.tensor([found.labels[row].as_py() for found, row in rows])
+            tokens = [torch.from_numpy(one) for one in tokenizer.encode([found.texts[row] for found, row in rows])]
+            labels_N = torch.tensor([found.labels[row] for found, row in rows])
             padded_NL = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_id).long()
-            logits_NC = model.forward_padded(padded_NL, torch.tensor([len(one) for one in tokens]))
-            loss = torch.nn.CrossEntropyLoss(weight=weights_C)(logits_NC, labels_N)
+            logits_NC = model.forward_padded(padded_NL.to(device), torch.tensor([len(one) for one in tokens]))
+            loss = torch.nn.CrossEntropyLoss(weight=weights_C)(logits_NC, labels_N.to(device))
             loss.backward()
             if config.train.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(trained.values(), config.train.max_grad_norm)
@@ -138,28 +140,27 @@ def same_as(outcome: Outcome, expected: Reference) -> None:
     assert max(float(tensor.abs().max()) for name, tensor in expected.adapter.items() if "lora_B" in name) > 1e-3
 
 
-def compare(folder: Path, count: int) -> Iterator[tuple[Kind, Case, Outcome]]:
-    legs = {}
-    for number, engine in enumerate(ENGINES):
-        for place, (title, case) in enumerate(CASES.items()):
-            name = f"p{count}-{number}-{place}"
-            legs[engine, title] = Leg(engine, case.words(folder, name), case.steps, f"{folder}/{name}", case.blank)
-    processes(folder, count, f"compare-{count}", list(legs.values()))
-    for (engine, title), leg in legs.items():
-        yield engine, CASES[title], load_outcome(Path(leg.out))
-
-
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
-def test_every_engine_takes_the_step_of_the_whole_batch(folder: Path, count: int) -> None:
+def compare(folder: Path, count: int, engines: Sequence[Kind], device: str = "cpu") -> None:
+    """Every engine against the whole batch, and what they predict against each other."""
+    legs, cases = [], []
+    for engine, (place, case) in product(engines, enumerate(CASES.values())):
+        name = f"{device}{count}-{engine.replace(' ', '-')}-{place}"
+        legs.append(Leg(engine, case.words(folder, name), case.steps, f"{folder}/{name}", case.blank))
+        cases.append(case)
     probabilities: dict[Case, dict[str, list[float]]] = {}
-    for engine, case, outcome in compare(folder, count):
-        assert (outcome.world_size, outcome.wrapper) == (count, WRAPPERS[engine])
+    for leg, case, outcome in zip(legs, cases, processes(folder, count, f"compare-{device}{count}", legs, device == "cpu"), strict=True):
+        assert (outcome.world_size, outcome.wrapper) == (count, WRAPPERS[leg.engine])
         assert (outcome.bad_rows > 0) == case.blank
-        same_as(outcome, whole_batches(folder, case))
+        same_as(outcome, whole_batches(folder, case, device))
         first = probabilities.setdefault(case, outcome.probabilities)
         assert outcome.probabilities.keys() == first.keys()
         for post, row in outcome.probabilities.items():
             np.testing.assert_allclose(row, first[post], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+def test_every_engine_takes_the_step_of_the_whole_batch(folder: Path, count: int) -> None:
+    compare(folder, count, ENGINES)
 
 
 @pytest.mark.parametrize("tokens", [128, 200, 100_000])
@@ -173,20 +174,55 @@ def test_one_process_takes_the_step_of_the_whole_batch_in_any_number_of_micro_ba
         assert max(outcome.packs) == 1 if tokens == 100_000 else max(outcome.packs) > 1
 
 
-def test_a_run_moves_between_engines_and_numbers_of_processes(folder: Path) -> None:
-    """Each leg goes on from the checkpoint of the one before it; together they are one run of one process."""
+def move(folder: Path, engines: Sequence[Kind], device: str = "cpu") -> None:
+    """Each leg goes on from the checkpoint of the one before it, the last in one process; together they are one run of one process."""
     case = CASES["uneven packs and tail, clipped"]
-    words = case.words(folder, "moving")
-    engines: list[Kind] = ["DDP", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2"]
-    legs = [Leg(engine, words, 1, f"{folder}/moving-{number}") for number, engine in enumerate(engines)]
-    processes(folder, 2, "moving", legs)
-    outcomes = [load_outcome(Path(leg.out)) for leg in legs]
-    with ExitStack() as stack:
-        trainer = start_trainer(tiny_config(folder, *words[3:]), stack)
-        outcomes.append(train_leg(Leg("one process", words, 1, ""), trainer))
-    assert [outcome.first_step for outcome in outcomes] == [0, 1, 2, 3, 4]
-    last = outcomes[-1]
-    same_as(Outcome(**{**vars(last), "losses": [outcome.losses[0] for outcome in outcomes]}), whole_batches(folder, case))
+    words = case.words(folder, f"moving-{device}")
+    steps = [1] * (len(engines) - 1) + [case.steps - len(engines)]
+    legs = [
+        Leg(engine, words, count, f"{folder}/moving-{number}") for number, (engine, count) in enumerate(zip(engines, steps, strict=True))
+    ]
+    outcomes = processes(folder, 2, "moving", legs, device == "cpu")
+    outcomes += processes(folder, 1, "moved", [Leg("one process", words, 1, f"{folder}/moved")], device == "cpu")
+    assert [outcome.first_step for outcome in outcomes] == [sum(steps[:number]) for number in range(len(steps) + 1)]
+    losses = [loss for outcome in outcomes for loss in outcome.losses]
+    same_as(Outcome(**{**vars(outcomes[-1]), "losses": losses}), whole_batches(folder, case, device))
+
+
+def test_a_run_moves_between_engines_and_numbers_of_processes(folder: Path) -> None:
+    move(folder, ENGINES)
+
+
+def agree_to_rounding(folder: Path, engines: Sequence[Kind], precision: str, *words: str, device: str = "cpu") -> None:
+    """Two processes of every engine against one process, in a format that rounds."""
+
+    def leg(engine: Kind, count: int) -> Leg:
+        name = f"{device}{count}-{precision}-{engine.replace(' ', '-')}"
+        values = ["checkpoint.every_seconds=null", "train.global_batch_size=24", "train.learning_rate=0.001", "train.max_grad_norm=null"]
+        return Leg(engine, tiny_words(folder, f"run.id={name}", f"model.precision={precision}", *values, *words), 4, f"{folder}/{name}")
+
+    (alone,) = processes(folder, 1, f"{device}-{precision}", [leg("one process", 1)], device == "cpu")
+    for outcome in processes(folder, 2, f"{device}-{precision}-2", [leg(engine, 2) for engine in engines], device == "cpu"):
+        np.testing.assert_allclose(outcome.losses, alone.losses, rtol=5e-3)
+        assert cosine(outcome.moments, alone.moments) > 0.999
+        for post, row in alone.probabilities.items():
+            np.testing.assert_allclose(outcome.probabilities[post], row, atol=2e-2)
+
+
+def cosine(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """Of the gradients that AdamW has seen."""
+    names = [name for name in theirs if name.startswith("exp_avg.")]
+    assert mine.keys() == theirs.keys()
+    return float(torch.cosine_similarity(*(torch.cat([one[name].flatten() for name in names]) for one in (mine, theirs)), dim=0))
+
+
+def test_a_4_bit_base_is_trained_alike_by_every_engine(folder: Path) -> None:
+    agree_to_rounding(folder, ENGINES, "nf4")
+
+
+@pytest.mark.slow
+def test_a_bfloat16_base_is_trained_alike_by_every_engine(folder: Path) -> None:
+    agree_to_rounding(folder, ENGINES, "bf16")
 
 
 # --- what was asked for is what runs ---

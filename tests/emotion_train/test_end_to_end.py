@@ -53,6 +53,9 @@ def test_posts_in_adapter_and_report_out(bucket_url: str, tmp_path: Path, monkey
     assert "published at step 14" in done("emotion-launch", "run", "--accelerate-config", "cpu", *words)  # again: nothing is claimed
     entries = read_log(open_store(runs), "tiny")
     assert [entry.kind for entry in entries] == ["claim", "checkpoint", "checkpoint", "final"]
+    assert entries[0].metrics["processes"] == 1
+    assert "CPU" in str(entries[0].metrics["device"])
+    assert entries[0].metrics["steps"] == entries[-1].step
     assert "published" in done("emotion-launch", "runs", runs)
 
     done("emotion-launch", "pull", f"{runs}/tiny", "--to", str(adapter))
@@ -228,7 +231,7 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path, capsys: pytest
     assert launch_cli.main(["runs", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:2] == ["bad", "damaged"]
-    assert lines[2].split()[:2] == ["good", "unfinished"]
+    assert lines[2].split()[:2] == ["good", "training"]
 
 
 def test_help_names_every_verb_and_exit_code_and_loads_no_torch() -> None:

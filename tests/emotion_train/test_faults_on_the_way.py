@@ -52,6 +52,15 @@ def test_an_entry_is_committed_once_whatever_happens_to_its_answers(
     assert tuple(read_log(behind(bucket_url, s3, monkeypatch), "run")) == writer.log
 
 
+def test_an_entry_is_sent_once_an_attempt(writer: Writer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that repeats it in secret would be refused by its own first try."""
+    monkeypatch.setattr(storage, "CREATE_PAUSES_S", (0, 0))
+    proxy.faults += [Fault("503", "PUT", "/log/00000001")] * 20
+    with pytest.raises(StorageError):
+        writer.append("checkpoint", 0, 1)
+    assert len(proxy.struck) == 2
+
+
 @pytest.mark.parametrize("kind", ["no answer", "503"])
 def test_an_entry_that_cannot_be_read_back_is_found_by_the_next_append(
     writer: Writer, proxy: FaultProxy, bucket_url: str, s3: LocalS3, monkeypatch: pytest.MonkeyPatch, kind: str

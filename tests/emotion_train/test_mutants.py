@@ -17,7 +17,10 @@ PATIENCE_S = 300
 
 
 class Mutant(NamedTuple):
-    """`words` stand once in `page` of emotion_train; with `broken` in their place the test `caught_by` fails."""
+    """`words` stand once in `page`; with `broken` in their place the test `caught_by` fails.
+
+    Page and test are of emotion_train where they name no folder.
+    """
 
     rule: str
     page: str
@@ -362,6 +365,239 @@ MUTANTS = [
         "checkpoint.newest(\n        [entry for entry in writer.entries if entry in saved], lambda",
         "test_resume.py::test_what_an_older_writer_commits_before_the_claim_is_gone_on_from",
     ),
+    # what is promised of the log, the saves and the result
+    Mutant(
+        "nothing goes behind a log that was deleted",
+        "runlog",
+        "        self._require_log()\n        while",
+        "        while",
+        "test_runlog.py::test_nothing_is_added_to_a_log_that_was_deleted[folder]",
+    ),
+    Mutant(
+        "an entry is sent once an attempt",
+        "storage",
+        "_Connection(patient, client(1), ",
+        "_Connection(patient, client(PATIENT_ATTEMPTS), ",
+        "test_faults_on_the_way.py::test_an_entry_is_sent_once_an_attempt",
+    ),
+    Mutant(
+        "checkpoints come by time",
+        "trainer",
+        ">= every:",
+        ">= every and False:",
+        "test_resume.py::test_each_save_costs_a_stall_that_is_part_of_the_training_time",
+    ),
+    Mutant(
+        "checkpoints come by steps",
+        "trainer",
+        "self.progress.step % every == 0 and not self._evaluation_due()",
+        "False",
+        "test_resume.py::test_checkpoints_come_by_steps_too",
+    ),
+    Mutant(
+        "what the bucket does not take waits on this machine",
+        "saver",
+        "        kept = self.keep_what_waits()\n        if",
+        '        kept = ""\n        if',
+        "test_saver.py::test_a_local_folder_that_cannot_be_written_is_said_and_ends_nothing",
+    ),
+    Mutant(
+        "a failing save is told of again",
+        "saver",
+        ">= _TELL_EVERY_S:\n            self._told = time.monotonic()",
+        "> 0 > self._told:\n            self._told = time.monotonic()",
+        "test_saver.py::test_a_failed_attempt_is_told_of_again_and_again_but_not_more_often_than_once_a_minute",
+    ),
+    Mutant(
+        "what is not published does not end with 0",
+        "train",
+        "raise _not_published(job, error, keep()) from error",
+        "return None, None",
+        "test_recovery.py::test_what_cannot_be_published_is_kept_here_and_the_command_that_is_named_publishes_it",
+    ),
+    Mutant(
+        "a pickle is not pulled",
+        "launch/runs",
+        "not in _ALLOWED_SUFFIXES:",
+        'not in {*_ALLOWED_SUFFIXES, ".pt", ".bin", ".pkl"}:',
+        "launch/test_runs.py::test_unsafe_parts_are_refused[final/00000000/adapter/model.pt-pickles]",
+    ),
+    # when the machine goes
+    Mutant(
+        "a rebalance saves",
+        "interruption",
+        '"rebalance": Signal.REBALANCE',
+        '"rebalance": Signal.NONE',
+        "test_resume.py::test_a_rebalance_notice_saves_and_trains_on",
+    ),
+    Mutant(
+        "a notice is said once",
+        "interruption",
+        "if notice is None or notice.serial == self._said:",
+        "if notice is None:",
+        "test_resume.py::test_a_rebalance_notice_saves_and_trains_on",
+    ),
+    Mutant(
+        "the kill is waited for",
+        "interruption",
+        "(any_going and time_over)",
+        "any_going",
+        "test_resume.py::test_the_hold_lasts_as_long_as_asked",
+    ),
+    Mutant(
+        "SIGINT ends a hold",
+        "interruption",
+        "if any_left or (",
+        "if False or (",
+        "test_resume.py::test_sigint_ends_a_hold_at_once",
+    ),
+    Mutant(
+        "a termination may be withdrawn",
+        "interruption",
+        'going = kind in ("terminate", "sigterm")',
+        "going = True",
+        "test_resume.py::test_a_termination_that_is_withdrawn_is_waited_for_and_training_goes_on[False]",
+    ),
+    Mutant(
+        "who goes saves first",
+        "trainer",
+        "if signals & (GOING | Signal.REBALANCE | Signal.SAVE):",
+        "if signals & (Signal.REBALANCE | Signal.SAVE):",
+        "test_resume.py::test_a_run_that_must_go_saves_the_step_it_is_at_and_leaves_with_33[sigterm]",
+    ),
+    Mutant(
+        "who goes waits for the commit",
+        "trainer",
+        "if not self.saver.drain(_KEEP_LOCALLY_AFTER_S):",
+        "if False:",
+        "test_resume.py::test_a_run_that_must_go_saves_the_step_it_is_at_and_leaves_with_33[sigterm]",
+    ),
+    Mutant(
+        "an evaluation listens too",
+        "trainer",
+        "            signals = self._exchange()\n",
+        "            signals = Signal.NONE\n",
+        "test_resume.py::test_a_run_that_must_go_while_it_evaluates_repeats_the_evaluation",
+    ),
+    Mutant(
+        "another writer ends the training",
+        "trainer",
+        "if signals & (Signal.FENCED | Signal.FAILED):",
+        "if False:",
+        "test_resume.py::test_another_writer_ends_the_run_at_the_next_step",
+    ),
+    Mutant(
+        "a second SIGINT leaves at once",
+        "preemption",
+        "            os._exit(1)",
+        "            pass",
+        "test_preemption.py::test_a_second_sigint_leaves_at_once_and_one_that_came_twice_is_one",
+    ),
+    Mutant(
+        "a signal outranks the cloud",
+        "preemption",
+        "return self._signal or self._cloud",
+        "return self._cloud or self._signal",
+        "test_preemption.py::test_a_signal_is_a_notice_that_no_cloud_takes_back[15-sigterm]",
+    ),
+    Mutant(
+        "an expired token is renewed",
+        "preemption",
+        "if answer.status != 401:",
+        "if True:",
+        "test_preemption.py::test_an_expired_token_of_aws_is_renewed",
+    ),
+    Mutant(
+        "an advice is news once",
+        "preemption",
+        "self._advised.add(sighting)",
+        "pass",
+        "test_preemption.py::test_a_rebalance_is_said_once_and_a_termination_outranks_it",
+    ),
+    Mutant(
+        "GCP holds the question open",
+        "preemption",
+        "if self._etag is not None:",
+        "if False:",
+        "test_preemption.py::test_gcp_holds_the_question_open_until_there_is_news",
+    ),
+    Mutant(
+        "Azure's first answer is waited for",
+        "preemption",
+        "self._headers, _AZURE_FIRST_ANSWER_S)",
+        "self._headers, _ANSWER_S)",
+        "test_preemption.py::test_a_slow_first_answer_of_azure_is_waited_for",
+    ),
+    Mutant(
+        "an event of Azure names its machine",
+        "preemption",
+        "self._name.lower() in resources",
+        "True",
+        "test_preemption.py::test_what_an_event_of_azure_means_for_this_machine[vm-1-event2-None]",
+    ),
+    Mutant(
+        "under SkyPilot the hold is 300 s",
+        "preemption",
+        "return SKYPILOT_HOLD_S if",
+        "return 0.0 if",
+        "test_preemption.py::test_the_hold_is_300_s_under_skypilot_and_what_is_configured_wins",
+    ),
+    Mutant(
+        "the first outcome stands",
+        "outcome",
+        "os.symlink(str(code), folder / _OUTCOME)",
+        "(folder / _OUTCOME).unlink(missing_ok=True), os.symlink(str(code), folder / _OUTCOME)",
+        "test_outcome.py::test_the_first_rank_that_ends_says_what_it_came_to",
+    ),
+    Mutant(
+        "torchelastic does not see 33 and 34",
+        "outcome",
+        "_AGREED = (33, 34)",
+        "_AGREED = ()",
+        "test_outcome.py::test_the_outcome_is_what_main_came_to",
+    ),
+    Mutant(
+        "the launcher returns the trainer's code",
+        "launch/processes",
+        "return int(code)",
+        "return process.returncode",
+        "launch/test_processes.py::test_the_trainer_s_own_code_is_returned",
+    ),
+    Mutant(
+        "the launcher survives SIGTERM",
+        "launch/processes",
+        "before = {number: signal.signal(number, signals.came) for number in wanted}",
+        "before = {}",
+        "launch/test_processes.py::test_what_needs_no_second_start_holds_nobody[0]",
+    ),
+    Mutant(
+        "a signal is passed on once",
+        "launch/processes",
+        "if (trainer, number) not in told:",
+        "if True:",
+        "launch/test_processes.py::test_a_signal_reaches_the_trainer_once",
+    ),
+    Mutant(
+        "33 is the trainer's own word",
+        "launch/processes",
+        "            _say(_NO_WORD)\n",
+        "            return 33\n",
+        "launch/test_processes.py::test_a_trainer_that_overstays_is_killed_and_33_is_not_claimed_for_it",
+    ),
+    Mutant(
+        "no trainer is left behind",
+        "launch/processes",
+        "for process_id in (*living_trainers(folder), process.pid):",
+        "for process_id in (process.pid,):",
+        "launch/test_processes.py::test_when_accelerate_is_killed_no_trainer_is_left",
+    ),
+    Mutant(
+        "a failure on a machine that goes waits for its end",
+        "launch/processes",
+        "            _hold(signals, hold_s)\n",
+        "            pass\n",
+        "launch/test_processes.py::test_a_trainer_that_fails_on_a_machine_that_goes_ends_no_hold",
+    ),
 ]
 
 
@@ -385,7 +621,7 @@ def run_tests(copy: Path, names: list[str]) -> subprocess.CompletedProcess[str]:
         "-x",
         "-p",
         "no:cacheprovider",
-        *(f"tests/emotion_train/{name}" for name in names),
+        *(f"tests/{name}" if "/" in name.partition("::")[0] else f"tests/emotion_train/{name}" for name in names),
     ]
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
@@ -400,7 +636,7 @@ def test_the_whole_copy_passes(copy: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.rule.replace(" ", "-").replace(",", ""))
 def test_a_broken_rule_is_caught(copy: Path, mutant: Mutant) -> None:
-    page = copy / "emotion_train" / f"{mutant.page}.py"
+    page = copy / (f"{mutant.page}.py" if "/" in mutant.page else f"emotion_train/{mutant.page}.py")
     whole = page.read_text(encoding="utf-8")
     assert whole.count(mutant.words) == 1, f"{mutant.words!r} stands {whole.count(mutant.words)} times in {mutant.page}"
     broken = whole.replace(mutant.words, mutant.broken)

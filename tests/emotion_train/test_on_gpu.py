@@ -13,6 +13,8 @@ import torch
 from emotion_train.data.packing import Pack, pack
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.loss import weighted_loss_sum
+from emotion_train.model.fused import FusedDecoder
+from emotion_train.model.graphs import GraphedPasses
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import load_base
 from emotion_train.model.lora import AdapterFacts, adapter_state, load_adapter, save_adapter
@@ -98,6 +100,77 @@ def test_packed_step_is_that_of_the_padded_whole_batch_up_to_bf16(base: Path, to
     assert torch.cosine_similarity(flat(gradients), flat(whole), dim=0) > 0.999
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_fused_step_is_the_stock_step_up_to_bf16(base: Path, tokenizer: PostTokenizer, precision: Any, recompute: bool) -> None:
+    model = make(base, precision=precision, device="cuda").train()
+    stock_loss, stock = packed_gradients(model, tokenizer, 4096)
+    model.fuse()
+    assert model.decoder is not None
+    model.decoder.recompute = recompute
+    loss, gradients = packed_gradients(model, tokenizer, 4096)
+    assert loss == pytest.approx(stock_loss, rel=5e-3)
+    assert torch.cosine_similarity(flat(gradients), flat(stock), dim=0) > 0.999
+    assert float(flat(gradients).norm() / flat(stock).norm()) == pytest.approx(1, abs=0.01)
+    _, again = packed_gradients(model, tokenizer, 4096)
+    assert all(torch.equal(gradient, again[name]) for name, gradient in gradients.items())
+
+
+def test_fp8_step_points_where_the_bf16_step_does(base: Path, tokenizer: PostTokenizer) -> None:
+    model = make(base, precision="bf16", device="cuda").train()
+    bf16_loss, bf16 = packed_gradients(model, tokenizer, 4096)
+    model.decoder = FusedDecoder(model.classifier, fp8=True)
+    loss, gradients = packed_gradients(model, tokenizer, 4096)
+    assert loss == pytest.approx(bf16_loss, rel=0.05)
+    assert torch.cosine_similarity(flat(gradients), flat(bf16), dim=0) > 0.98
+
+
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_recorded_passes_give_the_gradients_of_the_passes(base: Path, tokenizer: PostTokenizer, precision: Any) -> None:
+    model = make(base, precision=precision, device="cuda").train()
+    model.fuse()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    graphs, scale = GraphedPasses(model, parameters), 0.25
+    for one in packs_of(tokenizer, 256):
+        model.zero_grad()
+        loss = weighted_loss_sum(
+            forward_pack(model, one, model.device), *(torch.from_numpy(x).cuda() for x in (one.labels_N, one.weights_N))
+        )
+        (loss * scale).backward()
+        loss = loss.detach()  # the recording wants no earlier pass alive
+        expected = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+        model.zero_grad()
+        graphs(one, scale)  # is None when the shape is new, and a recording then
+        model.zero_grad()
+        for times in (1, 2):  # gradients add up
+            recorded = graphs(one, scale)
+            assert recorded is not None
+            torch.testing.assert_close(recorded, loss, rtol=1e-5, atol=0)
+            for parameter, gradient in zip(parameters, expected, strict=True):
+                assert parameter.grad is not None
+                torch.testing.assert_close(parameter.grad, times * gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
+
+
+def test_no_kernel_is_built_again_for_another_pack(base: Path, tokenizer: PostTokenizer) -> None:
+    from emotion_train.model import kernels
+
+    model = make(base, precision="bf16", device="cuda").train()
+    model.fuse()
+
+    def built() -> int:
+        mine = [one for one in vars(kernels).values() if isinstance(one, triton.runtime.JITFunction)]
+        assert len(mine) > 8
+        return sum(len(cache[0]) for one in mine for cache in one.device_caches.values())
+
+    import triton
+
+    packed_gradients(model, tokenizer, 4096)
+    before = built()
+    for capacity in (512, 384, 128):  # packs of 1 to 4 multiples of 128 tokens, and 3 to 30 posts
+        packed_gradients(model, tokenizer, capacity)
+    assert built() == before
+
+
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
 def test_head_is_float32_and_moves_at_a_small_learning_rate(base: Path, tokenizer: PostTokenizer, precision: Any) -> None:
     model = make(base, precision=precision, device="cuda").train()
@@ -121,6 +194,7 @@ def test_adapter_that_is_saved_and_read_back_gives_the_same_bits(
     save_adapter(model, tmp_path / "adapter", tokenizer=tokenizer, facts=facts)
     loaded = load_adapter(tmp_path / "adapter", device="cuda")
     assert all(torch.equal(tensor, adapter_state(model)[name]) for name, tensor in adapter_state(loaded.model).items())
+    model.fuse()
     model.eval()
     device = model.device
     ours, theirs = (probabilities_of(one, tokenizer, TEXTS, 4096, device, 3) for one in (model, loaded.model))

@@ -63,6 +63,12 @@ def test_the_outcome_is_what_main_came_to(tmp_path: Path, main: str, outcome: in
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("outcome", "trainer-0")] == []
 
 
+def test_a_full_disk_does_not_silence_the_outcome(tmp_path: Path) -> None:
+    no_room = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file takes another byte\nreturn 33"
+    assert ended(tmp_path, no_room) == 0
+    assert read_outcome(tmp_path) == 33
+
+
 def test_without_a_launcher_the_exit_code_is_the_process_s_own() -> None:
     assert ended(None, "return 33") == 33
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,3 +94,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
 
 def test_half_characters_in_json_are_mended(tmp_path: Path) -> None:
     assert from_file(tmp_path / "a.jsonl", rb'{"text": "\ud83d\ude42 \ud83d"}') == ["🙂 \ufffd"]
+
+
+@pytest.mark.parametrize("words", [["predict", "hello"], ["predict"], ["evaluate", "--data", "nowhere"]])
+def test_a_folder_that_is_no_adapter_is_refused_before_torch_is_imported_or_posts_are_read(tmp_path: Path, words: list[str]) -> None:
+    program = "import sys\nfrom emotion_train.cli import main\ncode = main(sys.argv[1:])\nassert 'torch' not in sys.modules\nsys.exit(code)"
+    line = [sys.executable, "-c", program, words[0], "--adapter", str(tmp_path), *words[1:]]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.wait(60) == 2  # nothing was typed
+        assert process.stderr is not None
+        assert "so it is no adapter of this program" in process.stderr.read()

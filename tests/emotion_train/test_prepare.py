@@ -114,8 +114,8 @@ def test_the_reader_finds_every_row_group(tmp_path: Path, store: Store) -> None:
     with RowGroupReader(store, split) as reader:
         for number, group in enumerate(split.row_groups):
             rows = reader.rows(number)
-            assert tuple(np.bincount(rows.labels.to_numpy(), minlength=3)) == group.label_counts
-            found += zip(rows.ids.to_pylist(), rows.texts.to_pylist(), strict=True)
+            assert tuple(np.bincount(rows.labels, minlength=3)) == group.label_counts
+            found += zip(rows.ids, rows.texts, strict=True)
     assert found == [(key, text) for key, text, _ in posts_of(store, "train")]
 
 
@@ -446,12 +446,24 @@ def test_a_bad_csv_row_is_refused_by_number_or_dropped(tmp_path: Path, line: byt
     text = refusal(source, tmp_path / "out", **options)
     assert "2 of 22 posts cannot be used" in text
     assert f"{words}  2  posts.csv:5, posts.csv:23" in text
-    assert f"{'--multi-label' if words == 'several labels' else '--on-bad'} drop" in text
+    assert "--on-bad drop" in text
+    assert ("--multi-label drop" in text) == (words == "several labels")
     if words == "unknown label":
         assert "'jooy' 2 times, did you mean 'joy'?" in text
     result = prepare(source, str(tmp_path / "out"), on_bad="drop", multi_label="drop", **options)
     assert sum(split.rows for split in result.index.splits.values()) == 20
     assert {key.split(":")[1] for key, _, _ in all_posts(open_store(str(tmp_path / "out")))} == {str(i) for i in range(2, 23) if i != 5}
+
+
+def test_what_drops_bad_posts_drops_those_with_several_labels_unless_they_have_a_word_of_their_own(tmp_path: Path) -> None:
+    source = tmp_path / "posts.csv"
+    source.write_bytes(b"text,label\n" + GOOD + b'fine,"joy,anger"\n')
+    options: dict[str, Any] = {"labels": ("joy", "anger")}
+    text = refusal(source, tmp_path / "out", on_bad="drop", multi_label="refuse", **options)
+    assert text.endswith("\nMend them; or type --multi-label drop to leave those with several labels out.")
+    assert "type --on-bad drop to leave them out" in refusal(source, tmp_path / "out", **options)
+    index = prepare(source, str(tmp_path / "out"), on_bad="drop", **options).index
+    assert sum(split.rows for split in index.splits.values()) == 20
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def test_one_then_three_then_two_processes_do_what_one_does(tmp_path: Path) -> N
         with started(processes, words, {}) as process:
             wait_for_step(store, "tiny", step, process)
             assert process.poll() is None
-    train_to_the_end(2, words, {})
+    assert "continued on another number of processes (was 3, is 2)" in train_to_the_end(2, words, {})
     assert len({entry.incarnation for entry in checkpoints(store, "tiny")}) == 3
     same_run(published(f"{tmp_path}/runs/whole", tmp_path / "a"), published(f"{tmp_path}/runs/tiny", tmp_path / "b"), 1e-5)
 
@@ -174,15 +175,61 @@ def test_a_run_that_cannot_be_published_ends_with_1_and_names_what_publishes_it(
                 out = process.communicate(timeout=600)[0]
             assert process.returncode == 1, out[-4000:]
             assert str(tmp_path / "local") in out
-            assert "emotion_train.train" in out.splitlines()[-1]
-            assert "run.id=tiny" in out.splitlines()[-1]
             server.start()
             steps = [entry.step for entry in checkpoints(store, "tiny")]
-            out = train_to_the_end(1, [*words, "train.epochs=8"], environment)
+            out = type_what_it_says(out, environment)
             assert "holds step 88" in out
             assert max(steps) < 88
             assert "training:" not in out
             published("s3://runs/tiny", tmp_path / "b")
+
+
+def test_what_cannot_be_published_is_kept_here_and_the_command_that_is_named_publishes_it(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    words = tiny_words(tmp_path, *WORDS, "run.publish_timeout_s=0", f"checkpoint.local_folder={tmp_path / 'local folder'}")
+    in_the_way = tmp_path / "runs" / "tiny" / "final"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("")
+    with started(1, words, {}) as process:
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 1, out[-4000:]
+    (kept,) = (tmp_path / "local folder").glob("*/tiny/final")
+    assert str(kept) in out.splitlines()[-1]
+    adapter = load_file(kept / "adapter" / "adapter_model.safetensors")
+    report = Report.model_validate_json((kept / "report.json").read_bytes())
+    in_the_way.unlink()
+    type_what_it_says(out, {})
+    same_run((adapter, report), published(f"{tmp_path}/runs/tiny", tmp_path / "b"), 0.0)
+    assert not kept.exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_somebody_deletes_while_it_trains_is_not_called_published_and_can_still_be(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    local = f"checkpoint.local_folder={tmp_path / 'local'}"
+    words = tiny_words(tmp_path, *WORDS, "run.publish_timeout_s=1", local, "train.epochs=8", "checkpoint.every_seconds=0.3")
+    store = open_store(str(tmp_path / "runs"))
+    with started(1, words, {}) as process:
+        wait_for_step(store, "tiny", 5, process)
+        while (tmp_path / "runs" / "tiny").exists():  # a write may come in between
+            shutil.rmtree(tmp_path / "runs" / "tiny", ignore_errors=True)
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 1, out[-4000:]
+    assert "is gone" in out
+    assert read_log(store, "tiny") == []
+    type_what_it_says(out, {})
+    published(f"{tmp_path}/runs/tiny", tmp_path / "b")
+
+
+def type_what_it_says(out: str, environment: dict[str, str]) -> str:
+    """Run the command that stands at the end of the last line, as a person types it: in a shell, with nothing that a test has set."""
+    command = out.splitlines()[-1].partition("type on this machine: ")[2]
+    assert "run.id=tiny" in command
+    env = {**os.environ, **environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env.pop("ACCELERATE_USE_CPU", None)
+    done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -204,6 +251,30 @@ def test_sigterm_saves_the_step_that_all_ranks_are_at_and_leaves_with_33(tmp_pat
         assert process.returncode == 33
     assert f"resumed at step {newest.step} of 88" in train_to_the_end(processes, words, {})
     same_run(published(f"{tmp_path}/runs/whole", tmp_path / "a"), published(f"{tmp_path}/runs/tiny", tmp_path / "b"), 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_while_the_store_does_not_take_the_result_leaves_with_33_and_the_next_start_publishes(
+    tmp_path: Path, processes: int
+) -> None:
+    tiny_config(tmp_path)
+    words = tiny_words(tmp_path, *WORDS, "preemption.hold_s=0")
+    in_the_way = tmp_path / "runs" / "tiny" / "final"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("")
+    with started(processes, words, {}) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "NOT PUBLISHED yet" in line:
+                break
+        process.terminate()
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert "trained and not yet published" in out
+    if processes == 1:
+        assert process.returncode == 33
+    in_the_way.unlink()
+    assert "resumed at step 22 of 22" in train_to_the_end(processes, words, {})
 
 
 @pytest.mark.slow

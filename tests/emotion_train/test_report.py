@@ -73,6 +73,9 @@ def report(splits: dict[str, SplitResult], labels: list[str] | None = None, eval
             train_seconds=40.0,
             evaluation_seconds=3.0,
             wall_seconds=60.0,
+            saves=4,
+            stall_seconds=0.2,
+            upload_seconds=6.0,
             peak_memory_bytes=3 * 2**30,
             memory_kind="GPU",
         ),
@@ -408,6 +411,14 @@ def test_page_and_terminal_show_every_label(classes):
     for label in written.labels:
         assert label in text
         assert label in console.file.getvalue()
+
+
+def test_page_and_terminal_say_what_checkpoints_cost():
+    written = report({"test": result(predictions())})
+    console = Console(file=io.StringIO(), width=200)
+    print_report(written, console)
+    for text in (parsed(render_html(written)).text, console.file.getvalue()):
+        assert "4, each a stall of 50.0 ms (0.5 % of the training), 6.0 s upload" in text
 
 
 def test_plots_have_words_and_tables_have_heads():

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from emotion_train import checkpoint
+from emotion_train.distributed import Ranks
 from emotion_train.errors import Fenced, Preempted, StorageError, WrongRequest
+from emotion_train.interruption import Interruptions
 from emotion_train.model.lora import adapter_state
 from emotion_train.preemption import Notice
 from emotion_train.runlog import Entry, Writer, read_log
@@ -150,6 +152,16 @@ def test_each_save_costs_a_stall_that_is_part_of_the_training_time(folder: Path,
     assert 0 < again.upload_seconds() < trainer.upload_seconds()
 
 
+def test_checkpoints_come_by_steps_too(folder: Path, stack: ExitStack) -> None:
+    words = ["run.id=by-steps", *WORDS, "checkpoint.every_seconds=null", "checkpoint.every_steps=3"]
+    trainer = start_trainer(tiny_config(folder, *words), stack)
+    trainer.tell = lambda progress, words: drain(trainer)
+    trainer.fit()
+    drain(trainer)
+    found = [(entry.step, "macro_f1" in entry.metrics) for entry in checkpoints(folder, "by-steps")]
+    assert found == [(3, False), (5, True), (6, False), (7, True), (9, False), (10, True), (12, False), (14, True)]
+
+
 def damage(folder: Path, run_id: str, entry: Entry, name: str) -> None:
     path = folder / "runs" / run_id / next(part.key for part in entry.parts if part.key.endswith(name))
     raw = bytearray(path.read_bytes())
@@ -266,10 +278,10 @@ def test_what_an_older_writer_commits_before_the_claim_is_gone_on_from(
     assert not checkpoints(folder, "late")
     claim = Writer.claim
 
-    def late(writer: Writer, epoch: int, step: int) -> Entry:
+    def late(writer: Writer, epoch: int, step: int, processes: int) -> Entry:
         old._save({})
         drain(old)
-        return claim(writer, epoch, step)
+        return claim(writer, epoch, step, processes)
 
     monkeypatch.setattr(Writer, "claim", late)
     assert start_trainer(tiny_config(folder, "run.id=late", *WORDS), stack).progress.step == 2
@@ -286,6 +298,58 @@ def test_a_run_that_another_writer_published_before_the_claim_is_left_as_it_is(f
     assert _claim(job, claimed) == final
     assert not claimed
     assert log(folder, "overtaken") == before
+
+
+def test_what_may_differ_between_two_starts_is_noted_and_what_may_not_is_refused_before_the_claim(
+    folder: Path, stack: ExitStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_at(folder, "noted", 2)
+    other = tiny_config(folder, "run.id=noted", *WORDS)
+    job = job_of(other)
+    Writer(job.output_store, "noted", job.index.sha256(), other.sha256()).claim(0, 2, facts={"processes": 3})
+    capsys.readouterr()
+    start_trainer(tiny_config(folder, "run.id=noted", *WORDS, "train.tokens_per_microbatch=256"), stack)
+    words = capsys.readouterr().err
+    assert "continued with another train.tokens_per_microbatch (was 512, is 256)" in words
+    assert "continued on another number of processes (was 3, is 1)" in words
+    before = log(folder, "noted")
+    for change in (
+        "data.max_length=64",
+        "lora.r=2",
+        "lora.targets=all-linear",
+        "loss.class_weights=none",
+        "run.seed=1",
+        "train.epochs=3",
+        "train.global_batch_size=8",
+    ):
+        name = change.partition("=")[0]
+        with pytest.raises(WrongRequest, match=f"different now: {name} ") as caught:
+            start_trainer(tiny_config(folder, "run.id=noted", *WORDS, change), stack)
+        assert caught.value.exit_code == 2
+    assert log(folder, "noted") == before
+
+
+MISSHAPEN = [
+    b"[" * 100_000,
+    b"[]",
+    b"{}",
+    b'{"progress": 1, "config": {}, "labels": []}',
+    b'{"progress": {"step": "many"}, "config": {}, "labels": []}',
+    b'{"progress": {"step": -1}, "config": {}, "labels": []}',
+    b'{"progress": {}, "config": [], "labels": []}',
+    b'{"progress": {}, "config": {"run": 1}, "labels": []}',
+    b'{"progress": {}, "config": {}, "labels": 1}',
+]
+
+
+@pytest.mark.parametrize("content", MISSHAPEN, ids=range(len(MISSHAPEN)))
+def test_a_state_that_is_not_one_is_refused_although_its_sha256_is_right(folder: Path, content: bytes) -> None:
+    store = open_store(str(folder / "runs"))
+    writer = Writer(store, "misshapen", "0" * 64, "0" * 64)
+    writer.claim(0, 0)
+    entry = writer.append("checkpoint", 0, 1, (writer.upload("step-1/state.json", content),))
+    with pytest.raises(StorageError, match=r"state\.json"):
+        checkpoint.read_document(store, "misshapen", entry)
 
 
 def test_another_writer_ends_the_run_at_the_next_step(folder: Path, stack: ExitStack) -> None:
@@ -387,7 +451,7 @@ def test_a_termination_that_is_withdrawn_is_waited_for_and_training_goes_on(
 
 
 def test_sigint_ends_a_hold_at_once(folder: Path, stack: ExitStack, machine: Machine) -> None:
-    config = tiny_config(folder, "run.id=impatient", *WORDS, "preemption.hold_s=600")
+    config = tiny_config(folder, "run.id=impatient", *WORDS, "preemption.hold_s=90")
     trainer = start_trainer(config, stack, machine)
     machine.speaks_at(trainer, 2, "sigterm")
     began = time.monotonic()
@@ -401,6 +465,17 @@ def test_sigint_ends_a_hold_at_once(folder: Path, stack: ExitStack, machine: Mac
     with pytest.raises(Preempted):
         trainer.fit()
     assert time.monotonic() - began < 60
+
+
+def test_a_pause_ends_when_the_machine_goes_and_not_for_a_rebalance(machine: Machine) -> None:
+    waiting = Interruptions(Ranks(), machine, 0.0, print)
+    machine.now = Notice("rebalance", "It may go", None, 1)
+    began = time.monotonic()
+    waiting.wait(1)
+    assert time.monotonic() - began >= 1
+    machine.now = Notice("terminate", "It goes", None, 2)
+    waiting.wait(60)
+    assert time.monotonic() - began < 30
 
 
 def test_the_hold_lasts_as_long_as_asked(folder: Path, stack: ExitStack, machine: Machine) -> None:
@@ -419,7 +494,7 @@ def test_the_hold_lasts_as_long_as_asked(folder: Path, stack: ExitStack, machine
     assert 2 <= heard[-1] - heard[0] < 30
 
 
-def unplug(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def unplug(trainer: Trainer) -> None:
     """From now on the run's store takes nothing."""
     assert trainer.saver is not None
     store = trainer.saver._writer.store
@@ -434,7 +509,7 @@ def plug_in(folder: Path) -> None:
 
 
 def test_a_state_that_only_this_machine_has_is_gone_on_from(
-    tmp_path: Path, whole: Trainer, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, whole: Trainer, stack: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(tmp_path, *WORDS, EACH_STEP, f"checkpoint.local_folder={tmp_path / 'local'}")
     with ExitStack() as first:
@@ -447,7 +522,7 @@ def test_a_state_that_only_this_machine_has_is_gone_on_from(
         def tell(progress: checkpoint.Progress, words: str) -> None:
             if progress.step == 4 and not words:
                 drain(trainer)
-                unplug(trainer, monkeypatch)
+                unplug(trainer)
             if progress.step == 9 and not words:
                 for _ in range(600):
                     if [entry.step for entry in local.entries()][-1:] >= [7]:

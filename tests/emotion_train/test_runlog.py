@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import re
 import secrets
 import shutil
 import socket
@@ -109,10 +111,11 @@ def test_a_claim_fences_the_older_writer(store: Store) -> None:
     old = writer(store)
     old.claim(0, 0)
     new = writer(store)
-    new.claim(0, 0)
-    with pytest.raises(Fenced) as caught:
+    new.claim(0, 0, facts={"processes": 3})
+    with pytest.raises(Fenced, match=f"taken over by process {os.getpid()} on {re.escape(socket.gethostname())}") as caught:
         old.append("checkpoint", 0, 1)
     assert caught.value.exit_code == 34
+    assert [entry.metrics["processes"] for entry in read_log(store, "run")] == [1, 3]
     assert [entry.incarnation for entry in read_log(store, "run")] == [0, 1]
 
 
@@ -123,7 +126,7 @@ def test_of_several_claims_at_once_the_newest_wins_and_knows_all_before_it(store
     assert third.entries == tuple(claims[:2])
     assert third.incarnation == 2
     for older in (first, second):
-        with pytest.raises(Fenced, match="its claim of 20"):
+        with pytest.raises(Fenced, match=r"taken over by .* its claim of 20"):
             older.append("checkpoint", 0, 1)
     third.append("checkpoint", 0, 1)
     assert tuple(read_log(store, "run")) == third.log
@@ -136,6 +139,22 @@ def test_a_claim_sees_the_checkpoint_that_came_in_between(store: Store) -> None:
     saved = old.append("checkpoint", 0, 7)
     new.claim(0, 0)
     assert new.entries[-1] == saved
+
+
+def test_nothing_is_added_to_a_log_that_was_deleted(store: Store) -> None:
+    """One entry alone, far from the beginning, would be a log that nobody can read."""
+    saving = writer(store)
+    saving.claim(0, 0)
+    saving.append("checkpoint", 0, 1)
+    there = {info.key: store.read(info.key) for info in store.list("run/")}
+    for key in there:
+        store.delete(key)
+    with pytest.raises(StorageError, match="is gone"):
+        saving.append("checkpoint", 0, 2)
+    assert list(store.list("run/log/")) == []
+    for key, data in there.items():
+        store.write(key, data)
+    assert saving.append("checkpoint", 0, 2).seq == 2
 
 
 def test_a_published_run_cannot_be_claimed(store: Store) -> None:
@@ -156,7 +175,7 @@ def test_an_entry_that_came_late_is_taken_for_its_own_and_not_repeated(seconds: 
     log = writer(bucket.store())
     log.claim(0, 0)
     part = log.upload("step-00000005/x.json", b"{}")
-    bucket.faults += ["late", "503"]  # the request is under way, and nothing can be read back
+    bucket.faults += ["none", "late", "503"]  # the log is there, the request is under way, and nothing can be read back
     with pytest.raises(StorageError) as caught:
         log.append("checkpoint", 0, 5, (part,))
     assert caught.value.transient
@@ -174,7 +193,7 @@ def test_a_final_entry_that_came_late_is_not_repeated_with_other_parts() -> None
     log = writer(bucket.store())
     log.claim(0, 0)
     first, second = log.upload("report.json", b"1"), log.upload("report.json", b"2")
-    bucket.faults += ["late", "503"]
+    bucket.faults += ["none", "late", "503"]
     with pytest.raises(StorageError):
         log.append("final", 1, 9, (first,))
     bucket.deliver()
@@ -187,7 +206,7 @@ def test_a_newer_entry_goes_behind_the_one_that_came_late() -> None:
     bucket = UnreliableBucket()
     log = writer(bucket.store())
     log.claim(0, 0)
-    bucket.faults += ["late", "503"]
+    bucket.faults += ["none", "late", "503"]
     with pytest.raises(StorageError):
         log.append("checkpoint", 0, 5)
     bucket.deliver()
@@ -199,7 +218,7 @@ def test_an_entry_that_lands_while_it_is_tried_again_is_in_the_log_once() -> Non
     bucket = UnreliableBucket()
     log = writer(bucket.store())
     log.claim(0, 0)
-    bucket.faults += ["late", "deliver after"]  # the read-back finds nothing, then the first attempt lands and refuses the second
+    bucket.faults += ["none", "late", "deliver after"]  # the read-back finds nothing, then the first attempt lands and refuses the second
     assert log.append("checkpoint", 0, 5).seq == 1
     assert tuple(read_log(bucket.store(), "run")) == log.log
 
@@ -210,7 +229,7 @@ def test_each_ambiguous_answer_to_an_entry_is_resolved_by_reading_back(fault: st
     bucket = UnreliableBucket()
     log = writer(bucket.store())
     log.claim(0, 0)
-    bucket.faults.append(fault)
+    bucket.faults += ["none", fault]
     log.append("checkpoint", 0, 5)
     bucket.deliver()
     log.append("checkpoint", 0, 6)

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
@@ -61,8 +60,8 @@ def whole_batch_reference(folder: Path) -> tuple[list[float], dict[str, torch.Te
         for step in range(STEPS):
             places = zip(*order.epoch(0).locate(order.positions(step, 16)), strict=True)
             rows = [(reader.rows(int(group)), int(row)) for group, row in places]
-            tokens = [torch.from_numpy(one) for one in tokenizer.encode([rows_.texts[row].as_py() for rows_, row in rows])]
-            labels_N = torch.tensor([rows_.labels[row].as_py() for rows_, row in rows])
+            tokens = [torch.from_numpy(one) for one in tokenizer.encode([rows_.texts[row] for rows_, row in rows])]
+            labels_N = torch.tensor([rows_.labels[row] for rows_, row in rows])
             padded_NL = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_id).long()
             logits_NC = model.forward_padded(padded_NL, torch.tensor([len(one) for one in tokens]))
             loss = torch.nn.CrossEntropyLoss(weight=weights_C)(logits_NC, labels_N)
@@ -200,7 +199,7 @@ def test_a_row_that_turns_bad_weighs_nothing_and_is_counted(folder: Path, stack:
 
     def without_a_text(group: int) -> object:
         rows = real(group)
-        return rows._replace(texts=pa.array(["  ", *rows.texts.to_pylist()[1:]]))
+        return rows._replace(texts=["  ", *rows.texts[1:]])
 
     reader.rows = without_a_text  # type: ignore[method-assign, assignment]
     batches = list(trainer.train_loader.steps(0))

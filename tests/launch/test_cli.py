@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from emotion_train.errors import EXIT_CODES
 from launch.cli import main
 
 
@@ -21,6 +23,13 @@ def test_help_imports_neither_torch_nor_transformers_nor_boto3() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.endswith("loaded []\n")
     assert "34  fenced" in answer.stdout
+
+
+def test_help_and_readme_tell_the_same_exit_codes() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| (\d+) \| (\w+)", readme.partition("## Exit codes")[2].partition("##")[0], re.M)
+    assert told == re.findall(r"^  (\d+) +(\w+)", EXIT_CODES, re.M)
+    assert [code for code, _ in told] == ["0", "1", "2", "33", "34"]
 
 
 def test_dry_run_prints_the_line_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,3 +61,15 @@ def test_no_runs_is_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_url_without_run_id_is_refused(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pull", url, "--to", str(tmp_path / "adapter")]) == 2
     assert "OUTPUT_URL/RUN_ID" in capsys.readouterr().err
+
+
+def test_values_may_stand_before_between_and_after_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "data.url=nowhere", "--dry-run", "run.output_url=runs", "--accelerate-config", "cpu", "train.epochs=2"]) == 0
+    assert "data.url=nowhere run.output_url=runs train.epochs=2" in capsys.readouterr().out
+
+
+def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--dry-run", "data.url=nowhere", "--colour=red"])
+    assert ended.value.code == 2
+    assert "--colour=red" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 
 from emotion_train.runlog import Entry, read_log
 from emotion_train.storage import open_store
+from tests.emotion_train.metadata_servers import AwsHandler, serving
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 
 PATIENCE_S = 240
@@ -192,10 +193,10 @@ def test_when_accelerate_is_killed_no_trainer_is_left(tmp_path: Path) -> None:
         while not (tmp_path / "parent").exists() or not (tmp_path / "parent").read_text():
             time.sleep(0.02)
         os.kill(int((tmp_path / "parent").read_text()), signal.SIGKILL)
-        code, words = finish(process)
-    assert code == 1
-    assert "without a word" in words
-    assert not any(alive(trainer) for trainer in found)
+        assert process.wait(PATIENCE_S) == 1
+        assert not any(alive(trainer) for trainer in found)
+        assert process.stderr is not None
+        assert "without a word" in process.stderr.read()
 
 
 def test_two_trainers_both_hear_of_it_and_the_slower_one_is_not_torn_down(tmp_path: Path) -> None:
@@ -310,6 +311,45 @@ def test_under_skypilot_the_launcher_holds_after_the_save_longer_than_torchelast
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 33
     assert not of_this_run(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_notices_of_the_cloud_reach_the_trainers_through_the_whole_chain(tmp_path: Path, processes: int) -> None:
+    gone = {"action": "terminate", "time": "2030-01-02T03:04:05Z"}
+
+    def until(claim: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not claim():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def trains_on() -> None:
+        count = len(checkpoints(tmp_path))
+        until(lambda: len(checkpoints(tmp_path)) >= count + 2)
+
+    with serving(AwsHandler) as machine:
+        words = run_words(tmp_path, "preemption.notices=aws", "preemption.hold_s=600")
+        with launched(tmp_path, processes, words, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.url}) as process:
+            wait_for_checkpoint(tmp_path, process)
+            machine.advice = {"noticeTime": "2030-01-02T03:00:00Z"}
+            until(lambda: len(saved_for_a_notice(tmp_path)) == 1)
+            trains_on()
+            for count in (2, 3):
+                machine.action = gone
+                until(lambda count=count: len(saved_for_a_notice(tmp_path)) == count)  # type: ignore[misc]
+                before = checkpoints(tmp_path)
+                time.sleep(3)
+                assert checkpoints(tmp_path) == before  # it holds
+                if count == 2:
+                    machine.action = None  # withdrawn
+                    trains_on()
+            process.send_signal(signal.SIGINT)
+            out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 33, out[-4000:]
+    assert "AWS is about to terminate this machine" in out
+    assert "The termination was withdrawn" in out
 
 
 @pytest.mark.slow

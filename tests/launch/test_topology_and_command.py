@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -194,6 +196,66 @@ def test_the_line_of_a_node_names_its_rank_and_where_rank_0_listens() -> None:
         "accelerate launch --config_file x.yaml --num_processes 4 --num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.4 "
         f"--main_process_port {port} --rdzv_conf timeout=90 -m emotion_train.train"
     )
+
+
+MISTRAL = {
+    "hidden_size": 5120,
+    "intermediate_size": 32_768,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 131_072,
+}
+
+
+def sized(folder: Path, *words: str) -> Config:
+    """A config whose base has Mistral Small 3.1's shape and no weights."""
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral3", "text_config": MISTRAL}))
+    return config(f"model.base={folder}", "train.tokens_per_microbatch=2048", *words)
+
+
+def gpus_of(count: int, memory_gib: int) -> list[Gpu]:
+    return [Gpu(str(index), f"GPU-{index}", "a GPU", memory_gib * 1024) for index in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "memory_gib", "words", "name"),
+    [
+        (1, 80, [], "single_gpu_qlora"),
+        (2, 80, [], "multi_gpu_ddp"),
+        (2, 80, ["model.precision=bf16"], "multi_gpu_ddp"),
+        # an adapter with an optimizer of 88 GiB: whole on each GPU it does not fit, shared by eight it does
+        (8, 80, ["lora.r=1024", "lora.targets=all-linear", "train.gradient_checkpointing=true"], "multi_gpu_deepspeed_zero2"),
+        (2, 40, ["model.precision=bf16", "train.gradient_checkpointing=true"], "multi_gpu_fsdp2_qlora"),
+    ],
+)
+def test_the_first_way_that_fits_is_taken_and_its_numbers_are_said(
+    tmp_path: Path, count: int, memory_gib: int, words: list[str], name: str
+) -> None:
+    choice = choose(gpus_of(count, memory_gib), None, sized(tmp_path, *words), {})
+    assert choice.config_file == CONFIGS / f"{name}.yaml"
+    assert choice.topology.world_size == count
+    assert re.search(rf"{name} \([a-z ]+(GPU|cut)\) needs of [\d.]+ GiB usable on each GPU: weights [\d.]+ \+ activations", choice.reason)
+    before = ["multi_gpu_ddp", "multi_gpu_deepspeed_zero2", "multi_gpu_fsdp2_qlora"]
+    passed_over = before[: before.index(name)] if name in before else []
+    assert re.findall(r"(\w+) would need", choice.reason) == passed_over
+
+
+def test_a_gpu_too_small_is_refused_with_the_nearest_setting_that_fits(tmp_path: Path) -> None:
+    with pytest.raises(WrongRequest, match=r"does not fit 1 x a GPU .*Type (.*)\.$") as refused:
+        choose(gpus_of(1, 24), None, sized(tmp_path, "model.precision=bf16"), {})
+    remedy = re.findall(r"Type (.*)\.$", str(refused.value))[0].split()
+    assert remedy[0] == "model.precision=nf4"
+    assert choose(gpus_of(1, 24), None, sized(tmp_path, *remedy), {}).config_file.stem == "single_gpu_qlora"
+    with pytest.raises(WrongRequest, match="take larger or more GPUs"):
+        choose(gpus_of(1, 8), None, sized(tmp_path), {})
+
+
+def test_a_base_that_cannot_be_looked_at_is_no_reason_to_stop() -> None:
+    choice = choose(gpus_of(2, 80), None, config(), {})
+    assert choice.config_file.stem == "multi_gpu_ddp"
+    assert "not known" in choice.reason
 
 
 def test_accelerate_configs_hold_no_process_count_accumulation_or_clipping() -> None:

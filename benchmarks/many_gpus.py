@@ -1,0 +1,172 @@
+"""One and two GPUs by every engine: the real size in nf4, trained by the program's own command line, saved, read back, compared.
+
+    python benchmarks/many_gpus.py --folder /dev/shm/mistral                # 45 GiB there, two GPUs with 80 GB, some eight minutes
+    python benchmarks/many_gpus.py --folder FOLDER --layers 10 --engines one,ddp,zero2,zero3,fsdp2 --precision nf4,bf16
+
+Writes Mistral Small 3.1's shape with random weights as `real_size.py` does (one that is there is used again), prepares GoEmotions posts and
+trains on the same steps with one GPU and with two by each engine. Posts/s are those between two evaluations, read from the run's own
+checkpoints, so that start-up and the first kernels do not count. Each adapter is pulled and read by a new process on one GPU, which scores
+the validation posts again; bf16 rounds differently in packs of other posts, so two GPUs agree with one to rounding and not bit by bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from goemotions import LABELS, SINGLE_GPU, add_posts_argument, splits, words
+from real_size import packaged_tekken, probabilities, some_posts, write_checkpoint
+from safetensors.torch import load_file
+
+from emotion_train.checkpoint import read_document
+from emotion_train.runlog import read_log
+from emotion_train.storage import open_store
+from launch.command import CONFIGS, accelerate_line
+from launch.runs import pull
+from launch.topology import Topology
+
+FILES = {
+    "one": SINGLE_GPU,
+    "ddp": CONFIGS / "multi_gpu_ddp.yaml",
+    "zero2": CONFIGS / "multi_gpu_deepspeed_zero2.yaml",
+    "zero3": CONFIGS / "multi_gpu_deepspeed_zero3.yaml",
+    "fsdp2": CONFIGS / "multi_gpu_fsdp2_qlora.yaml",
+}
+WARM_UP = 4  # steps before the clock runs
+VALIDATION = 512
+
+
+@dataclass(frozen=True)
+class Run:
+    engine: str
+    precision: str
+    posts_per_second: float
+    report: dict[str, Any]
+    adapter: Path
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine}-{self.precision}"
+
+
+def main() -> None:
+    began = time.perf_counter()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_posts_argument(parser)
+    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint goes; one that is there is used again")
+    parser.add_argument("--tekken", type=Path, default=None, help="tekken.json (default: that of the package mistral-common)")
+    parser.add_argument("--layers", type=int, default=40, help="fewer for a quick try (default: 40, the real number)")
+    parser.add_argument("--engines", type=words, default=["one", "ddp", "zero2", "fsdp2"], metavar="A,B", help=f"of {', '.join(FILES)}")
+    parser.add_argument("--precision", type=words, default=["nf4"], metavar="A,B", help="nf4, bf16 or fp32 (default: nf4)")
+    parser.add_argument("--gpus", type=int, default=2, help="for the engines of several (default: 2)")
+    parser.add_argument("--steps", type=int, default=12, help=f"of them {WARM_UP} before the clock runs (default: 12)")
+    parser.add_argument("--batch", type=int, default=800, help="posts a step over all GPUs (default: 800, two packs for each of two)")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    arguments = parser.parse_args()
+    if not (arguments.folder / "model.safetensors.index.json").exists():
+        write_checkpoint(arguments.folder, arguments.layers, arguments.tekken or packaged_tekken())
+        tell(began, "checkpoint written")
+    with tempfile.TemporaryDirectory(prefix="many-gpus-") as name:
+        folder = Path(name)
+        posts = some_posts(splits(arguments.posts, folder / "all"), folder / "posts", arguments.steps * arguments.batch, VALIDATION)
+        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
+        subprocess.run([*command, "--on-bad", "drop"], check=True, stdout=sys.stderr)
+        runs = []
+        for precision in arguments.precision:
+            for engine in arguments.engines:
+                runs.append(train(arguments, folder, engine, precision))
+                tell(began, f"{runs[-1].name} trained, {runs[-1].posts_per_second:.0f} posts/s")
+        with ThreadPoolExecutor(max(1, torch.cuda.device_count())) as pool:
+            apart = list(pool.map(lambda numbered: read_back(folder, *numbered), enumerate(runs)))
+        tell(began, "adapters read back")
+        print(table(arguments, runs, apart))
+
+
+def tell(began: float, what: str) -> None:
+    print(f"many_gpus.py: {time.perf_counter() - began:.0f} s: {what}", file=sys.stderr, flush=True)
+
+
+def train(arguments: argparse.Namespace, folder: Path, engine: str, precision: str) -> Run:
+    """One run to its published report, by the line that `emotion-launch run` would start."""
+    config = Path(__file__).parent.parent / "emotion_train" / "configs" / "mistral_small_3_1.yaml"
+    run_id = f"{engine}-{precision}"
+    values = [
+        *(f"data.url={folder / 'data'}", f"run.output_url={folder / 'runs'}", f"run.id={run_id}", f"model.base={arguments.folder}"),
+        *(f"model.precision={precision}", "train.epochs=1", f"train.global_batch_size={arguments.batch}", "lora.dropout=0"),
+        *("train.tokens_per_microbatch=4096", f"evaluation.every_steps={WARM_UP}", "checkpoint.every_seconds=null"),
+        *("checkpoint.keep_every=1", "preemption.notices=none", "report.floor_max_rows=0", "report.bootstrap_samples=100"),
+        *("distributed.timeout_s=300", *arguments.overrides),
+    ]
+    topology = Topology((), processes_per_node=1 if engine == "one" else arguments.gpus)
+    began = time.perf_counter()
+    subprocess.run(accelerate_line(FILES[engine], str(config), values, topology=topology), check=True, stdout=sys.stderr)
+    seconds = time.perf_counter() - began
+    pull(f"{folder / 'runs'}/{run_id}", folder / run_id)
+    report: dict[str, Any] = json.loads((folder / run_id / "report" / "report.json").read_text())
+    assert report["identity"]["world_size"] == topology.world_size
+    return Run(engine, precision, speed(str(folder / "runs"), run_id), report, folder / run_id, seconds)
+
+
+def speed(output_url: str, run_id: str) -> float:
+    """Posts/s of training between the first evaluation and the last, evaluations not counted."""
+    store = open_store(output_url)
+    saved = [entry for entry in read_log(store, run_id) if entry.kind == "checkpoint" and "macro_f1" in entry.metrics]
+    first, last = (read_document(store, run_id, entry)["progress"] for entry in (saved[0], saved[-1]))
+    posts: float = last["examples"] - first["examples"]
+    return posts / (last["train_seconds"] - first["train_seconds"])
+
+
+def read_back(folder: Path, number: int, run: Run) -> float:
+    """The largest difference between a published probability and that of the pulled adapter in a new process on one GPU."""
+    command = [sys.executable, "-m", "emotion_train.evaluate", "--adapter", str(run.adapter), "--data", f"{folder}/data"]
+    again = folder / f"again-{run.name}"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(number % max(1, torch.cuda.device_count()))}
+    line = [*command, "--split", "validation", "--out", str(again), "--tokens-per-microbatch", "4096"]
+    subprocess.run(line, check=True, stdout=sys.stderr, env=environment if torch.cuda.is_available() else None)
+    published, reread = (probabilities(at / "predictions_validation.parquet") for at in (run.adapter / "report", again))
+    assert published.keys() == reread.keys()
+    return max(float(np.abs(published[post] - reread[post]).max()) for post in published)
+
+
+def likeness(run: Run, other: Run) -> float:
+    """Cosine of all that was trained; the head and A begin alike, so B alone counts."""
+    mine, theirs = (load_file(one.adapter / "adapter_model.safetensors") for one in (run, other))
+    names = [name for name in theirs if "lora_B" in name]
+    assert mine.keys() == theirs.keys()
+    return float(torch.cosine_similarity(*(torch.cat([one[name].flatten() for name in names]) for one in (mine, theirs)), dim=0))
+
+
+def table(arguments: argparse.Namespace, runs: list[Run], apart: list[float]) -> str:
+    rows = [
+        "| engine | base | GPUs | posts/s | against one GPU | peak memory of a GPU, GiB | adapter's cosine to that of one GPU "
+        "| largest difference of a probability after reading back | whole command, s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for run, difference in zip(runs, apart, strict=True):
+        one = next((other for other in runs if (other.engine, other.precision) == ("one", run.precision)), None)
+        against = f"{run.posts_per_second / one.posts_per_second:.2f} | {likeness(run, one):.5f}" if one is not None else "- | -"
+        ratio, cosine = against.split(" | ")
+        rows.append(
+            f"| {run.engine} | {run.precision} | {run.report['identity']['world_size']} | {run.posts_per_second:.0f} | {ratio} "
+            f"| {run.report['speed']['peak_memory_bytes'] / 2**30:.1f} | {cosine} | {difference:.1e} | {run.seconds:.0f} |"
+        )
+    identity = runs[0].report["identity"]
+    versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
+    shape = f"{arguments.layers} layers, {arguments.steps} steps of {arguments.batch} posts, packs of 4,096 tokens, {VALIDATION} read back"
+    return "\n".join([*rows, "", f"{shape}. {identity['device']}; {versions}"])
+
+
+if __name__ == "__main__":
+    main()

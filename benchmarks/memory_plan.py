@@ -1,0 +1,210 @@
+"""Does a step take the memory and the time that are planned? Blocks of Mistral Small 3.1's shape, planned beside measured.
+
+    python benchmarks/memory_plan.py                   # on a machine with one NVIDIA GPU of 80 GB or more, under 3 minutes
+    python benchmarks/memory_plan.py --only 4 --compile
+
+The program's own classifier with random weights that are drawn on the GPU, 4 to 40 blocks of the real width, posts of 18 tokens. A row
+takes two whole steps (forward, backward, clipping, AdamW); its peak is PyTorch's `max_memory_allocated` over the second, its seconds are
+the mean of three more. Rows that the plan says do not fit are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby, pairwise
+
+import numpy as np
+import torch
+from torch import nn
+
+from emotion_train.config import LoraSection
+from emotion_train.loss import weighted_loss_sum
+from emotion_train.memory import GIB, MemoryEstimate, Shape, estimate, usable_bytes
+from emotion_train.model.attention import _HAS_GQA, Segments
+from emotion_train.model.head import EmotionClassifier, init_head
+from emotion_train.model.load import HEAD, _place, _skeleton
+from emotion_train.model.lora import attach_lora
+from emotion_train.model.precision import Precision, formats
+from emotion_train.publish import versions
+from launch.gpus import GpuKind, kind_of
+from launch.speed import Speed
+
+LABELS = 15
+POST = 18
+LONGEST_POST = 128
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+WIDTH = {
+    **{"hidden_size": 5120, "intermediate_size": 32_768, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
+    **{"vocab_size": 131_072, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "sliding_window": None},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    precision: Precision
+    layers: int
+    targets: tuple[str, ...] | str
+    dropout: float
+    tokens: int
+    recompute: bool
+
+    @property
+    def model(self) -> tuple[Precision, int, tuple[str, ...] | str, float]:
+        return self.precision, self.layers, self.targets, self.dropout
+
+
+# rows of one model stand together; recomputing ones last, since it is not switched off again
+ROWS = (
+    Row("nf4", 4, ATTENTION, 0.05, 8192, False),
+    Row("nf4", 12, ATTENTION, 0.05, 4096, False),
+    Row("nf4", 12, ATTENTION, 0.05, 8192, False),
+    Row("nf4", 12, ATTENTION, 0.05, 12_288, False),
+    Row("nf4", 12, ATTENTION, 0.05, 16_384, True),
+    Row("nf4", 12, ATTENTION, 0.0, 8192, False),
+    Row("nf4", 12, "all-linear", 0.05, 8192, False),
+    Row("nf4", 12, "all-linear", 0.05, 8192, True),
+    Row("bf16", 4, ATTENTION, 0.05, 8192, False),
+    Row("bf16", 12, ATTENTION, 0.05, 4096, False),
+    Row("bf16", 12, ATTENTION, 0.05, 8192, False),
+    Row("bf16", 12, "all-linear", 0.05, 4096, False),
+    Row("bf16", 12, "all-linear", 0.05, 8192, True),
+    Row("nf4", 40, ATTENTION, 0.05, 2048, False),
+    Row("nf4", 40, ATTENTION, 0.05, 4096, False),
+    Row("nf4", 40, ATTENTION, 0.05, 8192, True),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=int, metavar="BLOCKS", help="only the rows with so many blocks")
+    parser.add_argument("--compile", action="store_true", help="compile each block, and compare with the plan for compiled blocks")
+    arguments = parser.parse_args()
+    kind = kind_of(torch.cuda.get_device_name())
+    rows = [row for row in ROWS if arguments.only in (None, row.layers)]
+    print("| base | blocks | adapters on | dropout | tokens | recompute | planned, GiB | measured | off | planned, s | measured | off |")
+    print("|---|--:|---|--:|--:|---|--:|--:|--:|--:|--:|--:|")
+    for model_of, group in groupby(rows, key=lambda row: row.model):
+        fitting = [row for row in group if planned(row, arguments.compile).total <= usable_bytes(torch.cuda.mem_get_info()[1])]
+        if fitting:
+            model = random_classifier(*model_of, "cuda")
+            if arguments.compile:
+                compile_blocks(model)
+            for row in fitting:
+                print(line(row, kind, *measure(model, row, arguments.compile), arguments.compile), flush=True)
+            del model
+            gc.collect()
+            torch.cuda.empty_cache()
+    print(f"\n{torch.cuda.get_device_name()}; {datetime.now(UTC):%Y-%m-%d}; {', '.join(f'{k} {v}' for k, v in versions().items())}")
+
+
+def planned(row: Row, compiled: bool) -> MemoryEstimate:
+    return estimate(
+        Shape.of({**WIDTH, "num_hidden_layers": row.layers}),
+        row.precision,
+        16,
+        row.targets,
+        row.tokens,
+        row.recompute,
+        LABELS,
+        lora_dropout=row.dropout,
+        compiled=compiled,
+        repeated_keys=not _HAS_GQA,
+    )
+
+
+def random_classifier(
+    precision: Precision, layers: int, targets: tuple[str, ...] | str, dropout: float, device: str, **width: int
+) -> EmotionClassifier:
+    """As `build_classifier` makes it, of weights that are drawn where they will lie."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("mistral", **{**WIDTH, **width, "num_hidden_layers": layers})
+    network = _skeleton(config, LABELS)
+    draw = torch.Generator(device).manual_seed(0)
+    kind, place = formats(precision), torch.device(device)
+    for name, empty in list(network.named_parameters()):
+        if name != HEAD:
+            tensor = torch.empty(empty.shape, dtype=torch.bfloat16, device=device)
+            _place(network, name, tensor.fill_(1) if "norm" in name else tensor.normal_(0, 0.02, generator=draw), kind, place, torch.uint8)
+    network.model.rotary_emb = type(network.model.rotary_emb)(config=network.config).to(device)
+    network.score.weight = nn.Parameter(torch.zeros(LABELS, network.config.hidden_size, device=device))
+    network.requires_grad_(False)
+    network.is_loaded_in_4bit = kind.quantised
+    init_head(network, 0)
+    lora = LoraSection(r=16, dropout=dropout, targets=targets)  # type: ignore[arg-type]
+    return EmotionClassifier(attach_lora(network, lora, 0), precision).train()
+
+
+def compile_blocks(model: EmotionClassifier) -> None:
+    torch.compiler.reset()
+    for block in model.layers:
+        block.compile(dynamic=False)
+
+
+def measure(model: EmotionClassifier, row: Row, compiled: bool) -> tuple[int, float]:
+    """Peak bytes of a step, and seconds of one."""
+    if row.recompute:
+        model.enable_gradient_checkpointing()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=model.device.type == "cuda")
+    batch = a_batch(row.tokens, model, compiled)
+    step(model, optimizer, batch)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    step(model, optimizer, batch)
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    began = time.perf_counter()
+    for _ in range(3):
+        step(model, optimizer, batch)
+    torch.cuda.synchronize()
+    return peak, (time.perf_counter() - began) / 3
+
+
+def a_batch(
+    tokens: int, model: EmotionClassifier, compiled: bool
+) -> tuple[torch.Tensor, torch.Tensor, Segments, torch.Tensor, torch.Tensor]:
+    """Ids, positions, segments, last tokens and labels of a full pack."""
+    device = model.device
+    boundaries = [*range(0, tokens, POST), tokens]
+    rng = np.random.default_rng(0)
+    ids = torch.from_numpy(rng.integers(20, model.classifier.config.vocab_size, (1, tokens))).to(device)
+    positions = torch.cat([torch.arange(b - a) for a, b in pairwise(boundaries)])[None].to(device)
+    segments = Segments.of(boundaries, device, max_length=LONGEST_POST, entries=len(boundaries) + 8 if compiled else None)
+    last = torch.tensor(boundaries[1:], device=device) - 1
+    return ids, positions, segments, last, torch.from_numpy(rng.integers(0, LABELS, len(last))).to(device)
+
+
+def step(
+    model: EmotionClassifier,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[torch.Tensor, torch.Tensor, Segments, torch.Tensor, torch.Tensor],
+) -> None:
+    *given, labels_N = batch
+    logits_NC = model(*given)
+    loss = weighted_loss_sum(logits_NC, labels_N, torch.ones(len(labels_N), device=logits_NC.device)) / len(labels_N)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([one for group in optimizer.param_groups for one in group["params"]], 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def line(row: Row, kind: GpuKind | None, peak: int, seconds: float, compiled: bool) -> str:
+    memory = planned(row, compiled).total
+    shape = Shape.of({**WIDTH, "num_hidden_layers": row.layers})
+    cells = [row.precision, str(row.layers), "all" if row.targets == "all-linear" else "q, k, v, o", f"{row.dropout:g}", f"{row.tokens:,}"]
+    cells += ["yes" if row.recompute else "", f"{memory / GIB:.1f}", f"{peak / GIB:.1f}", f"{memory / peak - 1:+.1%}"]
+    if kind is not None:
+        expected = Speed(kind, shape, row.precision, 16, row.targets, row.recompute, compiled).microbatch_s(row.tokens)
+        cells += [f"{expected:.3f}", f"{seconds:.3f}", f"{expected / seconds - 1:+.1%}"]
+    else:
+        cells += ["", f"{seconds:.3f}", ""]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""How fast is it? Useful work of this program in nf4, bf16 and fp8, beside the stock recipe and the GPU's own matrix products, in one run.
+
+    python benchmarks/speed.py --folder /dev/shm/mistral                        # H200: 8,192 tokens a micro-batch
+    python benchmarks/speed.py --folder /dev/shm/mistral --tokens fp8=3584,bf16=4096      # H100 80GB
+
+The model is Mistral Small 3.1's shape with random weights (as real_size.py writes it), the posts are GoEmotions'. This program runs by its
+own command line, and its speed is what its report says, first step included. The stock recipe is transformers' Trainer: nf4, each post
+padded to 128 tokens, batches of 8, gradient checkpointing (stock_recipe.py). Useful work counts real tokens only: 4 x linear parameters x
+tokens; adapters, attention and what is computed again count nothing. A bf16 product of 8192 x 8192 matrices is timed for three seconds
+before and after each run, so that a GPU that runs at its power limit is compared with itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from goemotions import LABELS, SINGLE_GPU, add_posts_argument, splits
+from real_size import packaged_tekken, some_posts, write_checkpoint
+
+from emotion_train.memory import Shape
+from launch.command import accelerate_line
+from launch.runs import pull
+
+HERE = Path(__file__).parent
+MISTRAL = HERE.parent / "emotion_train" / "configs" / "mistral_small_3_1.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_posts_argument(parser)
+    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint goes; one that is there is used again")
+    parser.add_argument("--tekken", type=Path, default=None, help="tekken.json (default: that of the package mistral-common)")
+    parser.add_argument("--layers", type=int, default=40, help="fewer for a quick look (default: 40, the real number)")
+    parser.add_argument("--runs", default="stock,nf4,bf16,fp8", help="comma-separated (default: stock,nf4,bf16,fp8)")
+    parser.add_argument("--tokens", default="", metavar="RUN=N,…", help="tokens a micro-batch, for example fp8=3584 (default: 8192 each)")
+    parser.add_argument("--steps", type=int, default=30, help="steps of about 8,000 tokens (default: 30)")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="for this program's runs")
+    arguments = parser.parse_args()
+    if not (arguments.folder / "model.safetensors.index.json").exists():
+        write_checkpoint(arguments.folder, arguments.layers, arguments.tekken or packaged_tekken())
+    tokens = {name: int(count) for name, _, count in (word.partition("=") for word in arguments.tokens.split(",") if word)}
+    shape = Shape.of(json.loads((arguments.folder / "config.json").read_text()))
+    rows = ["| run | tokens a micro-batch | posts/s | useful TFLOP/s | of bf16 products | peak memory, GiB |", "|---|--:|--:|--:|--:|--:|"]
+    speeds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="speed-") as name:
+        folder = Path(name)
+        posts = some_posts(splits(arguments.posts, folder / "all"), folder / "posts", 448 * arguments.steps)
+        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
+        subprocess.run([*command, "--on-bad", "drop"], check=True, stdout=sys.stderr)
+        for run in arguments.runs.split(","):
+            before = product_rate()
+            if run == "stock":
+                found = stock(arguments.folder, posts / "train.parquet")
+            else:
+                found = ours(arguments.folder, folder, run, tokens.get(run, 8192), arguments.overrides)
+            rate = (before + product_rate()) / 2
+            speeds[run] = found["posts_per_second"]
+            useful = 4 * shape.linear_parameters * found["tokens_per_second"]
+            rows.append(
+                f"| {run} | {found['tokens_a_microbatch']:,} | {found['posts_per_second']:.0f} | {useful / 1e12:.0f} "
+                f"| {100 * useful / rate:.0f} % of {rate / 1e12:.0f} | {found['peak_memory_bytes'] / 2**30:.1f} |"
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
+    print("\n".join(rows))
+    if "stock" in speeds:
+        ratios = ", ".join(f"{run} {speed / speeds['stock']:.1f}" for run, speed in speeds.items() if run != "stock")
+        print(f"\nTimes the stock recipe's posts/s: {ratios}.")
+    print(f"\n{torch.cuda.get_device_name()}; torch {torch.__version__}")
+
+
+def product_rate(seconds: float = 3.0) -> float:
+    """FLOP/s of a bf16 product of square matrices of 8192, random numbers, sustained; the GPU's memory is free again after it."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for _ in range(20):
+            a @ b
+        torch.cuda.synchronize()
+        done += 20
+    rate = 2 * 8192**3 * done / (time.perf_counter() - began)
+    del a, b
+    torch.cuda.empty_cache()
+    return rate
+
+
+def ours(checkpoint: Path, folder: Path, precision: str, tokens: int, overrides: list[str]) -> dict[str, Any]:
+    values = [
+        *(f"data.url={folder / 'data'}", f"run.output_url={folder / 'runs'}", f"run.id={precision}", f"model.base={checkpoint}"),
+        *(f"model.precision={precision}", "train.epochs=1", "train.global_batch_size=448", f"train.tokens_per_microbatch={tokens}"),
+        *("report.floor_max_rows=0", *overrides),
+    ]
+    subprocess.run(accelerate_line(SINGLE_GPU, str(MISTRAL), values), check=True, stdout=sys.stderr)
+    pull(f"{folder / 'runs'}/{precision}", folder / "pulled" / precision)
+    report = json.loads((folder / "pulled" / precision / "report" / "report.json").read_text())
+    speed: dict[str, Any] = report["speed"]
+    return {**speed, "tokens_a_microbatch": tokens}
+
+
+def stock(checkpoint: Path, posts: Path) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / "stock_recipe.py"), "--base", str(checkpoint), "--posts", str(posts)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What an adapter folder says of itself, read and checked without torch, so that a wrong folder is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from emotion_train.config import LoraSection, Precision
+from emotion_train.errors import WrongRequest
+
+if TYPE_CHECKING:
+    from emotion_train.data.tokenization import PostTokenizer
+    from emotion_train.model.load import BaseInfo
+
+WEIGHTS = "adapter_model.safetensors"
+FACTS = "emotion_train.json"
+LABELS = "labels.json"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+
+
+class AdapterFacts(BaseModel):
+    """What an adapter was made of; `emotion_train.json`, with the labels in `labels.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal["emotion-train/adapter/1"] = "emotion-train/adapter/1"
+    base: str
+    architecture: str
+    layout: str
+    base_shape_sha256: str
+    base_weights_sha256: str
+    precision: Precision
+    max_length: int
+    tokenizer_sha256: str
+    lora: LoraSection
+    labels: tuple[str, ...]
+    run_id: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        base: BaseInfo,
+        tokenizer: PostTokenizer,
+        *,
+        precision: Precision,
+        lora: LoraSection,
+        labels: Sequence[str],
+        run_id: str | None = None,
+    ) -> AdapterFacts:
+        return cls(
+            base=base.name,
+            architecture=base.architecture,
+            layout=base.layout,
+            base_shape_sha256=base.shape_sha256,
+            base_weights_sha256=base.weights_sha256,
+            precision=precision,
+            max_length=tokenizer.max_length,
+            tokenizer_sha256=tokenizer.sha256(),
+            lora=lora,
+            labels=tuple(labels),
+            run_id=run_id,
+        )
+
+
+def read_facts(folder: Path) -> AdapterFacts:
+    """What the adapter in this folder was made of; raises `WrongRequest` for a folder that is no adapter or holds pickles."""
+    if not folder.is_dir():
+        raise WrongRequest(f"There is no adapter folder {folder}; give the folder that `emotion-launch pull` or a run's final/ wrote.")
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _PICKLES:
+            raise WrongRequest(
+                f"The adapter {folder} holds {path.name}, a pickle, which could run any program; only safetensors and JSON are read."
+            )
+    for name in (FACTS, LABELS, WEIGHTS, "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise WrongRequest(f"The folder {folder} has no {name}, so it is no adapter of this program; give a run's final/.")
+    try:
+        content = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        return AdapterFacts.model_validate(content | json.loads((folder / LABELS).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, ValidationError) as error:
+        raise WrongRequest(
+            f"{folder / FACTS} or {LABELS} beside it cannot be read ({str(error).splitlines()[0]}); pull the adapter again."
+        ) from None

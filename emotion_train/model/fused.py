@@ -1,0 +1,445 @@
+"""The decoder for GPUs: each block one autograd function with its backward pass written by hand, between the same weights.
+
+transformers' modules and PEFT's adapters stay what holds, saves and names the parameters; this page only computes with them. What it gains
+over compiling them: attention as cheap as short posts are, weights of layers with one input stacked into one product, adapters brought to
+bfloat16 once a forward pass, only what the backward pass needs kept (172 kB a token and block of Mistral Small 3.1, of which the MLP's
+products are 131), the last block's MLP on pooled tokens only, and no tracing: the first step comes seconds after the weights.
+What it costs: biases, norms of queries and keys, and head sizes other than powers of two go the stock way (`fits`).
+
+Letters: T tokens, N posts, H hidden size, I inputs and O outputs of a product, R ranks of its adapters, W = (Q + 2 K) D as in kernels.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from emotion_train.model.kernels import Fp8
+
+_ADAPTER = "default"  # PEFT's name for the only adapter of a model
+
+
+class Product(Protocol):
+    """x W^T with a frozen W, and its gradient by x; `in_fp8` when both may come as `kernels.Fp8`."""
+
+    in_fp8: bool
+
+    def forward(self, x_TI: torch.Tensor | Fp8) -> torch.Tensor: ...
+
+    def backward(self, dy_TO: torch.Tensor | Fp8) -> torch.Tensor: ...
+
+
+class DenseProduct:
+    """W in bfloat16: the layers' weights stacked by outputs. The layers keep views of it, so that nothing is held twice."""
+
+    in_fp8 = False
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self._weight_OI: torch.Tensor = layers[0].weight if len(layers) == 1 else stacked(layers)
+        if len(layers) > 1:
+            leave_rows(layers, self._weight_OI)
+
+    def forward(self, x_TI: Any) -> torch.Tensor:
+        return cast(torch.Tensor, x_TI @ self._weight_OI.t())
+
+    def backward(self, dy_TO: Any) -> torch.Tensor:
+        return cast(torch.Tensor, dy_TO @ self._weight_OI)
+
+
+def stacked(layers: Sequence[Any]) -> torch.Tensor:
+    """The layers' weights, one below the other."""
+    with torch.no_grad():
+        return torch.cat([layer.weight for layer in layers])
+
+
+def leave_rows(layers: Sequence[Any], whole_OI: torch.Tensor) -> None:
+    """Let each layer's weight be its rows of the stack."""
+    for layer, rows_OI in zip(layers, torch.split(whole_OI, [layer.out_features for layer in layers]), strict=True):
+        layer.weight = nn.Parameter(rows_OI, requires_grad=False)
+
+
+class Workspace:
+    """One buffer that all 4-bit products unpack their weights into, one after the other in the order of the stream."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.bfloat16)
+
+    def take(self, rows: int, columns: int, device: torch.device) -> torch.Tensor:
+        if self._buffer.numel() < rows * columns or self._buffer.device != device:
+            self._buffer = torch.empty(rows * columns, dtype=torch.bfloat16, device=device)
+        return self._buffer[: rows * columns].view(rows, columns)
+
+
+class Nf4Product:
+    """W in 4 bits, unpacked for each product into the shared workspace."""
+
+    in_fp8 = False
+
+    def __init__(self, layers: Sequence[Any], workspace: Workspace) -> None:
+        self._layers = layers
+        self._rows = [int(layer.out_features) for layer in layers]
+        self._columns = int(layers[0].in_features)
+        self._workspace = workspace
+
+    def _unpacked(self, device: torch.device) -> torch.Tensor:
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight_OI = self._workspace.take(sum(self._rows), self._columns, device)
+        for layer, rows_OI in zip(self._layers, torch.split(weight_OI, self._rows), strict=True):
+            dequantize_4bit(layer.weight.data, layer.weight.quant_state, out=rows_OI)
+        return weight_OI
+
+    def forward(self, x_TI: Any) -> torch.Tensor:
+        return cast(torch.Tensor, x_TI @ self._unpacked(x_TI.device).t())
+
+    def backward(self, dy_TO: Any) -> torch.Tensor:
+        return cast(torch.Tensor, dy_TO @ self._unpacked(dy_TO.device))
+
+
+class Fp8Product:
+    """W in float8 (e4m3) with a scale for each row, twice: as it is, and transposed for the gradient, since the units read rows only.
+
+    What it multiplies is brought to float8 row by row, too. The layers are left with the first copy in place of their bfloat16 weights.
+    """
+
+    in_fp8 = True
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        from emotion_train.model import kernels
+
+        weight_OI = stacked(layers)
+        self._by_output, self._by_input = kernels.quantize_rows(weight_OI), kernels.quantize_rows(weight_OI.t().contiguous())
+        leave_rows(layers, self._by_output.codes_TI)
+
+    def forward(self, x_TI: torch.Tensor | Fp8) -> torch.Tensor:
+        return _fp8_product(x_TI, self._by_output)
+
+    def backward(self, dy_TO: torch.Tensor | Fp8) -> torch.Tensor:
+        return _fp8_product(dy_TO, self._by_input)
+
+
+def _fp8_product(a_MK: torch.Tensor | Fp8, b_NK: Fp8) -> torch.Tensor:
+    """a b^T in bfloat16."""
+    from emotion_train.model import kernels
+
+    a = kernels.quantize_rows(a_MK) if isinstance(a_MK, torch.Tensor) else a_MK
+    return torch._scaled_mm(
+        a.codes_TI,
+        b_NK.codes_TI.t(),
+        scale_a=a.scales_T1,
+        scale_b=b_NK.scales_T1.t(),
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,  # sums of 14 bits within 128 products: 20 % faster, and small against the rounding of the factors
+    )
+
+
+class FusedInputs(NamedTuple):
+    """A pack on the GPU. `sees_from_T` and `seen_until_T` are int32, see kernels.py; `seed`, of dropout, is an int32 of its own."""
+
+    input_ids_T: torch.Tensor
+    position_ids_T: torch.Tensor
+    sees_from_T: torch.Tensor
+    seen_until_T: torch.Tensor
+    last_tokens_N: torch.Tensor
+    seed: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What every block needs of a pack; `seed` is None without dropout."""
+
+    cos_TD: torch.Tensor
+    sin_TD: torch.Tensor
+    sees_from_T: torch.Tensor
+    seen_until_T: torch.Tensor
+    last_tokens_N: torch.Tensor
+    seed: torch.Tensor | None
+
+
+class Adapters:
+    """LoRA of the layers of one product. Each forward pass begins with `refresh`, which brings them to bfloat16.
+
+    With R the sum of the ranks: down_RI holds s A of each layer, one below the other; up_OR their B as blocks, zero elsewhere.
+    """
+
+    def __init__(self, layers: Sequence[Any], compute: torch.dtype, number: int) -> None:
+        self._adapted = [index for index, layer in enumerate(layers) if hasattr(layer, "lora_A")]
+        chosen: list[Any] = [layers[index] for index in self._adapted]
+        self.parameters: list[nn.Parameter] = [p for one in chosen for p in (one.lora_A[_ADAPTER].weight, one.lora_B[_ADAPTER].weight)]
+        dropouts = [one.lora_dropout[_ADAPTER] for one in chosen]
+        self.dropout = float(getattr(dropouts[0], "p", 0.0)) if dropouts else 0.0
+        self.number = number  # of its own stream of dropout
+        self.scale = float(chosen[0].scaling[_ADAPTER]) if chosen else 1.0
+        outputs = [int(layer.out_features) for layer in layers]
+        rank = len(self.parameters[0]) if chosen else 0
+        starts = [sum(outputs[:index]) for index in self._adapted]
+        self._rows = [slice(start, start + outputs[index]) for start, index in zip(starts, self._adapted, strict=True)]
+        self._ranks = [slice(place * rank, (place + 1) * rank) for place in range(len(chosen))]
+        if chosen:
+            a = self.parameters[0]
+            self.down_RI = torch.zeros(rank * len(chosen), a.shape[1], dtype=compute, device=a.device)
+            self.up_OR = torch.zeros(sum(outputs), rank * len(chosen), dtype=compute, device=a.device)
+
+    def __bool__(self) -> bool:
+        return bool(self._adapted)
+
+    def copies(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(place in bfloat16, parameter) of every adapter."""
+        pairs = [(self.down_RI[ranks], self.up_OR[rows, ranks]) for ranks, rows in zip(self._ranks, self._rows, strict=True)]
+        return list(zip((place for pair in pairs for place in pair), self.parameters, strict=True))
+
+    def add_to(self, y_TO: torch.Tensor, x_TI: torch.Tensor, seed: torch.Tensor | None) -> None:
+        """y += B s A x, in place."""
+        y_TO.addmm_(self._dropped(x_TI, seed) @ self.down_RI.t(), self.up_OR.t())
+
+    def backward(
+        self, dx_TI: torch.Tensor | None, dy_TO: torch.Tensor, x_TI: torch.Tensor, seed: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """The gradients of `parameters` in float32; adds the adapters' part to dx in place."""
+        from emotion_train.model import kernels
+
+        dropped_TI = self._dropped(x_TI, seed)
+        du_TR = dy_TO @ self.up_OR
+        d_down_RI = product_in_float32(du_TR.t(), dropped_TI).mul_(self.scale)
+        d_up_OR = product_in_float32(dy_TO.t(), dropped_TI @ self.down_RI.t())
+        if dx_TI is not None:
+            if self.dropout > 0 and seed is not None:
+                kernels.dropout(du_TR @ self.down_RI, self.dropout, seed, self.number, add_to=dx_TI)
+            else:
+                dx_TI.addmm_(du_TR, self.down_RI)
+        return [d for ranks, rows in zip(self._ranks, self._rows, strict=True) for d in (d_down_RI[ranks], d_up_OR[rows, ranks])]
+
+    def _dropped(self, x_TI: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:
+        if self.dropout == 0 or seed is None:
+            return x_TI
+        from emotion_train.model import kernels
+
+        return kernels.dropout(x_TI, self.dropout, seed, self.number)
+
+
+def product_in_float32(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
+    """a b of bfloat16 matrices, with the sums left in float32."""
+    if a_MK.is_cuda:
+        return torch.mm(a_MK, b_KN, out_dtype=torch.float32)
+    return a_MK.float() @ b_KN.float()
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A product and the adapters beside it."""
+
+    product: Product
+    adapters: Adapters
+
+    @property
+    def in_fp8(self) -> bool:
+        """Whether nothing but the product reads what is multiplied, and reads it in float8."""
+        return self.product.in_fp8 and not self.adapters
+
+    def forward(self, x_TI: torch.Tensor | Fp8, seed: torch.Tensor | None) -> torch.Tensor:
+        y_TO = self.product.forward(x_TI)
+        if self.adapters:
+            assert isinstance(x_TI, torch.Tensor)
+            self.adapters.add_to(y_TO, x_TI, seed)
+        return y_TO
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder block: norm, attention, norm, MLP. `pooled` makes it the last one, which goes on with the posts' last tokens only."""
+
+    norm_1_H: torch.Tensor
+    qkv: Projection
+    out: Projection
+    norm_2_H: torch.Tensor
+    gate_up: Projection
+    down: Projection
+    heads: int
+    kv_heads: int
+    scale: float  # of the attention scores
+    eps: float
+    pooled: bool
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for one in (self.qkv, self.out, self.gate_up, self.down) for p in one.adapters.parameters]
+
+    def forward(
+        self, h_TH: torch.Tensor, m_TH: torch.Tensor | None, pack: Pack
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]:
+        """((h, m) whose sum is the block's output, what `backward` needs). The input is the sum of h and m, too."""
+        from emotion_train.model import kernels
+
+        h_TH, x_TH, rstd_1_T = kernels.add_rms_norm(h_TH, m_TH, self.norm_1_H, self.eps)
+        qkv_TW = self.qkv.forward(x_TH, pack.seed)
+        kernels.rotate_(qkv_TW, pack.cos_TD, pack.sin_TD, self.heads + self.kv_heads)
+        mixed, lse_QT = kernels.attention(qkv_TW, pack.sees_from_T, self.heads, self.kv_heads, self.scale)
+        at_h, at_mixed = (h_TH[pack.last_tokens_N], mixed[pack.last_tokens_N]) if self.pooled else (h_TH, mixed)
+        o = self.out.forward(at_mixed, pack.seed)
+        h_mid, y, rstd_2 = kernels.add_rms_norm(at_h, o, self.norm_2_H, self.eps)
+        gate_up = self.gate_up.forward(y, pack.seed)
+        m = self.down.forward(kernels.swiglu_fp8(gate_up) if self.down.in_fp8 else kernels.swiglu(gate_up), pack.seed)
+        return (h_mid, m), (h_TH, rstd_1_T, qkv_TW, mixed, lse_QT, h_mid, rstd_2, gate_up)
+
+    def backward(
+        self, saved: Sequence[torch.Tensor], dh: torch.Tensor, dm: torch.Tensor, pack: Pack, needs_dx: bool
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Gradient by the input (None unless needed), and those of `parameters` in their order. Overwrites the saved gate and up."""
+        from emotion_train.model import kernels
+
+        h_TH, rstd_1_T, qkv_TW, mixed, lse_QT, h_mid, rstd_2, gate_up = saved
+        d_product = self.down.product.backward(dm)
+        d_down: list[torch.Tensor] = []
+        if self.down.adapters:
+            d_down = self.down.adapters.backward(d_product, dm, kernels.swiglu(gate_up), pack.seed)
+        d_gate_up_adapters: list[torch.Tensor] = []
+        if self.gate_up.in_fp8:
+            dy = self.gate_up.product.backward(kernels.swiglu_backward_fp8(gate_up, d_product))
+        else:
+            d_gate_up = kernels.swiglu_backward_(gate_up, d_product)
+            dy = self.gate_up.product.backward(d_gate_up)
+            if self.gate_up.adapters:
+                y = kernels.rms_norm_again(h_mid, self.norm_2_H, rstd_2)
+                d_gate_up_adapters = self.gate_up.adapters.backward(dy, d_gate_up, y, pack.seed)
+        dh_mid = kernels.rms_norm_backward(dy, h_mid, self.norm_2_H, rstd_2, dh)
+
+        d_mixed = self.out.product.backward(dh_mid)
+        d_out: list[torch.Tensor] = []
+        if self.out.adapters:
+            at_mixed = mixed[pack.last_tokens_N] if self.pooled else mixed
+            d_out = self.out.adapters.backward(d_mixed, dh_mid, at_mixed, pack.seed)
+        if self.pooled:
+            d_mixed = torch.zeros_like(mixed).index_add_(0, pack.last_tokens_N, d_mixed)
+            dh_mid = torch.zeros_like(h_TH).index_add_(0, pack.last_tokens_N, dh_mid)
+        d_qkv = kernels.attention_backward(
+            d_mixed, qkv_TW, mixed, lse_QT, pack.sees_from_T, pack.seen_until_T, self.heads, self.kv_heads, self.scale
+        )
+        kernels.rotate_(d_qkv, pack.cos_TD, pack.sin_TD, self.heads + self.kv_heads, back=True)
+        dx = self.qkv.product.backward(d_qkv) if needs_dx else None
+        d_qkv_adapters: list[torch.Tensor] = []
+        if self.qkv.adapters:
+            x_TH = kernels.rms_norm_again(h_TH, self.norm_1_H, rstd_1_T)
+            d_qkv_adapters = self.qkv.adapters.backward(dx, d_qkv, x_TH, pack.seed)
+        if dx is not None:
+            dx = kernels.rms_norm_backward(dx, h_TH, self.norm_1_H, rstd_1_T, dh_mid)
+        return dx, [*d_qkv_adapters, *d_out, *d_gate_up_adapters, *d_down]
+
+
+class _Run(torch.autograd.Function):
+    """A block in the graph; its adapters are inputs, so that DDP hears of their gradients. The backward pass can be run once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h_TH: torch.Tensor, m_TH: torch.Tensor | None, block: Block, pack: Pack, recompute: bool, *parameters: nn.Parameter
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        output, saved = block.forward(h_TH, m_TH, pack)
+        ctx.block, ctx.pack, ctx.recompute, ctx.has_m = block, pack, recompute, m_TH is not None
+        ctx.save_for_backward(*(saved[:1] if recompute else saved))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, dh: torch.Tensor, dm: torch.Tensor) -> tuple[Any, ...]:
+        block: Block = ctx.block
+        saved = ctx.saved_tensors
+        if ctx.recompute:
+            _, saved = block.forward(saved[0], None, ctx.pack)
+        needs_dx = ctx.needs_input_grad[0]
+        dx, gradients = block.backward(saved, dh.contiguous(), dm.contiguous(), ctx.pack, needs_dx)
+        return (dx, dx if ctx.has_m else None, None, None, None, *gradients)
+
+
+class FusedDecoder:
+    """Computes with the blocks of a stock classifier with PEFT's adapters; see the head of the page.
+
+    Make it once the adapters are attached and the weights lie where they stay: it stacks weights and leaves views in their place. It
+    computes in the format of the embedding.
+    """
+
+    def __init__(self, classifier: Any, fp8: bool = False) -> None:
+        model, config = classifier.model, classifier.config
+        self._embed, self._norm, self._rotary = model.embed_tokens, model.norm, model.rotary_emb
+        self.window: int | None = getattr(config, "sliding_window", None)  # tokens that a token sees, itself included
+        workspace = Workspace()
+        number = 0
+
+        def projection(*layers: Any) -> Projection:
+            nonlocal number
+            number += 1
+            bases = [getattr(layer, "base_layer", layer) for layer in layers]
+            product: Product
+            if type(bases[0]).__name__ == "Linear4bit":
+                product = Nf4Product(bases, workspace)
+            else:
+                product = Fp8Product(bases) if fp8 else DenseProduct(bases)
+            return Projection(product, Adapters(layers, model.embed_tokens.weight.dtype, number))
+
+        self._blocks = [
+            Block(
+                norm_1_H=layer.input_layernorm.weight,
+                qkv=projection(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+                out=projection(layer.self_attn.o_proj),
+                norm_2_H=layer.post_attention_layernorm.weight,
+                gate_up=projection(layer.mlp.gate_proj, layer.mlp.up_proj),
+                down=projection(layer.mlp.down_proj),
+                heads=config.num_attention_heads,
+                kv_heads=config.num_key_value_heads,
+                scale=layer.self_attn.scaling,
+                eps=config.rms_norm_eps,
+                pooled=layer is model.layers[-1],
+            )
+            for layer in model.layers
+        ]
+        copies = [
+            pair
+            for block in self._blocks
+            for one in (block.qkv, block.out, block.gate_up, block.down)
+            if one.adapters
+            for pair in one.adapters.copies()
+        ]
+        self._places, self._parameters = [place for place, _ in copies], [parameter for _, parameter in copies]
+        self._downs = [one.adapters for block in self._blocks for one in (block.qkv, block.out, block.gate_up, block.down) if one.adapters]
+        self.recompute = False
+
+    def __call__(self, inputs: FusedInputs, training: bool) -> torch.Tensor:
+        """Normalised hidden states of the posts' last tokens, of shape NH."""
+        self._refresh()
+        positions_1T = inputs.position_ids_T[None]
+        cos_1TD, sin_1TD = self._rotary(torch.empty(0, dtype=torch.float32, device=positions_1T.device), positions_1T)
+        pack = Pack(cos_1TD[0], sin_1TD[0], *inputs[2:5], inputs.seed if training else None)
+        h: torch.Tensor = self._embed(inputs.input_ids_T)
+        m: torch.Tensor | None = None
+        for block in self._blocks:
+            if torch.is_grad_enabled():
+                h, m = _Run.apply(h, m, block, pack, self.recompute, *block.parameters)  # type: ignore[no-untyped-call]
+            else:
+                (h, m), _ = block.forward(h, m, pack)
+        assert m is not None
+        hidden_NH: torch.Tensor = self._norm(h + m)
+        return hidden_NH
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Bring the adapters to bfloat16, where the products read them."""
+        if self._places:
+            torch._foreach_copy_(self._places, self._parameters)
+            torch._foreach_mul_([one.down_RI for one in self._downs], [one.scale for one in self._downs])
+
+
+def fits(classifier: Any) -> bool:
+    """Whether this page can compute the model: on CUDA in bfloat16, Llama's and Mistral's blocks without biases."""
+    config = classifier.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    device: torch.device = classifier.model.embed_tokens.weight.device
+    return (
+        device.type == "cuda"
+        and config.model_type in ("llama", "mistral")
+        and not getattr(config, "attention_bias", False)
+        and not getattr(config, "mlp_bias", False)
+        and config.hidden_act == "silu"
+        and head_dim in (16, 32, 64, 128)
+    )

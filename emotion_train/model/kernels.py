@@ -1,0 +1,459 @@
+"""Triton kernels of the fused decoder: what lies between two matrix products, each one pass over memory.
+
+The attention reads a pack as it lies: 64 queries at a time against the keys from the first of their posts on, so short posts cost what
+they weigh, and query heads share their key head without copies. (The stock varlen kernel takes a post at a time in tiles of 128, which
+for posts of 18 tokens is mostly padding.) Sums are float32, results bfloat16 unless a line says otherwise, and there are no atomics:
+the same input gives the same bits.
+
+Letters: T tokens, H hidden size, F intermediate size, Q query heads, K key/value heads, D head dimension, W = (Q + 2 K) D, I any width.
+"""
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+_TILE = 64
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_FP8_MAX = tl.constexpr(448.0)  # of e4m3
+
+
+def _block(size: int) -> dict[str, Any]:
+    block = triton.next_power_of_2(size)
+    return {"block": block, "num_warps": min(16, max(1, block // 512))}
+
+
+# --- norms ---
+
+
+@triton.jit
+def _add_rms_norm(h, m, weight, out_h, out_y, out_rstd, size, eps, has_m: tl.constexpr, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, block)
+    inside = at < size
+    x = tl.load(h + row * size + at, inside, 0.0).to(tl.float32)
+    if has_m:
+        x += tl.load(m + row * size + at, inside, 0.0).to(tl.float32)
+        x = x.to(tl.bfloat16).to(tl.float32)
+        tl.store(out_h + row * size + at, x.to(tl.bfloat16), inside)
+    rstd = tl.rsqrt(tl.sum(x * x) / size + eps)
+    scale = tl.load(weight + at, inside, 0.0).to(tl.float32)
+    tl.store(out_y + row * size + at, ((x * rstd).to(tl.bfloat16).to(tl.float32) * scale).to(tl.bfloat16), inside)
+    tl.store(out_rstd + row, rstd)
+
+
+def add_rms_norm(
+    h_TH: torch.Tensor, m_TH: torch.Tensor | None, weight_H: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(h + m, its RMS norm, reciprocal root mean squares in float32); without m the first is h itself."""
+    rows, size = h_TH.shape
+    out_h = h_TH if m_TH is None else torch.empty_like(h_TH)
+    out_y = torch.empty_like(h_TH)
+    rstd_T = torch.empty(rows, dtype=torch.float32, device=h_TH.device)
+    _add_rms_norm[(rows,)](h_TH, m_TH, weight_H, out_h, out_y, rstd_T, size, eps, m_TH is not None, **_block(size))
+    return out_h, out_y, rstd_T
+
+
+@triton.jit
+def _rms_norm_again(h, weight, rstd, out, size, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, block)
+    inside = at < size
+    x = tl.load(h + row * size + at, inside, 0.0).to(tl.float32) * tl.load(rstd + row)
+    scale = tl.load(weight + at, inside, 0.0).to(tl.float32)
+    tl.store(out + row * size + at, (x.to(tl.bfloat16).to(tl.float32) * scale).to(tl.bfloat16), inside)
+
+
+def rms_norm_again(h_TH: torch.Tensor, weight_H: torch.Tensor, rstd_T: torch.Tensor) -> torch.Tensor:
+    """The norm that `add_rms_norm` gave, once more."""
+    out_TH = torch.empty_like(h_TH)
+    _rms_norm_again[(len(h_TH),)](h_TH, weight_H, rstd_T, out_TH, h_TH.shape[1], **_block(h_TH.shape[1]))
+    return out_TH
+
+
+@triton.jit
+def _rms_norm_backward(dy, h, weight, rstd, dh, out, size, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, block)
+    inside = at < size
+    scale = tl.load(rstd + row)
+    x = tl.load(h + row * size + at, inside, 0.0).to(tl.float32) * scale
+    g = tl.load(dy + row * size + at, inside, 0.0).to(tl.float32) * tl.load(weight + at, inside, 0.0).to(tl.float32)
+    result = scale * (g - x * (tl.sum(g * x) / size)) + tl.load(dh + row * size + at, inside, 0.0).to(tl.float32)
+    tl.store(out + row * size + at, result.to(tl.bfloat16), inside)
+
+
+def rms_norm_backward(
+    dy_TH: torch.Tensor, h_TH: torch.Tensor, weight_H: torch.Tensor, rstd_T: torch.Tensor, dh_TH: torch.Tensor
+) -> torch.Tensor:
+    """Gradient by h through the norm, plus `dh_TH`, which reaches h past it. The weight is frozen and gets none."""
+    out_TH = torch.empty_like(h_TH)
+    _rms_norm_backward[(len(h_TH),)](dy_TH, h_TH, weight_H, rstd_T, dh_TH, out_TH, h_TH.shape[1], **_block(h_TH.shape[1]))
+    return out_TH
+
+
+# --- rotary positions ---
+
+
+@triton.jit
+def _rotate(x, cos, sin, heads, width, sign, head_block: tl.constexpr, half: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, head_block)[:, None]
+    at = tl.arange(0, half)[None, :]
+    inside = (head < heads) & (at < half)
+    place = x + row * width + head * (2 * half) + at
+    c = tl.load(cos + row * (2 * half) + at)
+    s = tl.load(sin + row * (2 * half) + at) * sign
+    low = tl.load(place, inside, 0.0).to(tl.float32)
+    high = tl.load(place + half, inside, 0.0).to(tl.float32)
+    tl.store(place, (low * c - high * s).to(tl.bfloat16), inside)
+    tl.store(place + half, (high * c + low * s).to(tl.bfloat16), inside)
+
+
+def rotate_(qkv_TW: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, heads: int, *, back: bool = False) -> None:
+    """Turn the first `heads` heads (queries and keys) of each row by its position, in place; `back` is the inverse and the gradient.
+
+    `cos_TD` and `sin_TD` are float32 and repeat their first half, as transformers' rotary embeddings do.
+    """
+    half = cos_TD.shape[1] // 2
+    head_block = triton.next_power_of_2(heads)
+    _rotate[(len(qkv_TW),)](qkv_TW, cos_TD, sin_TD, heads, qkv_TW.shape[1], -1.0 if back else 1.0, head_block, half, num_warps=4)
+
+
+# --- attention ---
+
+
+@triton.jit
+def _attention(qkv, starts, out, lse, tokens, width, heads, kv_heads, scale, group: tl.constexpr, d: tl.constexpr, tile: tl.constexpr):
+    first = tl.program_id(0) * tile
+    head = tl.program_id(1)
+    rows = first + tl.arange(0, tile)
+    at = tl.arange(0, d)
+    real = rows < tokens
+    rows_wide = rows.to(tl.int64)
+    q = tl.load(qkv + rows_wide[:, None] * width + head * d + at[None, :], real[:, None], 0.0)
+    begin = tl.load(starts + rows, real, 0)
+    keys = qkv + (heads + head // group) * d
+    values = keys + kv_heads * d
+    best = tl.full((tile,), -float("inf"), tl.float32)
+    total = tl.zeros((tile,), tl.float32)
+    mix = tl.zeros((tile, d), tl.float32)
+    for n in range(tl.load(starts + first) // tile * tile, first + tile, tile):
+        cols = n + tl.arange(0, tile)
+        there = (cols < tokens)[:, None]
+        place = cols.to(tl.int64)[:, None] * width + at[None, :]
+        k = tl.load(keys + place, there, 0.0)
+        v = tl.load(values + place, there, 0.0)
+        score = tl.dot(q, tl.trans(k)) * scale
+        seen = (cols[None, :] <= rows[:, None]) & (cols[None, :] >= begin[:, None])
+        score = tl.where(seen, score, -float("inf"))
+        top = tl.maximum(best, tl.max(score, 1))
+        base = tl.where(top == -float("inf"), 0.0, top)
+        p = tl.exp2(score - base[:, None])
+        shrink = tl.exp2(best - base)
+        total = total * shrink + tl.sum(p, 1)
+        mix = mix * shrink[:, None] + tl.dot(p.to(tl.bfloat16), v)
+        best = top
+    tl.store(out + rows_wide[:, None] * (heads * d) + head * d + at[None, :], (mix / total[:, None]).to(tl.bfloat16), real[:, None])
+    tl.store(lse + head * tokens + rows, best + tl.log2(total), real)
+
+
+def attention(qkv_TW: torch.Tensor, starts_T: torch.Tensor, heads: int, kv_heads: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal attention inside each post: mixed values of shape [T, Q D], and log2 of the sums of exponentials, [Q, T] in float32.
+
+    `starts_T` is the first token that each token sees (int32, never falling): the start of its post, or of its sliding window.
+    """
+    tokens, width = qkv_TW.shape
+    d = width // (heads + 2 * kv_heads)
+    out = torch.empty(tokens, heads * d, dtype=qkv_TW.dtype, device=qkv_TW.device)
+    lse_QT = torch.empty(heads, tokens, dtype=torch.float32, device=qkv_TW.device)
+    grid = (triton.cdiv(tokens, _TILE), heads)
+    group = heads // kv_heads
+    _attention[grid](qkv_TW, starts_T, out, lse_QT, tokens, width, heads, kv_heads, scale * _LOG2_E.value, group, d, _TILE, num_warps=4)
+    return out, lse_QT
+
+
+@triton.jit
+def _attention_dq(
+    qkv,
+    starts,
+    out,
+    dout,
+    lse,
+    delta,
+    dqkv,
+    tokens,
+    width,
+    heads,
+    kv_heads,
+    scale,
+    group: tl.constexpr,
+    d: tl.constexpr,
+    tile: tl.constexpr,
+):
+    first = tl.program_id(0) * tile
+    head = tl.program_id(1)
+    rows = first + tl.arange(0, tile)
+    at = tl.arange(0, d)
+    real = rows < tokens
+    rows_wide = rows.to(tl.int64)
+    q = tl.load(qkv + rows_wide[:, None] * width + head * d + at[None, :], real[:, None], 0.0)
+    place = rows_wide[:, None] * (heads * d) + head * d + at[None, :]
+    do = tl.load(dout + place, real[:, None], 0.0)
+    weight = tl.sum(do.to(tl.float32) * tl.load(out + place, real[:, None], 0.0).to(tl.float32), 1)
+    tl.store(delta + head * tokens + rows, weight, real)
+    begin = tl.load(starts + rows, real, 0)
+    total = tl.load(lse + head * tokens + rows, real, 0.0)
+    keys = qkv + (heads + head // group) * d
+    values = keys + kv_heads * d
+    dq = tl.zeros((tile, d), tl.float32)
+    for n in range(tl.load(starts + first) // tile * tile, first + tile, tile):
+        cols = n + tl.arange(0, tile)
+        there = (cols < tokens)[:, None]
+        place_n = cols.to(tl.int64)[:, None] * width + at[None, :]
+        k = tl.load(keys + place_n, there, 0.0)
+        v = tl.load(values + place_n, there, 0.0)
+        seen = (cols[None, :] <= rows[:, None]) & (cols[None, :] >= begin[:, None])
+        p = tl.where(seen, tl.exp2(tl.dot(q, tl.trans(k)) * (scale * _LOG2_E) - total[:, None]), 0.0)
+        ds = p * (tl.dot(do, tl.trans(v)) - weight[:, None])
+        dq += tl.dot(ds.to(tl.bfloat16), k)
+    tl.store(dqkv + rows_wide[:, None] * width + head * d + at[None, :], (dq * scale).to(tl.bfloat16), real[:, None])
+
+
+@triton.jit
+def _attention_dkv(
+    qkv,
+    starts,
+    ends,
+    dout,
+    lse,
+    delta,
+    dqkv,
+    tokens,
+    width,
+    heads,
+    kv_heads,
+    scale,
+    group: tl.constexpr,
+    d: tl.constexpr,
+    tile: tl.constexpr,
+):
+    first = tl.program_id(0) * tile
+    kv_head = tl.program_id(1)
+    cols = first + tl.arange(0, tile)
+    at = tl.arange(0, d)
+    real = cols < tokens
+    place = cols.to(tl.int64)[:, None] * width + (heads + kv_head) * d + at[None, :]
+    k = tl.load(qkv + place, real[:, None], 0.0)
+    v = tl.load(qkv + place + kv_heads * d, real[:, None], 0.0)
+    dk = tl.zeros((tile, d), tl.float32)
+    dv = tl.zeros((tile, d), tl.float32)
+    last = tl.load(ends + tl.minimum(first + tile, tokens) - 1)
+    for member in range(group):
+        head = kv_head * group + member
+        for m in range(first, last, tile):
+            rows = m + tl.arange(0, tile)
+            there = rows < tokens
+            rows_wide = rows.to(tl.int64)[:, None]
+            q = tl.load(qkv + rows_wide * width + head * d + at[None, :], there[:, None], 0.0)
+            do = tl.load(dout + rows_wide * (heads * d) + head * d + at[None, :], there[:, None], 0.0)
+            begin = tl.load(starts + rows, there, 0)
+            total = tl.load(lse + head * tokens + rows, there, 0.0)
+            weight = tl.load(delta + head * tokens + rows, there, 0.0)
+            seen = (cols[None, :] <= rows[:, None]) & (cols[None, :] >= begin[:, None]) & there[:, None]
+            p = tl.where(seen, tl.exp2(tl.dot(q, tl.trans(k)) * (scale * _LOG2_E) - total[:, None]), 0.0)
+            dv += tl.dot(tl.trans(p.to(tl.bfloat16)), do)
+            ds = p * (tl.dot(do, tl.trans(v)) - weight[:, None])
+            dk += tl.dot(tl.trans(ds.to(tl.bfloat16)), q)
+    tl.store(dqkv + place, (dk * scale).to(tl.bfloat16), real[:, None])
+    tl.store(dqkv + place + kv_heads * d, dv.to(tl.bfloat16), real[:, None])
+
+
+def attention_backward(
+    dout: torch.Tensor,
+    qkv_TW: torch.Tensor,
+    out: torch.Tensor,
+    lse_QT: torch.Tensor,
+    starts_T: torch.Tensor,
+    ends_T: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+) -> torch.Tensor:
+    """Gradient by `qkv_TW`. `ends_T` is the token after the last one that sees each token (int32, never falling)."""
+    tokens, width = qkv_TW.shape
+    d, group, tiles = width // (heads + 2 * kv_heads), heads // kv_heads, triton.cdiv(tokens, _TILE)
+    dqkv_TW, delta_QT = torch.empty_like(qkv_TW), torch.empty_like(lse_QT)
+    sizes = (tokens, width, heads, kv_heads, scale, group, d, _TILE)
+    _attention_dq[(tiles, heads)](qkv_TW, starts_T, out, dout, lse_QT, delta_QT, dqkv_TW, *sizes, num_warps=4)
+    _attention_dkv[(tiles, kv_heads)](qkv_TW, starts_T, ends_T, dout, lse_QT, delta_QT, dqkv_TW, *sizes, num_warps=4)
+    return dqkv_TW
+
+
+# --- SwiGLU ---
+
+
+@triton.jit
+def _swiglu(gate_up, out, size, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * block + tl.arange(0, block)
+    inside = at < size
+    gate = tl.load(gate_up + row * (2 * size) + at, inside, 0.0).to(tl.float32)
+    up = tl.load(gate_up + row * (2 * size) + size + at, inside, 0.0).to(tl.float32)
+    tl.store(out + row * size + at, (gate * tl.sigmoid(gate) * up).to(tl.bfloat16), inside)
+
+
+def swiglu(gate_up_T2F: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, of shape [T, F]."""
+    rows, size = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
+    out_TF = torch.empty(rows, size, dtype=gate_up_T2F.dtype, device=gate_up_T2F.device)
+    block = min(2048, triton.next_power_of_2(size))
+    _swiglu[(rows, triton.cdiv(size, block))](gate_up_T2F, out_TF, size, block, num_warps=4)
+    return out_TF
+
+
+@triton.jit
+def _swiglu_backward(gate_up, dout, size, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * block + tl.arange(0, block)
+    inside = at < size
+    place = gate_up + row * (2 * size) + at
+    gate = tl.load(place, inside, 0.0).to(tl.float32)
+    up = tl.load(place + size, inside, 0.0).to(tl.float32)
+    d = tl.load(dout + row * size + at, inside, 0.0).to(tl.float32)
+    s = tl.sigmoid(gate)
+    tl.store(place, (d * up * s * (1 + gate * (1 - s))).to(tl.bfloat16), inside)
+    tl.store(place + size, (d * gate * s).to(tl.bfloat16), inside)
+
+
+def swiglu_backward_(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> torch.Tensor:
+    """The gradient by gate and up, written over them."""
+    rows, size = dout_TF.shape
+    block = min(2048, triton.next_power_of_2(size))
+    _swiglu_backward[(rows, triton.cdiv(size, block))](gate_up_T2F, dout_TF, size, block, num_warps=4)
+    return gate_up_T2F
+
+
+# --- dropout ---
+
+
+@triton.jit(do_not_specialize=["number"])
+def _drop(x, out, count, p, seed, number, add: tl.constexpr, block: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = at < count
+    kept = tl.rand(tl.load(seed) + number, at.to(tl.int32)) >= p
+    result = tl.where(kept, tl.load(x + at, inside, 0.0).to(tl.float32) / (1 - p), 0.0)
+    if add:
+        result += tl.load(out + at, inside, 0.0).to(tl.float32)
+    tl.store(out + at, result.to(tl.bfloat16), inside)
+
+
+def dropout(x_TI: torch.Tensor, p: float, seed: torch.Tensor, number: int, add_to: torch.Tensor | None = None) -> torch.Tensor:
+    """x with a share p of its entries at 0 and the rest divided by 1 - p; or that added to `add_to` in place.
+
+    Which ones depends on their place and on `seed` + `number` alone; the seed is an int32 on the device, so that a CUDA graph can read it.
+    """
+    out_TI, count = torch.empty_like(x_TI) if add_to is None else add_to, x_TI.numel()
+    _drop[(triton.cdiv(count, 4096),)](x_TI, out_TI, count, p, seed, number, add_to is not None, 4096, num_warps=8)
+    return out_TI
+
+
+# --- fp8 ---
+
+
+@triton.jit
+def _quantize_rows(x, out, scales, size, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    top = tl.zeros((block,), tl.float32)
+    for n in range(0, size, block):
+        at = n + tl.arange(0, block)
+        top = tl.maximum(top, tl.abs(tl.load(x + row * size + at, at < size, 0.0).to(tl.float32)))
+    scale = tl.maximum(tl.max(top), 1e-12) / _FP8_MAX
+    tl.store(scales + row, scale)
+    for n in range(0, size, block):
+        at = n + tl.arange(0, block)
+        value = tl.load(x + row * size + at, at < size, 0.0).to(tl.float32) / scale
+        tl.store(out + row * size + at, value.to(tl.float8e4nv), at < size)
+
+
+class Fp8(NamedTuple):
+    """A matrix in float8 (e4m3) with one float32 scale a row: codes_TI * scales_T1."""
+
+    codes_TI: torch.Tensor
+    scales_T1: torch.Tensor
+
+    @classmethod
+    def empty(cls, rows: int, size: int, device: torch.device) -> Fp8:
+        codes = torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=device)
+        return cls(codes, torch.empty(rows, 1, dtype=torch.float32, device=device))
+
+
+def quantize_rows(x_TI: torch.Tensor) -> Fp8:
+    """x in float8."""
+    rows, size = x_TI.shape
+    out = Fp8.empty(rows, size, x_TI.device)
+    _quantize_rows[(rows,)](x_TI, *out, size, min(8192, triton.next_power_of_2(size)), num_warps=8)
+    return out
+
+
+@triton.jit
+def _swiglu_fp8(gate_up, out, scales, size, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    place = gate_up + row * (2 * size)
+    top = tl.zeros((block,), tl.float32)
+    for n in range(0, size, block):
+        at = n + tl.arange(0, block)
+        gate = tl.load(place + at, at < size, 0.0).to(tl.float32)
+        up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
+        top = tl.maximum(top, tl.abs(gate * tl.sigmoid(gate) * up))
+    scale = tl.maximum(tl.max(top), 1e-12) / _FP8_MAX
+    tl.store(scales + row, scale)
+    for n in range(0, size, block):
+        at = n + tl.arange(0, block)
+        gate = tl.load(place + at, at < size, 0.0).to(tl.float32)
+        up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
+        tl.store(out + row * size + at, (gate * tl.sigmoid(gate) * up / scale).to(tl.float8e4nv), at < size)
+
+
+def swiglu_fp8(gate_up_T2F: torch.Tensor) -> Fp8:
+    """`swiglu`, quantised without a turn through memory."""
+    rows, size = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
+    out = Fp8.empty(rows, size, gate_up_T2F.device)
+    _swiglu_fp8[(rows,)](gate_up_T2F, *out, size, min(4096, triton.next_power_of_2(size)), num_warps=8)
+    return out
+
+
+@triton.jit
+def _swiglu_backward_fp8(gate_up, dout, out, scales, size, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    place = gate_up + row * (2 * size)
+    top = tl.zeros((block,), tl.float32)
+    for n in range(0, size, block):
+        at = n + tl.arange(0, block)
+        gate = tl.load(place + at, at < size, 0.0).to(tl.float32)
+        up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
+        d = tl.load(dout + row * size + at, at < size, 0.0).to(tl.float32)
+        s = tl.sigmoid(gate)
+        top = tl.maximum(top, tl.maximum(tl.abs(d * up * s * (1 + gate * (1 - s))), tl.abs(d * gate * s)))
+    scale = tl.maximum(tl.max(top), 1e-12) / _FP8_MAX
+    tl.store(scales + row, scale)
+    for n in range(0, size, block):
+        at = n + tl.arange(0, block)
+        gate = tl.load(place + at, at < size, 0.0).to(tl.float32)
+        up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
+        d = tl.load(dout + row * size + at, at < size, 0.0).to(tl.float32) / scale
+        s = tl.sigmoid(gate)
+        tl.store(out + row * (2 * size) + at, (d * up * s * (1 + gate * (1 - s))).to(tl.float8e4nv), at < size)
+        tl.store(out + row * (2 * size) + size + at, (d * gate * s).to(tl.float8e4nv), at < size)
+
+
+def swiglu_backward_fp8(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> Fp8:
+    """The gradient by gate and up, quantised without a turn through memory."""
+    rows, size = dout_TF.shape
+    out = Fp8.empty(rows, 2 * size, dout_TF.device)
+    _swiglu_backward_fp8[(rows,)](gate_up_T2F, dout_TF, *out, size, min(2048, triton.next_power_of_2(size)), num_warps=8)
+    return out

@@ -1,0 +1,101 @@
+"""`emotion-launch plan`, in the order of time: config, data set, base, prices, plan, table, task file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from emotion_train.config import Config, load_config
+from emotion_train.data.index import read_index, require_trainable
+from emotion_train.errors import WrongRequest
+from emotion_train.memory import Shape
+from emotion_train.storage import open_store
+from launch.gpus import COUNTS, GPU_KINDS
+from launch.plan import Choice, Plan, Spot, Work, make_plan, offered_precisions, on_other_gpus, spot_of
+from launch.plan_table import plan_json, print_plan
+from launch.prices import Offer, Prices, find_prices
+from launch.task_file import write_task_file
+from launch.workload import shape_of_base, work_of
+
+_WRITTEN = 4  # kinds in a task file
+_WRITTEN_UP_TO = 2.0  # times the dollars of the best
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Raises `WrongRequest` when nothing fits."""
+    _check_options(arguments)
+    config = load_config(arguments.config, _words(arguments))
+    store = open_store(config.data.url)
+    index = read_index(store)
+    require_trainable(index)
+    shape = shape_of_base(config.model.base)
+    work = work_of(config, index, store, arguments.tokens_per_post)
+    prices = find_prices(arguments.prices, arguments.cloud)
+    spot = spot_of(config, Spot(arguments.preemptions_per_hour, arguments.startup_minutes))
+    found = make_plan(config, shape, work, prices, spot, precision=arguments.precision, within_hours=arguments.within_hours)
+    _show(arguments.json, found, config, work, prices, spot)
+    if not found.choices:
+        limit = f" within {arguments.within_hours:g} hours" if arguments.within_hours is not None else ""
+        raise WrongRequest(
+            f"None of the GPUs trains {config.model.base}{limit}; allow more --within-hours or another --precision, or take a "
+            "smaller model.base."
+        )
+    if arguments.write is not None:
+        _write(arguments, config, shape, work, found, prices, spot)
+    return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    for option, value in (("--within-hours", arguments.within_hours), ("--tokens-per-post", arguments.tokens_per_post)):
+        if value is not None and not value > 0:
+            raise WrongRequest(f"{option} is {value:g}; give a number above 0.")
+    if arguments.precision is not None and arguments.precision not in offered_precisions():
+        raise WrongRequest(f"--precision is {arguments.precision!r}; allowed are {', '.join(offered_precisions())}.")
+    if not 0 <= arguments.preemptions_per_hour < 60 or not 0 <= arguments.startup_minutes < 1000:
+        raise WrongRequest("--preemptions-per-hour has to be from 0 to 60 and --startup-minutes from 0 to 1000.")
+
+
+def _words(arguments: argparse.Namespace) -> list[str]:
+    """The overrides. A plan never looks at the output, so that it need not be named."""
+    words = ["run.output_url=not-looked-at", *arguments.overrides]
+    if arguments.data is not None:
+        words.append(f"data.url={arguments.data}")
+    return words
+
+
+def _show(as_json: bool, found: Plan, config: Config, work: Work, prices: Prices, spot: Spot) -> None:
+    if as_json:
+        print(plan_json(found, config, work, prices, spot))
+        return
+    from launch.run_pages import a_console
+
+    print_plan(found, config, work, prices, spot, a_console())
+
+
+def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Work, found: Plan, prices: Prices, spot: Spot) -> None:
+    best = found.choices[0]
+    chosen = _same_settings(config, shape, work, best, prices, spot)
+    given = [word for word in arguments.overrides if not word.startswith(("data.url=", "run.output_url="))]
+    settings = best.overrides(config)
+    replaced = {word.partition("=")[0] for word in settings}
+    words = [word for word in given if word.partition("=")[0] not in replaced] + settings
+    write_task_file(arguments.write, chosen, words, arguments.config)
+    named = ", ".join(choice.name for choice in chosen)
+    print(f"{arguments.write}: {named}, {' '.join(words) or 'as the config says'}", file=sys.stderr)
+
+
+def _same_settings(config: Config, shape: Shape, work: Work, best: Choice, prices: Prices, spot: Spot) -> Sequence[Choice]:
+    """The best and the next that can run with its precision and micro-batch, by dollars: a task has one set of values for all its GPUs."""
+    others = [
+        other
+        for kind in GPU_KINDS
+        for count in COUNTS
+        if (kind, count) != (best.kind, best.count)
+        if (other := on_other_gpus(config, shape, work, best, kind, count, prices.offers.get((kind.name, count), Offer()), spot))
+        is not None
+    ]
+    if best.usd is None:
+        return [best, *sorted((one for one in others if one.count == best.count), key=lambda one: one.hours)][:_WRITTEN]
+    affordable = [one for one in others if one.usd is not None and one.usd <= _WRITTEN_UP_TO * best.usd]
+    return [best, *sorted(affordable, key=lambda one: one.usd or 0.0)][:_WRITTEN]

@@ -1,0 +1,196 @@
+"""What machines cost an hour, from SkyPilot's catalog: its CSV files on this machine, `sky gpus list`, or a file that is given.
+
+The catalog's prices are those of the last hours; the cheapest region of each cloud counts, as SkyPilot tries it first. Reading the files of
+all clouds takes half a second, so nothing else asks for them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emotion_train.errors import WrongRequest
+from launch.gpus import COUNTS, GPU_KINDS
+
+_SKY_TIMEOUT_S = 120
+_NAMES = {kind.name for kind in GPU_KINDS}
+# Google's catalog prices a GPU without the machine around it: https://cloud.google.com/compute/docs/gpus
+_GOOGLE_MACHINES = {
+    **{("L4", count): f"g2-standard-{vcpus}" for count, vcpus in ((1, 4), (2, 24), (4, 48), (8, 96))},
+    **{("A100", count): f"a2-highgpu-{count}g" for count in COUNTS},
+    **{("A100-80GB", count): f"a2-ultragpu-{count}g" for count in COUNTS},
+    **{("H100", count): f"a3-highgpu-{count}g" for count in COUNTS},
+    ("H200", 8): "a3-ultragpu-8g",
+    ("B200", 8): "a4-highgpu-8g",
+}
+
+
+@dataclass(frozen=True)
+class Quote:
+    """The cheapest machine with these GPUs, and where it is."""
+
+    usd_per_hour: float
+    cloud: str
+    region: str
+    instance: str
+
+
+@dataclass(frozen=True)
+class Offer:
+    on_demand: Quote | None = None
+    spot: Quote | None = None
+
+
+@dataclass(frozen=True)
+class Prices:
+    """`offers` by (GPU name, count); `source` in words for a person."""
+
+    offers: Mapping[tuple[str, int], Offer]
+    source: str
+
+
+NO_PRICES = Prices({}, "no prices: SkyPilot's catalog is not on this machine; install SkyPilot or give --prices FILE")
+
+
+@dataclass(frozen=True)
+class _Row:
+    gpu: str
+    count: int
+    cloud: str
+    region: str
+    instance: str
+    on_demand: float | None
+    spot: float | None
+
+
+def find_prices(file: Path | None, clouds: Iterable[str] = (), environment: Mapping[str, str] = os.environ) -> Prices:
+    """Prices from `file`, else from SkyPilot's catalog files, else from its command; `NO_PRICES` where there is nothing.
+
+    `clouds` leaves only these. Raises `WrongRequest` for a file that is no catalog, and for clouds without an offer.
+    """
+    wanted = {cloud.lower() for cloud in clouds}
+    if file is not None:
+        rows, source = _rows_of_file(file), str(file)
+    else:
+        rows, source = _rows_of_catalog(environment)
+    if not rows:
+        return NO_PRICES
+    present = sorted({row.cloud for row in rows})
+    if unknown := wanted - set(present):
+        raise WrongRequest(f"--cloud names {', '.join(sorted(unknown))}, without an offer in {source}; it has {', '.join(present)}.")
+    return Prices(_cheapest(row for row in rows if not wanted or row.cloud in wanted), source)
+
+
+def _cheapest(rows: Iterable[_Row]) -> dict[tuple[str, int], Offer]:
+    best: dict[tuple[str, int], Offer] = {}
+    for row in rows:
+        offer = best.get((row.gpu, row.count), Offer())
+        best[row.gpu, row.count] = Offer(_cheaper(offer.on_demand, row.on_demand, row), _cheaper(offer.spot, row.spot, row))
+    return best
+
+
+def _cheaper(known: Quote | None, usd: float | None, row: _Row) -> Quote | None:
+    if usd is None or (known is not None and known.usd_per_hour <= usd):
+        return known
+    return Quote(usd, row.cloud, row.region, row.instance)
+
+
+def _rows_of_catalog(environment: Mapping[str, str]) -> tuple[list[_Row], str]:
+    catalogs = Path(environment.get("HOME") or Path.home(), ".sky", "catalogs")
+    versions = sorted((path for path in catalogs.glob("v*") if path.name[1:].isdigit()), key=lambda path: int(path.name[1:]))
+    for folder in reversed(versions):
+        files = sorted(folder.glob("*/vms.csv"))
+        if rows := [row for path in files for row in _rows_of_csv(path, path.parent.name)]:
+            return rows, f"SkyPilot's catalog in {folder}"
+    return _rows_of_command(environment), "`sky gpus list`"
+
+
+def _rows_of_command(environment: Mapping[str, str]) -> list[_Row]:
+    program = shutil.which("sky", path=environment.get("PATH"))
+    if program is None:
+        return []
+    try:
+        answer = subprocess.run(
+            [program, "gpus", "list", "-o", "json"],
+            env=dict(environment),
+            capture_output=True,
+            text=True,
+            timeout=_SKY_TIMEOUT_S,
+            check=False,
+        )
+        return _rows_of_json(json.loads(answer.stdout)) if answer.returncode == 0 else []
+    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _rows_of_file(path: Path) -> list[_Row]:
+    try:
+        if path.suffix.lower() == ".json":
+            rows = _rows_of_json(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            rows = _rows_of_csv(path, path.parent.name if path.name == "vms.csv" else path.stem)
+    except OSError as error:
+        raise WrongRequest(f"--prices {path} cannot be read ({error.strerror}); give a catalog's vms.csv.") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        rows = []
+    if not rows:
+        raise WrongRequest(
+            f"--prices {path} names no price of {', '.join(sorted(_NAMES))}; give a vms.csv of SkyPilot's catalog, a CSV with the columns "
+            "AcceleratorName, AcceleratorCount, Price and SpotPrice, or what `sky gpus list -o json` prints."
+        )
+    return rows
+
+
+def _rows_of_csv(path: Path, cloud: str) -> list[_Row]:
+    """The GPU machines of one file; a column `Cloud` wins over the file's name."""
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    machines = {(line["InstanceType"], line["Region"], line.get("AvailabilityZone")): line for line in lines if line.get("InstanceType")}
+    rows = []
+    for line in lines:
+        count = _number(line.get("AcceleratorCount"))
+        if line.get("AcceleratorName") not in _NAMES or count is None or count not in COUNTS:
+            continue
+        gpu, instance = line["AcceleratorName"], line.get("InstanceType") or ""
+        on_demand, spot = _number(line.get("Price")), _number(line.get("SpotPrice"))
+        if not instance and cloud == "gcp":
+            instance = _GOOGLE_MACHINES.get((gpu, int(count)), "")
+            around = machines.get((instance, line["Region"], line.get("AvailabilityZone")))
+            if around is None:
+                continue
+            on_demand, spot = _sum(on_demand, _number(around["Price"])), _sum(spot, _number(around["SpotPrice"]))
+        rows.append(_Row(gpu, int(count), (line.get("Cloud") or cloud).lower(), line.get("Region") or "", instance, on_demand, spot))
+    return rows
+
+
+def _rows_of_json(document: Mapping[str, Any]) -> list[_Row]:
+    """What `sky gpus list -o json` prints: a list of machines by GPU name."""
+    rows = []
+    for machines in document.values():
+        for one in machines:
+            count = _number(one["accelerator_count"])
+            if one["accelerator_name"] in _NAMES and count is not None and count in COUNTS:
+                where = (str(one["cloud"]).lower(), str(one.get("region") or ""), str(one.get("instance_type") or ""))
+                rows.append(_Row(one["accelerator_name"], int(count), *where, _number(one["price"]), _number(one["spot_price"])))
+    return rows
+
+
+def _number(value: Any) -> float | None:
+    """A price or count; None for an empty cell and for NaN, which stand for "not offered"."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) and number > 0 else None
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other

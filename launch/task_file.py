@@ -1,0 +1,125 @@
+"""A SkyPilot task with the plan's GPUs: sky/train.yaml with other candidates, every other line and comment as it stands.
+
+The file is changed as text, because a YAML library would drop its comments, and then read back to see that only the candidates differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emotion_train.errors import WrongRequest
+from launch.plan import Choice
+
+TEMPLATE = Path(__file__).resolve().parent.parent / "sky" / "train.yaml"
+_CHOOSING = ("ordered", "any_of", "accelerators", "use_spot")  # the keys of `resources` that say which machine
+
+
+def write_task_file(
+    target: Path, choices: Sequence[Choice], overrides: Sequence[str], config: str | None = None, template: Path = TEMPLATE
+) -> None:
+    """Write the task for these GPUs, the first one first, on spot and then on demand.
+
+    `overrides` become the default of the task's OVERRIDES, and `config` that of its CONFIG. Raises `WrongRequest` where there is no
+    template, or one that is not understood.
+    """
+    try:
+        text = (target if target.is_file() else template).read_text(encoding="utf-8")
+    except OSError as error:
+        raise WrongRequest(
+            f"The task file {template} that a plan is written into cannot be read ({error.strerror}); run from a clone."
+        ) from None
+    written = rewritten(text, choices, overrides, config)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(written, encoding="utf-8")
+    except OSError as error:
+        raise WrongRequest(f"{target} cannot be written ({error.strerror}); give --write another file.") from None
+
+
+def rewritten(text: str, choices: Sequence[Choice], overrides: Sequence[str], config: str | None = None) -> str:
+    """The task's text with these candidates. Raises `WrongRequest` for a text whose `resources:` is not understood."""
+    lines = text.splitlines(keepends=True)
+    first, last = _block(lines, "resources", indent=0)
+    kept: list[str] = []
+    at = first + 1
+    place: int | None = None
+    while at <= last:
+        key = re.match(r"  (\w+):", lines[at])
+        if key and key[1] in _CHOOSING:
+            place = len(kept) if place is None else place
+            at = _block(lines, key[1], indent=2, start=at)[1] + 1
+        else:
+            kept.append(lines[at])
+            at += 1
+    place = 0 if place is None else place
+    changed = "".join(
+        [
+            *lines[: first + 1],
+            *kept[:place],
+            "  ordered:\n",
+            *(_line(choice, use_spot) for choice, use_spot in candidates(choices)),
+            *kept[place:],
+            *lines[last + 1 :],
+        ]
+    )
+    if overrides:
+        changed = re.sub(r'^(  OVERRIDES: )"[^"\n]*"', lambda found: f'{found[1]}"{" ".join(overrides)}"', changed, flags=re.MULTILINE)
+    if config is not None:
+        changed = re.sub(r"^(  CONFIG: )\S+", lambda found: found[1] + config, changed, flags=re.MULTILINE)
+    _check(text, changed, choices)
+    return changed
+
+
+def candidates(choices: Sequence[Choice]) -> list[tuple[Choice, bool]]:
+    """(choice, on spot?) in the order in which SkyPilot tries them; where prices are known, only what is on offer."""
+    priced = any(choice.usd is not None for choice in choices)
+    spot = [(choice, True) for choice in choices if choice.usd_spot is not None or not priced]
+    return spot + [(choice, False) for choice in choices if choice.usd_on_demand is not None or not priced]
+
+
+def _line(choice: Choice, use_spot: bool) -> str:
+    usd, hours = (choice.usd_spot, choice.spot_hours) if use_spot else (choice.usd_on_demand, choice.hours)
+    entry = f'    - {{accelerators: "{choice.name}", use_spot: {str(use_spot).lower()}}}'
+    facts = ([f"{hours:.1f} h"] if hours is not None else []) + ([f"${usd:.2f}"] if usd is not None else [])
+    return f"{entry:<58} # {', '.join(facts)}\n" if facts else f"{entry}\n"
+
+
+def _block(lines: Sequence[str], key: str, indent: int, start: int = 0) -> tuple[int, int]:
+    """First and last line of a key with all that is indented below it; comments and blank lines after it belong to what follows."""
+    opening = re.compile(rf"{' ' * indent}{key}:")
+    first = next((at for at in range(start, len(lines)) if opening.match(lines[at])), None)
+    if first is None:
+        raise WrongRequest(f"The task file has no `{key}:` to put the plan's GPUs under; start from sky/train.yaml.")
+    last = at = first
+    while at + 1 < len(lines):
+        at += 1
+        line = lines[at]
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if len(line) - len(line.lstrip()) <= indent:
+            break
+        last = at
+    return first, last
+
+
+def _check(before: str, after: str, choices: Sequence[Choice]) -> None:
+    """Raises `WrongRequest` unless the texts say the same but for the candidates and the two values."""
+
+    def rest(text: str) -> dict[str, Any]:
+        document = yaml.safe_load(text)
+        resources = {key: value for key, value in document["resources"].items() if key not in _CHOOSING}
+        envs = {key: value for key, value in (document.get("envs") or {}).items() if key not in ("OVERRIDES", "CONFIG")}
+        return {**document, "resources": resources, "envs": envs}
+
+    try:
+        same = rest(before) == rest(after)
+        named = [(one["accelerators"], one["use_spot"]) for one in yaml.safe_load(after)["resources"]["ordered"]]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        same, named = False, []
+    if not same or named != [(choice.name, use_spot) for choice, use_spot in candidates(choices)]:
+        raise WrongRequest("The task file's `resources:` is not laid out as in sky/train.yaml; start from that one.")

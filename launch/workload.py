@@ -1,0 +1,102 @@
+"""What a run will compute: its base's shape, its posts from the index, and how many tokens they have, by a sample.
+
+Some 2,000 posts (0.2 MB) are read and tokenised with the base's own tokenizer; the data set is shuffled as a whole, so any will do. Of the
+base only config.json and the tokenizer are fetched, never a weight.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from emotion_train.base import BaseFiles
+from emotion_train.config import Config
+from emotion_train.data.index import Index, Split
+from emotion_train.errors import WrongRequest
+from emotion_train.memory import Shape
+from emotion_train.storage import Store
+from launch.plan import Work
+
+_SAMPLE_POSTS = 2048
+# of the published checkpoint, so that a plan for the default base needs no network
+_KNOWN_SHAPES = {
+    f"mistralai/Mistral-Small-3.1-24B-{kind}-2503": Shape(5120, 32_768, 40, 32, 8, 128, 131_072) for kind in ("Base", "Instruct")
+}
+
+
+def shape_of_base(base: str) -> Shape:
+    """The base's shape from its config.json or GGUF header. Raises `WrongRequest` where it cannot be read."""
+    if base in _KNOWN_SHAPES:
+        return _KNOWN_SHAPES[base]
+    files = BaseFiles.find(base)
+    if files.gguf is not None:
+        return _shape_of_gguf(files)
+    path = files.required("config.json")
+    try:
+        return Shape.of(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise WrongRequest(f"{path} of the base {base} cannot be used ({error}); give a whole checkpoint.") from None
+
+
+def _shape_of_gguf(files: BaseFiles) -> Shape:
+    from emotion_train.gguf_file import GgufFile
+
+    assert files.gguf is not None
+    header = GgufFile.open(files.gguf)
+    names = {
+        "hidden_size": "embedding_length",
+        "intermediate_size": "feed_forward_length",
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv",
+        "head_dim": "attention.key_length",
+        "vocab_size": "vocab_size",
+    }
+    found: dict[str, Any] = {ours: header.metadata.get(f"llama.{theirs}") for ours, theirs in names.items()}
+    if "token_embd.weight" in header.tensors:
+        found["vocab_size"] = header.tensors["token_embd.weight"].shape[0]
+    try:
+        return Shape.of({name: value for name, value in found.items() if value is not None})
+    except ValueError as error:
+        raise WrongRequest(f"The base {files.name} cannot be planned for: {error}.") from None
+
+
+def work_of(config: Config, index: Index, store: Store, tokens_per_post: float | None) -> Work:
+    """What the run computes. `tokens_per_post` given, every post has so many and nothing is read."""
+    train = index.split("train")
+    if tokens_per_post is not None:
+        lengths: tuple[int, ...] = (min(config.data.max_length, max(1, round(tokens_per_post))),)
+    else:
+        lengths = tuple(sample_lengths(config, train, store))
+    held_out = {name: split.rows for name, split in index.splits.items() if name != "train"}
+    evaluations = config.train.epochs
+    if config.evaluation.every_steps is not None:
+        steps = -(-train.rows // config.train.global_batch_size) * config.train.epochs
+        evaluations += steps // config.evaluation.every_steps
+    return Work(
+        train_posts=train.rows,
+        scored_posts=evaluations * held_out.get("validation", 0) + sum(held_out.values()),
+        epochs=config.train.epochs,
+        global_batch_size=config.train.global_batch_size,
+        lengths=lengths,
+        labels=len(index.labels),
+        max_length=config.data.max_length,
+    )
+
+
+def sample_lengths(config: Config, split: Split, store: Store) -> list[int]:
+    """Tokens of some posts, cut at `data.max_length` as in training."""
+    from emotion_train.data.reader import RowGroupReader
+    from emotion_train.data.tokenization import PostTokenizer
+
+    try:
+        tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
+    except WrongRequest as error:
+        raise WrongRequest(f"{error} Or type --tokens-per-post N, their mean, to plan without the tokenizer.") from None
+    texts: list[str] = []
+    with RowGroupReader(store, split) as reader:
+        for group in range(len(split.row_groups)):
+            texts += [text for text in reader.rows(group).texts if text]
+            if len(texts) >= _SAMPLE_POSTS:
+                break
+    return [len(ids) for ids in tokenizer.encode(texts[:_SAMPLE_POSTS])]

@@ -1,0 +1,403 @@
+"""The plan: predictions against what was measured, the choice against its own arithmetic, and the verb on a real data set."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from emotion_train.config import Config, load_config
+from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.errors import WrongRequest
+from emotion_train.memory import Shape, largest_microbatch, usable_bytes
+from emotion_train.prepare import prepare
+from emotion_train.storage import open_store
+from launch.cli import main
+from launch.gpus import COUNTS, GPU_KINDS, GpuKind, kind_of
+from launch.plan import Choice, Plan, Spot, Work, best_settings, hours_with_preemptions, make_plan, on_other_gpus
+from launch.prices import NO_PRICES, Offer, Prices, Quote
+from launch.speed import Speed
+from launch.task_file import rewritten
+from launch.workload import shape_of_base
+from tests.emotion_train.tiny_runs import tiny_config
+
+MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
+SMOLLM2 = Shape(576, 1536, 30, 9, 3, 64, 49_152)
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+KINDS = {kind.name: kind for kind in GPU_KINDS}
+
+
+def some_work(batch: int = 448, posts: int = 24_430, epochs: int = 3, mean: float = 17.8) -> Work:
+    """Lengths as those of GoEmotions: a skewed spread around their mean."""
+    draw = random.Random(0)
+    lengths = [max(3, min(128, round(draw.gammavariate(3.2, mean / 3.2)))) for _ in range(2048)]
+    return Work(posts, 3 * 3001, epochs, batch, tuple(lengths), 15, 128)
+
+
+def some_config(*words: str) -> Config:
+    return load_config(None, ["data.url=d", "run.output_url=o", *words])
+
+
+def offers(**dollars: float) -> Prices:
+    """`H100_8=20` is a spot price of $20 and an on-demand price of $50 for eight."""
+    found = {}
+    for name, usd in dollars.items():
+        kind, _, count = name.rpartition("_")
+        found[kind, int(count)] = Offer(Quote(2.5 * usd, "aws", "us-east-1", "x"), Quote(usd, "aws", "us-east-1", "x"))
+    return Prices(found, "test")
+
+
+# --- speed ---
+
+
+def test_the_measured_speed_of_the_real_size_is_predicted() -> None:
+    """benchmarks/README.md: 448 posts a step in packs of 8,192 tokens, nf4, one H200: 291 posts/s."""
+    speed = Speed(KINDS["H200"], MISTRAL_SMALL, "nf4", 16, ATTENTION, False)
+    work = some_work()
+    choice = best_settings(some_config("train.global_batch_size=448"), MISTRAL_SMALL, work, KINDS["H200"], 1, Offer(), Spot(), "nf4")
+    assert isinstance(choice, Choice)
+    assert choice.posts_per_second * work.mean_length == pytest.approx(5172, rel=0.15)
+    assert 448 / speed.microbatch_s(8192) == pytest.approx(291, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tokens", "tflops"),
+    [("nf4", 8192, 555), ("nf4", 12_288, 583), ("bf16", 4096, 570), ("bf16", 8192, 593), ("fp8", 4096, 913), ("fp8", 8192, 964)],
+)
+def test_measured_speeds_of_compiled_blocks_are_predicted(precision: Any, tokens: int, tflops: float) -> None:
+    seconds = Speed(KINDS["H200"], MISTRAL_SMALL, precision, 16, ATTENTION, False, compiled=True).microbatch_s(tokens)
+    assert 4 * MISTRAL_SMALL.linear_parameters * tokens / seconds / 1e12 == pytest.approx(tflops, rel=0.05)
+
+
+def test_a_small_model_is_bound_by_launching_its_kernels() -> None:
+    """benchmarks/README.md: SmolLM2-135M with adapters on all linear layers, 216 ms a step."""
+    speed = Speed(KINDS["H200"], SMOLLM2, "bf16", 16, "all-linear", False)
+    assert speed.microbatch_s(3456) == pytest.approx(0.216, rel=0.15)
+    assert speed.microbatch_s(128) == speed.microbatch_s(3456)
+
+
+def test_recomputing_takes_half_as_long_again() -> None:
+    once, again = (Speed(KINDS["L4"], MISTRAL_SMALL, "nf4", 16, ATTENTION, one).microbatch_s(4096) for one in (False, True))
+    assert again == pytest.approx(1.5 * once)
+
+
+# --- settings ---
+
+
+def test_whatever_is_chosen_fits_its_gpu() -> None:
+    work, config = some_work(), some_config()
+    for kind in GPU_KINDS:
+        for count in COUNTS:
+            found = best_settings(config, MISTRAL_SMALL, work, kind, count, Offer(), Spot(), None)
+            if isinstance(found, Choice):
+                assert found.memory.total <= usable_bytes(kind.memory_bytes)
+                assert found.tokens_per_microbatch >= work.max_length
+            else:
+                assert found.memory.total > usable_bytes(kind.memory_bytes)
+
+
+def test_a_base_larger_than_one_gpu_is_spread_over_several() -> None:
+    config, work = some_config(), some_work()
+    alone = best_settings(config, MISTRAL_SMALL, work, KINDS["L40S"], 1, Offer(), Spot(), "bf16")
+    assert not isinstance(alone, Choice)
+    spread = best_settings(config, MISTRAL_SMALL, work, KINDS["L40S"], 4, Offer(), Spot(), "bf16")
+    assert isinstance(spread, Choice)
+    assert spread.engine == "FSDP2"
+    assert spread.shards == 4
+
+
+def test_a_micro_batch_is_no_larger_than_what_a_step_fills() -> None:
+    found = best_settings(some_config(), MISTRAL_SMALL, some_work(batch=64), KINDS["H200"], 1, Offer(), Spot(), None)
+    assert isinstance(found, Choice)
+    most = max(sum(posts) for step in some_work(batch=64).shares(1) for posts in step)
+    assert most <= found.tokens_per_microbatch < most + 256
+
+
+def test_every_post_of_a_step_has_one_gpu() -> None:
+    work = some_work(batch=101)
+    for one, four in zip(work.shares(1), work.shares(4), strict=True):
+        assert [length for gpu in four for length in gpu] == one[0]
+
+
+def test_twice_the_gpus_take_about_half_the_time_of_large_steps() -> None:
+    config, work = some_config(), some_work(batch=4096)
+    hours = [one.hours - 10 / 60 for one in (choice(config, work, "H100", 1), choice(config, work, "H100", 2))]
+    assert hours[0] / hours[1] == pytest.approx(2, rel=0.06)
+
+
+def choice(config: Config, work: Work, kind: str, count: int) -> Choice:
+    found = best_settings(config, MISTRAL_SMALL, work, KINDS[kind], count, Offer(), Spot(), None)
+    assert isinstance(found, Choice)
+    return found
+
+
+def test_hours_add_up_from_posts_a_second() -> None:
+    config, work = some_config("train.global_batch_size=448"), some_work()
+    found = choice(config, work, "H100", 1)
+    training_s = 3 * -(-24_430 // 448) * 448 / found.posts_per_second
+    assert training_s < (found.hours - 10 / 60) * 3600 < 1.2 * training_s  # the rest is scoring, which has no backward pass
+
+
+# --- dollars ---
+
+
+def test_expected_hours_on_spot_agree_with_a_simulation() -> None:
+    """Machines that live for random times, each start taking a while and each end losing half a checkpoint interval on average."""
+    draw, spot = random.Random(1), Spot(preemptions_per_hour=0.5, startup_minutes=12, checkpoint_minutes=6)
+    work_h, took = 5.0, []
+    for _ in range(4000):
+        clock, done = 0.0, 0.0
+        while True:
+            life = draw.expovariate(spot.preemptions_per_hour)
+            useful = max(0.0, life - 0.2)
+            if done + useful >= work_h:
+                took.append(clock + 0.2 + work_h - done)
+                break
+            clock, done = clock + life, max(done, done + useful - draw.uniform(0, 0.1))
+    expected = hours_with_preemptions(work_h + 0.2, spot)
+    assert expected == pytest.approx(statistics.mean(took), rel=0.03)
+
+
+def test_a_machine_that_is_always_taken_too_soon_has_no_price() -> None:
+    assert hours_with_preemptions(1.0, Spot(preemptions_per_hour=6, startup_minutes=10)) is None
+
+
+def test_choices_are_sorted_by_dollars_and_the_best_is_explained() -> None:
+    plan = made(offers(L4_1=0.27, H100_1=2.5, H200_8=23, L40S_1=0.85))
+    dollars = [one.usd for one in plan.choices if one.usd is not None]
+    assert dollars == sorted(dollars)
+    assert len(dollars) == 4
+    assert all(one.usd is None for one in plan.choices[4:])
+    best, second = plan.choices[:2]
+    assert best.usd == best.usd_spot
+    assert f"next is {second.name}" in plan.reason
+    assert best.usd is not None
+    assert second.usd is not None
+    assert f"{second.usd / best.usd - 1:.0%} dearer" in plan.reason
+
+
+def test_without_prices_the_plan_has_hours_and_says_so() -> None:
+    plan = made(NO_PRICES)
+    hours = [one.hours for one in plan.choices]
+    assert hours == sorted(hours)
+    assert "without prices" in plan.reason
+
+
+def test_what_takes_too_long_is_left_out() -> None:
+    plan = made(offers(L4_1=0.27, H100_8=20), within_hours=0.5)
+    assert all((one.spot_hours or 9) <= 0.5 for one in plan.choices)
+    assert plan.choices[0].name == "H100:8"
+
+
+def made(prices: Prices, **more: Any) -> Plan:
+    return make_plan(some_config("train.global_batch_size=448"), MISTRAL_SMALL, some_work(), prices, Spot(), **more)
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("NVIDIA A100 80GB PCIe", "A100-80GB"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_the_driver_s_names_are_understood(device: str, name: str | None) -> None:
+    found = kind_of(device)
+    assert (found.name if isinstance(found, GpuKind) else None) == name
+
+
+# --- the task file ---
+
+TASK = """# how to type it
+name: emotion-train
+
+resources:
+  # cheapest first
+  ordered:
+    - {accelerators: "L4:1", use_spot: true}   # small
+    # a word between
+    - accelerators: H100:1
+      use_spot: false
+  disk_size: 150             # GB
+  job_recovery:
+    recover_on_exit_codes: [33]
+
+# given by --env
+envs:
+  DATA_URL: null
+  CONFIG: a.yaml
+  OVERRIDES: ""              # values
+run: |
+  echo "resources:"
+"""
+
+
+def test_a_task_file_gets_the_plan_s_gpus_and_keeps_everything_else() -> None:
+    plan = made(offers(H100_1=2.5, H200_1=3.5))
+    text = rewritten(TASK, plan.choices[:2], ["model.precision=bf16"], "b.yaml")
+    before, after = yaml.safe_load(TASK), yaml.safe_load(text)
+    first, second = (one.name for one in plan.choices[:2])
+    assert after["resources"].pop("ordered") == [
+        {"accelerators": name, "use_spot": spot} for spot in (True, False) for name in (first, second)
+    ]
+    assert after["envs"].pop("OVERRIDES") == "model.precision=bf16"
+    assert after["envs"].pop("CONFIG") == "b.yaml"
+    del before["resources"]["ordered"], before["envs"]["OVERRIDES"], before["envs"]["CONFIG"]
+    assert after == before
+    for comment in ("# how to type it", "# cheapest first", "# GB", "# given by --env", "# values"):
+        assert comment in text
+    assert f"${plan.choices[0].usd_spot:.2f}" in text
+
+
+def test_a_task_file_written_twice_is_the_same() -> None:
+    plan = made(offers(H100_1=2.5, H200_1=3.5))
+    once = rewritten(TASK, plan.choices[:2], ["lora.r=8"])
+    assert rewritten(once, plan.choices[:2], ["lora.r=8"]) == once
+
+
+def test_only_what_is_on_offer_is_written() -> None:
+    prices = Prices({("H100", 1): Offer(Quote(3.0, "lambda", "us", "x"), None)}, "test")
+    text = rewritten(TASK, made(prices).choices[:1], [])
+    assert yaml.safe_load(text)["resources"]["ordered"] == [{"accelerators": "H100:1", "use_spot": False}]
+
+
+def test_a_task_of_another_layout_is_refused() -> None:
+    with pytest.raises(WrongRequest, match="no `resources:`"):
+        rewritten("name: x\n", made(NO_PRICES).choices[:1], [])
+    with pytest.raises(WrongRequest, match="not laid out"):
+        rewritten("resources: {cpus: 2}\n", made(NO_PRICES).choices[:1], [])
+
+
+def test_the_settings_of_the_best_fit_every_gpu_of_the_task() -> None:
+    config, work = some_config("train.global_batch_size=448"), some_work()
+    best = choice(config, work, "H100", 1)
+    assert on_other_gpus(config, MISTRAL_SMALL, work, best, KINDS["L4"], 1, Offer(), Spot()) is None
+    other = on_other_gpus(config, MISTRAL_SMALL, work, best, KINDS["H200"], 1, Offer(), Spot())
+    assert other is not None
+    assert (other.precision, other.tokens_per_microbatch) == (best.precision, best.tokens_per_microbatch)
+
+
+# --- the verb ---
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    tiny_config(folder)
+    return folder
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    prices = folder / "prices.csv"
+    prices.write_text("AcceleratorName,AcceleratorCount,Price,SpotPrice\nL4,1,0.8,0.3\nH100,1,4,2\n")
+    home = ["--data", str(folder / "data"), "--prices", str(prices)]
+    return ["plan", *home, f"model.base={folder / 'base'}", *more]
+
+
+def test_the_verb_plans_a_prepared_data_set_with_the_base_s_tokenizer(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, "--json")) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["choices"][0]["gpus"] == "L4:1"
+    assert document["choices"][0]["usd_spot"] < document["choices"][1]["usd_spot"]
+    store = open_store(str(prepared / "data"))
+    tokenizer = PostTokenizer.load(str(prepared / "base"), 128)
+    lengths = [len(ids) for ids in tokenizer.encode(texts_of(prepared))]
+    assert store.read("index.json")
+    assert document["mean_tokens"] == pytest.approx(statistics.mean(lengths))
+
+
+def test_a_data_set_in_a_bucket_is_planned_like_its_copy_in_a_folder(
+    prepared: Path, bucket_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(str(prepared / "source"), f"{bucket_url}/data")
+    mean = []
+    for data in (str(prepared / "data"), f"{bucket_url}/data"):
+        assert main([*words(prepared, "--json"), "--data", data]) == 0
+        mean.append(json.loads(capsys.readouterr().out)["mean_tokens"])
+    assert mean[0] == mean[1]
+
+
+def test_planning_imports_neither_torch_nor_transformers(prepared: Path) -> None:
+    code = (
+        f"import sys\nfrom launch.cli import main\nassert main({words(prepared)}) == 0\n"
+        "print('loaded', [m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.endswith("loaded []\n")
+
+
+def test_small_steps_are_remarked_upon(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, "train.global_batch_size=8")) == 0
+    assert "a larger train.global_batch_size" in capsys.readouterr().out
+
+
+def texts_of(folder: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return [text for path in sorted((folder / "data" / "train").iterdir()) for text in pq.read_table(path)["text"].to_pylist()]
+
+
+def test_the_table_marks_the_best_and_names_the_prices(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, "--tokens-per-post", "17.8")) == 0
+    out = capsys.readouterr().out
+    assert "best: L4:1, one GPU: the fewest dollars a job on spot" in out
+    assert f"prices: {prepared / 'prices.csv'}" in out
+    assert "0.1 preemptions an hour" in out
+
+
+def test_the_plan_writes_a_task(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = prepared / "task.yaml"
+    task.write_text(TASK)
+    assert main(words(prepared, "--write", str(task), "train.epochs=2")) == 0
+    written = yaml.safe_load(task.read_text())
+    assert written["resources"]["ordered"][0] == {"accelerators": "L4:1", "use_spot": True}
+    assert "train.epochs=2" in written["envs"]["OVERRIDES"]
+    assert "data.url" not in written["envs"]["OVERRIDES"]
+
+
+def test_a_base_that_fits_nowhere_ends_in_2_with_the_nearest_remedy(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, "--within-hours", "0.0001")) == 2
+    assert "--within-hours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--within-hours", "--tokens-per-post"])
+def test_a_number_that_makes_no_sense_is_refused(option: str, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, option, "0")) == 2
+    assert f"{option} is 0" in capsys.readouterr().err
+
+
+def test_a_precision_that_the_trainer_does_not_offer_is_refused(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, "--precision", "int3")) == 2
+    assert "--precision is 'int3'; allowed are nf4, bf16" in capsys.readouterr().err
+
+
+def test_a_precision_that_is_asked_for_is_the_only_one(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, "--precision", "bf16", "--json")) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {one["precision"] for one in document["choices"]} == {"bf16"}
+
+
+def test_fp8_is_planned_for_gpus_that_have_it() -> None:
+    plan = made(NO_PRICES, precision="fp8")
+    assert {one.kind.name for one in plan.choices} | {one.kind.name for one in plan.too_small} == {"L4", "L40S", "H100", "H200", "B200"}
+
+
+def test_the_default_base_is_planned_without_a_network() -> None:
+    shape = shape_of_base(some_config().model.base)
+    assert shape == MISTRAL_SMALL
+    assert largest_microbatch(shape, "nf4", 16, ATTENTION, 15, KINDS["L4"].memory_bytes) is not None
