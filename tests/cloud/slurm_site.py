@@ -37,6 +37,7 @@ _USER, _UID = "trainer", 45_678
 _PROGRAMS = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "munged": "munge", "sshd": "openssh-server", "ssh": "openssh-client"}
 _PROGRAMS |= {"rsync": "rsync", "unshare": "util-linux", "ip": "iproute2", "openssl": "openssl"}
 _READY_S = 60
+_DAEMONS: list[subprocess.Popen[bytes]] = []  # a handle that is let go warns that its process still runs
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,8 @@ def _start(folder: Path) -> Site:
 
 def _daemon(folder: Path, name: str, line: Sequence[str]) -> None:
     with (folder / "log" / name).open("ab") as log:
-        subprocess.Popen(line, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        started = subprocess.Popen(line, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    _DAEMONS.append(started)
 
 
 def _wait(ready: object, name: str, folder: Path) -> None:
