@@ -164,8 +164,10 @@ def table(arguments: argparse.Namespace, runs: list[Run], apart: list[float]) ->
         )
     identity = runs[0].report["identity"]
     versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
-    shape = f"{arguments.layers} layers, {arguments.steps} steps of {arguments.batch} posts, packs of 4,096 tokens, {VALIDATION} read back"
-    return "\n".join([*rows, "", f"{shape}. {identity['device']}; {versions}"])
+    config = json.loads((arguments.folder / "config.json").read_text())
+    layers = config.get("text_config", config)["num_hidden_layers"]
+    steps = f"{layers} layers, {arguments.steps} steps of {arguments.batch} posts, packs of 4,096 tokens, {VALIDATION} read back"
+    return "\n".join([*rows, "", f"{steps}. {identity['device']}; {versions}"])
 
 
 if __name__ == "__main__":

@@ -307,7 +307,7 @@ class Zero(Engine):
         self._deepspeed = deepspeed
         self._stage = stage
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-        config = deepspeed_config(stage, settings)
+        config = deepspeed_config(stage, settings, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))
         if stage == 3:
             deepspeed.zero.Init(module=model, config_dict_or_path={**config, "train_batch_size": dist.get_world_size()})
         super().__init__(model, settings, device)
@@ -398,8 +398,11 @@ class Zero(Engine):
             (safe_set_local_optimizer_state if self._stage == 3 else safe_set_full_optimizer_state)(parameter, value, key)
 
 
-def deepspeed_config(stage: int, settings: TrainSection) -> dict[str, Any]:
-    """All that DeepSpeed is told. A step is ended by `Zero.microbatch`, so it counts one micro-batch a step."""
+def deepspeed_config(stage: int, settings: TrainSection, trained: int) -> dict[str, Any]:
+    """All that DeepSpeed is told. A step is ended by `Zero.microbatch`, so it counts one micro-batch a step.
+
+    Its buckets hold the `trained` numbers; by itself it would take 500 million, 2 GB of each GPU.
+    """
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -408,6 +411,8 @@ def deepspeed_config(stage: int, settings: TrainSection) -> dict[str, Any]:
         "steps_per_print": 2**31 - 1,
         "zero_optimization": {
             "stage": stage,
+            "reduce_bucket_size": trained,
+            "allgather_bucket_size": trained,
             # its own linear function for stage 3 saves nothing under frozen weights
             **({"memory_efficient_linear": False} if stage == 3 else {}),
         },

@@ -66,9 +66,10 @@ def _positive(word: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one line a post, in the order of the input."""
-    read_facts(arguments.adapter)  # a wrong folder is refused before torch is imported
     posts = iter(_posts(arguments))
-    first = list(islice(posts, 1))
+    first = list(islice(posts, 1)) if arguments.file else []
+    read_facts(arguments.adapter)  # a wrong folder is refused before torch is imported, and before anything is typed
+    first = first or list(islice(posts, 1))
     if not first:
         raise WrongRequest('There is no post to label; type one as a word ("what a lovely mess"), give --file, or pipe lines in.')
     from emotion_train.scoring import probabilities_of

@@ -134,7 +134,7 @@ def _fp8_product(a_MK: torch.Tensor | Fp8, b_NK: Fp8) -> torch.Tensor:
         scale_a=a.scales_T1,
         scale_b=b_NK.scales_T1.t(),
         out_dtype=torch.bfloat16,
-        use_fast_accum=True,  # sums of 14 bits within 128 products: 20 % faster, and small against the rounding of the factors
+        use_fast_accum=True,  # 10 to 25 % faster on an H100; what it rounds is small against the rounding of the factors
     )
 
 
@@ -162,7 +162,7 @@ class Pack:
 
 
 class Adapters:
-    """LoRA of the layers of one product. Each forward pass begins with `refresh`, which brings them to bfloat16.
+    """LoRA of the layers of one product. Each forward pass of the decoder begins by bringing them to bfloat16.
 
     With R the sum of the ranks: down_RI holds s A of each layer, one below the other; up_OR their B as blocks, zero elsewhere.
     """

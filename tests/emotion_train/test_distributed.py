@@ -271,7 +271,7 @@ def test_no_gpu_is_no_reason_to_take_the_cpu() -> None:
 def test_deepspeed_clips_and_accumulates_as_the_run_config_says(folder: Path) -> None:
     config = tiny_config(folder)
     for value, told in ((0.25, 0.25), (None, 0.0)):
-        settings = deepspeed_config(2, config.train.model_copy(update={"max_grad_norm": value}))
+        settings = deepspeed_config(2, config.train.model_copy(update={"max_grad_norm": value}), 1000)
         assert settings["gradient_clipping"] == told  # DeepSpeed takes 0 for off
         assert (settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]) == (1, 1)
 

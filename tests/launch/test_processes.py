@@ -19,7 +19,6 @@ from tests.emotion_train.metadata_servers import AwsHandler, serving
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 
 PATIENCE_S = 240
-TWO_PROCESSES = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nuse_cpu: true\nnum_machines: 1\nnum_processes: 2\n"
 # a trainer without a model: PLAN is what its main does after it answers signals
 TRAINER = """
 import os, signal, sys, time
@@ -228,14 +227,12 @@ def test_the_rank_that_fails_first_names_the_reason(tmp_path: Path, rank: int) -
 
 
 @contextmanager
-def launched(folder: Path, processes: int, words: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    config = "cpu"
-    if processes == 2:
-        (folder / "two.yaml").write_text(TWO_PROCESSES)
-        config = str(folder / "two.yaml")
-    line = [sys.executable, "-m", "launch.cli", "run", "--accelerate-config", config, *words]
-    # accelerate passes its use_cpu on for one process only
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
+def launched(
+    folder: Path, processes: int, words: list[str], environment: dict[str, str], config: str = "cpu"
+) -> Iterator[subprocess.Popen[str]]:
+    line = [sys.executable, "-m", "launch.cli", "run", "--accelerate-config", config, "--processes", str(processes), *words]
+    # on the CPU for the config files of GPUs too; cpu.yaml needs no such word
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **({} if config == "cpu" else {"ACCELERATE_USE_CPU": "true"}), **environment}
     with subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as process:
         try:
             yield process
@@ -367,3 +364,9 @@ def test_a_killed_trainer_is_a_failure_and_leaves_nobody_behind(tmp_path: Path, 
 def is_trainer(process_id: int) -> bool:
     words = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
     return words[1:3] in ([b"-m", b"emotion_train.train"], [b"-u", b"-m"]) and b"emotion_train.train" in words
+
+
+def of_rank(folder: Path, rank: int) -> int:
+    """The process id of the trainer with this rank."""
+    name = f"RANK={rank}".encode()
+    return next(one for one in of_this_run(folder) if is_trainer(one) and name in Path(f"/proc/{one}/environ").read_bytes().split(b"\0"))
