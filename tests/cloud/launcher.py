@@ -1,4 +1,4 @@
-"""Launches sky/train.yaml on the site as a person would, and reads from the bucket how far a run is."""
+"""Launches the task files on the site as a person would, and reads from the bucket how far a run is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from launch.runs import pull
 from tests.cloud.slurm_site import ROOT, Site
 
 OUTPUT_URL = "s3://cloud/runs"
-TASK = ROOT / "sky" / "train.yaml"
+TASK, EVALUATE = ROOT / "sky" / "train.yaml", ROOT / "sky" / "evaluate.yaml"
 PATIENCE_S = 900
 # The demo's config with two layers; Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small
 WORDS = ["model.precision=fp32", "lora.r=4", "train.global_batch_size=10", "train.tokens_per_microbatch=512", "train.learning_rate=0.001"]

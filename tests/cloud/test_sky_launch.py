@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from emotion_train.errors import WrongRequest
-from tests.cloud.launcher import TASK, Launcher, adapter, assert_equal, published_run
+from emotion_train.report.schema import Scorecard
+from emotion_train.storage import open_store
+from tests.cloud.launcher import EVALUATE, OUTPUT_URL, TASK, Launcher, adapter, assert_equal, published_run
 
 pytestmark = pytest.mark.cloud
 SHORT = ["train.epochs=2", "preemption.notices=none"]
@@ -26,7 +28,7 @@ def test_one_node_and_two_nodes_train_the_same_adapter(launcher: Launcher, tmp_p
     assert_equal(*adapters, tolerance=1e-5)
 
 
-def test_a_second_launch_finds_its_packages_there_and_no_key_is_printed(launcher: Launcher) -> None:
+def test_later_launches_find_their_packages_there_one_of_them_evaluates_and_no_key_is_printed(launcher: Launcher) -> None:
     words = launcher.words(*SHORT, "train.epochs=1")
     packages = launcher.site.folder / "home" / ".sky_clusters"
     try:
@@ -34,12 +36,17 @@ def test_a_second_launch_finds_its_packages_there_and_no_key_is_printed(launcher
         [stamp] = packages.glob("twice-*/sky_workdir/.venv/ready-*")
         made = stamp.parent.joinpath("pyvenv.cfg").stat().st_mtime_ns
         second = launcher.site.sky("launch", "-c", "twice", str(TASK), *words)
+        run_url = f"{OUTPUT_URL}/{published_run(second)}"
+        scored = launcher.words(RUN_URL=run_url, SPLIT="validation", OUT="s3://cloud/scores")
+        third = launcher.site.sky("launch", "-c", "twice", str(EVALUATE), *scored)
         assert stamp.parent.joinpath("pyvenv.cfg").stat().st_mtime_ns == made
     finally:
         launcher.site.sky("down", "-y", "twice", check=False)
     assert published_run(first) != published_run(second)
-    assert launcher.s3.secret_key not in first + second
-    assert launcher.s3.access_key not in first + second
+    card = Scorecard.model_validate_json(open_store("s3://cloud/scores").read("scorecard.json"))
+    assert (card.name, card.source, card.run_id) == ("validation", launcher.posts_url, published_run(second))
+    for secret in (launcher.s3.secret_key, launcher.s3.access_key):
+        assert secret not in first + second + third
 
 
 def test_gpus_that_are_promised_and_not_there_end_the_run_with_a_sentence(launcher: Launcher) -> None:
