@@ -3,9 +3,9 @@
     python -m tests.cloud.slurm_site pytest -m cloud
 
 The site is two nodes and a login node on this machine. Its files in /etc, its users, its daemons, ports and addresses exist only inside
-namespaces for mounts, network, processes and host names, so the machine keeps nothing of them but wheels below .sky-env. The network has
-a loopback and nothing else, and the site's disk is memory: some 5 GiB while it runs. Needs root and Debian's Slurm; where something is missing the command runs all the same and `missing` says why
-the cloud tests are skipped. Price: about 10 s for the daemons, and once about two minutes for the wheels.
+namespaces for mounts, network, processes and host names, its disk is memory, and its network is one loopback; the machine keeps nothing
+of it but wheels below .sky-env. Needs root and Debian's Slurm; where something is missing the command runs all the same, and `missing`
+says why the cloud tests are skipped. Price: 5 GiB of memory, about 5 s for the daemons, and once two minutes for the wheels.
 """
 
 from __future__ import annotations
