@@ -249,6 +249,7 @@ def _start(folder: Path) -> Site:
     """All daemons, up and answering."""
     os.environ["PATH"] = _path()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", folder], check=True)
+    _empty_tmp(folder)
     for number, address in enumerate(("8.8.8.8", *NODES.values())):
         if number == 0:
             subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -282,6 +283,21 @@ def _start(folder: Path) -> Site:
     idle = ["sinfo", "-h", "-N", "-p", PARTITION, "-t", "idle", "-o", "%N"]
     _wait(lambda: len(subprocess.run(idle, capture_output=True, text=True).stdout.split()) == len(NODES), "slurmctld", folder)
     return Site(folder, shared, _sky_environment(folder, client))
+
+
+def _empty_tmp(folder: Path) -> None:
+    """An own /tmp: SkyPilot keeps sockets and files there under fixed names, and sockets do not know of separate networks.
+
+    Of what lies in the machine's /tmp, this project and its Python stay in sight.
+    """
+    needed = [path for path in (ROOT, Path(sys.prefix), Path(sys.base_prefix)) if path.is_relative_to("/tmp")]
+    for number, path in enumerate(needed):
+        (folder / "kept" / "here" / f"{number}").mkdir(parents=True)
+        subprocess.run(["mount", "--bind", path, folder / "kept" / "here" / f"{number}"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp"], check=True)
+    for number, path in enumerate(needed):
+        path.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "--bind", folder / "kept" / "here" / f"{number}", path], check=True)
 
 
 def _daemon(folder: Path, name: str, line: Sequence[str]) -> None:
