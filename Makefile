@@ -5,7 +5,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test test-slow format lock clean
+SKY := skypilot[slurm,aws]==0.14.1
+
+.PHONY: demo test test-slow test-cloud sky-env format lock clean
 
 demo: .venv/ready
 	$(BIN)/emotion-train demo
@@ -17,6 +19,18 @@ test: .venv/ready
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow
+
+# a real `sky launch` beside a Slurm cluster in namespaces of its own; needs root, Debian's Slurm and SkyPilot, and says what is missing
+test-cloud: .venv/ready sky-env
+	$(BIN)/python -m tests.cloud.slurm_site $(BIN)/python -m pytest -m cloud
+
+# SkyPilot in an environment of its own: it shares no version of click with `datasets`
+sky-env: .sky-env/ready
+
+.sky-env/ready: Makefile
+	$(PYTHON) -m venv .sky-env
+	.sky-env/bin/pip install --disable-pip-version-check --quiet '$(SKY)' 'uv==0.13.9'
+	touch $@
 
 format: .venv/ready
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -39,4 +53,4 @@ lock: .venv/ready
 	mv build/lock requirements.lock
 
 clean:
-	rm -rf .venv .demo
+	rm -rf .venv .sky-env .demo

@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from contextlib import suppress
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import NamedTuple
@@ -55,6 +56,9 @@ class FaultProxy:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
+    def passes(self, method: str, path: str, headers: Message) -> None:
+        """Hears of every request before anything happens to it."""
+
     def take(self, method: str, path: str) -> str | None:
         with self._lock:
             for fault in self.faults:
@@ -80,6 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.owner.passes(self.command, self.path, self.headers)
         fault = self.owner.take(self.command, self.path)
         if fault == "reset":
             self._break_off(reset=True)

@@ -1,0 +1,125 @@
+"""Managed jobs whose node is taken in mid-training: each goes on from the bucket's last commit and ends as a run in peace does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from emotion_train.runlog import Entry
+from tests.cloud.launcher import TASK, Launcher, ManagedJob, adapter, assert_equal, incarnations, published_run, seconds
+from tests.cloud.slurm_site import SPOT, Site
+from tests.emotion_train.metadata_servers import AwsHandler, Machine, serving
+
+pytestmark = pytest.mark.cloud
+WORDS = ["train.epochs=8", "checkpoint.every_seconds=5"]
+NOTICE_S = 20.0
+STEP = 120  # after which the node is taken
+
+
+@pytest.fixture(scope="session")
+def in_peace(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The adapter of the same run on a node that nothing happens to."""
+    try:
+        printed = launcher.site.sky("launch", "-c", "peace", str(TASK), *launcher.words(*WORDS, "preemption.notices=none"))
+    finally:
+        launcher.site.sky("down", "-y", "peace", check=False)
+    return adapter(published_run(printed), tmp_path_factory.mktemp("peace") / "adapter")
+
+
+def notice_then_power_cut(site: Site, node: str, machine: Machine) -> float:
+    """As AWS takes a spot machine: the metadata service says so, some time later the machine is gone."""
+    end = time.time() + NOTICE_S
+    machine.action = {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(end))}
+    time.sleep(NOTICE_S)
+    return power_cut(site, node, machine)
+
+
+def power_cut(site: Site, node: str, machine: Machine) -> float:
+    site.cut_power(node)
+    machine.action = None
+    return time.time()
+
+
+def set_down(site: Site, node: str, machine: Machine) -> float:
+    site.set_down(node)
+    return time.time()
+
+
+def preempt(site: Site, node: str, machine: Machine) -> float:
+    """As Slurm takes a node: SIGTERM to everything, some time later SIGKILL to what is left."""
+    site.preempt(node)
+    return time.time()
+
+
+@contextmanager
+def managed(launcher: Launcher, name: str, *words: str, task: Path = TASK) -> Iterator[ManagedJob]:
+    job = launcher.start_managed(name, *words, task=task)
+    try:
+        yield job
+    finally:
+        launcher.site.sky("jobs", "cancel", "-y", str(job.number), check=False)
+        for node in launcher.site.slurm("sinfo", "-h", "-N", "-t", "down", "-o", "%N").split():
+            launcher.site.set_up(node)
+
+
+@pytest.mark.parametrize("take", [notice_then_power_cut, power_cut, set_down], ids=lambda take: take.__name__.replace("_", "-"))
+def test_a_run_whose_node_goes_ends_with_the_same_adapter(
+    launcher: Launcher, in_peace: dict[str, torch.Tensor], tmp_path: Path, take: Callable[[Site, str, Machine], float]
+) -> None:
+    name = take.__name__.replace("_", "-")
+    with serving(AwsHandler) as machine:
+        words = launcher.words(*WORDS, "preemption.notices=aws", AWS_EC2_METADATA_SERVICE_ENDPOINT=machine.url)
+        with managed(launcher, name, *words) as job:
+            job.wait_for_step(STEP, claims=1)
+            node = launcher.site.node_of(name)
+            taken_at = take(launcher.site, node, machine)
+            before = job.log
+            job.wait_for_step(before[-1].step + 1, claims=2)
+            if take is not set_down:
+                launcher.site.switch_on(node)
+            assert job.wait_for_end() == "SUCCEEDED"
+            after = job.log
+        assert_equal(in_peace, adapter(str(job.run_id), tmp_path / "adapter"), tolerance=0)
+    told = take is notice_then_power_cut
+    assert tell(name, before, after, taken_at) == 0 or not told
+
+
+def test_a_run_that_slurm_preempts_with_grace_ends_with_the_same_adapter_where_errors_may_restart_it(
+    launcher: Launcher, in_peace: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Slurm's SIGTERM ends SkyPilot's own process on the node, so that SkyPilot takes the job for failed, whatever the trainer does."""
+    text = TASK.read_text()
+    assert text.count("max_restarts_on_errors: 0") == 1
+    task = tmp_path / "train.yaml"
+    task.write_text(text.replace("max_restarts_on_errors: 0", "max_restarts_on_errors: 3"))
+    words = launcher.words(*WORDS, "preemption.notices=none", infra=f"slurm/site/{SPOT}")
+    with managed(launcher, "grace", *words, task=task) as job:
+        job.wait_for_step(STEP, claims=1)
+        taken_at = preempt(launcher.site, launcher.site.node_of("grace"), Machine())
+        time.sleep(5)
+        before = job.log
+        job.wait_for_step(before[-1].step + 1, claims=2)
+        assert job.wait_for_end() == "SUCCEEDED"
+        after = job.log
+    assert_equal(in_peace, adapter(str(job.run_id), tmp_path / "adapter"), tolerance=0)
+    tell("preempted by Slurm", before, after, taken_at)
+
+
+def tell(name: str, before: list[Entry], after: list[Entry], taken_at: float) -> float:
+    """Print what the recovery cost; returns the steps that were trained twice, by the pace of the first writer's checkpoints."""
+    claims, saved = incarnations(after), [entry for entry in before if entry.kind == "checkpoint"]
+    [again] = [entry for entry in claims if entry.seq > before[-1].seq][:1]
+    pace = (saved[-1].step - saved[0].step) / max(1.0, seconds(saved[-1]) - seconds(saved[0]))
+    newest_new = next(entry for entry in after if entry.incarnation == again.seq and entry.kind == "checkpoint")
+    lost = 0.0 if name.startswith("notice") else max(0.0, taken_at - seconds(saved[-1])) * pace
+    print(
+        f"\n{name}: {seconds(again) - taken_at:.0f} s from the loss of the node to the new claim, "
+        f"{seconds(newest_new) - taken_at:.0f} s to its first commit; went on from step {again.step}, about {lost:.0f} steps trained again"
+    )
+    assert again.step == saved[-1].step
+    return lost
