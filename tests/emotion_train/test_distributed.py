@@ -121,7 +121,7 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
             optimizer.zero_grad()
             losses.append(loss.item())
     moments = {f"{key}.{name}": optimizer.state[parameter][key] for name, parameter in trained.items() for key in ("exp_avg", "exp_avg_sq")}
-    return Reference(losses, adapter_state(model), moments)
+    return Reference(losses, adapter_state(model), {name: moment.cpu() for name, moment in moments.items()})
 
 
 def same_as(outcome: Outcome, expected: Reference) -> None:
