@@ -109,7 +109,7 @@ def test_entries_come_back_in_order_with_their_schema(store: Store) -> None:
 
 def test_a_claim_fences_the_older_writer(store: Store) -> None:
     old = writer(store)
-    old.claim(0, 0)
+    old.claim(0, 0, facts={"processes": 1})
     new = writer(store)
     new.claim(0, 0, facts={"processes": 3})
     with pytest.raises(Fenced, match=f"taken over by process {os.getpid()} on {re.escape(socket.gethostname())}") as caught:

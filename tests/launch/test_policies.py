@@ -165,7 +165,7 @@ def test_the_bucket_denies_what_would_rewrite_the_log_and_plain_http() -> None:
 
 def test_a_server_takes_the_lifecycle_rule(s3: LocalS3, bucket_url: str) -> None:
     rule = read("lifecycle.json")
-    client, name = boto3.client("s3"), bucket_url.removeprefix("s3://")
+    client, name = boto3.Session().client("s3"), bucket_url.removeprefix("s3://")
     client.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration=rule)
     kept = client.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
     assert [one["Status"] for one in kept] == ["Enabled"]

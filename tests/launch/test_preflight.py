@@ -121,7 +121,7 @@ def test_an_object_with_another_etag_is_compared_by_its_bytes(words: list[str]) 
 
 def multipart(url: str, key: str, content: bytes) -> str:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    client, where = boto3.client("s3"), {"Bucket": bucket, "Key": f"{prefix}/{key}"}
+    client, where = boto3.Session().client("s3"), {"Bucket": bucket, "Key": f"{prefix}/{key}"}
     upload = client.create_multipart_upload(**where)["UploadId"]
     etag = client.upload_part(**where, UploadId=upload, PartNumber=1, Body=content)["ETag"]
     parts = {"Parts": [{"PartNumber": 1, "ETag": etag}]}
