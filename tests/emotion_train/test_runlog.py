@@ -84,7 +84,7 @@ def rclone(rclone_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1,localhost")
     bucket = f"bucket-{secrets.token_hex(6)}"
-    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
+    boto3.Session().client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
 
 
