@@ -22,6 +22,7 @@ from emotion_train.memory import (
     Precision,
     Shape,
     estimate,
+    is_fused,
     largest_microbatch,
     usable_bytes,
 )
@@ -29,7 +30,6 @@ from launch.gpus import COUNTS, GPU_KINDS, GpuKind
 from launch.prices import Offer, Prices
 from launch.speed import Speed
 
-COMPILED = False  # whether the trainer compiles its blocks on CUDA
 FILL = 128  # packs are filled up to a multiple of this many tokens on a GPU
 SCORED_AT_ONCE = 256  # posts of one rank in a step of scoring
 _MOST_STEPS_TRIED = 16
@@ -191,25 +191,32 @@ def best_settings(
     config: Config, shape: Shape, work: Work, kind: GpuKind, count: int, offer: Offer, spot: Spot, precision: Precision | None
 ) -> Choice | TooSmall:
     """The fastest precision and micro-batch that fit; a whole base on each GPU where it fits, else spread over them."""
-    candidates = [precision] if precision is not None else precisions(config, kind)
+    candidates = [precision] if precision is not None else precisions(config, shape, kind)
     for shards in (1, count) if count > 1 else (1,):
         fitting = [
             with_settings(config, shape, work, kind, count, offer, spot, one, found, shards)
             for one in candidates
-            if (found := _microbatch(config, shape, work, kind, count, one, shards)) is not None
+            if (shards == 1 or one != "fp8")  # which is computed from whole weights
+            and (found := _microbatch(config, shape, work, kind, count, one, shards)) is not None
         ]
         if fitting:
             return min(fitting, key=lambda choice: choice.hours)
-    least = [(_memory(config, shape, work, one, work.max_length, True, count), one) for one in candidates]
+    least = [(_memory(config, shape, work, one, work.max_length, True, 1 if one == "fp8" else count), one) for one in candidates]
     memory, smallest = min(least, key=lambda pair: pair[0].total)
     return TooSmall(kind, count, smallest, memory)
 
 
-def precisions(config: Config, kind: GpuKind) -> list[Precision]:
-    """What the trainer offers on this GPU; float32 only where the config asks for it, since it is 16 times slower."""
+def precisions(config: Config, shape: Shape, kind: GpuKind) -> list[Precision]:
+    """What the trainer offers of this base on this GPU; float32 only where the config asks for it, since it is 16 times slower."""
     if config.model.precision == "fp32":
         return ["fp32"]
-    return [one for one in ("nf4", "bf16", "fp8") if one in offered_precisions() and (one != "fp8" or kind.fp8)]
+    fp8 = kind.fp8 and fused(config) and is_fused(shape, "fp8")
+    return [one for one in ("nf4", "bf16", "fp8") if one in offered_precisions() and (one != "fp8" or fp8)]
+
+
+def fused(config: Config) -> bool:
+    """Whether the config leaves the fused decoder on, which is then used where it fits."""
+    return config.model.decoder == "fused"
 
 
 def offered_precisions() -> tuple[str, ...]:
@@ -233,8 +240,9 @@ def _microbatch(
         longest_post=work.max_length,
         most_tokens=min(MOST_TOKENS, most),
         lora_dropout=config.lora.dropout,
-        compiled=COMPILED,
+        fused=fused(config),
         shards=shards,
+        processes=count,
     )
 
 
@@ -251,7 +259,7 @@ def _memory(
         work.labels,
         shards,
         lora_dropout=config.lora.dropout,
-        compiled=COMPILED,
+        fused=fused(config),
     )
 
 
@@ -268,7 +276,8 @@ def with_settings(
     shards: int = 1,
 ) -> Choice:
     """Time and dollars of these settings on these GPUs."""
-    speed = Speed(kind, shape, precision, config.lora.r, config.lora.targets, found.gradient_checkpointing, COMPILED, shards)
+    lora = config.lora
+    speed = Speed(kind, shape, precision, lora.r, lora.targets, found.gradient_checkpointing, fused(config), shards, count)
     step_s = _step_s(speed, work, count, found.tokens)
     size = min(work.global_batch_size, work.train_posts)
     steps = math.ceil(work.train_posts / work.global_batch_size) * work.epochs
