@@ -203,12 +203,12 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
         try:
             return Config.model_validate(values)
         except ValidationError as error:
-            problems += [line for item in error.errors() for line in _describe(item)]
+            problems += [line for item in _one_per_field(error.errors()) for line in _describe(item)]
     else:  # report the values' problems together with the keys'
         try:
             Config.model_validate(values)
         except ValidationError as error:
-            problems += [line for item in error.errors() if item["type"] != "extra_forbidden" for line in _describe(item)]
+            problems += [line for item in _one_per_field(error.errors()) if item["type"] != "extra_forbidden" for line in _describe(item)]
     source = f"{path}" if path is not None else "the command line"
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise WrongRequest(f"The configuration from {source} has {count}:\n" + "\n".join(f"  - {line}" for line in problems))
@@ -309,8 +309,24 @@ def _suggest(name: str, candidates: list[str]) -> str:
     return f"; sections are {', '.join(Config.model_fields)}"
 
 
+def _one_per_field(items: Iterable[Any]) -> list[Any]:
+    """The errors, where a field takes a word or a number and got neither as one: the number's, with the words that are allowed."""
+    found: list[Any] = []
+    for item in items:
+        if found and found[-1]["type"] == "literal_error" and _place(found[-1]) == _place(item):
+            words = found.pop()["ctx"]["expected"]
+            found.append({**item, "msg": f"{item['msg']}, or {words}"})
+        else:
+            found.append(item)
+    return found
+
+
+def _place(item: Any) -> str:
+    return ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple", "function", "constrained")))
+
+
 def _describe(item: Any) -> list[str]:
-    place = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple", "function", "constrained")))
+    place = _place(item)
     if item["type"] == "missing":
         fields = _section_type(place).model_fields if place in Config.model_fields else None
         missing = [place] if fields is None else [f"{place}.{name}" for name, field in fields.items() if field.is_required()]

@@ -18,12 +18,13 @@ from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.distributed import Kind, shards_weights
 from emotion_train.errors import WrongRequest
-from emotion_train.memory import GIB, MOST_TOKENS, TOKEN_QUANTUM, MicroBatch, Precision, Shape, estimate, largest_microbatch
+from emotion_train.memory import GIB, MOST_TOKENS, TOKEN_QUANTUM, MicroBatch, Precision, Shape, largest_microbatch
 from emotion_train.model.attention import HAS_GQA
 from emotion_train.model.load import read_config
 from emotion_train.ranks import Ranks
 from emotion_train.storage import Store
 
+_SHARDED = "accelerate_configs/multi_gpu_fsdp2_qlora.yaml"
 _UNUSUAL_STEP = 3.0  # standard deviations above the mean up to which a step still fits one micro-batch
 
 
@@ -94,9 +95,9 @@ def tokens_of_a_step(config: Config, lengths: Sequence[int], posts: int, world_s
 
 def setting_for(config: Config, shape: Shape, labels: int, gpu_bytes: int, share: int, engine: Kind, world_size: int) -> Setting:
     """For a GPU that reports `gpu_bytes` and has `share` tokens to compute a step. Raises `WrongRequest` where nothing fits."""
-    asked = config.train.gradient_checkpointing if "gradient_checkpointing" in config.train.model_fields_set else None
     shards = world_size if shards_weights(engine) else 1
-    most = min(MOST_TOKENS, math.ceil(max(share, config.data.max_length) / TOKEN_QUANTUM) * TOKEN_QUANTUM)
+    longest = config.data.max_length
+    most = max(longest, min(MOST_TOKENS, math.ceil(max(share, longest) / TOKEN_QUANTUM) * TOKEN_QUANTUM))
 
     def largest(precision: Precision, again: bool | None, shards: int) -> MicroBatch | None:
         return largest_microbatch(
@@ -106,8 +107,8 @@ def setting_for(config: Config, shape: Shape, labels: int, gpu_bytes: int, share
             config.lora.targets,
             labels,
             gpu_bytes,
-            longest_post=config.data.max_length,
-            most_tokens=max(most, config.data.max_length),
+            longest_post=longest,
+            most_tokens=most,
             lora_dropout=config.lora.dropout,
             fused=config.model.decoder == "fused",
             repeated_keys=not HAS_GQA,
@@ -116,33 +117,22 @@ def setting_for(config: Config, shape: Shape, labels: int, gpu_bytes: int, share
             gradient_checkpointing=again,
         )
 
-    found = largest(config.model.precision, asked, shards)
+    precision = config.model.precision
+    asked = config.train.gradient_checkpointing if "gradient_checkpointing" in config.train.model_fields_set else None
+    found = largest(precision, asked, shards)
     if found is not None:
         fills = "all that a step has here" if found.tokens >= share else f"a step has {share:,} here"
         return Setting(found.tokens, found.gradient_checkpointing, f"{found.memory} of the GPU's {gpu_bytes / GIB:.1f}; {fills}")
-    remedies = [
-        ("train.gradient_checkpointing=true", config.model.precision, True, shards),
+    remedies: list[tuple[str, Precision, bool | None, int]] = [
+        ("train.gradient_checkpointing=true", precision, True, shards),
         ("model.precision=nf4", "nf4", asked, shards),
         ("model.precision=nf4 train.gradient_checkpointing=true", "nf4", True, shards),
     ]
     if world_size > 1 and shards == 1:
-        file = "--config_file accelerate_configs/multi_gpu_fsdp2_qlora.yaml"
-        remedies += [(file, config.model.precision, True, world_size), (f"{file} and model.precision=nf4", "nf4", True, world_size)]
-    least = estimate(
-        shape,
-        config.model.precision,
-        config.lora.r,
-        config.lora.targets,
-        config.data.max_length,
-        True if asked is None else asked,
-        labels,
-        shards,
-        lora_dropout=config.lora.dropout,
-        fused=config.model.decoder == "fused",
-    )
+        words = f"--config_file {_SHARDED}" + (" and model.precision=nf4" if precision == "fp8" else "")
+        remedies.append((words, "nf4" if precision == "fp8" else precision, asked, world_size))
     fitting = (words for words, *settings in remedies if largest(*settings) is not None)  # type: ignore[arg-type]
     raise WrongRequest(
-        f"The GPU's {gpu_bytes / GIB:.1f} GiB are too small for {config.model.base} in {config.model.precision}: one post of "
-        f"{config.data.max_length} tokens at a time takes {least}. Type "
-        f"{next(fitting, 'a smaller model.base, or take a larger GPU (emotion-launch plan names those that fit)')}."
+        f"The GPU's {gpu_bytes / GIB:.1f} GiB are too small for {config.model.base} in {precision}, even with one post of {longest} tokens "
+        f"at a time; type {next(fitting, 'a smaller model.base, or take a larger GPU (emotion-launch plan names those that fit)')}."
     )
