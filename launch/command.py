@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, Config
+from emotion_train.config import Config
 from emotion_train.errors import WrongRequest
 from launch.topology import Gpu, Topology, read_topology
 
@@ -143,7 +143,7 @@ def _options(config: Config, world_size: int, whole: str) -> list[_Option]:
     def needs(shards: int) -> MemoryEstimate:
         lora, train, auto = config.lora, config.train, config.train.tokens_per_microbatch == "auto"
         tokens = max(WORTHWHILE_TOKENS, config.data.max_length) if auto else train.microbatch_tokens  # auto: what it may come down to
-        again = train.gradient_checkpointing or (auto and "gradient_checkpointing" not in train.model_fields_set)
+        again = train.gradient_checkpointing or _may_recompute(config)
         return estimate(
             shape,
             config.model.precision,
@@ -168,6 +168,11 @@ def _options(config: Config, world_size: int, whole: str) -> list[_Option]:
     return options
 
 
+def _may_recompute(config: Config) -> bool:
+    """Whether the trainer chooses."""
+    return config.train.tokens_per_microbatch == "auto" and "gradient_checkpointing" not in config.train.model_fields_set
+
+
 def _shape(base: str) -> Shape | None:
     from emotion_train.base import BaseFiles
     from emotion_train.memory import Shape
@@ -183,16 +188,18 @@ def _shape(base: str) -> Shape | None:
 def _remedy(config: Config, world_size: int, whole: str, usable: int) -> str:
     """The nearest setting with which it fits: recomputing, then smaller micro-batches, then 4 bits."""
     given = config.train.tokens_per_microbatch
-    tokens = [DEFAULT_TOKENS_PER_MICROBATCH if given == "auto" else given]
-    while tokens[-1] // 2 >= max(config.data.max_length, 256):
-        tokens.append(tokens[-1] // 2)
+    tokens, less = [given], 0 if given == "auto" else given
+    while (less := less // 2) >= max(config.data.max_length, 256):
+        tokens.append(less)
     for precision in dict.fromkeys((config.model.precision, "nf4")):
         for again, count in product((config.train.gradient_checkpointing, True), tokens):
             train = config.train.model_copy(update={"gradient_checkpointing": again, "tokens_per_microbatch": count})
             changed = config.model_copy(update={"train": train, "model": config.model.model_copy(update={"precision": precision})})
             if min(option.total for option in _options(changed, world_size, whole)) <= usable:
                 words = [] if precision == config.model.precision else [f"model.precision={precision}"]
-                words += [] if again == config.train.gradient_checkpointing else [f"train.gradient_checkpointing={str(again).lower()}"]
+                words += (
+                    [] if again == config.train.gradient_checkpointing or _may_recompute(config) else ["train.gradient_checkpointing=true"]
+                )
                 words += [] if count == given else [f"train.tokens_per_microbatch={count}"]
                 return " ".join(words)
     return "a smaller model.base, or take larger or more GPUs"
