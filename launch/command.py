@@ -197,9 +197,8 @@ def _remedy(config: Config, world_size: int, whole: str, usable: int) -> str:
             changed = config.model_copy(update={"train": train, "model": config.model.model_copy(update={"precision": precision})})
             if min(option.total for option in _options(changed, world_size, whole)) <= usable:
                 words = [] if precision == config.model.precision else [f"model.precision={precision}"]
-                words += (
-                    [] if again == config.train.gradient_checkpointing or _may_recompute(config) else ["train.gradient_checkpointing=true"]
-                )
+                said = again == config.train.gradient_checkpointing or _may_recompute(config)
+                words += [] if said else ["train.gradient_checkpointing=true"]
                 words += [] if count == given else [f"train.tokens_per_microbatch={count}"]
                 return " ".join(words)
     return "a smaller model.base, or take larger or more GPUs"

@@ -432,6 +432,7 @@ def _memory(config: Config, target: Target | None, index: Callable[[], Index]) -
             most_tokens=tokens,
             lora_dropout=lora.dropout,
             fused=fused,
+            gradient_checkpointing=again if auto else None,
         )
         if found is not None:
             words = [f"model.precision={one}"] if one != precision else []

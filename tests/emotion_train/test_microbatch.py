@@ -136,6 +136,15 @@ def test_the_smallest_gpu_of_all_ranks_decides(folder: Path, monkeypatch: pytest
     assert mixed.microbatch_tokens <= small_alone.microbatch_tokens < alone.microbatch_tokens
 
 
+@pytest.mark.gpu
+def test_a_gpu_s_memory_is_read_less_what_others_hold() -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    before = microbatch.memory_of(torch.device("cuda"))
+    held = torch.empty(GIB, dtype=torch.uint8, device="cuda")
+    assert 0.5 * total < before <= total
+    assert microbatch.memory_of(torch.device("cuda")) == pytest.approx(before, abs=GIB // 2), held.device  # its own is no other's
+
+
 def test_without_a_gpu_auto_is_the_default(folder: Path) -> None:
     said: list[str] = []
     assert settled(folder, [None], said).train.tokens_per_microbatch == 4096
