@@ -196,8 +196,8 @@ def best_settings(
         fitting = [
             with_settings(config, shape, work, kind, count, offer, spot, one, found, shards)
             for one in candidates
-            if (shards == 1 or one != "fp8")  # which is computed from whole weights
-            and (found := _microbatch(config, shape, work, kind, count, one, shards)) is not None
+            if shards == 1 or one != "fp8"  # which is computed from whole weights
+            for found in _microbatches(config, shape, work, kind, count, one, shards)
         ]
         if fitting:
             return min(fitting, key=lambda choice: choice.hours)
@@ -224,26 +224,32 @@ def offered_precisions() -> tuple[str, ...]:
     return get_args(ModelSection.model_fields["precision"].annotation)
 
 
-def _microbatch(
+def _microbatches(
     config: Config, shape: Shape, work: Work, kind: GpuKind, count: int, precision: Precision, shards: int
-) -> MicroBatch | None:
-    """The largest micro-batch that fits, cut to what a GPU's share of a step can fill."""
+) -> Iterator[MicroBatch]:
+    """The largest that fits, cut to what a GPU's share of a step can fill; where it is cut by the memory, also that with recomputation."""
     share = max(sum(posts) for step in work.shares(count) for posts in step)
-    most = math.ceil(max(share, work.max_length) / TOKEN_QUANTUM) * TOKEN_QUANTUM
-    return largest_microbatch(
-        shape,
-        precision,
-        config.lora.r,
-        config.lora.targets,
-        work.labels,
-        kind.memory_bytes,
-        longest_post=work.max_length,
-        most_tokens=min(MOST_TOKENS, most),
-        lora_dropout=config.lora.dropout,
-        fused=fused(config),
-        shards=shards,
-        processes=count,
-    )
+    most = min(MOST_TOKENS, math.ceil(max(share, work.max_length) / TOKEN_QUANTUM) * TOKEN_QUANTUM)
+    for again in (False, True):
+        found = largest_microbatch(
+            shape,
+            precision,
+            config.lora.r,
+            config.lora.targets,
+            work.labels,
+            kind.memory_bytes,
+            longest_post=work.max_length,
+            most_tokens=most,
+            lora_dropout=config.lora.dropout,
+            fused=fused(config),
+            shards=shards,
+            processes=count,
+            gradient_checkpointing=again,
+        )
+        if found is not None:
+            yield found
+            if found.tokens >= most:
+                return
 
 
 def _memory(

@@ -22,7 +22,7 @@ from emotion_train.prepare import prepare
 from emotion_train.storage import open_store
 from launch.cli import main
 from launch.gpus import COUNTS, GPU_KINDS, GpuKind, kind_of
-from launch.plan import Choice, Plan, Spot, Work, best_settings, hours_with_preemptions, make_plan, on_other_gpus, precisions
+from launch.plan import Choice, Plan, Spot, Work, best_settings, hours_with_preemptions, make_plan, on_other_gpus, precisions, with_settings
 from launch.prices import NO_PRICES, Offer, Prices, Quote
 from launch.speed import Speed
 from launch.task_file import rewritten
@@ -142,6 +142,21 @@ def test_a_micro_batch_is_no_larger_than_what_a_step_fills() -> None:
     assert isinstance(found, Choice)
     most = max(sum(posts) for step in some_work(batch=64).shares(1) for posts in step)
     assert most <= found.tokens_per_microbatch < most + 256
+
+
+def test_whether_to_recompute_is_decided_by_the_time_it_takes() -> None:
+    """Of 24 GB cards the one with the slower memory, for which unpacking the weights often costs more than computing twice."""
+    config, work = some_config("train.global_batch_size=448"), some_work()
+    for kind in ("L4", "A10G"):
+        chosen = best_settings(config, MISTRAL_SMALL, work, KINDS[kind], 1, Offer(), Spot(), "nf4")
+        assert isinstance(chosen, Choice)
+        for again in (False, True):
+            found = largest_microbatch(
+                MISTRAL_SMALL, "nf4", 16, ATTENTION, 15, KINDS[kind].memory_bytes, most_tokens=8192, gradient_checkpointing=again
+            )
+            assert found is not None
+            other = with_settings(config, MISTRAL_SMALL, work, KINDS[kind], 1, Offer(), Spot(), "nf4", found)
+            assert chosen.hours <= other.hours
 
 
 def test_every_post_of_a_step_has_one_gpu() -> None:
