@@ -144,7 +144,7 @@ def start(config: Config, variant: Variant, stack: ExitStack) -> Trainer:
         PostTokenizer.load(config.model.base, config.data.max_length),
         class_weights(split.label_counts, config.loss.class_weights),
         global_batch_size=config.train.global_batch_size,
-        tokens_per_microbatch=config.train.tokens_per_microbatch,
+        tokens_per_microbatch=config.train.microbatch_tokens,
     )
     stack.enter_context(loader)
     trainer = Trainer(config, index, accelerator, Ranks(), model, loader, loader, None, base, datetime.now(UTC))

@@ -1,11 +1,16 @@
 """Does a step take the memory and the time that are planned? Blocks of Mistral Small 3.1's shape, planned beside measured.
 
-    python benchmarks/memory_plan.py                   # on a machine with one NVIDIA GPU of 80 GB or more, under 3 minutes
-    python benchmarks/memory_plan.py --only 4 --compile
+    python benchmarks/memory_plan.py                # on a machine with one NVIDIA GPU of 80 GB or more, under 2 minutes
+    python benchmarks/memory_plan.py --only 4
+    python benchmarks/memory_plan.py --cap 24 80    # all 40 blocks in nf4, as cards of 24 and of 80 GB would train them
 
-The program's own classifier with random weights that are drawn on the GPU, 4 to 40 blocks of the real width, posts of 18 tokens. A row
-takes two whole steps (forward, backward, clipping, AdamW); its peak is PyTorch's `max_memory_allocated` over the second, its seconds are
-the mean of three more. Rows that the plan says do not fit are left out.
+The program's own classifier and decoder with random weights that are drawn on the GPU, posts of 18 tokens. A row takes two whole steps
+(forward, backward, clipping, AdamW); its peak is PyTorch's `max_memory_allocated` over the second, its seconds are the mean of three more.
+Rows that the plan says do not fit are left out.
+
+With --cap the process may take no more of the GPU than a card with so many GB has beside its context (PyTorch's per-process fraction), and
+trains with the setting that `train.tokens_per_microbatch: auto` takes there: a row is there when no step ran out of memory. The seconds
+are this GPU's, not that card's.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby, pairwise
@@ -23,20 +29,22 @@ from torch import nn
 
 from emotion_train.config import LoraSection
 from emotion_train.loss import weighted_loss_sum
-from emotion_train.memory import GIB, MemoryEstimate, Shape, estimate, usable_bytes
-from emotion_train.model.attention import _HAS_GQA, Segments
+from emotion_train.memory import GIB, MemoryEstimate, Shape, estimate, largest_microbatch, usable_bytes
+from emotion_train.model.attention import HAS_GQA, Segments
 from emotion_train.model.head import EmotionClassifier, init_head
 from emotion_train.model.load import HEAD, _place, _skeleton
 from emotion_train.model.lora import attach_lora
 from emotion_train.model.precision import Precision, formats
 from emotion_train.publish import versions
-from launch.gpus import GpuKind, kind_of
+from launch.gpus import GPU_KINDS, GpuKind, kind_of
 from launch.speed import Speed
 
 LABELS = 15
 POST = 18
 LONGEST_POST = 128
+RESERVED = 0.75 * GIB  # of a card, for what is no memory of PyTorch
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+CARDS = {24: "A10G", 40: "A100", 48: "L40S", 80: "H100"}  # GB in its name: the kind whose memory it stands for
 WIDTH = {
     **{"hidden_size": 5120, "intermediate_size": 32_768, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
     **{"vocab_size": 131_072, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "sliding_window": None},
@@ -51,73 +59,123 @@ class Row:
     dropout: float
     tokens: int
     recompute: bool
+    fused: bool = True
 
     @property
-    def model(self) -> tuple[Precision, int, tuple[str, ...] | str, float]:
-        return self.precision, self.layers, self.targets, self.dropout
+    def model(self) -> tuple[Precision, int, tuple[str, ...] | str, float, bool]:
+        return self.precision, self.layers, self.targets, self.dropout, self.fused
+
+    @property
+    def shape(self) -> Shape:
+        return Shape.of({**WIDTH, "model_type": "mistral", "num_hidden_layers": self.layers})
+
+    @property
+    def planned(self) -> MemoryEstimate:
+        return estimate(
+            self.shape,
+            self.precision,
+            16,
+            self.targets,
+            self.tokens,
+            self.recompute,
+            LABELS,
+            lora_dropout=self.dropout,
+            fused=self.fused,
+            repeated_keys=not HAS_GQA,
+        )
 
 
-# rows of one model stand together; recomputing ones last, since it is not switched off again
+# Rows of one model stand together; recomputing ones last, since it is not switched off again.
 ROWS = (
+    Row("nf4", 4, ATTENTION, 0.05, 4096, False),
     Row("nf4", 4, ATTENTION, 0.05, 8192, False),
-    Row("nf4", 12, ATTENTION, 0.05, 4096, False),
-    Row("nf4", 12, ATTENTION, 0.05, 8192, False),
-    Row("nf4", 12, ATTENTION, 0.05, 12_288, False),
-    Row("nf4", 12, ATTENTION, 0.05, 16_384, True),
-    Row("nf4", 12, ATTENTION, 0.0, 8192, False),
-    Row("nf4", 12, "all-linear", 0.05, 8192, False),
-    Row("nf4", 12, "all-linear", 0.05, 8192, True),
+    Row("nf4", 4, ATTENTION, 0.05, 16_384, False),
+    Row("nf4", 4, ATTENTION, 0.05, 16_384, True),
+    Row("nf4", 4, "all-linear", 0.05, 8192, False),
+    Row("nf4", 4, "all-linear", 0.05, 8192, True),
+    Row("bf16", 4, ATTENTION, 0.05, 4096, False),
     Row("bf16", 4, ATTENTION, 0.05, 8192, False),
-    Row("bf16", 12, ATTENTION, 0.05, 4096, False),
-    Row("bf16", 12, ATTENTION, 0.05, 8192, False),
-    Row("bf16", 12, "all-linear", 0.05, 4096, False),
-    Row("bf16", 12, "all-linear", 0.05, 8192, True),
-    Row("nf4", 40, ATTENTION, 0.05, 2048, False),
-    Row("nf4", 40, ATTENTION, 0.05, 4096, False),
-    Row("nf4", 40, ATTENTION, 0.05, 8192, True),
+    Row("bf16", 4, ATTENTION, 0.05, 8192, True),
+    Row("bf16", 4, "all-linear", 0.0, 8192, False),
+    Row("bf16", 4, "all-linear", 0.05, 8192, False),
+    Row("bf16", 4, "all-linear", 0.05, 8192, True),
+    Row("fp8", 4, ATTENTION, 0.05, 4096, False),
+    Row("fp8", 4, ATTENTION, 0.05, 8192, False),
+    Row("fp8", 4, ATTENTION, 0.05, 8192, True),
+    Row("fp8", 4, "all-linear", 0.05, 8192, False),
+    Row("nf4", 4, ATTENTION, 0.05, 8192, False, fused=False),
+    Row("nf4", 12, ATTENTION, 0.05, 2048, False),
+    Row("nf4", 12, ATTENTION, 0.05, 8192, False),
+    Row("nf4", 12, ATTENTION, 0.05, 8192, True),
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=int, metavar="BLOCKS", help="only the rows with so many blocks")
-    parser.add_argument("--compile", action="store_true", help="compile each block, and compare with the plan for compiled blocks")
+    parser.add_argument("--cap", type=int, nargs="+", choices=CARDS, metavar="GB", help=f"cards to stand for: {', '.join(map(str, CARDS))}")
     arguments = parser.parse_args()
     kind = kind_of(torch.cuda.get_device_name())
-    rows = [row for row in ROWS if arguments.only in (None, row.layers)]
-    print("| base | blocks | adapters on | dropout | tokens | recompute | planned, GiB | measured | off | planned, s | measured | off |")
-    print("|---|--:|---|--:|--:|---|--:|--:|--:|--:|--:|--:|")
-    for model_of, group in groupby(rows, key=lambda row: row.model):
-        fitting = [row for row in group if planned(row, arguments.compile).total <= usable_bytes(torch.cuda.mem_get_info()[1])]
-        if fitting:
-            model = random_classifier(*model_of, "cuda")
-            if arguments.compile:
-                compile_blocks(model)
-            for row in fitting:
-                print(line(row, kind, *measure(model, row, arguments.compile), arguments.compile), flush=True)
-            del model
-            gc.collect()
-            torch.cuda.empty_cache()
+    if arguments.cap:
+        caps(arguments.cap)
+    else:
+        print(
+            "| base | blocks | adapters on | dropout | tokens | recompute | planned, GiB | measured | off | planned, s | measured | off |"
+        )
+        print("|---|--:|---|--:|--:|---|--:|--:|--:|--:|--:|--:|")
+        for row, peak, seconds in measured(row for row in ROWS if arguments.only in (None, row.layers)):
+            print(line(row, kind, peak, seconds), flush=True)
     print(f"\n{torch.cuda.get_device_name()}; {datetime.now(UTC):%Y-%m-%d}; {', '.join(f'{k} {v}' for k, v in versions().items())}")
 
 
-def planned(row: Row, compiled: bool) -> MemoryEstimate:
-    return estimate(
-        Shape.of({**WIDTH, "num_hidden_layers": row.layers}),
-        row.precision,
-        16,
-        row.targets,
-        row.tokens,
-        row.recompute,
-        LABELS,
-        lora_dropout=row.dropout,
-        compiled=compiled,
-        repeated_keys=not _HAS_GQA,
-    )
+def measured(rows: Iterator[Row]) -> Iterator[tuple[Row, int, float]]:
+    """Each row with the peak bytes of a step and the seconds of one; one model at a time."""
+    for model_of, group in groupby(rows, key=lambda row: row.model):
+        fitting = [row for row in group if row.planned.total <= usable_bytes(torch.cuda.mem_get_info()[1])]
+        if fitting:
+            model = random_classifier(*model_of, "cuda")
+            for row in fitting:
+                yield (row, *measure(model, row))
+            del model
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def caps(cards: list[int]) -> None:
+    """Train the whole size in nf4 on a part of this GPU as large as these cards, with the planned setting."""
+    print("| card | usable, GiB | adapters on | tokens | recompute | planned, GiB | measured | held by PyTorch | s of a step here |")
+    print("|---|--:|---|--:|---|--:|--:|--:|--:|")
+    kinds = {kind.name: kind for kind in GPU_KINDS}
+    for targets in (ATTENTION, "all-linear"):
+        model = random_classifier("nf4", 40, targets, 0.05, True, "cuda")
+        for card in sorted(cards, reverse=True):  # smaller ones later, since recomputation is not switched off again
+            memory = min(kinds[CARDS[card]].memory_bytes, torch.cuda.mem_get_info()[1])
+            found = largest_microbatch(Row("nf4", 40, targets, 0.05, 1, False).shape, "nf4", 16, targets, LABELS, memory)
+            if found is None:
+                print(f"| {card} GB | does not fit |")
+                continue
+            row = Row("nf4", 40, targets, 0.05, found.tokens, found.gradient_checkpointing)
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction((memory - RESERVED) / torch.cuda.mem_get_info()[1])
+            torch.cuda.reset_peak_memory_stats()
+            peak, seconds = measure(model, row)
+            cells = [f"{card} GB", f"{usable_bytes(memory) / GIB:.1f}", name_of(targets), f"{row.tokens:,}", "yes" if row.recompute else ""]
+            cells += [
+                f"{row.planned.total / GIB:.1f}",
+                f"{peak / GIB:.1f}",
+                f"{torch.cuda.max_memory_reserved() / GIB:.1f}",
+                f"{seconds:.2f}",
+            ]
+            print(f"| {' | '.join(cells)} |", flush=True)
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        del model
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def random_classifier(
-    precision: Precision, layers: int, targets: tuple[str, ...] | str, dropout: float, device: str, **width: int
+    precision: Precision, layers: int, targets: tuple[str, ...] | str, dropout: float, fused: bool, device: str, **width: int
 ) -> EmotionClassifier:
     """As `build_classifier` makes it, of weights that are drawn where they will lie."""
     from transformers import AutoConfig
@@ -136,22 +194,19 @@ def random_classifier(
     network.is_loaded_in_4bit = kind.quantised
     init_head(network, 0)
     lora = LoraSection(r=16, dropout=dropout, targets=targets)  # type: ignore[arg-type]
-    return EmotionClassifier(attach_lora(network, lora, 0), precision).train()
+    model = EmotionClassifier(attach_lora(network, lora, 0), precision).train()
+    if fused:
+        model.fuse()
+    return model
 
 
-def compile_blocks(model: EmotionClassifier) -> None:
-    torch.compiler.reset()
-    for block in model.layers:
-        block.compile(dynamic=False)
-
-
-def measure(model: EmotionClassifier, row: Row, compiled: bool) -> tuple[int, float]:
+def measure(model: EmotionClassifier, row: Row) -> tuple[int, float]:
     """Peak bytes of a step, and seconds of one."""
     if row.recompute:
         model.enable_gradient_checkpointing()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=model.device.type == "cuda")
-    batch = a_batch(row.tokens, model, compiled)
+    batch = a_batch(row.tokens, model)
     step(model, optimizer, batch)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -165,16 +220,14 @@ def measure(model: EmotionClassifier, row: Row, compiled: bool) -> tuple[int, fl
     return peak, (time.perf_counter() - began) / 3
 
 
-def a_batch(
-    tokens: int, model: EmotionClassifier, compiled: bool
-) -> tuple[torch.Tensor, torch.Tensor, Segments, torch.Tensor, torch.Tensor]:
+def a_batch(tokens: int, model: EmotionClassifier) -> tuple[torch.Tensor, torch.Tensor, Segments, torch.Tensor, torch.Tensor]:
     """Ids, positions, segments, last tokens and labels of a full pack."""
     device = model.device
     boundaries = [*range(0, tokens, POST), tokens]
     rng = np.random.default_rng(0)
     ids = torch.from_numpy(rng.integers(20, model.classifier.config.vocab_size, (1, tokens))).to(device)
     positions = torch.cat([torch.arange(b - a) for a, b in pairwise(boundaries)])[None].to(device)
-    segments = Segments.of(boundaries, device, max_length=LONGEST_POST, entries=len(boundaries) + 8 if compiled else None)
+    segments = Segments.of(boundaries, device, max_length=LONGEST_POST)
     last = torch.tensor(boundaries[1:], device=device) - 1
     return ids, positions, segments, last, torch.from_numpy(rng.integers(0, LABELS, len(last))).to(device)
 
@@ -193,13 +246,18 @@ def step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def line(row: Row, kind: GpuKind | None, peak: int, seconds: float, compiled: bool) -> str:
-    memory = planned(row, compiled).total
-    shape = Shape.of({**WIDTH, "num_hidden_layers": row.layers})
-    cells = [row.precision, str(row.layers), "all" if row.targets == "all-linear" else "q, k, v, o", f"{row.dropout:g}", f"{row.tokens:,}"]
-    cells += ["yes" if row.recompute else "", f"{memory / GIB:.1f}", f"{peak / GIB:.1f}", f"{memory / peak - 1:+.1%}"]
+def name_of(targets: tuple[str, ...] | str) -> str:
+    return "all" if targets == "all-linear" else "q, k, v, o"
+
+
+def line(row: Row, kind: GpuKind | None, peak: int, seconds: float) -> str:
+    memory = row.planned.total
+    cells = [row.precision if row.fused else f"{row.precision}, stock", str(row.layers), name_of(row.targets), f"{row.dropout:g}"]
+    cells += [f"{row.tokens:,}", "yes" if row.recompute else "", f"{memory / GIB:.1f}", f"{peak / GIB:.1f}", f"{memory / peak - 1:+.1%}"]
     if kind is not None:
-        expected = Speed(kind, shape, row.precision, 16, row.targets, row.recompute, compiled).microbatch_s(row.tokens)
+        # two processes: this loop records no graphs, whatever the size
+        speed = Speed(kind, row.shape, row.precision, 16, row.targets, row.recompute, row.fused, processes=2)
+        expected = speed.microbatch_s(row.tokens)
         cells += [f"{expected:.3f}", f"{seconds:.3f}", f"{expected / seconds - 1:+.1%}"]
     else:
         cells += ["", f"{seconds:.3f}", ""]

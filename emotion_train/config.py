@@ -22,6 +22,7 @@ ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR_LAYERS = (*ATTENTION_PROJECTIONS, "gate_proj", "up_proj", "down_proj")
 Precision = Literal["nf4", "bf16", "fp8", "fp32"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
+DEFAULT_TOKENS_PER_MICROBATCH = 4096
 
 
 class Section(BaseModel):
@@ -90,7 +91,10 @@ class LossSection(Section):
 class TrainSection(Section):
     epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training split.")
     global_batch_size: int = Field(64, ge=1, le=1_000_000, description="Examples per optimizer step over all GPUs.")
-    tokens_per_microbatch: int = Field(4096, ge=8, le=1_048_576, description="Tokens of one packed forward pass on one GPU.")
+    tokens_per_microbatch: Literal["auto"] | Annotated[int, Field(ge=8, le=1_048_576)] = Field(
+        DEFAULT_TOKENS_PER_MICROBATCH,
+        description="Tokens of one packed forward pass on one GPU; auto = what fits it, recomputing where that is the only way.",
+    )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate of adapter and head.")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly from 0.")
     weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW's decoupled weight decay.")
@@ -98,6 +102,12 @@ class TrainSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third slower."
     )
+
+    @property
+    def microbatch_tokens(self) -> int:
+        """`tokens_per_microbatch`, once it is a number."""
+        assert self.tokens_per_microbatch != "auto", "settled before anything is packed"
+        return self.tokens_per_microbatch
 
 
 class EvaluationSection(Section):
@@ -163,9 +173,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _post_fits_a_microbatch(self) -> Config:
-        if self.data.max_length > self.train.tokens_per_microbatch:
+        tokens = self.train.tokens_per_microbatch
+        if tokens != "auto" and self.data.max_length > tokens:
             raise ValueError(
-                f"train.tokens_per_microbatch is {self.train.tokens_per_microbatch} and data.max_length is {self.data.max_length}; "
+                f"train.tokens_per_microbatch is {tokens} and data.max_length is {self.data.max_length}; "
                 "one post must fit one micro-batch: raise the former or lower the latter"
             )
         return self
@@ -192,12 +203,12 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
         try:
             return Config.model_validate(values)
         except ValidationError as error:
-            problems += [line for item in error.errors() for line in _describe(item)]
+            problems += [line for item in _one_per_field(error.errors()) for line in _describe(item)]
     else:  # report the values' problems together with the keys'
         try:
             Config.model_validate(values)
         except ValidationError as error:
-            problems += [line for item in error.errors() if item["type"] != "extra_forbidden" for line in _describe(item)]
+            problems += [line for item in _one_per_field(error.errors()) if item["type"] != "extra_forbidden" for line in _describe(item)]
     source = f"{path}" if path is not None else "the command line"
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise WrongRequest(f"The configuration from {source} has {count}:\n" + "\n".join(f"  - {line}" for line in problems))
@@ -298,8 +309,24 @@ def _suggest(name: str, candidates: list[str]) -> str:
     return f"; sections are {', '.join(Config.model_fields)}"
 
 
+def _one_per_field(items: Iterable[Any]) -> list[Any]:
+    """The errors, where a field takes a word or a number and got neither as one: the number's, with the words that are allowed."""
+    found: list[Any] = []
+    for item in items:
+        if found and found[-1]["type"] == "literal_error" and _place(found[-1]) == _place(item):
+            words = found.pop()["ctx"]["expected"]
+            found.append({**item, "msg": f"{item['msg']}, or {words}"})
+        else:
+            found.append(item)
+    return found
+
+
+def _place(item: Any) -> str:
+    return ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple", "function", "constrained")))
+
+
 def _describe(item: Any) -> list[str]:
-    place = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple", "function", "constrained")))
+    place = _place(item)
     if item["type"] == "missing":
         fields = _section_type(place).model_fields if place in Config.model_fields else None
         missing = [place] if fields is None else [f"{place}.{name}" for name, field in fields.items() if field.is_required()]

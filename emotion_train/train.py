@@ -119,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from emotion_train.data.tokenization import PostTokenizer
     from emotion_train.interruption import Interruptions
+    from emotion_train.microbatch import settle
     from emotion_train.ranks import is_about_contact, lost_contact
 
     with ExitStack() as stack:
@@ -133,6 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
         if published := ranks.on_main(lambda: _look_before_claiming(config, index, output_store, arguments.allow_unfenced)):
             return _say_published(output_store, run_id, published, ranks.is_main)
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
+        config = settle(config, index, data_store, tokenizer, engine, ranks, accelerator.device, _say)
         again = _command(arguments, run_id, accelerator.device.type)
         job = Job(config, index, data_store, output_store, run_id, accelerator, engine, ranks, interruptions, tokenizer, started, again)
         claimed: list[Claimed] = []  # stays empty on ranks other than 0
@@ -165,7 +167,7 @@ def _too_small(config: Config) -> str:
     """The sentence for a GPU that is too small, with the nearest setting that needs less."""
     import torch
 
-    tokens = config.train.tokens_per_microbatch
+    tokens = config.train.microbatch_tokens
     remedies = [f"train.tokens_per_microbatch={tokens // 2}"] if tokens // 2 >= config.data.max_length else []
     remedies += [] if config.train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
     remedies += [] if config.model.precision == "nf4" else ["model.precision=nf4"]
@@ -446,7 +448,7 @@ def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_
             job.tokenizer,
             weights_C,
             global_batch_size=batch_size,
-            tokens_per_microbatch=job.config.train.tokens_per_microbatch,
+            tokens_per_microbatch=job.config.train.microbatch_tokens,
             fill_multiple=fill_multiple(job.accelerator.device),
             rank=job.ranks.rank,
             world_size=job.ranks.world_size,

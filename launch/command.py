@@ -134,16 +134,27 @@ def _by_memory(topology: Topology, config: Config) -> tuple[str, str]:
 
 def _options(config: Config, world_size: int, whole: str) -> list[_Option]:
     """In the order of preference; empty where the base's shape cannot be read here."""
-    from emotion_train.memory import MemoryEstimate, estimate
+    from emotion_train.memory import WORTHWHILE_TOKENS, MemoryEstimate, estimate
 
     shape = _shape(config.model.base)
     if shape is None:
         return []
 
     def needs(shards: int) -> MemoryEstimate:
-        lora, train = config.lora, config.train
+        lora, train, auto = config.lora, config.train, config.train.tokens_per_microbatch == "auto"
+        tokens = max(WORTHWHILE_TOKENS, config.data.max_length) if auto else train.microbatch_tokens  # auto: what it may come down to
+        again = train.gradient_checkpointing or _may_recompute(config)
         return estimate(
-            shape, config.model.precision, lora.r, lora.targets, train.tokens_per_microbatch, train.gradient_checkpointing, _LABELS, shards
+            shape,
+            config.model.precision,
+            lora.r,
+            lora.targets,
+            tokens,
+            again,
+            _LABELS,
+            shards,
+            lora_dropout=lora.dropout,
+            fused=config.model.decoder == "fused",
         )
 
     one = needs(1)
@@ -155,6 +166,11 @@ def _options(config: Config, world_size: int, whole: str) -> list[_Option]:
             cut = needs(world_size)
             options.append(_Option("multi_gpu_fsdp2_qlora", "base cut", cut.weights, cut.optimizer, cut.activations, cut.overhead))
     return options
+
+
+def _may_recompute(config: Config) -> bool:
+    """Whether the trainer chooses."""
+    return config.train.tokens_per_microbatch == "auto" and "gradient_checkpointing" not in config.train.model_fields_set
 
 
 def _shape(base: str) -> Shape | None:
@@ -171,17 +187,19 @@ def _shape(base: str) -> Shape | None:
 
 def _remedy(config: Config, world_size: int, whole: str, usable: int) -> str:
     """The nearest setting with which it fits: recomputing, then smaller micro-batches, then 4 bits."""
-    tokens = [config.train.tokens_per_microbatch]
-    while tokens[-1] // 2 >= max(config.data.max_length, 256):
-        tokens.append(tokens[-1] // 2)
+    given = config.train.tokens_per_microbatch
+    tokens, less = [given], 0 if given == "auto" else given
+    while (less := less // 2) >= max(config.data.max_length, 256):
+        tokens.append(less)
     for precision in dict.fromkeys((config.model.precision, "nf4")):
         for again, count in product((config.train.gradient_checkpointing, True), tokens):
             train = config.train.model_copy(update={"gradient_checkpointing": again, "tokens_per_microbatch": count})
             changed = config.model_copy(update={"train": train, "model": config.model.model_copy(update={"precision": precision})})
             if min(option.total for option in _options(changed, world_size, whole)) <= usable:
                 words = [] if precision == config.model.precision else [f"model.precision={precision}"]
-                words += [] if again == config.train.gradient_checkpointing else [f"train.gradient_checkpointing={str(again).lower()}"]
-                words += [] if count == tokens[0] else [f"train.tokens_per_microbatch={count}"]
+                said = again == config.train.gradient_checkpointing or _may_recompute(config)
+                words += [] if said else ["train.gradient_checkpointing=true"]
+                words += [] if count == given else [f"train.tokens_per_microbatch={count}"]
                 return " ".join(words)
     return "a smaller model.base, or take larger or more GPUs"
 

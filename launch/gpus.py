@@ -4,8 +4,8 @@
 (with sparsity they print twice the rate): L4 https://www.nvidia.com/en-us/data-center/l4/, A10G as in
 https://aws.amazon.com/ec2/instance-types/g5/ (A10 with 70 of 125 TFLOP/s), L40S https://www.nvidia.com/en-us/data-center/l40s/, A100
 https://www.nvidia.com/en-us/data-center/a100/, H100 and H200 in their SXM form https://www.nvidia.com/en-us/data-center/h200/, B200 as an
-eighth of https://www.nvidia.com/en-us/data-center/dgx-b200/. Only the H200 was measured with this program: for the others a plan assumes
-the same fraction of these rates.
+eighth of https://www.nvidia.com/en-us/data-center/dgx-b200/. Only H100 and H200 were measured with this program: for the others a plan
+assumes the same fractions of these rates.
 """
 
 from __future__ import annotations

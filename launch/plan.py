@@ -22,6 +22,7 @@ from emotion_train.memory import (
     Precision,
     Shape,
     estimate,
+    is_fused,
     largest_microbatch,
     usable_bytes,
 )
@@ -29,7 +30,6 @@ from launch.gpus import COUNTS, GPU_KINDS, GpuKind
 from launch.prices import Offer, Prices
 from launch.speed import Speed
 
-COMPILED = False  # whether the trainer compiles its blocks on CUDA
 FILL = 128  # packs are filled up to a multiple of this many tokens on a GPU
 SCORED_AT_ONCE = 256  # posts of one rank in a step of scoring
 _MOST_STEPS_TRIED = 16
@@ -191,25 +191,32 @@ def best_settings(
     config: Config, shape: Shape, work: Work, kind: GpuKind, count: int, offer: Offer, spot: Spot, precision: Precision | None
 ) -> Choice | TooSmall:
     """The fastest precision and micro-batch that fit; a whole base on each GPU where it fits, else spread over them."""
-    candidates = [precision] if precision is not None else precisions(config, kind)
+    candidates = [precision] if precision is not None else precisions(config, shape, kind)
     for shards in (1, count) if count > 1 else (1,):
         fitting = [
             with_settings(config, shape, work, kind, count, offer, spot, one, found, shards)
             for one in candidates
-            if (found := _microbatch(config, shape, work, kind, count, one, shards)) is not None
+            if shards == 1 or one != "fp8"  # which is computed from whole weights
+            for found in _microbatches(config, shape, work, kind, count, one, shards)
         ]
         if fitting:
             return min(fitting, key=lambda choice: choice.hours)
-    least = [(_memory(config, shape, work, one, work.max_length, True, count), one) for one in candidates]
+    least = [(_memory(config, shape, work, one, work.max_length, True, 1 if one == "fp8" else count), one) for one in candidates]
     memory, smallest = min(least, key=lambda pair: pair[0].total)
     return TooSmall(kind, count, smallest, memory)
 
 
-def precisions(config: Config, kind: GpuKind) -> list[Precision]:
-    """What the trainer offers on this GPU; float32 only where the config asks for it, since it is 16 times slower."""
+def precisions(config: Config, shape: Shape, kind: GpuKind) -> list[Precision]:
+    """What the trainer offers of this base on this GPU; float32 only where the config asks for it, since it is 16 times slower."""
     if config.model.precision == "fp32":
         return ["fp32"]
-    return [one for one in ("nf4", "bf16", "fp8") if one in offered_precisions() and (one != "fp8" or kind.fp8)]
+    fp8 = kind.fp8 and fused(config) and is_fused(shape, "fp8")
+    return [one for one in ("nf4", "bf16", "fp8") if one in offered_precisions() and (one != "fp8" or fp8)]
+
+
+def fused(config: Config) -> bool:
+    """Whether the config leaves the fused decoder on, which is then used where it fits."""
+    return config.model.decoder == "fused"
 
 
 def offered_precisions() -> tuple[str, ...]:
@@ -217,25 +224,32 @@ def offered_precisions() -> tuple[str, ...]:
     return get_args(ModelSection.model_fields["precision"].annotation)
 
 
-def _microbatch(
+def _microbatches(
     config: Config, shape: Shape, work: Work, kind: GpuKind, count: int, precision: Precision, shards: int
-) -> MicroBatch | None:
-    """The largest micro-batch that fits, cut to what a GPU's share of a step can fill."""
+) -> Iterator[MicroBatch]:
+    """The largest that fits, cut to what a GPU's share of a step can fill; where it is cut by the memory, also that with recomputation."""
     share = max(sum(posts) for step in work.shares(count) for posts in step)
-    most = math.ceil(max(share, work.max_length) / TOKEN_QUANTUM) * TOKEN_QUANTUM
-    return largest_microbatch(
-        shape,
-        precision,
-        config.lora.r,
-        config.lora.targets,
-        work.labels,
-        kind.memory_bytes,
-        longest_post=work.max_length,
-        most_tokens=min(MOST_TOKENS, most),
-        lora_dropout=config.lora.dropout,
-        compiled=COMPILED,
-        shards=shards,
-    )
+    most = min(MOST_TOKENS, math.ceil(max(share, work.max_length) / TOKEN_QUANTUM) * TOKEN_QUANTUM)
+    for again in (False, True):
+        found = largest_microbatch(
+            shape,
+            precision,
+            config.lora.r,
+            config.lora.targets,
+            work.labels,
+            kind.memory_bytes,
+            longest_post=work.max_length,
+            most_tokens=most,
+            lora_dropout=config.lora.dropout,
+            fused=fused(config),
+            shards=shards,
+            processes=count,
+            gradient_checkpointing=again,
+        )
+        if found is not None:
+            yield found
+            if found.tokens >= most:
+                return
 
 
 def _memory(
@@ -251,7 +265,7 @@ def _memory(
         work.labels,
         shards,
         lora_dropout=config.lora.dropout,
-        compiled=COMPILED,
+        fused=fused(config),
     )
 
 
@@ -268,7 +282,8 @@ def with_settings(
     shards: int = 1,
 ) -> Choice:
     """Time and dollars of these settings on these GPUs."""
-    speed = Speed(kind, shape, precision, config.lora.r, config.lora.targets, found.gradient_checkpointing, COMPILED, shards)
+    lora = config.lora
+    speed = Speed(kind, shape, precision, lora.r, lora.targets, found.gradient_checkpointing, fused(config), shards, count)
     step_s = _step_s(speed, work, count, found.tokens)
     size = min(work.global_batch_size, work.train_posts)
     steps = math.ceil(work.train_posts / work.global_batch_size) * work.epochs

@@ -36,7 +36,7 @@ def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spo
     console.print(f"prices: {prices.source}", markup=False)
     console.print(
         f"assumed: {spot.preemptions_per_hour:g} preemptions an hour, {spot.startup_minutes:g} minutes for each start and each recovery, a "
-        f"checkpoint every {spot.checkpoint_minutes:g} minutes; of GPUs other than the H200 the fraction of the bf16 rate measured on it",
+        f"checkpoint every {spot.checkpoint_minutes:g} minutes; of GPUs other than H100 and H200 the same fractions of their data sheets",
         markup=False,
     )
 

@@ -413,10 +413,12 @@ def _memory(config: Config, target: Target | None, index: Callable[[], Index]) -
     lora, train, precision = config.lora, config.train, config.model.precision
     available = target.memory_mib * MIB
     where = f"{target.name} with {available / GIB:.1f} GiB"
-    tokens, again = train.tokens_per_microbatch, train.gradient_checkpointing
-    memory = estimate(shape, precision, lora.r, lora.targets, tokens, again, labels, lora_dropout=lora.dropout)
+    auto, fused = train.tokens_per_microbatch == "auto", config.model.decoder == "fused"
+    tokens = config.data.max_length if auto else train.microbatch_tokens  # auto: what it may come down to
+    again = train.gradient_checkpointing or (auto and "gradient_checkpointing" not in train.model_fields_set)
+    memory = estimate(shape, precision, lora.r, lora.targets, tokens, again, labels, lora_dropout=lora.dropout, fused=fused)
     if memory.total <= usable_bytes(available):
-        return f"{memory} of {where}"
+        return f"{'at least ' if auto else ''}{memory} of {where}"
     problem = f"{config.model.base} in {precision} with {tokens} tokens a micro-batch takes {memory.total / GIB:.1f} GiB of {where}"
     for one in (precision, "nf4"):
         found = largest_microbatch(
@@ -429,6 +431,8 @@ def _memory(config: Config, target: Target | None, index: Callable[[], Index]) -
             longest_post=config.data.max_length,
             most_tokens=tokens,
             lora_dropout=lora.dropout,
+            fused=fused,
+            gradient_checkpointing=again if auto else None,
         )
         if found is not None:
             words = [f"model.precision={one}"] if one != precision else []

@@ -1,55 +1,55 @@
-"""Seconds of a micro-batch and of a step on a kind of GPU: three straight lines, calibrated on one H200.
+"""Seconds of a micro-batch and of a step on a kind of GPU: some straight lines, calibrated on one H100 and one H200.
 
     matrix products   4 x linear parameters x tokens (6 x with recomputation), at a fraction of the GPU's dense bf16 rate
+    passes            what the kernels between two products read and write, at a fraction of the memory's data-sheet rate
     weights           read for the forward and for the backward pass, and brought from nf4 to bf16 before, whatever the number of tokens
-    launching         the CPU's time to start the kernels of every block, which bounds small models and small micro-batches
+    launching         the CPU's time to start the kernels of every block, which bounds small models and small micro-batches; passes that
+                      are recorded as CUDA graphs (below 3 billion parameters, one process) cost the GPU's own time for a kernel instead
 
-The fractions come from one H200 (benchmarks/README.md, the shape of Mistral Small 3.1) and are assumed for every other GPU, so the order of
-two kinds is only as good as their data sheets. Tests hold the predictions to what was measured.
+The fused decoder's numbers are of one H100 80GB, those of transformers' modules of one H200 (benchmarks/README.md). For every other GPU
+the same fractions of its data sheet are assumed, so the order of two kinds is only as good as those: an L4, bound by its 72 W, may be
+slower. Tests hold the predictions to what was measured.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from emotion_train.memory import Precision, Shape, Targets, target_names, weight_bytes
+from emotion_train.memory import Precision, Shape, Targets, is_fused, is_recorded, target_names, weight_bytes
 from launch.gpus import GpuKind
 
-
-@dataclass(frozen=True)
-class _Rate:
-    """`eager` and `compiled`: fraction of the dense bf16 rate. A matrix product reads `bytes_per_weight`."""
-
-    eager: float
-    compiled: float
-    bytes_per_weight: float
-
-
-# Compiled blocks, useful TFLOP/s at two sizes of micro-batch, of 989 dense: nf4 555 at 8k and 583 at 12k tokens, bf16 570 at 4k and 593 at
-# 8k, fp8 913 and 964 likewise. Eager: this program in nf4, 5,172 tokens/s in packs of 8k; the other eager ones are not measured.
-_RATES: dict[Precision, _Rate] = {
-    "nf4": _Rate(eager=0.54, compiled=0.645, bytes_per_weight=2),
-    "bf16": _Rate(eager=0.54, compiled=0.615, bytes_per_weight=2),
-    "fp8": _Rate(eager=0.84, compiled=0.98, bytes_per_weight=1),
-    "fp32": _Rate(eager=0.05, compiled=0.055, bytes_per_weight=4),  # its own products, a sixteenth of bf16's rate
-}
+# Fractions of the dense bf16 rate. By the fused decoder what products alone sustain in the same session: 689 TFLOP/s in bf16 and 1,330 in
+# fp8 of 989. By transformers' modules what is between the products, too: this program in nf4 on one H200, 5,172 tokens/s in packs of 8k;
+# float32 has a sixteenth of bf16's rate.
+_FUSED: dict[Precision, float] = {"nf4": 0.697, "bf16": 0.697, "fp8": 1.345}
+_STOCK: dict[Precision, float] = {"nf4": 0.52, "bf16": 0.52, "fp32": 0.05}
+_BYTES_PER_WEIGHT: dict[Precision, float] = {"nf4": 2, "bf16": 2, "fp8": 1, "fp32": 4}
 _OF_BANDWIDTH = 0.8
-# What nf4 takes longer than bf16 at the same size, two passes over 22 billion weights: 0.14 s on an H200's 132 multiprocessors. Smaller
-# GPUs are bound by their memory: half a byte of codes and scales read, two bytes of bf16 written.
-_UNPACKED_PER_S = 2.4e9  # weights, by one multiprocessor
+# What nf4 takes longer than bf16, two passes over the weights of four blocks: 8.2 ms on an H100's 132 multiprocessors. Smaller GPUs are
+# bound by their memory: half a byte of codes and scales read, two bytes of bf16 written.
+_UNPACKED_PER_S = 4.1e9  # weights, by one multiprocessor
 _NF4_BYTES_MOVED = 2.516
-_MLP_ADAPTERS = 1.14  # fp8, 6k tokens: 831 TFLOP/s with adapters on all linear layers, 946 with those on q, k, v, o
-# SmolLM2-135M, 30 blocks with 7 adapters, in 216 ms a step of one eager micro-batch, whatever its size
+# Bytes that the fused decoder's kernels and the adapters on q, k, v and o read and write beside the products, forward and backward, for
+# each token and block: multiples of the hidden size, the MLP's inner width, the queries' width, and that of queries, keys and values.
+_MOVED = (54, 16, 16, 22.6)
+# Adapters on the MLP read and write its inner width that often, half of it each for gate and up, and for down: measured 105.2 ms of four
+# blocks at 8k tokens against 94.4 without.
+_MOVED_BY_MLP_ADAPTERS = 36
+_POOLED = 15 / 16  # of the last block's tokens: the fused decoder goes on with those that end a post after its attention
+# SmolLM2-135M, 30 blocks with 7 adapters: 216 ms a step by transformers' modules whatever its size, 145 by the fused decoder, and 15
+# when that is recorded, of which 8 are products and passes
 _LAUNCH_BLOCK_S = 2.0e-3
 _LAUNCH_ADAPTER_S = 0.74e-3
-_LAUNCH_COMPILED = 0.3
+_LAUNCH_FUSED = 0.67
+_RECORDED_BLOCK_S = 0.24e-3
 _NVLINK_BYTES_PER_S = 200e9
 _PCIE_BYTES_PER_S = 10e9
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast one GPU of a kind trains a base. `shards`: GPUs that share one copy of the base."""
+    """How fast one GPU of a kind trains a base. `fused`: by the fused decoder where it fits. `shards` GPUs share one copy of the base, of
+    `processes` in all."""
 
     kind: GpuKind
     shape: Shape
@@ -57,33 +57,67 @@ class Speed:
     lora_r: int
     lora_targets: Targets
     gradient_checkpointing: bool
-    compiled: bool = False
+    fused: bool = True
     shards: int = 1
+    processes: int = 1
 
     def microbatch_s(self, tokens: int) -> float:
         """Forward and backward pass over so many tokens."""
-        names, rate = target_names(self.lora_targets), _RATES[self.precision]
-        again = 1.5 if self.gradient_checkpointing else 1.0
-        fraction = rate.compiled if self.compiled else rate.eager
-        adapters = _MLP_ADAPTERS if {"gate_proj", "up_proj", "down_proj"} & set(names) else 1.0
-        products = 4 * self.shape.linear_parameters * tokens / (fraction * self.kind.bf16_flops) * again * adapters
-        weight_s = rate.bytes_per_weight / (_OF_BANDWIDTH * self.kind.bytes_per_s) + (self._unpack_s() if self.precision == "nf4" else 0.0)
-        weights = 2 * self.shape.linear_parameters * weight_s * again
-        launching = (_LAUNCH_BLOCK_S + _LAUNCH_ADAPTER_S * len(names)) * self.shape.num_hidden_layers * again
-        gathering = 0.0
-        if self.shards > 1:
-            gathering = 2 * again * weight_bytes(self.shape, self.precision) * (1 - 1 / self.shards) / self._link()
-        return max(products + weights, launching * (_LAUNCH_COMPILED if self.compiled else 1.0), gathering)
+        recorded = self._fused and is_recorded(self.shape, self.precision, self.processes)
+        return max(self._gpu_s(tokens), 0.0 if recorded else self._launching_s(), self._gathering_s())
 
     def scoring_s(self, tokens: int) -> float:
-        """Forward pass alone."""
-        forward = self.microbatch_s(tokens) / 2
-        return forward / 1.5 if self.gradient_checkpointing else forward
+        """Forward pass alone, which is not recorded."""
+        whole = max(self._gpu_s(tokens), self._launching_s(), self._gathering_s())
+        return whole / 2 / self._again
 
     def joining_s(self, gpus: int, labels: int) -> float:
         """Adding up the adapter's float32 gradients over the GPUs, once a step."""
         trained = 4 * self.shape.trained_parameters(self.lora_r, self.lora_targets, labels)
         return 2 * trained * (1 - 1 / gpus) / self._link()
+
+    @property
+    def _fused(self) -> bool:
+        return self.fused and is_fused(self.shape, self.precision, self.shards)
+
+    @property
+    def _again(self) -> float:
+        """What computing forward passes twice makes of the time."""
+        return 1.5 if self.gradient_checkpointing else 1.0
+
+    def _gpu_s(self, tokens: int) -> float:
+        fraction = (_FUSED if self._fused else _STOCK)[self.precision]
+        products = 4 * self._computed_parameters() * tokens / (fraction * self.kind.bf16_flops)
+        weight_s = _BYTES_PER_WEIGHT[self.precision] / (_OF_BANDWIDTH * self.kind.bytes_per_s)
+        weights = 2 * self.shape.linear_parameters * (weight_s + (self._unpack_s() if self.precision == "nf4" else 0.0))
+        kernels = _RECORDED_BLOCK_S * self.shape.num_hidden_layers if self._fused else 0.0
+        return (products + self._passes_s(tokens) + weights + kernels) * self._again
+
+    def _computed_parameters(self) -> float:
+        """Linear parameters, less the part of the last block that is computed for the posts' last tokens only."""
+        if not self._fused:
+            return float(self.shape.linear_parameters)
+        return self.shape.linear_parameters - _POOLED * sum(outputs * inputs for outputs, inputs in self.shape.stacked_layers[1:])
+
+    def _passes_s(self, tokens: int) -> float:
+        """Between the products. Of transformers' modules those are in the products' fraction, but for the adapters on the MLP."""
+        shape, names = self.shape, set(target_names(self.lora_targets))
+        widths = shape.hidden_size, shape.intermediate_size, shape.query_width, shape.query_width + 2 * shape.key_width
+        moved = sum(times * width for times, width in zip(_MOVED, widths, strict=True)) if self._fused else 0.0
+        for group in ({"gate_proj", "up_proj"}, {"down_proj"}):
+            moved += _MOVED_BY_MLP_ADAPTERS / 2 * shape.intermediate_size if group & names else 0.0
+        blocks = shape.num_hidden_layers * self._computed_parameters() / shape.linear_parameters
+        return moved * tokens * blocks / (_OF_BANDWIDTH * self.kind.bytes_per_s)
+
+    def _launching_s(self) -> float:
+        one = (_LAUNCH_BLOCK_S + _LAUNCH_ADAPTER_S * len(target_names(self.lora_targets))) * (_LAUNCH_FUSED if self._fused else 1.0)
+        return one * self.shape.num_hidden_layers * self._again
+
+    def _gathering_s(self) -> float:
+        """Putting the blocks together from their shards."""
+        if self.shards == 1:
+            return 0.0
+        return 2 * self._again * weight_bytes(self.shape, self.precision) * (1 - 1 / self.shards) / self._link()
 
     def _unpack_s(self) -> float:
         """Seconds to bring one weight from nf4 to bf16."""

@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LEVELS = [
     {"errors", "outcome", "preemption"},
-    {"config"},
+    {"config", "shape"},
+    {"activations"},
     {
         "loss",
         "memory",
@@ -25,7 +26,7 @@ LEVELS = [
     },
     {"data.cleaning", "data.index", "data.reader", "data.shards", "data.tokenization", "local_s3", "runlog"},
     {"data.loader", "model.", "checkpoint", "report.", "ranks", "distributed", "retention"},
-    {"scoring", "saver", "interruption"},
+    {"scoring", "saver", "interruption", "microbatch"},
     {"trainer", "publish"},
     {"prepare", "train", "evaluate", "predict", "demo"},
     {"cli"},

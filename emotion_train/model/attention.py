@@ -29,7 +29,7 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # builds of PyTorch without it: every device takes the exact path
     varlen_attn = None  # type: ignore[assignment]
-_HAS_GQA = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters  # from PyTorch 2.12
+HAS_GQA = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters  # from PyTorch 2.12
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _fused(
     query, key, value = (x.transpose(0, 1) for x in (query_HTD, key_KTD, value_KTD))
     grouped: dict[str, Any] = {}
     if query.shape[1] != key.shape[1]:
-        if _HAS_GQA:
+        if HAS_GQA:
             grouped = {"enable_gqa": True}
         else:
             repeats = query.shape[1] // key.shape[1]

@@ -17,13 +17,13 @@ import torch
 
 from emotion_train.data.packing import Pack
 from emotion_train.loss import weighted_loss_sum
+from emotion_train.memory import RECORDED_BELOW
 from emotion_train.model.attention import on_device, sight
 from emotion_train.model.fused import FusedInputs
 from emotion_train.model.head import EmotionClassifier, draw_seed
 
 _POSTS_BUCKET = 64
 _MOST_GRAPHS = 32
-_MOST_PARAMETERS = 3e9  # above it, products take longer than starting them
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Recorded:
 
 def pays(model: EmotionClassifier, world_size: int) -> bool:
     """Whether starting the kernels is what a step of this model waits for, and a graph can help."""
-    return model.decoder is not None and world_size == 1 and sum(p.numel() for p in model.parameters()) < _MOST_PARAMETERS
+    return model.decoder is not None and world_size == 1 and sum(p.numel() for p in model.parameters()) < RECORDED_BELOW
 
 
 class GraphedPasses:

@@ -46,6 +46,15 @@ def test_a_post_must_fit_one_microbatch() -> None:
         load_config(None, [*REQUIRED, "data.max_length=512", "train.tokens_per_microbatch=256"])
 
 
+@pytest.mark.parametrize("given", ["autoo", "4"])
+def test_a_field_that_takes_a_word_or_a_number_has_one_problem(given: str) -> None:
+    with pytest.raises(WrongRequest) as refused:
+        load_config(None, [*REQUIRED, f"train.tokens_per_microbatch={given}"])
+    (problem,) = str(refused.value).splitlines()[1:]
+    assert problem.startswith("  - train.tokens_per_microbatch: input should be ")
+    assert ", or 'auto', got" in problem
+
+
 @pytest.mark.parametrize("choice", ["balanced", "none", 0.25])
 def test_class_weights_are_a_word_or_a_power(choice: str | float) -> None:
     assert load_config(None, [*REQUIRED, f"loss.class_weights={choice}"]).loss.class_weights == choice

@@ -15,7 +15,9 @@ MEMORY_PLAN = Path(__file__).parents[2] / "benchmarks" / "memory_plan.py"
 def test_the_planned_memory_is_within_10_percent_of_what_is_taken() -> None:
     done = subprocess.run([sys.executable, MEMORY_PLAN, "--only", "4"], capture_output=True, text=True, check=False, timeout=600)
     rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if line.startswith(("| nf4", "| bf16"))
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in done.stdout.splitlines()
+        if line.startswith(("| nf4", "| bf16", "| fp8"))
     ]
-    assert len(rows) == 2, done.stdout + done.stderr
+    assert len(rows) >= 7, done.stdout + done.stderr
     assert all(abs(float(row[8].rstrip("%"))) < 10 for row in rows), done.stdout

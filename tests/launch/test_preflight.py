@@ -281,6 +281,14 @@ def test_what_does_not_fit_comes_with_settings_that_do(words: list[str]) -> None
     assert "model.precision=nf4" in large.finding
 
 
+def test_auto_is_checked_with_the_least_that_it_may_come_down_to(words: list[str]) -> None:
+    found = memory_of(words, "train.tokens_per_microbatch=auto", gpu=L4)
+    assert found.ok
+    assert found.finding.startswith("at least ")
+    large = memory_of(words, "train.tokens_per_microbatch=auto", "model.precision=bf16", gpu=L4)
+    assert large.finding.endswith("; type model.precision=nf4.")
+
+
 def test_a_gpu_on_which_nothing_fits_is_told(words: list[str]) -> None:
     tiny = Gpu("0", "GPU-0", "NVIDIA T4", 8_000)
     assert "nothing smaller fits" in memory_of(words, gpu=tiny).finding

@@ -228,6 +228,8 @@ def gpus_of(count: int, memory_gib: int) -> list[Gpu]:
         # an adapter with an optimizer of 88 GiB: whole on each GPU it does not fit, shared by eight it does
         (8, 80, ["lora.r=1024", "lora.targets=all-linear", "train.gradient_checkpointing=true"], "multi_gpu_deepspeed_zero2"),
         (2, 40, ["model.precision=bf16", "train.gradient_checkpointing=true"], "multi_gpu_fsdp2_qlora"),
+        (2, 40, ["model.precision=bf16", "train.tokens_per_microbatch=auto"], "multi_gpu_fsdp2_qlora"),
+        (2, 20, ["train.tokens_per_microbatch=auto"], "multi_gpu_ddp"),
     ],
 )
 def test_the_first_way_that_fits_is_taken_and_its_numbers_are_said(
@@ -248,6 +250,8 @@ def test_a_gpu_too_small_is_refused_with_the_nearest_setting_that_fits(tmp_path:
     remedy = re.findall(r"Type (.*)\.$", str(refused.value))[0].split()
     assert remedy[0] == "model.precision=nf4"
     assert choose(gpus_of(1, 24), None, sized(tmp_path, *remedy), {}).config_file.stem == "single_gpu_qlora"
+    with pytest.raises(WrongRequest, match=r"Type model\.precision=nf4\.$"):
+        choose(gpus_of(1, 24), None, sized(tmp_path, "model.precision=bf16", "train.tokens_per_microbatch=auto"), {})
     with pytest.raises(WrongRequest, match="take larger or more GPUs"):
         choose(gpus_of(1, 8), None, sized(tmp_path), {})
 

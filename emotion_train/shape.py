@@ -1,0 +1,121 @@
+"""The sizes of a base's text model: what its memory and its speed depend on, read from a config.json without a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Precision = Literal["nf4", "bf16", "fp32", "fp8"]
+Targets = Literal["all-linear"] | Sequence[str]
+# layers with one input, which the fused decoder computes as one product
+STACKS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The text model of a base, as far as its size depends on it.
+
+    `qk_norm`: queries and keys are normalised (Qwen3). `fusable`: its blocks are such that the fused decoder can compute them on a GPU.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    qk_norm: bool = False
+    fusable: bool = True
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape:
+        """From the content of a config.json; of a multimodal one the text part. Raises `ValueError` naming the key that is missing."""
+        text = config.get("text_config", config)
+        missing = [
+            key for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size") if key not in text
+        ]
+        if missing:
+            raise ValueError(f"the model's configuration has no {missing[0]}")
+        heads = int(text["num_attention_heads"])
+        head_dim = int(text.get("head_dim") or int(text["hidden_size"]) // heads)
+        return cls(
+            hidden_size=int(text["hidden_size"]),
+            intermediate_size=int(text["intermediate_size"]),
+            num_hidden_layers=int(text["num_hidden_layers"]),
+            num_attention_heads=heads,
+            num_key_value_heads=int(text.get("num_key_value_heads") or heads),
+            head_dim=head_dim,
+            vocab_size=int(text["vocab_size"]),
+            qk_norm=text.get("model_type") == "qwen3",
+            fusable=_fusable(text, head_dim),
+        )
+
+    @property
+    def query_width(self) -> int:
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of each linear layer of one block."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "q_proj": (self.query_width, hidden),
+            "k_proj": (self.key_width, hidden),
+            "v_proj": (self.key_width, hidden),
+            "o_proj": (hidden, self.query_width),
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+        }
+
+    @property
+    def stacked_layers(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of each of one block's products by the fused decoder, in the order of `STACKS`."""
+        layers = self.linear_layers
+        return [(sum(layers[name][0] for name in stack), layers[stack[0]][1]) for stack in STACKS]
+
+    @property
+    def largest_stack(self) -> int:
+        """Weights of the largest of these products."""
+        return max(outputs * inputs for outputs, inputs in self.stacked_layers)
+
+    @property
+    def linear_parameters(self) -> int:
+        """Of all blocks; 2 x these x tokens is the floating-point work of a forward pass, and as much again for the input gradients."""
+        return self.num_hidden_layers * sum(outputs * inputs for outputs, inputs in self.linear_layers.values())
+
+    @property
+    def other_parameters(self) -> int:
+        """Embedding and norms, which are never quantised."""
+        heads = 2 * self.head_dim if self.qk_norm else 0
+        return self.vocab_size * self.hidden_size + self.num_hidden_layers * (2 * self.hidden_size + heads) + self.hidden_size
+
+    @property
+    def parameters(self) -> int:
+        """Of the text classifier without its head."""
+        return self.linear_parameters + self.other_parameters
+
+    def trained_parameters(self, lora_r: int, lora_targets: Targets, labels: int) -> int:
+        """Adapter and head."""
+        adapted = [self.linear_layers[name] for name in target_names(lora_targets)]
+        return self.num_hidden_layers * lora_r * sum(map(sum, adapted)) + labels * self.hidden_size
+
+
+def _fusable(text: Mapping[str, Any], head_dim: int) -> bool:
+    """As `model.fused.fits` says of a loaded model; a GGUF header, which names no kind here, is a Llama."""
+    biases = text.get("attention_bias", False) or text.get("mlp_bias", False)
+    plain = text.get("model_type", "llama") in ("llama", "mistral") and text.get("hidden_act", "silu") == "silu"
+    return plain and not biases and head_dim in (16, 32, 64, 128)
+
+
+def target_names(lora_targets: Targets) -> tuple[str, ...]:
+    """Names of the adapted linear layers of a block."""
+    if lora_targets == "all-linear":
+        return ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    return tuple(lora_targets)
