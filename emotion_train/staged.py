@@ -1,4 +1,4 @@
-"""What a staged base is: a text-only checkpoint in a bucket or folder, and a base.json that says where each tensor lies and what it hashes to.
+"""What a staged base is: a text-only checkpoint in a bucket or folder, and a base.json that says what lies where and how to know it whole.
 
 `base.json` is written last and create-only, so its presence means that every object it names is whole. Each object of weights is cut into
 pieces of some MiB with a sha256 each: a piece is what is fetched at once and verified alone. The index of a 24B base is 1 MB of JSON, read
@@ -154,8 +154,8 @@ class StagedBase:
         index, url = self.index, self.store.url
         if index.precision == "nf4" and precision != "nf4":
             raise WrongRequest(
-                f"The base {url} was staged as nf4, which cannot be turned back, and model.precision is {precision}; type model.precision=nf4, "
-                f"or stage it for every precision: emotion-train stage-base {index.source} ANOTHER_URL"
+                f"The base {url} was staged as nf4, which cannot be turned back, and model.precision is {precision}; type "
+                f"model.precision=nf4, or stage it for every precision: emotion-train stage-base {index.source} ANOTHER_URL"
             )
         if index.rounded and precision == "fp32":
             raise WrongRequest(

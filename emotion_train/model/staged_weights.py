@@ -1,7 +1,7 @@
 """The tensors of a staged base, on their device, fetched ahead of use in many ranged reads at once.
 
-Pieces of some MiB are read in the order of the model by 32 threads, each into a buffer of its own (page-locked for a GPU), verified there and
-copied to the device while the next ones are on their way and the GPU quantises: host memory holds 32 pieces (0.5 GiB) whatever the base.
+Pieces of some MiB are read in the order of the model by 32 threads, each into a buffer of its own (page-locked for a GPU), verified there
+and copied to the device while the next ones are on their way and the GPU quantises: host memory holds 32 pieces, 0.5 GiB, of any base.
 Every process reads the whole base: eight ranks on a node fetch 8 × 12 GiB of nf4 or 8 × 43 GiB of bf16 from the bucket. Where the
 engine cuts the base up, each process besides holds all of it in host memory until it is cut.
 """
@@ -92,7 +92,7 @@ class _Pieces:
             return
         copied: Any = None
         if self._device.type == "cuda":
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(torch.cuda.current_stream(self._device))
         number, place = self._todo.popleft()
         self._ahead.append((number, place, buffer_B, self._pool.submit(self._read, number, place, buffer_B, copied)))
@@ -102,7 +102,7 @@ class _Pieces:
             copied.synchronize()
         shard = self._index.shards[number]
         start = place * self._index.piece_bytes
-        view = memoryview(buffer_B.numpy())[: min(len(buffer_B), shard.bytes - start)]
+        view = buffer_B.numpy().data[: min(len(buffer_B), shard.bytes - start)]
         try:
             if self._store.read_into(shard.key, view, start=start, if_match=shard.etag) == len(view) and shard.etag is not None:
                 return
