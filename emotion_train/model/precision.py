@@ -83,7 +83,7 @@ def linear_4bit(
     )
     if isinstance(weight_OI, Codes4bit):
         stats = {f"weight{suffix}": tensor for suffix, tensor in weight_OI.state.items()}
-        codes = weight_OI.codes.view(quant_storage).view(-1, 1)
+        codes = weight_OI.codes.view(-1).view(quant_storage).view(-1, 1)
         layer.weight = bnb.nn.Params4bit.from_prequantized(codes, stats, device=device, module=layer)
     else:
         layer.weight = bnb.nn.Params4bit(
