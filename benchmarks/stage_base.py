@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -155,11 +154,17 @@ def load(url: str, precision: str, began: str) -> None:
     if cuda:
         torch.cuda.synchronize()
     facts["ready_s"] = time.time() - float(began)
-    facts["host_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    facts["host_gib"] = peak_host_bytes() / 2**30
     facts["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
     facts["weights_sha256"], facts["bits"] = info.weights_sha256, bits(model)
     facts["machine"] = f"{torch.cuda.get_device_name() if cuda else 'CPU'}, {os.cpu_count()} cores, torch {torch.__version__}"
     print(json.dumps(facts))
+
+
+def peak_host_bytes() -> int:
+    """Of this process alone; getrusage would count the parent's at the time of the fork."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) << 10
 
 
 def bits(model: Any) -> str:

@@ -35,7 +35,8 @@ PIECE_BYTES = 16 << 20
 _WHEN_IT_PAYS = """when it pays:
   Runs on machines that start empty, such as spot GPUs: each start reads 12 GiB (nf4) or 43 GiB (bf16) of Mistral Small from a bucket in
   its own region instead of 48 GB from the hub, needs no token, and goes on when the hub is away. nf4 serves runs with
-  model.precision=nf4 only and is a quarter of the bytes; bf16 serves nf4, bf16 and fp8. On a machine that keeps its hub cache there is
+  model.precision=nf4 only and is a quarter of the bytes; bf16 serves nf4, bf16 and fp8. Make nf4 on a GPU: a CPU takes some 20 minutes
+  for Mistral Small. On a machine that keeps its hub cache there is
   little to gain."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tekken.json")
 _NF4 = {
@@ -137,9 +138,8 @@ def _refuse_source(found: BaseConfig, store: Store) -> None:
             f"The base {files.name} is already quantised to nf4; give the checkpoint that it was made from, {files.staged.index.source}, "
             "or copy the objects as they are, base.json last."
         )
-    source = files.folder or (Path(files.lasting_name) if files.staged is not None else None)
-    if isinstance(store, FolderStore) and source is not None:
-        target, source = Path(store.url).expanduser().resolve(), source.expanduser().resolve()
+    if isinstance(store, FolderStore) and files.folder is not None:
+        target, source = Path(store.url).expanduser().resolve(), files.folder.resolve()
         if target == source or source in target.parents:
             raise WrongRequest(f"URL {store.url} lies in the base {files.name}; name a folder outside of it.")
 
@@ -155,41 +155,64 @@ def _device(asked: str, precision: StagedPrecision) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _device_name(device: torch.device) -> str:
+    """The sum of a tensor may differ in a last bit by GPU and by number of threads."""
+    import torch
+
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads"
+
+
 def _make_room(store: Store, found: BaseConfig, precision: StagedPrecision) -> set[str]:
-    """Mark the place as being written; returns the keys that a killed staging left. Raises `WrongRequest` when others are there."""
+    """Take the place for this base; returns the keys that a killed staging of it left.
+
+    Raises `WrongRequest` when other objects are there, or another base is being staged.
+    """
     there = {info.key for info in store.list()}
     if there and UNFINISHED_KEY not in there:
+        raise WrongRequest(f"{store.url} holds other objects, such as {min(there)}, and no staged base; name an empty folder or prefix.")
+    mine = json.dumps({"source": _source_name(found), "precision": precision}).encode() + b"\n"
+    try:
+        store.create(UNFINISHED_KEY, mine)
+    except AlreadyExists:
+        begun = store.read(UNFINISHED_KEY).decode(errors="replace").strip()[:300]
         raise WrongRequest(
-            f"{store.url} holds {len(there)} other objects, such as {min(there)}, and no staged base; name an empty folder or prefix."
-        )
-    store.write(UNFINISHED_KEY, json.dumps({"source": found.files.lasting_name, "precision": precision}).encode() + b"\n")
-    store.delete("config.json")  # without it no other program takes the rest for a checkpoint
+            f"Another base is being staged at {store.url}, or its staging was stopped ({begun}); repeat that one, or name another place."
+        ) from None
+    store.clear_unfinished("")
     return there - {UNFINISHED_KEY}
 
 
+def _source_name(found: BaseConfig) -> str:
+    staged = found.files.staged
+    return found.files.lasting_name if staged is None else staged.index.source
+
+
 def _content(index: StagedIndex) -> dict[str, Any]:
-    """The index without what a copy or another library version changes although the base is the same."""
-    content = index.model_dump(exclude={"versions"})
+    """The index without what a copy, another library version or device may change although the bytes are the same."""
+    content = index.model_dump(exclude={"versions", "quantised_on"})
     for described in (*content["shards"], *content["files"]):
         del described["etag"]
     return content
 
 
 def _refuse_other(store: Store, existing: StagedIndex, index: StagedIndex) -> None:
-    old, new = _content(existing), _content(index)
-    for name in ("source", "precision", "shape_sha256", "weights_sha256", "quantised_on", *old):
-        if old[name] != new[name]:
-            short = isinstance(old[name], str | int | None)
-            words = f"{name} {old[name]!r} there, {new[name]!r} now" if short else f"its {name} differ"
-            raise WrongRequest(
-                f"{store.url} holds another staged base ({words}); it is never overwritten. Type another URL, or repeat the base and "
-                "options it was made with."
-            )
+    if _content(existing) != _content(index):
+        raise WrongRequest(
+            f"{store.url} holds another staged base ({_difference(existing, index)}); it is never overwritten. Type another URL, or repeat "
+            "the base and options it was made with."
+        )
     if missing := StagedBase(store, existing).missing():
         raise WrongRequest(
-            f"{store.url} has lost {missing[0]} ({len(missing)} objects in all) since it was staged; delete {INDEX_KEY} "
-            "there and all else, and stage again."
+            f"{store.url} has lost {missing[0]} ({len(missing)} of its objects) since it was staged; stage into another, empty place."
         )
+
+
+def _difference(one: StagedIndex, other: StagedIndex) -> str:
+    for name in ("source", "precision", "shape_sha256", "weights_sha256", "quantised_on", "piece_bytes"):
+        old, new = getattr(one, name), getattr(other, name)
+        if old != new:
+            return f"{name} {old!r} there, {new!r} now"
+    return "its bytes differ"
 
 
 # --- the index ---
@@ -206,10 +229,10 @@ def _make(
         made = stage_weights(found, precision, device, writer, shard_bytes, lambda done, total: line.update(done, total=total))
     files = [("model.safetensors.index.json", _safetensors_index(made.shards, made.tensors)), *_small_files(found, precision)]
     return StagedIndex(
-        source=found.files.staged.index.source if found.files.staged is not None else found.files.lasting_name,
+        source=_source_name(found),
         precision=precision,
         rounded=made.rounded,
-        quantised_on=device.type if precision == "nf4" else None,
+        quantised_on=_device_name(device) if precision == "nf4" else None,
         architecture=found.text.model_type,
         parameters=sum(prod(tensor.shape) for tensor in made.tensors),
         shape_sha256=found.shape_sha256,

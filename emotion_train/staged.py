@@ -71,7 +71,9 @@ class StagedIndex(_Entry):
     source: str = Field(description="Hub id, folder or URL of the checkpoint that was staged.")
     precision: Literal["bf16", "nf4"]
     rounded: bool = Field(description="Whether bfloat16 is coarser than what the source held.")
-    quantised_on: str | None = Field(description="cpu or cuda, whose codes may differ in a last bit; None for bf16.")
+    quantised_on: str | None = Field(
+        description="Device of nf4: the mean of its scales may differ in a last bit between devices; None for bf16."
+    )
     architecture: str
     parameters: int
     shape_sha256: str

@@ -4,7 +4,10 @@ import gc
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -219,20 +222,51 @@ def test_a_staging_killed_at_any_write_is_never_taken_for_whole_and_can_be_repea
                 read_config(str(place))
             writes, limit = limit, 1000
             done.clear()
-            assert staged(base, str(place), "nf4").created  # over what is left of another precision
+            precision, other = ("nf4", "bf16")[:: 1 if writes % 2 else -1]
+            if writes > 0:
+                with pytest.raises(WrongRequest, match=r"its staging was stopped .* repeat that one, or name another place"):
+                    staged(base, str(place), other)
+            (place / "model-00099.safetensors").write_bytes(b"of a killed staging with smaller objects") if writes > 0 else None
+            assert staged(base, str(place), precision).created
             fresh = {path.name for path in place.iterdir()}
             assert fresh == {one.key for one in (*read_index(FolderStore(place)).files, *read_index(FolderStore(place)).shards)} | {
                 INDEX_KEY
             }  # type: ignore[union-attr]
-            load_base(str(place), "nf4", 2, "cpu")
+            load_base(str(place), precision, 2, "cpu")  # type: ignore[arg-type]
             limit = writes + 1
     assert limit > 6
+
+
+@pytest.mark.slow
+def test_a_staging_killed_for_real_is_never_taken_for_whole_and_can_be_repeated(tmp_path: Path, bucket_url: str) -> None:
+    from safetensors.torch import save_file
+
+    from emotion_train.demo import small_model
+
+    model, _ = load_base(str(small_model()), "bf16", 2, "cpu")
+    source = tmp_path / "base"
+    source.mkdir()
+    save_file({name: tensor for name, tensor in model.state_dict().items() if name != "score.weight"}, source / "model.safetensors")
+    (source / "config.json").write_text(model.config.to_json_string(use_diff=False))
+    PostTokenizer.load(str(small_model()), 128).save(source)
+    for number, delay_s in enumerate((0.0, 0.3, 0.8, 1.3, 2.0)):
+        store = open_store(f"{bucket_url}/base-{number}")
+        process = subprocess.Popen([sys.executable, "-m", "emotion_train.stage_base", str(source), store.url])
+        while not list(store.list()) and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(delay_s)
+        process.kill()
+        if process.wait() != 0:
+            with pytest.raises(WrongRequest, match="no staged base"):
+                read_config(store.url)
+        stage(str(source), store.url)
+        assert_same_bits(load_base(store.url, "bf16", 2, "cpu")[0], load_base(str(source), "bf16", 2, "cpu")[0])
 
 
 def test_what_stands_there_already_is_not_written_again(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staged(base, str(tmp_path / "out"))
     (tmp_path / "out" / INDEX_KEY).unlink()
-    (tmp_path / "out" / UNFINISHED_KEY).write_text("{}")
+    (tmp_path / "out" / UNFINISHED_KEY).write_text(json.dumps({"source": str(base), "precision": "bf16"}) + "\n")
     written: list[str] = []
     real = FolderStore.write
 
@@ -242,7 +276,7 @@ def test_what_stands_there_already_is_not_written_again(base: Path, tmp_path: Pa
 
     monkeypatch.setattr(FolderStore, "write", noting)
     staged(base, str(tmp_path / "out"))
-    assert written == [UNFINISHED_KEY, "config.json"]
+    assert written == []
 
 
 # --- what is read is what was staged ---
@@ -424,7 +458,7 @@ def test_places_that_cannot_take_a_base_are_refused(base: Path, tmp_path: Path, 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     for url, words in (
-        (str(tmp_path / "full"), r"holds 1 other objects, such as notes\.txt"),
+        (str(tmp_path / "full"), r"holds other objects, such as notes\.txt"),
         (str(base), "lies in the base"),
         (str(base / "below"), "lies in the base"),
         ("s3://no-such-bucket-here/base", "There is no bucket no-such-bucket-here"),
