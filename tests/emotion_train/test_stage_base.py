@@ -11,16 +11,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from emotion_train.base import BaseFiles
 from emotion_train.cli import main
+from emotion_train.config import LoraSection
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.model import staged_weights
 from emotion_train.model.card import CardFacts, reload_snippet
+from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.load import load_base, read_config
+from emotion_train.model.lora import build_classifier, load_adapter, save_adapter
+from emotion_train.scoring import probabilities_of
 from emotion_train.stage_base import StageResult, stage
 from emotion_train.staged import INDEX_KEY, UNFINISHED_KEY, read_index
 from emotion_train.storage import FolderStore, ObjectInfo, Store, open_store
@@ -391,6 +396,31 @@ def test_an_edited_index_is_refused(base: Path, tmp_path: Path, edit: Any, words
 
 
 # --- what says where a base is ---
+
+
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_an_adapter_of_any_copy_of_the_base_predicts_the_same_on_every_other(
+    base: Path, store: Store, tmp_path: Path, precision: Any
+) -> None:
+    copies = [str(base), f"{store.url}/bf16", f"{store.url}/nf4"][: 3 if precision == "nf4" else 2]
+    staged(base, copies[1])
+    staged(base, f"{store.url}/nf4", "nf4")
+    tokenizer, texts = PostTokenizer.load(str(base), 64), ["tea and rain", "stop shouting", "!"]
+    found = []
+    for made_on in copies:
+        model, info = build_classifier(made_on, precision, 3, LoraSection(r=4, targets="all-linear"), 0, "cpu")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.05)
+        facts = AdapterFacts.of(info, tokenizer, precision=precision, lora=LoraSection(r=4, targets="all-linear"), labels=("a", "b", "c"))
+        folder = tmp_path / f"adapter-{len(found)}"
+        save_adapter(model, folder, tokenizer=tokenizer, facts=facts)
+        for read_with in (None, *copies):
+            loaded = load_adapter(folder, device="cpu", base=read_with)
+            found.append(probabilities_of(loaded.model, tokenizer, texts, 256, torch.device("cpu"), 3))
+    assert all(np.array_equal(found[0], one) for one in found)
+    assert float(np.abs(found[0] - found[0][0]).max()) > 1e-3  # the posts differ
 
 
 def test_the_card_of_an_adapter_on_a_base_in_a_bucket_says_how_to_copy_it() -> None:
