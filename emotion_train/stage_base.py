@@ -3,7 +3,7 @@
     emotion-train stage-base mistralai/Mistral-Small-3.1-24B-Base-2503 s3://team/bases/mistral-small
     emotion-launch run --config run.yaml model.base=s3://team/bases/mistral-small
 
-The result is a checkpoint that transformers reads as well. Host memory: some eight objects of half a GiB, or of the largest tensor. Every
+The result is a checkpoint that transformers reads as well. Host memory: 5 GiB, ten objects of half a GiB or of the largest tensor. Every
 object is read back once, so staging moves the base's bytes twice; a second staging reads the source again to compare and writes nothing.
 """
 
@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.progress import ProgressLine
@@ -36,8 +36,7 @@ _WHEN_IT_PAYS = """when it pays:
   Runs on machines that start empty, such as spot GPUs: each start reads 12 GiB (nf4) or 43 GiB (bf16) of Mistral Small from a bucket in
   its own region instead of 48 GB from the hub, needs no token, and goes on when the hub is away. nf4 serves runs with
   model.precision=nf4 only and is a quarter of the bytes; bf16 serves nf4, bf16 and fp8. Make nf4 on a GPU: a CPU takes some 20 minutes
-  for Mistral Small. On a machine that keeps its hub cache there is
-  little to gain."""
+  for Mistral Small. On a machine that keeps its hub cache there is little to gain."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tekken.json")
 _NF4 = {
     "quant_method": "bitsandbytes",
@@ -108,10 +107,15 @@ def stage(
     PostTokenizer.load(base, 128)
     _refuse_other_meaning(found)
     existing = read_index(store)
+    if existing is not None and existing.precision != precision:
+        _refuse_other(store, existing, f"precision {existing.precision} there, {precision} now")
     left = _make_room(store, found, precision) if existing is None else set()
+    _refuse_misfit(found, store, existing is None and not left)
     index = _make(found, precision, place, store if existing is None else None, shard_bytes, piece_bytes)
     if existing is not None:
-        _refuse_other(store, existing, index)
+        if _content(existing) != _content(index):
+            _refuse_other(store, existing, _difference(existing, index))
+        _refuse_incomplete(store, existing)
         return StageResult(store.url, existing, False)
     try:
         store.create(INDEX_KEY, index.to_bytes())
@@ -188,27 +192,45 @@ def _source_name(found: BaseConfig) -> str:
 
 
 def _content(index: StagedIndex) -> dict[str, Any]:
-    """The index without what a copy, another library version or device may change although the bytes are the same."""
-    content = index.model_dump(exclude={"versions", "quantised_on"})
+    """The index without what a copy, another library version, device or place of the source may change although the bytes are the same."""
+    content = index.model_dump(exclude={"versions", "quantised_on", "source"})
     for described in (*content["shards"], *content["files"]):
         del described["etag"]
+    for tensor in content["tensors"]:
+        del tensor["source"]
     return content
 
 
-def _refuse_other(store: Store, existing: StagedIndex, index: StagedIndex) -> None:
-    if _content(existing) != _content(index):
-        raise WrongRequest(
-            f"{store.url} holds another staged base ({_difference(existing, index)}); it is never overwritten. Type another URL, or repeat "
-            "the base and options it was made with."
-        )
+def _refuse_other(store: Store, existing: StagedIndex, difference: str) -> NoReturn:
+    raise WrongRequest(
+        f"{store.url} holds another staged base, of {existing.source} ({difference}); it is never overwritten. Type another URL, or repeat "
+        "the base and options it was made with."
+    )
+
+
+def _refuse_incomplete(store: Store, existing: StagedIndex) -> None:
     if missing := StagedBase(store, existing).missing():
         raise WrongRequest(
             f"{store.url} has lost {missing[0]} ({len(missing)} of its objects) since it was staged; stage into another, empty place."
         )
 
 
+def _refuse_misfit(found: BaseConfig, store: Store, untouched: bool) -> None:
+    """Names and shapes are compared before anything is read; a refused base leaves an empty place as it was."""
+    from emotion_train.model.load import open_checkpoint, skeleton
+
+    if found.files.staged is not None:
+        return
+    try:
+        open_checkpoint(found, skeleton(found.text, 2))
+    except WrongRequest:
+        if untouched:
+            store.delete(UNFINISHED_KEY)
+        raise
+
+
 def _difference(one: StagedIndex, other: StagedIndex) -> str:
-    for name in ("source", "precision", "shape_sha256", "weights_sha256", "quantised_on", "piece_bytes"):
+    for name in ("shape_sha256", "weights_sha256", "quantised_on", "piece_bytes", "source"):
         old, new = getattr(one, name), getattr(other, name)
         if old != new:
             return f"{name} {old!r} there, {new!r} now"

@@ -176,10 +176,12 @@ def test_staging_twice_gives_the_same_bytes_and_writes_nothing(base: Path, tmp_p
 
 def test_another_base_or_precision_is_refused_and_changes_nothing(base: Path, store: Store, tmp_path: Path) -> None:
     index = staged(base, store.url).index
-    with pytest.raises(WrongRequest, match="precision 'bf16' there, 'nf4' now"):
+    shutil.copytree(base, tmp_path / "same elsewhere")
+    assert not staged(tmp_path / "same elsewhere", store.url).created
+    with pytest.raises(WrongRequest, match="precision bf16 there, nf4 now"):
         staged(base, store.url, "nf4")
     other = causal_checkpoint(tmp_path / "other", seed=5, dtype=torch.bfloat16)
-    with pytest.raises(WrongRequest, match=r"holds another staged base \(source .* it is never overwritten"):
+    with pytest.raises(WrongRequest, match=r"holds another staged base, of .* \(weights_sha256 .* it is never overwritten"):
         staged(other, store.url)
     assert read_index(store) == index
     assert BaseFiles.find(store.url).staged.missing() == []  # type: ignore[union-attr]
@@ -471,6 +473,11 @@ def test_sources_that_cannot_be_staged_are_refused_before_anything_is_written(
     without = tmp_path / "without"
     shutil.copytree(base, without)
     (without / "tokenizer.json").unlink()
+    lacking = tmp_path / "lacking"
+    shutil.copytree(base, lacking)
+    document = json.loads((lacking / "config.json").read_text())
+    document["text_config"]["num_hidden_layers"] = 3
+    (lacking / "config.json").write_text(json.dumps(document))
     for source, words in (
         ("someone/some-model", "neither a folder here nor in the local hub cache"),
         (str(small_model()), "is a GGUF file, which is one small file that is read as it is"),
@@ -478,10 +485,11 @@ def test_sources_that_cannot_be_staged_are_refused_before_anything_is_written(
         (str(tmp_path / "nf4"), "already quantised to nf4; give the checkpoint that it was made from"),
         (str(without), "has neither tokenizer.json nor tekken.json"),
         (str(tmp_path / "nowhere"), "does not exist"),
+        (str(lacking), r"lacks model\.layers\.2\."),
     ):
         with pytest.raises(WrongRequest, match=words):
             stage(source, str(tmp_path / "out"))
-        assert not (tmp_path / "out").exists()
+        assert not list((tmp_path / "out").rglob("*"))
 
 
 def test_places_that_cannot_take_a_base_are_refused(base: Path, tmp_path: Path, bucket_url: str) -> None:
