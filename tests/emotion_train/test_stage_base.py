@@ -159,6 +159,20 @@ def test_a_staged_base_is_staged_again_and_keeps_its_source(base: Path, store: S
     assert again.shards == direct.shards
 
 
+def test_a_base_in_the_hub_cache_is_staged_without_network(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    repo = tmp_path / "models--someone--small"
+    shutil.copytree(base, repo / "snapshots" / "abc")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert stage("someone/small", str(tmp_path / "out")).index.source == "someone/small"
+    shutil.rmtree(repo)
+    assert load_base(str(tmp_path / "out"), "bf16", 2, "cpu")[1].name == str((tmp_path / "out").resolve())
+
+
 # --- once, whole, or not at all ---
 
 
