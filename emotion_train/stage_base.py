@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     result = stage(arguments.base, arguments.url, arguments.precision, arguments.device)
     index = result.index
-    words = f"{index.precision}, {index.bytes / 2**30:.2f} GiB in {len(index.shards)} objects, {index.parameters:,} parameters"
+    words = f"{index.precision}, {index.bytes / 2**30:.2f} GiB, objects of weights: {len(index.shards)}, {index.parameters:,} parameters"
     print(f"base    {result.url} ({words}){'' if result.created else ': already there, the same'}")
     print(f"next    model.base={result.url}" + (" model.precision=nf4" if index.precision == "nf4" else ""))
     return 0

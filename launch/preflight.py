@@ -390,8 +390,7 @@ def _staged(base: StagedBase, precision: Precision) -> str:
     if missing := base.missing():
         raise WrongRequest(f"{base.store.url_of(missing[0])} is missing or cut short; stage the base again into an empty place.")
     index = base.index
-    size = f"{index.bytes / 1e9:.1f} GB in {len(index.shards)} objects"
-    return f"{index.source}, staged at {base.store.url} as {index.precision}, {size}, all there"
+    return f"{index.source}, staged at {base.store.url} as {index.precision}, {index.bytes / 1e9:.1f} GB, all objects there"
 
 
 def _shards(base: BaseFiles) -> str:
