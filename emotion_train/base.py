@@ -1,26 +1,37 @@
-"""Where the files of a base model lie: a folder, one .gguf file, or the Hugging Face hub."""
+"""Where the files of a base model lie: a folder, one .gguf file, the Hugging Face hub, or where `stage-base` put them."""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from emotion_train.errors import WrongRequest
+from emotion_train.staged import INDEX_KEY, UNFINISHED_KEY, StagedBase, open_staged
+from emotion_train.storage import FolderStore, open_store
 
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """The base `name` as the user gave it. Exactly one of `folder` and `gguf` is set, or none for a hub id."""
+    """The base `name` as the user gave it. Exactly one of `folder`, `gguf` and `staged` is set, or none for a hub id."""
 
     name: str
     folder: Path | None = None
     gguf: Path | None = None
+    staged: StagedBase | None = None
 
     @classmethod
     def find(cls, name: str) -> BaseFiles:
-        """Tell the three apart. Raises `WrongRequest` for a path that does not exist."""
+        """Tell the four apart; of a staged base the index is read.
+
+        Raises `WrongRequest` for what does not exist and for a staging that was not finished.
+        """
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
+            return cls(name, staged=open_staged(open_store(name)))
         path = Path(name).expanduser()
+        if (path / INDEX_KEY).is_file() or (path / UNFINISHED_KEY).is_file():
+            return cls(name, staged=open_staged(FolderStore(path)))
         if path.is_dir():
             return cls(name, folder=path)
         if path.is_file() and path.suffix == ".gguf":
@@ -33,7 +44,9 @@ class BaseFiles:
 
     @property
     def lasting_name(self) -> str:
-        """The name to record: a hub id, or an absolute path."""
+        """The name to record: a hub id, a bucket's URL, or an absolute path."""
+        if self.staged is not None:
+            return self.staged.lasting_name
         path = self.folder or self.gguf
         return self.name if path is None else str(path.resolve())
 
@@ -42,6 +55,8 @@ class BaseFiles:
 
         Raises `WrongRequest` when the hub cannot be reached, does not know the base, or wants a token.
         """
+        if self.staged is not None:
+            return self.staged.path(file)
         if self.gguf is not None:
             path = self.gguf.parent / file
             return path if path.is_file() else None
@@ -54,7 +69,7 @@ class BaseFiles:
         """As `file`, but a missing one is refused."""
         path = self.file(file)
         if path is None:
-            where = "" if self.folder or self.gguf else ", or it is not in the local hub cache and the hub cannot be reached"
+            where = "" if self.folder or self.gguf or self.staged else ", or it is not in the local hub cache and the hub cannot be reached"
             raise WrongRequest(
                 f"The base {self.name} has no {file}{where}; give the folder or hub id of a safetensors checkpoint, or a .gguf file."
             )

@@ -11,6 +11,7 @@ from emotion_train.errors import EXIT_CODES, exit_code
 
 VERBS = {
     "prepare": "validate, shuffle and shard posts into a bucket or folder",
+    "stage-base": "put a base model into a bucket once, where runs read it without a hub",
     "train": "train an adapter (the process that accelerate launch starts)",
     "evaluate": "score an adapter on a split or a file of labelled posts",
     "predict": "label posts given as words, a file or standard input",
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name == chosen:
-            module = importlib.import_module(f"emotion_train.{name}")
+            module = importlib.import_module(f"emotion_train.{name.replace('-', '_')}")
             module.add_arguments(page)
             page.set_defaults(run=module.run)
     arguments = parser.parse_args(words)

@@ -46,7 +46,9 @@ class DataSection(Section):
 
 class ModelSection(Section):
     base: str = Field(
-        "mistralai/Mistral-Small-3.1-24B-Base-2503", min_length=1, description="Hub id, folder of a checkpoint, or a .gguf file."
+        "mistralai/Mistral-Small-3.1-24B-Base-2503",
+        min_length=1,
+        description="Hub id, folder of a checkpoint, .gguf file, or the s3://bucket/prefix or folder of `emotion-train stage-base`.",
     )
     precision: Precision = Field(
         "nf4",

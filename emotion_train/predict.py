@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", type=Path, required=True, metavar="FOLDER", help="adapter folder written by `emotion-launch pull`")
     parser.add_argument(
-        "--base", metavar="BASE", help="folder, .gguf file or hub id of the base model (default: the one it was trained on)"
+        "--base",
+        metavar="BASE",
+        help="folder, .gguf file, hub id or staged copy (s3://bucket/prefix) of the base model (default: the one it was trained on)",
     )
     parser.add_argument("--precision", choices=("nf4", "bf16", "fp8", "fp32"), help="format of the frozen base (default: as in training)")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes the GPU where there is one (default: auto)")

@@ -61,6 +61,12 @@ class Store(ABC):
         Raises `ObjectNotFound`, and `ObjectChanged` when the object's ETag is not `if_match`, as always on a folder, which has none.
         """
 
+    def read_into(self, key: str, buffer: memoryview, *, start: int = 0, if_match: str | None = None) -> int:
+        """Fill the buffer with the object's bytes from `start`; returns how many there were. Raises as `read`."""
+        data = self.read(key, start=start, length=len(buffer), if_match=if_match)
+        buffer[: len(data)] = data
+        return len(data)
+
     @abstractmethod
     def stat(self, key: str) -> ObjectInfo:
         """Size and ETag; raises `ObjectNotFound`."""
@@ -160,6 +166,17 @@ class FolderStore(Store):
                 raise ObjectChanged(f"{self.url_of(key)} has no ETag, as it lies in a folder; {if_match} was expected.")
             file.seek(start)
             return file.read(-1 if length is None else length)
+
+    def read_into(self, key: str, buffer: memoryview, *, start: int = 0, if_match: str | None = None) -> int:
+        path = self._path(key)
+        with self._explaining(key), open(path, "rb", buffering=0, opener=_without_waiting) as file:
+            if if_match is not None:
+                raise ObjectChanged(f"{self.url_of(key)} has no ETag, as it lies in a folder; {if_match} was expected.")
+            file.seek(start)
+            filled = 0
+            while filled < len(buffer) and (count := file.readinto(buffer[filled:])):
+                filled += count
+            return filled
 
     def stat(self, key: str) -> ObjectInfo:
         path = self._path(key)
@@ -329,6 +346,15 @@ class S3Store(Store):
         self._without_checksums = False
 
     def read(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
+        return bytes(self._read(key, start, length, if_match))
+
+    def read_into(self, key: str, buffer: memoryview, *, start: int = 0, if_match: str | None = None) -> int:
+        data = memoryview(self._read(key, start, len(buffer), if_match))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _read(self, key: str, start: int, length: int | None, if_match: str | None) -> Any:
+        """The bytes, as an object with a buffer."""
         import obstore
 
         name = self._name(key)
@@ -344,7 +370,7 @@ class S3Store(Store):
         with self._explaining(self.url_of(key)):
             connection = self._connection()
             try:
-                return bytes(obstore.get(connection.reader, name, options=options).bytes())
+                return obstore.get(connection.reader, name, options=options).bytes()
             except Exception:  # of obstore's own family, or whatever the credential provider raised: boto3 tells which
                 return self._read_once(connection.single, name, start, length, if_match)
 

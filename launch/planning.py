@@ -16,7 +16,7 @@ from launch.plan import Choice, Plan, Spot, Work, make_plan, offered_precisions,
 from launch.plan_table import plan_json, print_plan
 from launch.prices import Offer, Prices, find_prices
 from launch.task_file import write_task_file
-from launch.workload import shape_of_base, work_of
+from launch.workload import precision_of_base, shape_of_base, work_of
 
 _WRITTEN = 4  # kinds in a task file
 _WRITTEN_UP_TO = 2.0  # times the dollars of the best
@@ -30,10 +30,11 @@ def plan(arguments: argparse.Namespace) -> int:
     index = read_index(store)
     require_trainable(index)
     shape = shape_of_base(config.model.base)
+    precision = precision_of_base(config.model.base, arguments.precision)
     work = work_of(config, index, store, arguments.tokens_per_post)
     prices = find_prices(arguments.prices, arguments.cloud)
     spot = spot_of(config, Spot(arguments.preemptions_per_hour, arguments.startup_minutes))
-    found = make_plan(config, shape, work, prices, spot, precision=arguments.precision, within_hours=arguments.within_hours)
+    found = make_plan(config, shape, work, prices, spot, precision=precision, within_hours=arguments.within_hours)
     _show(arguments.json, found, config, work, prices, spot)
     if not found.choices:
         limit = f" within {arguments.within_hours:g} hours" if arguments.within_hours is not None else ""

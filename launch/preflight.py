@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from emotion_train.base import BaseFiles
-from emotion_train.config import Config, load_config, require_trackers
+from emotion_train.config import Config, Precision, load_config, require_trackers
 from emotion_train.data.index import DataObject, Index, Split, read_index, require_trainable
 from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.memory import GIB, estimate, largest_microbatch, usable_bytes
 from emotion_train.runlog import read_log, require_conditional_writes, run_ids, summary
+from emotion_train.staged import StagedBase
 from emotion_train.storage import ObjectInfo, Store, open_store
 from launch.command import choose
 from launch.gpus import GPU_KINDS, MIB, kind_of
@@ -324,7 +325,7 @@ def _planned_hours(config: Config, index: Index, store: Store, target: Target | 
 
 def _credentials(config: Config, hours: Callable[[], float | None]) -> str:
     """boto3's credentials are there and outlast the run, as far as they tell."""
-    if not any(url.strip().lower().startswith("s3:") for url in (config.data.url, config.run.output_url)):
+    if not any(url.strip().lower().startswith("s3:") for url in (config.data.url, config.run.output_url, config.model.base)):
         return "none needed: data and output are folders"
     import boto3
     from botocore.exceptions import BotoCoreError
@@ -374,11 +375,22 @@ def _base(config: Config) -> str:
         if find_spec("gguf") is None:
             raise WrongRequest("model.base is a .gguf file and the package gguf is missing; type pip install 'emotion-train[gguf]'.")
         words = f"{base.gguf.name}, {base.gguf.stat().st_size / 2**20:.0f} MiB"
+    elif base.staged is not None:
+        words = _staged(base.staged, config.model.precision)
     else:
         base.required("config.json")
         words = _shards(base)
     PostTokenizer.load(config.model.base, config.data.max_length)
     return f"{words}, tokenizer loads"
+
+
+def _staged(base: StagedBase, precision: Precision) -> str:
+    """All objects are there in their size, and the staged numbers serve the run's precision."""
+    base.refuse_other_precision(precision)
+    if missing := base.missing():
+        raise WrongRequest(f"{base.store.url_of(missing[0])} is missing or cut short; stage the base again into an empty place.")
+    index = base.index
+    return f"{index.source}, staged at {base.store.url} as {index.precision}, {index.bytes / 1e9:.1f} GB, all objects there"
 
 
 def _shards(base: BaseFiles) -> str:

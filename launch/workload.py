@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from emotion_train.base import BaseFiles
-from emotion_train.config import Config
+from emotion_train.config import Config, Precision
 from emotion_train.data.index import Index, Split
 from emotion_train.errors import WrongRequest
 from emotion_train.memory import Shape
@@ -36,6 +36,15 @@ def shape_of_base(base: str) -> Shape:
         return Shape.of(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError) as error:
         raise WrongRequest(f"{path} of the base {base} cannot be used ({error}); give a whole checkpoint.") from None
+
+
+def precision_of_base(base: str, asked: Precision | None) -> Precision | None:
+    """What to plan with: nf4 where the base is staged so, else what was asked for. Raises `WrongRequest` where these differ."""
+    staged = None if base in _KNOWN_SHAPES else BaseFiles.find(base).staged
+    if staged is None or staged.index.precision != "nf4":
+        return asked
+    staged.refuse_other_precision(asked or "nf4")
+    return "nf4"
 
 
 def _shape_of_gguf(files: BaseFiles) -> Shape:

@@ -20,6 +20,7 @@ LEVELS = [
         "data.spill",
         "data.stratify",
         "storage",
+        "staged",
         "base",
         "gguf_file",
         "progress",
@@ -28,11 +29,11 @@ LEVELS = [
     {"data.loader", "model.", "checkpoint", "report.", "ranks", "distributed", "retention"},
     {"scoring", "saver", "interruption", "microbatch"},
     {"trainer", "publish"},
-    {"prepare", "train", "evaluate", "predict", "demo"},
+    {"prepare", "stage_base", "train", "evaluate", "predict", "demo"},
     {"cli"},
 ]
 FOR_THE_LAUNCHER = {
-    *("config", "errors", "storage", "runlog", "base", "progress", "outcome", "preemption", "memory", "gguf_file"),
+    *("config", "errors", "storage", "runlog", "staged", "base", "progress", "outcome", "preemption", "memory", "gguf_file"),
     *("data.index", "data.cleaning", "data.packing", "data.reader", "data.tokenization"),
 }
 

@@ -85,7 +85,7 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """The whole README.md."""
-    is_hub_id = facts.layout != "gguf" and not Path(facts.base).expanduser().is_dir()
+    is_hub_id = facts.layout != "gguf" and not _is_in_bucket(facts) and not Path(facts.base).expanduser().is_dir()
     header = [
         "---",
         *([f"base_model: {json.dumps(facts.base)}"] if is_hub_id else []),
@@ -130,13 +130,26 @@ def reload_snippet(facts: CardFacts) -> str:
     path = Path(facts.base)
     return Template(_SNIPPET).substitute(
         import_nf4=", BitsAndBytesConfig" if is_nf4 else "",
-        base=json.dumps(str(path.parent) if is_gguf else facts.base, ensure_ascii=False),
+        base=_base_of_snippet(facts),
         gguf=f", gguf_file={json.dumps(path.name, ensure_ascii=False)}" if is_gguf else "",
         dtype=_DTYPES[facts.precision],
         nf4=_NF4 if is_nf4 else "",
         key_mapping="" if is_gguf else _KEY_MAPPING,
         max_length=facts.max_length,
     )
+
+
+def _base_of_snippet(facts: CardFacts) -> str:
+    if facts.layout == "gguf":
+        return json.dumps(str(Path(facts.base).parent), ensure_ascii=False)
+    if _is_in_bucket(facts):  # transformers reads folders and the hub
+        name = facts.base.rstrip("/").rpartition("/")[2]
+        return f"{json.dumps(name, ensure_ascii=False)}  # a copy: aws s3 sync {facts.base} {name}"
+    return json.dumps(facts.base, ensure_ascii=False)
+
+
+def _is_in_bucket(facts: CardFacts) -> bool:
+    return "://" in facts.base
 
 
 def _is_nf4(facts: CardFacts) -> bool:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from emotion_train.base import BaseFiles
 from emotion_train.errors import WrongRequest
 from emotion_train.gguf_file import GgufFile
 from emotion_train.model.attention import ATTENTION
-from emotion_train.model.precision import Formats, Precision, formats, linear_4bit, require_bitsandbytes
+from emotion_train.model.precision import Codes4bit, Formats, Precision, formats, linear_4bit, require_bitsandbytes
+from emotion_train.model.staged_weights import staged_tensors
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
 HEAD = "score.weight"
@@ -91,10 +93,11 @@ class BaseConfig:
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """The tensors of a checkpoint under the classifier's names."""
+class Weights:
+    """The tensors of a checkpoint's files by the classifier's names. `sources` are the names in the files."""
 
     shapes: dict[str, tuple[int, ...]]
+    sources: dict[str, str]
     read: Callable[[str], torch.Tensor]
 
 
@@ -111,6 +114,8 @@ def read_config(base: str) -> BaseConfig:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         raise WrongRequest(f"The config.json of the base {base} cannot be used: {_first_line(error)}.") from None
+    if files.staged is not None:
+        config.__dict__.pop("quantization_config", None)  # for transformers alone; here base.json tells
     if getattr(config, "quantization_config", None) is not None:
         raise WrongRequest(f"The base {base} is already quantised; give the unquantised checkpoint and set model.precision=nf4.")
     text = config.get_text_config()
@@ -144,26 +149,56 @@ def load_base(
     if kind.quantised:
         require_bitsandbytes()
     device = torch.device(device)
-    model = _skeleton(found.text, num_labels)
-    weights = _gguf_weights(found.gguf, found.text) if found.gguf is not None else _safetensors_weights(found.files)
-    _refuse_misfits(found.files.name, {name: tuple(p.shape) for name, p in model.named_parameters() if name != HEAD}, weights.shapes)
-    parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if name != HEAD)
-    sample = hashlib.sha256(found.shape_sha256.encode())
-    for number, (name, tensor) in enumerate(_stream(weights), 1):
-        _sample(sample, name, tensor)
+    model = skeleton(found.text, num_labels)
+    tensors = _tensors_of(found, model, precision, torch.device("cpu") if to_be_sharded else device)
+    parameters = parameters_of(model)
+    fingerprint = Fingerprint(found)
+    for number, (name, tensor) in enumerate(tensors, 1):
+        fingerprint.add(name, tensor)
         _place(model, name, tensor, kind, device, to_be_sharded)
-        tell(number, len(weights.shapes))
+        tell(number, len(parameters))
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)  # its buffers are in no checkpoint
     model.score.weight = nn.Parameter(torch.zeros(num_labels, model.config.hidden_size, device=device))
     model.requires_grad_(False).eval()
     model.is_loaded_in_4bit = kind.quantised  # by this mark PEFT knows which adapter layers to make
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     assert not left, f"never filled: {left}"
-    info = BaseInfo(found.files.lasting_name, found.text.model_type, found.layout, found.shape_sha256, sample.hexdigest(), parameters)
+    info = BaseInfo(
+        name=found.files.lasting_name,
+        architecture=found.text.model_type,
+        layout=found.layout,
+        shape_sha256=found.shape_sha256,
+        weights_sha256=fingerprint.hexdigest(),
+        parameters=sum(prod(shape) for shape in parameters.values()),
+    )
     return model, info
 
 
-def _skeleton(text_config: Any, num_labels: int) -> Any:
+def open_checkpoint(found: BaseConfig, model: nn.Module) -> Weights:
+    """The base's files, compared with the model's names and shapes; nothing of the weights is read yet. Raises `WrongRequest`."""
+    weights = _gguf_weights(found.gguf, found.text) if found.gguf is not None else _safetensors_weights(found.files)
+    _refuse_misfits(found.files.name, parameters_of(model), weights.shapes)
+    return weights
+
+
+def _tensors_of(
+    found: BaseConfig, model: nn.Module, precision: Precision, device: torch.device
+) -> Iterator[tuple[str, torch.Tensor | Codes4bit]]:
+    """Every tensor of the base once, those of a staged base on `device` and others on the host."""
+    staged = found.files.staged
+    if staged is None:
+        return stream(open_checkpoint(found, model))
+    staged.refuse_other_precision(precision)
+    _refuse_misfits(found.files.name, parameters_of(model), {tensor.name: tensor.shape for tensor in staged.index.tensors})
+    return staged_tensors(staged, device)
+
+
+def parameters_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of what comes from the base: everything but the head."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if name != HEAD}
+
+
+def skeleton(text_config: Any, num_labels: int) -> Any:
     """The classifier without storage."""
     from transformers import AutoModelForSequenceClassification
 
@@ -188,7 +223,7 @@ def _refuse_misfits(base: str, wanted: dict[str, tuple[int, ...]], given: dict[s
             )
 
 
-def _place(model: Any, name: str, tensor: torch.Tensor, kind: Formats, device: torch.device, to_be_sharded: bool) -> None:
+def _place(model: Any, name: str, tensor: torch.Tensor | Codes4bit, kind: Formats, device: torch.device, to_be_sharded: bool) -> None:
     owner_name, _, leaf = name.rpartition(".")
     owner = model.get_submodule(owner_name)
     if kind.quantised and leaf == "weight" and isinstance(owner, nn.Linear):
@@ -198,11 +233,12 @@ def _place(model: Any, name: str, tensor: torch.Tensor, kind: Formats, device: t
             layer.weight.data = layer.weight.data.cpu()  # the codes; their scales, a thirtieth of them, stay on the device
         setattr(model.get_submodule(parent), child, layer)
         return
+    assert isinstance(tensor, torch.Tensor)  # codes come for linear layers only
     place = torch.device("cpu") if to_be_sharded else device
     setattr(owner, leaf, nn.Parameter(tensor.to(device=place, dtype=kind.weights), requires_grad=False))
 
 
-def _stream(weights: _Weights) -> Iterator[tuple[str, torch.Tensor]]:
+def stream(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor once; weights before biases, a few read ahead of use."""
     names = deque(sorted(weights.shapes, key=lambda name: (not name.endswith(".weight"), _natural(name))))
     ahead: deque[tuple[str, Future[torch.Tensor]]] = deque()
@@ -219,18 +255,30 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
-def _sample(digest: Any, name: str, tensor: torch.Tensor) -> None:
-    if name.endswith("embed_tokens.weight"):
-        tensor = tensor[:: max(1, len(tensor) // 64)]
-    elif not name.endswith("norm.weight"):
-        return
-    digest.update(name.encode() + tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+class Fingerprint:
+    """Identity of a base's weights: its shape, its norms and a sample of embedding rows in bfloat16, the same for every precision."""
+
+    def __init__(self, found: BaseConfig) -> None:
+        self._digest = hashlib.sha256(found.shape_sha256.encode())
+
+    def add(self, name: str, tensor: torch.Tensor | Codes4bit) -> None:
+        """Every tensor, in the order of `stream`."""
+        if isinstance(tensor, Codes4bit):
+            return
+        if name.endswith("embed_tokens.weight"):
+            tensor = tensor[:: max(1, len(tensor) // 64)]
+        elif not name.endswith("norm.weight"):
+            return
+        self._digest.update(name.encode() + tensor.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes())
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 # --- safetensors ---
 
 
-def _safetensors_weights(files: BaseFiles) -> _Weights:
+def _safetensors_weights(files: BaseFiles) -> Weights:
     from safetensors import SafetensorError, safe_open
 
     place: dict[str, tuple[Any, str]] = {}
@@ -250,7 +298,7 @@ def _safetensors_weights(files: BaseFiles) -> _Weights:
         tensor: torch.Tensor = shard.get_tensor(key)
         return tensor
 
-    return _Weights(shapes, read)
+    return Weights(shapes, {name: key for name, (_, key) in place.items()}, read)
 
 
 def text_name(key: str) -> str | None:
@@ -318,7 +366,7 @@ def _gguf_config(gguf: GgufFile) -> Any:
     )
 
 
-def _gguf_weights(gguf: GgufFile, config: Any) -> _Weights:
+def _gguf_weights(gguf: GgufFile, config: Any) -> Weights:
     stored = {_gguf_name(name): name for name in gguf.tensors if name not in ("output.weight", "rope_freqs.weight")}
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
 
@@ -327,7 +375,7 @@ def _gguf_weights(gguf: GgufFile, config: Any) -> _Weights:
         layer = name.split(".")[-2]
         return _halves(tensor, heads[layer]) if layer in heads else tensor
 
-    return _Weights({name: gguf.tensors[key].shape for name, key in stored.items()}, read)
+    return Weights({name: gguf.tensors[key].shape for name, key in stored.items()}, stored, read)
 
 
 def _gguf_name(key: str) -> str:

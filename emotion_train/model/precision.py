@@ -7,6 +7,7 @@ Whatever the choice, everything that is trained (adapter and head) and the head'
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,8 +45,24 @@ def require_bitsandbytes() -> None:
         ) from None
 
 
+@dataclass(frozen=True)
+class Codes4bit:
+    """A quantised weight as it is stored: `state` in the layout of bitsandbytes' and transformers' own checkpoints, suffix to tensor."""
+
+    shape: tuple[int, ...]
+    codes: torch.Tensor  # uint8, two codes a byte
+    state: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, layer: torch.nn.Module) -> Codes4bit:
+        """Of a layer that `linear_4bit` made with uint8 storage."""
+        weight: Any = layer.weight
+        state = weight.quant_state.as_dict(packed=True)
+        return cls(tuple(weight.quant_state.shape), weight.data, {f".{name}": tensor for name, tensor in state.items()})
+
+
 def linear_4bit(
-    weight_OI: torch.Tensor, bias_O: torch.Tensor | None, device: torch.device, quant_storage: torch.dtype = torch.uint8
+    weight_OI: torch.Tensor | Codes4bit, bias_O: torch.Tensor | None, device: torch.device, quant_storage: torch.dtype = torch.uint8
 ) -> torch.nn.Module:
     """A frozen bitsandbytes layer of these weights: 4-bit NormalFloat, double quantisation, bfloat16 compute, quantised on `device`.
 
@@ -64,14 +81,19 @@ def linear_4bit(
         quant_storage=quant_storage,
         device="meta",
     )
-    layer.weight = bnb.nn.Params4bit(
-        weight_OI.to(torch.bfloat16).contiguous(),
-        requires_grad=False,
-        compress_statistics=True,
-        quant_type="nf4",
-        quant_storage=quant_storage,
-        module=layer,
-    ).to(device)
+    if isinstance(weight_OI, Codes4bit):
+        stats = {f"weight{suffix}": tensor for suffix, tensor in weight_OI.state.items()}
+        codes = weight_OI.codes.view(-1).view(quant_storage).view(-1, 1)
+        layer.weight = bnb.nn.Params4bit.from_prequantized(codes, stats, device=device, module=layer)
+    else:
+        layer.weight = bnb.nn.Params4bit(
+            weight_OI.to(torch.bfloat16).contiguous(),
+            requires_grad=False,
+            compress_statistics=True,
+            quant_type="nf4",
+            quant_storage=quant_storage,
+            module=layer,
+        ).to(device)
     # An evaluation forward on a CPU with avx512_bf16 repacks the codes in place, and training gradients after it are wrong: seen with
     # bitsandbytes 0.50.2 (relative error of the adapter's gradient 0.68; its only sign is a warning).
     layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -145,7 +145,7 @@ def test_checkpoint_that_does_not_fit_is_refused_before_a_tensor_is_read(
 ) -> None:
     folder = causal_checkpoint(tmp_path / "base")
     edit_shard(folder, edit)
-    monkeypatch.setattr("emotion_train.model.load._stream", lambda weights: pytest.fail("a tensor was asked for"))
+    monkeypatch.setattr("emotion_train.model.load.stream", lambda weights: pytest.fail("a tensor was asked for"))
     with pytest.raises(WrongRequest, match=words) as error:
         load_base(str(folder), "fp32", 2, "cpu")
     assert "(1 of 20 text tensors)" in str(error.value)

@@ -63,10 +63,18 @@ def test_a_file_is_uploaded_whole_in_several_parts(store: Store, tmp_path: Path)
 def test_a_range_ends_where_the_object_ends(store: Store, start: int, length: int | None, expected: bytes) -> None:
     store.write("a", b"hello world")
     assert store.read("a", start=start, length=length) == expected
+    if length is not None:
+        buffer = bytearray(b"?" * length)
+        count = store.read_into("a", memoryview(buffer), start=start)
+        assert buffer == expected + b"?" * (length - count)
 
 
 def test_a_missing_object_is_named(store: Store) -> None:
-    for action in (lambda: store.read("no/such"), lambda: store.stat("no/such"), lambda: store.read("no/such", start=1, length=2)):
+    for action in (
+        lambda: store.read("no/such"),
+        lambda: store.stat("no/such"),
+        lambda: store.read_into("no/such", memoryview(bytearray(2))),
+    ):
         assert f"{store.url}/no/such" in sentence(action, ObjectNotFound)
 
 
@@ -127,6 +135,7 @@ def test_a_read_is_refused_when_the_etag_is_another(bucket_url: str) -> None:
     store.write("a", b"2")
     assert "has changed" in sentence(lambda: store.read("a", if_match=first.etag), ObjectChanged)
     assert "has changed" in sentence(lambda: store.read("a", start=0, length=1, if_match=first.etag), ObjectChanged)
+    assert "has changed" in sentence(lambda: store.read_into("a", memoryview(bytearray(1)), if_match=first.etag), ObjectChanged)
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b", "a\0b", ".writing-1"])

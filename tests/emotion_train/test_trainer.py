@@ -21,6 +21,7 @@ from emotion_train.errors import Diverged, WrongRequest
 from emotion_train.loss import class_weights
 from emotion_train.model.lora import adapter_state, build_classifier
 from emotion_train.runlog import read_log
+from emotion_train.stage_base import stage
 from emotion_train.storage import open_store
 from emotion_train.trainer import Trainer, learning_rate
 from tests.emotion_train.tiny_models import causal_checkpoint
@@ -168,6 +169,18 @@ def test_another_base_is_refused_and_the_same_one_elsewhere_is_not(folder: Path,
     start_trainer(tiny_config(folder, *words, f"model.base={same}"), stack)
     with pytest.raises(WrongRequest, match="its weights differ"):
         start_trainer(tiny_config(folder, *words, f"model.base={other}"), stack)
+
+
+def test_a_run_goes_on_from_a_staged_copy_of_its_base_and_refuses_one_of_another(folder: Path, tmp_path: Path, stack: ExitStack) -> None:
+    words = ["run.id=staged", "train.epochs=1"]
+    fit(tiny_config(folder, *words), stack)
+    other = causal_checkpoint(tmp_path / "other", "llama", seed=1)
+    for source, name in ((folder / "base", "same"), (other, "another")):
+        stage(str(source), str(tmp_path / name), "nf4", "cpu")
+    again = start_trainer(tiny_config(folder, *words, f"model.base={tmp_path / 'same'}", "model.precision=nf4"), stack)
+    assert again.progress.step == again.steps
+    with pytest.raises(WrongRequest, match="its weights differ"):
+        start_trainer(tiny_config(folder, *words, f"model.base={tmp_path / 'another'}", "model.precision=nf4"), stack)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(folder: Path, stack: ExitStack) -> None:

@@ -19,6 +19,7 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.memory import Shape, largest_microbatch, usable_bytes, weight_bytes
 from emotion_train.prepare import prepare
+from emotion_train.stage_base import stage
 from emotion_train.storage import open_store
 from launch.cli import main
 from launch.gpus import COUNTS, GPU_KINDS, GpuKind, kind_of
@@ -358,6 +359,16 @@ def test_the_verb_plans_a_prepared_data_set_with_the_base_s_tokenizer(prepared: 
     lengths = [len(ids) for ids in tokenizer.encode(texts_of(prepared))]
     assert store.read("index.json")
     assert document["mean_tokens"] == pytest.approx(statistics.mean(lengths))
+
+
+def test_a_base_staged_as_nf4_is_planned_in_nf4_only(prepared: Path, bucket_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stage(str(prepared / "base"), f"{bucket_url}/base", "nf4", "cpu")
+    staged = words(prepared, "--json", f"model.base={bucket_url}/base")
+    assert main(staged) == 0
+    assert {choice["precision"] for choice in json.loads(capsys.readouterr().out)["choices"]} == {"nf4"}
+    assert main([*staged, "--precision", "bf16"]) == 2
+    assert "staged as nf4, which cannot be turned back" in capsys.readouterr().err
+    assert shape_of_base(f"{bucket_url}/base") == shape_of_base(str(prepared / "base"))
 
 
 def test_a_data_set_in_a_bucket_is_planned_like_its_copy_in_a_folder(

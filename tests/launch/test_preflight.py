@@ -16,6 +16,7 @@ from emotion_train.data.index import read_index
 from emotion_train.errors import WrongRequest
 from emotion_train.prepare import prepare
 from emotion_train.runlog import Writer
+from emotion_train.stage_base import stage
 from emotion_train.storage import open_store
 from launch.cli import main
 from launch.preflight import Check, _credentials, _memory, _planned_hours, check_all, target_of
@@ -251,6 +252,27 @@ def test_a_base_with_a_file_missing_is_told(words: list[str], tmp_path: Path) ->
     found = checks([*words, f"model.base={base}"])["base model"]
     assert not found.ok
     assert "has no model-00002-of-00002.safetensors" in found.finding
+
+
+def test_a_staged_base_is_looked_for_object_by_object(words: list[str], made: Path, bucket_url: str) -> None:
+    index = stage(str(made / "base"), f"{bucket_url}/base", "nf4", "cpu").index
+    in_bucket = [*words, f"model.base={bucket_url}/base"]
+    found = checks([*in_bucket, "model.precision=nf4"])["base model"]
+    assert found.ok
+    assert found.finding.startswith(f"{made / 'base'}, staged at {bucket_url}/base as nf4")
+    assert "staged as nf4, which cannot be turned back" in checks(in_bucket)["base model"].finding
+    open_store(f"{bucket_url}/base").delete(index.shards[0].key)
+    found = checks([*in_bucket, "model.precision=nf4"])["base model"]
+    assert not found.ok
+    assert f"{bucket_url}/base/{index.shards[0].key} is missing or cut short" in found.finding
+
+
+def test_a_base_in_a_bucket_needs_credentials(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(None, [f"data.url={tmp_path}", f"run.output_url={tmp_path}", "model.base=s3://team/base"])
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(WrongRequest, match="no credentials for the bucket"):
+        _credentials(config, lambda: None)
 
 
 REAL = ["model.base=mistralai/Mistral-Small-3.1-24B-Base-2503", "model.precision=nf4"]

@@ -1,0 +1,328 @@
+"""Puts the text part of a base into a bucket or folder once, so that runs read it from there in parallel and need no hub.
+
+    emotion-train stage-base mistralai/Mistral-Small-3.1-24B-Base-2503 s3://team/bases/mistral-small
+    emotion-launch run --config run.yaml model.base=s3://team/bases/mistral-small
+
+The result is a checkpoint that transformers reads as well. Host memory: 5 GiB, ten objects of half a GiB or of the largest tensor. Every
+object is read back once, so staging moves the base's bytes twice; a second staging reads the source again to compare and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from emotion_train.errors import AlreadyExists, WrongRequest
+from emotion_train.progress import ProgressLine
+from emotion_train.staged import INDEX_KEY, UNFINISHED_KEY, StagedBase, StagedIndex, StagedObject, StagedTensor, read_index
+from emotion_train.storage import FolderStore, Store, open_store
+
+if TYPE_CHECKING:
+    import torch
+
+    from emotion_train.model.load import BaseConfig
+    from emotion_train.model.staging import StagedPrecision
+
+SHARD_BYTES = 512 << 20
+PIECE_BYTES = 16 << 20
+_WHEN_IT_PAYS = """when it pays:
+  Runs on machines that start empty, such as spot GPUs: each start reads 12 GiB (nf4) or 43 GiB (bf16) of Mistral Small from a bucket in
+  its own region instead of 48 GB from the hub, needs no token, and goes on when the hub is away. nf4 serves runs with
+  model.precision=nf4 only and is a quarter of the bytes; bf16 serves nf4, bf16 and fp8. Make nf4 on a GPU: a CPU takes some 20 minutes
+  for Mistral Small. On a machine that keeps its hub cache there is little to gain."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tekken.json")
+_NF4 = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
+    "bnb_4bit_quant_storage": "uint8",
+    "llm_int8_skip_modules": ["score"],
+}
+_NOT_OF_THE_TEXT = ("transformers_version", "torch_dtype", "dtype", "_name_or_path", "quantization_config", "architectures")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    url: str
+    index: StagedIndex
+    created: bool  # False: the same base was there already
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = f"{_WHEN_IT_PAYS}\n\n{parser.epilog}"
+    parser.add_argument("base", metavar="BASE", help="hub id or folder of a safetensors checkpoint (not .gguf, not quantised)")
+    parser.add_argument("url", metavar="URL", help="where it goes: s3://bucket/prefix or a folder, empty or of a killed staging")
+    parser.add_argument(
+        "--precision",
+        choices=("bf16", "nf4"),
+        default="bf16",
+        help="how the linear layers are stored; nf4 serves nf4 runs only (default: bf16)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where nf4 is made; auto takes a GPU that is there (default: auto)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    result = stage(arguments.base, arguments.url, arguments.precision, arguments.device)
+    index = result.index
+    words = f"{index.precision}, {index.bytes / 2**30:.2f} GiB, objects of weights: {len(index.shards)}, {index.parameters:,} parameters"
+    print(f"base    {result.url} ({words}){'' if result.created else ': already there, the same'}")
+    print(f"next    model.base={result.url}" + (" model.precision=nf4" if index.precision == "nf4" else ""))
+    return 0
+
+
+def stage(
+    base: str,
+    url: str,
+    precision: StagedPrecision = "bf16",
+    device: str = "auto",
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    piece_bytes: int = PIECE_BYTES,
+) -> StageResult:
+    """Stage `base` at `url`. Raises `WrongRequest` for a base that cannot be staged and for a place that holds something else."""
+    from emotion_train.data.tokenization import PostTokenizer
+    from emotion_train.model.load import read_config
+    from emotion_train.model.precision import require_bitsandbytes
+
+    store = open_store(url)
+    found = read_config(base)
+    _refuse_source(found, store)
+    if precision == "nf4":
+        require_bitsandbytes()
+    place = _device(device, precision)
+    PostTokenizer.load(base, 128)
+    _refuse_other_meaning(found)
+    existing = read_index(store)
+    if existing is not None and existing.precision != precision:
+        _refuse_other(store, existing, f"precision {existing.precision} there, {precision} now")
+    left = _make_room(store, found, precision) if existing is None else set()
+    _refuse_misfit(found, store, existing is None and not left)
+    index = _make(found, precision, place, store if existing is None else None, shard_bytes, piece_bytes)
+    if existing is not None:
+        if _content(existing) != _content(index):
+            _refuse_other(store, existing, _difference(existing, index))
+        _refuse_incomplete(store, existing)
+        return StageResult(store.url, existing, False)
+    try:
+        store.create(INDEX_KEY, index.to_bytes())
+    except AlreadyExists:
+        raise WrongRequest(f"Another process has staged a base at {store.url} in the meantime; stage into another, empty place.") from None
+    for key in sorted(left - {one.key for one in (*index.shards, *index.files)}):
+        store.delete(key)
+    store.delete(UNFINISHED_KEY)
+    return StageResult(store.url, index, True)
+
+
+# --- at the door ---
+
+
+def _refuse_source(found: BaseConfig, store: Store) -> None:
+    files = found.files
+    if files.gguf is not None:
+        raise WrongRequest(
+            f"The base {files.name} is a GGUF file, which is one small file that is read as it is: copy it to the machine that trains. "
+            "To stage, give the folder or hub id of the safetensors checkpoint that it was made from."
+        )
+    if files.staged is not None and files.staged.index.precision == "nf4":
+        raise WrongRequest(
+            f"The base {files.name} is already quantised to nf4; give the checkpoint that it was made from, {files.staged.index.source}, "
+            "or copy the objects as they are, base.json last."
+        )
+    if isinstance(store, FolderStore) and files.folder is not None:
+        target, source = Path(store.url).expanduser().resolve(), files.folder.resolve()
+        if target == source or source in target.parents:
+            raise WrongRequest(f"URL {store.url} lies in the base {files.name}; name a folder outside of it.")
+
+
+def _device(asked: str, precision: StagedPrecision) -> torch.device:
+    """Where to quantise; a copy in bf16 is made on the host."""
+    import torch
+
+    if precision == "bf16" or asked == "cpu":
+        return torch.device("cpu")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise WrongRequest("--device is cuda and no GPU is visible here; type --device cpu.")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _device_name(device: torch.device) -> str:
+    """The sum of a tensor may differ in a last bit by GPU and by number of threads."""
+    import torch
+
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads"
+
+
+def _make_room(store: Store, found: BaseConfig, precision: StagedPrecision) -> set[str]:
+    """Take the place for this base; returns the keys that a killed staging of it left.
+
+    Raises `WrongRequest` when other objects are there, or another base is being staged.
+    """
+    there = {info.key for info in store.list()}
+    if there and UNFINISHED_KEY not in there:
+        raise WrongRequest(f"{store.url} holds other objects, such as {min(there)}, and no staged base; name an empty folder or prefix.")
+    mine = json.dumps({"source": _source_name(found), "precision": precision}).encode() + b"\n"
+    try:
+        store.create(UNFINISHED_KEY, mine)
+    except AlreadyExists:
+        begun = store.read(UNFINISHED_KEY).decode(errors="replace").strip()[:300]
+        raise WrongRequest(
+            f"Another base is being staged at {store.url}, or its staging was stopped ({begun}); repeat that one, or name another place."
+        ) from None
+    store.clear_unfinished("")
+    return there - {UNFINISHED_KEY}
+
+
+def _source_name(found: BaseConfig) -> str:
+    staged = found.files.staged
+    return found.files.lasting_name if staged is None else staged.index.source
+
+
+def _content(index: StagedIndex) -> dict[str, Any]:
+    """The index without what a copy, another library version, device or place of the source may change although the bytes are the same."""
+    content = index.model_dump(exclude={"versions", "quantised_on", "source"})
+    for described in (*content["shards"], *content["files"]):
+        del described["etag"]
+    for tensor in content["tensors"]:
+        del tensor["source"]
+    return content
+
+
+def _refuse_other(store: Store, existing: StagedIndex, difference: str) -> NoReturn:
+    raise WrongRequest(
+        f"{store.url} holds another staged base, of {existing.source} ({difference}); it is never overwritten. Type another URL, or repeat "
+        "the base and options it was made with."
+    )
+
+
+def _refuse_incomplete(store: Store, existing: StagedIndex) -> None:
+    if missing := StagedBase(store, existing).missing():
+        raise WrongRequest(
+            f"{store.url} has lost {missing[0]} ({len(missing)} of its objects) since it was staged; stage into another, empty place."
+        )
+
+
+def _refuse_misfit(found: BaseConfig, store: Store, untouched: bool) -> None:
+    """Names and shapes are compared before anything is read; a refused base leaves an empty place as it was."""
+    from emotion_train.model.load import open_checkpoint, skeleton
+
+    if found.files.staged is not None:
+        return
+    try:
+        open_checkpoint(found, skeleton(found.text, 2))
+    except WrongRequest:
+        if untouched:
+            store.delete(UNFINISHED_KEY)
+        raise
+
+
+def _difference(one: StagedIndex, other: StagedIndex) -> str:
+    for name in ("shape_sha256", "weights_sha256", "quantised_on", "piece_bytes", "source"):
+        old, new = getattr(one, name), getattr(other, name)
+        if old != new:
+            return f"{name} {old!r} there, {new!r} now"
+    return "its bytes differ"
+
+
+# --- the index ---
+
+
+def _make(
+    found: BaseConfig, precision: StagedPrecision, device: torch.device, store: Store | None, shard_bytes: int, piece_bytes: int
+) -> StagedIndex:
+    """Write everything that base.json names, and return it. Without a store nothing is written, to compare with what is there."""
+    from emotion_train.model.staging import ObjectWriter, stage_weights
+
+    writer = ObjectWriter(store, piece_bytes)
+    with ProgressLine("staging" if store is not None else "comparing", 1, "tensors") as line:
+        made = stage_weights(found, precision, device, writer, shard_bytes, lambda done, total: line.update(done, total=total))
+    files = [("model.safetensors.index.json", _safetensors_index(made.shards, made.tensors)), *_small_files(found, precision)]
+    return StagedIndex(
+        source=_source_name(found),
+        precision=precision,
+        rounded=made.rounded,
+        quantised_on=_device_name(device) if precision == "nf4" else None,
+        architecture=found.text.model_type,
+        parameters=sum(prod(tensor.shape) for tensor in made.tensors),
+        shape_sha256=found.shape_sha256,
+        weights_sha256=made.weights_sha256,
+        piece_bytes=piece_bytes,
+        shards=tuple(made.shards),
+        files=tuple(writer.put(key, data) for key, data in files),
+        tensors=tuple(made.tensors),
+        versions=_versions(precision),
+    )
+
+
+def _safetensors_index(shards: list[StagedObject], tensors: list[StagedTensor]) -> bytes:
+    weight_map = {tensor.name + part.suffix: shards[tensor.object].key for tensor in tensors for part in tensor.parts}
+    total = sum(part.bytes for tensor in tensors for part in tensor.parts)
+    return (json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _versions(precision: StagedPrecision) -> dict[str, str]:
+    found = {}
+    for name in ("emotion-train", "torch", "transformers", *(("bitsandbytes",) if precision == "nf4" else ())):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source folder
+            found[name] = "unknown"
+    return found
+
+
+# --- the small files ---
+
+
+def _small_files(found: BaseConfig, precision: StagedPrecision) -> list[tuple[str, bytes]]:
+    """Tokenizer and configuration of the text part, the latter last: nothing reads a checkpoint without it."""
+    paths = {name: found.files.file(name) for name in _TOKENIZER_FILES}
+    files = [(name, path.read_bytes()) for name, path in paths.items() if path is not None]
+    document = _text_config(found)
+    if precision == "nf4":
+        document["quantization_config"] = _NF4
+    return [*files, ("config.json", (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())]
+
+
+def _text_config(found: BaseConfig) -> dict[str, Any]:
+    """As it was published, so that it does not depend on the version of transformers; without the parts that are not staged."""
+    from emotion_train.model.load import skeleton
+
+    published = json.loads(found.files.required("config.json").read_text(encoding="utf-8"))
+    text = published["text_config"] if found.layout == "multimodal" else published
+    kept = {name: value for name, value in text.items() if name not in _NOT_OF_THE_TEXT}
+    backbone = type(skeleton(found.text, 2).model).__name__
+    return kept | {"model_type": found.text.model_type, "architectures": [backbone], "dtype": "bfloat16"}
+
+
+def _refuse_other_meaning(found: BaseConfig) -> None:
+    """The text part's configuration alone must mean what it means within the whole one."""
+    from emotion_train.model.load import read_config
+
+    with TemporaryDirectory(prefix="emotion-train-stage-") as folder:
+        Path(folder, "config.json").write_text(json.dumps(_text_config(found)), encoding="utf-8")
+        old, new = found.text.to_dict(), read_config(folder).text.to_dict()
+    different = sorted(name for name in (old.keys() | new.keys()) - set(_NOT_OF_THE_TEXT) if old.get(name) != new.get(name))
+    if different:
+        raise WrongRequest(
+            f"The text part of {found.files.name} does not stand alone: its {', '.join(different)} come from the rest of config.json; "
+            "read this base from where it is."
+        )
+
+
+if __name__ == "__main__":
+    from emotion_train.cli import main
+
+    sys.exit(main(["stage-base", *sys.argv[1:]]))
