@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Precision = Literal["nf4", "bf16", "fp32", "fp8"]
+from emotion_train.config import Precision as Precision
+
 Targets = Literal["all-linear"] | Sequence[str]
 # layers with one input, which the fused decoder computes as one product
 STACKS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))

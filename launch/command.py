@@ -6,21 +6,19 @@ cuts up the base and moves it in every micro-batch. What fits is arithmetic over
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emotion_train.config import Config
 from emotion_train.errors import WrongRequest
+from emotion_train.memory import GIB, WORTHWHILE_TOKENS, MemoryEstimate, estimate, usable_bytes
+from emotion_train.shape import Shape
 from launch.topology import Gpu, Topology, read_topology
-
-if TYPE_CHECKING:
-    from emotion_train.memory import Shape
+from launch.workload import shape_of_base
 
 CONFIGS = Path(__file__).resolve().parent.parent / "accelerate_configs"
 TRAINER = "emotion_train.train"
@@ -91,22 +89,14 @@ def _on_cpu(topology: Topology, config: Config) -> Choice:
 
 @dataclass(frozen=True)
 class _Option:
-    """A config file with what it needs of each GPU, in bytes. `cut`: what is spread over all GPUs."""
+    """A config file with what it needs of each GPU. `cut`: what is spread over all GPUs."""
 
     name: str
     cut: str
-    weights: int
-    optimizer: int
-    activations: int
-    overhead: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.optimizer + self.activations + self.overhead
+    memory: MemoryEstimate
 
     def __str__(self) -> str:
-        parts = " + ".join(f"{name} {getattr(self, name) / 2**30:.1f}" for name in ("weights", "activations", "optimizer", "overhead"))
-        return f"{parts} = {self.total / 2**30:.1f} GiB"
+        return f"{self.memory.total / GIB:.1f} GiB"
 
 
 def _by_memory(topology: Topology, config: Config) -> tuple[str, str]:
@@ -115,27 +105,23 @@ def _by_memory(topology: Topology, config: Config) -> tuple[str, str]:
     options = _options(config, topology.world_size, whole)
     if not options:
         return whole, "what the base needs is not known before it is read"
-    from emotion_train.memory import usable_bytes
-
     usable = usable_bytes(min(gpu.memory_mib for gpu in topology.gpus) << 20)
-    room = f"of {usable / 2**30:.1f} GiB usable"
+    room = f"of the {usable / GIB:.1f} GiB usable on each GPU"
     for place, option in enumerate(options):
-        if option.total <= usable:
-            before = "".join(f"{other.name} would need {other.total / 2**30:.1f} GiB; " for other in options[:place])
-            return option.name, f"{before}{option.name} ({option.cut}) needs {room} on each GPU: {option}"
+        if option.memory.total <= usable:
+            before = "".join(f"{other.name} would need {other}; " for other in options[:place])
+            return option.name, f"{before}{option.name} ({option.cut}) needs {option.memory} {room}"
     least = options[-1]
-    if least.total <= _ERROR * usable:
-        return least.name, f"TIGHT, by the estimate's error: {least.name} ({least.cut}) needs {room} on each GPU: {least}"
+    if least.memory.total <= _ERROR * usable:
+        return least.name, f"TIGHT, by the estimate's error: {least.name} ({least.cut}) needs {least.memory} {room}"
     raise WrongRequest(
-        f"{config.model.base} in {config.model.precision} does not fit {topology}: {least.name} needs {room} on each GPU: {least}. Type "
-        f"{_remedy(config, topology.world_size, whole, usable)}."
+        f"{config.model.base} in {config.model.precision} does not fit {topology}: {least.name} needs {least.memory} {room}. "
+        f"Type {_remedy(config, topology.world_size, whole, usable)}."
     )
 
 
 def _options(config: Config, world_size: int, whole: str) -> list[_Option]:
     """In the order of preference; empty where the base's shape cannot be read here."""
-    from emotion_train.memory import WORTHWHILE_TOKENS, MemoryEstimate, estimate
-
     shape = _shape(config.model.base)
     if shape is None:
         return []
@@ -158,13 +144,11 @@ def _options(config: Config, world_size: int, whole: str) -> list[_Option]:
         )
 
     one = needs(1)
-    options = [_Option(whole, "all on each GPU", one.weights, one.optimizer, one.activations, one.overhead)]
+    options = [_Option(whole, "all on each GPU", one)]
     if world_size > 1:
-        less = one.optimizer // world_size
-        options.append(_Option("multi_gpu_deepspeed_zero2", "optimizer cut", one.weights, less, one.activations, one.overhead))
+        options.append(_Option("multi_gpu_deepspeed_zero2", "optimizer cut", replace(one, optimizer=one.optimizer // world_size)))
         if config.model.precision != "fp8":  # computed from whole weights
-            cut = needs(world_size)
-            options.append(_Option("multi_gpu_fsdp2_qlora", "base cut", cut.weights, cut.optimizer, cut.activations, cut.overhead))
+            options.append(_Option("multi_gpu_fsdp2_qlora", "base cut", needs(world_size)))
     return options
 
 
@@ -174,14 +158,9 @@ def _may_recompute(config: Config) -> bool:
 
 
 def _shape(base: str) -> Shape | None:
-    from emotion_train.base import BaseFiles
-    from emotion_train.memory import Shape
-
     try:
-        files = BaseFiles.find(base)
-        path = None if files.gguf is not None else files.file("config.json")
-        return None if path is None else Shape.of(json.loads(path.read_text(encoding="utf-8")))
-    except (WrongRequest, ValueError, OSError):
+        return shape_of_base(base)
+    except (WrongRequest, OSError):
         return None  # the trainer says what is wrong with the base
 
 
@@ -195,7 +174,7 @@ def _remedy(config: Config, world_size: int, whole: str, usable: int) -> str:
         for again, count in product((config.train.gradient_checkpointing, True), tokens):
             train = config.train.model_copy(update={"gradient_checkpointing": again, "tokens_per_microbatch": count})
             changed = config.model_copy(update={"train": train, "model": config.model.model_copy(update={"precision": precision})})
-            if min(option.total for option in _options(changed, world_size, whole)) <= usable:
+            if min(option.memory.total for option in _options(changed, world_size, whole)) <= usable:
                 words = [] if precision == config.model.precision else [f"model.precision={precision}"]
                 said = again == config.train.gradient_checkpointing or _may_recompute(config)
                 words += [] if said else ["train.gradient_checkpointing=true"]

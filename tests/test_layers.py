@@ -33,7 +33,7 @@ LEVELS = [
     {"cli"},
 ]
 FOR_THE_LAUNCHER = {
-    *("config", "errors", "storage", "runlog", "staged", "base", "progress", "outcome", "preemption", "memory", "gguf_file"),
+    *("config", "errors", "storage", "runlog", "staged", "base", "progress", "outcome", "preemption", "memory", "shape", "gguf_file"),
     *("data.index", "data.cleaning", "data.packing", "data.reader", "data.tokenization"),
 }
 

@@ -238,7 +238,7 @@ def test_the_first_way_that_fits_is_taken_and_its_numbers_are_said(
     choice = choose(gpus_of(count, memory_gib), None, sized(tmp_path, *words), {})
     assert choice.config_file == CONFIGS / f"{name}.yaml"
     assert choice.topology.world_size == count
-    assert re.search(rf"{name} \([a-z ]+(GPU|cut)\) needs of [\d.]+ GiB usable on each GPU: weights [\d.]+ \+ activations", choice.reason)
+    assert re.search(rf"{name} \([a-z ]+(GPU|cut)\) needs [\d.]+ GiB \([\d.]+ weights, .*\) of the [\d.]+ GiB usable", choice.reason)
     before = ["multi_gpu_ddp", "multi_gpu_deepspeed_zero2", "multi_gpu_fsdp2_qlora"]
     passed_over = before[: before.index(name)] if name in before else []
     assert re.findall(r"(\w+) would need", choice.reason) == passed_over
