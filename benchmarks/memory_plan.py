@@ -41,7 +41,6 @@ from launch.speed import Speed
 
 LABELS = 15
 POST = 18
-LONGEST_POST = 128
 RESERVED = 0.75 * GIB  # of a card, for what is no memory of PyTorch
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 CARDS = {24: "A10G", 40: "A100", 48: "L40S", 80: "H100"}  # GB in its name: the kind whose memory it stands for
@@ -227,7 +226,7 @@ def a_batch(tokens: int, model: EmotionClassifier) -> tuple[torch.Tensor, torch.
     rng = np.random.default_rng(0)
     ids = torch.from_numpy(rng.integers(20, model.classifier.config.vocab_size, (1, tokens))).to(device)
     positions = torch.cat([torch.arange(b - a) for a, b in pairwise(boundaries)])[None].to(device)
-    segments = Segments.of(boundaries, device, max_length=LONGEST_POST)
+    segments = Segments.of(boundaries, device)
     last = torch.tensor(boundaries[1:], device=device) - 1
     return ids, positions, segments, last, torch.from_numpy(rng.integers(0, LABELS, len(last))).to(device)
 

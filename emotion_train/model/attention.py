@@ -36,8 +36,8 @@ HAS_GQA = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_a
 class Segments:
     """Where the posts of a pack begin and end: they cover its T tokens without a gap, filling tokens being segments of their own.
 
-    `cu_lengths` are the S+1 boundaries as int32 on the device, followed by repetitions of T when more entries were asked for;
-    `max_length` is a Python number of the host, because reading it from the device would stall every layer.
+    `cu_lengths` are the S+1 boundaries as int32 on the device; `max_length` is a Python number of the host, because reading it from the
+    device would stall every layer.
     """
 
     lengths: tuple[int, ...]
@@ -45,27 +45,16 @@ class Segments:
     max_length: int
 
     @classmethod
-    def of(
-        cls, boundaries_S: Sequence[int], device: torch.device | str, *, max_length: int | None = None, entries: int | None = None
-    ) -> Segments:
-        """Segments between neighbouring boundaries, the first of which is 0 and the last T.
-
-        A fixed `entries` and a fixed `max_length` (no smaller than the longest segment) keep compiled layers from recompiling.
-        """
+    def of(cls, boundaries_S: Sequence[int], device: torch.device | str) -> Segments:
+        """Segments between neighbouring boundaries, the first of which is 0 and the last T."""
         boundaries = [int(boundary) for boundary in boundaries_S]
         lengths = tuple(after - before for before, after in pairwise(boundaries))
-        longest = max(lengths)
         if boundaries[0] != 0 or min(lengths) <= 0:
             raise ValueError(f"boundaries must rise from 0, got {boundaries[:8]}")
-        if max_length is not None and longest > max_length:
-            raise ValueError(f"a segment of {longest} tokens is longer than max_length {max_length}")
-        if entries is not None and len(boundaries) > entries:
-            raise ValueError(f"{len(boundaries)} boundaries do not fit {entries} entries")
-        padded = boundaries + boundaries[-1:] * ((entries or 0) - len(boundaries))
-        return cls(lengths, on_device(np.asarray(padded, np.int32), torch.device(device)), max_length or longest)
+        return cls(lengths, on_device(np.asarray(boundaries, np.int32), torch.device(device)), max(lengths))
 
     def as_kwargs(self, fused: bool) -> dict[str, Any]:
-        """Keyword arguments for the model. The fused kernel gets no lengths: their change would recompile a compiled layer."""
+        """Keyword arguments for the model."""
         if fused:
             return {"cu_seq_lens_q": self.cu_lengths, "max_length_q": self.max_length}
         return {"segment_lengths": self.lengths}

@@ -35,14 +35,14 @@ def make(folder: Path, kind: str = "mistral", precision: Any = "fp32", device: s
     return model
 
 
-def packed(model: EmotionClassifier, texts: list[torch.Tensor], filling: int = 0, **fixed: int) -> torch.Tensor:
+def packed(model: EmotionClassifier, texts: list[torch.Tensor], filling: int = 0) -> torch.Tensor:
     lengths = [len(text) for text in texts]
     sizes = [*lengths, filling] if filling else lengths
     boundaries = [0, *torch.tensor(sizes).cumsum(0).tolist()]
     ids = torch.cat([*texts, torch.full((filling,), 3)])[None].to(model.device)
     positions = torch.cat([torch.arange(size) for size in sizes])[None].to(model.device)
     last = (torch.tensor(lengths).cumsum(0) - 1).to(model.device)
-    logits: torch.Tensor = model(ids, positions, Segments.of(boundaries, model.device, **fixed), last)
+    logits: torch.Tensor = model(ids, positions, Segments.of(boundaries, model.device), last)
     return logits
 
 
@@ -135,25 +135,17 @@ def test_no_mask_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert seen == [None] * 4
 
 
-@pytest.mark.parametrize(
-    ("boundaries", "fixed", "words"),
-    [
-        ([1, 3], {}, "rise from 0"),
-        ([0, 3, 3], {}, "rise from 0"),
-        ([0, 3, 9], {"max_length": 5}, "6 tokens is longer than max_length 5"),
-        ([0, 3, 9], {"entries": 2}, "3 boundaries do not fit 2 entries"),
-    ],
-)
-def test_segments_that_make_no_sense_are_errors(boundaries: list[int], fixed: dict[str, int], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Segments.of(boundaries, "cpu", **fixed)
+@pytest.mark.parametrize("boundaries", [[1, 3], [0, 3, 3]])
+def test_segments_that_make_no_sense_are_errors(boundaries: list[int]) -> None:
+    with pytest.raises(ValueError, match="rise from 0"):
+        Segments.of(boundaries, "cpu")
 
 
-def test_boundaries_are_filled_up_with_the_last_one() -> None:
-    segments = Segments.of([0, 3, 9], "cpu", max_length=8, entries=6)
-    assert segments.cu_lengths.tolist() == [0, 3, 9, 9, 9, 9]
+def test_segments_know_their_lengths_and_the_longest() -> None:
+    segments = Segments.of([0, 3, 9], "cpu")
+    assert segments.cu_lengths.tolist() == [0, 3, 9]
     assert segments.cu_lengths.dtype == torch.int32
-    assert (segments.lengths, segments.max_length) == ((3, 6), 8)
+    assert (segments.lengths, segments.max_length) == ((3, 6), 6)
 
 
 # --- CUDA ---
@@ -165,7 +157,7 @@ def test_fused_attention_equals_the_exact_one_on_cuda(heads: int, window: int | 
     draw = torch.Generator("cuda").manual_seed(0)
     total = sum(LENGTHS)
     leaves = [torch.randn(1, h, total, 64, generator=draw, device="cuda", dtype=torch.bfloat16) for h in (4, heads, heads)]
-    segments = Segments.of([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], "cuda", max_length=32, entries=9)
+    segments = Segments.of([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], "cuda")
     weights = torch.randn(1, total, 4, 64, generator=draw, device="cuda")
     results = []
     for dtype, fused in ((torch.bfloat16, True), (torch.float32, False)):
@@ -188,28 +180,9 @@ def test_packed_on_cuda_equals_one_post_at_a_time(tmp_path: Path) -> None:
     for precision in ("bf16", "nf4"):
         model = make(tmp_path / "base", precision=precision, device="cuda")
         assert model.is_fused
-        logits = packed(model, posts(), filling=96, max_length=128, entries=64)
+        logits = packed(model, posts(), filling=96)
         if precision == "bf16":
             torch.testing.assert_close(logits, reference, rtol=0.1, atol=0.1 * float(reference.abs().max()))
         found = gradients(model, logits)
         flat = [torch.cat([grads[name].flatten() for name in sorted(grads)]) for grads in (found, wanted)]
         assert torch.cosine_similarity(*flat, dim=0) > (0.98 if precision == "bf16" else 0.8)
-
-
-@pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore")  # PyTorch 2.11 warns of its own imports and of the gradients that its tracer looks at
-def test_compiled_layers_do_not_recompile_for_other_posts(tmp_path: Path) -> None:
-    model = make(tmp_path / "base", precision="bf16", device="cuda", hidden_size=256, head_dim=64).train()
-    eager = packed(model, posts(), filling=96, max_length=128, entries=64).detach()
-    torch._dynamo.reset()
-    for layer in model.layers:
-        layer.compile()
-    with torch._dynamo.config.patch(error_on_recompile=False):
-        compiled = packed(model, posts(), filling=96, max_length=128, entries=64)
-        gradients(model, compiled)
-    torch.testing.assert_close(compiled, eager, rtol=0.1, atol=0.1 * float(eager.abs().max()))
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for cut in (2, 3):
-            texts = posts(cut)[:cut]
-            filling = sum(LENGTHS) + 96 - sum(len(text) for text in texts)
-            gradients(model, packed(model, texts, filling=filling, max_length=128, entries=64))
