@@ -252,7 +252,7 @@ def _say_of_processes(writer: Writer) -> None:
 def _facts(job: Job) -> Metrics:
     """What `emotion-launch runs` tells of a run that may not have a checkpoint yet."""
     config = job.config
-    steps = -(-job.index.split("train").rows // config.train.global_batch_size) * config.train.epochs
+    steps = -(-job.index.splits["train"].rows // config.train.global_batch_size) * config.train.epochs
     return {
         "base": config.model.base,
         "precision": config.model.precision,
