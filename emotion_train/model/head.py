@@ -60,13 +60,13 @@ class EmotionClassifier(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The decoder blocks, for example to compile each of them."""
+        """The decoder blocks, for example to shard each of them."""
         layers: nn.ModuleList = self.classifier.model.layers
         return layers
 
     @property
     def is_fused(self) -> bool:
-        """Whether packs run through the CUDA kernel, for which a fixed number of tokens a pack pays."""
+        """Whether the stock blocks' attention runs through the CUDA kernel."""
         return is_fused(self.device, self.compute)
 
     def forward(

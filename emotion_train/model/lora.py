@@ -104,11 +104,6 @@ def adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def adapter_tensors(model: EmotionClassifier) -> dict[str, torch.Tensor]:
-    """Adapter and head where they lie, not copied, under the names of a PEFT file."""
-    return {name: parameter.detach() for name, parameter in adapter_parameters(model.network).items()}
-
-
 def adapter_state(model: EmotionClassifier) -> dict[str, torch.Tensor]:
     """Copy of adapter and head on the CPU, under the names of a PEFT file."""
     return {
