@@ -116,16 +116,16 @@ def train(arguments: argparse.Namespace, folder: Path, engine: str, precision: s
     pull(f"{folder / 'runs'}/{run_id}", folder / run_id)
     report: dict[str, Any] = json.loads((folder / run_id / "report" / "report.json").read_text())
     assert report["identity"]["world_size"] == topology.world_size
-    return Run(engine, precision, speed(str(folder / "runs"), run_id), report, folder / run_id, seconds)
+    return Run(engine, precision, speed(str(folder / "runs"), run_id)[0], report, folder / run_id, seconds)
 
 
-def speed(output_url: str, run_id: str) -> float:
-    """Posts/s of training between the first evaluation and the last, evaluations not counted."""
+def speed(output_url: str, run_id: str) -> tuple[float, float]:
+    """Posts/s and real tokens/s of training between the first evaluation and the last, evaluations not counted."""
     store = open_store(output_url)
     saved = [entry for entry in read_log(store, run_id) if entry.kind == "checkpoint" and "macro_f1" in entry.metrics]
     first, last = (read_document(store, run_id, entry)["progress"] for entry in (saved[0], saved[-1]))
-    posts: float = last["examples"] - first["examples"]
-    return posts / (last["train_seconds"] - first["train_seconds"])
+    seconds = last["train_seconds"] - first["train_seconds"]
+    return (last["examples"] - first["examples"]) / seconds, (last["tokens"] - first["tokens"]) / seconds
 
 
 def read_back(folder: Path, number: int, run: Run) -> float:

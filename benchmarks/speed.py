@@ -4,10 +4,11 @@
     python benchmarks/speed.py --folder /dev/shm/mistral --tokens fp8=3584,bf16=4096      # H100 80GB
 
 The model is Mistral Small 3.1's shape with random weights (as real_size.py writes it), the posts are GoEmotions'. This program runs by its
-own command line, and its speed is what its report says, first step included. The stock recipe is transformers' Trainer: nf4, each post
-padded to 128 tokens, batches of 8, gradient checkpointing (stock_recipe.py). Useful work counts real tokens only: 4 x linear parameters x
-tokens; adapters, attention and what is computed again count nothing. A bf16 product of 8192 x 8192 matrices is timed for three seconds
-before and after each run, so that a GPU that runs at its power limit is compared with itself.
+own command line with steps of `--batch` posts, the stock recipe is transformers' Trainer: nf4, each post padded to 128 tokens, batches of
+8, gradient checkpointing (stock_recipe.py). Of neither do the first five steps count, in which libraries load and kernels are built. Useful
+work counts real tokens only: 4 x linear parameters x tokens; adapters, attention and what is computed again count nothing. A bf16 product
+of 8192 x 8192 matrices is timed for three seconds before and after each run, so that a GPU that runs at its power limit is compared with
+itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from goemotions import LABELS, SINGLE_GPU, add_posts_argument, splits
+from many_gpus import speed
 from real_size import packaged_tekken, some_posts, write_checkpoint
 
 from emotion_train.memory import Shape
@@ -30,6 +32,8 @@ from launch.command import accelerate_line
 from launch.runs import pull
 
 HERE = Path(__file__).parent
+WARM_UP = 5
+VALIDATION = 512
 MISTRAL = HERE.parent / "emotion_train" / "configs" / "mistral_small_3_1.yaml"
 
 
@@ -41,7 +45,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=40, help="fewer for a quick look (default: 40, the real number)")
     parser.add_argument("--runs", default="stock,nf4,bf16,fp8", help="comma-separated (default: stock,nf4,bf16,fp8)")
     parser.add_argument("--tokens", default="", metavar="RUN=N,…", help="tokens a micro-batch, for example fp8=3584 (default: 8192 each)")
-    parser.add_argument("--steps", type=int, default=30, help="steps of about 8,000 tokens (default: 30)")
+    parser.add_argument("--steps", type=int, default=30, help=f"of them {WARM_UP} before the clock runs (default: 30)")
+    parser.add_argument("--batch", type=int, default=430, help="posts a step (default: 430, about 7,650 tokens)")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="for this program's runs")
     arguments = parser.parse_args()
     if not (arguments.folder / "model.safetensors.index.json").exists():
@@ -52,7 +57,7 @@ def main() -> None:
     speeds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="speed-") as name:
         folder = Path(name)
-        posts = some_posts(splits(arguments.posts, folder / "all"), folder / "posts", 448 * arguments.steps)
+        posts = some_posts(splits(arguments.posts, folder / "all"), folder / "posts", arguments.batch * arguments.steps, VALIDATION)
         command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
         subprocess.run([*command, "--on-bad", "drop"], check=True, stdout=sys.stderr)
         for run in arguments.runs.split(","):
@@ -60,7 +65,7 @@ def main() -> None:
             if run == "stock":
                 found = stock(arguments.folder, posts / "train.parquet")
             else:
-                found = ours(arguments.folder, folder, run, tokens.get(run, 8192), arguments.overrides)
+                found = ours(arguments.folder, folder, run, tokens.get(run, 8192), arguments)
             rate = (before + product_rate()) / 2
             speeds[run] = found["posts_per_second"]
             useful = 4 * shape.linear_parameters * found["tokens_per_second"]
@@ -91,17 +96,18 @@ def product_rate(seconds: float = 3.0) -> float:
     return rate
 
 
-def ours(checkpoint: Path, folder: Path, precision: str, tokens: int, overrides: list[str]) -> dict[str, Any]:
+def ours(checkpoint: Path, folder: Path, precision: str, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
     values = [
         *(f"data.url={folder / 'data'}", f"run.output_url={folder / 'runs'}", f"run.id={precision}", f"model.base={checkpoint}"),
-        *(f"model.precision={precision}", "train.epochs=1", "train.global_batch_size=448", f"train.tokens_per_microbatch={tokens}"),
-        *("report.floor_max_rows=0", *overrides),
+        *(f"model.precision={precision}", "train.epochs=1", f"train.global_batch_size={arguments.batch}"),
+        *(f"train.tokens_per_microbatch={tokens}", f"evaluation.every_steps={WARM_UP}", "checkpoint.every_seconds=null"),
+        *("checkpoint.keep_every=1", "report.floor_max_rows=0", "report.bootstrap_samples=100", *arguments.overrides),
     ]
     subprocess.run(accelerate_line(SINGLE_GPU, str(MISTRAL), values), check=True, stdout=sys.stderr)
     pull(f"{folder / 'runs'}/{precision}", folder / "pulled" / precision)
     report = json.loads((folder / "pulled" / precision / "report" / "report.json").read_text())
-    speed: dict[str, Any] = report["speed"]
-    return {**speed, "tokens_a_microbatch": tokens}
+    posts, real_tokens = speed(str(folder / "runs"), precision)
+    return {**report["speed"], "posts_per_second": posts, "tokens_per_second": real_tokens, "tokens_a_microbatch": tokens}
 
 
 def stock(checkpoint: Path, posts: Path) -> dict[str, Any]:

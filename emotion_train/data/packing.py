@@ -1,6 +1,7 @@
 """Posts of one step laid end to end into rows of at most `tokens_per_microbatch` tokens.
 
-Best fit, longest first: deterministic, O(N log N), and within one row of the lower bound for posts far shorter than a row.
+As few rows as their tokens need, each about as long as the others: a short last row would cost a GPU nearly as much as a full one, since
+the weights are read for either. Deterministic, O(N log N).
 
 Letters: T tokens of a pack, N its posts.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapreplace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,21 +39,39 @@ class Pack:
 def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Indices of `lengths` grouped so that no group's sum exceeds `capacity`; each index once, each group ascending.
 
-    Raises `ValueError` when one length alone exceeds the capacity.
+    Longest first into the emptiest of the fewest groups (Graham 1969: their sums differ by one length at most); where one of them
+    overflows, as with lengths near the capacity, into the fullest with room. Raises `ValueError` when one length exceeds the capacity.
     """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    if order and lengths[order[0]] > capacity:
+        raise ValueError(f"a post of {lengths[order[0]]} tokens does not fit a micro-batch of {capacity}")
+    groups = _level(order, lengths, -(-sum(lengths) // capacity))
+    if any(sum(lengths[index] for index in group) > capacity for group in groups):
+        groups = _best_fit(order, lengths, capacity)
+    return [sorted(group) for group in groups]
+
+
+def _level(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    groups: list[list[int]] = [[] for _ in range(count)]
+    filled = [(0, group) for group in range(count)]  # (tokens, group), a heap
+    for index in order:
+        tokens, group = filled[0]
+        groups[group].append(index)
+        heapreplace(filled, (tokens + lengths[index], group))
+    return groups
+
+
+def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
     groups: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens free, group), sorted
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[index]
-        if length > capacity:
-            raise ValueError(f"a post of {length} tokens does not fit a micro-batch of {capacity}")
-        at = bisect_left(room, (length, -1))
+    for index in order:
+        at = bisect_left(room, (lengths[index], -1))
         free, group = room.pop(at) if at < len(room) else (capacity, len(groups))
         if group == len(groups):
             groups.append([])
         groups[group].append(index)
-        insort(room, (free - length, group))
-    return [sorted(group) for group in groups]
+        insort(room, (free - lengths[index], group))
+    return groups
 
 
 def pack(

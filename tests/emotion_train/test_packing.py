@@ -29,6 +29,14 @@ def test_no_two_bins_could_be_one(case: tuple[list[int], int]) -> None:
     assert all(first + second > capacity for first, second in pairwise(totals))
 
 
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=200), st.integers(64, 128))
+def test_posts_far_shorter_than_a_bin_fill_the_fewest_evenly(lengths: list[int], capacity: int) -> None:
+    totals = [sum(lengths[i] for i in group) for group in bins(lengths, capacity)]
+    if sum(lengths) <= len(totals) * (capacity - 8):  # else the last posts may need a bin more
+        assert len(totals) == -(-sum(lengths) // capacity)
+        assert max(totals) - min(totals) <= max(lengths)
+
+
 @given(lengths_and_capacity, st.sampled_from([1, 8, 16]))
 def test_a_pack_holds_its_posts_unchanged(case: tuple[list[int], int], fill: int) -> None:
     lengths, capacity = case
