@@ -32,7 +32,7 @@ from emotion_train.loss import weighted_loss_sum
 from emotion_train.memory import GIB, MemoryEstimate, Shape, estimate, largest_microbatch, usable_bytes
 from emotion_train.model.attention import HAS_GQA, Segments
 from emotion_train.model.head import EmotionClassifier, init_head
-from emotion_train.model.load import HEAD, _place, _skeleton
+from emotion_train.model.load import HEAD, _place, skeleton
 from emotion_train.model.lora import attach_lora
 from emotion_train.model.precision import Precision, formats
 from emotion_train.publish import versions
@@ -180,13 +180,13 @@ def random_classifier(
     from transformers import AutoConfig
 
     config = AutoConfig.for_model("mistral", **{**WIDTH, **width, "num_hidden_layers": layers})
-    network = _skeleton(config, LABELS)
+    network = skeleton(config, LABELS)
     draw = torch.Generator(device).manual_seed(0)
     kind, place = formats(precision), torch.device(device)
     for name, empty in list(network.named_parameters()):
         if name != HEAD:
             tensor = torch.empty(empty.shape, dtype=torch.bfloat16, device=device)
-            _place(network, name, tensor.fill_(1) if "norm" in name else tensor.normal_(0, 0.02, generator=draw), kind, place, torch.uint8)
+            _place(network, name, tensor.fill_(1) if "norm" in name else tensor.normal_(0, 0.02, generator=draw), kind, place, False)
     network.model.rotary_emb = type(network.model.rotary_emb)(config=network.config).to(device)
     network.score.weight = nn.Parameter(torch.zeros(LABELS, network.config.hidden_size, device=device))
     network.requires_grad_(False)

@@ -155,6 +155,7 @@ def test_norm_kernels_are_the_plain_ones(sizes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # of PyTorch, where the first product of a process is autograd's
 @pytest.mark.parametrize("window", [None, 20])
 def test_attention_kernels_are_the_plain_ones(sizes: tuple[int, ...], window: int | None) -> None:
     from emotion_train.model import kernels

@@ -142,13 +142,14 @@ def test_recorded_passes_give_the_gradients_of_the_passes(base: Path, tokenizer:
         model.zero_grad()
         graphs(one, scale)  # is None when the shape is new, and a recording then
         model.zero_grad()
-        for times in (1, 2):  # gradients add up
-            recorded = graphs(one, scale)
-            assert recorded is not None
-            torch.testing.assert_close(recorded, loss, rtol=1e-5, atol=0)
-            for parameter, gradient in zip(parameters, expected, strict=True):
-                assert parameter.grad is not None
-                torch.testing.assert_close(parameter.grad, times * gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
+        recorded = graphs(one, scale)
+        assert recorded is not None
+        torch.testing.assert_close(recorded, loss, rtol=1e-4, atol=0)
+        found = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+        for ours, theirs in zip(found, expected, strict=True):  # up to bf16: a recording has more posts, which weigh nothing
+            assert float((ours - theirs).norm() / theirs.norm()) < 0.01
+        graphs(one, scale)  # gradients add up
+        assert all(torch.equal(parameter.grad, 2 * once) for parameter, once in zip(parameters, found, strict=True))  # type: ignore[arg-type]
 
 
 def test_no_kernel_is_built_again_for_another_pack(base: Path, tokenizer: PostTokenizer) -> None:
