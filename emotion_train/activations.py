@@ -34,6 +34,7 @@ class FusedBlocks:
 
     shape: Shape
     precision: Precision
+    lora_r: int
     lora_targets: Targets
     lora_dropout: float
     element: int = 2
@@ -53,11 +54,13 @@ class FusedBlocks:
             "first norm": 4,
             "queries, keys, values": width,
             "attention": query + 4 * self.shape.num_attention_heads,
+            "ranks of their adapters": self._ranks("q_proj", "k_proj", "v_proj"),
         }
 
     def _after_pooling(self) -> dict[str, int]:
         hidden, _, inner, _ = self._sizes()
-        return {"after attention": hidden, "second norm": 4, "gate and up": 2 * inner}
+        ranks = self._ranks("o_proj", "gate_proj", "up_proj", "down_proj")
+        return {"after attention": hidden, "second norm": 4, "gate and up": 2 * inner, "ranks of the other adapters": ranks}
 
     def _sizes(self) -> tuple[int, int, int, int]:
         """Bytes of a hidden state, of the queries, of the MLP's inner width, and of queries, keys and values together."""
@@ -98,40 +101,39 @@ class FusedBlocks:
     def _backward(self) -> int:
         """Per token beside what the block keeps, at the highest point of its backward pass.
 
-        With dropout an adapter has a dropped copy of its input beside it, and the gradient that passes through its own mask.
+        With dropout an adapter has a dropped copy of its input beside it; where that input is a norm, either way one copy.
         """
         hidden, query, inner, _ = self._sizes()
-        dropped = 2 if self.lora_dropout else 0
+        dropped = 1 if self.lora_dropout else 0
         held = hidden + inner  # the gradients of the block's output and of the MLP's inner product, held to the end
         points = [held + self._codes(self.shape.hidden_size)]
         if self._adapted("down_proj"):
             points.append(held + inner + dropped * inner)
         held += hidden  # the gradient of the second norm
         points.append(held + self._codes(2 * self.shape.intermediate_size))
-        if self._adapted("gate_proj", "up_proj"):
-            held += hidden  # the norm once more
-            points.append(held + dropped * hidden)
-        held += hidden  # the gradient past the norm
+        held += hidden  # the gradient past the norm, or before that the adapters' copy of it
         points.append(held + query + (dropped * query if self._adapted("o_proj") else 0))
         points.append(held + self._backward_from_attention() - hidden)
         return max(points)
 
     def _backward_from_attention(self) -> int:
-        """Per token: the gradients of the attention's output, of its input, of queries, keys and values, and of the block's input, which
-        the first norm's adapters add to and the norm makes anew."""
+        """Per token: the gradients of the attention's output, of its input, of queries, keys and values, and of the block's input, beside
+        the adapters' copy of the first norm or the gradient that the norm makes anew."""
         hidden, query, _, width = self._sizes()
         held = hidden + query + width
-        adapted = self._adapted("q_proj", "k_proj", "v_proj")
-        dropped = 2 * hidden if adapted and self.lora_dropout else 0
         codes = self._codes(self.shape.query_width + 2 * self.shape.key_width)
-        return held + max(4 * self.shape.num_attention_heads, hidden + codes, hidden * (1 + adapted) + max(dropped, hidden))
+        return held + max(4 * self.shape.num_attention_heads, hidden + codes, 2 * hidden)
 
     def _codes(self, size: int) -> int:
         """A row in float8, where the products want it so."""
         return size + _SCALE if self.precision == "fp8" else 0
 
     def _adapted(self, *names: str) -> bool:
-        return bool(set(names) & set(target_names(self.lora_targets)))
+        return self._ranks(*names) > 0
+
+    def _ranks(self, *names: str) -> int:
+        """Bytes per token of s A x of these layers' adapters."""
+        return self.element * self.lora_r * len(set(names) & set(target_names(self.lora_targets)))
 
 
 def fused_overhead(shape: Shape, precision: Precision, lora_r: int, lora_targets: Targets, element: int = 2) -> int:

@@ -83,7 +83,7 @@ def estimate(
     trained = shape.trained_parameters(lora_r, lora_targets, labels)
     optimizer = _TRAINED_BYTES * trained // shards
     if fused and is_fused(shape, precision, shards):
-        pack = FusedBlocks(shape, precision, lora_targets, lora_dropout).of_pack(tokens_per_microbatch, gradient_checkpointing)
+        pack = FusedBlocks(shape, precision, lora_r, lora_targets, lora_dropout).of_pack(tokens_per_microbatch, gradient_checkpointing)
         stacking = _STACKING.get(precision, 0) * shape.largest_stack - pack.kept - optimizer  # it is over when training begins
         overhead = max(pack.passing + fused_overhead(shape, precision, lora_r, lora_targets), stacking)
     else:

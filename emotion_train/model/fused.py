@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _ADAPTER = "default"  # PEFT's name for the only adapter of a model
 
+Norm = tuple[torch.Tensor, torch.Tensor]  # an RMS norm's weight, and the reciprocal root mean squares of its rows
+
 
 class Product(Protocol):
     """x W^T with a frozen W, and its gradient by x; `in_fp8` when both may come as `kernels.Fp8`."""
@@ -87,11 +89,11 @@ class Nf4Product:
         self._workspace = workspace
 
     def _unpacked(self, device: torch.device) -> torch.Tensor:
-        from bitsandbytes.functional import dequantize_4bit
+        from emotion_train.model import kernels
 
         weight_OI = self._workspace.take(sum(self._rows), self._columns, device)
         for layer, rows_OI in zip(self._layers, torch.split(weight_OI, self._rows), strict=True):
-            dequantize_4bit(layer.weight.data, layer.weight.quant_state, out=rows_OI)
+            kernels.unpack_4bit_(rows_OI, layer.weight.data, layer.weight.quant_state)
         return weight_OI
 
     def forward(self, x_TI: Any) -> torch.Tensor:
@@ -193,33 +195,40 @@ class Adapters:
         pairs = [(self.down_RI[ranks], self.up_OR[rows, ranks]) for ranks, rows in zip(self._ranks, self._rows, strict=True)]
         return list(zip((place for pair in pairs for place in pair), self.parameters, strict=True))
 
-    def add_to(self, y_TO: torch.Tensor, x_TI: torch.Tensor, seed: torch.Tensor | None) -> None:
-        """y += B s A x, in place."""
-        y_TO.addmm_(self._dropped(x_TI, seed) @ self.down_RI.t(), self.up_OR.t())
+    def add_to(self, y_TO: torch.Tensor, x_TI: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:
+        """y += B s A x, in place. Returns s A x, which `backward` needs."""
+        u_TR = self._dropped(x_TI, seed) @ self.down_RI.t()
+        y_TO.addmm_(u_TR, self.up_OR.t())
+        return u_TR
 
     def backward(
-        self, dx_TI: torch.Tensor | None, dy_TO: torch.Tensor, x_TI: torch.Tensor, seed: torch.Tensor | None
+        self,
+        dx_TI: torch.Tensor | None,
+        dy_TO: torch.Tensor,
+        x_TI: torch.Tensor,
+        u_TR: torch.Tensor,
+        seed: torch.Tensor | None,
+        norm: Norm | None = None,
     ) -> list[torch.Tensor]:
-        """The gradients of `parameters` in float32; adds the adapters' part to dx in place."""
+        """The gradients of `parameters` in float32; adds the adapters' part to dx in place. With `norm` the input was that norm of x."""
         from emotion_train.model import kernels
 
-        dropped_TI = self._dropped(x_TI, seed)
         du_TR = dy_TO @ self.up_OR
-        d_down_RI = product_in_float32(du_TR.t(), dropped_TI).mul_(self.scale)
-        d_up_OR = product_in_float32(dy_TO.t(), dropped_TI @ self.down_RI.t())
+        d_down_RI = product_in_float32(du_TR.t(), self._dropped(x_TI, seed, norm)).mul_(self.scale)
+        d_up_OR = product_in_float32(dy_TO.t(), u_TR)
         if dx_TI is not None:
             if self.dropout > 0 and seed is not None:
-                kernels.dropout(du_TR @ self.down_RI, self.dropout, seed, self.number, add_to=dx_TI)
+                kernels.add_dropped_product_(dx_TI, du_TR, self.down_RI, self.dropout, seed, self.number)
             else:
                 dx_TI.addmm_(du_TR, self.down_RI)
         return [d for ranks, rows in zip(self._ranks, self._rows, strict=True) for d in (d_down_RI[ranks], d_up_OR[rows, ranks])]
 
-    def _dropped(self, x_TI: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:
-        if self.dropout == 0 or seed is None:
-            return x_TI
+    def _dropped(self, x_TI: torch.Tensor, seed: torch.Tensor | None, norm: Norm | None = None) -> torch.Tensor:
         from emotion_train.model import kernels
 
-        return kernels.dropout(x_TI, self.dropout, seed, self.number)
+        if self.dropout > 0 and seed is not None:
+            return kernels.dropout(x_TI, self.dropout, seed, self.number, norm)
+        return x_TI if norm is None else kernels.rms_norm_again(x_TI, *norm)
 
 
 def product_in_float32(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
@@ -241,12 +250,13 @@ class Projection:
         """Whether nothing but the product reads what is multiplied, and reads it in float8."""
         return self.product.in_fp8 and not self.adapters
 
-    def forward(self, x_TI: torch.Tensor | Fp8, seed: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x_TI: torch.Tensor | Fp8, seed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(the output, what the adapters' backward pass needs)."""
         y_TO = self.product.forward(x_TI)
-        if self.adapters:
-            assert isinstance(x_TI, torch.Tensor)
-            self.adapters.add_to(y_TO, x_TI, seed)
-        return y_TO
+        if not self.adapters:
+            return y_TO, None
+        assert isinstance(x_TI, torch.Tensor)
+        return y_TO, self.adapters.add_to(y_TO, x_TI, seed)
 
 
 @dataclass(frozen=True)
@@ -271,32 +281,32 @@ class Block:
 
     def forward(
         self, h_TH: torch.Tensor, m_TH: torch.Tensor | None, pack: Pack
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]:
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, ...]]:
         """((h, m) whose sum is the block's output, what `backward` needs). The input is the sum of h and m, too."""
         from emotion_train.model import kernels
 
         h_TH, x_TH, rstd_1_T = kernels.add_rms_norm(h_TH, m_TH, self.norm_1_H, self.eps)
-        qkv_TW = self.qkv.forward(x_TH, pack.seed)
+        qkv_TW, u_qkv = self.qkv.forward(x_TH, pack.seed)
         kernels.rotate_(qkv_TW, pack.cos_TD, pack.sin_TD, self.heads + self.kv_heads)
         mixed, lse_QT = kernels.attention(qkv_TW, pack.sees_from_T, self.heads, self.kv_heads, self.scale)
         at_h, at_mixed = (h_TH[pack.last_tokens_N], mixed[pack.last_tokens_N]) if self.pooled else (h_TH, mixed)
-        o = self.out.forward(at_mixed, pack.seed)
+        o, u_out = self.out.forward(at_mixed, pack.seed)
         h_mid, y, rstd_2 = kernels.add_rms_norm(at_h, o, self.norm_2_H, self.eps)
-        gate_up = self.gate_up.forward(y, pack.seed)
-        m = self.down.forward(kernels.swiglu_fp8(gate_up) if self.down.in_fp8 else kernels.swiglu(gate_up), pack.seed)
-        return (h_mid, m), (h_TH, rstd_1_T, qkv_TW, mixed, lse_QT, h_mid, rstd_2, gate_up)
+        gate_up, u_gate_up = self.gate_up.forward(y, pack.seed)
+        m, u_down = self.down.forward(kernels.swiglu_fp8(gate_up) if self.down.in_fp8 else kernels.swiglu(gate_up), pack.seed)
+        return (h_mid, m), (h_TH, rstd_1_T, qkv_TW, mixed, lse_QT, h_mid, rstd_2, gate_up, u_qkv, u_out, u_gate_up, u_down)
 
     def backward(
-        self, saved: Sequence[torch.Tensor], dh: torch.Tensor, dm: torch.Tensor, pack: Pack, needs_dx: bool
+        self, saved: Sequence[Any], dh: torch.Tensor, dm: torch.Tensor, pack: Pack, needs_dx: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Gradient by the input (None unless needed), and those of `parameters` in their order. Overwrites the saved gate and up."""
         from emotion_train.model import kernels
 
-        h_TH, rstd_1_T, qkv_TW, mixed, lse_QT, h_mid, rstd_2, gate_up = saved
+        h_TH, rstd_1_T, qkv_TW, mixed, lse_QT, h_mid, rstd_2, gate_up, u_qkv, u_out, u_gate_up, u_down = saved
         d_product = self.down.product.backward(dm)
         d_down: list[torch.Tensor] = []
         if self.down.adapters:
-            d_down = self.down.adapters.backward(d_product, dm, kernels.swiglu(gate_up), pack.seed)
+            d_down = self.down.adapters.backward(d_product, dm, kernels.swiglu(gate_up), u_down, pack.seed)
         d_gate_up_adapters: list[torch.Tensor] = []
         if self.gate_up.in_fp8:
             dy = self.gate_up.product.backward(kernels.swiglu_backward_fp8(gate_up, d_product))
@@ -304,15 +314,16 @@ class Block:
             d_gate_up = kernels.swiglu_backward_(gate_up, d_product)
             dy = self.gate_up.product.backward(d_gate_up)
             if self.gate_up.adapters:
-                y = kernels.rms_norm_again(h_mid, self.norm_2_H, rstd_2)
-                d_gate_up_adapters = self.gate_up.adapters.backward(dy, d_gate_up, y, pack.seed)
+                d_gate_up_adapters = self.gate_up.adapters.backward(
+                    dy, d_gate_up, h_mid, u_gate_up, pack.seed, norm=(self.norm_2_H, rstd_2)
+                )
         dh_mid = kernels.rms_norm_backward(dy, h_mid, self.norm_2_H, rstd_2, dh)
 
         d_mixed = self.out.product.backward(dh_mid)
         d_out: list[torch.Tensor] = []
         if self.out.adapters:
             at_mixed = mixed[pack.last_tokens_N] if self.pooled else mixed
-            d_out = self.out.adapters.backward(d_mixed, dh_mid, at_mixed, pack.seed)
+            d_out = self.out.adapters.backward(d_mixed, dh_mid, at_mixed, u_out, pack.seed)
         if self.pooled:
             d_mixed = torch.zeros_like(mixed).index_add_(0, pack.last_tokens_N, d_mixed)
             dh_mid = torch.zeros_like(h_TH).index_add_(0, pack.last_tokens_N, dh_mid)
@@ -323,8 +334,7 @@ class Block:
         dx = self.qkv.product.backward(d_qkv) if needs_dx else None
         d_qkv_adapters: list[torch.Tensor] = []
         if self.qkv.adapters:
-            x_TH = kernels.rms_norm_again(h_TH, self.norm_1_H, rstd_1_T)
-            d_qkv_adapters = self.qkv.adapters.backward(dx, d_qkv, x_TH, pack.seed)
+            d_qkv_adapters = self.qkv.adapters.backward(dx, d_qkv, h_TH, u_qkv, pack.seed, norm=(self.norm_1_H, rstd_1_T))
         if dx is not None:
             dx = kernels.rms_norm_backward(dx, h_TH, self.norm_1_H, rstd_1_T, dh_mid)
         return dx, [*d_qkv_adapters, *d_out, *d_gate_up_adapters, *d_down]

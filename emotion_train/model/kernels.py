@@ -339,27 +339,127 @@ def swiglu_backward_(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> torch.
 
 
 # --- dropout ---
+#
+# A place is kept or not by 16 bits of Philox (Salmon et al. 2011, 7 rounds), drawn for eight places at once: those with one row and one
+# remainder by 128 in eight neighbouring runs of 128 columns. So a tile of any kernel finds its own bits, whatever its height.
+
+_RUN = tl.constexpr(128)
 
 
-@triton.jit(do_not_specialize=["number"])
-def _drop(x, out, count, p, seed, number, add: tl.constexpr, block: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = at < count
-    kept = tl.rand(tl.load(seed) + number, at.to(tl.int32)) >= p
-    result = tl.where(kept, tl.load(x + at, inside, 0.0).to(tl.float32) / (1 - p), 0.0)
-    if add:
-        result += tl.load(out + at, inside, 0.0).to(tl.float32)
-    tl.store(out + at, result.to(tl.bfloat16), inside)
+@triton.jit
+def _draw(seed, number, row, chunk, chunks, at):
+    return tl.randint4x(tl.load(seed) + number, (row * chunks + chunk) * _RUN + at, 7)
 
 
-def dropout(x_TI: torch.Tensor, p: float, seed: torch.Tensor, number: int, add_to: torch.Tensor | None = None) -> torch.Tensor:
-    """x with a share p of its entries at 0 and the rest divided by 1 - p; or that added to `add_to` in place.
+@triton.jit
+def _kept(r0, r1, r2, r3, run: tl.constexpr, least):
+    if run < 2:
+        word = r0
+    elif run < 4:
+        word = r1
+    elif run < 6:
+        word = r2
+    else:
+        word = r3
+    return ((word >> (16 * (run % 2))) & 0xFFFF) >= least
+
+
+@triton.jit(do_not_specialize=["number", "least"])
+def _drop(x, weight, rstd, out, rows, size, least, scale, seed, number, norm: tl.constexpr, height: tl.constexpr):
+    row = tl.program_id(0) * height + tl.arange(0, height)[:, None]
+    chunk = tl.program_id(1)
+    at = tl.arange(0, _RUN)[None, :]
+    r0, r1, r2, r3 = _draw(seed, number, row, chunk, tl.num_programs(1), at)
+    place = row.to(tl.int64) * size
+    for run in tl.static_range(8):
+        column = (8 * chunk + run) * _RUN + at
+        inside = (row < rows) & (column < size)
+        value = tl.load(x + place + column, inside, 0.0).to(tl.float32)
+        if norm:
+            value = (value * tl.load(rstd + row, row < rows, 0.0)).to(tl.bfloat16).to(tl.float32)
+            value = (value * tl.load(weight + column, column < size, 0.0).to(tl.float32)).to(tl.bfloat16).to(tl.float32)
+        value = tl.where(_kept(r0, r1, r2, r3, run, least), value * scale, 0.0)
+        tl.store(out + place + column, value.to(tl.bfloat16), inside)
+
+
+def dropout(
+    x_TI: torch.Tensor, p: float, seed: torch.Tensor, number: int, norm: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """x with a share p of its entries at 0 and the rest divided by 1 - p. With `norm`, of `rms_norm_again(x, *norm)` in place of x.
 
     Which ones depends on their place and on `seed` + `number` alone; the seed is an int32 on the device, so that a CUDA graph can read it.
     """
-    out_TI, count = torch.empty_like(x_TI) if add_to is None else add_to, x_TI.numel()
-    _drop[(triton.cdiv(count, 4096),)](x_TI, out_TI, count, p, seed, number, add_to is not None, 4096, num_warps=8)
+    (rows, size), out_TI = x_TI.shape, torch.empty_like(x_TI)
+    weight_I, rstd_T = norm or (None, None)
+    grid = (triton.cdiv(rows, 4), triton.cdiv(size, 8 * _RUN.value))
+    _drop[grid](x_TI, weight_I, rstd_T, out_TI, rows, size, *_share(p), seed, number, norm is not None, 4, num_warps=4)
     return out_TI
+
+
+def _share(p: float) -> tuple[int, float]:
+    """The least 16 bits that are kept, and what the kept ones are multiplied by."""
+    least = round(p * 2**16)
+    return least, 2**16 / (2**16 - least)
+
+
+@triton.jit(do_not_specialize=["number", "least"])
+def _add_dropped_product(du, down, dx, rows, size, ranks, least, scale, seed, number, height: tl.constexpr, width: tl.constexpr):
+    row = tl.program_id(0) * height + tl.arange(0, height)[:, None]
+    chunk = tl.program_id(1)
+    at = tl.arange(0, _RUN)[None, :]
+    rank = tl.arange(0, width)
+    there = rank < ranks
+    a = tl.load(du + row * ranks + rank[None, :], (row < rows) & there[None, :], 0.0)
+    r0, r1, r2, r3 = _draw(seed, number, row, chunk, tl.num_programs(1), at)
+    place = row.to(tl.int64) * size
+    for run in tl.static_range(8):
+        column = (8 * chunk + run) * _RUN + at
+        inside = (row < rows) & (column < size)
+        b = tl.load(down + rank[:, None] * size + column, there[:, None] & (column < size), 0.0)
+        value = tl.where(_kept(r0, r1, r2, r3, run, least), tl.dot(a, b) * scale, 0.0)
+        value += tl.load(dx + place + column, inside, 0.0).to(tl.float32)
+        tl.store(dx + place + column, value.to(tl.bfloat16), inside)
+
+
+def add_dropped_product_(dx_TI: torch.Tensor, du_TR: torch.Tensor, down_RI: torch.Tensor, p: float, seed: torch.Tensor, number: int) -> None:
+    """dx += `dropout`(du down), in place, without a turn of the product through memory."""
+    (rows, size), ranks = dx_TI.shape, len(down_RI)
+    grid = (triton.cdiv(rows, 32), triton.cdiv(size, 8 * _RUN.value))
+    width = max(16, triton.next_power_of_2(ranks))
+    _add_dropped_product[grid](du_TR, down_RI, dx_TI, rows, size, ranks, *_share(p), seed, number, 32, width, num_warps=4)
+
+
+# --- 4 bits ---
+
+
+@triton.jit
+def _unpack(
+    packed, code, scales, code_2, scales_2, offset, out, pairs, wide, height: tl.constexpr, half: tl.constexpr, nested: tl.constexpr
+):
+    block = tl.program_id(0).to(tl.int64) * height + tl.arange(0, height)
+    there = block * half < pairs
+    scale = tl.load(scales + block, there, 0)
+    if nested:
+        scale = tl.load(code_2 + scale.to(tl.int32)) * tl.load(scales_2 + block // wide, there, 0.0) + tl.load(offset)
+    at = block[:, None] * half + tl.arange(0, half)[None, :]
+    pair = tl.load(packed + at, at < pairs, 0).to(tl.int32)
+    first, second = tl.load(code + (pair >> 4)) * scale[:, None], tl.load(code + (pair & 15)) * scale[:, None]
+    at = block[:, None] * (2 * half) + tl.arange(0, 2 * half)[None, :]
+    tl.store(out + at, tl.interleave(first, second).to(tl.bfloat16), at < 2 * pairs)
+
+
+def unpack_4bit_(out_OI: torch.Tensor, packed: torch.Tensor, state: Any) -> None:
+    """A weight that bitsandbytes packed into 4 bits, bit for bit as its own kernels unpack it, nested scales in the same pass."""
+    half, pairs = state.blocksize // 2, out_OI.numel() // 2
+    second = (state.state2.code, state.state2.absmax, state.offset) if state.nested else (None, None, None)
+    wide = state.state2.blocksize if state.nested else 1
+    height = 4096 // state.blocksize
+    grid = (triton.cdiv(pairs, height * half),)
+    _unpack[grid](
+        *(packed, state.code, state.absmax, *second, out_OI, pairs, wide, height, half, state.nested),
+        num_warps=4,
+        enable_fp_fusion=False,  # scale and offset are rounded one after the other, as there
+    )
 
 
 # --- fp8 ---
@@ -423,7 +523,7 @@ def swiglu_fp8(gate_up_T2F: torch.Tensor) -> Fp8:
     """`swiglu`, quantised without a turn through memory."""
     rows, size = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
     out = Fp8.empty(rows, size, gate_up_T2F.device)
-    _swiglu_fp8[(rows,)](gate_up_T2F, *out, size, min(4096, triton.next_power_of_2(size)), num_warps=8)
+    _swiglu_fp8[(rows,)](gate_up_T2F, *out, size, min(8192, triton.next_power_of_2(size)), num_warps=32)
     return out
 
 
@@ -455,5 +555,5 @@ def swiglu_backward_fp8(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> Fp8
     """The gradient by gate and up, quantised without a turn through memory."""
     rows, size = dout_TF.shape
     out = Fp8.empty(rows, 2 * size, dout_TF.device)
-    _swiglu_backward_fp8[(rows,)](gate_up_T2F, dout_TF, *out, size, min(2048, triton.next_power_of_2(size)), num_warps=8)
+    _swiglu_backward_fp8[(rows,)](gate_up_T2F, dout_TF, *out, size, min(8192, triton.next_power_of_2(size)), num_warps=32)
     return out

@@ -86,11 +86,17 @@ def swiglu_backward_(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> torch.
     return gate_up_T2F.copy_(gradient)
 
 
-def dropout(x_TI: torch.Tensor, p: float, seed: torch.Tensor, number: int, add_to: torch.Tensor | None = None) -> torch.Tensor:
+def dropout(
+    x_TI: torch.Tensor, p: float, seed: torch.Tensor, number: int, norm: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> torch.Tensor:
     """The same rule with another random stream."""
     kept = torch.rand(x_TI.shape, generator=torch.Generator().manual_seed(int(seed) + number)).to(x_TI.device) >= p
-    result_TI = torch.where(kept, x_TI.float() / (1 - p), 0.0).to(x_TI.dtype)
-    return result_TI if add_to is None else add_to.add_(result_TI)
+    x_TI = x_TI if norm is None else rms_norm_again(x_TI, *norm)
+    return torch.where(kept, x_TI.float() / (1 - p), 0.0).to(x_TI.dtype)
+
+
+def add_dropped_product_(dx_TI: torch.Tensor, du_TR: torch.Tensor, down_RI: torch.Tensor, p: float, seed: torch.Tensor, number: int) -> None:
+    dx_TI.add_(dropout(du_TR @ down_RI, p, seed, number))
 
 
 def quantize_rows(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -206,10 +206,30 @@ def test_dropout_kernel_drops_the_same_places_each_time(sizes: tuple[int, ...]) 
     t, _, f, *_ = sizes
     x, added = random(t, f), random(t, f)
     seed = torch.tensor(7, dtype=torch.int32, device="cuda")
+    before = added.clone()
     dropped = kernels.dropout(x, 0.3, seed, 1)
     kept = dropped != 0
     assert abs(float(kept.float().mean()) - 0.7) < 0.02
     near(dropped[kept], (x.float() / 0.7).bfloat16()[kept])
-    near(kernels.dropout(x, 0.3, seed, 1, add_to=added.clone()), (dropped.float() + added.float()).bfloat16())
     assert torch.equal(kernels.dropout(x, 0.3, seed + 1, 0) != 0, kept)
     assert not torch.equal(kernels.dropout(x, 0.3, seed, 2) != 0, kept)
+    norm = random(f), torch.rand(t, device="cuda") + 0.5
+    assert torch.equal(kernels.dropout(x, 0.3, seed, 1, norm), kernels.dropout(kernels.rms_norm_again(x, *norm), 0.3, seed, 1))
+    du, down = random(t, 12), random(12, f)
+    product = torch.where(kept, (du.float() @ down.float()) / 0.7, 0.0)
+    kernels.add_dropped_product_(added, du, down, 0.3, seed, 1)
+    near(added, (before.float() + product).bfloat16())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("shape", [(64, 160), (1536, 576), (1000, 5120)])
+def test_weights_of_4_bits_are_unpacked_as_bitsandbytes_does_it(shape: tuple[int, int], nested: bool) -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    from emotion_train.model import kernels
+
+    packed, state = quantize_4bit(random(*shape), quant_type="nf4", compress_statistics=nested)
+    out = torch.empty(*shape, dtype=torch.bfloat16, device="cuda")
+    kernels.unpack_4bit_(out, packed, state)
+    assert torch.equal(out, dequantize_4bit(packed, state))

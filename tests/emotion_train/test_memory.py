@@ -248,7 +248,7 @@ def test_fused_blocks_keep_to_the_byte_what_is_planned(
         return kept_bytes(fused(monkeypatch, plain_kernels, tmp_path, SMALL, layers, targets, dropout, precision), tokens, posts)
 
     shape = Shape.of(text_config("mistral", **SMALL).to_dict())
-    blocks = FusedBlocks(shape, "bf16", targets, dropout, element=2 if precision == "bf16" else 4)
+    blocks = FusedBlocks(shape, "bf16", 8, targets, dropout, element=2 if precision == "bf16" else 4)
     of_token, of_post = blocks.kept_by_last_layer()
     assert kept(3, 96, 4) - kept(2, 96, 4) == 96 * sum(blocks.kept_by_layer().values())
     assert kept(1, 128, 4) - kept(1, 96, 4) == 32 * of_token
@@ -277,7 +277,7 @@ def test_the_peak_of_a_step_by_fused_blocks_is_planned(
     if recompute:
         model.enable_gradient_checkpointing()
     shape = replace(Shape.of(text_config("mistral", **changes).to_dict()), num_hidden_layers=layers)
-    planned = FusedBlocks(shape, "bf16", targets, dropout, element=4).of_pack(tokens, recompute)
+    planned = FusedBlocks(shape, "bf16", 8, targets, dropout, element=4).of_pack(tokens, recompute)
     assert planned.kept + planned.passing == pytest.approx(highest(model, tokens, posts), rel=0.01)
 
 
