@@ -95,7 +95,9 @@ def dropout(
     return torch.where(kept, x_TI.float() / (1 - p), 0.0).to(x_TI.dtype)
 
 
-def add_dropped_product_(dx_TI: torch.Tensor, du_TR: torch.Tensor, down_RI: torch.Tensor, p: float, seed: torch.Tensor, number: int) -> None:
+def add_dropped_product_(
+    dx_TI: torch.Tensor, du_TR: torch.Tensor, down_RI: torch.Tensor, p: float, seed: torch.Tensor, number: int
+) -> None:
     dx_TI.add_(dropout(du_TR @ down_RI, p, seed, number))
 
 

@@ -147,7 +147,7 @@ def test_recorded_passes_give_the_gradients_of_the_passes(base: Path, tokenizer:
         torch.testing.assert_close(recorded, loss, rtol=1e-4, atol=0)
         found = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
         for ours, theirs in zip(found, expected, strict=True):  # up to bf16: a recording has more posts, which weigh nothing
-            assert float((ours - theirs).norm() / theirs.norm()) < 0.01
+            assert float((ours - theirs).norm() / theirs.norm()) < 0.02
         graphs(one, scale)  # gradients add up
         assert all(torch.equal(parameter.grad, 2 * once) for parameter, once in zip(parameters, found, strict=True))  # type: ignore[arg-type]
 
