@@ -6,6 +6,7 @@ tokenised. Per step the ranks agree on two numbers, the packs each must run and 
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections import Counter, deque
@@ -26,6 +27,7 @@ _READ_AHEAD = 16  # most steps whose row groups are being fetched
 _WAIT_S = 0.2
 _STOP_WAIT_S = 30.0
 _LEAST_SLICE = 32  # posts that are worth a thread
+_MOST_ENCODERS = 4  # threads that tokenise; a recorded 135M model eats what one of them makes
 
 
 class Encoder(Protocol):
@@ -233,6 +235,12 @@ class Loader:
             real_tokens=sum(one.real_tokens for one in packs if one.slots_N[0] >= 0),
             bad_rows=bad_rows,
         )
+
+
+def encoder_threads() -> int:
+    """How many threads of this process tokenise: half of its share of the machine's cores, within 1 and 4."""
+    share_of_cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(_MOST_ENCODERS, share_of_cores // 2))
 
 
 def _is_good(text: Any, label: Any, classes: int) -> bool:
