@@ -205,7 +205,8 @@ class Loader:
         weights_C = self._weights_C.tolist()
         for group, row in places.rows:
             rows = found[group]
-            text, label = rows.texts[row], rows.labels[row]
+            text: Any = rows.texts[row]
+            label: Any = rows.labels[row]
             good = _is_good(text, label, len(weights_C))
             bad_rows += not good
             ids.append(rows.ids[row])
