@@ -1,6 +1,6 @@
 """Does the data path keep up? Bucket or folder, row groups, tokens, packs: start, lasting speed, memory, at 10 million posts.
 
-    python benchmarks/data_path.py                                     # 1 and 10 million posts, 20 minutes and 2 GB below TMPDIR
+    python benchmarks/data_path.py                                     # 1 and 10 million posts, 15 minutes and 4 GB below TMPDIR
     python benchmarks/data_path.py --rows 200000 --places folder       # a quick look
     python benchmarks/data_path.py --rows 200000 --places folder --tokenizer smollm2 --train 1500     # how busy it keeps one GPU
 
