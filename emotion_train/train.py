@@ -55,7 +55,6 @@ _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for i
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _TELL_EVERY_S = 60.0
-_ENCODERS = 4  # threads that tokenise: 17,000 posts a second each, and a recorded 135M model eats 13,000 on an H100
 _END_AFTER_S = 120.0  # enough for the saver to end what it is about
 
 
@@ -435,7 +434,7 @@ def _scoring_loader(job: Job, name: str, stack: ExitStack) -> Loader:
 
 
 def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_size: int, seed: int, stack: ExitStack) -> Loader:
-    from emotion_train.data.loader import Loader
+    from emotion_train.data.loader import Loader, encoder_threads
     from emotion_train.data.order import Order
     from emotion_train.data.reader import RowGroupReader
     from emotion_train.scoring import fill_multiple
@@ -453,7 +452,7 @@ def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_
             rank=job.ranks.rank,
             world_size=job.ranks.world_size,
             agree=job.ranks.agree,
-            threads=max(1, min(_ENCODERS, (os.cpu_count() or 1) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))),
+            threads=encoder_threads(),
         )
     )
 

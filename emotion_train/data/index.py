@@ -1,7 +1,7 @@
 """The index of a prepared data set: what lies where in the bucket, and how to know that it is still the same.
 
 `index.json` is written last and create-only, so its presence means that every object it names is whole. It holds one entry per row
-group: 10 million posts make about 10,000 entries and 3 MB of JSON, read once per process.
+group: 10 million posts make about 10,000 entries and 2 MB of JSON, read once per process in 0.1 s and 40 MiB.
 """
 
 from __future__ import annotations

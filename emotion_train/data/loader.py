@@ -6,13 +6,14 @@ tokenised. Per step the ranks agree on two numbers, the packs each must run and 
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ _READ_AHEAD = 16  # most steps whose row groups are being fetched
 _WAIT_S = 0.2
 _STOP_WAIT_S = 30.0
 _LEAST_SLICE = 32  # posts that are worth a thread
+_MOST_ENCODERS = 4  # threads that tokenise; one alone makes twice what a recorded 135M model eats on an H100
 
 
 class Encoder(Protocol):
@@ -49,6 +51,19 @@ class StepBatch:
     weight_sum: float
     real_tokens: int
     bad_rows: int
+
+
+class _Places(NamedTuple):
+    """Where the posts of a step lie: (row group, row inside it) of each, and the row groups."""
+
+    rows: list[tuple[int, int]]
+    groups: set[int]
+
+    @classmethod
+    def of(cls, order: EpochOrder, positions: range) -> _Places:
+        groups_P, rows_P = order.locate(positions)
+        groups = groups_P.tolist()
+        return cls(list(zip(groups, rows_P.tolist(), strict=True)), set(groups))
 
 
 Agree = Callable[[int, float, bool], tuple[int, float, bool]]
@@ -147,24 +162,24 @@ class Loader:
         """
         order = self._order.epoch(epoch)
         steps = range(first_step, self.steps_per_epoch)
-        upcoming = (self._groups(order, step) for step in steps)
+        upcoming = (_Places.of(order, self._own_positions(step)) for step in steps)
         following = next(upcoming, None)
-        asked: deque[set[int]] = deque()  # row groups of this step and of those after it
+        asked: deque[_Places] = deque()  # of this step and of those after it
         uses: Counter[int] = Counter()  # in how many of these steps a row group is
         for step in steps:
             while following is not None and len(asked) <= _READ_AHEAD:
-                self._reader.make_room(2 * max(len(following), self._order.lanes))
-                if asked and len(uses.keys() | following) > self._reader.capacity // 2:
+                self._reader.make_room(2 * max(len(following.groups), self._order.lanes))
+                if asked and len(uses.keys() | following.groups) > self._reader.capacity // 2:
                     break
-                self._reader.ask(sorted(following))
+                self._reader.ask(sorted(following.groups))
                 asked.append(following)
-                uses.update(following)
+                uses.update(following.groups)
                 following = next(upcoming, None)
-            batch = self._step(order, step, stopping)
+            batch = self._step(epoch, step, asked[0], stopping)
             if batch is None:
                 return
             yield batch
-            uses.subtract(asked.popleft())
+            uses.subtract(asked.popleft().groups)
             uses = +uses  # without those at 0
 
     def _encode(self, texts: list[str]) -> list[npt.NDArray[np.int32]]:
@@ -180,22 +195,18 @@ class Loader:
         own = share(len(positions), self._rank, self._world_size)
         return positions[own.start : own.stop]
 
-    def _groups(self, order: EpochOrder, step: int) -> set[int]:
-        groups_P, _ = order.locate(self._own_positions(step))
-        return set(groups_P.tolist())
-
-    def _step(self, order: EpochOrder, step: int, stopping: Callable[[], bool]) -> StepBatch | None:
-        groups_P, rows_P = order.locate(self._own_positions(step))
+    def _step(self, epoch: int, step: int, places: _Places, stopping: Callable[[], bool]) -> StepBatch | None:
         ids: list[str] = []
         texts: list[str] = []
         labels: list[int] = []
         weights: list[float] = []
         bad_rows = 0
-        found = {group: self._reader.rows(group) for group in dict.fromkeys(groups_P.tolist())}
+        found = {group: self._reader.rows(group) for group in places.groups}
         weights_C = self._weights_C.tolist()
-        for group, row in zip(groups_P.tolist(), rows_P.tolist(), strict=True):
+        for group, row in places.rows:
             rows = found[group]
-            text, label = rows.texts[row], rows.labels[row]
+            text: Any = rows.texts[row]
+            label: Any = rows.labels[row]
             good = _is_good(text, label, len(weights_C))
             bad_rows += not good
             ids.append(rows.ids[row])
@@ -215,7 +226,7 @@ class Loader:
             return None
         packs += [empty_pack(self._encoder.pad_id, self._fill_multiple)] * (count - len(packs))
         return StepBatch(
-            epoch=order.epoch,
+            epoch=epoch,
             step=step,
             packs=packs,
             ids=ids,
@@ -225,6 +236,12 @@ class Loader:
             real_tokens=sum(one.real_tokens for one in packs if one.slots_N[0] >= 0),
             bad_rows=bad_rows,
         )
+
+
+def encoder_threads() -> int:
+    """How many threads of this process tokenise: half of its share of the machine's cores, within 1 and 4."""
+    share_of_cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(_MOST_ENCODERS, share_of_cores // 2))
 
 
 def _is_good(text: Any, label: Any, classes: int) -> bool:

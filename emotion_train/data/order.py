@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ class Order:
         if not 1 <= self.lanes <= max(1, len(self.row_counts)) or min(self.row_counts, default=0) < 1:
             raise ValueError(f"lanes is {self.lanes} for row groups of {self.row_counts[:8]} rows; each lane and row group needs a row")
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return sum(self.row_counts)
 
@@ -74,10 +74,10 @@ class EpochOrder:
     def __init__(self, order: Order, epoch: int) -> None:
         self.order = order
         self.epoch = epoch
-        counts_G = np.asarray(order.row_counts, np.int64)
-        hashes_G = counter_hash(order.seed, epoch, _GROUPS, np.arange(len(counts_G)))
+        hashes_G = counter_hash(order.seed, epoch, _GROUPS, np.arange(len(order.row_counts)))
         self.groups_G: Ints = np.argsort(hashes_G, kind="stable")
-        self._ends_G: Ints = np.cumsum(counts_G[self.groups_G])
+        self._counts_G = np.asarray(order.row_counts, np.int64)[self.groups_G]
+        self._ends_G: Ints = np.cumsum(self._counts_G)
         self._rows_R = lru_cache(maxsize=4 * order.lanes)(self._permute_rows)
 
     def locate(self, positions: Sequence[int] | Ints) -> tuple[Ints, Ints]:
@@ -88,8 +88,7 @@ class EpochOrder:
         axis_P = lanes_P * quotient + np.minimum(lanes_P, remainder) + offsets_P
         places_P = np.searchsorted(self._ends_G, axis_P, side="right")
         groups_P = self.groups_G[places_P]
-        counts_P = np.asarray(self.order.row_counts, np.int64)[groups_P]
-        inside_P = axis_P - (self._ends_G[places_P] - counts_P)
+        inside_P = axis_P - (self._ends_G[places_P] - self._counts_G[places_P])
         rows_P = np.fromiter(
             (self._rows_R(int(group))[inside] for group, inside in zip(groups_P, inside_P, strict=True)), np.int64, len(positions_P)
         )

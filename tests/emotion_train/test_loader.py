@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emotion_train.data.index import Index, read_index
-from emotion_train.data.loader import Loader, StepBatch
+from emotion_train.data.loader import Loader, StepBatch, encoder_threads
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
@@ -42,7 +42,9 @@ def prepared(folder: Path) -> tuple[Store, Index, PostTokenizer]:
     return store, read_index(store), PostTokenizer.load(str(folder / "tokenizer"), 96)
 
 
-def loader(prepared: tuple[Store, Index, PostTokenizer], batch: int, rank: int = 0, world_size: int = 1, tokens: int = 256) -> Loader:
+def loader(
+    prepared: tuple[Store, Index, PostTokenizer], batch: int, rank: int = 0, world_size: int = 1, tokens: int = 256, threads: int = 1
+) -> Loader:
     store, index, tokenizer = prepared
     split = index.split("train")
     return Loader(
@@ -54,6 +56,7 @@ def loader(prepared: tuple[Store, Index, PostTokenizer], batch: int, rank: int =
         tokens_per_microbatch=tokens,
         rank=rank,
         world_size=world_size,
+        threads=threads,
     )
 
 
@@ -95,6 +98,25 @@ def test_a_loader_started_at_a_step_gives_what_the_whole_epoch_gave_there(
     assert [one.ids for one in again] == [one.ids for one in whole[first:]]
     for one, other in zip(again, whole[first:], strict=True):
         assert all(np.array_equal(a.tokens_T, b.tokens_T) for a, b in zip(one.packs, other.packs, strict=True))
+
+
+def test_posts_stay_in_order_however_many_threads_tokenise_them(prepared: tuple[Store, Index, PostTokenizer]) -> None:
+    for one, other in zip(steps(loader(prepared, 150)), steps(loader(prepared, 150, threads=4)), strict=True):
+        assert one.ids == other.ids
+        for mine, yours in zip(one.packs, other.packs, strict=True):
+            np.testing.assert_array_equal(mine.tokens_T, yours.tokens_T)
+            np.testing.assert_array_equal(mine.slots_N, yours.slots_N)
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "threads"), [(None, "1", 1), (1, "1", 1), (2, "1", 1), (6, "1", 3), (64, "1", 4), (64, "8", 4), (16, "8", 1)]
+)
+def test_half_of_a_process_share_of_the_cores_tokenises(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, processes: str, threads: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert encoder_threads() == threads
 
 
 def test_a_rank_with_fewer_packs_fills_up_with_empty_ones(prepared: tuple[Store, Index, PostTokenizer]) -> None:
