@@ -1,7 +1,8 @@
 """The packed micro-batches of each step, made ahead of use by one background thread.
 
-The trainer owns the cursor and passes (epoch, step) in; the loader never remembers where it is. Only this rank's share of a step is
-tokenised. Per step the ranks agree on two numbers, the packs each must run and the step's sum of weights.
+The trainer owns the cursor and passes (epoch, step) in; the loader never remembers where it is. Each rank reads a whole step, takes its
+share by the posts' lengths in characters, so that no rank waits long for another, and tokenises that alone. Per step the ranks agree on
+two numbers, the packs each must run and the step's sum of weights.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from emotion_train.data.order import EpochOrder, Order, share
-from emotion_train.data.packing import Pack, empty_pack, pack
+from emotion_train.data.order import EpochOrder, Order
+from emotion_train.data.packing import Pack, deal, empty_pack, pack
 from emotion_train.data.reader import RowGroupReader
 
 _STEPS_AHEAD = 4  # packed steps that wait in memory
 _READ_AHEAD = 16  # most steps whose row groups are being fetched
 _WAIT_S = 0.2
 _STOP_WAIT_S = 30.0
+_CHARACTERS = 4  # of a token of English
 _LEAST_SLICE = 32  # posts that are worth a thread
 _MOST_ENCODERS = 4  # threads that tokenise; one alone makes twice what a recorded 135M model eats on an H100
 
@@ -34,6 +36,7 @@ class Encoder(Protocol):
     """What the loader needs of a tokenizer."""
 
     pad_id: int
+    max_length: int
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]: ...
 
@@ -162,7 +165,7 @@ class Loader:
         """
         order = self._order.epoch(epoch)
         steps = range(first_step, self.steps_per_epoch)
-        upcoming = (_Places.of(order, self._own_positions(step)) for step in steps)
+        upcoming = (_Places.of(order, self._order.positions(step, self._global_batch_size)) for step in steps)
         following = next(upcoming, None)
         asked: deque[_Places] = deque()  # of this step and of those after it
         uses: Counter[int] = Counter()  # in how many of these steps a row group is
@@ -190,10 +193,13 @@ class Loader:
             return self._encoder.encode(texts) if texts else []
         return [tokens for some in self._pool.map(self._encoder.encode, slices) for tokens in some]
 
-    def _own_positions(self, step: int) -> range:
-        positions = self._order.positions(step, self._global_batch_size)
-        own = share(len(positions), self._rank, self._world_size)
-        return positions[own.start : own.stop]
+    def _own(self, texts: list[Any]) -> list[int]:
+        """This rank's places in a step of these texts. All ranks deal alike; a token more a post is that of its beginning."""
+        if self._world_size == 1:
+            return list(range(len(texts)))
+        most = self._encoder.max_length * _CHARACTERS
+        lengths = [min(len(text) + _CHARACTERS, most) if isinstance(text, str) else _CHARACTERS for text in texts]
+        return deal(lengths, self._world_size)[self._rank]
 
     def _step(self, epoch: int, step: int, places: _Places, stopping: Callable[[], bool]) -> StepBatch | None:
         ids: list[str] = []
@@ -203,7 +209,8 @@ class Loader:
         bad_rows = 0
         found = {group: self._reader.rows(group) for group in places.groups}
         weights_C = self._weights_C.tolist()
-        for group, row in places.rows:
+        for slot in self._own([found[group].texts[row] for group, row in places.rows]):
+            group, row = places.rows[slot]
             rows = found[group]
             text: Any = rows.texts[row]
             label: Any = rows.labels[row]

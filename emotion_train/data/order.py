@@ -36,11 +36,6 @@ def counter_hash(*words: int | Ints) -> npt.NDArray[np.uint64]:
     return state
 
 
-def share(count: int, rank: int, world_size: int) -> range:
-    """The slots of a step with `count` examples that `rank` takes; over all ranks each slot once, sizes differ by at most one."""
-    return range(rank * count // world_size, (rank + 1) * count // world_size)
-
-
 @dataclass(frozen=True)
 class Order:
     """The order of one split. `row_counts` are the rows of each row group, `lanes` the number of row groups read side by side."""

@@ -51,6 +51,12 @@ def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return [sorted(group) for group in groups]
 
 
+def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
+    """Indices of `lengths` in so many groups, each ascending, whose sums differ by one length at most."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return [sorted(group) for group in _level(order, lengths, hands)]
+
+
 def _level(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
     groups: list[list[int]] = [[] for _ in range(count)]
     filled = [(0, group) for group in range(count)]  # (tokens, group), a heap

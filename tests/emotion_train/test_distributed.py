@@ -125,17 +125,18 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
 
 
 def same_as(outcome: Outcome, expected: Reference) -> None:
-    """Losses, parameters and moments to 1e-5; of the moments to 1e-5 of the largest, because Adam would hide a wrong scale of gradients."""
+    """Losses, parameters and moments to 1e-5; of the moments to 1e-5 of the largest, because Adam would hide a wrong scale of gradients,
+    and twice that of the squares."""
     np.testing.assert_allclose(outcome.losses, expected.losses, rtol=1e-5)
     assert outcome.adapter.keys() == expected.adapter.keys()
     for name, tensor in expected.adapter.items():
         torch.testing.assert_close(outcome.adapter[name], tensor, atol=1e-5, rtol=0)
     assert outcome.moments.keys() == expected.moments.keys()
-    for key in ("exp_avg.", "exp_avg_sq."):
+    for key, tolerance in (("exp_avg.", 1e-5), ("exp_avg_sq.", 2e-5)):
         names = [name for name in expected.moments if name.startswith(key)]
         largest = max(float(expected.moments[name].abs().max()) for name in names)
         for name in names:
-            torch.testing.assert_close(outcome.moments[name], expected.moments[name], atol=1e-5 * largest, rtol=0)
+            torch.testing.assert_close(outcome.moments[name], expected.moments[name], atol=tolerance * largest, rtol=0)
     # the comparison is not between two models that stood still
     assert max(float(tensor.abs().max()) for name, tensor in expected.adapter.items() if "lora_B" in name) > 1e-3
 

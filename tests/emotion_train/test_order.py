@@ -1,4 +1,4 @@
-"""The order of examples: exactly once, the same set on any number of ranks, and pinned for all time."""
+"""The order of examples: exactly once, and pinned for all time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emotion_train.data.order import Order, counter_hash, share
+from emotion_train.data.order import Order, counter_hash
 
 
 @st.composite
@@ -21,26 +21,10 @@ def read(order: Order, epoch: int, positions: range) -> list[tuple[int, int]]:
     return list(zip(groups.tolist(), rows.tolist(), strict=True))
 
 
-@given(orders(), st.integers(1, 200), st.integers(1, 9), st.integers(0, 5))
-def test_every_row_comes_exactly_once_an_epoch(order: Order, batch: int, world_size: int, epoch: int) -> None:
-    seen = []
-    for step in range(order.steps(batch)):
-        positions = order.positions(step, batch)
-        for rank in range(world_size):
-            own = share(len(positions), rank, world_size)
-            seen += read(order, epoch, positions[own.start : own.stop])
+@given(orders(), st.integers(1, 200), st.integers(0, 5))
+def test_every_row_comes_exactly_once_an_epoch(order: Order, batch: int, epoch: int) -> None:
+    seen = [item for step in range(order.steps(batch)) for item in read(order, epoch, order.positions(step, batch))]
     assert sorted(seen) == [(group, row) for group, count in enumerate(order.row_counts) for row in range(count)]
-
-
-@given(orders(), st.integers(1, 60), st.integers(1, 16))
-def test_a_step_holds_the_same_posts_on_any_number_of_ranks(order: Order, batch: int, world_size: int) -> None:
-    step = order.steps(batch) // 2
-    step = min(step, order.steps(batch) - 1)
-    positions = order.positions(step, batch)
-    shares = [share(len(positions), rank, world_size) for rank in range(world_size)]
-    joined = [item for own in shares for item in read(order, 3, positions[own.start : own.stop])]
-    assert joined == read(order, 3, positions)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @given(orders(), st.integers(1, 50))
