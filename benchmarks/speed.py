@@ -27,9 +27,17 @@ from goemotions import LABELS, SINGLE_GPU, add_posts_argument, splits
 from many_gpus import speed
 from real_size import packaged_tekken, some_posts, write_checkpoint
 
-from emotion_train.memory import Shape
+from emotion_train.config import load_config
+from emotion_train.data.index import read_index
+from emotion_train.memory import MicroBatch, Shape, estimate
+from emotion_train.model.attention import HAS_GQA
+from emotion_train.storage import open_store
 from launch.command import accelerate_line
+from launch.gpus import kind_of
+from launch.plan import Choice, Spot, with_settings
+from launch.prices import Offer
 from launch.runs import pull
+from launch.workload import work_of
 
 HERE = Path(__file__).parent
 WARM_UP = 5
@@ -53,7 +61,10 @@ def main() -> None:
         write_checkpoint(arguments.folder, arguments.layers, arguments.tekken or packaged_tekken())
     tokens = {name: int(count) for name, _, count in (word.partition("=") for word in arguments.tokens.split(",") if word)}
     shape = Shape.of(json.loads((arguments.folder / "config.json").read_text()))
-    rows = ["| run | tokens a micro-batch | posts/s | useful TFLOP/s | of bf16 products | peak memory, GiB |", "|---|--:|--:|--:|--:|--:|"]
+    rows = [
+        "| run | tokens a micro-batch | posts/s | useful TFLOP/s | of bf16 products | peak memory, GiB | planned, posts/s | GiB |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
     speeds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="speed-") as name:
         folder = Path(name)
@@ -69,10 +80,9 @@ def main() -> None:
             rate = (before + product_rate()) / 2
             speeds[run] = found["posts_per_second"]
             useful = 4 * shape.linear_parameters * found["tokens_per_second"]
-            rows.append(
-                f"| {run} | {found['tokens_a_microbatch']:,} | {found['posts_per_second']:.0f} | {useful / 1e12:.0f} "
-                f"| {100 * useful / rate:.0f} % of {rate / 1e12:.0f} | {found['peak_memory_bytes'] / 2**30:.1f} |"
-            )
+            cells = [run, f"{found['tokens_a_microbatch']:,}", f"{found['posts_per_second']:.0f}", f"{useful / 1e12:.0f}"]
+            cells += [f"{100 * useful / rate:.0f} % of {rate / 1e12:.0f}", f"{found['peak_memory_bytes'] / 2**30:.1f}"]
+            rows.append(f"| {' | '.join([*cells, *found.get('planned', ['', ''])])} |")
             print(rows[-1], file=sys.stderr, flush=True)
     print("\n".join(rows))
     if "stock" in speeds:
@@ -103,11 +113,30 @@ def ours(checkpoint: Path, folder: Path, precision: str, tokens: int, arguments:
         *(f"train.tokens_per_microbatch={tokens}", f"evaluation.every_steps={WARM_UP}", "checkpoint.every_seconds=null"),
         *("checkpoint.keep_every=1", "report.floor_max_rows=0", "report.bootstrap_samples=100", *arguments.overrides),
     ]
+    choice = planned(values)
     subprocess.run(accelerate_line(SINGLE_GPU, str(MISTRAL), values), check=True, stdout=sys.stderr)
     pull(f"{folder / 'runs'}/{precision}", folder / "pulled" / precision)
     report = json.loads((folder / "pulled" / precision / "report" / "report.json").read_text())
     posts, real_tokens = speed(str(folder / "runs"), precision)
-    return {**report["speed"], "posts_per_second": posts, "tokens_per_second": real_tokens, "tokens_a_microbatch": tokens}
+    expected = [f"{choice.posts_per_second:.0f}", f"{choice.memory.total / 2**30:.1f}"] if choice is not None else ["", ""]
+    found = {"posts_per_second": posts, "tokens_per_second": real_tokens, "tokens_a_microbatch": tokens, "planned": expected}
+    return {**report["speed"], **found}
+
+
+def planned(values: list[str]) -> Choice | None:
+    """What `emotion-launch plan` expects of this run on this GPU; None for a kind that it does not know."""
+    kind = kind_of(torch.cuda.get_device_name())
+    if kind is None:
+        return None
+    config = load_config(str(MISTRAL), values)
+    store = open_store(config.data.url)
+    work = work_of(config, read_index(store), store, None)
+    shape = Shape.of(json.loads((Path(config.model.base) / "config.json").read_text()))
+    tokens, precision, lora = config.train.microbatch_tokens, config.model.precision, config.lora
+    memory = estimate(
+        *(shape, precision, lora.r, lora.targets, tokens, False, work.labels), lora_dropout=lora.dropout, repeated_keys=not HAS_GQA
+    )
+    return with_settings(config, shape, work, kind, 1, Offer(), Spot(), precision, MicroBatch(tokens, False, memory))
 
 
 def stock(checkpoint: Path, posts: Path) -> dict[str, Any]:

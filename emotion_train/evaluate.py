@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _BOOTSTRAP_SAMPLES = 2000
 _SEED = 42  # as run.seed's default, so that a report's figures come out again
 _FLOOR_MAX_ROWS = 100_000
-_POSTS_PER_STEP = 256
+_POSTS_PER_STEP = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

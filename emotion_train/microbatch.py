@@ -14,7 +14,7 @@ import torch
 
 from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, Config
 from emotion_train.data.index import Index
-from emotion_train.data.reader import RowGroupReader
+from emotion_train.data.reader import sample_texts
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.distributed import Kind, shards_weights
 from emotion_train.errors import WrongRequest
@@ -25,6 +25,7 @@ from emotion_train.ranks import Ranks
 from emotion_train.storage import Store
 
 _SHARDED = "accelerate_configs/multi_gpu_fsdp2_qlora.yaml"
+_SAMPLE_POSTS = 512
 _UNUSUAL_STEP = 3.0  # standard deviations above the mean up to which a step still fits one micro-batch
 
 
@@ -61,7 +62,9 @@ def settle(
             tokens = max(DEFAULT_TOKENS_PER_MICROBATCH, config.data.max_length)
             return Setting(tokens, config.train.gradient_checkpointing, "the default, since there is no GPU to fill")
         shape = Shape.of(read_config(config.model.base).text.to_dict())
-        share = tokens_of_a_step(config, sample_lengths(index, store, tokenizer), index.split("train").rows, ranks.world_size)
+        split = index.split("train")
+        lengths = [len(ids) for ids in tokenizer.encode(sample_texts(store, split, _SAMPLE_POSTS))]
+        share = tokens_of_a_step(config, lengths, split.rows, ranks.world_size)
         return setting_for(config, shape, len(index.labels), min(gpus), share, engine, ranks.world_size)
 
     setting = ranks.on_main(choose)
@@ -76,13 +79,6 @@ def memory_of(device: torch.device) -> int:
     """Bytes of the GPU, less what other programs have of it now."""
     free, total = torch.cuda.mem_get_info(device)
     return min(total, free + torch.cuda.memory_reserved(device) + GIB // 2)  # the context of this process is there already
-
-
-def sample_lengths(index: Index, store: Store, tokenizer: PostTokenizer) -> list[int]:
-    """Tokens of the posts of the first row group; the data set is shuffled as a whole, so any will do."""
-    with RowGroupReader(store, index.split("train")) as reader:
-        texts = [text for text in reader.rows(0).texts if text]
-    return [len(ids) for ids in tokenizer.encode(texts)]
 
 
 def tokens_of_a_step(config: Config, lengths: Sequence[int], posts: int, world_size: int) -> int:

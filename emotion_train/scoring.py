@@ -95,10 +95,9 @@ class evaluating:  # noqa: N801 - reads as a statement
 
 def _by_slot(model: torch.nn.Module, packs: Sequence[Pack], count: int, device: torch.device, classes: int) -> Probabilities:
     prob_NC = np.zeros((count, classes), np.float32)
-    for one in packs:
-        logits_NC = forward_pack(
-            model, one, device
-        )  # of an empty pack too: where the weights are cut, each rank takes part in every forward
-        if one.slots_N[0] >= 0:
-            prob_NC[one.slots_N] = torch.softmax(logits_NC, dim=-1).cpu().numpy()
+    # of an empty pack too: where the weights are cut, each rank takes part in every forward
+    scored = [(one.slots_N, torch.softmax(forward_pack(model, one, device), dim=-1)) for one in packs]
+    found = [(slots_N, some) for slots_N, some in scored if slots_N[0] >= 0]
+    if found:  # brought over at once, so that the GPU waits for the host once a step
+        prob_NC[np.concatenate([slots_N for slots_N, _ in found])] = torch.cat([some for _, some in found]).cpu().numpy()
     return prob_NC

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from emotion_train.trainer import Trainer
 
 T = TypeVar("T")
-POSTS_PER_SCORING_STEP = 256
+POSTS_PER_SCORING_STEP = 512
 DATA_PATIENCE_S = 1800.0  # for a bucket that stops answering
 _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
 _FIRST_PAUSE_S = 1.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from emotion_train.config import Config, ModelSection
-from emotion_train.data.packing import bins
+from emotion_train.data.packing import bins, deal
 from emotion_train.memory import (
     MOST_TOKENS,
     TOKEN_QUANTUM,
@@ -31,7 +31,7 @@ from launch.prices import Offer, Prices
 from launch.speed import Speed
 
 FILL = 128  # packs are filled up to a multiple of this many tokens on a GPU
-SCORED_AT_ONCE = 256  # posts of one rank in a step of scoring
+SCORED_AT_ONCE = 512  # posts of one rank in a step of scoring
 _MOST_STEPS_TRIED = 16
 _LONGEST_SHARE_TRIED = 20_000  # posts
 
@@ -66,7 +66,7 @@ class Work:
         size = min(self.global_batch_size, self.train_posts, _LONGEST_SHARE_TRIED)
         for step in range(max(1, min(_MOST_STEPS_TRIED, len(self.lengths) // size))):
             posts = [self.lengths[(step * size + place) % len(self.lengths)] for place in range(size)]
-            yield [posts[rank * size // gpus : (rank + 1) * size // gpus] for rank in range(gpus)]
+            yield [[posts[index] for index in group] for group in deal(posts, gpus)]
 
 
 @dataclass(frozen=True)

@@ -95,17 +95,11 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
 
 def sample_lengths(config: Config, split: Split, store: Store) -> list[int]:
     """Tokens of some posts, cut at `data.max_length` as in training."""
-    from emotion_train.data.reader import RowGroupReader
+    from emotion_train.data.reader import sample_texts
     from emotion_train.data.tokenization import PostTokenizer
 
     try:
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
     except WrongRequest as error:
         raise WrongRequest(f"{error} Or type --tokens-per-post N, their mean, to plan without the tokenizer.") from None
-    texts: list[str] = []
-    with RowGroupReader(store, split) as reader:
-        for group in range(len(split.row_groups)):
-            texts += [text for text in reader.rows(group).texts if text]
-            if len(texts) >= _SAMPLE_POSTS:
-                break
-    return [len(ids) for ids in tokenizer.encode(texts[:_SAMPLE_POSTS])]
+    return [len(ids) for ids in tokenizer.encode(sample_texts(store, split, _SAMPLE_POSTS)[:_SAMPLE_POSTS])]

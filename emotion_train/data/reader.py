@@ -139,6 +139,17 @@ class RowGroupReader:
                     log.warning("The run waits for its data: %s", error)
 
 
+def sample_texts(store: Store, split: Split, least: int) -> list[str]:
+    """Texts of the first row groups, at least so many where there are; a data set is shuffled as a whole, so any will do."""
+    texts: list[str] = []
+    with RowGroupReader(store, split) as reader:
+        for group in range(len(split.row_groups)):
+            texts += [text for text in reader.rows(group).texts if text]
+            if len(texts) >= least:
+                break
+    return texts
+
+
 class _OneRange:
     """A read-only file of which one byte range is present, for a Parquet reader that touches no other."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.loader import Loader, StepBatch, encoder_threads
 from emotion_train.data.order import Order
-from emotion_train.data.reader import RowGroupReader
+from emotion_train.data.reader import RowGroupReader, sample_texts
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
 from emotion_train.prepare import prepare
@@ -103,6 +104,21 @@ def test_a_loader_started_at_a_step_gives_what_the_whole_epoch_gave_there(
     assert [one.ids for one in again] == [one.ids for one in whole[first:]]
     for one, other in zip(again, whole[first:], strict=True):
         assert all(np.array_equal(a.tokens_T, b.tokens_T) for a, b in zip(one.packs, other.packs, strict=True))
+
+
+@pytest.mark.parametrize("row_groups", [1, 2, 3])
+def test_a_sample_is_of_whole_row_groups(tmp_path: Path, row_groups: int) -> None:
+    rows = [{"text": f"post number {number} of many", "label": "ab"[number % 2]} for number in range(2600)]
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(str(tmp_path / "source"), str(tmp_path / "data"))
+    store = open_store(str(tmp_path / "data"))
+    split = read_index(store).split("train")
+    counts = [group.rows for group in split.row_groups]
+    assert len(counts) >= 2
+    texts = [text for _, text, _ in posts(store, split)]
+    wanted = sum(counts[:row_groups])
+    assert sample_texts(store, split, sum(counts[: row_groups - 1]) + 1) == texts[:wanted]
 
 
 def test_posts_stay_in_order_however_many_threads_tokenise_them(prepared: tuple[Store, Index, PostTokenizer]) -> None:

@@ -18,7 +18,7 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.distributed import Kind
 from emotion_train.errors import WrongRequest
 from emotion_train.memory import GIB, Shape, estimate, usable_bytes
-from emotion_train.microbatch import Setting, sample_lengths, setting_for, settle, tokens_of_a_step
+from emotion_train.microbatch import Setting, setting_for, settle, tokens_of_a_step
 from emotion_train.storage import open_store
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 
@@ -158,15 +158,6 @@ def test_a_number_stays_what_it_is(folder: Path) -> None:
     nothing: Any = None
     assert settle(given, nothing, nothing, nothing, "one process", nothing, torch.device("cuda"), said.append) is given
     assert not said
-
-
-def test_lengths_are_those_of_the_first_row_group(folder: Path) -> None:
-    given = tiny_config(folder)
-    store = open_store(given.data.url)
-    index = read_index(store)
-    lengths = sample_lengths(index, store, PostTokenizer.load(given.model.base, given.data.max_length))
-    assert len(lengths) == index.split("train").row_groups[0].rows
-    assert all(3 <= length <= 128 for length in lengths)
 
 
 def test_a_run_with_auto_is_published_with_the_number_that_it_took(

