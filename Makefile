@@ -20,9 +20,10 @@ test: .venv/ready
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow
 
-# a real `sky launch` beside a Slurm cluster in namespaces of its own; needs root, Debian's Slurm and SkyPilot, and says what is missing
+# a real `sky launch` beside a Slurm cluster in namespaces of its own; needs root, Debian's Slurm and SkyPilot, and says what is missing;
+# prints what each recovery cost
 test-cloud: .venv/ready sky-env
-	$(BIN)/python -m tests.cloud.slurm_site $(BIN)/python -m pytest -m cloud
+	$(BIN)/python -m tests.cloud.slurm_site $(BIN)/python -m pytest -m cloud -raP --durations=0
 
 # SkyPilot in an environment of its own: it shares no version of click with `datasets`
 sky-env: .sky-env/ready

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -15,12 +15,14 @@ from emotion_train.config import example_config
 from emotion_train.local_s3 import LocalS3
 from emotion_train.runlog import Entry, read_log, run_ids
 from emotion_train.storage import open_store
+from launch.history import incarnations
 from launch.runs import pull
 from tests.cloud.slurm_site import ROOT, Site
 
 OUTPUT_URL = "s3://cloud/runs"
 TASK, EVALUATE = ROOT / "sky" / "train.yaml", ROOT / "sky" / "evaluate.yaml"
 PATIENCE_S = 900
+ENDS = ("SUCCEEDED", "CANCELLED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE", "FAILED_CONTROLLER")
 # The demo's config with two layers; Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small
 WORDS = ["model.precision=fp32", "lora.r=4", "train.global_batch_size=10", "train.tokens_per_microbatch=512", "train.learning_rate=0.001"]
 WORDS += ["report.bootstrap_samples=100", "run.id=null"]
@@ -82,23 +84,26 @@ class ManagedJob:
     def queue(self) -> str:
         return _plain(self.site.sky("jobs", "queue"))
 
-    def wait_for_step(self, step: int, claims: int) -> Entry:
-        """The newest checkpoint, once that many writers have claimed the run and the last has committed that step."""
+    def wait_for_step(self, step: int) -> None:
+        """Until the first writer has committed that step."""
+        self._wait(lambda log: log[-1].step >= step, f"step {step}")
+        assert self.log[-1].kind != "final", "the run ended before it was interrupted"
+
+    def wait_for_second_writer(self) -> None:
+        self._wait(lambda log: len(incarnations(log)) > 1, "second writer")
+
+    def _wait(self, reached: Callable[[list[Entry]], bool], what: str) -> None:
         deadline, looked = time.monotonic() + PATIENCE_S, time.monotonic()
-        while True:
-            log = self.log
-            if len(incarnations(log)) >= claims and log[-1].kind == "checkpoint" and log[-1].step >= step:
-                return log[-1]
-            assert not log or log[-1].kind != "final", "the run ended before it was interrupted"
-            assert time.monotonic() < deadline, f"no step {step} by writer {claims}; {self.queue()}\n{self.controller_log()}"
+        while not ((log := self.log) and reached(log)):
+            assert time.monotonic() < deadline, f"no {what}; {self.queue()}\n{self.controller_log()}"
             if time.monotonic() - looked > 30:  # a look takes seconds
                 looked = time.monotonic()
-                assert self.status() not in ("FAILED", "FAILED_SETUP", "FAILED_CONTROLLER"), self.controller_log()
+                assert self.status() not in ENDS, f"no {what}; {self.controller_log()}"
             time.sleep(0.5)
 
     def wait_for_end(self) -> str:
         deadline = time.monotonic() + PATIENCE_S
-        while (status := self.status()) in ("PENDING", "STARTING", "RUNNING", "RECOVERING", "SUBMITTED"):
+        while (status := self.status()) not in ENDS:
             assert time.monotonic() < deadline, self.controller_log()
             time.sleep(3)
         return status
@@ -123,14 +128,6 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], t
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, atol=tolerance, rtol=0)
-
-
-def incarnations(log: list[Entry]) -> list[Entry]:
-    return [entry for entry in log if entry.kind == "claim"]
-
-
-def seconds(entry: Entry) -> float:
-    return datetime.fromisoformat(entry.time_utc).timestamp()
 
 
 def _plain(printed: str) -> str:

@@ -5,7 +5,7 @@
 The site is two nodes and a login node on this machine. Its files in /etc, its users, its daemons, ports and addresses exist only inside
 namespaces for mounts, network, processes and host names, its disk is memory, and its network is one loopback; the machine keeps nothing
 of it but wheels below .sky-env. Needs root and Debian's Slurm; where something is missing the command runs all the same, and `missing`
-says why the cloud tests are skipped. Price: 5 GiB of memory, about 5 s for the daemons, and once two minutes for the wheels.
+says why the cloud tests are skipped. Price: 6 GiB of memory for that disk, about 5 s for the daemons, and once two minutes for the wheels.
 """
 
 from __future__ import annotations
