@@ -3,6 +3,7 @@
     python benchmarks/memory_plan.py                # on a machine with one NVIDIA GPU of 80 GB or more, under 2 minutes
     python benchmarks/memory_plan.py --only 4
     python benchmarks/memory_plan.py --cap 24 80    # all 40 blocks in nf4, as cards of 24 and of 80 GB would train them
+    python benchmarks/memory_plan.py --curve plan.svg     # all 40 blocks by tokens a micro-batch; the plot takes `pip install matplotlib`
 
 The program's own classifier and decoder with random weights that are drawn on the GPU, posts of 18 tokens. A row takes two whole steps
 (forward, backward, clipping, AdamW); its peak is PyTorch's `max_memory_allocated` over the second, its seconds are the mean of three more.
@@ -107,12 +108,18 @@ ROWS = (
     Row("nf4", 12, ATTENTION, 0.05, 8192, False),
     Row("nf4", 12, ATTENTION, 0.05, 8192, True),
 )
+CURVE = tuple(
+    Row(precision, 40, ATTENTION, 0.05, tokens, False)
+    for precision in ("nf4", "bf16", "fp8")
+    for tokens in (512, 1024, 2048, 3072, 4096, 6144, 8192, 9728)
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=int, metavar="BLOCKS", help="only the rows with so many blocks")
     parser.add_argument("--cap", type=int, nargs="+", choices=CARDS, metavar="GB", help=f"cards to stand for: {', '.join(map(str, CARDS))}")
+    parser.add_argument("--curve", metavar="FILE.svg", help="posts/s and memory of the whole size by tokens a micro-batch, beside the plan")
     arguments = parser.parse_args()
     kind = kind_of(torch.cuda.get_device_name())
     if arguments.cap:
@@ -122,8 +129,12 @@ def main() -> None:
             "| base | blocks | adapters on | dropout | tokens | recompute | planned, GiB | measured | off | planned, s | measured | off |"
         )
         print("|---|--:|---|--:|--:|---|--:|--:|--:|--:|--:|--:|")
-        for row, peak, seconds in measured(row for row in ROWS if arguments.only in (None, row.layers)):
+        found = []
+        for row, peak, seconds in measured(row for row in (CURVE if arguments.curve else ROWS) if arguments.only in (None, row.layers)):
             print(line(row, kind, peak, seconds), flush=True)
+            found.append((row, peak, seconds))
+        if arguments.curve:
+            plot(found, kind, arguments.curve)
     print(f"\n{torch.cuda.get_device_name()}; {datetime.now(UTC):%Y-%m-%d}; {', '.join(f'{k} {v}' for k, v in versions().items())}")
 
 
@@ -254,13 +265,38 @@ def line(row: Row, kind: GpuKind | None, peak: int, seconds: float) -> str:
     cells = [row.precision if row.fused else f"{row.precision}, stock", str(row.layers), name_of(row.targets), f"{row.dropout:g}"]
     cells += [f"{row.tokens:,}", "yes" if row.recompute else "", f"{memory / GIB:.1f}", f"{peak / GIB:.1f}", f"{memory / peak - 1:+.1%}"]
     if kind is not None:
-        # two processes: this loop records no graphs, whatever the size
-        speed = Speed(kind, row.shape, row.precision, 16, row.targets, row.recompute, row.fused, processes=2)
-        expected = speed.microbatch_s(row.tokens)
+        expected = planned_s(row, kind)
         cells += [f"{expected:.3f}", f"{seconds:.3f}", f"{expected / seconds - 1:+.1%}"]
     else:
         cells += ["", f"{seconds:.3f}", ""]
     return f"| {' | '.join(cells)} |"
+
+
+def planned_s(row: Row, kind: GpuKind) -> float:
+    """Of two processes: this loop records no graphs, whatever the size."""
+    return Speed(kind, row.shape, row.precision, 16, row.targets, row.recompute, row.fused, processes=2).microbatch_s(row.tokens)
+
+
+def plot(found: list[tuple[Row, int, float]], kind: GpuKind | None, path: str) -> None:
+    """Dots are measured, lines planned."""
+    import matplotlib.pyplot as plt
+
+    figure, (speeds, memories) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for (precision, rows), colour in zip(
+        groupby(found, key=lambda one: one[0].precision), ("tab:blue", "tab:orange", "tab:green"), strict=False
+    ):
+        some = list(rows)
+        tokens = [row.tokens for row, *_ in some]
+        speeds.plot(tokens, [row.tokens / POST / seconds for row, _, seconds in some], "o", color=colour, label=precision)
+        memories.plot(tokens, [peak / GIB for _, peak, _ in some], "o", color=colour, label=precision)
+        memories.plot(tokens, [row.planned.total / GIB for row, *_ in some], color=colour)
+        if kind is not None:
+            speeds.plot(tokens, [row.tokens / POST / planned_s(row, kind) for row, *_ in some], color=colour)
+    speeds.set(xlabel="tokens a micro-batch", ylabel=f"posts/s (of {POST} tokens)", ylim=0)
+    memories.set(xlabel="tokens a micro-batch", ylabel="peak memory, GiB", ylim=0)
+    speeds.legend(title="measured, and planned as lines")
+    figure.suptitle(f"24B, {torch.cuda.get_device_name()}")
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
