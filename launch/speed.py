@@ -1,8 +1,9 @@
 """Seconds of a micro-batch and of a step on a kind of GPU: some straight lines, calibrated on one H100 and one H200.
 
-    matrix products   4 x linear parameters x tokens (6 x with recomputation), at a fraction of the GPU's dense bf16 rate
+    matrix products   4 x linear parameters x tokens (6 x with recomputation), at a fraction of the GPU's dense bf16 rate, or the time to
+                      read the weights for either pass, whichever is longer
     passes            what the kernels between two products read and write, at a fraction of the memory's data-sheet rate
-    weights           read for the forward and for the backward pass, and brought from nf4 to bf16 before, whatever the number of tokens
+    unpacking         of nf4 weights, for either pass, whatever the number of tokens
     launching         the CPU's time to start the kernels of every block, which bounds small models and small micro-batches; passes that
                       are recorded as CUDA graphs (below 3 billion parameters, one process) cost the GPU's own time for a kernel instead
 
@@ -18,20 +19,21 @@ from dataclasses import dataclass
 from emotion_train.memory import Precision, Shape, Targets, is_fused, is_recorded, target_names, weight_bytes
 from launch.gpus import GpuKind
 
-# Fractions of the dense bf16 rate. By the fused decoder what products alone sustain in the same session: 689 TFLOP/s in bf16 and 1,330 in
-# fp8 of 989. By transformers' modules what is between the products, too: this program in nf4 on one H200, 5,172 tokens/s in packs of 8k;
-# float32 has a sixteenth of bf16's rate.
-_FUSED: dict[Precision, float] = {"nf4": 0.697, "bf16": 0.697, "fp8": 1.345}
+# Fractions of the dense bf16 rate. By the fused decoder what its products sustain in the middle of a step, by a profile of 20 blocks: 702
+# TFLOP/s in bf16 and 1,360 in fp8 of 989. By transformers' modules what is between the products, too: this program in nf4 on one H200,
+# 5,172 tokens/s in packs of 8k; float32 has a sixteenth of bf16's rate.
+_FUSED: dict[Precision, float] = {"nf4": 0.71, "bf16": 0.71, "fp8": 1.375}
 _STOCK: dict[Precision, float] = {"nf4": 0.52, "bf16": 0.52, "fp32": 0.05}
 _BYTES_PER_WEIGHT: dict[Precision, float] = {"nf4": 2, "bf16": 2, "fp8": 1, "fp32": 4}
 _OF_BANDWIDTH = 0.8
-# What nf4 takes longer than bf16, two passes over the weights of four blocks: 8.2 ms on an H100's 132 multiprocessors. Smaller GPUs are
-# bound by their memory: half a byte of codes and scales read, two bytes of bf16 written.
-_UNPACKED_PER_S = 4.1e9  # weights, by one multiprocessor
+# Both passes over the weights of 20 blocks: 20.1 ms on an H100's 132 multiprocessors, 2.8 of 3.35 TB/s of its memory: half a byte of codes
+# and scales read, two bytes of bf16 written.
+_UNPACKED_PER_S = 8.4e9  # weights, by one multiprocessor
 _NF4_BYTES_MOVED = 2.516
 # Bytes that the fused decoder's kernels and the adapters on q, k, v and o read and write beside the products, forward and backward, for
 # each token and block: multiples of the hidden size, the MLP's inner width, the queries' width, and that of queries, keys and values.
 _MOVED = (54, 16, 16, 22.6)
+_MOVED_IN_FP8 = 1.35  # times that: a row is read for its scale, and again
 # Adapters on the MLP read and write its inner width that often, half of it each for gate and up, and for down: measured 105.2 ms of four
 # blocks at 8k tokens against 94.4 without.
 _MOVED_BY_MLP_ADAPTERS = 36
@@ -88,10 +90,10 @@ class Speed:
     def _gpu_s(self, tokens: int) -> float:
         fraction = (_FUSED if self._fused else _STOCK)[self.precision]
         products = 4 * self._computed_parameters() * tokens / (fraction * self.kind.bf16_flops)
-        weight_s = _BYTES_PER_WEIGHT[self.precision] / (_OF_BANDWIDTH * self.kind.bytes_per_s)
-        weights = 2 * self.shape.linear_parameters * (weight_s + (self._unpack_s() if self.precision == "nf4" else 0.0))
+        read = 2 * self.shape.linear_parameters * _BYTES_PER_WEIGHT[self.precision] / (_OF_BANDWIDTH * self.kind.bytes_per_s)
+        unpacked = 2 * self.shape.linear_parameters * self._unpack_s() if self.precision == "nf4" else 0.0
         kernels = _RECORDED_BLOCK_S * self.shape.num_hidden_layers if self._fused else 0.0
-        return (products + self._passes_s(tokens) + weights + kernels) * self._again
+        return (max(products, read) + self._passes_s(tokens) + unpacked + kernels) * self._again
 
     def _computed_parameters(self) -> float:
         """Linear parameters, less the part of the last block that is computed for the posts' last tokens only."""
@@ -104,6 +106,7 @@ class Speed:
         shape, names = self.shape, set(target_names(self.lora_targets))
         widths = shape.hidden_size, shape.intermediate_size, shape.query_width, shape.query_width + 2 * shape.key_width
         moved = sum(times * width for times, width in zip(_MOVED, widths, strict=True)) if self._fused else 0.0
+        moved *= _MOVED_IN_FP8 if self.precision == "fp8" else 1.0
         for group in ({"gate_proj", "up_proj"}, {"down_proj"}):
             moved += _MOVED_BY_MLP_ADAPTERS / 2 * shape.intermediate_size if group & names else 0.0
         blocks = shape.num_hidden_layers * self._computed_parameters() / shape.linear_parameters

@@ -17,7 +17,7 @@ import yaml
 from emotion_train.config import Config, load_config
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
-from emotion_train.memory import Shape, largest_microbatch, usable_bytes, weight_bytes
+from emotion_train.memory import MicroBatch, Shape, estimate, largest_microbatch, usable_bytes, weight_bytes
 from emotion_train.prepare import prepare
 from emotion_train.stage_base import stage
 from emotion_train.storage import open_store
@@ -59,30 +59,23 @@ def offers(**dollars: float) -> Prices:
 # --- speed ---
 
 
-def test_the_measured_speed_of_the_real_size_is_predicted() -> None:
-    """448 posts a step in packs of 8,192 tokens, nf4, one H100: 21 steps in 30.0 s, the building of kernels in the first among them."""
-    work, config = some_work(), some_config("train.global_batch_size=448", "train.gradient_checkpointing=false")
-    found = best_settings(config, MISTRAL_SMALL, work, KINDS["H100"], 1, Offer(), Spot(), "nf4")
-    assert isinstance(found, Choice)
-    assert found.tokens_per_microbatch >= 8192
-    assert found.posts_per_second * work.mean_length == pytest.approx(5565, rel=0.15)
-    assert found.posts_per_second == pytest.approx(313, rel=0.15)
+@pytest.mark.parametrize(("precision", "tokens", "measured"), [("nf4", 8192, 381), ("bf16", 4096, 383), ("fp8", 4096, 633)])
+def test_the_measured_speed_of_the_real_size_is_predicted(precision: Any, tokens: int, measured: float) -> None:
+    """880 posts a step on one H100, posts/s; benchmarks/speed.py shows the same comparison beside each run."""
+    config, work = some_config(), some_work(880)
+    memory = estimate(MISTRAL_SMALL, precision, 16, ATTENTION, tokens, False, 15)
+    found = with_settings(config, MISTRAL_SMALL, work, KINDS["H100"], 1, Offer(), Spot(), precision, MicroBatch(tokens, False, memory))
+    assert found.posts_per_second == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize(
-    ("precision", "targets", "tokens", "measured_ms"),
-    [
-        ("bf16", ATTENTION, 8192, 94.4),
-        ("bf16", "all-linear", 8192, 105.2),
-        ("nf4", ATTENTION, 8192, 102.6),
-        ("fp8", ATTENTION, 8192, 56.6),
-        ("fp8", ATTENTION, 4096, 28.9),
-    ],
+    ("precision", "tokens", "measured_ms"), [("nf4", 7680, 551.1 - 6.3), ("bf16", 3840, 273.6 - 3.3), ("fp8", 3584, 156.1 - 3.2)]
 )
-def test_measured_speeds_of_four_fused_blocks_are_predicted(precision: Any, targets: Any, tokens: int, measured_ms: float) -> None:
-    """Forward and backward pass on one H100, 455 posts, no dropout; benchmarks/README.md."""
-    blocks = replace(MISTRAL_SMALL, num_hidden_layers=4, vocab_size=4096)
-    assert 1000 * Speed(KINDS["H100"], blocks, precision, 16, targets, False).microbatch_s(tokens) == pytest.approx(measured_ms, rel=0.15)
+def test_measured_speeds_of_twenty_fused_blocks_are_predicted(precision: Any, tokens: int, measured_ms: float) -> None:
+    """Forward and backward pass on one H100; less what the attention's backward pass has gained since, by its kernels alone."""
+    blocks = replace(MISTRAL_SMALL, num_hidden_layers=20)
+    found = 1000 * Speed(KINDS["H100"], blocks, precision, 16, ATTENTION, False, processes=2).microbatch_s(tokens)
+    assert found == pytest.approx(measured_ms, rel=0.05)
 
 
 def test_the_measured_speed_of_the_stock_modules_is_predicted() -> None:
@@ -163,7 +156,8 @@ def test_whether_to_recompute_is_decided_by_the_time_it_takes() -> None:
 def test_every_post_of_a_step_has_one_gpu() -> None:
     work = some_work(batch=101)
     for one, four in zip(work.shares(1), work.shares(4), strict=True):
-        assert [length for gpu in four for length in gpu] == one[0]
+        assert sorted(length for gpu in four for length in gpu) == sorted(one[0])
+        assert max(map(sum, four)) - min(map(sum, four)) <= max(one[0])
 
 
 def test_twice_the_gpus_take_about_half_the_time_of_large_steps() -> None:
