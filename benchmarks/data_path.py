@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 BUCKET = "posts"
-EATEN = {"24B nf4": 313, "24B fp8": 500, "135M": 8_500}  # posts/s on one H100 (README.md; fp8: planned from four blocks)
+EATEN = {"24B nf4": 381, "24B fp8": 633, "135M": 8_500}  # posts/s on one H100 (README.md)
 GPU_FILL = 128  # what scoring.fill_multiple says for a GPU; asking it would import torch
 MOMENTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a stretch, at which memory is read
 STAGES = ("fetch", "decode", "order", "tokenise", "pack", "rest")
