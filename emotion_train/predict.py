@@ -54,6 +54,9 @@ def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, .gguf file, hub id or staged copy (s3://bucket/prefix) of the base model (default: the one it was trained on)",
     )
     parser.add_argument("--precision", choices=("nf4", "bf16", "fp8", "fp32"), help="format of the frozen base (default: as in training)")
+    parser.add_argument(
+        "--decoder", choices=("fused", "stock"), default="fused", help="as model.decoder of a training: stock = transformers' modules"
+    )
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes the GPU where there is one (default: auto)")
     parser.add_argument(
         "--tokens-per-microbatch", type=_positive, default=4096, metavar="N", help="tokens of one forward pass (default: 4096)"
@@ -100,6 +103,7 @@ def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
             arguments.adapter,
             base=arguments.base,
             precision=arguments.precision,
+            fused=arguments.decoder == "fused",
             device=device,
             tell=lambda placed, total: line.update(placed, total=total),
         )

@@ -190,14 +190,18 @@ def load_adapter(
     device: torch.device | str,
     base: str | None = None,
     precision: Precision | None = None,
+    fused: bool = True,
     tell: Tell = tell_nobody,
 ) -> LoadedAdapter:
     """The classifier of a saved adapter, ready to predict. `base` and `precision` default to those of the training.
 
-    Raises `WrongRequest` for a folder that is no adapter of this program, holds pickles, or was made for another base.
+    `fused`: by the fused decoder where it fits, else by transformers' modules, which round elsewhere. Raises `WrongRequest` for a folder
+    that is no adapter of this program, holds pickles, or was made for another base, and for fp8 that is not fused.
     """
     folder = Path(folder)
     facts = read_facts(folder)
+    if not fused and (precision or facts.precision) == "fp8":
+        raise WrongRequest("--decoder is stock and the precision fp8, which only the fused decoder computes; type --precision bf16.")
     config = read_config(base or facts.base)
     if config.shape_sha256 != facts.base_shape_sha256:
         raise _other_base(folder, facts.base, config.files.name, "their layers have other shapes")
@@ -207,7 +211,8 @@ def load_adapter(
     model = EmotionClassifier(attach_lora(network, facts.lora, seed=0), precision or facts.precision)
     load_adapter_state(model, _read_weights(folder / WEIGHTS))
     model.requires_grad_(False).eval()
-    model.fuse()
+    if fused:
+        model.fuse()
     tokenizer = PostTokenizer.load(str(folder), facts.max_length)
     if tokenizer.sha256() != facts.tokenizer_sha256:
         raise WrongRequest(f"The tokenizer in {folder} is not the one of the training; pull the adapter again.")

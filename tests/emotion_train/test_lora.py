@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from emotion_train import cli
 from emotion_train.config import ATTENTION_PROJECTIONS, LINEAR_LAYERS, LoraSection
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
@@ -241,6 +242,17 @@ def test_adapter_opens_at_another_precision(plain: str, tmp_path: Path) -> None:
     tokenizer = save(model, info, tmp_path, "bf16")
     loaded = load_adapter(tmp_path, device="cpu", precision="fp32")
     torch.testing.assert_close(probabilities(loaded.model, loaded.tokenizer), probabilities(model, tokenizer), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("decoder", ["fused", "stock"])
+def test_adapter_opens_with_the_decoder_that_is_named(plain: str, tmp_path: Path, decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(*trained(plain, "fp32"), tmp_path, "fp32")
+    asked: list[EmotionClassifier] = []
+    monkeypatch.setattr(EmotionClassifier, "fuse", lambda model: asked.append(model))
+    assert cli.main(["predict", "--adapter", str(tmp_path), "--device", "cpu", "--decoder", decoder, "hello"]) == 0
+    assert len(asked) == (decoder == "fused")
+    with pytest.raises(WrongRequest, match="only the fused decoder computes; type --precision bf16"):
+        load_adapter(tmp_path, device="cpu", precision="fp8", fused=False)
 
 
 def test_saved_state_may_be_an_older_one_than_the_models(plain: str, tmp_path: Path) -> None:
