@@ -1,7 +1,7 @@
 """Row groups of a split, fetched ahead of use by one ranged GET each.
 
-Each process reads the row groups that its share of the steps touches, in practice the whole split: 64 ranks on one node read it 64 times
-from the store's cache. Memory holds the row groups of the lanes in use, of one step, and those read ahead, whatever the size of the split.
+Each process reads the whole split, since it needs the lengths of all posts of a step: 64 ranks on one node read it 64 times from the
+store's cache. Memory holds the row groups of the lanes in use, of one step, and those read ahead, whatever the size of the split.
 """
 
 from __future__ import annotations
