@@ -43,7 +43,6 @@ FILES = {
     "zero3": CONFIGS / "multi_gpu_deepspeed_zero3.yaml",
     "fsdp2": CONFIGS / "multi_gpu_fsdp2_qlora.yaml",
 }
-WARM_UP = 4  # steps before the clock runs
 VALIDATION = 512
 
 
@@ -71,7 +70,7 @@ def main() -> None:
     parser.add_argument("--engines", type=words, default=["one", "ddp", "zero2", "fsdp2"], metavar="A,B", help=f"of {', '.join(FILES)}")
     parser.add_argument("--precision", type=words, default=["nf4"], metavar="A,B", help="nf4, bf16 or fp32 (default: nf4)")
     parser.add_argument("--gpus", type=int, default=2, help="for the engines of several (default: 2)")
-    parser.add_argument("--steps", type=int, default=12, help=f"of them {WARM_UP} before the clock runs (default: 12)")
+    parser.add_argument("--steps", type=int, default=20, help="half of them before the clock runs (default: 20)")
     parser.add_argument("--batch", type=int, default=800, help="posts a step over all GPUs (default: 800, two packs for each of two)")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     arguments = parser.parse_args()
@@ -105,7 +104,7 @@ def train(arguments: argparse.Namespace, folder: Path, engine: str, precision: s
     values = [
         *(f"data.url={folder / 'data'}", f"run.output_url={folder / 'runs'}", f"run.id={run_id}", f"model.base={arguments.folder}"),
         *(f"model.precision={precision}", "train.epochs=1", f"train.global_batch_size={arguments.batch}", "lora.dropout=0"),
-        *("train.tokens_per_microbatch=4096", f"evaluation.every_steps={WARM_UP}", "checkpoint.every_seconds=null"),
+        *("train.tokens_per_microbatch=4096", f"evaluation.every_steps={arguments.steps // 2}", "checkpoint.every_seconds=null"),
         *("checkpoint.keep_every=1", "preemption.notices=none", "report.floor_max_rows=0", "report.bootstrap_samples=100"),
         *("distributed.timeout_s=300", *arguments.overrides),
     ]
@@ -120,10 +119,10 @@ def train(arguments: argparse.Namespace, folder: Path, engine: str, precision: s
 
 
 def speed(output_url: str, run_id: str) -> tuple[float, float]:
-    """Posts/s and real tokens/s of training between the first evaluation and the last, evaluations not counted."""
+    """Posts/s and real tokens/s of training between the first evaluation and the second."""
     store = open_store(output_url)
     saved = [entry for entry in read_log(store, run_id) if entry.kind == "checkpoint" and "macro_f1" in entry.metrics]
-    first, last = (read_document(store, run_id, entry)["progress"] for entry in (saved[0], saved[-1]))
+    first, last = (read_document(store, run_id, entry)["progress"] for entry in saved[:2])
     seconds = last["train_seconds"] - first["train_seconds"]
     return (last["examples"] - first["examples"]) / seconds, (last["tokens"] - first["tokens"]) / seconds
 
