@@ -14,7 +14,7 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy && $(BIN)/mypy benchmarks
 	$(BIN)/python -m pytest
 
 test-slow: .venv/ready

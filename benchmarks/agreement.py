@@ -184,7 +184,7 @@ def start(config: Config, variant: Variant, stack: ExitStack) -> Trainer:
 
 
 class WithoutVarlen(EmotionClassifier):
-    is_fused = False  # type: ignore[assignment]
+    is_fused = False
 
 
 def forward_as_padded(

@@ -242,7 +242,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     reader._read = stages.timed("read", reader._read)  # type: ignore[method-assign]
     EpochOrder.locate = stages.timed("order", EpochOrder.locate)  # type: ignore[method-assign]
     tokenizer.encode = stages.timed("tokenise", tokenizer.encode)  # type: ignore[method-assign]
-    loading.pack = stages.timed("pack", loading.pack)
+    loading.pack = stages.timed("pack", loading.pack)  # type: ignore[attr-defined]
     threads = loading.encoder_threads()
     batch = request["global_batch_size"]
     with loading.Loader(

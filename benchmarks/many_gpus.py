@@ -145,7 +145,8 @@ def likeness(run: Run, other: Run) -> float:
     mine, theirs = (load_file(one.adapter / "adapter_model.safetensors") for one in (run, other))
     names = [name for name in theirs if "lora_B" in name]
     assert mine.keys() == theirs.keys()
-    return float(torch.cosine_similarity(*(torch.cat([one[name].flatten() for name in names]) for one in (mine, theirs)), dim=0))
+    a, b = (torch.cat([found[name].flatten() for name in names]) for found in (mine, theirs))
+    return float(torch.cosine_similarity(a, b, dim=0))
 
 
 def table(arguments: argparse.Namespace, runs: list[Run], apart: list[float]) -> str:

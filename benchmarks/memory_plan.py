@@ -143,7 +143,8 @@ def measured(rows: Iterator[Row]) -> Iterator[tuple[Row, int, float]]:
     for model_of, group in groupby(rows, key=lambda row: row.model):
         fitting = [row for row in group if row.planned.total <= usable_bytes(torch.cuda.mem_get_info()[1])]
         if fitting:
-            model = random_classifier(*model_of, "cuda")
+            precision, layers, targets, dropout, fused = model_of
+            model = random_classifier(precision, layers, targets, dropout, fused, "cuda")
             for row in fitting:
                 yield (row, *measure(model, row))
             del model
@@ -203,7 +204,7 @@ def random_classifier(
     network.requires_grad_(False)
     network.is_loaded_in_4bit = kind.quantised
     init_head(network, 0)
-    lora = LoraSection(r=16, dropout=dropout, targets=targets)  # type: ignore[arg-type]
+    lora = LoraSection(r=16, dropout=dropout, targets=targets)
     model = EmotionClassifier(attach_lora(network, lora, 0), precision).train()
     if fused:
         model.fuse()

@@ -155,10 +155,11 @@ def work(task: Task, board: Any) -> None:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
     torch.set_num_threads(1)
-    storage.PATIENT_ATTEMPTS, storage.CREATE_PAUSES_S, saver._FIRST_PAUSE_S = 2, (0.0, 0.2), 0.1
+    storage.PATIENT_ATTEMPTS, saver._FIRST_PAUSE_S = 2, 0.1
+    storage.CREATE_PAUSES_S = (0.0, 0.2)  # type: ignore[assignment]
     keep_journal(task.folder / "journals" / f"{os.getpid()}-{time.monotonic_ns()}")
     if task.unconditional:
-        S3Store.create = S3Store.write  # type: ignore[assignment, method-assign]
+        S3Store.create = S3Store.write  # type: ignore[method-assign]
     sys.exit(exit_code(f"writer {os.getpid()}", lambda: train(load_config(None, task.words), task.unconditional, board)))
 
 
@@ -244,7 +245,7 @@ class Process:
 
     @property
     def resumed(self) -> bool:
-        return self.board[RESUMED_AT] > 0
+        return bool(self.board[RESUMED_AT] > 0)
 
     @property
     def ended(self) -> bool:
@@ -264,7 +265,8 @@ class Process:
     def wait(self, timeout_s: float) -> int | None:
         """The exit code, negative for a signal; None while it lives."""
         self.process.join(timeout_s)
-        return self.process.exitcode
+        code: int | None = self.process.exitcode
+        return code
 
 
 @dataclass

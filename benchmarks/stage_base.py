@@ -86,7 +86,7 @@ def write_small(folder: Path) -> None:
     from emotion_train.demo import small_model
     from emotion_train.model.load import HEAD, load_base
 
-    model, _ = load_base(str(small_model()), "bf16", 2, "cpu")
+    model: Any = load_base(str(small_model()), "bf16", 2, "cpu")[0]
     folder.mkdir(parents=True)
     save_file({name: tensor for name, tensor in model.state_dict().items() if name != HEAD}, folder / "model.safetensors")
     PostTokenizer.load(str(small_model()), 8192).save(folder)

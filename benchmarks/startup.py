@@ -114,7 +114,7 @@ def child(words: list[str]) -> None:
                 sys.stdout.flush()
                 os._exit(0)
 
-        Trainer._step = timed_step  # type: ignore[method-assign]
+        Trainer._step = timed_step  # type: ignore[assignment, method-assign]
         return load(*given)
 
     load = train._load_model

@@ -79,7 +79,7 @@ def measured(precision: str, tokens: int, blocks: int) -> tuple[float, Counter[s
         torch.cuda.synchronize()
     kernels: Counter[str] = Counter()
     for event in profiled.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             ms = event.time_range.elapsed_us() / 1000
             thin = ms < THIN and any(word in event.name for word in KINDS[0][1])
             kernels["thin products" if thin else event.name] += ms / 3
