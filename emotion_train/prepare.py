@@ -13,12 +13,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, read_index
 from emotion_train.errors import AlreadyExists, ObjectNotFound, WrongRequest
+from emotion_train.manifest import version_of
 from emotion_train.progress import ProgressLine
 from emotion_train.storage import FolderStore, Store, open_store
 
@@ -522,11 +522,7 @@ def _versions() -> dict[str, str]:
 
     import pyarrow
 
-    try:
-        own = version("emotion-train")
-    except PackageNotFoundError:  # run from a source folder
-        own = "unknown"
-    return {"emotion_train": own, "pyarrow": pyarrow.__version__, "unicode": unicodedata.unidata_version}
+    return {"emotion_train": version_of("emotion-train"), "pyarrow": pyarrow.__version__, "unicode": unicodedata.unidata_version}
 
 
 def _summary(result: PrepareResult) -> str:

@@ -13,13 +13,13 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from emotion_train.errors import AlreadyExists, WrongRequest
+from emotion_train.manifest import version_of
 from emotion_train.progress import ProgressLine
 from emotion_train.staged import INDEX_KEY, UNFINISHED_KEY, StagedBase, StagedIndex, StagedObject, StagedTensor, read_index
 from emotion_train.storage import FolderStore, Store, open_store
@@ -263,7 +263,10 @@ def _make(
         shards=tuple(made.shards),
         files=tuple(writer.put(key, data) for key, data in files),
         tensors=tuple(made.tensors),
-        versions=_versions(precision),
+        versions={
+            name: version_of(name)
+            for name in ("emotion-train", "torch", "transformers", *(("bitsandbytes",) if precision == "nf4" else ()))
+        },
     )
 
 
@@ -271,16 +274,6 @@ def _safetensors_index(shards: list[StagedObject], tensors: list[StagedTensor]) 
     weight_map = {tensor.name + part.suffix: shards[tensor.object].key for tensor in tensors for part in tensor.parts}
     total = sum(part.bytes for tensor in tensors for part in tensor.parts)
     return (json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _versions(precision: StagedPrecision) -> dict[str, str]:
-    found = {}
-    for name in ("emotion-train", "torch", "transformers", *(("bitsandbytes",) if precision == "nf4" else ())):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a source folder
-            found[name] = "unknown"
-    return found
 
 
 # --- the small files ---

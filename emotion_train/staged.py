@@ -8,7 +8,6 @@ once by each process that needs the base's configuration, its tokenizer or its w
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 import weakref
@@ -17,10 +16,11 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from emotion_train.config import Precision
 from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.manifest import Entry, Manifest, read_manifest
 from emotion_train.storage import FolderStore, Store
 
 INDEX_KEY = "base.json"
@@ -29,11 +29,7 @@ SCHEMA: Literal["emotion-train/base/1"] = "emotion-train/base/1"
 ITEM_BYTES = {"BF16": 2, "F32": 4, "U8": 1}  # of safetensors' names of types
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StagedObject(_Entry):
+class StagedObject(Entry):
     """One object, whole. `pieces` are the sha256 of its consecutive pieces."""
 
     key: str
@@ -43,7 +39,7 @@ class StagedObject(_Entry):
     pieces: tuple[str, ...]
 
 
-class Part(_Entry):
+class Part(Entry):
     """One tensor of a safetensors file: the checkpoint's tensor itself (no suffix), or what belongs to its 4-bit codes."""
 
     suffix: str
@@ -56,7 +52,7 @@ class Part(_Entry):
         return ITEM_BYTES[self.dtype] * prod(self.shape)
 
 
-class StagedTensor(_Entry):
+class StagedTensor(Entry):
     """One tensor of the classifier; all its parts lie side by side in one object."""
 
     name: str
@@ -66,7 +62,7 @@ class StagedTensor(_Entry):
     parts: tuple[Part, ...] = Field(min_length=1)
 
 
-class StagedIndex(_Entry):
+class StagedIndex(Manifest):
     schema_version: Literal["emotion-train/base/1"] = SCHEMA
     source: str = Field(description="Hub id, folder or URL of the checkpoint that was staged.")
     precision: Literal["bf16", "nf4"]
@@ -97,10 +93,6 @@ class StagedIndex(_Entry):
             raise ValueError("the tensors are not in the order of their bytes")
         return self
 
-    def to_bytes(self) -> bytes:
-        """Canonical JSON: the same index always gives the same bytes."""
-        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
-
     @property
     def bytes(self) -> int:
         return sum(one.bytes for one in self.shards)
@@ -109,18 +101,9 @@ class StagedIndex(_Entry):
 def read_index(store: Store) -> StagedIndex | None:
     """The index at this place; None where there is none. Raises `WrongRequest` for a damaged one or an unknown schema."""
     try:
-        raw = store.read(INDEX_KEY)
+        return read_manifest(StagedIndex, store, INDEX_KEY, other_schema="Stage the base again.", damaged="Stage the base again elsewhere.")
     except ObjectNotFound:
         return None
-    try:
-        document = json.loads(raw)
-        found = document.get("schema_version") if isinstance(document, dict) else None
-        if found != SCHEMA:
-            raise WrongRequest(f"{store.url}/{INDEX_KEY} has schema {found!r}; this version reads {SCHEMA!r}. Stage the base again.")
-        return StagedIndex.model_validate(document)
-    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WrongRequest(f"{store.url}/{INDEX_KEY} is damaged or was edited ({reason}); stage the base again elsewhere.") from None
 
 
 class StagedBase:

@@ -12,6 +12,7 @@ LEVELS = [
     {"activations"},
     {
         "loss",
+        "manifest",
         "memory",
         "metrics",
         "data.order",

@@ -7,12 +7,12 @@ group: 10 million posts make about 10,000 entries and 2 MB of JSON, read once pe
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.manifest import Entry, Manifest, read_manifest
 from emotion_train.storage import Store
 
 INDEX_KEY = "index.json"
@@ -21,11 +21,7 @@ MAX_LANES = 64
 SPLITS = ("train", "validation", "test")
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataObject(_Entry):
+class DataObject(Entry):
     """One Parquet file. The footer (Parquet's file metadata with its 8 trailing bytes) is the file's last `footer_bytes` bytes."""
 
     key: str
@@ -35,7 +31,7 @@ class DataObject(_Entry):
     footer_sha256: str
 
 
-class RowGroup(_Entry):
+class RowGroup(Entry):
     """One row group: `length` bytes of `split.objects[object]` from `start`, holding `rows` posts."""
 
     object: int = Field(ge=0, description="Position in the split's objects.")
@@ -47,7 +43,7 @@ class RowGroup(_Entry):
     sha256: str
 
 
-class Split(_Entry):
+class Split(Entry):
     rows: int = Field(ge=0)
     label_counts: tuple[int, ...]
     lanes: int = Field(ge=0, le=MAX_LANES, description="min(64, number of row groups); 0 for an empty split.")
@@ -69,7 +65,7 @@ class Split(_Entry):
         return self
 
 
-class Index(_Entry):
+class Index(Manifest):
     """Everything a reader needs to know about a prepared data set. Label ids are positions in `labels`."""
 
     schema_version: Literal["emotion-train/index/1"] = SCHEMA
@@ -78,12 +74,6 @@ class Index(_Entry):
     source: dict[str, str | int | float | None] = Field(description="Where the posts came from and what cleaning did to them.")
     seed: int
     versions: dict[str, str]
-
-    def to_bytes(self) -> bytes:
-        """Canonical JSON: the same index always gives the same bytes."""
-        return (
-            json.dumps(self.model_dump(mode="json"), indent=None, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
-        ).encode()
 
     def sha256(self) -> str:
         return hashlib.sha256(self.to_bytes()).hexdigest()
@@ -113,20 +103,15 @@ def read_index(store: Store) -> Index:
     Raises `WrongRequest` when it is missing (an unfinished or absent data set), damaged, or of an unknown schema.
     """
     try:
-        raw = store.read(INDEX_KEY)
+        return read_manifest(
+            Index,
+            store,
+            INDEX_KEY,
+            other_schema="Prepare the data again.",
+            damaged="Prepare the data again into an empty prefix.",
+        )
     except ObjectNotFound:
         raise WrongRequest(
             f"There is no prepared data set at {store.url}: {INDEX_KEY} is missing (it is written last). "
             f"Type `emotion-train prepare YOUR_POSTS {store.url}`."
-        ) from None
-    try:
-        document = json.loads(raw)
-        found = document.get("schema_version") if isinstance(document, dict) else None
-        if found != SCHEMA:
-            raise WrongRequest(f"{store.url}/{INDEX_KEY} has schema {found!r}; this version reads {SCHEMA!r}. Prepare the data again.")
-        return Index.model_validate(document)
-    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WrongRequest(
-            f"{store.url}/{INDEX_KEY} is damaged or was edited ({reason}). Prepare the data again into an empty prefix."
         ) from None
