@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 BUCKET = "posts"
 EATEN = {"24B nf4": 381, "24B fp8": 633, "135M": 8_500}  # posts/s on one H100 (README.md)
-GPU_FILL = 128  # what scoring.fill_multiple says for a GPU; asking it would import torch
 MOMENTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a stretch, at which memory is read
 STAGES = ("fetch", "decode", "order", "tokenise", "pack", "rest")
 HELD_STEPS = 100
@@ -223,6 +222,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     from emotion_train.data import loader as loading
     from emotion_train.data.index import read_index, require_trainable
     from emotion_train.data.order import EpochOrder, Order
+    from emotion_train.data.packing import GPU_FILL
     from emotion_train.data.reader import RowGroupReader
     from emotion_train.data.tokenization import PostTokenizer
     from emotion_train.storage import open_store

@@ -21,7 +21,7 @@ import torch
 from goemotions import LABELS, add_posts_argument, splits, words
 from real_size import some_posts
 
-from emotion_train.config import load_config
+from emotion_train.config import POSTS_PER_SCORING_STEP, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.loader import Loader, encoder_threads
 from emotion_train.data.order import Order
@@ -33,7 +33,7 @@ from emotion_train.predict import _AT_A_TIME
 from emotion_train.publish import versions
 from emotion_train.scoring import fill_multiple, probabilities_of, score
 from emotion_train.storage import open_store
-from emotion_train.train import POSTS_PER_SCORING_STEP, device_name
+from emotion_train.train import device_name
 
 
 def main() -> None:

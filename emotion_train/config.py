@@ -23,6 +23,7 @@ LINEAR_LAYERS = (*ATTENTION_PROJECTIONS, "gate_proj", "up_proj", "down_proj")
 Precision = Literal["nf4", "bf16", "fp8", "fp32"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 DEFAULT_TOKENS_PER_MICROBATCH = 4096
+POSTS_PER_SCORING_STEP = 512  # of one process
 
 
 class Section(BaseModel):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from emotion_train.config import POSTS_PER_SCORING_STEP
 from emotion_train.errors import WrongRequest
 from emotion_train.predict import add_adapter_arguments, load_with_progress
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 _BOOTSTRAP_SAMPLES = 2000
 _SEED = 42  # as run.seed's default, so that a report's figures come out again
 _FLOOR_MAX_ROWS = 100_000
-_POSTS_PER_STEP = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +124,7 @@ def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[
         Order(split.row_counts, split.lanes, seed=0),
         adapter.tokenizer,
         np.ones(len(posts.index.labels)),
-        global_batch_size=_POSTS_PER_STEP,
+        global_batch_size=POSTS_PER_SCORING_STEP,
         tokens_per_microbatch=capacity,
         fill_multiple=fill_multiple(adapter.model.device),
     )
@@ -154,8 +154,8 @@ def _score_file(
 
     chunks = []
     with ProgressLine("scoring", len(texts), "posts") as line:
-        for start in range(0, len(texts), _POSTS_PER_STEP):
-            chunk = texts[start : start + _POSTS_PER_STEP]
+        for start in range(0, len(texts), POSTS_PER_SCORING_STEP):
+            chunk = texts[start : start + POSTS_PER_SCORING_STEP]
             chunks.append(probabilities_of(adapter.model, adapter.tokenizer, chunk, capacity, adapter.model.device, len(adapter.labels)))
             line.update(start + len(chunk))
     scored = join_predictions([Predictions.of(ids, truth, np.concatenate(chunks))], len(ids))

@@ -13,8 +13,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, get_args
 
+from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, Precision
 from emotion_train.errors import WrongRequest
 from emotion_train.model.facts import read_facts
 
@@ -53,13 +54,17 @@ def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BASE",
         help="folder, .gguf file, hub id or staged copy (s3://bucket/prefix) of the base model (default: the one it was trained on)",
     )
-    parser.add_argument("--precision", choices=("nf4", "bf16", "fp8", "fp32"), help="format of the frozen base (default: as in training)")
+    parser.add_argument("--precision", choices=get_args(Precision), help="format of the frozen base (default: as in training)")
     parser.add_argument(
         "--decoder", choices=("fused", "stock"), default="fused", help="as model.decoder of a training: stock = transformers' modules"
     )
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes the GPU where there is one (default: auto)")
     parser.add_argument(
-        "--tokens-per-microbatch", type=_positive, default=4096, metavar="N", help="tokens of one forward pass (default: 4096)"
+        "--tokens-per-microbatch",
+        type=_positive,
+        default=DEFAULT_TOKENS_PER_MICROBATCH,
+        metavar="N",
+        help="tokens of one forward pass (default: %(default)s)",
     )
 
 

@@ -13,21 +13,20 @@ import numpy.typing as npt
 import torch
 
 from emotion_train.data.loader import Encoder, Loader
-from emotion_train.data.packing import Pack, pack
+from emotion_train.data.packing import GPU_FILL, Pack, pack
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import Segments, on_device
 from emotion_train.report.predictions import Predictions
 
 Probabilities = npt.NDArray[np.float32]
-_GPU_FILL = 128
 
 
 def fill_multiple(device: torch.device) -> int:
-    """Packs are filled up to a multiple of this many tokens. The matrix units of a GPU like 128.
+    """Packs are filled up to a multiple of this many tokens.
 
     The same number in training and in scoring lets an adapter that is read back give bit for bit the probabilities that its run published.
     """
-    return _GPU_FILL if device.type == "cuda" else 1
+    return GPU_FILL if device.type == "cuda" else 1
 
 
 def forward_pack(model: torch.nn.Module, pack: Pack, device: torch.device) -> torch.Tensor:

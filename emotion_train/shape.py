@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from emotion_train.config import LINEAR_LAYERS
 from emotion_train.config import Precision as Precision
 
 Targets = Literal["all-linear"] | Sequence[str]
@@ -118,5 +119,5 @@ def _fusable(text: Mapping[str, Any], head_dim: int) -> bool:
 def target_names(lora_targets: Targets) -> tuple[str, ...]:
     """Names of the adapted linear layers of a block."""
     if lora_targets == "all-linear":
-        return ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+        return LINEAR_LAYERS
     return tuple(lora_targets)

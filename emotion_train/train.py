@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from emotion_train.config import Config, load_config, require_trackers
+from emotion_train.config import POSTS_PER_SCORING_STEP, Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.errors import LostContact, NotPublished, StorageError, WrongRequest
 from emotion_train.outcome import answers_signals
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from emotion_train.trainer import Trainer
 
 T = TypeVar("T")
-POSTS_PER_SCORING_STEP = 512
 DATA_PATIENCE_S = 1800.0  # for a bucket that stops answering
 _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
 _FIRST_PAUSE_S = 1.0

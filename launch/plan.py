@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
 
-from emotion_train.config import Config, ModelSection
-from emotion_train.data.packing import bins, deal
+from emotion_train.config import POSTS_PER_SCORING_STEP, Config
+from emotion_train.data.packing import GPU_FILL, bins, deal
 from emotion_train.memory import (
     MOST_TOKENS,
     TOKEN_QUANTUM,
@@ -30,8 +29,6 @@ from launch.gpus import COUNTS, GPU_KINDS, GpuKind
 from launch.prices import Offer, Prices
 from launch.speed import Speed
 
-FILL = 128  # packs are filled up to a multiple of this many tokens on a GPU
-SCORED_AT_ONCE = 512  # posts of one rank in a step of scoring
 _MOST_STEPS_TRIED = 16
 _LONGEST_SHARE_TRIED = 20_000  # posts
 
@@ -211,17 +208,12 @@ def precisions(config: Config, shape: Shape, kind: GpuKind) -> list[Precision]:
     if config.model.precision == "fp32":
         return ["fp32"]
     fp8 = kind.fp8 and fused(config) and is_fused(shape, "fp8")
-    return [one for one in ("nf4", "bf16", "fp8") if one in offered_precisions() and (one != "fp8" or fp8)]
+    return [one for one in ("nf4", "bf16", "fp8") if one != "fp8" or fp8]
 
 
 def fused(config: Config) -> bool:
     """Whether the config leaves the fused decoder on, which is then used where it fits."""
     return config.model.decoder == "fused"
-
-
-def offered_precisions() -> tuple[str, ...]:
-    """What `model.precision` may be."""
-    return get_args(ModelSection.model_fields["precision"].annotation)
 
 
 def _microbatches(
@@ -327,13 +319,13 @@ def _step_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
 
 def _filled(posts: list[int], tokens: int) -> list[int]:
     """Computed tokens of each pack."""
-    return [min(math.ceil(sum(posts[i] for i in group) / FILL) * FILL, max(tokens, FILL)) for group in bins(posts, tokens)]
+    return [min(math.ceil(sum(posts[i] for i in group) / GPU_FILL) * GPU_FILL, max(tokens, GPU_FILL)) for group in bins(posts, tokens)]
 
 
 def _scoring_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
-    posts = [work.lengths[place % len(work.lengths)] for place in range(SCORED_AT_ONCE)]
+    posts = [work.lengths[place % len(work.lengths)] for place in range(POSTS_PER_SCORING_STEP)]
     one_step = sum(speed.scoring_s(one) for one in _filled(posts, tokens))
-    return one_step * work.scored_posts / (SCORED_AT_ONCE * gpus)
+    return one_step * work.scored_posts / (POSTS_PER_SCORING_STEP * gpus)
 
 
 def hours_with_preemptions(hours: float, spot: Spot) -> float | None:

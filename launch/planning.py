@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
-from emotion_train.config import Config, load_config
+from emotion_train.config import Config, Precision, load_config
 from emotion_train.data.index import read_index, require_trainable
 from emotion_train.errors import WrongRequest
 from emotion_train.memory import Shape
 from emotion_train.storage import open_store
 from launch.gpus import COUNTS, GPU_KINDS
-from launch.plan import Choice, Plan, Spot, Work, make_plan, offered_precisions, on_other_gpus, spot_of
+from launch.plan import Choice, Plan, Spot, Work, make_plan, on_other_gpus, spot_of
 from launch.plan_table import plan_json, print_plan
 from launch.prices import Offer, Prices, find_prices
 from launch.task_file import write_task_file
@@ -51,8 +52,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
     for option, value in (("--within-hours", arguments.within_hours), ("--tokens-per-post", arguments.tokens_per_post)):
         if value is not None and not value > 0:
             raise WrongRequest(f"{option} is {value:g}; give a number above 0.")
-    if arguments.precision is not None and arguments.precision not in offered_precisions():
-        raise WrongRequest(f"--precision is {arguments.precision!r}; allowed are {', '.join(offered_precisions())}.")
+    if arguments.precision is not None and arguments.precision not in get_args(Precision):
+        raise WrongRequest(f"--precision is {arguments.precision!r}; allowed are {', '.join(get_args(Precision))}.")
     if not 0 <= arguments.preemptions_per_hour < 60 or not 0 <= arguments.startup_minutes < 1000:
         raise WrongRequest("--preemptions-per-hour has to be from 0 to 60 and --startup-minutes from 0 to 1000.")
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+GPU_FILL = 128  # tokens; the matrix units of a GPU like packs of such multiples
 
 
 @dataclass(frozen=True)
