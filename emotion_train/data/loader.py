@@ -194,9 +194,7 @@ class Loader:
         return [tokens for some in self._pool.map(self._encoder.encode, slices) for tokens in some]
 
     def _own(self, texts: list[Any]) -> list[int]:
-        """This rank's places in a step of these texts. All ranks deal alike; a token more a post is that of its beginning."""
-        if self._world_size == 1:
-            return list(range(len(texts)))
+        """This rank's slots of a step of these texts. All ranks deal alike; a token more a post is that of its beginning."""
         most = self._encoder.max_length * _CHARACTERS
         lengths = [min(len(text) + _CHARACTERS, most) if isinstance(text, str) else _CHARACTERS for text in texts]
         return deal(lengths, self._world_size)[self._rank]
@@ -209,8 +207,10 @@ class Loader:
         bad_rows = 0
         found = {group: self._reader.rows(group) for group in places.groups}
         weights_C = self._weights_C.tolist()
-        for slot in self._own([found[group].texts[row] for group, row in places.rows]):
-            group, row = places.rows[slot]
+        own = places.rows
+        if self._world_size > 1:
+            own = [places.rows[slot] for slot in self._own([found[group].texts[row] for group, row in places.rows])]
+        for group, row in own:
             rows = found[group]
             text: Any = rows.texts[row]
             label: Any = rows.labels[row]

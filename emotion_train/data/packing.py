@@ -43,42 +43,40 @@ def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     Longest first into the emptiest of the fewest groups (Graham 1969: their sums differ by one length at most); where one of them
     overflows, as with lengths near the capacity, into the fullest with room. Raises `ValueError` when one length exceeds the capacity.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    if order and lengths[order[0]] > capacity:
-        raise ValueError(f"a post of {lengths[order[0]]} tokens does not fit a micro-batch of {capacity}")
-    groups = _level(order, lengths, -(-sum(lengths) // capacity))
+    if (longest := max(lengths, default=0)) > capacity:
+        raise ValueError(f"a post of {longest} tokens does not fit a micro-batch of {capacity}")
+    groups = deal(lengths, -(-sum(lengths) // capacity))
     if any(sum(lengths[index] for index in group) > capacity for group in groups):
-        groups = _best_fit(order, lengths, capacity)
-    return [sorted(group) for group in groups]
+        return _best_fit(lengths, capacity)
+    return groups
 
 
 def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
     """Indices of `lengths` in so many groups, each ascending, whose sums differ by one length at most."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [sorted(group) for group in _level(order, lengths, hands)]
-
-
-def _level(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
-    groups: list[list[int]] = [[] for _ in range(count)]
-    filled = [(0, group) for group in range(count)]  # (tokens, group), a heap
-    for index in order:
+    groups: list[list[int]] = [[] for _ in range(hands)]
+    filled = [(0, group) for group in range(hands)]  # (tokens, group), a heap
+    for index in _longest_first(lengths):
         tokens, group = filled[0]
         groups[group].append(index)
         heapreplace(filled, (tokens + lengths[index], group))
-    return groups
+    return [sorted(group) for group in groups]
 
 
-def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     groups: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens free, group), sorted
-    for index in order:
+    for index in _longest_first(lengths):
         at = bisect_left(room, (lengths[index], -1))
         free, group = room.pop(at) if at < len(room) else (capacity, len(groups))
         if group == len(groups):
             groups.append([])
         groups[group].append(index)
         insort(room, (free - lengths[index], group))
-    return groups
+    return [sorted(group) for group in groups]
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
 
 
 def pack(
