@@ -122,6 +122,12 @@ class MicroBatch:
     memory: MemoryEstimate
 
 
+def tokens_to_fill(share: int, longest_post: int) -> int:
+    """Of a micro-batch worth having where a GPU's share of a step has `share` tokens: all of it, within bounds."""
+    whole = -(-max(share, longest_post) // TOKEN_QUANTUM) * TOKEN_QUANTUM
+    return max(longest_post, min(MOST_TOKENS, whole))
+
+
 def largest_microbatch(
     shape: Shape,
     precision: Precision,

@@ -18,7 +18,7 @@ from emotion_train.data.reader import sample_texts
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.distributed import Kind, shards_weights
 from emotion_train.errors import WrongRequest
-from emotion_train.memory import GIB, MOST_TOKENS, TOKEN_QUANTUM, MicroBatch, Precision, Shape, largest_microbatch
+from emotion_train.memory import GIB, MicroBatch, Precision, Shape, largest_microbatch, tokens_to_fill
 from emotion_train.model.attention import HAS_GQA
 from emotion_train.model.load import read_config
 from emotion_train.ranks import Ranks
@@ -93,7 +93,7 @@ def setting_for(config: Config, shape: Shape, labels: int, gpu_bytes: int, share
     """For a GPU that reports `gpu_bytes` and has `share` tokens to compute a step. Raises `WrongRequest` where nothing fits."""
     shards = world_size if shards_weights(engine) else 1
     longest = config.data.max_length
-    most = max(longest, min(MOST_TOKENS, math.ceil(max(share, longest) / TOKEN_QUANTUM) * TOKEN_QUANTUM))
+    most = tokens_to_fill(share, longest)
 
     def largest(precision: Precision, again: bool | None, shards: int) -> MicroBatch | None:
         return largest_microbatch(

@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from emotion_train.config import POSTS_PER_SCORING_STEP, Config
 from emotion_train.data.packing import GPU_FILL, bins, deal
 from emotion_train.memory import (
-    MOST_TOKENS,
-    TOKEN_QUANTUM,
     MemoryEstimate,
     MicroBatch,
     Precision,
@@ -23,6 +21,7 @@ from emotion_train.memory import (
     estimate,
     is_fused,
     largest_microbatch,
+    tokens_to_fill,
     usable_bytes,
 )
 from launch.gpus import COUNTS, GPU_KINDS, GpuKind
@@ -221,7 +220,7 @@ def _microbatches(
 ) -> Iterator[MicroBatch]:
     """The largest that fits, cut to what a GPU's share of a step can fill; where it is cut by the memory, also that with recomputation."""
     share = max(sum(posts) for step in work.shares(count) for posts in step)
-    most = min(MOST_TOKENS, math.ceil(max(share, work.max_length) / TOKEN_QUANTUM) * TOKEN_QUANTUM)
+    most = tokens_to_fill(share, work.max_length)
     for again in (False, True):
         found = largest_microbatch(
             shape,
