@@ -19,7 +19,7 @@ import secrets
 import socket
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -381,7 +381,7 @@ def final_entry(store: Store, run_id: str) -> Entry:
     return finals[-1]
 
 
-def summary(entries: list[Entry]) -> dict[str, Any]:
+def summary(entries: Sequence[Entry]) -> dict[str, Any]:
     """The state of one run in a few words: its published macro-F1, or the best of its checkpoints."""
     finals = [entry for entry in entries if entry.kind == "final"]
     scored = finals[-1:] or [entry for entry in entries if entry.kind == "checkpoint"]

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from emotion_train.errors import StorageError, WrongRequest
-from emotion_train.runlog import Entry, read_log, run_ids
+from emotion_train.runlog import Entry, read_log, run_ids, summary
 from emotion_train.storage import Store
 
 LIVE_S = 600.0
@@ -83,18 +83,17 @@ def incarnations(entries: Sequence[Entry]) -> list[Incarnation]:
 def facts_of(run_id: str, entries: Sequence[Entry], now: datetime) -> RunFacts:
     """The row of a run; `entries` is its whole log."""
     writers = incarnations(entries)
-    finals = [entry for entry in entries if entry.kind == "final"]
-    scored = finals[-1:] or [entry for entry in entries if entry.kind == "checkpoint"]
-    scores = [float(value) for entry in scored if isinstance(value := entry.metrics.get("macro_f1"), int | float)]
+    brief = summary(entries)
+    published = brief["state"] == "published"
     live = (now - when(entries[-1])).total_seconds() < LIVE_S
     said: dict[str, Any] = {key: value for writer in writers for key, value in writer.claim.metrics.items() if value is not None}
     return RunFacts(
         run_id=run_id,
-        state="published" if finals else "training" if live else "stopped",
-        step=max(entry.step for entry in entries),
+        state="published" if published else "training" if live else "stopped",
+        step=brief["step"],
         steps=_whole(said.get("steps")),
-        macro_f1=max(scores, default=None),
-        split=str(finals[-1].metrics.get("split") or "test") if finals else "validation" if scores else None,
+        macro_f1=brief["macro_f1"],
+        split=str(brief["split"] or "test") if published else "validation" if brief["macro_f1"] is not None else None,
         base=said.get("base"),
         gpu=machine(said),
         started=when(entries[0]),
