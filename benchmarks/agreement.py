@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from goemotions import LABELS, add_posts_argument, splits
+from goemotions import add_posts_argument, prepared, splits
 
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
@@ -109,8 +108,7 @@ def main() -> None:
     variants = ON_A_CPU if arguments.cpu else VARIANTS
     with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
         posts = splits(arguments.posts, Path(folder, "posts"))
-        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        prepared(posts, folder)
         base = arguments.base or str(small_model())
         with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
             running = {
@@ -153,22 +151,36 @@ def first_steps(variant: Variant, base: str, data_url: str, steps: int, variants
 
 
 def start(config: Config, variant: Variant, stack: ExitStack) -> Trainer:
+    def change(model: EmotionClassifier) -> None:
+        if variant.forward == "padded":
+            model.forward = MethodType(forward_as_padded, model)  # type: ignore[method-assign]
+        elif variant.forward == "fused":
+            model.fuse()
+        elif variant.forward == "exact":
+            model.__class__ = WithoutVarlen
+        elif variant.forward == "rounded":
+            for parameter in model.parameters():
+                if not parameter.requires_grad:
+                    parameter.copy_(parameter.bfloat16())
+
+    return start_trainer(config, Accelerator(cpu=variant.device == "cpu"), change, stack)
+
+
+def start_trainer(
+    config: Config,
+    accelerator: Accelerator,
+    change: Callable[[EmotionClassifier], None],
+    stack: ExitStack,
+    fill_multiple: int = 1,
+    threads: int = 1,
+) -> Trainer:
+    """The program's trainer on the training split, of a model that `change` has seen, in training; nothing is scored or saved."""
     store = open_store(config.data.url)
     index = read_index(store)
     split = index.split("train")
-    accelerator = Accelerator(cpu=variant.device == "cpu")
     labels = len(index.labels)
     model, base = build_classifier(config.model.base, config.model.precision, labels, config.lora, config.run.seed, accelerator.device)
-    if variant.forward == "padded":
-        model.forward = MethodType(forward_as_padded, model)  # type: ignore[method-assign]
-    elif variant.forward == "fused":
-        model.fuse()
-    elif variant.forward == "exact":
-        model.__class__ = WithoutVarlen
-    elif variant.forward == "rounded":
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
-                parameter.copy_(parameter.bfloat16())
+    change(model)
     loader = Loader(
         RowGroupReader(store, split),
         Order(split.row_counts, split.lanes, config.run.seed),
@@ -176,6 +188,8 @@ def start(config: Config, variant: Variant, stack: ExitStack) -> Trainer:
         class_weights(split.label_counts, config.loss.class_weights),
         global_batch_size=config.train.global_batch_size,
         tokens_per_microbatch=config.train.microbatch_tokens,
+        fill_multiple=fill_multiple,
+        threads=threads,
     )
     stack.enter_context(loader)
     trainer = Trainer(config, index, accelerator, Ranks(), model, loader, loader, None, base, datetime.now(UTC))

@@ -25,7 +25,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import count, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -306,49 +306,25 @@ def memory_mib(field: str) -> float:
 
 def train(request: dict[str, Any]) -> dict[str, Any]:
     """Steps of SmolLM2-135M by the program's trainer, from memory and from the loader."""
-    from datetime import UTC, datetime
-
     import torch
     from accelerate import Accelerator
+    from agreement import start_trainer
 
     from emotion_train.config import load_config
-    from emotion_train.data.index import read_index
-    from emotion_train.data.loader import Loader, encoder_threads
-    from emotion_train.data.order import Order
-    from emotion_train.data.reader import RowGroupReader
-    from emotion_train.data.tokenization import PostTokenizer
-    from emotion_train.loss import class_weights
-    from emotion_train.model.lora import build_classifier
-    from emotion_train.ranks import Ranks
+    from emotion_train.data.loader import encoder_threads
+    from emotion_train.model.head import EmotionClassifier
     from emotion_train.scoring import fill_multiple
-    from emotion_train.storage import open_store
     from emotion_train.train import device_name
-    from emotion_train.trainer import Trainer
 
     cuda = torch.cuda.is_available()
     values = [f"data.url={request['url']}", "run.output_url=unused", f"model.base={request['base']}"]
     values += [f"model.precision={'bf16' if cuda else 'fp32'}", "train.epochs=1000", *request["overrides"]]
     config = load_config(str(HERE / "goemotions.yaml"), values)
-    store = open_store(config.data.url)
-    index = read_index(store)
-    split = index.split("train")
     accelerator = Accelerator(cpu=not cuda)
-    model, base = build_classifier(
-        config.model.base, config.model.precision, len(index.labels), config.lora, config.run.seed, accelerator.device
-    )
-    model.fuse()
-    with Loader(
-        RowGroupReader(store, split),
-        Order(split.row_counts, split.lanes, config.run.seed),
-        PostTokenizer.load(config.model.base, config.data.max_length),
-        class_weights(split.label_counts, config.loss.class_weights),
-        global_batch_size=config.train.global_batch_size,
-        tokens_per_microbatch=config.train.microbatch_tokens,
-        fill_multiple=fill_multiple(accelerator.device),
-        threads=encoder_threads(),
-    ) as loader:
-        trainer = Trainer(config, index, accelerator, Ranks(), model, loader, loader, None, base, datetime.now(UTC))
-        trainer.model.train()
+    with ExitStack() as stack:
+        fill, threads = fill_multiple(accelerator.device), encoder_threads()
+        trainer = start_trainer(config, accelerator, EmotionClassifier.fuse, stack, fill_multiple=fill, threads=threads)
+        loader = trainer.train_loader
         with closing(loader.steps(0)) as batches:
             held = list(islice(batches, min(HELD_STEPS, request["train"])))
         timed_steps(trainer, iter(held), len(held))  # builds and records what is run from then on
@@ -360,7 +336,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
             "from the loader": timed_steps(trainer, endless, request["train"]),
         }
         endless.close()
-        return {"ways": ways, "threads": encoder_threads(), "device": device_name(accelerator.device.type)}
+        return {"ways": ways, "threads": threads, "device": device_name(accelerator.device.type)}
 
 
 def timed_steps(trainer: Any, batches: Iterator[StepBatch], steps: int) -> dict[str, float]:

@@ -28,6 +28,7 @@ from launch.command import accelerate_line
 from launch.runs import pull
 
 HERE = Path(__file__).parent
+MISTRAL = HERE.parent / "emotion_train" / "configs" / "mistral_small_3_1.yaml"
 SINGLE_GPU = HERE.parent / "accelerate_configs" / "single_gpu_qlora.yaml"
 HUB_NAME = "google-research-datasets/go_emotions"
 LABELS = (
@@ -47,8 +48,7 @@ def main() -> None:
     base = arguments.base or str(small_model())
     with tempfile.TemporaryDirectory(prefix="goemotions-") as folder:
         posts = splits(arguments.posts, Path(folder, "posts"))
-        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        prepared(posts, folder)
         reports: dict[str, list[dict[str, Any]]] = {}
         for precision in arguments.precision:
             for seed in arguments.seeds:
@@ -88,6 +88,14 @@ def splits(posts: Path | None, folder: Path) -> Path:
         rows = rows.map(lambda row: {"label": names[row["labels"][0]]}, remove_columns=["labels", "id"])
         rows.to_parquet(str(folder / f"{split}.parquet"))
     return folder
+
+
+def prepared(posts: Path, folder: Path | str, *options: str) -> str:
+    """URL of the data set that the program makes of these posts."""
+    url = f"{folder}/data"
+    command = [sys.executable, "-m", "emotion_train.prepare", str(posts), url, "--labels", ",".join(LABELS), *options]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return url
 
 
 def train(folder: Path, run_id: str, values: list[str]) -> dict[str, Any]:

@@ -10,15 +10,13 @@ GoEmotions'. A first round builds kernels and fills caches; the second counts.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from goemotions import LABELS, add_posts_argument, splits, words
+from goemotions import LABELS, add_posts_argument, prepared, splits, words
 from real_size import some_posts
 
 from emotion_train.config import POSTS_PER_SCORING_STEP, load_config
@@ -50,8 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="inference-") as name:
         folder = Path(name)
         posts = some_posts(splits(arguments.posts, folder / "all"), folder / "posts", arguments.rows)
-        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
-        subprocess.run([*command, "--on-bad", "drop"], check=True, stdout=sys.stderr)
+        prepared(posts, folder, "--on-bad", "drop")
         tokenizer = PostTokenizer.load(base, 128)
         for precision in arguments.precision:
             lora = load_config(None, ["data.url=unused", "run.output_url=unused"]).lora

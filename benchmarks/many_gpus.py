@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from goemotions import LABELS, SINGLE_GPU, add_posts_argument, splits, words
-from real_size import packaged_tekken, probabilities, some_posts, write_checkpoint
+from goemotions import MISTRAL, SINGLE_GPU, add_posts_argument, prepared, splits, words
+from real_size import add_checkpoint_arguments, ensure_checkpoint, probabilities, some_posts
 from safetensors.torch import load_file
 
 from emotion_train.checkpoint import read_document
@@ -64,9 +64,7 @@ def main() -> None:
     began = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_posts_argument(parser)
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint goes; one that is there is used again")
-    parser.add_argument("--tekken", type=Path, default=None, help="tekken.json (default: that of the package mistral-common)")
-    parser.add_argument("--layers", type=int, default=40, help="fewer for a quick try (default: 40, the real number)")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--engines", type=words, default=["one", "ddp", "zero2", "fsdp2"], metavar="A,B", help=f"of {', '.join(FILES)}")
     parser.add_argument("--precision", type=words, default=["nf4"], metavar="A,B", help="nf4, bf16 or fp32 (default: nf4)")
     parser.add_argument("--gpus", type=int, default=2, help="for the engines of several (default: 2)")
@@ -74,14 +72,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=800, help="posts a step over all GPUs (default: 800, two packs for each of two)")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     arguments = parser.parse_args()
-    if not (arguments.folder / "model.safetensors.index.json").exists():
-        write_checkpoint(arguments.folder, arguments.layers, arguments.tekken or packaged_tekken())
-        tell(began, "checkpoint written")
+    ensure_checkpoint(arguments)
+    tell(began, "checkpoint there")
     with tempfile.TemporaryDirectory(prefix="many-gpus-") as name:
         folder = Path(name)
         posts = some_posts(splits(arguments.posts, folder / "all"), folder / "posts", arguments.steps * arguments.batch, VALIDATION)
-        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
-        subprocess.run([*command, "--on-bad", "drop"], check=True, stdout=sys.stderr)
+        prepared(posts, folder, "--on-bad", "drop")
         runs = []
         for precision in arguments.precision:
             for engine in arguments.engines:
@@ -99,7 +95,6 @@ def tell(began: float, what: str) -> None:
 
 def train(arguments: argparse.Namespace, folder: Path, engine: str, precision: str) -> Run:
     """One run to its published report, by the line that `emotion-launch run` would start."""
-    config = Path(__file__).parent.parent / "emotion_train" / "configs" / "mistral_small_3_1.yaml"
     run_id = f"{engine}-{precision}"
     values = [
         *(f"data.url={folder / 'data'}", f"run.output_url={folder / 'runs'}", f"run.id={run_id}", f"model.base={arguments.folder}"),
@@ -110,7 +105,7 @@ def train(arguments: argparse.Namespace, folder: Path, engine: str, precision: s
     ]
     topology = Topology((), processes_per_node=1 if engine == "one" else arguments.gpus)
     began = time.perf_counter()
-    subprocess.run(accelerate_line(FILES[engine], str(config), values, topology=topology), check=True, stdout=sys.stderr)
+    subprocess.run(accelerate_line(FILES[engine], str(MISTRAL), values, topology=topology), check=True, stdout=sys.stderr)
     seconds = time.perf_counter() - began
     pull(f"{folder / 'runs'}/{run_id}", folder / run_id)
     report: dict[str, Any] = json.loads((folder / run_id / "report" / "report.json").read_text())

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from goemotions import LABELS, SINGLE_GPU, add_posts_argument, splits
+from goemotions import MISTRAL, SINGLE_GPU, add_posts_argument, prepared, splits
 from safetensors.torch import save_file
 
 from launch.command import accelerate_line
@@ -43,19 +43,26 @@ HUB_NAMES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_posts_argument(parser)
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint goes; one that is there is used again")
-    parser.add_argument("--tekken", type=Path, default=None, help="tekken.json (default: that of the package mistral-common)")
-    parser.add_argument("--layers", type=int, default=40, help="fewer for a smaller GPU (default: 40, the real number)")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--batch", type=int, default=448, help="posts a step (default: 448, about 8,000 tokens)")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     arguments = parser.parse_args()
-    if not (arguments.folder / "model.safetensors.index.json").exists():
-        write_checkpoint(arguments.folder, arguments.layers, arguments.tekken or packaged_tekken())
+    ensure_checkpoint(arguments)
     with tempfile.TemporaryDirectory(prefix="real-size-") as folder:
         posts = some_posts(splits(arguments.posts, Path(folder, "all")), Path(folder, "posts"), STEPS * arguments.batch)
-        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
-        subprocess.run([*command, "--on-bad", "drop"], check=True, stdout=sys.stderr)
+        prepared(posts, folder, "--on-bad", "drop")
         print(measure(arguments, Path(folder)))
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint goes; one that is there is used again")
+    parser.add_argument("--tekken", type=Path, default=None, help="tekken.json (default: that of the package mistral-common)")
+    parser.add_argument("--layers", type=int, default=40, help="fewer for a smaller GPU or a quick try (default: 40, the real number)")
+
+
+def ensure_checkpoint(arguments: argparse.Namespace) -> None:
+    if not (arguments.folder / "model.safetensors.index.json").exists():
+        write_checkpoint(arguments.folder, arguments.layers, arguments.tekken or packaged_tekken())
 
 
 def packaged_tekken() -> Path:
@@ -126,13 +133,12 @@ def some_posts(whole: Path, folder: Path, rows: int, validation: int = 1000) -> 
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> str:
-    config = Path(__file__).parent.parent / "emotion_train" / "configs" / "mistral_small_3_1.yaml"
     values = [
         *(f"data.url={folder / 'data'}", f"run.output_url={folder / 'runs'}", "run.id=real-size", f"model.base={arguments.folder}"),
         *("train.epochs=1", f"train.global_batch_size={arguments.batch}", "train.tokens_per_microbatch=8192", *arguments.overrides),
     ]
     began = time.perf_counter()
-    subprocess.run(accelerate_line(SINGLE_GPU, str(config), values), check=True, stdout=sys.stderr)
+    subprocess.run(accelerate_line(SINGLE_GPU, str(MISTRAL), values), check=True, stdout=sys.stderr)
     whole_s = time.perf_counter() - began
     pull(f"{folder / 'runs'}/real-size", folder / "adapter")
     report: dict[str, Any] = json.loads((folder / "adapter" / "report" / "report.json").read_text())

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from goemotions import LABELS, SINGLE_GPU, add_posts_argument, splits
+from goemotions import MISTRAL, SINGLE_GPU, add_posts_argument, prepared, splits
 from many_gpus import speed
-from real_size import packaged_tekken, some_posts, write_checkpoint
+from real_size import add_checkpoint_arguments, ensure_checkpoint, some_posts
 
 from emotion_train.config import load_config
 from emotion_train.data.index import read_index
@@ -41,23 +41,19 @@ from launch.workload import work_of
 
 HERE = Path(__file__).parent
 VALIDATION = 512
-MISTRAL = HERE.parent / "emotion_train" / "configs" / "mistral_small_3_1.yaml"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_posts_argument(parser)
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint goes; one that is there is used again")
-    parser.add_argument("--tekken", type=Path, default=None, help="tekken.json (default: that of the package mistral-common)")
-    parser.add_argument("--layers", type=int, default=40, help="fewer for a quick look (default: 40, the real number)")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--runs", default="stock,nf4,bf16,fp8", help="comma-separated (default: stock,nf4,bf16,fp8)")
     parser.add_argument("--tokens", default="", metavar="RUN=N,…", help="tokens a micro-batch, for example fp8=3584 (default: 8192 each)")
     parser.add_argument("--steps", type=int, default=20, help="half of them before the clock runs (default: 20)")
     parser.add_argument("--batch", type=int, default=880, help="posts a step (default: 880, about 15,700 tokens)")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="for this program's runs")
     arguments = parser.parse_args()
-    if not (arguments.folder / "model.safetensors.index.json").exists():
-        write_checkpoint(arguments.folder, arguments.layers, arguments.tekken or packaged_tekken())
+    ensure_checkpoint(arguments)
     tokens = {name: int(count) for name, _, count in (word.partition("=") for word in arguments.tokens.split(",") if word)}
     shape = Shape.of(json.loads((arguments.folder / "config.json").read_text()))
     rows = [
@@ -68,8 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="speed-") as name:
         folder = Path(name)
         posts = some_posts(splits(arguments.posts, folder / "all"), folder / "posts", arguments.batch * arguments.steps, VALIDATION)
-        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
-        subprocess.run([*command, "--on-bad", "drop"], check=True, stdout=sys.stderr)
+        prepared(posts, folder, "--on-bad", "drop")
         for run in arguments.runs.split(","):
             before = product_rate()
             if run == "stock":

@@ -29,7 +29,7 @@ def main() -> None:
     if os.environ.get("STARTUP_BEGAN"):
         child(sys.argv[1:])
         return
-    from goemotions import LABELS, SINGLE_GPU, add_posts_argument, splits
+    from goemotions import MISTRAL, SINGLE_GPU, add_posts_argument, prepared, splits
     from real_size import some_posts
 
     from emotion_train.demo import small_model
@@ -46,18 +46,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="startup-") as name:
         folder = Path(name)
         posts = some_posts(splits(arguments.posts, folder / "all"), folder / "posts", 4000)
-        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), f"{folder}/data", "--labels", ",".join(LABELS)]
-        subprocess.run([*command, "--on-bad", "drop"], check=True, stdout=sys.stderr)
+        prepared(posts, folder, "--on-bad", "drop")
         values = [f"data.url={folder}/data", f"model.base={arguments.base or small_model()}", f"model.precision={arguments.precision}"]
         values += ["train.epochs=1", "train.global_batch_size=430", "train.tokens_per_microbatch=8192", *arguments.overrides]
-        config = str(Path(__file__).parent.parent / "emotion_train" / "configs" / "mistral_small_3_1.yaml")
         starts = ["kernels not built", "kernels built"] if arguments.cold else ["", "kernels not built", "kernels built"]
         for number, start in enumerate(starts):
             if arguments.cold:
                 subprocess.run(["sync"], check=True)
                 Path("/proc/sys/vm/drop_caches").write_text("3")
             line = accelerate_line(
-                SINGLE_GPU if has_gpu() else CONFIGS / "cpu.yaml", config, [*values, f"run.output_url={folder}/{number}"]
+                SINGLE_GPU if has_gpu() else CONFIGS / "cpu.yaml", str(MISTRAL), [*values, f"run.output_url={folder}/{number}"]
             )
             at = line.index("-m", line.index("--num_processes"))
             line[at : at + 2] = [__file__]
