@@ -1,12 +1,14 @@
 """One and two GPUs by every engine: the real size in nf4, trained by the program's own command line, saved, read back, compared.
 
     python benchmarks/many_gpus.py --folder /dev/shm/mistral                # 45 GiB there, two GPUs with 80 GB, some eight minutes
-    python benchmarks/many_gpus.py --folder FOLDER --layers 10 --engines one,ddp,zero2,zero3,fsdp2 --precision nf4,bf16
+    python benchmarks/many_gpus.py --folder FOLDER --layers 10 --engines one,each,ddp,zero2,zero3,fsdp2 --precision nf4,bf16
 
 Writes Mistral Small 3.1's shape with random weights as `real_size.py` does (one that is there is used again), prepares GoEmotions posts and
 trains on the same steps with one GPU and with two by each engine. Posts/s are those between two evaluations, read from the run's own
 checkpoints, so that start-up and the first kernels do not count. Each adapter is pulled and read by a new process on one GPU, which scores
 the validation posts again; bf16 rounds differently in packs of other posts, so two GPUs agree with one to rounding and not bit by bit.
+
+`each` is what the machine itself allows: a run of one GPU on every GPU at the same time, which share nothing but power, processor and disk.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from launch.topology import Topology
 
 FILES = {
     "one": SINGLE_GPU,
+    "each": SINGLE_GPU,
     "ddp": CONFIGS / "multi_gpu_ddp.yaml",
     "zero2": CONFIGS / "multi_gpu_deepspeed_zero2.yaml",
     "zero3": CONFIGS / "multi_gpu_deepspeed_zero3.yaml",
@@ -50,7 +53,8 @@ VALIDATION = 512
 class Run:
     engine: str
     precision: str
-    posts_per_second: float
+    gpus: int
+    posts_per_second: float  # of all GPUs together
     report: dict[str, Any]
     adapter: Path
     seconds: float
@@ -65,7 +69,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_posts_argument(parser)
     add_checkpoint_arguments(parser)
-    parser.add_argument("--engines", type=words, default=["one", "ddp", "zero2", "fsdp2"], metavar="A,B", help=f"of {', '.join(FILES)}")
+    parser.add_argument(
+        "--engines", type=words, default=["one", "each", "ddp", "zero2", "fsdp2"], metavar="A,B", help=f"of {', '.join(FILES)}"
+    )
     parser.add_argument("--precision", type=words, default=["nf4"], metavar="A,B", help="nf4, bf16 or fp32 (default: nf4)")
     parser.add_argument("--gpus", type=int, default=2, help="for the engines of several (default: 2)")
     parser.add_argument("--steps", type=int, default=20, help="half of them before the clock runs (default: 20)")
@@ -81,7 +87,7 @@ def main() -> None:
         runs = []
         for precision in arguments.precision:
             for engine in arguments.engines:
-                runs.append(train(arguments, folder, engine, precision))
+                runs.append(each_alone(arguments, folder, precision) if engine == "each" else train(arguments, folder, engine, precision))
                 tell(began, f"{runs[-1].name} trained, {runs[-1].posts_per_second:.0f} posts/s")
         with ThreadPoolExecutor(max(1, torch.cuda.device_count())) as pool:
             apart = list(pool.map(lambda numbered: read_back(folder, *numbered), enumerate(runs)))
@@ -93,9 +99,18 @@ def tell(began: float, what: str) -> None:
     print(f"many_gpus.py: {time.perf_counter() - began:.0f} s: {what}", file=sys.stderr, flush=True)
 
 
-def train(arguments: argparse.Namespace, folder: Path, engine: str, precision: str) -> Run:
-    """One run to its published report, by the line that `emotion-launch run` would start."""
-    run_id = f"{engine}-{precision}"
+def each_alone(arguments: argparse.Namespace, folder: Path, precision: str) -> Run:
+    """A run of one GPU on every GPU at once; the adapter is that of the first."""
+    gpus = range(arguments.gpus)
+    with ThreadPoolExecutor(arguments.gpus) as pool:
+        runs = list(pool.map(lambda gpu: train(arguments, folder, "each", precision, gpu), gpus))
+    print(f"many_gpus.py: alone, at once: {', '.join(f'{run.posts_per_second:.0f}' for run in runs)} posts/s", file=sys.stderr, flush=True)
+    return replace(runs[0], gpus=len(runs), posts_per_second=sum(run.posts_per_second for run in runs))
+
+
+def train(arguments: argparse.Namespace, folder: Path, engine: str, precision: str, gpu: int | None = None) -> Run:
+    """One run to its published report, by the line that `emotion-launch run` would start; on this GPU where one is named."""
+    run_id = f"{engine}-{precision}" if gpu is None else f"{engine}-{precision}-{gpu}"
     values = [
         *(f"data.url={folder / 'data'}", f"run.output_url={folder / 'runs'}", f"run.id={run_id}", f"model.base={arguments.folder}"),
         *(f"model.precision={precision}", "train.epochs=1", f"train.global_batch_size={arguments.batch}", "lora.dropout=0"),
@@ -103,14 +118,15 @@ def train(arguments: argparse.Namespace, folder: Path, engine: str, precision: s
         *("checkpoint.keep_every=1", "preemption.notices=none", "report.floor_max_rows=0", "report.bootstrap_samples=100"),
         *("distributed.timeout_s=300", *arguments.overrides),
     ]
-    topology = Topology((), processes_per_node=1 if engine == "one" else arguments.gpus)
+    topology = Topology((), processes_per_node=1 if FILES[engine] == SINGLE_GPU else arguments.gpus)
+    environment = os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
     began = time.perf_counter()
-    subprocess.run(accelerate_line(FILES[engine], str(MISTRAL), values, topology=topology), check=True, stdout=sys.stderr)
+    subprocess.run(accelerate_line(FILES[engine], str(MISTRAL), values, topology=topology), check=True, stdout=sys.stderr, env=environment)
     seconds = time.perf_counter() - began
     pull(f"{folder / 'runs'}/{run_id}", folder / run_id)
     report: dict[str, Any] = json.loads((folder / run_id / "report" / "report.json").read_text())
     assert report["identity"]["world_size"] == topology.world_size
-    return Run(engine, precision, speed(str(folder / "runs"), run_id)[0], report, folder / run_id, seconds)
+    return Run(engine, precision, topology.world_size, speed(str(folder / "runs"), run_id)[0], report, folder / run_id, seconds)
 
 
 def speed(output_url: str, run_id: str) -> tuple[float, float]:
@@ -155,7 +171,7 @@ def table(arguments: argparse.Namespace, runs: list[Run], apart: list[float]) ->
         against = f"{run.posts_per_second / one.posts_per_second:.2f} | {likeness(run, one):.5f}" if one is not None else "- | -"
         ratio, cosine = against.split(" | ")
         rows.append(
-            f"| {run.engine} | {run.precision} | {run.report['identity']['world_size']} | {run.posts_per_second:.0f} | {ratio} "
+            f"| {run.engine} | {run.precision} | {run.gpus} | {run.posts_per_second:.0f} | {ratio} "
             f"| {run.report['speed']['peak_memory_bytes'] / 2**30:.1f} | {cosine} | {difference:.1e} | {run.seconds:.0f} |"
         )
     identity = runs[0].report["identity"]
