@@ -195,7 +195,7 @@ def test_a_run_moves_between_engines_and_numbers_of_processes(folder: Path) -> N
 
 
 def agree_to_rounding(folder: Path, engines: Sequence[Kind], precision: str, *words: str, device: str = "cpu") -> None:
-    """Two processes of every engine against one process, in a format that rounds."""
+    """Two processes of every engine against one process, in a format that rounds; fp8 keeps three bits, and its gradients agree less."""
 
     def leg(engine: Kind, count: int) -> Leg:
         name = f"{device}{count}-{precision}-{engine.replace(' ', '-')}"
@@ -205,7 +205,7 @@ def agree_to_rounding(folder: Path, engines: Sequence[Kind], precision: str, *wo
     (alone,) = processes(folder, 1, f"{device}-{precision}", [leg("one process", 1)], device == "cpu")
     for outcome in processes(folder, 2, f"{device}-{precision}-2", [leg(engine, 2) for engine in engines], device == "cpu"):
         np.testing.assert_allclose(outcome.losses, alone.losses, rtol=5e-3)
-        assert cosine(outcome.moments, alone.moments) > 0.999
+        assert cosine(outcome.moments, alone.moments) > (0.998 if precision == "fp8" else 0.999)
         for post, row in alone.probabilities.items():
             np.testing.assert_allclose(outcome.probabilities[post], row, atol=2e-2)
 
