@@ -429,10 +429,13 @@ def _restore(job: Job, trainer: Trainer, claimed: Claimed | None) -> None:
 def _scoring_loader(job: Job, name: str, stack: ExitStack) -> Loader:
     import numpy as np
 
-    return _open_loader(job, name, np.ones(len(job.index.labels)), POSTS_PER_SCORING_STEP * job.ranks.world_size, 0, stack)
+    posts = POSTS_PER_SCORING_STEP * job.ranks.world_size
+    return _open_loader(job, name, np.ones(len(job.index.labels)), posts, 0, stack, in_slices=True)
 
 
-def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_size: int, seed: int, stack: ExitStack) -> Loader:
+def _open_loader(
+    job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_size: int, seed: int, stack: ExitStack, in_slices: bool = False
+) -> Loader:
     from emotion_train.data.loader import Loader, encoder_threads
     from emotion_train.data.order import Order
     from emotion_train.data.reader import RowGroupReader
@@ -450,6 +453,7 @@ def _open_loader(job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_
             fill_multiple=fill_multiple(job.accelerator.device),
             rank=job.ranks.rank,
             world_size=job.ranks.world_size,
+            in_slices=in_slices,
             agree=job.ranks.agree,
             threads=encoder_threads(),
         )

@@ -1,8 +1,9 @@
 """The packed micro-batches of each step, made ahead of use by one background thread.
 
 The trainer owns the cursor and passes (epoch, step) in; the loader never remembers where it is. Each rank reads a whole step, takes its
-share by the posts' lengths in characters, so that no rank waits long for another, and tokenises that alone. Per step the ranks agree on
-two numbers, the packs each must run and the step's sum of weights.
+share, and tokenises that alone. In training the shares are dealt by the posts' lengths in characters, so that no rank waits long for
+another; in scoring they are slices, so that the packs are those of a single process. Per step the ranks agree on two numbers, the packs
+each must run and the step's sum of weights.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def alone(packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
 class Loader:
     """Makes `StepBatch`es of one split for one rank; a context manager that ends the reader's threads.
 
-    `weights_C` is the loss weight of each class; `threads` tokenise a step. `agree` returns the maximum number of packs, the sum of weights
+    `weights_C` is the loss weight of each class; `threads` tokenise a step. With `in_slices` each rank takes its slice of neighbouring posts:
+    steps `world_size` times as large then make, over all ranks, the packs that one process makes of its own. `agree` returns the maximum number of packs, the sum of weights
     and whether any rank stops; it is called once per step, in step order, from the background thread. Ranks that leave an epoch early
     leave it at the same step: else one would wait for ever for the agreement of another, or take it for that of a later step.
     """
@@ -97,6 +99,7 @@ class Loader:
         fill_multiple: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        in_slices: bool = False,
         agree: Agree = alone,
         threads: int = 1,
     ) -> None:
@@ -109,6 +112,7 @@ class Loader:
         self._fill_multiple = fill_multiple
         self._rank = rank
         self._world_size = world_size
+        self._in_slices = in_slices
         self._agree = agree
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
@@ -195,6 +199,9 @@ class Loader:
 
     def _own(self, texts: list[Any]) -> list[int]:
         """This rank's slots of a step of these texts. All ranks deal alike; a token more a post is that of its beginning."""
+        if self._in_slices:
+            size = -(-self._global_batch_size // self._world_size)
+            return list(range(len(texts)))[self._rank * size :][:size]
         most = self._encoder.max_length * _CHARACTERS
         lengths = [min(len(text) + _CHARACTERS, most) if isinstance(text, str) else _CHARACTERS for text in texts]
         return deal(lengths, self._world_size)[self._rank]

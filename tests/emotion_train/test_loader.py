@@ -44,7 +44,13 @@ def prepared(folder: Path) -> tuple[Store, Index, PostTokenizer]:
 
 
 def loader(
-    prepared: tuple[Store, Index, PostTokenizer], batch: int, rank: int = 0, world_size: int = 1, tokens: int = 256, threads: int = 1
+    prepared: tuple[Store, Index, PostTokenizer],
+    batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    tokens: int = 256,
+    threads: int = 1,
+    in_slices: bool = False,
 ) -> Loader:
     store, index, tokenizer = prepared
     split = index.split("train")
@@ -58,6 +64,7 @@ def loader(
         rank=rank,
         world_size=world_size,
         threads=threads,
+        in_slices=in_slices,
     )
 
 
@@ -91,6 +98,18 @@ def test_a_step_is_the_same_on_any_number_of_ranks(prepared: tuple[Store, Index,
         assert sorted(post for part in parts for post in part) == sorted(together)
         sums = [sum(lengths[post] for post in part) for part in parts]
         assert max(sums) - min(sums) <= max(lengths[post] for post in together)
+
+
+@settings(max_examples=15)
+@given(batch=st.integers(1, 60), world_size=st.integers(2, 5))
+def test_ranks_that_take_slices_make_the_packs_of_one_process(
+    prepared: tuple[Store, Index, PostTokenizer], batch: int, world_size: int
+) -> None:
+    alone = [(one.ids, [pack.tokens_T.tolist() for pack in one.packs]) for one in steps(loader(prepared, batch))]
+    shares = [steps(loader(prepared, batch * world_size, rank, world_size, in_slices=True)) for rank in range(world_size)]
+    together = [(one.ids, [pack.tokens_T.tolist() for pack in one.packs]) for parts in zip(*shares, strict=True) for one in parts]
+    assert [part for part in together if part[0]] == alone
+    assert all(ids or packs == [] for ids, packs in together)
 
 
 @settings(max_examples=10)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from emotion_train.report.predictions import predictions_from_parquet
 from emotion_train.report.schema import Report
 from launch.command import CONFIGS
 from launch.runs import pull
@@ -17,13 +21,14 @@ from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 from tests.launch.test_processes import PATIENCE_S, checkpoints, launched, of_rank, of_this_run, run_words, wait_for_checkpoint
 
 FILES = ("cpu", "multi_gpu_ddp", "multi_gpu_deepspeed_zero2", "multi_gpu_deepspeed_zero3", "multi_gpu_fsdp2_qlora")
+TOKENS = 200
 
 
 def train(folder: Path, config: str, processes: int) -> tuple[dict[str, torch.Tensor], Report]:
     """A whole run by `emotion-launch run`: adapter and report as pulled."""
     name = f"{config}-{processes}"
     # packs and tails differ between ranks; Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small
-    values = ["train.epochs=1", "train.global_batch_size=10", "train.tokens_per_microbatch=200", "train.learning_rate=0.001"]
+    values = ["train.epochs=1", "train.global_batch_size=10", f"train.tokens_per_microbatch={TOKENS}", "train.learning_rate=0.001"]
     with launched(folder, processes, tiny_words(folder, f"run.id={name}", *values), {}, config) as process:
         out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 0, out[-4000:]
@@ -42,6 +47,20 @@ def compare(folder: Path, config: str, processes: int) -> None:
     assert many.splits["test"].confusion == one.splits["test"].confusion
     assert (many.speed.posts, many.speed.real_tokens) == (one.speed.posts, one.speed.real_tokens)
     assert many.history[0].train_loss == pytest.approx(one.history[0].train_loss, rel=1e-5)
+    assert_read_back_to_the_same_bits(folder, f"{config}-{processes}")
+
+
+def assert_read_back_to_the_same_bits(folder: Path, name: str) -> None:
+    """One process makes of the pulled adapter the probabilities that all ranks together have published."""
+    line = [sys.executable, "-m", "emotion_train.evaluate", "--adapter", str(folder / name), "--data", str(folder / "data")]
+    line += ["--out", str(folder / f"{name}-again"), "--tokens-per-microbatch", str(TOKENS)]
+    subprocess.run(line, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    published, again = (
+        predictions_from_parquet((where / "predictions_test.parquet").read_bytes())
+        for where in (folder / name / "report", folder / f"{name}-again")
+    )
+    assert again.ids == published.ids
+    np.testing.assert_array_equal(again.prob_NC, published.prob_NC)
 
 
 def test_the_files_are_these() -> None:
