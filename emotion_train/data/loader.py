@@ -81,10 +81,11 @@ def alone(packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
 class Loader:
     """Makes `StepBatch`es of one split for one rank; a context manager that ends the reader's threads.
 
-    `weights_C` is the loss weight of each class; `threads` tokenise a step. With `in_slices` each rank takes its slice of neighbouring posts:
-    steps `world_size` times as large then make, over all ranks, the packs that one process makes of its own. `agree` returns the maximum number of packs, the sum of weights
-    and whether any rank stops; it is called once per step, in step order, from the background thread. Ranks that leave an epoch early
-    leave it at the same step: else one would wait for ever for the agreement of another, or take it for that of a later step.
+    `weights_C` is the loss weight of each class; `threads` tokenise a step. With `in_slices` each rank takes its slice of neighbouring
+    posts: steps `world_size` times as large then make, over all ranks, the packs that one process makes of its own. `agree` returns the
+    maximum number of packs, the sum of weights and whether any rank stops; it is called once per step, in step order, from the background
+    thread. Ranks that leave an epoch early leave it at the same step: else one would wait for ever for the agreement of another, or take
+    it for that of a later step.
     """
 
     def __init__(

@@ -469,17 +469,24 @@ def unpack_4bit_(out_OI: torch.Tensor, packed: torch.Tensor, state: Any) -> None
 
 
 @triton.jit
+def _store_scale(scale, top):
+    """The scale of a row with these largest sizes; returns what its numbers are multiplied by."""
+    largest = tl.maximum(tl.max(top), 1e-12)
+    tl.store(scale, largest / _FP8_MAX)
+    return _FP8_MAX / largest
+
+
+@triton.jit
 def _quantize_rows(x, out, scales, size, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     top = tl.zeros((block,), tl.float32)
     for n in range(0, size, block):
         at = n + tl.arange(0, block)
         top = tl.maximum(top, tl.abs(tl.load(x + row * size + at, at < size, 0.0).to(tl.float32)))
-    scale = tl.maximum(tl.max(top), 1e-12) / _FP8_MAX
-    tl.store(scales + row, scale)
+    inverse = _store_scale(scales + row, top)
     for n in range(0, size, block):
         at = n + tl.arange(0, block)
-        value = tl.load(x + row * size + at, at < size, 0.0).to(tl.float32) / scale
+        value = tl.load(x + row * size + at, at < size, 0.0).to(tl.float32) * inverse
         tl.store(out + row * size + at, value.to(tl.float8e4nv), at < size)
 
 
@@ -513,13 +520,12 @@ def _swiglu_fp8(gate_up, out, scales, size, block: tl.constexpr):
         gate = tl.load(place + at, at < size, 0.0).to(tl.float32)
         up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
         top = tl.maximum(top, tl.abs(gate * tl.sigmoid(gate) * up))
-    scale = tl.maximum(tl.max(top), 1e-12) / _FP8_MAX
-    tl.store(scales + row, scale)
+    inverse = _store_scale(scales + row, top)
     for n in range(0, size, block):
         at = n + tl.arange(0, block)
         gate = tl.load(place + at, at < size, 0.0).to(tl.float32)
         up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
-        tl.store(out + row * size + at, (gate * tl.sigmoid(gate) * up / scale).to(tl.float8e4nv), at < size)
+        tl.store(out + row * size + at, (gate * tl.sigmoid(gate) * up * inverse).to(tl.float8e4nv), at < size)
 
 
 def swiglu_fp8(gate_up_T2F: torch.Tensor) -> Fp8:
@@ -542,13 +548,12 @@ def _swiglu_backward_fp8(gate_up, dout, out, scales, size, block: tl.constexpr):
         d = tl.load(dout + row * size + at, at < size, 0.0).to(tl.float32)
         s = tl.sigmoid(gate)
         top = tl.maximum(top, tl.maximum(tl.abs(d * up * s * (1 + gate * (1 - s))), tl.abs(d * gate * s)))
-    scale = tl.maximum(tl.max(top), 1e-12) / _FP8_MAX
-    tl.store(scales + row, scale)
+    inverse = _store_scale(scales + row, top)
     for n in range(0, size, block):
         at = n + tl.arange(0, block)
         gate = tl.load(place + at, at < size, 0.0).to(tl.float32)
         up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
-        d = tl.load(dout + row * size + at, at < size, 0.0).to(tl.float32) / scale
+        d = tl.load(dout + row * size + at, at < size, 0.0).to(tl.float32) * inverse
         s = tl.sigmoid(gate)
         tl.store(out + row * (2 * size) + at, (d * up * s * (1 + gate * (1 - s))).to(tl.float8e4nv), at < size)
         tl.store(out + row * (2 * size) + size + at, (d * gate * s).to(tl.float8e4nv), at < size)
