@@ -156,7 +156,7 @@ def likeness(run: Run, other: Run) -> float:
     mine, theirs = (load_file(one.adapter / "adapter_model.safetensors") for one in (run, other))
     names = [name for name in theirs if "lora_B" in name]
     assert mine.keys() == theirs.keys()
-    a, b = (torch.cat([found[name].flatten() for name in names]) for found in (mine, theirs))
+    a, b = (torch.cat([found[name].flatten() for name in names]).double() for found in (mine, theirs))
     return float(torch.cosine_similarity(a, b, dim=0))
 
 

@@ -20,9 +20,9 @@ from emotion_train.memory import Precision, Shape, Targets, is_fused, is_recorde
 from launch.gpus import GpuKind
 
 # Fractions of the dense bf16 rate. By the fused decoder what its products sustain in the middle of a step, by a profile of 20 blocks: 702
-# TFLOP/s in bf16 and 1,360 in fp8 of 989. By transformers' modules what is between the products, too: this program in nf4 on one H200,
-# 5,172 tokens/s in packs of 8k; float32 has a sixteenth of bf16's rate.
-_FUSED: dict[Precision, float] = {"nf4": 0.71, "bf16": 0.71, "fp8": 1.375}
+# TFLOP/s in bf16 and 1,360 in fp8 of 989 on an H100, 688 in bf16 on an H200. By transformers' modules what is between the products, too:
+# this program in nf4 on one H200, 5,172 tokens/s in packs of 8k; float32 has a sixteenth of bf16's rate.
+_FUSED: dict[Precision, float] = {"nf4": 0.70, "bf16": 0.70, "fp8": 1.355}
 _STOCK: dict[Precision, float] = {"nf4": 0.52, "bf16": 0.52, "fp32": 0.05}
 _BYTES_PER_WEIGHT: dict[Precision, float] = {"nf4": 2, "bf16": 2, "fp8": 1, "fp32": 4}
 _OF_BANDWIDTH = 0.8
@@ -38,11 +38,10 @@ _MOVED_IN_FP8 = 1.35  # times that: a row is read for its scale, and again
 # blocks at 8k tokens against 94.4 without.
 _MOVED_BY_MLP_ADAPTERS = 36
 _POOLED = 15 / 16  # of the last block's tokens: the fused decoder goes on with those that end a post after its attention
-# SmolLM2-135M, 30 blocks with 7 adapters: 216 ms a step by transformers' modules whatever its size, 145 by the fused decoder, and 15
-# when that is recorded, of which 8 are products and passes
-_LAUNCH_BLOCK_S = 2.0e-3
-_LAUNCH_ADAPTER_S = 0.74e-3
-_LAUNCH_FUSED = 0.67
+# SmolLM2-135M, 30 blocks with 7 adapters: 216 ms a step by transformers' modules whatever its size, 145 by the fused decoder (the 24B, 40
+# blocks with 4 adapters in fp8, 92 beside an H200), and 15 when that is recorded, of which 8 are products and passes
+_LAUNCH_S = 2.0e-3, 0.74e-3  # of a block, and of each of its adapters
+_LAUNCH_FUSED_S = 0.2e-3, 0.57e-3
 _RECORDED_BLOCK_S = 0.24e-3
 _NVLINK_BYTES_PER_S = 200e9
 _PCIE_BYTES_PER_S = 10e9
@@ -113,8 +112,8 @@ class Speed:
         return moved * tokens * blocks / (_OF_BANDWIDTH * self.kind.bytes_per_s)
 
     def _launching_s(self) -> float:
-        one = (_LAUNCH_BLOCK_S + _LAUNCH_ADAPTER_S * len(target_names(self.lora_targets))) * (_LAUNCH_FUSED if self._fused else 1.0)
-        return one * self.shape.num_hidden_layers * self._again
+        block_s, adapter_s = _LAUNCH_FUSED_S if self._fused else _LAUNCH_S
+        return (block_s + adapter_s * len(target_names(self.lora_targets))) * self.shape.num_hidden_layers * self._again
 
     def _gathering_s(self) -> float:
         """Putting the blocks together from their shards."""

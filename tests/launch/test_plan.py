@@ -59,13 +59,33 @@ def offers(**dollars: float) -> Prices:
 # --- speed ---
 
 
-@pytest.mark.parametrize(("precision", "tokens", "measured"), [("nf4", 8192, 381), ("bf16", 4096, 383), ("fp8", 4096, 633)])
-def test_the_measured_speed_of_the_real_size_is_predicted(precision: Any, tokens: int, measured: float) -> None:
-    """880 posts a step on one H100, posts/s; benchmarks/speed.py shows the same comparison beside each run."""
+@pytest.mark.parametrize(
+    ("gpu", "precision", "tokens", "measured"),
+    [
+        *(("H100", "nf4", 8192, 381), ("H100", "bf16", 4096, 383), ("H100", "fp8", 4096, 633)),
+        *(("H200", "nf4", 8192, 388), ("H200", "bf16", 8192, 398), ("H200", "fp8", 8192, 683)),
+    ],
+)
+def test_the_measured_speed_of_the_real_size_is_predicted(gpu: str, precision: Any, tokens: int, measured: float) -> None:
+    """880 posts a step on one GPU, posts/s; benchmarks/speed.py shows the same comparison beside each run."""
     config, work = some_config(), some_work(880)
     memory = estimate(MISTRAL_SMALL, precision, 16, ATTENTION, tokens, False, 15)
-    found = with_settings(config, MISTRAL_SMALL, work, KINDS["H100"], 1, Offer(), Spot(), precision, MicroBatch(tokens, False, memory))
+    found = with_settings(config, MISTRAL_SMALL, work, KINDS[gpu], 1, Offer(), Spot(), precision, MicroBatch(tokens, False, memory))
     assert found.posts_per_second == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tokens", "measured_s"),
+    [
+        *(("nf4", 512, 0.108), ("nf4", 1024, 0.178), ("nf4", 2048, 0.322), ("nf4", 4096, 0.604), ("nf4", 9728, 1.387)),
+        *(("bf16", 1024, 0.151), ("bf16", 2048, 0.293), ("bf16", 4096, 0.577), ("bf16", 9728, 1.355)),
+        *(("fp8", 512, 0.092), ("fp8", 1024, 0.092), ("fp8", 2048, 0.177), ("fp8", 4096, 0.340), ("fp8", 9728, 0.794)),
+    ],
+)
+def test_measured_speeds_by_tokens_a_micro_batch_are_predicted(precision: Any, tokens: int, measured_s: float) -> None:
+    """The 24B on one H200, as `benchmarks/memory_plan.py --curve` measures it."""
+    found = Speed(KINDS["H200"], MISTRAL_SMALL, precision, 16, ATTENTION, False, processes=2).microbatch_s(tokens)
+    assert found == pytest.approx(measured_s, rel=0.12)
 
 
 @pytest.mark.parametrize(
