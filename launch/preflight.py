@@ -299,6 +299,8 @@ def _text_hashes(store: Store, split: Split, most: int) -> tuple[dict[bytes, str
 
 def _output(config: Config) -> str:
     store = open_store(config.run.output_url)
+    if config.run.kernels_url is not None:
+        open_store(config.run.kernels_url)
     run_id = config.run.id
     require_conditional_writes(store, run_id or f"check-{secrets.token_hex(4)}", allow_unfenced=False)
     names = run_ids(store)
