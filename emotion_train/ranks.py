@@ -45,9 +45,10 @@ class Ranks:
         self._many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if self._many else 0
         self.world_size = dist.get_world_size() if self._many else 1
-        # three groups: the loader's thread, the main thread and the signals on their way must not mix
-        self._loader_group, self._main_group, self._signal_group = (
-            [dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(3)] if self._many else [None] * 3
+        # Gloo pairs calls by their order alone, so what runs at the same time has a group each: the threads of the two loaders (training
+        # goes on being packed while validation posts are scored), the main thread, and the signals on their way.
+        self._training_group, self._scoring_group, self._main_group, self._signal_group = (
+            [dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(4)] if self._many else [None] * 4
         )
         self._on_its_way: tuple[dist.Work, torch.Tensor] | None = None
 
@@ -56,13 +57,20 @@ class Ranks:
         return self.rank == 0
 
     def agree(self, packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
-        """Maximum number of packs, sum of weights and whether any rank stops; called by the loader's thread."""
+        """Maximum number of packs, sum of weights and whether any rank stops; called by the thread of the training loader."""
+        return self._agree(packs, weight_sum, stop, self._training_group)
+
+    def agree_in_scoring(self, packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
+        """As `agree`, by the thread of a loader of posts to score, of which one is at work at a time."""
+        return self._agree(packs, weight_sum, stop, self._scoring_group)
+
+    def _agree(self, packs: int, weight_sum: float, stop: bool, group: dist.ProcessGroup | None) -> tuple[int, float, bool]:
         if not self._many:
             return packs, weight_sum, stop
         sent = torch.zeros(self.world_size, 3, dtype=torch.float64)
         sent[self.rank] = torch.tensor([packs, weight_sum, stop], dtype=torch.float64)
         with self._in_contact():
-            dist.all_reduce(sent, group=self._loader_group)
+            dist.all_reduce(sent, group=group)
         return int(sent[:, 0].max()), float(sent[:, 1].sum()), bool(sent[:, 2].any())
 
     def exchange(self, own: Signal) -> Signal:

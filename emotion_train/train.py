@@ -449,11 +449,11 @@ def _scoring_loader(job: Job, name: str, stack: ExitStack) -> Loader:
     import numpy as np
 
     posts = POSTS_PER_SCORING_STEP * job.ranks.world_size
-    return _open_loader(job, name, np.ones(len(job.index.labels)), posts, 0, stack, in_slices=True)
+    return _open_loader(job, name, np.ones(len(job.index.labels)), posts, 0, stack, scoring=True)
 
 
 def _open_loader(
-    job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_size: int, seed: int, stack: ExitStack, in_slices: bool = False
+    job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_size: int, seed: int, stack: ExitStack, scoring: bool = False
 ) -> Loader:
     from emotion_train.data.loader import Loader, encoder_threads
     from emotion_train.data.order import Order
@@ -472,8 +472,8 @@ def _open_loader(
             fill_multiple=fill_multiple(job.accelerator.device),
             rank=job.ranks.rank,
             world_size=job.ranks.world_size,
-            in_slices=in_slices,
-            agree=job.ranks.agree,
+            in_slices=scoring,
+            agree=job.ranks.agree_in_scoring if scoring else job.ranks.agree,
             threads=encoder_threads(),
         )
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -26,18 +27,22 @@ from tests.emotion_train.tiny_runs import start_trainer
 
 @dataclass(frozen=True)
 class Leg:
-    """Train `steps` steps of a run from where it stands, and save. `blank`: the first post of each row group has lost its text."""
+    """Train `steps` steps of a run from where it stands, and save; None trains to its end with the evaluations that are due.
+
+    `blank`: the first post of each row group has lost its text. `late_s`: so long does a row group take, times the rank's number from 1.
+    """
 
     engine: Kind
     words: list[str]
-    steps: int
+    steps: int | None
     out: str
     blank: bool = False
+    late_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What rank 0 has after a leg: the losses of its steps, and whole tensors."""
+    """What rank 0 has after a leg: the losses of its steps (between two evaluations their mean), and whole tensors."""
 
     losses: list[float]
     first_step: int
@@ -54,16 +59,10 @@ def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
     """The steps of a leg on this rank."""
     if leg.blank:
         blank_first_posts(trainer)
-    first, packs, losses = trainer.progress.step, [], []
-    trainer.model.train()
-    while trainer.progress.step < first + leg.steps:
-        epoch, step = divmod(trainer.progress.step, trainer.steps_per_epoch)
-        batches = trainer.train_loader.steps(epoch, step)
-        for batch in islice(batches, first + leg.steps - trainer.progress.step):
-            packs.append(len(batch.packs))
-            trainer._step(batch)
-        batches.close()
-    losses = trainer._add_up()
+    if leg.late_s:
+        read_late(trainer, leg.late_s)
+    first = trainer.progress.step
+    packs, losses = to_its_end(trainer) if leg.steps is None else some_steps(trainer, leg.steps)
     trainer._save({})
     if trainer.saver is not None:
         assert trainer.saver.drain(60)
@@ -82,6 +81,37 @@ def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
         moments=moments,
         probabilities={post: row.tolist() for part in parts for post, row in zip(part.ids, part.prob_NC, strict=True)},
     )
+
+
+def some_steps(trainer: Trainer, steps: int) -> tuple[list[int], list[float]]:
+    """Packs and loss of each step."""
+    first, packs = trainer.progress.step, list[int]()
+    trainer.model.train()
+    while trainer.progress.step < first + steps:
+        epoch, step = divmod(trainer.progress.step, trainer.steps_per_epoch)
+        batches = trainer.train_loader.steps(epoch, step)
+        for batch in islice(batches, first + steps - trainer.progress.step):
+            packs.append(len(batch.packs))
+            trainer._step(batch)
+        batches.close()
+    return packs, trainer._add_up()
+
+
+def to_its_end(trainer: Trainer) -> tuple[list[int], list[float]]:
+    """No packs, and the losses that the evaluations note."""
+    trainer.fit()
+    return [], [float(noted["train_loss"]) for noted in trainer.progress.history]
+
+
+def read_late(trainer: Trainer, seconds: float) -> None:
+    reader, rank = trainer.train_loader._reader, trainer.ranks.rank
+    real = reader.rows
+
+    def late(group: int) -> object:
+        time.sleep(seconds * (1 + rank))
+        return real(group)
+
+    reader.rows = late  # type: ignore[method-assign, assignment]
 
 
 def blank_first_posts(trainer: Trainer) -> None:

@@ -194,6 +194,22 @@ def test_a_run_moves_between_engines_and_numbers_of_processes(folder: Path) -> N
     move(folder, ENGINES)
 
 
+def test_evaluations_while_a_slow_reader_makes_the_next_steps_change_no_step(folder: Path) -> None:
+    """Then two loaders ask the ranks to agree at the same time."""
+    words = ["checkpoint.every_seconds=null", "evaluation.every_steps=1", "train.global_batch_size=8", "train.epochs=1"]
+    kinds: tuple[Kind, ...] = ("one process", "DDP")
+    alone, together = (
+        processes(
+            folder, n, f"late-{n}", [Leg(kind, tiny_words(folder, f"run.id=late-{n}", *words), None, f"{folder}/late-{n}", late_s=0.02)]
+        )[0]
+        for n, kind in enumerate(kinds, 1)
+    )
+    assert len(together.losses) == 14
+    np.testing.assert_allclose(together.losses, alone.losses, rtol=1e-5)
+    for name, tensor in alone.adapter.items():
+        torch.testing.assert_close(together.adapter[name], tensor, atol=1e-4, rtol=0)
+
+
 def agree_to_rounding(folder: Path, engines: Sequence[Kind], precision: str, *words: str, device: str = "cpu") -> None:
     """Two processes of every engine against one process, in a format that rounds; fp8 keeps three bits, and its gradients agree less."""
 
