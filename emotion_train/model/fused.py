@@ -21,7 +21,7 @@ from torch import nn
 if TYPE_CHECKING:
     from emotion_train.model.kernels import Fp8
 
-_ADAPTER = "default"  # PEFT's name for the only adapter of a model
+ADAPTER = "default"  # PEFT's name for the only adapter of a model
 
 Norm = tuple[torch.Tensor, torch.Tensor]  # an RMS norm's weight, and the reciprocal root mean squares of its rows
 
@@ -172,11 +172,11 @@ class Adapters:
     def __init__(self, layers: Sequence[Any], compute: torch.dtype, number: int) -> None:
         self._adapted = [index for index, layer in enumerate(layers) if hasattr(layer, "lora_A")]
         chosen: list[Any] = [layers[index] for index in self._adapted]
-        self.parameters: list[nn.Parameter] = [p for one in chosen for p in (one.lora_A[_ADAPTER].weight, one.lora_B[_ADAPTER].weight)]
-        dropouts = [one.lora_dropout[_ADAPTER] for one in chosen]
+        self.parameters: list[nn.Parameter] = [p for one in chosen for p in (one.lora_A[ADAPTER].weight, one.lora_B[ADAPTER].weight)]
+        dropouts = [one.lora_dropout[ADAPTER] for one in chosen]
         self.dropout = float(getattr(dropouts[0], "p", 0.0)) if dropouts else 0.0
         self.number = number  # of its own stream of dropout
-        self.scale = float(chosen[0].scaling[_ADAPTER]) if chosen else 1.0
+        self.scale = float(chosen[0].scaling[ADAPTER]) if chosen else 1.0
         outputs = [int(layer.out_features) for layer in layers]
         rank = len(self.parameters[0]) if chosen else 0
         starts = [sum(outputs[:index]) for index in self._adapted]

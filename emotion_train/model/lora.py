@@ -22,11 +22,10 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.card import CardFacts, model_card
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts, read_facts
+from emotion_train.model.fused import ADAPTER
 from emotion_train.model.head import EmotionClassifier, generator, init_head
 from emotion_train.model.load import BaseInfo, Tell, load_base, read_config, tell_nobody
 from emotion_train.model.precision import Precision
-
-_ADAPTER = "default"  # PEFT's name for the only adapter of a model
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,10 @@ def adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
     """Adapter and head under the names that they have in a PEFT file."""
     found: dict[str, nn.Parameter] = {}
     for name, parameter in adapted.named_parameters():
-        if f".lora_A.{_ADAPTER}." in name or f".lora_B.{_ADAPTER}." in name:
-            found[name.replace(f".{_ADAPTER}.", ".")] = parameter
-        elif f".modules_to_save.{_ADAPTER}." in name:
-            found[name.replace(f".modules_to_save.{_ADAPTER}.", ".")] = parameter
+        if f".lora_A.{ADAPTER}." in name or f".lora_B.{ADAPTER}." in name:
+            found[name.replace(f".{ADAPTER}.", ".")] = parameter
+        elif f".modules_to_save.{ADAPTER}." in name:
+            found[name.replace(f".modules_to_save.{ADAPTER}.", ".")] = parameter
     return found
 
 
@@ -175,7 +174,7 @@ def save_adapter(
 
 
 def _peft_config(model: EmotionClassifier, facts: AdapterFacts) -> dict[str, Any]:
-    config: dict[str, Any] = model.network.peft_config[_ADAPTER].to_dict()  # type: ignore[union-attr, index]
+    config: dict[str, Any] = model.network.peft_config[ADAPTER].to_dict()  # type: ignore[union-attr, index]
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     return {**config, "base_model_name_or_path": facts.base, "inference_mode": True, "modules_to_save": ["score"]}
 
