@@ -60,14 +60,19 @@ def final_files(adapter: Path, report: Report, splits: Mapping[str, SplitResult]
     return files | {predictions_key(name): predictions_to_parquet(result.predictions) for name, result in splits.items()}
 
 
-def tfidf_predictions(store: Store, index: Index, names: Sequence[str], max_train_rows: int, seed: int) -> dict[str, Predictions]:
-    """The TF-IDF floor's predictions of these splits; empty when the training split is larger than `max_train_rows`."""
+def tfidf_predictions(
+    store: Store, index: Index, names: Sequence[str], max_train_rows: int, seed: int, patience_s: float = 0.0
+) -> dict[str, Predictions]:
+    """The TF-IDF floor's predictions of these splits; empty when the training split is larger than `max_train_rows`.
+
+    A store that does not answer is asked again for `patience_s` seconds.
+    """
     train = index.split("train")
     if train.rows > max_train_rows:
         return {}
-    columns = {name: list(zip(*posts(store, index.split(name)), strict=True)) for name in names}  # ids, texts, labels
+    columns = {name: list(zip(*posts(store, index.split(name), patience_s), strict=True)) for name in names}  # ids, texts, labels
     every_text = [text for _, texts, _ in columns.values() for text in texts]
-    prob_NC = tfidf_floor(((text, label) for _, text, label in posts(store, train)), every_text, len(index.labels), seed)
+    prob_NC = tfidf_floor(((text, label) for _, text, label in posts(store, train, patience_s)), every_text, len(index.labels), seed)
     found, at = {}, 0
     for name, (ids, _, labels) in columns.items():
         found[name] = Predictions.of(ids, labels, prob_NC[at : at + len(ids)])
@@ -75,9 +80,9 @@ def tfidf_predictions(store: Store, index: Index, names: Sequence[str], max_trai
     return found
 
 
-def posts(store: Store, split: Split) -> Iterator[tuple[str, str, int]]:
+def posts(store: Store, split: Split, patience_s: float = 0.0) -> Iterator[tuple[str, str, int]]:
     """(id, text, label) of a split, in the order in which it is stored."""
-    with RowGroupReader(store, split, capacity=16) as reader:
+    with RowGroupReader(store, split, capacity=16, patience_s=patience_s) as reader:
         for group in range(len(split.row_groups)):
             reader.ask(range(group, min(group + 8, len(split.row_groups))))
             rows = reader.rows(group)

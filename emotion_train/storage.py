@@ -8,6 +8,7 @@ more, as only its errors say why. Importing this module is cheap: both are impor
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import secrets
@@ -30,6 +31,7 @@ from emotion_train.errors import AlreadyExists, ObjectChanged, ObjectNotFound, S
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20
 PATIENT_ATTEMPTS = 8
+ONE_REQUEST = 1 << 30  # bytes; S3 takes 5 GiB in one, and what is larger than this is sent in parts
 READ_PATIENCE = timedelta(seconds=120)
 CREATE_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 # Shorter than the least time that boto3 leaves on a refreshed credential (10 minutes).
@@ -423,15 +425,15 @@ class S3Store(Store):
             self._connection().patient.delete_object(Bucket=self._bucket, Key=self._name(key))
 
     def clear_unfinished(self, prefix: str) -> None:
-        """Nothing: a part of a run is one request, which leaves nothing, and a bucket's lifecycle rule clears uploads in several parts."""
+        """Nothing: a single request leaves nothing, and a bucket's lifecycle rule clears uploads in several parts."""
 
     def _name(self, key: str) -> str:
         return self._prefix + _checked_key(key)
 
     def _upload(self, key: str, data: bytes | Path) -> ObjectInfo:
         client, name = self._connection().patient, self._name(key)
-        if isinstance(data, Path):
-            with open(data, "rb") as file:
+        if isinstance(data, Path) or len(data) > ONE_REQUEST:
+            with open(data, "rb") if isinstance(data, Path) else io.BytesIO(data) as file:
                 client.upload_fileobj(file, self._bucket, name)
             return self.stat(key)
         answer = client.put_object(Bucket=self._bucket, Key=name, Body=data)

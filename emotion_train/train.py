@@ -131,6 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
         interruptions = Interruptions(ranks, lambda: watch.notice, hold_s, _say if ranks.is_main else _say_nothing)
         if published := ranks.on_main(lambda: _look_before_claiming(config, index, output_store, arguments.allow_unfenced)):
             return _say_published(output_store, run_id, published, ranks.is_main)
+        _require_fp8(config, engine, accelerator.device)
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
         config = settle(config, index, data_store, tokenizer, engine, ranks, accelerator.device, _say)
         _keep_kernels(config, ranks, accelerator.device, stack)
@@ -153,6 +154,24 @@ def run(arguments: argparse.Namespace) -> int:
                 raise
             _end_even_if_stuck()
             raise LostContact(lost_contact(ranks.rank, ranks.timeout_s, error)) from error
+
+
+def _require_fp8(config: Config, engine: Kind, device: torch.device) -> None:
+    """Raises `WrongRequest` when the config asks for fp8 and engine, GPU or base cannot compute it."""
+    from emotion_train.distributed import shards_weights
+    from emotion_train.memory import is_fused
+    from emotion_train.model.head import require_float8
+    from emotion_train.model.load import read_config
+    from emotion_train.shape import Shape
+
+    if config.model.precision != "fp8":
+        return
+    if shards_weights(engine):
+        raise WrongRequest(
+            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give --config_file "
+            "accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
+        )
+    require_float8(device, is_fused(Shape.of(read_config(config.model.base).text.to_dict()), "fp8"))
 
 
 def _keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: ExitStack) -> None:
@@ -211,6 +230,7 @@ def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfe
     from emotion_train import checkpoint
 
     assert config.run.id is not None
+    _folder_here(config)
     entries = read_log(store, config.run.id)
     if finals := [entry for entry in entries if entry.kind == "final"]:
         return finals[-1]
@@ -373,11 +393,6 @@ def _build_model(
             raise CutOff
 
     cut = shards_weights(engine)
-    if cut and config.model.precision == "fp8":
-        raise WrongRequest(
-            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give --config_file "
-            "accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
-        )
     with ProgressLine("loading", 1, "tensors", shown=accelerator.is_main_process) as line:
         model, base = build_classifier(
             config.model.base,
@@ -463,7 +478,7 @@ def _open_loader(
     split = job.index.split(name)
     return stack.enter_context(
         Loader(
-            RowGroupReader(job.data_store, split, patience_s=min(DATA_PATIENCE_S, job.config.distributed.timeout_s / 2)),
+            RowGroupReader(job.data_store, split, patience_s=_data_patience_s(job.config)),
             Order(split.row_counts, split.lanes, seed),
             job.tokenizer,
             weights_C,
@@ -477,6 +492,11 @@ def _open_loader(
             threads=encoder_threads(),
         )
     )
+
+
+def _data_patience_s(config: Config) -> float:
+    """How long the bucket of the data may not answer, while other ranks wait for this one."""
+    return min(DATA_PATIENCE_S, config.distributed.timeout_s / 2)
 
 
 def _fit(job: Job, trainer: Trainer) -> None:
@@ -617,7 +637,8 @@ def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, Spl
     floors = {}
     if job.ranks.is_main:
         print("fitting the TF-IDF floor", file=sys.stderr, flush=True)
-        floors = tfidf_predictions(job.data_store, job.index, names, job.config.report.floor_max_rows, job.config.run.seed)
+        seed, patience_s = job.config.run.seed, _data_patience_s(job.config)
+        floors = tfidf_predictions(job.data_store, job.index, names, job.config.report.floor_max_rows, seed, patience_s)
     results: dict[str, SplitResult] = {}
     for name in names:
         with ProgressLine(f"scoring {name}", job.index.split(name).rows, "posts", shown=job.ranks.is_main) as line:

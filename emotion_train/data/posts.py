@@ -209,9 +209,9 @@ def _csv_header(file: PostFile, columns: Columns) -> tuple[list[str], str, int]:
         head = stream.read(1 << 16)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise WrongRequest(f"{file.path} is UTF-16; save it as UTF-8, for example with `iconv -f UTF-16 -t UTF-8`.")
-    if not head.strip():
-        raise WrongRequest(f"{file.path} is empty; give a file with a header row and posts.")
     text = head.decode("utf-8-sig", errors="replace")
+    if not text.strip():
+        raise WrongRequest(f"{file.path} is empty; give a file with a header row and posts.")
     headers: dict[str, tuple[list[str], int]] = {}
     for delimiter in ("\t", ",") if file.format == "tsv" else (",", ";", "\t", "|"):
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)

@@ -68,21 +68,21 @@ class BuiltKernels:
             self._kept = unpack(data, self._folder)
         except ObjectNotFound:
             pass
-        except (StorageError, ValueError) as error:
+        except (StorageError, OSError, ValueError) as error:
             self._say(f"kernels are built here, since {self._store.url_of(self._key)} could not be used: {error}")
 
     def keep(self) -> None:
         """Write the archive if the folder has what it lacks."""
-        if entries(self._folder) <= self._kept:
-            return
-        self.fetch()  # what another run has added since
-        names = entries(self._folder)
-        if not names <= self._kept:
-            try:
+        try:
+            if entries(self._folder) <= self._kept:
+                return
+            self.fetch()  # what another run has added since
+            names = entries(self._folder)
+            if not names <= self._kept:
                 self._store.write(self._key, pack(self._folder, names))
                 self._kept = names
-            except StorageError as error:
-                self._say(f"the kernels that were built could not be kept: {error}")
+        except (StorageError, OSError) as error:
+            self._say(f"the kernels that were built could not be kept: {error}")
 
     def _watch(self) -> None:
         while not self._stop.wait(_LOOK_EVERY_S):
@@ -96,16 +96,16 @@ def archive_name(gpu: str) -> str:
 
 
 def entries(folder: Path) -> set[str]:
-    """Names of the finished entries of a cache folder of Triton."""
+    """Names of the finished entries of a cache folder of Triton: a kernel's ends with the list of its files, another is one library."""
     found = [one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")]
-    return {one.name for one in found if any(one.iterdir()) and not any(part.is_dir() for part in one.iterdir())}
+    return {one.name for one in found if any(part.name.startswith(_GROUP) or part.suffix == ".so" for part in one.iterdir())}
 
 
 def pack(folder: Path, names: set[str]) -> bytes:
     """An archive of these entries."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        for path in sorted(path for name in names for path in (folder / name).iterdir()):
+        for path in sorted(path for name in names for path in (folder / name).iterdir() if path.is_file()):
             file.writestr(f"{path.parent.name}/{path.name}", path.read_bytes())
     return archive.getvalue()
 

@@ -21,6 +21,15 @@ from emotion_train.model.fused import FusedDecoder, FusedInputs, fits
 from emotion_train.model.precision import Precision, formats
 
 
+def require_float8(device: torch.device, fused: bool) -> None:
+    """Raises `WrongRequest` where fp8 cannot be computed: by another GPU, or of a base that is not `fused`."""
+    if not (fused and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)):
+        raise WrongRequest(
+            "model.precision is fp8, which needs a GPU with float8 units (L4, L40S, H100, H200 and newer) and a Llama or Mistral base; "
+            "type model.precision=bf16, or nf4 for a quarter of its memory."
+        )
+
+
 class EmotionClassifier(nn.Module):
     """`forward` takes a pack, so that DDP and DeepSpeed can wrap it; `forward_padded` takes right-padded rows.
 
@@ -39,11 +48,8 @@ class EmotionClassifier(nn.Module):
 
         Call it once the weights lie where they stay, and not when an engine shards them. Raises `WrongRequest` for fp8 without it.
         """
-        if self.precision == "fp8" and not (fits(self.classifier) and torch.cuda.get_device_capability(self.device) >= (8, 9)):
-            raise WrongRequest(
-                "model.precision is fp8, which needs a GPU with float8 units (L4, L40S, H100, H200 and newer) and a Llama or Mistral base; "
-                "type model.precision=bf16, or nf4 for a quarter of its memory."
-            )
+        if self.precision == "fp8":
+            require_float8(self.device, fits(self.classifier))
         if self.compute == torch.bfloat16 and fits(self.classifier):
             self.decoder = FusedDecoder(self.classifier, fp8=self.precision == "fp8")
 

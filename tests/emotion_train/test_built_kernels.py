@@ -41,6 +41,13 @@ def build(folder: Path, name: str) -> None:
     (entry / "__grp___drop.json").write_text(json.dumps({"child_paths": {one: str(entry / one) for one in ("_drop.cubin", "_drop.json")}}))
 
 
+def library(folder: Path, name: str) -> None:
+    """An entry with what starts a kernel."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__triton_launcher.cpython-311-x86_64-linux-gnu.so").write_bytes(b"ELF")
+    (folder / name / "tmp.pid_1").mkdir()  # left by a process that was killed
+
+
 def opened(store: Store, folder: Path, words: list[str], keeps: bool = True) -> BuiltKernels:
     return BuiltKernels(store, folder, "sm90", words.append, keeps=keeps)
 
@@ -50,9 +57,11 @@ def test_what_one_machine_has_built_another_finds_at_its_own_place(bucket_url: s
     with opened(store, tmp_path / "one", words):
         assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "one")
         build(tmp_path / "one", FIRST)
-        (tmp_path / "one" / SECOND / "tmp.pid_1").mkdir(parents=True)  # is being built
+        build(tmp_path / "one", SECOND)
+        (tmp_path / "one" / SECOND / "__grp___drop.json").unlink()  # is being built
+        library(tmp_path / "one", THIRD)
     with opened(store, tmp_path / "two", words, keeps=False):
-        assert entries(tmp_path / "two") == {FIRST}
+        assert entries(tmp_path / "two") == {FIRST, THIRD}
     files = {path.name: path.read_bytes() for path in (tmp_path / "one" / FIRST).iterdir()}
     listed = json.loads((tmp_path / "two" / FIRST / "__grp___drop.json").read_bytes())["child_paths"]
     assert {name: Path(path).read_bytes() for name, path in listed.items()} == {name: files[name] for name in listed}

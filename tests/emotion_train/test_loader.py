@@ -21,7 +21,7 @@ from emotion_train.data.reader import RowGroupReader, sample_texts
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
 from emotion_train.prepare import prepare
-from emotion_train.publish import posts
+from emotion_train.publish import posts, tfidf_predictions
 from emotion_train.storage import FolderStore, Store, open_store
 from tests.emotion_train.tiny_models import write_tokenizer
 from tests.emotion_train.tiny_runs import write_posts
@@ -292,6 +292,14 @@ def test_data_that_does_not_come_is_asked_for_again_while_that_may_help(
         else:
             with pytest.raises(StorageError, match="The network is gone"):
                 reader.rows(0)
+
+
+def test_the_floor_waits_for_its_posts(folder: Path, prepared: tuple[Store, Index, PostTokenizer]) -> None:
+    stores = [Interrupted(folder / "data", times, transient=True) for times in (0, 2, 2)]
+    at_once, late = (tfidf_predictions(store, prepared[1], ["validation"], 1000, 0, patience_s=30) for store in stores[:2])
+    np.testing.assert_array_equal(late["validation"].prob_NC, at_once["validation"].prob_NC)
+    with pytest.raises(StorageError, match="The network is gone"):
+        tfidf_predictions(stores[2], prepared[1], ["validation"], 1000, 0)
 
 
 def test_an_error_while_reading_reaches_the_trainer(folder: Path, tmp_path: Path) -> None:

@@ -581,6 +581,7 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "2 columns named 'text'" in given("b.csv", b"text,text,label\nx,y,joy\n")
     assert "no column 'label'" in given("c.jsonl", b'{"text": "x"}\n')
     assert "is empty" in given("d.csv", b"")
+    assert "is empty" in given("d.csv", b"\xef\xbb\xbf")
     assert "holds no posts" in given("e.csv", b"text,label\n")
     assert "UTF-16" in given("f.csv", "text,label\nx,joy\n".encode("utf-16"))
     assert "one JSON array" in given("g.jsonl", b'[{"text": "x"}]')

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,7 +15,7 @@ from typing import Literal
 import pytest
 import torch
 
-from emotion_train import checkpoint
+from emotion_train import checkpoint, distributed
 from emotion_train.errors import Fenced, Preempted, StorageError, WrongRequest
 from emotion_train.interruption import Interruptions
 from emotion_train.model.lora import adapter_state
@@ -21,9 +24,9 @@ from emotion_train.ranks import Ranks
 from emotion_train.runlog import Entry, Metrics, Writer, read_log
 from emotion_train.saver import LocalStates
 from emotion_train.storage import open_store
-from emotion_train.train import Claimed, _claim, _local_folder
+from emotion_train.train import Claimed, _claim, _local_folder, _require_fp8
 from emotion_train.trainer import Trainer
-from tests.emotion_train.tiny_runs import job_of, start_trainer, tiny_config
+from tests.emotion_train.tiny_runs import job_of, start_trainer, tiny_config, tiny_words
 
 Kind = Literal["rebalance", "terminate", "sigterm", "sigint"]
 STEPS = 14  # of a whole tiny run
@@ -587,3 +590,32 @@ def test_of_the_states_on_this_machine_only_those_newer_than_the_log_are_put_int
     steps = [entry.step for entry in checkpoints(folder, "order")]
     assert steps == sorted(steps)
     assert steps[-1] == 10
+
+
+def test_a_request_that_is_refused_for_its_folder_fences_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = tmp_path / "local"
+    local.mkdir()
+    config = tiny_config(tmp_path, *WORDS, f"checkpoint.local_folder={local}")
+    stranger = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: stranger)
+    with pytest.raises(WrongRequest, match="belongs to another user"):
+        job_of(config)
+    assert read_log(open_store(config.run.output_url), "tiny") == []
+
+
+@pytest.mark.parametrize(("engine", "words"), [("one process", "needs a GPU with float8 units"), ("FSDP2", "cuts the weights up")])
+def test_fp8_that_cannot_be_computed_is_refused(tmp_path: Path, engine: distributed.Kind, words: str) -> None:
+    config = tiny_config(tmp_path, *WORDS, "model.precision=fp8")
+    with pytest.raises(WrongRequest, match=words):
+        _require_fp8(config, engine, torch.device("cpu"))
+    _require_fp8(tiny_config(tmp_path, *WORDS), engine, torch.device("cpu"))
+
+
+def test_fp8_on_a_cpu_is_refused_before_the_run_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(tmp_path, *WORDS)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    line = [sys.executable, "-m", "emotion_train.train", *tiny_words(tmp_path, *WORDS, "model.precision=fp8")]
+    answer = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert "needs a GPU with float8 units" in answer.stderr
+    assert read_log(open_store(config.run.output_url), "tiny") == []

@@ -56,6 +56,16 @@ def test_a_file_is_uploaded_whole_in_several_parts(store: Store, tmp_path: Path)
     assert store.read("big", start=9 << 20, length=100) == content[9 << 20 : (9 << 20) + 100]
 
 
+def test_bytes_that_are_too_many_for_one_request_are_sent_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "ONE_REQUEST", 9 << 20)
+    content = os.urandom(1 << 20) * 18
+    assert store.write("big", content) == store.stat("big")
+    assert store.read("big") == content
+    if store.url.startswith("s3:"):
+        assert (store.stat("big").etag or "").endswith("-3")
+        assert "-" not in (store.write("small", content[: 9 << 20]).etag or "")
+
+
 @pytest.mark.parametrize(
     ("start", "length", "expected"),
     [(0, 5, b"hello"), (6, None, b"world"), (6, 100, b"world"), (3, 0, b""), (11, 5, b""), (50, None, b""), (0, None, b"hello world")],
