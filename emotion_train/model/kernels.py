@@ -345,6 +345,7 @@ def swiglu_backward_(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> torch.
 # remainder by 128 in eight neighbouring runs of 128 columns. So a tile of any kernel finds its own bits, whatever its height.
 
 _RUN = tl.constexpr(128)
+_MOST_RANKS = 256  # 64 KiB of shared memory; an L4, L40S or A10G has 99, an H100 227
 
 
 @triton.jit
@@ -425,8 +426,11 @@ def _add_dropped_product(du, down, dx, rows, size, ranks, least, scale, seed, nu
 def add_dropped_product_(
     dx_TI: torch.Tensor, du_TR: torch.Tensor, down_RI: torch.Tensor, p: float, seed: torch.Tensor, number: int
 ) -> None:
-    """dx += `dropout`(du down), in place, without a turn of the product through memory."""
+    """dx += `dropout`(du down), in place; the product does not go through memory unless its ranks are too many for a tile of every GPU."""
     (rows, size), ranks = dx_TI.shape, len(down_RI)
+    if ranks > _MOST_RANKS:
+        dx_TI.add_(dropout(du_TR @ down_RI, p, seed, number))
+        return
     grid = (triton.cdiv(rows, 32), triton.cdiv(size, 8 * _RUN.value))
     width = max(16, triton.next_power_of_2(ranks))
     _add_dropped_product[grid](du_TR, down_RI, dx_TI, rows, size, ranks, *_share(p), seed, number, 32, width, num_warps=4)

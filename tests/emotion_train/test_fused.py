@@ -204,9 +204,8 @@ def test_dropout_kernel_drops_the_same_places_each_time(sizes: tuple[int, ...]) 
     from emotion_train.model import kernels
 
     t, _, f, *_ = sizes
-    x, added = random(t, f), random(t, f)
+    x, before = random(t, f), random(t, f)
     seed = torch.tensor(7, dtype=torch.int32, device="cuda")
-    before = added.clone()
     dropped = kernels.dropout(x, 0.3, seed, 1)
     kept = dropped != 0
     assert abs(float(kept.float().mean()) - 0.7) < 0.02
@@ -215,10 +214,12 @@ def test_dropout_kernel_drops_the_same_places_each_time(sizes: tuple[int, ...]) 
     assert not torch.equal(kernels.dropout(x, 0.3, seed, 2) != 0, kept)
     norm = random(f), torch.rand(t, device="cuda") + 0.5
     assert torch.equal(kernels.dropout(x, 0.3, seed, 1, norm), kernels.dropout(kernels.rms_norm_again(x, *norm), 0.3, seed, 1))
-    du, down = random(t, 12), random(12, f)
-    product = torch.where(kept, (du.float() @ down.float()) / 0.7, 0.0)
-    kernels.add_dropped_product_(added, du, down, 0.3, seed, 1)
-    near(added, (before.float() + product).bfloat16())
+    for ranks in (12, 300):
+        du, down = random(t, ranks), random(ranks, f)
+        product = torch.where(kept, (du.float() @ down.float()) / 0.7, 0.0)
+        added = before.clone()
+        kernels.add_dropped_product_(added, du, down, 0.3, seed, 1)
+        near(added, (before.float() + product).bfloat16())
 
 
 @pytest.mark.gpu
