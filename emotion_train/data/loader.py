@@ -1,9 +1,9 @@
 """The packed micro-batches of each step, made ahead of use by one background thread.
 
-The trainer owns the cursor and passes (epoch, step) in; the loader never remembers where it is. Each rank reads a whole step, takes its
-share, and tokenises that alone. In training the shares are dealt by the posts' lengths in characters, so that no rank waits long for
-another; in scoring they are slices, so that the packs are those of a single process. Per step the ranks agree on two numbers, the packs
-each must run and the step's sum of weights.
+The trainer owns the cursor and passes (epoch, step) in; the loader never remembers where it is. In training each rank reads a whole step,
+takes its share by the posts' lengths in characters, so that no rank waits long for another, and tokenises that alone. In scoring each
+takes a slice, so that the packs are those of a single process. Per step the ranks agree on two numbers, the packs each must run and the
+step's sum of weights.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Loader:
         """
         order = self._order.epoch(epoch)
         steps = range(first_step, self.steps_per_epoch)
-        upcoming = (_Places.of(order, self._order.positions(step, self._global_batch_size)) for step in steps)
+        upcoming = (_Places.of(order, self._positions(step)) for step in steps)
         following = next(upcoming, None)
         asked: deque[_Places] = deque()  # of this step and of those after it
         uses: Counter[int] = Counter()  # in how many of these steps a row group is
@@ -198,11 +198,16 @@ class Loader:
             return self._encoder.encode(texts) if texts else []
         return [tokens for some in self._pool.map(self._encoder.encode, slices) for tokens in some]
 
+    def _positions(self, step: int) -> range:
+        """What this rank reads of a step."""
+        positions = self._order.positions(step, self._global_batch_size)
+        if not self._in_slices:
+            return positions
+        size = -(-self._global_batch_size // self._world_size)
+        return positions[self._rank * size :][:size]
+
     def _own(self, texts: list[Any]) -> list[int]:
         """This rank's slots of a step of these texts. All ranks deal alike; a token more a post is that of its beginning."""
-        if self._in_slices:
-            size = -(-self._global_batch_size // self._world_size)
-            return list(range(len(texts)))[self._rank * size :][:size]
         most = self._encoder.max_length * _CHARACTERS
         lengths = [min(len(text) + _CHARACTERS, most) if isinstance(text, str) else _CHARACTERS for text in texts]
         return deal(lengths, self._world_size)[self._rank]
@@ -216,7 +221,7 @@ class Loader:
         found = {group: self._reader.rows(group) for group in places.groups}
         weights_C = self._weights_C.tolist()
         own = places.rows
-        if self._world_size > 1:
+        if self._world_size > 1 and not self._in_slices:
             own = [places.rows[slot] for slot in self._own([found[group].texts[row] for group, row in places.rows])]
         for group, row in own:
             rows = found[group]
