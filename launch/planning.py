@@ -79,12 +79,12 @@ def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Wo
     best = found.choices[0]
     chosen = _same_settings(config, shape, work, best, prices, spot)
     given = [word for word in arguments.overrides if not word.startswith(("data.url=", "run.output_url="))]
-    settings = best.overrides(config)
+    settings = best.settings()  # all of them: they win over what the task says for small GPUs
     replaced = {word.partition("=")[0] for word in settings}
     words = [word for word in given if word.partition("=")[0] not in replaced] + settings
     write_task_file(arguments.write, chosen, words, arguments.config)
     named = ", ".join(choice.name for choice in chosen)
-    print(f"{arguments.write}: {named}, {' '.join(words) or 'as the config says'}", file=sys.stderr)
+    print(f"{arguments.write}: {named}, {' '.join(words)}", file=sys.stderr)
 
 
 def _same_settings(config: Config, shape: Shape, work: Work, best: Choice, prices: Prices, spot: Spot) -> Sequence[Choice]:
