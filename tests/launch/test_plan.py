@@ -28,6 +28,7 @@ from launch.prices import NO_PRICES, Offer, Prices, Quote
 from launch.speed import Speed
 from launch.task_file import rewritten, write_task_file
 from launch.workload import shape_of_base
+from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import tiny_config
 from tests.launch.test_task_files import run_lines, tool, variables
 
@@ -480,14 +481,25 @@ def test_a_base_that_fits_nowhere_ends_in_2_with_the_nearest_remedy(prepared: Pa
 
 
 @pytest.mark.parametrize("option", ["--within-hours", "--tokens-per-post"])
-def test_a_number_that_makes_no_sense_is_refused(option: str, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words(prepared, option, "0")) == 2
-    assert f"{option} is 0" in capsys.readouterr().err
+@pytest.mark.parametrize("number", ["0", "-1", "nan", "inf"])
+def test_a_number_that_makes_no_sense_is_refused(option: str, number: str, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, option, number)) == 2
+    assert f"{option} is {number}; give" in capsys.readouterr().err
 
 
 def test_a_precision_that_the_trainer_does_not_offer_is_refused(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(prepared, "--precision", "int3")) == 2
     assert "--precision is 'int3'; allowed are nf4, bf16" in capsys.readouterr().err
+
+
+def test_fp8_that_only_the_fused_decoder_computes_is_refused_without_it(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(prepared, "--precision", "fp8", "model.decoder=stock")) == 2
+    assert "--precision fp8 needs the fused decoder and model.decoder is stock; leave that out, or type" in capsys.readouterr().err
+    qwen = causal_checkpoint(tmp_path / "base", "qwen2")
+    assert main(words(prepared, "--precision", "fp8", f"model.base={qwen}")) == 2
+    assert f"--precision fp8 needs a Llama or Mistral base and {qwen} is of another kind" in capsys.readouterr().err
 
 
 def test_a_precision_that_is_asked_for_is_the_only_one(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
