@@ -46,12 +46,7 @@ def choose(
     `requested` is a path or a name in accelerate_configs/, `processes` the number on each node. Raises `WrongRequest` when the requested
     file does not exist or contradicts the layout, and for a 4-bit base without a GPU unless the CPU is asked for.
     """
-    path = None if requested is None else _requested(requested)
-    if path is not None and path.stem == "cpu":
-        environment = {**environment, "DEVICE": "cpu"}
-    if path is not None and path.stem == "single_gpu_qlora":
-        processes = 1
-    topology = read_topology(list(found), environment, processes)
+    path, topology = asked_for(found, requested, environment, processes)
     if path is not None:
         if path.stem == "single_gpu_qlora" and topology.nodes > 1:
             raise WrongRequest(
@@ -61,8 +56,20 @@ def choose(
     if topology.on_cpu:
         return _on_cpu(topology, config)
     idle = len(found) - len(topology.gpus)
-    name, why = _by_memory(topology, config)
+    name, why = by_memory(topology, config)
     return Choice(CONFIGS / f"{name}.yaml", f"{topology}{f'; {idle} more stay idle' if idle else ''}; {why}", topology)
+
+
+def asked_for(
+    found: Sequence[Gpu], requested: str | None, environment: Mapping[str, str] = os.environ, processes: int | None = None
+) -> tuple[Path | None, Topology]:
+    """The requested accelerate config and the layout that it leaves; raises `WrongRequest` as `choose`."""
+    path = None if requested is None else _requested(requested)
+    if path is not None and path.stem == "cpu":
+        environment = {**environment, "DEVICE": "cpu"}
+    if path is not None and path.stem == "single_gpu_qlora":
+        processes = 1
+    return path, read_topology(list(found), environment, processes)
 
 
 def _requested(requested: str) -> Path:
@@ -99,7 +106,7 @@ class _Option:
         return f"{self.memory.total / GIB:.1f} GiB"
 
 
-def _by_memory(topology: Topology, config: Config) -> tuple[str, str]:
+def by_memory(topology: Topology, config: Config) -> tuple[str, str]:
     """The first config file whose needs fit the smallest GPU, and the numbers behind it. Raises `WrongRequest` when none does."""
     whole = "single_gpu_qlora" if topology.world_size == 1 else "multi_gpu_ddp"
     options = _options(config, topology.world_size, whole)
