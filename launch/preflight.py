@@ -26,7 +26,7 @@ from emotion_train.memory import GIB, estimate, largest_microbatch, usable_bytes
 from emotion_train.runlog import read_log, require_conditional_writes, run_ids, summary
 from emotion_train.staged import StagedBase
 from emotion_train.storage import ObjectInfo, Store, open_store
-from launch.command import asked_for, by_memory, choose
+from launch.command import asked_for, by_memory, choose, requested_file
 from launch.gpus import GPU_KINDS, MIB, kind_of
 from launch.plan import Choice, Spot, best_settings, spot_of
 from launch.prices import Offer
@@ -167,6 +167,8 @@ def run_checks(
     ]
     if wanted_gpus is None:
         questions += [("machine", lambda: _machine(config, gpus, accelerate_config)), ("disk", _disk)]
+    elif accelerate_config is not None:
+        questions.append(("machine", lambda: f"{requested_file(accelerate_config).stem}: asked for"))
     for name, question in questions:
         yield _ask(name, question)
 

@@ -359,3 +359,11 @@ def test_fp8_of_a_base_that_is_not_fused_is_told(words: list[str], tmp_path: Pat
 def test_hours_that_make_no_sense_are_refused(hours: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--hours", hours, *words]) == 2
     assert f"--hours is {hours}; give a number above 0." in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_accelerate_config_is_told_for_any_machine(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("train:\n  epochs: 2\n")
+    for wanted in (None, "H100"):
+        found = {check.name: check for check in check_all(None, words, [], str(tmp_path / "run.yaml"), wanted_gpus=wanted)}["machine"]
+        assert not found.ok
+        assert "is a run config; type --config" in found.finding
