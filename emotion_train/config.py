@@ -247,7 +247,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise WrongRequest(f"The config file {path} holds a {type(values).__name__}; sections such as `train:` are expected.")
-    return values
+    return {section: {} if fields is None else fields for section, fields in values.items()}  # every key may be commented out
 
 
 def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> None:
@@ -343,6 +343,9 @@ def _describe(item: Any) -> list[str]:
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
         return [message if not place else f"{place}: {message}"]
+    if item["type"] == "tuple_type":
+        example = item["input"] if isinstance(item["input"], str) else "NAME,NAME"
+        message = message.replace("a valid tuple", f"a list such as [{example}]")
     given = repr(item["input"])
     return [f"{place}: {message[0].lower()}{message[1:]}, got {given if len(given) < 80 else given[:77] + '...'}"]
 

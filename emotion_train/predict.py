@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, get_args
 
 from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, Precision
 from emotion_train.errors import WrongRequest
+from emotion_train.memory import GIB, Shape, usable_bytes, weight_bytes
 from emotion_train.model.facts import read_facts
 
 if TYPE_CHECKING:
@@ -96,13 +97,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
-    """The adapter that `add_adapter_arguments` describes, on the device that it names."""
+    """The adapter that `add_adapter_arguments` describes, on the device that it names. Raises `WrongRequest` for too small a GPU."""
     import torch
 
+    from emotion_train.microbatch import memory_of
+    from emotion_train.model.load import read_config
     from emotion_train.model.lora import load_adapter
     from emotion_train.progress import ProgressLine
 
     device = torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        facts = read_facts(arguments.adapter)
+        base = arguments.base or facts.base
+        shape = Shape.of(read_config(base).text.to_dict())
+        refuse_small_gpu(base, shape, arguments.precision or facts.precision, memory_of(device))
     with ProgressLine("loading", 1, "tensors") as line:
         return load_adapter(
             arguments.adapter,
@@ -112,6 +120,18 @@ def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
             device=device,
             tell=lambda placed, total: line.update(placed, total=total),
         )
+
+
+def refuse_small_gpu(base: str, shape: Shape, precision: Precision, gpu_bytes: int) -> None:
+    """Raises `WrongRequest` where the base's weights alone do not fit a GPU that reports this memory."""
+    needed, usable = weight_bytes(shape, precision), max(0, usable_bytes(gpu_bytes))
+    if needed <= usable:
+        return
+    smaller = precision != "nf4" and weight_bytes(shape, "nf4") <= usable
+    raise WrongRequest(
+        f"{base} in {precision} has {needed / GIB:.1f} GiB of weights and the GPU holds {usable / GIB:.1f}; "
+        f"type {'--precision nf4' if smaller else '--device cpu'}, or take a larger GPU."
+    )
 
 
 def _posts(arguments: argparse.Namespace) -> Iterable[str]:

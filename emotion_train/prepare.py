@@ -219,6 +219,8 @@ class _Job:
         rows = self._distribute(by_text, shuffled, len(id_of_code), id_of_code, fractions)
         self._refuse_untrainable(names, rows)
         splits = {split: self._write(split, shuffled[split], rows[split], len(names)) for split in SPLITS if sum(rows[split])}
+        if "validation" not in splits:
+            raise self._no_validation("add posts, at least three of each label")
         return Index(labels=names, splits=splits, source=self._provenance(fractions), seed=self._options.seed, versions=_versions())
 
     def _read(self, by_text: Spill) -> None:
@@ -336,6 +338,8 @@ class _Job:
             raise WrongRequest(f"{self._source.name} has posts for {present} only; add a file or split named train.")
         validation = 0.0 if has["validation"] else self._options.validation_fraction
         test = 0.0 if has["test"] or has["validation"] else self._options.test_fraction
+        if not validation and not has["validation"]:
+            raise self._no_validation("raise --validation-fraction (now 0)")
         return validation, test
 
     def _final_labels(self, counts_SC: Any) -> tuple[tuple[str, ...], Any]:
@@ -403,6 +407,11 @@ class _Job:
                 f"Label {missing[0]!r} has no post to train on ({elsewhere}{likewise}): "
                 f"add posts, or leave it out with --labels {others} and --on-bad drop."
             )
+
+    def _no_validation(self, remedy: str) -> WrongRequest:
+        return WrongRequest(
+            f"{self._source.name} gives no validation posts, which every run needs: {remedy}, or add a file named validation."
+        )
 
     def _write(self, split: str, shuffled: Spill, counts: list[int], labels: int) -> Split:
         """Sort each partition by the shuffled order and write them one after the other."""
@@ -536,7 +545,7 @@ def _summary(result: PrepareResult) -> str:
         if found := result.findings.lines(kinds):
             lines += [title, *(f"  {line}" for line in found)]
     lines += ["", *_table(index), ""]
-    if "test" not in index.splits:
+    if "test" not in index.splits and index.source.get("validation_fraction") == 0:
         lines.append("no test     the source brings validation posts and no test posts; add a test file to get one")
     total = sum(described.bytes for split in index.splits.values() for described in split.objects)
     lines.append(f"data set    {result.url} ({total / 1e6:,.1f} MB){'' if result.created else ': already there, the same'}")

@@ -33,6 +33,7 @@ from emotion_train.storage import Store
 
 SCHEMA: Literal["emotion-train/log/1"] = "emotion-train/log/1"
 MAX_ENTRY_BYTES = 1 << 20
+LIVE_S = 600.0  # a run whose newest entry is younger is taken for live: ten checkpoints of the default interval
 MAX_PARTS_BYTES = 64 << 30  # of one entry; the state of a 24B base with r=256 on all linear layers is some 20 GiB
 _PRINTED_NAMES = 12
 _ENTRIES_PER_READER = 32
@@ -365,6 +366,15 @@ def run_ids(store: Store) -> list[str]:
     return sorted({info.key.split("/")[0] for info in store.list() if info.key.split("/")[1:2] == ["log"]})
 
 
+def when(entry: Entry) -> datetime:
+    """The writer's own clock; the beginning of time when it is not readable."""
+    try:
+        found = datetime.fromisoformat(entry.time_utc)
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
 def final_entry(store: Store, run_id: str) -> Entry:
     """The entry that published the run; raises `WrongRequest` when there is no such run or it is not finished."""
     entries = read_log(store, run_id)
@@ -375,9 +385,14 @@ def final_entry(store: Store, run_id: str) -> Entry:
     finals = [entry for entry in entries if entry.kind == "final"]
     if not finals:
         step = max(entry.step for entry in entries)
-        raise WrongRequest(
-            f"Run {run_id} at {store.url} is not published yet: it has completed {step} steps. Start it again with run.id={run_id}."
-        )
+        unfinished = f"Run {run_id} at {store.url} is not published yet: it has completed {step} steps"
+        age_s = max(0.0, (datetime.now(UTC) - when(entries[-1])).total_seconds())
+        if age_s < LIVE_S:  # another start would fence its writer
+            raise WrongRequest(
+                f"{unfinished} and was still training {age_s:.0f} s ago. "
+                f"Follow it with `emotion-launch show {store.url}/{run_id} --watch`, then pull."
+            )
+        raise WrongRequest(f"{unfinished}. Start it again with run.id={run_id}.")
     return finals[-1]
 
 

@@ -486,7 +486,17 @@ class S3Store(Store):
             return session.client("s3", region_name=region, config=config)
 
         try:
-            headers = client(3).head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
+            looking = client(3)
+        except ValueError as error:
+            if not str(error).startswith("Invalid endpoint"):
+                raise
+            given = str(error).partition(": ")[2].rpartition("@")[2]
+            raise StorageError(
+                f"{self.url} cannot be reached: AWS_ENDPOINT_URL is {given!r}, which is no URL; type https://HOST, or http://HOST:PORT "
+                "for a server of your own."
+            ) from error
+        try:
+            headers = looking.head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
         except ClientError as error:
             if _status(error) != 403:  # 403: this user may not look at the bucket, but perhaps at its objects
                 raise

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+import yaml
+
 from emotion_train.config import Config
 from emotion_train.errors import WrongRequest
 from emotion_train.memory import GIB, WORTHWHILE_TOKENS, MemoryEstimate, estimate, usable_bytes
@@ -46,12 +48,7 @@ def choose(
     `requested` is a path or a name in accelerate_configs/, `processes` the number on each node. Raises `WrongRequest` when the requested
     file does not exist or contradicts the layout, and for a 4-bit base without a GPU unless the CPU is asked for.
     """
-    path = None if requested is None else _requested(requested)
-    if path is not None and path.stem == "cpu":
-        environment = {**environment, "DEVICE": "cpu"}
-    if path is not None and path.stem == "single_gpu_qlora":
-        processes = 1
-    topology = read_topology(list(found), environment, processes)
+    path, topology = asked_for(found, requested, environment, processes)
     if path is not None:
         if path.stem == "single_gpu_qlora" and topology.nodes > 1:
             raise WrongRequest(
@@ -61,16 +58,41 @@ def choose(
     if topology.on_cpu:
         return _on_cpu(topology, config)
     idle = len(found) - len(topology.gpus)
-    name, why = _by_memory(topology, config)
+    name, why = by_memory(topology, config)
     return Choice(CONFIGS / f"{name}.yaml", f"{topology}{f'; {idle} more stay idle' if idle else ''}; {why}", topology)
 
 
-def _requested(requested: str) -> Path:
-    for path in (Path(requested), CONFIGS / requested, CONFIGS / f"{requested}.yaml"):
-        if path.is_file():
-            return path
+def asked_for(
+    found: Sequence[Gpu], requested: str | None, environment: Mapping[str, str] = os.environ, processes: int | None = None
+) -> tuple[Path | None, Topology]:
+    """The requested accelerate config and the layout that it leaves; raises `WrongRequest` as `choose`."""
+    path = None if requested is None else requested_file(requested)
+    if path is not None and path.stem == "cpu":
+        environment = {**environment, "DEVICE": "cpu"}
+    if path is not None and path.stem == "single_gpu_qlora":
+        processes = 1
+    return path, read_topology(list(found), environment, processes)
+
+
+def requested_file(requested: str) -> Path:
+    """The accelerate config of this path, or of this name in accelerate_configs/; raises `WrongRequest` for what is none."""
     names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-    raise WrongRequest(f"There is no accelerate config {requested!r}; give a YAML file or one of {names}.")
+    candidates = (Path(requested), CONFIGS / requested, CONFIGS / f"{requested}.yaml")
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise WrongRequest(f"There is no accelerate config {requested!r}; give a YAML file or one of {names}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise WrongRequest(f"The accelerate config {path} cannot be read ({reason}); give another file or one of {names}.") from None
+    if not isinstance(content, dict) or "distributed_type" not in content:
+        if isinstance(content, dict) and content.keys() & Config.model_fields.keys():
+            raise WrongRequest(
+                f"{path} is a run config; type --config {path}, and --accelerate-config with one of {names}, or leave it out."
+            )
+        raise WrongRequest(f"{path} is no accelerate config, as it has no distributed_type; give another file or one of {names}.")
+    return path
 
 
 def _on_cpu(topology: Topology, config: Config) -> Choice:
@@ -99,7 +121,7 @@ class _Option:
         return f"{self.memory.total / GIB:.1f} GiB"
 
 
-def _by_memory(topology: Topology, config: Config) -> tuple[str, str]:
+def by_memory(topology: Topology, config: Config) -> tuple[str, str]:
     """The first config file whose needs fit the smallest GPU, and the numbers behind it. Raises `WrongRequest` when none does."""
     whole = "single_gpu_qlora" if topology.world_size == 1 else "multi_gpu_ddp"
     options = _options(config, topology.world_size, whole)

@@ -2,7 +2,7 @@
 
 Only log entries are read, never a part. A writer is known by its claim, whose metrics say base, machine and price; runs of before have no
 such facts and are told without. Whether a writer still lives cannot be seen in a bucket: a run is taken for live while its newest entry is
-younger than ten minutes, which is ten checkpoints of the default interval.
+younger than ten minutes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from emotion_train.errors import StorageError, WrongRequest
-from emotion_train.runlog import Entry, read_log, run_ids, summary
+from emotion_train.runlog import LIVE_S, Entry, read_log, run_ids, summary, when
 from emotion_train.storage import Store
 
-LIVE_S = 600.0
 _READERS = 8
 
 
@@ -61,15 +60,6 @@ class RunFacts:
     hours: float | None = None
     usd: float | None = None
     starts: int = 0
-
-
-def when(entry: Entry) -> datetime:
-    """The writer's own clock; the beginning of time when it is not readable."""
-    try:
-        found = datetime.fromisoformat(entry.time_utc)
-    except ValueError:
-        return datetime.fromtimestamp(0, UTC)
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def incarnations(entries: Sequence[Entry]) -> list[Incarnation]:

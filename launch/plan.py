@@ -105,14 +105,19 @@ class Choice:
         known = [usd for usd in (self.usd_spot, self.usd_on_demand) if usd is not None]
         return min(known, default=None)
 
-    def overrides(self, config: Config) -> list[str]:
-        """The `section.field=value` words that make the config this choice."""
-        words = [
-            ("model.precision", self.precision, config.model.precision),
-            ("train.tokens_per_microbatch", self.tokens_per_microbatch, config.train.tokens_per_microbatch),
-            ("train.gradient_checkpointing", self.gradient_checkpointing, config.train.gradient_checkpointing),
+    def settings(self) -> list[str]:
+        """The `section.field=value` words that make any config this choice."""
+        return [
+            f"model.precision={self.precision}",
+            f"train.tokens_per_microbatch={self.tokens_per_microbatch}",
+            f"train.gradient_checkpointing={str(self.gradient_checkpointing).lower()}",
         ]
-        return [f"{name}={str(value).lower()}" for name, value, given in words if value != given]
+
+    def overrides(self, config: Config) -> list[str]:
+        """Those of `settings` that this config does not say already."""
+        given = config.model.precision, config.train.tokens_per_microbatch, config.train.gradient_checkpointing
+        chosen = self.precision, self.tokens_per_microbatch, self.gradient_checkpointing
+        return [word for word, value, other in zip(self.settings(), chosen, given, strict=True) if value != other]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import get_args
@@ -17,7 +18,7 @@ from launch.plan import Choice, Plan, Spot, Work, make_plan, on_other_gpus, spot
 from launch.plan_table import plan_json, print_plan
 from launch.prices import Offer, Prices, find_prices
 from launch.task_file import write_task_file
-from launch.workload import precision_of_base, shape_of_base, work_of
+from launch.workload import precision_of_base, refuse_unfused_fp8, shape_of_base, work_of
 
 _WRITTEN = 4  # kinds in a task file
 _WRITTEN_UP_TO = 2.0  # times the dollars of the best
@@ -32,6 +33,8 @@ def plan(arguments: argparse.Namespace) -> int:
     require_trainable(index)
     shape = shape_of_base(config.model.base)
     precision = precision_of_base(config.model.base, arguments.precision)
+    if precision == "fp8":
+        refuse_unfused_fp8(config, shape, "--precision ")
     work = work_of(config, index, store, arguments.tokens_per_post)
     prices = find_prices(arguments.prices, arguments.cloud)
     spot = spot_of(config, Spot(arguments.preemptions_per_hour, arguments.startup_minutes))
@@ -50,7 +53,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def _check_options(arguments: argparse.Namespace) -> None:
     for option, value in (("--within-hours", arguments.within_hours), ("--tokens-per-post", arguments.tokens_per_post)):
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise WrongRequest(f"{option} is {value:g}; give a number above 0.")
     if arguments.precision is not None and arguments.precision not in get_args(Precision):
         raise WrongRequest(f"--precision is {arguments.precision!r}; allowed are {', '.join(get_args(Precision))}.")
@@ -79,12 +82,12 @@ def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Wo
     best = found.choices[0]
     chosen = _same_settings(config, shape, work, best, prices, spot)
     given = [word for word in arguments.overrides if not word.startswith(("data.url=", "run.output_url="))]
-    settings = best.overrides(config)
+    settings = best.settings()  # all of them: they win over what the task says for small GPUs
     replaced = {word.partition("=")[0] for word in settings}
     words = [word for word in given if word.partition("=")[0] not in replaced] + settings
     write_task_file(arguments.write, chosen, words, arguments.config)
     named = ", ".join(choice.name for choice in chosen)
-    print(f"{arguments.write}: {named}, {' '.join(words) or 'as the config says'}", file=sys.stderr)
+    print(f"{arguments.write}: {named}, {' '.join(words)}", file=sys.stderr)
 
 
 def _same_settings(config: Config, shape: Shape, work: Work, best: Choice, prices: Prices, spot: Spot) -> Sequence[Choice]:

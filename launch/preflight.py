@@ -26,12 +26,12 @@ from emotion_train.memory import GIB, estimate, largest_microbatch, usable_bytes
 from emotion_train.runlog import read_log, require_conditional_writes, run_ids, summary
 from emotion_train.staged import StagedBase
 from emotion_train.storage import ObjectInfo, Store, open_store
-from launch.command import choose
+from launch.command import asked_for, by_memory, choose, requested_file
 from launch.gpus import GPU_KINDS, MIB, kind_of
 from launch.plan import Choice, Spot, best_settings, spot_of
 from launch.prices import Offer
-from launch.topology import Gpu
-from launch.workload import shape_of_base, work_of
+from launch.topology import Gpu, Topology
+from launch.workload import refuse_unfused_fp8, shape_of_base, work_of
 
 _NEEDED_DISK_BYTES = 2 << 30
 _BYTES_READ_AGAIN = 256 << 20  # of objects whose ETag says nothing
@@ -162,14 +162,13 @@ def run_checks(
         ),
         ("base model", lambda: _base(config)),
         ("memory", lambda: _memory(config, target_of(wanted_gpus, gpus), index)),
+        ("precision", lambda: _precision(config, wanted_gpus, gpus, accelerate_config)),
         ("trackers", lambda: _trackers(config)),
     ]
     if wanted_gpus is None:
-        questions += [
-            ("machine", lambda: _machine(config, gpus, accelerate_config)),
-            ("precision", lambda: _precision(config, gpus)),
-            ("disk", _disk),
-        ]
+        questions += [("machine", lambda: _machine(config, gpus, accelerate_config)), ("disk", _disk)]
+    elif accelerate_config is not None:
+        questions.append(("machine", lambda: f"{requested_file(accelerate_config).stem}: asked for"))
     for name, question in questions:
         yield _ask(name, question)
 
@@ -420,7 +419,7 @@ def _shards(base: BaseFiles) -> str:
 
 
 def _memory(config: Config, target: Target | None, index: Callable[[], Index]) -> str:
-    """The config's precision and micro-batch fit the GPU; raises `WrongRequest` with the nearest setting that does."""
+    """The config's precision and micro-batch fit the GPU, or several that share; raises `WrongRequest` with the nearest that does."""
     if target is None:
         return "no NVIDIA GPU is visible here; --gpus H100:1 checks for another machine, emotion-launch plan compares all"
     shape, labels = shape_of_base(config.model.base), len(index().labels)
@@ -433,6 +432,10 @@ def _memory(config: Config, target: Target | None, index: Callable[[], Index]) -
     memory = estimate(shape, precision, lora.r, lora.targets, tokens, again, labels, lora_dropout=lora.dropout, fused=fused)
     if memory.total <= usable_bytes(available):
         return f"{'at least ' if auto else ''}{memory} of {where}"
+    if target.gpus > 1:
+        alike = tuple(Gpu(str(number), "", target.name, target.memory_mib) for number in range(target.gpus))
+        name, why = by_memory(Topology(alike, target.gpus), config)
+        return f"{name}: {why}"
     problem = f"{config.model.base} in {precision} with {tokens} tokens a micro-batch takes {memory.total / GIB:.1f} GiB of {where}"
     for one in (precision, "nf4"):
         found = largest_microbatch(
@@ -468,13 +471,25 @@ def _machine(config: Config, gpus: Sequence[Gpu], accelerate_config: str | None)
     return f"{choice.config_file.stem}: {choice.reason}"
 
 
-def _precision(config: Config, gpus: Sequence[Gpu]) -> str:
-    if config.model.precision == "nf4" and find_spec("bitsandbytes") is None:
+def _precision(config: Config, wanted_gpus: str | None, gpus: Sequence[Gpu], accelerate_config: str | None) -> str:
+    """The machine and the base are such that the base can be computed in this precision, and its package is here."""
+    precision, here = config.model.precision, wanted_gpus is None
+    if precision == "nf4" and here and find_spec("bitsandbytes") is None:
         raise WrongRequest(
             "model.precision is nf4 and the package bitsandbytes is missing; type pip install 'emotion-train[gpu]' or model.precision=bf16."
         )
-    where = gpus[0].name if gpus else "the CPU"
-    return f"{config.model.precision} on {where}"
+    on_cpu = here and asked_for(gpus, accelerate_config)[1].on_cpu
+    if precision == "fp8":
+        target = None if on_cpu else target_of(wanted_gpus, gpus)
+        kind = None if target is None else kind_of(target.name)
+        if target is None or (kind is not None and not kind.fp8):
+            raise WrongRequest(
+                f"model.precision is fp8 and {'the CPU' if target is None else target.name} has no float8 units, as have "
+                f"{', '.join(one.name for one in GPU_KINDS if one.fp8)}; type model.precision=bf16, or nf4 for a quarter of its memory."
+            )
+        refuse_unfused_fp8(config, shape_of_base(config.model.base), "model.precision=")
+    where = wanted_gpus or ("the CPU" if on_cpu else gpus[0].name)
+    return f"{precision} on {where}"
 
 
 def _trackers(config: Config) -> str:

@@ -1,10 +1,12 @@
 """A SkyPilot task with the plan's GPUs: sky/train.yaml with other candidates, every other line and comment as it stands.
 
-The file is changed as text, because a YAML library would drop its comments, and then read back to see that only the candidates differ.
+The file is changed as text, because a YAML library would drop its comments, and then read back to see that only the candidates, the
+overrides and the config differ.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,16 +26,12 @@ def write_task_file(
 ) -> None:
     """Write the task for these GPUs, the first one first, on spot and then on demand.
 
-    `overrides` become the default of the task's OVERRIDES, and `config` that of its CONFIG. Raises `WrongRequest` where there is no
-    template, or one that is not understood.
+    `overrides` become the default of the task's OVERRIDES, and `config` (None: the template's) that of its CONFIG; nothing stays of an
+    earlier plan. Raises `WrongRequest` where there is no template, or a file that is not understood.
     """
-    try:
-        text = (target if target.is_file() else template).read_text(encoding="utf-8")
-    except OSError as error:
-        raise WrongRequest(
-            f"The task file {template} that a plan is written into cannot be read ({error.strerror}); run from a clone."
-        ) from None
-    written = rewritten(text, choices, overrides, config)
+    if config is None:
+        config = str((yaml.safe_load(_read(template)).get("envs") or {}).get("CONFIG"))
+    written = rewritten(_read(target if target.is_file() else template), choices, overrides, config)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(written, encoding="utf-8")
@@ -41,8 +39,23 @@ def write_task_file(
         raise WrongRequest(f"{target} cannot be written ({error.strerror}); give --write another file.") from None
 
 
-def rewritten(text: str, choices: Sequence[Choice], overrides: Sequence[str], config: str | None = None) -> str:
-    """The task's text with these candidates. Raises `WrongRequest` for a text whose `resources:` is not understood."""
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise WrongRequest(
+            f"The task file {path} that a plan is written into cannot be read ({error.strerror}); run from a clone."
+        ) from None
+
+
+def rewritten(text: str, choices: Sequence[Choice], overrides: Sequence[str], config: str) -> str:
+    """The task's text with these candidates and values. Raises `WrongRequest` for a text or a value that does not allow it."""
+    for word in overrides:
+        if re.search(r"[\s\"'\\]", word):  # the task's shell takes OVERRIDES apart at spaces, and keeps quotes
+            raise WrongRequest(
+                f"The value {word!r} holds a space, a quote or a backslash, which a task cannot pass on; write it without them, such as "
+                "lora.targets=[q_proj,v_proj]."
+            )
     lines = text.splitlines(keepends=True)
     first, last = _block(lines, "resources", indent=0)
     kept: list[str] = []
@@ -67,11 +80,10 @@ def rewritten(text: str, choices: Sequence[Choice], overrides: Sequence[str], co
             *lines[last + 1 :],
         ]
     )
-    if overrides:
-        changed = re.sub(r'^(  OVERRIDES: )"[^"\n]*"', lambda found: f'{found[1]}"{" ".join(overrides)}"', changed, flags=re.MULTILINE)
-    if config is not None:
-        changed = re.sub(r"^(  CONFIG: )\S+", lambda found: found[1] + config, changed, flags=re.MULTILINE)
-    _check(text, changed, choices)
+    values = {"OVERRIDES": f'"{" ".join(overrides)}"', "CONFIG": config if re.fullmatch(r"[\w./-]+", config) else json.dumps(config)}
+    for name, value in values.items():
+        changed = re.sub(rf'^(  {name}: )(?:"[^"\n]*"|\S+)', lambda found, value=value: found[1] + value, changed, flags=re.MULTILINE)  # type: ignore[misc]
+    _check(text, changed, choices, {"OVERRIDES": " ".join(overrides), "CONFIG": config})
     return changed
 
 
@@ -107,19 +119,21 @@ def _block(lines: Sequence[str], key: str, indent: int, start: int = 0) -> tuple
     return first, last
 
 
-def _check(before: str, after: str, choices: Sequence[Choice]) -> None:
-    """Raises `WrongRequest` unless the texts say the same but for the candidates and the two values."""
+def _check(before: str, after: str, choices: Sequence[Choice], values: dict[str, str]) -> None:
+    """Raises `WrongRequest` unless the texts say the same but for the candidates and these `values`, which the second one has."""
 
     def rest(text: str) -> dict[str, Any]:
         document = yaml.safe_load(text)
         resources = {key: value for key, value in document["resources"].items() if key not in _CHOOSING}
-        envs = {key: value for key, value in (document.get("envs") or {}).items() if key not in ("OVERRIDES", "CONFIG")}
+        envs = {key: value for key, value in (document.get("envs") or {}).items() if key not in values}
         return {**document, "resources": resources, "envs": envs}
 
     try:
         same = rest(before) == rest(after)
-        named = [(one["accelerators"], one["use_spot"]) for one in yaml.safe_load(after)["resources"]["ordered"]]
+        written = yaml.safe_load(after)
+        same = same and {key: written["envs"][key] for key in values} == values
+        named = [(one["accelerators"], one["use_spot"]) for one in written["resources"]["ordered"]]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         same, named = False, []
     if not same or named != [(choice.name, use_spot) for choice, use_spot in candidates(choices)]:
-        raise WrongRequest("The task file's `resources:` is not laid out as in sky/train.yaml; start from that one.")
+        raise WrongRequest("The task file's `resources:` or `envs:` is not laid out as in sky/train.yaml; start from that one.")

@@ -13,7 +13,7 @@ from emotion_train.base import BaseFiles
 from emotion_train.config import Config, Precision
 from emotion_train.data.index import Index, Split
 from emotion_train.errors import WrongRequest
-from emotion_train.memory import Shape
+from emotion_train.memory import Shape, is_fused
 from emotion_train.storage import Store
 from launch.plan import Work
 
@@ -45,6 +45,17 @@ def precision_of_base(base: str, asked: Precision | None) -> Precision | None:
         return asked
     staged.refuse_other_precision(asked or "nf4")
     return "nf4"
+
+
+def refuse_unfused_fp8(config: Config, shape: Shape, option: str) -> None:
+    """Raises `WrongRequest` where fp8 is asked for by `option` and the fused decoder, which alone computes it, is off or does not fit."""
+    if config.model.decoder == "stock":
+        raise WrongRequest(f"{option}fp8 needs the fused decoder and model.decoder is stock; leave that out, or type {option}bf16.")
+    if not is_fused(shape, "fp8"):
+        raise WrongRequest(
+            f"{option}fp8 needs a Llama or Mistral base and {config.model.base} is of another kind; type {option}bf16, or {option}nf4 for "
+            "a quarter of its memory."
+        )
 
 
 def _shape_of_gguf(files: BaseFiles) -> Shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,30 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(WrongRequest, match=r"run\.yaml"):
         load_config(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("run.trackers=wandb", "run.trackers: input should be a list such as [wandb], got 'wandb'"),
+        ("run.trackers=7", "run.trackers: input should be a list such as [NAME,NAME], got 7"),
+        ("lora.targets=q_proj", "lora.targets: input should be a list such as [q_proj], or 'all-linear', got 'q_proj'"),
+        ("lora.targets=q_proj,v_proj", "a list such as [q_proj,v_proj], or 'all-linear'"),
+    ],
+)
+def test_a_word_where_a_list_is_wanted_is_shown_as_one(word: str, problem: str) -> None:
+    with pytest.raises(WrongRequest, match=re.escape(problem)):
+        load_config(None, [*REQUIRED, word])
+
+
+def test_a_section_whose_keys_are_all_commented_out_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("train:\n#  epochs: 2\nlora:\n")
+    assert load_config(path, REQUIRED) == load_config(None, REQUIRED)
+    assert load_config(path, [*REQUIRED, "train.epochs=2"]).train.epochs == 2
+    path.write_text("run:\ntrian:\n")
+    with pytest.raises(WrongRequest, match=r"trian: no such section.*\n.*run.output_url: required"):
+        load_config(path, ["data.url=d"])
 
 
 def test_a_missing_file_names_an_example(tmp_path: Path) -> None:

@@ -8,13 +8,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from emotion_train.config import LoraSection
 from emotion_train.errors import WrongRequest
-from emotion_train.predict import _posts, add_arguments
+from emotion_train.memory import Shape
+from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts
+from emotion_train.predict import _posts, add_arguments, load_with_progress, refuse_small_gpu
 
 POSTS = ["what a lovely mess", 'said "no",\tthen left', "naïve 🙂"]
 
@@ -104,3 +108,64 @@ def test_a_folder_that_is_no_adapter_is_refused_before_torch_is_imported_or_post
         assert process.wait(60) == 2  # nothing was typed
         assert process.stderr is not None
         assert "so it is no adapter of this program" in process.stderr.read()
+
+
+MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
+
+
+@pytest.mark.parametrize(
+    ("precision", "gib", "words"),
+    [
+        ("nf4", 22, None),
+        ("bf16", 80, None),
+        ("bf16", 45, "in bf16 has 42.7 GiB of weights and the GPU holds 42.4; type --precision nf4, or take a larger GPU"),
+        ("fp8", 22, "type --precision nf4, or take a larger GPU"),
+        ("fp32", 80, "type --precision nf4, or take a larger GPU"),
+        ("bf16", 8, "type --device cpu, or take a larger GPU"),
+        ("nf4", 8, "type --device cpu, or take a larger GPU"),
+    ],
+)
+def test_a_gpu_too_small_for_the_weights_is_told_with_what_fits(precision: Any, gib: int, words: str | None) -> None:
+    if words is None:
+        refuse_small_gpu("the base", MISTRAL_SMALL, precision, gib << 30)
+        return
+    with pytest.raises(WrongRequest, match=words):
+        refuse_small_gpu("the base", MISTRAL_SMALL, precision, gib << 30)
+
+
+def test_the_gpu_is_compared_with_the_weights_before_any_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter trained in bf16 and an L4; of base and adapter only the small files are there."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    sizes = {"hidden_size": 5120, "intermediate_size": 32_768, "num_hidden_layers": 40, "num_attention_heads": 32}
+    sizes |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131_072}
+    (base / "config.json").write_text(json.dumps({"model_type": "mistral", **sizes}))
+    for name in (WEIGHTS, "tokenizer.json"):
+        (adapter / name).touch()
+    sums = dict.fromkeys(("base_shape_sha256", "base_weights_sha256", "tokenizer_sha256"), "0" * 64)
+    facts = AdapterFacts(
+        base=str(base),
+        architecture="mistral",
+        layout="text",
+        precision="bf16",
+        max_length=128,
+        lora=LoraSection(),
+        labels=("a", "b"),
+        **sums,
+    )
+    (adapter / LABELS).write_text(json.dumps({"labels": ["a", "b"]}))
+    (adapter / FACTS).write_text(facts.model_dump_json(exclude={"labels"}))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("emotion_train.microbatch.memory_of", lambda device: 23_034 << 20)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(WrongRequest, match=r"in bf16 has 42\.7 GiB of weights and the GPU holds 20\.8; type --precision nf4"):
+        load_with_progress(parser.parse_args(["--adapter", str(adapter)]))
+    monkeypatch.setattr("emotion_train.model.lora.read_config", refuse_further)
+    with pytest.raises(WrongRequest, match="went on"):  # 4-bit weights fit
+        load_with_progress(parser.parse_args(["--adapter", str(adapter), "--precision", "nf4"]))
+
+
+def refuse_further(base: str) -> None:
+    raise WrongRequest(f"{base} went on")

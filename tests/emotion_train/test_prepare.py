@@ -188,8 +188,8 @@ def test_splits_are_disjoint_complete_and_the_same_for_any_memory(
     data: st.DataObject, names: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     rows = data.draw(st.lists(st.tuples(texts, st.sampled_from(["a", "b"]), st.sampled_from(names)), min_size=4, max_size=60))
-    # two labels in train that nothing else can take away
-    rows += [(f"sure {i}", "ab"[i % 2], names[0]) for i in range(4)]
+    # two labels in train that nothing else can take away, and enough of each to share with validation
+    rows += [(f"sure {i}", "ab"[i % 2], names[0]) for i in range(6)]
     folder = tmp_path_factory.mktemp("property")
     header = ("text", "label", "split") if names[0] else ("text", "label")
     source = write_csv(folder / "p.csv", [row if names[0] else row[:2] for row in rows], header)
@@ -297,6 +297,21 @@ def test_a_source_with_train_and_validation_gets_no_test(tmp_path: Path, capsys:
     assert main(["prepare", str(tmp_path / "src"), str(tmp_path / "out")]) == 0
     assert "no test" in capsys.readouterr().out
     assert list(read_index(open_store(str(tmp_path / "out"))).splits) == ["train", "validation"]
+
+
+def test_a_set_without_validation_posts_which_no_run_could_use_is_refused(tmp_path: Path) -> None:
+    posts = write_csv(tmp_path / "posts.csv", some_rows(60))
+    text = refusal(posts, tmp_path / "out", validation_fraction=0.0)
+    assert "no validation posts, which every run needs: raise --validation-fraction (now 0), or add a file named validation" in text
+    few = write_csv(tmp_path / "few.csv", [("one", "joy"), ("two", "joy"), ("three", "anger"), ("four", "anger")])
+    assert "no validation posts, which every run needs: add posts, at least three of each label" in refusal(few, tmp_path / "out")
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def test_without_a_test_share_nobody_is_told_of_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    posts = write_csv(tmp_path / "posts.csv", some_rows(60))
+    assert main(["prepare", str(posts), str(tmp_path / "out"), "--test-fraction", "0"]) == 0
+    assert "no test" not in capsys.readouterr().out
 
 
 def test_a_source_with_train_and_test_gives_validation_from_train(tmp_path: Path) -> None:
@@ -524,7 +539,7 @@ def test_a_post_with_several_labels_takes_no_text_from_another(tmp_path: Path) -
 def test_more_combinations_than_labels_may_be_are_dropped(tmp_path: Path) -> None:
     names = [f"l{i}" for i in range(60)]
     rows = [(f"{a} {b}", f"{a},{b}") for a in names for b in names if a < b]
-    rows += [(f"{name} {i}", name) for name in names for i in range(2)]
+    rows += [(f"{name} {i}", name) for name in names for i in range(3)]
     source = write_csv(tmp_path / "posts.csv", rows)
     assert prepare(source, str(tmp_path / "out"), multi_label="drop").index.labels == tuple(sorted(names))
 

@@ -458,3 +458,14 @@ def test_runs_are_listed_and_an_unpublished_one_says_where_it_is(store: Store) -
         final_entry(store, "one")
     with pytest.raises(WrongRequest, match="runs there: one"):
         final_entry(store, "two")
+
+
+def test_pulling_too_early_tells_a_run_at_work_from_one_that_stopped(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who starts a run again that is at work fences its writer."""
+    log = writer(store, "one")
+    log.claim(0, 0)
+    with pytest.raises(WrongRequest, match=rf"still training \d+ s ago\. Follow it with `emotion-launch show {store.url}/one --watch`"):
+        final_entry(store, "one")
+    monkeypatch.setattr("emotion_train.runlog.LIVE_S", 0.0)
+    with pytest.raises(WrongRequest, match=r"completed 0 steps. Start it again with run.id=one"):
+        final_entry(store, "one")

@@ -458,6 +458,16 @@ def test_a_missing_bucket_is_named(s3: LocalS3) -> None:
         assert "aws s3 mb s3://no-such-bucket" in text
 
 
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:9", "minio.lan", "user:hunter2@127.0.0.1:9", "http//127.0.0.1:9"])
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_that_is_no_url_is_named(bucket_url: str, monkeypatch: pytest.MonkeyPatch, name: str, endpoint: str) -> None:
+    monkeypatch.setenv(name, endpoint)
+    for action in everything(bucket_url):
+        text = sentence(action)
+        assert f"AWS_ENDPOINT_URL is {endpoint.rpartition('@')[2]!r}, which is no URL; type https://HOST" in text
+        assert "hunter2" not in text
+
+
 def test_an_unreachable_endpoint_is_named_soon(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hunter2@127.0.0.1:9")
     began = time.monotonic()

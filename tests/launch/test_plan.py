@@ -26,9 +26,11 @@ from launch.gpus import COUNTS, GPU_KINDS, GpuKind, kind_of
 from launch.plan import Choice, Plan, Spot, Work, best_settings, hours_with_preemptions, make_plan, on_other_gpus, precisions, with_settings
 from launch.prices import NO_PRICES, Offer, Prices, Quote
 from launch.speed import Speed
-from launch.task_file import rewritten
+from launch.task_file import rewritten, write_task_file
 from launch.workload import shape_of_base
+from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import tiny_config
+from tests.launch.test_task_files import run_lines, tool, variables
 
 MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
 SMOLLM2 = Shape(576, 1536, 30, 9, 3, 64, 49_152)
@@ -320,21 +322,42 @@ def test_a_task_file_gets_the_plan_s_gpus_and_keeps_everything_else() -> None:
 
 def test_a_task_file_written_twice_is_the_same() -> None:
     plan = made(offers(H100_1=2.5, H200_1=3.5))
-    once = rewritten(TASK, plan.choices[:2], ["lora.r=8"])
-    assert rewritten(once, plan.choices[:2], ["lora.r=8"]) == once
+    once = rewritten(TASK, plan.choices[:2], ["lora.r=8"], "my runs/b.yaml")
+    assert rewritten(once, plan.choices[:2], ["lora.r=8"], "my runs/b.yaml") == once
+
+
+def test_nothing_stays_of_the_last_plan(tmp_path: Path) -> None:
+    choices, target = made(offers(H100_1=2.5, H200_1=3.5)).choices[:2], tmp_path / "mine.yaml"
+    write_task_file(target, choices, ["lora.r=8"], "my runs/b.yaml")
+    assert envs(target) == {"OVERRIDES": "lora.r=8", "CONFIG": "my runs/b.yaml"}
+    write_task_file(target, choices, [])
+    assert envs(target) == {"OVERRIDES": "", "CONFIG": "emotion_train/configs/mistral_small_3_1.yaml"}
+    write_task_file(tmp_path / "new.yaml", choices, [])
+    assert target.read_text() == (tmp_path / "new.yaml").read_text()
+
+
+def envs(task: Path) -> dict[str, str]:
+    return {name: yaml.safe_load(task.read_text())["envs"][name] for name in ("OVERRIDES", "CONFIG")}
+
+
+@pytest.mark.parametrize("word", ["lora.targets=[q_proj, v_proj]", 'run.id="a"', "run.id='a'", "data.url=C:\\posts"])
+def test_a_value_that_the_task_s_shell_would_take_apart_is_refused(word: str) -> None:
+    with pytest.raises(WrongRequest, match=r"write it without them, such as lora.targets=\[q_proj,v_proj\]"):
+        rewritten(TASK, made(NO_PRICES).choices[:1], [word], "a.yaml")
 
 
 def test_only_what_is_on_offer_is_written() -> None:
     prices = Prices({("H100", 1): Offer(Quote(3.0, "lambda", "us", "x"), None)}, "test")
-    text = rewritten(TASK, made(prices).choices[:1], [])
+    text = rewritten(TASK, made(prices).choices[:1], [], "a.yaml")
     assert yaml.safe_load(text)["resources"]["ordered"] == [{"accelerators": "H100:1", "use_spot": False}]
 
 
 def test_a_task_of_another_layout_is_refused() -> None:
     with pytest.raises(WrongRequest, match="no `resources:`"):
-        rewritten("name: x\n", made(NO_PRICES).choices[:1], [])
-    with pytest.raises(WrongRequest, match="not laid out"):
-        rewritten("resources: {cpus: 2}\n", made(NO_PRICES).choices[:1], [])
+        rewritten("name: x\n", made(NO_PRICES).choices[:1], [], "a.yaml")
+    for text in ("resources: {cpus: 2}\n", TASK.replace("  OVERRIDES:", "    OVERRIDES:"), TASK.replace("  OVERRIDES:", "  OTHERS:")):
+        with pytest.raises(WrongRequest, match="not laid out"):
+            rewritten(text, made(NO_PRICES).choices[:1], [], "a.yaml")
 
 
 def test_the_settings_of_the_best_fit_every_gpu_of_the_task() -> None:
@@ -434,20 +457,49 @@ def test_the_plan_writes_a_task(prepared: Path, capsys: pytest.CaptureFixture[st
     assert "data.url" not in written["envs"]["OVERRIDES"]
 
 
+def test_a_written_task_runs_the_planned_settings_on_a_small_gpu_too(prepared: Path, tmp_path: Path) -> None:
+    """Where sky/train.yaml alone would take 2,048 tokens and recompute."""
+    task = tmp_path / "mine.yaml"
+    assert main(words(prepared, "--write", str(task), "train.global_batch_size=8")) == 0
+    tool(tmp_path / ".venv" / "bin" / "emotion-launch")
+    tool(tmp_path / "bin" / "nvidia-smi", "#!/bin/bash\necho 23034\n")
+    read = yaml.safe_load(task.read_text())
+    assert read["resources"]["ordered"][0]["accelerators"] == "L4:1"
+    environment = variables(read, RECORD=str(tmp_path / "record"), DATA_URL="d", OUTPUT_URL="o")
+    environment["PATH"] = f"{tmp_path / 'bin'}:{environment['PATH']}"
+    assert run_lines(read["run"], tmp_path, environment).returncode == 0
+    run = load_config(None, (tmp_path / "record.words").read_text().splitlines()[4:])
+    planned = load_config(None, ["data.url=d", "run.output_url=o", *read["envs"]["OVERRIDES"].split()])
+    assert (run.train, run.model) == (planned.train, planned.model)
+    assert not run.train.gradient_checkpointing
+    assert run.train.tokens_per_microbatch != 2048
+
+
 def test_a_base_that_fits_nowhere_ends_in_2_with_the_nearest_remedy(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(prepared, "--within-hours", "0.0001")) == 2
     assert "--within-hours" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--within-hours", "--tokens-per-post"])
-def test_a_number_that_makes_no_sense_is_refused(option: str, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words(prepared, option, "0")) == 2
-    assert f"{option} is 0" in capsys.readouterr().err
+@pytest.mark.parametrize("number", ["0", "-1", "nan", "inf"])
+def test_a_number_that_makes_no_sense_is_refused(option: str, number: str, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, option, number)) == 2
+    assert f"{option} is {number}; give" in capsys.readouterr().err
 
 
 def test_a_precision_that_the_trainer_does_not_offer_is_refused(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(prepared, "--precision", "int3")) == 2
     assert "--precision is 'int3'; allowed are nf4, bf16" in capsys.readouterr().err
+
+
+def test_fp8_that_only_the_fused_decoder_computes_is_refused_without_it(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(prepared, "--precision", "fp8", "model.decoder=stock")) == 2
+    assert "--precision fp8 needs the fused decoder and model.decoder is stock; leave that out, or type" in capsys.readouterr().err
+    qwen = causal_checkpoint(tmp_path / "base", "qwen2")
+    assert main(words(prepared, "--precision", "fp8", f"model.base={qwen}")) == 2
+    assert f"--precision fp8 needs a Llama or Mistral base and {qwen} is of another kind" in capsys.readouterr().err
 
 
 def test_a_precision_that_is_asked_for_is_the_only_one(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ import pytest
 import launch
 from emotion_train.local_s3 import LocalS3
 from emotion_train.prepare import prepare
+from emotion_train.stage_base import stage
 from tests.emotion_train.fault_proxy import FaultProxy
 from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import tiny_words, write_posts
@@ -103,12 +104,14 @@ def read(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def requests(s3: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> list[Request]:
-    """All that two starts of one training run, from its data set in s3://team/emotions to its end in s3://team/runs, ask of the bucket."""
+    """What two starts of a run ask of the bucket: data set in s3://team/emotions, staged base in s3://team/bases, output in s3://team/runs."""
     folder = tmp_path_factory.mktemp("run")
     s3.create_bucket("team")
     prepare(str(write_posts(folder / "source")), "s3://team/emotions")
     causal_checkpoint(folder / "base", "llama")
-    words = tiny_words(folder, "data.url=s3://team/emotions", "run.output_url=s3://team/runs", "train.epochs=6", "preemption.notices=none")
+    stage(str(folder / "base"), "s3://team/bases/tiny")
+    urls = "data.url=s3://team/emotions", "model.base=s3://team/bases/tiny", "model.precision=bf16", "run.output_url=s3://team/runs"
+    words = tiny_words(folder, *urls, "train.epochs=6", "preemption.notices=none")
     with RecordingProxy(s3.endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         patch.setenv("ACCELERATE_USE_CPU", "true")
@@ -132,7 +135,8 @@ def test_the_role_may_do_nothing_that_a_run_does_not_do(requests: list[Request])
     for resource in ("team/other/key", "team/emotionsX", "other/runs/a/log/00000000.json"):
         for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject"):
             assert not allowed(policy, Request(action, f"arn:aws:s3:::{resource}"))
-    assert not allowed(policy, Request("s3:PutObject", "arn:aws:s3:::team/emotions/index.json"))
+    for source in ("team/emotions/index.json", "team/bases/tiny/index.json"):
+        assert not allowed(policy, Request("s3:PutObject", f"arn:aws:s3:::{source}"))
     assert not allowed(policy, Request("s3:DeleteObject", "arn:aws:s3:::team/runs/a/log/00000000.json"))
     assert not allowed(policy, Request("s3:ListBucket", "arn:aws:s3:::team", (("s3:prefix", "other/"),)))
 

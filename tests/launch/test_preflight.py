@@ -25,6 +25,7 @@ from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import write_posts
 
 H100 = Gpu("0", "GPU-0", "NVIDIA H100 80GB HBM3", 81_559)
+A100 = Gpu("0", "GPU-0", "NVIDIA A100-SXM4-80GB", 81_920)
 L4 = Gpu("0", "GPU-0", "NVIDIA L4", 23_034)
 
 
@@ -314,3 +315,55 @@ def test_auto_is_checked_with_the_least_that_it_may_come_down_to(words: list[str
 def test_a_gpu_on_which_nothing_fits_is_told(words: list[str]) -> None:
     tiny = Gpu("0", "GPU-0", "NVIDIA T4", 8_000)
     assert "nothing smaller fits" in memory_of(words, gpu=tiny).finding
+
+
+def test_a_base_that_fits_when_several_gpus_share_it_is_right(words: list[str]) -> None:
+    """47 GiB in bf16 on cards of 45: `emotion-launch run` takes FSDP2 there."""
+    bf16 = ["model.precision=bf16", "train.gradient_checkpointing=true"]
+    assert not memory_of(words, *bf16, wanted="L40S").ok
+    found = memory_of(words, *bf16, wanted="L40S:4")
+    assert found.ok
+    assert found.finding.startswith("multi_gpu_fsdp2_qlora: multi_gpu_ddp would need ")
+    small = memory_of(words, *bf16, wanted="L4:2")
+    assert not small.ok
+    assert "does not fit 2 x L4" in small.finding
+    assert "Type model.precision=nf4" in small.finding
+
+
+@pytest.mark.parametrize(
+    ("more", "gpu", "named"),
+    [
+        ({"wanted_gpus": "A100-80GB"}, H100, "A100-80GB has no float8 units, as have L4, L40S, H100"),
+        ({"wanted_gpus": "H100"}, None, None),
+        ({}, A100, "A100-SXM4-80GB has no float8 units"),
+        ({}, H100, None),
+        ({}, None, "the CPU has no float8 units"),
+        ({"accelerate_config": "cpu"}, H100, "the CPU has no float8 units"),
+    ],
+)
+def test_fp8_is_right_where_there_are_float8_units(words: list[str], more: dict[str, Any], gpu: Gpu | None, named: str | None) -> None:
+    asked = {"accelerate_config": None, **more}
+    found = {check.name: check for check in check_all(None, [*words, "model.precision=fp8"], [gpu] if gpu else [], **asked)}["precision"]
+    assert found.ok == (named is None)
+    assert (named or "fp8 on ") in found.finding
+
+
+def test_fp8_of_a_base_that_is_not_fused_is_told(words: list[str], tmp_path: Path) -> None:
+    base = causal_checkpoint(tmp_path / "base", "qwen2")
+    found = checks([*words, f"model.base={base}", "model.precision=fp8"], wanted_gpus="H100")["precision"]
+    assert not found.ok
+    assert f"needs a Llama or Mistral base and {base} is of another kind; type model.precision=bf16" in found.finding
+
+
+@pytest.mark.parametrize("hours", ["-5", "0", "nan", "inf"])
+def test_hours_that_make_no_sense_are_refused(hours: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--hours", hours, *words]) == 2
+    assert f"--hours is {hours}; give a number above 0." in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_accelerate_config_is_told_for_any_machine(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("train:\n  epochs: 2\n")
+    for wanted in (None, "H100"):
+        found = {check.name: check for check in check_all(None, words, [], str(tmp_path / "run.yaml"), wanted_gpus=wanted)}["machine"]
+        assert not found.ok
+        assert "is a run config; type --config" in found.finding

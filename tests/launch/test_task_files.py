@@ -77,7 +77,7 @@ def test_both_files_set_up_the_same_packages_and_take_the_same_keys() -> None:
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
 def test_empty_variables_are_unset_before_the_program_starts_and_others_arrive(path: Path, tmp_path: Path) -> None:
     task = read(path)
-    optional = {name for name, value in {**task["envs"], **task["secrets"]}.items() if value == ""} - {"OVERRIDES", "OUT"}
+    optional = {name for name, value in {**task["envs"], **task["secrets"]}.items() if value == ""} - {"OVERRIDES", "OUT", "PRECISION"}
     for program in ("emotion-launch", "emotion-train"):
         tool(tmp_path / ".venv" / "bin" / program)
     record = tmp_path / "record"
@@ -118,6 +118,20 @@ def test_a_small_gpu_gets_a_smaller_microbatch_and_given_values_win(mib: str | N
     assert found.train.gradient_checkpointing == small
     assert found.train.tokens_per_microbatch == 512
     assert ("train.tokens_per_microbatch=2048" in values) == small
+
+
+@pytest.mark.parametrize(
+    ("given", "more"), [({}, []), ({"PRECISION": "nf4", "OUT": "s3://a b"}, ["--precision", "nf4", "--out", "s3://a b"])]
+)
+def test_an_evaluation_takes_precision_and_target_where_they_are_given(given: dict[str, str], more: list[str], tmp_path: Path) -> None:
+    for program in ("emotion-launch", "emotion-train"):
+        tool(tmp_path / ".venv" / "bin" / program)
+    needed = {"RECORD": str(tmp_path / "record"), "DEVICE": "cpu", "DATA_URL": "s3://d", "RUN_URL": "s3://o/r"}
+    task = read(SKY / "evaluate.yaml")
+    assert run_lines(task["run"], tmp_path, variables(task, **needed, **given)).returncode == 0
+    words = (tmp_path / "record.words").read_text().splitlines()
+    scoring = words[words.index("evaluate") :]
+    assert scoring == ["evaluate", "--adapter", scoring[2], "--device", "cpu", "--data", "s3://d", "--split", "test", *more]
 
 
 def test_gpus_that_are_promised_and_not_seen_stop_an_evaluation(tmp_path: Path) -> None:

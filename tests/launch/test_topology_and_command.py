@@ -177,6 +177,25 @@ def test_an_unknown_accelerate_config_names_those_there_are() -> None:
     assert choose([], "single_gpu_qlora", config(), {}).config_file == CONFIGS / "single_gpu_qlora.yaml"
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train:\n  epochs: 2\n", r"is a run config; type --config .*run\.yaml, and --accelerate-config with one of cpu, multi_gpu_ddp"),
+        ("- distributed_type\n", "no accelerate config, as it has no distributed_type"),
+        ("", "no accelerate config, as it has no distributed_type"),
+        ("use_cpu: true\n", "no accelerate config, as it has no distributed_type"),
+        ("distributed_type: [\n", r"cannot be read \(while parsing"),
+        ("distributed_type: caf\udce9\n", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_accelerate_config_is_refused_before_accelerate_reads_it(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    for found in ([], TWO):
+        with pytest.raises(WrongRequest, match=words):
+            choose(found, str(path), config(), {})
+
+
 def test_one_gpu_of_several_is_used_when_its_config_is_asked_for() -> None:
     assert choose(TWO, "single_gpu_qlora", config(), {}).topology.gpus == (TWO[0],)
     with pytest.raises(WrongRequest, match="multi_gpu_ddp"):
