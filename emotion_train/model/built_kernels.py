@@ -118,7 +118,7 @@ def unpack(data: bytes, folder: Path) -> set[str]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             files = {name: file.read(name) for name in file.namelist()}
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"it is damaged ({error})") from error
     found: dict[str, dict[str, bytes]] = {}
     for name, content in files.items():
@@ -143,5 +143,8 @@ def unpack(data: bytes, folder: Path) -> set[str]:
 
 def _listed_in(entry: Path, group: bytes) -> bytes:
     """A group file that names its files where they are now."""
-    names = json.loads(group)["child_paths"]
-    return json.dumps({"child_paths": {name: str(entry / name) for name in names}}).encode()
+    try:
+        names = json.loads(group)["child_paths"]
+        return json.dumps({"child_paths": {name: str(entry / name) for name in names}}).encode()
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{entry.name} in it has no list of its files") from error

@@ -147,6 +147,7 @@ def archive(**files: bytes) -> bytes:
         (archive(**{f"{FIRST}__..": b""}), "none of Triton's"),
         (archive(**{f"{FIRST}__.hidden": b""}), "none of Triton's"),
         (archive(x=b""), "none of Triton's"),
+        (archive(**{f"{FIRST}____grp__x.json": b"[]"}), "no list of its files"),
     ],
 )
 def test_an_archive_that_is_damaged_or_no_cache_is_passed_over_whole(tmp_path: Path, data: bytes, words: str) -> None:
