@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -73,6 +74,18 @@ class Scored:
     predictions: Predictions
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """This rank's figures of some steps, whose losses are on their way from the GPU: `losses` holds them once `there` has come."""
+
+    step: int  # the last one
+    learning_rate: float  # of the next one
+    counts: npt.NDArray[np.float64]  # real tokens, computed tokens and bad rows
+    losses: torch.Tensor
+    there: torch.cuda.Event | None
+    for_log: bool
+
+
 class CutOff(Exception):
     """An evaluation that was given up on all ranks, because the machine goes."""
 
@@ -121,6 +134,7 @@ class Trainer:
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
         self._own = np.zeros(3)  # this rank's real tokens, computed tokens and bad rows that the run's figures do not have yet
         self._losses: list[torch.Tensor] = []  # this rank's, of the same steps
+        self._on_their_way: deque[_Stretch] = deque()
         self._clock: float | None = None  # when the training that `train_seconds` does not have yet began; None while it pauses
         self._saved_step = 0  # of the newest state given to the saver
         self._asked_to_save = time.monotonic()
@@ -185,40 +199,61 @@ class Trainer:
         torch.manual_seed(seed)
 
     def _log_loss(self) -> None:
-        """Mean loss of the last steps to the trackers and the terminal."""
-        losses = self._add_up()
-        if losses:
-            loss = sum(losses) / len(losses)
-            self.accelerator.log({"train/loss": loss, "train/learning_rate": self.learning_rate}, step=self.progress.step)
-            self.tell(self.progress, f"loss {loss:.3f}")
+        """Mean loss of the steps before the last call to the trackers and the terminal, so that the GPU is not waited for."""
+        self._hand_over(for_log=True)
+        self._add_up(all_but=1)
 
-    def _add_up(self) -> list[float]:
-        """Take what the ranks have each seen since the last call into the run's figures; the one place that waits for the GPU.
+    def _hand_over(self, for_log: bool) -> None:
+        """Send the figures of the steps since the last call on their way."""
+        if not self._losses:
+            return
+        losses, there = torch.stack(self._losses).double(), None
+        if losses.is_cuda:
+            losses = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True).copy_(losses, non_blocking=True)
+            there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            there.record()
+        self._on_their_way.append(_Stretch(self.progress.step, self.learning_rate, self._own.copy(), losses, there, for_log))
+        self._own[:] = 0
+        self._losses.clear()
+
+    def _add_up(self, all_but: int = 0) -> list[float]:
+        """Take what the ranks have each seen, but for the newest stretches, into the run's figures; the one place that waits for the GPU.
 
         Returns the losses of those steps. Raises `Diverged` when one is no number.
         """
-        own_losses = torch.stack(self._losses).double().cpu().numpy() if self._losses else np.zeros(0)
-        (tokens, computed, bad), losses = np.split(self.ranks.sum(np.concatenate([self._own, own_losses])), [3])
-        self.progress.tokens += int(tokens)
-        self.progress.computed_tokens += int(computed)
-        self.progress.bad_rows += int(bad)
-        self._own[:] = 0
-        self._losses.clear()
-        arrived: list[float] = losses.tolist()
-        for loss in arrived:
-            if not math.isfinite(loss):
-                raise Diverged(
-                    f"The loss is {loss} at step {self.progress.step} with learning rate {self.learning_rate:.3g}; checkpoints until then "
-                    "are kept. Start a new run with a lower train.learning_rate."
-                )
-            self.progress.loss_sum += loss
-            self.progress.loss_steps += 1
-        if self._clock is not None:
+        arrived: list[float] = []
+        if not all_but:
+            self._hand_over(for_log=False)
+        while len(self._on_their_way) > all_but:
+            arrived += self._arrive(self._on_their_way.popleft())
+        if not all_but and self._clock is not None:
             self._synchronize()
             now = time.perf_counter()
             self.progress.train_seconds += now - self._clock
             self._clock = now
         return arrived
+
+    def _arrive(self, stretch: _Stretch) -> list[float]:
+        if stretch.there is not None:
+            stretch.there.synchronize()
+        (tokens, computed, bad), all_losses = np.split(self.ranks.sum(np.concatenate([stretch.counts, stretch.losses.numpy()])), [3])
+        self.progress.tokens += int(tokens)
+        self.progress.computed_tokens += int(computed)
+        self.progress.bad_rows += int(bad)
+        losses: list[float] = all_losses.tolist()
+        for loss in losses:
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"The loss is {loss} at step {stretch.step} with learning rate {stretch.learning_rate:.3g}; checkpoints until then "
+                    "are kept. Start a new run with a lower train.learning_rate."
+                )
+            self.progress.loss_sum += loss
+            self.progress.loss_steps += 1
+        if stretch.for_log:
+            mean = sum(losses) / len(losses)
+            self.accelerator.log({"train/loss": mean, "train/learning_rate": stretch.learning_rate}, step=stretch.step)
+            self.tell(self.progress, f"loss {mean:.3f}")
+        return losses
 
     # between two steps
 

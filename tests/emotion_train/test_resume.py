@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from emotion_train import checkpoint, distributed
+from emotion_train import trainer as trainer_page
 from emotion_train.errors import Fenced, Preempted, StorageError, WrongRequest
 from emotion_train.interruption import Interruptions
 from emotion_train.model.lora import adapter_state
@@ -213,13 +214,43 @@ def test_a_state_is_a_copy_that_later_steps_do_not_change(folder: Path, stack: E
     assert after == before
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_the_trackers_get_the_mean_loss_of_each_stretch_at_its_last_step(
+    folder: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """Evaluations at 5, 7, 10 and 14 cut stretches off; what is on its way then arrives first."""
+    monkeypatch.setattr(trainer_page, "_LOG_EVERY_STEPS", every)
+    trainer = start_trainer(tiny_config(folder, f"run.id=tracked-{every}", *WORDS), stack)
+    losses: list[float] = []
+    logged: list[tuple[int, float, float]] = []
+    arrive = trainer._arrive
+
+    def log(values: dict[str, float], step: int) -> None:
+        if "train/loss" in values:
+            logged.append((step, values["train/loss"], values["train/learning_rate"]))
+
+    def listen(stretch: trainer_page._Stretch) -> list[float]:
+        losses.extend(stretch.losses.tolist())
+        return arrive(stretch)
+
+    monkeypatch.setattr(trainer.accelerator, "log", log)
+    monkeypatch.setattr(trainer, "_arrive", listen)
+    trainer.fit()
+    assert [step for step, *_ in logged] == list(range(every, STEPS + 1, every))
+    ends = sorted({0, 5, 7, 10, *range(0, STEPS + 1, every)})
+    for step, loss, rate in logged:
+        first = max(end for end in ends if end < step)
+        assert loss == pytest.approx(sum(losses[first:step]) / (step - first))
+        assert rate == trainer._rate_after(step)
+
+
 def test_the_training_loss_of_an_evaluation_is_the_mean_of_the_steps_since_the_last_one(folder: Path, stack: ExitStack) -> None:
     trainer = start_trainer(tiny_config(folder, "run.id=losses", *WORDS), stack)
     losses: list[float] = []
     add_up = trainer._add_up
 
-    def listen() -> list[float]:
-        arrived = add_up()
+    def listen(all_but: int = 0) -> list[float]:
+        arrived = add_up(all_but)
         losses.extend(arrived)
         return arrived
 
