@@ -32,6 +32,7 @@ from emotion_train.distributed import Kind, make_engine
 from emotion_train.errors import Diverged, EmotionTrainError, Fenced
 from emotion_train.interruption import GOING, Interruptions
 from emotion_train.loss import weighted_loss_sum
+from emotion_train.memory import Shape, estimate
 from emotion_train.metrics import ClassCounts, confusion
 from emotion_train.model.attention import on_device
 from emotion_train.model.graphs import GraphedPasses, pays
@@ -128,7 +129,7 @@ class Trainer:
         self.engine = make_engine(engine, model, config.train, accelerator.device)
         self.model = self.engine.module
         graphed = engine == "one process" and pays(model, ranks.world_size)
-        self._graphs = GraphedPasses(model, list(self.engine.trained.own)) if graphed else None
+        self._graphs = self._graphed(list(self.engine.trained.own)) if graphed else None
         self.steps_per_epoch = train.steps_per_epoch
         self.steps = self.steps_per_epoch * config.train.epochs
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
@@ -138,6 +139,18 @@ class Trainer:
         self._clock: float | None = None  # when the training that `train_seconds` does not have yet began; None while it pauses
         self._saved_step = 0  # of the newest state given to the saver
         self._asked_to_save = time.monotonic()
+
+    def _graphed(self, parameters: list[torch.nn.Parameter]) -> GraphedPasses:
+        model, lora, train = self.config.model, self.config.lora, self.config.train
+        shape, labels = Shape.of(self.bare_model.classifier.config.to_dict()), len(self.index.labels)
+
+        def passing_bytes(tokens: int) -> int:
+            taken = estimate(
+                shape, model.precision, lora.r, lora.targets, tokens, train.gradient_checkpointing, labels, lora_dropout=lora.dropout
+            )
+            return taken.activations + taken.overhead
+
+        return GraphedPasses(self.bare_model, parameters, passing_bytes, train.microbatch_tokens)
 
     def fit(self) -> None:
         """Train from the cursor to the end of the last epoch; every epoch ends with an evaluation and a checkpoint.

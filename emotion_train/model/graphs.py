@@ -1,15 +1,16 @@
 """The passes of a small model as one CUDA graph a shape: a 135M model's kernels take 14 ms a step, starting them one by one 145.
 
 The graph of a shape (tokens of the pack, posts rounded up) is recorded when that shape comes for the second time. What it costs: each
-graph keeps its gradients (at r=16 2 to 7 % of a 135M base, 0.6 to 2 % of one of 1.2B), and all share one pool of activations; a graph
-serves one process, not DDP's hooks.
+graph keeps its gradients (at r=16 2 to 7 % of a 135M base, 0.6 to 2 % of one of 1.2B), and all share one pool of activations, which
+grows with a larger shape. So a shape is recorded only where the largest pack still finds room outside of the pool; with as little memory
+as that the packs are so large that starting kernels costs nothing. A graph serves one process, not DDP's hooks.
 
 Letters: T tokens, N posts, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +45,24 @@ def pays(model: EmotionClassifier, world_size: int) -> bool:
 
 
 class GraphedPasses:
-    """Adds the gradients of one pack's loss to those of `parameters`, as `(scale * loss).backward()` would."""
+    """Adds the gradients of one pack's loss to those of `parameters`, as `(scale * loss).backward()` would.
 
-    def __init__(self, model: EmotionClassifier, parameters: Sequence[torch.nn.Parameter]) -> None:
+    `passing_bytes`: what both passes over so many tokens take beside weights and optimizer. `most_tokens`: that a pack may have.
+    """
+
+    def __init__(
+        self,
+        model: EmotionClassifier,
+        parameters: Sequence[torch.nn.Parameter],
+        passing_bytes: Callable[[int], int],
+        most_tokens: int,
+    ) -> None:
         self._model = model
         self._parameters = list(parameters)
-        self._recorded: dict[tuple[int, int], _Recorded] = {}
+        self._passing_bytes = passing_bytes
+        self._most_tokens = most_tokens
+        self._largest = 0  # tokens of a pack, so far
+        self._recorded: dict[tuple[int, int], _Recorded | None] = {}  # None: there was no room for it
         self._seen: set[tuple[int, int]] = set()
         self._pool: Any = None
 
@@ -57,12 +70,15 @@ class GraphedPasses:
         """The loss sum of the pack; None when this shape has no graph yet and the caller must run the passes itself."""
         posts = -(-len(pack.labels_N) // _POSTS_BUCKET) * _POSTS_BUCKET
         shape = len(pack.tokens_T), posts
+        self._largest = max(self._largest, shape[0])
         if shape not in self._recorded:
             if shape not in self._seen or len(self._recorded) >= _MOST_GRAPHS:
                 self._seen.add(shape)
                 return None
-            self._recorded[shape] = self._record(pack, posts)
+            self._recorded[shape] = self._record(pack, posts) if self._has_room(shape[0]) else None
         found = self._recorded[shape]
+        if found is None:
+            return None
         inputs, labels_N, weights_N = self._inputs(pack, posts, draw_seed())
         for place, value in zip([*found.inputs, found.labels_N, found.weights_N], [*inputs, labels_N, weights_N], strict=True):
             place.copy_(value)
@@ -70,6 +86,14 @@ class GraphedPasses:
         found.graph.replay()
         self._add(found.gradients)
         return found.loss
+
+    def _has_room(self, tokens: int) -> bool:
+        """Whether a recording of so many tokens leaves room for the passes of a pack twice as large as any before."""
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self._model.device)
+        gradients = sum(parameter.nbytes for parameter in self._parameters)
+        largest = min(self._most_tokens, 2 * self._largest)
+        return free >= gradients + self._passing_bytes(tokens) + self._passing_bytes(largest)
 
     def _inputs(self, pack: Pack, posts: int, seed: int) -> tuple[FusedInputs, torch.Tensor, torch.Tensor]:
         """The pack on the device with its labels and weights; posts that fill it up weigh 0."""

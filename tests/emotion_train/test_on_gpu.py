@@ -13,6 +13,7 @@ import torch
 from emotion_train.data.packing import Pack, pack
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.loss import weighted_loss_sum
+from emotion_train.memory import Shape, estimate
 from emotion_train.model.fused import FusedDecoder
 from emotion_train.model.graphs import GraphedPasses
 from emotion_train.model.head import EmotionClassifier
@@ -130,7 +131,7 @@ def test_recorded_passes_give_the_gradients_of_the_passes(base: Path, tokenizer:
     model = make(base, precision=precision, device="cuda").train()
     model.fuse()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    graphs, scale = GraphedPasses(model, parameters), 0.25
+    graphs, scale = GraphedPasses(model, parameters, lambda tokens: 0, 4096), 0.25
     for one in packs_of(tokenizer, 256):
         model.zero_grad()
         loss = weighted_loss_sum(
@@ -150,6 +151,35 @@ def test_recorded_passes_give_the_gradients_of_the_passes(base: Path, tokenizer:
             assert float((ours - theirs).norm() / theirs.norm()) < 0.02
         graphs(one, scale)  # gradients add up
         assert all(torch.equal(parameter.grad, 2 * once) for parameter, once in zip(parameters, found, strict=True))  # type: ignore[arg-type]
+
+
+def test_a_recording_takes_what_was_planned_and_is_left_out_where_that_is_not_free(tmp_path: Path) -> None:
+    width: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16, "head_dim": 64}
+    model = make(tmp_path / "wide", precision="bf16", device="cuda", **width).train()
+    model.fuse()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    shape = Shape.of(model.classifier.config.to_dict())
+
+    def planned(tokens: int) -> int:
+        taken = estimate(shape, "bf16", LORA.r, LORA.targets, tokens, False, 3, lora_dropout=LORA.dropout)
+        return taken.activations + taken.overhead
+
+    graphs = GraphedPasses(model, parameters, planned, 8192)
+    no_room = GraphedPasses(model, parameters, lambda tokens: 2**50, 8192)
+    for tokens in (2048, 4096, 8192):  # each larger than those that the pool has room for
+        posts = tokens // 16
+        one = pack([np.full(16, 5, np.int32)] * posts, [0] * posts, [1.0] * posts, tokens, 0, 256)[0]
+        assert graphs(one, 1.0) is None  # the first time
+        assert no_room(one, 1.0) is None
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        assert graphs(one, 1.0) is not None
+        assert no_room(one, 1.0) is None
+        torch.cuda.empty_cache()
+        left, _ = torch.cuda.mem_get_info()
+        taken, plan = free - left, planned(tokens) + sum(parameter.nbytes for parameter in parameters)
+        print(f"{tokens} tokens: {taken / 2**20:.0f} MiB taken, {plan / 2**20:.0f} planned")
+        assert taken < 1.1 * plan + 64 * 2**20
 
 
 def test_no_kernel_is_built_again_for_another_pack(base: Path, tokenizer: PostTokenizer) -> None:
