@@ -19,7 +19,7 @@ import torch
 
 from emotion_train.data.packing import Pack
 from emotion_train.loss import weighted_loss_sum
-from emotion_train.memory import RECORDED_BELOW
+from emotion_train.memory import RECORDED_BELOW, usable_bytes
 from emotion_train.model.attention import on_device, sight
 from emotion_train.model.fused import FusedInputs
 from emotion_train.model.head import EmotionClassifier, draw_seed
@@ -93,7 +93,7 @@ class GraphedPasses:
         free, _ = torch.cuda.mem_get_info(self._model.device)
         gradients = sum(parameter.nbytes for parameter in self._parameters)
         largest = min(self._most_tokens, 2 * self._largest)
-        return free >= gradients + self._passing_bytes(tokens) + self._passing_bytes(largest)
+        return usable_bytes(free) >= gradients + self._passing_bytes(tokens) + self._passing_bytes(largest)
 
     def _inputs(self, pack: Pack, posts: int, seed: int) -> tuple[FusedInputs, torch.Tensor, torch.Tensor]:
         """The pack on the device with its labels and weights; posts that fill it up weigh 0."""
