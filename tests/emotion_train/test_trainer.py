@@ -24,6 +24,7 @@ from emotion_train.runlog import read_log
 from emotion_train.stage_base import stage
 from emotion_train.storage import open_store
 from emotion_train.trainer import Trainer, learning_rate
+from tests.emotion_train.many_processes import blank_first_posts
 from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import start_trainer, tiny_config
 
@@ -207,14 +208,7 @@ def test_the_schedule_is_transformers_cosine_but_for_the_first_step() -> None:
 
 def test_a_row_that_turns_bad_weighs_nothing_and_is_counted(folder: Path, stack: ExitStack) -> None:
     trainer = start_trainer(tiny_config(folder, "run.id=bad"), stack)
-    reader = trainer.train_loader._reader
-    real = reader.rows
-
-    def without_a_text(group: int) -> object:
-        rows = real(group)
-        return rows._replace(texts=["  ", *rows.texts[1:]])
-
-    reader.rows = without_a_text  # type: ignore[method-assign, assignment]
+    blank_first_posts(trainer)
     batches = list(trainer.train_loader.steps(0))
     assert sum(batch.bad_rows for batch in batches) == len(trainer.index.split("train").row_groups)
     bad = next(batch for batch in batches if batch.bad_rows)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from emotion_train.report.schema import Report
 from launch.runs import pull
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
-from tests.launch.test_processes import checkpoints, is_trainer, of_this_run
+from tests.launch.test_processes import all_of_it_ends, checkpoints, is_trainer, of_this_run
 
 PATIENCE_S = 240
 pytestmark = pytest.mark.slow
@@ -41,14 +41,9 @@ def node(folder: Path, rank: int, words: list[str]) -> Iterator[subprocess.Popen
     with (
         (folder / f"node-{rank}.log").open("w") as out,
         subprocess.Popen(line, env=both, stdout=out, stderr=out, text=True, start_new_session=True) as process,
+        all_of_it_ends(process, folder),
     ):
-        try:
-            yield process
-        finally:
-            process.kill()
-            for process_id in of_this_run(folder):
-                with suppress(ProcessLookupError):
-                    os.kill(process_id, signal.SIGKILL)
+        yield process
 
 
 def words_of(folder: Path, *more: str) -> list[str]:

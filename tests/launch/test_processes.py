@@ -233,14 +233,23 @@ def launched(
     line = [sys.executable, "-m", "launch.cli", "run", "--accelerate-config", config, "--processes", str(processes), *words]
     # on the CPU for the config files of GPUs too; cpu.yaml needs no such word
     env = {**os.environ, "OMP_NUM_THREADS": "1", **({} if config == "cpu" else {"ACCELERATE_USE_CPU": "true"}), **environment}
-    with subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-            for process_id in of_this_run(folder):
-                with suppress(ProcessLookupError):
-                    os.kill(process_id, signal.SIGKILL)
+    with (
+        subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as process,
+        all_of_it_ends(process, folder),
+    ):
+        yield process
+
+
+@contextmanager
+def all_of_it_ends(process: subprocess.Popen[str], folder: Path) -> Iterator[None]:
+    """Whatever happens inside, nothing of this launcher and its run is left."""
+    try:
+        yield
+    finally:
+        process.kill()
+        for process_id in of_this_run(folder):
+            with suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
 
 
 def of_this_run(folder: Path) -> list[int]:
