@@ -129,14 +129,23 @@ def rotate_(qkv_TW: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, he
 
 
 @triton.jit
+def _load_rows(matrix, rows, width, real, d: tl.constexpr):
+    """Of these rows of a matrix of `width` the first d columns; 0 where there is no such row."""
+    return tl.load(matrix + rows.to(tl.int64)[:, None] * width + tl.arange(0, d)[None, :], real[:, None], 0.0)
+
+
+@triton.jit
+def _store_rows(matrix, rows, width, real, values, d: tl.constexpr):
+    tl.store(matrix + rows.to(tl.int64)[:, None] * width + tl.arange(0, d)[None, :], values.to(tl.bfloat16), real[:, None])
+
+
+@triton.jit
 def _attention(qkv, starts, out, lse, tokens, width, heads, kv_heads, scale, group: tl.constexpr, d: tl.constexpr, tile: tl.constexpr):
     first = tl.program_id(0) * tile
     head = tl.program_id(1)
     rows = first + tl.arange(0, tile)
-    at = tl.arange(0, d)
     real = rows < tokens
-    rows_wide = rows.to(tl.int64)
-    q = tl.load(qkv + rows_wide[:, None] * width + head * d + at[None, :], real[:, None], 0.0)
+    q = _load_rows(qkv + head * d, rows, width, real, d)
     begin = tl.load(starts + rows, real, 0)
     keys = qkv + (heads + head // group) * d
     values = keys + kv_heads * d
@@ -145,10 +154,8 @@ def _attention(qkv, starts, out, lse, tokens, width, heads, kv_heads, scale, gro
     mix = tl.zeros((tile, d), tl.float32)
     for n in range(tl.load(starts + first) // tile * tile, first + tile, tile):
         cols = n + tl.arange(0, tile)
-        there = (cols < tokens)[:, None]
-        place = cols.to(tl.int64)[:, None] * width + at[None, :]
-        k = tl.load(keys + place, there, 0.0)
-        v = tl.load(values + place, there, 0.0)
+        k = _load_rows(keys, cols, width, cols < tokens, d)
+        v = _load_rows(values, cols, width, cols < tokens, d)
         score = tl.dot(q, tl.trans(k)) * scale
         seen = (cols[None, :] <= rows[:, None]) & (cols[None, :] >= begin[:, None])
         score = tl.where(seen, score, -float("inf"))
@@ -159,7 +166,7 @@ def _attention(qkv, starts, out, lse, tokens, width, heads, kv_heads, scale, gro
         total = total * shrink + tl.sum(p, 1)
         mix = mix * shrink[:, None] + tl.dot(p.to(tl.bfloat16), v)
         best = top
-    tl.store(out + rows_wide[:, None] * (heads * d) + head * d + at[None, :], (mix / total[:, None]).to(tl.bfloat16), real[:, None])
+    _store_rows(out + head * d, rows, heads * d, real, mix / total[:, None], d)
     tl.store(lse + head * tokens + rows, best + tl.log2(total), real)
 
 
@@ -199,13 +206,10 @@ def _attention_dq(
     first = tl.program_id(0) * tile
     head = tl.program_id(1)
     rows = first + tl.arange(0, tile)
-    at = tl.arange(0, d)
     real = rows < tokens
-    rows_wide = rows.to(tl.int64)
-    q = tl.load(qkv + rows_wide[:, None] * width + head * d + at[None, :], real[:, None], 0.0)
-    place = rows_wide[:, None] * (heads * d) + head * d + at[None, :]
-    do = tl.load(dout + place, real[:, None], 0.0)
-    weight = tl.sum(do.to(tl.float32) * tl.load(out + place, real[:, None], 0.0).to(tl.float32), 1)
+    q = _load_rows(qkv + head * d, rows, width, real, d)
+    do = _load_rows(dout + head * d, rows, heads * d, real, d)
+    weight = tl.sum(do.to(tl.float32) * _load_rows(out + head * d, rows, heads * d, real, d).to(tl.float32), 1)
     tl.store(delta + head * tokens + rows, weight, real)
     begin = tl.load(starts + rows, real, 0)
     total = tl.load(lse + head * tokens + rows, real, 0.0)
@@ -214,15 +218,13 @@ def _attention_dq(
     dq = tl.zeros((tile, d), tl.float32)
     for n in range(tl.load(starts + first) // tile * tile, first + tile, tile):
         cols = n + tl.arange(0, tile)
-        there = (cols < tokens)[:, None]
-        place_n = cols.to(tl.int64)[:, None] * width + at[None, :]
-        k = tl.load(keys + place_n, there, 0.0)
-        v = tl.load(values + place_n, there, 0.0)
+        k = _load_rows(keys, cols, width, cols < tokens, d)
+        v = _load_rows(values, cols, width, cols < tokens, d)
         seen = (cols[None, :] <= rows[:, None]) & (cols[None, :] >= begin[:, None])
         p = tl.where(seen, tl.exp2(tl.dot(q, tl.trans(k)) * (scale * _LOG2_E) - total[:, None]), 0.0)
         ds = p * (tl.dot(do, tl.trans(v)) - weight[:, None])
         dq += tl.dot(ds.to(tl.bfloat16), k)
-    tl.store(dqkv + rows_wide[:, None] * width + head * d + at[None, :], (dq * scale).to(tl.bfloat16), real[:, None])
+    _store_rows(dqkv + head * d, rows, width, real, dq * scale, d)
 
 
 @triton.jit
@@ -246,11 +248,10 @@ def _attention_dkv(
     first = tl.program_id(0) * tile
     kv_head = tl.program_id(1)
     cols = first + tl.arange(0, tile)
-    at = tl.arange(0, d)
     real = cols < tokens
-    place = cols.to(tl.int64)[:, None] * width + (heads + kv_head) * d + at[None, :]
-    k = tl.load(qkv + place, real[:, None], 0.0)
-    v = tl.load(qkv + place + kv_heads * d, real[:, None], 0.0)
+    key_at, value_at = (heads + kv_head) * d, (heads + kv_heads + kv_head) * d
+    k = _load_rows(qkv + key_at, cols, width, real, d)
+    v = _load_rows(qkv + value_at, cols, width, real, d)
     dk = tl.zeros((tile, d), tl.float32)
     dv = tl.zeros((tile, d), tl.float32)
     last = tl.load(ends + tl.minimum(first + tile, tokens) - 1)
@@ -259,9 +260,8 @@ def _attention_dkv(
         for m in range(first, last, tile):
             rows = m + tl.arange(0, tile)
             there = rows < tokens
-            rows_wide = rows.to(tl.int64)[:, None]
-            q = tl.load(qkv + rows_wide * width + head * d + at[None, :], there[:, None], 0.0)
-            do = tl.load(dout + rows_wide * (heads * d) + head * d + at[None, :], there[:, None], 0.0)
+            q = _load_rows(qkv + head * d, rows, width, there, d)
+            do = _load_rows(dout + head * d, rows, heads * d, there, d)
             begin = tl.load(starts + rows, there, 0)
             total = tl.load(lse + head * tokens + rows, there, 0.0)
             weight = tl.load(delta + head * tokens + rows, there, 0.0)
@@ -270,8 +270,8 @@ def _attention_dkv(
             dv += tl.dot(tl.trans(p.to(tl.bfloat16)), do)
             ds = p * (tl.dot(do, tl.trans(v)) - weight[:, None])
             dk += tl.dot(tl.trans(ds.to(tl.bfloat16)), q)
-    tl.store(dqkv + place, (dk * scale).to(tl.bfloat16), real[:, None])
-    tl.store(dqkv + place + kv_heads * d, dv.to(tl.bfloat16), real[:, None])
+    _store_rows(dqkv + key_at, cols, width, real, dk * scale, d)
+    _store_rows(dqkv + value_at, cols, width, real, dv, d)
 
 
 def attention_backward(
