@@ -154,7 +154,13 @@ def test_recorded_passes_give_the_gradients_of_the_passes(base: Path, tokenizer:
 
 
 def test_a_recording_takes_what_was_planned_and_is_left_out_where_that_is_not_free(tmp_path: Path) -> None:
-    width: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16, "head_dim": 64}
+    width: dict[str, Any] = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "head_dim": 64,
+    }
     model = make(tmp_path / "wide", precision="bf16", device="cuda", **width).train()
     model.fuse()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
