@@ -111,6 +111,17 @@ def test_stacked_weights_stay_what_the_modules_hold(plain: None, tmp_path: Path)
     assert gate.untyped_storage().data_ptr() == up.untyped_storage().data_ptr()
 
 
+def test_gradients_hold_no_more_memory_than_their_parameters(plain: None, tmp_path: Path) -> None:
+    """A recorded graph keeps them for good, and PyTorch adds a list of tensors in one kernel only where none has gaps."""
+    model = make(tmp_path / "base", "all-linear", dropout=0.1)
+    model.decoder = FusedDecoder(model.classifier)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(packed(model, posts()).sum(), parameters)
+    assert all(gradient.is_contiguous() for gradient in found)
+    held = {gradient.untyped_storage().data_ptr(): gradient.untyped_storage().nbytes() for gradient in found}
+    assert sum(held.values()) == sum(parameter.nbytes for parameter in parameters)
+
+
 def test_a_cpu_computes_with_the_stock_modules(tmp_path: Path) -> None:
     model = make(tmp_path / "base", "all-linear")
     assert not fits(model.classifier)
