@@ -88,12 +88,16 @@ class GraphedPasses:
         return found.loss
 
     def _has_room(self, tokens: int) -> bool:
-        """Whether a recording of so many tokens leaves room for the passes of a pack twice as large as any before."""
+        """Whether a recording of so many tokens leaves room for the passes of a pack twice as large as any before.
+
+        Beside them for its own gradients and, since it may be recorded in the very first step, for what an update brings: the parameters'
+        gradients and AdamW's two moments, which at r=1024 are more than the weights.
+        """
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self._model.device)
-        gradients = sum(parameter.nbytes for parameter in self._parameters)
+        trained = sum(parameter.nbytes for parameter in self._parameters)
         largest = min(self._most_tokens, 2 * self._largest)
-        return usable_bytes(free) >= gradients + self._passing_bytes(tokens) + self._passing_bytes(largest)
+        return usable_bytes(free) >= 4 * trained + self._passing_bytes(tokens) + self._passing_bytes(largest)
 
     def _inputs(self, pack: Pack, posts: int, seed: int) -> tuple[FusedInputs, torch.Tensor, torch.Tensor]:
         """The pack on the device with its labels and weights; posts that fill it up weigh 0."""
