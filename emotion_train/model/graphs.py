@@ -40,8 +40,13 @@ class _Recorded:
 
 
 def pays(model: EmotionClassifier, world_size: int) -> bool:
-    """Whether starting the kernels is what a step of this model waits for, and a graph can help."""
-    return model.decoder is not None and world_size == 1 and sum(p.numel() for p in model.parameters()) < RECORDED_BELOW
+    """Whether starting the kernels is what a step of this model waits for, and a graph can help.
+
+    Rotary positions that change with a pack's longest post (rope_type dynamic, longrope) ask the GPU for it, which no recording allows.
+    """
+    if model.decoder is None or world_size > 1 or model.classifier.model.rotary_emb.rope_type in ("dynamic", "longrope"):
+        return False
+    return sum(p.numel() for p in model.parameters()) < RECORDED_BELOW
 
 
 class GraphedPasses:
