@@ -221,7 +221,11 @@ class Adapters:
                 kernels.add_dropped_product_(dx_TI, du_TR, self.down_RI, self.dropout, seed, self.number)
             else:
                 dx_TI.addmm_(du_TR, self.down_RI)
-        return [d for ranks, rows in zip(self._ranks, self._rows, strict=True) for d in (d_down_RI[ranks], d_up_OR[rows, ranks])]
+        gradients = []
+        for ranks, rows in zip(self._ranks, self._rows, strict=True):
+            # without its gaps: a recorded graph keeps it, and PyTorch adds many tensors in one kernel only where none has any
+            gradients += [d_down_RI[ranks], d_up_OR[rows, ranks].contiguous()]
+        return gradients
 
     def _dropped(self, x_TI: torch.Tensor, seed: torch.Tensor | None, norm: Norm | None = None) -> torch.Tensor:
         from emotion_train.model import kernels

@@ -40,8 +40,13 @@ class _Recorded:
 
 
 def pays(model: EmotionClassifier, world_size: int) -> bool:
-    """Whether starting the kernels is what a step of this model waits for, and a graph can help."""
-    return model.decoder is not None and world_size == 1 and sum(p.numel() for p in model.parameters()) < RECORDED_BELOW
+    """Whether starting the kernels is what a step of this model waits for, and a graph can help.
+
+    Rotary positions that change with a pack's longest post (rope_type dynamic, longrope) ask the GPU for it, which no recording allows.
+    """
+    if model.decoder is None or world_size > 1 or model.classifier.model.rotary_emb.rope_type in ("dynamic", "longrope"):
+        return False
+    return sum(p.numel() for p in model.parameters()) < RECORDED_BELOW
 
 
 class GraphedPasses:
@@ -88,12 +93,16 @@ class GraphedPasses:
         return found.loss
 
     def _has_room(self, tokens: int) -> bool:
-        """Whether a recording of so many tokens leaves room for the passes of a pack twice as large as any before."""
+        """Whether a recording of so many tokens leaves room for the passes of a pack twice as large as any before.
+
+        Beside them for its own gradients and, since it may be recorded in the very first step, for what an update brings: the parameters'
+        gradients and AdamW's two moments, which at r=1024 are more than the weights.
+        """
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self._model.device)
-        gradients = sum(parameter.nbytes for parameter in self._parameters)
+        trained = sum(parameter.nbytes for parameter in self._parameters)
         largest = min(self._most_tokens, 2 * self._largest)
-        return usable_bytes(free) >= gradients + self._passing_bytes(tokens) + self._passing_bytes(largest)
+        return usable_bytes(free) >= 4 * trained + self._passing_bytes(tokens) + self._passing_bytes(largest)
 
     def _inputs(self, pack: Pack, posts: int, seed: int) -> tuple[FusedInputs, torch.Tensor, torch.Tensor]:
         """The pack on the device with its labels and weights; posts that fill it up weigh 0."""

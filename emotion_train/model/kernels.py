@@ -366,7 +366,7 @@ def _kept(r0, r1, r2, r3, run: tl.constexpr, least):
     return ((word >> (16 * (run % 2))) & 0xFFFF) >= least
 
 
-@triton.jit(do_not_specialize=["number", "least"])
+@triton.jit(do_not_specialize=["rows", "number", "least"])
 def _drop(x, weight, rstd, out, rows, size, least, scale, seed, number, norm: tl.constexpr, height: tl.constexpr):
     row = tl.program_id(0) * height + tl.arange(0, height)[:, None]
     chunk = tl.program_id(1)
@@ -404,7 +404,7 @@ def _share(p: float) -> tuple[int, float]:
     return least, 2**16 / (2**16 - least)
 
 
-@triton.jit(do_not_specialize=["number", "least"])
+@triton.jit(do_not_specialize=["rows", "number", "least"])
 def _add_dropped_product(du, down, dx, rows, size, ranks, least, scale, seed, number, height: tl.constexpr, width: tl.constexpr):
     row = tl.program_id(0) * height + tl.arange(0, height)[:, None]
     chunk = tl.program_id(1)

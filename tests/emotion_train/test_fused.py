@@ -14,6 +14,7 @@ import emotion_train.model
 from emotion_train.config import LoraSection
 from emotion_train.model.attention import on_device, sight
 from emotion_train.model.fused import FusedDecoder, fits
+from emotion_train.model.graphs import pays
 from emotion_train.model.head import EmotionClassifier, draw_seed
 from emotion_train.model.lora import build_classifier
 from tests.emotion_train import plain_kernels
@@ -109,6 +110,29 @@ def test_stacked_weights_stay_what_the_modules_hold(plain: None, tmp_path: Path)
     assert all(torch.equal(parameter, after[name]) for name, parameter in before.items())
     gate, up = (getattr(model.layers[0].mlp, name).base_layer.weight for name in ("gate_proj", "up_proj"))  # type: ignore[union-attr]
     assert gate.untyped_storage().data_ptr() == up.untyped_storage().data_ptr()
+
+
+def test_gradients_hold_no_more_memory_than_their_parameters(plain: None, tmp_path: Path) -> None:
+    """A recorded graph keeps them for good, and PyTorch adds a list of tensors in one kernel only where none has gaps."""
+    model = make(tmp_path / "base", "all-linear", dropout=0.1)
+    model.decoder = FusedDecoder(model.classifier)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(packed(model, posts()).sum(), parameters)
+    assert all(gradient.is_contiguous() for gradient in found)
+    held = {gradient.untyped_storage().data_ptr(): gradient.untyped_storage().nbytes() for gradient in found}
+    assert sum(held.values()) == sum(parameter.nbytes for parameter in parameters)
+
+
+@pytest.mark.parametrize(("rope_type", "recorded"), [("default", True), ("linear", True), ("dynamic", False)])
+def test_positions_that_ask_the_gpu_for_the_longest_post_are_not_recorded(
+    plain: None, tmp_path: Path, rope_type: str, recorded: bool
+) -> None:
+    rope = {"rope_type": rope_type, "rope_theta": 10_000.0, "factor": 2.0}
+    model = make(tmp_path / "base", "all-linear", kind="llama", rope_parameters=rope)
+    assert not pays(model, 1)  # of stock modules there is no graph
+    model.decoder = FusedDecoder(model.classifier)
+    assert pays(model, 1) is recorded
+    assert not pays(model, 2)
 
 
 def test_a_cpu_computes_with_the_stock_modules(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from emotion_train.memory import (
 )
 from emotion_train.model.attention import Segments
 from emotion_train.model.fused import FusedDecoder, fits
+from emotion_train.model.graphs import GraphedPasses
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.lora import build_classifier
 from tests.emotion_train import empty_kernels, plain_kernels
@@ -365,6 +366,16 @@ def test_a_recorded_model_leaves_room_for_a_second_pool() -> None:
     assert recorded is not None
     assert not_recorded is not None
     assert recorded.tokens == pytest.approx(not_recorded.tokens / 2, abs=256)
+
+
+def test_a_recording_leaves_room_for_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first step neither AdamW's moments nor, for its first micro-batch, the parameters' gradients have their memory yet."""
+    adapter = torch.nn.Parameter(torch.empty(GIB // 4, device="meta"))  # 1 GiB in float32
+    graphs = GraphedPasses(SimpleNamespace(device="cuda"), [adapter], lambda tokens: tokens * GIB, most_tokens=2)
+    graphs._largest = 2
+    for free, room in ((7, False), (8, True)):  # GiB; two for the recording's passes, two for those of the largest pack
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: ((free + 0.75) * GIB / 0.96 + 1, 80 * GIB))
+        assert graphs._has_room(2) is room
 
 
 def test_shards_divide_the_base() -> None:

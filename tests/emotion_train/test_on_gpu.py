@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from emotion_train.config import LoraSection
 from emotion_train.data.packing import Pack, pack
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.loss import weighted_loss_sum
@@ -18,7 +19,7 @@ from emotion_train.model.fused import FusedDecoder
 from emotion_train.model.graphs import GraphedPasses
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import load_base
-from emotion_train.model.lora import AdapterFacts, adapter_state, load_adapter, save_adapter
+from emotion_train.model.lora import AdapterFacts, adapter_state, build_classifier, load_adapter, save_adapter
 from emotion_train.scoring import fill_multiple, forward_pack, probabilities_of
 from tests.emotion_train.test_attention import LORA, make
 from tests.emotion_train.tiny_models import causal_checkpoint
@@ -184,7 +185,8 @@ def test_a_recording_takes_what_was_planned_and_is_left_out_where_that_is_not_fr
 def test_no_kernel_is_built_again_for_another_pack(base: Path, tokenizer: PostTokenizer) -> None:
     from emotion_train.model import kernels
 
-    model = make(base, precision="bf16", device="cuda").train()
+    lora = LoraSection(r=4, dropout=0.05, targets="all-linear")  # dropout's kernels see as many rows as the pack has posts
+    model = build_classifier(str(base), "bf16", 3, lora, 0, "cuda")[0].train()
     model.fuse()
 
     def built() -> int:
