@@ -75,7 +75,7 @@ class ModelSection(Section):
 class LoraSection(Section):
     r: int = Field(16, ge=1, le=1024, description="Rank of the adapter matrices.")
     alpha: float = Field(32, gt=0, description="Adapter scale; the product is multiplied by alpha / r.")
-    dropout: float = Field(0.05, ge=0, lt=1, description="Probability with which an adapter input is dropped.")
+    dropout: float = Field(0.05, ge=0, le=0.99, description="Probability with which an adapter input is dropped.")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         ATTENTION_PROJECTIONS, description="Names of the linear layers that get an adapter, or all-linear."
     )
@@ -86,6 +86,8 @@ class LoraSection(Section):
             if not self.targets:
                 raise ValueError(f"targets is empty; allowed are all-linear or names out of {', '.join(LINEAR_LAYERS)}")
             for name in self.targets:
+                if self.targets.count(name) > 1:
+                    raise ValueError(f"targets has {name!r} twice; leave one out")
                 if name not in LINEAR_LAYERS:
                     raise ValueError(f"targets has {name!r}; allowed are all-linear or names out of {', '.join(LINEAR_LAYERS)}")
         return self

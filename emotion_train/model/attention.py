@@ -77,9 +77,14 @@ def on_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether this is an NVIDIA GPU that computes in bfloat16: Ampere (sm_80) or newer, which the varlen kernel asks for, too."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def is_fused(device: torch.device, compute: torch.dtype) -> bool:
     """Whether the varlen kernel serves this device and number format."""
-    return varlen_attn is not None and device.type == "cuda" and compute in (torch.bfloat16, torch.float16)
+    return varlen_attn is not None and has_bfloat16(device) and compute in (torch.bfloat16, torch.float16)
 
 
 def segment_attention(

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 import torch
 from torch import nn
 
+from emotion_train.model.attention import has_bfloat16
+
 if TYPE_CHECKING:
     from emotion_train.model.kernels import Fp8
 
@@ -415,7 +417,9 @@ class FusedDecoder:
             if one.adapters
             for pair in one.adapters.copies()
         ]
-        self._places, self._parameters = [place for place, _ in copies], [parameter for _, parameter in copies]
+        # PyTorch copies many tensors in one kernel where none has gaps, as the blocks of several layers' B have
+        dense, gappy = ([pair for pair in copies if pair[0].is_contiguous() == whole] for whole in (True, False))
+        self._copies = [([place for place, _ in pairs], [one for _, one in pairs]) for pairs in (dense, gappy) if pairs]
         self._downs = [one.adapters for block in self._blocks for one in (block.qkv, block.out, block.gate_up, block.down) if one.adapters]
         self.recompute = False
 
@@ -439,18 +443,19 @@ class FusedDecoder:
     @torch.no_grad()
     def _refresh(self) -> None:
         """Bring the adapters to bfloat16, where the products read them."""
-        if self._places:
-            torch._foreach_copy_(self._places, self._parameters)
+        for places, parameters in self._copies:
+            torch._foreach_copy_(places, parameters)
+        if self._downs:
             torch._foreach_mul_([one.down_RI for one in self._downs], [one.scale for one in self._downs])
 
 
 def fits(classifier: Any) -> bool:
-    """Whether this page can compute the model: on CUDA in bfloat16, Llama's and Mistral's blocks without biases."""
+    """Whether this page can compute the model: on a GPU that has bfloat16, Llama's and Mistral's blocks without biases."""
     config = classifier.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     device: torch.device = classifier.model.embed_tokens.weight.device
     return (
-        device.type == "cuda"
+        has_bfloat16(device)
         and config.model_type in ("llama", "mistral")
         and not getattr(config, "attention_bias", False)
         and not getattr(config, "mlp_bias", False)

@@ -426,14 +426,13 @@ def _add_dropped_product(du, down, dx, rows, size, ranks, least, scale, seed, nu
 def add_dropped_product_(
     dx_TI: torch.Tensor, du_TR: torch.Tensor, down_RI: torch.Tensor, p: float, seed: torch.Tensor, number: int
 ) -> None:
-    """dx += `dropout`(du down), in place; the product does not go through memory unless its ranks are too many for a tile of every GPU."""
-    (rows, size), ranks = dx_TI.shape, len(down_RI)
-    if ranks > _MOST_RANKS:
-        dx_TI.add_(dropout(du_TR @ down_RI, p, seed, number))
-        return
+    """dx += `dropout`(du down), in place; the product does not go through memory. Ranks are added in parts that a tile has room for."""
+    rows, size = dx_TI.shape
     grid = (triton.cdiv(rows, 32), triton.cdiv(size, 8 * _RUN.value))
-    width = max(16, triton.next_power_of_2(ranks))
-    _add_dropped_product[grid](du_TR, down_RI, dx_TI, rows, size, ranks, *_share(p), seed, number, 32, width, num_warps=4)
+    for first in range(0, len(down_RI), _MOST_RANKS):
+        du, down = du_TR[:, first : first + _MOST_RANKS].contiguous(), down_RI[first : first + _MOST_RANKS]
+        width = max(16, triton.next_power_of_2(len(down)))
+        _add_dropped_product[grid](du, down, dx_TI, rows, size, len(down), *_share(p), seed, number, 32, width, num_warps=4)
 
 
 # --- 4 bits ---

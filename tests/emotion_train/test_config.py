@@ -37,6 +37,12 @@ def test_every_problem_is_in_one_message_with_the_nearest_name() -> None:
         assert piece in message, message
 
 
+@pytest.mark.parametrize("value", ["lora.targets=[q_proj, q_proj]", "lora.dropout=1"])
+def test_an_adapter_that_could_not_be_is_refused(value: str) -> None:
+    with pytest.raises(WrongRequest, match=r"lora\.?(.*has 'q_proj' twice|dropout: .*less than or equal to 0\.99)"):
+        load_config(None, [*REQUIRED, value])
+
+
 def test_a_key_in_the_wrong_section_is_led_to_the_right_one() -> None:
     with pytest.raises(WrongRequest, match=r"train\.max_length: no such key; did you mean data\.max_length\?"):
         load_config(None, [*REQUIRED, "train.max_length=64"])
