@@ -63,6 +63,10 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
 def ensure_checkpoint(arguments: argparse.Namespace) -> None:
     if not (arguments.folder / "model.safetensors.index.json").exists():
         write_checkpoint(arguments.folder, arguments.layers, arguments.tekken or packaged_tekken())
+    config = json.loads((arguments.folder / "config.json").read_text())
+    layers = config.get("text_config", config)["num_hidden_layers"]
+    if layers != arguments.layers:
+        sys.exit(f"{arguments.folder} holds a checkpoint of {layers} layers and --layers is {arguments.layers}; give another --folder.")
 
 
 def packaged_tekken() -> Path:
