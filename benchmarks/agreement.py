@@ -220,7 +220,7 @@ def table(variants: Sequence[Variant], found: dict[str, Found]) -> str:
     ]
     for variant in variants:
         own, gradient = found[variant.name]
-        shown = " | ".join(f"{own[min(at, len(own)) - 1]:.4f}" for at in (1, 10, 50))
+        shown = " | ".join(f"{own[at - 1]:.4f}" if at <= len(own) else "" for at in (1, 10, 50))
         if variant.against not in found:
             rows.append(f"| {variant.name} | {shown} | | | | | | | |")
             continue

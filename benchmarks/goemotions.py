@@ -126,7 +126,15 @@ def table(reports: dict[str, list[dict[str, Any]]]) -> str:
     first = next(iter(reports.values()))[0]
     floors = ", ".join(f"{floor['name']} {floor['macro_f1']:.3f}" for floor in first["splits"]["validation"]["floors"])
     versions = ", ".join(f"{name} {version}" for name, version in first["identity"]["versions"].items())
-    return "\n".join([*rows, "", f"Floors on the same posts: {floors}.", f"{first['identity']['device']}; {versions}"])
+    saves = held_up([report["speed"] for found in reports.values() for report in found])
+    return "\n".join([*rows, "", f"Floors on the same posts: {floors}. {saves}", f"{first['identity']['device']}; {versions}"])
+
+
+def held_up(speeds: list[dict[str, Any]]) -> str:
+    """What saving cost the training, in the cheapest and in the dearest run."""
+    each = [1000 * speed["stall_seconds"] / max(1, speed["saves"]) for speed in speeds]
+    shares = [speed["stall_seconds"] / speed["train_seconds"] for speed in speeds]
+    return f"A save held training up for {min(each):.0f} to {max(each):.0f} ms, all of a run {min(shares):.1%} to {max(shares):.1%} of it."
 
 
 if __name__ == "__main__":

@@ -11,20 +11,25 @@ milliseconds: how often a block runs the piece (forward and backward pass), time
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn.functional import dropout, rms_norm, silu
-from triton.testing import do_bench
 
-from emotion_train.model import kernels
 from emotion_train.model.attention import Segments, on_device, segment_attention, sight
 from emotion_train.model.fused import product_in_float32
 from emotion_train.publish import versions
+
+if TYPE_CHECKING or find_spec("triton"):  # PyTorch's builds for CPUs come without
+    from triton.testing import do_bench
+
+    from emotion_train.model import kernels
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD, BLOCKS, RANK = 5120, 32_768, 32, 8, 128, 40, 16
 WIDTH = (HEADS + 2 * KV_HEADS) * HEAD
@@ -44,6 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=7680, help="of a pack (default: 7680)")
     arguments = parser.parse_args()
+    if find_spec("triton") is None:
+        sys.exit("pieces.py: there is no Triton, which comes with PyTorch's builds for NVIDIA GPUs.")
     torch.manual_seed(0)
     print("| piece | in place of | before, µs | fused, µs | times | 40 blocks gain, ms |\n|---|---|--:|--:|--:|--:|")
     for piece in pieces(arguments.tokens):

@@ -3,7 +3,7 @@
     python benchmarks/real_size.py --folder /dev/shm/mistral     # 45 GiB there, one GPU with 80 GiB or more, some four minutes
 
 Writes random bf16 weights as shards in the hub's key layout (vision tower and language-model head included, to be passed over), takes the
-Tekken tokenizer of the package mistral-common, prepares GoEmotions posts, runs the program's own command line for 20 steps, pulls the
+Tekken tokenizer of the package mistral-common, prepares GoEmotions posts, runs the program's own command line for 21 steps, pulls the
 adapter, scores the validation posts again from it in a new process, and compares the probabilities with the published ones bit by bit.
 The weights are random, so speed and memory are real and losses and scores mean nothing.
 """
@@ -63,6 +63,10 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
 def ensure_checkpoint(arguments: argparse.Namespace) -> None:
     if not (arguments.folder / "model.safetensors.index.json").exists():
         write_checkpoint(arguments.folder, arguments.layers, arguments.tekken or packaged_tekken())
+    config = json.loads((arguments.folder / "config.json").read_text())
+    layers = config.get("text_config", config)["num_hidden_layers"]
+    if layers != arguments.layers:
+        sys.exit(f"{arguments.folder} holds a checkpoint of {layers} layers and --layers is {arguments.layers}; give another --folder.")
 
 
 def packaged_tekken() -> Path:
