@@ -204,9 +204,10 @@ def test_hours_add_up_from_posts_a_second() -> None:
 # --- dollars ---
 
 
-def test_expected_hours_on_spot_agree_with_a_simulation() -> None:
+@pytest.mark.parametrize("rate", [0.1, 0.5, 2, 6])
+def test_expected_hours_on_spot_agree_with_a_simulation(rate: float) -> None:
     """Machines that live for random times, each start taking a while and each end losing half a checkpoint interval on average."""
-    draw, spot = random.Random(1), Spot(preemptions_per_hour=0.5, startup_minutes=12, checkpoint_minutes=6)
+    draw, spot = random.Random(1), Spot(preemptions_per_hour=rate, startup_minutes=12, checkpoint_minutes=6)
     work_h, took = 5.0, []
     for _ in range(4000):
         clock, done = 0.0, 0.0
@@ -222,7 +223,8 @@ def test_expected_hours_on_spot_agree_with_a_simulation() -> None:
 
 
 def test_a_machine_that_is_always_taken_too_soon_has_no_price() -> None:
-    assert hours_with_preemptions(1.0, Spot(preemptions_per_hour=6, startup_minutes=10)) is None
+    assert hours_with_preemptions(3.0, Spot(preemptions_per_hour=6, startup_minutes=100)) is None
+    assert hours_with_preemptions(20.0, Spot(preemptions_per_hour=59, startup_minutes=999)) is None
 
 
 def test_choices_are_sorted_by_dollars_and_the_best_is_explained() -> None:
