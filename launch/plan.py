@@ -165,10 +165,17 @@ def make_plan(
             found = best_settings(config, shape, work, kind, count, prices.offers.get((kind.name, count), Offer()), spot, precision)
             if isinstance(found, TooSmall):
                 too_small.append(found)
-            elif within_hours is None or (found.spot_hours or found.hours) <= within_hours:
-                choices.append(found)
+            elif (in_time := within(found, within_hours)) is not None:
+                choices.append(in_time)
     choices.sort(key=_order)
     return Plan(tuple(choices), tuple(too_small), _reason(choices))
+
+
+def within(choice: Choice, hours: float | None) -> Choice | None:
+    """The choice, without its spot machines where those alone would take longer; None where it takes longer in any case."""
+    if hours is None or (choice.spot_hours is not None and choice.spot_hours <= hours):
+        return choice
+    return replace(choice, offer=replace(choice.offer, spot=None)) if choice.hours <= hours else None
 
 
 def _order(choice: Choice) -> tuple[bool, float, float]:

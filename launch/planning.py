@@ -14,7 +14,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.memory import Shape
 from emotion_train.storage import open_store
 from launch.gpus import COUNTS, GPU_KINDS
-from launch.plan import Choice, Plan, Spot, Work, make_plan, on_other_gpus, spot_of
+from launch.plan import Choice, Plan, Spot, Work, make_plan, on_other_gpus, spot_of, within
 from launch.plan_table import plan_json, print_plan
 from launch.prices import Offer, Prices, find_prices
 from launch.task_file import write_task_file
@@ -80,7 +80,7 @@ def _show(as_json: bool, found: Plan, config: Config, work: Work, prices: Prices
 
 def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Work, found: Plan, prices: Prices, spot: Spot) -> None:
     best = found.choices[0]
-    chosen = _same_settings(config, shape, work, best, prices, spot)
+    chosen = _same_settings(config, shape, work, best, prices, spot, arguments.within_hours)
     given = [word for word in arguments.overrides if not word.startswith(("data.url=", "run.output_url="))]
     settings = best.settings()  # all of them: they win over what the task says for small GPUs
     replaced = {word.partition("=")[0] for word in settings}
@@ -90,15 +90,18 @@ def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Wo
     print(f"{arguments.write}: {named}, {' '.join(words)}", file=sys.stderr)
 
 
-def _same_settings(config: Config, shape: Shape, work: Work, best: Choice, prices: Prices, spot: Spot) -> Sequence[Choice]:
+def _same_settings(
+    config: Config, shape: Shape, work: Work, best: Choice, prices: Prices, spot: Spot, within_hours: float | None
+) -> Sequence[Choice]:
     """The best and the next that can run with its precision and micro-batch, by dollars: a task has one set of values for all its GPUs."""
     others = [
-        other
+        in_time
         for kind in GPU_KINDS
         for count in COUNTS
         if (kind, count) != (best.kind, best.count)
         if (other := on_other_gpus(config, shape, work, best, kind, count, prices.offers.get((kind.name, count), Offer()), spot))
         is not None
+        if (in_time := within(other, within_hours)) is not None
     ]
     if best.usd is None:
         return [best, *sorted((one for one in others if one.count == best.count), key=lambda one: one.hours)][:_WRITTEN]

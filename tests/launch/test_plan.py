@@ -254,6 +254,15 @@ def test_what_takes_too_long_is_left_out() -> None:
     assert plan.choices[0].name == "H100:8"
 
 
+def test_what_is_in_time_on_demand_alone_stays_without_its_spot_machines() -> None:
+    prices = Prices({("H100", 1): Offer(Quote(4.0, "a", "r", "x"), Quote(1.0, "a", "r", "x"))}, "test")
+    config, work, often = some_config("train.global_batch_size=448"), some_work(), Spot(preemptions_per_hour=6)
+    hours = choice(config, work, "H100", 1).hours
+    best = make_plan(config, MISTRAL_SMALL, work, prices, often, within_hours=1.1 * hours).choices[0]
+    assert (best.name, best.usd_spot, best.usd) == ("H100:1", None, 4.0 * best.hours)
+    assert made(prices, within_hours=1.1 * hours).choices[0].usd_spot is not None
+
+
 def made(prices: Prices, **more: Any) -> Plan:
     return make_plan(some_config("train.global_batch_size=448"), MISTRAL_SMALL, some_work(), prices, Spot(), **more)
 
@@ -475,6 +484,20 @@ def test_a_written_task_runs_the_planned_settings_on_a_small_gpu_too(prepared: P
     assert (run.train, run.model) == (planned.train, planned.model)
     assert not run.train.gradient_checkpointing
     assert run.train.tokens_per_microbatch != 2048
+
+
+def test_a_written_task_names_no_gpu_that_takes_longer_than_asked_for(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = words(prepared, "train.epochs=10000", "--precision", "bf16", "--startup-minutes", "0")
+    (prepared / "prices.csv").write_text("AcceleratorName,AcceleratorCount,Price,SpotPrice\nL4,1,0.8,0.3\nA10G,1,0.8,0.3\n")
+    assert main([*asked, "--json"]) == 0
+    hours = {one["gpus"]: one["hours_on_spot"] for one in json.loads(capsys.readouterr().out)["choices"]}
+    faster, slower = sorted(("L4:1", "A10G:1"), key=lambda name: hours[name])
+    limit = (hours[faster] + hours[slower]) / 2
+    assert main([*asked, "--within-hours", str(limit), "--write", str(tmp_path / "task.yaml")]) == 0
+    ordered = yaml.safe_load((tmp_path / "task.yaml").read_text())["resources"]["ordered"]
+    assert {one["accelerators"] for one in ordered} == {faster}
 
 
 def test_a_base_that_fits_nowhere_ends_in_2_with_the_nearest_remedy(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
