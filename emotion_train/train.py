@@ -232,13 +232,17 @@ def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfe
     assert config.run.id is not None
     _folder_here(config)
     entries = read_log(store, config.run.id)
-    if finals := [entry for entry in entries if entry.kind == "final"]:
-        return finals[-1]
     run_id = config.run.id
-    checkpoint.newest(
-        entries,
-        lambda entry: checkpoint.check_same_question(checkpoint.read_document(store, run_id, entry), config, index, entry, run_id),
-    )
+
+    def check(entry: Entry) -> list[str]:
+        return checkpoint.check_same_question(checkpoint.read_document(store, run_id, entry), config, index, entry, run_id)
+
+    if finals := [entry for entry in entries if entry.kind == "final"]:
+        for entry in [entry for entry in entries if entry.kind == "checkpoint"][-1:]:
+            with suppress(StorageError):  # a published run may have lost its checkpoints
+                check(entry)
+        return finals[-1]
+    checkpoint.newest(entries, check)
     require_conditional_writes(store, run_id, allow_unfenced)
     return None
 
