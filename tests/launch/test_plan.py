@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -369,6 +371,31 @@ def test_a_task_of_another_layout_is_refused() -> None:
     for text in ("resources: {cpus: 2}\n", TASK.replace("  OVERRIDES:", "    OVERRIDES:"), TASK.replace("  OVERRIDES:", "  OTHERS:")):
         with pytest.raises(WrongRequest, match="not laid out"):
             rewritten(text, made(NO_PRICES).choices[:1], [], "a.yaml")
+
+
+def test_a_task_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "task.yaml").write_text(TASK)
+
+    def full(path: Path, text: str, encoding: str) -> None:
+        with path.open("w") as file:
+            file.write(text[:9])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(WrongRequest, match=r"task\.yaml cannot be written \(No space left"):
+            write_task_file(tmp_path / "task.yaml", made(NO_PRICES).choices[:1], [])
+    assert (tmp_path / "task.yaml").read_text() == TASK
+    write_task_file(tmp_path / "task.yaml", made(NO_PRICES).choices[:1], [])
+    assert (tmp_path / "task.yaml").read_text() != TASK
+    assert [path.name for path in tmp_path.iterdir()] == ["task.yaml"]
+
+
+def test_a_file_that_is_no_text_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "weights.gguf").write_bytes(b"GGUF\xf4\x28")
+    with pytest.raises(WrongRequest, match=r"weights\.gguf is no task file"):
+        write_task_file(tmp_path / "weights.gguf", made(NO_PRICES).choices[:1], [])
+    assert (tmp_path / "weights.gguf").read_bytes() == b"GGUF\xf4\x28"
 
 
 def test_the_settings_of_the_best_fit_every_gpu_of_the_task() -> None:
