@@ -603,6 +603,8 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "not a whole Parquet file" in given("h.parquet", b"PAR1")
     assert "no known ending" in given("i.xlsx", b"x")
     assert "There is no file or folder" in refusal(tmp_path / "none.csv", tmp_path / "out")
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "pipe.csv is a pipe or a device" in refusal(tmp_path / "pipe.csv", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert "holds no CSV" in refusal(tmp_path / "empty", tmp_path / "out")
     write_csv(tmp_path / "mixed" / "train.csv", some_rows(9))
