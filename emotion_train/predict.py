@@ -70,7 +70,7 @@ def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(word: str) -> int:
-    if not word.isdigit() or int(word) < 1:
+    if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 up")
     return int(word)
 

@@ -66,7 +66,7 @@ def target_of(words: str | None, gpus: Sequence[Gpu]) -> Target | None:
         return Target(gpus[0].name, min(gpu.memory_mib for gpu in gpus), len(gpus), True) if gpus else None
     name, colon, count = words.partition(":")
     kind = next((kind for kind in GPU_KINDS if kind.name.lower() == name.lower()), None)
-    if kind is None or (colon and not (count.isdigit() and int(count) > 0)):
+    if kind is None or (colon and not (count.isdecimal() and int(count) > 0)):
         raise WrongRequest(f"--gpus is {words!r}; give NAME or NAME:COUNT with one of {', '.join(one.name for one in GPU_KINDS)}.")
     return Target(kind.name, kind.memory_mib, int(count or 1), False)
 

@@ -82,6 +82,12 @@ def test_everything_that_is_wrong_is_told_at_once(made: Path, capsys: pytest.Cap
     assert "give NAME or NAME:COUNT with one of L4, A10G" in out
 
 
+@pytest.mark.parametrize("words", ["H100:²", "H100:0", "H100:", "H100:-1", "H100:1.5"])
+def test_a_number_of_gpus_that_is_none_is_refused(words: str) -> None:
+    with pytest.raises(WrongRequest, match="give NAME or NAME:COUNT"):
+        target_of(words, [])
+
+
 def test_a_config_that_is_wrong_in_one_key_is_checked_in_the_others(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("train:\n  epochs: 2\n  warmup: 1\ndata:\n  max_length: 64\n")
     found = checks(words, path=str(tmp_path / "run.yaml"))
