@@ -98,6 +98,12 @@ def test_runs_are_listed_by_name_and_a_damaged_one_as_such(store: Store, capsys:
 # --- story ---
 
 
+def test_a_run_that_is_deleted_while_runs_are_listed_does_not_hide_the_others(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(store, "stays")
+    monkeypatch.setattr("launch.history.run_ids", lambda store: ["gone", "stays"])
+    assert [(row.run_id, row.state) for row in list_runs(store)] == [("gone", "damaged"), ("stays", "training")]
+
+
 def test_the_story_names_starts_preemptions_fall_backs_and_scores(store: Store) -> None:
     told = [words for _, words in story(two_starts(store))]
     assert told == [
