@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from emotion_train.config import Config, load_config
+from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.memory import MicroBatch, Shape, estimate, largest_microbatch, usable_bytes, weight_bytes
@@ -29,7 +30,7 @@ from launch.plan import Choice, Plan, Spot, Work, best_settings, hours_with_pree
 from launch.prices import NO_PRICES, Offer, Prices, Quote
 from launch.speed import Speed
 from launch.task_file import rewritten, write_task_file
-from launch.workload import shape_of_base
+from launch.workload import shape_of_base, work_of
 from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import tiny_config
 from tests.launch.test_task_files import run_lines, tool, variables
@@ -444,6 +445,17 @@ def test_a_base_staged_as_nf4_is_planned_in_nf4_only(prepared: Path, bucket_url:
     assert main([*staged, "--precision", "bf16"]) == 2
     assert "staged as nf4, which cannot be turned back" in capsys.readouterr().err
     assert shape_of_base(f"{bucket_url}/base") == shape_of_base(str(prepared / "base"))
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 7, 9, 100])
+def test_evaluations_are_counted_as_the_trainer_makes_them(prepared: Path, every: int) -> None:
+    store = open_store(str(prepared / "data"))
+    index = read_index(store)
+    config = load_config(None, ["data.url=d", "run.output_url=o", "train.global_batch_size=16", f"evaluation.every_steps={every}"])
+    per_epoch = -(-index.split("train").rows // 16)
+    made = sum(step % per_epoch == 0 or step % every == 0 for step in range(1, 3 * per_epoch + 1))
+    held_out = sum(split.rows for name, split in index.splits.items() if name != "train")
+    assert work_of(config, index, store, 20.0).scored_posts == made * index.split("validation").rows + held_out
 
 
 def test_a_data_set_in_a_bucket_is_planned_like_its_copy_in_a_folder(
