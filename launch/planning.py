@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from emotion_train.config import Config, Precision, load_config
@@ -17,9 +18,10 @@ from launch.gpus import COUNTS, GPU_KINDS
 from launch.plan import Choice, Plan, Spot, Work, make_plan, on_other_gpus, spot_of, within
 from launch.plan_table import plan_json, print_plan
 from launch.prices import Offer, Prices, find_prices
-from launch.task_file import write_task_file
+from launch.task_file import TEMPLATE, write_task_file
 from launch.workload import precision_of_base, refuse_unfused_fp8, shape_of_base, work_of
 
+PROJECT = TEMPLATE.parent.parent
 _WRITTEN = 4  # kinds in a task file
 _WRITTEN_UP_TO = 2.0  # times the dollars of the best
 
@@ -88,6 +90,18 @@ def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Wo
     write_task_file(arguments.write, chosen, words, arguments.config)
     named = ", ".join(choice.name for choice in chosen)
     print(f"{arguments.write}: {named}, {' '.join(words)}", file=sys.stderr)
+    for option, path in (("--config", arguments.config), ("model.base", config.model.base)):
+        if path is not None and stays_here(path):
+            print(
+                f"note: {option} is {path}, which lies outside of {PROJECT} and so does not travel to a cloud's machine; "
+                f"{'copy it into that folder' if option == '--config' else 'give a hub id, or the URL of emotion-train stage-base'}.",
+                file=sys.stderr,
+            )
+
+
+def stays_here(path: str) -> bool:
+    """Whether this is a file or folder of this machine that is not in the project's folder, which is all that SkyPilot sends."""
+    return Path(path).expanduser().exists() and not Path(path).expanduser().resolve().is_relative_to(PROJECT)
 
 
 def _same_settings(

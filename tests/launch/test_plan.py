@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from emotion_train.config import Config, load_config
+from emotion_train.config import Config, example_config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
@@ -505,6 +505,21 @@ def test_the_plan_writes_a_task(prepared: Path, capsys: pytest.CaptureFixture[st
     assert written["resources"]["ordered"][0] == {"accelerators": "L4:1", "use_spot": True}
     assert "train.epochs=2" in written["envs"]["OVERRIDES"]
     assert "data.url" not in written["envs"]["OVERRIDES"]
+
+
+def test_what_does_not_travel_with_a_written_task_is_told(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = words(prepared, "--config", str(example_config()), "model.precision=nf4", "--write", str(tmp_path / "task.yaml"))
+    assert main(asked) == 0
+    told = capsys.readouterr().err
+    assert f"model.base is {prepared / 'base'}, which lies outside" in told
+    assert "--config" not in told
+    monkeypatch.setattr("launch.planning.PROJECT", prepared.resolve())
+    assert main(asked) == 0
+    told = capsys.readouterr().err
+    assert f"--config is {example_config()}, which lies outside" in told
+    assert "model.base" not in told.partition("\n")[2]
 
 
 def test_a_written_task_runs_the_planned_settings_on_a_small_gpu_too(prepared: Path, tmp_path: Path) -> None:
