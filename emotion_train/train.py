@@ -514,8 +514,7 @@ def _fit(job: Job, trainer: Trainer) -> None:
 
 def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> int:
     """Take the best checkpoint, score it on every held-out split, and publish adapter and report together."""
-    from rich.console import Console
-
+    from emotion_train.console import Terminal
     from emotion_train.publish import final_files, peak_memory, publish
     from emotion_train.report.terminal import print_report
 
@@ -543,7 +542,7 @@ def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, sta
     entry = _until_the_store_takes_it(job, publish_all, keep)  # nobody leaves before that
     if claimed is not None:
         claimed.local.clear()
-        print_report(reports[0], Console(highlight=False))
+        print_report(reports[0], Terminal(highlight=False))
     _say_published(job.output_store, job.run_id, entry, job.ranks.is_main)
     job.accelerator.end_training()
     return 0

@@ -143,15 +143,14 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from emotion_train.console import Terminal
     from emotion_train.errors import WrongRequest
     from launch.preflight import check_all
     from launch.topology import gpus
 
     if arguments.hours is not None and not 0 < arguments.hours < math.inf:
         raise WrongRequest(f"--hours is {arguments.hours:g}; give a number above 0.")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
     all_ok = True
     for check in check_all(
         arguments.config,
