@@ -326,7 +326,10 @@ def _planned_hours(config: Config, index: Index, store: Store, target: Target | 
 
 def _credentials(config: Config, hours: Callable[[], float | None]) -> str:
     """boto3's credentials are there and outlast the run, as far as they tell."""
-    if not any(url.strip().lower().startswith("s3:") for url in (config.data.url, config.run.output_url, config.model.base)):
+    if not any(
+        url.strip().lower().startswith("s3:")
+        for url in (config.data.url, config.run.output_url, config.model.base, config.run.kernels_url or "")
+    ):
         return "none needed: data and output are folders"
     import boto3
     from botocore.exceptions import BotoCoreError

@@ -274,8 +274,9 @@ def test_a_staged_base_is_looked_for_object_by_object(words: list[str], made: Pa
     assert f"{bucket_url}/base/{index.shards[0].key} is missing or cut short" in found.finding
 
 
-def test_a_base_in_a_bucket_needs_credentials(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_config(None, [f"data.url={tmp_path}", f"run.output_url={tmp_path}", "model.base=s3://team/base"])
+@pytest.mark.parametrize("word", ["model.base=s3://team/base", "run.kernels_url=s3://team/kernels"])
+def test_a_base_or_kernels_in_a_bucket_need_credentials(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(None, [f"data.url={tmp_path}", f"run.output_url={tmp_path}", word])
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(WrongRequest, match="no credentials for the bucket"):
