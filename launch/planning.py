@@ -41,6 +41,8 @@ def plan(arguments: argparse.Namespace) -> int:
     prices = find_prices(arguments.prices, arguments.cloud)
     spot = spot_of(config, Spot(arguments.preemptions_per_hour, arguments.startup_minutes))
     found = make_plan(config, shape, work, prices, spot, precision=precision, within_hours=arguments.within_hours)
+    if found.choices and arguments.write is not None:  # before anything is printed, whose reader may leave
+        _write(arguments, config, shape, work, found, prices, spot)
     _show(arguments.json, found, config, work, prices, spot)
     if not found.choices:
         limit = f" within {arguments.within_hours:g} hours" if arguments.within_hours is not None else ""
@@ -48,8 +50,6 @@ def plan(arguments: argparse.Namespace) -> int:
             f"None of the GPUs trains {config.model.base}{limit}; allow more --within-hours or another --precision, or take a "
             "smaller model.base."
         )
-    if arguments.write is not None:
-        _write(arguments, config, shape, work, found, prices, spot)
     return 0
 
 

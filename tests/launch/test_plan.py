@@ -507,6 +507,15 @@ def test_the_plan_writes_a_task(prepared: Path, capsys: pytest.CaptureFixture[st
     assert "data.url" not in written["envs"]["OVERRIDES"]
 
 
+def test_a_task_is_written_although_nobody_reads_the_plan(prepared: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "launch.cli", *words(prepared, "--json", "--write", str(tmp_path / "task.yaml"))]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 0
+    assert yaml.safe_load((tmp_path / "task.yaml").read_text())["resources"]["ordered"]
+
+
 def test_what_does_not_travel_with_a_written_task_is_told(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
