@@ -332,11 +332,15 @@ def _local_folder(config: Config) -> Path:
 
 
 def _folder_here(config: Config) -> Path:
-    """Where runs leave what stays on this machine; raises `WrongRequest` when it is another user's."""
+    """Where runs leave what stays on this machine; raises `WrongRequest` when it is another user's or cannot be written to."""
     default = Path(tempfile.gettempdir(), f"emotion-train-{os.getuid() if hasattr(os, 'getuid') else 'states'}")
     folder = Path(config.checkpoint.local_folder) if config.checkpoint.local_folder is not None else default
     if hasattr(os, "getuid") and folder.exists() and folder.stat().st_uid != os.getuid():
         raise WrongRequest(f"checkpoint.local_folder {folder} belongs to another user; name a folder that is yours.")
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is no folder"
+        raise WrongRequest(f"checkpoint.local_folder is {folder} and {there} {why}; name a folder that is yours.")
     return folder.absolute()
 
 

@@ -650,6 +650,20 @@ def test_a_request_that_is_refused_for_its_folder_fences_nobody(tmp_path: Path, 
     assert read_log(open_store(config.run.output_url), "tiny") == []
 
 
+def test_a_folder_that_could_keep_no_state_is_refused_before_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    config = tiny_config(tmp_path, *WORDS, f"checkpoint.local_folder={tmp_path / 'file' / 'states'}")
+    with pytest.raises(WrongRequest, match=r"local_folder is .*states and .*file is no folder; name a folder"):
+        job_of(config)
+    config = tiny_config(tmp_path, *WORDS, f"checkpoint.local_folder={tmp_path / 'new' / 'states'}")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(WrongRequest, match="may not be written to"):
+            job_of(config)
+    assert read_log(open_store(config.run.output_url), "tiny") == []
+    job_of(config)
+
+
 @pytest.mark.parametrize(("engine", "words"), [("one process", "needs a GPU with float8 units"), ("FSDP2", "cuts the weights up")])
 def test_fp8_that_cannot_be_computed_is_refused(tmp_path: Path, engine: distributed.Kind, words: str) -> None:
     config = tiny_config(tmp_path, *WORDS, "model.precision=fp8")
