@@ -8,13 +8,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from emotion_train.errors import WrongRequest
 
@@ -28,6 +28,14 @@ POSTS_PER_SCORING_STEP = 512  # of one process
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as true and false, which pydantic would take for 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} (in YAML also yes, no, on and off) is no value for it; give a number or a word")
+        return value
 
 
 class RunSection(Section):
@@ -242,14 +250,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise WrongRequest(f"The config file {path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.load(text, _OnceEach)
+    except (yaml.YAMLError, RecursionError) as error:
         raise WrongRequest(f"The config file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise WrongRequest(f"The config file {path} holds a {type(values).__name__}; sections such as `train:` are expected.")
     return {section: {} if fields is None else fields for section, fields in values.items()}  # every key may be commented out
+
+
+class _OnceEach(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML's own loader would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice; leave one", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> None:

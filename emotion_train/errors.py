@@ -88,7 +88,7 @@ def exit_code(program: str, action: Callable[[], int]) -> int:
         print(f"{program}: interrupted", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of a pipe, such as head, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_nowhere()
         return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -96,3 +96,9 @@ def exit_code(program: str, action: Callable[[], int]) -> int:
         place = error.filename or "a temporary folder"
         print(f"{program}: the disk is full ({place}); free some space or set TMPDIR to a larger disk.", file=sys.stderr)
         return 2
+
+
+def print_nowhere() -> None:
+    """Standard output, whose reader has left, goes nowhere from here on, also that of processes that are started now."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -56,8 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows = labelled_posts(arguments.file, arguments.text_column, arguments.label_column, labels)
         adapter = load_with_progress(arguments)
         result, train_counts = _score_file(*rows, adapter, _capacity(arguments, adapter))
-    from rich.console import Console
-
+    from emotion_train.console import Terminal
     from emotion_train.report.figures import split_figures
     from emotion_train.report.predictions import predictions_key, predictions_to_parquet
     from emotion_train.report.schema import Scorecard
@@ -73,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         labels=adapter.labels,
         figures=split_figures(name, result, adapter.labels, {"train": train_counts}, _BOOTSTRAP_SAMPLES, _SEED),
     )
-    print_scorecard(card, Console(highlight=False, soft_wrap=True))
+    print_scorecard(card, Terminal(highlight=False, soft_wrap=True))
     if out is not None:
         out.write("scorecard.json", card.to_bytes())
         out.write(predictions_key(name), predictions_to_parquet(result.predictions))

@@ -70,7 +70,7 @@ def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(word: str) -> int:
-    if not word.isdigit() or int(word) < 1:
+    if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 up")
     return int(word)
 
@@ -189,6 +189,8 @@ def _from_csv(file: IO[str], path: Path, column: str, delimiter: str) -> Iterato
     try:
         _refuse_missing(column, rows.fieldnames or [], path)
         for row in rows:
+            if None in row:  # where csv puts what is left over; the text may have been cut at a comma
+                raise WrongRequest(f"{path}:{rows.line_num} has more cells than the header; put quotes around a text with commas in it.")
             yield row[column] or ""
     except csv.Error as error:
         raise WrongRequest(f"{path}:{rows.line_num} is broken CSV ({error}), most likely a quote that is never closed; mend it.") from None

@@ -9,6 +9,7 @@ bounded whatever the size. The same source, options and library versions give th
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -544,13 +545,32 @@ def _summary(result: PrepareResult) -> str:
     for title, kinds in (("mended", MENDED), ("dropped", REFUSED | DROPPED)):
         if found := result.findings.lines(kinds):
             lines += [title, *(f"  {line}" for line in found)]
-    lines += ["", *_table(index), ""]
+    lines += ["", *_table(index), "", *_alike(index.labels)]
     if "test" not in index.splits and index.source.get("validation_fraction") == 0:
         lines.append("no test     the source brings validation posts and no test posts; add a test file to get one")
     total = sum(described.bytes for split in index.splits.values() for described in split.objects)
     lines.append(f"data set    {result.url} ({total / 1e6:,.1f} MB){'' if result.created else ': already there, the same'}")
-    lines.append(f"next        emotion-launch check --config YOUR_RUN.yaml data.url={result.url} run.output_url=WHERE_RUNS_GO")
+    lines.append(
+        f"next        emotion-launch check --config YOUR_RUN.yaml {shlex.quote(f'data.url={result.url}')} run.output_url=WHERE_RUNS_GO"
+    )
     return "\n".join(lines)
+
+
+def _alike(labels: Sequence[str]) -> list[str]:
+    """A line for labels that a person would take for one, such as Joy and joy, or two spellings of an accent."""
+    import unicodedata
+    from itertools import groupby
+
+    def folded(name: str) -> str:
+        return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+    groups = (list(group) for _, group in groupby(sorted(labels, key=folded), key=folded))
+    return [
+        f"alike       {' and '.join(repr(name) if unicodedata.is_normalized('NFC', name) else ascii(name) for name in group)} are "
+        f"{len(group)} labels, each with posts of its own; mend the source and prepare it elsewhere if they are one"
+        for group in groups
+        if len(group) > 1
+    ]
 
 
 def _table(index: Index) -> Sequence[str]:

@@ -363,7 +363,8 @@ def read_part(store: Store, run_id: str, part: Part) -> bytes:
 
 def run_ids(store: Store) -> list[str]:
     """Names of the runs below an output URL, sorted."""
-    return sorted({info.key.split("/")[0] for info in store.list() if info.key.split("/")[1:2] == ["log"]})
+    entries = (re.fullmatch(r"([^/]+)/log/[0-9]{8}\.json", info.key) for info in store.list())
+    return sorted({entry[1] for entry in entries if entry is not None})
 
 
 def when(entry: Entry) -> datetime:

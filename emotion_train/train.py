@@ -232,13 +232,17 @@ def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfe
     assert config.run.id is not None
     _folder_here(config)
     entries = read_log(store, config.run.id)
-    if finals := [entry for entry in entries if entry.kind == "final"]:
-        return finals[-1]
     run_id = config.run.id
-    checkpoint.newest(
-        entries,
-        lambda entry: checkpoint.check_same_question(checkpoint.read_document(store, run_id, entry), config, index, entry, run_id),
-    )
+
+    def check(entry: Entry) -> list[str]:
+        return checkpoint.check_same_question(checkpoint.read_document(store, run_id, entry), config, index, entry, run_id)
+
+    if finals := [entry for entry in entries if entry.kind == "final"]:
+        for entry in [entry for entry in entries if entry.kind == "checkpoint"][-1:]:
+            with suppress(StorageError):  # a published run may have lost its checkpoints
+                check(entry)
+        return finals[-1]
+    checkpoint.newest(entries, check)
     require_conditional_writes(store, run_id, allow_unfenced)
     return None
 
@@ -328,11 +332,15 @@ def _local_folder(config: Config) -> Path:
 
 
 def _folder_here(config: Config) -> Path:
-    """Where runs leave what stays on this machine; raises `WrongRequest` when it is another user's."""
+    """Where runs leave what stays on this machine; raises `WrongRequest` when it is another user's or cannot be written to."""
     default = Path(tempfile.gettempdir(), f"emotion-train-{os.getuid() if hasattr(os, 'getuid') else 'states'}")
     folder = Path(config.checkpoint.local_folder) if config.checkpoint.local_folder is not None else default
     if hasattr(os, "getuid") and folder.exists() and folder.stat().st_uid != os.getuid():
         raise WrongRequest(f"checkpoint.local_folder {folder} belongs to another user; name a folder that is yours.")
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is no folder"
+        raise WrongRequest(f"checkpoint.local_folder is {folder} and {there} {why}; name a folder that is yours.")
     return folder.absolute()
 
 
@@ -510,8 +518,7 @@ def _fit(job: Job, trainer: Trainer) -> None:
 
 def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> int:
     """Take the best checkpoint, score it on every held-out split, and publish adapter and report together."""
-    from rich.console import Console
-
+    from emotion_train.console import Terminal
     from emotion_train.publish import final_files, peak_memory, publish
     from emotion_train.report.terminal import print_report
 
@@ -539,7 +546,7 @@ def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, sta
     entry = _until_the_store_takes_it(job, publish_all, keep)  # nobody leaves before that
     if claimed is not None:
         claimed.local.clear()
-        print_report(reports[0], Console(highlight=False))
+        print_report(reports[0], Terminal(highlight=False))
     _say_published(job.output_store, job.run_id, entry, job.ranks.is_main)
     job.accelerator.end_training()
     return 0

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emotion_train.errors import EXIT_CODES, exit_code
+from emotion_train.errors import EXIT_CODES, exit_code, print_nowhere
 from launch.command import accelerate_line, choose, printable
 
 _PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which precision and micro-batch, how many posts a
@@ -127,7 +127,10 @@ def _run(arguments: argparse.Namespace) -> int:
     line = accelerate_line(
         choice.config_file, arguments.config, arguments.overrides, arguments.allow_unfenced, topology, config.distributed.timeout_s
     )
-    print(f"{choice.config_file.stem}: {choice.reason}\n{printable(line)}", flush=True)
+    try:
+        print(f"{choice.config_file.stem}: {choice.reason}\n{printable(line)}", flush=True)
+    except BrokenPipeError:  # nobody reads this, and the run is wanted all the same
+        print_nowhere()
     if arguments.dry_run:
         return 0
     environment = dict(os.environ)
@@ -143,15 +146,14 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from emotion_train.console import Terminal
     from emotion_train.errors import WrongRequest
     from launch.preflight import check_all
     from launch.topology import gpus
 
     if arguments.hours is not None and not 0 < arguments.hours < math.inf:
         raise WrongRequest(f"--hours is {arguments.hours:g}; give a number above 0.")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
     all_ok = True
     for check in check_all(
         arguments.config,

@@ -119,11 +119,12 @@ def list_runs(store: Store, now: datetime | None = None) -> list[RunFacts]:
 
     def one(run_id: str) -> RunFacts:
         try:
-            return facts_of(run_id, read_log(store, run_id), now or datetime.now(UTC))
+            entries = read_log(store, run_id)
         except StorageError:
             raise
         except WrongRequest:
-            return RunFacts(run_id, "damaged")
+            entries = []
+        return facts_of(run_id, entries, now or datetime.now(UTC)) if entries else RunFacts(run_id, "damaged")
 
     with ThreadPoolExecutor(_READERS) as readers:
         return list(readers.map(one, run_ids(store)))

@@ -1,8 +1,8 @@
 """Which GPUs would train this run, how long and for how many dollars: memory, then speed, then price, for each kind and number of GPUs.
 
 Pure arithmetic over a small table (`gpus.py`), the memory page, the speed lines and the catalog's prices; nothing is started. What a
-machine costs on spot counts preemptions: at a rate of `preemptions_per_hour` each brings `startup_minutes` of a new machine and half a
-checkpoint interval of work that is done again, so T hours of work take (T + start-up) / (1 - rate x (start-up + interval / 2)) hours.
+machine costs on spot counts preemptions: at a rate of `preemptions_per_hour` each brings `startup_minutes` of a new machine, which may be
+taken as well, and the work since the last checkpoint again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from launch.speed import Speed
 
 _MOST_STEPS_TRIED = 16
 _LONGEST_SHARE_TRIED = 20_000  # posts
+_NEVER_H = 365 * 24  # a year
+_MOST_EXPONENT = 100.0  # e to this is beyond any run
 
 
 @dataclass(frozen=True)
@@ -163,10 +165,17 @@ def make_plan(
             found = best_settings(config, shape, work, kind, count, prices.offers.get((kind.name, count), Offer()), spot, precision)
             if isinstance(found, TooSmall):
                 too_small.append(found)
-            elif within_hours is None or (found.spot_hours or found.hours) <= within_hours:
-                choices.append(found)
+            elif (in_time := within(found, within_hours)) is not None:
+                choices.append(in_time)
     choices.sort(key=_order)
     return Plan(tuple(choices), tuple(too_small), _reason(choices))
+
+
+def within(choice: Choice, hours: float | None) -> Choice | None:
+    """The choice, without its spot machines where those alone would take longer; None where it takes longer in any case."""
+    if hours is None or (choice.spot_hours is not None and choice.spot_hours <= hours):
+        return choice
+    return replace(choice, offer=replace(choice.offer, spot=None)) if choice.hours <= hours else None
 
 
 def _order(choice: Choice) -> tuple[bool, float, float]:
@@ -333,9 +342,23 @@ def _scoring_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
 
 
 def hours_with_preemptions(hours: float, spot: Spot) -> float | None:
-    """Expected hours on spot machines; None when preemptions undo more than is done between them."""
-    lost = spot.preemptions_per_hour * (spot.startup_minutes + spot.checkpoint_minutes / 2) / 60
-    return hours / (1 - lost) if lost < 1 else None
+    """Expected hours on spot machines, `hours` being start-up and work; None where that is more than a year.
+
+    The closed form for machines that live for exponentially distributed times: each stretch of work between two checkpoints is tried until
+    a machine outlives it, and so is each start (Daly 2006, https://doi.org/10.1016/j.future.2004.11.016; checkpoints take no time here).
+    """
+    rate, startup_h, stretch_h = spot.preemptions_per_hour, spot.startup_minutes / 60, spot.checkpoint_minutes / 60
+    if rate * (startup_h + stretch_h) > _MOST_EXPONENT:
+        return None
+    work_h = hours - startup_h
+    started_h = startup_h * _growth(rate * startup_h)
+    expected = started_h + work_h * math.exp(rate * startup_h) * _growth(rate * stretch_h)
+    return expected if expected <= _NEVER_H else None
+
+
+def _growth(x: float) -> float:
+    """(e^x - 1) / x, which is 1 at 0."""
+    return math.expm1(x) / x if x else 1.0
 
 
 def spot_of(config: Config, spot: Spot) -> Spot:

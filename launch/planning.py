@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from emotion_train.config import Config, Precision, load_config
@@ -14,12 +15,13 @@ from emotion_train.errors import WrongRequest
 from emotion_train.memory import Shape
 from emotion_train.storage import open_store
 from launch.gpus import COUNTS, GPU_KINDS
-from launch.plan import Choice, Plan, Spot, Work, make_plan, on_other_gpus, spot_of
+from launch.plan import Choice, Plan, Spot, Work, make_plan, on_other_gpus, spot_of, within
 from launch.plan_table import plan_json, print_plan
 from launch.prices import Offer, Prices, find_prices
-from launch.task_file import write_task_file
+from launch.task_file import TEMPLATE, write_task_file
 from launch.workload import precision_of_base, refuse_unfused_fp8, shape_of_base, work_of
 
+PROJECT = TEMPLATE.parent.parent
 _WRITTEN = 4  # kinds in a task file
 _WRITTEN_UP_TO = 2.0  # times the dollars of the best
 
@@ -39,6 +41,8 @@ def plan(arguments: argparse.Namespace) -> int:
     prices = find_prices(arguments.prices, arguments.cloud)
     spot = spot_of(config, Spot(arguments.preemptions_per_hour, arguments.startup_minutes))
     found = make_plan(config, shape, work, prices, spot, precision=precision, within_hours=arguments.within_hours)
+    if found.choices and arguments.write is not None:  # before anything is printed, whose reader may leave
+        _write(arguments, config, shape, work, found, prices, spot)
     _show(arguments.json, found, config, work, prices, spot)
     if not found.choices:
         limit = f" within {arguments.within_hours:g} hours" if arguments.within_hours is not None else ""
@@ -46,8 +50,6 @@ def plan(arguments: argparse.Namespace) -> int:
             f"None of the GPUs trains {config.model.base}{limit}; allow more --within-hours or another --precision, or take a "
             "smaller model.base."
         )
-    if arguments.write is not None:
-        _write(arguments, config, shape, work, found, prices, spot)
     return 0
 
 
@@ -80,7 +82,7 @@ def _show(as_json: bool, found: Plan, config: Config, work: Work, prices: Prices
 
 def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Work, found: Plan, prices: Prices, spot: Spot) -> None:
     best = found.choices[0]
-    chosen = _same_settings(config, shape, work, best, prices, spot)
+    chosen = _same_settings(config, shape, work, best, prices, spot, arguments.within_hours)
     given = [word for word in arguments.overrides if not word.startswith(("data.url=", "run.output_url="))]
     settings = best.settings()  # all of them: they win over what the task says for small GPUs
     replaced = {word.partition("=")[0] for word in settings}
@@ -88,17 +90,32 @@ def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Wo
     write_task_file(arguments.write, chosen, words, arguments.config)
     named = ", ".join(choice.name for choice in chosen)
     print(f"{arguments.write}: {named}, {' '.join(words)}", file=sys.stderr)
+    for option, path in (("--config", arguments.config), ("model.base", config.model.base)):
+        if path is not None and stays_here(path):
+            print(
+                f"note: {option} is {path}, which lies outside of {PROJECT} and so does not travel to a cloud's machine; "
+                f"{'copy it into that folder' if option == '--config' else 'give a hub id, or the URL of emotion-train stage-base'}.",
+                file=sys.stderr,
+            )
 
 
-def _same_settings(config: Config, shape: Shape, work: Work, best: Choice, prices: Prices, spot: Spot) -> Sequence[Choice]:
+def stays_here(path: str) -> bool:
+    """Whether this is a file or folder of this machine that is not in the project's folder, which is all that SkyPilot sends."""
+    return Path(path).expanduser().exists() and not Path(path).expanduser().resolve().is_relative_to(PROJECT)
+
+
+def _same_settings(
+    config: Config, shape: Shape, work: Work, best: Choice, prices: Prices, spot: Spot, within_hours: float | None
+) -> Sequence[Choice]:
     """The best and the next that can run with its precision and micro-batch, by dollars: a task has one set of values for all its GPUs."""
     others = [
-        other
+        in_time
         for kind in GPU_KINDS
         for count in COUNTS
         if (kind, count) != (best.kind, best.count)
         if (other := on_other_gpus(config, shape, work, best, kind, count, prices.offers.get((kind.name, count), Offer()), spot))
         is not None
+        if (in_time := within(other, within_hours)) is not None
     ]
     if best.usd is None:
         return [best, *sorted((one for one in others if one.count == best.count), key=lambda one: one.hours)][:_WRITTEN]

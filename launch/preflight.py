@@ -66,7 +66,7 @@ def target_of(words: str | None, gpus: Sequence[Gpu]) -> Target | None:
         return Target(gpus[0].name, min(gpu.memory_mib for gpu in gpus), len(gpus), True) if gpus else None
     name, colon, count = words.partition(":")
     kind = next((kind for kind in GPU_KINDS if kind.name.lower() == name.lower()), None)
-    if kind is None or (colon and not (count.isdigit() and int(count) > 0)):
+    if kind is None or (colon and not (count.isdecimal() and int(count) > 0)):
         raise WrongRequest(f"--gpus is {words!r}; give NAME or NAME:COUNT with one of {', '.join(one.name for one in GPU_KINDS)}.")
     return Target(kind.name, kind.memory_mib, int(count or 1), False)
 
@@ -326,7 +326,10 @@ def _planned_hours(config: Config, index: Index, store: Store, target: Target | 
 
 def _credentials(config: Config, hours: Callable[[], float | None]) -> str:
     """boto3's credentials are there and outlast the run, as far as they tell."""
-    if not any(url.strip().lower().startswith("s3:") for url in (config.data.url, config.run.output_url, config.model.base)):
+    if not any(
+        url.strip().lower().startswith("s3:")
+        for url in (config.data.url, config.run.output_url, config.model.base, config.run.kernels_url or "")
+    ):
         return "none needed: data and output are folders"
     import boto3
     from botocore.exceptions import BotoCoreError

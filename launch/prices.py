@@ -22,6 +22,7 @@ from launch.gpus import COUNTS, GPU_KINDS
 
 _SKY_TIMEOUT_S = 120
 _NAMES = {kind.name for kind in GPU_KINDS}
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, csv.Error)  # what a file raises that is no catalog, or half of one
 # Google's catalog prices a GPU without the machine around it: https://cloud.google.com/compute/docs/gpus
 _GOOGLE_MACHINES = {
     **{("L4", count): f"g2-standard-{vcpus}" for count, vcpus in ((1, 4), (2, 24), (4, 48), (8, 96))},
@@ -107,9 +108,16 @@ def _rows_of_catalog(environment: Mapping[str, str]) -> tuple[list[_Row], str]:
     catalogs = Path(environment.get("HOME") or Path.home(), ".sky", "catalogs")
     versions = sorted((path for path in catalogs.glob("v*") if path.name[1:].isdigit()), key=lambda path: int(path.name[1:]))
     for folder in reversed(versions):
-        files = sorted(folder.glob("*/vms.csv"))
-        if rows := [row for path in files for row in _rows_of_csv(path, path.parent.name)]:
-            return rows, f"SkyPilot's catalog in {folder}"
+        rows: list[_Row] = []
+        damaged: list[str] = []
+        for path in sorted(folder.glob("*/vms.csv")):
+            try:
+                rows += _rows_of_csv(path, path.parent.name)
+            except (OSError, *_DAMAGED):
+                damaged.append(path.parent.name)
+        if rows:
+            without = f", without {', '.join(damaged)} (a file that cannot be read)" if damaged else ""
+            return rows, f"SkyPilot's catalog in {folder}{without}"
     return _rows_of_command(environment), "`sky gpus list`"
 
 
@@ -139,7 +147,7 @@ def _rows_of_file(path: Path) -> list[_Row]:
             rows = _rows_of_csv(path, path.parent.name if path.name == "vms.csv" else path.stem)
     except OSError as error:
         raise WrongRequest(f"--prices {path} cannot be read ({error.strerror}); give a catalog's vms.csv.") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except _DAMAGED:
         rows = []
     if not rows:
         raise WrongRequest(
@@ -151,7 +159,7 @@ def _rows_of_file(path: Path) -> list[_Row]:
 
 def _rows_of_csv(path: Path, cloud: str) -> list[_Row]:
     """The GPU machines of one file; a column `Cloud` wins over the file's name."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte-order mark before the first name
         lines = list(csv.DictReader(file))
     machines = {(line["InstanceType"], line["Region"], line.get("AvailabilityZone")): line for line in lines if line.get("InstanceType")}
     rows = []

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from emotion_train.console import Terminal
 from emotion_train.errors import StorageError
 from emotion_train.runlog import Entry
 from emotion_train.storage import Store
@@ -24,7 +25,7 @@ _LINES_WATCHED = 20
 
 def a_console() -> Console:
     """As wide as the terminal, or wide where there is none."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+    return Terminal(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 
 def print_whole(console: Console, table: Table) -> None:

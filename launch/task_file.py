@@ -6,8 +6,11 @@ overrides and the config differ.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +37,23 @@ def write_task_file(
     written = rewritten(_read(target if target.is_file() else template), choices, overrides, config)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(written, encoding="utf-8")
+        _replace(target.resolve(), written)
     except OSError as error:
         raise WrongRequest(f"{target} cannot be written ({error.strerror}); give --write another file.") from None
+
+
+def _replace(target: Path, text: str) -> None:
+    """Put the text in the file's place, all of it or, on a full disk, nothing: it may be the only copy of a person's own task."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        if target.exists():
+            shutil.copymode(target, beside)
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> str:
@@ -45,6 +62,10 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise WrongRequest(
             f"The task file {path} that a plan is written into cannot be read ({error.strerror}); run from a clone."
+        ) from None
+    except UnicodeDecodeError:
+        raise WrongRequest(
+            f"{path} is no task file, as it is not UTF-8; give --write a new file, or one made from sky/train.yaml."
         ) from None
 
 

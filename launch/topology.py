@@ -204,7 +204,10 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
 
 def _port(environment: Mapping[str, str], job: str) -> int:
     """MASTER_PORT, else one that is the same on all nodes of a job and rarely that of another job on the same machines."""
-    return _number(environment, "MASTER_PORT", _PORTS[zlib.crc32(job.encode()) % len(_PORTS)])
+    port = _number(environment, "MASTER_PORT", _PORTS[zlib.crc32(job.encode()) % len(_PORTS)])
+    if not 0 < port < 65_536:
+        raise WrongRequest(f"The environment variable MASTER_PORT is {port}; a port from 1 to 65535 is expected, or unset it.")
+    return port
 
 
 # --- this machine ---

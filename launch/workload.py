@@ -7,6 +7,7 @@ base only config.json and the tokenizer are fetched, never a weight.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from emotion_train.base import BaseFiles
@@ -89,10 +90,11 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
     else:
         lengths = tuple(sample_lengths(config, train, store))
     held_out = {name: split.rows for name, split in index.splits.items() if name != "train"}
-    evaluations = config.train.epochs
-    if config.evaluation.every_steps is not None:
-        steps = -(-train.rows // config.train.global_batch_size) * config.train.epochs
-        evaluations += steps // config.evaluation.every_steps
+    evaluations, every = config.train.epochs, config.evaluation.every_steps
+    if every is not None:
+        per_epoch = -(-train.rows // config.train.global_batch_size)
+        steps = per_epoch * config.train.epochs
+        evaluations += steps // every - steps // math.lcm(every, per_epoch)  # one that falls on the end of an epoch is made once
     return Work(
         train_posts=train.rows,
         scored_posts=evaluations * held_out.get("validation", 0) + sum(held_out.values()),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LEVELS = [
-    {"errors", "outcome", "preemption"},
+    {"console", "errors", "outcome", "preemption"},
     {"config", "shape"},
     {"activations"},
     {
@@ -34,7 +34,21 @@ LEVELS = [
     {"cli"},
 ]
 FOR_THE_LAUNCHER = {
-    *("config", "errors", "storage", "runlog", "staged", "base", "progress", "outcome", "preemption", "memory", "shape", "gguf_file"),
+    *(
+        "config",
+        "console",
+        "errors",
+        "storage",
+        "runlog",
+        "staged",
+        "base",
+        "progress",
+        "outcome",
+        "preemption",
+        "memory",
+        "shape",
+        "gguf_file",
+    ),
     *("data.index", "data.cleaning", "data.packing", "data.reader", "data.tokenization"),
 }
 

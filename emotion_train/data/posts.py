@@ -97,6 +97,8 @@ def open_source(source: str, columns: Columns, format: str | None = None, subset
         return _open_hub(source, columns, subset)
     if path.is_dir():
         files = _files_of_folder(path, format)
+    elif path.exists() and not path.is_file():
+        raise WrongRequest(f"{source} is a pipe or a device, which can be read once only; save the posts to a file and give that.")
     elif path.exists():
         chosen = format or _format(path)
         if chosen is None:

@@ -72,7 +72,7 @@ def test_another_word_for_class_weights_is_refused() -> None:
         load_config(None, [*REQUIRED, "loss.class_weights=inverse"])
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n"])
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", f"a: {'[' * 3000}"])
 def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(WrongRequest, match=r"run\.yaml"):
@@ -91,6 +91,20 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str) -> None:
 def test_a_word_where_a_list_is_wanted_is_shown_as_one(word: str, problem: str) -> None:
     with pytest.raises(WrongRequest, match=re.escape(problem)):
         load_config(None, [*REQUIRED, word])
+
+
+@pytest.mark.parametrize("text", ["train: {epochs: 1, epochs: 2}\n", "train: {epochs: 1}\nlora: {r: 8}\ntrain: {learning_rate: 0.1}\n"])
+def test_a_key_that_stands_twice_is_refused_and_none_of_the_two_is_lost(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(WrongRequest, match=r"run\.yaml is not valid YAML: '(epochs|train)' stands there twice; leave one.* line [13]"):
+        load_config(tmp_path / "run.yaml", REQUIRED)
+
+
+@pytest.mark.parametrize("word", ["train.epochs=true", "evaluation.every_steps=on", "train.max_grad_norm=off", "loss.class_weights=no"])
+def test_yes_and_no_are_not_taken_for_1_and_0(word: str) -> None:
+    with pytest.raises(WrongRequest, match=rf"{word.partition('=')[0]}: (true|false) .* is no value for it; give a number or a word"):
+        load_config(None, [*REQUIRED, word])
+    assert load_config(None, [*REQUIRED, "train.gradient_checkpointing=yes"]).train.gradient_checkpointing
 
 
 def test_a_section_whose_keys_are_all_commented_out_is_empty(tmp_path: Path) -> None:

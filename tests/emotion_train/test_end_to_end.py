@@ -228,10 +228,12 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path, capsys: pytest
     store = open_store(str(tmp_path))
     Writer(store, "good", "", "").claim(0, 0)
     store.write("bad/log/00000000.json", b"{")
+    store.write("app/log/server.txt", b"of another program")
     assert launch_cli.main(["runs", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:2] == ["bad", "damaged"]
     assert lines[2].split()[:2] == ["good", "training"]
+    assert len(lines) == 3
 
 
 def test_help_names_every_verb_and_exit_code_and_loads_no_torch() -> None:

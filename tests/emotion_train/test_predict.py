@@ -88,6 +88,7 @@ def test_what_is_not_utf_8_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         ("a.parquet", b"PAR1", "not a whole Parquet file"),
         ("a.csv", b"", "no column 'text'"),
         ("a.csv", b"text\n" + b"x" * 200_000, "field larger than field limit"),
+        ("a.csv", b"id,text\n1,well\n2,I came, I saw\n", "a.csv:3 has more cells than the header"),
         ("a.jsonl", b'{"text": "x"}\n{"text": 1}', ":2 is not a JSON object"),
         ("a.jsonl", b"[" * 100_000, ":1 is not a JSON object"),
     ],

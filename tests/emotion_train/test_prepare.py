@@ -308,6 +308,17 @@ def test_a_set_without_validation_posts_which_no_run_could_use_is_refused(tmp_pa
     assert not (tmp_path / "out" / "index.json").exists()
 
 
+def test_labels_that_a_person_would_take_for_one_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("Joy", "joy", "\u00e9mu", "e\u0301mu", "fear")
+    rows = [(text, names[at % 5]) for at, (text, _) in enumerate(some_rows(60))]
+    assert main(["prepare", str(write_csv(tmp_path / "a.csv", rows)), str(tmp_path / "my out")]) == 0
+    out = capsys.readouterr().out
+    assert "'Joy' and 'joy' are 2 labels" in out
+    assert r"'e\u0301mu' and " + "'\u00e9mu' are 2 labels" in out
+    assert out.count("alike") == 2
+    assert f"'data.url={tmp_path / 'my out'}'" in out  # to be pasted into a shell
+
+
 def test_without_a_test_share_nobody_is_told_of_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     posts = write_csv(tmp_path / "posts.csv", some_rows(60))
     assert main(["prepare", str(posts), str(tmp_path / "out"), "--test-fraction", "0"]) == 0
@@ -603,6 +614,8 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "not a whole Parquet file" in given("h.parquet", b"PAR1")
     assert "no known ending" in given("i.xlsx", b"x")
     assert "There is no file or folder" in refusal(tmp_path / "none.csv", tmp_path / "out")
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "pipe.csv is a pipe or a device" in refusal(tmp_path / "pipe.csv", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert "holds no CSV" in refusal(tmp_path / "empty", tmp_path / "out")
     write_csv(tmp_path / "mixed" / "train.csv", some_rows(9))

@@ -25,7 +25,7 @@ from emotion_train.ranks import Ranks
 from emotion_train.runlog import Entry, Metrics, Writer, read_log
 from emotion_train.saver import LocalStates
 from emotion_train.storage import open_store
-from emotion_train.train import Claimed, _claim, _local_folder, _require_fp8
+from emotion_train.train import Claimed, _claim, _local_folder, _look_before_claiming, _require_fp8
 from emotion_train.trainer import Trainer
 from tests.emotion_train.tiny_runs import job_of, start_trainer, tiny_config, tiny_words
 
@@ -334,6 +334,22 @@ def test_a_run_that_another_writer_published_before_the_claim_is_left_as_it_is(f
     assert log(folder, "overtaken") == before
 
 
+def test_a_published_run_is_not_taken_for_the_result_of_another_request(folder: Path, stack: ExitStack) -> None:
+    stopped_at(folder, "done", 2)
+    config = tiny_config(folder, "run.id=done", *WORDS)
+    job = job_of(config)
+    writer = Writer(job.output_store, "done", job.index.sha256(), config.sha256())
+    writer.claim(0, 2)
+    final = writer.append("final", 0, 2)
+    assert _look_before_claiming(config, job.index, job.output_store, False) == final
+    other = tiny_config(folder, "run.id=done", *WORDS, "train.epochs=3")
+    with pytest.raises(WrongRequest, match=r"different now: train\.epochs .*another run\.id to start a new run"):
+        _look_before_claiming(other, job.index, job.output_store, False)
+    for part in next(entry for entry in reversed(writer.log) if entry.kind == "checkpoint").parts:
+        job.output_store.delete(f"done/{part.key}")
+    assert _look_before_claiming(other, job.index, job.output_store, False) == final
+
+
 def test_what_may_differ_between_two_starts_is_noted_and_what_may_not_is_refused_before_the_claim(
     folder: Path, stack: ExitStack, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -632,6 +648,20 @@ def test_a_request_that_is_refused_for_its_folder_fences_nobody(tmp_path: Path, 
     with pytest.raises(WrongRequest, match="belongs to another user"):
         job_of(config)
     assert read_log(open_store(config.run.output_url), "tiny") == []
+
+
+def test_a_folder_that_could_keep_no_state_is_refused_before_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    config = tiny_config(tmp_path, *WORDS, f"checkpoint.local_folder={tmp_path / 'file' / 'states'}")
+    with pytest.raises(WrongRequest, match=r"local_folder is .*states and .*file is no folder; name a folder"):
+        job_of(config)
+    config = tiny_config(tmp_path, *WORDS, f"checkpoint.local_folder={tmp_path / 'new' / 'states'}")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(WrongRequest, match="may not be written to"):
+            job_of(config)
+    assert read_log(open_store(config.run.output_url), "tiny") == []
+    job_of(config)
 
 
 @pytest.mark.parametrize(("engine", "words"), [("one process", "needs a GPU with float8 units"), ("FSDP2", "cuts the weights up")])

@@ -38,6 +38,18 @@ def test_dry_run_prints_the_line_and_starts_nothing(capsys: pytest.CaptureFixtur
     assert "accelerate launch --config_file" in capsys.readouterr().out
 
 
+def test_a_run_starts_although_nobody_reads_its_line(tmp_path: Path) -> None:
+    """And does not end with 0, which would say that it is published."""
+    words = [f"data.url={tmp_path / 'nowhere'}", f"run.output_url={tmp_path}", "--accelerate-config", "cpu"]
+    line = [sys.executable, "-m", "launch.cli", "run", *words]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert "There is no prepared data set" in process.stderr.read()
+        assert process.wait(60) == 2
+
+
 def test_a_typo_ends_in_exit_code_2_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "data.url=nowhere", "run.output_url=runs", "train.epoch=1"]) == 2
     assert "did you mean train.epochs?" in capsys.readouterr().err

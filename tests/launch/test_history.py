@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -96,6 +98,26 @@ def test_runs_are_listed_by_name_and_a_damaged_one_as_such(store: Store, capsys:
 
 
 # --- story ---
+
+
+def test_a_run_that_is_deleted_while_runs_are_listed_does_not_hide_the_others(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(store, "stays")
+    monkeypatch.setattr("launch.history.run_ids", lambda store: ["gone", "stays"])
+    assert [(row.run_id, row.state) for row in list_runs(store)] == [("gone", "damaged"), ("stays", "training")]
+
+
+@pytest.mark.parametrize(("verb", "code"), [("runs", 0), ("check", 2)])
+def test_a_reader_that_leaves_early_changes_no_exit_code(tmp_path: Path, verb: str, code: int) -> None:
+    for number in range(9):
+        begun(open_store(str(tmp_path)), f"run{number}")
+    words = [str(tmp_path)] if verb == "runs" else [f"data.url={tmp_path}", f"run.output_url={tmp_path}", f"model.base={tmp_path}"]
+    line = [sys.executable, "-m", "launch.cli", verb, *words]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.wait(60) == code
+        assert process.stderr.read() == ""
 
 
 def test_the_story_names_starts_preemptions_fall_backs_and_scores(store: Store) -> None:

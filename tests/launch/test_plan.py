@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -14,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from emotion_train.config import Config, load_config
+from emotion_train.config import Config, example_config, load_config
+from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.memory import MicroBatch, Shape, estimate, largest_microbatch, usable_bytes, weight_bytes
@@ -27,7 +30,7 @@ from launch.plan import Choice, Plan, Spot, Work, best_settings, hours_with_pree
 from launch.prices import NO_PRICES, Offer, Prices, Quote
 from launch.speed import Speed
 from launch.task_file import rewritten, write_task_file
-from launch.workload import shape_of_base
+from launch.workload import shape_of_base, work_of
 from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import tiny_config
 from tests.launch.test_task_files import run_lines, tool, variables
@@ -204,9 +207,10 @@ def test_hours_add_up_from_posts_a_second() -> None:
 # --- dollars ---
 
 
-def test_expected_hours_on_spot_agree_with_a_simulation() -> None:
+@pytest.mark.parametrize("rate", [0.1, 0.5, 2, 6])
+def test_expected_hours_on_spot_agree_with_a_simulation(rate: float) -> None:
     """Machines that live for random times, each start taking a while and each end losing half a checkpoint interval on average."""
-    draw, spot = random.Random(1), Spot(preemptions_per_hour=0.5, startup_minutes=12, checkpoint_minutes=6)
+    draw, spot = random.Random(1), Spot(preemptions_per_hour=rate, startup_minutes=12, checkpoint_minutes=6)
     work_h, took = 5.0, []
     for _ in range(4000):
         clock, done = 0.0, 0.0
@@ -222,7 +226,8 @@ def test_expected_hours_on_spot_agree_with_a_simulation() -> None:
 
 
 def test_a_machine_that_is_always_taken_too_soon_has_no_price() -> None:
-    assert hours_with_preemptions(1.0, Spot(preemptions_per_hour=6, startup_minutes=10)) is None
+    assert hours_with_preemptions(3.0, Spot(preemptions_per_hour=6, startup_minutes=100)) is None
+    assert hours_with_preemptions(20.0, Spot(preemptions_per_hour=59, startup_minutes=999)) is None
 
 
 def test_choices_are_sorted_by_dollars_and_the_best_is_explained() -> None:
@@ -250,6 +255,15 @@ def test_what_takes_too_long_is_left_out() -> None:
     plan = made(offers(L4_1=0.27, H100_8=20), within_hours=0.5)
     assert all((one.spot_hours or 9) <= 0.5 for one in plan.choices)
     assert plan.choices[0].name == "H100:8"
+
+
+def test_what_is_in_time_on_demand_alone_stays_without_its_spot_machines() -> None:
+    prices = Prices({("H100", 1): Offer(Quote(4.0, "a", "r", "x"), Quote(1.0, "a", "r", "x"))}, "test")
+    config, work, often = some_config("train.global_batch_size=448"), some_work(), Spot(preemptions_per_hour=6)
+    hours = choice(config, work, "H100", 1).hours
+    best = make_plan(config, MISTRAL_SMALL, work, prices, often, within_hours=1.1 * hours).choices[0]
+    assert (best.name, best.usd_spot, best.usd) == ("H100:1", None, 4.0 * best.hours)
+    assert made(prices, within_hours=1.1 * hours).choices[0].usd_spot is not None
 
 
 def made(prices: Prices, **more: Any) -> Plan:
@@ -360,6 +374,31 @@ def test_a_task_of_another_layout_is_refused() -> None:
             rewritten(text, made(NO_PRICES).choices[:1], [], "a.yaml")
 
 
+def test_a_task_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "task.yaml").write_text(TASK)
+
+    def full(path: Path, text: str, encoding: str) -> None:
+        with path.open("w") as file:
+            file.write(text[:9])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(WrongRequest, match=r"task\.yaml cannot be written \(No space left"):
+            write_task_file(tmp_path / "task.yaml", made(NO_PRICES).choices[:1], [])
+    assert (tmp_path / "task.yaml").read_text() == TASK
+    write_task_file(tmp_path / "task.yaml", made(NO_PRICES).choices[:1], [])
+    assert (tmp_path / "task.yaml").read_text() != TASK
+    assert [path.name for path in tmp_path.iterdir()] == ["task.yaml"]
+
+
+def test_a_file_that_is_no_text_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "weights.gguf").write_bytes(b"GGUF\xf4\x28")
+    with pytest.raises(WrongRequest, match=r"weights\.gguf is no task file"):
+        write_task_file(tmp_path / "weights.gguf", made(NO_PRICES).choices[:1], [])
+    assert (tmp_path / "weights.gguf").read_bytes() == b"GGUF\xf4\x28"
+
+
 def test_the_settings_of_the_best_fit_every_gpu_of_the_task() -> None:
     config, work = some_config("train.global_batch_size=448"), some_work()
     best = choice(config, work, "H100", 1)
@@ -406,6 +445,17 @@ def test_a_base_staged_as_nf4_is_planned_in_nf4_only(prepared: Path, bucket_url:
     assert main([*staged, "--precision", "bf16"]) == 2
     assert "staged as nf4, which cannot be turned back" in capsys.readouterr().err
     assert shape_of_base(f"{bucket_url}/base") == shape_of_base(str(prepared / "base"))
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 7, 9, 100])
+def test_evaluations_are_counted_as_the_trainer_makes_them(prepared: Path, every: int) -> None:
+    store = open_store(str(prepared / "data"))
+    index = read_index(store)
+    config = load_config(None, ["data.url=d", "run.output_url=o", "train.global_batch_size=16", f"evaluation.every_steps={every}"])
+    per_epoch = -(-index.split("train").rows // 16)
+    made = sum(step % per_epoch == 0 or step % every == 0 for step in range(1, 3 * per_epoch + 1))
+    held_out = sum(split.rows for name, split in index.splits.items() if name != "train")
+    assert work_of(config, index, store, 20.0).scored_posts == made * index.split("validation").rows + held_out
 
 
 def test_a_data_set_in_a_bucket_is_planned_like_its_copy_in_a_folder(
@@ -457,6 +507,30 @@ def test_the_plan_writes_a_task(prepared: Path, capsys: pytest.CaptureFixture[st
     assert "data.url" not in written["envs"]["OVERRIDES"]
 
 
+def test_a_task_is_written_although_nobody_reads_the_plan(prepared: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "launch.cli", *words(prepared, "--json", "--write", str(tmp_path / "task.yaml"))]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 0
+    assert yaml.safe_load((tmp_path / "task.yaml").read_text())["resources"]["ordered"]
+
+
+def test_what_does_not_travel_with_a_written_task_is_told(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = words(prepared, "--config", str(example_config()), "model.precision=nf4", "--write", str(tmp_path / "task.yaml"))
+    assert main(asked) == 0
+    told = capsys.readouterr().err
+    assert f"model.base is {prepared / 'base'}, which lies outside" in told
+    assert "--config" not in told
+    monkeypatch.setattr("launch.planning.PROJECT", prepared.resolve())
+    assert main(asked) == 0
+    told = capsys.readouterr().err
+    assert f"--config is {example_config()}, which lies outside" in told
+    assert "model.base" not in told.partition("\n")[2]
+
+
 def test_a_written_task_runs_the_planned_settings_on_a_small_gpu_too(prepared: Path, tmp_path: Path) -> None:
     """Where sky/train.yaml alone would take 2,048 tokens and recompute."""
     task = tmp_path / "mine.yaml"
@@ -473,6 +547,20 @@ def test_a_written_task_runs_the_planned_settings_on_a_small_gpu_too(prepared: P
     assert (run.train, run.model) == (planned.train, planned.model)
     assert not run.train.gradient_checkpointing
     assert run.train.tokens_per_microbatch != 2048
+
+
+def test_a_written_task_names_no_gpu_that_takes_longer_than_asked_for(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = words(prepared, "train.epochs=10000", "--precision", "bf16", "--startup-minutes", "0")
+    (prepared / "prices.csv").write_text("AcceleratorName,AcceleratorCount,Price,SpotPrice\nL4,1,0.8,0.3\nA10G,1,0.8,0.3\n")
+    assert main([*asked, "--json"]) == 0
+    hours = {one["gpus"]: one["hours_on_spot"] for one in json.loads(capsys.readouterr().out)["choices"]}
+    faster, slower = sorted(("L4:1", "A10G:1"), key=lambda name: hours[name])
+    limit = (hours[faster] + hours[slower]) / 2
+    assert main([*asked, "--within-hours", str(limit), "--write", str(tmp_path / "task.yaml")]) == 0
+    ordered = yaml.safe_load((tmp_path / "task.yaml").read_text())["resources"]["ordered"]
+    assert {one["accelerators"] for one in ordered} == {faster}
 
 
 def test_a_base_that_fits_nowhere_ends_in_2_with_the_nearest_remedy(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:

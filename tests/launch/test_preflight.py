@@ -82,6 +82,12 @@ def test_everything_that_is_wrong_is_told_at_once(made: Path, capsys: pytest.Cap
     assert "give NAME or NAME:COUNT with one of L4, A10G" in out
 
 
+@pytest.mark.parametrize("words", ["H100:²", "H100:0", "H100:", "H100:-1", "H100:1.5"])
+def test_a_number_of_gpus_that_is_none_is_refused(words: str) -> None:
+    with pytest.raises(WrongRequest, match="give NAME or NAME:COUNT"):
+        target_of(words, [])
+
+
 def test_a_config_that_is_wrong_in_one_key_is_checked_in_the_others(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("train:\n  epochs: 2\n  warmup: 1\ndata:\n  max_length: 64\n")
     found = checks(words, path=str(tmp_path / "run.yaml"))
@@ -268,8 +274,9 @@ def test_a_staged_base_is_looked_for_object_by_object(words: list[str], made: Pa
     assert f"{bucket_url}/base/{index.shards[0].key} is missing or cut short" in found.finding
 
 
-def test_a_base_in_a_bucket_needs_credentials(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_config(None, [f"data.url={tmp_path}", f"run.output_url={tmp_path}", "model.base=s3://team/base"])
+@pytest.mark.parametrize("word", ["model.base=s3://team/base", "run.kernels_url=s3://team/kernels"])
+def test_a_base_or_kernels_in_a_bucket_need_credentials(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(None, [f"data.url={tmp_path}", f"run.output_url={tmp_path}", word])
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(WrongRequest, match="no credentials for the bucket"):

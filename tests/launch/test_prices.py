@@ -60,6 +60,22 @@ def test_google_s_gpu_costs_its_machine_too_and_is_left_out_where_there_is_none(
     assert offer.spot.usd_per_hour == pytest.approx(2.25 + 0.36117)
 
 
+def test_a_damaged_file_of_one_cloud_leaves_the_prices_of_the_others(tmp_path: Path) -> None:
+    environment = catalog(tmp_path)
+    folder = tmp_path / ".sky" / "catalogs" / "v8"
+    (folder / "aws" / "vms.csv").write_text("InstanceType,AcceleratorName\np5.48xlarge,H100\n")
+    (folder / "gcp" / "vms.csv").write_bytes(b"\xdc\xff")
+    prices = find_prices(None, environment=environment)
+    assert prices.offers["H100", 1].on_demand == Quote(3.29, "lambda", "us-east-1", "gpu_1x_h100")
+    assert "without aws, gcp" in prices.source
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("AcceleratorName,AcceleratorCount,Price,SpotPrice\nH100,1,3,2\n", encoding="utf-8-sig")
+    assert find_prices(file).offers["H100", 1].spot == Quote(2.0, "mine", "", "")
+
+
 def test_clouds_can_be_chosen(tmp_path: Path) -> None:
     environment = catalog(tmp_path)
     everywhere, at_aws = find_prices(None, (), environment), find_prices(None, ["AWS"], environment)

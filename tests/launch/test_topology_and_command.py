@@ -76,6 +76,8 @@ def test_skypilot_s_variables_place_this_node() -> None:
     assert other.main_port == topology.main_port  # the nodes find each other
     assert 20_000 <= topology.main_port < 30_000
     assert read_topology(TWO, {**SKYPILOT, "MASTER_PORT": "4321"}).main_port == 4321
+    with pytest.raises(WrongRequest, match="MASTER_PORT is 99999; a port from 1 to 65535"):
+        read_topology(TWO, {**SKYPILOT, "MASTER_PORT": "99999"})
     assert read_topology(TWO, {**SKYPILOT, **ALONE}).nodes == 1
 
 
