@@ -111,8 +111,8 @@ class TrainSection(Section):
     epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training split.")
     global_batch_size: int = Field(64, ge=1, le=1_000_000, description="Examples per optimizer step over all GPUs.")
     tokens_per_microbatch: Literal["auto"] | Annotated[int, Field(ge=8, le=1_048_576)] = Field(
-        DEFAULT_TOKENS_PER_MICROBATCH,
-        description="Tokens of one packed forward pass on one GPU; auto = what fits it, recomputing where that is the only way.",
+        "auto",
+        description="Tokens of one packed forward pass on one GPU; auto = what fits it and a step has, recomputing where that is faster.",
     )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate of adapter and head.")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly from 0.")

@@ -22,7 +22,6 @@ from emotion_train.memory import (
     is_fused,
     largest_microbatch,
     tokens_to_fill,
-    usable_bytes,
 )
 from launch.gpus import COUNTS, GPU_KINDS, GpuKind
 from launch.prices import Offer, Prices
@@ -108,18 +107,13 @@ class Choice:
         return min(known, default=None)
 
     def settings(self) -> list[str]:
-        """The `section.field=value` words that make any config this choice."""
-        return [
-            f"model.precision={self.precision}",
-            f"train.tokens_per_microbatch={self.tokens_per_microbatch}",
-            f"train.gradient_checkpointing={str(self.gradient_checkpointing).lower()}",
-        ]
+        """The `section.field=value` words for a task of several kinds of GPU: each takes the micro-batch that fits it."""
+        return [f"model.precision={self.precision}", "train.tokens_per_microbatch=auto"]
 
     def overrides(self, config: Config) -> list[str]:
-        """Those of `settings` that this config does not say already."""
-        given = config.model.precision, config.train.tokens_per_microbatch, config.train.gradient_checkpointing
-        chosen = self.precision, self.tokens_per_microbatch, self.gradient_checkpointing
-        return [word for word, value, other in zip(self.settings(), chosen, given, strict=True) if value != other]
+        """The words that make this config this choice."""
+        words = [f"model.precision={self.precision}"] if config.model.precision != self.precision else []
+        return words if config.train.tokens_per_microbatch == "auto" else [*words, "train.tokens_per_microbatch=auto"]
 
 
 @dataclass(frozen=True)
@@ -232,10 +226,12 @@ def fused(config: Config) -> bool:
 def _microbatches(
     config: Config, shape: Shape, work: Work, kind: GpuKind, count: int, precision: Precision, shards: int
 ) -> Iterator[MicroBatch]:
-    """The largest that fits, cut to what a GPU's share of a step can fill; where it is cut by the memory, also that with recomputation."""
+    """The largest that fits, cut to what a GPU's share of a step can fill; where it is cut by the memory, also that with recomputation,
+    unless the config says which."""
     share = max(sum(posts) for step in work.shares(count) for posts in step)
     most = tokens_to_fill(share, work.max_length)
-    for again in (False, True):
+    asked = "gradient_checkpointing" in config.train.model_fields_set
+    for again in (config.train.gradient_checkpointing,) if asked else (False, True):
         found = largest_microbatch(
             shape,
             precision,
@@ -306,18 +302,6 @@ def with_settings(
         spot_hours=hours_with_preemptions(hours, spot),
         offer=offer,
     )
-
-
-def on_other_gpus(
-    config: Config, shape: Shape, work: Work, choice: Choice, kind: GpuKind, count: int, offer: Offer, spot: Spot
-) -> Choice | None:
-    """The same precision and micro-batch on other GPUs; None where they do not fit."""
-    shards = 1 if choice.shards == 1 else count
-    memory = _memory(config, shape, work, choice.precision, choice.tokens_per_microbatch, choice.gradient_checkpointing, shards)
-    if memory.total > usable_bytes(kind.memory_bytes) or (choice.precision == "fp8" and not kind.fp8):
-        return None
-    settings = MicroBatch(choice.tokens_per_microbatch, choice.gradient_checkpointing, memory)
-    return with_settings(config, shape, work, kind, count, offer, spot, choice.precision, settings, shards)
 
 
 def _step_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:

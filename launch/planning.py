@@ -14,10 +14,9 @@ from emotion_train.data.index import read_index, require_trainable
 from emotion_train.errors import WrongRequest
 from emotion_train.memory import Shape
 from emotion_train.storage import open_store
-from launch.gpus import COUNTS, GPU_KINDS
-from launch.plan import Choice, Plan, Spot, Work, make_plan, on_other_gpus, spot_of, within
+from launch.plan import Choice, Plan, Spot, Work, make_plan, spot_of
 from launch.plan_table import plan_json, print_plan
-from launch.prices import Offer, Prices, find_prices
+from launch.prices import Prices, find_prices
 from launch.task_file import TEMPLATE, write_task_file
 from launch.workload import precision_of_base, refuse_unfused_fp8, shape_of_base, work_of
 
@@ -82,9 +81,9 @@ def _show(as_json: bool, found: Plan, config: Config, work: Work, prices: Prices
 
 def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Work, found: Plan, prices: Prices, spot: Spot) -> None:
     best = found.choices[0]
-    chosen = _same_settings(config, shape, work, best, prices, spot, arguments.within_hours)
+    chosen = _same_precision(config, shape, work, best, prices, spot, arguments.within_hours)
     given = [word for word in arguments.overrides if not word.startswith(("data.url=", "run.output_url="))]
-    settings = best.settings()  # all of them: they win over what the task says for small GPUs
+    settings = best.settings()
     replaced = {word.partition("=")[0] for word in settings}
     words = [word for word in given if word.partition("=")[0] not in replaced] + settings
     write_task_file(arguments.write, chosen, words, arguments.config)
@@ -104,20 +103,12 @@ def stays_here(path: str) -> bool:
     return Path(path).expanduser().exists() and not Path(path).expanduser().resolve().is_relative_to(PROJECT)
 
 
-def _same_settings(
+def _same_precision(
     config: Config, shape: Shape, work: Work, best: Choice, prices: Prices, spot: Spot, within_hours: float | None
 ) -> Sequence[Choice]:
-    """The best and the next that can run with its precision and micro-batch, by dollars: a task has one set of values for all its GPUs."""
-    others = [
-        in_time
-        for kind in GPU_KINDS
-        for count in COUNTS
-        if (kind, count) != (best.kind, best.count)
-        if (other := on_other_gpus(config, shape, work, best, kind, count, prices.offers.get((kind.name, count), Offer()), spot))
-        is not None
-        if (in_time := within(other, within_hours)) is not None
-    ]
+    """The best and the next with its precision, by dollars: a task has one set of values for all its GPUs."""
+    found = make_plan(config, shape, work, prices, spot, precision=best.precision, within_hours=within_hours)
+    others = [one for one in found.choices if one.name != best.name]
     if best.usd is None:
-        return [best, *sorted((one for one in others if one.count == best.count), key=lambda one: one.hours)][:_WRITTEN]
-    affordable = [one for one in others if one.usd is not None and one.usd <= _WRITTEN_UP_TO * best.usd]
-    return [best, *sorted(affordable, key=lambda one: one.usd or 0.0)][:_WRITTEN]
+        return [best, *(one for one in others if one.count == best.count)][:_WRITTEN]
+    return [best, *(one for one in others if one.usd is not None and one.usd <= _WRITTEN_UP_TO * best.usd)][:_WRITTEN]
