@@ -279,9 +279,8 @@ def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> N
         problems.append(f"{word!r} is not of the form section.field=value, for example train.epochs=3")
         return
     value = _typed(section, field, text)
-    if not isinstance(values.setdefault(section, {}), dict):
-        values[section] = {}
-    values[section][field] = text if isinstance(value, dict) else value
+    if isinstance(values.setdefault(section, {}), dict):  # else the file has something else there, which is told of
+        values[section][field] = text if isinstance(value, dict) else value
 
 
 def _typed(section: str, field: str, text: str) -> Any:
@@ -369,6 +368,8 @@ def _describe(item: Any) -> list[str]:
         example = item["input"] if isinstance(item["input"], str) else "NAME,NAME"
         message = message.replace("a valid tuple", f"a list such as [{example}]")
     given = repr(item["input"])
+    if item["type"] == "model_type":
+        message = f"a section is expected, {place}.{next(iter(_section_type(place).model_fields))} and so on, one line each"
     return [f"{place}: {message[0].lower()}{message[1:]}, got {given if len(given) < 80 else given[:77] + '...'}"]
 
 

@@ -242,7 +242,11 @@ def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfe
             with suppress(StorageError):  # a published run may have lost its checkpoints
                 check(entry)
         return finals[-1]
-    checkpoint.newest(entries, check)
+    if checkpoint.newest(entries, check) is None and entries and entries[-1].index_sha256 != index.sha256():
+        raise WrongRequest(
+            f"Run {run_id} was started on another data set than {config.data.url} is now, and may be at work: its index differs. Give the "
+            "old data.url to continue it, or another run.id to start a new run."
+        )
     require_conditional_writes(store, run_id, allow_unfenced)
     return None
 

@@ -173,7 +173,8 @@ def within(choice: Choice, hours: float | None) -> Choice | None:
 
 
 def _order(choice: Choice) -> tuple[bool, float, float]:
-    return choice.usd is None, choice.usd if choice.usd is not None else choice.hours, choice.hours
+    """By dollars, and where nothing has a price by the hours of all GPUs together, the nearest there is to them."""
+    return choice.usd is None, choice.usd if choice.usd is not None else choice.count * choice.hours, choice.hours
 
 
 def _reason(choices: Sequence[Choice]) -> str:
@@ -181,7 +182,7 @@ def _reason(choices: Sequence[Choice]) -> str:
         return ""
     best, rest = choices[0], choices[1:]
     if best.usd is None:
-        return "the fastest; without prices nothing is known about dollars"
+        return "the fewest hours of all GPUs together; without prices nothing is known about dollars"
     how = "on spot, preemptions included" if best.usd == best.usd_spot else "on demand"
     if not rest or rest[0].usd is None:
         return f"the only one with a price, {how}"

@@ -239,7 +239,7 @@ def _labels(index: Index) -> str:
     require_trainable(index)
     train = index.split("train")
     rarest, most = min(train.label_counts), max(train.label_counts)
-    remarks = [f"largest class {most / rarest:,.0f} times the smallest ({rarest:,} posts)"]
+    remarks = [f"largest class {most / rarest:,.{1 if most < 10 * rarest else 0}f} times the smallest ({rarest:,} posts)"]
     for name, split in index.splits.items():
         empty = [label for label, count in zip(index.labels, split.label_counts, strict=True) if count == 0]
         if name != "train" and split.rows and empty:

@@ -26,7 +26,7 @@ def require_float8(device: torch.device, fused: bool) -> None:
     if not (fused and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)):
         raise WrongRequest(
             "model.precision is fp8, which needs a GPU with float8 units (L4, L40S, H100, H200 and newer) and a Llama or Mistral base; "
-            "type model.precision=bf16, or nf4 for a quarter of its memory."
+            "type model.precision=bf16 (--precision bf16 to predict or evaluate), or nf4 for a quarter of its memory."
         )
 
 

@@ -43,6 +43,12 @@ def test_an_adapter_that_could_not_be_is_refused(value: str) -> None:
         load_config(None, [*REQUIRED, value])
 
 
+def test_a_section_that_is_none_is_told_with_what_it_should_be(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("train: 5\ndata: {url: d}\nrun: hello\n")
+    with pytest.raises(WrongRequest, match=r"run: a section is expected, run\.output_url and so on, .*'hello'\n.*train: .*got 5"):
+        load_config(tmp_path / "run.yaml", ["run.output_url=o"])
+
+
 def test_a_key_in_the_wrong_section_is_led_to_the_right_one() -> None:
     with pytest.raises(WrongRequest, match=r"train\.max_length: no such key; did you mean data\.max_length\?"):
         load_config(None, [*REQUIRED, "train.max_length=64"])

@@ -29,6 +29,7 @@ from emotion_train.memory import (
     weight_bytes,
 )
 from emotion_train.model.attention import Segments
+from emotion_train.model.attention import is_fused as is_fused_attention
 from emotion_train.model.fused import FusedDecoder, fits
 from emotion_train.model.graphs import GraphedPasses
 from emotion_train.model.head import EmotionClassifier
@@ -305,10 +306,15 @@ def test_the_adapters_copies_are_planned(targets: Targets, tmp_path: Path, monke
         ("llama", {"head_dim": 24}),
     ],
 )
-def test_the_plan_knows_which_bases_the_fused_decoder_computes(kind: str, changes: dict[str, Any]) -> None:
+def test_the_plan_knows_which_bases_the_fused_decoder_computes(kind: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = text_config(kind, **changes)
-    on_a_gpu = SimpleNamespace(embed_tokens=SimpleNamespace(weight=SimpleNamespace(device=torch.device("cuda"))))
-    assert Shape.of(config.to_dict()).fusable == fits(SimpleNamespace(config=config, model=on_a_gpu)) == (not changes and kind != "qwen3")
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    classifier = SimpleNamespace(config=config, model=SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert Shape.of(config.to_dict()).fusable == fits(classifier) == (not changes and kind != "qwen3")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # a T4 has no bfloat16
+    assert not fits(classifier)
+    assert not is_fused_attention(torch.device("cuda"), torch.bfloat16)
 
 
 def test_sharded_and_float32_bases_are_planned_by_the_stock_modules() -> None:

@@ -334,6 +334,18 @@ def test_a_run_that_another_writer_published_before_the_claim_is_left_as_it_is(f
     assert log(folder, "overtaken") == before
 
 
+def test_a_run_that_has_saved_nothing_yet_is_not_taken_over_with_another_data_set(folder: Path) -> None:
+    config = tiny_config(folder, "run.id=young")
+    job = job_of(config)
+    Writer(job.output_store, "young", job.index.sha256(), config.sha256()).claim(0, 0)
+    assert _look_before_claiming(config, job.index, job.output_store, False) is None
+    Writer(job.output_store, "young", "0" * 64, config.sha256()).claim(0, 0)
+    before = log(folder, "young")
+    with pytest.raises(WrongRequest, match=r"may be at work: its index differs.*another run\.id"):
+        _look_before_claiming(config, job.index, job.output_store, False)
+    assert log(folder, "young") == before
+
+
 def test_a_published_run_is_not_taken_for_the_result_of_another_request(folder: Path, stack: ExitStack) -> None:
     stopped_at(folder, "done", 2)
     config = tiny_config(folder, "run.id=done", *WORDS)

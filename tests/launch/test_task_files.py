@@ -104,20 +104,14 @@ def test_the_run_line_is_one_that_the_launcher_understands(tmp_path: Path) -> No
     assert found.run.id is None  # so that it is SKYPILOT_TASK_ID
 
 
-@pytest.mark.parametrize(("mib", "small"), [("23034", True), ("81559", False), (None, False)])
-def test_a_small_gpu_gets_a_smaller_microbatch_and_given_values_win(mib: str | None, small: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("given", "tokens"), [("", "auto"), ("train.tokens_per_microbatch=512", 512)])
+def test_every_gpu_takes_what_fits_it_unless_a_number_is_given(given: str, tokens: int | str, tmp_path: Path) -> None:
     task = read(SKY / "train.yaml")
     tool(tmp_path / ".venv" / "bin" / "emotion-launch")
-    tool(tmp_path / "bin" / "nvidia-smi", f"#!/bin/bash\necho {mib}\n" if mib else "#!/bin/bash\nexit 9\n")
-    given = "train.tokens_per_microbatch=512"
     environment = variables(task, RECORD=str(tmp_path / "record"), DATA_URL="d", OUTPUT_URL="o", OVERRIDES=given)
-    environment["PATH"] = f"{tmp_path / 'bin'}:{environment['PATH']}"
     assert run_lines(task["run"], tmp_path, environment).returncode == 0
     config, *values = (tmp_path / "record.words").read_text().splitlines()[3:]
-    found = load_config(SKY.parent / config, values)
-    assert found.train.gradient_checkpointing == small
-    assert found.train.tokens_per_microbatch == 512
-    assert ("train.tokens_per_microbatch=2048" in values) == small
+    assert load_config(SKY.parent / config, values).train.tokens_per_microbatch == tokens
 
 
 @pytest.mark.parametrize(
