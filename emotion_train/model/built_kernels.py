@@ -1,4 +1,4 @@
-"""Triton's built kernels in a bucket, so that a machine that starts empty need not build them: some 16 s of the first step.
+"""Triton's built kernels in a bucket, so that a machine that starts empty need not build them: some 15 s of the first step.
 
 One archive for each version of the kernels, of Triton and of Python, and for each kind of GPU. Triton names what it has built by all that
 went into it (source, compiler, GPU, arguments), so what an archive has beyond a run's needs is never used. An archive holds programs, and
