@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import get_cosine_schedule_with_warmup
 
 from emotion_train.config import Config
@@ -204,6 +207,32 @@ def test_the_schedule_is_transformers_cosine_but_for_the_first_step() -> None:
     np.testing.assert_allclose(mine[:4], theirs[1:5])
     np.testing.assert_allclose(mine[4:], theirs[4:])
     assert min(mine) > 0
+
+
+class _Asked(TorchDispatchMode):
+    """Notes what makes the host wait for a GPU's numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, values: Any = (), named: Any = None) -> Any:
+        if operator.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"):
+            self.found.append(str(operator))
+        return operator(*values, **(named or {}))
+
+
+def test_a_step_asks_the_device_for_no_number(folder: Path, stack: ExitStack) -> None:
+    trainer = start_trainer(tiny_config(folder, "run.id=asks"), stack)
+    optimizer: Any = trainer.engine.optimizer  # type: ignore[attr-defined]
+    with contextlib.closing(trainer.train_loader.steps(0)) as batches, _Asked() as asked:
+        trainer._step(next(batches))
+        assert asked.found  # AdamW's count of updates, but not as a GPU computes it:
+        asked.found.clear()
+        for group in optimizer.param_groups:
+            group["fused"] = True
+        trainer._step(next(batches))
+        assert asked.found == []
 
 
 def test_a_row_that_turns_bad_weighs_nothing_and_is_counted(folder: Path, stack: ExitStack) -> None:
