@@ -177,9 +177,7 @@ def table(arguments: argparse.Namespace, runs: list[Run], apart: list[float]) ->
         )
     identity = runs[0].report["identity"]
     versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
-    config = json.loads((arguments.folder / "config.json").read_text())
-    layers = config.get("text_config", config)["num_hidden_layers"]
-    steps = f"{layers} layers, {arguments.steps} steps of {arguments.batch} posts, packs of 4,096 tokens, {VALIDATION} read back"
+    steps = f"{arguments.layers} layers, {arguments.steps} steps of {arguments.batch} posts, packs of 4,096 tokens, {VALIDATION} read back"
     return "\n".join([*rows, "", f"{steps}. {identity['device']}; {versions}"])
 
 
