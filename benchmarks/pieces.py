@@ -1,11 +1,14 @@
-"""What does each fused piece gain alone? The kernels of the fused decoder beside what they replace, in the size of one 24B block.
+"""What does each fused piece gain alone? The kernels of the fused decoder beside what they replace,
+in the size of one 24B block.
 
-    python benchmarks/pieces.py                  # on a machine with one NVIDIA GPU, under two minutes
+    # on a machine with one NVIDIA GPU, under two minutes
+    python benchmarks/pieces.py
     python benchmarks/pieces.py --tokens 4096
 
-Each row runs a piece as transformers, PEFT, bitsandbytes or PyTorch compute it (eagerly, in bfloat16) and as `model/kernels.py` does, on
-the same random numbers; triton.testing.do_bench times both. The last column is what a step of all 40 blocks gains by it, in
-milliseconds: how often a block runs the piece (forward and backward pass), times 40.
+Each row runs a piece as transformers, PEFT, bitsandbytes or PyTorch compute it (eagerly, in
+bfloat16) and as `model/kernels.py` does, on the same random numbers; triton.testing.do_bench times
+both. The last column is what a step of all 40 blocks gains by it, in milliseconds: how often a
+block runs the piece (forward and backward pass), times 40.
 """
 
 from __future__ import annotations
@@ -46,19 +49,30 @@ class Piece:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=7680, help="of a pack (default: 7680)")
     arguments = parser.parse_args()
     if find_spec("triton") is None:
         sys.exit("pieces.py: there is no Triton, which comes with PyTorch's builds for NVIDIA GPUs.")
     torch.manual_seed(0)
-    print("| piece | in place of | before, µs | fused, µs | times | 40 blocks gain, ms |\n|---|---|--:|--:|--:|--:|")
+    print(
+        "| piece | in place of | before, µs | fused, µs | times | 40 blocks gain, ms"
+        " |\n|---|---|--:|--:|--:|--:|"
+    )
     for piece in pieces(arguments.tokens):
         before, after = (1000 * do_bench(one, warmup=10, rep=50) for one in (piece.plain, piece.fused))
         gain = BLOCKS * piece.times * (before - after) / 1000
-        print(f"| {piece.name} | {piece.replaces} | {before:.0f} | {after:.0f} | {before / after:.1f} | {gain:.1f} |", flush=True)
+        print(
+            f"| {piece.name} | {piece.replaces} | {before:.0f} | {after:.0f} | {before / after:.1f} |"
+            f" {gain:.1f} |",
+            flush=True,
+        )
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    print(f"\n{arguments.tokens:,} tokens; {torch.cuda.get_device_name()}; {datetime.now(UTC):%Y-%m-%d}; {used}")
+    print(
+        f"\n{arguments.tokens:,} tokens; {torch.cuda.get_device_name()}; {datetime.now(UTC):%Y-%m-%d}; {used}"
+    )
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -66,7 +80,12 @@ def random(*shape: int) -> torch.Tensor:
 
 
 def pieces(tokens: int) -> list[Piece]:
-    h, m, weight, gradient = random(tokens, HIDDEN), random(tokens, HIDDEN), random(HIDDEN), random(tokens, HIDDEN)
+    h, m, weight, gradient = (
+        random(tokens, HIDDEN),
+        random(tokens, HIDDEN),
+        random(HIDDEN),
+        random(tokens, HIDDEN),
+    )
     seed = torch.tensor(7, dtype=torch.int32, device="cuda")
     _, _, rstd = kernels.add_rms_norm(h, m, weight, EPS)
     return [
@@ -86,14 +105,23 @@ def pieces(tokens: int) -> list[Piece]:
         ),
         *attention_pieces(tokens),
         *mlp_pieces(tokens),
-        Piece("dropout", "dropout, keeping a mask", 2, lambda: dropout(h, DROPOUT), lambda: kernels.dropout(h, DROPOUT, seed, 1)),
+        Piece(
+            "dropout",
+            "dropout, keeping a mask",
+            2,
+            lambda: dropout(h, DROPOUT),
+            lambda: kernels.dropout(h, DROPOUT, seed, 1),
+        ),
         *adapter_pieces(tokens, h, gradient, seed),
         *weight_pieces(),
     ]
 
 
 def backward_of(
-    forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, gradient: torch.Tensor, plus: torch.Tensor | None = None
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    gradient: torch.Tensor,
+    plus: torch.Tensor | None = None,
 ) -> Any:
     """What autograd does after the forward pass, once more at each call."""
     leaf = x.detach().clone().requires_grad_()
@@ -123,11 +151,19 @@ def attention_pieces(tokens: int) -> list[Piece]:
         parts = packed.split([HEADS * HEAD, KV_HEADS * HEAD, KV_HEADS * HEAD], 1)
         query, key, value = (part.view(1, tokens, -1, HEAD).transpose(1, 2) for part in parts)
         nothing: Any = None
-        mixed, _ = segment_attention(nothing, query, key, value, None, scaling=HEAD**-0.5, **segments.as_kwargs(True))
+        mixed, _ = segment_attention(
+            nothing, query, key, value, None, scaling=HEAD**-0.5, **segments.as_kwargs(True)
+        )
         return mixed[0].flatten(1)
 
     return [
-        Piece("rotary positions", "products, halves turned", 2, rope, lambda: kernels.rotate_(qkv.clone(), cos, sin, HEADS + KV_HEADS)),
+        Piece(
+            "rotary positions",
+            "products, halves turned",
+            2,
+            rope,
+            lambda: kernels.rotate_(qkv.clone(), cos, sin, HEADS + KV_HEADS),
+        ),
         Piece(
             "attention",
             "the varlen kernel",
@@ -140,7 +176,9 @@ def attention_pieces(tokens: int) -> list[Piece]:
             "autograd's",
             1,
             backward_of(varlen, qkv, dout),
-            lambda: kernels.attention_backward(dout, qkv, out, lse, starts, ends, HEADS, KV_HEADS, HEAD**-0.5),
+            lambda: kernels.attention_backward(
+                dout, qkv, out, lse, starts, ends, HEADS, KV_HEADS, HEAD**-0.5
+            ),
         ),
     ]
 
@@ -154,7 +192,13 @@ def mlp_pieces(tokens: int) -> list[Piece]:
 
     return [
         Piece("SwiGLU", "silu, product", 1, lambda: plain(gate_up), lambda: kernels.swiglu(gate_up)),
-        Piece("its backward pass", "autograd's", 1, backward_of(plain, gate_up, inner), lambda: kernels.swiglu_backward_(gate_up, inner)),
+        Piece(
+            "its backward pass",
+            "autograd's",
+            1,
+            backward_of(plain, gate_up, inner),
+            lambda: kernels.swiglu_backward_(gate_up, inner),
+        ),
         Piece(
             "SwiGLU to fp8",
             "SwiGLU, quantised after it",
@@ -175,13 +219,19 @@ def mlp_pieces(tokens: int) -> list[Piece]:
 def adapter_pieces(tokens: int, x: torch.Tensor, dx: torch.Tensor, seed: torch.Tensor) -> list[Piece]:
     """The adapters of q, k and v: three as PEFT computes them, and as one."""
     widths = (HEADS * HEAD, KV_HEADS * HEAD, KV_HEADS * HEAD)
-    downs, ups = [random(RANK, HIDDEN).float() for _ in widths], [random(width, RANK).float() for width in widths]
+    downs, ups = (
+        [random(RANK, HIDDEN).float() for _ in widths],
+        [random(width, RANK).float() for width in widths],
+    )
     ys, dy = [random(tokens, width) for width in widths], random(tokens, WIDTH)
     y = torch.cat(ys, 1)
     down, up = torch.cat(downs).bfloat16(), torch.block_diag(*ups).bfloat16()
 
     def plain() -> list[torch.Tensor]:
-        return [y + dropout(x, DROPOUT) @ a.bfloat16().t() @ b.bfloat16().t() * 2.0 for y, a, b in zip(ys, downs, ups, strict=True)]
+        return [
+            y + dropout(x, DROPOUT) @ a.bfloat16().t() @ b.bfloat16().t() * 2.0
+            for y, a, b in zip(ys, downs, ups, strict=True)
+        ]
 
     def plain_backward() -> list[torch.Tensor]:
         found = []

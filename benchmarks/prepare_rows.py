@@ -1,8 +1,10 @@
-"""How fast `emotion-train prepare` is and how much memory it takes, at several sizes of a synthetic CSV file.
+"""How fast `emotion-train prepare` is and how much memory it takes, at several sizes of a synthetic
+CSV file.
 
     python benchmarks/prepare_rows.py --rows 1000000 10000000
 
-Writes about 150 bytes a post below TMPDIR, needs three times that while it runs, and removes everything at the end.
+Writes about 150 bytes a post below TMPDIR, needs three times that while it runs, and removes
+everything at the end.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ CHUNK = 100_000
 
 
 def write_posts(path: Path, rows: int, seed: int) -> None:
-    """Posts of 5 to 40 words in Zipf's frequencies, a third with an emoji, one in 100 repeated; 15 labels with a ratio of 20."""
+    """Posts of 5 to 40 words in Zipf's frequencies, a third with an emoji, one in 100 repeated; 15
+    labels with a ratio of 20.
+    """
     draw = np.random.default_rng(seed)
     lengths = draw.integers(2, 9, WORDS)
     words = np.array(["".join(chr(97 + c) for c in draw.integers(0, 26, n)) for n in lengths], object)
@@ -39,7 +43,9 @@ def write_posts(path: Path, rows: int, seed: int) -> None:
             posts[::3] = [f"{post} 🙂" for post in posts[::3]]
             posts[1::100] = posts[0 : len(posts[1::100]) * 100 : 100]
             labels = draw.choice(LABELS, count, p=chance / chance.sum())
-            file.writelines(f'"{post}",emotion{label:02}\n' for post, label in zip(posts, labels, strict=True))
+            file.writelines(
+                f'"{post}",emotion{label:02}\n' for post, label in zip(posts, labels, strict=True)
+            )
 
 
 def measure(rows: int, seed: int, memory_mb: int) -> str:
@@ -48,28 +54,51 @@ def measure(rows: int, seed: int, memory_mb: int) -> str:
         posts = Path(folder, "posts.csv")
         write_posts(posts, rows, seed)
         began, cpu_before_s = time.perf_counter(), cpu_s()
-        command = [sys.executable, "-m", "emotion_train.prepare", str(posts), str(Path(folder, "data")), "--memory-mb", str(memory_mb)]
+        command = [
+            sys.executable,
+            "-m",
+            "emotion_train.prepare",
+            str(posts),
+            str(Path(folder, "data")),
+            "--memory-mb",
+            str(memory_mb),
+        ]
         subprocess.run(command, check=True, stdout=sys.stderr)
         took = time.perf_counter() - began
         cpu = cpu_s() - cpu_before_s
         peak_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        return f"| {rows:,} | {posts.stat().st_size / 1e6:,.0f} | {took:,.0f} | {cpu:,.0f} | {rows / took:,.0f} | {peak_mib:,.0f} |"
+        return (
+            f"| {rows:,} | {posts.stat().st_size / 1e6:,.0f} | {took:,.0f} | {cpu:,.0f} | {rows / took:,.0f}"
+            f" | {peak_mib:,.0f} |"
+        )
 
 
 def cpu_s() -> float:
-    """CPU seconds of all children so far, which a busy machine does not stretch as it does the time on the clock."""
+    """CPU seconds of all children so far, which a busy machine does not stretch as it does the time
+    on the clock.
+    """
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="sizes, rising (default: 1 and 10 million)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="+",
+        default=[1_000_000, 10_000_000],
+        help="sizes, rising (default: 1 and 10 million)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory-mb", type=int, default=512)
     args = parser.parse_args()
     lines = [measure(rows, args.seed, args.memory_mb) for rows in sorted(args.rows)]
-    print("| posts | CSV, MB | seconds | CPU seconds | posts/s | peak memory, MiB |\n|--:|--:|--:|--:|--:|--:|")
+    print(
+        "| posts | CSV, MB | seconds | CPU seconds | posts/s | peak memory, MiB |\n|--:|--:|--:|--:|--:|--:|"
+    )
     print("\n".join(lines))
 
 

@@ -1,11 +1,15 @@
-"""The real size on one GPU: a 24B checkpoint with Mistral Small 3.1's exact shape, loaded in nf4, trained, saved and read back.
+"""The real size on one GPU: a 24B checkpoint with Mistral Small 3.1's exact shape, loaded in nf4,
+trained, saved and read back.
 
-    python benchmarks/real_size.py --folder /dev/shm/mistral     # 45 GiB there, one GPU with 80 GiB or more, some four minutes
+python benchmarks/real_size.py --folder /dev/shm/mistral     # 45 GiB there, one GPU with 80 GiB or
+more, some four minutes
 
-Writes random bf16 weights as shards in the hub's key layout (vision tower and language-model head included, to be passed over), takes the
-Tekken tokenizer of the package mistral-common, prepares GoEmotions posts, runs the program's own command line for 21 steps, pulls the
-adapter, scores the validation posts again from it in a new process, and compares the probabilities with the published ones bit by bit.
-The weights are random, so speed and memory are real and losses and scores mean nothing.
+Writes random bf16 weights as shards in the hub's key layout (vision tower and language-model head
+included, to be passed over), takes the Tekken tokenizer of the package mistral-common, prepares
+GoEmotions posts, runs the program's own command line for 21 steps, pulls the adapter, scores the
+validation posts again from it in a new process, and compares the probabilities with the published
+ones bit by bit. The weights are random, so speed and memory are real and losses and scores mean
+nothing.
 """
 
 from __future__ import annotations
@@ -41,23 +45,41 @@ HUB_NAMES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_posts_argument(parser)
     add_checkpoint_arguments(parser)
-    parser.add_argument("--batch", type=int, default=448, help="posts a step (default: 448, about 8,000 tokens)")
+    parser.add_argument(
+        "--batch", type=int, default=448, help="posts a step (default: 448, about 8,000 tokens)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     arguments = parser.parse_args()
     ensure_checkpoint(arguments)
     with tempfile.TemporaryDirectory(prefix="real-size-") as folder:
-        posts = some_posts(splits(arguments.posts, Path(folder, "all")), Path(folder, "posts"), STEPS * arguments.batch)
+        posts = some_posts(
+            splits(arguments.posts, Path(folder, "all")), Path(folder, "posts"), STEPS * arguments.batch
+        )
         prepared(posts, folder, "--on-bad", "drop")
         print(measure(arguments, Path(folder)))
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint goes; one that is there is used again")
-    parser.add_argument("--tekken", type=Path, default=None, help="tekken.json (default: that of the package mistral-common)")
-    parser.add_argument("--layers", type=int, default=40, help="fewer for a smaller GPU or a quick try (default: 40, the real number)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        help="where the checkpoint goes; one that is there is used again",
+    )
+    parser.add_argument(
+        "--tekken", type=Path, default=None, help="tekken.json (default: that of the package mistral-common)"
+    )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=40,
+        help="fewer for a smaller GPU or a quick try (default: 40, the real number)",
+    )
 
 
 def ensure_checkpoint(arguments: argparse.Namespace) -> None:
@@ -66,7 +88,10 @@ def ensure_checkpoint(arguments: argparse.Namespace) -> None:
     config = json.loads((arguments.folder / "config.json").read_text())
     layers = config.get("text_config", config)["num_hidden_layers"]
     if layers != arguments.layers:
-        sys.exit(f"{arguments.folder} holds a checkpoint of {layers} layers and --layers is {arguments.layers}; give another --folder.")
+        sys.exit(
+            f"{arguments.folder} holds a checkpoint of {layers} layers and --layers is {arguments.layers};"
+            " give another --folder."
+        )
 
 
 def packaged_tekken() -> Path:
@@ -77,23 +102,53 @@ def packaged_tekken() -> Path:
 
 
 def write_checkpoint(folder: Path, layers: int, tekken: Path) -> None:
-    """Mistral Small 3.1's published configuration and random weights, drawn on the GPU where there is one."""
+    """Mistral Small 3.1's published configuration and random weights, drawn on the GPU where there
+    is one.
+    """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     vision = {
-        **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "head_dim": 64},
+        **{
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "head_dim": 64,
+        },
         **{"image_size": 1540, "patch_size": 14, "rope_theta": 10_000.0},
     }
     text = {
-        **{"hidden_size": 5120, "intermediate_size": 32_768, "num_hidden_layers": layers, "num_attention_heads": 32, "head_dim": 128},
-        **{"num_key_value_heads": 8, "vocab_size": 131_072, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5},
-        **{"rope_theta": 1e9, "sliding_window": None, "tie_word_embeddings": False, "architectures": ["MistralForCausalLM"]},
+        **{
+            "hidden_size": 5120,
+            "intermediate_size": 32_768,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 32,
+            "head_dim": 128,
+        },
+        **{
+            "num_key_value_heads": 8,
+            "vocab_size": 131_072,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-5,
+        },
+        **{
+            "rope_theta": 1e9,
+            "sliding_window": None,
+            "tie_word_embeddings": False,
+            "architectures": ["MistralForCausalLM"],
+        },
     }
     config = AutoConfig.for_model(
-        "mistral3", text_config={"model_type": "mistral", **text}, vision_config={"model_type": "pixtral", **vision}, image_token_index=10
+        "mistral3",
+        text_config={"model_type": "mistral", **text},
+        vision_config={"model_type": "pixtral", **vision},
+        image_token_index=10,
     )
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in AutoModelForImageTextToText.from_config(config).state_dict().items()}
+        shapes = {
+            name: tensor.shape
+            for name, tensor in AutoModelForImageTextToText.from_config(config).state_dict().items()
+        }
     total = sum(shape.numel() for shape in shapes.values())
     assert layers != 40 or total == PARAMETERS, f"{total:,} parameters"
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,14 +159,20 @@ def write_checkpoint(folder: Path, layers: int, tekken: Path) -> None:
         if name.endswith("norm.weight") or "_norm" in name or "layernorm" in name:
             tensor = torch.ones(shape, dtype=torch.bfloat16)
         else:
-            tensor = torch.empty(shape, dtype=torch.bfloat16, device=draw.device).normal_(0, 0.02, generator=draw).cpu()
+            tensor = (
+                torch.empty(shape, dtype=torch.bfloat16, device=draw.device)
+                .normal_(0, 0.02, generator=draw)
+                .cpu()
+            )
         shard[hub_name(name)] = tensor
         if sum(one.nbytes for one in shard.values()) > SHARD_BYTES:
             flush(folder, shard, weight_map)
     flush(folder, shard, weight_map)
     (folder / "config.json").write_text(config.to_json_string(use_diff=False))
     (folder / "tekken.json").write_bytes(tekken.read_bytes())
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 2 * total}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 2 * total}, "weight_map": weight_map})
+    )
 
 
 def hub_name(name: str) -> str:
@@ -138,18 +199,47 @@ def some_posts(whole: Path, folder: Path, rows: int, validation: int = 1000) -> 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> str:
     values = [
-        *(f"data.url={folder / 'data'}", f"run.output_url={folder / 'runs'}", "run.id=real-size", f"model.base={arguments.folder}"),
-        *("train.epochs=1", f"train.global_batch_size={arguments.batch}", "train.tokens_per_microbatch=8192", *arguments.overrides),
+        *(
+            f"data.url={folder / 'data'}",
+            f"run.output_url={folder / 'runs'}",
+            "run.id=real-size",
+            f"model.base={arguments.folder}",
+        ),
+        *(
+            "train.epochs=1",
+            f"train.global_batch_size={arguments.batch}",
+            "train.tokens_per_microbatch=8192",
+            *arguments.overrides,
+        ),
     ]
     began = time.perf_counter()
     subprocess.run(accelerate_line(SINGLE_GPU, str(MISTRAL), values), check=True, stdout=sys.stderr)
     whole_s = time.perf_counter() - began
     pull(f"{folder / 'runs'}/real-size", folder / "adapter")
     report: dict[str, Any] = json.loads((folder / "adapter" / "report" / "report.json").read_text())
-    command = [sys.executable, "-m", "emotion_train.evaluate", "--adapter", str(folder / "adapter"), "--data", str(folder / "data")]
-    again = [*command, "--split", "validation", "--out", str(folder / "again"), "--tokens-per-microbatch", "8192"]
+    command = [
+        sys.executable,
+        "-m",
+        "emotion_train.evaluate",
+        "--adapter",
+        str(folder / "adapter"),
+        "--data",
+        str(folder / "data"),
+    ]
+    again = [
+        *command,
+        "--split",
+        "validation",
+        "--out",
+        str(folder / "again"),
+        "--tokens-per-microbatch",
+        "8192",
+    ]
     subprocess.run(again, check=True, stdout=sys.stderr)
-    published, reread = (probabilities(at / "predictions_validation.parquet") for at in (folder / "adapter" / "report", folder / "again"))
+    published, reread = (
+        probabilities(at / "predictions_validation.parquet")
+        for at in (folder / "adapter" / "report", folder / "again")
+    )
     assert published.keys() == reread.keys()
     apart = max(float(np.abs(published[post] - reread[post]).max()) for post in published)
     speed, steps = report["speed"], report["history"][-1]["step"]
@@ -160,10 +250,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> str:
             "|---|--:|",
             f"| steps of {arguments.batch} posts, real tokens | {steps}, {speed['real_tokens']:,} |",
             f"| training | {speed['train_seconds']:.1f} s |",
-            f"| speed | {speed['posts_per_second']:.0f} posts/s, {speed['tokens_per_second']:,.0f} tokens/s |",
+            (
+                f"| speed | {speed['posts_per_second']:.0f} posts/s, {speed['tokens_per_second']:,.0f}"
+                " tokens/s |"
+            ),
             f"| peak memory of the GPU | {speed['peak_memory_bytes'] / 2**30:.1f} GiB |",
             f"| whole command: imports, load, train, score, publish | {whole_s:.0f} s |",
-            f"| largest difference of a probability, published against adapter read back ({len(published)} posts) | {apart:g} |",
+            (
+                "| largest difference of a probability, published against adapter read back"
+                f" ({len(published)} posts) | {apart:g} |"
+            ),
             "",
             f"{report['identity']['device']}; {versions}",
         ]
@@ -173,7 +269,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> str:
 def probabilities(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     table = pq.read_table(path)
     name = next(name for name in table.column_names if name.startswith("prob"))
-    return {post: np.asarray(row) for post, row in zip(table["id"].to_pylist(), table[name].to_pylist(), strict=True)}
+    return {
+        post: np.asarray(row)
+        for post, row in zip(table["id"].to_pylist(), table[name].to_pylist(), strict=True)
+    }
 
 
 if __name__ == "__main__":

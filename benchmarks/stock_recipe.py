@@ -1,8 +1,10 @@
-"""The stock recipe that speed.py compares with: transformers' Trainer, nf4 QLoRA, posts padded to 128 tokens, batches of 8, checkpointing.
+"""The stock recipe that speed.py compares with: transformers' Trainer, nf4 QLoRA, posts padded to
+128 tokens, batches of 8, checkpointing.
 
     python benchmarks/stock_recipe.py --base FOLDER --posts train.parquet
 
-Prints one line of JSON: posts/s and real tokens/s of the steps after the first five, and the peak of the GPU's memory.
+Prints one line of JSON: posts/s and real tokens/s of the steps after the first five, and the peak
+of the GPU's memory.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", required=True)
     parser.add_argument("--posts", required=True)
     parser.add_argument("--steps", type=int, default=40)
@@ -107,12 +111,21 @@ def model(base: str, pad_id: int) -> Any:
         dtype=torch.bfloat16,
         device_map={"": 0},
         quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
         ),
         key_mapping={r"^language_model\.model\.": "model.", r"^model\.language_model\.": "model."},
     )
     network = prepare_model_for_kbit_training(network, gradient_checkpointing_kwargs={"use_reentrant": False})
-    lora = LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    lora = LoraConfig(
+        task_type="SEQ_CLS",
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0.05,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+    )
     return get_peft_model(network, lora)
 
 

@@ -1,4 +1,6 @@
-"""Where the files of a base model lie: a folder, one .gguf file, the Hugging Face hub, or where `stage-base` put them."""
+"""Where the files of a base model lie: a folder, one .gguf file, the Hugging Face hub, or where
+`stage-base` put them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from emotion_train.storage import FolderStore, open_store
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """The base `name` as the user gave it. Exactly one of `folder`, `gguf` and `staged` is set, or none for a hub id."""
+    """The base `name` as the user gave it. Exactly one of `folder`, `gguf` and `staged` is set, or
+    none for a hub id.
+    """
 
     name: str
     folder: Path | None = None
@@ -37,9 +41,15 @@ class BaseFiles:
         if path.is_file() and path.suffix == ".gguf":
             return cls(name, gguf=path)
         if path.is_file():
-            raise WrongRequest(f"The base {name} is a file; give a checkpoint's folder, a .gguf file or a hub id such as owner/model.")
+            raise WrongRequest(
+                f"The base {name} is a file; give a checkpoint's folder, a .gguf file or a hub id such as"
+                " owner/model."
+            )
         if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise WrongRequest(f"The base {name} does not exist; give a checkpoint's folder, a .gguf file or a hub id such as owner/model.")
+            raise WrongRequest(
+                f"The base {name} does not exist; give a checkpoint's folder, a .gguf file or a hub id such"
+                " as owner/model."
+            )
         return cls(name)
 
     @property
@@ -51,9 +61,11 @@ class BaseFiles:
         return self.name if path is None else str(path.resolve())
 
     def file(self, file: str) -> Path | None:
-        """Path of one file of the checkpoint, downloaded if need be; None where the checkpoint has no such file.
+        """Path of one file of the checkpoint, downloaded if need be; None where the checkpoint has
+        no such file.
 
-        Raises `WrongRequest` when the hub cannot be reached, does not know the base, or wants a token.
+        Raises `WrongRequest` when the hub cannot be reached, does not know the base, or wants a
+        token.
         """
         if self.staged is not None:
             return self.staged.path(file)
@@ -69,9 +81,14 @@ class BaseFiles:
         """As `file`, but a missing one is refused."""
         path = self.file(file)
         if path is None:
-            where = "" if self.folder or self.gguf or self.staged else ", or it is not in the local hub cache and the hub cannot be reached"
+            where = (
+                ""
+                if self.folder or self.gguf or self.staged
+                else ", or it is not in the local hub cache and the hub cannot be reached"
+            )
             raise WrongRequest(
-                f"The base {self.name} has no {file}{where}; give the folder or hub id of a safetensors checkpoint, or a .gguf file."
+                f"The base {self.name} has no {file}{where}; give the folder or hub id of a safetensors"
+                " checkpoint, or a .gguf file."
             )
         return path
 
@@ -89,25 +106,38 @@ def _download(repo: str, file: str) -> Path | None:
         RepositoryNotFoundError,
     )
 
-    hint = "give a folder with the checkpoint, a .gguf file, or a hub id such as mistralai/Mistral-Small-3.1-24B-Base-2503"
+    hint = (
+        "give a folder with the checkpoint, a .gguf file, or a hub id such as"
+        " mistralai/Mistral-Small-3.1-24B-Base-2503"
+    )
     try:
         return Path(hf_hub_download(repo, file))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         if isinstance(try_to_load_from_cache(repo, "config.json"), str):
-            return None  # a base used before: what the cache lacks, such as the index of a single-file checkpoint, is not there
+            # a base used before: what the cache lacks, such as the index of a single-file
+            # checkpoint, is not there
+            return None
         raise WrongRequest(
-            f"The base {repo} is neither a folder here nor in the local hub cache, and the Hugging Face hub cannot be reached; {hint}."
+            f"The base {repo} is neither a folder here nor in the local hub cache, and the Hugging Face hub"
+            f" cannot be reached; {hint}."
         ) from None
     except EntryNotFoundError:
         return None
     except GatedRepoError:
         raise WrongRequest(
-            f"The base {repo} is gated: accept its terms at https://huggingface.co/{repo}, then set HF_TOKEN or type: hf auth login"
+            f"The base {repo} is gated: accept its terms at https://huggingface.co/{repo}, then set HF_TOKEN"
+            " or type: hf auth login"
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise WrongRequest(f"The base {repo} is neither a folder here nor a model on the Hugging Face hub; {hint}.") from None
+        raise WrongRequest(
+            f"The base {repo} is neither a folder here nor a model on the Hugging Face hub; {hint}."
+        ) from None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no status")
-        raise WrongRequest(f"The Hugging Face hub answered {status} for {file} of {repo}; try again later, or {hint}.") from None
+        raise WrongRequest(
+            f"The Hugging Face hub answered {status} for {file} of {repo}; try again later, or {hint}."
+        ) from None
     except OSError as error:  # connection refused, no DNS, disk full: the message names it
-        raise WrongRequest(f"{file} of the base {repo} could not be fetched ({type(error).__name__}: {error}); {hint}.") from None
+        raise WrongRequest(
+            f"{file} of the base {repo} could not be fetched ({type(error).__name__}: {error}); {hint}."
+        ) from None

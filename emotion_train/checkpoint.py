@@ -1,7 +1,8 @@
 """The resumable state of a run as safetensors and JSON, committed by one log entry.
 
-Adapter, head, optimizer moments and the cursor; the learning rate, the random numbers and the order of posts are functions of the step
-and need no saving. At r=16 on q, k, v, o of Mistral Small 3.1 that is 0.22 GiB. Nothing is ever unpickled.
+Adapter, head, optimizer moments and the cursor; the learning rate, the random numbers and the order
+of posts are functions of the step and need no saving. At r=16 on q, k, v, o of Mistral Small 3.1
+that is 0.22 GiB. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "sta
 T = TypeVar("T")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# a run may continue on other machines, with other packing or precision, but not with another question
+# a run may continue on other machines, with other packing or precision, but not with another
+# question
 _FIXED = (
     "data.max_length",
     "lora.r",
@@ -43,12 +45,15 @@ _FIXED = (
 
 @dataclass
 class Progress:
-    """Where a run is, and what all ranks have seen: `step` counts completed optimizer steps of the whole run.
+    """Where a run is, and what all ranks have seen: `step` counts completed optimizer steps of the
+    whole run.
 
-    `computed_tokens` counts filling too. Counts and seconds are those up to the last save; `earlier_wall_seconds` is what the processes
-    before this one held the machine for, until their last commit. `loss_sum` adds the losses of the `loss_steps` steps since the last
-    evaluation, one by one, so that it does not depend on when the run was saved. `train_seconds` holds the `stall_seconds` in which
-    training waited for the copies of its `saves`; `upload_seconds` ran beside it.
+    `computed_tokens` counts filling too. Counts and seconds are those up to the last save;
+    `earlier_wall_seconds` is what the processes before this one held the machine for, until their
+    last commit. `loss_sum` adds the losses of the `loss_steps` steps since the last evaluation, one
+    by one, so that it does not depend on when the run was saved. `train_seconds` holds the
+    `stall_seconds` in which training waited for the copies of its `saves`; `upload_seconds` ran
+    beside it.
     """
 
     step: int = 0
@@ -69,7 +74,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class State:
-    """A checkpoint in memory. `optimizer` maps `exp_avg.<parameter>` and `exp_avg_sq.<parameter>` to moments."""
+    """A checkpoint in memory. `optimizer` maps `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`
+    to moments.
+    """
 
     progress: Progress
     adapter: dict[str, torch.Tensor]
@@ -87,7 +94,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state on its way to the log. `epoch` is that of the next step; `metrics` has macro_f1 when the state was evaluated."""
+    """A state on its way to the log. `epoch` is that of the next step; `metrics` has macro_f1 when
+    the state was evaluated.
+    """
 
     state: State
     epoch: int
@@ -105,7 +114,9 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """Another one for the same step with a score, so that no committed part is ever written again with other bytes."""
+        """Another one for the same step with a score, so that no committed part is ever written
+        again with other bytes.
+        """
         return f"step-{self.step:08d}" + ("" if self.macro_f1 is None else "-scored")
 
     def files(self) -> Iterator[tuple[str, bytes]]:
@@ -128,10 +139,16 @@ def commit(writer: Writer, snapshot: Snapshot) -> Entry:
 
 
 def host_copy(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A float32 copy in host memory; from a GPU all tensors at once into pinned memory, which PyTorch keeps for the next copy."""
+    """A float32 copy in host memory; from a GPU all tensors at once into pinned memory, which
+    PyTorch keeps for the next copy.
+    """
     on_gpu = any(tensor.is_cuda for tensor in tensors.values())
     copies = {
-        name: torch.empty(tensor.shape, dtype=torch.float32, pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
+        name: (
+            torch.empty(tensor.shape, dtype=torch.float32, pin_memory=tensor.is_cuda).copy_(
+                tensor, non_blocking=True
+            )
+        )
         for name, tensor in tensors.items()
     }
     if on_gpu:
@@ -156,42 +173,64 @@ class Saved:
             progress = Progress(**self.document["progress"])
             return State(progress, load(self.files[ADAPTER]), load(self.files[OPTIMIZER]))
         except (SafetensorError, KeyError, TypeError) as error:
-            raise StorageError(f"The checkpoint of step {self.entry.step} cannot be read ({error}).") from None
+            raise StorageError(
+                f"The checkpoint of step {self.entry.step} cannot be read ({error})."
+            ) from None
 
 
 def read_saved(store: Store, run_id: str, entry: Entry) -> Saved:
-    """The checkpoint of an entry; raises `StorageError` when a part is missing, was replaced or is not what it should be."""
-    saved = Saved(entry, {name: read_part(store, run_id, _part(entry, name)) for name in (ADAPTER, OPTIMIZER, STATE)})
+    """The checkpoint of an entry; raises `StorageError` when a part is missing, was replaced or is
+    not what it should be.
+    """
+    saved = Saved(
+        entry, {name: read_part(store, run_id, _part(entry, name)) for name in (ADAPTER, OPTIMIZER, STATE)}
+    )
     saved.state()
     return saved
 
 
-def newest(entries: Sequence[Entry], read: Callable[[Entry], T], tell: Callable[[str], None] = lambda words: None) -> T | None:
-    """What `read` makes of the newest checkpoint that verifies; `tell` hears of each that does not. None when there is no checkpoint.
+def newest(
+    entries: Sequence[Entry], read: Callable[[Entry], T], tell: Callable[[str], None] = lambda words: None
+) -> T | None:
+    """What `read` makes of the newest checkpoint that verifies; `tell` hears of each that does not.
+    None when there is no checkpoint.
 
-    Raises `WrongRequest` when none verifies, and `StorageError` when the store does not answer, which says nothing about the parts.
+    Raises `WrongRequest` when none verifies, and `StorageError` when the store does not answer,
+    which says nothing about the parts.
     """
     return _first_good([entry for entry in reversed(entries) if entry.kind == "checkpoint"], read, tell)
 
 
-def best_adapter(store: Store, run_id: str, entries: Sequence[Entry], tell: Callable[[str], None]) -> tuple[Entry, bytes] | None:
-    """Entry and adapter file of the checkpoint with the highest macro-F1 that verifies; the earlier one of equals."""
-    scored = [entry for entry in entries if entry.kind == "checkpoint" and entry.metrics.get("macro_f1") is not None]
+def best_adapter(
+    store: Store, run_id: str, entries: Sequence[Entry], tell: Callable[[str], None]
+) -> tuple[Entry, bytes] | None:
+    """Entry and adapter file of the checkpoint with the highest macro-F1 that verifies; the earlier
+    one of equals.
+    """
+    scored = [
+        entry for entry in entries if entry.kind == "checkpoint" and entry.metrics.get("macro_f1") is not None
+    ]
     scored.sort(key=lambda entry: (-float(entry.metrics["macro_f1"] or 0), entry.seq))
     return _first_good(scored, lambda entry: (entry, read_part(store, run_id, _part(entry, ADAPTER))), tell)
 
 
-def _first_good(entries: Sequence[Entry], read: Callable[[Entry], T], tell: Callable[[str], None]) -> T | None:
+def _first_good(
+    entries: Sequence[Entry], read: Callable[[Entry], T], tell: Callable[[str], None]
+) -> T | None:
     for entry in entries:
         try:
             return read(entry)
         except StorageError as error:
             if error.transient:
                 raise
-            tell(f"Checkpoint {entry.seq:08d} of step {entry.step} does not verify and was passed over: {error}")
+            tell(
+                f"Checkpoint {entry.seq:08d} of step {entry.step} does not verify and was passed over:"
+                f" {error}"
+            )
     if entries:
         raise WrongRequest(
-            f"None of the {len(entries)} checkpoints of this run verifies; put their objects back, or start a new run with another run.id."
+            f"None of the {len(entries)} checkpoints of this run verifies; put their objects back, or start a"
+            " new run with another run.id."
         )
     return None
 
@@ -222,7 +261,9 @@ def _document(data: bytes) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(data)
         _Document.model_validate(document)
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, not these fields
-        raise StorageError(f"A checkpoint's {STATE} is not what this program writes ({' '.join(str(error).split())[:200]}).") from None
+        raise StorageError(
+            f"A checkpoint's {STATE} is not what this program writes ({' '.join(str(error).split())[:200]})."
+        ) from None
     return document
 
 
@@ -233,7 +274,9 @@ def _part(entry: Entry, name: str) -> Part:
     raise StorageError(f"The checkpoint {entry.seq:08d} names no {name}; it was not written by this program.")
 
 
-def check_same_question(document: Mapping[str, Any], config: Config, index: Index, entry: Entry, run_id: str) -> list[str]:
+def check_same_question(
+    document: Mapping[str, Any], config: Config, index: Index, entry: Entry, run_id: str
+) -> list[str]:
     """What is different but may be, one `section.key (was …, is …)` each.
 
     Raises `WrongRequest` when the run was started for other data, labels or learning values.
@@ -260,16 +303,22 @@ def check_same_question(document: Mapping[str, Any], config: Config, index: Inde
 
 
 def check_same_base(document: Mapping[str, Any], base: BaseInfo, run_id: str) -> None:
-    """Raises `WrongRequest` when the weights of the base are others; where they lie does not matter."""
+    """Raises `WrongRequest` when the weights of the base are others; where they lie does not
+    matter.
+    """
     if document["base_weights_sha256"] != base.weights_sha256:
         raise WrongRequest(
-            f"Run {run_id} was started on another base than {base.name} is now: its weights differ. Give the old model.base to "
-            "continue it, or another run.id to start a new run."
+            f"Run {run_id} was started on another base than {base.name} is now: its weights differ. Give the"
+            " old model.base to continue it, or another run.id to start a new run."
         )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str]) -> dict[str, torch.Tensor]:
-    """AdamW's moments by parameter name, not copied; a parameter that never had a gradient has none."""
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str]
+) -> dict[str, torch.Tensor]:
+    """AdamW's moments by parameter name, not copied; a parameter that never had a gradient has
+    none.
+    """
     return {
         f"{key}.{name}": optimizer.state[parameter][key].detach()
         for parameter, name in names.items()
@@ -279,7 +328,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str], moments: Mapping[str, torch.Tensor], step: int
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[torch.nn.Parameter, str],
+    moments: Mapping[str, torch.Tensor],
+    step: int,
 ) -> None:
     """Put the moments back; every parameter must find its own."""
     for group in optimizer.param_groups:
@@ -287,7 +339,10 @@ def load_optimizer_state(
             name = names[parameter]
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step), device=parameter.device if group.get("fused") else "cpu"),
-                **{key: moments[f"{key}.{name}"].to(parameter.device, torch.float32).clone() for key in _MOMENTS},
+                **{
+                    key: moments[f"{key}.{name}"].to(parameter.device, torch.float32).clone()
+                    for key in _MOMENTS
+                },
             }
 
 

@@ -1,4 +1,6 @@
-"""`emotion-train VERB`: one page per verb, imported only when it is asked for, so that --help costs no torch."""
+"""`emotion-train VERB`: one page per verb, imported only when it is asked for, so that --help costs
+no torch.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,15 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code of the table in `EXIT_CODES`."""
-    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)  # at each import it asks for a package that is not needed
+    # at each import it asks for a package that is not needed
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
         prog="emotion-train",
-        description="Prepare posts, train an emotion classifier, score it and use it. Each verb has its own --help.",
+        description=(
+            "Prepare posts, train an emotion classifier, score it and use it. Each verb has its own --help."
+        ),
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

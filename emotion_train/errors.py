@@ -1,6 +1,8 @@
-"""The error family: each error carries the exit code of the process that it ends, and `exit_code` is how a program ends with one.
+"""The error family: each error carries the exit code of the process that it ends, and `exit_code`
+is how a program ends with one.
 
-Everything outside this family is a defect and ends with a traceback and exit code 1, but for a full disk, Ctrl-C and a closed pipe.
+Everything outside this family is a defect and ends with a traceback and exit code 1, but for a full
+disk, Ctrl-C and a closed pipe.
 """
 
 from __future__ import annotations
@@ -19,21 +21,27 @@ EXIT_CODES = """exit codes:
 
 
 class EmotionTrainError(Exception):
-    """An end that is explained in words: printed without a traceback, `exit_code` is returned to the shell."""
+    """An end that is explained in words: printed without a traceback, `exit_code` is returned to
+    the shell.
+    """
 
     exit_code = 1
 
 
 class WrongRequest(EmotionTrainError):
-    """What was asked for cannot be done; the message says what was given, what is allowed and what to type."""
+    """What was asked for cannot be done; the message says what was given, what is allowed and what
+    to type.
+    """
 
     exit_code = 2
 
 
 class StorageError(WrongRequest):
-    """A store refused or did not answer; the message names the URL, the likely cause and the remedy.
+    """A store refused or did not answer; the message names the URL, the likely cause and the
+    remedy.
 
-    `transient`: waiting may help (no network, an overloaded or full store, an expired login); otherwise the request has to change.
+    `transient`: waiting may help (no network, an overloaded or full store, an expired login);
+    otherwise the request has to change.
     """
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
@@ -64,21 +72,29 @@ class Fenced(EmotionTrainError):
 
 
 class LostContact(EmotionTrainError):
-    """Another process of this run has ended or does not answer; the run goes on from its last checkpoint at the next start."""
+    """Another process of this run has ended or does not answer; the run goes on from its last
+    checkpoint at the next start.
+    """
 
 
 class NotPublished(EmotionTrainError):
-    """The run is trained and the store did not take it; the message says where it is kept and how it gets published."""
+    """The run is trained and the store did not take it; the message says where it is kept and how
+    it gets published.
+    """
 
 
 class Preempted(EmotionTrainError):
-    """The machine is about to be taken; the run stopped after its newest state was saved, and another start goes on from there."""
+    """The machine is about to be taken; the run stopped after its newest state was saved, and
+    another start goes on from there.
+    """
 
     exit_code = 33
 
 
 def exit_code(program: str, action: Callable[[], int]) -> int:
-    """Run `action` and return its exit code; errors of the family become their sentence on stderr and their own code."""
+    """Run `action` and return its exit code; errors of the family become their sentence on stderr
+    and their own code.
+    """
     try:
         return action()
     except EmotionTrainError as error:
@@ -94,11 +110,16 @@ def exit_code(program: str, action: Callable[[], int]) -> int:
         if error.errno != errno.ENOSPC:
             raise
         place = error.filename or "a temporary folder"
-        print(f"{program}: the disk is full ({place}); free some space or set TMPDIR to a larger disk.", file=sys.stderr)
+        print(
+            f"{program}: the disk is full ({place}); free some space or set TMPDIR to a larger disk.",
+            file=sys.stderr,
+        )
         return 2
 
 
 def print_nowhere() -> None:
-    """Standard output, whose reader has left, goes nowhere from here on, also that of processes that are started now."""
+    """Standard output, whose reader has left, goes nowhere from here on, also that of processes
+    that are started now.
+    """
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -1,4 +1,5 @@
-"""Score an adapter on a split of a prepared data set, or on a file of labelled posts, with the same figures and floors as the report.
+"""Score an adapter on a split of a prepared data set, or on a file of labelled posts, with the same
+figures and floors as the report.
 
 A file is held in memory; a data set's split is streamed, its predictions are held.
 """
@@ -33,11 +34,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_adapter_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", metavar="DATA_URL", help="data set written by `emotion-train prepare`")
-    what.add_argument("--file", metavar="FILE", help="labelled posts: a CSV, JSONL or Parquet file, or a folder of them")
+    what.add_argument(
+        "--file", metavar="FILE", help="labelled posts: a CSV, JSONL or Parquet file, or a folder of them"
+    )
     parser.add_argument("--split", default="test", metavar="NAME", help="split of --data (default: test)")
-    parser.add_argument("--text-column", default="text", metavar="NAME", help="column of the post in --file (default: text)")
-    parser.add_argument("--label-column", default="label", metavar="NAME", help="column of the label in --file (default: label)")
-    parser.add_argument("--out", metavar="FOLDER", help="folder or s3:// URL for scorecard.json and the predictions (default: only print)")
+    parser.add_argument(
+        "--text-column", default="text", metavar="NAME", help="column of the post in --file (default: text)"
+    )
+    parser.add_argument(
+        "--label-column",
+        default="label",
+        metavar="NAME",
+        help="column of the label in --file (default: label)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="folder or s3:// URL for scorecard.json and the predictions (default: only print)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,7 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
         base=arguments.base or adapter.facts.base,
         precision=arguments.precision or adapter.facts.precision,
         labels=adapter.labels,
-        figures=split_figures(name, result, adapter.labels, {"train": train_counts}, _BOOTSTRAP_SAMPLES, _SEED),
+        figures=split_figures(
+            name, result, adapter.labels, {"train": train_counts}, _BOOTSTRAP_SAMPLES, _SEED
+        ),
     )
     print_scorecard(card, Terminal(highlight=False, soft_wrap=True))
     if out is not None:
@@ -82,7 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Split:
-    """A split of a data set whose labels the adapter knows; `places` are their numbers in the adapter."""
+    """A split of a data set whose labels the adapter knows; `places` are their numbers in the
+    adapter.
+    """
 
     store: Store
     index: Index
@@ -100,7 +118,8 @@ class _Split:
         for label in index.labels:
             if label not in labels:
                 raise WrongRequest(
-                    f"The data set {data_url} has the label {label!r}, which the adapter does not know; its labels are {', '.join(labels)}."
+                    f"The data set {data_url} has the label {label!r}, which the adapter does not know; its"
+                    f" labels are {', '.join(labels)}."
                 )
         return cls(store, index, name, np.array([labels.index(label) for label in index.labels]))
 
@@ -129,7 +148,10 @@ def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[
     )
     with loader, ProgressLine("scoring", split.rows, "posts") as line:
         scored = score(adapter.model, loader, adapter.model.device, classes, line.update)
-    scored = join_predictions([Predictions.of(scored.ids, posts.places[scored.truth_N], scored.prob_NC, scored.predicted_N)], split.rows)
+    scored = join_predictions(
+        [Predictions.of(scored.ids, posts.places[scored.truth_N], scored.prob_NC, scored.predicted_N)],
+        split.rows,
+    )
     floor = tfidf_predictions(posts.store, posts.index, [posts.name], _FLOOR_MAX_ROWS, _SEED).get(posts.name)
     if floor is not None:
         prob_NC = np.zeros((len(floor.ids), classes), np.float32)
@@ -138,13 +160,18 @@ def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[
     train_counts = np.zeros(classes, np.int64)
     if "train" in posts.index.splits:
         train_counts[posts.places] = posts.index.splits["train"].label_counts
-    return SplitResult(confusion(scored.truth_N, scored.predicted_N, classes), scored, floor), train_counts.tolist()
+    return (
+        SplitResult(confusion(scored.truth_N, scored.predicted_N, classes), scored, floor),
+        train_counts.tolist(),
+    )
 
 
 def _score_file(
     ids: list[str], texts: list[str], truth: list[int], adapter: LoadedAdapter, capacity: int
 ) -> tuple[SplitResult, Sequence[int]]:
-    """The result on a file. Its own commonest label stands in for that of the training posts, which can only raise the floor."""
+    """The result on a file. Its own commonest label stands in for that of the training posts, which
+    can only raise the floor.
+    """
     from emotion_train.metrics import confusion
     from emotion_train.progress import ProgressLine
     from emotion_train.report.figures import SplitResult
@@ -155,14 +182,25 @@ def _score_file(
     with ProgressLine("scoring", len(texts), "posts") as line:
         for start in range(0, len(texts), POSTS_PER_SCORING_STEP):
             chunk = texts[start : start + POSTS_PER_SCORING_STEP]
-            chunks.append(probabilities_of(adapter.model, adapter.tokenizer, chunk, capacity, adapter.model.device, len(adapter.labels)))
+            chunks.append(
+                probabilities_of(
+                    adapter.model,
+                    adapter.tokenizer,
+                    chunk,
+                    capacity,
+                    adapter.model.device,
+                    len(adapter.labels),
+                )
+            )
             line.update(start + len(chunk))
     scored = join_predictions([Predictions.of(ids, truth, np.concatenate(chunks))], len(ids))
     counts_CC = confusion(scored.truth_N, scored.predicted_N, len(adapter.labels))
     return SplitResult(counts_CC, scored), counts_CC.sum(axis=1).tolist()
 
 
-def labelled_posts(source: str, text_column: str, label_column: str, labels: Sequence[str]) -> tuple[list[str], list[str], list[int]]:
+def labelled_posts(
+    source: str, text_column: str, label_column: str, labels: Sequence[str]
+) -> tuple[list[str], list[str], list[int]]:
     """Ids, texts and label numbers of every row, duplicates included.
 
     Raises `WrongRequest` naming the rows that cannot be scored.
@@ -180,9 +218,14 @@ def labelled_posts(source: str, text_column: str, label_column: str, labels: Seq
             + "\n  ".join(lines)
             + f"\nMend them; the adapter's labels are {', '.join(labels)}."
         )
-    columns = [[value for batch in rows for value in batch.column(name).to_pylist()] for name in ("id", "text", "label")]
+    columns = [
+        [value for batch in rows for value in batch.column(name).to_pylist()]
+        for name in ("id", "text", "label")
+    ]
     if not columns[0]:
-        raise WrongRequest(f"{source} has no posts; give a file with the columns {text_column} and {label_column}.")
+        raise WrongRequest(
+            f"{source} has no posts; give a file with the columns {text_column} and {label_column}."
+        )
     return columns[0], columns[1], columns[2]
 
 

@@ -1,8 +1,9 @@
 """Read a GGUF file: metadata at once, one tensor at a time.
 
-The header is parsed here (0.2 s for 49,000 tokens) because the two libraries that also do it take ten seconds over the vocabulary and
-differ between versions; only the arithmetic of the quantised blocks is left to the `gguf` package.
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The header is parsed here (0.2 s for 49,000 tokens) because the two libraries that also do it take
+ten seconds over the vocabulary and differ between versions; only the arithmetic of the quantised
+blocks is left to the `gguf` package. Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -17,7 +18,19 @@ import numpy as np
 
 from emotion_train.errors import WrongRequest
 
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 _STRING, _ARRAY = 8, 9
 
 
@@ -36,28 +49,42 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: str | Path) -> GgufFile:
-        """Parse the header. Raises `WrongRequest` for a file that is no GGUF file of version 2 or 3, or cut short."""
+        """Parse the header. Raises `WrongRequest` for a file that is no GGUF file of version 2 or
+        3, or cut short.
+        """
         path = Path(path)
         try:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _parse(path, data)
         except OSError as error:
-            raise WrongRequest(f"The base {path} cannot be read ({error.strerror}); give the path of a .gguf file.") from None
+            raise WrongRequest(
+                f"The base {path} cannot be read ({error.strerror}); give the path of a .gguf file."
+            ) from None
         except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError):
-            raise WrongRequest(f"The base {path} is not a whole GGUF file (version 2 or 3); download it again.") from None
+            raise WrongRequest(
+                f"The base {path} is not a whole GGUF file (version 2 or 3); download it again."
+            ) from None
 
     def read(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """One tensor, dequantised to float32."""
         try:
             from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
         except ImportError:
-            raise WrongRequest("A .gguf base needs the package gguf; type: pip install 'emotion-train[gguf]'") from None
+            raise WrongRequest(
+                "A .gguf base needs the package gguf; type: pip install 'emotion-train[gguf]'"
+            ) from None
         tensor = self.tensors[name]
         kind = GGMLQuantizationType(tensor.kind)
         block, block_bytes = GGML_QUANT_SIZES[kind]
         row_bytes = tensor.shape[-1] // block * block_bytes
         try:
-            raw = np.memmap(self.path, dtype=np.uint8, mode="r", offset=tensor.start, shape=(*tensor.shape[:-1], row_bytes))
+            raw = np.memmap(
+                self.path,
+                dtype=np.uint8,
+                mode="r",
+                offset=tensor.start,
+                shape=(*tensor.shape[:-1], row_bytes),
+            )
         except ValueError:
             raise WrongRequest(f"The base {self.path} ends within {name}; download it again.") from None
         values = dequantize(np.array(raw), kind)

@@ -1,4 +1,5 @@
-"""What may come between two steps: a save that is due, a notice that the machine goes, a save that failed for good.
+"""What may come between two steps: a save that is due, a notice that the machine goes, a save that
+failed for good.
 
 Each rank says what it knows and all ranks act on the same answer at the same step.
 """
@@ -18,14 +19,23 @@ if TYPE_CHECKING:
     from emotion_train.preemption import Notice
 
 GOING = Signal.STOP | Signal.LEAVE
-_KINDS = {"rebalance": Signal.REBALANCE, "terminate": Signal.STOP, "sigterm": Signal.STOP, "sigint": Signal.LEAVE}
+_KINDS = {
+    "rebalance": Signal.REBALANCE,
+    "terminate": Signal.STOP,
+    "sigterm": Signal.STOP,
+    "sigint": Signal.LEAVE,
+}
 _LOOK_EVERY_S = 0.5
 
 
 class Interruptions:
-    """This rank's end of the talk between ranks. `notice` is what the machine said last, `hold_s` how long to wait for the kill."""
+    """This rank's end of the talk between ranks. `notice` is what the machine said last, `hold_s`
+    how long to wait for the kill.
+    """
 
-    def __init__(self, ranks: Ranks, notice: Callable[[], Notice | None], hold_s: float, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, ranks: Ranks, notice: Callable[[], Notice | None], hold_s: float, tell: Callable[[str], None]
+    ) -> None:
         self.ranks = ranks
         self._notice = notice
         self._hold_s = hold_s
@@ -33,7 +43,9 @@ class Interruptions:
         self._said: int | None = None  # serial of the notice that the other ranks were told of
 
     def exchange(self, own: Signal = Signal.NONE) -> Signal:
-        """What any rank said by the last call (with one process: by this one); each notice is said once."""
+        """What any rank said by the last call (with one process: by this one); each notice is said
+        once.
+        """
         return self.ranks.exchange(own | self._news())
 
     def exchange_now(self) -> Signal:
@@ -53,7 +65,8 @@ class Interruptions:
     def hold(self, saved: str) -> None:
         """Wait until the process is killed; `saved` says where the run stands.
 
-        Returns when the termination was withdrawn on every rank. Raises `Preempted` after `hold_s` seconds, and at once after SIGINT.
+        Returns when the termination was withdrawn on every rank. Raises `Preempted` after `hold_s`
+        seconds, and at once after SIGINT.
         """
         notice = self._notice()
         self._tell(f"{notice.words if notice is not None else 'Another machine of this run goes'}: {saved}")

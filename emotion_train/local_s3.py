@@ -1,6 +1,8 @@
-"""A real S3 server (SeaweedFS) on loopback, in place of a cloud bucket: for the quick start and for the tests.
+"""A real S3 server (SeaweedFS) on loopback, in place of a cloud bucket: for the quick start and for
+the tests.
 
-It takes about two seconds and 150 MiB of memory, keeps its objects below one folder, and ends with the process that started it.
+It takes about two seconds and 150 MiB of memory, keeps its objects below one folder, and ends with
+the process that started it.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from emotion_train.errors import StorageError, WrongRequest
 START_TIMEOUT_S = 60
 REGION = "us-east-1"
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
-# SeaweedFS derives a gRPC port as port + 10000. Both stay below 32768, where the system hands out ports of outgoing connections.
+# SeaweedFS derives a gRPC port as port + 10000. Both stay below 32768, where the system hands out
+# ports of outgoing connections.
 _PORTS = range(10_000, 20_000)
 _GRPC_OFFSET = 10_000
-# Runs in the child: ask Linux for SIGTERM when the parent dies (prctl 1 = PR_SET_PDEATHSIG), then become the server. A preexec_fn would
-# do the same, but is unsafe in a process with threads.
+# Runs in the child: ask Linux for SIGTERM when the parent dies (prctl 1 = PR_SET_PDEATHSIG), then
+# become the server. A preexec_fn would do the same, but is unsafe in a process with threads.
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -40,8 +43,9 @@ os.execv(sys.argv[2], sys.argv[2:])
 class LocalS3:
     """One server over `folder`; a context manager, or `start` and `stop`.
 
-    A second `start`, after `stop` or `kill`, serves the same objects at the same endpoint with the same keys. On Linux the server ends
-    with the *thread* that started it: start it from one that lives as long as it should.
+    A second `start`, after `stop` or `kill`, serves the same objects at the same endpoint with the
+    same keys. On Linux the server ends with the *thread* that started it: start it from one that
+    lives as long as it should.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,8 +64,12 @@ class LocalS3:
         return self.folder / "seaweedfs.log"
 
     def env(self) -> dict[str, str]:
-        """The variables that lead boto3's standard chain here, past any proxy; an AWS_PROFILE in the environment would win: remove it."""
-        no_proxy = ",".join(filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY"), os.environ.get("no_proxy")]))
+        """The variables that lead boto3's standard chain here, past any proxy; an AWS_PROFILE in
+        the environment would win: remove it.
+        """
+        no_proxy = ",".join(
+            filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY"), os.environ.get("no_proxy")])
+        )
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -76,7 +84,9 @@ class LocalS3:
         self._client().create_bucket(Bucket=name)
 
     def start(self) -> None:
-        """Return when the server has stored and returned an object; raises `StorageError` with the end of its log otherwise."""
+        """Return when the server has stored and returned an object; raises `StorageError` with the
+        end of its log otherwise.
+        """
         if self._process is not None:
             return
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
@@ -110,27 +120,57 @@ class LocalS3:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        command = [_server_binary(), "mini", f"-dir={self.folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+        command = [
+            _server_binary(),
+            "mini",
+            f"-dir={self.folder / 'data'}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+        ]
         for service, port in self._ports.items():
             command += [f"-{service}.port={port}", f"-{service}.port.grpc={port + _GRPC_OFFSET}"]
-        command += ["-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-        command += ["-volume.max=1000"]  # each bucket takes one at least; else their number comes from the free disk space of the moment
+        command += [
+            "-master.telemetry=false",
+            "-admin.ui=false",
+            "-webdav=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+        ]
+        # each bucket takes one at least; else their number comes from the free disk space of the
+        # moment
+        command += ["-volume.max=1000"]
         command += ["-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false"]
         if sys.platform == "linux":
             command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "WEED_"))}
-        environment |= {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key, "GOMEMLIMIT": "300MiB"}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "WEED_"))
+        }
+        environment |= {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "GOMEMLIMIT": "300MiB",
+        }
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def _wait_until_ready(self) -> bool:
-        """True when a canary object went in and out; False when the server ended before that, or took too long."""
+        """True when a canary object went in and out; False when the server ended before that, or
+        took too long.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         client = self._client()
@@ -152,7 +192,13 @@ class LocalS3:
         from botocore.config import Config
 
         session = boto3.Session(self.access_key, self.secret_key, region_name=REGION)
-        config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}, proxies={})
+        config = Config(
+            connect_timeout=2,
+            read_timeout=5,
+            retries={"total_max_attempts": 1},
+            s3={"addressing_style": "path"},
+            proxies={},
+        )
         return session.client("s3", endpoint_url=self.endpoint, config=config)
 
 

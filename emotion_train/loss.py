@@ -1,7 +1,8 @@
-"""The class-weighted loss of a step: sum of w * cross entropy, to be divided once by the step's sum of w.
+"""The class-weighted loss of a step: sum of w * cross entropy, to be divided once by the step's sum
+of w.
 
-Dividing per micro-batch instead points the gradient elsewhere and cancels the weights when a micro-batch holds one post
-(pytorch/pytorch#72047).
+Dividing per micro-batch instead points the gradient elsewhere and cancels the weights when a
+micro-batch holds one post (pytorch/pytorch#72047).
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
     import torch
 
 
-def class_weights(counts: Sequence[int], choice: Literal["balanced", "none"] | float) -> npt.NDArray[np.float64]:
+def class_weights(
+    counts: Sequence[int], choice: Literal["balanced", "none"] | float
+) -> npt.NDArray[np.float64]:
     """Weight of each class, `weights_C`, from its number of training posts.
 
-    balanced is n / (C * count), scikit-learn's `compute_class_weight`; a number p is count^-p scaled to a mean of 1 over the
-    posts, so that p = 1 equals balanced and p = 0 equals none. A class without posts weighs 0.
+    balanced is n / (C * count), scikit-learn's `compute_class_weight`; a number p is count^-p
+    scaled to a mean of 1 over the posts, so that p = 1 equals balanced and p = 0 equals none. A
+    class without posts weighs 0.
     """
     counts_C = np.asarray(counts, np.float64)
     power = {"balanced": 1.0, "none": 0.0}[choice] if isinstance(choice, str) else float(choice)
@@ -29,8 +33,12 @@ def class_weights(counts: Sequence[int], choice: Literal["balanced", "none"] | f
     return np.asarray(weights_C * (counts_C.sum() / (weights_C * counts_C).sum()))
 
 
-def weighted_loss_sum(logits_NC: torch.Tensor, labels_N: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:
-    """Sum over posts of weight times cross entropy, in float32. The caller divides by the sum of weights of the whole step."""
+def weighted_loss_sum(
+    logits_NC: torch.Tensor, labels_N: torch.Tensor, weights_N: torch.Tensor
+) -> torch.Tensor:
+    """Sum over posts of weight times cross entropy, in float32. The caller divides by the sum of
+    weights of the whole step.
+    """
     from torch.nn.functional import cross_entropy
 
     losses_N = cross_entropy(logits_NC.float(), labels_N, reduction="none")

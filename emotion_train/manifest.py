@@ -1,4 +1,6 @@
-"""What a data set's index.json and a staged base's base.json share: frozen canonical JSON, refused when damaged or of another schema."""
+"""What a data set's index.json and a staged base's base.json share: frozen canonical JSON, refused
+when damaged or of another schema.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +23,30 @@ class Manifest(Entry):
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the same content always gives the same bytes."""
-        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+        return (
+            json.dumps(
+                self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+            )
+            + "\n"
+        ).encode()
 
 
 M = TypeVar("M", bound=Manifest)
 
 
 def read_manifest(kind: type[M], store: Store, key: str, *, other_schema: str, damaged: str) -> M:
-    """Read and check a document. Raises `ObjectNotFound` when there is none, else `WrongRequest` that ends in the sentence for the case."""
+    """Read and check a document. Raises `ObjectNotFound` when there is none, else `WrongRequest`
+    that ends in the sentence for the case.
+    """
     raw = store.read(key)
     schema = kind.model_fields["schema_version"].default
     try:
         document = json.loads(raw)
         found = document.get("schema_version") if isinstance(document, dict) else None
         if found != schema:
-            raise WrongRequest(f"{store.url}/{key} has schema {found!r}; this version reads {schema!r}. {other_schema}")
+            raise WrongRequest(
+                f"{store.url}/{key} has schema {found!r}; this version reads {schema!r}. {other_schema}"
+            )
         return kind.model_validate(document)
     except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
         reason = " ".join(str(error).split())[:300]

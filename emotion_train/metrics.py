@@ -1,7 +1,9 @@
-"""How good a classifier is: F1 from a confusion matrix, its interval, and how far its probabilities can be trusted.
+"""How good a classifier is: F1 from a confusion matrix, its interval, and how far its probabilities
+can be trusted.
 
-Everything starts from counts, which add over ranks without error. The interval needs no pass over the posts: drawing N rows with
-replacement is drawing a multinomial over the distinct (truth, prediction) pairs, so 2000 resamples cost the same for a million posts.
+Everything starts from counts, which add over ranks without error. The interval needs no pass over
+the posts: drawing N rows with replacement is drawing a multinomial over the distinct (truth,
+prediction) pairs, so 2000 resamples cost the same for a million posts.
 
 Letters: N posts, C labels, S resamples, K distinct tuples of labels.
 """
@@ -27,8 +29,9 @@ _DRAWS_AT_A_TIME = 2**22  # 32 MiB of int64
 class ClassCounts:
     """Scores of a confusion matrix: rows are the truth, columns the predictions.
 
-    A quotient with denominator 0 is 0, and macro-F1 is the mean over all C labels, also over those without any post: scikit-learn's
-    `f1_score(labels=range(C), average="macro", zero_division=0)`. `labels_without_support` says how many labels that concerns.
+    A quotient with denominator 0 is 0, and macro-F1 is the mean over all C labels, also over those
+    without any post: scikit-learn's `f1_score(labels=range(C), average="macro", zero_division=0)`.
+    `labels_without_support` says how many labels that concerns.
     """
 
     counts_CC: IntArray
@@ -98,7 +101,9 @@ class Difference(NamedTuple):
 
 
 class CalibrationBin(NamedTuple):
-    """The posts whose highest probability lies in (low, high]; both means are None for a bin without posts."""
+    """The posts whose highest probability lies in (low, high]; both means are None for a bin
+    without posts.
+    """
 
     low: float
     high: float
@@ -113,42 +118,60 @@ class Calibration(NamedTuple):
 
 
 def confusion(truth_N: ArrayLike, predicted_N: ArrayLike, classes: int) -> IntArray:
-    """counts_CC[t, p] = posts with label t that were predicted as p. Raises `ValueError` for a label outside 0 … classes-1."""
+    """counts_CC[t, p] = posts with label t that were predicted as p. Raises `ValueError` for a
+    label outside 0 … classes-1.
+    """
     truth_N, predicted_N = _labels(truth_N, classes), _labels(predicted_N, classes)
     if truth_N.shape != predicted_N.shape:
-        raise ValueError(f"{truth_N.size} labels and {predicted_N.size} predictions; there must be one prediction a post")
-    return np.bincount(truth_N * classes + predicted_N, minlength=classes**2).reshape(classes, classes).astype(np.int64)
+        raise ValueError(
+            f"{truth_N.size} labels and {predicted_N.size} predictions; there must be one prediction a post"
+        )
+    return (
+        np.bincount(truth_N * classes + predicted_N, minlength=classes**2)
+        .reshape(classes, classes)
+        .astype(np.int64)
+    )
 
 
-def bootstrap_macro_f1(truth_N: ArrayLike, predicted_N: ArrayLike, classes: int, samples: int = 2000, seed: int = 0) -> Interval:
+def bootstrap_macro_f1(
+    truth_N: ArrayLike, predicted_N: ArrayLike, classes: int, samples: int = 2000, seed: int = 0
+) -> Interval:
     """The percentile bootstrap's 95 % interval of macro-F1 over resampled posts (Efron 1979).
 
-    A label that a resample happens to leave out counts 0 there, as it would in a split without it; with labels of a few posts the
-    interval therefore leans downwards.
+    A label that a resample happens to leave out counts 0 there, as it would in a split without it;
+    with labels of a few posts the interval therefore leans downwards.
     """
     (truth_K, predicted_K), rows_K = _distinct(classes, truth_N, predicted_N)
-    chunks = [_macro_f1_S(draws_SK, truth_K, predicted_K, classes) for draws_SK in _resamples(rows_K, samples, seed)]
+    chunks = [
+        _macro_f1_S(draws_SK, truth_K, predicted_K, classes) for draws_SK in _resamples(rows_K, samples, seed)
+    ]
     return _interval(np.concatenate(chunks))
 
 
 def paired_bootstrap_macro_f1(
     truth_N: ArrayLike, a_N: ArrayLike, b_N: ArrayLike, classes: int, samples: int = 2000, seed: int = 0
 ) -> Difference:
-    """Macro-F1 of predictions `a` minus that of `b`, with the interval of this difference over posts resampled for both at once.
+    """Macro-F1 of predictions `a` minus that of `b`, with the interval of this difference over
+    posts resampled for both at once.
 
-    Posts that are hard for both cancel out, so the interval is narrower than the two single ones suggest.
+    Posts that are hard for both cancel out, so the interval is narrower than the two single ones
+    suggest.
     """
     (truth_K, a_K, b_K), rows_K = _distinct(classes, truth_N, a_N, b_N)
     chunks = [
         _macro_f1_S(draws_SK, truth_K, a_K, classes) - _macro_f1_S(draws_SK, truth_K, b_K, classes)
         for draws_SK in _resamples(rows_K, samples, seed)
     ]
-    difference = ClassCounts.of(truth_N, a_N, classes).macro_f1 - ClassCounts.of(truth_N, b_N, classes).macro_f1
+    difference = (
+        ClassCounts.of(truth_N, a_N, classes).macro_f1 - ClassCounts.of(truth_N, b_N, classes).macro_f1
+    )
     return Difference(difference, *_interval(np.concatenate(chunks)))
 
 
 def expected_calibration_error(prob_NC: ArrayLike, truth_N: ArrayLike, bins: int = 15) -> Calibration:
-    """Mean gap between the highest probability and the accuracy, over bins of equal width (Guo et al. 2017, arXiv:1706.04599)."""
+    """Mean gap between the highest probability and the accuracy, over bins of equal width (Guo et
+    al. 2017, arXiv:1706.04599).
+    """
     prob_NC, truth_N = _probabilities(prob_NC, truth_N)
     confidence_N = prob_NC.max(axis=1)
     correct_N = prob_NC.argmax(axis=1) == truth_N
@@ -170,7 +193,9 @@ def expected_calibration_error(prob_NC: ArrayLike, truth_N: ArrayLike, bins: int
 
 
 def log_loss(prob_NC: ArrayLike, truth_N: ArrayLike) -> float:
-    """Mean of -ln(probability of the true label), the probability kept at least 2.2e-16 as scikit-learn does."""
+    """Mean of -ln(probability of the true label), the probability kept at least 2.2e-16 as
+    scikit-learn does.
+    """
     prob_NC, truth_N = _probabilities(prob_NC, truth_N)
     eps = float(np.finfo(np.float64).eps)
     return float(-np.log(np.clip(prob_NC[np.arange(len(truth_N)), truth_N], eps, 1 - eps)).mean())
@@ -205,7 +230,10 @@ def _distinct(classes: int, *labels_N: ArrayLike) -> tuple[list[IntArray], IntAr
     """The K distinct tuples of labels that occur, column by column, and the posts of each."""
     columns_N = [_labels(column_N, classes) for column_N in labels_N]
     if not columns_N[0].size or len({column_N.size for column_N in columns_N}) > 1:
-        raise ValueError(f"resampling needs as many predictions as posts and at least one, got {[column_N.size for column_N in columns_N]}")
+        raise ValueError(
+            "resampling needs as many predictions as posts and at least one, got"
+            f" {[column_N.size for column_N in columns_N]}"
+        )
     code_N = np.zeros_like(columns_N[0])
     for column_N in columns_N:
         code_N = code_N * classes + column_N

@@ -1,8 +1,11 @@
-"""How a trainer and the launcher above it talk past accelerate: who the trainers are, what the run came to, and when a signal may come.
+"""How a trainer and the launcher above it talk past accelerate: who the trainers are, what the run
+came to, and when a signal may come.
 
-Between them stand accelerate and torchelastic, which make 1 of every exit code, and which answer SIGTERM by killing the trainers 30 s later
-(torch 2.13 can be told another number, older ones cannot). So the launcher starts everything with `STOP_SIGNALS` blocked, signals the
-trainers itself, and reads the exit code from a file. The price: what stands between is deaf to these signals and ends by SIGKILL only.
+Between them stand accelerate and torchelastic, which make 1 of every exit code, and which answer
+SIGTERM by killing the trainers 30 s later (torch 2.13 can be told another number, older ones
+cannot). So the launcher starts everything with `STOP_SIGNALS` blocked, signals the trainers itself,
+and reads the exit code from a file. The price: what stands between is deaf to these signals and
+ends by SIGKILL only.
 """
 
 from __future__ import annotations
@@ -25,12 +28,14 @@ _AGREED = (33, 34)  # all ranks end with these together
 def run_as_trainer(main: Callable[[], int]) -> int:
     """The exit code for this process; without a launcher that of `main`.
 
-    Under the launcher the code goes to the outcome file, which the first rank of this machine to end writes: what comes later follows from
-    it. 33 and 34 end the process with 0, so that torchelastic does not stop the other ranks, which are about to end with the same.
+    Under the launcher the code goes to the outcome file, which the first rank of this machine to
+    end writes: what comes later follows from it. 33 and 34 end the process with 0, so that
+    torchelastic does not stop the other ranks, which are about to end with the same.
     """
     if not (name := os.environ.get(FOLDER_VARIABLE)):
         return main()
-    for number in STOP_SIGNALS:  # once the watch has ended, a signal changes nothing; unlike SIG_IGN this loses none that wait
+    # once the watch has ended, a signal changes nothing; unlike SIG_IGN this loses none that wait
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: None)
     folder, code = Path(name), 1
@@ -45,7 +50,9 @@ def run_as_trainer(main: Callable[[], int]) -> int:
 
 
 def answers_signals() -> None:
-    """Let the signals come that the launcher blocked; called once handlers for them are in place."""
+    """Let the signals come that the launcher blocked; called once handlers for them are in
+    place.
+    """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
@@ -69,7 +76,9 @@ def living_trainers(folder: Path) -> list[int]:
 
 @contextmanager
 def _registered(folder: Path) -> Iterator[None]:
-    """Name this process to the launcher; the lock lasts as long as the process, so a number that is used again misleads nobody."""
+    """Name this process to the launcher; the lock lasts as long as the process, so a number that is
+    used again misleads nobody.
+    """
     local_rank = os.environ.get("LOCAL_RANK", "0")
     draft = folder / f"new-{local_rank}-{os.getpid()}"
     with draft.open("w") as file:
@@ -90,6 +99,8 @@ def _is_locked(path: Path) -> bool:
 
 
 def _write_first(folder: Path, code: int) -> None:
-    """A link that leads nowhere: made whole or not at all, never over another's, and also where the disk has no room for data."""
+    """A link that leads nowhere: made whole or not at all, never over another's, and also where the
+    disk has no room for data.
+    """
     with suppress(FileExistsError):
         os.symlink(str(code), folder / _OUTCOME)

@@ -1,6 +1,8 @@
-"""Label posts with a trained adapter: words on the command line, a file, or standard input, one post a line.
+"""Label posts with a trained adapter: words on the command line, a file, or standard input, one
+post a line.
 
-Posts are read and labelled 1,024 at a time, so a file of any size goes through and the first lines come out early.
+Posts are read and labelled 1,024 at a time, so a file of any size goes through and the first lines
+come out early.
 """
 
 from __future__ import annotations
@@ -25,41 +27,77 @@ if TYPE_CHECKING:
     from emotion_train.scoring import Probabilities
 
 _AT_A_TIME = 1024
-_NO_POSTS_INSIDE = {".json": "convert it to JSON Lines, one object a line, for example with `jq -c '.[]'`"} | dict.fromkeys(
-    (".gz", ".bz2", ".zst", ".xz", ".zip"), "unpack it first"
-)
+_NO_POSTS_INSIDE = {
+    ".json": "convert it to JSON Lines, one object a line, for example with `jq -c '.[]'`"
+} | dict.fromkeys((".gz", ".bz2", ".zst", ".xz", ".zip"), "unpack it first")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_adapter_arguments(parser)
     parser.add_argument(
-        "posts", nargs="*", metavar="POST", help="posts to label (default: standard input, one a line; blank lines are left out)"
+        "posts",
+        nargs="*",
+        metavar="POST",
+        help="posts to label (default: standard input, one a line; blank lines are left out)",
     )
     parser.add_argument(
         "--file",
         type=Path,
         metavar="FILE",
-        help="posts in a .csv, .tsv, .jsonl, .ndjson or .parquet file, or one a line in any other (blank lines are left out)",
+        help=(
+            "posts in a .csv, .tsv, .jsonl, .ndjson or .parquet file, or one a line in any other (blank lines"
+            " are left out)"
+        ),
     )
-    parser.add_argument("--text-column", default="text", metavar="NAME", help="column or key of the post in --file (default: text)")
-    parser.add_argument("--format", choices=("text", "jsonl", "csv"), default="text", help="what is printed (default: text)")
     parser.add_argument(
-        "--top", type=_positive, default=3, metavar="N", help="labels shown a post as text (default: 3); jsonl and csv hold all"
+        "--text-column",
+        default="text",
+        metavar="NAME",
+        help="column or key of the post in --file (default: text)",
+    )
+    parser.add_argument(
+        "--format", choices=("text", "jsonl", "csv"), default="text", help="what is printed (default: text)"
+    )
+    parser.add_argument(
+        "--top",
+        type=_positive,
+        default=3,
+        metavar="N",
+        help="labels shown a post as text (default: 3); jsonl and csv hold all",
     )
 
 
 def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapter", type=Path, required=True, metavar="FOLDER", help="adapter folder written by `emotion-launch pull`")
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="adapter folder written by `emotion-launch pull`",
+    )
     parser.add_argument(
         "--base",
         metavar="BASE",
-        help="folder, .gguf file, hub id or staged copy (s3://bucket/prefix) of the base model (default: the one it was trained on)",
+        help=(
+            "folder, .gguf file, hub id or staged copy (s3://bucket/prefix) of the base model (default: the"
+            " one it was trained on)"
+        ),
     )
-    parser.add_argument("--precision", choices=get_args(Precision), help="format of the frozen base (default: as in training)")
     parser.add_argument(
-        "--decoder", choices=("fused", "stock"), default="fused", help="as model.decoder of a training: stock = transformers' modules"
+        "--precision", choices=get_args(Precision), help="format of the frozen base (default: as in training)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes the GPU where there is one (default: auto)")
+    parser.add_argument(
+        "--decoder",
+        choices=("fused", "stock"),
+        default="fused",
+        help="as model.decoder of a training: stock = transformers' modules",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu"),
+        default="auto",
+        help="auto takes the GPU where there is one (default: auto)",
+    )
     parser.add_argument(
         "--tokens-per-microbatch",
         type=_positive,
@@ -79,10 +117,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Print one line a post, in the order of the input."""
     posts = iter(_posts(arguments))
     first = list(islice(posts, 1)) if arguments.file else []
-    read_facts(arguments.adapter)  # a wrong folder is refused before torch is imported, and before anything is typed
+    # a wrong folder is refused before torch is imported, and before anything is typed
+    read_facts(arguments.adapter)
     first = first or list(islice(posts, 1))
     if not first:
-        raise WrongRequest('There is no post to label; type one as a word ("what a lovely mess"), give --file, or pipe lines in.')
+        raise WrongRequest(
+            'There is no post to label; type one as a word ("what a lovely mess"), give --file, or pipe'
+            " lines in."
+        )
     from emotion_train.scoring import probabilities_of
 
     loaded = load_with_progress(arguments)
@@ -90,14 +132,18 @@ def run(arguments: argparse.Namespace) -> int:
     chunk = first + list(islice(posts, _AT_A_TIME - 1))
     while chunk:
         capacity = max(arguments.tokens_per_microbatch, loaded.tokenizer.max_length)
-        prob_NC = probabilities_of(loaded.model, loaded.tokenizer, chunk, capacity, loaded.model.device, len(loaded.labels))
+        prob_NC = probabilities_of(
+            loaded.model, loaded.tokenizer, chunk, capacity, loaded.model.device, len(loaded.labels)
+        )
         print_batch(chunk, prob_NC)
         chunk = list(islice(posts, _AT_A_TIME))
     return 0
 
 
 def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
-    """The adapter that `add_adapter_arguments` describes, on the device that it names. Raises `WrongRequest` for too small a GPU."""
+    """The adapter that `add_adapter_arguments` describes, on the device that it names. Raises
+    `WrongRequest` for too small a GPU.
+    """
     import torch
 
     from emotion_train.microbatch import memory_of
@@ -123,7 +169,9 @@ def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
 
 
 def refuse_small_gpu(base: str, shape: Shape, precision: Precision, gpu_bytes: int) -> None:
-    """Raises `WrongRequest` where the base's weights alone do not fit a GPU that reports this memory."""
+    """Raises `WrongRequest` where the base's weights alone do not fit a GPU that reports this
+    memory.
+    """
     needed, usable = weight_bytes(shape, precision), max(0, usable_bytes(gpu_bytes))
     if needed <= usable:
         return
@@ -150,17 +198,22 @@ def _utf8(word: str) -> str:
     try:
         word.encode()
     except UnicodeEncodeError:  # Python keeps foreign bytes of a command line as half characters
-        raise WrongRequest(f"The post {word!r} is not UTF-8; use a terminal and a locale of UTF-8, or give --file.") from None
+        raise WrongRequest(
+            f"The post {word!r} is not UTF-8; use a terminal and a locale of UTF-8, or give --file."
+        ) from None
     return word
 
 
 def _from_stdin() -> Iterator[str]:
-    if isinstance(sys.stdin, io.TextIOWrapper):  # by default the locale decides, and bytes that are not text may pass
+    # by default the locale decides, and bytes that are not text may pass
+    if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
         yield from _lines(sys.stdin)
     except UnicodeDecodeError:
-        raise WrongRequest("The text on standard input is not UTF-8; convert it, for example by `iconv -f LATIN1 -t UTF-8`.") from None
+        raise WrongRequest(
+            "The text on standard input is not UTF-8; convert it, for example by `iconv -f LATIN1 -t UTF-8`."
+        ) from None
 
 
 def _from_file(path: Path, column: str) -> Iterator[str]:
@@ -181,7 +234,9 @@ def _from_file(path: Path, column: str) -> Iterator[str]:
     except OSError as error:
         raise WrongRequest(f"The file {path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError:
-        raise WrongRequest(f"The file {path} is not UTF-8; convert it, for example by `iconv -f LATIN1 -t UTF-8`.") from None
+        raise WrongRequest(
+            f"The file {path} is not UTF-8; convert it, for example by `iconv -f LATIN1 -t UTF-8`."
+        ) from None
 
 
 def _from_csv(file: IO[str], path: Path, column: str, delimiter: str) -> Iterator[str]:
@@ -190,10 +245,16 @@ def _from_csv(file: IO[str], path: Path, column: str, delimiter: str) -> Iterato
         _refuse_missing(column, rows.fieldnames or [], path)
         for row in rows:
             if None in row:  # where csv puts what is left over; the text may have been cut at a comma
-                raise WrongRequest(f"{path}:{rows.line_num} has more cells than the header; put quotes around a text with commas in it.")
+                raise WrongRequest(
+                    f"{path}:{rows.line_num} has more cells than the header; put quotes around a text with"
+                    " commas in it."
+                )
             yield row[column] or ""
     except csv.Error as error:
-        raise WrongRequest(f"{path}:{rows.line_num} is broken CSV ({error}), most likely a quote that is never closed; mend it.") from None
+        raise WrongRequest(
+            f"{path}:{rows.line_num} is broken CSV ({error}), most likely a quote that is never closed;"
+            " mend it."
+        ) from None
 
 
 def _from_parquet(path: Path, column: str) -> Iterator[str]:
@@ -205,17 +266,25 @@ def _from_parquet(path: Path, column: str) -> Iterator[str]:
             _refuse_missing(column, parquet.schema_arrow.names, path)
             kind = parquet.schema_arrow.field(column).type
             spelled = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (pa.types.is_string(spelled) or pa.types.is_large_string(spelled) or pa.types.is_string_view(spelled)):
+            if not (
+                pa.types.is_string(spelled)
+                or pa.types.is_large_string(spelled)
+                or pa.types.is_string_view(spelled)
+            ):
                 raise WrongRequest(f"Column {column!r} of {path} holds {kind}, not text; give --text-column.")
             for batch in parquet.iter_batches(_AT_A_TIME, columns=[column]):
                 yield from (text or "" for text in batch.column(0).to_pylist())
     except pa.ArrowInvalid as error:
-        raise WrongRequest(f"{path} is not a whole Parquet file ({str(error)[:80]}); copy it again.") from None
+        raise WrongRequest(
+            f"{path} is not a whole Parquet file ({str(error)[:80]}); copy it again."
+        ) from None
 
 
 def _refuse_missing(column: str, present: Sequence[str], path: Path) -> None:
     if column not in present:
-        raise WrongRequest(f"{path} has no column {column!r}; it has {', '.join(present) or 'none'}. Give --text-column.")
+        raise WrongRequest(
+            f"{path} has no column {column!r}; it has {', '.join(present) or 'none'}. Give --text-column."
+        )
 
 
 def _from_jsonl(file: IO[str], path: Path, column: str) -> Iterator[str]:
@@ -227,8 +296,12 @@ def _from_jsonl(file: IO[str], path: Path, column: str) -> Iterator[str]:
         except (ValueError, KeyError, TypeError, RecursionError):
             text = None
         if not isinstance(text, str):
-            raise WrongRequest(f"{path}:{number} is not a JSON object with a text {column!r}; mend the line or give --text-column.")
-        yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can spell half characters, which no one can print
+            raise WrongRequest(
+                f"{path}:{number} is not a JSON object with a text {column!r}; mend the line or give"
+                " --text-column."
+            )
+        # JSON can spell half characters, which no one can print
+        yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _lines(file: IO[str]) -> Iterator[str]:
@@ -246,10 +319,22 @@ def _printer(form: str, labels: Sequence[str], top: int, out: IO[str]) -> Any:
             if form == "csv":
                 writer.writerow([post, labels[ranked[0]], *(f"{value:.6f}" for value in prob_C)])
             elif form == "jsonl":
-                probabilities = {label: round(float(value), 6) for label, value in zip(labels, prob_C, strict=True)}
-                print(json.dumps({"text": post, "label": labels[ranked[0]], "probabilities": probabilities}, ensure_ascii=False), file=out)
+                probabilities = {
+                    label: round(float(value), 6) for label, value in zip(labels, prob_C, strict=True)
+                }
+                print(
+                    json.dumps(
+                        {"text": post, "label": labels[ranked[0]], "probabilities": probabilities},
+                        ensure_ascii=False,
+                    ),
+                    file=out,
+                )
             else:
-                print("  ".join(f"{labels[label]} {prob_C[label]:.2f}" for label in ranked[:top]) + f"  | {post}", file=out)
+                print(
+                    "  ".join(f"{labels[label]} {prob_C[label]:.2f}" for label in ranked[:top])
+                    + f"  | {post}",
+                    file=out,
+                )
         out.flush()
 
     return print_batch

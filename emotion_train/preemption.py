@@ -1,7 +1,9 @@
-"""Hears that this machine is about to be taken: from the cloud's metadata service, asked in a thread, and from SIGTERM, SIGHUP and SIGINT.
+"""Hears that this machine is about to be taken: from the cloud's metadata service, asked in a
+thread, and from SIGTERM, SIGHUP and SIGINT.
 
-A watch only listens; what to do about a notice is for the ranks to agree on. AWS is asked every 5 s, Azure every 2 s, GCP holds a request
-open until there is news. The price: one request in flight for the whole run. No answer, a strange answer or a proxy stops no training.
+A watch only listens; what to do about a notice is for the ranks to agree on. AWS is asked every 5
+s, Azure every 2 s, GCP holds a request open until there is news. The price: one request in flight
+for the whole run. No answer, a strange answer or a proxy stops no training.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ _ONE_PRESS_S = 0.5  # SIGINT twice within this is one: a supervisor may send it 
 
 @dataclass(frozen=True)
 class Notice:
-    """That this machine goes, or may go. `deadline` is the announced end in UTC epoch seconds, `serial` grows with each notice."""
+    """That this machine goes, or may go. `deadline` is the announced end in UTC epoch seconds,
+    `serial` grows with each notice.
+    """
 
     kind: Kind
     words: str
@@ -71,11 +75,17 @@ class Endpoints:
     def of(cls, environment: Mapping[str, str]) -> Endpoints:
         found = cls()
         gcp = environment.get("GCE_METADATA_HOST")
-        return cls(environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", found.aws), f"http://{gcp}" if gcp else found.gcp, found.azure)
+        return cls(
+            environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", found.aws),
+            f"http://{gcp}" if gcp else found.gcp,
+            found.azure,
+        )
 
 
 def hold_seconds(configured: float | None, environment: Mapping[str, str]) -> float:
-    """Seconds to wait for the kill: what is configured, else 300 under SkyPilot, which takes an early exit for a failure, else 0."""
+    """Seconds to wait for the kill: what is configured, else 300 under SkyPilot, which takes an
+    early exit for a failure, else 0.
+    """
     if configured is not None:
         return configured
     return SKYPILOT_HOLD_S if environment.get("SKYPILOT_TASK_ID") else 0.0
@@ -96,7 +106,9 @@ NO_ANSWER = (OSError, http.client.HTTPException, ValueError, OverflowError, Recu
 
 
 class MetadataServer:
-    """One question at a time to an http:// address, past any proxy; each on a connection of its own."""
+    """One question at a time to an http:// address, past any proxy; each on a connection of its
+    own.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -104,14 +116,20 @@ class MetadataServer:
         self._host, self._port = address.hostname or "", address.port or 80
         self._connection: http.client.HTTPConnection | None = None
 
-    def ask(self, path: str, headers: Mapping[str, str], timeout_s: float = _ANSWER_S, method: str = "GET") -> Answer:
-        """The first MiB of the answer. Raises one of `NO_ANSWER`; `timeout_s` is between two bytes."""
+    def ask(
+        self, path: str, headers: Mapping[str, str], timeout_s: float = _ANSWER_S, method: str = "GET"
+    ) -> Answer:
+        """The first MiB of the answer. Raises one of `NO_ANSWER`; `timeout_s` is between two
+        bytes.
+        """
         connection = self._connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         try:
             connection.request(method, path, headers=dict(headers))
             response = connection.getresponse()
             text = response.read(_LARGEST_ANSWER).decode("utf-8", "replace").strip()
-            return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, text)
+            return Answer(
+                response.status, {name.lower(): value for name, value in response.getheaders()}, text
+            )
         finally:
             connection.close()
 
@@ -135,7 +153,9 @@ class Cloud(Protocol):
 
 
 class Aws:
-    """IMDSv2: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html."""
+    """IMDSv2:
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html.
+    """
 
     pause_s = 5.0
 
@@ -158,7 +178,9 @@ class Aws:
         return Sighting("rebalance", f"AWS may take this machine soon ({_text(advice, 'noticeTime')})", None)
 
     def _read(self, path: str) -> object | None:
-        """The JSON at this path, None where there is none; a token that has expired is renewed once."""
+        """The JSON at this path, None where there is none; a token that has expired is renewed
+        once.
+        """
         for _ in range(2):
             token = self._token or self._renew(_ANSWER_S)
             answer = self.server.ask(path, {"X-aws-ec2-metadata-token": token})
@@ -172,15 +194,24 @@ class Aws:
         raise StrangeAnswer(f"status {answer.status}")
 
     def _renew(self, timeout_s: float) -> str:
-        answer = self.server.ask("/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}, timeout_s, "PUT")
-        if answer.status != 200 or not answer.text.isascii() or not answer.text.isprintable() or not answer.text:
+        answer = self.server.ask(
+            "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}, timeout_s, "PUT"
+        )
+        if (
+            answer.status != 200
+            or not answer.text.isascii()
+            or not answer.text.isprintable()
+            or not answer.text
+        ):
             raise StrangeAnswer(f"status {answer.status} to the request for a token")
         self._token = answer.text
         return answer.text
 
 
 class Gcp:
-    """https://cloud.google.com/compute/docs/metadata/querying-metadata; the value never goes back from TRUE."""
+    """https://cloud.google.com/compute/docs/metadata/querying-metadata; the value never goes back
+    from TRUE.
+    """
 
     pause_s = 1.0
     _headers: Mapping[str, str] = {"Metadata-Flavor": "Google"}
@@ -213,11 +244,18 @@ class Gcp:
 
 
 class Azure:
-    """https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events; a cancelled event vanishes from the list."""
+    """https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events; a cancelled event
+    vanishes from the list.
+    """
 
     pause_s = 2.0
     _headers: Mapping[str, str] = {"Metadata": "true"}
-    _kinds: Mapping[str, CloudKind] = {"Preempt": "terminate", "Terminate": "terminate", "Reboot": "rebalance", "Redeploy": "rebalance"}
+    _kinds: Mapping[str, CloudKind] = {
+        "Preempt": "terminate",
+        "Terminate": "terminate",
+        "Reboot": "rebalance",
+        "Redeploy": "rebalance",
+    }
 
     def __init__(self, url: str) -> None:
         self.server = MetadataServer(url)
@@ -227,20 +265,29 @@ class Azure:
         return self._own_name() is not None
 
     def look(self) -> Sighting | None:
-        answer = self.server.ask("/metadata/scheduledevents?api-version=2020-07-01", self._headers, _AZURE_FIRST_ANSWER_S)
+        answer = self.server.ask(
+            "/metadata/scheduledevents?api-version=2020-07-01", self._headers, _AZURE_FIRST_ANSWER_S
+        )
         if answer.status != 200:
             raise StrangeAnswer(f"status {answer.status}")
         events = _list(_json(answer), "Events")
         found = [sighting for event in events if (sighting := self._of(event)) is not None]
-        return min(found, key=lambda sighting: (sighting.kind != "terminate", sighting.deadline or 0.0), default=None)
+        return min(
+            found, key=lambda sighting: (sighting.kind != "terminate", sighting.deadline or 0.0), default=None
+        )
 
     def _of(self, event: object) -> Sighting | None:
-        """What an event means here: nothing when it is about other machines; a reboot is no reason to stop before it comes."""
+        """What an event means here: nothing when it is about other machines; a reboot is no reason
+        to stop before it comes.
+        """
         kind = self._kinds.get(_text(event, "EventType"))
         if kind is None or not self._is_about_this_machine(event):
             return None
         before = _text(event, "NotBefore")  # empty once the event has begun
-        words = f"Azure is about to take this machine ({_text(event, 'EventType')}, event {_text(event, 'EventId')})"
+        words = (
+            f"Azure is about to take this machine ({_text(event, 'EventType')}, event"
+            f" {_text(event, 'EventId')})"
+        )
         return Sighting(kind, words, parsedate_to_datetime(before).timestamp() if before else None)
 
     def _is_about_this_machine(self, event: object) -> bool:
@@ -284,7 +331,8 @@ def _epoch(text: str) -> float:
 
 
 class PreemptionWatch:
-    """Listens from `__enter__`, in the main thread, to `__exit__`. `notices` is whose metadata service is asked; "auto" finds out.
+    """Listens from `__enter__`, in the main thread, to `__exit__`. `notices` is whose metadata
+    service is asked; "auto" finds out.
 
     A second SIGINT ends the process at once, with 1: nothing was saved for it.
     """
@@ -296,9 +344,17 @@ class PreemptionWatch:
         endpoints: Endpoints | None = None,
     ) -> None:
         places = Endpoints.of(os.environ) if endpoints is None else endpoints
-        clouds: dict[str, Cloud] = {"aws": Aws(places.aws), "gcp": Gcp(places.gcp), "azure": Azure(places.azure)}
+        clouds: dict[str, Cloud] = {
+            "aws": Aws(places.aws),
+            "gcp": Gcp(places.gcp),
+            "azure": Azure(places.azure),
+        }
         self._detect = notices == "auto"
-        self._clouds = list(clouds.values()) if self._detect else [cloud for name, cloud in clouds.items() if name == notices]
+        self._clouds = (
+            list(clouds.values())
+            if self._detect
+            else [cloud for name, cloud in clouds.items() if name == notices]
+        )
         self._tell = tell
         self._serials = itertools.count(1)
         self._signal: Notice | None = None  # written by the signal handler alone
@@ -310,7 +366,9 @@ class PreemptionWatch:
 
     @property
     def notice(self) -> Notice | None:
-        """The gravest notice that stands: SIGINT, SIGTERM, a termination that was not withdrawn, a rebalance."""
+        """The gravest notice that stands: SIGINT, SIGTERM, a termination that was not withdrawn, a
+        rebalance.
+        """
         return self._signal or self._cloud
 
     def __enter__(self) -> PreemptionWatch:
@@ -322,7 +380,9 @@ class PreemptionWatch:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         for cloud in self._clouds:
             cloud.server.hang_up()
@@ -332,7 +392,9 @@ class PreemptionWatch:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Runs between any two instructions of the main thread, so it takes no lock and prints to no stream."""
+        """Runs between any two instructions of the main thread, so it takes no lock and prints to
+        no stream.
+        """
         now, name = time.monotonic(), signal.Signals(number).name
         if number != signal.SIGINT:
             self._signal = self._signal or Notice("sigterm", f"{name} came", None, next(self._serials))
@@ -340,7 +402,10 @@ class PreemptionWatch:
             self._interrupted_at = now
             self._signal = Notice("sigint", f"{name} came", None, next(self._serials))
         elif now - self._interrupted_at > _ONE_PRESS_S:
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nemotion-train: interrupted twice: left without saving\n")
+            os.write(
+                sys.__stderr__.fileno() if sys.__stderr__ else 2,
+                b"\nemotion-train: interrupted twice: left without saving\n",
+            )
             os._exit(1)
 
     def _listen(self) -> None:
@@ -355,10 +420,15 @@ class PreemptionWatch:
                 pause_s = min(cloud.pause_s * 2 ** min(failures, 6), _LONGEST_PAUSE_S)
                 if failures >= _FAILURES_BEFORE_TELLING and not told and not self._ended.is_set():
                     told = True
-                    self._tell(f"{cloud.server.url} gives no preemption notices ({error}); asked again every {pause_s:.0f} s")
+                    self._tell(
+                        f"{cloud.server.url} gives no preemption notices ({error}); asked again every"
+                        f" {pause_s:.0f} s"
+                    )
 
     def _find(self) -> Cloud | None:
-        """The cloud whose metadata service answers; None where none does, as on a machine that is in no cloud."""
+        """The cloud whose metadata service answers; None where none does, as on a machine that is
+        in no cloud.
+        """
         for number in range(_PROBE_ROUNDS):
             if self._ended.wait(_PROBE_PAUSE_S if number else 0.0):
                 return None
@@ -369,7 +439,9 @@ class PreemptionWatch:
         return None
 
     def _found(self, sighting: Sighting | None) -> None:
-        """Make a notice of what is new, and take back a termination that the service no longer announces."""
+        """Make a notice of what is new, and take back a termination that the service no longer
+        announces.
+        """
         standing = self._cloud
         if sighting is None or sighting in self._advised:
             if standing is not None and standing.kind == "terminate":

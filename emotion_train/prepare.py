@@ -1,9 +1,11 @@
-"""Turns posts into a prepared data set: checked, without duplicates, split by stratum, shuffled once, written, verified, indexed.
+"""Turns posts into a prepared data set: checked, without duplicates, split by stratum, shuffled
+once, written, verified, indexed.
 
     emotion-train prepare posts.csv s3://team/emotions
 
-The source is read once; its clean rows go through temporary files twice (TMPDIR needs about the size of the source), so that memory is
-bounded whatever the size. The same source, options and library versions give the same bytes.
+The source is read once; its clean rows go through temporary files twice (TMPDIR needs about the
+size of the source), so that memory is bounded whatever the size. The same source, options and
+library versions give the same bytes.
 """
 
 from __future__ import annotations
@@ -54,12 +56,16 @@ class Options:
         fractions = (self.validation_fraction, self.test_fraction)
         if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
             raise WrongRequest(
-                f"--validation-fraction {fractions[0]} and --test-fraction {fractions[1]} leave nothing to train on; type for example 0.1."
+                f"--validation-fraction {fractions[0]} and --test-fraction {fractions[1]} leave nothing to"
+                " train on; type for example 0.1."
             )
         least = {"max_chars": 1, "rows_per_group": 1, "rows_per_object": 1, "memory_mb": 16, "seed": 0}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
-                raise WrongRequest(f"--{name.replace('_', '-')} is {getattr(self, name)}; the smallest allowed is {smallest}.")
+                raise WrongRequest(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; the smallest allowed is"
+                    f" {smallest}."
+                )
         if self.seed >= 2**63:
             raise WrongRequest(f"--seed is {self.seed}; the largest allowed is {2**63 - 1}.")
         if self.labels is not None:
@@ -85,10 +91,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "source",
         metavar="SOURCE",
-        help="CSV, JSONL or Parquet file, a folder of them (names train…, validation…, test… give splits), or a hub name",
+        help=(
+            "CSV, JSONL or Parquet file, a folder of them (names train…, validation…, test… give splits), or"
+            " a hub name"
+        ),
     )
     add("data_url", metavar="DATA_URL", help="where the data set goes: s3://bucket/prefix or a folder")
-    add("--text-column", default=default.text_column, metavar="NAME", help="column of the posts (default: text)")
+    add(
+        "--text-column",
+        default=default.text_column,
+        metavar="NAME",
+        help="column of the posts (default: text)",
+    )
     add(
         "--label-column",
         default=default.label_column,
@@ -97,8 +111,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--id-column", metavar="NAME", help="column of unique ids (default: file name and row number)")
     labels = parser.add_mutually_exclusive_group()
-    labels.add_argument("--labels", metavar="A,B,C", help="all labels in the order of their ids (default: those found, sorted)")
-    labels.add_argument("--labels-file", type=Path, metavar="FILE", help="the same from a file, one label a line")
+    labels.add_argument(
+        "--labels",
+        metavar="A,B,C",
+        help="all labels in the order of their ids (default: those found, sorted)",
+    )
+    labels.add_argument(
+        "--labels-file", type=Path, metavar="FILE", help="the same from a file, one label a line"
+    )
     add(
         "--multi-label",
         choices=("refuse", "drop"),
@@ -110,7 +130,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="refuse",
         help="what to do with posts that cannot be used (default: refuse, naming them)",
     )
-    add("--max-chars", type=int, default=default.max_chars, metavar="N", help="longest post in characters (default: 20000)")
+    add(
+        "--max-chars",
+        type=int,
+        default=default.max_chars,
+        metavar="N",
+        help="longest post in characters (default: 20000)",
+    )
     add(
         "--validation-fraction",
         type=float,
@@ -119,9 +145,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of each label for validation, unless given (default: 0.1)",
     )
     add(
-        "--test-fraction", type=float, default=0.1, metavar="F", help="share of each label for test, unless splits are given (default: 0.1)"
+        "--test-fraction",
+        type=float,
+        default=0.1,
+        metavar="F",
+        help="share of each label for test, unless splits are given (default: 0.1)",
     )
-    add("--seed", type=int, default=default.seed, metavar="N", help="seed of splitting and shuffling (default: 42)")
+    add(
+        "--seed",
+        type=int,
+        default=default.seed,
+        metavar="N",
+        help="seed of splitting and shuffling (default: 42)",
+    )
     add(
         "--rows-per-group",
         type=int,
@@ -130,7 +166,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="most posts of a row group, what is read at once (default: 1024)",
     )
     add(
-        "--rows-per-object", type=int, default=default.rows_per_object, metavar="N", help="most posts of a Parquet object (default: 262144)"
+        "--rows-per-object",
+        type=int,
+        default=default.rows_per_object,
+        metavar="N",
+        help="most posts of a Parquet object (default: 262144)",
     )
     add(
         "--memory-mb",
@@ -158,7 +198,8 @@ def run(args: argparse.Namespace) -> int:
 def prepare(source: str | Path, data_url: str, **options: Any) -> PrepareResult:
     """Prepare `source` at `data_url`; `options` are the fields of `Options`.
 
-    Raises `WrongRequest` when posts cannot be used (naming them) or another data set stands at `data_url`.
+    Raises `WrongRequest` when posts cannot be used (naming them) or another data set stands at
+    `data_url`.
     """
     from emotion_train.data.cleaning import Findings, LabelNames
     from emotion_train.data.posts import Columns, open_source
@@ -178,21 +219,31 @@ def prepare(source: str | Path, data_url: str, **options: Any) -> PrepareResult:
     if existing is not None:
         if _content(existing) != _content(index):
             raise WrongRequest(
-                f"{store.url} holds another prepared data set ({_difference(existing, index)}); it is never overwritten. "
-                "Type another DATA_URL, or repeat the source and options it was made with."
+                f"{store.url} holds another prepared data set ({_difference(existing, index)}); it is never"
+                " overwritten. Type another DATA_URL, or repeat the source and options it was made with."
             )
         return PrepareResult(store.url, existing, False, findings)
     try:
         store.create(INDEX_KEY, index.to_bytes())
     except AlreadyExists:
-        raise WrongRequest(f"Another process has prepared {store.url} in the meantime; prepare into another, empty DATA_URL.") from None
+        raise WrongRequest(
+            f"Another process has prepared {store.url} in the meantime; prepare into another, empty DATA_URL."
+        ) from None
     return PrepareResult(store.url, index, True, findings)
 
 
 class _Job:
     """One run: read and clean, decide who stays and where, shuffle, write."""
 
-    def __init__(self, source: Source, options: Options, store: Store | None, labels: LabelNames, findings: Findings, folder: Path) -> None:
+    def __init__(
+        self,
+        source: Source,
+        options: Options,
+        store: Store | None,
+        labels: LabelNames,
+        findings: Findings,
+        folder: Path,
+    ) -> None:
         from emotion_train.data.spill import partitions_for
 
         self._source = source
@@ -216,13 +267,26 @@ class _Job:
         counts = self._keep_one_of_each_text(by_text)
         fractions = self._fractions(counts)
         names, id_of_code = self._final_labels(counts)
-        shuffled = {split: Spill(self._folder / split, self._partitions, self._memory // len(SPLITS)) for split in SPLITS}
+        shuffled = {
+            split: Spill(self._folder / split, self._partitions, self._memory // len(SPLITS))
+            for split in SPLITS
+        }
         rows = self._distribute(by_text, shuffled, len(id_of_code), id_of_code, fractions)
         self._refuse_untrainable(names, rows)
-        splits = {split: self._write(split, shuffled[split], rows[split], len(names)) for split in SPLITS if sum(rows[split])}
+        splits = {
+            split: self._write(split, shuffled[split], rows[split], len(names))
+            for split in SPLITS
+            if sum(rows[split])
+        }
         if "validation" not in splits:
             raise self._no_validation("add posts, at least three of each label")
-        return Index(labels=names, splits=splits, source=self._provenance(fractions), seed=self._options.seed, versions=_versions())
+        return Index(
+            labels=names,
+            splits=splits,
+            source=self._provenance(fractions),
+            seed=self._options.seed,
+            versions=_versions(),
+        )
 
     def _read(self, by_text: Spill) -> None:
         """Clean rows into partitions of equal texts."""
@@ -241,14 +305,18 @@ class _Job:
         self._rows_read = cleaner.rows_read
 
     def _settle_labels(self, by_text: Spill) -> None:
-        """Find the rows whose label turned out to be several; they are counted here and left out from here on."""
+        """Find the rows whose label turned out to be several; they are counted here and left out
+        from here on.
+        """
         from emotion_train.data.cleaning import SCHEMA, LabelNames
 
         self._code_C = self._labels.settle()
         if not (self._code_C == LabelNames.SEVERAL).any():
             return
         for partition in range(by_text.partitions):
-            for batch in by_text.read(partition, [SCHEMA.get_field_index(name) for name in ("place", "label")]):
+            for batch in by_text.read(
+                partition, [SCHEMA.get_field_index(name) for name in ("place", "label")]
+            ):
                 place, label = (batch.column(name).to_numpy() for name in ("place", "label"))
                 self._findings.note("several_labels", place[self._code_C[label] == LabelNames.SEVERAL])
 
@@ -268,14 +336,24 @@ class _Job:
         ]
         total = sum(self._findings.counts[kind] for kind in refused)
         remedies = ["Mend them"]
-        if any(self._findings.counts[kind] for kind in refused if kind != "several_labels" or self._options.multi_label is None):
+        if any(
+            self._findings.counts[kind]
+            for kind in refused
+            if kind != "several_labels" or self._options.multi_label is None
+        ):
             remedies.append("type --on-bad drop to leave them out")
         if "several_labels" in refused and self._findings.counts["several_labels"]:
             remedies.append("type --multi-label drop to leave those with several labels out")
         if "unknown_label" in refused and self._findings.counts["unknown_label"]:
-            remedies.append(f"name all labels with --labels ({', '.join(self._labels.in_order()[:30])} are known)")
+            remedies.append(
+                f"name all labels with --labels ({', '.join(self._labels.in_order()[:30])} are known)"
+            )
         posts = f"1 of {self._rows_read:,} posts" if total == 1 else f"{total:,} of {self._rows_read:,} posts"
-        raise WrongRequest(f"{self._source.name}: {posts} cannot be used:\n  " + "\n  ".join(lines) + f"\n{'; or '.join(remedies)}.")
+        raise WrongRequest(
+            f"{self._source.name}: {posts} cannot be used:\n  "
+            + "\n  ".join(lines)
+            + f"\n{'; or '.join(remedies)}."
+        )
 
     def _unknown_labels(self) -> list[tuple[str, int]]:
         return sorted(self._findings.unknown_labels.items(), key=lambda item: (-item[1], item[0]))[:5]
@@ -283,8 +361,9 @@ class _Job:
     def _keep_one_of_each_text(self, by_text: Spill) -> Any:
         """Choose among rows of the same text; returns how many stay, by split code and label code.
 
-        The row of the later split stays (test, then validation, then train), and within a split the first. What was decided goes to one
-        file of flags for each partition, and the draws of those that stay to one file for `stratify`.
+        The row of the later split stays (test, then validation, then train), and within a split the
+        first. What was decided goes to one file of flags for each partition, and the draws of those
+        that stay to one file for `stratify`.
         """
         import numpy as np
         import pyarrow as pa
@@ -303,10 +382,13 @@ class _Job:
                 key0, key1, draw, place, split, label = (table.column(name).to_numpy() for name in used)
                 label = self._code_C[label]
                 one_label = np.flatnonzero(label != LabelNames.SEVERAL)
-                order = one_label[np.lexsort((place[one_label], split[one_label], key1[one_label], key0[one_label]))]
+                order = one_label[
+                    np.lexsort((place[one_label], split[one_label], key1[one_label], key0[one_label]))
+                ]
                 first = np.ones(len(order), bool)
                 first[1:] = (key0[order][1:] != key0[order][:-1]) | (key1[order][1:] != key1[order][:-1])
-                kept_of = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]  # the row that stays for each row's text
+                # the row that stays for each row's text
+                kept_of = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
                 elsewhere = split[order] != split[kept_of]
                 other_label = label[order] != label[kept_of]
                 self._findings.note("in_two_splits", place[order[elsewhere]])
@@ -323,7 +405,9 @@ class _Job:
         return counts_SC
 
     def _fractions(self, counts_SC: Any) -> tuple[float, float]:
-        """Shares of validation and test that are taken out of train, 0 for those that the source has."""
+        """Shares of validation and test that are taken out of train, 0 for those that the source
+        has.
+        """
         from emotion_train.data.cleaning import NO_SPLIT, SPLIT_CODES
 
         has = {split: bool(counts_SC[code].sum()) for split, code in SPLIT_CODES.items()}
@@ -332,11 +416,14 @@ class _Job:
             raise WrongRequest(f"{self._source.name} holds no posts; give a file with posts.")
         if undivided and any(has.values()):
             raise WrongRequest(
-                f"Some posts of {self._source.name} name a split and others do not; fill column 'split' everywhere or take it away."
+                f"Some posts of {self._source.name} name a split and others do not; fill column 'split'"
+                " everywhere or take it away."
             )
         if not undivided and not has["train"]:
             present = ", ".join(split for split in SPLITS if has[split])
-            raise WrongRequest(f"{self._source.name} has posts for {present} only; add a file or split named train.")
+            raise WrongRequest(
+                f"{self._source.name} has posts for {present} only; add a file or split named train."
+            )
         validation = 0.0 if has["validation"] else self._options.validation_fraction
         test = 0.0 if has["test"] or has["validation"] else self._options.test_fraction
         if not validation and not has["validation"]:
@@ -344,14 +431,17 @@ class _Job:
         return validation, test
 
     def _final_labels(self, counts_SC: Any) -> tuple[tuple[str, ...], Any]:
-        """The labels in their final order and the final id of each code; -1 for a code whose rows are all gone."""
+        """The labels in their final order and the final id of each code; -1 for a code whose rows
+        are all gone.
+        """
         import numpy as np
 
         met = {name for name, code in self._labels.codes.items() if counts_SC[:, code].any()}
         names = tuple(name for name in self._labels.in_order() if name in met or self._labels.fixed)
         if len(names) < 2:
             raise WrongRequest(
-                f"{self._source.name} has {', '.join(names) or 'no'} as its only label; at least two are needed to classify."
+                f"{self._source.name} has {', '.join(names) or 'no'} as its only label; at least two are"
+                " needed to classify."
             )
         id_of_code = np.full(counts_SC.shape[1], -1, np.int32)
         for position, name in enumerate(names):
@@ -359,9 +449,16 @@ class _Job:
         return names, id_of_code
 
     def _distribute(
-        self, by_text: Spill, shuffled: dict[str, Spill], codes: int, id_of_code: Any, fractions: tuple[float, float]
+        self,
+        by_text: Spill,
+        shuffled: dict[str, Spill],
+        codes: int,
+        id_of_code: Any,
+        fractions: tuple[float, float],
     ) -> dict[str, list[int]]:
-        """Rows that stay into partitions of the shuffled order of their split; returns posts by split and label id."""
+        """Rows that stay into partitions of the shuffled order of their split; returns posts by
+        split and label id.
+        """
         import numpy as np
         import pyarrow as pa
 
@@ -372,7 +469,9 @@ class _Job:
         counts = {split: np.zeros(codes, np.int64) for split in SPLITS}
         with ProgressLine("splitting", by_text.partitions, "partitions") as line:
             for partition in range(by_text.partitions):
-                keep = np.load(self._flags(partition)) if self._flags(partition).exists() else np.zeros(0, bool)
+                keep = (
+                    np.load(self._flags(partition)) if self._flags(partition).exists() else np.zeros(0, bool)
+                )
                 start = 0
                 for batch in by_text.read(partition):
                     rows = batch.filter(pa.array(keep[start : start + len(batch)]))
@@ -411,7 +510,8 @@ class _Job:
 
     def _no_validation(self, remedy: str) -> WrongRequest:
         return WrongRequest(
-            f"{self._source.name} gives no validation posts, which every run needs: {remedy}, or add a file named validation."
+            f"{self._source.name} gives no validation posts, which every run needs: {remedy}, or add a file"
+            " named validation."
         )
 
     def _write(self, split: str, shuffled: Spill, counts: list[int], labels: int) -> Split:
@@ -423,7 +523,9 @@ class _Job:
 
         rows = sum(counts)
         options = self._options
-        writer = SplitWriter(self._store, split, rows, labels, options.rows_per_group, options.rows_per_object, self._folder)
+        writer = SplitWriter(
+            self._store, split, rows, labels, options.rows_per_group, options.rows_per_object, self._folder
+        )
         done = 0
         with writer, ProgressLine(f"writing {split}", rows, "posts") as line:
             for partition in range(shuffled.partitions):
@@ -436,7 +538,9 @@ class _Job:
                 order = table.column("order").to_numpy()
                 by_order = np.lexsort((table.column("place").to_numpy(), order))
                 table = table.select(["id", "text", "label"]).take(pa.array(by_order))
-                _refuse_doubled_ids(table, np.flatnonzero(np.diff(order[by_order]) == 0), self._options.id_column)
+                _refuse_doubled_ids(
+                    table, np.flatnonzero(np.diff(order[by_order]) == 0), self._options.id_column
+                )
                 writer.add(table.cast(SCHEMA))
                 done += len(table)
                 line.update(done)
@@ -444,7 +548,10 @@ class _Job:
 
     def _provenance(self, fractions: tuple[float, float]) -> dict[str, str | int | float | None]:
         options = self._options
-        chosen = {name: getattr(options, name) for name in ("text_column", "label_column", "id_column", "max_chars", "rows_per_group")}
+        chosen = {
+            name: getattr(options, name)
+            for name in ("text_column", "label_column", "id_column", "max_chars", "rows_per_group")
+        }
         found = {kind: self._findings.counts[kind] for kind in sorted(self._findings.counts)}
         return {
             "name": self._source.name,
@@ -477,16 +584,22 @@ def _refuse_doubled_ids(table: Any, places: Any, id_column: str | None) -> None:
     for place in places:
         if ids[int(place)] == ids[int(place) + 1]:
             raise WrongRequest(
-                f"Id {ids[int(place)].as_py()!r} stands on two posts of one split; ids in column {id_column!r} must be unique."
+                f"Id {ids[int(place)].as_py()!r} stands on two posts of one split; ids in column"
+                f" {id_column!r} must be unique."
             )
 
 
 def _read_labels(words: str | None, file: Path | None) -> tuple[str, ...] | None:
     if file is not None:
         try:
-            return tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+            return tuple(
+                line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+            )
         except (OSError, UnicodeDecodeError) as error:
-            raise WrongRequest(f"--labels-file {file} cannot be read ({error}); give a UTF-8 text file with one label a line.") from None
+            raise WrongRequest(
+                f"--labels-file {file} cannot be read ({error}); give a UTF-8 text file with one label a"
+                " line."
+            ) from None
     return None if words is None else tuple(word.strip() for word in words.split(","))
 
 
@@ -499,15 +612,25 @@ def _existing_index(store: Store) -> Index | None:
 
 
 def _refuse_target_in_source(given: Path, store: Store) -> None:
-    """Writing into the folder that is being read would make the data set a part of its own source."""
+    """Writing into the folder that is being read would make the data set a part of its own
+    source.
+    """
     if isinstance(store, FolderStore) and given.is_dir():
         target, folder = Path(store.url).expanduser().resolve(), given.expanduser().resolve()
-        if target == folder or folder in target.parents or (target in folder.parents and folder.name in SPLITS):
-            raise WrongRequest(f"DATA_URL {store.url} lies in the source {given}; name a folder outside of it.")
+        if (
+            target == folder
+            or folder in target.parents
+            or (target in folder.parents and folder.name in SPLITS)
+        ):
+            raise WrongRequest(
+                f"DATA_URL {store.url} lies in the source {given}; name a folder outside of it."
+            )
 
 
 def _content(index: Index) -> dict[str, Any]:
-    """The index without what a copy or another library version changes although the posts' bytes are the same."""
+    """The index without what a copy or another library version changes although the posts' bytes
+    are the same.
+    """
     content = index.model_dump(exclude={"versions"})
     for split in content["splits"].values():
         for described in split["objects"]:
@@ -519,7 +642,9 @@ def _difference(one: Index, other: Index) -> str:
     for name in ("labels", "seed", "source"):
         old, new = getattr(one, name), getattr(other, name)
         if isinstance(old, dict):
-            changed = next((key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None)
+            changed = next(
+                (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None
+            )
             if changed is not None:
                 return f"{changed} {old.get(changed)!r} there, {new.get(changed)!r} now"
         elif old != new:
@@ -532,11 +657,17 @@ def _versions() -> dict[str, str]:
 
     import pyarrow
 
-    return {"emotion_train": version_of("emotion-train"), "pyarrow": pyarrow.__version__, "unicode": unicodedata.unidata_version}
+    return {
+        "emotion_train": version_of("emotion-train"),
+        "pyarrow": pyarrow.__version__,
+        "unicode": unicodedata.unidata_version,
+    }
 
 
 def _summary(result: PrepareResult) -> str:
-    """What a person wants to see at the end: the cleaning report, posts by split and label, and what to type next."""
+    """What a person wants to see at the end: the cleaning report, posts by split and label, and
+    what to type next.
+    """
     from emotion_train.data.cleaning import DROPPED, MENDED, REFUSED
 
     index, lines = result.index, []
@@ -547,27 +678,39 @@ def _summary(result: PrepareResult) -> str:
             lines += [title, *(f"  {line}" for line in found)]
     lines += ["", *_table(index), "", *_alike(index.labels)]
     if "test" not in index.splits and index.source.get("validation_fraction") == 0:
-        lines.append("no test     the source brings validation posts and no test posts; add a test file to get one")
+        lines.append(
+            "no test     the source brings validation posts and no test posts; add a test file to get one"
+        )
     total = sum(described.bytes for split in index.splits.values() for described in split.objects)
-    lines.append(f"data set    {result.url} ({total / 1e6:,.1f} MB){'' if result.created else ': already there, the same'}")
     lines.append(
-        f"next        emotion-launch check --config YOUR_RUN.yaml {shlex.quote(f'data.url={result.url}')} run.output_url=WHERE_RUNS_GO"
+        f"data set    {result.url} ({total / 1e6:,.1f}"
+        f" MB){'' if result.created else ': already there, the same'}"
+    )
+    lines.append(
+        f"next        emotion-launch check --config YOUR_RUN.yaml {shlex.quote(f'data.url={result.url}')}"
+        " run.output_url=WHERE_RUNS_GO"
     )
     return "\n".join(lines)
 
 
 def _alike(labels: Sequence[str]) -> list[str]:
-    """A line for labels that a person would take for one, such as Joy and joy, or two spellings of an accent."""
+    """A line for labels that a person would take for one, such as Joy and joy, or two spellings of
+    an accent.
+    """
     import unicodedata
     from itertools import groupby
 
     def folded(name: str) -> str:
         return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
+    def shown(name: str) -> str:
+        return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
+
     groups = (list(group) for _, group in groupby(sorted(labels, key=folded), key=folded))
     return [
-        f"alike       {' and '.join(repr(name) if unicodedata.is_normalized('NFC', name) else ascii(name) for name in group)} are "
-        f"{len(group)} labels, each with posts of its own; mend the source and prepare it elsewhere if they are one"
+        f"alike       {' and '.join(map(shown, group))}"
+        f" are {len(group)} labels, each with posts of its own; mend the source and prepare it elsewhere if"
+        " they are one"
         for group in groups
         if len(group) > 1
     ]
@@ -575,11 +718,16 @@ def _alike(labels: Sequence[str]) -> list[str]:
 
 def _table(index: Index) -> Sequence[str]:
     splits = [split for split in SPLITS if split in index.splits]
-    body = [[name, *(f"{index.splits[split].label_counts[i]:,}" for split in splits)] for i, name in enumerate(index.labels)]
+    body = [
+        [name, *(f"{index.splits[split].label_counts[i]:,}" for split in splits)]
+        for i, name in enumerate(index.labels)
+    ]
     rows = [["label", *splits], *body, ["all", *(f"{index.splits[split].rows:,}" for split in splits)]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
-        row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows
+        row[0].ljust(widths[0])
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
     ]
 
 

@@ -10,7 +10,9 @@ _LINE_EVERY_S = 10.0
 
 
 class ProgressLine:
-    """A with statement around a job of `total` units; `shown=False` (ranks other than 0) prints nothing."""
+    """A with statement around a job of `total` units; `shown=False` (ranks other than 0) prints
+    nothing.
+    """
 
     def __init__(self, title: str, total: int, unit: str, shown: bool = True) -> None:
         self._title = title
@@ -39,7 +41,9 @@ class ProgressLine:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -51,7 +55,11 @@ class ProgressLine:
             self._bar.update(self._task, completed=done, total=self._total, words=self._words)
         elif self._shown and (time.monotonic() - self._last_line >= _LINE_EVERY_S):
             self._last_line = time.monotonic()
-            print(f"{self._title}: {done:,} of {self._total:,} {self._unit} {words}".rstrip(), file=sys.stderr, flush=True)
+            print(
+                f"{self._title}: {done:,} of {self._total:,} {self._unit} {words}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
 
     def say(self, line: str) -> None:
         """A line that stays."""

@@ -1,4 +1,6 @@
-"""What a finished run leaves in the store: the adapter folder, the report and the predictions, committed by the log's final entry."""
+"""What a finished run leaves in the store: the adapter folder, the report and the predictions,
+committed by the log's final entry.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ def publish(writer: Writer, epoch: int, step: int, files: Mapping[str, bytes], r
 
     The prefix is this writer's own, so that a fenced one never touches what another has published.
     """
-    parts = tuple(upload_part(writer.store, writer.run_id, f"final/{writer.incarnation:08d}/{name}", data) for name, data in files.items())
+    parts = tuple(
+        upload_part(writer.store, writer.run_id, f"final/{writer.incarnation:08d}/{name}", data)
+        for name, data in files.items()
+    )
     headline = report.splits[report.headline]
     metrics: dict[str, float | int | str | None] = {
         "macro_f1": headline.macro_f1,
@@ -54,25 +59,40 @@ def publish(writer: Writer, epoch: int, step: int, files: Mapping[str, bytes], r
 
 
 def final_files(adapter: Path, report: Report, splits: Mapping[str, SplitResult]) -> dict[str, bytes]:
-    """All that is published, by name: the files of the adapter below adapter/, report.json, report.html, the predictions of each split."""
-    files = {f"adapter/{path.relative_to(adapter).as_posix()}": path.read_bytes() for path in sorted(adapter.rglob("*")) if path.is_file()}
+    """All that is published, by name: the files of the adapter below adapter/, report.json,
+    report.html, the predictions of each split.
+    """
+    files = {
+        f"adapter/{path.relative_to(adapter).as_posix()}": path.read_bytes()
+        for path in sorted(adapter.rglob("*"))
+        if path.is_file()
+    }
     files |= {"report.json": report.to_bytes(), "report.html": render_html(report).encode()}
-    return files | {predictions_key(name): predictions_to_parquet(result.predictions) for name, result in splits.items()}
+    return files | {
+        predictions_key(name): predictions_to_parquet(result.predictions) for name, result in splits.items()
+    }
 
 
 def tfidf_predictions(
     store: Store, index: Index, names: Sequence[str], max_train_rows: int, seed: int, patience_s: float = 0.0
 ) -> dict[str, Predictions]:
-    """The TF-IDF floor's predictions of these splits; empty when the training split is larger than `max_train_rows`.
+    """The TF-IDF floor's predictions of these splits; empty when the training split is larger than
+    `max_train_rows`.
 
     A store that does not answer is asked again for `patience_s` seconds.
     """
     train = index.split("train")
     if train.rows > max_train_rows:
         return {}
-    columns = {name: list(zip(*posts(store, index.split(name), patience_s), strict=True)) for name in names}  # ids, texts, labels
+    # ids, texts, labels
+    columns = {name: list(zip(*posts(store, index.split(name), patience_s), strict=True)) for name in names}
     every_text = [text for _, texts, _ in columns.values() for text in texts]
-    prob_NC = tfidf_floor(((text, label) for _, text, label in posts(store, train, patience_s)), every_text, len(index.labels), seed)
+    prob_NC = tfidf_floor(
+        ((text, label) for _, text, label in posts(store, train, patience_s)),
+        every_text,
+        len(index.labels),
+        seed,
+    )
     found, at = {}, 0
     for name, (ids, _, labels) in columns.items():
         found[name] = Predictions.of(ids, labels, prob_NC[at : at + len(ids)])
@@ -101,15 +121,28 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of this program's checkout, with + when files differ from it; None outside a checkout."""
+    """Commit of this program's checkout, with + when files differ from it; None outside a
+    checkout.
+    """
     here = Path(__file__).parent
     try:
-        subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, timeout=10, check=True)
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", __file__],
+            cwd=here,
+            capture_output=True,
+            timeout=10,
+            check=True,
+        )
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return None

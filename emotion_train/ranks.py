@@ -1,6 +1,7 @@
 """What the ranks of a run tell each other. With one process every call returns its argument.
 
-All of it goes over a CPU (gloo) group of its own, in step order, so that it never waits for the compute stream of a GPU.
+All of it goes over a CPU (gloo) group of its own, in step order, so that it never waits for the
+compute stream of a GPU.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ class Signal(IntFlag):
 
 
 class Ranks:
-    """The processes of this run: `rank` 0 to `world_size` - 1. Make one per process, after the process group exists.
+    """The processes of this run: `rank` 0 to `world_size` - 1. Make one per process, after the
+    process group exists.
 
-    A rank waits `timeout_s` seconds for another one, such as for rank 0 while it fits the floor; then, and when another one has ended,
-    every call raises `LostContact`.
+    A rank waits `timeout_s` seconds for another one, such as for rank 0 while it fits the floor;
+    then, and when another one has ended, every call raises `LostContact`.
     """
 
     def __init__(self, timeout_s: float = 3600) -> None:
@@ -45,10 +47,13 @@ class Ranks:
         self._many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if self._many else 0
         self.world_size = dist.get_world_size() if self._many else 1
-        # Gloo pairs calls by their order alone, so what runs at the same time has a group each: the threads of the two loaders (training
-        # goes on being packed while validation posts are scored), the main thread, and the signals on their way.
+        # Gloo pairs calls by their order alone, so what runs at the same time has a group each: the
+        # threads of the two loaders (training goes on being packed while validation posts are
+        # scored), the main thread, and the signals on their way.
         self._training_group, self._scoring_group, self._main_group, self._signal_group = (
-            [dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(4)] if self._many else [None] * 4
+            [dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(4)]
+            if self._many
+            else [None] * 4
         )
         self._on_its_way: tuple[dist.Work, torch.Tensor] | None = None
 
@@ -57,14 +62,20 @@ class Ranks:
         return self.rank == 0
 
     def agree(self, packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
-        """Maximum number of packs, sum of weights and whether any rank stops; called by the thread of the training loader."""
+        """Maximum number of packs, sum of weights and whether any rank stops; called by the thread
+        of the training loader.
+        """
         return self._agree(packs, weight_sum, stop, self._training_group)
 
     def agree_in_scoring(self, packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
-        """As `agree`, by the thread of a loader of posts to score, of which one is at work at a time."""
+        """As `agree`, by the thread of a loader of posts to score, of which one is at work at a
+        time.
+        """
         return self._agree(packs, weight_sum, stop, self._scoring_group)
 
-    def _agree(self, packs: int, weight_sum: float, stop: bool, group: dist.ProcessGroup | None) -> tuple[int, float, bool]:
+    def _agree(
+        self, packs: int, weight_sum: float, stop: bool, group: dist.ProcessGroup | None
+    ) -> tuple[int, float, bool]:
         if not self._many:
             return packs, weight_sum, stop
         sent = torch.zeros(self.world_size, 3, dtype=torch.float64)
@@ -74,16 +85,21 @@ class Ranks:
         return int(sent[:, 0].max()), float(sent[:, 1].sum()), bool(sent[:, 2].any())
 
     def exchange(self, own: Signal) -> Signal:
-        """What any rank gave in the call before this one, the same on all ranks; with one process what it gives now.
+        """What any rank gave in the call before this one, the same on all ranks; with one process
+        what it gives now.
 
-        The answer comes one call late so that no rank waits for it: the small all-reduce runs while the step does. Called once a step.
+        The answer comes one call late so that no rank waits for it: the small all-reduce runs while
+        the step does. Called once a step.
         """
         if not self._many:
             return own
         arrived = self._arrived()
         given = torch.tensor([own], dtype=torch.int32)
         with self._in_contact():
-            self._on_its_way = (dist.all_reduce(given, dist.ReduceOp.BOR, group=self._signal_group, async_op=True), given)
+            self._on_its_way = (
+                dist.all_reduce(given, dist.ReduceOp.BOR, group=self._signal_group, async_op=True),
+                given,
+            )
         return arrived
 
     def exchange_now(self, own: Signal) -> Signal:
@@ -117,7 +133,9 @@ class Ranks:
         return box[0]
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns on rank 0, on every rank; an `EmotionTrainError` that it raises there is raised on every rank."""
+        """What `action` returns on rank 0, on every rank; an `EmotionTrainError` that it raises
+        there is raised on every rank.
+        """
         answer: tuple[T | None, EmotionTrainError | None] = (None, None)
         if self.is_main:
             try:
@@ -134,7 +152,11 @@ class Ranks:
         size = self.from_main(len(data))
         if not self._many or not size:
             return data
-        box = torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.is_main else torch.empty(size, dtype=torch.uint8)
+        box = (
+            torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            if self.is_main
+            else torch.empty(size, dtype=torch.uint8)
+        )
         with self._in_contact():
             dist.broadcast(box, src=0, group=self._main_group)
         return data if self.is_main else box.numpy().tobytes()
@@ -159,13 +181,18 @@ class Ranks:
 def lost_contact(rank: int, timeout_s: float, error: Exception) -> str:
     """The sentence for a rank that is left alone."""
     return (
-        f"Rank {rank} lost contact with the other processes: one of them ended (the first message above says why, or the machine is gone) "
-        f"or did not answer for {timeout_s:g} s (distributed.timeout_s). The same command with the same run.id goes on from the last "
-        f"checkpoint. ({' '.join(str(error).split())[:200]})"
+        f"Rank {rank} lost contact with the other processes: one of them ended (the first message above says"
+        f" why, or the machine is gone) or did not answer for {timeout_s:g} s (distributed.timeout_s). The"
+        " same command with the same run.id goes on from the last checkpoint."
+        f" ({' '.join(str(error).split())[:200]})"
     )
 
 
 def is_about_contact(error: BaseException) -> bool:
-    """Whether a collective of PyTorch failed because of another process, and not because of a defect here."""
+    """Whether a collective of PyTorch failed because of another process, and not because of a
+    defect here.
+    """
     words = str(error)
-    return isinstance(error, dist.DistError) or any(sign in words for sign in ("gloo", "NCCL", "Connection closed by peer"))
+    return isinstance(error, dist.DistError) or any(
+        sign in words for sign in ("gloo", "NCCL", "Connection closed by peer")
+    )

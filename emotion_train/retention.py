@@ -1,8 +1,10 @@
-"""Which parts of a run's old checkpoints may be deleted, and their deletion; an entry of the log is never deleted.
+"""Which parts of a run's old checkpoints may be deleted, and their deletion; an entry of the log is
+never deleted.
 
-Monotone: what is deleted by a writer that knows only the beginning of the log would be deleted by one that knows all of it, because
-entries are only added. So a writer that is fenced and does not know it does no harm, and a kill in between leaves parts for the next
-`collect`. The price is one listing of the run's parts a checkpoint.
+Monotone: what is deleted by a writer that knows only the beginning of the log would be deleted by
+one that knows all of it, because entries are only added. So a writer that is fenced and does not
+know it does no harm, and a kill in between leaves parts for the next `collect`. The price is one
+listing of the run's parts a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ KEEP_NEWEST = 3
 
 
 def collect(writer: Writer, keep_every: int | None) -> list[str]:
-    """Delete what `removable` allows, and what killed writes of older incarnations left; returns the deleted keys.
+    """Delete what `removable` allows, and what killed writes of older incarnations left; returns
+    the deleted keys.
 
     Raises `StorageError`; the run is none the worse for it.
     """
@@ -32,11 +35,15 @@ def collect(writer: Writer, keep_every: int | None) -> list[str]:
     return doomed
 
 
-def removable(log: Sequence[Entry], incarnation: int, present: Iterable[str], keep_every: int | None) -> list[str]:
-    """Those of the keys `present` that the writer `incarnation`, for which the log is `log`, may delete.
+def removable(
+    log: Sequence[Entry], incarnation: int, present: Iterable[str], keep_every: int | None
+) -> list[str]:
+    """Those of the keys `present` that the writer `incarnation`, for which the log is `log`, may
+    delete.
 
-    Parts of checkpoints that are not kept, and parts of older incarnations that no entry names: these can no longer get one. Parts of
-    its own without an entry may be waiting for it, and those of a newer incarnation are not its business.
+    Parts of checkpoints that are not kept, and parts of older incarnations that no entry names:
+    these can no longer get one. Parts of its own without an entry may be waiting for it, and those
+    of a newer incarnation are not its business.
     """
     kept = {part.key for entry in kept_entries(log, keep_every) for part in entry.parts}
     named = {part.key for entry in log for part in entry.parts}
@@ -51,7 +58,9 @@ def removable(log: Sequence[Entry], incarnation: int, present: Iterable[str], ke
 
 
 def kept_entries(log: Sequence[Entry], keep_every: int | None) -> list[Entry]:
-    """The newest three checkpoints, the best by macro-F1, each `keep_every`-th of the run, and every final entry."""
+    """The newest three checkpoints, the best by macro-F1, each `keep_every`-th of the run, and
+    every final entry.
+    """
     checkpoints = [entry for entry in log if entry.kind == "checkpoint"]
     kept = checkpoints[-KEEP_NEWEST:] + [entry for entry in log if entry.kind == "final"]
     if (best := _best(checkpoints)) is not None:
@@ -62,7 +71,13 @@ def kept_entries(log: Sequence[Entry], keep_every: int | None) -> list[Entry]:
 
 
 def _best(checkpoints: Sequence[Entry]) -> Entry | None:
-    """The highest macro-F1, and the earlier one of equals: a best one that was passed never comes back."""
-    scored = [(float(score), -entry.seq, entry) for entry in checkpoints if isinstance(score := entry.metrics.get("macro_f1"), int | float)]
+    """The highest macro-F1, and the earlier one of equals: a best one that was passed never comes
+    back.
+    """
+    scored = [
+        (float(score), -entry.seq, entry)
+        for entry in checkpoints
+        if isinstance(score := entry.metrics.get("macro_f1"), int | float)
+    ]
     finite = [one for one in scored if math.isfinite(one[0])]
     return max(finite, key=lambda one: one[:2])[2] if finite else None

@@ -1,7 +1,9 @@
-"""Commits checkpoints in a background thread, so that training waits for the copy to host memory and for nothing else.
+"""Commits checkpoints in a background thread, so that training waits for the copy to host memory
+and for nothing else.
 
-One upload at a time; of the states that wait the newest wins, but one that was evaluated is kept. While the bucket fails, they also wait
-in a folder of this machine, from which the next start takes them. The price: a state in host memory for each that waits, at most five.
+One upload at a time; of the states that wait the newest wins, but one that was evaluated is kept.
+While the bucket fails, they also wait in a folder of this machine, from which the next start takes
+them. The price: a state in host memory for each that waits, at most five.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from emotion_train.errors import ObjectNotFound, StorageError
 from emotion_train.runlog import MAX_ENTRY_BYTES, Entry, Writer, upload_part
 from emotion_train.storage import FolderStore
 
-_MOST_SCORED = 4  # evaluated states that wait; of more, those that are neither the best nor the newest are let go
+# evaluated states that wait; of more, those that are neither the best nor the newest are let go
+_MOST_SCORED = 4
 _CLOSE_S = 10.0  # a process that ends for another reason waits this long for what it has saved last
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
@@ -27,7 +30,9 @@ _TELL_EVERY_S = 60.0
 
 
 class LocalStates:
-    """The states of one run that the bucket did not take, in a folder of this machine; an entry file written last makes each whole."""
+    """The states of one run that the bucket did not take, in a folder of this machine; an entry
+    file written last makes each whole.
+    """
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self.store = FolderStore(folder)
@@ -41,11 +46,16 @@ class LocalStates:
         return self.folder.exists()
 
     def keep(self, snapshots: Sequence[Snapshot], incarnation: int) -> None:
-        """Make these the states in the folder: write those that are not there, then remove the others. Raises `StorageError`."""
+        """Make these the states in the folder: write those that are not there, then remove the
+        others. Raises `StorageError`.
+        """
         with self._lock:
             for snapshot in snapshots:
                 if snapshot.name not in self._kept:
-                    parts = tuple(upload_part(self.store, self.run_id, f"{snapshot.name}/{name}", data) for name, data in snapshot.files())
+                    parts = tuple(
+                        upload_part(self.store, self.run_id, f"{snapshot.name}/{name}", data)
+                        for name, data in snapshot.files()
+                    )
                     entry = Entry(
                         seq=0,
                         kind="checkpoint",
@@ -74,13 +84,17 @@ class LocalStates:
         return f"Its adapter and report are kept in {folder}."
 
     def clear(self) -> None:
-        """Remove everything of this run; a file that cannot be removed stays, and is older than the log."""
+        """Remove everything of this run; a file that cannot be removed stays, and is older than the
+        log.
+        """
         with self._lock:
             self._kept.clear()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def entries(self) -> list[Entry]:
-        """The whole states in the folder, by step; one that cannot be read, or that another process removed just now, is passed over."""
+        """The whole states in the folder, by step; one that cannot be read, or that another process
+        removed just now, is passed over.
+        """
         found = []
         for info in self.store.list(f"{self.run_id}/"):
             if info.key.count("/") == 1 and info.key.endswith(".json"):
@@ -102,7 +116,8 @@ class LocalStates:
 class Saver:
     """Owns `writer` from its claim until it is drained; a context manager that ends the thread.
 
-    `clear_up` is called in the thread after each commit; a store that fails there is told of and no more.
+    `clear_up` is called in the thread after each commit; a store that fails there is told of and no
+    more.
     """
 
     def __init__(
@@ -140,14 +155,18 @@ class Saver:
         self._thread.join(_FIRST_PAUSE_S)
 
     def offer(self, snapshot: Snapshot) -> None:
-        """Let the thread commit this state, in place of older ones that wait and were not evaluated."""
+        """Let the thread commit this state, in place of older ones that wait and were not
+        evaluated.
+        """
         with self._changed:
             self._waiting.append(snapshot)
             self._let_go()
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> bool:
-        """Whether all that was offered is committed, waiting for it up to that time. Raises what ended the thread."""
+        """Whether all that was offered is committed, waiting for it up to that time. Raises what
+        ended the thread.
+        """
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while self._waiting and self.failure is None and (left := deadline - time.monotonic()) > 0:
@@ -168,15 +187,24 @@ class Saver:
             self._local.keep(waiting, self._writer.incarnation)
         except StorageError as error:
             return f"The newest state cannot be kept on this machine either: {error}"
-        return f"The newest state is kept in {self._local.folder}, as {self._writer.store.url} does not take it."
+        return (
+            f"The newest state is kept in {self._local.folder}, as {self._writer.store.url} does not take it."
+        )
 
     def _let_go(self) -> None:
         """Forget the states that a newer one replaces."""
         if not self._waiting:
             return
         newest = self._waiting[-1]
-        kept = [one for one in self._waiting if one is newest or one is self._in_flight or one.macro_f1 is not None]
-        while len(scored := [one for one in kept if one.macro_f1 is not None and one is not self._in_flight]) > _MOST_SCORED:
+        kept = [
+            one
+            for one in self._waiting
+            if one is newest or one is self._in_flight or one.macro_f1 is not None
+        ]
+        while (
+            len(scored := [one for one in kept if one.macro_f1 is not None and one is not self._in_flight])
+            > _MOST_SCORED
+        ):
             best = max(scored, key=lambda one: one.macro_f1 or 0)
             kept.remove(next(one for one in scored if one is not best and one is not newest))
         self._waiting = kept

@@ -1,4 +1,6 @@
-"""The sizes of a base's text model: what its memory and its speed depend on, read from a config.json without a weight."""
+"""The sizes of a base's text model: what its memory and its speed depend on, read from a
+config.json without a weight.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ STACKS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 class Shape:
     """The text model of a base, as far as its size depends on it.
 
-    `qk_norm`: queries and keys are normalised (Qwen3). `fusable`: its blocks are such that the fused decoder can compute them on a GPU.
+    `qk_norm`: queries and keys are normalised (Qwen3). `fusable`: its blocks are such that the
+    fused decoder can compute them on a GPU.
     """
 
     hidden_size: int
@@ -33,10 +36,20 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
-        """From the content of a config.json; of a multimodal one the text part. Raises `ValueError` naming the key that is missing."""
+        """From the content of a config.json; of a multimodal one the text part. Raises `ValueError`
+        naming the key that is missing.
+        """
         text = config.get("text_config", config)
         missing = [
-            key for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size") if key not in text
+            key
+            for key in (
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "vocab_size",
+            )
+            if key not in text
         ]
         if missing:
             raise ValueError(f"the model's configuration has no {missing[0]}")
@@ -78,7 +91,9 @@ class Shape:
 
     @property
     def stacked_layers(self) -> list[tuple[int, int]]:
-        """(outputs, inputs) of each of one block's products by the fused decoder, in the order of `STACKS`."""
+        """(outputs, inputs) of each of one block's products by the fused decoder, in the order of
+        `STACKS`.
+        """
         layers = self.linear_layers
         return [(sum(layers[name][0] for name in stack), layers[stack[0]][1]) for stack in STACKS]
 
@@ -89,14 +104,22 @@ class Shape:
 
     @property
     def linear_parameters(self) -> int:
-        """Of all blocks; 2 x these x tokens is the floating-point work of a forward pass, and as much again for the input gradients."""
-        return self.num_hidden_layers * sum(outputs * inputs for outputs, inputs in self.linear_layers.values())
+        """Of all blocks; 2 x these x tokens is the floating-point work of a forward pass, and as
+        much again for the input gradients.
+        """
+        return self.num_hidden_layers * sum(
+            outputs * inputs for outputs, inputs in self.linear_layers.values()
+        )
 
     @property
     def other_parameters(self) -> int:
         """Embedding and norms, which are never quantised."""
         heads = 2 * self.head_dim if self.qk_norm else 0
-        return self.vocab_size * self.hidden_size + self.num_hidden_layers * (2 * self.hidden_size + heads) + self.hidden_size
+        return (
+            self.vocab_size * self.hidden_size
+            + self.num_hidden_layers * (2 * self.hidden_size + heads)
+            + self.hidden_size
+        )
 
     @property
     def parameters(self) -> int:
@@ -110,9 +133,13 @@ class Shape:
 
 
 def _fusable(text: Mapping[str, Any], head_dim: int) -> bool:
-    """As `model.fused.fits` says of a loaded model; a GGUF header, which names no kind here, is a Llama."""
+    """As `model.fused.fits` says of a loaded model; a GGUF header, which names no kind here, is a
+    Llama.
+    """
     biases = text.get("attention_bias", False) or text.get("mlp_bias", False)
-    plain = text.get("model_type", "llama") in ("llama", "mistral") and text.get("hidden_act", "silu") == "silu"
+    plain = (
+        text.get("model_type", "llama") in ("llama", "mistral") and text.get("hidden_act", "silu") == "silu"
+    )
     return plain and not biases and head_dim in (16, 32, 64, 128)
 
 

@@ -1,10 +1,12 @@
-"""Puts the text part of a base into a bucket or folder once, so that runs read it from there in parallel and need no hub.
+"""Puts the text part of a base into a bucket or folder once, so that runs read it from there in
+parallel and need no hub.
 
     emotion-train stage-base mistralai/Mistral-Small-3.1-24B-Base-2503 s3://team/bases/mistral-small
     emotion-launch run --config run.yaml model.base=s3://team/bases/mistral-small
 
-The result is a checkpoint that transformers reads as well. Host memory: 5 GiB, ten objects of half a GiB or of the largest tensor. Every
-object is read back once, so staging moves the base's bytes twice; a second staging reads the source again to compare and writes nothing.
+The result is a checkpoint that transformers reads as well. Host memory: 5 GiB, ten objects of half
+a GiB or of the largest tensor. Every object is read back once, so staging moves the base's bytes
+twice; a second staging reads the source again to compare and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +23,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.manifest import version_of
 from emotion_train.progress import ProgressLine
-from emotion_train.staged import INDEX_KEY, UNFINISHED_KEY, StagedBase, StagedIndex, StagedObject, StagedTensor, read_index
+from emotion_train.staged import (
+    INDEX_KEY,
+    UNFINISHED_KEY,
+    StagedBase,
+    StagedIndex,
+    StagedObject,
+    StagedTensor,
+    read_index,
+)
 from emotion_train.storage import FolderStore, Store, open_store
 
 if TYPE_CHECKING:
@@ -33,10 +43,11 @@ if TYPE_CHECKING:
 SHARD_BYTES = 512 << 20
 PIECE_BYTES = 16 << 20
 _WHEN_IT_PAYS = """when it pays:
-  Runs on machines that start empty, such as spot GPUs: each start reads 12 GiB (nf4) or 43 GiB (bf16) of Mistral Small from a bucket in
-  its own region instead of 48 GB from the hub, needs no token, and goes on when the hub is away. nf4 serves runs with
-  model.precision=nf4 only and is a quarter of the bytes; bf16 serves nf4, bf16 and fp8. Make nf4 on a GPU: a CPU takes some 20 minutes
-  for Mistral Small. On a machine that keeps its hub cache there is little to gain."""
+  Runs on machines that start empty, such as spot GPUs: each start reads 12 GiB (nf4) or 43 GiB
+  (bf16) of Mistral Small from a bucket in its own region instead of 48 GB from the hub, needs no
+  token, and goes on when the hub is away. nf4 serves runs with model.precision=nf4 only and is a
+  quarter of the bytes; bf16 serves nf4, bf16 and fp8. Make nf4 on a GPU: a CPU takes some 20
+  minutes for Mistral Small. On a machine that keeps its hub cache there is little to gain."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tekken.json")
 _NF4 = {
     "quant_method": "bitsandbytes",
@@ -47,7 +58,14 @@ _NF4 = {
     "bnb_4bit_quant_storage": "uint8",
     "llm_int8_skip_modules": ["score"],
 }
-_NOT_OF_THE_TEXT = ("transformers_version", "torch_dtype", "dtype", "_name_or_path", "quantization_config", "architectures")
+_NOT_OF_THE_TEXT = (
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "_name_or_path",
+    "quantization_config",
+    "architectures",
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +77,14 @@ class StageResult:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{_WHEN_IT_PAYS}\n\n{parser.epilog}"
-    parser.add_argument("base", metavar="BASE", help="hub id or folder of a safetensors checkpoint (not .gguf, not quantised)")
-    parser.add_argument("url", metavar="URL", help="where it goes: s3://bucket/prefix or a folder, empty or of a killed staging")
+    parser.add_argument(
+        "base", metavar="BASE", help="hub id or folder of a safetensors checkpoint (not .gguf, not quantised)"
+    )
+    parser.add_argument(
+        "url",
+        metavar="URL",
+        help="where it goes: s3://bucket/prefix or a folder, empty or of a killed staging",
+    )
     parser.add_argument(
         "--precision",
         choices=("bf16", "nf4"),
@@ -78,7 +102,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     result = stage(arguments.base, arguments.url, arguments.precision, arguments.device)
     index = result.index
-    words = f"{index.precision}, {index.bytes / 2**30:.2f} GiB, objects of weights: {len(index.shards)}, {index.parameters:,} parameters"
+    words = (
+        f"{index.precision}, {index.bytes / 2**30:.2f} GiB, objects of weights: {len(index.shards)},"
+        f" {index.parameters:,} parameters"
+    )
     print(f"base    {result.url} ({words}){'' if result.created else ': already there, the same'}")
     print(f"next    model.base={result.url}" + (" model.precision=nf4" if index.precision == "nf4" else ""))
     return 0
@@ -93,7 +120,9 @@ def stage(
     shard_bytes: int = SHARD_BYTES,
     piece_bytes: int = PIECE_BYTES,
 ) -> StageResult:
-    """Stage `base` at `url`. Raises `WrongRequest` for a base that cannot be staged and for a place that holds something else."""
+    """Stage `base` at `url`. Raises `WrongRequest` for a base that cannot be staged and for a place
+    that holds something else.
+    """
     from emotion_train.data.tokenization import PostTokenizer
     from emotion_train.model.load import read_config
     from emotion_train.model.precision import require_bitsandbytes
@@ -120,7 +149,10 @@ def stage(
     try:
         store.create(INDEX_KEY, index.to_bytes())
     except AlreadyExists:
-        raise WrongRequest(f"Another process has staged a base at {store.url} in the meantime; stage into another, empty place.") from None
+        raise WrongRequest(
+            f"Another process has staged a base at {store.url} in the meantime; stage into another, empty"
+            " place."
+        ) from None
     for key in sorted(left - {one.key for one in (*index.shards, *index.files)}):
         store.delete(key)
     store.delete(UNFINISHED_KEY)
@@ -134,13 +166,14 @@ def _refuse_source(found: BaseConfig, store: Store) -> None:
     files = found.files
     if files.gguf is not None:
         raise WrongRequest(
-            f"The base {files.name} is a GGUF file, which is one small file that is read as it is: copy it to the machine that trains. "
-            "To stage, give the folder or hub id of the safetensors checkpoint that it was made from."
+            f"The base {files.name} is a GGUF file, which is one small file that is read as it is: copy it to"
+            " the machine that trains. To stage, give the folder or hub id of the safetensors checkpoint"
+            " that it was made from."
         )
     if files.staged is not None and files.staged.index.precision == "nf4":
         raise WrongRequest(
-            f"The base {files.name} is already quantised to nf4; give the checkpoint that it was made from, {files.staged.index.source}, "
-            "or copy the objects as they are, base.json last."
+            f"The base {files.name} is already quantised to nf4; give the checkpoint that it was made from,"
+            f" {files.staged.index.source}, or copy the objects as they are, base.json last."
         )
     if isinstance(store, FolderStore) and files.folder is not None:
         target, source = Path(store.url).expanduser().resolve(), files.folder.resolve()
@@ -163,7 +196,11 @@ def _device_name(device: torch.device) -> str:
     """The sum of a tensor may differ in a last bit by GPU and by number of threads."""
     import torch
 
-    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads"
+    return (
+        str(torch.cuda.get_device_name(device))
+        if device.type == "cuda"
+        else f"CPU with {torch.get_num_threads()} threads"
+    )
 
 
 def _make_room(store: Store, found: BaseConfig, precision: StagedPrecision) -> set[str]:
@@ -173,14 +210,18 @@ def _make_room(store: Store, found: BaseConfig, precision: StagedPrecision) -> s
     """
     there = {info.key for info in store.list()}
     if there and UNFINISHED_KEY not in there:
-        raise WrongRequest(f"{store.url} holds other objects, such as {min(there)}, and no staged base; name an empty folder or prefix.")
+        raise WrongRequest(
+            f"{store.url} holds other objects, such as {min(there)}, and no staged base; name an empty folder"
+            " or prefix."
+        )
     mine = json.dumps({"source": _source_name(found), "precision": precision}).encode() + b"\n"
     try:
         store.create(UNFINISHED_KEY, mine)
     except AlreadyExists:
         begun = store.read(UNFINISHED_KEY).decode(errors="replace").strip()[:300]
         raise WrongRequest(
-            f"Another base is being staged at {store.url}, or its staging was stopped ({begun}); repeat that one, or name another place."
+            f"Another base is being staged at {store.url}, or its staging was stopped ({begun}); repeat that"
+            " one, or name another place."
         ) from None
     store.clear_unfinished("")
     return there - {UNFINISHED_KEY}
@@ -192,7 +233,9 @@ def _source_name(found: BaseConfig) -> str:
 
 
 def _content(index: StagedIndex) -> dict[str, Any]:
-    """The index without what a copy, another library version, device or place of the source may change although the bytes are the same."""
+    """The index without what a copy, another library version, device or place of the source may
+    change although the bytes are the same.
+    """
     content = index.model_dump(exclude={"versions", "quantised_on", "source"})
     for described in (*content["shards"], *content["files"]):
         del described["etag"]
@@ -203,20 +246,23 @@ def _content(index: StagedIndex) -> dict[str, Any]:
 
 def _refuse_other(store: Store, existing: StagedIndex, difference: str) -> NoReturn:
     raise WrongRequest(
-        f"{store.url} holds another staged base, of {existing.source} ({difference}); it is never overwritten. Type another URL, or repeat "
-        "the base and options it was made with."
+        f"{store.url} holds another staged base, of {existing.source} ({difference}); it is never"
+        " overwritten. Type another URL, or repeat the base and options it was made with."
     )
 
 
 def _refuse_incomplete(store: Store, existing: StagedIndex) -> None:
     if missing := StagedBase(store, existing).missing():
         raise WrongRequest(
-            f"{store.url} has lost {missing[0]} ({len(missing)} of its objects) since it was staged; stage into another, empty place."
+            f"{store.url} has lost {missing[0]} ({len(missing)} of its objects) since it was staged; stage"
+            " into another, empty place."
         )
 
 
 def _refuse_misfit(found: BaseConfig, store: Store, untouched: bool) -> None:
-    """Names and shapes are compared before anything is read; a refused base leaves an empty place as it was."""
+    """Names and shapes are compared before anything is read; a refused base leaves an empty place
+    as it was.
+    """
     from emotion_train.model.load import open_checkpoint, skeleton
 
     if found.files.staged is not None:
@@ -241,15 +287,27 @@ def _difference(one: StagedIndex, other: StagedIndex) -> str:
 
 
 def _make(
-    found: BaseConfig, precision: StagedPrecision, device: torch.device, store: Store | None, shard_bytes: int, piece_bytes: int
+    found: BaseConfig,
+    precision: StagedPrecision,
+    device: torch.device,
+    store: Store | None,
+    shard_bytes: int,
+    piece_bytes: int,
 ) -> StagedIndex:
-    """Write everything that base.json names, and return it. Without a store nothing is written, to compare with what is there."""
+    """Write everything that base.json names, and return it. Without a store nothing is written, to
+    compare with what is there.
+    """
     from emotion_train.model.staging import ObjectWriter, stage_weights
 
     writer = ObjectWriter(store, piece_bytes)
     with ProgressLine("staging" if store is not None else "comparing", 1, "tensors") as line:
-        made = stage_weights(found, precision, device, writer, shard_bytes, lambda done, total: line.update(done, total=total))
-    files = [("model.safetensors.index.json", _safetensors_index(made.shards, made.tensors)), *_small_files(found, precision)]
+        made = stage_weights(
+            found, precision, device, writer, shard_bytes, lambda done, total: line.update(done, total=total)
+        )
+    files = [
+        ("model.safetensors.index.json", _safetensors_index(made.shards, made.tensors)),
+        *_small_files(found, precision),
+    ]
     return StagedIndex(
         source=_source_name(found),
         precision=precision,
@@ -265,32 +323,49 @@ def _make(
         tensors=tuple(made.tensors),
         versions={
             name: version_of(name)
-            for name in ("emotion-train", "torch", "transformers", *(("bitsandbytes",) if precision == "nf4" else ()))
+            for name in (
+                "emotion-train",
+                "torch",
+                "transformers",
+                *(("bitsandbytes",) if precision == "nf4" else ()),
+            )
         },
     )
 
 
 def _safetensors_index(shards: list[StagedObject], tensors: list[StagedTensor]) -> bytes:
-    weight_map = {tensor.name + part.suffix: shards[tensor.object].key for tensor in tensors for part in tensor.parts}
+    weight_map = {
+        tensor.name + part.suffix: shards[tensor.object].key for tensor in tensors for part in tensor.parts
+    }
     total = sum(part.bytes for tensor in tensors for part in tensor.parts)
-    return (json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n").encode()
+    return (
+        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True)
+        + "\n"
+    ).encode()
 
 
 # --- the small files ---
 
 
 def _small_files(found: BaseConfig, precision: StagedPrecision) -> list[tuple[str, bytes]]:
-    """Tokenizer and configuration of the text part, the latter last: nothing reads a checkpoint without it."""
+    """Tokenizer and configuration of the text part, the latter last: nothing reads a checkpoint
+    without it.
+    """
     paths = {name: found.files.file(name) for name in _TOKENIZER_FILES}
     files = [(name, path.read_bytes()) for name, path in paths.items() if path is not None]
     document = _text_config(found)
     if precision == "nf4":
         document["quantization_config"] = _NF4
-    return [*files, ("config.json", (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())]
+    return [
+        *files,
+        ("config.json", (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()),
+    ]
 
 
 def _text_config(found: BaseConfig) -> dict[str, Any]:
-    """As it was published, so that it does not depend on the version of transformers; without the parts that are not staged."""
+    """As it was published, so that it does not depend on the version of transformers; without the
+    parts that are not staged.
+    """
     from emotion_train.model.load import skeleton
 
     published = json.loads(found.files.required("config.json").read_text(encoding="utf-8"))
@@ -307,11 +382,13 @@ def _refuse_other_meaning(found: BaseConfig) -> None:
     with TemporaryDirectory(prefix="emotion-train-stage-") as folder:
         Path(folder, "config.json").write_text(json.dumps(_text_config(found)), encoding="utf-8")
         old, new = found.text.to_dict(), read_config(folder).text.to_dict()
-    different = sorted(name for name in (old.keys() | new.keys()) - set(_NOT_OF_THE_TEXT) if old.get(name) != new.get(name))
+    different = sorted(
+        name for name in (old.keys() | new.keys()) - set(_NOT_OF_THE_TEXT) if old.get(name) != new.get(name)
+    )
     if different:
         raise WrongRequest(
-            f"The text part of {found.files.name} does not stand alone: its {', '.join(different)} come from the rest of config.json; "
-            "read this base from where it is."
+            f"The text part of {found.files.name} does not stand alone: its {', '.join(different)} come from"
+            " the rest of config.json; read this base from where it is."
         )
 
 

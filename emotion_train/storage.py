@@ -1,8 +1,10 @@
-"""Whole objects in a bucket (`s3://bucket/prefix`) or in a folder, read, written and listed in the same way.
+"""Whole objects in a bucket (`s3://bucket/prefix`) or in a folder, read, written and listed in the
+same way.
 
-Only this module speaks to a store. Credentials, profile, region and endpoint come from boto3's standard chain. Ranged reads go through
-obstore and everything else through boto3, because each is the faster and the more robust at its part. When obstore fails, boto3 asks once
-more, as only its errors say why. Importing this module is cheap: both are imported by the first request.
+Only this module speaks to a store. Credentials, profile, region and endpoint come from boto3's
+standard chain. Ranged reads go through obstore and everything else through boto3, because each is
+the faster and the more robust at its part. When obstore fails, boto3 asks once more, as only its
+errors say why. Importing this module is cheap: both are imported by the first request.
 """
 
 from __future__ import annotations
@@ -39,7 +41,16 @@ CREDENTIAL_TTL = timedelta(minutes=5)
 _TEMPORARY = ".writing-"
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # a disk or a network mount that may come back
-_DISK_AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENODEV, errno.ENOTCONN, errno.EHOSTUNREACH)
+_DISK_AWAY = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ENODEV,
+    errno.ENOTCONN,
+    errno.EHOSTUNREACH,
+)
 
 
 @dataclass(frozen=True)
@@ -57,14 +68,20 @@ class Store(ABC):
     url: str
 
     @abstractmethod
-    def read(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
-        """`length` bytes from `start`, fewer where the object ends; all of the rest when `length` is None.
+    def read(
+        self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
+    ) -> bytes:
+        """`length` bytes from `start`, fewer where the object ends; all of the rest when `length`
+        is None.
 
-        Raises `ObjectNotFound`, and `ObjectChanged` when the object's ETag is not `if_match`, as always on a folder, which has none.
+        Raises `ObjectNotFound`, and `ObjectChanged` when the object's ETag is not `if_match`, as
+        always on a folder, which has none.
         """
 
     def read_into(self, key: str, buffer: memoryview, *, start: int = 0, if_match: str | None = None) -> int:
-        """Fill the buffer with the object's bytes from `start`; returns how many there were. Raises as `read`."""
+        """Fill the buffer with the object's bytes from `start`; returns how many there were. Raises
+        as `read`.
+        """
         data = self.read(key, start=start, length=len(buffer), if_match=if_match)
         buffer[: len(data)] = data
         return len(data)
@@ -75,13 +92,16 @@ class Store(ABC):
 
     @abstractmethod
     def write(self, key: str, data: bytes | Path) -> ObjectInfo:
-        """Put the bytes, or the file's content, in place of whatever is there; readers see the old or the new object, never a part."""
+        """Put the bytes, or the file's content, in place of whatever is there; readers see the old
+        or the new object, never a part.
+        """
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> ObjectInfo:
         """Put the bytes where nothing stands; of several writers at once one wins.
 
-        The same bytes already there count as success (an own attempt whose answer was lost); raises `AlreadyExists` for others.
+        The same bytes already there count as success (an own attempt whose answer was lost); raises
+        `AlreadyExists` for others.
         """
 
     @abstractmethod
@@ -94,21 +114,27 @@ class Store(ABC):
 
     @abstractmethod
     def clear_unfinished(self, prefix: str) -> None:
-        """Remove what killed writes left below the folder `prefix/`, and what writes at work there have so far: these then fail."""
+        """Remove what killed writes left below the folder `prefix/`, and what writes at work there
+        have so far: these then fail.
+        """
 
     def url_of(self, key: str) -> str:
         return f"{self.url}/{_checked_key(key)}"
 
 
 def open_store(url: str) -> Store:
-    """The store at `s3://bucket/prefix`, `file:///folder` or a plain path; nothing is contacted yet.
+    """The store at `s3://bucket/prefix`, `file:///folder` or a plain path; nothing is contacted
+    yet.
 
     Raises `WrongRequest` for any other URL.
     """
     if "\0" in url or not url.strip():
         raise WrongRequest("The URL of a store is empty; type s3://bucket/prefix or the path of a folder.")
     if mistyped := re.match(r"(s3|gs|https?|file)(//|;/+)", url.strip()):
-        raise WrongRequest(f"The URL {url} has no colon after {mistyped[1]}; did you mean {mistyped[1]}://{url.strip()[mistyped.end() :]}?")
+        raise WrongRequest(
+            f"The URL {url} has no colon after {mistyped[1]}; did you mean"
+            f" {mistyped[1]}://{url.strip()[mistyped.end() :]}?"
+        )
     scheme, colon, rest = url.strip().partition(":")
     if not colon or len(scheme) == 1 or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         return FolderStore(Path(url.strip()))
@@ -116,23 +142,37 @@ def open_store(url: str) -> Store:
         return _open_bucket(rest)
     if scheme.lower() == "file":
         if not rest.startswith("///") and (rest.startswith("//") or not rest.startswith("/")):
-            raise WrongRequest(f"The URL {url} names no folder of this machine; type file:///folder or the plain path.")
+            raise WrongRequest(
+                f"The URL {url} names no folder of this machine; type file:///folder or the plain path."
+            )
         return FolderStore(Path(url2pathname(rest.removeprefix("//"))))
-    named = f"The URL {_without_secrets(url)} has scheme {scheme}; allowed are s3://bucket/prefix and folders (a path, or file:///path)."
+    named = (
+        f"The URL {_without_secrets(url)} has scheme {scheme}; allowed are s3://bucket/prefix and folders (a"
+        " path, or file:///path)."
+    )
     if scheme.lower() in ("gs", "gcs", "r2", "oss", "cos"):
-        named += f" Set AWS_ENDPOINT_URL to that cloud's S3 endpoint and type s3://{rest.rpartition('@')[2].lstrip('/')}."
+        named += (
+            " Set AWS_ENDPOINT_URL to that cloud's S3 endpoint and type"
+            f" s3://{rest.rpartition('@')[2].lstrip('/')}."
+        )
     raise WrongRequest(named)
 
 
 def _open_bucket(rest: str) -> Store:
     if "@" in rest.removeprefix("//").partition("/")[0]:
-        raise WrongRequest("The s3:// URL holds an @: put no keys into it; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead.")
+        raise WrongRequest(
+            "The s3:// URL holds an @: put no keys into it; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            " instead."
+        )
     bucket, _, prefix = rest.lstrip("/").rstrip("/").partition("/")
     if not rest.startswith("//") or rest.startswith("///") or not bucket:
-        raise WrongRequest(f"The URL s3:{rest} is malformed; type s3://{bucket or 'bucket'}/{prefix or 'prefix'}.")
+        raise WrongRequest(
+            f"The URL s3:{rest} is malformed; type s3://{bucket or 'bucket'}/{prefix or 'prefix'}."
+        )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]", bucket):
         raise WrongRequest(
-            f"The URL s3:{rest} names bucket {bucket!r}; allowed are 3 to 63 letters, digits, dots and dashes: s3://bucket/prefix."
+            f"The URL s3:{rest} names bucket {bucket!r}; allowed are 3 to 63 letters, digits, dots and"
+            " dashes: s3://bucket/prefix."
         )
     if prefix:
         _checked_key(prefix)
@@ -141,8 +181,15 @@ def _open_bucket(rest: str) -> Store:
 
 def _checked_key(key: str) -> str:
     parts = key.split("/")
-    if "\\" in key or "\0" in key or any(part in ("", ".", "..") or part.startswith(_TEMPORARY) for part in parts):
-        raise WrongRequest(f"{key!r} cannot name an object; allowed are names joined by single slashes, without '.', '..' and backslashes.")
+    if (
+        "\\" in key
+        or "\0" in key
+        or any(part in ("", ".", "..") or part.startswith(_TEMPORARY) for part in parts)
+    ):
+        raise WrongRequest(
+            f"{key!r} cannot name an object; allowed are names joined by single slashes, without '.', '..'"
+            " and backslashes."
+        )
     return key
 
 
@@ -152,20 +199,26 @@ def _without_secrets(url: str) -> str:
 
 
 class FolderStore(Store):
-    """Files below one folder. A killed write leaves a file named `.writing-…`, which no reader sees.
+    """Files below one folder. A killed write leaves a file named `.writing-…`, which no reader
+    sees.
 
-    The folder itself may be a symbolic link; one below it that leads out of it is refused, and so is what is no file.
+    The folder itself may be a symbolic link; one below it that leads out of it is refused, and so
+    is what is no file.
     """
 
     def __init__(self, folder: Path) -> None:
         self.url = str(folder)
         self._root = folder.expanduser().absolute()
 
-    def read(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
+    def read(
+        self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
+    ) -> bytes:
         path = self._path(key)
         with self._explaining(key), open(path, "rb", opener=_without_waiting) as file:
             if if_match is not None:
-                raise ObjectChanged(f"{self.url_of(key)} has no ETag, as it lies in a folder; {if_match} was expected.")
+                raise ObjectChanged(
+                    f"{self.url_of(key)} has no ETag, as it lies in a folder; {if_match} was expected."
+                )
             file.seek(start)
             return file.read(-1 if length is None else length)
 
@@ -173,7 +226,9 @@ class FolderStore(Store):
         path = self._path(key)
         with self._explaining(key), open(path, "rb", buffering=0, opener=_without_waiting) as file:
             if if_match is not None:
-                raise ObjectChanged(f"{self.url_of(key)} has no ETag, as it lies in a folder; {if_match} was expected.")
+                raise ObjectChanged(
+                    f"{self.url_of(key)} has no ETag, as it lies in a folder; {if_match} was expected."
+                )
             file.seek(start)
             filled = 0
             while filled < len(buffer) and (count := file.readinto(buffer[filled:])):
@@ -206,8 +261,9 @@ class FolderStore(Store):
                 if error.errno not in _NO_LINKS:
                     raise
                 raise StorageError(
-                    f"{self.url} lies on a file system without hard links ({error.strerror}), as mounted buckets do: "
-                    "nothing can be created there by one process only; name a folder on another disk, or the bucket itself as s3://bucket/prefix."
+                    f"{self.url} lies on a file system without hard links ({error.strerror}), as mounted"
+                    " buckets do: nothing can be created there by one process only; name a folder on another"
+                    " disk, or the bucket itself as s3://bucket/prefix."
                 ) from error
             _sync_folder(path.parent)
             return ObjectInfo(key, len(data), None)
@@ -247,7 +303,10 @@ class FolderStore(Store):
         path = self._root / _checked_key(key)
         real_root = os.path.realpath(self._root)
         if os.path.commonpath([real_root, os.path.realpath(path)]) != real_root:
-            raise StorageError(f"{self.url}/{key} is a symbolic link that leads out of {self.url}; put the file itself there.")
+            raise StorageError(
+                f"{self.url}/{key} is a symbolic link that leads out of {self.url}; put the file itself"
+                " there."
+            )
         return path
 
     @contextmanager
@@ -260,7 +319,9 @@ class FolderStore(Store):
 
 @contextmanager
 def _temporary_beside(path: Path, data: bytes | Path) -> Iterator[Path]:
-    """A file of that content beside `path`, on the disk and not only in its cache; removed at the end unless it was moved."""
+    """A file of that content beside `path`, on the disk and not only in its cache; removed at the
+    end unless it was moved.
+    """
     temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
     try:
         with _open_in_its_folder(temporary) as file:
@@ -280,7 +341,8 @@ def _temporary_beside(path: Path, data: bytes | Path) -> Iterator[Path]:
 def _open_in_its_folder(path: Path) -> IO[bytes]:
     """A new file; its folder is made, again if `delete` removes the empty one in between."""
     for _ in range(100):
-        with suppress(FileNotFoundError, FileExistsError):  # the latter when the folder that was there went while mkdir looked at it
+        # the latter when the folder that was there went while mkdir looked at it
+        with suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
             return open(path, "xb")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -288,7 +350,9 @@ def _open_in_its_folder(path: Path) -> IO[bytes]:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opens a file; raises `FileNotFoundError` for a pipe or a device, which could block a reader for ever."""
+    """Opens a file; raises `FileNotFoundError` for a pipe or a device, which could block a reader
+    for ever.
+    """
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -297,7 +361,9 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in the folder survive a power cut; Windows cannot open a folder and needs no such call."""
+    """Make the names in the folder survive a power cut; Windows cannot open a folder and needs no
+    such call.
+    """
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -312,22 +378,30 @@ def _raise_unless_missing(error: OSError) -> None:
 
 
 def _explain_os_error(error: OSError, url: str, root: Path, writing: bool) -> StorageError:
-    if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and (writing or root.is_file()):
+    if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and (
+        writing or root.is_file()
+    ):
         return StorageError(
-            f"{url} cannot be written or read: a file stands where a folder is needed, or the reverse; name another folder."
+            f"{url} cannot be written or read: a file stands where a folder is needed, or the reverse; name"
+            " another folder."
         )
     if not writing and isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return ObjectNotFound(f"There is no object at {url}.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(
-            f"The disk is full: {url} could not be written; free some space or name a folder on another disk.", transient=True
+            f"The disk is full: {url} could not be written; free some space or name a folder on another"
+            " disk.",
+            transient=True,
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(
-            f"No permission for {url} ({error.strerror}); name a folder that is yours, or see `ls -ld {root}` for whose it is."
+            f"No permission for {url} ({error.strerror}); name a folder that is yours, or see `ls -ld {root}`"
+            " for whose it is."
         )
     away = error.errno in _DISK_AWAY
-    return StorageError(f"{url} failed: {error.strerror or error}; check the disk, or name another folder.", transient=away)
+    return StorageError(
+        f"{url} failed: {error.strerror or error}; check the disk, or name another folder.", transient=away
+    )
 
 
 class _Connection(NamedTuple):
@@ -347,7 +421,9 @@ class S3Store(Store):
         self._connected: _Connection | None = None
         self._without_checksums = False
 
-    def read(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
+    def read(
+        self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
+    ) -> bytes:
         return bytes(self._read(key, start, length, if_match))
 
     def read_into(self, key: str, buffer: memoryview, *, start: int = 0, if_match: str | None = None) -> int:
@@ -373,7 +449,8 @@ class S3Store(Store):
             connection = self._connection()
             try:
                 return obstore.get(connection.reader, name, options=options).bytes()
-            except Exception:  # of obstore's own family, or whatever the credential provider raised: boto3 tells which
+            # of obstore's own family, or whatever the credential provider raised: boto3 tells which
+            except Exception:
                 return self._read_once(connection.single, name, start, length, if_match)
 
     def stat(self, key: str) -> ObjectInfo:
@@ -396,14 +473,17 @@ class S3Store(Store):
             time.sleep(pause_s)
             try:
                 with self._explaining(url):
-                    answer = self._connection().single.put_object(Bucket=self._bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
+                    answer = self._connection().single.put_object(
+                        Bucket=self._bucket, Key=self._name(key), Body=data, IfNoneMatch="*"
+                    )
                 return ObjectInfo(key, len(data), _unquoted(answer["ETag"]))
             except StorageError as error:
                 cause = error.__cause__
                 if not (_is_ambiguous(cause) or self._dislikes_checksums(cause)):
                     raise
                 last = error
-            # The answer may be lost, or be a 412 that this very write has caused: what stands there decides.
+            # The answer may be lost, or be a 412 that this very write has caused: what stands there
+            # decides.
             with suppress(ObjectNotFound):
                 if self.read(key) == data:
                     return self.stat(key)
@@ -413,11 +493,21 @@ class S3Store(Store):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         found: list[ObjectInfo] = []
         with self._explaining(f"{self.url}/{prefix}"):
-            pages = self._connection().patient.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
+            pages = (
+                self._connection()
+                .patient.get_paginator("list_objects_v2")
+                .paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
+            )
             for page in pages:
                 for item in page.get("Contents", []):
                     if not item["Key"].endswith("/"):  # a folder drawn by a web console
-                        found.append(ObjectInfo(item["Key"].removeprefix(self._prefix), int(item["Size"]), _unquoted(item["ETag"])))
+                        found.append(
+                            ObjectInfo(
+                                item["Key"].removeprefix(self._prefix),
+                                int(item["Size"]),
+                                _unquoted(item["ETag"]),
+                            )
+                        )
         return iter(sorted(found, key=lambda info: info.key))
 
     def delete(self, key: str) -> None:
@@ -425,7 +515,9 @@ class S3Store(Store):
             self._connection().patient.delete_object(Bucket=self._bucket, Key=self._name(key))
 
     def clear_unfinished(self, prefix: str) -> None:
-        """Nothing: a single request leaves nothing, and a bucket's lifecycle rule clears uploads in several parts."""
+        """Nothing: a single request leaves nothing, and a bucket's lifecycle rule clears uploads in
+        several parts.
+        """
 
     def _name(self, key: str) -> str:
         return self._prefix + _checked_key(key)
@@ -439,7 +531,9 @@ class S3Store(Store):
         answer = client.put_object(Bucket=self._bucket, Key=name, Body=data)
         return ObjectInfo(key, len(data), _unquoted(answer["ETag"]))
 
-    def _read_once(self, client: Any, name: str, start: int, length: int | None, if_match: str | None) -> bytes:
+    def _read_once(
+        self, client: Any, name: str, start: int, length: int | None, if_match: str | None
+    ) -> bytes:
         from botocore.exceptions import ClientError
 
         request = {"Bucket": self._bucket, "Key": name}
@@ -456,7 +550,9 @@ class S3Store(Store):
             raise
 
     def _dislikes_checksums(self, error: BaseException | None) -> bool:
-        """True once, when a store may have refused the checksum headers that boto3 adds; from then on it gets none."""
+        """True once, when a store may have refused the checksum headers that boto3 adds; from then
+        on it gets none.
+        """
         if self._without_checksums or _status(error) not in (400, 411, 501) or _code(error) in _CLEAR_400:
             return False
         with self._lock:
@@ -470,14 +566,21 @@ class S3Store(Store):
             return self._connected
 
     def _connect(self) -> _Connection:
-        """Find the bucket and its region; raises botocore's errors for missing credentials, no network and no such bucket."""
+        """Find the bucket and its region; raises botocore's errors for missing credentials, no
+        network and no such bucket.
+        """
         import boto3
         from botocore.config import Config
         from botocore.exceptions import ClientError
 
         session = boto3.Session()
-        region = session.region_name or os.environ.get("AWS_REGION")  # boto3 itself reads AWS_DEFAULT_REGION only
-        options: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "max_pool_connections": 32}
+        # boto3 itself reads AWS_DEFAULT_REGION only
+        region = session.region_name or os.environ.get("AWS_REGION")
+        options: dict[str, Any] = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "max_pool_connections": 32,
+        }
         if self._without_checksums:
             options["request_checksum_calculation"] = "when_required"
 
@@ -492,8 +595,8 @@ class S3Store(Store):
                 raise
             given = str(error).partition(": ")[2].rpartition("@")[2]
             raise StorageError(
-                f"{self.url} cannot be reached: AWS_ENDPOINT_URL is {given!r}, which is no URL; type https://HOST, or http://HOST:PORT "
-                "for a server of your own."
+                f"{self.url} cannot be reached: AWS_ENDPOINT_URL is {given!r}, which is no URL; type"
+                " https://HOST, or http://HOST:PORT for a server of your own."
             ) from error
         try:
             headers = looking.head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
@@ -528,14 +631,19 @@ def _obstore_reader(bucket: str, session: Any, client: Any) -> Any:
         "allow_http": endpoint.scheme == "http",
         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
         "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
-        "timeout": timedelta(hours=1),  # of a whole body, which may be large; a silent peer is caught by read_timeout
+        # of a whole body, which may be large; a silent peer is caught by read_timeout
+        "timeout": timedelta(hours=1),
     }
     if bundle := os.environ.get("AWS_CA_BUNDLE"):
         options["root_certificate"] = Path(bundle).read_bytes()
     return ObstoreS3Store(
         bucket,
-        endpoint=endpoint._replace(netloc=f"{bucket}.{endpoint.netloc}").geturl() if virtual else endpoint.geturl(),
-        region=client.meta.region_name if client.meta.region_name not in (None, "aws-global") else "us-east-1",
+        endpoint=(
+            endpoint._replace(netloc=f"{bucket}.{endpoint.netloc}").geturl() if virtual else endpoint.geturl()
+        ),
+        region=(
+            client.meta.region_name if client.meta.region_name not in (None, "aws-global") else "us-east-1"
+        ),
         virtual_hosted_style_request=virtual,
         credential_provider=provider,
         client_options=options,
@@ -567,7 +675,9 @@ def _code(error: BaseException | None) -> str:
 
 
 def _is_ambiguous(error: BaseException | None) -> bool:
-    """Whether a conditional write may have happened although it ended in this error, or may happen when tried again."""
+    """Whether a conditional write may have happened although it ended in this error, or may happen
+    when tried again.
+    """
     from botocore.exceptions import ConnectionError as NoConnection
     from botocore.exceptions import HTTPClientError
 
@@ -577,43 +687,86 @@ def _is_ambiguous(error: BaseException | None) -> bool:
     )
 
 
-_LOGIN_CODES = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "InvalidToken")
-_REGION_CODES = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
+_LOGIN_CODES = (
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "TokenRefreshRequired",
+    "RequestExpired",
+    "InvalidToken",
+)
+_REGION_CODES = (
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "301",
+)
 # Answers with status 400 that have nothing to do with checksums.
-_CLEAR_400 = (*_LOGIN_CODES, *_REGION_CODES, "RequestTimeout", "EntityTooLarge", "KeyTooLongError", "InvalidBucketName", "BadDigest")
-_BUSY_CODES = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded")
-_KEYS_REMEDY = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE, and type `aws sts get-caller-identity` to see who you are"
+_CLEAR_400 = (
+    *_LOGIN_CODES,
+    *_REGION_CODES,
+    "RequestTimeout",
+    "EntityTooLarge",
+    "KeyTooLongError",
+    "InvalidBucketName",
+    "BadDigest",
+)
+_BUSY_CODES = (
+    "RequestTimeout",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "RequestLimitExceeded",
+)
+_KEYS_REMEDY = (
+    "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE, and type `aws sts get-caller-identity`"
+    " to see who you are"
+)
 
 
 def _explain_s3_error(error: Exception, url: str, bucket: str) -> StorageError:
-    """The one sentence for a botocore error: what failed, why most likely, what to type. Never holds a key or a signature."""
+    """The one sentence for a botocore error: what failed, why most likely, what to type. Never
+    holds a key or a signature.
+    """
     from botocore import exceptions as known
 
     status, code = _status(error), _code(error)
     if isinstance(error, (known.NoCredentialsError, known.PartialCredentialsError)):
         return StorageError(
-            f"No credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or type `aws configure`."
+            f"No credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or"
+            " type `aws configure`."
         )
     if isinstance(error, known.ProfileNotFound):
         return StorageError(
-            f"No credentials for {url}: {error}; type `aws configure list-profiles` to see those that exist and set AWS_PROFILE."
+            f"No credentials for {url}: {error}; type `aws configure list-profiles` to see those that exist"
+            " and set AWS_PROFILE."
         )
-    if isinstance(error, (known.SSOError, known.TokenRetrievalError, known.CredentialRetrievalError)) or code in _LOGIN_CODES:
+    if (
+        isinstance(error, (known.SSOError, known.TokenRetrievalError, known.CredentialRetrievalError))
+        or code in _LOGIN_CODES
+    ):
         return StorageError(
-            f"The login for {url} has expired; type `aws sso login`, or renew AWS_SESSION_TOKEN and its two keys.", transient=True
+            f"The login for {url} has expired; type `aws sso login`, or renew AWS_SESSION_TOKEN and its two"
+            " keys.",
+            transient=True,
         )
     if isinstance(error, known.SSLError):
         return StorageError(
-            f"{_endpoint_of(error)} showed a certificate that is not trusted, so {url} was not used; set AWS_CA_BUNDLE to your CA file."
+            f"{_endpoint_of(error)} showed a certificate that is not trusted, so {url} was not used; set"
+            " AWS_CA_BUNDLE to your CA file."
         )
     if isinstance(error, (known.HTTPClientError, known.ConnectionError)):
         return StorageError(
-            f"{url} cannot be reached: {_endpoint_of(error)} does not answer; check the network, AWS_ENDPOINT_URL "
-            f"({_without_secrets(os.environ.get('AWS_ENDPOINT_URL', 'not set'))}) and the region.",
+            f"{url} cannot be reached: {_endpoint_of(error)} does not answer; check the network,"
+            f" AWS_ENDPOINT_URL ({_without_secrets(os.environ.get('AWS_ENDPOINT_URL', 'not set'))}) and the"
+            " region.",
             transient=True,
         )
     if code == "NoSuchBucket" or (status == 404 and "Bucket" in getattr(error, "operation_name", "")):
-        return StorageError(f"There is no bucket {bucket} for {url}; check the name, or type `aws s3 mb s3://{bucket}` to make it.")
+        return StorageError(
+            f"There is no bucket {bucket} for {url}; check the name, or type `aws s3 mb s3://{bucket}` to"
+            " make it."
+        )
     if status == 404:
         return ObjectNotFound(f"There is no object at {url}.")
     if status == 412:
@@ -622,22 +775,31 @@ def _explain_s3_error(error: Exception, url: str, bucket: str) -> StorageError:
         return StorageError(f"The access key for {url} was refused ({code}); {_KEYS_REMEDY}.")
     if code == "RequestTimeTooSkewed":
         return StorageError(
-            f"{url} refused the request because this machine's clock is wrong; set it, for example with `timedatectl set-ntp true`."
+            f"{url} refused the request because this machine's clock is wrong; set it, for example with"
+            " `timedatectl set-ntp true`."
         )
     if status in (401, 403):
         operation = getattr(error, "operation_name", "the request")
         return StorageError(
-            f"No permission for {operation} on {url} ({code or status}); {_KEYS_REMEDY}, then ask for that right on the bucket."
+            f"No permission for {operation} on {url} ({code or status}); {_KEYS_REMEDY}, then ask for that"
+            " right on the bucket."
         )
     if code in _REGION_CODES:
-        return StorageError(f"{url} lies in another region than the one in use ({code}); set AWS_REGION to the bucket's.")
+        return StorageError(
+            f"{url} lies in another region than the one in use ({code}); set AWS_REGION to the bucket's."
+        )
     if status == 507 or code in ("QuotaExceeded", "XMinioStorageFull"):
-        return StorageError(f"The store behind {url} is full; free some space there, or name another bucket.", transient=True)
+        return StorageError(
+            f"The store behind {url} is full; free some space there, or name another bucket.", transient=True
+        )
     reason = (
-        f"{code} {error.response['Error'].get('Message', '')}" if isinstance(error, known.ClientError) else _without_secrets(str(error))
+        f"{code} {error.response['Error'].get('Message', '')}"
+        if isinstance(error, known.ClientError)
+        else _without_secrets(str(error))
     )
     return StorageError(
-        f"{url} failed with {' '.join(reason.split())[:200]} (status {status}); try again, or name another bucket.",
+        f"{url} failed with {' '.join(reason.split())[:200]} (status {status}); try again, or name another"
+        " bucket.",
         transient=isinstance(error, known.IncompleteReadError)
         or code in _BUSY_CODES
         or status in (408, 409, 425, 429)

@@ -1,6 +1,8 @@
-"""Train one run from its config to its published adapter and report; `accelerate launch -m emotion_train.train --config run.yaml`.
+"""Train one run from its config to its published adapter and report; `accelerate launch -m
+emotion_train.train --config run.yaml`.
 
-The order of the text is the order of time: config, data, run, model, loop, report. Every process runs all of it; rank 0 alone writes.
+The order of the text is the order of time: config, data, run, model, loop, report. Every process
+runs all of it; rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -58,12 +60,21 @@ _END_AFTER_S = 120.0  # enough for the saver to end what it is about
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="run config in YAML; all keys have defaults but data.url and run.output_url")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="values that win over the file")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="run config in YAML; all keys have defaults but data.url and run.output_url",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="values that win over the file"
+    )
     parser.add_argument(
         "--allow-unfenced",
         action="store_true",
-        help="train also on a store that ignores create-only writes: nothing then keeps two writers of one run apart",
+        help=(
+            "train also on a store that ignores create-only writes: nothing then keeps two writers of one run"
+            " apart"
+        ),
     )
 
 
@@ -92,7 +103,8 @@ class Claimed:
     writer: Writer
     local: LocalStates
     newest: Saved | None = None  # the newest of the log's checkpoints and of the states on this machine
-    not_in_log: list[Saved] = field(default_factory=list)  # the states on this machine that the bucket did not take
+    # the states on this machine that the bucket did not take
+    not_in_log: list[Saved] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)  # fall-backs, of this start and of those before
 
     def fell_back(self, words: str) -> None:
@@ -121,22 +133,40 @@ def run(arguments: argparse.Namespace) -> int:
     from emotion_train.ranks import is_about_contact, lost_contact
 
     with ExitStack() as stack:
-        asked = config.preemption.notices if os.environ.get("LOCAL_RANK", "0") == "0" else "none"  # once a machine is enough
+        # once a machine is enough
+        asked = config.preemption.notices if os.environ.get("LOCAL_RANK", "0") == "0" else "none"
         watch = stack.enter_context(PreemptionWatch(asked, _say))
         answers_signals()
         accelerator, engine, ranks = _start_processes(config)
         run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
         config = config.model_copy(update={"run": config.run.model_copy(update={"id": run_id})})
         hold_s = hold_seconds(config.preemption.hold_s, os.environ)
-        interruptions = Interruptions(ranks, lambda: watch.notice, hold_s, _say if ranks.is_main else _say_nothing)
-        if published := ranks.on_main(lambda: _look_before_claiming(config, index, output_store, arguments.allow_unfenced)):
+        interruptions = Interruptions(
+            ranks, lambda: watch.notice, hold_s, _say if ranks.is_main else _say_nothing
+        )
+        if published := ranks.on_main(
+            lambda: _look_before_claiming(config, index, output_store, arguments.allow_unfenced)
+        ):
             return _say_published(output_store, run_id, published, ranks.is_main)
         _require_fp8(config, engine, accelerator.device)
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
         config = settle(config, index, data_store, tokenizer, engine, ranks, accelerator.device, _say)
         _keep_kernels(config, ranks, accelerator.device, stack)
         again = _command(arguments, run_id, accelerator.device.type)
-        job = Job(config, index, data_store, output_store, run_id, accelerator, engine, ranks, interruptions, tokenizer, started, again)
+        job = Job(
+            config,
+            index,
+            data_store,
+            output_store,
+            run_id,
+            accelerator,
+            engine,
+            ranks,
+            interruptions,
+            tokenizer,
+            started,
+            again,
+        )
         claimed: list[Claimed] = []  # stays empty on ranks other than 0
         if published := ranks.on_main(lambda: _claim(job, claimed)):
             return _say_published(output_store, run_id, published, ranks.is_main)
@@ -157,7 +187,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _require_fp8(config: Config, engine: Kind, device: torch.device) -> None:
-    """Raises `WrongRequest` when the config asks for fp8 and engine, GPU or base cannot compute it."""
+    """Raises `WrongRequest` when the config asks for fp8 and engine, GPU or base cannot compute
+    it.
+    """
     from emotion_train.distributed import shards_weights
     from emotion_train.memory import is_fused
     from emotion_train.model.head import require_float8
@@ -168,8 +200,8 @@ def _require_fp8(config: Config, engine: Kind, device: torch.device) -> None:
         return
     if shards_weights(engine):
         raise WrongRequest(
-            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give --config_file "
-            "accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
+            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give"
+            " --config_file accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
         )
     require_float8(device, is_fused(Shape.of(read_config(config.model.base).text.to_dict()), "fp8"))
 
@@ -188,7 +220,9 @@ def _keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: Exi
 
 
 def _end_even_if_stuck() -> None:
-    """End this process in a while even if its GPU or a thread of its own still waits for a process that is gone."""
+    """End this process in a while even if its GPU or a thread of its own still waits for a process
+    that is gone.
+    """
     timer = threading.Timer(_END_AFTER_S, os._exit, [1])
     timer.daemon = True
     timer.start()
@@ -204,13 +238,16 @@ def _too_small(config: Config) -> str:
     remedies += [] if config.model.precision == "nf4" else ["model.precision=nf4"]
     size = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else 0
     return (
-        f"The GPU's {size:.0f} GiB are too small for {config.model.base} in {config.model.precision} with {tokens} tokens a micro-batch; "
-        f"type {' or '.join(remedies) or 'a smaller model.base'}, or take a larger GPU. The run continues from its last checkpoint."
+        f"The GPU's {size:.0f} GiB are too small for {config.model.base} in {config.model.precision} with"
+        f" {tokens} tokens a micro-batch; type {' or '.join(remedies) or 'a smaller model.base'}, or take a"
+        " larger GPU. The run continues from its last checkpoint."
     )
 
 
 def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:
-    """SKYPILOT_TASK_ID, which stays the same over recoveries, else the time and the config's hash."""
+    """SKYPILOT_TASK_ID, which stays the same over recoveries, else the time and the config's
+    hash.
+    """
     if task := environment.get("SKYPILOT_TASK_ID"):
         return re.sub(r"[^A-Za-z0-9._-]", "-", task)[-128:].lstrip("._-")
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config.sha256()[:6]}"
@@ -226,7 +263,9 @@ def _command(arguments: argparse.Namespace, run_id: str, device: str) -> str:
 
 
 def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfenced: bool) -> Entry | None:
-    """The final entry, if there is one. Raises what would be refused, so that no writer at work is fenced by a request that is."""
+    """The final entry, if there is one. Raises what would be refused, so that no writer at work is
+    fenced by a request that is.
+    """
     from emotion_train import checkpoint
 
     assert config.run.id is not None
@@ -235,7 +274,9 @@ def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfe
     run_id = config.run.id
 
     def check(entry: Entry) -> list[str]:
-        return checkpoint.check_same_question(checkpoint.read_document(store, run_id, entry), config, index, entry, run_id)
+        return checkpoint.check_same_question(
+            checkpoint.read_document(store, run_id, entry), config, index, entry, run_id
+        )
 
     if finals := [entry for entry in entries if entry.kind == "final"]:
         for entry in [entry for entry in entries if entry.kind == "checkpoint"][-1:]:
@@ -244,8 +285,8 @@ def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfe
         return finals[-1]
     if checkpoint.newest(entries, check) is None and entries and entries[-1].index_sha256 != index.sha256():
         raise WrongRequest(
-            f"Run {run_id} was started on another data set than {config.data.url} is now, and may be at work: its index differs. Give the "
-            "old data.url to continue it, or another run.id to start a new run."
+            f"Run {run_id} was started on another data set than {config.data.url} is now, and may be at work:"
+            " its index differs. Give the old data.url to continue it, or another run.id to start a new run."
         )
     require_conditional_writes(store, run_id, allow_unfenced)
     return None
@@ -261,21 +302,33 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
 
     writer = Writer(job.output_store, job.run_id, job.index.sha256(), job.config.sha256())
     saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
-    print(f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}", file=sys.stderr, flush=True)
+    print(
+        f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)), facts=_facts(job))
     except Published as already:
         return already.entry
     found = Claimed(writer, LocalStates(_local_folder(job.config), job.run_id))
-    found.remarks += [str(entry.metrics["words"]) for entry in writer.entries if entry.kind == "note" and "words" in entry.metrics]
+    found.remarks += [
+        str(entry.metrics["words"])
+        for entry in writer.entries
+        if entry.kind == "note" and "words" in entry.metrics
+    ]
 
     found.newest = checkpoint.newest(
-        writer.entries, lambda entry: checkpoint.read_saved(job.output_store, job.run_id, entry), found.fell_back
+        writer.entries,
+        lambda entry: checkpoint.read_saved(job.output_store, job.run_id, entry),
+        found.fell_back,
     )
     _prefer_local(job, found)
     if found.newest is not None:
         entry = found.newest.entry
-        for words in checkpoint.check_same_question(found.newest.document, job.config, job.index, entry, job.run_id):
+        for words in checkpoint.check_same_question(
+            found.newest.document, job.config, job.index, entry, job.run_id
+        ):
             _say(f"continued with another {words}")
         _say_of_processes(found.writer)
     claimed.append(found)
@@ -304,9 +357,11 @@ def _facts(job: Job) -> Metrics:
 
 
 def _prefer_local(job: Job, found: Claimed) -> None:
-    """Go on from a state that only this machine has when it is newer than the log's newest and answers the same question.
+    """Go on from a state that only this machine has when it is newer than the log's newest and
+    answers the same question.
 
-    Older ones are let go: behind the newest they would be where a run goes on that is killed just then.
+    Older ones are let go: behind the newest they would be where a run goes on that is killed just
+    then.
     """
     from emotion_train import checkpoint
 
@@ -322,11 +377,16 @@ def _prefer_local(job: Job, found: Claimed) -> None:
         except WrongRequest as error:
             _say(f"a state on this machine is passed over: {error}")
         else:
-            if place(entry) not in in_log and (found.newest is None or place(entry) > place(found.newest.entry)):
+            if place(entry) not in in_log and (
+                found.newest is None or place(entry) > place(found.newest.entry)
+            ):
                 states.append(saved)
     if states:
         step = found.newest.entry.step if found.newest is not None else 0
-        _say(f"{found.local.folder} holds step {states[-1].entry.step}, the log has {step}: going on from the former")
+        _say(
+            f"{found.local.folder} holds step {states[-1].entry.step}, the log has {step}: going on from the"
+            " former"
+        )
         found.newest, found.not_in_log = states[-1], states
 
 
@@ -336,15 +396,23 @@ def _local_folder(config: Config) -> Path:
 
 
 def _folder_here(config: Config) -> Path:
-    """Where runs leave what stays on this machine; raises `WrongRequest` when it is another user's or cannot be written to."""
-    default = Path(tempfile.gettempdir(), f"emotion-train-{os.getuid() if hasattr(os, 'getuid') else 'states'}")
+    """Where runs leave what stays on this machine; raises `WrongRequest` when it is another user's
+    or cannot be written to.
+    """
+    default = Path(
+        tempfile.gettempdir(), f"emotion-train-{os.getuid() if hasattr(os, 'getuid') else 'states'}"
+    )
     folder = Path(config.checkpoint.local_folder) if config.checkpoint.local_folder is not None else default
     if hasattr(os, "getuid") and folder.exists() and folder.stat().st_uid != os.getuid():
-        raise WrongRequest(f"checkpoint.local_folder {folder} belongs to another user; name a folder that is yours.")
+        raise WrongRequest(
+            f"checkpoint.local_folder {folder} belongs to another user; name a folder that is yours."
+        )
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "may not be written to" if there.is_dir() else "is no folder"
-        raise WrongRequest(f"checkpoint.local_folder is {folder} and {there} {why}; name a folder that is yours.")
+        raise WrongRequest(
+            f"checkpoint.local_folder is {folder} and {there} {why}; name a folder that is yours."
+        )
     return folder.absolute()
 
 
@@ -360,7 +428,9 @@ def _start_processes(config: Config) -> tuple[Accelerator, Kind, Ranks]:
 
 
 def _load_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
-    """The model, on all ranks; begun again when it was given up for a termination that was withdrawn."""
+    """The model, on all ranks; begun again when it was given up for a termination that was
+    withdrawn.
+    """
     import numpy as np
 
     from emotion_train.trainer import CutOff
@@ -377,20 +447,27 @@ def _load_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
 
 
 def _refuse_different_bases(job: Job, base: BaseInfo) -> None:
-    """Raises `WrongRequest` on every rank when one has read other weights than rank 0, as after an update of the base between two nodes."""
+    """Raises `WrongRequest` on every rank when one has read other weights than rank 0, as after an
+    update of the base between two nodes.
+    """
     import numpy as np
 
     if job.ranks.sum(np.array([base.weights_sha256 != job.ranks.from_main(base.weights_sha256)])).any():
         raise WrongRequest(
-            f"The nodes of this run read different weights for {base.name}; give all of them the same checkpoint, for example a folder or "
-            "a hub id with an empty cache."
+            f"The nodes of this run read different weights for {base.name}; give all of them the same"
+            " checkpoint, for example a folder or a hub id with an empty cache."
         )
 
 
 def _build_model(
-    config: Config, index: Index, accelerator: Accelerator, going: Callable[[], bool] = lambda: False, engine: Kind = "one process"
+    config: Config,
+    index: Index,
+    accelerator: Accelerator,
+    going: Callable[[], bool] = lambda: False,
+    engine: Kind = "one process",
 ) -> tuple[EmotionClassifier, BaseInfo]:
-    """The frozen base with a new adapter and head, on this process's device unless the engine cuts it up.
+    """The frozen base with a new adapter and head, on this process's device unless the engine cuts
+    it up.
 
     Raises `CutOff` when the machine goes.
     """
@@ -424,18 +501,33 @@ def _build_model(
 
 
 def _start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Trainer:
-    """The trainer at its cursor: at the start, or after the newest state; `claimed` is None on ranks other than 0."""
+    """The trainer at its cursor: at the start, or after the newest state; `claimed` is None on
+    ranks other than 0.
+    """
     from emotion_train.checkpoint import Question, Snapshot
     from emotion_train.loss import class_weights
     from emotion_train.trainer import Trainer
 
     model, base = _load_model(job)
     weights_C = class_weights(job.index.split("train").label_counts, job.config.loss.class_weights)
-    train = _open_loader(job, "train", weights_C, job.config.train.global_batch_size, job.config.run.seed, stack)
+    train = _open_loader(
+        job, "train", weights_C, job.config.train.global_batch_size, job.config.run.seed, stack
+    )
     validation = _scoring_loader(job, "validation", stack)
     saver = None if claimed is None else stack.enter_context(_open_saver(job, claimed))
     trainer = Trainer(
-        job.config, job.index, job.accelerator, job.ranks, model, train, validation, saver, base, job.started, job.interruptions, job.engine
+        job.config,
+        job.index,
+        job.accelerator,
+        job.ranks,
+        model,
+        train,
+        validation,
+        saver,
+        base,
+        job.started,
+        job.interruptions,
+        job.engine,
     )
     _restore(job, trainer, claimed)
     if saver is not None and claimed is not None:
@@ -444,7 +536,11 @@ def _start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Train
             saver.offer(Snapshot(saved.state(), saved.entry.epoch, question, saved.entry.metrics))
     if job.config.run.trackers:
         sections = job.config.model_dump(mode="json")
-        values = {f"{section}.{key}": str(value) for section, fields in sections.items() for key, value in fields.items()}
+        values = {
+            f"{section}.{key}": str(value)
+            for section, fields in sections.items()
+            for key, value in fields.items()
+        }
         job.accelerator.init_trackers("emotion-train", config=values)
     return trainer
 
@@ -453,7 +549,9 @@ def _open_saver(job: Job, claimed: Claimed) -> Saver:
     from emotion_train.retention import collect
     from emotion_train.saver import Saver
 
-    return Saver(claimed.writer, claimed.local, _say, lambda: collect(claimed.writer, job.config.checkpoint.keep_every))
+    return Saver(
+        claimed.writer, claimed.local, _say, lambda: collect(claimed.writer, job.config.checkpoint.keep_every)
+    )
 
 
 def _restore(job: Job, trainer: Trainer, claimed: Claimed | None) -> None:
@@ -465,7 +563,13 @@ def _restore(job: Job, trainer: Trainer, claimed: Claimed | None) -> None:
     if found is None:
         return
     entry, names = found
-    saved = checkpoint.Saved(entry, {name: job.ranks.bytes_from_main(newest.files[name] if newest is not None else b"") for name in names})
+    saved = checkpoint.Saved(
+        entry,
+        {
+            name: job.ranks.bytes_from_main(newest.files[name] if newest is not None else b"")
+            for name in names
+        },
+    )
     checkpoint.check_same_base(saved.document, trainer.question.base, job.run_id)
     trainer.restore(saved.state())
     if job.ranks.is_main:
@@ -480,7 +584,13 @@ def _scoring_loader(job: Job, name: str, stack: ExitStack) -> Loader:
 
 
 def _open_loader(
-    job: Job, name: str, weights_C: npt.NDArray[np.float64], batch_size: int, seed: int, stack: ExitStack, scoring: bool = False
+    job: Job,
+    name: str,
+    weights_C: npt.NDArray[np.float64],
+    batch_size: int,
+    seed: int,
+    stack: ExitStack,
+    scoring: bool = False,
 ) -> Loader:
     from emotion_train.data.loader import Loader, encoder_threads
     from emotion_train.data.order import Order
@@ -521,7 +631,9 @@ def _fit(job: Job, trainer: Trainer) -> None:
 
 
 def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> int:
-    """Take the best checkpoint, score it on every held-out split, and publish adapter and report together."""
+    """Take the best checkpoint, score it on every held-out split, and publish adapter and report
+    together.
+    """
     from emotion_train.console import Terminal
     from emotion_train.publish import final_files, peak_memory, publish
     from emotion_train.report.terminal import print_report
@@ -569,7 +681,9 @@ def _kept_by(trainer: Trainer) -> str:
 
 
 def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Entry, dict[str, torch.Tensor]]:
-    """Put the best adapter that verifies into the model of every rank; returns it with its entry."""
+    """Put the best adapter that verifies into the model of every rank; returns it with its
+    entry.
+    """
     from safetensors.torch import load
 
     from emotion_train import checkpoint
@@ -590,7 +704,9 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Ent
 
 
 def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, SplitResult]:
-    """The splits' results; begun again when they were given up for a termination that was withdrawn."""
+    """The splits' results; begun again when they were given up for a termination that was
+    withdrawn.
+    """
     from emotion_train.trainer import CutOff
 
     while True:
@@ -601,13 +717,19 @@ def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, S
 
 
 def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[[], str]) -> T:
-    """What `action` returns on rank 0, on every rank; tried again while the store fails, for `run.publish_timeout_s` seconds.
+    """What `action` returns on rank 0, on every rank; tried again while the store fails, for
+    `run.publish_timeout_s` seconds.
 
-    Raises `NotPublished` after that, with what `keep` says of where the run's result is, and `Preempted` when the machine goes before.
+    Raises `NotPublished` after that, with what `keep` says of where the run's result is, and
+    `Preempted` when the machine goes before.
     """
     from emotion_train.interruption import GOING
 
-    deadline, told, pause = time.monotonic() + job.config.run.publish_timeout_s, -_TELL_EVERY_S, _FIRST_PAUSE_S
+    deadline, told, pause = (
+        time.monotonic() + job.config.run.publish_timeout_s,
+        -_TELL_EVERY_S,
+        _FIRST_PAUSE_S,
+    )
 
     def attempt() -> tuple[T | None, str | None]:
         try:
@@ -632,31 +754,41 @@ def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[
 
 def _not_published(job: Job, error: StorageError, kept: str) -> NotPublished:
     return NotPublished(
-        f"Run {job.run_id} is trained and could not be published to {job.output_store.url}: {error} {kept} When the store answers again, "
-        f"type on this machine: {job.again}"
+        f"Run {job.run_id} is trained and could not be published to {job.output_store.url}: {error} {kept}"
+        f" When the store answers again, type on this machine: {job.again}"
     )
 
 
 def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, SplitResult]:
-    """Counts and joined predictions of validation and, where there is one, test; empty predictions on ranks other than 0."""
+    """Counts and joined predictions of validation and, where there is one, test; empty predictions
+    on ranks other than 0.
+    """
     from emotion_train.progress import ProgressLine
     from emotion_train.publish import tfidf_predictions
     from emotion_train.report.figures import SplitResult
     from emotion_train.report.predictions import join_predictions
 
-    names = [name for name in ("validation", "test") if name in job.index.splits and job.index.splits[name].rows]
+    names = [
+        name for name in ("validation", "test") if name in job.index.splits and job.index.splits[name].rows
+    ]
     floors = {}
     if job.ranks.is_main:
         print("fitting the TF-IDF floor", file=sys.stderr, flush=True)
         seed, patience_s = job.config.run.seed, _data_patience_s(job.config)
-        floors = tfidf_predictions(job.data_store, job.index, names, job.config.report.floor_max_rows, seed, patience_s)
+        floors = tfidf_predictions(
+            job.data_store, job.index, names, job.config.report.floor_max_rows, seed, patience_s
+        )
     results: dict[str, SplitResult] = {}
     for name in names:
-        with ProgressLine(f"scoring {name}", job.index.split(name).rows, "posts", shown=job.ranks.is_main) as line:
+        with ProgressLine(
+            f"scoring {name}", job.index.split(name).rows, "posts", shown=job.ranks.is_main
+        ) as line:
             scored = trainer.score(_scoring_loader(job, name, stack), line.update)
         parts = job.ranks.gather(scored.predictions)
         if job.ranks.is_main:
-            results[name] = SplitResult(scored.counts_CC, join_predictions(parts, job.index.split(name).rows), floors.get(name))
+            results[name] = SplitResult(
+                scored.counts_CC, join_predictions(parts, job.index.split(name).rows), floors.get(name)
+            )
     return results
 
 
@@ -674,7 +806,11 @@ def _build_report(
 
     progress, ended = trainer.progress, datetime.now(UTC)
     memory_bytes, memory_kind = memory
-    bad_rows = [f"{progress.bad_rows} rows turned out bad at run time and were trained with weight 0."] if progress.bad_rows else []
+    bad_rows = (
+        [f"{progress.bad_rows} rows turned out bad at run time and were trained with weight 0."]
+        if progress.bad_rows
+        else []
+    )
     return build_report(
         labels=job.index.labels,
         splits=splits,
@@ -715,7 +851,9 @@ def _build_report(
     )
 
 
-def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path, adapter: Mapping[str, torch.Tensor]) -> None:
+def _save_adapter(
+    job: Job, trainer: Trainer, report: Report, folder: Path, adapter: Mapping[str, torch.Tensor]
+) -> None:
     from emotion_train.model.facts import AdapterFacts
     from emotion_train.model.lora import save_adapter
 
@@ -733,10 +871,14 @@ def _save_adapter(job: Job, trainer: Trainer, report: Report, folder: Path, adap
         "",
         "| split | macro-F1 | 95 % interval | weighted F1 | accuracy |",
         "|---|---|---|---|---|",
-        f"| {report.headline} | {headline.macro_f1:.3f} | {headline.macro_f1_low:.3f} to {headline.macro_f1_high:.3f} "
-        f"| {headline.weighted_f1:.3f} | {headline.accuracy:.3f} |",
+        (
+            f"| {report.headline} | {headline.macro_f1:.3f} | {headline.macro_f1_low:.3f} to"
+            f" {headline.macro_f1_high:.3f} | {headline.weighted_f1:.3f} | {headline.accuracy:.3f} |"
+        ),
     ]
-    save_adapter(trainer.bare_model, folder, tokenizer=job.tokenizer, facts=facts, state=adapter, metrics_lines=lines)
+    save_adapter(
+        trainer.bare_model, folder, tokenizer=job.tokenizer, facts=facts, state=adapter, metrics_lines=lines
+    )
 
 
 def device_name(kind: str) -> str:

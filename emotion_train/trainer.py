@@ -1,7 +1,9 @@
-"""The training loop: packed micro-batches in, one optimizer update a step, evaluation and checkpoint now and then.
+"""The training loop: packed micro-batches in, one optimizer update a step, evaluation and
+checkpoint now and then.
 
-A step's update is that of its whole batch, however it was cut into micro-batches and ranks: the weighted losses are summed and divided
-once by the step's sum of weights. The stock Trainer scales such gradients by accumulation x world size (transformers#47688).
+A step's update is that of its whole batch, however it was cut into micro-batches and ranks: the
+weighted losses are summed and divided once by the step's sum of weights. The stock Trainer scales
+such gradients by accumulation x world size (transformers#47688).
 
 Letters: N posts of a micro-batch, C labels.
 """
@@ -50,9 +52,11 @@ _COMMIT_PATIENCE_S = 120.0
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
-    """Rate of the update after `step` completed ones: linear to `peak` over the warm-up, then half a cosine that ends just above 0.
+    """Rate of the update after `step` completed ones: linear to `peak` over the warm-up, then half
+    a cosine that ends just above 0.
 
-    It is transformers' `get_cosine_schedule_with_warmup` moved by one step in the warm-up, so that no update has rate 0.
+    It is transformers' `get_cosine_schedule_with_warmup` moved by one step in the warm-up, so that
+    no update has rate 0.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -61,7 +65,11 @@ def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> floa
 
 def _notice(signals: Signal) -> dict[str, float | int | str | None]:
     """Why a state is saved, for whoever reads the log; nothing when only a clock asked for it."""
-    for signal, words in ((Signal.LEAVE, "interrupted"), (Signal.STOP, "preempted"), (Signal.REBALANCE, "preemption may come")):
+    for signal, words in (
+        (Signal.LEAVE, "interrupted"),
+        (Signal.STOP, "preempted"),
+        (Signal.REBALANCE, "preemption may come"),
+    ):
         if signals & signal:
             return {"notice": words}
     return {}
@@ -77,7 +85,9 @@ class Scored:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """This rank's figures of some steps, whose losses are on their way from the GPU: `losses` holds them once `there` has come."""
+    """This rank's figures of some steps, whose losses are on their way from the GPU: `losses` holds
+    them once `there` has come.
+    """
 
     step: int  # the last one
     learning_rate: float  # of the next one
@@ -94,7 +104,8 @@ class CutOff(Exception):
 class Trainer:
     """Trains the adapter of `model`; `started` is when this process began.
 
-    `engine` is how the ranks share the model. `saver` is None on all ranks but 0; `tell` and `tell_milestone` are for the terminal.
+    `engine` is how the ranks share the model. `saver` is None on all ranks but 0; `tell` and
+    `tell_milestone` are for the terminal.
     """
 
     def __init__(
@@ -133,10 +144,13 @@ class Trainer:
         self.steps_per_epoch = train.steps_per_epoch
         self.steps = self.steps_per_epoch * config.train.epochs
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
-        self._own = np.zeros(3)  # this rank's real tokens, computed tokens and bad rows that the run's figures do not have yet
+        # this rank's real tokens, computed tokens and bad rows that the run's figures do not have
+        # yet
+        self._own = np.zeros(3)
         self._losses: list[torch.Tensor] = []  # this rank's, of the same steps
         self._on_their_way: deque[_Stretch] = deque()
-        self._clock: float | None = None  # when the training that `train_seconds` does not have yet began; None while it pauses
+        # when the training that `train_seconds` does not have yet began; None while it pauses
+        self._clock: float | None = None
         self._saved_step = 0  # of the newest state given to the saver
         self._asked_to_save = time.monotonic()
 
@@ -146,16 +160,25 @@ class Trainer:
 
         def passing_bytes(tokens: int) -> int:
             taken = estimate(
-                shape, model.precision, lora.r, lora.targets, tokens, train.gradient_checkpointing, labels, lora_dropout=lora.dropout
+                shape,
+                model.precision,
+                lora.r,
+                lora.targets,
+                tokens,
+                train.gradient_checkpointing,
+                labels,
+                lora_dropout=lora.dropout,
             )
             return taken.activations + taken.overhead
 
         return GraphedPasses(self.bare_model, parameters, passing_bytes, train.microbatch_tokens)
 
     def fit(self) -> None:
-        """Train from the cursor to the end of the last epoch; every epoch ends with an evaluation and a checkpoint.
+        """Train from the cursor to the end of the last epoch; every epoch ends with an evaluation
+        and a checkpoint.
 
-        Raises `Preempted` when the machine goes, `Fenced` when another writer has taken the run over, and `Diverged`.
+        Raises `Preempted` when the machine goes, `Fenced` when another writer has taken the run
+        over, and `Diverged`.
         """
         self.model.train()
         self._evaluate_if_due()  # the one in which this run was stopped
@@ -204,15 +227,24 @@ class Trainer:
     def _loss_sum(self, pack: Pack) -> torch.Tensor:
         device = self.accelerator.device
         logits_NC = forward_pack(self.model, pack, device)
-        return weighted_loss_sum(logits_NC, on_device(pack.labels_N, device), on_device(pack.weights_N, device))
+        return weighted_loss_sum(
+            logits_NC, on_device(pack.labels_N, device), on_device(pack.weights_N, device)
+        )
 
     def _seed_dropout(self) -> None:
-        """Dropout is a function of (seed, step, rank), so that a resumed run draws what the old one would have drawn."""
-        seed = int(counter_hash(self.config.run.seed, _DROPOUT_STREAM, self.progress.step, self.ranks.rank)[0] >> np.uint64(1))
+        """Dropout is a function of (seed, step, rank), so that a resumed run draws what the old one
+        would have drawn.
+        """
+        seed = int(
+            counter_hash(self.config.run.seed, _DROPOUT_STREAM, self.progress.step, self.ranks.rank)[0]
+            >> np.uint64(1)
+        )
         torch.manual_seed(seed)
 
     def _log_loss(self) -> None:
-        """Mean loss of the steps before the last call to the trackers and the terminal, so that the GPU is not waited for."""
+        """Mean loss of the steps before the last call to the trackers and the terminal, so that the
+        GPU is not waited for.
+        """
         self._hand_over(for_log=True)
         self._add_up(all_but=1)
 
@@ -222,15 +254,20 @@ class Trainer:
             return
         losses, there = torch.stack(self._losses).double(), None
         if losses.is_cuda:
-            losses = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True).copy_(losses, non_blocking=True)
+            losses = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True).copy_(
+                losses, non_blocking=True
+            )
             there = torch.cuda.Event()  # type: ignore[no-untyped-call]
             there.record()
-        self._on_their_way.append(_Stretch(self.progress.step, self.learning_rate, self._own.copy(), losses, there, for_log))
+        self._on_their_way.append(
+            _Stretch(self.progress.step, self.learning_rate, self._own.copy(), losses, there, for_log)
+        )
         self._own[:] = 0
         self._losses.clear()
 
     def _add_up(self, all_but: int = 0) -> list[float]:
-        """Take what the ranks have each seen, but for the newest stretches, into the run's figures; the one place that waits for the GPU.
+        """Take what the ranks have each seen, but for the newest stretches, into the run's figures;
+        the one place that waits for the GPU.
 
         Returns the losses of those steps. Raises `Diverged` when one is no number.
         """
@@ -249,7 +286,9 @@ class Trainer:
     def _arrive(self, stretch: _Stretch) -> list[float]:
         if stretch.there is not None:
             stretch.there.synchronize()
-        (tokens, computed, bad), all_losses = np.split(self.ranks.sum(np.concatenate([stretch.counts, stretch.losses.numpy()])), [3])
+        (tokens, computed, bad), all_losses = np.split(
+            self.ranks.sum(np.concatenate([stretch.counts, stretch.losses.numpy()])), [3]
+        )
         self.progress.tokens += int(tokens)
         self.progress.computed_tokens += int(computed)
         self.progress.bad_rows += int(bad)
@@ -257,21 +296,26 @@ class Trainer:
         for loss in losses:
             if not math.isfinite(loss):
                 raise Diverged(
-                    f"The loss is {loss} at step {stretch.step} with learning rate {stretch.learning_rate:.3g}; checkpoints until then "
-                    "are kept. Start a new run with a lower train.learning_rate."
+                    f"The loss is {loss} at step {stretch.step} with learning rate"
+                    f" {stretch.learning_rate:.3g}; checkpoints until then are kept. Start a new run with a"
+                    " lower train.learning_rate."
                 )
             self.progress.loss_sum += loss
             self.progress.loss_steps += 1
         if stretch.for_log:
             mean = sum(losses) / len(losses)
-            self.accelerator.log({"train/loss": mean, "train/learning_rate": stretch.learning_rate}, step=stretch.step)
+            self.accelerator.log(
+                {"train/loss": mean, "train/learning_rate": stretch.learning_rate}, step=stretch.step
+            )
             self.tell(self.progress, f"loss {mean:.3f}")
         return losses
 
     # between two steps
 
     def _exchange(self) -> Signal:
-        """What any rank has to tell; `Fenced` and defects of the saver end all ranks at the same step."""
+        """What any rank has to tell; `Fenced` and defects of the saver end all ranks at the same
+        step.
+        """
         own = Signal.NONE
         if self.saver is not None:
             if self.saver.failure is not None:
@@ -284,21 +328,31 @@ class Trainer:
         if signals & (Signal.FENCED | Signal.FAILED):
             if self.saver is not None:
                 self.saver.check()
-            raise Fenced("Rank 0 was fenced.") if signals & Signal.FENCED else EmotionTrainError("Rank 0 could not save.")
+            raise (
+                Fenced("Rank 0 was fenced.")
+                if signals & Signal.FENCED
+                else EmotionTrainError("Rank 0 could not save.")
+            )
         return signals
 
     def _due_by_steps(self) -> Signal:
-        """Whether this step ends with a checkpoint, the same on all ranks; an evaluation brings its own."""
+        """Whether this step ends with a checkpoint, the same on all ranks; an evaluation brings its
+        own.
+        """
         every = self.config.checkpoint.every_steps
         due = every is not None and self.progress.step % every == 0 and not self._evaluation_due()
         return Signal.SAVE if due else Signal.NONE
 
     def _answer(self, signals: Signal) -> None:
-        """Save when asked to; when the machine goes, save, wait until that is committed, and hold."""
+        """Save when asked to; when the machine goes, save, wait until that is committed, and
+        hold.
+        """
         if signals & (GOING | Signal.REBALANCE | Signal.SAVE):
             self._save(_notice(signals))
         if signals & Signal.REBALANCE:
-            self.tell_milestone(f"The machine may be taken soon: step {self.progress.step} is being saved, training goes on")
+            self.tell_milestone(
+                f"The machine may be taken soon: step {self.progress.step} is being saved, training goes on"
+            )
         if signals & GOING:
             self._clock = None
             self.interruptions.hold(self.ranks.on_main(self._wait_until_saved))
@@ -353,14 +407,17 @@ class Trainer:
         )
         self._save({"macro_f1": figures.macro_f1, "train_loss": train_loss})
         self.tell_milestone(
-            f"step {self.progress.step} of {self.steps}: training loss {train_loss:.3f}, validation macro-F1 {figures.macro_f1:.3f}"
+            f"step {self.progress.step} of {self.steps}: training loss {train_loss:.3f}, validation macro-F1"
+            f" {figures.macro_f1:.3f}"
         )
 
     def _tell_of_validation(self, done: int) -> None:
         self.tell(self.progress, f"validating {done:,}")
 
     def _save(self, metrics: dict[str, float | int | str | None]) -> None:
-        """Copy the state and give it to the saver; without a score only if this step was not saved yet."""
+        """Copy the state and give it to the saver; without a score only if this step was not saved
+        yet.
+        """
         if "macro_f1" not in metrics and self.progress.step == self._saved_step:
             return
         self._add_up()
@@ -370,18 +427,24 @@ class Trainer:
         if self.saver is not None:
             self.progress.saves += 1
             self.progress.stall_seconds += time.perf_counter() - began
-            self.saver.offer(Snapshot(state, self.progress.step // self.steps_per_epoch, self.question, metrics))
+            self.saver.offer(
+                Snapshot(state, self.progress.step // self.steps_per_epoch, self.question, metrics)
+            )
 
     def wall_seconds(self) -> float:
         """How long the machine was held for this run, by this process and by those before it."""
         return self.progress.earlier_wall_seconds + (datetime.now(UTC) - self.started).total_seconds()
 
     def upload_seconds(self) -> float:
-        """How long uploads ran beside the training of this run, in this process and in those before it."""
+        """How long uploads ran beside the training of this run, in this process and in those before
+        it.
+        """
         return self.progress.upload_seconds + (self.saver.upload_seconds if self.saver is not None else 0.0)
 
     def state(self) -> State:
-        """A copy of all that a resumed run needs, of the tensors on rank 0 only; called on all ranks, which may each hold a part."""
+        """A copy of all that a resumed run needs, of the tensors on rank 0 only; called on all
+        ranks, which may each hold a part.
+        """
         progress = replace(
             self.progress,
             history=list(self.progress.history),
@@ -391,8 +454,14 @@ class Trainer:
         adapter, moments = self.engine.adapter(), self.engine.moments()
         if not self.ranks.is_main:
             return State(progress, {}, {})
-        copies = checkpoint.host_copy({**{f"adapter {name}": one for name, one in adapter.items()}, **moments})
-        return State(progress, {name: copies[f"adapter {name}"] for name in adapter}, {name: copies[name] for name in moments})
+        copies = checkpoint.host_copy(
+            {**{f"adapter {name}": one for name, one in adapter.items()}, **moments}
+        )
+        return State(
+            progress,
+            {name: copies[f"adapter {name}"] for name in adapter},
+            {name: copies[name] for name in moments},
+        )
 
     def restore(self, state: State) -> None:
         self.progress = state.progress
@@ -401,7 +470,9 @@ class Trainer:
         self.engine.load_moments(state.optimizer, state.progress.step)
 
     def score(self, loader: Loader, tell: Callable[[int], None]) -> Scored:
-        """Predict a whole split: counts over all ranks, this rank's own predictions. Raises `CutOff` when the machine goes."""
+        """Predict a whole split: counts over all ranks, this rank's own predictions. Raises
+        `CutOff` when the machine goes.
+        """
 
         def tell_and_listen(done: int) -> None:
             tell(done)
@@ -413,7 +484,9 @@ class Trainer:
         started = time.perf_counter()
         classes = len(self.index.labels)
         predictions = score(self.model, loader, self.accelerator.device, classes, tell_and_listen)
-        counts_CC = self.ranks.sum(confusion(predictions.truth_N, predictions.predicted_N, classes)).astype(np.int64)
+        counts_CC = self.ranks.sum(confusion(predictions.truth_N, predictions.predicted_N, classes)).astype(
+            np.int64
+        )
         self.progress.evaluation_seconds += time.perf_counter() - started
         return Scored(counts_CC, predictions)
 

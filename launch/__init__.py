@@ -1,1 +1,3 @@
-"""The launcher: checks, starts `accelerate launch`, lists runs and pulls adapters. Never imports torch."""
+"""The launcher: checks, starts `accelerate launch`, lists runs and pulls adapters. Never imports
+torch.
+"""

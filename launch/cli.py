@@ -1,4 +1,6 @@
-"""`emotion-launch`: check a run, start it on this machine or on each node, list runs and pull adapters."""
+"""`emotion-launch`: check a run, start it on this machine or on each node, list runs and pull
+adapters.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from pathlib import Path
 from emotion_train.errors import EXIT_CODES, exit_code, print_nowhere
 from launch.command import accelerate_line, choose, printable
 
-_PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which precision and micro-batch, how many posts a
-second, how many hours, and dollars on spot (expected preemptions and recoveries included) and on demand. Nothing is started."""
+_PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which
+precision and micro-batch, how many posts a second, how many hours, and dollars on spot (expected
+preemptions and recoveries included) and on demand. Nothing is started."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,10 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """`section.field=value` words may stand before, between and after the options; argparse takes one row of them only."""
+    """`section.field=value` words may stand before, between and after the options; argparse takes
+    one row of them only.
+    """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and not (hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
+    if rest and not (
+        hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest)
+    ):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
@@ -34,13 +41,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="emotion-launch", description=__doc__, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="emotion-launch",
+        description=__doc__,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     run = verbs.add_parser(
         "run",
-        help="start the training by accelerate launch; with several nodes (SkyPilot, srun) it is started on each",
+        help=(
+            "start the training by accelerate launch; with several nodes (SkyPilot, srun) it is started on"
+            " each"
+        ),
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,21 +61,44 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--allow-unfenced",
         action="store_true",
-        help="train also on a store that ignores create-only writes: nothing then keeps two writers of one run apart",
+        help=(
+            "train also on a store that ignores create-only writes: nothing then keeps two writers of one run"
+            " apart"
+        ),
     )
     run.add_argument(
-        "--processes", type=_positive, metavar="N", help="processes on each node (default: one for each visible GPU; one on the CPU)"
+        "--processes",
+        type=_positive,
+        metavar="N",
+        help="processes on each node (default: one for each visible GPU; one on the CPU)",
     )
-    run.add_argument("--dry-run", action="store_true", help="print the accelerate launch line and start nothing")
+    run.add_argument(
+        "--dry-run", action="store_true", help="print the accelerate launch line and start nothing"
+    )
     run.set_defaults(verb=_run)
 
-    _add_plan(verbs.add_parser("plan", help="which GPUs would train this, how long and for how many dollars", description=_PLANNING))
+    _add_plan(
+        verbs.add_parser(
+            "plan",
+            help="which GPUs would train this, how long and for how many dollars",
+            description=_PLANNING,
+        )
+    )
 
-    check = verbs.add_parser("check", help="look at config, data, output, credentials, base and GPU without loading anything")
+    check = verbs.add_parser(
+        "check", help="look at config, data, output, credentials, base and GPU without loading anything"
+    )
     _add_config(check)
-    check.add_argument("--gpus", metavar="NAME:COUNT", help="the machine that will train, as SkyPilot names it (default: this one)")
     check.add_argument(
-        "--hours", type=float, metavar="H", help="how long the run will take, by `emotion-launch plan`: credentials must last"
+        "--gpus",
+        metavar="NAME:COUNT",
+        help="the machine that will train, as SkyPilot names it (default: this one)",
+    )
+    check.add_argument(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="how long the run will take, by `emotion-launch plan`: credentials must last",
     )
     check.set_defaults(verb=_check)
 
@@ -70,42 +106,107 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("output_url", metavar="OUTPUT_URL", help="s3://bucket/prefix or a folder")
     runs.set_defaults(verb=_runs)
 
-    show = verbs.add_parser("show", help="one run from its log: starts, preemptions, fall-backs, checkpoints, scores")
+    show = verbs.add_parser(
+        "show", help="one run from its log: starts, preemptions, fall-backs, checkpoints, scores"
+    )
     show.add_argument("run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists")
-    show.add_argument("--watch", action="store_true", help="follow it until it is published; Ctrl-C ends the watching, not the run")
-    show.add_argument("--every", type=float, default=10, metavar="S", help="seconds between two looks at the bucket (default: 10)")
+    show.add_argument(
+        "--watch",
+        action="store_true",
+        help="follow it until it is published; Ctrl-C ends the watching, not the run",
+    )
+    show.add_argument(
+        "--every",
+        type=float,
+        default=10,
+        metavar="S",
+        help="seconds between two looks at the bucket (default: 10)",
+    )
     show.set_defaults(verb=_show)
 
     pull = verbs.add_parser("pull", help="download a published adapter, verified by sha256")
-    pull.add_argument("run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists as published")
-    pull.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="new folder for the adapter; its report/ holds the report")
+    pull.add_argument(
+        "run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists as published"
+    )
+    pull.add_argument(
+        "--to",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="new folder for the adapter; its report/ holds the report",
+    )
     pull.set_defaults(verb=_pull)
     return parser
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
-    plan.add_argument("--config", metavar="FILE", help="run config in YAML (default: the defaults, which are the recipe of the 24B model)")
-    plan.add_argument("overrides", nargs="*", metavar="section.field=value", help="values that win over the file")
-    plan.add_argument("--data", metavar="URL", help="the data set; the same as data.url=URL")
-    plan.add_argument("--prices", type=Path, metavar="FILE", help="vms.csv of SkyPilot's catalog or `sky gpus list -o json`, for its own")
-    plan.add_argument("--cloud", action="append", default=[], metavar="NAME", help="prices of this cloud only; may be given several times")
-    plan.add_argument("--precision", metavar="NAME", help="of the frozen base (default: the fastest that fits)")
-    plan.add_argument("--within-hours", type=float, metavar="H", help="leave out what takes longer")
-    plan.add_argument("--tokens-per-post", type=float, metavar="N", help="mean length, instead of a sample by the base's tokenizer")
-    plan.add_argument("--preemptions-per-hour", type=float, default=0.1, metavar="R", help="expected of a spot machine (default: 0.1)")
     plan.add_argument(
-        "--startup-minutes", type=float, default=10, metavar="M", help="new machine, set-up and loading, at each start (default: 10)"
+        "--config",
+        metavar="FILE",
+        help="run config in YAML (default: the defaults, which are the recipe of the 24B model)",
+    )
+    plan.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="values that win over the file"
+    )
+    plan.add_argument("--data", metavar="URL", help="the data set; the same as data.url=URL")
+    plan.add_argument(
+        "--prices",
+        type=Path,
+        metavar="FILE",
+        help="vms.csv of SkyPilot's catalog or `sky gpus list -o json`, for its own",
+    )
+    plan.add_argument(
+        "--cloud",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="prices of this cloud only; may be given several times",
+    )
+    plan.add_argument(
+        "--precision", metavar="NAME", help="of the frozen base (default: the fastest that fits)"
+    )
+    plan.add_argument("--within-hours", type=float, metavar="H", help="leave out what takes longer")
+    plan.add_argument(
+        "--tokens-per-post",
+        type=float,
+        metavar="N",
+        help="mean length, instead of a sample by the base's tokenizer",
+    )
+    plan.add_argument(
+        "--preemptions-per-hour",
+        type=float,
+        default=0.1,
+        metavar="R",
+        help="expected of a spot machine (default: 0.1)",
+    )
+    plan.add_argument(
+        "--startup-minutes",
+        type=float,
+        default=10,
+        metavar="M",
+        help="new machine, set-up and loading, at each start (default: 10)",
     )
     plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    plan.add_argument("--write", type=Path, metavar="FILE", help="also write a SkyPilot task with these GPUs, from sky/train.yaml")
+    plan.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="also write a SkyPilot task with these GPUs, from sky/train.yaml",
+    )
     plan.set_defaults(verb=_plan)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="run config in YAML (emotion_train/configs/ has examples)")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="values that win over the file")
     parser.add_argument(
-        "--accelerate-config", metavar="FILE", help="accelerate config, a path or a name in accelerate_configs/ (default: by the GPUs)"
+        "--config", metavar="FILE", help="run config in YAML (emotion_train/configs/ has examples)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="values that win over the file"
+    )
+    parser.add_argument(
+        "--accelerate-config",
+        metavar="FILE",
+        help="accelerate config, a path or a name in accelerate_configs/ (default: by the GPUs)",
     )
 
 
@@ -125,7 +226,12 @@ def _run(arguments: argparse.Namespace) -> int:
     choice = choose(gpus(), arguments.accelerate_config, config, processes=arguments.processes)
     topology = choice.topology
     line = accelerate_line(
-        choice.config_file, arguments.config, arguments.overrides, arguments.allow_unfenced, topology, config.distributed.timeout_s
+        choice.config_file,
+        arguments.config,
+        arguments.overrides,
+        arguments.allow_unfenced,
+        topology,
+        config.distributed.timeout_s,
     )
     try:
         print(f"{choice.config_file.stem}: {choice.reason}\n{printable(line)}", flush=True)
@@ -135,7 +241,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     environment = dict(os.environ)
     if topology.on_cpu:  # accelerate would take the physical cores, with a warning
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // topology.processes_per_node)))
+        environment.setdefault(
+            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // topology.processes_per_node))
+        )
     return run_to_end(line, environment, hold_seconds(config.preemption.hold_s, os.environ))
 
 

@@ -1,7 +1,8 @@
 """The `accelerate launch` line for this node of a run, with the reason for the choice.
 
-The order of preference: all of the base on each GPU (DDP), which moves least; then ZeRO-2, which cuts the optimizer up; then FSDP2, which
-cuts up the base and moves it in every micro-batch. What fits is arithmetic over the base's config.json (`emotion_train.memory`).
+The order of preference: all of the base on each GPU (DDP), which moves least; then ZeRO-2, which
+cuts the optimizer up; then FSDP2, which cuts up the base and moves it in every micro-batch. What
+fits is arithmetic over the base's config.json (`emotion_train.memory`).
 """
 
 from __future__ import annotations
@@ -43,29 +44,39 @@ def choose(
     environment: Mapping[str, str] = os.environ,
     processes: int | None = None,
 ) -> Choice:
-    """Accelerate config and layout of a run on these GPUs and on the nodes of the scheduler's variables.
+    """Accelerate config and layout of a run on these GPUs and on the nodes of the scheduler's
+    variables.
 
-    `requested` is a path or a name in accelerate_configs/, `processes` the number on each node. Raises `WrongRequest` when the requested
-    file does not exist or contradicts the layout, and for a 4-bit base without a GPU unless the CPU is asked for.
+    `requested` is a path or a name in accelerate_configs/, `processes` the number on each node.
+    Raises `WrongRequest` when the requested file does not exist or contradicts the layout, and for
+    a 4-bit base without a GPU unless the CPU is asked for.
     """
     path, topology = asked_for(found, requested, environment, processes)
     if path is not None:
         if path.stem == "single_gpu_qlora" and topology.nodes > 1:
             raise WrongRequest(
-                f"single_gpu_qlora is for one GPU and there are {topology.nodes} nodes; type --accelerate-config multi_gpu_ddp."
+                f"single_gpu_qlora is for one GPU and there are {topology.nodes} nodes; type"
+                " --accelerate-config multi_gpu_ddp."
             )
         return Choice(path, f"asked for; {topology}", topology)
     if topology.on_cpu:
         return _on_cpu(topology, config)
     idle = len(found) - len(topology.gpus)
     name, why = by_memory(topology, config)
-    return Choice(CONFIGS / f"{name}.yaml", f"{topology}{f'; {idle} more stay idle' if idle else ''}; {why}", topology)
+    return Choice(
+        CONFIGS / f"{name}.yaml", f"{topology}{f'; {idle} more stay idle' if idle else ''}; {why}", topology
+    )
 
 
 def asked_for(
-    found: Sequence[Gpu], requested: str | None, environment: Mapping[str, str] = os.environ, processes: int | None = None
+    found: Sequence[Gpu],
+    requested: str | None,
+    environment: Mapping[str, str] = os.environ,
+    processes: int | None = None,
 ) -> tuple[Path | None, Topology]:
-    """The requested accelerate config and the layout that it leaves; raises `WrongRequest` as `choose`."""
+    """The requested accelerate config and the layout that it leaves; raises `WrongRequest` as
+    `choose`.
+    """
     path = None if requested is None else requested_file(requested)
     if path is not None and path.stem == "cpu":
         environment = {**environment, "DEVICE": "cpu"}
@@ -75,23 +86,33 @@ def asked_for(
 
 
 def requested_file(requested: str) -> Path:
-    """The accelerate config of this path, or of this name in accelerate_configs/; raises `WrongRequest` for what is none."""
+    """The accelerate config of this path, or of this name in accelerate_configs/; raises
+    `WrongRequest` for what is none.
+    """
     names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     candidates = (Path(requested), CONFIGS / requested, CONFIGS / f"{requested}.yaml")
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        raise WrongRequest(f"There is no accelerate config {requested!r}; give a YAML file or one of {names}.")
+        raise WrongRequest(
+            f"There is no accelerate config {requested!r}; give a YAML file or one of {names}."
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise WrongRequest(f"The accelerate config {path} cannot be read ({reason}); give another file or one of {names}.") from None
+        raise WrongRequest(
+            f"The accelerate config {path} cannot be read ({reason}); give another file or one of {names}."
+        ) from None
     if not isinstance(content, dict) or "distributed_type" not in content:
         if isinstance(content, dict) and content.keys() & Config.model_fields.keys():
             raise WrongRequest(
-                f"{path} is a run config; type --config {path}, and --accelerate-config with one of {names}, or leave it out."
+                f"{path} is a run config; type --config {path}, and --accelerate-config with one of {names},"
+                " or leave it out."
             )
-        raise WrongRequest(f"{path} is no accelerate config, as it has no distributed_type; give another file or one of {names}.")
+        raise WrongRequest(
+            f"{path} is no accelerate config, as it has no distributed_type; give another file or one of"
+            f" {names}."
+        )
     return path
 
 
@@ -99,8 +120,8 @@ def _on_cpu(topology: Topology, config: Config) -> Choice:
     asked = topology.device == "cpu"
     if config.model.precision == "nf4" and not asked:
         raise WrongRequest(
-            "No NVIDIA GPU is visible (nvidia-smi) and model.precision is nf4, which a CPU computes slowly; type --accelerate-config cpu "
-            "to do it all the same, or model.precision=fp32 with a small base."
+            "No NVIDIA GPU is visible (nvidia-smi) and model.precision is nf4, which a CPU computes slowly;"
+            " type --accelerate-config cpu to do it all the same, or model.precision=fp32 with a small base."
         )
     reason = "DEVICE=cpu" if asked else "no NVIDIA GPU is visible (nvidia-smi)"
     return Choice(CONFIGS / "cpu.yaml", f"{reason}; {topology}", topology)
@@ -122,7 +143,9 @@ class _Option:
 
 
 def by_memory(topology: Topology, config: Config) -> tuple[str, str]:
-    """The first config file whose needs fit the smallest GPU, and the numbers behind it. Raises `WrongRequest` when none does."""
+    """The first config file whose needs fit the smallest GPU, and the numbers behind it. Raises
+    `WrongRequest` when none does.
+    """
     whole = "single_gpu_qlora" if topology.world_size == 1 else "multi_gpu_ddp"
     options = _options(config, topology.world_size, whole)
     if not options:
@@ -135,10 +158,13 @@ def by_memory(topology: Topology, config: Config) -> tuple[str, str]:
             return option.name, f"{before}{option.name} ({option.cut}) needs {option.memory} {room}"
     least = options[-1]
     if least.memory.total <= _ERROR * usable:
-        return least.name, f"TIGHT, by the estimate's error: {least.name} ({least.cut}) needs {least.memory} {room}"
+        return (
+            least.name,
+            f"TIGHT, by the estimate's error: {least.name} ({least.cut}) needs {least.memory} {room}",
+        )
     raise WrongRequest(
-        f"{config.model.base} in {config.model.precision} does not fit {topology}: {least.name} needs {least.memory} {room}. "
-        f"Type {_remedy(config, topology.world_size, whole, usable)}."
+        f"{config.model.base} in {config.model.precision} does not fit {topology}: {least.name} needs"
+        f" {least.memory} {room}. Type {_remedy(config, topology.world_size, whole, usable)}."
     )
 
 
@@ -150,7 +176,8 @@ def _options(config: Config, world_size: int, whole: str) -> list[_Option]:
 
     def needs(shards: int) -> MemoryEstimate:
         lora, train, auto = config.lora, config.train, config.train.tokens_per_microbatch == "auto"
-        tokens = max(WORTHWHILE_TOKENS, config.data.max_length) if auto else train.microbatch_tokens  # auto: what it may come down to
+        # auto: what it may come down to
+        tokens = max(WORTHWHILE_TOKENS, config.data.max_length) if auto else train.microbatch_tokens
         again = train.gradient_checkpointing or _may_recompute(config)
         return estimate(
             shape,
@@ -168,7 +195,13 @@ def _options(config: Config, world_size: int, whole: str) -> list[_Option]:
     one = needs(1)
     options = [_Option(whole, "all on each GPU", one)]
     if world_size > 1:
-        options.append(_Option("multi_gpu_deepspeed_zero2", "optimizer cut", replace(one, optimizer=one.optimizer // world_size)))
+        options.append(
+            _Option(
+                "multi_gpu_deepspeed_zero2",
+                "optimizer cut",
+                replace(one, optimizer=one.optimizer // world_size),
+            )
+        )
         if config.model.precision != "fp8":  # computed from whole weights
             options.append(_Option("multi_gpu_fsdp2_qlora", "base cut", needs(world_size)))
     return options
@@ -176,7 +209,10 @@ def _options(config: Config, world_size: int, whole: str) -> list[_Option]:
 
 def _may_recompute(config: Config) -> bool:
     """Whether the trainer chooses."""
-    return config.train.tokens_per_microbatch == "auto" and "gradient_checkpointing" not in config.train.model_fields_set
+    return (
+        config.train.tokens_per_microbatch == "auto"
+        and "gradient_checkpointing" not in config.train.model_fields_set
+    )
 
 
 def _shape(base: str) -> Shape | None:
@@ -187,15 +223,21 @@ def _shape(base: str) -> Shape | None:
 
 
 def _remedy(config: Config, world_size: int, whole: str, usable: int) -> str:
-    """The nearest setting with which it fits: recomputing, then smaller micro-batches, then 4 bits."""
+    """The nearest setting with which it fits: recomputing, then smaller micro-batches, then 4
+    bits.
+    """
     given = config.train.tokens_per_microbatch
     tokens, less = [given], 0 if given == "auto" else given
     while (less := less // 2) >= max(config.data.max_length, 256):
         tokens.append(less)
     for precision in dict.fromkeys((config.model.precision, "nf4")):
         for again, count in product((config.train.gradient_checkpointing, True), tokens):
-            train = config.train.model_copy(update={"gradient_checkpointing": again, "tokens_per_microbatch": count})
-            changed = config.model_copy(update={"train": train, "model": config.model.model_copy(update={"precision": precision})})
+            train = config.train.model_copy(
+                update={"gradient_checkpointing": again, "tokens_per_microbatch": count}
+            )
+            changed = config.model_copy(
+                update={"train": train, "model": config.model.model_copy(update={"precision": precision})}
+            )
             if min(option.memory.total for option in _options(changed, world_size, whole)) <= usable:
                 words = [] if precision == config.model.precision else [f"model.precision={precision}"]
                 said = again == config.train.gradient_checkpointing or _may_recompute(config)
@@ -218,8 +260,9 @@ def accelerate_line(
 ) -> list[str]:
     """The argv that starts this node's trainers, one process where no `topology` is given.
 
-    `launch.accelerate_quietly` is the `accelerate launch` of the same environment; it and --quiet keep tracebacks of what stands between
-    from following the trainer's own message. Nodes wait `timeout_s` seconds for each other to start (None: torchrun's own number).
+    `launch.accelerate_quietly` is the `accelerate launch` of the same environment; it and --quiet
+    keep tracebacks of what stands between from following the trainer's own message. Nodes wait
+    `timeout_s` seconds for each other to start (None: torchrun's own number).
     """
     line = [sys.executable, "-m", QUIETLY, "--quiet", "--config_file", str(config_file)]
     line += _layout(topology or Topology(()), timeout_s)

@@ -1,11 +1,13 @@
 """The GPUs that a plan compares: memory, speed and links of each, under SkyPilot's names.
 
-`memory_mib` is what nvidia-smi reports, less than the name says. Dense bf16 rates, bandwidths and fp8 are those of NVIDIA's data sheets
-(with sparsity they print twice the rate): L4 https://www.nvidia.com/en-us/data-center/l4/, A10G as in
-https://aws.amazon.com/ec2/instance-types/g5/ (A10 with 70 of 125 TFLOP/s), L40S https://www.nvidia.com/en-us/data-center/l40s/, A100
-https://www.nvidia.com/en-us/data-center/a100/, H100 and H200 in their SXM form https://www.nvidia.com/en-us/data-center/h200/, B200 as an
-eighth of https://www.nvidia.com/en-us/data-center/dgx-b200/. Only H100 and H200 were measured with this program: for the others a plan
-assumes the same fractions of these rates.
+`memory_mib` is what nvidia-smi reports, less than the name says. Dense bf16 rates, bandwidths and
+fp8 are those of NVIDIA's data sheets (with sparsity they print twice the rate): L4
+https://www.nvidia.com/en-us/data-center/l4/, A10G as in
+https://aws.amazon.com/ec2/instance-types/g5/ (A10 with 70 of 125 TFLOP/s), L40S
+https://www.nvidia.com/en-us/data-center/l40s/, A100 https://www.nvidia.com/en-us/data-center/a100/,
+H100 and H200 in their SXM form https://www.nvidia.com/en-us/data-center/h200/, B200 as an eighth of
+https://www.nvidia.com/en-us/data-center/dgx-b200/. Only H100 and H200 were measured with this
+program: for the others a plan assumes the same fractions of these rates.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class GpuKind:
-    """Dense `bf16_flops`, `bytes_per_s` of its memory, multiprocessors; `nvlink`: its machines join several by NVLink, else by PCIe."""
+    """Dense `bf16_flops`, `bytes_per_s` of its memory, multiprocessors; `nvlink`: its machines join
+    several by NVLink, else by PCIe.
+    """
 
     name: str
     memory_mib: int
@@ -46,7 +50,8 @@ COUNTS = (1, 2, 4, 8)
 
 
 def kind_of(device_name: str) -> GpuKind | None:
-    """The kind that a driver's name such as `NVIDIA A100-SXM4-80GB` or `NVIDIA H100 80GB HBM3` means; None for others.
+    """The kind that a driver's name such as `NVIDIA A100-SXM4-80GB` or `NVIDIA H100 80GB HBM3`
+    means; None for others.
 
     >>> kind_of("NVIDIA L40S").name
     'L40S'

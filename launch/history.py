@@ -1,8 +1,10 @@
-"""What a run's log tells: state, step, score, machine, hours and dollars, and its story from claim to claim.
+"""What a run's log tells: state, step, score, machine, hours and dollars, and its story from claim
+to claim.
 
-Only log entries are read, never a part. A writer is known by its claim, whose metrics say base, machine and price; runs of before have no
-such facts and are told without. Whether a writer still lives cannot be seen in a bucket: a run is taken for live while its newest entry is
-younger than ten minutes.
+Only log entries are read, never a part. A writer is known by its claim, whose metrics say base,
+machine and price; runs of before have no such facts and are told without. Whether a writer still
+lives cannot be seen in a bucket: a run is taken for live while its newest entry is younger than ten
+minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ _READERS = 8
 
 @dataclass(frozen=True)
 class Incarnation:
-    """One writer: its claim and what it wrote. `held_s` is from its claim to its newest entry, the least that its machine was held."""
+    """One writer: its claim and what it wrote. `held_s` is from its claim to its newest entry, the
+    least that its machine was held.
+    """
 
     claim: Entry
     entries: tuple[Entry, ...]
@@ -66,7 +70,12 @@ def incarnations(entries: Sequence[Entry]) -> list[Incarnation]:
     """The writers of a run in the order of their claims."""
     found = []
     for claim in (entry for entry in entries if entry.kind == "claim"):
-        found.append(Incarnation(claim, tuple(entry for entry in entries if entry.incarnation == claim.seq and entry.kind != "claim")))
+        found.append(
+            Incarnation(
+                claim,
+                tuple(entry for entry in entries if entry.incarnation == claim.seq and entry.kind != "claim"),
+            )
+        )
     return found
 
 
@@ -76,14 +85,22 @@ def facts_of(run_id: str, entries: Sequence[Entry], now: datetime) -> RunFacts:
     brief = summary(entries)
     published = brief["state"] == "published"
     live = (now - when(entries[-1])).total_seconds() < LIVE_S
-    said: dict[str, Any] = {key: value for writer in writers for key, value in writer.claim.metrics.items() if value is not None}
+    said: dict[str, Any] = {
+        key: value for writer in writers for key, value in writer.claim.metrics.items() if value is not None
+    }
     return RunFacts(
         run_id=run_id,
         state="published" if published else "training" if live else "stopped",
         step=brief["step"],
         steps=_whole(said.get("steps")),
         macro_f1=brief["macro_f1"],
-        split=str(brief["split"] or "test") if published else "validation" if brief["macro_f1"] is not None else None,
+        split=(
+            str(brief["split"] or "test")
+            if published
+            else "validation"
+            if brief["macro_f1"] is not None
+            else None
+        ),
         base=said.get("base"),
         gpu=machine(said),
         started=when(entries[0]),
@@ -107,15 +124,21 @@ def machine(said: dict[str, Any]) -> str | None:
 
 
 def _dollars(writers: Sequence[Incarnation]) -> float | None:
-    """What was spent by the newest entries, each writer at the price that its config named; None when one named none."""
+    """What was spent by the newest entries, each writer at the price that its config named; None
+    when one named none.
+    """
     prices = [writer.claim.metrics.get("usd_per_hour") for writer in writers]
     if not prices or not all(isinstance(price, int | float) for price in prices):
         return None
-    return sum(writer.held_s / 3600 * float(price or 0) for writer, price in zip(writers, prices, strict=True))
+    return sum(
+        writer.held_s / 3600 * float(price or 0) for writer, price in zip(writers, prices, strict=True)
+    )
 
 
 def list_runs(store: Store, now: datetime | None = None) -> list[RunFacts]:
-    """Every run below an output URL, by name; a run whose log cannot be read is listed as damaged."""
+    """Every run below an output URL, by name; a run whose log cannot be read is listed as
+    damaged.
+    """
 
     def one(run_id: str) -> RunFacts:
         try:
@@ -130,11 +153,14 @@ def list_runs(store: Store, now: datetime | None = None) -> list[RunFacts]:
         return list(readers.map(one, run_ids(store)))
 
 
-def follow(store: Store, run_id: str, every_s: float, sleep: Callable[[float], None] = time.sleep) -> Iterator[list[Entry] | StorageError]:
-    """The log as it grows: first what is there, then the new entries, empty when none came; ends with the final entry.
+def follow(
+    store: Store, run_id: str, every_s: float, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[list[Entry] | StorageError]:
+    """The log as it grows: first what is there, then the new entries, empty when none came; ends
+    with the final entry.
 
-    Each entry is read once. A store that does not answer gives its error instead, and is asked again. Raises `WrongRequest` when there is
-    no such run.
+    Each entry is read once. A store that does not answer gives its error instead, and is asked
+    again. Raises `WrongRequest` when there is no such run.
     """
     known = 0
     while True:
@@ -147,7 +173,10 @@ def follow(store: Store, run_id: str, every_s: float, sleep: Callable[[float], N
             new = error
         if isinstance(new, list):
             if not new and known == 0:
-                raise WrongRequest(f"There is no run {run_id!r} at {store.url}; `emotion-launch runs {store.url}` lists those that are.")
+                raise WrongRequest(
+                    f"There is no run {run_id!r} at {store.url}; `emotion-launch runs {store.url}` lists"
+                    " those that are."
+                )
             known += len(new)
         yield new
         if isinstance(new, list) and any(entry.kind == "final" for entry in new):
@@ -156,7 +185,9 @@ def follow(store: Store, run_id: str, every_s: float, sleep: Callable[[float], N
 
 
 def story(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
-    """The entries worth a line, each with its words: claims, scores, notes, notices, the end, and the last checkpoint of each writer."""
+    """The entries worth a line, each with its words: claims, scores, notes, notices, the end, and
+    the last checkpoint of each writer.
+    """
     lines: list[tuple[Entry, str]] = []
     claims = [entry for entry in entries if entry.kind == "claim"]
     for number, entry in enumerate(claims):
@@ -164,7 +195,12 @@ def story(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
     for writer in incarnations(entries):
         checkpoints = [entry for entry in writer.entries if entry.kind == "checkpoint"]
         for entry in writer.entries:
-            if entry.kind != "checkpoint" or "macro_f1" in entry.metrics or "notice" in entry.metrics or entry == checkpoints[-1]:
+            if (
+                entry.kind != "checkpoint"
+                or "macro_f1" in entry.metrics
+                or "notice" in entry.metrics
+                or entry == checkpoints[-1]
+            ):
                 lines.append((entry, _words(entry)))
     return sorted(lines, key=lambda line: line[0].seq)
 

@@ -1,8 +1,10 @@
-"""Which GPUs would train this run, how long and for how many dollars: memory, then speed, then price, for each kind and number of GPUs.
+"""Which GPUs would train this run, how long and for how many dollars: memory, then speed, then
+price, for each kind and number of GPUs.
 
-Pure arithmetic over a small table (`gpus.py`), the memory page, the speed lines and the catalog's prices; nothing is started. What a
-machine costs on spot counts preemptions: at a rate of `preemptions_per_hour` each brings `startup_minutes` of a new machine, which may be
-taken as well, and the work since the last checkpoint again.
+Pure arithmetic over a small table (`gpus.py`), the memory page, the speed lines and the catalog's
+prices; nothing is started. What a machine costs on spot counts preemptions: at a rate of
+`preemptions_per_hour` each brings `startup_minutes` of a new machine, which may be taken as well,
+and the work since the last checkpoint again.
 """
 
 from __future__ import annotations
@@ -98,7 +100,11 @@ class Choice:
 
     @property
     def usd_spot(self) -> float | None:
-        return None if self.offer.spot is None or self.spot_hours is None else self.offer.spot.usd_per_hour * self.spot_hours
+        return (
+            None
+            if self.offer.spot is None or self.spot_hours is None
+            else self.offer.spot.usd_per_hour * self.spot_hours
+        )
 
     @property
     def usd(self) -> float | None:
@@ -107,18 +113,26 @@ class Choice:
         return min(known, default=None)
 
     def settings(self) -> list[str]:
-        """The `section.field=value` words for a task of several kinds of GPU: each takes the micro-batch that fits it."""
+        """The `section.field=value` words for a task of several kinds of GPU: each takes the
+        micro-batch that fits it.
+        """
         return [f"model.precision={self.precision}", "train.tokens_per_microbatch=auto"]
 
     def overrides(self, config: Config) -> list[str]:
         """The words that make this config this choice."""
         words = [f"model.precision={self.precision}"] if config.model.precision != self.precision else []
-        return words if config.train.tokens_per_microbatch == "auto" else [*words, "train.tokens_per_microbatch=auto"]
+        return (
+            words
+            if config.train.tokens_per_microbatch == "auto"
+            else [*words, "train.tokens_per_microbatch=auto"]
+        )
 
 
 @dataclass(frozen=True)
 class TooSmall:
-    """A kind and number of GPUs on which the base does not fit; `memory` is the least that it takes of each."""
+    """A kind and number of GPUs on which the base does not fit; `memory` is the least that it takes
+    of each.
+    """
 
     kind: GpuKind
     count: int
@@ -149,14 +163,25 @@ def make_plan(
     precision: Precision | None = None,
     within_hours: float | None = None,
 ) -> Plan:
-    """Every kind and number of GPUs; `precision` None takes the fastest that fits, `within_hours` leaves out what takes longer."""
+    """Every kind and number of GPUs; `precision` None takes the fastest that fits, `within_hours`
+    leaves out what takes longer.
+    """
     choices: list[Choice] = []
     too_small: list[TooSmall] = []
     for kind in GPU_KINDS:
         if precision == "fp8" and not kind.fp8:
             continue
         for count in COUNTS:
-            found = best_settings(config, shape, work, kind, count, prices.offers.get((kind.name, count), Offer()), spot, precision)
+            found = best_settings(
+                config,
+                shape,
+                work,
+                kind,
+                count,
+                prices.offers.get((kind.name, count), Offer()),
+                spot,
+                precision,
+            )
             if isinstance(found, TooSmall):
                 too_small.append(found)
             elif (in_time := within(found, within_hours)) is not None:
@@ -166,15 +191,23 @@ def make_plan(
 
 
 def within(choice: Choice, hours: float | None) -> Choice | None:
-    """The choice, without its spot machines where those alone would take longer; None where it takes longer in any case."""
+    """The choice, without its spot machines where those alone would take longer; None where it
+    takes longer in any case.
+    """
     if hours is None or (choice.spot_hours is not None and choice.spot_hours <= hours):
         return choice
     return replace(choice, offer=replace(choice.offer, spot=None)) if choice.hours <= hours else None
 
 
 def _order(choice: Choice) -> tuple[bool, float, float]:
-    """By dollars, and where nothing has a price by the hours of all GPUs together, the nearest there is to them."""
-    return choice.usd is None, choice.usd if choice.usd is not None else choice.count * choice.hours, choice.hours
+    """By dollars, and where nothing has a price by the hours of all GPUs together, the nearest
+    there is to them.
+    """
+    return (
+        choice.usd is None,
+        choice.usd if choice.usd is not None else choice.count * choice.hours,
+        choice.hours,
+    )
 
 
 def _reason(choices: Sequence[Choice]) -> str:
@@ -193,9 +226,18 @@ def _reason(choices: Sequence[Choice]) -> str:
 
 
 def best_settings(
-    config: Config, shape: Shape, work: Work, kind: GpuKind, count: int, offer: Offer, spot: Spot, precision: Precision | None
+    config: Config,
+    shape: Shape,
+    work: Work,
+    kind: GpuKind,
+    count: int,
+    offer: Offer,
+    spot: Spot,
+    precision: Precision | None,
 ) -> Choice | TooSmall:
-    """The fastest precision and micro-batch that fit; a whole base on each GPU where it fits, else spread over them."""
+    """The fastest precision and micro-batch that fit; a whole base on each GPU where it fits, else
+    spread over them.
+    """
     candidates = [precision] if precision is not None else precisions(config, shape, kind)
     for shards in (1, count) if count > 1 else (1,):
         fitting = [
@@ -206,13 +248,18 @@ def best_settings(
         ]
         if fitting:
             return min(fitting, key=lambda choice: choice.hours)
-    least = [(_memory(config, shape, work, one, work.max_length, True, 1 if one == "fp8" else count), one) for one in candidates]
+    least = [
+        (_memory(config, shape, work, one, work.max_length, True, 1 if one == "fp8" else count), one)
+        for one in candidates
+    ]
     memory, smallest = min(least, key=lambda pair: pair[0].total)
     return TooSmall(kind, count, smallest, memory)
 
 
 def precisions(config: Config, shape: Shape, kind: GpuKind) -> list[Precision]:
-    """What the trainer offers of this base on this GPU; float32 only where the config asks for it, since it is 16 times slower."""
+    """What the trainer offers of this base on this GPU; float32 only where the config asks for it,
+    since it is 16 times slower.
+    """
     if config.model.precision == "fp32":
         return ["fp32"]
     fp8 = kind.fp8 and fused(config) and is_fused(shape, "fp8")
@@ -227,8 +274,9 @@ def fused(config: Config) -> bool:
 def _microbatches(
     config: Config, shape: Shape, work: Work, kind: GpuKind, count: int, precision: Precision, shards: int
 ) -> Iterator[MicroBatch]:
-    """The largest that fits, cut to what a GPU's share of a step can fill; where it is cut by the memory, also that with recomputation,
-    unless the config says which."""
+    """The largest that fits, cut to what a GPU's share of a step can fill; where it is cut by the
+    memory, also that with recomputation, unless the config says which.
+    """
     share = max(sum(posts) for step in work.shares(count) for posts in step)
     most = tokens_to_fill(share, work.max_length)
     asked = "gradient_checkpointing" in config.train.model_fields_set
@@ -255,7 +303,13 @@ def _microbatches(
 
 
 def _memory(
-    config: Config, shape: Shape, work: Work, precision: Precision, tokens: int, gradient_checkpointing: bool, shards: int
+    config: Config,
+    shape: Shape,
+    work: Work,
+    precision: Precision,
+    tokens: int,
+    gradient_checkpointing: bool,
+    shards: int,
 ) -> MemoryEstimate:
     return estimate(
         shape,
@@ -285,7 +339,17 @@ def with_settings(
 ) -> Choice:
     """Time and dollars of these settings on these GPUs."""
     lora = config.lora
-    speed = Speed(kind, shape, precision, lora.r, lora.targets, found.gradient_checkpointing, fused(config), shards, count)
+    speed = Speed(
+        kind,
+        shape,
+        precision,
+        lora.r,
+        lora.targets,
+        found.gradient_checkpointing,
+        fused(config),
+        shards,
+        count,
+    )
     step_s = _step_s(speed, work, count, found.tokens)
     size = min(work.global_batch_size, work.train_posts)
     steps = math.ceil(work.train_posts / work.global_batch_size) * work.epochs
@@ -306,18 +370,24 @@ def with_settings(
 
 
 def _step_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
-    """Mean over some steps; the GPU with most packs sets the pace, and the others run empty ones."""
+    """Mean over some steps; the GPU with most packs sets the pace, and the others run empty
+    ones.
+    """
     seconds = []
     for step in work.shares(gpus):
         packs = [_filled(posts, tokens) for posts in step]
-        whole = min(work.global_batch_size, work.train_posts) / sum(len(posts) for posts in step)  # of a step too large to lay out
+        # of a step too large to lay out
+        whole = min(work.global_batch_size, work.train_posts) / sum(len(posts) for posts in step)
         seconds.append(whole * max(sum(speed.microbatch_s(one) for one in gpu) for gpu in packs))
     return sum(seconds) / len(seconds) + (speed.joining_s(gpus, work.labels) if gpus > 1 else 0.0)
 
 
 def _filled(posts: list[int], tokens: int) -> list[int]:
     """Computed tokens of each pack."""
-    return [min(math.ceil(sum(posts[i] for i in group) / GPU_FILL) * GPU_FILL, max(tokens, GPU_FILL)) for group in bins(posts, tokens)]
+    return [
+        min(math.ceil(sum(posts[i] for i in group) / GPU_FILL) * GPU_FILL, max(tokens, GPU_FILL))
+        for group in bins(posts, tokens)
+    ]
 
 
 def _scoring_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
@@ -327,12 +397,18 @@ def _scoring_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
 
 
 def hours_with_preemptions(hours: float, spot: Spot) -> float | None:
-    """Expected hours on spot machines, `hours` being start-up and work; None where that is more than a year.
+    """Expected hours on spot machines, `hours` being start-up and work; None where that is more
+    than a year.
 
-    The closed form for machines that live for exponentially distributed times: each stretch of work between two checkpoints is tried until
-    a machine outlives it, and so is each start (Daly 2006, https://doi.org/10.1016/j.future.2004.11.016; checkpoints take no time here).
+    The closed form for machines that live for exponentially distributed times: each stretch of work
+    between two checkpoints is tried until a machine outlives it, and so is each start (Daly 2006,
+    https://doi.org/10.1016/j.future.2004.11.016; checkpoints take no time here).
     """
-    rate, startup_h, stretch_h = spot.preemptions_per_hour, spot.startup_minutes / 60, spot.checkpoint_minutes / 60
+    rate, startup_h, stretch_h = (
+        spot.preemptions_per_hour,
+        spot.startup_minutes / 60,
+        spot.checkpoint_minutes / 60,
+    )
     if rate * (startup_h + stretch_h) > _MOST_EXPONENT:
         return None
     work_h = hours - startup_h

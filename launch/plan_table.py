@@ -19,8 +19,8 @@ from launch.run_pages import print_whole
 def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spot, console: Console) -> None:
     """What would be run, the table, the best and its settings, and what was assumed."""
     console.print(
-        f"{config.model.base}, LoRA r={config.lora.r}, {work.train_posts:,} posts of {work.mean_length:.1f} tokens, {work.epochs} epochs "
-        f"in steps of {work.global_batch_size} posts",
+        f"{config.model.base}, LoRA r={config.lora.r}, {work.train_posts:,} posts of {work.mean_length:.1f}"
+        f" tokens, {work.epochs} epochs in steps of {work.global_batch_size} posts",
         markup=False,
     )
     print_whole(console, _table(plan))
@@ -35,8 +35,9 @@ def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spo
         console.print(remark, markup=False)
     console.print(f"prices: {prices.source}", markup=False)
     console.print(
-        f"assumed: {spot.preemptions_per_hour:g} preemptions an hour, {spot.startup_minutes:g} minutes for each start and each recovery, a "
-        f"checkpoint every {spot.checkpoint_minutes:g} minutes; of GPUs other than H100 and H200 the same fractions of their data sheets",
+        f"assumed: {spot.preemptions_per_hour:g} preemptions an hour, {spot.startup_minutes:g} minutes for"
+        f" each start and each recovery, a checkpoint every {spot.checkpoint_minutes:g} minutes; of GPUs"
+        " other than H100 and H200 the same fractions of their data sheets",
         markup=False,
     )
 
@@ -50,8 +51,8 @@ def small_steps(plan: Plan, work: Work) -> str | None:
     if tokens >= 1024 or work.global_batch_size >= work.train_posts:
         return None
     return (
-        f"note: a step has {tokens:,.0f} tokens for each GPU, which mostly waits for its weights; a larger train.global_batch_size (it "
-        "changes the training) is faster"
+        f"note: a step has {tokens:,.0f} tokens for each GPU, which mostly waits for its weights; a larger"
+        " train.global_batch_size (it changes the training) is faster"
     )
 
 

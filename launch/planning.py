@@ -1,4 +1,6 @@
-"""`emotion-launch plan`, in the order of time: config, data set, base, prices, plan, table, task file."""
+"""`emotion-launch plan`, in the order of time: config, data set, base, prices, plan, table, task
+file.
+"""
 
 from __future__ import annotations
 
@@ -39,27 +41,36 @@ def plan(arguments: argparse.Namespace) -> int:
     work = work_of(config, index, store, arguments.tokens_per_post)
     prices = find_prices(arguments.prices, arguments.cloud)
     spot = spot_of(config, Spot(arguments.preemptions_per_hour, arguments.startup_minutes))
-    found = make_plan(config, shape, work, prices, spot, precision=precision, within_hours=arguments.within_hours)
+    found = make_plan(
+        config, shape, work, prices, spot, precision=precision, within_hours=arguments.within_hours
+    )
     if found.choices and arguments.write is not None:  # before anything is printed, whose reader may leave
         _write(arguments, config, shape, work, found, prices, spot)
     _show(arguments.json, found, config, work, prices, spot)
     if not found.choices:
         limit = f" within {arguments.within_hours:g} hours" if arguments.within_hours is not None else ""
         raise WrongRequest(
-            f"None of the GPUs trains {config.model.base}{limit}; allow more --within-hours or another --precision, or take a "
-            "smaller model.base."
+            f"None of the GPUs trains {config.model.base}{limit}; allow more --within-hours or another"
+            " --precision, or take a smaller model.base."
         )
     return 0
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    for option, value in (("--within-hours", arguments.within_hours), ("--tokens-per-post", arguments.tokens_per_post)):
+    for option, value in (
+        ("--within-hours", arguments.within_hours),
+        ("--tokens-per-post", arguments.tokens_per_post),
+    ):
         if value is not None and not 0 < value < math.inf:
             raise WrongRequest(f"{option} is {value:g}; give a number above 0.")
     if arguments.precision is not None and arguments.precision not in get_args(Precision):
-        raise WrongRequest(f"--precision is {arguments.precision!r}; allowed are {', '.join(get_args(Precision))}.")
+        raise WrongRequest(
+            f"--precision is {arguments.precision!r}; allowed are {', '.join(get_args(Precision))}."
+        )
     if not 0 <= arguments.preemptions_per_hour < 60 or not 0 <= arguments.startup_minutes < 1000:
-        raise WrongRequest("--preemptions-per-hour has to be from 0 to 60 and --startup-minutes from 0 to 1000.")
+        raise WrongRequest(
+            "--preemptions-per-hour has to be from 0 to 60 and --startup-minutes from 0 to 1000."
+        )
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:
@@ -79,7 +90,15 @@ def _show(as_json: bool, found: Plan, config: Config, work: Work, prices: Prices
     print_plan(found, config, work, prices, spot, a_console())
 
 
-def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Work, found: Plan, prices: Prices, spot: Spot) -> None:
+def _write(
+    arguments: argparse.Namespace,
+    config: Config,
+    shape: Shape,
+    work: Work,
+    found: Plan,
+    prices: Prices,
+    spot: Spot,
+) -> None:
     best = found.choices[0]
     chosen = _same_precision(config, shape, work, best, prices, spot, arguments.within_hours)
     given = [word for word in arguments.overrides if not word.startswith(("data.url=", "run.output_url="))]
@@ -91,24 +110,41 @@ def _write(arguments: argparse.Namespace, config: Config, shape: Shape, work: Wo
     print(f"{arguments.write}: {named}, {' '.join(words)}", file=sys.stderr)
     for option, path in (("--config", arguments.config), ("model.base", config.model.base)):
         if path is not None and stays_here(path):
+            remedy = (
+                "copy it into that folder"
+                if option == "--config"
+                else "give a hub id, or the URL of emotion-train stage-base"
+            )
             print(
-                f"note: {option} is {path}, which lies outside of {PROJECT} and so does not travel to a cloud's machine; "
-                f"{'copy it into that folder' if option == '--config' else 'give a hub id, or the URL of emotion-train stage-base'}.",
+                f"note: {option} is {path}, which lies outside of {PROJECT} and so does not travel to a"
+                f" cloud's machine; {remedy}.",
                 file=sys.stderr,
             )
 
 
 def stays_here(path: str) -> bool:
-    """Whether this is a file or folder of this machine that is not in the project's folder, which is all that SkyPilot sends."""
+    """Whether this is a file or folder of this machine that is not in the project's folder, which
+    is all that SkyPilot sends.
+    """
     return Path(path).expanduser().exists() and not Path(path).expanduser().resolve().is_relative_to(PROJECT)
 
 
 def _same_precision(
-    config: Config, shape: Shape, work: Work, best: Choice, prices: Prices, spot: Spot, within_hours: float | None
+    config: Config,
+    shape: Shape,
+    work: Work,
+    best: Choice,
+    prices: Prices,
+    spot: Spot,
+    within_hours: float | None,
 ) -> Sequence[Choice]:
-    """The best and the next with its precision, by dollars: a task has one set of values for all its GPUs."""
+    """The best and the next with its precision, by dollars: a task has one set of values for all
+    its GPUs.
+    """
     found = make_plan(config, shape, work, prices, spot, precision=best.precision, within_hours=within_hours)
     others = [one for one in found.choices if one.name != best.name]
     if best.usd is None:
         return [best, *(one for one in others if one.count == best.count)][:_WRITTEN]
-    return [best, *(one for one in others if one.usd is not None and one.usd <= _WRITTEN_UP_TO * best.usd)][:_WRITTEN]
+    return [best, *(one for one in others if one.usd is not None and one.usd <= _WRITTEN_UP_TO * best.usd)][
+        :_WRITTEN
+    ]

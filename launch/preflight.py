@@ -1,7 +1,9 @@
-"""What can fail cheaply, failing before a machine is paid for: config, data set, labels, output, credentials, base model, GPU and packages.
+"""What can fail cheaply, failing before a machine is paid for: config, data set, labels, output,
+credentials, base model, GPU and packages.
 
-Every question is asked, also when an earlier one has failed, and answered in one line. The checks read the index, the first posts and the
-small files of the base, and write and delete one probe; a data set of 10 million posts takes some 20 s.
+Every question is asked, also when an earlier one has failed, and answered in one line. The checks
+read the index, the first posts and the small files of the base, and write and delete one probe; a
+data set of 10 million posts takes some 20 s.
 """
 
 from __future__ import annotations
@@ -39,8 +41,17 @@ _HELD_OUT_LOOKED_AT = 50_000
 _TRAIN_LOOKED_AT = 200_000
 _NAMES_SHOWN = 4
 _FEW_POSTS = 5
-# providers of boto3 that fetch a new credential by themselves, for as long as the machine or the login lasts
-_RENEWED = ("iam-role", "container-role", "assume-role", "assume-role-with-web-identity", "custom-process", "sso", "login")
+# providers of boto3 that fetch a new credential by themselves, for as long as the machine or the
+# login lasts
+_RENEWED = (
+    "iam-role",
+    "container-role",
+    "assume-role",
+    "assume-role-with-web-identity",
+    "custom-process",
+    "sso",
+    "login",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Target:
-    """The machine that will train: `gpus` of it, of `memory_mib` each, none for a CPU. `here`: it is this one."""
+    """The machine that will train: `gpus` of it, of `memory_mib` each, none for a CPU. `here`: it
+    is this one.
+    """
 
     name: str
     memory_mib: int
@@ -61,13 +74,18 @@ class Target:
 
 
 def target_of(words: str | None, gpus: Sequence[Gpu]) -> Target | None:
-    """`H100:8` as SkyPilot writes it, else this machine's GPUs, else None. Raises `WrongRequest` for a GPU that is not in the table."""
+    """`H100:8` as SkyPilot writes it, else this machine's GPUs, else None. Raises `WrongRequest`
+    for a GPU that is not in the table.
+    """
     if words is None:
         return Target(gpus[0].name, min(gpu.memory_mib for gpu in gpus), len(gpus), True) if gpus else None
     name, colon, count = words.partition(":")
     kind = next((kind for kind in GPU_KINDS if kind.name.lower() == name.lower()), None)
     if kind is None or (colon and not (count.isdecimal() and int(count) > 0)):
-        raise WrongRequest(f"--gpus is {words!r}; give NAME or NAME:COUNT with one of {', '.join(one.name for one in GPU_KINDS)}.")
+        raise WrongRequest(
+            f"--gpus is {words!r}; give NAME or NAME:COUNT with one of"
+            f" {', '.join(one.name for one in GPU_KINDS)}."
+        )
     return Target(kind.name, kind.memory_mib, int(count or 1), False)
 
 
@@ -80,7 +98,9 @@ def check_all(
     wanted_gpus: str | None = None,
     hours: float | None = None,
 ) -> Iterator[Check]:
-    """One finding per question, as it is made. A config that is wrong in one place is looked at in the others all the same."""
+    """One finding per question, as it is made. A config that is wrong in one place is looked at in
+    the others all the same.
+    """
     try:
         config = load_config(path, overrides)
     except WrongRequest as error:
@@ -139,7 +159,8 @@ def run_checks(
 ) -> Iterator[Check]:
     """One finding per question, as it is made.
 
-    `wanted_gpus` is another machine than this one, `hours` how long the run will take on it (None: as planned, where that can be).
+    `wanted_gpus` is another machine than this one, `hours` how long the run will take on it (None:
+    as planned, where that can be).
     """
 
     @cache
@@ -158,7 +179,9 @@ def run_checks(
         ("output", lambda: _output(config)),
         (
             "credentials",
-            lambda: _credentials(config, lambda: hours or _planned_hours(config, index(), data(), target_of(wanted_gpus, gpus))),
+            lambda: _credentials(
+                config, lambda: hours or _planned_hours(config, index(), data(), target_of(wanted_gpus, gpus))
+            ),
         ),
         ("base model", lambda: _base(config)),
         ("memory", lambda: _memory(config, target_of(wanted_gpus, gpus), index)),
@@ -191,15 +214,21 @@ def _data(config: Config, index: Index) -> str:
 
 
 def _objects(store: Store, index: Index) -> str:
-    """Every object is there with its size; what no ETag vouches for is compared by sha256, as long as it is not too much."""
+    """Every object is there with its size; what no ETag vouches for is compared by sha256, as long
+    as it is not too much.
+    """
     there = {info.key: info for info in store.list()}
-    described = [(split, number, one) for split in index.splits.values() for number, one in enumerate(split.objects)]
-    problems = [problem for _, _, one in described if (problem := _unlike(one, there.get(one.key))) is not None]
+    described = [
+        (split, number, one) for split in index.splits.values() for number, one in enumerate(split.objects)
+    ]
+    problems = [
+        problem for _, _, one in described if (problem := _unlike(one, there.get(one.key))) is not None
+    ]
     if problems:
         more = f", and {len(problems) - _NAMES_SHOWN} more" if len(problems) > _NAMES_SHOWN else ""
         raise WrongRequest(
-            f"The data set at {store.url} is not whole: {', '.join(problems[:_NAMES_SHOWN])}{more}; prepare it again into an empty "
-            "prefix, or copy all of it."
+            f"The data set at {store.url} is not whole: {', '.join(problems[:_NAMES_SHOWN])}{more}; prepare"
+            " it again into an empty prefix, or copy all of it."
         )
     total = sum(one.bytes for _, _, one in described)
     doubtful = [item for item in described if item[2].etag is None or there[item[2].key].etag != item[2].etag]
@@ -213,11 +242,17 @@ def _objects(store: Store, index: Index) -> str:
 def _unlike(described: DataObject, there: ObjectInfo | None) -> str | None:
     if there is None:
         return f"{described.key} is missing"
-    return f"{described.key} has {there.size:,} bytes instead of {described.bytes:,}" if there.size != described.bytes else None
+    return (
+        f"{described.key} has {there.size:,} bytes instead of {described.bytes:,}"
+        if there.size != described.bytes
+        else None
+    )
 
 
 def _compare(store: Store, doubtful: Sequence[tuple[Split, int, DataObject]]) -> tuple[int, int]:
-    """How many objects were read and are right, and how many were too much; raises `WrongRequest` for one that is wrong."""
+    """How many objects were read and are right, and how many were too much; raises `WrongRequest`
+    for one that is wrong.
+    """
     read, budget = 0, _BYTES_READ_AGAIN
     for split, number, described in doubtful:
         if described.bytes > budget:
@@ -226,10 +261,13 @@ def _compare(store: Store, doubtful: Sequence[tuple[Split, int, DataObject]]) ->
         content = store.read(described.key)
         for group in split.row_groups:
             end = group.start + group.length
-            if group.object == number and hashlib.sha256(content[group.start : end]).hexdigest() != group.sha256:
+            if (
+                group.object == number
+                and hashlib.sha256(content[group.start : end]).hexdigest() != group.sha256
+            ):
                 raise WrongRequest(
-                    f"{store.url_of(described.key)} is not what index.json describes (bytes {group.start} to {end}); prepare the data "
-                    "again into an empty prefix."
+                    f"{store.url_of(described.key)} is not what index.json describes (bytes {group.start} to"
+                    f" {end}); prepare the data again into an empty prefix."
                 )
         read += 1
     return read, len(doubtful) - read
@@ -239,22 +277,32 @@ def _labels(index: Index) -> str:
     require_trainable(index)
     train = index.split("train")
     rarest, most = min(train.label_counts), max(train.label_counts)
-    remarks = [f"largest class {most / rarest:,.{1 if most < 10 * rarest else 0}f} times the smallest ({rarest:,} posts)"]
+    remarks = [
+        f"largest class {most / rarest:,.{1 if most < 10 * rarest else 0}f} times the smallest ({rarest:,}"
+        " posts)"
+    ]
     for name, split in index.splits.items():
         empty = [label for label, count in zip(index.labels, split.label_counts, strict=True) if count == 0]
         if name != "train" and split.rows and empty:
             raise WrongRequest(
-                f"No {name} post has the label {_some(empty)}, which counts 0 in macro-F1 whatever the model does; prepare the data with "
-                f"more {name} posts, or without {'it' if len(empty) == 1 else 'them'}."
+                f"No {name} post has the label {_some(empty)}, which counts 0 in macro-F1 whatever the model"
+                f" does; prepare the data with more {name} posts, or without"
+                f" {'it' if len(empty) == 1 else 'them'}."
             )
         if name != "train" and split.rows:
-            few = [label for label, count in zip(index.labels, split.label_counts, strict=True) if count < _FEW_POSTS]
+            few = [
+                label
+                for label, count in zip(index.labels, split.label_counts, strict=True)
+                if count < _FEW_POSTS
+            ]
             remarks += [f"{name} has fewer than {_FEW_POSTS} posts of {_some(few)}"] if few else []
     return "; ".join(remarks)
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+    return ", ".join(names[:_NAMES_SHOWN]) + (
+        f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    )
 
 
 def _overlap(store: Store, index: Index) -> str:
@@ -267,15 +315,20 @@ def _overlap(store: Store, index: Index) -> str:
         if both := len(trained.keys() & held_out.keys()):
             example = held_out[next(iter(sorted(trained.keys() & held_out.keys())))]
             raise WrongRequest(
-                f"{both} texts stand in train and in {name}, among them {example[:60]!r}, so that its score would be too good; prepare "
-                "the data again, which keeps a text out of two splits."
+                f"{both} texts stand in train and in {name}, among them {example[:60]!r}, so that its score"
+                " would be too good; prepare the data again, which keeps a text out of two splits."
             )
     total = index.split("train").rows
-    return f"no text in two splits ({'all' if looked_at == total else f'{looked_at:,} of'} {total:,} training posts)"
+    return (
+        f"no text in two splits ({'all' if looked_at == total else f'{looked_at:,} of'} {total:,} training"
+        " posts)"
+    )
 
 
 def _text_hashes(store: Store, split: Split, most: int) -> tuple[dict[bytes, str], int]:
-    """The beginning of each text by the hash of its normal form, of at most about `most` posts, and how many posts these are."""
+    """The beginning of each text by the hash of its normal form, of at most about `most` posts, and
+    how many posts these are.
+    """
     from emotion_train.data.cleaning import normalised
     from emotion_train.data.reader import RowGroupReader
 
@@ -286,7 +339,12 @@ def _text_hashes(store: Store, split: Split, most: int) -> tuple[dict[bytes, str
         for place, group in enumerate(groups):
             reader.ask(groups[place : place + 3])
             rows = [text for text in reader.rows(group).texts if text]
-            found |= {hashlib.blake2b(normalised(text).encode("utf-8", "replace"), digest_size=16).digest(): text[:80] for text in rows}
+            found |= {
+                hashlib.blake2b(normalised(text).encode("utf-8", "replace"), digest_size=16).digest(): text[
+                    :80
+                ]
+                for text in rows
+            }
             looked_at += split.row_groups[group].rows
             if looked_at >= most:
                 break
@@ -303,16 +361,25 @@ def _output(config: Config) -> str:
     run_id = config.run.id
     require_conditional_writes(store, run_id or f"check-{secrets.token_hex(4)}", allow_unfenced=False)
     names = run_ids(store)
-    words = f"writable, keeps what was created, {len(names)} run{'' if len(names) == 1 else 's'} at {config.run.output_url}"
+    words = (
+        f"writable, keeps what was created, {len(names)} run{'' if len(names) == 1 else 's'} at"
+        f" {config.run.output_url}"
+    )
     if run_id in names:
         facts = summary(read_log(store, run_id))
-        goes_on = "would be printed, not trained again" if facts["state"] == "published" else "would go on from there"
+        goes_on = (
+            "would be printed, not trained again"
+            if facts["state"] == "published"
+            else "would go on from there"
+        )
         words += f"; {run_id} is {facts['state']} at step {facts['step']} and {goes_on}"
     return words
 
 
 def _planned_hours(config: Config, index: Index, store: Store, target: Target | None) -> float | None:
-    """What `emotion-launch plan` expects on this machine; None where it knows nothing of it or the base cannot be read."""
+    """What `emotion-launch plan` expects on this machine; None where it knows nothing of it or the
+    base cannot be read.
+    """
     kind = None if target is None else kind_of(target.name)
     if kind is None or target is None:
         return None
@@ -320,7 +387,9 @@ def _planned_hours(config: Config, index: Index, store: Store, target: Target | 
         shape, work = shape_of_base(config.model.base), work_of(config, index, store, None)
     except WrongRequest:  # said by the check of the base
         return None
-    found = best_settings(config, shape, work, kind, target.gpus, Offer(), spot_of(config, Spot()), config.model.precision)
+    found = best_settings(
+        config, shape, work, kind, target.gpus, Offer(), spot_of(config, Spot()), config.model.precision
+    )
     return (found.spot_hours or found.hours) if isinstance(found, Choice) else None
 
 
@@ -338,31 +407,40 @@ def _credentials(config: Config, hours: Callable[[], float | None]) -> str:
         found = boto3.Session().get_credentials()
         token = found.get_frozen_credentials().token if found is not None else None
     except BotoCoreError as error:
-        raise WrongRequest(f"The credentials for the bucket cannot be had ({error}); type `aws sso login` or set AWS_PROFILE.") from None
+        raise WrongRequest(
+            f"The credentials for the bucket cannot be had ({error}); type `aws sso login` or set"
+            " AWS_PROFILE."
+        ) from None
     if found is None:
         raise WrongRequest(
-            "There are no credentials for the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or type "
-            "`aws configure`."
+            "There are no credentials for the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
+            " AWS_PROFILE, or type `aws configure`."
         )
     ends: datetime | None = getattr(found, "_expiry_time", None)
     return _lasting(str(found.method), ends, token is not None, hours, datetime.now(UTC))
 
 
-def _lasting(method: str, ends: datetime | None, temporary: bool, planned: Callable[[], float | None], now: datetime) -> str:
-    """Words on how long a credential lasts; raises `WrongRequest` when it ends within the run and nothing renews it."""
+def _lasting(
+    method: str, ends: datetime | None, temporary: bool, planned: Callable[[], float | None], now: datetime
+) -> str:
+    """Words on how long a credential lasts; raises `WrongRequest` when it ends within the run and
+    nothing renews it.
+    """
     if ends is None and not temporary:
         return f"from {method}, without an end"
     hours = planned()
     run = f" and the run takes {hours:.1f} hours" if hours is not None else ""
     if ends is None:
-        return f"from {method}, with a session token whose end is not known{run}: a role of the machine is safer"
+        return (
+            f"from {method}, with a session token whose end is not known{run}: a role of the machine is safer"
+        )
     left = (ends - now).total_seconds() / 3600
     if method in _RENEWED:
         return f"from {method}, renewed by itself (this one ends in {left:.1f} hours)"
     if left <= (hours or 0.0):
         raise WrongRequest(
-            f"The credentials from {method} end in {left:.1f} hours{run}; renew them, or give the machine a role of its own, which is "
-            "renewed by itself."
+            f"The credentials from {method} end in {left:.1f} hours{run}; renew them, or give the machine a"
+            " role of its own, which is renewed by itself."
         )
     return f"from {method}, for {left:.1f} more hours{run}"
 
@@ -377,7 +455,10 @@ def _base(config: Config) -> str:
     base = BaseFiles.find(config.model.base)
     if base.gguf is not None:
         if find_spec("gguf") is None:
-            raise WrongRequest("model.base is a .gguf file and the package gguf is missing; type pip install 'emotion-train[gguf]'.")
+            raise WrongRequest(
+                "model.base is a .gguf file and the package gguf is missing; type pip install"
+                " 'emotion-train[gguf]'."
+            )
         words = f"{base.gguf.name}, {base.gguf.stat().st_size / 2**20:.0f} MiB"
     elif base.staged is not None:
         words = _staged(base.staged, config.model.precision)
@@ -392,9 +473,15 @@ def _staged(base: StagedBase, precision: Precision) -> str:
     """All objects are there in their size, and the staged numbers serve the run's precision."""
     base.refuse_other_precision(precision)
     if missing := base.missing():
-        raise WrongRequest(f"{base.store.url_of(missing[0])} is missing or cut short; stage the base again into an empty place.")
+        raise WrongRequest(
+            f"{base.store.url_of(missing[0])} is missing or cut short; stage the base again into an empty"
+            " place."
+        )
     index = base.index
-    return f"{index.source}, staged at {base.store.url} as {index.precision}, {index.bytes / 1e9:.1f} GB, all objects there"
+    return (
+        f"{index.source}, staged at {base.store.url} as {index.precision}, {index.bytes / 1e9:.1f} GB, all"
+        " objects there"
+    )
 
 
 def _shards(base: BaseFiles) -> str:
@@ -406,7 +493,10 @@ def _shards(base: BaseFiles) -> str:
         return f"{base.name}, one file of weights"
     try:
         document = json.loads(index.read_text(encoding="utf-8"))
-        names, total = sorted(set(document["weight_map"].values())), document.get("metadata", {}).get("total_size", 0)
+        names, total = (
+            sorted(set(document["weight_map"].values())),
+            document.get("metadata", {}).get("total_size", 0),
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         raise WrongRequest(f"{index} is no safetensors index; download it again.") from None
     if base.folder is not None:
@@ -418,13 +508,21 @@ def _shards(base: BaseFiles) -> str:
     cached = [name for name in names if isinstance(try_to_load_from_cache(base.name, name), str)]
     if len(cached) == len(names):
         return f"{base.name}, all {len(names)} files of weights are in this machine's hub cache"
-    return f"{base.name}, the hub has it: {len(names)} files of weights, {total / 1e9:.0f} GB to download where it trains"
+    return (
+        f"{base.name}, the hub has it: {len(names)} files of weights, {total / 1e9:.0f} GB to download where"
+        " it trains"
+    )
 
 
 def _memory(config: Config, target: Target | None, index: Callable[[], Index]) -> str:
-    """The config's precision and micro-batch fit the GPU, or several that share; raises `WrongRequest` with the nearest that does."""
+    """The config's precision and micro-batch fit the GPU, or several that share; raises
+    `WrongRequest` with the nearest that does.
+    """
     if target is None:
-        return "no NVIDIA GPU is visible here; --gpus H100:1 checks for another machine, emotion-launch plan compares all"
+        return (
+            "no NVIDIA GPU is visible here; --gpus H100:1 checks for another machine, emotion-launch plan"
+            " compares all"
+        )
     shape, labels = shape_of_base(config.model.base), len(index().labels)
     lora, train, precision = config.lora, config.train, config.model.precision
     available = target.memory_mib * MIB
@@ -432,14 +530,19 @@ def _memory(config: Config, target: Target | None, index: Callable[[], Index]) -
     auto, fused = train.tokens_per_microbatch == "auto", config.model.decoder == "fused"
     tokens = config.data.max_length if auto else train.microbatch_tokens  # auto: what it may come down to
     again = train.gradient_checkpointing or (auto and "gradient_checkpointing" not in train.model_fields_set)
-    memory = estimate(shape, precision, lora.r, lora.targets, tokens, again, labels, lora_dropout=lora.dropout, fused=fused)
+    memory = estimate(
+        shape, precision, lora.r, lora.targets, tokens, again, labels, lora_dropout=lora.dropout, fused=fused
+    )
     if memory.total <= usable_bytes(available):
         return f"{'at least ' if auto else ''}{memory} of {where}"
     if target.gpus > 1:
         alike = tuple(Gpu(str(number), "", target.name, target.memory_mib) for number in range(target.gpus))
         name, why = by_memory(Topology(alike, target.gpus), config)
         return f"{name}: {why}"
-    problem = f"{config.model.base} in {precision} with {tokens} tokens a micro-batch takes {memory.total / GIB:.1f} GiB of {where}"
+    problem = (
+        f"{config.model.base} in {precision} with {tokens} tokens a micro-batch takes"
+        f" {memory.total / GIB:.1f} GiB of {where}"
+    )
     for one in (precision, "nf4"):
         found = largest_microbatch(
             shape,
@@ -474,12 +577,17 @@ def _machine(config: Config, gpus: Sequence[Gpu], accelerate_config: str | None)
     return f"{choice.config_file.stem}: {choice.reason}"
 
 
-def _precision(config: Config, wanted_gpus: str | None, gpus: Sequence[Gpu], accelerate_config: str | None) -> str:
-    """The machine and the base are such that the base can be computed in this precision, and its package is here."""
+def _precision(
+    config: Config, wanted_gpus: str | None, gpus: Sequence[Gpu], accelerate_config: str | None
+) -> str:
+    """The machine and the base are such that the base can be computed in this precision, and its
+    package is here.
+    """
     precision, here = config.model.precision, wanted_gpus is None
     if precision == "nf4" and here and find_spec("bitsandbytes") is None:
         raise WrongRequest(
-            "model.precision is nf4 and the package bitsandbytes is missing; type pip install 'emotion-train[gpu]' or model.precision=bf16."
+            "model.precision is nf4 and the package bitsandbytes is missing; type pip install"
+            " 'emotion-train[gpu]' or model.precision=bf16."
         )
     on_cpu = here and asked_for(gpus, accelerate_config)[1].on_cpu
     if precision == "fp8":
@@ -487,8 +595,9 @@ def _precision(config: Config, wanted_gpus: str | None, gpus: Sequence[Gpu], acc
         kind = None if target is None else kind_of(target.name)
         if target is None or (kind is not None and not kind.fp8):
             raise WrongRequest(
-                f"model.precision is fp8 and {'the CPU' if target is None else target.name} has no float8 units, as have "
-                f"{', '.join(one.name for one in GPU_KINDS if one.fp8)}; type model.precision=bf16, or nf4 for a quarter of its memory."
+                f"model.precision is fp8 and {'the CPU' if target is None else target.name} has no float8"
+                f" units, as have {', '.join(one.name for one in GPU_KINDS if one.fp8)}; type"
+                " model.precision=bf16, or nf4 for a quarter of its memory."
             )
         refuse_unfused_fp8(config, shape_of_base(config.model.base), "model.precision=")
     where = wanted_gpus or ("the CPU" if on_cpu else gpus[0].name)
@@ -506,5 +615,8 @@ def _disk() -> str:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     if free < _NEEDED_DISK_BYTES:
-        raise WrongRequest(f"{folder} has {free / 2**30:.1f} GiB free and 2 GiB are needed; free some or set TMPDIR to a larger disk.")
+        raise WrongRequest(
+            f"{folder} has {free / 2**30:.1f} GiB free and 2 GiB are needed; free some or set TMPDIR to a"
+            " larger disk."
+        )
     return f"{free / 2**30:.0f} GiB free in {folder}"

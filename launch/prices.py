@@ -1,7 +1,9 @@
-"""What machines cost an hour, from SkyPilot's catalog: its CSV files on this machine, `sky gpus list`, or a file that is given.
+"""What machines cost an hour, from SkyPilot's catalog: its CSV files on this machine, `sky gpus
+list`, or a file that is given.
 
-The catalog's prices are those of the last hours; the cheapest region of each cloud counts, as SkyPilot tries it first. Reading the files of
-all clouds takes half a second, so nothing else asks for them.
+The catalog's prices are those of the last hours; the cheapest region of each cloud counts, as
+SkyPilot tries it first. Reading the files of all clouds takes half a second, so nothing else asks
+for them.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from launch.gpus import COUNTS, GPU_KINDS
 
 _SKY_TIMEOUT_S = 120
 _NAMES = {kind.name for kind in GPU_KINDS}
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, csv.Error)  # what a file raises that is no catalog, or half of one
-# Google's catalog prices a GPU without the machine around it: https://cloud.google.com/compute/docs/gpus
+# what a file raises that is no catalog, or half of one
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, csv.Error)
+# Google's catalog prices a GPU without the machine around it:
+# https://cloud.google.com/compute/docs/gpus
 _GOOGLE_MACHINES = {
     **{("L4", count): f"g2-standard-{vcpus}" for count, vcpus in ((1, 4), (2, 24), (4, 48), (8, 96))},
     **{("A100", count): f"a2-highgpu-{count}g" for count in COUNTS},
@@ -58,7 +62,9 @@ class Prices:
     source: str
 
 
-NO_PRICES = Prices({}, "no prices: SkyPilot's catalog is not on this machine; install SkyPilot or give --prices FILE")
+NO_PRICES = Prices(
+    {}, "no prices: SkyPilot's catalog is not on this machine; install SkyPilot or give --prices FILE"
+)
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,14 @@ class _Row:
     spot: float | None
 
 
-def find_prices(file: Path | None, clouds: Iterable[str] = (), environment: Mapping[str, str] = os.environ) -> Prices:
-    """Prices from `file`, else from SkyPilot's catalog files, else from its command; `NO_PRICES` where there is nothing.
+def find_prices(
+    file: Path | None, clouds: Iterable[str] = (), environment: Mapping[str, str] = os.environ
+) -> Prices:
+    """Prices from `file`, else from SkyPilot's catalog files, else from its command; `NO_PRICES`
+    where there is nothing.
 
-    `clouds` leaves only these. Raises `WrongRequest` for a file that is no catalog, and for clouds without an offer.
+    `clouds` leaves only these. Raises `WrongRequest` for a file that is no catalog, and for clouds
+    without an offer.
     """
     wanted = {cloud.lower() for cloud in clouds}
     if file is not None:
@@ -86,7 +96,10 @@ def find_prices(file: Path | None, clouds: Iterable[str] = (), environment: Mapp
         return NO_PRICES
     present = sorted({row.cloud for row in rows})
     if unknown := wanted - set(present):
-        raise WrongRequest(f"--cloud names {', '.join(sorted(unknown))}, without an offer in {source}; it has {', '.join(present)}.")
+        raise WrongRequest(
+            f"--cloud names {', '.join(sorted(unknown))}, without an offer in {source}; it has"
+            f" {', '.join(present)}."
+        )
     return Prices(_cheapest(row for row in rows if not wanted or row.cloud in wanted), source)
 
 
@@ -94,7 +107,9 @@ def _cheapest(rows: Iterable[_Row]) -> dict[tuple[str, int], Offer]:
     best: dict[tuple[str, int], Offer] = {}
     for row in rows:
         offer = best.get((row.gpu, row.count), Offer())
-        best[row.gpu, row.count] = Offer(_cheaper(offer.on_demand, row.on_demand, row), _cheaper(offer.spot, row.spot, row))
+        best[row.gpu, row.count] = Offer(
+            _cheaper(offer.on_demand, row.on_demand, row), _cheaper(offer.spot, row.spot, row)
+        )
     return best
 
 
@@ -106,7 +121,9 @@ def _cheaper(known: Quote | None, usd: float | None, row: _Row) -> Quote | None:
 
 def _rows_of_catalog(environment: Mapping[str, str]) -> tuple[list[_Row], str]:
     catalogs = Path(environment.get("HOME") or Path.home(), ".sky", "catalogs")
-    versions = sorted((path for path in catalogs.glob("v*") if path.name[1:].isdigit()), key=lambda path: int(path.name[1:]))
+    versions = sorted(
+        (path for path in catalogs.glob("v*") if path.name[1:].isdigit()), key=lambda path: int(path.name[1:])
+    )
     for folder in reversed(versions):
         rows: list[_Row] = []
         damaged: list[str] = []
@@ -146,22 +163,30 @@ def _rows_of_file(path: Path) -> list[_Row]:
         else:
             rows = _rows_of_csv(path, path.parent.name if path.name == "vms.csv" else path.stem)
     except OSError as error:
-        raise WrongRequest(f"--prices {path} cannot be read ({error.strerror}); give a catalog's vms.csv.") from None
+        raise WrongRequest(
+            f"--prices {path} cannot be read ({error.strerror}); give a catalog's vms.csv."
+        ) from None
     except _DAMAGED:
         rows = []
     if not rows:
         raise WrongRequest(
-            f"--prices {path} names no price of {', '.join(sorted(_NAMES))}; give a vms.csv of SkyPilot's catalog, a CSV with the columns "
-            "AcceleratorName, AcceleratorCount, Price and SpotPrice, or what `sky gpus list -o json` prints."
+            f"--prices {path} names no price of {', '.join(sorted(_NAMES))}; give a vms.csv of SkyPilot's"
+            " catalog, a CSV with the columns AcceleratorName, AcceleratorCount, Price and SpotPrice, or"
+            " what `sky gpus list -o json` prints."
         )
     return rows
 
 
 def _rows_of_csv(path: Path, cloud: str) -> list[_Row]:
     """The GPU machines of one file; a column `Cloud` wins over the file's name."""
-    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte-order mark before the first name
+    # spreadsheets put a byte-order mark before the first name
+    with path.open(encoding="utf-8-sig", newline="") as file:
         lines = list(csv.DictReader(file))
-    machines = {(line["InstanceType"], line["Region"], line.get("AvailabilityZone")): line for line in lines if line.get("InstanceType")}
+    machines = {
+        (line["InstanceType"], line["Region"], line.get("AvailabilityZone")): line
+        for line in lines
+        if line.get("InstanceType")
+    }
     rows = []
     for line in lines:
         count = _number(line.get("AcceleratorCount"))
@@ -174,8 +199,21 @@ def _rows_of_csv(path: Path, cloud: str) -> list[_Row]:
             around = machines.get((instance, line["Region"], line.get("AvailabilityZone")))
             if around is None:
                 continue
-            on_demand, spot = _sum(on_demand, _number(around["Price"])), _sum(spot, _number(around["SpotPrice"]))
-        rows.append(_Row(gpu, int(count), (line.get("Cloud") or cloud).lower(), line.get("Region") or "", instance, on_demand, spot))
+            on_demand, spot = (
+                _sum(on_demand, _number(around["Price"])),
+                _sum(spot, _number(around["SpotPrice"])),
+            )
+        rows.append(
+            _Row(
+                gpu,
+                int(count),
+                (line.get("Cloud") or cloud).lower(),
+                line.get("Region") or "",
+                instance,
+                on_demand,
+                spot,
+            )
+        )
     return rows
 
 
@@ -186,8 +224,20 @@ def _rows_of_json(document: Mapping[str, Any]) -> list[_Row]:
         for one in machines:
             count = _number(one["accelerator_count"])
             if one["accelerator_name"] in _NAMES and count is not None and count in COUNTS:
-                where = (str(one["cloud"]).lower(), str(one.get("region") or ""), str(one.get("instance_type") or ""))
-                rows.append(_Row(one["accelerator_name"], int(count), *where, _number(one["price"]), _number(one["spot_price"])))
+                where = (
+                    str(one["cloud"]).lower(),
+                    str(one.get("region") or ""),
+                    str(one.get("instance_type") or ""),
+                )
+                rows.append(
+                    _Row(
+                        one["accelerator_name"],
+                        int(count),
+                        *where,
+                        _number(one["price"]),
+                        _number(one["spot_price"]),
+                    )
+                )
     return rows
 
 

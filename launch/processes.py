@@ -1,7 +1,8 @@
 """Runs accelerate and the trainers below it to their end, and is what a scheduler sees of them.
 
-A signal goes to the trainers, once, and to nothing between. What overstays is killed: after SIGTERM the trainers have `SAVE_S` seconds to
-save and `hold_s` to hold. The price of the detour is a look every 0.1 s.
+A signal goes to the trainers, once, and to nothing between. What overstays is killed: after SIGTERM
+the trainers have `SAVE_S` seconds to save and `hold_s` to hold. The price of the detour is a look
+every 0.1 s.
 """
 
 from __future__ import annotations
@@ -18,16 +19,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from emotion_train.outcome import FOLDER_VARIABLE, SAVE_S, STOP_SIGNALS, living_trainers, read_outcome, trainers_started
+from emotion_train.outcome import (
+    FOLDER_VARIABLE,
+    SAVE_S,
+    STOP_SIGNALS,
+    living_trainers,
+    read_outcome,
+    trainers_started,
+)
 
 _LOOK_EVERY_S = 0.1
 _ONE_PRESS_S = 0.5  # SIGINT twice within this is one: a terminal or a supervisor may send it to a whole group
 _NO_WORD = (
-    "the trainer ended without a word (killed, or out of memory); the same command with the same run.id goes on from the last checkpoint"
+    "the trainer ended without a word (killed, or out of memory); the same command with the same run.id goes"
+    " on from the last checkpoint"
 )
 _NO_START = (
-    "no trainer started on this machine; the words above say why. With several nodes each waits distributed.timeout_s seconds "
-    "for the others"
+    "no trainer started on this machine; the words above say why. With several nodes each waits"
+    " distributed.timeout_s seconds for the others"
 )
 
 
@@ -36,7 +45,8 @@ class _Signals:
     """What has come so far; filled by the signal handlers."""
 
     first_at: float | None = None  # time.monotonic()
-    pass_on: list[signal.Signals] = field(default_factory=list)  # at most SIGTERM and SIGINT, in the order they came
+    # at most SIGTERM and SIGINT, in the order they came
+    pass_on: list[signal.Signals] = field(default_factory=list)
     interrupted_at: float | None = None
     leave: bool = False  # a second SIGINT
 
@@ -44,20 +54,26 @@ class _Signals:
         now = time.monotonic()
         self.first_at = now if self.first_at is None else self.first_at
         if number == signal.SIGINT:
-            self.leave = self.leave or (self.interrupted_at is not None and now - self.interrupted_at > _ONE_PRESS_S)
+            self.leave = self.leave or (
+                self.interrupted_at is not None and now - self.interrupted_at > _ONE_PRESS_S
+            )
             self.interrupted_at = now if self.interrupted_at is None else self.interrupted_at
         sent = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
         if sent not in self.pass_on:
             self.pass_on.append(sent)
 
 
-def run_to_end(line: Sequence[str], environment: Mapping[str, str], hold_s: float, save_s: float = SAVE_S) -> int:
-    """Run the command and return the trainers' own exit code; no process of it is left when this returns.
+def run_to_end(
+    line: Sequence[str], environment: Mapping[str, str], hold_s: float, save_s: float = SAVE_S
+) -> int:
+    """Run the command and return the trainers' own exit code; no process of it is left when this
+    returns.
 
-    It is 33 only where a trainer said so, because 33 promises that the newest state is saved. When a signal came and the trainers failed,
-    or were killed before they said anything, the code is 1, and comes no sooner than `hold_s` seconds after the signal: a machine that is
-    taken is gone by then, and the scheduler starts the run again whatever the code; on one that is still there a person should look.
-    Call it in the main thread.
+    It is 33 only where a trainer said so, because 33 promises that the newest state is saved. When
+    a signal came and the trainers failed, or were killed before they said anything, the code is 1,
+    and comes no sooner than `hold_s` seconds after the signal: a machine that is taken is gone by
+    then, and the scheduler starts the run again whatever the code; on one that is still there a
+    person should look. Call it in the main thread.
     """
     with tempfile.TemporaryDirectory(prefix="emotion-launch-") as name, _listening() as signals:
         folder = Path(name)
@@ -67,7 +83,10 @@ def run_to_end(line: Sequence[str], environment: Mapping[str, str], hold_s: floa
         finally:
             _kill(process, folder)
         if signals.leave:
-            _say("interrupted twice, all processes were killed; the same command with the same run.id goes on from the last checkpoint")
+            _say(
+                "interrupted twice, all processes were killed; the same command with the same run.id goes on"
+                " from the last checkpoint"
+            )
             return 1
         code = read_outcome(folder)
         if code is None:
@@ -80,9 +99,15 @@ def run_to_end(line: Sequence[str], environment: Mapping[str, str], hold_s: floa
 
 @contextmanager
 def _listening() -> Iterator[_Signals]:
-    """Collect `STOP_SIGNALS` instead of dying of them; a SIGHUP that nohup has switched off stays so."""
+    """Collect `STOP_SIGNALS` instead of dying of them; a SIGHUP that nohup has switched off stays
+    so.
+    """
     signals = _Signals()
-    wanted = [number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    wanted = [
+        number
+        for number in STOP_SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]
     before = {number: signal.signal(number, signals.came) for number in wanted}
     try:
         yield signals
@@ -92,7 +117,9 @@ def _listening() -> Iterator[_Signals]:
 
 
 def _start(line: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """The command in a session of its own, with the signals blocked until `answers_signals` in the trainer."""
+    """The command in a session of its own, with the signals blocked until `answers_signals` in the
+    trainer.
+    """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         return subprocess.Popen(line, env=environment, start_new_session=True)
@@ -118,7 +145,9 @@ def _follow(process: subprocess.Popen[bytes], folder: Path, signals: _Signals, b
 
 
 def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """End whatever is left; torchelastic gives each trainer a session of its own, so the command's group is not all."""
+    """End whatever is left; torchelastic gives each trainer a session of its own, so the command's
+    group is not all.
+    """
     for process_id in (*living_trainers(folder), process.pid):
         with suppress(ProcessLookupError):
             os.killpg(os.getpgid(process_id), signal.SIGKILL)
@@ -132,7 +161,11 @@ def _send(process_id: int, number: signal.Signals) -> None:
 
 def _hold(signals: _Signals, hold_s: float) -> None:
     """After SIGTERM, stay until `hold_s` seconds after it, or until SIGINT."""
-    if signal.SIGTERM not in signals.pass_on or signals.first_at is None or signals.interrupted_at is not None:
+    if (
+        signal.SIGTERM not in signals.pass_on
+        or signals.first_at is None
+        or signals.interrupted_at is not None
+    ):
         return
     left_s = signals.first_at + hold_s - time.monotonic()
     if left_s > 0:

@@ -42,7 +42,14 @@ def print_runs(store: Store, console: Console) -> None:
         console.print(f"no runs at {store.url}", markup=False)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("run", "left"), ("state", "left"), ("step", "right"), ("macro-F1", "right"), ("on", "left"), ("base", "left")):
+    for name, justify in (
+        ("run", "left"),
+        ("state", "left"),
+        ("step", "right"),
+        ("macro-F1", "right"),
+        ("on", "left"),
+        ("base", "left"),
+    ):
         table.add_column(name, justify=justify, no_wrap=name in ("run", "state"))  # type: ignore[arg-type]
     table.add_column("GPU")
     for name in ("age", "newest", "hours", "$ so far"):
@@ -94,7 +101,9 @@ def _age(then: datetime | None, now: datetime) -> str:
     return f"{seconds:.0f} s"
 
 
-def page(store: Store, run_id: str, entries: Sequence[Entry], now: datetime, lines: int | None = None) -> RenderableType:
+def page(
+    store: Store, run_id: str, entries: Sequence[Entry], now: datetime, lines: int | None = None
+) -> RenderableType:
     """What the log tells of a run: a few facts, then its story, the newest `lines` of it."""
     facts = facts_of(run_id, entries, now)
     head = Table.grid(padding=(0, 2))
@@ -107,7 +116,10 @@ def page(store: Store, run_id: str, entries: Sequence[Entry], now: datetime, lin
         ("base", facts.base or "-"),
         ("GPU", facts.gpu or "-"),
         ("held", f"{facts.hours:.2f} hours in {facts.starts} start{'' if facts.starts == 1 else 's'}"),
-        ("so far", f"${facts.usd:.2f}" if facts.usd is not None else "- (report.usd_per_hour is not in its config)"),
+        (
+            "so far",
+            f"${facts.usd:.2f}" if facts.usd is not None else "- (report.usd_per_hour is not in its config)",
+        ),
         ("log", f"{len(entries)} entries, {checkpoints} checkpoints"),
     ):
         head.add_row(Text(name, style="bold"), Text(value))
@@ -130,8 +142,12 @@ def show(store: Store, run_id: str, console: Console) -> None:
     console.print(page(store, run_id, entries, datetime.now(UTC)))
 
 
-def watch(store: Store, run_id: str, every_s: float, console: Console, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Show the page and renew it until the run is published; on no terminal, a line for each new entry."""
+def watch(
+    store: Store, run_id: str, every_s: float, console: Console, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Show the page and renew it until the run is published; on no terminal, a line for each new
+    entry.
+    """
     entries: list[Entry] = []
     trouble = ""
     if not console.is_terminal:
@@ -145,10 +161,15 @@ def watch(store: Store, run_id: str, every_s: float, console: Console, sleep: Ca
                 entries, trouble = entries + new, ""
             if entries:
                 now = datetime.now(UTC)
-                live.update(Group(page(store, run_id, entries, now, _LINES_WATCHED), Text(trouble, style="yellow")), refresh=True)
+                live.update(
+                    Group(page(store, run_id, entries, now, _LINES_WATCHED), Text(trouble, style="yellow")),
+                    refresh=True,
+                )
 
 
-def _print_as_it_comes(store: Store, run_id: str, every_s: float, console: Console, sleep: Callable[[float], None]) -> None:
+def _print_as_it_comes(
+    store: Store, run_id: str, every_s: float, console: Console, sleep: Callable[[float], None]
+) -> None:
     entries: list[Entry] = []
     for new in follow(store, run_id, every_s, sleep):
         if isinstance(new, StorageError):
@@ -157,4 +178,8 @@ def _print_as_it_comes(store: Store, run_id: str, every_s: float, console: Conso
         entries += new
         for entry, words in story(entries):
             if entry in new:
-                console.print(f"{entry.time_utc[:19].replace('T', ' ')}  {entry.seq:>6}  step {entry.step:>7,}  {words}", markup=False)
+                console.print(
+                    f"{entry.time_utc[:19].replace('T', ' ')}  {entry.seq:>6}  step {entry.step:>7,} "
+                    f" {words}",
+                    markup=False,
+                )

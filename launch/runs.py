@@ -23,15 +23,19 @@ def split_run_url(url: str) -> tuple[str, str]:
     """Output URL and run id of `s3://bucket/prefix/<run id>` or `folder/<run id>`."""
     head, slash, run_id = url.rstrip("/").rpartition("/")
     if not slash or not head or head.endswith("/") or not run_id:
-        raise WrongRequest(f"{url!r} does not name a run; give OUTPUT_URL/RUN_ID (`emotion-launch runs OUTPUT_URL` lists them).")
+        raise WrongRequest(
+            f"{url!r} does not name a run; give OUTPUT_URL/RUN_ID (`emotion-launch runs OUTPUT_URL` lists"
+            " them)."
+        )
     return head, run_id
 
 
 def pull(run_url: str, folder: Path) -> Entry:
     """Download the adapter, report and predictions of a published run into a new folder.
 
-    The adapter's files lie in the folder itself, the rest in its `report/`. Each file is checked by size and sha256 against the log's
-    final entry, and the folder appears only when all are whole. Raises `WrongRequest` when the folder exists or an entry is not safe.
+    The adapter's files lie in the folder itself, the rest in its `report/`. Each file is checked by
+    size and sha256 against the log's final entry, and the folder appears only when all are whole.
+    Raises `WrongRequest` when the folder exists or an entry is not safe.
     """
     output_url, run_id = split_run_url(run_url)
     store = open_store(output_url)
@@ -43,7 +47,8 @@ def pull(run_url: str, folder: Path) -> Entry:
         _download(store, run_id, targets, folder)
     except OSError as error:
         raise StorageError(
-            f"{folder} cannot be written ({error.strerror}); give --to a folder on a disk with room that you may write."
+            f"{folder} cannot be written ({error.strerror}); give --to a folder on a disk with room that you"
+            " may write."
         ) from error
     return entry
 
@@ -70,21 +75,30 @@ def _download(store: Store, run_id: str, targets: list[tuple[Part, str]], folder
 
 
 def safe_targets(entry: Entry) -> list[tuple[Part, str]]:
-    """Where each part goes below the folder; raises `WrongRequest` for a pickle, a stray key, a collision or an absurd size."""
+    """Where each part goes below the folder; raises `WrongRequest` for a pickle, a stray key, a
+    collision or an absurd size.
+    """
     targets: list[tuple[Part, str]] = []
     final = f"final/{entry.incarnation:08d}/"
     for part in entry.parts:
         if not part.key.startswith(final):
-            raise WrongRequest(f"The final entry names {part.key!r}, which is not below {final}; nothing was pulled.")
+            raise WrongRequest(
+                f"The final entry names {part.key!r}, which is not below {final}; nothing was pulled."
+            )
         name = part.key.removeprefix(final)
         target = name.removeprefix(_ADAPTER) if name.startswith(_ADAPTER) else f"report/{name}"
         if Path(target).suffix.lower() not in _ALLOWED_SUFFIXES:
             raise WrongRequest(
-                f"The final entry names {part.key!r}; only safetensors, JSON and text are pulled, never pickles. Nothing was pulled."
+                f"The final entry names {part.key!r}; only safetensors, JSON and text are pulled, never"
+                " pickles. Nothing was pulled."
             )
         if part.bytes > _MAX_FILE_BYTES or len(targets) >= _MAX_FILES:
-            raise WrongRequest(f"The final entry is not sound at {part.key!r} (too large or too many); nothing was pulled.")
+            raise WrongRequest(
+                f"The final entry is not sound at {part.key!r} (too large or too many); nothing was pulled."
+            )
         targets.append((part, target))
     if (double := first_collision(target for _, target in targets)) is not None:
-        raise WrongRequest(f"The final entry is not sound at {double!r} (a double name on some disks); nothing was pulled.")
+        raise WrongRequest(
+            f"The final entry is not sound at {double!r} (a double name on some disks); nothing was pulled."
+        )
     return targets

@@ -1,8 +1,10 @@
-"""Which processes a run gets: how many on each machine, which machine this is, and where rank 0 listens.
+"""Which processes a run gets: how many on each machine, which machine this is, and where rank 0
+listens.
 
-The answer comes from SkyPilot's variables, else from Slurm's, else from this machine alone; GPUs are asked of nvidia-smi, so that torch
-need not be imported. What was promised and is not there is an error: a run that was paid for with GPUs never falls back to the CPU. The
-price: the machines must be alike, each with the same number of processes.
+The answer comes from SkyPilot's variables, else from Slurm's, else from this machine alone; GPUs
+are asked of nvidia-smi, so that torch need not be imported. What was promised and is not there is
+an error: a run that was paid for with GPUs never falls back to the CPU. The price: the machines
+must be alike, each with the same number of processes.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Topology:
-    """`gpus` are those that this node's processes use, empty on the CPU; `main_address` and `main_port` matter with several nodes only."""
+    """`gpus` are those that this node's processes use, empty on the CPU; `main_address` and
+    `main_port` matter with several nodes only.
+    """
 
     gpus: tuple[Gpu, ...]
     processes_per_node: int = 1
@@ -54,18 +58,25 @@ class Topology:
         return not self.gpus
 
     def __str__(self) -> str:
-        what = f"{self.gpus[0].name} ({self.gpus[0].memory_mib / 1024:.0f} GiB)" if self.gpus else "process on the CPU"
+        what = (
+            f"{self.gpus[0].name} ({self.gpus[0].memory_mib / 1024:.0f} GiB)"
+            if self.gpus
+            else "process on the CPU"
+        )
         each = f"{self.processes_per_node} x {what}"
         if self.nodes == 1:
             return each
         return f"{self.nodes} nodes with {each}, this is node {self.node_rank} ({self.source})"
 
 
-def read_topology(found: list[Gpu], environment: Mapping[str, str] = os.environ, processes: int | None = None) -> Topology:
+def read_topology(
+    found: list[Gpu], environment: Mapping[str, str] = os.environ, processes: int | None = None
+) -> Topology:
     """The processes of this run, from the visible GPUs and the scheduler's variables.
 
-    DEVICE=cpu asks for the CPU on every node; auto, the default, takes the GPUs. `processes` is the number for each node (default: one a
-    GPU, one on the CPU). Raises `WrongRequest` when a scheduler promised GPUs that are not visible or its variables make no sense.
+    DEVICE=cpu asks for the CPU on every node; auto, the default, takes the GPUs. `processes` is the
+    number for each node (default: one a GPU, one on the CPU). Raises `WrongRequest` when a
+    scheduler promised GPUs that are not visible or its variables make no sense.
     """
     device = _device(environment)
     nodes = _skypilot(environment) or _slurm(environment) or _Nodes(promised=None, source="this machine")
@@ -73,10 +84,19 @@ def read_topology(found: list[Gpu], environment: Mapping[str, str] = os.environ,
     count = processes or len(gpus) or 1
     if gpus and count > len(gpus):
         raise WrongRequest(
-            f"--processes is {count} and this machine has {len(gpus)} visible GPUs, one for each process; type --processes {len(gpus)} "
-            "or less."
+            f"--processes is {count} and this machine has {len(gpus)} visible GPUs, one for each process;"
+            f" type --processes {len(gpus)} or less."
         )
-    return Topology(gpus[:count], count, nodes.count, nodes.rank, nodes.main_address, nodes.main_port, nodes.source, device)
+    return Topology(
+        gpus[:count],
+        count,
+        nodes.count,
+        nodes.rank,
+        nodes.main_address,
+        nodes.main_port,
+        nodes.source,
+        device,
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +118,9 @@ def _device(environment: Mapping[str, str]) -> Device:
         case "cpu":
             return "cpu"
         case other:
-            raise WrongRequest(f"The environment variable DEVICE is {other!r}; allowed are auto (the GPUs) and cpu.")
+            raise WrongRequest(
+                f"The environment variable DEVICE is {other!r}; allowed are auto (the GPUs) and cpu."
+            )
 
 
 def _promised_gpus(found: list[Gpu], nodes: _Nodes) -> tuple[Gpu, ...]:
@@ -106,8 +128,9 @@ def _promised_gpus(found: list[Gpu], nodes: _Nodes) -> tuple[Gpu, ...]:
         return tuple(found)
     if nodes.promised > len(found):
         raise WrongRequest(
-            f"{nodes.source} promised {nodes.promised} GPUs on node {nodes.rank} and {len(found)} are visible (nvidia-smi and "
-            "CUDA_VISIBLE_DEVICES); look at the driver of that node, or set DEVICE=cpu to train on the CPU all the same."
+            f"{nodes.source} promised {nodes.promised} GPUs on node {nodes.rank} and {len(found)} are visible"
+            " (nvidia-smi and CUDA_VISIBLE_DEVICES); look at the driver of that node, or set DEVICE=cpu to"
+            " train on the CPU all the same."
         )
     return tuple(found[: nodes.promised])
 
@@ -116,7 +139,9 @@ def _promised_gpus(found: list[Gpu], nodes: _Nodes) -> tuple[Gpu, ...]:
 
 
 def _skypilot(environment: Mapping[str, str]) -> _Nodes | None:
-    """From SKYPILOT_NODE_RANK, _NODE_IPS (one a line, in rank order), _NUM_NODES and _NUM_GPUS_PER_NODE (0 on the CPU)."""
+    """From SKYPILOT_NODE_RANK, _NODE_IPS (one a line, in rank order), _NUM_NODES and
+    _NUM_GPUS_PER_NODE (0 on the CPU).
+    """
     if "SKYPILOT_NODE_RANK" not in environment:
         return None
     addresses = environment.get("SKYPILOT_NODE_IPS", "").split()
@@ -124,19 +149,28 @@ def _skypilot(environment: Mapping[str, str]) -> _Nodes | None:
     rank = _number(environment, "SKYPILOT_NODE_RANK", 0)
     if not 0 <= rank < count or (count > 1 and len(addresses) != count):
         raise WrongRequest(
-            f"SkyPilot's variables contradict each other: SKYPILOT_NODE_RANK is {rank}, SKYPILOT_NUM_NODES {count}, and SKYPILOT_NODE_IPS "
-            f"has {len(addresses)} addresses; unset them to train on this machine alone."
+            f"SkyPilot's variables contradict each other: SKYPILOT_NODE_RANK is {rank}, SKYPILOT_NUM_NODES"
+            f" {count}, and SKYPILOT_NODE_IPS has {len(addresses)} addresses; unset them to train on this"
+            " machine alone."
         )
     promised = _number(environment, "SKYPILOT_NUM_GPUS_PER_NODE", 0)
     port = _port(environment, environment.get("SKYPILOT_TASK_ID", ""))
-    return _Nodes(promised, "SkyPilot", count, rank, addresses[0] if count > 1 else "127.0.0.1", port if count > 1 else 0)
+    return _Nodes(
+        promised,
+        "SkyPilot",
+        count,
+        rank,
+        addresses[0] if count > 1 else "127.0.0.1",
+        port if count > 1 else 0,
+    )
 
 
 # --- Slurm ---
 
 
 def _slurm(environment: Mapping[str, str]) -> _Nodes | None:
-    """From the variables of an `srun` step with one task a node; the batch script of a job with one node counts as one.
+    """From the variables of an `srun` step with one task a node; the batch script of a job with one
+    node counts as one.
 
     Slurm says nothing of GPUs where a job asked for none, and then those that are visible count.
     """
@@ -146,16 +180,20 @@ def _slurm(environment: Mapping[str, str]) -> _Nodes | None:
     count = _number(environment, "SLURM_STEP_NUM_NODES", _number(environment, "SLURM_JOB_NUM_NODES", 1))
     if count > 1 and not in_step:
         raise WrongRequest(
-            f"The Slurm job has {count} nodes and this is its batch script, which runs on the first; type srun --ntasks-per-node=1 "
-            "emotion-launch run …"
+            f"The Slurm job has {count} nodes and this is its batch script, which runs on the first; type"
+            " srun --ntasks-per-node=1 emotion-launch run …"
         )
-    tasks = _number(environment, "SLURM_STEP_NUM_TASKS", _number(environment, "SLURM_NTASKS", count) if in_step else 1)
+    tasks = _number(
+        environment, "SLURM_STEP_NUM_TASKS", _number(environment, "SLURM_NTASKS", count) if in_step else 1
+    )
     if tasks != count:
         raise WrongRequest(
-            f"srun started {tasks} tasks on {count} nodes and the launcher wants one on each, which starts the trainers; type "
-            "srun --ntasks-per-node=1 emotion-launch run …"
+            f"srun started {tasks} tasks on {count} nodes and the launcher wants one on each, which starts"
+            " the trainers; type srun --ntasks-per-node=1 emotion-launch run …"
         )
-    promised = _number(environment, "SLURM_GPUS_ON_NODE", 0) if environment.get("SLURM_GPUS_ON_NODE") else None
+    promised = (
+        _number(environment, "SLURM_GPUS_ON_NODE", 0) if environment.get("SLURM_GPUS_ON_NODE") else None
+    )
     if count == 1:
         return _Nodes(promised, "Slurm")
     listed = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
@@ -163,10 +201,12 @@ def _slurm(environment: Mapping[str, str]) -> _Nodes | None:
     rank = _number(environment, "SLURM_NODEID", _number(environment, "SLURM_PROCID", 0))
     if len(names) != count or not 0 <= rank < count:
         raise WrongRequest(
-            f"Slurm's variables contradict each other: node {rank} of {count}, and the node list {listed!r} names {len(names)}; start it "
-            "with srun --ntasks-per-node=1."
+            f"Slurm's variables contradict each other: node {rank} of {count}, and the node list {listed!r}"
+            f" names {len(names)}; start it with srun --ntasks-per-node=1."
         )
-    return _Nodes(promised, "Slurm", count, rank, names[0], _port(environment, environment.get("SLURM_JOB_ID", "")))
+    return _Nodes(
+        promised, "Slurm", count, rank, names[0], _port(environment, environment.get("SLURM_JOB_ID", ""))
+    )
 
 
 def expand_nodelist(listed: str) -> list[str]:
@@ -189,7 +229,9 @@ def _numbers(ranges: str) -> list[str]:
     found: list[str] = []
     for part in ranges.split(","):
         first, dash, last = part.partition("-")
-        found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)] if dash else [part]
+        found += (
+            [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)] if dash else [part]
+        )
     return found
 
 
@@ -203,10 +245,15 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _port(environment: Mapping[str, str], job: str) -> int:
-    """MASTER_PORT, else one that is the same on all nodes of a job and rarely that of another job on the same machines."""
+    """MASTER_PORT, else one that is the same on all nodes of a job and rarely that of another job
+    on the same machines.
+    """
     port = _number(environment, "MASTER_PORT", _PORTS[zlib.crc32(job.encode()) % len(_PORTS)])
     if not 0 < port < 65_536:
-        raise WrongRequest(f"The environment variable MASTER_PORT is {port}; a port from 1 to 65535 is expected, or unset it.")
+        raise WrongRequest(
+            f"The environment variable MASTER_PORT is {port}; a port from 1 to 65535 is expected, or"
+            " unset it."
+        )
     return port
 
 
@@ -214,7 +261,9 @@ def _port(environment: Mapping[str, str], job: str) -> int:
 
 
 def gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
-    """The visible NVIDIA GPUs, in CUDA's order; empty without a driver. A GPU hidden by CUDA_VISIBLE_DEVICES does not count."""
+    """The visible NVIDIA GPUs, in CUDA's order; empty without a driver. A GPU hidden by
+    CUDA_VISIBLE_DEVICES does not count.
+    """
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
@@ -229,17 +278,28 @@ def gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
 
 def parse(listing: str) -> list[Gpu]:
     """The GPUs of an nvidia-smi CSV listing (index, uuid, name, memory in MiB)."""
-    rows = [[field.strip() for field in line.split(",")] for line in listing.splitlines() if line.count(",") == 3]
+    rows = [
+        [field.strip() for field in line.split(",")] for line in listing.splitlines() if line.count(",") == 3
+    ]
     return [Gpu(index, uuid, name, int(memory)) for index, uuid, name, memory in rows if memory.isdigit()]
 
 
 def visible(found: list[Gpu], choice: str | None) -> list[Gpu]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves: indices or UUID prefixes, cut at the first unknown one, as CUDA does."""
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves: indices or UUID prefixes, cut at the first unknown
+    one, as CUDA does.
+    """
     if choice is None:
         return found
     chosen: list[Gpu] = []
     for word in (word.strip() for word in choice.split(",")):
-        match = next((gpu for gpu in found if word and (gpu.index == word or (len(word) > 4 and gpu.uuid.startswith(word)))), None)
+        match = next(
+            (
+                gpu
+                for gpu in found
+                if word and (gpu.index == word or (len(word) > 4 and gpu.uuid.startswith(word)))
+            ),
+            None,
+        )
         if match is None or match in chosen:
             break
         chosen.append(match)

@@ -1,7 +1,9 @@
-"""What a run will compute: its base's shape, its posts from the index, and how many tokens they have, by a sample.
+"""What a run will compute: its base's shape, its posts from the index, and how many tokens they
+have, by a sample.
 
-Some 2,000 posts (0.2 MB) are read and tokenised with the base's own tokenizer; the data set is shuffled as a whole, so any will do. Of the
-base only config.json and the tokenizer are fetched, never a weight.
+Some 2,000 posts (0.2 MB) are read and tokenised with the base's own tokenizer; the data set is
+shuffled as a whole, so any will do. Of the base only config.json and the tokenizer are fetched,
+never a weight.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from launch.plan import Work
 _SAMPLE_POSTS = 2048
 # of the published checkpoint, so that a plan for the default base needs no network
 _KNOWN_SHAPES = {
-    f"mistralai/Mistral-Small-3.1-24B-{kind}-2503": Shape(5120, 32_768, 40, 32, 8, 128, 131_072) for kind in ("Base", "Instruct")
+    f"mistralai/Mistral-Small-3.1-24B-{kind}-2503": Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
+    for kind in ("Base", "Instruct")
 }
 
 
 def shape_of_base(base: str) -> Shape:
-    """The base's shape from its config.json or GGUF header. Raises `WrongRequest` where it cannot be read."""
+    """The base's shape from its config.json or GGUF header. Raises `WrongRequest` where it cannot
+    be read.
+    """
     if base in _KNOWN_SHAPES:
         return _KNOWN_SHAPES[base]
     files = BaseFiles.find(base)
@@ -36,11 +41,15 @@ def shape_of_base(base: str) -> Shape:
     try:
         return Shape.of(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError) as error:
-        raise WrongRequest(f"{path} of the base {base} cannot be used ({error}); give a whole checkpoint.") from None
+        raise WrongRequest(
+            f"{path} of the base {base} cannot be used ({error}); give a whole checkpoint."
+        ) from None
 
 
 def precision_of_base(base: str, asked: Precision | None) -> Precision | None:
-    """What to plan with: nf4 where the base is staged so, else what was asked for. Raises `WrongRequest` where these differ."""
+    """What to plan with: nf4 where the base is staged so, else what was asked for. Raises
+    `WrongRequest` where these differ.
+    """
     staged = None if base in _KNOWN_SHAPES else BaseFiles.find(base).staged
     if staged is None or staged.index.precision != "nf4":
         return asked
@@ -49,13 +58,18 @@ def precision_of_base(base: str, asked: Precision | None) -> Precision | None:
 
 
 def refuse_unfused_fp8(config: Config, shape: Shape, option: str) -> None:
-    """Raises `WrongRequest` where fp8 is asked for by `option` and the fused decoder, which alone computes it, is off or does not fit."""
+    """Raises `WrongRequest` where fp8 is asked for by `option` and the fused decoder, which alone
+    computes it, is off or does not fit.
+    """
     if config.model.decoder == "stock":
-        raise WrongRequest(f"{option}fp8 needs the fused decoder and model.decoder is stock; leave that out, or type {option}bf16.")
+        raise WrongRequest(
+            f"{option}fp8 needs the fused decoder and model.decoder is stock; leave that out, or type"
+            f" {option}bf16."
+        )
     if not is_fused(shape, "fp8"):
         raise WrongRequest(
-            f"{option}fp8 needs a Llama or Mistral base and {config.model.base} is of another kind; type {option}bf16, or {option}nf4 for "
-            "a quarter of its memory."
+            f"{option}fp8 needs a Llama or Mistral base and {config.model.base} is of another kind; type"
+            f" {option}bf16, or {option}nf4 for a quarter of its memory."
         )
 
 
@@ -83,7 +97,9 @@ def _shape_of_gguf(files: BaseFiles) -> Shape:
 
 
 def work_of(config: Config, index: Index, store: Store, tokens_per_post: float | None) -> Work:
-    """What the run computes. `tokens_per_post` given, every post has so many and nothing is read."""
+    """What the run computes. `tokens_per_post` given, every post has so many and nothing is
+    read.
+    """
     train = index.split("train")
     if tokens_per_post is not None:
         lengths: tuple[int, ...] = (min(config.data.max_length, max(1, round(tokens_per_post))),)
@@ -94,7 +110,8 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
     if every is not None:
         per_epoch = -(-train.rows // config.train.global_batch_size)
         steps = per_epoch * config.train.epochs
-        evaluations += steps // every - steps // math.lcm(every, per_epoch)  # one that falls on the end of an epoch is made once
+        # one that falls on the end of an epoch is made once
+        evaluations += steps // every - steps // math.lcm(every, per_epoch)
     return Work(
         train_posts=train.rows,
         scored_posts=evaluations * held_out.get("validation", 0) + sum(held_out.values()),
@@ -114,5 +131,7 @@ def sample_lengths(config: Config, split: Split, store: Store) -> list[int]:
     try:
         tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
     except WrongRequest as error:
-        raise WrongRequest(f"{error} Or type --tokens-per-post N, their mean, to plan without the tokenizer.") from None
+        raise WrongRequest(
+            f"{error} Or type --tokens-per-post N, their mean, to plan without the tokenizer."
+        ) from None
     return [len(ids) for ids in tokenizer.encode(sample_texts(store, split, _SAMPLE_POSTS)[:_SAMPLE_POSTS])]

@@ -54,11 +54,17 @@ FOR_THE_LAUNCHER = {
 
 
 def level(name: str) -> int:
-    return next(i for i, pages in enumerate(LEVELS) if name in pages or any(p.endswith(".") and name.startswith(p) for p in pages))
+    return next(
+        i
+        for i, pages in enumerate(LEVELS)
+        if name in pages or any(p.endswith(".") and name.startswith(p) for p in pages)
+    )
 
 
 def imports(path: Path) -> set[str]:
-    """Project pages imported anywhere in a file, but for type checking and in its `if __name__ == "__main__"` block."""
+    """Project pages imported anywhere in a file, but for type checking and in its `if __name__ ==
+    "__main__"` block.
+    """
     found: set[str] = set()
     pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while pending:
@@ -83,15 +89,23 @@ def test_imports_point_down_only() -> None:
         page = path.relative_to(ROOT / "emotion_train").with_suffix("").as_posix().replace("/", ".")
         for name in imports(path):
             assert not name.startswith("launch"), f"{page} imports the launcher"
-            assert level(name.removeprefix("emotion_train.")) <= level(page), f"{page} imports {name}, which is above it"
+            assert level(name.removeprefix("emotion_train.")) <= level(page), (
+                f"{page} imports {name}, which is above it"
+            )
 
 
 def test_the_launcher_uses_the_torch_free_pages_only() -> None:
     for path in (ROOT / "launch").glob("*.py"):
-        used = {name.removeprefix("emotion_train.") for name in imports(path) if name.startswith("emotion_train")}
+        used = {
+            name.removeprefix("emotion_train.") for name in imports(path) if name.startswith("emotion_train")
+        }
         assert used <= FOR_THE_LAUNCHER, f"{path.name} imports {used - FOR_THE_LAUNCHER}"
 
 
 def test_packages_import_nothing() -> None:
     for path in (*(ROOT / "emotion_train").rglob("__init__.py"), ROOT / "launch" / "__init__.py"):
-        assert not [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)], path
+        assert not [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ], path

@@ -1,4 +1,6 @@
-"""The soak of benchmarks/, made small: no kill tears, loses or forks a run, and without create-only writes the same soak finds the harm."""
+"""The soak of benchmarks/, made small: no kill tears, loses or forks a run, and without create-only
+writes the same soak finds the harm.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ VIOLATIONS = ("torn", "acknowledged but lost or changed", "forks", "endings that
 
 def soak(*words: str) -> tuple[dict[str, str], subprocess.CompletedProcess[str]]:
     """The rows of its table."""
-    done = subprocess.run([sys.executable, SOAK, *words], capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(
+        [sys.executable, SOAK, *words], capture_output=True, text=True, check=False, timeout=600
+    )
     return dict(re.findall(r"^\| (.+) \| (.+) \|$", done.stdout, re.M)), done
 
 

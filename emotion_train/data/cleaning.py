@@ -1,4 +1,5 @@
-"""Checks and mends posts batch by batch, counts what it did with the first row numbers, and gives each post its hashes.
+"""Checks and mends posts batch by batch, counts what it did with the first row numbers, and gives
+each post its hashes.
 
 Costs about 5 microseconds a post, half of it for the normalised text that finds duplicates.
 """
@@ -23,7 +24,8 @@ from emotion_train.errors import WrongRequest
 MAX_LABELS = 1000
 _MAX_COMBINATIONS = 10_000  # values that look like several labels, until all labels are known
 PLACES_SHOWN = 5
-SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}  # in the order of who keeps a text that stands in several
+# in the order of who keeps a text that stands in several
+SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}
 NO_SPLIT = 3
 _ROW_BITS = 40
 
@@ -58,7 +60,8 @@ _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{9f}]"
 _CONTROL_BYTES = np.isin(np.arange(256), [*range(9), 11, 12, *range(14, 32), 127])
 # Several strings or numbers as numpy prints them, without commas
 _NUMPY_LIST = r"\[\s*(?:'[^',]*'(?:\s+'[^',]*')+|[0-9]+(?:\s+[0-9]+)+)\s*\]"
-# What a posts' row becomes: hashes of its text (key) and of seed and id (draw, order), and where it came from.
+# What a posts' row becomes: hashes of its text (key) and of seed and id (draw, order), and where it
+# came from.
 SCHEMA = pa.schema(
     [
         ("key0", pa.uint64()),
@@ -92,7 +95,9 @@ class Findings:
         """Add posts by place, in any order."""
         if len(places):
             self.counts[kind] += len(places)
-            first = np.partition(places, PLACES_SHOWN)[:PLACES_SHOWN] if len(places) > PLACES_SHOWN else places
+            first = (
+                np.partition(places, PLACES_SHOWN)[:PLACES_SHOWN] if len(places) > PLACES_SHOWN else places
+            )
             self._first[kind] = sorted([*self._first.get(kind, []), *map(int, first)])[:PLACES_SHOWN]
 
     def lines(self, kinds: dict[str, str]) -> list[str]:
@@ -103,15 +108,19 @@ class Findings:
         return [f"{words:{width}}  {count:{digits},}  {self._where(kind)}" for words, count, kind in met]
 
     def _where(self, kind: str) -> str:
-        shown = [f"{self.files[place >> _ROW_BITS]}:{place & ((1 << _ROW_BITS) - 1)}" for place in self._first[kind]]
+        shown = [
+            f"{self.files[place >> _ROW_BITS]}:{place & ((1 << _ROW_BITS) - 1)}"
+            for place in self._first[kind]
+        ]
         return ", ".join(shown) + (", …" if self.counts[kind] > len(shown) else "")
 
 
 class LabelNames:
-    """Turns what a source says of a label into a code; codes of given names are their positions, others come by first sight.
+    """Turns what a source says of a label into a code; codes of given names are their positions,
+    others come by first sight.
 
-    Where no names are given, "joy,anger" may be one label or two: its rows get a code like any other, and `settle` decides when all rows
-    were seen, so that their order does not matter.
+    Where no names are given, "joy,anger" may be one label or two: its rows get a code like any
+    other, and `settle` decides when all rows were seen, so that their order does not matter.
     """
 
     NONE, UNKNOWN, SEVERAL, OBJECT = -1, -2, -3, -4
@@ -132,9 +141,17 @@ class LabelNames:
         return self._seen[raw]
 
     def settle(self) -> Any:
-        """The final code of each code given so far; `SEVERAL` for a name made of two or more others. `codes` holds the final ones."""
+        """The final code of each code given so far; `SEVERAL` for a name made of two or more
+        others. `codes` holds the final ones.
+        """
         parts_of = {name: _parts(name) for name in self.codes}
-        several = set() if self.fixed else {name for name, parts in parts_of.items() if len(parts) > 1 and self.codes.keys() >= set(parts)}
+        several = (
+            set()
+            if self.fixed
+            else {
+                name for name, parts in parts_of.items() if len(parts) > 1 and self.codes.keys() >= set(parts)
+            }
+        )
         names = [name for name in self.codes if name not in several]
         if len(names) > MAX_LABELS and not self.fixed:
             raise _too_many(names[MAX_LABELS])
@@ -147,7 +164,11 @@ class LabelNames:
         """Given order, else by number if all are numbers, else by alphabet."""
         if self._in_order is not None:
             return self._in_order
-        return tuple(sorted(self.codes, key=int) if all(re.fullmatch(r"[0-9]+", name) for name in self.codes) else sorted(self.codes))
+        return tuple(
+            sorted(self.codes, key=int)
+            if all(re.fullmatch(r"[0-9]+", name) for name in self.codes)
+            else sorted(self.codes)
+        )
 
     def nearest(self, unknown: str) -> str:
         near = difflib.get_close_matches(unknown, self.codes, n=1, cutoff=0.5)
@@ -158,20 +179,36 @@ class LabelNames:
             return self.NONE
         if value in self.codes:
             return self.codes[value]
-        if value.startswith("[") and value.endswith("]") and not re.fullmatch(_NUMPY_LIST, value):  # a list printed into a CSV cell
-            items = [item.strip(" '\"") for item in re.split(r"[,\s]+" if self._all_known(value) else ",", value[1:-1])]
+        # a list printed into a CSV cell
+        if value.startswith("[") and value.endswith("]") and not re.fullmatch(_NUMPY_LIST, value):
+            items = [
+                item.strip(" '\"")
+                for item in re.split(r"[,\s]+" if self._all_known(value) else ",", value[1:-1])
+            ]
             return self._resolve(items[0]) if len(items) == 1 else self.SEVERAL
         if SEVERAL in value or re.fullmatch(_NUMPY_LIST, value):
             return self.SEVERAL
         if value.startswith("{") and value.endswith("}"):
             return self.OBJECT
-        if self._integers and re.fullmatch(r"[0-9]+(\.0)?", value) and int(float(value)) < len(self._integers):
+        if (
+            self._integers
+            and re.fullmatch(r"[0-9]+(\.0)?", value)
+            and int(float(value)) < len(self._integers)
+        ):
             return self.codes.get(self._integers[int(float(value))], self.UNKNOWN)
         if self.fixed:
             parts = _parts(value)
-            return self.SEVERAL if len(parts) > 1 and all(self._resolve(part) >= 0 for part in parts) else self.UNKNOWN
+            return (
+                self.SEVERAL
+                if len(parts) > 1 and all(self._resolve(part) >= 0 for part in parts)
+                else self.UNKNOWN
+            )
         combined = len(_parts(value)) > 1
-        if self._combinations >= _MAX_COMBINATIONS if combined else len(self.codes) - self._combinations >= MAX_LABELS:
+        if (
+            self._combinations >= _MAX_COMBINATIONS
+            if combined
+            else len(self.codes) - self._combinations >= MAX_LABELS
+        ):
             raise _too_many(value)
         self._combinations += combined
         self.codes[value] = len(self.codes)
@@ -192,7 +229,9 @@ class Cleaner:
         self._rules = rules
 
     def clean(self, batch: Batch, split: str | None) -> Any:
-        """The batch's good rows as a record batch of `SCHEMA`; `split` is what the file's name says."""
+        """The batch's good rows as a record batch of `SCHEMA`; `split` is what the file's name
+        says.
+        """
         place_N = (np.int64(batch.file) << _ROW_BITS) | batch.rows_N
         for kind, row in batch.broken:
             self.findings.note(kind, np.array([(batch.file << _ROW_BITS) | row]))
@@ -218,7 +257,9 @@ class Cleaner:
         split_N = self._split_codes(batch, split)
         refuse("unknown_split", split_N < 0)
         if batch.ids is None:
-            ids = pc.binary_join_element_wise(self.findings.files[batch.file], pc.cast(pa.array(batch.rows_N), pa.string()), ":")
+            ids = pc.binary_join_element_wise(
+                self.findings.files[batch.file], pc.cast(pa.array(batch.rows_N), pa.string()), ":"
+            )
         else:
             ids, _ = _decode_strictly(batch.ids)
             refuse("no_id", _flags(pc.equal(pc.binary_length(ids), 0)))
@@ -228,11 +269,23 @@ class Cleaner:
             place_N, split_N, code_N = place_N[good_N], split_N[good_N], code_N[good_N]
         key_N2 = text_keys(texts)
         draw_N2 = self._draws(ids)
-        columns = [key_N2[:, 0], key_N2[:, 1], draw_N2[:, 0], draw_N2[:, 1], place_N, split_N.astype(np.int8), code_N.astype(np.int32)]
-        return pa.record_batch([*(pa.array(np.ascontiguousarray(column)) for column in columns), ids, texts], schema=SCHEMA)
+        columns = [
+            key_N2[:, 0],
+            key_N2[:, 1],
+            draw_N2[:, 0],
+            draw_N2[:, 1],
+            place_N,
+            split_N.astype(np.int8),
+            code_N.astype(np.int32),
+        ]
+        return pa.record_batch(
+            [*(pa.array(np.ascontiguousarray(column)) for column in columns), ids, texts], schema=SCHEMA
+        )
 
     def _decode(self, raw: Any, place_N: Any) -> tuple[Any, Any]:
-        """Text for bytes; lone surrogates become U+FFFD, pairs of them their character, and other broken bytes are flagged."""
+        """Text for bytes; lone surrogates become U+FFFD, pairs of them their character, and other
+        broken bytes are flagged.
+        """
         try:
             return raw.cast(pa.string()).fill_null(""), np.zeros(len(raw), bool)
         except pa.ArrowInvalid:
@@ -243,7 +296,11 @@ class Cleaner:
                     text = (value or b"").decode()
                 except UnicodeDecodeError:
                     try:
-                        text = value.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                        text = (
+                            value.decode("utf-8", "surrogatepass")
+                            .encode("utf-16", "surrogatepass")
+                            .decode("utf-16", "replace")
+                        )
                         mended.append(i)
                     except UnicodeDecodeError:
                         wrong_N[i] = True
@@ -281,12 +338,20 @@ class Cleaner:
         if batch.splits is None:
             return np.full(len(batch.rows_N), SPLIT_CODES[split] if split else NO_SPLIT)
         encoded = _decode_strictly(batch.splits)[0].dictionary_encode()
-        code_of_word = np.array([SPLIT_CODES.get(split_of(word) or "", -1) for word in encoded.dictionary.to_pylist()], np.int64)
-        return code_of_word[encoded.indices.to_numpy(zero_copy_only=False)] if len(code_of_word) else np.zeros(0, np.int64)
+        code_of_word = np.array(
+            [SPLIT_CODES.get(split_of(word) or "", -1) for word in encoded.dictionary.to_pylist()], np.int64
+        )
+        return (
+            code_of_word[encoded.indices.to_numpy(zero_copy_only=False)]
+            if len(code_of_word)
+            else np.zeros(0, np.int64)
+        )
 
     def _draws(self, ids: Any) -> Any:
         salt = self._rules.seed.to_bytes(8, "big")
-        return _hashes([blake2b(key, digest_size=16, salt=salt).digest() for key in ids.cast(pa.binary()).to_pylist()])
+        return _hashes(
+            [blake2b(key, digest_size=16, salt=salt).digest() for key in ids.cast(pa.binary()).to_pylist()]
+        )
 
 
 def _parts(name: str) -> list[str]:
@@ -296,15 +361,21 @@ def _parts(name: str) -> list[str]:
 
 def _too_many(value: str) -> WrongRequest:
     return WrongRequest(
-        f"The label column has more than {MAX_LABELS:,} different values, such as {value[:40]!r}; type --label-column with another."
+        f"The label column has more than {MAX_LABELS:,} different values, such as {value[:40]!r}; type"
+        " --label-column with another."
     )
 
 
 def text_keys(texts: Any) -> Any:
-    """128 bits of each text's normalised form: NFKC, case folded, white space as single spaces. Equal forms, equal keys."""
+    """128 bits of each text's normalised form: NFKC, case folded, white space as single spaces.
+    Equal forms, equal keys.
+    """
     lowered = pc.ascii_lower(texts)
-    forms = lowered.cast(pa.binary()).to_pylist()  # already the normalised form of tidy ASCII, and of that only
-    untidy = pc.or_(pc.invert(pc.string_is_ascii(texts)), pc.match_substring_regex(lowered, r"^\s|\s\s|[\t\n\v\f\r]|\s$"))
+    # already the normalised form of tidy ASCII, and of that only
+    forms = lowered.cast(pa.binary()).to_pylist()
+    untidy = pc.or_(
+        pc.invert(pc.string_is_ascii(texts)), pc.match_substring_regex(lowered, r"^\s|\s\s|[\t\n\v\f\r]|\s$")
+    )
     others = np.flatnonzero(_flags(untidy))
     for i, text in zip(others.tolist(), texts.take(pa.array(others)).to_pylist(), strict=True):
         forms[i] = normalised(text).encode()

@@ -1,7 +1,9 @@
-"""The index of a prepared data set: what lies where in the bucket, and how to know that it is still the same.
+"""The index of a prepared data set: what lies where in the bucket, and how to know that it is still
+the same.
 
-`index.json` is written last and create-only, so its presence means that every object it names is whole. It holds one entry per row
-group: 10 million posts make about 10,000 entries and 2 MB of JSON, read once per process in 0.1 s and 40 MiB.
+`index.json` is written last and create-only, so its presence means that every object it names is
+whole. It holds one entry per row group: 10 million posts make about 10,000 entries and 2 MB of
+JSON, read once per process in 0.1 s and 40 MiB.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ SPLITS = ("train", "validation", "test")
 
 
 class DataObject(Entry):
-    """One Parquet file. The footer (Parquet's file metadata with its 8 trailing bytes) is the file's last `footer_bytes` bytes."""
+    """One Parquet file. The footer (Parquet's file metadata with its 8 trailing bytes) is the
+    file's last `footer_bytes` bytes.
+    """
 
     key: str
     bytes: int = Field(gt=0)
@@ -32,7 +36,9 @@ class DataObject(Entry):
 
 
 class RowGroup(Entry):
-    """One row group: `length` bytes of `split.objects[object]` from `start`, holding `rows` posts."""
+    """One row group: `length` bytes of `split.objects[object]` from `start`, holding `rows`
+    posts.
+    """
 
     object: int = Field(ge=0, description="Position in the split's objects.")
     ordinal: int = Field(ge=0, description="Position in that Parquet file.")
@@ -59,19 +65,25 @@ class Split(Entry):
         if sum(group.rows for group in self.row_groups) != self.rows or sum(self.label_counts) != self.rows:
             raise ValueError("the row groups or label counts do not add up to the number of rows")
         if self.lanes != min(MAX_LANES, len(self.row_groups)):
-            raise ValueError(f"lanes is {self.lanes} and must be min({MAX_LANES}, {len(self.row_groups)} row groups)")
+            raise ValueError(
+                f"lanes is {self.lanes} and must be min({MAX_LANES}, {len(self.row_groups)} row groups)"
+            )
         if any(group.object >= len(self.objects) for group in self.row_groups):
             raise ValueError("a row group names an object that is not listed")
         return self
 
 
 class Index(Manifest):
-    """Everything a reader needs to know about a prepared data set. Label ids are positions in `labels`."""
+    """Everything a reader needs to know about a prepared data set. Label ids are positions in
+    `labels`.
+    """
 
     schema_version: Literal["emotion-train/index/1"] = SCHEMA
     labels: tuple[str, ...] = Field(min_length=2)
     splits: dict[str, Split]
-    source: dict[str, str | int | float | None] = Field(description="Where the posts came from and what cleaning did to them.")
+    source: dict[str, str | int | float | None] = Field(
+        description="Where the posts came from and what cleaning did to them."
+    )
     seed: int
     versions: dict[str, str]
 
@@ -84,23 +96,29 @@ class Index(Manifest):
         if split is None or split.rows == 0:
             present = ", ".join(key for key, value in self.splits.items() if value.rows)
             raise WrongRequest(
-                f"The data set has no posts in split {name!r}; it has {present}. Name one of these, or prepare the data again."
+                f"The data set has no posts in split {name!r}; it has {present}. Name one of these, or"
+                " prepare the data again."
             )
         return split
 
 
 def require_trainable(index: Index) -> None:
-    """Raises `WrongRequest` when a label has no training post, or there is no validation post to choose a checkpoint by."""
+    """Raises `WrongRequest` when a label has no training post, or there is no validation post to
+    choose a checkpoint by.
+    """
     index.split("validation")
     for label, count in zip(index.labels, index.split("train").label_counts, strict=True):
         if count == 0:
-            raise WrongRequest(f"No training post has the label {label!r}; prepare the data with the labels that occur.")
+            raise WrongRequest(
+                f"No training post has the label {label!r}; prepare the data with the labels that occur."
+            )
 
 
 def read_index(store: Store) -> Index:
     """Read and check `index.json`.
 
-    Raises `WrongRequest` when it is missing (an unfinished or absent data set), damaged, or of an unknown schema.
+    Raises `WrongRequest` when it is missing (an unfinished or absent data set), damaged, or of an
+    unknown schema.
     """
     try:
         return read_manifest(

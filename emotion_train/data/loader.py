@@ -1,9 +1,10 @@
 """The packed micro-batches of each step, made ahead of use by one background thread.
 
-The trainer owns the cursor and passes (epoch, step) in; the loader never remembers where it is. In training each rank reads a whole step,
-takes its share by the posts' lengths in characters, so that no rank waits long for another, and tokenises that alone. In scoring each
-takes a slice, so that the packs are those of a single process. Per step the ranks agree on two numbers, the packs each must run and the
-step's sum of weights.
+The trainer owns the cursor and passes (epoch, step) in; the loader never remembers where it is. In
+training each rank reads a whole step, takes its share by the posts' lengths in characters, so that
+no rank waits long for another, and tokenises that alone. In scoring each takes a slice, so that the
+packs are those of a single process. Per step the ranks agree on two numbers, the packs each must
+run and the step's sum of weights.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class StepBatch:
-    """This rank's part of one step. `weight_sum` and `examples` count the whole step over all ranks."""
+    """This rank's part of one step. `weight_sum` and `examples` count the whole step over all
+    ranks.
+    """
 
     epoch: int
     step: int
@@ -79,13 +82,15 @@ def alone(packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
 
 
 class Loader:
-    """Makes `StepBatch`es of one split for one rank; a context manager that ends the reader's threads.
+    """Makes `StepBatch`es of one split for one rank; a context manager that ends the reader's
+    threads.
 
-    `weights_C` is the loss weight of each class; `threads` tokenise a step. With `in_slices` each rank takes its slice of neighbouring
-    posts: steps `world_size` times as large then make, over all ranks, the packs that one process makes of its own. `agree` returns the
-    maximum number of packs, the sum of weights and whether any rank stops; it is called once per step, in step order, from the background
-    thread. Ranks that leave an epoch early leave it at the same step: else one would wait for ever for the agreement of another, or take
-    it for that of a later step.
+    `weights_C` is the loss weight of each class; `threads` tokenise a step. With `in_slices` each
+    rank takes its slice of neighbouring posts: steps `world_size` times as large then make, over
+    all ranks, the packs that one process makes of its own. `agree` returns the maximum number of
+    packs, the sum of weights and whether any rank stops; it is called once per step, in step order,
+    from the background thread. Ranks that leave an epoch early leave it at the same step: else one
+    would wait for ever for the agreement of another, or take it for that of a later step.
     """
 
     def __init__(
@@ -130,7 +135,9 @@ class Loader:
         return self._order.steps(self._global_batch_size)
 
     def steps(self, epoch: int, first_step: int = 0) -> Generator[StepBatch, None, None]:
-        """The steps of an epoch from `first_step` on, in order. An error of the background thread is raised here."""
+        """The steps of an epoch from `first_step` on, in order. An error of the background thread
+        is raised here.
+        """
         ready: queue.Queue[StepBatch | BaseException | None] = queue.Queue(maxsize=_STEPS_AHEAD)
         stop = threading.Event()
 
@@ -165,8 +172,9 @@ class Loader:
 
         Row groups are asked for so far ahead that they fill half of what the reader keeps.
 
-        The reader lets go what was not touched for longest. Between asking for a row group and its use come the steps before it and what
-        they ask for: twice that half, so it is still there. Fetched twice are only those in which one lane ends and another begins.
+        The reader lets go what was not touched for longest. Between asking for a row group and its
+        use come the steps before it and what they ask for: twice that half, so it is still there.
+        Fetched twice are only those in which one lane ends and another begins.
         """
         order = self._order.epoch(epoch)
         steps = range(first_step, self.steps_per_epoch)
@@ -207,9 +215,13 @@ class Loader:
         return positions[self._rank * size :][:size]
 
     def _own(self, texts: list[Any]) -> list[int]:
-        """This rank's slots of a step of these texts. All ranks deal alike; a token more a post is that of its beginning."""
+        """This rank's slots of a step of these texts. All ranks deal alike; a token more a post is
+        that of its beginning.
+        """
         most = self._encoder.max_length * _CHARACTERS
-        lengths = [min(len(text) + _CHARACTERS, most) if isinstance(text, str) else _CHARACTERS for text in texts]
+        lengths = [
+            min(len(text) + _CHARACTERS, most) if isinstance(text, str) else _CHARACTERS for text in texts
+        ]
         return deal(lengths, self._world_size)[self._rank]
 
     def _step(self, epoch: int, step: int, places: _Places, stopping: Callable[[], bool]) -> StepBatch | None:
@@ -222,7 +234,10 @@ class Loader:
         weights_C = self._weights_C.tolist()
         own = places.rows
         if self._world_size > 1 and not self._in_slices:
-            own = [places.rows[slot] for slot in self._own([found[group].texts[row] for group, row in places.rows])]
+            own = [
+                places.rows[slot]
+                for slot in self._own([found[group].texts[row] for group, row in places.rows])
+            ]
         for group, row in own:
             rows = found[group]
             text: Any = rows.texts[row]
@@ -241,7 +256,9 @@ class Loader:
             self._encoder.pad_id,
             self._fill_multiple,
         )
-        count, weight_sum, stop = self._agree(len(packs), float(np.sum(np.asarray(weights, np.float64))), stopping())
+        count, weight_sum, stop = self._agree(
+            len(packs), float(np.sum(np.asarray(weights, np.float64))), stopping()
+        )
         if stop:
             return None
         packs += [empty_pack(self._encoder.pad_id, self._fill_multiple)] * (count - len(packs))
@@ -259,7 +276,9 @@ class Loader:
 
 
 def encoder_threads() -> int:
-    """How many threads of this process tokenise: half of its share of the machine's cores, within 1 and 4."""
+    """How many threads of this process tokenise: half of its share of the machine's cores, within 1
+    and 4.
+    """
     share_of_cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(_MOST_ENCODERS, share_of_cores // 2))
 

@@ -1,8 +1,9 @@
 """Which post is trained at which step: a pure function of (row counts, lanes, seed, epoch).
 
-Nothing here opens a file or knows how many GPUs there are, so (epoch, step) is a complete cursor. The price is a shuffle that is not
-uniform over all permutations: a step draws from `lanes` row groups at a time (up to 64 x 1024 posts), which `prepare` has already
-shuffled once over the whole set.
+Nothing here opens a file or knows how many GPUs there are, so (epoch, step) is a complete cursor.
+The price is a shuffle that is not uniform over all permutations: a step draws from `lanes` row
+groups at a time (up to 64 x 1024 posts), which `prepare` has already shuffled once over the whole
+set.
 
 Letters: G row groups, P positions, R rows of one row group.
 """
@@ -21,7 +22,9 @@ _GROUPS, _ROWS = 0, 1  # streams of the counter hash
 
 
 def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The output function of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
+    """The output function of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom
+    number generators").
+    """
     z = values + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -29,7 +32,9 @@ def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def counter_hash(*words: int | Ints) -> npt.NDArray[np.uint64]:
-    """64 well-mixed bits for each tuple of words (broadcast); the same on every machine and version."""
+    """64 well-mixed bits for each tuple of words (broadcast); the same on every machine and
+    version.
+    """
     state = np.zeros(1, np.uint64)
     for word in words:
         state = splitmix64(state ^ np.asarray(word, dtype=np.uint64))
@@ -38,7 +43,9 @@ def counter_hash(*words: int | Ints) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of one split. `row_counts` are the rows of each row group, `lanes` the number of row groups read side by side."""
+    """The order of one split. `row_counts` are the rows of each row group, `lanes` the number of
+    row groups read side by side.
+    """
 
     row_counts: tuple[int, ...]
     lanes: int
@@ -46,7 +53,10 @@ class Order:
 
     def __post_init__(self) -> None:
         if not 1 <= self.lanes <= max(1, len(self.row_counts)) or min(self.row_counts, default=0) < 1:
-            raise ValueError(f"lanes is {self.lanes} for row groups of {self.row_counts[:8]} rows; each lane and row group needs a row")
+            raise ValueError(
+                f"lanes is {self.lanes} for row groups of {self.row_counts[:8]} rows; each lane and row group"
+                " needs a row"
+            )
 
     @cached_property
     def rows(self) -> int:
@@ -85,10 +95,14 @@ class EpochOrder:
         groups_P = self.groups_G[places_P]
         inside_P = axis_P - (self._ends_G[places_P] - self._counts_G[places_P])
         rows_P = np.fromiter(
-            (self._rows_R(int(group))[inside] for group, inside in zip(groups_P, inside_P, strict=True)), np.int64, len(positions_P)
+            (self._rows_R(int(group))[inside] for group, inside in zip(groups_P, inside_P, strict=True)),
+            np.int64,
+            len(positions_P),
         )
         return groups_P, rows_P
 
     def _permute_rows(self, group: int) -> Ints:
-        hashes_R = counter_hash(self.order.seed, self.epoch, _ROWS, group, np.arange(self.order.row_counts[group]))
+        hashes_R = counter_hash(
+            self.order.seed, self.epoch, _ROWS, group, np.arange(self.order.row_counts[group])
+        )
         return np.argsort(hashes_R, kind="stable")

@@ -1,7 +1,7 @@
 """Posts of one step laid end to end into rows of at most `tokens_per_microbatch` tokens.
 
-As few rows as their tokens need, each about as long as the others: a short last row would cost a GPU nearly as much as a full one, since
-the weights are read for either. Deterministic, O(N log N).
+As few rows as their tokens need, each about as long as the others: a short last row would cost a
+GPU nearly as much as a full one, since the weights are read for either. Deterministic, O(N log N).
 
 Letters: T tokens of a pack, N its posts.
 """
@@ -22,9 +22,11 @@ GPU_FILL = 128  # tokens; the matrix units of a GPU like packs of such multiples
 
 @dataclass(frozen=True)
 class Pack:
-    """The input of one forward pass. Attention must stay inside each segment between neighbouring `boundaries_S`.
+    """The input of one forward pass. Attention must stay inside each segment between neighbouring
+    `boundaries_S`.
 
-    `slots_N` are the posts' places in the step. Filling tokens, if any, form one last segment of their own that belongs to no post.
+    `slots_N` are the posts' places in the step. Filling tokens, if any, form one last segment of
+    their own that belongs to no post.
     """
 
     tokens_T: Ints
@@ -38,10 +40,12 @@ class Pack:
 
 
 def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of `lengths` grouped so that no group's sum exceeds `capacity`; each index once, each group ascending.
+    """Indices of `lengths` grouped so that no group's sum exceeds `capacity`; each index once, each
+    group ascending.
 
-    Longest first into the emptiest of the fewest groups (Graham 1969: their sums differ by one length at most); where one of them
-    overflows, as with lengths near the capacity, into the fullest with room. Raises `ValueError` when one length exceeds the capacity.
+    Longest first into the emptiest of the fewest groups (Graham 1969: their sums differ by one
+    length at most); where one of them overflows, as with lengths near the capacity, into the
+    fullest with room. Raises `ValueError` when one length exceeds the capacity.
     """
     if (longest := max(lengths, default=0)) > capacity:
         raise ValueError(f"a post of {longest} tokens does not fit a micro-batch of {capacity}")
@@ -52,7 +56,9 @@ def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
-    """Indices of `lengths` in so many groups, each ascending, whose sums differ by one length at most."""
+    """Indices of `lengths` in so many groups, each ascending, whose sums differ by one length at
+    most.
+    """
     groups: list[list[int]] = [[] for _ in range(hands)]
     filled = [(0, group) for group in range(hands)]  # (tokens, group), a heap
     for index in _longest_first(lengths):
@@ -87,15 +93,26 @@ def pack(
     pad_id: int,
     fill_multiple: int = 1,
 ) -> list[Pack]:
-    """Packs that hold every post exactly once, filled with `pad_id` up to a multiple of `fill_multiple` tokens."""
+    """Packs that hold every post exactly once, filled with `pad_id` up to a multiple of
+    `fill_multiple` tokens.
+    """
     return [
-        _lay_out([posts[i] for i in group], [labels[i] for i in group], [weights[i] for i in group], group, pad_id, fill_multiple)
+        _lay_out(
+            [posts[i] for i in group],
+            [labels[i] for i in group],
+            [weights[i] for i in group],
+            group,
+            pad_id,
+            fill_multiple,
+        )
         for group in bins([len(post) for post in posts], capacity)
     ]
 
 
 def empty_pack(bos_or_pad_id: int, fill_multiple: int = 1) -> Pack:
-    """A pack of one token that weighs nothing: a rank that has run out of posts still takes part in the step."""
+    """A pack of one token that weighs nothing: a rank that has run out of posts still takes part in
+    the step.
+    """
     return _lay_out([np.asarray([bos_or_pad_id], np.int32)], [0], [0.0], [-1], bos_or_pad_id, fill_multiple)
 
 

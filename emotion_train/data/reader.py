@@ -1,7 +1,8 @@
 """Row groups of a split, fetched ahead of use by one ranged GET each.
 
-Each process reads the whole split, since it needs the lengths of all posts of a step: 64 ranks on one node read it 64 times from the
-store's cache. Memory holds the row groups of the lanes in use, of one step, and those read ahead, whatever the size of the split.
+Each process reads the whole split, since it needs the lengths of all posts of a step: 64 ranks on
+one node read it 64 times from the store's cache. Memory holds the row groups of the lanes in use,
+of one step, and those read ahead, whatever the size of the split.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ class Rows(NamedTuple):
 
 
 class RowGroupReader:
-    """Reads row groups by number. `capacity` row groups are kept; use `close` or a with statement to stop its threads.
+    """Reads row groups by number. `capacity` row groups are kept; use `close` or a with statement
+    to stop its threads.
 
-    A store that does not answer is asked again for `patience_s` seconds, once its own retries have failed.
+    A store that does not answer is asked again for `patience_s` seconds, once its own retries have
+    failed.
     """
 
-    def __init__(self, store: Store, split: Split, capacity: int = 160, threads: int = 8, patience_s: float = 0.0) -> None:
+    def __init__(
+        self, store: Store, split: Split, capacity: int = 160, threads: int = 8, patience_s: float = 0.0
+    ) -> None:
         self._store = store
         self._split = split
         self.capacity = capacity
@@ -85,7 +90,9 @@ class RowGroupReader:
         number = self._split.row_groups[group].object
         if number not in self._footers:
             self._footers[number] = self._pool.submit(self._read_footer, number)
-        self._cache[group] = self._pool.submit(self._read, self._split.row_groups[group], self._footers[number])
+        self._cache[group] = self._pool.submit(
+            self._read, self._split.row_groups[group], self._footers[number]
+        )
         while len(self._cache) > self.capacity:
             self._cache.popitem(last=False)
         return self._cache[group]
@@ -95,20 +102,27 @@ class RowGroupReader:
 
         described = self._split.objects[number]
         start = described.bytes - described.footer_bytes
-        raw = self._fetch(described.key, described.etag, start, described.footer_bytes, described.footer_sha256)
-        return pq.read_metadata(io.BytesIO(b"PAR1" + raw))  # the parser wants a file from its first byte, and reads nothing between
+        raw = self._fetch(
+            described.key, described.etag, start, described.footer_bytes, described.footer_sha256
+        )
+        # the parser wants a file from its first byte, and reads nothing between
+        return pq.read_metadata(io.BytesIO(b"PAR1" + raw))
 
     def _read(self, group: RowGroup, footer: Future[Any]) -> Rows:
         import pyarrow.parquet as pq
 
         described = self._split.objects[group.object]
         raw = self._fetch(described.key, described.etag, group.start, group.length, group.sha256)
-        file = pq.ParquetFile(_OneRange(group.start, raw, described.bytes), metadata=footer.result(), pre_buffer=False)
+        file = pq.ParquetFile(
+            _OneRange(group.start, raw, described.bytes), metadata=footer.result(), pre_buffer=False
+        )
         table = file.read_row_group(group.ordinal, columns=["id", "text", "label"], use_threads=False)
         return Rows(*(table.column(name).to_pylist() for name in ("id", "text", "label")))
 
     def _fetch(self, key: str, etag: str | None, start: int, length: int, sha256: str) -> bytes:
-        """A byte range that is known to be the one the index describes: by ETag, or else by its sha256."""
+        """A byte range that is known to be the one the index describes: by ETag, or else by its
+        sha256.
+        """
         try:
             raw = self._read_patiently(key, start, length, etag)
             if etag is not None and len(raw) == length:
@@ -117,11 +131,15 @@ class RowGroupReader:
             raw = self._read_patiently(key, start, length, None)
             if hashlib.sha256(raw).hexdigest() == sha256 and not self._changed_noted:
                 self._changed_noted = True
-                log.warning("%s was written again since the data set was prepared; its bytes are the same", self._store.url_of(key))
+                log.warning(
+                    "%s was written again since the data set was prepared; its bytes are the same",
+                    self._store.url_of(key),
+                )
         if hashlib.sha256(raw).hexdigest() != sha256:
             raise WrongRequest(
-                f"{self._store.url_of(key)} is not what index.json describes (bytes {start} to {start + length}): the data set was changed "
-                "or damaged after it was prepared. Prepare it again into an empty prefix and start a new run."
+                f"{self._store.url_of(key)} is not what index.json describes (bytes {start} to"
+                f" {start + length}): the data set was changed or damaged after it was prepared. Prepare it"
+                " again into an empty prefix and start a new run."
             )
         return raw
 
@@ -140,7 +158,9 @@ class RowGroupReader:
 
 
 def sample_texts(store: Store, split: Split, least: int) -> list[str]:
-    """Texts of the first row groups, at least so many where there are; a data set is shuffled as a whole, so any will do."""
+    """Texts of the first row groups, at least so many where there are; a data set is shuffled as a
+    whole, so any will do.
+    """
     texts: list[str] = []
     with RowGroupReader(store, split) as reader:
         for group in range(len(split.row_groups)):
@@ -151,7 +171,9 @@ def sample_texts(store: Store, split: Split, least: int) -> list[str]:
 
 
 class _OneRange:
-    """A read-only file of which one byte range is present, for a Parquet reader that touches no other."""
+    """A read-only file of which one byte range is present, for a Parquet reader that touches no
+    other.
+    """
 
     closed = False
 

@@ -1,6 +1,8 @@
-"""Writes one split as Parquet objects and describes them: byte ranges, label counts and hashes of every row group.
+"""Writes one split as Parquet objects and describes them: byte ranges, label counts and hashes of
+every row group.
 
-Each object is made in a local file, uploaded while the next one is made, and read back: its bytes cross the network twice.
+Each object is made in a local file, uploaded while the next one is made, and read back: its bytes
+cross the network twice.
 """
 
 from __future__ import annotations
@@ -19,7 +21,13 @@ from emotion_train.data.index import MAX_LANES, DataObject, RowGroup, Split
 from emotion_train.errors import StorageError
 from emotion_train.storage import Store
 
-SCHEMA = pa.schema([pa.field("id", pa.string(), False), pa.field("text", pa.string(), False), pa.field("label", pa.int32(), False)])
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), False),
+        pa.field("text", pa.string(), False),
+        pa.field("label", pa.int32(), False),
+    ]
+)
 _FOOTER_TAIL = 8  # four bytes of length and PAR1
 _READ_BYTES = 16 << 20
 
@@ -37,7 +45,14 @@ class SplitWriter:
     """
 
     def __init__(
-        self, store: Store | None, split: str, rows: int, labels: int, rows_per_group: int, rows_per_object: int, folder: Path
+        self,
+        store: Store | None,
+        split: str,
+        rows: int,
+        labels: int,
+        rows_per_group: int,
+        rows_per_object: int,
+        folder: Path,
     ) -> None:
         self._store = store
         self._split = split
@@ -56,7 +71,9 @@ class SplitWriter:
     def __enter__(self) -> SplitWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._pool.shutdown(cancel_futures=True)
         if self._writer is not None:
             self._writer.close()
@@ -82,7 +99,13 @@ class SplitWriter:
         counts_GC = np.array([group.label_counts for group in self._groups])
         counts = tuple(int(count) for count in counts_GC.sum(axis=0))
         lanes = min(MAX_LANES, len(self._groups))
-        return Split(rows=sum(self._sizes), label_counts=counts, lanes=lanes, objects=objects, row_groups=tuple(self._groups))
+        return Split(
+            rows=sum(self._sizes),
+            label_counts=counts,
+            lanes=lanes,
+            objects=objects,
+            row_groups=tuple(self._groups),
+        )
 
     def _next_size(self) -> int:
         return self._sizes[min(self._done(), len(self._sizes) - 1)]
@@ -96,10 +119,17 @@ class SplitWriter:
             self._path = self._folder / f"{self._split}-{number:05}.parquet"
             self._file = self._path.open("wb")
             self._writer = pq.ParquetWriter(
-                self._file, SCHEMA, compression="zstd", use_dictionary=["label"], write_statistics=False, store_schema=False
+                self._file,
+                SCHEMA,
+                compression="zstd",
+                use_dictionary=["label"],
+                write_statistics=False,
+                store_schema=False,
             )
         self._writer.write_table(table, row_group_size=len(table))
-        self._open_counts.append(tuple(np.bincount(table.column("label").to_numpy(), minlength=self._labels).tolist()))
+        self._open_counts.append(
+            tuple(np.bincount(table.column("label").to_numpy(), minlength=self._labels).tolist())
+        )
         if len(self._open_counts) == self._groups_per_object or self._done() == len(self._sizes):
             self._close_object()
 
@@ -117,14 +147,24 @@ class SplitWriter:
                 sha256 = hashlib.sha256(file.read(end - start)).hexdigest()
                 rows = sum(counts)
                 self._groups.append(
-                    RowGroup(object=number, ordinal=ordinal, start=start, length=end - start, rows=rows, label_counts=counts, sha256=sha256)
+                    RowGroup(
+                        object=number,
+                        ordinal=ordinal,
+                        start=start,
+                        length=end - start,
+                        rows=rows,
+                        label_counts=counts,
+                        sha256=sha256,
+                    )
                 )
             self._open_counts = []
             file.seek(size - _FOOTER_TAIL)
             footer_bytes = int.from_bytes(file.read(4), "little") + _FOOTER_TAIL
             file.seek(size - footer_bytes)
             footer_sha256 = hashlib.sha256(file.read()).hexdigest()
-        described = DataObject(key=key, bytes=size, etag=None, footer_bytes=footer_bytes, footer_sha256=footer_sha256)
+        described = DataObject(
+            key=key, bytes=size, etag=None, footer_bytes=footer_bytes, footer_sha256=footer_sha256
+        )
         if len(self._objects) >= 2:
             self._objects[-2].result()  # at most two local files wait for their upload
         self._objects.append(self._pool.submit(self._publish, self._path, described))
@@ -137,7 +177,8 @@ class SplitWriter:
             described = described.model_copy(update={"etag": info.etag})
             if info.size != described.bytes or _sha256_in_store(self._store, described) != sha256:
                 raise StorageError(
-                    f"{self._store.url_of(described.key)} does not hold what was written to it; prepare again, or use another store."
+                    f"{self._store.url_of(described.key)} does not hold what was written to it; prepare"
+                    " again, or use another store."
                 )
         path.unlink()
         return described
@@ -146,8 +187,13 @@ class SplitWriter:
 def _byte_range(group: Any) -> tuple[int, int]:
     """Start and end of a row group's column chunks."""
     chunks = [group.column(i) for i in range(group.num_columns)]
-    starts = [min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset) for chunk in chunks]
-    return min(starts), max(start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True))
+    starts = [
+        min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
+        for chunk in chunks
+    ]
+    return min(starts), max(
+        start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)
+    )
 
 
 def _sha256_in_store(store: Store, described: DataObject) -> str:

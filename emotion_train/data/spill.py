@@ -1,7 +1,9 @@
-"""Rows on disk in partitions, so that more of them than fit memory can be grouped or sorted, one partition at a time.
+"""Rows on disk in partitions, so that more of them than fit memory can be grouped or sorted, one
+partition at a time.
 
-Each row is written once and read once per use. What a partition holds depends on the rows alone; the number of partitions follows the
-memory budget, and nothing that is made from them may depend on it.
+Each row is written once and read once per use. What a partition holds depends on the rows alone;
+the number of partitions follows the memory budget, and nothing that is made from them may depend on
+it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import pyarrow as pa
 
 
 def partitions_for(total_bytes: int, memory_bytes: int) -> int:
-    """A power of two such that a partition, with the copies made of it, takes about a quarter of the memory."""
+    """A power of two such that a partition, with the copies made of it, takes about a quarter of
+    the memory.
+    """
     wanted = total_bytes * 1.5 / (min(memory_bytes, 4 << 30) / 12)
     return 1 << min(12, max(0, int(np.ceil(np.log2(max(wanted, 1))))))
 
@@ -41,13 +45,17 @@ class Spill:
         ends = np.cumsum(counts)
         batch = batch.take(pa.array(by_partition))
         for partition in np.flatnonzero(counts):
-            self._pending[int(partition)].append(batch.slice(ends[partition] - counts[partition], counts[partition]))
+            self._pending[int(partition)].append(
+                batch.slice(ends[partition] - counts[partition], counts[partition])
+            )
         self._pending_bytes += batch.nbytes
         if self._pending_bytes > self._limit:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held in memory. A partition's file is opened only here: there may be more of them than files may be open."""
+        """Write what is held in memory. A partition's file is opened only here: there may be more
+        of them than files may be open.
+        """
         for partition, batches in self._pending.items():
             buffer = io.BytesIO()
             with pa.ipc.new_stream(buffer, batches[0].schema, options=self._options) as writer:
@@ -58,7 +66,9 @@ class Spill:
         self._pending_bytes = 0
 
     def read(self, partition: int, columns: list[int] | None = None) -> Iterator[Any]:
-        """The partition's batches in the order of `add`, of all columns or of those at some positions."""
+        """The partition's batches in the order of `add`, of all columns or of those at some
+        positions.
+        """
         path = self._path(partition)
         if not path.exists():
             return

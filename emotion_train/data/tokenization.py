@@ -1,10 +1,14 @@
-"""Posts to token ids, by one pinned tokenizer: the adapter folder carries it, and plain `AutoTokenizer` gives the same ids from there.
+"""Posts to token ids, by one pinned tokenizer: the adapter folder carries it, and plain
+`AutoTokenizer` gives the same ids from there.
 
-A post is BOS (where the tokenizer names one) and its text, cut at `max_length`. Text that spells a control token, such as `</s>` or
-`[INST]`, is encoded letter by letter like any other text. Mistral's tokenizer.json of the hub splits words by a wrong pattern
-(https://huggingface.co/mistralai/Mistral-Small-3.1-24B-Instruct-2503/discussions/84); the pattern of its tekken.json replaces it.
+A post is BOS (where the tokenizer names one) and its text, cut at `max_length`. Text that spells a
+control token, such as `</s>` or `[INST]`, is encoded letter by letter like any other text.
+Mistral's tokenizer.json of the hub splits words by a wrong pattern
+(https://huggingface.co/mistralai/Mistral-Small-3.1-24B-Instruct-2503/discussions/84); the pattern
+of its tekken.json replaces it.
 
-Only the `tokenizers` library is loaded, not transformers: a GGUF vocabulary takes 0.6 s instead of 11.
+Only the `tokenizers` library is loaded, not transformers: a GGUF vocabulary takes 0.6 s instead of
+11.
 """
 
 from __future__ import annotations
@@ -34,7 +38,10 @@ TEKKEN_PATTERN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_LLAMA3_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Control tokens of the tekken.json files that list none (version v3); <SPECIAL_i> up to 999 follow.
 _TEKKEN_SPECIALS = (
     "<unk>",
@@ -72,7 +79,9 @@ _PROBES = (
 
 
 class PostTokenizer:
-    """Texts to ids. Make it with `load`; `save` writes a folder from which `AutoTokenizer` gives the same ids."""
+    """Texts to ids. Make it with `load`; `save` writes a folder from which `AutoTokenizer` gives
+    the same ids.
+    """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, *, bos_id: int | None, pad_id: int):
         self.max_length = max_length
@@ -90,7 +99,8 @@ class PostTokenizer:
 
     @classmethod
     def load(cls, base: str, max_length: int) -> PostTokenizer:
-        """The tokenizer of a base: a folder or hub id with tokenizer.json or tekken.json, or a .gguf file (or a tokenizer.json beside it).
+        """The tokenizer of a base: a folder or hub id with tokenizer.json or tekken.json, or a
+        .gguf file (or a tokenizer.json beside it).
 
         Raises `WrongRequest` where there is none, or one of another kind.
         """
@@ -101,7 +111,9 @@ class PostTokenizer:
             return _from_gguf(GgufFile.open(files.gguf), max_length)
         if (path := files.file("tekken.json")) is not None:
             return _from_tekken(path, max_length)
-        raise WrongRequest(f"The base {base} has neither tokenizer.json nor tekken.json; copy its tokenizer into the folder.")
+        raise WrongRequest(
+            f"The base {base} has neither tokenizer.json nor tekken.json; copy its tokenizer into the folder."
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -109,10 +121,14 @@ class PostTokenizer:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """One array of 1 to `max_length` ids per text; an empty text without BOS becomes one padding token."""
+        """One array of 1 to `max_length` ids per text; an empty text without BOS becomes one
+        padding token.
+        """
         try:
             encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
-        except TypeError:  # half an emoji, as JSON's "\ud83d" gives: joined with its other half, else replaced by U+FFFD
+        # half an emoji, as JSON's "\ud83d" gives: joined with its other half, else replaced by
+        # U+FFFD
+        except TypeError:
             whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
             encoded = self._tokenizer.encode_batch_fast(whole, add_special_tokens=True)
         return [np.asarray(one.ids or [self.pad_id], dtype=np.int32) for one in encoded]
@@ -136,15 +152,24 @@ class PostTokenizer:
             "clean_up_tokenization_spaces": False,
             "model_input_names": ["input_ids", "attention_mask"],
         }
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
     def sha256(self) -> str:
-        """Identity of the mapping from text to ids: vocabulary, BOS, padding and how probe texts come out. `max_length` is not in it.
+        """Identity of the mapping from text to ids: vocabulary, BOS, padding and how probe texts
+        come out. `max_length` is not in it.
 
         Not the file's bytes, which change with the version of the `tokenizers` library.
         """
-        vocabulary = sorted(self._tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
-        probes = [one.ids for one in self._tokenizer.encode_batch(list(_PROBES))] if self.max_length >= 128 else self._uncut(_PROBES)
+        vocabulary = sorted(
+            self._tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1]
+        )
+        probes = (
+            [one.ids for one in self._tokenizer.encode_batch(list(_PROBES))]
+            if self.max_length >= 128
+            else self._uncut(_PROBES)
+        )
         content = json.dumps([vocabulary, self.bos_id, self.pad_id, probes], ensure_ascii=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -161,18 +186,26 @@ def _from_tokenizer_json(path: Path, config_path: Path | None, max_length: int) 
         tokenizer = Tokenizer.from_file(str(path))
         config: dict[str, Any] = json.loads(config_path.read_text(encoding="utf-8")) if config_path else {}
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise WrongRequest(f"{path} cannot be read as a tokenizer ({str(error).splitlines()[0]}); download it again.") from None
+        raise WrongRequest(
+            f"{path} cannot be read as a tokenizer ({str(error).splitlines()[0]}); download it again."
+        ) from None
     if _is_tekken(tokenizer):
         _use_pattern(tokenizer, TEKKEN_PATTERN)
         return PostTokenizer(tokenizer, max_length, bos_id=1, pad_id=11)
     bos_id = _id_of(tokenizer, config.get("bos_token"))
     return PostTokenizer(
-        tokenizer, max_length, bos_id=bos_id, pad_id=_pad_id(tokenizer, bos_id, _id_of(tokenizer, config.get("pad_token")))
+        tokenizer,
+        max_length,
+        bos_id=bos_id,
+        pad_id=_pad_id(tokenizer, bos_id, _id_of(tokenizer, config.get("pad_token"))),
     )
 
 
 def _is_tekken(tokenizer: Tokenizer) -> bool:
-    known = all(tokenizer.token_to_id(token) == _TEKKEN_SPECIALS.index(token) for token in ("<s>", "</s>", "[INST]", "<pad>"))
+    known = all(
+        tokenizer.token_to_id(token) == _TEKKEN_SPECIALS.index(token)
+        for token in ("<s>", "</s>", "[INST]", "<pad>")
+    )
     return known and tokenizer.get_vocab_size() > 100_000
 
 
@@ -182,7 +215,9 @@ def _id_of(tokenizer: Tokenizer, token: Any) -> int | None:
 
 
 def _pad_id(tokenizer: Tokenizer, bos_id: int | None, configured: int | None) -> int:
-    """An id that no text yields: a token made for padding, else what the tokenizer's author chose."""
+    """An id that no text yields: a token made for padding, else what the tokenizer's author
+    chose.
+    """
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     for name in _PAD_NAMES:
         found = tokenizer.token_to_id(name)
@@ -193,12 +228,19 @@ def _pad_id(tokenizer: Tokenizer, bos_id: int | None, configured: int | None) ->
 
 def _use_pattern(tokenizer: Tokenizer, pattern: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
 
 
-def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], specials: Iterable[str], *, whole_words: bool) -> Tokenizer:
-    """`whole_words`: a word that is itself in the vocabulary is not taken apart first (tiktoken's rule)."""
+def _byte_level(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], specials: Iterable[str], *, whole_words: bool
+) -> Tokenizer:
+    """`whole_words`: a word that is itself in the vocabulary is not taken apart first (tiktoken's
+    rule).
+    """
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_words))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
@@ -214,46 +256,70 @@ def _from_tekken(path: Path, max_length: int) -> PostTokenizer:
         config = content["config"]
         special_count = config["default_num_special_tokens"]
         listed = content.get("special_tokens")
-        names = [entry["token_str"] for entry in sorted(listed, key=lambda entry: entry["rank"])] if listed else list(_TEKKEN_SPECIALS)
+        names = (
+            [entry["token_str"] for entry in sorted(listed, key=lambda entry: entry["rank"])]
+            if listed
+            else list(_TEKKEN_SPECIALS)
+        )
         names += [f"<SPECIAL_{rank}>" for rank in range(len(names), special_count)]
-        words = [base64.b64decode(entry["token_bytes"]) for entry in content["vocab"][: config["default_vocab_size"] - special_count]]
+        words = [
+            base64.b64decode(entry["token_bytes"])
+            for entry in content["vocab"][: config["default_vocab_size"] - special_count]
+        ]
         pattern = config["pattern"]
     except (ValueError, KeyError, TypeError) as error:
         raise WrongRequest(f"{path} is no tekken tokenizer ({error}); download it again.") from None
     letter = _byte_letters()
     spelled = [word.decode("latin-1").translate(letter) for word in words]
-    vocabulary = {name: rank for rank, name in enumerate(names)} | {word: rank + special_count for rank, word in enumerate(spelled)}
+    vocabulary = {name: rank for rank, name in enumerate(names)} | {
+        word: rank + special_count for rank, word in enumerate(spelled)
+    }
     tokenizer = _byte_level(vocabulary, _merges(spelled), names, whole_words=True)
     _use_pattern(tokenizer, pattern)
     return PostTokenizer(tokenizer, max_length, bos_id=names.index("<s>"), pad_id=names.index("<pad>"))
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """Every split of a word into two words, in the order of the joined word: what byte-pair encoding by rank does, as a merge list."""
+    """Every split of a word into two words, in the order of the joined word: what byte-pair
+    encoding by rank does, as a merge list.
+    """
     rank = {word: position for position, word in enumerate(words)}
     merges: list[tuple[str, str]] = []
     for word in words:
         splits = ((word[:cut], word[cut:]) for cut in range(1, len(word)))
-        merges += sorted((pair for pair in splits if pair[0] in rank and pair[1] in rank), key=lambda pair: (rank[pair[0]], rank[pair[1]]))
+        merges += sorted(
+            (pair for pair in splits if pair[0] in rank and pair[1] in rank),
+            key=lambda pair: (rank[pair[0]], rank[pair[1]]),
+        )
     return merges
 
 
 def _byte_letters() -> dict[int, str]:
-    """GPT-2's printable letter for each byte: itself where printable, else the next free letter from U+0100 on."""
+    """GPT-2's printable letter for each byte: itself where printable, else the next free letter
+    from U+0100 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + place) for place, byte in enumerate(hidden)}
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(0x100 + place) for place, byte in enumerate(hidden)
+    }
 
 
 # --- GGUF ---
 
 
 def _from_gguf(gguf: GgufFile, max_length: int) -> PostTokenizer:
-    field = {key.removeprefix("tokenizer.ggml."): value for key, value in gguf.metadata.items() if key.startswith("tokenizer.ggml.")}
+    field = {
+        key.removeprefix("tokenizer.ggml."): value
+        for key, value in gguf.metadata.items()
+        if key.startswith("tokenizer.ggml.")
+    }
     kind, style = field.get("model"), field.get("pre", "default")
     beside = "put the model's tokenizer.json beside the file"
     if kind != "gpt2" or "merges" not in field or "tokens" not in field:
-        raise WrongRequest(f"The base {gguf.path} has a tokenizer of the kind {kind}, only gpt2 is read from GGUF; {beside}.")
+        raise WrongRequest(
+            f"The base {gguf.path} has a tokenizer of the kind {kind}, only gpt2 is read from GGUF; {beside}."
+        )
     tokens: list[str] = field["tokens"]
     types = field.get("token_type", [1] * len(tokens))
     tokenizer = _byte_level(
@@ -273,6 +339,10 @@ def _from_gguf(gguf: GgufFile, max_length: int) -> PostTokenizer:
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
     else:
-        raise WrongRequest(f"The base {gguf.path} splits words in the manner {style}, which is not known here; {beside}.")
+        raise WrongRequest(
+            f"The base {gguf.path} splits words in the manner {style}, which is not known here; {beside}."
+        )
     bos_id = field.get("bos_token_id")
-    return PostTokenizer(tokenizer, max_length, bos_id=bos_id, pad_id=_pad_id(tokenizer, bos_id, field.get("padding_token_id")))
+    return PostTokenizer(
+        tokenizer, max_length, bos_id=bos_id, pad_id=_pad_id(tokenizer, bos_id, field.get("padding_token_id"))
+    )

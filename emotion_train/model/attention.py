@@ -1,12 +1,16 @@
 """Causal attention that stays inside each post of a pack.
 
-On CUDA one varlen kernel runs over all posts; on a CPU, and for float32, one exact scaled-dot-product call per post, which is both the
-reference and the fastest way there (43 posts/s against 12 padded, one thread). No mask is ever built. It is registered with transformers
-under the name `ATTENTION`; the segments travel as keyword arguments through the stock model, so gradient checkpointing replays them.
+On CUDA one varlen kernel runs over all posts; on a CPU, and for float32, one exact
+scaled-dot-product call per post, which is both the reference and the fastest way there (43 posts/s
+against 12 padded, one thread). No mask is ever built. It is registered with transformers under the
+name `ATTENTION`; the segments travel as keyword arguments through the stock model, so gradient
+checkpointing replays them.
 
-Without segments a batch is taken as right-padded: causal attention alone, since no token of a post comes after its padding.
+Without segments a batch is taken as right-padded: causal attention alone, since no token of a post
+comes after its padding.
 
-Letters: T tokens of a pack, S segments, B rows, L tokens of a row, H query heads, K key/value heads, D head dimension.
+Letters: T tokens of a pack, S segments, B rows, L tokens of a row, H query heads, K key/value
+heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -29,15 +33,17 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # builds of PyTorch without it: every device takes the exact path
     varlen_attn = None  # type: ignore[assignment]
-HAS_GQA = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters  # from PyTorch 2.12
+# from PyTorch 2.12
+HAS_GQA = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the posts of a pack begin and end: they cover its T tokens without a gap, filling tokens being segments of their own.
+    """Where the posts of a pack begin and end: they cover its T tokens without a gap, filling
+    tokens being segments of their own.
 
-    `cu_lengths` are the S+1 boundaries as int32 on the device; `max_length` is a Python number of the host, because reading it from the
-    device would stall every layer.
+    `cu_lengths` are the S+1 boundaries as int32 on the device; `max_length` is a Python number of
+    the host, because reading it from the device would stall every layer.
     """
 
     lengths: tuple[int, ...]
@@ -61,7 +67,9 @@ class Segments:
 
 
 def sight(lengths_S: npt.ArrayLike, window: int | None) -> npt.NDArray[np.int32]:
-    """For each token the first that it sees and the one after the last that sees it: two rows of T, for a causal window in each post."""
+    """For each token the first that it sees and the one after the last that sees it: two rows of T,
+    for a causal window in each post.
+    """
     lengths_S = np.asarray(lengths_S)
     ends_S = np.cumsum(lengths_S)
     from_T, until_T = np.repeat(ends_S - lengths_S, lengths_S), np.repeat(ends_S, lengths_S)
@@ -72,13 +80,17 @@ def sight(lengths_S: npt.ArrayLike, window: int | None) -> npt.NDArray[np.int32]
 
 
 def on_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """A copy of the array there; through pinned memory to a GPU, so that the host does not wait for what the GPU has still to do."""
+    """A copy of the array there; through pinned memory to a GPU, so that the host does not wait for
+    what the GPU has still to do.
+    """
     host = torch.from_numpy(array)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether this is an NVIDIA GPU that computes in bfloat16: Ampere (sm_80) or newer, which the varlen kernel asks for, too."""
+    """Whether this is an NVIDIA GPU that computes in bfloat16: Ampere (sm_80) or newer, which the
+    varlen kernel asks for, too.
+    """
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -101,9 +113,13 @@ def segment_attention(
     segment_lengths: tuple[int, ...] | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: returns the output of shape BLHD and no weights. Posts never need a mask or dropout."""
+    """transformers' attention interface: returns the output of shape BLHD and no weights. Posts
+    never need a mask or dropout.
+    """
     if cu_seq_lens_q is not None:
-        out_THD = _fused(query_BHLD[0], key_BKLD[0], value_BKLD[0], cu_seq_lens_q, max_length_q, scaling, sliding_window)
+        out_THD = _fused(
+            query_BHLD[0], key_BKLD[0], value_BKLD[0], cu_seq_lens_q, max_length_q, scaling, sliding_window
+        )
         return out_THD.unsqueeze(0), None
     if segment_lengths is None:
         return _exact(query_BHLD, key_BKLD, value_BKLD, scaling, sliding_window).transpose(1, 2), None
@@ -140,14 +156,27 @@ def _fused(
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     back = -1 if sliding_window is None or sliding_window > max_length else sliding_window - 1
     out_THD = varlen_attn(
-        query, key, value, cu_lengths, cu_lengths, max_length, max_length, scale=scaling, window_size=(back, 0), **grouped
+        query,
+        key,
+        value,
+        cu_lengths,
+        cu_lengths,
+        max_length,
+        max_length,
+        scale=scaling,
+        window_size=(back, 0),
+        **grouped,
     )
     assert isinstance(out_THD, torch.Tensor)  # no auxiliary output was asked for
     return out_THD
 
 
 def _exact(
-    query_BHLD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, scaling: float | None, sliding_window: int | None
+    query_BHLD: torch.Tensor,
+    key_BKLD: torch.Tensor,
+    value_BKLD: torch.Tensor,
+    scaling: float | None,
+    sliding_window: int | None,
 ) -> torch.Tensor:
     """The output of shape BHLD."""
     length = query_BHLD.shape[2]
@@ -158,8 +187,15 @@ def _exact(
         mask = (distance_LL >= 0) & (distance_LL < sliding_window)
     grouped = query_BHLD.shape[1] != key_BKLD.shape[1]
     return scaled_dot_product_attention(
-        query_BHLD, key_BKLD, value_BKLD, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+        query_BHLD,
+        key_BKLD,
+        value_BKLD,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=grouped,
     )
 
 
-AttentionInterface.register(ATTENTION, segment_attention)  # no mask function goes with it, so transformers builds no mask
+# no mask function goes with it, so transformers builds no mask
+AttentionInterface.register(ATTENTION, segment_attention)

@@ -1,8 +1,10 @@
-"""Triton's built kernels in a bucket, so that a machine that starts empty need not build them: some 15 s of the first step.
+"""Triton's built kernels in a bucket, so that a machine that starts empty need not build them: some
+15 s of the first step.
 
-One archive for each version of the kernels, of Triton and of Python, and for each kind of GPU. Triton names what it has built by all that
-went into it (source, compiler, GPU, arguments), so what an archive has beyond a run's needs is never used. An archive holds programs, and
-whoever can write there can have them run: it is not trusted by default but asked for (`run.kernels_url`).
+One archive for each version of the kernels, of Triton and of Python, and for each kind of GPU.
+Triton names what it has built by all that went into it (source, compiler, GPU, arguments), so what
+an archive has beyond a run's needs is never used. An archive holds programs, and whoever can write
+there can have them run: it is not trusted by default but asked for (`run.kernels_url`).
 """
 
 from __future__ import annotations
@@ -27,24 +29,29 @@ from emotion_train.errors import ObjectNotFound, StorageError
 from emotion_train.storage import Store
 
 _LOOK_EVERY_S = 20.0
-_MEMBER = re.compile(r"([A-Z2-7]{16,})/([A-Za-z0-9_][A-Za-z0-9_.-]*)")  # an entry of Triton's cache, and a file in it
+# an entry of Triton's cache, and a file in it
+_MEMBER = re.compile(r"([A-Z2-7]{16,})/([A-Za-z0-9_][A-Za-z0-9_.-]*)")
 _GROUP = "__grp__"  # begins the names of files that list the others by their full paths
 
 
 class BuiltKernels:
     """Within the block Triton keeps its kernels in `folder`, which is filled from the store first.
 
-    With `keeps` the archive is written again, in the background and at the end, whenever kernels have been added. A store that fails costs
-    a sentence to `say`, not the run.
+    With `keeps` the archive is written again, in the background and at the end, whenever kernels
+    have been added. A store that fails costs a sentence to `say`, not the run.
     """
 
-    def __init__(self, store: Store, folder: Path, gpu: str, say: Callable[[str], None], *, keeps: bool) -> None:
+    def __init__(
+        self, store: Store, folder: Path, gpu: str, say: Callable[[str], None], *, keeps: bool
+    ) -> None:
         self._store = store
         self._folder = folder
         self._key = archive_name(gpu)
         self._say = say
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="built-kernels", daemon=True) if keeps else None
+        self._thread = (
+            threading.Thread(target=self._watch, name="built-kernels", daemon=True) if keeps else None
+        )
         self._kept: set[str] = set()  # names of the entries that the archive has
 
     def __enter__(self) -> BuiltKernels:
@@ -55,7 +62,9 @@ class BuiltKernels:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         if self._thread is not None and kind is None:
             self._thread.join()
@@ -69,7 +78,9 @@ class BuiltKernels:
         except ObjectNotFound:
             pass
         except (StorageError, OSError, ValueError) as error:
-            self._say(f"kernels are built here, since {self._store.url_of(self._key)} could not be used: {error}")
+            self._say(
+                f"kernels are built here, since {self._store.url_of(self._key)} could not be used: {error}"
+            )
 
     def keep(self) -> None:
         """Write the archive if the folder has what it lacks."""
@@ -92,13 +103,21 @@ class BuiltKernels:
 def archive_name(gpu: str) -> str:
     """`gpu` is its architecture, such as sm90."""
     kernels = hashlib.sha256(Path(__file__).with_name("kernels.py").read_bytes()).hexdigest()[:12]
-    return f"{kernels}-triton-{version('triton')}-{sys.implementation.cache_tag}-{platform.machine()}-{gpu}.zip"
+    return (
+        f"{kernels}-triton-{version('triton')}-{sys.implementation.cache_tag}-{platform.machine()}-{gpu}.zip"
+    )
 
 
 def entries(folder: Path) -> set[str]:
-    """Names of the finished entries of a cache folder of Triton: a kernel's ends with the list of its files, another is one library."""
+    """Names of the finished entries of a cache folder of Triton: a kernel's ends with the list of
+    its files, another is one library.
+    """
     found = [one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")]
-    return {one.name for one in found if any(part.name.startswith(_GROUP) or part.suffix == ".so" for part in one.iterdir())}
+    return {
+        one.name
+        for one in found
+        if any(part.name.startswith(_GROUP) or part.suffix == ".so" for part in one.iterdir())
+    }
 
 
 def pack(folder: Path, names: set[str]) -> bytes:
@@ -111,9 +130,11 @@ def pack(folder: Path, names: set[str]) -> bytes:
 
 
 def unpack(data: bytes, folder: Path) -> set[str]:
-    """Put the entries that the folder lacks into it, each at once; returns the names of all in the archive.
+    """Put the entries that the folder lacks into it, each at once; returns the names of all in the
+    archive.
 
-    Triton lists the files of an entry by their full paths, so those are written anew. Raises `ValueError` for what is no such archive.
+    Triton lists the files of an entry by their full paths, so those are written anew. Raises
+    `ValueError` for what is no such archive.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
@@ -132,7 +153,9 @@ def unpack(data: bytes, folder: Path) -> set[str]:
             new = Path(name, entry)
             new.mkdir()
             for part, content in parts.items():
-                (new / part).write_bytes(_listed_in(folder / entry, content) if part.startswith(_GROUP) else content)
+                (new / part).write_bytes(
+                    _listed_in(folder / entry, content) if part.startswith(_GROUP) else content
+                )
             try:
                 new.rename(folder / entry)
             except OSError:

@@ -1,4 +1,6 @@
-"""The adapter folder's README.md: what the adapter is, how it did, and a program that reloads it with transformers and peft alone."""
+"""The adapter folder's README.md: what the adapter is, how it did, and a program that reloads it
+with transformers and peft alone.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from string import Template
 
 from emotion_train.model.precision import Precision
 
-_DTYPES = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp8": "torch.bfloat16", "nf4": "torch.bfloat16"}
+_DTYPES = {
+    "fp32": "torch.float32",
+    "bf16": "torch.bfloat16",
+    "fp8": "torch.bfloat16",
+    "nf4": "torch.bfloat16",
+}
 _NF4 = """
     quantization_config=BitsAndBytesConfig(
         load_in_4bit=True,
@@ -59,9 +66,13 @@ model.score.float()  # before the adapter's head is read into it
 model = PeftModel.from_pretrained(model, adapter).eval()
 model.base_model.model.score.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
 
-batch = tokenizer(texts, padding=True, padding_side="right", truncation=True, max_length=$max_length, return_tensors="pt")
+batch = tokenizer(
+    texts, padding=True, padding_side="right", truncation=True, max_length=$max_length, return_tensors="pt"
+)
 with torch.inference_mode():
-    logits = model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)).logits
+    logits = model(
+        input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
+    ).logits
 for text, probabilities in zip(texts, logits.softmax(-1).tolist()):
     print(json.dumps({"text": text, "probabilities": dict(zip(labels, probabilities))}, ensure_ascii=False))
 """
@@ -69,7 +80,9 @@ for text, probabilities in zip(texts, logits.softmax(-1).tolist()):
 
 @dataclass(frozen=True)
 class CardFacts:
-    """`layout` is `BaseInfo.layout`; each of `metrics_lines` is one line of Markdown, for example a table's."""
+    """`layout` is `BaseInfo.layout`; each of `metrics_lines` is one line of Markdown, for example a
+    table's.
+    """
 
     base: str
     layout: str
@@ -85,7 +98,9 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """The whole README.md."""
-    is_hub_id = facts.layout != "gguf" and not _is_in_bucket(facts) and not Path(facts.base).expanduser().is_dir()
+    is_hub_id = (
+        facts.layout != "gguf" and not _is_in_bucket(facts) and not Path(facts.base).expanduser().is_dir()
+    )
     header = [
         "---",
         *([f"base_model: {json.dumps(facts.base)}"] if is_hub_id else []),
@@ -101,13 +116,19 @@ def model_card(facts: CardFacts) -> str:
             "",
             "# Emotion classifier",
             "",
-            f"A LoRA adapter and a linear head on `{facts.base}` that give one of {len(facts.labels)} labels to a post:",
+            (
+                f"A LoRA adapter and a linear head on `{facts.base}` that give one of {len(facts.labels)}"
+                " labels to a post:"
+            ),
             ", ".join(f"`{label}`" for label in facts.labels) + ".",
             "",
             f"- LoRA: r={facts.lora_r}, alpha={facts.lora_alpha:g}, on {', '.join(facts.lora_targets)}",
             f"- Base while training: {facts.precision}; posts cut at {facts.max_length} tokens",
             *([f"- Run: {facts.run_id}"] if facts.run_id else []),
-            "- The head reads the last token of the post, in float32. The tokenizer here is the one of the training; take no other.",
+            (
+                "- The head reads the last token of the post, in float32. The tokenizer here is the one of"
+                " the training; take no other."
+            ),
             "",
             *results,
             "## Use",
@@ -124,7 +145,9 @@ def model_card(facts: CardFacts) -> str:
 
 
 def reload_snippet(facts: CardFacts) -> str:
-    """A program that prints a probability per label: `python snippet.py [adapter folder] [text …]`."""
+    """A program that prints a probability per label: `python snippet.py [adapter folder] [text
+    …]`.
+    """
     is_gguf = facts.layout == "gguf"
     is_nf4 = _is_nf4(facts)
     path = Path(facts.base)
@@ -153,5 +176,7 @@ def _is_in_bucket(facts: CardFacts) -> bool:
 
 
 def _is_nf4(facts: CardFacts) -> bool:
-    """transformers dequantises a GGUF file and quantises no further, so such a base is reloaded in bfloat16."""
+    """transformers dequantises a GGUF file and quantises no further, so such a base is reloaded in
+    bfloat16.
+    """
     return facts.precision == "nf4" and facts.layout != "gguf"

@@ -1,4 +1,6 @@
-"""What an adapter folder says of itself, read and checked without torch, so that a wrong folder is refused before anything is loaded."""
+"""What an adapter folder says of itself, read and checked without torch, so that a wrong folder is
+refused before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -67,21 +69,33 @@ class AdapterFacts(BaseModel):
 
 
 def read_facts(folder: Path) -> AdapterFacts:
-    """What the adapter in this folder was made of; raises `WrongRequest` for a folder that is no adapter or holds pickles."""
+    """What the adapter in this folder was made of; raises `WrongRequest` for a folder that is no
+    adapter or holds pickles.
+    """
     if not folder.is_dir():
-        raise WrongRequest(f"There is no adapter folder {folder}; give the folder that `emotion-launch pull` or a run's final/ wrote.")
+        raise WrongRequest(
+            f"There is no adapter folder {folder}; give the folder that `emotion-launch pull` or a run's"
+            " final/ wrote."
+        )
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in _PICKLES:
             raise WrongRequest(
-                f"The adapter {folder} holds {path.name}, a pickle, which could run any program; only safetensors and JSON are read."
+                f"The adapter {folder} holds {path.name}, a pickle, which could run any program; only"
+                " safetensors and JSON are read."
             )
     for name in (FACTS, LABELS, WEIGHTS, "tokenizer.json"):
         if not (folder / name).is_file():
-            raise WrongRequest(f"The folder {folder} has no {name}, so it is no adapter of this program; give a run's final/.")
+            raise WrongRequest(
+                f"The folder {folder} has no {name}, so it is no adapter of this program; give a run's"
+                " final/."
+            )
     try:
         content = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        return AdapterFacts.model_validate(content | json.loads((folder / LABELS).read_text(encoding="utf-8")))
+        return AdapterFacts.model_validate(
+            content | json.loads((folder / LABELS).read_text(encoding="utf-8"))
+        )
     except (ValueError, TypeError, ValidationError) as error:
         raise WrongRequest(
-            f"{folder / FACTS} or {LABELS} beside it cannot be read ({str(error).splitlines()[0]}); pull the adapter again."
+            f"{folder / FACTS} or {LABELS} beside it cannot be read ({str(error).splitlines()[0]}); pull the"
+            " adapter again."
         ) from None

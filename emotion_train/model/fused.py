@@ -1,12 +1,16 @@
-"""The decoder for GPUs: each block one autograd function with its backward pass written by hand, between the same weights.
+"""The decoder for GPUs: each block one autograd function with its backward pass written by hand,
+between the same weights.
 
-transformers' modules and PEFT's adapters stay what holds, saves and names the parameters; this page only computes with them. What it gains
-over compiling them: attention as cheap as short posts are, weights of layers with one input stacked into one product, adapters brought to
-bfloat16 once a forward pass, only what the backward pass needs kept (172 kB a token and block of Mistral Small 3.1, of which the MLP's
-products are 131), the last block's MLP on pooled tokens only, and no tracing: the first step comes seconds after the weights.
-What it costs: biases, norms of queries and keys, and head sizes other than powers of two go the stock way (`fits`).
+transformers' modules and PEFT's adapters stay what holds, saves and names the parameters; this page
+only computes with them. What it gains over compiling them: attention as cheap as short posts are,
+weights of layers with one input stacked into one product, adapters brought to bfloat16 once a
+forward pass, only what the backward pass needs kept (172 kB a token and block of Mistral Small 3.1,
+of which the MLP's products are 131), the last block's MLP on pooled tokens only, and no tracing:
+the first step comes seconds after the weights. What it costs: biases, norms of queries and keys,
+and head sizes other than powers of two go the stock way (`fits`).
 
-Letters: T tokens, N posts, H hidden size, I inputs and O outputs of a product, R ranks of its adapters, W = (Q + 2 K) D as in kernels.py.
+Letters: T tokens, N posts, H hidden size, I inputs and O outputs of a product, R ranks of its
+adapters, W = (Q + 2 K) D as in kernels.py.
 """
 
 from __future__ import annotations
@@ -25,11 +29,14 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"  # PEFT's name for the only adapter of a model
 
-Norm = tuple[torch.Tensor, torch.Tensor]  # an RMS norm's weight, and the reciprocal root mean squares of its rows
+# an RMS norm's weight, and the reciprocal root mean squares of its rows
+Norm = tuple[torch.Tensor, torch.Tensor]
 
 
 class Product(Protocol):
-    """x W^T with a frozen W, and its gradient by x; `in_fp8` when both may come as `kernels.Fp8`."""
+    """x W^T with a frozen W, and its gradient by x; `in_fp8` when both may come as
+    `kernels.Fp8`.
+    """
 
     in_fp8: bool
 
@@ -39,7 +46,9 @@ class Product(Protocol):
 
 
 class DenseProduct:
-    """W in bfloat16: the layers' weights stacked by outputs. The layers keep views of it, so that nothing is held twice."""
+    """W in bfloat16: the layers' weights stacked by outputs. The layers keep views of it, so that
+    nothing is held twice.
+    """
 
     in_fp8 = False
 
@@ -63,12 +72,16 @@ def stacked(layers: Sequence[Any]) -> torch.Tensor:
 
 def leave_rows(layers: Sequence[Any], whole_OI: torch.Tensor) -> None:
     """Let each layer's weight be its rows of the stack."""
-    for layer, rows_OI in zip(layers, torch.split(whole_OI, [layer.out_features for layer in layers]), strict=True):
+    for layer, rows_OI in zip(
+        layers, torch.split(whole_OI, [layer.out_features for layer in layers]), strict=True
+    ):
         layer.weight = nn.Parameter(rows_OI, requires_grad=False)
 
 
 class Workspace:
-    """One buffer that all 4-bit products unpack their weights into, one after the other in the order of the stream."""
+    """One buffer that all 4-bit products unpack their weights into, one after the other in the
+    order of the stream.
+    """
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.bfloat16)
@@ -106,9 +119,11 @@ class Nf4Product:
 
 
 class Fp8Product:
-    """W in float8 (e4m3) with a scale for each row, twice: as it is, and transposed for the gradient, since the units read rows only.
+    """W in float8 (e4m3) with a scale for each row, twice: as it is, and transposed for the
+    gradient, since the units read rows only.
 
-    What it multiplies is brought to float8 row by row, too. The layers are left with the first copy in place of their bfloat16 weights.
+    What it multiplies is brought to float8 row by row, too. The layers are left with the first copy
+    in place of their bfloat16 weights.
     """
 
     in_fp8 = True
@@ -117,7 +132,10 @@ class Fp8Product:
         from emotion_train.model import kernels
 
         weight_OI = stacked(layers)
-        self._by_output, self._by_input = kernels.quantize_rows(weight_OI), kernels.quantize_rows(weight_OI.t().contiguous())
+        self._by_output, self._by_input = (
+            kernels.quantize_rows(weight_OI),
+            kernels.quantize_rows(weight_OI.t().contiguous()),
+        )
         leave_rows(layers, self._by_output.codes_TI)
 
     def forward(self, x_TI: torch.Tensor | Fp8) -> torch.Tensor:
@@ -138,12 +156,15 @@ def _fp8_product(a_MK: torch.Tensor | Fp8, b_NK: Fp8) -> torch.Tensor:
         scale_a=a.scales_T1,
         scale_b=b_NK.scales_T1.t(),
         out_dtype=torch.bfloat16,
-        use_fast_accum=True,  # 10 to 25 % faster on an H100; what it rounds is small against the rounding of the factors
+        # 10 to 25 % faster on an H100; what it rounds is small against the rounding of the factors
+        use_fast_accum=True,
     )
 
 
 class FusedInputs(NamedTuple):
-    """A pack on the GPU. `sees_from_T` and `seen_until_T` are int32, see kernels.py; `seed`, of dropout, is an int32 of its own."""
+    """A pack on the GPU. `sees_from_T` and `seen_until_T` are int32, see kernels.py; `seed`, of
+    dropout, is an int32 of its own.
+    """
 
     input_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
@@ -166,15 +187,19 @@ class Pack:
 
 
 class Adapters:
-    """LoRA of the layers of one product. Each forward pass of the decoder begins by bringing them to bfloat16.
+    """LoRA of the layers of one product. Each forward pass of the decoder begins by bringing them
+    to bfloat16.
 
-    With R the sum of the ranks: down_RI holds s A of each layer, one below the other; up_OR their B as blocks, zero elsewhere.
+    With R the sum of the ranks: down_RI holds s A of each layer, one below the other; up_OR their B
+    as blocks, zero elsewhere.
     """
 
     def __init__(self, layers: Sequence[Any], compute: torch.dtype, number: int) -> None:
         self._adapted = [index for index, layer in enumerate(layers) if hasattr(layer, "lora_A")]
         chosen: list[Any] = [layers[index] for index in self._adapted]
-        self.parameters: list[nn.Parameter] = [p for one in chosen for p in (one.lora_A[ADAPTER].weight, one.lora_B[ADAPTER].weight)]
+        self.parameters: list[nn.Parameter] = [
+            p for one in chosen for p in (one.lora_A[ADAPTER].weight, one.lora_B[ADAPTER].weight)
+        ]
         dropouts = [one.lora_dropout[ADAPTER] for one in chosen]
         self.dropout = float(getattr(dropouts[0], "p", 0.0)) if dropouts else 0.0
         self.number = number  # of its own stream of dropout
@@ -182,7 +207,9 @@ class Adapters:
         outputs = [int(layer.out_features) for layer in layers]
         rank = len(self.parameters[0]) if chosen else 0
         starts = [sum(outputs[:index]) for index in self._adapted]
-        self._rows = [slice(start, start + outputs[index]) for start, index in zip(starts, self._adapted, strict=True)]
+        self._rows = [
+            slice(start, start + outputs[index]) for start, index in zip(starts, self._adapted, strict=True)
+        ]
         self._ranks = [slice(place * rank, (place + 1) * rank) for place in range(len(chosen))]
         if chosen:
             a = self.parameters[0]
@@ -194,7 +221,10 @@ class Adapters:
 
     def copies(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(place in bfloat16, parameter) of every adapter."""
-        pairs = [(self.down_RI[ranks], self.up_OR[rows, ranks]) for ranks, rows in zip(self._ranks, self._rows, strict=True)]
+        pairs = [
+            (self.down_RI[ranks], self.up_OR[rows, ranks])
+            for ranks, rows in zip(self._ranks, self._rows, strict=True)
+        ]
         return list(zip((place for pair in pairs for place in pair), self.parameters, strict=True))
 
     def add_to(self, y_TO: torch.Tensor, x_TI: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:
@@ -212,7 +242,9 @@ class Adapters:
         seed: torch.Tensor | None,
         norm: Norm | None = None,
     ) -> list[torch.Tensor]:
-        """The gradients of `parameters` in float32; adds the adapters' part to dx in place. With `norm` the input was that norm of x."""
+        """The gradients of `parameters` in float32; adds the adapters' part to dx in place. With
+        `norm` the input was that norm of x.
+        """
         from emotion_train.model import kernels
 
         du_TR = dy_TO @ self.up_OR
@@ -225,11 +257,14 @@ class Adapters:
                 dx_TI.addmm_(du_TR, self.down_RI)
         gradients = []
         for ranks, rows in zip(self._ranks, self._rows, strict=True):
-            # without its gaps: a recorded graph keeps it, and PyTorch adds many tensors in one kernel only where none has any
+            # without its gaps: a recorded graph keeps it, and PyTorch adds many tensors in one
+            # kernel only where none has any
             gradients += [d_down_RI[ranks], d_up_OR[rows, ranks].contiguous()]
         return gradients
 
-    def _dropped(self, x_TI: torch.Tensor, seed: torch.Tensor | None, norm: Norm | None = None) -> torch.Tensor:
+    def _dropped(
+        self, x_TI: torch.Tensor, seed: torch.Tensor | None, norm: Norm | None = None
+    ) -> torch.Tensor:
         from emotion_train.model import kernels
 
         if self.dropout > 0 and seed is not None:
@@ -256,7 +291,9 @@ class Projection:
         """Whether nothing but the product reads what is multiplied, and reads it in float8."""
         return self.product.in_fp8 and not self.adapters
 
-    def forward(self, x_TI: torch.Tensor | Fp8, seed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, x_TI: torch.Tensor | Fp8, seed: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the output, what the adapters' backward pass needs)."""
         y_TO = self.product.forward(x_TI)
         if not self.adapters:
@@ -267,7 +304,9 @@ class Projection:
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder block: norm, attention, norm, MLP. `pooled` makes it the last one, which goes on with the posts' last tokens only."""
+    """One decoder block: norm, attention, norm, MLP. `pooled` makes it the last one, which goes on
+    with the posts' last tokens only.
+    """
 
     norm_1_H: torch.Tensor
     qkv: Projection
@@ -288,24 +327,45 @@ class Block:
     def forward(
         self, h_TH: torch.Tensor, m_TH: torch.Tensor | None, pack: Pack
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, ...]]:
-        """((h, m) whose sum is the block's output, what `backward` needs). The input is the sum of h and m, too."""
+        """((h, m) whose sum is the block's output, what `backward` needs). The input is the sum of
+        h and m, too.
+        """
         from emotion_train.model import kernels
 
         h_TH, x_TH, rstd_1_T = kernels.add_rms_norm(h_TH, m_TH, self.norm_1_H, self.eps)
         qkv_TW, u_qkv = self.qkv.forward(x_TH, pack.seed)
         kernels.rotate_(qkv_TW, pack.cos_TD, pack.sin_TD, self.heads + self.kv_heads)
         mixed, lse_QT = kernels.attention(qkv_TW, pack.sees_from_T, self.heads, self.kv_heads, self.scale)
-        at_h, at_mixed = (h_TH[pack.last_tokens_N], mixed[pack.last_tokens_N]) if self.pooled else (h_TH, mixed)
+        at_h, at_mixed = (
+            (h_TH[pack.last_tokens_N], mixed[pack.last_tokens_N]) if self.pooled else (h_TH, mixed)
+        )
         o, u_out = self.out.forward(at_mixed, pack.seed)
         h_mid, y, rstd_2 = kernels.add_rms_norm(at_h, o, self.norm_2_H, self.eps)
         gate_up, u_gate_up = self.gate_up.forward(y, pack.seed)
-        m, u_down = self.down.forward(kernels.swiglu_fp8(gate_up) if self.down.in_fp8 else kernels.swiglu(gate_up), pack.seed)
-        return (h_mid, m), (h_TH, rstd_1_T, qkv_TW, mixed, lse_QT, h_mid, rstd_2, gate_up, u_qkv, u_out, u_gate_up, u_down)
+        m, u_down = self.down.forward(
+            kernels.swiglu_fp8(gate_up) if self.down.in_fp8 else kernels.swiglu(gate_up), pack.seed
+        )
+        return (h_mid, m), (
+            h_TH,
+            rstd_1_T,
+            qkv_TW,
+            mixed,
+            lse_QT,
+            h_mid,
+            rstd_2,
+            gate_up,
+            u_qkv,
+            u_out,
+            u_gate_up,
+            u_down,
+        )
 
     def backward(
         self, saved: Sequence[Any], dh: torch.Tensor, dm: torch.Tensor, pack: Pack, needs_dx: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Gradient by the input (None unless needed), and those of `parameters` in their order. Overwrites the saved gate and up."""
+        """Gradient by the input (None unless needed), and those of `parameters` in their order.
+        Overwrites the saved gate and up.
+        """
         from emotion_train.model import kernels
 
         h_TH, rstd_1_T, qkv_TW, mixed, lse_QT, h_mid, rstd_2, gate_up, u_qkv, u_out, u_gate_up, u_down = saved
@@ -334,24 +394,42 @@ class Block:
             d_mixed = torch.zeros_like(mixed).index_add_(0, pack.last_tokens_N, d_mixed)
             dh_mid = torch.zeros_like(h_TH).index_add_(0, pack.last_tokens_N, dh_mid)
         d_qkv = kernels.attention_backward(
-            d_mixed, qkv_TW, mixed, lse_QT, pack.sees_from_T, pack.seen_until_T, self.heads, self.kv_heads, self.scale
+            d_mixed,
+            qkv_TW,
+            mixed,
+            lse_QT,
+            pack.sees_from_T,
+            pack.seen_until_T,
+            self.heads,
+            self.kv_heads,
+            self.scale,
         )
         kernels.rotate_(d_qkv, pack.cos_TD, pack.sin_TD, self.heads + self.kv_heads, back=True)
         dx = self.qkv.product.backward(d_qkv) if needs_dx else None
         d_qkv_adapters: list[torch.Tensor] = []
         if self.qkv.adapters:
-            d_qkv_adapters = self.qkv.adapters.backward(dx, d_qkv, h_TH, u_qkv, pack.seed, norm=(self.norm_1_H, rstd_1_T))
+            d_qkv_adapters = self.qkv.adapters.backward(
+                dx, d_qkv, h_TH, u_qkv, pack.seed, norm=(self.norm_1_H, rstd_1_T)
+            )
         if dx is not None:
             dx = kernels.rms_norm_backward(dx, h_TH, self.norm_1_H, rstd_1_T, dh_mid)
         return dx, [*d_qkv_adapters, *d_out, *d_gate_up_adapters, *d_down]
 
 
 class _Run(torch.autograd.Function):
-    """A block in the graph; its adapters are inputs, so that DDP hears of their gradients. The backward pass can be run once."""
+    """A block in the graph; its adapters are inputs, so that DDP hears of their gradients. The
+    backward pass can be run once.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, h_TH: torch.Tensor, m_TH: torch.Tensor | None, block: Block, pack: Pack, recompute: bool, *parameters: nn.Parameter
+        ctx: Any,
+        h_TH: torch.Tensor,
+        m_TH: torch.Tensor | None,
+        block: Block,
+        pack: Pack,
+        recompute: bool,
+        *parameters: nn.Parameter,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         output, saved = block.forward(h_TH, m_TH, pack)
         ctx.block, ctx.pack, ctx.recompute, ctx.has_m = block, pack, recompute, m_TH is not None
@@ -370,16 +448,18 @@ class _Run(torch.autograd.Function):
 
 
 class FusedDecoder:
-    """Computes with the blocks of a stock classifier with PEFT's adapters; see the head of the page.
+    """Computes with the blocks of a stock classifier with PEFT's adapters; see the head of the
+    page.
 
-    Make it once the adapters are attached and the weights lie where they stay: it stacks weights and leaves views in their place. It
-    computes in the format of the embedding.
+    Make it once the adapters are attached and the weights lie where they stay: it stacks weights
+    and leaves views in their place. It computes in the format of the embedding.
     """
 
     def __init__(self, classifier: Any, fp8: bool = False) -> None:
         model, config = classifier.model, classifier.config
         self._embed, self._norm, self._rotary = model.embed_tokens, model.norm, model.rotary_emb
-        self.window: int | None = getattr(config, "sliding_window", None)  # tokens that a token sees, itself included
+        # tokens that a token sees, itself included
+        self.window: int | None = getattr(config, "sliding_window", None)
         workspace = Workspace()
         number = 0
 
@@ -417,17 +497,29 @@ class FusedDecoder:
             if one.adapters
             for pair in one.adapters.copies()
         ]
-        # PyTorch copies many tensors in one kernel where none has gaps, as the blocks of several layers' B have
-        dense, gappy = ([pair for pair in copies if pair[0].is_contiguous() == whole] for whole in (True, False))
-        self._copies = [([place for place, _ in pairs], [one for _, one in pairs]) for pairs in (dense, gappy) if pairs]
-        self._downs = [one.adapters for block in self._blocks for one in (block.qkv, block.out, block.gate_up, block.down) if one.adapters]
+        # PyTorch copies many tensors in one kernel where none has gaps, as the blocks of several
+        # layers' B have
+        dense, gappy = (
+            [pair for pair in copies if pair[0].is_contiguous() == whole] for whole in (True, False)
+        )
+        self._copies = [
+            ([place for place, _ in pairs], [one for _, one in pairs]) for pairs in (dense, gappy) if pairs
+        ]
+        self._downs = [
+            one.adapters
+            for block in self._blocks
+            for one in (block.qkv, block.out, block.gate_up, block.down)
+            if one.adapters
+        ]
         self.recompute = False
 
     def __call__(self, inputs: FusedInputs, training: bool) -> torch.Tensor:
         """Normalised hidden states of the posts' last tokens, of shape NH."""
         self._refresh()
         positions_1T = inputs.position_ids_T[None]
-        cos_1TD, sin_1TD = self._rotary(torch.empty(0, dtype=torch.float32, device=positions_1T.device), positions_1T)
+        cos_1TD, sin_1TD = self._rotary(
+            torch.empty(0, dtype=torch.float32, device=positions_1T.device), positions_1T
+        )
         pack = Pack(cos_1TD[0], sin_1TD[0], *inputs[2:5], inputs.seed if training else None)
         h: torch.Tensor = self._embed(inputs.input_ids_T)
         m: torch.Tensor | None = None
@@ -450,7 +542,9 @@ class FusedDecoder:
 
 
 def fits(classifier: Any) -> bool:
-    """Whether this page can compute the model: on a GPU that has bfloat16, Llama's and Mistral's blocks without biases."""
+    """Whether this page can compute the model: on a GPU that has bfloat16, Llama's and Mistral's
+    blocks without biases.
+    """
     config = classifier.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     device: torch.device = classifier.model.embed_tokens.weight.device

@@ -1,9 +1,12 @@
-"""The passes of a small model as one CUDA graph a shape: a 135M model's kernels take 13 ms a step, starting them one by one 145.
+"""The passes of a small model as one CUDA graph a shape: a 135M model's kernels take 13 ms a step,
+starting them one by one 145.
 
-The graph of a shape (tokens of the pack, posts rounded up) is recorded when that shape comes for the second time. What it costs: each
-graph keeps its gradients (at r=16 2 to 7 % of a 135M base, 0.6 to 2 % of one of 1.2B), and all share one pool of activations, which
-grows with a larger shape. So a shape is recorded only where the largest pack still finds room outside of the pool; with as little memory
-as that the packs are so large that starting kernels costs nothing. A graph serves one process, not DDP's hooks.
+The graph of a shape (tokens of the pack, posts rounded up) is recorded when that shape comes for
+the second time. What it costs: each graph keeps its gradients (at r=16 2 to 7 % of a 135M base, 0.6
+to 2 % of one of 1.2B), and all share one pool of activations, which grows with a larger shape. So a
+shape is recorded only where the largest pack still finds room outside of the pool; with as little
+memory as that the packs are so large that starting kernels costs nothing. A graph serves one
+process, not DDP's hooks.
 
 Letters: T tokens, N posts, C classes.
 """
@@ -42,17 +45,24 @@ class _Recorded:
 def pays(model: EmotionClassifier, world_size: int) -> bool:
     """Whether starting the kernels is what a step of this model waits for, and a graph can help.
 
-    Rotary positions that change with a pack's longest post (rope_type dynamic, longrope) ask the GPU for it, which no recording allows.
+    Rotary positions that change with a pack's longest post (rope_type dynamic, longrope) ask the
+    GPU for it, which no recording allows.
     """
-    if model.decoder is None or world_size > 1 or model.classifier.model.rotary_emb.rope_type in ("dynamic", "longrope"):
+    if (
+        model.decoder is None
+        or world_size > 1
+        or model.classifier.model.rotary_emb.rope_type in ("dynamic", "longrope")
+    ):
         return False
     return sum(p.numel() for p in model.parameters()) < RECORDED_BELOW
 
 
 class GraphedPasses:
-    """Adds the gradients of one pack's loss to those of `parameters`, as `(scale * loss).backward()` would.
+    """Adds the gradients of one pack's loss to those of `parameters`, as `(scale *
+    loss).backward()` would.
 
-    `passing_bytes`: what both passes over so many tokens take beside weights and optimizer. `most_tokens`: that a pack may have.
+    `passing_bytes`: what both passes over so many tokens take beside weights and optimizer.
+    `most_tokens`: that a pack may have.
     """
 
     def __init__(
@@ -72,7 +82,9 @@ class GraphedPasses:
         self._pool: Any = None
 
     def __call__(self, pack: Pack, scale: float) -> torch.Tensor | None:
-        """The loss sum of the pack; None when this shape has no graph yet and the caller must run the passes itself."""
+        """The loss sum of the pack; None when this shape has no graph yet and the caller must run
+        the passes itself.
+        """
         posts = -(-len(pack.labels_N) // _POSTS_BUCKET) * _POSTS_BUCKET
         shape = len(pack.tokens_T), posts
         self._largest = max(self._largest, shape[0])
@@ -85,7 +97,9 @@ class GraphedPasses:
         if found is None:
             return None
         inputs, labels_N, weights_N = self._inputs(pack, posts, draw_seed())
-        for place, value in zip([*found.inputs, found.labels_N, found.weights_N], [*inputs, labels_N, weights_N], strict=True):
+        for place, value in zip(
+            [*found.inputs, found.labels_N, found.weights_N], [*inputs, labels_N, weights_N], strict=True
+        ):
             place.copy_(value)
         found.scale.fill_(scale)
         found.graph.replay()
@@ -93,10 +107,12 @@ class GraphedPasses:
         return found.loss
 
     def _has_room(self, tokens: int) -> bool:
-        """Whether a recording of so many tokens leaves room for the passes of a pack twice as large as any before.
+        """Whether a recording of so many tokens leaves room for the passes of a pack twice as large
+        as any before.
 
-        Beside them for its own gradients and, since it may be recorded in the very first step, for what an update brings: the parameters'
-        gradients and AdamW's two moments, which at r=1024 are more than the weights.
+        Beside them for its own gradients and, since it may be recorded in the very first step, for
+        what an update brings: the parameters' gradients and AdamW's two moments, which at r=1024
+        are more than the weights.
         """
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self._model.device)
@@ -108,12 +124,18 @@ class GraphedPasses:
         """The pack on the device with its labels and weights; posts that fill it up weigh 0."""
         decoder, device = self._model.decoder, self._model.device
         assert decoder is not None
-        fillable = [np.pad(x, (0, posts - len(x))) for x in (pack.last_tokens_N, pack.labels_N, pack.weights_N)]
+        fillable = [
+            np.pad(x, (0, posts - len(x))) for x in (pack.last_tokens_N, pack.labels_N, pack.weights_N)
+        ]
         last_N, labels_N, weights_N = (on_device(x, device) for x in fillable)
         arrays = pack.tokens_T, pack.positions_T, sight(np.diff(pack.boundaries_S), decoder.window)
         tokens_T, positions_T, sight_2T = (on_device(x, device) for x in arrays)
         on_gpu = on_device(np.array(seed, np.int32), device)
-        return FusedInputs(tokens_T, positions_T, sight_2T[0], sight_2T[1], last_N, on_gpu), labels_N, weights_N
+        return (
+            FusedInputs(tokens_T, positions_T, sight_2T[0], sight_2T[1], last_N, on_gpu),
+            labels_N,
+            weights_N,
+        )
 
     def _record(self, pack: Pack, posts: int) -> _Recorded:
         device = self._model.device
@@ -126,7 +148,8 @@ class GraphedPasses:
 
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # libraries allocate their workspaces on first use, which a recording forbids
+        # libraries allocate their workspaces on first use, which a recording forbids
+        with torch.cuda.stream(side):
             passes()
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
@@ -136,9 +159,13 @@ class GraphedPasses:
         return _Recorded(graph, inputs, labels_N, weights_N, scale, loss, gradients)
 
     def _add(self, gradients: list[torch.Tensor]) -> None:
-        """Into fresh tensors when there are none: the graph's own are written over by its next replay."""
+        """Into fresh tensors when there are none: the graph's own are written over by its next
+        replay.
+        """
         if self._parameters[0].grad is None:
             for parameter, gradient in zip(self._parameters, torch._foreach_mul(gradients, 1.0), strict=True):
                 parameter.grad = gradient
         else:
-            torch._foreach_add_([parameter.grad for parameter in self._parameters if parameter.grad is not None], gradients)
+            torch._foreach_add_(
+                [parameter.grad for parameter in self._parameters if parameter.grad is not None], gradients
+            )

@@ -1,7 +1,9 @@
-"""The classifier: hidden state of each post's last token, through a float32 linear head, to one row of logits per post.
+"""The classifier: hidden state of each post's last token, through a float32 linear head, to one row
+of logits per post.
 
-Posts are found by position, never by token id: padding or a post that quotes `<pad>` cannot move the pooling. The wrapped model is
-transformers' own XForSequenceClassification (with or without a PEFT adapter), so what is trained here reloads there.
+Posts are found by position, never by token id: padding or a post that quotes `<pad>` cannot move
+the pooling. The wrapped model is transformers' own XForSequenceClassification (with or without a
+PEFT adapter), so what is trained here reloads there.
 
 Letters: T tokens of a pack, N posts, L tokens of a padded row, C classes, H hidden size.
 """
@@ -22,18 +24,23 @@ from emotion_train.model.precision import Precision, formats
 
 
 def require_float8(device: torch.device, fused: bool) -> None:
-    """Raises `WrongRequest` where fp8 cannot be computed: by another GPU, or of a base that is not `fused`."""
+    """Raises `WrongRequest` where fp8 cannot be computed: by another GPU, or of a base that is not
+    `fused`.
+    """
     if not (fused and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)):
         raise WrongRequest(
-            "model.precision is fp8, which needs a GPU with float8 units (L4, L40S, H100, H200 and newer) and a Llama or Mistral base; "
-            "type model.precision=bf16 (--precision bf16 to predict or evaluate), or nf4 for a quarter of its memory."
+            "model.precision is fp8, which needs a GPU with float8 units (L4, L40S, H100, H200 and newer) and"
+            " a Llama or Mistral base; type model.precision=bf16 (--precision bf16 to predict or evaluate),"
+            " or nf4 for a quarter of its memory."
         )
 
 
 class EmotionClassifier(nn.Module):
-    """`forward` takes a pack, so that DDP and DeepSpeed can wrap it; `forward_padded` takes right-padded rows.
+    """`forward` takes a pack, so that DDP and DeepSpeed can wrap it; `forward_padded` takes
+    right-padded rows.
 
-    The arithmetic of the base runs under autocast to the precision's compute format whatever the caller set; the logits are float32.
+    The arithmetic of the base runs under autocast to the precision's compute format whatever the
+    caller set; the logits are float32.
     """
 
     def __init__(self, network: nn.Module, precision: Precision):
@@ -46,7 +53,8 @@ class EmotionClassifier(nn.Module):
     def fuse(self) -> None:
         """From now on compute packs by the fused decoder where it fits the model and its device.
 
-        Call it once the weights lie where they stay, and not when an engine shards them. Raises `WrongRequest` for fp8 without it.
+        Call it once the weights lie where they stay, and not when an engine shards them. Raises
+        `WrongRequest` for fp8 without it.
         """
         if self.precision == "fp8":
             require_float8(self.device, fits(self.classifier))
@@ -76,19 +84,33 @@ class EmotionClassifier(nn.Module):
         return is_fused(self.device, self.compute)
 
     def forward(
-        self, input_ids_1T: torch.Tensor, position_ids_1T: torch.Tensor, segments: Segments, last_token_idx_N: torch.Tensor
+        self,
+        input_ids_1T: torch.Tensor,
+        position_ids_1T: torch.Tensor,
+        segments: Segments,
+        last_token_idx_N: torch.Tensor,
     ) -> torch.Tensor:
         """`forward_packed`, under the name that wrappers call."""
         return self.forward_packed(input_ids_1T, position_ids_1T, segments, last_token_idx_N)
 
     def forward_packed(
-        self, input_ids_1T: torch.Tensor, position_ids_1T: torch.Tensor, segments: Segments, last_token_idx_N: torch.Tensor
+        self,
+        input_ids_1T: torch.Tensor,
+        position_ids_1T: torch.Tensor,
+        segments: Segments,
+        last_token_idx_N: torch.Tensor,
     ) -> torch.Tensor:
-        """Logits of shape NC, float32. `position_ids_1T` restart at each segment. With no post (N = 0) gradients are zero, not absent."""
+        """Logits of shape NC, float32. `position_ids_1T` restart at each segment. With no post (N =
+        0) gradients are zero, not absent.
+        """
         if self.decoder is not None:
             sees_from_T, seen_until_T = on_device(sight(segments.lengths, self.decoder.window), self.device)
             seed = on_device(np.array(draw_seed(), np.int32), self.device)
-            return self.forward_fused(FusedInputs(input_ids_1T[0], position_ids_1T[0], sees_from_T, seen_until_T, last_token_idx_N, seed))
+            return self.forward_fused(
+                FusedInputs(
+                    input_ids_1T[0], position_ids_1T[0], sees_from_T, seen_until_T, last_token_idx_N, seed
+                )
+            )
         hidden_1TH = self._hidden(input_ids_1T, position_ids_1T, segments.as_kwargs(self.is_fused))
         return self._logits(hidden_1TH[0].index_select(0, last_token_idx_N))
 
@@ -98,8 +120,12 @@ class EmotionClassifier(nn.Module):
         return self._logits(self.decoder(inputs, self.training))
 
     def forward_padded(self, input_ids_NL: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-        """Logits of shape NC, float32, of right-padded rows; what the padding holds does not matter."""
-        position_ids_NL = torch.arange(input_ids_NL.shape[1], device=input_ids_NL.device).expand_as(input_ids_NL)
+        """Logits of shape NC, float32, of right-padded rows; what the padding holds does not
+        matter.
+        """
+        position_ids_NL = torch.arange(input_ids_NL.shape[1], device=input_ids_NL.device).expand_as(
+            input_ids_NL
+        )
         hidden_NLH = self._hidden(input_ids_NL, position_ids_NL, {})
         rows_N = torch.arange(len(lengths_N), device=hidden_NLH.device)
         return self._logits(hidden_NLH[rows_N, lengths_N.to(hidden_NLH.device) - 1])
@@ -109,13 +135,22 @@ class EmotionClassifier(nn.Module):
         if self.decoder is not None:
             self.decoder.recompute = True
         stock = self.classifier
-        enable = getattr(stock, "activation_checkpointing_enable", None) or stock.gradient_checkpointing_enable  # the latter before 5.2x
+        # the latter before 5.2x
+        enable = (
+            getattr(stock, "activation_checkpointing_enable", None) or stock.gradient_checkpointing_enable
+        )
         enable({"use_reentrant": False})
 
-    def _hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention: dict[str, Any]) -> torch.Tensor:
+    def _hidden(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention: dict[str, Any]
+    ) -> torch.Tensor:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == torch.bfloat16):
             output = self.classifier.model(
-                input_ids=input_ids, attention_mask=None, position_ids=position_ids, use_cache=False, **attention
+                input_ids=input_ids,
+                attention_mask=None,
+                position_ids=position_ids,
+                use_cache=False,
+                **attention,
             )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
@@ -132,12 +167,16 @@ def draw_seed() -> int:
 
 
 def init_head(classifier: nn.Module, seed: int) -> None:
-    """Fill the head with N(0, 0.02), the same for one seed on every device and rank, whatever else drew random numbers."""
+    """Fill the head with N(0, 0.02), the same for one seed on every device and rank, whatever else
+    drew random numbers.
+    """
     score = classifier.score
     assert isinstance(score, nn.Linear), "the head must be a plain layer, not a quantised or adapted one"
     assert score.weight.dtype == torch.float32, f"the head must be float32, not {score.weight.dtype}"
     with torch.no_grad():
-        score.weight.copy_(torch.empty(score.weight.shape).normal_(0.0, 0.02, generator=generator(seed, "score.weight")))
+        score.weight.copy_(
+            torch.empty(score.weight.shape).normal_(0.0, 0.02, generator=generator(seed, "score.weight"))
+        )
 
 
 def generator(seed: int, name: str) -> torch.Generator:

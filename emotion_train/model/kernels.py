@@ -1,12 +1,16 @@
-"""Triton kernels of the fused decoder: what lies between two matrix products, each one pass over memory.
+"""Triton kernels of the fused decoder: what lies between two matrix products, each one pass over
+memory.
 
-The attention reads a pack as it lies: 64 queries at a time against the keys from the first of their posts on, so short posts cost what
-they weigh, and query heads share their key head without copies. (The stock varlen kernel takes a post at a time in tiles of 128, which
-for posts of 18 tokens is mostly padding.) Sums are float32, results bfloat16 unless a line says otherwise, and there are no atomics:
-the same input gives the same bits.
+The attention reads a pack as it lies: 64 queries at a time against the keys from the first of their
+posts on, so short posts cost what they weigh, and query heads share their key head without copies.
+(The stock varlen kernel takes a post at a time in tiles of 128, which for posts of 18 tokens is
+mostly padding.) Sums are float32, results bfloat16 unless a line says otherwise, and there are no
+atomics: the same input gives the same bits.
 
-Letters: T tokens, H hidden size, F intermediate size, Q query heads, K key/value heads, D head dimension, W = (Q + 2 K) D, I any width.
+Letters: T tokens, H hidden size, F intermediate size, Q query heads, K key/value heads, D head
+dimension, W = (Q + 2 K) D, I any width.
 """
+
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ import torch
 import triton
 import triton.language as tl
 
-_TILE = 64  # of the attention's forward pass; the fastest on an H100 for posts of some 20 tokens, as are the backward pass's 32
+# of the attention's forward pass; the fastest on an H100 for posts of some 20 tokens, as are the
+# backward pass's 32
+_TILE = 64
 _TILE_BACK = 32
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _FP8_MAX = tl.constexpr(448.0)  # of e4m3
@@ -43,19 +49,25 @@ def _add_rms_norm(h, m, weight, out_h, out_y, out_rstd, size, eps, has_m: tl.con
         tl.store(out_h + row * size + at, x.to(tl.bfloat16), inside)
     rstd = tl.rsqrt(tl.sum(x * x) / size + eps)
     scale = tl.load(weight + at, inside, 0.0).to(tl.float32)
-    tl.store(out_y + row * size + at, ((x * rstd).to(tl.bfloat16).to(tl.float32) * scale).to(tl.bfloat16), inside)
+    tl.store(
+        out_y + row * size + at, ((x * rstd).to(tl.bfloat16).to(tl.float32) * scale).to(tl.bfloat16), inside
+    )
     tl.store(out_rstd + row, rstd)
 
 
 def add_rms_norm(
     h_TH: torch.Tensor, m_TH: torch.Tensor | None, weight_H: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(h + m, its RMS norm, reciprocal root mean squares in float32); without m the first is h itself."""
+    """(h + m, its RMS norm, reciprocal root mean squares in float32); without m the first is h
+    itself.
+    """
     rows, size = h_TH.shape
     out_h = h_TH if m_TH is None else torch.empty_like(h_TH)
     out_y = torch.empty_like(h_TH)
     rstd_T = torch.empty(rows, dtype=torch.float32, device=h_TH.device)
-    _add_rms_norm[(rows,)](h_TH, m_TH, weight_H, out_h, out_y, rstd_T, size, eps, m_TH is not None, **_block(size))
+    _add_rms_norm[(rows,)](
+        h_TH, m_TH, weight_H, out_h, out_y, rstd_T, size, eps, m_TH is not None, **_block(size)
+    )
     return out_h, out_y, rstd_T
 
 
@@ -83,17 +95,25 @@ def _rms_norm_backward(dy, h, weight, rstd, dh, out, size, block: tl.constexpr):
     inside = at < size
     scale = tl.load(rstd + row)
     x = tl.load(h + row * size + at, inside, 0.0).to(tl.float32) * scale
-    g = tl.load(dy + row * size + at, inside, 0.0).to(tl.float32) * tl.load(weight + at, inside, 0.0).to(tl.float32)
-    result = scale * (g - x * (tl.sum(g * x) / size)) + tl.load(dh + row * size + at, inside, 0.0).to(tl.float32)
+    g = tl.load(dy + row * size + at, inside, 0.0).to(tl.float32) * tl.load(weight + at, inside, 0.0).to(
+        tl.float32
+    )
+    result = scale * (g - x * (tl.sum(g * x) / size)) + tl.load(dh + row * size + at, inside, 0.0).to(
+        tl.float32
+    )
     tl.store(out + row * size + at, result.to(tl.bfloat16), inside)
 
 
 def rms_norm_backward(
     dy_TH: torch.Tensor, h_TH: torch.Tensor, weight_H: torch.Tensor, rstd_T: torch.Tensor, dh_TH: torch.Tensor
 ) -> torch.Tensor:
-    """Gradient by h through the norm, plus `dh_TH`, which reaches h past it. The weight is frozen and gets none."""
+    """Gradient by h through the norm, plus `dh_TH`, which reaches h past it. The weight is frozen
+    and gets none.
+    """
     out_TH = torch.empty_like(h_TH)
-    _rms_norm_backward[(len(h_TH),)](dy_TH, h_TH, weight_H, rstd_T, dh_TH, out_TH, h_TH.shape[1], **_block(h_TH.shape[1]))
+    _rms_norm_backward[(len(h_TH),)](
+        dy_TH, h_TH, weight_H, rstd_T, dh_TH, out_TH, h_TH.shape[1], **_block(h_TH.shape[1])
+    )
     return out_TH
 
 
@@ -115,14 +135,20 @@ def _rotate(x, cos, sin, heads, width, sign, head_block: tl.constexpr, half: tl.
     tl.store(place + half, (high * c + low * s).to(tl.bfloat16), inside)
 
 
-def rotate_(qkv_TW: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, heads: int, *, back: bool = False) -> None:
-    """Turn the first `heads` heads (queries and keys) of each row by its position, in place; `back` is the inverse and the gradient.
+def rotate_(
+    qkv_TW: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, heads: int, *, back: bool = False
+) -> None:
+    """Turn the first `heads` heads (queries and keys) of each row by its position, in place; `back`
+    is the inverse and the gradient.
 
-    `cos_TD` and `sin_TD` are float32 and repeat their first half, as transformers' rotary embeddings do.
+    `cos_TD` and `sin_TD` are float32 and repeat their first half, as transformers' rotary
+    embeddings do.
     """
     half = cos_TD.shape[1] // 2
     head_block = triton.next_power_of_2(heads)
-    _rotate[(len(qkv_TW),)](qkv_TW, cos_TD, sin_TD, heads, qkv_TW.shape[1], -1.0 if back else 1.0, head_block, half, num_warps=4)
+    _rotate[(len(qkv_TW),)](
+        qkv_TW, cos_TD, sin_TD, heads, qkv_TW.shape[1], -1.0 if back else 1.0, head_block, half, num_warps=4
+    )
 
 
 # --- attention ---
@@ -136,11 +162,28 @@ def _load_rows(matrix, rows, width, real, d: tl.constexpr):
 
 @triton.jit
 def _store_rows(matrix, rows, width, real, values, d: tl.constexpr):
-    tl.store(matrix + rows.to(tl.int64)[:, None] * width + tl.arange(0, d)[None, :], values.to(tl.bfloat16), real[:, None])
+    tl.store(
+        matrix + rows.to(tl.int64)[:, None] * width + tl.arange(0, d)[None, :],
+        values.to(tl.bfloat16),
+        real[:, None],
+    )
 
 
 @triton.jit
-def _attention(qkv, starts, out, lse, tokens, width, heads, kv_heads, scale, group: tl.constexpr, d: tl.constexpr, tile: tl.constexpr):
+def _attention(
+    qkv,
+    starts,
+    out,
+    lse,
+    tokens,
+    width,
+    heads,
+    kv_heads,
+    scale,
+    group: tl.constexpr,
+    d: tl.constexpr,
+    tile: tl.constexpr,
+):
     first = tl.program_id(0) * tile
     head = tl.program_id(1)
     rows = first + tl.arange(0, tile)
@@ -170,10 +213,14 @@ def _attention(qkv, starts, out, lse, tokens, width, heads, kv_heads, scale, gro
     tl.store(lse + head * tokens + rows, best + tl.log2(total), real)
 
 
-def attention(qkv_TW: torch.Tensor, starts_T: torch.Tensor, heads: int, kv_heads: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal attention inside each post: mixed values of shape [T, Q D], and log2 of the sums of exponentials, [Q, T] in float32.
+def attention(
+    qkv_TW: torch.Tensor, starts_T: torch.Tensor, heads: int, kv_heads: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal attention inside each post: mixed values of shape [T, Q D], and log2 of the sums of
+    exponentials, [Q, T] in float32.
 
-    `starts_T` is the first token that each token sees (int32, never falling): the start of its post, or of its sliding window.
+    `starts_T` is the first token that each token sees (int32, never falling): the start of its
+    post, or of its sliding window.
     """
     tokens, width = qkv_TW.shape
     d = width // (heads + 2 * kv_heads)
@@ -181,7 +228,21 @@ def attention(qkv_TW: torch.Tensor, starts_T: torch.Tensor, heads: int, kv_heads
     lse_QT = torch.empty(heads, tokens, dtype=torch.float32, device=qkv_TW.device)
     grid = (triton.cdiv(tokens, _TILE), heads)
     group = heads // kv_heads
-    _attention[grid](qkv_TW, starts_T, out, lse_QT, tokens, width, heads, kv_heads, scale * _LOG2_E.value, group, d, _TILE, num_warps=4)
+    _attention[grid](
+        qkv_TW,
+        starts_T,
+        out,
+        lse_QT,
+        tokens,
+        width,
+        heads,
+        kv_heads,
+        scale * _LOG2_E.value,
+        group,
+        d,
+        _TILE,
+        num_warps=4,
+    )
     return out, lse_QT
 
 
@@ -209,7 +270,9 @@ def _attention_dq(
     real = rows < tokens
     q = _load_rows(qkv + head * d, rows, width, real, d)
     do = _load_rows(dout + head * d, rows, heads * d, real, d)
-    weight = tl.sum(do.to(tl.float32) * _load_rows(out + head * d, rows, heads * d, real, d).to(tl.float32), 1)
+    weight = tl.sum(
+        do.to(tl.float32) * _load_rows(out + head * d, rows, heads * d, real, d).to(tl.float32), 1
+    )
     tl.store(delta + head * tokens + rows, weight, real)
     begin = tl.load(starts + rows, real, 0)
     total = tl.load(lse + head * tokens + rows, real, 0.0)
@@ -285,13 +348,19 @@ def attention_backward(
     kv_heads: int,
     scale: float,
 ) -> torch.Tensor:
-    """Gradient by `qkv_TW`. `ends_T` is the token after the last one that sees each token (int32, never falling)."""
+    """Gradient by `qkv_TW`. `ends_T` is the token after the last one that sees each token (int32,
+    never falling).
+    """
     tokens, width = qkv_TW.shape
     d, group, tiles = width // (heads + 2 * kv_heads), heads // kv_heads, triton.cdiv(tokens, _TILE_BACK)
     dqkv_TW, delta_QT = torch.empty_like(qkv_TW), torch.empty_like(lse_QT)
     sizes = (tokens, width, heads, kv_heads, scale, group, d, _TILE_BACK)
-    _attention_dq[(tiles, heads)](qkv_TW, starts_T, out, dout, lse_QT, delta_QT, dqkv_TW, *sizes, num_warps=2, num_stages=2)
-    _attention_dkv[(tiles, kv_heads)](qkv_TW, starts_T, ends_T, dout, lse_QT, delta_QT, dqkv_TW, *sizes, num_warps=2, num_stages=1)
+    _attention_dq[(tiles, heads)](
+        qkv_TW, starts_T, out, dout, lse_QT, delta_QT, dqkv_TW, *sizes, num_warps=2, num_stages=2
+    )
+    _attention_dkv[(tiles, kv_heads)](
+        qkv_TW, starts_T, ends_T, dout, lse_QT, delta_QT, dqkv_TW, *sizes, num_warps=2, num_stages=1
+    )
     return dqkv_TW
 
 
@@ -339,10 +408,9 @@ def swiglu_backward_(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> torch.
     return gate_up_T2F
 
 
-# --- dropout ---
-#
-# A place is kept or not by 16 bits of Philox (Salmon et al. 2011, 7 rounds), drawn for eight places at once: those with one row and one
-# remainder by 128 in eight neighbouring runs of 128 columns. So a tile of any kernel finds its own bits, whatever its height.
+# --- dropout ---  A place is kept or not by 16 bits of Philox (Salmon et al. 2011, 7 rounds), drawn
+# for eight places at once: those with one row and one remainder by 128 in eight neighbouring runs
+# of 128 columns. So a tile of any kernel finds its own bits, whatever its height.
 
 _RUN = tl.constexpr(128)
 _MOST_RANKS = 256  # 64 KiB of shared memory; an L4, L40S or A10G has 99, an H100 227
@@ -367,7 +435,9 @@ def _kept(r0, r1, r2, r3, run: tl.constexpr, least):
 
 
 @triton.jit(do_not_specialize=["rows", "number", "least"])
-def _drop(x, weight, rstd, out, rows, size, least, scale, seed, number, norm: tl.constexpr, height: tl.constexpr):
+def _drop(
+    x, weight, rstd, out, rows, size, least, scale, seed, number, norm: tl.constexpr, height: tl.constexpr
+):
     row = tl.program_id(0) * height + tl.arange(0, height)[:, None]
     chunk = tl.program_id(1)
     at = tl.arange(0, _RUN)[None, :]
@@ -379,22 +449,34 @@ def _drop(x, weight, rstd, out, rows, size, least, scale, seed, number, norm: tl
         value = tl.load(x + place + column, inside, 0.0).to(tl.float32)
         if norm:
             value = (value * tl.load(rstd + row, row < rows, 0.0)).to(tl.bfloat16).to(tl.float32)
-            value = (value * tl.load(weight + column, column < size, 0.0).to(tl.float32)).to(tl.bfloat16).to(tl.float32)
+            value = (
+                (value * tl.load(weight + column, column < size, 0.0).to(tl.float32))
+                .to(tl.bfloat16)
+                .to(tl.float32)
+            )
         value = tl.where(_kept(r0, r1, r2, r3, run, least), value * scale, 0.0)
         tl.store(out + place + column, value.to(tl.bfloat16), inside)
 
 
 def dropout(
-    x_TI: torch.Tensor, p: float, seed: torch.Tensor, number: int, norm: tuple[torch.Tensor, torch.Tensor] | None = None
+    x_TI: torch.Tensor,
+    p: float,
+    seed: torch.Tensor,
+    number: int,
+    norm: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """x with a share p of its entries at 0 and the rest divided by 1 - p. With `norm`, of `rms_norm_again(x, *norm)` in place of x.
+    """x with a share p of its entries at 0 and the rest divided by 1 - p. With `norm`, of
+    `rms_norm_again(x, *norm)` in place of x.
 
-    Which ones depends on their place and on `seed` + `number` alone; the seed is an int32 on the device, so that a CUDA graph can read it.
+    Which ones depends on their place and on `seed` + `number` alone; the seed is an int32 on the
+    device, so that a CUDA graph can read it.
     """
     (rows, size), out_TI = x_TI.shape, torch.empty_like(x_TI)
     weight_I, rstd_T = norm or (None, None)
     grid = (triton.cdiv(rows, 4), triton.cdiv(size, 8 * _RUN.value))
-    _drop[grid](x_TI, weight_I, rstd_T, out_TI, rows, size, *_share(p), seed, number, norm is not None, 4, num_warps=4)
+    _drop[grid](
+        x_TI, weight_I, rstd_T, out_TI, rows, size, *_share(p), seed, number, norm is not None, 4, num_warps=4
+    )
     return out_TI
 
 
@@ -405,7 +487,9 @@ def _share(p: float) -> tuple[int, float]:
 
 
 @triton.jit(do_not_specialize=["rows", "number", "least"])
-def _add_dropped_product(du, down, dx, rows, size, ranks, least, scale, seed, number, height: tl.constexpr, width: tl.constexpr):
+def _add_dropped_product(
+    du, down, dx, rows, size, ranks, least, scale, seed, number, height: tl.constexpr, width: tl.constexpr
+):
     row = tl.program_id(0) * height + tl.arange(0, height)[:, None]
     chunk = tl.program_id(1)
     at = tl.arange(0, _RUN)[None, :]
@@ -426,13 +510,17 @@ def _add_dropped_product(du, down, dx, rows, size, ranks, least, scale, seed, nu
 def add_dropped_product_(
     dx_TI: torch.Tensor, du_TR: torch.Tensor, down_RI: torch.Tensor, p: float, seed: torch.Tensor, number: int
 ) -> None:
-    """dx += `dropout`(du down), in place; the product does not go through memory. Ranks are added in parts that a tile has room for."""
+    """dx += `dropout`(du down), in place; the product does not go through memory. Ranks are added
+    in parts that a tile has room for.
+    """
     rows, size = dx_TI.shape
     grid = (triton.cdiv(rows, 32), triton.cdiv(size, 8 * _RUN.value))
     for first in range(0, len(down_RI), _MOST_RANKS):
         du, down = du_TR[:, first : first + _MOST_RANKS].contiguous(), down_RI[first : first + _MOST_RANKS]
         width = max(16, triton.next_power_of_2(len(down)))
-        _add_dropped_product[grid](du, down, dx_TI, rows, size, len(down), *_share(p), seed, number, 32, width, num_warps=4)
+        _add_dropped_product[grid](
+            du, down, dx_TI, rows, size, len(down), *_share(p), seed, number, 32, width, num_warps=4
+        )
 
 
 # --- 4 bits ---
@@ -440,13 +528,26 @@ def add_dropped_product_(
 
 @triton.jit
 def _unpack(
-    packed, code, scales, code_2, scales_2, offset, out, pairs, wide, height: tl.constexpr, half: tl.constexpr, nested: tl.constexpr
+    packed,
+    code,
+    scales,
+    code_2,
+    scales_2,
+    offset,
+    out,
+    pairs,
+    wide,
+    height: tl.constexpr,
+    half: tl.constexpr,
+    nested: tl.constexpr,
 ):
     block = tl.program_id(0).to(tl.int64) * height + tl.arange(0, height)
     there = block * half < pairs
     scale = tl.load(scales + block, there, 0)
     if nested:
-        scale = tl.load(code_2 + scale.to(tl.int32)) * tl.load(scales_2 + block // wide, there, 0.0) + tl.load(offset)
+        scale = tl.load(code_2 + scale.to(tl.int32)) * tl.load(
+            scales_2 + block // wide, there, 0.0
+        ) + tl.load(offset)
     at = block[:, None] * half + tl.arange(0, half)[None, :]
     pair = tl.load(packed + at, at < pairs, 0).to(tl.int32)
     first, second = tl.load(code + (pair >> 4)) * scale[:, None], tl.load(code + (pair & 15)) * scale[:, None]
@@ -455,7 +556,9 @@ def _unpack(
 
 
 def unpack_4bit_(out_OI: torch.Tensor, packed: torch.Tensor, state: Any) -> None:
-    """A weight that bitsandbytes packed into 4 bits, bit for bit as its own kernels unpack it, nested scales in the same pass."""
+    """A weight that bitsandbytes packed into 4 bits, bit for bit as its own kernels unpack it,
+    nested scales in the same pass.
+    """
     half, pairs = state.blocksize // 2, out_OI.numel() // 2
     second = (state.state2.code, state.state2.absmax, state.offset) if state.nested else (None, None, None)
     wide = state.state2.blocksize if state.nested else 1
@@ -558,7 +661,9 @@ def _swiglu_backward_fp8(gate_up, dout, out, scales, size, block: tl.constexpr):
         up = tl.load(place + size + at, at < size, 0.0).to(tl.float32)
         d = tl.load(dout + row * size + at, at < size, 0.0).to(tl.float32) * inverse
         s = tl.sigmoid(gate)
-        tl.store(out + row * (2 * size) + at, (d * up * s * (1 + gate * (1 - s))).to(tl.float8e4nv), at < size)
+        tl.store(
+            out + row * (2 * size) + at, (d * up * s * (1 + gate * (1 - s))).to(tl.float8e4nv), at < size
+        )
         tl.store(out + row * (2 * size) + size + at, (d * gate * s).to(tl.float8e4nv), at < size)
 
 
@@ -566,5 +671,7 @@ def swiglu_backward_fp8(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> Fp8
     """The gradient by gate and up, quantised without a turn through memory."""
     rows, size = dout_TF.shape
     out = Fp8.empty(rows, 2 * size, dout_TF.device)
-    _swiglu_backward_fp8[(rows,)](gate_up_T2F, dout_TF, *out, size, min(8192, triton.next_power_of_2(size)), num_warps=32)
+    _swiglu_backward_fp8[(rows,)](
+        gate_up_T2F, dout_TF, *out, size, min(8192, triton.next_power_of_2(size)), num_warps=32
+    )
     return out

@@ -1,11 +1,14 @@
-"""The frozen base as a text classifier: transformers' own XForSequenceClassification, filled tensor by tensor.
+"""The frozen base as a text classifier: transformers' own XForSequenceClassification, filled tensor
+by tensor.
 
-Names and shapes are compared before anything is read, so a checkpoint that does not fit is refused in a second, not after 40 GB. Only the
-text tensors are read: the vision part of Mistral Small 3.1 is never opened. Host memory holds a few tensors at a time; with nf4 each is
-quantised on its device as it arrives.
+Names and shapes are compared before anything is read, so a checkpoint that does not fit is refused
+in a second, not after 40 GB. Only the text tensors are read: the vision part of Mistral Small 3.1
+is never opened. Host memory holds a few tensors at a time; with nf4 each is quantised on its device
+as it arrives.
 
-`from_pretrained` is not used because it fills what it does not find with random weights, keeps GGUF blocks or not depending on its
-version, and wants a key mapping that differs between layouts; what it yields is what the tests compare with.
+`from_pretrained` is not used because it fills what it does not find with random weights, keeps GGUF
+blocks or not depending on its version, and wants a key mapping that differs between layouts; what
+it yields is what the tests compare with.
 """
 
 from __future__ import annotations
@@ -29,12 +32,22 @@ from emotion_train.base import BaseFiles
 from emotion_train.errors import WrongRequest
 from emotion_train.gguf_file import GgufFile
 from emotion_train.model.attention import ATTENTION
-from emotion_train.model.precision import Codes4bit, Formats, Precision, formats, linear_4bit, require_bitsandbytes
+from emotion_train.model.precision import (
+    Codes4bit,
+    Formats,
+    Precision,
+    formats,
+    linear_4bit,
+    require_bitsandbytes,
+)
 from emotion_train.model.staged_weights import staged_tensors
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
+# of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 HEAD = "score.weight"
-_TEXT = re.compile(r"^(?:language_model\.model\.|model\.language_model\.|model\.)?(?=(?:embed_tokens|layers|norm)\.)")
+_TEXT = re.compile(
+    r"^(?:language_model\.model\.|model\.language_model\.|model\.)?(?=(?:embed_tokens|layers|norm)\.)"
+)
 _READ_AHEAD = 4  # tensors on the host while one is placed on the device
 _GGUF_NAMES = {
     "attn_norm": "input_layernorm",
@@ -94,7 +107,9 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a checkpoint's files by the classifier's names. `sources` are the names in the files."""
+    """The tensors of a checkpoint's files by the classifier's names. `sources` are the names in the
+    files.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     sources: dict[str, str]
@@ -102,7 +117,9 @@ class Weights:
 
 
 def read_config(base: str) -> BaseConfig:
-    """Find the base and read its text configuration. Raises `WrongRequest` for anything that cannot be trained here."""
+    """Find the base and read its text configuration. Raises `WrongRequest` for anything that cannot
+    be trained here.
+    """
     files = BaseFiles.find(base)
     if files.gguf is not None:
         gguf = GgufFile.open(files.gguf)
@@ -113,16 +130,22 @@ def read_config(base: str) -> BaseConfig:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
-        raise WrongRequest(f"The config.json of the base {base} cannot be used: {_first_line(error)}.") from None
+        raise WrongRequest(
+            f"The config.json of the base {base} cannot be used: {_first_line(error)}."
+        ) from None
     if files.staged is not None:
         config.__dict__.pop("quantization_config", None)  # for transformers alone; here base.json tells
     if getattr(config, "quantization_config", None) is not None:
-        raise WrongRequest(f"The base {base} is already quantised; give the unquantised checkpoint and set model.precision=nf4.")
+        raise WrongRequest(
+            f"The base {base} is already quantised; give the unquantised checkpoint and set"
+            " model.precision=nf4."
+        )
     text = config.get_text_config()
     if text.model_type not in ARCHITECTURES:
         raise WrongRequest(
-            f"The base {base} has the architecture {text.model_type}; supported are {', '.join(ARCHITECTURES)}, also as the text part of a "
-            "multimodal model such as Mistral Small 3.1."
+            f"The base {base} has the architecture {text.model_type}; supported are"
+            f" {', '.join(ARCHITECTURES)}, also as the text part of a multimodal model such as Mistral Small"
+            " 3.1."
         )
     return BaseConfig(files, text, "text" if text is config else "multimodal")
 
@@ -136,13 +159,16 @@ def load_base(
     to_be_sharded: bool = False,
     tell: Tell = tell_nobody,
 ) -> tuple[nn.Module, BaseInfo]:
-    """A stock `XForSequenceClassification` on `device`, frozen, without cache; its head is float32 and zero until `init_head`.
+    """A stock `XForSequenceClassification` on `device`, frozen, without cache; its head is float32
+    and zero until `init_head`.
 
-    Every text tensor of the checkpoint is in it and every one of its tensors comes from the checkpoint, else `WrongRequest`. Embeddings
-    and norms have the precision's weight format; with nf4 exactly the linear layers of the blocks are 4-bit.
+    Every text tensor of the checkpoint is in it and every one of its tensors comes from the
+    checkpoint, else `WrongRequest`. Embeddings and norms have the precision's weight format; with
+    nf4 exactly the linear layers of the blocks are 4-bit.
 
-    `to_be_sharded`: a base that need not fit the device. The weights wait in host memory (bf16 ones in the page cache, which the
-    processes of a node share) until each is cut, and 4-bit codes lie under bfloat16, the type that FSDP and DeepSpeed ZeRO-3 shard.
+    `to_be_sharded`: a base that need not fit the device. The weights wait in host memory (bf16 ones
+    in the page cache, which the processes of a node share) until each is cut, and 4-bit codes lie
+    under bfloat16, the type that FSDP and DeepSpeed ZeRO-3 shard.
     """
     found = read_config(base) if isinstance(base, str) else base
     kind = formats(precision)
@@ -157,7 +183,8 @@ def load_base(
         fingerprint.add(name, tensor)
         _place(model, name, tensor, kind, device, to_be_sharded)
         tell(number, len(parameters))
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)  # its buffers are in no checkpoint
+    # its buffers are in no checkpoint
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
     model.score.weight = nn.Parameter(torch.zeros(num_labels, model.config.hidden_size, device=device))
     model.requires_grad_(False).eval()
     model.is_loaded_in_4bit = kind.quantised  # by this mark PEFT knows which adapter layers to make
@@ -175,8 +202,12 @@ def load_base(
 
 
 def open_checkpoint(found: BaseConfig, model: nn.Module) -> Weights:
-    """The base's files, compared with the model's names and shapes; nothing of the weights is read yet. Raises `WrongRequest`."""
-    weights = _gguf_weights(found.gguf, found.text) if found.gguf is not None else _safetensors_weights(found.files)
+    """The base's files, compared with the model's names and shapes; nothing of the weights is read
+    yet. Raises `WrongRequest`.
+    """
+    weights = (
+        _gguf_weights(found.gguf, found.text) if found.gguf is not None else _safetensors_weights(found.files)
+    )
     _refuse_misfits(found.files.name, parameters_of(model), weights.shapes)
     return weights
 
@@ -189,7 +220,9 @@ def _tensors_of(
     if staged is None:
         return stream(open_checkpoint(found, model))
     staged.refuse_other_precision(precision)
-    _refuse_misfits(found.files.name, parameters_of(model), {tensor.name: tensor.shape for tensor in staged.index.tensors})
+    _refuse_misfits(
+        found.files.name, parameters_of(model), {tensor.name: tensor.shape for tensor in staged.index.tensors}
+    )
     return staged_tensors(staged, device)
 
 
@@ -206,31 +239,44 @@ def skeleton(text_config: Any, num_labels: int) -> Any:
     config.num_labels = num_labels
     config.use_cache = False  # with a cache the posts of a pack see each other
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, attn_implementation=ATTENTION)
+        return AutoModelForSequenceClassification.from_config(
+            config, dtype=torch.float32, attn_implementation=ATTENTION
+        )
 
 
 def _refuse_misfits(base: str, wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:
     for problem, names in (
         ("lacks", sorted(wanted.keys() - given.keys())),
         ("has tensors of no layer that its configuration names:", sorted(given.keys() - wanted.keys())),
-        ("has other shapes than its configuration says:", sorted(n for n in wanted.keys() & given.keys() if wanted[n] != given[n])),
+        (
+            "has other shapes than its configuration says:",
+            sorted(n for n in wanted.keys() & given.keys() if wanted[n] != given[n]),
+        ),
     ):
         if names:
             shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise WrongRequest(
-                f"The base {base} {problem} {shown} ({len(names)} of {len(wanted)} text tensors); give a whole checkpoint whose "
-                "configuration belongs to its weights."
+                f"The base {base} {problem} {shown} ({len(names)} of {len(wanted)} text tensors); give a"
+                " whole checkpoint whose configuration belongs to its weights."
             )
 
 
-def _place(model: Any, name: str, tensor: torch.Tensor | Codes4bit, kind: Formats, device: torch.device, to_be_sharded: bool) -> None:
+def _place(
+    model: Any,
+    name: str,
+    tensor: torch.Tensor | Codes4bit,
+    kind: Formats,
+    device: torch.device,
+    to_be_sharded: bool,
+) -> None:
     owner_name, _, leaf = name.rpartition(".")
     owner = model.get_submodule(owner_name)
     if kind.quantised and leaf == "weight" and isinstance(owner, nn.Linear):
         parent, _, child = owner_name.rpartition(".")
         layer = linear_4bit(tensor, owner.bias, device, torch.bfloat16 if to_be_sharded else torch.uint8)
         if to_be_sharded:
-            layer.weight.data = layer.weight.data.cpu()  # the codes; their scales, a thirtieth of them, stay on the device
+            # the codes; their scales, a thirtieth of them, stay on the device
+            layer.weight.data = layer.weight.data.cpu()
         setattr(model.get_submodule(parent), child, layer)
         return
     assert isinstance(tensor, torch.Tensor)  # codes come for linear layers only
@@ -256,7 +302,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 class Fingerprint:
-    """Identity of a base's weights: its shape, its norms and a sample of embedding rows in bfloat16, the same for every precision."""
+    """Identity of a base's weights: its shape, its norms and a sample of embedding rows in
+    bfloat16, the same for every precision.
+    """
 
     def __init__(self, found: BaseConfig) -> None:
         self._digest = hashlib.sha256(found.shape_sha256.encode())
@@ -269,7 +317,9 @@ class Fingerprint:
             tensor = tensor[:: max(1, len(tensor) // 64)]
         elif not name.endswith("norm.weight"):
             return
-        self._digest.update(name.encode() + tensor.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes())
+        self._digest.update(
+            name.encode() + tensor.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
+        )
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
@@ -286,7 +336,9 @@ def _safetensors_weights(files: BaseFiles) -> Weights:
         try:
             shard = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise WrongRequest(f"{path} of the base {files.name} is damaged ({_first_line(error)}); download it again.") from None
+            raise WrongRequest(
+                f"{path} of the base {files.name} is damaged ({_first_line(error)}); download it again."
+            ) from None
         present: set[str] = set(shard.keys())  # type: ignore[no-untyped-call]
         for key in present if keys is None else present & keys:
             if (name := text_name(key)) is not None:
@@ -302,7 +354,8 @@ def _safetensors_weights(files: BaseFiles) -> Weights:
 
 
 def text_name(key: str) -> str | None:
-    """The classifier's name of a checkpoint's tensor; None for vision, projector, language-model head and an old classification head.
+    """The classifier's name of a checkpoint's tensor; None for vision, projector, language-model
+    head and an old classification head.
 
     >>> text_name("language_model.model.layers.0.mlp.up_proj.weight")
     'model.layers.0.mlp.up_proj.weight'
@@ -336,11 +389,17 @@ def _gguf_config(gguf: GgufFile) -> Any:
     architecture = gguf.metadata.get("general.architecture")
     if architecture != "llama":
         raise WrongRequest(
-            f"The base {gguf.path} has the GGUF architecture {architecture}; supported is llama, which includes Mistral and SmolLM2."
+            f"The base {gguf.path} has the GGUF architecture {architecture}; supported is llama, which"
+            " includes Mistral and SmolLM2."
         )
-    scaled = "rope_freqs.weight" in gguf.tensors or gguf.metadata.get("llama.rope.scaling.type", "none") != "none"
+    scaled = (
+        "rope_freqs.weight" in gguf.tensors or gguf.metadata.get("llama.rope.scaling.type", "none") != "none"
+    )
     if scaled or "llama.expert_count" in gguf.metadata:
-        raise WrongRequest(f"The base {gguf.path} scales its positions or has experts, read from safetensors only; give such a checkpoint.")
+        raise WrongRequest(
+            f"The base {gguf.path} scales its positions or has experts, read from safetensors only; give such"
+            " a checkpoint."
+        )
     from transformers import LlamaConfig
 
     def field(name: str, default: Any = None) -> Any:
@@ -351,7 +410,11 @@ def _gguf_config(gguf: GgufFile) -> Any:
 
     heads = field("attention.head_count")
     return LlamaConfig(
-        vocab_size=gguf.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in gguf.tensors else field("vocab_size"),
+        vocab_size=(
+            gguf.tensors["token_embd.weight"].shape[0]
+            if "token_embd.weight" in gguf.tensors
+            else field("vocab_size")
+        ),
         hidden_size=field("embedding_length"),
         intermediate_size=field("feed_forward_length"),
         num_hidden_layers=field("block_count"),
@@ -367,7 +430,9 @@ def _gguf_config(gguf: GgufFile) -> Any:
 
 
 def _gguf_weights(gguf: GgufFile, config: Any) -> Weights:
-    stored = {_gguf_name(name): name for name in gguf.tensors if name not in ("output.weight", "rope_freqs.weight")}
+    stored = {
+        _gguf_name(name): name for name in gguf.tensors if name not in ("output.weight", "rope_freqs.weight")
+    }
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
 
     def read(name: str) -> torch.Tensor:
@@ -382,11 +447,15 @@ def _gguf_name(key: str) -> str:
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", key)
     if block and block[2] in _GGUF_NAMES:
         return f"model.layers.{block[1]}.{_GGUF_NAMES[block[2]]}.{block[3]}"
-    return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}.get(key, key)
+    return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}.get(
+        key, key
+    )
 
 
 def _halves(weight_OI: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a rotary projection from llama.cpp's order (pairs side by side) back to transformers' (first halves, then second)."""
+    """Rows of a rotary projection from llama.cpp's order (pairs side by side) back to transformers'
+    (first halves, then second).
+    """
     rows, columns = weight_OI.shape
     return weight_OI.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 

@@ -1,7 +1,8 @@
-"""The adapter: LoRA on the linear layers of the text blocks and the head beside it, float32, in PEFT's own layout.
+"""The adapter: LoRA on the linear layers of the text blocks and the head beside it, float32, in
+PEFT's own layout.
 
-A saved folder opens with plain `peft` and `transformers` (its README.md holds the program) and with `load_adapter`, which refuses a base
-that the adapter was not made for.
+A saved folder opens with plain `peft` and `transformers` (its README.md holds the program) and with
+`load_adapter`, which refuses a base that the adapter was not made for.
 """
 
 from __future__ import annotations
@@ -47,21 +48,27 @@ def build_classifier(
     to_be_sharded: bool = False,
     tell: Tell = tell_nobody,
 ) -> tuple[EmotionClassifier, BaseInfo]:
-    """The base on `device` with a fresh head and adapter: what a run starts from. `to_be_sharded` as in `load_base`."""
+    """The base on `device` with a fresh head and adapter: what a run starts from. `to_be_sharded`
+    as in `load_base`.
+    """
     network, info = load_base(base, precision, num_labels, device, to_be_sharded=to_be_sharded, tell=tell)
     init_head(network, seed)
     return EmotionClassifier(attach_lora(network, lora, seed), precision), info
 
 
 def target_layers(lora: LoraSection) -> tuple[str, ...]:
-    """Names of the layers that get an adapter; all-linear is the seven of each text block, never the head."""
+    """Names of the layers that get an adapter; all-linear is the seven of each text block, never
+    the head.
+    """
     return LINEAR_LAYERS if lora.targets == "all-linear" else lora.targets
 
 
 def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
-    """PEFT's model around the stock classifier; exactly the adapter and the head require gradients, all float32.
+    """PEFT's model around the stock classifier; exactly the adapter and the head require gradients,
+    all float32.
 
-    The start depends on `seed` and the parameters' names alone: B is zero, A is PEFT's Kaiming-uniform drawn from a stream per name.
+    The start depends on `seed` and the parameters' names alone: B is zero, A is PEFT's
+    Kaiming-uniform drawn from a stream per name.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -80,14 +87,18 @@ def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
         for name, parameter in adapter_parameters(adapted).items():
             parameter.data = parameter.data.float()
             if ".lora_A." in name:
-                bound = 1 / math.sqrt(parameter.shape[1])  # kaiming_uniform_(a=sqrt(5)) of a matrix with that many inputs
-                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator(seed, name)))
+                # kaiming_uniform_(a=sqrt(5)) of a matrix with that many inputs
+                bound = 1 / math.sqrt(parameter.shape[1])
+                parameter.copy_(
+                    torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator(seed, name))
+                )
             elif ".lora_B." in name:
                 parameter.zero_()
             parameter.requires_grad_(True)
     for module in adapted.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
-            # Autocast then brings the small matrices to bfloat16; PEFT would bring the activations to float32, twice their memory.
+            # Autocast then brings the small matrices to bfloat16; PEFT would bring the activations
+            # to float32, twice their memory.
             vars(module)["cast_input_dtype_enabled"] = False
     return adapted
 
@@ -112,7 +123,9 @@ def adapter_state(model: EmotionClassifier) -> dict[str, torch.Tensor]:
 
 
 def load_adapter_state(model: EmotionClassifier, state: Mapping[str, torch.Tensor]) -> None:
-    """Copy a state into the model. Raises `WrongRequest` unless names and shapes are exactly the model's."""
+    """Copy a state into the model. Raises `WrongRequest` unless names and shapes are exactly the
+    model's.
+    """
     own = adapter_parameters(model.network)
     refuse_misfits({name: tuple(parameter.shape) for name, parameter in own.items()}, state)
     with torch.no_grad():
@@ -121,7 +134,9 @@ def load_adapter_state(model: EmotionClassifier, state: Mapping[str, torch.Tenso
 
 
 def refuse_misfits(own: Mapping[str, tuple[int, ...]], state: Mapping[str, torch.Tensor]) -> None:
-    """Raises `WrongRequest` unless the names and shapes of a state are exactly the model's `own`."""
+    """Raises `WrongRequest` unless the names and shapes of a state are exactly the model's
+    `own`.
+    """
     problems = [f"lacks {name}" for name in sorted(own.keys() - state.keys())]
     problems += [f"has {name}, which the model has not" for name in sorted(state.keys() - own.keys())]
     problems += [
@@ -132,7 +147,8 @@ def refuse_misfits(own: Mapping[str, tuple[int, ...]], state: Mapping[str, torch
     if problems:
         more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
         raise WrongRequest(
-            f"This adapter does not fit the model: it {'; it '.join(problems[:2])}{more}. Give the LoRA settings and labels of its run."
+            f"This adapter does not fit the model: it {'; it '.join(problems[:2])}{more}. Give the LoRA"
+            " settings and labels of its run."
         )
 
 
@@ -148,12 +164,18 @@ def save_adapter(
     state: Mapping[str, torch.Tensor] | None = None,
     metrics_lines: Sequence[str] = (),
 ) -> None:
-    """Write the adapter in PEFT's layout with tokenizer, labels, facts and model card. `state` (default: the model's) is what is saved."""
+    """Write the adapter in PEFT's layout with tokenizer, labels, facts and model card. `state`
+    (default: the model's) is what is saved.
+    """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(dict(state) if state is not None else adapter_state(model), folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(
+        dict(state) if state is not None else adapter_state(model),
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
     _write_json(folder / "adapter_config.json", _peft_config(model, facts))
     tokenizer.save(folder)
     _write_json(folder / LABELS, {"labels": list(facts.labels)})
@@ -176,7 +198,12 @@ def save_adapter(
 def _peft_config(model: EmotionClassifier, facts: AdapterFacts) -> dict[str, Any]:
     config: dict[str, Any] = model.network.peft_config[ADAPTER].to_dict()  # type: ignore[union-attr, index]
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    return {**config, "base_model_name_or_path": facts.base, "inference_mode": True, "modules_to_save": ["score"]}
+    return {
+        **config,
+        "base_model_name_or_path": facts.base,
+        "inference_mode": True,
+        "modules_to_save": ["score"],
+    }
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -192,15 +219,20 @@ def load_adapter(
     fused: bool = True,
     tell: Tell = tell_nobody,
 ) -> LoadedAdapter:
-    """The classifier of a saved adapter, ready to predict. `base` and `precision` default to those of the training.
+    """The classifier of a saved adapter, ready to predict. `base` and `precision` default to those
+    of the training.
 
-    `fused`: by the fused decoder where it fits, else by transformers' modules, which round elsewhere. Raises `WrongRequest` for a folder
-    that is no adapter of this program, holds pickles, or was made for another base, and for fp8 that is not fused.
+    `fused`: by the fused decoder where it fits, else by transformers' modules, which round
+    elsewhere. Raises `WrongRequest` for a folder that is no adapter of this program, holds pickles,
+    or was made for another base, and for fp8 that is not fused.
     """
     folder = Path(folder)
     facts = read_facts(folder)
     if not fused and (precision or facts.precision) == "fp8":
-        raise WrongRequest("--decoder is stock and the precision fp8, which only the fused decoder computes; type --precision bf16.")
+        raise WrongRequest(
+            "--decoder is stock and the precision fp8, which only the fused decoder computes; type"
+            " --precision bf16."
+        )
     config = read_config(base or facts.base)
     if config.shape_sha256 != facts.base_shape_sha256:
         raise _other_base(folder, facts.base, config.files.name, "their layers have other shapes")
@@ -214,12 +246,17 @@ def load_adapter(
         model.fuse()
     tokenizer = PostTokenizer.load(str(folder), facts.max_length)
     if tokenizer.sha256() != facts.tokenizer_sha256:
-        raise WrongRequest(f"The tokenizer in {folder} is not the one of the training; pull the adapter again.")
+        raise WrongRequest(
+            f"The tokenizer in {folder} is not the one of the training; pull the adapter again."
+        )
     return LoadedAdapter(model, tokenizer, facts.labels, facts)
 
 
 def _other_base(folder: Path, recorded: str, given: str, why: str) -> WrongRequest:
-    return WrongRequest(f"The adapter {folder} was made for the base {recorded} and not for what {given} is now: {why}. Give the former.")
+    return WrongRequest(
+        f"The adapter {folder} was made for the base {recorded} and not for what {given} is now: {why}. Give"
+        " the former."
+    )
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -229,5 +266,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         state: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise WrongRequest(f"{path} is damaged ({str(error).splitlines()[0]}); pull the adapter again.") from None
+        raise WrongRequest(
+            f"{path} is damaged ({str(error).splitlines()[0]}); pull the adapter again."
+        ) from None
     return state

@@ -1,7 +1,8 @@
 """In which number formats the frozen base is held and computed.
 
-Whatever the choice, everything that is trained (adapter and head) and the head's arithmetic are float32: in bfloat16 a learning rate of
-2e-5 leaves 70 % of the head's weights unmoved after 50 steps.
+Whatever the choice, everything that is trained (adapter and head) and the head's arithmetic are
+float32: in bfloat16 a learning rate of 2e-5 leaves 70 % of the head's weights unmoved after 50
+steps.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from emotion_train.errors import WrongRequest
 
 @dataclass(frozen=True)
 class Formats:
-    """`weights` of embeddings, norms and (unless `quantised`) linear layers; `compute` of what lies between the products.
+    """`weights` of embeddings, norms and (unless `quantised`) linear layers; `compute` of what lies
+    between the products.
 
-    fp8 is brought from bfloat16 to float8 by the fused decoder, once the weights lie on their device.
+    fp8 is brought from bfloat16 to float8 by the fused decoder, once the weights lie on their
+    device.
     """
 
     weights: torch.dtype
@@ -28,7 +31,9 @@ class Formats:
 
 
 def formats(precision: Precision) -> Formats:
-    """Norms and embeddings of an nf4 base stay bfloat16, as in the checkpoint: together 1.3 GiB of the 24B model's 11.9 GiB."""
+    """Norms and embeddings of an nf4 base stay bfloat16, as in the checkpoint: together 1.3 GiB of
+    the 24B model's 11.9 GiB.
+    """
     if precision == "fp32":
         return Formats(torch.float32, torch.float32, quantised=False)
     return Formats(torch.bfloat16, torch.bfloat16, quantised=precision == "nf4")
@@ -40,14 +45,16 @@ def require_bitsandbytes() -> None:
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise WrongRequest(
-            "model.precision is nf4, which needs the package bitsandbytes; type: pip install 'emotion-train[gpu]', or set "
-            "model.precision=bf16 (3.6 times the memory)."
+            "model.precision is nf4, which needs the package bitsandbytes; type: pip install"
+            " 'emotion-train[gpu]', or set model.precision=bf16 (3.6 times the memory)."
         ) from None
 
 
 @dataclass(frozen=True)
 class Codes4bit:
-    """A quantised weight as it is stored: `state` in the layout of bitsandbytes' and transformers' own checkpoints, suffix to tensor."""
+    """A quantised weight as it is stored: `state` in the layout of bitsandbytes' and transformers'
+    own checkpoints, suffix to tensor.
+    """
 
     shape: tuple[int, ...]
     codes: torch.Tensor  # uint8, two codes a byte
@@ -58,16 +65,24 @@ class Codes4bit:
         """Of a layer that `linear_4bit` made with uint8 storage."""
         weight: Any = layer.weight
         state = weight.quant_state.as_dict(packed=True)
-        return cls(tuple(weight.quant_state.shape), weight.data, {f".{name}": tensor for name, tensor in state.items()})
+        return cls(
+            tuple(weight.quant_state.shape),
+            weight.data,
+            {f".{name}": tensor for name, tensor in state.items()},
+        )
 
 
 def linear_4bit(
-    weight_OI: torch.Tensor | Codes4bit, bias_O: torch.Tensor | None, device: torch.device, quant_storage: torch.dtype = torch.uint8
+    weight_OI: torch.Tensor | Codes4bit,
+    bias_O: torch.Tensor | None,
+    device: torch.device,
+    quant_storage: torch.dtype = torch.uint8,
 ) -> torch.nn.Module:
-    """A frozen bitsandbytes layer of these weights: 4-bit NormalFloat, double quantisation, bfloat16 compute, quantised on `device`.
+    """A frozen bitsandbytes layer of these weights: 4-bit NormalFloat, double quantisation,
+    bfloat16 compute, quantised on `device`.
 
-    `quant_storage` is the type under which the codes lie in memory. uint8 is safe from a stray `.to(dtype)`; FSDP and DeepSpeed ZeRO-3
-    shard only floating-point weights and want bfloat16.
+    `quant_storage` is the type under which the codes lie in memory. uint8 is safe from a stray
+    `.to(dtype)`; FSDP and DeepSpeed ZeRO-3 shard only floating-point weights and want bfloat16.
     """
     import bitsandbytes as bnb
 
@@ -94,7 +109,8 @@ def linear_4bit(
             quant_storage=quant_storage,
             module=layer,
         ).to(device)
-    # An evaluation forward on a CPU with avx512_bf16 repacks the codes in place, and training gradients after it are wrong: seen with
-    # bitsandbytes 0.50.2 (relative error of the adapter's gradient 0.68; its only sign is a warning).
+    # An evaluation forward on a CPU with avx512_bf16 repacks the codes in place, and training
+    # gradients after it are wrong: seen with bitsandbytes 0.50.2 (relative error of the adapter's
+    # gradient 0.68; its only sign is a warning).
     layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return layer

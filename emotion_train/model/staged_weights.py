@@ -1,9 +1,11 @@
 """The tensors of a staged base, on their device, fetched ahead of use in many ranged reads at once.
 
-Pieces of some MiB are read in the order of the model by 32 threads, each into a buffer of its own (page-locked for a GPU), verified there
-and copied to the device while the next ones are on their way and the GPU quantises: host memory holds 32 pieces, 0.5 GiB, of any base.
-Every process reads the whole base: eight ranks on a node fetch 8 × 12 GiB of nf4 or 8 × 43 GiB of bf16 from the bucket. Where the
-engine cuts the base up, each process besides holds all of it in host memory until it is cut.
+Pieces of some MiB are read in the order of the model by 32 threads, each into a buffer of its own
+(page-locked for a GPU), verified there and copied to the device while the next ones are on their
+way and the GPU quantises: host memory holds 32 pieces, 0.5 GiB, of any base. Every process reads
+the whole base: eight ranks on a node fetch 8 × 12 GiB of nf4 or 8 × 43 GiB of bf16 from the bucket.
+Where the engine cuts the base up, each process besides holds all of it in host memory until it is
+cut.
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ from emotion_train.staged import Part, StagedBase, StagedTensor, changed
 
 PIECES_IN_FLIGHT = 32
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "U8": torch.uint8}  # by safetensors' names
-PACKED_STATE = ".quant_state.bitsandbytes__nf4"  # JSON in a tensor: numbers that bitsandbytes reads on the host
+# JSON in a tensor: numbers that bitsandbytes reads on the host
+PACKED_STATE = ".quant_state.bitsandbytes__nf4"
 
 
-def staged_tensors(staged: StagedBase, device: torch.device) -> Iterator[tuple[str, torch.Tensor | Codes4bit]]:
+def staged_tensors(
+    staged: StagedBase, device: torch.device
+) -> Iterator[tuple[str, torch.Tensor | Codes4bit]]:
     """Every tensor once, in the order in which it was staged; 4-bit ones as codes.
 
     Raises `WrongRequest` when stored bytes are no longer those of the index.
@@ -45,30 +50,42 @@ def _fetch(described: StagedTensor, pieces: _Pieces, device: torch.device) -> to
 
 
 def _empty(part: Part, device: torch.device) -> torch.Tensor:
-    return torch.empty(part.shape, dtype=DTYPES[part.dtype], device="cpu" if part.suffix == PACKED_STATE else device)
+    return torch.empty(
+        part.shape, dtype=DTYPES[part.dtype], device="cpu" if part.suffix == PACKED_STATE else device
+    )
 
 
 class _Pieces:
-    """The bytes of all objects one after the other, read ahead; a with statement ends its threads."""
+    """The bytes of all objects one after the other, read ahead; a with statement ends its
+    threads.
+    """
 
     def __init__(self, staged: StagedBase, device: torch.device) -> None:
         self._store, self._index, self._device = staged.store, staged.index, device
         shards = staged.index.shards
-        self._todo = deque((number, place) for number, shard in enumerate(shards) for place in range(len(shard.pieces)))
+        self._todo = deque(
+            (number, place) for number, shard in enumerate(shards) for place in range(len(shard.pieces))
+        )
         count = min(PIECES_IN_FLIGHT, len(self._todo))
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="piece")
         self._ahead: deque[tuple[int, int, torch.Tensor, Future[None]]] = deque()
         for _ in range(count):
-            self._ask(torch.empty(staged.index.piece_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda"))
+            self._ask(
+                torch.empty(staged.index.piece_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            )
 
     def __enter__(self) -> _Pieces:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def fill(self, number: int, start: int, target_B: torch.Tensor) -> None:
-        """Copy the bytes of object `number` from `start` on; calls come in the order of the bytes."""
+        """Copy the bytes of object `number` from `start` on; calls come in the order of the
+        bytes.
+        """
         size, filled = self._index.piece_bytes, 0
         while filled < len(target_B):
             buffer_B = self._piece(number, (start + filled) // size)
@@ -95,7 +112,9 @@ class _Pieces:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(torch.cuda.current_stream(self._device))
         number, place = self._todo.popleft()
-        self._ahead.append((number, place, buffer_B, self._pool.submit(self._read, number, place, buffer_B, copied)))
+        self._ahead.append(
+            (number, place, buffer_B, self._pool.submit(self._read, number, place, buffer_B, copied))
+        )
 
     def _read(self, number: int, place: int, buffer_B: torch.Tensor, copied: Any) -> None:
         if copied is not None:
@@ -104,7 +123,10 @@ class _Pieces:
         start = place * self._index.piece_bytes
         view = buffer_B.numpy().data[: min(len(buffer_B), shard.bytes - start)]
         try:
-            if self._store.read_into(shard.key, view, start=start, if_match=shard.etag) == len(view) and shard.etag is not None:
+            if (
+                self._store.read_into(shard.key, view, start=start, if_match=shard.etag) == len(view)
+                and shard.etag is not None
+            ):
                 return
         except ObjectChanged:  # written again, or copied elsewhere: its bytes decide
             self._store.read_into(shard.key, view, start=start)

@@ -1,8 +1,10 @@
-"""Cuts the text part of a checkpoint into the objects of a staged base: whole safetensors files, their tensors in the order of reading.
+"""Cuts the text part of a checkpoint into the objects of a staged base: whole safetensors files,
+their tensors in the order of reading.
 
-The files are laid out here and not by the safetensors library, which sorts tensors by type and name: a reader takes the bytes as they come,
-with all that belongs to one layer side by side. Objects are hashed, written and read back by four threads while the next tensors are
-read and quantised.
+The files are laid out here and not by the safetensors library, which sorts tensors by type and
+name: a reader takes the bytes as they come, with all that belongs to one layer side by side.
+Objects are hashed, written and read back by four threads while the next tensors are read and
+quantised.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class ObjectWriter:
-    """Puts objects and proves them. `store` None: nothing is written, and the descriptions are of what would have been."""
+    """Puts objects and proves them. `store` None: nothing is written, and the descriptions are of
+    what would have been.
+    """
 
     def __init__(self, store: Store | None, piece_bytes: int) -> None:
         self.piece_bytes = piece_bytes
@@ -40,8 +44,12 @@ class ObjectWriter:
     def put(self, key: str, data: bytes) -> StagedObject:
         """Write and read back, unless the same bytes stand there already."""
         view, size = memoryview(data), self.piece_bytes
-        pieces = tuple(hashlib.sha256(view[start : start + size]).hexdigest() for start in range(0, len(data), size))
-        described = StagedObject(key=key, bytes=len(data), etag=None, sha256=hashlib.sha256(data).hexdigest(), pieces=pieces)
+        pieces = tuple(
+            hashlib.sha256(view[start : start + size]).hexdigest() for start in range(0, len(data), size)
+        )
+        described = StagedObject(
+            key=key, bytes=len(data), etag=None, sha256=hashlib.sha256(data).hexdigest(), pieces=pieces
+        )
         if self._store is None:
             return described
         if (standing := self._standing(self._store, described)) is not None:
@@ -49,7 +57,10 @@ class ObjectWriter:
         self._store.write(key, data)
         written = self._standing(self._store, described)
         if written is None:
-            raise WrongRequest(f"{self._store.url_of(key)} does not hold what was written; does another program write there? Stage again.")
+            raise WrongRequest(
+                f"{self._store.url_of(key)} does not hold what was written; does another program write there?"
+                " Stage again."
+            )
         return written
 
     def _standing(self, store: Store, described: StagedObject) -> StagedObject | None:
@@ -93,12 +104,23 @@ class _Stored(NamedTuple):
 
 
 def stage_weights(
-    found: BaseConfig, precision: StagedPrecision, device: torch.device, writer: ObjectWriter, shard_bytes: int, tell: Tell
+    found: BaseConfig,
+    precision: StagedPrecision,
+    device: torch.device,
+    writer: ObjectWriter,
+    shard_bytes: int,
+    tell: Tell,
 ) -> StagedWeights:
-    """Store every text tensor of the source; nf4 is made on `device`. An object ends with the tensor that fills `shard_bytes`."""
+    """Store every text tensor of the source; nf4 is made on `device`. An object ends with the
+    tensor that fills `shard_bytes`.
+    """
     model = skeleton(found.text, 2)
     sources, tensors = _source(found, model)
-    made, fingerprint, working = StagedWeights(), Fingerprint(found), deque[Future[tuple[StagedObject, list[StagedTensor]]]]()
+    made, fingerprint, working = (
+        StagedWeights(),
+        Fingerprint(found),
+        deque[Future[tuple[StagedObject, list[StagedTensor]]]](),
+    )
     staged = found.files.staged
     made.rounded = staged is not None and staged.index.rounded
 
@@ -106,7 +128,9 @@ def stage_weights(
         for number, (name, tensor) in enumerate(tensors, 1):
             fingerprint.add(name, tensor)
             made.rounded = made.rounded or _loses_bits(tensor)
-            is_linear = name.endswith(".weight") and isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear)
+            is_linear = name.endswith(".weight") and isinstance(
+                model.get_submodule(name.rpartition(".")[0]), nn.Linear
+            )
             yield _Stored(name, tuple(tensor.shape), _parts(tensor, precision == "nf4" and is_linear, device))
             tell(number, len(sources))
 
@@ -117,7 +141,9 @@ def stage_weights(
 
     def finish(number: int, batch: list[_Stored]) -> tuple[StagedObject, list[StagedTensor]]:
         header, its_tensors = _layout(batch, number, sources)
-        arrays = (tensor.view(-1).view(torch.uint8).numpy().data for one in batch for tensor in one.parts.values())
+        arrays = (
+            tensor.view(-1).view(torch.uint8).numpy().data for one in batch for tensor in one.parts.values()
+        )
         return writer.put(f"model-{number + 1:05}.safetensors", b"".join([header, *arrays])), its_tensors
 
     with ThreadPoolExecutor(_WRITERS) as pool:
@@ -161,11 +187,15 @@ def _batches(stored: Iterator[_Stored], shard_bytes: int) -> Iterator[list[_Stor
 
 
 def _loses_bits(tensor: torch.Tensor) -> bool:
-    return tensor.dtype != torch.bfloat16 and not torch.equal(tensor.to(torch.bfloat16).to(tensor.dtype), tensor)
+    return tensor.dtype != torch.bfloat16 and not torch.equal(
+        tensor.to(torch.bfloat16).to(tensor.dtype), tensor
+    )
 
 
 def _parts(tensor: torch.Tensor, quantised: bool, device: torch.device) -> dict[str, torch.Tensor]:
-    """Wide types first and the JSON filled up with spaces, so that every tensor of a file starts at a multiple of its type's size."""
+    """Wide types first and the JSON filled up with spaces, so that every tensor of a file starts at
+    a multiple of its type's size.
+    """
     if not quantised:
         return {"": tensor.to(torch.bfloat16).contiguous()}
     made = Codes4bit.of(linear_4bit(tensor.to(device), None, device))
@@ -178,12 +208,18 @@ def _parts(tensor: torch.Tensor, quantised: bool, device: torch.device) -> dict[
 
 
 def _layout(batch: list[_Stored], number: int, sources: dict[str, str]) -> tuple[bytes, list[StagedTensor]]:
-    """First bytes of the safetensors file, and where its tensors lie. https://github.com/huggingface/safetensors#format"""
+    """First bytes of the safetensors file, and where its tensors lie.
+    https://github.com/huggingface/safetensors#format
+    """
     at, header, parts = 0, dict[str, Any]({"__metadata__": {"format": "pt"}}), dict[str, list[Part]]()
     for one in batch:
         for suffix, tensor in one.parts.items():
             part = Part(suffix=suffix, dtype=_NAMES[tensor.dtype], shape=tuple(tensor.shape), start=at)
-            header[one.name + suffix] = {"dtype": part.dtype, "shape": part.shape, "data_offsets": (at, at + part.bytes)}
+            header[one.name + suffix] = {
+                "dtype": part.dtype,
+                "shape": part.shape,
+                "data_offsets": (at, at + part.bytes),
+            }
             parts.setdefault(one.name, []).append(part)
             at += part.bytes
     raw = json.dumps(header, separators=(",", ":")).encode()

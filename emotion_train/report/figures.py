@@ -1,6 +1,7 @@
 """Every number of the report, computed once from counts and predictions that must agree.
 
-The model is held against its floors with one paired bootstrap each; the verdict says what the interval of the difference allows to say.
+The model is held against its floors with one paired bootstrap each; the verdict says what the
+interval of the difference allows to say.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ POOR_CALIBRATION = 0.1
 
 @dataclass(frozen=True, eq=False)
 class SplitResult:
-    """An evaluated split: the counts summed over ranks, the joined predictions, and the TF-IDF floor's for the same ids in any order."""
+    """An evaluated split: the counts summed over ranks, the joined predictions, and the TF-IDF
+    floor's for the same ids in any order.
+    """
 
     counts_CC: NDArray[np.int64]
     predictions: Predictions
@@ -55,7 +58,8 @@ class SplitResult:
 
 @dataclass(frozen=True)
 class Measured:
-    """Clock and counters of a run. `computed_tokens` counts padding too; `posts` counts a post once an epoch.
+    """Clock and counters of a run. `computed_tokens` counts padding too; `posts` counts a post once
+    an epoch.
 
     `train_seconds` holds the `stall_seconds` of all `saves`; `upload_seconds` ran beside it.
     """
@@ -96,10 +100,12 @@ def build_report(
 ) -> Report:
     """The whole report. `remarks` are the trainer's own warnings, appended to those found here.
 
-    Raises `Inconsistent` when counts, predictions and the data set's label counts contradict each other.
+    Raises `Inconsistent` when counts, predictions and the data set's label counts contradict each
+    other.
     """
     figures = {
-        name: split_figures(name, result, labels, dataset.label_counts, settings.bootstrap_samples, seed) for name, result in splits.items()
+        name: split_figures(name, result, labels, dataset.label_counts, settings.bootstrap_samples, seed)
+        for name, result in splits.items()
     }
     headline = "test" if "test" in figures else next(iter(figures))
     return Report(
@@ -117,9 +123,15 @@ def build_report(
 
 
 def split_figures(
-    name: str, result: SplitResult, labels: Sequence[str], label_counts: Mapping[str, Sequence[int]], samples: int, seed: int
+    name: str,
+    result: SplitResult,
+    labels: Sequence[str],
+    label_counts: Mapping[str, Sequence[int]],
+    samples: int,
+    seed: int,
 ) -> SplitFigures:
-    """All figures of one split. `label_counts` maps train, and the split itself where known, to posts a label.
+    """All figures of one split. `label_counts` maps train, and the split itself where known, to
+    posts a label.
 
     Raises `Inconsistent` when counts, predictions and label counts contradict each other.
     """
@@ -144,42 +156,62 @@ def split_figures(
         reliability=tuple(ReliabilityBin(**one._asdict()) for one in calibration.bins),
         per_label=_per_label(labels, counts),
         confusion=tuple(tuple(row) for row in counts.counts_CC.tolist()),
-        floors=tuple(_floor(floor, predictions, floor_N, classes, samples, seed) for floor, floor_N in floors.items()),
+        floors=tuple(
+            _floor(floor, predictions, floor_N, classes, samples, seed) for floor, floor_N in floors.items()
+        ),
     )
 
 
-def _check_agreement(name: str, result: SplitResult, classes: int, label_counts_C: Sequence[int] | None) -> None:
+def _check_agreement(
+    name: str, result: SplitResult, classes: int, label_counts_C: Sequence[int] | None
+) -> None:
     predictions = result.predictions
-    if result.counts_CC.shape != (classes, classes) or (len(predictions.ids) and predictions.prob_NC.shape[1] != classes):
+    if result.counts_CC.shape != (classes, classes) or (
+        len(predictions.ids) and predictions.prob_NC.shape[1] != classes
+    ):
         raise Inconsistent(
-            f"split {name} has counts of shape {result.counts_CC.shape} and probabilities of shape {predictions.prob_NC.shape} "
-            f"for {classes} labels"
+            f"split {name} has counts of shape {result.counts_CC.shape} and probabilities of shape"
+            f" {predictions.prob_NC.shape} for {classes} labels"
         )
     if len(set(predictions.ids)) < len(predictions.ids):
-        raise Inconsistent(f"split {name} has {len(predictions.ids)} predictions of {len(set(predictions.ids))} posts")
+        raise Inconsistent(
+            f"split {name} has {len(predictions.ids)} predictions of {len(set(predictions.ids))} posts"
+        )
     counted = confusion(predictions.truth_N, predictions.predicted_N, classes)
     if not np.array_equal(counted, result.counts_CC):
         truth, predicted = np.argwhere(counted != result.counts_CC)[0].tolist()
         raise Inconsistent(
-            f"split {name}: the ranks counted {int(result.counts_CC.sum())} posts and the predictions are {len(predictions.ids)}; "
-            f"label {truth} predicted as {predicted} is {int(result.counts_CC[truth, predicted])} by count "
-            f"and {int(counted[truth, predicted])} by file"
+            f"split {name}: the ranks counted {int(result.counts_CC.sum())} posts and the predictions are"
+            f" {len(predictions.ids)}; label {truth} predicted as {predicted} is"
+            f" {int(result.counts_CC[truth, predicted])} by count and {int(counted[truth, predicted])} by"
+            " file"
         )
     if label_counts_C is not None and counted.sum(axis=1).tolist() != list(label_counts_C):
-        raise Inconsistent(f"split {name} has label counts {list(label_counts_C)} in the index and {counted.sum(axis=1).tolist()} here")
+        raise Inconsistent(
+            f"split {name} has label counts {list(label_counts_C)} in the index and"
+            f" {counted.sum(axis=1).tolist()} here"
+        )
 
 
 def _per_label(labels: Sequence[str], counts: ClassCounts) -> tuple[LabelFigures, ...]:
     columns = (counts.support_C, counts.predicted_C, counts.precision_C, counts.recall_C, counts.f1_C)
     return tuple(
-        LabelFigures(label=label, support=support, predicted=predicted, precision=precision, recall=recall, f1=f1)
-        for label, support, predicted, precision, recall, f1 in zip(labels, *(column_C.tolist() for column_C in columns), strict=True)
+        LabelFigures(
+            label=label, support=support, predicted=predicted, precision=precision, recall=recall, f1=f1
+        )
+        for label, support, predicted, precision, recall, f1 in zip(
+            labels, *(column_C.tolist() for column_C in columns), strict=True
+        )
     )
 
 
-def _floor(name: str, predictions: Predictions, floor_N: NDArray[np.int32], classes: int, samples: int, seed: int) -> Floor:
+def _floor(
+    name: str, predictions: Predictions, floor_N: NDArray[np.int32], classes: int, samples: int, seed: int
+) -> Floor:
     counts = ClassCounts.of(predictions.truth_N, floor_N, classes)
-    paired = paired_bootstrap_macro_f1(predictions.truth_N, predictions.predicted_N, floor_N, classes, samples, seed)
+    paired = paired_bootstrap_macro_f1(
+        predictions.truth_N, predictions.predicted_N, floor_N, classes, samples, seed
+    )
     return Floor(
         name=name,
         macro_f1=counts.macro_f1,
@@ -219,13 +251,21 @@ def strongest(floors: Sequence[Floor]) -> Floor:
 def verdict(name: str, split: SplitFigures) -> Verdict:
     """What the interval of the difference to the strongest floor allows to say."""
     floor = strongest(split.floors)
-    figure = f"Macro-F1 {split.macro_f1:.3f} ({split.macro_f1_low:.3f} to {split.macro_f1_high:.3f}) on {split.rows:,} {name} posts"
+    figure = (
+        f"Macro-F1 {split.macro_f1:.3f} ({split.macro_f1_low:.3f} to {split.macro_f1_high:.3f}) on"
+        f" {split.rows:,} {name} posts"
+    )
     against = f"{floor.name} floor of {floor.macro_f1:.3f}"
     interval = f"95 % interval {signed(floor.difference_low)} to {signed(floor.difference_high)}"
     says = {
         "beaten": f"{figure} beats the {against} by {floor.difference:.3f} ({interval}).",
-        "open": f"{figure} cannot be told apart from the {against}: difference {signed(floor.difference)} ({interval}).",
-        "not beaten": f"{figure} does not beat the {against}: it is worse by {-floor.difference:.3f} ({interval}).",
+        "open": (
+            f"{figure} cannot be told apart from the {against}: difference {signed(floor.difference)}"
+            f" ({interval})."
+        ),
+        "not beaten": (
+            f"{figure} does not beat the {against}: it is worse by {-floor.difference:.3f} ({interval})."
+        ),
     }
     return Verdict(outcome=floor.outcome, sentence=says[floor.outcome])
 
@@ -235,28 +275,41 @@ def _warnings(name: str, split: SplitFigures, dataset: Dataset, settings: Report
     found = []
     if name != "test":
         found.append(
-            f"There is no test split: the {name} split gave these figures and also chose the checkpoint, so they flatter the model."
+            f"There is no test split: the {name} split gave these figures and also chose the checkpoint, so"
+            " they flatter the model."
         )
     for floor in split.floors:
         if floor.outcome == "not beaten":
-            found.append(f"The model does not beat the {floor.name} floor on macro-F1 ({split.macro_f1:.3f} against {floor.macro_f1:.3f}).")
+            found.append(
+                f"The model does not beat the {floor.name} floor on macro-F1 ({split.macro_f1:.3f} against"
+                f" {floor.macro_f1:.3f})."
+            )
         elif floor.outcome == "open":
-            found.append(f"The difference in macro-F1 to the {floor.name} floor may be chance: its 95 % interval holds 0.")
+            found.append(
+                f"The difference in macro-F1 to the {floor.name} floor may be chance: its 95 % interval"
+                " holds 0."
+            )
     if not any(floor.name == TFIDF for floor in split.floors):
-        found.append(f"There is no TF-IDF floor to compare with: {_why_no_tfidf(dataset.rows.get('train', 0), settings.floor_max_rows)}.")
+        found.append(
+            "There is no TF-IDF floor to compare with:"
+            f" {_why_no_tfidf(dataset.rows.get('train', 0), settings.floor_max_rows)}."
+        )
     absent = [one.label for one in split.per_label if not one.support]
     if absent:
         found.append(f"Labels without a {name} post, which count 0 in macro-F1: {', '.join(absent)}.")
     few = [f"{one.label} ({one.support})" for one in split.per_label if 0 < one.support < FEW_ROWS]
     if few:
-        found.append(f"Labels with fewer than {FEW_ROWS} {name} posts, whose F1 is mostly chance: {', '.join(few)}.")
+        found.append(
+            f"Labels with fewer than {FEW_ROWS} {name} posts, whose F1 is mostly chance: {', '.join(few)}."
+        )
     silent = [one.label for one in split.per_label if one.support and not one.predicted]
     if silent:
         found.append(f"Labels the model never predicts: {', '.join(silent)}.")
     if split.calibration_error > POOR_CALIBRATION:
         direction = "high" if _mean_confidence(split) > split.accuracy else "low"
         found.append(
-            f"Probabilities are too {direction} (calibration error {split.calibration_error:.2f}): use them to rank, not as chances."
+            f"Probabilities are too {direction} (calibration error {split.calibration_error:.2f}): use them"
+            " to rank, not as chances."
         )
     return found
 
@@ -270,4 +323,6 @@ def _why_no_tfidf(train_rows: int, floor_max_rows: int) -> str:
 
 
 def _mean_confidence(split: SplitFigures) -> float:
-    return sum(one.rows * one.confidence for one in split.reliability if one.confidence is not None) / split.rows
+    return (
+        sum(one.rows * one.confidence for one in split.reliability if one.confidence is not None) / split.rows
+    )

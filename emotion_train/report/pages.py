@@ -1,6 +1,8 @@
-"""The report as one HTML file for the browser, the printer and the archive: no script, no font, no request to anywhere.
+"""The report as one HTML file for the browser, the printer and the archive: no script, no font, no
+request to anywhere.
 
-Every word that comes from outside (labels, URLs, config) goes through `html.escape`; a content security policy forbids the rest.
+Every word that comes from outside (labels, URLs, config) goes through `html.escape`; a content
+security policy forbids the rest.
 """
 
 from __future__ import annotations
@@ -34,15 +36,21 @@ def render_html(report: Report) -> str:
         _section("Data", _data(report)),
         _section("Speed and cost", _speed(report)),
         _section("Identity", _identity(report)),
-        _section("Configuration", f"<pre>{escape(yaml.safe_dump(report.identity.config, sort_keys=False, allow_unicode=True))}</pre>"),
+        _section(
+            "Configuration",
+            "<pre>"
+            + escape(yaml.safe_dump(report.identity.config, sort_keys=False, allow_unicode=True))
+            + "</pre>",
+        ),
     ]
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(report.identity.run_id)}: macro-F1 {split.macro_f1:.3f}</title>\n<style>{STYLESHEET}</style>\n"
-        "</head>\n<body>\n<main>\n" + "\n".join(section for section in sections if section) + "\n</main>\n</body>\n</html>\n"
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport"'
+        ' content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light'
+        ' dark">\n<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src'
+        f" 'unsafe-inline'\">\n<title>{escape(report.identity.run_id)}: macro-F1"
+        f" {split.macro_f1:.3f}</title>\n<style>{STYLESHEET}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -58,10 +66,12 @@ def _head(report: Report, split: SplitFigures) -> str:
     if speed.usd is not None:
         tiles.append(("cost", dollars(speed.usd), f"{duration(speed.wall_seconds)} of machines"))
     shown = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>" for name, value, note in tiles
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+        for name, value, note in tiles
     )
     return (
-        f"<header>\n<p class=run>Emotion classifier · run <b>{escape(identity.run_id)}</b> · {escape(identity.base)}</p>\n"
+        f"<header>\n<p class=run>Emotion classifier · run <b>{escape(identity.run_id)}</b> ·"
+        f" {escape(identity.base)}</p>\n"
         f'<h1 class="{css}"><span aria-hidden="true">{mark}</span> {escape(report.verdict.sentence)}</h1>\n'
         f'<dl class="tiles">{shown}</dl>\n</header>'
     )
@@ -71,7 +81,14 @@ def _floors(split: SplitFigures) -> str:
     rows = [("this model", *_three(split.macro_f1, split.weighted_f1, split.accuracy), "", "")]
     for floor in split.floors:
         interval = f"{signed(floor.difference_low)} to {signed(floor.difference_high)}"
-        rows.append((floor.name, *_three(floor.macro_f1, floor.weighted_f1, floor.accuracy), signed(floor.difference), interval))
+        rows.append(
+            (
+                floor.name,
+                *_three(floor.macro_f1, floor.weighted_f1, floor.accuracy),
+                signed(floor.difference),
+                interval,
+            )
+        )
     heads = ("classifier", "macro-F1", "weighted F1", "accuracy", "model ahead by", "95 % interval")
     caption = "Macro-F1, the mean of every label's F1; the whisker is the 95 % bootstrap interval."
     return _figure(floors_plot(split, split.floors), caption) + _table(heads, rows)
@@ -88,8 +105,14 @@ def _per_label(split: SplitFigures) -> str:
         + f"<td>{one.predicted:,}</td></tr>"
         for one in sorted(split.per_label, key=lambda one: -one.support)
     )
-    heads = "".join(f'<th scope="col">{name}</th>' for name in ("label", "posts", "precision", "recall", "F1", "predicted"))
-    return f'<div class="wide"><table class="bars"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    heads = "".join(
+        f'<th scope="col">{name}</th>'
+        for name in ("label", "posts", "precision", "recall", "F1", "predicted")
+    )
+    return (
+        '<div class="wide"><table'
+        f' class="bars"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _confusion(report: Report, split: SplitFigures) -> str:
@@ -98,22 +121,30 @@ def _confusion(report: Report, split: SplitFigures) -> str:
     counts = [[split.confusion[i][j] for j in order] for i in order]
     plot = _figure(
         confusion_plot(labels, counts),
-        "Posts by true label (row) and prediction (column), most frequent label first; stronger colour, larger share of the row.",
+        "Posts by true label (row) and prediction (column), most frequent label first; stronger colour,"
+        " larger share of the row.",
     )
     wrong = [(count, i, j) for i, row in enumerate(counts) for j, count in enumerate(row) if i != j and count]
     worst = sorted(wrong, key=lambda item: (-item[0], item[1], item[2]))[:_CONFUSIONS]
     rows = [(labels[i], labels[j], f"{count:,}", percent(count / sum(counts[i]))) for count, i, j in worst]
     heads = ("true label", "predicted", "posts", "of the true label")
-    return plot + (f"<h3>Most frequent mistakes</h3>{_table(heads, rows, words=2)}" if rows else "<p>There is no mistake.</p>")
+    return plot + (
+        f"<h3>Most frequent mistakes</h3>{_table(heads, rows, words=2)}"
+        if rows
+        else "<p>There is no mistake.</p>"
+    )
 
 
 def _calibration(split: SplitFigures) -> str:
     words = (
-        f"<p>Expected calibration error <b>{split.calibration_error:.3f}</b> over {len(split.reliability)} bins, log loss "
-        f"<b>{split.log_loss:.3f}</b>. On the dashed line, posts given a probability of 0.7 are right 7 times out of 10; "
-        "points below it mean that the model is too sure of itself.</p>"
+        f"<p>Expected calibration error <b>{split.calibration_error:.3f}</b> over {len(split.reliability)}"
+        f" bins, log loss <b>{split.log_loss:.3f}</b>. On the dashed line, posts given a probability of 0.7"
+        " are right 7 times out of 10; points below it mean that the model is too sure of itself.</p>"
     )
-    plot = _figure(reliability_plot(split.reliability), "Accuracy by the probability of the predicted label; below, how many posts.")
+    plot = _figure(
+        reliability_plot(split.reliability),
+        "Accuracy by the probability of the predicted label; below, how many posts.",
+    )
     return f'<div class="pair">{plot}<div>{words}</div></div>'
 
 
@@ -124,13 +155,25 @@ def _training(report: Report) -> str:
     scores = [(one.step, one.macro_f1) for one in report.history]
     plots = [_figure(curve_plot(losses, "Training loss"), "Training loss.")] if losses else []
     plots.append(
-        _figure(curve_plot(scores, "Validation macro-F1", report.best_step), "Validation macro-F1; the ringed point is this model.")
+        _figure(
+            curve_plot(scores, "Validation macro-F1", report.best_step),
+            "Validation macro-F1; the ringed point is this model.",
+        )
     )
     rows = []
     for one in report.history:
         loss = "–" if one.train_loss is None else f"{one.train_loss:.4f}"
         best = "◂ this model" if one.step == report.best_step else ""
-        rows.append((f"{one.step:,}", f"{one.epoch:.2f}", loss, f"{one.macro_f1:.4f}", f"{one.learning_rate:.2e}", best))
+        rows.append(
+            (
+                f"{one.step:,}",
+                f"{one.epoch:.2f}",
+                loss,
+                f"{one.macro_f1:.4f}",
+                f"{one.learning_rate:.2e}",
+                best,
+            )
+        )
     heads = ("step", "epoch", "training loss", "validation macro-F1", "learning rate", "kept")
     return f'<div class="pair">{"".join(plots)}</div>{_table(heads, rows, words=0)}'
 
@@ -141,7 +184,16 @@ def _splits(report: Report) -> str:
         interval = f"{one.macro_f1_low:.3f} to {one.macro_f1_high:.3f}"
         others = _three(one.weighted_f1, one.accuracy, one.log_loss, one.calibration_error)
         rows.append((name, f"{one.rows:,}", f"{one.macro_f1:.3f}", interval, *others))
-    heads = ("split", "posts", "macro-F1", "95 % interval", "weighted F1", "accuracy", "log loss", "calibration error")
+    heads = (
+        "split",
+        "posts",
+        "macro-F1",
+        "95 % interval",
+        "weighted F1",
+        "accuracy",
+        "log loss",
+        "calibration error",
+    )
     return _table(heads, rows)
 
 
@@ -151,10 +203,16 @@ def _data(report: Report) -> str:
     rows = [(report.labels[i], *(f"{counts[name][i]:,}" for name in splits)) for i in order]
     rows.append(("all", *(f"{report.dataset.rows[name]:,}" for name in splits)))
     cleaning = [
-        (name.replace("_", " "), "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value))
+        (
+            name.replace("_", " "),
+            "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value),
+        )
         for name, value in report.dataset.cleaning.items()
     ]
-    return f'<div class="pair"><div>{_table(("label", *splits), rows, total=True)}</div><div>{_facts(cleaning)}</div></div>'
+    return (
+        f'<div class="pair"><div>{_table(("label", *splits), rows, total=True)}</div>'
+        f"<div>{_facts(cleaning)}</div></div>"
+    )
 
 
 def _speed(report: Report) -> str:
@@ -167,7 +225,13 @@ def _speed(report: Report) -> str:
         ("evaluation", duration(speed.evaluation_seconds)),
         ("checkpoints", saving(speed.saves, speed.stall_seconds, speed.train_seconds, speed.upload_seconds)),
         ("machines held", duration(speed.wall_seconds)),
-        ("peak memory", f"{memory(speed.peak_memory_bytes)} {'on the fullest GPU' if speed.memory_kind == 'GPU' else 'resident'}"),
+        (
+            "peak memory",
+            (
+                f"{memory(speed.peak_memory_bytes)}"
+                f" {'on the fullest GPU' if speed.memory_kind == 'GPU' else 'resident'}"
+            ),
+        ),
     ]
     if speed.usd is not None and speed.usd_per_hour is not None:
         facts.append(("cost", f"{dollars(speed.usd)} at {dollars(speed.usd_per_hour)} an hour"))
@@ -209,20 +273,35 @@ def _list(items: Iterable[str]) -> str:
 
 
 def _facts(facts: Iterable[tuple[str, str]]) -> str:
-    return '<dl class="facts">' + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts) + "</dl>"
+    return (
+        '<dl class="facts">'
+        + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
+        + "</dl>"
+    )
 
 
 def _bar(share: float, value: str, css: str) -> str:
-    return f'<td class="bar"><div><span>{value}</span><b><i class="{css}" style="width:{100 * share:.1f}%"></i></b></div></td>'
+    return (
+        f'<td class="bar"><div><span>{value}</span><b><i class="{css}"'
+        f' style="width:{100 * share:.1f}%"></i></b></div></td>'
+    )
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1, total: bool = False) -> str:
     """The first `words` columns are text, the others numbers; the first heads its row."""
-    head = "".join(f'<th scope="col"{" class=word" if i < words else ""}>{escape(name)}</th>' for i, name in enumerate(heads))
+    head = "".join(
+        f'<th scope="col"{" class=word" if i < words else ""}>{escape(name)}</th>'
+        for i, name in enumerate(heads)
+    )
     body = "".join(
         f'<tr><th scope="row"{" class=word" if words else ""}>{escape(first)}</th>'
-        + "".join(f"<td{' class=word' if i < words else ''}>{escape(value)}</td>" for i, value in enumerate(rest, 1))
+        + "".join(
+            f"<td{' class=word' if i < words else ''}>{escape(value)}</td>" for i, value in enumerate(rest, 1)
+        )
         + "</tr>"
         for first, *rest in rows
     )
-    return f'<div class="wide"><table{" class=total" if total else ""}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="wide"><table{" class=total" if total else ""}>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

@@ -1,6 +1,8 @@
-"""The report's plots as inline SVG: a few kilobytes each, crisp in print, coloured by the page's light or dark theme.
+"""The report's plots as inline SVG: a few kilobytes each, crisp in print, coloured by the page's
+light or dark theme.
 
-Every function returns one `<svg>` element whose `aria-label` says in words what it shows. Colours are CSS classes of pages.py.
+Every function returns one `<svg>` element whose `aria-label` says in words what it shows. Colours
+are CSS classes of pages.py.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ _CHARACTER = 6.7  # average width at 12 px, a little generous
 
 def floors_plot(split: SplitFigures, floors: Sequence[Floor]) -> str:
     """Macro-F1 of the model with its interval above that of each floor."""
-    bars = [("this model", split.macro_f1, "accent"), *((floor.name, floor.macro_f1, "floor") for floor in floors)]
+    bars = [
+        ("this model", split.macro_f1, "accent"),
+        *((floor.name, floor.macro_f1, "floor") for floor in floors),
+    ]
     left, right, step = 200, 700, 38
     bottom = step * len(bars) + 10
 
@@ -31,12 +36,15 @@ def floors_plot(split: SplitFigures, floors: Sequence[Floor]) -> str:
         body.append(_text(left - 10, y + 18, name, "end", "strong" if not row else ""))
         body.append(_rect(left, y + 2, max(x(value) - left, 1), 22, css, ' rx="3"'))
         after = x(split.macro_f1_high) if not row else x(value)
-        body.append(_text(max(after, x(value)) + 9, y + 18, f"{value:.3f}", "start", "strong" if not row else "muted"))
+        body.append(
+            _text(max(after, x(value)) + 9, y + 18, f"{value:.3f}", "start", "strong" if not row else "muted")
+        )
     low, high, middle = x(split.macro_f1_low), x(split.macro_f1_high), 21
     whisker = f"M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 6}v12M{high:.1f} {middle - 6}v12"
     body += [f'<path d="{whisker}" class="{css}"/>' for css in ("halo", "whisker")]
-    words = f"Macro-F1 {split.macro_f1:.3f}, 95 % interval {split.macro_f1_low:.3f} to {split.macro_f1_high:.3f}; " + ", ".join(
-        f"{floor.name} {floor.macro_f1:.3f}" for floor in floors
+    words = (
+        f"Macro-F1 {split.macro_f1:.3f}, 95 % interval {split.macro_f1_low:.3f} to"
+        f" {split.macro_f1_high:.3f}; " + ", ".join(f"{floor.name} {floor.macro_f1:.3f}" for floor in floors)
     )
     return _svg(760, bottom + 22, words, body)
 
@@ -51,37 +59,63 @@ def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]]) ->
     left, top = room + 18, room * 0.72 + 34
     body = [
         _text(left + classes * cell / 2, 13, "predicted", "middle", "muted"),
-        f'<text transform="translate(12 {top + classes * cell / 2:.1f}) rotate(-90)" text-anchor="middle" class="muted">true label</text>',
+        (
+            f'<text transform="translate(12 {top + classes * cell / 2:.1f}) rotate(-90)" text-anchor="middle"'
+            ' class="muted">true label</text>'
+        ),
         _rect(left, top, classes * cell, classes * cell, "plate"),
     ]
     for i, (label, name) in enumerate(zip(labels, names, strict=True)):
         at = i * cell + cell / 2
         full = f"<title>{escape(label)}</title>" if name != label else ""
-        body.append(f'<text x="{left - 8:.1f}" y="{top + at + 4:.1f}" text-anchor="end">{full}{escape(name)}</text>')
-        body.append(f'<text transform="translate({left + at + 3:.1f} {top - 8:.1f}) rotate(-45)">{full}{escape(name)}</text>')
+        body.append(
+            f'<text x="{left - 8:.1f}" y="{top + at + 4:.1f}" text-anchor="end">{full}{escape(name)}</text>'
+        )
+        body.append(
+            f'<text transform="translate({left + at + 3:.1f} {top - 8:.1f})'
+            f' rotate(-45)">{full}{escape(name)}</text>'
+        )
     for i, row in enumerate(confusion):
         for j, count in enumerate(row):
             if count:
                 share = count / sum(row)
-                body.append(_cell(left + j * cell, top + i * cell, cell, font, count, share, i == j, f"{labels[i]} → {labels[j]}"))
-    width, words = left + classes * cell + room * 0.72, f"Confusion matrix of {classes} labels; the most frequent mistakes are listed below"
+                body.append(
+                    _cell(
+                        left + j * cell,
+                        top + i * cell,
+                        cell,
+                        font,
+                        count,
+                        share,
+                        i == j,
+                        f"{labels[i]} → {labels[j]}",
+                    )
+                )
+    width, words = (
+        left + classes * cell + room * 0.72,
+        f"Confusion matrix of {classes} labels; the most frequent mistakes are listed below",
+    )
     return _svg(width, top + classes * cell + 6, words, body, narrowest=0.7 * width)
 
 
-def _cell(x: float, y: float, cell: float, font: float, count: int, share: float, right: bool, words: str) -> str:
+def _cell(
+    x: float, y: float, cell: float, font: float, count: int, share: float, right: bool, words: str
+) -> str:
     opacity = 0.07 + 0.93 * share
     ink = "on" if opacity > 0.55 else "off"
     edge = ' class="right"' if right else ""
     return (
         f"<g{edge}><title>{escape(words)}: {count:,} ({percent(share)})</title>"
         + _rect(x + 0.75, y + 0.75, cell - 1.5, cell - 1.5, "heat", f' rx="2" fill-opacity="{opacity:.3f}"')
-        + f'<text x="{x + cell / 2:.1f}" y="{y + cell / 2 + font * 0.36:.1f}" text-anchor="middle" font-size="{font}" class="{ink}">'
-        f"{short_count(count)}</text></g>"
+        + f'<text x="{x + cell / 2:.1f}" y="{y + cell / 2 + font * 0.36:.1f}" text-anchor="middle"'
+        f' font-size="{font}" class="{ink}">{short_count(count)}</text></g>'
     )
 
 
 def reliability_plot(bins: Iterable[ReliabilityBin]) -> str:
-    """Accuracy over the model's confidence; bars below the diagonal mean overconfidence. Strips below show how many posts."""
+    """Accuracy over the model's confidence; bars below the diagonal mean overconfidence. Strips
+    below show how many posts.
+    """
     left, right, top, bottom, strip = 46, 426, 10, 310, 44
     filled = [one for one in bins if one.confidence is not None and one.accuracy is not None]
     most = max((one.rows for one in filled), default=1)
@@ -112,8 +146,13 @@ def reliability_plot(bins: Iterable[ReliabilityBin]) -> str:
     body += [_text(x(tick), floor + 17, f"{tick:.1f}", "middle", "muted") for tick in ticks]
     body.append(_text((left + right) / 2, floor + 36, "confidence (highest probability)", "middle", "muted"))
     body.append(_text(left - 10, floor - 2, "posts", "end", "muted"))
-    body.append(f'<text transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)" text-anchor="middle" class="muted">accuracy</text>')
-    words = "Reliability diagram: " + "; ".join(f"confidence {one.confidence:.2f} accuracy {one.accuracy:.2f}" for one in filled)
+    body.append(
+        f'<text transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)" text-anchor="middle"'
+        ' class="muted">accuracy</text>'
+    )
+    words = "Reliability diagram: " + "; ".join(
+        f"confidence {one.confidence:.2f} accuracy {one.accuracy:.2f}" for one in filled
+    )
     return _svg(440, floor + 42, words, body)
 
 
@@ -138,13 +177,17 @@ def curve_plot(points: Sequence[tuple[int, float]], name: str, best_step: int | 
         if step == best_step:
             body.append(f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="7" class="ring"/>')
         if len(points) <= 60 or step == best_step:
-            body.append(f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="3.5" class="accent">{words}</circle>')
+            body.append(
+                f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="3.5" class="accent">{words}</circle>'
+            )
     for step in _spread([step for step, _ in points], 6):
         body.append(_text(x(step), bottom + 18, f"{step:,}", "middle", "muted"))
     body.append(_text((left + right) / 2, bottom + 37, "optimizer step", "middle", "muted"))
     last_step, last = points[-1]
     best = "".join(f", best {value:.4f} at step {step}" for step, value in points if step == best_step)
-    return _svg(440, bottom + 44, f"{name} over steps {points[0][0]} to {last_step}, last {last:.4f}{best}", body)
+    return _svg(
+        440, bottom + 44, f"{name} over steps {points[0][0]} to {last_step}, last {last:.4f}{best}", body
+    )
 
 
 def nice_ticks(low: float, high: float, intervals: int = 4) -> list[float]:
@@ -169,12 +212,16 @@ def _short(label: str) -> str:
     return label if len(label) <= _LABEL_CHARACTERS else label[: _LABEL_CHARACTERS - 1] + "…"
 
 
-def _vertical_grid(ticks: Sequence[float], x: Callable[[float], float], top: float, bottom: float) -> list[str]:
+def _vertical_grid(
+    ticks: Sequence[float], x: Callable[[float], float], top: float, bottom: float
+) -> list[str]:
     lines = [f'<path d="M{x(tick):.1f} {top}V{bottom}" class="grid"/>' for tick in ticks]
     return lines + [_text(x(tick), bottom + 16, f"{tick:.1f}", "middle", "muted") for tick in ticks]
 
 
-def _horizontal_grid(ticks: Sequence[float], y: Callable[[float], float], left: float, right: float, digits: int = 1) -> list[str]:
+def _horizontal_grid(
+    ticks: Sequence[float], y: Callable[[float], float], left: float, right: float, digits: int = 1
+) -> list[str]:
     lines = [f'<path d="M{left} {y(tick):.1f}H{right}" class="grid"/>' for tick in ticks]
     return lines + [_text(left - 8, y(tick) + 4, f"{tick:.{digits}f}", "end", "muted") for tick in ticks]
 
@@ -189,6 +236,11 @@ def _rect(x: float, y: float, width: float, height: float, css: str, more: str =
 
 
 def _svg(width: float, height: float, words: str, body: Iterable[str], narrowest: float = 0) -> str:
-    """Shrinks with the page down to `narrowest` pixels, and is never enlarged beyond its own size."""
+    """Shrinks with the page down to `narrowest` pixels, and is never enlarged beyond its own
+    size.
+    """
     size = f"max-width:{width:.0f}px;min-width:{narrowest:.0f}px"
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="{size}" role="img" aria-label="{escape(words)}">{"".join(body)}</svg>'
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="{size}" role="img"'
+        f' aria-label="{escape(words)}">{"".join(body)}</svg>'
+    )

@@ -1,7 +1,8 @@
-"""What the model said about every post of a split: `predictions_<split>.parquet`, and how the ranks' parts become one such file.
+"""What the model said about every post of a split: `predictions_<split>.parquet`, and how the
+ranks' parts become one such file.
 
-All rows are held in memory: a million posts with 28 labels take 112 MB of probabilities. Ids travel as strings, so that the file can be
-joined with the user's own table.
+All rows are held in memory: a million posts with 28 labels take 112 MB of probabilities. Ids travel
+as strings, so that the file can be joined with the user's own table.
 
 Letters: N posts, C labels.
 """
@@ -16,16 +17,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_TIE = 1e-5  # probabilities are float32: closer than this, two labels are tied and either may be the prediction
+# probabilities are float32: closer than this, two labels are tied and either may be the prediction
+_TIE = 1e-5
 
 
 class Inconsistent(RuntimeError):
-    """Figures that must be equal are not: a defect of this program, not of the request, so it ends with a traceback."""
+    """Figures that must be equal are not: a defect of this program, not of the request, so it ends
+    with a traceback.
+    """
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One row a post. Raises `Inconsistent` when lengths differ, or a prediction is not the label of the highest probability."""
+    """One row a post. Raises `Inconsistent` when lengths differ, or a prediction is not the label
+    of the highest probability.
+    """
 
     ids: tuple[str, ...]
     truth_N: NDArray[np.int32]
@@ -34,9 +40,12 @@ class Predictions:
 
     def __post_init__(self) -> None:
         rows = len(self.ids)
-        if self.prob_NC.ndim != 2 or not rows == len(self.truth_N) == len(self.predicted_N) == len(self.prob_NC):
+        if self.prob_NC.ndim != 2 or not rows == len(self.truth_N) == len(self.predicted_N) == len(
+            self.prob_NC
+        ):
             raise Inconsistent(
-                f"{rows} ids, {len(self.truth_N)} labels, {len(self.predicted_N)} predictions, probabilities of shape {self.prob_NC.shape}"
+                f"{rows} ids, {len(self.truth_N)} labels, {len(self.predicted_N)} predictions, probabilities"
+                f" of shape {self.prob_NC.shape}"
             )
         if not rows:
             return
@@ -46,20 +55,32 @@ class Predictions:
         if wrong_N.any():
             first = int(wrong_N.argmax())
             raise Inconsistent(
-                f"{int(wrong_N.sum())} of {rows} posts have probabilities that do not add up to 1 or do not fit their prediction; "
-                f"the first is {self.ids[first]!r}, predicted {int(self.predicted_N[first])}, probabilities {self.prob_NC[first].tolist()}"
+                f"{int(wrong_N.sum())} of {rows} posts have probabilities that do not add up to 1 or do not"
+                f" fit their prediction; the first is {self.ids[first]!r}, predicted"
+                f" {int(self.predicted_N[first])}, probabilities {self.prob_NC[first].tolist()}"
             )
 
     @classmethod
-    def of(cls, ids: Iterable[str], truth_N: ArrayLike, prob_NC: ArrayLike, predicted_N: ArrayLike | None = None) -> Predictions:
-        """From anything array-like; `predicted_N` None takes the label of the highest probability."""
+    def of(
+        cls, ids: Iterable[str], truth_N: ArrayLike, prob_NC: ArrayLike, predicted_N: ArrayLike | None = None
+    ) -> Predictions:
+        """From anything array-like; `predicted_N` None takes the label of the highest
+        probability.
+        """
         prob_NC = np.asarray(prob_NC, dtype=np.float32)
         predicted_N = prob_NC.argmax(axis=1) if predicted_N is None else predicted_N
-        return cls(tuple(ids), np.asarray(truth_N, dtype=np.int32), np.asarray(predicted_N, dtype=np.int32), prob_NC)
+        return cls(
+            tuple(ids), np.asarray(truth_N, dtype=np.int32), np.asarray(predicted_N, dtype=np.int32), prob_NC
+        )
 
     def take(self, rows: Sequence[int]) -> Predictions:
         picked = np.asarray(rows, dtype=np.int64)
-        return Predictions(tuple(self.ids[row] for row in rows), self.truth_N[picked], self.predicted_N[picked], self.prob_NC[picked])
+        return Predictions(
+            tuple(self.ids[row] for row in rows),
+            self.truth_N[picked],
+            self.predicted_N[picked],
+            self.prob_NC[picked],
+        )
 
 
 def predictions_key(split: str) -> str:
@@ -67,10 +88,11 @@ def predictions_key(split: str) -> str:
 
 
 def join_predictions(parts: Iterable[Predictions], expected: int | Sequence[str]) -> Predictions:
-    """One table with exactly one row a post, in the order of the expected ids, or sorted by id when only their number is known.
+    """One table with exactly one row a post, in the order of the expected ids, or sorted by id when
+    only their number is known.
 
-    Either way the result does not depend on how many parts there were. Raises `Inconsistent` with the first ids that are there twice,
-    missing, or unknown.
+    Either way the result does not depend on how many parts there were. Raises `Inconsistent` with
+    the first ids that are there twice, missing, or unknown.
     """
     filled = [part for part in parts if part.ids]
     if not filled:
@@ -88,7 +110,12 @@ def join_predictions(parts: Iterable[Predictions], expected: int | Sequence[str]
     rows = expected if isinstance(expected, int) else len(expected)
     problems = []
     if len(row_of) < len(whole.ids):
-        problems.append(_some("there more than once", [post_id for post_id, count in Counter(whole.ids).items() if count > 1]))
+        problems.append(
+            _some(
+                "there more than once",
+                [post_id for post_id, count in Counter(whole.ids).items() if count > 1],
+            )
+        )
     missing = [post_id for post_id in wanted if post_id not in row_of]
     if missing:
         problems.append(_some("missing", missing))
@@ -101,7 +128,9 @@ def join_predictions(parts: Iterable[Predictions], expected: int | Sequence[str]
 
 
 def predictions_to_parquet(predictions: Predictions) -> bytes:
-    """Parquet, zstd: id string, label int32, predicted int32, probabilities list<float32>. The same rows give the same bytes."""
+    """Parquet, zstd: id string, label int32, predicted int32, probabilities list<float32>. The same
+    rows give the same bytes.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -112,7 +141,9 @@ def predictions_to_parquet(predictions: Predictions) -> bytes:
             "id": pa.array(predictions.ids, pa.string()),
             "label": pa.array(predictions.truth_N, pa.int32()),
             "predicted": pa.array(predictions.predicted_N, pa.int32()),
-            "probabilities": pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * classes, pa.int32()), flat),
+            "probabilities": pa.ListArray.from_arrays(
+                pa.array(np.arange(rows + 1) * classes, pa.int32()), flat
+            ),
         }
     )
     sink = io.BytesIO()
@@ -121,15 +152,21 @@ def predictions_to_parquet(predictions: Predictions) -> bytes:
 
 
 def predictions_from_parquet(raw: bytes) -> Predictions:
-    """What `predictions_to_parquet` wrote. Raises `Inconsistent` when the rows differ in their number of probabilities."""
+    """What `predictions_to_parquet` wrote. Raises `Inconsistent` when the rows differ in their
+    number of probabilities.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(pa.BufferReader(raw), columns=["id", "label", "predicted", "probabilities"]).combine_chunks()
+    table = pq.read_table(
+        pa.BufferReader(raw), columns=["id", "label", "predicted", "probabilities"]
+    ).combine_chunks()
     lists = table["probabilities"].combine_chunks()
     widths = set(lists.value_lengths().to_pylist())
     if len(widths) > 1:
-        raise Inconsistent(f"the rows of a predictions file have {sorted(widths)} probabilities; every row has one a label")
+        raise Inconsistent(
+            f"the rows of a predictions file have {sorted(widths)} probabilities; every row has one a label"
+        )
     return Predictions(
         tuple(table["id"].to_pylist()),
         table["label"].to_numpy().astype(np.int32),
@@ -139,4 +176,6 @@ def predictions_from_parquet(raw: bytes) -> Predictions:
 
 
 def _some(what: str, ids: Sequence[str]) -> str:
-    return f"{len(ids)} {what}: {', '.join(repr(post_id) for post_id in ids[:5])}{', …' if len(ids) > 5 else ''}"
+    return (
+        f"{len(ids)} {what}: {', '.join(repr(post_id) for post_id in ids[:5])}{', …' if len(ids) > 5 else ''}"
+    )

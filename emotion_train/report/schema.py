@@ -1,6 +1,7 @@
 """The content of report.json.
 
-All figures are unrounded; pages round. An unknown field is refused, so a reader of another schema notices.
+All figures are unrounded; pages round. An unknown field is refused, so a reader of another schema
+notices.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class LabelFigures(_Part):
 
 
 class ReliabilityBin(_Part):
-    """Posts whose highest probability lies in (low, high]; the means are None for a bin without posts."""
+    """Posts whose highest probability lies in (low, high]; the means are None for a bin without
+    posts.
+    """
 
     low: float
     high: float
@@ -41,7 +44,9 @@ class ReliabilityBin(_Part):
 
 
 class Floor(_Part):
-    """A simple classifier on the same posts. `difference` is the model's macro-F1 minus the floor's, with its paired 95 % interval."""
+    """A simple classifier on the same posts. `difference` is the model's macro-F1 minus the
+    floor's, with its paired 95 % interval.
+    """
 
     name: str
     macro_f1: float
@@ -66,7 +71,9 @@ class SplitFigures(_Part):
     macro_f1_high: float
     weighted_f1: float
     accuracy: float
-    labels_without_support: int = Field(description="Labels without a post in this split; they count 0 in macro_f1.")
+    labels_without_support: int = Field(
+        description="Labels without a post in this split; they count 0 in macro_f1."
+    )
     log_loss: float
     calibration_error: float = Field(description="Expected calibration error over `reliability`.")
     reliability: tuple[ReliabilityBin, ...]
@@ -93,12 +100,19 @@ class Speed(_Part):
     evaluation_seconds: float
     wall_seconds: float = Field(description="Time for which the machines were held.")
     saves: int = Field(0, description="Checkpoints of the run.")
-    stall_seconds: float = Field(0.0, description="Part of train_seconds in which training waited for a checkpoint's copy to host memory.")
-    upload_seconds: float = Field(0.0, description="Time for which checkpoints were uploaded beside the training.")
+    stall_seconds: float = Field(
+        0.0,
+        description="Part of train_seconds in which training waited for a checkpoint's copy to host memory.",
+    )
+    upload_seconds: float = Field(
+        0.0, description="Time for which checkpoints were uploaded beside the training."
+    )
     posts_per_second: float
     tokens_per_second: float
     peak_memory_bytes: int
-    memory_kind: Literal["GPU", "RSS"] = Field(description="Of the fullest GPU, or the resident memory of the process on a CPU.")
+    memory_kind: Literal["GPU", "RSS"] = Field(
+        description="Of the fullest GPU, or the resident memory of the process on a CPU."
+    )
     usd_per_hour: float | None
     usd: float | None
 
@@ -124,7 +138,9 @@ class Identity(_Part):
 class Dataset(_Part):
     rows: dict[str, int]
     label_counts: dict[str, tuple[int, ...]]
-    cleaning: dict[str, str | int | float | None] = Field(description="The index's account of the source and of what cleaning did.")
+    cleaning: dict[str, str | int | float | None] = Field(
+        description="The index's account of the source and of what cleaning did."
+    )
 
 
 class Verdict(_Part):

@@ -27,8 +27,14 @@ def print_report(report: Report, console: Console) -> None:
 def print_scorecard(card: Scorecard, console: Console) -> None:
     split = card.figures
     _print_verdict(verdict(card.name, split), console)
-    also = f"weighted F1 {split.weighted_f1:.3f}, accuracy {split.accuracy:.3f}, log loss {split.log_loss:.3f}"
-    for part in (_floors(split), _per_label(split), Text(f"{also}, calibration error {split.calibration_error:.3f}", "dim")):
+    also = (
+        f"weighted F1 {split.weighted_f1:.3f}, accuracy {split.accuracy:.3f}, log loss {split.log_loss:.3f}"
+    )
+    for part in (
+        _floors(split),
+        _per_label(split),
+        Text(f"{also}, calibration error {split.calibration_error:.3f}", "dim"),
+    ):
         console.print(Padding(part, (0, 0, 1, 2)))
 
 
@@ -41,7 +47,11 @@ def _print_verdict(verdict: Verdict, console: Console) -> None:
 def _floors(split: SplitFigures) -> Table:
     table = _table("macro-F1", right=("", "95 % interval", "model ahead by", "95 % interval"))
     table.add_row(
-        "this model", Text(f"{split.macro_f1:.3f}", "bold"), _span(f"{split.macro_f1_low:.3f}", f"{split.macro_f1_high:.3f}"), "", ""
+        "this model",
+        Text(f"{split.macro_f1:.3f}", "bold"),
+        _span(f"{split.macro_f1_low:.3f}", f"{split.macro_f1_high:.3f}"),
+        "",
+        "",
     )
     for floor in split.floors:
         interval = _span(signed(floor.difference_low), signed(floor.difference_high))
@@ -54,7 +64,14 @@ def _per_label(split: SplitFigures) -> Table:
     table.add_column("")
     for one in sorted(split.per_label, key=lambda one: -one.support):
         bar = Text("█" * round(one.f1 * _BAR), "cyan")
-        table.add_row(Text(one.label), f"{one.support:,}", f"{one.precision:.2f}", f"{one.recall:.2f}", f"{one.f1:.2f}", bar)
+        table.add_row(
+            Text(one.label),
+            f"{one.support:,}",
+            f"{one.precision:.2f}",
+            f"{one.recall:.2f}",
+            f"{one.f1:.2f}",
+            bar,
+        )
     return table
 
 
@@ -65,16 +82,23 @@ def _facts(report: Report, split: SplitFigures) -> Table:
     table.add_column(style="dim")
     table.add_column()
     table.add_row(
-        "also", f"weighted F1 {split.weighted_f1:.3f}, accuracy {split.accuracy:.3f}, calibration error {split.calibration_error:.3f}"
+        "also",
+        f"weighted F1 {split.weighted_f1:.3f}, accuracy {split.accuracy:.3f}, calibration error"
+        f" {split.calibration_error:.3f}",
     )
     table.add_row(
-        "speed", f"{rate(speed.posts_per_second)} posts/s, {rate(speed.tokens_per_second)} tokens/s, {percent(speed.padding_share)} padding"
+        "speed",
+        f"{rate(speed.posts_per_second)} posts/s, {rate(speed.tokens_per_second)} tokens/s,"
+        f" {percent(speed.padding_share)} padding",
     )
     table.add_row(
         "time",
-        f"{duration(speed.train_seconds)} training, {duration(speed.evaluation_seconds)} evaluation, {duration(speed.wall_seconds)} in all",
+        f"{duration(speed.train_seconds)} training, {duration(speed.evaluation_seconds)} evaluation,"
+        f" {duration(speed.wall_seconds)} in all",
     )
-    table.add_row("checkpoints", saving(speed.saves, speed.stall_seconds, speed.train_seconds, speed.upload_seconds))
+    table.add_row(
+        "checkpoints", saving(speed.saves, speed.stall_seconds, speed.train_seconds, speed.upload_seconds)
+    )
     table.add_row("memory", f"{memory(speed.peak_memory_bytes)} {held}")
     if speed.usd is not None and speed.usd_per_hour is not None:
         table.add_row("cost", f"{dollars(speed.usd)} at {dollars(speed.usd_per_hour)} an hour")

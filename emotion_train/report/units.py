@@ -12,7 +12,13 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
-    return f"{seconds / 60:.1f} min" if seconds < 600 else f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{seconds / 60:.1f} min"
+        if seconds < 600
+        else f"{minutes} min"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def memory(size: int) -> str:
@@ -45,4 +51,7 @@ def saving(saves: int, stall_seconds: float, train_seconds: float, upload_second
     if not saves:
         return "none"
     share = percent(stall_seconds / train_seconds if train_seconds else 0)
-    return f"{saves:,}, each a stall of {1000 * stall_seconds / saves:.1f} ms ({share} of the training), {duration(upload_seconds)} upload"
+    return (
+        f"{saves:,}, each a stall of {1000 * stall_seconds / saves:.1f} ms ({share} of the training),"
+        f" {duration(upload_seconds)} upload"
+    )

@@ -1,4 +1,5 @@
-"""A web server that answers every HEAD and GET with an empty page: all the internet that a network of one loopback has.
+"""A web server that answers every HEAD and GET with an empty page: all the internet that a network
+of one loopback has.
 
 python -m tests.cloud.answering_server ADDRESS KEY_AND_CERTIFICATE.pem
 """

@@ -19,7 +19,12 @@ from tests.emotion_train.tiny_runs import write_posts
 @pytest.fixture(scope="session")
 def site() -> Site:
     if SITE_VARIABLE not in os.environ:
-        pytest.skip(os.environ.get(MISSING_VARIABLE, "the cloud tests run beside a Slurm cluster of their own; type make test-cloud"))
+        pytest.skip(
+            os.environ.get(
+                MISSING_VARIABLE,
+                "the cloud tests run beside a Slurm cluster of their own; type make test-cloud",
+            )
+        )
     return Site.of_this_process()
 
 
@@ -40,8 +45,12 @@ def posts_url(s3: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> str:
     for seed in range(10):
         write_posts(folder / f"{seed}", seed)
     for split in ("train", "validation", "test"):
-        parts = [(folder / f"{seed}" / f"{split}.csv").read_text().splitlines(keepends=True) for seed in range(10)]
-        (folder / f"{split}.csv").write_text("".join([parts[0][0], *(line for part in parts for line in part[1:])]))
+        parts = [
+            (folder / f"{seed}" / f"{split}.csv").read_text().splitlines(keepends=True) for seed in range(10)
+        ]
+        (folder / f"{split}.csv").write_text(
+            "".join([parts[0][0], *(line for part in parts for line in part[1:])])
+        )
     for seed in range(10):
         shutil.rmtree(folder / f"{seed}")
     s3.create_bucket("cloud")

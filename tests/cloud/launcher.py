@@ -1,4 +1,6 @@
-"""Launches the task files on the site as a person would, and reads from the bucket how far a run is."""
+"""Launches the task files on the site as a person would, and reads from the bucket how far a run
+is.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,24 @@ from tests.cloud.slurm_site import ROOT, Site
 OUTPUT_URL = "s3://cloud/runs"
 TASK, EVALUATE = ROOT / "sky" / "train.yaml", ROOT / "sky" / "evaluate.yaml"
 PATIENCE_S = 900
-ENDS = ("SUCCEEDED", "CANCELLED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE", "FAILED_CONTROLLER")
-# The demo's config with two layers; Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small
-WORDS = ["model.precision=fp32", "lora.r=4", "train.global_batch_size=10", "train.tokens_per_microbatch=512", "train.learning_rate=0.001"]
+ENDS = (
+    "SUCCEEDED",
+    "CANCELLED",
+    "FAILED",
+    "FAILED_SETUP",
+    "FAILED_PRECHECKS",
+    "FAILED_NO_RESOURCE",
+    "FAILED_CONTROLLER",
+)
+# The demo's config with two layers; Adam turns rounding into steps of the learning rate where a
+# gradient is near 0, so it is small
+WORDS = [
+    "model.precision=fp32",
+    "lora.r=4",
+    "train.global_batch_size=10",
+    "train.tokens_per_microbatch=512",
+    "train.learning_rate=0.001",
+]
 WORDS += ["report.bootstrap_samples=100", "run.id=null"]
 
 
@@ -70,7 +87,11 @@ class ManagedJob:
     @property
     def run_id(self) -> str | None:
         """The run below `OUTPUT_URL`, named after the task's id, once it has begun."""
-        found = [run_id for run_id in run_ids(open_store(OUTPUT_URL)) if re.search(rf"_{self.name}_{self.number}-0$", run_id)]
+        found = [
+            run_id
+            for run_id in run_ids(open_store(OUTPUT_URL))
+            if re.search(rf"_{self.name}_{self.number}-0$", run_id)
+        ]
         return found[0] if found else None
 
     @property
@@ -109,7 +130,9 @@ class ManagedJob:
         return status
 
     def controller_log(self) -> str:
-        return _plain(self.site.sky("jobs", "logs", "--controller", "--no-follow", str(self.number), check=False))[-6000:]
+        return _plain(
+            self.site.sky("jobs", "logs", "--controller", "--no-follow", str(self.number), check=False)
+        )[-6000:]
 
 
 def published_run(printed: str) -> str:

@@ -1,11 +1,14 @@
-"""Runs a command beside a Slurm cluster and the SkyPilot that drives it; all of it lives in namespaces that end with the command.
+"""Runs a command beside a Slurm cluster and the SkyPilot that drives it; all of it lives in
+namespaces that end with the command.
 
     python -m tests.cloud.slurm_site pytest -m cloud
 
-The site is two nodes and a login node on this machine. Its files in /etc, its users, its daemons, ports and addresses exist only inside
-namespaces for mounts, network, processes and host names, its disk is memory, and its network is one loopback; the machine keeps nothing
-of it but wheels below .sky-env. Needs root and Debian's Slurm; where something is missing the command runs all the same, and `missing`
-says why the cloud tests are skipped. Price: 6 GiB of memory for that disk, about 5 s for the daemons, and once two minutes for the wheels.
+The site is two nodes and a login node on this machine. Its files in /etc, its users, its daemons,
+ports and addresses exist only inside namespaces for mounts, network, processes and host names, its
+disk is memory, and its network is one loopback; the machine keeps nothing of it but wheels below
+.sky-env. Needs root and Debian's Slurm; where something is missing the command runs all the same,
+and `missing` says why the cloud tests are skipped. Price: 6 GiB of memory for that disk, about 5 s
+for the daemons, and once two minutes for the wheels.
 """
 
 from __future__ import annotations
@@ -34,7 +37,13 @@ PREEMPTION_GRACE_S = 20  # what the partition of that name gives a job that has 
 _FOLDER = "emotion-site-"
 _WHEELS = ("wheels-node", "wheels-project")
 _USER, _UID = "trainer", 45_678
-_PROGRAMS = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "munged": "munge", "sshd": "openssh-server", "ssh": "openssh-client"}
+_PROGRAMS = {
+    "slurmctld": "slurm-wlm",
+    "slurmd": "slurm-wlm",
+    "munged": "munge",
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+}
 _PROGRAMS |= {"rsync": "rsync", "unshare": "util-linux", "ip": "iproute2", "openssl": "openssl"}
 _READY_S = 60
 _DAEMONS: list[subprocess.Popen[bytes]] = []  # a handle that is let go warns that its process still runs
@@ -42,7 +51,9 @@ _DAEMONS: list[subprocess.Popen[bytes]] = []  # a handle that is let go warns th
 
 @dataclass(frozen=True)
 class Site:
-    """A running site; `folder` holds everything that it writes and `shared` is for files that all its nodes read."""
+    """A running site; `folder` holds everything that it writes and `shared` is for files that all
+    its nodes read.
+    """
 
     folder: Path
     shared: Path
@@ -54,10 +65,18 @@ class Site:
         return cls(Path(values["folder"]), Path(values["shared"]), values["sky_environment"])
 
     def sky(self, *words: str, timeout_s: float = 1200, check: bool = True) -> str:
-        """What one `sky` command prints, stdout and stderr together; raises with it when the command fails and `check` is set."""
+        """What one `sky` command prints, stdout and stderr together; raises with it when the
+        command fails and `check` is set.
+        """
         line = [str(SKY_ENV / "bin" / "sky"), *words]
         done = subprocess.run(
-            line, env=self.sky_environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout_s, cwd=ROOT
+            line,
+            env=self.sky_environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout_s,
+            cwd=ROOT,
         )
         if check and done.returncode:
             raise AssertionError(f"{' '.join(line)} ended with {done.returncode}:\n{done.stdout[-6000:]}")
@@ -68,11 +87,15 @@ class Site:
 
     def node_of(self, job_name: str) -> str:
         """The node on which the newest Slurm job of a SkyPilot cluster or managed job runs."""
-        jobs = [line.split() for line in self.slurm("squeue", "-h", "-t", "running", "-o", "%j %N").splitlines()]
+        jobs = [
+            line.split() for line in self.slurm("squeue", "-h", "-t", "running", "-o", "%j %N").splitlines()
+        ]
         return next(node for name, node in reversed(jobs) if name.startswith(job_name))
 
     def preempt(self, node: str) -> None:
-        """Slurm takes the node for a more important job, which ends at once: whatever runs in `SPOT` there has to go."""
+        """Slurm takes the node for a more important job, which ends at once: whatever runs in
+        `SPOT` there has to go.
+        """
         self.slurm("sbatch", "-p", PARTITION, "-w", node, "-c", "8", "-o", "/dev/null", "--wrap", "true")
 
     def set_down(self, node: str) -> None:
@@ -83,10 +106,16 @@ class Site:
         self.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
     def cut_power(self, node: str) -> None:
-        """Every process of the node is gone at once, and so is its /tmp; Slurm finds out by itself."""
+        """Every process of the node is gone at once, and so is its /tmp; Slurm finds out by
+        itself.
+        """
         daemon = int((self.folder / "slurm" / f"{node}.pid").read_text())
         name_space = os.readlink(f"/proc/{daemon}/ns/uts")
-        while victims := [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _lives_in(entry, name_space)]:
+        while victims := [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and _lives_in(entry, name_space)
+        ]:
             for victim in victims:
                 with suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
@@ -98,7 +127,9 @@ class Site:
 
 
 def _lives_in(process: Path, name_space: str) -> bool:
-    """Whether a process has that UTS name space; one that has ended but that nobody has waited for has none."""
+    """Whether a process has that UTS name space; one that has ended but that nobody has waited for
+    has none.
+    """
     try:
         return os.readlink(process / "ns" / "uts") == name_space
     except OSError:
@@ -109,7 +140,9 @@ def missing() -> str | None:
     """Why there can be no site here, and what to type; None where there can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "the cloud tests set up Slurm in namespaces, which takes root on Linux"
-    packages = sorted({package for program, package in _PROGRAMS.items() if shutil.which(program, path=_path()) is None})
+    packages = sorted(
+        {package for program, package in _PROGRAMS.items() if shutil.which(program, path=_path()) is None}
+    )
     if packages:
         return f"packages are missing; type apt-get install --no-install-recommends {' '.join(packages)}"
     probe = subprocess.run([*_unshare(), "true"], capture_output=True, text=True)
@@ -137,7 +170,8 @@ def main(command: Sequence[str]) -> int:
         with subprocess.Popen([*_unshare(), *line], cwd=ROOT, preexec_fn=_die_with_parent) as process:
             try:
                 while True:
-                    with suppress(KeyboardInterrupt):  # the command hears of Ctrl-C too, and ends in its own way
+                    # the command hears of Ctrl-C too, and ends in its own way
+                    with suppress(KeyboardInterrupt):
                         return process.wait()
             finally:
                 process.kill()
@@ -153,13 +187,25 @@ def _remove_leftovers() -> None:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux for SIGKILL when the process that started this one is gone, even killed; `unshare` ends its namespaces then."""
+    """Ask Linux for SIGKILL when the process that started this one is gone, even killed; `unshare`
+    ends its namespaces then.
+    """
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _unshare() -> list[str]:
-    return ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
+    return [
+        "unshare",
+        "--mount",
+        "--net",
+        "--uts",
+        "--ipc",
+        "--pid",
+        "--fork",
+        "--kill-child=KILL",
+        "--mount-proc",
+    ]
 
 
 def _path() -> str:
@@ -175,14 +221,18 @@ def _python_310() -> Path | None:
     for place in (Path.home() / ".pyenv" / "versions", Path.home() / ".local" / "share" / "uv" / "python"):
         found += sorted(place.glob("*3.10*/bin/python3.10"))
     for python in found:
-        probe = subprocess.run([python, "-c", "import sys; print(sys.base_prefix)"], capture_output=True, text=True)
+        probe = subprocess.run(
+            [python, "-c", "import sys; print(sys.base_prefix)"], capture_output=True, text=True
+        )
         if probe.returncode == 0:
             return Path(probe.stdout.strip())
     return None
 
 
 def _build_wheels() -> None:
-    """Wheels of what a node installs: SkyPilot's own runtime, and this project's lock with torch."""
+    """Wheels of what a node installs: SkyPilot's own runtime, and this project's lock with
+    torch.
+    """
     prefix = _python_310()
     assert prefix is not None
     lock = ROOT / "requirements.lock"
@@ -191,18 +241,33 @@ def _build_wheels() -> None:
         build = SKY_ENV / "python3.10"
         subprocess.run([prefix / "bin" / "python3.10", "-m", "venv", "--clear", build], check=True)
         pip = [build / "bin" / "pip", "--disable-pip-version-check", "-q"]
-        version = subprocess.check_output([SKY_ENV / "bin" / "python", "-c", "import sky; print(sky.__version__)"], text=True).strip()
+        version = subprocess.check_output(
+            [SKY_ENV / "bin" / "python", "-c", "import sky; print(sky.__version__)"], text=True
+        ).strip()
         subprocess.run([*pip, "install", "wheel", "setuptools<81"], check=True)
         wheel = [*pip, "wheel", "-w", SKY_ENV / "wheels-node"]
-        subprocess.run([*wheel, "--no-build-isolation", "python-hostlist"], check=True)  # an old source distribution
-        subprocess.run([*wheel, f"skypilot[slurm,remote]=={version}", "awscli", "pip", "setuptools", "wheel"], check=True)
+        # an old source distribution
+        subprocess.run([*wheel, "--no-build-isolation", "python-hostlist"], check=True)
+        subprocess.run(
+            [*wheel, f"skypilot[slurm,remote]=={version}", "awscli", "pip", "setuptools", "wheel"], check=True
+        )
         for own in (SKY_ENV / "wheels-node").glob("skypilot-*.whl"):  # SkyPilot brings that one itself
             own.unlink()
         (SKY_ENV / "wheels-node" / "complete").touch()
     stamp = SKY_ENV / "wheels-project" / "complete"
     if not stamp.exists() or stamp.stat().st_mtime < lock.stat().st_mtime:
         print("downloading the wheels of requirements.lock", flush=True)
-        download = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps", "-d", stamp.parent]
+        download = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "download",
+            "-q",
+            "--no-deps",
+            "-d",
+            stamp.parent,
+        ]
         subprocess.run([*download, f"torch=={_torch_version()}"], check=True)
         subprocess.run([*download, "-r", lock], check=True)
         stamp.touch()
@@ -218,7 +283,9 @@ def _torch_version() -> str:
 
 
 def _inside(folder: Path, command: Sequence[str]) -> int:
-    """The first process of the namespaces: waits for whatever ends, and ends with the command, which ends everything else."""
+    """The first process of the namespaces: waits for whatever ends, and ends with the command,
+    which ends everything else.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     child = os.fork()
     if child == 0:
@@ -269,24 +336,46 @@ def _start(folder: Path) -> Site:
     _lay_out_machines(folder)
     machine = _machine(folder)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
-    for made, owner in (("/run/sshd", "root"), ("/run/munge", "munge"), ("/run/log-munge", "munge"), ("/run/lib-munge", "munge")):
+    for made, owner in (
+        ("/run/sshd", "root"),
+        ("/run/munge", "munge"),
+        ("/run/log-munge", "munge"),
+        ("/run/lib-munge", "munge"),
+    ):
         Path(made).mkdir(mode=0o755)
         shutil.chown(made, owner, owner)
-    munged = ["munged", "--foreground", "--log-file=/run/log-munge/log", "--pid-file=/run/munge/pid", "--seed-file=/run/lib-munge/seed"]
+    munged = [
+        "munged",
+        "--foreground",
+        "--log-file=/run/log-munge/log",
+        "--pid-file=/run/munge/pid",
+        "--seed-file=/run/lib-munge/seed",
+    ]
     _daemon(folder, "munged", ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "--", *munged])
     _wait(lambda: Path("/run/munge/munge.socket.2").exists(), "munged", folder)
     _daemon(folder, "slurmctld", [*machine, "login", "slurmctld", "-D", "-c"])
-    _daemon(folder, "sshd", [*machine, "login", "/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd_config")])
+    _daemon(
+        folder, "sshd", [*machine, "login", "/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd_config")]
+    )
     for node in NODES:
         _daemon(folder, node, [*machine, node, "slurmd", "-D", "-N", node])
-    _daemon(folder, "internet", [sys.executable, "-m", "tests.cloud.answering_server", "8.8.8.8", str(folder / "server.pem")])
+    _daemon(
+        folder,
+        "internet",
+        [sys.executable, "-m", "tests.cloud.answering_server", "8.8.8.8", str(folder / "server.pem")],
+    )
     idle = ["sinfo", "-h", "-N", "-p", PARTITION, "-t", "idle", "-o", "%N"]
-    _wait(lambda: len(subprocess.run(idle, capture_output=True, text=True).stdout.split()) == len(NODES), "slurmctld", folder)
+    _wait(
+        lambda: len(subprocess.run(idle, capture_output=True, text=True).stdout.split()) == len(NODES),
+        "slurmctld",
+        folder,
+    )
     return Site(folder, shared, _sky_environment(folder, client))
 
 
 def _empty_tmp(folder: Path) -> None:
-    """An own /tmp: SkyPilot keeps sockets and files there under fixed names, and sockets do not know of separate networks.
+    """An own /tmp: SkyPilot keeps sockets and files there under fixed names, and sockets do not
+    know of separate networks.
 
     Of what lies in the machine's /tmp, this project and its Python stay in sight.
     """
@@ -302,7 +391,9 @@ def _empty_tmp(folder: Path) -> None:
 
 def _daemon(folder: Path, name: str, line: Sequence[str]) -> None:
     with (folder / "log" / name).open("ab") as log:
-        started = subprocess.Popen(line, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        started = subprocess.Popen(
+            line, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     _DAEMONS.append(started)
 
 
@@ -311,7 +402,9 @@ def _wait(ready: object, name: str, folder: Path) -> None:
     deadline = time.monotonic() + _READY_S
     while not ready():
         if time.monotonic() > deadline:
-            logs = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in (folder / "log").iterdir())
+            logs = "\n".join(
+                f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in (folder / "log").iterdir()
+            )
             raise RuntimeError(f"{name} did not start:\n{logs}")
         time.sleep(0.2)
 
@@ -322,7 +415,9 @@ def _lay_out_etc(folder: Path, home: Path) -> None:
     subprocess.run(["cp", "-a", "/etc", etc], check=True)
     _append(etc / "passwd", f"{_USER}:*:{_UID}:{_UID}::{home}:/bin/bash\n")
     _append(etc / "group", f"{_USER}:x:{_UID}:\n")
-    _append(etc / "hosts", "127.0.0.1 login\n" + "".join(f"{address} {name}\n" for name, address in NODES.items()))
+    _append(
+        etc / "hosts", "127.0.0.1 login\n" + "".join(f"{address} {name}\n" for name, address in NODES.items())
+    )
     (etc / "profile.d").mkdir(exist_ok=True)
     (etc / "profile.d" / "site.sh").write_text(f"export PATH={folder}/bin:$PATH\n")
     shutil.rmtree(etc / "slurm", ignore_errors=True)
@@ -383,7 +478,8 @@ def _slurm_conf(folder: Path) -> str:
         "SlurmdSpoolDir": f"{state}/spool-%n",
     }
     nodes = [
-        f"NodeName={name} NodeHostname={name} NodeAddr={address} Port={16_820 + number} CPUs=8 RealMemory=16000 Gres=gpu:{GPU}:8"
+        f"NodeName={name} NodeHostname={name} NodeAddr={address} Port={16_820 + number} CPUs=8"
+        f" RealMemory=16000 Gres=gpu:{GPU}:8"
         for number, (name, address) in enumerate(NODES.items())
     ]
     times = f"Nodes={','.join(NODES)} MaxTime=1-00:00:00 DefaultTime=04:00:00 State=UP OverSubscribe=NO"
@@ -404,7 +500,8 @@ def _gres_conf(folder: Path) -> str:
     return "\n".join([*lines, ""])
 
 
-# SkyPilot looks for uv in the home that it gives each cluster, and would download it where there is none
+# SkyPilot looks for uv in the home that it gives each cluster, and would download it where there is
+# none
 _PROLOG = """#!/bin/bash
 [[ "$SLURM_JOB_USER" == {user} && "$SLURM_JOB_NAME" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || exit 0
 setpriv --reuid={user} --regid={user} --clear-groups -- sh -c '
@@ -414,11 +511,16 @@ exit 0
 
 
 def _lay_out_programs(folder: Path) -> None:
-    """On the PATH of the site: uv, SkyPilot's Python 3.10, and the Python that runs this project."""
+    """On the PATH of the site: uv, SkyPilot's Python 3.10, and the Python that runs this
+    project.
+    """
     prefix = _python_310()
     assert prefix is not None
     own = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    for name, target in (("python3.10", prefix / "bin" / "python3.10"), (own, Path(sys.base_prefix, "bin", own))):
+    for name, target in (
+        ("python3.10", prefix / "bin" / "python3.10"),
+        (own, Path(sys.base_prefix, "bin", own)),
+    ):
         (folder / "bin" / name).symlink_to(target)
     for name in ("uv", "uvx"):
         shutil.copy2(SKY_ENV / "bin" / name, folder / "bin" / name)
@@ -436,23 +538,47 @@ def _lay_out_client(client: Path, folder: Path) -> None:
     for own in (authorized, authorized.parent):
         os.chown(own, _UID, _UID)
     (folder / "sshd_config").write_text(
-        f"Port 2222\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nAllowUsers {_USER}\nUsePAM no\nStrictModes no\n"
-        "PermitRootLogin no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxSessions 200\nMaxStartups 200:30:300\n"
-        f"SetEnv PATH={folder}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin\n"
+        f"Port 2222\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nAllowUsers"
+        f" {_USER}\nUsePAM no\nStrictModes no\nPermitRootLogin no\nPasswordAuthentication"
+        " no\nKbdInteractiveAuthentication no\nMaxSessions 200\nMaxStartups 200:30:300\nSetEnv"
+        f" PATH={folder}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin\n"
     )
     (client / ".slurm" / "config").write_text(
-        f"Host {CLUSTER}\n  HostName 127.0.0.1\n  Port 2222\n  User {_USER}\n  IdentityFile {client}/.ssh/site\n  IdentitiesOnly yes\n"
+        f"Host {CLUSTER}\n  HostName 127.0.0.1\n  Port 2222\n  User {_USER}\n  IdentityFile"
+        f" {client}/.ssh/site\n  IdentitiesOnly yes\n"
     )
     lay_out_catalog(client)
     (client / ".sky" / "config.yaml").write_text("jobs:\n  controller:\n    consolidation_mode: true\n")
-    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=8.8.8.8"]
-    request += ["-addext", "subjectAltName=IP:8.8.8.8", "-keyout", folder / "key.pem", "-out", folder / "certificate.pem"]
+    request = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=8.8.8.8",
+    ]
+    request += [
+        "-addext",
+        "subjectAltName=IP:8.8.8.8",
+        "-keyout",
+        folder / "key.pem",
+        "-out",
+        folder / "certificate.pem",
+    ]
     subprocess.run(request, check=True, capture_output=True)
-    (folder / "server.pem").write_text((folder / "key.pem").read_text() + (folder / "certificate.pem").read_text())
+    (folder / "server.pem").write_text(
+        (folder / "key.pem").read_text() + (folder / "certificate.pem").read_text()
+    )
 
 
 def lay_out_catalog(home: Path) -> None:
-    """The one file without which SkyPilot knows no name of a GPU; it would download it, and never replaces one that lies there."""
+    """The one file without which SkyPilot knows no name of a GPU; it would download it, and never
+    replaces one that lies there.
+    """
     catalog = home / ".sky" / "catalogs" / "v8" / "common" / "accelerators.csv"
     catalog.parent.mkdir(parents=True, exist_ok=True)
     names = ("A10G", "A100-80GB", "H100", "H200", "L4", "L40S")
@@ -460,9 +586,11 @@ def lay_out_catalog(home: Path) -> None:
 
 
 def _sky_environment(folder: Path, client: Path) -> dict[str, str]:
-    """The variables of `sky`: a home of its own, nothing sent to SkyPilot's makers, and trust in the site's only web server.
+    """The variables of `sky`: a home of its own, nothing sent to SkyPilot's makers, and trust in
+    the site's only web server.
 
-    The controller of managed jobs looks at no cluster while https://8.8.8.8 does not answer; here that address is the site's.
+    The controller of managed jobs looks at no cluster while https://8.8.8.8 does not answer; here
+    that address is the site's.
     """
     certificate = str(folder / "certificate.pem")
     return {
@@ -478,7 +606,8 @@ def _sky_environment(folder: Path, client: Path) -> dict[str, str]:
 def _lay_out_machines(folder: Path) -> None:
     """The script that makes a machine.
 
-    The folders that an ordinary user has to read may lie below one that is closed to others, such as /root: an empty one takes its place.
+    The folders that an ordinary user has to read may lie below one that is closed to others, such
+    as /root: an empty one takes its place.
     """
     prefix = _python_310()
     assert prefix is not None
@@ -496,12 +625,20 @@ def _lay_out_machines(folder: Path) -> None:
         lines.append(f"mount -t tmpfs -o mode=755 tmpfs {parent}")
     for number, path in enumerate(path for paths in closed.values() for path in paths):
         lines += [f"mkdir -p {path}", f"mount --bind {folder}/kept/$1/{number} {path}"]
-    lines += [f"mkdir -p {folder}/tmp/$1", f"chmod 1777 {folder}/tmp/$1", f"mount --bind {folder}/tmp/$1 /tmp", "shift", 'cd /; exec "$@"']
+    lines += [
+        f"mkdir -p {folder}/tmp/$1",
+        f"chmod 1777 {folder}/tmp/$1",
+        f"mount --bind {folder}/tmp/$1 /tmp",
+        "shift",
+        'cd /; exec "$@"',
+    ]
     (folder / "machine.sh").write_text("\n".join(lines) + "\n")
 
 
 def _machine(folder: Path) -> list[str]:
-    """Words before NAME PROGRAM that start the program on a machine of that name with a /tmp of its own."""
+    """Words before NAME PROGRAM that start the program on a machine of that name with a /tmp of its
+    own.
+    """
     return ["unshare", "--mount", "--uts", "bash", str(folder / "machine.sh")]
 
 

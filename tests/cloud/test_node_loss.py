@@ -1,4 +1,6 @@
-"""Managed jobs whose node is taken in mid-training: each goes on from the bucket's last commit and ends as a run in peace does."""
+"""Managed jobs whose node is taken in mid-training: each goes on from the bucket's last commit and
+ends as a run in peace does.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from tests.cloud.slurm_site import SPOT, Site
 from tests.emotion_train.metadata_servers import AwsHandler, Machine, serving
 
 pytestmark = pytest.mark.cloud
-WORDS = ["train.epochs=16", "checkpoint.every_seconds=5"]  # half a minute of training on a machine with nothing else to do
+# half a minute of training on a machine with nothing else to do
+WORDS = ["train.epochs=16", "checkpoint.every_seconds=5"]
 NOTICE_S = 20.0
 STEP = 120  # after which the node is taken
 
@@ -26,14 +29,18 @@ STEP = 120  # after which the node is taken
 def in_peace(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The adapter of the same run on a node that nothing happens to."""
     try:
-        printed = launcher.site.sky("launch", "-c", "peace", str(TASK), *launcher.words(*WORDS, "preemption.notices=none"))
+        printed = launcher.site.sky(
+            "launch", "-c", "peace", str(TASK), *launcher.words(*WORDS, "preemption.notices=none")
+        )
     finally:
         launcher.site.sky("down", "-y", "peace", check=False)
     return adapter(published_run(printed), tmp_path_factory.mktemp("peace") / "adapter")
 
 
 def notice_then_power_cut(site: Site, node: str, machine: Machine) -> float:
-    """As AWS takes a spot machine: the metadata service says so, some time later the machine is gone."""
+    """As AWS takes a spot machine: the metadata service says so, some time later the machine is
+    gone.
+    """
     end = time.time() + NOTICE_S
     machine.action = {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(end))}
     time.sleep(NOTICE_S)
@@ -68,13 +75,20 @@ def managed(launcher: Launcher, name: str, *words: str, task: Path = TASK) -> It
             launcher.site.set_up(node)
 
 
-@pytest.mark.parametrize("take", [notice_then_power_cut, power_cut, set_down], ids=lambda take: take.__name__.replace("_", "-"))
+@pytest.mark.parametrize(
+    "take", [notice_then_power_cut, power_cut, set_down], ids=lambda take: take.__name__.replace("_", "-")
+)
 def test_a_run_whose_node_goes_ends_with_the_same_adapter(
-    launcher: Launcher, in_peace: dict[str, torch.Tensor], tmp_path: Path, take: Callable[[Site, str, Machine], float]
+    launcher: Launcher,
+    in_peace: dict[str, torch.Tensor],
+    tmp_path: Path,
+    take: Callable[[Site, str, Machine], float],
 ) -> None:
     name = take.__name__.replace("_", "-")
     with serving(AwsHandler) as machine:
-        words = launcher.words(*WORDS, "preemption.notices=aws", AWS_EC2_METADATA_SERVICE_ENDPOINT=machine.url)
+        words = launcher.words(
+            *WORDS, "preemption.notices=aws", AWS_EC2_METADATA_SERVICE_ENDPOINT=machine.url
+        )
         with managed(launcher, name, *words) as job:
             job.wait_for_step(STEP)
             node = launcher.site.node_of(name)
@@ -93,7 +107,9 @@ def test_a_run_whose_node_goes_ends_with_the_same_adapter(
 def test_a_run_that_slurm_preempts_with_grace_ends_with_the_same_adapter_where_errors_may_restart_it(
     launcher: Launcher, in_peace: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """Slurm's SIGTERM ends SkyPilot's own process on the node, so that SkyPilot takes the job for failed, whatever the trainer does."""
+    """Slurm's SIGTERM ends SkyPilot's own process on the node, so that SkyPilot takes the job for
+    failed, whatever the trainer does.
+    """
     text = TASK.read_text()
     assert text.count("max_restarts_on_errors: 0") == 1
     task = tmp_path / "train.yaml"
@@ -111,7 +127,9 @@ def test_a_run_that_slurm_preempts_with_grace_ends_with_the_same_adapter_where_e
 
 
 def tell(name: str, log: list[Entry], taken_at: float) -> None:
-    """Print what the recovery cost; the steps that were trained twice are reckoned by the pace of the first writer's checkpoints."""
+    """Print what the recovery cost; the steps that were trained twice are reckoned by the pace of
+    the first writer's checkpoints.
+    """
     first, again = incarnations(log)[:2]
     saved = [entry for entry in first.entries if entry.kind == "checkpoint"]
     assert again.claim.step == saved[-1].step
@@ -119,8 +137,9 @@ def tell(name: str, log: list[Entry], taken_at: float) -> None:
     lost = 0.0 if first.notice == "preempted" else max(0.0, taken_at - seconds(saved[-1])) * pace
     owned_s, saved_s = seconds(again.claim) - taken_at, seconds(again.entries[0]) - taken_at
     print(
-        f"\n{name}: {owned_s:.0f} s from the loss of the node to the new claim, {saved_s:.0f} s to its first commit; went on from step "
-        f"{again.claim.step} of {log[-1].step}, about {lost:.0f} steps at {pace:.1f}/s trained again"
+        f"\n{name}: {owned_s:.0f} s from the loss of the node to the new claim, {saved_s:.0f} s to its first"
+        f" commit; went on from step {again.claim.step} of {log[-1].step}, about {lost:.0f} steps at"
+        f" {pace:.1f}/s trained again"
     )
 
 

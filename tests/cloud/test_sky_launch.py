@@ -1,4 +1,6 @@
-"""The shipped sky/train.yaml by a real `sky launch`: on one node, on two, a second time on the same cluster, and without its GPUs."""
+"""The shipped sky/train.yaml by a real `sky launch`: on one node, on two, a second time on the same
+cluster, and without its GPUs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def test_one_node_and_two_nodes_train_the_same_adapter(launcher: Launcher, tmp_p
     for nodes in (1, 2):
         name = f"nodes{nodes}"
         try:
-            printed = launcher.site.sky("launch", "-c", name, str(TASK), "--num-nodes", str(nodes), *launcher.words(*SHORT))
+            printed = launcher.site.sky(
+                "launch", "-c", name, str(TASK), "--num-nodes", str(nodes), *launcher.words(*SHORT)
+            )
         finally:
             launcher.site.sky("down", "-y", name, check=False)
         assert f"--num_machines {nodes}" in printed or nodes == 1
@@ -28,7 +32,9 @@ def test_one_node_and_two_nodes_train_the_same_adapter(launcher: Launcher, tmp_p
     assert_equal(*adapters, tolerance=1e-5)
 
 
-def test_later_launches_find_their_packages_there_one_of_them_evaluates_and_no_key_is_printed(launcher: Launcher) -> None:
+def test_later_launches_find_their_packages_there_one_of_them_evaluates_and_no_key_is_printed(
+    launcher: Launcher,
+) -> None:
     words = launcher.words(*SHORT, "train.epochs=1")
     packages = launcher.site.folder / "home" / ".sky_clusters"
     try:
@@ -51,7 +57,9 @@ def test_later_launches_find_their_packages_there_one_of_them_evaluates_and_no_k
 
 def test_gpus_that_are_promised_and_not_there_end_the_run_with_a_sentence(launcher: Launcher) -> None:
     try:
-        printed = launcher.site.sky("launch", "-c", "blind", str(TASK), *launcher.words(*SHORT, cpu=False), check=False)
+        printed = launcher.site.sky(
+            "launch", "-c", "blind", str(TASK), *launcher.words(*SHORT, cpu=False), check=False
+        )
     finally:
         launcher.site.sky("down", "-y", "blind", check=False)
     assert "promised 1 GPUs" in printed

@@ -19,8 +19,12 @@ import sky
 task = sky.Task.from_yaml(sys.argv[1])
 if len(sys.argv) > 2:
     task.set_resources_override(json.loads(sys.argv[2]))
-candidates = [[next(iter(one.accelerators.items())), one.use_spot, one.disk_size, one.job_recovery] for one in task.resources]
-print("read", json.dumps([type(task.resources).__name__, task.num_nodes, candidates, sorted(task.secrets), task.envs]))
+candidates = [
+    [next(iter(one.accelerators.items())), one.use_spot, one.disk_size, one.job_recovery]
+    for one in task.resources
+]
+kind = type(task.resources).__name__
+print("read", json.dumps([kind, task.num_nodes, candidates, sorted(task.secrets), task.envs]))
 """
 
 
@@ -57,7 +61,11 @@ def test_skypilot_takes_the_file_with_its_candidates_in_their_order(name: str, t
     assert set(spots) == {True, False}
     for _, _, disk_gb, recovery in candidates:
         assert disk_gb == 150
-        assert recovery == {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 0, "recover_on_exit_codes": [33]}
+        assert recovery == {
+            "strategy": "EAGER_NEXT_REGION",
+            "max_restarts_on_errors": 0,
+            "recover_on_exit_codes": [33],
+        }
     assert "AWS_SESSION_TOKEN" in secrets
     assert envs["DEVICE"] == "auto"
 

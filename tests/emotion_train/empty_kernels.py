@@ -1,4 +1,6 @@
-"""Stand-ins for emotion_train/model/kernels.py that allocate what its Triton kernels write into and compute nothing, to count memory."""
+"""Stand-ins for emotion_train/model/kernels.py that allocate what its Triton kernels write into and
+compute nothing, to count memory.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from typing import Any
 import torch
 
 
-def add_rms_norm(h_TH: torch.Tensor, m_TH: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def add_rms_norm(
+    h_TH: torch.Tensor, m_TH: torch.Tensor | None, *_: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return h_TH if m_TH is None else torch.zeros_like(h_TH), torch.zeros_like(h_TH), torch.zeros(len(h_TH))
 
 
@@ -23,12 +27,18 @@ def rotate_(*_: Any, back: bool = False) -> None:
     """In place."""
 
 
-def attention(qkv_TW: torch.Tensor, starts_T: torch.Tensor, heads: int, kv_heads: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def attention(
+    qkv_TW: torch.Tensor, starts_T: torch.Tensor, heads: int, kv_heads: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     tokens, width = qkv_TW.shape
-    return torch.zeros(tokens, heads * width // (heads + 2 * kv_heads), dtype=qkv_TW.dtype), torch.zeros(heads, tokens)
+    return torch.zeros(tokens, heads * width // (heads + 2 * kv_heads), dtype=qkv_TW.dtype), torch.zeros(
+        heads, tokens
+    )
 
 
-def attention_backward(dout: torch.Tensor, qkv_TW: torch.Tensor, out: torch.Tensor, lse_QT: torch.Tensor, *_: Any) -> torch.Tensor:
+def attention_backward(
+    dout: torch.Tensor, qkv_TW: torch.Tensor, out: torch.Tensor, lse_QT: torch.Tensor, *_: Any
+) -> torch.Tensor:
     gradient, _delta = torch.zeros_like(qkv_TW), torch.zeros_like(lse_QT)
     return gradient
 

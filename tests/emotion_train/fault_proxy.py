@@ -50,7 +50,9 @@ class FaultProxy:
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that left
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
 
     @property
     def endpoint(self) -> str:
@@ -72,7 +74,9 @@ class FaultProxy:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -90,7 +94,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._break_off(reset=True)
             return
         if fault == "503":
-            self._answer(503, {}, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>")
+            self._answer(
+                503,
+                {},
+                b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
+            )
             return
         status, headers, answer = self._ask(_with_one_bit_changed(body) if fault == "spoiled" else body)
         if fault == "slow":
@@ -123,7 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             if name.lower() not in ("connection", "transfer-encoding", "content-length"):
                 self.send_header(name, value)
-        length = next((value for name, value in headers.items() if name.lower() == "content-length"), str(len(body)))
+        length = next(
+            (value for name, value in headers.items() if name.lower() == "content-length"), str(len(body))
+        )
         self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
         self.end_headers()
         self.wfile.write(body[:sent])

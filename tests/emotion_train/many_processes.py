@@ -1,8 +1,10 @@
-"""What each of several processes runs: trains by the engines it is told of, one after another, and writes what came out.
+"""What each of several processes runs: trains by the engines it is told of, one after another, and
+writes what came out.
 
     torchrun --nproc-per-node 2 -m tests.emotion_train.many_processes plan.json
 
-The plan is a list of `Leg`s. Starting processes and importing PyTorch takes longer than all the rest, so one start serves many legs.
+The plan is a list of `Leg`s. Starting processes and importing PyTorch takes longer than all the
+rest, so one start serves many legs.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from tests.emotion_train.tiny_runs import start_trainer
 
 @dataclass(frozen=True)
 class Leg:
-    """Train `steps` steps of a run from where it stands, and save; None trains to its end with the evaluations that are due.
+    """Train `steps` steps of a run from where it stands, and save; None trains to its end with the
+    evaluations that are due.
 
-    `blank`: the first post of each row group has lost its text. `late_s`: so long does a row group take, times the rank's number from 1.
+    `blank`: the first post of each row group has lost its text. `late_s`: so long does a row group
+    take, times the rank's number from 1.
     """
 
     engine: Kind
@@ -42,7 +46,9 @@ class Leg:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What rank 0 has after a leg: the losses of its steps (between two evaluations their mean), and whole tensors."""
+    """What rank 0 has after a leg: the losses of its steps (between two evaluations their mean),
+    and whole tensors.
+    """
 
     losses: list[float]
     first_step: int
@@ -79,7 +85,9 @@ def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
         wrapper=type(trainer.engine.module).__name__,
         adapter=adapter,
         moments=moments,
-        probabilities={post: row.tolist() for part in parts for post, row in zip(part.ids, part.prob_NC, strict=True)},
+        probabilities={
+            post: row.tolist() for part in parts for post, row in zip(part.ids, part.prob_NC, strict=True)
+        },
     )
 
 
@@ -126,8 +134,14 @@ def blank_first_posts(trainer: Trainer) -> None:
 
 
 def save_outcome(outcome: Outcome, path: Path) -> None:
-    tensors = {f"{kind} {name}": one for kind in ("adapter", "moments") for name, one in getattr(outcome, kind).items()}
-    save_file({name: one.cpu().contiguous() for name, one in tensors.items()}, path.with_suffix(".safetensors"))
+    tensors = {
+        f"{kind} {name}": one
+        for kind in ("adapter", "moments")
+        for name, one in getattr(outcome, kind).items()
+    }
+    save_file(
+        {name: one.cpu().contiguous() for name, one in tensors.items()}, path.with_suffix(".safetensors")
+    )
     facts = {name: value for name, value in vars(outcome).items() if name not in ("adapter", "moments")}
     path.with_suffix(".json").write_text(json.dumps(facts))
 
@@ -136,7 +150,9 @@ def load_outcome(path: Path) -> Outcome:
     tensors = load_file(path.with_suffix(".safetensors"))
     whole: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
     for kind in ("adapter", "moments"):
-        whole[kind] = {name.removeprefix(f"{kind} "): one for name, one in tensors.items() if name.startswith(f"{kind} ")}
+        whole[kind] = {
+            name.removeprefix(f"{kind} "): one for name, one in tensors.items() if name.startswith(f"{kind} ")
+        }
     return Outcome(**whole)
 
 
@@ -150,7 +166,9 @@ def main() -> None:
     accelerator, _ = start_accelerator(120, [])
     for leg in legs:
         with ExitStack() as stack:
-            trainer = start_trainer(load_config(None, leg.words), stack, engine=leg.engine, accelerator=accelerator)
+            trainer = start_trainer(
+                load_config(None, leg.words), stack, engine=leg.engine, accelerator=accelerator
+            )
             outcome = train_leg(leg, trainer)
             if trainer.ranks.is_main:
                 save_outcome(outcome, Path(leg.out))

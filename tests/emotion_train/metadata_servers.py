@@ -1,4 +1,6 @@
-"""The metadata services of three clouds, as small servers on loopback that a test can make slow, strange or silent."""
+"""The metadata services of three clouds, as small servers on loopback that a test can make slow,
+strange or silent.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Reply = tuple[int, str] | None  # None: no answer until the server ends
 
 @dataclass
 class Machine:
-    """What the service knows, and what it was asked. `odd` answers before the protocol does, where it returns something."""
+    """What the service knows, and what it was asked. `odd` answers before the protocol does, where
+    it returns something.
+    """
 
     action: dict[str, str] | None = None  # AWS
     advice: dict[str, str] | None = None  # AWS
@@ -86,7 +90,9 @@ class AwsHandler(_Handler):
 
 
 class GcpHandler(_Handler):
-    """Values with an ETag; `wait_for_change` hangs until the value is another one than that of `last_etag`."""
+    """Values with an ETag; `wait_for_change` hangs until the value is another one than that of
+    `last_etag`.
+    """
 
     _etags: ClassVar[dict[str, str]] = {"FALSE": "e0", "TRUE": "e1"}
 

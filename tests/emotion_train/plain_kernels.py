@@ -1,4 +1,6 @@
-"""What emotion_train/model/kernels.py computes, in plain PyTorch, any device and number format: the reference for its kernels."""
+"""What emotion_train/model/kernels.py computes, in plain PyTorch, any device and number format: the
+reference for its kernels.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,14 @@ def rms_norm_backward(
     dy_TH: torch.Tensor, h_TH: torch.Tensor, weight_H: torch.Tensor, rstd_T: torch.Tensor, dh_TH: torch.Tensor
 ) -> torch.Tensor:
     x_TH, g_TH = h_TH.float() * rstd_T[:, None], dy_TH.float() * weight_H.float()
-    return (rstd_T[:, None] * (g_TH - x_TH * (g_TH * x_TH).mean(-1, keepdim=True)) + dh_TH.float()).to(h_TH.dtype)
+    return (rstd_T[:, None] * (g_TH - x_TH * (g_TH * x_TH).mean(-1, keepdim=True)) + dh_TH.float()).to(
+        h_TH.dtype
+    )
 
 
-def rotate_(qkv_TW: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, heads: int, *, back: bool = False) -> None:
+def rotate_(
+    qkv_TW: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, heads: int, *, back: bool = False
+) -> None:
     d = cos_TD.shape[1]
     x = qkv_TW[:, : heads * d].view(len(qkv_TW), heads, d)
     low, high = x.float().chunk(2, -1)
@@ -35,11 +41,16 @@ def rotate_(qkv_TW: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, he
 def _parts(qkv_TW: torch.Tensor, heads: int, kv_heads: int) -> list[torch.Tensor]:
     """Queries, keys and values of shape QTD, with keys and values repeated for each query head."""
     d = qkv_TW.shape[1] // (heads + 2 * kv_heads)
-    q, k, v = (x.view(len(x), -1, d).transpose(0, 1).float() for x in qkv_TW.split([heads * d, kv_heads * d, kv_heads * d], 1))
+    q, k, v = (
+        x.view(len(x), -1, d).transpose(0, 1).float()
+        for x in qkv_TW.split([heads * d, kv_heads * d, kv_heads * d], 1)
+    )
     return [q, k.repeat_interleave(heads // kv_heads, 0), v.repeat_interleave(heads // kv_heads, 0)]
 
 
-def _probabilities(q: torch.Tensor, k: torch.Tensor, starts_T: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _probabilities(
+    q: torch.Tensor, k: torch.Tensor, starts_T: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     at_T = torch.arange(len(starts_T), device=q.device)
     seen_TT = (at_T[None, :] <= at_T[:, None]) & (at_T[None, :] >= starts_T[:, None])
     scores = torch.where(seen_TT, q @ k.transpose(1, 2) * scale, -torch.inf)
@@ -47,10 +58,14 @@ def _probabilities(q: torch.Tensor, k: torch.Tensor, starts_T: torch.Tensor, sca
     return torch.exp(scores - lse[..., None]), lse
 
 
-def attention(qkv_TW: torch.Tensor, starts_T: torch.Tensor, heads: int, kv_heads: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def attention(
+    qkv_TW: torch.Tensor, starts_T: torch.Tensor, heads: int, kv_heads: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     q, k, v = _parts(qkv_TW, heads, kv_heads)
     p, lse = _probabilities(q, k, starts_T, scale)
-    return (p @ v).transpose(0, 1).reshape(len(qkv_TW), -1).to(qkv_TW.dtype), lse / torch.log(torch.tensor(2.0))
+    return (p @ v).transpose(0, 1).reshape(len(qkv_TW), -1).to(qkv_TW.dtype), lse / torch.log(
+        torch.tensor(2.0)
+    )
 
 
 def attention_backward(
@@ -87,10 +102,17 @@ def swiglu_backward_(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> torch.
 
 
 def dropout(
-    x_TI: torch.Tensor, p: float, seed: torch.Tensor, number: int, norm: tuple[torch.Tensor, torch.Tensor] | None = None
+    x_TI: torch.Tensor,
+    p: float,
+    seed: torch.Tensor,
+    number: int,
+    norm: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The same rule with another random stream."""
-    kept = torch.rand(x_TI.shape, generator=torch.Generator().manual_seed(int(seed) + number)).to(x_TI.device) >= p
+    kept = (
+        torch.rand(x_TI.shape, generator=torch.Generator().manual_seed(int(seed) + number)).to(x_TI.device)
+        >= p
+    )
     x_TI = x_TI if norm is None else rms_norm_again(x_TI, *norm)
     return torch.where(kept, x_TI.float() / (1 - p), 0.0).to(x_TI.dtype)
 

@@ -22,7 +22,9 @@ def posts(seed: int = 0) -> list[torch.Tensor]:
     return [torch.randint(4, 200, (length,), generator=draw) for length in LENGTHS]
 
 
-def make(folder: Path, kind: str = "mistral", precision: Any = "fp32", device: str = "cpu", **changes: Any) -> EmotionClassifier:
+def make(
+    folder: Path, kind: str = "mistral", precision: Any = "fp32", device: str = "cpu", **changes: Any
+) -> EmotionClassifier:
     """A classifier whose adapter is no longer zero, so that every trainable parameter matters."""
     if not folder.exists():
         causal_checkpoint(folder, kind, **changes)
@@ -57,7 +59,9 @@ def single(model: EmotionClassifier, texts: list[torch.Tensor]) -> torch.Tensor:
     try:
         rows = []
         for text in texts:
-            hidden = model.classifier.model(input_ids=text[None].to(model.device), use_cache=False).last_hidden_state
+            hidden = model.classifier.model(
+                input_ids=text[None].to(model.device), use_cache=False
+            ).last_hidden_state
             rows.append(model.classifier.score(hidden[0, -1:].float()))
         return torch.cat(rows)
     finally:
@@ -83,7 +87,9 @@ def gradients(model: EmotionClassifier, logits_NC: torch.Tensor) -> dict[str, to
         ("qwen3", {}),
     ],
 )
-def test_packed_equals_padded_equals_one_post_at_a_time(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+def test_packed_equals_padded_equals_one_post_at_a_time(
+    tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
     model = make(tmp_path / "base", kind, **changes)
     texts = posts()
     reference = single(model, texts)
@@ -92,7 +98,13 @@ def test_packed_equals_padded_equals_one_post_at_a_time(tmp_path: Path, kind: st
     for logits in (packed(model, texts), packed(model, texts, filling=7), padded(model, texts)):
         torch.testing.assert_close(logits, reference, rtol=1e-5, atol=1e-5)
         for name, grad in gradients(model, logits).items():
-            torch.testing.assert_close(grad, wanted[name], rtol=1e-4, atol=1e-5 * scale, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                grad,
+                wanted[name],
+                rtol=1e-4,
+                atol=1e-5 * scale,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )
 
 
 def test_a_post_does_not_see_its_neighbours(tmp_path: Path) -> None:
@@ -156,13 +168,18 @@ def test_segments_know_their_lengths_and_the_longest() -> None:
 def test_fused_attention_equals_the_exact_one_on_cuda(heads: int, window: int | None) -> None:
     draw = torch.Generator("cuda").manual_seed(0)
     total = sum(LENGTHS)
-    leaves = [torch.randn(1, h, total, 64, generator=draw, device="cuda", dtype=torch.bfloat16) for h in (4, heads, heads)]
+    leaves = [
+        torch.randn(1, h, total, 64, generator=draw, device="cuda", dtype=torch.bfloat16)
+        for h in (4, heads, heads)
+    ]
     segments = Segments.of([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], "cuda")
     weights = torch.randn(1, total, 4, 64, generator=draw, device="cuda")
     results = []
     for dtype, fused in ((torch.bfloat16, True), (torch.float32, False)):
         inputs = [leaf.detach().clone().to(dtype).requires_grad_() for leaf in leaves]
-        out, _ = segment_attention(nn.Module(), *inputs, None, scaling=0.1, sliding_window=window, **segments.as_kwargs(fused))
+        out, _ = segment_attention(
+            nn.Module(), *inputs, None, scaling=0.1, sliding_window=window, **segments.as_kwargs(fused)
+        )
         (out.float() * weights).sum().backward()
         results.append([out.detach(), *(leaf.grad for leaf in inputs)])
     for fast, exact in zip(*results, strict=True):

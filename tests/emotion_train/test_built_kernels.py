@@ -1,4 +1,6 @@
-"""Triton's cache folder goes into a store and comes out on another machine, and nothing else comes out."""
+"""Triton's cache folder goes into a store and comes out on another machine, and nothing else comes
+out.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ FIRST, SECOND, THIRD = ("FIRSTENTRYOFTRITON", "SECONDENTRYOFTRITON", "THIRDENTRY
 
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(built_kernels, "version", lambda name: "3.6.0")  # Triton is not installed beside a PyTorch for CPUs
+    # Triton is not installed beside a PyTorch for CPUs
+    monkeypatch.setattr(built_kernels, "version", lambda name: "3.6.0")
     monkeypatch.setenv("TRITON_CACHE_DIR", "as it was")
 
 
@@ -38,7 +41,9 @@ def build(folder: Path, name: str) -> None:
     entry.mkdir(parents=True)
     (entry / "_drop.cubin").write_bytes(name.encode() * 100)
     (entry / "_drop.json").write_text('{"num_warps": 4}')
-    (entry / "__grp___drop.json").write_text(json.dumps({"child_paths": {one: str(entry / one) for one in ("_drop.cubin", "_drop.json")}}))
+    (entry / "__grp___drop.json").write_text(
+        json.dumps({"child_paths": {one: str(entry / one) for one in ("_drop.cubin", "_drop.json")}})
+    )
 
 
 def library(folder: Path, name: str) -> None:
@@ -64,7 +69,9 @@ def test_what_one_machine_has_built_another_finds_at_its_own_place(bucket_url: s
         assert entries(tmp_path / "two") == {FIRST, THIRD}
     files = {path.name: path.read_bytes() for path in (tmp_path / "one" / FIRST).iterdir()}
     listed = json.loads((tmp_path / "two" / FIRST / "__grp___drop.json").read_bytes())["child_paths"]
-    assert {name: Path(path).read_bytes() for name, path in listed.items()} == {name: files[name] for name in listed}
+    assert {name: Path(path).read_bytes() for name, path in listed.items()} == {
+        name: files[name] for name in listed
+    }
     assert all(path.startswith(str(tmp_path / "two")) for path in listed.values())
     assert words == []
 
@@ -84,7 +91,9 @@ def test_runs_that_build_different_kernels_add_to_one_archive(tmp_path: Path) ->
     assert words == []
 
 
-def test_kernels_are_kept_while_a_run_goes_on_and_none_when_it_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_kept_while_a_run_goes_on_and_none_when_it_breaks_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(built_kernels, "_LOOK_EVERY_S", 0.01)
     store = open_store(str(tmp_path / "store"))
 
@@ -116,9 +125,13 @@ def test_an_archive_is_written_only_when_it_lacks_something(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("main", [True, False])
-def test_a_run_on_a_gpu_keeps_its_kernels_where_the_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: bool) -> None:
+def test_a_run_on_a_gpu_keeps_its_kernels_where_the_config_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: bool
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    config = tiny_config(tmp_path, f"run.kernels_url={tmp_path / 'kept'}", f"checkpoint.local_folder={tmp_path / 'local'}")
+    config = tiny_config(
+        tmp_path, f"run.kernels_url={tmp_path / 'kept'}", f"checkpoint.local_folder={tmp_path / 'local'}"
+    )
     ranks = cast(Ranks, SimpleNamespace(is_main=main))
     with ExitStack() as stack:
         _keep_kernels(config, ranks, torch.device("cpu"), stack)
@@ -150,7 +163,9 @@ def archive(**files: bytes) -> bytes:
         (archive(**{f"{FIRST}____grp__x.json": b"[]"}), "no list of its files"),
     ],
 )
-def test_an_archive_that_is_damaged_or_no_cache_is_passed_over_whole(tmp_path: Path, data: bytes, words: str) -> None:
+def test_an_archive_that_is_damaged_or_no_cache_is_passed_over_whole(
+    tmp_path: Path, data: bytes, words: str
+) -> None:
     store, said = open_store(str(tmp_path / "store")), list[str]()
     store.write(archive_name("sm90"), data)
     with opened(store, tmp_path / "one", said, keeps=False):
@@ -159,7 +174,9 @@ def test_an_archive_that_is_damaged_or_no_cache_is_passed_over_whole(tmp_path: P
     assert words in said[0]
 
 
-def test_a_store_that_fails_costs_a_sentence_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_costs_a_sentence_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, said = open_store(str(tmp_path / "store")), list[str]()
 
     def failing(*given: object) -> bytes:
@@ -170,11 +187,17 @@ def test_a_store_that_fails_costs_a_sentence_and_not_the_run(tmp_path: Path, mon
     with opened(store, tmp_path / "one", said):
         build(tmp_path / "one", FIRST)
     assert [word.partition(",")[0].partition(":")[0] for word in said] == [
-        *("kernels are built here", "kernels are built here", "the kernels that were built could not be kept"),
+        *(
+            "kernels are built here",
+            "kernels are built here",
+            "the kernels that were built could not be kept",
+        ),
     ]
 
 
-def test_an_archive_holds_one_version_of_the_kernels_for_one_kind_of_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_holds_one_version_of_the_kernels_for_one_kind_of_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     here = archive_name("sm90")
     assert here.endswith("-sm90.zip")
     assert archive_name("sm89") != here

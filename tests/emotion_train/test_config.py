@@ -17,14 +17,26 @@ CONFIGS = Path(__file__).parents[2] / "emotion_train" / "configs"
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("data: {url: from-file}\nrun: {output_url: runs}\ntrain: {learning_rate: 1e-4, epochs: 5}\n")
+    file.write_text(
+        "data: {url: from-file}\nrun: {output_url: runs}\ntrain: {learning_rate: 1e-4, epochs: 5}\n"
+    )
     config = load_config(file, ["train.epochs=7"])
     assert (config.train.epochs, config.train.learning_rate, config.train.global_batch_size) == (7, 1e-4, 64)
 
 
 def test_every_problem_is_in_one_message_with_the_nearest_name() -> None:
     with pytest.raises(WrongRequest) as caught:
-        load_config(None, ["data.url=posts", "train.learning_rat=1", "lorra.r=4", "train.epochs=none", "lora.targets=[q_prj]", "epochs"])
+        load_config(
+            None,
+            [
+                "data.url=posts",
+                "train.learning_rat=1",
+                "lorra.r=4",
+                "train.epochs=none",
+                "lora.targets=[q_prj]",
+                "epochs",
+            ],
+        )
     message = str(caught.value)
     for piece in (
         "train.learning_rat: no such key; did you mean train.learning_rate?",
@@ -39,18 +51,25 @@ def test_every_problem_is_in_one_message_with_the_nearest_name() -> None:
 
 @pytest.mark.parametrize("value", ["lora.targets=[q_proj, q_proj]", "lora.dropout=1"])
 def test_an_adapter_that_could_not_be_is_refused(value: str) -> None:
-    with pytest.raises(WrongRequest, match=r"lora\.?(.*has 'q_proj' twice|dropout: .*less than or equal to 0\.99)"):
+    with pytest.raises(
+        WrongRequest, match=r"lora\.?(.*has 'q_proj' twice|dropout: .*less than or equal to 0\.99)"
+    ):
         load_config(None, [*REQUIRED, value])
 
 
 def test_a_section_that_is_none_is_told_with_what_it_should_be(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("train: 5\ndata: {url: d}\nrun: hello\n")
-    with pytest.raises(WrongRequest, match=r"run: a section is expected, run\.output_url and so on, .*'hello'\n.*train: .*got 5"):
+    with pytest.raises(
+        WrongRequest,
+        match=r"run: a section is expected, run\.output_url and so on, .*'hello'\n.*train: .*got 5",
+    ):
         load_config(tmp_path / "run.yaml", ["run.output_url=o"])
 
 
 def test_a_key_in_the_wrong_section_is_led_to_the_right_one() -> None:
-    with pytest.raises(WrongRequest, match=r"train\.max_length: no such key; did you mean data\.max_length\?"):
+    with pytest.raises(
+        WrongRequest, match=r"train\.max_length: no such key; did you mean data\.max_length\?"
+    ):
         load_config(None, [*REQUIRED, "train.max_length=64"])
 
 
@@ -90,7 +109,10 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str) -> None:
     [
         ("run.trackers=wandb", "run.trackers: input should be a list such as [wandb], got 'wandb'"),
         ("run.trackers=7", "run.trackers: input should be a list such as [NAME,NAME], got 7"),
-        ("lora.targets=q_proj", "lora.targets: input should be a list such as [q_proj], or 'all-linear', got 'q_proj'"),
+        (
+            "lora.targets=q_proj",
+            "lora.targets: input should be a list such as [q_proj], or 'all-linear', got 'q_proj'",
+        ),
         ("lora.targets=q_proj,v_proj", "a list such as [q_proj,v_proj], or 'all-linear'"),
     ],
 )
@@ -99,16 +121,28 @@ def test_a_word_where_a_list_is_wanted_is_shown_as_one(word: str, problem: str) 
         load_config(None, [*REQUIRED, word])
 
 
-@pytest.mark.parametrize("text", ["train: {epochs: 1, epochs: 2}\n", "train: {epochs: 1}\nlora: {r: 8}\ntrain: {learning_rate: 0.1}\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["train: {epochs: 1, epochs: 2}\n", "train: {epochs: 1}\nlora: {r: 8}\ntrain: {learning_rate: 0.1}\n"],
+)
 def test_a_key_that_stands_twice_is_refused_and_none_of_the_two_is_lost(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(WrongRequest, match=r"run\.yaml is not valid YAML: '(epochs|train)' stands there twice; leave one.* line [13]"):
+    with pytest.raises(
+        WrongRequest,
+        match=r"run\.yaml is not valid YAML: '(epochs|train)' stands there twice; leave one.* line [13]",
+    ):
         load_config(tmp_path / "run.yaml", REQUIRED)
 
 
-@pytest.mark.parametrize("word", ["train.epochs=true", "evaluation.every_steps=on", "train.max_grad_norm=off", "loss.class_weights=no"])
+@pytest.mark.parametrize(
+    "word",
+    ["train.epochs=true", "evaluation.every_steps=on", "train.max_grad_norm=off", "loss.class_weights=no"],
+)
 def test_yes_and_no_are_not_taken_for_1_and_0(word: str) -> None:
-    with pytest.raises(WrongRequest, match=rf"{word.partition('=')[0]}: (true|false) .* is no value for it; give a number or a word"):
+    with pytest.raises(
+        WrongRequest,
+        match=rf"{word.partition('=')[0]}: (true|false) .* is no value for it; give a number or a word",
+    ):
         load_config(None, [*REQUIRED, word])
     assert load_config(None, [*REQUIRED, "train.gradient_checkpointing=yes"]).train.gradient_checkpointing
 
@@ -142,14 +176,21 @@ def test_shipped_configs_are_valid(name: str) -> None:
 
 
 def test_the_recipe_file_says_what_the_defaults_say() -> None:
-    """Two homes of one recipe: the defaults for people who write their own file, the file for people who read."""
+    """Two homes of one recipe: the defaults for people who write their own file, the file for
+    people who read.
+    """
     written = yaml.safe_load((CONFIGS / "mistral_small_3_1.yaml").read_text())
-    defaults = Config.model_validate({"data": {"url": "x"}, "run": {"output_url": "y"}}).model_dump(mode="json")
-    assert written == {section: {key: defaults[section][key] for key in fields} for section, fields in written.items()}
+    defaults = Config.model_validate({"data": {"url": "x"}, "run": {"output_url": "y"}}).model_dump(
+        mode="json"
+    )
+    assert written == {
+        section: {key: defaults[section][key] for key in fields} for section, fields in written.items()
+    }
 
 
 @pytest.mark.parametrize(
-    ("word", "value"), [("run.id=2026-11-23", "2026-11-23"), ("run.id=42", "42"), ("run.id=no", "no"), ("run.id=none", None)]
+    ("word", "value"),
+    [("run.id=2026-11-23", "2026-11-23"), ("run.id=42", "42"), ("run.id=no", "no"), ("run.id=none", None)],
 )
 def test_a_word_for_text_stays_text(word: str, value: str | None) -> None:
     assert load_config(None, [*REQUIRED, word]).run.id == value

@@ -47,7 +47,9 @@ def test_posts_vary_in_length_and_voice() -> None:
     words = [len(text.split()) for text in texts]
     assert min(words) <= 4
     assert max(words) >= 45
-    assert 0.1 < sum(bool(re.search(r"[\U0001F300-\U0001FAFF☀-➿]", text)) for text in texts) / len(texts) < 0.3
+    assert (
+        0.1 < sum(bool(re.search(r"[\U0001F300-\U0001FAFF☀-➿]", text)) for text in texts) / len(texts) < 0.3
+    )
     assert len({" ".join(text.split()[:3]).casefold() for text in texts}) > 0.95 * len(texts)
 
 

@@ -1,6 +1,8 @@
-"""Several processes do what one does, whatever the engine: the same losses, parameters and moments to 1e-5, every post scored once.
+"""Several processes do what one does, whatever the engine: the same losses, parameters and moments
+to 1e-5, every post scored once.
 
-The comparison is with the whole batch of a step computed by PyTorch alone, in one process, without packs, loader or engine.
+The comparison is with the whole batch of a step computed by PyTorch alone, in one process, without
+packs, loader or engine.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ WRAPPERS = {
 
 
 class Case(NamedTuple):
-    """A run to compare: posts a step, tokens a pack, whether gradients are clipped, whether rows turn bad, and how many steps."""
+    """A run to compare: posts a step, tokens a pack, whether gradients are clipped, whether rows
+    turn bad, and how many steps.
+    """
 
     batch: int
     tokens: int
@@ -51,12 +55,18 @@ class Case(NamedTuple):
     steps: int
 
     def words(self, folder: Path, run_id: str) -> list[str]:
-        given = {"global_batch_size": self.batch, "tokens_per_microbatch": self.tokens, "learning_rate": 0.001, "epochs": 1}
+        given = {
+            "global_batch_size": self.batch,
+            "tokens_per_microbatch": self.tokens,
+            "learning_rate": 0.001,
+            "epochs": 1,
+        }
         values = [f"train.{name}={value}" for name, value in {**given, "max_grad_norm": self.clip}.items()]
         return tiny_words(folder, f"run.id={run_id}", "checkpoint.every_seconds=null", *values)
 
 
-# 108 posts: the last step of the first case has 8; that of the second has one, so that all ranks but one have none
+# 108 posts: the last step of the first case has 8; that of the second has one, so that all ranks
+# but one have none
 CASES = {
     "uneven packs and tail, clipped": Case(25, 200, "0.05", False, 5),
     "bad rows, empty tail, not clipped": Case(107, 600, "null", True, 2),
@@ -71,12 +81,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def processes(folder: Path, count: int, name: str, legs: list[Leg], on_cpu: bool = True) -> list[Outcome]:
-    """Run the legs one after another in `count` processes, on the CPU or each on a GPU of its own."""
+    """Run the legs one after another in `count` processes, on the CPU or each on a GPU of its
+    own.
+    """
     plan = write_plan(folder / f"{name}.json", legs)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": str(on_cpu).lower(), "OMP_NUM_THREADS": "1"}
     answer = subprocess.run(
-        [*command, "-m", "tests.emotion_train.many_processes", str(plan)], capture_output=True, text=True, env=environment, check=False
+        [*command, "-m", "tests.emotion_train.many_processes", str(plan)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert answer.returncode == 0, answer.stderr[-5000:]
     return [load_outcome(Path(leg.out)) for leg in legs]
@@ -96,37 +112,56 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
     index = read_index(store)
     split = index.split("train")
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
-    model, _ = build_classifier(config.model.base, "fp32", len(index.labels), config.lora, config.run.seed, device)
+    model, _ = build_classifier(
+        config.model.base, "fp32", len(index.labels), config.lora, config.run.seed, device
+    )
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    weights_C = torch.tensor(class_weights(split.label_counts, "balanced"), dtype=torch.float32, device=device)
-    optimizer = torch.optim.AdamW(trained.values(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay)
+    weights_C = torch.tensor(
+        class_weights(split.label_counts, "balanced"), dtype=torch.float32, device=device
+    )
+    optimizer = torch.optim.AdamW(
+        trained.values(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+    )
     order = Order(split.row_counts, split.lanes, config.run.seed)
     steps = order.steps(case.batch)
     losses = []
     with RowGroupReader(store, split) as reader:
         for step in range(case.steps):
             places = list(zip(*order.epoch(0).locate(order.positions(step, case.batch)), strict=True))
-            rows = [(reader.rows(int(group)), int(row)) for group, row in places if not (case.blank and row == 0)]
-            tokens = [torch.from_numpy(one) for one in tokenizer.encode([found.texts[row] for found, row in rows])]
+            rows = [
+                (reader.rows(int(group)), int(row)) for group, row in places if not (case.blank and row == 0)
+            ]
+            tokens = [
+                torch.from_numpy(one) for one in tokenizer.encode([found.texts[row] for found, row in rows])
+            ]
             labels_N = torch.tensor([found.labels[row] for found, row in rows])
-            padded_NL = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_id).long()
+            padded_NL = torch.nn.utils.rnn.pad_sequence(
+                tokens, batch_first=True, padding_value=tokenizer.pad_id
+            ).long()
             logits_NC = model.forward_padded(padded_NL.to(device), torch.tensor([len(one) for one in tokens]))
             loss = torch.nn.CrossEntropyLoss(weight=weights_C)(logits_NC, labels_N.to(device))
             loss.backward()
             if config.train.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(trained.values(), config.train.max_grad_norm)
-            rate = learning_rate(step, steps, round(steps * config.train.warmup_ratio), config.train.learning_rate)
+            rate = learning_rate(
+                step, steps, round(steps * config.train.warmup_ratio), config.train.learning_rate
+            )
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-    moments = {f"{key}.{name}": optimizer.state[parameter][key] for name, parameter in trained.items() for key in ("exp_avg", "exp_avg_sq")}
+    moments = {
+        f"{key}.{name}": optimizer.state[parameter][key]
+        for name, parameter in trained.items()
+        for key in ("exp_avg", "exp_avg_sq")
+    }
     return Reference(losses, adapter_state(model), {name: moment.cpu() for name, moment in moments.items()})
 
 
 def same_as(outcome: Outcome, expected: Reference) -> None:
-    """Losses, parameters and moments to 1e-5; of the moments to 1e-5 of the largest, because Adam would hide a wrong scale of gradients,
-    and twice that of the squares."""
+    """Losses, parameters and moments to 1e-5; of the moments to 1e-5 of the largest, because Adam
+    would hide a wrong scale of gradients, and twice that of the squares.
+    """
     np.testing.assert_allclose(outcome.losses, expected.losses, rtol=1e-5)
     assert outcome.adapter.keys() == expected.adapter.keys()
     for name, tensor in expected.adapter.items():
@@ -136,9 +171,13 @@ def same_as(outcome: Outcome, expected: Reference) -> None:
         names = [name for name in expected.moments if name.startswith(key)]
         largest = max(float(expected.moments[name].abs().max()) for name in names)
         for name in names:
-            torch.testing.assert_close(outcome.moments[name], expected.moments[name], atol=tolerance * largest, rtol=0)
+            torch.testing.assert_close(
+                outcome.moments[name], expected.moments[name], atol=tolerance * largest, rtol=0
+            )
     # the comparison is not between two models that stood still
-    assert max(float(tensor.abs().max()) for name, tensor in expected.adapter.items() if "lora_B" in name) > 1e-3
+    assert (
+        max(float(tensor.abs().max()) for name, tensor in expected.adapter.items() if "lora_B" in name) > 1e-3
+    )
 
 
 def compare(folder: Path, count: int, engines: Sequence[Kind], device: str = "cpu") -> None:
@@ -149,7 +188,9 @@ def compare(folder: Path, count: int, engines: Sequence[Kind], device: str = "cp
         legs.append(Leg(engine, case.words(folder, name), case.steps, f"{folder}/{name}", case.blank))
         cases.append(case)
     probabilities: dict[Case, dict[str, list[float]]] = {}
-    for leg, case, outcome in zip(legs, cases, processes(folder, count, f"compare-{device}{count}", legs, device == "cpu"), strict=True):
+    for leg, case, outcome in zip(
+        legs, cases, processes(folder, count, f"compare-{device}{count}", legs, device == "cpu"), strict=True
+    ):
         assert (outcome.world_size, outcome.wrapper) == (count, WRAPPERS[leg.engine])
         assert (outcome.bad_rows > 0) == case.blank
         same_as(outcome, whole_batches(folder, case, device))
@@ -159,13 +200,17 @@ def compare(folder: Path, count: int, engines: Sequence[Kind], device: str = "cp
             np.testing.assert_allclose(row, first[post], atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_every_engine_takes_the_step_of_the_whole_batch(folder: Path, count: int) -> None:
     compare(folder, count, ENGINES)
 
 
 @pytest.mark.parametrize("tokens", [128, 200, 100_000])
-def test_one_process_takes_the_step_of_the_whole_batch_in_any_number_of_micro_batches(folder: Path, tokens: int) -> None:
+def test_one_process_takes_the_step_of_the_whole_batch_in_any_number_of_micro_batches(
+    folder: Path, tokens: int
+) -> None:
     for place, case in enumerate(CASES.values()):
         words = [*case.words(folder, f"p1-{place}-{tokens}"), f"train.tokens_per_microbatch={tokens}"]
         leg = Leg("one process", words, case.steps, "", case.blank)
@@ -176,16 +221,23 @@ def test_one_process_takes_the_step_of_the_whole_batch_in_any_number_of_micro_ba
 
 
 def move(folder: Path, engines: Sequence[Kind], device: str = "cpu") -> None:
-    """Each leg goes on from the checkpoint of the one before it, the last in one process; together they are one run of one process."""
+    """Each leg goes on from the checkpoint of the one before it, the last in one process; together
+    they are one run of one process.
+    """
     case = CASES["uneven packs and tail, clipped"]
     words = case.words(folder, f"moving-{device}")
     steps = [1] * (len(engines) - 1) + [case.steps - len(engines)]
     legs = [
-        Leg(engine, words, count, f"{folder}/moving-{number}") for number, (engine, count) in enumerate(zip(engines, steps, strict=True))
+        Leg(engine, words, count, f"{folder}/moving-{number}")
+        for number, (engine, count) in enumerate(zip(engines, steps, strict=True))
     ]
     outcomes = processes(folder, 2, "moving", legs, device == "cpu")
-    outcomes += processes(folder, 1, "moved", [Leg("one process", words, 1, f"{folder}/moved")], device == "cpu")
-    assert [outcome.first_step for outcome in outcomes] == [sum(steps[:number]) for number in range(len(steps) + 1)]
+    outcomes += processes(
+        folder, 1, "moved", [Leg("one process", words, 1, f"{folder}/moved")], device == "cpu"
+    )
+    assert [outcome.first_step for outcome in outcomes] == [
+        sum(steps[:number]) for number in range(len(steps) + 1)
+    ]
     losses = [loss for outcome in outcomes for loss in outcome.losses]
     same_as(Outcome(**{**vars(outcomes[-1]), "losses": losses}), whole_batches(folder, case, device))
 
@@ -196,11 +248,27 @@ def test_a_run_moves_between_engines_and_numbers_of_processes(folder: Path) -> N
 
 def test_evaluations_while_a_slow_reader_makes_the_next_steps_change_no_step(folder: Path) -> None:
     """Then two loaders ask the ranks to agree at the same time."""
-    words = ["checkpoint.every_seconds=null", "evaluation.every_steps=1", "train.global_batch_size=8", "train.epochs=1"]
+    words = [
+        "checkpoint.every_seconds=null",
+        "evaluation.every_steps=1",
+        "train.global_batch_size=8",
+        "train.epochs=1",
+    ]
     kinds: tuple[Kind, ...] = ("one process", "DDP")
     alone, together = (
         processes(
-            folder, n, f"late-{n}", [Leg(kind, tiny_words(folder, f"run.id=late-{n}", *words), None, f"{folder}/late-{n}", late_s=0.02)]
+            folder,
+            n,
+            f"late-{n}",
+            [
+                Leg(
+                    kind,
+                    tiny_words(folder, f"run.id=late-{n}", *words),
+                    None,
+                    f"{folder}/late-{n}",
+                    late_s=0.02,
+                )
+            ],
         )[0]
         for n, kind in enumerate(kinds, 1)
     )
@@ -210,16 +278,32 @@ def test_evaluations_while_a_slow_reader_makes_the_next_steps_change_no_step(fol
         torch.testing.assert_close(together.adapter[name], tensor, atol=1e-4, rtol=0)
 
 
-def agree_to_rounding(folder: Path, engines: Sequence[Kind], precision: str, *words: str, device: str = "cpu") -> None:
-    """Two processes of every engine against one process, in a format that rounds; fp8 keeps three bits, and its gradients agree less."""
+def agree_to_rounding(
+    folder: Path, engines: Sequence[Kind], precision: str, *words: str, device: str = "cpu"
+) -> None:
+    """Two processes of every engine against one process, in a format that rounds; fp8 keeps three
+    bits, and its gradients agree less.
+    """
 
     def leg(engine: Kind, count: int) -> Leg:
         name = f"{device}{count}-{precision}-{engine.replace(' ', '-')}"
-        values = ["checkpoint.every_seconds=null", "train.global_batch_size=24", "train.learning_rate=0.001", "train.max_grad_norm=null"]
-        return Leg(engine, tiny_words(folder, f"run.id={name}", f"model.precision={precision}", *values, *words), 4, f"{folder}/{name}")
+        values = [
+            "checkpoint.every_seconds=null",
+            "train.global_batch_size=24",
+            "train.learning_rate=0.001",
+            "train.max_grad_norm=null",
+        ]
+        return Leg(
+            engine,
+            tiny_words(folder, f"run.id={name}", f"model.precision={precision}", *values, *words),
+            4,
+            f"{folder}/{name}",
+        )
 
     (alone,) = processes(folder, 1, f"{device}-{precision}", [leg("one process", 1)], device == "cpu")
-    for outcome in processes(folder, 2, f"{device}-{precision}-2", [leg(engine, 2) for engine in engines], device == "cpu"):
+    for outcome in processes(
+        folder, 2, f"{device}-{precision}-2", [leg(engine, 2) for engine in engines], device == "cpu"
+    ):
         np.testing.assert_allclose(outcome.losses, alone.losses, rtol=5e-3)
         assert cosine(outcome.moments, alone.moments) > (0.998 if precision == "fp8" else 0.999)
         for post, row in alone.probabilities.items():
@@ -230,7 +314,11 @@ def cosine(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> fl
     """Of the gradients that AdamW has seen."""
     names = [name for name in theirs if name.startswith("exp_avg.")]
     assert mine.keys() == theirs.keys()
-    return float(torch.cosine_similarity(*(torch.cat([one[name].flatten() for name in names]) for one in (mine, theirs)), dim=0))
+    return float(
+        torch.cosine_similarity(
+            *(torch.cat([one[name].flatten() for name in names]) for one in (mine, theirs)), dim=0
+        )
+    )
 
 
 def test_a_4_bit_base_is_trained_alike_by_every_engine(folder: Path) -> None:
@@ -246,14 +334,25 @@ def test_a_bfloat16_base_is_trained_alike_by_every_engine(folder: Path) -> None:
 
 
 def test_accelerate_s_environment_names_the_engine() -> None:
-    deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "WORLD_SIZE": "2", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none"}
+    deepspeed = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "WORLD_SIZE": "2",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    }
     found = [
         asked_for({}),
         asked_for({"WORLD_SIZE": "1"}),
         asked_for({"WORLD_SIZE": "2"}),
         asked_for({**deepspeed, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
         asked_for({**deepspeed, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}),
-        asked_for({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2", "FSDP_OFFLOAD_PARAMS": "false"}),
+        asked_for(
+            {
+                "ACCELERATE_USE_FSDP": "true",
+                "FSDP_VERSION": "2",
+                "WORLD_SIZE": "2",
+                "FSDP_OFFLOAD_PARAMS": "false",
+            }
+        ),
     ]
     assert found == ["one process", "one process", *get_args(Kind)[1:]]
 
@@ -276,7 +375,9 @@ def test_settings_of_accelerate_that_would_have_no_effect_are_refused(environmen
 def test_one_process_where_several_were_asked_for_is_refused() -> None:
     # what `accelerate launch --num_processes 2` makes of distributed_type NO
     with pytest.raises(WrongRequest, match="accelerate started one process where several were asked for"):
-        start_accelerator(60, [], {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
+        start_accelerator(
+            60, [], {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -1,4 +1,6 @@
-"""The whole path through the commands that a person types, over a real S3 server, with a tiny model."""
+"""The whole path through the commands that a person types, over a real S3 server, with a tiny
+model.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,13 @@ ROOT = Path(__file__).parents[2]
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     module = {"emotion-train": "emotion_train.cli", "emotion-launch": "launch.cli"}[words[0]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", module, *words[1:]], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", module, *words[1:]],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
 
 
 def done(*words: str) -> str:
@@ -37,20 +45,29 @@ def done(*words: str) -> str:
     return answer.stdout
 
 
-def test_posts_in_adapter_and_report_out(bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_posts_in_adapter_and_report_out(
+    bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # TensorBoard's files go to tracking/
     base = causal_checkpoint(tmp_path / "base", "mistral")
     data, runs, adapter = f"{bucket_url}/posts", f"{bucket_url}/runs", tmp_path / "adapter"
     done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), data)
     assert "already there" in done("emotion-train", "prepare", str(tmp_path / "source"), data)
 
-    words = [*tiny_words(tmp_path), f"data.url={data}", f"run.output_url={runs}", f"model.base={base}", "run.trackers=[tensorboard]"]
+    words = [
+        *tiny_words(tmp_path),
+        f"data.url={data}",
+        f"run.output_url={runs}",
+        f"model.base={base}",
+        "run.trackers=[tensorboard]",
+    ]
     assert "wrong" not in done("emotion-launch", "check", *words)
     out = done("emotion-launch", "run", "--accelerate-config", "cpu", *words)
     assert "accelerate launch --config_file" in out
     assert f"published at step 14: {runs}/tiny" in out
     assert list((tmp_path / "tracking").rglob("events.out.*"))
-    assert "published at step 14" in done("emotion-launch", "run", "--accelerate-config", "cpu", *words)  # again: nothing is claimed
+    # again: nothing is claimed
+    assert "published at step 14" in done("emotion-launch", "run", "--accelerate-config", "cpu", *words)
     entries = read_log(open_store(runs), "tiny")
     assert [entry.kind for entry in entries] == ["claim", "checkpoint", "checkpoint", "final"]
     assert entries[0].metrics["processes"] == 1
@@ -61,23 +78,53 @@ def test_posts_in_adapter_and_report_out(bucket_url: str, tmp_path: Path, monkey
     done("emotion-launch", "pull", f"{runs}/tiny", "--to", str(adapter))
     report = Report.model_validate_json((adapter / "report" / "report.json").read_bytes())
     predictions = predictions_from_parquet((adapter / "report" / "predictions_test.parquet").read_bytes())
-    expected = f1_score(predictions.truth_N, predictions.predicted_N, average="macro", labels=range(4), zero_division=0)
+    expected = f1_score(
+        predictions.truth_N, predictions.predicted_N, average="macro", labels=range(4), zero_division=0
+    )
     assert report.splits["test"].macro_f1 == pytest.approx(expected)
     assert report.identity.index_sha256 == read_index(open_store(data)).sha256()
     assert report.speed.posts == 2 * report.dataset.rows["train"]
     assert "<svg" in (adapter / "report" / "report.html").read_text()
 
-    lines = done("emotion-train", "predict", "--adapter", str(adapter), "--format", "jsonl", "tea and rain", "never again", "stars")
+    lines = done(
+        "emotion-train",
+        "predict",
+        "--adapter",
+        str(adapter),
+        "--format",
+        "jsonl",
+        "tea and rain",
+        "never again",
+        "stars",
+    )
     rows = [json.loads(line) for line in lines.splitlines()]
     assert [row["text"] for row in rows] == ["tea and rain", "never again", "stars"]
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in rows)
 
     again = tmp_path / "again"
-    done("emotion-train", "evaluate", "--adapter", str(adapter), "--data", data, "--split", "test", "--out", str(again))
+    done(
+        "emotion-train",
+        "evaluate",
+        "--adapter",
+        str(adapter),
+        "--data",
+        data,
+        "--split",
+        "test",
+        "--out",
+        str(again),
+    )
     repeated = predictions_from_parquet((again / "predictions_test.parquet").read_bytes())
     assert repeated.ids == predictions.ids
     assert abs(repeated.prob_NC - predictions.prob_NC).max() < 1e-5
-    out = done("emotion-train", "evaluate", "--adapter", str(adapter), "--file", str(tmp_path / "source" / "test.csv"))
+    out = done(
+        "emotion-train",
+        "evaluate",
+        "--adapter",
+        str(adapter),
+        "--file",
+        str(tmp_path / "source" / "test.csv"),
+    )
     assert f"Macro-F1 {expected:.3f}" in out
 
 
@@ -93,7 +140,9 @@ def test_a_signal_to_the_launcher_leaves_no_trainer_behind(tmp_path: Path) -> No
     causal_checkpoint(tmp_path / "base", "llama")
     done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data"))
     line = [sys.executable, "-m", "launch.cli", "run", "--accelerate-config", "cpu", *words]
-    with subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    ) as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / "runs" / "tiny" / "log" / "00000001.json").exists():
             assert process.poll() is None
@@ -118,7 +167,9 @@ def _read(path: Path) -> bytes:
 def test_a_gpu_config_without_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data"))
-    answer = command("emotion-launch", "run", "--accelerate-config", "single_gpu_qlora", *tiny_words(tmp_path))
+    answer = command(
+        "emotion-launch", "run", "--accelerate-config", "single_gpu_qlora", *tiny_words(tmp_path)
+    )
     assert answer.returncode == 2
     assert "accelerate_configs/cpu.yaml" in answer.stderr
 
@@ -145,7 +196,8 @@ def test_an_index_that_was_edited_stops_the_run(
     index.write_bytes(original)
     assert train_cli.main(["train", *tiny_words(tmp_path, "train.epochs=1")]) == 0
     entry = final_entry(open_store(str(tmp_path / "runs")), "tiny")
-    (tmp_path / "runs" / "tiny" / "log" / f"{entry.seq:08d}.json").unlink()  # as if it had stopped before publishing
+    # as if it had stopped before publishing
+    (tmp_path / "runs" / "tiny" / "log" / f"{entry.seq:08d}.json").unlink()
     index.write_bytes(original.replace(b'"seed":42', b'"seed":43'))
     assert "the data set's index" in run_here(["train", *tiny_words(tmp_path, "train.epochs=1")], capsys)
 
@@ -154,10 +206,14 @@ def test_an_index_that_was_edited_stops_the_run(
     raw = bytearray(shard.read_bytes())
     raw[100] ^= 1
     shard.write_bytes(raw)
-    assert "is not what index.json describes" in run_here(["train", *tiny_words(tmp_path, "run.id=other")], capsys)
+    assert "is not what index.json describes" in run_here(
+        ["train", *tiny_words(tmp_path, "run.id=other")], capsys
+    )
 
 
-def test_a_base_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_base_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert train_cli.main(["prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data")]) == 0
     assert "does not exist" in run_here(["train", *tiny_words(tmp_path)], capsys)
@@ -172,11 +228,15 @@ def test_a_base_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest
         (["train"], "data.url: required and not given"),
     ],
 )
-def test_a_wrong_request_is_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_request_is_one_sentence(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert sentence in run_here(words, capsys)
 
 
-def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import errno
 
     from emotion_train import prepare
@@ -203,15 +263,24 @@ def test_a_gpu_that_is_too_small_names_settings_that_need_less(
     causal_checkpoint(tmp_path / "base", "llama")
     assert train_cli.main(["prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data")]) == 0
     sentence = run_here(["train", *tiny_words(tmp_path)], capsys)
-    assert "train.tokens_per_microbatch=256 or train.gradient_checkpointing=true or model.precision=nf4" in sentence
+    assert (
+        "train.tokens_per_microbatch=256 or train.gradient_checkpointing=true or model.precision=nf4"
+        in sentence
+    )
 
 
-def test_an_output_that_cannot_be_written_is_found_by_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_cannot_be_written_is_found_by_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert launch_cli.main(["check", *tiny_words(tmp_path, "run.output_url=/proc/runs")]) == 2
-    assert "/proc/runs" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong output"))
+    assert "/proc/runs" in next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong output")
+    )
 
 
-def test_pulling_into_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pulling_into_a_folder_that_cannot_be_made_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from emotion_train.runlog import Writer
 
     writer = Writer(open_store(str(tmp_path / "runs")), "run", "", "")
@@ -238,7 +307,8 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path, capsys: pytest
 
 def test_help_names_every_verb_and_exit_code_and_loads_no_torch() -> None:
     code = (
-        "import sys\nfrom emotion_train.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+        "import sys\nfrom emotion_train.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:"
+        " pass\nprint('torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for word in ("prepare", "train", "evaluate", "predict", "demo", "33  checkpointed", "34  fenced"):

@@ -1,4 +1,6 @@
-"""Between a writer and a real S3 server answers get lost, cut and changed: each is survived or refused, and nothing is taken for whole."""
+"""Between a writer and a real S3 server answers get lost, cut and changed: each is survived or
+refused, and nothing is taken for whole.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,12 @@ def behind(bucket_url: str, s3: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Sto
 
 @pytest.mark.parametrize("kind", ["no answer", "reset", "503", "slow", "truncated", "flipped"])
 def test_an_entry_is_committed_once_whatever_happens_to_its_answers(
-    writer: Writer, proxy: FaultProxy, bucket_url: str, s3: LocalS3, monkeypatch: pytest.MonkeyPatch, kind: str
+    writer: Writer,
+    proxy: FaultProxy,
+    bucket_url: str,
+    s3: LocalS3,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
     proxy.faults += [Fault(kind, "PUT", "/log/00000001"), Fault(kind, "PUT", "/log/00000001")]
     saved = writer.append("checkpoint", 0, 1)
@@ -52,7 +59,9 @@ def test_an_entry_is_committed_once_whatever_happens_to_its_answers(
     assert tuple(read_log(behind(bucket_url, s3, monkeypatch), "run")) == writer.log
 
 
-def test_an_entry_is_sent_once_an_attempt(writer: Writer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_is_sent_once_an_attempt(
+    writer: Writer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A client that repeats it in secret would be refused by its own first try."""
     monkeypatch.setattr(storage, "CREATE_PAUSES_S", (0, 0))
     proxy.faults += [Fault("503", "PUT", "/log/00000001")] * 20
@@ -63,7 +72,12 @@ def test_an_entry_is_sent_once_an_attempt(writer: Writer, proxy: FaultProxy, mon
 
 @pytest.mark.parametrize("kind", ["no answer", "503"])
 def test_an_entry_that_cannot_be_read_back_is_found_by_the_next_append(
-    writer: Writer, proxy: FaultProxy, bucket_url: str, s3: LocalS3, monkeypatch: pytest.MonkeyPatch, kind: str
+    writer: Writer,
+    proxy: FaultProxy,
+    bucket_url: str,
+    s3: LocalS3,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
     monkeypatch.setattr(storage, "READ_PATIENCE", storage.timedelta(seconds=1))
     store = open_store(bucket_url)
@@ -79,7 +93,12 @@ def test_an_entry_that_cannot_be_read_back_is_found_by_the_next_append(
 
 @pytest.mark.parametrize("kind", ["no answer", "reset", "503", "slow"])
 def test_a_part_is_uploaded_whole_whatever_happens_to_its_answers(
-    writer: Writer, proxy: FaultProxy, bucket_url: str, s3: LocalS3, monkeypatch: pytest.MonkeyPatch, kind: str
+    writer: Writer,
+    proxy: FaultProxy,
+    bucket_url: str,
+    s3: LocalS3,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
     proxy.faults += [Fault(kind, "PUT", "/data/")] * 2
     part = writer.upload("step-1/x.safetensors", CONTENT)
@@ -97,7 +116,9 @@ def test_a_part_that_is_changed_on_its_way_to_the_server_is_never_committed(
 
 
 @pytest.mark.parametrize("kind", ["no answer", "reset", "503", "slow", "truncated"])
-def test_a_part_is_read_whole_whatever_happens_to_its_answers(writer: Writer, proxy: FaultProxy, kind: str) -> None:
+def test_a_part_is_read_whole_whatever_happens_to_its_answers(
+    writer: Writer, proxy: FaultProxy, kind: str
+) -> None:
     part = writer.upload("step-1/x.safetensors", CONTENT)
     proxy.faults += [Fault(kind, "GET", "/data/")] * 2
     assert read_part(writer.store, "run", part) == CONTENT
@@ -113,7 +134,9 @@ def test_a_part_with_a_flipped_bit_is_refused(writer: Writer, proxy: FaultProxy)
 
 
 @pytest.mark.parametrize("kind", ["no answer", "reset", "503", "slow", "truncated"])
-def test_a_log_is_read_whole_whatever_happens_to_its_answers(writer: Writer, proxy: FaultProxy, kind: str) -> None:
+def test_a_log_is_read_whole_whatever_happens_to_its_answers(
+    writer: Writer, proxy: FaultProxy, kind: str
+) -> None:
     writer.append("checkpoint", 0, 1)
     proxy.faults += [Fault(kind, "GET", "/log/00000001"), Fault(kind, "GET", "list-type=2")]
     assert tuple(read_log(writer.store, "run")) == writer.log
@@ -122,7 +145,12 @@ def test_a_log_is_read_whole_whatever_happens_to_its_answers(writer: Writer, pro
 
 @pytest.mark.parametrize("kind", ["no answer", "reset", "503", "slow"])
 def test_claiming_and_clearing_away_survive_lost_answers(
-    writer: Writer, proxy: FaultProxy, bucket_url: str, s3: LocalS3, monkeypatch: pytest.MonkeyPatch, kind: str
+    writer: Writer,
+    proxy: FaultProxy,
+    bucket_url: str,
+    s3: LocalS3,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
     orphan = writer.upload("step-1/x.json", b"{}")
     new = Writer(writer.store, "run", "a" * 64, "b" * 64)

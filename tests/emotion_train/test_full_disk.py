@@ -1,4 +1,6 @@
-"""What happens on a disk that is really full: one of a few hundred KiB, mounted for one process only."""
+"""What happens on a disk that is really full: one of a few hundred KiB, mounted for one process
+only.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ PATIENCE_S = 240
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """Where `on_small_disk` mounts it; skips where an ordinary user may mount nothing, not even in a namespace."""
+    """Where `on_small_disk` mounts it; skips where an ordinary user may mount nothing, not even in
+    a namespace.
+    """
     folder = tmp_path / "disk"
     folder.mkdir()
     tried = on_small_disk(folder, 64, ["true"])
@@ -29,10 +33,12 @@ def disk(tmp_path: Path) -> Path:
 
 
 def on_small_disk(folder: Path, kib: int, line: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command that sees an empty disk of that size at `folder`, then list what it has left there on stdout."""
+    """Run a command that sees an empty disk of that size at `folder`, then list what it has left
+    there on stdout.
+    """
     script = (
-        f"mount -t tmpfs -o size={kib}k none {shlex.quote(str(folder))} && {shlex.join(line)}; code=$?; ls -A {shlex.quote(str(folder))}; "
-        "exit $code"
+        f"mount -t tmpfs -o size={kib}k none {shlex.quote(str(folder))} && {shlex.join(line)}; code=$?; ls -A"
+        f" {shlex.quote(str(folder))}; exit $code"
     )
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     try:
@@ -70,8 +76,15 @@ def test_a_run_whose_bucket_is_full_trains_to_its_end_and_says_where_its_states_
 ) -> None:
     tiny_config(tmp_path)
     local = (disk if local_is_full else tmp_path) / "local"
-    words = [f"run.output_url={disk / 'runs'}", "run.publish_timeout_s=0", "checkpoint.every_steps=1", f"checkpoint.local_folder={local}"]
-    done = on_small_disk(disk, 60, [sys.executable, "-m", "emotion_train.train", *tiny_words(tmp_path, *words)])
+    words = [
+        f"run.output_url={disk / 'runs'}",
+        "run.publish_timeout_s=0",
+        "checkpoint.every_steps=1",
+        f"checkpoint.local_folder={local}",
+    ]
+    done = on_small_disk(
+        disk, 60, [sys.executable, "-m", "emotion_train.train", *tiny_words(tmp_path, *words)]
+    )
     assert done.returncode == 1, done.stderr
     assert "NOT SAVED, training goes on: The disk is full" in done.stderr
     assert "step 14 of 14" in done.stderr

@@ -1,4 +1,6 @@
-"""The fused decoder against transformers' own modules under autograd, and its kernels against plain PyTorch."""
+"""The fused decoder against transformers' own modules under autograd, and its kernels against plain
+PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "emotion_train.model.kernels", plain_kernels)
 
 
-def make(folder: Path, targets: Any, dropout: float = 0.0, kind: str = "mistral", **changes: Any) -> EmotionClassifier:
+def make(
+    folder: Path, targets: Any, dropout: float = 0.0, kind: str = "mistral", **changes: Any
+) -> EmotionClassifier:
     causal_checkpoint(folder, kind, **changes)
     lora = LoraSection(r=4, alpha=12, dropout=dropout, targets=targets)
     model, _ = build_classifier(str(folder), "fp32", 3, lora, 0, "cpu")
@@ -41,12 +45,19 @@ def make(folder: Path, targets: Any, dropout: float = 0.0, kind: str = "mistral"
     return model.train()
 
 
-TARGETS = ["all-linear", ("q_proj", "k_proj", "v_proj", "o_proj"), ("q_proj", "v_proj"), ("up_proj", "down_proj")]
+TARGETS = [
+    "all-linear",
+    ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("q_proj", "v_proj"),
+    ("up_proj", "down_proj"),
+]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("targets", TARGETS)
-def test_fused_blocks_give_the_stock_blocks_logits_and_gradients(plain: None, tmp_path: Path, targets: Any, recompute: bool) -> None:
+def test_fused_blocks_give_the_stock_blocks_logits_and_gradients(
+    plain: None, tmp_path: Path, targets: Any, recompute: bool
+) -> None:
     model = make(tmp_path / "base", targets)
     logits = packed(model, posts(), filling=7)
     expected = gradients(model, logits)
@@ -55,11 +66,18 @@ def test_fused_blocks_give_the_stock_blocks_logits_and_gradients(plain: None, tm
     fused = packed(model, posts(), filling=7)
     torch.testing.assert_close(fused, logits, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients(model, fused).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * float(expected[name].abs().max()), msg=name)
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-4, atol=1e-5 * float(expected[name].abs().max()), msg=name
+        )
 
 
-@pytest.mark.parametrize(("kind", "changes"), [("llama", {}), ("mistral", {"sliding_window": 6}), ("mistral", {"num_hidden_layers": 1})])
-def test_fused_blocks_know_windows_kinds_and_depths(plain: None, tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("llama", {}), ("mistral", {"sliding_window": 6}), ("mistral", {"num_hidden_layers": 1})],
+)
+def test_fused_blocks_know_windows_kinds_and_depths(
+    plain: None, tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
     model = make(tmp_path / "base", "all-linear", kind=kind, **changes)
     logits = packed(model, posts())
     expected = gradients(model, logits)
@@ -67,7 +85,9 @@ def test_fused_blocks_know_windows_kinds_and_depths(plain: None, tmp_path: Path,
     fused = packed(model, posts())
     torch.testing.assert_close(fused, logits, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients(model, fused).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * float(expected[name].abs().max()), msg=name)
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-4, atol=1e-5 * float(expected[name].abs().max()), msg=name
+        )
 
 
 class SameDropout(nn.Module):
@@ -98,7 +118,9 @@ def test_dropout_of_the_fused_blocks_has_the_gradient_of_its_mask(plain: None, t
     stock = packed(model, posts())
     torch.testing.assert_close(fused, stock, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients(model, stock).items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name)
+        torch.testing.assert_close(
+            found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name
+        )
 
 
 def test_stacked_weights_stay_what_the_modules_hold(plain: None, tmp_path: Path) -> None:
@@ -113,7 +135,9 @@ def test_stacked_weights_stay_what_the_modules_hold(plain: None, tmp_path: Path)
 
 
 def test_gradients_hold_no_more_memory_than_their_parameters(plain: None, tmp_path: Path) -> None:
-    """A recorded graph keeps them for good, and PyTorch adds a list of tensors in one kernel only where none has gaps."""
+    """A recorded graph keeps them for good, and PyTorch adds a list of tensors in one kernel only
+    where none has gaps.
+    """
     model = make(tmp_path / "base", "all-linear", dropout=0.1)
     model.decoder = FusedDecoder(model.classifier)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -179,7 +203,8 @@ def test_norm_kernels_are_the_plain_ones(sizes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # of PyTorch, where the first product of a process is autograd's
+# of PyTorch, where the first product of a process is autograd's
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
 @pytest.mark.parametrize("window", [None, 20])
 def test_attention_kernels_are_the_plain_ones(sizes: tuple[int, ...], window: int | None) -> None:
     from emotion_train.model import kernels
@@ -195,11 +220,18 @@ def test_attention_kernels_are_the_plain_ones(sizes: tuple[int, ...], window: in
     near(*turned)
     kernels.rotate_(turned[0], angles.cos(), angles.sin(), q + k, back=True)
     near(turned[0], qkv)
-    (out, lse), (plain_out, plain_lse) = (one.attention(qkv, starts, q, k, d**-0.5) for one in (kernels, plain_kernels))
+    (out, lse), (plain_out, plain_lse) = (
+        one.attention(qkv, starts, q, k, d**-0.5) for one in (kernels, plain_kernels)
+    )
     near(out, plain_out)
     near(lse, plain_lse)
-    ours, theirs = (one.attention_backward(dout, qkv, out, lse, starts, ends, q, k, d**-0.5) for one in (kernels, plain_kernels))
-    for a, b in zip(ours.split([q * d, k * d, k * d], 1), theirs.split([q * d, k * d, k * d], 1), strict=True):
+    ours, theirs = (
+        one.attention_backward(dout, qkv, out, lse, starts, ends, q, k, d**-0.5)
+        for one in (kernels, plain_kernels)
+    )
+    for a, b in zip(
+        ours.split([q * d, k * d, k * d], 1), theirs.split([q * d, k * d, k * d], 1), strict=True
+    ):
         near(a, b, 2e-2)
     assert torch.equal(ours, kernels.attention_backward(dout, qkv, out, lse, starts, ends, q, k, d**-0.5))
 
@@ -212,7 +244,9 @@ def test_swiglu_and_quantising_kernels_are_the_plain_ones(sizes: tuple[int, ...]
     gate_up, dout = random(t, 2 * f), random(t, f)
     near(*(one.swiglu(gate_up) for one in (kernels, plain_kernels)))  # type: ignore[call-arg]
     near(*(one.swiglu_backward_(gate_up.clone(), dout) for one in (kernels, plain_kernels)))  # type: ignore[call-arg]
-    (codes, scales), (plain_codes, plain_scales) = (one.quantize_rows(dout) for one in (kernels, plain_kernels))
+    (codes, scales), (plain_codes, plain_scales) = (
+        one.quantize_rows(dout) for one in (kernels, plain_kernels)
+    )
     near(scales, plain_scales, 1e-5)
     near(codes.float() * scales, plain_codes.float() * plain_scales, 5e-3)
     near(codes.float() * scales, dout.float(), 5e-2)
@@ -237,7 +271,10 @@ def test_dropout_kernel_drops_the_same_places_each_time(sizes: tuple[int, ...]) 
     assert torch.equal(kernels.dropout(x, 0.3, seed + 1, 0) != 0, kept)
     assert not torch.equal(kernels.dropout(x, 0.3, seed, 2) != 0, kept)
     norm = random(f), torch.rand(t, device="cuda") + 0.5
-    assert torch.equal(kernels.dropout(x, 0.3, seed, 1, norm), kernels.dropout(kernels.rms_norm_again(x, *norm), 0.3, seed, 1))
+    assert torch.equal(
+        kernels.dropout(x, 0.3, seed, 1, norm),
+        kernels.dropout(kernels.rms_norm_again(x, *norm), 0.3, seed, 1),
+    )
     for ranks in (12, 300):
         du, down = random(t, ranks), random(ranks, f)
         product = torch.where(kept, (du.float() @ down.float()) / 0.7, 0.0)

@@ -46,7 +46,9 @@ def test_a_post_that_holds_the_padding_token_is_pooled_at_its_end(base: str) -> 
     rows[0, :6] = ids[0]
     rows[1, :] = torch.arange(10, 19)
     with torch.no_grad():
-        torch.testing.assert_close(model.forward_padded(rows, torch.tensor([6, 9]))[0], model(ids, positions, segments, last)[0])
+        torch.testing.assert_close(
+            model.forward_padded(rows, torch.tensor([6, 9]))[0], model(ids, positions, segments, last)[0]
+        )
 
 
 def test_what_the_padding_holds_does_not_matter(base: str) -> None:
@@ -55,12 +57,20 @@ def test_what_the_padding_holds_does_not_matter(base: str) -> None:
     other = rows.clone()
     other[0, 5:] = 77
     with torch.no_grad():
-        assert torch.equal(model.forward_padded(rows, torch.tensor([5, 8])), model.forward_padded(other, torch.tensor([5, 8])))
+        assert torch.equal(
+            model.forward_padded(rows, torch.tensor([5, 8])),
+            model.forward_padded(other, torch.tensor([5, 8])),
+        )
 
 
 def test_a_pack_without_posts_gives_zero_gradients_to_every_trainable_parameter(base: str) -> None:
     model, _ = build_classifier(base, "fp32", 5, LoraSection(r=2), 0, "cpu")
-    logits = model(torch.full((1, 4), PAD), torch.arange(4)[None], Segments.of([0, 4], "cpu"), torch.empty(0, dtype=torch.long))
+    logits = model(
+        torch.full((1, 4), PAD),
+        torch.arange(4)[None],
+        Segments.of([0, 4], "cpu"),
+        torch.empty(0, dtype=torch.long),
+    )
     assert logits.shape == (0, 5)
     logits.sum().backward()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

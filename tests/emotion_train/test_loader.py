@@ -1,4 +1,6 @@
-"""From a prepared data set to packed steps: each post once, the same on any number of ranks, and only bytes that the index describes."""
+"""From a prepared data set to packed steps: each post once, the same on any number of ranks, and
+only bytes that the index describes.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def steps(one: Loader, epoch: int = 0, first: int = 0) -> Iterator[StepBatch]:
         yield from one.steps(epoch, first)
 
 
-def test_an_epoch_holds_every_post_once_with_its_label_and_weight(prepared: tuple[Store, Index, PostTokenizer]) -> None:
+def test_an_epoch_holds_every_post_once_with_its_label_and_weight(
+    prepared: tuple[Store, Index, PostTokenizer],
+) -> None:
     store, index, tokenizer = prepared
     stored = {post_id: (text, label) for post_id, text, label in posts(store, index.split("train"))}
     seen: dict[str, tuple[list[int], int, float]] = {}
@@ -84,16 +88,24 @@ def test_an_epoch_holds_every_post_once_with_its_label_and_weight(prepared: tupl
                 assert batch.ids[slot] not in seen
                 seen[batch.ids[slot]] = (tokens, int(pack.labels_N[n]), float(pack.weights_N[n]))
         assert batch.weight_sum == pytest.approx(sum(seen[post_id][2] for post_id in batch.ids))
-    assert seen == {post_id: (tokenizer.encode([text])[0].tolist(), label, WEIGHTS[label]) for post_id, (text, label) in stored.items()}
+    assert seen == {
+        post_id: (tokenizer.encode([text])[0].tolist(), label, WEIGHTS[label])
+        for post_id, (text, label) in stored.items()
+    }
 
 
 @settings(max_examples=15)
 @given(batch=st.integers(1, 120), world_size=st.integers(1, 5))
-def test_a_step_is_the_same_on_any_number_of_ranks(prepared: tuple[Store, Index, PostTokenizer], batch: int, world_size: int) -> None:
+def test_a_step_is_the_same_on_any_number_of_ranks(
+    prepared: tuple[Store, Index, PostTokenizer], batch: int, world_size: int
+) -> None:
     store, index, _ = prepared
     lengths = {post_id: len(text) + 4 for post_id, text, _ in posts(store, index.split("train"))}
     whole = [one.ids for one in steps(loader(prepared, batch), epoch=2)]
-    shares = [[one.ids for one in steps(loader(prepared, batch, rank, world_size), epoch=2)] for rank in range(world_size)]
+    shares = [
+        [one.ids for one in steps(loader(prepared, batch, rank, world_size), epoch=2)]
+        for rank in range(world_size)
+    ]
     for parts, together in zip(zip(*shares, strict=True), whole, strict=True):
         assert sorted(post for part in parts for post in part) == sorted(together)
         sums = [sum(lengths[post] for post in part) for part in parts]
@@ -105,9 +117,18 @@ def test_a_step_is_the_same_on_any_number_of_ranks(prepared: tuple[Store, Index,
 def test_ranks_that_take_slices_make_the_packs_of_one_process(
     prepared: tuple[Store, Index, PostTokenizer], batch: int, world_size: int
 ) -> None:
-    alone = [(one.ids, [pack.tokens_T.tolist() for pack in one.packs]) for one in steps(loader(prepared, batch))]
-    shares = [steps(loader(prepared, batch * world_size, rank, world_size, in_slices=True)) for rank in range(world_size)]
-    together = [(one.ids, [pack.tokens_T.tolist() for pack in one.packs]) for parts in zip(*shares, strict=True) for one in parts]
+    alone = [
+        (one.ids, [pack.tokens_T.tolist() for pack in one.packs]) for one in steps(loader(prepared, batch))
+    ]
+    shares = [
+        steps(loader(prepared, batch * world_size, rank, world_size, in_slices=True))
+        for rank in range(world_size)
+    ]
+    together = [
+        (one.ids, [pack.tokens_T.tolist() for pack in one.packs])
+        for parts in zip(*shares, strict=True)
+        for one in parts
+    ]
     assert [part for part in together if part[0]] == alone
     assert all(ids or packs == [] for ids, packs in together)
 
@@ -122,7 +143,9 @@ def test_a_loader_started_at_a_step_gives_what_the_whole_epoch_gave_there(
     again = list(steps(loader(prepared, batch), 1, first))
     assert [one.ids for one in again] == [one.ids for one in whole[first:]]
     for one, other in zip(again, whole[first:], strict=True):
-        assert all(np.array_equal(a.tokens_T, b.tokens_T) for a, b in zip(one.packs, other.packs, strict=True))
+        assert all(
+            np.array_equal(a.tokens_T, b.tokens_T) for a, b in zip(one.packs, other.packs, strict=True)
+        )
 
 
 @pytest.mark.parametrize("row_groups", [1, 2, 3])
@@ -140,7 +163,9 @@ def test_a_sample_is_of_whole_row_groups(tmp_path: Path, row_groups: int) -> Non
     assert sample_texts(store, split, sum(counts[: row_groups - 1]) + 1) == texts[:wanted]
 
 
-def test_posts_stay_in_order_however_many_threads_tokenise_them(prepared: tuple[Store, Index, PostTokenizer]) -> None:
+def test_posts_stay_in_order_however_many_threads_tokenise_them(
+    prepared: tuple[Store, Index, PostTokenizer],
+) -> None:
     for one, other in zip(steps(loader(prepared, 150)), steps(loader(prepared, 150, threads=4)), strict=True):
         assert one.ids == other.ids
         for mine, yours in zip(one.packs, other.packs, strict=True):
@@ -149,7 +174,8 @@ def test_posts_stay_in_order_however_many_threads_tokenise_them(prepared: tuple[
 
 
 @pytest.mark.parametrize(
-    ("cores", "processes", "threads"), [(None, "1", 1), (1, "1", 1), (2, "1", 1), (6, "1", 3), (64, "1", 4), (64, "8", 4), (16, "8", 1)]
+    ("cores", "processes", "threads"),
+    [(None, "1", 1), (1, "1", 1), (2, "1", 1), (6, "1", 3), (64, "1", 4), (64, "8", 4), (16, "8", 1)],
 )
 def test_half_of_a_process_share_of_the_cores_tokenises(
     monkeypatch: pytest.MonkeyPatch, cores: int | None, processes: str, threads: int
@@ -159,7 +185,9 @@ def test_half_of_a_process_share_of_the_cores_tokenises(
     assert encoder_threads() == threads
 
 
-def test_a_rank_with_fewer_packs_fills_up_with_empty_ones(prepared: tuple[Store, Index, PostTokenizer]) -> None:
+def test_a_rank_with_fewer_packs_fills_up_with_empty_ones(
+    prepared: tuple[Store, Index, PostTokenizer],
+) -> None:
     one = loader(prepared, 16)
     one._agree = lambda packs, weight_sum, stop: (packs + 2, weight_sum + 10, stop)
     for batch in steps(one):
@@ -174,14 +202,18 @@ class CountingStore(FolderStore):
         super().__init__(folder)
         self.reads: Counter[tuple[str, int]] = Counter()
 
-    def read(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
+    def read(
+        self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
+    ) -> bytes:
         self.reads[key, start] += 1
         return super().read(key, start=start, length=length, if_match=if_match)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 40, 100, 1000])
 @pytest.mark.parametrize("lanes", [1, 5, 20])
-def test_an_epoch_fetches_each_row_group_once_however_large_the_batch(folder: Path, tmp_path: Path, batch: int, lanes: int) -> None:
+def test_an_epoch_fetches_each_row_group_once_however_large_the_batch(
+    folder: Path, tmp_path: Path, batch: int, lanes: int
+) -> None:
     prepare(str(folder / "source"), str(tmp_path / "data"), rows_per_group=2)
     store = CountingStore(tmp_path / "data")
     split = read_index(store).split("train")
@@ -199,7 +231,9 @@ def test_an_epoch_fetches_each_row_group_once_however_large_the_batch(folder: Pa
     assert len(again) < lanes
 
 
-def test_row_groups_are_asked_for_steps_ahead_within_half_of_the_capacity(prepared: tuple[Store, Index, PostTokenizer]) -> None:
+def test_row_groups_are_asked_for_steps_ahead_within_half_of_the_capacity(
+    prepared: tuple[Store, Index, PostTokenizer],
+) -> None:
     store, index, encoder = prepared
     split = index.split("train")
     order = Order(split.row_counts, split.lanes, 7)
@@ -220,7 +254,9 @@ def test_stopping_early_ends_the_background_thread(prepared: tuple[Store, Index,
 
 
 class Agreement:
-    """What two ranks in one process tell each other, as the all-reduce of two processes does; counts the calls of each."""
+    """What two ranks in one process tell each other, as the all-reduce of two processes does;
+    counts the calls of each.
+    """
 
     def __init__(self) -> None:
         self.calls = [0, 0]
@@ -240,7 +276,9 @@ class Agreement:
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.5])
-def test_ranks_that_leave_an_epoch_early_stay_in_step(prepared: tuple[Store, Index, PostTokenizer], delay_s: float) -> None:
+def test_ranks_that_leave_an_epoch_early_stay_in_step(
+    prepared: tuple[Store, Index, PostTokenizer], delay_s: float
+) -> None:
     ranks = [loader(prepared, 4, rank, 2) for rank in range(2)]
     agreement = Agreement()
     again: list[list[StepBatch]] = [[], []]
@@ -260,7 +298,9 @@ def test_ranks_that_leave_an_epoch_early_stay_in_step(prepared: tuple[Store, Ind
     for thread in threads:
         thread.join(60)
     assert agreement.calls[0] == agreement.calls[1]
-    assert [batch.weight_sum for batch in again[0]] == [batch.weight_sum for batch in steps(loader(prepared, 4), first=3)]
+    assert [batch.weight_sum for batch in again[0]] == [
+        batch.weight_sum for batch in steps(loader(prepared, 4), first=3)
+    ]
     for one in ranks:
         one._reader.close()
 
@@ -273,7 +313,9 @@ class Interrupted(FolderStore):
         self.left = times
         self._transient = transient
 
-    def read(self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
+    def read(
+        self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
+    ) -> bytes:
         if self.left:
             self.left -= 1
             raise StorageError("The network is gone.", transient=self._transient)
@@ -282,7 +324,11 @@ class Interrupted(FolderStore):
 
 @pytest.mark.parametrize(("transient", "patience_s"), [(True, 30.0), (True, 0.0), (False, 30.0)])
 def test_data_that_does_not_come_is_asked_for_again_while_that_may_help(
-    folder: Path, prepared: tuple[Store, Index, PostTokenizer], transient: bool, patience_s: float, caplog: pytest.LogCaptureFixture
+    folder: Path,
+    prepared: tuple[Store, Index, PostTokenizer],
+    transient: bool,
+    patience_s: float,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = Interrupted(folder / "data", 2, transient)
     with RowGroupReader(store, prepared[1].split("train"), threads=1, patience_s=patience_s) as reader:
@@ -296,7 +342,9 @@ def test_data_that_does_not_come_is_asked_for_again_while_that_may_help(
 
 def test_the_floor_waits_for_its_posts(folder: Path, prepared: tuple[Store, Index, PostTokenizer]) -> None:
     stores = [Interrupted(folder / "data", times, transient=True) for times in (0, 2, 2)]
-    at_once, late = (tfidf_predictions(store, prepared[1], ["validation"], 1000, 0, patience_s=30) for store in stores[:2])
+    at_once, late = (
+        tfidf_predictions(store, prepared[1], ["validation"], 1000, 0, patience_s=30) for store in stores[:2]
+    )
     np.testing.assert_array_equal(late["validation"].prob_NC, at_once["validation"].prob_NC)
     with pytest.raises(StorageError, match="The network is gone"):
         tfidf_predictions(stores[2], prepared[1], ["validation"], 1000, 0)
@@ -311,7 +359,9 @@ def test_an_error_while_reading_reaches_the_trainer(folder: Path, tmp_path: Path
         list(steps(loader((store, index, PostTokenizer.load(str(folder / "tokenizer"), 96)), 16)))
 
 
-def test_the_same_bytes_written_again_go_on_and_others_stop(folder: Path, bucket_url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_same_bytes_written_again_go_on_and_others_stop(
+    folder: Path, bucket_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     prepare(str(folder / "source"), f"{bucket_url}/data")
     store = open_store(f"{bucket_url}/data")
     split = read_index(store).split("train")
@@ -325,11 +375,16 @@ def test_the_same_bytes_written_again_go_on_and_others_stop(folder: Path, bucket
     damaged = bytearray(raw)
     damaged[split.row_groups[0].start + 20] ^= 1
     store.write(key, bytes(damaged))
-    with RowGroupReader(store, split) as reader, pytest.raises(WrongRequest, match=r"is not what index\.json describes"):
+    with (
+        RowGroupReader(store, split) as reader,
+        pytest.raises(WrongRequest, match=r"is not what index\.json describes"),
+    ):
         reader.rows(0)
 
 
-def test_a_copied_data_set_reads_the_same(folder: Path, bucket_url: str, prepared: tuple[Store, Index, PostTokenizer]) -> None:
+def test_a_copied_data_set_reads_the_same(
+    folder: Path, bucket_url: str, prepared: tuple[Store, Index, PostTokenizer]
+) -> None:
     old, new = prepared[0], open_store(f"{bucket_url}/copy")
     for info in old.list():
         new.write(info.key, old.read(info.key))

@@ -1,7 +1,8 @@
-"""The log of a run over a bucket that delays, repeats and loses requests: it never forks, loses or tears anything.
+"""The log of a run over a bucket that delays, repeats and loses requests: it never forks, loses or
+tears anything.
 
-Hypothesis drives up to three writers and the bucket's weather. The same machine over a bucket that ignores conditions must find a fork,
-else it would prove nothing.
+Hypothesis drives up to three writers and the bucket's weather. The same machine over a bucket that
+ignores conditions must find a fork, else it would prove nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from emotion_train import runlog, storage
 from emotion_train.errors import Fenced, StorageError
@@ -33,18 +41,25 @@ WEATHER = st.lists(st.sampled_from(("none", *FAULTS)), max_size=6)
 
 
 class RunUnderFaults(RuleBasedStateMachine):
-    """Writers come, claim, save, clear away, publish and vanish; what each of them was told is held against what the bucket has."""
+    """Writers come, claim, save, clear away, publish and vanish; what each of them was told is held
+    against what the bucket has.
+    """
 
     honours_conditions: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()
         numbers = itertools.count()
-        self.patch = pytest.MonkeyPatch()  # Hypothesis repeats a run exactly: neither clock nor chance nor threads may decide
+        # Hypothesis repeats a run exactly: neither clock nor chance nor threads may decide
+        self.patch = pytest.MonkeyPatch()
         self.patch.setattr(runlog, "ThreadPoolExecutor", lambda _: nullcontext(SimpleNamespace(map=map)))
         self.patch.setattr(storage, "CREATE_PAUSES_S", (0, 0, 0))
-        self.patch.setattr(runlog, "secrets", SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}"))
-        self.patch.setattr(runlog, "datetime", SimpleNamespace(now=lambda _: datetime.fromtimestamp(next(numbers), UTC)))
+        self.patch.setattr(
+            runlog, "secrets", SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
+        )
+        self.patch.setattr(
+            runlog, "datetime", SimpleNamespace(now=lambda _: datetime.fromtimestamp(next(numbers), UTC))
+        )
 
     def teardown(self) -> None:
         self.patch.undo()
@@ -103,7 +118,11 @@ class RunUnderFaults(RuleBasedStateMachine):
             self.writers.append(writer)
 
     @precondition(lambda self: bool(self.writers))
-    @rule(number=NUMBERS, scores=st.lists(st.sampled_from([None, 0.1, 0.2, 0.3]), min_size=1, max_size=5), faults=WEATHER)
+    @rule(
+        number=NUMBERS,
+        scores=st.lists(st.sampled_from([None, 0.1, 0.2, 0.3]), min_size=1, max_size=5),
+        faults=WEATHER,
+    )
     def save(self, number: int, scores: list[float | None], faults: list[str]) -> None:
         writer = self.writers[number % len(self.writers)]
         for macro_f1 in scores:
@@ -124,7 +143,9 @@ class RunUnderFaults(RuleBasedStateMachine):
         if writer in self.writers:
             self.commit(writer, kind, step, macro_f1)
 
-    def commit(self, writer: Writer, kind: Any, step: int, macro_f1: float | None, faults: Iterable[str] = ()) -> None:
+    def commit(
+        self, writer: Writer, kind: Any, step: int, macro_f1: float | None, faults: Iterable[str] = ()
+    ) -> None:
         before = self.log()
         try:
             names = ("adapter", "state") if kind != "note" else ()
@@ -166,7 +187,10 @@ class RunUnderFaults(RuleBasedStateMachine):
             claim = entry if entry.kind == "claim" else claim
             assert claim is not None
             assert entry.seq == seq
-            assert (entry.incarnation, entry.nonce) == (claim.seq, claim.nonce), f"entry {seq} is of a fenced writer: a fork"
+            assert (entry.incarnation, entry.nonce) == (
+                claim.seq,
+                claim.nonce,
+            ), f"entry {seq} is of a fenced writer: a fork"
 
     @invariant()
     def what_was_acknowledged_is_there_once(self) -> None:
@@ -188,7 +212,10 @@ class RunUnderFaults(RuleBasedStateMachine):
             for part in entry.parts:
                 data = self.bucket.objects.get(f"{RUN}/{part.key}")
                 assert data is not None, f"entry {entry.seq} has lost {part.key}"
-                assert (len(data), hashlib.sha256(data).hexdigest()) == (part.bytes, part.sha256), f"entry {entry.seq} is torn"
+                assert (len(data), hashlib.sha256(data).hexdigest()) == (
+                    part.bytes,
+                    part.sha256,
+                ), f"entry {entry.seq} is torn"
 
     # reading past the faults, and past the code that is tried
 
@@ -229,7 +256,9 @@ def test_no_fault_forks_loses_or_tears_a_run() -> None:
 
 @pytest.mark.slow
 def test_no_fault_forks_loses_or_tears_a_run_in_many_tries() -> None:
-    run_state_machine_as_test(RunUnderFaults, settings=settings(RUNS, max_examples=1500, stateful_step_count=80, derandomize=False))
+    run_state_machine_as_test(
+        RunUnderFaults, settings=settings(RUNS, max_examples=1500, stateful_step_count=80, derandomize=False)
+    )
 
 
 def test_the_same_machine_finds_the_fork_when_conditions_are_ignored() -> None:

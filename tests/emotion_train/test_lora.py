@@ -54,18 +54,26 @@ def trained(base: str, precision: Any, lora: LoraSection = LORA) -> tuple[Emotio
     """A classifier whose adapter is no longer at its start."""
     model, info = build_classifier(base, precision, len(LABELS), lora, 0, "cpu")
     draw = torch.Generator().manual_seed(5)
-    load_adapter_state(model, {k: v + 0.1 * torch.randn(v.shape, generator=draw) for k, v in adapter_state(model).items()})
+    load_adapter_state(
+        model, {k: v + 0.1 * torch.randn(v.shape, generator=draw) for k, v in adapter_state(model).items()}
+    )
     return model.eval(), info
 
 
-def save(model: EmotionClassifier, info: BaseInfo, folder: Path, precision: Any, lora: LoraSection = LORA) -> PostTokenizer:
+def save(
+    model: EmotionClassifier, info: BaseInfo, folder: Path, precision: Any, lora: LoraSection = LORA
+) -> PostTokenizer:
     tokenizer = PostTokenizer.load(info.name, MAX_LENGTH)
     facts = AdapterFacts.of(info, tokenizer, precision=precision, lora=lora, labels=LABELS, run_id="run-1")
-    save_adapter(model, folder, tokenizer=tokenizer, facts=facts, metrics_lines=["| macro-F1 |", "|---|", "| 0.5 |"])
+    save_adapter(
+        model, folder, tokenizer=tokenizer, facts=facts, metrics_lines=["| macro-F1 |", "|---|", "| 0.5 |"]
+    )
     return tokenizer
 
 
-def probabilities(model: EmotionClassifier, tokenizer: PostTokenizer, texts: list[str] = TEXTS) -> torch.Tensor:
+def probabilities(
+    model: EmotionClassifier, tokenizer: PostTokenizer, texts: list[str] = TEXTS
+) -> torch.Tensor:
     posts = tokenizer.encode(texts)
     ends = torch.tensor([len(post) for post in posts]).cumsum(0)
     ids = torch.cat([torch.from_numpy(post) for post in posts])[None].long()
@@ -81,8 +89,14 @@ def probabilities(model: EmotionClassifier, tokenizer: PostTokenizer, texts: lis
 def test_all_linear_is_the_seven_layers_of_each_text_block_and_never_vision_or_head(multimodal: str) -> None:
     model, _ = build_classifier(multimodal, "fp32", 3, LORA, 0, "cpu")
     adapted = {name for name, module in model.network.named_modules() if hasattr(module, "lora_A")}
-    blocks = {name: part for name in LINEAR_LAYERS for part in ("self_attn" if name in ATTENTION_PROJECTIONS else "mlp",)}
-    assert adapted == {f"base_model.model.model.layers.{i}.{part}.{name}" for i in range(2) for name, part in blocks.items()}
+    blocks = {
+        name: part
+        for name in LINEAR_LAYERS
+        for part in ("self_attn" if name in ATTENTION_PROJECTIONS else "mlp",)
+    }
+    assert adapted == {
+        f"base_model.model.model.layers.{i}.{part}.{name}" for i in range(2) for name, part in blocks.items()
+    }
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])
@@ -114,7 +128,9 @@ def test_the_start_depends_on_the_seed_alone(plain: str) -> None:
 def test_an_optimizer_step_changes_adapter_and_head_and_nothing_else(plain: str) -> None:
     model, _ = trained(plain, "fp32")
     model.train()
-    frozen = {name: parameter.clone() for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = {
+        name: parameter.clone() for name, parameter in model.named_parameters() if not parameter.requires_grad
+    }
     before = adapter_state(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     ids = torch.arange(10, 20)[None]
@@ -139,7 +155,12 @@ def test_nf4_gradients_are_right_after_an_evaluation(plain: str) -> None:
     for name, weight in weights.items():
         exact.classifier.get_submodule(name).weight.data.copy_(weight)
     assert len(weights) == 14
-    batch = (torch.arange(10, 26)[None], torch.arange(16)[None], Segments.of([0, 16], "cpu"), torch.tensor([15]))
+    batch = (
+        torch.arange(10, 26)[None],
+        torch.arange(16)[None],
+        Segments.of([0, 16], "cpu"),
+        torch.tensor([15]),
+    )
     found = []
     for one in (model, exact):
         with torch.no_grad():
@@ -149,8 +170,11 @@ def test_nf4_gradients_are_right_after_an_evaluation(plain: str) -> None:
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         nn.functional.cross_entropy(one(*batch), torch.tensor([1])).backward()
-        found.append(torch.cat([p.grad.flatten() for p in one.parameters() if p.requires_grad and p.grad is not None]))
-    assert (found[0] - found[1]).norm() / found[1].norm() < 0.05  # bfloat16's rounding; 0.68 with the upstream bug
+        found.append(
+            torch.cat([p.grad.flatten() for p in one.parameters() if p.requires_grad and p.grad is not None])
+        )
+    # bfloat16's rounding; 0.68 with the upstream bug
+    assert (found[0] - found[1]).norm() / found[1].norm() < 0.05
 
 
 # --- state ---
@@ -165,7 +189,9 @@ def test_state_goes_out_and_in_unchanged(plain: str) -> None:
     assert "base_model.model.score.weight" in state
     assert "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight" in state
     next(iter(state.values())).add_(1)
-    assert not all(torch.equal(state[name], tensor) for name, tensor in adapter_state(model).items()), "the state must be a copy"
+    assert not all(torch.equal(state[name], tensor) for name, tensor in adapter_state(model).items()), (
+        "the state must be a copy"
+    )
 
 
 def test_state_that_does_not_fit_is_refused(plain: str) -> None:
@@ -184,16 +210,26 @@ def test_state_that_does_not_fit_is_refused(plain: str) -> None:
 
 
 def snippet_of(folder: Path) -> str:
-    (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    (snippet,) = re.findall(
+        r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     assert isinstance(snippet, str)
     return snippet
 
 
 def start_snippet(folder: Path, texts: list[str] = TEXTS) -> subprocess.Popen[str]:
     (folder / "snippet.py").write_text(snippet_of(folder), encoding="utf-8")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONIOENCODING": "utf-8"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "",
+        "PYTHONIOENCODING": "utf-8",
+    }
     command = [sys.executable, "-W", "ignore", "snippet.py", ".", *texts]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
 
 
 def printed(process: subprocess.Popen[str]) -> torch.Tensor:
@@ -204,7 +240,9 @@ def printed(process: subprocess.Popen[str]) -> torch.Tensor:
     return torch.tensor([list(line["probabilities"].values()) for line in lines])
 
 
-def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(plain: str, multimodal: str, tmp_path: Path) -> None:
+def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(
+    plain: str, multimodal: str, tmp_path: Path
+) -> None:
     wanted, running = {}, {}
     for base, precision in ((multimodal, "fp32"), (plain, "bf16"), (plain, "nf4")):
         model, info = trained(base, precision)
@@ -215,7 +253,9 @@ def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(
     torch.testing.assert_close(found["fp32"], wanted["fp32"], rtol=0, atol=1e-6)
     torch.testing.assert_close(found["bf16"], wanted["bf16"], rtol=0, atol=0.03)
     torch.testing.assert_close(found["nf4"], wanted["nf4"], rtol=0, atol=0.03)
-    assert wanted["fp32"].std(dim=0).min() > 0.05, "the texts must be told apart, or the comparison says nothing"
+    assert wanted["fp32"].std(dim=0).min() > 0.05, (
+        "the texts must be told apart, or the comparison says nothing"
+    )
 
 
 @pytest.mark.slow  # transformers needs 20 s for a GGUF vocabulary
@@ -223,7 +263,9 @@ def test_the_cards_program_reloads_a_gguf_base(tmp_path: Path) -> None:
     lora = LoraSection(r=2)
     model, info = trained(gguf_base(), "fp32", lora)
     tokenizer = save(model, info, tmp_path, "fp32", lora)
-    torch.testing.assert_close(printed(start_snippet(tmp_path)), probabilities(model, tokenizer), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        printed(start_snippet(tmp_path)), probabilities(model, tokenizer), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])
@@ -241,15 +283,22 @@ def test_adapter_opens_at_another_precision(plain: str, tmp_path: Path) -> None:
     model, info = trained(plain, "bf16")
     tokenizer = save(model, info, tmp_path, "bf16")
     loaded = load_adapter(tmp_path, device="cpu", precision="fp32")
-    torch.testing.assert_close(probabilities(loaded.model, loaded.tokenizer), probabilities(model, tokenizer), rtol=0, atol=0.03)
+    torch.testing.assert_close(
+        probabilities(loaded.model, loaded.tokenizer), probabilities(model, tokenizer), rtol=0, atol=0.03
+    )
 
 
 @pytest.mark.parametrize("decoder", ["fused", "stock"])
-def test_adapter_opens_with_the_decoder_that_is_named(plain: str, tmp_path: Path, decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_opens_with_the_decoder_that_is_named(
+    plain: str, tmp_path: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(*trained(plain, "fp32"), tmp_path, "fp32")
     asked: list[EmotionClassifier] = []
     monkeypatch.setattr(EmotionClassifier, "fuse", lambda model: asked.append(model))
-    assert cli.main(["predict", "--adapter", str(tmp_path), "--device", "cpu", "--decoder", decoder, "hello"]) == 0
+    assert (
+        cli.main(["predict", "--adapter", str(tmp_path), "--device", "cpu", "--decoder", decoder, "hello"])
+        == 0
+    )
     assert len(asked) == (decoder == "fused")
     with pytest.raises(WrongRequest, match="only the fused decoder computes; type --precision bf16"):
         load_adapter(tmp_path, device="cpu", precision="fp8", fused=False)
@@ -273,12 +322,19 @@ def test_moved_base_is_accepted_by_its_content(plain: str, tmp_path: Path) -> No
     assert load_adapter(tmp_path / "adapter", device="cpu", base=str(tmp_path / "moved")).labels == LABELS
 
 
-@pytest.mark.parametrize(("changes", "why"), [({"seed": 1}, "their weights differ"), ({"intermediate_size": 96}, "other shapes")])
-def test_adapter_of_another_base_is_refused(plain: str, tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "why"), [({"seed": 1}, "their weights differ"), ({"intermediate_size": 96}, "other shapes")]
+)
+def test_adapter_of_another_base_is_refused(
+    plain: str, tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
     model, info = trained(plain, "bf16")
     save(model, info, tmp_path / "adapter", "bf16")
     other = causal_checkpoint(tmp_path / "other", dtype=torch.bfloat16, **changes)
-    with pytest.raises(WrongRequest, match=rf"was made for the base {re.escape(info.name)} and not for what .*other is now: .*{why}"):
+    with pytest.raises(
+        WrongRequest,
+        match=rf"was made for the base {re.escape(info.name)} and not for what .*other is now: .*{why}",
+    ):
         load_adapter(tmp_path / "adapter", device="cpu", base=str(other))
 
 
@@ -321,13 +377,24 @@ def test_folder_with_another_tokenizer_is_refused(plain: str, tmp_path: Path) ->
 def test_saved_files_are_the_documented_ones_and_the_facts_are_complete(plain: str, tmp_path: Path) -> None:
     model, info = trained(plain, "nf4")
     tokenizer = save(model, info, tmp_path, "nf4")
-    names = {"adapter_config.json", "adapter_model.safetensors", "emotion_train.json", "labels.json", "README.md", "tokenizer.json"}
+    names = {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "emotion_train.json",
+        "labels.json",
+        "README.md",
+        "tokenizer.json",
+    }
     assert {path.name for path in tmp_path.iterdir()} == names | {"tokenizer_config.json"}
     facts = json.loads((tmp_path / "emotion_train.json").read_text(encoding="utf-8"))
     assert facts["base_weights_sha256"] == info.weights_sha256
     assert facts["tokenizer_sha256"] == tokenizer.sha256()
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
-    assert (config["task_type"], config["modules_to_save"], config["base_model_name_or_path"]) == ("SEQ_CLS", ["score"], info.name)
+    assert (config["task_type"], config["modules_to_save"], config["base_model_name_or_path"]) == (
+        "SEQ_CLS",
+        ["score"],
+        info.name,
+    )
     assert json.loads((tmp_path / "labels.json").read_text(encoding="utf-8")) == {"labels": list(LABELS)}
 
 
@@ -340,7 +407,9 @@ def test_card_has_a_yaml_header_and_a_program_that_compiles(layout: str, precisi
     import yaml
 
     base = 'models/it\'s "quoted".gguf' if layout == "gguf" else "mistralai/Mistral-Small-3.1-24B-Base-2503"
-    facts = CardFacts(base, layout, precision, 128, LABELS, 16, 32.0, ATTENTION_PROJECTIONS, None, ["macro-F1 0.5"])
+    facts = CardFacts(
+        base, layout, precision, 128, LABELS, 16, 32.0, ATTENTION_PROJECTIONS, None, ["macro-F1 0.5"]
+    )
     card = model_card(facts)
     header = yaml.safe_load(card.split("---\n")[1])
     assert header.get("base_model") == (None if layout == "gguf" else base)

@@ -14,7 +14,9 @@ COUNTS = [230, 134, 12, 1]
 
 def test_balanced_is_scikit_learns_formula() -> None:
     labels = np.repeat(np.arange(4), COUNTS)
-    np.testing.assert_allclose(class_weights(COUNTS, "balanced"), compute_class_weight("balanced", classes=np.arange(4), y=labels))
+    np.testing.assert_allclose(
+        class_weights(COUNTS, "balanced"), compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    )
 
 
 @pytest.mark.parametrize(("word", "power"), [("balanced", 1.0), ("none", 0.0)])
@@ -44,4 +46,9 @@ def test_the_sum_divided_once_is_pytorchs_weighted_mean() -> None:
 
 
 def test_half_precision_logits_are_summed_in_float32() -> None:
-    assert weighted_loss_sum(torch.zeros(3, 2, dtype=torch.bfloat16), torch.tensor([0, 1, 1]), torch.ones(3)).dtype == torch.float32
+    assert (
+        weighted_loss_sum(
+            torch.zeros(3, 2, dtype=torch.bfloat16), torch.tensor([0, 1, 1]), torch.ones(3)
+        ).dtype
+        == torch.float32
+    )

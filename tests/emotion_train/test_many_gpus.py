@@ -1,4 +1,6 @@
-"""Several GPUs with NCCL do what one does; the same comparisons as on CPUs in test_distributed.py."""
+"""Several GPUs with NCCL do what one does; the same comparisons as on CPUs in
+test_distributed.py.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,22 @@ from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import tiny_config
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 2, reason=f"{GPUS} GPUs are here, and two are needed")]
-HERE: tuple[Kind, ...] = tuple(engine for engine in ENGINES if find_spec("deepspeed") or not engine.startswith("DeepSpeed"))
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(GPUS < 2, reason=f"{GPUS} GPUs are here, and two are needed"),
+]
+HERE: tuple[Kind, ...] = tuple(
+    engine for engine in ENGINES if find_spec("deepspeed") or not engine.startswith("DeepSpeed")
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpus")
     tiny_config(folder)
-    causal_checkpoint(folder / "wide", "llama", hidden_size=256, head_dim=64, intermediate_size=512, initializer_range=0.05)
+    causal_checkpoint(
+        folder / "wide", "llama", hidden_size=256, head_dim=64, intermediate_size=512, initializer_range=0.05
+    )
     return folder
 
 
@@ -31,7 +40,9 @@ def test_deepspeed_is_here_so_that_every_engine_is_compared() -> None:
     assert HERE == ENGINES
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.skipif(GPUS < 4, reason="needs four GPUs"))])
+@pytest.mark.parametrize(
+    "count", [2, pytest.param(4, marks=pytest.mark.skipif(GPUS < 4, reason="needs four GPUs"))]
+)
 def test_every_engine_takes_the_step_of_the_whole_batch_with_nccl(folder: Path, count: int) -> None:
     compare(folder, count, HERE, device="cuda")
 

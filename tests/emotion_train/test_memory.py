@@ -1,4 +1,6 @@
-"""The memory plan against what autograd keeps of the program's own layers, and against figures measured on a GPU."""
+"""The memory plan against what autograd keeps of the program's own layers, and against figures
+measured on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,20 @@ from tests.emotion_train import empty_kernels, plain_kernels
 from tests.emotion_train.tiny_models import causal_checkpoint, text_config
 
 MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
-SMALL = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}
-NARROW = {"hidden_size": 96, "intermediate_size": 64, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 32}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+NARROW = {
+    "hidden_size": 96,
+    "intermediate_size": 64,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 32,
+}
 
 
 def test_the_real_model_has_its_published_number_of_parameters() -> None:
@@ -65,31 +79,44 @@ def test_the_real_model_has_its_published_number_of_parameters() -> None:
 def test_peaks_of_the_fused_decoder_measured_on_one_h100_are_predicted(
     layers: int, precision: Precision, targets: Targets, dropout: float, tokens: int, measured_gib: float
 ) -> None:
-    shape = MISTRAL_SMALL if layers == 40 else replace(MISTRAL_SMALL, num_hidden_layers=layers, vocab_size=4096)
+    shape = (
+        MISTRAL_SMALL if layers == 40 else replace(MISTRAL_SMALL, num_hidden_layers=layers, vocab_size=4096)
+    )
     planned = estimate(shape, precision, 16, targets, tokens, False, 15, lora_dropout=dropout)
     assert planned.total / GIB == pytest.approx(measured_gib, rel=0.02)  # GiB on one H100 80GB, torch 2.11
 
 
 def test_the_peak_of_the_stock_modules_measured_on_one_h200_is_predicted() -> None:
-    planned = estimate(MISTRAL_SMALL, "nf4", 16, ATTENTION_PROJECTIONS, 8192, False, 15, fused=False, repeated_keys=True)
+    planned = estimate(
+        MISTRAL_SMALL, "nf4", 16, ATTENTION_PROJECTIONS, 8192, False, 15, fused=False, repeated_keys=True
+    )
     assert planned.total / GIB == pytest.approx(114.0, rel=0.01)  # benchmarks/README.md, torch 2.11
 
 
 def test_a_configuration_is_read_whole_or_as_the_text_part_of_a_multimodal_one() -> None:
     text = text_config("mistral", **SMALL).to_dict()
-    assert Shape.of(text) == Shape.of({"text_config": text, "vision_config": {"hidden_size": 1}}) == Shape(64, 160, 2, 6, 2, 16, 260)
+    assert (
+        Shape.of(text)
+        == Shape.of({"text_config": text, "vision_config": {"hidden_size": 1}})
+        == Shape(64, 160, 2, 6, 2, 16, 260)
+    )
     with pytest.raises(ValueError, match="intermediate_size"):
         Shape.of({"hidden_size": 64})
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("mistral", SMALL), ("llama", NARROW), ("qwen3", SMALL)])
-def test_parameters_are_counted_as_the_model_has_them(kind: str, changes: dict[str, int], tmp_path: Path) -> None:
+def test_parameters_are_counted_as_the_model_has_them(
+    kind: str, changes: dict[str, int], tmp_path: Path
+) -> None:
     model = classifier(tmp_path, kind, changes, 2, LINEAR_LAYERS, 0.0, "fp32")
     shape = Shape.of(model.classifier.config.to_dict())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    frozen = sum(parameter.numel() for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    frozen = sum(
+        parameter.numel() for name, parameter in model.named_parameters() if not parameter.requires_grad
+    )
     assert shape.trained_parameters(8, "all-linear", 5) == trained
-    assert shape.parameters == frozen - 5 * shape.hidden_size  # PEFT keeps the untrained head beside the trained one
+    # PEFT keeps the untrained head beside the trained one
+    assert shape.parameters == frozen - 5 * shape.hidden_size
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
@@ -105,8 +132,12 @@ def test_a_stock_block_keeps_as_many_bytes_per_token_as_is_planned(
 
 
 @pytest.mark.parametrize("precision", ["nf4", "fp32"])
-def test_a_stock_block_of_another_precision_keeps_what_is_planned(precision: Precision, tmp_path: Path) -> None:
-    one, two = (per_token(tmp_path, "mistral", SMALL, layers, "all-linear", 0.0, precision) for layers in (1, 2))
+def test_a_stock_block_of_another_precision_keeps_what_is_planned(
+    precision: Precision, tmp_path: Path
+) -> None:
+    one, two = (
+        per_token(tmp_path, "mistral", SMALL, layers, "all-linear", 0.0, precision) for layers in (1, 2)
+    )
     element = 4 if precision == "fp32" else 2
     shape = Shape.of(text_config("mistral", **SMALL).to_dict())
     planned = sum(stock_kept_by_layer(shape, 8, "all-linear", lora_dropout=0.0, element=element).values())
@@ -114,25 +145,45 @@ def test_a_stock_block_of_another_precision_keeps_what_is_planned(precision: Pre
 
 
 def test_whole_stock_models_keep_what_is_planned(tmp_path: Path) -> None:
-    """Both kinds, with the last norm and the rotary tables; the first block keeps no masks, since its input has no gradient."""
+    """Both kinds, with the last norm and the rotary tables; the first block keeps no masks, since
+    its input has no gradient.
+    """
     shape = Shape.of(text_config("mistral", **SMALL).to_dict())
-    planned = estimate(shape, "bf16", 8, ATTENTION_PROJECTIONS, 1, False, 5, lora_dropout=0.0, fused=False).activations
-    assert per_token(tmp_path, "mistral", SMALL, 2, ATTENTION_PROJECTIONS, 0.0, "bf16") == planned + 2 * 2 * shape.query_width
-    again = estimate(shape, "bf16", 8, ATTENTION_PROJECTIONS, 1, True, 5, lora_dropout=0.0, fused=False).activations
+    planned = estimate(
+        shape, "bf16", 8, ATTENTION_PROJECTIONS, 1, False, 5, lora_dropout=0.0, fused=False
+    ).activations
+    assert (
+        per_token(tmp_path, "mistral", SMALL, 2, ATTENTION_PROJECTIONS, 0.0, "bf16")
+        == planned + 2 * 2 * shape.query_width
+    )
+    again = estimate(
+        shape, "bf16", 8, ATTENTION_PROJECTIONS, 1, True, 5, lora_dropout=0.0, fused=False
+    ).activations
     one_block = sum(stock_kept_by_layer(shape, 8, ATTENTION_PROJECTIONS, lora_dropout=0.0).values())
     rotary = 4 * shape.head_dim  # kept by the checkpoints as an argument, of which no hook tells
-    assert per_token(tmp_path, "mistral", SMALL, 2, ATTENTION_PROJECTIONS, 0.0, "bf16", True) == again - one_block - rotary
+    assert (
+        per_token(tmp_path, "mistral", SMALL, 2, ATTENTION_PROJECTIONS, 0.0, "bf16", True)
+        == again - one_block - rotary
+    )
 
 
 def only_on_a_cpu(shape: Shape, targets: Targets, dropout: float) -> int:
-    """Bytes per token and block: dropout's mask as wide as the input, and attention outputs joined to one tensor."""
+    """Bytes per token and block: dropout's mask as wide as the input, and attention outputs joined
+    to one tensor.
+    """
     if dropout:
         return sum(shape.linear_layers[name][1] for name in target_names(targets))
     return 2 * shape.query_width if "o_proj" in target_names(targets) else 0
 
 
 def classifier(
-    folder: Path, kind: str, changes: dict[str, int], layers: int, targets: Targets, dropout: float, precision: Precision
+    folder: Path,
+    kind: str,
+    changes: dict[str, int],
+    layers: int,
+    targets: Targets,
+    dropout: float,
+    precision: Precision,
 ) -> EmotionClassifier:
     base = folder / f"{kind}-{layers}"
     if not base.exists():
@@ -153,7 +204,9 @@ def per_token(
     precision: Precision,
     gradient_checkpointing: bool = False,
 ) -> float:
-    """Bytes that autograd keeps per token, from two lengths, so that what does not grow with the tokens falls out."""
+    """Bytes that autograd keeps per token, from two lengths, so that what does not grow with the
+    tokens falls out.
+    """
     model = classifier(folder, kind, changes, layers, targets, dropout, precision)
     if gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -186,22 +239,40 @@ def forward(model: EmotionClassifier, tokens: int, posts: int = 3) -> torch.Tens
     return logits_NC
 
 
-WIDER = {"hidden_size": 320, "intermediate_size": 2048, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 64}
+WIDER = {
+    "hidden_size": 320,
+    "intermediate_size": 2048,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+}
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 @pytest.mark.parametrize(("targets", "dropout"), [(ATTENTION_PROJECTIONS, 0.05), ("all-linear", 0.0)])
-def test_the_peak_of_a_stock_step_is_planned(targets: Targets, dropout: float, gradient_checkpointing: bool, tmp_path: Path) -> None:
-    """All that is allocated in forward and backward pass, by PyTorch's profiler: what passes lies on top of what is kept."""
+def test_the_peak_of_a_stock_step_is_planned(
+    targets: Targets, dropout: float, gradient_checkpointing: bool, tmp_path: Path
+) -> None:
+    """All that is allocated in forward and backward pass, by PyTorch's profiler: what passes lies
+    on top of what is kept.
+    """
     tokens = 1024
     model = classifier(tmp_path, "mistral", WIDER, 2, targets, dropout, "bf16")
     if gradient_checkpointing:
         model.enable_gradient_checkpointing()
     shape = Shape.of(text_config("mistral", **WIDER).to_dict())
-    planned = estimate(shape, "bf16", 8, targets, tokens, gradient_checkpointing, 5, lora_dropout=dropout, fused=False)
+    planned = estimate(
+        shape, "bf16", 8, targets, tokens, gradient_checkpointing, 5, lora_dropout=dropout, fused=False
+    )
     gradients = 4 * shape.trained_parameters(8, targets, 5)
-    here = only_on_a_cpu(shape, targets, dropout) * tokens * (1 if gradient_checkpointing else shape.num_hidden_layers)
-    assert planned.activations + planned.overhead + gradients + here == pytest.approx(highest(model, tokens), rel=0.05)
+    here = (
+        only_on_a_cpu(shape, targets, dropout)
+        * tokens
+        * (1 if gradient_checkpointing else shape.num_hidden_layers)
+    )
+    assert planned.activations + planned.overhead + gradients + here == pytest.approx(
+        highest(model, tokens), rel=0.05
+    )
 
 
 def highest(model: EmotionClassifier, tokens: int, posts: int = 3) -> int:
@@ -236,7 +307,12 @@ def fused(
 
 
 SQUAT = {**WIDER, "intermediate_size": 320, "num_attention_heads": 16, "num_key_value_heads": 16}
-FUSED_CASES = [(ATTENTION_PROJECTIONS, 0.05), ("all-linear", 0.0), ("all-linear", 0.05), (("q_proj", "down_proj"), 0.05)]
+FUSED_CASES = [
+    (ATTENTION_PROJECTIONS, 0.05),
+    ("all-linear", 0.0),
+    ("all-linear", 0.05),
+    (("q_proj", "down_proj"), 0.05),
+]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -247,14 +323,19 @@ def test_fused_blocks_keep_to_the_byte_what_is_planned(
     """For each block, each token of the last one, and each post."""
 
     def kept(layers: int, tokens: int, posts: int) -> int:
-        return kept_bytes(fused(monkeypatch, plain_kernels, tmp_path, SMALL, layers, targets, dropout, precision), tokens, posts)
+        return kept_bytes(
+            fused(monkeypatch, plain_kernels, tmp_path, SMALL, layers, targets, dropout, precision),
+            tokens,
+            posts,
+        )
 
     shape = Shape.of(text_config("mistral", **SMALL).to_dict())
     blocks = FusedBlocks(shape, "bf16", 8, targets, dropout, element=2 if precision == "bf16" else 4)
     of_token, of_post = blocks.kept_by_last_layer()
     assert kept(3, 96, 4) - kept(2, 96, 4) == 96 * sum(blocks.kept_by_layer().values())
     assert kept(1, 128, 4) - kept(1, 96, 4) == 32 * of_token
-    head = 2 * 4 * shape.hidden_size + 4  # the last norm's input and the head's, in float32, and a reciprocal root
+    # the last norm's input and the head's, in float32, and a reciprocal root
+    head = 2 * 4 * shape.hidden_size + 4
     assert kept(1, 96, 9) - kept(1, 96, 4) == 5 * (of_post + head)
 
 
@@ -271,9 +352,16 @@ def test_recomputing_fused_blocks_keep_their_inputs(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(("targets", "dropout"), FUSED_CASES)
 @pytest.mark.parametrize("changes", [WIDER, SQUAT])
 def test_the_peak_of_a_step_by_fused_blocks_is_planned(
-    changes: dict[str, int], targets: Targets, dropout: float, recompute: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, int],
+    targets: Targets,
+    dropout: float,
+    recompute: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All that is allocated, by PyTorch's profiler, with kernels that allocate what Triton's do. In float32, whose sums need no copies."""
+    """All that is allocated, by PyTorch's profiler, with kernels that allocate what Triton's do. In
+    float32, whose sums need no copies.
+    """
     tokens, posts, layers = 2048, 128, 4
     model = fused(monkeypatch, empty_kernels, tmp_path, changes, layers, targets, dropout, "fp32")
     if recompute:
@@ -284,14 +372,23 @@ def test_the_peak_of_a_step_by_fused_blocks_is_planned(
 
 
 @pytest.mark.parametrize("targets", [ATTENTION_PROJECTIONS, "all-linear", ("v_proj", "gate_proj")])
-def test_the_adapters_copies_are_planned(targets: Targets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_adapters_copies_are_planned(
+    targets: Targets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = fused(monkeypatch, plain_kernels, tmp_path, SMALL, 2, targets, 0.0, "bf16")
     assert model.decoder is not None
-    adapters = [one.adapters for block in model.decoder._blocks for one in (block.qkv, block.out, block.gate_up, block.down)]
+    adapters = [
+        one.adapters
+        for block in model.decoder._blocks
+        for one in (block.qkv, block.out, block.gate_up, block.down)
+    ]
     copies = sum(one.down_RI.nbytes + one.up_OR.nbytes for one in adapters if one)
     shape = Shape.of(text_config("mistral", **SMALL).to_dict())
     assert fused_overhead(shape, "bf16", 8, targets) == copies
-    assert fused_overhead(shape, "nf4", 8, targets) == copies + 2 * 2 * shape.intermediate_size * shape.hidden_size
+    assert (
+        fused_overhead(shape, "nf4", 8, targets)
+        == copies + 2 * 2 * shape.intermediate_size * shape.hidden_size
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,10 +403,14 @@ def test_the_adapters_copies_are_planned(targets: Targets, tmp_path: Path, monke
         ("llama", {"head_dim": 24}),
     ],
 )
-def test_the_plan_knows_which_bases_the_fused_decoder_computes(kind: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_knows_which_bases_the_fused_decoder_computes(
+    kind: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = text_config(kind, **changes)
     weight = SimpleNamespace(device=torch.device("cuda"))
-    classifier = SimpleNamespace(config=config, model=SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight)))
+    classifier = SimpleNamespace(
+        config=config, model=SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight))
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert Shape.of(config.to_dict()).fusable == fits(classifier) == (not changes and kind != "qwen3")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # a T4 has no bfloat16
@@ -331,12 +432,16 @@ def test_sharded_and_float32_bases_are_planned_by_the_stock_modules() -> None:
 # --- the choice ---
 
 
-def chosen(gpu_gib: float, precision: Precision = "nf4", targets: Targets = ATTENTION_PROJECTIONS, **more: bool) -> tuple[int, bool] | None:
+def chosen(
+    gpu_gib: float, precision: Precision = "nf4", targets: Targets = ATTENTION_PROJECTIONS, **more: bool
+) -> tuple[int, bool] | None:
     found = largest_microbatch(MISTRAL_SMALL, precision, 16, targets, 15, int(gpu_gib * GIB), **more)  # type: ignore[arg-type]
     if found is None:
         return None
     assert found.memory.total <= usable_bytes(int(gpu_gib * GIB))
-    assert found.memory == estimate(MISTRAL_SMALL, precision, 16, targets, found.tokens, found.gradient_checkpointing, 15, **more)  # type: ignore[arg-type]
+    assert found.memory == estimate(
+        MISTRAL_SMALL, precision, 16, targets, found.tokens, found.gradient_checkpointing, 15, **more
+    )  # type: ignore[arg-type]
     return found.tokens, found.gradient_checkpointing
 
 
@@ -366,7 +471,9 @@ def test_a_recorded_model_leaves_room_for_a_second_pool() -> None:
     """Of 1.2 billion parameters, whose activations are most of what it takes."""
     shape = Shape(2048, 8192, 16, 32, 8, 64, 128_256)
     recorded, not_recorded = (
-        largest_microbatch(shape, "bf16", 16, "all-linear", 15, 12 * GIB, processes=processes, gradient_checkpointing=False)
+        largest_microbatch(
+            shape, "bf16", 16, "all-linear", 15, 12 * GIB, processes=processes, gradient_checkpointing=False
+        )
         for processes in (1, 2)
     )
     assert recorded is not None
@@ -375,12 +482,19 @@ def test_a_recorded_model_leaves_room_for_a_second_pool() -> None:
 
 
 def test_a_recording_leaves_room_for_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the first step neither AdamW's moments nor, for its first micro-batch, the parameters' gradients have their memory yet."""
+    """In the first step neither AdamW's moments nor, for its first micro-batch, the parameters'
+    gradients have their memory yet.
+    """
     adapter = torch.nn.Parameter(torch.empty(GIB // 4, device="meta"))  # 1 GiB in float32
-    graphs = GraphedPasses(SimpleNamespace(device="cuda"), [adapter], lambda tokens: tokens * GIB, most_tokens=2)
+    graphs = GraphedPasses(
+        SimpleNamespace(device="cuda"), [adapter], lambda tokens: tokens * GIB, most_tokens=2
+    )
     graphs._largest = 2
-    for free, room in ((7, False), (8, True)):  # GiB; two for the recording's passes, two for those of the largest pack
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: ((free + 0.75) * GIB / 0.96 + 1, 80 * GIB))
+    # GiB; two for the recording's passes, two for those of the largest pack
+    for free, room in ((7, False), (8, True)):
+        monkeypatch.setattr(
+            torch.cuda, "mem_get_info", lambda device, free=free: ((free + 0.75) * GIB / 0.96 + 1, 80 * GIB)
+        )
         assert graphs._has_room(2) is room
 
 

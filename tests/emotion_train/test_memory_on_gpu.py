@@ -13,7 +13,9 @@ MEMORY_PLAN = Path(__file__).parents[2] / "benchmarks" / "memory_plan.py"
 
 @pytest.mark.gpu
 def test_the_planned_memory_is_within_10_percent_of_what_is_taken() -> None:
-    done = subprocess.run([sys.executable, MEMORY_PLAN, "--only", "4"], capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(
+        [sys.executable, MEMORY_PLAN, "--only", "4"], capture_output=True, text=True, check=False, timeout=600
+    )
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in done.stdout.splitlines()

@@ -22,7 +22,9 @@ from emotion_train.metrics import (
 def labelled(draw):
     """Truth and prediction over 2 to 8 labels, of which some may be absent from either."""
     classes = draw(st.integers(2, 8))
-    pairs = draw(st.lists(st.tuples(st.integers(0, classes - 1), st.integers(0, classes - 1)), min_size=1, max_size=60))
+    pairs = draw(
+        st.lists(st.tuples(st.integers(0, classes - 1), st.integers(0, classes - 1)), min_size=1, max_size=60)
+    )
     truth_N, predicted_N = np.array(pairs).T
     return truth_N, predicted_N, classes
 
@@ -50,13 +52,19 @@ def test_every_score_is_that_of_scikit_learn(example):
     counts = ClassCounts.of(truth_N, predicted_N, classes)
     labels = range(classes)
     np.testing.assert_array_equal(counts.counts_CC, sk.confusion_matrix(truth_N, predicted_N, labels=labels))
-    precision_C, recall_C, f1_C, support_C = sk.precision_recall_fscore_support(truth_N, predicted_N, labels=labels, zero_division=0)
+    precision_C, recall_C, f1_C, support_C = sk.precision_recall_fscore_support(
+        truth_N, predicted_N, labels=labels, zero_division=0
+    )
     np.testing.assert_allclose(counts.precision_C, precision_C)
     np.testing.assert_allclose(counts.recall_C, recall_C)
     np.testing.assert_allclose(counts.f1_C, f1_C)
     np.testing.assert_array_equal(counts.support_C, support_C)
-    assert counts.macro_f1 == pytest.approx(sk.f1_score(truth_N, predicted_N, labels=labels, average="macro", zero_division=0))
-    assert counts.weighted_f1 == pytest.approx(sk.f1_score(truth_N, predicted_N, labels=labels, average="weighted", zero_division=0))
+    assert counts.macro_f1 == pytest.approx(
+        sk.f1_score(truth_N, predicted_N, labels=labels, average="macro", zero_division=0)
+    )
+    assert counts.weighted_f1 == pytest.approx(
+        sk.f1_score(truth_N, predicted_N, labels=labels, average="weighted", zero_division=0)
+    )
     assert counts.accuracy == pytest.approx(sk.accuracy_score(truth_N, predicted_N))
     assert counts.labels_without_support == classes - len(set(truth_N.tolist()))
 
@@ -64,16 +72,27 @@ def test_every_score_is_that_of_scikit_learn(example):
 @given(labelled(), st.integers(0, 60))
 def test_counts_of_two_ranks_add_up_to_the_counts_of_all_posts(example, cut):
     truth_N, predicted_N, classes = example
-    both = confusion(truth_N[:cut], predicted_N[:cut], classes) + confusion(truth_N[cut:], predicted_N[cut:], classes)
+    both = confusion(truth_N[:cut], predicted_N[:cut], classes) + confusion(
+        truth_N[cut:], predicted_N[cut:], classes
+    )
     np.testing.assert_array_equal(both, confusion(truth_N, predicted_N, classes))
 
 
 def test_no_post_at_all_scores_zero():
     counts = ClassCounts.of([], [], 3)
-    assert (counts.rows, counts.macro_f1, counts.weighted_f1, counts.accuracy, counts.labels_without_support) == (0, 0.0, 0.0, 0.0, 3)
+    assert (
+        counts.rows,
+        counts.macro_f1,
+        counts.weighted_f1,
+        counts.accuracy,
+        counts.labels_without_support,
+    ) == (0, 0.0, 0.0, 0.0, 3)
 
 
-@pytest.mark.parametrize(("truth", "predicted"), [([0, 3], [0, 1]), ([0, 1], [0, -1]), ([0.0, 1.0], [0, 1]), ([0, 1], [0]), ([[0]], [[0]])])
+@pytest.mark.parametrize(
+    ("truth", "predicted"),
+    [([0, 3], [0, 1]), ([0, 1], [0, -1]), ([0.0, 1.0], [0, 1]), ([0, 1], [0]), ([[0]], [[0]])],
+)
 def test_labels_that_cannot_be_counted_are_refused(truth, predicted):
     with pytest.raises(ValueError, match=r"labels"):
         confusion(truth, predicted, 3)
@@ -82,7 +101,9 @@ def test_labels_that_cannot_be_counted_are_refused(truth, predicted):
 @given(probabilities())
 def test_log_loss_is_that_of_scikit_learn(example):
     prob_NC, truth_N = example
-    assert log_loss(prob_NC, truth_N) == pytest.approx(sk.log_loss(truth_N, prob_NC, labels=range(prob_NC.shape[1])))
+    assert log_loss(prob_NC, truth_N) == pytest.approx(
+        sk.log_loss(truth_N, prob_NC, labels=range(prob_NC.shape[1]))
+    )
 
 
 @given(probabilities(), st.integers(1, 20))
@@ -92,7 +113,9 @@ def test_calibration_error_is_the_definition_bin_by_bin(example, bins):
     confidence_N, correct_N = prob_NC.max(axis=1), prob_NC.argmax(axis=1) == truth_N
     error = 0.0
     for one in calibration.bins:
-        inside_N = (confidence_N * bins > one.low * bins) & (np.ceil(confidence_N * bins) == round(one.high * bins))
+        inside_N = (confidence_N * bins > one.low * bins) & (
+            np.ceil(confidence_N * bins) == round(one.high * bins)
+        )
         assert one.rows == inside_N.sum()
         if not one.rows:
             assert one.confidence is None
@@ -120,9 +143,13 @@ def test_interval_is_that_of_resampling_row_by_row():
     truth_N, predicted_N = skewed(400, 5, 0.6, seed=1)
     generator = np.random.default_rng(2)
     picks = [generator.integers(0, 400, 400) for _ in range(1500)]
-    expected = np.percentile([slow_macro_f1(truth_N[pick], predicted_N[pick], 5) for pick in picks], [2.5, 97.5])
+    expected = np.percentile(
+        [slow_macro_f1(truth_N[pick], predicted_N[pick], 5) for pick in picks], [2.5, 97.5]
+    )
     # the ends scatter by about 0.002 between two sets of 1500 resamples; the interval is 0.11 wide
-    np.testing.assert_allclose(bootstrap_macro_f1(truth_N, predicted_N, 5, samples=4000, seed=3), expected, atol=0.006)
+    np.testing.assert_allclose(
+        bootstrap_macro_f1(truth_N, predicted_N, 5, samples=4000, seed=3), expected, atol=0.006
+    )
 
 
 def test_paired_interval_is_that_of_resampling_row_by_row():
@@ -130,7 +157,10 @@ def test_paired_interval_is_that_of_resampling_row_by_row():
     b_N = np.where(np.random.default_rng(5).random(400) < 0.9, a_N, 0)
     generator = np.random.default_rng(2)
     picks = [generator.integers(0, 400, 400) for _ in range(1000)]
-    slow = [slow_macro_f1(truth_N[pick], a_N[pick], 5) - slow_macro_f1(truth_N[pick], b_N[pick], 5) for pick in picks]
+    slow = [
+        slow_macro_f1(truth_N[pick], a_N[pick], 5) - slow_macro_f1(truth_N[pick], b_N[pick], 5)
+        for pick in picks
+    ]
     found = paired_bootstrap_macro_f1(truth_N, a_N, b_N, 5, samples=4000, seed=3)
     assert found.difference == pytest.approx(slow_macro_f1(truth_N, a_N, 5) - slow_macro_f1(truth_N, b_N, 5))
     np.testing.assert_allclose((found.low, found.high), np.percentile(slow, [2.5, 97.5]), atol=0.004)

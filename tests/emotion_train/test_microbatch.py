@@ -30,13 +30,17 @@ def config(*words: str) -> Config:
     return load_config(None, ["data.url=d", "run.output_url=o", AUTO, *words])
 
 
-def chosen(gpu_gib: float, *words: str, share: int = 16_000, engine: Kind = "one process", world_size: int = 1) -> Setting:
+def chosen(
+    gpu_gib: float, *words: str, share: int = 16_000, engine: Kind = "one process", world_size: int = 1
+) -> Setting:
     return setting_for(config(*words), MISTRAL_SMALL, 15, int(gpu_gib * GIB), share, engine, world_size)
 
 
 def beyond(found: Setting, gpu_gib: float, tokens: int) -> int:
     """Bytes by which so many tokens exceed what the GPU can give."""
-    planned = estimate(MISTRAL_SMALL, "nf4", 16, ATTENTION_PROJECTIONS, tokens, found.gradient_checkpointing, 15)
+    planned = estimate(
+        MISTRAL_SMALL, "nf4", 16, ATTENTION_PROJECTIONS, tokens, found.gradient_checkpointing, 15
+    )
     return planned.total - usable_bytes(int(gpu_gib * GIB))
 
 
@@ -66,7 +70,13 @@ def test_a_micro_batch_is_no_larger_than_a_step() -> None:
     ("gib", "words", "engine", "world_size", "remedy"),
     [
         (22.5, ["model.precision=bf16"], "one process", 1, "model.precision=nf4"),
-        (16.0, ["train.gradient_checkpointing=false", "data.max_length=512"], "one process", 1, "train.gradient_checkpointing=true"),
+        (
+            16.0,
+            ["train.gradient_checkpointing=false", "data.max_length=512"],
+            "one process",
+            1,
+            "train.gradient_checkpointing=true",
+        ),
         (22.5, ["model.precision=bf16"], "DDP", 4, "model.precision=nf4"),
         (12.0, [], "DDP", 4, "--config_file accelerate_configs/multi_gpu_fsdp2_qlora.yaml"),
         (8.0, [], "one process", 1, "a smaller model.base"),
@@ -115,7 +125,9 @@ def settled(folder: Path, gpus: list[int | None], said: list[str], *words: str) 
     """By the first of several ranks, whose GPUs have these sizes."""
     given = tiny_config(folder, AUTO, *words)
     store = open_store(given.data.url)
-    ranks: Any = SimpleNamespace(gather=lambda own: [own, *gpus[1:]], on_main=lambda do: do(), is_main=True, world_size=len(gpus))
+    ranks: Any = SimpleNamespace(
+        gather=lambda own: [own, *gpus[1:]], on_main=lambda do: do(), is_main=True, world_size=len(gpus)
+    )
     tokenizer = PostTokenizer.load(given.model.base, given.data.max_length)
     device = torch.device("cpu" if gpus[0] is None else "cuda")
     return settle(given, read_index(store), store, tokenizer, "one process", ranks, device, said.append)
@@ -142,7 +154,8 @@ def test_a_gpu_s_memory_is_read_less_what_others_hold() -> None:
     before = microbatch.memory_of(torch.device("cuda"))
     held = torch.empty(GIB, dtype=torch.uint8, device="cuda")
     assert 0.5 * total < before <= total
-    assert microbatch.memory_of(torch.device("cuda")) == pytest.approx(before, abs=GIB // 2), held.device  # its own is no other's
+    # its own is no other's
+    assert microbatch.memory_of(torch.device("cuda")) == pytest.approx(before, abs=GIB // 2), held.device
 
 
 def test_without_a_gpu_auto_is_the_default(folder: Path) -> None:
@@ -156,7 +169,10 @@ def test_a_number_stays_what_it_is(folder: Path) -> None:
     said: list[str] = []
     given = tiny_config(folder)
     nothing: Any = None
-    assert settle(given, nothing, nothing, nothing, "one process", nothing, torch.device("cuda"), said.append) is given
+    assert (
+        settle(given, nothing, nothing, nothing, "one process", nothing, torch.device("cuda"), said.append)
+        is given
+    )
     assert not said
 
 

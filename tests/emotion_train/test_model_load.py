@@ -15,7 +15,12 @@ from torch import nn
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.load import load_base, read_config, text_name
-from tests.emotion_train.tiny_models import causal_checkpoint, multimodal_checkpoint, text_config, write_checkpoint
+from tests.emotion_train.tiny_models import (
+    causal_checkpoint,
+    multimodal_checkpoint,
+    text_config,
+    write_checkpoint,
+)
 
 IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))
 
@@ -33,7 +38,9 @@ def test_text_part_computes_what_the_whole_multimodal_model_computes(tmp_path: P
     torch.testing.assert_close(hidden(model.model), hidden(whole.model.language_model), rtol=0, atol=1e-5)
     assert (info.layout, info.architecture) == ("multimodal", "mistral")
     assert info.parameters == sum(p.numel() for p in whole.model.language_model.parameters())
-    assert not any("vision" in name or "projector" in name or "lm_head" in name for name, _ in model.named_parameters())
+    assert not any(
+        "vision" in name or "projector" in name or "lm_head" in name for name, _ in model.named_parameters()
+    )
 
 
 def test_vision_tensors_are_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +75,9 @@ def test_plain_checkpoints_load_as_transformers_loads_them(tmp_path: Path, kind:
 
     folder = causal_checkpoint(tmp_path / "base", kind)
     model, info = load_base(str(folder), "fp32", 3, "cpu")
-    torch.testing.assert_close(hidden(model.model), hidden(AutoModel.from_pretrained(folder).eval()), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        hidden(model.model), hidden(AutoModel.from_pretrained(folder).eval()), rtol=0, atol=1e-5
+    )
     assert info.layout == "text"
     assert model.config.use_cache is False
 
@@ -121,7 +130,9 @@ def edit_shard(folder: Path, edit: Any) -> None:
     edit(state)
     save_file(state, path, metadata={"format": "pt"})
     index = folder / "model.safetensors.index.json"
-    weight_map = {key: file for key, file in json.loads(index.read_text())["weight_map"].items() if file != path.name}
+    weight_map = {
+        key: file for key, file in json.loads(index.read_text())["weight_map"].items() if file != path.name
+    }
     index.write_text(json.dumps({"weight_map": weight_map | dict.fromkeys(state, path.name)}))
 
 
@@ -138,14 +149,21 @@ def widen_a_layer(state: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "words"), [(lose_a_tensor, "lacks"), (gain_a_layer, "of no layer"), (widen_a_layer, "other shapes than its configuration")]
+    ("edit", "words"),
+    [
+        (lose_a_tensor, "lacks"),
+        (gain_a_layer, "of no layer"),
+        (widen_a_layer, "other shapes than its configuration"),
+    ],
 )
 def test_checkpoint_that_does_not_fit_is_refused_before_a_tensor_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Any, words: str
 ) -> None:
     folder = causal_checkpoint(tmp_path / "base")
     edit_shard(folder, edit)
-    monkeypatch.setattr("emotion_train.model.load.stream", lambda weights: pytest.fail("a tensor was asked for"))
+    monkeypatch.setattr(
+        "emotion_train.model.load.stream", lambda weights: pytest.fail("a tensor was asked for")
+    )
     with pytest.raises(WrongRequest, match=words) as error:
         load_base(str(folder), "fp32", 2, "cpu")
     assert "(1 of 20 text tensors)" in str(error.value)
@@ -179,7 +197,9 @@ def test_unreachable_hub_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPa
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(WrongRequest, match=r"someone/some-model is neither a folder here nor in the local hub cache"):
+    with pytest.raises(
+        WrongRequest, match=r"someone/some-model is neither a folder here nor in the local hub cache"
+    ):
         read_config("someone/some-model")
 
 
@@ -221,13 +241,18 @@ def test_unsupported_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
-    config = {**text_config().to_dict(), "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    config = {
+        **text_config().to_dict(),
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WrongRequest, match="already quantised"):
         read_config(str(tmp_path))
 
 
-def test_nf4_without_bitsandbytes_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nf4_without_bitsandbytes_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = causal_checkpoint(tmp_path / "base")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(WrongRequest, match=r"pip install 'emotion-train\[gpu\]'"):
@@ -259,8 +284,14 @@ def test_nf4_quantises_the_linear_layers_of_the_blocks_and_nothing_else(tmp_path
     for name in quantised:
         layer = model.get_submodule(name)
         assert layer.support_avx512bf16_for_cpu is False
-        assert (layer.weight.quant_state.nested, layer.weight.quant_type, layer.compute_dtype) == (True, "nf4", torch.bfloat16)
-    others = [p.dtype for n, p in model.named_parameters() if n.rpartition(".")[0] not in quantised | {"score"}]
+        assert (layer.weight.quant_state.nested, layer.weight.quant_type, layer.compute_dtype) == (
+            True,
+            "nf4",
+            torch.bfloat16,
+        )
+    others = [
+        p.dtype for n, p in model.named_parameters() if n.rpartition(".")[0] not in quantised | {"score"}
+    ]
     assert set(others) == {torch.bfloat16}
     assert type(model.score) is nn.Linear
 
@@ -271,7 +302,10 @@ def test_nf4_codes_equal_those_of_transformers(tmp_path: Path) -> None:
     folder = causal_checkpoint(tmp_path / "base")
     ours, _ = load_base(str(folder), "nf4", 2, "cpu")
     recipe = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
     theirs = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=2, dtype=torch.bfloat16, quantization_config=recipe, device_map={"": "cpu"}
@@ -290,10 +324,16 @@ def test_nf4_codes_can_be_stored_as_bfloat16_for_sharding(tmp_path: Path) -> Non
     torch.testing.assert_close(hidden(shardable.model), hidden(plain.model), rtol=0, atol=0)
 
 
-def test_identity_of_the_weights_is_the_same_for_every_precision_and_differs_between_bases(tmp_path: Path) -> None:
+def test_identity_of_the_weights_is_the_same_for_every_precision_and_differs_between_bases(
+    tmp_path: Path,
+) -> None:
     folder = str(causal_checkpoint(tmp_path / "one", dtype=torch.bfloat16))
-    identities = {load_base(folder, precision, 2, "cpu")[1].weights_sha256 for precision in ("fp32", "bf16", "nf4")}
-    other = load_base(str(causal_checkpoint(tmp_path / "two", seed=1, dtype=torch.bfloat16)), "fp32", 2, "cpu")[1]
+    identities = {
+        load_base(folder, precision, 2, "cpu")[1].weights_sha256 for precision in ("fp32", "bf16", "nf4")
+    }
+    other = load_base(
+        str(causal_checkpoint(tmp_path / "two", seed=1, dtype=torch.bfloat16)), "fp32", 2, "cpu"
+    )[1]
     assert len(identities) == 1
     assert other.weights_sha256 not in identities
     assert other.shape_sha256 == read_config(folder).shape_sha256
@@ -301,7 +341,13 @@ def test_identity_of_the_weights_is_the_same_for_every_precision_and_differs_bet
 
 @pytest.mark.gpu
 def test_nf4_arrives_on_the_gpu_without_holding_more_than_it_needs(tmp_path: Path) -> None:
-    changes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 8, "head_dim": 128}
+    changes = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 8,
+        "head_dim": 128,
+    }
     folder = str(causal_checkpoint(tmp_path / "base", dtype=torch.bfloat16, **changes))
     load_base(folder, "nf4", 2, "cuda")  # bitsandbytes' own tables stay allocated
     gc.collect()  # a 4-bit weight and its layer hold each other

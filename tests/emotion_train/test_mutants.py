@@ -1,6 +1,8 @@
-"""Each rule that keeps a run from loss, broken alone in a copy of the program, makes the test fail that is there for it.
+"""Each rule that keeps a run from loss, broken alone in a copy of the program, makes the test fail
+that is there for it.
 
-Where a rule stands is found in the syntax tree, so that neither moved lines nor another layout of the text touch it.
+Where a rule stands is found in the syntax tree, so that neither moved lines nor another layout of
+the text touch it.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ PATIENCE_S = 300
 
 
 class Mutant(NamedTuple):
-    """`words` occur once in `place` of `page`; with `broken` instead of them the test `caught_by` fails.
+    """`words` occur once in `place` of `page`; with `broken` instead of them the test `caught_by`
+    fails.
 
-    `place` is a function, a method (`Writer.claim`) or a constant of the module. Its text is that of `ast.unparse`: single quotes, one
-    line a statement, no comments.
+    `place` is a function, a method (`Writer.claim`) or a constant of the module. Its text is that
+    of `ast.unparse`: single quotes, one line a statement, no comments.
     """
 
     rule: str
@@ -688,27 +691,41 @@ MUTANTS = [
 
 
 def find(tree: ast.Module, place: str) -> tuple[list[ast.stmt], int]:
-    """The list of statements that holds the definition named `place`, and its position there. Raises `KeyError`."""
+    """The list of statements that holds the definition named `place`, and its position there.
+    Raises `KeyError`.
+    """
     body = tree.body
     *outer, last = place.split(".")
     for name in outer:
-        body = next(one.body for one in body if isinstance(one, ast.ClassDef | ast.FunctionDef) and one.name == name)
+        body = next(
+            one.body for one in body if isinstance(one, ast.ClassDef | ast.FunctionDef) and one.name == name
+        )
     for number, one in enumerate(body):
         if isinstance(one, ast.FunctionDef) and one.name == last:
             return body, number
-        targets = one.targets if isinstance(one, ast.Assign) else [one.target] if isinstance(one, ast.AnnAssign) else []
+        targets = (
+            one.targets
+            if isinstance(one, ast.Assign)
+            else [one.target]
+            if isinstance(one, ast.AnnAssign)
+            else []
+        )
         if last in [target.id for target in targets if isinstance(target, ast.Name)]:
             return body, number
     raise KeyError(place)
 
 
 def break_rule(source: str, mutant: Mutant) -> str:
-    """The page's source with the rule broken. Raises `KeyError` or `ValueError` where place or words are gone, or not unique."""
+    """The page's source with the rule broken. Raises `KeyError` or `ValueError` where place or
+    words are gone, or not unique.
+    """
     tree = ast.parse(source)
     body, number = find(tree, mutant.place)
     whole = ast.unparse(body[number])
     if whole.count(mutant.words) != 1:
-        raise ValueError(f"{mutant.words!r} occurs {whole.count(mutant.words)} times in {mutant.place} of {mutant.page}")
+        raise ValueError(
+            f"{mutant.words!r} occurs {whole.count(mutant.words)} times in {mutant.place} of {mutant.page}"
+        )
     body[number : number + 1] = ast.parse(whole.replace(mutant.words, mutant.broken)).body
     return ast.unparse(tree)
 
@@ -717,7 +734,9 @@ def break_rule(source: str, mutant: Mutant) -> str:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mutants")
     for name in COPIED:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "test_mutants.py"))
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "test_mutants.py")
+        )
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
 
@@ -726,12 +745,16 @@ def run_tests(copy: Path, names: list[str]) -> subprocess.CompletedProcess[str]:
     """These tests in a process of their own, with the copy's modules."""
     command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *names]
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    return subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.rule.replace(" ", "-").replace(",", ""))
 def test_every_rule_stands_once_where_it_will_be_broken(mutant: Mutant) -> None:
-    """At once, and not only when somebody runs the slow tests; so does the test that is there for the rule."""
+    """At once, and not only when somebody runs the slow tests; so does the test that is there for
+    the rule.
+    """
     source = (ROOT / mutant.page).read_text(encoding="utf-8")
     assert break_rule(source, mutant) != ast.unparse(ast.parse(source))
     file, _, test = mutant.caught_by.partition("::")
@@ -754,5 +777,7 @@ def test_a_broken_rule_is_caught(copy: Path, mutant: Mutant) -> None:
         done = run_tests(copy, [mutant.caught_by])
     finally:
         page.write_text(whole, encoding="utf-8")
-    assert done.returncode == 1, f"{mutant.rule}: not caught by {mutant.caught_by}\n{done.stdout}{done.stderr}"
+    assert done.returncode == 1, (
+        f"{mutant.rule}: not caught by {mutant.caught_by}\n{done.stdout}{done.stderr}"
+    )
     assert " failed" in done.stdout, done.stdout

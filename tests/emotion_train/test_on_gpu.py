@@ -1,4 +1,6 @@
-"""What training does on an NVIDIA GPU: the float32 head, the step of a packed batch, an adapter saved and read back."""
+"""What training does on an NVIDIA GPU: the float32 head, the step of a packed batch, an adapter
+saved and read back.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,14 @@ from tests.emotion_train.tiny_models import causal_checkpoint
 pytestmark = pytest.mark.gpu
 
 SHAPE = {"hidden_size": 256, "head_dim": 64, "initializer_range": 0.05}
-TEXTS = ["good", "what a lovely mess", "no", "stop it, stop it now", "stars over the vast sea " * 4, "hm, perhaps not"] * 8
+TEXTS = [
+    "good",
+    "what a lovely mess",
+    "no",
+    "stop it, stop it now",
+    "stars over the vast sea " * 4,
+    "hm, perhaps not",
+] * 8
 LABELS = [number % 3 for number in range(len(TEXTS))]
 CLASS_WEIGHTS = (0.5, 1.0, 3.0)
 
@@ -44,11 +53,20 @@ def tokenizer(base: Path) -> PostTokenizer:
 
 def packs_of(tokenizer: PostTokenizer, capacity: int) -> list[Pack]:
     weights = [CLASS_WEIGHTS[label] for label in LABELS]
-    return pack(tokenizer.encode(TEXTS), LABELS, weights, capacity, tokenizer.pad_id, fill_multiple(torch.device("cuda")))
+    return pack(
+        tokenizer.encode(TEXTS),
+        LABELS,
+        weights,
+        capacity,
+        tokenizer.pad_id,
+        fill_multiple(torch.device("cuda")),
+    )
 
 
 def one_step(model: EmotionClassifier, losses: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gradients of loss sums that were divided by the step's sum of weights, by the parameter's name."""
+    """Gradients of loss sums that were divided by the step's sum of weights, by the parameter's
+    name.
+    """
     weight_sum = sum(CLASS_WEIGHTS[label] for label in LABELS)
     model.zero_grad()
     for loss in losses:
@@ -56,24 +74,37 @@ def one_step(model: EmotionClassifier, losses: list[torch.Tensor]) -> dict[str, 
     return {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def packed_gradients(model: EmotionClassifier, tokenizer: PostTokenizer, capacity: int) -> tuple[float, dict[str, torch.Tensor]]:
+def packed_gradients(
+    model: EmotionClassifier, tokenizer: PostTokenizer, capacity: int
+) -> tuple[float, dict[str, torch.Tensor]]:
     losses = [
-        weighted_loss_sum(forward_pack(model, one, model.device), *(torch.from_numpy(x).cuda() for x in (one.labels_N, one.weights_N)))
+        weighted_loss_sum(
+            forward_pack(model, one, model.device),
+            *(torch.from_numpy(x).cuda() for x in (one.labels_N, one.weights_N)),
+        )
         for one in packs_of(tokenizer, capacity)
     ]
     gradients = one_step(model, losses)
     return sum(loss.item() for loss in losses) / sum(CLASS_WEIGHTS[label] for label in LABELS), gradients
 
 
-def padded_gradients(model: EmotionClassifier, tokenizer: PostTokenizer) -> tuple[float, dict[str, torch.Tensor]]:
+def padded_gradients(
+    model: EmotionClassifier, tokenizer: PostTokenizer
+) -> tuple[float, dict[str, torch.Tensor]]:
     """The whole batch in one right-padded array, by PyTorch's own weighted loss."""
     tokens = [torch.from_numpy(one).long() for one in tokenizer.encode(TEXTS)]
-    padded_NL = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_id).cuda()
+    padded_NL = torch.nn.utils.rnn.pad_sequence(
+        tokens, batch_first=True, padding_value=tokenizer.pad_id
+    ).cuda()
     logits_NC = model.forward_padded(padded_NL, torch.tensor([len(one) for one in tokens]).cuda())
-    loss = torch.nn.CrossEntropyLoss(weight=torch.tensor(CLASS_WEIGHTS).cuda())(logits_NC, torch.tensor(LABELS).cuda())
+    loss = torch.nn.CrossEntropyLoss(weight=torch.tensor(CLASS_WEIGHTS).cuda())(
+        logits_NC, torch.tensor(LABELS).cuda()
+    )
     model.zero_grad()
     loss.backward()
-    return loss.item(), {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
+    return loss.item(), {
+        name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -81,7 +112,9 @@ def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("capacity", [256, 4096])
-def test_packed_step_is_that_of_the_padded_whole_batch_in_float32(base: Path, tokenizer: PostTokenizer, capacity: int) -> None:
+def test_packed_step_is_that_of_the_padded_whole_batch_in_float32(
+    base: Path, tokenizer: PostTokenizer, capacity: int
+) -> None:
     model = make(base, precision="fp32", device="cuda").train()
     assert (len(packs_of(tokenizer, capacity)) == 1) == (capacity == 4096)
     loss, gradients = packed_gradients(model, tokenizer, capacity)
@@ -89,11 +122,15 @@ def test_packed_step_is_that_of_the_padded_whole_batch_in_float32(base: Path, to
     assert loss == pytest.approx(whole_loss, rel=1e-5)
     assert gradients.keys() == whole.keys()
     for name, gradient in whole.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-5 * float(flat(whole).abs().max()))
+        torch.testing.assert_close(
+            gradients[name], gradient, rtol=0, atol=1e-5 * float(flat(whole).abs().max())
+        )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
-def test_packed_step_is_that_of_the_padded_whole_batch_up_to_bf16(base: Path, tokenizer: PostTokenizer, precision: Any) -> None:
+def test_packed_step_is_that_of_the_padded_whole_batch_up_to_bf16(
+    base: Path, tokenizer: PostTokenizer, precision: Any
+) -> None:
     model = make(base, precision=precision, device="cuda").train()
     assert model.is_fused
     loss, gradients = packed_gradients(model, tokenizer, 4096)
@@ -104,7 +141,9 @@ def test_packed_step_is_that_of_the_padded_whole_batch_up_to_bf16(base: Path, to
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
-def test_fused_step_is_the_stock_step_up_to_bf16(base: Path, tokenizer: PostTokenizer, precision: Any, recompute: bool) -> None:
+def test_fused_step_is_the_stock_step_up_to_bf16(
+    base: Path, tokenizer: PostTokenizer, precision: Any, recompute: bool
+) -> None:
     model = make(base, precision=precision, device="cuda").train()
     stock_loss, stock = packed_gradients(model, tokenizer, 4096)
     model.fuse()
@@ -128,7 +167,9 @@ def test_fp8_step_points_where_the_bf16_step_does(base: Path, tokenizer: PostTok
 
 
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
-def test_recorded_passes_give_the_gradients_of_the_passes(base: Path, tokenizer: PostTokenizer, precision: Any) -> None:
+def test_recorded_passes_give_the_gradients_of_the_passes(
+    base: Path, tokenizer: PostTokenizer, precision: Any
+) -> None:
     model = make(base, precision=precision, device="cuda").train()
     model.fuse()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -136,7 +177,8 @@ def test_recorded_passes_give_the_gradients_of_the_passes(base: Path, tokenizer:
     for one in packs_of(tokenizer, 256):
         model.zero_grad()
         loss = weighted_loss_sum(
-            forward_pack(model, one, model.device), *(torch.from_numpy(x).cuda() for x in (one.labels_N, one.weights_N))
+            forward_pack(model, one, model.device),
+            *(torch.from_numpy(x).cuda() for x in (one.labels_N, one.weights_N)),
         )
         (loss * scale).backward()
         loss = loss.detach()  # the recording wants no earlier pass alive
@@ -148,14 +190,22 @@ def test_recorded_passes_give_the_gradients_of_the_passes(base: Path, tokenizer:
         assert recorded is not None
         torch.testing.assert_close(recorded, loss, rtol=1e-4, atol=0)
         found = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
-        for ours, theirs in zip(found, expected, strict=True):  # up to bf16: a recording has more posts, which weigh nothing
+        # up to bf16: a recording has more posts, which weigh nothing
+        for ours, theirs in zip(found, expected, strict=True):
             assert float((ours - theirs).norm() / theirs.norm()) < 0.02
         graphs(one, scale)  # gradients add up
-        assert all(torch.equal(parameter.grad, 2 * once) for parameter, once in zip(parameters, found, strict=True))  # type: ignore[arg-type]
+        assert all(
+            torch.equal(parameter.grad, 2 * once) for parameter, once in zip(parameters, found, strict=True)
+        )  # type: ignore[arg-type]
 
 
 def test_a_recording_takes_what_was_planned_and_is_left_out_where_that_is_not_free(tmp_path: Path) -> None:
-    width: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "head_dim": 64}
+    width: dict[str, Any] = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "head_dim": 64,
+    }
     model = make(tmp_path / "wide", precision="bf16", device="cuda", num_hidden_layers=8, **width).train()
     model.fuse()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -179,13 +229,15 @@ def test_a_recording_takes_what_was_planned_and_is_left_out_where_that_is_not_fr
         torch.cuda.empty_cache()
         left, _ = torch.cuda.mem_get_info()
         plan = planned(tokens) + sum(parameter.nbytes for parameter in parameters)
-        assert free - left < 1.1 * plan + 128 * 2**20  # the first recording brings workspaces and the graphs' own memory
+        # the first recording brings workspaces and the graphs' own memory
+        assert free - left < 1.1 * plan + 128 * 2**20
 
 
 def test_no_kernel_is_built_again_for_another_pack(base: Path, tokenizer: PostTokenizer) -> None:
     from emotion_train.model import kernels
 
-    lora = LoraSection(r=4, dropout=0.05, targets="all-linear")  # dropout's kernels see as many rows as the pack has posts
+    # dropout's kernels see as many rows as the pack has posts
+    lora = LoraSection(r=4, dropout=0.05, targets="all-linear")
     model = build_classifier(str(base), "bf16", 3, lora, 0, "cuda")[0].train()
     model.fuse()
 
@@ -204,11 +256,15 @@ def test_no_kernel_is_built_again_for_another_pack(base: Path, tokenizer: PostTo
 
 
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
-def test_head_is_float32_and_moves_at_a_small_learning_rate(base: Path, tokenizer: PostTokenizer, precision: Any) -> None:
+def test_head_is_float32_and_moves_at_a_small_learning_rate(
+    base: Path, tokenizer: PostTokenizer, precision: Any
+) -> None:
     model = make(base, precision=precision, device="cuda").train()
     head = model.classifier.score.modules_to_save["default"].weight
     assert head.dtype == torch.float32
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters() if parameter.requires_grad)
+    assert all(
+        parameter.dtype == torch.float32 for parameter in model.parameters() if parameter.requires_grad
+    )
     before = copy.deepcopy(head.detach())
     packed_gradients(model, tokenizer, 4096)
     assert forward_pack(model, packs_of(tokenizer, 4096)[0], model.device).dtype == torch.float32
@@ -225,7 +281,10 @@ def test_adapter_that_is_saved_and_read_back_gives_the_same_bits(
     facts = AdapterFacts.of(info, tokenizer, precision=precision, lora=LORA, labels=("a", "b", "c"))
     save_adapter(model, tmp_path / "adapter", tokenizer=tokenizer, facts=facts)
     loaded = load_adapter(tmp_path / "adapter", device="cuda")
-    assert all(torch.equal(tensor, adapter_state(model)[name]) for name, tensor in adapter_state(loaded.model).items())
+    assert all(
+        torch.equal(tensor, adapter_state(model)[name])
+        for name, tensor in adapter_state(loaded.model).items()
+    )
     model.fuse()
     model.eval()
     device = model.device

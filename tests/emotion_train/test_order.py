@@ -23,8 +23,14 @@ def read(order: Order, epoch: int, positions: range) -> list[tuple[int, int]]:
 
 @given(orders(), st.integers(1, 200), st.integers(0, 5))
 def test_every_row_comes_exactly_once_an_epoch(order: Order, batch: int, epoch: int) -> None:
-    seen = [item for step in range(order.steps(batch)) for item in read(order, epoch, order.positions(step, batch))]
-    assert sorted(seen) == [(group, row) for group, count in enumerate(order.row_counts) for row in range(count)]
+    seen = [
+        item
+        for step in range(order.steps(batch))
+        for item in read(order, epoch, order.positions(step, batch))
+    ]
+    assert sorted(seen) == [
+        (group, row) for group, count in enumerate(order.row_counts) for row in range(count)
+    ]
 
 
 @given(orders(), st.integers(1, 50))
@@ -32,7 +38,9 @@ def test_an_order_made_again_at_a_cursor_continues_the_old_one(order: Order, bat
     whole = [read(order, 1, order.positions(step, batch)) for step in range(order.steps(batch))]
     again = Order(order.row_counts, order.lanes, order.seed)
     half = order.steps(batch) // 2
-    assert [read(again, 1, again.positions(step, batch)) for step in range(half, again.steps(batch))] == whole[half:]
+    assert [
+        read(again, 1, again.positions(step, batch)) for step in range(half, again.steps(batch))
+    ] == whole[half:]
 
 
 def test_lanes_are_equal_slices_of_the_virtual_row_axis() -> None:
@@ -45,12 +53,16 @@ def test_lanes_are_equal_slices_of_the_virtual_row_axis() -> None:
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders_seen = {tuple(read(Order((50, 50), 2, seed), epoch, range(100))) for seed in (1, 2) for epoch in (0, 1)}
+    orders_seen = {
+        tuple(read(Order((50, 50), 2, seed), epoch, range(100))) for seed in (1, 2) for epoch in (0, 1)
+    }
     assert len(orders_seen) == 4
 
 
 def test_positions_of_rows_are_close_to_uniform_over_seeds() -> None:
-    """Row 0 of row group 0 lands in each quarter of the epoch about equally often (binomial, 5 sigma)."""
+    """Row 0 of row group 0 lands in each quarter of the epoch about equally often (binomial, 5
+    sigma).
+    """
     quarters = np.zeros(4)
     for seed in range(800):
         quarters[read(Order((10, 10, 10, 10), 2, seed), 0, range(40)).index((0, 0)) // 10] += 1
@@ -58,7 +70,9 @@ def test_positions_of_rows_are_close_to_uniform_over_seeds() -> None:
 
 
 def test_hashes_are_pinned() -> None:
-    """SplitMix64 of 0 is published as 0xE220A8397B1DCDAF; the others hold the order of running runs in place."""
+    """SplitMix64 of 0 is published as 0xE220A8397B1DCDAF; the others hold the order of running runs
+    in place.
+    """
     assert int(counter_hash(0)[0]) == 0xE220A8397B1DCDAF
     assert counter_hash(42, 0, 1, 3, np.arange(3)).tolist() == GOLDEN_HASHES
 
@@ -73,4 +87,19 @@ def test_lanes_without_rows_are_refused() -> None:
 
 
 GOLDEN_HASHES = [4157300834747965350, 12108850162836320817, 17054809347662116380]
-GOLDEN_ORDER = [(2, 2), (3, 0), (0, 2), (2, 1), (3, 1), (0, 0), (2, 4), (1, 2), (0, 1), (2, 0), (1, 0), (0, 3), (2, 3), (1, 1)]
+GOLDEN_ORDER = [
+    (2, 2),
+    (3, 0),
+    (0, 2),
+    (2, 1),
+    (3, 1),
+    (0, 0),
+    (2, 4),
+    (1, 2),
+    (0, 1),
+    (2, 0),
+    (1, 0),
+    (0, 3),
+    (2, 3),
+    (1, 1),
+]

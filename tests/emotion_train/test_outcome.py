@@ -12,14 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from emotion_train.outcome import FOLDER_VARIABLE, STOP_SIGNALS, answers_signals, living_trainers, read_outcome
+from emotion_train.outcome import (
+    FOLDER_VARIABLE,
+    STOP_SIGNALS,
+    answers_signals,
+    living_trainers,
+    read_outcome,
+)
 
 HEAD = "import os, signal, sys, time\nfrom emotion_train.outcome import answers_signals, run_as_trainer\n"
 
 
 @contextmanager
 def trainer(folder: Path | None, main: str, local_rank: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs the lines of `main` as a trainer does, with the signals blocked as the launcher blocks them."""
+    """A process that runs the lines of `main` as a trainer does, with the signals blocked as the
+    launcher blocks them.
+    """
     body = "".join(f"    {line}\n" for line in main.splitlines())
     code = f"{HEAD}def main():\n{body}sys.exit(run_as_trainer(main))\n"
     environment = {**os.environ, "LOCAL_RANK": str(local_rank)}
@@ -27,7 +35,13 @@ def trainer(folder: Path | None, main: str, local_rank: int = 0) -> Iterator[sub
         environment[FOLDER_VARIABLE] = str(folder)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     with process:
@@ -57,14 +71,19 @@ def ended(folder: Path | None, main: str, local_rank: int = 0) -> int:
         ("os.kill(os.getpid(), signal.SIGKILL)", None, -9),
     ],
 )
-def test_the_outcome_is_what_main_came_to(tmp_path: Path, main: str, outcome: int | None, exit_code: int) -> None:
+def test_the_outcome_is_what_main_came_to(
+    tmp_path: Path, main: str, outcome: int | None, exit_code: int
+) -> None:
     assert ended(tmp_path, main) == exit_code
     assert read_outcome(tmp_path) == outcome
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("outcome", "trainer-0")] == []
 
 
 def test_a_full_disk_does_not_silence_the_outcome(tmp_path: Path) -> None:
-    no_room = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file takes another byte\nreturn 33"
+    no_room = (
+        "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file takes another"
+        " byte\nreturn 33"
+    )
     assert ended(tmp_path, no_room) == 0
     assert read_outcome(tmp_path) == 33
 

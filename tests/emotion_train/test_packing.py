@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from emotion_train.data.packing import bins, empty_pack, pack
 
-lengths_and_capacity = st.integers(4, 64).flatmap(lambda cap: st.tuples(st.lists(st.integers(1, cap), max_size=60), st.just(cap)))
+lengths_and_capacity = st.integers(4, 64).flatmap(
+    lambda cap: st.tuples(st.lists(st.integers(1, cap), max_size=60), st.just(cap))
+)
 
 
 @given(lengths_and_capacity)
@@ -41,7 +43,14 @@ def test_posts_far_shorter_than_a_bin_fill_the_fewest_evenly(lengths: list[int],
 def test_a_pack_holds_its_posts_unchanged(case: tuple[list[int], int], fill: int) -> None:
     lengths, capacity = case
     posts = [np.arange(length, dtype=np.int32) + 100 * i for i, length in enumerate(lengths)]
-    packs = pack(posts, list(range(len(posts))), [0.5 * i for i in range(len(posts))], capacity, pad_id=-7, fill_multiple=fill)
+    packs = pack(
+        posts,
+        list(range(len(posts))),
+        [0.5 * i for i in range(len(posts))],
+        capacity,
+        pad_id=-7,
+        fill_multiple=fill,
+    )
     seen = []
     for one in packs:
         assert len(one.tokens_T) % fill == 0

@@ -1,4 +1,6 @@
-"""Posts to label come in as words, lines or files, and what cannot be read is refused in a sentence."""
+"""Posts to label come in as words, lines or files, and what cannot be read is refused in a
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -46,13 +48,25 @@ def pipe(monkeypatch: pytest.MonkeyPatch, content: bytes, errors: str = "surroga
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_every_format_gives_the_same_posts(tmp_path: Path, mark: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_format_gives_the_same_posts(
+    tmp_path: Path, mark: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = "\n".join(POSTS).encode()
     objects = "\n\n".join(json.dumps({"text": post, "n": 1}) for post in POSTS).encode()
     quoted = ['"' + post.replace('"', '""') + '"' for post in POSTS]
     assert from_file(tmp_path / "a.txt", mark + lines.replace(b"\n", b"\r\n\n")) == POSTS
-    assert from_file(tmp_path / "b.CSV", mark + "\n".join(["text,n", *(f"{post},1" for post in quoted)]).encode()) == POSTS
-    assert from_file(tmp_path / "c.Tsv", mark + "\r\n".join(["n\ttext", *(f"1\t{post}" for post in quoted)]).encode()) == POSTS
+    assert (
+        from_file(
+            tmp_path / "b.CSV", mark + "\n".join(["text,n", *(f"{post},1" for post in quoted)]).encode()
+        )
+        == POSTS
+    )
+    assert (
+        from_file(
+            tmp_path / "c.Tsv", mark + "\r\n".join(["n\ttext", *(f"1\t{post}" for post in quoted)]).encode()
+        )
+        == POSTS
+    )
     assert from_file(tmp_path / "d.jsonl", mark + objects) == POSTS
     assert from_file(tmp_path / "e.NDJSON", mark + objects) == POSTS
     pipe(monkeypatch, mark + lines)
@@ -60,9 +74,14 @@ def test_every_format_gives_the_same_posts(tmp_path: Path, mark: bytes, monkeypa
     assert posts(*POSTS) == POSTS
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
 def test_a_parquet_file_is_read(tmp_path: Path, kind: pa.DataType) -> None:
-    pq.write_table(pa.table({"n": [1, 2, 3, 4], "text": pa.array([*POSTS, None], pa.string()).cast(kind)}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table({"n": [1, 2, 3, 4], "text": pa.array([*POSTS, None], pa.string()).cast(kind)}),
+        tmp_path / "a.parquet",
+    )
     assert posts("--file", str(tmp_path / "a.parquet")) == [*POSTS, ""]
     with pytest.raises(WrongRequest, match="has no column 'post'; it has n, text"):
         posts("--file", str(tmp_path / "a.parquet"), "--text-column", "post")
@@ -102,8 +121,13 @@ def test_half_characters_in_json_are_mended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["predict", "hello"], ["predict"], ["evaluate", "--data", "nowhere"]])
-def test_a_folder_that_is_no_adapter_is_refused_before_torch_is_imported_or_posts_are_read(tmp_path: Path, words: list[str]) -> None:
-    program = "import sys\nfrom emotion_train.cli import main\ncode = main(sys.argv[1:])\nassert 'torch' not in sys.modules\nsys.exit(code)"
+def test_a_folder_that_is_no_adapter_is_refused_before_torch_is_imported_or_posts_are_read(
+    tmp_path: Path, words: list[str]
+) -> None:
+    program = (
+        "import sys\nfrom emotion_train.cli import main\ncode = main(sys.argv[1:])\nassert 'torch' not in"
+        " sys.modules\nsys.exit(code)"
+    )
     line = [sys.executable, "-c", program, words[0], "--adapter", str(tmp_path), *words[1:]]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.wait(60) == 2  # nothing was typed
@@ -119,14 +143,23 @@ MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
     [
         ("nf4", 22, None),
         ("bf16", 80, None),
-        ("bf16", 45, "in bf16 has 42.7 GiB of weights and the GPU holds 42.4; type --precision nf4, or take a larger GPU"),
+        (
+            "bf16",
+            45,
+            (
+                "in bf16 has 42.7 GiB of weights and the GPU holds 42.4; type --precision nf4, or take a"
+                " larger GPU"
+            ),
+        ),
         ("fp8", 22, "type --precision nf4, or take a larger GPU"),
         ("fp32", 80, "type --precision nf4, or take a larger GPU"),
         ("bf16", 8, "type --device cpu, or take a larger GPU"),
         ("nf4", 8, "type --device cpu, or take a larger GPU"),
     ],
 )
-def test_a_gpu_too_small_for_the_weights_is_told_with_what_fits(precision: Any, gib: int, words: str | None) -> None:
+def test_a_gpu_too_small_for_the_weights_is_told_with_what_fits(
+    precision: Any, gib: int, words: str | None
+) -> None:
     if words is None:
         refuse_small_gpu("the base", MISTRAL_SMALL, precision, gib << 30)
         return
@@ -134,12 +167,19 @@ def test_a_gpu_too_small_for_the_weights_is_told_with_what_fits(precision: Any, 
         refuse_small_gpu("the base", MISTRAL_SMALL, precision, gib << 30)
 
 
-def test_the_gpu_is_compared_with_the_weights_before_any_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_compared_with_the_weights_before_any_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An adapter trained in bf16 and an L4; of base and adapter only the small files are there."""
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     base.mkdir()
     adapter.mkdir()
-    sizes = {"hidden_size": 5120, "intermediate_size": 32_768, "num_hidden_layers": 40, "num_attention_heads": 32}
+    sizes = {
+        "hidden_size": 5120,
+        "intermediate_size": 32_768,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+    }
     sizes |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131_072}
     (base / "config.json").write_text(json.dumps({"model_type": "mistral", **sizes}))
     for name in (WEIGHTS, "tokenizer.json"):
@@ -161,7 +201,9 @@ def test_the_gpu_is_compared_with_the_weights_before_any_is_read(tmp_path: Path,
     monkeypatch.setattr("emotion_train.microbatch.memory_of", lambda device: 23_034 << 20)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    with pytest.raises(WrongRequest, match=r"in bf16 has 42\.7 GiB of weights and the GPU holds 20\.8; type --precision nf4"):
+    with pytest.raises(
+        WrongRequest, match=r"in bf16 has 42\.7 GiB of weights and the GPU holds 20\.8; type --precision nf4"
+    ):
         load_with_progress(parser.parse_args(["--adapter", str(adapter)]))
     monkeypatch.setattr("emotion_train.model.lora.read_config", refuse_further)
     with pytest.raises(WrongRequest, match="went on"):  # 4-bit weights fit

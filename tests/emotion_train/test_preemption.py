@@ -1,4 +1,6 @@
-"""Notices of three clouds and of signals, against small servers that speak the clouds' protocols and misbehave as they do."""
+"""Notices of three clouds and of signals, against small servers that speak the clouds' protocols
+and misbehave as they do.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,18 @@ from contextlib import contextmanager
 import pytest
 
 from emotion_train import preemption
-from emotion_train.preemption import Aws, Azure, Cloud, Endpoints, Gcp, Notice, PreemptionWatch, Sighting, StrangeAnswer, hold_seconds
+from emotion_train.preemption import (
+    Aws,
+    Azure,
+    Cloud,
+    Endpoints,
+    Gcp,
+    Notice,
+    PreemptionWatch,
+    Sighting,
+    StrangeAnswer,
+    hold_seconds,
+)
 from tests.emotion_train.metadata_servers import AwsHandler, AzureHandler, GcpHandler, Machine, serving
 
 TERMINATE = {"action": "terminate", "time": "2030-01-02T03:04:05Z"}
@@ -34,7 +47,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def preempt_event(**changes: object) -> dict[str, object]:
-    event = {"EventId": "A1", "EventType": "Preempt", "ResourceType": "VirtualMachine", "Resources": ["vm-0"], "EventStatus": "Scheduled"}
+    event = {
+        "EventId": "A1",
+        "EventType": "Preempt",
+        "ResourceType": "VirtualMachine",
+        "Resources": ["vm-0"],
+        "EventStatus": "Scheduled",
+    }
     return {**event, "NotBefore": "Wed, 02 Jan 2030 03:04:05 GMT", **changes}
 
 
@@ -70,7 +89,10 @@ def watching(notices: str, url: str, tell: Callable[[str], None] = print) -> Ite
 @pytest.mark.parametrize("cloud", CLOUDS)
 @pytest.mark.parametrize("asked", ["its name", "auto"])
 def test_a_termination_is_a_notice_and_its_withdrawal_takes_it_back(cloud: str, asked: str) -> None:
-    with serving(HANDLERS[cloud]) as machine, watching(cloud if asked == "its name" else "auto", machine.url) as watch:
+    with (
+        serving(HANDLERS[cloud]) as machine,
+        watching(cloud if asked == "its name" else "auto", machine.url) as watch,
+    ):
         eventually(lambda: len(machine.asked) >= 2)
         assert watch.notice is None
         announce(cloud, machine)
@@ -94,7 +116,10 @@ def test_a_termination_is_a_notice_and_its_withdrawal_takes_it_back(cloud: str, 
 
 
 def test_a_rebalance_is_said_once_and_a_termination_outranks_it() -> None:
-    with serving(AwsHandler, advice={"noticeTime": "2030-01-02T03:00:00Z"}) as machine, watching("aws", machine.url) as watch:
+    with (
+        serving(AwsHandler, advice={"noticeTime": "2030-01-02T03:00:00Z"}) as machine,
+        watching("aws", machine.url) as watch,
+    ):
         eventually(lambda: watch.notice is not None)
         advice = watch.notice
         assert advice is not None
@@ -121,7 +146,9 @@ def test_an_expired_token_of_aws_is_renewed() -> None:
 
 
 def test_a_token_that_is_never_taken_is_no_endless_loop() -> None:
-    with serving(AwsHandler, odd=lambda method, path: (200, "t") if method == "PUT" else (401, "")) as machine:
+    with serving(
+        AwsHandler, odd=lambda method, path: (200, "t") if method == "PUT" else (401, "")
+    ) as machine:
         with pytest.raises(StrangeAnswer, match="401"):
             Aws(machine.url).look()
         assert len(machine.asked) == 4
@@ -164,14 +191,19 @@ def test_a_slow_first_answer_of_azure_is_waited_for(monkeypatch: pytest.MonkeyPa
         ("vm-0", preempt_event(EventStatus="Started", NotBefore=""), "terminate"),
     ],
 )
-def test_what_an_event_of_azure_means_for_this_machine(name: str | None, event: dict[str, object], kind: str | None) -> None:
+def test_what_an_event_of_azure_means_for_this_machine(
+    name: str | None, event: dict[str, object], kind: str | None
+) -> None:
     with serving(AzureHandler, name=name, events=[event]) as machine:
         sighting = Azure(machine.url).look()
         assert (sighting and sighting.kind) == kind
 
 
 def test_of_several_events_the_termination_counts() -> None:
-    with serving(AzureHandler, events=[preempt_event(EventType="Reboot"), preempt_event(Resources=["vm-9"]), preempt_event()]) as machine:
+    with serving(
+        AzureHandler,
+        events=[preempt_event(EventType="Reboot"), preempt_event(Resources=["vm-9"]), preempt_event()],
+    ) as machine:
         sighting = Azure(machine.url).look()
         assert sighting is not None
         assert (sighting.kind, sighting.deadline) == ("terminate", AT)
@@ -296,12 +328,19 @@ def test_a_cloud_that_is_not_asked_for_is_left_alone() -> None:
 
 
 def test_the_clouds_own_variables_name_the_metadata_services() -> None:
-    environment = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1", "GCE_METADATA_HOST": "127.0.0.1:2"}
-    assert Endpoints.of(environment) == Endpoints("http://127.0.0.1:1", "http://127.0.0.1:2", "http://169.254.169.254")
+    environment = {
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1",
+        "GCE_METADATA_HOST": "127.0.0.1:2",
+    }
+    assert Endpoints.of(environment) == Endpoints(
+        "http://127.0.0.1:1", "http://127.0.0.1:2", "http://169.254.169.254"
+    )
     assert Endpoints.of({}) == Endpoints()
 
 
-@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, "sigterm"), (signal.SIGHUP, "sigterm"), (signal.SIGINT, "sigint")])
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGTERM, "sigterm"), (signal.SIGHUP, "sigterm"), (signal.SIGINT, "sigint")]
+)
 def test_a_signal_is_a_notice_that_no_cloud_takes_back(number: signal.Signals, kind: str) -> None:
     before = signal.getsignal(number)
     with serving(AwsHandler, action=TERMINATE) as machine, watching("aws", machine.url) as watch:
@@ -333,7 +372,9 @@ def test_a_second_sigint_leaves_at_once_and_one_that_came_twice_is_one() -> None
         "    while watch.notice is None: time.sleep(0.01)\n    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('still here', flush=True)\n    time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
@@ -378,7 +419,8 @@ def test_every_failure_of_a_look_is_one_that_the_watch_survives(monkeypatch: pyt
 
         def __init__(self, url: str) -> None:
             self.server = preemption.MetadataServer(url)
-            self.left = [kind("") for kind in preemption.NO_ANSWER for _ in range(200)]  # in a row: the pause stays finite
+            # in a row: the pause stays finite
+            self.left = [kind("") for kind in preemption.NO_ANSWER for _ in range(200)]
 
         def is_here(self) -> bool:
             return True

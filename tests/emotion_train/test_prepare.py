@@ -1,4 +1,6 @@
-"""Posts go in, and exactly the good ones come out once each, in bytes that depend on nothing but source and options."""
+"""Posts go in, and exactly the good ones come out once each, in bytes that depend on nothing but
+source and options.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ LABELS = ["anger", "joy", "neutral"]
 
 def some_rows(count: int, seed: int = 0) -> list[Row]:
     draw = random.Random(seed)
-    return [(f"post {i} {' '.join(draw.choices('abcdefgh', k=6))}", draw.choices(LABELS, [1, 3, 6])[0]) for i in range(count)]
+    return [
+        (f"post {i} {' '.join(draw.choices('abcdefgh', k=6))}", draw.choices(LABELS, [1, 3, 6])[0])
+        for i in range(count)
+    ]
 
 
 def write_csv(path: Path, rows: list[Any], header: tuple[str, ...] = ("text", "label")) -> Path:
@@ -57,7 +62,10 @@ def posts_of(store: Store, split: str) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = []
     for described in index.splits[split].objects:
         table = pq.read_table(io.BytesIO(store.read(described.key, if_match=described.etag)))
-        found += [(key, text, index.labels[label]) for key, text, label in zip(*table.to_pydict().values(), strict=True)]
+        found += [
+            (key, text, index.labels[label])
+            for key, text, label in zip(*table.to_pydict().values(), strict=True)
+        ]
     return found
 
 
@@ -66,7 +74,9 @@ def all_posts(store: Store) -> list[tuple[str, str, str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def refusal(source: Path | str, target: Path, **options: Any) -> str:
@@ -90,15 +100,27 @@ def test_every_post_comes_out_once_with_its_text_and_label(tmp_path: Path, store
 
 
 def test_the_index_describes_the_bytes(tmp_path: Path, store: Store) -> None:
-    prepare(write_csv(tmp_path / "posts.csv", some_rows(5000)), store.url, rows_per_group=600, rows_per_object=1200)
+    prepare(
+        write_csv(tmp_path / "posts.csv", some_rows(5000)),
+        store.url,
+        rows_per_group=600,
+        rows_per_object=1200,
+    )
     index = read_index(store)
-    assert {name: len(split.objects) for name, split in index.splits.items()} == {"train": 4, "validation": 1, "test": 1}
+    assert {name: len(split.objects) for name, split in index.splits.items()} == {
+        "train": 4,
+        "validation": 1,
+        "test": 1,
+    }
     for split in index.splits.values():
         for group in split.row_groups:
             raw = store.read(split.objects[group.object].key, start=group.start, length=group.length)
             assert hashlib.sha256(raw).hexdigest() == group.sha256
         for described in split.objects:
-            assert (store.stat(described.key).size, store.stat(described.key).etag) == (described.bytes, described.etag)
+            assert (store.stat(described.key).size, store.stat(described.key).etag) == (
+                described.bytes,
+                described.etag,
+            )
             footer = store.read(described.key, start=described.bytes - described.footer_bytes)
             assert (len(footer), footer[-4:], hashlib.sha256(footer).hexdigest()) == (
                 described.footer_bytes,
@@ -108,7 +130,12 @@ def test_the_index_describes_the_bytes(tmp_path: Path, store: Store) -> None:
 
 
 def test_the_reader_finds_every_row_group(tmp_path: Path, store: Store) -> None:
-    prepare(write_csv(tmp_path / "posts.csv", some_rows(3000)), store.url, rows_per_group=512, rows_per_object=1024)
+    prepare(
+        write_csv(tmp_path / "posts.csv", some_rows(3000)),
+        store.url,
+        rows_per_group=512,
+        rows_per_object=1024,
+    )
     split = read_index(store).splits["train"]
     found: list[tuple[str, str]] = []
     with RowGroupReader(store, split) as reader:
@@ -132,7 +159,10 @@ def test_the_order_is_shuffled_and_depends_on_the_seed(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "posts.csv", some_rows(500))
     for seed in (1, 2):
         prepare(source, str(tmp_path / str(seed)), seed=seed)
-    one, two = ([int(key.split(":")[1]) for key, _, _ in posts_of(open_store(str(tmp_path / str(seed))), "train")] for seed in (1, 2))
+    one, two = (
+        [int(key.split(":")[1]) for key, _, _ in posts_of(open_store(str(tmp_path / str(seed))), "train")]
+        for seed in (1, 2)
+    )
     assert set(one) != set(two)
     for order in (one, two):
         assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.2
@@ -154,7 +184,9 @@ def test_a_bucket_holds_the_bytes_of_a_folder(tmp_path: Path, bucket_url: str) -
     prepare(source, bucket_url)
     in_bucket = {info.key: open_store(bucket_url).read(info.key) for info in open_store(bucket_url).list()}
     in_folder = contents(tmp_path / "folder")
-    indexes = [Index.model_validate_json(files.pop("index.json")).model_dump() for files in (in_bucket, in_folder)]
+    indexes = [
+        Index.model_validate_json(files.pop("index.json")).model_dump() for files in (in_bucket, in_folder)
+    ]
     assert in_bucket == in_folder
     for index in indexes:
         for split in index["splits"].values():
@@ -176,10 +208,26 @@ def reference_key(text: str) -> str:
 
 
 variants = st.sampled_from(
-    ["{}", " {}", "{}  ", "\t{}!", "{}\u00a0x", "STRASSE {}", "straße {}", "ﬁne {}", "fine {}", "Fine\n{}", "I {}", "i {}", "🙂{}"]
+    [
+        "{}",
+        " {}",
+        "{}  ",
+        "\t{}!",
+        "{}\u00a0x",
+        "STRASSE {}",
+        "straße {}",
+        "ﬁne {}",
+        "fine {}",
+        "Fine\n{}",
+        "I {}",
+        "i {}",
+        "🙂{}",
+    ]
 )
 texts = st.builds(lambda form, number: form.format(number), variants, st.integers(0, 12))
-split_names = st.sampled_from([("train",), ("train", "validation"), ("train", "test"), ("train", "validation", "test"), ("",)])
+split_names = st.sampled_from(
+    [("train",), ("train", "validation"), ("train", "test"), ("train", "validation", "test"), ("",)]
+)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -187,8 +235,13 @@ split_names = st.sampled_from([("train",), ("train", "validation"), ("train", "t
 def test_splits_are_disjoint_complete_and_the_same_for_any_memory(
     data: st.DataObject, names: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    rows = data.draw(st.lists(st.tuples(texts, st.sampled_from(["a", "b"]), st.sampled_from(names)), min_size=4, max_size=60))
-    # two labels in train that nothing else can take away, and enough of each to share with validation
+    rows = data.draw(
+        st.lists(
+            st.tuples(texts, st.sampled_from(["a", "b"]), st.sampled_from(names)), min_size=4, max_size=60
+        )
+    )
+    # two labels in train that nothing else can take away, and enough of each to share with
+    # validation
     rows += [(f"sure {i}", "ab"[i % 2], names[0]) for i in range(6)]
     folder = tmp_path_factory.mktemp("property")
     header = ("text", "label", "split") if names[0] else ("text", "label")
@@ -205,7 +258,11 @@ def test_splits_are_disjoint_complete_and_the_same_for_any_memory(
             if split == rank:
                 stays.setdefault(reference_key(text), (number, split))
     store = open_store(str(folder / "1"))
-    found = {(split, int(key.split(":")[1])) for split in read_index(store).splits for key, _, _ in posts_of(store, split)}
+    found = {
+        (split, int(key.split(":")[1]))
+        for split in read_index(store).splits
+        for key, _, _ in posts_of(store, split)
+    }
     assert {number for _, number in found} == {number for number, _ in stays.values()}
     assert len(found) == len(stays)
     for split, number in found:
@@ -252,7 +309,16 @@ def test_normalised_texts_equal_those_of_the_plain_definition() -> None:
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(1, (0, 0)), (2, (0, 0)), (3, (1, 1)), (4, (1, 1)), (10, (1, 1)), (100, (10, 10)), (104, (10, 10)), (106, (11, 11))],
+    [
+        (1, (0, 0)),
+        (2, (0, 0)),
+        (3, (1, 1)),
+        (4, (1, 1)),
+        (10, (1, 1)),
+        (100, (10, 10)),
+        (104, (10, 10)),
+        (106, (11, 11)),
+    ],
 )
 def test_each_label_gives_its_share_and_at_least_one_of_three(count: int, expected: tuple[int, int]) -> None:
     assert quotas(count, 0.1, 0.1) == expected
@@ -291,7 +357,9 @@ def test_files_named_for_splits_are_kept_as_they_are(tmp_path: Path) -> None:
         assert sorted((text, label) for _, text, label in posts_of(store, split)) == sorted(expected)
 
 
-def test_a_source_with_train_and_validation_gets_no_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_with_train_and_validation_gets_no_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_csv(tmp_path / "src" / "train.csv", some_rows(60))
     write_csv(tmp_path / "src" / "valid.csv", some_rows(99)[60:])
     assert main(["prepare", str(tmp_path / "src"), str(tmp_path / "out")]) == 0
@@ -302,13 +370,22 @@ def test_a_source_with_train_and_validation_gets_no_test(tmp_path: Path, capsys:
 def test_a_set_without_validation_posts_which_no_run_could_use_is_refused(tmp_path: Path) -> None:
     posts = write_csv(tmp_path / "posts.csv", some_rows(60))
     text = refusal(posts, tmp_path / "out", validation_fraction=0.0)
-    assert "no validation posts, which every run needs: raise --validation-fraction (now 0), or add a file named validation" in text
-    few = write_csv(tmp_path / "few.csv", [("one", "joy"), ("two", "joy"), ("three", "anger"), ("four", "anger")])
-    assert "no validation posts, which every run needs: add posts, at least three of each label" in refusal(few, tmp_path / "out")
+    assert (
+        "no validation posts, which every run needs: raise --validation-fraction (now 0), or add a file named"
+        " validation" in text
+    )
+    few = write_csv(
+        tmp_path / "few.csv", [("one", "joy"), ("two", "joy"), ("three", "anger"), ("four", "anger")]
+    )
+    assert "no validation posts, which every run needs: add posts, at least three of each label" in refusal(
+        few, tmp_path / "out"
+    )
     assert not (tmp_path / "out" / "index.json").exists()
 
 
-def test_labels_that_a_person_would_take_for_one_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_that_a_person_would_take_for_one_are_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = ("Joy", "joy", "\u00e9mu", "e\u0301mu", "fear")
     rows = [(text, names[at % 5]) for at, (text, _) in enumerate(some_rows(60))]
     assert main(["prepare", str(write_csv(tmp_path / "a.csv", rows)), str(tmp_path / "my out")]) == 0
@@ -319,7 +396,9 @@ def test_labels_that_a_person_would_take_for_one_are_pointed_out(tmp_path: Path,
     assert f"'data.url={tmp_path / 'my out'}'" in out  # to be pasted into a shell
 
 
-def test_without_a_test_share_nobody_is_told_of_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_test_share_nobody_is_told_of_a_missing_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     posts = write_csv(tmp_path / "posts.csv", some_rows(60))
     assert main(["prepare", str(posts), str(tmp_path / "out"), "--test-fraction", "0"]) == 0
     assert "no test" not in capsys.readouterr().out
@@ -329,19 +408,29 @@ def test_a_source_with_train_and_test_gives_validation_from_train(tmp_path: Path
     write_csv(tmp_path / "src" / "train.csv", some_rows(60))
     write_csv(tmp_path / "src" / "test.csv", some_rows(99)[60:])
     index = prepare(tmp_path / "src", str(tmp_path / "out")).index
-    assert (index.splits["train"].rows + index.splits["validation"].rows, index.splits["test"].rows) == (60, 39)
+    assert (index.splits["train"].rows + index.splits["validation"].rows, index.splits["test"].rows) == (
+        60,
+        39,
+    )
 
 
 def test_a_text_in_two_splits_stays_in_the_later_one(tmp_path: Path) -> None:
     rows = some_rows(40)
-    write_csv(tmp_path / "src" / "train.csv", [*rows, ("  SHARED text", "joy"), ("both", "joy"), ("both ", "anger")])
+    write_csv(
+        tmp_path / "src" / "train.csv", [*rows, ("  SHARED text", "joy"), ("both", "joy"), ("both ", "anger")]
+    )
     write_csv(tmp_path / "src" / "validation.csv", [("shared TEXT", "joy"), ("x", "anger")])
     write_csv(tmp_path / "src" / "test.csv", [("Shared text", "neutral"), ("y", "anger")])
     result = prepare(tmp_path / "src", str(tmp_path / "out"))
     store = open_store(str(tmp_path / "out"))
-    assert [(key, label) for key, text, label in all_posts(store) if text.strip().lower() == "shared text"] == [("test.csv:2", "neutral")]
+    assert [
+        (key, label) for key, text, label in all_posts(store) if text.strip().lower() == "shared text"
+    ] == [("test.csv:2", "neutral")]
     assert [label for _, text, label in all_posts(store) if text.strip() == "both"] == ["joy"]
-    assert {kind: result.index.source[kind] for kind in ("in_two_splits", "conflicting")} == {"in_two_splits": 2, "conflicting": 1}
+    assert {kind: result.index.source[kind] for kind in ("in_two_splits", "conflicting")} == {
+        "in_two_splits": 2,
+        "conflicting": 1,
+    }
 
 
 # Formats
@@ -355,43 +444,74 @@ def formats(folder: Path, rows: list[Row]) -> Iterator[Path]:
     for name, mark in (("posts.tsv", "\t"), ("semicolons.csv", ";")):
         with (folder / name).open("w", newline="", encoding="utf-8-sig") as file:
             csv.writer(file, delimiter=mark).writerows(
-                [("n", "text", "", "", "label"), *((i, text, "", "", label) for i, (text, label) in enumerate(rows))]
+                [
+                    ("n", "text", "", "", "label"),
+                    *((i, text, "", "", label) for i, (text, label) in enumerate(rows)),
+                ]
             )
         yield folder / name
-    lines = [json.dumps({"label": [label], "other": {"x": i}, "text": text}) for i, (text, label) in enumerate(rows)]
+    lines = [
+        json.dumps({"label": [label], "other": {"x": i}, "text": text})
+        for i, (text, label) in enumerate(rows)
+    ]
     (folder / "posts.jsonl").write_text("\n".join([*lines[:5], "", *lines[5:]]))
     yield folder / "posts.jsonl"
-    for name, column in (("strings", [label for _, label in rows]), ("lists", [[label] for _, label in rows])):
-        pq.write_table(pa.table({"text": [text for text, _ in rows], "label": column}), folder / f"{name}.parquet")
+    for name, column in (
+        ("strings", [label for _, label in rows]),
+        ("lists", [[label] for _, label in rows]),
+    ):
+        pq.write_table(
+            pa.table({"text": [text for text, _ in rows], "label": column}), folder / f"{name}.parquet"
+        )
         yield folder / f"{name}.parquet"
     numbers = pa.table(
-        {"text": pa.array([text for text, _ in rows]).dictionary_encode(), "label": [sorted(LABELS).index(label) for _, label in rows]}
+        {
+            "text": pa.array([text for text, _ in rows]).dictionary_encode(),
+            "label": [sorted(LABELS).index(label) for _, label in rows],
+        }
     )
     names = {"info": {"features": {"label": {"names": sorted(LABELS), "_type": "ClassLabel"}}}}
-    pq.write_table(numbers.replace_schema_metadata({"huggingface": json.dumps(names)}), folder / "numbers.parquet")
+    pq.write_table(
+        numbers.replace_schema_metadata({"huggingface": json.dumps(names)}), folder / "numbers.parquet"
+    )
     yield folder / "numbers.parquet"
 
 
 def test_every_format_gives_the_same_posts(tmp_path: Path) -> None:
-    rows = [*some_rows(50), ('said "hi",\nand left', "joy"), ("naïve 🙂 post", "anger"), ("  spaces kept  ", "joy")]
+    rows = [
+        *some_rows(50),
+        ('said "hi",\nand left', "joy"),
+        ("naïve 🙂 post", "anger"),
+        ("  spaces kept  ", "joy"),
+    ]
     for number, source in enumerate(formats(tmp_path, rows)):
         result = prepare(source, str(tmp_path / f"out{number}"))
         assert result.index.labels == ("anger", "joy", "neutral"), source
-        assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / f"out{number}")))) == sorted(rows), source
+        assert sorted(
+            (text, label) for _, text, label in all_posts(open_store(str(tmp_path / f"out{number}")))
+        ) == sorted(rows), source
 
 
 def test_a_hub_data_set_is_read_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     rows = some_rows(60)
-    features = datasets.Features({"text": datasets.Value("string"), "labels": [datasets.ClassLabel(names=["neutral", "joy", "anger"])]})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "labels": [datasets.ClassLabel(names=["neutral", "joy", "anger"])]}
+    )
     columns = {"text": [text for text, _ in rows], "labels": [[label] for _, label in rows]}
     loaded = datasets.DatasetDict(train=datasets.Dataset.from_dict(columns, features=features))
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: loaded if (name, subset) == ("team/posts", "small") else None)
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda name, subset: loaded if (name, subset) == ("team/posts", "small") else None,
+    )
     index = prepare("team/posts", str(tmp_path / "out"), label_column="labels", subset="small").index
     assert index.labels == ("neutral", "joy", "anger")
     assert index.source["name"] == "team/posts:small"
-    assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / "out")))) == sorted(rows)
+    assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / "out")))) == sorted(
+        rows
+    )
 
 
 def test_an_unreachable_hub_is_named(tmp_path: Path) -> None:
@@ -407,9 +527,16 @@ def test_numbers_and_given_labels_choose_the_ids(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "posts.csv", [(f"p{i}", i % 2) for i in range(20)])
     assert prepare(source, str(tmp_path / "a")).index.labels == ("0", "1")
     assert prepare(source, str(tmp_path / "b"), labels=("zeal", "awe")).index.labels == ("zeal", "awe")
-    assert {label for key, _, label in all_posts(open_store(str(tmp_path / "b"))) if int(key.split(":")[1]) % 2 == 0} == {"zeal"}
+    assert {
+        label
+        for key, _, label in all_posts(open_store(str(tmp_path / "b")))
+        if int(key.split(":")[1]) % 2 == 0
+    } == {"zeal"}
     (tmp_path / "labels.txt").write_text("zeal\nawe\n\n")
-    assert main(["prepare", str(source), str(tmp_path / "c"), "--labels-file", str(tmp_path / "labels.txt")]) == 0
+    assert (
+        main(["prepare", str(source), str(tmp_path / "c"), "--labels-file", str(tmp_path / "labels.txt")])
+        == 0
+    )
     assert contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
@@ -419,7 +546,9 @@ def test_any_line_end_is_read(tmp_path: Path, end: str) -> None:
     source = tmp_path / "posts.csv"
     source.write_text(end.join(["text,label", *(f"{text},{label}" for text, label in rows)]), newline="")
     prepare(source, str(tmp_path / "out"))
-    assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / "out")))) == sorted(rows)
+    assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / "out")))) == sorted(
+        rows
+    )
 
 
 def test_arrow_types_are_read_or_named(tmp_path: Path) -> None:
@@ -433,14 +562,26 @@ def test_arrow_types_are_read_or_named(tmp_path: Path) -> None:
     views = pa.table({"text": pa.array(texts, pa.string_view()), "label": pa.array(labels, pa.string_view())})
     pq.write_table(views, tmp_path / "views.parquet")
     prepare(tmp_path / "views.parquet", str(tmp_path / "out"))
-    assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / "out")))) == sorted(rows)
+    assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / "out")))) == sorted(
+        rows
+    )
 
 
 def test_an_id_column_is_kept_and_must_be_unique(tmp_path: Path) -> None:
     rows = [(f"p{i}", "ab"[i % 2], f"id-{i}") for i in range(30)]
-    prepare(write_csv(tmp_path / "posts.csv", rows, ("text", "label", "key")), str(tmp_path / "out"), id_column="key")
-    assert sorted(key for key, _, _ in all_posts(open_store(str(tmp_path / "out")))) == sorted(key for _, _, key in rows)
-    doubled = write_csv(tmp_path / "doubled.csv", [(f"p{i}", "ab"[i % 2], "same") for i in range(30)], ("text", "label", "key"))
+    prepare(
+        write_csv(tmp_path / "posts.csv", rows, ("text", "label", "key")),
+        str(tmp_path / "out"),
+        id_column="key",
+    )
+    assert sorted(key for key, _, _ in all_posts(open_store(str(tmp_path / "out")))) == sorted(
+        key for _, _, key in rows
+    )
+    doubled = write_csv(
+        tmp_path / "doubled.csv",
+        [(f"p{i}", "ab"[i % 2], "same") for i in range(30)],
+        ("text", "label", "key"),
+    )
     assert "'same' stands on two posts" in refusal(doubled, tmp_path / "no", id_column="key")
 
 
@@ -467,7 +608,15 @@ GOOD = b"".join(b"good %d,%s\n" % (i, [b"joy", b"anger"][i % 2]) for i in range(
 )
 def test_a_bad_csv_row_is_refused_by_number_or_dropped(tmp_path: Path, line: bytes, words: str) -> None:
     source = tmp_path / "posts.csv"
-    source.write_bytes(b"text,label\n" + GOOD[: GOOD.index(b"good 3")] + line + b"\n" + GOOD[GOOD.index(b"good 3") :] + line + b"\n")
+    source.write_bytes(
+        b"text,label\n"
+        + GOOD[: GOOD.index(b"good 3")]
+        + line
+        + b"\n"
+        + GOOD[GOOD.index(b"good 3") :]
+        + line
+        + b"\n"
+    )
     options: dict[str, Any] = {"labels": ("joy", "anger"), "max_chars": 100}
     text = refusal(source, tmp_path / "out", **options)
     assert "2 of 22 posts cannot be used" in text
@@ -478,10 +627,14 @@ def test_a_bad_csv_row_is_refused_by_number_or_dropped(tmp_path: Path, line: byt
         assert "'jooy' 2 times, did you mean 'joy'?" in text
     result = prepare(source, str(tmp_path / "out"), on_bad="drop", multi_label="drop", **options)
     assert sum(split.rows for split in result.index.splits.values()) == 20
-    assert {key.split(":")[1] for key, _, _ in all_posts(open_store(str(tmp_path / "out")))} == {str(i) for i in range(2, 23) if i != 5}
+    assert {key.split(":")[1] for key, _, _ in all_posts(open_store(str(tmp_path / "out")))} == {
+        str(i) for i in range(2, 23) if i != 5
+    }
 
 
-def test_what_drops_bad_posts_drops_those_with_several_labels_unless_they_have_a_word_of_their_own(tmp_path: Path) -> None:
+def test_what_drops_bad_posts_drops_those_with_several_labels_unless_they_have_a_word_of_their_own(
+    tmp_path: Path,
+) -> None:
     source = tmp_path / "posts.csv"
     source.write_bytes(b"text,label\n" + GOOD + b'fine,"joy,anger"\n')
     options: dict[str, Any] = {"labels": ("joy", "anger")}
@@ -526,9 +679,12 @@ def test_several_labels_in_a_cell_are_no_class(tmp_path: Path, several: str, fir
     assert "2 of 34 posts cannot be used" in text
     assert "several labels  2  posts.csv:" + ("2, posts.csv:3" if first else "34, posts.csv:35") in text
     result = prepare(source, str(tmp_path / "out"), multi_label="drop")
-    assert result.index.labels == tuple(sorted([*LABELS, "mixed, up"]))  # its parts are no labels, so it is one
+    # its parts are no labels, so it is one
+    assert result.index.labels == tuple(sorted([*LABELS, "mixed, up"]))
     assert result.index.source["several_labels"] == 2
-    assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / "out")))) == sorted(good)
+    assert sorted((text, label) for _, text, label in all_posts(open_store(str(tmp_path / "out")))) == sorted(
+        good
+    )
 
 
 def test_numbers_with_several_labels_among_them_stay_in_the_order_of_numbers(tmp_path: Path) -> None:
@@ -558,7 +714,9 @@ def test_more_combinations_than_labels_may_be_are_dropped(tmp_path: Path) -> Non
 def test_an_object_is_no_label(tmp_path: Path) -> None:
     source = tmp_path / "posts.jsonl"
     good = [json.dumps({"text": f"good {i}", "label": "ab"[i % 2]}) for i in range(20)]
-    source.write_text("\n".join([*good, '{"text": "x", "label": {"name": "a"}}', '{"text": "y", "label": [{"name": "a"}]}']))
+    source.write_text(
+        "\n".join([*good, '{"text": "x", "label": {"name": "a"}}', '{"text": "y", "label": [{"name": "a"}]}'])
+    )
     assert "label that is an object  2  posts.jsonl:21, posts.jsonl:22" in refusal(source, tmp_path / "out")
     assert prepare(source, str(tmp_path / "out"), on_bad="drop").index.labels == ("a", "b")
     cells = write_csv(tmp_path / "posts.csv", [*some_rows(20), ("x", '{"joy": 1}')])
@@ -566,7 +724,9 @@ def test_an_object_is_no_label(tmp_path: Path) -> None:
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
-    source = write_csv(tmp_path / "posts.csv", [*some_rows(20), ("", "joy"), ("x", ""), ("y", "sorrow"), *[("", "joy")] * 7])
+    source = write_csv(
+        tmp_path / "posts.csv", [*some_rows(20), ("", "joy"), ("x", ""), ("y", "sorrow"), *[("", "joy")] * 7]
+    )
     text = refusal(source, tmp_path / "out", labels=tuple(LABELS))
     assert "10 of 30 posts cannot be used" in text
     assert "no text        8  posts.csv:22, posts.csv:25, posts.csv:26, posts.csv:27, posts.csv:28, …" in text
@@ -576,14 +736,20 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
 
 def test_characters_that_break_things_are_mended_and_counted(tmp_path: Path) -> None:
     rows = [{"text": f"good {i}", "label": "ab"[i % 2]} for i in range(20)]
-    rows += [{"text": "nul\0 and \x1b[1m", "label": "a"}, {"text": "half \ud83d here", "label": " a "}, {"text": "c1 \u0085", "label": "b"}]
+    rows += [
+        {"text": "nul\0 and \x1b[1m", "label": "a"},
+        {"text": "half \ud83d here", "label": " a "},
+        {"text": "c1 \u0085", "label": "b"},
+    ]
     rows += [{"text": "whole 🙂", "label": "a"}, {"text": "two\tlines\n", "label": "a"}]
     source = tmp_path / "posts.jsonl"
     source.write_text("\n".join(map(json.dumps, rows)))
     result = prepare(source, str(tmp_path / "out"))
     found = {text for _, text, _ in all_posts(open_store(str(tmp_path / "out")))}
     assert {"nul  and  [1m", "half \ufffd here", "c1  ", "whole 🙂", "two\tlines\n"} <= found
-    assert {kind: result.index.source[kind] for kind in ("control_characters", "surrogates", "label_spaces")} == {
+    assert {
+        kind: result.index.source[kind] for kind in ("control_characters", "surrogates", "label_spaces")
+    } == {
         "control_characters": 2,
         "surrogates": 1,
         "label_spaces": 1,
@@ -603,7 +769,9 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         return refusal(tmp_path / name, tmp_path / "out")
 
-    assert "no column 'text'; it has 'post', 'label'. Type --text-column" in given("a.csv", b"post,label\nx,joy\n")
+    assert "no column 'text'; it has 'post', 'label'. Type --text-column" in given(
+        "a.csv", b"post,label\nx,joy\n"
+    )
     assert "2 columns named 'text'" in given("b.csv", b"text,text,label\nx,y,joy\n")
     assert "no column 'label'" in given("c.jsonl", b'{"text": "x"}\n')
     assert "is empty" in given("d.csv", b"")
@@ -652,14 +820,18 @@ def test_a_column_of_free_text_is_no_label(tmp_path: Path) -> None:
         ({"seed": -1}, "--seed"),
     ],
 )
-def test_options_that_cannot_be_meant_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+def test_options_that_cannot_be_meant_are_refused(
+    tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
     assert words in refusal(write_csv(tmp_path / "posts.csv", some_rows(20)), tmp_path / "out", **options)
 
 
 # The target
 
 
-def test_an_existing_data_set_is_recognised_and_never_overwritten(tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_data_set_is_recognised_and_never_overwritten(
+    tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_csv(tmp_path / "posts.csv", some_rows(200))
     assert main(["prepare", str(source), store.url]) == 0
     before = {info.key: (info, store.read(info.key)) for info in store.list()}
@@ -675,11 +847,14 @@ def test_an_existing_data_set_is_recognised_and_never_overwritten(tmp_path: Path
 def test_a_killed_run_is_repeated_over_its_leftovers(tmp_path: Path, bucket_url: str) -> None:
     source = write_csv(tmp_path / "posts.csv", some_rows(3000))
     program = (
-        "import os, signal, sys, emotion_train.storage as s\n"
-        "s.S3Store.create = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from emotion_train.prepare import prepare; prepare(sys.argv[1], sys.argv[2], rows_per_group=512, rows_per_object=512)"
+        "import os, signal, sys, emotion_train.storage as s\ns.S3Store.create = lambda *_:"
+        " os.kill(os.getpid(), signal.SIGKILL)\nfrom emotion_train.prepare import prepare;"
+        " prepare(sys.argv[1], sys.argv[2], rows_per_group=512, rows_per_object=512)"
     )
-    assert subprocess.run([sys.executable, "-c", program, str(source), bucket_url], check=False).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", program, str(source), bucket_url], check=False).returncode
+        == -signal.SIGKILL
+    )
     store = open_store(bucket_url)
     leftovers = [info.key for info in store.list()]
     assert leftovers
@@ -714,6 +889,11 @@ def test_the_summary_ends_with_the_next_command(tmp_path: Path, capsys: pytest.C
     source = write_csv(tmp_path / "posts.csv", [*some_rows(100), ("Post 0", "joy"), ("post  0", "joy")])
     assert main(["prepare", str(source), str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("102 posts read from posts.csv (csv)\ndropped\n  same text again  1  posts.csv:103\n")
+    assert out.startswith(
+        "102 posts read from posts.csv (csv)\ndropped\n  same text again  1  posts.csv:103\n"
+    )
     assert "label    train  validation  test\n" in out
-    assert f"next        emotion-launch check --config YOUR_RUN.yaml data.url={tmp_path / 'out'} " in out.splitlines()[-1]
+    assert (
+        f"next        emotion-launch check --config YOUR_RUN.yaml data.url={tmp_path / 'out'} "
+        in out.splitlines()[-1]
+    )

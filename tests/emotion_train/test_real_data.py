@@ -1,4 +1,6 @@
-"""Real posts through the real path: the single-label GoEmotions set, where EMOTION_DATA_DIR names a folder that has it."""
+"""Real posts through the real path: the single-label GoEmotions set, where EMOTION_DATA_DIR names a
+folder that has it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from emotion_train.storage import open_store
 DATA = Path(os.environ.get("EMOTION_DATA_DIR", "nowhere"))
 
 
-@pytest.mark.skipif(not (DATA / "goemotions-15").is_dir(), reason="EMOTION_DATA_DIR names no folder with goemotions-15")
+@pytest.mark.skipif(
+    not (DATA / "goemotions-15").is_dir(), reason="EMOTION_DATA_DIR names no folder with goemotions-15"
+)
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_goemotions_goes_through_prepare_and_comes_back(tmp_path: Path, ending: str) -> None:
     source = tmp_path / "source"
@@ -32,6 +36,10 @@ def test_goemotions_goes_through_prepare_and_comes_back(tmp_path: Path, ending: 
     rows = {name: list(posts(store, index.split(name))) for name in ("train", "validation")}
     assert sum(map(len, rows.values())) == 24_548 + 3_003 - dropped
     assert dropped < 500
-    texts = {name: {" ".join(text.split()).casefold() for _, text, _ in found} for name, found in rows.items()}
+    texts = {
+        name: {" ".join(text.split()).casefold() for _, text, _ in found} for name, found in rows.items()
+    }
     assert not texts["train"] & texts["validation"]
-    assert len({post_id for found in rows.values() for post_id, _, _ in found}) == sum(map(len, rows.values()))
+    assert len({post_id for found in rows.values() for post_id, _, _ in found}) == sum(
+        map(len, rows.values())
+    )

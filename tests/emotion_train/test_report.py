@@ -35,7 +35,9 @@ HOSTILE = "<script>alert('\"&')</script>"
 
 
 def predictions(rows: int = 400, classes: int = 5, skill: float = 2.0, seed: int = 0) -> Predictions:
-    """Skewed labels and a softmax whose true logit is `skill` higher; the same seed gives the same truth for any skill."""
+    """Skewed labels and a softmax whose true logit is `skill` higher; the same seed gives the same
+    truth for any skill.
+    """
     generator = np.random.default_rng(seed)
     share_C = 1 / np.arange(1, classes + 1)
     truth_N = generator.choice(classes, rows, p=share_C / share_C.sum())
@@ -49,7 +51,9 @@ def result(model: Predictions, tfidf: Predictions | None = None) -> SplitResult:
     return SplitResult(confusion(model.truth_N, model.predicted_N, model.prob_NC.shape[1]), model, tfidf)
 
 
-def report(splits: dict[str, SplitResult], labels: list[str] | None = None, evaluations: int = 3, **section) -> Report:
+def report(
+    splits: dict[str, SplitResult], labels: list[str] | None = None, evaluations: int = 3, **section
+) -> Report:
     first = next(iter(splits.values())).predictions
     classes = first.prob_NC.shape[1]
     counts = {name: tuple(one.counts_CC.sum(axis=1).tolist()) for name, one in splits.items()}
@@ -59,12 +63,16 @@ def report(splits: dict[str, SplitResult], labels: list[str] | None = None, eval
         labels=labels or [f"label {i}" for i in range(classes)],
         splits=splits,
         history=[
-            Evaluation(step=100 * i, epoch=i / 2, train_loss=2 / i, macro_f1=0.3 + 0.1 * i, learning_rate=1e-4)
+            Evaluation(
+                step=100 * i, epoch=i / 2, train_loss=2 / i, macro_f1=0.3 + 0.1 * i, learning_rate=1e-4
+            )
             for i in range(1, evaluations + 1)
         ],
         best_step=100 * evaluations,
         dataset=Dataset(
-            rows={name: sum(count_C) for name, count_C in counts.items()}, label_counts=counts, cleaning={"source": "posts.csv", "seed": 1}
+            rows={name: sum(count_C) for name, count_C in counts.items()},
+            label_counts=counts,
+            cleaning={"source": "posts.csv", "seed": 1},
         ),
         measured=Measured(
             posts=12_000,
@@ -146,7 +154,9 @@ def test_figures_are_those_of_scikit_learn():
     assert split.log_loss == pytest.approx(sk.log_loss(truth_N, model.prob_NC), rel=1e-5)
     assert split.macro_f1_low < split.macro_f1 < split.macro_f1_high
     np.testing.assert_array_equal(split.confusion, sk.confusion_matrix(truth_N, predicted_N))
-    np.testing.assert_allclose([one.f1 for one in split.per_label], sk.f1_score(truth_N, predicted_N, average=None))
+    np.testing.assert_allclose(
+        [one.f1 for one in split.per_label], sk.f1_score(truth_N, predicted_N, average=None)
+    )
 
 
 def test_speed_and_cost_are_derived_from_clock_and_counters():
@@ -160,7 +170,10 @@ def test_speed_and_cost_are_derived_from_clock_and_counters():
 def test_report_survives_its_file():
     written = report({"test": result(predictions()), "validation": result(predictions(seed=3))})
     assert Report.model_validate_json(written.to_bytes()) == written
-    assert written.to_bytes() == report({"test": result(predictions()), "validation": result(predictions(seed=3))}).to_bytes()
+    assert (
+        written.to_bytes()
+        == report({"test": result(predictions()), "validation": result(predictions(seed=3))}).to_bytes()
+    )
 
 
 def test_test_split_is_quoted_before_validation():
@@ -173,7 +186,10 @@ def test_test_split_is_quoted_before_validation():
 
 
 def test_a_loss_that_is_not_finite_does_not_stop_the_report():
-    assert Evaluation(step=1, epoch=1, train_loss=float("nan"), macro_f1=0.1, learning_rate=0.1).train_loss is None
+    assert (
+        Evaluation(step=1, epoch=1, train_loss=float("nan"), macro_f1=0.1, learning_rate=0.1).train_loss
+        is None
+    )
 
 
 # ---- disagreement
@@ -292,7 +308,11 @@ def test_probabilities_that_are_too_high_are_named():
 
 def test_a_missing_floor_says_why():
     def reason(**section):
-        return next(line for line in report({"test": result(predictions())}, **section).warnings if "no TF-IDF floor" in line)
+        return next(
+            line
+            for line in report({"test": result(predictions())}, **section).warnings
+            if "no TF-IDF floor" in line
+        )
 
     assert "floor_max_rows is 0" in reason(floor_max_rows=0)
     assert "4,000 training posts are more than" in reason(floor_max_rows=3999)
@@ -404,7 +424,9 @@ def test_page_refers_to_nothing_outside():
 
 @pytest.mark.parametrize("classes", [2, 15, 40])
 def test_page_and_terminal_show_every_label(classes):
-    written = report({"test": result(predictions(800, classes)), "validation": result(predictions(300, classes, seed=2))})
+    written = report(
+        {"test": result(predictions(800, classes)), "validation": result(predictions(300, classes, seed=2))}
+    )
     text = parsed(render_html(written)).text
     console = Console(file=io.StringIO(), width=120)
     print_report(written, console)

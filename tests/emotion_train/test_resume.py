@@ -1,4 +1,6 @@
-"""Where a run goes on: after its newest state that verifies, in the middle of an epoch, and after a notice that the machine goes."""
+"""Where a run goes on: after its newest state that verifies, in the middle of an epoch, and after a
+notice that the machine goes.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ WORDS = ["lora.dropout=0.1", "evaluation.every_steps=5"]
 
 
 class Machine:
-    """Gives a notice once training has come to a step, and takes it back after a while if told to."""
+    """Gives a notice once training has come to a step, and takes it back after a while if told
+    to.
+    """
 
     def __init__(self) -> None:
         self.now: Notice | None = None
@@ -100,7 +104,9 @@ def same(one: Trainer, other: Trainer) -> None:
         assert torch.equal(adapter_state(one.bare_model)[name], tensor), name
     assert one.progress.history == other.progress.history
     counted = ("examples", "tokens", "computed_tokens", "bad_rows")
-    assert [getattr(one.progress, name) for name in counted] == [getattr(other.progress, name) for name in counted]
+    assert [getattr(one.progress, name) for name in counted] == [
+        getattr(other.progress, name) for name in counted
+    ]
 
 
 def stop_when(trainer: Trainer, over: Callable[[], bool]) -> None:
@@ -131,7 +137,9 @@ def stopped_at(folder: Path, run_id: str, step: int, *words: str) -> None:
         stop_when(trainer, over)
 
 
-def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been(folder: Path, whole: Trainer, stack: ExitStack) -> None:
+def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been(
+    folder: Path, whole: Trainer, stack: ExitStack
+) -> None:
     for step in (3, 9, 12):
         stopped_at(folder, "middle", step)
         assert checkpoints(folder, "middle")[-1].step == step
@@ -163,7 +171,16 @@ def test_checkpoints_come_by_steps_too(folder: Path, stack: ExitStack) -> None:
     trainer.fit()
     drain(trainer)
     found = [(entry.step, "macro_f1" in entry.metrics) for entry in checkpoints(folder, "by-steps")]
-    assert found == [(3, False), (5, True), (6, False), (7, True), (9, False), (10, True), (12, False), (14, True)]
+    assert found == [
+        (3, False),
+        (5, True),
+        (6, False),
+        (7, True),
+        (9, False),
+        (10, True),
+        (12, False),
+        (14, True),
+    ]
 
 
 def damage(folder: Path, run_id: str, entry: Entry, name: str) -> None:
@@ -184,7 +201,10 @@ def test_a_checkpoint_that_does_not_verify_is_passed_over_and_that_is_recorded(
     resumed = start_trainer(tiny_config(folder, "run.id=damaged", *WORDS), stack)
     assert resumed.progress.step == saved[-3].step == 7
     notes = [entry for entry in log(folder, "damaged") if entry.kind == "note"]
-    assert [f"{entry.seq:08d}" in str(note.metrics["words"]) for entry, note in zip(saved[:-3:-1], notes, strict=True)] == [True, True]
+    assert [
+        f"{entry.seq:08d}" in str(note.metrics["words"])
+        for entry, note in zip(saved[:-3:-1], notes, strict=True)
+    ] == [True, True]
     assert "sha256" in str(notes[0].metrics["words"])
     assert "passed over" in capsys.readouterr().err
     resumed.fit()
@@ -207,10 +227,20 @@ def test_a_state_is_a_copy_that_later_steps_do_not_change(folder: Path, stack: E
     trainer = start_trainer(tiny_config(folder, "run.id=copy", *WORDS), stack)
     stop_when(trainer, lambda: trainer.progress.step == 6)
     state = trainer.state()
-    before = pickle.dumps((state.progress, {name: tensor.numpy() for name, tensor in {**state.adapter, **state.optimizer}.items()}))
+    before = pickle.dumps(
+        (
+            state.progress,
+            {name: tensor.numpy() for name, tensor in {**state.adapter, **state.optimizer}.items()},
+        )
+    )
     trainer.tell = lambda progress, words: None
     trainer.fit()
-    after = pickle.dumps((state.progress, {name: tensor.numpy() for name, tensor in {**state.adapter, **state.optimizer}.items()}))
+    after = pickle.dumps(
+        (
+            state.progress,
+            {name: tensor.numpy() for name, tensor in {**state.adapter, **state.optimizer}.items()},
+        )
+    )
     assert after == before
 
 
@@ -244,7 +274,9 @@ def test_the_trackers_get_the_mean_loss_of_each_stretch_at_its_last_step(
         assert rate == trainer._rate_after(step)
 
 
-def test_the_training_loss_of_an_evaluation_is_the_mean_of_the_steps_since_the_last_one(folder: Path, stack: ExitStack) -> None:
+def test_the_training_loss_of_an_evaluation_is_the_mean_of_the_steps_since_the_last_one(
+    folder: Path, stack: ExitStack
+) -> None:
     trainer = start_trainer(tiny_config(folder, "run.id=losses", *WORDS), stack)
     losses: list[float] = []
     add_up = trainer._add_up
@@ -286,12 +318,16 @@ def test_a_run_of_which_no_checkpoint_verifies_is_not_begun_anew(folder: Path, s
     assert log(folder, "lost") == before
 
 
-def test_the_best_checkpoint_gives_way_to_the_next_best_when_it_does_not_verify(folder: Path, stack: ExitStack) -> None:
+def test_the_best_checkpoint_gives_way_to_the_next_best_when_it_does_not_verify(
+    folder: Path, stack: ExitStack
+) -> None:
     trainer = start_trainer(tiny_config(folder, "run.id=best", *WORDS, "checkpoint.keep_every=1"), stack)
     trainer.fit()
     drain(trainer)
     store, entries, told = open_store(str(folder / "runs")), log(folder, "best"), list[str]()
-    scores = {entry.seq: float(entry.metrics["macro_f1"] or 0) for entry in entries if "macro_f1" in entry.metrics}
+    scores = {
+        entry.seq: float(entry.metrics["macro_f1"] or 0) for entry in entries if "macro_f1" in entry.metrics
+    }
     ranked = sorted(scores, key=lambda seq: (-scores[seq], seq))
     first = checkpoint.best_adapter(store, "best", entries, told.append)
     assert first is not None
@@ -346,7 +382,9 @@ def test_a_run_that_has_saved_nothing_yet_is_not_taken_over_with_another_data_se
     assert log(folder, "young") == before
 
 
-def test_a_published_run_is_not_taken_for_the_result_of_another_request(folder: Path, stack: ExitStack) -> None:
+def test_a_published_run_is_not_taken_for_the_result_of_another_request(
+    folder: Path, stack: ExitStack
+) -> None:
     stopped_at(folder, "done", 2)
     config = tiny_config(folder, "run.id=done", *WORDS)
     job = job_of(config)
@@ -355,7 +393,9 @@ def test_a_published_run_is_not_taken_for_the_result_of_another_request(folder: 
     final = writer.append("final", 0, 2)
     assert _look_before_claiming(config, job.index, job.output_store, False) == final
     other = tiny_config(folder, "run.id=done", *WORDS, "train.epochs=3")
-    with pytest.raises(WrongRequest, match=r"different now: train\.epochs .*another run\.id to start a new run"):
+    with pytest.raises(
+        WrongRequest, match=r"different now: train\.epochs .*another run\.id to start a new run"
+    ):
         _look_before_claiming(other, job.index, job.output_store, False)
     for part in next(entry for entry in reversed(writer.log) if entry.kind == "checkpoint").parts:
         job.output_store.delete(f"done/{part.key}")
@@ -405,7 +445,9 @@ MISSHAPEN = [
 
 
 @pytest.mark.parametrize("content", MISSHAPEN, ids=range(len(MISSHAPEN)))
-def test_a_state_that_is_not_one_is_refused_although_its_sha256_is_right(folder: Path, content: bytes) -> None:
+def test_a_state_that_is_not_one_is_refused_although_its_sha256_is_right(
+    folder: Path, content: bytes
+) -> None:
     store = open_store(str(folder / "runs"))
     writer = Writer(store, "misshapen", "0" * 64, "0" * 64)
     writer.claim(0, 0)
@@ -475,11 +517,18 @@ def test_a_run_that_must_go_while_it_evaluates_repeats_the_evaluation(
     resumed.fit()
     same(resumed, whole)
     drain(resumed)
-    assert [(entry.step, "macro_f1" in entry.metrics) for entry in checkpoints(folder, "evaluating")][3:] == [(10, True), (14, True)]
+    assert [(entry.step, "macro_f1" in entry.metrics) for entry in checkpoints(folder, "evaluating")][3:] == [
+        (10, True),
+        (14, True),
+    ]
 
 
-def test_a_rebalance_notice_saves_and_trains_on(folder: Path, whole: Trainer, stack: ExitStack, machine: Machine) -> None:
-    trainer = start_trainer(tiny_config(folder, "run.id=rebalance", *WORDS, "checkpoint.every_seconds=null"), stack, machine)
+def test_a_rebalance_notice_saves_and_trains_on(
+    folder: Path, whole: Trainer, stack: ExitStack, machine: Machine
+) -> None:
+    trainer = start_trainer(
+        tiny_config(folder, "run.id=rebalance", *WORDS, "checkpoint.every_seconds=null"), stack, machine
+    )
     machine.speaks_at(trainer, 3, "rebalance")
     trainer.fit()
     drain(trainer)
@@ -492,7 +541,9 @@ def test_a_termination_that_is_withdrawn_is_waited_for_and_training_goes_on(
     folder: Path, whole: Trainer, stack: ExitStack, machine: Machine, validating: bool
 ) -> None:
     run_id = f"withdrawn-{validating}"
-    config = tiny_config(folder, f"run.id={run_id}", *WORDS, "checkpoint.every_seconds=null", "preemption.hold_s=60")
+    config = tiny_config(
+        folder, f"run.id={run_id}", *WORDS, "checkpoint.every_seconds=null", "preemption.hold_s=60"
+    )
     trainer = start_trainer(config, stack, machine)
     machine.speaks_at(trainer, 5 if validating else 3, "terminate", validating)
     saved: list[int] = []
@@ -541,7 +592,9 @@ def test_a_pause_ends_when_the_machine_goes_and_not_for_a_rebalance(machine: Mac
 
 
 def test_the_hold_lasts_as_long_as_asked(folder: Path, stack: ExitStack, machine: Machine) -> None:
-    trainer = start_trainer(tiny_config(folder, "run.id=patient", *WORDS, "preemption.hold_s=2"), stack, machine)
+    trainer = start_trainer(
+        tiny_config(folder, "run.id=patient", *WORDS, "preemption.hold_s=2"), stack, machine
+    )
     machine.speaks_at(trainer, 2, "sigterm")
     heard: list[float] = []
 
@@ -599,7 +652,9 @@ def test_a_state_that_only_this_machine_has_is_gone_on_from(
     assert checkpoints(tmp_path, "tiny")[-1].step == 3
     kept = [(entry.step, "macro_f1" in entry.metrics) for entry in local.entries()]
     assert (5, True) in kept  # evaluated and not in the log: it may be the best
-    resumed = start_trainer(tiny_config(tmp_path, *WORDS, f"checkpoint.local_folder={tmp_path / 'local'}"), stack)
+    resumed = start_trainer(
+        tiny_config(tmp_path, *WORDS, f"checkpoint.local_folder={tmp_path / 'local'}"), stack
+    )
     assert resumed.progress.step == kept[-1][0] >= 7
     resumed.fit()
     drain(resumed)
@@ -624,7 +679,9 @@ def test_a_local_state_older_than_the_log_or_of_another_question_is_not_gone_on_
     older.state.progress.step = 3
     local.keep([older], 0)
     assert start_trainer(config, stack).progress.step == 5
-    other = checkpoint.Question(tiny_config(folder, *words, "run.seed=1"), trainer.index, trainer.question.base)
+    other = checkpoint.Question(
+        tiny_config(folder, *words, "run.seed=1"), trainer.index, trainer.question.base
+    )
     newer = checkpoint.Snapshot(trainer.state(), 0, other, {})
     newer.state.progress.step = 6
     local.keep([newer], 0)
@@ -640,7 +697,10 @@ def test_of_the_states_on_this_machine_only_those_newer_than_the_log_are_put_int
     stopped_at(folder, "order", 8)
     trainer = start_trainer(config, stack)
     assert trainer.progress.step == 8
-    older, newer = (checkpoint.Snapshot(trainer.state(), 0, trainer.question, metrics) for metrics in ({"macro_f1": 1.0}, {}))
+    older, newer = (
+        checkpoint.Snapshot(trainer.state(), 0, trainer.question, metrics)
+        for metrics in ({"macro_f1": 1.0}, {})
+    )
     older.state.progress.step, newer.state.progress.step = 6, 10
     LocalStates(_local_folder(config), "order").keep([older, newer], 0)
     resumed = start_trainer(config, stack)
@@ -651,7 +711,9 @@ def test_of_the_states_on_this_machine_only_those_newer_than_the_log_are_put_int
     assert steps[-1] == 10
 
 
-def test_a_request_that_is_refused_for_its_folder_fences_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_refused_for_its_folder_fences_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local = tmp_path / "local"
     local.mkdir()
     config = tiny_config(tmp_path, *WORDS, f"checkpoint.local_folder={local}")
@@ -662,10 +724,14 @@ def test_a_request_that_is_refused_for_its_folder_fences_nobody(tmp_path: Path, 
     assert read_log(open_store(config.run.output_url), "tiny") == []
 
 
-def test_a_folder_that_could_keep_no_state_is_refused_before_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_could_keep_no_state_is_refused_before_the_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     config = tiny_config(tmp_path, *WORDS, f"checkpoint.local_folder={tmp_path / 'file' / 'states'}")
-    with pytest.raises(WrongRequest, match=r"local_folder is .*states and .*file is no folder; name a folder"):
+    with pytest.raises(
+        WrongRequest, match=r"local_folder is .*states and .*file is no folder; name a folder"
+    ):
         job_of(config)
     config = tiny_config(tmp_path, *WORDS, f"checkpoint.local_folder={tmp_path / 'new' / 'states'}")
     with monkeypatch.context() as patched:
@@ -676,7 +742,9 @@ def test_a_folder_that_could_keep_no_state_is_refused_before_the_claim(tmp_path:
     job_of(config)
 
 
-@pytest.mark.parametrize(("engine", "words"), [("one process", "needs a GPU with float8 units"), ("FSDP2", "cuts the weights up")])
+@pytest.mark.parametrize(
+    ("engine", "words"), [("one process", "needs a GPU with float8 units"), ("FSDP2", "cuts the weights up")]
+)
 def test_fp8_that_cannot_be_computed_is_refused(tmp_path: Path, engine: distributed.Kind, words: str) -> None:
     config = tiny_config(tmp_path, *WORDS, "model.precision=fp8")
     with pytest.raises(WrongRequest, match=words):
@@ -684,7 +752,9 @@ def test_fp8_that_cannot_be_computed_is_refused(tmp_path: Path, engine: distribu
     _require_fp8(tiny_config(tmp_path, *WORDS), engine, torch.device("cpu"))
 
 
-def test_fp8_on_a_cpu_is_refused_before_the_run_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp8_on_a_cpu_is_refused_before_the_run_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(tmp_path, *WORDS)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     line = [sys.executable, "-m", "emotion_train.train", *tiny_words(tmp_path, *WORDS, "model.precision=fp8")]

@@ -22,7 +22,10 @@ def claimed(store: Store) -> Writer:
 
 
 def save(writer: Writer, step: int, macro_f1: float | None = None) -> Entry:
-    parts = tuple(writer.upload(f"step-{step:08d}/{name}", f"{name} {step}".encode()) for name in ("adapter.safetensors", "state.json"))
+    parts = tuple(
+        writer.upload(f"step-{step:08d}/{name}", f"{name} {step}".encode())
+        for name in ("adapter.safetensors", "state.json")
+    )
     return writer.append("checkpoint", 0, step, parts, {} if macro_f1 is None else {"macro_f1": macro_f1})
 
 
@@ -114,7 +117,10 @@ def test_a_kill_while_deleting_leaves_the_rest_to_the_next_time(tmp_path: Path) 
         "    os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 4 else delete(self, key)\n"
         "type(store).delete = once\nretention.collect(writer, None)"
     )
-    assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False).returncode
+        == -signal.SIGKILL
+    )
     left = [info.key for info in store.list("run/data/")]
     assert len(left) == 14 - 3
     collect(claimed(store), None)
@@ -139,13 +145,19 @@ def test_files_that_killed_writes_left_are_cleared_away_but_not_those_under_way(
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[list[Entry], set[str], list[tuple[int, int]]]:
-    """A log, parts (committed, orphans and strangers), and (length, incarnation) at each moment when its writer may have collected."""
+    """A log, parts (committed, orphans and strangers), and (length, incarnation) at each moment
+    when its writer may have collected.
+    """
     log: list[Entry] = []
     present = {"data/notes.txt"}
     moments = []
     incarnation = 0
     for seq in range(draw(st.integers(1, 25))):
-        kind = draw(st.sampled_from(["claim", "checkpoint", "checkpoint", "checkpoint", "note"])) if seq else "claim"
+        kind = (
+            draw(st.sampled_from(["claim", "checkpoint", "checkpoint", "checkpoint", "note"]))
+            if seq
+            else "claim"
+        )
         incarnation = seq if kind == "claim" else incarnation
         score = draw(st.sampled_from([None, None, 0.1, 0.2, 0.3, float("nan"), "0.9"]))
         keys = [f"data/{incarnation:08d}/{seq}"] if kind == "checkpoint" else []
@@ -170,7 +182,9 @@ def runs(draw: st.DrawFn) -> tuple[list[Entry], set[str], list[tuple[int, int]]]
 
 
 @given(runs(), st.none() | st.integers(1, 4))
-def test_who_knows_less_of_the_log_never_deletes_more(run: tuple[list[Entry], set[str], list[tuple[int, int]]], every: int | None) -> None:
+def test_who_knows_less_of_the_log_never_deletes_more(
+    run: tuple[list[Entry], set[str], list[tuple[int, int]]], every: int | None
+) -> None:
     log, present, moments = run
     before: set[str] = set()
     for length, incarnation in moments:

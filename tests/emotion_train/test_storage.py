@@ -15,7 +15,14 @@ from pathlib import Path
 import pytest
 
 from emotion_train import storage
-from emotion_train.errors import AlreadyExists, EmotionTrainError, ObjectChanged, ObjectNotFound, StorageError, WrongRequest
+from emotion_train.errors import (
+    AlreadyExists,
+    EmotionTrainError,
+    ObjectChanged,
+    ObjectNotFound,
+    StorageError,
+    WrongRequest,
+)
 from emotion_train.local_s3 import LocalS3
 from emotion_train.storage import ObjectInfo, Store, open_store
 
@@ -56,7 +63,9 @@ def test_a_file_is_uploaded_whole_in_several_parts(store: Store, tmp_path: Path)
     assert store.read("big", start=9 << 20, length=100) == content[9 << 20 : (9 << 20) + 100]
 
 
-def test_bytes_that_are_too_many_for_one_request_are_sent_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_are_too_many_for_one_request_are_sent_in_parts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "ONE_REQUEST", 9 << 20)
     content = os.urandom(1 << 20) * 18
     assert store.write("big", content) == store.stat("big")
@@ -68,9 +77,19 @@ def test_bytes_that_are_too_many_for_one_request_are_sent_in_parts(store: Store,
 
 @pytest.mark.parametrize(
     ("start", "length", "expected"),
-    [(0, 5, b"hello"), (6, None, b"world"), (6, 100, b"world"), (3, 0, b""), (11, 5, b""), (50, None, b""), (0, None, b"hello world")],
+    [
+        (0, 5, b"hello"),
+        (6, None, b"world"),
+        (6, 100, b"world"),
+        (3, 0, b""),
+        (11, 5, b""),
+        (50, None, b""),
+        (0, None, b"hello world"),
+    ],
 )
-def test_a_range_ends_where_the_object_ends(store: Store, start: int, length: int | None, expected: bytes) -> None:
+def test_a_range_ends_where_the_object_ends(
+    store: Store, start: int, length: int | None, expected: bytes
+) -> None:
     store.write("a", b"hello world")
     assert store.read("a", start=start, length=length) == expected
     if length is not None:
@@ -144,13 +163,24 @@ def test_a_read_is_refused_when_the_etag_is_another(bucket_url: str) -> None:
     assert store.read("a", if_match=f'"{first.etag}"') == b"1"
     store.write("a", b"2")
     assert "has changed" in sentence(lambda: store.read("a", if_match=first.etag), ObjectChanged)
-    assert "has changed" in sentence(lambda: store.read("a", start=0, length=1, if_match=first.etag), ObjectChanged)
-    assert "has changed" in sentence(lambda: store.read_into("a", memoryview(bytearray(1)), if_match=first.etag), ObjectChanged)
+    assert "has changed" in sentence(
+        lambda: store.read("a", start=0, length=1, if_match=first.etag), ObjectChanged
+    )
+    assert "has changed" in sentence(
+        lambda: store.read_into("a", memoryview(bytearray(1)), if_match=first.etag), ObjectChanged
+    )
 
 
-@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b", "a\0b", ".writing-1"])
+@pytest.mark.parametrize(
+    "key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b", "a\0b", ".writing-1"]
+)
 def test_a_key_cannot_leave_the_store(store: Store, key: str) -> None:
-    for action in (lambda: store.read(key), lambda: store.write(key, b""), lambda: store.create(key, b""), lambda: store.delete(key)):
+    for action in (
+        lambda: store.read(key),
+        lambda: store.write(key, b""),
+        lambda: store.create(key, b""),
+        lambda: store.delete(key),
+    ):
         assert "cannot name an object" in sentence(action, WrongRequest)
 
 
@@ -204,7 +234,9 @@ def test_of_many_creators_exactly_one_wins(store: Store) -> None:
         assert winners == [store.read(f"log/{round_}")]
 
 
-def test_create_knows_its_own_write_when_the_answer_was_lost(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_knows_its_own_write_when_the_answer_was_lost(
+    bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from botocore.exceptions import ReadTimeoutError
 
     store = open_store(bucket_url)
@@ -223,7 +255,9 @@ def test_create_knows_its_own_write_when_the_answer_was_lost(bucket_url: str, mo
     assert len(sent) == 1
 
 
-def test_create_tries_again_when_the_store_did_not_take_it(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_tries_again_when_the_store_did_not_take_it(
+    bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from botocore.exceptions import ClientError
 
     store = open_store(bucket_url)
@@ -234,7 +268,9 @@ def test_create_tries_again_when_the_store_did_not_take_it(bucket_url: str, monk
     def fail_twice(**request: object) -> object:
         if answers:
             status = answers.pop(0)
-            raise ClientError({"Error": {"Code": str(status)}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")  # type: ignore[typeddict-item]
+            raise ClientError(
+                {"Error": {"Code": str(status)}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject"
+            )  # type: ignore[typeddict-item]
         return send(**request)
 
     monkeypatch.setattr(client, "put_object", fail_twice)
@@ -254,7 +290,10 @@ def test_a_store_that_refuses_checksums_is_written_without_them(bucket_url: str)
         with_checksum = any(name.lower().startswith("x-amz-checksum") for name in request.headers)  # type: ignore[attr-defined]
         seen.append(with_checksum)
         if with_checksum:
-            raise ClientError({"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}, "PutObject")  # type: ignore[typeddict-item]
+            raise ClientError(
+                {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}},
+                "PutObject",
+            )  # type: ignore[typeddict-item]
 
     connect = store._connect  # type: ignore[attr-defined]
 
@@ -290,7 +329,9 @@ def test_a_killed_write_leaves_nothing_that_a_reader_sees(tmp_path: Path) -> Non
     assert list(store.list()) == [ObjectInfo("sub/a", 5, None)]
 
 
-def test_a_full_disk_is_named_and_leaves_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_and_leaves_the_old_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(str(tmp_path))
     store.write("a", b"old")
 
@@ -331,7 +372,12 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     store = open_store(str(tmp_path / "file"))
-    for action in (lambda: store.write("a", b""), lambda: store.read("a"), lambda: store.list(), lambda: store.create("a/b", b"")):
+    for action in (
+        lambda: store.write("a", b""),
+        lambda: store.read("a"),
+        lambda: store.list(),
+        lambda: store.create("a/b", b""),
+    ):
         assert "a file stands where a folder is needed" in sentence(action)
 
 
@@ -340,7 +386,9 @@ def test_a_folder_can_be_given_as_a_file_url(tmp_path: Path) -> None:
     assert open_store(str(tmp_path / "a b")).read("x") == b"1"
 
 
-def test_a_link_out_of_the_folder_is_refused_and_one_inside_or_to_the_folder_is_followed(tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_refused_and_one_inside_or_to_the_folder_is_followed(
+    tmp_path: Path,
+) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_bytes(b"secret")
@@ -401,7 +449,10 @@ def test_a_malformed_url_says_what_to_type(url: str, remedy: str) -> None:
     assert remedy in sentence(lambda: open_store(url), WrongRequest)
 
 
-@pytest.mark.parametrize("url", ["s3://AKIAKEY:hunter2@bucket/x", "gs://AKIAKEY:hunter2@bucket/x", "https://AKIAKEY:hunter2@host/x"])
+@pytest.mark.parametrize(
+    "url",
+    ["s3://AKIAKEY:hunter2@bucket/x", "gs://AKIAKEY:hunter2@bucket/x", "https://AKIAKEY:hunter2@host/x"],
+)
 def test_keys_in_a_url_are_not_repeated(url: str) -> None:
     text = sentence(lambda: open_store(url), WrongRequest)
     assert "hunter2" not in text
@@ -441,7 +492,9 @@ def test_an_unknown_profile_is_named(bucket_url: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_wrong_keys_are_named_but_not_shown(bucket_url: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_wrong_keys_are_named_but_not_shown(
+    bucket_url: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv(name, "WRONGKEY")
     for action in everything(bucket_url):
         text = sentence(action)
@@ -458,13 +511,19 @@ def test_a_missing_bucket_is_named(s3: LocalS3) -> None:
         assert "aws s3 mb s3://no-such-bucket" in text
 
 
-@pytest.mark.parametrize("endpoint", ["127.0.0.1:9", "minio.lan", "user:hunter2@127.0.0.1:9", "http//127.0.0.1:9"])
+@pytest.mark.parametrize(
+    "endpoint", ["127.0.0.1:9", "minio.lan", "user:hunter2@127.0.0.1:9", "http//127.0.0.1:9"]
+)
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
-def test_an_endpoint_that_is_no_url_is_named(bucket_url: str, monkeypatch: pytest.MonkeyPatch, name: str, endpoint: str) -> None:
+def test_an_endpoint_that_is_no_url_is_named(
+    bucket_url: str, monkeypatch: pytest.MonkeyPatch, name: str, endpoint: str
+) -> None:
     monkeypatch.setenv(name, endpoint)
     for action in everything(bucket_url):
         text = sentence(action)
-        assert f"AWS_ENDPOINT_URL is {endpoint.rpartition('@')[2]!r}, which is no URL; type https://HOST" in text
+        assert (
+            f"AWS_ENDPOINT_URL is {endpoint.rpartition('@')[2]!r}, which is no URL; type https://HOST" in text
+        )
         assert "hunter2" not in text
 
 
@@ -514,7 +573,9 @@ def test_an_expired_login_is_named(bucket_url: str, code: str) -> None:
 def test_an_error_of_a_bucket_says_whether_waiting_may_help(status: int, code: str, transient: bool) -> None:
     from botocore.exceptions import ClientError
 
-    error = ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")  # type: ignore[typeddict-item]
+    error = ClientError(
+        {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject"
+    )  # type: ignore[typeddict-item]
     assert storage._explain_s3_error(error, "s3://bucket/a", "bucket").transient is transient
 
 
@@ -526,7 +587,10 @@ def test_an_unreachable_endpoint_may_come_back(bucket_url: str, monkeypatch: pyt
         assert caught.value.transient
 
 
-@pytest.mark.parametrize(("number", "transient"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, True), (errno.EACCES, False)])
+@pytest.mark.parametrize(
+    ("number", "transient"),
+    [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, True), (errno.EACCES, False)],
+)
 def test_an_error_of_a_folder_says_whether_waiting_may_help(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, transient: bool
 ) -> None:
@@ -539,7 +603,9 @@ def test_an_error_of_a_folder_says_whether_waiting_may_help(
     assert caught.value.transient is transient
 
 
-def test_the_local_server_is_reached_past_a_proxy(s3: LocalS3, bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_local_server_is_reached_past_a_proxy(
+    s3: LocalS3, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("NO_PROXY", "intranet.example")
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -574,11 +640,19 @@ def test_the_profile_leads_to_keys_endpoint_and_region(
 
 
 def test_importing_the_module_imports_no_client() -> None:
-    program = "import sys, emotion_train.storage; print(sorted({'boto3', 'botocore', 'obstore', 'pyarrow', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+    program = (
+        "import sys, emotion_train.storage; print(sorted({'boto3', 'botocore', 'obstore', 'pyarrow', 'numpy'}"
+        " & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
 
 
-@pytest.mark.parametrize(("url", "meant"), [("s3//team/runs", "s3://team/runs"), ("https//x/y", "https://x/y")])
+@pytest.mark.parametrize(
+    ("url", "meant"), [("s3//team/runs", "s3://team/runs"), ("https//x/y", "https://x/y")]
+)
 def test_a_url_without_its_colon_is_not_taken_for_a_folder(url: str, meant: str) -> None:
     with pytest.raises(WrongRequest, match=f"did you mean {meant}"):
         open_store(url)

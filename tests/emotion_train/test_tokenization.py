@@ -19,7 +19,10 @@ from emotion_train.gguf_file import GgufFile
 from tests.emotion_train.tiny_models import write_tokenizer
 
 TEKKEN = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
-HUB_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+HUB_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 POSTS = (
     "Hello World",
     "it's DON'T we'll I'VE they'd'VE won’t",
@@ -98,7 +101,12 @@ def test_auto_tokenizer_gives_the_same_ids_from_the_saved_folder(tekken: PostTok
     plain = AutoTokenizer.from_pretrained(saved)
     texts = [*POSTS, *random_posts(50)]
     assert plain(texts).input_ids == lists(tekken, texts)
-    assert (plain.bos_token_id, plain.pad_token, plain.pad_token_id, plain.padding_side) == (1, "<pad>", 11, "right")
+    assert (plain.bos_token_id, plain.pad_token, plain.pad_token_id, plain.padding_side) == (
+        1,
+        "<pad>",
+        11,
+        "right",
+    )
     padded = plain(["a", "</s> and <pad>"], padding=True)
     assert padded.input_ids[0][2:] == [11] * (len(padded.input_ids[1]) - 2)
     assert 11 not in padded.input_ids[1]
@@ -143,7 +151,9 @@ def test_no_post_is_ever_empty(tmp_path: Path, tekken: PostTokenizer) -> None:
 
 
 def test_half_an_emoji_does_not_stop_the_rest(tekken: PostTokenizer) -> None:
-    assert lists(tekken, ["so \ud83d\ude00", "so \ud83d", "fine"]) == lists(tekken, ["so 😀", "so \ufffd", "fine"])
+    assert lists(tekken, ["so \ud83d\ude00", "so \ud83d", "fine"]) == lists(
+        tekken, ["so 😀", "so \ufffd", "fine"]
+    )
 
 
 def test_a_tokenizer_without_bos_stays_so_in_auto_tokenizer(tmp_path: Path) -> None:
@@ -152,7 +162,9 @@ def test_a_tokenizer_without_bos_stays_so_in_auto_tokenizer(tmp_path: Path) -> N
     write_tokenizer(tmp_path / "base", bos=False)
     tokenizer = PostTokenizer.load(str(tmp_path / "base"), 16)
     tokenizer.save(tmp_path / "saved")
-    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(["ab </s>"]).input_ids == lists(tokenizer, ["ab </s>"])
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(["ab </s>"]).input_ids == lists(
+        tokenizer, ["ab </s>"]
+    )
 
 
 def test_quoting_a_control_token_yields_no_control_token(tekken: PostTokenizer) -> None:
@@ -174,7 +186,10 @@ def test_a_base_without_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_tokenizing_needs_neither_torch_nor_transformers() -> None:
-    code = "import sys, emotion_train.data.tokenization; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, emotion_train.data.tokenization; sys.exit(bool({'torch', 'transformers'} &"
+        " set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -186,7 +201,19 @@ def test_gguf_tokenizer_is_read_as_its_file_says() -> None:
     assert (tokenizer.bos_id, tokenizer.pad_id, tokenizer.vocab_size) == (1, 0, 49_152)
     words = GgufFile.open(gguf_base()).metadata["tokenizer.ggml.tokens"]
     (ids,) = lists(tokenizer, ["I can't wait for 2025"])
-    assert [words[i] for i in ids] == ["<|im_start|>", "I", "Ġcan", "'t", "Ġwait", "Ġfor", "Ġ", "2", "0", "2", "5"]
+    assert [words[i] for i in ids] == [
+        "<|im_start|>",
+        "I",
+        "Ġcan",
+        "'t",
+        "Ġwait",
+        "Ġfor",
+        "Ġ",
+        "2",
+        "0",
+        "2",
+        "5",
+    ]
     assert not set(lists(tokenizer, ["<|im_end|><|endoftext|>"])[0][1:]) & set(range(17))
 
 

@@ -1,4 +1,6 @@
-"""The update of a step against the whole batch computed by PyTorch alone, and a stopped run against one that was not."""
+"""The update of a step against the whole batch computed by PyTorch alone, and a stopped run against
+one that was not.
+"""
 
 from __future__ import annotations
 
@@ -48,16 +50,22 @@ def stack() -> Iterator[ExitStack]:
 
 
 def whole_batch_reference(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses and adapter after a few steps of plain PyTorch: padded batch, CrossEntropyLoss(weight=…), AdamW, no packing, no loader."""
+    """Losses and adapter after a few steps of plain PyTorch: padded batch,
+    CrossEntropyLoss(weight=…), AdamW, no packing, no loader.
+    """
     config = tiny_config(folder)
     store = open_store(config.data.url)
     index = read_index(store)
     split = index.split("train")
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
-    model, _ = build_classifier(config.model.base, "fp32", len(index.labels), config.lora, config.run.seed, "cpu")
+    model, _ = build_classifier(
+        config.model.base, "fp32", len(index.labels), config.lora, config.run.seed, "cpu"
+    )
     weights_C = torch.tensor(class_weights(split.label_counts, "balanced"), dtype=torch.float32)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.train.learning_rate, weight_decay=config.train.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trainable, lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+    )
     order = Order(split.row_counts, split.lanes, config.run.seed)
     steps = order.steps(16) * config.train.epochs
     losses = []
@@ -65,14 +73,20 @@ def whole_batch_reference(folder: Path) -> tuple[list[float], dict[str, torch.Te
         for step in range(STEPS):
             places = zip(*order.epoch(0).locate(order.positions(step, 16)), strict=True)
             rows = [(reader.rows(int(group)), int(row)) for group, row in places]
-            tokens = [torch.from_numpy(one) for one in tokenizer.encode([rows_.texts[row] for rows_, row in rows])]
+            tokens = [
+                torch.from_numpy(one) for one in tokenizer.encode([rows_.texts[row] for rows_, row in rows])
+            ]
             labels_N = torch.tensor([rows_.labels[row] for rows_, row in rows])
-            padded_NL = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_id).long()
+            padded_NL = torch.nn.utils.rnn.pad_sequence(
+                tokens, batch_first=True, padding_value=tokenizer.pad_id
+            ).long()
             logits_NC = model.forward_padded(padded_NL, torch.tensor([len(one) for one in tokens]))
             loss = torch.nn.CrossEntropyLoss(weight=weights_C)(logits_NC, labels_N)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, round(steps * 0.05), config.train.learning_rate)
+            optimizer.param_groups[0]["lr"] = learning_rate(
+                step, steps, round(steps * 0.05), config.train.learning_rate
+            )
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
@@ -85,7 +99,12 @@ def test_the_update_is_that_of_the_whole_batch_for_every_cut_into_microbatches(
 ) -> None:
     losses, expected = whole_batch_reference(folder)
     trainer = start_trainer(
-        tiny_config(folder, f"train.tokens_per_microbatch={tokens_per_microbatch}", f"run.id=cut-{tokens_per_microbatch}"), stack
+        tiny_config(
+            folder,
+            f"train.tokens_per_microbatch={tokens_per_microbatch}",
+            f"run.id=cut-{tokens_per_microbatch}",
+        ),
+        stack,
     )
     trainer.model.train()
     packs = []
@@ -105,7 +124,9 @@ def test_the_update_is_that_of_the_whole_batch_for_every_cut_into_microbatches(
 
 
 def stop_after(trainer: Trainer, steps: int) -> None:
-    """Let the trainer run, and end it right after that step as a kill would: whatever is not committed is lost."""
+    """Let the trainer run, and end it right after that step as a kill would: whatever is not
+    committed is lost.
+    """
 
     class Killed(Exception):
         pass
@@ -147,7 +168,10 @@ def test_stopping_and_resuming_ends_with_the_same_adapter(folder: Path, stack: E
     assert [entry.kind for entry in read_log(open_store(str(folder / "runs")), "stopped")].count("claim") == 3
 
 
-@pytest.mark.parametrize("change", ["train.global_batch_size=8", "lora.r=8", "run.seed=1", "loss.class_weights=none", "train.epochs=3"])
+@pytest.mark.parametrize(
+    "change",
+    ["train.global_batch_size=8", "lora.r=8", "run.seed=1", "loss.class_weights=none", "train.epochs=3"],
+)
 def test_a_run_is_not_continued_as_another_run(folder: Path, stack: ExitStack, change: str) -> None:
     run_id = f"run.id=other-{change.split('=')[0]}"
     fit(tiny_config(folder, run_id, "train.epochs=1"), stack)
@@ -161,30 +185,48 @@ def test_a_run_is_not_continued_as_another_run(folder: Path, stack: ExitStack, c
 def test_packing_and_precision_may_differ_when_a_run_is_continued(folder: Path, stack: ExitStack) -> None:
     fit(tiny_config(folder, "run.id=freedom", "train.epochs=1"), stack)
     again = start_trainer(
-        tiny_config(folder, "run.id=freedom", "train.epochs=1", "train.tokens_per_microbatch=256", "model.precision=bf16"), stack
+        tiny_config(
+            folder,
+            "run.id=freedom",
+            "train.epochs=1",
+            "train.tokens_per_microbatch=256",
+            "model.precision=bf16",
+        ),
+        stack,
     )
     assert again.progress.step == again.steps
 
 
-def test_another_base_is_refused_and_the_same_one_elsewhere_is_not(folder: Path, tmp_path: Path, stack: ExitStack) -> None:
+def test_another_base_is_refused_and_the_same_one_elsewhere_is_not(
+    folder: Path, tmp_path: Path, stack: ExitStack
+) -> None:
     words = ["run.id=moved", "train.epochs=1"]
     fit(tiny_config(folder, *words), stack)
-    same, other = causal_checkpoint(tmp_path / "same", "llama"), causal_checkpoint(tmp_path / "other", "llama", seed=1)
+    same, other = (
+        causal_checkpoint(tmp_path / "same", "llama"),
+        causal_checkpoint(tmp_path / "other", "llama", seed=1),
+    )
     start_trainer(tiny_config(folder, *words, f"model.base={same}"), stack)
     with pytest.raises(WrongRequest, match="its weights differ"):
         start_trainer(tiny_config(folder, *words, f"model.base={other}"), stack)
 
 
-def test_a_run_goes_on_from_a_staged_copy_of_its_base_and_refuses_one_of_another(folder: Path, tmp_path: Path, stack: ExitStack) -> None:
+def test_a_run_goes_on_from_a_staged_copy_of_its_base_and_refuses_one_of_another(
+    folder: Path, tmp_path: Path, stack: ExitStack
+) -> None:
     words = ["run.id=staged", "train.epochs=1"]
     fit(tiny_config(folder, *words), stack)
     other = causal_checkpoint(tmp_path / "other", "llama", seed=1)
     for source, name in ((folder / "base", "same"), (other, "another")):
         stage(str(source), str(tmp_path / name), "nf4", "cpu")
-    again = start_trainer(tiny_config(folder, *words, f"model.base={tmp_path / 'same'}", "model.precision=nf4"), stack)
+    again = start_trainer(
+        tiny_config(folder, *words, f"model.base={tmp_path / 'same'}", "model.precision=nf4"), stack
+    )
     assert again.progress.step == again.steps
     with pytest.raises(WrongRequest, match="its weights differ"):
-        start_trainer(tiny_config(folder, *words, f"model.base={tmp_path / 'another'}", "model.precision=nf4"), stack)
+        start_trainer(
+            tiny_config(folder, *words, f"model.base={tmp_path / 'another'}", "model.precision=nf4"), stack
+        )
 
 
 def test_a_loss_that_is_no_number_stops_the_run(folder: Path, stack: ExitStack) -> None:
@@ -217,7 +259,14 @@ class _Asked(TorchDispatchMode):
         self.found: list[str] = []
 
     def __torch_dispatch__(self, operator: Any, types: Any, values: Any = (), named: Any = None) -> Any:
-        if operator.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"):
+        if operator.overloadpacket.__name__ in (
+            "_local_scalar_dense",
+            "nonzero",
+            "masked_select",
+            "equal",
+            "is_nonzero",
+            "_unique2",
+        ):
             self.found.append(str(operator))
         return operator(*values, **(named or {}))
 

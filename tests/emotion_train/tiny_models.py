@@ -1,4 +1,6 @@
-"""Real checkpoints made small: two layers, hidden size 64, grouped-query attention, random weights, several safetensors shards."""
+"""Real checkpoints made small: two layers, hidden size 64, grouped-query attention, random weights,
+several safetensors shards.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-torch.set_num_threads(1)  # with matrices this small, threads mostly wait for each other: 10 times slower beside other work
+# with matrices this small, threads mostly wait for each other: 10 times slower beside other work
+torch.set_num_threads(1)
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
 VOCAB = len(SPECIALS) + 256
@@ -41,7 +44,11 @@ def write_checkpoint(folder: Path, config: Any, state: dict[str, torch.Tensor], 
     (folder / "config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
     files = {key: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, key in enumerate(state)}
     for file in set(files.values()):
-        save_file({key: state[key].contiguous() for key in state if files[key] == file}, folder / file, metadata={"format": "pt"})
+        save_file(
+            {key: state[key].contiguous() for key in state if files[key] == file},
+            folder / file,
+            metadata={"format": "pt"},
+        )
     index = {"metadata": {}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     write_tokenizer(folder)
@@ -58,12 +65,21 @@ def write_tokenizer(folder: Path, bos: bool = True) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>" if bos else None, "pad_token": "<pad>"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>" if bos else None,
+        "pad_token": "<pad>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def causal_checkpoint(
-    folder: Path, kind: str = "mistral", seed: int = 0, dtype: torch.dtype = torch.float32, shards: int = 2, **changes: Any
+    folder: Path,
+    kind: str = "mistral",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    shards: int = 2,
+    **changes: Any,
 ) -> Path:
     from transformers import AutoModelForCausalLM
 
@@ -77,15 +93,25 @@ def causal_checkpoint(
 
 
 def multimodal_checkpoint(folder: Path, layout: str = "hub") -> tuple[Path, Any]:
-    """A small Mistral Small 3.1 with its vision tower, and the whole model. `hub` names its tensors as the published files do."""
+    """A small Mistral Small 3.1 with its vision tower, and the whole model. `hub` names its tensors
+    as the published files do.
+    """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     heads = {"num_attention_heads": 2, "head_dim": 16}
     vision = AutoConfig.for_model(
-        "pixtral", hidden_size=32, intermediate_size=64, num_hidden_layers=1, image_size=28, patch_size=14, **heads
+        "pixtral",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        image_size=28,
+        patch_size=14,
+        **heads,
     )
     text = text_config("mistral", architectures=["MistralForCausalLM"])
-    config = AutoConfig.for_model("mistral3", text_config=text.to_dict(), vision_config=vision.to_dict(), image_token_index=0)
+    config = AutoConfig.for_model(
+        "mistral3", text_config=text.to_dict(), vision_config=vision.to_dict(), image_token_index=0
+    )
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config).eval()
     state = dict(model.state_dict())
@@ -97,5 +123,8 @@ def multimodal_checkpoint(folder: Path, layout: str = "hub") -> tuple[Path, Any]
             "model.multi_modal_projector.": "multi_modal_projector.",
         }
         for old, new in renames.items():
-            state = {new + key.removeprefix(old) if key.startswith(old) else key: tensor for key, tensor in state.items()}
+            state = {
+                new + key.removeprefix(old) if key.startswith(old) else key: tensor
+                for key, tensor in state.items()
+            }
     return write_checkpoint(folder, config, state, shards=3), model

@@ -1,4 +1,6 @@
-"""A real run made small: a two-layer model, a few hundred generated posts, and the parts of `emotion_train.train` around them."""
+"""A real run made small: a two-layer model, a few hundred generated posts, and the parts of
+`emotion_train.train` around them.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +26,43 @@ from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _st
 from emotion_train.trainer import Trainer
 from tests.emotion_train.tiny_models import causal_checkpoint
 
-WORDS = {"calm": "tea rain quiet garden", "glee": "party laugh sunshine win", "rage": "stop shouting never again", "awe": "stars vast"}
+WORDS = {
+    "calm": "tea rain quiet garden",
+    "glee": "party laugh sunshine win",
+    "rage": "stop shouting never again",
+    "awe": "stars vast",
+}
 SIZES = {"calm": 60, "glee": 30, "rage": 12, "awe": 6}
 
 
 def write_posts(folder: Path, seed: int = 0) -> Path:
-    """train.csv, validation.csv and test.csv with four imbalanced labels, posts of 2 to 20 words."""
+    """train.csv, validation.csv and test.csv with four imbalanced labels, posts of 2 to 20
+    words.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
     for split, share in (("train", 1.0), ("validation", 0.5), ("test", 0.5)):
         with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
-            rows = [(label, number) for label, size in SIZES.items() for number in range(max(2, int(size * share)))]
+            rows = [
+                (label, number)
+                for label, size in SIZES.items()
+                for number in range(max(2, int(size * share)))
+            ]
             for label, number in draw.sample(rows, len(rows)):
-                words = [draw.choice((*WORDS[label].split(), "the", "and", "so")) for _ in range(draw.randint(2, 20))]
+                words = [
+                    draw.choice((*WORDS[label].split(), "the", "and", "so"))
+                    for _ in range(draw.randint(2, 20))
+                ]
                 writer.writerow([f"{' '.join(words)} {split}{number}", label])
     return folder
 
 
 def tiny_config(folder: Path, *overrides: str) -> Config:
-    """A config whose base, data and output lie in `folder`; the first call makes the base and the data."""
+    """A config whose base, data and output lie in `folder`; the first call makes the base and the
+    data.
+    """
     if not (folder / "base").exists():
         causal_checkpoint(folder / "base", "llama")
         prepare(str(write_posts(folder / "source")), str(folder / "data"))
@@ -70,9 +88,14 @@ def tiny_words(folder: Path, *overrides: str) -> list[str]:
 
 
 def job_of(
-    config: Config, notice: Callable[[], Notice | None] = lambda: None, engine: Kind = "one process", accelerator: Accelerator | None = None
+    config: Config,
+    notice: Callable[[], Notice | None] = lambda: None,
+    engine: Kind = "one process",
+    accelerator: Accelerator | None = None,
 ) -> Job:
-    """The job as `emotion_train.train` makes it, before the claim; on the CPU unless another accelerator is given."""
+    """The job as `emotion_train.train` makes it, before the claim; on the CPU unless another
+    accelerator is given.
+    """
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
     assert config.run.id is not None
@@ -81,7 +104,20 @@ def job_of(
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
     interruptions = Interruptions(ranks, notice, config.preemption.hold_s or 0.0, print)
     now = datetime.now(UTC)
-    return Job(config, index, data_store, output_store, config.run.id, accelerator, engine, ranks, interruptions, tokenizer, now, "again")
+    return Job(
+        config,
+        index,
+        data_store,
+        output_store,
+        config.run.id,
+        accelerator,
+        engine,
+        ranks,
+        interruptions,
+        tokenizer,
+        now,
+        "again",
+    )
 
 
 def start_trainer(

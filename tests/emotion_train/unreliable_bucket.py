@@ -5,7 +5,8 @@ Each request takes the next fault from `faults`; without one it is served in ord
     lost            done, and the answer never comes
     late            not done yet (`deliver` does it, any time later), and the answer never comes
     twice           done, and a copy of the request arrives once more with `deliver`
-    done412         a conditional write that is done and answered as refused, as after a retry on the way; other writes as done500
+    done412         a conditional write that is done and answered as refused, as after a retry on
+                    the way; other writes as done500
     done500         done, and answered with an error
     409, 503        not done
     deliver after   done, and then all that is under way arrives
@@ -27,7 +28,9 @@ FAULTS = ("lost", "late", "twice", "done412", "done500", "409", "503")
 
 
 class UnreliableBucket:
-    """`objects` is what the bucket holds. With `honours_conditions` off it overwrites where it should refuse."""
+    """`objects` is what the bucket holds. With `honours_conditions` off it overwrites where it
+    should refuse.
+    """
 
     def __init__(self, *, honours_conditions: bool = True) -> None:
         self.objects: dict[str, bytes] = {}
@@ -37,7 +40,8 @@ class UnreliableBucket:
 
     def store(self) -> S3Store:
         store = S3Store("memory", "")
-        store._connected = _Connection(self, self, None)  # without a reader of its own every read goes through boto3's part
+        # without a reader of its own every read goes through boto3's part
+        store._connected = _Connection(self, self, None)
         return store
 
     def deliver(self, count: int | None = None) -> None:
@@ -51,7 +55,9 @@ class UnreliableBucket:
 
     # the requests of a boto3 client
 
-    def put_object(self, *, Key: str, Body: bytes, IfNoneMatch: str | None = None, **_: object) -> dict[str, object]:
+    def put_object(
+        self, *, Key: str, Body: bytes, IfNoneMatch: str | None = None, **_: object
+    ) -> dict[str, object]:
         def put() -> dict[str, object]:
             if IfNoneMatch and self.honours_conditions and Key in self.objects:
                 raise answer(412, "PutObject")
@@ -92,7 +98,12 @@ class UnreliableBucket:
     def paginate(self, *, Prefix: str, **_: object) -> Iterator[dict[str, object]]:
         def page() -> dict[str, object]:
             found = sorted(key for key in self.objects if key.startswith(Prefix))
-            return {"Contents": [{"Key": key, "Size": len(self.objects[key]), "ETag": etag(self.objects[key])} for key in found]}
+            return {
+                "Contents": [
+                    {"Key": key, "Size": len(self.objects[key]), "ETag": etag(self.objects[key])}
+                    for key in found
+                ]
+            }
 
         yield self._request(page)
 
@@ -101,7 +112,9 @@ class UnreliableBucket:
             raise answer(404, operation)
         return self.objects[key]
 
-    def _request(self, serve: Callable[[], dict[str, Any]], *, writes: bool = False, conditional: bool = False) -> dict[str, Any]:
+    def _request(
+        self, serve: Callable[[], dict[str, Any]], *, writes: bool = False, conditional: bool = False
+    ) -> dict[str, Any]:
         fault = self.faults.popleft() if self.faults else "none"
         if fault in ("409", "503"):
             raise answer(int(fault), "Request")
@@ -124,7 +137,9 @@ class UnreliableBucket:
 
 
 def answer(status: int, operation: str) -> ClientError:
-    return ClientError({"Error": {"Code": str(status)}, "ResponseMetadata": {"HTTPStatusCode": status}}, operation)  # type: ignore[typeddict-item]
+    return ClientError(
+        {"Error": {"Code": str(status)}, "ResponseMetadata": {"HTTPStatusCode": status}}, operation
+    )  # type: ignore[typeddict-item]
 
 
 def etag(body: bytes) -> str:

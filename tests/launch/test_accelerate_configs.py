@@ -1,4 +1,6 @@
-"""Each file of accelerate_configs/ started as a person would, as real processes of the CPU: to its published adapter, or to a signal."""
+"""Each file of accelerate_configs/ started as a person would, as real processes of the CPU: to its
+published adapter, or to a signal.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,37 @@ from emotion_train.report.schema import Report
 from launch.command import CONFIGS
 from launch.runs import pull
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
-from tests.launch.test_processes import PATIENCE_S, checkpoints, launched, of_rank, of_this_run, run_words, wait_for_checkpoint
+from tests.launch.test_processes import (
+    PATIENCE_S,
+    checkpoints,
+    launched,
+    of_rank,
+    of_this_run,
+    run_words,
+    wait_for_checkpoint,
+)
 
-FILES = ("cpu", "multi_gpu_ddp", "multi_gpu_deepspeed_zero2", "multi_gpu_deepspeed_zero3", "multi_gpu_fsdp2_qlora")
+FILES = (
+    "cpu",
+    "multi_gpu_ddp",
+    "multi_gpu_deepspeed_zero2",
+    "multi_gpu_deepspeed_zero3",
+    "multi_gpu_fsdp2_qlora",
+)
 TOKENS = 200
 
 
 def train(folder: Path, config: str, processes: int) -> tuple[dict[str, torch.Tensor], Report]:
     """A whole run by `emotion-launch run`: adapter and report as pulled."""
     name = f"{config}-{processes}"
-    # packs and tails differ between ranks; Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small
-    values = ["train.epochs=1", "train.global_batch_size=10", f"train.tokens_per_microbatch={TOKENS}", "train.learning_rate=0.001"]
+    # packs and tails differ between ranks; Adam turns rounding into steps of the learning rate
+    # where a gradient is near 0, so it is small
+    values = [
+        "train.epochs=1",
+        "train.global_batch_size=10",
+        f"train.tokens_per_microbatch={TOKENS}",
+        "train.learning_rate=0.001",
+    ]
     with launched(folder, processes, tiny_words(folder, f"run.id={name}", *values), {}, config) as process:
         out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 0, out[-4000:]
@@ -51,8 +73,18 @@ def compare(folder: Path, config: str, processes: int) -> None:
 
 
 def assert_read_back_to_the_same_bits(folder: Path, name: str) -> None:
-    """One process makes of the pulled adapter the probabilities that all ranks together have published."""
-    line = [sys.executable, "-m", "emotion_train.evaluate", "--adapter", str(folder / name), "--data", str(folder / "data")]
+    """One process makes of the pulled adapter the probabilities that all ranks together have
+    published.
+    """
+    line = [
+        sys.executable,
+        "-m",
+        "emotion_train.evaluate",
+        "--adapter",
+        str(folder / name),
+        "--data",
+        str(folder / "data"),
+    ]
     line += ["--out", str(folder / f"{name}-again"), "--tokens-per-microbatch", str(TOKENS)]
     subprocess.run(line, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     published, again = (
@@ -73,15 +105,21 @@ def test_two_processes_of_the_cpu_config_are_two_and_end_with_the_adapter_of_one
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "processes"), [("cpu", 3), *((name, 2) for name in FILES[1:]), ("multi_gpu_fsdp2_qlora", 1)])
-def test_every_config_ends_with_the_adapter_of_one_process(tmp_path: Path, config: str, processes: int) -> None:
+@pytest.mark.parametrize(
+    ("config", "processes"), [("cpu", 3), *((name, 2) for name in FILES[1:]), ("multi_gpu_fsdp2_qlora", 1)]
+)
+def test_every_config_ends_with_the_adapter_of_one_process(
+    tmp_path: Path, config: str, processes: int
+) -> None:
     tiny_config(tmp_path)
     compare(tmp_path, config, processes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", FILES[1:])
-def test_a_signal_to_one_rank_alone_saves_the_same_step_on_all_and_another_engine_goes_on(tmp_path: Path, config: str) -> None:
+def test_a_signal_to_one_rank_alone_saves_the_same_step_on_all_and_another_engine_goes_on(
+    tmp_path: Path, config: str
+) -> None:
     words = run_words(tmp_path, "preemption.hold_s=0")
     with launched(tmp_path, 2, words, {}, config) as process:
         wait_for_checkpoint(tmp_path, process)

@@ -15,10 +15,9 @@ from launch.cli import main
 
 def test_help_imports_neither_torch_nor_transformers_nor_boto3() -> None:
     code = (
-        "import sys\nfrom launch.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
-        "import launch.preflight, launch.runs, launch.topology, launch.command\n"
-        "print('loaded', [m for m in ('torch', 'transformers', 'boto3', 'pyarrow', 'obstore') if m in sys.modules])"
+        "import sys\nfrom launch.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass\nimport"
+        " launch.preflight, launch.runs, launch.topology, launch.command\nprint('loaded', [m for m in"
+        " ('torch', 'transformers', 'boto3', 'pyarrow', 'obstore') if m in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.endswith("loaded []\n")
@@ -56,7 +55,11 @@ def test_a_typo_ends_in_exit_code_2_before_anything_starts(capsys: pytest.Captur
 
 
 def test_check_finds_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"data.url={tmp_path}", f"run.output_url={tmp_path / 'runs'}", f"model.base={tmp_path / 'model.gguf'}"]
+    words = [
+        f"data.url={tmp_path}",
+        f"run.output_url={tmp_path / 'runs'}",
+        f"model.base={tmp_path / 'model.gguf'}",
+    ]
     assert main(["check", *words]) == 2
     out = capsys.readouterr().out
     assert f"There is no prepared data set at {tmp_path}" in out
@@ -70,13 +73,28 @@ def test_no_runs_is_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("url", ["nowhere", "s3://bucket", "s3://"])
-def test_a_url_without_run_id_is_refused(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_url_without_run_id_is_refused(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["pull", url, "--to", str(tmp_path / "adapter")]) == 2
     assert "OUTPUT_URL/RUN_ID" in capsys.readouterr().err
 
 
 def test_values_may_stand_before_between_and_after_the_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "data.url=nowhere", "--dry-run", "run.output_url=runs", "--accelerate-config", "cpu", "train.epochs=2"]) == 0
+    assert (
+        main(
+            [
+                "run",
+                "data.url=nowhere",
+                "--dry-run",
+                "run.output_url=runs",
+                "--accelerate-config",
+                "cpu",
+                "train.epochs=2",
+            ]
+        )
+        == 0
+    )
     assert "data.url=nowhere run.output_url=runs train.epochs=2" in capsys.readouterr().out
 
 

@@ -1,4 +1,6 @@
-"""What `runs`, `show` and `show --watch` tell, from logs that the program's own writers made in a folder and in a real bucket."""
+"""What `runs`, `show` and `show --watch` tell, from logs that the program's own writers made in a
+folder and in a real bucket.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ from launch.history import facts_of, follow, incarnations, list_runs, story
 from launch.run_pages import watch
 from tests.emotion_train.tiny_runs import start_trainer, tiny_config
 
-FACTS: Metrics = {"base": "some/base", "device": "NVIDIA H100 80GB HBM3", "processes": 2, "steps": 300, "usd_per_hour": 6.0}
+FACTS: Metrics = {
+    "base": "some/base",
+    "device": "NVIDIA H100 80GB HBM3",
+    "processes": 2,
+    "steps": 300,
+    "usd_per_hour": 6.0,
+}
 
 
 def begun(store: Store, run_id: str = "run", facts: Metrics | None = None) -> Writer:
@@ -59,7 +67,13 @@ def test_a_row_says_state_score_machine_hours_and_dollars(store: Store) -> None:
     entries = two_starts(store)
     now = datetime(2026, 1, 1, 1, 51, tzinfo=UTC)
     row = facts_of("run", entries, now)
-    assert (row.state, row.step, row.steps, row.macro_f1, row.split) == ("training", 200, 300, 0.7, "validation")
+    assert (row.state, row.step, row.steps, row.macro_f1, row.split) == (
+        "training",
+        200,
+        300,
+        0.7,
+        "validation",
+    )
     assert (row.base, row.gpu, row.starts) == ("some/base", "2 x NVIDIA H100 80GB HBM3", 2)
     assert row.hours == pytest.approx(1.5)
     assert row.usd == pytest.approx(0.5 * 6 + 1.0 * 3)
@@ -74,7 +88,9 @@ def test_a_published_run_has_the_score_of_its_report(store: Store) -> None:
     assert (row.state, row.macro_f1, row.split) == ("published", 0.6, "test")
 
 
-def test_a_run_of_before_is_told_without_what_its_claim_does_not_say(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_before_is_told_without_what_its_claim_does_not_say(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     begun(store).append("checkpoint", 0, 5)
     row = facts_of("run", read_log(store, "run"), datetime.now(UTC))
     assert (row.base, row.gpu, row.steps, row.usd) == (None, None, None, None)
@@ -84,11 +100,17 @@ def test_a_run_of_before_is_told_without_what_its_claim_does_not_say(store: Stor
     assert main(["show", f"{store.url}/run"]) == 0
 
 
-def test_runs_are_listed_by_name_and_a_damaged_one_as_such(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_listed_by_name_and_a_damaged_one_as_such(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("b", "a", "c"):
         begun(store, name)
     store.write("b/log/00000000.json", b"{")
-    assert [(row.run_id, row.state) for row in list_runs(store)] == [("a", "training"), ("b", "damaged"), ("c", "training")]
+    assert [(row.run_id, row.state) for row in list_runs(store)] == [
+        ("a", "training"),
+        ("b", "damaged"),
+        ("c", "training"),
+    ]
     assert main(["runs", store.url]) == 0
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [
         ["a", "training"],
@@ -100,17 +122,26 @@ def test_runs_are_listed_by_name_and_a_damaged_one_as_such(store: Store, capsys:
 # --- story ---
 
 
-def test_a_run_that_is_deleted_while_runs_are_listed_does_not_hide_the_others(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_deleted_while_runs_are_listed_does_not_hide_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun(store, "stays")
     monkeypatch.setattr("launch.history.run_ids", lambda store: ["gone", "stays"])
-    assert [(row.run_id, row.state) for row in list_runs(store)] == [("gone", "damaged"), ("stays", "training")]
+    assert [(row.run_id, row.state) for row in list_runs(store)] == [
+        ("gone", "damaged"),
+        ("stays", "training"),
+    ]
 
 
 @pytest.mark.parametrize(("verb", "code"), [("runs", 0), ("check", 2)])
 def test_a_reader_that_leaves_early_changes_no_exit_code(tmp_path: Path, verb: str, code: int) -> None:
     for number in range(9):
         begun(open_store(str(tmp_path)), f"run{number}")
-    words = [str(tmp_path)] if verb == "runs" else [f"data.url={tmp_path}", f"run.output_url={tmp_path}", f"model.base={tmp_path}"]
+    words = (
+        [str(tmp_path)]
+        if verb == "runs"
+        else [f"data.url={tmp_path}", f"run.output_url={tmp_path}", f"model.base={tmp_path}"]
+    )
     line = [sys.executable, "-m", "launch.cli", verb, *words]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -146,7 +177,14 @@ def test_show_prints_the_page(store: Store, capsys: pytest.CaptureFixture[str]) 
     two_starts(store)
     assert main(["show", f"{store.url}/run"]) == 0
     out = capsys.readouterr().out
-    for words in ("200 of 300", "0.7000 on validation", "some/base", "in 2 starts", "7 entries, 4 checkpoints", "after a preemption"):
+    for words in (
+        "200 of 300",
+        "0.7000 on validation",
+        "some/base",
+        "in 2 starts",
+        "7 entries, 4 checkpoints",
+        "after a preemption",
+    ):
         assert words in out
 
 
@@ -201,13 +239,19 @@ class Counting(FolderStore):
 def test_following_reads_each_entry_once_and_ends_with_the_final_one(tmp_path: Path) -> None:
     store = Counting(tmp_path)
     writer = begun(store)
-    plan = iter([lambda: writer.append("checkpoint", 0, 5), lambda: None, lambda: writer.append("final", 1, 9)])
+    plan = iter(
+        [lambda: writer.append("checkpoint", 0, 5), lambda: None, lambda: writer.append("final", 1, 9)]
+    )
 
     def sleep(seconds: float) -> None:
         assert seconds == 3
         next(plan)()
 
-    seen = [[entry.kind for entry in new] for new in follow(store, "run", 3, sleep) if not isinstance(new, StorageError)]
+    seen = [
+        [entry.kind for entry in new]
+        for new in follow(store, "run", 3, sleep)
+        if not isinstance(new, StorageError)
+    ]
     assert seen == [["claim"], ["checkpoint"], [], ["final"]]
     assert store.reads == [f"run/log/{seq:08d}.json" for seq in range(3)]
 
@@ -229,7 +273,9 @@ def test_a_store_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_watching_a_live_run_of_a_bucket_shows_what_comes_until_it_is_published(terminal: bool, bucket_url: str) -> None:
+def test_watching_a_live_run_of_a_bucket_shows_what_comes_until_it_is_published(
+    terminal: bool, bucket_url: str
+) -> None:
     store = open_store(f"{bucket_url}/runs")
     writer = begun(store, facts=FACTS)
 
@@ -243,10 +289,17 @@ def test_watching_a_live_run_of_a_bucket_shows_what_comes_until_it_is_published(
     out = io.StringIO()
     thread = threading.Thread(target=train)
     thread.start()
-    watch(open_store(f"{bucket_url}/runs"), "run", 0.05, Console(file=out, force_terminal=terminal, width=120))
+    watch(
+        open_store(f"{bucket_url}/runs"), "run", 0.05, Console(file=out, force_terminal=terminal, width=120)
+    )
     thread.join()
     shown = out.getvalue()
-    for words in ("started on 2 x NVIDIA H100", "macro-F1 0.1000", "macro-F1 0.2000", "published, test, macro-F1 0.2500"):
+    for words in (
+        "started on 2 x NVIDIA H100",
+        "macro-F1 0.1000",
+        "macro-F1 0.2000",
+        "published, test, macro-F1 0.2500",
+    ):
         assert words in shown
     if not terminal:
         assert len(shown.splitlines()) == 4

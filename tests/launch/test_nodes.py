@@ -1,4 +1,6 @@
-"""Two nodes on one machine, each with the launcher as a scheduler starts it: one comes late, dies, hangs, or does not come at all."""
+"""Two nodes on one machine, each with the launcher as a scheduler starts it: one comes late, dies,
+hangs, or does not come at all.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def node(folder: Path, rank: int, words: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """`emotion-launch run` with the variables that SkyPilot sets on one of two CPU nodes; both have this machine's address."""
+    """`emotion-launch run` with the variables that SkyPilot sets on one of two CPU nodes; both have
+    this machine's address.
+    """
     environment = {
         "SKYPILOT_NODE_RANK": str(rank),
         "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1",
@@ -40,7 +44,9 @@ def node(folder: Path, rank: int, words: list[str]) -> Iterator[subprocess.Popen
     both = {**os.environ, **environment}
     with (
         (folder / f"node-{rank}.log").open("w") as out,
-        subprocess.Popen(line, env=both, stdout=out, stderr=out, text=True, start_new_session=True) as process,
+        subprocess.Popen(
+            line, env=both, stdout=out, stderr=out, text=True, start_new_session=True
+        ) as process,
         all_of_it_ends(process, folder),
     ):
         yield process
@@ -59,7 +65,11 @@ def said(folder: Path, rank: int) -> str:
 def trainer_of(folder: Path, rank: int) -> int:
     """The process id of a node's trainer."""
     name = f"SKYPILOT_NODE_RANK={rank}".encode()
-    return next(one for one in of_this_run(folder) if is_trainer(one) and name in Path(f"/proc/{one}/environ").read_bytes().split(b"\0"))
+    return next(
+        one
+        for one in of_this_run(folder)
+        if is_trainer(one) and name in Path(f"/proc/{one}/environ").read_bytes().split(b"\0")
+    )
 
 
 def wait_for_checkpoint(folder: Path, *processes: subprocess.Popen[str]) -> None:
@@ -91,7 +101,9 @@ def test_two_nodes_end_with_the_adapter_of_one_process_when_one_comes_late(tmp_p
         torch.testing.assert_close(together[name], tensor, atol=1e-5, rtol=0)
 
 
-def test_a_killed_node_ends_the_job_with_a_clear_message_and_the_job_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
+def test_a_killed_node_ends_the_job_with_a_clear_message_and_the_job_goes_on_when_it_is_started_again(
+    tmp_path: Path,
+) -> None:
     words = words_of(tmp_path, "train.epochs=30")
     with ExitStack() as stack:
         nodes = [stack.enter_context(node(tmp_path, rank, words)) for rank in (0, 1)]

@@ -1,4 +1,6 @@
-"""The plan: predictions against what was measured, the choice against its own arithmetic, and the verb on a real data set."""
+"""The plan: predictions against what was measured, the choice against its own arithmetic, and the
+verb on a real data set.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,17 @@ from emotion_train.stage_base import stage
 from emotion_train.storage import open_store
 from launch.cli import main
 from launch.gpus import COUNTS, GPU_KINDS, GpuKind, kind_of
-from launch.plan import Choice, Plan, Spot, Work, best_settings, hours_with_preemptions, make_plan, precisions, with_settings
+from launch.plan import (
+    Choice,
+    Plan,
+    Spot,
+    Work,
+    best_settings,
+    hours_with_preemptions,
+    make_plan,
+    precisions,
+    with_settings,
+)
 from launch.prices import NO_PRICES, Offer, Prices, Quote
 from launch.speed import Speed
 from launch.task_file import rewritten, write_task_file
@@ -59,7 +71,9 @@ def offers(**dollars: float) -> Prices:
     found = {}
     for name, usd in dollars.items():
         kind, _, count = name.rpartition("_")
-        found[kind, int(count)] = Offer(Quote(2.5 * usd, "aws", "us-east-1", "x"), Quote(usd, "aws", "us-east-1", "x"))
+        found[kind, int(count)] = Offer(
+            Quote(2.5 * usd, "aws", "us-east-1", "x"), Quote(usd, "aws", "us-east-1", "x")
+        )
     return Prices(found, "test")
 
 
@@ -73,35 +87,72 @@ def offers(**dollars: float) -> Prices:
         *(("H200", "nf4", 8192, 388), ("H200", "bf16", 8192, 398), ("H200", "fp8", 8192, 683)),
     ],
 )
-def test_the_measured_speed_of_the_real_size_is_predicted(gpu: str, precision: Any, tokens: int, measured: float) -> None:
-    """880 posts a step on one GPU, posts/s; benchmarks/speed.py shows the same comparison beside each run."""
+def test_the_measured_speed_of_the_real_size_is_predicted(
+    gpu: str, precision: Any, tokens: int, measured: float
+) -> None:
+    """880 posts a step on one GPU, posts/s; benchmarks/speed.py shows the same comparison beside
+    each run.
+    """
     config, work = some_config(), some_work(880)
     memory = estimate(MISTRAL_SMALL, precision, 16, ATTENTION, tokens, False, 15)
-    found = with_settings(config, MISTRAL_SMALL, work, KINDS[gpu], 1, Offer(), Spot(), precision, MicroBatch(tokens, False, memory))
+    found = with_settings(
+        config,
+        MISTRAL_SMALL,
+        work,
+        KINDS[gpu],
+        1,
+        Offer(),
+        Spot(),
+        precision,
+        MicroBatch(tokens, False, memory),
+    )
     assert found.posts_per_second == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize(
     ("precision", "tokens", "measured_s"),
     [
-        *(("nf4", 512, 0.108), ("nf4", 1024, 0.178), ("nf4", 2048, 0.322), ("nf4", 4096, 0.604), ("nf4", 9728, 1.387)),
+        *(
+            ("nf4", 512, 0.108),
+            ("nf4", 1024, 0.178),
+            ("nf4", 2048, 0.322),
+            ("nf4", 4096, 0.604),
+            ("nf4", 9728, 1.387),
+        ),
         *(("bf16", 1024, 0.151), ("bf16", 2048, 0.293), ("bf16", 4096, 0.577), ("bf16", 9728, 1.355)),
-        *(("fp8", 512, 0.092), ("fp8", 1024, 0.092), ("fp8", 2048, 0.177), ("fp8", 4096, 0.340), ("fp8", 9728, 0.794)),
+        *(
+            ("fp8", 512, 0.092),
+            ("fp8", 1024, 0.092),
+            ("fp8", 2048, 0.177),
+            ("fp8", 4096, 0.340),
+            ("fp8", 9728, 0.794),
+        ),
     ],
 )
-def test_measured_speeds_by_tokens_a_micro_batch_are_predicted(precision: Any, tokens: int, measured_s: float) -> None:
+def test_measured_speeds_by_tokens_a_micro_batch_are_predicted(
+    precision: Any, tokens: int, measured_s: float
+) -> None:
     """The 24B on one H200, as `benchmarks/memory_plan.py --curve` measures it."""
-    found = Speed(KINDS["H200"], MISTRAL_SMALL, precision, 16, ATTENTION, False, processes=2).microbatch_s(tokens)
+    found = Speed(KINDS["H200"], MISTRAL_SMALL, precision, 16, ATTENTION, False, processes=2).microbatch_s(
+        tokens
+    )
     assert found == pytest.approx(measured_s, rel=0.12)
 
 
 @pytest.mark.parametrize(
-    ("precision", "tokens", "measured_ms"), [("nf4", 7680, 551.1 - 6.3), ("bf16", 3840, 273.6 - 3.3), ("fp8", 3584, 156.1 - 3.2)]
+    ("precision", "tokens", "measured_ms"),
+    [("nf4", 7680, 551.1 - 6.3), ("bf16", 3840, 273.6 - 3.3), ("fp8", 3584, 156.1 - 3.2)],
 )
-def test_measured_speeds_of_twenty_fused_blocks_are_predicted(precision: Any, tokens: int, measured_ms: float) -> None:
-    """Forward and backward pass on one H100; less what the attention's backward pass has gained since, by its kernels alone."""
+def test_measured_speeds_of_twenty_fused_blocks_are_predicted(
+    precision: Any, tokens: int, measured_ms: float
+) -> None:
+    """Forward and backward pass on one H100; less what the attention's backward pass has gained
+    since, by its kernels alone.
+    """
     blocks = replace(MISTRAL_SMALL, num_hidden_layers=20)
-    found = 1000 * Speed(KINDS["H100"], blocks, precision, 16, ATTENTION, False, processes=2).microbatch_s(tokens)
+    found = 1000 * Speed(KINDS["H100"], blocks, precision, 16, ATTENTION, False, processes=2).microbatch_s(
+        tokens
+    )
     assert found == pytest.approx(measured_ms, rel=0.05)
 
 
@@ -116,7 +167,9 @@ def test_the_measured_speed_of_the_stock_modules_is_predicted() -> None:
 
 
 def test_a_small_model_is_bound_by_launching_its_kernels_unless_they_are_recorded() -> None:
-    """SmolLM2-135M with adapters on all linear layers: 216 ms a step by the stock modules, 15.0 ms recorded."""
+    """SmolLM2-135M with adapters on all linear layers: 216 ms a step by the stock modules, 15.0 ms
+    recorded.
+    """
     stock, fused, several = (
         Speed(KINDS["H100"], SMOLLM2, "bf16", 16, "all-linear", False, fused=one, processes=processes)
         for one, processes in ((False, 1), (True, 1), (True, 2))
@@ -127,7 +180,10 @@ def test_a_small_model_is_bound_by_launching_its_kernels_unless_they_are_recorde
 
 
 def test_recomputing_takes_half_as_long_again() -> None:
-    once, again = (Speed(KINDS["L4"], MISTRAL_SMALL, "nf4", 16, ATTENTION, one).microbatch_s(4096) for one in (False, True))
+    once, again = (
+        Speed(KINDS["L4"], MISTRAL_SMALL, "nf4", 16, ATTENTION, one).microbatch_s(4096)
+        for one in (False, True)
+    )
     assert again == pytest.approx(1.5 * once)
 
 
@@ -155,25 +211,38 @@ def test_a_base_larger_than_one_gpu_is_spread_over_several() -> None:
     assert spread.engine == "FSDP2"
     assert spread.shards == 4
     assert spread.memory.weights == weight_bytes(MISTRAL_SMALL, "bf16") // 4
-    assert not isinstance(best_settings(config, MISTRAL_SMALL, work, KINDS["L40S"], 4, Offer(), Spot(), "fp8"), Choice)
+    assert not isinstance(
+        best_settings(config, MISTRAL_SMALL, work, KINDS["L40S"], 4, Offer(), Spot(), "fp8"), Choice
+    )
 
 
 def test_a_micro_batch_is_no_larger_than_what_a_step_fills() -> None:
-    found = best_settings(some_config(), MISTRAL_SMALL, some_work(batch=64), KINDS["H200"], 1, Offer(), Spot(), None)
+    found = best_settings(
+        some_config(), MISTRAL_SMALL, some_work(batch=64), KINDS["H200"], 1, Offer(), Spot(), None
+    )
     assert isinstance(found, Choice)
     most = max(sum(posts) for step in some_work(batch=64).shares(1) for posts in step)
     assert most <= found.tokens_per_microbatch < most + 256
 
 
 def test_whether_to_recompute_is_decided_by_the_time_it_takes() -> None:
-    """Of 24 GB cards the one with the slower memory, for which unpacking the weights often costs more than computing twice."""
+    """Of 24 GB cards the one with the slower memory, for which unpacking the weights often costs
+    more than computing twice.
+    """
     config, work = some_config("train.global_batch_size=448"), some_work()
     for kind in ("L4", "A10G"):
         chosen = best_settings(config, MISTRAL_SMALL, work, KINDS[kind], 1, Offer(), Spot(), "nf4")
         assert isinstance(chosen, Choice)
         for again in (False, True):
             found = largest_microbatch(
-                MISTRAL_SMALL, "nf4", 16, ATTENTION, 15, KINDS[kind].memory_bytes, most_tokens=8192, gradient_checkpointing=again
+                MISTRAL_SMALL,
+                "nf4",
+                16,
+                ATTENTION,
+                15,
+                KINDS[kind].memory_bytes,
+                most_tokens=8192,
+                gradient_checkpointing=again,
             )
             assert found is not None
             other = with_settings(config, MISTRAL_SMALL, work, KINDS[kind], 1, Offer(), Spot(), "nf4", found)
@@ -196,8 +265,13 @@ def test_a_run_takes_the_micro_batch_that_the_plan_reckons_with(batch: int) -> N
         planned = best_settings(config, MISTRAL_SMALL, work, kind, count, Offer(), Spot(), "nf4")
         assert isinstance(planned, Choice)
         share = max(sum(posts) for step in work.shares(count) for posts in step)
-        taken = setting_for(config, MISTRAL_SMALL, 15, kind.memory_bytes, share, "one process" if count == 1 else "DDP", count)
-        assert (taken.tokens, taken.gradient_checkpointing) == (planned.tokens_per_microbatch, planned.gradient_checkpointing)
+        taken = setting_for(
+            config, MISTRAL_SMALL, 15, kind.memory_bytes, share, "one process" if count == 1 else "DDP", count
+        )
+        assert (taken.tokens, taken.gradient_checkpointing) == (
+            planned.tokens_per_microbatch,
+            planned.gradient_checkpointing,
+        )
 
 
 def test_every_post_of_a_step_has_one_gpu() -> None:
@@ -209,7 +283,9 @@ def test_every_post_of_a_step_has_one_gpu() -> None:
 
 def test_twice_the_gpus_take_about_half_the_time_of_large_steps() -> None:
     config, work = some_config(), some_work(batch=4096)
-    hours = [one.hours - 10 / 60 for one in (choice(config, work, "H100", 1), choice(config, work, "H100", 2))]
+    hours = [
+        one.hours - 10 / 60 for one in (choice(config, work, "H100", 1), choice(config, work, "H100", 2))
+    ]
     assert hours[0] / hours[1] == pytest.approx(2, rel=0.06)
 
 
@@ -223,7 +299,8 @@ def test_hours_add_up_from_posts_a_second() -> None:
     config, work = some_config("train.global_batch_size=448"), some_work()
     found = choice(config, work, "H100", 1)
     training_s = 3 * -(-24_430 // 448) * 448 / found.posts_per_second
-    assert training_s < (found.hours - 10 / 60) * 3600 < 1.2 * training_s  # the rest is scoring, which has no backward pass
+    # the rest is scoring, which has no backward pass
+    assert training_s < (found.hours - 10 / 60) * 3600 < 1.2 * training_s
 
 
 # --- dollars ---
@@ -231,7 +308,9 @@ def test_hours_add_up_from_posts_a_second() -> None:
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 2, 6])
 def test_expected_hours_on_spot_agree_with_a_simulation(rate: float) -> None:
-    """Machines that live for random times, each start taking a while and each end losing half a checkpoint interval on average."""
+    """Machines that live for random times, each start taking a while and each end losing half a
+    checkpoint interval on average.
+    """
     draw, spot = random.Random(1), Spot(preemptions_per_hour=rate, startup_minutes=12, checkpoint_minutes=6)
     work_h, took = 5.0, []
     for _ in range(4000):
@@ -282,7 +361,11 @@ def test_what_takes_too_long_is_left_out() -> None:
 
 def test_what_is_in_time_on_demand_alone_stays_without_its_spot_machines() -> None:
     prices = Prices({("H100", 1): Offer(Quote(4.0, "a", "r", "x"), Quote(1.0, "a", "r", "x"))}, "test")
-    config, work, often = some_config("train.global_batch_size=448"), some_work(), Spot(preemptions_per_hour=6)
+    config, work, often = (
+        some_config("train.global_batch_size=448"),
+        some_work(),
+        Spot(preemptions_per_hour=6),
+    )
     hours = choice(config, work, "H100", 1).hours
     best = make_plan(config, MISTRAL_SMALL, work, prices, often, within_hours=1.1 * hours).choices[0]
     assert (best.name, best.usd_spot, best.usd) == ("H100:1", None, 4.0 * best.hours)
@@ -290,7 +373,9 @@ def test_what_is_in_time_on_demand_alone_stays_without_its_spot_machines() -> No
 
 
 def made(prices: Prices, **more: Any) -> Plan:
-    return make_plan(some_config("train.global_batch_size=448"), MISTRAL_SMALL, some_work(), prices, Spot(), **more)
+    return make_plan(
+        some_config("train.global_batch_size=448"), MISTRAL_SMALL, some_work(), prices, Spot(), **more
+    )
 
 
 # --- names ---
@@ -377,7 +462,9 @@ def envs(task: Path) -> dict[str, str]:
     return {name: yaml.safe_load(task.read_text())["envs"][name] for name in ("OVERRIDES", "CONFIG")}
 
 
-@pytest.mark.parametrize("word", ["lora.targets=[q_proj, v_proj]", 'run.id="a"', "run.id='a'", "data.url=C:\\posts"])
+@pytest.mark.parametrize(
+    "word", ["lora.targets=[q_proj, v_proj]", 'run.id="a"', "run.id='a'", "data.url=C:\\posts"]
+)
 def test_a_value_that_the_task_s_shell_would_take_apart_is_refused(word: str) -> None:
     with pytest.raises(WrongRequest, match=r"write it without them, such as lora.targets=\[q_proj,v_proj\]"):
         rewritten(TASK, made(NO_PRICES).choices[:1], [word], "a.yaml")
@@ -392,12 +479,18 @@ def test_only_what_is_on_offer_is_written() -> None:
 def test_a_task_of_another_layout_is_refused() -> None:
     with pytest.raises(WrongRequest, match="no `resources:`"):
         rewritten("name: x\n", made(NO_PRICES).choices[:1], [], "a.yaml")
-    for text in ("resources: {cpus: 2}\n", TASK.replace("  OVERRIDES:", "    OVERRIDES:"), TASK.replace("  OVERRIDES:", "  OTHERS:")):
+    for text in (
+        "resources: {cpus: 2}\n",
+        TASK.replace("  OVERRIDES:", "    OVERRIDES:"),
+        TASK.replace("  OVERRIDES:", "  OTHERS:"),
+    ):
         with pytest.raises(WrongRequest, match="not laid out"):
             rewritten(text, made(NO_PRICES).choices[:1], [], "a.yaml")
 
 
-def test_a_task_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_file_is_replaced_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "task.yaml").write_text(TASK)
 
     def full(path: Path, text: str, encoding: str) -> None:
@@ -439,7 +532,9 @@ def words(folder: Path, *more: str) -> list[str]:
     return ["plan", *home, f"model.base={folder / 'base'}", *more]
 
 
-def test_the_verb_plans_a_prepared_data_set_with_the_base_s_tokenizer(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_plans_a_prepared_data_set_with_the_base_s_tokenizer(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words(prepared, "--json")) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["choices"][0]["gpus"] == "L4:1"
@@ -451,7 +546,9 @@ def test_the_verb_plans_a_prepared_data_set_with_the_base_s_tokenizer(prepared: 
     assert document["mean_tokens"] == pytest.approx(statistics.mean(lengths))
 
 
-def test_a_base_staged_as_nf4_is_planned_in_nf4_only(prepared: Path, bucket_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_base_staged_as_nf4_is_planned_in_nf4_only(
+    prepared: Path, bucket_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     stage(str(prepared / "base"), f"{bucket_url}/base", "nf4", "cpu")
     staged = words(prepared, "--json", f"model.base={bucket_url}/base")
     assert main(staged) == 0
@@ -465,11 +562,16 @@ def test_a_base_staged_as_nf4_is_planned_in_nf4_only(prepared: Path, bucket_url:
 def test_evaluations_are_counted_as_the_trainer_makes_them(prepared: Path, every: int) -> None:
     store = open_store(str(prepared / "data"))
     index = read_index(store)
-    config = load_config(None, ["data.url=d", "run.output_url=o", "train.global_batch_size=16", f"evaluation.every_steps={every}"])
+    config = load_config(
+        None,
+        ["data.url=d", "run.output_url=o", "train.global_batch_size=16", f"evaluation.every_steps={every}"],
+    )
     per_epoch = -(-index.split("train").rows // 16)
     made = sum(step % per_epoch == 0 or step % every == 0 for step in range(1, 3 * per_epoch + 1))
     held_out = sum(split.rows for name, split in index.splits.items() if name != "train")
-    assert work_of(config, index, store, 20.0).scored_posts == made * index.split("validation").rows + held_out
+    assert (
+        work_of(config, index, store, 20.0).scored_posts == made * index.split("validation").rows + held_out
+    )
 
 
 def test_a_data_set_in_a_bucket_is_planned_like_its_copy_in_a_folder(
@@ -500,10 +602,16 @@ def test_small_steps_are_remarked_upon(prepared: Path, capsys: pytest.CaptureFix
 def texts_of(folder: Path) -> list[str]:
     import pyarrow.parquet as pq
 
-    return [text for path in sorted((folder / "data" / "train").iterdir()) for text in pq.read_table(path)["text"].to_pylist()]
+    return [
+        text
+        for path in sorted((folder / "data" / "train").iterdir())
+        for text in pq.read_table(path)["text"].to_pylist()
+    ]
 
 
-def test_the_table_marks_the_best_and_names_the_prices(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_marks_the_best_and_names_the_prices(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words(prepared, "--tokens-per-post", "17.8")) == 0
     out = capsys.readouterr().out
     assert "best: L4:1, one GPU: the fewest dollars a job on spot" in out
@@ -522,7 +630,12 @@ def test_the_plan_writes_a_task(prepared: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_task_is_written_although_nobody_reads_the_plan(prepared: Path, tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "launch.cli", *words(prepared, "--json", "--write", str(tmp_path / "task.yaml"))]
+    line = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        *words(prepared, "--json", "--write", str(tmp_path / "task.yaml")),
+    ]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -533,7 +646,14 @@ def test_a_task_is_written_although_nobody_reads_the_plan(prepared: Path, tmp_pa
 def test_what_does_not_travel_with_a_written_task_is_told(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = words(prepared, "--config", str(example_config()), "model.precision=nf4", "--write", str(tmp_path / "task.yaml"))
+    asked = words(
+        prepared,
+        "--config",
+        str(example_config()),
+        "model.precision=nf4",
+        "--write",
+        str(tmp_path / "task.yaml"),
+    )
     assert main(asked) == 0
     told = capsys.readouterr().err
     assert f"model.base is {prepared / 'base'}, which lies outside" in told
@@ -554,14 +674,20 @@ def test_a_written_task_lets_each_of_its_gpus_take_what_fits_it(prepared: Path, 
     environment = variables(read, RECORD=str(tmp_path / "record"), DATA_URL="d", OUTPUT_URL="o")
     assert run_lines(read["run"], tmp_path, environment).returncode == 0
     run = load_config(None, (tmp_path / "record.words").read_text().splitlines()[4:])
-    assert (run.model.precision, run.train.tokens_per_microbatch, run.train.global_batch_size) == ("bf16", "auto", 8)
+    assert (run.model.precision, run.train.tokens_per_microbatch, run.train.global_batch_size) == (
+        "bf16",
+        "auto",
+        8,
+    )
 
 
 def test_a_written_task_names_no_gpu_that_takes_longer_than_asked_for(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = words(prepared, "train.epochs=10000", "--precision", "bf16", "--startup-minutes", "0")
-    (prepared / "prices.csv").write_text("AcceleratorName,AcceleratorCount,Price,SpotPrice\nL4,1,0.8,0.3\nA10G,1,0.8,0.3\n")
+    (prepared / "prices.csv").write_text(
+        "AcceleratorName,AcceleratorCount,Price,SpotPrice\nL4,1,0.8,0.3\nA10G,1,0.8,0.3\n"
+    )
     assert main([*asked, "--json"]) == 0
     hours = {one["gpus"]: one["hours_on_spot"] for one in json.loads(capsys.readouterr().out)["choices"]}
     faster, slower = sorted(("L4:1", "A10G:1"), key=lambda name: hours[name])
@@ -571,19 +697,25 @@ def test_a_written_task_names_no_gpu_that_takes_longer_than_asked_for(
     assert {one["accelerators"] for one in ordered} == {faster}
 
 
-def test_a_base_that_fits_nowhere_ends_in_2_with_the_nearest_remedy(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_base_that_fits_nowhere_ends_in_2_with_the_nearest_remedy(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words(prepared, "--within-hours", "0.0001")) == 2
     assert "--within-hours" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--within-hours", "--tokens-per-post"])
 @pytest.mark.parametrize("number", ["0", "-1", "nan", "inf"])
-def test_a_number_that_makes_no_sense_is_refused(option: str, number: str, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_that_makes_no_sense_is_refused(
+    option: str, number: str, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words(prepared, option, number)) == 2
     assert f"{option} is {number}; give" in capsys.readouterr().err
 
 
-def test_a_precision_that_the_trainer_does_not_offer_is_refused(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_precision_that_the_trainer_does_not_offer_is_refused(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words(prepared, "--precision", "int3")) == 2
     assert "--precision is 'int3'; allowed are nf4, bf16" in capsys.readouterr().err
 
@@ -592,13 +724,21 @@ def test_fp8_that_only_the_fused_decoder_computes_is_refused_without_it(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(prepared, "--precision", "fp8", "model.decoder=stock")) == 2
-    assert "--precision fp8 needs the fused decoder and model.decoder is stock; leave that out, or type" in capsys.readouterr().err
+    assert (
+        "--precision fp8 needs the fused decoder and model.decoder is stock; leave that out, or type"
+        in capsys.readouterr().err
+    )
     qwen = causal_checkpoint(tmp_path / "base", "qwen2")
     assert main(words(prepared, "--precision", "fp8", f"model.base={qwen}")) == 2
-    assert f"--precision fp8 needs a Llama or Mistral base and {qwen} is of another kind" in capsys.readouterr().err
+    assert (
+        f"--precision fp8 needs a Llama or Mistral base and {qwen} is of another kind"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_precision_that_is_asked_for_is_the_only_one(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_precision_that_is_asked_for_is_the_only_one(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words(prepared, "--precision", "bf16", "--json")) == 0
     document = json.loads(capsys.readouterr().out)
     assert {one["precision"] for one in document["choices"]} == {"bf16"}
@@ -606,7 +746,13 @@ def test_a_precision_that_is_asked_for_is_the_only_one(prepared: Path, capsys: p
 
 def test_fp8_is_planned_for_gpus_that_have_it() -> None:
     plan = made(NO_PRICES, precision="fp8")
-    assert {one.kind.name for one in plan.choices} | {one.kind.name for one in plan.too_small} == {"L4", "L40S", "H100", "H200", "B200"}
+    assert {one.kind.name for one in plan.choices} | {one.kind.name for one in plan.too_small} == {
+        "L4",
+        "L40S",
+        "H100",
+        "H200",
+        "B200",
+    }
 
 
 def test_fp8_is_not_planned_for_what_only_the_stock_modules_compute() -> None:

@@ -1,7 +1,9 @@
-"""The shipped AWS policies: what a run asks of its bucket is what its role may do, and the role may do nothing else.
+"""The shipped AWS policies: what a run asks of its bucket is what its role may do, and the role may
+do nothing else.
 
-The requests are those on the wire, boto3's and obstore's alike, seen by a proxy before a real S3 server. IAM's rules are simulated as far
-as the policies use them: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html
+The requests are those on the wire, boto3's and obstore's alike, seen by a proxy before a real S3
+server. IAM's rules are simulated as far as the policies use them:
+https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ POLICIES = Path(launch.__file__).parent / "policies"
 
 
 class Request(NamedTuple):
-    """One request as IAM sees it; `conditions` holds the keys that the policies speak of, where the request has them."""
+    """One request as IAM sees it; `conditions` holds the keys that the policies speak of, where the
+    request has them.
+    """
 
     action: str
     resource: str
@@ -47,11 +51,15 @@ class RecordingProxy(FaultProxy):
         self.seen: list[Request] = []
 
     def passes(self, method: str, path: str, headers: Message) -> None:
-        self.seen.append(as_iam_sees_it(method, path, {name.lower(): value for name, value in headers.items()}))
+        self.seen.append(
+            as_iam_sees_it(method, path, {name.lower(): value for name, value in headers.items()})
+        )
 
 
 def as_iam_sees_it(method: str, path: str, headers: dict[str, str]) -> Request:
-    """https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations.html: which right each operation takes."""
+    """https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations.html: which right each
+    operation takes.
+    """
     split = urlsplit(path)
     query = parse_qs(split.query, keep_blank_values=True)
     bucket, _, key = unquote(split.path).lstrip("/").partition("/")
@@ -68,11 +76,15 @@ def as_iam_sees_it(method: str, path: str, headers: dict[str, str]) -> Request:
 
 
 def allowed(policy: dict[str, Any], request: Request) -> bool:
-    return any(statement["Effect"] == "Allow" and applies(statement, request) for statement in policy["Statement"])
+    return any(
+        statement["Effect"] == "Allow" and applies(statement, request) for statement in policy["Statement"]
+    )
 
 
 def denied(policy: dict[str, Any], request: Request) -> bool:
-    return any(statement["Effect"] == "Deny" and applies(statement, request) for statement in policy["Statement"])
+    return any(
+        statement["Effect"] == "Deny" and applies(statement, request) for statement in policy["Statement"]
+    )
 
 
 def applies(statement: dict[str, Any], request: Request) -> bool:
@@ -80,7 +92,11 @@ def applies(statement: dict[str, Any], request: Request) -> bool:
     return (
         any(fnmatch.fnmatchcase(request.action, pattern) for pattern in as_list(statement["Action"]))
         and any(fnmatch.fnmatchcase(request.resource, pattern) for pattern in as_list(statement["Resource"]))
-        and all(holds(operator, *pair, facts) for operator, pairs in statement.get("Condition", {}).items() for pair in pairs.items())
+        and all(
+            holds(operator, *pair, facts)
+            for operator, pairs in statement.get("Condition", {}).items()
+            for pair in pairs.items()
+        )
     )
 
 
@@ -104,34 +120,52 @@ def read(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def requests(s3: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> list[Request]:
-    """What two starts of a run ask of the bucket: data set in s3://team/emotions, staged base in s3://team/bases, output in s3://team/runs."""
+    """What two starts of a run ask of the bucket: data set in s3://team/emotions, staged base in
+    s3://team/bases, output in s3://team/runs.
+    """
     folder = tmp_path_factory.mktemp("run")
     s3.create_bucket("team")
     prepare(str(write_posts(folder / "source")), "s3://team/emotions")
     causal_checkpoint(folder / "base", "llama")
     stage(str(folder / "base"), "s3://team/bases/tiny")
-    urls = "data.url=s3://team/emotions", "model.base=s3://team/bases/tiny", "model.precision=bf16", "run.output_url=s3://team/runs"
+    urls = (
+        "data.url=s3://team/emotions",
+        "model.base=s3://team/bases/tiny",
+        "model.precision=bf16",
+        "run.output_url=s3://team/runs",
+    )
     words = tiny_words(folder, *urls, "train.epochs=6", "preemption.notices=none")
     with RecordingProxy(s3.endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         patch.setenv("ACCELERATE_USE_CPU", "true")
         patch.setenv("OMP_NUM_THREADS", "1")
         for _ in range(2):
-            subprocess.run([sys.executable, "-m", "emotion_train.train", *words], check=True, capture_output=True)
+            subprocess.run(
+                [sys.executable, "-m", "emotion_train.train", *words], check=True, capture_output=True
+            )
     return proxy.seen
 
 
 def test_the_role_may_do_what_a_run_does(requests: list[Request]) -> None:
     policy = read("run_role.json")
-    assert {request.action for request in requests} == {"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject"}
+    assert {request.action for request in requests} == {
+        "s3:ListBucket",
+        "s3:GetObject",
+        "s3:PutObject",
+        "s3:DeleteObject",
+    }
     assert [request for request in requests if not allowed(policy, request)] == []
 
 
 def test_the_role_may_do_nothing_that_a_run_does_not_do(requests: list[Request]) -> None:
-    """Without any one action on any one resource, some request of the run would fail; nothing is granted on another prefix or bucket."""
+    """Without any one action on any one resource, some request of the run would fail; nothing is
+    granted on another prefix or bucket.
+    """
     policy = read("run_role.json")
     for smaller, left_out in with_one_grant_less(policy):
-        assert any(not allowed(smaller, request) for request in requests), f"{left_out} is granted and not needed"
+        assert any(not allowed(smaller, request) for request in requests), (
+            f"{left_out} is granted and not needed"
+        )
     for resource in ("team/other/key", "team/emotionsX", "other/runs/a/log/00000000.json"):
         for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject"):
             assert not allowed(policy, Request(action, f"arn:aws:s3:::{resource}"))
@@ -146,13 +180,18 @@ def with_one_grant_less(policy: dict[str, Any]) -> Iterator[tuple[dict[str, Any]
         for field in ("Action", "Resource"):
             for one in as_list(statement[field]):
                 smaller = copy.deepcopy(policy)
-                smaller["Statement"][at][field] = [other for other in as_list(statement[field]) if other != one]
+                smaller["Statement"][at][field] = [
+                    other for other in as_list(statement[field]) if other != one
+                ]
                 yield smaller, f"{statement['Sid']}: {one}"
 
 
 def test_the_bucket_denies_nothing_that_a_run_does_over_https(requests: list[Request]) -> None:
     policy = read("bucket.json")
-    secure = [request._replace(conditions=(*request.conditions, ("aws:SecureTransport", "true"))) for request in requests]
+    secure = [
+        request._replace(conditions=(*request.conditions, ("aws:SecureTransport", "true")))
+        for request in requests
+    ]
     assert [request for request in secure if denied(policy, request)] == []
     assert any("/log/" in request.resource and request.action == "s3:PutObject" for request in requests)
 
@@ -163,7 +202,10 @@ def test_the_bucket_denies_what_would_rewrite_the_log_and_plain_http() -> None:
     assert denied(policy, Request("s3:PutObject", entry))
     assert not denied(policy, Request("s3:PutObject", entry, (("s3:if-none-match", "*"),)))
     assert denied(policy, Request("s3:DeleteObject", entry))
-    assert denied(policy, Request("s3:GetObject", "arn:aws:s3:::team/emotions/index.json", (("aws:SecureTransport", "false"),)))
+    assert denied(
+        policy,
+        Request("s3:GetObject", "arn:aws:s3:::team/emotions/index.json", (("aws:SecureTransport", "false"),)),
+    )
     assert denied(policy, Request("s3:ListBucket", "arn:aws:s3:::team", (("aws:SecureTransport", "false"),)))
 
 
@@ -177,7 +219,13 @@ def test_a_server_takes_the_lifecycle_rule(s3: LocalS3, bucket_url: str) -> None
 
 
 def test_policies_hold_no_account_and_are_shipped() -> None:
-    assert sorted(path.name for path in POLICIES.iterdir()) == ["bucket.json", "lifecycle.json", "run_role.json"]
+    assert sorted(path.name for path in POLICIES.iterdir()) == [
+        "bucket.json",
+        "lifecycle.json",
+        "run_role.json",
+    ]
     for path in POLICIES.iterdir():
-        resources: Iterable[str] = [one for found in read(path.name).get("Statement", []) for one in as_list(found["Resource"])]
+        resources: Iterable[str] = [
+            one for found in read(path.name).get("Statement", []) for one in as_list(found["Resource"])
+        ]
         assert all(resource.startswith("arn:aws:s3:::team") for resource in resources)

@@ -1,4 +1,6 @@
-"""The checks before money is spent: each finds what it is for, on a real bucket, and all are made whatever the first one says."""
+"""The checks before money is spent: each finds what it is for, on a real bucket, and all are made
+whatever the first one says.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(made: Path, bucket_url: str) -> list[str]:
     """A run on a bucket with a prepared data set, right in everything."""
     prepare(str(made / "posts"), f"{bucket_url}/data")
-    return [f"data.url={bucket_url}/data", f"run.output_url={bucket_url}/runs", f"model.base={made / 'base'}", "model.precision=fp32"]
+    return [
+        f"data.url={bucket_url}/data",
+        f"run.output_url={bucket_url}/runs",
+        f"model.base={made / 'base'}",
+        "model.precision=fp32",
+    ]
 
 
 def checks(words: list[str], *gpus: Gpu, path: str | None = None, **more: Any) -> dict[str, Check]:
@@ -118,7 +125,8 @@ def test_an_object_with_another_etag_is_compared_by_its_bytes(words: list[str]) 
     store = open_store(url_of(words, "data.url"))
     key = "train/part-00000.parquet"
     whole = store.read(key)
-    parts = multipart(url_of(words, "data.url"), key, whole)  # the same bytes, as a copying tool may write them
+    # the same bytes, as a copying tool may write them
+    parts = multipart(url_of(words, "data.url"), key, whole)
     assert parts != json.loads(store.read("index.json"))["splits"]["train"]["objects"][0]["etag"]
     found = checks(words)["objects"]
     assert found.ok
@@ -156,11 +164,20 @@ def edited_labels(folder: Path, split: str) -> None:
     path.write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize(("split", "words_found"), [("train", "No training post has the label"), ("validation", "counts 0 in macro-F1")])
+@pytest.mark.parametrize(
+    ("split", "words_found"),
+    [("train", "No training post has the label"), ("validation", "counts 0 in macro-F1")],
+)
 def test_a_label_without_posts_is_told(split: str, words_found: str, made: Path, tmp_path: Path) -> None:
     prepare(str(made / "posts"), str(tmp_path / "data"))
     edited_labels(tmp_path / "data", split)
-    found = checks([f"data.url={tmp_path / 'data'}", f"run.output_url={tmp_path / 'runs'}", f"model.base={made / 'base'}"])["labels"]
+    found = checks(
+        [
+            f"data.url={tmp_path / 'data'}",
+            f"run.output_url={tmp_path / 'runs'}",
+            f"model.base={made / 'base'}",
+        ]
+    )["labels"]
     assert not found.ok
     assert words_found in found.finding
 
@@ -177,14 +194,24 @@ def test_a_text_in_two_splits_is_told(made: Path, tmp_path: Path) -> None:
         by_label = {row["label"]: row["text"] for row in rows}
         for label, text in by_label.items():
             writer.writerow([f"  {text.upper()}", label])
-    (other / "train.csv").write_text("text,label\n" + "\n".join(f"something else {n},{label}" for n, label in enumerate(by_label)))
+    (other / "train.csv").write_text(
+        "text,label\n" + "\n".join(f"something else {n},{label}" for n, label in enumerate(by_label))
+    )
     prepare(str(made / "posts"), str(tmp_path / "data"))
     prepare(str(other), str(tmp_path / "others"))
     ours, theirs = (json.loads((tmp_path / name / "index.json").read_text()) for name in ("data", "others"))
     ours["splits"]["validation"] = theirs["splits"]["validation"]
     (tmp_path / "data" / "index.json").write_text(json.dumps(ours))
-    (tmp_path / "others" / "validation" / "part-00000.parquet").replace(tmp_path / "data" / "validation" / "part-00000.parquet")
-    found = checks([f"data.url={tmp_path / 'data'}", f"run.output_url={tmp_path / 'runs'}", f"model.base={made / 'base'}"])["overlap"]
+    (tmp_path / "others" / "validation" / "part-00000.parquet").replace(
+        tmp_path / "data" / "validation" / "part-00000.parquet"
+    )
+    found = checks(
+        [
+            f"data.url={tmp_path / 'data'}",
+            f"run.output_url={tmp_path / 'runs'}",
+            f"model.base={made / 'base'}",
+        ]
+    )["overlap"]
     assert not found.ok
     assert f"{len(by_label)} texts stand in train and in validation" in found.finding
 
@@ -215,7 +242,9 @@ def test_missing_credentials_are_told(words: list[str], monkeypatch: pytest.Monk
     assert "There are no credentials" in found["credentials"].finding
 
 
-def test_credentials_that_end_within_the_run_are_told(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_that_end_within_the_run_are_told(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As `aws configure export-credentials --format env` gives them."""
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", (datetime.now(UTC) + timedelta(hours=2)).isoformat())
@@ -243,7 +272,9 @@ def test_without_hours_the_plan_s_own_count(words: list[str], monkeypatch: pytes
     assert _planned_hours(config, read_index(store), store, None) is None
 
 
-def test_a_session_token_without_an_end_is_mentioned(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_token_without_an_end_is_mentioned(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     found = checks(words, hours=3)["credentials"]
     assert found.ok
@@ -275,7 +306,9 @@ def test_a_staged_base_is_looked_for_object_by_object(words: list[str], made: Pa
 
 
 @pytest.mark.parametrize("word", ["model.base=s3://team/base", "run.kernels_url=s3://team/kernels"])
-def test_a_base_or_kernels_in_a_bucket_need_credentials(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_or_kernels_in_a_bucket_need_credentials(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = load_config(None, [f"data.url={tmp_path}", f"run.output_url={tmp_path}", word])
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -290,7 +323,9 @@ def memory_of(words: list[str], *more: str, gpu: Gpu | None = None, wanted: str 
     config = load_config(None, [*words, *REAL, *more])
     return_index = read_index(open_store(config.data.url))
     try:
-        return Check("memory", True, _memory(config, target_of(wanted, [gpu] if gpu else []), lambda: return_index))
+        return Check(
+            "memory", True, _memory(config, target_of(wanted, [gpu] if gpu else []), lambda: return_index)
+        )
     except WrongRequest as error:
         return Check("memory", False, str(error))
 
@@ -348,9 +383,14 @@ def test_a_base_that_fits_when_several_gpus_share_it_is_right(words: list[str]) 
         ({"accelerate_config": "cpu"}, H100, "the CPU has no float8 units"),
     ],
 )
-def test_fp8_is_right_where_there_are_float8_units(words: list[str], more: dict[str, Any], gpu: Gpu | None, named: str | None) -> None:
+def test_fp8_is_right_where_there_are_float8_units(
+    words: list[str], more: dict[str, Any], gpu: Gpu | None, named: str | None
+) -> None:
     asked = {"accelerate_config": None, **more}
-    found = {check.name: check for check in check_all(None, [*words, "model.precision=fp8"], [gpu] if gpu else [], **asked)}["precision"]
+    found = {
+        check.name: check
+        for check in check_all(None, [*words, "model.precision=fp8"], [gpu] if gpu else [], **asked)
+    }["precision"]
     assert found.ok == (named is None)
     assert (named or "fp8 on ") in found.finding
 
@@ -359,18 +399,28 @@ def test_fp8_of_a_base_that_is_not_fused_is_told(words: list[str], tmp_path: Pat
     base = causal_checkpoint(tmp_path / "base", "qwen2")
     found = checks([*words, f"model.base={base}", "model.precision=fp8"], wanted_gpus="H100")["precision"]
     assert not found.ok
-    assert f"needs a Llama or Mistral base and {base} is of another kind; type model.precision=bf16" in found.finding
+    assert (
+        f"needs a Llama or Mistral base and {base} is of another kind; type model.precision=bf16"
+        in found.finding
+    )
 
 
 @pytest.mark.parametrize("hours", ["-5", "0", "nan", "inf"])
-def test_hours_that_make_no_sense_are_refused(hours: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_hours_that_make_no_sense_are_refused(
+    hours: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["check", "--hours", hours, *words]) == 2
     assert f"--hours is {hours}; give a number above 0." in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_accelerate_config_is_told_for_any_machine(words: list[str], tmp_path: Path) -> None:
+def test_a_file_that_is_no_accelerate_config_is_told_for_any_machine(
+    words: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "run.yaml").write_text("train:\n  epochs: 2\n")
     for wanted in (None, "H100"):
-        found = {check.name: check for check in check_all(None, words, [], str(tmp_path / "run.yaml"), wanted_gpus=wanted)}["machine"]
+        found = {
+            check.name: check
+            for check in check_all(None, words, [], str(tmp_path / "run.yaml"), wanted_gpus=wanted)
+        }["machine"]
         assert not found.ok
         assert "is a run config; type --config" in found.finding

@@ -1,4 +1,6 @@
-"""Prices as SkyPilot's catalog has them: machines of several clouds, Google's without the machine around the GPU, cells that are empty."""
+"""Prices as SkyPilot's catalog has them: machines of several clouds, Google's without the machine
+around the GPU, cells that are empty.
+"""
 
 from __future__ import annotations
 
@@ -90,12 +92,29 @@ def test_without_a_catalog_there_are_no_prices(tmp_path: Path) -> None:
 
 
 def test_the_command_is_asked_where_no_catalog_lies(tmp_path: Path) -> None:
-    """Against a program that prints what SkyPilot 0.14.1's does, NaN for what is not offered included."""
-    machine = {"cloud": "AWS", "instance_type": "g6e.xlarge", "accelerator_name": "L40S", "accelerator_count": 1.0, "cpu_count": 4.0}
-    machine |= {"device_memory": 44.0, "memory": 32.0, "price": 1.861, "spot_price": float("nan"), "region": "us-east-1"}
+    """Against a program that prints what SkyPilot 0.14.1's does, NaN for what is not offered
+    included.
+    """
+    machine = {
+        "cloud": "AWS",
+        "instance_type": "g6e.xlarge",
+        "accelerator_name": "L40S",
+        "accelerator_count": 1.0,
+        "cpu_count": 4.0,
+    }
+    machine |= {
+        "device_memory": 44.0,
+        "memory": 32.0,
+        "price": 1.861,
+        "spot_price": float("nan"),
+        "region": "us-east-1",
+    }
     program = tmp_path / "bin" / "sky"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\n[ "$*" = "gpus list -o json" ] || exit 1\ncat <<END\n{json.dumps({"L40S": [machine]})}\nEND\n')
+    program.write_text(
+        '#!/bin/sh\n[ "$*" = "gpus list -o json" ] || exit 1\ncat'
+        f" <<END\n{json.dumps({'L40S': [machine]})}\nEND\n"
+    )
     program.chmod(0o755)
     prices = find_prices(None, environment={"HOME": str(tmp_path), "PATH": f"{program.parent}:/usr/bin:/bin"})
     assert prices.offers["L40S", 1].on_demand == Quote(1.861, "aws", "us-east-1", "g6e.xlarge")

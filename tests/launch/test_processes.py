@@ -1,4 +1,6 @@
-"""The launcher over the real chain: `emotion-launch run`, accelerate launch, trainers that are killed, signalled, or slow to end."""
+"""The launcher over the real chain: `emotion-launch run`, accelerate launch, trainers that are
+killed, signalled, or slow to end.
+"""
 
 from __future__ import annotations
 
@@ -43,15 +45,29 @@ sys.exit(run_as_trainer(main))
 def chain(
     folder: Path, plan: str, processes: int = 1, hold_s: float = 0, save_s: float = 60, before: str = ""
 ) -> Iterator[subprocess.Popen[str]]:
-    """`run_to_end` in a process of its own, over as many trainers; with two, torchelastic stands between."""
+    """`run_to_end` in a process of its own, over as many trainers; with two, torchelastic stands
+    between.
+    """
     script = folder / "trainer.py"
     indented = "".join(f"        {line}\n" for line in plan.strip().splitlines())
     script.write_text(TRAINER.format(folder=str(folder), before=before, plan=indented))
     line = [sys.executable, str(script)]
     if processes > 1:
-        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(script)]
-    code = f"import os, sys\nfrom launch.processes import run_to_end\nsys.exit(run_to_end({line!r}, os.environ, {hold_s}, {save_s}))"
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        line = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            str(script),
+        ]
+    code = (
+        f"import os, sys\nfrom launch.processes import run_to_end\nsys.exit(run_to_end({line!r}, os.environ,"
+        f" {hold_s}, {save_s}))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             yield process
         finally:
@@ -84,7 +100,10 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, words
 
 
-@pytest.mark.parametrize(("plan", "code"), [("return 0", 0), ("return 1", 1), ("return 2", 2), ("return 33", 33), ("return 34", 34)])
+@pytest.mark.parametrize(
+    ("plan", "code"),
+    [("return 0", 0), ("return 1", 1), ("return 2", 2), ("return 33", 33), ("return 34", 34)],
+)
 def test_the_trainer_s_own_code_is_returned(tmp_path: Path, plan: str, code: int) -> None:
     with chain(tmp_path, plan) as process:
         assert finish(process)[0] == code
@@ -119,7 +138,9 @@ return 33
 
 
 def test_a_signal_before_the_trainer_listens_is_not_lost(tmp_path: Path) -> None:
-    with chain(tmp_path, "assert wait() == 'sigterm'\nreturn 33", before="(folder / 'starts').touch()\ntime.sleep(1)") as process:
+    with chain(
+        tmp_path, "assert wait() == 'sigterm'\nreturn 33", before="(folder / 'starts').touch()\ntime.sleep(1)"
+    ) as process:
         while not (tmp_path / "starts").exists():
             time.sleep(0.02)
         process.terminate()
@@ -199,7 +220,10 @@ def test_when_accelerate_is_killed_no_trainer_is_left(tmp_path: Path) -> None:
 
 
 def test_two_trainers_both_hear_of_it_and_the_slower_one_is_not_torn_down(tmp_path: Path) -> None:
-    plan = "assert wait() == 'sigterm'\nif rank == '1':\n    time.sleep(4)\n    (folder / 'slow').touch()\nreturn 33"
+    plan = (
+        "assert wait() == 'sigterm'\nif rank == '1':\n    time.sleep(4)\n    (folder /"
+        " 'slow').touch()\nreturn 33"
+    )
     with chain(tmp_path, plan, processes=2) as process:
         trainers(tmp_path, 2)
         process.terminate()
@@ -230,11 +254,28 @@ def test_the_rank_that_fails_first_names_the_reason(tmp_path: Path, rank: int) -
 def launched(
     folder: Path, processes: int, words: list[str], environment: dict[str, str], config: str = "cpu"
 ) -> Iterator[subprocess.Popen[str]]:
-    line = [sys.executable, "-m", "launch.cli", "run", "--accelerate-config", config, "--processes", str(processes), *words]
+    line = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "run",
+        "--accelerate-config",
+        config,
+        "--processes",
+        str(processes),
+        *words,
+    ]
     # on the CPU for the config files of GPUs too; cpu.yaml needs no such word
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **({} if config == "cpu" else {"ACCELERATE_USE_CPU": "true"}), **environment}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        **({} if config == "cpu" else {"ACCELERATE_USE_CPU": "true"}),
+        **environment,
+    }
     with (
-        subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as process,
+        subprocess.Popen(
+            line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        ) as process,
         all_of_it_ends(process, folder),
     ):
         yield process
@@ -271,12 +312,16 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str], count: int
 
 
 def checkpoints(folder: Path) -> list[Entry]:
-    return [entry for entry in read_log(open_store(str(folder / "runs")), "tiny") if entry.kind == "checkpoint"]
+    return [
+        entry for entry in read_log(open_store(str(folder / "runs")), "tiny") if entry.kind == "checkpoint"
+    ]
 
 
 def run_words(folder: Path, *more: str) -> list[str]:
     tiny_config(folder)
-    return tiny_words(folder, "train.epochs=1000", "checkpoint.every_seconds=null", "preemption.notices=none", *more)
+    return tiny_words(
+        folder, "train.epochs=1000", "checkpoint.every_seconds=null", "preemption.notices=none", *more
+    )
 
 
 def saved_for_a_notice(folder: Path) -> list[Entry]:
@@ -287,7 +332,9 @@ def saved_for_a_notice(folder: Path) -> list[Entry]:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_launcher_saves_and_leaves_with_33(tmp_path: Path, processes: int, number: signal.Signals) -> None:
+def test_a_signal_to_the_launcher_saves_and_leaves_with_33(
+    tmp_path: Path, processes: int, number: signal.Signals
+) -> None:
     hold_s = 0 if number == signal.SIGTERM else 600  # SIGINT does not hold
     with launched(tmp_path, processes, run_words(tmp_path, f"preemption.hold_s={hold_s}"), {}) as process:
         wait_for_checkpoint(tmp_path, process)
@@ -302,7 +349,9 @@ def test_a_signal_to_the_launcher_saves_and_leaves_with_33(tmp_path: Path, proce
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_under_skypilot_the_launcher_holds_after_the_save_longer_than_torchelastic_waits(tmp_path: Path, processes: int) -> None:
+def test_under_skypilot_the_launcher_holds_after_the_save_longer_than_torchelastic_waits(
+    tmp_path: Path, processes: int
+) -> None:
     with launched(tmp_path, processes, run_words(tmp_path), {"SKYPILOT_TASK_ID": "sky-1"}) as process:
         wait_for_checkpoint(tmp_path, process)
         process.terminate()
@@ -321,7 +370,9 @@ def test_under_skypilot_the_launcher_holds_after_the_save_longer_than_torchelast
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_notices_of_the_cloud_reach_the_trainers_through_the_whole_chain(tmp_path: Path, processes: int) -> None:
+def test_notices_of_the_cloud_reach_the_trainers_through_the_whole_chain(
+    tmp_path: Path, processes: int
+) -> None:
     gone = {"action": "terminate", "time": "2030-01-02T03:04:05Z"}
 
     def until(claim: Callable[[], bool]) -> None:
@@ -337,7 +388,9 @@ def test_notices_of_the_cloud_reach_the_trainers_through_the_whole_chain(tmp_pat
 
     with serving(AwsHandler) as machine:
         words = run_words(tmp_path, "preemption.notices=aws", "preemption.hold_s=600")
-        with launched(tmp_path, processes, words, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.url}) as process:
+        with launched(
+            tmp_path, processes, words, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.url}
+        ) as process:
             wait_for_checkpoint(tmp_path, process)
             machine.advice = {"noticeTime": "2030-01-02T03:00:00Z"}
             until(lambda: len(saved_for_a_notice(tmp_path)) == 1)
@@ -378,4 +431,8 @@ def is_trainer(process_id: int) -> bool:
 def of_rank(folder: Path, rank: int) -> int:
     """The process id of the trainer with this rank."""
     name = f"RANK={rank}".encode()
-    return next(one for one in of_this_run(folder) if is_trainer(one) and name in Path(f"/proc/{one}/environ").read_bytes().split(b"\0"))
+    return next(
+        one
+        for one in of_this_run(folder)
+        if is_trainer(one) and name in Path(f"/proc/{one}/environ").read_bytes().split(b"\0")
+    )

@@ -15,11 +15,18 @@ from launch.runs import pull, safe_targets
 def published(store: Store, files: dict[str, bytes]) -> tuple[str, Entry]:
     writer = Writer(store, "run", "a" * 64, "b" * 64)
     writer.claim(0, 0)
-    parts = tuple(upload_part(store, "run", f"final/{writer.incarnation:08d}/{name}", data) for name, data in files.items())
+    parts = tuple(
+        upload_part(store, "run", f"final/{writer.incarnation:08d}/{name}", data)
+        for name, data in files.items()
+    )
     return f"{store.url}/run", writer.append("final", 3, 30, parts, {"macro_f1": 0.5})
 
 
-FILES = {"adapter/adapter_model.safetensors": b"weights", "adapter/adapter_config.json": b"{}", "report.json": b'{"a": 1}'}
+FILES = {
+    "adapter/adapter_model.safetensors": b"weights",
+    "adapter/adapter_config.json": b"{}",
+    "report.json": b'{"a": 1}',
+}
 
 
 def test_a_published_run_is_pulled_whole(store: Store, tmp_path: Path) -> None:
@@ -30,7 +37,11 @@ def test_a_published_run_is_pulled_whole(store: Store, tmp_path: Path) -> None:
         for path in (tmp_path / "here").rglob("*")
         if path.is_file()
     }
-    assert found == {"adapter_model.safetensors": b"weights", "adapter_config.json": b"{}", "report/report.json": b'{"a": 1}'}
+    assert found == {
+        "adapter_model.safetensors": b"weights",
+        "adapter_config.json": b"{}",
+        "report/report.json": b'{"a": 1}',
+    }
 
 
 def test_a_damaged_part_leaves_nothing_behind(store: Store, tmp_path: Path) -> None:

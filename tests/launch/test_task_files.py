@@ -1,4 +1,6 @@
-"""The SkyPilot files: what they ask for, and what their shell lines do. tests/cloud gives them to SkyPilot itself."""
+"""The SkyPilot files: what they ask for, and what their shell lines do. tests/cloud gives them to
+SkyPilot itself.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,17 @@ def run_lines(lines: str, folder: Path, environment: dict[str, str]) -> subproce
 def variables(task: dict[str, Any], **given: str) -> dict[str, str]:
     """What SkyPilot sets: each env and secret of the file, and those that are given."""
     named = {**task["envs"], **task["secrets"]}
-    return {"PATH": os.environ["PATH"], **{name: "" if value is None else str(value) for name, value in named.items()}, **given}
+    return {
+        "PATH": os.environ["PATH"],
+        **{name: "" if value is None else str(value) for name, value in named.items()},
+        **given,
+    }
 
 
 def test_the_folder_holds_task_files_only() -> None:
     assert [path.name for path in TASKS] == ["evaluate.yaml", "train.yaml"]
-    assert {path.name for path in SKY.iterdir()} == {"evaluate.yaml", "train.yaml"}  # an __init__.py would shadow SkyPilot
+    # an __init__.py would shadow SkyPilot
+    assert {path.name for path in SKY.iterdir()} == {"evaluate.yaml", "train.yaml"}
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
@@ -75,17 +82,33 @@ def test_both_files_set_up_the_same_packages_and_take_the_same_keys() -> None:
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
-def test_empty_variables_are_unset_before_the_program_starts_and_others_arrive(path: Path, tmp_path: Path) -> None:
+def test_empty_variables_are_unset_before_the_program_starts_and_others_arrive(
+    path: Path, tmp_path: Path
+) -> None:
     task = read(path)
-    optional = {name for name, value in {**task["envs"], **task["secrets"]}.items() if value == ""} - {"OVERRIDES", "OUT", "PRECISION"}
+    optional = {name for name, value in {**task["envs"], **task["secrets"]}.items() if value == ""} - {
+        "OVERRIDES",
+        "OUT",
+        "PRECISION",
+    }
     for program in ("emotion-launch", "emotion-train"):
         tool(tmp_path / ".venv" / "bin" / program)
     record = tmp_path / "record"
     for given in ({}, {name: f"value of {name}" for name in optional}):
-        environment = variables(task, RECORD=str(record), DEVICE="cpu", DATA_URL="s3://d", OUTPUT_URL="s3://o", RUN_URL="s3://o/r", **given)
+        environment = variables(
+            task,
+            RECORD=str(record),
+            DEVICE="cpu",
+            DATA_URL="s3://d",
+            OUTPUT_URL="s3://o",
+            RUN_URL="s3://o/r",
+            **given,
+        )
         done = run_lines(task["run"], tmp_path, environment)
         assert done.returncode == 0, done.stderr
-        seen = dict(entry.split("=", 1) for entry in (tmp_path / "record.env").read_text().split("\0") if entry)
+        seen = dict(
+            entry.split("=", 1) for entry in (tmp_path / "record.env").read_text().split("\0") if entry
+        )
         assert {name for name in optional if name in seen} == set(given)
         assert {name: seen[name] for name in given} == given
 
@@ -94,38 +117,67 @@ def test_the_run_line_is_one_that_the_launcher_understands(tmp_path: Path) -> No
     task, record = read(SKY / "train.yaml"), tmp_path / "record"
     tool(tmp_path / ".venv" / "bin" / "emotion-launch")
     words = "train.epochs=2 lora.targets=[q_proj,v_proj] loss.class_weights=0.25"
-    environment = variables(task, RECORD=str(record), DATA_URL="s3://d/with space", OUTPUT_URL="s3://o", OVERRIDES=words)
+    environment = variables(
+        task, RECORD=str(record), DATA_URL="s3://d/with space", OUTPUT_URL="s3://o", OVERRIDES=words
+    )
     assert run_lines(task["run"], tmp_path, environment).returncode == 0
     program, verb, option, config, *values = (tmp_path / "record.words").read_text().splitlines()
     assert (Path(program).name, verb, option) == ("emotion-launch", "run", "--config")
     found = load_config(SKY.parent / config, values)
     assert (found.data.url, found.run.output_url) == ("s3://d/with space", "s3://o")
-    assert (found.train.epochs, found.lora.targets, found.loss.class_weights) == (2, ("q_proj", "v_proj"), 0.25)
+    assert (found.train.epochs, found.lora.targets, found.loss.class_weights) == (
+        2,
+        ("q_proj", "v_proj"),
+        0.25,
+    )
     assert found.run.id is None  # so that it is SKYPILOT_TASK_ID
 
 
 @pytest.mark.parametrize(("given", "tokens"), [("", "auto"), ("train.tokens_per_microbatch=512", 512)])
-def test_every_gpu_takes_what_fits_it_unless_a_number_is_given(given: str, tokens: int | str, tmp_path: Path) -> None:
+def test_every_gpu_takes_what_fits_it_unless_a_number_is_given(
+    given: str, tokens: int | str, tmp_path: Path
+) -> None:
     task = read(SKY / "train.yaml")
     tool(tmp_path / ".venv" / "bin" / "emotion-launch")
-    environment = variables(task, RECORD=str(tmp_path / "record"), DATA_URL="d", OUTPUT_URL="o", OVERRIDES=given)
+    environment = variables(
+        task, RECORD=str(tmp_path / "record"), DATA_URL="d", OUTPUT_URL="o", OVERRIDES=given
+    )
     assert run_lines(task["run"], tmp_path, environment).returncode == 0
     config, *values = (tmp_path / "record.words").read_text().splitlines()[3:]
     assert load_config(SKY.parent / config, values).train.tokens_per_microbatch == tokens
 
 
 @pytest.mark.parametrize(
-    ("given", "more"), [({}, []), ({"PRECISION": "nf4", "OUT": "s3://a b"}, ["--precision", "nf4", "--out", "s3://a b"])]
+    ("given", "more"),
+    [({}, []), ({"PRECISION": "nf4", "OUT": "s3://a b"}, ["--precision", "nf4", "--out", "s3://a b"])],
 )
-def test_an_evaluation_takes_precision_and_target_where_they_are_given(given: dict[str, str], more: list[str], tmp_path: Path) -> None:
+def test_an_evaluation_takes_precision_and_target_where_they_are_given(
+    given: dict[str, str], more: list[str], tmp_path: Path
+) -> None:
     for program in ("emotion-launch", "emotion-train"):
         tool(tmp_path / ".venv" / "bin" / program)
-    needed = {"RECORD": str(tmp_path / "record"), "DEVICE": "cpu", "DATA_URL": "s3://d", "RUN_URL": "s3://o/r"}
+    needed = {
+        "RECORD": str(tmp_path / "record"),
+        "DEVICE": "cpu",
+        "DATA_URL": "s3://d",
+        "RUN_URL": "s3://o/r",
+    }
     task = read(SKY / "evaluate.yaml")
     assert run_lines(task["run"], tmp_path, variables(task, **needed, **given)).returncode == 0
     words = (tmp_path / "record.words").read_text().splitlines()
     scoring = words[words.index("evaluate") :]
-    assert scoring == ["evaluate", "--adapter", scoring[2], "--device", "cpu", "--data", "s3://d", "--split", "test", *more]
+    assert scoring == [
+        "evaluate",
+        "--adapter",
+        scoring[2],
+        "--device",
+        "cpu",
+        "--data",
+        "s3://d",
+        "--split",
+        "test",
+        *more,
+    ]
 
 
 def test_gpus_that_are_promised_and_not_seen_stop_an_evaluation(tmp_path: Path) -> None:
@@ -142,7 +194,10 @@ def test_setup_installs_once_and_again_when_the_lock_changes(tmp_path: Path) -> 
     task = read(SKY / "train.yaml")
     for name in ("requirements.lock", "pyproject.toml", "Makefile"):
         (tmp_path / name).write_text((SKY.parent / name).read_text())
-    tool(tmp_path / "home" / ".local" / "bin" / "uv", RECORDER + '[ "$1" = venv ] && mkdir -p .venv\n[ -z "$BROKEN" ]\n')
+    tool(
+        tmp_path / "home" / ".local" / "bin" / "uv",
+        RECORDER + '[ "$1" = venv ] && mkdir -p .venv\n[ -z "$BROKEN" ]\n',
+    )
     environment = variables(task, RECORD=str(tmp_path / "record"), HOME=str(tmp_path / "home"))
     calls = tmp_path / "record.words"
 

@@ -51,7 +51,15 @@ def test_the_listing_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("choice", "expected"),
-    [(None, ["0", "1"]), ("1,0", ["1", "0"]), ("", []), ("-1", []), ("1,7,0", ["1"]), ("GPU-bbbb", ["1"]), ("0,0", ["0"])],
+    [
+        (None, ["0", "1"]),
+        ("1,0", ["1", "0"]),
+        ("", []),
+        ("-1", []),
+        ("1,7,0", ["1"]),
+        ("GPU-bbbb", ["1"]),
+        ("0,0", ["0"]),
+    ],
 )
 def test_cuda_visible_devices_is_read_as_cuda_reads_it(choice: str | None, expected: list[str]) -> None:
     assert [gpu.index for gpu in visible(TWO, choice)] == expected
@@ -71,7 +79,12 @@ def test_a_machine_alone_gives_one_process_to_each_gpu_and_one_to_the_cpu() -> N
 
 def test_skypilot_s_variables_place_this_node() -> None:
     topology = read_topology(TWO, SKYPILOT)
-    assert (topology.nodes, topology.node_rank, topology.main_address, topology.world_size) == (2, 1, "10.0.0.4", 4)
+    assert (topology.nodes, topology.node_rank, topology.main_address, topology.world_size) == (
+        2,
+        1,
+        "10.0.0.4",
+        4,
+    )
     other = read_topology(TWO, {**SKYPILOT, "SKYPILOT_NODE_RANK": "0"})
     assert other.main_port == topology.main_port  # the nodes find each other
     assert 20_000 <= topology.main_port < 30_000
@@ -83,13 +96,26 @@ def test_skypilot_s_variables_place_this_node() -> None:
 
 def test_slurm_s_variables_place_this_node() -> None:
     topology = read_topology(TWO, SRUN)
-    assert (topology.nodes, topology.node_rank, topology.main_address, topology.world_size) == (2, 1, "gpu08", 4)
-    assert read_topology(TWO, {**SRUN, "SLURM_NODEID": "0", "SLURM_PROCID": "0"}).main_port == topology.main_port
+    assert (topology.nodes, topology.node_rank, topology.main_address, topology.world_size) == (
+        2,
+        1,
+        "gpu08",
+        4,
+    )
+    assert (
+        read_topology(TWO, {**SRUN, "SLURM_NODEID": "0", "SLURM_PROCID": "0"}).main_port == topology.main_port
+    )
     assert read_topology(TWO, {**SKYPILOT, **SRUN}).source == "SkyPilot"  # SkyPilot on Slurm
 
 
 def test_the_batch_script_of_one_node_is_a_machine_and_that_of_two_is_told_to_srun() -> None:
-    batch = {"SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "gpu08", "SLURM_NTASKS": "4"}
+    batch = {
+        "SLURM_PROCID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_NODELIST": "gpu08",
+        "SLURM_NTASKS": "4",
+    }
     assert read_topology(TWO, batch).world_size == 2
     with pytest.raises(WrongRequest, match="srun --ntasks-per-node=1"):
         read_topology(TWO, {**batch, "SLURM_JOB_NUM_NODES": "2"})
@@ -105,7 +131,9 @@ def test_the_batch_script_of_one_node_is_a_machine_and_that_of_two_is_told_to_sr
         {**SKYPILOT, **ALONE, "SKYPILOT_NUM_GPUS_PER_NODE": "3"},
     ],
 )
-def test_promised_gpus_that_are_not_visible_are_an_error_and_never_a_fall_back(environment: dict[str, str]) -> None:
+def test_promised_gpus_that_are_not_visible_are_an_error_and_never_a_fall_back(
+    environment: dict[str, str],
+) -> None:
     for found in ([], TWO):
         with pytest.raises(WrongRequest, match=f"promised . GPUs on node . and {len(found)} are visible"):
             read_topology(found, environment)
@@ -115,12 +143,15 @@ def test_promised_gpus_that_are_not_visible_are_an_error_and_never_a_fall_back(e
 def test_device_cpu_keeps_the_nodes_and_gives_each_one_process() -> None:
     topology = read_topology(TWO, {**SKYPILOT, "DEVICE": "cpu"})
     assert (topology.world_size, topology.nodes, topology.on_cpu) == (2, 2, True)
-    assert read_topology(TWO, {**SKYPILOT, "SKYPILOT_NUM_GPUS_PER_NODE": "0"}).on_cpu  # a task without accelerators on a GPU machine
+    # a task without accelerators on a GPU machine
+    assert read_topology(TWO, {**SKYPILOT, "SKYPILOT_NUM_GPUS_PER_NODE": "0"}).on_cpu
     with pytest.raises(WrongRequest, match="allowed are auto"):
         read_topology([], {"DEVICE": "tpu"})
 
 
-@pytest.mark.parametrize("change", [{"SKYPILOT_NODE_RANK": "2"}, {"SKYPILOT_NODE_IPS": "10.0.0.4"}, {"SKYPILOT_NUM_NODES": "3"}])
+@pytest.mark.parametrize(
+    "change", [{"SKYPILOT_NODE_RANK": "2"}, {"SKYPILOT_NODE_IPS": "10.0.0.4"}, {"SKYPILOT_NUM_NODES": "3"}]
+)
 def test_contradictions_of_skypilot_s_variables_are_refused(change: dict[str, str]) -> None:
     with pytest.raises(WrongRequest, match="contradict each other"):
         read_topology(TWO, {**SKYPILOT, **change})
@@ -182,7 +213,13 @@ def test_an_unknown_accelerate_config_names_those_there_are() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train:\n  epochs: 2\n", r"is a run config; type --config .*run\.yaml, and --accelerate-config with one of cpu, multi_gpu_ddp"),
+        (
+            "train:\n  epochs: 2\n",
+            (
+                r"is a run config; type --config .*run\.yaml, and --accelerate-config with one of cpu,"
+                r" multi_gpu_ddp"
+            ),
+        ),
         ("- distributed_type\n", "no accelerate config, as it has no distributed_type"),
         ("", "no accelerate config, as it has no distributed_type"),
         ("use_cpu: true\n", "no accelerate config, as it has no distributed_type"),
@@ -190,7 +227,9 @@ def test_an_unknown_accelerate_config_names_those_there_are() -> None:
         ("distributed_type: caf\udce9\n", "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_accelerate_config_is_refused_before_accelerate_reads_it(text: str, words: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_accelerate_config_is_refused_before_accelerate_reads_it(
+    text: str, words: str, tmp_path: Path
+) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     for found in ([], TWO):
@@ -206,16 +245,22 @@ def test_one_gpu_of_several_is_used_when_its_config_is_asked_for() -> None:
 
 def test_the_printed_line_is_the_one_a_person_would_type() -> None:
     line = printable(accelerate_line(Path("cpu.yaml"), "run.yaml", ["train.epochs=1", "run.id=a b"]))
-    expected = "accelerate launch --config_file cpu.yaml --num_processes 1 --main_process_port 0 -m emotion_train.train --config run.yaml"
+    expected = (
+        "accelerate launch --config_file cpu.yaml --num_processes 1 --main_process_port 0 -m"
+        " emotion_train.train --config run.yaml"
+    )
     assert line == f"{expected} train.epochs=1 'run.id=a b'"
 
 
 def test_the_line_of_a_node_names_its_rank_and_where_rank_0_listens() -> None:
-    line = printable(accelerate_line(Path("x.yaml"), None, [], topology=read_topology(TWO, SKYPILOT), timeout_s=90.0))
+    line = printable(
+        accelerate_line(Path("x.yaml"), None, [], topology=read_topology(TWO, SKYPILOT), timeout_s=90.0)
+    )
     port = read_topology(TWO, SKYPILOT).main_port
-    assert line == (
-        "accelerate launch --config_file x.yaml --num_processes 4 --num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.4 "
-        f"--main_process_port {port} --rdzv_conf timeout=90 -m emotion_train.train"
+    assert (
+        line == "accelerate launch --config_file x.yaml --num_processes 4 --num_machines 2 --machine_rank 1"
+        f" --main_process_ip 10.0.0.4 --main_process_port {port} --rdzv_conf timeout=90 -m"
+        " emotion_train.train"
     )
 
 
@@ -246,8 +291,14 @@ def gpus_of(count: int, memory_gib: int) -> list[Gpu]:
         (1, 80, [], "single_gpu_qlora"),
         (2, 80, [], "multi_gpu_ddp"),
         (2, 80, ["model.precision=bf16"], "multi_gpu_ddp"),
-        # an adapter with an optimizer of 88 GiB: whole on each GPU it does not fit, shared by eight it does
-        (8, 80, ["lora.r=1024", "lora.targets=all-linear", "train.gradient_checkpointing=true"], "multi_gpu_deepspeed_zero2"),
+        # an adapter with an optimizer of 88 GiB: whole on each GPU it does not fit, shared by eight
+        # it does
+        (
+            8,
+            80,
+            ["lora.r=1024", "lora.targets=all-linear", "train.gradient_checkpointing=true"],
+            "multi_gpu_deepspeed_zero2",
+        ),
         (2, 40, ["model.precision=bf16", "train.gradient_checkpointing=true"], "multi_gpu_fsdp2_qlora"),
         (2, 40, ["model.precision=bf16", "train.tokens_per_microbatch=auto"], "multi_gpu_fsdp2_qlora"),
         (2, 20, ["train.tokens_per_microbatch=auto"], "multi_gpu_ddp"),
@@ -259,7 +310,10 @@ def test_the_first_way_that_fits_is_taken_and_its_numbers_are_said(
     choice = choose(gpus_of(count, memory_gib), None, sized(tmp_path, *words), {})
     assert choice.config_file == CONFIGS / f"{name}.yaml"
     assert choice.topology.world_size == count
-    assert re.search(rf"{name} \([a-z ]+(GPU|cut)\) needs [\d.]+ GiB \([\d.]+ weights, .*\) of the [\d.]+ GiB usable", choice.reason)
+    assert re.search(
+        rf"{name} \([a-z ]+(GPU|cut)\) needs [\d.]+ GiB \([\d.]+ weights, .*\) of the [\d.]+ GiB usable",
+        choice.reason,
+    )
     before = ["multi_gpu_ddp", "multi_gpu_deepspeed_zero2", "multi_gpu_fsdp2_qlora"]
     passed_over = before[: before.index(name)] if name in before else []
     assert re.findall(r"(\w+) would need", choice.reason) == passed_over
@@ -272,7 +326,12 @@ def test_a_gpu_too_small_is_refused_with_the_nearest_setting_that_fits(tmp_path:
     assert remedy[0] == "model.precision=nf4"
     assert choose(gpus_of(1, 24), None, sized(tmp_path, *remedy), {}).config_file.stem == "single_gpu_qlora"
     with pytest.raises(WrongRequest, match=r"Type model\.precision=nf4\.$"):
-        choose(gpus_of(1, 24), None, sized(tmp_path, "model.precision=bf16", "train.tokens_per_microbatch=auto"), {})
+        choose(
+            gpus_of(1, 24),
+            None,
+            sized(tmp_path, "model.precision=bf16", "train.tokens_per_microbatch=auto"),
+            {},
+        )
     with pytest.raises(WrongRequest, match="take larger or more GPUs"):
         choose(gpus_of(1, 8), None, sized(tmp_path), {})
 
