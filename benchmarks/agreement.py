@@ -47,15 +47,15 @@ from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.demo import small_model
-from emotion_train.loss import class_weights
 from emotion_train.model.attention import Segments
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.lora import build_classifier
-from emotion_train.publish import versions
-from emotion_train.ranks import Ranks
-from emotion_train.storage import open_store
+from emotion_train.model.loss import class_weights
+from emotion_train.processes.ranks import Ranks
+from emotion_train.runs.publish import versions
+from emotion_train.storage.store import open_store
 from emotion_train.train import device_name
-from emotion_train.trainer import Trainer
+from emotion_train.training.trainer import Trainer
 
 BATCH = 32
 

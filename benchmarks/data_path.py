@@ -222,7 +222,7 @@ def server(folder: Path, wanted: bool) -> Iterator[dict[str, str]]:
     if not wanted:
         yield dict(os.environ)
         return
-    from emotion_train.local_s3 import LocalS3
+    from emotion_train.storage.local_s3 import LocalS3
 
     with LocalS3(folder / "s3") as running:
         running.create_bucket(BUCKET)
@@ -288,7 +288,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     from emotion_train.data.packing import GPU_FILL
     from emotion_train.data.reader import RowGroupReader
     from emotion_train.data.tokenization import PostTokenizer
-    from emotion_train.storage import open_store
+    from emotion_train.storage.store import open_store
 
     times["imports"] = time.time()
     store = open_store(request["url"])
@@ -377,8 +377,8 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
 
     from emotion_train.config import load_config
     from emotion_train.data.loader import encoder_threads
+    from emotion_train.evaluation.scoring import fill_multiple
     from emotion_train.model.head import EmotionClassifier
-    from emotion_train.scoring import fill_multiple
     from emotion_train.train import device_name
 
     cuda = torch.cuda.is_available()
@@ -410,7 +410,7 @@ def timed_steps(trainer: Any, batches: Iterator[StepBatch], steps: int) -> dict[
     """Posts a second, the share of the time that the loop waits for a batch, and the share that the
     GPU computes (NaN without one).
     """
-    from emotion_train.trainer import _LOG_EVERY_STEPS
+    from emotion_train.training.trainer import _LOG_EVERY_STEPS
 
     posts, waited = 0, 0.0
     with gpu_use() as use:

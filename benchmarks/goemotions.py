@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from emotion_train.demo import small_model
-from launch.command import accelerate_line
-from launch.runs import pull
+from launch.results.pull import pull
+from launch.run.choice import accelerate_line
 
 HERE = Path(__file__).parent
 MISTRAL = HERE.parent / "emotion_train" / "configs" / "mistral_small_3_1.yaml"

@@ -30,11 +30,11 @@ from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader, sample_texts
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.demo import small_model
+from emotion_train.evaluation.scoring import fill_multiple, probabilities_of, score
 from emotion_train.model.lora import build_classifier
 from emotion_train.predict import _AT_A_TIME
-from emotion_train.publish import versions
-from emotion_train.scoring import fill_multiple, probabilities_of, score
-from emotion_train.storage import open_store
+from emotion_train.runs.publish import versions
+from emotion_train.storage.store import open_store
 from emotion_train.train import device_name
 
 

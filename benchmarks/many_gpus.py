@@ -37,12 +37,12 @@ from goemotions import MISTRAL, SINGLE_GPU, add_posts_argument, prepared, splits
 from real_size import add_checkpoint_arguments, ensure_checkpoint, probabilities, some_posts
 from safetensors.torch import load_file
 
-from emotion_train.checkpoint import read_document
-from emotion_train.runlog import read_log
-from emotion_train.storage import open_store
-from launch.command import CONFIGS, accelerate_line
-from launch.runs import pull
-from launch.topology import Topology
+from emotion_train.runs.checkpoint import read_document
+from emotion_train.runs.log import read_log
+from emotion_train.storage.store import open_store
+from launch.results.pull import pull
+from launch.run.choice import CONFIGS, accelerate_line
+from launch.run.topology import Topology
 
 FILES = {
     "one": SINGLE_GPU,

@@ -35,16 +35,16 @@ import torch
 from torch import nn
 
 from emotion_train.config import LoraSection
-from emotion_train.loss import weighted_loss_sum
-from emotion_train.memory import GIB, MemoryEstimate, Shape, estimate, largest_microbatch, usable_bytes
 from emotion_train.model.attention import HAS_GQA, Segments
 from emotion_train.model.head import EmotionClassifier, init_head
 from emotion_train.model.load import HEAD, _place, skeleton
 from emotion_train.model.lora import attach_lora
+from emotion_train.model.loss import weighted_loss_sum
 from emotion_train.model.precision import Precision, formats
-from emotion_train.publish import versions
+from emotion_train.runs.publish import versions
+from emotion_train.sizing.memory import GIB, MemoryEstimate, Shape, estimate, largest_microbatch, usable_bytes
 from launch.gpus import GPU_KINDS, GpuKind, kind_of
-from launch.speed import Speed
+from launch.plan.speed import Speed
 
 LABELS = 15
 POST = 18

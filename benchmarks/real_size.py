@@ -30,8 +30,8 @@ import torch
 from goemotions import MISTRAL, SINGLE_GPU, add_posts_argument, prepared, splits
 from safetensors.torch import save_file
 
-from launch.command import accelerate_line
-from launch.runs import pull
+from launch.results.pull import pull
+from launch.run.choice import accelerate_line
 
 PARAMETERS = 24_011_361_280  # of the published checkpoint
 SHARD_BYTES = 4_900_000_000

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from emotion_train.config import example_config
 from emotion_train.demo import BUCKET, POSTS, small_model
-from emotion_train.local_s3 import LocalS3
+from emotion_train.storage.local_s3 import LocalS3
 
 PATIENCE_S = 300
 
@@ -92,7 +92,7 @@ def main() -> None:
 def child(record: Path, words: list[str]) -> int:
     """The trainer, with the time at the end of each step appended to `record`."""
     from emotion_train.cli import main as command_line
-    from emotion_train.trainer import Trainer
+    from emotion_train.training.trainer import Trainer
 
     step = Trainer._step
 

@@ -51,19 +51,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from emotion_train import saver, storage
-from emotion_train.checkpoint import Progress, Question, Snapshot, State, read_saved
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import Index, Split
 from emotion_train.data.order import Order, counter_hash
 from emotion_train.errors import EmotionTrainError, StorageError, exit_code
-from emotion_train.local_s3 import LocalS3
 from emotion_train.model.load import BaseInfo
-from emotion_train.publish import versions
-from emotion_train.ranks import Ranks
-from emotion_train.retention import kept_entries
-from emotion_train.runlog import Entry, Writer, read_log, read_part, upload_part
-from emotion_train.storage import S3Store, open_store
+from emotion_train.processes.ranks import Ranks
+from emotion_train.runs import saver
+from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, read_saved
+from emotion_train.runs.log import Entry, Writer, read_log, read_part, upload_part
+from emotion_train.runs.publish import versions
+from emotion_train.runs.retention import kept_entries
+from emotion_train.storage.local_s3 import LocalS3
+from emotion_train.storage.store import S3Store, open_store
+from emotion_train.storage.store import store as storage
 from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _open_saver, device_name
 
 STEPS = 1000  # of one run
@@ -354,7 +355,7 @@ class Soak:
         self.expected = undisturbed()
         self.processes = multiprocessing.get_context("forkserver")
         self.processes.set_forkserver_preload(
-            ["__main__", __name__, "boto3", "obstore", "obstore.auth.boto3", "emotion_train.saver"]
+            ["__main__", __name__, "boto3", "obstore", "obstore.auth.boto3", "emotion_train.runs.saver"]
         )
         self.url = "s3://soak"
         self.server.create_bucket("soak")

@@ -34,14 +34,14 @@ from real_size import add_checkpoint_arguments, ensure_checkpoint, some_posts
 
 from emotion_train.config import load_config
 from emotion_train.data.index import read_index
-from emotion_train.memory import MicroBatch, Shape, estimate
 from emotion_train.model.attention import HAS_GQA
-from emotion_train.storage import open_store
-from launch.command import accelerate_line
+from emotion_train.sizing.memory import MicroBatch, Shape, estimate
+from emotion_train.storage.store import open_store
 from launch.gpus import kind_of
-from launch.plan import Choice, Spot, with_settings
-from launch.prices import Offer
-from launch.runs import pull
+from launch.plan.choices import Choice, Spot, with_settings
+from launch.plan.prices import Offer
+from launch.results.pull import pull
+from launch.run.choice import accelerate_line
 from launch.workload import work_of
 
 HERE = Path(__file__).parent

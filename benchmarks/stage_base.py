@@ -160,8 +160,8 @@ def server(arguments: argparse.Namespace, precisions: list[str]) -> Iterator[dic
     if not precisions:
         yield dict(os.environ)
         return
-    from emotion_train.local_s3 import LocalS3
-    from emotion_train.storage import open_store
+    from emotion_train.storage.local_s3 import LocalS3
+    from emotion_train.storage.store import open_store
 
     with (
         tempfile.TemporaryDirectory(prefix="stage-base-s3-") as temporary,

@@ -58,7 +58,7 @@ def main() -> None:
     from real_size import some_posts
 
     from emotion_train.demo import small_model
-    from launch.command import CONFIGS, accelerate_line
+    from launch.run.choice import CONFIGS, accelerate_line
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -123,7 +123,7 @@ def keep_kernels(built: str, url: str) -> None:
         import torch
 
         from emotion_train.model.built_kernels import BuiltKernels
-        from emotion_train.storage import open_store
+        from emotion_train.storage.store import open_store
 
         gpu = "sm{}{}".format(*torch.cuda.get_device_capability())
         BuiltKernels(open_store(url), Path(built), gpu, print, keeps=True).keep()
@@ -156,7 +156,7 @@ def child(words: list[str]) -> None:
     steps = 0
 
     def watch(*given: Any) -> Any:
-        from emotion_train.trainer import Trainer
+        from emotion_train.training.trainer import Trainer
 
         step = Trainer._step
 
@@ -168,7 +168,7 @@ def child(words: list[str]) -> None:
             steps += 1
             times.setdefault("first step" if steps == 1 else "second step", time.time())
             if steps == 2:
-                from emotion_train.publish import versions
+                from emotion_train.runs.publish import versions
 
                 facts = {"device": train.device_name(trainer.accelerator.device.type), "versions": versions()}
                 print(

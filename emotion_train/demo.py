@@ -19,7 +19,7 @@ from pathlib import Path
 
 from emotion_train.config import example_config
 from emotion_train.errors import WrongRequest
-from emotion_train.local_s3 import LocalS3
+from emotion_train.storage.local_s3 import LocalS3
 
 POSTS = Path(__file__).parent / "demo_posts"
 BUCKET = "demo"

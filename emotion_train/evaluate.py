@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from emotion_train.data.index import Index
     from emotion_train.model.lora import LoadedAdapter
     from emotion_train.report.figures import SplitResult
-    from emotion_train.storage import Store
+    from emotion_train.storage.store import Store
 
 _BOOTSTRAP_SAMPLES = 2000
 _SEED = 42  # as run.seed's default, so that a report's figures come out again
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the figures, and write them where --out says."""
     from emotion_train.model.facts import read_facts
-    from emotion_train.storage import open_store
+    from emotion_train.storage.store import open_store
 
     # what can be wrong is found before torch is imported and the base is loaded
     out = open_store(arguments.out) if arguments.out else None
@@ -71,8 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         adapter = load_with_progress(arguments)
         result, train_counts = _score_file(*rows, adapter, _capacity(arguments, adapter))
     from emotion_train.console import Terminal
+    from emotion_train.evaluation.predictions import predictions_key, predictions_to_parquet
     from emotion_train.report.figures import split_figures
-    from emotion_train.report.predictions import predictions_key, predictions_to_parquet
     from emotion_train.report.schema import Scorecard
     from emotion_train.report.terminal import print_scorecard
 
@@ -110,7 +110,7 @@ class _Split:
     @classmethod
     def open(cls, data_url: str, name: str, labels: Sequence[str]) -> _Split:
         from emotion_train.data.index import read_index
-        from emotion_train.storage import open_store
+        from emotion_train.storage.store import open_store
 
         store = open_store(data_url)
         index = read_index(store)
@@ -129,12 +129,12 @@ def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[
     from emotion_train.data.loader import Loader
     from emotion_train.data.order import Order
     from emotion_train.data.reader import RowGroupReader
-    from emotion_train.metrics import confusion
+    from emotion_train.evaluation.metrics import confusion
+    from emotion_train.evaluation.predictions import Predictions, join_predictions
+    from emotion_train.evaluation.scoring import fill_multiple, score
     from emotion_train.progress import ProgressLine
-    from emotion_train.publish import tfidf_predictions
     from emotion_train.report.figures import SplitResult
-    from emotion_train.report.predictions import Predictions, join_predictions
-    from emotion_train.scoring import fill_multiple, score
+    from emotion_train.runs.publish import tfidf_predictions
 
     split, classes = posts.index.split(posts.name), len(adapter.labels)
     loader = Loader(
@@ -172,11 +172,11 @@ def _score_file(
     """The result on a file. Its own commonest label stands in for that of the training posts, which
     can only raise the floor.
     """
-    from emotion_train.metrics import confusion
+    from emotion_train.evaluation.metrics import confusion
+    from emotion_train.evaluation.predictions import Predictions, join_predictions
+    from emotion_train.evaluation.scoring import probabilities_of
     from emotion_train.progress import ProgressLine
     from emotion_train.report.figures import SplitResult
-    from emotion_train.report.predictions import Predictions, join_predictions
-    from emotion_train.scoring import probabilities_of
 
     chunks = []
     with ProgressLine("scoring", len(texts), "posts") as line:

@@ -19,12 +19,12 @@ from typing import IO, TYPE_CHECKING, Any, get_args
 
 from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, Precision
 from emotion_train.errors import WrongRequest
-from emotion_train.memory import GIB, Shape, usable_bytes, weight_bytes
 from emotion_train.model.facts import read_facts
+from emotion_train.sizing.memory import GIB, Shape, usable_bytes, weight_bytes
 
 if TYPE_CHECKING:
+    from emotion_train.evaluation.scoring import Probabilities
     from emotion_train.model.lora import LoadedAdapter
-    from emotion_train.scoring import Probabilities
 
 _AT_A_TIME = 1024
 _NO_POSTS_INSIDE = {
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
             'There is no post to label; type one as a word ("what a lovely mess"), give --file, or pipe'
             " lines in."
         )
-    from emotion_train.scoring import probabilities_of
+    from emotion_train.evaluation.scoring import probabilities_of
 
     loaded = load_with_progress(arguments)
     print_batch = _printer(arguments.format, loaded.labels, arguments.top, sys.stdout)
@@ -146,10 +146,10 @@ def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
     """
     import torch
 
-    from emotion_train.microbatch import memory_of
     from emotion_train.model.load import read_config
     from emotion_train.model.lora import load_adapter
     from emotion_train.progress import ProgressLine
+    from emotion_train.training.microbatch import memory_of
 
     device = torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":

@@ -20,10 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from emotion_train.errors import AlreadyExists, WrongRequest
-from emotion_train.manifest import version_of
-from emotion_train.progress import ProgressLine
-from emotion_train.staged import (
+from emotion_train.bases.staged import (
     INDEX_KEY,
     UNFINISHED_KEY,
     StagedBase,
@@ -32,7 +29,10 @@ from emotion_train.staged import (
     StagedTensor,
     read_index,
 )
-from emotion_train.storage import FolderStore, Store, open_store
+from emotion_train.errors import AlreadyExists, WrongRequest
+from emotion_train.progress import ProgressLine
+from emotion_train.storage.document import version_of
+from emotion_train.storage.store import FolderStore, Store, open_store
 
 if TYPE_CHECKING:
     import torch

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from emotion_train.config import POSTS_PER_SCORING_STEP, Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.errors import LostContact, NotPublished, StorageError, WrongRequest
-from emotion_train.outcome import answers_signals
-from emotion_train.preemption import PreemptionWatch, hold_seconds
-from emotion_train.runlog import Entry, Metrics, Published, Writer, read_log, require_conditional_writes
-from emotion_train.storage import Store, open_store
+from emotion_train.processes.launcher_link import answers_signals
+from emotion_train.processes.notices import PreemptionWatch, hold_seconds
+from emotion_train.runs.log import Entry, Metrics, Published, Writer, read_log, require_conditional_writes
+from emotion_train.storage.store import Store, open_store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,18 +37,18 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from emotion_train.checkpoint import Saved
     from emotion_train.data.loader import Loader
     from emotion_train.data.tokenization import PostTokenizer
-    from emotion_train.distributed import Kind
-    from emotion_train.interruption import Interruptions
     from emotion_train.model.head import EmotionClassifier
     from emotion_train.model.load import BaseInfo
-    from emotion_train.ranks import Ranks
+    from emotion_train.processes.interruption import Interruptions
+    from emotion_train.processes.ranks import Ranks
     from emotion_train.report.figures import SplitResult
     from emotion_train.report.schema import Report
-    from emotion_train.saver import LocalStates, Saver
-    from emotion_train.trainer import Trainer
+    from emotion_train.runs.checkpoint import Saved
+    from emotion_train.runs.saver import LocalStates, Saver
+    from emotion_train.training.engines import Kind
+    from emotion_train.training.trainer import Trainer
 
 T = TypeVar("T")
 DATA_PATIENCE_S = 1800.0  # for a bucket that stops answering
@@ -128,9 +128,9 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from emotion_train.data.tokenization import PostTokenizer
-    from emotion_train.interruption import Interruptions
-    from emotion_train.microbatch import settle
-    from emotion_train.ranks import is_about_contact, lost_contact
+    from emotion_train.processes.interruption import Interruptions
+    from emotion_train.processes.ranks import is_about_contact, lost_contact
+    from emotion_train.training.microbatch import settle
 
     with ExitStack() as stack:
         # once a machine is enough
@@ -190,11 +190,11 @@ def _require_fp8(config: Config, engine: Kind, device: torch.device) -> None:
     """Raises `WrongRequest` when the config asks for fp8 and engine, GPU or base cannot compute
     it.
     """
-    from emotion_train.distributed import shards_weights
-    from emotion_train.memory import is_fused
     from emotion_train.model.head import require_float8
     from emotion_train.model.load import read_config
-    from emotion_train.shape import Shape
+    from emotion_train.sizing.memory import is_fused
+    from emotion_train.sizing.shape import Shape
+    from emotion_train.training.engines import shards_weights
 
     if config.model.precision != "fp8":
         return
@@ -266,7 +266,7 @@ def _look_before_claiming(config: Config, index: Index, store: Store, allow_unfe
     """The final entry, if there is one. Raises what would be refused, so that no writer at work is
     fenced by a request that is.
     """
-    from emotion_train import checkpoint
+    from emotion_train.runs import checkpoint
 
     assert config.run.id is not None
     _folder_here(config)
@@ -297,8 +297,8 @@ def _claim(job: Job, claimed: list[Claimed]) -> Entry | None:
 
     Returns the final entry when another writer has published in the meantime, else fills `claimed`.
     """
-    from emotion_train import checkpoint
-    from emotion_train.saver import LocalStates
+    from emotion_train.runs import checkpoint
+    from emotion_train.runs.saver import LocalStates
 
     writer = Writer(job.output_store, job.run_id, job.index.sha256(), job.config.sha256())
     saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
@@ -363,7 +363,7 @@ def _prefer_local(job: Job, found: Claimed) -> None:
     Older ones are let go: behind the newest they would be where a run goes on that is killed just
     then.
     """
-    from emotion_train import checkpoint
+    from emotion_train.runs import checkpoint
 
     def place(entry: Entry) -> tuple[int, bool]:
         return entry.step, "macro_f1" in entry.metrics
@@ -417,8 +417,8 @@ def _folder_here(config: Config) -> Path:
 
 
 def _start_processes(config: Config) -> tuple[Accelerator, Kind, Ranks]:
-    from emotion_train.distributed import start_accelerator
-    from emotion_train.ranks import Ranks
+    from emotion_train.processes.ranks import Ranks
+    from emotion_train.training.engines import start_accelerator
 
     accelerator, engine = start_accelerator(config.distributed.timeout_s, list(config.run.trackers))
     ranks = Ranks(config.distributed.timeout_s)
@@ -433,7 +433,7 @@ def _load_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
     """
     import numpy as np
 
-    from emotion_train.trainer import CutOff
+    from emotion_train.training.trainer import CutOff
 
     while True:
         loaded = None
@@ -471,10 +471,10 @@ def _build_model(
 
     Raises `CutOff` when the machine goes.
     """
-    from emotion_train.distributed import shards_weights
     from emotion_train.model.lora import build_classifier
     from emotion_train.progress import ProgressLine
-    from emotion_train.trainer import CutOff
+    from emotion_train.training.engines import shards_weights
+    from emotion_train.training.trainer import CutOff
 
     def tell(placed: int, total: int) -> None:
         line.update(placed, total=total)
@@ -504,9 +504,9 @@ def _start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Train
     """The trainer at its cursor: at the start, or after the newest state; `claimed` is None on
     ranks other than 0.
     """
-    from emotion_train.checkpoint import Question, Snapshot
-    from emotion_train.loss import class_weights
-    from emotion_train.trainer import Trainer
+    from emotion_train.model.loss import class_weights
+    from emotion_train.runs.checkpoint import Question, Snapshot
+    from emotion_train.training.trainer import Trainer
 
     model, base = _load_model(job)
     weights_C = class_weights(job.index.split("train").label_counts, job.config.loss.class_weights)
@@ -546,8 +546,8 @@ def _start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Train
 
 
 def _open_saver(job: Job, claimed: Claimed) -> Saver:
-    from emotion_train.retention import collect
-    from emotion_train.saver import Saver
+    from emotion_train.runs.retention import collect
+    from emotion_train.runs.saver import Saver
 
     return Saver(
         claimed.writer, claimed.local, _say, lambda: collect(claimed.writer, job.config.checkpoint.keep_every)
@@ -556,7 +556,7 @@ def _open_saver(job: Job, claimed: Claimed) -> Saver:
 
 def _restore(job: Job, trainer: Trainer, claimed: Claimed | None) -> None:
     """Put the newest state into the trainer of every rank, as rank 0 read and verified it."""
-    from emotion_train import checkpoint
+    from emotion_train.runs import checkpoint
 
     newest = claimed.newest if claimed is not None else None
     found = job.ranks.from_main((newest.entry, tuple(newest.files)) if newest is not None else None)
@@ -595,7 +595,7 @@ def _open_loader(
     from emotion_train.data.loader import Loader, encoder_threads
     from emotion_train.data.order import Order
     from emotion_train.data.reader import RowGroupReader
-    from emotion_train.scoring import fill_multiple
+    from emotion_train.evaluation.scoring import fill_multiple
 
     split = job.index.split(name)
     return stack.enter_context(
@@ -635,8 +635,8 @@ def _report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, sta
     together.
     """
     from emotion_train.console import Terminal
-    from emotion_train.publish import final_files, peak_memory, publish
     from emotion_train.report.terminal import print_report
+    from emotion_train.runs.publish import final_files, peak_memory, publish
 
     _until_the_store_takes_it(job, lambda: _drain(trainer), lambda: _kept_by(trainer))
     best, adapter = _load_best(job, trainer, claimed)
@@ -686,7 +686,7 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Ent
     """
     from safetensors.torch import load
 
-    from emotion_train import checkpoint
+    from emotion_train.runs import checkpoint
 
     found: list[tuple[Entry, bytes]] = []  # stays empty on ranks other than 0
 
@@ -707,7 +707,7 @@ def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, S
     """The splits' results; begun again when they were given up for a termination that was
     withdrawn.
     """
-    from emotion_train.trainer import CutOff
+    from emotion_train.training.trainer import CutOff
 
     while True:
         try:
@@ -723,7 +723,7 @@ def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[
     Raises `NotPublished` after that, with what `keep` says of where the run's result is, and
     `Preempted` when the machine goes before.
     """
-    from emotion_train.interruption import GOING
+    from emotion_train.processes.interruption import GOING
 
     deadline, told, pause = (
         time.monotonic() + job.config.run.publish_timeout_s,
@@ -763,10 +763,10 @@ def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, Spl
     """Counts and joined predictions of validation and, where there is one, test; empty predictions
     on ranks other than 0.
     """
+    from emotion_train.evaluation.predictions import join_predictions
     from emotion_train.progress import ProgressLine
-    from emotion_train.publish import tfidf_predictions
     from emotion_train.report.figures import SplitResult
-    from emotion_train.report.predictions import join_predictions
+    from emotion_train.runs.publish import tfidf_predictions
 
     names = [
         name for name in ("validation", "test") if name in job.index.splits and job.index.splits[name].rows
@@ -800,9 +800,9 @@ def _build_report(
     remarks: Sequence[str],
     memory: tuple[int, Literal["GPU", "RSS"]],
 ) -> Report:
-    from emotion_train.publish import git_commit, versions
     from emotion_train.report.figures import Measured, build_report, dataset_facts
     from emotion_train.report.schema import Evaluation, Identity
+    from emotion_train.runs.publish import git_commit, versions
 
     progress, ended = trainer.progress, datetime.now(UTC)
     memory_bytes, memory_kind = memory
@@ -909,6 +909,6 @@ def _say_published(store: Store, run_id: str, entry: Entry, shown: bool) -> int:
 
 if __name__ == "__main__":
     from emotion_train.cli import main
-    from emotion_train.outcome import run_as_trainer
+    from emotion_train.processes.launcher_link import run_as_trainer
 
     sys.exit(run_as_trainer(lambda: main(["train", *sys.argv[1:]])))

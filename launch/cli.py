@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emotion_train.errors import EXIT_CODES, exit_code, print_nowhere
-from launch.command import accelerate_line, choose, printable
+from launch.run.choice import accelerate_line, choose, printable
 
 _PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which
 precision and micro-batch, how many posts a second, how many hours, and dollars on spot (expected
@@ -218,9 +218,9 @@ def _positive(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from emotion_train.config import load_config
-    from emotion_train.preemption import hold_seconds
-    from launch.processes import run_to_end
-    from launch.topology import gpus
+    from emotion_train.processes.notices import hold_seconds
+    from launch.run.processes import run_to_end
+    from launch.run.topology import gpus
 
     config = load_config(arguments.config, arguments.overrides)
     choice = choose(gpus(), arguments.accelerate_config, config, processes=arguments.processes)
@@ -248,7 +248,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from launch.planning import plan
+    from launch.plan.verb import plan
 
     return plan(arguments)
 
@@ -256,8 +256,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from emotion_train.console import Terminal
     from emotion_train.errors import WrongRequest
-    from launch.preflight import check_all
-    from launch.topology import gpus
+    from launch.check.checks import check_all
+    from launch.run.topology import gpus
 
     if arguments.hours is not None and not 0 < arguments.hours < math.inf:
         raise WrongRequest(f"--hours is {arguments.hours:g}; give a number above 0.")
@@ -279,8 +279,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _runs(arguments: argparse.Namespace) -> int:
-    from emotion_train.storage import open_store
-    from launch.run_pages import a_console, print_runs
+    from emotion_train.storage.store import open_store
+    from launch.results.pages import a_console, print_runs
 
     print_runs(open_store(arguments.output_url), a_console())
     return 0
@@ -288,9 +288,9 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from emotion_train.errors import WrongRequest
-    from emotion_train.storage import open_store
-    from launch.run_pages import a_console, show, watch
-    from launch.runs import split_run_url
+    from emotion_train.storage.store import open_store
+    from launch.results.pages import a_console, show, watch
+    from launch.results.pull import split_run_url
 
     if not arguments.every > 0:
         raise WrongRequest(f"--every is {arguments.every:g}; give seconds above 0.")
@@ -304,7 +304,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _pull(arguments: argparse.Namespace) -> int:
-    from launch.runs import pull
+    from launch.results.pull import pull
 
     entry = pull(arguments.run_url, arguments.to)
     total = sum(part.bytes for part in entry.parts)

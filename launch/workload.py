@@ -12,13 +12,13 @@ import json
 import math
 from typing import Any
 
-from emotion_train.base import BaseFiles
+from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config, Precision
 from emotion_train.data.index import Index, Split
 from emotion_train.errors import WrongRequest
-from emotion_train.memory import Shape, is_fused
-from emotion_train.storage import Store
-from launch.plan import Work
+from emotion_train.sizing.memory import Shape, is_fused
+from emotion_train.storage.store import Store
+from launch.plan.choices import Work
 
 _SAMPLE_POSTS = 2048
 # of the published checkpoint, so that a plan for the default base needs no network
@@ -74,7 +74,7 @@ def refuse_unfused_fp8(config: Config, shape: Shape, option: str) -> None:
 
 
 def _shape_of_gguf(files: BaseFiles) -> Shape:
-    from emotion_train.gguf_file import GgufFile
+    from emotion_train.bases.gguf_file import GgufFile
 
     assert files.gguf is not None
     header = GgufFile.open(files.gguf)

@@ -14,8 +14,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from emotion_train.errors import ObjectNotFound, WrongRequest
-from emotion_train.manifest import Entry, Manifest, read_manifest
-from emotion_train.storage import Store
+from emotion_train.storage.document import Entry, Manifest, read_manifest
+from emotion_train.storage.store import Store
 
 INDEX_KEY = "index.json"
 SCHEMA: Literal["emotion-train/index/1"] = "emotion-train/index/1"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from emotion_train.data.index import RowGroup, Split
 from emotion_train.errors import ObjectChanged, StorageError, WrongRequest
-from emotion_train.storage import Store
+from emotion_train.storage.store import Store
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0

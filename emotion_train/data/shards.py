@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from emotion_train.data.index import MAX_LANES, DataObject, RowGroup, Split
 from emotion_train.errors import StorageError
-from emotion_train.storage import Store
+from emotion_train.storage.store import Store
 
 SCHEMA = pa.schema(
     [

@@ -29,9 +29,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from emotion_train.base import BaseFiles
+from emotion_train.bases.files import BaseFiles
+from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.errors import WrongRequest
-from emotion_train.gguf_file import GgufFile
 
 TEKKEN_PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 
 from emotion_train.errors import ObjectNotFound, StorageError
-from emotion_train.storage import Store
+from emotion_train.storage.store import Store
 
 _LOOK_EVERY_S = 20.0
 # an entry of Triton's cache, and a file in it

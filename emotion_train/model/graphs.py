@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from emotion_train.data.packing import Pack
-from emotion_train.loss import weighted_loss_sum
-from emotion_train.memory import RECORDED_BELOW, usable_bytes
 from emotion_train.model.attention import on_device, sight
 from emotion_train.model.fused import FusedInputs
 from emotion_train.model.head import EmotionClassifier, draw_seed
+from emotion_train.model.loss import weighted_loss_sum
+from emotion_train.sizing.memory import RECORDED_BELOW, usable_bytes
 
 _POSTS_BUCKET = 64
 _MOST_GRAPHS = 32

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from emotion_train.base import BaseFiles
+from emotion_train.bases.files import BaseFiles
+from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.errors import WrongRequest
-from emotion_train.gguf_file import GgufFile
 from emotion_train.model.attention import ATTENTION
 from emotion_train.model.precision import (
     Codes4bit,

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from emotion_train.bases.staged import Part, StagedBase, StagedTensor, changed
 from emotion_train.errors import ObjectChanged
 from emotion_train.model.precision import Codes4bit
-from emotion_train.staged import Part, StagedBase, StagedTensor, changed
 
 PIECES_IN_FLIGHT = 32
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "U8": torch.uint8}  # by safetensors' names

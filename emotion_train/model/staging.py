@@ -20,12 +20,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from emotion_train.bases.staged import Part, StagedObject, StagedTensor
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.model.load import BaseConfig, Fingerprint, Tell, open_checkpoint, skeleton, stream
 from emotion_train.model.precision import Codes4bit, linear_4bit
 from emotion_train.model.staged_weights import DTYPES, PACKED_STATE, staged_tensors
-from emotion_train.staged import Part, StagedObject, StagedTensor
-from emotion_train.storage import Store
+from emotion_train.storage.store import Store
 
 StagedPrecision = Literal["bf16", "nf4"]
 _WRITERS = 4

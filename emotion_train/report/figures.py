@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emotion_train.config import ReportSection
-from emotion_train.metrics import (
+from emotion_train.evaluation.floors import MAJORITY, TFIDF, majority_floor
+from emotion_train.evaluation.metrics import (
     ClassCounts,
     bootstrap_macro_f1,
     confusion,
@@ -22,8 +23,7 @@ from emotion_train.metrics import (
     log_loss,
     paired_bootstrap_macro_f1,
 )
-from emotion_train.report.floors import MAJORITY, TFIDF, majority_floor
-from emotion_train.report.predictions import Inconsistent, Predictions, join_predictions
+from emotion_train.evaluation.predictions import Inconsistent, Predictions, join_predictions
 from emotion_train.report.schema import (
     Dataset,
     Evaluation,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from emotion_train.local_s3 import LocalS3
 from emotion_train.prepare import prepare
+from emotion_train.storage.local_s3 import LocalS3
 from tests.cloud.launcher import Launcher
 from tests.cloud.slurm_site import MISSING_VARIABLE, SITE_VARIABLE, Site
 from tests.emotion_train.tiny_models import causal_checkpoint

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from emotion_train.config import example_config
-from emotion_train.local_s3 import LocalS3
-from emotion_train.runlog import Entry, read_log, run_ids
-from emotion_train.storage import open_store
-from launch.history import incarnations
-from launch.runs import pull
+from emotion_train.runs.log import Entry, read_log, run_ids
+from emotion_train.storage.local_s3 import LocalS3
+from emotion_train.storage.store import open_store
+from launch.results.history import incarnations
+from launch.results.pull import pull
 from tests.cloud.slurm_site import ROOT, Site
 
 OUTPUT_URL = "s3://cloud/runs"

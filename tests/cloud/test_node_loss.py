@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from emotion_train.runlog import Entry, when
-from launch.history import incarnations
+from emotion_train.runs.log import Entry, when
+from launch.results.history import incarnations
 from tests.cloud.launcher import TASK, Launcher, ManagedJob, adapter, assert_equal, published_run
 from tests.cloud.slurm_site import SPOT, Site
 from tests.emotion_train.metadata_servers import AwsHandler, Machine, serving

@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emotion_train.config import load_config
-from emotion_train.distributed import Kind, start_accelerator
-from emotion_train.trainer import Trainer
+from emotion_train.training.engines import Kind, start_accelerator
+from emotion_train.training.trainer import Trainer
 from tests.emotion_train.tiny_runs import start_trainer
 
 

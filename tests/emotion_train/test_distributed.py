@@ -25,12 +25,12 @@ from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
-from emotion_train.distributed import Kind, asked_for, deepspeed_config, make_engine, start_accelerator
 from emotion_train.errors import WrongRequest
-from emotion_train.loss import class_weights
 from emotion_train.model.lora import adapter_state, build_classifier
-from emotion_train.storage import open_store
-from emotion_train.trainer import learning_rate
+from emotion_train.model.loss import class_weights
+from emotion_train.storage.store import open_store
+from emotion_train.training.engines import Kind, asked_for, deepspeed_config, make_engine, start_accelerator
+from emotion_train.training.trainer import learning_rate
 from tests.emotion_train.many_processes import Leg, Outcome, load_outcome, train_leg, write_plan
 from tests.emotion_train.tiny_runs import start_trainer, tiny_config, tiny_words
 

@@ -16,10 +16,10 @@ from sklearn.metrics import f1_score
 
 from emotion_train import cli as train_cli
 from emotion_train.data.index import INDEX_KEY, read_index
-from emotion_train.report.predictions import predictions_from_parquet
+from emotion_train.evaluation.predictions import predictions_from_parquet
 from emotion_train.report.schema import Report
-from emotion_train.runlog import final_entry, read_log
-from emotion_train.storage import open_store
+from emotion_train.runs.log import final_entry, read_log
+from emotion_train.storage.store import open_store
 from launch import cli as launch_cli
 from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import tiny_words, write_posts
@@ -281,7 +281,7 @@ def test_an_output_that_cannot_be_written_is_found_by_check(
 def test_pulling_into_a_folder_that_cannot_be_made_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from emotion_train.runlog import Writer
+    from emotion_train.runs.log import Writer
 
     writer = Writer(open_store(str(tmp_path / "runs")), "run", "", "")
     writer.claim(0, 0)
@@ -292,7 +292,7 @@ def test_pulling_into_a_folder_that_cannot_be_made_is_one_sentence(
 
 
 def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from emotion_train.runlog import Writer
+    from emotion_train.runs.log import Writer
 
     store = open_store(str(tmp_path))
     Writer(store, "good", "", "").claim(0, 0)

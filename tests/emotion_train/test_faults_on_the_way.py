@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from emotion_train import storage
 from emotion_train.errors import StorageError
-from emotion_train.local_s3 import LocalS3
-from emotion_train.retention import collect
-from emotion_train.runlog import Writer, read_log, read_part
-from emotion_train.storage import Store, open_store
+from emotion_train.runs.log import Writer, read_log, read_part
+from emotion_train.runs.retention import collect
+from emotion_train.storage.local_s3 import LocalS3
+from emotion_train.storage.store import Store, open_store
+from emotion_train.storage.store import store as storage
 from tests.emotion_train.fault_proxy import Fault, FaultProxy
 
 CONTENT = os.urandom(100_000)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from emotion_train.runlog import Writer, upload_part
-from emotion_train.storage import open_store
+from emotion_train.runs.log import Writer, upload_part
+from emotion_train.storage.store import open_store
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 
 PATIENCE_S = 240

@@ -23,8 +23,8 @@ from emotion_train.data.reader import RowGroupReader, sample_texts
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
 from emotion_train.prepare import prepare
-from emotion_train.publish import posts, tfidf_predictions
-from emotion_train.storage import FolderStore, Store, open_store
+from emotion_train.runs.publish import posts, tfidf_predictions
+from emotion_train.storage.store import FolderStore, Store, open_store
 from tests.emotion_train.tiny_models import write_tokenizer
 from tests.emotion_train.tiny_runs import write_posts
 

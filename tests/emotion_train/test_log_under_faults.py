@@ -29,10 +29,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from emotion_train import runlog, storage
 from emotion_train.errors import Fenced, StorageError
-from emotion_train.retention import collect
-from emotion_train.runlog import Entry, Published, Writer, entry_key
+from emotion_train.runs import log as runlog
+from emotion_train.runs.log import Entry, Published, Writer, entry_key
+from emotion_train.runs.retention import collect
+from emotion_train.storage.store import store as storage
 from tests.emotion_train.unreliable_bucket import FAULTS, UnreliableBucket
 
 RUN = "run"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from emotion_train.loss import class_weights, weighted_loss_sum
+from emotion_train.model.loss import class_weights, weighted_loss_sum
 
 COUNTS = [230, 134, 12, 1]
 

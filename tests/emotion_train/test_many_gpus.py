@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emotion_train.distributed import Kind
+from emotion_train.training.engines import Kind
 from tests.emotion_train.test_distributed import ENGINES, agree_to_rounding, compare, move
 from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import tiny_config

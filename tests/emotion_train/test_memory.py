@@ -16,9 +16,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import emotion_train.model
-from emotion_train.activations import FusedBlocks, fused_overhead, stock_kept_by_layer
 from emotion_train.config import ATTENTION_PROJECTIONS, LINEAR_LAYERS, LoraSection
-from emotion_train.memory import (
+from emotion_train.model.attention import Segments
+from emotion_train.model.attention import is_fused as is_fused_attention
+from emotion_train.model.fused import FusedDecoder, fits
+from emotion_train.model.graphs import GraphedPasses
+from emotion_train.model.head import EmotionClassifier
+from emotion_train.model.lora import build_classifier
+from emotion_train.sizing.activations import FusedBlocks, fused_overhead, stock_kept_by_layer
+from emotion_train.sizing.memory import (
     GIB,
     Precision,
     Shape,
@@ -30,12 +36,6 @@ from emotion_train.memory import (
     usable_bytes,
     weight_bytes,
 )
-from emotion_train.model.attention import Segments
-from emotion_train.model.attention import is_fused as is_fused_attention
-from emotion_train.model.fused import FusedDecoder, fits
-from emotion_train.model.graphs import GraphedPasses
-from emotion_train.model.head import EmotionClassifier
-from emotion_train.model.lora import build_classifier
 from tests.emotion_train import empty_kernels, plain_kernels
 from tests.emotion_train.tiny_models import causal_checkpoint, text_config
 

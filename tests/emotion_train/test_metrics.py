@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from emotion_train.metrics import (
+from emotion_train.evaluation.metrics import (
     ClassCounts,
     bootstrap_macro_f1,
     confusion,
@@ -202,7 +202,7 @@ def test_same_seed_same_interval_for_any_order_of_posts():
 def test_chunks_do_not_change_the_interval(monkeypatch):
     truth_N, predicted_N = skewed(500, 4, 0.6, seed=1)
     whole = bootstrap_macro_f1(truth_N, predicted_N, 4, samples=300)
-    monkeypatch.setattr("emotion_train.metrics._DRAWS_AT_A_TIME", 50)
+    monkeypatch.setattr("emotion_train.evaluation.metrics._DRAWS_AT_A_TIME", 50)
     assert bootstrap_macro_f1(truth_N, predicted_N, 4, samples=300) == whole
 
 

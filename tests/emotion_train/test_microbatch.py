@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from emotion_train import cli, microbatch
+from emotion_train import cli
 from emotion_train.config import ATTENTION_PROJECTIONS, Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
-from emotion_train.distributed import Kind
 from emotion_train.errors import WrongRequest
-from emotion_train.memory import GIB, Shape, estimate, usable_bytes
-from emotion_train.microbatch import Setting, setting_for, settle, tokens_of_a_step
-from emotion_train.storage import open_store
+from emotion_train.sizing.memory import GIB, Shape, estimate, usable_bytes
+from emotion_train.storage.store import open_store
+from emotion_train.training import microbatch
+from emotion_train.training.engines import Kind
+from emotion_train.training.microbatch import Setting, setting_for, settle, tokens_of_a_step
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 
 MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)

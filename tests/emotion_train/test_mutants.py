@@ -42,7 +42,7 @@ MUTANTS = [
     # one writer at a time
     Mutant(
         "an entry is only created, in a bucket",
-        "emotion_train/storage.py",
+        "emotion_train/storage/store.py",
         "S3Store.create",
         ", IfNoneMatch='*')",
         ")",
@@ -50,7 +50,7 @@ MUTANTS = [
     ),
     Mutant(
         "an entry is only created, in a folder",
-        "emotion_train/storage.py",
+        "emotion_train/storage/store.py",
         "FolderStore.create",
         "os.link(temporary, path)",
         "os.replace(temporary, path)",
@@ -58,7 +58,7 @@ MUTANTS = [
     ),
     Mutant(
         "the probe tells which of two writes stands",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "require_conditional_writes",
         "honoured = False",
         "honoured = True",
@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     Mutant(
         "an entry of another incarnation fences",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "Writer._own_entry_at",
         "if (there.nonce, there.incarnation) == (self.nonce, self.incarnation):",
         "if True:",
@@ -74,7 +74,7 @@ MUTANTS = [
     ),
     Mutant(
         "the newest claim wins",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "Writer.claim",
         "if not since:",
         "if since:",
@@ -82,7 +82,7 @@ MUTANTS = [
     ),
     Mutant(
         "a claim knows what came before it",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "Writer.claim",
         "self.entries += tuple(since)",
         'self.entries += tuple(entry.model_copy(update={"kind": "claim"}) for entry in since)',
@@ -90,7 +90,7 @@ MUTANTS = [
     ),
     Mutant(
         "numbers have no gap",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "Writer.append",
         "self._own[-1].seq + 1",
         "self._own[-1].seq + 2",
@@ -98,7 +98,7 @@ MUTANTS = [
     ),
     Mutant(
         "a gap is refused",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "_count_entries",
         "if found == list(range(len(found))):",
         "if True:",
@@ -106,7 +106,7 @@ MUTANTS = [
     ),
     Mutant(
         "a published run is not claimed",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "Writer.claim",
         "if (finals := [entry for entry in self.entries if entry.kind == 'final']):",
         "if (finals := [entry for entry in self.entries if False]):",
@@ -114,7 +114,7 @@ MUTANTS = [
     ),
     Mutant(
         "a run is published once",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "Writer.append",
         "there.kind == 'final' or _facts",
         "_facts",
@@ -123,7 +123,7 @@ MUTANTS = [
     # an answer that is lost, late or repeated
     Mutant(
         "a refusal is read back",
-        "emotion_train/storage.py",
+        "emotion_train/storage/store.py",
         "S3Store.create",
         "if self.read(key) == data:",
         "if False:",
@@ -131,7 +131,7 @@ MUTANTS = [
     ),
     Mutant(
         "what stands there is compared with what was sent",
-        "emotion_train/storage.py",
+        "emotion_train/storage/store.py",
         "S3Store.create",
         "if self.read(key) == data:",
         "if self.read(key):",
@@ -139,7 +139,7 @@ MUTANTS = [
     ),
     Mutant(
         "a refusal is ambiguous",
-        "emotion_train/storage.py",
+        "emotion_train/storage/store.py",
         "_is_ambiguous",
         "status in (409, 412, 429) or",
         "status in (409, 429) or",
@@ -147,7 +147,7 @@ MUTANTS = [
     ),
     Mutant(
         "an own entry that came late is taken over",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "Writer._own_entry_at",
         "if (there.nonce, there.incarnation) == (self.nonce, self.incarnation):",
         "if False:",
@@ -155,7 +155,7 @@ MUTANTS = [
     ),
     Mutant(
         "an own entry that came late is not repeated",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "Writer.append",
         "self._unanswered.append(there)",
         "pass",
@@ -164,7 +164,7 @@ MUTANTS = [
     # what is read is what was committed, and never more
     Mutant(
         "a part has the size of its entry",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "read_part",
         "if size != part.bytes:",
         "if False:",
@@ -172,7 +172,7 @@ MUTANTS = [
     ),
     Mutant(
         "a part has the sha256 of its entry",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "read_part",
         "if hashlib.sha256(data).hexdigest() != part.sha256:",
         "if False:",
@@ -180,7 +180,7 @@ MUTANTS = [
     ),
     Mutant(
         "no more of a part is read than its entry says",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "read_part",
         "store.read(key, length=part.bytes + 1)",
         "store.read(key)",
@@ -188,7 +188,7 @@ MUTANTS = [
     ),
     Mutant(
         "an entry is not read beyond its limit",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "_read_entry",
         "store.read(key, length=MAX_ENTRY_BYTES + 1)",
         "store.read(key)",
@@ -196,7 +196,7 @@ MUTANTS = [
     ),
     Mutant(
         "a part stays in the run",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "Part._stays_inside",
         "segment in ('', '.', '..')",
         "segment in ('', '.')",
@@ -204,7 +204,7 @@ MUTANTS = [
     ),
     Mutant(
         "an entry names only its writer's folders",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "_unsound",
         "if not part.key.startswith(own):",
         "if False:",
@@ -212,7 +212,7 @@ MUTANTS = [
     ),
     Mutant(
         "no part takes the place of another",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "first_collision",
         "if folded in files or folded in folders or parents & files:",
         "if False:",
@@ -220,7 +220,7 @@ MUTANTS = [
     ),
     Mutant(
         "a part is never written again with other bytes",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "Writer.upload",
         "str(path.parent / hashlib.sha256(data).hexdigest()[:12] / path.name)",
         "str(path)",
@@ -228,7 +228,7 @@ MUTANTS = [
     ),
     Mutant(
         "no link leads out of a folder",
-        "emotion_train/storage.py",
+        "emotion_train/storage/store.py",
         "FolderStore._path",
         "os.path.realpath(path)]) != real_root",
         "real_root]) != real_root",
@@ -237,7 +237,7 @@ MUTANTS = [
     # what is cleared away
     Mutant(
         "the newest three are kept",
-        "emotion_train/retention.py",
+        "emotion_train/runs/retention.py",
         "KEEP_NEWEST",
         "KEEP_NEWEST = 3",
         "KEEP_NEWEST = 2",
@@ -245,7 +245,7 @@ MUTANTS = [
     ),
     Mutant(
         "the best is kept",
-        "emotion_train/retention.py",
+        "emotion_train/runs/retention.py",
         "kept_entries",
         "kept.append(best)",
         "pass",
@@ -253,7 +253,7 @@ MUTANTS = [
     ),
     Mutant(
         "each k-th is kept",
-        "emotion_train/retention.py",
+        "emotion_train/runs/retention.py",
         "kept_entries",
         "kept += checkpoints[keep_every - 1::keep_every]",
         "pass",
@@ -261,7 +261,7 @@ MUTANTS = [
     ),
     Mutant(
         "no entry is deleted",
-        "emotion_train/retention.py",
+        "emotion_train/runs/retention.py",
         "collect",
         "    for key in doomed:\n",
         '    for key in [*doomed, "log/00000001.json"][: 99 if doomed else 0]:\n',
@@ -269,7 +269,7 @@ MUTANTS = [
     ),
     Mutant(
         "a newer writer's parts are left alone",
-        "emotion_train/retention.py",
+        "emotion_train/runs/retention.py",
         "removable",
         "if int(owner[1]) < incarnation or",
         "if int(owner[1]) != incarnation or",
@@ -277,7 +277,7 @@ MUTANTS = [
     ),
     Mutant(
         "the first of equals stays the best",
-        "emotion_train/retention.py",
+        "emotion_train/runs/retention.py",
         "_best",
         "-entry.seq, entry)",
         "entry.seq, entry)",
@@ -286,7 +286,7 @@ MUTANTS = [
     # saving beside training
     Mutant(
         "the newest that waits wins",
-        "emotion_train/saver.py",
+        "emotion_train/runs/saver.py",
         "Saver._let_go",
         "kept = [one for one in self._waiting if one is newest or",
         "kept = [one for one in self._waiting if True or",
@@ -294,7 +294,7 @@ MUTANTS = [
     ),
     Mutant(
         "what is in flight is not let go",
-        "emotion_train/saver.py",
+        "emotion_train/runs/saver.py",
         "Saver._let_go",
         "one is newest or one is self._in_flight or",
         "one is newest or",
@@ -302,7 +302,7 @@ MUTANTS = [
     ),
     Mutant(
         "an evaluated state is not replaced",
-        "emotion_train/saver.py",
+        "emotion_train/runs/saver.py",
         "Saver._let_go",
         "or one.macro_f1 is not None]\n",
         "]\n",
@@ -310,7 +310,7 @@ MUTANTS = [
     ),
     Mutant(
         "saved means committed",
-        "emotion_train/saver.py",
+        "emotion_train/runs/saver.py",
         "Saver.drain",
         "while self._waiting and self.failure is None",
         "while self._waiting[1:] and self.failure is None",
@@ -318,7 +318,7 @@ MUTANTS = [
     ),
     Mutant(
         "a fenced writer's training ends",
-        "emotion_train/saver.py",
+        "emotion_train/runs/saver.py",
         "Saver.check",
         "raise self.failure",
         "return",
@@ -326,7 +326,7 @@ MUTANTS = [
     ),
     Mutant(
         "a state is a copy",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer.state",
         "copies = checkpoint.host_copy({",
         "copies = dict({",
@@ -335,7 +335,7 @@ MUTANTS = [
     # going on
     Mutant(
         "training goes on at the cursor",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer.fit",
         "self.train_loader.steps(epoch, first)",
         "self.train_loader.steps(epoch, max(0, first - 1))",
@@ -343,7 +343,7 @@ MUTANTS = [
     ),
     Mutant(
         "the cursor is saved at the step of the state",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer.state",
         "history=list(self.progress.history),",
         "history=list(self.progress.history),\n            step=self.progress.step - 1,",
@@ -351,7 +351,7 @@ MUTANTS = [
     ),
     Mutant(
         "dropout is drawn from seed, step and rank",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer._seed_dropout",
         "torch.manual_seed(seed)",
         "pass",
@@ -359,7 +359,7 @@ MUTANTS = [
     ),
     Mutant(
         "each rank has its own dropout",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer._seed_dropout",
         "self.progress.step, self.ranks.rank)[0]",
         "self.progress.step, 0)[0]",
@@ -367,7 +367,7 @@ MUTANTS = [
     ),
     Mutant(
         "each step has its own dropout",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer._seed_dropout",
         "self.progress.step, self.ranks.rank)[0]",
         "0, self.ranks.rank)[0]",
@@ -375,7 +375,7 @@ MUTANTS = [
     ),
     Mutant(
         "the moments of the optimizer come back",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer.restore",
         "self.engine.load_moments(state.optimizer, state.progress.step)",
         "pass",
@@ -391,7 +391,7 @@ MUTANTS = [
     ),
     Mutant(
         "a store that does not answer is no reason to fall back",
-        "emotion_train/checkpoint.py",
+        "emotion_train/runs/checkpoint.py",
         "_first_good",
         "if error.transient:",
         "if False:",
@@ -399,7 +399,7 @@ MUTANTS = [
     ),
     Mutant(
         "a run is not begun anew when no checkpoint verifies",
-        "emotion_train/checkpoint.py",
+        "emotion_train/runs/checkpoint.py",
         "_first_good",
         "    if entries:\n        raise",
         "    if False:\n        raise",
@@ -424,7 +424,7 @@ MUTANTS = [
     # what is promised of the log, the saves and the result
     Mutant(
         "nothing goes behind a log that was deleted",
-        "emotion_train/runlog.py",
+        "emotion_train/runs/log.py",
         "Writer.append",
         "self._require_log()",
         "pass",
@@ -432,7 +432,7 @@ MUTANTS = [
     ),
     Mutant(
         "an entry is sent once an attempt",
-        "emotion_train/storage.py",
+        "emotion_train/storage/store.py",
         "S3Store._connect",
         "_Connection(patient, client(1), ",
         "_Connection(patient, client(PATIENT_ATTEMPTS), ",
@@ -440,7 +440,7 @@ MUTANTS = [
     ),
     Mutant(
         "checkpoints come by time",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer._exchange",
         ">= every:",
         ">= every and False:",
@@ -448,7 +448,7 @@ MUTANTS = [
     ),
     Mutant(
         "checkpoints come by steps",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer._due_by_steps",
         "due = every is not None and self.progress.step % every == 0 and (not self._evaluation_due())",
         "due = every is not None and False",
@@ -456,7 +456,7 @@ MUTANTS = [
     ),
     Mutant(
         "what the bucket does not take waits on this machine",
-        "emotion_train/saver.py",
+        "emotion_train/runs/saver.py",
         "Saver._failed",
         "kept = self.keep_what_waits()",
         "kept = ''",
@@ -464,7 +464,7 @@ MUTANTS = [
     ),
     Mutant(
         "a failing save is told of again",
-        "emotion_train/saver.py",
+        "emotion_train/runs/saver.py",
         "Saver._failed",
         "if time.monotonic() - self._told >= _TELL_EVERY_S:",
         "if time.monotonic() - self._told > 0 > self._told:",
@@ -480,7 +480,7 @@ MUTANTS = [
     ),
     Mutant(
         "a pickle is not pulled",
-        "launch/runs.py",
+        "launch/results/pull.py",
         "safe_targets",
         "not in _ALLOWED_SUFFIXES:",
         'not in {*_ALLOWED_SUFFIXES, ".pt", ".bin", ".pkl"}:',
@@ -489,7 +489,7 @@ MUTANTS = [
     # when the machine goes
     Mutant(
         "a rebalance saves",
-        "emotion_train/interruption.py",
+        "emotion_train/processes/interruption.py",
         "_KINDS",
         "'rebalance': Signal.REBALANCE",
         "'rebalance': Signal.NONE",
@@ -497,7 +497,7 @@ MUTANTS = [
     ),
     Mutant(
         "a notice is said once",
-        "emotion_train/interruption.py",
+        "emotion_train/processes/interruption.py",
         "Interruptions._news",
         "if notice is None or notice.serial == self._said:",
         "if notice is None:",
@@ -505,7 +505,7 @@ MUTANTS = [
     ),
     Mutant(
         "the kill is waited for",
-        "emotion_train/interruption.py",
+        "emotion_train/processes/interruption.py",
         "Interruptions.hold",
         "(any_going and time_over)",
         "any_going",
@@ -513,7 +513,7 @@ MUTANTS = [
     ),
     Mutant(
         "SIGINT ends a hold",
-        "emotion_train/interruption.py",
+        "emotion_train/processes/interruption.py",
         "Interruptions.hold",
         "if any_left or (",
         "if False or (",
@@ -521,7 +521,7 @@ MUTANTS = [
     ),
     Mutant(
         "a termination may be withdrawn",
-        "emotion_train/interruption.py",
+        "emotion_train/processes/interruption.py",
         "Interruptions.hold",
         "going = kind in ('terminate', 'sigterm')",
         "going = True",
@@ -529,7 +529,7 @@ MUTANTS = [
     ),
     Mutant(
         "who goes saves first",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer._answer",
         "if signals & (GOING | Signal.REBALANCE | Signal.SAVE):",
         "if signals & (Signal.REBALANCE | Signal.SAVE):",
@@ -537,7 +537,7 @@ MUTANTS = [
     ),
     Mutant(
         "who goes waits for the commit",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer._wait_until_saved",
         "if not self.saver.drain(_KEEP_LOCALLY_AFTER_S):",
         "if False:",
@@ -545,7 +545,7 @@ MUTANTS = [
     ),
     Mutant(
         "an evaluation listens too",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer.score",
         "signals = self._exchange()",
         "signals = Signal.NONE",
@@ -553,7 +553,7 @@ MUTANTS = [
     ),
     Mutant(
         "another writer ends the training",
-        "emotion_train/trainer.py",
+        "emotion_train/training/trainer.py",
         "Trainer._exchange",
         "if signals & (Signal.FENCED | Signal.FAILED):",
         "if False:",
@@ -561,7 +561,7 @@ MUTANTS = [
     ),
     Mutant(
         "a second SIGINT leaves at once",
-        "emotion_train/preemption.py",
+        "emotion_train/processes/notices.py",
         "PreemptionWatch._on_signal",
         "os._exit(1)",
         "pass",
@@ -569,7 +569,7 @@ MUTANTS = [
     ),
     Mutant(
         "a signal outranks the cloud",
-        "emotion_train/preemption.py",
+        "emotion_train/processes/notices.py",
         "PreemptionWatch.notice",
         "return self._signal or self._cloud",
         "return self._cloud or self._signal",
@@ -577,7 +577,7 @@ MUTANTS = [
     ),
     Mutant(
         "an expired token is renewed",
-        "emotion_train/preemption.py",
+        "emotion_train/processes/notices.py",
         "Aws._read",
         "if answer.status != 401:",
         "if True:",
@@ -585,7 +585,7 @@ MUTANTS = [
     ),
     Mutant(
         "an advice is news once",
-        "emotion_train/preemption.py",
+        "emotion_train/processes/notices.py",
         "PreemptionWatch._found",
         "self._advised.add(sighting)",
         "pass",
@@ -593,7 +593,7 @@ MUTANTS = [
     ),
     Mutant(
         "GCP holds the question open",
-        "emotion_train/preemption.py",
+        "emotion_train/processes/notices.py",
         "Gcp.look",
         "if self._etag is not None:",
         "if False:",
@@ -601,7 +601,7 @@ MUTANTS = [
     ),
     Mutant(
         "Azure's first answer is waited for",
-        "emotion_train/preemption.py",
+        "emotion_train/processes/notices.py",
         "Azure.look",
         "self._headers, _AZURE_FIRST_ANSWER_S)",
         "self._headers, _ANSWER_S)",
@@ -609,7 +609,7 @@ MUTANTS = [
     ),
     Mutant(
         "an event of Azure names its machine",
-        "emotion_train/preemption.py",
+        "emotion_train/processes/notices.py",
         "Azure._is_about_this_machine",
         "self._name.lower() in resources",
         "True",
@@ -617,7 +617,7 @@ MUTANTS = [
     ),
     Mutant(
         "under SkyPilot the hold is 300 s",
-        "emotion_train/preemption.py",
+        "emotion_train/processes/notices.py",
         "hold_seconds",
         "return SKYPILOT_HOLD_S if",
         "return 0.0 if",
@@ -625,7 +625,7 @@ MUTANTS = [
     ),
     Mutant(
         "the first outcome stands",
-        "emotion_train/outcome.py",
+        "emotion_train/processes/launcher_link.py",
         "_write_first",
         "os.symlink(str(code), folder / _OUTCOME)",
         "(folder / _OUTCOME).unlink(missing_ok=True), os.symlink(str(code), folder / _OUTCOME)",
@@ -633,7 +633,7 @@ MUTANTS = [
     ),
     Mutant(
         "torchelastic does not see 33 and 34",
-        "emotion_train/outcome.py",
+        "emotion_train/processes/launcher_link.py",
         "_AGREED",
         "_AGREED = (33, 34)",
         "_AGREED = ()",
@@ -641,7 +641,7 @@ MUTANTS = [
     ),
     Mutant(
         "the launcher returns the trainer's code",
-        "launch/processes.py",
+        "launch/run/processes.py",
         "run_to_end",
         "return int(code)",
         "return process.returncode",
@@ -649,7 +649,7 @@ MUTANTS = [
     ),
     Mutant(
         "the launcher survives SIGTERM",
-        "launch/processes.py",
+        "launch/run/processes.py",
         "_listening",
         "before = {number: signal.signal(number, signals.came) for number in wanted}",
         "before = {}",
@@ -657,7 +657,7 @@ MUTANTS = [
     ),
     Mutant(
         "a signal is passed on once",
-        "launch/processes.py",
+        "launch/run/processes.py",
         "_follow",
         "if (trainer, number) not in told:",
         "if True:",
@@ -665,7 +665,7 @@ MUTANTS = [
     ),
     Mutant(
         "33 is the trainer's own word",
-        "launch/processes.py",
+        "launch/run/processes.py",
         "run_to_end",
         "            _say(_NO_WORD if trainers_started(folder) else _NO_START)\n",
         "            return 33\n",
@@ -673,7 +673,7 @@ MUTANTS = [
     ),
     Mutant(
         "no trainer is left behind",
-        "launch/processes.py",
+        "launch/run/processes.py",
         "_kill",
         "for process_id in (*living_trainers(folder), process.pid):",
         "for process_id in (process.pid,):",
@@ -681,7 +681,7 @@ MUTANTS = [
     ),
     Mutant(
         "a failure on a machine that goes waits for its end",
-        "launch/processes.py",
+        "launch/run/processes.py",
         "run_to_end",
         "            _hold(signals, hold_s)\n",
         "            pass\n",

@@ -15,14 +15,14 @@ import torch
 from emotion_train.config import LoraSection
 from emotion_train.data.packing import Pack, pack
 from emotion_train.data.tokenization import PostTokenizer
-from emotion_train.loss import weighted_loss_sum
-from emotion_train.memory import Shape, estimate
+from emotion_train.evaluation.scoring import fill_multiple, forward_pack, probabilities_of
 from emotion_train.model.fused import FusedDecoder
 from emotion_train.model.graphs import GraphedPasses
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import load_base
 from emotion_train.model.lora import AdapterFacts, adapter_state, build_classifier, load_adapter, save_adapter
-from emotion_train.scoring import fill_multiple, forward_pack, probabilities_of
+from emotion_train.model.loss import weighted_loss_sum
+from emotion_train.sizing.memory import Shape, estimate
 from tests.emotion_train.test_attention import LORA, make
 from tests.emotion_train.tiny_models import causal_checkpoint
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from emotion_train.outcome import (
+from emotion_train.processes.launcher_link import (
     FOLDER_VARIABLE,
     STOP_SIGNALS,
     answers_signals,
@@ -20,7 +20,9 @@ from emotion_train.outcome import (
     read_outcome,
 )
 
-HEAD = "import os, signal, sys, time\nfrom emotion_train.outcome import answers_signals, run_as_trainer\n"
+HEAD = """import os, signal, sys, time
+from emotion_train.processes.launcher_link import answers_signals, run_as_trainer
+"""
 
 
 @contextmanager

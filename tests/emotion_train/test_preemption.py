@@ -16,8 +16,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from emotion_train import preemption
-from emotion_train.preemption import (
+from emotion_train.processes import notices as preemption
+from emotion_train.processes.notices import (
     Aws,
     Azure,
     Cloud,
@@ -367,7 +367,7 @@ def test_sigint_after_sigterm_is_news() -> None:
 
 def test_a_second_sigint_leaves_at_once_and_one_that_came_twice_is_one() -> None:
     code = (
-        "import os, signal, time\nfrom emotion_train.preemption import PreemptionWatch\n"
+        "import os, signal, time\nfrom emotion_train.processes.notices import PreemptionWatch\n"
         "with PreemptionWatch('none') as watch:\n    print('ready', flush=True)\n"
         "    while watch.notice is None: time.sleep(0.01)\n    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('still here', flush=True)\n    time.sleep(60)\n"

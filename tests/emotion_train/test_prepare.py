@@ -35,7 +35,7 @@ from emotion_train.data.shards import balanced
 from emotion_train.data.stratify import DRAW, quotas, thresholds
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.prepare import prepare
-from emotion_train.storage import FolderStore, ObjectInfo, Store, open_store
+from emotion_train.storage.store import FolderStore, ObjectInfo, Store, open_store
 
 Row = tuple[str, str]
 LABELS = ["anger", "joy", "neutral"]
@@ -847,7 +847,7 @@ def test_an_existing_data_set_is_recognised_and_never_overwritten(
 def test_a_killed_run_is_repeated_over_its_leftovers(tmp_path: Path, bucket_url: str) -> None:
     source = write_csv(tmp_path / "posts.csv", some_rows(3000))
     program = (
-        "import os, signal, sys, emotion_train.storage as s\ns.S3Store.create = lambda *_:"
+        "import os, signal, sys, emotion_train.storage.store as s\ns.S3Store.create = lambda *_:"
         " os.kill(os.getpid(), signal.SIGKILL)\nfrom emotion_train.prepare import prepare;"
         " prepare(sys.argv[1], sys.argv[2], rows_per_group=512, rows_per_object=512)"
     )

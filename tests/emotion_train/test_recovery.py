@@ -19,11 +19,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emotion_train.local_s3 import LocalS3
 from emotion_train.report.schema import Report
-from emotion_train.runlog import Entry, read_log, read_part
-from emotion_train.storage import Store, open_store
-from launch.runs import pull
+from emotion_train.runs.log import Entry, read_log, read_part
+from emotion_train.storage.local_s3 import LocalS3
+from emotion_train.storage.store import Store, open_store
+from launch.results.pull import pull
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 
 # Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small

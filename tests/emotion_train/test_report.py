@@ -14,12 +14,9 @@ from rich.console import Console
 from sklearn import metrics as sk
 
 from emotion_train.config import ReportSection
-from emotion_train.metrics import confusion
-from emotion_train.report.figures import Measured, SplitResult, build_report
-from emotion_train.report.floors import MAJORITY, TFIDF, majority_floor, tfidf_floor
-from emotion_train.report.pages import render_html
-from emotion_train.report.plots import nice_ticks
-from emotion_train.report.predictions import (
+from emotion_train.evaluation.floors import MAJORITY, TFIDF, majority_floor, tfidf_floor
+from emotion_train.evaluation.metrics import confusion
+from emotion_train.evaluation.predictions import (
     Inconsistent,
     Predictions,
     join_predictions,
@@ -27,6 +24,9 @@ from emotion_train.report.predictions import (
     predictions_key,
     predictions_to_parquet,
 )
+from emotion_train.report.figures import Measured, SplitResult, build_report
+from emotion_train.report.pages import render_html
+from emotion_train.report.plots import nice_ticks
 from emotion_train.report.schema import Dataset, Evaluation, Floor, Identity, Report
 from emotion_train.report.terminal import print_report
 from emotion_train.report.units import dollars, duration, memory, short_count, signed

@@ -17,18 +17,19 @@ from typing import Literal
 import pytest
 import torch
 
-from emotion_train import checkpoint, distributed
-from emotion_train import trainer as trainer_page
 from emotion_train.errors import Fenced, Preempted, StorageError, WrongRequest
-from emotion_train.interruption import Interruptions
 from emotion_train.model.lora import adapter_state
-from emotion_train.preemption import Notice
-from emotion_train.ranks import Ranks
-from emotion_train.runlog import Entry, Metrics, Writer, read_log
-from emotion_train.saver import LocalStates
-from emotion_train.storage import open_store
+from emotion_train.processes.interruption import Interruptions
+from emotion_train.processes.notices import Notice
+from emotion_train.processes.ranks import Ranks
+from emotion_train.runs import checkpoint
+from emotion_train.runs.log import Entry, Metrics, Writer, read_log
+from emotion_train.runs.saver import LocalStates
+from emotion_train.storage.store import open_store
 from emotion_train.train import Claimed, _claim, _local_folder, _look_before_claiming, _require_fp8
-from emotion_train.trainer import Trainer
+from emotion_train.training import engines as distributed
+from emotion_train.training import trainer as trainer_page
+from emotion_train.training.trainer import Trainer
 from tests.emotion_train.tiny_runs import job_of, start_trainer, tiny_config, tiny_words
 
 Kind = Literal["rebalance", "terminate", "sigterm", "sigint"]

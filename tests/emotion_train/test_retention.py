@@ -10,9 +10,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emotion_train.retention import collect, kept_entries, removable
-from emotion_train.runlog import Entry, Part, Writer, read_log, read_part
-from emotion_train.storage import Store, open_store
+from emotion_train.runs.log import Entry, Part, Writer, read_log, read_part
+from emotion_train.runs.retention import collect, kept_entries, removable
+from emotion_train.storage.store import Store, open_store
 
 
 def claimed(store: Store) -> Writer:

@@ -20,9 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from emotion_train import storage
 from emotion_train.errors import Fenced, StorageError, WrongRequest
-from emotion_train.runlog import (
+from emotion_train.runs.log import (
     Part,
     Published,
     Writer,
@@ -34,7 +33,8 @@ from emotion_train.runlog import (
     run_ids,
     summary,
 )
-from emotion_train.storage import ObjectInfo, Store, open_store
+from emotion_train.storage.store import ObjectInfo, Store, open_store
+from emotion_train.storage.store import store as storage
 from tests.emotion_train.unreliable_bucket import UnreliableBucket
 
 
@@ -514,6 +514,6 @@ def test_pulling_too_early_tells_a_run_at_work_from_one_that_stopped(
         match=rf"still training \d+ s ago\. Follow it with `emotion-launch show {store.url}/one --watch`",
     ):
         final_entry(store, "one")
-    monkeypatch.setattr("emotion_train.runlog.LIVE_S", 0.0)
+    monkeypatch.setattr("emotion_train.runs.log.LIVE_S", 0.0)
     with pytest.raises(WrongRequest, match=r"completed 0 steps. Start it again with run.id=one"):
         final_entry(store, "one")

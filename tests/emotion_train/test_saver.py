@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from emotion_train.checkpoint import Progress, Question, Snapshot, State, host_copy, read_saved
 from emotion_train.data.index import read_index
 from emotion_train.errors import Fenced, StorageError
 from emotion_train.model.load import BaseInfo
-from emotion_train.runlog import Entry, Writer, read_log
-from emotion_train.saver import LocalStates, Saver
-from emotion_train.storage import FolderStore, ObjectInfo, open_store
+from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, host_copy, read_saved
+from emotion_train.runs.log import Entry, Writer, read_log
+from emotion_train.runs.saver import LocalStates, Saver
+from emotion_train.storage.store import FolderStore, ObjectInfo, open_store
 from tests.emotion_train.tiny_runs import tiny_config
 
 RUN = "run"
@@ -207,7 +207,7 @@ def test_what_a_failing_bucket_does_not_take_waits_on_this_machine_until_it_does
 def test_a_failed_attempt_is_told_of_again_and_again_but_not_more_often_than_once_a_minute(
     store: Gate, saver: Saver, question: Question, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emotion_train import saver as page
+    from emotion_train.runs import saver as page
 
     monkeypatch.setattr(page, "_FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(page, "_LONGEST_PAUSE_S", 0.01)

@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 import torch
 
-from emotion_train.base import BaseFiles
+from emotion_train.bases.files import BaseFiles
+from emotion_train.bases.staged import INDEX_KEY, UNFINISHED_KEY, read_index
 from emotion_train.cli import main
 from emotion_train.config import LoraSection
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.evaluation.scoring import probabilities_of
 from emotion_train.model import staged_weights
 from emotion_train.model.card import CardFacts, reload_snippet
 from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.load import load_base, read_config
 from emotion_train.model.lora import build_classifier, load_adapter, save_adapter
-from emotion_train.scoring import probabilities_of
 from emotion_train.stage_base import StageResult, stage
-from emotion_train.staged import INDEX_KEY, UNFINISHED_KEY, read_index
-from emotion_train.storage import FolderStore, ObjectInfo, Store, open_store
+from emotion_train.storage.store import FolderStore, ObjectInfo, Store, open_store
 from tests.emotion_train.tiny_models import causal_checkpoint, multimodal_checkpoint, text_config
 
 IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))

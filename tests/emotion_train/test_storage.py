@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from emotion_train import storage
 from emotion_train.errors import (
     AlreadyExists,
     EmotionTrainError,
@@ -23,8 +22,9 @@ from emotion_train.errors import (
     StorageError,
     WrongRequest,
 )
-from emotion_train.local_s3 import LocalS3
-from emotion_train.storage import ObjectInfo, Store, open_store
+from emotion_train.storage.local_s3 import LocalS3
+from emotion_train.storage.store import ObjectInfo, Store, open_store
+from emotion_train.storage.store import store as storage
 
 
 def sentence(action: Callable[[], object], kind: type[EmotionTrainError] = StorageError) -> str:
@@ -315,7 +315,7 @@ def test_a_store_that_refuses_checksums_is_written_without_them(bucket_url: str)
 
 def test_a_killed_write_leaves_nothing_that_a_reader_sees(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys; from emotion_train.storage import open_store\n"
+        "import os, signal, sys; from emotion_train.storage.store import open_store\n"
         "os.replace = os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "store = open_store(sys.argv[1]); getattr(store, sys.argv[2])('sub/a', b'new')"
     )
@@ -641,8 +641,8 @@ def test_the_profile_leads_to_keys_endpoint_and_region(
 
 def test_importing_the_module_imports_no_client() -> None:
     program = (
-        "import sys, emotion_train.storage; print(sorted({'boto3', 'botocore', 'obstore', 'pyarrow', 'numpy'}"
-        " & set(sys.modules)))"
+        "import sys, emotion_train.storage.store\n"
+        "print(sorted({'boto3', 'botocore', 'obstore', 'pyarrow', 'numpy'} & set(sys.modules)))"
     )
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
+from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
-from emotion_train.gguf_file import GgufFile
 from tests.emotion_train.tiny_models import write_tokenizer
 
 TEKKEN = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"

@@ -23,12 +23,12 @@ from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import Diverged, WrongRequest
-from emotion_train.loss import class_weights
 from emotion_train.model.lora import adapter_state, build_classifier
-from emotion_train.runlog import read_log
+from emotion_train.model.loss import class_weights
+from emotion_train.runs.log import read_log
 from emotion_train.stage_base import stage
-from emotion_train.storage import open_store
-from emotion_train.trainer import Trainer, learning_rate
+from emotion_train.storage.store import open_store
+from emotion_train.training.trainer import Trainer, learning_rate
 from tests.emotion_train.many_processes import blank_first_posts
 from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import start_trainer, tiny_config

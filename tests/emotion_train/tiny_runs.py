@@ -16,14 +16,14 @@ from accelerate import Accelerator
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
-from emotion_train.distributed import Kind
-from emotion_train.interruption import Interruptions
-from emotion_train.preemption import Notice
 from emotion_train.prepare import prepare
-from emotion_train.ranks import Ranks
-from emotion_train.storage import open_store
+from emotion_train.processes.interruption import Interruptions
+from emotion_train.processes.notices import Notice
+from emotion_train.processes.ranks import Ranks
+from emotion_train.storage.store import open_store
 from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _start_trainer
-from emotion_train.trainer import Trainer
+from emotion_train.training.engines import Kind
+from emotion_train.training.trainer import Trainer
 from tests.emotion_train.tiny_models import causal_checkpoint
 
 WORDS = {

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emotion_train.report.predictions import predictions_from_parquet
+from emotion_train.evaluation.predictions import predictions_from_parquet
 from emotion_train.report.schema import Report
-from launch.command import CONFIGS
-from launch.runs import pull
+from launch.results.pull import pull
+from launch.run.choice import CONFIGS
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 from tests.launch.test_processes import (
     PATIENCE_S,

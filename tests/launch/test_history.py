@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from emotion_train.checkpoint import Progress
 from emotion_train.errors import Preempted, StorageError, WrongRequest
-from emotion_train.preemption import Notice
-from emotion_train.runlog import Entry, Metrics, Writer, read_log, upload_part
-from emotion_train.storage import FolderStore, Store, open_store
+from emotion_train.processes.notices import Notice
+from emotion_train.runs.checkpoint import Progress
+from emotion_train.runs.log import Entry, Metrics, Writer, read_log, upload_part
+from emotion_train.storage.store import FolderStore, Store, open_store
 from launch.cli import main
-from launch.history import facts_of, follow, incarnations, list_runs, story
-from launch.run_pages import watch
+from launch.results.history import facts_of, follow, incarnations, list_runs, story
+from launch.results.pages import watch
 from tests.emotion_train.tiny_runs import start_trainer, tiny_config
 
 FACTS: Metrics = {
@@ -126,7 +126,7 @@ def test_a_run_that_is_deleted_while_runs_are_listed_does_not_hide_the_others(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun(store, "stays")
-    monkeypatch.setattr("launch.history.run_ids", lambda store: ["gone", "stays"])
+    monkeypatch.setattr("launch.results.history.run_ids", lambda store: ["gone", "stays"])
     assert [(row.run_id, row.state) for row in list_runs(store)] == [
         ("gone", "damaged"),
         ("stays", "training"),

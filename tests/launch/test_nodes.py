@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from emotion_train.report.schema import Report
-from launch.runs import pull
+from launch.results.pull import pull
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 from tests.launch.test_processes import all_of_it_ends, checkpoints, is_trainer, of_this_run
 

@@ -23,14 +23,21 @@ from emotion_train.config import Config, example_config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
-from emotion_train.memory import MicroBatch, Shape, estimate, largest_microbatch, usable_bytes, weight_bytes
-from emotion_train.microbatch import setting_for
 from emotion_train.prepare import prepare
+from emotion_train.sizing.memory import (
+    MicroBatch,
+    Shape,
+    estimate,
+    largest_microbatch,
+    usable_bytes,
+    weight_bytes,
+)
 from emotion_train.stage_base import stage
-from emotion_train.storage import open_store
+from emotion_train.storage.store import open_store
+from emotion_train.training.microbatch import setting_for
 from launch.cli import main
 from launch.gpus import COUNTS, GPU_KINDS, GpuKind, kind_of
-from launch.plan import (
+from launch.plan.choices import (
     Choice,
     Plan,
     Spot,
@@ -41,9 +48,9 @@ from launch.plan import (
     precisions,
     with_settings,
 )
-from launch.prices import NO_PRICES, Offer, Prices, Quote
-from launch.speed import Speed
-from launch.task_file import rewritten, write_task_file
+from launch.plan.prices import NO_PRICES, Offer, Prices, Quote
+from launch.plan.speed import Speed
+from launch.plan.task_file import rewritten, write_task_file
 from launch.workload import shape_of_base, work_of
 from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import tiny_config
@@ -658,7 +665,7 @@ def test_what_does_not_travel_with_a_written_task_is_told(
     told = capsys.readouterr().err
     assert f"model.base is {prepared / 'base'}, which lies outside" in told
     assert "--config" not in told
-    monkeypatch.setattr("launch.planning.PROJECT", prepared.resolve())
+    monkeypatch.setattr("launch.plan.verb.PROJECT", prepared.resolve())
     assert main(asked) == 0
     told = capsys.readouterr().err
     assert f"--config is {example_config()}, which lies outside" in told

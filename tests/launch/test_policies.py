@@ -23,9 +23,9 @@ import boto3
 import pytest
 
 import launch
-from emotion_train.local_s3 import LocalS3
 from emotion_train.prepare import prepare
 from emotion_train.stage_base import stage
+from emotion_train.storage.local_s3 import LocalS3
 from tests.emotion_train.fault_proxy import FaultProxy
 from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import tiny_words, write_posts

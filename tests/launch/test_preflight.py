@@ -17,12 +17,12 @@ from emotion_train.config import load_config
 from emotion_train.data.index import read_index
 from emotion_train.errors import WrongRequest
 from emotion_train.prepare import prepare
-from emotion_train.runlog import Writer
+from emotion_train.runs.log import Writer
 from emotion_train.stage_base import stage
-from emotion_train.storage import open_store
+from emotion_train.storage.store import open_store
+from launch.check.checks import Check, _credentials, _memory, _planned_hours, check_all, target_of
 from launch.cli import main
-from launch.preflight import Check, _credentials, _memory, _planned_hours, check_all, target_of
-from launch.topology import Gpu
+from launch.run.topology import Gpu
 from tests.emotion_train.tiny_models import causal_checkpoint
 from tests.emotion_train.tiny_runs import write_posts
 

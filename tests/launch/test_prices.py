@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from emotion_train.errors import WrongRequest
-from launch.prices import NO_PRICES, Quote, find_prices
+from launch.plan.prices import NO_PRICES, Quote, find_prices
 
 AWS = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch
 a1.large,,,2.0,4.0,,0.0642,0.064200,ap-northeast-1,apne1-az2,arm64

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from emotion_train.runlog import Entry, read_log
-from emotion_train.storage import open_store
+from emotion_train.runs.log import Entry, read_log
+from emotion_train.storage.store import open_store
 from tests.emotion_train.metadata_servers import AwsHandler, serving
 from tests.emotion_train.tiny_runs import tiny_config, tiny_words
 
@@ -25,8 +25,8 @@ PATIENCE_S = 240
 TRAINER = """
 import os, signal, sys, time
 from pathlib import Path
-from emotion_train.outcome import answers_signals, run_as_trainer
-from emotion_train.preemption import PreemptionWatch
+from emotion_train.processes.launcher_link import answers_signals, run_as_trainer
+from emotion_train.processes.notices import PreemptionWatch
 folder, rank = Path({folder!r}), os.environ.get('LOCAL_RANK', '0')
 {before}
 def main():
@@ -62,8 +62,8 @@ def chain(
             str(script),
         ]
     code = (
-        f"import os, sys\nfrom launch.processes import run_to_end\nsys.exit(run_to_end({line!r}, os.environ,"
-        f" {hold_s}, {save_s}))"
+        "import os, sys\nfrom launch.run.processes import run_to_end\n"
+        f"sys.exit(run_to_end({line!r}, os.environ, {hold_s}, {save_s}))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from emotion_train.errors import Fenced, StorageError, WrongRequest
-from emotion_train.runlog import Entry, Part, Writer, upload_part
-from emotion_train.storage import Store, open_store
-from launch.runs import pull, safe_targets
+from emotion_train.runs.log import Entry, Part, Writer, upload_part
+from emotion_train.storage.store import Store, open_store
+from launch.results.pull import pull, safe_targets
 
 
 def published(store: Store, files: dict[str, bytes]) -> tuple[str, Entry]:

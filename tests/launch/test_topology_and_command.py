@@ -14,8 +14,8 @@ import yaml
 
 from emotion_train.config import Config, load_config
 from emotion_train.errors import WrongRequest
-from launch.command import CONFIGS, accelerate_line, choose, printable
-from launch.topology import Gpu, Topology, expand_nodelist, parse, read_topology, visible
+from launch.run.choice import CONFIGS, accelerate_line, choose, printable
+from launch.run.topology import Gpu, Topology, expand_nodelist, parse, read_topology, visible
 
 LISTING = "0, GPU-aaaa-1, NVIDIA H200, 143771\n1, GPU-bbbb-2, NVIDIA H200, 143771\n"
 TWO = parse(LISTING)

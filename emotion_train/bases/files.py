@@ -1,0 +1,143 @@
+"""Where the files of a base model lie: a folder, one .gguf file, the Hugging Face hub, or where
+`stage-base` put them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from emotion_train.bases.staged import INDEX_KEY, UNFINISHED_KEY, StagedBase, open_staged
+from emotion_train.errors import WrongRequest
+from emotion_train.storage.store import FolderStore, open_store
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """The base `name` as the user gave it. Exactly one of `folder`, `gguf` and `staged` is set, or
+    none for a hub id.
+    """
+
+    name: str
+    folder: Path | None = None
+    gguf: Path | None = None
+    staged: StagedBase | None = None
+
+    @classmethod
+    def find(cls, name: str) -> BaseFiles:
+        """Tell the four apart; of a staged base the index is read.
+
+        Raises `WrongRequest` for what does not exist and for a staging that was not finished.
+        """
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
+            return cls(name, staged=open_staged(open_store(name)))
+        path = Path(name).expanduser()
+        if (path / INDEX_KEY).is_file() or (path / UNFINISHED_KEY).is_file():
+            return cls(name, staged=open_staged(FolderStore(path)))
+        if path.is_dir():
+            return cls(name, folder=path)
+        if path.is_file() and path.suffix == ".gguf":
+            return cls(name, gguf=path)
+        if path.is_file():
+            raise WrongRequest(
+                f"The base {name} is a file; give a checkpoint's folder, a .gguf file or a hub id such as"
+                " owner/model."
+            )
+        if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise WrongRequest(
+                f"The base {name} does not exist; give a checkpoint's folder, a .gguf file or a hub id such"
+                " as owner/model."
+            )
+        return cls(name)
+
+    @property
+    def lasting_name(self) -> str:
+        """The name to record: a hub id, a bucket's URL, or an absolute path."""
+        if self.staged is not None:
+            return self.staged.lasting_name
+        path = self.folder or self.gguf
+        return self.name if path is None else str(path.resolve())
+
+    def file(self, file: str) -> Path | None:
+        """Path of one file of the checkpoint, downloaded if need be; None where the checkpoint has
+        no such file.
+
+        Raises `WrongRequest` when the hub cannot be reached, does not know the base, or wants a
+        token.
+        """
+        if self.staged is not None:
+            return self.staged.path(file)
+        if self.gguf is not None:
+            path = self.gguf.parent / file
+            return path if path.is_file() else None
+        if self.folder is not None:
+            path = self.folder / file
+            return path if path.is_file() else None
+        return _download(self.name, file)
+
+    def required(self, file: str) -> Path:
+        """As `file`, but a missing one is refused."""
+        path = self.file(file)
+        if path is None:
+            where = (
+                ""
+                if self.folder or self.gguf or self.staged
+                else ", or it is not in the local hub cache and the hub cannot be reached"
+            )
+            raise WrongRequest(
+                f"The base {self.name} has no {file}{where}; give the folder or hub id of a safetensors"
+                " checkpoint, or a .gguf file."
+            )
+        return path
+
+
+def _download(repo: str, file: str) -> Path | None:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    hint = (
+        "give a folder with the checkpoint, a .gguf file, or a hub id such as"
+        " mistralai/Mistral-Small-3.1-24B-Base-2503"
+    )
+    try:
+        return Path(hf_hub_download(repo, file))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        if isinstance(try_to_load_from_cache(repo, "config.json"), str):
+            # a base used before: what the cache lacks, such as the index of a single-file
+            # checkpoint, is not there
+            return None
+        raise WrongRequest(
+            f"The base {repo} is neither a folder here nor in the local hub cache, and the Hugging Face hub"
+            f" cannot be reached; {hint}."
+        ) from None
+    except EntryNotFoundError:
+        return None
+    except GatedRepoError:
+        raise WrongRequest(
+            f"The base {repo} is gated: accept its terms at https://huggingface.co/{repo}, then set HF_TOKEN"
+            " or type: hf auth login"
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise WrongRequest(
+            f"The base {repo} is neither a folder here nor a model on the Hugging Face hub; {hint}."
+        ) from None
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "no status")
+        raise WrongRequest(
+            f"The Hugging Face hub answered {status} for {file} of {repo}; try again later, or {hint}."
+        ) from None
+    except OSError as error:  # connection refused, no DNS, disk full: the message names it
+        raise WrongRequest(
+            f"{file} of the base {repo} could not be fetched ({type(error).__name__}: {error}); {hint}."
+        ) from None

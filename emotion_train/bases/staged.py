@@ -1,0 +1,204 @@
+"""What a staged base is: a text-only checkpoint in a bucket or folder, and a base.json that says
+what lies where and how to know it whole.
+
+`base.json` is written last and create-only, so its presence means that every object it names is
+whole. Each object of weights is cut into pieces of some MiB with a sha256 each: a piece is what is
+fetched at once and verified alone. The index of a 24B base is 1 MB of JSON, read once by each
+process that needs the base's configuration, its tokenizer or its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import weakref
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from emotion_train.config import Precision
+from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.storage.document import Entry, Manifest, read_manifest
+from emotion_train.storage.store import FolderStore, Store
+
+INDEX_KEY = "base.json"
+# written first and deleted last: what stands beside it is this program's own
+UNFINISHED_KEY = "unfinished.json"
+SCHEMA: Literal["emotion-train/base/1"] = "emotion-train/base/1"
+ITEM_BYTES = {"BF16": 2, "F32": 4, "U8": 1}  # of safetensors' names of types
+
+
+class StagedObject(Entry):
+    """One object, whole. `pieces` are the sha256 of its consecutive pieces."""
+
+    key: str
+    bytes: int = Field(gt=0)
+    etag: str | None = Field(description="None on a folder, which has none.")
+    sha256: str
+    pieces: tuple[str, ...]
+
+
+class Part(Entry):
+    """One tensor of a safetensors file: the checkpoint's tensor itself (no suffix), or what belongs
+    to its 4-bit codes.
+    """
+
+    suffix: str
+    dtype: Literal["BF16", "F32", "U8"]
+    shape: tuple[int, ...]
+    start: int = Field(ge=0, description="Byte of the object.")
+
+    @property
+    def bytes(self) -> int:
+        return ITEM_BYTES[self.dtype] * prod(self.shape)
+
+
+class StagedTensor(Entry):
+    """One tensor of the classifier; all its parts lie side by side in one object."""
+
+    name: str
+    source: str = Field(description="Its name in the checkpoint that was staged.")
+    shape: tuple[int, ...] = Field(description="Before quantisation.")
+    object: int = Field(ge=0, description="Position in `shards`.")
+    parts: tuple[Part, ...] = Field(min_length=1)
+
+
+class StagedIndex(Manifest):
+    schema_version: Literal["emotion-train/base/1"] = SCHEMA
+    source: str = Field(description="Hub id, folder or URL of the checkpoint that was staged.")
+    precision: Literal["bf16", "nf4"]
+    rounded: bool = Field(description="Whether bfloat16 is coarser than what the source held.")
+    quantised_on: str | None = Field(
+        description=(
+            "Device of nf4: the mean of its scales may differ in a last bit between devices; None for bf16."
+        )
+    )
+    architecture: str
+    parameters: int
+    shape_sha256: str
+    weights_sha256: str
+    piece_bytes: int = Field(gt=0)
+    shards: tuple[StagedObject, ...] = Field(min_length=1)
+    files: tuple[StagedObject, ...] = Field(description="Configuration, tokenizer, safetensors index.")
+    tensors: tuple[StagedTensor, ...]
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> StagedIndex:
+        for one in (*self.shards, *self.files):
+            if len(one.pieces) != -(-one.bytes // self.piece_bytes):
+                raise ValueError(f"{one.key} does not have a sum for each piece")
+        places = [
+            (tensor.object, part.start, part.start + part.bytes)
+            for tensor in self.tensors
+            for part in tensor.parts
+        ]
+        for number, _, end in places:
+            if number >= len(self.shards) or end > self.shards[number].bytes:
+                raise ValueError("a tensor lies outside of the listed objects")
+        if any(
+            one[0] > other[0] or (one[0] == other[0] and one[2] > other[1]) for one, other in pairwise(places)
+        ):
+            raise ValueError("the tensors are not in the order of their bytes")
+        return self
+
+    @property
+    def bytes(self) -> int:
+        return sum(one.bytes for one in self.shards)
+
+
+def read_index(store: Store) -> StagedIndex | None:
+    """The index at this place; None where there is none. Raises `WrongRequest` for a damaged one or
+    an unknown schema.
+    """
+    try:
+        return read_manifest(
+            StagedIndex,
+            store,
+            INDEX_KEY,
+            other_schema="Stage the base again.",
+            damaged="Stage the base again elsewhere.",
+        )
+    except ObjectNotFound:
+        return None
+
+
+class StagedBase:
+    """A staged base that is read. Its small files are fetched into a temporary folder, which goes
+    with this object.
+    """
+
+    def __init__(self, store: Store, index: StagedIndex) -> None:
+        self.store = store
+        self.index = index
+        self._folder: Path | None = None
+
+    @property
+    def lasting_name(self) -> str:
+        return (
+            str(Path(self.store.url).expanduser().resolve())
+            if isinstance(self.store, FolderStore)
+            else self.store.url
+        )
+
+    def path(self, file: str) -> Path | None:
+        """A local copy of a small file, verified; None where the base has no such file."""
+        described = next((one for one in self.index.files if one.key == file), None)
+        if described is None:
+            return None
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="emotion-train-base-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        target = self._folder / file
+        if not target.exists():
+            raw = self.store.read(file)
+            if hashlib.sha256(raw).hexdigest() != described.sha256:
+                raise changed(self.store, file)
+            target.write_bytes(raw)
+        return target
+
+    def refuse_other_precision(self, precision: Precision) -> None:
+        """Raises `WrongRequest` when the staged numbers cannot serve a run of this precision
+        exactly.
+        """
+        index, url = self.index, self.store.url
+        if index.precision == "nf4" and precision != "nf4":
+            raise WrongRequest(
+                f"The base {url} was staged as nf4, which cannot be turned back, and model.precision is"
+                f" {precision}; type model.precision=nf4, or stage it for every precision: emotion-train"
+                f" stage-base {index.source} ANOTHER_URL"
+            )
+        if index.rounded and precision == "fp32":
+            raise WrongRequest(
+                f"The base {url} was rounded to bfloat16 when it was staged and model.precision is fp32; type"
+                f" model.precision=bf16, or model.base={index.source}."
+            )
+
+    def missing(self) -> list[str]:
+        """Keys that the index names and that are not there in their size."""
+        there = {info.key: info.size for info in self.store.list()}
+        return [one.key for one in (*self.index.shards, *self.index.files) if there.get(one.key) != one.bytes]
+
+
+def open_staged(store: Store) -> StagedBase:
+    """The staged base at this place. Raises `WrongRequest` when there is none, or one whose staging
+    was not finished.
+    """
+    index = read_index(store)
+    if index is None:
+        raise WrongRequest(
+            f"There is no staged base at {store.url}: {INDEX_KEY} is missing (it is written last). Type"
+            f" emotion-train stage-base BASE {store.url}, where BASE is a hub id or a checkpoint's folder."
+        )
+    return StagedBase(store, index)
+
+
+def changed(store: Store, key: str) -> WrongRequest:
+    return WrongRequest(
+        f"{store.url_of(key)} is not what {INDEX_KEY} describes: the base was changed or damaged after it was"
+        " staged. Stage it again into an empty folder or prefix."
+    )

@@ -1,0 +1,125 @@
+"""Probabilities of posts from a trained model, by the same packed forward pass as in training.
+
+Letters: N posts, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from emotion_train.data.loader import Encoder, Loader
+from emotion_train.data.packing import GPU_FILL, Pack, pack
+from emotion_train.errors import WrongRequest
+from emotion_train.evaluation.predictions import Predictions
+from emotion_train.model.attention import Segments, on_device
+
+Probabilities = npt.NDArray[np.float32]
+
+
+def fill_multiple(device: torch.device) -> int:
+    """Packs are filled up to a multiple of this many tokens.
+
+    The same number in training and in scoring lets an adapter that is read back give bit for bit
+    the probabilities that its run published.
+    """
+    return GPU_FILL if device.type == "cuda" else 1
+
+
+def forward_pack(model: torch.nn.Module, pack: Pack, device: torch.device) -> torch.Tensor:
+    """Logits of the pack's posts, `logits_NC` in float32, by an `EmotionClassifier` or what DDP
+    made of it.
+    """
+    logits_NC: torch.Tensor = model(
+        on_device(pack.tokens_T[None], device),
+        on_device(pack.positions_T[None], device),
+        Segments.of(pack.boundaries_S.tolist(), device),
+        on_device(pack.last_tokens_N, device),
+    )
+    return logits_NC
+
+
+def score(
+    model: torch.nn.Module, loader: Loader, device: torch.device, classes: int, tell: Callable[[int], None]
+) -> Predictions:
+    """This rank's share of a split, each post once.
+
+    `tell` is called with the number of posts done, as often on every rank; what it raises ends the
+    scoring on all when it raises on all. Raises `WrongRequest` when a post has no text or no known
+    label.
+    """
+    ids: list[str] = []
+    truth: list[int] = []
+    probabilities = []
+    with evaluating(model), closing(loader.steps(0)) as batches:
+        for batch in batches:
+            if batch.bad_rows:
+                raise WrongRequest(
+                    f"{batch.bad_rows} posts near {batch.ids[0]} have no text or no known label; the data set"
+                    " was not made by `emotion-train prepare` or was changed since. Prepare it again into an"
+                    " empty prefix."
+                )
+            probabilities.append(_by_slot(model, batch.packs, len(batch.ids), device, classes))
+            ids += batch.ids
+            truth += batch.labels_N.tolist()
+            tell(len(ids))
+    return Predictions.of(ids, truth, np.concatenate(probabilities))
+
+
+def probabilities_of(
+    model: torch.nn.Module,
+    encoder: Encoder,
+    texts: Sequence[str],
+    tokens_per_microbatch: int,
+    device: torch.device,
+    classes: int,
+) -> Probabilities:
+    """Probabilities of texts, `prob_NC`, in their order."""
+    if not texts:
+        return np.zeros((0, classes), np.float32)
+    nothing = [0.0] * len(texts)
+    packs = pack(
+        encoder.encode(texts),
+        [0] * len(texts),
+        nothing,
+        tokens_per_microbatch,
+        encoder.pad_id,
+        fill_multiple(device),
+    )
+    with evaluating(model):
+        return _by_slot(model, packs, len(texts), device, classes)
+
+
+class evaluating:  # noqa: N801 - reads as a statement
+    """No dropout and no gradients inside the with block; the model is as it was after it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._no_grad = torch.no_grad()
+
+    def __enter__(self) -> None:
+        self._was_training = self._model.training
+        self._model.eval()
+        self._no_grad.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._no_grad.__exit__(None, None, None)
+        self._model.train(self._was_training)
+
+
+def _by_slot(
+    model: torch.nn.Module, packs: Sequence[Pack], count: int, device: torch.device, classes: int
+) -> Probabilities:
+    prob_NC = np.zeros((count, classes), np.float32)
+    # of an empty pack too: where the weights are cut, each rank takes part in every forward
+    scored = [(one.slots_N, torch.softmax(forward_pack(model, one, device), dim=-1)) for one in packs]
+    found = [(slots_N, some) for slots_N, some in scored if slots_N[0] >= 0]
+    if found:  # brought over at once, so that the GPU waits for the host once a step
+        prob_NC[np.concatenate([slots_N for slots_N, _ in found])] = (
+            torch.cat([some for _, some in found]).cpu().numpy()
+        )
+    return prob_NC

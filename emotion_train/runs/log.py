@@ -1,0 +1,496 @@
+"""The log of a run: small numbered JSON entries, each created once and never rewritten; an entry
+commits the parts it names.
+
+Parts are uploaded before their entry, so a part without an entry is a leftover of a killed run and
+is never read. A writer puts its entries at consecutive numbers, so that one claim at the next
+number stops every older writer for good: the price is that a run has one writer at a time, and that
+each commit waits for the answer to the one before. Torch-free: the launcher lists runs with this
+page.
+
+    <run>/log/00000000.json    claim        a writer has taken the run over
+    <run>/log/00000001.json    checkpoint   adapter, optimizer and position, in parts below
+                               <run>/data/<incarnation>/
+    <run>/log/00000002.json    final        adapter folder and report below
+                               <run>/final/<incarnation>/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import socket
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from emotion_train.errors import (
+    AlreadyExists,
+    EmotionTrainError,
+    Fenced,
+    ObjectNotFound,
+    StorageError,
+    WrongRequest,
+)
+from emotion_train.storage.store import Store
+
+SCHEMA: Literal["emotion-train/log/1"] = "emotion-train/log/1"
+MAX_ENTRY_BYTES = 1 << 20
+# a run whose newest entry is younger is taken for live: ten checkpoints of the default interval
+LIVE_S = 600.0
+# of one entry; the state of a 24B base with r=256 on all linear layers is some 20 GiB
+MAX_PARTS_BYTES = 64 << 30
+_PRINTED_NAMES = 12
+_ENTRIES_PER_READER = 32
+
+Kind = Literal["claim", "checkpoint", "final", "note"]
+Metrics = dict[str, float | int | str | None]
+
+
+class Published(EmotionTrainError):
+    """The run has its final entry, `entry`: nothing is left to do, and nothing was claimed."""
+
+    exit_code = 0
+
+    def __init__(self, message: str, entry: Entry | None = None) -> None:
+        super().__init__(message)
+        self.entry = entry
+
+
+class Part(BaseModel):
+    """One object of a checkpoint or of the final folder; `key` is relative to the run."""
+
+    model_config = ConfigDict(frozen=True)
+    key: str
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("key")
+    @classmethod
+    def _stays_inside(cls, key: str) -> str:
+        segments = key.split("/")
+        if any(segment in ("", ".", "..") for segment in segments) or re.search(r"[\\:\x00-\x1f]", key):
+            raise ValueError(f"the key {key!r} leaves the run's folder")
+        return key
+
+
+class Entry(BaseModel):
+    """One log entry. Unknown fields of a later version are kept, an unknown schema is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+    schema_version: Literal["emotion-train/log/1"] = Field(SCHEMA, alias="schema")
+    seq: int = Field(ge=0)
+    kind: Kind
+    incarnation: int = Field(ge=0, description="seq of the writer's claim.")
+    nonce: str = Field(
+        description="Random and the writer's own, so that two writers never create the same bytes."
+    )
+    time_utc: str
+    epoch: int = Field(ge=0, description="Epoch of the next step.")
+    step: int = Field(ge=0, description="Completed optimizer steps of the whole run.")
+    parts: tuple[Part, ...] = ()
+    index_sha256: str
+    config_sha256: str
+    metrics: Metrics = {}
+
+    def to_bytes(self) -> bytes:
+        return (json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True) + "\n").encode()
+
+
+def entry_key(run_id: str, seq: int) -> str:
+    return f"{run_id}/log/{seq:08d}.json"
+
+
+def read_log(store: Store, run_id: str, start: int = 0) -> list[Entry]:
+    """The entries of a run from number `start` on, in order; empty when the run does not exist.
+
+    Raises `WrongRequest` for a damaged entry, a gap, or a schema of another version.
+    """
+    count = _count_entries(store, run_id)
+    with ThreadPoolExecutor(min(16, 1 + count // _ENTRIES_PER_READER)) as readers:
+        return list(readers.map(lambda seq: _read_entry(store, run_id, seq), range(start, count)))
+
+
+def _count_entries(store: Store, run_id: str) -> int:
+    prefix = f"{run_id}/log/"
+    for _ in range(2):  # a listing may miss an entry that was created while it ran, and have the next one
+        names = (info.key.removeprefix(prefix) for info in store.list(prefix))
+        found = [int(name[:8]) for name in names if re.fullmatch(r"[0-9]{8}\.json", name)]
+        if found == list(range(len(found))):
+            return len(found)
+    gap = next(seq for seq, number in enumerate(found) if seq != number)
+    raise WrongRequest(
+        f"The log of run {run_id} has no entry {gap:08d} (next is {found[gap]:08d}) at {store.url}; it was"
+        " tampered with."
+    )
+
+
+def _read_entry(store: Store, run_id: str, seq: int) -> Entry:
+    key = entry_key(run_id, seq)
+    raw = store.read(key, length=MAX_ENTRY_BYTES + 1)
+    entry = _parse(raw, store.url_of(key))
+    if entry.seq != seq:
+        raise WrongRequest(
+            f"The log entry {store.url_of(key)} says that it is number {entry.seq}; it was copied or tampered"
+            " with."
+        )
+    return entry
+
+
+def _parse(raw: bytes, url: str) -> Entry:
+    if len(raw) > MAX_ENTRY_BYTES:
+        raise WrongRequest(
+            f"The log entry {url} is larger than {MAX_ENTRY_BYTES} bytes; no version of this program writes"
+            " such a one."
+        )
+    try:
+        document = json.loads(raw)
+        found = document.get("schema") if isinstance(document, dict) else None
+        if found != SCHEMA:
+            raise WrongRequest(
+                f"The log entry {url} has schema {found!r}; this version reads {SCHEMA!r}. Use the version"
+                " that wrote the run."
+            )
+        entry = Entry.model_validate(document)
+    # no UTF-8, no JSON, a number of 5,000 digits, or not these fields
+    except (ValueError, RecursionError) as error:
+        raise WrongRequest(
+            f"The log entry {url} is damaged ({' '.join(str(error).split())[:200]})."
+        ) from None
+    if problem := _unsound(entry):
+        raise WrongRequest(f"The log entry {url} is not sound: {problem}; nothing it names is read.")
+    return entry
+
+
+def _unsound(entry: Entry) -> str | None:
+    """Why the parts of an entry may not be read: outside the writer's own folders, two in one
+    place, or too many bytes.
+    """
+    own = (f"data/{entry.incarnation:08d}/", f"final/{entry.incarnation:08d}/")
+    for part in entry.parts:
+        if not part.key.startswith(own):
+            return f"{part.key!r} is not below {own[0]} or {own[1]}"
+    if (taken := first_collision(part.key for part in entry.parts)) is not None:
+        return f"{taken!r} would stand in the place of another part"
+    if (total := sum(part.bytes for part in entry.parts)) > MAX_PARTS_BYTES:
+        return f"its parts have {total} bytes and {MAX_PARTS_BYTES} are allowed"
+    return None
+
+
+def first_collision(names: Iterable[str]) -> str | None:
+    """The first name that some disk takes for an earlier one, or for a folder that an earlier one
+    needs; None when there is none.
+
+    Disks of macOS and Windows ignore case, and macOS joins a letter and its accent.
+    """
+    files: set[str] = set()
+    folders: set[str] = set()
+    for name in names:
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        parents = {str(parent) for parent in PurePosixPath(folded).parents}
+        if folded in files or folded in folders or parents & files:
+            return name
+        files.add(folded)
+        folders |= parents
+    return None
+
+
+def require_conditional_writes(store: Store, run_id: str, allow_unfenced: bool) -> bool:
+    """True when the store refuses to create what stands there, without which no writer can be
+    fenced.
+
+    Raises `WrongRequest` when it does not, or, with `allow_unfenced`, says on stderr what is given
+    up and returns False.
+    """
+    key = f"{run_id}/probe/{secrets.token_hex(8)}"
+    store.create(key, b"first")
+    try:
+        store.create(key, b"second")
+        honoured = False
+    except AlreadyExists:
+        honoured = store.read(key) == b"first"
+    with suppress(StorageError):  # who may not delete leaves five bytes behind
+        store.delete(key)
+    if honoured:
+        return True
+    found = f"The store {store.url} overwrites an object that it was told only to create (If-None-Match)"
+    if not allow_unfenced:
+        raise WrongRequest(
+            f"{found}, so two processes could both write run {run_id}; name a bucket of a store that honours"
+            " conditions, or type --allow-unfenced and see to it yourself that only one process at a time"
+            " runs it."
+        )
+    print(
+        f"UNFENCED: {found}. If a second process starts run {run_id} while this one is alive, each may"
+        " overwrite the other's checkpoints, and steps that were reported as saved may be lost, without a"
+        " word from either.",
+        file=sys.stderr,
+        flush=True,
+    )
+    return False
+
+
+class Writer:
+    """The right to append to one run, held from its claim until another writer claims the run.
+
+    `entries` are those before its own claim, and a claim that succeeds proves that no other came in
+    between. For use by one thread at a time.
+    """
+
+    def __init__(self, store: Store, run_id: str, index_sha256: str, config_sha256: str) -> None:
+        self.store = store
+        self.run_id = run_id
+        self.nonce = secrets.token_hex(8)
+        self._index_sha256 = index_sha256
+        self._config_sha256 = config_sha256
+        self.entries = tuple(read_log(store, run_id))
+        self._own: tuple[Entry, ...] = ()
+        # own entries that were found in the log, and that nobody has asked for again
+        self._unanswered: list[Entry] = []
+
+    @property
+    def incarnation(self) -> int:
+        """Number of the own claim."""
+        assert self._own, "claim first"
+        return self._own[0].seq
+
+    @property
+    def log(self) -> tuple[Entry, ...]:
+        """The whole log as far as this writer knows it: it stays right but for what a newer writer
+        has added.
+        """
+        return self.entries + self._own
+
+    def claim(self, epoch: int, step: int, facts: Metrics | None = None) -> Entry:
+        """Take the run over: every older writer's next entry collides with this one, which says who
+        took it, and `facts` of the run.
+
+        Of several claims at once each gets a number, and the newest wins. Raises `Published` when
+        the run has its final entry.
+        """
+        assert not self._own, "a writer claims once"
+        who: Metrics = {"machine": socket.gethostname(), "process_id": os.getpid(), **(facts or {})}
+        while True:
+            if finals := [entry for entry in self.entries if entry.kind == "final"]:
+                raise Published(
+                    f"Run {self.run_id} is published at {self.store.url}/{self.run_id}.", finals[-1]
+                )
+            entry = self._entry("claim", len(self.entries), epoch, step, metrics=who)
+            try:
+                self._create(entry)
+            except AlreadyExists as error:
+                since = read_log(self.store, self.run_id, len(self.entries))
+                if not since:
+                    raise StorageError(
+                        f"{self.store.url} refuses the entry {entry.seq:08d} of run {self.run_id} and lists"
+                        " none."
+                    ) from error
+                self.entries += tuple(since)
+            else:
+                self._own = (entry,)
+                return entry
+
+    def append(
+        self, kind: Kind, epoch: int, step: int, parts: tuple[Part, ...] = (), metrics: Metrics | None = None
+    ) -> Entry:
+        """Commit one entry, and return it as it stands in the log.
+
+        Raises `Fenced` when another writer has claimed the run. After a `StorageError`, which also
+        says that the log was deleted, the entry may be in the log, or may come into it later: the
+        next append finds it there and takes it for its own, and the same append again returns it.
+        """
+        self._require_log()
+        while True:
+            entry = self._entry(kind, self._own[-1].seq + 1, epoch, step, parts, metrics)
+            for there in self._unanswered:
+                if there.kind == "final" or _facts(there) == _facts(entry):
+                    self._unanswered.remove(there)
+                    return there
+            try:
+                self._create(entry)
+            except AlreadyExists:
+                there = self._own_entry_at(entry.seq)
+                self._own += (there,)
+                self._unanswered.append(there)
+            else:
+                self._own += (entry,)
+                return entry
+
+    def upload(self, name: str, data: bytes) -> Part:
+        """Upload one part below this incarnation's own prefix; it counts only once an entry names
+        it.
+
+        The key holds the beginning of the content's sha256: an entry whose answer was lost may
+        still be committed, and what it names is never replaced by other bytes.
+        """
+        path = PurePosixPath(f"data/{self.incarnation:08d}", name)
+        return upload_part(
+            self.store,
+            self.run_id,
+            str(path.parent / hashlib.sha256(data).hexdigest()[:12] / path.name),
+            data,
+        )
+
+    def _require_log(self) -> None:
+        """An entry behind a log that somebody has deleted would be the whole log, with a gap before
+        it.
+        """
+        key = entry_key(self.run_id, self._own[-1].seq)
+        try:
+            self.store.stat(key)
+        except ObjectNotFound:
+            raise StorageError(
+                f"{self.store.url_of(key)} is gone: run {self.run_id}, or its bucket, was deleted under this"
+                " process; put it back."
+            ) from None
+
+    def _create(self, entry: Entry) -> None:
+        data = entry.to_bytes()
+        # what could not be read back is not written
+        _parse(data, self.store.url_of(entry_key(self.run_id, entry.seq)))
+        self.store.create(entry_key(self.run_id, entry.seq), data)
+
+    def _own_entry_at(self, seq: int) -> Entry:
+        """The entry of this writer that came into the log after its answer was lost; raises
+        `Fenced` when it is another's.
+        """
+        try:
+            there = _read_entry(self.store, self.run_id, seq)
+        except StorageError:
+            raise
+        except WrongRequest as error:  # another version's, perhaps
+            raise Fenced(
+                f"Another writer has taken run {self.run_id} over; this process stops and has overwritten"
+                f" nothing. {error}"
+            ) from None
+        if (there.nonce, there.incarnation) == (self.nonce, self.incarnation):
+            return there
+        who = there.metrics
+        writer = (
+            f"process {who['process_id']} on {who['machine']}"
+            if {"process_id", "machine"} <= who.keys()
+            else "another writer"
+        )
+        raise Fenced(
+            f"Run {self.run_id} at {self.store.url} was taken over by {writer}: its {there.kind} of"
+            f" {there.time_utc} is entry {seq:08d}. This process stops and has overwritten nothing."
+        )
+
+    def _entry(
+        self,
+        kind: Kind,
+        seq: int,
+        epoch: int,
+        step: int,
+        parts: tuple[Part, ...] = (),
+        metrics: Metrics | None = None,
+    ) -> Entry:
+        return Entry(
+            seq=seq,
+            kind=kind,
+            incarnation=seq if kind == "claim" else self.incarnation,
+            nonce=self.nonce,
+            time_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            epoch=epoch,
+            step=step,
+            parts=parts,
+            index_sha256=self._index_sha256,
+            config_sha256=self._config_sha256,
+            metrics=metrics or {},
+        )
+
+
+def _facts(entry: Entry) -> bytes:
+    """What an entry says, without its number and time."""
+    return entry.model_copy(update={"seq": 0, "time_utc": ""}).to_bytes()
+
+
+def upload_part(store: Store, run_id: str, key: str, data: bytes) -> Part:
+    part = Part(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    store.write(f"{run_id}/{key}", data)
+    return part
+
+
+def read_part(store: Store, run_id: str, part: Part) -> bytes:
+    """The bytes of a part, checked by size and sha256; raises `StorageError` when they are not what
+    the entry committed.
+    """
+    key = f"{run_id}/{part.key}"
+    size = store.stat(key).size
+    if size != part.bytes:
+        raise StorageError(
+            f"{store.url_of(key)} has {size} bytes and the log says {part.bytes}; the object was replaced or"
+            " damaged."
+        )
+    data = store.read(key, length=part.bytes + 1)  # never more, whatever has taken its place since
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise StorageError(
+            f"{store.url_of(key)} does not have the sha256 that the log committed; the object was replaced or"
+            " damaged."
+        )
+    return data
+
+
+def run_ids(store: Store) -> list[str]:
+    """Names of the runs below an output URL, sorted."""
+    entries = (re.fullmatch(r"([^/]+)/log/[0-9]{8}\.json", info.key) for info in store.list())
+    return sorted({entry[1] for entry in entries if entry is not None})
+
+
+def when(entry: Entry) -> datetime:
+    """The writer's own clock; the beginning of time when it is not readable."""
+    try:
+        found = datetime.fromisoformat(entry.time_utc)
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def final_entry(store: Store, run_id: str) -> Entry:
+    """The entry that published the run; raises `WrongRequest` when there is no such run or it is
+    not finished.
+    """
+    entries = read_log(store, run_id)
+    if not entries:
+        names = run_ids(store)
+        listed = ", ".join(names[-_PRINTED_NAMES:]) if names else "none"
+        raise WrongRequest(f"There is no run {run_id!r} at {store.url}; runs there: {listed}.")
+    finals = [entry for entry in entries if entry.kind == "final"]
+    if not finals:
+        step = max(entry.step for entry in entries)
+        unfinished = f"Run {run_id} at {store.url} is not published yet: it has completed {step} steps"
+        age_s = max(0.0, (datetime.now(UTC) - when(entries[-1])).total_seconds())
+        if age_s < LIVE_S:  # another start would fence its writer
+            raise WrongRequest(
+                f"{unfinished} and was still training {age_s:.0f} s ago. "
+                f"Follow it with `emotion-launch show {store.url}/{run_id} --watch`, then pull."
+            )
+        raise WrongRequest(f"{unfinished}. Start it again with run.id={run_id}.")
+    return finals[-1]
+
+
+def summary(entries: Sequence[Entry]) -> dict[str, Any]:
+    """The state of one run in a few words: its published macro-F1, or the best of its
+    checkpoints.
+    """
+    finals = [entry for entry in entries if entry.kind == "final"]
+    scored = finals[-1:] or [entry for entry in entries if entry.kind == "checkpoint"]
+    scores = [
+        float(value) for entry in scored if isinstance(value := entry.metrics.get("macro_f1"), int | float)
+    ]
+    return {
+        "state": "published" if finals else "unfinished",
+        "step": max(entry.step for entry in entries),
+        "macro_f1": max(scores, default=None),
+        "split": finals[-1].metrics.get("split") if finals else "validation",
+        "updated": entries[-1].time_utc,
+    }

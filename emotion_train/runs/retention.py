@@ -1,0 +1,83 @@
+"""Which parts of a run's old checkpoints may be deleted, and their deletion; an entry of the log is
+never deleted.
+
+Monotone: what is deleted by a writer that knows only the beginning of the log would be deleted by
+one that knows all of it, because entries are only added. So a writer that is fenced and does not
+know it does no harm, and a kill in between leaves parts for the next `collect`. The price is one
+listing of the run's parts a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+from emotion_train.runs.log import Entry, Writer
+
+KEEP_NEWEST = 3
+
+
+def collect(writer: Writer, keep_every: int | None) -> list[str]:
+    """Delete what `removable` allows, and what killed writes of older incarnations left; returns
+    the deleted keys.
+
+    Raises `StorageError`; the run is none the worse for it.
+    """
+    store, run = writer.store, f"{writer.run_id}/"
+    present = [info.key.removeprefix(run) for info in store.list(f"{run}data/")]
+    doomed = removable(writer.log, writer.incarnation, present, keep_every)
+    for key in doomed:
+        store.delete(run + key)
+    for entry in writer.entries:
+        if entry.kind == "claim":
+            store.clear_unfinished(f"{run}data/{entry.seq:08d}/")
+    return doomed
+
+
+def removable(
+    log: Sequence[Entry], incarnation: int, present: Iterable[str], keep_every: int | None
+) -> list[str]:
+    """Those of the keys `present` that the writer `incarnation`, for which the log is `log`, may
+    delete.
+
+    Parts of checkpoints that are not kept, and parts of older incarnations that no entry names:
+    these can no longer get one. Parts of its own without an entry may be waiting for it, and those
+    of a newer incarnation are not its business.
+    """
+    kept = {part.key for entry in kept_entries(log, keep_every) for part in entry.parts}
+    named = {part.key for entry in log for part in entry.parts}
+    doomed = []
+    for key in present:
+        owner = re.match(r"data/([0-9]{8})/", key)
+        if owner is None or key in kept:
+            continue
+        if int(owner[1]) < incarnation or (int(owner[1]) == incarnation and key in named):
+            doomed.append(key)
+    return doomed
+
+
+def kept_entries(log: Sequence[Entry], keep_every: int | None) -> list[Entry]:
+    """The newest three checkpoints, the best by macro-F1, each `keep_every`-th of the run, and
+    every final entry.
+    """
+    checkpoints = [entry for entry in log if entry.kind == "checkpoint"]
+    kept = checkpoints[-KEEP_NEWEST:] + [entry for entry in log if entry.kind == "final"]
+    if (best := _best(checkpoints)) is not None:
+        kept.append(best)
+    if keep_every is not None:
+        kept += checkpoints[keep_every - 1 :: keep_every]
+    return kept
+
+
+def _best(checkpoints: Sequence[Entry]) -> Entry | None:
+    """The highest macro-F1, and the earlier one of equals: a best one that was passed never comes
+    back.
+    """
+    scored = [
+        (float(score), -entry.seq, entry)
+        for entry in checkpoints
+        if isinstance(score := entry.metrics.get("macro_f1"), int | float)
+    ]
+    finite = [one for one in scored if math.isfinite(one[0])]
+    return max(finite, key=lambda one: one[:2])[2] if finite else None

@@ -1,0 +1,299 @@
+"""Bytes of a decoder block in training: what is kept from its forward to its backward pass, and
+what passes while it computes.
+
+Counted tensor by tensor, from transformers' modules under autograd (stock) and from
+`model/fused.py` read line by line; tests compare both with what is really kept and allocated. The
+price: a change there that keeps another tensor has to be written down here.
+
+Letters: H hidden size, I intermediate size, Q width of the queries (heads x head size), K width of
+the keys, r rank of the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emotion_train.sizing.shape import STACKS, Precision, Shape, Targets, target_names
+
+_TOKENS_PER_POST = 16  # of short posts; what is kept for each post is a twentieth of a block
+_SCALE = 4  # a row in float8 has one float32 scale
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one pack: `kept` when its forward pass ends, and `passing` beside that at the
+    highest point of both passes.
+    """
+
+    kept: int
+    passing: int
+
+
+# --- the fused decoder ---
+
+
+@dataclass(frozen=True)
+class FusedBlocks:
+    """All blocks of the fused decoder. `element`: bytes of an activation; it is 2 but for tests on
+    a CPU, which compute in float32.
+    """
+
+    shape: Shape
+    precision: Precision
+    lora_r: int
+    lora_targets: Targets
+    lora_dropout: float
+    element: int = 2
+
+    def kept_by_layer(self) -> dict[str, int]:
+        """Bytes per token that a block keeps, by what they are; 172 kB of Mistral Small 3.1's in
+        bfloat16.
+        """
+        return {**self._before_pooling(), **self._after_pooling()}
+
+    def kept_by_last_layer(self) -> tuple[int, int]:
+        """(per token, per post): from its attention on the last block computes the posts' last
+        tokens only.
+        """
+        return sum(self._before_pooling().values()), sum(self._after_pooling().values())
+
+    def _before_pooling(self) -> dict[str, int]:
+        hidden, query, _, width = self._sizes()
+        return {
+            "input": hidden,
+            "first norm": 4,
+            "queries, keys, values": width,
+            "attention": query + 4 * self.shape.num_attention_heads,
+            "ranks of their adapters": self._ranks("q_proj", "k_proj", "v_proj"),
+        }
+
+    def _after_pooling(self) -> dict[str, int]:
+        hidden, _, inner, _ = self._sizes()
+        ranks = self._ranks("o_proj", "gate_proj", "up_proj", "down_proj")
+        return {
+            "after attention": hidden,
+            "second norm": 4,
+            "gate and up": 2 * inner,
+            "ranks of the other adapters": ranks,
+        }
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """Bytes of a hidden state, of the queries, of the MLP's inner width, and of queries, keys
+        and values together.
+        """
+        shape, element = self.shape, self.element
+        width = shape.query_width + 2 * shape.key_width
+        return (
+            element * shape.hidden_size,
+            element * shape.query_width,
+            element * shape.intermediate_size,
+            element * width,
+        )
+
+    def of_pack(self, tokens: int, recompute: bool) -> Activations:
+        """Of a whole pack. `recompute`: blocks keep their input only, and compute the rest
+        again.
+        """
+        posts = -(-tokens // _TOKENS_PER_POST)
+        hidden = self._sizes()[0]
+        block, (last, last_of_post) = sum(self.kept_by_layer().values()), self.kept_by_last_layer()
+        others = self.shape.num_hidden_layers - 1
+        # ids and positions, the two ends of what each token sees, cosines and sines in float32; of
+        # a post, the float32 head and its norm
+        inputs = (
+            tokens * (2 * 8 + 2 * 4 + 2 * 4 * self.shape.head_dim) + posts * 2 * 4 * self.shape.hidden_size
+        )
+        below = tokens * others * (hidden if recompute else block)  # all blocks but the last
+        kept = inputs + below + (tokens * hidden if recompute else tokens * last + posts * last_of_post)
+        again = hidden if recompute else 0  # the recomputed block's output, which its backward pass holds
+        highest = (
+            inputs
+            + below
+            + tokens * (last + max(2 * hidden, self._backward_from_attention()))
+            + posts * self._last_of_post()
+        )
+        if others:
+            # what the block at work has beside what it keeps
+            here = tokens * (block - (hidden if recompute else block))
+            highest = max(
+                highest, inputs + below + here + tokens * max(self._forward(), again + self._backward())
+            )
+        return Activations(kept, max(0, highest - kept))
+
+    def _last_of_post(self) -> int:
+        """Of a pooled post, when the last block's backward pass is in its attention."""
+        hidden, query, inner, _ = self._sizes()
+        return self.kept_by_last_layer()[1] + 4 * hidden + inner + 2 * query
+
+    def _forward(self) -> int:
+        """Per token beside what the block keeps, when its last product is made: five hidden states
+        (the MLP's output before it, both norms, the attention's output, its own), and the MLP's
+        inner product, in float8 where nothing else reads it.
+        """
+        hidden, _, inner, _ = self._sizes()
+        if not self._adapted("down_proj"):
+            return 5 * hidden + (
+                self._codes(self.shape.intermediate_size) if self.precision == "fp8" else inner
+            )
+        return (
+            5 * hidden
+            + inner
+            + max(inner if self.lora_dropout else 0, self._codes(self.shape.intermediate_size))
+        )
+
+    def _backward(self) -> int:
+        """Per token beside what the block keeps, at the highest point of its backward pass.
+
+        With dropout an adapter has a dropped copy of its input beside it; where that input is a
+        norm, either way one copy.
+        """
+        hidden, query, inner, _ = self._sizes()
+        dropped = 1 if self.lora_dropout else 0
+        # the gradients of the block's output and of the MLP's inner product, held to the end
+        held = hidden + inner
+        points = [held + self._codes(self.shape.hidden_size)]
+        if self._adapted("down_proj"):
+            points.append(held + inner + dropped * inner)
+        held += hidden  # the gradient of the second norm
+        points.append(held + self._codes(2 * self.shape.intermediate_size))
+        held += hidden  # the gradient past the norm, or before that the adapters' copy of it
+        points.append(held + query + (dropped * query if self._adapted("o_proj") else 0))
+        points.append(held + self._backward_from_attention() - hidden)
+        return max(points)
+
+    def _backward_from_attention(self) -> int:
+        """Per token: the gradients of the attention's output, of its input, of queries, keys and
+        values, and of the block's input, beside the adapters' copy of the first norm or the
+        gradient that the norm makes anew.
+        """
+        hidden, query, _, width = self._sizes()
+        held = hidden + query + width
+        codes = self._codes(self.shape.query_width + 2 * self.shape.key_width)
+        return held + max(4 * self.shape.num_attention_heads, hidden + codes, 2 * hidden)
+
+    def _codes(self, size: int) -> int:
+        """A row in float8, where the products want it so."""
+        return size + _SCALE if self.precision == "fp8" else 0
+
+    def _adapted(self, *names: str) -> bool:
+        return self._ranks(*names) > 0
+
+    def _ranks(self, *names: str) -> int:
+        """Bytes per token of s A x of these layers' adapters."""
+        return self.element * self.lora_r * len(set(names) & set(target_names(self.lora_targets)))
+
+
+def fused_overhead(
+    shape: Shape, precision: Precision, lora_r: int, lora_targets: Targets, element: int = 2
+) -> int:
+    """Bytes that lie on the GPU for good beside weights, adapter and optimizer: the adapters in
+    bfloat16 (a product's A one below the other, its B as blocks of one matrix), and the workspace
+    into which 4-bit weights are unpacked.
+    """
+    names = target_names(lora_targets)
+    copies = 0
+    for stack, (outputs, inputs) in zip(STACKS, shape.stacked_layers, strict=True):
+        rank = lora_r * len(set(stack) & set(names))
+        copies += rank * (inputs + outputs)
+    return element * shape.num_hidden_layers * copies + (2 * shape.largest_stack if precision == "nf4" else 0)
+
+
+# --- transformers' modules ---
+
+
+def stock_kept_by_layer(
+    shape: Shape,
+    lora_r: int,
+    lora_targets: Targets,
+    *,
+    lora_dropout: float,
+    element: int = 2,
+    repeated_keys: bool = False,
+) -> dict[str, int]:
+    """Bytes per token that autograd keeps of one of transformers' blocks, by what they are.
+
+    `element`: bytes of an activation, 2 under autocast. Frozen weights keep no input: only adapters
+    do. A mask of dropout has one byte per element on CUDA. `repeated_keys`: the attention kernel
+    wants as many key heads as query heads, as PyTorch before 2.12 does.
+    """
+    names = target_names(lora_targets)
+    hidden, inner, query = shape.hidden_size, shape.intermediate_size, shape.query_width
+    key = query if repeated_keys else shape.key_width
+    heads = (
+        (query + shape.key_width, shape.num_attention_heads + shape.num_key_value_heads)
+        if shape.qk_norm
+        else (0, 0)
+    )
+    return {
+        "norms": 2 * (4 * hidden + 4) + 4 * sum(heads),
+        "adapter inputs": _adapter_inputs(shape, names, element, lora_dropout > 0),
+        "adapter ranks": element * lora_r * len(names),
+        "attention": element * (2 * query + 2 * key) + 4 * shape.num_attention_heads,
+        "mlp": 3 * element * inner,  # gate, up and the SiLU of gate
+    }
+
+
+def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: bool) -> int:
+    """With dropout each adapter has an input and a mask of its own. Without, q, k and v share one,
+    gate and up another, and that of o is the attention's output, kept in any case.
+    """
+    if drops:
+        return sum((element + 1) * shape.linear_layers[name][1] for name in names)
+    groups = [stack for stack in STACKS if stack != ("o_proj",)]
+    return sum(element * shape.linear_layers[group[0]][1] for group in groups if set(group) & set(names))
+
+
+def stock_of_pack(
+    shape: Shape,
+    precision: Precision,
+    lora_r: int,
+    lora_targets: Targets,
+    lora_dropout: float,
+    tokens: int,
+    recompute: bool,
+    repeated_keys: bool,
+) -> Activations:
+    """Of a whole pack by transformers' modules, with the largest matrix brought from nf4 to
+    bfloat16.
+    """
+    element = 4 if precision == "fp32" else 2
+    layer = sum(
+        stock_kept_by_layer(
+            shape,
+            lora_r,
+            lora_targets,
+            lora_dropout=lora_dropout,
+            element=element,
+            repeated_keys=repeated_keys,
+        ).values()
+    )
+    norm, rotary = 4 * shape.hidden_size + 4, 2 * element * shape.head_dim
+    if recompute:
+        kept = shape.num_hidden_layers * element * shape.hidden_size + norm + rotary + layer
+    else:
+        # the first block keeps no norm of its input, which makes up for the last norm
+        kept = shape.num_hidden_layers * layer + rotary
+    down = (
+        0
+        if "down_proj" not in target_names(lora_targets)
+        else (element + (lora_dropout > 0)) * shape.intermediate_size
+    )
+    backward = tokens * _stock_backward(shape, element, norm + down)
+    largest = (
+        2 * max(outputs * inputs for outputs, inputs in shape.linear_layers.values())
+        if precision == "nf4"
+        else 0
+    )
+    return Activations(tokens * kept, max(backward, largest + tokens * element * shape.intermediate_size))
+
+
+def _stock_backward(shape: Shape, element: int, let_go: int) -> int:
+    """Per token, while the last block's backward pass runs on top of all that is kept: the
+    gradients of the MLP's three inner tensors, less what is `let_go` by then, the last norm's input
+    and that of the adapter on down_proj; or the first of these gradients alone.
+    """
+    return max(
+        3 * element * shape.intermediate_size - let_go,
+        element * (shape.intermediate_size + 2 * shape.hidden_size),
+    )

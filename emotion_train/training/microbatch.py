@@ -1,0 +1,160 @@
+"""How many tokens a forward pass takes where the config says `train.tokens_per_microbatch: auto`:
+what fits the GPU, by arithmetic.
+
+Decided once, before weights and loaders, the same on all ranks; nothing is tried out and no memory
+error is waited for. On a CPU it is the default. Learning does not depend on it, so that a resumed
+run may take another number on another GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, Config
+from emotion_train.data.index import Index
+from emotion_train.data.reader import sample_texts
+from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.errors import WrongRequest
+from emotion_train.model.attention import HAS_GQA
+from emotion_train.model.load import read_config
+from emotion_train.processes.ranks import Ranks
+from emotion_train.sizing.memory import GIB, MicroBatch, Precision, Shape, largest_microbatch, tokens_to_fill
+from emotion_train.storage.store import Store
+from emotion_train.training.engines import Kind, shards_weights
+
+_SHARDED = "accelerate_configs/multi_gpu_fsdp2_qlora.yaml"
+_SAMPLE_POSTS = 512
+_UNUSUAL_STEP = 3.0  # standard deviations above the mean up to which a step still fits one micro-batch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was chosen, and why in words for a person."""
+
+    tokens: int
+    gradient_checkpointing: bool
+    why: str
+
+
+def settle(
+    config: Config,
+    index: Index,
+    store: Store,
+    tokenizer: PostTokenizer,
+    engine: Kind,
+    ranks: Ranks,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Config:
+    """The config with a number in place of `auto`, the same on all ranks; a config that has a
+    number comes back as it is.
+
+    Raises `WrongRequest` on all ranks, with the nearest setting that fits, where the base does not
+    fit the smallest of their GPUs.
+    """
+    if config.train.tokens_per_microbatch != "auto":
+        return config
+    available = ranks.gather(memory_of(device) if device.type == "cuda" else None)
+
+    def choose() -> Setting:
+        gpus = [one for one in available if one is not None]
+        if not gpus:
+            tokens = max(DEFAULT_TOKENS_PER_MICROBATCH, config.data.max_length)
+            return Setting(
+                tokens, config.train.gradient_checkpointing, "the default, since there is no GPU to fill"
+            )
+        shape = Shape.of(read_config(config.model.base).text.to_dict())
+        split = index.split("train")
+        lengths = [len(ids) for ids in tokenizer.encode(sample_texts(store, split, _SAMPLE_POSTS))]
+        share = tokens_of_a_step(config, lengths, split.rows, ranks.world_size)
+        return setting_for(config, shape, len(index.labels), min(gpus), share, engine, ranks.world_size)
+
+    setting = ranks.on_main(choose)
+    if ranks.is_main:
+        again = "with" if setting.gradient_checkpointing else "without"
+        say(
+            f"micro-batches of {setting.tokens:,} tokens {again} recomputation (tokens_per_microbatch is"
+            f" auto): {setting.why}"
+        )
+    update = {
+        "tokens_per_microbatch": setting.tokens,
+        "gradient_checkpointing": setting.gradient_checkpointing,
+    }
+    return config.model_copy(update={"train": config.train.model_copy(update=update)})
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of the GPU, less what other programs have of it now."""
+    free, total = torch.cuda.mem_get_info(device)
+    # the context of this process is there already
+    return min(total, free + torch.cuda.memory_reserved(device) + GIB // 2)
+
+
+def tokens_of_a_step(config: Config, lengths: Sequence[int], posts: int, world_size: int) -> int:
+    """What one rank has to compute in a step, in nearly all of them."""
+    mean = sum(lengths) / len(lengths)
+    spread = math.sqrt(sum((length - mean) ** 2 for length in lengths) / len(lengths))
+    share = math.ceil(min(config.train.global_batch_size, posts) / world_size)
+    return math.ceil(share * mean + _UNUSUAL_STEP * math.sqrt(share) * spread)
+
+
+def setting_for(
+    config: Config, shape: Shape, labels: int, gpu_bytes: int, share: int, engine: Kind, world_size: int
+) -> Setting:
+    """For a GPU that reports `gpu_bytes` and has `share` tokens to compute a step. Raises
+    `WrongRequest` where nothing fits.
+    """
+    shards = world_size if shards_weights(engine) else 1
+    longest = config.data.max_length
+    most = tokens_to_fill(share, longest)
+
+    def largest(precision: Precision, again: bool | None, shards: int) -> MicroBatch | None:
+        return largest_microbatch(
+            shape,
+            precision,
+            config.lora.r,
+            config.lora.targets,
+            labels,
+            gpu_bytes,
+            longest_post=longest,
+            most_tokens=most,
+            lora_dropout=config.lora.dropout,
+            fused=config.model.decoder == "fused",
+            repeated_keys=not HAS_GQA,
+            shards=shards,
+            processes=world_size,
+            gradient_checkpointing=again,
+        )
+
+    precision = config.model.precision
+    asked = (
+        config.train.gradient_checkpointing
+        if "gradient_checkpointing" in config.train.model_fields_set
+        else None
+    )
+    found = largest(precision, asked, shards)
+    if found is not None:
+        fills = "all that a step has here" if found.tokens >= share else f"a step has {share:,} here"
+        return Setting(
+            found.tokens,
+            found.gradient_checkpointing,
+            f"{found.memory} of the GPU's {gpu_bytes / GIB:.1f}; {fills}",
+        )
+    remedies: list[tuple[str, Precision, bool | None, int]] = [
+        ("train.gradient_checkpointing=true", precision, True, shards),
+        ("model.precision=nf4", "nf4", asked, shards),
+        ("model.precision=nf4 train.gradient_checkpointing=true", "nf4", True, shards),
+    ]
+    if world_size > 1 and shards == 1:
+        words = f"--config_file {_SHARDED}" + (" and model.precision=nf4" if precision == "fp8" else "")
+        remedies.append((words, "nf4" if precision == "fp8" else precision, asked, world_size))
+    fitting = (words for words, *settings in remedies if largest(*settings) is not None)  # type: ignore[arg-type]
+    last_resort = "a smaller model.base, or take a larger GPU (emotion-launch plan names those that fit)"
+    raise WrongRequest(
+        f"The GPU's {gpu_bytes / GIB:.1f} GiB are too small for {config.model.base} in {precision}, even with"
+        f" one post of {longest} tokens at a time; type {next(fitting, last_resort)}."
+    )

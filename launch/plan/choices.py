@@ -1,0 +1,428 @@
+"""Which GPUs would train this run, how long and for how many dollars: memory, then speed, then
+price, for each kind and number of GPUs.
+
+Pure arithmetic over a small table (`gpus.py`), the memory page, the speed lines and the catalog's
+prices; nothing is started. What a machine costs on spot counts preemptions: at a rate of
+`preemptions_per_hour` each brings `startup_minutes` of a new machine, which may be taken as well,
+and the work since the last checkpoint again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from emotion_train.config import POSTS_PER_SCORING_STEP, Config
+from emotion_train.data.packing import GPU_FILL, bins, deal
+from emotion_train.sizing.memory import (
+    MemoryEstimate,
+    MicroBatch,
+    Precision,
+    Shape,
+    estimate,
+    is_fused,
+    largest_microbatch,
+    tokens_to_fill,
+)
+from launch.gpus import COUNTS, GPU_KINDS, GpuKind
+from launch.plan.prices import Offer, Prices
+from launch.plan.speed import Speed
+
+_MOST_STEPS_TRIED = 16
+_LONGEST_SHARE_TRIED = 20_000  # posts
+_NEVER_H = 365 * 24  # a year
+_MOST_EXPONENT = 100.0  # e to this is beyond any run
+
+
+@dataclass(frozen=True)
+class Spot:
+    """What is assumed of spot machines; a rate of 0.1 is one preemption in ten hours."""
+
+    preemptions_per_hour: float = 0.1
+    startup_minutes: float = 10.0
+    checkpoint_minutes: float = 1.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run computes. `lengths`: tokens of some training posts, in any order."""
+
+    train_posts: int
+    scored_posts: int  # those of every evaluation and of the final report
+    epochs: int
+    global_batch_size: int
+    lengths: tuple[int, ...]
+    labels: int
+    max_length: int
+
+    @property
+    def mean_length(self) -> float:
+        return sum(self.lengths) / len(self.lengths)
+
+    def shares(self, gpus: int) -> Iterator[list[list[int]]]:
+        """Some steps as the lengths of each GPU's posts."""
+        size = min(self.global_batch_size, self.train_posts, _LONGEST_SHARE_TRIED)
+        for step in range(max(1, min(_MOST_STEPS_TRIED, len(self.lengths) // size))):
+            posts = [self.lengths[(step * size + place) % len(self.lengths)] for place in range(size)]
+            yield [[posts[index] for index in group] for group in deal(posts, gpus)]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one kind and number of GPUs would run it."""
+
+    kind: GpuKind
+    count: int
+    precision: Precision
+    tokens_per_microbatch: int
+    gradient_checkpointing: bool
+    shards: int
+    memory: MemoryEstimate  # of one GPU
+    posts_per_second: float
+    hours: float  # of work and start-up, without a preemption
+    spot_hours: float | None  # with those that are expected; None when it would never end
+    offer: Offer
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind.name}:{self.count}"
+
+    @property
+    def engine(self) -> str:
+        if self.shards > 1:
+            return "FSDP2"
+        return "one GPU" if self.count == 1 else "DDP"
+
+    @property
+    def usd_on_demand(self) -> float | None:
+        return None if self.offer.on_demand is None else self.offer.on_demand.usd_per_hour * self.hours
+
+    @property
+    def usd_spot(self) -> float | None:
+        return (
+            None
+            if self.offer.spot is None or self.spot_hours is None
+            else self.offer.spot.usd_per_hour * self.spot_hours
+        )
+
+    @property
+    def usd(self) -> float | None:
+        """The cheaper of the two."""
+        known = [usd for usd in (self.usd_spot, self.usd_on_demand) if usd is not None]
+        return min(known, default=None)
+
+    def settings(self) -> list[str]:
+        """The `section.field=value` words for a task of several kinds of GPU: each takes the
+        micro-batch that fits it.
+        """
+        return [f"model.precision={self.precision}", "train.tokens_per_microbatch=auto"]
+
+    def overrides(self, config: Config) -> list[str]:
+        """The words that make this config this choice."""
+        words = [f"model.precision={self.precision}"] if config.model.precision != self.precision else []
+        return (
+            words
+            if config.train.tokens_per_microbatch == "auto"
+            else [*words, "train.tokens_per_microbatch=auto"]
+        )
+
+
+@dataclass(frozen=True)
+class TooSmall:
+    """A kind and number of GPUs on which the base does not fit; `memory` is the least that it takes
+    of each.
+    """
+
+    kind: GpuKind
+    count: int
+    precision: Precision
+    memory: MemoryEstimate
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind.name}:{self.count}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`choices` from the best to the worst; `reason` is why the first is the best."""
+
+    choices: tuple[Choice, ...]
+    too_small: tuple[TooSmall, ...]
+    reason: str
+
+
+def make_plan(
+    config: Config,
+    shape: Shape,
+    work: Work,
+    prices: Prices,
+    spot: Spot,
+    *,
+    precision: Precision | None = None,
+    within_hours: float | None = None,
+) -> Plan:
+    """Every kind and number of GPUs; `precision` None takes the fastest that fits, `within_hours`
+    leaves out what takes longer.
+    """
+    choices: list[Choice] = []
+    too_small: list[TooSmall] = []
+    for kind in GPU_KINDS:
+        if precision == "fp8" and not kind.fp8:
+            continue
+        for count in COUNTS:
+            found = best_settings(
+                config,
+                shape,
+                work,
+                kind,
+                count,
+                prices.offers.get((kind.name, count), Offer()),
+                spot,
+                precision,
+            )
+            if isinstance(found, TooSmall):
+                too_small.append(found)
+            elif (in_time := within(found, within_hours)) is not None:
+                choices.append(in_time)
+    choices.sort(key=_order)
+    return Plan(tuple(choices), tuple(too_small), _reason(choices))
+
+
+def within(choice: Choice, hours: float | None) -> Choice | None:
+    """The choice, without its spot machines where those alone would take longer; None where it
+    takes longer in any case.
+    """
+    if hours is None or (choice.spot_hours is not None and choice.spot_hours <= hours):
+        return choice
+    return replace(choice, offer=replace(choice.offer, spot=None)) if choice.hours <= hours else None
+
+
+def _order(choice: Choice) -> tuple[bool, float, float]:
+    """By dollars, and where nothing has a price by the hours of all GPUs together, the nearest
+    there is to them.
+    """
+    return (
+        choice.usd is None,
+        choice.usd if choice.usd is not None else choice.count * choice.hours,
+        choice.hours,
+    )
+
+
+def _reason(choices: Sequence[Choice]) -> str:
+    if not choices:
+        return ""
+    best, rest = choices[0], choices[1:]
+    if best.usd is None:
+        return "the fewest hours of all GPUs together; without prices nothing is known about dollars"
+    how = "on spot, preemptions included" if best.usd == best.usd_spot else "on demand"
+    if not rest or rest[0].usd is None:
+        return f"the only one with a price, {how}"
+    dearer = f"{rest[0].usd / best.usd - 1:.0%} dearer" if rest[0].usd / best.usd >= 1.005 else "as dear"
+    times = best.hours / rest[0].hours
+    faster = f" and {times:.1f} times as fast" if times >= 1.05 else ""
+    return f"the fewest dollars a job {how}; next is {rest[0].name}, {dearer}{faster}"
+
+
+def best_settings(
+    config: Config,
+    shape: Shape,
+    work: Work,
+    kind: GpuKind,
+    count: int,
+    offer: Offer,
+    spot: Spot,
+    precision: Precision | None,
+) -> Choice | TooSmall:
+    """The fastest precision and micro-batch that fit; a whole base on each GPU where it fits, else
+    spread over them.
+    """
+    candidates = [precision] if precision is not None else precisions(config, shape, kind)
+    for shards in (1, count) if count > 1 else (1,):
+        fitting = [
+            with_settings(config, shape, work, kind, count, offer, spot, one, found, shards)
+            for one in candidates
+            if shards == 1 or one != "fp8"  # which is computed from whole weights
+            for found in _microbatches(config, shape, work, kind, count, one, shards)
+        ]
+        if fitting:
+            return min(fitting, key=lambda choice: choice.hours)
+    least = [
+        (_memory(config, shape, work, one, work.max_length, True, 1 if one == "fp8" else count), one)
+        for one in candidates
+    ]
+    memory, smallest = min(least, key=lambda pair: pair[0].total)
+    return TooSmall(kind, count, smallest, memory)
+
+
+def precisions(config: Config, shape: Shape, kind: GpuKind) -> list[Precision]:
+    """What the trainer offers of this base on this GPU; float32 only where the config asks for it,
+    since it is 16 times slower.
+    """
+    if config.model.precision == "fp32":
+        return ["fp32"]
+    fp8 = kind.fp8 and fused(config) and is_fused(shape, "fp8")
+    return [one for one in ("nf4", "bf16", "fp8") if one != "fp8" or fp8]
+
+
+def fused(config: Config) -> bool:
+    """Whether the config leaves the fused decoder on, which is then used where it fits."""
+    return config.model.decoder == "fused"
+
+
+def _microbatches(
+    config: Config, shape: Shape, work: Work, kind: GpuKind, count: int, precision: Precision, shards: int
+) -> Iterator[MicroBatch]:
+    """The largest that fits, cut to what a GPU's share of a step can fill; where it is cut by the
+    memory, also that with recomputation, unless the config says which.
+    """
+    share = max(sum(posts) for step in work.shares(count) for posts in step)
+    most = tokens_to_fill(share, work.max_length)
+    asked = "gradient_checkpointing" in config.train.model_fields_set
+    for again in (config.train.gradient_checkpointing,) if asked else (False, True):
+        found = largest_microbatch(
+            shape,
+            precision,
+            config.lora.r,
+            config.lora.targets,
+            work.labels,
+            kind.memory_bytes,
+            longest_post=work.max_length,
+            most_tokens=most,
+            lora_dropout=config.lora.dropout,
+            fused=fused(config),
+            shards=shards,
+            processes=count,
+            gradient_checkpointing=again,
+        )
+        if found is not None:
+            yield found
+            if found.tokens >= most:
+                return
+
+
+def _memory(
+    config: Config,
+    shape: Shape,
+    work: Work,
+    precision: Precision,
+    tokens: int,
+    gradient_checkpointing: bool,
+    shards: int,
+) -> MemoryEstimate:
+    return estimate(
+        shape,
+        precision,
+        config.lora.r,
+        config.lora.targets,
+        tokens,
+        gradient_checkpointing,
+        work.labels,
+        shards,
+        lora_dropout=config.lora.dropout,
+        fused=fused(config),
+    )
+
+
+def with_settings(
+    config: Config,
+    shape: Shape,
+    work: Work,
+    kind: GpuKind,
+    count: int,
+    offer: Offer,
+    spot: Spot,
+    precision: Precision,
+    found: MicroBatch,
+    shards: int = 1,
+) -> Choice:
+    """Time and dollars of these settings on these GPUs."""
+    lora = config.lora
+    speed = Speed(
+        kind,
+        shape,
+        precision,
+        lora.r,
+        lora.targets,
+        found.gradient_checkpointing,
+        fused(config),
+        shards,
+        count,
+    )
+    step_s = _step_s(speed, work, count, found.tokens)
+    size = min(work.global_batch_size, work.train_posts)
+    steps = math.ceil(work.train_posts / work.global_batch_size) * work.epochs
+    hours = (steps * step_s + _scoring_s(speed, work, count, found.tokens)) / 3600 + spot.startup_minutes / 60
+    return Choice(
+        kind=kind,
+        count=count,
+        precision=precision,
+        tokens_per_microbatch=found.tokens,
+        gradient_checkpointing=found.gradient_checkpointing,
+        shards=shards,
+        memory=found.memory,
+        posts_per_second=size / step_s,
+        hours=hours,
+        spot_hours=hours_with_preemptions(hours, spot),
+        offer=offer,
+    )
+
+
+def _step_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
+    """Mean over some steps; the GPU with most packs sets the pace, and the others run empty
+    ones.
+    """
+    seconds = []
+    for step in work.shares(gpus):
+        packs = [_filled(posts, tokens) for posts in step]
+        # of a step too large to lay out
+        whole = min(work.global_batch_size, work.train_posts) / sum(len(posts) for posts in step)
+        seconds.append(whole * max(sum(speed.microbatch_s(one) for one in gpu) for gpu in packs))
+    return sum(seconds) / len(seconds) + (speed.joining_s(gpus, work.labels) if gpus > 1 else 0.0)
+
+
+def _filled(posts: list[int], tokens: int) -> list[int]:
+    """Computed tokens of each pack."""
+    return [
+        min(math.ceil(sum(posts[i] for i in group) / GPU_FILL) * GPU_FILL, max(tokens, GPU_FILL))
+        for group in bins(posts, tokens)
+    ]
+
+
+def _scoring_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
+    posts = [work.lengths[place % len(work.lengths)] for place in range(POSTS_PER_SCORING_STEP)]
+    one_step = sum(speed.scoring_s(one) for one in _filled(posts, tokens))
+    return one_step * work.scored_posts / (POSTS_PER_SCORING_STEP * gpus)
+
+
+def hours_with_preemptions(hours: float, spot: Spot) -> float | None:
+    """Expected hours on spot machines, `hours` being start-up and work; None where that is more
+    than a year.
+
+    The closed form for machines that live for exponentially distributed times: each stretch of work
+    between two checkpoints is tried until a machine outlives it, and so is each start (Daly 2006,
+    https://doi.org/10.1016/j.future.2004.11.016; checkpoints take no time here).
+    """
+    rate, startup_h, stretch_h = (
+        spot.preemptions_per_hour,
+        spot.startup_minutes / 60,
+        spot.checkpoint_minutes / 60,
+    )
+    if rate * (startup_h + stretch_h) > _MOST_EXPONENT:
+        return None
+    work_h = hours - startup_h
+    started_h = startup_h * _growth(rate * startup_h)
+    expected = started_h + work_h * math.exp(rate * startup_h) * _growth(rate * stretch_h)
+    return expected if expected <= _NEVER_H else None
+
+
+def _growth(x: float) -> float:
+    """(e^x - 1) / x, which is 1 at 0."""
+    return math.expm1(x) / x if x else 1.0
+
+
+def spot_of(config: Config, spot: Spot) -> Spot:
+    """With the checkpoint interval of the config, where it has one."""
+    seconds = config.checkpoint.every_seconds
+    return replace(spot, checkpoint_minutes=seconds / 60) if seconds is not None else spot

@@ -1,0 +1,173 @@
+"""Seconds of a micro-batch and of a step on a kind of GPU: some straight lines, calibrated on one
+H100 and one H200.
+
+    matrix products   4 x linear parameters x tokens (6 x with recomputation), at a fraction of the
+                      GPU's dense bf16 rate, or the time to read the weights for either pass,
+                      whichever is longer
+    passes            what the kernels between two products read and write, at a fraction of the
+                      memory's data-sheet rate
+    unpacking         of nf4 weights, for either pass, whatever the number of tokens
+    launching         the CPU's time to start the kernels of every block, which bounds small models
+                      and small micro-batches; passes that are recorded as CUDA graphs (below 3
+                      billion parameters, one process) cost the GPU's own time for a kernel instead
+
+The fused decoder's numbers are of one H100 80GB, those of transformers' modules of one H200
+(benchmarks/README.md). For every other GPU the same fractions of its data sheet are assumed, so the
+order of two kinds is only as good as those: an L4, bound by its 72 W, may be slower. Tests hold the
+predictions to what was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emotion_train.sizing.memory import (
+    Precision,
+    Shape,
+    Targets,
+    is_fused,
+    is_recorded,
+    target_names,
+    weight_bytes,
+)
+from launch.gpus import GpuKind
+
+# Fractions of the dense bf16 rate. By the fused decoder what its products sustain in the middle of
+# a step, by a profile of 20 blocks: 702 TFLOP/s in bf16 and 1,360 in fp8 of 989 on an H100, 688 in
+# bf16 on an H200. By transformers' modules what is between the products, too: this program in nf4
+# on one H200, 5,172 tokens/s in packs of 8k; float32 has a sixteenth of bf16's rate.
+_FUSED: dict[Precision, float] = {"nf4": 0.70, "bf16": 0.70, "fp8": 1.355}
+_STOCK: dict[Precision, float] = {"nf4": 0.52, "bf16": 0.52, "fp32": 0.05}
+_BYTES_PER_WEIGHT: dict[Precision, float] = {"nf4": 2, "bf16": 2, "fp8": 1, "fp32": 4}
+_OF_BANDWIDTH = 0.8
+# Both passes over the weights of 20 blocks: 20.1 ms on an H100's 132 multiprocessors, 2.8 of 3.35
+# TB/s of its memory: half a byte of codes and scales read, two bytes of bf16 written.
+_UNPACKED_PER_S = 8.4e9  # weights, by one multiprocessor
+_NF4_BYTES_MOVED = 2.516
+# Bytes that the fused decoder's kernels and the adapters on q, k, v and o read and write beside the
+# products, forward and backward, for each token and block: multiples of the hidden size, the MLP's
+# inner width, the queries' width, and that of queries, keys and values.
+_MOVED = (54, 16, 16, 22.6)
+_MOVED_IN_FP8 = 1.35  # times that: a row is read for its scale, and again
+# Adapters on the MLP read and write its inner width that often, half of it each for gate and up,
+# and for down: measured 105.2 ms of four blocks at 8k tokens against 94.4 without.
+_MOVED_BY_MLP_ADAPTERS = 36
+# of the last block's tokens: the fused decoder goes on with those that end a post after its
+# attention
+_POOLED = 15 / 16
+# SmolLM2-135M, 30 blocks with 7 adapters: 216 ms a step by transformers' modules whatever its size,
+# 145 by the fused decoder (the 24B, 40 blocks with 4 adapters in fp8, 92 beside an H200), and 15
+# when that is recorded, of which 8 are products and passes
+_LAUNCH_S = 2.0e-3, 0.74e-3  # of a block, and of each of its adapters
+_LAUNCH_FUSED_S = 0.2e-3, 0.57e-3
+_RECORDED_BLOCK_S = 0.24e-3
+_NVLINK_BYTES_PER_S = 200e9
+_PCIE_BYTES_PER_S = 10e9
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one GPU of a kind trains a base. `fused`: by the fused decoder where it fits.
+    `shards` GPUs share one copy of the base, of `processes` in all.
+    """
+
+    kind: GpuKind
+    shape: Shape
+    precision: Precision
+    lora_r: int
+    lora_targets: Targets
+    gradient_checkpointing: bool
+    fused: bool = True
+    shards: int = 1
+    processes: int = 1
+
+    def microbatch_s(self, tokens: int) -> float:
+        """Forward and backward pass over so many tokens."""
+        recorded = self._fused and is_recorded(self.shape, self.precision, self.processes)
+        return max(self._gpu_s(tokens), 0.0 if recorded else self._launching_s(), self._gathering_s())
+
+    def scoring_s(self, tokens: int) -> float:
+        """Forward pass alone, which is not recorded."""
+        whole = max(self._gpu_s(tokens), self._launching_s(), self._gathering_s())
+        return whole / 2 / self._again
+
+    def joining_s(self, gpus: int, labels: int) -> float:
+        """Adding up the adapter's float32 gradients over the GPUs, once a step."""
+        trained = 4 * self.shape.trained_parameters(self.lora_r, self.lora_targets, labels)
+        return 2 * trained * (1 - 1 / gpus) / self._link()
+
+    @property
+    def _fused(self) -> bool:
+        return self.fused and is_fused(self.shape, self.precision, self.shards)
+
+    @property
+    def _again(self) -> float:
+        """What computing forward passes twice makes of the time."""
+        return 1.5 if self.gradient_checkpointing else 1.0
+
+    def _gpu_s(self, tokens: int) -> float:
+        fraction = (_FUSED if self._fused else _STOCK)[self.precision]
+        products = 4 * self._computed_parameters() * tokens / (fraction * self.kind.bf16_flops)
+        read = (
+            2
+            * self.shape.linear_parameters
+            * _BYTES_PER_WEIGHT[self.precision]
+            / (_OF_BANDWIDTH * self.kind.bytes_per_s)
+        )
+        unpacked = 2 * self.shape.linear_parameters * self._unpack_s() if self.precision == "nf4" else 0.0
+        kernels = _RECORDED_BLOCK_S * self.shape.num_hidden_layers if self._fused else 0.0
+        return (max(products, read) + self._passes_s(tokens) + unpacked + kernels) * self._again
+
+    def _computed_parameters(self) -> float:
+        """Linear parameters, less the part of the last block that is computed for the posts' last
+        tokens only.
+        """
+        if not self._fused:
+            return float(self.shape.linear_parameters)
+        return self.shape.linear_parameters - _POOLED * sum(
+            outputs * inputs for outputs, inputs in self.shape.stacked_layers[1:]
+        )
+
+    def _passes_s(self, tokens: int) -> float:
+        """Between the products. Of transformers' modules those are in the products' fraction, but
+        for the adapters on the MLP.
+        """
+        shape, names = self.shape, set(target_names(self.lora_targets))
+        widths = (
+            shape.hidden_size,
+            shape.intermediate_size,
+            shape.query_width,
+            shape.query_width + 2 * shape.key_width,
+        )
+        moved = (
+            sum(times * width for times, width in zip(_MOVED, widths, strict=True)) if self._fused else 0.0
+        )
+        moved *= _MOVED_IN_FP8 if self.precision == "fp8" else 1.0
+        for group in ({"gate_proj", "up_proj"}, {"down_proj"}):
+            moved += _MOVED_BY_MLP_ADAPTERS / 2 * shape.intermediate_size if group & names else 0.0
+        blocks = shape.num_hidden_layers * self._computed_parameters() / shape.linear_parameters
+        return moved * tokens * blocks / (_OF_BANDWIDTH * self.kind.bytes_per_s)
+
+    def _launching_s(self) -> float:
+        block_s, adapter_s = _LAUNCH_FUSED_S if self._fused else _LAUNCH_S
+        return (
+            (block_s + adapter_s * len(target_names(self.lora_targets)))
+            * self.shape.num_hidden_layers
+            * self._again
+        )
+
+    def _gathering_s(self) -> float:
+        """Putting the blocks together from their shards."""
+        if self.shards == 1:
+            return 0.0
+        return (
+            2 * self._again * weight_bytes(self.shape, self.precision) * (1 - 1 / self.shards) / self._link()
+        )
+
+    def _unpack_s(self) -> float:
+        """Seconds to bring one weight from nf4 to bf16."""
+        bound_by_memory = _NF4_BYTES_MOVED / (_OF_BANDWIDTH * self.kind.bytes_per_s)
+        return max(1 / (_UNPACKED_PER_S * self.kind.multiprocessors), bound_by_memory)
+
+    def _link(self) -> float:
+        return _NVLINK_BYTES_PER_S if self.kind.nvlink else _PCIE_BYTES_PER_S

@@ -1,0 +1,191 @@
+"""A SkyPilot task with the plan's GPUs: sky/train.yaml with other candidates, every other line and
+comment as it stands.
+
+The file is changed as text, because a YAML library would drop its comments, and then read back to
+see that only the candidates, the overrides and the config differ.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emotion_train.errors import WrongRequest
+from launch.plan.choices import Choice
+
+TEMPLATE = Path(__file__).resolve().parents[2] / "sky" / "train.yaml"
+# the keys of `resources` that say which machine
+_CHOOSING = ("ordered", "any_of", "accelerators", "use_spot")
+
+
+def write_task_file(
+    target: Path,
+    choices: Sequence[Choice],
+    overrides: Sequence[str],
+    config: str | None = None,
+    template: Path = TEMPLATE,
+) -> None:
+    """Write the task for these GPUs, the first one first, on spot and then on demand.
+
+    `overrides` become the default of the task's OVERRIDES, and `config` (None: the template's) that
+    of its CONFIG; nothing stays of an earlier plan. Raises `WrongRequest` where there is no
+    template, or a file that is not understood.
+    """
+    if config is None:
+        config = str((yaml.safe_load(_read(template)).get("envs") or {}).get("CONFIG"))
+    written = rewritten(_read(target if target.is_file() else template), choices, overrides, config)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace(target.resolve(), written)
+    except OSError as error:
+        raise WrongRequest(
+            f"{target} cannot be written ({error.strerror}); give --write another file."
+        ) from None
+
+
+def _replace(target: Path, text: str) -> None:
+    """Put the text in the file's place, all of it or, on a full disk, nothing: it may be the only
+    copy of a person's own task.
+    """
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        if target.exists():
+            shutil.copymode(target, beside)
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise WrongRequest(
+            f"The task file {path} that a plan is written into cannot be read ({error.strerror}); run from a"
+            " clone."
+        ) from None
+    except UnicodeDecodeError:
+        raise WrongRequest(
+            f"{path} is no task file, as it is not UTF-8; give --write a new file, or one made from"
+            " sky/train.yaml."
+        ) from None
+
+
+def rewritten(text: str, choices: Sequence[Choice], overrides: Sequence[str], config: str) -> str:
+    """The task's text with these candidates and values. Raises `WrongRequest` for a text or a value
+    that does not allow it.
+    """
+    for word in overrides:
+        # the task's shell takes OVERRIDES apart at spaces, and keeps quotes
+        if re.search(r"[\s\"'\\]", word):
+            raise WrongRequest(
+                f"The value {word!r} holds a space, a quote or a backslash, which a task cannot pass on;"
+                " write it without them, such as lora.targets=[q_proj,v_proj]."
+            )
+    lines = text.splitlines(keepends=True)
+    first, last = _block(lines, "resources", indent=0)
+    kept: list[str] = []
+    at = first + 1
+    place: int | None = None
+    while at <= last:
+        key = re.match(r"  (\w+):", lines[at])
+        if key and key[1] in _CHOOSING:
+            place = len(kept) if place is None else place
+            at = _block(lines, key[1], indent=2, start=at)[1] + 1
+        else:
+            kept.append(lines[at])
+            at += 1
+    place = 0 if place is None else place
+    changed = "".join(
+        [
+            *lines[: first + 1],
+            *kept[:place],
+            "  ordered:\n",
+            *(_line(choice, use_spot) for choice, use_spot in candidates(choices)),
+            *kept[place:],
+            *lines[last + 1 :],
+        ]
+    )
+    values = {
+        "OVERRIDES": f'"{" ".join(overrides)}"',
+        "CONFIG": config if re.fullmatch(r"[\w./-]+", config) else json.dumps(config),
+    }
+    for name, value in values.items():
+        line = re.compile(rf'^(  {name}: )(?:"[^"\n]*"|\S+)', re.MULTILINE)
+        changed = line.sub(lambda found, value=value: found[1] + value, changed)  # type: ignore[misc]
+    _check(text, changed, choices, {"OVERRIDES": " ".join(overrides), "CONFIG": config})
+    return changed
+
+
+def candidates(choices: Sequence[Choice]) -> list[tuple[Choice, bool]]:
+    """(choice, on spot?) in the order in which SkyPilot tries them; where prices are known, only
+    what is on offer.
+    """
+    priced = any(choice.usd is not None for choice in choices)
+    spot = [(choice, True) for choice in choices if choice.usd_spot is not None or not priced]
+    return spot + [(choice, False) for choice in choices if choice.usd_on_demand is not None or not priced]
+
+
+def _line(choice: Choice, use_spot: bool) -> str:
+    usd, hours = (choice.usd_spot, choice.spot_hours) if use_spot else (choice.usd_on_demand, choice.hours)
+    entry = f'    - {{accelerators: "{choice.name}", use_spot: {str(use_spot).lower()}}}'
+    facts = ([f"{hours:.1f} h"] if hours is not None else []) + ([f"${usd:.2f}"] if usd is not None else [])
+    return f"{entry:<58} # {', '.join(facts)}\n" if facts else f"{entry}\n"
+
+
+def _block(lines: Sequence[str], key: str, indent: int, start: int = 0) -> tuple[int, int]:
+    """First and last line of a key with all that is indented below it; comments and blank lines
+    after it belong to what follows.
+    """
+    opening = re.compile(rf"{' ' * indent}{key}:")
+    first = next((at for at in range(start, len(lines)) if opening.match(lines[at])), None)
+    if first is None:
+        raise WrongRequest(
+            f"The task file has no `{key}:` to put the plan's GPUs under; start from sky/train.yaml."
+        )
+    last = at = first
+    while at + 1 < len(lines):
+        at += 1
+        line = lines[at]
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if len(line) - len(line.lstrip()) <= indent:
+            break
+        last = at
+    return first, last
+
+
+def _check(before: str, after: str, choices: Sequence[Choice], values: dict[str, str]) -> None:
+    """Raises `WrongRequest` unless the texts say the same but for the candidates and these
+    `values`, which the second one has.
+    """
+
+    def rest(text: str) -> dict[str, Any]:
+        document = yaml.safe_load(text)
+        resources = {key: value for key, value in document["resources"].items() if key not in _CHOOSING}
+        envs = {key: value for key, value in (document.get("envs") or {}).items() if key not in values}
+        return {**document, "resources": resources, "envs": envs}
+
+    try:
+        same = rest(before) == rest(after)
+        written = yaml.safe_load(after)
+        same = same and {key: written["envs"][key] for key in values} == values
+        named = [(one["accelerators"], one["use_spot"]) for one in written["resources"]["ordered"]]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        same, named = False, []
+    if not same or named != [(choice.name, use_spot) for choice, use_spot in candidates(choices)]:
+        raise WrongRequest(
+            "The task file's `resources:` or `envs:` is not laid out as in sky/train.yaml; start from that"
+            " one."
+        )

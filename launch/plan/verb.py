@@ -1,0 +1,150 @@
+"""`emotion-launch plan`, in the order of time: config, data set, base, prices, plan, table, task
+file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from emotion_train.config import Config, Precision, load_config
+from emotion_train.data.index import read_index, require_trainable
+from emotion_train.errors import WrongRequest
+from emotion_train.sizing.memory import Shape
+from emotion_train.storage.store import open_store
+from launch.plan.choices import Choice, Plan, Spot, Work, make_plan, spot_of
+from launch.plan.prices import Prices, find_prices
+from launch.plan.table import plan_json, print_plan
+from launch.plan.task_file import TEMPLATE, write_task_file
+from launch.workload import precision_of_base, refuse_unfused_fp8, shape_of_base, work_of
+
+PROJECT = TEMPLATE.parent.parent
+_WRITTEN = 4  # kinds in a task file
+_WRITTEN_UP_TO = 2.0  # times the dollars of the best
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Raises `WrongRequest` when nothing fits."""
+    _check_options(arguments)
+    config = load_config(arguments.config, _words(arguments))
+    store = open_store(config.data.url)
+    index = read_index(store)
+    require_trainable(index)
+    shape = shape_of_base(config.model.base)
+    precision = precision_of_base(config.model.base, arguments.precision)
+    if precision == "fp8":
+        refuse_unfused_fp8(config, shape, "--precision ")
+    work = work_of(config, index, store, arguments.tokens_per_post)
+    prices = find_prices(arguments.prices, arguments.cloud)
+    spot = spot_of(config, Spot(arguments.preemptions_per_hour, arguments.startup_minutes))
+    found = make_plan(
+        config, shape, work, prices, spot, precision=precision, within_hours=arguments.within_hours
+    )
+    if found.choices and arguments.write is not None:  # before anything is printed, whose reader may leave
+        _write(arguments, config, shape, work, found, prices, spot)
+    _show(arguments.json, found, config, work, prices, spot)
+    if not found.choices:
+        limit = f" within {arguments.within_hours:g} hours" if arguments.within_hours is not None else ""
+        raise WrongRequest(
+            f"None of the GPUs trains {config.model.base}{limit}; allow more --within-hours or another"
+            " --precision, or take a smaller model.base."
+        )
+    return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    for option, value in (
+        ("--within-hours", arguments.within_hours),
+        ("--tokens-per-post", arguments.tokens_per_post),
+    ):
+        if value is not None and not 0 < value < math.inf:
+            raise WrongRequest(f"{option} is {value:g}; give a number above 0.")
+    if arguments.precision is not None and arguments.precision not in get_args(Precision):
+        raise WrongRequest(
+            f"--precision is {arguments.precision!r}; allowed are {', '.join(get_args(Precision))}."
+        )
+    if not 0 <= arguments.preemptions_per_hour < 60 or not 0 <= arguments.startup_minutes < 1000:
+        raise WrongRequest(
+            "--preemptions-per-hour has to be from 0 to 60 and --startup-minutes from 0 to 1000."
+        )
+
+
+def _words(arguments: argparse.Namespace) -> list[str]:
+    """The overrides. A plan never looks at the output, so that it need not be named."""
+    words = ["run.output_url=not-looked-at", *arguments.overrides]
+    if arguments.data is not None:
+        words.append(f"data.url={arguments.data}")
+    return words
+
+
+def _show(as_json: bool, found: Plan, config: Config, work: Work, prices: Prices, spot: Spot) -> None:
+    if as_json:
+        print(plan_json(found, config, work, prices, spot))
+        return
+    from launch.results.pages import a_console
+
+    print_plan(found, config, work, prices, spot, a_console())
+
+
+def _write(
+    arguments: argparse.Namespace,
+    config: Config,
+    shape: Shape,
+    work: Work,
+    found: Plan,
+    prices: Prices,
+    spot: Spot,
+) -> None:
+    best = found.choices[0]
+    chosen = _same_precision(config, shape, work, best, prices, spot, arguments.within_hours)
+    given = [word for word in arguments.overrides if not word.startswith(("data.url=", "run.output_url="))]
+    settings = best.settings()
+    replaced = {word.partition("=")[0] for word in settings}
+    words = [word for word in given if word.partition("=")[0] not in replaced] + settings
+    write_task_file(arguments.write, chosen, words, arguments.config)
+    named = ", ".join(choice.name for choice in chosen)
+    print(f"{arguments.write}: {named}, {' '.join(words)}", file=sys.stderr)
+    for option, path in (("--config", arguments.config), ("model.base", config.model.base)):
+        if path is not None and stays_here(path):
+            remedy = (
+                "copy it into that folder"
+                if option == "--config"
+                else "give a hub id, or the URL of emotion-train stage-base"
+            )
+            print(
+                f"note: {option} is {path}, which lies outside of {PROJECT} and so does not travel to a"
+                f" cloud's machine; {remedy}.",
+                file=sys.stderr,
+            )
+
+
+def stays_here(path: str) -> bool:
+    """Whether this is a file or folder of this machine that is not in the project's folder, which
+    is all that SkyPilot sends.
+    """
+    return Path(path).expanduser().exists() and not Path(path).expanduser().resolve().is_relative_to(PROJECT)
+
+
+def _same_precision(
+    config: Config,
+    shape: Shape,
+    work: Work,
+    best: Choice,
+    prices: Prices,
+    spot: Spot,
+    within_hours: float | None,
+) -> Sequence[Choice]:
+    """The best and the next with its precision, by dollars: a task has one set of values for all
+    its GPUs.
+    """
+    found = make_plan(config, shape, work, prices, spot, precision=best.precision, within_hours=within_hours)
+    others = [one for one in found.choices if one.name != best.name]
+    if best.usd is None:
+        return [best, *(one for one in others if one.count == best.count)][:_WRITTEN]
+    return [best, *(one for one in others if one.usd is not None and one.usd <= _WRITTEN_UP_TO * best.usd)][
+        :_WRITTEN
+    ]

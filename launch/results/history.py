@@ -1,0 +1,232 @@
+"""What a run's log tells: state, step, score, machine, hours and dollars, and its story from claim
+to claim.
+
+Only log entries are read, never a part. A writer is known by its claim, whose metrics say base,
+machine and price; runs of before have no such facts and are told without. Whether a writer still
+lives cannot be seen in a bucket: a run is taken for live while its newest entry is younger than ten
+minutes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.runs.log import LIVE_S, Entry, read_log, run_ids, summary, when
+from emotion_train.storage.store import Store
+
+_READERS = 8
+
+
+@dataclass(frozen=True)
+class Incarnation:
+    """One writer: its claim and what it wrote. `held_s` is from its claim to its newest entry, the
+    least that its machine was held.
+    """
+
+    claim: Entry
+    entries: tuple[Entry, ...]
+
+    @property
+    def held_s(self) -> float:
+        return max(0.0, (when(self.entries[-1]) - when(self.claim)).total_seconds()) if self.entries else 0.0
+
+    @property
+    def step(self) -> int:
+        return max([self.claim.step, *(entry.step for entry in self.entries)])
+
+    @property
+    def notice(self) -> str | None:
+        """What announced its end, when that was saved for."""
+        notices = [entry.metrics.get("notice") for entry in self.entries if entry.kind == "checkpoint"]
+        return str(notices[-1]) if notices and notices[-1] in ("preempted", "interrupted") else None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One row of the table of runs; None is what the log does not tell."""
+
+    run_id: str
+    state: str  # training, stopped, published or damaged
+    step: int | None = None
+    steps: int | None = None
+    macro_f1: float | None = None
+    split: str | None = None
+    base: str | None = None
+    gpu: str | None = None
+    started: datetime | None = None
+    updated: datetime | None = None
+    hours: float | None = None
+    usd: float | None = None
+    starts: int = 0
+
+
+def incarnations(entries: Sequence[Entry]) -> list[Incarnation]:
+    """The writers of a run in the order of their claims."""
+    found = []
+    for claim in (entry for entry in entries if entry.kind == "claim"):
+        found.append(
+            Incarnation(
+                claim,
+                tuple(entry for entry in entries if entry.incarnation == claim.seq and entry.kind != "claim"),
+            )
+        )
+    return found
+
+
+def facts_of(run_id: str, entries: Sequence[Entry], now: datetime) -> RunFacts:
+    """The row of a run; `entries` is its whole log."""
+    writers = incarnations(entries)
+    brief = summary(entries)
+    published = brief["state"] == "published"
+    live = (now - when(entries[-1])).total_seconds() < LIVE_S
+    said: dict[str, Any] = {
+        key: value for writer in writers for key, value in writer.claim.metrics.items() if value is not None
+    }
+    return RunFacts(
+        run_id=run_id,
+        state="published" if published else "training" if live else "stopped",
+        step=brief["step"],
+        steps=_whole(said.get("steps")),
+        macro_f1=brief["macro_f1"],
+        split=(
+            str(brief["split"] or "test")
+            if published
+            else "validation"
+            if brief["macro_f1"] is not None
+            else None
+        ),
+        base=said.get("base"),
+        gpu=machine(said),
+        started=when(entries[0]),
+        updated=when(entries[-1]),
+        hours=sum(writer.held_s for writer in writers) / 3600,
+        usd=_dollars(writers),
+        starts=len(writers),
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def machine(said: dict[str, Any]) -> str | None:
+    """`2 x NVIDIA H100 80GB HBM3` from a claim's metrics."""
+    device, processes = said.get("device"), said.get("processes")
+    if not isinstance(device, str):
+        return None
+    return f"{processes} x {device}" if isinstance(processes, int) and processes > 1 else device
+
+
+def _dollars(writers: Sequence[Incarnation]) -> float | None:
+    """What was spent by the newest entries, each writer at the price that its config named; None
+    when one named none.
+    """
+    prices = [writer.claim.metrics.get("usd_per_hour") for writer in writers]
+    if not prices or not all(isinstance(price, int | float) for price in prices):
+        return None
+    return sum(
+        writer.held_s / 3600 * float(price or 0) for writer, price in zip(writers, prices, strict=True)
+    )
+
+
+def list_runs(store: Store, now: datetime | None = None) -> list[RunFacts]:
+    """Every run below an output URL, by name; a run whose log cannot be read is listed as
+    damaged.
+    """
+
+    def one(run_id: str) -> RunFacts:
+        try:
+            entries = read_log(store, run_id)
+        except StorageError:
+            raise
+        except WrongRequest:
+            entries = []
+        return facts_of(run_id, entries, now or datetime.now(UTC)) if entries else RunFacts(run_id, "damaged")
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        return list(readers.map(one, run_ids(store)))
+
+
+def follow(
+    store: Store, run_id: str, every_s: float, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[list[Entry] | StorageError]:
+    """The log as it grows: first what is there, then the new entries, empty when none came; ends
+    with the final entry.
+
+    Each entry is read once. A store that does not answer gives its error instead, and is asked
+    again. Raises `WrongRequest` when there is no such run.
+    """
+    known = 0
+    while True:
+        new: list[Entry] | StorageError
+        try:
+            new = read_log(store, run_id, known)
+        except StorageError as error:
+            if not error.transient:
+                raise
+            new = error
+        if isinstance(new, list):
+            if not new and known == 0:
+                raise WrongRequest(
+                    f"There is no run {run_id!r} at {store.url}; `emotion-launch runs {store.url}` lists"
+                    " those that are."
+                )
+            known += len(new)
+        yield new
+        if isinstance(new, list) and any(entry.kind == "final" for entry in new):
+            return
+        sleep(every_s)
+
+
+def story(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
+    """The entries worth a line, each with its words: claims, scores, notes, notices, the end, and
+    the last checkpoint of each writer.
+    """
+    lines: list[tuple[Entry, str]] = []
+    claims = [entry for entry in entries if entry.kind == "claim"]
+    for number, entry in enumerate(claims):
+        lines.append((entry, _words_of_claim(entry, entries, number)))
+    for writer in incarnations(entries):
+        checkpoints = [entry for entry in writer.entries if entry.kind == "checkpoint"]
+        for entry in writer.entries:
+            if (
+                entry.kind != "checkpoint"
+                or "macro_f1" in entry.metrics
+                or "notice" in entry.metrics
+                or entry == checkpoints[-1]
+            ):
+                lines.append((entry, _words(entry)))
+    return sorted(lines, key=lambda line: line[0].seq)
+
+
+def _words_of_claim(claim: Entry, entries: Sequence[Entry], number: int) -> str:
+    said = dict(claim.metrics)
+    on = f" on {name}" if (name := machine(said)) is not None else ""
+    if number == 0:
+        return f"started{on}"
+    before = next(writer for writer in reversed(incarnations(entries)) if writer.claim.seq < claim.seq)
+    why = {"preempted": "after a preemption", "interrupted": "after an interruption"}.get(
+        before.notice or "", "after an end without notice"
+    )
+    return f"start {number + 1}{on} {why}, from step {claim.step}"
+
+
+def _words(entry: Entry) -> str:
+    if entry.kind == "note":
+        return str(entry.metrics.get("words") or entry.metrics.get("note") or "a note")
+    score = entry.metrics.get("macro_f1")
+    words = [f"macro-F1 {score:.4f}"] if isinstance(score, int | float) else []
+    if entry.kind == "final":
+        return ", ".join([f"published, {entry.metrics.get('split') or 'test'}", *words])
+    if isinstance(loss := entry.metrics.get("train_loss"), int | float):
+        words.append(f"training loss {loss:.4f}")
+    if "notice" in entry.metrics:
+        words.append(str(entry.metrics["notice"]))
+    size = sum(part.bytes for part in entry.parts)
+    return ", ".join(["checkpoint", *words, f"{size / 2**20:.1f} MiB"])

@@ -1,0 +1,185 @@
+"""The table of runs, the page of one run, and the same page while the run goes on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from emotion_train.console import Terminal
+from emotion_train.errors import StorageError
+from emotion_train.runs.log import Entry
+from emotion_train.storage.store import Store
+from launch.gpus import kind_of
+from launch.results.history import RunFacts, facts_of, follow, list_runs, story
+
+WIDE = 160  # columns of a table that goes to a file or a pipe
+_LINES_WATCHED = 20
+
+
+def a_console() -> Console:
+    """As wide as the terminal, or wide where there is none."""
+    return Terminal(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Without cutting a cell: on a narrow terminal the lines go on in the next ones."""
+    needed = console.measure(table, options=console.options.update(max_width=10 * WIDE)).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
+
+
+def print_runs(store: Store, console: Console) -> None:
+    now = datetime.now(UTC)
+    rows = list_runs(store, now)
+    if not rows:
+        console.print(f"no runs at {store.url}", markup=False)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (
+        ("run", "left"),
+        ("state", "left"),
+        ("step", "right"),
+        ("macro-F1", "right"),
+        ("on", "left"),
+        ("base", "left"),
+    ):
+        table.add_column(name, justify=justify, no_wrap=name in ("run", "state"))  # type: ignore[arg-type]
+    table.add_column("GPU")
+    for name in ("age", "newest", "hours", "$ so far"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row, now))
+    print_whole(console, table)
+
+
+def _cells(row: RunFacts, now: datetime) -> list[str]:
+    return [
+        row.run_id,
+        row.state,
+        _step(row),
+        f"{row.macro_f1:.3f}" if row.macro_f1 is not None else "-",
+        row.split or "-",
+        (row.base or "-").rstrip("/").rpartition("/")[2],
+        _short(row.gpu),
+        _age(row.started, now),
+        _age(row.updated, now),
+        f"{row.hours:.1f}" if row.hours is not None else "-",
+        f"{row.usd:.2f}" if row.usd is not None else "-",
+    ]
+
+
+def _short(gpu: str | None) -> str:
+    """`2 x H100` for `2 x NVIDIA H100 80GB HBM3`."""
+    if gpu is None:
+        return "-"
+    count, times, device = gpu.rpartition(" x ")
+    kind = kind_of(device)
+    return f"{count}{times}{kind.name if kind is not None else device}"
+
+
+def _step(row: RunFacts) -> str:
+    if row.step is None:
+        return "-"
+    return f"{row.step:,}" + (f" of {row.steps:,}" if row.steps is not None else "")
+
+
+def _age(then: datetime | None, now: datetime) -> str:
+    """`3 d`, `5 h`, `12 min` or `40 s`."""
+    if then is None:
+        return "-"
+    seconds = max(0.0, (now - then).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def page(
+    store: Store, run_id: str, entries: Sequence[Entry], now: datetime, lines: int | None = None
+) -> RenderableType:
+    """What the log tells of a run: a few facts, then its story, the newest `lines` of it."""
+    facts = facts_of(run_id, entries, now)
+    head = Table.grid(padding=(0, 2))
+    checkpoints = sum(entry.kind == "checkpoint" for entry in entries)
+    for name, value in (
+        ("run", f"{store.url}/{run_id}"),
+        ("state", f"{facts.state}, newest entry {_age(facts.updated, now)} old"),
+        ("step", _step(facts)),
+        ("macro-F1", f"{facts.macro_f1:.4f} on {facts.split}" if facts.macro_f1 is not None else "-"),
+        ("base", facts.base or "-"),
+        ("GPU", facts.gpu or "-"),
+        ("held", f"{facts.hours:.2f} hours in {facts.starts} start{'' if facts.starts == 1 else 's'}"),
+        (
+            "so far",
+            f"${facts.usd:.2f}" if facts.usd is not None else "- (report.usd_per_hour is not in its config)",
+        ),
+        ("log", f"{len(entries)} entries, {checkpoints} checkpoints"),
+    ):
+        head.add_row(Text(name, style="bold"), Text(value))
+    told = story(entries)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("time (UTC)", no_wrap=True)
+    table.add_column("entry", justify="right")
+    table.add_column("step", justify="right")
+    table.add_column("")
+    for entry, words in told if lines is None else told[-lines:]:
+        table.add_row(entry.time_utc[:19].replace("T", " "), str(entry.seq), f"{entry.step:,}", Text(words))
+    return Group(head, "", table)
+
+
+def show(store: Store, run_id: str, console: Console) -> None:
+    """Print the page of a run. Raises `WrongRequest` when there is no such run."""
+    entries = next(follow(store, run_id, 0.0))
+    if isinstance(entries, StorageError):
+        raise entries
+    console.print(page(store, run_id, entries, datetime.now(UTC)))
+
+
+def watch(
+    store: Store, run_id: str, every_s: float, console: Console, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Show the page and renew it until the run is published; on no terminal, a line for each new
+    entry.
+    """
+    entries: list[Entry] = []
+    trouble = ""
+    if not console.is_terminal:
+        _print_as_it_comes(store, run_id, every_s, console, sleep)
+        return
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        for new in follow(store, run_id, every_s, sleep):
+            if isinstance(new, StorageError):
+                trouble = f"asked again in {every_s:g} s: {new}"
+            else:
+                entries, trouble = entries + new, ""
+            if entries:
+                now = datetime.now(UTC)
+                live.update(
+                    Group(page(store, run_id, entries, now, _LINES_WATCHED), Text(trouble, style="yellow")),
+                    refresh=True,
+                )
+
+
+def _print_as_it_comes(
+    store: Store, run_id: str, every_s: float, console: Console, sleep: Callable[[float], None]
+) -> None:
+    entries: list[Entry] = []
+    for new in follow(store, run_id, every_s, sleep):
+        if isinstance(new, StorageError):
+            console.print(f"asked again in {every_s:g} s: {new}", markup=False)
+            continue
+        entries += new
+        for entry, words in story(entries):
+            if entry in new:
+                console.print(
+                    f"{entry.time_utc[:19].replace('T', ' ')}  {entry.seq:>6}  step {entry.step:>7,} "
+                    f" {words}",
+                    markup=False,
+                )

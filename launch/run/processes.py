@@ -1,0 +1,178 @@
+"""Runs accelerate and the trainers below it to their end, and is what a scheduler sees of them.
+
+A signal goes to the trainers, once, and to nothing between. What overstays is killed: after SIGTERM
+the trainers have `SAVE_S` seconds to save and `hold_s` to hold. The price of the detour is a look
+every 0.1 s.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from emotion_train.processes.launcher_link import (
+    FOLDER_VARIABLE,
+    SAVE_S,
+    STOP_SIGNALS,
+    living_trainers,
+    read_outcome,
+    trainers_started,
+)
+
+_LOOK_EVERY_S = 0.1
+_ONE_PRESS_S = 0.5  # SIGINT twice within this is one: a terminal or a supervisor may send it to a whole group
+_NO_WORD = (
+    "the trainer ended without a word (killed, or out of memory); the same command with the same run.id goes"
+    " on from the last checkpoint"
+)
+_NO_START = (
+    "no trainer started on this machine; the words above say why. With several nodes each waits"
+    " distributed.timeout_s seconds for the others"
+)
+
+
+@dataclass
+class _Signals:
+    """What has come so far; filled by the signal handlers."""
+
+    first_at: float | None = None  # time.monotonic()
+    # at most SIGTERM and SIGINT, in the order they came
+    pass_on: list[signal.Signals] = field(default_factory=list)
+    interrupted_at: float | None = None
+    leave: bool = False  # a second SIGINT
+
+    def came(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        self.first_at = now if self.first_at is None else self.first_at
+        if number == signal.SIGINT:
+            self.leave = self.leave or (
+                self.interrupted_at is not None and now - self.interrupted_at > _ONE_PRESS_S
+            )
+            self.interrupted_at = now if self.interrupted_at is None else self.interrupted_at
+        sent = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+        if sent not in self.pass_on:
+            self.pass_on.append(sent)
+
+
+def run_to_end(
+    line: Sequence[str], environment: Mapping[str, str], hold_s: float, save_s: float = SAVE_S
+) -> int:
+    """Run the command and return the trainers' own exit code; no process of it is left when this
+    returns.
+
+    It is 33 only where a trainer said so, because 33 promises that the newest state is saved. When
+    a signal came and the trainers failed, or were killed before they said anything, the code is 1,
+    and comes no sooner than `hold_s` seconds after the signal: a machine that is taken is gone by
+    then, and the scheduler starts the run again whatever the code; on one that is still there a
+    person should look. Call it in the main thread.
+    """
+    with tempfile.TemporaryDirectory(prefix="emotion-launch-") as name, _listening() as signals:
+        folder = Path(name)
+        process = _start(line, {**environment, FOLDER_VARIABLE: name})
+        try:
+            _follow(process, folder, signals, hold_s + save_s)
+        finally:
+            _kill(process, folder)
+        if signals.leave:
+            _say(
+                "interrupted twice, all processes were killed; the same command with the same run.id goes on"
+                " from the last checkpoint"
+            )
+            return 1
+        code = read_outcome(folder)
+        if code is None:
+            _say(_NO_WORD if trainers_started(folder) else _NO_START)
+        if code in (None, 1):
+            _hold(signals, hold_s)
+            return 1
+        return int(code)
+
+
+@contextmanager
+def _listening() -> Iterator[_Signals]:
+    """Collect `STOP_SIGNALS` instead of dying of them; a SIGHUP that nohup has switched off stays
+    so.
+    """
+    signals = _Signals()
+    wanted = [
+        number
+        for number in STOP_SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, signals.came) for number in wanted}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start(line: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """The command in a session of its own, with the signals blocked until `answers_signals` in the
+    trainer.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        return subprocess.Popen(line, env=environment, start_new_session=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _follow(process: subprocess.Popen[bytes], folder: Path, signals: _Signals, bound_s: float) -> None:
+    """Return when the command has ended, when it overstays, or when it is to be left at once."""
+    told: set[tuple[int, signal.Signals]] = set()
+    while not signals.leave:
+        for number in signals.pass_on:  # trainers that start after the signal hear of it too
+            for trainer in living_trainers(folder):
+                if (trainer, number) not in told:
+                    told.add((trainer, number))
+                    _send(trainer, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_LOOK_EVERY_S)
+            return
+        if signals.first_at is not None and time.monotonic() - signals.first_at > bound_s:
+            _say(f"still running {bound_s:.0f} s after the signal: killed")
+            return
+
+
+def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """End whatever is left; torchelastic gives each trainer a session of its own, so the command's
+    group is not all.
+    """
+    for process_id in (*living_trainers(folder), process.pid):
+        with suppress(ProcessLookupError):
+            os.killpg(os.getpgid(process_id), signal.SIGKILL)
+    process.wait()
+
+
+def _send(process_id: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process_id, number)
+
+
+def _hold(signals: _Signals, hold_s: float) -> None:
+    """After SIGTERM, stay until `hold_s` seconds after it, or until SIGINT."""
+    if (
+        signal.SIGTERM not in signals.pass_on
+        or signals.first_at is None
+        or signals.interrupted_at is not None
+    ):
+        return
+    left_s = signals.first_at + hold_s - time.monotonic()
+    if left_s > 0:
+        _say(f"the machine goes: waiting for it, {left_s:.0f} s at most")
+    while time.monotonic() < signals.first_at + hold_s and signals.interrupted_at is None:
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _say(words: str) -> None:
+    print(f"emotion-launch: {words}", file=sys.stderr, flush=True)
