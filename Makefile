@@ -23,7 +23,7 @@ test-slow: .venv/ready
 # a real `sky launch` beside a Slurm cluster in namespaces of its own; needs root, Debian's Slurm and SkyPilot, and says what is missing;
 # prints what each recovery cost
 test-cloud: .venv/ready sky-env
-	$(BIN)/python -m tests.cloud.slurm_site $(BIN)/python -m pytest -m cloud -raP --durations=0
+	$(BIN)/python -m tests.helpers.slurm_site $(BIN)/python -m pytest -m cloud -raP --durations=0
 
 # SkyPilot in an environment of its own: it shares no version of click with `datasets`
 sky-env: .sky-env/ready

@@ -10,10 +10,10 @@ import pytest
 
 from emotion_train.prepare import prepare
 from emotion_train.storage.local_s3 import LocalS3
-from tests.cloud.launcher import Launcher
-from tests.cloud.slurm_site import MISSING_VARIABLE, SITE_VARIABLE, Site
-from tests.emotion_train.tiny_models import causal_checkpoint
-from tests.emotion_train.tiny_runs import write_posts
+from tests.helpers.launcher import Launcher
+from tests.helpers.slurm_site import MISSING_VARIABLE, SITE_VARIABLE, Site
+from tests.helpers.tiny_models import causal_checkpoint
+from tests.helpers.tiny_runs import write_posts
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ import torch
 
 from emotion_train.runs.log import Entry, when
 from launch.results.history import incarnations
-from tests.cloud.launcher import TASK, Launcher, ManagedJob, adapter, assert_equal, published_run
-from tests.cloud.slurm_site import SPOT, Site
-from tests.emotion_train.metadata_servers import AwsHandler, Machine, serving
+from tests.helpers.launcher import TASK, Launcher, ManagedJob, adapter, assert_equal, published_run
+from tests.helpers.metadata_servers import AwsHandler, Machine, serving
+from tests.helpers.slurm_site import SPOT, Site
 
 pytestmark = pytest.mark.cloud
 # half a minute of training on a machine with nothing else to do

@@ -11,7 +11,7 @@ import pytest
 from emotion_train.errors import WrongRequest
 from emotion_train.report.schema import Scorecard
 from emotion_train.storage.store import open_store
-from tests.cloud.launcher import EVALUATE, OUTPUT_URL, TASK, Launcher, adapter, assert_equal, published_run
+from tests.helpers.launcher import EVALUATE, OUTPUT_URL, TASK, Launcher, adapter, assert_equal, published_run
 
 pytestmark = pytest.mark.cloud
 SHORT = ["train.epochs=2", "preemption.notices=none"]

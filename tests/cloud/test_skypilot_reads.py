@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cloud.slurm_site import ROOT, SKY_ENV, lay_out_catalog
+from tests.helpers.slurm_site import ROOT, SKY_ENV, lay_out_catalog
 
 pytestmark = pytest.mark.cloud
 READ = """

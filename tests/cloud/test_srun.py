@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cloud.launcher import OUTPUT_URL, WORDS, Launcher, adapter, assert_equal
-from tests.cloud.slurm_site import ROOT
+from tests.helpers.launcher import OUTPUT_URL, WORDS, Launcher, adapter, assert_equal
+from tests.helpers.slurm_site import ROOT
 
 pytestmark = pytest.mark.cloud
 PATIENCE_S = 900

@@ -29,7 +29,7 @@ from emotion_train.model.load import load_base, read_config
 from emotion_train.model.lora import build_classifier, load_adapter, save_adapter
 from emotion_train.stage_base import StageResult, stage
 from emotion_train.storage.store import FolderStore, ObjectInfo, Store, open_store
-from tests.emotion_train.tiny_models import causal_checkpoint, multimodal_checkpoint, text_config
+from tests.helpers.tiny_models import causal_checkpoint, multimodal_checkpoint, text_config
 
 IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))
 # several objects, tensors larger and smaller than a piece

@@ -26,9 +26,9 @@ import launch
 from emotion_train.prepare import prepare
 from emotion_train.stage_base import stage
 from emotion_train.storage.local_s3 import LocalS3
-from tests.emotion_train.fault_proxy import FaultProxy
-from tests.emotion_train.tiny_models import causal_checkpoint
-from tests.emotion_train.tiny_runs import tiny_words, write_posts
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.tiny_models import causal_checkpoint
+from tests.helpers.tiny_runs import tiny_words, write_posts
 
 POLICIES = Path(launch.__file__).parent / "policies"
 

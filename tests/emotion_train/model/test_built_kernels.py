@@ -1,0 +1,213 @@
+"""Triton's cache folder goes into a store and comes out on another machine, and nothing else comes
+out.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+import zipfile
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+
+from emotion_train.errors import StorageError
+from emotion_train.model import built_kernels
+from emotion_train.model.built_kernels import BuiltKernels, archive_name, entries, pack, unpack
+from emotion_train.processes.ranks import Ranks
+from emotion_train.storage.store import Store, open_store
+from emotion_train.train import _keep_kernels
+from tests.helpers.tiny_runs import tiny_config
+
+FIRST, SECOND, THIRD = ("FIRSTENTRYOFTRITON", "SECONDENTRYOFTRITON", "THIRDENTRYOFTRITON")
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Triton is not installed beside a PyTorch for CPUs
+    monkeypatch.setattr(built_kernels, "version", lambda name: "3.6.0")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "as it was")
+
+
+def build(folder: Path, name: str) -> None:
+    """An entry as Triton 3.6 writes it: files, and a list of them by their full paths."""
+    entry = folder / name
+    entry.mkdir(parents=True)
+    (entry / "_drop.cubin").write_bytes(name.encode() * 100)
+    (entry / "_drop.json").write_text('{"num_warps": 4}')
+    (entry / "__grp___drop.json").write_text(
+        json.dumps({"child_paths": {one: str(entry / one) for one in ("_drop.cubin", "_drop.json")}})
+    )
+
+
+def library(folder: Path, name: str) -> None:
+    """An entry with what starts a kernel."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__triton_launcher.cpython-311-x86_64-linux-gnu.so").write_bytes(b"ELF")
+    (folder / name / "tmp.pid_1").mkdir()  # left by a process that was killed
+
+
+def opened(store: Store, folder: Path, words: list[str], keeps: bool = True) -> BuiltKernels:
+    return BuiltKernels(store, folder, "sm90", words.append, keeps=keeps)
+
+
+def test_what_one_machine_has_built_another_finds_at_its_own_place(bucket_url: str, tmp_path: Path) -> None:
+    store, words = open_store(bucket_url), list[str]()
+    with opened(store, tmp_path / "one", words):
+        assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "one")
+        build(tmp_path / "one", FIRST)
+        build(tmp_path / "one", SECOND)
+        (tmp_path / "one" / SECOND / "__grp___drop.json").unlink()  # is being built
+        library(tmp_path / "one", THIRD)
+    with opened(store, tmp_path / "two", words, keeps=False):
+        assert entries(tmp_path / "two") == {FIRST, THIRD}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one" / FIRST).iterdir()}
+    listed = json.loads((tmp_path / "two" / FIRST / "__grp___drop.json").read_bytes())["child_paths"]
+    assert {name: Path(path).read_bytes() for name, path in listed.items()} == {
+        name: files[name] for name in listed
+    }
+    assert all(path.startswith(str(tmp_path / "two")) for path in listed.values())
+    assert words == []
+
+
+def test_runs_that_build_different_kernels_add_to_one_archive(tmp_path: Path) -> None:
+    store, words = open_store(str(tmp_path / "store")), list[str]()
+    with (
+        opened(store, tmp_path / "one", words),
+        opened(store, tmp_path / "two", words),
+        opened(store, tmp_path / "three", words, keeps=False),
+    ):
+        build(tmp_path / "one", FIRST)
+        build(tmp_path / "two", SECOND)
+        build(tmp_path / "three", THIRD)
+    with opened(store, tmp_path / "four", words):
+        assert entries(tmp_path / "four") == {FIRST, SECOND}
+    assert words == []
+
+
+def test_kernels_are_kept_while_a_run_goes_on_and_none_when_it_breaks_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(built_kernels, "_LOOK_EVERY_S", 0.01)
+    store = open_store(str(tmp_path / "store"))
+
+    def interrupted_run() -> None:
+        with opened(store, tmp_path / "one", []) as kernels:
+            build(tmp_path / "one", FIRST)
+            while not list(store.list()):
+                time.sleep(0.01)
+            kernels._stop.set()
+            assert kernels._thread is not None
+            kernels._thread.join()
+            build(tmp_path / "one", SECOND)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_run()
+    assert unpack(store.read(archive_name("sm90")), tmp_path / "one") == {FIRST}
+
+
+def test_an_archive_is_written_only_when_it_lacks_something(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    with opened(store, tmp_path / "one", []):
+        build(tmp_path / "one", FIRST)
+    written = (tmp_path / "store" / archive_name("sm90")).stat().st_mtime_ns
+    for folder in ("one", "two"):
+        with opened(store, tmp_path / folder, []):
+            assert entries(tmp_path / folder) == {FIRST}
+    assert (tmp_path / "store" / archive_name("sm90")).stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_a_run_on_a_gpu_keeps_its_kernels_where_the_config_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    config = tiny_config(
+        tmp_path, f"run.kernels_url={tmp_path / 'kept'}", f"checkpoint.local_folder={tmp_path / 'local'}"
+    )
+    ranks = cast(Ranks, SimpleNamespace(is_main=main))
+    with ExitStack() as stack:
+        _keep_kernels(config, ranks, torch.device("cpu"), stack)
+        assert os.environ["TRITON_CACHE_DIR"] == "as it was"
+        _keep_kernels(config, ranks, torch.device("cuda"), stack)
+        build(Path(os.environ["TRITON_CACHE_DIR"]), FIRST)
+    assert [path.name for path in (tmp_path / "local" / "kernels").iterdir()] == [FIRST]
+    assert (tmp_path / "kept" / archive_name("sm90")).exists() == main
+
+
+def archive(**files: bytes) -> bytes:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as file:
+        for name, content in files.items():
+            file.writestr(name.replace("__", "/", 1), content)
+    return whole.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "damaged"),
+        (archive(**{f"{FIRST}__x": b"1" * 500})[:-40], "damaged"),
+        (archive(**{f"{FIRST}__x": b"1" * 500}).replace(b"1" * 9, b"2" * 9), "damaged"),
+        (archive(**{"..__x": b""}), "none of Triton's"),
+        (archive(**{f"{FIRST}__..": b""}), "none of Triton's"),
+        (archive(**{f"{FIRST}__.hidden": b""}), "none of Triton's"),
+        (archive(x=b""), "none of Triton's"),
+        (archive(**{f"{FIRST}____grp__x.json": b"[]"}), "no list of its files"),
+    ],
+)
+def test_an_archive_that_is_damaged_or_no_cache_is_passed_over_whole(
+    tmp_path: Path, data: bytes, words: str
+) -> None:
+    store, said = open_store(str(tmp_path / "store")), list[str]()
+    store.write(archive_name("sm90"), data)
+    with opened(store, tmp_path / "one", said, keeps=False):
+        assert list((tmp_path / "one").iterdir()) == []
+    assert len(said) == 1
+    assert words in said[0]
+
+
+def test_a_store_that_fails_costs_a_sentence_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, said = open_store(str(tmp_path / "store")), list[str]()
+
+    def failing(*given: object) -> bytes:
+        raise StorageError("the bucket is away")
+
+    monkeypatch.setattr(store, "read", failing)
+    monkeypatch.setattr(store, "write", failing)
+    with opened(store, tmp_path / "one", said):
+        build(tmp_path / "one", FIRST)
+    assert [word.partition(",")[0].partition(":")[0] for word in said] == [
+        *(
+            "kernels are built here",
+            "kernels are built here",
+            "the kernels that were built could not be kept",
+        ),
+    ]
+
+
+def test_an_archive_holds_one_version_of_the_kernels_for_one_kind_of_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = archive_name("sm90")
+    assert here.endswith("-sm90.zip")
+    assert archive_name("sm89") != here
+    monkeypatch.setattr(built_kernels, "version", lambda name: "3.7.0")
+    assert archive_name("sm90") != here
+
+
+def test_an_archive_of_an_entry_that_is_there_leaves_it_alone(tmp_path: Path) -> None:
+    build(tmp_path / "one", FIRST)
+    data = pack(tmp_path / "one", {FIRST})
+    (tmp_path / "one" / FIRST / "_drop.cubin").write_bytes(b"in use")
+    assert unpack(data, tmp_path / "one") == {FIRST}
+    assert (tmp_path / "one" / FIRST / "_drop.cubin").read_bytes() == b"in use"

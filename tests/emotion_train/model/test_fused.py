@@ -1,0 +1,297 @@
+"""The fused decoder against transformers' own modules under autograd, and its kernels against plain
+PyTorch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import emotion_train.model
+from emotion_train.config import LoraSection
+from emotion_train.model.attention import on_device, sight
+from emotion_train.model.fused import FusedDecoder, fits
+from emotion_train.model.graphs import pays
+from emotion_train.model.head import EmotionClassifier, draw_seed
+from emotion_train.model.lora import build_classifier
+from tests.emotion_train import plain_kernels
+from tests.emotion_train.model.test_attention import gradients, packed, posts
+from tests.helpers.tiny_models import causal_checkpoint
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused decoder computes with plain PyTorch, so that it runs on a CPU in float32."""
+    monkeypatch.setattr(emotion_train.model, "kernels", plain_kernels, raising=False)
+    monkeypatch.setitem(sys.modules, "emotion_train.model.kernels", plain_kernels)
+
+
+def make(
+    folder: Path, targets: Any, dropout: float = 0.0, kind: str = "mistral", **changes: Any
+) -> EmotionClassifier:
+    causal_checkpoint(folder, kind, **changes)
+    lora = LoraSection(r=4, alpha=12, dropout=dropout, targets=targets)
+    model, _ = build_classifier(str(folder), "fp32", 3, lora, 0, "cpu")
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
+    return model.train()
+
+
+TARGETS = [
+    "all-linear",
+    ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("q_proj", "v_proj"),
+    ("up_proj", "down_proj"),
+]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_fused_blocks_give_the_stock_blocks_logits_and_gradients(
+    plain: None, tmp_path: Path, targets: Any, recompute: bool
+) -> None:
+    model = make(tmp_path / "base", targets)
+    logits = packed(model, posts(), filling=7)
+    expected = gradients(model, logits)
+    model.decoder = FusedDecoder(model.classifier)
+    model.decoder.recompute = recompute
+    fused = packed(model, posts(), filling=7)
+    torch.testing.assert_close(fused, logits, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients(model, fused).items():
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-4, atol=1e-5 * float(expected[name].abs().max()), msg=name
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("llama", {}), ("mistral", {"sliding_window": 6}), ("mistral", {"num_hidden_layers": 1})],
+)
+def test_fused_blocks_know_windows_kinds_and_depths(
+    plain: None, tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
+    model = make(tmp_path / "base", "all-linear", kind=kind, **changes)
+    logits = packed(model, posts())
+    expected = gradients(model, logits)
+    model.decoder = FusedDecoder(model.classifier)
+    fused = packed(model, posts())
+    torch.testing.assert_close(fused, logits, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients(model, fused).items():
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-4, atol=1e-5 * float(expected[name].abs().max()), msg=name
+        )
+
+
+class SameDropout(nn.Module):
+    """PEFT's dropout with the mask that the fused decoder draws."""
+
+    def __init__(self, p: float, seed: int) -> None:
+        super().__init__()
+        self.p, self.seed = p, seed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = plain_kernels.dropout(torch.ones_like(x[0]), self.p, torch.tensor(self.seed), 0)
+        return x * kept
+
+
+def test_dropout_of_the_fused_blocks_has_the_gradient_of_its_mask(plain: None, tmp_path: Path) -> None:
+    model = make(tmp_path / "base", ("q_proj", "k_proj", "v_proj"), dropout=0.4)
+    model.decoder = FusedDecoder(model.classifier)
+    torch.manual_seed(5)
+    fused = packed(model, posts())
+    found = gradients(model, fused)
+    torch.manual_seed(5)
+    seed = draw_seed()
+    numbers = [block.qkv.adapters.number for block in model.decoder._blocks]
+    model.decoder = None
+    for layer, number in zip(model.layers, numbers, strict=True):
+        for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):  # type: ignore[union-attr]
+            module.lora_dropout["default"] = SameDropout(0.4, seed + number)  # type: ignore[index, operator]
+    stock = packed(model, posts())
+    torch.testing.assert_close(fused, stock, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients(model, stock).items():
+        torch.testing.assert_close(
+            found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name
+        )
+
+
+def test_stacked_weights_stay_what_the_modules_hold(plain: None, tmp_path: Path) -> None:
+    model = make(tmp_path / "base", "all-linear")
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    FusedDecoder(model.classifier)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(parameter, after[name]) for name, parameter in before.items())
+    gate, up = (getattr(model.layers[0].mlp, name).base_layer.weight for name in ("gate_proj", "up_proj"))  # type: ignore[union-attr]
+    assert gate.untyped_storage().data_ptr() == up.untyped_storage().data_ptr()
+
+
+def test_gradients_hold_no_more_memory_than_their_parameters(plain: None, tmp_path: Path) -> None:
+    """A recorded graph keeps them for good, and PyTorch adds a list of tensors in one kernel only
+    where none has gaps.
+    """
+    model = make(tmp_path / "base", "all-linear", dropout=0.1)
+    model.decoder = FusedDecoder(model.classifier)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(packed(model, posts()).sum(), parameters)
+    assert all(gradient.is_contiguous() for gradient in found)
+    held = {gradient.untyped_storage().data_ptr(): gradient.untyped_storage().nbytes() for gradient in found}
+    assert sum(held.values()) == sum(parameter.nbytes for parameter in parameters)
+
+
+@pytest.mark.parametrize(("rope_type", "recorded"), [("default", True), ("linear", True), ("dynamic", False)])
+def test_positions_that_ask_the_gpu_for_the_longest_post_are_not_recorded(
+    plain: None, tmp_path: Path, rope_type: str, recorded: bool
+) -> None:
+    rope = {"rope_type": rope_type, "rope_theta": 10_000.0, "factor": 2.0}
+    model = make(tmp_path / "base", "all-linear", kind="llama", rope_parameters=rope)
+    assert not pays(model, 1)  # of stock modules there is no graph
+    model.decoder = FusedDecoder(model.classifier)
+    assert pays(model, 1) is recorded
+    assert not pays(model, 2)
+
+
+def test_a_cpu_computes_with_the_stock_modules(tmp_path: Path) -> None:
+    model = make(tmp_path / "base", "all-linear")
+    assert not fits(model.classifier)
+    assert not model.fuse()
+
+
+# --- the kernels ---
+
+SIZES = [(70, 64, 160, 4, 2, 16), (257, 576, 1536, 9, 3, 64), (200, 512, 1024, 8, 1, 128)]  # T H F Q K D
+
+
+@pytest.fixture(params=SIZES, ids=str)
+def sizes(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    torch.manual_seed(0)
+    chosen: tuple[int, ...] = request.param
+    return chosen
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda").bfloat16()
+
+
+def near(ours: torch.Tensor, plain: torch.Tensor, tolerance: float = 1e-2) -> None:
+    assert ours.dtype == plain.dtype
+    assert ours.shape == plain.shape
+    error = (ours.float() - plain.float()).norm() / plain.float().norm().clamp(min=1e-6)
+    assert error < tolerance, f"relative error {error:.2e}"
+
+
+@pytest.mark.gpu
+def test_norm_kernels_are_the_plain_ones(sizes: tuple[int, ...]) -> None:
+    from emotion_train.model import kernels
+
+    t, h, *_ = sizes
+    x, m, dy, dh, weight = random(t, h), random(t, h), random(t, h), random(t, h), random(h)
+    for second in (None, m):
+        ours, theirs = (one.add_rms_norm(x, second, weight, 1e-5) for one in (kernels, plain_kernels))
+        for a, b in zip(ours, theirs, strict=True):
+            near(a, b)
+        assert torch.equal(kernels.rms_norm_again(ours[0], weight, ours[2]), ours[1])
+        near(*(one.rms_norm_backward(dy, ours[0], weight, ours[2], dh) for one in (kernels, plain_kernels)))  # type: ignore[call-arg]
+
+
+@pytest.mark.gpu
+# of PyTorch, where the first product of a process is autograd's
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
+@pytest.mark.parametrize("window", [None, 20])
+def test_attention_kernels_are_the_plain_ones(sizes: tuple[int, ...], window: int | None) -> None:
+    from emotion_train.model import kernels
+
+    t, _, _, q, k, d = sizes
+    lengths = [1, 5, 30, 2, t - 38]
+    starts, ends = on_device(sight(lengths, window), torch.device("cuda"))
+    qkv, dout = random(t, (q + 2 * k) * d), random(t, q * d)
+    angles = torch.rand(t, d // 2, device="cuda").repeat(1, 2) * 6
+    turned = [qkv.clone(), qkv.clone()]
+    for one, x in zip((kernels, plain_kernels), turned, strict=True):
+        one.rotate_(x, angles.cos(), angles.sin(), q + k)
+    near(*turned)
+    kernels.rotate_(turned[0], angles.cos(), angles.sin(), q + k, back=True)
+    near(turned[0], qkv)
+    (out, lse), (plain_out, plain_lse) = (
+        one.attention(qkv, starts, q, k, d**-0.5) for one in (kernels, plain_kernels)
+    )
+    near(out, plain_out)
+    near(lse, plain_lse)
+    ours, theirs = (
+        one.attention_backward(dout, qkv, out, lse, starts, ends, q, k, d**-0.5)
+        for one in (kernels, plain_kernels)
+    )
+    for a, b in zip(
+        ours.split([q * d, k * d, k * d], 1), theirs.split([q * d, k * d, k * d], 1), strict=True
+    ):
+        near(a, b, 2e-2)
+    assert torch.equal(ours, kernels.attention_backward(dout, qkv, out, lse, starts, ends, q, k, d**-0.5))
+
+
+@pytest.mark.gpu
+def test_swiglu_and_quantising_kernels_are_the_plain_ones(sizes: tuple[int, ...]) -> None:
+    from emotion_train.model import kernels
+
+    t, _, f, *_ = sizes
+    gate_up, dout = random(t, 2 * f), random(t, f)
+    near(*(one.swiglu(gate_up) for one in (kernels, plain_kernels)))  # type: ignore[call-arg]
+    near(*(one.swiglu_backward_(gate_up.clone(), dout) for one in (kernels, plain_kernels)))  # type: ignore[call-arg]
+    (codes, scales), (plain_codes, plain_scales) = (
+        one.quantize_rows(dout) for one in (kernels, plain_kernels)
+    )
+    near(scales, plain_scales, 1e-5)
+    near(codes.float() * scales, plain_codes.float() * plain_scales, 5e-3)
+    near(codes.float() * scales, dout.float(), 5e-2)
+    for fused, whole in (
+        (kernels.swiglu_fp8(gate_up), kernels.swiglu(gate_up)),
+        (kernels.swiglu_backward_fp8(gate_up, dout), kernels.swiglu_backward_(gate_up.clone(), dout)),
+    ):
+        near(fused.codes_TI.float() * fused.scales_T1, whole.float(), 5e-2)
+
+
+@pytest.mark.gpu
+def test_dropout_kernel_drops_the_same_places_each_time(sizes: tuple[int, ...]) -> None:
+    from emotion_train.model import kernels
+
+    t, _, f, *_ = sizes
+    x, before = random(t, f), random(t, f)
+    seed = torch.tensor(7, dtype=torch.int32, device="cuda")
+    dropped = kernels.dropout(x, 0.3, seed, 1)
+    kept = dropped != 0
+    assert abs(float(kept.float().mean()) - 0.7) < 0.02
+    near(dropped[kept], (x.float() / 0.7).bfloat16()[kept])
+    assert torch.equal(kernels.dropout(x, 0.3, seed + 1, 0) != 0, kept)
+    assert not torch.equal(kernels.dropout(x, 0.3, seed, 2) != 0, kept)
+    norm = random(f), torch.rand(t, device="cuda") + 0.5
+    assert torch.equal(
+        kernels.dropout(x, 0.3, seed, 1, norm),
+        kernels.dropout(kernels.rms_norm_again(x, *norm), 0.3, seed, 1),
+    )
+    for ranks in (12, 300):
+        du, down = random(t, ranks), random(ranks, f)
+        product = torch.where(kept, (du.float() @ down.float()) / 0.7, 0.0)
+        added = before.clone()
+        kernels.add_dropped_product_(added, du, down, 0.3, seed, 1)
+        near(added, (before.float() + product).bfloat16())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("shape", [(64, 160), (1536, 576), (1000, 5120)])
+def test_weights_of_4_bits_are_unpacked_as_bitsandbytes_does_it(shape: tuple[int, int], nested: bool) -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    from emotion_train.model import kernels
+
+    packed, state = quantize_4bit(random(*shape), quant_type="nf4", compress_statistics=nested)
+    out = torch.empty(*shape, dtype=torch.bfloat16, device="cuda")
+    kernels.unpack_4bit_(out, packed, state)
+    assert torch.equal(out, dequantize_4bit(packed, state))

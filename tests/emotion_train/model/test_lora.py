@@ -1,0 +1,420 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from emotion_train import cli
+from emotion_train.config import ATTENTION_PROJECTIONS, LINEAR_LAYERS, LoraSection
+from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.errors import WrongRequest
+from emotion_train.model.attention import Segments
+from emotion_train.model.card import CardFacts, model_card, reload_snippet
+from emotion_train.model.head import EmotionClassifier
+from emotion_train.model.load import BaseInfo
+from emotion_train.model.lora import (
+    AdapterFacts,
+    LoadedAdapter,
+    adapter_state,
+    build_classifier,
+    load_adapter,
+    load_adapter_state,
+    save_adapter,
+)
+from tests.emotion_train.data.test_tokenization import gguf_base
+from tests.helpers.tiny_models import causal_checkpoint, multimodal_checkpoint
+
+LABELS = ("joy", "sadness, or 悲", 'love "<3"')
+TEXTS = ["what a lovely mess", "", "so </s> tired <pad>", "日本 😀 " * 40]
+LORA = LoraSection(r=4, alpha=8, dropout=0.05, targets="all-linear")
+MAX_LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(causal_checkpoint(tmp_path_factory.mktemp("plain") / "base", dtype=torch.bfloat16))
+
+
+@pytest.fixture(scope="module")
+def multimodal(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(multimodal_checkpoint(tmp_path_factory.mktemp("multimodal") / "base")[0])
+
+
+def trained(base: str, precision: Any, lora: LoraSection = LORA) -> tuple[EmotionClassifier, BaseInfo]:
+    """A classifier whose adapter is no longer at its start."""
+    model, info = build_classifier(base, precision, len(LABELS), lora, 0, "cpu")
+    draw = torch.Generator().manual_seed(5)
+    load_adapter_state(
+        model, {k: v + 0.1 * torch.randn(v.shape, generator=draw) for k, v in adapter_state(model).items()}
+    )
+    return model.eval(), info
+
+
+def save(
+    model: EmotionClassifier, info: BaseInfo, folder: Path, precision: Any, lora: LoraSection = LORA
+) -> PostTokenizer:
+    tokenizer = PostTokenizer.load(info.name, MAX_LENGTH)
+    facts = AdapterFacts.of(info, tokenizer, precision=precision, lora=lora, labels=LABELS, run_id="run-1")
+    save_adapter(
+        model, folder, tokenizer=tokenizer, facts=facts, metrics_lines=["| macro-F1 |", "|---|", "| 0.5 |"]
+    )
+    return tokenizer
+
+
+def probabilities(
+    model: EmotionClassifier, tokenizer: PostTokenizer, texts: list[str] = TEXTS
+) -> torch.Tensor:
+    posts = tokenizer.encode(texts)
+    ends = torch.tensor([len(post) for post in posts]).cumsum(0)
+    ids = torch.cat([torch.from_numpy(post) for post in posts])[None].long()
+    positions = torch.cat([torch.arange(len(post)) for post in posts])[None]
+    with torch.no_grad():
+        logits: torch.Tensor = model(ids, positions, Segments.of([0, *ends.tolist()], "cpu"), ends - 1)
+    return logits.softmax(-1)
+
+
+# --- what is trained ---
+
+
+def test_all_linear_is_the_seven_layers_of_each_text_block_and_never_vision_or_head(multimodal: str) -> None:
+    model, _ = build_classifier(multimodal, "fp32", 3, LORA, 0, "cpu")
+    adapted = {name for name, module in model.network.named_modules() if hasattr(module, "lora_A")}
+    blocks = {
+        name: part
+        for name in LINEAR_LAYERS
+        for part in ("self_attn" if name in ATTENTION_PROJECTIONS else "mlp",)
+    }
+    assert adapted == {
+        f"base_model.model.model.layers.{i}.{part}.{name}" for i in range(2) for name, part in blocks.items()
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])
+def test_exactly_adapter_and_head_are_trained_and_all_in_float32(plain: str, precision: Any) -> None:
+    model, _ = build_classifier(plain, precision, 3, LoraSection(r=4), 0, "cpu")
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {parameter.dtype for parameter in trainable.values()} == {torch.float32}
+    assert len(trainable) == 2 * len(ATTENTION_PROJECTIONS) * 2 + 1
+    assert all("lora_" in name or "score.modules_to_save" in name for name in trainable)
+
+
+def test_the_start_depends_on_the_seed_alone(plain: str) -> None:
+    def start(seed: int, precision: Any) -> dict[str, torch.Tensor]:
+        torch.rand(seed + 3)
+        return adapter_state(build_classifier(plain, precision, 3, LORA, seed, "cpu")[0])
+
+    first, again, other = start(1, "fp32"), start(1, "nf4"), start(2, "fp32")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    for name, tensor in first.items():
+        if "lora_B" in name:
+            assert not tensor.any()
+        else:
+            assert not torch.equal(tensor, other[name])
+        if "lora_A" in name:
+            bound = 1 / math.sqrt(tensor.shape[1])
+            assert 0.9 * bound < tensor.abs().max() <= bound
+
+
+def test_an_optimizer_step_changes_adapter_and_head_and_nothing_else(plain: str) -> None:
+    model, _ = trained(plain, "fp32")
+    model.train()
+    frozen = {
+        name: parameter.clone() for name, parameter in model.named_parameters() if not parameter.requires_grad
+    }
+    before = adapter_state(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    ids = torch.arange(10, 20)[None]
+    logits = model(ids, torch.arange(10)[None], Segments.of([0, 10], "cpu"), torch.tensor([9]))
+    nn.functional.cross_entropy(logits, torch.tensor([1])).backward()
+    optimizer.step()
+    after = adapter_state(model)
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(frozen[name], p) for name, p in model.named_parameters() if name in frozen)
+
+
+def test_nf4_gradients_are_right_after_an_evaluation(plain: str) -> None:
+    """Against a float32 model whose weights are the dequantised ones."""
+    import bitsandbytes as bnb
+
+    model, _ = trained(plain, "nf4")
+    exact, _ = trained(plain, "fp32")
+    weights = {}
+    for name, module in model.classifier.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            weights[name] = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+    for name, weight in weights.items():
+        exact.classifier.get_submodule(name).weight.data.copy_(weight)
+    assert len(weights) == 14
+    batch = (
+        torch.arange(10, 26)[None],
+        torch.arange(16)[None],
+        Segments.of([0, 16], "cpu"),
+        torch.tensor([15]),
+    )
+    found = []
+    for one in (model, exact):
+        with torch.no_grad():
+            one.eval()(*batch)
+        one.train()
+        for module in one.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        nn.functional.cross_entropy(one(*batch), torch.tensor([1])).backward()
+        found.append(
+            torch.cat([p.grad.flatten() for p in one.parameters() if p.requires_grad and p.grad is not None])
+        )
+    # bfloat16's rounding; 0.68 with the upstream bug
+    assert (found[0] - found[1]).norm() / found[1].norm() < 0.05
+
+
+# --- state ---
+
+
+def test_state_goes_out_and_in_unchanged(plain: str) -> None:
+    model, _ = trained(plain, "bf16")
+    state = adapter_state(model)
+    other, _ = build_classifier(plain, "bf16", len(LABELS), LORA, 9, "cpu")
+    load_adapter_state(other, state)
+    assert all(torch.equal(state[name], tensor) for name, tensor in adapter_state(other).items())
+    assert "base_model.model.score.weight" in state
+    assert "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight" in state
+    next(iter(state.values())).add_(1)
+    assert not all(torch.equal(state[name], tensor) for name, tensor in adapter_state(model).items()), (
+        "the state must be a copy"
+    )
+
+
+def test_state_that_does_not_fit_is_refused(plain: str) -> None:
+    model, _ = build_classifier(plain, "fp32", 3, LoraSection(r=4), 0, "cpu")
+    state = adapter_state(model)
+    head = "base_model.model.score.weight"
+    with pytest.raises(WrongRequest, match=rf"lacks {head}"):
+        load_adapter_state(model, {name: tensor for name, tensor in state.items() if name != head})
+    with pytest.raises(WrongRequest, match="has extra, which the model has not"):
+        load_adapter_state(model, state | {"extra": torch.zeros(1)})
+    with pytest.raises(WrongRequest, match=rf"has {head} of shape \(2, 64\) instead of \(3, 64\)"):
+        load_adapter_state(model, state | {head: torch.zeros(2, 64)})
+
+
+# --- the folder ---
+
+
+def snippet_of(folder: Path) -> str:
+    (snippet,) = re.findall(
+        r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert isinstance(snippet, str)
+    return snippet
+
+
+def start_snippet(folder: Path, texts: list[str] = TEXTS) -> subprocess.Popen[str]:
+    (folder / "snippet.py").write_text(snippet_of(folder), encoding="utf-8")
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    command = [sys.executable, "-W", "ignore", "snippet.py", ".", *texts]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
+
+
+def printed(process: subprocess.Popen[str]) -> torch.Tensor:
+    out, problems = process.communicate(timeout=300)
+    assert process.returncode == 0, problems
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert all(tuple(line["probabilities"]) == LABELS for line in lines)
+    return torch.tensor([list(line["probabilities"].values()) for line in lines])
+
+
+def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(
+    plain: str, multimodal: str, tmp_path: Path
+) -> None:
+    wanted, running = {}, {}
+    for base, precision in ((multimodal, "fp32"), (plain, "bf16"), (plain, "nf4")):
+        model, info = trained(base, precision)
+        folder = tmp_path / precision
+        wanted[precision] = probabilities(model, save(model, info, folder, precision))
+        running[precision] = start_snippet(folder)
+    found = {precision: printed(process) for precision, process in running.items()}
+    torch.testing.assert_close(found["fp32"], wanted["fp32"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found["bf16"], wanted["bf16"], rtol=0, atol=0.03)
+    torch.testing.assert_close(found["nf4"], wanted["nf4"], rtol=0, atol=0.03)
+    assert wanted["fp32"].std(dim=0).min() > 0.05, (
+        "the texts must be told apart, or the comparison says nothing"
+    )
+
+
+@pytest.mark.slow  # transformers needs 20 s for a GGUF vocabulary
+def test_the_cards_program_reloads_a_gguf_base(tmp_path: Path) -> None:
+    lora = LoraSection(r=2)
+    model, info = trained(gguf_base(), "fp32", lora)
+    tokenizer = save(model, info, tmp_path, "fp32", lora)
+    torch.testing.assert_close(
+        printed(start_snippet(tmp_path)), probabilities(model, tokenizer), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])
+def test_saving_and_loading_keeps_every_logit(plain: str, tmp_path: Path, precision: Any) -> None:
+    model, info = trained(plain, precision)
+    tokenizer = save(model, info, tmp_path, precision)
+    loaded = load_adapter(tmp_path, device="cpu")
+    assert isinstance(loaded, LoadedAdapter)
+    assert (loaded.labels, loaded.facts.run_id, loaded.tokenizer.max_length) == (LABELS, "run-1", MAX_LENGTH)
+    assert torch.equal(probabilities(loaded.model, loaded.tokenizer), probabilities(model, tokenizer))
+    assert not loaded.model.training
+
+
+def test_adapter_opens_at_another_precision(plain: str, tmp_path: Path) -> None:
+    model, info = trained(plain, "bf16")
+    tokenizer = save(model, info, tmp_path, "bf16")
+    loaded = load_adapter(tmp_path, device="cpu", precision="fp32")
+    torch.testing.assert_close(
+        probabilities(loaded.model, loaded.tokenizer), probabilities(model, tokenizer), rtol=0, atol=0.03
+    )
+
+
+@pytest.mark.parametrize("decoder", ["fused", "stock"])
+def test_adapter_opens_with_the_decoder_that_is_named(
+    plain: str, tmp_path: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(*trained(plain, "fp32"), tmp_path, "fp32")
+    asked: list[EmotionClassifier] = []
+    monkeypatch.setattr(EmotionClassifier, "fuse", lambda model: asked.append(model))
+    assert (
+        cli.main(["predict", "--adapter", str(tmp_path), "--device", "cpu", "--decoder", decoder, "hello"])
+        == 0
+    )
+    assert len(asked) == (decoder == "fused")
+    with pytest.raises(WrongRequest, match="only the fused decoder computes; type --precision bf16"):
+        load_adapter(tmp_path, device="cpu", precision="fp8", fused=False)
+
+
+def test_saved_state_may_be_an_older_one_than_the_models(plain: str, tmp_path: Path) -> None:
+    model, info = trained(plain, "fp32")
+    best = adapter_state(model)
+    load_adapter_state(model, {name: tensor + 1 for name, tensor in best.items()})
+    tokenizer = PostTokenizer.load(plain, MAX_LENGTH)
+    facts = AdapterFacts.of(info, tokenizer, precision="fp32", lora=LORA, labels=LABELS)
+    save_adapter(model, tmp_path, tokenizer=tokenizer, facts=facts, state=best)
+    found = adapter_state(load_adapter(tmp_path, device="cpu").model)
+    assert all(torch.equal(found[name], best[name]) for name in best)
+
+
+def test_moved_base_is_accepted_by_its_content(plain: str, tmp_path: Path) -> None:
+    model, info = trained(plain, "bf16")
+    save(model, info, tmp_path / "adapter", "bf16")
+    shutil.copytree(plain, tmp_path / "moved")
+    assert load_adapter(tmp_path / "adapter", device="cpu", base=str(tmp_path / "moved")).labels == LABELS
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"), [({"seed": 1}, "their weights differ"), ({"intermediate_size": 96}, "other shapes")]
+)
+def test_adapter_of_another_base_is_refused(
+    plain: str, tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    model, info = trained(plain, "bf16")
+    save(model, info, tmp_path / "adapter", "bf16")
+    other = causal_checkpoint(tmp_path / "other", dtype=torch.bfloat16, **changes)
+    with pytest.raises(
+        WrongRequest,
+        match=rf"was made for the base {re.escape(info.name)} and not for what .*other is now: .*{why}",
+    ):
+        load_adapter(tmp_path / "adapter", device="cpu", base=str(other))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.pt", "x.PKL"])
+def test_folder_with_a_pickle_is_refused(plain: str, tmp_path: Path, name: str) -> None:
+    model, info = trained(plain, "fp32")
+    save(model, info, tmp_path, "fp32")
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(WrongRequest, match=rf"holds {re.escape(name)}, a pickle"):
+        load_adapter(tmp_path, device="cpu")
+
+
+def test_folder_that_is_no_adapter_is_refused(plain: str, tmp_path: Path) -> None:
+    with pytest.raises(WrongRequest, match="There is no adapter folder"):
+        load_adapter(tmp_path / "none", device="cpu")
+    with pytest.raises(WrongRequest, match=r"has no emotion_train\.json"):
+        load_adapter(tmp_path, device="cpu")
+    model, info = trained(plain, "fp32")
+    save(model, info, tmp_path, "fp32")
+    weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "adapter_model.safetensors").write_bytes(weights[:-8])
+    with pytest.raises(WrongRequest, match="is damaged"):
+        load_adapter(tmp_path, device="cpu")
+    (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+    (tmp_path / "labels.json").write_text('{"labels": 3}')
+    with pytest.raises(WrongRequest, match="cannot be read"):
+        load_adapter(tmp_path, device="cpu")
+
+
+def test_folder_with_another_tokenizer_is_refused(plain: str, tmp_path: Path) -> None:
+    model, info = trained(plain, "fp32")
+    save(model, info, tmp_path, "fp32")
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(WrongRequest, match="is not the one of the training"):
+        load_adapter(tmp_path, device="cpu")
+
+
+def test_saved_files_are_the_documented_ones_and_the_facts_are_complete(plain: str, tmp_path: Path) -> None:
+    model, info = trained(plain, "nf4")
+    tokenizer = save(model, info, tmp_path, "nf4")
+    names = {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "emotion_train.json",
+        "labels.json",
+        "README.md",
+        "tokenizer.json",
+    }
+    assert {path.name for path in tmp_path.iterdir()} == names | {"tokenizer_config.json"}
+    facts = json.loads((tmp_path / "emotion_train.json").read_text(encoding="utf-8"))
+    assert facts["base_weights_sha256"] == info.weights_sha256
+    assert facts["tokenizer_sha256"] == tokenizer.sha256()
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["task_type"], config["modules_to_save"], config["base_model_name_or_path"]) == (
+        "SEQ_CLS",
+        ["score"],
+        info.name,
+    )
+    assert json.loads((tmp_path / "labels.json").read_text(encoding="utf-8")) == {"labels": list(LABELS)}
+
+
+# --- the card ---
+
+
+@pytest.mark.parametrize("layout", ["text", "multimodal", "gguf"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])
+def test_card_has_a_yaml_header_and_a_program_that_compiles(layout: str, precision: Any) -> None:
+    import yaml
+
+    base = 'models/it\'s "quoted".gguf' if layout == "gguf" else "mistralai/Mistral-Small-3.1-24B-Base-2503"
+    facts = CardFacts(
+        base, layout, precision, 128, LABELS, 16, 32.0, ATTENTION_PROJECTIONS, None, ["macro-F1 0.5"]
+    )
+    card = model_card(facts)
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header.get("base_model") == (None if layout == "gguf" else base)
+    assert (header["library_name"], header["pipeline_tag"]) == ("peft", "text-classification")
+    assert "macro-F1 0.5" in card
+    compile(reload_snippet(facts), "snippet", "exec")
+    assert ("BitsAndBytesConfig" in card) == (precision == "nf4" and layout != "gguf")
+    assert "$" not in card

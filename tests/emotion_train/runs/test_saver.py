@@ -1,0 +1,284 @@
+"""What the background thread promises: nothing evaluated is lost, the newest wins, and a bucket
+that fails costs no training.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from emotion_train.data.index import read_index
+from emotion_train.errors import Fenced, StorageError
+from emotion_train.model.load import BaseInfo
+from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, host_copy, read_saved
+from emotion_train.runs.log import Entry, Writer, read_log
+from emotion_train.runs.saver import LocalStates, Saver
+from emotion_train.storage.store import FolderStore, ObjectInfo, open_store
+from tests.helpers.tiny_runs import tiny_config
+
+RUN = "run"
+
+
+class Gate(FolderStore):
+    """A folder whose writes wait until `open` is set, and fail while `failing` says why."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.open = threading.Event()
+        self.open.set()
+        self.writing = threading.Event()
+        self.failing: str | None = None
+
+    def write(self, key: str, data: bytes | Path) -> ObjectInfo:
+        self.writing.set()
+        assert self.open.wait(30)
+        if self.failing is not None:
+            raise StorageError(self.failing)
+        return super().write(key, data)
+
+
+@pytest.fixture(scope="module")
+def question(tmp_path_factory: pytest.TempPathFactory) -> Question:
+    config = tiny_config(tmp_path_factory.mktemp("tiny"))
+    return Question(
+        config,
+        read_index(open_store(config.data.url)),
+        BaseInfo("base", "llama", "text", "0" * 64, "0" * 64, 1),
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Gate:
+    return Gate(tmp_path / "runs")
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def saver(store: Gate, tmp_path: Path, told: list[str]) -> Iterator[Saver]:
+    writer = Writer(store, RUN, "0" * 64, "0" * 64)
+    writer.claim(0, 0)
+    with Saver(writer, LocalStates(tmp_path / "local", RUN), told.append) as saver:
+        yield saver
+        store.open.set()
+
+
+def snapshot(question: Question, step: int, macro_f1: float | None = None) -> Snapshot:
+    tensors = {"weight": torch.full((3,), float(step))}
+    metrics: dict[str, float | int | str | None] = {} if macro_f1 is None else {"macro_f1": macro_f1}
+    return Snapshot(
+        State(Progress(step=step), tensors, {"exp_avg.weight": tensors["weight"]}), 0, question, metrics
+    )
+
+
+def committed(store: Gate) -> list[tuple[int, float | None]]:
+    return [
+        (entry.step, entry.metrics.get("macro_f1"))
+        for entry in read_log(store, RUN)
+        if entry.kind == "checkpoint"
+    ]  # type: ignore[misc]
+
+
+def hold_the_first(store: Gate, saver: Saver, question: Question) -> None:
+    """Step 1 is in flight and does not come through."""
+    store.open.clear()
+    saver.offer(snapshot(question, 1))
+    assert store.writing.wait(30)
+
+
+def test_the_newest_waiting_state_wins(store: Gate, saver: Saver, question: Question) -> None:
+    hold_the_first(store, saver, question)
+    for step in (2, 3, 4):
+        saver.offer(snapshot(question, step))
+    store.open.set()
+    assert saver.drain(30)
+    assert committed(store) == [(1, None), (4, None)]
+
+
+def test_an_evaluated_state_is_never_replaced_by_a_newer_one(
+    store: Gate, saver: Saver, question: Question
+) -> None:
+    hold_the_first(store, saver, question)
+    for step, score in ((2, 0.5), (3, None), (4, 0.25), (5, None), (6, None)):
+        saver.offer(snapshot(question, step, score))
+    store.open.set()
+    assert saver.drain(30)
+    assert committed(store) == [(1, None), (2, 0.5), (4, 0.25), (6, None)]
+
+
+def test_of_many_evaluated_states_that_wait_the_best_and_the_newest_stay(
+    store: Gate, saver: Saver, question: Question
+) -> None:
+    hold_the_first(store, saver, question)
+    for step in range(2, 12):
+        saver.offer(snapshot(question, step, 0.9 if step == 3 else step / 100))
+    store.open.set()
+    assert saver.drain(30)
+    steps = [step for step, _ in committed(store)]
+    assert len(steps) == 5
+    assert {3, 11} < set(steps)
+
+
+def test_what_is_committed_is_what_was_offered(store: Gate, saver: Saver, question: Question) -> None:
+    saver.offer(snapshot(question, 7))
+    assert saver.drain(30)
+    state = read_saved(store, RUN, saver._writer.log[-1]).state()
+    assert state.progress == Progress(step=7)
+    assert torch.equal(state.adapter["weight"], torch.full((3,), 7.0))
+    assert torch.equal(state.optimizer["exp_avg.weight"], torch.full((3,), 7.0))
+    assert saver.upload_seconds > 0
+
+
+def test_offering_does_not_wait_for_the_bucket(store: Gate, saver: Saver, question: Question) -> None:
+    hold_the_first(store, saver, question)  # would hang if it waited
+    saver.offer(snapshot(question, 2))
+    assert not saver.drain(0.05)
+    assert committed(store) == []
+
+
+def test_the_same_step_with_and_without_a_score_has_parts_of_its_own(
+    store: Gate, saver: Saver, question: Question
+) -> None:
+    saver.offer(snapshot(question, 5))
+    assert saver.drain(30)
+    saver.offer(snapshot(question, 5, 0.5))
+    assert saver.drain(30)
+    for entry in saver._writer.log[1:]:
+        read_saved(store, RUN, entry)  # raises when the second overwrote the first
+    assert committed(store) == [(5, None), (5, 0.5)]
+
+
+def test_a_writer_that_was_fenced_ends_and_writes_no_entry(
+    store: Gate, saver: Saver, question: Question
+) -> None:
+    Writer(store, RUN, "0" * 64, "0" * 64).claim(0, 0)
+    saver.offer(snapshot(question, 1))
+    with pytest.raises(Fenced):
+        saver.drain(30)
+    assert isinstance(saver.failure, Fenced)
+    assert committed(store) == []
+
+
+def wait_until_kept(local: LocalStates, steps: list[int]) -> list[Entry]:
+    """The states in the local folder, once they are these."""
+    for _ in range(300):
+        entries = local.entries()
+        if [entry.step for entry in entries] == steps:
+            return entries
+        threading.Event().wait(0.05)
+    raise AssertionError(f"{[entry.step for entry in local.entries()]} are kept, not {steps}")
+
+
+def test_what_a_failing_bucket_does_not_take_waits_on_this_machine_until_it_does(
+    store: Gate, saver: Saver, question: Question, tmp_path: Path, told: list[str]
+) -> None:
+    local = LocalStates(tmp_path / "local", RUN)
+    store.failing = "The network is gone."
+    saver.offer(snapshot(question, 1, 0.5))
+    saver.offer(snapshot(question, 2))
+    wait_until_kept(local, [1, 2])
+    saver.offer(snapshot(question, 3))
+    newest = wait_until_kept(local, [1, 3])[-1]
+    assert torch.equal(read_saved(local.store, RUN, newest).state().adapter["weight"], torch.full((3,), 3.0))
+    assert [
+        line
+        for line in told
+        if "NOT SAVED" in line and "The network is gone." in line and str(local.folder) in line
+    ] == told[:1]
+    store.failing = None
+    assert saver.drain(30)
+    assert committed(store) == [(1, 0.5), (3, None)]
+    assert saver.problem is None
+    for _ in range(100):
+        if not local.in_use:
+            break
+        threading.Event().wait(0.05)
+    assert not local.in_use
+    assert "takes checkpoints again" in told[-1]
+
+
+def test_a_failed_attempt_is_told_of_again_and_again_but_not_more_often_than_once_a_minute(
+    store: Gate, saver: Saver, question: Question, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emotion_train.runs import saver as page
+
+    monkeypatch.setattr(page, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(page, "_LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(page, "_TELL_EVERY_S", 0.5)
+    store.failing = "The disk is full."
+    saver.offer(snapshot(question, 1))
+    assert not saver.drain(2.2)
+    assert 3 <= len(told) <= 6
+
+
+def test_a_local_folder_that_cannot_be_written_is_said_and_ends_nothing(
+    store: Gate, question: Question, tmp_path: Path, told: list[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    writer = Writer(store, RUN, "0" * 64, "0" * 64)
+    writer.claim(0, 0)
+    store.failing = "The bucket is gone."
+    with Saver(writer, LocalStates(tmp_path / "file" / "local", RUN), told.append) as saver:
+        saver.offer(snapshot(question, 1))
+        assert not saver.drain(0.5)
+        assert "cannot be kept on this machine either" in told[0]
+        store.failing = None
+        assert saver.drain(30)
+    assert committed(store) == [(1, None)]
+
+
+def test_a_local_state_that_was_cut_off_is_not_taken_for_whole(question: Question, tmp_path: Path) -> None:
+    local = LocalStates(tmp_path, RUN)
+    local.keep([snapshot(question, 1)], 0)
+    (local.folder / "step-00000001" / "optimizer.safetensors").unlink()
+    (entry,) = local.entries()
+    with pytest.raises(StorageError):
+        read_saved(local.store, RUN, entry)
+    (local.folder / "step-00000001.json").write_text("{")
+    assert local.entries() == []
+
+
+def test_a_local_state_that_another_process_removes_meanwhile_is_passed_over(
+    question: Question, tmp_path: Path
+) -> None:
+    local = LocalStates(tmp_path, RUN)
+    local.keep([snapshot(question, 1), snapshot(question, 2)], 0)
+    listed = list(local.store.list(f"{RUN}/"))
+    local.keep([snapshot(question, 2)], 0)
+    local.store.list = lambda prefix="": iter(listed)  # type: ignore[method-assign]
+    assert [entry.step for entry in local.entries()] == [2]
+
+
+def test_clearing_up_that_fails_is_said_and_ends_nothing(
+    store: Gate, question: Question, tmp_path: Path, told: list[str]
+) -> None:
+    def refuse() -> None:
+        raise StorageError("No permission to delete.")
+
+    writer = Writer(store, RUN, "0" * 64, "0" * 64)
+    writer.claim(0, 0)
+    with Saver(writer, LocalStates(tmp_path / "local", RUN), told.append, refuse) as saver:
+        for step in (1, 2):
+            saver.offer(snapshot(question, step))
+            assert saver.drain(30)
+    assert committed(store) == [(1, None), (2, None)]
+    assert "No permission to delete." in told[0]
+
+
+@pytest.mark.gpu
+def test_a_copy_from_a_gpu_is_whole_when_it_returns_and_stays_as_it_was() -> None:
+    tensors = {str(number): torch.full((1 << 20,), float(number), device="cuda") for number in range(64)}
+    copies = host_copy(tensors)
+    for tensor in tensors.values():
+        tensor.zero_()
+    torch.cuda.synchronize()
+    for name, copied in copies.items():
+        assert copied.is_pinned()
+        assert torch.equal(copied, torch.full((1 << 20,), float(name)))

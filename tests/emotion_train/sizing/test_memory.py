@@ -1,0 +1,506 @@
+"""The memory plan against what autograd keeps of the program's own layers, and against figures
+measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import emotion_train.model
+from emotion_train.config import ATTENTION_PROJECTIONS, LINEAR_LAYERS, LoraSection
+from emotion_train.model.attention import Segments
+from emotion_train.model.attention import is_fused as is_fused_attention
+from emotion_train.model.fused import FusedDecoder, fits
+from emotion_train.model.graphs import GraphedPasses
+from emotion_train.model.head import EmotionClassifier
+from emotion_train.model.lora import build_classifier
+from emotion_train.sizing.activations import FusedBlocks, fused_overhead, stock_kept_by_layer
+from emotion_train.sizing.memory import (
+    GIB,
+    Precision,
+    Shape,
+    Targets,
+    estimate,
+    is_fused,
+    largest_microbatch,
+    target_names,
+    usable_bytes,
+    weight_bytes,
+)
+from tests.emotion_train import empty_kernels, plain_kernels
+from tests.helpers.tiny_models import causal_checkpoint, text_config
+
+MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+NARROW = {
+    "hidden_size": 96,
+    "intermediate_size": 64,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 32,
+}
+
+
+def test_the_real_model_has_its_published_number_of_parameters() -> None:
+    vision_and_language_head = 24_011_361_280 - 22_901_324_800
+    head_of_two_labels = 2 * 5120  # the count of the text classifier was made with one
+    assert MISTRAL_SMALL.parameters + head_of_two_labels + vision_and_language_head == 24_011_361_280
+    assert MISTRAL_SMALL.trained_parameters(16, ATTENTION_PROJECTIONS, 15) == 19_737_600
+    assert weight_bytes(MISTRAL_SMALL, "nf4") / GIB == pytest.approx(11.93, abs=0.01)
+    assert weight_bytes(MISTRAL_SMALL, "bf16") / GIB == pytest.approx(42.66, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("layers", "precision", "targets", "dropout", "tokens", "measured_gib"),
+    [
+        (40, "nf4", ATTENTION_PROJECTIONS, 0.05, 8192, 65.3),  # the whole program
+        (4, "bf16", ATTENTION_PROJECTIONS, 0.0, 8192, 9.3),
+        (4, "bf16", "all-linear", 0.0, 8192, 9.5),
+        (4, "nf4", ATTENTION_PROJECTIONS, 0.0, 8192, 6.9),
+        (4, "fp8", ATTENTION_PROJECTIONS, 0.0, 8192, 9.4),
+        (4, "fp8", ATTENTION_PROJECTIONS, 0.0, 4096, 6.8),
+    ],
+)
+def test_peaks_of_the_fused_decoder_measured_on_one_h100_are_predicted(
+    layers: int, precision: Precision, targets: Targets, dropout: float, tokens: int, measured_gib: float
+) -> None:
+    shape = (
+        MISTRAL_SMALL if layers == 40 else replace(MISTRAL_SMALL, num_hidden_layers=layers, vocab_size=4096)
+    )
+    planned = estimate(shape, precision, 16, targets, tokens, False, 15, lora_dropout=dropout)
+    assert planned.total / GIB == pytest.approx(measured_gib, rel=0.02)  # GiB on one H100 80GB, torch 2.11
+
+
+def test_the_peak_of_the_stock_modules_measured_on_one_h200_is_predicted() -> None:
+    planned = estimate(
+        MISTRAL_SMALL, "nf4", 16, ATTENTION_PROJECTIONS, 8192, False, 15, fused=False, repeated_keys=True
+    )
+    assert planned.total / GIB == pytest.approx(114.0, rel=0.01)  # benchmarks/README.md, torch 2.11
+
+
+def test_a_configuration_is_read_whole_or_as_the_text_part_of_a_multimodal_one() -> None:
+    text = text_config("mistral", **SMALL).to_dict()
+    assert (
+        Shape.of(text)
+        == Shape.of({"text_config": text, "vision_config": {"hidden_size": 1}})
+        == Shape(64, 160, 2, 6, 2, 16, 260)
+    )
+    with pytest.raises(ValueError, match="intermediate_size"):
+        Shape.of({"hidden_size": 64})
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("mistral", SMALL), ("llama", NARROW), ("qwen3", SMALL)])
+def test_parameters_are_counted_as_the_model_has_them(
+    kind: str, changes: dict[str, int], tmp_path: Path
+) -> None:
+    model = classifier(tmp_path, kind, changes, 2, LINEAR_LAYERS, 0.0, "fp32")
+    shape = Shape.of(model.classifier.config.to_dict())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(
+        parameter.numel() for name, parameter in model.named_parameters() if not parameter.requires_grad
+    )
+    assert shape.trained_parameters(8, "all-linear", 5) == trained
+    # PEFT keeps the untrained head beside the trained one
+    assert shape.parameters == frozen - 5 * shape.hidden_size
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+@pytest.mark.parametrize("targets", [ATTENTION_PROJECTIONS, "all-linear", ("q_proj", "down_proj")])
+@pytest.mark.parametrize(("kind", "changes"), [("mistral", SMALL), ("llama", NARROW), ("qwen3", SMALL)])
+def test_a_stock_block_keeps_as_many_bytes_per_token_as_is_planned(
+    kind: str, changes: dict[str, int], targets: Targets, dropout: float, tmp_path: Path
+) -> None:
+    one, two = (per_token(tmp_path, kind, changes, layers, targets, dropout, "bf16") for layers in (1, 2))
+    shape = Shape.of(text_config(kind, **changes).to_dict())
+    planned = sum(stock_kept_by_layer(shape, 8, targets, lora_dropout=dropout).values())
+    assert two - one == planned + only_on_a_cpu(shape, targets, dropout)
+
+
+@pytest.mark.parametrize("precision", ["nf4", "fp32"])
+def test_a_stock_block_of_another_precision_keeps_what_is_planned(
+    precision: Precision, tmp_path: Path
+) -> None:
+    one, two = (
+        per_token(tmp_path, "mistral", SMALL, layers, "all-linear", 0.0, precision) for layers in (1, 2)
+    )
+    element = 4 if precision == "fp32" else 2
+    shape = Shape.of(text_config("mistral", **SMALL).to_dict())
+    planned = sum(stock_kept_by_layer(shape, 8, "all-linear", lora_dropout=0.0, element=element).values())
+    assert two - one == planned + element * shape.query_width
+
+
+def test_whole_stock_models_keep_what_is_planned(tmp_path: Path) -> None:
+    """Both kinds, with the last norm and the rotary tables; the first block keeps no masks, since
+    its input has no gradient.
+    """
+    shape = Shape.of(text_config("mistral", **SMALL).to_dict())
+    planned = estimate(
+        shape, "bf16", 8, ATTENTION_PROJECTIONS, 1, False, 5, lora_dropout=0.0, fused=False
+    ).activations
+    assert (
+        per_token(tmp_path, "mistral", SMALL, 2, ATTENTION_PROJECTIONS, 0.0, "bf16")
+        == planned + 2 * 2 * shape.query_width
+    )
+    again = estimate(
+        shape, "bf16", 8, ATTENTION_PROJECTIONS, 1, True, 5, lora_dropout=0.0, fused=False
+    ).activations
+    one_block = sum(stock_kept_by_layer(shape, 8, ATTENTION_PROJECTIONS, lora_dropout=0.0).values())
+    rotary = 4 * shape.head_dim  # kept by the checkpoints as an argument, of which no hook tells
+    assert (
+        per_token(tmp_path, "mistral", SMALL, 2, ATTENTION_PROJECTIONS, 0.0, "bf16", True)
+        == again - one_block - rotary
+    )
+
+
+def only_on_a_cpu(shape: Shape, targets: Targets, dropout: float) -> int:
+    """Bytes per token and block: dropout's mask as wide as the input, and attention outputs joined
+    to one tensor.
+    """
+    if dropout:
+        return sum(shape.linear_layers[name][1] for name in target_names(targets))
+    return 2 * shape.query_width if "o_proj" in target_names(targets) else 0
+
+
+def classifier(
+    folder: Path,
+    kind: str,
+    changes: dict[str, int],
+    layers: int,
+    targets: Targets,
+    dropout: float,
+    precision: Precision,
+) -> EmotionClassifier:
+    base = folder / f"{kind}-{layers}"
+    if not base.exists():
+        causal_checkpoint(base, kind, num_hidden_layers=layers, **changes)
+    lora = LoraSection(r=8, dropout=dropout, targets=targets if isinstance(targets, str) else tuple(targets))  # type: ignore[arg-type]
+    assert precision != "fp8"
+    model, _ = build_classifier(str(base), precision, 5, lora, 0, "cpu")
+    return model.train()
+
+
+def per_token(
+    folder: Path,
+    kind: str,
+    changes: dict[str, int],
+    layers: int,
+    targets: Targets,
+    dropout: float,
+    precision: Precision,
+    gradient_checkpointing: bool = False,
+) -> float:
+    """Bytes that autograd keeps per token, from two lengths, so that what does not grow with the
+    tokens falls out.
+    """
+    model = classifier(folder, kind, changes, layers, targets, dropout, precision)
+    if gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return (kept_bytes(model, 128) - kept_bytes(model, 64)) / 64
+
+
+def kept_bytes(model: EmotionClassifier, tokens: int, posts: int = 3) -> int:
+    """Each piece of memory once, parameters and buffers left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (address := tensor.untyped_storage().data_ptr()) not in own:
+            kept.setdefault(address, tensor)  # held, so that no other takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward(model, tokens, posts)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def forward(model: EmotionClassifier, tokens: int, posts: int = 3) -> torch.Tensor:
+    boundaries = [tokens * place // posts for place in range(posts + 1)]
+    logits_NC: torch.Tensor = model(
+        torch.randint(4, 200, (1, tokens)),
+        torch.cat([torch.arange(after - before) for before, after in pairwise(boundaries)])[None],
+        Segments.of(boundaries, "cpu"),
+        torch.tensor(boundaries[1:]) - 1,
+    )
+    return logits_NC
+
+
+WIDER = {
+    "hidden_size": 320,
+    "intermediate_size": 2048,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+}
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize(("targets", "dropout"), [(ATTENTION_PROJECTIONS, 0.05), ("all-linear", 0.0)])
+def test_the_peak_of_a_stock_step_is_planned(
+    targets: Targets, dropout: float, gradient_checkpointing: bool, tmp_path: Path
+) -> None:
+    """All that is allocated in forward and backward pass, by PyTorch's profiler: what passes lies
+    on top of what is kept.
+    """
+    tokens = 1024
+    model = classifier(tmp_path, "mistral", WIDER, 2, targets, dropout, "bf16")
+    if gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    shape = Shape.of(text_config("mistral", **WIDER).to_dict())
+    planned = estimate(
+        shape, "bf16", 8, targets, tokens, gradient_checkpointing, 5, lora_dropout=dropout, fused=False
+    )
+    gradients = 4 * shape.trained_parameters(8, targets, 5)
+    here = (
+        only_on_a_cpu(shape, targets, dropout)
+        * tokens
+        * (1 if gradient_checkpointing else shape.num_hidden_layers)
+    )
+    assert planned.activations + planned.overhead + gradients + here == pytest.approx(
+        highest(model, tokens), rel=0.05
+    )
+
+
+def highest(model: EmotionClassifier, tokens: int, posts: int = 3) -> int:
+    """Most bytes that forward and backward pass held at once, the gradients among them."""
+    kept_bytes(model, tokens, posts)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        forward(model, tokens, posts).sum().backward()
+    assert profiled.profiler is not None
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+# --- the fused decoder ---
+
+
+def fused(
+    monkeypatch: pytest.MonkeyPatch,
+    kernels: ModuleType,
+    folder: Path,
+    changes: dict[str, int],
+    layers: int,
+    targets: Targets,
+    dropout: float,
+    precision: Precision,
+) -> EmotionClassifier:
+    """A model that computes by the fused decoder on a CPU, with other kernels than Triton's."""
+    monkeypatch.setattr(emotion_train.model, "kernels", kernels, raising=False)
+    monkeypatch.setitem(sys.modules, "emotion_train.model.kernels", kernels)
+    model = classifier(folder, "mistral", changes, layers, targets, dropout, precision)
+    model.decoder = FusedDecoder(model.classifier)
+    return model
+
+
+SQUAT = {**WIDER, "intermediate_size": 320, "num_attention_heads": 16, "num_key_value_heads": 16}
+FUSED_CASES = [
+    (ATTENTION_PROJECTIONS, 0.05),
+    ("all-linear", 0.0),
+    ("all-linear", 0.05),
+    (("q_proj", "down_proj"), 0.05),
+]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(("targets", "dropout"), FUSED_CASES)
+def test_fused_blocks_keep_to_the_byte_what_is_planned(
+    targets: Targets, dropout: float, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each block, each token of the last one, and each post."""
+
+    def kept(layers: int, tokens: int, posts: int) -> int:
+        return kept_bytes(
+            fused(monkeypatch, plain_kernels, tmp_path, SMALL, layers, targets, dropout, precision),
+            tokens,
+            posts,
+        )
+
+    shape = Shape.of(text_config("mistral", **SMALL).to_dict())
+    blocks = FusedBlocks(shape, "bf16", 8, targets, dropout, element=2 if precision == "bf16" else 4)
+    of_token, of_post = blocks.kept_by_last_layer()
+    assert kept(3, 96, 4) - kept(2, 96, 4) == 96 * sum(blocks.kept_by_layer().values())
+    assert kept(1, 128, 4) - kept(1, 96, 4) == 32 * of_token
+    # the last norm's input and the head's, in float32, and a reciprocal root
+    head = 2 * 4 * shape.hidden_size + 4
+    assert kept(1, 96, 9) - kept(1, 96, 4) == 5 * (of_post + head)
+
+
+def test_recomputing_fused_blocks_keep_their_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    for layers in (1, 3):
+        model = fused(monkeypatch, plain_kernels, tmp_path, SMALL, layers, "all-linear", 0.05, "bf16")
+        model.enable_gradient_checkpointing()
+        kept.append(kept_bytes(model, 96, 4))
+    assert kept[1] - kept[0] == 2 * 96 * 2 * SMALL["hidden_size"]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("targets", "dropout"), FUSED_CASES)
+@pytest.mark.parametrize("changes", [WIDER, SQUAT])
+def test_the_peak_of_a_step_by_fused_blocks_is_planned(
+    changes: dict[str, int],
+    targets: Targets,
+    dropout: float,
+    recompute: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All that is allocated, by PyTorch's profiler, with kernels that allocate what Triton's do. In
+    float32, whose sums need no copies.
+    """
+    tokens, posts, layers = 2048, 128, 4
+    model = fused(monkeypatch, empty_kernels, tmp_path, changes, layers, targets, dropout, "fp32")
+    if recompute:
+        model.enable_gradient_checkpointing()
+    shape = replace(Shape.of(text_config("mistral", **changes).to_dict()), num_hidden_layers=layers)
+    planned = FusedBlocks(shape, "bf16", 8, targets, dropout, element=4).of_pack(tokens, recompute)
+    assert planned.kept + planned.passing == pytest.approx(highest(model, tokens, posts), rel=0.01)
+
+
+@pytest.mark.parametrize("targets", [ATTENTION_PROJECTIONS, "all-linear", ("v_proj", "gate_proj")])
+def test_the_adapters_copies_are_planned(
+    targets: Targets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fused(monkeypatch, plain_kernels, tmp_path, SMALL, 2, targets, 0.0, "bf16")
+    assert model.decoder is not None
+    adapters = [
+        one.adapters
+        for block in model.decoder._blocks
+        for one in (block.qkv, block.out, block.gate_up, block.down)
+    ]
+    copies = sum(one.down_RI.nbytes + one.up_OR.nbytes for one in adapters if one)
+    shape = Shape.of(text_config("mistral", **SMALL).to_dict())
+    assert fused_overhead(shape, "bf16", 8, targets) == copies
+    assert (
+        fused_overhead(shape, "nf4", 8, targets)
+        == copies + 2 * 2 * shape.intermediate_size * shape.hidden_size
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("llama", {}),
+        ("mistral", {}),
+        ("qwen3", {}),
+        ("llama", {"attention_bias": True}),
+        ("llama", {"mlp_bias": True}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"head_dim": 24}),
+    ],
+)
+def test_the_plan_knows_which_bases_the_fused_decoder_computes(
+    kind: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = text_config(kind, **changes)
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    classifier = SimpleNamespace(
+        config=config, model=SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight))
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert Shape.of(config.to_dict()).fusable == fits(classifier) == (not changes and kind != "qwen3")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # a T4 has no bfloat16
+    assert not fits(classifier)
+    assert not is_fused_attention(torch.device("cuda"), torch.bfloat16)
+
+
+def test_sharded_and_float32_bases_are_planned_by_the_stock_modules() -> None:
+    assert is_fused(MISTRAL_SMALL, "nf4")
+    for precision, shards in (("fp32", 1), ("nf4", 2)):
+        assert not is_fused(MISTRAL_SMALL, precision, shards)  # type: ignore[arg-type]
+        by_default, stock = (
+            estimate(MISTRAL_SMALL, precision, 16, "all-linear", 1024, False, 15, shards, fused=one)  # type: ignore[arg-type]
+            for one in (True, False)
+        )
+        assert by_default == stock
+
+
+# --- the choice ---
+
+
+def chosen(
+    gpu_gib: float, precision: Precision = "nf4", targets: Targets = ATTENTION_PROJECTIONS, **more: bool
+) -> tuple[int, bool] | None:
+    found = largest_microbatch(MISTRAL_SMALL, precision, 16, targets, 15, int(gpu_gib * GIB), **more)  # type: ignore[arg-type]
+    if found is None:
+        return None
+    assert found.memory.total <= usable_bytes(int(gpu_gib * GIB))
+    assert found.memory == estimate(
+        MISTRAL_SMALL, precision, 16, targets, found.tokens, found.gradient_checkpointing, 15, **more
+    )  # type: ignore[arg-type]
+    return found.tokens, found.gradient_checkpointing
+
+
+def test_a_small_gpu_recomputes_and_a_large_one_does_not() -> None:
+    small, large = chosen(17), chosen(140.4)
+    assert small is not None
+    assert small[1]
+    assert large is not None
+    assert not large[1]
+    assert large[0] > 8192
+
+
+def test_one_more_quantum_of_tokens_would_not_fit() -> None:
+    found = chosen(79.6)
+    assert found is not None
+    tokens, again = found
+    more = estimate(MISTRAL_SMALL, "nf4", 16, ATTENTION_PROJECTIONS, tokens + 256, again, 15)
+    assert more.total > usable_bytes(int(79.6 * GIB))
+
+
+def test_a_base_that_does_not_fit_is_no_choice() -> None:
+    assert chosen(22.5, "bf16") is None
+    assert chosen(10) is None
+
+
+def test_a_recorded_model_leaves_room_for_a_second_pool() -> None:
+    """Of 1.2 billion parameters, whose activations are most of what it takes."""
+    shape = Shape(2048, 8192, 16, 32, 8, 64, 128_256)
+    recorded, not_recorded = (
+        largest_microbatch(
+            shape, "bf16", 16, "all-linear", 15, 12 * GIB, processes=processes, gradient_checkpointing=False
+        )
+        for processes in (1, 2)
+    )
+    assert recorded is not None
+    assert not_recorded is not None
+    assert recorded.tokens == pytest.approx(not_recorded.tokens / 2, abs=256)
+
+
+def test_a_recording_leaves_room_for_the_first_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first step neither AdamW's moments nor, for its first micro-batch, the parameters'
+    gradients have their memory yet.
+    """
+    adapter = torch.nn.Parameter(torch.empty(GIB // 4, device="meta"))  # 1 GiB in float32
+    graphs = GraphedPasses(
+        SimpleNamespace(device="cuda"), [adapter], lambda tokens: tokens * GIB, most_tokens=2
+    )
+    graphs._largest = 2
+    # GiB; two for the recording's passes, two for those of the largest pack
+    for free, room in ((7, False), (8, True)):
+        monkeypatch.setattr(
+            torch.cuda, "mem_get_info", lambda device, free=free: ((free + 0.75) * GIB / 0.96 + 1, 80 * GIB)
+        )
+        assert graphs._has_room(2) is room
+
+
+def test_shards_divide_the_base() -> None:
+    one = estimate(MISTRAL_SMALL, "bf16", 16, ATTENTION_PROJECTIONS, 1024, True, 15, fused=False)
+    four = estimate(MISTRAL_SMALL, "bf16", 16, ATTENTION_PROJECTIONS, 1024, True, 15, shards=4)
+    assert four.weights * 4 == pytest.approx(one.weights, rel=1e-6)
+    assert four.activations == one.activations
+    assert four.total < one.total

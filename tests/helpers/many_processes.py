@@ -1,0 +1,179 @@
+"""What each of several processes runs: trains by the engines it is told of, one after another, and
+writes what came out.
+
+    torchrun --nproc-per-node 2 -m tests.helpers.many_processes plan.json
+
+The plan is a list of `Leg`s. Starting processes and importing PyTorch takes longer than all the
+rest, so one start serves many legs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from emotion_train.config import load_config
+from emotion_train.training.engines import Kind, start_accelerator
+from emotion_train.training.trainer import Trainer
+from tests.helpers.tiny_runs import start_trainer
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Train `steps` steps of a run from where it stands, and save; None trains to its end with the
+    evaluations that are due.
+
+    `blank`: the first post of each row group has lost its text. `late_s`: so long does a row group
+    take, times the rank's number from 1.
+    """
+
+    engine: Kind
+    words: list[str]
+    steps: int | None
+    out: str
+    blank: bool = False
+    late_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rank 0 has after a leg: the losses of its steps (between two evaluations their mean),
+    and whole tensors.
+    """
+
+    losses: list[float]
+    first_step: int
+    packs: list[int]
+    bad_rows: int
+    world_size: int
+    wrapper: str
+    adapter: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+    probabilities: dict[str, list[float]]  # of each validation post
+
+
+def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
+    """The steps of a leg on this rank."""
+    if leg.blank:
+        blank_first_posts(trainer)
+    if leg.late_s:
+        read_late(trainer, leg.late_s)
+    first = trainer.progress.step
+    packs, losses = to_its_end(trainer) if leg.steps is None else some_steps(trainer, leg.steps)
+    trainer._save({})
+    if trainer.saver is not None:
+        assert trainer.saver.drain(60)
+    adapter = {name: tensor.clone() for name, tensor in trainer.engine.adapter().items()}
+    moments = {name: tensor.clone() for name, tensor in trainer.engine.moments().items()}
+    trainer.engine.load_adapter(adapter)  # as before the report: what is scored is what was saved
+    parts = trainer.ranks.gather(trainer.score(trainer.validation_loader, lambda done: None).predictions)
+    return Outcome(
+        losses=losses,
+        first_step=first,
+        packs=packs,
+        bad_rows=trainer.progress.bad_rows,
+        world_size=trainer.ranks.world_size,
+        wrapper=type(trainer.engine.module).__name__,
+        adapter=adapter,
+        moments=moments,
+        probabilities={
+            post: row.tolist() for part in parts for post, row in zip(part.ids, part.prob_NC, strict=True)
+        },
+    )
+
+
+def some_steps(trainer: Trainer, steps: int) -> tuple[list[int], list[float]]:
+    """Packs and loss of each step."""
+    first, packs = trainer.progress.step, list[int]()
+    trainer.model.train()
+    while trainer.progress.step < first + steps:
+        epoch, step = divmod(trainer.progress.step, trainer.steps_per_epoch)
+        batches = trainer.train_loader.steps(epoch, step)
+        for batch in islice(batches, first + steps - trainer.progress.step):
+            packs.append(len(batch.packs))
+            trainer._step(batch)
+        batches.close()
+    return packs, trainer._add_up()
+
+
+def to_its_end(trainer: Trainer) -> tuple[list[int], list[float]]:
+    """No packs, and the losses that the evaluations note."""
+    trainer.fit()
+    return [], [float(noted["train_loss"]) for noted in trainer.progress.history]
+
+
+def read_late(trainer: Trainer, seconds: float) -> None:
+    reader, rank = trainer.train_loader._reader, trainer.ranks.rank
+    real = reader.rows
+
+    def late(group: int) -> object:
+        time.sleep(seconds * (1 + rank))
+        return real(group)
+
+    reader.rows = late  # type: ignore[method-assign, assignment]
+
+
+def blank_first_posts(trainer: Trainer) -> None:
+    reader = trainer.train_loader._reader
+    real = reader.rows
+
+    def without_a_text(group: int) -> object:
+        rows = real(group)
+        return rows._replace(texts=["  ", *rows.texts[1:]])
+
+    reader.rows = without_a_text  # type: ignore[method-assign, assignment]
+
+
+def save_outcome(outcome: Outcome, path: Path) -> None:
+    tensors = {
+        f"{kind} {name}": one
+        for kind in ("adapter", "moments")
+        for name, one in getattr(outcome, kind).items()
+    }
+    save_file(
+        {name: one.cpu().contiguous() for name, one in tensors.items()}, path.with_suffix(".safetensors")
+    )
+    facts = {name: value for name, value in vars(outcome).items() if name not in ("adapter", "moments")}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+
+
+def load_outcome(path: Path) -> Outcome:
+    tensors = load_file(path.with_suffix(".safetensors"))
+    whole: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    for kind in ("adapter", "moments"):
+        whole[kind] = {
+            name.removeprefix(f"{kind} "): one for name, one in tensors.items() if name.startswith(f"{kind} ")
+        }
+    return Outcome(**whole)
+
+
+def write_plan(path: Path, legs: list[Leg]) -> Path:
+    path.write_text(json.dumps([asdict(leg) for leg in legs]))
+    return path
+
+
+def main() -> None:
+    legs = [Leg(**leg) for leg in json.loads(Path(sys.argv[1]).read_text())]
+    accelerator, _ = start_accelerator(120, [])
+    for leg in legs:
+        with ExitStack() as stack:
+            trainer = start_trainer(
+                load_config(None, leg.words), stack, engine=leg.engine, accelerator=accelerator
+            )
+            outcome = train_leg(leg, trainer)
+            if trainer.ranks.is_main:
+                save_outcome(outcome, Path(leg.out))
+    accelerator.state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,775 @@
+"""The plan: predictions against what was measured, the choice against its own arithmetic, and the
+verb on a real data set.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from emotion_train.config import Config, example_config, load_config
+from emotion_train.data.index import read_index
+from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.errors import WrongRequest
+from emotion_train.prepare import prepare
+from emotion_train.sizing.memory import (
+    MicroBatch,
+    Shape,
+    estimate,
+    largest_microbatch,
+    usable_bytes,
+    weight_bytes,
+)
+from emotion_train.stage_base import stage
+from emotion_train.storage.store import open_store
+from emotion_train.training.microbatch import setting_for
+from launch.cli import main
+from launch.gpus import COUNTS, GPU_KINDS, GpuKind, kind_of
+from launch.plan.choices import (
+    Choice,
+    Plan,
+    Spot,
+    Work,
+    best_settings,
+    hours_with_preemptions,
+    make_plan,
+    precisions,
+    with_settings,
+)
+from launch.plan.prices import NO_PRICES, Offer, Prices, Quote
+from launch.plan.speed import Speed
+from launch.plan.task_file import rewritten, write_task_file
+from launch.workload import shape_of_base, work_of
+from tests.helpers.tiny_models import causal_checkpoint
+from tests.helpers.tiny_runs import tiny_config
+from tests.launch.plan.test_task_files import run_lines, tool, variables
+
+MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
+SMOLLM2 = Shape(576, 1536, 30, 9, 3, 64, 49_152)
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+KINDS = {kind.name: kind for kind in GPU_KINDS}
+
+
+def some_work(batch: int = 448, posts: int = 24_430, epochs: int = 3, mean: float = 17.8) -> Work:
+    """Lengths as those of GoEmotions: a skewed spread around their mean."""
+    draw = random.Random(0)
+    lengths = [max(3, min(128, round(draw.gammavariate(3.2, mean / 3.2)))) for _ in range(2048)]
+    return Work(posts, 3 * 3001, epochs, batch, tuple(lengths), 15, 128)
+
+
+def some_config(*words: str) -> Config:
+    return load_config(None, ["data.url=d", "run.output_url=o", *words])
+
+
+def offers(**dollars: float) -> Prices:
+    """`H100_8=20` is a spot price of $20 and an on-demand price of $50 for eight."""
+    found = {}
+    for name, usd in dollars.items():
+        kind, _, count = name.rpartition("_")
+        found[kind, int(count)] = Offer(
+            Quote(2.5 * usd, "aws", "us-east-1", "x"), Quote(usd, "aws", "us-east-1", "x")
+        )
+    return Prices(found, "test")
+
+
+# --- speed ---
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "tokens", "measured"),
+    [
+        *(("H100", "nf4", 8192, 381), ("H100", "bf16", 4096, 383), ("H100", "fp8", 4096, 633)),
+        *(("H200", "nf4", 8192, 388), ("H200", "bf16", 8192, 398), ("H200", "fp8", 8192, 683)),
+    ],
+)
+def test_the_measured_speed_of_the_real_size_is_predicted(
+    gpu: str, precision: Any, tokens: int, measured: float
+) -> None:
+    """880 posts a step on one GPU, posts/s; benchmarks/speed.py shows the same comparison beside
+    each run.
+    """
+    config, work = some_config(), some_work(880)
+    memory = estimate(MISTRAL_SMALL, precision, 16, ATTENTION, tokens, False, 15)
+    found = with_settings(
+        config,
+        MISTRAL_SMALL,
+        work,
+        KINDS[gpu],
+        1,
+        Offer(),
+        Spot(),
+        precision,
+        MicroBatch(tokens, False, memory),
+    )
+    assert found.posts_per_second == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tokens", "measured_s"),
+    [
+        *(
+            ("nf4", 512, 0.108),
+            ("nf4", 1024, 0.178),
+            ("nf4", 2048, 0.322),
+            ("nf4", 4096, 0.604),
+            ("nf4", 9728, 1.387),
+        ),
+        *(("bf16", 1024, 0.151), ("bf16", 2048, 0.293), ("bf16", 4096, 0.577), ("bf16", 9728, 1.355)),
+        *(
+            ("fp8", 512, 0.092),
+            ("fp8", 1024, 0.092),
+            ("fp8", 2048, 0.177),
+            ("fp8", 4096, 0.340),
+            ("fp8", 9728, 0.794),
+        ),
+    ],
+)
+def test_measured_speeds_by_tokens_a_micro_batch_are_predicted(
+    precision: Any, tokens: int, measured_s: float
+) -> None:
+    """The 24B on one H200, as `benchmarks/memory_plan.py --curve` measures it."""
+    found = Speed(KINDS["H200"], MISTRAL_SMALL, precision, 16, ATTENTION, False, processes=2).microbatch_s(
+        tokens
+    )
+    assert found == pytest.approx(measured_s, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tokens", "measured_ms"),
+    [("nf4", 7680, 551.1 - 6.3), ("bf16", 3840, 273.6 - 3.3), ("fp8", 3584, 156.1 - 3.2)],
+)
+def test_measured_speeds_of_twenty_fused_blocks_are_predicted(
+    precision: Any, tokens: int, measured_ms: float
+) -> None:
+    """Forward and backward pass on one H100; less what the attention's backward pass has gained
+    since, by its kernels alone.
+    """
+    blocks = replace(MISTRAL_SMALL, num_hidden_layers=20)
+    found = 1000 * Speed(KINDS["H100"], blocks, precision, 16, ATTENTION, False, processes=2).microbatch_s(
+        tokens
+    )
+    assert found == pytest.approx(measured_ms, rel=0.05)
+
+
+def test_the_measured_speed_of_the_stock_modules_is_predicted() -> None:
+    """448 posts a step in packs of 8,192 tokens, nf4, one H200: 291 posts/s, 5,172 tokens/s."""
+    work, config = some_work(), some_config("train.global_batch_size=448", "model.decoder=stock")
+    found = best_settings(config, MISTRAL_SMALL, work, KINDS["H200"], 1, Offer(), Spot(), "nf4")
+    assert isinstance(found, Choice)
+    assert found.posts_per_second * work.mean_length == pytest.approx(5172, rel=0.15)
+    seconds = Speed(KINDS["H200"], MISTRAL_SMALL, "nf4", 16, ATTENTION, False, fused=False).microbatch_s(8192)
+    assert 448 / seconds == pytest.approx(291, rel=0.15)
+
+
+def test_a_small_model_is_bound_by_launching_its_kernels_unless_they_are_recorded() -> None:
+    """SmolLM2-135M with adapters on all linear layers: 216 ms a step by the stock modules, 15.0 ms
+    recorded.
+    """
+    stock, fused, several = (
+        Speed(KINDS["H100"], SMOLLM2, "bf16", 16, "all-linear", False, fused=one, processes=processes)
+        for one, processes in ((False, 1), (True, 1), (True, 2))
+    )
+    assert stock.microbatch_s(3460) == pytest.approx(0.216, rel=0.15)
+    assert fused.microbatch_s(3460) == pytest.approx(0.0150, rel=0.15)
+    assert several.microbatch_s(128) == several.microbatch_s(3460) == pytest.approx(0.145, rel=0.15)
+
+
+def test_recomputing_takes_half_as_long_again() -> None:
+    once, again = (
+        Speed(KINDS["L4"], MISTRAL_SMALL, "nf4", 16, ATTENTION, one).microbatch_s(4096)
+        for one in (False, True)
+    )
+    assert again == pytest.approx(1.5 * once)
+
+
+# --- settings ---
+
+
+def test_whatever_is_chosen_fits_its_gpu() -> None:
+    work, config = some_work(), some_config()
+    for kind in GPU_KINDS:
+        for count in COUNTS:
+            found = best_settings(config, MISTRAL_SMALL, work, kind, count, Offer(), Spot(), None)
+            if isinstance(found, Choice):
+                assert found.memory.total <= usable_bytes(kind.memory_bytes)
+                assert found.tokens_per_microbatch >= work.max_length
+            else:
+                assert found.memory.total > usable_bytes(kind.memory_bytes)
+
+
+def test_a_base_larger_than_one_gpu_is_spread_over_several() -> None:
+    config, work = some_config(), some_work()
+    alone = best_settings(config, MISTRAL_SMALL, work, KINDS["L40S"], 1, Offer(), Spot(), "bf16")
+    assert not isinstance(alone, Choice)
+    spread = best_settings(config, MISTRAL_SMALL, work, KINDS["L40S"], 4, Offer(), Spot(), "bf16")
+    assert isinstance(spread, Choice)
+    assert spread.engine == "FSDP2"
+    assert spread.shards == 4
+    assert spread.memory.weights == weight_bytes(MISTRAL_SMALL, "bf16") // 4
+    assert not isinstance(
+        best_settings(config, MISTRAL_SMALL, work, KINDS["L40S"], 4, Offer(), Spot(), "fp8"), Choice
+    )
+
+
+def test_a_micro_batch_is_no_larger_than_what_a_step_fills() -> None:
+    found = best_settings(
+        some_config(), MISTRAL_SMALL, some_work(batch=64), KINDS["H200"], 1, Offer(), Spot(), None
+    )
+    assert isinstance(found, Choice)
+    most = max(sum(posts) for step in some_work(batch=64).shares(1) for posts in step)
+    assert most <= found.tokens_per_microbatch < most + 256
+
+
+def test_whether_to_recompute_is_decided_by_the_time_it_takes() -> None:
+    """Of 24 GB cards the one with the slower memory, for which unpacking the weights often costs
+    more than computing twice.
+    """
+    config, work = some_config("train.global_batch_size=448"), some_work()
+    for kind in ("L4", "A10G"):
+        chosen = best_settings(config, MISTRAL_SMALL, work, KINDS[kind], 1, Offer(), Spot(), "nf4")
+        assert isinstance(chosen, Choice)
+        for again in (False, True):
+            found = largest_microbatch(
+                MISTRAL_SMALL,
+                "nf4",
+                16,
+                ATTENTION,
+                15,
+                KINDS[kind].memory_bytes,
+                most_tokens=8192,
+                gradient_checkpointing=again,
+            )
+            assert found is not None
+            other = with_settings(config, MISTRAL_SMALL, work, KINDS[kind], 1, Offer(), Spot(), "nf4", found)
+            assert chosen.hours <= other.hours
+
+
+@pytest.mark.parametrize("given", ["true", "false"])
+def test_a_config_that_says_whether_to_recompute_is_planned_so(given: str) -> None:
+    config = some_config(f"train.gradient_checkpointing={given}")
+    for kind in GPU_KINDS:
+        chosen = best_settings(config, MISTRAL_SMALL, some_work(), kind, 1, Offer(), Spot(), "nf4")
+        assert isinstance(chosen, Choice)
+        assert chosen.gradient_checkpointing == (given == "true")
+
+
+@pytest.mark.parametrize("batch", [64, 448, 4096])
+def test_a_run_takes_the_micro_batch_that_the_plan_reckons_with(batch: int) -> None:
+    config, work = some_config(f"train.global_batch_size={batch}"), some_work(batch)
+    for kind, count in product(GPU_KINDS, (1, 4)):
+        planned = best_settings(config, MISTRAL_SMALL, work, kind, count, Offer(), Spot(), "nf4")
+        assert isinstance(planned, Choice)
+        share = max(sum(posts) for step in work.shares(count) for posts in step)
+        taken = setting_for(
+            config, MISTRAL_SMALL, 15, kind.memory_bytes, share, "one process" if count == 1 else "DDP", count
+        )
+        assert (taken.tokens, taken.gradient_checkpointing) == (
+            planned.tokens_per_microbatch,
+            planned.gradient_checkpointing,
+        )
+
+
+def test_every_post_of_a_step_has_one_gpu() -> None:
+    work = some_work(batch=101)
+    for one, four in zip(work.shares(1), work.shares(4), strict=True):
+        assert sorted(length for gpu in four for length in gpu) == sorted(one[0])
+        assert max(map(sum, four)) - min(map(sum, four)) <= max(one[0])
+
+
+def test_twice_the_gpus_take_about_half_the_time_of_large_steps() -> None:
+    config, work = some_config(), some_work(batch=4096)
+    hours = [
+        one.hours - 10 / 60 for one in (choice(config, work, "H100", 1), choice(config, work, "H100", 2))
+    ]
+    assert hours[0] / hours[1] == pytest.approx(2, rel=0.06)
+
+
+def choice(config: Config, work: Work, kind: str, count: int) -> Choice:
+    found = best_settings(config, MISTRAL_SMALL, work, KINDS[kind], count, Offer(), Spot(), None)
+    assert isinstance(found, Choice)
+    return found
+
+
+def test_hours_add_up_from_posts_a_second() -> None:
+    config, work = some_config("train.global_batch_size=448"), some_work()
+    found = choice(config, work, "H100", 1)
+    training_s = 3 * -(-24_430 // 448) * 448 / found.posts_per_second
+    # the rest is scoring, which has no backward pass
+    assert training_s < (found.hours - 10 / 60) * 3600 < 1.2 * training_s
+
+
+# --- dollars ---
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 2, 6])
+def test_expected_hours_on_spot_agree_with_a_simulation(rate: float) -> None:
+    """Machines that live for random times, each start taking a while and each end losing half a
+    checkpoint interval on average.
+    """
+    draw, spot = random.Random(1), Spot(preemptions_per_hour=rate, startup_minutes=12, checkpoint_minutes=6)
+    work_h, took = 5.0, []
+    for _ in range(4000):
+        clock, done = 0.0, 0.0
+        while True:
+            life = draw.expovariate(spot.preemptions_per_hour)
+            useful = max(0.0, life - 0.2)
+            if done + useful >= work_h:
+                took.append(clock + 0.2 + work_h - done)
+                break
+            clock, done = clock + life, max(done, done + useful - draw.uniform(0, 0.1))
+    expected = hours_with_preemptions(work_h + 0.2, spot)
+    assert expected == pytest.approx(statistics.mean(took), rel=0.03)
+
+
+def test_a_machine_that_is_always_taken_too_soon_has_no_price() -> None:
+    assert hours_with_preemptions(3.0, Spot(preemptions_per_hour=6, startup_minutes=100)) is None
+    assert hours_with_preemptions(20.0, Spot(preemptions_per_hour=59, startup_minutes=999)) is None
+
+
+def test_choices_are_sorted_by_dollars_and_the_best_is_explained() -> None:
+    plan = made(offers(L4_1=0.27, H100_1=2.5, H200_8=23, L40S_1=0.85))
+    dollars = [one.usd for one in plan.choices if one.usd is not None]
+    assert dollars == sorted(dollars)
+    assert len(dollars) == 4
+    assert all(one.usd is None for one in plan.choices[4:])
+    best, second = plan.choices[:2]
+    assert best.usd == best.usd_spot
+    assert f"next is {second.name}" in plan.reason
+    assert best.usd is not None
+    assert second.usd is not None
+    assert f"{second.usd / best.usd - 1:.0%} dearer" in plan.reason
+
+
+def test_without_prices_the_plan_has_hours_and_says_so() -> None:
+    plan = made(NO_PRICES)
+    hours = [one.count * one.hours for one in plan.choices]
+    assert hours == sorted(hours)
+    assert plan.choices[0].count == 1  # eight would be faster, and nobody knows at what price
+    assert "without prices" in plan.reason
+
+
+def test_what_takes_too_long_is_left_out() -> None:
+    plan = made(offers(L4_1=0.27, H100_8=20), within_hours=0.5)
+    assert all((one.spot_hours or 9) <= 0.5 for one in plan.choices)
+    assert plan.choices[0].name == "H100:8"
+
+
+def test_what_is_in_time_on_demand_alone_stays_without_its_spot_machines() -> None:
+    prices = Prices({("H100", 1): Offer(Quote(4.0, "a", "r", "x"), Quote(1.0, "a", "r", "x"))}, "test")
+    config, work, often = (
+        some_config("train.global_batch_size=448"),
+        some_work(),
+        Spot(preemptions_per_hour=6),
+    )
+    hours = choice(config, work, "H100", 1).hours
+    best = make_plan(config, MISTRAL_SMALL, work, prices, often, within_hours=1.1 * hours).choices[0]
+    assert (best.name, best.usd_spot, best.usd) == ("H100:1", None, 4.0 * best.hours)
+    assert made(prices, within_hours=1.1 * hours).choices[0].usd_spot is not None
+
+
+def made(prices: Prices, **more: Any) -> Plan:
+    return make_plan(
+        some_config("train.global_batch_size=448"), MISTRAL_SMALL, some_work(), prices, Spot(), **more
+    )
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A100-SXM4-40GB", "A100"),
+        ("NVIDIA A100 80GB PCIe", "A100-80GB"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_the_driver_s_names_are_understood(device: str, name: str | None) -> None:
+    found = kind_of(device)
+    assert (found.name if isinstance(found, GpuKind) else None) == name
+
+
+# --- the task file ---
+
+TASK = """# how to type it
+name: emotion-train
+
+resources:
+  # cheapest first
+  ordered:
+    - {accelerators: "L4:1", use_spot: true}   # small
+    # a word between
+    - accelerators: H100:1
+      use_spot: false
+  disk_size: 150             # GB
+  job_recovery:
+    recover_on_exit_codes: [33]
+
+# given by --env
+envs:
+  DATA_URL: null
+  CONFIG: a.yaml
+  OVERRIDES: ""              # values
+run: |
+  echo "resources:"
+"""
+
+
+def test_a_task_file_gets_the_plan_s_gpus_and_keeps_everything_else() -> None:
+    plan = made(offers(H100_1=2.5, H200_1=3.5))
+    text = rewritten(TASK, plan.choices[:2], ["model.precision=bf16"], "b.yaml")
+    before, after = yaml.safe_load(TASK), yaml.safe_load(text)
+    first, second = (one.name for one in plan.choices[:2])
+    assert after["resources"].pop("ordered") == [
+        {"accelerators": name, "use_spot": spot} for spot in (True, False) for name in (first, second)
+    ]
+    assert after["envs"].pop("OVERRIDES") == "model.precision=bf16"
+    assert after["envs"].pop("CONFIG") == "b.yaml"
+    del before["resources"]["ordered"], before["envs"]["OVERRIDES"], before["envs"]["CONFIG"]
+    assert after == before
+    for comment in ("# how to type it", "# cheapest first", "# GB", "# given by --env", "# values"):
+        assert comment in text
+    assert f"${plan.choices[0].usd_spot:.2f}" in text
+
+
+def test_a_task_file_written_twice_is_the_same() -> None:
+    plan = made(offers(H100_1=2.5, H200_1=3.5))
+    once = rewritten(TASK, plan.choices[:2], ["lora.r=8"], "my runs/b.yaml")
+    assert rewritten(once, plan.choices[:2], ["lora.r=8"], "my runs/b.yaml") == once
+
+
+def test_nothing_stays_of_the_last_plan(tmp_path: Path) -> None:
+    choices, target = made(offers(H100_1=2.5, H200_1=3.5)).choices[:2], tmp_path / "mine.yaml"
+    write_task_file(target, choices, ["lora.r=8"], "my runs/b.yaml")
+    assert envs(target) == {"OVERRIDES": "lora.r=8", "CONFIG": "my runs/b.yaml"}
+    write_task_file(target, choices, [])
+    assert envs(target) == {"OVERRIDES": "", "CONFIG": "emotion_train/configs/mistral_small_3_1.yaml"}
+    write_task_file(tmp_path / "new.yaml", choices, [])
+    assert target.read_text() == (tmp_path / "new.yaml").read_text()
+
+
+def envs(task: Path) -> dict[str, str]:
+    return {name: yaml.safe_load(task.read_text())["envs"][name] for name in ("OVERRIDES", "CONFIG")}
+
+
+@pytest.mark.parametrize(
+    "word", ["lora.targets=[q_proj, v_proj]", 'run.id="a"', "run.id='a'", "data.url=C:\\posts"]
+)
+def test_a_value_that_the_task_s_shell_would_take_apart_is_refused(word: str) -> None:
+    with pytest.raises(WrongRequest, match=r"write it without them, such as lora.targets=\[q_proj,v_proj\]"):
+        rewritten(TASK, made(NO_PRICES).choices[:1], [word], "a.yaml")
+
+
+def test_only_what_is_on_offer_is_written() -> None:
+    prices = Prices({("H100", 1): Offer(Quote(3.0, "lambda", "us", "x"), None)}, "test")
+    text = rewritten(TASK, made(prices).choices[:1], [], "a.yaml")
+    assert yaml.safe_load(text)["resources"]["ordered"] == [{"accelerators": "H100:1", "use_spot": False}]
+
+
+def test_a_task_of_another_layout_is_refused() -> None:
+    with pytest.raises(WrongRequest, match="no `resources:`"):
+        rewritten("name: x\n", made(NO_PRICES).choices[:1], [], "a.yaml")
+    for text in (
+        "resources: {cpus: 2}\n",
+        TASK.replace("  OVERRIDES:", "    OVERRIDES:"),
+        TASK.replace("  OVERRIDES:", "  OTHERS:"),
+    ):
+        with pytest.raises(WrongRequest, match="not laid out"):
+            rewritten(text, made(NO_PRICES).choices[:1], [], "a.yaml")
+
+
+def test_a_task_file_is_replaced_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "task.yaml").write_text(TASK)
+
+    def full(path: Path, text: str, encoding: str) -> None:
+        with path.open("w") as file:
+            file.write(text[:9])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(WrongRequest, match=r"task\.yaml cannot be written \(No space left"):
+            write_task_file(tmp_path / "task.yaml", made(NO_PRICES).choices[:1], [])
+    assert (tmp_path / "task.yaml").read_text() == TASK
+    write_task_file(tmp_path / "task.yaml", made(NO_PRICES).choices[:1], [])
+    assert (tmp_path / "task.yaml").read_text() != TASK
+    assert [path.name for path in tmp_path.iterdir()] == ["task.yaml"]
+
+
+def test_a_file_that_is_no_text_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "weights.gguf").write_bytes(b"GGUF\xf4\x28")
+    with pytest.raises(WrongRequest, match=r"weights\.gguf is no task file"):
+        write_task_file(tmp_path / "weights.gguf", made(NO_PRICES).choices[:1], [])
+    assert (tmp_path / "weights.gguf").read_bytes() == b"GGUF\xf4\x28"
+
+
+# --- the verb ---
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    tiny_config(folder)
+    return folder
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    prices = folder / "prices.csv"
+    prices.write_text("AcceleratorName,AcceleratorCount,Price,SpotPrice\nL4,1,0.8,0.3\nH100,1,4,2\n")
+    home = ["--data", str(folder / "data"), "--prices", str(prices)]
+    return ["plan", *home, f"model.base={folder / 'base'}", *more]
+
+
+def test_the_verb_plans_a_prepared_data_set_with_the_base_s_tokenizer(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(prepared, "--json")) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["choices"][0]["gpus"] == "L4:1"
+    assert document["choices"][0]["usd_spot"] < document["choices"][1]["usd_spot"]
+    store = open_store(str(prepared / "data"))
+    tokenizer = PostTokenizer.load(str(prepared / "base"), 128)
+    lengths = [len(ids) for ids in tokenizer.encode(texts_of(prepared))]
+    assert store.read("index.json")
+    assert document["mean_tokens"] == pytest.approx(statistics.mean(lengths))
+
+
+def test_a_base_staged_as_nf4_is_planned_in_nf4_only(
+    prepared: Path, bucket_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage(str(prepared / "base"), f"{bucket_url}/base", "nf4", "cpu")
+    staged = words(prepared, "--json", f"model.base={bucket_url}/base")
+    assert main(staged) == 0
+    assert {choice["precision"] for choice in json.loads(capsys.readouterr().out)["choices"]} == {"nf4"}
+    assert main([*staged, "--precision", "bf16"]) == 2
+    assert "staged as nf4, which cannot be turned back" in capsys.readouterr().err
+    assert shape_of_base(f"{bucket_url}/base") == shape_of_base(str(prepared / "base"))
+
+
+@pytest.mark.parametrize("every", [1, 2, 5, 7, 9, 100])
+def test_evaluations_are_counted_as_the_trainer_makes_them(prepared: Path, every: int) -> None:
+    store = open_store(str(prepared / "data"))
+    index = read_index(store)
+    config = load_config(
+        None,
+        ["data.url=d", "run.output_url=o", "train.global_batch_size=16", f"evaluation.every_steps={every}"],
+    )
+    per_epoch = -(-index.split("train").rows // 16)
+    made = sum(step % per_epoch == 0 or step % every == 0 for step in range(1, 3 * per_epoch + 1))
+    held_out = sum(split.rows for name, split in index.splits.items() if name != "train")
+    assert (
+        work_of(config, index, store, 20.0).scored_posts == made * index.split("validation").rows + held_out
+    )
+
+
+def test_a_data_set_in_a_bucket_is_planned_like_its_copy_in_a_folder(
+    prepared: Path, bucket_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(str(prepared / "source"), f"{bucket_url}/data")
+    mean = []
+    for data in (str(prepared / "data"), f"{bucket_url}/data"):
+        assert main([*words(prepared, "--json"), "--data", data]) == 0
+        mean.append(json.loads(capsys.readouterr().out)["mean_tokens"])
+    assert mean[0] == mean[1]
+
+
+def test_planning_imports_neither_torch_nor_transformers(prepared: Path) -> None:
+    code = (
+        f"import sys\nfrom launch.cli import main\nassert main({words(prepared)}) == 0\n"
+        "print('loaded', [m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.endswith("loaded []\n")
+
+
+def test_small_steps_are_remarked_upon(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(prepared, "train.global_batch_size=8")) == 0
+    assert "a larger train.global_batch_size" in capsys.readouterr().out
+
+
+def texts_of(folder: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return [
+        text
+        for path in sorted((folder / "data" / "train").iterdir())
+        for text in pq.read_table(path)["text"].to_pylist()
+    ]
+
+
+def test_the_table_marks_the_best_and_names_the_prices(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(prepared, "--tokens-per-post", "17.8")) == 0
+    out = capsys.readouterr().out
+    assert "best: L4:1, one GPU: the fewest dollars a job on spot" in out
+    assert f"prices: {prepared / 'prices.csv'}" in out
+    assert "0.1 preemptions an hour" in out
+
+
+def test_the_plan_writes_a_task(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = prepared / "task.yaml"
+    task.write_text(TASK)
+    assert main(words(prepared, "--write", str(task), "train.epochs=2")) == 0
+    written = yaml.safe_load(task.read_text())
+    assert written["resources"]["ordered"][0] == {"accelerators": "L4:1", "use_spot": True}
+    assert "train.epochs=2" in written["envs"]["OVERRIDES"]
+    assert "data.url" not in written["envs"]["OVERRIDES"]
+
+
+def test_a_task_is_written_although_nobody_reads_the_plan(prepared: Path, tmp_path: Path) -> None:
+    line = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        *words(prepared, "--json", "--write", str(tmp_path / "task.yaml")),
+    ]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 0
+    assert yaml.safe_load((tmp_path / "task.yaml").read_text())["resources"]["ordered"]
+
+
+def test_what_does_not_travel_with_a_written_task_is_told(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = words(
+        prepared,
+        "--config",
+        str(example_config()),
+        "model.precision=nf4",
+        "--write",
+        str(tmp_path / "task.yaml"),
+    )
+    assert main(asked) == 0
+    told = capsys.readouterr().err
+    assert f"model.base is {prepared / 'base'}, which lies outside" in told
+    assert "--config" not in told
+    monkeypatch.setattr("launch.plan.verb.PROJECT", prepared.resolve())
+    assert main(asked) == 0
+    told = capsys.readouterr().err
+    assert f"--config is {example_config()}, which lies outside" in told
+    assert "model.base" not in told.partition("\n")[2]
+
+
+def test_a_written_task_lets_each_of_its_gpus_take_what_fits_it(prepared: Path, tmp_path: Path) -> None:
+    task = tmp_path / "mine.yaml"
+    asked = ["train.tokens_per_microbatch=512", "train.global_batch_size=8"]
+    assert main(words(prepared, "--precision", "bf16", "--write", str(task), *asked)) == 0
+    tool(tmp_path / ".venv" / "bin" / "emotion-launch")
+    read = yaml.safe_load(task.read_text())
+    environment = variables(read, RECORD=str(tmp_path / "record"), DATA_URL="d", OUTPUT_URL="o")
+    assert run_lines(read["run"], tmp_path, environment).returncode == 0
+    run = load_config(None, (tmp_path / "record.words").read_text().splitlines()[4:])
+    assert (run.model.precision, run.train.tokens_per_microbatch, run.train.global_batch_size) == (
+        "bf16",
+        "auto",
+        8,
+    )
+
+
+def test_a_written_task_names_no_gpu_that_takes_longer_than_asked_for(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = words(prepared, "train.epochs=10000", "--precision", "bf16", "--startup-minutes", "0")
+    (prepared / "prices.csv").write_text(
+        "AcceleratorName,AcceleratorCount,Price,SpotPrice\nL4,1,0.8,0.3\nA10G,1,0.8,0.3\n"
+    )
+    assert main([*asked, "--json"]) == 0
+    hours = {one["gpus"]: one["hours_on_spot"] for one in json.loads(capsys.readouterr().out)["choices"]}
+    faster, slower = sorted(("L4:1", "A10G:1"), key=lambda name: hours[name])
+    limit = (hours[faster] + hours[slower]) / 2
+    assert main([*asked, "--within-hours", str(limit), "--write", str(tmp_path / "task.yaml")]) == 0
+    ordered = yaml.safe_load((tmp_path / "task.yaml").read_text())["resources"]["ordered"]
+    assert {one["accelerators"] for one in ordered} == {faster}
+
+
+def test_a_base_that_fits_nowhere_ends_in_2_with_the_nearest_remedy(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(prepared, "--within-hours", "0.0001")) == 2
+    assert "--within-hours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--within-hours", "--tokens-per-post"])
+@pytest.mark.parametrize("number", ["0", "-1", "nan", "inf"])
+def test_a_number_that_makes_no_sense_is_refused(
+    option: str, number: str, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(prepared, option, number)) == 2
+    assert f"{option} is {number}; give" in capsys.readouterr().err
+
+
+def test_a_precision_that_the_trainer_does_not_offer_is_refused(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(prepared, "--precision", "int3")) == 2
+    assert "--precision is 'int3'; allowed are nf4, bf16" in capsys.readouterr().err
+
+
+def test_fp8_that_only_the_fused_decoder_computes_is_refused_without_it(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(prepared, "--precision", "fp8", "model.decoder=stock")) == 2
+    assert (
+        "--precision fp8 needs the fused decoder and model.decoder is stock; leave that out, or type"
+        in capsys.readouterr().err
+    )
+    qwen = causal_checkpoint(tmp_path / "base", "qwen2")
+    assert main(words(prepared, "--precision", "fp8", f"model.base={qwen}")) == 2
+    assert (
+        f"--precision fp8 needs a Llama or Mistral base and {qwen} is of another kind"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_precision_that_is_asked_for_is_the_only_one(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(prepared, "--precision", "bf16", "--json")) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {one["precision"] for one in document["choices"]} == {"bf16"}
+
+
+def test_fp8_is_planned_for_gpus_that_have_it() -> None:
+    plan = made(NO_PRICES, precision="fp8")
+    assert {one.kind.name for one in plan.choices} | {one.kind.name for one in plan.too_small} == {
+        "L4",
+        "L40S",
+        "H100",
+        "H200",
+        "B200",
+    }
+
+
+def test_fp8_is_not_planned_for_what_only_the_stock_modules_compute() -> None:
+    config = some_config()
+    assert "fp8" in precisions(config, MISTRAL_SMALL, KINDS["H100"])
+    assert "fp8" not in precisions(config, replace(MISTRAL_SMALL, fusable=False), KINDS["H100"])
+    assert "fp8" not in precisions(some_config("model.decoder=stock"), MISTRAL_SMALL, KINDS["H100"])
+
+
+def test_the_default_base_is_planned_without_a_network() -> None:
+    shape = shape_of_base(some_config().model.base)
+    assert shape == MISTRAL_SMALL
+    assert largest_microbatch(shape, "nf4", 16, ATTENTION, 15, KINDS["L4"].memory_bytes) is not None

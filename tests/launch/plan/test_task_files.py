@@ -1,0 +1,217 @@
+"""The SkyPilot files: what they ask for, and what their shell lines do. tests/cloud gives them to
+SkyPilot itself.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from emotion_train.config import load_config
+from emotion_train.errors import Preempted
+
+SKY = Path(__file__).parents[3] / "sky"
+TASKS = sorted(SKY.glob("*.yaml"))
+RECORDER = """#!/bin/bash
+env -0 > "$RECORD.env"
+printf '%s\\n' "$0" "$@" >> "$RECORD.words"
+"""
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def tool(path: Path, text: str = RECORDER) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def run_lines(lines: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """As SkyPilot does: a bash of its own, in the folder of the project."""
+    return subprocess.run(["bash", "-c", lines], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def variables(task: dict[str, Any], **given: str) -> dict[str, str]:
+    """What SkyPilot sets: each env and secret of the file, and those that are given."""
+    named = {**task["envs"], **task["secrets"]}
+    return {
+        "PATH": os.environ["PATH"],
+        **{name: "" if value is None else str(value) for name, value in named.items()},
+        **given,
+    }
+
+
+def test_the_folder_holds_task_files_only() -> None:
+    assert [path.name for path in TASKS] == ["evaluate.yaml", "train.yaml"]
+    # an __init__.py would shadow SkyPilot
+    assert {path.name for path in SKY.iterdir()} == {"evaluate.yaml", "train.yaml"}
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_spot_comes_first_and_only_a_preempted_run_is_started_again(path: Path) -> None:
+    task = read(path)
+    spots = [candidate["use_spot"] for candidate in task["resources"]["ordered"]]
+    assert spots == sorted(spots, reverse=True)
+    assert set(spots) == {True, False}
+    recovery = task["resources"]["job_recovery"]
+    assert recovery["recover_on_exit_codes"] == [Preempted.exit_code]
+    assert recovery["max_restarts_on_errors"] == 0
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_no_secret_has_a_value_and_what_has_to_be_given_has_none(path: Path) -> None:
+    task = read(path)
+    assert set(task["secrets"].values()) == {""}
+    required = {"DATA_URL", "OUTPUT_URL" if path.stem == "train" else "RUN_URL"}
+    assert {name for name, value in task["envs"].items() if value is None} == required
+    assert not [name for name in task["envs"] if "KEY" in name or "TOKEN" in name or "SECRET" in name]
+
+
+def test_both_files_set_up_the_same_packages_and_take_the_same_keys() -> None:
+    train, evaluate = read(SKY / "train.yaml"), read(SKY / "evaluate.yaml")
+    assert train["setup"] == evaluate["setup"]
+    assert set(evaluate["secrets"]) <= set(train["secrets"])
+    assert train["resources"]["job_recovery"] == evaluate["resources"]["job_recovery"]
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_empty_variables_are_unset_before_the_program_starts_and_others_arrive(
+    path: Path, tmp_path: Path
+) -> None:
+    task = read(path)
+    optional = {name for name, value in {**task["envs"], **task["secrets"]}.items() if value == ""} - {
+        "OVERRIDES",
+        "OUT",
+        "PRECISION",
+    }
+    for program in ("emotion-launch", "emotion-train"):
+        tool(tmp_path / ".venv" / "bin" / program)
+    record = tmp_path / "record"
+    for given in ({}, {name: f"value of {name}" for name in optional}):
+        environment = variables(
+            task,
+            RECORD=str(record),
+            DEVICE="cpu",
+            DATA_URL="s3://d",
+            OUTPUT_URL="s3://o",
+            RUN_URL="s3://o/r",
+            **given,
+        )
+        done = run_lines(task["run"], tmp_path, environment)
+        assert done.returncode == 0, done.stderr
+        seen = dict(
+            entry.split("=", 1) for entry in (tmp_path / "record.env").read_text().split("\0") if entry
+        )
+        assert {name for name in optional if name in seen} == set(given)
+        assert {name: seen[name] for name in given} == given
+
+
+def test_the_run_line_is_one_that_the_launcher_understands(tmp_path: Path) -> None:
+    task, record = read(SKY / "train.yaml"), tmp_path / "record"
+    tool(tmp_path / ".venv" / "bin" / "emotion-launch")
+    words = "train.epochs=2 lora.targets=[q_proj,v_proj] loss.class_weights=0.25"
+    environment = variables(
+        task, RECORD=str(record), DATA_URL="s3://d/with space", OUTPUT_URL="s3://o", OVERRIDES=words
+    )
+    assert run_lines(task["run"], tmp_path, environment).returncode == 0
+    program, verb, option, config, *values = (tmp_path / "record.words").read_text().splitlines()
+    assert (Path(program).name, verb, option) == ("emotion-launch", "run", "--config")
+    found = load_config(SKY.parent / config, values)
+    assert (found.data.url, found.run.output_url) == ("s3://d/with space", "s3://o")
+    assert (found.train.epochs, found.lora.targets, found.loss.class_weights) == (
+        2,
+        ("q_proj", "v_proj"),
+        0.25,
+    )
+    assert found.run.id is None  # so that it is SKYPILOT_TASK_ID
+
+
+@pytest.mark.parametrize(("given", "tokens"), [("", "auto"), ("train.tokens_per_microbatch=512", 512)])
+def test_every_gpu_takes_what_fits_it_unless_a_number_is_given(
+    given: str, tokens: int | str, tmp_path: Path
+) -> None:
+    task = read(SKY / "train.yaml")
+    tool(tmp_path / ".venv" / "bin" / "emotion-launch")
+    environment = variables(
+        task, RECORD=str(tmp_path / "record"), DATA_URL="d", OUTPUT_URL="o", OVERRIDES=given
+    )
+    assert run_lines(task["run"], tmp_path, environment).returncode == 0
+    config, *values = (tmp_path / "record.words").read_text().splitlines()[3:]
+    assert load_config(SKY.parent / config, values).train.tokens_per_microbatch == tokens
+
+
+@pytest.mark.parametrize(
+    ("given", "more"),
+    [({}, []), ({"PRECISION": "nf4", "OUT": "s3://a b"}, ["--precision", "nf4", "--out", "s3://a b"])],
+)
+def test_an_evaluation_takes_precision_and_target_where_they_are_given(
+    given: dict[str, str], more: list[str], tmp_path: Path
+) -> None:
+    for program in ("emotion-launch", "emotion-train"):
+        tool(tmp_path / ".venv" / "bin" / program)
+    needed = {
+        "RECORD": str(tmp_path / "record"),
+        "DEVICE": "cpu",
+        "DATA_URL": "s3://d",
+        "RUN_URL": "s3://o/r",
+    }
+    task = read(SKY / "evaluate.yaml")
+    assert run_lines(task["run"], tmp_path, variables(task, **needed, **given)).returncode == 0
+    words = (tmp_path / "record.words").read_text().splitlines()
+    scoring = words[words.index("evaluate") :]
+    assert scoring == [
+        "evaluate",
+        "--adapter",
+        scoring[2],
+        "--device",
+        "cpu",
+        "--data",
+        "s3://d",
+        "--split",
+        "test",
+        *more,
+    ]
+
+
+def test_gpus_that_are_promised_and_not_seen_stop_an_evaluation(tmp_path: Path) -> None:
+    task = read(SKY / "evaluate.yaml")
+    tool(tmp_path / "bin" / "nvidia-smi", "#!/bin/bash\nexit 9\n")
+    environment = variables(task, RUN_URL="s3://o/r", DATA_URL="s3://d", SKYPILOT_NUM_GPUS_PER_NODE="1")
+    environment["PATH"] = f"{tmp_path / 'bin'}:{environment['PATH']}"
+    done = run_lines(task["run"], tmp_path, environment)
+    assert done.returncode == 2
+    assert "DEVICE=cpu" in done.stdout
+
+
+def test_setup_installs_once_and_again_when_the_lock_changes(tmp_path: Path) -> None:
+    task = read(SKY / "train.yaml")
+    for name in ("requirements.lock", "pyproject.toml", "Makefile"):
+        (tmp_path / name).write_text((SKY.parent / name).read_text())
+    tool(
+        tmp_path / "home" / ".local" / "bin" / "uv",
+        RECORDER + '[ "$1" = venv ] && mkdir -p .venv\n[ -z "$BROKEN" ]\n',
+    )
+    environment = variables(task, RECORD=str(tmp_path / "record"), HOME=str(tmp_path / "home"))
+    calls = tmp_path / "record.words"
+
+    def setup(**more: str) -> int:
+        calls.unlink(missing_ok=True)
+        return run_lines(task["setup"], tmp_path, {**environment, **more}).returncode
+
+    assert setup(BROKEN="yes") != 0  # a set-up that broke off is no set-up
+    assert setup() == 0
+    words = calls.read_text().split()
+    assert "torch==2.13.0" in words
+    assert "requirements.lock" in words
+    assert setup() == 0
+    assert not calls.exists()
+    (tmp_path / "requirements.lock").write_text("changed")
+    assert setup() == 0
+    assert calls.exists()

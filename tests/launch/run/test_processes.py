@@ -1,0 +1,438 @@
+"""The launcher over the real chain: `emotion-launch run`, accelerate launch, trainers that are
+killed, signalled, or slow to end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from emotion_train.runs.log import Entry, read_log
+from emotion_train.storage.store import open_store
+from tests.helpers.metadata_servers import AwsHandler, serving
+from tests.helpers.tiny_runs import tiny_config, tiny_words
+
+PATIENCE_S = 240
+# a trainer without a model: PLAN is what its main does after it answers signals
+TRAINER = """
+import os, signal, sys, time
+from pathlib import Path
+from emotion_train.processes.launcher_link import answers_signals, run_as_trainer
+from emotion_train.processes.notices import PreemptionWatch
+folder, rank = Path({folder!r}), os.environ.get('LOCAL_RANK', '0')
+{before}
+def main():
+    with PreemptionWatch('none') as watch:
+        answers_signals()
+        (folder / f'pid-{{rank}}').write_text(str(os.getpid()))
+        def wait():
+            while watch.notice is None: time.sleep(0.02)
+            return watch.notice.kind
+{plan}
+sys.exit(run_as_trainer(main))
+"""
+
+
+@contextmanager
+def chain(
+    folder: Path, plan: str, processes: int = 1, hold_s: float = 0, save_s: float = 60, before: str = ""
+) -> Iterator[subprocess.Popen[str]]:
+    """`run_to_end` in a process of its own, over as many trainers; with two, torchelastic stands
+    between.
+    """
+    script = folder / "trainer.py"
+    indented = "".join(f"        {line}\n" for line in plan.strip().splitlines())
+    script.write_text(TRAINER.format(folder=str(folder), before=before, plan=indented))
+    line = [sys.executable, str(script)]
+    if processes > 1:
+        line = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            str(script),
+        ]
+    code = (
+        "import os, sys\nfrom launch.run.processes import run_to_end\n"
+        f"sys.exit(run_to_end({line!r}, os.environ, {hold_s}, {save_s}))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            for path in folder.glob("pid-*"):
+                with suppress(ProcessLookupError):
+                    os.kill(int(path.read_text()), signal.SIGKILL)
+
+
+def trainers(folder: Path, count: int) -> list[int]:
+    """Their process ids, once all have begun to listen."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        found = [path.read_text() for path in sorted(folder.glob("pid-*"))]
+        if len(found) == count and all(found):
+            return [int(text) for text in found]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(process_id: int) -> bool:
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    words = process.communicate(timeout=PATIENCE_S)[1]
+    return process.returncode, words
+
+
+@pytest.mark.parametrize(
+    ("plan", "code"),
+    [("return 0", 0), ("return 1", 1), ("return 2", 2), ("return 33", 33), ("return 34", 34)],
+)
+def test_the_trainer_s_own_code_is_returned(tmp_path: Path, plan: str, code: int) -> None:
+    with chain(tmp_path, plan) as process:
+        assert finish(process)[0] == code
+
+
+def test_a_trainer_that_ends_with_0_and_no_word_has_not_published(tmp_path: Path) -> None:
+    with chain(tmp_path, "os._exit(0)") as process:
+        code, words = finish(process)
+    assert code == 1
+    assert "without a word" in words
+
+
+def test_a_signal_reaches_the_trainer_once(tmp_path: Path) -> None:
+    plan = """
+came = []
+signal.signal(signal.SIGTERM, lambda *given: came.append(1))
+(folder / 'listens').touch()
+while not came: time.sleep(0.02)
+time.sleep(1)
+(folder / 'count').write_text(str(len(came)))
+return 33
+"""
+    with chain(tmp_path, plan) as process:
+        while not (tmp_path / "listens").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        time.sleep(0.4)
+        process.terminate()
+        assert finish(process)[0] == 33
+    assert (tmp_path / "count").read_text() == "1"
+
+
+def test_a_signal_before_the_trainer_listens_is_not_lost(tmp_path: Path) -> None:
+    with chain(
+        tmp_path, "assert wait() == 'sigterm'\nreturn 33", before="(folder / 'starts').touch()\ntime.sleep(1)"
+    ) as process:
+        while not (tmp_path / "starts").exists():
+            time.sleep(0.02)
+        process.terminate()
+        assert finish(process)[0] == 33
+
+
+def test_sigint_is_passed_on_and_a_second_one_kills_at_once(tmp_path: Path) -> None:
+    with chain(tmp_path, "(folder / 'kind').write_text(wait())\ntime.sleep(60)\nreturn 33") as process:
+        (trainer,) = trainers(tmp_path, 1)
+        process.send_signal(signal.SIGINT)
+        while not (tmp_path / "kind").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.6)
+        process.send_signal(signal.SIGINT)
+        code, words = finish(process)
+        assert (tmp_path / "kind").read_text() == "sigint"
+        assert code == 1
+        assert "interrupted twice" in words
+        assert not alive(trainer)
+
+
+def test_a_trainer_that_overstays_is_killed_and_33_is_not_claimed_for_it(tmp_path: Path) -> None:
+    with chain(tmp_path, "wait()\ntime.sleep(60)\nreturn 33", hold_s=0.5, save_s=1) as process:
+        (trainer,) = trainers(tmp_path, 1)
+        process.terminate()
+        started = time.monotonic()
+        code, words = finish(process)
+        assert 1.4 < time.monotonic() - started < 20
+        assert code == 1
+        assert "killed" in words
+        assert not alive(trainer)
+
+
+@pytest.mark.parametrize("plan", ["wait()\nreturn 1", "wait()\nos.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_trainer_that_fails_on_a_machine_that_goes_ends_no_hold(tmp_path: Path, plan: str) -> None:
+    with chain(tmp_path, plan, hold_s=3) as process:
+        trainers(tmp_path, 1)
+        process.terminate()
+        started = time.monotonic()
+        code, words = finish(process)
+        assert time.monotonic() - started > 2.5
+        assert code == 1
+        assert "the machine goes" in words
+
+
+@pytest.mark.parametrize("code", [0, 2, 34])
+def test_what_needs_no_second_start_holds_nobody(tmp_path: Path, code: int) -> None:
+    with chain(tmp_path, f"wait()\nreturn {code}", hold_s=60) as process:
+        trainers(tmp_path, 1)
+        process.terminate()
+        assert process.wait(30) == code
+
+
+def test_sigint_ends_the_launcher_s_own_hold(tmp_path: Path) -> None:
+    with chain(tmp_path, "wait()\nreturn 1", hold_s=60) as process:
+        (trainer,) = trainers(tmp_path, 1)
+        process.terminate()
+        while alive(trainer):
+            time.sleep(0.02)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 1
+
+
+def test_when_accelerate_is_killed_no_trainer_is_left(tmp_path: Path) -> None:
+    plan = "(folder / 'parent').write_text(str(os.getppid()))\nwait()\nreturn 33"
+    with chain(tmp_path, plan, processes=2) as process:
+        found = trainers(tmp_path, 2)
+        while not (tmp_path / "parent").exists() or not (tmp_path / "parent").read_text():
+            time.sleep(0.02)
+        os.kill(int((tmp_path / "parent").read_text()), signal.SIGKILL)
+        assert process.wait(PATIENCE_S) == 1
+        assert not any(alive(trainer) for trainer in found)
+        assert process.stderr is not None
+        assert "without a word" in process.stderr.read()
+
+
+def test_two_trainers_both_hear_of_it_and_the_slower_one_is_not_torn_down(tmp_path: Path) -> None:
+    plan = (
+        "assert wait() == 'sigterm'\nif rank == '1':\n    time.sleep(4)\n    (folder /"
+        " 'slow').touch()\nreturn 33"
+    )
+    with chain(tmp_path, plan, processes=2) as process:
+        trainers(tmp_path, 2)
+        process.terminate()
+        assert finish(process)[0] == 33
+    assert (tmp_path / "slow").exists()
+
+
+@pytest.mark.slow
+def test_two_trainers_may_take_longer_to_save_than_torchelastic_s_30_s(tmp_path: Path) -> None:
+    plan = "wait()\ntime.sleep(40)\n(folder / f'saved-{rank}').touch()\nreturn 33"
+    with chain(tmp_path, plan, processes=2) as process:
+        trainers(tmp_path, 2)
+        process.terminate()
+        assert finish(process)[0] == 33
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_rank_that_fails_first_names_the_reason(tmp_path: Path, rank: int) -> None:
+    with chain(tmp_path, f"if rank == '{rank}': return 2\nwait()\nreturn 1", processes=2) as process:
+        assert finish(process)[0] == 2
+
+
+# from here on with the real trainer, through the command that a person types
+
+
+@contextmanager
+def launched(
+    folder: Path, processes: int, words: list[str], environment: dict[str, str], config: str = "cpu"
+) -> Iterator[subprocess.Popen[str]]:
+    line = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "run",
+        "--accelerate-config",
+        config,
+        "--processes",
+        str(processes),
+        *words,
+    ]
+    # on the CPU for the config files of GPUs too; cpu.yaml needs no such word
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        **({} if config == "cpu" else {"ACCELERATE_USE_CPU": "true"}),
+        **environment,
+    }
+    with (
+        subprocess.Popen(
+            line, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        ) as process,
+        all_of_it_ends(process, folder),
+    ):
+        yield process
+
+
+@contextmanager
+def all_of_it_ends(process: subprocess.Popen[str], folder: Path) -> Iterator[None]:
+    """Whatever happens inside, nothing of this launcher and its run is left."""
+    try:
+        yield
+    finally:
+        process.kill()
+        for process_id in of_this_run(folder):
+            with suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
+
+
+def of_this_run(folder: Path) -> list[int]:
+    """Every process that has the test's folder in its command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str], count: int = 1) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while len(checkpoints(folder)) < count:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def checkpoints(folder: Path) -> list[Entry]:
+    return [
+        entry for entry in read_log(open_store(str(folder / "runs")), "tiny") if entry.kind == "checkpoint"
+    ]
+
+
+def run_words(folder: Path, *more: str) -> list[str]:
+    tiny_config(folder)
+    return tiny_words(
+        folder, "train.epochs=1000", "checkpoint.every_seconds=null", "preemption.notices=none", *more
+    )
+
+
+def saved_for_a_notice(folder: Path) -> list[Entry]:
+    """Checkpoints that no evaluation asked for."""
+    return [entry for entry in checkpoints(folder) if "macro_f1" not in entry.metrics]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_saves_and_leaves_with_33(
+    tmp_path: Path, processes: int, number: signal.Signals
+) -> None:
+    hold_s = 0 if number == signal.SIGTERM else 600  # SIGINT does not hold
+    with launched(tmp_path, processes, run_words(tmp_path, f"preemption.hold_s={hold_s}"), {}) as process:
+        wait_for_checkpoint(tmp_path, process)
+        process.send_signal(number)
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 33, out[-4000:]
+    newest = checkpoints(tmp_path)[-1]
+    assert f"Step {newest.step} of" in out
+    assert "Traceback" not in out
+    assert not of_this_run(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_under_skypilot_the_launcher_holds_after_the_save_longer_than_torchelastic_waits(
+    tmp_path: Path, processes: int
+) -> None:
+    with launched(tmp_path, processes, run_words(tmp_path), {"SKYPILOT_TASK_ID": "sky-1"}) as process:
+        wait_for_checkpoint(tmp_path, process)
+        process.terminate()
+        deadline = time.monotonic() + PATIENCE_S
+        while not saved_for_a_notice(tmp_path):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(40)
+        assert len(saved_for_a_notice(tmp_path)) == 1  # it trained no further
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 33
+    assert not of_this_run(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_notices_of_the_cloud_reach_the_trainers_through_the_whole_chain(
+    tmp_path: Path, processes: int
+) -> None:
+    gone = {"action": "terminate", "time": "2030-01-02T03:04:05Z"}
+
+    def until(claim: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not claim():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def trains_on() -> None:
+        count = len(checkpoints(tmp_path))
+        until(lambda: len(checkpoints(tmp_path)) >= count + 2)
+
+    with serving(AwsHandler) as machine:
+        words = run_words(tmp_path, "preemption.notices=aws", "preemption.hold_s=600")
+        with launched(
+            tmp_path, processes, words, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.url}
+        ) as process:
+            wait_for_checkpoint(tmp_path, process)
+            machine.advice = {"noticeTime": "2030-01-02T03:00:00Z"}
+            until(lambda: len(saved_for_a_notice(tmp_path)) == 1)
+            trains_on()
+            for count in (2, 3):
+                machine.action = gone
+                until(lambda count=count: len(saved_for_a_notice(tmp_path)) == count)  # type: ignore[misc]
+                before = checkpoints(tmp_path)
+                time.sleep(3)
+                assert checkpoints(tmp_path) == before  # it holds
+                if count == 2:
+                    machine.action = None  # withdrawn
+                    trains_on()
+            process.send_signal(signal.SIGINT)
+            out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 33, out[-4000:]
+    assert "AWS is about to terminate this machine" in out
+    assert "The termination was withdrawn" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_trainer_is_a_failure_and_leaves_nobody_behind(tmp_path: Path, processes: int) -> None:
+    with launched(tmp_path, processes, run_words(tmp_path), {}) as process:
+        wait_for_checkpoint(tmp_path, process)
+        trainer = next(found for found in of_this_run(tmp_path) if is_trainer(found))
+        os.kill(trainer, signal.SIGKILL)
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 1, out[-4000:]
+    assert not of_this_run(tmp_path)
+
+
+def is_trainer(process_id: int) -> bool:
+    words = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
+    return words[1:3] in ([b"-m", b"emotion_train.train"], [b"-u", b"-m"]) and b"emotion_train.train" in words
+
+
+def of_rank(folder: Path, rank: int) -> int:
+    """The process id of the trainer with this rank."""
+    name = f"RANK={rank}".encode()
+    return next(
+        one
+        for one in of_this_run(folder)
+        if is_trainer(one) and name in Path(f"/proc/{one}/environ").read_bytes().split(b"\0")
+    )

@@ -1,0 +1,316 @@
+"""The whole path through the commands that a person types, over a real S3 server, with a tiny
+model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sklearn.metrics import f1_score
+
+from emotion_train import cli as train_cli
+from emotion_train.data.index import INDEX_KEY, read_index
+from emotion_train.evaluation.predictions import predictions_from_parquet
+from emotion_train.report.schema import Report
+from emotion_train.runs.log import final_entry, read_log
+from emotion_train.storage.store import open_store
+from launch import cli as launch_cli
+from tests.helpers.tiny_models import causal_checkpoint
+from tests.helpers.tiny_runs import tiny_words, write_posts
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    module = {"emotion-train": "emotion_train.cli", "emotion-launch": "launch.cli"}[words[0]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", module, *words[1:]],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def done(*words: str) -> str:
+    answer = command(*words)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout
+
+
+def test_posts_in_adapter_and_report_out(
+    bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # TensorBoard's files go to tracking/
+    base = causal_checkpoint(tmp_path / "base", "mistral")
+    data, runs, adapter = f"{bucket_url}/posts", f"{bucket_url}/runs", tmp_path / "adapter"
+    done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), data)
+    assert "already there" in done("emotion-train", "prepare", str(tmp_path / "source"), data)
+
+    words = [
+        *tiny_words(tmp_path),
+        f"data.url={data}",
+        f"run.output_url={runs}",
+        f"model.base={base}",
+        "run.trackers=[tensorboard]",
+    ]
+    assert "wrong" not in done("emotion-launch", "check", *words)
+    out = done("emotion-launch", "run", "--accelerate-config", "cpu", *words)
+    assert "accelerate launch --config_file" in out
+    assert f"published at step 14: {runs}/tiny" in out
+    assert list((tmp_path / "tracking").rglob("events.out.*"))
+    # again: nothing is claimed
+    assert "published at step 14" in done("emotion-launch", "run", "--accelerate-config", "cpu", *words)
+    entries = read_log(open_store(runs), "tiny")
+    assert [entry.kind for entry in entries] == ["claim", "checkpoint", "checkpoint", "final"]
+    assert entries[0].metrics["processes"] == 1
+    assert "CPU" in str(entries[0].metrics["device"])
+    assert entries[0].metrics["steps"] == entries[-1].step
+    assert "published" in done("emotion-launch", "runs", runs)
+
+    done("emotion-launch", "pull", f"{runs}/tiny", "--to", str(adapter))
+    report = Report.model_validate_json((adapter / "report" / "report.json").read_bytes())
+    predictions = predictions_from_parquet((adapter / "report" / "predictions_test.parquet").read_bytes())
+    expected = f1_score(
+        predictions.truth_N, predictions.predicted_N, average="macro", labels=range(4), zero_division=0
+    )
+    assert report.splits["test"].macro_f1 == pytest.approx(expected)
+    assert report.identity.index_sha256 == read_index(open_store(data)).sha256()
+    assert report.speed.posts == 2 * report.dataset.rows["train"]
+    assert "<svg" in (adapter / "report" / "report.html").read_text()
+
+    lines = done(
+        "emotion-train",
+        "predict",
+        "--adapter",
+        str(adapter),
+        "--format",
+        "jsonl",
+        "tea and rain",
+        "never again",
+        "stars",
+    )
+    rows = [json.loads(line) for line in lines.splitlines()]
+    assert [row["text"] for row in rows] == ["tea and rain", "never again", "stars"]
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in rows)
+
+    again = tmp_path / "again"
+    done(
+        "emotion-train",
+        "evaluate",
+        "--adapter",
+        str(adapter),
+        "--data",
+        data,
+        "--split",
+        "test",
+        "--out",
+        str(again),
+    )
+    repeated = predictions_from_parquet((again / "predictions_test.parquet").read_bytes())
+    assert repeated.ids == predictions.ids
+    assert abs(repeated.prob_NC - predictions.prob_NC).max() < 1e-5
+    out = done(
+        "emotion-train",
+        "evaluate",
+        "--adapter",
+        str(adapter),
+        "--file",
+        str(tmp_path / "source" / "test.csv"),
+    )
+    assert f"Macro-F1 {expected:.3f}" in out
+
+
+def test_exit_code_2_comes_through_accelerate(tmp_path: Path) -> None:
+    answer = command("emotion-launch", "run", "--accelerate-config", "cpu", *tiny_words(tmp_path))
+    assert answer.returncode == 2
+    assert f"There is no prepared data set at {tmp_path / 'data'}" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_signal_to_the_launcher_leaves_no_trainer_behind(tmp_path: Path) -> None:
+    words = tiny_words(tmp_path, "train.epochs=1000")
+    causal_checkpoint(tmp_path / "base", "llama")
+    done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data"))
+    line = [sys.executable, "-m", "launch.cli", "run", "--accelerate-config", "cpu", *words]
+    with subprocess.Popen(
+        line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "runs" / "tiny" / "log" / "00000001.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.terminate()
+        message = process.communicate(timeout=30)[1]
+    assert process.returncode == 33
+    assert "is saved. The next start goes on from there." in message
+    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(path)]
+    assert not left
+    assert "training" in message or "loading" in message or "run tiny" in message
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended
+        return b""
+
+
+def test_a_gpu_config_without_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data"))
+    answer = command(
+        "emotion-launch", "run", "--accelerate-config", "single_gpu_qlora", *tiny_words(tmp_path)
+    )
+    assert answer.returncode == 2
+    assert "accelerate_configs/cpu.yaml" in answer.stderr
+
+
+def run_here(words: list[str], capsys: pytest.CaptureFixture[str], program: str = "train") -> str:
+    """Run a command in this process that must end with exit code 2, and return its sentence."""
+    main = launch_cli.main if program == "launch" else train_cli.main
+    assert main(words) == 2
+    return capsys.readouterr().err
+
+
+def test_an_index_that_was_edited_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    causal_checkpoint(tmp_path / "base", "llama")
+    source, data = write_posts(tmp_path / "source"), tmp_path / "data"
+    assert train_cli.main(["prepare", str(source), str(data)]) == 0
+    index = data / INDEX_KEY
+    original = index.read_bytes()
+    index.write_bytes(original.replace(b'"rows":', b'"rowz":', 1))
+    assert "damaged or was edited" in run_here(["train", *tiny_words(tmp_path)], capsys)
+
+    index.write_bytes(original)
+    assert train_cli.main(["train", *tiny_words(tmp_path, "train.epochs=1")]) == 0
+    entry = final_entry(open_store(str(tmp_path / "runs")), "tiny")
+    # as if it had stopped before publishing
+    (tmp_path / "runs" / "tiny" / "log" / f"{entry.seq:08d}.json").unlink()
+    index.write_bytes(original.replace(b'"seed":42', b'"seed":43'))
+    assert "the data set's index" in run_here(["train", *tiny_words(tmp_path, "train.epochs=1")], capsys)
+
+    index.write_bytes(original)
+    shard = data / "train" / "part-00000.parquet"
+    raw = bytearray(shard.read_bytes())
+    raw[100] ^= 1
+    shard.write_bytes(raw)
+    assert "is not what index.json describes" in run_here(
+        ["train", *tiny_words(tmp_path, "run.id=other")], capsys
+    )
+
+
+def test_a_base_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert train_cli.main(["prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data")]) == 0
+    assert "does not exist" in run_here(["train", *tiny_words(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["predict", "--adapter", "nowhere", "x"], "no adapter folder nowhere"),
+        (["predict", "--adapter", ".", "--file", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["evaluate", "--adapter", "nowhere", "--data", "posts"], "no adapter folder nowhere"),
+        (["train"], "data.url: required and not given"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sentence in run_here(words, capsys)
+
+
+def test_a_full_disk_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import errno
+
+    from emotion_train import prepare
+
+    def full(arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/scratch/part")
+
+    monkeypatch.setattr(prepare, "run", full)
+    assert "the disk is full (/scratch/part)" in run_here(["prepare", "posts.csv", str(tmp_path)], capsys)
+
+
+def test_a_gpu_that_is_too_small_names_settings_that_need_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from emotion_train import train
+
+    def too_large(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(train, "_build_model", too_large)
+    causal_checkpoint(tmp_path / "base", "llama")
+    assert train_cli.main(["prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data")]) == 0
+    sentence = run_here(["train", *tiny_words(tmp_path)], capsys)
+    assert (
+        "train.tokens_per_microbatch=256 or train.gradient_checkpointing=true or model.precision=nf4"
+        in sentence
+    )
+
+
+def test_an_output_that_cannot_be_written_is_found_by_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch_cli.main(["check", *tiny_words(tmp_path, "run.output_url=/proc/runs")]) == 2
+    assert "/proc/runs" in next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong output")
+    )
+
+
+def test_pulling_into_a_folder_that_cannot_be_made_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from emotion_train.runs.log import Writer
+
+    writer = Writer(open_store(str(tmp_path / "runs")), "run", "", "")
+    writer.claim(0, 0)
+    writer.append("final", 0, 0)
+    assert "/proc/nope/adapter cannot be written" in run_here(
+        ["pull", str(tmp_path / "runs" / "run"), "--to", "/proc/nope/adapter"], capsys, "launch"
+    )
+
+
+def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from emotion_train.runs.log import Writer
+
+    store = open_store(str(tmp_path))
+    Writer(store, "good", "", "").claim(0, 0)
+    store.write("bad/log/00000000.json", b"{")
+    store.write("app/log/server.txt", b"of another program")
+    assert launch_cli.main(["runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:2] == ["bad", "damaged"]
+    assert lines[2].split()[:2] == ["good", "training"]
+    assert len(lines) == 3
+
+
+def test_help_names_every_verb_and_exit_code_and_loads_no_torch() -> None:
+    code = (
+        "import sys\nfrom emotion_train.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:"
+        " pass\nprint('torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for word in ("prepare", "train", "evaluate", "predict", "demo", "33  checkpointed", "34  fenced"):
+        assert word in out
+    assert out.endswith("False\n")

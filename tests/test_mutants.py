@@ -1,0 +1,783 @@
+"""Each rule that keeps a run from loss, broken alone in a copy of the program, makes the test fail
+that is there for it.
+
+Where a rule stands is found in the syntax tree, so that neither moved lines nor another layout of
+the text touch it.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("emotion_train", "launch", "tests", "accelerate_configs")
+PATIENCE_S = 300
+
+
+class Mutant(NamedTuple):
+    """`words` occur once in `place` of `page`; with `broken` instead of them the test `caught_by`
+    fails.
+
+    `place` is a function, a method (`Writer.claim`) or a constant of the module. Its text is that
+    of `ast.unparse`: single quotes, one line a statement, no comments.
+    """
+
+    rule: str
+    page: str
+    place: str
+    words: str
+    broken: str
+    caught_by: str
+
+
+MUTANTS = [
+    # one writer at a time
+    Mutant(
+        "an entry is only created, in a bucket",
+        "emotion_train/storage/store.py",
+        "S3Store.create",
+        ", IfNoneMatch='*')",
+        ")",
+        "tests/emotion_train/storage/test_store.py::test_create_refuses_other_bytes_and_accepts_its_own[s3]",
+    ),
+    Mutant(
+        "an entry is only created, in a folder",
+        "emotion_train/storage/store.py",
+        "FolderStore.create",
+        "os.link(temporary, path)",
+        "os.replace(temporary, path)",
+        "tests/emotion_train/runs/test_log.py::test_a_claim_fences_the_older_writer[folder]",
+    ),
+    Mutant(
+        "the probe tells which of two writes stands",
+        "emotion_train/runs/log.py",
+        "require_conditional_writes",
+        "honoured = False",
+        "honoured = True",
+        "tests/emotion_train/runs/test_log.py::test_a_store_that_ignores_conditions_is_refused_in_one_sentence",
+    ),
+    Mutant(
+        "an entry of another incarnation fences",
+        "emotion_train/runs/log.py",
+        "Writer._own_entry_at",
+        "if (there.nonce, there.incarnation) == (self.nonce, self.incarnation):",
+        "if True:",
+        "tests/emotion_train/runs/test_log.py::test_a_claim_fences_the_older_writer[folder]",
+    ),
+    Mutant(
+        "the newest claim wins",
+        "emotion_train/runs/log.py",
+        "Writer.claim",
+        "if not since:",
+        "if since:",
+        "tests/emotion_train/runs/test_log.py::test_of_several_claims_at_once_the_newest_wins_and_knows_all_before_it[folder]",
+    ),
+    Mutant(
+        "a claim knows what came before it",
+        "emotion_train/runs/log.py",
+        "Writer.claim",
+        "self.entries += tuple(since)",
+        'self.entries += tuple(entry.model_copy(update={"kind": "claim"}) for entry in since)',
+        "tests/emotion_train/runs/test_log.py::test_a_claim_sees_the_checkpoint_that_came_in_between[folder]",
+    ),
+    Mutant(
+        "numbers have no gap",
+        "emotion_train/runs/log.py",
+        "Writer.append",
+        "self._own[-1].seq + 1",
+        "self._own[-1].seq + 2",
+        "tests/emotion_train/runs/test_log.py::test_entries_come_back_in_order_with_their_schema[folder]",
+    ),
+    Mutant(
+        "a gap is refused",
+        "emotion_train/runs/log.py",
+        "_count_entries",
+        "if found == list(range(len(found))):",
+        "if True:",
+        "tests/emotion_train/runs/test_log.py::test_a_gap_in_the_log_is_refused[folder]",
+    ),
+    Mutant(
+        "a published run is not claimed",
+        "emotion_train/runs/log.py",
+        "Writer.claim",
+        "if (finals := [entry for entry in self.entries if entry.kind == 'final']):",
+        "if (finals := [entry for entry in self.entries if False]):",
+        "tests/emotion_train/runs/test_log.py::test_a_published_run_cannot_be_claimed[folder]",
+    ),
+    Mutant(
+        "a run is published once",
+        "emotion_train/runs/log.py",
+        "Writer.append",
+        "there.kind == 'final' or _facts",
+        "_facts",
+        "tests/emotion_train/runs/test_log.py::test_a_final_entry_that_came_late_is_not_repeated_with_other_parts",
+    ),
+    # an answer that is lost, late or repeated
+    Mutant(
+        "a refusal is read back",
+        "emotion_train/storage/store.py",
+        "S3Store.create",
+        "if self.read(key) == data:",
+        "if False:",
+        "tests/emotion_train/storage/test_store.py::test_create_knows_its_own_write_when_the_answer_was_lost",
+    ),
+    Mutant(
+        "what stands there is compared with what was sent",
+        "emotion_train/storage/store.py",
+        "S3Store.create",
+        "if self.read(key) == data:",
+        "if self.read(key):",
+        "tests/emotion_train/storage/test_store.py::test_create_refuses_other_bytes_and_accepts_its_own[s3]",
+    ),
+    Mutant(
+        "a refusal is ambiguous",
+        "emotion_train/storage/store.py",
+        "_is_ambiguous",
+        "status in (409, 412, 429) or",
+        "status in (409, 429) or",
+        "tests/emotion_train/runs/test_log.py::test_each_ambiguous_answer_to_an_entry_is_resolved_by_reading_back[done412]",
+    ),
+    Mutant(
+        "an own entry that came late is taken over",
+        "emotion_train/runs/log.py",
+        "Writer._own_entry_at",
+        "if (there.nonce, there.incarnation) == (self.nonce, self.incarnation):",
+        "if False:",
+        "tests/emotion_train/runs/test_log.py::test_a_newer_entry_goes_behind_the_one_that_came_late",
+    ),
+    Mutant(
+        "an own entry that came late is not repeated",
+        "emotion_train/runs/log.py",
+        "Writer.append",
+        "self._unanswered.append(there)",
+        "pass",
+        "tests/emotion_train/runs/test_log.py::test_an_entry_that_came_late_is_taken_for_its_own_and_not_repeated[1]",
+    ),
+    # what is read is what was committed, and never more
+    Mutant(
+        "a part has the size of its entry",
+        "emotion_train/runs/log.py",
+        "read_part",
+        "if size != part.bytes:",
+        "if False:",
+        "tests/emotion_train/runs/test_log.py::test_a_part_of_another_size_is_not_read",
+    ),
+    Mutant(
+        "a part has the sha256 of its entry",
+        "emotion_train/runs/log.py",
+        "read_part",
+        "if hashlib.sha256(data).hexdigest() != part.sha256:",
+        "if False:",
+        "tests/emotion_train/runs/test_log.py::test_a_part_that_was_replaced_is_refused[folder]",
+    ),
+    Mutant(
+        "no more of a part is read than its entry says",
+        "emotion_train/runs/log.py",
+        "read_part",
+        "store.read(key, length=part.bytes + 1)",
+        "store.read(key)",
+        "tests/emotion_train/runs/test_log.py::test_a_giant_that_takes_the_place_of_a_part_or_an_entry_is_not_read[folder]",
+    ),
+    Mutant(
+        "an entry is not read beyond its limit",
+        "emotion_train/runs/log.py",
+        "_read_entry",
+        "store.read(key, length=MAX_ENTRY_BYTES + 1)",
+        "store.read(key)",
+        "tests/emotion_train/runs/test_log.py::test_a_giant_that_takes_the_place_of_a_part_or_an_entry_is_not_read[folder]",
+    ),
+    Mutant(
+        "a part stays in the run",
+        "emotion_train/runs/log.py",
+        "Part._stays_inside",
+        "segment in ('', '.', '..')",
+        "segment in ('', '.')",
+        "tests/emotion_train/runs/test_log.py::test_a_part_cannot_leave_the_run[../x]",
+    ),
+    Mutant(
+        "an entry names only its writer's folders",
+        "emotion_train/runs/log.py",
+        "_unsound",
+        "if not part.key.startswith(own):",
+        "if False:",
+        "tests/emotion_train/runs/test_log.py::test_an_entry_with_unsafe_parts_is_refused_before_anything_is_read",
+    ),
+    Mutant(
+        "no part takes the place of another",
+        "emotion_train/runs/log.py",
+        "first_collision",
+        "if folded in files or folded in folders or parents & files:",
+        "if False:",
+        "tests/emotion_train/runs/test_log.py::test_an_entry_with_unsafe_parts_is_refused_before_anything_is_read",
+    ),
+    Mutant(
+        "a part is never written again with other bytes",
+        "emotion_train/runs/log.py",
+        "Writer.upload",
+        "str(path.parent / hashlib.sha256(data).hexdigest()[:12] / path.name)",
+        "str(path)",
+        "tests/emotion_train/runs/test_log.py::test_the_same_name_with_other_bytes_is_another_part[folder]",
+    ),
+    Mutant(
+        "no link leads out of a folder",
+        "emotion_train/storage/store.py",
+        "FolderStore._path",
+        "os.path.realpath(path)]) != real_root",
+        "real_root]) != real_root",
+        "tests/emotion_train/storage/test_store.py::test_a_link_out_of_the_folder_is_refused_and_one_inside_or_to_the_folder_is_followed",
+    ),
+    # what is cleared away
+    Mutant(
+        "the newest three are kept",
+        "emotion_train/runs/retention.py",
+        "KEEP_NEWEST",
+        "KEEP_NEWEST = 3",
+        "KEEP_NEWEST = 2",
+        "tests/emotion_train/runs/test_retention.py::test_without_keep_every_the_newest_three_and_the_best_are_left[folder]",
+    ),
+    Mutant(
+        "the best is kept",
+        "emotion_train/runs/retention.py",
+        "kept_entries",
+        "kept.append(best)",
+        "pass",
+        "tests/emotion_train/runs/test_retention.py::test_without_keep_every_the_newest_three_and_the_best_are_left[folder]",
+    ),
+    Mutant(
+        "each k-th is kept",
+        "emotion_train/runs/retention.py",
+        "kept_entries",
+        "kept += checkpoints[keep_every - 1::keep_every]",
+        "pass",
+        "tests/emotion_train/runs/test_retention.py::test_the_newest_three_the_best_and_each_kth_are_kept_and_no_entry_goes[folder]",
+    ),
+    Mutant(
+        "no entry is deleted",
+        "emotion_train/runs/retention.py",
+        "collect",
+        "    for key in doomed:\n",
+        '    for key in [*doomed, "log/00000001.json"][: 99 if doomed else 0]:\n',
+        "tests/emotion_train/runs/test_retention.py::test_the_newest_three_the_best_and_each_kth_are_kept_and_no_entry_goes[folder]",
+    ),
+    Mutant(
+        "a newer writer's parts are left alone",
+        "emotion_train/runs/retention.py",
+        "removable",
+        "if int(owner[1]) < incarnation or",
+        "if int(owner[1]) != incarnation or",
+        "tests/emotion_train/runs/test_retention.py::test_orphans_of_older_writers_go_and_those_of_newer_ones_and_its_own_stay[folder]",
+    ),
+    Mutant(
+        "the first of equals stays the best",
+        "emotion_train/runs/retention.py",
+        "_best",
+        "-entry.seq, entry)",
+        "entry.seq, entry)",
+        "tests/emotion_train/runs/test_retention.py::test_the_newest_three_the_best_and_each_kth_are_kept_and_no_entry_goes[folder]",
+    ),
+    # saving beside training
+    Mutant(
+        "the newest that waits wins",
+        "emotion_train/runs/saver.py",
+        "Saver._let_go",
+        "kept = [one for one in self._waiting if one is newest or",
+        "kept = [one for one in self._waiting if True or",
+        "tests/emotion_train/runs/test_saver.py::test_the_newest_waiting_state_wins",
+    ),
+    Mutant(
+        "what is in flight is not let go",
+        "emotion_train/runs/saver.py",
+        "Saver._let_go",
+        "one is newest or one is self._in_flight or",
+        "one is newest or",
+        "tests/emotion_train/runs/test_saver.py::test_the_newest_waiting_state_wins",
+    ),
+    Mutant(
+        "an evaluated state is not replaced",
+        "emotion_train/runs/saver.py",
+        "Saver._let_go",
+        "or one.macro_f1 is not None]\n",
+        "]\n",
+        "tests/emotion_train/runs/test_saver.py::test_an_evaluated_state_is_never_replaced_by_a_newer_one",
+    ),
+    Mutant(
+        "saved means committed",
+        "emotion_train/runs/saver.py",
+        "Saver.drain",
+        "while self._waiting and self.failure is None",
+        "while self._waiting[1:] and self.failure is None",
+        "tests/emotion_train/runs/test_saver.py::test_what_is_committed_is_what_was_offered",
+    ),
+    Mutant(
+        "a fenced writer's training ends",
+        "emotion_train/runs/saver.py",
+        "Saver.check",
+        "raise self.failure",
+        "return",
+        "tests/emotion_train/runs/test_saver.py::test_a_writer_that_was_fenced_ends_and_writes_no_entry",
+    ),
+    Mutant(
+        "a state is a copy",
+        "emotion_train/training/trainer.py",
+        "Trainer.state",
+        "copies = checkpoint.host_copy({",
+        "copies = dict({",
+        "tests/emotion_train/training/test_resume.py::test_a_state_is_a_copy_that_later_steps_do_not_change",
+    ),
+    # going on
+    Mutant(
+        "training goes on at the cursor",
+        "emotion_train/training/trainer.py",
+        "Trainer.fit",
+        "self.train_loader.steps(epoch, first)",
+        "self.train_loader.steps(epoch, max(0, first - 1))",
+        "tests/emotion_train/training/test_resume.py::test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been",
+    ),
+    Mutant(
+        "the cursor is saved at the step of the state",
+        "emotion_train/training/trainer.py",
+        "Trainer.state",
+        "history=list(self.progress.history),",
+        "history=list(self.progress.history),\n            step=self.progress.step - 1,",
+        "tests/emotion_train/training/test_resume.py::test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been",
+    ),
+    Mutant(
+        "dropout is drawn from seed, step and rank",
+        "emotion_train/training/trainer.py",
+        "Trainer._seed_dropout",
+        "torch.manual_seed(seed)",
+        "pass",
+        "tests/emotion_train/training/test_resume.py::test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been",
+    ),
+    Mutant(
+        "each rank has its own dropout",
+        "emotion_train/training/trainer.py",
+        "Trainer._seed_dropout",
+        "self.progress.step, self.ranks.rank)[0]",
+        "self.progress.step, 0)[0]",
+        "tests/emotion_train/training/test_resume.py::test_dropout_is_another_one_for_each_seed_step_and_rank",
+    ),
+    Mutant(
+        "each step has its own dropout",
+        "emotion_train/training/trainer.py",
+        "Trainer._seed_dropout",
+        "self.progress.step, self.ranks.rank)[0]",
+        "0, self.ranks.rank)[0]",
+        "tests/emotion_train/training/test_resume.py::test_dropout_is_another_one_for_each_seed_step_and_rank",
+    ),
+    Mutant(
+        "the moments of the optimizer come back",
+        "emotion_train/training/trainer.py",
+        "Trainer.restore",
+        "self.engine.load_moments(state.optimizer, state.progress.step)",
+        "pass",
+        "tests/emotion_train/training/test_resume.py::test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been",
+    ),
+    Mutant(
+        "a fall-back is recorded",
+        "emotion_train/train.py",
+        "Claimed.fell_back",
+        "self.writer.append('note', last.epoch",
+        "(lambda *words: None)('note', last.epoch",
+        "tests/emotion_train/training/test_resume.py::test_a_checkpoint_that_does_not_verify_is_passed_over_and_that_is_recorded",
+    ),
+    Mutant(
+        "a store that does not answer is no reason to fall back",
+        "emotion_train/runs/checkpoint.py",
+        "_first_good",
+        "if error.transient:",
+        "if False:",
+        "tests/emotion_train/training/test_resume.py::test_a_store_that_does_not_answer_is_no_reason_to_fall_back",
+    ),
+    Mutant(
+        "a run is not begun anew when no checkpoint verifies",
+        "emotion_train/runs/checkpoint.py",
+        "_first_good",
+        "    if entries:\n        raise",
+        "    if False:\n        raise",
+        "tests/emotion_train/training/test_resume.py::test_a_run_of_which_no_checkpoint_verifies_is_not_begun_anew",
+    ),
+    Mutant(
+        "a state of this machine is not put behind a newer one",
+        "emotion_train/train.py",
+        "_prefer_local",
+        " and (found.newest is None or place(entry) > place(found.newest.entry)):",
+        ":",
+        "tests/emotion_train/training/test_resume.py::test_of_the_states_on_this_machine_only_those_newer_than_the_log_are_put_into_it",
+    ),
+    Mutant(
+        "where a run stands is looked up after the claim",
+        "emotion_train/train.py",
+        "_claim",
+        "checkpoint.newest(writer.entries, lambda",
+        "checkpoint.newest([entry for entry in writer.entries if entry in saved], lambda",
+        "tests/emotion_train/training/test_resume.py::test_what_an_older_writer_commits_before_the_claim_is_gone_on_from",
+    ),
+    # what is promised of the log, the saves and the result
+    Mutant(
+        "nothing goes behind a log that was deleted",
+        "emotion_train/runs/log.py",
+        "Writer.append",
+        "self._require_log()",
+        "pass",
+        "tests/emotion_train/runs/test_log.py::test_nothing_is_added_to_a_log_that_was_deleted[folder]",
+    ),
+    Mutant(
+        "an entry is sent once an attempt",
+        "emotion_train/storage/store.py",
+        "S3Store._connect",
+        "_Connection(patient, client(1), ",
+        "_Connection(patient, client(PATIENT_ATTEMPTS), ",
+        "tests/emotion_train/storage/test_faults_on_the_way.py::test_an_entry_is_sent_once_an_attempt",
+    ),
+    Mutant(
+        "checkpoints come by time",
+        "emotion_train/training/trainer.py",
+        "Trainer._exchange",
+        ">= every:",
+        ">= every and False:",
+        "tests/emotion_train/training/test_resume.py::test_each_save_costs_a_stall_that_is_part_of_the_training_time",
+    ),
+    Mutant(
+        "checkpoints come by steps",
+        "emotion_train/training/trainer.py",
+        "Trainer._due_by_steps",
+        "due = every is not None and self.progress.step % every == 0 and (not self._evaluation_due())",
+        "due = every is not None and False",
+        "tests/emotion_train/training/test_resume.py::test_checkpoints_come_by_steps_too",
+    ),
+    Mutant(
+        "what the bucket does not take waits on this machine",
+        "emotion_train/runs/saver.py",
+        "Saver._failed",
+        "kept = self.keep_what_waits()",
+        "kept = ''",
+        "tests/emotion_train/runs/test_saver.py::test_a_local_folder_that_cannot_be_written_is_said_and_ends_nothing",
+    ),
+    Mutant(
+        "a failing save is told of again",
+        "emotion_train/runs/saver.py",
+        "Saver._failed",
+        "if time.monotonic() - self._told >= _TELL_EVERY_S:",
+        "if time.monotonic() - self._told > 0 > self._told:",
+        "tests/emotion_train/runs/test_saver.py::test_a_failed_attempt_is_told_of_again_and_again_but_not_more_often_than_once_a_minute",
+    ),
+    Mutant(
+        "what is not published does not end with 0",
+        "emotion_train/train.py",
+        "_until_the_store_takes_it",
+        "raise _not_published(job, error, keep()) from error",
+        "return None, None",
+        "tests/emotion_train/training/test_recovery.py::test_what_cannot_be_published_is_kept_here_and_the_command_that_is_named_publishes_it",
+    ),
+    Mutant(
+        "a pickle is not pulled",
+        "launch/results/pull.py",
+        "safe_targets",
+        "not in _ALLOWED_SUFFIXES:",
+        'not in {*_ALLOWED_SUFFIXES, ".pt", ".bin", ".pkl"}:',
+        "tests/launch/results/test_pull.py::test_unsafe_parts_are_refused[final/00000000/adapter/model.pt-pickles]",
+    ),
+    # when the machine goes
+    Mutant(
+        "a rebalance saves",
+        "emotion_train/processes/interruption.py",
+        "_KINDS",
+        "'rebalance': Signal.REBALANCE",
+        "'rebalance': Signal.NONE",
+        "tests/emotion_train/training/test_resume.py::test_a_rebalance_notice_saves_and_trains_on",
+    ),
+    Mutant(
+        "a notice is said once",
+        "emotion_train/processes/interruption.py",
+        "Interruptions._news",
+        "if notice is None or notice.serial == self._said:",
+        "if notice is None:",
+        "tests/emotion_train/training/test_resume.py::test_a_rebalance_notice_saves_and_trains_on",
+    ),
+    Mutant(
+        "the kill is waited for",
+        "emotion_train/processes/interruption.py",
+        "Interruptions.hold",
+        "(any_going and time_over)",
+        "any_going",
+        "tests/emotion_train/training/test_resume.py::test_the_hold_lasts_as_long_as_asked",
+    ),
+    Mutant(
+        "SIGINT ends a hold",
+        "emotion_train/processes/interruption.py",
+        "Interruptions.hold",
+        "if any_left or (",
+        "if False or (",
+        "tests/emotion_train/training/test_resume.py::test_sigint_ends_a_hold_at_once",
+    ),
+    Mutant(
+        "a termination may be withdrawn",
+        "emotion_train/processes/interruption.py",
+        "Interruptions.hold",
+        "going = kind in ('terminate', 'sigterm')",
+        "going = True",
+        "tests/emotion_train/training/test_resume.py::test_a_termination_that_is_withdrawn_is_waited_for_and_training_goes_on[False]",
+    ),
+    Mutant(
+        "who goes saves first",
+        "emotion_train/training/trainer.py",
+        "Trainer._answer",
+        "if signals & (GOING | Signal.REBALANCE | Signal.SAVE):",
+        "if signals & (Signal.REBALANCE | Signal.SAVE):",
+        "tests/emotion_train/training/test_resume.py::test_a_run_that_must_go_saves_the_step_it_is_at_and_leaves_with_33[sigterm]",
+    ),
+    Mutant(
+        "who goes waits for the commit",
+        "emotion_train/training/trainer.py",
+        "Trainer._wait_until_saved",
+        "if not self.saver.drain(_KEEP_LOCALLY_AFTER_S):",
+        "if False:",
+        "tests/emotion_train/training/test_resume.py::test_a_run_that_must_go_saves_the_step_it_is_at_and_leaves_with_33[sigterm]",
+    ),
+    Mutant(
+        "an evaluation listens too",
+        "emotion_train/training/trainer.py",
+        "Trainer.score",
+        "signals = self._exchange()",
+        "signals = Signal.NONE",
+        "tests/emotion_train/training/test_resume.py::test_a_run_that_must_go_while_it_evaluates_repeats_the_evaluation",
+    ),
+    Mutant(
+        "another writer ends the training",
+        "emotion_train/training/trainer.py",
+        "Trainer._exchange",
+        "if signals & (Signal.FENCED | Signal.FAILED):",
+        "if False:",
+        "tests/emotion_train/training/test_resume.py::test_another_writer_ends_the_run_at_the_next_step",
+    ),
+    Mutant(
+        "a second SIGINT leaves at once",
+        "emotion_train/processes/notices.py",
+        "PreemptionWatch._on_signal",
+        "os._exit(1)",
+        "pass",
+        "tests/emotion_train/processes/test_notices.py::test_a_second_sigint_leaves_at_once_and_one_that_came_twice_is_one",
+    ),
+    Mutant(
+        "a signal outranks the cloud",
+        "emotion_train/processes/notices.py",
+        "PreemptionWatch.notice",
+        "return self._signal or self._cloud",
+        "return self._cloud or self._signal",
+        "tests/emotion_train/processes/test_notices.py::test_a_signal_is_a_notice_that_no_cloud_takes_back[15-sigterm]",
+    ),
+    Mutant(
+        "an expired token is renewed",
+        "emotion_train/processes/notices.py",
+        "Aws._read",
+        "if answer.status != 401:",
+        "if True:",
+        "tests/emotion_train/processes/test_notices.py::test_an_expired_token_of_aws_is_renewed",
+    ),
+    Mutant(
+        "an advice is news once",
+        "emotion_train/processes/notices.py",
+        "PreemptionWatch._found",
+        "self._advised.add(sighting)",
+        "pass",
+        "tests/emotion_train/processes/test_notices.py::test_a_rebalance_is_said_once_and_a_termination_outranks_it",
+    ),
+    Mutant(
+        "GCP holds the question open",
+        "emotion_train/processes/notices.py",
+        "Gcp.look",
+        "if self._etag is not None:",
+        "if False:",
+        "tests/emotion_train/processes/test_notices.py::test_gcp_holds_the_question_open_until_there_is_news",
+    ),
+    Mutant(
+        "Azure's first answer is waited for",
+        "emotion_train/processes/notices.py",
+        "Azure.look",
+        "self._headers, _AZURE_FIRST_ANSWER_S)",
+        "self._headers, _ANSWER_S)",
+        "tests/emotion_train/processes/test_notices.py::test_a_slow_first_answer_of_azure_is_waited_for",
+    ),
+    Mutant(
+        "an event of Azure names its machine",
+        "emotion_train/processes/notices.py",
+        "Azure._is_about_this_machine",
+        "self._name.lower() in resources",
+        "True",
+        "tests/emotion_train/processes/test_notices.py::test_what_an_event_of_azure_means_for_this_machine[vm-1-event2-None]",
+    ),
+    Mutant(
+        "under SkyPilot the hold is 300 s",
+        "emotion_train/processes/notices.py",
+        "hold_seconds",
+        "return SKYPILOT_HOLD_S if",
+        "return 0.0 if",
+        "tests/emotion_train/processes/test_notices.py::test_the_hold_is_300_s_under_skypilot_and_what_is_configured_wins",
+    ),
+    Mutant(
+        "the first outcome stands",
+        "emotion_train/processes/launcher_link.py",
+        "_write_first",
+        "os.symlink(str(code), folder / _OUTCOME)",
+        "(folder / _OUTCOME).unlink(missing_ok=True), os.symlink(str(code), folder / _OUTCOME)",
+        "tests/emotion_train/processes/test_launcher_link.py::test_the_first_rank_that_ends_says_what_it_came_to",
+    ),
+    Mutant(
+        "torchelastic does not see 33 and 34",
+        "emotion_train/processes/launcher_link.py",
+        "_AGREED",
+        "_AGREED = (33, 34)",
+        "_AGREED = ()",
+        "tests/emotion_train/processes/test_launcher_link.py::test_the_outcome_is_what_main_came_to",
+    ),
+    Mutant(
+        "the launcher returns the trainer's code",
+        "launch/run/processes.py",
+        "run_to_end",
+        "return int(code)",
+        "return process.returncode",
+        "tests/launch/run/test_processes.py::test_the_trainer_s_own_code_is_returned",
+    ),
+    Mutant(
+        "the launcher survives SIGTERM",
+        "launch/run/processes.py",
+        "_listening",
+        "before = {number: signal.signal(number, signals.came) for number in wanted}",
+        "before = {}",
+        "tests/launch/run/test_processes.py::test_what_needs_no_second_start_holds_nobody[0]",
+    ),
+    Mutant(
+        "a signal is passed on once",
+        "launch/run/processes.py",
+        "_follow",
+        "if (trainer, number) not in told:",
+        "if True:",
+        "tests/launch/run/test_processes.py::test_a_signal_reaches_the_trainer_once",
+    ),
+    Mutant(
+        "33 is the trainer's own word",
+        "launch/run/processes.py",
+        "run_to_end",
+        "            _say(_NO_WORD if trainers_started(folder) else _NO_START)\n",
+        "            return 33\n",
+        "tests/launch/run/test_processes.py::test_a_trainer_that_overstays_is_killed_and_33_is_not_claimed_for_it",
+    ),
+    Mutant(
+        "no trainer is left behind",
+        "launch/run/processes.py",
+        "_kill",
+        "for process_id in (*living_trainers(folder), process.pid):",
+        "for process_id in (process.pid,):",
+        "tests/launch/run/test_processes.py::test_when_accelerate_is_killed_no_trainer_is_left",
+    ),
+    Mutant(
+        "a failure on a machine that goes waits for its end",
+        "launch/run/processes.py",
+        "run_to_end",
+        "            _hold(signals, hold_s)\n",
+        "            pass\n",
+        "tests/launch/run/test_processes.py::test_a_trainer_that_fails_on_a_machine_that_goes_ends_no_hold",
+    ),
+]
+
+
+def find(tree: ast.Module, place: str) -> tuple[list[ast.stmt], int]:
+    """The list of statements that holds the definition named `place`, and its position there.
+    Raises `KeyError`.
+    """
+    body = tree.body
+    *outer, last = place.split(".")
+    for name in outer:
+        body = next(
+            one.body for one in body if isinstance(one, ast.ClassDef | ast.FunctionDef) and one.name == name
+        )
+    for number, one in enumerate(body):
+        if isinstance(one, ast.FunctionDef) and one.name == last:
+            return body, number
+        targets = (
+            one.targets
+            if isinstance(one, ast.Assign)
+            else [one.target]
+            if isinstance(one, ast.AnnAssign)
+            else []
+        )
+        if last in [target.id for target in targets if isinstance(target, ast.Name)]:
+            return body, number
+    raise KeyError(place)
+
+
+def break_rule(source: str, mutant: Mutant) -> str:
+    """The page's source with the rule broken. Raises `KeyError` or `ValueError` where place or
+    words are gone, or not unique.
+    """
+    tree = ast.parse(source)
+    body, number = find(tree, mutant.place)
+    whole = ast.unparse(body[number])
+    if whole.count(mutant.words) != 1:
+        raise ValueError(
+            f"{mutant.words!r} occurs {whole.count(mutant.words)} times in {mutant.place} of {mutant.page}"
+        )
+    body[number : number + 1] = ast.parse(whole.replace(mutant.words, mutant.broken)).body
+    return ast.unparse(tree)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mutants")
+    for name in COPIED:
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "test_mutants.py")
+        )
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def run_tests(copy: Path, names: list[str]) -> subprocess.CompletedProcess[str]:
+    """These tests in a process of their own, with the copy's modules."""
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *names]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.rule.replace(" ", "-").replace(",", ""))
+def test_every_rule_stands_once_where_it_will_be_broken(mutant: Mutant) -> None:
+    """At once, and not only when somebody runs the slow tests; so does the test that is there for
+    the rule.
+    """
+    source = (ROOT / mutant.page).read_text(encoding="utf-8")
+    assert break_rule(source, mutant) != ast.unparse(ast.parse(source))
+    file, _, test = mutant.caught_by.partition("::")
+    assert f"def {test.partition('[')[0]}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_whole_copy_passes(copy: Path) -> None:
+    done = run_tests(copy, sorted({mutant.caught_by for mutant in MUTANTS}))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.rule.replace(" ", "-").replace(",", ""))
+def test_a_broken_rule_is_caught(copy: Path, mutant: Mutant) -> None:
+    page = copy / mutant.page
+    whole = page.read_text(encoding="utf-8")
+    page.write_text(break_rule(whole, mutant), encoding="utf-8")
+    try:
+        done = run_tests(copy, [mutant.caught_by])
+    finally:
+        page.write_text(whole, encoding="utf-8")
+    assert done.returncode == 1, (
+        f"{mutant.rule}: not caught by {mutant.caught_by}\n{done.stdout}{done.stderr}"
+    )
+    assert " failed" in done.stdout, done.stdout
