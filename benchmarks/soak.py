@@ -62,9 +62,9 @@ from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, r
 from emotion_train.runs.log import Entry, Writer, read_log, read_part, upload_part
 from emotion_train.runs.publish import versions
 from emotion_train.runs.retention import kept_entries
+from emotion_train.storage import store as storage
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.store import S3Store, open_store
-from emotion_train.storage.store import store as storage
 from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _open_saver, device_name
 
 STEPS = 1000  # of one run

@@ -19,8 +19,8 @@ from emotion_train.model.fused import FusedDecoder, fits
 from emotion_train.model.graphs import pays
 from emotion_train.model.head import EmotionClassifier, draw_seed
 from emotion_train.model.lora import build_classifier
-from tests.emotion_train import plain_kernels
 from tests.emotion_train.model.test_attention import gradients, packed, posts
+from tests.helpers import plain_kernels
 from tests.helpers.tiny_models import causal_checkpoint
 
 

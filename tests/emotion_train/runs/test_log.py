@@ -33,8 +33,8 @@ from emotion_train.runs.log import (
     run_ids,
     summary,
 )
+from emotion_train.storage import store as storage
 from emotion_train.storage.store import ObjectInfo, Store, open_store
-from emotion_train.storage.store import store as storage
 from tests.helpers.unreliable_bucket import UnreliableBucket
 
 

@@ -33,7 +33,7 @@ from emotion_train.errors import Fenced, StorageError
 from emotion_train.runs import log as runlog
 from emotion_train.runs.log import Entry, Published, Writer, entry_key
 from emotion_train.runs.retention import collect
-from emotion_train.storage.store import store as storage
+from emotion_train.storage import store as storage
 from tests.helpers.unreliable_bucket import FAULTS, UnreliableBucket
 
 RUN = "run"

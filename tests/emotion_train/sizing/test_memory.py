@@ -36,7 +36,7 @@ from emotion_train.sizing.memory import (
     usable_bytes,
     weight_bytes,
 )
-from tests.emotion_train import empty_kernels, plain_kernels
+from tests.helpers import empty_kernels, plain_kernels
 from tests.helpers.tiny_models import causal_checkpoint, text_config
 
 MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)

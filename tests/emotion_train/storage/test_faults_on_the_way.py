@@ -12,9 +12,9 @@ import pytest
 from emotion_train.errors import StorageError
 from emotion_train.runs.log import Writer, read_log, read_part
 from emotion_train.runs.retention import collect
+from emotion_train.storage import store as storage
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.store import Store, open_store
-from emotion_train.storage.store import store as storage
 from tests.helpers.fault_proxy import Fault, FaultProxy
 
 CONTENT = os.urandom(100_000)

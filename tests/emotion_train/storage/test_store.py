@@ -22,9 +22,9 @@ from emotion_train.errors import (
     StorageError,
     WrongRequest,
 )
+from emotion_train.storage import store as storage
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.store import ObjectInfo, Store, open_store
-from emotion_train.storage.store import store as storage
 
 
 def sentence(action: Callable[[], object], kind: type[EmotionTrainError] = StorageError) -> str:
