@@ -288,7 +288,7 @@ def load(request: dict[str, Any]) -> dict[str, Any]:
     from emotion_train.data.packing import GPU_FILL
     from emotion_train.data.reader import RowGroupReader
     from emotion_train.data.tokenization import PostTokenizer
-    from emotion_train.storage.store import open_store
+    from emotion_train.storage.open import open_store
 
     times["imports"] = time.time()
     store = open_store(request["url"])

@@ -34,7 +34,7 @@ from emotion_train.evaluation.scoring import fill_multiple, probabilities_of, sc
 from emotion_train.model.lora import build_classifier
 from emotion_train.predict import _AT_A_TIME
 from emotion_train.runs.publish import versions
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from emotion_train.train import device_name
 
 

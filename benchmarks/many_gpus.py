@@ -39,7 +39,7 @@ from safetensors.torch import load_file
 
 from emotion_train.runs.checkpoint import read_document
 from emotion_train.runs.log import read_log
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from launch.results.pull import pull
 from launch.run.choice import CONFIGS, accelerate_line
 from launch.run.topology import Topology

@@ -62,9 +62,10 @@ from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, r
 from emotion_train.runs.log import Entry, Writer, read_log, read_part, upload_part
 from emotion_train.runs.publish import versions
 from emotion_train.runs.retention import kept_entries
-from emotion_train.storage import store as storage
+from emotion_train.storage import s3 as s3_page
 from emotion_train.storage.local_s3 import LocalS3
-from emotion_train.storage.store import S3Store, open_store
+from emotion_train.storage.open import open_store
+from emotion_train.storage.s3 import S3Store
 from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _open_saver, device_name
 
 STEPS = 1000  # of one run
@@ -168,8 +169,8 @@ def work(task: Task, board: Any) -> None:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
     torch.set_num_threads(1)
-    storage.PATIENT_ATTEMPTS, saver._FIRST_PAUSE_S = 2, 0.1
-    storage.CREATE_PAUSES_S = (0.0, 0.2)  # type: ignore[assignment]
+    s3_page.PATIENT_ATTEMPTS, saver._FIRST_PAUSE_S = 2, 0.1
+    s3_page.CREATE_PAUSES_S = (0.0, 0.2)  # type: ignore[assignment]
     keep_journal(task.folder / "journals" / f"{os.getpid()}-{time.monotonic_ns()}")
     if task.unconditional:
         S3Store.create = S3Store.write  # type: ignore[method-assign]

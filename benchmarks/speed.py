@@ -36,7 +36,7 @@ from emotion_train.config import load_config
 from emotion_train.data.index import read_index
 from emotion_train.model.attention import HAS_GQA
 from emotion_train.sizing.memory import MicroBatch, Shape, estimate
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from launch.gpus import kind_of
 from launch.plan.choices import Choice, Spot, with_settings
 from launch.plan.prices import Offer

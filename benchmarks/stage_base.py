@@ -161,7 +161,7 @@ def server(arguments: argparse.Namespace, precisions: list[str]) -> Iterator[dic
         yield dict(os.environ)
         return
     from emotion_train.storage.local_s3 import LocalS3
-    from emotion_train.storage.store import open_store
+    from emotion_train.storage.open import open_store
 
     with (
         tempfile.TemporaryDirectory(prefix="stage-base-s3-") as temporary,

@@ -123,7 +123,7 @@ def keep_kernels(built: str, url: str) -> None:
         import torch
 
         from emotion_train.model.built_kernels import BuiltKernels
-        from emotion_train.storage.store import open_store
+        from emotion_train.storage.open import open_store
 
         gpu = "sm{}{}".format(*torch.cuda.get_device_capability())
         BuiltKernels(open_store(url), Path(built), gpu, print, keeps=True).keep()

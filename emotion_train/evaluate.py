@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the figures, and write them where --out says."""
     from emotion_train.model.facts import read_facts
-    from emotion_train.storage.store import open_store
+    from emotion_train.storage.open import open_store
 
     # what can be wrong is found before torch is imported and the base is loaded
     out = open_store(arguments.out) if arguments.out else None
@@ -110,7 +110,7 @@ class _Split:
     @classmethod
     def open(cls, data_url: str, name: str, labels: Sequence[str]) -> _Split:
         from emotion_train.data.index import read_index
-        from emotion_train.storage.store import open_store
+        from emotion_train.storage.open import open_store
 
         store = open_store(data_url)
         index = read_index(store)

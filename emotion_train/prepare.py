@@ -23,7 +23,9 @@ from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, read_index
 from emotion_train.errors import AlreadyExists, ObjectNotFound, WrongRequest
 from emotion_train.progress import ProgressLine
 from emotion_train.storage.document import version_of
-from emotion_train.storage.store import FolderStore, Store, open_store
+from emotion_train.storage.folder import FolderStore
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 
 if TYPE_CHECKING:
     from emotion_train.data.cleaning import Findings, LabelNames

@@ -32,7 +32,9 @@ from emotion_train.bases.staged import (
 from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.progress import ProgressLine
 from emotion_train.storage.document import version_of
-from emotion_train.storage.store import FolderStore, Store, open_store
+from emotion_train.storage.folder import FolderStore
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 
 if TYPE_CHECKING:
     import torch

@@ -29,7 +29,8 @@ from emotion_train.errors import LostContact, NotPublished, StorageError, WrongR
 from emotion_train.processes.launcher_link import answers_signals
 from emotion_train.processes.notices import PreemptionWatch, hold_seconds
 from emotion_train.runs.log import Entry, Metrics, Published, Writer, read_log, require_conditional_writes
-from emotion_train.storage.store import Store, open_store
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 
 if TYPE_CHECKING:
     import numpy as np

@@ -279,7 +279,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _runs(arguments: argparse.Namespace) -> int:
-    from emotion_train.storage.store import open_store
+    from emotion_train.storage.open import open_store
     from launch.results.pages import a_console, print_runs
 
     print_runs(open_store(arguments.output_url), a_console())
@@ -288,7 +288,7 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from emotion_train.errors import WrongRequest
-    from emotion_train.storage.store import open_store
+    from emotion_train.storage.open import open_store
     from launch.results.pages import a_console, show, watch
     from launch.results.pull import split_run_url
 

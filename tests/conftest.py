@@ -11,7 +11,8 @@ import pytest
 from hypothesis import settings
 
 from emotion_train.storage.local_s3 import LocalS3
-from emotion_train.storage.store import Store, open_store
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 
 settings.register_profile("emotion-train", deadline=None)  # a busy machine is no defect
 settings.load_profile("emotion-train")

@@ -19,7 +19,7 @@ from emotion_train.data.index import INDEX_KEY, read_index
 from emotion_train.evaluation.predictions import predictions_from_parquet
 from emotion_train.report.schema import Report
 from emotion_train.runs.log import final_entry, read_log
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from launch import cli as launch_cli
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import tiny_words, write_posts

@@ -42,7 +42,7 @@ MUTANTS = [
     # one writer at a time
     Mutant(
         "an entry is only created, in a bucket",
-        "emotion_train/storage/store.py",
+        "emotion_train/storage/s3.py",
         "S3Store.create",
         ", IfNoneMatch='*')",
         ")",
@@ -50,7 +50,7 @@ MUTANTS = [
     ),
     Mutant(
         "an entry is only created, in a folder",
-        "emotion_train/storage/store.py",
+        "emotion_train/storage/folder.py",
         "FolderStore.create",
         "os.link(temporary, path)",
         "os.replace(temporary, path)",
@@ -123,7 +123,7 @@ MUTANTS = [
     # an answer that is lost, late or repeated
     Mutant(
         "a refusal is read back",
-        "emotion_train/storage/store.py",
+        "emotion_train/storage/s3.py",
         "S3Store.create",
         "if self.read(key) == data:",
         "if False:",
@@ -131,7 +131,7 @@ MUTANTS = [
     ),
     Mutant(
         "what stands there is compared with what was sent",
-        "emotion_train/storage/store.py",
+        "emotion_train/storage/s3.py",
         "S3Store.create",
         "if self.read(key) == data:",
         "if self.read(key):",
@@ -139,8 +139,8 @@ MUTANTS = [
     ),
     Mutant(
         "a refusal is ambiguous",
-        "emotion_train/storage/store.py",
-        "_is_ambiguous",
+        "emotion_train/storage/s3_errors.py",
+        "is_ambiguous",
         "status in (409, 412, 429) or",
         "status in (409, 429) or",
         "tests/emotion_train/runs/test_log.py::test_each_ambiguous_answer_to_an_entry_is_resolved_by_reading_back[done412]",
@@ -228,7 +228,7 @@ MUTANTS = [
     ),
     Mutant(
         "no link leads out of a folder",
-        "emotion_train/storage/store.py",
+        "emotion_train/storage/folder.py",
         "FolderStore._path",
         "os.path.realpath(path)]) != real_root",
         "real_root]) != real_root",
@@ -432,7 +432,7 @@ MUTANTS = [
     ),
     Mutant(
         "an entry is sent once an attempt",
-        "emotion_train/storage/store.py",
+        "emotion_train/storage/s3.py",
         "S3Store._connect",
         "_Connection(patient, client(1), ",
         "_Connection(patient, client(PATIENT_ATTEMPTS), ",

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from emotion_train.bases.staged import INDEX_KEY, UNFINISHED_KEY, StagedBase, open_staged
 from emotion_train.errors import WrongRequest
-from emotion_train.storage.store import FolderStore, open_store
+from emotion_train.storage.folder import FolderStore
+from emotion_train.storage.open import open_store
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from pydantic import Field, model_validator
 from emotion_train.config import Precision
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage.document import Entry, Manifest, read_manifest
-from emotion_train.storage.store import FolderStore, Store
+from emotion_train.storage.folder import FolderStore
+from emotion_train.storage.store import Store
 
 INDEX_KEY = "base.json"
 # written first and deleted last: what stands beside it is this program's own

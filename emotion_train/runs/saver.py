@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from emotion_train.errors import ObjectNotFound, StorageError
 from emotion_train.runs.checkpoint import Snapshot, commit
 from emotion_train.runs.log import MAX_ENTRY_BYTES, Entry, Writer, upload_part
-from emotion_train.storage.store import FolderStore
+from emotion_train.storage.folder import FolderStore
 
 # evaluated states that wait; of more, those that are neither the best nor the newest are let go
 _MOST_SCORED = 4

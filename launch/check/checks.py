@@ -27,7 +27,8 @@ from emotion_train.data.index import DataObject, Index, Split, read_index, requi
 from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.runs.log import read_log, require_conditional_writes, run_ids, summary
 from emotion_train.sizing.memory import GIB, estimate, largest_microbatch, usable_bytes
-from emotion_train.storage.store import ObjectInfo, Store, open_store
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import ObjectInfo, Store
 from launch.gpus import GPU_KINDS, MIB, kind_of
 from launch.plan.choices import Choice, Spot, best_settings, spot_of
 from launch.plan.prices import Offer

@@ -15,7 +15,7 @@ from emotion_train.config import Config, Precision, load_config
 from emotion_train.data.index import read_index, require_trainable
 from emotion_train.errors import WrongRequest
 from emotion_train.sizing.memory import Shape
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from launch.plan.choices import Choice, Plan, Spot, Work, make_plan, spot_of
 from launch.plan.prices import Prices, find_prices
 from launch.plan.table import plan_json, print_plan

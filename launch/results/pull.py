@@ -10,7 +10,8 @@ from pathlib import Path
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.progress import ProgressLine
 from emotion_train.runs.log import Entry, Part, final_entry, first_collision, read_part
-from emotion_train.storage.store import Store, open_store
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 
 _ADAPTER = "adapter/"
 # what a published run consists of; nothing here is ever unpickled

@@ -10,7 +10,7 @@ import pytest
 
 from emotion_train.errors import WrongRequest
 from emotion_train.report.schema import Scorecard
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from tests.helpers.launcher import EVALUATE, OUTPUT_URL, TASK, Launcher, adapter, assert_equal, published_run
 
 pytestmark = pytest.mark.cloud

@@ -35,7 +35,9 @@ from emotion_train.data.shards import balanced
 from emotion_train.data.stratify import DRAW, quotas, thresholds
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.prepare import prepare
-from emotion_train.storage.store import FolderStore, ObjectInfo, Store, open_store
+from emotion_train.storage.folder import FolderStore
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import ObjectInfo, Store
 
 Row = tuple[str, str]
 LABELS = ["anger", "joy", "neutral"]

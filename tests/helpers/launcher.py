@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from emotion_train.config import example_config
 from emotion_train.runs.log import Entry, read_log, run_ids
 from emotion_train.storage.local_s3 import LocalS3
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from launch.results.history import incarnations
 from launch.results.pull import pull
 from tests.helpers.slurm_site import ROOT, Site

@@ -20,7 +20,7 @@ from emotion_train.prepare import prepare
 from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.notices import Notice
 from emotion_train.processes.ranks import Ranks
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _start_trainer
 from emotion_train.training.engines import Kind
 from emotion_train.training.trainer import Trainer

@@ -22,7 +22,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from emotion_train.storage.store import S3Store, _Connection
+from emotion_train.storage.s3 import S3Store, _Connection
 
 FAULTS = ("lost", "late", "twice", "done412", "done500", "409", "503")
 

@@ -24,7 +24,9 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
 from emotion_train.prepare import prepare
 from emotion_train.runs.publish import posts, tfidf_predictions
-from emotion_train.storage.store import FolderStore, Store, open_store
+from emotion_train.storage.folder import FolderStore
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 from tests.helpers.tiny_models import write_tokenizer
 from tests.helpers.tiny_runs import write_posts
 

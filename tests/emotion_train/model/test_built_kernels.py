@@ -21,7 +21,8 @@ from emotion_train.errors import StorageError
 from emotion_train.model import built_kernels
 from emotion_train.model.built_kernels import BuiltKernels, archive_name, entries, pack, unpack
 from emotion_train.processes.ranks import Ranks
-from emotion_train.storage.store import Store, open_store
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 from emotion_train.train import _keep_kernels
 from tests.helpers.tiny_runs import tiny_config
 

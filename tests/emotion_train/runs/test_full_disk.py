@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from emotion_train.runs.log import Writer, upload_part
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 
 PATIENCE_S = 240

@@ -33,8 +33,9 @@ from emotion_train.runs.log import (
     run_ids,
     summary,
 )
-from emotion_train.storage import store as storage
-from emotion_train.storage.store import ObjectInfo, Store, open_store
+from emotion_train.storage import s3 as s3_page
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import ObjectInfo, Store
 from tests.helpers.unreliable_bucket import UnreliableBucket
 
 
@@ -251,7 +252,7 @@ def test_an_entry_that_lands_while_it_is_tried_again_is_in_the_log_once() -> Non
 def test_each_ambiguous_answer_to_an_entry_is_resolved_by_reading_back(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "CREATE_PAUSES_S", (0, 0))
+    monkeypatch.setattr(s3_page, "CREATE_PAUSES_S", (0, 0))
     bucket = UnreliableBucket()
     log = writer(bucket.store())
     log.claim(0, 0)

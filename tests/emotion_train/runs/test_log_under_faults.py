@@ -33,7 +33,7 @@ from emotion_train.errors import Fenced, StorageError
 from emotion_train.runs import log as runlog
 from emotion_train.runs.log import Entry, Published, Writer, entry_key
 from emotion_train.runs.retention import collect
-from emotion_train.storage import store as storage
+from emotion_train.storage import s3 as s3_page
 from tests.helpers.unreliable_bucket import FAULTS, UnreliableBucket
 
 RUN = "run"
@@ -54,7 +54,7 @@ class RunUnderFaults(RuleBasedStateMachine):
         # Hypothesis repeats a run exactly: neither clock nor chance nor threads may decide
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(runlog, "ThreadPoolExecutor", lambda _: nullcontext(SimpleNamespace(map=map)))
-        self.patch.setattr(storage, "CREATE_PAUSES_S", (0, 0, 0))
+        self.patch.setattr(s3_page, "CREATE_PAUSES_S", (0, 0, 0))
         self.patch.setattr(
             runlog, "secrets", SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
         )

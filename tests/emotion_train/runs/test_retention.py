@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from emotion_train.runs.log import Entry, Part, Writer, read_log, read_part
 from emotion_train.runs.retention import collect, kept_entries, removable
-from emotion_train.storage.store import Store, open_store
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 
 
 def claimed(store: Store) -> Writer:

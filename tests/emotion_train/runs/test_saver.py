@@ -17,7 +17,9 @@ from emotion_train.model.load import BaseInfo
 from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, host_copy, read_saved
 from emotion_train.runs.log import Entry, Writer, read_log
 from emotion_train.runs.saver import LocalStates, Saver
-from emotion_train.storage.store import FolderStore, ObjectInfo, open_store
+from emotion_train.storage.folder import FolderStore
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import ObjectInfo
 from tests.helpers.tiny_runs import tiny_config
 
 RUN = "run"

@@ -12,9 +12,10 @@ import pytest
 from emotion_train.errors import StorageError
 from emotion_train.runs.log import Writer, read_log, read_part
 from emotion_train.runs.retention import collect
-from emotion_train.storage import store as storage
+from emotion_train.storage import s3 as s3_page
 from emotion_train.storage.local_s3 import LocalS3
-from emotion_train.storage.store import Store, open_store
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 from tests.helpers.fault_proxy import Fault, FaultProxy
 
 CONTENT = os.urandom(100_000)
@@ -24,8 +25,8 @@ CONTENT = os.urandom(100_000)
 def proxy(s3: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     with FaultProxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        monkeypatch.setattr(storage, "READ_TIMEOUT_S", 1)
-        monkeypatch.setattr(storage, "CREATE_PAUSES_S", (0, 0.1, 0.2, 0.4))
+        monkeypatch.setattr(s3_page, "READ_TIMEOUT_S", 1)
+        monkeypatch.setattr(s3_page, "CREATE_PAUSES_S", (0, 0.1, 0.2, 0.4))
         yield proxy
 
 
@@ -63,7 +64,7 @@ def test_an_entry_is_sent_once_an_attempt(
     writer: Writer, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that repeats it in secret would be refused by its own first try."""
-    monkeypatch.setattr(storage, "CREATE_PAUSES_S", (0, 0))
+    monkeypatch.setattr(s3_page, "CREATE_PAUSES_S", (0, 0))
     proxy.faults += [Fault("503", "PUT", "/log/00000001")] * 20
     with pytest.raises(StorageError):
         writer.append("checkpoint", 0, 1)
@@ -79,7 +80,7 @@ def test_an_entry_that_cannot_be_read_back_is_found_by_the_next_append(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    monkeypatch.setattr(storage, "READ_PATIENCE", storage.timedelta(seconds=1))
+    monkeypatch.setattr(s3_page, "READ_PATIENCE", s3_page.timedelta(seconds=1))
     store = open_store(bucket_url)
     writer.store = store
     proxy.faults += [Fault(kind, "PUT", "/log/00000001")] + [Fault("503", "GET", "/log/00000001")] * 40

@@ -22,9 +22,11 @@ from emotion_train.errors import (
     StorageError,
     WrongRequest,
 )
-from emotion_train.storage import store as storage
+from emotion_train.storage import s3 as s3_page
 from emotion_train.storage.local_s3 import LocalS3
-from emotion_train.storage.store import ObjectInfo, Store, open_store
+from emotion_train.storage.open import open_store
+from emotion_train.storage.s3_errors import explain
+from emotion_train.storage.store import ObjectInfo, Store
 
 
 def sentence(action: Callable[[], object], kind: type[EmotionTrainError] = StorageError) -> str:
@@ -66,7 +68,7 @@ def test_a_file_is_uploaded_whole_in_several_parts(store: Store, tmp_path: Path)
 def test_bytes_that_are_too_many_for_one_request_are_sent_in_parts(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "ONE_REQUEST", 9 << 20)
+    monkeypatch.setattr(s3_page, "ONE_REQUEST", 9 << 20)
     content = os.urandom(1 << 20) * 18
     assert store.write("big", content) == store.stat("big")
     assert store.read("big") == content
@@ -274,7 +276,7 @@ def test_create_tries_again_when_the_store_did_not_take_it(
         return send(**request)
 
     monkeypatch.setattr(client, "put_object", fail_twice)
-    monkeypatch.setattr(storage, "CREATE_PAUSES_S", (0, 0, 0))
+    monkeypatch.setattr(s3_page, "CREATE_PAUSES_S", (0, 0, 0))
     store.create("log/0", b"mine")
     assert store.read("log/0") == b"mine"
     assert answers == []
@@ -576,7 +578,7 @@ def test_an_error_of_a_bucket_says_whether_waiting_may_help(status: int, code: s
     error = ClientError(
         {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject"
     )  # type: ignore[typeddict-item]
-    assert storage._explain_s3_error(error, "s3://bucket/a", "bucket").transient is transient
+    assert explain(error, "s3://bucket/a", "bucket").transient is transient
 
 
 def test_an_unreachable_endpoint_may_come_back(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

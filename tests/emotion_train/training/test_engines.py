@@ -28,7 +28,7 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.lora import adapter_state, build_classifier
 from emotion_train.model.loss import class_weights
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from emotion_train.training.engines import Kind, asked_for, deepspeed_config, make_engine, start_accelerator
 from emotion_train.training.trainer import learning_rate
 from tests.helpers.many_processes import Leg, Outcome, load_outcome, train_leg, write_plan

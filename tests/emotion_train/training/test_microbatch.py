@@ -17,7 +17,7 @@ from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.sizing.memory import GIB, Shape, estimate, usable_bytes
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from emotion_train.training import microbatch
 from emotion_train.training.engines import Kind
 from emotion_train.training.microbatch import Setting, setting_for, settle, tokens_of_a_step

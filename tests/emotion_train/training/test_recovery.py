@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from emotion_train.report.schema import Report
 from emotion_train.runs.log import Entry, read_log, read_part
 from emotion_train.storage.local_s3 import LocalS3
-from emotion_train.storage.store import Store, open_store
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 from launch.results.pull import pull
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 

@@ -25,7 +25,7 @@ from emotion_train.processes.ranks import Ranks
 from emotion_train.runs import checkpoint
 from emotion_train.runs.log import Entry, Metrics, Writer, read_log
 from emotion_train.runs.saver import LocalStates
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from emotion_train.train import Claimed, _claim, _local_folder, _look_before_claiming, _require_fp8
 from emotion_train.training import engines as distributed
 from emotion_train.training import trainer as trainer_page

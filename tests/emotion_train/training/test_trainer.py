@@ -27,7 +27,7 @@ from emotion_train.model.lora import adapter_state, build_classifier
 from emotion_train.model.loss import class_weights
 from emotion_train.runs.log import read_log
 from emotion_train.stage_base import stage
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from emotion_train.training.trainer import Trainer, learning_rate
 from tests.helpers.many_processes import blank_first_posts
 from tests.helpers.tiny_models import causal_checkpoint

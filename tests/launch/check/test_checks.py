@@ -19,7 +19,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.prepare import prepare
 from emotion_train.runs.log import Writer
 from emotion_train.stage_base import stage
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from launch.check.checks import Check, _credentials, _memory, _planned_hours, check_all, target_of
 from launch.cli import main
 from launch.run.topology import Gpu

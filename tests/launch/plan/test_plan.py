@@ -33,7 +33,7 @@ from emotion_train.sizing.memory import (
     weight_bytes,
 )
 from emotion_train.stage_base import stage
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from emotion_train.training.microbatch import setting_for
 from launch.cli import main
 from launch.gpus import COUNTS, GPU_KINDS, GpuKind, kind_of

@@ -21,7 +21,9 @@ from emotion_train.errors import Preempted, StorageError, WrongRequest
 from emotion_train.processes.notices import Notice
 from emotion_train.runs.checkpoint import Progress
 from emotion_train.runs.log import Entry, Metrics, Writer, read_log, upload_part
-from emotion_train.storage.store import FolderStore, Store, open_store
+from emotion_train.storage.folder import FolderStore
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 from launch.cli import main
 from launch.results.history import facts_of, follow, incarnations, list_runs, story
 from launch.results.pages import watch

@@ -8,7 +8,8 @@ import pytest
 
 from emotion_train.errors import Fenced, StorageError, WrongRequest
 from emotion_train.runs.log import Entry, Part, Writer, upload_part
-from emotion_train.storage.store import Store, open_store
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 from launch.results.pull import pull, safe_targets
 
 

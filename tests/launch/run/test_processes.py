@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from emotion_train.runs.log import Entry, read_log
-from emotion_train.storage.store import open_store
+from emotion_train.storage.open import open_store
 from tests.helpers.metadata_servers import AwsHandler, serving
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 

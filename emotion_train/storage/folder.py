@@ -1,0 +1,239 @@
+"""Files below one folder as a store.
+
+A write goes to a temporary file beside its place and is moved there, after it is on the disk and
+not only in its cache: the price is two fsyncs an object.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from emotion_train.errors import AlreadyExists, ObjectChanged, ObjectNotFound, StorageError
+from emotion_train.storage.store import TEMPORARY, ObjectInfo, Store, checked_key
+
+_NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+# a disk or a network mount that may come back
+_DISK_AWAY = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ENODEV,
+    errno.ENOTCONN,
+    errno.EHOSTUNREACH,
+)
+
+
+class FolderStore(Store):
+    """Files below one folder. A killed write leaves a file named `.writing-…`, which no reader
+    sees.
+
+    The folder itself may be a symbolic link; one below it that leads out of it is refused, and so
+    is what is no file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.url = str(folder)
+        self._root = folder.expanduser().absolute()
+
+    def read(
+        self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
+    ) -> bytes:
+        path = self._path(key)
+        with self._explaining(key), open(path, "rb", opener=_without_waiting) as file:
+            if if_match is not None:
+                raise ObjectChanged(
+                    f"{self.url_of(key)} has no ETag, as it lies in a folder; {if_match} was expected."
+                )
+            file.seek(start)
+            return file.read(-1 if length is None else length)
+
+    def read_into(self, key: str, buffer: memoryview, *, start: int = 0, if_match: str | None = None) -> int:
+        path = self._path(key)
+        with self._explaining(key), open(path, "rb", buffering=0, opener=_without_waiting) as file:
+            if if_match is not None:
+                raise ObjectChanged(
+                    f"{self.url_of(key)} has no ETag, as it lies in a folder; {if_match} was expected."
+                )
+            file.seek(start)
+            filled = 0
+            while filled < len(buffer) and (count := file.readinto(buffer[filled:])):
+                filled += count
+            return filled
+
+    def stat(self, key: str) -> ObjectInfo:
+        path = self._path(key)
+        with self._explaining(key):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "is a folder")
+            return ObjectInfo(key, path.stat().st_size, None)
+
+    def write(self, key: str, data: bytes | Path) -> ObjectInfo:
+        path = self._path(key)
+        with self._explaining(key, writing=True), _temporary_beside(path, data) as temporary:
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+            return ObjectInfo(key, path.stat().st_size, None)
+
+    def create(self, key: str, data: bytes) -> ObjectInfo:
+        path = self._path(key)
+        with self._explaining(key, writing=True), _temporary_beside(path, data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                if path.is_dir() or path.read_bytes() != data:
+                    raise AlreadyExists(f"{self.url_of(key)} exists already with another content.") from None
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                raise StorageError(
+                    f"{self.url} lies on a file system without hard links ({error.strerror}), as mounted"
+                    " buckets do: nothing can be created there by one process only; name a folder on another"
+                    " disk, or the bucket itself as s3://bucket/prefix."
+                ) from error
+            _sync_folder(path.parent)
+            return ObjectInfo(key, len(data), None)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        folder_of_all = prefix.rpartition("/")[0]
+        top = self._path(folder_of_all) if folder_of_all else self._root
+        found: list[ObjectInfo] = []
+        with self._explaining(prefix):
+            if self._root.exists() and not self._root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "is a file")
+            for folder, _, names in os.walk(top, onerror=_raise_unless_missing):
+                for name in names:
+                    path = Path(folder, name)
+                    key = path.relative_to(self._root).as_posix()
+                    if key.startswith(prefix) and not name.startswith(TEMPORARY):
+                        with suppress(FileNotFoundError):  # removed since it was listed
+                            found.append(ObjectInfo(key, path.stat().st_size, None))
+        return iter(sorted(found, key=lambda info: info.key))
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with suppress(ObjectNotFound), self._explaining(key):
+            path.unlink()
+            for folder in path.parents[: len(path.relative_to(self._root).parts) - 1]:
+                try:
+                    folder.rmdir()
+                except OSError:  # something else lies there
+                    break
+
+    def clear_unfinished(self, prefix: str) -> None:
+        with self._explaining(prefix):
+            for path in (self._root / prefix).rglob(f"{TEMPORARY}*"):
+                path.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        path = self._root / checked_key(key)
+        real_root = os.path.realpath(self._root)
+        if os.path.commonpath([real_root, os.path.realpath(path)]) != real_root:
+            raise StorageError(
+                f"{self.url}/{key} is a symbolic link that leads out of {self.url}; put the file itself"
+                " there."
+            )
+        return path
+
+    @contextmanager
+    def _explaining(self, key: str, *, writing: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _explain_os_error(error, f"{self.url}/{key}", self._root, writing) from error
+
+
+@contextmanager
+def _temporary_beside(path: Path, data: bytes | Path) -> Iterator[Path]:
+    """A file of that content beside `path`, on the disk and not only in its cache; removed at the
+    end unless it was moved.
+    """
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    try:
+        with _open_in_its_folder(temporary) as file:
+            if isinstance(data, Path):
+                with open(data, "rb") as source:
+                    shutil.copyfileobj(source, file, 1 << 20)
+            else:
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _open_in_its_folder(path: Path) -> IO[bytes]:
+    """A new file; its folder is made, again if `delete` removes the empty one in between."""
+    for _ in range(100):
+        # the latter when the folder that was there went while mkdir looked at it
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return open(path, "xb")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "xb")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file; raises `FileNotFoundError` for a pipe or a device, which could block a reader
+    for ever.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "is no file")
+    return descriptor
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in the folder survive a power cut; Windows cannot open a folder and needs no
+    such call.
+    """
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
+
+
+def _explain_os_error(error: OSError, url: str, root: Path, writing: bool) -> StorageError:
+    if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and (
+        writing or root.is_file()
+    ):
+        return StorageError(
+            f"{url} cannot be written or read: a file stands where a folder is needed, or the reverse; name"
+            " another folder."
+        )
+    if not writing and isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+        return ObjectNotFound(f"There is no object at {url}.")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"The disk is full: {url} could not be written; free some space or name a folder on another"
+            " disk.",
+            transient=True,
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(
+            f"No permission for {url} ({error.strerror}); name a folder that is yours, or see `ls -ld {root}`"
+            " for whose it is."
+        )
+    away = error.errno in _DISK_AWAY
+    return StorageError(
+        f"{url} failed: {error.strerror or error}; check the disk, or name another folder.", transient=away
+    )

@@ -1,0 +1,69 @@
+"""The store that a URL names: a bucket (`s3://bucket/prefix`) or a folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.request import url2pathname
+
+from emotion_train.errors import WrongRequest
+from emotion_train.storage.folder import FolderStore
+from emotion_train.storage.s3 import S3Store
+from emotion_train.storage.store import Store, checked_key, without_secrets
+
+
+def open_store(url: str) -> Store:
+    """The store at `s3://bucket/prefix`, `file:///folder` or a plain path; nothing is contacted
+    yet.
+
+    Raises `WrongRequest` for any other URL.
+    """
+    if "\0" in url or not url.strip():
+        raise WrongRequest("The URL of a store is empty; type s3://bucket/prefix or the path of a folder.")
+    if mistyped := re.match(r"(s3|gs|https?|file)(//|;/+)", url.strip()):
+        raise WrongRequest(
+            f"The URL {url} has no colon after {mistyped[1]}; did you mean"
+            f" {mistyped[1]}://{url.strip()[mistyped.end() :]}?"
+        )
+    scheme, colon, rest = url.strip().partition(":")
+    if not colon or len(scheme) == 1 or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return FolderStore(Path(url.strip()))
+    if scheme.lower() == "s3":
+        return _open_bucket(rest)
+    if scheme.lower() == "file":
+        if not rest.startswith("///") and (rest.startswith("//") or not rest.startswith("/")):
+            raise WrongRequest(
+                f"The URL {url} names no folder of this machine; type file:///folder or the plain path."
+            )
+        return FolderStore(Path(url2pathname(rest.removeprefix("//"))))
+    named = (
+        f"The URL {without_secrets(url)} has scheme {scheme}; allowed are s3://bucket/prefix and folders (a"
+        " path, or file:///path)."
+    )
+    if scheme.lower() in ("gs", "gcs", "r2", "oss", "cos"):
+        named += (
+            " Set AWS_ENDPOINT_URL to that cloud's S3 endpoint and type"
+            f" s3://{rest.rpartition('@')[2].lstrip('/')}."
+        )
+    raise WrongRequest(named)
+
+
+def _open_bucket(rest: str) -> Store:
+    if "@" in rest.removeprefix("//").partition("/")[0]:
+        raise WrongRequest(
+            "The s3:// URL holds an @: put no keys into it; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            " instead."
+        )
+    bucket, _, prefix = rest.lstrip("/").rstrip("/").partition("/")
+    if not rest.startswith("//") or rest.startswith("///") or not bucket:
+        raise WrongRequest(
+            f"The URL s3:{rest} is malformed; type s3://{bucket or 'bucket'}/{prefix or 'prefix'}."
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]", bucket):
+        raise WrongRequest(
+            f"The URL s3:{rest} names bucket {bucket!r}; allowed are 3 to 63 letters, digits, dots and"
+            " dashes: s3://bucket/prefix."
+        )
+    if prefix:
+        checked_key(prefix)
+    return S3Store(bucket, prefix)

@@ -1,0 +1,294 @@
+"""Objects in a bucket as a store.
+
+Ranged reads go through obstore and everything else through boto3, because each is the faster and
+the more robust at its part. When obstore fails, boto3 asks once more, as only its errors say why.
+Credentials, profile, region and endpoint come from boto3's standard chain. Importing this page is
+cheap: both are imported by the first request.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError
+from emotion_train.storage.s3_errors import CLEAR_400, code_of, explain, is_ambiguous, status_of
+from emotion_train.storage.store import ObjectInfo, Store, checked_key
+
+CONNECT_TIMEOUT_S = 5
+
+
+READ_TIMEOUT_S = 20
+PATIENT_ATTEMPTS = 8
+
+
+ONE_REQUEST = 1 << 30  # bytes; S3 takes 5 GiB in one, and what is larger than this is sent in parts
+READ_PATIENCE = timedelta(seconds=120)
+CREATE_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)
+# Shorter than the least time that boto3 leaves on a refreshed credential (10 minutes).
+CREDENTIAL_TTL = timedelta(minutes=5)
+
+
+class _Connection(NamedTuple):
+    patient: Any  # boto3 client with retries
+    single: Any  # boto3 client that sends each request once
+    reader: Any  # obstore.store.S3Store
+
+
+class S3Store(Store):
+    """Objects below `s3://bucket/prefix`."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._lock = threading.Lock()
+        self._connected: _Connection | None = None
+        self._without_checksums = False
+
+    def read(
+        self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
+    ) -> bytes:
+        return bytes(self._read(key, start, length, if_match))
+
+    def read_into(self, key: str, buffer: memoryview, *, start: int = 0, if_match: str | None = None) -> int:
+        data = memoryview(self._read(key, start, len(buffer), if_match))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _read(self, key: str, start: int, length: int | None, if_match: str | None) -> Any:
+        """The bytes, as an object with a buffer."""
+        import obstore
+
+        name = self._name(key)
+        options: dict[str, Any] = {}
+        if length == 0:
+            return b""
+        if length is not None:
+            options["range"] = (start, start + length)
+        elif start:
+            options["range"] = {"offset": start}
+        if if_match is not None:
+            options["if_match"] = _quoted(if_match)
+        with self._explaining(self.url_of(key)):
+            connection = self._connection()
+            try:
+                return obstore.get(connection.reader, name, options=options).bytes()
+            # of obstore's own family, or whatever the credential provider raised: boto3 tells which
+            except Exception:
+                return self._read_once(connection.single, name, start, length, if_match)
+
+    def stat(self, key: str) -> ObjectInfo:
+        with self._explaining(self.url_of(key)):
+            answer = self._connection().patient.head_object(Bucket=self._bucket, Key=self._name(key))
+        return ObjectInfo(key, int(answer["ContentLength"]), _unquoted(answer["ETag"]))
+
+    def write(self, key: str, data: bytes | Path) -> ObjectInfo:
+        with self._explaining(self.url_of(key)):
+            try:
+                return self._upload(key, data)
+            except Exception as error:
+                if not self._dislikes_checksums(error):
+                    raise
+                return self._upload(key, data)
+
+    def create(self, key: str, data: bytes) -> ObjectInfo:
+        url = self.url_of(key)
+        for pause_s in CREATE_PAUSES_S:
+            time.sleep(pause_s)
+            try:
+                with self._explaining(url):
+                    answer = self._connection().single.put_object(
+                        Bucket=self._bucket, Key=self._name(key), Body=data, IfNoneMatch="*"
+                    )
+                return ObjectInfo(key, len(data), _unquoted(answer["ETag"]))
+            except StorageError as error:
+                cause = error.__cause__
+                if not (is_ambiguous(cause) or self._dislikes_checksums(cause)):
+                    raise
+                last = error
+            # The answer may be lost, or be a 412 that this very write has caused: what stands there
+            # decides.
+            with suppress(ObjectNotFound):
+                if self.read(key) == data:
+                    return self.stat(key)
+                raise AlreadyExists(f"{url} exists already with another content.")
+        raise last
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        found: list[ObjectInfo] = []
+        with self._explaining(f"{self.url}/{prefix}"):
+            pages = (
+                self._connection()
+                .patient.get_paginator("list_objects_v2")
+                .paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
+            )
+            for page in pages:
+                for item in page.get("Contents", []):
+                    if not item["Key"].endswith("/"):  # a folder drawn by a web console
+                        found.append(
+                            ObjectInfo(
+                                item["Key"].removeprefix(self._prefix),
+                                int(item["Size"]),
+                                _unquoted(item["ETag"]),
+                            )
+                        )
+        return iter(sorted(found, key=lambda info: info.key))
+
+    def delete(self, key: str) -> None:
+        with suppress(ObjectNotFound), self._explaining(self.url_of(key)):
+            self._connection().patient.delete_object(Bucket=self._bucket, Key=self._name(key))
+
+    def clear_unfinished(self, prefix: str) -> None:
+        """Nothing: a single request leaves nothing, and a bucket's lifecycle rule clears uploads in
+        several parts.
+        """
+
+    def _name(self, key: str) -> str:
+        return self._prefix + checked_key(key)
+
+    def _upload(self, key: str, data: bytes | Path) -> ObjectInfo:
+        client, name = self._connection().patient, self._name(key)
+        if isinstance(data, Path) or len(data) > ONE_REQUEST:
+            with open(data, "rb") if isinstance(data, Path) else io.BytesIO(data) as file:
+                client.upload_fileobj(file, self._bucket, name)
+            return self.stat(key)
+        answer = client.put_object(Bucket=self._bucket, Key=name, Body=data)
+        return ObjectInfo(key, len(data), _unquoted(answer["ETag"]))
+
+    def _read_once(
+        self, client: Any, name: str, start: int, length: int | None, if_match: str | None
+    ) -> bytes:
+        from botocore.exceptions import ClientError
+
+        request = {"Bucket": self._bucket, "Key": name}
+        if start or length is not None:
+            request["Range"] = f"bytes={start}-" if length is None else f"bytes={start}-{start + length - 1}"
+        if if_match is not None:
+            request["IfMatch"] = _quoted(if_match)
+        try:
+            body: IO[bytes] = client.get_object(**request)["Body"]
+            return body.read()
+        except ClientError as error:
+            if status_of(error) == 416:  # the object ends before `start`
+                return b""
+            raise
+
+    def _dislikes_checksums(self, error: BaseException | None) -> bool:
+        """True once, when a store may have refused the checksum headers that boto3 adds; from then
+        on it gets none.
+        """
+        if self._without_checksums or status_of(error) not in (400, 411, 501) or code_of(error) in CLEAR_400:
+            return False
+        with self._lock:
+            self._without_checksums, self._connected = True, None
+        return True
+
+    def _connection(self) -> _Connection:
+        with self._lock:
+            if self._connected is None:
+                self._connected = self._connect()
+            return self._connected
+
+    def _connect(self) -> _Connection:
+        """Find the bucket and its region; raises botocore's errors for missing credentials, no
+        network and no such bucket.
+        """
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import ClientError
+
+        session = boto3.Session()
+        # boto3 itself reads AWS_DEFAULT_REGION only
+        region = session.region_name or os.environ.get("AWS_REGION")
+        options: dict[str, Any] = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "max_pool_connections": 32,
+        }
+        if self._without_checksums:
+            options["request_checksum_calculation"] = "when_required"
+
+        def client(attempts: int) -> Any:
+            config = Config(retries={"mode": "standard", "total_max_attempts": attempts}, **options)
+            return session.client("s3", region_name=region, config=config)
+
+        try:
+            looking = client(3)
+        except ValueError as error:
+            if not str(error).startswith("Invalid endpoint"):
+                raise
+            given = str(error).partition(": ")[2].rpartition("@")[2]
+            raise StorageError(
+                f"{self.url} cannot be reached: AWS_ENDPOINT_URL is {given!r}, which is no URL; type"
+                " https://HOST, or http://HOST:PORT for a server of your own."
+            ) from error
+        try:
+            headers = looking.head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
+        except ClientError as error:
+            if (
+                status_of(error) != 403
+            ):  # 403: this user may not look at the bucket, but perhaps at its objects
+                raise
+            headers = error.response["ResponseMetadata"]["HTTPHeaders"]
+        region = headers.get("x-amz-bucket-region") or region
+        patient = client(PATIENT_ATTEMPTS)
+        return _Connection(patient, client(1), _obstore_reader(self._bucket, session, patient))
+
+    @contextmanager
+    def _explaining(self, url: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError) as error:
+            raise explain(error, url, self._bucket) from error
+
+
+def _obstore_reader(bucket: str, session: Any, client: Any) -> Any:
+    """An obstore store with the credentials, region and endpoint of the boto3 client."""
+    from obstore.auth.boto3 import Boto3CredentialProvider
+    from obstore.store import S3Store as ObstoreS3Store
+
+    provider = Boto3CredentialProvider(session, ttl=CREDENTIAL_TTL)
+    provider.config = {}  # else its region stands against the bucket's own
+    endpoint = urlsplit(client.meta.endpoint_url)
+    virtual = (client.meta.config.s3 or {}).get("addressing_style") == "virtual"
+    options: dict[str, Any] = {
+        "allow_http": endpoint.scheme == "http",
+        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+        "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
+        # of a whole body, which may be large; a silent peer is caught by read_timeout
+        "timeout": timedelta(hours=1),
+    }
+    if bundle := os.environ.get("AWS_CA_BUNDLE"):
+        options["root_certificate"] = Path(bundle).read_bytes()
+    return ObstoreS3Store(
+        bucket,
+        endpoint=(
+            endpoint._replace(netloc=f"{bucket}.{endpoint.netloc}").geturl() if virtual else endpoint.geturl()
+        ),
+        region=(
+            client.meta.region_name if client.meta.region_name not in (None, "aws-global") else "us-east-1"
+        ),
+        virtual_hosted_style_request=virtual,
+        credential_provider=provider,
+        client_options=options,
+        retry_config={"max_retries": PATIENT_ATTEMPTS, "retry_timeout": READ_PATIENCE},
+    )
+
+
+def _unquoted(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
+
+
+def _quoted(etag: str) -> str:
+    return f'"{_unquoted(etag)}"'
