@@ -51,10 +51,9 @@ from emotion_train.model.attention import Segments
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.lora import build_classifier
 from emotion_train.model.loss import class_weights
+from emotion_train.processes.machine import device_name, versions
 from emotion_train.processes.ranks import Ranks
-from emotion_train.runs.publish import versions
 from emotion_train.storage.open import open_store
-from emotion_train.train import device_name
 from emotion_train.training.trainer import Trainer
 
 BATCH = 32

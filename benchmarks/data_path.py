@@ -379,7 +379,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     from emotion_train.data.loader import encoder_threads
     from emotion_train.evaluation.scoring import fill_multiple
     from emotion_train.model.head import EmotionClassifier
-    from emotion_train.train import device_name
+    from emotion_train.processes.machine import device_name
 
     cuda = torch.cuda.is_available()
     values = [f"data.url={request['url']}", "run.output_url=unused", f"model.base={request['base']}"]

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion_train.demo import small_model
-from launch.results.pull import pull
+from emotion_train.runs.published import download
 from launch.run.choice import accelerate_line
 
 HERE = Path(__file__).parent
@@ -134,7 +134,7 @@ def train(folder: Path, run_id: str, values: list[str]) -> dict[str, Any]:
         check=True,
         stdout=sys.stderr,
     )
-    pull(f"{folder / 'runs'}/{run_id}", folder / "pulled" / run_id)
+    download(f"{folder / 'runs'}/{run_id}", folder / "pulled" / run_id)
     report: dict[str, Any] = json.loads((folder / "pulled" / run_id / "report" / "report.json").read_text())
     return report
 

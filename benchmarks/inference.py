@@ -33,9 +33,8 @@ from emotion_train.demo import small_model
 from emotion_train.evaluation.scoring import fill_multiple, probabilities_of, score
 from emotion_train.model.lora import build_classifier
 from emotion_train.predict import _AT_A_TIME
-from emotion_train.runs.publish import versions
+from emotion_train.processes.machine import device_name, versions
 from emotion_train.storage.open import open_store
-from emotion_train.train import device_name
 
 
 def main() -> None:

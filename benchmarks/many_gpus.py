@@ -39,8 +39,8 @@ from safetensors.torch import load_file
 
 from emotion_train.runs.checkpoint import read_document
 from emotion_train.runs.log import read_log
+from emotion_train.runs.published import download
 from emotion_train.storage.open import open_store
-from launch.results.pull import pull
 from launch.run.choice import CONFIGS, accelerate_line
 from launch.run.topology import Topology
 
@@ -185,7 +185,7 @@ def train(
         env=environment,
     )
     seconds = time.perf_counter() - began
-    pull(f"{folder / 'runs'}/{run_id}", folder / run_id)
+    download(f"{folder / 'runs'}/{run_id}", folder / run_id)
     report: dict[str, Any] = json.loads((folder / run_id / "report" / "report.json").read_text())
     assert report["identity"]["world_size"] == topology.world_size
     return Run(

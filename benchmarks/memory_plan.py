@@ -41,7 +41,7 @@ from emotion_train.model.load import HEAD, _place, skeleton
 from emotion_train.model.lora import attach_lora
 from emotion_train.model.loss import weighted_loss_sum
 from emotion_train.model.precision import Precision, formats
-from emotion_train.runs.publish import versions
+from emotion_train.processes.machine import versions
 from emotion_train.sizing.memory import GIB, MemoryEstimate, Shape, estimate, largest_microbatch, usable_bytes
 from launch.gpus import GPU_KINDS, GpuKind, kind_of
 from launch.plan.speed import Speed

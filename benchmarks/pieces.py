@@ -27,7 +27,7 @@ from torch.nn.functional import dropout, rms_norm, silu
 
 from emotion_train.model.attention import Segments, on_device, segment_attention, sight
 from emotion_train.model.fused import product_in_float32
-from emotion_train.runs.publish import versions
+from emotion_train.processes.machine import versions
 
 if TYPE_CHECKING or find_spec("triton"):  # PyTorch's builds for CPUs come without
     from triton.testing import do_bench

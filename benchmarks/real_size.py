@@ -30,7 +30,7 @@ import torch
 from goemotions import MISTRAL, SINGLE_GPU, add_posts_argument, prepared, splits
 from safetensors.torch import save_file
 
-from launch.results.pull import pull
+from emotion_train.runs.published import download
 from launch.run.choice import accelerate_line
 
 PARAMETERS = 24_011_361_280  # of the published checkpoint
@@ -215,7 +215,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> str:
     began = time.perf_counter()
     subprocess.run(accelerate_line(SINGLE_GPU, str(MISTRAL), values), check=True, stdout=sys.stderr)
     whole_s = time.perf_counter() - began
-    pull(f"{folder / 'runs'}/real-size", folder / "adapter")
+    download(f"{folder / 'runs'}/real-size", folder / "adapter")
     report: dict[str, Any] = json.loads((folder / "adapter" / "report" / "report.json").read_text())
     command = [
         sys.executable,

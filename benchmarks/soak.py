@@ -56,17 +56,19 @@ from emotion_train.data.index import Index, Split
 from emotion_train.data.order import Order, counter_hash
 from emotion_train.errors import EmotionTrainError, StorageError, exit_code
 from emotion_train.model.load import BaseInfo
+from emotion_train.processes.machine import device_name, versions
 from emotion_train.processes.ranks import Ranks
 from emotion_train.runs import saver
 from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, read_saved
 from emotion_train.runs.log import Entry, Writer, read_log, read_part, upload_part
-from emotion_train.runs.publish import versions
 from emotion_train.runs.retention import kept_entries
 from emotion_train.storage import s3 as s3_page
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.s3 import S3Store
-from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _open_saver, device_name
+from emotion_train.training.claim import claim, look_before_claiming
+from emotion_train.training.job import Claimed, Job
+from emotion_train.training.start import _open_saver
 
 STEPS = 1000  # of one run
 STEP_S = 0.005
@@ -211,7 +213,7 @@ def train(config: Config, unconditional: bool, board: Any) -> int:
     """
     store = open_store(config.run.output_url)
     assert config.run.id is not None
-    if _look_before_claiming(config, INDEX, store, unconditional):
+    if look_before_claiming(config, INDEX, store, unconditional):
         return 0
     alone: Any = None
     cpu: Any = SimpleNamespace(device=SimpleNamespace(type="cpu"))
@@ -230,7 +232,7 @@ def train(config: Config, unconditional: bool, board: Any) -> int:
         "",
     )
     found: list[Claimed] = []
-    if _claim(job, found):
+    if claim(job, found):
         return 0
     (claimed,) = found
     walk = Walk.resume(claimed.newest.state()) if claimed.newest is not None else Walk.begin()

@@ -35,12 +35,12 @@ from real_size import add_checkpoint_arguments, ensure_checkpoint, some_posts
 from emotion_train.config import load_config
 from emotion_train.data.index import read_index
 from emotion_train.model.attention import HAS_GQA
+from emotion_train.runs.published import download
 from emotion_train.sizing.memory import MicroBatch, Shape, estimate
 from emotion_train.storage.open import open_store
 from launch.gpus import kind_of
 from launch.plan.choices import Choice, Spot, with_settings
 from launch.plan.prices import Offer
-from launch.results.pull import pull
 from launch.run.choice import accelerate_line
 from launch.workload import work_of
 
@@ -166,7 +166,7 @@ def ours(
     ]
     choice = planned(values)
     subprocess.run(accelerate_line(SINGLE_GPU, str(MISTRAL), values), check=True, stdout=sys.stderr)
-    pull(f"{folder / 'runs'}/{precision}", folder / "pulled" / precision)
+    download(f"{folder / 'runs'}/{precision}", folder / "pulled" / precision)
     report = json.loads((folder / "pulled" / precision / "report" / "report.json").read_text())
     posts, real_tokens = speed(str(folder / "runs"), precision)
     expected = (

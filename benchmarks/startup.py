@@ -141,6 +141,7 @@ def child(words: list[str]) -> None:
     times = {"began": float(os.environ["STARTUP_BEGAN"]), "python": time.time()}
     from emotion_train import train
     from emotion_train.cli import main as program
+    from emotion_train.training import start
 
     def noted(before: str | None, after: str | None, function: Any) -> Any:
         def call(*given: Any, **named: Any) -> Any:
@@ -168,9 +169,9 @@ def child(words: list[str]) -> None:
             steps += 1
             times.setdefault("first step" if steps == 1 else "second step", time.time())
             if steps == 2:
-                from emotion_train.runs.publish import versions
+                from emotion_train.processes.machine import device_name, versions
 
-                facts = {"device": train.device_name(trainer.accelerator.device.type), "versions": versions()}
+                facts = {"device": device_name(trainer.accelerator.device.type), "versions": versions()}
                 print(
                     json.dumps(
                         {
@@ -187,9 +188,9 @@ def child(words: list[str]) -> None:
         Trainer._step = timed_step  # type: ignore[assignment, method-assign]
         return load(*given)
 
-    load = train._load_model
-    train._start_processes = noted("imports", "device", train._start_processes)
-    train._load_model = noted("claim", "weights", watch)
+    load = start.load_model
+    train.start_processes = noted("imports", "device", train.start_processes)
+    start.load_model = noted("claim", "weights", watch)
     sys.exit(program(["train", *words]))
 
 

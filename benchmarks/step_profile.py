@@ -23,7 +23,7 @@ import torch
 from memory_plan import ATTENTION, a_batch, random_classifier, step
 from torch.profiler import ProfilerActivity, profile
 
-from emotion_train.runs.publish import versions
+from emotion_train.processes.machine import versions
 
 KINDS = (
     ("products of the base", ("nvjet", "gemm", "cutlass")),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from emotion_train.config import POSTS_PER_SCORING_STEP
 from emotion_train.errors import WrongRequest
-from emotion_train.predict import add_adapter_arguments, load_with_progress
+from emotion_train.evaluation.adapter import add_adapter_arguments, load_with_progress
 
 if TYPE_CHECKING:
     from emotion_train.data.index import Index
@@ -129,12 +129,12 @@ def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[
     from emotion_train.data.loader import Loader
     from emotion_train.data.order import Order
     from emotion_train.data.reader import RowGroupReader
+    from emotion_train.evaluation.floors import tfidf_predictions
     from emotion_train.evaluation.metrics import confusion
     from emotion_train.evaluation.predictions import Predictions, join_predictions
     from emotion_train.evaluation.scoring import fill_multiple, score
     from emotion_train.progress import ProgressLine
     from emotion_train.report.figures import SplitResult
-    from emotion_train.runs.publish import tfidf_predictions
 
     split, classes = posts.index.split(posts.name), len(adapter.labels)
     loader = Loader(

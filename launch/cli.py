@@ -288,9 +288,9 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from emotion_train.errors import WrongRequest
+    from emotion_train.runs.published import split_run_url
     from emotion_train.storage.open import open_store
     from launch.results.pages import a_console, show, watch
-    from launch.results.pull import split_run_url
 
     if not arguments.every > 0:
         raise WrongRequest(f"--every is {arguments.every:g}; give seconds above 0.")
@@ -304,13 +304,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _pull(arguments: argparse.Namespace) -> int:
-    from launch.results.pull import pull
+    from launch.results.pull import run
 
-    entry = pull(arguments.run_url, arguments.to)
-    total = sum(part.bytes for part in entry.parts)
-    print(f"{len(entry.parts)} files, {total / 2**20:.1f} MiB, sha256 verified: {arguments.to}")
-    print(f'next: emotion-train predict --adapter {arguments.to} "what a lovely mess"')
-    return 0
+    return run(arguments.run_url, arguments.to)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,45 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config, Precision
 from emotion_train.data.index import Index, Split
+from emotion_train.data.packing import deal
 from emotion_train.errors import WrongRequest
 from emotion_train.sizing.memory import Shape, is_fused
 from emotion_train.storage.store import Store
-from launch.plan.choices import Work
+
+_MOST_STEPS_TRIED = 16
+_LONGEST_SHARE_TRIED = 20_000  # posts
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run computes. `lengths`: tokens of some training posts, in any order."""
+
+    train_posts: int
+    scored_posts: int  # those of every evaluation and of the final report
+    epochs: int
+    global_batch_size: int
+    lengths: tuple[int, ...]
+    labels: int
+    max_length: int
+
+    @property
+    def mean_length(self) -> float:
+        return sum(self.lengths) / len(self.lengths)
+
+    def shares(self, gpus: int) -> Iterator[list[list[int]]]:
+        """Some steps as the lengths of each GPU's posts."""
+        size = min(self.global_batch_size, self.train_posts, _LONGEST_SHARE_TRIED)
+        for step in range(max(1, min(_MOST_STEPS_TRIED, len(self.lengths) // size))):
+            posts = [self.lengths[(step * size + place) % len(self.lengths)] for place in range(size)]
+            yield [[posts[index] for index in group] for group in deal(posts, gpus)]
+
 
 _SAMPLE_POSTS = 2048
 # of the published checkpoint, so that a plan for the default base needs no network

@@ -253,13 +253,13 @@ def test_a_gpu_that_is_too_small_names_settings_that_need_less(
 ) -> None:
     import torch
 
-    from emotion_train import train
+    from emotion_train.training import start
 
     def too_large(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(train, "_build_model", too_large)
+    monkeypatch.setattr(start, "build_model", too_large)
     causal_checkpoint(tmp_path / "base", "llama")
     assert train_cli.main(["prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data")]) == 0
     sentence = run_here(["train", *tiny_words(tmp_path)], capsys)

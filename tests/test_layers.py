@@ -1,111 +1,83 @@
-"""Imports point down only: a page may use pages of its own level and of those below it."""
+"""The folders are the layers: imports point to rooms on the left, and the launcher loads no torch."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from launch.run.choice import QUIETLY
+
 ROOT = Path(__file__).parents[1]
-LEVELS = [
-    {"console", "errors", "outcome", "preemption"},
-    {"config", "shape"},
-    {"activations"},
-    {
-        "loss",
-        "manifest",
-        "memory",
-        "metrics",
-        "data.order",
-        "data.packing",
-        "data.posts",
-        "data.spill",
-        "data.stratify",
-        "storage",
-        "staged",
-        "base",
-        "gguf_file",
-        "progress",
-    },
-    {"data.cleaning", "data.index", "data.reader", "data.shards", "data.tokenization", "local_s3", "runlog"},
-    {"data.loader", "model.", "checkpoint", "report.", "ranks", "distributed", "retention"},
-    {"scoring", "saver", "interruption", "microbatch"},
-    {"trainer", "publish"},
-    {"prepare", "stage_base", "train", "evaluate", "predict", "demo"},
-    {"cli"},
-]
-FOR_THE_LAUNCHER = {
-    *(
-        "config",
-        "console",
-        "errors",
-        "storage",
-        "runlog",
-        "staged",
-        "base",
-        "progress",
-        "outcome",
-        "preemption",
-        "memory",
-        "shape",
-        "gguf_file",
-    ),
-    *("data.index", "data.cleaning", "data.packing", "data.reader", "data.tokenization"),
+# a page may use pages of its own room and of the rooms before it; verbs stand at the top level
+LINE = """errors console config progress storage bases sizing data processes model evaluation report runs
+training VERBS cli"""
+ROOMS = LINE.split()
+HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed", "datasets", "sklearn"}
+PAGES = {
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
+    for package in ("emotion_train", "launch")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if path.name != "__init__.py"
 }
 
 
-def level(name: str) -> int:
-    return next(
-        i
-        for i, pages in enumerate(LEVELS)
-        if name in pages or any(p.endswith(".") and name.startswith(p) for p in pages)
-    )
+def room_of(page: str) -> int:
+    """Place of a page of emotion_train in the line of rooms."""
+    name = page.split(".")[1]
+    return ROOMS.index(name if name in ROOMS else "VERBS")
 
 
-def imports(path: Path) -> set[str]:
-    """Project pages imported anywhere in a file, but for type checking and in its `if __name__ ==
-    "__main__"` block.
+def imports(page: str, *, when_imported: bool = False) -> Iterator[str]:
+    """Modules that a page imports anywhere, or only `when_imported` itself; not those for type
+    checking and of its `if __name__ == "__main__"` block.
     """
-    found: set[str] = set()
-    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    pending: list[ast.AST] = [ast.parse(PAGES[page].read_text(encoding="utf-8"))]
     while pending:
         node = pending.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
             continue
-        if isinstance(node, ast.ImportFrom) and node.module:
-            if (ROOT / node.module.replace(".", "/")).is_dir():
-                found |= {f"{node.module}.{alias.name}" for alias in node.names}
-            else:
-                found.add(node.module)
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        pending += ast.iter_child_nodes(node)
-    return {name for name in found if name.split(".")[0] in ("emotion_train", "launch")}
-
-
-def test_imports_point_down_only() -> None:
-    for path in (ROOT / "emotion_train").rglob("*.py"):
-        if path.name == "__init__.py":
+        if when_imported and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        page = path.relative_to(ROOT / "emotion_train").with_suffix("").as_posix().replace("/", ".")
-        for name in imports(path):
-            assert not name.startswith("launch"), f"{page} imports the launcher"
-            assert level(name.removeprefix("emotion_train.")) <= level(page), (
-                f"{page} imports {name}, which is above it"
-            )
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names} & PAGES.keys()
+            yield from names or {node.module}
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        pending += ast.iter_child_nodes(node)
 
 
-def test_the_launcher_uses_the_torch_free_pages_only() -> None:
-    for path in (ROOT / "launch").glob("*.py"):
-        used = {
-            name.removeprefix("emotion_train.") for name in imports(path) if name.startswith("emotion_train")
-        }
-        assert used <= FOR_THE_LAUNCHER, f"{path.name} imports {used - FOR_THE_LAUNCHER}"
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("emotion_train.")])
+def test_imports_point_to_rooms_on_the_left(page: str) -> None:
+    used = {name for name in imports(page) if name.split(".")[0] in ("emotion_train", "launch")}
+    assert not {name for name in used if name.startswith("launch")}
+    assert not {name for name in used if room_of(name) > room_of(page)}
+
+
+def test_every_room_is_in_the_line() -> None:
+    rooms = {path.name for path in (ROOT / "emotion_train").iterdir() if (path / "__init__.py").exists()}
+    assert rooms <= set(ROOMS)
+
+
+def test_the_launcher_loads_no_torch() -> None:
+    """But for the page that stands in for `accelerate launch`, a process of its own."""
+    pending = [(page, page) for page in PAGES if page.startswith("launch.") and page != QUIETLY]
+    seen = {page for page, _ in pending}
+    while pending:
+        page, way = pending.pop()
+        for name in imports(page, when_imported=not page.startswith("launch.")):
+            assert name.split(".")[0] not in HEAVY, f"{way} -> {name}"
+            if name in PAGES and name not in seen:
+                seen.add(name)
+                pending.append((name, f"{way} -> {name}"))
 
 
 def test_packages_import_nothing() -> None:
-    for path in (*(ROOT / "emotion_train").rglob("__init__.py"), ROOT / "launch" / "__init__.py"):
-        assert not [
-            node
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Import | ast.ImportFrom)
-        ], path
+    for package in ("emotion_train", "launch"):
+        for path in (ROOT / package).rglob("__init__.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)], (
+                path
+            )

@@ -383,7 +383,7 @@ MUTANTS = [
     ),
     Mutant(
         "a fall-back is recorded",
-        "emotion_train/train.py",
+        "emotion_train/training/job.py",
         "Claimed.fell_back",
         "self.writer.append('note', last.epoch",
         "(lambda *words: None)('note', last.epoch",
@@ -407,7 +407,7 @@ MUTANTS = [
     ),
     Mutant(
         "a state of this machine is not put behind a newer one",
-        "emotion_train/train.py",
+        "emotion_train/training/claim.py",
         "_prefer_local",
         " and (found.newest is None or place(entry) > place(found.newest.entry)):",
         ":",
@@ -415,8 +415,8 @@ MUTANTS = [
     ),
     Mutant(
         "where a run stands is looked up after the claim",
-        "emotion_train/train.py",
-        "_claim",
+        "emotion_train/training/claim.py",
+        "claim",
         "checkpoint.newest(writer.entries, lambda",
         "checkpoint.newest([entry for entry in writer.entries if entry in saved], lambda",
         "tests/emotion_train/training/test_resume.py::test_what_an_older_writer_commits_before_the_claim_is_gone_on_from",
@@ -472,7 +472,7 @@ MUTANTS = [
     ),
     Mutant(
         "what is not published does not end with 0",
-        "emotion_train/train.py",
+        "emotion_train/training/finish.py",
         "_until_the_store_takes_it",
         "raise _not_published(job, error, keep()) from error",
         "return None, None",
@@ -480,7 +480,7 @@ MUTANTS = [
     ),
     Mutant(
         "a pickle is not pulled",
-        "launch/results/pull.py",
+        "emotion_train/runs/published.py",
         "safe_targets",
         "not in _ALLOWED_SUFFIXES:",
         'not in {*_ALLOWED_SUFFIXES, ".pt", ".bin", ".pkl"}:',

@@ -11,10 +11,15 @@ Letters: N posts to predict, C labels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from emotion_train.data.index import Index, Split
+from emotion_train.data.reader import RowGroupReader
+from emotion_train.evaluation.predictions import Predictions
+from emotion_train.storage.store import Store
 
 MAJORITY = "majority class"
 TFIDF = "TF-IDF + logistic regression"
@@ -61,3 +66,39 @@ def tfidf_floor(
         model.fit(features, np.asarray(train_labels))
     prob_NC[:, model.classes_] = model.predict_proba(vectorizer.transform(texts))
     return prob_NC
+
+
+def tfidf_predictions(
+    store: Store, index: Index, names: Sequence[str], max_train_rows: int, seed: int, patience_s: float = 0.0
+) -> dict[str, Predictions]:
+    """The TF-IDF floor's predictions of these splits; empty when the training split is larger than
+    `max_train_rows`.
+
+    A store that does not answer is asked again for `patience_s` seconds.
+    """
+    train = index.split("train")
+    if train.rows > max_train_rows:
+        return {}
+    # ids, texts, labels
+    columns = {name: list(zip(*posts(store, index.split(name), patience_s), strict=True)) for name in names}
+    every_text = [text for _, texts, _ in columns.values() for text in texts]
+    prob_NC = tfidf_floor(
+        ((text, label) for _, text, label in posts(store, train, patience_s)),
+        every_text,
+        len(index.labels),
+        seed,
+    )
+    found, at = {}, 0
+    for name, (ids, _, labels) in columns.items():
+        found[name] = Predictions.of(ids, labels, prob_NC[at : at + len(ids)])
+        at += len(ids)
+    return found
+
+
+def posts(store: Store, split: Split, patience_s: float = 0.0) -> Iterator[tuple[str, str, int]]:
+    """(id, text, label) of a split, in the order in which it is stored."""
+    with RowGroupReader(store, split, capacity=16, patience_s=patience_s) as reader:
+        for group in range(len(split.row_groups)):
+            reader.ask(range(group, min(group + 8, len(split.row_groups))))
+            rows = reader.rows(group)
+            yield from zip(rows.ids, rows.texts, rows.labels, strict=True)

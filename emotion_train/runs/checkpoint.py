@@ -26,7 +26,6 @@ from emotion_train.storage.store import Store
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
 T = TypeVar("T")
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # a run may continue on other machines, with other packing or precision, but not with another
 # question
@@ -311,39 +310,6 @@ def check_same_base(document: Mapping[str, Any], base: BaseInfo, run_id: str) ->
             f"Run {run_id} was started on another base than {base.name} is now: its weights differ. Give the"
             " old model.base to continue it, or another run.id to start a new run."
         )
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str]
-) -> dict[str, torch.Tensor]:
-    """AdamW's moments by parameter name, not copied; a parameter that never had a gradient has
-    none.
-    """
-    return {
-        f"{key}.{name}": optimizer.state[parameter][key].detach()
-        for parameter, name in names.items()
-        for key in _MOMENTS
-        if key in optimizer.state[parameter]
-    }
-
-
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer,
-    names: Mapping[torch.nn.Parameter, str],
-    moments: Mapping[str, torch.Tensor],
-    step: int,
-) -> None:
-    """Put the moments back; every parameter must find its own."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name = names[parameter]
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step), device=parameter.device if group.get("fused") else "cpu"),
-                **{
-                    key: moments[f"{key}.{name}"].to(parameter.device, torch.float32).clone()
-                    for key in _MOMENTS
-                },
-            }
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

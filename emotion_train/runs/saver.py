@@ -8,18 +8,14 @@ them. The price: a state in host memory for each that waits, at most five.
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
-from pydantic import ValidationError
-
-from emotion_train.errors import ObjectNotFound, StorageError
+from emotion_train.errors import StorageError
 from emotion_train.runs.checkpoint import Snapshot, commit
-from emotion_train.runs.log import MAX_ENTRY_BYTES, Entry, Writer, upload_part
-from emotion_train.storage.folder import FolderStore
+from emotion_train.runs.local_states import LocalStates
+from emotion_train.runs.log import Writer
 
 # evaluated states that wait; of more, those that are neither the best nor the newest are let go
 _MOST_SCORED = 4
@@ -27,90 +23,6 @@ _CLOSE_S = 10.0  # a process that ends for another reason waits this long for wh
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _TELL_EVERY_S = 60.0
-
-
-class LocalStates:
-    """The states of one run that the bucket did not take, in a folder of this machine; an entry
-    file written last makes each whole.
-    """
-
-    def __init__(self, folder: Path, run_id: str) -> None:
-        self.store = FolderStore(folder)
-        self.folder = folder / run_id
-        self.run_id = run_id
-        self._kept: set[str] = set()
-        self._lock = threading.Lock()
-
-    @property
-    def in_use(self) -> bool:
-        return self.folder.exists()
-
-    def keep(self, snapshots: Sequence[Snapshot], incarnation: int) -> None:
-        """Make these the states in the folder: write those that are not there, then remove the
-        others. Raises `StorageError`.
-        """
-        with self._lock:
-            for snapshot in snapshots:
-                if snapshot.name not in self._kept:
-                    parts = tuple(
-                        upload_part(self.store, self.run_id, f"{snapshot.name}/{name}", data)
-                        for name, data in snapshot.files()
-                    )
-                    entry = Entry(
-                        seq=0,
-                        kind="checkpoint",
-                        incarnation=incarnation,
-                        nonce="",
-                        time_utc="",
-                        epoch=snapshot.epoch,
-                        step=snapshot.step,
-                        parts=parts,
-                        index_sha256=snapshot.question.index.sha256(),
-                        config_sha256=snapshot.question.config.sha256(),
-                        metrics=dict(snapshot.metrics),
-                    )
-                    self.store.write(f"{self.run_id}/{snapshot.name}.json", entry.to_bytes())
-                    self._kept.add(snapshot.name)
-            self._remove_all_but({snapshot.name for snapshot in snapshots})
-
-    def keep_final(self, files: Mapping[str, bytes]) -> str:
-        """Write what the bucket did not take of a finished run; where it is, in words."""
-        folder = self.folder / "final"
-        try:
-            for name, data in files.items():
-                self.store.write(f"{self.run_id}/final/{name}", data)
-        except StorageError as error:
-            return f"Its adapter and report cannot be kept on this machine either: {error}"
-        return f"Its adapter and report are kept in {folder}."
-
-    def clear(self) -> None:
-        """Remove everything of this run; a file that cannot be removed stays, and is older than the
-        log.
-        """
-        with self._lock:
-            self._kept.clear()
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def entries(self) -> list[Entry]:
-        """The whole states in the folder, by step; one that cannot be read, or that another process
-        removed just now, is passed over.
-        """
-        found = []
-        for info in self.store.list(f"{self.run_id}/"):
-            if info.key.count("/") == 1 and info.key.endswith(".json"):
-                try:
-                    found.append(Entry.model_validate_json(self.store.read(info.key, length=MAX_ENTRY_BYTES)))
-                except (ValidationError, ObjectNotFound):
-                    continue
-        return sorted(found, key=lambda entry: (entry.step, "macro_f1" in entry.metrics))
-
-    def _remove_all_but(self, names: set[str]) -> None:
-        """Entry files first: what has none is not whole."""
-        keys = [info.key for info in self.store.list(f"{self.run_id}/")]
-        for key in sorted(keys, key=lambda key: (not key.endswith(".json") or key.count("/") > 1, key)):
-            if key.split("/")[1].removesuffix(".json") not in names:
-                self.store.delete(key)
-        self._kept &= names
 
 
 class Saver:

@@ -29,7 +29,6 @@ from emotion_train.config import TrainSection
 from emotion_train.errors import WrongRequest
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.lora import adapter_parameters, refuse_misfits
-from emotion_train.runs.checkpoint import load_optimizer_state, optimizer_tensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -496,3 +495,39 @@ def deepspeed_config(stage: int, settings: TrainSection, trained: int) -> dict[s
             **({"memory_efficient_linear": False} if stage == 3 else {}),
         },
     }
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str]
+) -> dict[str, torch.Tensor]:
+    """AdamW's moments by parameter name, not copied; a parameter that never had a gradient has
+    none.
+    """
+    return {
+        f"{key}.{name}": optimizer.state[parameter][key].detach()
+        for parameter, name in names.items()
+        for key in _MOMENTS
+        if key in optimizer.state[parameter]
+    }
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[torch.nn.Parameter, str],
+    moments: Mapping[str, torch.Tensor],
+    step: int,
+) -> None:
+    """Put the moments back; every parameter must find its own."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step), device=parameter.device if group.get("fused") else "cpu"),
+                **{
+                    key: moments[f"{key}.{name}"].to(parameter.device, torch.float32).clone()
+                    for key in _MOMENTS
+                },
+            }

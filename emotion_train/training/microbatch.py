@@ -21,6 +21,7 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import HAS_GQA
 from emotion_train.model.load import read_config
+from emotion_train.processes.machine import memory_of
 from emotion_train.processes.ranks import Ranks
 from emotion_train.sizing.memory import GIB, MicroBatch, Precision, Shape, largest_microbatch, tokens_to_fill
 from emotion_train.storage.store import Store
@@ -85,13 +86,6 @@ def settle(
         "gradient_checkpointing": setting.gradient_checkpointing,
     }
     return config.model_copy(update={"train": config.train.model_copy(update=update)})
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes of the GPU, less what other programs have of it now."""
-    free, total = torch.cuda.mem_get_info(device)
-    # the context of this process is there already
-    return min(total, free + torch.cuda.memory_reserved(device) + GIB // 2)
 
 
 def tokens_of_a_step(config: Config, lengths: Sequence[int], posts: int, world_size: int) -> int:

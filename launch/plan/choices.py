@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from emotion_train.config import POSTS_PER_SCORING_STEP, Config
-from emotion_train.data.packing import GPU_FILL, bins, deal
+from emotion_train.data.packing import GPU_FILL, bins
 from emotion_train.sizing.memory import (
     MemoryEstimate,
     MicroBatch,
@@ -28,9 +28,8 @@ from emotion_train.sizing.memory import (
 from launch.gpus import COUNTS, GPU_KINDS, GpuKind
 from launch.plan.prices import Offer, Prices
 from launch.plan.speed import Speed
+from launch.workload import Work
 
-_MOST_STEPS_TRIED = 16
-_LONGEST_SHARE_TRIED = 20_000  # posts
 _NEVER_H = 365 * 24  # a year
 _MOST_EXPONENT = 100.0  # e to this is beyond any run
 
@@ -42,30 +41,6 @@ class Spot:
     preemptions_per_hour: float = 0.1
     startup_minutes: float = 10.0
     checkpoint_minutes: float = 1.0
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a run computes. `lengths`: tokens of some training posts, in any order."""
-
-    train_posts: int
-    scored_posts: int  # those of every evaluation and of the final report
-    epochs: int
-    global_batch_size: int
-    lengths: tuple[int, ...]
-    labels: int
-    max_length: int
-
-    @property
-    def mean_length(self) -> float:
-        return sum(self.lengths) / len(self.lengths)
-
-    def shares(self, gpus: int) -> Iterator[list[list[int]]]:
-        """Some steps as the lengths of each GPU's posts."""
-        size = min(self.global_batch_size, self.train_posts, _LONGEST_SHARE_TRIED)
-        for step in range(max(1, min(_MOST_STEPS_TRIED, len(self.lengths) // size))):
-            posts = [self.lengths[(step * size + place) % len(self.lengths)] for place in range(size)]
-            yield [[posts[index] for index in group] for group in deal(posts, gpus)]
 
 
 @dataclass(frozen=True)

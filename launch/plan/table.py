@@ -11,9 +11,10 @@ from rich.table import Table
 from emotion_train.config import Config
 from emotion_train.sizing.memory import GIB, MemoryEstimate
 from launch.gpus import MIB
-from launch.plan.choices import Choice, Plan, Spot, TooSmall, Work
+from launch.plan.choices import Choice, Plan, Spot, TooSmall
 from launch.plan.prices import Prices, Quote
 from launch.results.pages import print_whole
+from launch.workload import Work
 
 
 def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spot, console: Console) -> None:

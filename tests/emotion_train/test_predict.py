@@ -18,8 +18,9 @@ import pytest
 
 from emotion_train.config import LoraSection
 from emotion_train.errors import WrongRequest
+from emotion_train.evaluation.adapter import load_with_progress, refuse_small_gpu
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts
-from emotion_train.predict import _posts, add_arguments, load_with_progress, refuse_small_gpu
+from emotion_train.predict import _posts, add_arguments
 from emotion_train.sizing.memory import Shape
 
 POSTS = ["what a lovely mess", 'said "no",\tthen left', "naïve 🙂"]
@@ -198,7 +199,7 @@ def test_the_gpu_is_compared_with_the_weights_before_any_is_read(
     (adapter / LABELS).write_text(json.dumps({"labels": ["a", "b"]}))
     (adapter / FACTS).write_text(facts.model_dump_json(exclude={"labels"}))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("emotion_train.training.microbatch.memory_of", lambda device: 23_034 << 20)
+    monkeypatch.setattr("emotion_train.processes.machine.memory_of", lambda device: 23_034 << 20)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     with pytest.raises(

@@ -30,11 +30,11 @@ from hypothesis import strategies as st
 from emotion_train.cli import main
 from emotion_train.data import spill
 from emotion_train.data.index import Index, read_index
+from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.shards import balanced
 from emotion_train.data.stratify import DRAW, quotas, thresholds
 from emotion_train.errors import StorageError, WrongRequest
-from emotion_train.prepare import prepare
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo, Store

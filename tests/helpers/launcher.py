@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from emotion_train.config import example_config
 from emotion_train.runs.log import Entry, read_log, run_ids
+from emotion_train.runs.published import download
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from launch.results.history import incarnations
-from launch.results.pull import pull
 from tests.helpers.slurm_site import ROOT, Site
 
 OUTPUT_URL = "s3://cloud/runs"
@@ -143,7 +143,7 @@ def published_run(printed: str) -> str:
 
 
 def adapter(run_id: str, folder: Path) -> dict[str, torch.Tensor]:
-    pull(f"{OUTPUT_URL}/{run_id}", folder)
+    download(f"{OUTPUT_URL}/{run_id}", folder)
     return load_file(folder / "adapter_model.safetensors")
 
 

@@ -15,14 +15,16 @@ from accelerate import Accelerator
 
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
+from emotion_train.data.preparation import prepare
 from emotion_train.data.tokenization import PostTokenizer
-from emotion_train.prepare import prepare
 from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.notices import Notice
 from emotion_train.processes.ranks import Ranks
 from emotion_train.storage.open import open_store
-from emotion_train.train import Claimed, Job, _claim, _look_before_claiming, _start_trainer
+from emotion_train.training import start
+from emotion_train.training.claim import claim, look_before_claiming
 from emotion_train.training.engines import Kind
+from emotion_train.training.job import Claimed, Job
 from emotion_train.training.trainer import Trainer
 from tests.helpers.tiny_models import causal_checkpoint
 
@@ -99,7 +101,7 @@ def job_of(
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
     assert config.run.id is not None
-    assert _look_before_claiming(config, index, output_store, False) is None
+    assert look_before_claiming(config, index, output_store, False) is None
     accelerator, ranks = accelerator or Accelerator(cpu=True), Ranks()
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
     interruptions = Interruptions(ranks, notice, config.preemption.hold_s or 0.0, print)
@@ -129,5 +131,5 @@ def start_trainer(
 ) -> Trainer:
     """The trainer as `emotion_train.train` makes it, claimed and resumed."""
     job, claimed = job_of(config, notice, engine, accelerator), list[Claimed]()
-    assert job.ranks.on_main(lambda: _claim(job, claimed)) is None
-    return _start_trainer(job, claimed[0] if claimed else None, stack)
+    assert job.ranks.on_main(lambda: claim(job, claimed)) is None
+    return start.start_trainer(job, claimed[0] if claimed else None, stack)

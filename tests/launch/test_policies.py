@@ -23,7 +23,7 @@ import boto3
 import pytest
 
 import launch
-from emotion_train.prepare import prepare
+from emotion_train.data.preparation import prepare
 from emotion_train.stage_base import stage
 from emotion_train.storage.local_s3 import LocalS3
 from tests.helpers.fault_proxy import FaultProxy

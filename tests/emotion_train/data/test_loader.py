@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.loader import Loader, StepBatch, encoder_threads
 from emotion_train.data.order import Order
+from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader, sample_texts
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
-from emotion_train.prepare import prepare
-from emotion_train.runs.publish import posts, tfidf_predictions
+from emotion_train.evaluation.floors import posts, tfidf_predictions
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from emotion_train.data.index import read_index
-from emotion_train.prepare import prepare
-from emotion_train.runs.publish import posts
+from emotion_train.data.preparation import prepare
+from emotion_train.evaluation.floors import posts
 from emotion_train.storage.open import open_store
 
 DATA = Path(os.environ.get("EMOTION_DATA_DIR", "nowhere"))

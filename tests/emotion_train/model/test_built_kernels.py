@@ -23,7 +23,7 @@ from emotion_train.model.built_kernels import BuiltKernels, archive_name, entrie
 from emotion_train.processes.ranks import Ranks
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
-from emotion_train.train import _keep_kernels
+from emotion_train.training.start import keep_kernels
 from tests.helpers.tiny_runs import tiny_config
 
 FIRST, SECOND, THIRD = ("FIRSTENTRYOFTRITON", "SECONDENTRYOFTRITON", "THIRDENTRYOFTRITON")
@@ -135,9 +135,9 @@ def test_a_run_on_a_gpu_keeps_its_kernels_where_the_config_says(
     )
     ranks = cast(Ranks, SimpleNamespace(is_main=main))
     with ExitStack() as stack:
-        _keep_kernels(config, ranks, torch.device("cpu"), stack)
+        keep_kernels(config, ranks, torch.device("cpu"), stack)
         assert os.environ["TRITON_CACHE_DIR"] == "as it was"
-        _keep_kernels(config, ranks, torch.device("cuda"), stack)
+        keep_kernels(config, ranks, torch.device("cuda"), stack)
         build(Path(os.environ["TRITON_CACHE_DIR"]), FIRST)
     assert [path.name for path in (tmp_path / "local" / "kernels").iterdir()] == [FIRST]
     assert (tmp_path / "kept" / archive_name("sm90")).exists() == main

@@ -15,8 +15,9 @@ from emotion_train.data.index import read_index
 from emotion_train.errors import Fenced, StorageError
 from emotion_train.model.load import BaseInfo
 from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, host_copy, read_saved
+from emotion_train.runs.local_states import LocalStates
 from emotion_train.runs.log import Entry, Writer, read_log
-from emotion_train.runs.saver import LocalStates, Saver
+from emotion_train.runs.saver import Saver
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo

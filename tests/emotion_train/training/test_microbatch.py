@@ -16,6 +16,7 @@ from emotion_train.config import ATTENTION_PROJECTIONS, Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
+from emotion_train.processes.machine import memory_of
 from emotion_train.sizing.memory import GIB, Shape, estimate, usable_bytes
 from emotion_train.storage.open import open_store
 from emotion_train.training import microbatch
@@ -152,11 +153,11 @@ def test_the_smallest_gpu_of_all_ranks_decides(folder: Path, monkeypatch: pytest
 @pytest.mark.gpu
 def test_a_gpu_s_memory_is_read_less_what_others_hold() -> None:
     total = torch.cuda.get_device_properties(0).total_memory
-    before = microbatch.memory_of(torch.device("cuda"))
+    before = memory_of(torch.device("cuda"))
     held = torch.empty(GIB, dtype=torch.uint8, device="cuda")
     assert 0.5 * total < before <= total
     # its own is no other's
-    assert microbatch.memory_of(torch.device("cuda")) == pytest.approx(before, abs=GIB // 2), held.device
+    assert memory_of(torch.device("cuda")) == pytest.approx(before, abs=GIB // 2), held.device
 
 
 def test_without_a_gpu_auto_is_the_default(folder: Path) -> None:

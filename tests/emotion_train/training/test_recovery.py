@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 
 from emotion_train.report.schema import Report
 from emotion_train.runs.log import Entry, read_log, read_part
+from emotion_train.runs.published import download
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
-from launch.results.pull import pull
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 
 # Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small
@@ -91,7 +91,7 @@ def checkpoints(store: Store, run_id: str) -> list[Entry]:
 
 
 def published(url: str, folder: Path) -> tuple[dict[str, torch.Tensor], Report]:
-    pull(url, folder)
+    download(url, folder)
     return load_file(folder / "adapter_model.safetensors"), Report.model_validate_json(
         (folder / "report" / "report.json").read_bytes()
     )

@@ -23,12 +23,14 @@ from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.notices import Notice
 from emotion_train.processes.ranks import Ranks
 from emotion_train.runs import checkpoint
+from emotion_train.runs.local_states import LocalStates
 from emotion_train.runs.log import Entry, Metrics, Writer, read_log
-from emotion_train.runs.saver import LocalStates
 from emotion_train.storage.open import open_store
-from emotion_train.train import Claimed, _claim, _local_folder, _look_before_claiming, _require_fp8
 from emotion_train.training import engines as distributed
 from emotion_train.training import trainer as trainer_page
+from emotion_train.training.claim import claim, look_before_claiming
+from emotion_train.training.job import Claimed, local_folder
+from emotion_train.training.start import require_fp8
 from emotion_train.training.trainer import Trainer
 from tests.helpers.tiny_runs import job_of, start_trainer, tiny_config, tiny_words
 
@@ -366,7 +368,7 @@ def test_a_run_that_another_writer_published_before_the_claim_is_left_as_it_is(f
     final = other.append("final", 0, 0)
     before = log(folder, "overtaken")
     claimed: list[Claimed] = []
-    assert _claim(job, claimed) == final
+    assert claim(job, claimed) == final
     assert not claimed
     assert log(folder, "overtaken") == before
 
@@ -375,11 +377,11 @@ def test_a_run_that_has_saved_nothing_yet_is_not_taken_over_with_another_data_se
     config = tiny_config(folder, "run.id=young")
     job = job_of(config)
     Writer(job.output_store, "young", job.index.sha256(), config.sha256()).claim(0, 0)
-    assert _look_before_claiming(config, job.index, job.output_store, False) is None
+    assert look_before_claiming(config, job.index, job.output_store, False) is None
     Writer(job.output_store, "young", "0" * 64, config.sha256()).claim(0, 0)
     before = log(folder, "young")
     with pytest.raises(WrongRequest, match=r"may be at work: its index differs.*another run\.id"):
-        _look_before_claiming(config, job.index, job.output_store, False)
+        look_before_claiming(config, job.index, job.output_store, False)
     assert log(folder, "young") == before
 
 
@@ -392,15 +394,15 @@ def test_a_published_run_is_not_taken_for_the_result_of_another_request(
     writer = Writer(job.output_store, "done", job.index.sha256(), config.sha256())
     writer.claim(0, 2)
     final = writer.append("final", 0, 2)
-    assert _look_before_claiming(config, job.index, job.output_store, False) == final
+    assert look_before_claiming(config, job.index, job.output_store, False) == final
     other = tiny_config(folder, "run.id=done", *WORDS, "train.epochs=3")
     with pytest.raises(
         WrongRequest, match=r"different now: train\.epochs .*another run\.id to start a new run"
     ):
-        _look_before_claiming(other, job.index, job.output_store, False)
+        look_before_claiming(other, job.index, job.output_store, False)
     for part in next(entry for entry in reversed(writer.log) if entry.kind == "checkpoint").parts:
         job.output_store.delete(f"done/{part.key}")
-    assert _look_before_claiming(other, job.index, job.output_store, False) == final
+    assert look_before_claiming(other, job.index, job.output_store, False) == final
 
 
 def test_what_may_differ_between_two_starts_is_noted_and_what_may_not_is_refused_before_the_claim(
@@ -630,7 +632,7 @@ def test_a_state_that_only_this_machine_has_is_gone_on_from(
     config = tiny_config(tmp_path, *WORDS, EACH_STEP, f"checkpoint.local_folder={tmp_path / 'local'}")
     with ExitStack() as first:
         trainer = start_trainer(config, first)
-        local = LocalStates(_local_folder(config), "tiny")
+        local = LocalStates(local_folder(config), "tiny")
 
         class Killed(Exception):
             pass
@@ -675,7 +677,7 @@ def test_a_local_state_older_than_the_log_or_of_another_question_is_not_gone_on_
     stop_when(first, lambda: first.progress.step == 6)
     trainer = start_trainer(config, stack)
     assert trainer.progress.step == 5
-    local = LocalStates(_local_folder(config), "elsewhere")
+    local = LocalStates(local_folder(config), "elsewhere")
     older = checkpoint.Snapshot(trainer.state(), 0, trainer.question, {})
     older.state.progress.step = 3
     local.keep([older], 0)
@@ -703,7 +705,7 @@ def test_of_the_states_on_this_machine_only_those_newer_than_the_log_are_put_int
         for metrics in ({"macro_f1": 1.0}, {})
     )
     older.state.progress.step, newer.state.progress.step = 6, 10
-    LocalStates(_local_folder(config), "order").keep([older, newer], 0)
+    LocalStates(local_folder(config), "order").keep([older, newer], 0)
     resumed = start_trainer(config, stack)
     assert resumed.progress.step == 10
     drain(resumed)
@@ -749,8 +751,8 @@ def test_a_folder_that_could_keep_no_state_is_refused_before_the_claim(
 def test_fp8_that_cannot_be_computed_is_refused(tmp_path: Path, engine: distributed.Kind, words: str) -> None:
     config = tiny_config(tmp_path, *WORDS, "model.precision=fp8")
     with pytest.raises(WrongRequest, match=words):
-        _require_fp8(config, engine, torch.device("cpu"))
-    _require_fp8(tiny_config(tmp_path, *WORDS), engine, torch.device("cpu"))
+        require_fp8(config, engine, torch.device("cpu"))
+    require_fp8(tiny_config(tmp_path, *WORDS), engine, torch.device("cpu"))
 
 
 def test_fp8_on_a_cpu_is_refused_before_the_run_is_claimed(

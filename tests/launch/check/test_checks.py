@@ -15,12 +15,14 @@ import pytest
 
 from emotion_train.config import load_config
 from emotion_train.data.index import read_index
+from emotion_train.data.preparation import prepare
 from emotion_train.errors import WrongRequest
-from emotion_train.prepare import prepare
 from emotion_train.runs.log import Writer
 from emotion_train.stage_base import stage
 from emotion_train.storage.open import open_store
-from launch.check.checks import Check, _credentials, _memory, _planned_hours, check_all, target_of
+from launch.check.checks import Check, _planned_hours, check_all
+from launch.check.credentials import check_credentials
+from launch.check.machine import check_memory, target_of
 from launch.cli import main
 from launch.run.topology import Gpu
 from tests.helpers.tiny_models import causal_checkpoint
@@ -264,7 +266,7 @@ def test_without_hours_the_plan_s_own_count(words: list[str], monkeypatch: pytes
         ends = datetime.now(UTC) + timedelta(hours=planned + margin)
         monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", ends.isoformat())
         try:
-            finding = _credentials(config, lambda: planned)
+            finding = check_credentials(config, lambda: planned)
         except WrongRequest as error:
             finding = str(error)
         assert ("more hours" in finding) == lasts
@@ -313,7 +315,7 @@ def test_a_base_or_kernels_in_a_bucket_need_credentials(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(WrongRequest, match="no credentials for the bucket"):
-        _credentials(config, lambda: None)
+        check_credentials(config, lambda: None)
 
 
 REAL = ["model.base=mistralai/Mistral-Small-3.1-24B-Base-2503", "model.precision=nf4"]
@@ -324,7 +326,9 @@ def memory_of(words: list[str], *more: str, gpu: Gpu | None = None, wanted: str 
     return_index = read_index(open_store(config.data.url))
     try:
         return Check(
-            "memory", True, _memory(config, target_of(wanted, [gpu] if gpu else []), lambda: return_index)
+            "memory",
+            True,
+            check_memory(config, target_of(wanted, [gpu] if gpu else []), lambda: return_index),
         )
     except WrongRequest as error:
         return Check("memory", False, str(error))

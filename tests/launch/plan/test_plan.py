@@ -21,9 +21,9 @@ import yaml
 
 from emotion_train.config import Config, example_config, load_config
 from emotion_train.data.index import read_index
+from emotion_train.data.preparation import prepare
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
-from emotion_train.prepare import prepare
 from emotion_train.sizing.memory import (
     MicroBatch,
     Shape,
@@ -41,7 +41,6 @@ from launch.plan.choices import (
     Choice,
     Plan,
     Spot,
-    Work,
     best_settings,
     hours_with_preemptions,
     make_plan,
@@ -51,7 +50,7 @@ from launch.plan.choices import (
 from launch.plan.prices import NO_PRICES, Offer, Prices, Quote
 from launch.plan.speed import Speed
 from launch.plan.task_file import rewritten, write_task_file
-from launch.workload import shape_of_base, work_of
+from launch.workload import Work, shape_of_base, work_of
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import tiny_config
 from tests.launch.plan.test_task_files import run_lines, tool, variables

@@ -8,9 +8,9 @@ import pytest
 
 from emotion_train.errors import Fenced, StorageError, WrongRequest
 from emotion_train.runs.log import Entry, Part, Writer, upload_part
+from emotion_train.runs.published import download, safe_targets
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
-from launch.results.pull import pull, safe_targets
 
 
 def published(store: Store, files: dict[str, bytes]) -> tuple[str, Entry]:
@@ -32,7 +32,7 @@ FILES = {
 
 def test_a_published_run_is_pulled_whole(store: Store, tmp_path: Path) -> None:
     url, entry = published(store, FILES)
-    assert pull(url, tmp_path / "here" / "adapter") == entry
+    assert download(url, tmp_path / "here" / "adapter") == entry
     found = {
         path.relative_to(tmp_path / "here/adapter").as_posix(): path.read_bytes()
         for path in (tmp_path / "here").rglob("*")
@@ -49,7 +49,7 @@ def test_a_damaged_part_leaves_nothing_behind(store: Store, tmp_path: Path) -> N
     url, _ = published(store, FILES)
     store.write("run/final/00000000/report.json", b'{"a": 2}')
     with pytest.raises(StorageError, match="sha256"):
-        pull(url, tmp_path / "adapter")
+        download(url, tmp_path / "adapter")
     assert list(tmp_path.glob("*dapter*")) == []
 
 
@@ -58,7 +58,7 @@ def test_a_folder_with_files_is_not_overwritten(store: Store, tmp_path: Path) ->
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "mine.txt").write_text("keep")
     with pytest.raises(WrongRequest, match="not an empty folder"):
-        pull(url, tmp_path / "adapter")
+        download(url, tmp_path / "adapter")
     assert (tmp_path / "adapter" / "mine.txt").read_text() == "keep"
 
 
@@ -93,7 +93,7 @@ def test_a_part_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> N
     target.unlink()
     target.symlink_to(secret)
     with pytest.raises(StorageError, match="symbolic link"):
-        pull(url, tmp_path / "adapter")
+        download(url, tmp_path / "adapter")
     assert list(tmp_path.glob("*dapter*")) == []
 
 
@@ -115,4 +115,4 @@ def test_a_fenced_writer_cannot_touch_what_another_has_published(store: Store, t
     upload_part(store, "run", f"final/{stale.incarnation:08d}/report.json", b"other")
     with pytest.raises(Fenced):
         stale.append("final", 3, 30)
-    pull(url, tmp_path / "adapter")
+    download(url, tmp_path / "adapter")

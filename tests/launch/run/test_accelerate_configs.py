@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from emotion_train.evaluation.predictions import predictions_from_parquet
 from emotion_train.report.schema import Report
-from launch.results.pull import pull
+from emotion_train.runs.published import download
 from launch.run.choice import CONFIGS
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 from tests.launch.run.test_processes import (
@@ -55,7 +55,7 @@ def train(folder: Path, config: str, processes: int) -> tuple[dict[str, torch.Te
         out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 0, out[-4000:]
     assert "Traceback" not in out
-    pull(str(folder / "runs" / name), folder / name)
+    download(str(folder / "runs" / name), folder / name)
     report = Report.model_validate_json((folder / name / "report" / "report.json").read_bytes())
     assert report.identity.world_size == processes
     return load_file(folder / name / "adapter_model.safetensors"), report

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from emotion_train.report.schema import Report
-from launch.results.pull import pull
+from emotion_train.runs.published import download
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 from tests.launch.run.test_processes import all_of_it_ends, checkpoints, is_trainer, of_this_run
 
@@ -81,7 +81,7 @@ def wait_for_checkpoint(folder: Path, *processes: subprocess.Popen[str]) -> None
 
 
 def adapter_of(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], Report]:
-    pull(str(folder / "runs" / name), folder / f"adapter-{name}")
+    download(str(folder / "runs" / name), folder / f"adapter-{name}")
     report = Report.model_validate_json((folder / f"adapter-{name}" / "report" / "report.json").read_bytes())
     return load_file(folder / f"adapter-{name}" / "adapter_model.safetensors"), report
 

@@ -1,0 +1,528 @@
+"""A source of posts becomes a prepared data set: validated, split, shuffled, written, verified."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, read_index
+from emotion_train.errors import AlreadyExists, ObjectNotFound, WrongRequest
+from emotion_train.progress import ProgressLine
+from emotion_train.storage.document import version_of
+from emotion_train.storage.folder import FolderStore
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
+
+if TYPE_CHECKING:
+    from emotion_train.data.cleaning import Findings, LabelNames
+    from emotion_train.data.posts import Source
+    from emotion_train.data.spill import Spill
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line of `prepare` can say, with its defaults."""
+
+    text_column: str = "text"
+    label_column: str = "label"
+    id_column: str | None = None
+    labels: tuple[str, ...] | None = None
+    multi_label: str | None = None  # None: as on_bad
+    on_bad: str = "refuse"
+    max_chars: int = 20_000
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    seed: int = 42
+    rows_per_group: int = 1024
+    rows_per_object: int = 262_144
+    memory_mb: int = 512
+    format: str | None = None
+    subset: str | None = None
+
+    def check(self) -> None:
+        """Raise `WrongRequest` for values that cannot be meant."""
+        fractions = (self.validation_fraction, self.test_fraction)
+        if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
+            raise WrongRequest(
+                f"--validation-fraction {fractions[0]} and --test-fraction {fractions[1]} leave nothing to"
+                " train on; type for example 0.1."
+            )
+        least = {"max_chars": 1, "rows_per_group": 1, "rows_per_object": 1, "memory_mb": 16, "seed": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise WrongRequest(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; the smallest allowed is"
+                    f" {smallest}."
+                )
+        if self.seed >= 2**63:
+            raise WrongRequest(f"--seed is {self.seed}; the largest allowed is {2**63 - 1}.")
+        if self.labels is not None:
+            doubled = sorted({name for name in self.labels if self.labels.count(name) > 1})
+            if doubled or len(self.labels) < 2 or not all(self.labels):
+                reason = f"names {doubled[0]!r} twice" if doubled else "must name at least two labels"
+                raise WrongRequest(f"--labels {reason}; type for example --labels anger,joy,neutral.")
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    url: str
+    index: Index
+    created: bool  # False: the same data set was there already
+    findings: Findings
+
+
+def prepare(source: str | Path, data_url: str, **options: Any) -> PrepareResult:
+    """Prepare `source` at `data_url`; `options` are the fields of `Options`.
+
+    Raises `WrongRequest` when posts cannot be used (naming them) or another data set stands at
+    `data_url`.
+    """
+    from emotion_train.data.cleaning import Findings, LabelNames
+    from emotion_train.data.posts import Columns, open_source
+
+    chosen = Options(**options)
+    chosen.check()
+    store = open_store(data_url)
+    existing = _existing_index(store)
+    columns = Columns(chosen.text_column, chosen.label_column, chosen.id_column)
+    found = open_source(str(source), columns, chosen.format, chosen.subset)
+    _refuse_target_in_source(Path(source), store)
+    findings = Findings(file.name for file in found.files)
+    labels = LabelNames(chosen.labels, found.label_names)
+    with tempfile.TemporaryDirectory(prefix="emotion-train-prepare-") as folder:
+        job = _Job(found, chosen, store if existing is None else None, labels, findings, Path(folder))
+        index = job.run()
+    if existing is not None:
+        if _content(existing) != _content(index):
+            raise WrongRequest(
+                f"{store.url} holds another prepared data set ({_difference(existing, index)}); it is never"
+                " overwritten. Type another DATA_URL, or repeat the source and options it was made with."
+            )
+        return PrepareResult(store.url, existing, False, findings)
+    try:
+        store.create(INDEX_KEY, index.to_bytes())
+    except AlreadyExists:
+        raise WrongRequest(
+            f"Another process has prepared {store.url} in the meantime; prepare into another, empty DATA_URL."
+        ) from None
+    return PrepareResult(store.url, index, True, findings)
+
+
+class _Job:
+    """One run: read and clean, decide who stays and where, shuffle, write."""
+
+    def __init__(
+        self,
+        source: Source,
+        options: Options,
+        store: Store | None,
+        labels: LabelNames,
+        findings: Findings,
+        folder: Path,
+    ) -> None:
+        from emotion_train.data.spill import partitions_for
+
+        self._source = source
+        self._options = options
+        self._store = store
+        self._labels = labels
+        self._findings = findings
+        self._folder = folder
+        self._memory = options.memory_mb << 20
+        self._partitions = partitions_for(source.bytes, self._memory)
+        self._rows_read = 0
+        self._code_C: Any = None  # final codes of labels, known when all rows were read
+
+    def run(self) -> Index:
+        from emotion_train.data.spill import Spill
+
+        by_text = Spill(self._folder / "by_text", self._partitions, self._memory)
+        self._read(by_text)
+        self._settle_labels(by_text)
+        self._refuse_bad_posts()
+        counts = self._keep_one_of_each_text(by_text)
+        fractions = self._fractions(counts)
+        names, id_of_code = self._final_labels(counts)
+        shuffled = {
+            split: Spill(self._folder / split, self._partitions, self._memory // len(SPLITS))
+            for split in SPLITS
+        }
+        rows = self._distribute(by_text, shuffled, len(id_of_code), id_of_code, fractions)
+        self._refuse_untrainable(names, rows)
+        splits = {
+            split: self._write(split, shuffled[split], rows[split], len(names))
+            for split in SPLITS
+            if sum(rows[split])
+        }
+        if "validation" not in splits:
+            raise self._no_validation("add posts, at least three of each label")
+        return Index(
+            labels=names,
+            splits=splits,
+            source=self._provenance(fractions),
+            seed=self._options.seed,
+            versions=_versions(),
+        )
+
+    def _read(self, by_text: Spill) -> None:
+        """Clean rows into partitions of equal texts."""
+        from emotion_train.data.cleaning import Cleaner, Rules
+
+        cleaner = Cleaner(Rules(self._options.max_chars, self._options.seed), self._labels, self._findings)
+        done = 0
+        with ProgressLine("reading", max(1, self._source.bytes >> 20), "MiB") as line:
+            for batch in self._source.batches():
+                rows = cleaner.clean(batch, self._source.files[batch.file].split)
+                if len(rows):
+                    by_text.add(rows, _partition(rows.column("key0").to_numpy(), self._partitions))
+                done += batch.texts.nbytes + batch.labels.nbytes
+                line.update(min(done, self._source.bytes) >> 20, f"{cleaner.rows_read:,} posts")
+        by_text.flush()
+        self._rows_read = cleaner.rows_read
+
+    def _settle_labels(self, by_text: Spill) -> None:
+        """Find the rows whose label turned out to be several; they are counted here and left out
+        from here on.
+        """
+        from emotion_train.data.cleaning import SCHEMA, LabelNames
+
+        self._code_C = self._labels.settle()
+        if not (self._code_C == LabelNames.SEVERAL).any():
+            return
+        for partition in range(by_text.partitions):
+            for batch in by_text.read(
+                partition, [SCHEMA.get_field_index(name) for name in ("place", "label")]
+            ):
+                place, label = (batch.column(name).to_numpy() for name in ("place", "label"))
+                self._findings.note("several_labels", place[self._code_C[label] == LabelNames.SEVERAL])
+
+    def _refuse_bad_posts(self) -> None:
+        from emotion_train.data.cleaning import REFUSED
+
+        policy = dict.fromkeys(REFUSED, self._options.on_bad)
+        policy["several_labels"] = self._options.multi_label or self._options.on_bad
+        refused = {kind: words for kind, words in REFUSED.items() if policy[kind] == "refuse"}
+        lines = self._findings.lines(refused)
+        if not lines:
+            return
+        lines += [
+            f"  {name!r} {count:,} times{self._labels.nearest(name)}"
+            for name, count in self._unknown_labels()
+            if "unknown_label" in refused
+        ]
+        total = sum(self._findings.counts[kind] for kind in refused)
+        remedies = ["Mend them"]
+        if any(
+            self._findings.counts[kind]
+            for kind in refused
+            if kind != "several_labels" or self._options.multi_label is None
+        ):
+            remedies.append("type --on-bad drop to leave them out")
+        if "several_labels" in refused and self._findings.counts["several_labels"]:
+            remedies.append("type --multi-label drop to leave those with several labels out")
+        if "unknown_label" in refused and self._findings.counts["unknown_label"]:
+            remedies.append(
+                f"name all labels with --labels ({', '.join(self._labels.in_order()[:30])} are known)"
+            )
+        posts = f"1 of {self._rows_read:,} posts" if total == 1 else f"{total:,} of {self._rows_read:,} posts"
+        raise WrongRequest(
+            f"{self._source.name}: {posts} cannot be used:\n  "
+            + "\n  ".join(lines)
+            + f"\n{'; or '.join(remedies)}."
+        )
+
+    def _unknown_labels(self) -> list[tuple[str, int]]:
+        return sorted(self._findings.unknown_labels.items(), key=lambda item: (-item[1], item[0]))[:5]
+
+    def _keep_one_of_each_text(self, by_text: Spill) -> Any:
+        """Choose among rows of the same text; returns how many stay, by split code and label code.
+
+        The row of the later split stays (test, then validation, then train), and within a split the
+        first. What was decided goes to one file of flags for each partition, and the draws of those
+        that stay to one file for `stratify`.
+        """
+        import numpy as np
+        import pyarrow as pa
+
+        from emotion_train.data.cleaning import NO_SPLIT, SCHEMA, SPLIT_CODES, LabelNames
+        from emotion_train.data.stratify import DRAW
+
+        used = ["key0", "key1", "draw", "place", "split", "label"]
+        counts_SC = np.zeros((NO_SPLIT + 1, max(1, len(self._labels.codes))), np.int64)
+        with self._draws.open("wb") as draws:
+            for partition in range(by_text.partitions):
+                batches = list(by_text.read(partition, [SCHEMA.get_field_index(name) for name in used]))
+                if not batches:
+                    continue
+                table = pa.Table.from_batches(batches)
+                key0, key1, draw, place, split, label = (table.column(name).to_numpy() for name in used)
+                label = self._code_C[label]
+                one_label = np.flatnonzero(label != LabelNames.SEVERAL)
+                order = one_label[
+                    np.lexsort((place[one_label], split[one_label], key1[one_label], key0[one_label]))
+                ]
+                first = np.ones(len(order), bool)
+                first[1:] = (key0[order][1:] != key0[order][:-1]) | (key1[order][1:] != key1[order][:-1])
+                # the row that stays for each row's text
+                kept_of = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
+                elsewhere = split[order] != split[kept_of]
+                other_label = label[order] != label[kept_of]
+                self._findings.note("in_two_splits", place[order[elsewhere]])
+                self._findings.note("conflicting", place[order[~elsewhere & other_label]])
+                self._findings.note("repeated", place[order[~elsewhere & ~other_label & ~first]])
+                keep = np.zeros(len(label), bool)
+                keep[order[first]] = True
+                np.save(self._flags(partition), keep)
+                np.add.at(counts_SC, (split[keep], label[keep]), 1)
+                divisible = keep & ((split == NO_SPLIT) | (split == SPLIT_CODES["train"]))
+                record = np.empty(int(divisible.sum()), DRAW)
+                record["label"], record["draw"] = label[divisible], draw[divisible]
+                record.tofile(draws)
+        return counts_SC
+
+    def _fractions(self, counts_SC: Any) -> tuple[float, float]:
+        """Shares of validation and test that are taken out of train, 0 for those that the source
+        has.
+        """
+        from emotion_train.data.cleaning import NO_SPLIT, SPLIT_CODES
+
+        has = {split: bool(counts_SC[code].sum()) for split, code in SPLIT_CODES.items()}
+        undivided = bool(counts_SC[NO_SPLIT].sum())
+        if not undivided and not any(has.values()):
+            raise WrongRequest(f"{self._source.name} holds no posts; give a file with posts.")
+        if undivided and any(has.values()):
+            raise WrongRequest(
+                f"Some posts of {self._source.name} name a split and others do not; fill column 'split'"
+                " everywhere or take it away."
+            )
+        if not undivided and not has["train"]:
+            present = ", ".join(split for split in SPLITS if has[split])
+            raise WrongRequest(
+                f"{self._source.name} has posts for {present} only; add a file or split named train."
+            )
+        validation = 0.0 if has["validation"] else self._options.validation_fraction
+        test = 0.0 if has["test"] or has["validation"] else self._options.test_fraction
+        if not validation and not has["validation"]:
+            raise self._no_validation("raise --validation-fraction (now 0)")
+        return validation, test
+
+    def _final_labels(self, counts_SC: Any) -> tuple[tuple[str, ...], Any]:
+        """The labels in their final order and the final id of each code; -1 for a code whose rows
+        are all gone.
+        """
+        import numpy as np
+
+        met = {name for name, code in self._labels.codes.items() if counts_SC[:, code].any()}
+        names = tuple(name for name in self._labels.in_order() if name in met or self._labels.fixed)
+        if len(names) < 2:
+            raise WrongRequest(
+                f"{self._source.name} has {', '.join(names) or 'no'} as its only label; at least two are"
+                " needed to classify."
+            )
+        id_of_code = np.full(counts_SC.shape[1], -1, np.int32)
+        for position, name in enumerate(names):
+            id_of_code[self._labels.codes[name]] = position
+        return names, id_of_code
+
+    def _distribute(
+        self,
+        by_text: Spill,
+        shuffled: dict[str, Spill],
+        codes: int,
+        id_of_code: Any,
+        fractions: tuple[float, float],
+    ) -> dict[str, list[int]]:
+        """Rows that stay into partitions of the shuffled order of their split; returns posts by
+        split and label id.
+        """
+        import numpy as np
+        import pyarrow as pa
+
+        from emotion_train.data.cleaning import SPLIT_CODES
+        from emotion_train.data.stratify import thresholds
+
+        limits = thresholds(self._draws, codes, *fractions)
+        counts = {split: np.zeros(codes, np.int64) for split in SPLITS}
+        with ProgressLine("splitting", by_text.partitions, "partitions") as line:
+            for partition in range(by_text.partitions):
+                keep = (
+                    np.load(self._flags(partition)) if self._flags(partition).exists() else np.zeros(0, bool)
+                )
+                start = 0
+                for batch in by_text.read(partition):
+                    rows = batch.filter(pa.array(keep[start : start + len(batch)]))
+                    start += len(batch)
+                    draw, label, split = (rows.column(name).to_numpy() for name in ("draw", "label", "split"))
+                    label = self._code_C[label]
+                    from_train = split >= SPLIT_CODES["train"]
+                    split = np.where(from_train, SPLIT_CODES["train"], split)
+                    split[from_train & (draw < limits.validation_C[label])] = SPLIT_CODES["validation"]
+                    split[from_train & (draw < limits.test_C[label])] = SPLIT_CODES["test"]
+                    columns = {name: rows.column(name) for name in ("order", "place", "id", "text")}
+                    rows = pa.record_batch(columns | {"label": pa.array(id_of_code[label])})
+                    for name, spill in shuffled.items():
+                        chosen = split == SPLIT_CODES[name]
+                        part = rows.filter(pa.array(chosen))
+                        if len(part):
+                            spill.add(part, _partition(part.column("order").to_numpy(), spill.partitions))
+                            counts[name] += np.bincount(part.column("label").to_numpy(), minlength=codes)
+                by_text.remove(partition)
+                line.update(partition + 1)
+        for spill in shuffled.values():
+            spill.flush()
+        return {split: count.tolist()[: int(id_of_code.max()) + 1] for split, count in counts.items()}
+
+    def _refuse_untrainable(self, names: tuple[str, ...], rows: dict[str, list[int]]) -> None:
+        missing = [name for name, count in zip(names, rows["train"], strict=True) if not count]
+        if missing:
+            position = names.index(missing[0])
+            elsewhere = ", ".join(f"{split} {rows[split][position]:,}" for split in SPLITS)
+            likewise = f"; so have {len(missing) - 1} other labels" if missing[1:] else ""
+            others = ",".join(name for name in names if name not in missing)
+            raise WrongRequest(
+                f"Label {missing[0]!r} has no post to train on ({elsewhere}{likewise}): "
+                f"add posts, or leave it out with --labels {others} and --on-bad drop."
+            )
+
+    def _no_validation(self, remedy: str) -> WrongRequest:
+        return WrongRequest(
+            f"{self._source.name} gives no validation posts, which every run needs: {remedy}, or add a file"
+            " named validation."
+        )
+
+    def _write(self, split: str, shuffled: Spill, counts: list[int], labels: int) -> Split:
+        """Sort each partition by the shuffled order and write them one after the other."""
+        import numpy as np
+        import pyarrow as pa
+
+        from emotion_train.data.shards import SCHEMA, SplitWriter
+
+        rows = sum(counts)
+        options = self._options
+        writer = SplitWriter(
+            self._store, split, rows, labels, options.rows_per_group, options.rows_per_object, self._folder
+        )
+        done = 0
+        with writer, ProgressLine(f"writing {split}", rows, "posts") as line:
+            for partition in range(shuffled.partitions):
+                batches = list(shuffled.read(partition))
+                if not batches:
+                    continue
+                table = pa.Table.from_batches(batches).combine_chunks()
+                del batches
+                shuffled.remove(partition)
+                order = table.column("order").to_numpy()
+                by_order = np.lexsort((table.column("place").to_numpy(), order))
+                table = table.select(["id", "text", "label"]).take(pa.array(by_order))
+                _refuse_doubled_ids(
+                    table, np.flatnonzero(np.diff(order[by_order]) == 0), self._options.id_column
+                )
+                writer.add(table.cast(SCHEMA))
+                done += len(table)
+                line.update(done)
+            return writer.finish()
+
+    def _provenance(self, fractions: tuple[float, float]) -> dict[str, str | int | float | None]:
+        options = self._options
+        chosen = {
+            name: getattr(options, name)
+            for name in ("text_column", "label_column", "id_column", "max_chars", "rows_per_group")
+        }
+        found = {kind: self._findings.counts[kind] for kind in sorted(self._findings.counts)}
+        return {
+            "name": self._source.name,
+            "format": self._source.format,
+            **chosen,
+            "validation_fraction": fractions[0],
+            "test_fraction": fractions[1],
+            "rows_read": self._rows_read,
+            **found,
+        }
+
+    @property
+    def _draws(self) -> Path:
+        return self._folder / "draws"
+
+    def _flags(self, partition: int) -> Path:
+        return self._folder / f"keep-{partition:04}.npy"
+
+
+def _partition(hashes_N: Any, partitions: int) -> Any:
+    """The leading bits of 64-bit hashes, so that partitions in order hold hashes in order."""
+    import numpy as np
+
+    return (hashes_N >> np.uint64(48)).astype(np.int64) * partitions >> 16
+
+
+def _refuse_doubled_ids(table: Any, places: Any, id_column: str | None) -> None:
+    """Equal ids have equal hashes, so they stand side by side."""
+    ids = table.column("id")
+    for place in places:
+        if ids[int(place)] == ids[int(place) + 1]:
+            raise WrongRequest(
+                f"Id {ids[int(place)].as_py()!r} stands on two posts of one split; ids in column"
+                f" {id_column!r} must be unique."
+            )
+
+
+def _existing_index(store: Store) -> Index | None:
+    try:
+        store.stat(INDEX_KEY)
+    except ObjectNotFound:
+        return None
+    return read_index(store)
+
+
+def _refuse_target_in_source(given: Path, store: Store) -> None:
+    """Writing into the folder that is being read would make the data set a part of its own
+    source.
+    """
+    if isinstance(store, FolderStore) and given.is_dir():
+        target, folder = Path(store.url).expanduser().resolve(), given.expanduser().resolve()
+        if (
+            target == folder
+            or folder in target.parents
+            or (target in folder.parents and folder.name in SPLITS)
+        ):
+            raise WrongRequest(
+                f"DATA_URL {store.url} lies in the source {given}; name a folder outside of it."
+            )
+
+
+def _content(index: Index) -> dict[str, Any]:
+    """The index without what a copy or another library version changes although the posts' bytes
+    are the same.
+    """
+    content = index.model_dump(exclude={"versions"})
+    for split in content["splits"].values():
+        for described in split["objects"]:
+            del described["etag"]
+    return content
+
+
+def _difference(one: Index, other: Index) -> str:
+    for name in ("labels", "seed", "source"):
+        old, new = getattr(one, name), getattr(other, name)
+        if isinstance(old, dict):
+            changed = next(
+                (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None
+            )
+            if changed is not None:
+                return f"{changed} {old.get(changed)!r} there, {new.get(changed)!r} now"
+        elif old != new:
+            return f"{name} {old!r} there, {new!r} now"
+    return "the posts differ"
+
+
+def _versions() -> dict[str, str]:
+    import unicodedata
+
+    import pyarrow
+
+    return {
+        "emotion_train": version_of("emotion-train"),
+        "pyarrow": pyarrow.__version__,
+        "unicode": unicodedata.unidata_version,
+    }

@@ -1,0 +1,103 @@
+"""A saved adapter made ready to score posts: what verbs ask for, and the model on its device."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, Precision
+from emotion_train.errors import WrongRequest
+from emotion_train.model.facts import read_facts
+from emotion_train.sizing.memory import GIB, Shape, usable_bytes, weight_bytes
+
+if TYPE_CHECKING:
+    from emotion_train.model.lora import LoadedAdapter
+
+
+def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="adapter folder written by `emotion-launch pull`",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="BASE",
+        help=(
+            "folder, .gguf file, hub id or staged copy (s3://bucket/prefix) of the base model (default: the"
+            " one it was trained on)"
+        ),
+    )
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), help="format of the frozen base (default: as in training)"
+    )
+    parser.add_argument(
+        "--decoder",
+        choices=("fused", "stock"),
+        default="fused",
+        help="as model.decoder of a training: stock = transformers' modules",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu"),
+        default="auto",
+        help="auto takes the GPU where there is one (default: auto)",
+    )
+    parser.add_argument(
+        "--tokens-per-microbatch",
+        type=positive,
+        default=DEFAULT_TOKENS_PER_MICROBATCH,
+        metavar="N",
+        help="tokens of one forward pass (default: %(default)s)",
+    )
+
+
+def positive(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 up")
+    return int(word)
+
+
+def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
+    """The adapter that `add_adapter_arguments` describes, on the device that it names. Raises
+    `WrongRequest` for too small a GPU.
+    """
+    import torch
+
+    from emotion_train.model.load import read_config
+    from emotion_train.model.lora import load_adapter
+    from emotion_train.processes.machine import memory_of
+    from emotion_train.progress import ProgressLine
+
+    device = torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        facts = read_facts(arguments.adapter)
+        base = arguments.base or facts.base
+        shape = Shape.of(read_config(base).text.to_dict())
+        refuse_small_gpu(base, shape, arguments.precision or facts.precision, memory_of(device))
+    with ProgressLine("loading", 1, "tensors") as line:
+        return load_adapter(
+            arguments.adapter,
+            base=arguments.base,
+            precision=arguments.precision,
+            fused=arguments.decoder == "fused",
+            device=device,
+            tell=lambda placed, total: line.update(placed, total=total),
+        )
+
+
+def refuse_small_gpu(base: str, shape: Shape, precision: Precision, gpu_bytes: int) -> None:
+    """Raises `WrongRequest` where the base's weights alone do not fit a GPU that reports this
+    memory.
+    """
+    needed, usable = weight_bytes(shape, precision), max(0, usable_bytes(gpu_bytes))
+    if needed <= usable:
+        return
+    smaller = precision != "nf4" and weight_bytes(shape, "nf4") <= usable
+    raise WrongRequest(
+        f"{base} in {precision} has {needed / GIB:.1f} GiB of weights and the GPU holds {usable / GIB:.1f}; "
+        f"type {'--precision nf4' if smaller else '--device cpu'}, or take a larger GPU."
+    )

@@ -1,0 +1,101 @@
+"""This machine for reports and plans: device, GPU memory, versions, commit, peak memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from emotion_train.sizing.memory import GIB
+
+if TYPE_CHECKING:
+    pass
+    import torch
+
+
+def device_name(kind: str) -> str:
+    """Name of the first GPU, or of the processor."""
+    if kind == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name())
+    import platform
+
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+_PACKAGES = (
+    "emotion-train",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "bitsandbytes",
+    "tokenizers",
+    "numpy",
+    "scikit-learn",
+    "pyarrow",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of this program's checkout, with + when files differ from it; None outside a
+    checkout.
+    """
+    here = Path(__file__).parents[1]
+    try:
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", __file__],
+            cwd=here,
+            capture_output=True,
+            timeout=10,
+            check=True,
+        )
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed.strip() else "")
+
+
+def peak_memory(device: torch.device) -> tuple[int, Literal["GPU", "RSS"]]:
+    """Bytes at the fullest moment: of the GPU, or of this process where there is none."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device), "GPU"
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS and in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "RSS"
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of the GPU, less what other programs have of it now."""
+    free, total = torch.cuda.mem_get_info(device)
+    # the context of this process is there already
+    return min(total, free + torch.cuda.memory_reserved(device) + GIB // 2)

@@ -1,0 +1,99 @@
+"""The states of a run that wait on this machine's disk for a bucket that does not take them."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from emotion_train.errors import ObjectNotFound, StorageError
+from emotion_train.runs.checkpoint import Snapshot
+from emotion_train.runs.log import MAX_ENTRY_BYTES, Entry, upload_part
+from emotion_train.storage.folder import FolderStore
+
+
+class LocalStates:
+    """The states of one run that the bucket did not take, in a folder of this machine; an entry
+    file written last makes each whole.
+    """
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.store = FolderStore(folder)
+        self.folder = folder / run_id
+        self.run_id = run_id
+        self._kept: set[str] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def in_use(self) -> bool:
+        return self.folder.exists()
+
+    def keep(self, snapshots: Sequence[Snapshot], incarnation: int) -> None:
+        """Make these the states in the folder: write those that are not there, then remove the
+        others. Raises `StorageError`.
+        """
+        with self._lock:
+            for snapshot in snapshots:
+                if snapshot.name not in self._kept:
+                    parts = tuple(
+                        upload_part(self.store, self.run_id, f"{snapshot.name}/{name}", data)
+                        for name, data in snapshot.files()
+                    )
+                    entry = Entry(
+                        seq=0,
+                        kind="checkpoint",
+                        incarnation=incarnation,
+                        nonce="",
+                        time_utc="",
+                        epoch=snapshot.epoch,
+                        step=snapshot.step,
+                        parts=parts,
+                        index_sha256=snapshot.question.index.sha256(),
+                        config_sha256=snapshot.question.config.sha256(),
+                        metrics=dict(snapshot.metrics),
+                    )
+                    self.store.write(f"{self.run_id}/{snapshot.name}.json", entry.to_bytes())
+                    self._kept.add(snapshot.name)
+            self._remove_all_but({snapshot.name for snapshot in snapshots})
+
+    def keep_final(self, files: Mapping[str, bytes]) -> str:
+        """Write what the bucket did not take of a finished run; where it is, in words."""
+        folder = self.folder / "final"
+        try:
+            for name, data in files.items():
+                self.store.write(f"{self.run_id}/final/{name}", data)
+        except StorageError as error:
+            return f"Its adapter and report cannot be kept on this machine either: {error}"
+        return f"Its adapter and report are kept in {folder}."
+
+    def clear(self) -> None:
+        """Remove everything of this run; a file that cannot be removed stays, and is older than the
+        log.
+        """
+        with self._lock:
+            self._kept.clear()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def entries(self) -> list[Entry]:
+        """The whole states in the folder, by step; one that cannot be read, or that another process
+        removed just now, is passed over.
+        """
+        found = []
+        for info in self.store.list(f"{self.run_id}/"):
+            if info.key.count("/") == 1 and info.key.endswith(".json"):
+                try:
+                    found.append(Entry.model_validate_json(self.store.read(info.key, length=MAX_ENTRY_BYTES)))
+                except (ValidationError, ObjectNotFound):
+                    continue
+        return sorted(found, key=lambda entry: (entry.step, "macro_f1" in entry.metrics))
+
+    def _remove_all_but(self, names: set[str]) -> None:
+        """Entry files first: what has none is not whole."""
+        keys = [info.key for info in self.store.list(f"{self.run_id}/")]
+        for key in sorted(keys, key=lambda key: (not key.endswith(".json") or key.count("/") > 1, key)):
+            if key.split("/")[1].removesuffix(".json") not in names:
+                self.store.delete(key)
+        self._kept &= names

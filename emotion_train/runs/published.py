@@ -1,0 +1,105 @@
+"""A published adapter downloaded and verified: size and sha256 of each file in the final entry."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.progress import ProgressLine
+from emotion_train.runs.log import Entry, Part, final_entry, first_collision, read_part
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
+
+_ADAPTER = "adapter/"
+# what a published run consists of; nothing here is ever unpickled
+_ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".md", ".txt", ".html", ".parquet", ".yaml"}
+_MAX_FILE_BYTES = 16 << 30
+_MAX_FILES = 200
+
+
+def split_run_url(url: str) -> tuple[str, str]:
+    """Output URL and run id of `s3://bucket/prefix/<run id>` or `folder/<run id>`."""
+    head, slash, run_id = url.rstrip("/").rpartition("/")
+    if not slash or not head or head.endswith("/") or not run_id:
+        raise WrongRequest(
+            f"{url!r} does not name a run; give OUTPUT_URL/RUN_ID (`emotion-launch runs OUTPUT_URL` lists"
+            " them)."
+        )
+    return head, run_id
+
+
+def download(run_url: str, folder: Path) -> Entry:
+    """Download the adapter, report and predictions of a published run into a new folder.
+
+    The adapter's files lie in the folder itself, the rest in its `report/`. Each file is checked by
+    size and sha256 against the log's final entry, and the folder appears only when all are whole.
+    Raises `WrongRequest` when the folder exists or an entry is not safe.
+    """
+    output_url, run_id = split_run_url(run_url)
+    store = open_store(output_url)
+    entry = final_entry(store, run_id)
+    targets = safe_targets(entry)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WrongRequest(f"{folder} exists and is not an empty folder; give --to a new one.")
+    try:
+        _fetch(store, run_id, targets, folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written ({error.strerror}); give --to a folder on a disk with room that you"
+            " may write."
+        ) from error
+    return entry
+
+
+def _fetch(store: Store, run_id: str, targets: list[tuple[Part, str]], folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    done = 0
+    try:
+        with ProgressLine("pulling", sum(part.bytes for part, _ in targets) >> 20, "MiB") as line:
+            for part, target in targets:
+                path = staging / target
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(read_part(store, run_id, part))
+                done += part.bytes
+                line.update(done >> 20)
+        staging.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(staging, folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def safe_targets(entry: Entry) -> list[tuple[Part, str]]:
+    """Where each part goes below the folder; raises `WrongRequest` for a pickle, a stray key, a
+    collision or an absurd size.
+    """
+    targets: list[tuple[Part, str]] = []
+    final = f"final/{entry.incarnation:08d}/"
+    for part in entry.parts:
+        if not part.key.startswith(final):
+            raise WrongRequest(
+                f"The final entry names {part.key!r}, which is not below {final}; nothing was pulled."
+            )
+        name = part.key.removeprefix(final)
+        target = name.removeprefix(_ADAPTER) if name.startswith(_ADAPTER) else f"report/{name}"
+        if Path(target).suffix.lower() not in _ALLOWED_SUFFIXES:
+            raise WrongRequest(
+                f"The final entry names {part.key!r}; only safetensors, JSON and text are pulled, never"
+                " pickles. Nothing was pulled."
+            )
+        if part.bytes > _MAX_FILE_BYTES or len(targets) >= _MAX_FILES:
+            raise WrongRequest(
+                f"The final entry is not sound at {part.key!r} (too large or too many); nothing was pulled."
+            )
+        targets.append((part, target))
+    if (double := first_collision(target for _, target in targets)) is not None:
+        raise WrongRequest(
+            f"The final entry is not sound at {double!r} (a double name on some disks); nothing was pulled."
+        )
+    return targets

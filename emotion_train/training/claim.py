@@ -1,0 +1,150 @@
+"""Rank 0 takes the run over and finds where it goes on.
+
+What would be refused is refused before the claim, so that no writer at work is fenced by a wrong
+request.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from emotion_train.config import Config
+from emotion_train.data.index import Index
+from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.processes.machine import device_name
+from emotion_train.runs.log import Entry, Metrics, Published, Writer, read_log, require_conditional_writes
+from emotion_train.storage.store import Store
+from emotion_train.training.job import Claimed, Job, folder_here, local_folder, say
+
+if TYPE_CHECKING:
+    pass
+
+
+def look_before_claiming(config: Config, index: Index, store: Store, allow_unfenced: bool) -> Entry | None:
+    """The final entry, if there is one. Raises what would be refused, so that no writer at work is
+    fenced by a request that is.
+    """
+    from emotion_train.runs import checkpoint
+
+    assert config.run.id is not None
+    folder_here(config)
+    entries = read_log(store, config.run.id)
+    run_id = config.run.id
+
+    def check(entry: Entry) -> list[str]:
+        return checkpoint.check_same_question(
+            checkpoint.read_document(store, run_id, entry), config, index, entry, run_id
+        )
+
+    if finals := [entry for entry in entries if entry.kind == "final"]:
+        for entry in [entry for entry in entries if entry.kind == "checkpoint"][-1:]:
+            with suppress(StorageError):  # a published run may have lost its checkpoints
+                check(entry)
+        return finals[-1]
+    if checkpoint.newest(entries, check) is None and entries and entries[-1].index_sha256 != index.sha256():
+        raise WrongRequest(
+            f"Run {run_id} was started on another data set than {config.data.url} is now, and may be at work:"
+            " its index differs. Give the old data.url to continue it, or another run.id to start a new run."
+        )
+    require_conditional_writes(store, run_id, allow_unfenced)
+    return None
+
+
+def claim(job: Job, claimed: list[Claimed]) -> Entry | None:
+    """Take the run over, then see where it stands; nobody else can add to it from now on.
+
+    Returns the final entry when another writer has published in the meantime, else fills `claimed`.
+    """
+    from emotion_train.runs import checkpoint
+    from emotion_train.runs.local_states import LocalStates
+
+    writer = Writer(job.output_store, job.run_id, job.index.sha256(), job.config.sha256())
+    saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
+    print(
+        f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}",
+        file=sys.stderr,
+        flush=True,
+    )
+    try:
+        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)), facts=_facts(job))
+    except Published as already:
+        return already.entry
+    found = Claimed(writer, LocalStates(local_folder(job.config), job.run_id))
+    found.remarks += [
+        str(entry.metrics["words"])
+        for entry in writer.entries
+        if entry.kind == "note" and "words" in entry.metrics
+    ]
+
+    found.newest = checkpoint.newest(
+        writer.entries,
+        lambda entry: checkpoint.read_saved(job.output_store, job.run_id, entry),
+        found.fell_back,
+    )
+    _prefer_local(job, found)
+    if found.newest is not None:
+        entry = found.newest.entry
+        for words in checkpoint.check_same_question(
+            found.newest.document, job.config, job.index, entry, job.run_id
+        ):
+            say(f"continued with another {words}")
+        _say_of_processes(found.writer)
+    claimed.append(found)
+    return None
+
+
+def _say_of_processes(writer: Writer) -> None:
+    """Note when this claim is on another number of processes than the one before."""
+    claims = [entry.metrics.get("processes") for entry in writer.log if entry.kind == "claim"]
+    if len(claims) > 1 and claims[-2] not in (None, claims[-1]):
+        say(f"continued on another number of processes (was {claims[-2]}, is {claims[-1]})")
+
+
+def _facts(job: Job) -> Metrics:
+    """What `emotion-launch runs` tells of a run that may not have a checkpoint yet."""
+    config = job.config
+    steps = -(-job.index.splits["train"].rows // config.train.global_batch_size) * config.train.epochs
+    return {
+        "base": config.model.base,
+        "precision": config.model.precision,
+        "steps": steps,
+        "usd_per_hour": config.report.usd_per_hour,
+        "device": device_name(job.accelerator.device.type),
+        "processes": job.ranks.world_size,
+    }
+
+
+def _prefer_local(job: Job, found: Claimed) -> None:
+    """Go on from a state that only this machine has when it is newer than the log's newest and
+    answers the same question.
+
+    Older ones are let go: behind the newest they would be where a run goes on that is killed just
+    then.
+    """
+    from emotion_train.runs import checkpoint
+
+    def place(entry: Entry) -> tuple[int, bool]:
+        return entry.step, "macro_f1" in entry.metrics
+
+    in_log = {place(entry) for entry in found.writer.entries if entry.kind == "checkpoint"}
+    states = []
+    for entry in found.local.entries():
+        try:
+            saved = checkpoint.read_saved(found.local.store, job.run_id, entry)
+            checkpoint.check_same_question(saved.document, job.config, job.index, entry, job.run_id)
+        except WrongRequest as error:
+            say(f"a state on this machine is passed over: {error}")
+        else:
+            if place(entry) not in in_log and (
+                found.newest is None or place(entry) > place(found.newest.entry)
+            ):
+                states.append(saved)
+    if states:
+        step = found.newest.entry.step if found.newest is not None else 0
+        say(
+            f"{found.local.folder} holds step {states[-1].entry.step}, the log has {step}: going on from the"
+            " former"
+        )
+        found.newest, found.not_in_log = states[-1], states

@@ -1,0 +1,284 @@
+"""The end of a run: best adapter, scores of every held-out split, report, publication."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from emotion_train.errors import NotPublished, StorageError
+from emotion_train.processes.machine import device_name
+from emotion_train.runs.log import Entry
+from emotion_train.training.job import Claimed, Job, data_patience_s, say, say_published
+from emotion_train.training.start import scoring_loader
+
+if TYPE_CHECKING:
+    import torch
+
+    from emotion_train.report.figures import SplitResult
+    from emotion_train.report.schema import Report
+    from emotion_train.training.trainer import Trainer
+
+
+T = TypeVar("T")
+_TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+_TELL_EVERY_S = 60.0
+
+
+def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> int:
+    """Take the best checkpoint, score it on every held-out split, and publish adapter and report
+    together.
+    """
+    from emotion_train.console import Terminal
+    from emotion_train.processes.machine import peak_memory
+    from emotion_train.report.terminal import print_report
+    from emotion_train.runs.publish import final_files, publish
+
+    _until_the_store_takes_it(job, lambda: _drain(trainer), lambda: _kept_by(trainer))
+    best, adapter = _load_best(job, trainer, claimed)
+    splits = _score_in_peace(job, trainer, stack)
+    peak_bytes, memory_kind = peak_memory(job.accelerator.device)
+    memory = max(job.ranks.gather(peak_bytes), default=0), memory_kind
+    reports: list[Report] = []  # stays empty on ranks other than 0
+    files: dict[str, bytes] = {}
+    if claimed is not None:
+        reports.append(_build_report(job, trainer, splits, best, claimed.remarks, memory))
+        with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
+            _save_adapter(job, trainer, reports[0], Path(folder), adapter)
+            files = final_files(Path(folder), reports[0], splits)
+
+    def publish_all() -> Entry:
+        assert claimed is not None
+        return publish(claimed.writer, job.config.train.epochs, trainer.progress.step, files, reports[0])
+
+    def keep() -> str:
+        assert claimed is not None
+        return claimed.local.keep_final(files)
+
+    entry = _until_the_store_takes_it(job, publish_all, keep)  # nobody leaves before that
+    if claimed is not None:
+        claimed.local.clear()
+        print_report(reports[0], Terminal(highlight=False))
+    say_published(job.output_store, job.run_id, entry, job.ranks.is_main)
+    job.accelerator.end_training()
+    return 0
+
+
+def _drain(trainer: Trainer) -> None:
+    """Raises `StorageError` when some state is not committed yet, and why."""
+    assert trainer.saver is not None
+    if not trainer.saver.drain(_TRY_S):
+        raise trainer.saver.problem or StorageError("The last checkpoints are still being uploaded.")
+
+
+def _kept_by(trainer: Trainer) -> str:
+    assert trainer.saver is not None
+    return trainer.saver.keep_what_waits()
+
+
+def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Entry, dict[str, torch.Tensor]]:
+    """Put the best adapter that verifies into the model of every rank; returns it with its
+    entry.
+    """
+    from safetensors.torch import load
+
+    from emotion_train.runs import checkpoint
+
+    found: list[tuple[Entry, bytes]] = []  # stays empty on ranks other than 0
+
+    def find() -> Entry:
+        assert claimed is not None
+        best = checkpoint.best_adapter(job.output_store, job.run_id, claimed.writer.log, claimed.fell_back)
+        assert best is not None, "every epoch ends with a checkpoint that has a score"
+        found.append(best)
+        return best[0]
+
+    entry = _until_the_store_takes_it(job, find, lambda: "Its checkpoints are all in that store.")
+    state = load(job.ranks.bytes_from_main(found[0][1] if found else b""))
+    trainer.engine.load_adapter(state)
+    return entry, state
+
+
+def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, SplitResult]:
+    """The splits' results; begun again when they were given up for a termination that was
+    withdrawn.
+    """
+    from emotion_train.training.trainer import CutOff
+
+    while True:
+        try:
+            return _score_splits(job, trainer, stack)
+        except CutOff:
+            job.interruptions.hold(f"All {trainer.steps} steps are saved, the report is not yet made.")
+
+
+def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[[], str]) -> T:
+    """What `action` returns on rank 0, on every rank; tried again while the store fails, for
+    `run.publish_timeout_s` seconds.
+
+    Raises `NotPublished` after that, with what `keep` says of where the run's result is, and
+    `Preempted` when the machine goes before.
+    """
+    from emotion_train.processes.interruption import GOING
+
+    deadline, told, pause = (
+        time.monotonic() + job.config.run.publish_timeout_s,
+        -_TELL_EVERY_S,
+        _FIRST_PAUSE_S,
+    )
+
+    def attempt() -> tuple[T | None, str | None]:
+        try:
+            return action(), None
+        except StorageError as error:
+            if time.monotonic() >= deadline:
+                raise _not_published(job, error, keep()) from error
+            return None, str(error)
+
+    while True:
+        value, problem = job.ranks.on_main(attempt)
+        if problem is None:
+            return value  # type: ignore[return-value]
+        if time.monotonic() - told >= _TELL_EVERY_S and job.ranks.is_main:
+            told = time.monotonic()
+            say(f"NOT PUBLISHED yet, trying again for {deadline - told:.0f} s: {problem}")
+        if job.interruptions.exchange_now() & GOING:
+            job.interruptions.hold(f"All {job.config.train.epochs} epochs are trained and not yet published.")
+        job.interruptions.wait(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def _not_published(job: Job, error: StorageError, kept: str) -> NotPublished:
+    return NotPublished(
+        f"Run {job.run_id} is trained and could not be published to {job.output_store.url}: {error} {kept}"
+        f" When the store answers again, type on this machine: {job.again}"
+    )
+
+
+def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, SplitResult]:
+    """Counts and joined predictions of validation and, where there is one, test; empty predictions
+    on ranks other than 0.
+    """
+    from emotion_train.evaluation.floors import tfidf_predictions
+    from emotion_train.evaluation.predictions import join_predictions
+    from emotion_train.progress import ProgressLine
+    from emotion_train.report.figures import SplitResult
+
+    names = [
+        name for name in ("validation", "test") if name in job.index.splits and job.index.splits[name].rows
+    ]
+    floors = {}
+    if job.ranks.is_main:
+        print("fitting the TF-IDF floor", file=sys.stderr, flush=True)
+        seed, patience_s = job.config.run.seed, data_patience_s(job.config)
+        floors = tfidf_predictions(
+            job.data_store, job.index, names, job.config.report.floor_max_rows, seed, patience_s
+        )
+    results: dict[str, SplitResult] = {}
+    for name in names:
+        with ProgressLine(
+            f"scoring {name}", job.index.split(name).rows, "posts", shown=job.ranks.is_main
+        ) as line:
+            scored = trainer.score(scoring_loader(job, name, stack), line.update)
+        parts = job.ranks.gather(scored.predictions)
+        if job.ranks.is_main:
+            results[name] = SplitResult(
+                scored.counts_CC, join_predictions(parts, job.index.split(name).rows), floors.get(name)
+            )
+    return results
+
+
+def _build_report(
+    job: Job,
+    trainer: Trainer,
+    splits: Mapping[str, SplitResult],
+    best: Entry,
+    remarks: Sequence[str],
+    memory: tuple[int, Literal["GPU", "RSS"]],
+) -> Report:
+    from emotion_train.processes.machine import git_commit, versions
+    from emotion_train.report.figures import Measured, build_report, dataset_facts
+    from emotion_train.report.schema import Evaluation, Identity
+
+    progress, ended = trainer.progress, datetime.now(UTC)
+    memory_bytes, memory_kind = memory
+    bad_rows = (
+        [f"{progress.bad_rows} rows turned out bad at run time and were trained with weight 0."]
+        if progress.bad_rows
+        else []
+    )
+    return build_report(
+        labels=job.index.labels,
+        splits=splits,
+        history=[Evaluation.model_validate(one) for one in progress.history],
+        best_step=best.step,
+        dataset=dataset_facts(job.index),
+        measured=Measured(
+            posts=progress.examples,
+            real_tokens=progress.tokens,
+            computed_tokens=progress.computed_tokens,
+            train_seconds=progress.train_seconds,
+            evaluation_seconds=progress.evaluation_seconds,
+            wall_seconds=trainer.wall_seconds(),
+            saves=progress.saves,
+            stall_seconds=progress.stall_seconds,
+            upload_seconds=trainer.upload_seconds(),
+            peak_memory_bytes=memory_bytes,
+            memory_kind=memory_kind,
+        ),
+        identity=Identity(
+            run_id=job.run_id,
+            config=job.config.model_dump(mode="json"),
+            config_sha256=job.config.sha256(),
+            index_sha256=job.index.sha256(),
+            data_url=job.config.data.url,
+            base=job.config.model.base,
+            precision=job.config.model.precision,
+            versions=versions(),
+            git_commit=git_commit(),
+            device=device_name(job.accelerator.device.type),
+            world_size=job.ranks.world_size,
+            started_utc=job.started,
+            ended_utc=ended,
+        ),
+        settings=job.config.report,
+        seed=job.config.run.seed,
+        remarks=[*bad_rows, *remarks],
+    )
+
+
+def _save_adapter(
+    job: Job, trainer: Trainer, report: Report, folder: Path, adapter: Mapping[str, torch.Tensor]
+) -> None:
+    from emotion_train.model.facts import AdapterFacts
+    from emotion_train.model.lora import save_adapter
+
+    facts = AdapterFacts.of(
+        trainer.question.base,
+        job.tokenizer,
+        precision=job.config.model.precision,
+        lora=job.config.lora,
+        labels=job.index.labels,
+        run_id=job.run_id,
+    )
+    headline = report.splits[report.headline]
+    lines = [
+        f"{report.verdict.sentence}",
+        "",
+        "| split | macro-F1 | 95 % interval | weighted F1 | accuracy |",
+        "|---|---|---|---|---|",
+        (
+            f"| {report.headline} | {headline.macro_f1:.3f} | {headline.macro_f1_low:.3f} to"
+            f" {headline.macro_f1_high:.3f} | {headline.weighted_f1:.3f} | {headline.accuracy:.3f} |"
+        ),
+    ]
+    save_adapter(
+        trainer.bare_model, folder, tokenizer=job.tokenizer, facts=facts, state=adapter, metrics_lines=lines
+    )

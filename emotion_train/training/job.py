@@ -1,0 +1,142 @@
+"""What stays the same from a process's start to its end, and what rank 0 holds of the run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emotion_train.config import Config
+from emotion_train.data.index import Index
+from emotion_train.errors import WrongRequest
+from emotion_train.runs.log import Entry, Writer
+from emotion_train.storage.store import Store
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from emotion_train.data.tokenization import PostTokenizer
+    from emotion_train.processes.interruption import Interruptions
+    from emotion_train.processes.ranks import Ranks
+    from emotion_train.runs.checkpoint import Saved
+    from emotion_train.runs.local_states import LocalStates
+    from emotion_train.training.engines import Kind
+
+
+DATA_PATIENCE_S = 1800.0  # for a bucket that stops answering
+_END_AFTER_S = 120.0  # enough for the saver to end what it is about
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same from the start of this process to its end."""
+
+    config: Config
+    index: Index
+    data_store: Store
+    output_store: Store
+    run_id: str
+    accelerator: Accelerator
+    engine: Kind
+    ranks: Ranks
+    interruptions: Interruptions
+    tokenizer: PostTokenizer
+    started: datetime
+    again: str  # the command that goes on with this run
+
+
+@dataclass
+class Claimed:
+    """What rank 0 holds after its claim: the right to write, and where the run goes on."""
+
+    writer: Writer
+    local: LocalStates
+    newest: Saved | None = None  # the newest of the log's checkpoints and of the states on this machine
+    # the states on this machine that the bucket did not take
+    not_in_log: list[Saved] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # fall-backs, of this start and of those before
+
+    def fell_back(self, words: str) -> None:
+        """Say, log and remember, once, that a checkpoint was passed over."""
+        if words not in self.remarks:
+            say(words)
+            last = self.writer.log[-1]
+            self.writer.append("note", last.epoch, last.step, (), {"note": "fall-back", "words": words})
+            self.remarks.append(words)
+
+
+def end_even_if_stuck() -> None:
+    """End this process in a while even if its GPU or a thread of its own still waits for a process
+    that is gone.
+    """
+    timer = threading.Timer(_END_AFTER_S, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+
+
+def too_small(config: Config) -> str:
+    """The sentence for a GPU that is too small, with the nearest setting that needs less."""
+    import torch
+
+    tokens = config.train.microbatch_tokens
+    remedies = [f"train.tokens_per_microbatch={tokens // 2}"] if tokens // 2 >= config.data.max_length else []
+    remedies += [] if config.train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
+    remedies += [] if config.model.precision == "nf4" else ["model.precision=nf4"]
+    size = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else 0
+    return (
+        f"The GPU's {size:.0f} GiB are too small for {config.model.base} in {config.model.precision} with"
+        f" {tokens} tokens a micro-batch; type {' or '.join(remedies) or 'a smaller model.base'}, or take a"
+        " larger GPU. The run continues from its last checkpoint."
+    )
+
+
+def local_folder(config: Config) -> Path:
+    """Where the states of all runs below one output URL wait."""
+    return folder_here(config) / hashlib.sha256(config.run.output_url.encode()).hexdigest()[:12]
+
+
+def folder_here(config: Config) -> Path:
+    """Where runs leave what stays on this machine; raises `WrongRequest` when it is another user's
+    or cannot be written to.
+    """
+    default = Path(
+        tempfile.gettempdir(), f"emotion-train-{os.getuid() if hasattr(os, 'getuid') else 'states'}"
+    )
+    folder = Path(config.checkpoint.local_folder) if config.checkpoint.local_folder is not None else default
+    if hasattr(os, "getuid") and folder.exists() and folder.stat().st_uid != os.getuid():
+        raise WrongRequest(
+            f"checkpoint.local_folder {folder} belongs to another user; name a folder that is yours."
+        )
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is no folder"
+        raise WrongRequest(
+            f"checkpoint.local_folder is {folder} and {there} {why}; name a folder that is yours."
+        )
+    return folder.absolute()
+
+
+def data_patience_s(config: Config) -> float:
+    """How long the bucket of the data may not answer, while other ranks wait for this one."""
+    return min(DATA_PATIENCE_S, config.distributed.timeout_s / 2)
+
+
+def say(words: str) -> None:
+    print(f"emotion-train: {words}", file=sys.stderr, flush=True)
+
+
+def say_nothing(words: str) -> None:
+    """For ranks other than 0."""
+
+
+def say_published(store: Store, run_id: str, entry: Entry, shown: bool) -> int:
+    if shown:
+        print(f"published at step {entry.step}: {store.url}/{run_id}")
+        print(f"next: emotion-launch pull {store.url}/{run_id} --to adapter")
+    return 0

@@ -1,0 +1,261 @@
+"""From processes to a trainer at its cursor: device and kernels, model, loaders, saver, state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from emotion_train.config import POSTS_PER_SCORING_STEP, Config
+from emotion_train.data.index import Index
+from emotion_train.errors import WrongRequest
+from emotion_train.processes.machine import device_name
+from emotion_train.storage.open import open_store
+from emotion_train.training.job import Claimed, Job, data_patience_s, folder_here, say
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from accelerate import Accelerator
+
+    from emotion_train.data.loader import Loader
+    from emotion_train.model.head import EmotionClassifier
+    from emotion_train.model.load import BaseInfo
+    from emotion_train.processes.ranks import Ranks
+    from emotion_train.runs.saver import Saver
+    from emotion_train.training.engines import Kind
+    from emotion_train.training.trainer import Trainer
+
+
+def require_fp8(config: Config, engine: Kind, device: torch.device) -> None:
+    """Raises `WrongRequest` when the config asks for fp8 and engine, GPU or base cannot compute
+    it.
+    """
+    from emotion_train.model.head import require_float8
+    from emotion_train.model.load import read_config
+    from emotion_train.sizing.memory import is_fused
+    from emotion_train.sizing.shape import Shape
+    from emotion_train.training.engines import shards_weights
+
+    if config.model.precision != "fp8":
+        return
+    if shards_weights(engine):
+        raise WrongRequest(
+            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give"
+            " --config_file accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
+        )
+    require_float8(device, is_fused(Shape.of(read_config(config.model.base).text.to_dict()), "fp8"))
+
+
+def keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: ExitStack) -> None:
+    """Take Triton's kernels from where the config says, and keep there what this run builds."""
+    if config.run.kernels_url is None or device.type != "cuda":
+        return
+    import torch
+
+    from emotion_train.model.built_kernels import BuiltKernels
+
+    store, folder = open_store(config.run.kernels_url), folder_here(config) / "kernels"
+    gpu = "sm{}{}".format(*torch.cuda.get_device_capability(device))
+    stack.enter_context(BuiltKernels(store, folder, gpu, say, keeps=ranks.is_main))
+
+
+def start_processes(config: Config) -> tuple[Accelerator, Kind, Ranks]:
+    from emotion_train.processes.ranks import Ranks
+    from emotion_train.training.engines import start_accelerator
+
+    accelerator, engine = start_accelerator(config.distributed.timeout_s, list(config.run.trackers))
+    ranks = Ranks(config.distributed.timeout_s)
+    if ranks.world_size > 1 and ranks.is_main:
+        say(f"{ranks.world_size} processes, {engine} on {device_name(accelerator.device.type)}")
+    return accelerator, engine, ranks
+
+
+def load_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
+    """The model, on all ranks; begun again when it was given up for a termination that was
+    withdrawn.
+    """
+    import numpy as np
+
+    from emotion_train.training.trainer import CutOff
+
+    while True:
+        loaded = None
+        with suppress(CutOff):
+            loaded = build_model(job.config, job.index, job.accelerator, job.interruptions.going, job.engine)
+        if not job.ranks.sum(np.array([loaded is None])).any():
+            assert loaded is not None
+            _refuse_different_bases(job, loaded[1])
+            return loaded
+        job.interruptions.hold("The model was being loaded; what the log has is safe.")
+
+
+def _refuse_different_bases(job: Job, base: BaseInfo) -> None:
+    """Raises `WrongRequest` on every rank when one has read other weights than rank 0, as after an
+    update of the base between two nodes.
+    """
+    import numpy as np
+
+    if job.ranks.sum(np.array([base.weights_sha256 != job.ranks.from_main(base.weights_sha256)])).any():
+        raise WrongRequest(
+            f"The nodes of this run read different weights for {base.name}; give all of them the same"
+            " checkpoint, for example a folder or a hub id with an empty cache."
+        )
+
+
+def build_model(
+    config: Config,
+    index: Index,
+    accelerator: Accelerator,
+    going: Callable[[], bool] = lambda: False,
+    engine: Kind = "one process",
+) -> tuple[EmotionClassifier, BaseInfo]:
+    """The frozen base with a new adapter and head, on this process's device unless the engine cuts
+    it up.
+
+    Raises `CutOff` when the machine goes.
+    """
+    from emotion_train.model.lora import build_classifier
+    from emotion_train.progress import ProgressLine
+    from emotion_train.training.engines import shards_weights
+    from emotion_train.training.trainer import CutOff
+
+    def tell(placed: int, total: int) -> None:
+        line.update(placed, total=total)
+        if going():
+            raise CutOff
+
+    cut = shards_weights(engine)
+    with ProgressLine("loading", 1, "tensors", shown=accelerator.is_main_process) as line:
+        model, base = build_classifier(
+            config.model.base,
+            config.model.precision,
+            len(index.labels),
+            config.lora,
+            config.run.seed,
+            accelerator.device,
+            to_be_sharded=cut,
+            tell=tell,
+        )
+    if config.model.decoder == "fused" and not cut:
+        model.fuse()
+    if config.train.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model, base
+
+
+def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Trainer:
+    """The trainer at its cursor: at the start, or after the newest state; `claimed` is None on
+    ranks other than 0.
+    """
+    from emotion_train.model.loss import class_weights
+    from emotion_train.runs.checkpoint import Question, Snapshot
+    from emotion_train.training.trainer import Trainer
+
+    model, base = load_model(job)
+    weights_C = class_weights(job.index.split("train").label_counts, job.config.loss.class_weights)
+    train = _open_loader(
+        job, "train", weights_C, job.config.train.global_batch_size, job.config.run.seed, stack
+    )
+    validation = scoring_loader(job, "validation", stack)
+    saver = None if claimed is None else stack.enter_context(_open_saver(job, claimed))
+    trainer = Trainer(
+        job.config,
+        job.index,
+        job.accelerator,
+        job.ranks,
+        model,
+        train,
+        validation,
+        saver,
+        base,
+        job.started,
+        job.interruptions,
+        job.engine,
+    )
+    _restore(job, trainer, claimed)
+    if saver is not None and claimed is not None:
+        for saved in claimed.not_in_log:
+            question = Question(job.config, job.index, base)
+            saver.offer(Snapshot(saved.state(), saved.entry.epoch, question, saved.entry.metrics))
+    if job.config.run.trackers:
+        sections = job.config.model_dump(mode="json")
+        values = {
+            f"{section}.{key}": str(value)
+            for section, fields in sections.items()
+            for key, value in fields.items()
+        }
+        job.accelerator.init_trackers("emotion-train", config=values)
+    return trainer
+
+
+def _open_saver(job: Job, claimed: Claimed) -> Saver:
+    from emotion_train.runs.retention import collect
+    from emotion_train.runs.saver import Saver
+
+    return Saver(
+        claimed.writer, claimed.local, say, lambda: collect(claimed.writer, job.config.checkpoint.keep_every)
+    )
+
+
+def _restore(job: Job, trainer: Trainer, claimed: Claimed | None) -> None:
+    """Put the newest state into the trainer of every rank, as rank 0 read and verified it."""
+    from emotion_train.runs import checkpoint
+
+    newest = claimed.newest if claimed is not None else None
+    found = job.ranks.from_main((newest.entry, tuple(newest.files)) if newest is not None else None)
+    if found is None:
+        return
+    entry, names = found
+    saved = checkpoint.Saved(
+        entry,
+        {
+            name: job.ranks.bytes_from_main(newest.files[name] if newest is not None else b"")
+            for name in names
+        },
+    )
+    checkpoint.check_same_base(saved.document, trainer.question.base, job.run_id)
+    trainer.restore(saved.state())
+    if job.ranks.is_main:
+        say(f"resumed at step {entry.step} of {trainer.steps}")
+
+
+def scoring_loader(job: Job, name: str, stack: ExitStack) -> Loader:
+    import numpy as np
+
+    posts = POSTS_PER_SCORING_STEP * job.ranks.world_size
+    return _open_loader(job, name, np.ones(len(job.index.labels)), posts, 0, stack, scoring=True)
+
+
+def _open_loader(
+    job: Job,
+    name: str,
+    weights_C: npt.NDArray[np.float64],
+    batch_size: int,
+    seed: int,
+    stack: ExitStack,
+    scoring: bool = False,
+) -> Loader:
+    from emotion_train.data.loader import Loader, encoder_threads
+    from emotion_train.data.order import Order
+    from emotion_train.data.reader import RowGroupReader
+    from emotion_train.evaluation.scoring import fill_multiple
+
+    split = job.index.split(name)
+    return stack.enter_context(
+        Loader(
+            RowGroupReader(job.data_store, split, patience_s=data_patience_s(job.config)),
+            Order(split.row_counts, split.lanes, seed),
+            job.tokenizer,
+            weights_C,
+            global_batch_size=batch_size,
+            tokens_per_microbatch=job.config.train.microbatch_tokens,
+            fill_multiple=fill_multiple(job.accelerator.device),
+            rank=job.ranks.rank,
+            world_size=job.ranks.world_size,
+            in_slices=scoring,
+            agree=job.ranks.agree_in_scoring if scoring else job.ranks.agree,
+            threads=encoder_threads(),
+        )
+    )

@@ -1,0 +1,77 @@
+"""Checks of the base: its config, and every file of its weights."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+from emotion_train.bases.files import BaseFiles
+from emotion_train.bases.staged import StagedBase
+from emotion_train.config import Config, Precision
+from emotion_train.errors import WrongRequest
+
+
+def check_base(config: Config) -> str:
+    """The base's small files are read; the hub is asked where they are not in its cache."""
+    from emotion_train.data.tokenization import PostTokenizer
+
+    base = BaseFiles.find(config.model.base)
+    if base.gguf is not None:
+        if find_spec("gguf") is None:
+            raise WrongRequest(
+                "model.base is a .gguf file and the package gguf is missing; type pip install"
+                " 'emotion-train[gguf]'."
+            )
+        words = f"{base.gguf.name}, {base.gguf.stat().st_size / 2**20:.0f} MiB"
+    elif base.staged is not None:
+        words = _staged(base.staged, config.model.precision)
+    else:
+        base.required("config.json")
+        words = _shards(base)
+    PostTokenizer.load(config.model.base, config.data.max_length)
+    return f"{words}, tokenizer loads"
+
+
+def _staged(base: StagedBase, precision: Precision) -> str:
+    """All objects are there in their size, and the staged numbers serve the run's precision."""
+    base.refuse_other_precision(precision)
+    if missing := base.missing():
+        raise WrongRequest(
+            f"{base.store.url_of(missing[0])} is missing or cut short; stage the base again into an empty"
+            " place."
+        )
+    index = base.index
+    return (
+        f"{index.source}, staged at {base.store.url} as {index.precision}, {index.bytes / 1e9:.1f} GB, all"
+        " objects there"
+    )
+
+
+def _shards(base: BaseFiles) -> str:
+    """All files of weights are in the folder, in the hub's cache, or still to be downloaded."""
+    index = base.file("model.safetensors.index.json")
+    if index is None:
+        if base.folder is not None:
+            base.required("model.safetensors")
+        return f"{base.name}, one file of weights"
+    try:
+        document = json.loads(index.read_text(encoding="utf-8"))
+        names, total = (
+            sorted(set(document["weight_map"].values())),
+            document.get("metadata", {}).get("total_size", 0),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise WrongRequest(f"{index} is no safetensors index; download it again.") from None
+    if base.folder is not None:
+        for name in names:
+            base.required(name)
+        return f"{base.name}, {len(names)} files of weights"
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = [name for name in names if isinstance(try_to_load_from_cache(base.name, name), str)]
+    if len(cached) == len(names):
+        return f"{base.name}, all {len(names)} files of weights are in this machine's hub cache"
+    return (
+        f"{base.name}, the hub has it: {len(names)} files of weights, {total / 1e9:.0f} GB to download where"
+        " it trains"
+    )

@@ -1,0 +1,147 @@
+"""Checks of the machine that will train: memory, processes, precision, disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from emotion_train.config import Config
+from emotion_train.data.index import Index
+from emotion_train.errors import WrongRequest
+from emotion_train.sizing.memory import GIB, estimate, largest_microbatch, usable_bytes
+from launch.gpus import GPU_KINDS, MIB, kind_of
+from launch.run.choice import asked_for, by_memory, choose
+from launch.run.topology import Gpu, Topology
+from launch.workload import refuse_unfused_fp8, shape_of_base
+
+_NEEDED_DISK_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Target:
+    """The machine that will train: `gpus` of it, of `memory_mib` each, none for a CPU. `here`: it
+    is this one.
+    """
+
+    name: str
+    memory_mib: int
+    gpus: int
+    here: bool
+
+
+def target_of(words: str | None, gpus: Sequence[Gpu]) -> Target | None:
+    """`H100:8` as SkyPilot writes it, else this machine's GPUs, else None. Raises `WrongRequest`
+    for a GPU that is not in the table.
+    """
+    if words is None:
+        return Target(gpus[0].name, min(gpu.memory_mib for gpu in gpus), len(gpus), True) if gpus else None
+    name, colon, count = words.partition(":")
+    kind = next((kind for kind in GPU_KINDS if kind.name.lower() == name.lower()), None)
+    if kind is None or (colon and not (count.isdecimal() and int(count) > 0)):
+        raise WrongRequest(
+            f"--gpus is {words!r}; give NAME or NAME:COUNT with one of"
+            f" {', '.join(one.name for one in GPU_KINDS)}."
+        )
+    return Target(kind.name, kind.memory_mib, int(count or 1), False)
+
+
+def check_memory(config: Config, target: Target | None, index: Callable[[], Index]) -> str:
+    """The config's precision and micro-batch fit the GPU, or several that share; raises
+    `WrongRequest` with the nearest that does.
+    """
+    if target is None:
+        return (
+            "no NVIDIA GPU is visible here; --gpus H100:1 checks for another machine, emotion-launch plan"
+            " compares all"
+        )
+    shape, labels = shape_of_base(config.model.base), len(index().labels)
+    lora, train, precision = config.lora, config.train, config.model.precision
+    available = target.memory_mib * MIB
+    where = f"{target.name} with {available / GIB:.1f} GiB"
+    auto, fused = train.tokens_per_microbatch == "auto", config.model.decoder == "fused"
+    tokens = config.data.max_length if auto else train.microbatch_tokens  # auto: what it may come down to
+    again = train.gradient_checkpointing or (auto and "gradient_checkpointing" not in train.model_fields_set)
+    memory = estimate(
+        shape, precision, lora.r, lora.targets, tokens, again, labels, lora_dropout=lora.dropout, fused=fused
+    )
+    if memory.total <= usable_bytes(available):
+        return f"{'at least ' if auto else ''}{memory} of {where}"
+    if target.gpus > 1:
+        alike = tuple(Gpu(str(number), "", target.name, target.memory_mib) for number in range(target.gpus))
+        name, why = by_memory(Topology(alike, target.gpus), config)
+        return f"{name}: {why}"
+    problem = (
+        f"{config.model.base} in {precision} with {tokens} tokens a micro-batch takes"
+        f" {memory.total / GIB:.1f} GiB of {where}"
+    )
+    for one in (precision, "nf4"):
+        found = largest_microbatch(
+            shape,
+            one,
+            lora.r,
+            lora.targets,
+            labels,
+            available,
+            longest_post=config.data.max_length,
+            most_tokens=tokens,
+            lora_dropout=lora.dropout,
+            fused=fused,
+            gradient_checkpointing=again if auto else None,
+        )
+        if found is not None:
+            words = [f"model.precision={one}"] if one != precision else []
+            words += [f"train.tokens_per_microbatch={found.tokens}"] if found.tokens != tokens else []
+            words += (
+                [f"train.gradient_checkpointing={str(found.gradient_checkpointing).lower()}"]
+                if found.gradient_checkpointing != again
+                else []
+            )
+            raise WrongRequest(f"{problem}; type {' '.join(words)}.")
+    raise WrongRequest(f"{problem}, and nothing smaller fits; `emotion-launch plan` names GPUs that do.")
+
+
+def check_machine(config: Config, gpus: Sequence[Gpu], accelerate_config: str | None) -> str:
+    choice = choose(gpus, accelerate_config, config)
+    return f"{choice.config_file.stem}: {choice.reason}"
+
+
+def check_precision(
+    config: Config, wanted_gpus: str | None, gpus: Sequence[Gpu], accelerate_config: str | None
+) -> str:
+    """The machine and the base are such that the base can be computed in this precision, and its
+    package is here.
+    """
+    precision, here = config.model.precision, wanted_gpus is None
+    if precision == "nf4" and here and find_spec("bitsandbytes") is None:
+        raise WrongRequest(
+            "model.precision is nf4 and the package bitsandbytes is missing; type pip install"
+            " 'emotion-train[gpu]' or model.precision=bf16."
+        )
+    on_cpu = here and asked_for(gpus, accelerate_config)[1].on_cpu
+    if precision == "fp8":
+        target = None if on_cpu else target_of(wanted_gpus, gpus)
+        kind = None if target is None else kind_of(target.name)
+        if target is None or (kind is not None and not kind.fp8):
+            raise WrongRequest(
+                f"model.precision is fp8 and {'the CPU' if target is None else target.name} has no float8"
+                f" units, as have {', '.join(one.name for one in GPU_KINDS if one.fp8)}; type"
+                " model.precision=bf16, or nf4 for a quarter of its memory."
+            )
+        refuse_unfused_fp8(config, shape_of_base(config.model.base), "model.precision=")
+    where = wanted_gpus or ("the CPU" if on_cpu else gpus[0].name)
+    return f"{precision} on {where}"
+
+
+def check_disk() -> str:
+    import tempfile
+
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < _NEEDED_DISK_BYTES:
+        raise WrongRequest(
+            f"{folder} has {free / 2**30:.1f} GiB free and 2 GiB are needed; free some or set TMPDIR to a"
+            " larger disk."
+        )
+    return f"{free / 2**30:.0f} GiB free in {folder}"
