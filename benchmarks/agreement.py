@@ -49,11 +49,14 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.demo import small_model
 from emotion_train.model.attention import Segments
 from emotion_train.model.head import EmotionClassifier
+from emotion_train.model.load import read_config
 from emotion_train.model.lora import build_classifier
 from emotion_train.model.loss import class_weights
+from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.machine import device_name, versions
 from emotion_train.processes.ranks import Ranks
 from emotion_train.storage.open import open_store
+from emotion_train.training.job import Job
 from emotion_train.training.trainer import Trainer
 
 BATCH = 32
@@ -197,7 +200,7 @@ def first_steps(variant: Variant, base: str, data_url: str, steps: int, variants
         batches = stack.enter_context(closing(trainer.train_loader.steps(0)))
         for batch in islice(batches, steps):
             trainer._step(batch)
-        return Found(torch.stack(trainer._losses).cpu().double().numpy(), torch.cat(gradients).numpy())
+        return Found(torch.stack(trainer.ledger.losses).cpu().double().numpy(), torch.cat(gradients).numpy())
 
 
 def start(config: Config, variant: Variant, stack: ExitStack) -> Trainer:
@@ -231,14 +234,16 @@ def start_trainer(
     index = read_index(store)
     split = index.split("train")
     labels = len(index.labels)
+    opened = read_config(config.model.base)
     model, base = build_classifier(
-        config.model.base, config.model.precision, labels, config.lora, config.run.seed, accelerator.device
+        opened, config.model.precision, labels, config.lora, config.run.seed, accelerator.device
     )
     change(model)
+    loader_tokenizer = PostTokenizer.load(opened.files, config.data.max_length)
     loader = Loader(
         RowGroupReader(store, split),
         Order(split.row_counts, split.lanes, config.run.seed),
-        PostTokenizer.load(config.model.base, config.data.max_length),
+        loader_tokenizer,
         class_weights(split.label_counts, config.loss.class_weights),
         global_batch_size=config.train.global_batch_size,
         tokens_per_microbatch=config.train.microbatch_tokens,
@@ -246,9 +251,23 @@ def start_trainer(
         threads=threads,
     )
     stack.enter_context(loader)
-    trainer = Trainer(
-        config, index, accelerator, Ranks(), model, loader, loader, None, base, datetime.now(UTC)
+    ranks = Ranks()
+    job = Job(
+        config,
+        index,
+        store,
+        store,
+        "agreement",
+        accelerator,
+        "one process",
+        ranks,
+        Interruptions(ranks, lambda: None, 0.0, print),
+        loader_tokenizer,
+        datetime.now(UTC),
+        "",
+        opened,
     )
+    trainer = Trainer(job, model, base, loader, loader, None)
     trainer.model.train()
     return trainer
 

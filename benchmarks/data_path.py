@@ -422,8 +422,8 @@ def timed_steps(trainer: Any, batches: Iterator[StepBatch], steps: int) -> dict[
             trainer._step(batch)
             posts += batch.examples
             if step % _LOG_EVERY_STEPS == 0:
-                trainer._log_loss()
-        trainer._add_up()
+                trainer.ledger.log()
+        trainer.ledger.add_up()
         took = time.perf_counter() - began
     return {
         "posts_per_s": posts / took,

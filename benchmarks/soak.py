@@ -67,8 +67,8 @@ from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.s3 import S3Store
 from emotion_train.training.claim import claim, look_before_claiming
-from emotion_train.training.job import Claimed, Job
-from emotion_train.training.start import _open_saver
+from emotion_train.training.job import Job
+from emotion_train.training.start import open_saver
 
 STEPS = 1000  # of one run
 STEP_S = 0.005
@@ -230,14 +230,14 @@ def train(config: Config, unconditional: bool, board: Any) -> int:
         alone,
         datetime.now(UTC),
         "",
+        alone,
     )
-    found: list[Claimed] = []
-    if claim(job, found):
+    claimed = claim(job)
+    if isinstance(claimed, Entry):
         return 0
-    (claimed,) = found
     walk = Walk.resume(claimed.newest.state()) if claimed.newest is not None else Walk.begin()
     question = Question(config, INDEX, BASE)
-    with _open_saver(job, claimed) as saving:
+    with open_saver(job, claimed) as saving:
         for saved in claimed.not_in_log:
             saving.offer(Snapshot(saved.state(), saved.entry.epoch, question, saved.entry.metrics))
         board[STEP] = board[FIRST] = walk.step

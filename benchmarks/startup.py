@@ -157,6 +157,7 @@ def child(words: list[str]) -> None:
     steps = 0
 
     def watch(*given: Any) -> Any:
+        from emotion_train.training.ledger import synchronize
         from emotion_train.training.trainer import Trainer
 
         step = Trainer._step
@@ -165,7 +166,7 @@ def child(words: list[str]) -> None:
             nonlocal steps
             times.setdefault("first batch", time.time())
             step(trainer, batch)
-            trainer._synchronize()
+            synchronize(trainer.accelerator.device)
             steps += 1
             times.setdefault("first step" if steps == 1 else "second step", time.time())
             if steps == 2:

@@ -1,6 +1,19 @@
 """The error family: each error carries the exit code of the process that it ends, and `exit_code`
 is how a program ends with one.
 
+    EmotionTrainError        1   an end that is explained in one sentence
+      WrongRequest           2   type something else
+        StorageError         2   a store refused or did not answer
+          ObjectNotFound
+          AlreadyExists
+          ObjectChanged
+      Diverged               1   the loss is no number
+      LostContact            1   another process of the run is gone
+      NotPublished           1   trained, and the store did not take it
+      Published              0   nothing is left to do (`emotion_train.runs.log`)
+      Preempted             33   saved; start it again
+      Fenced                34   another writer owns the run
+
 Everything outside this family is a defect and ends with a traceback and exit code 1, but for a full
 disk, Ctrl-C and a closed pipe.
 """

@@ -21,13 +21,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from emotion_train.bases.staged import (
-    INDEX_KEY,
+    BASE_KEY,
     UNFINISHED_KEY,
     StagedBase,
     StagedIndex,
     StagedObject,
     StagedTensor,
-    read_index,
+    read_staged_index,
 )
 from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.progress import ProgressLine
@@ -137,7 +137,7 @@ def stage(
     place = _device(device, precision)
     PostTokenizer.load(base, 128)
     _refuse_other_meaning(found)
-    existing = read_index(store)
+    existing = read_staged_index(store)
     if existing is not None and existing.precision != precision:
         _refuse_other(store, existing, f"precision {existing.precision} there, {precision} now")
     left = _make_room(store, found, precision) if existing is None else set()
@@ -149,7 +149,7 @@ def stage(
         _refuse_incomplete(store, existing)
         return StageResult(store.url, existing, False)
     try:
-        store.create(INDEX_KEY, index.to_bytes())
+        store.create(BASE_KEY, index.to_bytes())
     except AlreadyExists:
         raise WrongRequest(
             f"Another process has staged a base at {store.url} in the meantime; stage into another, empty"

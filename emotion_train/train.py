@@ -22,6 +22,7 @@ from emotion_train.data.index import read_index, require_trainable
 from emotion_train.errors import LostContact, WrongRequest
 from emotion_train.processes.launcher_link import answers_signals
 from emotion_train.processes.notices import PreemptionWatch, hold_seconds
+from emotion_train.runs.log import Entry
 from emotion_train.storage.open import open_store
 from emotion_train.training.claim import claim, look_before_claiming
 from emotion_train.training.finish import report_and_publish
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from emotion_train.data.tokenization import PostTokenizer
+    from emotion_train.model.load import read_config
     from emotion_train.processes.interruption import Interruptions
     from emotion_train.processes.ranks import is_about_contact, lost_contact
     from emotion_train.training.microbatch import settle
@@ -91,9 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
             lambda: look_before_claiming(config, index, output_store, arguments.allow_unfenced)
         ):
             return say_published(output_store, run_id, published, ranks.is_main)
-        require_fp8(config, engine, accelerator.device)
-        tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
-        config = settle(config, index, data_store, tokenizer, engine, ranks, accelerator.device, say)
+        base = read_config(config.model.base)
+        require_fp8(config, base, engine, accelerator.device)
+        tokenizer = PostTokenizer.load(base.files, config.data.max_length)
+        config = settle(config, base, index, data_store, tokenizer, engine, ranks, accelerator.device, say)
         keep_kernels(config, ranks, accelerator.device, stack)
         again = _command(arguments, run_id, accelerator.device.type)
         job = Job(
@@ -109,14 +112,16 @@ def run(arguments: argparse.Namespace) -> int:
             tokenizer,
             started,
             again,
+            base,
         )
-        claimed: list[Claimed] = []  # stays empty on ranks other than 0
-        if published := ranks.on_main(lambda: claim(job, claimed)):
+        answer = ranks.only_on_main(lambda: claim(job))
+        claimed = answer if isinstance(answer, Claimed) else None
+        if published := ranks.from_main(answer if isinstance(answer, Entry) else None):
             return say_published(output_store, run_id, published, ranks.is_main)
         try:
-            trainer = start_trainer(job, claimed[0] if claimed else None, stack)
+            trainer = start_trainer(job, claimed, stack)
             _fit(job, trainer)
-            return report_and_publish(job, trainer, claimed[0] if claimed else None, stack)
+            return report_and_publish(job, trainer, claimed, stack)
         except torch.OutOfMemoryError:
             raise WrongRequest(too_small(config)) from None
         except LostContact:

@@ -1,4 +1,4 @@
-"""The folders are the layers: imports point to rooms on the left, and the launcher loads no torch."""
+"""The folders are the layers: imports point to rooms on the left; the launcher loads no torch."""
 
 from __future__ import annotations
 

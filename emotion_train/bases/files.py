@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from emotion_train.bases.staged import INDEX_KEY, UNFINISHED_KEY, StagedBase, open_staged
+from emotion_train.bases.staged import BASE_KEY, UNFINISHED_KEY, StagedBase, open_staged
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
@@ -35,7 +35,7 @@ class BaseFiles:
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
             return cls(name, staged=open_staged(open_store(name)))
         path = Path(name).expanduser()
-        if (path / INDEX_KEY).is_file() or (path / UNFINISHED_KEY).is_file():
+        if (path / BASE_KEY).is_file() or (path / UNFINISHED_KEY).is_file():
             return cls(name, staged=open_staged(FolderStore(path)))
         if path.is_dir():
             return cls(name, folder=path)

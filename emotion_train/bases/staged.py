@@ -22,18 +22,18 @@ from pydantic import Field, model_validator
 
 from emotion_train.config import Precision
 from emotion_train.errors import ObjectNotFound, WrongRequest
-from emotion_train.storage.document import Entry, Manifest, read_manifest
+from emotion_train.storage.document import FrozenModel, Manifest, read_manifest
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.store import Store
 
-INDEX_KEY = "base.json"
+BASE_KEY = "base.json"
 # written first and deleted last: what stands beside it is this program's own
 UNFINISHED_KEY = "unfinished.json"
 SCHEMA: Literal["emotion-train/base/1"] = "emotion-train/base/1"
 ITEM_BYTES = {"BF16": 2, "F32": 4, "U8": 1}  # of safetensors' names of types
 
 
-class StagedObject(Entry):
+class StagedObject(FrozenModel):
     """One object, whole. `pieces` are the sha256 of its consecutive pieces."""
 
     key: str
@@ -43,7 +43,7 @@ class StagedObject(Entry):
     pieces: tuple[str, ...]
 
 
-class Part(Entry):
+class StagedPart(FrozenModel):
     """One tensor of a safetensors file: the checkpoint's tensor itself (no suffix), or what belongs
     to its 4-bit codes.
     """
@@ -58,14 +58,14 @@ class Part(Entry):
         return ITEM_BYTES[self.dtype] * prod(self.shape)
 
 
-class StagedTensor(Entry):
+class StagedTensor(FrozenModel):
     """One tensor of the classifier; all its parts lie side by side in one object."""
 
     name: str
     source: str = Field(description="Its name in the checkpoint that was staged.")
     shape: tuple[int, ...] = Field(description="Before quantisation.")
     object: int = Field(ge=0, description="Position in `shards`.")
-    parts: tuple[Part, ...] = Field(min_length=1)
+    parts: tuple[StagedPart, ...] = Field(min_length=1)
 
 
 class StagedIndex(Manifest):
@@ -112,7 +112,7 @@ class StagedIndex(Manifest):
         return sum(one.bytes for one in self.shards)
 
 
-def read_index(store: Store) -> StagedIndex | None:
+def read_staged_index(store: Store) -> StagedIndex | None:
     """The index at this place; None where there is none. Raises `WrongRequest` for a damaged one or
     an unknown schema.
     """
@@ -120,7 +120,7 @@ def read_index(store: Store) -> StagedIndex | None:
         return read_manifest(
             StagedIndex,
             store,
-            INDEX_KEY,
+            BASE_KEY,
             other_schema="Stage the base again.",
             damaged="Stage the base again elsewhere.",
         )
@@ -189,10 +189,10 @@ def open_staged(store: Store) -> StagedBase:
     """The staged base at this place. Raises `WrongRequest` when there is none, or one whose staging
     was not finished.
     """
-    index = read_index(store)
+    index = read_staged_index(store)
     if index is None:
         raise WrongRequest(
-            f"There is no staged base at {store.url}: {INDEX_KEY} is missing (it is written last). Type"
+            f"There is no staged base at {store.url}: {BASE_KEY} is missing (it is written last). Type"
             f" emotion-train stage-base BASE {store.url}, where BASE is a hub id or a checkpoint's folder."
         )
     return StagedBase(store, index)
@@ -200,6 +200,6 @@ def open_staged(store: Store) -> StagedBase:
 
 def changed(store: Store, key: str) -> WrongRequest:
     return WrongRequest(
-        f"{store.url_of(key)} is not what {INDEX_KEY} describes: the base was changed or damaged after it was"
+        f"{store.url_of(key)} is not what {BASE_KEY} describes: the base was changed or damaged after it was"
         " staged. Stage it again into an empty folder or prefix."
     )

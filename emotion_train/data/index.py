@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from emotion_train.errors import ObjectNotFound, WrongRequest
-from emotion_train.storage.document import Entry, Manifest, read_manifest
+from emotion_train.storage.document import FrozenModel, Manifest, read_manifest
 from emotion_train.storage.store import Store
 
 INDEX_KEY = "index.json"
@@ -23,7 +23,7 @@ MAX_LANES = 64
 SPLITS = ("train", "validation", "test")
 
 
-class DataObject(Entry):
+class DataObject(FrozenModel):
     """One Parquet file. The footer (Parquet's file metadata with its 8 trailing bytes) is the
     file's last `footer_bytes` bytes.
     """
@@ -35,7 +35,7 @@ class DataObject(Entry):
     footer_sha256: str
 
 
-class RowGroup(Entry):
+class RowGroup(FrozenModel):
     """One row group: `length` bytes of `split.objects[object]` from `start`, holding `rows`
     posts.
     """
@@ -49,7 +49,7 @@ class RowGroup(Entry):
     sha256: str
 
 
-class Split(Entry):
+class Split(FrozenModel):
     rows: int = Field(ge=0)
     label_counts: tuple[int, ...]
     lanes: int = Field(ge=0, le=MAX_LANES, description="min(64, number of row groups); 0 for an empty split.")

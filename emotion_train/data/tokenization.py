@@ -98,13 +98,13 @@ class PostTokenizer:
         self._tokenizer.enable_truncation(max_length)
 
     @classmethod
-    def load(cls, base: str, max_length: int) -> PostTokenizer:
+    def load(cls, base: str | BaseFiles, max_length: int) -> PostTokenizer:
         """The tokenizer of a base: a folder or hub id with tokenizer.json or tekken.json, or a
         .gguf file (or a tokenizer.json beside it).
 
         Raises `WrongRequest` where there is none, or one of another kind.
         """
-        files = BaseFiles.find(base)
+        files = BaseFiles.find(base) if isinstance(base, str) else base
         if (path := files.file("tokenizer.json")) is not None:
             return _from_tokenizer_json(path, files.file("tokenizer_config.json"), max_length)
         if files.gguf is not None:
@@ -112,7 +112,8 @@ class PostTokenizer:
         if (path := files.file("tekken.json")) is not None:
             return _from_tekken(path, max_length)
         raise WrongRequest(
-            f"The base {base} has neither tokenizer.json nor tekken.json; copy its tokenizer into the folder."
+            f"The base {files.name} has neither tokenizer.json nor tekken.json; copy its tokenizer into the"
+            " folder."
         )
 
     @property

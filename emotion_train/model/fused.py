@@ -175,7 +175,7 @@ class FusedInputs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pack:
+class SharedInputs:
     """What every block needs of a pack; `seed` is None without dropout."""
 
     cos_TD: torch.Tensor
@@ -325,7 +325,7 @@ class Block:
         return [p for one in (self.qkv, self.out, self.gate_up, self.down) for p in one.adapters.parameters]
 
     def forward(
-        self, h_TH: torch.Tensor, m_TH: torch.Tensor | None, pack: Pack
+        self, h_TH: torch.Tensor, m_TH: torch.Tensor | None, pack: SharedInputs
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, ...]]:
         """((h, m) whose sum is the block's output, what `backward` needs). The input is the sum of
         h and m, too.
@@ -361,7 +361,7 @@ class Block:
         )
 
     def backward(
-        self, saved: Sequence[Any], dh: torch.Tensor, dm: torch.Tensor, pack: Pack, needs_dx: bool
+        self, saved: Sequence[Any], dh: torch.Tensor, dm: torch.Tensor, pack: SharedInputs, needs_dx: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Gradient by the input (None unless needed), and those of `parameters` in their order.
         Overwrites the saved gate and up.
@@ -427,7 +427,7 @@ class _Run(torch.autograd.Function):
         h_TH: torch.Tensor,
         m_TH: torch.Tensor | None,
         block: Block,
-        pack: Pack,
+        pack: SharedInputs,
         recompute: bool,
         *parameters: nn.Parameter,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -520,7 +520,7 @@ class FusedDecoder:
         cos_1TD, sin_1TD = self._rotary(
             torch.empty(0, dtype=torch.float32, device=positions_1T.device), positions_1T
         )
-        pack = Pack(cos_1TD[0], sin_1TD[0], *inputs[2:5], inputs.seed if training else None)
+        pack = SharedInputs(cos_1TD[0], sin_1TD[0], *inputs[2:5], inputs.seed if training else None)
         h: torch.Tensor = self._embed(inputs.input_ids_T)
         m: torch.Tensor | None = None
         for block in self._blocks:

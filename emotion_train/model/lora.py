@@ -25,7 +25,7 @@ from emotion_train.model.card import CardFacts, model_card
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts, read_facts
 from emotion_train.model.fused import ADAPTER
 from emotion_train.model.head import EmotionClassifier, generator, init_head
-from emotion_train.model.load import BaseInfo, Tell, load_base, read_config, tell_nobody
+from emotion_train.model.load import BaseConfig, BaseInfo, Tell, load_base, read_config, tell_nobody
 from emotion_train.model.precision import Precision
 
 
@@ -38,7 +38,7 @@ class LoadedAdapter:
 
 
 def build_classifier(
-    base: str,
+    base: str | BaseConfig,
     precision: Precision,
     num_labels: int,
     lora: LoraSection,

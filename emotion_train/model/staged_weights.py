@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from emotion_train.bases.staged import Part, StagedBase, StagedTensor, changed
+from emotion_train.bases.staged import StagedBase, StagedPart, StagedTensor, changed
 from emotion_train.errors import ObjectChanged
 from emotion_train.model.precision import Codes4bit
 
@@ -49,7 +49,7 @@ def _fetch(described: StagedTensor, pieces: _Pieces, device: torch.device) -> to
     return Codes4bit(described.shape, whole, parts) if parts else whole
 
 
-def _empty(part: Part, device: torch.device) -> torch.Tensor:
+def _empty(part: StagedPart, device: torch.device) -> torch.Tensor:
     return torch.empty(
         part.shape, dtype=DTYPES[part.dtype], device="cpu" if part.suffix == PACKED_STATE else device
     )

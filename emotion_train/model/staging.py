@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from emotion_train.bases.staged import Part, StagedObject, StagedTensor
+from emotion_train.bases.staged import StagedObject, StagedPart, StagedTensor
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.model.load import BaseConfig, Fingerprint, Tell, open_checkpoint, skeleton, stream
 from emotion_train.model.precision import Codes4bit, linear_4bit
@@ -211,10 +211,10 @@ def _layout(batch: list[_Stored], number: int, sources: dict[str, str]) -> tuple
     """First bytes of the safetensors file, and where its tensors lie.
     https://github.com/huggingface/safetensors#format
     """
-    at, header, parts = 0, dict[str, Any]({"__metadata__": {"format": "pt"}}), dict[str, list[Part]]()
+    at, header, parts = 0, dict[str, Any]({"__metadata__": {"format": "pt"}}), dict[str, list[StagedPart]]()
     for one in batch:
         for suffix, tensor in one.parts.items():
-            part = Part(suffix=suffix, dtype=_NAMES[tensor.dtype], shape=tuple(tensor.shape), start=at)
+            part = StagedPart(suffix=suffix, dtype=_NAMES[tensor.dtype], shape=tuple(tensor.shape), start=at)
             header[one.name + suffix] = {
                 "dtype": part.dtype,
                 "shape": part.shape,

@@ -132,20 +132,24 @@ class Ranks:
             dist.broadcast_object_list(box, src=0, group=self._main_group)
         return box[0]
 
-    def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns on rank 0, on every rank; an `EmotionTrainError` that it raises
+    def only_on_main(self, action: Callable[[], T]) -> T | None:
+        """What `action` returns on rank 0, None elsewhere; an `EmotionTrainError` that it raises
         there is raised on every rank.
         """
-        answer: tuple[T | None, EmotionTrainError | None] = (None, None)
+        value: T | None = None
+        failure: EmotionTrainError | None = None
         if self.is_main:
             try:
-                answer = (action(), None)
+                value = action()
             except EmotionTrainError as error:
-                answer = (None, error)
-        value, failure = self.from_main(answer)
-        if failure is not None:
+                failure = error
+        if (failure := self.from_main(failure)) is not None:
             raise failure
-        return cast(T, value)
+        return value
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """As `only_on_main`, and what `action` returns comes to every rank."""
+        return cast(T, self.from_main(self.only_on_main(action)))
 
     def bytes_from_main(self, data: bytes) -> bytes:
         """Rank 0's bytes, on every rank; for gigabytes, and without a pickle."""

@@ -14,11 +14,11 @@ from emotion_train.errors import WrongRequest
 from emotion_train.storage.store import Store
 
 
-class Entry(BaseModel):
+class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Manifest(Entry):
+class Manifest(FrozenModel):
     """The whole document; its field `schema_version` has the one schema that is read as default."""
 
     def to_bytes(self) -> bytes:

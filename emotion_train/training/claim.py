@@ -52,10 +52,10 @@ def look_before_claiming(config: Config, index: Index, store: Store, allow_unfen
     return None
 
 
-def claim(job: Job, claimed: list[Claimed]) -> Entry | None:
+def claim(job: Job) -> Claimed | Entry:
     """Take the run over, then see where it stands; nobody else can add to it from now on.
 
-    Returns the final entry when another writer has published in the meantime, else fills `claimed`.
+    Returns the final entry when another writer has published in the meantime.
     """
     from emotion_train.runs import checkpoint
     from emotion_train.runs.local_states import LocalStates
@@ -70,7 +70,7 @@ def claim(job: Job, claimed: list[Claimed]) -> Entry | None:
     try:
         writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)), facts=_facts(job))
     except Published as already:
-        return already.entry
+        return cast(Entry, already.entry)
     found = Claimed(writer, LocalStates(local_folder(job.config), job.run_id))
     found.remarks += [
         str(entry.metrics["words"])
@@ -91,8 +91,7 @@ def claim(job: Job, claimed: list[Claimed]) -> Entry | None:
         ):
             say(f"continued with another {words}")
         _say_of_processes(found.writer)
-    claimed.append(found)
-    return None
+    return found
 
 
 def _say_of_processes(writer: Writer) -> None:

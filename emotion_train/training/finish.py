@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 from emotion_train.errors import NotPublished, StorageError
 from emotion_train.processes.machine import device_name
@@ -46,26 +46,28 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
     splits = _score_in_peace(job, trainer, stack)
     peak_bytes, memory_kind = peak_memory(job.accelerator.device)
     memory = max(job.ranks.gather(peak_bytes), default=0), memory_kind
-    reports: list[Report] = []  # stays empty on ranks other than 0
+    report: Report | None = None  # on rank 0 only
     files: dict[str, bytes] = {}
     if claimed is not None:
-        reports.append(_build_report(job, trainer, splits, best, claimed.remarks, memory))
+        report = _build_report(job, trainer, splits, best, claimed.remarks, memory)
         with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
-            _save_adapter(job, trainer, reports[0], Path(folder), adapter)
-            files = final_files(Path(folder), reports[0], splits)
+            _save_adapter(job, trainer, report, Path(folder), adapter)
+            files = final_files(Path(folder), report, splits)
 
     def publish_all() -> Entry:
         assert claimed is not None
-        return publish(claimed.writer, job.config.train.epochs, trainer.progress.step, files, reports[0])
+        assert report is not None
+        return publish(claimed.writer, job.config.train.epochs, trainer.progress.step, files, report)
 
     def keep() -> str:
         assert claimed is not None
         return claimed.local.keep_final(files)
 
-    entry = _until_the_store_takes_it(job, publish_all, keep)  # nobody leaves before that
-    if claimed is not None:
+    # nobody leaves before that
+    entry = cast(Entry, job.ranks.from_main(_until_the_store_takes_it(job, publish_all, keep)))
+    if claimed is not None and report is not None:
         claimed.local.clear()
-        print_report(reports[0], Terminal(highlight=False))
+        print_report(report, Terminal(highlight=False))
     say_published(job.output_store, job.run_id, entry, job.ranks.is_main)
     job.accelerator.end_training()
     return 0
@@ -91,17 +93,15 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Ent
 
     from emotion_train.runs import checkpoint
 
-    found: list[tuple[Entry, bytes]] = []  # stays empty on ranks other than 0
-
-    def find() -> Entry:
+    def find() -> tuple[Entry, bytes]:
         assert claimed is not None
         best = checkpoint.best_adapter(job.output_store, job.run_id, claimed.writer.log, claimed.fell_back)
         assert best is not None, "every epoch ends with a checkpoint that has a score"
-        found.append(best)
-        return best[0]
+        return best
 
-    entry = _until_the_store_takes_it(job, find, lambda: "Its checkpoints are all in that store.")
-    state = load(job.ranks.bytes_from_main(found[0][1] if found else b""))
+    best = _until_the_store_takes_it(job, find, lambda: "Its checkpoints are all in that store.")
+    entry = cast(Entry, job.ranks.from_main(best[0] if best is not None else None))
+    state = load(job.ranks.bytes_from_main(best[1] if best is not None else b""))
     trainer.engine.load_adapter(state)
     return entry, state
 
@@ -119,8 +119,8 @@ def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> dict[str, S
             job.interruptions.hold(f"All {trainer.steps} steps are saved, the report is not yet made.")
 
 
-def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[[], str]) -> T:
-    """What `action` returns on rank 0, on every rank; tried again while the store fails, for
+def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[[], str]) -> T | None:
+    """What `action` returns on rank 0, None elsewhere; tried again while the store fails, for
     `run.publish_timeout_s` seconds.
 
     Raises `NotPublished` after that, with what `keep` says of where the run's result is, and
@@ -143,9 +143,10 @@ def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[
             return None, str(error)
 
     while True:
-        value, problem = job.ranks.on_main(attempt)
+        answer = job.ranks.only_on_main(attempt)
+        problem = job.ranks.from_main(answer[1] if answer is not None else None)
         if problem is None:
-            return value  # type: ignore[return-value]
+            return answer[0] if answer is not None else None
         if time.monotonic() - told >= _TELL_EVERY_S and job.ranks.is_main:
             told = time.monotonic()
             say(f"NOT PUBLISHED yet, trying again for {deadline - told:.0f} s: {problem}")

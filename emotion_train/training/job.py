@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from emotion_train.data.tokenization import PostTokenizer
+    from emotion_train.model.load import BaseConfig
     from emotion_train.processes.interruption import Interruptions
     from emotion_train.processes.ranks import Ranks
     from emotion_train.runs.checkpoint import Saved
@@ -49,6 +50,7 @@ class Job:
     tokenizer: PostTokenizer
     started: datetime
     again: str  # the command that goes on with this run
+    base: BaseConfig  # opened once
 
 
 @dataclass

@@ -20,7 +20,7 @@ from emotion_train.data.reader import sample_texts
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import HAS_GQA
-from emotion_train.model.load import read_config
+from emotion_train.model.load import BaseConfig
 from emotion_train.processes.machine import memory_of
 from emotion_train.processes.ranks import Ranks
 from emotion_train.sizing.memory import GIB, MicroBatch, Precision, Shape, largest_microbatch, tokens_to_fill
@@ -43,6 +43,7 @@ class Setting:
 
 def settle(
     config: Config,
+    base: BaseConfig,
     index: Index,
     store: Store,
     tokenizer: PostTokenizer,
@@ -68,7 +69,7 @@ def settle(
             return Setting(
                 tokens, config.train.gradient_checkpointing, "the default, since there is no GPU to fill"
             )
-        shape = Shape.of(read_config(config.model.base).text.to_dict())
+        shape = Shape.of(base.text.to_dict())
         split = index.split("train")
         lengths = [len(ids) for ids in tokenizer.encode(sample_texts(store, split, _SAMPLE_POSTS))]
         share = tokens_of_a_step(config, lengths, split.rows, ranks.world_size)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from emotion_train.config import POSTS_PER_SCORING_STEP, Config
-from emotion_train.data.index import Index
 from emotion_train.errors import WrongRequest
 from emotion_train.processes.machine import device_name
 from emotion_train.storage.open import open_store
@@ -21,19 +19,18 @@ if TYPE_CHECKING:
 
     from emotion_train.data.loader import Loader
     from emotion_train.model.head import EmotionClassifier
-    from emotion_train.model.load import BaseInfo
+    from emotion_train.model.load import BaseConfig, BaseInfo
     from emotion_train.processes.ranks import Ranks
     from emotion_train.runs.saver import Saver
     from emotion_train.training.engines import Kind
     from emotion_train.training.trainer import Trainer
 
 
-def require_fp8(config: Config, engine: Kind, device: torch.device) -> None:
+def require_fp8(config: Config, base: BaseConfig, engine: Kind, device: torch.device) -> None:
     """Raises `WrongRequest` when the config asks for fp8 and engine, GPU or base cannot compute
     it.
     """
     from emotion_train.model.head import require_float8
-    from emotion_train.model.load import read_config
     from emotion_train.sizing.memory import is_fused
     from emotion_train.sizing.shape import Shape
     from emotion_train.training.engines import shards_weights
@@ -45,7 +42,7 @@ def require_fp8(config: Config, engine: Kind, device: torch.device) -> None:
             f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give"
             " --config_file accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
         )
-    require_float8(device, is_fused(Shape.of(read_config(config.model.base).text.to_dict()), "fp8"))
+    require_float8(device, is_fused(Shape.of(base.text.to_dict()), "fp8"))
 
 
 def keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: ExitStack) -> None:
@@ -83,7 +80,7 @@ def load_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
     while True:
         loaded = None
         with suppress(CutOff):
-            loaded = build_model(job.config, job.index, job.accelerator, job.interruptions.going, job.engine)
+            loaded = build_model(job)
         if not job.ranks.sum(np.array([loaded is None])).any():
             assert loaded is not None
             _refuse_different_bases(job, loaded[1])
@@ -104,13 +101,7 @@ def _refuse_different_bases(job: Job, base: BaseInfo) -> None:
         )
 
 
-def build_model(
-    config: Config,
-    index: Index,
-    accelerator: Accelerator,
-    going: Callable[[], bool] = lambda: False,
-    engine: Kind = "one process",
-) -> tuple[EmotionClassifier, BaseInfo]:
+def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
     """The frozen base with a new adapter and head, on this process's device unless the engine cuts
     it up.
 
@@ -123,18 +114,19 @@ def build_model(
 
     def tell(placed: int, total: int) -> None:
         line.update(placed, total=total)
-        if going():
+        if job.interruptions.going():
             raise CutOff
 
-    cut = shards_weights(engine)
-    with ProgressLine("loading", 1, "tensors", shown=accelerator.is_main_process) as line:
+    config = job.config
+    cut = shards_weights(job.engine)
+    with ProgressLine("loading", 1, "tensors", shown=job.accelerator.is_main_process) as line:
         model, base = build_classifier(
-            config.model.base,
+            job.base,
             config.model.precision,
-            len(index.labels),
+            len(job.index.labels),
             config.lora,
             config.run.seed,
-            accelerator.device,
+            job.accelerator.device,
             to_be_sharded=cut,
             tell=tell,
         )
@@ -159,21 +151,8 @@ def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Traine
         job, "train", weights_C, job.config.train.global_batch_size, job.config.run.seed, stack
     )
     validation = scoring_loader(job, "validation", stack)
-    saver = None if claimed is None else stack.enter_context(_open_saver(job, claimed))
-    trainer = Trainer(
-        job.config,
-        job.index,
-        job.accelerator,
-        job.ranks,
-        model,
-        train,
-        validation,
-        saver,
-        base,
-        job.started,
-        job.interruptions,
-        job.engine,
-    )
+    saver = None if claimed is None else stack.enter_context(open_saver(job, claimed))
+    trainer = Trainer(job, model, base, train, validation, saver)
     _restore(job, trainer, claimed)
     if saver is not None and claimed is not None:
         for saved in claimed.not_in_log:
@@ -190,7 +169,7 @@ def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Traine
     return trainer
 
 
-def _open_saver(job: Job, claimed: Claimed) -> Saver:
+def open_saver(job: Job, claimed: Claimed) -> Saver:
     from emotion_train.runs.retention import collect
     from emotion_train.runs.saver import Saver
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,14 +20,11 @@ from datetime import UTC, datetime
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate import Accelerator
 
-from emotion_train.config import Config
-from emotion_train.data.index import Index
 from emotion_train.data.loader import Loader, StepBatch
 from emotion_train.data.order import counter_hash
 from emotion_train.data.packing import Pack
-from emotion_train.errors import Diverged, EmotionTrainError, Fenced
+from emotion_train.errors import EmotionTrainError, Fenced
 from emotion_train.evaluation.metrics import ClassCounts, confusion
 from emotion_train.evaluation.predictions import Predictions
 from emotion_train.evaluation.scoring import forward_pack, score
@@ -37,13 +33,15 @@ from emotion_train.model.graphs import GraphedPasses, pays
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.loss import weighted_loss_sum
-from emotion_train.processes.interruption import GOING, Interruptions
-from emotion_train.processes.ranks import Ranks, Signal
+from emotion_train.processes.interruption import GOING
+from emotion_train.processes.ranks import Signal
 from emotion_train.runs import checkpoint
 from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State
 from emotion_train.runs.saver import Saver
 from emotion_train.sizing.memory import Shape, estimate
-from emotion_train.training.engines import Kind, make_engine
+from emotion_train.training.engines import make_engine
+from emotion_train.training.job import Job
+from emotion_train.training.ledger import Ledger
 
 _LOG_EVERY_STEPS = 10
 _DROPOUT_STREAM = 2
@@ -83,74 +81,46 @@ class Scored:
     predictions: Predictions
 
 
-@dataclass(frozen=True)
-class _Stretch:
-    """This rank's figures of some steps, whose losses are on their way from the GPU: `losses` holds
-    them once `there` has come.
-    """
-
-    step: int  # the last one
-    learning_rate: float  # of the next one
-    counts: npt.NDArray[np.float64]  # real tokens, computed tokens and bad rows
-    losses: torch.Tensor
-    there: torch.cuda.Event | None
-    for_log: bool
-
-
 class CutOff(Exception):
     """An evaluation that was given up on all ranks, because the machine goes."""
 
 
 class Trainer:
-    """Trains the adapter of `model`; `started` is when this process began.
+    """Trains the adapter of `model`; how the ranks share its `base` is `job.engine`.
 
-    `engine` is how the ranks share the model. `saver` is None on all ranks but 0; `tell` and
-    `tell_milestone` are for the terminal.
+    `saver` is None on all ranks but 0; `tell` and `tell_milestone` are for the terminal.
     """
 
     def __init__(
         self,
-        config: Config,
-        index: Index,
-        accelerator: Accelerator,
-        ranks: Ranks,
+        job: Job,
         model: EmotionClassifier,
+        base: BaseInfo,
         train: Loader,
         validation: Loader,
         saver: Saver | None,
-        base: BaseInfo,
-        started: datetime,
-        interruptions: Interruptions | None = None,
-        engine: Kind = "one process",
     ) -> None:
-        self.config = config
-        self.index = index
-        self.accelerator = accelerator
-        self.ranks = ranks
+        self.config = config = job.config
+        self.index = job.index
+        self.accelerator = job.accelerator
+        self.ranks = ranks = job.ranks
+        self.interruptions = job.interruptions
+        self.started = job.started
         self.train_loader = train
         self.validation_loader = validation
         self.saver = saver
-        self.question = Question(config, index, base)
-        self.started = started
-        self.interruptions = interruptions or Interruptions(ranks, lambda: None, 0.0, lambda words: None)
+        self.question = Question(config, job.index, base)
         self.tell: Callable[[Progress, str], None] = lambda progress, words: None
         self.tell_milestone: Callable[[str], None] = lambda line: None
-        self.progress = Progress()
         self.bare_model = model
-        self.engine = make_engine(engine, model, config.train, accelerator.device)
+        self.engine = make_engine(job.engine, model, config.train, job.accelerator.device)
         self.model = self.engine.module
-        graphed = engine == "one process" and pays(model, ranks.world_size)
+        graphed = job.engine == "one process" and pays(model, ranks.world_size)
         self._graphs = self._graphed(list(self.engine.trained.own)) if graphed else None
         self.steps_per_epoch = train.steps_per_epoch
         self.steps = self.steps_per_epoch * config.train.epochs
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
-        # this rank's real tokens, computed tokens and bad rows that the run's figures do not have
-        # yet
-        self._own = np.zeros(3)
-        self._losses: list[torch.Tensor] = []  # this rank's, of the same steps
-        self._on_their_way: deque[_Stretch] = deque()
-        # when the training that `train_seconds` does not have yet began; None while it pauses
-        self._clock: float | None = None
+        self.ledger = Ledger(ranks, job.accelerator.device, self._rate_after, self._tell_of_loss)
         self._saved_step = 0  # of the newest state given to the saver
         self._asked_to_save = time.monotonic()
 
@@ -184,12 +154,12 @@ class Trainer:
         self._evaluate_if_due()  # the one in which this run was stopped
         while self.progress.step < self.steps:
             epoch, first = divmod(self.progress.step, self.steps_per_epoch)
-            self._clock = time.perf_counter()
+            self.ledger.start_clock()
             with contextlib.closing(self.train_loader.steps(epoch, first)) as batches:
                 for batch in batches:
                     self._step(batch)
                     if self.progress.step % _LOG_EVERY_STEPS == 0:
-                        self._log_loss()
+                        self.ledger.log()
                     self._answer(self._exchange() | self._due_by_steps())
                     self._evaluate_if_due()
 
@@ -201,10 +171,7 @@ class Trainer:
         for number, pack in enumerate(batch.packs):
             loss += self._passes(pack, scale, last=number == len(batch.packs) - 1)
         self.engine.update(self.learning_rate)
-        self._losses.append(loss / (batch.weight_sum or 1.0))
-        self.progress.step += 1
-        self.progress.examples += batch.examples
-        self._own += (batch.real_tokens, sum(len(pack.tokens_T) for pack in batch.packs), batch.bad_rows)
+        self.ledger.take(batch, loss / (batch.weight_sum or 1.0))
         self.tell(self.progress, "")
 
     def _passes(self, pack: Pack, scale: float, last: bool) -> torch.Tensor:
@@ -215,6 +182,11 @@ class Trainer:
             loss_sum = self._loss_sum(pack)
             self.engine.backward(loss_sum * scale)
         return loss_sum.detach()
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is, and its figures so far."""
+        return self.ledger.progress
 
     @property
     def learning_rate(self) -> float:
@@ -241,74 +213,9 @@ class Trainer:
         )
         torch.manual_seed(seed)
 
-    def _log_loss(self) -> None:
-        """Mean loss of the steps before the last call to the trackers and the terminal, so that the
-        GPU is not waited for.
-        """
-        self._hand_over(for_log=True)
-        self._add_up(all_but=1)
-
-    def _hand_over(self, for_log: bool) -> None:
-        """Send the figures of the steps since the last call on their way."""
-        if not self._losses:
-            return
-        losses, there = torch.stack(self._losses).double(), None
-        if losses.is_cuda:
-            losses = torch.empty(losses.shape, dtype=losses.dtype, pin_memory=True).copy_(
-                losses, non_blocking=True
-            )
-            there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            there.record()
-        self._on_their_way.append(
-            _Stretch(self.progress.step, self.learning_rate, self._own.copy(), losses, there, for_log)
-        )
-        self._own[:] = 0
-        self._losses.clear()
-
-    def _add_up(self, all_but: int = 0) -> list[float]:
-        """Take what the ranks have each seen, but for the newest stretches, into the run's figures;
-        the one place that waits for the GPU.
-
-        Returns the losses of those steps. Raises `Diverged` when one is no number.
-        """
-        arrived: list[float] = []
-        if not all_but:
-            self._hand_over(for_log=False)
-        while len(self._on_their_way) > all_but:
-            arrived += self._arrive(self._on_their_way.popleft())
-        if not all_but and self._clock is not None:
-            self._synchronize()
-            now = time.perf_counter()
-            self.progress.train_seconds += now - self._clock
-            self._clock = now
-        return arrived
-
-    def _arrive(self, stretch: _Stretch) -> list[float]:
-        if stretch.there is not None:
-            stretch.there.synchronize()
-        (tokens, computed, bad), all_losses = np.split(
-            self.ranks.sum(np.concatenate([stretch.counts, stretch.losses.numpy()])), [3]
-        )
-        self.progress.tokens += int(tokens)
-        self.progress.computed_tokens += int(computed)
-        self.progress.bad_rows += int(bad)
-        losses: list[float] = all_losses.tolist()
-        for loss in losses:
-            if not math.isfinite(loss):
-                raise Diverged(
-                    f"The loss is {loss} at step {stretch.step} with learning rate"
-                    f" {stretch.learning_rate:.3g}; checkpoints until then are kept. Start a new run with a"
-                    " lower train.learning_rate."
-                )
-            self.progress.loss_sum += loss
-            self.progress.loss_steps += 1
-        if stretch.for_log:
-            mean = sum(losses) / len(losses)
-            self.accelerator.log(
-                {"train/loss": mean, "train/learning_rate": stretch.learning_rate}, step=stretch.step
-            )
-            self.tell(self.progress, f"loss {mean:.3f}")
-        return losses
+    def _tell_of_loss(self, step: int, mean: float, learning_rate: float) -> None:
+        self.accelerator.log({"train/loss": mean, "train/learning_rate": learning_rate}, step=step)
+        self.tell(self.progress, f"loss {mean:.3f}")
 
     # between two steps
 
@@ -354,9 +261,9 @@ class Trainer:
                 f"The machine may be taken soon: step {self.progress.step} is being saved, training goes on"
             )
         if signals & GOING:
-            self._clock = None
+            self.ledger.stop_clock()
             self.interruptions.hold(self.ranks.on_main(self._wait_until_saved))
-            self._clock = time.perf_counter()
+            self.ledger.start_clock()
 
     def _wait_until_saved(self) -> str:
         """Where the newest state is, in words for a person; asked on rank 0."""
@@ -376,12 +283,12 @@ class Trainer:
     def _evaluate_if_due(self) -> None:
         while self._evaluation_due():
             try:
-                self._add_up()
-                self._clock = None
+                self.ledger.add_up()
+                self.ledger.stop_clock()
                 self._evaluate()
             except CutOff:
                 self._answer(Signal.STOP)
-            self._clock = time.perf_counter()
+            self.ledger.start_clock()
 
     def _evaluate(self) -> None:
         """Score the validation split and save what was scored."""
@@ -420,7 +327,7 @@ class Trainer:
         """
         if "macro_f1" not in metrics and self.progress.step == self._saved_step:
             return
-        self._add_up()
+        self.ledger.add_up()
         self._saved_step, self._asked_to_save = self.progress.step, time.monotonic()
         began = time.perf_counter()
         state = self.state()
@@ -464,7 +371,7 @@ class Trainer:
         )
 
     def restore(self, state: State) -> None:
-        self.progress = state.progress
+        self.ledger.progress = state.progress
         self._saved_step = state.progress.step
         self.engine.load_adapter(state.adapter)
         self.engine.load_moments(state.optimizer, state.progress.step)
@@ -489,7 +396,3 @@ class Trainer:
         )
         self.progress.evaluation_seconds += time.perf_counter() - started
         return Scored(counts_CC, predictions)
-
-    def _synchronize(self) -> None:
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize()

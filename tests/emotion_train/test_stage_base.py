@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from emotion_train.bases.files import BaseFiles
-from emotion_train.bases.staged import INDEX_KEY, UNFINISHED_KEY, read_index
+from emotion_train.bases.staged import BASE_KEY, UNFINISHED_KEY, read_staged_index
 from emotion_train.cli import main
 from emotion_train.config import LoraSection
 from emotion_train.data.tokenization import PostTokenizer
@@ -237,7 +237,7 @@ def test_another_base_or_precision_is_refused_and_changes_nothing(
         WrongRequest, match=r"holds another staged base, of .* \(weights_sha256 .* it is never overwritten"
     ):
         staged(other, store.url)
-    assert read_index(store) == index
+    assert read_staged_index(store) == index
     assert BaseFiles.find(store.url).staged.missing() == []  # type: ignore[union-attr]
 
 
@@ -296,10 +296,9 @@ def test_a_staging_killed_at_any_write_is_never_taken_for_whole_and_can_be_repea
             )
             assert staged(base, str(place), precision).created
             fresh = {path.name for path in place.iterdir()}
-            assert fresh == {
-                one.key
-                for one in (*read_index(FolderStore(place)).files, *read_index(FolderStore(place)).shards)
-            } | {INDEX_KEY}  # type: ignore[union-attr]
+            index = read_staged_index(FolderStore(place))
+            assert index is not None
+            assert fresh == {one.key for one in (*index.files, *index.shards)} | {BASE_KEY}
             load_base(str(place), precision, 2, "cpu")  # type: ignore[arg-type]
             limit = writes + 1
     assert limit > 6
@@ -342,7 +341,7 @@ def test_what_stands_there_already_is_not_written_again(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staged(base, str(tmp_path / "out"))
-    (tmp_path / "out" / INDEX_KEY).unlink()
+    (tmp_path / "out" / BASE_KEY).unlink()
     (tmp_path / "out" / UNFINISHED_KEY).write_text(
         json.dumps({"source": str(base), "precision": "bf16"}) + "\n"
     )
@@ -457,7 +456,7 @@ def test_names_and_shapes_are_compared_before_a_byte_is_read(
 ) -> None:
     index = staged(base, str(tmp_path / "out")).index
     lacking = index.model_copy(update={"tensors": index.tensors[:-1]})
-    (tmp_path / "out" / INDEX_KEY).write_bytes(lacking.to_bytes())
+    (tmp_path / "out" / BASE_KEY).write_bytes(lacking.to_bytes())
     monkeypatch.setattr(
         "emotion_train.model.load.staged_tensors", lambda *_: pytest.fail("a tensor was asked for")
     )
@@ -479,9 +478,9 @@ def test_names_and_shapes_are_compared_before_a_byte_is_read(
 )
 def test_an_edited_index_is_refused(base: Path, tmp_path: Path, edit: Any, words: str) -> None:
     staged(base, str(tmp_path / "out"))
-    document = json.loads((tmp_path / "out" / INDEX_KEY).read_text())
+    document = json.loads((tmp_path / "out" / BASE_KEY).read_text())
     edit(document)
-    (tmp_path / "out" / INDEX_KEY).write_text(json.dumps(document))
+    (tmp_path / "out" / BASE_KEY).write_text(json.dumps(document))
     with pytest.raises(WrongRequest, match=words):
         BaseFiles.find(str(tmp_path / "out"))
 

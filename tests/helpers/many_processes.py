@@ -102,7 +102,7 @@ def some_steps(trainer: Trainer, steps: int) -> tuple[list[int], list[float]]:
             packs.append(len(batch.packs))
             trainer._step(batch)
         batches.close()
-    return packs, trainer._add_up()
+    return packs, trainer.ledger.add_up()
 
 
 def to_its_end(trainer: Trainer) -> tuple[list[int], list[float]]:

@@ -17,14 +17,16 @@ from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.preparation import prepare
 from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.model.load import read_config
 from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.notices import Notice
 from emotion_train.processes.ranks import Ranks
+from emotion_train.runs.log import Entry
 from emotion_train.storage.open import open_store
 from emotion_train.training import start
 from emotion_train.training.claim import claim, look_before_claiming
 from emotion_train.training.engines import Kind
-from emotion_train.training.job import Claimed, Job
+from emotion_train.training.job import Job
 from emotion_train.training.trainer import Trainer
 from tests.helpers.tiny_models import causal_checkpoint
 
@@ -103,7 +105,8 @@ def job_of(
     assert config.run.id is not None
     assert look_before_claiming(config, index, output_store, False) is None
     accelerator, ranks = accelerator or Accelerator(cpu=True), Ranks()
-    tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
+    base = read_config(config.model.base)
+    tokenizer = PostTokenizer.load(base.files, config.data.max_length)
     interruptions = Interruptions(ranks, notice, config.preemption.hold_s or 0.0, print)
     now = datetime.now(UTC)
     return Job(
@@ -119,6 +122,7 @@ def job_of(
         tokenizer,
         now,
         "again",
+        base,
     )
 
 
@@ -130,6 +134,7 @@ def start_trainer(
     accelerator: Accelerator | None = None,
 ) -> Trainer:
     """The trainer as `emotion_train.train` makes it, claimed and resumed."""
-    job, claimed = job_of(config, notice, engine, accelerator), list[Claimed]()
-    assert job.ranks.on_main(lambda: claim(job, claimed)) is None
-    return start.start_trainer(job, claimed[0] if claimed else None, stack)
+    job = job_of(config, notice, engine, accelerator)
+    claimed = job.ranks.only_on_main(lambda: claim(job))
+    assert not isinstance(claimed, Entry)
+    return start.start_trainer(job, claimed, stack)

@@ -16,6 +16,7 @@ from emotion_train.config import ATTENTION_PROJECTIONS, Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
+from emotion_train.model.load import read_config
 from emotion_train.processes.machine import memory_of
 from emotion_train.sizing.memory import GIB, Shape, estimate, usable_bytes
 from emotion_train.storage.open import open_store
@@ -132,7 +133,8 @@ def settled(folder: Path, gpus: list[int | None], said: list[str], *words: str) 
     )
     tokenizer = PostTokenizer.load(given.model.base, given.data.max_length)
     device = torch.device("cpu" if gpus[0] is None else "cuda")
-    return settle(given, read_index(store), store, tokenizer, "one process", ranks, device, said.append)
+    base = read_config(given.model.base)
+    return settle(given, base, read_index(store), store, tokenizer, "one process", ranks, device, said.append)
 
 
 def test_the_smallest_gpu_of_all_ranks_decides(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +174,17 @@ def test_a_number_stays_what_it_is(folder: Path) -> None:
     given = tiny_config(folder)
     nothing: Any = None
     assert (
-        settle(given, nothing, nothing, nothing, "one process", nothing, torch.device("cuda"), said.append)
+        settle(
+            given,
+            nothing,
+            nothing,
+            nothing,
+            nothing,
+            "one process",
+            nothing,
+            torch.device("cuda"),
+            said.append,
+        )
         is given
     )
     assert not said

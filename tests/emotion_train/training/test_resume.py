@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from emotion_train.errors import Fenced, Preempted, StorageError, WrongRequest
+from emotion_train.model.load import read_config
 from emotion_train.model.lora import adapter_state
 from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.notices import Notice
@@ -27,6 +28,7 @@ from emotion_train.runs.local_states import LocalStates
 from emotion_train.runs.log import Entry, Metrics, Writer, read_log
 from emotion_train.storage.open import open_store
 from emotion_train.training import engines as distributed
+from emotion_train.training import ledger
 from emotion_train.training import trainer as trainer_page
 from emotion_train.training.claim import claim, look_before_claiming
 from emotion_train.training.job import Claimed, local_folder
@@ -256,18 +258,18 @@ def test_the_trackers_get_the_mean_loss_of_each_stretch_at_its_last_step(
     trainer = start_trainer(tiny_config(folder, f"run.id=tracked-{every}", *WORDS), stack)
     losses: list[float] = []
     logged: list[tuple[int, float, float]] = []
-    arrive = trainer._arrive
+    arrive = trainer.ledger._arrive
 
     def log(values: dict[str, float], step: int) -> None:
         if "train/loss" in values:
             logged.append((step, values["train/loss"], values["train/learning_rate"]))
 
-    def listen(stretch: trainer_page._Stretch) -> list[float]:
+    def listen(stretch: ledger._Stretch) -> list[float]:
         losses.extend(stretch.losses.tolist())
         return arrive(stretch)
 
     monkeypatch.setattr(trainer.accelerator, "log", log)
-    monkeypatch.setattr(trainer, "_arrive", listen)
+    monkeypatch.setattr(trainer.ledger, "_arrive", listen)
     trainer.fit()
     assert [step for step, *_ in logged] == list(range(every, STEPS + 1, every))
     ends = sorted({0, 5, 7, 10, *range(0, STEPS + 1, every)})
@@ -282,14 +284,14 @@ def test_the_training_loss_of_an_evaluation_is_the_mean_of_the_steps_since_the_l
 ) -> None:
     trainer = start_trainer(tiny_config(folder, "run.id=losses", *WORDS), stack)
     losses: list[float] = []
-    add_up = trainer._add_up
+    add_up = trainer.ledger.add_up
 
     def listen(all_but: int = 0) -> list[float]:
         arrived = add_up(all_but)
         losses.extend(arrived)
         return arrived
 
-    trainer._add_up = listen  # type: ignore[method-assign]
+    trainer.ledger.add_up = listen  # type: ignore[method-assign]
     trainer.fit()
     assert len(losses) == STEPS
     first = 0
@@ -751,8 +753,9 @@ def test_a_folder_that_could_keep_no_state_is_refused_before_the_claim(
 def test_fp8_that_cannot_be_computed_is_refused(tmp_path: Path, engine: distributed.Kind, words: str) -> None:
     config = tiny_config(tmp_path, *WORDS, "model.precision=fp8")
     with pytest.raises(WrongRequest, match=words):
-        require_fp8(config, engine, torch.device("cpu"))
-    require_fp8(tiny_config(tmp_path, *WORDS), engine, torch.device("cpu"))
+        require_fp8(config, read_config(config.model.base), engine, torch.device("cpu"))
+    plain = tiny_config(tmp_path, *WORDS)
+    require_fp8(plain, read_config(plain.model.base), engine, torch.device("cpu"))
 
 
 def test_fp8_on_a_cpu_is_refused_before_the_run_is_claimed(

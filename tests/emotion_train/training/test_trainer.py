@@ -114,7 +114,7 @@ def test_the_update_is_that_of_the_whole_batch_for_every_cut_into_microbatches(
         trainer._step(batch)
     batches.close()
     assert max(packs) == 1 if tokens_per_microbatch == 100_000 else min(packs) > 1
-    np.testing.assert_allclose([loss.item() for loss in trainer._losses], losses, rtol=1e-5)
+    np.testing.assert_allclose([loss.item() for loss in trainer.ledger.losses], losses, rtol=1e-5)
     state = adapter_state(trainer.bare_model)
     moved = 0.0
     for name, tensor in expected.items():
