@@ -58,10 +58,10 @@ from emotion_train.errors import EmotionTrainError, StorageError, exit_code
 from emotion_train.model.load import BaseInfo
 from emotion_train.processes.machine import device_name, versions
 from emotion_train.processes.ranks import Ranks
-from emotion_train.runs import saver
 from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, read_saved
 from emotion_train.runs.log import Entry, Writer, read_log, read_part, upload_part
 from emotion_train.runs.retention import kept_entries
+from emotion_train.storage import patience
 from emotion_train.storage import s3 as s3_page
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
@@ -171,7 +171,7 @@ def work(task: Task, board: Any) -> None:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
     torch.set_num_threads(1)
-    s3_page.PATIENT_ATTEMPTS, saver._FIRST_PAUSE_S = 2, 0.1
+    s3_page.PATIENT_ATTEMPTS, patience.FIRST_PAUSE_S = 2, 0.1
     s3_page.CREATE_PAUSES_S = (0.0, 0.2)  # type: ignore[assignment]
     keep_journal(task.folder / "journals" / f"{os.getpid()}-{time.monotonic_ns()}")
     if task.unconditional:

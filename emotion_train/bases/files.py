@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -77,6 +78,22 @@ class BaseFiles:
             path = self.folder / file
             return path if path.is_file() else None
         return _download(self.name, file)
+
+    def weight_map(self) -> tuple[dict[str, str], int] | None:
+        """The safetensors file of each tensor, and the bytes of all as the index tells them (0
+        where it does not); None for a checkpoint of one file.
+
+        Raises `WrongRequest` for a damaged index.
+        """
+        index = self.file("model.safetensors.index.json")
+        if index is None:
+            return None
+        try:
+            document = json.loads(index.read_text(encoding="utf-8"))
+            files = {str(key): str(file) for key, file in document["weight_map"].items()}
+            return files, int(document.get("metadata", {}).get("total_size", 0))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise WrongRequest(f"{index} is no safetensors index; download it again.") from None
 
     def required(self, file: str) -> Path:
         """As `file`, but a missing one is refused."""

@@ -11,7 +11,6 @@ import hashlib
 import io
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,11 +18,9 @@ from typing import Any, NamedTuple
 
 from emotion_train.data.index import RowGroup, Split
 from emotion_train.errors import ObjectChanged, StorageError, WrongRequest
+from emotion_train.storage.patience import Patience
 from emotion_train.storage.store import Store
 
-_FIRST_PAUSE_S = 1.0
-_LONGEST_PAUSE_S = 30.0
-_TELL_EVERY_S = 60.0
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +52,7 @@ class RowGroupReader:
         self._changed_noted = False
         self._patience_s = patience_s
         self._closed = threading.Event()
-        self._told = -_TELL_EVERY_S
+        self._telling = Patience()  # of all row groups together
 
     def __enter__(self) -> RowGroupReader:
         return self
@@ -144,16 +141,14 @@ class RowGroupReader:
         return raw
 
     def _read_patiently(self, key: str, start: int, length: int, etag: str | None) -> bytes:
-        deadline, pause = time.monotonic() + self._patience_s, _FIRST_PAUSE_S
+        patience = Patience(self._patience_s)
         while True:
             try:
                 return self._store.read(key, start=start, length=length, if_match=etag)
             except StorageError as error:
-                if not error.transient or time.monotonic() >= deadline or self._closed.wait(pause):
+                if not error.transient or patience.left_s <= 0 or self._closed.wait(patience.next_pause_s()):
                     raise
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
-                if time.monotonic() - self._told >= _TELL_EVERY_S:
-                    self._told = time.monotonic()
+                if self._telling.may_tell():
                     log.warning("The run waits for its data: %s", error)
 
 

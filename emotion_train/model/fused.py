@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from emotion_train.model.attention import has_bfloat16
+from emotion_train.sizing.shape import Shape
 
 if TYPE_CHECKING:
     from emotion_train.model.kernels import Fp8
@@ -542,17 +543,6 @@ class FusedDecoder:
 
 
 def fits(classifier: Any) -> bool:
-    """Whether this page can compute the model: on a GPU that has bfloat16, Llama's and Mistral's
-    blocks without biases.
-    """
-    config = classifier.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """Whether this page can compute the model: fusable blocks, on a GPU that has bfloat16."""
     device: torch.device = classifier.model.embed_tokens.weight.device
-    return (
-        has_bfloat16(device)
-        and config.model_type in ("llama", "mistral")
-        and not getattr(config, "attention_bias", False)
-        and not getattr(config, "mlp_bias", False)
-        and config.hidden_act == "silu"
-        and head_dim in (16, 32, 64, 128)
-    )
+    return has_bfloat16(device) and Shape.of(classifier.config.to_dict()).fusable

@@ -332,7 +332,7 @@ def _safetensors_weights(files: BaseFiles) -> Weights:
     from safetensors import SafetensorError, safe_open
 
     place: dict[str, tuple[Any, str]] = {}
-    for path, keys in _shards(files).items():
+    for path, keys in _files_of_weights(files).items():
         try:
             shard = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
@@ -365,19 +365,14 @@ def text_name(key: str) -> str | None:
     return _TEXT.sub("model.", key)
 
 
-def _shards(files: BaseFiles) -> dict[Path, set[str] | None]:
+def _files_of_weights(files: BaseFiles) -> dict[Path, set[str] | None]:
     """The safetensors files that hold text tensors, each with its keys (None: all that it has)."""
-    index = files.file("model.safetensors.index.json")
-    if index is None:
+    if (found := files.weight_map()) is None:
         return {files.required("model.safetensors"): None}
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        by_file: dict[str, set[str]] = {}
-        for key, file in weight_map.items():
-            if text_name(key) is not None:
-                by_file.setdefault(file, set()).add(key)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise WrongRequest(f"{index} is no safetensors index; download it again.") from None
+    by_file: dict[str, set[str]] = {}
+    for key, file in found[0].items():
+        if text_name(key) is not None:
+            by_file.setdefault(file, set()).add(key)
     return {files.required(file): keys for file, keys in sorted(by_file.items())}
 
 

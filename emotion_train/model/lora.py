@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from emotion_train.config import LINEAR_LAYERS, LoraSection
+from emotion_train.config import LoraSection
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.card import CardFacts, model_card
@@ -27,6 +27,7 @@ from emotion_train.model.fused import ADAPTER
 from emotion_train.model.head import EmotionClassifier, generator, init_head
 from emotion_train.model.load import BaseConfig, BaseInfo, Tell, load_base, read_config, tell_nobody
 from emotion_train.model.precision import Precision
+from emotion_train.sizing.shape import target_names
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,6 @@ def build_classifier(
     return EmotionClassifier(attach_lora(network, lora, seed), precision), info
 
 
-def target_layers(lora: LoraSection) -> tuple[str, ...]:
-    """Names of the layers that get an adapter; all-linear is the seven of each text block, never
-    the head.
-    """
-    return LINEAR_LAYERS if lora.targets == "all-linear" else lora.targets
-
-
 def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
     """PEFT's model around the stock classifier; exactly the adapter and the head require gradients,
     all float32.
@@ -77,7 +71,7 @@ def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(target_layers(lora)),
+        target_modules=list(target_names(lora.targets)),
         modules_to_save=["score"],
     )
     with warnings.catch_warnings():
@@ -126,7 +120,11 @@ def load_adapter_state(model: EmotionClassifier, state: Mapping[str, torch.Tenso
     """Copy a state into the model. Raises `WrongRequest` unless names and shapes are exactly the
     model's.
     """
-    own = adapter_parameters(model.network)
+    copy_state(adapter_parameters(model.network), state)
+
+
+def copy_state(own: Mapping[str, nn.Parameter], state: Mapping[str, torch.Tensor]) -> None:
+    """As `load_adapter_state`, into these parameters, each of which is whole here."""
     refuse_misfits({name: tuple(parameter.shape) for name, parameter in own.items()}, state)
     with torch.no_grad():
         for name, parameter in own.items():
@@ -188,7 +186,7 @@ def save_adapter(
         labels=facts.labels,
         lora_r=facts.lora.r,
         lora_alpha=facts.lora.alpha,
-        lora_targets=target_layers(facts.lora),
+        lora_targets=target_names(facts.lora.targets),
         run_id=facts.run_id,
         metrics_lines=metrics_lines,
     )

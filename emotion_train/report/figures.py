@@ -7,7 +7,7 @@ interval of the difference allows to say.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -226,19 +226,10 @@ def _floor(
 def _speed(measured: Measured, usd_per_hour: float | None) -> Speed:
     seconds = measured.train_seconds
     return Speed(
-        posts=measured.posts,
-        real_tokens=measured.real_tokens,
+        **{name: value for name, value in asdict(measured).items() if name in Speed.model_fields},
         padding_share=1 - measured.real_tokens / measured.computed_tokens if measured.computed_tokens else 0,
-        train_seconds=seconds,
-        evaluation_seconds=measured.evaluation_seconds,
-        wall_seconds=measured.wall_seconds,
-        saves=measured.saves,
-        stall_seconds=measured.stall_seconds,
-        upload_seconds=measured.upload_seconds,
         posts_per_second=measured.posts / seconds if seconds else 0,
         tokens_per_second=measured.real_tokens / seconds if seconds else 0,
-        peak_memory_bytes=measured.peak_memory_bytes,
-        memory_kind=measured.memory_kind,
         usd_per_hour=usd_per_hour,
         usd=None if usd_per_hour is None else measured.wall_seconds / 3600 * usd_per_hour,
     )

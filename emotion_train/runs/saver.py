@@ -16,13 +16,12 @@ from emotion_train.errors import StorageError
 from emotion_train.runs.checkpoint import Snapshot, commit
 from emotion_train.runs.local_states import LocalStates
 from emotion_train.runs.log import Writer
+from emotion_train.storage.patience import Patience
 
 # evaluated states that wait; of more, those that are neither the best nor the newest are let go
 _MOST_SCORED = 4
 _CLOSE_S = 10.0  # a process that ends for another reason waits this long for what it has saved last
-_FIRST_PAUSE_S = 1.0
-_LONGEST_PAUSE_S = 30.0
-_TELL_EVERY_S = 60.0
+_END_S = 1.0  # the thread gets so long to end
 
 
 class Saver:
@@ -47,7 +46,7 @@ class Saver:
         self._in_flight: Snapshot | None = None
         self._changed = threading.Condition()
         self._closing = False
-        self._told = -_TELL_EVERY_S
+        self._patience = Patience()
         self.failure: BaseException | None = None  # ended the thread: `Fenced`, or a defect
         self.problem: StorageError | None = None  # why the last attempt failed; None when it did not
         self.upload_seconds = 0.0
@@ -64,7 +63,7 @@ class Saver:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(_FIRST_PAUSE_S)
+        self._thread.join(_END_S)
 
     def offer(self, snapshot: Snapshot) -> None:
         """Let the thread commit this state, in place of older ones that wait and were not
@@ -122,16 +121,13 @@ class Saver:
         self._waiting = kept
 
     def _work(self) -> None:
-        pause = _FIRST_PAUSE_S
         while (snapshot := self._next()) is not None:
             try:
                 self._commit(snapshot)
                 self._succeeded(snapshot)
-                pause = _FIRST_PAUSE_S
             except StorageError as error:
                 self._failed(error)
-                self._wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                self._wait(self._patience.next_pause_s())
             except BaseException as error:  # handed to the training loop, which raises it
                 with self._changed:
                     self.failure = error
@@ -168,8 +164,7 @@ class Saver:
     def _failed(self, error: StorageError) -> None:
         self.problem = error
         kept = self.keep_what_waits()
-        if time.monotonic() - self._told >= _TELL_EVERY_S:
-            self._told = time.monotonic()
+        if self._patience.may_tell():
             self._tell(f"NOT SAVED, training goes on: {error} {kept}")
 
     def _succeeded(self, snapshot: Snapshot) -> None:
@@ -180,7 +175,8 @@ class Saver:
             self._changed.notify_all()
         if self.problem is not None:
             self._tell(f"step {snapshot.step} is saved: {self._writer.store.url} takes checkpoints again")
-            self.problem, self._told = None, -_TELL_EVERY_S
+            self.problem = None
+            self._patience.reset()
         if all_saved and self._local.in_use:
             self._local.clear()
         try:

@@ -133,8 +133,8 @@ class Shape:
 
 
 def _fusable(text: Mapping[str, Any], head_dim: int) -> bool:
-    """As `model.fused.fits` says of a loaded model; a GGUF header, which names no kind here, is a
-    Llama.
+    """Whether the fused decoder computes such blocks: Llama's and Mistral's without biases. A GGUF
+    header, which names no kind here, is a Llama.
     """
     biases = text.get("attention_bias", False) or text.get("mlp_bias", False)
     plain = (
@@ -144,7 +144,7 @@ def _fusable(text: Mapping[str, Any], head_dim: int) -> bool:
 
 
 def target_names(lora_targets: Targets) -> tuple[str, ...]:
-    """Names of the adapted linear layers of a block."""
+    """Names of the adapted linear layers of a block; all-linear is all seven, never the head."""
     if lora_targets == "all-linear":
         return LINEAR_LAYERS
     return tuple(lora_targets)

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from emotion_train.config import TrainSection
 from emotion_train.errors import WrongRequest
 from emotion_train.model.head import EmotionClassifier
-from emotion_train.model.lora import adapter_parameters, refuse_misfits
+from emotion_train.model.lora import adapter_parameters, copy_state, refuse_misfits
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -233,10 +233,7 @@ class Engine:
         """Put a whole state into the model. Raises `WrongRequest` unless names and shapes are
         exactly the model's.
         """
-        refuse_misfits({name: tuple(parameter.shape) for name, parameter in self.trained.peft.items()}, state)
-        with torch.no_grad():
-            for name, parameter in self.trained.peft.items():
-                parameter.copy_(state[name])
+        copy_state(self.trained.peft, state)
 
     def moments(self) -> dict[str, torch.Tensor]:
         """AdamW's moments, whole, as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`; none

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, cast
 from emotion_train.errors import NotPublished, StorageError
 from emotion_train.processes.machine import device_name
 from emotion_train.runs.log import Entry
+from emotion_train.storage.patience import Patience
 from emotion_train.training.job import Claimed, Job, data_patience_s, say, say_published
 from emotion_train.training.start import scoring_loader
 
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+# the fields of a checkpoint's progress that a report takes as they are
+_MEASURED = ("computed_tokens", "train_seconds", "evaluation_seconds", "saves", "stall_seconds")
 _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
-_FIRST_PAUSE_S = 1.0
-_LONGEST_PAUSE_S = 30.0
-_TELL_EVERY_S = 60.0
 
 
 def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> int:
@@ -128,17 +128,13 @@ def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[
     """
     from emotion_train.processes.interruption import GOING
 
-    deadline, told, pause = (
-        time.monotonic() + job.config.run.publish_timeout_s,
-        -_TELL_EVERY_S,
-        _FIRST_PAUSE_S,
-    )
+    patience = Patience(job.config.run.publish_timeout_s)
 
     def attempt() -> tuple[T | None, str | None]:
         try:
             return action(), None
         except StorageError as error:
-            if time.monotonic() >= deadline:
+            if patience.left_s <= 0:
                 raise _not_published(job, error, keep()) from error
             return None, str(error)
 
@@ -147,13 +143,11 @@ def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[
         problem = job.ranks.from_main(answer[1] if answer is not None else None)
         if problem is None:
             return answer[0] if answer is not None else None
-        if time.monotonic() - told >= _TELL_EVERY_S and job.ranks.is_main:
-            told = time.monotonic()
-            say(f"NOT PUBLISHED yet, trying again for {deadline - told:.0f} s: {problem}")
+        if job.ranks.is_main and patience.may_tell():
+            say(f"NOT PUBLISHED yet, trying again for {patience.left_s:.0f} s: {problem}")
         if job.interruptions.exchange_now() & GOING:
             job.interruptions.hold(f"All {job.config.train.epochs} epochs are trained and not yet published.")
-        job.interruptions.wait(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
+        job.interruptions.wait(patience.next_pause_s())
 
 
 def _not_published(job: Job, error: StorageError, kept: str) -> NotPublished:
@@ -222,14 +216,10 @@ def _build_report(
         best_step=best.step,
         dataset=dataset_facts(job.index),
         measured=Measured(
+            **{name: value for name, value in asdict(progress).items() if name in _MEASURED},
             posts=progress.examples,
             real_tokens=progress.tokens,
-            computed_tokens=progress.computed_tokens,
-            train_seconds=progress.train_seconds,
-            evaluation_seconds=progress.evaluation_seconds,
             wall_seconds=trainer.wall_seconds(),
-            saves=progress.saves,
-            stall_seconds=progress.stall_seconds,
             upload_seconds=trainer.upload_seconds(),
             peak_memory_bytes=memory_bytes,
             memory_kind=memory_kind,

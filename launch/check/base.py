@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 
 from emotion_train.bases.files import BaseFiles
@@ -27,7 +26,7 @@ def check_base(config: Config) -> str:
         words = _staged(base.staged, config.model.precision)
     else:
         base.required("config.json")
-        words = _shards(base)
+        words = _weights(base)
     PostTokenizer.load(config.model.base, config.data.max_length)
     return f"{words}, tokenizer loads"
 
@@ -47,21 +46,14 @@ def _staged(base: StagedBase, precision: Precision) -> str:
     )
 
 
-def _shards(base: BaseFiles) -> str:
+def _weights(base: BaseFiles) -> str:
     """All files of weights are in the folder, in the hub's cache, or still to be downloaded."""
-    index = base.file("model.safetensors.index.json")
-    if index is None:
+    if (found := base.weight_map()) is None:
         if base.folder is not None:
             base.required("model.safetensors")
         return f"{base.name}, one file of weights"
-    try:
-        document = json.loads(index.read_text(encoding="utf-8"))
-        names, total = (
-            sorted(set(document["weight_map"].values())),
-            document.get("metadata", {}).get("total_size", 0),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise WrongRequest(f"{index} is no safetensors index; download it again.") from None
+    files, total = found
+    names = sorted(set(files.values()))
     if base.folder is not None:
         for name in names:
             base.required(name)

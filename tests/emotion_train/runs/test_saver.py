@@ -210,11 +210,11 @@ def test_what_a_failing_bucket_does_not_take_waits_on_this_machine_until_it_does
 def test_a_failed_attempt_is_told_of_again_and_again_but_not_more_often_than_once_a_minute(
     store: Gate, saver: Saver, question: Question, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emotion_train.runs import saver as page
+    from emotion_train.storage import patience
 
-    monkeypatch.setattr(page, "_FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(page, "_LONGEST_PAUSE_S", 0.01)
-    monkeypatch.setattr(page, "_TELL_EVERY_S", 0.5)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(patience, "TELL_EVERY_S", 0.5)
     store.failing = "The disk is full."
     saver.offer(snapshot(question, 1))
     assert not saver.drain(2.2)
