@@ -35,14 +35,17 @@ import torch
 from torch import nn
 
 from emotion_train.config import LoraSection
-from emotion_train.model.attention import HAS_GQA, Segments
+from emotion_train.model.attention import Segments
 from emotion_train.model.head import EmotionClassifier, init_head
 from emotion_train.model.load import HEAD, _place, skeleton
 from emotion_train.model.lora import attach_lora
 from emotion_train.model.loss import weighted_loss_sum
 from emotion_train.model.precision import Precision, formats
 from emotion_train.processes.machine import versions
-from emotion_train.sizing.memory import GIB, MemoryEstimate, Shape, estimate, largest_microbatch, usable_bytes
+from emotion_train.sizing.fit import Layout, largest_microbatch
+from emotion_train.sizing.memory import GIB, MemoryEstimate, estimate, usable_bytes
+from emotion_train.sizing.recipe import Recipe, repeats_keys
+from emotion_train.sizing.shape import Shape
 from launch.gpus import GPU_KINDS, GpuKind, kind_of
 from launch.plan.speed import Speed
 
@@ -88,19 +91,20 @@ class Row:
         return Shape.of({**WIDTH, "model_type": "mistral", "num_hidden_layers": self.layers})
 
     @property
-    def planned(self) -> MemoryEstimate:
-        return estimate(
+    def recipe(self) -> Recipe:
+        lora = LoraSection.model_validate({"r": 16, "dropout": self.dropout, "targets": self.targets})
+        return Recipe(
             self.shape,
             self.precision,
-            16,
-            self.targets,
-            self.tokens,
-            self.recompute,
+            lora,
             LABELS,
-            lora_dropout=self.dropout,
-            fused=self.fused,
-            repeated_keys=not HAS_GQA,
+            decoder="fused" if self.fused else "stock",
+            repeated_keys=repeats_keys(),
         )
+
+    @property
+    def planned(self) -> MemoryEstimate:
+        return estimate(self.recipe, self.tokens, self.recompute)
 
 
 # Rows of one model stand together; recomputing ones last, since it is not switched off again.
@@ -204,9 +208,7 @@ def caps(cards: list[int]) -> None:
         # smaller ones later, since recomputation is not switched off again
         for card in sorted(cards, reverse=True):
             memory = min(kinds[CARDS[card]].memory_bytes, torch.cuda.mem_get_info()[1])
-            found = largest_microbatch(
-                Row("nf4", 40, targets, 0.05, 1, False).shape, "nf4", 16, targets, LABELS, memory
-            )
+            found = largest_microbatch(Row("nf4", 40, targets, 0.05, 1, False).recipe, memory)
             if found is None:
                 print(f"| {card} GB | does not fit |")
                 continue
@@ -354,9 +356,7 @@ def line(row: Row, kind: GpuKind | None, peak: int, seconds: float) -> str:
 
 def planned_s(row: Row, kind: GpuKind) -> float:
     """Of two processes: this loop records no graphs, whatever the size."""
-    return Speed(
-        kind, row.shape, row.precision, 16, row.targets, row.recompute, row.fused, processes=2
-    ).microbatch_s(row.tokens)
+    return Speed(kind, row.recipe, row.recompute, Layout(2)).microbatch_s(row.tokens)
 
 
 def plot(found: list[tuple[Row, int, float]], kind: GpuKind | None, path: str) -> None:

@@ -34,9 +34,11 @@ from real_size import add_checkpoint_arguments, ensure_checkpoint, some_posts
 
 from emotion_train.config import load_config
 from emotion_train.data.index import read_index
-from emotion_train.model.attention import HAS_GQA
 from emotion_train.runs.published import download
-from emotion_train.sizing.memory import MicroBatch, Shape, estimate
+from emotion_train.sizing.fit import Layout, MicroBatch
+from emotion_train.sizing.memory import estimate
+from emotion_train.sizing.recipe import Recipe
+from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
 from launch.gpus import kind_of
 from launch.plan.choices import Choice, Spot, with_settings
@@ -194,15 +196,9 @@ def planned(values: list[str]) -> Choice | None:
     store = open_store(config.data.url)
     work = work_of(config, read_index(store), store, None)
     shape = Shape.of(json.loads((Path(config.model.base) / "config.json").read_text()))
-    tokens, precision, lora = config.train.microbatch_tokens, config.model.precision, config.lora
-    memory = estimate(
-        *(shape, precision, lora.r, lora.targets, tokens, False, work.labels),
-        lora_dropout=lora.dropout,
-        repeated_keys=not HAS_GQA,
-    )
-    return with_settings(
-        config, shape, work, kind, 1, Offer(), Spot(), precision, MicroBatch(tokens, False, memory)
-    )
+    recipe, tokens = Recipe.of(config, shape, work.labels), config.train.microbatch_tokens
+    found = MicroBatch(tokens, False, estimate(recipe, tokens, False))
+    return with_settings(recipe, work, kind, Layout(), Offer(), Spot(), found)
 
 
 def stock(checkpoint: Path, posts: Path) -> dict[str, Any]:

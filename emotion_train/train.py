@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
             _fit(job, trainer)
             return report_and_publish(job, trainer, claimed, stack)
         except torch.OutOfMemoryError:
-            raise WrongRequest(too_small(config)) from None
+            raise WrongRequest(too_small(job)) from None
         except LostContact:
             end_even_if_stuck()
             raise

@@ -19,7 +19,8 @@ from emotion_train.config import Config, Precision
 from emotion_train.data.index import Index, Split
 from emotion_train.data.packing import deal
 from emotion_train.errors import WrongRequest
-from emotion_train.sizing.memory import Shape, is_fused
+from emotion_train.sizing.memory import is_fused
+from emotion_train.sizing.shape import Shape
 from emotion_train.storage.store import Store
 
 _MOST_STEPS_TRIED = 16

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, get_args
 from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, Precision
 from emotion_train.errors import WrongRequest
 from emotion_train.model.facts import read_facts
-from emotion_train.sizing.memory import GIB, Shape, usable_bytes, weight_bytes
+from emotion_train.sizing.fit import refusal_of_weights
+from emotion_train.sizing.shape import Shape
 
 if TYPE_CHECKING:
     from emotion_train.model.lora import LoadedAdapter
@@ -93,11 +94,5 @@ def refuse_small_gpu(base: str, shape: Shape, precision: Precision, gpu_bytes: i
     """Raises `WrongRequest` where the base's weights alone do not fit a GPU that reports this
     memory.
     """
-    needed, usable = weight_bytes(shape, precision), max(0, usable_bytes(gpu_bytes))
-    if needed <= usable:
-        return
-    smaller = precision != "nf4" and weight_bytes(shape, "nf4") <= usable
-    raise WrongRequest(
-        f"{base} in {precision} has {needed / GIB:.1f} GiB of weights and the GPU holds {usable / GIB:.1f}; "
-        f"type {'--precision nf4' if smaller else '--device cpu'}, or take a larger GPU."
-    )
+    if (refusal := refusal_of_weights(base, shape, precision, gpu_bytes)) is not None:
+        raise WrongRequest(refusal)

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from emotion_train.sizing.shape import STACKS, Precision, Shape, Targets, target_names
+from emotion_train.sizing.recipe import Recipe
+from emotion_train.sizing.shape import STACKS, Precision, Shape
 
 _TOKENS_PER_POST = 16  # of short posts; what is kept for each post is a twentieth of a block
 _SCALE = 4  # a row in float8 has one float32 scale
@@ -39,12 +40,16 @@ class FusedBlocks:
     a CPU, which compute in float32.
     """
 
-    shape: Shape
-    precision: Precision
-    lora_r: int
-    lora_targets: Targets
-    lora_dropout: float
+    recipe: Recipe
     element: int = 2
+
+    @property
+    def shape(self) -> Shape:
+        return self.recipe.shape
+
+    @property
+    def precision(self) -> Precision:
+        return self.recipe.precision
 
     def kept_by_layer(self) -> dict[str, int]:
         """Bytes per token that a block keeps, by what they are; 172 kB of Mistral Small 3.1's in
@@ -139,7 +144,7 @@ class FusedBlocks:
         return (
             5 * hidden
             + inner
-            + max(inner if self.lora_dropout else 0, self._codes(self.shape.intermediate_size))
+            + max(inner if self.recipe.lora.dropout else 0, self._codes(self.shape.intermediate_size))
         )
 
     def _backward(self) -> int:
@@ -149,7 +154,7 @@ class FusedBlocks:
         norm, either way one copy.
         """
         hidden, query, inner, _ = self._sizes()
-        dropped = 1 if self.lora_dropout else 0
+        dropped = 1 if self.recipe.lora.dropout else 0
         # the gradients of the block's output and of the MLP's inner product, held to the end
         held = hidden + inner
         points = [held + self._codes(self.shape.hidden_size)]
@@ -181,45 +186,34 @@ class FusedBlocks:
 
     def _ranks(self, *names: str) -> int:
         """Bytes per token of s A x of these layers' adapters."""
-        return self.element * self.lora_r * len(set(names) & set(target_names(self.lora_targets)))
+        return self.element * self.recipe.lora.r * len(set(names) & set(self.recipe.adapted_layers))
 
 
-def fused_overhead(
-    shape: Shape, precision: Precision, lora_r: int, lora_targets: Targets, element: int = 2
-) -> int:
+def fused_overhead(recipe: Recipe, element: int = 2) -> int:
     """Bytes that lie on the GPU for good beside weights, adapter and optimizer: the adapters in
     bfloat16 (a product's A one below the other, its B as blocks of one matrix), and the workspace
     into which 4-bit weights are unpacked.
     """
-    names = target_names(lora_targets)
-    copies = 0
+    shape, copies = recipe.shape, 0
     for stack, (outputs, inputs) in zip(STACKS, shape.stacked_layers, strict=True):
-        rank = lora_r * len(set(stack) & set(names))
+        rank = recipe.lora.r * len(set(stack) & set(recipe.adapted_layers))
         copies += rank * (inputs + outputs)
-    return element * shape.num_hidden_layers * copies + (2 * shape.largest_stack if precision == "nf4" else 0)
+    unpacked = 2 * shape.largest_stack if recipe.precision == "nf4" else 0
+    return element * shape.num_hidden_layers * copies + unpacked
 
 
 # --- transformers' modules ---
 
 
-def stock_kept_by_layer(
-    shape: Shape,
-    lora_r: int,
-    lora_targets: Targets,
-    *,
-    lora_dropout: float,
-    element: int = 2,
-    repeated_keys: bool = False,
-) -> dict[str, int]:
+def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
     """Bytes per token that autograd keeps of one of transformers' blocks, by what they are.
 
-    `element`: bytes of an activation, 2 under autocast. Frozen weights keep no input: only adapters
-    do. A mask of dropout has one byte per element on CUDA. `repeated_keys`: the attention kernel
-    wants as many key heads as query heads, as PyTorch before 2.12 does.
+    Frozen weights keep no input: only adapters do. A mask of dropout has one byte per element on
+    CUDA.
     """
-    names = target_names(lora_targets)
+    shape, names, element = recipe.shape, recipe.adapted_layers, _stock_element(recipe)
     hidden, inner, query = shape.hidden_size, shape.intermediate_size, shape.query_width
-    key = query if repeated_keys else shape.key_width
+    key = query if recipe.repeated_keys else shape.key_width
     heads = (
         (query + shape.key_width, shape.num_attention_heads + shape.num_key_value_heads)
         if shape.qk_norm
@@ -227,8 +221,8 @@ def stock_kept_by_layer(
     )
     return {
         "norms": 2 * (4 * hidden + 4) + 4 * sum(heads),
-        "adapter inputs": _adapter_inputs(shape, names, element, lora_dropout > 0),
-        "adapter ranks": element * lora_r * len(names),
+        "adapter inputs": _adapter_inputs(shape, names, element, recipe.lora.dropout > 0),
+        "adapter ranks": element * recipe.lora.r * len(names),
         "attention": element * (2 * query + 2 * key) + 4 * shape.num_attention_heads,
         "mlp": 3 * element * inner,  # gate, up and the SiLU of gate
     }
@@ -244,30 +238,17 @@ def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: boo
     return sum(element * shape.linear_layers[group[0]][1] for group in groups if set(group) & set(names))
 
 
-def stock_of_pack(
-    shape: Shape,
-    precision: Precision,
-    lora_r: int,
-    lora_targets: Targets,
-    lora_dropout: float,
-    tokens: int,
-    recompute: bool,
-    repeated_keys: bool,
-) -> Activations:
+def _stock_element(recipe: Recipe) -> int:
+    """Bytes of an activation, which are those of bfloat16 under autocast."""
+    return 4 if recipe.precision == "fp32" else 2
+
+
+def stock_of_pack(recipe: Recipe, tokens: int, recompute: bool) -> Activations:
     """Of a whole pack by transformers' modules, with the largest matrix brought from nf4 to
     bfloat16.
     """
-    element = 4 if precision == "fp32" else 2
-    layer = sum(
-        stock_kept_by_layer(
-            shape,
-            lora_r,
-            lora_targets,
-            lora_dropout=lora_dropout,
-            element=element,
-            repeated_keys=repeated_keys,
-        ).values()
-    )
+    shape, element = recipe.shape, _stock_element(recipe)
+    layer = sum(stock_kept_by_layer(recipe).values())
     norm, rotary = 4 * shape.hidden_size + 4, 2 * element * shape.head_dim
     if recompute:
         kept = shape.num_hidden_layers * element * shape.hidden_size + norm + rotary + layer
@@ -276,13 +257,13 @@ def stock_of_pack(
         kept = shape.num_hidden_layers * layer + rotary
     down = (
         0
-        if "down_proj" not in target_names(lora_targets)
-        else (element + (lora_dropout > 0)) * shape.intermediate_size
+        if "down_proj" not in recipe.adapted_layers
+        else (element + (recipe.lora.dropout > 0)) * shape.intermediate_size
     )
     backward = tokens * _stock_backward(shape, element, norm + down)
     largest = (
         2 * max(outputs * inputs for outputs, inputs in shape.linear_layers.values())
-        if precision == "nf4"
+        if recipe.precision == "nf4"
         else 0
     )
     return Activations(tokens * kept, max(backward, largest + tokens * element * shape.intermediate_size))

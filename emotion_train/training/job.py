@@ -82,20 +82,18 @@ def end_even_if_stuck() -> None:
     timer.start()
 
 
-def too_small(config: Config) -> str:
-    """The sentence for a GPU that is too small, with the nearest setting that needs less."""
-    import torch
+def too_small(job: Job) -> str:
+    """The sentence for a GPU that had no memory left, with the nearest setting that needs less."""
+    from emotion_train.processes.machine import memory_of
+    from emotion_train.sizing.fit import Request, ran_out
+    from emotion_train.sizing.recipe import Recipe
+    from emotion_train.sizing.shape import Shape
+    from emotion_train.training.microbatch import layout_of
 
-    tokens = config.train.microbatch_tokens
-    remedies = [f"train.tokens_per_microbatch={tokens // 2}"] if tokens // 2 >= config.data.max_length else []
-    remedies += [] if config.train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
-    remedies += [] if config.model.precision == "nf4" else ["model.precision=nf4"]
-    size = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else 0
-    return (
-        f"The GPU's {size:.0f} GiB are too small for {config.model.base} in {config.model.precision} with"
-        f" {tokens} tokens a micro-batch; type {' or '.join(remedies) or 'a smaller model.base'}, or take a"
-        " larger GPU. The run continues from its last checkpoint."
-    )
+    recipe = Recipe.of(job.config, Shape.of(job.base.text.to_dict()), len(job.index.labels))
+    layout = layout_of(job.engine, job.ranks.world_size)
+    misfit = ran_out(Request.of(job.config, recipe), memory_of(job.accelerator.device), layout)
+    return f"{misfit} The run continues from its last checkpoint."
 
 
 def local_folder(config: Config) -> Path:

@@ -19,15 +19,16 @@ from emotion_train.data.index import Index
 from emotion_train.data.reader import sample_texts
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
-from emotion_train.model.attention import HAS_GQA
 from emotion_train.model.load import BaseConfig
 from emotion_train.processes.machine import memory_of
 from emotion_train.processes.ranks import Ranks
-from emotion_train.sizing.memory import GIB, MicroBatch, Precision, Shape, largest_microbatch, tokens_to_fill
+from emotion_train.sizing.fit import Layout, Misfit, Request, fit, tokens_to_fill
+from emotion_train.sizing.memory import GIB
+from emotion_train.sizing.recipe import Recipe
+from emotion_train.sizing.shape import Shape
 from emotion_train.storage.store import Store
 from emotion_train.training.engines import Kind, shards_weights
 
-_SHARDED = "accelerate_configs/multi_gpu_fsdp2_qlora.yaml"
 _SAMPLE_POSTS = 512
 _UNUSUAL_STEP = 3.0  # standard deviations above the mean up to which a step still fits one micro-batch
 
@@ -103,53 +104,22 @@ def setting_for(
     """For a GPU that reports `gpu_bytes` and has `share` tokens to compute a step. Raises
     `WrongRequest` where nothing fits.
     """
-    shards = world_size if shards_weights(engine) else 1
-    longest = config.data.max_length
-    most = tokens_to_fill(share, longest)
-
-    def largest(precision: Precision, again: bool | None, shards: int) -> MicroBatch | None:
-        return largest_microbatch(
-            shape,
-            precision,
-            config.lora.r,
-            config.lora.targets,
-            labels,
-            gpu_bytes,
-            longest_post=longest,
-            most_tokens=most,
-            lora_dropout=config.lora.dropout,
-            fused=config.model.decoder == "fused",
-            repeated_keys=not HAS_GQA,
-            shards=shards,
-            processes=world_size,
-            gradient_checkpointing=again,
-        )
-
-    precision = config.model.precision
-    asked = (
-        config.train.gradient_checkpointing
-        if "gradient_checkpointing" in config.train.model_fields_set
-        else None
+    request = Request.of(config, Recipe.of(config, shape, labels))
+    most = tokens_to_fill(share, config.data.max_length)
+    found = fit(request, gpu_bytes, (layout_of(engine, world_size),), most)
+    if isinstance(found, Misfit):
+        raise WrongRequest(str(found))
+    setting = found.setting
+    fills = "all that a step has here" if setting.tokens >= share else f"a step has {share:,} here"
+    return Setting(
+        setting.tokens,
+        setting.gradient_checkpointing,
+        f"{setting.memory} of the GPU's {gpu_bytes / GIB:.1f}; {fills}",
     )
-    found = largest(precision, asked, shards)
-    if found is not None:
-        fills = "all that a step has here" if found.tokens >= share else f"a step has {share:,} here"
-        return Setting(
-            found.tokens,
-            found.gradient_checkpointing,
-            f"{found.memory} of the GPU's {gpu_bytes / GIB:.1f}; {fills}",
-        )
-    remedies: list[tuple[str, Precision, bool | None, int]] = [
-        ("train.gradient_checkpointing=true", precision, True, shards),
-        ("model.precision=nf4", "nf4", asked, shards),
-        ("model.precision=nf4 train.gradient_checkpointing=true", "nf4", True, shards),
-    ]
-    if world_size > 1 and shards == 1:
-        words = f"--config_file {_SHARDED}" + (" and model.precision=nf4" if precision == "fp8" else "")
-        remedies.append((words, "nf4" if precision == "fp8" else precision, asked, world_size))
-    fitting = (words for words, *settings in remedies if largest(*settings) is not None)  # type: ignore[arg-type]
-    last_resort = "a smaller model.base, or take a larger GPU (emotion-launch plan names those that fit)"
-    raise WrongRequest(
-        f"The GPU's {gpu_bytes / GIB:.1f} GiB are too small for {config.model.base} in {precision}, even with"
-        f" one post of {longest} tokens at a time; type {next(fitting, last_resort)}."
-    )
+
+
+def layout_of(engine: Kind, world_size: int) -> Layout:
+    """What the engine shards over its GPUs."""
+    if shards_weights(engine):
+        return Layout(world_size, "base")
+    return Layout(world_size, "optimizer" if engine == "DeepSpeed ZeRO-2" else "nothing")

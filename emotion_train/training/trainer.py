@@ -38,7 +38,9 @@ from emotion_train.processes.ranks import Signal
 from emotion_train.runs import checkpoint
 from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State
 from emotion_train.runs.saver import Saver
-from emotion_train.sizing.memory import Shape, estimate
+from emotion_train.sizing.memory import estimate
+from emotion_train.sizing.recipe import Recipe
+from emotion_train.sizing.shape import Shape
 from emotion_train.training.engines import make_engine
 from emotion_train.training.job import Job
 from emotion_train.training.ledger import Ledger
@@ -125,20 +127,11 @@ class Trainer:
         self._asked_to_save = time.monotonic()
 
     def _graphed(self, parameters: list[torch.nn.Parameter]) -> GraphedPasses:
-        model, lora, train = self.config.model, self.config.lora, self.config.train
-        shape, labels = Shape.of(self.bare_model.classifier.config.to_dict()), len(self.index.labels)
+        train, shape = self.config.train, Shape.of(self.bare_model.classifier.config.to_dict())
+        recipe = Recipe.of(self.config, shape, len(self.index.labels))
 
         def passing_bytes(tokens: int) -> int:
-            taken = estimate(
-                shape,
-                model.precision,
-                lora.r,
-                lora.targets,
-                tokens,
-                train.gradient_checkpointing,
-                labels,
-                lora_dropout=lora.dropout,
-            )
+            taken = estimate(recipe, tokens, train.gradient_checkpointing)
             return taken.activations + taken.overhead
 
         return GraphedPasses(self.bare_model, parameters, passing_bytes, train.microbatch_tokens)

@@ -10,10 +10,12 @@ from importlib.util import find_spec
 from emotion_train.config import Config
 from emotion_train.data.index import Index
 from emotion_train.errors import WrongRequest
-from emotion_train.sizing.memory import GIB, estimate, largest_microbatch, usable_bytes
+from emotion_train.sizing.fit import Misfit, Request, fit, layouts
+from emotion_train.sizing.memory import GIB
+from emotion_train.sizing.recipe import Recipe
 from launch.gpus import GPU_KINDS, MIB, kind_of
-from launch.run.choice import asked_for, by_memory, choose
-from launch.run.topology import Gpu, Topology
+from launch.run.choice import asked_for, choose, file_and_reason
+from launch.run.topology import Gpu
 from launch.workload import refuse_unfused_fp8, shape_of_base
 
 _NEEDED_DISK_BYTES = 2 << 30
@@ -56,50 +58,15 @@ def check_memory(config: Config, target: Target | None, index: Callable[[], Inde
             "no NVIDIA GPU is visible here; --gpus H100:1 checks for another machine, emotion-launch plan"
             " compares all"
         )
-    shape, labels = shape_of_base(config.model.base), len(index().labels)
-    lora, train, precision = config.lora, config.train, config.model.precision
-    available = target.memory_mib * MIB
-    where = f"{target.name} with {available / GIB:.1f} GiB"
-    auto, fused = train.tokens_per_microbatch == "auto", config.model.decoder == "fused"
-    tokens = config.data.max_length if auto else train.microbatch_tokens  # auto: what it may come down to
-    again = train.gradient_checkpointing or (auto and "gradient_checkpointing" not in train.model_fields_set)
-    memory = estimate(
-        shape, precision, lora.r, lora.targets, tokens, again, labels, lora_dropout=lora.dropout, fused=fused
-    )
-    if memory.total <= usable_bytes(available):
-        return f"{'at least ' if auto else ''}{memory} of {where}"
-    if target.gpus > 1:
-        alike = tuple(Gpu(str(number), "", target.name, target.memory_mib) for number in range(target.gpus))
-        name, why = by_memory(Topology(alike, target.gpus), config)
-        return f"{name}: {why}"
-    problem = (
-        f"{config.model.base} in {precision} with {tokens} tokens a micro-batch takes"
-        f" {memory.total / GIB:.1f} GiB of {where}"
-    )
-    for one in (precision, "nf4"):
-        found = largest_microbatch(
-            shape,
-            one,
-            lora.r,
-            lora.targets,
-            labels,
-            available,
-            longest_post=config.data.max_length,
-            most_tokens=tokens,
-            lora_dropout=lora.dropout,
-            fused=fused,
-            gradient_checkpointing=again if auto else None,
-        )
-        if found is not None:
-            words = [f"model.precision={one}"] if one != precision else []
-            words += [f"train.tokens_per_microbatch={found.tokens}"] if found.tokens != tokens else []
-            words += (
-                [f"train.gradient_checkpointing={str(found.gradient_checkpointing).lower()}"]
-                if found.gradient_checkpointing != again
-                else []
-            )
-            raise WrongRequest(f"{problem}; type {' '.join(words)}.")
-    raise WrongRequest(f"{problem}, and nothing smaller fits; `emotion-launch plan` names GPUs that do.")
+    recipe = Recipe.of(config, shape_of_base(config.model.base), len(index().labels))
+    available, allowed = target.memory_mib * MIB, layouts(target.gpus, recipe.precision)
+    found = fit(Request.of(config, recipe), available, allowed)
+    if isinstance(found, Misfit):
+        raise WrongRequest(str(found))
+    if found.layout.sharded == "nothing":
+        return f"fits {target.name} with {available / GIB:.1f} GiB: {found}"
+    name, why = file_and_reason(found)
+    return f"{name}: {why}"
 
 
 def check_machine(config: Config, gpus: Sequence[Gpu], accelerate_config: str | None) -> str:

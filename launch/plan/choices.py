@@ -15,16 +15,17 @@ from dataclasses import dataclass, replace
 
 from emotion_train.config import POSTS_PER_SCORING_STEP, Config
 from emotion_train.data.packing import GPU_FILL, bins
-from emotion_train.sizing.memory import (
-    MemoryEstimate,
+from emotion_train.sizing.fit import (
+    Layout,
     MicroBatch,
-    Precision,
-    Shape,
-    estimate,
-    is_fused,
+    Request,
     largest_microbatch,
+    least_of,
     tokens_to_fill,
 )
+from emotion_train.sizing.memory import MemoryEstimate, uses_fused
+from emotion_train.sizing.recipe import Recipe
+from emotion_train.sizing.shape import Precision, Shape
 from launch.gpus import COUNTS, GPU_KINDS, GpuKind
 from launch.plan.prices import Offer, Prices
 from launch.plan.speed import Speed
@@ -213,62 +214,56 @@ def best_settings(
     """The fastest precision and micro-batch that fit; a whole base on each GPU where it fits, else
     spread over them.
     """
-    candidates = [precision] if precision is not None else precisions(config, shape, kind)
-    for shards in (1, count) if count > 1 else (1,):
+    recipe = Recipe.of(config, shape, work.labels)
+    # each GPU takes the micro-batch that fits it, whatever the config says of this machine's
+    request = replace(Request.of(config, recipe), tokens=None)
+    requests = [
+        replace(request, recipe=replace(recipe, precision=one))
+        for one in ([precision] if precision is not None else precisions(recipe, kind))
+    ]
+    for layout in (Layout(count), Layout(count, "base")) if count > 1 else (Layout(),):
         fitting = [
-            with_settings(config, shape, work, kind, count, offer, spot, one, found, shards)
-            for one in candidates
-            if shards == 1 or one != "fp8"  # which is computed from whole weights
-            for found in _microbatches(config, shape, work, kind, count, one, shards)
+            with_settings(one.recipe, work, kind, layout, offer, spot, found)
+            for one in requests
+            if layout.sharded == "nothing" or one.recipe.precision != "fp8"  # computed from whole weights
+            for found in _microbatches(one, work, kind, layout)
         ]
         if fitting:
             return min(fitting, key=lambda choice: choice.hours)
     least = [
-        (_memory(config, shape, work, one, work.max_length, True, 1 if one == "fp8" else count), one)
-        for one in candidates
+        (
+            least_of(one, Layout(count) if one.recipe.precision == "fp8" else layout).memory,
+            one.recipe.precision,
+        )
+        for one in requests
     ]
     memory, smallest = min(least, key=lambda pair: pair[0].total)
     return TooSmall(kind, count, smallest, memory)
 
 
-def precisions(config: Config, shape: Shape, kind: GpuKind) -> list[Precision]:
+def precisions(recipe: Recipe, kind: GpuKind) -> list[Precision]:
     """What the trainer offers of this base on this GPU; float32 only where the config asks for it,
     since it is 16 times slower.
     """
-    if config.model.precision == "fp32":
+    if recipe.precision == "fp32":
         return ["fp32"]
-    fp8 = kind.fp8 and fused(config) and is_fused(shape, "fp8")
+    fp8 = kind.fp8 and uses_fused(replace(recipe, precision="fp8"))
     return [one for one in ("nf4", "bf16", "fp8") if one != "fp8" or fp8]
 
 
-def fused(config: Config) -> bool:
-    """Whether the config leaves the fused decoder on, which is then used where it fits."""
-    return config.model.decoder == "fused"
-
-
-def _microbatches(
-    config: Config, shape: Shape, work: Work, kind: GpuKind, count: int, precision: Precision, shards: int
-) -> Iterator[MicroBatch]:
+def _microbatches(request: Request, work: Work, kind: GpuKind, layout: Layout) -> Iterator[MicroBatch]:
     """The largest that fits, cut to what a GPU's share of a step can fill; where it is cut by the
     memory, also that with recomputation, unless the config says which.
     """
-    share = max(sum(posts) for step in work.shares(count) for posts in step)
-    most = tokens_to_fill(share, work.max_length)
-    asked = "gradient_checkpointing" in config.train.model_fields_set
-    for again in (config.train.gradient_checkpointing,) if asked else (False, True):
+    share = max(sum(posts) for step in work.shares(layout.gpus) for posts in step)
+    most, asked = tokens_to_fill(share, request.max_length), request.gradient_checkpointing
+    for again in (False, True) if asked is None else (asked,):
         found = largest_microbatch(
-            shape,
-            precision,
-            config.lora.r,
-            config.lora.targets,
-            work.labels,
+            request.recipe,
             kind.memory_bytes,
-            longest_post=work.max_length,
+            layout=layout,
+            longest_post=request.max_length,
             most_tokens=most,
-            lora_dropout=config.lora.dropout,
-            fused=fused(config),
-            shards=shards,
-            processes=count,
             gradient_checkpointing=again,
         )
         if found is not None:
@@ -277,65 +272,23 @@ def _microbatches(
                 return
 
 
-def _memory(
-    config: Config,
-    shape: Shape,
-    work: Work,
-    precision: Precision,
-    tokens: int,
-    gradient_checkpointing: bool,
-    shards: int,
-) -> MemoryEstimate:
-    return estimate(
-        shape,
-        precision,
-        config.lora.r,
-        config.lora.targets,
-        tokens,
-        gradient_checkpointing,
-        work.labels,
-        shards,
-        lora_dropout=config.lora.dropout,
-        fused=fused(config),
-    )
-
-
 def with_settings(
-    config: Config,
-    shape: Shape,
-    work: Work,
-    kind: GpuKind,
-    count: int,
-    offer: Offer,
-    spot: Spot,
-    precision: Precision,
-    found: MicroBatch,
-    shards: int = 1,
+    recipe: Recipe, work: Work, kind: GpuKind, layout: Layout, offer: Offer, spot: Spot, found: MicroBatch
 ) -> Choice:
     """Time and dollars of these settings on these GPUs."""
-    lora = config.lora
-    speed = Speed(
-        kind,
-        shape,
-        precision,
-        lora.r,
-        lora.targets,
-        found.gradient_checkpointing,
-        fused(config),
-        shards,
-        count,
-    )
-    step_s = _step_s(speed, work, count, found.tokens)
+    speed = Speed(kind, recipe, found.gradient_checkpointing, layout)
+    step_s = _step_s(speed, work, layout.gpus, found.tokens)
     size = min(work.global_batch_size, work.train_posts)
     steps = math.ceil(work.train_posts / work.global_batch_size) * work.epochs
-    hours = (steps * step_s + _scoring_s(speed, work, count, found.tokens)) / 3600 + spot.startup_minutes / 60
+    scoring_s = _scoring_s(speed, work, layout.gpus, found.tokens)
+    hours = (steps * step_s + scoring_s) / 3600 + spot.startup_minutes / 60
     return Choice(
         kind=kind,
-        count=count,
-        precision=precision,
+        count=layout.gpus,
+        precision=recipe.precision,
         tokens_per_microbatch=found.tokens,
         gradient_checkpointing=found.gradient_checkpointing,
-        shards=shards,
+        shards=layout.base_shards,
         memory=found.memory,
         posts_per_second=size / step_s,
         hours=hours,
@@ -354,7 +307,7 @@ def _step_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
         # of a step too large to lay out
         whole = min(work.global_batch_size, work.train_posts) / sum(len(posts) for posts in step)
         seconds.append(whole * max(sum(speed.microbatch_s(one) for one in gpu) for gpu in packs))
-    return sum(seconds) / len(seconds) + (speed.joining_s(gpus, work.labels) if gpus > 1 else 0.0)
+    return sum(seconds) / len(seconds) + (speed.joining_s() if gpus > 1 else 0.0)
 
 
 def _filled(posts: list[int], tokens: int) -> list[int]:

@@ -21,15 +21,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from emotion_train.sizing.memory import (
-    Precision,
-    Shape,
-    Targets,
-    is_fused,
-    is_recorded,
-    target_names,
-    weight_bytes,
-)
+from emotion_train.sizing.fit import Layout
+from emotion_train.sizing.memory import is_recorded, uses_fused, weight_bytes
+from emotion_train.sizing.recipe import Recipe
+from emotion_train.sizing.shape import Precision, Shape
 from launch.gpus import GpuKind
 
 # Fractions of the dense bf16 rate. By the fused decoder what its products sustain in the middle of
@@ -67,23 +62,24 @@ _PCIE_BYTES_PER_S = 10e9
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast one GPU of a kind trains a base. `fused`: by the fused decoder where it fits.
-    `shards` GPUs share one copy of the base, of `processes` in all.
-    """
+    """How fast one GPU of a kind trains a recipe, alone or as one of a layout."""
 
     kind: GpuKind
-    shape: Shape
-    precision: Precision
-    lora_r: int
-    lora_targets: Targets
+    recipe: Recipe
     gradient_checkpointing: bool
-    fused: bool = True
-    shards: int = 1
-    processes: int = 1
+    layout: Layout = Layout()  # noqa: RUF009
+
+    @property
+    def shape(self) -> Shape:
+        return self.recipe.shape
+
+    @property
+    def precision(self) -> Precision:
+        return self.recipe.precision
 
     def microbatch_s(self, tokens: int) -> float:
         """Forward and backward pass over so many tokens."""
-        recorded = self._fused and is_recorded(self.shape, self.precision, self.processes)
+        recorded = is_recorded(self.recipe, self.layout.gpus)
         return max(self._gpu_s(tokens), 0.0 if recorded else self._launching_s(), self._gathering_s())
 
     def scoring_s(self, tokens: int) -> float:
@@ -91,14 +87,13 @@ class Speed:
         whole = max(self._gpu_s(tokens), self._launching_s(), self._gathering_s())
         return whole / 2 / self._again
 
-    def joining_s(self, gpus: int, labels: int) -> float:
+    def joining_s(self) -> float:
         """Adding up the adapter's float32 gradients over the GPUs, once a step."""
-        trained = 4 * self.shape.trained_parameters(self.lora_r, self.lora_targets, labels)
-        return 2 * trained * (1 - 1 / gpus) / self._link()
+        return 2 * 4 * self.recipe.trained_parameters * (1 - 1 / self.layout.gpus) / self._link()
 
     @property
     def _fused(self) -> bool:
-        return self.fused and is_fused(self.shape, self.precision, self.shards)
+        return uses_fused(self.recipe, self.layout.base_shards)
 
     @property
     def _again(self) -> float:
@@ -132,7 +127,7 @@ class Speed:
         """Between the products. Of transformers' modules those are in the products' fraction, but
         for the adapters on the MLP.
         """
-        shape, names = self.shape, set(target_names(self.lora_targets))
+        shape, names = self.shape, set(self.recipe.adapted_layers)
         widths = (
             shape.hidden_size,
             shape.intermediate_size,
@@ -151,18 +146,18 @@ class Speed:
     def _launching_s(self) -> float:
         block_s, adapter_s = _LAUNCH_FUSED_S if self._fused else _LAUNCH_S
         return (
-            (block_s + adapter_s * len(target_names(self.lora_targets)))
+            (block_s + adapter_s * len(self.recipe.adapted_layers))
             * self.shape.num_hidden_layers
             * self._again
         )
 
     def _gathering_s(self) -> float:
         """Putting the blocks together from their shards."""
-        if self.shards == 1:
+        shards = self.layout.base_shards
+        if shards == 1:
             return 0.0
-        return (
-            2 * self._again * weight_bytes(self.shape, self.precision) * (1 - 1 / self.shards) / self._link()
-        )
+        gathered = weight_bytes(self.shape, self.precision) * (1 - 1 / shards)
+        return 2 * self._again * gathered / self._link()
 
     def _unpack_s(self) -> float:
         """Seconds to bring one weight from nf4 to bf16."""

@@ -14,7 +14,7 @@ from typing import get_args
 from emotion_train.config import Config, Precision, load_config
 from emotion_train.data.index import read_index, require_trainable
 from emotion_train.errors import WrongRequest
-from emotion_train.sizing.memory import Shape
+from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
 from launch.plan.choices import Choice, Plan, Spot, make_plan, spot_of
 from launch.plan.prices import Prices, find_prices

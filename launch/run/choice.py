@@ -1,8 +1,8 @@
 """The `accelerate launch` line for this node of a run, with the reason for the choice.
 
 The order of preference: all of the base on each GPU (DDP), which moves least; then ZeRO-2, which
-cuts the optimizer up; then FSDP2, which cuts up the base and moves it in every micro-batch. What
-fits is arithmetic over the base's config.json (`emotion_train.sizing.memory`).
+shards the optimizer; then FSDP2, which shards the base and moves it in every micro-batch. What fits
+is arithmetic over the base's config.json (`emotion_train.sizing.fit`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from emotion_train.config import Config
 from emotion_train.errors import WrongRequest
-from emotion_train.sizing.memory import GIB, WORTHWHILE_TOKENS, MemoryEstimate, estimate, usable_bytes
+from emotion_train.sizing.fit import Fit, Layout, Misfit, Request, fit, layouts
+from emotion_train.sizing.memory import GIB
+from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
 from launch.run.topology import Gpu, Topology, read_topology
 from launch.workload import shape_of_base
@@ -26,8 +27,6 @@ from launch.workload import shape_of_base
 CONFIGS = Path(__file__).resolve().parents[2] / "accelerate_configs"
 TRAINER = "emotion_train.train"
 QUIETLY = "launch.run.accelerate_quietly"
-_LABELS = 28  # the head is a thousandth of the adapter, whatever the number
-_ERROR = 1.1  # of the estimate
 
 
 @dataclass(frozen=True)
@@ -130,89 +129,42 @@ def _on_cpu(topology: Topology, config: Config) -> Choice:
 # --- what fits ---
 
 
-@dataclass(frozen=True)
-class _Option:
-    """A config file with what it needs of each GPU. `cut`: what is spread over all GPUs."""
-
-    name: str
-    cut: str
-    memory: MemoryEstimate
-
-    def __str__(self) -> str:
-        return f"{self.memory.total / GIB:.1f} GiB"
-
-
 def by_memory(topology: Topology, config: Config) -> tuple[str, str]:
     """The first config file whose needs fit the smallest GPU, and the numbers behind it. Raises
     `WrongRequest` when none does.
     """
-    whole = "single_gpu_qlora" if topology.world_size == 1 else "multi_gpu_ddp"
-    options = _options(config, topology.world_size, whole)
-    if not options:
-        return whole, "what the base needs is not known before it is read"
-    usable = usable_bytes(min(gpu.memory_mib for gpu in topology.gpus) << 20)
-    room = f"of the {usable / GIB:.1f} GiB usable on each GPU"
-    for place, option in enumerate(options):
-        if option.memory.total <= usable:
-            before = "".join(f"{other.name} would need {other}; " for other in options[:place])
-            return option.name, f"{before}{option.name} ({option.cut}) needs {option.memory} {room}"
-    least = options[-1]
-    if least.memory.total <= _ERROR * usable:
-        return (
-            least.name,
-            f"TIGHT, by the estimate's error: {least.name} ({least.cut}) needs {least.memory} {room}",
-        )
-    raise WrongRequest(
-        f"{config.model.base} in {config.model.precision} does not fit {topology}: {least.name} needs"
-        f" {least.memory} {room}. Type {_remedy(config, topology.world_size, whole, usable)}."
-    )
-
-
-def _options(config: Config, world_size: int, whole: str) -> list[_Option]:
-    """In the order of preference; empty where the base's shape cannot be read here."""
     shape = _shape(config.model.base)
     if shape is None:
-        return []
-
-    def needs(shards: int) -> MemoryEstimate:
-        lora, train, auto = config.lora, config.train, config.train.tokens_per_microbatch == "auto"
-        # auto: what it may come down to
-        tokens = max(WORTHWHILE_TOKENS, config.data.max_length) if auto else train.microbatch_tokens
-        again = train.gradient_checkpointing or _may_recompute(config)
-        return estimate(
-            shape,
-            config.model.precision,
-            lora.r,
-            lora.targets,
-            tokens,
-            again,
-            _LABELS,
-            shards,
-            lora_dropout=lora.dropout,
-            fused=config.model.decoder == "fused",
-        )
-
-    one = needs(1)
-    options = [_Option(whole, "all on each GPU", one)]
-    if world_size > 1:
-        options.append(
-            _Option(
-                "multi_gpu_deepspeed_zero2",
-                "optimizer cut",
-                replace(one, optimizer=one.optimizer // world_size),
-            )
-        )
-        if config.model.precision != "fp8":  # computed from whole weights
-            options.append(_Option("multi_gpu_fsdp2_qlora", "base cut", needs(world_size)))
-    return options
+        return _file_of(Layout(topology.world_size)), "what the base needs is not known before it is read"
+    recipe = Recipe.of(config, shape)
+    smallest = min(gpu.memory_mib for gpu in topology.gpus) << 20
+    found = fit(Request.of(config, recipe), smallest, layouts(topology.world_size, recipe.precision))
+    if isinstance(found, Misfit):
+        raise WrongRequest(str(found))
+    return file_and_reason(found)
 
 
-def _may_recompute(config: Config) -> bool:
-    """Whether the trainer chooses."""
-    return (
-        config.train.tokens_per_microbatch == "auto"
-        and "gradient_checkpointing" not in config.train.model_fields_set
+def file_and_reason(found: Fit) -> tuple[str, str]:
+    """The config file of what fits, and the numbers behind it."""
+    before = "".join(
+        f"{_file_of(layout)} would need {memory.total / GIB:.1f} GiB; "
+        for layout, memory in found.passed_over
     )
+    sharded = "all on each GPU" if found.layout.sharded == "nothing" else f"{found.layout.sharded} sharded"
+    name = _file_of(found.layout)
+    return name, f"{before}{name} ({sharded}) {found}"
+
+
+def _file_of(layout: Layout) -> str:
+    """The name in accelerate_configs/."""
+    if layout.gpus == 1:
+        return "single_gpu_qlora"
+    names = {
+        "nothing": "multi_gpu_ddp",
+        "optimizer": "multi_gpu_deepspeed_zero2",
+        "base": "multi_gpu_fsdp2_qlora",
+    }
+    return names[layout.sharded]
 
 
 def _shape(base: str) -> Shape | None:
@@ -220,31 +172,6 @@ def _shape(base: str) -> Shape | None:
         return shape_of_base(base)
     except (WrongRequest, OSError):
         return None  # the trainer says what is wrong with the base
-
-
-def _remedy(config: Config, world_size: int, whole: str, usable: int) -> str:
-    """The nearest setting with which it fits: recomputing, then smaller micro-batches, then 4
-    bits.
-    """
-    given = config.train.tokens_per_microbatch
-    tokens, less = [given], 0 if given == "auto" else given
-    while (less := less // 2) >= max(config.data.max_length, 256):
-        tokens.append(less)
-    for precision in dict.fromkeys((config.model.precision, "nf4")):
-        for again, count in product((config.train.gradient_checkpointing, True), tokens):
-            train = config.train.model_copy(
-                update={"gradient_checkpointing": again, "tokens_per_microbatch": count}
-            )
-            changed = config.model_copy(
-                update={"train": train, "model": config.model.model_copy(update={"precision": precision})}
-            )
-            if min(option.memory.total for option in _options(changed, world_size, whole)) <= usable:
-                words = [] if precision == config.model.precision else [f"model.precision={precision}"]
-                said = again == config.train.gradient_checkpointing or _may_recompute(config)
-                words += [] if said else ["train.gradient_checkpointing=true"]
-                words += [] if count == given else [f"train.tokens_per_microbatch={count}"]
-                return " ".join(words)
-    return "a smaller model.base, or take larger or more GPUs"
 
 
 # --- the line ---

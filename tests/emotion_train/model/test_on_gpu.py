@@ -22,7 +22,9 @@ from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import load_base
 from emotion_train.model.lora import AdapterFacts, adapter_state, build_classifier, load_adapter, save_adapter
 from emotion_train.model.loss import weighted_loss_sum
-from emotion_train.sizing.memory import Shape, estimate
+from emotion_train.sizing.memory import estimate
+from emotion_train.sizing.recipe import Recipe
+from emotion_train.sizing.shape import Shape
 from tests.emotion_train.model.test_attention import LORA, make
 from tests.helpers.tiny_models import causal_checkpoint
 
@@ -209,10 +211,10 @@ def test_a_recording_takes_what_was_planned_and_is_left_out_where_that_is_not_fr
     model = make(tmp_path / "wide", precision="bf16", device="cuda", num_hidden_layers=8, **width).train()
     model.fuse()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    shape = Shape.of(model.classifier.config.to_dict())
+    recipe = Recipe(Shape.of(model.classifier.config.to_dict()), "bf16", LORA, labels=3)
 
     def planned(tokens: int) -> int:
-        taken = estimate(shape, "bf16", LORA.r, LORA.targets, tokens, False, 3, lora_dropout=LORA.dropout)
+        taken = estimate(recipe, tokens, False)
         return taken.activations + taken.overhead
 
     graphs = GraphedPasses(model, parameters, planned, 8192)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -353,14 +354,14 @@ def test_what_does_not_fit_comes_with_settings_that_do(words: list[str]) -> None
 def test_auto_is_checked_with_the_least_that_it_may_come_down_to(words: list[str]) -> None:
     found = memory_of(words, "train.tokens_per_microbatch=auto", gpu=L4)
     assert found.ok
-    assert found.finding.startswith("at least ")
+    assert re.match(r"fits NVIDIA L4 with [\d.]+ GiB: needs at least [\d.]+ GiB \(", found.finding)
     large = memory_of(words, "train.tokens_per_microbatch=auto", "model.precision=bf16", gpu=L4)
     assert large.finding.endswith("; type model.precision=nf4.")
 
 
 def test_a_gpu_on_which_nothing_fits_is_told(words: list[str]) -> None:
     tiny = Gpu("0", "GPU-0", "NVIDIA T4", 8_000)
-    assert "nothing smaller fits" in memory_of(words, gpu=tiny).finding
+    assert "; take a smaller model.base, or a larger GPU" in memory_of(words, gpu=tiny).finding
 
 
 def test_a_base_that_fits_when_several_gpus_share_it_is_right(words: list[str]) -> None:
@@ -372,8 +373,8 @@ def test_a_base_that_fits_when_several_gpus_share_it_is_right(words: list[str]) 
     assert found.finding.startswith("multi_gpu_fsdp2_qlora: multi_gpu_ddp would need ")
     small = memory_of(words, *bf16, wanted="L4:2")
     assert not small.ok
-    assert "does not fit 2 x L4" in small.finding
-    assert "Type model.precision=nf4" in small.finding
+    assert "does not fit 2 GPUs of 22.5 GiB each" in small.finding
+    assert "; type model.precision=nf4" in small.finding
 
 
 @pytest.mark.parametrize(

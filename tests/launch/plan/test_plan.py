@@ -19,19 +19,15 @@ from typing import Any
 import pytest
 import yaml
 
-from emotion_train.config import Config, example_config, load_config
+from emotion_train.config import Config, LoraSection, example_config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.preparation import prepare
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
-from emotion_train.sizing.memory import (
-    MicroBatch,
-    Shape,
-    estimate,
-    largest_microbatch,
-    usable_bytes,
-    weight_bytes,
-)
+from emotion_train.sizing.fit import Layout, MicroBatch, largest_microbatch
+from emotion_train.sizing.memory import estimate, usable_bytes, weight_bytes
+from emotion_train.sizing.recipe import Recipe
+from emotion_train.sizing.shape import Shape
 from emotion_train.stage_base import stage
 from emotion_train.storage.open import open_store
 from emotion_train.training.microbatch import setting_for
@@ -57,7 +53,6 @@ from tests.launch.plan.test_task_files import run_lines, tool, variables
 
 MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
 SMOLLM2 = Shape(576, 1536, 30, 9, 3, 64, 49_152)
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 KINDS = {kind.name: kind for kind in GPU_KINDS}
 
 
@@ -99,19 +94,9 @@ def test_the_measured_speed_of_the_real_size_is_predicted(
     """880 posts a step on one GPU, posts/s; benchmarks/speed.py shows the same comparison beside
     each run.
     """
-    config, work = some_config(), some_work(880)
-    memory = estimate(MISTRAL_SMALL, precision, 16, ATTENTION, tokens, False, 15)
-    found = with_settings(
-        config,
-        MISTRAL_SMALL,
-        work,
-        KINDS[gpu],
-        1,
-        Offer(),
-        Spot(),
-        precision,
-        MicroBatch(tokens, False, memory),
-    )
+    recipe = Recipe(MISTRAL_SMALL, precision)
+    taken = MicroBatch(tokens, False, estimate(recipe, tokens, False))
+    found = with_settings(recipe, some_work(880), KINDS[gpu], Layout(), Offer(), Spot(), taken)
     assert found.posts_per_second == pytest.approx(measured, rel=0.05)
 
 
@@ -139,9 +124,7 @@ def test_measured_speeds_by_tokens_a_micro_batch_are_predicted(
     precision: Any, tokens: int, measured_s: float
 ) -> None:
     """The 24B on one H200, as `benchmarks/memory_plan.py --curve` measures it."""
-    found = Speed(KINDS["H200"], MISTRAL_SMALL, precision, 16, ATTENTION, False, processes=2).microbatch_s(
-        tokens
-    )
+    found = Speed(KINDS["H200"], Recipe(MISTRAL_SMALL, precision), False, Layout(2)).microbatch_s(tokens)
     assert found == pytest.approx(measured_s, rel=0.12)
 
 
@@ -156,10 +139,8 @@ def test_measured_speeds_of_twenty_fused_blocks_are_predicted(
     since, by its kernels alone.
     """
     blocks = replace(MISTRAL_SMALL, num_hidden_layers=20)
-    found = 1000 * Speed(KINDS["H100"], blocks, precision, 16, ATTENTION, False, processes=2).microbatch_s(
-        tokens
-    )
-    assert found == pytest.approx(measured_ms, rel=0.05)
+    found = Speed(KINDS["H100"], Recipe(blocks, precision), False, Layout(2)).microbatch_s(tokens)
+    assert 1000 * found == pytest.approx(measured_ms, rel=0.05)
 
 
 def test_the_measured_speed_of_the_stock_modules_is_predicted() -> None:
@@ -168,7 +149,7 @@ def test_the_measured_speed_of_the_stock_modules_is_predicted() -> None:
     found = best_settings(config, MISTRAL_SMALL, work, KINDS["H200"], 1, Offer(), Spot(), "nf4")
     assert isinstance(found, Choice)
     assert found.posts_per_second * work.mean_length == pytest.approx(5172, rel=0.15)
-    seconds = Speed(KINDS["H200"], MISTRAL_SMALL, "nf4", 16, ATTENTION, False, fused=False).microbatch_s(8192)
+    seconds = Speed(KINDS["H200"], Recipe(MISTRAL_SMALL, "nf4", decoder="stock"), False).microbatch_s(8192)
     assert 448 / seconds == pytest.approx(291, rel=0.15)
 
 
@@ -176,9 +157,10 @@ def test_a_small_model_is_bound_by_launching_its_kernels_unless_they_are_recorde
     """SmolLM2-135M with adapters on all linear layers: 216 ms a step by the stock modules, 15.0 ms
     recorded.
     """
+    recipe = Recipe(SMOLLM2, "bf16", LoraSection(targets="all-linear"))
     stock, fused, several = (
-        Speed(KINDS["H100"], SMOLLM2, "bf16", 16, "all-linear", False, fused=one, processes=processes)
-        for one, processes in ((False, 1), (True, 1), (True, 2))
+        Speed(KINDS["H100"], replace(recipe, decoder=decoder), False, Layout(gpus))
+        for decoder, gpus in (("stock", 1), ("fused", 1), ("fused", 2))
     )
     assert stock.microbatch_s(3460) == pytest.approx(0.216, rel=0.15)
     assert fused.microbatch_s(3460) == pytest.approx(0.0150, rel=0.15)
@@ -187,8 +169,7 @@ def test_a_small_model_is_bound_by_launching_its_kernels_unless_they_are_recorde
 
 def test_recomputing_takes_half_as_long_again() -> None:
     once, again = (
-        Speed(KINDS["L4"], MISTRAL_SMALL, "nf4", 16, ATTENTION, one).microbatch_s(4096)
-        for one in (False, True)
+        Speed(KINDS["L4"], Recipe(MISTRAL_SMALL, "nf4"), one).microbatch_s(4096) for one in (False, True)
     )
     assert again == pytest.approx(1.5 * once)
 
@@ -240,18 +221,12 @@ def test_whether_to_recompute_is_decided_by_the_time_it_takes() -> None:
         chosen = best_settings(config, MISTRAL_SMALL, work, KINDS[kind], 1, Offer(), Spot(), "nf4")
         assert isinstance(chosen, Choice)
         for again in (False, True):
+            recipe = Recipe(MISTRAL_SMALL, "nf4")
             found = largest_microbatch(
-                MISTRAL_SMALL,
-                "nf4",
-                16,
-                ATTENTION,
-                15,
-                KINDS[kind].memory_bytes,
-                most_tokens=8192,
-                gradient_checkpointing=again,
+                recipe, KINDS[kind].memory_bytes, most_tokens=8192, gradient_checkpointing=again
             )
             assert found is not None
-            other = with_settings(config, MISTRAL_SMALL, work, KINDS[kind], 1, Offer(), Spot(), "nf4", found)
+            other = with_settings(recipe, work, KINDS[kind], Layout(), Offer(), Spot(), found)
             assert chosen.hours <= other.hours
 
 
@@ -762,13 +737,14 @@ def test_fp8_is_planned_for_gpus_that_have_it() -> None:
 
 
 def test_fp8_is_not_planned_for_what_only_the_stock_modules_compute() -> None:
-    config = some_config()
-    assert "fp8" in precisions(config, MISTRAL_SMALL, KINDS["H100"])
-    assert "fp8" not in precisions(config, replace(MISTRAL_SMALL, fusable=False), KINDS["H100"])
-    assert "fp8" not in precisions(some_config("model.decoder=stock"), MISTRAL_SMALL, KINDS["H100"])
+    recipe = Recipe(MISTRAL_SMALL, "nf4")
+    assert "fp8" in precisions(recipe, KINDS["H100"])
+    unlike = Recipe(replace(MISTRAL_SMALL, fusable=False), "nf4")
+    assert "fp8" not in precisions(unlike, KINDS["H100"])
+    assert "fp8" not in precisions(replace(recipe, decoder="stock"), KINDS["H100"])
 
 
 def test_the_default_base_is_planned_without_a_network() -> None:
     shape = shape_of_base(some_config().model.base)
     assert shape == MISTRAL_SMALL
-    assert largest_microbatch(shape, "nf4", 16, ATTENTION, 15, KINDS["L4"].memory_bytes) is not None
+    assert largest_microbatch(Recipe(shape, "nf4"), KINDS["L4"].memory_bytes) is not None

@@ -311,7 +311,8 @@ def test_the_first_way_that_fits_is_taken_and_its_numbers_are_said(
     assert choice.config_file == CONFIGS / f"{name}.yaml"
     assert choice.topology.world_size == count
     assert re.search(
-        rf"{name} \([a-z ]+(GPU|cut)\) needs [\d.]+ GiB \([\d.]+ weights, .*\) of the [\d.]+ GiB usable",
+        rf"{name} \([a-z ]+(GPU|sharded)\) needs (at least )?[\d.]+ GiB \([\d.]+ weights, .*\)"
+        r" of the [\d.]+ GiB usable",
         choice.reason,
     )
     before = ["multi_gpu_ddp", "multi_gpu_deepspeed_zero2", "multi_gpu_fsdp2_qlora"]
@@ -320,19 +321,19 @@ def test_the_first_way_that_fits_is_taken_and_its_numbers_are_said(
 
 
 def test_a_gpu_too_small_is_refused_with_the_nearest_setting_that_fits(tmp_path: Path) -> None:
-    with pytest.raises(WrongRequest, match=r"does not fit 1 x a GPU .*Type (.*)\.$") as refused:
+    with pytest.raises(WrongRequest, match=r"does not fit a GPU of 24.0 GiB: .*; type (.*)\.$") as refused:
         choose(gpus_of(1, 24), None, sized(tmp_path, "model.precision=bf16"), {})
-    remedy = re.findall(r"Type (.*)\.$", str(refused.value))[0].split()
+    remedy = re.findall(r"; type (.*)\.$", str(refused.value))[0].split()
     assert remedy[0] == "model.precision=nf4"
     assert choose(gpus_of(1, 24), None, sized(tmp_path, *remedy), {}).config_file.stem == "single_gpu_qlora"
-    with pytest.raises(WrongRequest, match=r"Type model\.precision=nf4\.$"):
+    with pytest.raises(WrongRequest, match=r"; type model\.precision=nf4\.$"):
         choose(
             gpus_of(1, 24),
             None,
             sized(tmp_path, "model.precision=bf16", "train.tokens_per_microbatch=auto"),
             {},
         )
-    with pytest.raises(WrongRequest, match="take larger or more GPUs"):
+    with pytest.raises(WrongRequest, match=r"take a smaller model\.base, or a larger GPU"):
         choose(gpus_of(1, 8), None, sized(tmp_path), {})
 
 
