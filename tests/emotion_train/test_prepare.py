@@ -849,8 +849,8 @@ def test_an_existing_data_set_is_recognised_and_never_overwritten(
 def test_a_killed_run_is_repeated_over_its_leftovers(tmp_path: Path, bucket_url: str) -> None:
     source = write_csv(tmp_path / "posts.csv", some_rows(3000))
     program = (
-        "import os, signal, sys, emotion_train.storage.store as s\ns.S3Store.create = lambda *_:"
-        " os.kill(os.getpid(), signal.SIGKILL)\nfrom emotion_train.prepare import prepare;"
+        "import os, signal, sys, emotion_train.storage.s3 as s\ns.S3Store.create = lambda *_:"
+        " os.kill(os.getpid(), signal.SIGKILL)\nfrom emotion_train.data.preparation import prepare;"
         " prepare(sys.argv[1], sys.argv[2], rows_per_group=512, rows_per_object=512)"
     )
     assert (

@@ -109,9 +109,9 @@ def test_a_kill_while_deleting_leaves_the_rest_to_the_next_time(tmp_path: Path) 
     for step in range(1, 8):
         save(writer, step)
     program = (
-        "import os, signal, sys\nfrom emotion_train import retention, runlog, storage\n"
-        "store = storage.open_store(sys.argv[1])\n"
-        "writer = runlog.Writer(store, 'run', '', '')\nwriter.claim(0, 0)\n"
+        "import os, signal, sys\nfrom emotion_train.runs import log, retention\n"
+        "from emotion_train.storage.open import open_store\nstore = open_store(sys.argv[1])\n"
+        "writer = log.Writer(store, 'run', '', '')\nwriter.claim(0, 0)\n"
         "delete = type(store).delete\ncalls = []\n"
         "def once(self, key):\n"
         "    calls.append(key)\n"

@@ -317,7 +317,7 @@ def test_a_store_that_refuses_checksums_is_written_without_them(bucket_url: str)
 
 def test_a_killed_write_leaves_nothing_that_a_reader_sees(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys; from emotion_train.storage.store import open_store\n"
+        "import os, signal, sys; from emotion_train.storage.open import open_store\n"
         "os.replace = os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "store = open_store(sys.argv[1]); getattr(store, sys.argv[2])('sub/a', b'new')"
     )
