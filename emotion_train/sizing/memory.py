@@ -12,6 +12,7 @@ takes off the driver's context, libraries and what the allocator cannot use betw
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from emotion_train.sizing.activations import FusedBlocks, fused_overhead, stock_of_pack
 from emotion_train.sizing.recipe import Recipe
@@ -76,6 +77,7 @@ def is_recorded(recipe: Recipe, processes: int = 1) -> bool:
     return uses_fused(recipe) and processes == 1 and held < RECORDED_BELOW
 
 
+@lru_cache(maxsize=4096)  # searches ask for the same numbers of tokens on each kind of GPU
 def estimate(
     recipe: Recipe,
     tokens_per_microbatch: int,
