@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+import botocore.session
 import pytest
 from hypothesis import settings
 
@@ -16,6 +18,10 @@ from emotion_train.storage.store import Store
 
 settings.register_profile("emotion-train", deadline=None)  # a busy machine is no defect
 settings.load_profile("emotion-train")
+
+# Each boto3 session reads botocore's descriptions of AWS anew, 0.2 s of JSON; all sessions of the
+# tests share one reader, as the clients of one session do.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,11 +44,26 @@ def s3(tmp_path_factory: pytest.TempPathFactory, _no_credentials_of_this_machine
         for name, value in server.env().items():
             patch.setenv(name, value)
         yield server
+        server.kill()  # nothing is kept, and an orderly end takes 10 s
+
+
+@pytest.fixture(scope="session")
+def _shared_bucket(s3: LocalS3) -> str:
+    s3.create_bucket("shared")
+    return "s3://shared"
 
 
 @pytest.fixture
-def bucket_url(s3: LocalS3) -> str:
-    """s3:// URL of a new, empty bucket."""
+def bucket_url(_shared_bucket: str) -> str:
+    """s3:// URL of a new, empty prefix. All are in one bucket: the first object of each costs the
+    server up to a second.
+    """
+    return f"{_shared_bucket}/{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def own_bucket_url(s3: LocalS3) -> str:
+    """s3:// URL of a new, empty bucket, for what must be seen at its root."""
     name = f"bucket-{secrets.token_hex(6)}"
     s3.create_bucket(name)
     return f"s3://{name}"

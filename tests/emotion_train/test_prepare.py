@@ -180,11 +180,13 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_a_bucket_holds_the_bytes_of_a_folder(tmp_path: Path, bucket_url: str) -> None:
+def test_a_bucket_holds_the_bytes_of_a_folder(tmp_path: Path, own_bucket_url: str) -> None:
     source = write_csv(tmp_path / "posts.csv", some_rows(2000))
     prepare(source, str(tmp_path / "folder"))
-    prepare(source, bucket_url)
-    in_bucket = {info.key: open_store(bucket_url).read(info.key) for info in open_store(bucket_url).list()}
+    prepare(source, own_bucket_url)
+    in_bucket = {
+        info.key: open_store(own_bucket_url).read(info.key) for info in open_store(own_bucket_url).list()
+    }
     in_folder = contents(tmp_path / "folder")
     indexes = [
         Index.model_validate_json(files.pop("index.json")).model_dump() for files in (in_bucket, in_folder)

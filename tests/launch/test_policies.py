@@ -209,9 +209,9 @@ def test_the_bucket_denies_what_would_rewrite_the_log_and_plain_http() -> None:
     assert denied(policy, Request("s3:ListBucket", "arn:aws:s3:::team", (("aws:SecureTransport", "false"),)))
 
 
-def test_a_server_takes_the_lifecycle_rule(s3: LocalS3, bucket_url: str) -> None:
+def test_a_server_takes_the_lifecycle_rule(s3: LocalS3, own_bucket_url: str) -> None:
     rule = read("lifecycle.json")
-    client, name = boto3.Session().client("s3"), bucket_url.removeprefix("s3://")
+    client, name = boto3.Session().client("s3"), own_bucket_url.removeprefix("s3://")
     client.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration=rule)
     kept = client.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
     assert [one["Status"] for one in kept] == ["Enabled"]

@@ -128,8 +128,8 @@ def test_list_is_sorted_and_takes_a_prefix_of_the_key(store: Store) -> None:
     assert list(store.list("a")) == [store.stat(info.key) for info in store.list("a")]
 
 
-def test_listing_goes_on_after_the_first_page(bucket_url: str) -> None:
-    store = open_store(bucket_url)
+def test_listing_goes_on_after_the_first_page(own_bucket_url: str) -> None:
+    store = open_store(own_bucket_url)
     for i in range(12):
         store.write(f"many/{i:02}", b"")
     pages: list[int] = []
@@ -143,9 +143,9 @@ def test_listing_goes_on_after_the_first_page(bucket_url: str) -> None:
     assert len(pages) == 3
 
 
-def test_a_store_does_not_see_a_neighbour_whose_name_begins_alike(bucket_url: str) -> None:
-    open_store(f"{bucket_url}/run-10").write("a", b"")
-    assert list(open_store(f"{bucket_url}/run-1").list()) == []
+def test_a_store_does_not_see_a_neighbour_whose_name_begins_alike(own_bucket_url: str) -> None:
+    open_store(f"{own_bucket_url}/run-10").write("a", b"")
+    assert list(open_store(f"{own_bucket_url}/run-1").list()) == []
 
 
 def test_many_threads_read_at_once(store: Store) -> None:

@@ -137,13 +137,13 @@ def test_one_then_three_then_two_processes_do_what_one_does(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [(1,), (1, 2, 3, 1)])
 def test_kills_at_random_moments_change_nothing(
-    tmp_path: Path, bucket_url: str, processes: tuple[int, ...]
+    tmp_path: Path, own_bucket_url: str, processes: tuple[int, ...]
 ) -> None:
     tiny_config(tmp_path)
     words = tiny_words(
-        tmp_path, *WORDS, f"run.output_url={bucket_url}", "train.epochs=8", "checkpoint.every_seconds=0.3"
+        tmp_path, *WORDS, f"run.output_url={own_bucket_url}", "train.epochs=8", "checkpoint.every_seconds=0.3"
     )
-    store = open_store(bucket_url)
+    store = open_store(own_bucket_url)
     train_to_the_end(1, [*words, "run.id=whole"], {})
     draw, kills = random.Random(0), 0
     for number in range(8):
@@ -160,8 +160,8 @@ def test_kills_at_random_moments_change_nothing(
     train_to_the_end(processes[-1], words, {})
     tolerance = 0.0 if processes == (1,) else 1e-5
     same_run(
-        published(f"{bucket_url}/whole", tmp_path / "a"),
-        published(f"{bucket_url}/tiny", tmp_path / "b"),
+        published(f"{own_bucket_url}/whole", tmp_path / "a"),
+        published(f"{own_bucket_url}/tiny", tmp_path / "b"),
         tolerance,
     )
 
