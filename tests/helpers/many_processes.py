@@ -1,21 +1,28 @@
 """What each of several processes runs: trains by the engines it is told of, one after another, and
 writes what came out.
 
-    torchrun --nproc-per-node 2 -m tests.helpers.many_processes plan.json
+    with Crew(folder, 2) as crew:
+        outcomes = crew.train([Leg("DDP", words, 5, f"{folder}/out")])
 
-The plan is a list of `Leg`s. Starting processes and importing PyTorch takes longer than all the
-rest, so one start serves many legs.
+Starting processes and importing PyTorch takes longer than all the rest, so the processes of a crew
+stay for many plans, each a list of `Leg`s.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
+from importlib import import_module
+from itertools import count, islice
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -156,23 +163,107 @@ def load_outcome(path: Path) -> Outcome:
     return Outcome(**whole)
 
 
-def write_plan(path: Path, legs: list[Leg]) -> Path:
-    path.write_text(json.dumps([asdict(leg) for leg in legs]))
-    return path
+class Crew:
+    """`count` processes under torchrun, on the CPU or each on a GPU of its own, that train one plan
+    after another until the block ends. They start with the first plan.
+    """
+
+    def __init__(self, folder: Path, count: int, on_cpu: bool = True) -> None:
+        self.count, self.on_cpu = count, on_cpu
+        self._folder = folder / f"crew-{count}"
+        self._plans = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def train(self, legs: list[Leg]) -> list[Outcome]:
+        process = self._process = self._process or self._start()
+        self._plans += 1
+        hand_over(self._folder / f"plan-{self._plans}.json", json.dumps([asdict(leg) for leg in legs]))
+        while not (self._folder / f"done-{self._plans}").exists():
+            if process.poll() is not None:
+                self._process = None
+                raise AssertionError((self._folder / "words").read_text(errors="replace")[-5000:])
+            time.sleep(0.02)
+        return [load_outcome(Path(leg.out)) for leg in legs]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        line = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        line += [f"--nproc-per-node={self.count}", "-m", "tests.helpers.many_processes"]
+        environment = {
+            **os.environ,
+            "ACCELERATE_USE_CPU": str(self.on_cpu).lower(),
+            "OMP_NUM_THREADS": "1",
+            "CREW_OF": str(os.getpid()),
+            "CREW_PLANS": str(self._plans),
+        }
+        with (self._folder / "words").open("ab") as words:
+            return subprocess.Popen(
+                [*line, str(self._folder)],
+                stdout=words,
+                stderr=words,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            for path in self._folder.glob("pid-*"):  # torchrun gives each a session of its own
+                with suppress(ProcessLookupError):
+                    os.kill(int(path.read_text()), signal.SIGKILL)
+            self._process.kill()
+            self._process.wait()
+
+
+def hand_over(path: Path, content: str) -> None:
+    """Write a file that a reader sees whole or not at all."""
+    path.with_suffix(".tmp").write_text(content)
+    path.with_suffix(".tmp").replace(path)
+
+
+def plans(folder: Path) -> Iterator[tuple[int, list[Leg]]]:
+    """Number and legs of each plan as it comes, until the process that makes them is gone."""
+    for number in count(int(os.environ["CREW_PLANS"]) + 1):
+        path = folder / f"plan-{number}.json"
+        while not path.exists():
+            try:
+                os.kill(int(os.environ["CREW_OF"]), 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.02)
+        yield number, [Leg(**leg) for leg in json.loads(path.read_text())]
 
 
 def main() -> None:
-    legs = [Leg(**leg) for leg in json.loads(Path(sys.argv[1]).read_text())]
+    folder = Path(sys.argv[1])
+    (folder / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
     accelerator, _ = start_accelerator(120, [])
-    for leg in legs:
-        with ExitStack() as stack:
-            trainer = start_trainer(
-                load_config(None, leg.words), stack, engine=leg.engine, accelerator=accelerator
-            )
-            outcome = train_leg(leg, trainer)
-            if trainer.ranks.is_main:
-                save_outcome(outcome, Path(leg.out))
+    if accelerator.device.type == "cpu":
+        without_deepspeed_s_compiler()
+    for number, legs in plans(folder):
+        for leg in legs:
+            with ExitStack() as stack:
+                trainer = start_trainer(
+                    load_config(None, leg.words), stack, engine=leg.engine, accelerator=accelerator
+                )
+                outcome = train_leg(leg, trainer)
+                if trainer.ranks.is_main:
+                    save_outcome(outcome, Path(leg.out))
+        if accelerator.is_main_process:
+            hand_over(folder / f"done-{number}", "")
     accelerator.state.destroy_process_group()
+
+
+def without_deepspeed_s_compiler() -> None:
+    """Let gloo add up for DeepSpeed. Its own all-reduce of CPUs is compiled first, a minute of C++
+    on a new machine; the slow tests of test_accelerate_configs.py use it.
+    """
+    backend = import_module("deepspeed.comm.torch")  # as an attribute, deepspeed.comm.torch is PyTorch
+    backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ packs, loader or engine.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
 from itertools import product
@@ -21,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from emotion_train.config import load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
@@ -31,7 +29,7 @@ from emotion_train.model.loss import class_weights
 from emotion_train.storage.open import open_store
 from emotion_train.training.engines import Kind, asked_for, deepspeed_config, make_engine, start_accelerator
 from emotion_train.training.trainer import learning_rate
-from tests.helpers.many_processes import Leg, Outcome, load_outcome, train_leg, write_plan
+from tests.helpers.many_processes import Crew, Leg, Outcome, train_leg
 from tests.helpers.tiny_runs import start_trainer, tiny_config, tiny_words
 
 ENGINES: tuple[Kind, ...] = ("DDP", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2")
@@ -80,22 +78,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def processes(folder: Path, count: int, name: str, legs: list[Leg], on_cpu: bool = True) -> list[Outcome]:
-    """Run the legs one after another in `count` processes, on the CPU or each on a GPU of its
-    own.
-    """
-    plan = write_plan(folder / f"{name}.json", legs)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": str(on_cpu).lower(), "OMP_NUM_THREADS": "1"}
-    answer = subprocess.run(
-        [*command, "-m", "tests.helpers.many_processes", str(plan)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr[-5000:]
-    return [load_outcome(Path(leg.out)) for leg in legs]
+@pytest.fixture(scope="module")
+def two(folder: Path) -> Iterator[Crew]:
+    with Crew(folder, 2) as crew:
+        yield crew
+
+
+def alone(folder: Path, leg: Leg, device: str = "cpu") -> Outcome:
+    """What one process makes of the leg: this one, or one of its own on a GPU."""
+    if device != "cpu":
+        with Crew(folder, 1, on_cpu=False) as crew:
+            return crew.train([leg])[0]
+    with ExitStack() as stack:
+        return train_leg(leg, start_trainer(load_config(None, leg.words), stack))
 
 
 class Reference(NamedTuple):
@@ -180,18 +175,16 @@ def same_as(outcome: Outcome, expected: Reference) -> None:
     )
 
 
-def compare(folder: Path, count: int, engines: Sequence[Kind], device: str = "cpu") -> None:
+def compare(folder: Path, crew: Crew, engines: Sequence[Kind], device: str = "cpu") -> None:
     """Every engine against the whole batch, and what they predict against each other."""
     legs, cases = [], []
     for engine, (place, case) in product(engines, enumerate(CASES.values())):
-        name = f"{device}{count}-{engine.replace(' ', '-')}-{place}"
+        name = f"{device}{crew.count}-{engine.replace(' ', '-')}-{place}"
         legs.append(Leg(engine, case.words(folder, name), case.steps, f"{folder}/{name}", case.blank))
         cases.append(case)
     probabilities: dict[Case, dict[str, list[float]]] = {}
-    for leg, case, outcome in zip(
-        legs, cases, processes(folder, count, f"compare-{device}{count}", legs, device == "cpu"), strict=True
-    ):
-        assert (outcome.world_size, outcome.wrapper) == (count, WRAPPERS[leg.engine])
+    for leg, case, outcome in zip(legs, cases, crew.train(legs), strict=True):
+        assert (outcome.world_size, outcome.wrapper) == (crew.count, WRAPPERS[leg.engine])
         assert (outcome.bad_rows > 0) == case.blank
         same_as(outcome, whole_batches(folder, case, device))
         first = probabilities.setdefault(case, outcome.probabilities)
@@ -200,11 +193,15 @@ def compare(folder: Path, count: int, engines: Sequence[Kind], device: str = "cp
             np.testing.assert_allclose(row, first[post], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "count", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
-)
-def test_every_engine_takes_the_step_of_the_whole_batch(folder: Path, count: int) -> None:
-    compare(folder, count, ENGINES)
+def test_every_engine_takes_the_step_of_the_whole_batch(folder: Path, two: Crew) -> None:
+    compare(folder, two, ENGINES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 4])
+def test_more_processes_take_the_step_of_the_whole_batch_too(folder: Path, count: int) -> None:
+    with Crew(folder, count) as crew:
+        compare(folder, crew, ENGINES)
 
 
 @pytest.mark.parametrize("tokens", [128, 200, 100_000])
@@ -214,13 +211,12 @@ def test_one_process_takes_the_step_of_the_whole_batch_in_any_number_of_micro_ba
     for place, case in enumerate(CASES.values()):
         words = [*case.words(folder, f"p1-{place}-{tokens}"), f"train.tokens_per_microbatch={tokens}"]
         leg = Leg("one process", words, case.steps, "", case.blank)
-        with ExitStack() as stack:
-            outcome = train_leg(leg, start_trainer(tiny_config(folder, *words[3:]), stack))
+        outcome = alone(folder, leg)
         same_as(outcome, whole_batches(folder, case))
         assert max(outcome.packs) == 1 if tokens == 100_000 else max(outcome.packs) > 1
 
 
-def move(folder: Path, engines: Sequence[Kind], device: str = "cpu") -> None:
+def move(folder: Path, crew: Crew, engines: Sequence[Kind], device: str = "cpu") -> None:
     """Each leg goes on from the checkpoint of the one before it, the last in one process; together
     they are one run of one process.
     """
@@ -231,10 +227,8 @@ def move(folder: Path, engines: Sequence[Kind], device: str = "cpu") -> None:
         Leg(engine, words, count, f"{folder}/moving-{number}")
         for number, (engine, count) in enumerate(zip(engines, steps, strict=True))
     ]
-    outcomes = processes(folder, 2, "moving", legs, device == "cpu")
-    outcomes += processes(
-        folder, 1, "moved", [Leg("one process", words, 1, f"{folder}/moved")], device == "cpu"
-    )
+    outcomes = crew.train(legs)
+    outcomes.append(alone(folder, Leg("one process", words, 1, f"{folder}/moved"), device))
     assert [outcome.first_step for outcome in outcomes] == [
         sum(steps[:number]) for number in range(len(steps) + 1)
     ]
@@ -242,44 +236,28 @@ def move(folder: Path, engines: Sequence[Kind], device: str = "cpu") -> None:
     same_as(Outcome(**{**vars(outcomes[-1]), "losses": losses}), whole_batches(folder, case, device))
 
 
-def test_a_run_moves_between_engines_and_numbers_of_processes(folder: Path) -> None:
-    move(folder, ENGINES)
+def test_a_run_moves_between_engines_and_numbers_of_processes(folder: Path, two: Crew) -> None:
+    move(folder, two, ENGINES)
 
 
-def test_evaluations_while_a_slow_reader_makes_the_next_steps_change_no_step(folder: Path) -> None:
+def test_evaluations_while_a_slow_reader_makes_the_next_steps_change_no_step(folder: Path, two: Crew) -> None:
     """Then two loaders ask the ranks to agree at the same time."""
-    words = [
-        "checkpoint.every_seconds=null",
-        "evaluation.every_steps=1",
-        "train.global_batch_size=8",
-        "train.epochs=1",
-    ]
-    kinds: tuple[Kind, ...] = ("one process", "DDP")
-    alone, together = (
-        processes(
-            folder,
-            n,
-            f"late-{n}",
-            [
-                Leg(
-                    kind,
-                    tiny_words(folder, f"run.id=late-{n}", *words),
-                    None,
-                    f"{folder}/late-{n}",
-                    late_s=0.02,
-                )
-            ],
-        )[0]
-        for n, kind in enumerate(kinds, 1)
-    )
+
+    def leg(kind: Kind) -> Leg:
+        values = ["train.global_batch_size=8", "train.epochs=1", "evaluation.every_steps=1"]
+        name = f"late-{kind.replace(' ', '-')}"
+        words = tiny_words(folder, f"run.id={name}", "checkpoint.every_seconds=null", *values)
+        return Leg(kind, words, None, f"{folder}/{name}", late_s=0.02)
+
+    single, (together,) = alone(folder, leg("one process")), two.train([leg("DDP")])
     assert len(together.losses) == 14
-    np.testing.assert_allclose(together.losses, alone.losses, rtol=1e-5)
-    for name, tensor in alone.adapter.items():
+    np.testing.assert_allclose(together.losses, single.losses, rtol=1e-5)
+    for name, tensor in single.adapter.items():
         torch.testing.assert_close(together.adapter[name], tensor, atol=1e-4, rtol=0)
 
 
 def agree_to_rounding(
-    folder: Path, engines: Sequence[Kind], precision: str, *words: str, device: str = "cpu"
+    folder: Path, crew: Crew, engines: Sequence[Kind], precision: str, *words: str, device: str = "cpu"
 ) -> None:
     """Two processes of every engine against one process, in a format that rounds; fp8 keeps three
     bits, and its gradients agree less.
@@ -300,13 +278,11 @@ def agree_to_rounding(
             f"{folder}/{name}",
         )
 
-    (alone,) = processes(folder, 1, f"{device}-{precision}", [leg("one process", 1)], device == "cpu")
-    for outcome in processes(
-        folder, 2, f"{device}-{precision}-2", [leg(engine, 2) for engine in engines], device == "cpu"
-    ):
-        np.testing.assert_allclose(outcome.losses, alone.losses, rtol=5e-3)
-        assert cosine(outcome.moments, alone.moments) > (0.998 if precision == "fp8" else 0.999)
-        for post, row in alone.probabilities.items():
+    single = alone(folder, leg("one process", 1), device)
+    for outcome in crew.train([leg(engine, 2) for engine in engines]):
+        np.testing.assert_allclose(outcome.losses, single.losses, rtol=5e-3)
+        assert cosine(outcome.moments, single.moments) > (0.998 if precision == "fp8" else 0.999)
+        for post, row in single.probabilities.items():
             np.testing.assert_allclose(outcome.probabilities[post], row, atol=2e-2)
 
 
@@ -321,13 +297,13 @@ def cosine(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> fl
     )
 
 
-def test_a_4_bit_base_is_trained_alike_by_every_engine(folder: Path) -> None:
-    agree_to_rounding(folder, ENGINES, "nf4")
+def test_a_4_bit_base_is_trained_alike_by_every_engine(folder: Path, two: Crew) -> None:
+    agree_to_rounding(folder, two, ENGINES, "nf4")
 
 
 @pytest.mark.slow
-def test_a_bfloat16_base_is_trained_alike_by_every_engine(folder: Path) -> None:
-    agree_to_rounding(folder, ENGINES, "bf16")
+def test_a_bfloat16_base_is_trained_alike_by_every_engine(folder: Path, two: Crew) -> None:
+    agree_to_rounding(folder, two, ENGINES, "bf16")
 
 
 # --- what was asked for is what runs ---

@@ -4,6 +4,7 @@ test_engines.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from emotion_train.training.engines import Kind
 from tests.emotion_train.training.test_engines import ENGINES, agree_to_rounding, compare, move
+from tests.helpers.many_processes import Crew
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import tiny_config
 
@@ -35,28 +37,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def two(folder: Path) -> Iterator[Crew]:
+    with Crew(folder, 2, on_cpu=False) as crew:
+        yield crew
+
+
 @pytest.mark.skipif(HERE != ENGINES, reason="deepspeed is not installed: type pip install deepspeed ninja")
 def test_deepspeed_is_here_so_that_every_engine_is_compared() -> None:
     assert HERE == ENGINES
 
 
-@pytest.mark.parametrize(
-    "count", [2, pytest.param(4, marks=pytest.mark.skipif(GPUS < 4, reason="needs four GPUs"))]
-)
-def test_every_engine_takes_the_step_of_the_whole_batch_with_nccl(folder: Path, count: int) -> None:
-    compare(folder, count, HERE, device="cuda")
+def test_every_engine_takes_the_step_of_the_whole_batch_with_nccl(folder: Path, two: Crew) -> None:
+    compare(folder, two, HERE, device="cuda")
 
 
-def test_a_run_moves_between_engines_and_numbers_of_gpus(folder: Path) -> None:
-    move(folder, HERE, device="cuda")
+@pytest.mark.skipif(GPUS < 4, reason="needs four GPUs")
+def test_four_gpus_take_the_step_of_the_whole_batch_too(folder: Path) -> None:
+    with Crew(folder, 4, on_cpu=False) as crew:
+        compare(folder, crew, HERE, device="cuda")
+
+
+def test_a_run_moves_between_engines_and_numbers_of_gpus(folder: Path, two: Crew) -> None:
+    move(folder, two, HERE, device="cuda")
 
 
 @pytest.mark.parametrize("precision", ["nf4", "bf16"])
-def test_a_base_that_rounds_is_trained_alike_by_every_engine(folder: Path, precision: str) -> None:
-    agree_to_rounding(folder, HERE, precision, f"model.base={folder / 'wide'}", device="cuda")
+def test_a_base_that_rounds_is_trained_alike_by_every_engine(folder: Path, two: Crew, precision: str) -> None:
+    agree_to_rounding(folder, two, HERE, precision, f"model.base={folder / 'wide'}", device="cuda")
 
 
-def test_fp8_with_ddp_is_trained_as_on_one_gpu(folder: Path) -> None:
+def test_fp8_with_ddp_is_trained_as_on_one_gpu(folder: Path, two: Crew) -> None:
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU has no float8 units")
-    agree_to_rounding(folder, ["DDP"], "fp8", f"model.base={folder / 'wide'}", device="cuda")
+    agree_to_rounding(folder, two, ["DDP"], "fp8", f"model.base={folder / 'wide'}", device="cuda")
