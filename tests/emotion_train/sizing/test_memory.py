@@ -294,7 +294,7 @@ def test_the_peak_of_a_stock_step_is_planned(
     """All that is allocated in forward and backward pass, by PyTorch's profiler: what passes lies
     on top of what is kept.
     """
-    tokens = 1024
+    tokens = 512  # PyTorch's bfloat16 on a CPU is slow
     model = classifier(tmp_path, "mistral", WIDER, 2, targets, dropout, "bf16")
     if gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -314,7 +314,7 @@ def test_the_peak_of_a_stock_step_is_planned(
 
 def highest(model: EmotionClassifier, tokens: int, posts: int = 3) -> int:
     """Most bytes that forward and backward pass held at once, the gradients among them."""
-    kept_bytes(model, tokens, posts)
+    forward(model, 64)  # what is made once
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         forward(model, tokens, posts).sum().backward()
     assert profiled.profiler is not None
