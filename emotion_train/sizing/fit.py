@@ -193,13 +193,13 @@ def fit(
 
 
 def ran_out(request: Request, gpu_bytes: int, layout: Layout) -> Misfit:
-    """For a run that found no memory left: settings that need less by more than the estimate's
-    error.
+    """For a run that found no memory left: what `fit` says of a misfit, else a setting that needs
+    less by more than the estimate's error.
     """
-    taken = least_of(request, layout)
-    fitted = taken.memory.total <= usable_bytes(gpu_bytes)
-    below = min(usable_bytes(gpu_bytes), int(taken.memory.total / _ERROR))
-    return Misfit(request, layout, taken, gpu_bytes, _words(request, below, (layout,)), ran_out=fitted)
+    taken, usable = least_of(request, layout), usable_bytes(gpu_bytes)
+    fitted = taken.memory.total <= usable
+    less = int(taken.memory.total / _ERROR) if fitted else usable
+    return Misfit(request, layout, taken, gpu_bytes, _words(request, less, (layout,)), ran_out=fitted)
 
 
 def least_of(request: Request, layout: Layout) -> MicroBatch:
