@@ -96,6 +96,8 @@ def peak_memory(device: torch.device) -> tuple[int, Literal["GPU", "RSS"]]:
 
 def memory_of(device: torch.device) -> int:
     """Bytes of the GPU, less what other programs have of it now."""
+    import torch
+
     free, total = torch.cuda.mem_get_info(device)
     # the context of this process is there already
     return min(total, free + torch.cuda.memory_reserved(device) + GIB // 2)
