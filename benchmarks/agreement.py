@@ -24,10 +24,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice, pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -149,9 +150,7 @@ def main() -> None:
                 for one in sorted(variants, key=lambda one: one.device)
             }
             for name, one in running.items():
-                one.add_done_callback(
-                    lambda _, name=name: print(f"{name}: done", file=sys.stderr, flush=True)
-                )  # type: ignore[misc]
+                one.add_done_callback(partial(_tell_done, name))
             found = {name: one.result() for name, one in running.items()}
     print(table(variants, found))
 
@@ -290,6 +289,10 @@ def forward_as_padded(
     return model.forward_padded(
         padded_NL, torch.tensor([len(post) for post in posts], device=padded_NL.device)
     )
+
+
+def _tell_done(name: str, _: Future[Found]) -> None:
+    print(f"{name}: done", file=sys.stderr, flush=True)
 
 
 def table(variants: Sequence[Variant], found: dict[str, Found]) -> str:

@@ -190,7 +190,7 @@ def child(words: list[str]) -> None:
         return load(*given)
 
     load = start.load_model
-    train.start_processes = noted("imports", "device", train.start_processes)
+    setattr(train, "start_processes", noted("imports", "device", start.start_processes))  # noqa: B010
     start.load_model = noted("claim", "weights", watch)
     sys.exit(program(["train", *words]))
 
