@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import secrets
-from collections.abc import Iterator
+import warnings
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import botocore.session
@@ -15,6 +16,26 @@ from hypothesis import settings
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Warnings of tests and of what they call are errors; those of foreign plugins, which may warn
+    at pytest's own start and end, are not: as errors they would end the session.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("error"), append=False)  # a test's own marks win
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Likewise warnings at the import of a test page."""
+    with warnings.catch_warnings():
+        if isinstance(collector, pytest.Module):
+            warnings.simplefilter("error")
+        return (yield)
+
 
 settings.register_profile("emotion-train", deadline=None)  # a busy machine is no defect
 settings.load_profile("emotion-train")

@@ -30,7 +30,7 @@ QUIETLY = "launch.run.accelerate_quietly"
 
 
 @dataclass(frozen=True)
-class Choice:
+class ProcessLayout:
     config_file: Path
     reason: str
     topology: Topology
@@ -42,7 +42,7 @@ def choose(
     config: Config,
     environment: Mapping[str, str] = os.environ,
     processes: int | None = None,
-) -> Choice:
+) -> ProcessLayout:
     """Accelerate config and layout of a run on these GPUs and on the nodes of the scheduler's
     variables.
 
@@ -57,12 +57,12 @@ def choose(
                 f"single_gpu_qlora is for one GPU and there are {topology.nodes} nodes; type"
                 " --accelerate-config multi_gpu_ddp."
             )
-        return Choice(path, f"asked for; {topology}", topology)
+        return ProcessLayout(path, f"asked for; {topology}", topology)
     if topology.on_cpu:
         return _on_cpu(topology, config)
     idle = len(found) - len(topology.gpus)
     name, why = by_memory(topology, config)
-    return Choice(
+    return ProcessLayout(
         CONFIGS / f"{name}.yaml", f"{topology}{f'; {idle} more stay idle' if idle else ''}; {why}", topology
     )
 
@@ -115,7 +115,7 @@ def requested_file(requested: str) -> Path:
     return path
 
 
-def _on_cpu(topology: Topology, config: Config) -> Choice:
+def _on_cpu(topology: Topology, config: Config) -> ProcessLayout:
     asked = topology.device == "cpu"
     if config.model.precision == "nf4" and not asked:
         raise WrongRequest(
@@ -123,7 +123,7 @@ def _on_cpu(topology: Topology, config: Config) -> Choice:
             " type --accelerate-config cpu to do it all the same, or model.precision=fp32 with a small base."
         )
     reason = "DEVICE=cpu" if asked else "no NVIDIA GPU is visible (nvidia-smi)"
-    return Choice(CONFIGS / "cpu.yaml", f"{reason}; {topology}", topology)
+    return ProcessLayout(CONFIGS / "cpu.yaml", f"{reason}; {topology}", topology)
 
 
 # --- what fits ---
