@@ -1,3 +1,3 @@
-"""The launcher: checks, starts `accelerate launch`, lists runs and pulls adapters. Never imports
-torch.
+"""The launcher: plans, checks, starts `accelerate launch`, lists and shows runs, pulls adapters. Never
+imports torch.
 """

@@ -1,5 +1,5 @@
-"""`emotion-launch`: check a run, start it on this machine or on each node, list runs and pull
-adapters.
+"""`emotion-launch`: plan and check a run, start it on this machine or on each node, list and show
+runs, pull adapters.
 """
 
 from __future__ import annotations

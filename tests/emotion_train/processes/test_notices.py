@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from emotion_train.processes import notices as preemption
+from emotion_train.processes import notices as notices_page
 from emotion_train.processes.notices import (
     Aws,
     Azure,
@@ -42,8 +42,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks follow each other at once, and so do tries after failures."""
     for cloud in CLOUDS.values():
         monkeypatch.setattr(cloud, "pause_s", 0.01)
-    monkeypatch.setattr(preemption, "_LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr(preemption, "_PROBE_PAUSE_S", 0.05)
+    monkeypatch.setattr(notices_page, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(notices_page, "_PROBE_PAUSE_S", 0.05)
 
 
 def preempt_event(**changes: object) -> dict[str, object]:
@@ -166,8 +166,8 @@ def test_gcp_holds_the_question_open_until_there_is_news() -> None:
 
 
 def test_a_slow_first_answer_of_azure_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert preemption._AZURE_FIRST_ANSWER_S > 120
-    monkeypatch.setattr(preemption, "_ANSWER_S", 0.1)  # what other questions get
+    assert notices_page._AZURE_FIRST_ANSWER_S > 120
+    monkeypatch.setattr(notices_page, "_ANSWER_S", 0.1)  # what other questions get
 
     def slow(method: str, path: str) -> tuple[()]:
         if "scheduledevents" in path:
@@ -379,7 +379,7 @@ def test_a_second_sigint_leaves_at_once_and_one_that_came_twice_is_one() -> None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "still here\n"
-        time.sleep(preemption._ONE_PRESS_S + 0.1)
+        time.sleep(notices_page._ONE_PRESS_S + 0.1)
         process.send_signal(signal.SIGINT)
         _, words = process.communicate(timeout=10)
     assert process.returncode == 1
@@ -412,15 +412,15 @@ def test_the_hold_is_300_s_under_skypilot_and_what_is_configured_wins(
 
 
 def test_every_failure_of_a_look_is_one_that_the_watch_survives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preemption, "_LONGEST_PAUSE_S", 0.0005)
+    monkeypatch.setattr(notices_page, "_LONGEST_PAUSE_S", 0.0005)
 
     class Failing:
         pause_s = 0.001
 
         def __init__(self, url: str) -> None:
-            self.server = preemption.MetadataServer(url)
+            self.server = notices_page.MetadataServer(url)
             # in a row: the pause stays finite
-            self.left = [kind("") for kind in preemption.NO_ANSWER for _ in range(200)]
+            self.left = [kind("") for kind in notices_page.NO_ANSWER for _ in range(200)]
 
         def is_here(self) -> bool:
             return True

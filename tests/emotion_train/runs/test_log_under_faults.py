@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 
 from emotion_train.errors import Fenced, StorageError
-from emotion_train.runs import log as runlog
+from emotion_train.runs import log as log_page
 from emotion_train.runs.log import Entry, Published, Writer, entry_key
 from emotion_train.runs.retention import collect
 from emotion_train.storage import s3 as s3_page
@@ -53,13 +53,13 @@ class RunUnderFaults(RuleBasedStateMachine):
         numbers = itertools.count()
         # Hypothesis repeats a run exactly: neither clock nor chance nor threads may decide
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(runlog, "ThreadPoolExecutor", lambda _: nullcontext(SimpleNamespace(map=map)))
+        self.patch.setattr(log_page, "ThreadPoolExecutor", lambda _: nullcontext(SimpleNamespace(map=map)))
         self.patch.setattr(s3_page, "CREATE_PAUSES_S", (0, 0, 0))
         self.patch.setattr(
-            runlog, "secrets", SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
+            log_page, "secrets", SimpleNamespace(token_hex=lambda size: f"{next(numbers):0{2 * size}x}")
         )
         self.patch.setattr(
-            runlog, "datetime", SimpleNamespace(now=lambda _: datetime.fromtimestamp(next(numbers), UTC))
+            log_page, "datetime", SimpleNamespace(now=lambda _: datetime.fromtimestamp(next(numbers), UTC))
         )
 
     def teardown(self) -> None:
