@@ -1,3 +1,4 @@
-"""The launcher: plans, checks, starts `accelerate launch`, lists and shows runs, pulls adapters. Never
-imports torch.
+"""The launcher: plans, checks, starts `accelerate launch`, lists and shows runs, pulls adapters.
+
+It never imports torch.
 """
