@@ -27,9 +27,13 @@ from tests.helpers.tiny_runs import tiny_words, write_posts
 ROOT = Path(__file__).parents[1]
 
 
+MAINS = {"emotion-train": train_cli.main, "emotion-launch": launch_cli.main}
+
+
 def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """What the command answers as a program of its own, which takes seconds to import PyTorch."""
     module = {"emotion-train": "emotion_train.cli", "emotion-launch": "launch.cli"}[words[0]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", module, *words[1:]],
         capture_output=True,
@@ -39,20 +43,22 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def done(*words: str) -> str:
-    answer = command(*words)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return answer.stdout
+def done_here(capfd: pytest.CaptureFixture[str], *words: str) -> str:
+    """What the command prints, run in this process."""
+    code = MAINS[words[0]](list(words[1:]))
+    answer = capfd.readouterr()
+    assert code == 0, answer.out + answer.err
+    return answer.out
 
 
 def test_posts_in_adapter_and_report_out(
-    bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)  # TensorBoard's files go to tracking/
     base = causal_checkpoint(tmp_path / "base", "mistral")
-    data, runs, adapter = f"{bucket_url}/posts", f"{bucket_url}/runs", tmp_path / "adapter"
-    done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), data)
-    assert "already there" in done("emotion-train", "prepare", str(tmp_path / "source"), data)
+    data, runs, adapter = f"{own_bucket_url}/posts", f"{own_bucket_url}/runs", tmp_path / "adapter"
+    done_here(capfd, "emotion-train", "prepare", str(write_posts(tmp_path / "source")), data)
+    assert "already there" in done_here(capfd, "emotion-train", "prepare", str(tmp_path / "source"), data)
 
     words = [
         *tiny_words(tmp_path),
@@ -61,21 +67,24 @@ def test_posts_in_adapter_and_report_out(
         f"model.base={base}",
         "run.trackers=[tensorboard]",
     ]
-    assert "wrong" not in done("emotion-launch", "check", *words)
-    out = done("emotion-launch", "run", "--accelerate-config", "cpu", *words)
+    assert "wrong" not in done_here(capfd, "emotion-launch", "check", *words)
+    answer = command("emotion-launch", "run", "--accelerate-config", "cpu", *words)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    out = answer.stdout
     assert "accelerate launch --config_file" in out
     assert f"published at step 14: {runs}/tiny" in out
     assert list((tmp_path / "tracking").rglob("events.out.*"))
-    # again: nothing is claimed
-    assert "published at step 14" in done("emotion-launch", "run", "--accelerate-config", "cpu", *words)
+    with monkeypatch.context() as patch:  # again: nothing is claimed
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        assert "published at step 14" in done_here(capfd, "emotion-train", "train", *words)
     entries = read_log(open_store(runs), "tiny")
     assert [entry.kind for entry in entries] == ["claim", "checkpoint", "checkpoint", "final"]
     assert entries[0].metrics["processes"] == 1
     assert "CPU" in str(entries[0].metrics["device"])
     assert entries[0].metrics["steps"] == entries[-1].step
-    assert "published" in done("emotion-launch", "runs", runs)
+    assert "published" in done_here(capfd, "emotion-launch", "runs", runs)
 
-    done("emotion-launch", "pull", f"{runs}/tiny", "--to", str(adapter))
+    done_here(capfd, "emotion-launch", "pull", f"{runs}/tiny", "--to", str(adapter))
     report = Report.model_validate_json((adapter / "report" / "report.json").read_bytes())
     predictions = predictions_from_parquet((adapter / "report" / "predictions_test.parquet").read_bytes())
     expected = f1_score(
@@ -86,7 +95,8 @@ def test_posts_in_adapter_and_report_out(
     assert report.speed.posts == 2 * report.dataset.rows["train"]
     assert "<svg" in (adapter / "report" / "report.html").read_text()
 
-    lines = done(
+    lines = done_here(
+        capfd,
         "emotion-train",
         "predict",
         "--adapter",
@@ -102,7 +112,8 @@ def test_posts_in_adapter_and_report_out(
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in rows)
 
     again = tmp_path / "again"
-    done(
+    done_here(
+        capfd,
         "emotion-train",
         "evaluate",
         "--adapter",
@@ -117,7 +128,8 @@ def test_posts_in_adapter_and_report_out(
     repeated = predictions_from_parquet((again / "predictions_test.parquet").read_bytes())
     assert repeated.ids == predictions.ids
     assert abs(repeated.prob_NC - predictions.prob_NC).max() < 1e-5
-    out = done(
+    out = done_here(
+        capfd,
         "emotion-train",
         "evaluate",
         "--adapter",
@@ -135,13 +147,20 @@ def test_exit_code_2_comes_through_accelerate(tmp_path: Path) -> None:
     assert "Traceback" not in answer.stderr
 
 
-def test_a_signal_to_the_launcher_leaves_no_trainer_behind(tmp_path: Path) -> None:
+def test_a_signal_to_the_launcher_leaves_no_trainer_behind(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     words = tiny_words(tmp_path, "train.epochs=1000")
     causal_checkpoint(tmp_path / "base", "llama")
-    done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data"))
+    done_here(
+        capfd, "emotion-train", "prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data")
+    )
     line = [sys.executable, "-m", "launch.cli", "run", "--accelerate-config", "cpu", *words]
     with subprocess.Popen(
-        line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+        line,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / "runs" / "tiny" / "log" / "00000001.json").exists():
@@ -164,9 +183,14 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def test_a_gpu_config_without_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # quicker: the sentence in test_engines.py, the way of exit code 2 above
+def test_a_gpu_config_without_a_gpu_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done("emotion-train", "prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data"))
+    done_here(
+        capfd, "emotion-train", "prepare", str(write_posts(tmp_path / "source")), str(tmp_path / "data")
+    )
     answer = command(
         "emotion-launch", "run", "--accelerate-config", "single_gpu_qlora", *tiny_words(tmp_path)
     )

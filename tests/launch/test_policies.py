@@ -11,8 +11,6 @@ from __future__ import annotations
 import copy
 import fnmatch
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from email.message import Message
 from pathlib import Path
@@ -23,6 +21,7 @@ import boto3
 import pytest
 
 import launch
+from emotion_train import cli as train_cli
 from emotion_train.data.preparation import prepare
 from emotion_train.stage_base import stage
 from emotion_train.storage.local_s3 import LocalS3
@@ -138,11 +137,8 @@ def requests(s3: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> list[Requ
     with RecordingProxy(s3.endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         patch.setenv("ACCELERATE_USE_CPU", "true")
-        patch.setenv("OMP_NUM_THREADS", "1")
         for _ in range(2):
-            subprocess.run(
-                [sys.executable, "-m", "emotion_train.train", *words], check=True, capture_output=True
-            )
+            assert train_cli.main(["train", *words]) == 0
     return proxy.seen
 
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from emotion_train import cli as train_cli
 from emotion_train.evaluation.predictions import predictions_from_parquet
 from emotion_train.report.schema import Report
 from emotion_train.runs.published import download
@@ -40,53 +39,64 @@ FILES = (
 TOKENS = 200
 
 
-def train(folder: Path, config: str, processes: int) -> tuple[dict[str, torch.Tensor], Report]:
-    """A whole run by `emotion-launch run`: adapter and report as pulled."""
-    name = f"{config}-{processes}"
-    # packs and tails differ between ranks; Adam turns rounding into steps of the learning rate
-    # where a gradient is near 0, so it is small
-    values = [
-        "train.epochs=1",
-        "train.global_batch_size=10",
-        f"train.tokens_per_microbatch={TOKENS}",
-        "train.learning_rate=0.001",
-    ]
-    with launched(folder, processes, tiny_words(folder, f"run.id={name}", *values), {}, config) as process:
-        out = process.communicate(timeout=PATIENCE_S)[0]
-    assert process.returncode == 0, out[-4000:]
-    assert "Traceback" not in out
+# packs and tails differ between ranks; Adam turns rounding into steps of the learning rate where a
+# gradient is near 0, so it is small
+VALUES = [
+    "train.epochs=1",
+    "train.global_batch_size=10",
+    f"train.tokens_per_microbatch={TOKENS}",
+    "train.learning_rate=0.001",
+]
+Result = tuple[dict[str, torch.Tensor], Report]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("configs")
+    tiny_config(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Result:
+    """What one process makes of the run: this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        assert train_cli.main(["train", *tiny_words(folder, "run.id=alone", *VALUES)]) == 0
+    return result(folder, "alone", 1)
+
+
+def result(folder: Path, name: str, processes: int) -> Result:
+    """Adapter and report as pulled."""
     download(str(folder / "runs" / name), folder / name)
     report = Report.model_validate_json((folder / name / "report" / "report.json").read_bytes())
     assert report.identity.world_size == processes
     return load_file(folder / name / "adapter_model.safetensors"), report
 
 
-def compare(folder: Path, config: str, processes: int) -> None:
-    alone, one = train(folder, "cpu", 1)
-    together, many = train(folder, config, processes)
-    for name, tensor in alone.items():
-        torch.testing.assert_close(together[name], tensor, atol=1e-5, rtol=0)
+def compare(folder: Path, config: str, processes: int, alone: Result) -> None:
+    """A whole run by `emotion-launch run` against that of one process."""
+    name = f"{config}-{processes}"
+    with launched(folder, processes, tiny_words(folder, f"run.id={name}", *VALUES), {}, config) as process:
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 0, out[-4000:]
+    assert "Traceback" not in out
+    (adapter, one), (together, many) = alone, result(folder, name, processes)
+    for key, tensor in adapter.items():
+        torch.testing.assert_close(together[key], tensor, atol=1e-5, rtol=0)
     assert many.splits["test"].confusion == one.splits["test"].confusion
     assert (many.speed.posts, many.speed.real_tokens) == (one.speed.posts, one.speed.real_tokens)
     assert many.history[0].train_loss == pytest.approx(one.history[0].train_loss, rel=1e-5)
-    assert_read_back_to_the_same_bits(folder, f"{config}-{processes}")
+    assert_read_back_to_the_same_bits(folder, name)
 
 
 def assert_read_back_to_the_same_bits(folder: Path, name: str) -> None:
     """One process makes of the pulled adapter the probabilities that all ranks together have
     published.
     """
-    line = [
-        sys.executable,
-        "-m",
-        "emotion_train.evaluate",
-        "--adapter",
-        str(folder / name),
-        "--data",
-        str(folder / "data"),
-    ]
+    line = ["evaluate", "--adapter", str(folder / name), "--data", str(folder / "data")]
     line += ["--out", str(folder / f"{name}-again"), "--tokens-per-microbatch", str(TOKENS)]
-    subprocess.run(line, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert train_cli.main(line) == 0
     published, again = (
         predictions_from_parquet((where / "predictions_test.parquet").read_bytes())
         for where in (folder / name / "report", folder / f"{name}-again")
@@ -99,9 +109,10 @@ def test_the_files_are_these() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*FILES, "single_gpu_qlora"}
 
 
-def test_two_processes_of_the_cpu_config_are_two_and_end_with_the_adapter_of_one(tmp_path: Path) -> None:
-    tiny_config(tmp_path)
-    compare(tmp_path, "cpu", 2)
+def test_two_processes_of_the_cpu_config_are_two_and_end_with_the_adapter_of_one(
+    folder: Path, alone: Result
+) -> None:
+    compare(folder, "cpu", 2, alone)
 
 
 @pytest.mark.slow
@@ -109,10 +120,9 @@ def test_two_processes_of_the_cpu_config_are_two_and_end_with_the_adapter_of_one
     ("config", "processes"), [("cpu", 3), *((name, 2) for name in FILES[1:]), ("multi_gpu_fsdp2_qlora", 1)]
 )
 def test_every_config_ends_with_the_adapter_of_one_process(
-    tmp_path: Path, config: str, processes: int
+    folder: Path, alone: Result, config: str, processes: int
 ) -> None:
-    tiny_config(tmp_path)
-    compare(tmp_path, config, processes)
+    compare(folder, config, processes, alone)
 
 
 @pytest.mark.slow
