@@ -85,7 +85,7 @@ class Fenced(EmotionTrainError):
 
 
 class LostContact(EmotionTrainError):
-    """Another process of this run has ended or does not answer; the run goes on from its last
+    """Another process of this run has ended or does not answer; the run resumes from its last
     checkpoint at the next start.
     """
 
@@ -98,7 +98,7 @@ class NotPublished(EmotionTrainError):
 
 class Preempted(EmotionTrainError):
     """The machine is about to be taken; the run stopped after its newest state was saved, and
-    another start goes on from there.
+    another start resumes from there.
     """
 
     exit_code = 33

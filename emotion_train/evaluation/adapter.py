@@ -68,21 +68,22 @@ def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
     """
     import torch
 
-    from emotion_train.model.load import read_config
+    from emotion_train.model.load import BaseConfig, read_config
     from emotion_train.model.lora import load_adapter
     from emotion_train.processes.machine import memory_of
     from emotion_train.progress import ProgressLine
 
+    base: str | BaseConfig | None = arguments.base
     device = torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         facts = read_facts(arguments.adapter)
-        base = arguments.base or facts.base
-        shape = Shape.of(read_config(base).text.to_dict())
-        refuse_small_gpu(base, shape, arguments.precision or facts.precision, memory_of(device))
+        base = opened = read_config(arguments.base or facts.base)
+        precision = arguments.precision or facts.precision
+        refuse_small_gpu(opened.files.name, Shape.of(opened.text.to_dict()), precision, memory_of(device))
     with ProgressLine("loading", 1, "tensors") as line:
         return load_adapter(
             arguments.adapter,
-            base=arguments.base,
+            base=base,
             precision=arguments.precision,
             fused=arguments.decoder == "fused",
             device=device,

@@ -212,7 +212,7 @@ def load_adapter(
     folder: str | Path,
     *,
     device: torch.device | str,
-    base: str | None = None,
+    base: str | BaseConfig | None = None,
     precision: Precision | None = None,
     fused: bool = True,
     tell: Tell = tell_nobody,
@@ -231,7 +231,7 @@ def load_adapter(
             "--decoder is stock and the precision fp8, which only the fused decoder computes; type"
             " --precision bf16."
         )
-    config = read_config(base or facts.base)
+    config = base if isinstance(base, BaseConfig) else read_config(base or facts.base)
     if config.shape_sha256 != facts.base_shape_sha256:
         raise _other_base(folder, facts.base, config.files.name, "their layers have other shapes")
     network, info = load_base(config, precision or facts.precision, len(facts.labels), device, tell=tell)
