@@ -23,7 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -41,6 +41,9 @@ from emotion_train.model.precision import (
     require_bitsandbytes,
 )
 from emotion_train.model.staged_weights import staged_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -158,7 +161,7 @@ def load_base(
     *,
     to_be_sharded: bool = False,
     tell: Tell = tell_nobody,
-) -> tuple[nn.Module, BaseInfo]:
+) -> tuple[PreTrainedModel, BaseInfo]:
     """A stock `XForSequenceClassification` on `device`, frozen, without cache; its head is float32
     and zero until `init_head`.
 

@@ -29,7 +29,8 @@ def test_one_node_and_two_nodes_train_the_same_adapter(launcher: Launcher, tmp_p
             launcher.site.sky("down", "-y", name, check=False)
         assert f"--num_machines {nodes}" in printed or nodes == 1
         adapters.append(adapter(published_run(printed), tmp_path / name))
-    assert_equal(*adapters, tolerance=1e-5)
+    one, other = adapters
+    assert_equal(one, other, tolerance=1e-5)
 
 
 def test_later_launches_find_their_packages_there_one_of_them_evaluates_and_no_key_is_printed(

@@ -64,4 +64,5 @@ def test_srun_on_two_nodes_trains_what_one_process_trains(launcher: Launcher, tm
         assert done.returncode == 0, done.stdout[-6000:]
         assert ("2 nodes" in done.stdout and "(Slurm)" in done.stdout) == bool(srun)
         adapters.append(adapter(name, tmp_path / name))
-    assert_equal(*adapters, tolerance=1e-5)
+    one, other = adapters
+    assert_equal(one, other, tolerance=1e-5)

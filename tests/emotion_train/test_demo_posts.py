@@ -6,6 +6,7 @@ import csv
 import re
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_posts_vary_in_length_and_voice() -> None:
     assert len({" ".join(text.split()[:3]).casefold() for text in texts}) > 0.95 * len(texts)
 
 
-def test_the_demo_does_not_remove_a_folder_that_it_did_not_make(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_demo_does_not_remove_a_folder_that_it_did_not_make(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(WrongRequest, match="not made by the demo"):
         _make_anew(tmp_path)

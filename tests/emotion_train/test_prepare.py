@@ -139,11 +139,11 @@ def test_the_reader_finds_every_row_group(tmp_path: Path, store: Store) -> None:
         rows_per_object=1024,
     )
     split = read_index(store).splits["train"]
-    found: list[tuple[str, str]] = []
+    found: list[tuple[str, str | None]] = []
     with RowGroupReader(store, split) as reader:
         for number, group in enumerate(split.row_groups):
             rows = reader.rows(number)
-            assert tuple(np.bincount(rows.labels, minlength=3)) == group.label_counts
+            assert tuple(np.bincount(np.array(rows.labels, np.int64), minlength=3)) == group.label_counts
             found += zip(rows.ids, rows.texts, strict=True)
     assert found == [(key, text) for key, text, _ in posts_of(store, "train")]
 

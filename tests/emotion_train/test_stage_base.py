@@ -27,6 +27,7 @@ from emotion_train.model.card import CardFacts, reload_snippet
 from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.load import load_base, read_config
 from emotion_train.model.lora import build_classifier, load_adapter, save_adapter
+from emotion_train.model.precision import Precision
 from emotion_train.stage_base import StageResult, stage
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
@@ -34,6 +35,7 @@ from emotion_train.storage.store import ObjectInfo, Store
 from tests.helpers.tiny_models import causal_checkpoint, multimodal_checkpoint, text_config
 
 IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))
+PRECISIONS: tuple[Precision, ...] = ("bf16", "nf4")
 # several objects, tensors larger and smaller than a piece
 SMALL = {"shard_bytes": 60_000, "piece_bytes": 10_000}
 
@@ -103,14 +105,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_source_and_staged_bases_give_the_same_bits_and_identity(base: Path, store: Store) -> None:
-    for precision in ("bf16", "nf4"):
+    for precision in PRECISIONS:
         result = staged(base, f"{store.url}/{precision}", precision)
         assert result.created
         assert len(result.index.shards) > 1 or precision == "nf4"
     for precision, places in (("nf4", ("bf16", "nf4")), ("bf16", ("bf16",)), ("fp32", ("bf16",))):
-        model, info = load_base(str(base), precision, 3, "cpu")  # type: ignore[arg-type]
+        model, info = load_base(str(base), precision, 3, "cpu")
         for place in places:
-            again, its = load_base(f"{store.url}/{place}", precision, 3, "cpu")  # type: ignore[arg-type]
+            again, its = load_base(f"{store.url}/{place}", precision, 3, "cpu")
             assert_same_bits(model, again)
             assert (its.weights_sha256, its.shape_sha256, its.parameters) == (
                 info.weights_sha256,
@@ -128,7 +130,7 @@ def test_source_and_staged_bases_give_the_same_bits_and_identity(base: Path, sto
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_other_architectures_are_staged_with_their_biases_and_norms(tmp_path: Path, kind: str) -> None:
     source = causal_checkpoint(tmp_path / "base", kind, dtype=torch.bfloat16)
-    for precision in ("bf16", "nf4"):
+    for precision in PRECISIONS:
         staged(source, str(tmp_path / precision), precision)
         assert_same_bits(
             load_base(str(source), "nf4", 2, "cpu")[0],
@@ -137,21 +139,21 @@ def test_other_architectures_are_staged_with_their_biases_and_norms(tmp_path: Pa
 
 
 def test_staged_codes_can_be_stored_as_bfloat16_for_sharding(base: Path, tmp_path: Path) -> None:
-    for precision in ("bf16", "nf4"):
+    for precision in PRECISIONS:
         staged(base, str(tmp_path / precision), precision)
-        for asked in ("nf4", "bf16")[: 2 if precision == "bf16" else 1]:
-            plain, _ = load_base(str(base), asked, 2, "cpu", to_be_sharded=True)  # type: ignore[arg-type]
+        for asked in PRECISIONS if precision == "bf16" else (precision,):
+            plain, _ = load_base(str(base), asked, 2, "cpu", to_be_sharded=True)
             assert_same_bits(
                 plain, load_base(str(tmp_path / precision), asked, 2, "cpu", to_be_sharded=True)[0]
-            )  # type: ignore[arg-type]
+            )
 
 
 def test_plain_transformers_reads_a_staged_folder(base: Path, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    for precision in ("bf16", "nf4"):
+    for precision in PRECISIONS:
         staged(base, str(tmp_path / precision), precision)
-        ours, _ = load_base(str(tmp_path / precision), precision, 2, "cpu")  # type: ignore[arg-type]
+        ours, _ = load_base(str(tmp_path / precision), precision, 2, "cpu")
         theirs, loading = AutoModel.from_pretrained(tmp_path / precision, output_loading_info=True)
         assert not any(loading.values()), loading
         assert theirs.dtype == torch.bfloat16
@@ -283,7 +285,7 @@ def test_a_staging_killed_at_any_write_is_never_taken_for_whole_and_can_be_repea
                 read_config(str(place))
             writes, limit = limit, 1000
             done.clear()
-            precision, other = ("nf4", "bf16")[:: 1 if writes % 2 else -1]
+            precision, other = PRECISIONS[:: -1 if writes % 2 else 1]
             if writes > 0:
                 with pytest.raises(
                     WrongRequest, match=r"its staging was stopped .* repeat that one, or name another place"
@@ -299,7 +301,7 @@ def test_a_staging_killed_at_any_write_is_never_taken_for_whole_and_can_be_repea
             index = read_staged_index(FolderStore(place))
             assert index is not None
             assert fresh == {one.key for one in (*index.files, *index.shards)} | {BASE_KEY}
-            load_base(str(place), precision, 2, "cpu")  # type: ignore[arg-type]
+            load_base(str(place), precision, 2, "cpu")
             limit = writes + 1
     assert limit > 6
 
@@ -496,7 +498,7 @@ def test_an_adapter_of_any_copy_of_the_base_predicts_the_same_on_every_other(
     staged(base, copies[1])
     staged(base, f"{store.url}/nf4", "nf4")
     tokenizer, texts = PostTokenizer.load(str(base), 64), ["tea and rain", "stop shouting", "!"]
-    found = []
+    found: list[Any] = []
     for made_on in copies:
         model, info = build_classifier(
             made_on, precision, 3, LoraSection(r=4, targets="all-linear"), 0, "cpu"
@@ -646,7 +648,7 @@ def test_help_says_when_it_pays(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_staged_codes_equal_those_made_while_loading(base: Path, tmp_path: Path) -> None:
-    for precision in ("bf16", "nf4"):
+    for precision in PRECISIONS:
         staged(base, str(tmp_path / precision), precision, "cuda")
         assert_same_bits(
             load_base(str(base), "nf4", 2, "cuda")[0],
@@ -659,7 +661,7 @@ def test_on_a_gpu_staged_codes_equal_those_made_while_loading(base: Path, tmp_pa
 def test_a_staged_base_arrives_on_the_gpu_without_holding_more_than_it_needs(
     tmp_path: Path, precision: Any
 ) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "hidden_size": 1024,
         "intermediate_size": 4096,
         "num_hidden_layers": 16,

@@ -144,7 +144,8 @@ def published_run(printed: str) -> str:
 
 def adapter(run_id: str, folder: Path) -> dict[str, torch.Tensor]:
     download(f"{OUTPUT_URL}/{run_id}", folder)
-    return load_file(folder / "adapter_model.safetensors")
+    state: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
+    return state
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:

@@ -115,7 +115,12 @@ def some_steps(trainer: Trainer, steps: int) -> tuple[list[int], list[float]]:
 def to_its_end(trainer: Trainer) -> tuple[list[int], list[float]]:
     """No packs, and the losses that the evaluations note."""
     trainer.fit()
-    return [], [float(noted["train_loss"]) for noted in trainer.progress.history]
+    losses = []
+    for noted in trainer.progress.history:
+        loss = noted["train_loss"]
+        assert loss is not None
+        losses.append(float(loss))
+    return [], losses
 
 
 def read_late(trainer: Trainer, seconds: float) -> None:

@@ -49,9 +49,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, method: str) -> None:
         self.machine.asked.append(f"{method} {self.path}")
-        reply = self.machine.odd(method, self.path)
-        if reply == ():
-            reply = self.answer(method, urlsplit(self.path).path)
+        odd = self.machine.odd(method, self.path)
+        reply = odd if odd is None or len(odd) == 2 else self.answer(method, urlsplit(self.path).path)
         if reply is None:
             self.machine.over.wait()
             self.close_connection = True

@@ -240,7 +240,7 @@ def _build_wheels() -> None:
         print("building the wheels of SkyPilot's runtime", flush=True)
         build = SKY_ENV / "python3.10"
         subprocess.run([prefix / "bin" / "python3.10", "-m", "venv", "--clear", build], check=True)
-        pip = [build / "bin" / "pip", "--disable-pip-version-check", "-q"]
+        pip: list[str | Path] = [build / "bin" / "pip", "--disable-pip-version-check", "-q"]
         version = subprocess.check_output(
             [SKY_ENV / "bin" / "python", "-c", "import sky; print(sky.__version__)"], text=True
         ).strip()
@@ -257,7 +257,7 @@ def _build_wheels() -> None:
     stamp = SKY_ENV / "wheels-project" / "complete"
     if not stamp.exists() or stamp.stat().st_mtime < lock.stat().st_mtime:
         print("downloading the wheels of requirements.lock", flush=True)
-        download = [
+        download: list[str | Path] = [
             sys.executable,
             "-m",
             "pip",
@@ -336,14 +336,14 @@ def _start(folder: Path) -> Site:
     _lay_out_machines(folder)
     machine = _machine(folder)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
-    for made, owner in (
+    for place, owner in (
         ("/run/sshd", "root"),
         ("/run/munge", "munge"),
         ("/run/log-munge", "munge"),
         ("/run/lib-munge", "munge"),
     ):
-        Path(made).mkdir(mode=0o755)
-        shutil.chown(made, owner, owner)
+        Path(place).mkdir(mode=0o755)
+        shutil.chown(place, owner, owner)
     munged = [
         "munged",
         "--foreground",
@@ -549,7 +549,7 @@ def _lay_out_client(client: Path, folder: Path) -> None:
     )
     lay_out_catalog(client)
     (client / ".sky" / "config.yaml").write_text("jobs:\n  controller:\n    consolidation_mode: true\n")
-    request = [
+    request: list[str | Path] = [
         "openssl",
         "req",
         "-x509",

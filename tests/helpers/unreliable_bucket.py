@@ -136,10 +136,23 @@ class UnreliableBucket:
         return served
 
 
-def answer(status: int, operation: str) -> ClientError:
+def answer(status: int, operation: str, code: str = "") -> ClientError:
+    """What boto3 raises for an answer with that status; the error code is the status where none is
+    given.
+    """
     return ClientError(
-        {"Error": {"Code": str(status)}, "ResponseMetadata": {"HTTPStatusCode": status}}, operation
-    )  # type: ignore[typeddict-item]
+        {
+            "Error": {"Code": code or str(status)},
+            "ResponseMetadata": {
+                "HTTPStatusCode": status,
+                "RequestId": "",
+                "HostId": "",
+                "HTTPHeaders": {},
+                "RetryAttempts": 0,
+            },
+        },
+        operation,
+    )
 
 
 def etag(body: bytes) -> str:

@@ -23,11 +23,11 @@ from emotion_train.training.job import too_small
 from emotion_train.training.microbatch import setting_for
 from launch.check.machine import check_memory, target_of
 from launch.gpus import GPU_KINDS, GpuKind
-from launch.plan.choices import Choice, Spot, TooSmall, Work, best_settings
+from launch.plan.choices import Choice, Spot, TooSmall, best_settings
 from launch.plan.prices import Offer
 from launch.run.choice import by_memory
 from launch.run.topology import Gpu, Topology
-from launch.workload import shape_of_base
+from launch.workload import Work, shape_of_base
 
 LABELS = 28  # as many as `run` assumes, which reads no index
 SHARE = 20_000  # tokens of a step, more than the largest micro-batch has

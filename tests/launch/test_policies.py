@@ -92,9 +92,9 @@ def applies(statement: dict[str, Any], request: Request) -> bool:
         any(fnmatch.fnmatchcase(request.action, pattern) for pattern in as_list(statement["Action"]))
         and any(fnmatch.fnmatchcase(request.resource, pattern) for pattern in as_list(statement["Resource"]))
         and all(
-            holds(operator, *pair, facts)
+            holds(operator, key, wanted, facts)
             for operator, pairs in statement.get("Condition", {}).items()
-            for pair in pairs.items()
+            for key, wanted in pairs.items()
         )
     )
 

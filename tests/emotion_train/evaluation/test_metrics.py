@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,8 @@ from sklearn import metrics as sk
 
 from emotion_train.evaluation.metrics import (
     ClassCounts,
+    FloatArray,
+    IntArray,
     bootstrap_macro_f1,
     confusion,
     expected_calibration_error,
@@ -19,7 +23,7 @@ from emotion_train.evaluation.metrics import (
 
 
 @st.composite
-def labelled(draw):
+def labelled(draw: st.DrawFn) -> tuple[IntArray, IntArray, int]:
     """Truth and prediction over 2 to 8 labels, of which some may be absent from either."""
     classes = draw(st.integers(2, 8))
     pairs = draw(
@@ -30,14 +34,14 @@ def labelled(draw):
 
 
 @st.composite
-def probabilities(draw):
+def probabilities(draw: st.DrawFn) -> tuple[FloatArray, IntArray]:
     classes, rows, seed = draw(st.integers(2, 6)), draw(st.integers(1, 50)), draw(st.integers(0, 2**32 - 1))
     generator = np.random.default_rng(seed)
     concentration = draw(st.sampled_from([0.01, 0.3, 1.0, 10.0]))
     return generator.dirichlet(np.full(classes, concentration), rows), generator.integers(0, classes, rows)
 
 
-def skewed(rows: int, classes: int, accuracy: float, seed: int):
+def skewed(rows: int, classes: int, accuracy: float, seed: int) -> tuple[IntArray, IntArray]:
     """Labels with frequencies 1, 1/2, 1/3 …, and predictions right with the given probability."""
     generator = np.random.default_rng(seed)
     share_C = 1 / np.arange(1, classes + 1)
@@ -47,7 +51,7 @@ def skewed(rows: int, classes: int, accuracy: float, seed: int):
 
 
 @given(labelled())
-def test_every_score_is_that_of_scikit_learn(example):
+def test_every_score_is_that_of_scikit_learn(example: tuple[IntArray, IntArray, int]) -> None:
     truth_N, predicted_N, classes = example
     counts = ClassCounts.of(truth_N, predicted_N, classes)
     labels = range(classes)
@@ -70,7 +74,9 @@ def test_every_score_is_that_of_scikit_learn(example):
 
 
 @given(labelled(), st.integers(0, 60))
-def test_counts_of_two_ranks_add_up_to_the_counts_of_all_posts(example, cut):
+def test_counts_of_two_ranks_add_up_to_the_counts_of_all_posts(
+    example: tuple[IntArray, IntArray, int], cut: int
+) -> None:
     truth_N, predicted_N, classes = example
     both = confusion(truth_N[:cut], predicted_N[:cut], classes) + confusion(
         truth_N[cut:], predicted_N[cut:], classes
@@ -78,7 +84,7 @@ def test_counts_of_two_ranks_add_up_to_the_counts_of_all_posts(example, cut):
     np.testing.assert_array_equal(both, confusion(truth_N, predicted_N, classes))
 
 
-def test_no_post_at_all_scores_zero():
+def test_no_post_at_all_scores_zero() -> None:
     counts = ClassCounts.of([], [], 3)
     assert (
         counts.rows,
@@ -93,13 +99,13 @@ def test_no_post_at_all_scores_zero():
     ("truth", "predicted"),
     [([0, 3], [0, 1]), ([0, 1], [0, -1]), ([0.0, 1.0], [0, 1]), ([0, 1], [0]), ([[0]], [[0]])],
 )
-def test_labels_that_cannot_be_counted_are_refused(truth, predicted):
+def test_labels_that_cannot_be_counted_are_refused(truth: Any, predicted: Any) -> None:
     with pytest.raises(ValueError, match=r"labels"):
         confusion(truth, predicted, 3)
 
 
 @given(probabilities())
-def test_log_loss_is_that_of_scikit_learn(example):
+def test_log_loss_is_that_of_scikit_learn(example: tuple[FloatArray, IntArray]) -> None:
     prob_NC, truth_N = example
     assert log_loss(prob_NC, truth_N) == pytest.approx(
         sk.log_loss(truth_N, prob_NC, labels=range(prob_NC.shape[1]))
@@ -107,7 +113,9 @@ def test_log_loss_is_that_of_scikit_learn(example):
 
 
 @given(probabilities(), st.integers(1, 20))
-def test_calibration_error_is_the_definition_bin_by_bin(example, bins):
+def test_calibration_error_is_the_definition_bin_by_bin(
+    example: tuple[FloatArray, IntArray], bins: int
+) -> None:
     prob_NC, truth_N = example
     calibration = expected_calibration_error(prob_NC, truth_N, bins)
     confidence_N, correct_N = prob_NC.max(axis=1), prob_NC.argmax(axis=1) == truth_N
@@ -117,9 +125,8 @@ def test_calibration_error_is_the_definition_bin_by_bin(example, bins):
             np.ceil(confidence_N * bins) == round(one.high * bins)
         )
         assert one.rows == inside_N.sum()
-        if not one.rows:
-            assert one.confidence is None
-            assert one.accuracy is None
+        if one.confidence is None or one.accuracy is None:
+            assert (one.rows, one.confidence, one.accuracy) == (0, None, None)
             continue
         assert one.confidence == pytest.approx(confidence_N[inside_N].mean())
         assert one.accuracy == pytest.approx(correct_N[inside_N].mean())
@@ -128,18 +135,18 @@ def test_calibration_error_is_the_definition_bin_by_bin(example, bins):
     assert calibration.error == pytest.approx(error)
 
 
-def test_certain_and_right_is_calibrated_and_certain_and_wrong_is_not():
+def test_certain_and_right_is_calibrated_and_certain_and_wrong_is_not() -> None:
     sure_NC = np.eye(4)
     assert expected_calibration_error(sure_NC, np.arange(4)).error == 0
     assert expected_calibration_error(sure_NC, (np.arange(4) + 1) % 4).error == 1
     assert log_loss(sure_NC, np.arange(4)) == pytest.approx(0, abs=1e-12)
 
 
-def slow_macro_f1(truth_N, predicted_N, classes):
+def slow_macro_f1(truth_N: IntArray, predicted_N: IntArray, classes: int) -> float:
     return ClassCounts.of(truth_N, predicted_N, classes).macro_f1
 
 
-def test_interval_is_that_of_resampling_row_by_row():
+def test_interval_is_that_of_resampling_row_by_row() -> None:
     truth_N, predicted_N = skewed(400, 5, 0.6, seed=1)
     generator = np.random.default_rng(2)
     picks = [generator.integers(0, 400, 400) for _ in range(1500)]
@@ -152,7 +159,7 @@ def test_interval_is_that_of_resampling_row_by_row():
     )
 
 
-def test_paired_interval_is_that_of_resampling_row_by_row():
+def test_paired_interval_is_that_of_resampling_row_by_row() -> None:
     truth_N, a_N = skewed(400, 5, 0.6, seed=1)
     b_N = np.where(np.random.default_rng(5).random(400) < 0.9, a_N, 0)
     generator = np.random.default_rng(2)
@@ -166,19 +173,21 @@ def test_paired_interval_is_that_of_resampling_row_by_row():
     np.testing.assert_allclose((found.low, found.high), np.percentile(slow, [2.5, 97.5]), atol=0.004)
 
 
-def test_interval_covers_the_true_score_about_nineteen_times_out_of_twenty():
-    def classify(rows, seed):
+def test_interval_covers_the_true_score_about_nineteen_times_out_of_twenty() -> None:
+    def classify(rows: int, seed: int) -> tuple[IntArray, IntArray]:
         return skewed(rows, 4, 0.5, seed)
 
-    true_score = ClassCounts.of(*classify(1_000_000, 0), 4).macro_f1
+    truth_N, predicted_N = classify(1_000_000, 0)
+    true_score = ClassCounts.of(truth_N, predicted_N, 4).macro_f1
     hits = 0
     for seed in range(1, 201):
-        interval = bootstrap_macro_f1(*classify(600, seed), 4, samples=500, seed=seed)
+        truth_N, predicted_N = classify(600, seed)
+        interval = bootstrap_macro_f1(truth_N, predicted_N, 4, samples=500, seed=seed)
         hits += interval.low <= true_score <= interval.high
     assert 180 <= hits <= 199
 
 
-def test_pairing_narrows_the_interval_of_a_difference():
+def test_pairing_narrows_the_interval_of_a_difference() -> None:
     truth_N, a_N = skewed(1000, 6, 0.6, seed=1)
     b_N = np.where(np.random.default_rng(5).random(1000) < 0.95, a_N, 0)
     paired = paired_bootstrap_macro_f1(truth_N, a_N, b_N, 6)
@@ -186,12 +195,12 @@ def test_pairing_narrows_the_interval_of_a_difference():
     assert paired.high - paired.low < 0.7 * max(a.high - a.low, b.high - b.low)
 
 
-def test_a_classifier_does_not_differ_from_itself():
+def test_a_classifier_does_not_differ_from_itself() -> None:
     truth_N, a_N = skewed(300, 4, 0.6, seed=1)
     assert paired_bootstrap_macro_f1(truth_N, a_N, a_N, 4) == (0, 0, 0)
 
 
-def test_same_seed_same_interval_for_any_order_of_posts():
+def test_same_seed_same_interval_for_any_order_of_posts() -> None:
     truth_N, predicted_N = skewed(500, 4, 0.6, seed=1)
     shuffled = np.random.default_rng(0).permutation(500)
     first = bootstrap_macro_f1(truth_N, predicted_N, 4, seed=7)
@@ -199,19 +208,19 @@ def test_same_seed_same_interval_for_any_order_of_posts():
     assert first != bootstrap_macro_f1(truth_N, predicted_N, 4, seed=8)
 
 
-def test_chunks_do_not_change_the_interval(monkeypatch):
+def test_chunks_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     truth_N, predicted_N = skewed(500, 4, 0.6, seed=1)
     whole = bootstrap_macro_f1(truth_N, predicted_N, 4, samples=300)
     monkeypatch.setattr("emotion_train.evaluation.metrics._DRAWS_AT_A_TIME", 50)
     assert bootstrap_macro_f1(truth_N, predicted_N, 4, samples=300) == whole
 
 
-def test_intervals_are_narrow_for_many_posts_and_labels():
+def test_intervals_are_narrow_for_many_posts_and_labels() -> None:
     truth_N, predicted_N = skewed(1_000_000, 40, 0.6, seed=1)
     interval = bootstrap_macro_f1(truth_N, predicted_N, 40, samples=2000)
     assert interval.high - interval.low < 0.01
 
 
-def test_resampling_nothing_is_refused():
+def test_resampling_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_macro_f1([], [], 3)

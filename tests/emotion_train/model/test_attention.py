@@ -103,7 +103,7 @@ def test_packed_equals_padded_equals_one_post_at_a_time(
                 wanted[name],
                 rtol=1e-4,
                 atol=1e-5 * scale,
-                msg=lambda text, name=name: f"{name}: {text}",
+                msg=f"{name}: {{}}".format,
             )
 
 
@@ -122,8 +122,9 @@ def test_gradient_checkpointing_keeps_the_gradients(tmp_path: Path) -> None:
     model = make(tmp_path / "base").train()
     wanted = gradients(model, packed(model, posts()))
     model.enable_gradient_checkpointing()
-    recomputed = []
-    hook = model.layers[0].mlp.register_forward_pre_hook(lambda *_: recomputed.append(1))
+    recomputed: list[int] = []
+    block: Any = model.layers[0]
+    hook = block.mlp.register_forward_pre_hook(lambda *_: recomputed.append(1))
     found = gradients(model, packed(model, posts()))
     hook.remove()
     assert len(recomputed) == 2
@@ -177,8 +178,10 @@ def test_fused_attention_equals_the_exact_one_on_cuda(heads: int, window: int | 
     results = []
     for dtype, fused in ((torch.bfloat16, True), (torch.float32, False)):
         inputs = [leaf.detach().clone().to(dtype).requires_grad_() for leaf in leaves]
+        query, key, value = inputs
+        options = segments.as_kwargs(fused)
         out, _ = segment_attention(
-            nn.Module(), *inputs, None, scaling=0.1, sliding_window=window, **segments.as_kwargs(fused)
+            nn.Module(), query, key, value, None, scaling=0.1, sliding_window=window, **options
         )
         (out.float() * weights).sum().backward()
         results.append([out.detach(), *(leaf.grad for leaf in inputs)])
@@ -188,7 +191,7 @@ def test_fused_attention_equals_the_exact_one_on_cuda(heads: int, window: int | 
 
 @pytest.mark.gpu
 def test_packed_on_cuda_equals_one_post_at_a_time(tmp_path: Path) -> None:
-    shape = {"hidden_size": 256, "head_dim": 64, "initializer_range": 0.05}
+    shape: dict[str, Any] = {"hidden_size": 256, "head_dim": 64, "initializer_range": 0.05}
     exact = make(tmp_path / "base", device="cuda", **shape)
     torch.testing.assert_close(packed(exact, posts()), single(exact, posts()), rtol=1e-4, atol=1e-4)
     assert not exact.is_fused
@@ -201,5 +204,7 @@ def test_packed_on_cuda_equals_one_post_at_a_time(tmp_path: Path) -> None:
         if precision == "bf16":
             torch.testing.assert_close(logits, reference, rtol=0.1, atol=0.1 * float(reference.abs().max()))
         found = gradients(model, logits)
-        flat = [torch.cat([grads[name].flatten() for name in sorted(grads)]) for grads in (found, wanted)]
-        assert torch.cosine_similarity(*flat, dim=0) > (0.98 if precision == "bf16" else 0.8)
+        mine, theirs = (
+            torch.cat([grads[name].flatten() for name in sorted(grads)]) for grads in (found, wanted)
+        )
+        assert torch.cosine_similarity(mine, theirs, dim=0) > (0.98 if precision == "bf16" else 0.8)

@@ -112,9 +112,10 @@ def test_dropout_of_the_fused_blocks_has_the_gradient_of_its_mask(plain: None, t
     seed = draw_seed()
     numbers = [block.qkv.adapters.number for block in model.decoder._blocks]
     model.decoder = None
-    for layer, number in zip(model.layers, numbers, strict=True):
-        for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):  # type: ignore[union-attr]
-            module.lora_dropout["default"] = SameDropout(0.4, seed + number)  # type: ignore[index, operator]
+    layers: Any = model.layers
+    for layer, number in zip(layers, numbers, strict=True):
+        for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            module.lora_dropout["default"] = SameDropout(0.4, seed + number)
     stock = packed(model, posts())
     torch.testing.assert_close(fused, stock, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients(model, stock).items():
@@ -130,7 +131,8 @@ def test_stacked_weights_stay_what_the_modules_hold(plain: None, tmp_path: Path)
     after = dict(model.named_parameters())
     assert before.keys() == after.keys()
     assert all(torch.equal(parameter, after[name]) for name, parameter in before.items())
-    gate, up = (getattr(model.layers[0].mlp, name).base_layer.weight for name in ("gate_proj", "up_proj"))  # type: ignore[union-attr]
+    layers: Any = model.layers
+    gate, up = (getattr(layers[0].mlp, name).base_layer.weight for name in ("gate_proj", "up_proj"))
     assert gate.untyped_storage().data_ptr() == up.untyped_storage().data_ptr()
 
 
@@ -200,7 +202,10 @@ def test_norm_kernels_are_the_plain_ones(sizes: tuple[int, ...]) -> None:
         for a, b in zip(ours, theirs, strict=True):
             near(a, b)
         assert torch.equal(kernels.rms_norm_again(ours[0], weight, ours[2]), ours[1])
-        near(*(one.rms_norm_backward(dy, ours[0], weight, ours[2], dh) for one in (kernels, plain_kernels)))  # type: ignore[call-arg]
+        near(
+            kernels.rms_norm_backward(dy, ours[0], weight, ours[2], dh),
+            plain_kernels.rms_norm_backward(dy, ours[0], weight, ours[2], dh),
+        )
 
 
 @pytest.mark.gpu
@@ -218,7 +223,7 @@ def test_attention_kernels_are_the_plain_ones(sizes: tuple[int, ...], window: in
     turned = [qkv.clone(), qkv.clone()]
     for one, x in zip((kernels, plain_kernels), turned, strict=True):
         one.rotate_(x, angles.cos(), angles.sin(), q + k)
-    near(*turned)
+    near(turned[0], turned[1])
     kernels.rotate_(turned[0], angles.cos(), angles.sin(), q + k, back=True)
     near(turned[0], qkv)
     (out, lse), (plain_out, plain_lse) = (
@@ -243,8 +248,11 @@ def test_swiglu_and_quantising_kernels_are_the_plain_ones(sizes: tuple[int, ...]
 
     t, _, f, *_ = sizes
     gate_up, dout = random(t, 2 * f), random(t, f)
-    near(*(one.swiglu(gate_up) for one in (kernels, plain_kernels)))  # type: ignore[call-arg]
-    near(*(one.swiglu_backward_(gate_up.clone(), dout) for one in (kernels, plain_kernels)))  # type: ignore[call-arg]
+    near(kernels.swiglu(gate_up), plain_kernels.swiglu(gate_up))
+    near(
+        kernels.swiglu_backward_(gate_up.clone(), dout),
+        plain_kernels.swiglu_backward_(gate_up.clone(), dout),
+    )
     (codes, scales), (plain_codes, plain_scales) = (
         one.quantize_rows(dout) for one in (kernels, plain_kernels)
     )

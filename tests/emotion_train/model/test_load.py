@@ -341,7 +341,7 @@ def test_identity_of_the_weights_is_the_same_for_every_precision_and_differs_bet
 
 @pytest.mark.gpu
 def test_nf4_arrives_on_the_gpu_without_holding_more_than_it_needs(tmp_path: Path) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "hidden_size": 1024,
         "intermediate_size": 4096,
         "num_hidden_layers": 16,

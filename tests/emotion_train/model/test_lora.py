@@ -20,10 +20,10 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import Segments
 from emotion_train.model.card import CardFacts, model_card, reload_snippet
+from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import (
-    AdapterFacts,
     LoadedAdapter,
     adapter_state,
     build_classifier,

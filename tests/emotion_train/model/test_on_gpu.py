@@ -16,11 +16,12 @@ from emotion_train.config import LoraSection
 from emotion_train.data.packing import Pack, pack
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.evaluation.scoring import fill_multiple, forward_pack, probabilities_of
+from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.fused import FusedDecoder
 from emotion_train.model.graphs import GraphedPasses
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import load_base
-from emotion_train.model.lora import AdapterFacts, adapter_state, build_classifier, load_adapter, save_adapter
+from emotion_train.model.lora import adapter_state, build_classifier, load_adapter, save_adapter
 from emotion_train.model.loss import weighted_loss_sum
 from emotion_train.sizing.memory import estimate
 from emotion_train.sizing.recipe import Recipe
@@ -30,7 +31,7 @@ from tests.helpers.tiny_models import causal_checkpoint
 
 pytestmark = pytest.mark.gpu
 
-SHAPE = {"hidden_size": 256, "head_dim": 64, "initializer_range": 0.05}
+SHAPE: dict[str, Any] = {"hidden_size": 256, "head_dim": 64, "initializer_range": 0.05}
 TEXTS = [
     "good",
     "what a lovely mess",
@@ -197,8 +198,9 @@ def test_recorded_passes_give_the_gradients_of_the_passes(
             assert float((ours - theirs).norm() / theirs.norm()) < 0.02
         graphs(one, scale)  # gradients add up
         assert all(
-            torch.equal(parameter.grad, 2 * once) for parameter, once in zip(parameters, found, strict=True)
-        )  # type: ignore[arg-type]
+            parameter.grad is not None and torch.equal(parameter.grad, 2 * once)
+            for parameter, once in zip(parameters, found, strict=True)
+        )
 
 
 def test_a_recording_takes_what_was_planned_and_is_left_out_where_that_is_not_free(tmp_path: Path) -> None:

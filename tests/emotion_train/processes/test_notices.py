@@ -74,6 +74,14 @@ def eventually(claim: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def noticed(watch: PreemptionWatch) -> Notice:
+    """Its notice, as soon as it has one."""
+    eventually(lambda: watch.notice is not None)
+    notice = watch.notice
+    assert notice is not None
+    return notice
+
+
 def looks(machine: Machine, count: int) -> None:
     """Return after that many more questions."""
     before = len(machine.asked)
@@ -96,23 +104,18 @@ def test_a_termination_is_a_notice_and_its_withdrawal_takes_it_back(cloud: str, 
         eventually(lambda: len(machine.asked) >= 2)
         assert watch.notice is None
         announce(cloud, machine)
-        eventually(lambda: watch.notice is not None)
-        first = watch.notice
-        assert first is not None
+        first = noticed(watch)
         assert first.kind == "terminate"
         if cloud == "gcp":
             assert first.deadline == pytest.approx(time.time() + 30, abs=20)
         else:
             assert first.deadline == AT
         time.sleep(0.1)
-        assert watch.notice is first  # said again and again, it is one notice
+        assert noticed(watch) is first  # said again and again, it is one notice
         announce(cloud, machine, going=False)
         eventually(lambda: watch.notice is None)
         announce(cloud, machine)
-        eventually(lambda: watch.notice is not None)
-        again = watch.notice
-        assert again is not None
-        assert again.serial > first.serial
+        assert noticed(watch).serial > first.serial
 
 
 def test_a_rebalance_is_said_once_and_a_termination_outranks_it() -> None:
@@ -120,9 +123,7 @@ def test_a_rebalance_is_said_once_and_a_termination_outranks_it() -> None:
         serving(AwsHandler, advice={"noticeTime": "2030-01-02T03:00:00Z"}) as machine,
         watching("aws", machine.url) as watch,
     ):
-        eventually(lambda: watch.notice is not None)
-        advice = watch.notice
-        assert advice is not None
+        advice = noticed(watch)
         assert (advice.kind, advice.deadline) == ("rebalance", None)
         machine.action = TERMINATE
         eventually(lambda: watch.notice is not advice)
@@ -282,15 +283,15 @@ def test_a_server_that_speaks_no_http_is_told_and_survived() -> None:
         thread.join()
 
 
-def test_a_hanging_server_delays_neither_start_nor_end() -> None:
-    for notices in ("auto", "aws", "gcp", "azure"):
-        with serving(AwsHandler, odd=lambda method, path: None) as machine:
-            started = time.monotonic()
-            with watching(notices, machine.url) as watch:
-                assert time.monotonic() - started < 0.2
-                eventually(lambda machine=machine: bool(machine.asked))
-                assert watch.notice is None
-            assert time.monotonic() - started < 2
+@pytest.mark.parametrize("notices", ["auto", "aws", "gcp", "azure"])
+def test_a_hanging_server_delays_neither_start_nor_end(notices: str) -> None:
+    with serving(AwsHandler, odd=lambda method, path: None) as machine:
+        started = time.monotonic()
+        with watching(notices, machine.url) as watch:
+            assert time.monotonic() - started < 0.2
+            eventually(lambda: bool(machine.asked))
+            assert watch.notice is None
+        assert time.monotonic() - started < 2
 
 
 def test_where_no_cloud_is_nobody_is_bothered() -> None:

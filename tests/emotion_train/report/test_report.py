@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +54,7 @@ def result(model: Predictions, tfidf: Predictions | None = None) -> SplitResult:
 
 
 def report(
-    splits: dict[str, SplitResult], labels: list[str] | None = None, evaluations: int = 3, **section
+    splits: dict[str, SplitResult], labels: list[str] | None = None, evaluations: int = 3, **section: Any
 ) -> Report:
     first = next(iter(splits.values())).predictions
     classes = first.prob_NC.shape[1]
@@ -119,17 +121,17 @@ class Wellformed(HTMLParser):
         self.attributes: list[tuple[str, str | None]] = []
         self.text = ""
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += attrs
         if tag not in self.VOID:
             self.open.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         if tag not in self.VOID:
             assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.text += data
 
 
@@ -141,10 +143,17 @@ def parsed(page: str) -> Wellformed:
     return parser
 
 
+def printed(written: Report, width: int = 120) -> str:
+    """What a terminal of that width shows."""
+    page = io.StringIO()
+    print_report(written, Console(file=page, width=width))
+    return page.getvalue()
+
+
 # ---- figures
 
 
-def test_figures_are_those_of_scikit_learn():
+def test_figures_are_those_of_scikit_learn() -> None:
     model = predictions()
     split = report({"test": result(model)}).splits["test"]
     truth_N, predicted_N = model.truth_N, model.predicted_N
@@ -159,7 +168,7 @@ def test_figures_are_those_of_scikit_learn():
     )
 
 
-def test_speed_and_cost_are_derived_from_clock_and_counters():
+def test_speed_and_cost_are_derived_from_clock_and_counters() -> None:
     speed = report({"test": result(predictions())}, usd_per_hour=6.0).speed
     assert (speed.posts_per_second, speed.tokens_per_second) == (300, 5250)
     assert speed.padding_share == pytest.approx(0.25)
@@ -167,7 +176,7 @@ def test_speed_and_cost_are_derived_from_clock_and_counters():
     assert report({"test": result(predictions())}).speed.usd is None
 
 
-def test_report_survives_its_file():
+def test_report_survives_its_file() -> None:
     written = report({"test": result(predictions()), "validation": result(predictions(seed=3))})
     assert Report.model_validate_json(written.to_bytes()) == written
     assert (
@@ -176,7 +185,7 @@ def test_report_survives_its_file():
     )
 
 
-def test_test_split_is_quoted_before_validation():
+def test_test_split_is_quoted_before_validation() -> None:
     both = report({"validation": result(predictions(seed=3)), "test": result(predictions())})
     assert both.headline == "test"
     assert not any("no test split" in warning for warning in both.warnings)
@@ -185,7 +194,7 @@ def test_test_split_is_quoted_before_validation():
     assert any("no test split" in warning for warning in alone.warnings)
 
 
-def test_a_loss_that_is_not_finite_does_not_stop_the_report():
+def test_a_loss_that_is_not_finite_does_not_stop_the_report() -> None:
     assert (
         Evaluation(step=1, epoch=1, train_loss=float("nan"), macro_f1=0.1, learning_rate=0.1).train_loss
         is None
@@ -195,7 +204,7 @@ def test_a_loss_that_is_not_finite_does_not_stop_the_report():
 # ---- disagreement
 
 
-def test_counts_that_differ_from_the_predictions_stop_the_report():
+def test_counts_that_differ_from_the_predictions_stop_the_report() -> None:
     good = result(predictions())
     counts_CC = good.counts_CC.copy()
     counts_CC[0, 1] += 1
@@ -203,14 +212,14 @@ def test_counts_that_differ_from_the_predictions_stop_the_report():
         report({"test": SplitResult(counts_CC, good.predictions)})
 
 
-def test_a_post_that_is_predicted_twice_stops_the_report():
+def test_a_post_that_is_predicted_twice_stops_the_report() -> None:
     once = predictions()
     twice = Predictions.of(("post-00001", *once.ids[1:]), once.truth_N, once.prob_NC)
     with pytest.raises(Inconsistent, match="400 predictions of 399 posts"):
         report({"test": result(twice)})
 
 
-def test_other_label_counts_than_the_index_has_stop_the_report():
+def test_other_label_counts_than_the_index_has_stop_the_report() -> None:
     model, other = result(predictions()), result(predictions(seed=5))
     good = report({"test": model})
     with pytest.raises(Inconsistent, match="in the index"):
@@ -227,33 +236,33 @@ def test_other_label_counts_than_the_index_has_stop_the_report():
         )
 
 
-def test_floor_predictions_of_other_posts_stop_the_report():
+def test_floor_predictions_of_other_posts_stop_the_report() -> None:
     model = predictions()
     with pytest.raises(Inconsistent, match="missing: 'post-00399'"):
         report({"test": result(model, model.take(range(399)))})
 
 
 @pytest.mark.parametrize("prob", [[0.5, 0.4], [float("nan"), 1.0], [0.9, 0.1]])
-def test_probabilities_that_do_not_fit_their_prediction_are_refused(prob):
+def test_probabilities_that_do_not_fit_their_prediction_are_refused(prob: list[float]) -> None:
     with pytest.raises(Inconsistent, match=r"1 of 1 posts .* 'a'"):
         Predictions.of(["a"], [0], [prob], [1])
 
 
-def test_tied_probabilities_allow_either_prediction():
+def test_tied_probabilities_allow_either_prediction() -> None:
     assert Predictions.of(["a"], [0], [[0.5, 0.5]], [1]).predicted_N.tolist() == [1]
 
 
 # ---- verdict
 
 
-def test_a_model_above_the_floors_beats_the_strongest():
+def test_a_model_above_the_floors_beats_the_strongest() -> None:
     model = predictions(skill=4)
     verdict = report({"test": result(model, predictions(skill=1))}).verdict
     assert verdict.outcome == "beaten"
     assert f"beats the {TFIDF} floor" in verdict.sentence
 
 
-def test_a_model_below_the_floor_is_said_to_be_worse():
+def test_a_model_below_the_floor_is_said_to_be_worse() -> None:
     found = report({"test": result(predictions(skill=1), predictions(skill=4))})
     assert found.verdict.outcome == "not beaten"
     assert f"does not beat the {TFIDF} floor" in found.verdict.sentence
@@ -261,21 +270,21 @@ def test_a_model_below_the_floor_is_said_to_be_worse():
     assert any(warning.startswith(f"The model does not beat the {TFIDF} floor") for warning in found.warnings)
 
 
-def test_a_model_equal_to_the_floor_is_not_said_to_beat_it():
+def test_a_model_equal_to_the_floor_is_not_said_to_beat_it() -> None:
     found = report({"test": result(predictions(), predictions())})
     assert found.verdict.outcome == "open"
     assert "cannot be told apart" in found.verdict.sentence
     assert any("may be chance" in warning for warning in found.warnings)
 
 
-def test_a_lead_whose_interval_holds_zero_is_open():
-    scores = {"name": TFIDF, "macro_f1": 0.5, "weighted_f1": 0.5, "accuracy": 0.5}
+def test_a_lead_whose_interval_holds_zero_is_open() -> None:
+    scores: dict[str, Any] = {"name": TFIDF, "macro_f1": 0.5, "weighted_f1": 0.5, "accuracy": 0.5}
     assert Floor(**scores, difference=0.01, difference_low=-0.01, difference_high=0.03).outcome == "open"
     assert Floor(**scores, difference=-0.01, difference_low=-0.03, difference_high=0.01).outcome == "open"
     assert Floor(**scores, difference=0.01, difference_low=0.005, difference_high=0.03).outcome == "beaten"
 
 
-def test_always_guessing_the_majority_is_no_achievement():
+def test_always_guessing_the_majority_is_no_achievement() -> None:
     model = predictions()
     lazy_NC = np.tile(np.array([0.9, 0.025, 0.025, 0.025, 0.025]), (len(model.ids), 1))
     found = report({"test": result(Predictions.of(model.ids, model.truth_N, lazy_NC))})
@@ -284,13 +293,13 @@ def test_always_guessing_the_majority_is_no_achievement():
     assert "Labels the model never predicts: label 1, label 2, label 3, label 4." in found.warnings
 
 
-def test_a_floor_in_another_order_is_aligned_by_id():
+def test_a_floor_in_another_order_is_aligned_by_id() -> None:
     model, floor = predictions(), predictions(skill=1)
     order = np.random.default_rng(0).permutation(len(model.ids)).tolist()
     assert report({"test": result(model, floor.take(order))}) == report({"test": result(model, floor)})
 
 
-def test_few_and_absent_labels_are_named():
+def test_few_and_absent_labels_are_named() -> None:
     truth_N = np.array([0] * 50 + [1] * 3)
     model = Predictions.of([str(i) for i in range(53)], truth_N, np.eye(3)[truth_N])
     found = report({"test": result(model)}, labels=["common", "rare", "absent"])
@@ -299,15 +308,15 @@ def test_few_and_absent_labels_are_named():
     assert found.splits["test"].macro_f1 == pytest.approx(2 / 3)
 
 
-def test_probabilities_that_are_too_high_are_named():
+def test_probabilities_that_are_too_high_are_named() -> None:
     model = predictions(skill=0)
     sharp_NC = np.where(np.arange(5) == model.predicted_N[:, None], 0.96, 0.01)
     warnings = report({"test": result(Predictions.of(model.ids, model.truth_N, sharp_NC))}).warnings
     assert any(warning.startswith("Probabilities are too high") for warning in warnings)
 
 
-def test_a_missing_floor_says_why():
-    def reason(**section):
+def test_a_missing_floor_says_why() -> None:
+    def reason(**section: Any) -> str:
         return next(
             line
             for line in report({"test": result(predictions())}, **section).warnings
@@ -322,11 +331,11 @@ def test_a_missing_floor_says_why():
 # ---- floors
 
 
-def test_majority_floor_is_the_most_frequent_training_label():
+def test_majority_floor_is_the_most_frequent_training_label() -> None:
     assert majority_floor([3, 9, 2], 4).tolist() == [1, 1, 1, 1]
 
 
-def test_tfidf_floor_learns_words_and_emoji_and_knows_no_absent_label():
+def test_tfidf_floor_learns_words_and_emoji_and_knows_no_absent_label() -> None:
     train = [("I love this", 0), ("so lovely 😀", 0), ("I hate this", 2), ("awful 😡", 2)] * 5
     prob_NC = tfidf_floor(iter(train), ["love", "hate", "😀", "😡"], 4, seed=0)
     assert prob_NC.shape == (4, 4)
@@ -336,14 +345,14 @@ def test_tfidf_floor_learns_words_and_emoji_and_knows_no_absent_label():
     np.testing.assert_array_equal(prob_NC, tfidf_floor(train, ["love", "hate", "😀", "😡"], 4, seed=0))
 
 
-def test_tfidf_floor_of_one_label_is_certain():
+def test_tfidf_floor_of_one_label_is_certain() -> None:
     assert tfidf_floor([("a", 1), ("b", 1)], ["c"], 3, seed=0).tolist() == [[0, 1, 0]]
 
 
 # ---- predictions file
 
 
-def test_predictions_survive_their_file():
+def test_predictions_survive_their_file() -> None:
     model = predictions()
     back = predictions_from_parquet(predictions_to_parquet(model))
     assert back.ids == model.ids
@@ -353,7 +362,7 @@ def test_predictions_survive_their_file():
     assert predictions_key("test") == "predictions_test.parquet"
 
 
-def test_predictions_file_has_the_promised_columns():
+def test_predictions_file_has_the_promised_columns() -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -365,7 +374,7 @@ def test_predictions_file_has_the_promised_columns():
 
 @given(st.integers(1, 30), st.integers(1, 6), st.randoms(use_true_random=False))
 @settings(max_examples=30)
-def test_any_split_over_ranks_gives_the_same_file(rows, ranks, random):
+def test_any_split_over_ranks_gives_the_same_file(rows: int, ranks: int, random: Random) -> None:
     model = predictions(rows)
     order = list(range(rows))
     random.shuffle(order)
@@ -385,13 +394,13 @@ def test_any_split_over_ranks_gives_the_same_file(rows, ranks, random):
         ([], 3, "no rank has handed in a prediction"),
     ],
 )
-def test_joining_names_what_is_missing_or_there_twice(rows, expected, says):
+def test_joining_names_what_is_missing_or_there_twice(rows: list[int], expected: Any, says: str) -> None:
     model = predictions(3)
     with pytest.raises(Inconsistent, match=says):
         join_predictions([model.take([row]) for row in rows], expected)
 
 
-def test_parts_with_other_numbers_of_labels_are_refused():
+def test_parts_with_other_numbers_of_labels_are_refused() -> None:
     with pytest.raises(Inconsistent, match=r"\[4, 5\] labels"):
         join_predictions([predictions(3, classes=5), predictions(3, classes=4)], 6)
 
@@ -403,7 +412,7 @@ def hostile_report() -> Report:
     return report({"test": result(predictions())}, labels=[HOSTILE, "joy & co", 'a"b', "c'd", "[red]e[/red]"])
 
 
-def test_hostile_labels_stay_text():
+def test_hostile_labels_stay_text() -> None:
     page = render_html(hostile_report())
     found = parsed(page)
     assert "script" not in found.tags
@@ -413,7 +422,7 @@ def test_hostile_labels_stay_text():
     assert 'a"b' in found.text
 
 
-def test_page_refers_to_nothing_outside():
+def test_page_refers_to_nothing_outside() -> None:
     page = render_html(hostile_report())
     assert "http://" not in page
     assert "https://" not in page
@@ -423,27 +432,24 @@ def test_page_refers_to_nothing_outside():
 
 
 @pytest.mark.parametrize("classes", [2, 15, 40])
-def test_page_and_terminal_show_every_label(classes):
+def test_page_and_terminal_show_every_label(classes: int) -> None:
     written = report(
         {"test": result(predictions(800, classes)), "validation": result(predictions(300, classes, seed=2))}
     )
     text = parsed(render_html(written)).text
-    console = Console(file=io.StringIO(), width=120)
-    print_report(written, console)
+    shown = printed(written)
     for label in written.labels:
         assert label in text
-        assert label in console.file.getvalue()
+        assert label in shown
 
 
-def test_page_and_terminal_say_what_checkpoints_cost():
+def test_page_and_terminal_say_what_checkpoints_cost() -> None:
     written = report({"test": result(predictions())})
-    console = Console(file=io.StringIO(), width=200)
-    print_report(written, console)
-    for text in (parsed(render_html(written)).text, console.file.getvalue()):
+    for text in (parsed(render_html(written)).text, printed(written, 200)):
         assert "4, each a stall of 50.0 ms (0.5 % of the training), 6.0 s upload" in text
 
 
-def test_plots_have_words_and_tables_have_heads():
+def test_plots_have_words_and_tables_have_heads() -> None:
     found = parsed(render_html(report({"test": result(predictions())})))
     assert found.tags.count("svg") == 5
     assert len([value for name, value in found.attributes if name == "aria-label" and value]) == 5
@@ -452,17 +458,17 @@ def test_plots_have_words_and_tables_have_heads():
 
 
 @pytest.mark.parametrize("evaluations", [0, 1, 200])
-def test_page_takes_any_number_of_evaluations(evaluations):
+def test_page_takes_any_number_of_evaluations(evaluations: int) -> None:
     parsed(render_html(report({"test": result(predictions())}, evaluations=evaluations)))
 
 
-def test_page_takes_a_flat_curve_and_a_perfect_model():
+def test_page_takes_a_flat_curve_and_a_perfect_model() -> None:
     truth_N = np.array([0, 1] * 10)
     perfect = Predictions.of([str(i) for i in range(20)], truth_N, np.eye(2)[truth_N])
     assert "There is no mistake" in parsed(render_html(report({"test": result(perfect)}, evaluations=1))).text
 
 
-def test_page_says_what_the_verdict_says():
+def test_page_says_what_the_verdict_says() -> None:
     for floor in (predictions(skill=1), predictions(skill=4), predictions()):
         written = report({"test": result(predictions(), floor)}, usd_per_hour=2.0)
         text = parsed(render_html(written)).text
@@ -471,12 +477,10 @@ def test_page_says_what_the_verdict_says():
             assert warning in text
 
 
-def test_terminal_takes_hostile_labels_as_they_are():
-    console = Console(file=io.StringIO(), width=140)
-    print_report(hostile_report(), console)
-    printed = console.file.getvalue()
-    assert HOSTILE in printed
-    assert "[red]e[/red]" in printed
+def test_terminal_takes_hostile_labels_as_they_are() -> None:
+    shown = printed(hostile_report(), 140)
+    assert HOSTILE in shown
+    assert "[red]e[/red]" in shown
 
 
 # ---- words
@@ -502,12 +506,12 @@ def test_terminal_takes_hostile_labels_as_they_are():
         (short_count(5_600_000), "5.6M"),
     ],
 )
-def test_numbers_are_written_for_people(found, expected):
+def test_numbers_are_written_for_people(found: str, expected: str) -> None:
     assert found == expected
 
 
 @given(st.floats(-100, 100), st.floats(0, 100))
-def test_ticks_are_round_few_and_hold_the_data(low, width):
+def test_ticks_are_round_few_and_hold_the_data(low: float, width: float) -> None:
     ticks = nice_ticks(low, low + width)
     slack = 1e-6 * (ticks[-1] - ticks[0])
     assert ticks[0] <= low + slack

@@ -81,12 +81,12 @@ def snapshot(question: Question, step: int, macro_f1: float | None = None) -> Sn
     )
 
 
-def committed(store: Gate) -> list[tuple[int, float | None]]:
+def committed(store: Gate) -> list[tuple[int, object]]:
     return [
         (entry.step, entry.metrics.get("macro_f1"))
         for entry in read_log(store, RUN)
         if entry.kind == "checkpoint"
-    ]  # type: ignore[misc]
+    ]
 
 
 def hold_the_first(store: Gate, saver: Saver, question: Question) -> None:

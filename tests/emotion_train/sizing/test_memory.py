@@ -217,7 +217,7 @@ def only_on_a_cpu(shape: Shape, targets: Targets, dropout: float) -> int:
 def classifier(
     folder: Path,
     kind: str,
-    changes: dict[str, int],
+    changes: dict[str, Any],
     layers: int,
     targets: Targets,
     dropout: float,
@@ -226,7 +226,7 @@ def classifier(
     base = folder / f"{kind}-{layers}"
     if not base.exists():
         causal_checkpoint(base, kind, num_hidden_layers=layers, **changes)
-    lora = LoraSection(r=8, dropout=dropout, targets=targets if isinstance(targets, str) else tuple(targets))  # type: ignore[arg-type]
+    lora = LoraSection(r=8, dropout=dropout, targets=targets if isinstance(targets, str) else tuple(targets))
     assert precision != "fp8"
     model, _ = build_classifier(str(base), precision, 5, lora, 0, "cpu")
     return model.train()
@@ -235,7 +235,7 @@ def classifier(
 def per_token(
     folder: Path,
     kind: str,
-    changes: dict[str, int],
+    changes: dict[str, Any],
     layers: int,
     targets: Targets,
     dropout: float,
@@ -319,7 +319,8 @@ def highest(model: EmotionClassifier, tokens: int, posts: int = 3) -> int:
         forward(model, tokens, posts).sum().backward()
     assert profiled.profiler is not None
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    held = accumulate(int(event.nbytes()) for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(held)
 
 
 # --- the fused decoder ---
@@ -329,7 +330,7 @@ def fused(
     monkeypatch: pytest.MonkeyPatch,
     kernels: ModuleType,
     folder: Path,
-    changes: dict[str, int],
+    changes: dict[str, Any],
     layers: int,
     targets: Targets,
     dropout: float,
@@ -529,9 +530,8 @@ def test_a_recording_leaves_room_for_the_first_update(monkeypatch: pytest.Monkey
     gradients have their memory yet.
     """
     adapter = torch.nn.Parameter(torch.empty(GIB // 4, device="meta"))  # 1 GiB in float32
-    graphs = GraphedPasses(
-        SimpleNamespace(device="cuda"), [adapter], lambda tokens: tokens * GIB, most_tokens=2
-    )
+    on_a_gpu: Any = SimpleNamespace(device="cuda")
+    graphs = GraphedPasses(on_a_gpu, [adapter], lambda tokens: tokens * GIB, most_tokens=2)
     graphs._largest = 2
     # GiB; two for the recording's passes, two for those of the largest pack
     for free, room in ((7, False), (8, True)):

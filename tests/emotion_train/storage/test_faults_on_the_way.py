@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_an_entry_that_cannot_be_read_back_is_found_by_the_next_append(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    monkeypatch.setattr(s3_page, "READ_PATIENCE", s3_page.timedelta(seconds=1))
+    monkeypatch.setattr(s3_page, "READ_PATIENCE", timedelta(seconds=1))
     store = open_store(bucket_url)
     writer.store = store
     proxy.faults += [Fault(kind, "PUT", "/log/00000001")] + [Fault("503", "GET", "/log/00000001")] * 40

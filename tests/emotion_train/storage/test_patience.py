@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from emotion_train.storage import patience
 from emotion_train.storage.patience import Patience
 
 
@@ -17,7 +18,7 @@ def test_pauses_double_up_to_half_a_minute_and_begin_again_after_a_success() -> 
 
 def test_a_word_is_due_at_once_and_then_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(patience.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     waiting, told = Patience(100.0), []
     for second in range(0, 180, 7):
         now = float(second)

@@ -27,6 +27,7 @@ from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.s3_errors import explain
 from emotion_train.storage.store import ObjectInfo, Store
+from tests.helpers.unreliable_bucket import answer
 
 
 def sentence(action: Callable[[], object], kind: type[EmotionTrainError] = StorageError) -> str:
@@ -260,8 +261,6 @@ def test_create_knows_its_own_write_when_the_answer_was_lost(
 def test_create_tries_again_when_the_store_did_not_take_it(
     bucket_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from botocore.exceptions import ClientError
-
     store = open_store(bucket_url)
     store.write("warm", b"")
     client = store._connection().single  # type: ignore[attr-defined]
@@ -270,9 +269,7 @@ def test_create_tries_again_when_the_store_did_not_take_it(
     def fail_twice(**request: object) -> object:
         if answers:
             status = answers.pop(0)
-            raise ClientError(
-                {"Error": {"Code": str(status)}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject"
-            )  # type: ignore[typeddict-item]
+            raise answer(status, "PutObject")
         return send(**request)
 
     monkeypatch.setattr(client, "put_object", fail_twice)
@@ -283,8 +280,6 @@ def test_create_tries_again_when_the_store_did_not_take_it(
 
 
 def test_a_store_that_refuses_checksums_is_written_without_them(bucket_url: str) -> None:
-    from botocore.exceptions import ClientError
-
     store = open_store(bucket_url)
     seen: list[bool] = []
 
@@ -292,10 +287,7 @@ def test_a_store_that_refuses_checksums_is_written_without_them(bucket_url: str)
         with_checksum = any(name.lower().startswith("x-amz-checksum") for name in request.headers)  # type: ignore[attr-defined]
         seen.append(with_checksum)
         if with_checksum:
-            raise ClientError(
-                {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}},
-                "PutObject",
-            )  # type: ignore[typeddict-item]
+            raise answer(501, "PutObject", "NotImplemented")
 
     connect = store._connect  # type: ignore[attr-defined]
 
@@ -541,12 +533,10 @@ def test_an_unreachable_endpoint_is_named_soon(bucket_url: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken"])
 def test_an_expired_login_is_named(bucket_url: str, code: str) -> None:
-    from botocore.exceptions import ClientError
-
     store = open_store(bucket_url)
 
     def refuse(**_: object) -> None:
-        raise ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}, "PutObject")  # type: ignore[typeddict-item]
+        raise answer(400, "PutObject", code)
 
     store._connection().patient.meta.events.register("before-send.s3.PutObject", refuse)  # type: ignore[attr-defined]
     text = sentence(lambda: store.write("a", b""))
@@ -573,12 +563,7 @@ def test_an_expired_login_is_named(bucket_url: str, code: str) -> None:
     ],
 )
 def test_an_error_of_a_bucket_says_whether_waiting_may_help(status: int, code: str, transient: bool) -> None:
-    from botocore.exceptions import ClientError
-
-    error = ClientError(
-        {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject"
-    )  # type: ignore[typeddict-item]
-    assert explain(error, "s3://bucket/a", "bucket").transient is transient
+    assert explain(answer(status, "PutObject", code), "s3://bucket/a", "bucket").transient is transient
 
 
 def test_an_unreachable_endpoint_may_come_back(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,9 +126,8 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
             rows = [
                 (reader.rows(int(group)), int(row)) for group, row in places if not (case.blank and row == 0)
             ]
-            tokens = [
-                torch.from_numpy(one) for one in tokenizer.encode([found.texts[row] for found, row in rows])
-            ]
+            texts = [str(found.texts[row]) for found, row in rows]
+            tokens = [torch.from_numpy(one) for one in tokenizer.encode(texts)]
             labels_N = torch.tensor([found.labels[row] for found, row in rows])
             padded_NL = torch.nn.utils.rnn.pad_sequence(
                 tokens, batch_first=True, padding_value=tokenizer.pad_id
@@ -290,11 +289,8 @@ def cosine(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> fl
     """Of the gradients that AdamW has seen."""
     names = [name for name in theirs if name.startswith("exp_avg.")]
     assert mine.keys() == theirs.keys()
-    return float(
-        torch.cosine_similarity(
-            *(torch.cat([one[name].flatten() for name in names]) for one in (mine, theirs)), dim=0
-        )
-    )
+    ours, other = (torch.cat([one[name].flatten() for name in names]) for one in (mine, theirs))
+    return float(torch.cosine_similarity(ours, other, dim=0))
 
 
 def test_a_4_bit_base_is_trained_alike_by_every_engine(folder: Path, two: Crew) -> None:

@@ -73,9 +73,8 @@ def whole_batch_reference(folder: Path) -> tuple[list[float], dict[str, torch.Te
         for step in range(STEPS):
             places = zip(*order.epoch(0).locate(order.positions(step, 16)), strict=True)
             rows = [(reader.rows(int(group)), int(row)) for group, row in places]
-            tokens = [
-                torch.from_numpy(one) for one in tokenizer.encode([rows_.texts[row] for rows_, row in rows])
-            ]
+            texts = [str(rows_.texts[row]) for rows_, row in rows]
+            tokens = [torch.from_numpy(one) for one in tokenizer.encode(texts)]
             labels_N = torch.tensor([rows_.labels[row] for rows_, row in rows])
             padded_NL = torch.nn.utils.rnn.pad_sequence(
                 tokens, batch_first=True, padding_value=tokenizer.pad_id
@@ -273,7 +272,7 @@ class _Asked(TorchDispatchMode):
 
 def test_a_step_asks_the_device_for_no_number(folder: Path, stack: ExitStack) -> None:
     trainer = start_trainer(tiny_config(folder, "run.id=asks"), stack)
-    optimizer: Any = trainer.engine.optimizer  # type: ignore[attr-defined]
+    optimizer: Any = trainer.engine.optimizer
     with contextlib.closing(trainer.train_loader.steps(0)) as batches, _Asked() as asked:
         trainer._step(next(batches))
         assert asked.found  # AdamW's count of updates, but not as a GPU computes it:

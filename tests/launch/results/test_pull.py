@@ -105,7 +105,7 @@ def test_an_absurd_size_is_refused() -> None:
 def final(*keys: str, size: int = 1) -> Entry:
     parts = tuple(Part(key=key, bytes=size, sha256="0" * 64) for key in keys)
     facts = {"nonce": "", "time_utc": "", "epoch": 0, "step": 0, "index_sha256": "", "config_sha256": ""}
-    return Entry(seq=1, kind="final", incarnation=0, parts=parts, **facts)  # type: ignore[arg-type]
+    return Entry(seq=1, kind="final", incarnation=0, parts=parts, **facts)
 
 
 def test_a_fenced_writer_cannot_touch_what_another_has_published(store: Store, tmp_path: Path) -> None:
