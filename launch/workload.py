@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from emotion_train.bases.files import BaseFiles
@@ -66,15 +67,19 @@ def shape_of_base(base: str) -> Shape:
     if base in _KNOWN_SHAPES:
         return _KNOWN_SHAPES[base]
     files = BaseFiles.find(base)
-    if files.gguf is not None:
-        return _shape_of_gguf(files)
-    path = files.required("config.json")
+    path = files.gguf or files.required("config.json")
     try:
-        return Shape.of(json.loads(path.read_text(encoding="utf-8")))
+        return Shape.of(_config_of_gguf(path) if files.gguf else json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError) as error:
         raise WrongRequest(
             f"{path} of the base {base} cannot be used ({error}); give a whole checkpoint."
         ) from None
+
+
+def _config_of_gguf(path: Path) -> dict[str, Any]:
+    from emotion_train.bases.gguf_file import GgufFile
+
+    return GgufFile.open(path).config()
 
 
 def precision_of_base(base: str, asked: Precision | None) -> Precision | None:
@@ -102,29 +107,6 @@ def refuse_unfused_fp8(config: Config, shape: Shape, option: str) -> None:
             f"{option}fp8 needs a Llama or Mistral base and {config.model.base} is of another kind; type"
             f" {option}bf16, or {option}nf4 for a quarter of its memory."
         )
-
-
-def _shape_of_gguf(files: BaseFiles) -> Shape:
-    from emotion_train.bases.gguf_file import GgufFile
-
-    assert files.gguf is not None
-    header = GgufFile.open(files.gguf)
-    names = {
-        "hidden_size": "embedding_length",
-        "intermediate_size": "feed_forward_length",
-        "num_hidden_layers": "block_count",
-        "num_attention_heads": "attention.head_count",
-        "num_key_value_heads": "attention.head_count_kv",
-        "head_dim": "attention.key_length",
-        "vocab_size": "vocab_size",
-    }
-    found: dict[str, Any] = {ours: header.metadata.get(f"llama.{theirs}") for ours, theirs in names.items()}
-    if "token_embd.weight" in header.tensors:
-        found["vocab_size"] = header.tensors["token_embd.weight"].shape[0]
-    try:
-        return Shape.of({name: value for name, value in found.items() if value is not None})
-    except ValueError as error:
-        raise WrongRequest(f"The base {files.name} cannot be planned for: {error}.") from None
 
 
 def work_of(config: Config, index: Index, store: Store, tokens_per_post: float | None) -> Work:

@@ -65,6 +65,55 @@ class GgufFile:
                 f"The base {path} is not a whole GGUF file (version 2 or 3); download it again."
             ) from None
 
+    def config(self) -> dict[str, Any]:
+        """What the config.json of the same model would say, in the names of transformers'
+        LlamaConfig. Raises `WrongRequest` for a model of another family (Mistral's text models are
+        of this one), with scaled positions or with experts, and for a header without a size.
+        """
+        self._refuse_other_models()
+        heads, hidden = self._field("attention.head_count"), self._field("embedding_length")
+        embedding = self.tensors.get("token_embd.weight")
+        return {
+            "vocab_size": self._field("vocab_size") if embedding is None else embedding.shape[0],
+            "hidden_size": hidden,
+            "intermediate_size": self._field("feed_forward_length"),
+            "num_hidden_layers": self._field("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self._field("attention.head_count_kv", heads),
+            "head_dim": self._field("attention.key_length", hidden // heads),
+            "max_position_embeddings": self._field("context_length"),
+            "rms_norm_eps": self._field("attention.layer_norm_rms_epsilon"),
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": self._field("rope.freq_base", 10_000.0),
+            },
+            "bos_token_id": self.metadata.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": self.metadata.get("tokenizer.ggml.eos_token_id"),
+        }
+
+    def _refuse_other_models(self) -> None:
+        architecture = self.metadata.get("general.architecture")
+        if architecture != "llama":
+            raise WrongRequest(
+                f"The base {self.path} has the GGUF architecture {architecture}; supported is llama, which"
+                " includes Mistral and SmolLM2."
+            )
+        scaled = (
+            "rope_freqs.weight" in self.tensors
+            or self.metadata.get("llama.rope.scaling.type", "none") != "none"
+        )
+        if scaled or "llama.expert_count" in self.metadata:
+            raise WrongRequest(
+                f"The base {self.path} scales its positions or has experts, read from safetensors only; give"
+                " such a checkpoint."
+            )
+
+    def _field(self, name: str, default: Any = None) -> Any:
+        value = self.metadata.get(f"llama.{name}", default)
+        if value is None:
+            raise WrongRequest(f"The base {self.path} lacks llama.{name}; download it again.")
+        return value
+
     def read(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """One tensor, dequantised to float32."""
         try:

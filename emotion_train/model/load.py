@@ -125,8 +125,10 @@ def read_config(base: str) -> BaseConfig:
     """
     files = BaseFiles.find(base)
     if files.gguf is not None:
+        from transformers import LlamaConfig
+
         gguf = GgufFile.open(files.gguf)
-        return BaseConfig(files, _gguf_config(gguf), "gguf", gguf)
+        return BaseConfig(files, LlamaConfig(**gguf.config()), "gguf", gguf)
     from transformers import AutoConfig
 
     folder = files.required("config.json").parent
@@ -380,51 +382,6 @@ def _files_of_weights(files: BaseFiles) -> dict[Path, set[str] | None]:
 
 
 # --- GGUF ---
-
-
-def _gguf_config(gguf: GgufFile) -> Any:
-    """The Llama family's configuration, which Mistral's text models share."""
-    architecture = gguf.metadata.get("general.architecture")
-    if architecture != "llama":
-        raise WrongRequest(
-            f"The base {gguf.path} has the GGUF architecture {architecture}; supported is llama, which"
-            " includes Mistral and SmolLM2."
-        )
-    scaled = (
-        "rope_freqs.weight" in gguf.tensors or gguf.metadata.get("llama.rope.scaling.type", "none") != "none"
-    )
-    if scaled or "llama.expert_count" in gguf.metadata:
-        raise WrongRequest(
-            f"The base {gguf.path} scales its positions or has experts, read from safetensors only; give such"
-            " a checkpoint."
-        )
-    from transformers import LlamaConfig
-
-    def field(name: str, default: Any = None) -> Any:
-        value = gguf.metadata.get(f"llama.{name}", default)
-        if value is None:
-            raise WrongRequest(f"The base {gguf.path} lacks llama.{name}; download it again.")
-        return value
-
-    heads = field("attention.head_count")
-    return LlamaConfig(
-        vocab_size=(
-            gguf.tensors["token_embd.weight"].shape[0]
-            if "token_embd.weight" in gguf.tensors
-            else field("vocab_size")
-        ),
-        hidden_size=field("embedding_length"),
-        intermediate_size=field("feed_forward_length"),
-        num_hidden_layers=field("block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=field("attention.head_count_kv", heads),
-        head_dim=field("attention.key_length", field("embedding_length") // heads),
-        max_position_embeddings=field("context_length"),
-        rms_norm_eps=field("attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": field("rope.freq_base", 10_000.0)},
-        bos_token_id=gguf.metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_token_id=gguf.metadata.get("tokenizer.ggml.eos_token_id"),
-    )
 
 
 def _gguf_weights(gguf: GgufFile, config: Any) -> Weights:
