@@ -6,14 +6,13 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from emotion_train.sizing.memory import GIB
+from emotion_train.storage.document import NOT_INSTALLED, version_of
 
 if TYPE_CHECKING:
-    pass
     import torch
 
 
@@ -23,8 +22,6 @@ def device_name(kind: str) -> str:
         import torch
 
         return str(torch.cuda.get_device_name())
-    import platform
-
     return f"{platform.machine()} CPU, {os.cpu_count()} cores"
 
 
@@ -44,13 +41,8 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {"python": platform.python_version(), **{name: version_of(name) for name in _PACKAGES}}
+    return {name: version for name, version in found.items() if version != NOT_INSTALLED}
 
 
 def git_commit() -> str | None:

@@ -32,6 +32,7 @@ class Manifest(FrozenModel):
 
 
 M = TypeVar("M", bound=Manifest)
+NOT_INSTALLED = "unknown"
 
 
 def read_manifest(kind: type[M], store: Store, key: str, *, other_schema: str, damaged: str) -> M:
@@ -54,8 +55,8 @@ def read_manifest(kind: type[M], store: Store, key: str, *, other_schema: str, d
 
 
 def version_of(package: str) -> str:
-    """The installed version; `unknown` for this program when it is run from a source folder."""
+    """The installed version, else `NOT_INSTALLED`: this program may be run from a source folder."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return "unknown"
+        return NOT_INSTALLED
