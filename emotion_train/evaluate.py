@@ -205,7 +205,8 @@ def labelled_posts(
 
     Raises `WrongRequest` naming the rows that cannot be scored.
     """
-    from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, LabelNames, Rules
+    from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules
+    from emotion_train.data.labels import LabelNames
     from emotion_train.data.posts import Columns, open_source
 
     found = open_source(source, Columns(text_column, label_column))

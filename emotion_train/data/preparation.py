@@ -16,7 +16,8 @@ from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 
 if TYPE_CHECKING:
-    from emotion_train.data.cleaning import Findings, LabelNames
+    from emotion_train.data.cleaning import Findings
+    from emotion_train.data.labels import LabelNames
     from emotion_train.data.posts import Source
     from emotion_train.data.spill import Spill
 
@@ -79,7 +80,8 @@ def prepare(source: str | Path, data_url: str, **options: Any) -> PrepareResult:
     Raises `WrongRequest` when posts cannot be used (naming them) or another data set stands at
     `data_url`.
     """
-    from emotion_train.data.cleaning import Findings, LabelNames
+    from emotion_train.data.cleaning import Findings
+    from emotion_train.data.labels import LabelNames
     from emotion_train.data.posts import Columns, open_source
 
     chosen = Options(**options)
@@ -186,7 +188,8 @@ class _Job:
         """Find the rows whose label turned out to be several; they are counted here and left out
         from here on.
         """
-        from emotion_train.data.cleaning import SCHEMA, LabelNames
+        from emotion_train.data.cleaning import SCHEMA
+        from emotion_train.data.labels import LabelNames
 
         self._code_C = self._labels.settle()
         if not (self._code_C == LabelNames.SEVERAL).any():
@@ -246,7 +249,8 @@ class _Job:
         import numpy as np
         import pyarrow as pa
 
-        from emotion_train.data.cleaning import NO_SPLIT, SCHEMA, SPLIT_CODES, LabelNames
+        from emotion_train.data.cleaning import NO_SPLIT, SCHEMA, SPLIT_CODES
+        from emotion_train.data.labels import LabelNames
         from emotion_train.data.stratify import DRAW
 
         used = ["key0", "key1", "draw", "place", "split", "label"]
