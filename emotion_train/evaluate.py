@@ -207,12 +207,14 @@ def labelled_posts(
     """
     from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules
     from emotion_train.data.labels import LabelNames
-    from emotion_train.data.posts import Columns, open_source
+    from emotion_train.data.posts import Columns
+    from emotion_train.data.source import open_source
 
-    found = open_source(source, Columns(text_column, label_column))
-    findings = Findings(file.name for file in found.files)
-    cleaner = Cleaner(Rules(max_chars=20_000, seed=0), LabelNames(tuple(labels), found.label_names), findings)
-    rows: list[Any] = [cleaner.clean(batch, None) for batch in found.batches()]
+    with open_source(source, Columns(text_column, label_column, split=None)) as found:
+        findings = Findings(file.name for file in found.files)
+        names = LabelNames(tuple(labels), found.label_names)
+        cleaner = Cleaner(Rules(max_chars=20_000, seed=0), names, findings)
+        rows: list[Any] = [cleaner.clean(batch, None) for batch in found.batches()]
     if lines := findings.lines(REFUSED):
         raise WrongRequest(
             f"{source} has posts that cannot be scored:\n  "

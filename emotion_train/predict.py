@@ -1,8 +1,9 @@
 """Label posts with a trained adapter: words on the command line, a file, or standard input, one
 post a line.
 
-Posts are read and labelled 1,024 at a time, so a file of any size goes through and the first lines
-come out early.
+Posts are read and mended by the readers of `prepare`, so that the tokenizer sees what it saw in
+training. They are labelled 1,024 at a time; a file of any size goes through, after one look at all
+of it.
 """
 
 from __future__ import annotations
@@ -12,22 +13,26 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from emotion_train.errors import WrongRequest
-from emotion_train.evaluation.adapter import add_adapter_arguments, load_with_progress, positive
+from emotion_train.evaluation.adapter import (
+    add_adapter_arguments,
+    add_file_arguments,
+    load_with_progress,
+    positive,
+)
 from emotion_train.model.facts import read_facts
 
 if TYPE_CHECKING:
     from emotion_train.evaluation.scoring import Probabilities
+    from emotion_train.evaluation.unlabelled import Post
 
 _AT_A_TIME = 1024
-_NO_POSTS_INSIDE = {
-    ".json": "convert it to JSON Lines, one object a line, for example with `jq -c '.[]'`"
-} | dict.fromkeys((".gz", ".bz2", ".zst", ".xz", ".zip"), "unpack it first")
+_OWN_COLUMNS = ("row", "text", "label")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,23 +43,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POST",
         help="posts to label (default: standard input, one a line; blank lines are left out)",
     )
+    add_file_arguments(
+        parser,
+        "posts in a CSV, TSV, JSONL, Parquet or Arrow file or a folder of them, also in a bucket (s3://…);"
+        " one a line in any other file (blank lines are left out)",
+    )
     parser.add_argument(
-        "--file",
-        type=Path,
-        metavar="FILE",
+        "--columns",
+        metavar="A,B",
         help=(
-            "posts in a .csv, .tsv, .jsonl, .ndjson or .parquet file, or one a line in any other (blank lines"
-            " are left out)"
+            "columns of --file to print with each post as jsonl or csv; one named row, text or label as this"
+            " program's own is called input_… there"
         ),
     )
     parser.add_argument(
-        "--text-column",
-        default="text",
-        metavar="NAME",
-        help="column or key of the post in --file (default: text)",
+        "--on-bad",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="what to do with posts of --file that cannot be used (default: refuse, naming them)",
     )
     parser.add_argument(
-        "--format", choices=("text", "jsonl", "csv"), default="text", help="what is printed (default: text)"
+        "--format",
+        choices=("text", "jsonl", "csv"),
+        default="text",
+        help="what is printed (default: text); jsonl and csv also number the posts",
     )
     parser.add_argument(
         "--top",
@@ -67,41 +79,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one line a post, in the order of the input."""
-    posts = iter(_posts(arguments))
-    first = list(islice(posts, 1)) if arguments.file else []
+    if arguments.posts and arguments.file:
+        raise WrongRequest("Posts are given as words and as --file; give one of the two.")
+    if arguments.columns and not arguments.file:
+        raise WrongRequest("--columns names columns of --file, which is not given; give --file too.")
     # a wrong folder is refused before torch is imported, and before anything is typed
-    read_facts(arguments.adapter)
-    first = first or list(islice(posts, 1))
-    if not first:
-        raise WrongRequest(
-            'There is no post to label; type one as a word ("what a lovely mess"), give --file, or pipe'
-            " lines in."
-        )
-    from emotion_train.evaluation.scoring import probabilities_of
-
-    loaded = load_with_progress(arguments)
-    print_batch = _printer(arguments.format, loaded.labels, arguments.top, sys.stdout)
-    chunk = first + list(islice(posts, _AT_A_TIME - 1))
-    while chunk:
-        capacity = max(arguments.tokens_per_microbatch, loaded.tokenizer.max_length)
-        prob_NC = probabilities_of(
-            loaded.model, loaded.tokenizer, chunk, capacity, loaded.model.device, len(loaded.labels)
-        )
-        print_batch(chunk, prob_NC)
-        chunk = list(islice(posts, _AT_A_TIME))
+    facts = read_facts(arguments.adapter)
+    kept = _kept(arguments.columns, facts.labels)
+    with ExitStack() as stack:
+        posts = _posts(arguments, stack)
+        first = list(islice(posts, _AT_A_TIME if arguments.posts or arguments.file else 1))
+        if not first:
+            raise WrongRequest(
+                'There is no post to label; type one as a word ("what a lovely mess"), give --file, or pipe'
+                " lines in."
+            )
+        _label(first, posts, arguments, kept)
     return 0
 
 
-def _posts(arguments: argparse.Namespace) -> Iterable[str]:
-    if arguments.posts and arguments.file:
-        raise WrongRequest("Posts are given as words and as --file; give one of the two.")
+def _label(
+    first: list[Post], rest: Iterator[Post], arguments: argparse.Namespace, kept: Sequence[str]
+) -> None:
+    from emotion_train.evaluation.scoring import probabilities_of
+
+    loaded = load_with_progress(arguments)
+    print_batch = _printer(arguments.format, loaded.labels, kept, arguments.top, sys.stdout)
+    chunk = first + list(islice(rest, _AT_A_TIME - len(first)))
+    capacity = max(arguments.tokens_per_microbatch, loaded.tokenizer.max_length)
+    while chunk:
+        texts = [post.text for post in chunk]
+        prob_NC = probabilities_of(
+            loaded.model, loaded.tokenizer, texts, capacity, loaded.model.device, len(loaded.labels)
+        )
+        print_batch(chunk, prob_NC)
+        chunk = list(islice(rest, _AT_A_TIME))
+
+
+def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
+    """The posts of the command line, mended as those of a training are. A file is looked through
+    before the first one comes.
+    """
+    from emotion_train.evaluation.unlabelled import look_through, mended, posts_of
+
     if arguments.posts:
-        return [_utf8(post) for post in arguments.posts]
+        return mended(enumerate(map(_utf8, arguments.posts), 1))
     if arguments.file is None:
         if sys.stdin.isatty():
             print("one post a line, end with Ctrl-D", file=sys.stderr)
-        return _from_stdin()
-    return _from_file(arguments.file, arguments.text_column)
+        return mended(_lines_of_stdin())
+    from emotion_train.data.cleaning import Findings
+    from emotion_train.data.posts import Columns
+    from emotion_train.data.source import Choices, open_source
+
+    columns = Columns(arguments.text_column, None, None, None, tuple(_named(arguments.columns)))
+    choices = Choices(encoding=arguments.encoding, quoting=arguments.quoting, lines=True)
+    source = stack.enter_context(open_source(arguments.file, columns, choices))
+    for remark in look_through(source, arguments.max_chars, arguments.on_bad == "drop"):
+        print(remark, file=sys.stderr)
+    return posts_of(source, arguments.max_chars, Findings(file.name for file in source.files))
+
+
+def _kept(columns: str | None, labels: Sequence[str]) -> list[str]:
+    """What the columns that come along are called in the output."""
+    return [f"input_{name}" if name in (*_OWN_COLUMNS, *labels) else name for name in _named(columns)]
+
+
+def _named(columns: str | None) -> list[str]:
+    return [] if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
 
 
 def _utf8(word: str) -> str:
@@ -114,135 +159,44 @@ def _utf8(word: str) -> str:
     return word
 
 
-def _from_stdin() -> Iterator[str]:
+def _lines_of_stdin() -> Iterator[tuple[int, str]]:
     # by default the locale decides, and bytes that are not text may pass
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
-        yield from _lines(sys.stdin)
+        for number, line in enumerate(sys.stdin, 1):
+            if line.strip():
+                yield number, line.rstrip("\r\n")
     except UnicodeDecodeError:
         raise WrongRequest(
             "The text on standard input is not UTF-8; convert it, for example by `iconv -f LATIN1 -t UTF-8`."
         ) from None
 
 
-def _from_file(path: Path, column: str) -> Iterator[str]:
-    suffix = path.suffix.lower()
-    if suffix in _NO_POSTS_INSIDE:
-        raise WrongRequest(f"The file {path} cannot be read as it is; {_NO_POSTS_INSIDE[suffix]}.")
-    try:
-        if suffix == ".parquet":
-            yield from _from_parquet(path, column)
-            return
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if suffix in (".csv", ".tsv"):
-                yield from _from_csv(file, path, column, "," if suffix == ".csv" else "\t")
-            elif suffix in (".jsonl", ".ndjson"):
-                yield from _from_jsonl(file, path, column)
-            else:
-                yield from _lines(file)
-    except OSError as error:
-        raise WrongRequest(f"The file {path} cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        raise WrongRequest(
-            f"The file {path} is not UTF-8; convert it, for example by `iconv -f LATIN1 -t UTF-8`."
-        ) from None
-
-
-def _from_csv(file: IO[str], path: Path, column: str, delimiter: str) -> Iterator[str]:
-    rows = csv.DictReader(file, delimiter=delimiter)
-    try:
-        _refuse_missing(column, rows.fieldnames or [], path)
-        for row in rows:
-            if None in row:  # where csv puts what is left over; the text may have been cut at a comma
-                raise WrongRequest(
-                    f"{path}:{rows.line_num} has more cells than the header; put quotes around a text with"
-                    " commas in it."
-                )
-            yield row[column] or ""
-    except csv.Error as error:
-        raise WrongRequest(
-            f"{path}:{rows.line_num} is broken CSV ({error}), most likely a quote that is never closed;"
-            " mend it."
-        ) from None
-
-
-def _from_parquet(path: Path, column: str) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as parquet:
-            _refuse_missing(column, parquet.schema_arrow.names, path)
-            kind = parquet.schema_arrow.field(column).type
-            spelled = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (
-                pa.types.is_string(spelled)
-                or pa.types.is_large_string(spelled)
-                or pa.types.is_string_view(spelled)
-            ):
-                raise WrongRequest(f"Column {column!r} of {path} holds {kind}, not text; give --text-column.")
-            for batch in parquet.iter_batches(_AT_A_TIME, columns=[column]):
-                yield from (text or "" for text in batch.column(0).to_pylist())
-    except pa.ArrowInvalid as error:
-        raise WrongRequest(
-            f"{path} is not a whole Parquet file ({str(error)[:80]}); copy it again."
-        ) from None
-
-
-def _refuse_missing(column: str, present: Sequence[str], path: Path) -> None:
-    if column not in present:
-        raise WrongRequest(
-            f"{path} has no column {column!r}; it has {', '.join(present) or 'none'}. Give --text-column."
-        )
-
-
-def _from_jsonl(file: IO[str], path: Path, column: str) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)[column]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            text = None
-        if not isinstance(text, str):
-            raise WrongRequest(
-                f"{path}:{number} is not a JSON object with a text {column!r}; mend the line or give"
-                " --text-column."
-            )
-        # JSON can spell half characters, which no one can print
-        yield text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _lines(file: IO[str]) -> Iterator[str]:
-    return (line.rstrip("\r\n") for line in file if line.strip())
-
-
-def _printer(form: str, labels: Sequence[str], top: int, out: IO[str]) -> Any:
+def _printer(form: str, labels: Sequence[str], kept: Sequence[str], top: int, out: IO[str]) -> Any:
     writer = csv.writer(out, lineterminator="\n")
     if form == "csv":
-        writer.writerow(["text", "label", *labels])
+        writer.writerow(["row", *kept, "text", "label", *labels])
 
-    def print_batch(posts: Sequence[str], prob_NC: Probabilities) -> None:
+    def print_batch(posts: Sequence[Post], prob_NC: Probabilities) -> None:
         for post, prob_C in zip(posts, prob_NC, strict=True):
             ranked = [int(label) for label in (-prob_C).argsort(kind="stable")]
+            best = labels[ranked[0]]
             if form == "csv":
-                writer.writerow([post, labels[ranked[0]], *(f"{value:.6f}" for value in prob_C)])
+                writer.writerow(
+                    [post.row, *post.kept, post.text, best, *(f"{value:.6f}" for value in prob_C)]
+                )
             elif form == "jsonl":
-                probabilities = {
+                printed: dict[str, Any] = {"row": post.row, **dict(zip(kept, post.kept, strict=True))}
+                printed |= {"text": post.text, "label": best}
+                printed["probabilities"] = {
                     label: round(float(value), 6) for label, value in zip(labels, prob_C, strict=True)
                 }
-                print(
-                    json.dumps(
-                        {"text": post, "label": labels[ranked[0]], "probabilities": probabilities},
-                        ensure_ascii=False,
-                    ),
-                    file=out,
-                )
+                print(json.dumps(printed, ensure_ascii=False), file=out)
             else:
                 print(
                     "  ".join(f"{labels[label]} {prob_C[label]:.2f}" for label in ranked[:top])
-                    + f"  | {post}",
+                    + f"  | {post.text}",
                     file=out,
                 )
         out.flush()

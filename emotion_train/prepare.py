@@ -26,16 +26,17 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from emotion_train.data.posts import FORMATS
+    from emotion_train.data.source import FORMATS
 
     default = Options()
     add = parser.add_argument
     add(
         "source",
+        nargs="?",
         metavar="SOURCE",
         help=(
-            "CSV, JSONL or Parquet file, a folder of them (names train…, validation…, test… give splits), or"
-            " a hub name"
+            "CSV, JSONL, Parquet or Arrow file, a folder of them (names train…, validation…, test… give"
+            " splits), either in a bucket (s3://…), or a hub name"
         ),
     )
     add("data_url", metavar="DATA_URL", help="where the data set goes: s3://bucket/prefix or a folder")
@@ -122,6 +123,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="memory for shuffling; changes no byte of the result (default: 512)",
     )
     add("--format", choices=FORMATS, help="format of the source (default: by its ending)")
+    add(
+        "--encoding",
+        default=default.encoding,
+        metavar="NAME",
+        help="encoding of text files, such as latin-1 or utf-16 (default: utf-8)",
+    )
+    add(
+        "--quoting",
+        choices=("auto", "csv", "none"),
+        default=default.quoting,
+        help=(
+            "what quotes in CSV and TSV are: csv, marks around a cell; none, letters (default: auto, letters"
+            " in a TSV that a line a row explains)"
+        ),
+    )
+    add("--text-file", metavar="FILE", help="posts one a line, with --label-file in place of SOURCE")
+    add("--label-file", metavar="FILE", help="their labels, one a line")
     add("--subset", metavar="NAME", help="subset (configuration) of a hub data set, such as simplified")
 
 
@@ -155,14 +173,16 @@ def _summary(result: PrepareResult) -> str:
     """What a person wants to see at the end: the cleaning report, posts by split and label, and
     what to type next.
     """
-    from emotion_train.data.cleaning import DROPPED, MENDED, REFUSED
+    from emotion_train.data.cleaning import DROPPED, MENDED, PASSED_OVER, REFUSED
 
     index, lines = result.index, []
     rows_read = index.source.get("rows_read")
     lines.append(f"{rows_read:,} posts read from {index.source.get('name')} ({index.source.get('format')})")
-    for title, kinds in (("mended", MENDED), ("dropped", REFUSED | DROPPED)):
+    groups = (("mended", MENDED), ("dropped", REFUSED | DROPPED), ("passed over", PASSED_OVER))
+    for title, kinds in groups:
         if found := result.findings.lines(kinds):
             lines += [title, *(f"  {line}" for line in found)]
+    lines += result.findings.remarks
     lines += ["", *_table(index), "", *_alike(index.labels)]
     if "test" not in index.splits and index.source.get("validation_fraction") == 0:
         lines.append(

@@ -28,12 +28,17 @@ _ROW_BITS = 40
 REFUSED = {
     "undecodable": "bytes that are not UTF-8",
     "ragged_line": "more or fewer cells than the header",
-    "broken_quoting": "a quote that is never closed",
+    "broken_quoting": "letters behind a closing quote",
+    "stray_return": "a carriage return inside a line",
+    "header_again": "the header again",
     "broken_json": "not a JSON object",
+    "doubled_key": "a key twice in one object",
     "not_text": "text that is not a string",
     "empty_text": "no text",
     "too_long": "text too long",
     "no_label": "no label",
+    "infinite_label": "label that is no finite number",
+    "unnamed_id": "label id that its file gives no name",
     "unknown_label": "unknown label",
     "unknown_split": "split other than train, validation and test",
     "no_id": "no id",
@@ -50,6 +55,8 @@ DROPPED = {
     "conflicting": "same text again with another label",
     "in_two_splits": "text of a later split, kept out of the earlier",
 }
+
+PASSED_OVER = {"blank": "rows with nothing in them"}
 
 # C0 without tab, line feed and carriage return; DEL; C1
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{9f}]"
@@ -84,6 +91,7 @@ class Findings:
         self.counts: Counter[str] = Counter()
         self._first: dict[str, list[int]] = {}
         self.unknown_labels: Counter[str] = Counter()
+        self.remarks: list[str] = []
 
     def note(self, kind: str, places: Any) -> None:
         """Add posts by place, in any order."""
@@ -120,11 +128,12 @@ class Cleaner:
 
     def clean(self, batch: Batch, split: str | None) -> Any:
         """The batch's good rows as a record batch of `SCHEMA`; `split` is what the file's name
-        says.
+        says. Where posts have no labels, all have the code 0.
         """
         place_N = (np.int64(batch.file) << _ROW_BITS) | batch.rows_N
-        for kind, row in batch.broken:
+        for kind, row in [*batch.broken, *(("blank", row) for row in batch.blank)]:
             self.findings.note(kind, np.array([(batch.file << _ROW_BITS) | row]))
+        self.findings.remarks += batch.remarks
         self.rows_read += len(place_N) + len(batch.broken)
         good_N = np.ones(len(place_N), bool)
 
@@ -133,16 +142,19 @@ class Cleaner:
             good_N[wrong_N] = False
 
         texts, undecodable_N = self._decode(batch.texts, place_N)
-        label_values, undecodable_label_N = _decode_strictly(batch.labels)
-        refuse("undecodable", undecodable_N | undecodable_label_N)
+        refuse("undecodable", undecodable_N)
         texts = self._without_control_characters(texts, place_N)
         refuse("empty_text", _flags(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)))
         refuse("too_long", _flags(pc.greater(pc.utf8_length(texts), self._rules.max_chars)))
-        code_N = self._label_codes(label_values, place_N)
+        code_N = np.zeros(len(place_N), np.int64)
+        if batch.labels is not None:
+            label_values, undecodable_N = _decode_strictly(batch.labels)
+            refuse("undecodable", undecodable_N)
+            code_N = self._label_codes(label_values, place_N)
+            self._count_unknown(label_values, good_N & (code_N == LabelNames.UNKNOWN))
         refuse("no_label", code_N == LabelNames.NONE)
         refuse("object_label", code_N == LabelNames.OBJECT)
         refuse("several_labels", code_N == LabelNames.SEVERAL)
-        self._count_unknown(label_values, good_N & (code_N == LabelNames.UNKNOWN))
         refuse("unknown_label", code_N == LabelNames.UNKNOWN)
         split_N = self._split_codes(batch, split)
         refuse("unknown_split", split_N < 0)
@@ -242,6 +254,11 @@ class Cleaner:
         return _hashes(
             [blake2b(key, digest_size=16, salt=salt).digest() for key in ids.cast(pa.binary()).to_pylist()]
         )
+
+
+def rows_of(places_N: Any) -> Any:
+    """The row numbers in places of `SCHEMA`."""
+    return places_N & ((1 << _ROW_BITS) - 1)
 
 
 def text_keys(texts: Any) -> Any:

@@ -30,10 +30,10 @@ class LabelNames:
 
     NONE, UNKNOWN, SEVERAL, OBJECT = -1, -2, -3, -4
 
-    def __init__(self, given: tuple[str, ...] | None, of_integers: tuple[str, ...] | None) -> None:
-        self._integers = of_integers or given
-        self.fixed = given is not None or of_integers is not None
-        self._in_order = given or of_integers
+    def __init__(self, given: tuple[str, ...] | None, of_source: tuple[str, ...] | None) -> None:
+        self._integers = None if any(map(_is_number, given or ())) else given
+        self.fixed = given is not None or of_source is not None
+        self._in_order = given or of_source
         self.codes: dict[str, int] = {name: code for code, name in enumerate(self._in_order or ())}
         self._seen: dict[str, int] = {}
         self._combinations = 0  # names that may turn out to be several
@@ -122,6 +122,10 @@ class LabelNames:
     def _all_known(self, value: str) -> bool:
         """Whether a list without commas, as numpy prints it, is made of known names or numbers."""
         return self.fixed and all(self._resolve(part.strip("'\"")) >= 0 for part in value[1:-1].split())
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"[0-9]+", name) is not None
 
 
 def _parts(name: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, read_index
 from emotion_train.errors import AlreadyExists, ObjectNotFound, WrongRequest
@@ -18,7 +18,7 @@ from emotion_train.storage.store import Store
 if TYPE_CHECKING:
     from emotion_train.data.cleaning import Findings
     from emotion_train.data.labels import LabelNames
-    from emotion_train.data.posts import Source
+    from emotion_train.data.source import Source
     from emotion_train.data.spill import Spill
 
 
@@ -41,6 +41,10 @@ class Options:
     memory_mb: int = 512
     format: str | None = None
     subset: str | None = None
+    encoding: str = "utf-8"
+    quoting: Literal["auto", "csv", "none"] = "auto"
+    text_file: str | None = None
+    label_file: str | None = None
 
     def check(self) -> None:
         """Raise `WrongRequest` for values that cannot be meant."""
@@ -74,7 +78,7 @@ class PrepareResult:
     findings: Findings
 
 
-def prepare(source: str | Path, data_url: str, **options: Any) -> PrepareResult:
+def prepare(source: str | Path | None, data_url: str, **options: Any) -> PrepareResult:
     """Prepare `source` at `data_url`; `options` are the fields of `Options`.
 
     Raises `WrongRequest` when posts cannot be used (naming them) or another data set stands at
@@ -82,18 +86,24 @@ def prepare(source: str | Path, data_url: str, **options: Any) -> PrepareResult:
     """
     from emotion_train.data.cleaning import Findings
     from emotion_train.data.labels import LabelNames
-    from emotion_train.data.posts import Columns, open_source
+    from emotion_train.data.posts import Columns
+    from emotion_train.data.source import Choices, open_source
 
     chosen = Options(**options)
     chosen.check()
     store = open_store(data_url)
     existing = _existing_index(store)
     columns = Columns(chosen.text_column, chosen.label_column, chosen.id_column)
-    found = open_source(str(source), columns, chosen.format, chosen.subset)
-    _refuse_target_in_source(Path(source), store)
-    findings = Findings(file.name for file in found.files)
-    labels = LabelNames(chosen.labels, found.label_names)
-    with tempfile.TemporaryDirectory(prefix="emotion-train-prepare-") as folder:
+    choices = Choices(*(getattr(chosen, name) for name in Choices._fields[:-1]))
+    if source is not None:
+        _refuse_target_in_source(Path(source), store)
+    with (
+        open_source(None if source is None else str(source), columns, choices) as found,
+        tempfile.TemporaryDirectory(prefix="emotion-train-prepare-") as folder,
+    ):
+        findings = Findings(file.name for file in found.files)
+        findings.remarks += [f"not read: {name}" for name in found.passed_over]
+        labels = LabelNames(chosen.labels, found.label_names)
         job = _Job(found, chosen, store if existing is None else None, labels, findings, Path(folder))
         index = job.run()
     if existing is not None:
@@ -179,7 +189,7 @@ class _Job:
                 rows = cleaner.clean(batch, self._source.files[batch.file].split)
                 if len(rows):
                     by_text.add(rows, _partition(rows.column("key0").to_numpy(), self._partitions))
-                done += batch.texts.nbytes + batch.labels.nbytes
+                done += sum(column.nbytes for column in (batch.texts, batch.labels) if column is not None)
                 line.update(min(done, self._source.bytes) >> 20, f"{cleaner.rows_read:,} posts")
         by_text.flush()
         self._rows_read = cleaner.rows_read
@@ -216,8 +226,16 @@ class _Job:
             if "unknown_label" in refused
         ]
         total = sum(self._findings.counts[kind] for kind in refused)
-        remedies = ["Mend them"]
-        if any(
+        failing = [kind for kind in refused if self._findings.counts[kind]]
+        one_way = failing[0] if self._findings.counts[failing[0]] == self._rows_read else None
+        remedies = [
+            "Mend them" if one_way is None else f"All fail in one way: {_ALL_ALIKE.get(one_way, 'mend them')}"
+        ]
+        if "undecodable" in failing:
+            remedies.append(
+                "type --encoding latin-1 (or cp1252, …), or convert the file by `iconv -f LATIN1 -t UTF-8`"
+            )
+        if one_way is None and any(
             self._findings.counts[kind]
             for kind in refused
             if kind != "several_labels" or self._options.multi_label is None
@@ -304,7 +322,8 @@ class _Job:
         if not undivided and not has["train"]:
             present = ", ".join(split for split in SPLITS if has[split])
             raise WrongRequest(
-                f"{self._source.name} has posts for {present} only; add a file or split named train."
+                f"{self._source.name} has posts for {present} only; add a file or split named train"
+                f"{self._not_read()}."
             )
         validation = 0.0 if has["validation"] else self._options.validation_fraction
         test = 0.0 if has["test"] or has["validation"] else self._options.test_fraction
@@ -393,8 +412,12 @@ class _Job:
     def _no_validation(self, remedy: str) -> WrongRequest:
         return WrongRequest(
             f"{self._source.name} gives no validation posts, which every run needs: {remedy}, or add a file"
-            " named validation."
+            f" named validation{self._not_read()}."
         )
+
+    def _not_read(self) -> str:
+        names = self._source.passed_over
+        return f" (not read: {', '.join(names[:5])})" if names else ""
 
     def _write(self, split: str, shuffled: Spill, counts: list[int], labels: int) -> Split:
         """Sort each partition by the shuffled order and write them one after the other."""
@@ -451,6 +474,18 @@ class _Job:
 
     def _flags(self, partition: int) -> Path:
         return self._folder / f"keep-{partition:04}.npy"
+
+
+# What a file most likely is where every row fails in the same way
+_ALL_ALIKE = {
+    "undecodable": "the file is not UTF-8",
+    "ragged_line": "its rows have other cells than its header; see whether the header and the delimiter fit",
+    "broken_json": "the file is not JSON Lines, one object a line",
+    "not_text": "type --text-column with the column that holds the posts",
+    "empty_text": "type --text-column with the column that holds the posts",
+    "no_label": "type --label-column with the column that holds the labels",
+    "unknown_label": "--labels names none of the labels that are there",
+}
 
 
 def _partition(hashes_N: Any, partitions: int) -> Any:

@@ -56,6 +56,30 @@ def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_file_arguments(parser: argparse._ActionsContainer, words: str) -> None:
+    """--file with what `prepare` too can be told of a file."""
+    parser.add_argument("--file", metavar="FILE", help=words)
+    parser.add_argument(
+        "--text-column", default="text", metavar="NAME", help="column of the post in --file (default: text)"
+    )
+    parser.add_argument(
+        "--encoding", default="utf-8", metavar="NAME", help="encoding of --file (default: utf-8)"
+    )
+    parser.add_argument(
+        "--quoting",
+        choices=("auto", "csv", "none"),
+        default="auto",
+        help="what quotes in a CSV or TSV are: csv, marks around a cell; none, letters (default: auto)",
+    )
+    parser.add_argument(
+        "--max-chars",
+        type=positive,
+        default=20_000,
+        metavar="N",
+        help="longest post of --file in characters (default: 20000)",
+    )
+
+
 def positive(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 up")

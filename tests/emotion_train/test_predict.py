@@ -5,13 +5,16 @@ sentence.
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,18 +22,25 @@ import pytest
 from emotion_train.config import LoraSection
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import load_with_progress, refuse_small_gpu
+from emotion_train.evaluation.unlabelled import Post
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts
 from emotion_train.model.load import BaseConfig
-from emotion_train.predict import _posts, add_arguments
+from emotion_train.predict import _kept, _posts, _printer, add_arguments
 from emotion_train.sizing.shape import Shape
+from emotion_train.storage.open import open_store
 
 POSTS = ["what a lovely mess", 'said "no",\tthen left', "naïve 🙂"]
 
 
-def posts(*words: str) -> list[str]:
+def read(*words: str) -> list[Post]:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return list(_posts(parser.parse_args(["--adapter", "a", *words])))
+    with ExitStack() as stack:
+        return list(_posts(parser.parse_args(["--adapter", "a", *words]), stack))
+
+
+def posts(*words: str) -> list[str]:
+    return [post.text for post in read(*words)]
 
 
 def from_file(path: Path, content: bytes, *words: str) -> list[str]:
@@ -41,7 +51,7 @@ def from_file(path: Path, content: bytes, *words: str) -> list[str]:
 def refusal(path: Path, content: bytes, *words: str) -> str:
     with pytest.raises(WrongRequest) as caught:
         from_file(path, content, *words)
-    assert str(path) in str(caught.value)
+    assert path.name in str(caught.value)
     return str(caught.value)
 
 
@@ -56,16 +66,15 @@ def test_every_format_gives_the_same_posts(
     lines = "\n".join(POSTS).encode()
     objects = "\n\n".join(json.dumps({"text": post, "n": 1}) for post in POSTS).encode()
     quoted = ['"' + post.replace('"', '""') + '"' for post in POSTS]
+    table = "\n".join(["text,n", *(f"{post},1" for post in quoted)]).encode()
     assert from_file(tmp_path / "a.txt", mark + lines.replace(b"\n", b"\r\n\n")) == POSTS
+    assert from_file(tmp_path / "a.log", mark + lines) == POSTS
+    assert from_file(tmp_path / "b.CSV", mark + table) == POSTS
+    assert from_file(tmp_path / "b.csv.gz", gzip.compress(mark + table)) == POSTS
     assert (
         from_file(
-            tmp_path / "b.CSV", mark + "\n".join(["text,n", *(f"{post},1" for post in quoted)]).encode()
-        )
-        == POSTS
-    )
-    assert (
-        from_file(
-            tmp_path / "c.Tsv", mark + "\r\n".join(["n\ttext", *(f"1\t{post}" for post in quoted)]).encode()
+            tmp_path / "semicolons.csv",
+            mark + "\n".join(["n;Text", *(f"1;{post}" for post in quoted)]).encode(),
         )
         == POSTS
     )
@@ -76,24 +85,65 @@ def test_every_format_gives_the_same_posts(
     assert posts(*POSTS) == POSTS
 
 
+def test_posts_of_a_bucket_are_read(tmp_path: Path, bucket_url: str) -> None:
+    open_store(bucket_url).write("a.jsonl", b'{"text": "well"}')
+    assert posts("--file", f"{bucket_url}/a.jsonl") == ["well"]
+
+
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
 )
 def test_a_parquet_file_is_read(tmp_path: Path, kind: pa.DataType) -> None:
     pq.write_table(
-        pa.table({"n": [1, 2, 3, 4], "text": pa.array([*POSTS, None], pa.string()).cast(kind)}),
-        tmp_path / "a.parquet",
+        pa.table({"n": [1, 2, 3], "text": pa.array(POSTS, pa.string()).cast(kind)}), tmp_path / "a.parquet"
     )
-    assert posts("--file", str(tmp_path / "a.parquet")) == [*POSTS, ""]
-    with pytest.raises(WrongRequest, match="has no column 'post'; it has n, text"):
+    assert posts("--file", str(tmp_path / "a.parquet")) == POSTS
+    with pytest.raises(WrongRequest, match="has no column 'post'; it has 'n', 'text'"):
         posts("--file", str(tmp_path / "a.parquet"), "--text-column", "post")
     with pytest.raises(WrongRequest, match="holds int64, not text"):
         posts("--file", str(tmp_path / "a.parquet"), "--text-column", "n")
 
 
+def test_other_columns_come_along_and_posts_keep_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('id,text,label\n7,"two\nlines",joy\n\n8,,anger\n9,x,\n')
+    found = read("--file", str(path), "--columns", "ID,label", "--on-bad", "drop")
+    assert found == [Post(2, "two\nlines", ("7", "joy")), Post(5, "x", ("9", ""))]
+    out = io.StringIO()
+    print_batch = _printer("csv", ["joy", "anger"], _kept("id,label,joy", ["joy", "anger"]), 1, out)
+    print_batch([Post(5, "x", ("9", "", "y"))], np.array([[0.25, 0.75]]))
+    assert (
+        out.getvalue()
+        == "row,id,input_label,input_joy,text,label,joy,anger\n5,9,,y,x,anger,0.250000,0.750000\n"
+    )
+    out = io.StringIO()
+    _printer("jsonl", ["joy", "anger"], ["id"], 1, out)([Post(5, "x", ("9",))], np.array([[0.25, 0.75]]))
+    assert json.loads(out.getvalue()) == {
+        "row": 5,
+        "id": "9",
+        "text": "x",
+        "label": "anger",
+        "probabilities": {"joy": 0.25, "anger": 0.75},
+    }
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.jsonl"])
+def test_control_characters_are_those_of_a_training(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word = "a\0b\x1b[1m\u0085c"
+    content = json.dumps({"text": word}) if name.endswith("jsonl") else f"text\n{word}\n"
+    assert from_file(tmp_path / name, content.encode())[-1] == "a b [1m c"
+    pipe(monkeypatch, word.encode())
+    assert posts() == posts(word) == ["a b [1m c"]
+
+
 def test_what_is_not_utf_8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.txt", "a.csv", "a.tsv", "a.jsonl"):
-        assert "is not UTF-8" in refusal(tmp_path / name, b"text\ncaf\xe9\n")
+        text = refusal(tmp_path / name, b'text\ncaf\xe9\n{"text": "\xe9"}\n')
+        assert "bytes that are not UTF-8" in text
+    assert from_file(tmp_path / "a.txt", b"caf\xe9\n", "--encoding", "latin-1") == ["café"]
+    assert "is UTF-16" in refusal(tmp_path / "a.csv", "text\nx\n".encode("utf-16"))
     pipe(monkeypatch, b"fine\ncaf\xe9\n")
     with pytest.raises(WrongRequest, match="standard input is not UTF-8"):
         posts()
@@ -105,13 +155,19 @@ def test_what_is_not_utf_8_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     ("name", "content", "words"),
     [
         ("a.json", b"[]", "JSON Lines"),
-        ("a.csv.gz", b"\x1f\x8b", "unpack it"),
+        ("a.zip", b"PK\x03\x04", "zip archive"),
+        ("a.csv.gz", b"\x1f\x8b", "cannot be read"),
         ("a.parquet", b"PAR1", "not a whole Parquet file"),
-        ("a.csv", b"", "no column 'text'"),
-        ("a.csv", b"text\n" + b"x" * 200_000, "field larger than field limit"),
-        ("a.csv", b"id,text\n1,well\n2,I came, I saw\n", "a.csv:3 has more cells than the header"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": 1}', ":2 is not a JSON object"),
-        ("a.jsonl", b"[" * 100_000, ":1 is not a JSON object"),
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"text\n" + b"x" * 200_000, "text too long  1  a.csv:2"),
+        ("a.csv", b"id,text\n1,well\n2,I came, I saw\n", "more or fewer cells than the header  1  a.csv:3"),
+        ("a.csv", b"text,label\nwell,joy\njoy\n", "more or fewer cells than the header  1  a.csv:3"),
+        ("a.csv", b"text,text\na,b\n", "2 columns named 'text'"),
+        ("a.csv", b'text,label\n"I never,joy\nsun,joy\nx,joy\n', "never closed: it takes in 3 lines"),
+        ("a.csv", b'text,label\n"I never,joy\nsun,joy\n"stop,fear\nx,joy\n', "takes in 3 lines"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": 1}', "text that is not a string  1  a.jsonl:2"),
+        ("a.jsonl", b'{"text": "x"}\n' + b"{" * 100_000, "not a JSON object  1  a.jsonl:2"),
+        ("a.jsonl", b"[" * 100_000, "one JSON array"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
@@ -120,6 +176,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
 
 def test_half_characters_in_json_are_mended(tmp_path: Path) -> None:
     assert from_file(tmp_path / "a.jsonl", rb'{"text": "\ud83d\ude42 \ud83d"}') == ["🙂 \ufffd"]
+
+
+def test_in_a_tsv_of_rows_quotes_are_letters(tmp_path: Path) -> None:
+    table = b'text\tlabel\n"I never\tjoy\nsun\tjoy\n"stop\tfear\nx\tjoy\n'
+    assert from_file(tmp_path / "a.tsv", table) == ['"I never', "sun", '"stop', "x"]
 
 
 @pytest.mark.parametrize("words", [["predict", "hello"], ["predict"], ["evaluate", "--data", "nowhere"]])

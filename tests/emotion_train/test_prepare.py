@@ -679,9 +679,12 @@ def test_characters_that_break_things_are_mended_and_counted(tmp_path: Path) -> 
 def test_a_quote_that_is_never_closed_is_named(tmp_path: Path) -> None:
     source = tmp_path / "posts.csv"
     source.write_bytes(b"text,label\n" + GOOD + b'"open,joy\n' + GOOD)
-    assert "a quote that is never closed  1  posts.csv:22" in refusal(source, tmp_path / "out")
-    source.write_bytes(b"text,label\n" + GOOD + b'"open,joy\n' + b"x,joy\n" * 2_000_000)
-    assert "a quote that is never closed" in refusal(source, tmp_path / "out")
+    for options in ({}, {"on_bad": "drop"}):  # the rest of a file is no bad row
+        text = refusal(source, tmp_path / "out", **options)
+        assert "the quote that opens in row 22 (line 22) is never closed: it takes in 21 lines" in text
+        assert "--on-bad" not in text
+    source.write_bytes(b"text,label\n" + GOOD + b'"open,joy\n' + b"x" * 63 + b",joy\n" * 2_000_000)
+    assert "takes in 2,000,001 lines" in refusal(source, tmp_path / "out")
 
 
 def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:

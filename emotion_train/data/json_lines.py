@@ -1,0 +1,111 @@
+"""Reads posts from JSON Lines: one object a line, a label as text, number or list."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from emotion_train.data.posts import SEVERAL, UTF8, Batch, Columns, PostFile, by_bytes, utf8
+from emotion_train.data.unpacked import head_of, lines_of, newline_of
+from emotion_train.errors import WrongRequest
+
+
+class _DoubledKey(ValueError):
+    pass
+
+
+def read_json_lines(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:
+    """All lines of the file; raises `WrongRequest` for one JSON document over many lines, and for a
+    file whose first objects lack a column.
+    """
+    head = head_of(file)
+    _refuse_one_document(head, file)
+    found, keys = columns, dict[str, None]()
+    with lines_of(file, newline_of(head)) as lines:
+        numbered = ((line_number, line) for line_number, line in enumerate(lines, 1))
+        for piece in by_bytes((pair, len(pair[1])) for pair in numbered):
+            rows = [(row, *_parsed(line, file.encoding)) for row, line in piece]
+            met = dict.fromkeys(key for _, post, trouble in rows if trouble is None for key in post)
+            if not met.keys() <= keys.keys():
+                keys |= met
+                found = columns.among(list(keys), str(file.path))
+            yield _batch(number, found, rows)
+
+
+def _batch(number: int, columns: Columns, rows: list[tuple[int, dict[str, Any], str | None]]) -> Batch:
+    judged = [(row, post, trouble or _unfit(post, columns)) for row, post, trouble in rows]
+    good = [(row, post) for row, post, trouble in judged if trouble is None]
+    values = {name: utf8([spelled(post.get(name)) for _, post in good]) for name in columns.named}
+    return Batch.of(
+        number,
+        [row for row, _ in good],
+        columns,
+        values,
+        broken=tuple((trouble, row) for row, _, trouble in judged if trouble not in (None, "blank")),
+        blank=tuple(row for row, _, trouble in judged if trouble == "blank"),
+    )
+
+
+def _unfit(post: dict[str, Any], columns: Columns) -> str | None:
+    """What keeps an object from being a post."""
+    if not isinstance(post.get(columns.text), str | None):
+        return "not_text"
+    label = None if columns.label is None else post.get(columns.label)
+    labels = label if isinstance(label, list) else [label]
+    infinite = any(isinstance(value, float) and math.isinf(value) for value in labels)
+    return "infinite_label" if infinite else None
+
+
+def spelled(value: Any) -> str | None:
+    """A label as text: of a list its only item, or all of them with `SEVERAL` between; None for
+    what is missing (null, NaN), also inside of a list.
+    """
+    if isinstance(value, list):
+        items = [spelled(item) for item in value]
+        return None if not items or None in items else SEVERAL.join(map(str, items))
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value if isinstance(value, str) else str(value)
+
+
+def _parsed(line: str, encoding: str) -> tuple[dict[str, Any], str | None]:
+    """The line's object, or what is wrong with it."""
+    if not line.strip():
+        return {}, "blank"
+    try:
+        words = line.encode("latin-1").decode() if encoding == UTF8 else line
+        post = json.loads(words, object_pairs_hook=_once)
+    except UnicodeDecodeError:
+        return {}, "undecodable"
+    except _DoubledKey:
+        return {}, "doubled_key"
+    except (ValueError, RecursionError):
+        return {}, "broken_json"
+    return (post, None) if isinstance(post, dict) else ({}, "broken_json")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _DoubledKey
+    return found
+
+
+def _refuse_one_document(head: str, file: PostFile) -> None:
+    start = head.lstrip()
+    if start.startswith("["):
+        raise WrongRequest(
+            f"{file.path} is one JSON array, not JSON Lines; convert it with `jq -c '.[]' {file.path} >"
+            " posts.jsonl`."
+        )
+    first = start.partition("\n")[0].strip()
+    if first == "{" or (first.startswith("{") and first.endswith(",")):
+        inner = re.search(r'"(\w+)"\s*:\s*\[\s*\{', head)
+        query = f"'.{inner[1]}[]'" if inner else "."
+        raise WrongRequest(
+            f"{file.path} spreads one JSON object over many lines, which is not JSON Lines; convert it with"
+            f" `jq -c {query} {file.path} > posts.jsonl`."
+        )

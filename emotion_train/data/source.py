@@ -1,0 +1,374 @@
+"""Finds the files of a source (a file, a folder, a prefix of a bucket, a data set of the Hugging
+Face hub) and reads them one after the other.
+
+Memory holds a few MiB of a file at a time. What lies in a bucket is copied to a temporary folder
+first (TMPDIR).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from emotion_train.data.arrow_columns import (
+    label_names,
+    names_of_feature,
+    read_arrow_file,
+    read_parquet,
+    read_tables,
+    schema_of,
+)
+from emotion_train.data.delimited import read_delimited
+from emotion_train.data.json_lines import read_json_lines
+from emotion_train.data.plain_lines import mapped_names, read_line_pairs, read_lines
+from emotion_train.data.posts import BATCH_ROWS, UTF8, Batch, Columns, PostFile, Quoting, split_of
+from emotion_train.data.unpacked import UNREADABLE, checked_encoding
+from emotion_train.errors import WrongRequest
+from emotion_train.storage.open import open_store
+
+FORMATS = ("csv", "tsv", "jsonl", "parquet", "arrow", "hub")
+_READERS = {
+    "csv": read_delimited,
+    "tsv": read_delimited,
+    "jsonl": read_json_lines,
+    "parquet": read_parquet,
+    "arrow": read_arrow_file,
+    "pair": read_line_pairs,
+    "lines": read_lines,
+}
+_SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_PACKED = (".gz", ".bz2", ".zst", ".xz")
+# Data in forms that are not read: named where they lie beside files that are
+_OTHER_DATA = (
+    *(".xlsx", ".xls", ".ods", ".zip", ".7z", ".tar", ".tgz", ".rar"),
+    *(".feather", ".pkl", ".pickle", ".h5", ".db"),
+)
+# What `datasets` writes beside its tables
+_DATASETS_FILES = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
+_READ_BYTES = 16 << 20
+
+
+class Choices(NamedTuple):
+    """How a source is to be read where its files leave that open."""
+
+    format: str | None = None
+    subset: str | None = None
+    encoding: str = UTF8
+    quoting: Quoting = "auto"
+    text_file: str | None = None  # with `label_file` in place of a source
+    label_file: str | None = None
+    lines: bool = False  # whether a file of another ending holds posts one a line
+
+
+AS_IT_LIES = Choices()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where posts come from; `bytes` is about how many there are to read. Close it when all is
+    read.
+    """
+
+    name: str
+    files: tuple[PostFile, ...]
+    bytes: int
+    columns: Columns
+    passed_over: tuple[str, ...] = ()  # files that look like data and are not read
+    hub: Any = None
+    copied_to: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+
+    @property
+    def format(self) -> str:
+        return self.files[0].format
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """All names that label ids stand for, in the order of the files; None where no file says
+        so.
+        """
+        names = tuple(dict.fromkeys(name for file in self.files for name in file.label_names or ()))
+        return names or None
+
+    def batches(self) -> Iterator[Batch]:
+        """All rows in order; raises `WrongRequest` where a file cannot be read at all."""
+        for number, file in enumerate(self.files):
+            if file.path is None:
+                table = self.hub[file.name]
+                columns = self.columns.among(table.column_names, file.name)
+                tables = table.with_format("arrow").iter(BATCH_ROWS)
+                yield from read_tables(number, tables, columns, file.label_names, file.name)
+                continue
+            try:
+                yield from _READERS[file.format](number, file, self.columns)
+            except UNREADABLE as error:
+                raise WrongRequest(
+                    f"{file.path} cannot be read ({error}); check the file, or give another SOURCE."
+                ) from error
+
+    def close(self) -> None:
+        """Remove what was copied from a bucket."""
+        if self.copied_to is not None:
+            self.copied_to.cleanup()
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_source(source: str | None, columns: Columns, choices: Choices = AS_IT_LIES) -> Source:
+    """Find the files of `source`, or the hub's data set of that name.
+
+    Raises `WrongRequest` when there is neither, or when some files of a folder name a split and
+    others do not.
+    """
+    choices = choices._replace(encoding=checked_encoding(choices.encoding))
+    if choices.text_file is not None or choices.label_file is not None:
+        return _open_pair(source, columns, choices)
+    if source is None:
+        raise WrongRequest("No SOURCE is given; type a file, a folder, s3://bucket/prefix or a hub name.")
+    if re.match("(?i)s3://", source):
+        return _open_bucket(source, columns, choices)
+    path = Path(source).expanduser()
+    if choices.format == "hub" or (
+        choices.format is None
+        and not path.exists()
+        and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)
+        and not _format(path)
+    ):
+        return _open_hub(source, columns, choices.subset)
+    return _open_path(path, source, columns, choices)
+
+
+def _open_path(path: Path, source: str, columns: Columns, choices: Choices) -> Source:
+    passed_over: tuple[str, ...] = ()
+    if path.is_dir():
+        files, passed_over = _files_of_folder(path, choices.format)
+    elif path.exists() and not path.is_file():
+        raise WrongRequest(
+            f"{source} is a pipe or a device, which can be read once only; save the posts to a file and give"
+            " that."
+        )
+    elif path.exists():
+        chosen = choices.format or _format(path)
+        if choices.lines and (chosen is None or ".txt" in map(str.lower, path.suffixes)):
+            chosen = "lines"
+        if chosen is None:
+            raise WrongRequest(
+                f"{source} has no known ending{_advice(path)}; type --format with one of"
+                f" {', '.join(FORMATS[:-1])}."
+            )
+        files = (PostFile(path.name, None, path, chosen),)
+    else:
+        raise WrongRequest(
+            f"There is no file or folder {source}; give a CSV, JSONL or Parquet file, a folder of them, or a"
+            " hub name (owner/name)."
+        )
+    files = tuple(
+        _with_names(replace(file, encoding=choices.encoding, quoting=choices.quoting), columns)
+        for file in files
+    )
+    size = sum(_unpacked_bytes(file.path) for file in files if file.path)
+    return Source(path.resolve().name, files, size, columns, passed_over)
+
+
+def _with_names(file: PostFile, columns: Columns) -> PostFile:
+    """The file with the names that its label ids stand for."""
+    if file.format not in ("parquet", "arrow") or columns.label is None:
+        return file
+    schema = schema_of(file)
+    return file if schema is None else replace(file, label_names=label_names(schema, columns))
+
+
+def _open_pair(source: str | None, columns: Columns, choices: Choices) -> Source:
+    text, label = choices.text_file, choices.label_file
+    if text is None or label is None or source is not None:
+        raise WrongRequest(
+            "--text-file and --label-file go together and stand in place of SOURCE; type both and no SOURCE."
+        )
+    paths = [Path(name).expanduser() for name in (text, label)]
+    for path in paths:
+        if not path.is_file():
+            raise WrongRequest(
+                f"There is no file {path}; give --text-file and --label-file, one post a line."
+            )
+    names = mapped_names(paths[1].parent / "mapping.txt")
+    file = PostFile(paths[0].name, None, paths[0], "pair", choices.encoding, "none", paths[1], names)
+    return Source(paths[0].name, (file,), _unpacked_bytes(paths[0]), columns)
+
+
+def _open_bucket(url: str, columns: Columns, choices: Choices) -> Source:
+    """Copy the object, or all objects below the prefix, and read them as files."""
+    folder, _, name = url.rstrip("/").rpartition("/")
+    alone = bool(re.fullmatch("(?i)s3://[^/]+(/.*)?", folder)) and _format(Path(name)) is not None
+    store = open_store(folder if alone else url)
+    objects = [found for found in store.list(name if alone else "") if not alone or found.key == name]
+    if not objects:
+        raise WrongRequest(f"There is no object at or below {url}; give another SOURCE.")
+    copied_to = tempfile.TemporaryDirectory(prefix="emotion-train-source-")
+    try:
+        for found in objects:
+            target = Path(copied_to.name) / "source" / found.key
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                for start in range(0, found.size, _READ_BYTES):
+                    file.write(store.read(found.key, start=start, length=_READ_BYTES, if_match=found.etag))
+        path = Path(copied_to.name) / "source"
+        opened = _open_path(path / name if alone else path, url, columns, choices)
+        return replace(opened, name=url.rstrip("/").rpartition("/")[2], copied_to=copied_to)
+    except BaseException:
+        copied_to.cleanup()
+        raise
+
+
+def _format(path: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _PACKED:
+        suffixes.pop()
+    return _SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def _advice(path: Path) -> str:
+    return {
+        ".xlsx": " (save the sheet as CSV)",
+        ".xls": " (save the sheet as CSV)",
+        ".zip": " (unpack it)",
+    }.get(path.suffix.lower(), "")
+
+
+def _unpacked_bytes(path: Path) -> int:
+    return path.stat().st_size * (
+        6 if path.suffix.lower() in _PACKED else 3 if path.suffix == ".parquet" else 1
+    )
+
+
+def _files_of_folder(folder: Path, format: str | None) -> tuple[tuple[PostFile, ...], tuple[str, ...]]:
+    """The files to read, and the names of those that look like data and are not read."""
+    found: list[PostFile] = []
+    passed_over: list[str] = []
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix())
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    pairs = _pairs(folder, paths)
+    paired = {path for file in pairs for path in (file.path, file.labels)}
+    for path in paths:
+        name, kind = path.relative_to(folder).as_posix(), _format(path)
+        if path in paired or path.name in _DATASETS_FILES or _is_cache(path):
+            continue
+        plain_text = kind is not None and ".txt" in (suffix.lower() for suffix in path.suffixes)
+        if kind and not plain_text and (format is None or kind == format):
+            found.append(PostFile(name, _split_in(name), path, kind))
+        elif path.suffix.lower() in _OTHER_DATA or kind or split_of(_first_word(path.name)):
+            passed_over.append(name)
+    found += pairs
+    if not found:
+        beside = f" (not read: {', '.join(passed_over[:5])})" if passed_over else ""
+        raise WrongRequest(
+            f"The folder {folder} holds no CSV, JSONL or Parquet file{beside}; give another SOURCE."
+        )
+    nameless = [file.name for file in found if file.split is None]
+    if nameless and len(nameless) < len(found):
+        raise WrongRequest(
+            f"{folder}/{nameless[0]} names no split while other files there do; call it train…, validation…"
+            " or test…, or move it away."
+        )
+    return tuple(found), tuple(passed_over)
+
+
+def _split_in(name: str) -> str | None:
+    words = (_first_word(part) for part in reversed(name.split("/")))
+    return next((split for word in words if word and (split := split_of(word))), None)
+
+
+def _first_word(name: str) -> str:
+    return (re.match(r"[a-z]*", name.lower()) or [""])[0]
+
+
+def _pairs(folder: Path, paths: Sequence[Path]) -> list[PostFile]:
+    """Pairs such as train_text.txt and train_labels.txt."""
+    pairs = []
+    for path in paths:
+        if match := re.fullmatch(r"(.*)_text(?:s)?\.txt", path.name, re.IGNORECASE):
+            labels = [path.with_name(f"{match[1]}_{word}.txt") for word in ("labels", "label")]
+            partner = next((other for other in labels if other in paths), None)
+            if partner is not None:
+                names = mapped_names(path.with_name("mapping.txt"))
+                name = path.relative_to(folder).as_posix()
+                pairs.append(PostFile(name, _split_in(name), path, "pair", labels=partner, label_names=names))
+    return pairs
+
+
+def _is_cache(path: Path) -> bool:
+    """Whether `datasets` keeps this file for itself, beside those that its state.json lists."""
+    state = path.with_name("state.json")
+    if path.suffix.lower() != ".arrow" or not state.is_file():
+        return False
+    try:
+        listed = [item.get("filename") for item in json.loads(state.read_text()).get("_data_files", [])]
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+    return path.name not in listed
+
+
+def _open_hub(name: str, columns: Columns, subset: str | None) -> Source:
+    try:
+        import datasets
+    except ImportError:
+        raise WrongRequest(
+            f"There is no file or folder {name}; to fetch a hub data set of that name type `pip install"
+            " datasets` first."
+        ) from None
+    try:
+        splits = datasets.load_dataset(name, subset)
+    except Exception as error:  # the hub client raises errors of many families
+        reason = " ".join(str(error).split())[:200]
+        if "onfig name is missing" in reason:
+            raise WrongRequest(
+                f"The hub data set {name} has several subsets; type --subset with one of them ({reason})."
+            ) from None
+        raise WrongRequest(
+            f"There is no file or folder {name}, and no hub data set of that name could be loaded"
+            f" ({type(error).__name__}: {reason}). Check the name and the network, or give a CSV, JSONL or"
+            " Parquet file."
+        ) from None
+    files = tuple(
+        PostFile(split, split_of(re.split(r"[^A-Za-z]", split)[0]), None, "hub") for split in splits
+    )
+    unknown = [file.name for file in files if file.split is None]
+    if unknown:
+        raise WrongRequest(
+            f"The hub data set {name} has split {unknown[0]!r}; allowed are train, validation and test. Save"
+            " the ones you want as Parquet."
+        )
+    for file in files:
+        columns.among(list(splits[file.name].features), f"{name} ({file.name})")
+    size = sum(split.data.nbytes for split in splits.values())
+    named = tuple(
+        replace(file, label_names=_hub_names(splits[file.name].features, columns)) for file in files
+    )
+    return Source(name if subset is None else f"{name}:{subset}", named, size, columns, hub=splits)
+
+
+def _hub_names(features: Any, columns: Columns) -> tuple[str, ...] | None:
+    label = columns.among(list(features), "").label
+    return names_of_feature(features[label]) if label is not None else None

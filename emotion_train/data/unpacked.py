@@ -1,0 +1,144 @@
+"""The bytes and lines of a file of posts: unpacked as its first bytes say, whatever its name, and
+refused by name where it is no text at all.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+
+from emotion_train.data.posts import UTF8, PostFile
+from emotion_train.errors import WrongRequest
+
+HEAD_BYTES = 1 << 20
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
+_BYTE_VIEW = "latin-1"  # one character a byte, so that bytes which are no text get as far as the cleaner
+# Foreign files by their first bytes, and what to type
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV (UTF-8)",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV (UTF-8)",
+    b"7z\xbc\xaf": "a 7-Zip archive; unpack it first",
+    b"PAR1": "Parquet; type --format parquet, or call it .parquet",
+    b"ARROW1": "an Arrow file; type --format arrow, or call it .arrow",
+    b"\x80\x04": "a pickle, which is never opened here; save it as Parquet",
+    b"SQLite format 3": "an SQLite database; export the table as CSV",
+    b"%PDF": "a PDF; save its table as CSV",
+    b"\x89HDF": "HDF5; save it as Parquet",
+}
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, unpacked when they begin as gzip, bzip2, xz or Zstandard data."""
+    with path.open("rb") as raw:
+        magic = raw.peek(6)[:6]
+        if magic.startswith(b"\x1f\x8b"):
+            with gzip.GzipFile(fileobj=raw) as of_gzip:
+                yield cast(BinaryIO, of_gzip)
+        elif magic.startswith(b"BZh"):
+            with bz2.BZ2File(raw) as of_bzip2:
+                yield cast(BinaryIO, of_bzip2)
+        elif magic.startswith(b"\xfd7zXZ\x00"):
+            with lzma.LZMAFile(raw) as of_xz:
+                yield cast(BinaryIO, of_xz)
+        elif magic.startswith(b"\x28\xb5\x2f\xfd"):
+            with pa.CompressedInputStream(pa.PythonFile(raw), "zstd") as of_zstd:
+                yield cast(BinaryIO, of_zstd)
+        else:
+            yield raw
+
+
+def head_of(file: PostFile) -> str:
+    """The beginning of a text file, decoded for a person to read, without a byte order mark.
+
+    Raises `WrongRequest` when it is a file of another kind or in another encoding.
+    """
+    assert file.path is not None
+    with unpacked(file.path) as stream:
+        head = stream.read(HEAD_BYTES)
+    for magic, words in _FOREIGN.items():
+        if head.startswith(magic):
+            raise WrongRequest(f"{file.path} is {words}.")
+    utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if file.encoding == UTF8 and (utf16 or head[:64].count(b"\0") > len(head[:64]) // 3):
+        raise WrongRequest(
+            f"{file.path} is UTF-16; type --encoding utf-16, or save it as UTF-8, for example with"
+            f" `iconv -f UTF-16 -t UTF-8 {file.path}`."
+        )
+    text = codecs.getincrementaldecoder(file.encoding)("replace").decode(head)
+    return text.removeprefix("\ufeff")
+
+
+@contextmanager
+def lines_of(file: PostFile, newline: str) -> Iterator[Iterator[str]]:
+    """The lines with their ends, split at `newline` (\\n or \\r) only, as `bytes_of` takes them.
+
+    Raises `WrongRequest` where they are not in the encoding that was given.
+    """
+    assert file.path is not None
+    with unpacked(file.path) as stream:
+        buffered = io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20)
+        try:
+            if file.encoding == UTF8 and buffered.peek(3)[:3] == codecs.BOM_UTF8:
+                buffered.read(3)
+            lines = io.TextIOWrapper(buffered, encoding=_seen_as(file.encoding), newline=newline)
+            try:
+                yield _without_mark(lines) if file.encoding != UTF8 else lines
+            except UnicodeDecodeError as error:
+                raise WrongRequest(
+                    f"{file.path} is not {file.encoding} ({error.reason} at byte {error.start}); type"
+                    " --encoding with another, such as latin-1, cp1252 or utf-16."
+                ) from None
+            finally:
+                lines.detach()
+        finally:
+            buffered.detach()
+
+
+def bytes_of(cells: list[str], encoding: str) -> pa.Array:
+    """UTF-8 of cells of `lines_of`, or for a UTF-8 file the very bytes that stand in it."""
+    into = _BYTE_VIEW if encoding == UTF8 else UTF8
+    return pa.array([cell.encode(into) for cell in cells], pa.binary())
+
+
+def as_seen(words: str, encoding: str) -> str:
+    """Words as they are spelled among the lines of `lines_of`."""
+    return words.encode().decode(_BYTE_VIEW) if encoding == UTF8 else words
+
+
+def newline_of(head: str) -> str:
+    """What ends the lines of a text that begins so; a stray carriage return among lines that end
+    otherwise is a character like any other.
+    """
+    return "\r" if "\r" in head and "\n" not in head else "\n"
+
+
+def checked_encoding(name: str) -> str:
+    """The name as Python's codecs spell it; raises `WrongRequest` for one that they do not know."""
+    try:
+        codec = codecs.lookup(name)
+        "a".encode(name)
+    except (LookupError, UnicodeError, ValueError):
+        raise WrongRequest(
+            f"--encoding is {name!r}; type one that Python knows, such as utf-8, latin-1, cp1252 or utf-16."
+        ) from None
+    return UTF8 if codec.name in ("utf-8", "utf-8-sig") else codec.name
+
+
+def _seen_as(encoding: str) -> str:
+    return _BYTE_VIEW if encoding == UTF8 else encoding
+
+
+def _without_mark(lines: Iterator[str]) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        yield line.removeprefix("\ufeff") if number == 0 else line

@@ -1,0 +1,76 @@
+"""Posts without labels, read and mended as those of a training are, so that the tokenizer sees what
+it saw there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules, rows_of
+from emotion_train.data.labels import LabelNames
+from emotion_train.data.posts import Batch, utf8
+from emotion_train.data.source import Source
+from emotion_train.errors import WrongRequest
+
+
+class Post(NamedTuple):
+    """A post as it goes to the tokenizer, its number in the input, and the columns that come
+    along.
+    """
+
+    row: int
+    text: str
+    kept: tuple[str, ...] = ()
+
+
+def posts_of(source: Source, max_chars: int, findings: Findings) -> Iterator[Post]:
+    """The good posts of the source in order; `findings` fills up with what is wrong with others."""
+    cleaner = Cleaner(Rules(max_chars, seed=0), LabelNames(None, None), findings)
+    for batch in source.batches():
+        good = cleaner.clean(batch, None)
+        rows_N = rows_of(good.column("place").to_numpy())
+        taken = np.searchsorted(batch.rows_N, rows_N)
+        kept = [
+            [(value or b"").decode("utf-8", "replace") for value in column.take(taken).to_pylist()]
+            for column in batch.kept.values()
+        ]
+        for i, (row, text) in enumerate(zip(rows_N.tolist(), good.column("text").to_pylist(), strict=True)):
+            yield Post(row, text, tuple(column[i] for column in kept))
+
+
+def mended(numbered: Iterable[tuple[int, str]]) -> Iterator[Post]:
+    """Posts that were typed or piped, mended like those of a file, one at a time."""
+    findings = Findings(["standard input"])
+    cleaner = Cleaner(Rules(sys.maxsize, seed=0), LabelNames(None, None), findings)
+    for row, text in numbered:
+        good = cleaner.clean(Batch(0, np.array([row]), utf8([text])), None)
+        if len(good):
+            yield Post(row, good.column("text")[0].as_py())
+        else:
+            print(f"left out: post {row}, which has no text", file=sys.stderr)
+
+
+def look_through(source: Source, max_chars: int, drop: bool) -> list[str]:
+    """What to say of a source: rows to be left out, lines passed over, files not read.
+
+    Raises `WrongRequest` with all posts that cannot be labelled unless they are to be dropped.
+    """
+    findings = Findings(file.name for file in source.files)
+    for _ in posts_of(source, max_chars, findings):
+        pass
+    lines = findings.lines(REFUSED)
+    if lines and not drop:
+        raise WrongRequest(
+            f"{source.name} has posts that cannot be labelled:\n  "
+            + "\n  ".join(lines)
+            + "\nMend them; or type --on-bad drop to leave them out."
+        )
+    return [
+        *(f"left out: {line}" for line in lines),
+        *findings.remarks,
+        *(f"not read: {name}" for name in source.passed_over),
+    ]
