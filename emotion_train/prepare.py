@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from emotion_train.data.index import SPLITS, Index
 from emotion_train.data.preparation import Options, PrepareResult, prepare
-from emotion_train.errors import WrongRequest
 
 if TYPE_CHECKING:
     pass
@@ -60,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="all labels in the order of their ids (default: those found, sorted)",
     )
     labels.add_argument(
-        "--labels-file", type=Path, metavar="FILE", help="the same from a file, one label a line"
+        "--labels-file",
+        type=Path,
+        metavar="FILE",
+        help="the same from a file, one label a line, or its id, a tab and its name",
     )
     add(
         "--multi-label",
@@ -145,35 +147,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare and print what came of it; returns 0."""
+    labels = _read_labels(args.labels, args.labels_file)
     result = prepare(
         args.source,
         args.data_url,
         **{name: getattr(args, name) for name in Options.__dataclass_fields__ if name != "labels"},
-        labels=_read_labels(args.labels, args.labels_file),
+        labels=labels,
     )
-    print(_summary(result))
+    print(_summary(result, given=labels is not None))
     return 0
 
 
 def _read_labels(words: str | None, file: Path | None) -> tuple[str, ...] | None:
+    from emotion_train.data.labels_file import names_in, read_names
+
     if file is not None:
-        try:
-            return tuple(
-                line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()
-            )
-        except (OSError, UnicodeDecodeError) as error:
-            raise WrongRequest(
-                f"--labels-file {file} cannot be read ({error}); give a UTF-8 text file with one label a"
-                " line."
-            ) from None
-    return None if words is None else tuple(word.strip() for word in words.split(","))
+        return read_names(file)
+    return None if words is None else names_in(words)
 
 
-def _summary(result: PrepareResult) -> str:
-    """What a person wants to see at the end: the cleaning report, posts by split and label, and
-    what to type next.
+def _summary(result: PrepareResult, *, given: bool) -> str:
+    """What a person wants to see at the end: the cleaning report, posts by split and label, doubts
+    about labels that nobody has `given`, and what to type next.
     """
     from emotion_train.data.cleaning import DROPPED, MENDED, PASSED_OVER, REFUSED
+    from emotion_train.data.label_doubts import doubts
 
     index, lines = result.index, []
     rows_read = index.source.get("rows_read")
@@ -183,7 +181,10 @@ def _summary(result: PrepareResult) -> str:
         if found := result.findings.lines(kinds):
             lines += [title, *(f"  {line}" for line in found)]
     lines += result.findings.remarks
-    lines += ["", *_table(index), "", *_alike(index.labels)]
+    counts = [
+        sum(of_label) for of_label in zip(*(s.label_counts for s in index.splits.values()), strict=True)
+    ]
+    lines += ["", *_table(index), "", *doubts(index.labels, counts, given=given)]
     if "test" not in index.splits and index.source.get("validation_fraction") == 0:
         lines.append(
             "no test     the source brings validation posts and no test posts; add a test file to get one"
@@ -198,29 +199,6 @@ def _summary(result: PrepareResult) -> str:
         " run.output_url=WHERE_RUNS_GO"
     )
     return "\n".join(lines)
-
-
-def _alike(labels: Sequence[str]) -> list[str]:
-    """A line for labels that a person would take for one, such as Joy and joy, or two spellings of
-    an accent.
-    """
-    import unicodedata
-    from itertools import groupby
-
-    def folded(name: str) -> str:
-        return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-
-    def shown(name: str) -> str:
-        return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
-
-    groups = (list(group) for _, group in groupby(sorted(labels, key=folded), key=folded))
-    return [
-        f"alike       {' and '.join(map(shown, group))}"
-        f" are {len(group)} labels, each with posts of its own; mend the source and prepare it elsewhere if"
-        " they are one"
-        for group in groups
-        if len(group) > 1
-    ]
 
 
 def _table(index: Index) -> Sequence[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_train.data.labels import MAX_LABELS, LabelNames
+from emotion_train.data.labels import MAX_LABEL_CHARS, MAX_LABELS, LabelNames, trimmed
 from emotion_train.data.posts import Batch, split_of
 
 PLACES_SHOWN = 5
@@ -43,12 +43,15 @@ REFUSED = {
     "unknown_split": "split other than train, validation and test",
     "no_id": "no id",
     "object_label": "label that is an object",
+    "infinite_label": "label that is no finite number",
+    "label_too_long": f"label of more than {MAX_LABEL_CHARS} characters",
     "several_labels": "several labels",
 }
 MENDED = {
     "control_characters": "control characters, made spaces",
     "surrogates": "half characters (lone surrogates), mended",
     "label_spaces": "spaces around the label, cut off",
+    "label_invisible": "invisible characters around the label, cut off",
 }
 DROPPED = {
     "repeated": "same text again",
@@ -60,6 +63,8 @@ PASSED_OVER = {"blank": "rows with nothing in them"}
 
 # C0 without tab, line feed and carriage return; DEL; C1
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{9f}]"
+# white space, controls, formats such as zero width, and fillers
+_NO_INK = r"^[\s\p{Z}\p{Cc}\p{Cf}\x{115f}\x{1160}\x{2800}\x{3164}\x{ffa0}]*$"
 _CONTROL_BYTES = np.isin(np.arange(256), [*range(9), 11, 12, *range(14, 32), 127])
 # What a posts' row becomes: hashes of its text (key) and of seed and id (draw, order), and where it
 # came from.
@@ -144,7 +149,7 @@ class Cleaner:
         texts, undecodable_N = self._decode(batch.texts, place_N)
         refuse("undecodable", undecodable_N)
         texts = self._without_control_characters(texts, place_N)
-        refuse("empty_text", _flags(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)))
+        refuse("empty_text", _flags(pc.match_substring_regex(texts, _NO_INK)))
         refuse("too_long", _flags(pc.greater(pc.utf8_length(texts), self._rules.max_chars)))
         code_N = np.zeros(len(place_N), np.int64)
         if batch.labels is not None:
@@ -154,6 +159,7 @@ class Cleaner:
             self._count_unknown(label_values, good_N & (code_N == LabelNames.UNKNOWN))
         refuse("no_label", code_N == LabelNames.NONE)
         refuse("object_label", code_N == LabelNames.OBJECT)
+        refuse("label_too_long", code_N == LabelNames.TOO_LONG)
         refuse("several_labels", code_N == LabelNames.SEVERAL)
         refuse("unknown_label", code_N == LabelNames.UNKNOWN)
         split_N = self._split_codes(batch, split)
@@ -227,14 +233,16 @@ class Cleaner:
         words = encoded.dictionary.to_pylist()
         code_of_word = np.array([self.labels.code(word) for word in words], np.int64)
         index_N = encoded.indices.to_numpy(zero_copy_only=False)
-        spaced = np.array([word != word.strip() and bool(word.strip()) for word in words], bool)
-        if spaced.any():
-            self.findings.note("label_spaces", place_N[spaced[index_N]])
+        for kind, words_cut in (("label_spaces", _spaced), ("label_invisible", _unseen)):
+            cut = np.array([words_cut(word) for word in words], bool)
+            if cut.any():
+                self.findings.note(kind, place_N[cut[index_N]])
         return code_of_word[index_N] if len(words) else np.zeros(0, np.int64)
 
     def _count_unknown(self, values: Any, unknown_N: Any) -> None:
         if unknown_N.any() and len(self.findings.unknown_labels) < MAX_LABELS:
-            self.findings.unknown_labels.update(values.filter(pa.array(unknown_N)).to_pylist())
+            for counted in pc.value_counts(values.filter(pa.array(unknown_N))).to_pylist():
+                self.findings.unknown_labels[trimmed(counted["values"])] += counted["counts"]
 
     def _split_codes(self, batch: Batch, split: str | None) -> Any:
         if batch.splits is None:
@@ -259,6 +267,21 @@ class Cleaner:
 def rows_of(places_N: Any) -> Any:
     """The row numbers in places of `SCHEMA`."""
     return places_N & ((1 << _ROW_BITS) - 1)
+
+
+def _cut_off(word: str) -> str:
+    """What stands around a label and is cut off; empty where nothing else is there."""
+    label = trimmed(word)
+    before, _, after = word.partition(label) if label else ("", "", "")
+    return before + after
+
+
+def _spaced(word: str) -> bool:
+    return bool(around := _cut_off(word)) and around.isspace()
+
+
+def _unseen(word: str) -> bool:
+    return bool(around := _cut_off(word)) and not around.isspace()
 
 
 def text_keys(texts: Any) -> Any:

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -15,34 +19,56 @@ from emotion_train.data.posts import SEVERAL
 from emotion_train.errors import WrongRequest
 
 MAX_LABELS = 1000
+MAX_LABEL_CHARS = 200
 _MAX_COMBINATIONS = 10_000  # values that look like several labels, until all labels are known
+_REMEMBERED = 100_000  # values whose code need not be worked out again
 # Several strings or numbers as numpy prints them, without commas
 _NUMPY_LIST = r"\[\s*(?:'[^',]*'(?:\s+'[^',]*')+|[0-9]+(?:\s+[0-9]+)+)\s*\]"
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+# What a CSV says for a missing cell in the hands of pandas, R, Excel and people
+_MISSING = re.compile(r"n/?a|n\.a\.|#n/?a!?|<na>|-?nan|null|nil|none|--?|\?|\.", re.IGNORECASE)
+# Characters without ink that Unicode counts among letters, symbols and marks
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+# and characters with ink, or a meaning at the end of a flag, that it counts among formats (Cf)
+_INKED = re.compile("[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd\U000e0020-\U000e007f]")
 
 
 class LabelNames:
     """Turns what a source says of a label into a code; codes of given names are their positions,
     others come by first sight.
 
-    Where no names are given, "joy,anger" may be one label or two: its rows get a code like any
+    `given` are the names that the person typed: ids are positions among them, unless one of them
+    is a number itself, for then numbers are names. `of_source` are the names that the source's
+    files carry: their order and that there are no others; readers have turned ids into them.
+
+    Where there are neither, "joy,anger" may be one label or two: its rows get a code like any
     other, and `settle` decides when all rows were seen, so that their order does not matter.
     """
 
-    NONE, UNKNOWN, SEVERAL, OBJECT = -1, -2, -3, -4
+    NONE, UNKNOWN, SEVERAL, OBJECT, TOO_LONG = -1, -2, -3, -4, -5
 
     def __init__(self, given: tuple[str, ...] | None, of_source: tuple[str, ...] | None) -> None:
-        self._integers = None if any(map(_is_number, given or ())) else given
-        self.fixed = given is not None or of_source is not None
         self._in_order = given or of_source
+        self.fixed = self._in_order is not None
         self.codes: dict[str, int] = {name: code for code, name in enumerate(self._in_order or ())}
+        self._by_number = _only_ones((number(name), code) for name, code in self.codes.items())
+        self._trimmed = _only_ones((trimmed(name), code) for name, code in self.codes.items())
+        numbered = any(number(name) is not None for name in self.codes)
+        self._ids = 0 if numbered else len(given or ())  # how many ids are positions
         self._seen: dict[str, int] = {}
         self._combinations = 0  # names that may turn out to be several
 
     def code(self, raw: str) -> int:
+        """The code of a label, or one of the negative ones.
+
+        Raises `WrongRequest` when there are too many different values.
+        """
+        if len(raw) > 2 * MAX_LABEL_CHARS:  # free text by mistake: not worth its memory
+            return self._resolve(raw)
         if raw not in self._seen:
-            if len(self._seen) > 100_000:
+            if len(self._seen) > _REMEMBERED:
                 self._seen.clear()
-            self._seen[raw] = self._resolve(raw.strip())
+            self._seen[raw] = self._resolve(raw)
         return self._seen[raw]
 
     def settle(self) -> Any:
@@ -69,45 +95,78 @@ class LabelNames:
         """Given order, else by number if all are numbers, else by alphabet."""
         if self._in_order is not None:
             return self._in_order
-        return tuple(
-            sorted(self.codes, key=int)
-            if all(re.fullmatch(r"[0-9]+", name) for name in self.codes)
-            else sorted(self.codes)
-        )
+        numbers = {name: value for name in self.codes if (value := number(name)) is not None}
+        if len(numbers) < len(self.codes):
+            return tuple(sorted(self.codes))
+        return tuple(sorted(self.codes, key=lambda name: (numbers[name], name)))
 
-    def nearest(self, unknown: str) -> str:
+    def advice(self, unknown: str) -> str:
+        """What to say of a value that is none of the labels, with its comma; may be empty."""
+        if number(unknown) == -1:
+            return ", which marks posts without a label in data sets of the Hugging Face hub"
+        if number(unknown) is not None and self._ids:
+            return f", and ids go from 0 to {self._ids - 1}"
         near = difflib.get_close_matches(unknown, self.codes, n=1, cutoff=0.5)
-        return f", did you mean {near[0]!r}?" if near else ""
+        if near:
+            return f", did you mean {near[0]!r}?"
+        return ", which usually means that there is none" if means_missing(unknown) else ""
 
-    def _resolve(self, value: str) -> int:
+    def _resolve(self, raw: str) -> int:
+        value = trimmed(raw)
         if not value:
             return self.NONE
-        if value in self.codes:
-            return self.codes[value]
+        if (known := self._known(raw, value)) is not None:
+            return known
+        if SEVERAL in value:
+            return self.SEVERAL
+        if len(value) > MAX_LABEL_CHARS:
+            return self._of_too_long(value)
+        if re.fullmatch(_NUMPY_LIST, value):
+            return self.SEVERAL
         # a list printed into a CSV cell
-        if value.startswith("[") and value.endswith("]") and not re.fullmatch(_NUMPY_LIST, value):
+        if value.startswith("[") and value.endswith("]"):
             items = [
                 item.strip(" '\"")
                 for item in re.split(r"[,\s]+" if self._all_known(value) else ",", value[1:-1])
             ]
             return self._resolve(items[0]) if len(items) == 1 else self.SEVERAL
-        if SEVERAL in value or re.fullmatch(_NUMPY_LIST, value):
-            return self.SEVERAL
         if value.startswith("{") and value.endswith("}"):
             return self.OBJECT
-        if (
-            self._integers
-            and re.fullmatch(r"[0-9]+(\.0)?", value)
-            and int(float(value)) < len(self._integers)
-        ):
-            return self.codes.get(self._integers[int(float(value))], self.UNKNOWN)
-        if self.fixed:
-            parts = _parts(value)
-            return (
-                self.SEVERAL
-                if len(parts) > 1 and all(self._resolve(part) >= 0 for part in parts)
-                else self.UNKNOWN
-            )
+        return self._of_unknown(value) if self.fixed else self._new_code(value)
+
+    def _known(self, raw: str, value: str) -> int | None:
+        """The code of a name spelled exactly, or with other space around it, or, where it is a
+        number, of the one name of that value or position.
+        """
+        for spelling in (raw, value):
+            if spelling in self.codes:
+                return self.codes[spelling]
+        if not self.fixed:
+            return None
+        if (code := self._trimmed.get(value)) is not None:
+            return code
+        amount = number(value)
+        if amount is None:
+            return None
+        if self._ids and 0 <= amount < self._ids and amount == amount.to_integral_value():
+            return int(amount)
+        return self._by_number.get(amount)
+
+    def _of_too_long(self, value: str) -> int:
+        """Several labels where they are certainly that: a printed list, or all of them known."""
+        listed = value.startswith("[") and value.endswith("]") and "," in value
+        parts = _parts(value)
+        all_known = (
+            self.fixed and len(parts) > 1 and all(self._known(part, part) is not None for part in parts)
+        )
+        return self.SEVERAL if listed or all_known else self.TOO_LONG
+
+    def _of_unknown(self, value: str) -> int:
+        parts = _parts(value)
+        several = len(parts) > 1 and all(self._resolve(part) >= 0 for part in parts)
+        return self.SEVERAL if several else self.UNKNOWN
+
+    def _new_code(self, value: str) -> int:
         combined = len(_parts(value)) > 1
         if (
             self._combinations >= _MAX_COMBINATIONS
@@ -121,16 +180,73 @@ class LabelNames:
 
     def _all_known(self, value: str) -> bool:
         """Whether a list without commas, as numpy prints it, is made of known names or numbers."""
-        return self.fixed and all(self._resolve(part.strip("'\"")) >= 0 for part in value[1:-1].split())
+        parts = [part.strip("'\"") for part in value[1:-1].split()]
+        return self.fixed and all(self._known(part, part) is not None for part in parts)
 
 
-def _is_number(name: str) -> bool:
-    return re.fullmatch(r"[0-9]+", name) is not None
+def require_names(names: tuple[str, ...], option: str = "--labels") -> None:
+    """Raise `WrongRequest` where names that a person gave cannot be all labels of a data set."""
+    clean = [trimmed(name) for name in names]
+    doubled = next((name for name, times in Counter(clean).items() if times > 1 and name), None)
+    long = next((name for name in clean if len(name) > MAX_LABEL_CHARS), None)
+    if doubled is not None:
+        reason = f"names {doubled!r} twice"
+    elif len(names) < 2:
+        reason = "must name at least two labels"
+    elif not all(clean):
+        reason = f"has no name at place {clean.index('') + 1}"
+    elif long is not None:
+        reason = f"names a label of {len(long):,} characters, and {MAX_LABEL_CHARS} are the most"
+    elif any(SEVERAL in name for name in clean):
+        reason = "has a control character in a name"
+    else:
+        return
+    raise WrongRequest(f"{option} {reason}; type for example --labels anger,joy,neutral.")
+
+
+def trimmed(value: str) -> str:
+    """The value without white space and invisible characters at its ends: BOM, zero width, soft
+    hyphen, marks of direction, controls. `SEVERAL` stays, for it stands between two labels.
+    """
+    if value.isascii() and value.isprintable():
+        return value.strip(" ")
+    start, end = 0, len(value)
+    while start < end and is_invisible(value[start]):
+        start += 1
+    while end > start and is_invisible(value[end - 1]):
+        end -= 1
+    return value[start:end]
+
+
+def is_invisible(character: str) -> bool:
+    """Whether a character leaves no ink: white space, a control, a format (Unicode's Cf) or a
+    filler.
+    """
+    if character == SEVERAL or _INKED.match(character):
+        return False
+    return character.isspace() or character in _BLANK or unicodedata.category(character) in ("Cf", "Cc", "Zs")
+
+
+def number(name: str) -> Decimal | None:
+    """The value of a name that is a number in ASCII digits, of any length; None for others."""
+    return Decimal(name) if _NUMBER.fullmatch(name) else None
+
+
+def means_missing(name: str) -> bool:
+    """Whether a name is a usual word for a missing cell, such as NaN or #N/A."""
+    return _MISSING.fullmatch(name) is not None
+
+
+def _only_ones(pairs: Iterable[tuple[Any, int]]) -> dict[Any, int]:
+    """What each key leads to, without None and without keys that lead to several."""
+    pairs = [pair for pair in pairs if pair[0] is not None]
+    times = Counter(key for key, _ in pairs)
+    return {key: code for key, code in pairs if times[key] == 1}
 
 
 def _parts(name: str) -> list[str]:
     """The labels of which a name may be made."""
-    return [part.strip() for part in re.split(r"[,;|]", name) if part.strip()]
+    return [part for piece in re.split(r"[,;|]", name) if (part := trimmed(piece))]
 
 
 def _too_many(value: str) -> WrongRequest:

@@ -64,10 +64,9 @@ class Options:
         if self.seed >= 2**63:
             raise WrongRequest(f"--seed is {self.seed}; the largest allowed is {2**63 - 1}.")
         if self.labels is not None:
-            doubled = sorted({name for name in self.labels if self.labels.count(name) > 1})
-            if doubled or len(self.labels) < 2 or not all(self.labels):
-                reason = f"names {doubled[0]!r} twice" if doubled else "must name at least two labels"
-                raise WrongRequest(f"--labels {reason}; type for example --labels anger,joy,neutral.")
+            from emotion_train.data.labels import require_names
+
+            require_names(self.labels)
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,8 @@ class _Job:
         """Clean rows into partitions of equal texts."""
         from emotion_train.data.cleaning import Cleaner, Rules
 
-        cleaner = Cleaner(Rules(self._options.max_chars, self._options.seed), self._labels, self._findings)
+        rules = Rules(self._options.max_chars, self._options.seed)
+        cleaner = Cleaner(rules, self._labels, self._findings)
         done = 0
         with ProgressLine("reading", max(1, self._source.bytes >> 20), "MiB") as line:
             for batch in self._source.batches():
@@ -221,7 +221,7 @@ class _Job:
         if not lines:
             return
         lines += [
-            f"  {name!r} {count:,} times{self._labels.nearest(name)}"
+            f"  {name!r} {count:,} times{self._labels.advice(name)}"
             for name, count in self._unknown_labels()
             if "unknown_label" in refused
         ]

@@ -571,6 +571,8 @@ GOOD = b"".join(b"good %d,%s\n" % (i, [b"joy", b"anger"][i % 2]) for i in range(
         (b"fine,jo\xff", "bytes that are not UTF-8"),
         (b" \t,joy", "no text"),
         (b'"\x00",joy', "no text"),
+        ("\u200b\ufeff \u00a0\u00ad,joy".encode(), "no text"),
+        ("\u2800\u3164,joy".encode(), "no text"),
         (b"fine,", "no label"),
         (b"one,two,joy", "more or fewer cells than the header"),
         (b"alone", "more or fewer cells than the header"),
