@@ -43,7 +43,6 @@ REFUSED = {
     "unknown_split": "split other than train, validation and test",
     "no_id": "no id",
     "object_label": "label that is an object",
-    "infinite_label": "label that is no finite number",
     "label_too_long": f"label of more than {MAX_LABEL_CHARS} characters",
     "several_labels": "several labels",
 }
