@@ -83,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="longest post in characters (default: 20000)",
     )
     add(
+        "--unescape-html",
+        action="store_true",
+        help="make HTML entities in posts the characters that they stand for: &amp; becomes &",
+    )
+    add(
         "--validation-fraction",
         type=float,
         default=0.1,
@@ -170,14 +175,14 @@ def _summary(result: PrepareResult, *, given: bool) -> str:
     """What a person wants to see at the end: the cleaning report, posts by split and label, doubts
     about labels that nobody has `given`, and what to type next.
     """
-    from emotion_train.data.cleaning import DROPPED, MENDED, PASSED_OVER, REFUSED
+    from emotion_train.data.cleaning import DROPPED, MENDED, NOTED, PASSED_OVER, REFUSED
     from emotion_train.data.label_doubts import doubts
 
     index, lines = result.index, []
     rows_read = index.source.get("rows_read")
     lines.append(f"{rows_read:,} posts read from {index.source.get('name')} ({index.source.get('format')})")
-    groups = (("mended", MENDED), ("dropped", REFUSED | DROPPED), ("passed over", PASSED_OVER))
-    for title, kinds in groups:
+    groups = {"mended": MENDED, "dropped": REFUSED | DROPPED, "passed over": PASSED_OVER, "noted": NOTED}
+    for title, kinds in groups.items():
         if found := result.findings.lines(kinds):
             lines += [title, *(f"  {line}" for line in found)]
     lines += result.findings.remarks

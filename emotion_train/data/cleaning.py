@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emotion_train.data import text_notes
 from emotion_train.data.labels import MAX_LABEL_CHARS, MAX_LABELS, LabelNames, trimmed
 from emotion_train.data.posts import Batch, split_of
 
@@ -49,6 +50,7 @@ REFUSED = {
 MENDED = {
     "control_characters": "control characters, made spaces",
     "surrogates": "half characters (lone surrogates), mended",
+    "html_unescaped": "HTML entities, made characters",
     "label_spaces": "spaces around the label, cut off",
     "label_invisible": "invisible characters around the label, cut off",
 }
@@ -56,6 +58,12 @@ DROPPED = {
     "repeated": "same text again",
     "conflicting": "same text again with another label",
     "in_two_splits": "text of a later split, kept out of the earlier",
+}
+# left as they are
+NOTED = {
+    "line_breaks": "texts with line breaks",
+    "html_entities": "texts with HTML entities such as &amp; (--unescape-html)",
+    "mojibake": "texts with UTF-8 that was read as Latin-1",
 }
 
 PASSED_OVER = {"blank": "rows with nothing in them"}
@@ -85,6 +93,7 @@ SCHEMA = pa.schema(
 class Rules(NamedTuple):
     max_chars: int
     seed: int
+    unescape_html: bool = False
 
 
 class Findings:
@@ -147,6 +156,9 @@ class Cleaner:
 
         texts, undecodable_N = self._decode(batch.texts, place_N)
         refuse("undecodable", undecodable_N)
+        if self._rules.unescape_html:
+            texts = self._unescaped(texts, place_N)
+        noted = text_notes.rows(texts)  # before controls go, of which broken text is made
         texts = self._without_control_characters(texts, place_N)
         refuse("empty_text", _flags(pc.match_substring_regex(texts, _NO_INK)))
         refuse("too_long", _flags(pc.greater(pc.utf8_length(texts), self._rules.max_chars)))
@@ -170,6 +182,8 @@ class Cleaner:
         else:
             ids, _ = _decode_strictly(batch.ids)
             refuse("no_id", _flags(pc.equal(pc.binary_length(ids), 0)))
+        for kind, rows in noted.items():
+            self.findings.note(kind, place_N[rows[good_N[rows]]])
         if not good_N.all():
             keep = pa.array(good_N)
             texts, ids = texts.filter(keep), ids.filter(keep)
@@ -214,6 +228,16 @@ class Cleaner:
                 texts.append(text)
             self.findings.note("surrogates", place_N[mended])
             return pa.array(texts, pa.string()), wrong_N
+
+    def _unescaped(self, texts: Any, place_N: Any) -> Any:
+        rows = text_notes.with_entities(texts)
+        if not len(rows):
+            return texts
+        self.findings.note("html_unescaped", place_N[rows])
+        values = texts.to_pylist()
+        for row in rows.tolist():
+            values[row] = text_notes.unescaped(values[row])
+        return pa.array(values, pa.string())
 
     def _without_control_characters(self, texts: Any, place_N: Any) -> Any:
         _, offsets, data = texts.buffers()

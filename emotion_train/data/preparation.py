@@ -33,6 +33,7 @@ class Options:
     multi_label: str | None = None  # None: as on_bad
     on_bad: str = "refuse"
     max_chars: int = 20_000
+    unescape_html: bool = False
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
     seed: int = 42
@@ -181,7 +182,7 @@ class _Job:
         """Clean rows into partitions of equal texts."""
         from emotion_train.data.cleaning import Cleaner, Rules
 
-        rules = Rules(self._options.max_chars, self._options.seed)
+        rules = Rules(self._options.max_chars, self._options.seed, self._options.unescape_html)
         cleaner = Cleaner(rules, self._labels, self._findings)
         done = 0
         with ProgressLine("reading", max(1, self._source.bytes >> 20), "MiB") as line:
