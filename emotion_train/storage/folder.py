@@ -84,13 +84,13 @@ class FolderStore(Store):
             _sync_folder(path.parent)
             return ObjectInfo(key, path.stat().st_size, None)
 
-    def create(self, key: str, data: bytes) -> ObjectInfo:
+    def create(self, key: str, data: bytes | Path) -> ObjectInfo:
         path = self._path(key)
         with self._explaining(key, writing=True), _temporary_beside(path, data) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
-                if path.is_dir() or path.read_bytes() != data:
+                if path.is_dir() or not self.holds(key, data):
                     raise AlreadyExists(f"{self.url_of(key)} exists already with another content.") from None
             except OSError as error:
                 if error.errno not in _NO_LINKS:
@@ -101,7 +101,7 @@ class FolderStore(Store):
                     " disk, or the bucket itself as s3://bucket/prefix."
                 ) from error
             _sync_folder(path.parent)
-            return ObjectInfo(key, len(data), None)
+            return ObjectInfo(key, path.stat().st_size, None)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder_of_all = prefix.rpartition("/")[0]

@@ -6,6 +6,7 @@ Only the room `storage` speaks to a store; `open.py` opens the one that a URL na
 
 from __future__ import annotations
 
+import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from emotion_train.errors import WrongRequest
 
 TEMPORARY = ".writing-"
+_COMPARED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def create(self, key: str, data: bytes) -> ObjectInfo:
-        """Put the bytes where nothing stands; of several writers at once one wins.
+    def create(self, key: str, data: bytes | Path) -> ObjectInfo:
+        """Put the bytes, or the file's content, where nothing stands; of several writers at once
+        one wins.
 
         The same bytes already there count as success (an own attempt whose answer was lost); raises
         `AlreadyExists` for others.
@@ -81,6 +84,20 @@ class Store(ABC):
         """Remove what killed writes left below the folder `prefix/`, and what writes at work there
         have so far: these then fail.
         """
+
+    def holds(self, key: str, data: bytes | Path) -> bool:
+        """Whether the object has exactly these bytes, or the file's; one of that size is read from
+        beginning to end. Raises `ObjectNotFound`.
+        """
+        if self.stat(key).size != (data.stat().st_size if isinstance(data, Path) else len(data)):
+            return False
+        with open(data, "rb") if isinstance(data, Path) else io.BytesIO(data) as file:
+            at = 0
+            while piece := file.read(_COMPARED_BYTES):
+                if self.read(key, start=at, length=len(piece)) != piece:
+                    return False
+                at += len(piece)
+        return True
 
     def url_of(self, key: str) -> str:
         return f"{self.url}/{checked_key(key)}"

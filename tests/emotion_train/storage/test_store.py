@@ -23,6 +23,7 @@ from emotion_train.errors import (
     WrongRequest,
 )
 from emotion_train.storage import s3 as s3_page
+from emotion_train.storage import store as store_page
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.s3_errors import explain
@@ -218,6 +219,39 @@ def test_create_refuses_other_bytes_and_accepts_its_own(store: Store) -> None:
     assert info == store.stat("log/0") == store.create("log/0", b"mine")
     assert "exists already" in sentence(lambda: store.create("log/0", b"yours"), AlreadyExists)
     assert store.read("log/0") == b"mine"
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_file_is_created_and_never_put_in_place_of_another(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_parts: bool
+) -> None:
+    if in_parts:
+        monkeypatch.setattr(s3_page, "ONE_REQUEST", 1 << 20)
+        monkeypatch.setattr(s3_page, "PART_BYTES", 5 << 20)
+    mine, yours = tmp_path / "mine", tmp_path / "yours"
+    mine.write_bytes(os.urandom(1 << 20) * 6)
+    yours.write_bytes(mine.read_bytes()[:-1] + b"!")
+    info = store.create("data/0", mine)
+    assert info == store.stat("data/0") == store.create("data/0", mine)
+    assert info.size == 6 << 20
+    for other in (yours, yours.read_bytes(), mine.read_bytes()[:-1]):
+        assert "exists already" in sentence(lambda other=other: store.create("data/0", other), AlreadyExists)
+    assert store.read("data/0") == mine.read_bytes()
+    if in_parts and store.url.startswith("s3:"):
+        assert (info.etag or "").endswith("-2")
+
+
+def test_what_a_store_holds_is_compared_to_the_last_byte(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_page, "_COMPARED_BYTES", 4)
+    store.write("a", b"hello world")
+    (tmp_path / "file").write_bytes(b"hello world")
+    assert store.holds("a", b"hello world")
+    assert store.holds("a", tmp_path / "file")
+    for other in (b"hello worlD", b"Hello world", b"hello world!", b"hello worl", b""):
+        assert not store.holds("a", other)
+    sentence(lambda: store.holds("none", b""), ObjectNotFound)
 
 
 def test_of_many_creators_exactly_one_wins(store: Store) -> None:
