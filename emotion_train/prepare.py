@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from emotion_train.data.conflicts import POLICIES
     from emotion_train.data.source import FORMATS
 
     default = Options()
@@ -74,6 +75,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("refuse", "drop"),
         default="refuse",
         help="what to do with posts that cannot be used (default: refuse, naming them)",
+    )
+    add(
+        "--on-conflict",
+        choices=POLICIES,
+        default=default.on_conflict,
+        help=(
+            "which label a text gets that stands in several rows with different ones: that of the first row,"
+            " or of most rows (of equally many, the first one's); drop leaves all its rows out, refuse names"
+            " them (default: majority)"
+        ),
     )
     add(
         "--max-chars",
@@ -189,7 +200,7 @@ def _summary(result: PrepareResult, *, given: bool) -> str:
     counts = [
         sum(of_label) for of_label in zip(*(s.label_counts for s in index.splits.values()), strict=True)
     ]
-    lines += ["", *_table(index), "", *doubts(index.labels, counts, given=given)]
+    lines += ["", *_table(index), "", *doubts(index.labels, counts, given=given), *_conflicts(result)]
     if "test" not in index.splits and index.source.get("validation_fraction") == 0:
         lines.append(
             "no test     the source brings validation posts and no test posts; add a test file to get one"
@@ -204,6 +215,47 @@ def _summary(result: PrepareResult, *, given: bool) -> str:
         " run.output_url=WHERE_RUNS_GO"
     )
     return "\n".join(lines)
+
+
+def _conflicts(result: PrepareResult) -> list[str]:
+    """How many texts have several labels, what became of them, and the first of them."""
+    texts = result.findings.counts["conflicting_texts"]
+    if not texts:
+        return []
+    outcome = {
+        "first": "the label of the first row stays",
+        "majority": "the label of most rows stays, of equally many the first one's",
+        "drop": "none of their rows stays",
+    }[result.on_conflict]
+    subject = "1 text has" if texts == 1 else f"{texts:,} texts have"
+    examples = [f"            {example}" for example in result.findings.conflicts]
+    return [
+        f"conflicts   {subject} several labels; {outcome} (--on-conflict {result.on_conflict})",
+        *examples,
+    ]
+
+
+def _alike(labels: Sequence[str]) -> list[str]:
+    """A line for labels that a person would take for one, such as Joy and joy, or two spellings of
+    an accent.
+    """
+    import unicodedata
+    from itertools import groupby
+
+    def folded(name: str) -> str:
+        return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+    def shown(name: str) -> str:
+        return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
+
+    groups = (list(group) for _, group in groupby(sorted(labels, key=folded), key=folded))
+    return [
+        f"alike       {' and '.join(map(shown, group))}"
+        f" are {len(group)} labels, each with posts of its own; mend the source and prepare it elsewhere if"
+        " they are one"
+        for group in groups
+        if len(group) > 1
+    ]
 
 
 def _table(index: Index) -> Sequence[str]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_train.data import text_notes
+from emotion_train.data.conflicts import Example
 from emotion_train.data.labels import MAX_LABEL_CHARS, MAX_LABELS, LabelNames, trimmed
 from emotion_train.data.posts import Batch, split_of
 
@@ -56,7 +57,7 @@ MENDED = {
 }
 DROPPED = {
     "repeated": "same text again",
-    "conflicting": "same text again with another label",
+    "conflicting": "same text with another label",
     "in_two_splits": "text of a later split, kept out of the earlier",
 }
 # left as they are
@@ -105,6 +106,7 @@ class Findings:
         self._first: dict[str, list[int]] = {}
         self.unknown_labels: Counter[str] = Counter()
         self.remarks: list[str] = []
+        self.conflicts: list[Example] = []  # of the `conflicting_texts` in `counts`, the first ones
 
     def note(self, kind: str, places: Any) -> None:
         """Add posts by place, in any order."""

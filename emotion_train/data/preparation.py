@@ -17,6 +17,7 @@ from emotion_train.storage.store import Store
 
 if TYPE_CHECKING:
     from emotion_train.data.cleaning import Findings
+    from emotion_train.data.conflicts import Conflict, Example, Policy
     from emotion_train.data.labels import LabelNames
     from emotion_train.data.source import Source
     from emotion_train.data.spill import Spill
@@ -32,6 +33,7 @@ class Options:
     labels: tuple[str, ...] | None = None
     multi_label: str | None = None  # None: as on_bad
     on_bad: str = "refuse"
+    on_conflict: Policy = "majority"
     max_chars: int = 20_000
     unescape_html: bool = False
     validation_fraction: float = 0.1
@@ -49,6 +51,10 @@ class Options:
 
     def check(self) -> None:
         """Raise `WrongRequest` for values that cannot be meant."""
+        from emotion_train.data.conflicts import POLICIES
+
+        if self.on_conflict not in POLICIES:
+            raise WrongRequest(f"--on-conflict is {self.on_conflict!r}; type one of {', '.join(POLICIES)}.")
         fractions = (self.validation_fraction, self.test_fraction)
         if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
             raise WrongRequest(
@@ -76,6 +82,7 @@ class PrepareResult:
     index: Index
     created: bool  # False: the same data set was there already
     findings: Findings
+    on_conflict: Policy
 
 
 def prepare(source: str | Path | None, data_url: str, **options: Any) -> PrepareResult:
@@ -112,14 +119,14 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
                 f"{store.url} holds another prepared data set ({_difference(existing, index)}); it is never"
                 " overwritten. Type another DATA_URL, or repeat the source and options it was made with."
             )
-        return PrepareResult(store.url, existing, False, findings)
+        return PrepareResult(store.url, existing, False, findings, chosen.on_conflict)
     try:
         store.create(INDEX_KEY, index.to_bytes())
     except AlreadyExists:
         raise WrongRequest(
             f"Another process has prepared {store.url} in the meantime; prepare into another, empty DATA_URL."
         ) from None
-    return PrepareResult(store.url, index, True, findings)
+    return PrepareResult(store.url, index, True, findings, chosen.on_conflict)
 
 
 class _Job:
@@ -153,8 +160,8 @@ class _Job:
         by_text = Spill(self._folder / "by_text", self._partitions, self._memory)
         self._read(by_text)
         self._settle_labels(by_text)
-        self._refuse_bad_posts()
         counts = self._keep_one_of_each_text(by_text)
+        self._refuse_bad_posts()
         fractions = self._fractions(counts)
         names, id_of_code = self._final_labels(counts)
         shuffled = {
@@ -213,11 +220,12 @@ class _Job:
                 self._findings.note("several_labels", place[self._code_C[label] == LabelNames.SEVERAL])
 
     def _refuse_bad_posts(self) -> None:
-        from emotion_train.data.cleaning import REFUSED
+        from emotion_train.data.cleaning import DROPPED, REFUSED
 
         policy = dict.fromkeys(REFUSED, self._options.on_bad)
         policy["several_labels"] = self._options.multi_label or self._options.on_bad
-        refused = {kind: words for kind, words in REFUSED.items() if policy[kind] == "refuse"}
+        policy["conflicting"] = self._options.on_conflict
+        refused = {kind: words for kind, words in (REFUSED | DROPPED).items() if policy.get(kind) == "refuse"}
         lines = self._findings.lines(refused)
         if not lines:
             return
@@ -226,6 +234,7 @@ class _Job:
             for name, count in self._unknown_labels()
             if "unknown_label" in refused
         ]
+        lines += [f"  {example}" for example in self._findings.conflicts if "conflicting" in refused]
         total = sum(self._findings.counts[kind] for kind in refused)
         failing = [kind for kind in refused if self._findings.counts[kind]]
         one_way = failing[0] if self._findings.counts[failing[0]] == self._rows_read else None
@@ -239,11 +248,13 @@ class _Job:
         if one_way is None and any(
             self._findings.counts[kind]
             for kind in refused
-            if kind != "several_labels" or self._options.multi_label is None
+            if kind != "conflicting" and (kind != "several_labels" or self._options.multi_label is None)
         ):
             remedies.append("type --on-bad drop to leave them out")
         if "several_labels" in refused and self._findings.counts["several_labels"]:
             remedies.append("type --multi-label drop to leave those with several labels out")
+        if "conflicting" in refused and self._findings.counts["conflicting"]:
+            remedies.append("type --on-conflict majority, first or drop for texts with several labels")
         if "unknown_label" in refused and self._findings.counts["unknown_label"]:
             remedies.append(
                 f"name all labels with --labels ({', '.join(self._labels.in_order()[:30])} are known)"
@@ -262,48 +273,66 @@ class _Job:
         """Choose among rows of the same text; returns how many stay, by split code and label code.
 
         The row of the later split stays (test, then validation, then train), and within a split the
-        first. What was decided goes to one file of flags for each partition, and the draws of those
-        that stay to one file for `stratify`.
+        one that `--on-conflict` says. What was decided goes to one file of flags for each
+        partition, and the draws of those that stay to one file for `stratify`.
         """
         import numpy as np
         import pyarrow as pa
 
         from emotion_train.data.cleaning import NO_SPLIT, SCHEMA, SPLIT_CODES
+        from emotion_train.data.conflicts import EXAMPLES_SHOWN, choose
         from emotion_train.data.labels import LabelNames
         from emotion_train.data.stratify import DRAW
 
         used = ["key0", "key1", "draw", "place", "split", "label"]
         counts_SC = np.zeros((NO_SPLIT + 1, max(1, len(self._labels.codes))), np.int64)
+        conflicts: list[tuple[Conflict, int]] = []  # with the partition of each
         with self._draws.open("wb") as draws:
             for partition in range(by_text.partitions):
                 batches = list(by_text.read(partition, [SCHEMA.get_field_index(name) for name in used]))
                 if not batches:
                     continue
                 table = pa.Table.from_batches(batches)
-                key0, key1, draw, place, split, label = (table.column(name).to_numpy() for name in used)
-                label = self._code_C[label]
-                one_label = np.flatnonzero(label != LabelNames.SEVERAL)
-                order = one_label[
-                    np.lexsort((place[one_label], split[one_label], key1[one_label], key0[one_label]))
-                ]
-                first = np.ones(len(order), bool)
-                first[1:] = (key0[order][1:] != key0[order][:-1]) | (key1[order][1:] != key1[order][:-1])
-                # the row that stays for each row's text
-                kept_of = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
-                elsewhere = split[order] != split[kept_of]
-                other_label = label[order] != label[kept_of]
-                self._findings.note("in_two_splits", place[order[elsewhere]])
-                self._findings.note("conflicting", place[order[~elsewhere & other_label]])
-                self._findings.note("repeated", place[order[~elsewhere & ~other_label & ~first]])
-                keep = np.zeros(len(label), bool)
-                keep[order[first]] = True
-                np.save(self._flags(partition), keep)
+                columns = [table.column(name).to_numpy() for name in used]
+                columns[-1] = self._code_C[columns[-1]]
+                one_label = columns[-1] != LabelNames.SEVERAL
+                key0, key1, draw, place, split, label = (column[one_label] for column in columns)
+                choice = choose(key0, key1, split, place, label, self._options.on_conflict)
+                self._findings.note("in_two_splits", place[choice.in_two_splits_N])
+                self._findings.note("conflicting", place[choice.conflicting_N])
+                self._findings.note("repeated", place[choice.repeated_N])
+                if choice.texts:
+                    self._findings.counts["conflicting_texts"] += choice.texts
+                    conflicts += [(conflict, partition) for conflict in choice.examples]
+                    conflicts = sorted(conflicts, key=lambda item: item[0].place)[:EXAMPLES_SHOWN]
+                keep = choice.keep_N
+                flags = np.zeros(len(one_label), bool)
+                flags[one_label] = keep
+                np.save(self._flags(partition), flags)
                 np.add.at(counts_SC, (split[keep], label[keep]), 1)
                 divisible = keep & ((split == NO_SPLIT) | (split == SPLIT_CODES["train"]))
                 record = np.empty(int(divisible.sum()), DRAW)
                 record["label"], record["draw"] = label[divisible], draw[divisible]
                 record.tofile(draws)
+        self._findings.conflicts = [self._example(by_text, *item) for item in conflicts]
         return counts_SC
+
+    def _example(self, by_text: Spill, conflict: Conflict, partition: int) -> Example:
+        """The conflict with its text, which lies in that partition, and with names of labels."""
+        import pyarrow.compute as pc
+
+        from emotion_train.data.cleaning import SCHEMA
+        from emotion_train.data.conflicts import Example
+
+        names = {code: name for name, code in self._labels.codes.items()}
+        columns = [SCHEMA.get_field_index(name) for name in ("place", "text")]
+        (text,) = (
+            text.as_py()
+            for batch in by_text.read(partition, columns)
+            for text in batch.column("text").filter(pc.equal(batch.column("place"), conflict.place))
+        )
+        votes = {names[code]: rows for code, rows in conflict.votes.items()}
+        return Example(text, votes, None if conflict.winner is None else names[conflict.winner])
 
     def _fractions(self, counts_SC: Any) -> tuple[float, float]:
         """Shares of validation and test that are taken out of train, 0 for those that the source
@@ -456,7 +485,14 @@ class _Job:
         options = self._options
         chosen = {
             name: getattr(options, name)
-            for name in ("text_column", "label_column", "id_column", "max_chars", "rows_per_group")
+            for name in (
+                "text_column",
+                "label_column",
+                "id_column",
+                "on_conflict",
+                "max_chars",
+                "rows_per_group",
+            )
         }
         found = {kind: self._findings.counts[kind] for kind in sorted(self._findings.counts)}
         return {

@@ -1,0 +1,140 @@
+"""Which row of each text stays, where several rows have the same text, and with that which label.
+
+Arithmetic on arrays alone: the rows of a text are all in the arrays of one call. Costs one sort of
+the rows and a second one of those whose text has several labels.
+
+Array shapes: N rows, T texts that have several labels, P pairs of such a text and one of its
+labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+Policy = Literal["first", "majority", "drop", "refuse"]
+POLICIES: tuple[Policy, ...] = ("first", "majority", "drop", "refuse")
+EXAMPLES_SHOWN = 3
+_CHARS_SHOWN = 60
+
+
+class Conflict(NamedTuple):
+    """A text with several labels."""
+
+    place: int  # of its first row
+    votes: dict[int, int]  # rows of each label code, in the order of their first rows
+    winner: int | None  # label code; None when no row of the text stays
+
+
+class Example(NamedTuple):
+    """A text with several labels as a person reads it."""
+
+    text: str
+    votes: dict[str, int]
+    winner: str | None
+
+    def __str__(self) -> str:
+        """The text's beginning and its labels, such as `'good morning' love 6, worry 2: love`."""
+        beginning = self.text if len(self.text) <= _CHARS_SHOWN else f"{self.text[: _CHARS_SHOWN - 1]}…"
+        votes = ", ".join(f"{label} {rows:,}" for label, rows in self.votes.items())
+        return f"{beginning!r} {votes}" + ("" if self.winner is None else f": {self.winner}")
+
+
+class Choice(NamedTuple):
+    """What became of each row, in four cases that exclude each other."""
+
+    keep_N: Any
+    repeated_N: Any  # same text and label as the row that stays
+    conflicting_N: Any  # same text, another label than the row that stays, or no row stays
+    in_two_splits_N: Any  # a row of a later split has the text
+    texts: int  # texts with several labels
+    examples: list[Conflict]  # those of the first rows
+
+
+def choose(
+    key0_N: Any, key1_N: Any, split_N: Any, place_N: Any, label_N: Any, policy: Policy = "majority"
+) -> Choice:
+    """Of rows with equal keys one stays, in the lowest split code that has one.
+
+    Among the rows there `first` keeps the first one by place, `majority` the first one of the label
+    with the most rows, where of equally many the label of the earliest row wins. `drop` keeps no
+    row of a text that has several labels there; `refuse` counts as conflicting all of its rows
+    there, as nothing of them will be used.
+    """
+    order_N = np.lexsort((place_N, split_N, key1_N, key0_N))
+    first_N = np.ones(len(order_N), bool)  # in order: the first row of its text
+    first_N[1:] = (np.diff(key0_N[order_N]) != 0) | (np.diff(key1_N[order_N]) != 0)
+    text_N = np.cumsum(first_N) - 1  # in order: the number of its text
+    kept = order_N[first_N]  # the row that stays, by text
+    inside_N = split_N[order_N] == split_N[kept][text_N]
+    other_N = inside_N & (label_N[order_N] != label_N[kept][text_N])
+    mixed = np.zeros(len(kept), bool)  # by text: it has several labels
+    mixed[text_N[other_N]] = True
+    at_P, votes_P, begins_T = _count_votes(order_N, text_N, inside_N & mixed[text_N], label_N)
+    winner_T = _winners(votes_P, begins_T) if policy == "majority" else begins_T
+    kept[mixed] = at_P[winner_T]
+
+    keep_N, repeated_N, conflicting_N, in_two_splits_N = np.zeros((4, len(label_N)), bool)
+    in_two_splits_N[order_N[~inside_N]] = True
+    none_stays_N = mixed[text_N] & (policy in ("drop", "refuse"))
+    wrong_N = inside_N & (none_stays_N | (label_N[order_N] != label_N[kept][text_N]))
+    conflicting_N[order_N[wrong_N]] = True
+    keep_N[kept[~mixed] if policy in ("drop", "refuse") else kept] = True
+    repeated_N[order_N] = ~(keep_N | conflicting_N | in_two_splits_N)[order_N]
+    pairs = _Pairs(at_P, votes_P, begins_T, winner_T if policy in ("first", "majority") else None)
+    return Choice(
+        keep_N,
+        repeated_N,
+        conflicting_N,
+        in_two_splits_N,
+        int(mixed.sum()),
+        list(_examples(pairs, place_N, label_N)),
+    )
+
+
+class _Pairs(NamedTuple):
+    """Pairs of text and label, those of a text side by side in the order of their first rows."""
+
+    at_P: Any  # the pair's first row
+    votes_P: Any
+    begins_T: Any  # first pair of each text
+    winner_T: Any | None  # winning pair of each text
+
+
+def _count_votes(order_N: Any, text_N: Any, counted_N: Any, label_N: Any) -> tuple[Any, Any, Any]:
+    """Of each pair its first row and its rows, and the first pair of each text."""
+    rows, text = order_N[counted_N], text_N[counted_N]  # by text and place
+    by_pair = np.lexsort((label_N[rows], text))  # stable: by place within a pair
+    new = np.ones(len(rows), bool)
+    new[1:] = (np.diff(text[by_pair]) != 0) | (np.diff(label_N[rows[by_pair]]) != 0)
+    begins = np.flatnonzero(new)
+    earliest = by_pair[begins]  # positions in `rows`, which are in the order of places
+    by_place = np.argsort(earliest)  # also by text, as `rows` are
+    votes_P = np.diff(np.append(begins, len(rows)))[by_place]
+    text_P = text[earliest[by_place]]
+    begins_T = np.flatnonzero(np.diff(text_P, prepend=-1))
+    return rows[earliest[by_place]], votes_P, begins_T
+
+
+def _winners(votes_P: Any, begins_T: Any) -> Any:
+    """The pair of most votes of each text, the first of several."""
+    if not len(begins_T):
+        return begins_T
+    most_T = np.maximum.reduceat(votes_P, begins_T)
+    pairs_T = np.diff(np.append(begins_T, len(votes_P)))
+    best_P = np.where(votes_P == np.repeat(most_T, pairs_T), np.arange(len(votes_P)), len(votes_P))
+    return np.minimum.reduceat(best_P, begins_T)
+
+
+def _examples(pairs: _Pairs, place_N: Any, label_N: Any) -> Iterator[Conflict]:
+    first_T = place_N[pairs.at_P[pairs.begins_T]]
+    ends_T = np.append(pairs.begins_T[1:], len(pairs.at_P))
+    for text in np.argsort(first_T, kind="stable")[:EXAMPLES_SHOWN]:
+        at = pairs.at_P[pairs.begins_T[text] : ends_T[text]]
+        votes = pairs.votes_P[pairs.begins_T[text] : ends_T[text]]
+        winner = None if pairs.winner_T is None else int(label_N[pairs.at_P[pairs.winner_T[text]]])
+        yield Conflict(
+            int(first_T[text]), dict(zip(label_N[at].tolist(), votes.tolist(), strict=True)), winner
+        )
