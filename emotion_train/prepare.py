@@ -208,13 +208,20 @@ def _summary(result: PrepareResult, *, given: bool) -> str:
     total = sum(described.bytes for split in index.splits.values() for described in split.objects)
     lines.append(
         f"data set    {result.url} ({total / 1e6:,.1f}"
-        f" MB){'' if result.created else ': already there, the same'}"
+        f" MB){'' if result.created else ': already there, the same'}{_written_anew(result)}"
     )
     lines.append(
         f"next        emotion-launch check --config YOUR_RUN.yaml {shlex.quote(f'data.url={result.url}')}"
         " run.output_url=WHERE_RUNS_GO"
     )
     return "\n".join(lines)
+
+
+def _written_anew(result: PrepareResult) -> str:
+    if not result.written:
+        return ""
+    objects = sum(len(split.objects) for split in result.index.splits.values())
+    return f"; {result.written} of its {objects} objects were missing and are written anew"
 
 
 def _conflicts(result: PrepareResult) -> list[str]:

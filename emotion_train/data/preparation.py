@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -83,6 +84,7 @@ class PrepareResult:
     created: bool  # False: the same data set was there already
     findings: Findings
     on_conflict: Policy
+    written: int = 0  # objects of the data set that was there, missing until now
 
 
 def prepare(source: str | Path | None, data_url: str, **options: Any) -> PrepareResult:
@@ -106,27 +108,62 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
         _refuse_target_in_source(Path(source), store)
     with (
         open_source(None if source is None else str(source), columns, choices) as found,
-        tempfile.TemporaryDirectory(prefix="emotion-train-prepare-") as folder,
+        tempfile.TemporaryDirectory(prefix="emotion-train-prepare-") as name,
     ):
+        folder = Path(name)
         findings = Findings(file.name for file in found.files)
         findings.remarks += [f"not read: {name}" for name in found.passed_over]
         labels = LabelNames(chosen.labels, found.label_names)
-        job = _Job(found, chosen, store if existing is None else None, labels, findings, Path(folder))
+        job = _Job(found, chosen, store if existing is None else None, labels, findings, folder)
         index = job.run()
-    if existing is not None:
-        if _content(existing) != _content(index):
-            raise WrongRequest(
-                f"{store.url} holds another prepared data set ({_difference(existing, index)}); it is never"
-                " overwritten. Type another DATA_URL, or repeat the source and options it was made with."
-            )
-        return PrepareResult(store.url, existing, False, findings, chosen.on_conflict)
-    try:
-        store.create(INDEX_KEY, index.to_bytes())
-    except AlreadyExists:
+        if existing is None:
+            with suppress(AlreadyExists):
+                store.create(INDEX_KEY, index.to_bytes())
+                return PrepareResult(store.url, index, True, findings, chosen.on_conflict)
+            existing = read_index(store)  # of another process, which was at work at the same time
+        written = _restore(store, existing, index, folder)
+        return PrepareResult(store.url, existing, False, findings, chosen.on_conflict, written)
+
+
+def _restore(store: Store, existing: Index, index: Index, folder: Path) -> int:
+    """See that the data set at `store` is the one just made in `folder`, and whole; returns how
+    many of its objects were missing and are written anew.
+
+    Raises `WrongRequest` for another data set, and for an object that has other bytes.
+    """
+    from emotion_train.data.objects import look_at_objects
+    from emotion_train.data.shards import local_file, place
+
+    _refuse_another(store, existing, index)
+    found = look_at_objects(store, existing)
+    if found.damaged:
         raise WrongRequest(
-            f"Another process has prepared {store.url} in the meantime; prepare into another, empty DATA_URL."
-        ) from None
-    return PrepareResult(store.url, index, True, findings, chosen.on_conflict)
+            f"The data set at {store.url} is damaged: {', '.join(found.damaged.values())}; delete"
+            f" {', '.join(map(store.url_of, found.damaged))} and type the same command again, which writes"
+            " anew what is missing."
+        )
+    for name, split in existing.splits.items():
+        for number, described in enumerate(split.objects):
+            if described.key in found.missing:
+                place(store, described, local_file(folder, name, number))
+    return len(found.missing)
+
+
+def _refuse_another(store: Store, existing: Index, index: Index) -> None:
+    if _content(existing) == _content(index):
+        return
+    if "on_conflict" in existing.source:
+        raise WrongRequest(
+            f"{store.url} holds another prepared data set ({_difference(existing, index)}); it is never"
+            " overwritten. Type another DATA_URL, or repeat the source and options it was made with."
+        )
+    if _posts(existing) != _posts(index):
+        raise WrongRequest(
+            f"{store.url} holds a data set of an earlier version of this program, and this version makes"
+            f" another one of {index.source.get('name')} ({_difference(existing, index, ('source',))}); it"
+            " stays as it is, fit for training: type another DATA_URL, or --on-conflict first if that is"
+            " all that was different then."
+        )
 
 
 class _Job:
@@ -578,9 +615,23 @@ def _content(index: Index) -> dict[str, Any]:
     return content
 
 
-def _difference(one: Index, other: Index) -> str:
+def _posts(index: Index) -> dict[str, Any]:
+    """What of the index says which posts are where: without the names of objects and the words on
+    the source, which earlier versions chose otherwise.
+    """
+    content = _content(index)
+    del content["source"]
+    for split in content["splits"].values():
+        for described in split["objects"]:
+            del described["key"]
+    return content
+
+
+def _difference(one: Index, other: Index, apart_from: tuple[str, ...] = ()) -> str:
     for name in ("labels", "seed", "source"):
         old, new = getattr(one, name), getattr(other, name)
+        if name in apart_from:
+            continue
         if isinstance(old, dict):
             changed = next(
                 (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None

@@ -1,8 +1,9 @@
 """Writes one split as Parquet objects and describes them: byte ranges, label counts and hashes of
 every row group.
 
-Each object is made in a local file, uploaded while the next one is made, and read back: its bytes
-cross the network twice.
+An object's name holds a hash of its bytes, and objects are created and never overwritten, so that
+prepares at the same place leave each other's bytes alone. Each is made in a local file, uploaded
+while the next one is made, and read back: its bytes cross the network twice.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emotion_train.data.index import MAX_LANES, DataObject, RowGroup, Split
-from emotion_train.errors import StorageError
+from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.storage.store import Store
 
 SCHEMA = pa.schema(
@@ -29,7 +30,6 @@ SCHEMA = pa.schema(
     ]
 )
 _FOOTER_TAIL = 8  # four bytes of length and PAR1
-_READ_BYTES = 16 << 20
 
 
 def balanced(rows: int, largest: int) -> list[int]:
@@ -41,7 +41,8 @@ def balanced(rows: int, largest: int) -> list[int]:
 class SplitWriter:
     """Takes the rows of a split in their final order; a with statement around `add` and `finish`.
 
-    With no store it only describes what it would have written.
+    With no store it only describes what it would have written. The local files stay in `folder`,
+    named by `local_file`.
     """
 
     def __init__(
@@ -115,8 +116,7 @@ class SplitWriter:
 
     def _write_group(self, table: Any) -> None:
         if self._writer is None:
-            number = len(self._objects)
-            self._path = self._folder / f"{self._split}-{number:05}.parquet"
+            self._path = local_file(self._folder, self._split, len(self._objects))
             self._file = self._path.open("wb")
             self._writer = pq.ParquetWriter(
                 self._file,
@@ -137,7 +137,7 @@ class SplitWriter:
         self._writer.close()
         self._file.close()
         self._writer = None
-        number, key = len(self._objects), f"{self._split}/part-{len(self._objects):05}.parquet"
+        number = len(self._objects)
         metadata = pq.read_metadata(self._path)
         size = self._path.stat().st_size
         with self._path.open("rb") as file:
@@ -162,26 +162,57 @@ class SplitWriter:
             footer_bytes = int.from_bytes(file.read(4), "little") + _FOOTER_TAIL
             file.seek(size - footer_bytes)
             footer_sha256 = hashlib.sha256(file.read()).hexdigest()
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         described = DataObject(
-            key=key, bytes=size, etag=None, footer_bytes=footer_bytes, footer_sha256=footer_sha256
+            key=f"{self._split}/part-{number:05}-{sha256[:16]}.parquet",
+            bytes=size,
+            etag=None,
+            footer_bytes=footer_bytes,
+            footer_sha256=footer_sha256,
         )
         if len(self._objects) >= 2:
-            self._objects[-2].result()  # at most two local files wait for their upload
+            self._objects[-2].result()  # a store that fails ends this before all objects are made
         self._objects.append(self._pool.submit(self._publish, self._path, described))
 
     def _publish(self, path: Path, described: DataObject) -> DataObject:
-        if self._store is not None:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            info = self._store.write(described.key, path)
-            described = described.model_copy(update={"etag": info.etag})
-            if info.size != described.bytes or _sha256_in_store(self._store, described) != sha256:
-                raise StorageError(
-                    f"{self._store.url_of(described.key)} does not hold what was written to it; prepare"
-                    " again, or use another store."
-                )
-        path.unlink()
-        return described
+        return described if self._store is None else place(self._store, described, path)
+
+
+def local_file(folder: Path, split: str, number: int) -> Path:
+    """Where a `SplitWriter` made the split's object of that number."""
+    return folder / f"{split}-{number:05}.parquet"
+
+
+def place(store: Store, described: DataObject, path: Path) -> DataObject:
+    """The object with its ETag, when the store holds the file's bytes under its key; what was there
+    before is kept.
+
+    Raises `WrongRequest` when other bytes were there, and `StorageError` when the store does not
+    hold what was written to it.
+    """
+    key, url = described.key, store.url_of(described.key)
+    try:
+        info, written = store.stat(key), False
+    except ObjectNotFound:
+        try:
+            info, written = store.create(key, path), True
+        except AlreadyExists:  # another prepare came in between, with bytes that are not these
+            raise _other_bytes(url) from None
+    if store.holds(key, path):
+        return described.model_copy(update={"etag": info.etag})
+    if written:
+        raise StorageError(
+            f"{url} does not hold what was written to it; prepare again, or use another store."
+        )
+    raise _other_bytes(url)
+
+
+def _other_bytes(url: str) -> WrongRequest:
+    return WrongRequest(
+        f"{url} is damaged: its bytes are not those that its name stands for, and nothing is overwritten;"
+        " delete it and type the same command again."
+    )
 
 
 def _byte_range(group: Any) -> tuple[int, int]:
@@ -194,10 +225,3 @@ def _byte_range(group: Any) -> tuple[int, int]:
     return min(starts), max(
         start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)
     )
-
-
-def _sha256_in_store(store: Store, described: DataObject) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, described.bytes, _READ_BYTES):
-        digest.update(store.read(described.key, start=start, length=_READ_BYTES, if_match=described.etag))
-    return digest.hexdigest()

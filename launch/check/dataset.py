@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 
 from emotion_train.config import Config
-from emotion_train.data.index import DataObject, Index, Split, require_trainable
+from emotion_train.data.index import Index, Split, require_trainable
+from emotion_train.data.objects import look_at_objects
 from emotion_train.errors import WrongRequest
-from emotion_train.storage.store import ObjectInfo, Store
+from emotion_train.storage.store import Store
 
 _BYTES_READ_AGAIN = 256 << 20  # of objects whose ETag says nothing
 _HELD_OUT_LOOKED_AT = 50_000
@@ -28,60 +29,25 @@ def check_objects(store: Store, index: Index) -> str:
     """Every object is there with its size; what no ETag vouches for is compared by sha256, as long
     as it is not too much.
     """
-    there = {info.key: info for info in store.list()}
-    described = [
-        (split, number, one) for split in index.splits.values() for number, one in enumerate(split.objects)
-    ]
-    problems = [
-        problem for _, _, one in described if (problem := _unlike(one, there.get(one.key))) is not None
-    ]
+    found = look_at_objects(store, index, _BYTES_READ_AGAIN)
+    problems = [*(f"{key} is missing" for key in found.missing), *found.damaged.values()]
     if problems:
         more = f", and {len(problems) - _NAMES_SHOWN} more" if len(problems) > _NAMES_SHOWN else ""
+        remedy = "type the `emotion-train prepare` again that made it, which writes what is missing"
+        if found.damaged:
+            remedy = f"delete what is damaged and {remedy}"
         raise WrongRequest(
-            f"The data set at {store.url} is not whole: {', '.join(problems[:_NAMES_SHOWN])}{more}; prepare"
-            " it again into an empty prefix, or copy all of it."
+            f"The data set at {store.url} is not whole: {', '.join(problems[:_NAMES_SHOWN])}{more}; {remedy},"
+            " or copy all of it."
         )
-    total = sum(one.bytes for _, _, one in described)
-    doubtful = [item for item in described if item[2].etag is None or there[item[2].key].etag != item[2].etag]
-    read, unread = _compare(store, doubtful)
-    words = f"{len(described)} objects of {total / 1e6:,.1f} MB, all there"
-    if not doubtful:
+    objects = [described for split in index.splits.values() for described in split.objects]
+    total = sum(described.bytes for described in objects)
+    words = f"{len(objects)} objects of {total / 1e6:,.1f} MB, all there"
+    if found.by_etag == len(objects):
         return f"{words}, unchanged by their ETags"
-    return f"{words}; {read} compared by sha256" + (f", {unread} by size alone" if unread else "")
-
-
-def _unlike(described: DataObject, there: ObjectInfo | None) -> str | None:
-    if there is None:
-        return f"{described.key} is missing"
-    return (
-        f"{described.key} has {there.size:,} bytes instead of {described.bytes:,}"
-        if there.size != described.bytes
-        else None
+    return f"{words}; {found.by_sha256} compared by sha256" + (
+        f", {found.by_size} by size alone" if found.by_size else ""
     )
-
-
-def _compare(store: Store, doubtful: Sequence[tuple[Split, int, DataObject]]) -> tuple[int, int]:
-    """How many objects were read and are right, and how many were too much; raises `WrongRequest`
-    for one that is wrong.
-    """
-    read, budget = 0, _BYTES_READ_AGAIN
-    for split, number, described in doubtful:
-        if described.bytes > budget:
-            continue
-        budget -= described.bytes
-        content = store.read(described.key)
-        for group in split.row_groups:
-            end = group.start + group.length
-            if (
-                group.object == number
-                and hashlib.sha256(content[group.start : end]).hexdigest() != group.sha256
-            ):
-                raise WrongRequest(
-                    f"{store.url_of(described.key)} is not what index.json describes (bytes {group.start} to"
-                    f" {end}); prepare the data again into an empty prefix."
-                )
-        read += 1
-    return read, len(doubtful) - read
 
 
 def check_labels(index: Index) -> str:

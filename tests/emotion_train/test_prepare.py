@@ -772,8 +772,10 @@ def test_an_existing_data_set_is_recognised_and_never_overwritten(
 def test_a_killed_run_is_repeated_over_its_leftovers(tmp_path: Path, bucket_url: str) -> None:
     source = write_csv(tmp_path / "posts.csv", some_rows(3000))
     program = (
-        "import os, signal, sys, emotion_train.storage.s3 as s\ns.S3Store.create = lambda *_:"
-        " os.kill(os.getpid(), signal.SIGKILL)\nfrom emotion_train.data.preparation import prepare;"
+        "import os, signal, sys, emotion_train.storage.s3 as s\ncreate = s.S3Store.create\n"
+        "s.S3Store.create = lambda store, key, data: os.kill(os.getpid(), signal.SIGKILL)"
+        " if key == 'index.json' else create(store, key, data)\n"
+        "from emotion_train.data.preparation import prepare;"
         " prepare(sys.argv[1], sys.argv[2], rows_per_group=512, rows_per_object=512)"
     )
     assert (
@@ -786,20 +788,25 @@ def test_a_killed_run_is_repeated_over_its_leftovers(tmp_path: Path, bucket_url:
     assert "index.json" not in leftovers
     with pytest.raises(WrongRequest, match="written last"):
         read_index(store)
-    store.write("train/part-00000.parquet", b"torn")
+    torn, whole = leftovers[0], store.read(leftovers[0])
+    store.write(torn, whole[:-1])
+    with pytest.raises(WrongRequest, match=f"{torn} is damaged.*delete it and type the same command again"):
+        prepare(source, bucket_url, rows_per_group=512, rows_per_object=512)
+    store.delete(torn)
     prepare(source, bucket_url, rows_per_group=512, rows_per_object=512)
+    assert store.read(torn) == whole
     prepare(source, str(tmp_path / "whole"), rows_per_group=512, rows_per_object=512)
     assert all_posts(store) == all_posts(open_store(str(tmp_path / "whole")))
 
 
 def test_a_store_that_loses_a_bit_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(store: FolderStore, key: str, data: Any) -> ObjectInfo:
+    def create(store: FolderStore, key: str, data: Any) -> ObjectInfo:
         raw = bytearray(data.read_bytes())
         raw[len(raw) // 2] ^= 1
         return honest(store, key, bytes(raw))
 
-    honest = FolderStore.write
-    monkeypatch.setattr(FolderStore, "write", write)
+    honest = FolderStore.create
+    monkeypatch.setattr(FolderStore, "create", create)
     with pytest.raises(StorageError, match="does not hold what was written"):
         prepare(write_csv(tmp_path / "posts.csv", some_rows(50)), str(tmp_path / "out"))
     assert not (tmp_path / "out" / "index.json").exists()

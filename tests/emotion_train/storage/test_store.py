@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -235,7 +236,7 @@ def test_a_file_is_created_and_never_put_in_place_of_another(
     assert info == store.stat("data/0") == store.create("data/0", mine)
     assert info.size == 6 << 20
     for other in (yours, yours.read_bytes(), mine.read_bytes()[:-1]):
-        assert "exists already" in sentence(lambda other=other: store.create("data/0", other), AlreadyExists)
+        assert "exists already" in sentence(partial(store.create, "data/0", other), AlreadyExists)
     assert store.read("data/0") == mine.read_bytes()
     if in_parts and store.url.startswith("s3:"):
         assert (info.etag or "").endswith("-2")

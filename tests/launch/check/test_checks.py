@@ -21,6 +21,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.runs.log import Writer
 from emotion_train.stage_base import stage
 from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
 from launch.check.checks import Check, _planned_hours, check_all
 from launch.check.credentials import check_credentials
 from launch.check.machine import check_memory, target_of
@@ -116,17 +117,24 @@ def test_without_data_and_output_only_the_config_is_checked() -> None:
 
 def test_an_object_that_is_missing_or_cut_short_is_named(words: list[str]) -> None:
     store = open_store(url_of(words, "data.url"))
-    whole = store.read("train/part-00000.parquet")
-    store.write("train/part-00000.parquet", whole[:-1])
-    store.delete("test/part-00000.parquet")
+    train, test = (only_object(store, split) for split in ("train", "test"))
+    whole = store.read(train)
+    store.write(train, whole[:-1])
+    store.delete(test)
     finding = checks(words)["objects"].finding
-    assert f"train/part-00000.parquet has {len(whole) - 1:,} bytes instead of {len(whole):,}" in finding
-    assert "test/part-00000.parquet is missing" in finding
+    assert f"{train} has {len(whole) - 1:,} bytes instead of {len(whole):,}" in finding
+    assert f"{test} is missing" in finding
+    assert "delete what is damaged and type the `emotion-train prepare` again that made it" in finding
+
+
+def only_object(store: Store, split: str) -> str:
+    (described,) = read_index(store).splits[split].objects
+    return described.key
 
 
 def test_an_object_with_another_etag_is_compared_by_its_bytes(words: list[str]) -> None:
     store = open_store(url_of(words, "data.url"))
-    key = "train/part-00000.parquet"
+    key = only_object(store, "train")
     whole = store.read(key)
     # the same bytes, as a copying tool may write them
     parts = multipart(url_of(words, "data.url"), key, whole)
@@ -205,9 +213,8 @@ def test_a_text_in_two_splits_is_told(made: Path, tmp_path: Path) -> None:
     ours, theirs = (json.loads((tmp_path / name / "index.json").read_text()) for name in ("data", "others"))
     ours["splits"]["validation"] = theirs["splits"]["validation"]
     (tmp_path / "data" / "index.json").write_text(json.dumps(ours))
-    (tmp_path / "others" / "validation" / "part-00000.parquet").replace(
-        tmp_path / "data" / "validation" / "part-00000.parquet"
-    )
+    key = ours["splits"]["validation"]["objects"][0]["key"]
+    (tmp_path / "others" / key).replace(tmp_path / "data" / key)
     found = checks(
         [
             f"data.url={tmp_path / 'data'}",

@@ -1,0 +1,81 @@
+"""Whether a store holds every object of an index with the bytes that the index describes.
+
+Costs one listing where ETags vouch for the bytes; a folder, or a copy in another bucket, is read
+once from beginning to end, or as much of it as the caller allows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from emotion_train.data.index import DataObject, Index, RowGroup
+from emotion_train.storage.store import Store
+
+_READ_BYTES = 16 << 20
+_MAGIC = b"PAR1"
+
+
+class Look(NamedTuple):
+    """What a look at all objects found."""
+
+    missing: tuple[str, ...]  # keys
+    damaged: dict[str, str]  # of each key, a phrase that begins with it and says what is wrong
+    by_etag: int  # objects that an ETag vouches for
+    by_sha256: int  # objects that were read
+    by_size: int  # objects that were too much to read
+
+
+def look_at_objects(store: Store, index: Index, most_bytes: int | None = None) -> Look:
+    """Compare every object's size, and its ETag or else its bytes; of the latter at most
+    `most_bytes` are read (None: all).
+    """
+    there = {info.key: info for info in store.list()}
+    missing: list[str] = []
+    damaged: dict[str, str] = {}
+    by_etag = by_sha256 = by_size = 0
+    for split in index.splits.values():
+        for number, described in enumerate(split.objects):
+            info = there.get(described.key)
+            groups = [group for group in split.row_groups if group.object == number]
+            if info is None:
+                missing.append(described.key)
+            elif info.size != described.bytes:
+                damaged[described.key] = (
+                    f"{described.key} has {info.size:,} bytes instead of {described.bytes:,}"
+                )
+            elif described.etag is not None and info.etag == described.etag:
+                by_etag += 1
+            elif most_bytes is not None and described.bytes > most_bytes:
+                by_size += 1
+            else:
+                by_sha256 += 1
+                most_bytes = None if most_bytes is None else most_bytes - described.bytes
+                if wrong := _first_wrong_range(store, described, groups):
+                    damaged[described.key] = (
+                        f"{described.key} is not what index.json describes (bytes {wrong[0]} to {wrong[1]})"
+                    )
+    return Look(tuple(missing), damaged, by_etag, by_sha256, by_size)
+
+
+def _first_wrong_range(
+    store: Store, described: DataObject, groups: Sequence[RowGroup]
+) -> tuple[int, int] | None:
+    """Start and end of the first byte range whose sha256 is another; together the ranges are the
+    whole object.
+    """
+    footer = described.bytes - described.footer_bytes
+    ranges = [
+        (0, len(_MAGIC), hashlib.sha256(_MAGIC).hexdigest()),
+        *((group.start, group.start + group.length, group.sha256) for group in groups),
+        (footer, described.bytes, described.footer_sha256),
+    ]
+    held_from, held = 0, b""
+    for start, end, sha256 in sorted(ranges):
+        if end > held_from + len(held):
+            held_from = start
+            held = store.read(described.key, start=start, length=max(end - start, _READ_BYTES))
+        if hashlib.sha256(held[start - held_from : end - held_from]).hexdigest() != sha256:
+            return start, end
+    return None
