@@ -34,6 +34,7 @@ Precision = Literal["nf4", "bf16", "fp8", "fp32"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 DEFAULT_TOKENS_PER_MICROBATCH = 4096
 POSTS_PER_SCORING_STEP = 512  # of one process
+SMALLEST_MAX_LENGTH, LARGEST_MAX_LENGTH = 4, 8192  # tokens of a post
 
 
 class Section(BaseModel):
@@ -87,7 +88,12 @@ class DataSection(Section):
         min_length=1,
         description="Data set written by `emotion-train prepare`: s3://bucket/prefix or a folder.",
     )
-    max_length: int = Field(128, ge=4, le=8192, description="Tokens kept of a post, counting the BOS token.")
+    max_length: int = Field(
+        128,
+        ge=SMALLEST_MAX_LENGTH,
+        le=LARGEST_MAX_LENGTH,
+        description="Tokens kept of a post, counting the BOS token.",
+    )
 
 
 class ModelSection(Section):

@@ -200,7 +200,14 @@ def _summary(result: PrepareResult, *, given: bool) -> str:
     counts = [
         sum(of_label) for of_label in zip(*(s.label_counts for s in index.splits.values()), strict=True)
     ]
-    lines += ["", *_table(index), "", *doubts(index.labels, counts, given=given), *_conflicts(result)]
+    lines += [
+        "",
+        *_table(index),
+        "",
+        *_lengths(index),
+        *doubts(index.labels, counts, given=given),
+        *_conflicts(result),
+    ]
     if "test" not in index.splits and index.source.get("validation_fraction") == 0:
         lines.append(
             "no test     the source brings validation posts and no test posts; add a test file to get one"
@@ -239,6 +246,27 @@ def _conflicts(result: PrepareResult) -> list[str]:
     return [
         f"conflicts   {subject} several labels; {outcome} (--on-conflict {result.on_conflict})",
         *examples,
+    ]
+
+
+def _lengths(index: Index) -> list[str]:
+    """How long the training posts are, and what the default max_length would cut of them by an
+    estimate: this verb knows no tokenizer.
+    """
+    from emotion_train.config import DataSection
+    from emotion_train.data.lengths import BYTES_A_TOKEN, Cut, estimated
+
+    if (tokens := estimated(index.source)) is None:
+        return [
+            "lengths     not in this index, which an earlier version wrote; emotion-launch check counts them"
+        ]
+    cut = Cut.of(tokens, DataSection.model_fields["max_length"].default)
+    median, longest = (index.source[f"characters_{name}"] for name in ("median", "longest"))
+    return [
+        f"lengths     {median:,} characters at the median of the training posts, {longest:,} at most; a token"
+        f" is estimated as {BYTES_A_TOKEN:g} UTF-8 bytes (measured by benchmarks/token_lengths.py)",
+        f"{'warning' if cut.is_much else 'max_length':<12}by default,"
+        f" {cut.words('training posts', estimated=True)}",
     ]
 
 

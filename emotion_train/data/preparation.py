@@ -190,6 +190,7 @@ class _Job:
         self._partitions = partitions_for(source.bytes, self._memory)
         self._rows_read = 0
         self._code_C: Any = None  # final codes of labels, known when all rows were read
+        self._lengths: dict[str, int] = {}  # of the training posts, for the index
 
     def run(self) -> Index:
         from emotion_train.data.spill import Spill
@@ -495,6 +496,7 @@ class _Job:
 
         rows = sum(counts)
         options = self._options
+        measured = _Measured()
         writer = SplitWriter(
             self._store, split, rows, labels, options.rows_per_group, options.rows_per_object, self._folder
         )
@@ -514,8 +516,11 @@ class _Job:
                     table, np.flatnonzero(np.diff(order[by_order]) == 0), self._options.id_column
                 )
                 writer.add(table.cast(SCHEMA))
+                measured.add(table.column("text"))
                 done += len(table)
                 line.update(done)
+            if split == "train":
+                self._lengths = measured.recorded()
             return writer.finish()
 
     def _provenance(self, fractions: tuple[float, float]) -> dict[str, str | int | float | None]:
@@ -540,6 +545,7 @@ class _Job:
             "test_fraction": fractions[1],
             "rows_read": self._rows_read,
             **found,
+            **self._lengths,
         }
 
     @property
@@ -560,6 +566,28 @@ _ALL_ALIKE = {
     "no_label": "type --label-column with the column that holds the labels",
     "unknown_label": "--labels names none of the labels that are there",
 }
+
+
+class _Measured:
+    """Adds up the lengths of texts, whatever the batches in which they come."""
+
+    def __init__(self) -> None:
+        from emotion_train.data.lengths import Lengths
+
+        self._characters = self._bytes = Lengths.of([])
+
+    def add(self, texts: Any) -> None:
+        import pyarrow.compute as pc
+
+        from emotion_train.data.lengths import Lengths
+
+        self._characters += Lengths.of(pc.utf8_length(texts).to_numpy())
+        self._bytes += Lengths.of(pc.binary_length(texts).to_numpy())
+
+    def recorded(self) -> dict[str, int]:
+        from emotion_train.data.lengths import recorded
+
+        return recorded(self._characters, self._bytes)
 
 
 def _partition(hashes_N: Any, partitions: int) -> Any:
@@ -605,10 +633,13 @@ def _refuse_target_in_source(given: Path, store: Store) -> None:
 
 
 def _content(index: Index) -> dict[str, Any]:
-    """The index without what a copy or another library version changes although the posts' bytes
-    are the same.
+    """The index without what a copy or another version of this program or a library changes
+    although the posts' bytes are the same.
     """
+    from emotion_train.data.lengths import RECORDED
+
     content = index.model_dump(exclude={"versions"})
+    content["source"] = {key: value for key, value in index.source.items() if key not in RECORDED}
     for split in content["splits"].values():
         for described in split["objects"]:
             del described["etag"]
@@ -628,10 +659,11 @@ def _posts(index: Index) -> dict[str, Any]:
 
 
 def _difference(one: Index, other: Index, apart_from: tuple[str, ...] = ()) -> str:
+    there, now = _content(one), _content(other)
     for name in ("labels", "seed", "source"):
-        old, new = getattr(one, name), getattr(other, name)
         if name in apart_from:
             continue
+        old, new = there[name], now[name]
         if isinstance(old, dict):
             changed = next(
                 (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None

@@ -152,12 +152,12 @@ class RowGroupReader:
                     log.warning("The run waits for its data: %s", error)
 
 
-def sample_texts(store: Store, split: Split, least: int) -> list[str]:
+def sample_texts(store: Store, split: Split, least: int, patience_s: float = 0.0) -> list[str]:
     """Texts of the first row groups, at least so many where there are; a data set is shuffled as a
     whole, so any will do.
     """
     texts: list[str] = []
-    with RowGroupReader(store, split) as reader:
+    with RowGroupReader(store, split, patience_s=patience_s) as reader:
         for group in range(len(split.row_groups)):
             texts += [text for text in reader.rows(group).texts if text]
             if len(texts) >= least:

@@ -17,6 +17,8 @@ import base64
 import hashlib
 import json
 import os
+import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
+from emotion_train.data.lengths import Lengths
 from emotion_train.errors import WrongRequest
 
 TEKKEN_PATTERN = (
@@ -95,7 +98,6 @@ class PostTokenizer:
             single=f"{bos}:0 $A:0" if bos else "$A:0", special_tokens=[(bos, bos_id)] if bos else []
         )
         self._tokenizer.encode_special_tokens = True  # "</s>" in a post is text
-        self._tokenizer.enable_truncation(max_length)
 
     @classmethod
     def load(cls, base: str | BaseFiles, max_length: int) -> PostTokenizer:
@@ -125,6 +127,10 @@ class PostTokenizer:
         """One array of 1 to `max_length` ids per text; an empty text without BOS becomes one
         padding token.
         """
+        return [ids[: self.max_length] for ids in self.encode_whole(texts)]
+
+    def encode_whole(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """As `encode`, uncut. It takes no longer: the library cuts only what it has made."""
         try:
             encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
         # half an emoji, as JSON's "\ud83d" gives: joined with its other half, else replaced by
@@ -138,9 +144,7 @@ class PostTokenizer:
         """Write tokenizer.json and tokenizer_config.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        plain = Tokenizer.from_str(self._tokenizer.to_str())
-        plain.no_truncation()
-        (folder / "tokenizer.json").write_text(plain.to_str(), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(self._tokenizer.to_str(), encoding="utf-8")
         name = self._tokenizer.id_to_token
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -166,20 +170,35 @@ class PostTokenizer:
         vocabulary = sorted(
             self._tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1]
         )
-        probes = (
-            [one.ids for one in self._tokenizer.encode_batch(list(_PROBES))]
-            if self.max_length >= 128
-            else self._uncut(_PROBES)
-        )
+        probes = [one.ids for one in self._tokenizer.encode_batch(list(_PROBES))]
         content = json.dumps([vocabulary, self.bos_id, self.pad_id, probes], ensure_ascii=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def _uncut(self, texts: Iterable[str]) -> list[list[int]]:
-        self._tokenizer.no_truncation()
-        try:
-            return [one.ids for one in self._tokenizer.encode_batch(list(texts))]
-        finally:
-            self._tokenizer.enable_truncation(self.max_length)
+
+class CountingTokenizer:
+    """A `PostTokenizer` that remembers how long the posts were that it encoded, before they were
+    cut. Several threads may use it at once.
+    """
+
+    def __init__(self, tokenizer: PostTokenizer) -> None:
+        self.max_length = tokenizer.max_length
+        self.pad_id = tokenizer.pad_id
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._counts: Counter[int] = Counter()
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """As `PostTokenizer.encode`."""
+        whole = self._tokenizer.encode_whole(texts)
+        with self._lock:
+            self._counts.update(len(ids) for ids in whole)
+        return [ids[: self.max_length] for ids in whole]
+
+    @property
+    def lengths(self) -> Lengths:
+        """Tokens of all posts so far."""
+        with self._lock:
+            return Lengths.of_counts(self._counts)
 
 
 def _from_tokenizer_json(path: Path, config_path: Path | None, max_length: int) -> PostTokenizer:

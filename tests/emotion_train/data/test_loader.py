@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emotion_train.data.index import Index, read_index
-from emotion_train.data.loader import Loader, StepBatch, encoder_threads
+from emotion_train.data.lengths import Lengths
+from emotion_train.data.loader import Encoder, Loader, StepBatch, encoder_threads
 from emotion_train.data.order import Order
 from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader, sample_texts
-from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.data.tokenization import CountingTokenizer, PostTokenizer
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
 from emotion_train.evaluation.floors import posts, tfidf_predictions
 from emotion_train.storage.folder import FolderStore
@@ -55,13 +56,14 @@ def loader(
     tokens: int = 256,
     threads: int = 1,
     in_slices: bool = False,
+    encoder: Encoder | None = None,
 ) -> Loader:
     store, index, tokenizer = prepared
     split = index.split("train")
     return Loader(
         RowGroupReader(store, split),
         Order(split.row_counts, split.lanes, 7),
-        tokenizer,
+        encoder or tokenizer,
         WEIGHTS,
         global_batch_size=batch,
         tokens_per_microbatch=tokens,
@@ -94,6 +96,25 @@ def test_an_epoch_holds_every_post_once_with_its_label_and_weight(
         post_id: (tokenizer.encode([text])[0].tolist(), label, WEIGHTS[label])
         for post_id, (text, label) in stored.items()
     }
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_lengths_that_the_ranks_count_are_those_of_all_posts_before_the_cut(
+    prepared: tuple[Store, Index, PostTokenizer], world_size: int
+) -> None:
+    store, index, tokenizer = prepared
+    short = PostTokenizer(tokenizer._tokenizer, 16, bos_id=1, pad_id=3)
+    counted = Lengths.of([])
+    for rank in range(world_size):
+        counting = CountingTokenizer(short)
+        one = loader(prepared, 64, rank, world_size, threads=2, in_slices=True, encoder=counting)
+        longest = max(int(np.diff(pack.boundaries_S).max()) for batch in steps(one) for pack in batch.packs)
+        assert longest == 16
+        counted += counting.lengths
+    # one token a byte, and BOS
+    sizes = sorted(1 + len(text.encode()) for _, text, _ in posts(store, index.split("train")))
+    assert np.repeat(counted.lengths_U, counted.counts_U).tolist() == sizes
+    assert max(sizes) > 96  # longer than the tokenizer of these tests keeps
 
 
 @settings(max_examples=15)

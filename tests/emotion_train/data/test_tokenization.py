@@ -13,7 +13,8 @@ import pytest
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from emotion_train.bases.gguf_file import GgufFile
-from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.data.lengths import Lengths
+from emotion_train.data.tokenization import CountingTokenizer, PostTokenizer
 from emotion_train.errors import WrongRequest
 from tests.helpers.tiny_models import gguf_base, write_tokenizer
 
@@ -131,6 +132,20 @@ def test_posts_are_cut_at_max_length_counting_the_bos_token(saved: Path, tekken:
     assert all(one.dtype == np.int32 for one in ids)
     assert ids[0].tolist() == lists(tekken, ["one two three four five six seven eight nine ten"])[0][:8]
     assert short.sha256() == tekken.sha256()
+
+
+def test_what_is_kept_of_a_post_is_its_beginning_and_the_count_is_of_all_of_it(
+    saved: Path, tekken: PostTokenizer
+) -> None:
+    texts = [*POSTS, *random_posts(50)]
+    for max_length in (4, 8, 31):
+        counting = CountingTokenizer(PostTokenizer.load(str(saved), max_length))
+        halves = counting.encode(texts[:20]) + counting.encode(texts[20:])
+        whole = lists(tekken, texts)
+        assert [ids.tolist() for ids in halves] == [ids[:max_length] for ids in whole]
+        expected = Lengths.of(len(ids) for ids in whole)
+        assert counting.lengths.lengths_U.tolist() == expected.lengths_U.tolist()
+        assert counting.lengths.counts_U.tolist() == expected.counts_U.tolist()
 
 
 def test_no_post_is_ever_empty(tmp_path: Path, tekken: PostTokenizer) -> None:
