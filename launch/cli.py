@@ -272,7 +272,9 @@ def _check(arguments: argparse.Namespace) -> int:
         hours=arguments.hours,
     ):
         all_ok = all_ok and check.ok
-        mark = "[green]ok[/]   " if check.ok else "[red]wrong[/]"
+        mark = (
+            "[red]wrong[/]" if not check.ok else "[yellow]warn[/] " if check.doubtful else "[green]ok[/]   "
+        )
         console.print(f"{mark} {check.name:<11} ", end="")
         console.print(" ".join(check.finding.split()), markup=False)
     return 0 if all_ok else 2

@@ -13,16 +13,20 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config, Precision
 from emotion_train.data.index import Index, Split
+from emotion_train.data.lengths import Cut, Lengths, estimated
 from emotion_train.data.packing import deal
 from emotion_train.errors import WrongRequest
 from emotion_train.sizing.memory import is_fused
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.store import Store
+
+if TYPE_CHECKING:
+    from emotion_train.data.tokenization import PostTokenizer
 
 _MOST_STEPS_TRIED = 16
 _LONGEST_SHARE_TRIED = 20_000  # posts
@@ -30,7 +34,7 @@ _LONGEST_SHARE_TRIED = 20_000  # posts
 
 @dataclass(frozen=True)
 class Work:
-    """What a run computes. `lengths`: tokens of some training posts, in any order."""
+    """What a run computes. `lengths`: tokens of some training posts after the cut, in any order."""
 
     train_posts: int
     scored_posts: int  # those of every evaluation and of the final report
@@ -39,6 +43,8 @@ class Work:
     lengths: tuple[int, ...]
     labels: int
     max_length: int
+    cut: Cut | None = None  # what max_length cuts of the posts; None where that is not known
+    cut_is_estimated: bool = False  # from the index, without the base's tokenizer
 
     @property
     def mean_length(self) -> float:
@@ -113,11 +119,9 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
     """What the run computes. `tokens_per_post` given, every post has so many and nothing is
     read.
     """
-    train = index.split("train")
-    if tokens_per_post is not None:
-        lengths: tuple[int, ...] = (min(config.data.max_length, max(1, round(tokens_per_post))),)
-    else:
-        lengths = tuple(sample_lengths(config, train, store))
+    train, most = index.split("train"), config.data.max_length
+    whole = [round(tokens_per_post)] if tokens_per_post is not None else sample_lengths(config, train, store)
+    known = estimated(index.source) if tokens_per_post is not None else Lengths.of(whole)
     held_out = {name: split.rows for name, split in index.splits.items() if name != "train"}
     evaluations, every = config.train.epochs, config.evaluation.every_steps
     if every is not None:
@@ -130,15 +134,16 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
         scored_posts=evaluations * held_out.get("validation", 0) + sum(held_out.values()),
         epochs=config.train.epochs,
         global_batch_size=config.train.global_batch_size,
-        lengths=lengths,
+        lengths=tuple(min(most, max(1, length)) for length in whole),
         labels=len(index.labels),
-        max_length=config.data.max_length,
+        max_length=most,
+        cut=None if known is None else Cut.of(known, most),
+        cut_is_estimated=tokens_per_post is not None,
     )
 
 
 def sample_lengths(config: Config, split: Split, store: Store) -> list[int]:
-    """Tokens of some posts, cut at `data.max_length` as in training."""
-    from emotion_train.data.reader import sample_texts
+    """Tokens of some whole posts, before `data.max_length` cuts them."""
     from emotion_train.data.tokenization import PostTokenizer
 
     try:
@@ -147,4 +152,12 @@ def sample_lengths(config: Config, split: Split, store: Store) -> list[int]:
         raise WrongRequest(
             f"{error} Or type --tokens-per-post N, their mean, to plan without the tokenizer."
         ) from None
-    return [len(ids) for ids in tokenizer.encode(sample_texts(store, split, _SAMPLE_POSTS)[:_SAMPLE_POSTS])]
+    return lengths_by(tokenizer, split, store)
+
+
+def lengths_by(tokenizer: PostTokenizer, split: Split, store: Store) -> list[int]:
+    """Tokens of some whole posts."""
+    from emotion_train.data.reader import sample_texts
+
+    texts = sample_texts(store, split, _SAMPLE_POSTS)[:_SAMPLE_POSTS]
+    return [len(ids) for ids in tokenizer.encode_whole(texts)]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.staged import StagedBase
 from emotion_train.config import Config, Precision
 from emotion_train.errors import WrongRequest
 
-
-def check_base(config: Config) -> str:
-    """The base's small files are read; the hub is asked where they are not in its cache."""
+if TYPE_CHECKING:
     from emotion_train.data.tokenization import PostTokenizer
 
+
+def check_base(config: Config, load: Callable[[], PostTokenizer]) -> str:
+    """The base's small files are read, its tokenizer by `load`; the hub is asked where they are not
+    in its cache.
+    """
     base = BaseFiles.find(config.model.base)
     if base.gguf is not None:
         if find_spec("gguf") is None:
@@ -27,7 +32,7 @@ def check_base(config: Config) -> str:
     else:
         base.required("config.json")
         words = _weights(base)
-    PostTokenizer.load(config.model.base, config.data.max_length)
+    load()
     return f"{words}, tokenizer loads"
 
 

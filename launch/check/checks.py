@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index
@@ -23,7 +23,14 @@ from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from launch.check.base import check_base
 from launch.check.credentials import check_credentials
-from launch.check.dataset import check_data, check_labels, check_objects, check_overlap
+from launch.check.dataset import (
+    Doubt,
+    check_data,
+    check_labels,
+    check_lengths,
+    check_objects,
+    check_overlap,
+)
 from launch.check.machine import Target, check_disk, check_machine, check_memory, check_precision, target_of
 from launch.gpus import kind_of
 from launch.plan.choices import Choice, Spot, best_settings, spot_of
@@ -32,12 +39,18 @@ from launch.run.choice import requested_file
 from launch.run.topology import Gpu
 from launch.workload import shape_of_base, work_of
 
+if TYPE_CHECKING:
+    from emotion_train.data.tokenization import PostTokenizer
+
 
 @dataclass(frozen=True)
 class Check:
+    """One question's answer. A `doubtful` finding is a warning: a run may start all the same."""
+
     name: str
     ok: bool
     finding: str
+    doubtful: bool = False
 
 
 def check_all(
@@ -122,7 +135,13 @@ def run_checks(
     def index() -> Index:
         return read_index(data())
 
-    questions: list[tuple[str, Callable[[], str]]] = [
+    @cache
+    def tokenizer() -> PostTokenizer:
+        from emotion_train.data.tokenization import PostTokenizer
+
+        return PostTokenizer.load(config.model.base, config.data.max_length)
+
+    questions: list[tuple[str, Callable[[], str | Doubt]]] = [
         ("data set", lambda: check_data(config, index())),
         ("objects", lambda: check_objects(data(), index())),
         ("labels", lambda: check_labels(index())),
@@ -134,7 +153,8 @@ def run_checks(
                 config, lambda: hours or _planned_hours(config, index(), data(), target_of(wanted_gpus, gpus))
             ),
         ),
-        ("base model", lambda: check_base(config)),
+        ("base model", lambda: check_base(config, tokenizer)),
+        ("lengths", lambda: check_lengths(config, index(), data(), tokenizer)),
         ("memory", lambda: check_memory(config, target_of(wanted_gpus, gpus), index)),
         ("precision", lambda: check_precision(config, wanted_gpus, gpus, accelerate_config)),
         ("trackers", lambda: _trackers(config)),
@@ -150,9 +170,12 @@ def run_checks(
         yield _ask(name, question)
 
 
-def _ask(name: str, question: Callable[[], str]) -> Check:
+def _ask(name: str, question: Callable[[], str | Doubt]) -> Check:
     try:
-        return Check(name, True, question())
+        answer = question()
+        if isinstance(answer, Doubt):
+            return Check(name, True, answer.words, doubtful=True)
+        return Check(name, True, answer)
     except EmotionTrainError as error:
         return Check(name, False, str(error))
 

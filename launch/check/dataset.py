@@ -1,21 +1,35 @@
-"""Checks of the data set: its objects, its labels, and posts that stand in two splits."""
+"""Checks of the data set: its objects, labels and lengths, and posts that stand in two splits."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from emotion_train.config import Config
 from emotion_train.data.index import Index, Split, require_trainable
+from emotion_train.data.lengths import Cut, Lengths, estimated
 from emotion_train.data.objects import look_at_objects
-from emotion_train.errors import WrongRequest
+from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.storage.store import Store
+from launch.workload import lengths_by
+
+if TYPE_CHECKING:
+    from emotion_train.data.tokenization import PostTokenizer
 
 _BYTES_READ_AGAIN = 256 << 20  # of objects whose ETag says nothing
 _HELD_OUT_LOOKED_AT = 50_000
 _TRAIN_LOOKED_AT = 200_000
 _NAMES_SHOWN = 4
 _FEW_POSTS = 5
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """The finding of a check that a person should read, though a run may be started."""
+
+    words: str
 
 
 def check_data(config: Config, index: Index) -> str:
@@ -80,6 +94,27 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (
         f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     )
+
+
+def check_lengths(
+    config: Config, index: Index, store: Store, load: Callable[[], PostTokenizer]
+) -> str | Doubt:
+    """What data.max_length cuts of a sample of training posts by the base's tokenizer, or of all by
+    an estimate from the index where `load` finds no tokenizer.
+    """
+    train, most = index.split("train"), config.data.max_length
+    try:
+        tokenizer = load()
+    except EmotionTrainError:  # said by the check of the base
+        by_index = estimated(index.source)
+        if by_index is None:
+            return Doubt("the base's tokenizer cannot be read, so that the posts' lengths were not looked at")
+        cut = Cut.of(by_index, most)
+        words = f"without the base's tokenizer, {cut.words('training posts', estimated=True)}"
+    else:
+        cut = Cut.of(Lengths.of(lengths_by(tokenizer, train, store)), most)
+        words = cut.words("training posts" if cut.posts == train.rows else "training posts looked at")
+    return Doubt(words) if cut.is_much else words
 
 
 def check_overlap(store: Store, index: Index) -> str:

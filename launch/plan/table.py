@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emotion_train.config import Config
+from emotion_train.data.lengths import Cut
 from emotion_train.sizing.memory import GIB, MemoryEstimate
 from launch.gpus import MIB
 from launch.plan.choices import Choice, Plan, Spot, TooSmall
@@ -20,8 +21,8 @@ from launch.workload import Work
 def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spot, console: Console) -> None:
     """What would be run, the table, the best and its settings, and what was assumed."""
     console.print(
-        f"{config.model.base}, LoRA r={config.lora.r}, {work.train_posts:,} posts of {work.mean_length:.1f}"
-        f" tokens, {work.epochs} epochs in steps of {work.global_batch_size} posts",
+        f"{config.model.base}, LoRA r={config.lora.r}, {work.train_posts:,} posts of {_lengths(work)},"
+        f" {work.epochs} epochs in steps of {work.global_batch_size} posts",
         markup=False,
     )
     print_whole(console, _table(plan))
@@ -32,8 +33,9 @@ def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spo
         console.print(f"      memory of each GPU: {best.memory}", markup=False)
         if words := best.overrides(config):
             console.print(f"      type: {' '.join(words)}", markup=False)
-    if remark := small_steps(plan, work):
-        console.print(remark, markup=False)
+    for remark in (cut_posts(work), small_steps(plan, work)):
+        if remark is not None:
+            console.print(remark, markup=False)
     console.print(f"prices: {prices.source}", markup=False)
     console.print(
         f"assumed: {spot.preemptions_per_hour:g} preemptions an hour, {spot.startup_minutes:g} minutes for"
@@ -41,6 +43,25 @@ def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spo
         " other than H100 and H200 the same fractions of their data sheets",
         markup=False,
     )
+
+
+def _lengths(work: Work) -> str:
+    """The mean tokens of a post as it is trained, and what they were of whole posts."""
+    words = f"{work.mean_length:.1f} tokens"
+    if work.cut is None:
+        return words
+    about = "about " if work.cut_is_estimated else ""
+    return (
+        f"{words} ({about}{work.cut.mean_tokens:.1f} uncut; data.max_length={work.max_length} cuts"
+        f" {about}{work.cut.share_words} of the posts)"
+    )
+
+
+def cut_posts(work: Work) -> str | None:
+    """A remark where so many posts are cut that the plan may be for less than was meant."""
+    if work.cut is None or not work.cut.is_much:
+        return None
+    return f"warning: {work.cut.words('training posts', estimated=work.cut_is_estimated)}"
 
 
 def small_steps(plan: Plan, work: Work) -> str | None:
@@ -115,6 +136,7 @@ def plan_json(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spot
         "base": config.model.base,
         "train_posts": work.train_posts,
         "mean_tokens": work.mean_length,
+        "cut": None if work.cut is None else _cut(work.cut, work.cut_is_estimated),
         "epochs": work.epochs,
         "global_batch_size": work.global_batch_size,
         "prices": prices.source if prices.offers else None,
@@ -128,6 +150,16 @@ def plan_json(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spot
         "too_small": [_too_small(small) for small in plan.too_small],
     }
     return json.dumps(document, indent=2)
+
+
+def _cut(cut: Cut, is_estimated: bool) -> dict[str, Any]:
+    return {
+        "estimated": is_estimated,
+        "share_of_posts": cut.share,
+        "share_of_tokens": cut.lost_share,
+        "mean_tokens_uncut": cut.mean_tokens,
+        **cut.model_dump(exclude={"posts", "cut_posts", "tokens", "lost_tokens"}),
+    }
 
 
 def _choice(choice: Choice, config: Config) -> dict[str, Any]:

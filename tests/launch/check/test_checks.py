@@ -15,8 +15,10 @@ import boto3
 import pytest
 
 from emotion_train.config import load_config
-from emotion_train.data.index import read_index
+from emotion_train.data.index import Split, read_index
+from emotion_train.data.lengths import RECORDED
 from emotion_train.data.preparation import prepare
+from emotion_train.data.reader import sample_texts
 from emotion_train.errors import WrongRequest
 from emotion_train.runs.log import Writer
 from emotion_train.stage_base import stage
@@ -87,7 +89,7 @@ def test_everything_that_is_wrong_is_told_at_once(made: Path, capsys: pytest.Cap
     assert main(["check", "--gpus", "H1000", *wrong]) == 2
     out = capsys.readouterr().out
     assert [line.split()[1] for line in out.splitlines() if line.startswith("wrong")] == [
-        *("config", "data", "objects", "labels", "overlap", "output", "base", "memory"),
+        *("config", "data", "objects", "labels", "overlap", "output", "base", "lengths", "memory"),
     ]
     assert "did you mean train.epochs?" in out
     assert "give NAME or NAME:COUNT with one of L4, A10G" in out
@@ -289,6 +291,84 @@ def test_a_session_token_without_an_end_is_mentioned(
     found = checks(words, hours=3)["credentials"]
     assert found.ok
     assert "whose end is not known and the run takes 3.0 hours" in found.finding
+
+
+# --- lengths ---
+
+
+def with_long_posts(made: Path, words: list[str], url: str) -> list[str]:
+    """The same run on posts of 400 words."""
+    source = made / "long"
+    if not source.exists():
+        source.mkdir()
+        with (source / "posts.csv").open("w", newline="") as file:
+            rows = [(f"{i} {'rain ' * 400}", ("calm", "glee")[i % 2]) for i in range(120)]
+            csv.writer(file).writerows([("text", "label"), *rows])
+    prepare(str(source), url)
+    return [word for word in words if not word.startswith("data.url=")] + [f"data.url={url}"]
+
+
+def test_posts_that_are_cut_are_a_warning_and_no_failure(
+    words: list[str], made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = with_long_posts(made, words, str(tmp_path / "data"))
+    assert main(["check", "--accelerate-config", "cpu", *long, "data.max_length=96"]) == 0
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("warn")]
+    train = read_index(open_store(str(tmp_path / "data"))).split("train").rows
+    sizes = [len(text) + 1 for text in sample_texts(open_store(str(tmp_path / "data")), index_of(long), 500)]
+    lost = 1 - 96 * len(sizes) / sum(sizes)  # a token a byte, and BOS
+    assert len(sizes) == train == 96
+    assert f"data.max_length=96 cuts 100.0 % of the 96 training posts and {100 * lost:.1f} % of their" in line
+    assert f"data.max_length={sorted(sizes)[-2]} would cut at most 2 %" in line
+    fits = checks([*long, f"data.max_length={max(sizes)}"])["lengths"]
+    assert fits.ok
+    assert not fits.doubtful
+    assert "cuts none of the 96 training posts" in fits.finding
+
+
+def index_of(words: list[str]) -> Split:
+    return read_index(open_store(url_of(words, "data.url"))).split("train")
+
+
+@pytest.mark.parametrize(("share", "doubtful"), [(5, False), (6, True)])
+def test_a_warning_begins_above_5_percent(
+    share: int, doubtful: bool, words: list[str], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("train", "validation"):
+        with (source / f"{name}.csv").open("w", newline="") as file:
+            rows = [
+                (f"{name} {i} {'long ' * (100 if i < share else 1)}", ("calm", "glee")[i % 2])
+                for i in range(100)
+            ]
+            csv.writer(file).writerows([("text", "label"), *rows])
+    prepare(str(source), str(tmp_path / "data"))
+    found = checks([*words, f"data.url={tmp_path / 'data'}"])["lengths"]
+    assert found.ok
+    assert found.doubtful == doubtful
+    assert f"cuts {share}.0 % of the 100 training posts" in found.finding
+
+
+def test_without_a_tokenizer_lengths_are_estimated_or_said_not_to_be_known(
+    words: list[str], made: Path, tmp_path: Path
+) -> None:
+    nowhere = f"model.base={made / 'nowhere'}"
+    long = [*with_long_posts(made, words, str(tmp_path / "data")), nowhere]
+    found = checks([*long, "data.max_length=96"])
+    assert not found["base model"].ok
+    assert (found["lengths"].ok, found["lengths"].doubtful) == (True, True)
+    assert found["lengths"].finding.startswith(
+        "without the base's tokenizer, data.max_length=96 would cut about 100.0 % of the training posts"
+    )
+    index = tmp_path / "data" / "index.json"
+    document = json.loads(index.read_bytes())
+    for key in RECORDED:
+        del document["source"][key]
+    index.write_text(json.dumps(document))
+    found = checks(long)
+    assert found["lengths"].finding.endswith("the posts' lengths were not looked at")
+    assert found["lengths"].doubtful
 
 
 # --- base and GPU ---

@@ -527,6 +527,38 @@ def test_the_verb_plans_a_prepared_data_set_with_the_base_s_tokenizer(
     assert document["mean_tokens"] == pytest.approx(statistics.mean(lengths))
 
 
+@pytest.mark.parametrize("more", [(), ("--tokens-per-post", "70")])
+def test_a_plan_has_both_lengths_and_the_share_that_is_cut(
+    more: tuple[str, ...], prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = words(prepared, "data.max_length=32", *more)
+    assert main([*asked, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    tokenizer = PostTokenizer.load(str(prepared / "base"), 8192)
+    lengths = [len(ids) for ids in tokenizer.encode(texts_of(prepared))]
+    cut = document["cut"]
+    assert cut["estimated"] == bool(more)
+    if not more:
+        assert document["mean_tokens"] == pytest.approx(statistics.mean(min(32, one) for one in lengths))
+        assert cut["mean_tokens_uncut"] == pytest.approx(statistics.mean(lengths))
+        assert cut["share_of_posts"] == pytest.approx(sum(one > 32 for one in lengths) / len(lengths))
+        lost = sum(max(0, one - 32) for one in lengths) / sum(lengths)
+        assert cut["share_of_tokens"] == pytest.approx(lost)
+        assert cut["longest_tokens"] == max(lengths)
+    else:  # four bytes a token: about a quarter of what this tokenizer makes
+        assert document["mean_tokens"] == 32
+        assert cut["mean_tokens_uncut"] == pytest.approx(statistics.mean(lengths) / 4, rel=0.1)
+    assert main(asked) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    about = "about " if more else ""
+    share = f"{100 * cut['share_of_posts']:.1f} %" if cut["share_of_posts"] else "0.0 %"
+    assert (
+        f"posts of {document['mean_tokens']:.1f} tokens ({about}{cut['mean_tokens_uncut']:.1f} uncut;"
+        f" data.max_length=32 cuts {about}{share} of the posts)"
+    ) in out
+    assert ("warning: data.max_length=32" in out) == (cut["share_of_posts"] > 0.05)
+
+
 def test_a_base_staged_as_nf4_is_planned_in_nf4_only(
     prepared: Path, bucket_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
