@@ -21,6 +21,7 @@ from emotion_train.evaluation.adapter import add_adapter_arguments, load_with_pr
 
 if TYPE_CHECKING:
     from emotion_train.data.index import Index
+    from emotion_train.data.loader import Encoder
     from emotion_train.model.lora import LoadedAdapter
     from emotion_train.report.figures import SplitResult
     from emotion_train.storage.store import Store
@@ -56,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the figures, and write them where --out says."""
+    from emotion_train.data.lengths import cut_remark
+    from emotion_train.data.tokenization import CountingTokenizer
     from emotion_train.model.facts import read_facts
     from emotion_train.storage.open import open_store
 
@@ -65,11 +68,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.data:
         posts = _Split.open(arguments.data, arguments.split, labels)
         adapter = load_with_progress(arguments)
-        result, train_counts = _score_split(posts, adapter, _capacity(arguments, adapter))
+        tokenizer = CountingTokenizer(adapter.tokenizer)
+        result, train_counts = _score_split(posts, adapter, tokenizer, _capacity(arguments, adapter))
     else:
         rows = labelled_posts(arguments.file, arguments.text_column, arguments.label_column, labels)
         adapter = load_with_progress(arguments)
-        result, train_counts = _score_file(*rows, adapter, _capacity(arguments, adapter))
+        tokenizer = CountingTokenizer(adapter.tokenizer)
+        result, train_counts = _score_file(*rows, adapter, tokenizer, _capacity(arguments, adapter))
+    if remark := cut_remark(tokenizer.lengths, tokenizer.max_length):
+        print(f"emotion-train: {remark}", file=sys.stderr)
     from emotion_train.console import Terminal
     from emotion_train.evaluation.predictions import predictions_key, predictions_to_parquet
     from emotion_train.report.figures import split_figures
@@ -124,7 +131,9 @@ class _Split:
         return cls(store, index, name, np.array([labels.index(label) for label in index.labels]))
 
 
-def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[SplitResult, Sequence[int]]:
+def _score_split(
+    posts: _Split, adapter: LoadedAdapter, tokenizer: Encoder, capacity: int
+) -> tuple[SplitResult, Sequence[int]]:
     """The result, and the training posts of each of the adapter's labels."""
     from emotion_train.data.loader import Loader
     from emotion_train.data.order import Order
@@ -140,7 +149,7 @@ def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[
     loader = Loader(
         RowGroupReader(posts.store, split),
         Order(split.row_counts, split.lanes, seed=0),
-        adapter.tokenizer,
+        tokenizer,
         np.ones(len(posts.index.labels)),
         global_batch_size=POSTS_PER_SCORING_STEP,
         tokens_per_microbatch=capacity,
@@ -167,7 +176,12 @@ def _score_split(posts: _Split, adapter: LoadedAdapter, capacity: int) -> tuple[
 
 
 def _score_file(
-    ids: list[str], texts: list[str], truth: list[int], adapter: LoadedAdapter, capacity: int
+    ids: list[str],
+    texts: list[str],
+    truth: list[int],
+    adapter: LoadedAdapter,
+    tokenizer: Encoder,
+    capacity: int,
 ) -> tuple[SplitResult, Sequence[int]]:
     """The result on a file. Its own commonest label stands in for that of the training posts, which
     can only raise the floor.
@@ -185,7 +199,7 @@ def _score_file(
             chunks.append(
                 probabilities_of(
                     adapter.model,
-                    adapter.tokenizer,
+                    tokenizer,
                     chunk,
                     capacity,
                     adapter.model.device,

@@ -4,6 +4,7 @@ model.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from sklearn.metrics import f1_score
 
 from emotion_train import cli as train_cli
 from emotion_train.data.index import INDEX_KEY, read_index
+from emotion_train.evaluation.floors import posts as split_posts
 from emotion_train.evaluation.predictions import predictions_from_parquet
 from emotion_train.report.schema import Report
 from emotion_train.runs.log import final_entry, read_log
@@ -138,6 +140,61 @@ def test_posts_in_adapter_and_report_out(
         str(tmp_path / "source" / "test.csv"),
     )
     assert f"Macro-F1 {expected:.3f}" in out
+
+
+def test_posts_of_400_words_at_96_tokens_pass_nothing_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    causal_checkpoint(tmp_path / "base", "llama")  # a token a byte, and BOS
+    source, adapter = tmp_path / "posts.csv", tmp_path / "adapter"
+    with source.open("w", newline="") as file:
+        rows = [(f"post {i} {'rain ' * (400 + i)}", ("calm", "glee")[i % 2]) for i in range(120)]
+        csv.writer(file).writerows([("text", "label"), *rows])
+    words = tiny_words(tmp_path, "data.max_length=96", "train.epochs=1")
+
+    out = done_here(capfd, "emotion-train", "prepare", str(source), str(tmp_path / "data"))
+    assert "warning     by default, data.max_length=128 would cut about 100.0 % of the training posts" in out
+    index = read_index(open_store(str(tmp_path / "data")))
+    posts = {
+        name: list(split_posts(open_store(str(tmp_path / "data")), split))
+        for name, split in index.splits.items()
+    }
+    sizes = {name: sorted(1 + len(text.encode()) for _, text, _ in some) for name, some in posts.items()}
+    lost = {name: f"{100 * (1 - 96 * len(some) / sum(some)):.1f} %" for name, some in sizes.items()}
+    of_train = f"cuts 100.0 % of the 96 training posts and {lost['train']} of their tokens"
+    advice = f"data.max_length={sizes['train'][-2]} would cut at most 2 %"  # one of 96 may be longer
+
+    out = done_here(capfd, "emotion-launch", "check", *words)
+    (line,) = (line for line in out.splitlines() if line.startswith("warn"))
+    assert of_train in line
+    assert advice in line
+    out = done_here(capfd, "emotion-launch", "plan", *words)
+    assert (
+        f"posts of 96.0 tokens ({sum(sizes['train']) / 96:.1f} uncut; data.max_length=96 cuts 100.0 %" in out
+    )
+    assert f"warning: data.max_length=96 {of_train}" in out
+
+    assert train_cli.main(["train", *words]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert f"! data.max_length=96 {of_train}" in shown
+    assert f"100.0 % of the test posts, {lost['test']} of their tokens, at 96 tokens" in shown
+    done_here(capfd, "emotion-launch", "pull", str(tmp_path / "runs" / "tiny"), "--to", str(adapter))
+    report = Report.model_validate_json((adapter / "report" / "report.json").read_bytes())
+    for name, some in sizes.items():
+        cut = report.cuts[name]
+        assert (cut.posts, cut.cut_posts, cut.tokens) == (len(some), len(some), sum(some))
+        assert (cut.lost_tokens, cut.longest_tokens) == (sum(some) - 96 * len(some), some[-1])
+        assert f"cuts 100.0 % of the {len(some)}" in " ".join(report.warnings)
+    for page in ("README.md", "report/report.html"):
+        assert of_train in (adapter / page).read_text()
+        assert advice in (adapter / page).read_text()
+
+    told = "120 of 120 posts were cut at the 96 tokens that the adapter was trained with"
+    test = f"{len(sizes['test'])} of {len(sizes['test'])} posts were cut at the 96 tokens"
+    for asked, line in ((["--file", str(source)], told), (["--data", str(tmp_path / "data")], test)):
+        assert train_cli.main(["evaluate", "--adapter", str(adapter), *asked]) == 0
+        assert line in capfd.readouterr().err
 
 
 def test_exit_code_2_comes_through_accelerate(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emotion_train.config import ReportSection
+from emotion_train.data.lengths import Cut
 from emotion_train.evaluation.floors import MAJORITY, TFIDF, majority_floor
 from emotion_train.evaluation.metrics import (
     ClassCounts,
@@ -96,6 +97,7 @@ def build_report(
     identity: Identity,
     settings: ReportSection,
     seed: int,
+    cuts: Mapping[str, Cut] | None = None,
     remarks: Sequence[str] = (),
 ) -> Report:
     """The whole report. `remarks` are the trainer's own warnings, appended to those found here.
@@ -108,15 +110,18 @@ def build_report(
         for name, result in splits.items()
     }
     headline = "test" if "test" in figures else next(iter(figures))
+    cuts = dict(cuts or {})
+    much_cut = [f"{_cut_words(name, cut, dataset)}." for name, cut in cuts.items() if cut.is_much]
     return Report(
         verdict=verdict(headline, figures[headline]),
-        warnings=(*_warnings(headline, figures[headline], dataset, settings), *remarks),
+        warnings=(*_warnings(headline, figures[headline], dataset, settings), *much_cut, *remarks),
         labels=tuple(labels),
         headline=headline,
         splits=figures,
         history=tuple(history),
         best_step=best_step,
         dataset=dataset,
+        cuts=cuts,
         speed=_speed(measured, settings.usd_per_hour),
         identity=identity,
     )
@@ -303,6 +308,16 @@ def _warnings(name: str, split: SplitFigures, dataset: Dataset, settings: Report
             " to rank, not as chances."
         )
     return found
+
+
+def cut_sentences(report: Report) -> list[str]:
+    """One for each split of which the report knows what was cut."""
+    return [f"{_cut_words(name, cut, report.dataset)}." for name, cut in report.cuts.items()]
+
+
+def _cut_words(name: str, cut: Cut, dataset: Dataset) -> str:
+    posts = "training posts" if name == "train" else f"{name} posts"
+    return cut.words(posts if cut.posts == dataset.rows.get(name) else f"{posts} looked at")
 
 
 def _why_no_tfidf(train_rows: int, floor_max_rows: int) -> str:

@@ -208,11 +208,41 @@ def _data(report: Report) -> str:
             "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value),
         )
         for name, value in report.dataset.cleaning.items()
+        if not name.startswith("bytes_p")  # the lengths below are in tokens
     ]
+    lengths = f"<h3>Lengths in tokens</h3>{_lengths(report)}" if report.cuts else ""
     return (
         f'<div class="pair"><div>{_table(("label", *splits), rows, total=True)}</div>'
-        f"<div>{_facts(cleaning)}</div></div>"
+        f"<div>{_facts(cleaning)}</div></div>{lengths}"
     )
+
+
+def _lengths(report: Report) -> str:
+    """What data.max_length cuts of each split."""
+    rows = [
+        (
+            name,
+            f"{cut.posts:,}",
+            f"{cut.median_tokens:,}",
+            f"{cut.longest_tokens:,}",
+            f"{cut.max_length:,}",
+            cut.share_words,
+            cut.lost_words,
+            f"{cut.max_length_for_2_percent:,}",
+        )
+        for name, cut in report.cuts.items()
+    ]
+    heads = (
+        "split",
+        "posts counted",
+        "median",
+        "longest",
+        "cut at",
+        "posts cut",
+        "tokens lost",
+        "2 % would be cut at",
+    )
+    return _table(heads, rows)
 
 
 def _speed(report: Report) -> str:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
+from emotion_train.data.lengths import Cut
+
 SCHEMA: Literal["emotion-train/report/1"] = "emotion-train/report/1"
 
 
@@ -176,6 +178,13 @@ class Report(_Part):
     history: tuple[Evaluation, ...]
     best_step: int | None
     dataset: Dataset
+    cuts: dict[str, Cut] = Field(
+        default_factory=dict,
+        description=(
+            "By split, what data.max_length cuts, counted with the run's tokenizer: of all held-out posts and"
+            " of a sample of train. Empty in reports of earlier versions."
+        ),
+    )
     speed: Speed
     identity: Identity
 

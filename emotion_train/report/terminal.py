@@ -100,6 +100,10 @@ def _facts(report: Report, split: SplitFigures) -> Table:
         "checkpoints", saving(speed.saves, speed.stall_seconds, speed.train_seconds, speed.upload_seconds)
     )
     table.add_row("memory", f"{memory(speed.peak_memory_bytes)} {held}")
+    for name, cut in report.cuts.items():
+        lost = f"{cut.lost_words} of their tokens"
+        what = f"{cut.share_words} of the {name} posts, {lost}" if cut.cut_posts else f"no {name} post"
+        table.add_row("cut", f"{what}, at {cut.max_length} tokens; {cut.advice()}")
     if speed.usd is not None and speed.usd_per_hour is not None:
         table.add_row("cost", f"{dollars(speed.usd)} at {dollars(speed.usd_per_hour)} an hour")
     return table

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from emotion_train.data.loader import Loader
+    from emotion_train.data.loader import Encoder, Loader
     from emotion_train.model.head import EmotionClassifier
     from emotion_train.model.load import BaseConfig, BaseInfo
     from emotion_train.processes.ranks import Ranks
@@ -200,11 +200,13 @@ def _restore(job: Job, trainer: Trainer, claimed: Claimed | None) -> None:
         say(f"resumed at step {entry.step} of {trainer.steps}")
 
 
-def scoring_loader(job: Job, name: str, stack: ExitStack) -> Loader:
+def scoring_loader(job: Job, name: str, stack: ExitStack, encoder: Encoder | None = None) -> Loader:
+    """Each post of a split once, over all ranks; `encoder` may stand in for the job's tokenizer."""
     import numpy as np
 
     posts = POSTS_PER_SCORING_STEP * job.ranks.world_size
-    return _open_loader(job, name, np.ones(len(job.index.labels)), posts, 0, stack, scoring=True)
+    weights_C = np.ones(len(job.index.labels))
+    return _open_loader(job, name, weights_C, posts, 0, stack, scoring=True, encoder=encoder)
 
 
 def _open_loader(
@@ -215,6 +217,7 @@ def _open_loader(
     seed: int,
     stack: ExitStack,
     scoring: bool = False,
+    encoder: Encoder | None = None,
 ) -> Loader:
     from emotion_train.data.loader import Loader, encoder_threads
     from emotion_train.data.order import Order
@@ -226,7 +229,7 @@ def _open_loader(
         Loader(
             RowGroupReader(job.data_store, split, patience_s=data_patience_s(job.config)),
             Order(split.row_counts, split.lanes, seed),
-            job.tokenizer,
+            encoder or job.tokenizer,
             weights_C,
             global_batch_size=batch_size,
             tokens_per_microbatch=job.config.train.microbatch_tokens,

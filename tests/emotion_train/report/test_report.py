@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from random import Random
@@ -16,6 +17,7 @@ from rich.console import Console
 from sklearn import metrics as sk
 
 from emotion_train.config import ReportSection
+from emotion_train.data.lengths import Cut, Lengths, recorded
 from emotion_train.evaluation.floors import MAJORITY, TFIDF, majority_floor, tfidf_floor
 from emotion_train.evaluation.metrics import confusion
 from emotion_train.evaluation.predictions import (
@@ -26,7 +28,7 @@ from emotion_train.evaluation.predictions import (
     predictions_key,
     predictions_to_parquet,
 )
-from emotion_train.report.figures import Measured, SplitResult, build_report
+from emotion_train.report.figures import Measured, SplitResult, build_report, cut_sentences
 from emotion_train.report.pages import render_html
 from emotion_train.report.plots import nice_ticks
 from emotion_train.report.schema import Dataset, Evaluation, Floor, Identity, Report
@@ -54,7 +56,11 @@ def result(model: Predictions, tfidf: Predictions | None = None) -> SplitResult:
 
 
 def report(
-    splits: dict[str, SplitResult], labels: list[str] | None = None, evaluations: int = 3, **section: Any
+    splits: dict[str, SplitResult],
+    labels: list[str] | None = None,
+    evaluations: int = 3,
+    cuts: dict[str, Cut] | None = None,
+    **section: Any,
 ) -> Report:
     first = next(iter(splits.values())).predictions
     classes = first.prob_NC.shape[1]
@@ -106,6 +112,7 @@ def report(
         ),
         settings=ReportSection(bootstrap_samples=200, **section),
         seed=1,
+        cuts=cuts,
     )
 
 
@@ -199,6 +206,68 @@ def test_a_loss_that_is_not_finite_does_not_stop_the_report() -> None:
         Evaluation(step=1, epoch=1, train_loss=float("nan"), macro_f1=0.1, learning_rate=0.1).train_loss
         is None
     )
+
+
+# ---- posts that were cut
+
+
+def cut_at(max_length: int, long: int) -> Cut:
+    """Of 400 posts of 20 tokens, `long` of 100."""
+    return Cut.of(Lengths.of([20] * (400 - long) + [100] * long), max_length)
+
+
+@pytest.mark.parametrize(("long", "warned"), [(0, False), (20, False), (21, True)])
+def test_more_than_5_percent_of_cut_posts_are_a_warning(long, warned):
+    both = report({"test": result(predictions())}, cuts={"train": cut_at(64, 3), "test": cut_at(64, long)})
+    (*_, last) = both.warnings
+    assert ("cuts" in last) == warned
+    if warned:
+        lost = 21 * 36 / (379 * 20 + 21 * 100)
+        assert last == (
+            f"data.max_length=64 cuts 5.2 % of the 400 test posts and {100 * lost:.1f} % of their tokens (20"
+            " tokens at the median, 100 at most); data.max_length=100 would cut at most 2 %."
+        )
+
+
+def test_what_is_cut_is_on_every_page_and_survives_its_file():
+    cuts = {"train": cut_at(64, 3), "test": cut_at(64, 30)}
+    made = report({"test": result(predictions())}, cuts=cuts)
+    assert Report.model_validate_json(made.to_bytes()) == made
+    assert made.cuts == cuts
+    page = " ".join(parsed(render_html(made)).text.split())
+    assert "Lengths in tokens" in page
+    assert "cuts 7.5 % of the 400 test posts" in page
+    console = Console(file=io.StringIO(), width=200)
+    print_report(made, console)
+    shown = console.file.getvalue()
+    assert "7.5 % of the test posts" in shown
+    assert "! data.max_length=64 cuts 7.5 % of the 400 test posts" in shown
+    # of 400 posts, 3 are below one in 100 and "training" is a sample of more
+    assert cut_sentences(made)[0].startswith(
+        "data.max_length=64 cuts 0.8 % of the 400 training posts looked at"
+    )
+
+
+def test_a_report_of_an_earlier_version_is_shown_without_lengths():
+    made = report({"test": result(predictions())}, cuts={"test": cut_at(64, 30)})
+    document = json.loads(made.to_bytes())
+    del document["cuts"]
+    old = Report.model_validate(document)
+    assert old.cuts == {}
+    assert cut_sentences(old) == []
+    assert "Lengths in tokens" not in render_html(old)
+    print_report(old, Console(file=io.StringIO()))
+
+
+def test_the_page_leaves_out_what_the_index_keeps_for_estimates():
+    made = report({"test": result(predictions())})
+    kept = recorded(Lengths.of([1, 2]), Lengths.of([1, 2]))
+    made = made.model_copy(
+        update={"dataset": made.dataset.model_copy(update={"cleaning": {"format": "csv", **kept}})}
+    )
+    page = parsed(render_html(made)).text
+    assert "characters longest" in page
+    assert "bytes p" not in page
 
 
 # ---- disagreement
