@@ -135,6 +135,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="new folder for the adapter; its report/ holds the report",
     )
+    pull.add_argument(
+        "--with-training-filter",
+        action="store_true",
+        help=(
+            "also the filter of the training texts, by which `emotion-train evaluate --file` finds posts that"
+            " were trained on where the run is out of reach. Left out by default: whoever has it can ask of"
+            " any text whether it was trained on"
+        ),
+    )
     pull.set_defaults(verb=_pull)
     return parser
 
@@ -308,7 +317,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _pull(arguments: argparse.Namespace) -> int:
     from launch.results.pull import run
 
-    return run(arguments.run_url, arguments.to)
+    return run(arguments.run_url, arguments.to, arguments.with_training_filter)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class AdapterFacts(BaseModel):
     lora: LoraSection
     labels: tuple[str, ...]
     run_id: str | None = None
+    index_sha256: str | None = None  # of the data set that was trained on
 
     @classmethod
     def of(
@@ -52,6 +53,7 @@ class AdapterFacts(BaseModel):
         lora: LoraSection,
         labels: Sequence[str],
         run_id: str | None = None,
+        index_sha256: str | None = None,
     ) -> AdapterFacts:
         return cls(
             base=base.name,
@@ -65,6 +67,7 @@ class AdapterFacts(BaseModel):
             lora=lora,
             labels=tuple(labels),
             run_id=run_id,
+            index_sha256=index_sha256,
         )
 
 

@@ -1,5 +1,5 @@
-"""What a finished run leaves in the store: the adapter folder, the report and the predictions,
-committed by the log's final entry.
+"""What a finished run leaves in the store: the adapter folder, the report, the predictions and the
+filter of its training texts, committed by the log's final entry.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emotion_train.data.text_filter import FILE_NAME
 from emotion_train.evaluation.predictions import predictions_key, predictions_to_parquet
 from emotion_train.report.figures import SplitResult
 from emotion_train.report.pages import render_html
@@ -18,14 +19,21 @@ if TYPE_CHECKING:
     pass
 
 
-def publish(writer: Writer, epoch: int, step: int, files: Mapping[str, bytes], report: Report) -> Entry:
-    """Upload the files below `final/<incarnation>/`, then commit them by one log entry.
+def publish(
+    writer: Writer, epoch: int, step: int, files: Mapping[str, bytes], report: Report, trained_on: bytes
+) -> Entry:
+    """Upload the files below `final/<incarnation>/` and the filter `trained_on` below
+    `data/<incarnation>/`, which is not for everybody; then commit them by one log entry.
 
-    The prefix is this writer's own, so that a fenced one never touches what another has published.
+    Both prefixes are this writer's own, so that a fenced one never touches what another has
+    published.
     """
-    parts = tuple(
-        upload_part(writer.store, writer.run_id, f"final/{writer.incarnation:08d}/{name}", data)
-        for name, data in files.items()
+    parts = (
+        *(
+            upload_part(writer.store, writer.run_id, f"final/{writer.incarnation:08d}/{name}", data)
+            for name, data in files.items()
+        ),
+        writer.upload(FILE_NAME, trained_on),
     )
     headline = report.splits[report.headline]
     metrics: dict[str, float | int | str | None] = {

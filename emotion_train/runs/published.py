@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
+from emotion_train.data.text_filter import FILE_NAME, MAX_POSTS, file_bytes
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.progress import ProgressLine
 from emotion_train.runs.log import Entry, Part, final_entry, first_collision, read_part
@@ -18,6 +20,7 @@ _ADAPTER = "adapter/"
 _ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".md", ".txt", ".html", ".parquet", ".yaml"}
 _MAX_FILE_BYTES = 16 << 30
 _MAX_FILES = 200
+TRAINING_FILTER = f"data/{FILE_NAME}"  # where the filter of the training texts stands in a pulled folder
 
 
 def split_run_url(url: str) -> tuple[str, str]:
@@ -31,17 +34,26 @@ def split_run_url(url: str) -> tuple[str, str]:
     return head, run_id
 
 
-def download(run_url: str, folder: Path) -> Entry:
-    """Download the adapter, report and predictions of a published run into a new folder.
+def download(run_url: str, folder: Path, with_training_filter: bool = False) -> list[Part]:
+    """Download the adapter, report and predictions of a published run into a new folder, and the
+    filter of its training texts when that is asked for; returns the parts that are there now.
 
-    The adapter's files lie in the folder itself, the rest in its `report/`. Each file is checked by
-    size and sha256 against the log's final entry, and the folder appears only when all are whole.
-    Raises `WrongRequest` when the folder exists or an entry is not safe.
+    The adapter's files lie in the folder itself, the filter in its `data/`, the rest in its
+    `report/`. Each file is checked by size and sha256 against the log's final entry, and the folder
+    appears only when all are whole. Raises `WrongRequest` when the folder exists, an entry is not
+    safe, or there is no filter.
     """
     output_url, run_id = split_run_url(run_url)
     store = open_store(output_url)
     entry = final_entry(store, run_id)
     targets = safe_targets(entry)
+    if (filtered := training_filter(entry)) is not None and with_training_filter:
+        targets.append((filtered, TRAINING_FILTER))
+    elif with_training_filter:
+        raise WrongRequest(
+            f"Run {run_id} has no filter of its training texts, as an earlier version published it; pull it"
+            " without --with-training-filter."
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WrongRequest(f"{folder} exists and is not an empty folder; give --to a new one.")
     try:
@@ -51,7 +63,7 @@ def download(run_url: str, folder: Path) -> Entry:
             f"{folder} cannot be written ({error.strerror}); give --to a folder on a disk with room that you"
             " may write."
         ) from error
-    return entry
+    return [part for part, _ in targets]
 
 
 def _fetch(store: Store, run_id: str, targets: list[tuple[Part, str]], folder: Path) -> None:
@@ -75,13 +87,28 @@ def _fetch(store: Store, run_id: str, targets: list[tuple[Part, str]], folder: P
         raise
 
 
+def training_filter(entry: Entry) -> Part | None:
+    """The filter of the training texts that a final entry names; None where an earlier version
+    published the run. Raises `WrongRequest` for an absurd size.
+    """
+    for part in entry.parts:
+        if re.fullmatch(rf"data/{entry.incarnation:08d}/[0-9a-f]{{12}}/{re.escape(FILE_NAME)}", part.key):
+            if part.bytes > file_bytes(MAX_POSTS):
+                raise WrongRequest(f"The final entry is not sound at {part.key!r} (too large).")
+            return part
+    return None
+
+
 def safe_targets(entry: Entry) -> list[tuple[Part, str]]:
-    """Where each part goes below the folder; raises `WrongRequest` for a pickle, a stray key, a
-    collision or an absurd size.
+    """Where each part goes below the folder, but for the filter of the training texts; raises
+    `WrongRequest` for a pickle, a stray key, a collision or an absurd size.
     """
     targets: list[tuple[Part, str]] = []
     final = f"final/{entry.incarnation:08d}/"
+    filtered = training_filter(entry)
     for part in entry.parts:
+        if part is filtered:
+            continue
         if not part.key.startswith(final):
             raise WrongRequest(
                 f"The final entry names {part.key!r}, which is not below {final}; nothing was pulled."

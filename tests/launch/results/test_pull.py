@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
+from emotion_train.data.text_filter import FILE_NAME
 from emotion_train.errors import Fenced, StorageError, WrongRequest
 from emotion_train.runs.log import Entry, Part, Writer, upload_part
 from emotion_train.runs.published import download, safe_targets
@@ -13,13 +15,15 @@ from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 
 
-def published(store: Store, files: dict[str, bytes]) -> tuple[str, Entry]:
+def published(store: Store, files: dict[str, bytes], trained_on: bytes | None = None) -> tuple[str, Entry]:
     writer = Writer(store, "run", "a" * 64, "b" * 64)
     writer.claim(0, 0)
     parts = tuple(
         upload_part(store, "run", f"final/{writer.incarnation:08d}/{name}", data)
         for name, data in files.items()
     )
+    if trained_on is not None:
+        parts += (writer.upload(FILE_NAME, trained_on),)
     return f"{store.url}/run", writer.append("final", 3, 30, parts, {"macro_f1": 0.5})
 
 
@@ -32,7 +36,7 @@ FILES = {
 
 def test_a_published_run_is_pulled_whole(store: Store, tmp_path: Path) -> None:
     url, entry = published(store, FILES)
-    assert download(url, tmp_path / "here" / "adapter") == entry
+    assert download(url, tmp_path / "here" / "adapter") == list(entry.parts)
     found = {
         path.relative_to(tmp_path / "here/adapter").as_posix(): path.read_bytes()
         for path in (tmp_path / "here").rglob("*")
@@ -97,7 +101,46 @@ def test_a_part_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> N
     assert list(tmp_path.glob("*dapter*")) == []
 
 
+def test_the_training_filter_is_pulled_only_when_it_is_asked_for(store: Store, tmp_path: Path) -> None:
+    url, entry = published(store, FILES, trained_on=b"filter")
+    key = entry.parts[-1].key
+    assert key == f"data/00000000/{hashlib.sha256(b'filter').hexdigest()[:12]}/training-filter.bloom"
+    assert download(url, tmp_path / "without") == list(entry.parts[:-1])
+    assert not list((tmp_path / "without").rglob("*filter*"))
+    assert download(url, tmp_path / "with", True) == list(entry.parts)
+    assert (tmp_path / "with" / "data" / "training-filter.bloom").read_bytes() == b"filter"
+
+    store.write(f"run/{key}", b"Filter")
+    download(url, tmp_path / "again")  # what is left out is not looked at
+    with pytest.raises(StorageError, match="does not have the sha256"):
+        download(url, tmp_path / "damaged", True)
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_run_without_a_training_filter_is_pulled_without(store: Store, tmp_path: Path) -> None:
+    url, _ = published(store, FILES)
+    with pytest.raises(WrongRequest, match="earlier version published it; pull it without --with-training-"):
+        download(url, tmp_path / "adapter", True)
+    download(url, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data/00000000/training-filter.bloom",
+        "data/00000001/0123456789ab/training-filter.bloom",
+        "data/00000000/0123456789ab/training-filterxbloom",
+        "data/00000000/0123456789ab/more/training-filter.bloom",
+    ],
+)
+def test_what_only_looks_like_a_training_filter_is_refused(key: str) -> None:
+    with pytest.raises(WrongRequest, match="not below final/"):
+        safe_targets(final("final/00000000/report.json", key))
+
+
 def test_an_absurd_size_is_refused() -> None:
+    with pytest.raises(WrongRequest, match="too large"):
+        safe_targets(final("data/00000000/0123456789ab/training-filter.bloom", size=1 << 35))
     with pytest.raises(WrongRequest, match="too large"):
         safe_targets(final("final/00000000/report.json", size=1 << 50))
 
