@@ -1,15 +1,17 @@
 """Score an adapter on a split of a prepared data set, or on a file of labelled posts, with the same
 figures and floors as the report.
 
-A file is held in memory; a data set's split is streamed, its predictions are held.
+A file is held in memory; a data set's split is streamed, its predictions are held. Posts that the
+adapter was trained on are looked up in its run, told, and left out of the figures that are quoted.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
     from emotion_train.data.loader import Encoder
     from emotion_train.model.lora import LoadedAdapter
     from emotion_train.report.figures import SplitResult
+    from emotion_train.report.scorecard import Seen
+    from emotion_train.runs.origin import Origin
     from emotion_train.storage.store import Store
 
 _BOOTSTRAP_SAMPLES = 2000
 _SEED = 42  # as run.seed's default, so that a report's figures come out again
-_FLOOR_MAX_ROWS = 100_000
+_FLOOR_MAX_ROWS = 100_000  # also of a training split that stands in for a filter
+_LOOKED_UP_AT_A_TIME = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,47 +58,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder or s3:// URL for scorecard.json and the predictions (default: only print)",
     )
+    parser.add_argument(
+        "--run",
+        dest="run_url",  # `run` is the verb's own function
+        metavar="OUTPUT_URL/RUN_ID",
+        help=(
+            "the run that published the adapter, whose filter tells posts that were trained on (default: the"
+            " filter pulled by --with-training-filter, else the run that report/report.json names)"
+        ),
+    )
+    parser.add_argument(
+        "--training-data",
+        metavar="DATA_URL",
+        help=(
+            "data set that the adapter was trained on, for the TF-IDF floor of a file and, where there is no"
+            " filter, for posts that were trained on (default: the one that the run's report names)"
+        ),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the figures, and write them where --out says."""
     from emotion_train.data.lengths import cut_remark
     from emotion_train.data.tokenization import CountingTokenizer
-    from emotion_train.model.facts import read_facts
+    from emotion_train.runs.origin import Origin
     from emotion_train.storage.open import open_store
 
     # what can be wrong is found before torch is imported and the base is loaded
     out = open_store(arguments.out) if arguments.out else None
-    labels = read_facts(arguments.adapter).labels
+    origin = Origin.of(arguments.adapter, arguments.run_url, arguments.training_data)
+    labels = origin.facts.labels
+    train_counts: Sequence[int] | None = None
+    remarks: list[str] = []
     if arguments.data:
         posts = _Split.open(arguments.data, arguments.split, labels)
+        seen = _seen_in_split(origin, posts)
         adapter = load_with_progress(arguments)
         tokenizer = CountingTokenizer(adapter.tokenizer)
         result, train_counts = _score_split(posts, adapter, tokenizer, _capacity(arguments, adapter))
+        if result.tfidf is None:
+            rows = posts.index.split("train").rows
+            remarks = [
+                f"There is no TF-IDF floor to compare with: {rows:,} training posts are more than"
+                f" {_FLOOR_MAX_ROWS:,}."
+            ]
     else:
-        rows = labelled_posts(arguments.file, arguments.text_column, arguments.label_column, labels)
+        ids, texts, truth = labelled_posts(
+            arguments.file, arguments.text_column, arguments.label_column, labels
+        )
+        seen, remarks = _look_up(origin, zip(ids, texts, strict=True)), _repeated(texts, truth)
         adapter = load_with_progress(arguments)
         tokenizer = CountingTokenizer(adapter.tokenizer)
-        result, train_counts = _score_file(*rows, adapter, tokenizer, _capacity(arguments, adapter))
+        result, without_floor = _score_file(
+            origin, ids, texts, truth, adapter, tokenizer, _capacity(arguments, adapter)
+        )
+        remarks += without_floor
     if remark := cut_remark(tokenizer.lengths, tokenizer.max_length):
         print(f"emotion-train: {remark}", file=sys.stderr)
     from emotion_train.console import Terminal
     from emotion_train.evaluation.predictions import predictions_key, predictions_to_parquet
-    from emotion_train.report.figures import split_figures
-    from emotion_train.report.schema import Scorecard
+    from emotion_train.report.scorecard import build_scorecard
     from emotion_train.report.terminal import print_scorecard
 
     name = arguments.split if arguments.data else "file"
-    card = Scorecard(
-        source=arguments.data or arguments.file,
+    card = build_scorecard(
+        result,
         name=name,
+        labels=adapter.labels,
+        train_counts=train_counts,
+        seen=seen,
+        remarks=remarks,
+        samples=_BOOTSTRAP_SAMPLES,
+        seed=_SEED,
+        source=arguments.data or arguments.file,
         run_id=adapter.facts.run_id,
         base=arguments.base or adapter.facts.base,
         precision=arguments.precision or adapter.facts.precision,
-        labels=adapter.labels,
-        figures=split_figures(
-            name, result, adapter.labels, {"train": train_counts}, _BOOTSTRAP_SAMPLES, _SEED
-        ),
     )
     print_scorecard(card, Terminal(highlight=False, soft_wrap=True))
     if out is not None:
@@ -129,6 +169,62 @@ class _Split:
                     f" labels are {', '.join(labels)}."
                 )
         return cls(store, index, name, np.array([labels.index(label) for label in index.labels]))
+
+
+def _seen_in_split(origin: Origin, posts: _Split) -> Seen:
+    """Which posts of a split were trained on. `prepare` keeps every text of a data set in one
+    split.
+    """
+    from emotion_train.evaluation.floors import posts as posts_of
+    from emotion_train.report.scorecard import Seen
+
+    split = posts.index.split(posts.name)
+    if posts.index.sha256() != origin.index_sha256:
+        return _look_up(origin, ((post_id, text) for post_id, text, _ in posts_of(posts.store, split)))
+    if posts.name != "train":
+        return Seen()
+    return Seen({post_id for post_id, _, _ in posts_of(posts.store, split)})
+
+
+def _repeated(texts: list[str], truth: list[int]) -> list[str]:
+    """What to say of posts of a file whose text stands in it before."""
+    from emotion_train.data.text_filter import keys_of
+
+    first: dict[bytes, int] = {}
+    others = [
+        label != first.setdefault(key.tobytes(), label)
+        for key, label in zip(keys_of(texts), truth, strict=True)
+    ]
+    repeated = len(others) - len(first)
+    if not repeated:
+        return []
+    posts = "1 post has" if repeated == 1 else f"{repeated:,} posts have"
+    differ = f", {sum(others):,} of them with another label" if any(others) else ""
+    return [f"{posts} the text of an earlier post{differ}; each counts."]
+
+
+def _look_up(origin: Origin, posts: Iterable[tuple[str, str]]) -> Seen:
+    """Which of the posts (id, text) stand in the adapter's training split, or why nobody can
+    tell.
+    """
+    from emotion_train.data.text_filter import FALSE_POSITIVES, keys_of
+    from emotion_train.report.scorecard import Seen
+    from emotion_train.runs.origin import NotInReach
+
+    try:
+        trained_on = origin.training_filter(_FLOOR_MAX_ROWS)
+    except NotInReach as error:
+        return Seen(
+            unknown=f"Whether these posts were trained on could not be looked up: {error}. Give --run"
+            " OUTPUT_URL/RUN_ID or --training-data DATA_URL, or an adapter pulled with"
+            " --with-training-filter."
+        )
+    ids: set[str] = set()
+    posts = iter(posts)
+    while chunk := list(islice(posts, _LOOKED_UP_AT_A_TIME)):
+        found_N = trained_on.contains(keys_of(text for _, text in chunk))
+        ids.update(post_id for (post_id, _), found in zip(chunk, found_N, strict=True) if found)
+    return Seen(ids, FALSE_POSITIVES)
 
 
 def _score_split(
@@ -176,21 +272,24 @@ def _score_split(
 
 
 def _score_file(
+    origin: Origin,
     ids: list[str],
     texts: list[str],
     truth: list[int],
     adapter: LoadedAdapter,
     tokenizer: Encoder,
     capacity: int,
-) -> tuple[SplitResult, Sequence[int]]:
-    """The result on a file. Its own commonest label stands in for that of the training posts, which
-    can only raise the floor.
+) -> tuple[SplitResult, list[str]]:
+    """The result on a file, and why there is no TF-IDF floor when there is none. Fitted on anything
+    but the adapter's own training posts it would be another floor than the report's.
     """
+    from emotion_train.evaluation.floors import tfidf_of_texts
     from emotion_train.evaluation.metrics import confusion
     from emotion_train.evaluation.predictions import Predictions, join_predictions
     from emotion_train.evaluation.scoring import probabilities_of
     from emotion_train.progress import ProgressLine
     from emotion_train.report.figures import SplitResult
+    from emotion_train.runs.origin import NotInReach
 
     chunks = []
     with ProgressLine("scoring", len(texts), "posts") as line:
@@ -209,7 +308,16 @@ def _score_file(
             line.update(start + len(chunk))
     scored = join_predictions([Predictions.of(ids, truth, np.concatenate(chunks))], len(ids))
     counts_CC = confusion(scored.truth_N, scored.predicted_N, len(adapter.labels))
-    return SplitResult(counts_CC, scored), counts_CC.sum(axis=1).tolist()
+    try:
+        store, index = origin.training_data(_FLOOR_MAX_ROWS)
+    except NotInReach as error:
+        return SplitResult(counts_CC, scored), [
+            f"There is no TF-IDF floor to compare with: {error}. Give --training-data DATA_URL, the data set"
+            " that the adapter was trained on."
+        ]
+    print("fitting the TF-IDF floor", file=sys.stderr, flush=True)
+    floor = tfidf_of_texts(store, index, ids, texts, truth, _SEED)
+    return SplitResult(counts_CC, scored, floor), []
 
 
 def labelled_posts(

@@ -95,6 +95,16 @@ def tfidf_predictions(
     return found
 
 
+def tfidf_of_texts(
+    store: Store, index: Index, ids: Sequence[str], texts: Sequence[str], truth: Sequence[int], seed: int
+) -> Predictions:
+    """The TF-IDF floor's predictions of texts that are no part of the data set, whose training
+    split it is fitted on.
+    """
+    train = ((text, label) for _, text, label in posts(store, index.split("train")))
+    return Predictions.of(ids, truth, tfidf_floor(train, texts, len(index.labels), seed))
+
+
 def posts(store: Store, split: Split, patience_s: float = 0.0) -> Iterator[tuple[str, str, int]]:
     """(id, text, label) of a split, in the order in which it is stored."""
     with RowGroupReader(store, split, capacity=16, patience_s=patience_s) as reader:

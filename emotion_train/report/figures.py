@@ -244,12 +244,14 @@ def strongest(floors: Sequence[Floor]) -> Floor:
     return max(floors, key=lambda floor: floor.macro_f1)
 
 
-def verdict(name: str, split: SplitFigures) -> Verdict:
-    """What the interval of the difference to the strongest floor allows to say."""
+def verdict(name: str, split: SplitFigures, which: str = "") -> Verdict:
+    """What the interval of the difference to the strongest floor allows to say; `which` of the
+    posts these are is added where it is not all.
+    """
     floor = strongest(split.floors)
     figure = (
         f"Macro-F1 {split.macro_f1:.3f} ({split.macro_f1_low:.3f} to {split.macro_f1_high:.3f}) on"
-        f" {split.rows:,} {name} posts"
+        f" {split.rows:,} {name} posts{which}"
     )
     against = f"{floor.name} floor of {floor.macro_f1:.3f}"
     interval = f"95 % interval {signed(floor.difference_low)} to {signed(floor.difference_high)}"
@@ -290,6 +292,12 @@ def _warnings(name: str, split: SplitFigures, dataset: Dataset, settings: Report
             "There is no TF-IDF floor to compare with:"
             f" {_why_no_tfidf(dataset.rows.get('train', 0), settings.floor_max_rows)}."
         )
+    return found + label_warnings(name, split)
+
+
+def label_warnings(name: str, split: SplitFigures) -> list[str]:
+    """What to know of single labels and of the probabilities of a split or file `name`."""
+    found = []
     absent = [one.label for one in split.per_label if not one.support]
     if absent:
         found.append(f"Labels without a {name} post, which count 0 in macro-F1: {', '.join(absent)}.")

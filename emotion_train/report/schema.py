@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from emotion_train.data.lengths import Cut
 
 SCHEMA: Literal["emotion-train/report/1"] = "emotion-train/report/1"
+_SHARE_THAT_MATTERS = 0.01
 
 
 def _none_unless_finite(value: Any) -> Any:
@@ -152,8 +153,29 @@ class Verdict(_Part):
     sentence: str
 
 
+class TrainedOn(_Part):
+    """How many of the scored posts have a text that stands in the training split."""
+
+    posts: int
+    of: int
+    chance: float = Field(description="Largest share of other posts that the look-up takes for such ones.")
+
+    @property
+    def share(self) -> float:
+        return self.posts / self.of if self.of else 0.0
+
+    @property
+    def matters(self) -> bool:
+        """More than ten times what the look-up may take for trained on by chance."""
+        return self.share > _SHARE_THAT_MATTERS
+
+
 class Scorecard(_Part):
-    """The content of scorecard.json: an adapter on one split or file, apart from any run."""
+    """The content of scorecard.json: an adapter on one split or file, apart from any run.
+
+    Cards written before the look-up in the training split existed have none of the fields with
+    defaults.
+    """
 
     schema_version: Literal["emotion-train/scorecard/1"] = "emotion-train/scorecard/1"
     source: str
@@ -162,7 +184,16 @@ class Scorecard(_Part):
     base: str
     precision: str = Field(description="Of the base in this evaluation.")
     labels: tuple[str, ...]
-    figures: SplitFigures
+    figures: SplitFigures = Field(
+        description="Of the posts that were not trained on; of all where none or all were, or nothing is"
+        " known of it."
+    )
+    trained_on: TrainedOn | None = Field(None, description="None: it could not be looked up.")
+    not_looked_up: str | None = Field(None, description="Why `trained_on` is None, and what would help.")
+    figures_of_all: SplitFigures | None = Field(
+        None, description="Of all posts, where `figures` leaves some out."
+    )
+    warnings: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
         return (self.model_dump_json(indent=2) + "\n").encode()

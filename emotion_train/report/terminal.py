@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from emotion_train.report.figures import verdict
-from emotion_train.report.schema import Report, Scorecard, SplitFigures, Verdict
+from emotion_train.report.schema import Report, Scorecard, SplitFigures
+from emotion_train.report.scorecard import headline, of_the_training
 from emotion_train.report.units import dollars, duration, memory, percent, rate, saving, signed
 
-_STYLES = {"beaten": ("green", "✓"), "open": ("yellow", "≈"), "not beaten": ("red", "✗")}
+_STYLES = {
+    "beaten": ("green", "✓"),
+    "open": ("yellow", "≈"),
+    "not beaten": ("red", "✗"),
+    "doubtful": ("yellow", "?"),
+}
 _BAR = 16
 
 
 def print_report(report: Report, console: Console) -> None:
     split = report.splits[report.headline]
-    _print_verdict(report.verdict, console)
+    _print_verdict(report.verdict.outcome, report.verdict.sentence, console)
     for part in (_floors(split), _per_label(split), _facts(report, split)):
         console.print(Padding(part, (0, 0, 1, 2)))
-    for warning in report.warnings:
-        console.print(Text.assemble(("! ", "yellow"), warning))
+    _print_warnings(report.warnings, console)
 
 
 def print_scorecard(card: Scorecard, console: Console) -> None:
     split = card.figures
-    _print_verdict(verdict(card.name, split), console)
+    _print_verdict(*headline(card), console)
+    if (told := of_the_training(card)) is not None:
+        clean = card.trained_on is not None and not card.trained_on.posts
+        mark = Text("  ") if clean else Text("! ", "yellow")
+        console.print(mark + told)
+        console.print()
     also = (
         f"weighted F1 {split.weighted_f1:.3f}, accuracy {split.accuracy:.3f}, log loss {split.log_loss:.3f}"
     )
@@ -36,12 +47,18 @@ def print_scorecard(card: Scorecard, console: Console) -> None:
         Text(f"{also}, calibration error {split.calibration_error:.3f}", "dim"),
     ):
         console.print(Padding(part, (0, 0, 1, 2)))
+    _print_warnings(card.warnings, console)
 
 
-def _print_verdict(verdict: Verdict, console: Console) -> None:
-    style, mark = _STYLES[verdict.outcome]
-    console.print(Text.assemble((f"{mark} ", f"bold {style}"), (verdict.sentence, "bold")))
+def _print_verdict(outcome: str, sentence: str, console: Console) -> None:
+    style, mark = _STYLES[outcome]
+    console.print(Text.assemble((f"{mark} ", f"bold {style}"), (sentence, "bold")))
     console.print()
+
+
+def _print_warnings(warnings: Sequence[str], console: Console) -> None:
+    for warning in warnings:
+        console.print(Text.assemble(("! ", "yellow"), warning))
 
 
 def _floors(split: SplitFigures) -> Table:

@@ -217,7 +217,7 @@ def cut_at(max_length: int, long: int) -> Cut:
 
 
 @pytest.mark.parametrize(("long", "warned"), [(0, False), (20, False), (21, True)])
-def test_more_than_5_percent_of_cut_posts_are_a_warning(long, warned):
+def test_more_than_5_percent_of_cut_posts_are_a_warning(long: int, warned: bool) -> None:
     both = report({"test": result(predictions())}, cuts={"train": cut_at(64, 3), "test": cut_at(64, long)})
     (*_, last) = both.warnings
     assert ("cuts" in last) == warned
@@ -229,7 +229,7 @@ def test_more_than_5_percent_of_cut_posts_are_a_warning(long, warned):
         )
 
 
-def test_what_is_cut_is_on_every_page_and_survives_its_file():
+def test_what_is_cut_is_on_every_page_and_survives_its_file() -> None:
     cuts = {"train": cut_at(64, 3), "test": cut_at(64, 30)}
     made = report({"test": result(predictions())}, cuts=cuts)
     assert Report.model_validate_json(made.to_bytes()) == made
@@ -237,9 +237,9 @@ def test_what_is_cut_is_on_every_page_and_survives_its_file():
     page = " ".join(parsed(render_html(made)).text.split())
     assert "Lengths in tokens" in page
     assert "cuts 7.5 % of the 400 test posts" in page
-    console = Console(file=io.StringIO(), width=200)
-    print_report(made, console)
-    shown = console.file.getvalue()
+    out = io.StringIO()
+    print_report(made, Console(file=out, width=200))
+    shown = out.getvalue()
     assert "7.5 % of the test posts" in shown
     assert "! data.max_length=64 cuts 7.5 % of the 400 test posts" in shown
     # of 400 posts, 3 are below one in 100 and "training" is a sample of more
@@ -248,7 +248,7 @@ def test_what_is_cut_is_on_every_page_and_survives_its_file():
     )
 
 
-def test_a_report_of_an_earlier_version_is_shown_without_lengths():
+def test_a_report_of_an_earlier_version_is_shown_without_lengths() -> None:
     made = report({"test": result(predictions())}, cuts={"test": cut_at(64, 30)})
     document = json.loads(made.to_bytes())
     del document["cuts"]
@@ -259,7 +259,7 @@ def test_a_report_of_an_earlier_version_is_shown_without_lengths():
     print_report(old, Console(file=io.StringIO()))
 
 
-def test_the_page_leaves_out_what_the_index_keeps_for_estimates():
+def test_the_page_leaves_out_what_the_index_keeps_for_estimates() -> None:
     made = report({"test": result(predictions())})
     kept = recorded(Lengths.of([1, 2]), Lengths.of([1, 2]))
     made = made.model_copy(

@@ -1,0 +1,119 @@
+"""The scorecard of an adapter on one source of posts: those that it was trained on are told, and
+left out of the figures that are quoted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from emotion_train.evaluation.metrics import confusion
+from emotion_train.report.figures import SplitResult, label_warnings, split_figures, verdict
+from emotion_train.report.schema import Scorecard, SplitFigures, TrainedOn
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Ids of the posts whose text stands in the training split; `chance` is the largest share of
+    other posts that the look-up puts among them. `unknown` says why nobody could look.
+    """
+
+    ids: Collection[str] = ()
+    chance: float = 0.0
+    unknown: str | None = None
+
+
+def build_scorecard(
+    result: SplitResult,
+    *,
+    name: str,
+    labels: Sequence[str],
+    train_counts: Sequence[int] | None,
+    seen: Seen,
+    remarks: Sequence[str],
+    samples: int,
+    seed: int,
+    **facts: Any,
+) -> Scorecard:
+    """The card of a result. `train_counts` are the training posts of each label; None lets the
+    scored posts' own commonest label stand in, which can only raise the majority floor.
+
+    `facts` are the card's other fields.
+    """
+
+    def figures(part: SplitResult) -> SplitFigures:
+        counts = part.counts_CC.sum(axis=1).tolist() if train_counts is None else train_counts
+        return split_figures(name, part, labels, {"train": counts}, samples, seed)
+
+    ids = result.predictions.ids
+    fresh = [row for row, post_id in enumerate(ids) if post_id not in seen.ids]
+    trained_on = TrainedOn(posts=len(ids) - len(fresh), of=len(ids), chance=seen.chance)
+    divided = 0 < len(fresh) < len(ids)
+    shown = figures(_taken(result, fresh) if divided else result)
+    return Scorecard(
+        name=name,
+        labels=tuple(labels),
+        figures=shown,
+        trained_on=trained_on if seen.unknown is None else None,
+        not_looked_up=seen.unknown,
+        figures_of_all=figures(result) if divided else None,
+        warnings=(*remarks, *label_warnings(name, shown)),
+        **facts,
+    )
+
+
+def _taken(result: SplitResult, rows: Sequence[int]) -> SplitResult:
+    """The result on some of its posts."""
+    taken = result.predictions.take(rows)
+    floor = result.tfidf
+    if floor is not None:
+        row_of = {post_id: row for row, post_id in enumerate(floor.ids)}
+        floor = floor.take([row_of[post_id] for post_id in taken.ids])
+    return SplitResult(confusion(taken.truth_N, taken.predicted_N, len(result.counts_CC)), taken, floor)
+
+
+def headline(card: Scorecard) -> tuple[str, str]:
+    """What the card's figures allow to say, as a verdict's outcome and sentence.
+
+    There is one outcome more: "doubtful", for a model that would beat its floors and was trained on
+    posts it is scored on, or may have been.
+    """
+    trained_on = card.trained_on
+    which = "" if card.figures_of_all is None else " that were not trained on"
+    if trained_on is not None and trained_on.posts == trained_on.of:
+        which = ", all of which were trained on,"
+    told = verdict(card.name, card.figures, which)
+    if told.outcome == "beaten" and (trained_on is None or trained_on.matters):
+        return "doubtful", told.sentence
+    return told.outcome, told.sentence
+
+
+def of_the_training(card: Scorecard) -> str | None:
+    """How many of the posts were trained on and what that does to their score, or why that is not
+    known; None for a card of an earlier version.
+    """
+    trained_on, of_all = card.trained_on, card.figures_of_all
+    if trained_on is None:
+        return card.not_looked_up
+    if not trained_on.posts:
+        return f"None of the {trained_on.of:,} posts stands in the training split."
+    good = "their score is too good"
+    if of_all is None:
+        return (
+            f"All {trained_on.of:,} posts stand in the training split: {good}, and says nothing of other"
+            " posts."
+        )
+    counted = (
+        f"{trained_on.posts:,} of {trained_on.of:,} posts {'stand' if trained_on.posts > 1 else 'stands'} in"
+        " the training split"
+    )
+    both = (
+        f"Macro-F1 is {card.figures.macro_f1:.3f} on the {card.figures.rows:,} others and"
+        f" {of_all.macro_f1:.3f} on all"
+    )
+    if trained_on.posts <= np.ceil(trained_on.of * trained_on.chance) and not trained_on.matters:
+        return f"{counted}, or by chance look as if they did. {both}."
+    return f"{counted}: {good}. {both}."

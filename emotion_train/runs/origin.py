@@ -1,0 +1,180 @@
+"""Where an adapter comes from, and what can still be asked there: which texts its run was trained
+on, and the training posts themselves.
+
+An adapter tells its run's name and its data set's hash; where these are, only the report that was
+pulled with it tells, or the person who asks. Nothing is published for this that was not before.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emotion_train.data.index import INDEX_KEY, Index, read_index
+from emotion_train.data.text_filter import MAX_POSTS, TextFilter, file_bytes, filter_of_split
+from emotion_train.errors import EmotionTrainError, ObjectNotFound, WrongRequest
+from emotion_train.model.facts import AdapterFacts, read_facts
+from emotion_train.runs.log import final_entry, read_part
+from emotion_train.runs.published import TRAINING_FILTER, split_run_url, training_filter
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
+
+if TYPE_CHECKING:
+    from emotion_train.runs.log import Entry
+
+_REPORT = "report.json"
+_MAX_REPORT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Run and data set of an adapter, as far as they are known; a URL that is `named` was typed by
+    the person who asks.
+    """
+
+    folder: Path
+    facts: AdapterFacts
+    run_url: str | None
+    data_url: str | None
+    index_sha256: str | None
+    named: bool = False
+
+    @classmethod
+    def of(cls, folder: Path, run_url: str | None = None, data_url: str | None = None) -> Origin:
+        """The origin of the adapter in this folder; URLs that are given win over the report's.
+
+        Raises `WrongRequest` when the run is another adapter's, and as `read_facts`.
+        """
+        facts = read_facts(folder)
+        if run_url is not None:
+            run_id = split_run_url(run_url)[1]
+            if facts.run_id is not None and run_id != facts.run_id:
+                raise WrongRequest(
+                    f"The adapter {folder} was published by run {facts.run_id}, and --run names {run_id};"
+                    f" give OUTPUT_URL/{facts.run_id}."
+                )
+            identity = _identity(_published_report(run_url), facts)
+        else:
+            identity = _identity(_report_beside(folder), facts)
+        told = identity["config"]["run"]["output_url"] if identity else None
+        return cls(
+            folder,
+            facts,
+            run_url or (f"{str(told).rstrip('/')}/{facts.run_id}" if told else None),
+            data_url or (str(identity["data_url"]) if identity else None),
+            facts.index_sha256 or (str(identity["index_sha256"]) if identity else None),
+            run_url is not None,
+        )
+
+    def training_filter(self, most_rows: int) -> TextFilter:
+        """The filter of the texts that the adapter was trained on: the one pulled with it, else the
+        run's, else one made of a training split of at most `most_rows` posts.
+
+        Raises `NotInReach` when there is none to be had, and `WrongRequest` for one that is damaged
+        or another data set's.
+        """
+        try:
+            return self._kept_filter()
+        except NotInReach as error:
+            reason = str(error)
+        try:
+            store, index = self.training_data(most_rows)
+            return filter_of_split(store, index.split("train"), index.sha256())
+        except NotInReach as error:
+            raise NotInReach(f"{reason}; {error}") from error
+
+    def training_data(self, most_rows: int) -> tuple[Store, Index]:
+        """The data set that the adapter was trained on; raises `NotInReach` when it is not to be
+        had, or its training split is larger than that.
+        """
+        if self.data_url is None:
+            raise NotInReach("nothing tells where its data set is")
+        try:
+            store = open_store(self.data_url)
+            store.stat(INDEX_KEY)
+            index = read_index(store)
+        except ObjectNotFound as error:
+            raise NotInReach(f"there is no data set at {self.data_url}") from error
+        except WrongRequest as error:
+            raise NotInReach(str(error).rstrip(".")) from error
+        if index.sha256() != self.index_sha256:
+            raise NotInReach(f"{self.data_url} is not the data set that this adapter was trained on")
+        if (rows := index.split("train").rows) > most_rows:
+            raise NotInReach(f"its {rows:,} training posts are more than {most_rows:,}")
+        return store, index
+
+    def _kept_filter(self) -> TextFilter:
+        path = self.folder / TRAINING_FILTER
+        if path.is_file():
+            if path.stat().st_size > file_bytes(MAX_POSTS):
+                raise WrongRequest(f"The training filter {path} is damaged; pull it again, or leave it out.")
+            return self._own(TextFilter.from_bytes(path.read_bytes(), str(path)), str(path))
+        if self.run_url is None:
+            raise NotInReach("nothing tells where the run of this adapter is")
+        print(f"looking for the training filter of {self.run_url}", file=sys.stderr, flush=True)
+        try:
+            store, entry = _published(self.run_url)
+            if (part := training_filter(entry)) is None:
+                raise NotInReach(f"run {self.run_url} was published by a version that kept no filter")
+            content = read_part(store, split_run_url(self.run_url)[1], part)
+        except WrongRequest as error:
+            if self.named:
+                raise
+            raise NotInReach(str(error).rstrip(".")) from error
+        url = f"{self.run_url}/{part.key}"
+        return self._own(TextFilter.from_bytes(content, url), url)
+
+    def _own(self, found: TextFilter, url: str) -> TextFilter:
+        if found.index_sha256 != self.index_sha256:
+            raise WrongRequest(
+                f"The training filter {url} is of another data set than the adapter {self.folder} was trained"
+                " on; pull both again from one run."
+            )
+        return found
+
+
+class NotInReach(EmotionTrainError):
+    """What was looked for cannot be had from here; the message says why."""
+
+
+def _published(run_url: str) -> tuple[Store, Entry]:
+    output_url, run_id = split_run_url(run_url)
+    store = open_store(output_url)
+    return store, final_entry(store, run_id)
+
+
+def _published_report(run_url: str) -> bytes | None:
+    """The report of a published run, None where it has none; raises as `final_entry`."""
+    store, entry = _published(run_url)
+    for part in entry.parts:
+        if part.key == f"final/{entry.incarnation:08d}/{_REPORT}" and part.bytes <= _MAX_REPORT_BYTES:
+            return read_part(store, split_run_url(run_url)[1], part)
+    return None
+
+
+def _report_beside(folder: Path) -> bytes | None:
+    path = folder / "report" / _REPORT
+    try:
+        return path.read_bytes() if path.stat().st_size <= _MAX_REPORT_BYTES else None
+    except OSError:
+        return None
+
+
+def _identity(report: bytes | None, facts: AdapterFacts) -> dict[str, Any] | None:
+    """What made the run, as its report tells; None for no report, a damaged one, or another run's.
+    Reports of other versions are read too.
+    """
+    try:
+        identity: dict[str, Any] = json.loads(report or b"")["identity"]
+        told = (identity["config"]["run"]["output_url"], identity["data_url"], identity["index_sha256"])
+        return identity if all(isinstance(one, str) for one in told) and _same(identity, facts) else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _same(identity: dict[str, Any], facts: AdapterFacts) -> bool:
+    """Whether a report is of the run that published the adapter."""
+    return identity.get("run_id") == facts.run_id and facts.index_sha256 in (None, identity["index_sha256"])

@@ -1,0 +1,256 @@
+"""A file of labelled posts is scored honestly: posts that the run was trained on are found, by the
+run's filter, the pulled one, or the training posts themselves.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from emotion_train import cli as train_cli
+from emotion_train.data.index import read_index
+from emotion_train.data.preparation import prepare
+from emotion_train.data.text_filter import FILE_NAME, TextFilter, filter_of_split
+from emotion_train.evaluation.floors import TFIDF
+from emotion_train.report.schema import Scorecard
+from emotion_train.runs.log import final_entry, read_part
+from emotion_train.runs.origin import NotInReach, Origin
+from emotion_train.runs.published import TRAINING_FILTER, training_filter
+from emotion_train.storage.open import open_store
+from launch import cli as launch_cli
+from tests.helpers.tiny_runs import tiny_config, tiny_words, write_posts
+
+NOT_KNOWN = "Whether these posts were trained on could not be looked up: "
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published run `runs/tiny` of `data`, and its adapter without and with the filter."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        tiny_config(folder)
+        assert train_cli.main(["train", *tiny_words(folder, "train.epochs=1")]) == 0
+    run = str(folder / "runs" / "tiny")
+    assert launch_cli.main(["pull", run, "--to", str(folder / "adapter")]) == 0
+    words = ["pull", run, "--to", str(folder / "adapter-with"), "--with-training-filter"]
+    assert launch_cli.main(words) == 0
+    return folder
+
+
+@pytest.fixture
+def moved(home: Path, tmp_path: Path) -> Path:
+    """A copy of all, while the reports in the adapters name folders that are not there any more."""
+    shutil.copytree(home, tmp_path / "moved")
+    for report in (tmp_path / "moved").glob("adapter*/report/report.json"):
+        report.write_text(report.read_text().replace(str(home), str(tmp_path / "gone")))
+    return tmp_path / "moved"
+
+
+def posts_of(home: Path, split: str) -> list[tuple[str, str]]:
+    with (home / "source" / f"{split}.csv").open(newline="", encoding="utf-8") as file:
+        return [(row["text"], row["label"]) for row in csv.DictReader(file)]
+
+
+def written(path: Path, posts: list[tuple[str, str]]) -> str:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *posts])
+    return str(path)
+
+
+def half(home: Path, folder: Path) -> str:
+    """20 training posts, typed a little otherwise, and 20 new ones."""
+    old = [(f" {text.upper()}", label) for text, label in posts_of(home, "train")[:20]]
+    return written(folder / "half.csv", [*old, *posts_of(home, "test")[:20]])
+
+
+def evaluate(adapter: Path, *words: str) -> Scorecard:
+    out = adapter.parent / "scores"
+    assert train_cli.main(["evaluate", "--adapter", str(adapter), *words, "--out", str(out)]) == 0
+    return Scorecard.model_validate_json((out / "scorecard.json").read_bytes())
+
+
+def counts(card: Scorecard) -> tuple[int, int, int]:
+    """Trained on, looked at, and posts of the quoted figures."""
+    assert card.trained_on is not None
+    return card.trained_on.posts, card.trained_on.of, card.figures.rows
+
+
+def refusal(capsys: pytest.CaptureFixture[str], adapter: Path, *words: str) -> str:
+    assert train_cli.main(["evaluate", "--adapter", str(adapter), *words]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("emotion-train: ")
+    return message
+
+
+def without_filter(runs: Path, adapter: Path) -> None:
+    """Make run and adapter what an earlier version wrote."""
+    entry = final_entry(open_store(str(runs)), "tiny")
+    path = runs / "tiny" / "log" / f"{entry.seq:08d}.json"
+    document = json.loads(path.read_bytes())
+    document["parts"] = [part for part in document["parts"] if not part["key"].endswith(FILE_NAME)]
+    path.write_text(json.dumps(document))
+    facts = json.loads((adapter / "emotion_train.json").read_bytes())
+    del facts["index_sha256"]
+    (adapter / "emotion_train.json").write_text(json.dumps(facts))
+
+
+def test_a_run_publishes_the_filter_of_its_training_split_and_pull_leaves_it_out(home: Path) -> None:
+    store, data = open_store(str(home / "runs")), open_store(str(home / "data"))
+    part = training_filter(final_entry(store, "tiny"))
+    assert part is not None
+    assert part.key.startswith("data/00000000/")
+    content = read_part(store, "tiny", part)
+    index = read_index(data)
+    assert content == filter_of_split(data, index.split("train"), index.sha256()).to_bytes()
+    assert (home / "adapter-with" / TRAINING_FILTER).read_bytes() == content
+    files = {path.relative_to(home / "adapter-with") for path in (home / "adapter-with").rglob("*.*")}
+    assert {path.relative_to(home / "adapter") for path in (home / "adapter").rglob("*.*")} == files - {
+        Path(TRAINING_FILTER)
+    }
+
+
+def test_half_a_file_of_training_posts_is_counted_exactly(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = evaluate(home / "adapter", "--file", half(home, tmp_path))
+    out = capsys.readouterr().out
+    assert counts(card) == (20, 40, 20)
+    assert card.figures_of_all is not None
+    assert card.figures_of_all.rows == 40
+    assert "20 of 40 posts stand in the training split: their score is too good." in out
+    assert f"Macro-F1 is {card.figures.macro_f1:.3f} on the 20 others and" in out
+    assert "✓" not in out
+    assert TFIDF in {floor.name for floor in card.figures.floors}
+    alone = evaluate(home / "adapter", "--file", written(tmp_path / "new.csv", posts_of(home, "test")[:20]))
+    assert counts(alone) == (0, 20, 20)
+    assert alone.figures.macro_f1 == pytest.approx(card.figures.macro_f1)
+    assert alone.figures.floors == card.figures.floors
+
+
+def test_a_file_of_training_posts_alone_repeated_and_without_a_label(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    posts = [post for post in posts_of(home, "train") if post[1] != "awe"][:12]
+    other = "rage" if posts[0][1] != "rage" else "calm"
+    again = [posts[1], (posts[0][0].title(), other)]
+    card = evaluate(home / "adapter", "--file", written(tmp_path / "all.csv", posts + again))
+    out = capsys.readouterr().out
+    assert counts(card) == (14, 14, 14)
+    assert "All 14 posts stand in the training split" in out
+    assert "! 2 posts have the text of an earlier post, 1 of them with another label; each counts." in out
+    assert "! Labels without a file post, which count 0 in macro-F1: awe" in out
+
+
+def test_the_filter_that_was_pulled_is_enough(
+    moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = evaluate(moved / "adapter-with", "--file", half(moved, tmp_path))
+    assert counts(card) == (20, 40, 20)
+    out = capsys.readouterr().out
+    gone = tmp_path / "gone" / "data"
+    assert (
+        f"There is no TF-IDF floor to compare with: there is no data set at {gone}. Give --training-" in out
+    )
+
+
+def test_a_run_or_a_data_set_out_of_reach_is_one_line_and_may_be_given(
+    moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = half(moved, tmp_path)
+    card = evaluate(moved / "adapter", "--file", file)
+    out = capsys.readouterr().out
+    assert card.trained_on is None
+    assert card.figures.rows == 40
+    assert card.not_looked_up is not None
+    assert card.not_looked_up.startswith(f"{NOT_KNOWN}There is no run 'tiny' at {tmp_path / 'gone' / 'runs'}")
+    assert card.not_looked_up in out
+    assert "Give --run OUTPUT_URL/RUN_ID or --training-data DATA_URL, or an adapter pulled with" in out
+    assert "✓" not in out
+
+    assert counts(evaluate(moved / "adapter", "--file", file, "--run", f"{moved}/runs/tiny")) == (20, 40, 20)
+    card = evaluate(moved / "adapter", "--file", file, "--training-data", f"{moved}/data")
+    assert counts(card) == (20, 40, 20)
+    assert TFIDF in {floor.name for floor in card.figures.floors}
+    shutil.rmtree(moved / "adapter" / "report")
+    assert f"{NOT_KNOWN}nothing tells where the run" in str(
+        evaluate(moved / "adapter", "--file", file).not_looked_up
+    )
+
+
+def test_a_run_of_an_earlier_version_is_looked_up_in_its_training_posts(
+    moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, run = half(moved, tmp_path), f"{moved}/runs/tiny"
+    without_filter(moved / "runs", moved / "adapter")
+    report = moved / "adapter" / "report" / "report.json"
+    report.write_text(report.read_text().replace(str(tmp_path / "gone" / "data"), f"{moved}/data"))
+    assert counts(evaluate(moved / "adapter", "--file", file)) == (20, 40, 20)
+    assert counts(evaluate(moved / "adapter", "--data", f"{moved}/data")) == (0, 54, 54)
+    (moved / "data").rename(moved / "elsewhere")
+    card = evaluate(moved / "adapter", "--file", file, "--run", run, "--training-data", f"{moved}/data")
+    assert f"run {run} was published by a version that kept no filter; there is no data" in str(
+        card.not_looked_up
+    )
+    assert launch_cli.main(["pull", run, "--to", str(tmp_path / "pulled")]) == 0
+    words = ["pull", run, "--to", str(tmp_path / "again"), "--with-training-filter"]
+    assert launch_cli.main(words) == 2
+    assert "has no filter of its training texts" in capsys.readouterr().err
+
+
+def test_a_filter_that_is_damaged_or_of_another_run_is_refused(
+    moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, path = half(moved, tmp_path), moved / "adapter-with" / TRAINING_FILTER
+    words = ("--file", file)
+    content = path.read_bytes()
+    path.write_bytes(content[:60] + b"x" + content[61:])
+    message = refusal(capsys, moved / "adapter-with", *words)
+    assert f"The training filter {path} is damaged; pull it again, or leave it out." in message
+    path.write_bytes(TextFilter(108, "0" * 64).to_bytes())
+    message = refusal(capsys, moved / "adapter-with", *words)
+    assert "is of another data set than the adapter" in message
+    with path.open("wb") as hollow:
+        hollow.truncate(1 << 40)  # nothing of it is read
+    assert "is damaged" in refusal(capsys, moved / "adapter-with", *words)
+
+    message = refusal(capsys, moved / "adapter", *words, "--run", f"{moved}/runs/other")
+    assert "was published by run tiny, and --run names other; give OUTPUT_URL/tiny." in message
+    part = training_filter(final_entry(open_store(str(moved / "runs")), "tiny"))
+    assert part is not None
+    (moved / "runs" / "tiny" / part.key).write_bytes(content[:-1] + b"x")
+    message = refusal(capsys, moved / "adapter", *words, "--run", f"{moved}/runs/tiny")
+    assert "does not have the sha256 that the log committed" in message
+
+
+def test_a_split_of_any_data_set_is_looked_up_too(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of its own data set the training split alone; of another one whatever is in it."""
+    card = evaluate(home / "adapter", "--data", str(home / "data"), "--split", "train")
+    assert counts(card) == (108, 108, 108)
+    assert "108 train posts, all of which were trained on," in capsys.readouterr().out
+    assert counts(evaluate(home / "adapter", "--data", str(home / "data"))) == (0, 54, 54)
+
+    other = write_posts(tmp_path / "source", seed=5)
+    mixed = [*posts_of(tmp_path, "test"), *posts_of(home, "train")[:15]]
+    written(other / "test.csv", mixed)
+    prepare(str(other), str(tmp_path / "data"))
+    assert counts(evaluate(home / "adapter", "--data", str(tmp_path / "data"))) == (15, 69, 54)
+
+
+def test_a_report_that_tells_nothing_of_use_is_passed_over(moved: Path, tmp_path: Path) -> None:
+    assert Origin.of(moved / "adapter").run_url == f"{tmp_path}/gone/runs/tiny"
+    report = moved / "adapter" / "report" / "report.json"
+    whole = json.loads(report.read_bytes())
+    other = whole | {"identity": whole["identity"] | {"run_id": "other"}}
+    for content in (b"", b"\xff", b"[" * 10_000, b"[]", b'{"identity": 1}', json.dumps(other).encode()):
+        report.write_bytes(content)
+        origin = Origin.of(moved / "adapter")
+        assert (origin.run_url, origin.data_url) == (None, None)
+        with pytest.raises(NotInReach, match="nothing tells where the run of this adapter is"):
+            origin.training_filter(100)
