@@ -23,7 +23,7 @@ What happens to the writers, drawn from the seed (their timing is the machine's 
 
 Writers give up on a silent server after a second instead of a minute, so that short outages do what
 long ones do: the states wait in a folder of the machine (there are two), and the next writer there
-goes on from them.
+resumes from them.
 """
 
 from __future__ import annotations

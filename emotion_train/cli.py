@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from emotion_train.errors import EXIT_CODES, exit_code
 
 VERBS = {
-    "prepare": "validate, shuffle and shard posts into a bucket or folder",
+    "prepare": "validate and shuffle posts into Parquet objects of a bucket or folder",
     "stage-base": "put a base model into a bucket once, where runs read it without a hub",
     "train": "train an adapter (the process that accelerate launch starts)",
     "evaluate": "score an adapter on a split or a file of labelled posts",

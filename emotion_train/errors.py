@@ -75,7 +75,7 @@ class ObjectChanged(StorageError):
 
 
 class Diverged(EmotionTrainError):
-    """The loss is no longer a number; going on would only spend money."""
+    """The loss is no longer a number; more steps would only spend money."""
 
 
 class Fenced(EmotionTrainError):

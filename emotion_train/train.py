@@ -144,7 +144,7 @@ def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:
 
 
 def _command(arguments: argparse.Namespace, run_id: str, device: str) -> str:
-    """The command line that goes on with this run."""
+    """The command line that resumes this run."""
     words = ["--accelerate-config", "cpu"] if device == "cpu" else []
     words += ["--config", arguments.config] if arguments.config else []
     words += ["--allow-unfenced"] if arguments.allow_unfenced else []

@@ -83,7 +83,7 @@ class StagedIndex(Manifest):
     shape_sha256: str
     weights_sha256: str
     piece_bytes: int = Field(gt=0)
-    shards: tuple[StagedObject, ...] = Field(min_length=1)
+    shards: tuple[StagedObject, ...] = Field(min_length=1, description="Safetensors files of the weights.")
     files: tuple[StagedObject, ...] = Field(description="Configuration, tokenizer, safetensors index.")
     tensors: tuple[StagedTensor, ...]
     versions: dict[str, str]

@@ -115,7 +115,7 @@ def _by_slot(
     model: torch.nn.Module, packs: Sequence[Pack], count: int, device: torch.device, classes: int
 ) -> Probabilities:
     prob_NC = np.zeros((count, classes), np.float32)
-    # of an empty pack too: where the weights are cut, each rank takes part in every forward
+    # of an empty pack too: where the weights are sharded, each rank takes part in every forward
     scored = [(one.slots_N, torch.softmax(forward_pack(model, one, device), dim=-1)) for one in packs]
     found = [(slots_N, some) for slots_N, some in scored if slots_N[0] >= 0]
     if found:  # brought over at once, so that the GPU waits for the host once a step

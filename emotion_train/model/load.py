@@ -78,7 +78,7 @@ Tell = Callable[[int, int], None]  # tensors placed, tensors in all
 
 
 def tell_nobody(placed: int, total: int) -> None:
-    """For callers that show no progress."""
+    """Nothing is told: the callers show no progress."""
 
 
 @dataclass(frozen=True)
@@ -339,20 +339,20 @@ def _safetensors_weights(files: BaseFiles) -> Weights:
     place: dict[str, tuple[Any, str]] = {}
     for path, keys in _files_of_weights(files).items():
         try:
-            shard = safe_open(path, framework="pt")
+            file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise WrongRequest(
                 f"{path} of the base {files.name} is damaged ({_first_line(error)}); download it again."
             ) from None
-        present: set[str] = set(shard.keys())  # type: ignore[no-untyped-call]
+        present: set[str] = set(file.keys())  # type: ignore[no-untyped-call]
         for key in present if keys is None else present & keys:
             if (name := text_name(key)) is not None:
-                place[name] = (shard, key)
-    shapes = {name: tuple(shard.get_slice(key).get_shape()) for name, (shard, key) in place.items()}
+                place[name] = (file, key)
+    shapes = {name: tuple(file.get_slice(key).get_shape()) for name, (file, key) in place.items()}
 
     def read(name: str) -> torch.Tensor:
-        shard, key = place[name]
-        tensor: torch.Tensor = shard.get_tensor(key)
+        file, key = place[name]
+        tensor: torch.Tensor = file.get_tensor(key)
         return tensor
 
     return Weights(shapes, {name: key for name, (_, key) in place.items()}, read)

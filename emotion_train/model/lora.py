@@ -124,7 +124,9 @@ def load_adapter_state(model: EmotionClassifier, state: Mapping[str, torch.Tenso
 
 
 def copy_state(own: Mapping[str, nn.Parameter], state: Mapping[str, torch.Tensor]) -> None:
-    """As `load_adapter_state`, into these parameters, each of which is whole here."""
+    """Copy a state into these parameters, each of which is whole here; raises as
+    `load_adapter_state` does.
+    """
     refuse_misfits({name: tuple(parameter.shape) for name, parameter in own.items()}, state)
     with torch.no_grad():
         for name, parameter in own.items():

@@ -62,7 +62,7 @@ class Codes4bit:
 
     @classmethod
     def of(cls, layer: torch.nn.Module) -> Codes4bit:
-        """Of a layer that `linear_4bit` made with uint8 storage."""
+        """The codes of a layer that `linear_4bit` made with uint8 storage."""
         weight: Any = layer.weight
         state = weight.quant_state.as_dict(packed=True)
         return cls(

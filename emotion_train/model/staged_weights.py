@@ -62,9 +62,9 @@ class _Pieces:
 
     def __init__(self, staged: StagedBase, device: torch.device) -> None:
         self._store, self._index, self._device = staged.store, staged.index, device
-        shards = staged.index.shards
+        objects = staged.index.shards
         self._todo = deque(
-            (number, place) for number, shard in enumerate(shards) for place in range(len(shard.pieces))
+            (number, place) for number, stored in enumerate(objects) for place in range(len(stored.pieces))
         )
         count = min(PIECES_IN_FLIGHT, len(self._todo))
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="piece")
@@ -119,16 +119,16 @@ class _Pieces:
     def _read(self, number: int, place: int, buffer_B: torch.Tensor, copied: Any) -> None:
         if copied is not None:
             copied.synchronize()
-        shard = self._index.shards[number]
+        stored = self._index.shards[number]
         start = place * self._index.piece_bytes
-        view = buffer_B.numpy().data[: min(len(buffer_B), shard.bytes - start)]
+        view = buffer_B.numpy().data[: min(len(buffer_B), stored.bytes - start)]
         try:
             if (
-                self._store.read_into(shard.key, view, start=start, if_match=shard.etag) == len(view)
-                and shard.etag is not None
+                self._store.read_into(stored.key, view, start=start, if_match=stored.etag) == len(view)
+                and stored.etag is not None
             ):
                 return
         except ObjectChanged:  # written again, or copied elsewhere: its bytes decide
-            self._store.read_into(shard.key, view, start=start)
-        if hashlib.sha256(view).hexdigest() != shard.pieces[place]:
-            raise changed(self._store, shard.key)
+            self._store.read_into(stored.key, view, start=start)
+        if hashlib.sha256(view).hexdigest() != stored.pieces[place]:
+            raise changed(self._store, stored.key)

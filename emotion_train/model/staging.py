@@ -64,7 +64,7 @@ class ObjectWriter:
         return written
 
     def _standing(self, store: Store, described: StagedObject) -> StagedObject | None:
-        """With its ETag when the store holds exactly these bytes, else None."""
+        """The object with its ETag when the store holds exactly these bytes, else None."""
         try:
             info = store.stat(described.key)
         except ObjectNotFound:
@@ -135,8 +135,8 @@ def stage_weights(
             tell(number, len(sources))
 
     def collect() -> None:
-        shard, its_tensors = working.popleft().result()
-        made.shards.append(shard)
+        described, its_tensors = working.popleft().result()
+        made.shards.append(described)
         made.tensors += its_tensors
 
     def finish(number: int, batch: list[_Stored]) -> tuple[StagedObject, list[StagedTensor]]:

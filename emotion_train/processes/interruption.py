@@ -1,5 +1,5 @@
-"""What may come between two steps: a save that is due, a notice that the machine goes, a save that
-failed for good.
+"""What interrupts training between two steps: a due save, a preemption notice, a save that failed
+for good.
 
 Each rank says what it knows and all ranks act on the same answer at the same step.
 """
@@ -49,7 +49,7 @@ class Interruptions:
         return self.ranks.exchange(own | self._news())
 
     def exchange_now(self) -> Signal:
-        """As `exchange`, but waits for what all ranks say in this call."""
+        """What any rank said by now; waits for what all ranks say in this call."""
         return self.ranks.exchange_now(self._news())
 
     def going(self) -> bool:

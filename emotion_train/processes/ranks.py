@@ -27,7 +27,7 @@ class Signal(IntFlag):
 
     NONE = 0
     SAVE = 1  # rank 0's clock: a checkpoint is due
-    REBALANCE = 2  # the machine may be taken soon
+    REBALANCE = 2  # a preemption notice that names no end: the machine may be taken
     STOP = 4  # the machine will be taken, or SIGTERM came
     LEAVE = 8  # SIGINT came
     FENCED = 16  # rank 0's saver met another writer
@@ -48,7 +48,7 @@ class Ranks:
         self.rank = dist.get_rank() if self._many else 0
         self.world_size = dist.get_world_size() if self._many else 1
         # Gloo pairs calls by their order alone, so what runs at the same time has a group each: the
-        # threads of the two loaders (training goes on being packed while validation posts are
+        # threads of the two loaders (training posts are packed while validation posts are
         # scored), the main thread, and the signals on their way.
         self._training_group, self._scoring_group, self._main_group, self._signal_group = (
             [dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(4)]
@@ -68,7 +68,7 @@ class Ranks:
         return self._agree(packs, weight_sum, stop, self._training_group)
 
     def agree_in_scoring(self, packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
-        """As `agree`, by the thread of a loader of posts to score, of which one is at work at a
+        """`agree` for the thread of a loader of posts to score; only one such loader runs at a
         time.
         """
         return self._agree(packs, weight_sum, stop, self._scoring_group)
@@ -103,7 +103,7 @@ class Ranks:
         return arrived
 
     def exchange_now(self, own: Signal) -> Signal:
-        """As `exchange`, and what was given in this call too: waits for all ranks."""
+        """What `exchange` returns, and what any rank gave in this call too: waits for all ranks."""
         return self.exchange(own) | self._arrived()
 
     def _arrived(self) -> Signal:
@@ -148,7 +148,7 @@ class Ranks:
         return value
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """As `only_on_main`, and what `action` returns comes to every rank."""
+        """What `action` returns on rank 0, on every rank; its errors as in `only_on_main`."""
         return cast(T, self.from_main(self.only_on_main(action)))
 
     def bytes_from_main(self, data: bytes) -> bytes:

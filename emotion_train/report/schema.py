@@ -114,7 +114,7 @@ class Speed(_Part):
     tokens_per_second: float
     peak_memory_bytes: int
     memory_kind: Literal["GPU", "RSS"] = Field(
-        description="Of the fullest GPU, or the resident memory of the process on a CPU."
+        description="What memory is meant: that of the fullest GPU, or the resident set on a CPU."
     )
     usd_per_hour: float | None
     usd: float | None
@@ -182,7 +182,7 @@ class Scorecard(_Part):
     name: str
     run_id: str | None = Field(description="The run that published the adapter.")
     base: str
-    precision: str = Field(description="Of the base in this evaluation.")
+    precision: str = Field(description="Number format of the base in this evaluation.")
     labels: tuple[str, ...]
     figures: SplitFigures = Field(
         description="Of the posts that were not trained on; of all where none or all were, or nothing is"

@@ -205,8 +205,7 @@ def first_collision(names: Iterable[str]) -> str | None:
 
 
 def require_conditional_writes(store: Store, run_id: str, allow_unfenced: bool) -> bool:
-    """True when the store refuses to create what stands there, without which no writer can be
-    fenced.
+    """True when the store refuses to create what exists, without which no writer can be fenced.
 
     Raises `WrongRequest` when it does not, or, with `allow_unfenced`, says on stderr what is given
     up and returns False.

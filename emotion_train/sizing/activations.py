@@ -97,8 +97,8 @@ class FusedBlocks:
         )
 
     def of_pack(self, tokens: int, recompute: bool) -> Activations:
-        """Of a whole pack. `recompute`: blocks keep their input only, and compute the rest
-        again.
+        """Bytes of a whole pack. `recompute`: blocks keep their input only, and recompute the
+        rest.
         """
         posts = -(-tokens // _TOKENS_PER_POST)
         hidden = self._sizes()[0]
@@ -127,14 +127,14 @@ class FusedBlocks:
         return Activations(kept, max(0, highest - kept))
 
     def _last_of_post(self) -> int:
-        """Of a pooled post, when the last block's backward pass is in its attention."""
+        """Bytes per pooled post while the last block's backward pass is in its attention."""
         hidden, query, inner, _ = self._sizes()
         return self.kept_by_last_layer()[1] + 4 * hidden + inner + 2 * query
 
     def _forward(self) -> int:
-        """Per token beside what the block keeps, when its last product is made: five hidden states
-        (the MLP's output before it, both norms, the attention's output, its own), and the MLP's
-        inner product, in float8 where nothing else reads it.
+        """Bytes per token beside what the block keeps, when its last product is made: five hidden
+        states (the MLP's output before it, both norms, the attention's output, its own), and the
+        MLP's inner product, in float8 where nothing else reads it.
         """
         hidden, _, inner, _ = self._sizes()
         if not self._adapted("down_proj"):
@@ -148,7 +148,7 @@ class FusedBlocks:
         )
 
     def _backward(self) -> int:
-        """Per token beside what the block keeps, at the highest point of its backward pass.
+        """Bytes per token beside what the block keeps, at the highest point of its backward pass.
 
         With dropout an adapter has a dropped copy of its input beside it; where that input is a
         norm, either way one copy.
@@ -168,9 +168,9 @@ class FusedBlocks:
         return max(points)
 
     def _backward_from_attention(self) -> int:
-        """Per token: the gradients of the attention's output, of its input, of queries, keys and
-        values, and of the block's input, beside the adapters' copy of the first norm or the
-        gradient that the norm makes anew.
+        """Bytes per token of the gradients of the attention's output, of its input, of queries,
+        keys and values, and of the block's input, beside the adapters' copy of the first norm or
+        the gradient that the norm makes anew.
         """
         hidden, query, _, width = self._sizes()
         held = hidden + query + width
@@ -178,7 +178,7 @@ class FusedBlocks:
         return held + max(4 * self.shape.num_attention_heads, hidden + codes, 2 * hidden)
 
     def _codes(self, size: int) -> int:
-        """A row in float8, where the products want it so."""
+        """Bytes of a row in float8, where the products want it so."""
         return size + _SCALE if self.precision == "fp8" else 0
 
     def _adapted(self, *names: str) -> bool:
@@ -229,8 +229,9 @@ def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
 
 
 def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: bool) -> int:
-    """With dropout each adapter has an input and a mask of its own. Without, q, k and v share one,
-    gate and up another, and that of o is the attention's output, kept in any case.
+    """Bytes per token of what adapters keep of their inputs. With dropout each has an input and a
+    mask of its own. Without, q, k and v share one, gate and up another, and that of o is the
+    attention's output, kept in any case.
     """
     if drops:
         return sum((element + 1) * shape.linear_layers[name][1] for name in names)
@@ -244,7 +245,7 @@ def _stock_element(recipe: Recipe) -> int:
 
 
 def stock_of_pack(recipe: Recipe, tokens: int, recompute: bool) -> Activations:
-    """Of a whole pack by transformers' modules, with the largest matrix brought from nf4 to
+    """Bytes of a whole pack by transformers' modules, with the largest matrix brought from nf4 to
     bfloat16.
     """
     shape, element = recipe.shape, _stock_element(recipe)
@@ -270,7 +271,7 @@ def stock_of_pack(recipe: Recipe, tokens: int, recompute: bool) -> Activations:
 
 
 def _stock_backward(shape: Shape, element: int, let_go: int) -> int:
-    """Per token, while the last block's backward pass runs on top of all that is kept: the
+    """Bytes per token while the last block's backward pass runs on top of all that is kept: the
     gradients of the MLP's three inner tensors, less what is `let_go` by then, the last norm's input
     and that of the adapter on down_proj; or the first of these gradients alone.
     """

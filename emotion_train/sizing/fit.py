@@ -53,18 +53,20 @@ class Layout:
         return 1 if self.sharded == "nothing" else self.gpus
 
     def memory(self, recipe: Recipe, tokens: int, gradient_checkpointing: bool) -> MemoryEstimate:
-        """Of one of the GPUs."""
+        """What one of the GPUs takes."""
         return estimate(recipe, tokens, gradient_checkpointing, self.base_shards, self.optimizer_shards)
 
     def reserved(self, recipe: Recipe, memory: MemoryEstimate) -> MemoryEstimate:
-        """With a second pool for shapes that are not yet recorded, where passes are recorded."""
+        """The memory with a second pool for shapes that are not yet recorded, where passes are
+        recorded.
+        """
         pools = 2 if is_recorded(recipe, self.gpus) else 1
         return replace(memory, activations=pools * memory.activations, overhead=pools * memory.overhead)
 
 
 def layouts(gpus: int, precision: Precision) -> tuple[Layout, ...]:
-    """Those of so many GPUs, in the order of preference, which is that of what they move: the
-    adapter's gradients, these in shards, the base in every micro-batch. fp8 is computed from whole
+    """The layouts of so many GPUs, in the order of preference, which is that of what they move: the
+    adapter's gradients, these sharded, the base in every micro-batch. fp8 is computed from whole
     weights.
     """
     if gpus == 1:
@@ -193,8 +195,8 @@ def fit(
 
 
 def ran_out(request: Request, gpu_bytes: int, layout: Layout) -> Misfit:
-    """For a run that found no memory left: what `fit` says of a misfit, else a setting that needs
-    less by more than the estimate's error.
+    """The answer for a run that found no memory left: what `fit` says of a misfit, else a setting
+    that needs less by more than the estimate's error.
     """
     taken, usable = least_of(request, layout), usable_bytes(gpu_bytes)
     fitted = taken.memory.total <= usable

@@ -1,7 +1,7 @@
 """What is trained, as far as its memory and speed depend on it: the base's shape and precision, the
 adapter, the number of labels and the decoder.
 
-What varies from GPU to GPU (tokens of a micro-batch, recomputation, shards) is no part of it.
+What varies from GPU to GPU (tokens of a micro-batch, recomputation, sharding) is no part of it.
 """
 
 from __future__ import annotations

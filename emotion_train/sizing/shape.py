@@ -104,8 +104,8 @@ class Shape:
 
     @property
     def linear_parameters(self) -> int:
-        """Of all blocks; 2 x these x tokens is the floating-point work of a forward pass, and as
-        much again for the input gradients.
+        """Linear parameters of all blocks; 2 x these x tokens is the floating-point work of a
+        forward pass, and as much once more for the input gradients.
         """
         return self.num_hidden_layers * sum(
             outputs * inputs for outputs, inputs in self.linear_layers.values()
@@ -123,7 +123,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Of the text classifier without its head."""
+        """Parameters of the text classifier without its head."""
         return self.linear_parameters + self.other_parameters
 
     def trained_parameters(self, lora_r: int, lora_targets: Targets, labels: int) -> int:

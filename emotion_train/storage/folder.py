@@ -126,7 +126,7 @@ class FolderStore(Store):
             for folder in path.parents[: len(path.relative_to(self._root).parts) - 1]:
                 try:
                     folder.rmdir()
-                except OSError:  # something else lies there
+                except OSError:  # something else is stored there
                     break
 
     def clear_unfinished(self, prefix: str) -> None:

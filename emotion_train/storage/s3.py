@@ -114,7 +114,7 @@ class S3Store(Store):
                 if not (is_ambiguous(cause) or self._dislikes_checksums(cause)):
                     raise
                 last = error
-            # The answer may be lost, or be a 412 that this very write has caused: what stands there
+            # The answer may be lost, or be a 412 that this very write has caused: what is stored
             # decides.
             with suppress(ObjectNotFound):
                 if self.holds(key, data):

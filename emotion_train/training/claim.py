@@ -1,4 +1,4 @@
-"""Rank 0 takes the run over and finds where it goes on.
+"""Rank 0 takes the run over and finds where it resumes.
 
 What would be refused is refused before the claim, so that no writer at work is fenced by a wrong
 request.
@@ -116,11 +116,11 @@ def _facts(job: Job) -> Metrics:
 
 
 def _prefer_local(job: Job, found: Claimed) -> None:
-    """Go on from a state that only this machine has when it is newer than the log's newest and
+    """Resume from a state that only this machine has when it is newer than the log's newest and
     answers the same question.
 
-    Older ones are let go: behind the newest they would be where a run goes on that is killed just
-    then.
+    Older ones are let go: a run that is killed just then would resume from them, behind the
+    newest.
     """
     from emotion_train.runs import checkpoint
 

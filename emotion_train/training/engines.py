@@ -1,5 +1,5 @@
 """How the processes of a run share one model: each holds all of it (alone, DDP), or optimizer or
-weights are cut (ZeRO-2, ZeRO-3, FSDP2).
+weights are sharded (ZeRO-2, ZeRO-3, FSDP2).
 
 `accelerate launch` starts the processes and says by its environment which way was asked for; the
 wrapping is done here, by PyTorch's and DeepSpeed's own calls, so that the same lines run on GPUs
@@ -272,7 +272,7 @@ class DataParallel(Engine):
 
 
 class FullySharded(Engine):
-    """Weights, gradients and moments are cut into one piece a process; each block is put together
+    """Weights, gradients and moments are sharded, one piece a process; each block is put together
     for as long as it computes.
 
     The base in any precision: 4-bit codes are moved as bfloat16 numbers, which nothing looks into.
@@ -340,7 +340,7 @@ def _cut_like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
 
 
 class Zero(Engine):
-    """DeepSpeed: gradients and moments are cut (stage 2), and the weights too (stage 3)."""
+    """DeepSpeed: gradients and moments are sharded (stage 2), and the weights too (stage 3)."""
 
     def __init__(
         self, model: EmotionClassifier, settings: TrainSection, device: torch.device, stage: Literal[2, 3]

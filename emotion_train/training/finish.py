@@ -131,7 +131,7 @@ def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[
     `run.publish_timeout_s` seconds.
 
     Raises `NotPublished` after that, with what `keep` says of where the run's result is, and
-    `Preempted` when the machine goes before.
+    `Preempted` when a preemption notice comes before.
     """
     from emotion_train.processes.interruption import GOING
 

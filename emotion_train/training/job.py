@@ -49,13 +49,13 @@ class Job:
     interruptions: Interruptions
     tokenizer: PostTokenizer
     started: datetime
-    again: str  # the command that goes on with this run
+    again: str  # the command that resumes this run
     base: BaseConfig  # opened once
 
 
 @dataclass
 class Claimed:
-    """What rank 0 holds after its claim: the right to write, and where the run goes on."""
+    """What rank 0 holds after its claim: the right to write, and where the run resumes."""
 
     writer: Writer
     local: LocalStates
@@ -132,7 +132,7 @@ def say(words: str) -> None:
 
 
 def say_nothing(words: str) -> None:
-    """For ranks other than 0."""
+    """Nothing is said: for ranks other than 0."""
 
 
 def say_published(store: Store, run_id: str, entry: Entry, shown: bool) -> int:

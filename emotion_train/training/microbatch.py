@@ -101,8 +101,8 @@ def tokens_of_a_step(config: Config, lengths: Sequence[int], posts: int, world_s
 def setting_for(
     config: Config, shape: Shape, labels: int, gpu_bytes: int, share: int, engine: Kind, world_size: int
 ) -> Setting:
-    """For a GPU that reports `gpu_bytes` and has `share` tokens to compute a step. Raises
-    `WrongRequest` where nothing fits.
+    """The setting for a GPU that reports `gpu_bytes` and has `share` tokens to compute a step.
+    Raises `WrongRequest` where nothing fits.
     """
     request = Request.of(config, Recipe.of(config, shape, labels))
     most = tokens_to_fill(share, config.data.max_length)

@@ -102,10 +102,10 @@ def _refuse_different_bases(job: Job, base: BaseInfo) -> None:
 
 
 def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
-    """The frozen base with a new adapter and head, on this process's device unless the engine cuts
-    it up.
+    """The frozen base with a new adapter and head, on this process's device unless the engine
+    shards it.
 
-    Raises `CutOff` when the machine goes.
+    Raises `CutOff` after a preemption notice.
     """
     from emotion_train.model.lora import build_classifier
     from emotion_train.progress import ProgressLine

@@ -84,7 +84,7 @@ class Scored:
 
 
 class CutOff(Exception):
-    """An evaluation that was given up on all ranks, because the machine goes."""
+    """An evaluation that was given up on all ranks, after a preemption notice."""
 
 
 class Trainer:
@@ -140,7 +140,7 @@ class Trainer:
         """Train from the cursor to the end of the last epoch; every epoch ends with an evaluation
         and a checkpoint.
 
-        Raises `Preempted` when the machine goes, `Fenced` when another writer has taken the run
+        Raises `Preempted` after a preemption notice, `Fenced` when another writer has taken the run
         over, and `Diverged`.
         """
         self.model.train()
@@ -244,7 +244,7 @@ class Trainer:
         return Signal.SAVE if due else Signal.NONE
 
     def _answer(self, signals: Signal) -> None:
-        """Save when asked to; when the machine goes, save, wait until that is committed, and
+        """Save when asked to; after a preemption notice save, wait until that is committed, and
         hold.
         """
         if signals & (GOING | Signal.REBALANCE | Signal.SAVE):
@@ -371,7 +371,7 @@ class Trainer:
 
     def score(self, loader: Loader, tell: Callable[[int], None]) -> Scored:
         """Predict a whole split: counts over all ranks, this rank's own predictions. Raises
-        `CutOff` when the machine goes.
+        `CutOff` after a preemption notice.
         """
 
         def tell_and_listen(done: int) -> None:

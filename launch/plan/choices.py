@@ -176,8 +176,8 @@ def within(choice: Choice, hours: float | None) -> Choice | None:
 
 
 def _order(choice: Choice) -> tuple[bool, float, float]:
-    """By dollars, and where nothing has a price by the hours of all GPUs together, the nearest
-    there is to them.
+    """Cheapest first; without prices, fewest hours of all GPUs together first, the nearest there is
+    to dollars.
     """
     return (
         choice.usd is None,
@@ -212,7 +212,7 @@ def best_settings(
     precision: Precision | None,
 ) -> Choice | TooSmall:
     """The fastest precision and micro-batch that fit; a whole base on each GPU where it fits, else
-    spread over them.
+    sharded over them.
     """
     recipe = Recipe.of(config, shape, work.labels)
     # each GPU takes the micro-batch that fits it, whatever the config says of this machine's
@@ -351,6 +351,6 @@ def _growth(x: float) -> float:
 
 
 def spot_of(config: Config, spot: Spot) -> Spot:
-    """With the checkpoint interval of the config, where it has one."""
+    """The spot machines with the checkpoint interval of the config, where it has one."""
     seconds = config.checkpoint.every_seconds
     return replace(spot, checkpoint_minutes=seconds / 60) if seconds is not None else spot

@@ -1,4 +1,4 @@
-"""The table of runs, the page of one run, and the same page while the run goes on."""
+"""The table of runs, the page of one run, and the same page while the run trains."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def a_console() -> Console:
 
 
 def print_whole(console: Console, table: Table) -> None:
-    """Without cutting a cell: on a narrow terminal the lines go on in the next ones."""
+    """Print a table without cutting a cell: on a narrow terminal its lines wrap."""
     needed = console.measure(table, options=console.options.update(max_width=10 * WIDE)).maximum
     console.width = max(console.width, needed)
     console.print(table)
