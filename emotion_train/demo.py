@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path(".demo"),
         metavar="FOLDER",
-        help="where server, adapter and report go; made anew (default: .demo)",
+        help="where server, adapter and report go; made anew (default: %(default)s)",
     )
     parser.add_argument(
         "overrides",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emotion_train.errors import EXIT_CODES, exit_code, print_nowhere
+from launch.plan.choices import Spot
 from launch.run.choice import accelerate_line, choose, printable
 
 _PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=10,
         metavar="S",
-        help="seconds between two looks at the bucket (default: 10)",
+        help="seconds between two looks at the bucket (default: %(default)g)",
     )
     show.set_defaults(verb=_show)
 
@@ -184,16 +185,16 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--preemptions-per-hour",
         type=float,
-        default=0.1,
+        default=Spot.preemptions_per_hour,
         metavar="R",
-        help="expected of a spot machine (default: 0.1)",
+        help="expected of a spot machine (default: %(default)g)",
     )
     plan.add_argument(
         "--startup-minutes",
         type=float,
-        default=10,
+        default=Spot.startup_minutes,
         metavar="M",
-        help="new machine, set-up and loading, at each start (default: 10)",
+        help="new machine, set-up and loading, at each start (default: %(default)g)",
     )
     plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
     plan.add_argument(

@@ -39,13 +39,13 @@ def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
         "--decoder",
         choices=("fused", "stock"),
         default="fused",
-        help="as model.decoder of a training: stock = transformers' modules",
+        help="as model.decoder of a training: stock = transformers' modules (default: %(default)s)",
     )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu"),
         default="auto",
-        help="auto takes the GPU where there is one (default: auto)",
+        help="auto takes the GPU where there is one (default: %(default)s)",
     )
     parser.add_argument(
         "--tokens-per-microbatch",
