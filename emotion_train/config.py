@@ -267,6 +267,10 @@ class ReportSection(Section):
         ge=0,
         description="Largest training split on which the TF-IDF floor is fitted; 0 leaves it out.",
     )
+    texts: bool = Field(
+        False,
+        description="Whether predictions_<split>.parquet holds the texts of its posts beside their ids.",
+    )
     usd_per_hour: float | None = Field(
         None, ge=0, description="Price of the machines, for the report's cost line; None leaves it out."
     )

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from emotion_train.config import POSTS_PER_SCORING_STEP
 from emotion_train.errors import WrongRequest
-from emotion_train.evaluation.adapter import add_adapter_arguments, load_with_progress
+from emotion_train.evaluation.adapter import add_adapter_arguments, add_file_arguments, load_with_progress
 
 if TYPE_CHECKING:
     from emotion_train.data.index import Index
@@ -41,12 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", metavar="DATA_URL", help="data set written by `emotion-train prepare`")
     what.add_argument(
-        "--file", metavar="FILE", help="labelled posts: a CSV, JSONL or Parquet file, or a folder of them"
+        "--file",
+        metavar="FILE",
+        help=(
+            "labelled posts: a CSV, TSV, JSONL, Parquet or Arrow file or a folder of them, also in a bucket"
+            " (s3://…)"
+        ),
     )
     parser.add_argument("--split", default="test", metavar="NAME", help="split of --data (default: test)")
-    parser.add_argument(
-        "--text-column", default="text", metavar="NAME", help="column of the post in --file (default: text)"
-    )
+    add_file_arguments(parser)
     parser.add_argument(
         "--label-column",
         default="label",
@@ -57,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         metavar="FOLDER",
         help="folder or s3:// URL for scorecard.json and the predictions (default: only print)",
+    )
+    parser.add_argument(
+        "--with-texts", action="store_true", help="write the texts of the posts into the predictions too"
     )
     parser.add_argument(
         "--run",
@@ -103,9 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f" {_FLOOR_MAX_ROWS:,}."
             ]
     else:
-        ids, texts, truth = labelled_posts(
-            arguments.file, arguments.text_column, arguments.label_column, labels
-        )
+        ids, texts, truth = labelled_posts(arguments, labels)
         seen, remarks = _look_up(origin, zip(ids, texts, strict=True)), _repeated(texts, truth)
         adapter = load_with_progress(arguments)
         tokenizer = CountingTokenizer(adapter.tokenizer)
@@ -116,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     if remark := cut_remark(tokenizer.lengths, tokenizer.max_length):
         print(f"emotion-train: {remark}", file=sys.stderr)
     from emotion_train.console import Terminal
+    from emotion_train.evaluation.floors import posts as posts_of
     from emotion_train.evaluation.predictions import predictions_key, predictions_to_parquet
     from emotion_train.report.scorecard import build_scorecard
     from emotion_train.report.terminal import print_scorecard
@@ -138,7 +143,13 @@ def run(arguments: argparse.Namespace) -> int:
     print_scorecard(card, Terminal(highlight=False, soft_wrap=True))
     if out is not None:
         out.write("scorecard.json", card.to_bytes())
-        out.write(predictions_key(name), predictions_to_parquet(result.predictions))
+        texts_by_id = None
+        if arguments.with_texts and arguments.data:
+            texts_by_id = {key: text for key, text, _ in posts_of(posts.store, posts.index.split(name))}
+        elif arguments.with_texts:
+            texts_by_id = dict(zip(ids, texts, strict=True))
+        raw = predictions_to_parquet(result.predictions, adapter.labels, texts_by_id)
+        out.write(predictions_key(name), raw)
         print(f"written: {out.url_of('scorecard.json')} and {predictions_key(name)}")
     return 0
 
@@ -321,21 +332,24 @@ def _score_file(
 
 
 def labelled_posts(
-    source: str, text_column: str, label_column: str, labels: Sequence[str]
+    arguments: argparse.Namespace, labels: Sequence[str]
 ) -> tuple[list[str], list[str], list[int]]:
-    """Ids, texts and label numbers of every row, duplicates included.
+    """Ids, texts and label numbers of every row of --file, duplicates included.
 
     Raises `WrongRequest` naming the rows that cannot be scored.
     """
     from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules
     from emotion_train.data.labels import LabelNames
     from emotion_train.data.posts import Columns
-    from emotion_train.data.source import open_source
+    from emotion_train.data.source import Choices, open_source
 
-    with open_source(source, Columns(text_column, label_column, split=None)) as found:
+    source = arguments.file
+    columns = Columns(arguments.text_column, arguments.label_column, split=None)
+    choices = Choices(encoding=arguments.encoding, quoting=arguments.quoting)
+    with open_source(source, columns, choices) as found:
         findings = Findings(file.name for file in found.files)
         names = LabelNames(tuple(labels), found.label_names)
-        cleaner = Cleaner(Rules(max_chars=20_000, seed=0), names, findings)
+        cleaner = Cleaner(Rules(arguments.max_chars, seed=0), names, findings)
         rows: list[Any] = [cleaner.clean(batch, None) for batch in found.batches()]
     if lines := findings.lines(REFUSED):
         raise WrongRequest(
@@ -343,15 +357,16 @@ def labelled_posts(
             + "\n  ".join(lines)
             + f"\nMend them; the adapter's labels are {', '.join(labels)}."
         )
-    columns = [
+    ids, texts, truth = (
         [value for batch in rows for value in batch.column(name).to_pylist()]
         for name in ("id", "text", "label")
-    ]
-    if not columns[0]:
+    )
+    if not ids:
         raise WrongRequest(
-            f"{source} has no posts; give a file with the columns {text_column} and {label_column}."
+            f"{source} has no posts; give a file with the columns {arguments.text_column} and"
+            f" {arguments.label_column}."
         )
-    return columns[0], columns[1], columns[2]
+    return ids, texts, truth
 
 
 def _capacity(arguments: argparse.Namespace, adapter: LoadedAdapter) -> int:

@@ -43,11 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POST",
         help="posts to label (default: standard input, one a line; blank lines are left out)",
     )
-    add_file_arguments(
-        parser,
-        "posts in a CSV, TSV, JSONL, Parquet or Arrow file or a folder of them, also in a bucket (s3://…);"
-        " one a line in any other file (blank lines are left out)",
+    parser.add_argument(
+        "--file",
+        metavar="FILE",
+        help=(
+            "posts in a CSV, TSV, JSONL, Parquet or Arrow file or a folder of them, also in a bucket"
+            " (s3://…); one a line in any other file (blank lines are left out)"
+        ),
     )
+    add_file_arguments(parser)
     parser.add_argument(
         "--columns",
         metavar="A,B",

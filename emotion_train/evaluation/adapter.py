@@ -56,9 +56,8 @@ def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_file_arguments(parser: argparse._ActionsContainer, words: str) -> None:
-    """--file with what `prepare` too can be told of a file."""
-    parser.add_argument("--file", metavar="FILE", help=words)
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `prepare` too can be told of a file, for one that --file names."""
     parser.add_argument(
         "--text-column", default="text", metavar="NAME", help="column of the post in --file (default: text)"
     )

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -127,9 +128,12 @@ def join_predictions(parts: Iterable[Predictions], expected: int | Sequence[str]
     return whole.take([row_of[post_id] for post_id in wanted])
 
 
-def predictions_to_parquet(predictions: Predictions) -> bytes:
-    """Parquet, zstd: id string, label int32, predicted int32, probabilities list<float32>. The same
-    rows give the same bytes.
+def predictions_to_parquet(
+    predictions: Predictions, labels: Sequence[str], texts: Mapping[str, str] | None = None
+) -> bytes:
+    """Parquet, zstd: id string, label int32, predicted int32, probabilities list<float32>, then the
+    names of both labels, and the text where `texts` gives it by id. The same rows give the same
+    bytes.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -144,8 +148,12 @@ def predictions_to_parquet(predictions: Predictions) -> bytes:
             "probabilities": pa.ListArray.from_arrays(
                 pa.array(np.arange(rows + 1) * classes, pa.int32()), flat
             ),
+            "label_name": _named(predictions.truth_N, labels),
+            "predicted_name": _named(predictions.predicted_N, labels),
         }
     )
+    if texts is not None:
+        table = table.append_column("text", pa.array([texts[post] for post in predictions.ids], pa.string()))
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
@@ -173,6 +181,12 @@ def predictions_from_parquet(raw: bytes) -> Predictions:
         table["predicted"].to_numpy().astype(np.int32),
         lists.flatten().to_numpy().astype(np.float32).reshape(table.num_rows, -1 if widths else 0),
     )
+
+
+def _named(label_N: NDArray[np.int32], labels: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    return pa.array(labels, pa.string()).take(pa.array(label_N))
 
 
 def _some(what: str, ids: Sequence[str]) -> str:

@@ -45,9 +45,15 @@ def publish(
     return writer.append("final", epoch, step, parts, metrics)
 
 
-def final_files(adapter: Path, report: Report, splits: Mapping[str, SplitResult]) -> dict[str, bytes]:
+def final_files(
+    adapter: Path,
+    report: Report,
+    splits: Mapping[str, SplitResult],
+    texts: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[str, bytes]:
     """All that is published, by name: the files of the adapter below adapter/, report.json,
-    report.html, the predictions of each split.
+    report.html, the predictions of each split, with the texts of its posts where they are given by
+    split and id.
     """
     files = {
         f"adapter/{path.relative_to(adapter).as_posix()}": path.read_bytes()
@@ -56,5 +62,8 @@ def final_files(adapter: Path, report: Report, splits: Mapping[str, SplitResult]
     }
     files |= {"report.json": report.to_bytes(), "report.html": render_html(report).encode()}
     return files | {
-        predictions_key(name): predictions_to_parquet(result.predictions) for name, result in splits.items()
+        predictions_key(name): predictions_to_parquet(
+            result.predictions, report.labels, None if texts is None else texts[name]
+        )
+        for name, result in splits.items()
     }

@@ -54,7 +54,7 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
         report = _build_report(job, trainer, splits, cuts, best, claimed.remarks, memory)
         with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
             _save_adapter(job, trainer, report, Path(folder), adapter)
-            files = final_files(Path(folder), report, splits)
+            files = final_files(Path(folder), report, splits, _texts(job, splits))
     trained_on = job.ranks.only_on_main(lambda: _training_filter(job))
 
     def publish_all() -> Entry:
@@ -124,6 +124,19 @@ def _score_in_peace(
             return _score_splits(job, trainer, stack)
         except CutOff:
             job.interruptions.hold(f"All {trainer.steps} steps are saved, the report is not yet made.")
+
+
+def _texts(job: Job, splits: Mapping[str, SplitResult]) -> dict[str, dict[str, str]] | None:
+    """The texts of the scored posts by split and id, where the config asks for them."""
+    from emotion_train.evaluation.floors import posts
+
+    if not job.config.report.texts:
+        return None
+    patience_s = data_patience_s(job.config)
+    return {
+        name: {key: text for key, text, _ in posts(job.data_store, job.index.split(name), patience_s)}
+        for name in splits
+    }
 
 
 def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[[], str]) -> T | None:

@@ -37,6 +37,8 @@ from emotion_train.report.units import dollars, duration, memory, short_count, s
 
 HOSTILE = "<script>alert('\"&')</script>"
 
+NAMES = [f"label {i}" for i in range(10)]
+
 
 def predictions(rows: int = 400, classes: int = 5, skill: float = 2.0, seed: int = 0) -> Predictions:
     """Skewed labels and a softmax whose true logit is `skill` higher; the same seed gives the same
@@ -423,7 +425,7 @@ def test_tfidf_floor_of_one_label_is_certain() -> None:
 
 def test_predictions_survive_their_file() -> None:
     model = predictions()
-    back = predictions_from_parquet(predictions_to_parquet(model))
+    back = predictions_from_parquet(predictions_to_parquet(model, NAMES))
     assert back.ids == model.ids
     for name in ("truth_N", "predicted_N", "prob_NC"):
         np.testing.assert_array_equal(getattr(back, name), getattr(model, name))
@@ -435,10 +437,16 @@ def test_predictions_file_has_the_promised_columns() -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pq.read_schema(io.BytesIO(predictions_to_parquet(predictions())))
-    assert schema.names == ["id", "label", "predicted", "probabilities"]
+    model = predictions()
+    schema = pq.read_schema(io.BytesIO(predictions_to_parquet(model, NAMES)))
+    assert schema.names == ["id", "label", "predicted", "probabilities", "label_name", "predicted_name"]
     assert [schema.field(i).type for i in range(3)] == [pa.string(), pa.int32(), pa.int32()]
     assert schema.field(3).type.value_type == pa.float32()
+    texts = {key: f"text of {key}" for key in reversed(model.ids)}
+    table = pq.read_table(io.BytesIO(predictions_to_parquet(model, NAMES, texts)))
+    assert table["text"].to_pylist() == [f"text of {key}" for key in model.ids]
+    assert table["label_name"].to_pylist() == [NAMES[label] for label in model.truth_N]
+    assert table["predicted_name"].to_pylist() == [NAMES[label] for label in model.predicted_N]
 
 
 @given(st.integers(1, 30), st.integers(1, 6), st.randoms(use_true_random=False))
@@ -448,9 +456,9 @@ def test_any_split_over_ranks_gives_the_same_file(rows: int, ranks: int, random:
     order = list(range(rows))
     random.shuffle(order)
     parts = [model.take(order[rank::ranks]) for rank in range(ranks)]
-    expected = predictions_to_parquet(model)
-    assert predictions_to_parquet(join_predictions(parts, rows)) == expected
-    assert predictions_to_parquet(join_predictions(parts, model.ids)) == expected
+    expected = predictions_to_parquet(model, NAMES)
+    assert predictions_to_parquet(join_predictions(parts, rows), NAMES) == expected
+    assert predictions_to_parquet(join_predictions(parts, model.ids), NAMES) == expected
 
 
 @pytest.mark.parametrize(
