@@ -1,5 +1,5 @@
-"""The soak of benchmarks/, made small: no kill tears, loses or forks a run, and without create-only
-writes the same soak finds the harm.
+"""The soaks of benchmarks/, made small: no kill tears, loses or forks a run, or breaks a data set;
+without create-only writes the same soaks find the harm.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 SOAK = Path(__file__).parents[1] / "benchmarks" / "soak.py"
+PREPARE_SOAK = SOAK.with_name("prepare_soak.py")
 VIOLATIONS = ("torn", "acknowledged but lost or changed", "forks", "endings that are not in the contract")
 
 
-def soak(*words: str) -> tuple[dict[str, str], subprocess.CompletedProcess[str]]:
+def soak(*words: str, page: Path = SOAK) -> tuple[dict[str, str], subprocess.CompletedProcess[str]]:
     """The rows of its table."""
     done = subprocess.run(
-        [sys.executable, SOAK, *words], capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, page, *words], capture_output=True, text=True, check=False, timeout=600
     )
     return dict(re.findall(r"^\| (.+) \| (.+) \|$", done.stdout, re.M)), done
 
@@ -45,3 +46,20 @@ def test_the_same_soak_finds_the_harm_when_entries_are_not_create_only() -> None
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(rows["acknowledged but lost or changed"]) >= 1
     assert int(rows["forks"]) >= 1
+
+
+@pytest.mark.slow
+def test_prepares_that_are_killed_doubled_and_in_each_other_s_way_leave_whole_data_sets() -> None:
+    rows, done = soak("--places", "6", "--seed", "3", page=PREPARE_SOAK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rows["looks at data sets that were not whole"] == "0"
+    assert rows["endings that are not in the contract"] == "0"
+    assert int(rows["of these killed (SIGKILL)"]) >= 5
+    assert int(rows["objects deleted by the soak"]) >= 1
+
+
+@pytest.mark.slow
+def test_the_same_soak_finds_broken_data_sets_when_objects_are_overwritten() -> None:
+    rows, done = soak("--places", "2", "--overwriting", page=PREPARE_SOAK)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(rows["looks at data sets that were not whole"]) >= 1

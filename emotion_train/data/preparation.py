@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from emotion_train.data.spill import Spill
 
 
+_NAMES_SHOWN = 4
+
+
 @dataclass(frozen=True)
 class Options:
     """What the command line of `prepare` can say, with its defaults."""
@@ -137,10 +140,12 @@ def _restore(store: Store, existing: Index, index: Index, folder: Path) -> int:
     _refuse_another(store, existing, index)
     found = look_at_objects(store, existing)
     if found.damaged:
+        shown = list(found.damaged.items())[:_NAMES_SHOWN]
+        more = f", and {len(found.damaged) - len(shown)} more" if len(found.damaged) > len(shown) else ""
         raise WrongRequest(
-            f"The data set at {store.url} is damaged: {', '.join(found.damaged.values())}; delete"
-            f" {', '.join(map(store.url_of, found.damaged))} and type the same command again, which writes"
-            " anew what is missing."
+            f"The data set at {store.url} is damaged: {', '.join(words for _, words in shown)}{more}; delete"
+            f" {', '.join(store.url_of(key) for key, _ in shown)}{more} and type the same command again,"
+            " which writes anew what is missing."
         )
     for name, split in existing.splits.items():
         for number, described in enumerate(split.objects):

@@ -7,6 +7,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +130,39 @@ def test_another_source_is_refused_before_it_writes_anything(tmp_path: Path, sto
     assert contents(store) == before
 
 
+# Killed
+
+
+def start(source: Path, store: Store) -> subprocess.Popen[bytes]:
+    words = ["--rows-per-group", "16", "--rows-per-object", "16"]
+    command = [sys.executable, "-m", "emotion_train.cli", "prepare", str(source), store.url, *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_prepares_that_are_killed_two_at_once_leave_what_the_next_one_makes_whole(
+    tmp_path: Path, store: Store
+) -> None:
+    """Real processes, killed when so many objects are there as a fixed seed draws."""
+    source = posts(tmp_path / "posts.csv")
+    meant = open_store(str(tmp_path / "undisturbed"))
+    enough = random.Random(5).randrange(
+        1, len(keys(prepare(source, meant.url, rows_per_group=16, rows_per_object=16).index))
+    )
+    both = [start(source, store) for _ in range(2)]
+    while len(list(store.list())) < enough and any(one.poll() is None for one in both):
+        time.sleep(0.02)
+    for one in both:
+        one.kill()
+    assert {one.wait() for one in both} <= {-9, 0}
+    assert list(store.list())
+    both = [start(source, store) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
+    index, undisturbed = read_index(store), read_index(meant)
+    assert sorted(keys(index)) == sorted(keys(undisturbed))
+    assert all(store.read(key) == meant.read(key) for key in keys(index))
+    check_objects(store, index)
+
+
 # What is missing or damaged
 
 
@@ -195,10 +232,11 @@ def test_an_object_without_an_index_that_is_not_what_its_name_says_is_refused(
 def test_no_byte_can_change_without_being_noticed(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "out"))
     index = prepare(posts(tmp_path / "posts.csv"), store.url, **SMALL).index
-    key = index.splits["validation"].objects[0].key
+    assert look_at_objects(store, index) == ((), {}, 0, 5, 0)
+    index = index.model_copy(update={"splits": {"validation": index.splits["validation"]}})
+    (key,) = keys(index)
     path = tmp_path / "out" / key
     whole = path.read_bytes()
-    assert look_at_objects(store, index) == ((), {}, 0, 5, 0)
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         assert list(look_at_objects(store, index).damaged) == [key], at
