@@ -15,7 +15,7 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy && $(BIN)/mypy benchmarks
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow
