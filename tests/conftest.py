@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import tempfile
 import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -24,6 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("error"), append=False)  # a test's own marks win
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes name no test: some are made on the way and hold the time, and workers that collect at
+    other times must find the same tests.
+    """
+    return argname if isinstance(val, bytes) else None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -55,6 +63,18 @@ def _no_credentials_of_this_machine(tmp_path_factory: pytest.TempPathFactory) ->
         patch.setenv("AWS_CONFIG_FILE", nothing)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", nothing)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """TMPDIR is a new folder: runs keep their newest states below it under their output URL, so two
+    sessions, or two workers of one, would find each other's; and what is left goes with the rest.
+    """
+    folder = str(tmp_path_factory.mktemp("tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", None)  # what was found before
         yield
 
 
