@@ -23,6 +23,7 @@ from emotion_train.report.schema import Report
 from emotion_train.runs.log import final_entry, read_log
 from emotion_train.storage.open import open_store
 from launch import cli as launch_cli
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import tiny_words, write_posts
 
@@ -219,13 +220,13 @@ def test_a_signal_to_the_launcher_leaves_no_trainer_behind(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while not (tmp_path / "runs" / "tiny" / "log" / "00000001.json").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.terminate()
-        message = process.communicate(timeout=30)[1]
+        message = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 33
     assert "is saved. The next start goes on from there." in message
     left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(path)]

@@ -28,6 +28,7 @@ from emotion_train.model.load import BaseConfig
 from emotion_train.predict import _kept, _posts, _printer, add_arguments
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
+from tests.helpers.patience import PATIENCE_S
 
 POSTS = ["what a lovely mess", 'said "no",\tthen left', "naïve 🙂"]
 
@@ -193,7 +194,7 @@ def test_a_folder_that_is_no_adapter_is_refused_before_torch_is_imported_or_post
     )
     line = [sys.executable, "-c", program, words[0], "--adapter", str(tmp_path), *words[1:]]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.wait(60) == 2  # nothing was typed
+        assert process.wait(PATIENCE_S) == 2  # nothing was typed
         assert process.stderr is not None
         assert "so it is no adapter of this program" in process.stderr.read()
 

@@ -32,6 +32,7 @@ from emotion_train.stage_base import StageResult, stage
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo, Store
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint, multimodal_checkpoint, text_config
 
 IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))
@@ -428,7 +429,7 @@ def test_each_piece_is_read_once_many_at_a_time_and_never_more(
     monkeypatch.setattr(staged_weights, "PIECES_IN_FLIGHT", 3)
     asked: list[tuple[str, int, int]] = []
     buffers: set[int] = set()
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=PATIENCE_S)
     real = FolderStore.read_into
 
     def noting(

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from emotion_train.config import load_config
 from emotion_train.training.engines import Kind, start_accelerator
 from emotion_train.training.trainer import Trainer
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import start_trainer
 
 
@@ -78,7 +79,7 @@ def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
     packs, losses = to_its_end(trainer) if leg.steps is None else some_steps(trainer, leg.steps)
     trainer._save({})
     if trainer.saver is not None:
-        assert trainer.saver.drain(60)
+        assert trainer.saver.drain(PATIENCE_S)
     adapter = {name: tensor.clone() for name, tensor in trainer.engine.adapter().items()}
     moments = {name: tensor.clone() for name, tensor in trainer.engine.moments().items()}
     trainer.engine.load_adapter(adapter)  # as before the report: what is scored is what was saved

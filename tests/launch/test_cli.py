@@ -11,6 +11,7 @@ import pytest
 
 from emotion_train.errors import EXIT_CODES
 from launch.cli import main
+from tests.helpers.patience import PATIENCE_S
 
 
 def test_help_imports_neither_torch_nor_transformers_nor_boto3() -> None:
@@ -47,7 +48,7 @@ def test_a_run_starts_although_nobody_reads_its_line(tmp_path: Path) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert "There is no prepared data set" in process.stderr.read()
-        assert process.wait(60) == 2
+        assert process.wait(PATIENCE_S) == 2
 
 
 def test_a_typo_ends_in_exit_code_2_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,7 @@ from emotion_train.evaluation.floors import posts, tfidf_predictions
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import write_tokenizer
 from tests.helpers.tiny_runs import write_posts
 
@@ -283,7 +284,7 @@ class Agreement:
 
     def __init__(self) -> None:
         self.calls = [0, 0]
-        self._barrier = threading.Barrier(2, timeout=30)
+        self._barrier = threading.Barrier(2, timeout=PATIENCE_S)
         self._said: list[tuple[int, float, bool]] = [(0, 0.0, False)] * 2
 
     def of(self, rank: int) -> Callable[[int, float, bool], tuple[int, float, bool]]:
@@ -319,7 +320,7 @@ def test_ranks_that_leave_an_epoch_early_stay_in_step(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert agreement.calls[0] == agreement.calls[1]
     assert [batch.weight_sum for batch in again[0]] == [
         batch.weight_sum for batch in steps(loader(prepared, 4), first=3)

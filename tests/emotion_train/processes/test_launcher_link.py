@@ -19,6 +19,7 @@ from emotion_train.processes.launcher_link import (
     living_trainers,
     read_outcome,
 )
+from tests.helpers.patience import PATIENCE_S
 
 HEAD = """import os, signal, sys, time
 from emotion_train.processes.launcher_link import answers_signals, run_as_trainer
@@ -55,7 +56,7 @@ def trainer(folder: Path | None, main: str, local_rank: int = 0) -> Iterator[sub
 
 def ended(folder: Path | None, main: str, local_rank: int = 0) -> int:
     with trainer(folder, main, local_rank) as process:
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
     return process.returncode
 
 
@@ -101,14 +102,14 @@ def test_the_first_rank_that_ends_says_what_it_came_to(tmp_path: Path) -> None:
 
 
 def test_a_trainer_is_known_from_its_start_to_its_end_however_that_comes(tmp_path: Path) -> None:
-    say = "print('started', flush=True)\ntime.sleep(60)\nreturn 0"
+    say = "print('started', flush=True)\ntime.sleep(600)\nreturn 0"
     with trainer(tmp_path, say, 0) as first, trainer(tmp_path, say, 1) as second:
         for process in (first, second):
             assert process.stdout is not None
             assert process.stdout.readline() == "started\n"
         assert living_trainers(tmp_path) == [first.pid, second.pid]
         first.kill()
-        first.wait(10)
+        first.wait(PATIENCE_S)
         assert living_trainers(tmp_path) == [second.pid]
 
 
@@ -130,7 +131,7 @@ return 33
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         process.terminate()
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert out == "deaf\ncame 15\n", err
     assert (process.returncode, read_outcome(tmp_path)) == (0, 33)
 

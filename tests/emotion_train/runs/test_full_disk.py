@@ -14,9 +14,8 @@ import pytest
 
 from emotion_train.runs.log import Writer, upload_part
 from emotion_train.storage.open import open_store
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import tiny_config, tiny_words
-
-PATIENCE_S = 240
 
 
 @pytest.fixture

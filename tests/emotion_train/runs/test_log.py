@@ -36,6 +36,7 @@ from emotion_train.runs.log import (
 from emotion_train.storage import s3 as s3_page
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo, Store
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.unreliable_bucket import UnreliableBucket
 
 
@@ -73,7 +74,7 @@ def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def _answers(address: str, process: subprocess.Popen[bytes]) -> bool:
     host, _, port = address.partition(":")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             socket.create_connection((host, int(port)), timeout=1).close()

@@ -21,6 +21,7 @@ from emotion_train.runs.saver import Saver
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import tiny_config
 
 RUN = "run"
@@ -38,7 +39,7 @@ class Gate(FolderStore):
 
     def write(self, key: str, data: bytes | Path) -> ObjectInfo:
         self.writing.set()
-        assert self.open.wait(30)
+        assert self.open.wait(PATIENCE_S)
         if self.failing is not None:
             raise StorageError(self.failing)
         return super().write(key, data)
@@ -93,7 +94,7 @@ def hold_the_first(store: Gate, saver: Saver, question: Question) -> None:
     """Step 1 is in flight and does not come through."""
     store.open.clear()
     saver.offer(snapshot(question, 1))
-    assert store.writing.wait(30)
+    assert store.writing.wait(PATIENCE_S)
 
 
 def test_the_newest_waiting_state_wins(store: Gate, saver: Saver, question: Question) -> None:
@@ -101,7 +102,7 @@ def test_the_newest_waiting_state_wins(store: Gate, saver: Saver, question: Ques
     for step in (2, 3, 4):
         saver.offer(snapshot(question, step))
     store.open.set()
-    assert saver.drain(30)
+    assert saver.drain(PATIENCE_S)
     assert committed(store) == [(1, None), (4, None)]
 
 
@@ -112,7 +113,7 @@ def test_an_evaluated_state_is_never_replaced_by_a_newer_one(
     for step, score in ((2, 0.5), (3, None), (4, 0.25), (5, None), (6, None)):
         saver.offer(snapshot(question, step, score))
     store.open.set()
-    assert saver.drain(30)
+    assert saver.drain(PATIENCE_S)
     assert committed(store) == [(1, None), (2, 0.5), (4, 0.25), (6, None)]
 
 
@@ -123,7 +124,7 @@ def test_of_many_evaluated_states_that_wait_the_best_and_the_newest_stay(
     for step in range(2, 12):
         saver.offer(snapshot(question, step, 0.9 if step == 3 else step / 100))
     store.open.set()
-    assert saver.drain(30)
+    assert saver.drain(PATIENCE_S)
     steps = [step for step, _ in committed(store)]
     assert len(steps) == 5
     assert {3, 11} < set(steps)
@@ -131,7 +132,7 @@ def test_of_many_evaluated_states_that_wait_the_best_and_the_newest_stay(
 
 def test_what_is_committed_is_what_was_offered(store: Gate, saver: Saver, question: Question) -> None:
     saver.offer(snapshot(question, 7))
-    assert saver.drain(30)
+    assert saver.drain(PATIENCE_S)
     state = read_saved(store, RUN, saver._writer.log[-1]).state()
     assert state.progress == Progress(step=7)
     assert torch.equal(state.adapter["weight"], torch.full((3,), 7.0))
@@ -150,9 +151,9 @@ def test_the_same_step_with_and_without_a_score_has_parts_of_its_own(
     store: Gate, saver: Saver, question: Question
 ) -> None:
     saver.offer(snapshot(question, 5))
-    assert saver.drain(30)
+    assert saver.drain(PATIENCE_S)
     saver.offer(snapshot(question, 5, 0.5))
-    assert saver.drain(30)
+    assert saver.drain(PATIENCE_S)
     for entry in saver._writer.log[1:]:
         read_saved(store, RUN, entry)  # raises when the second overwrote the first
     assert committed(store) == [(5, None), (5, 0.5)]
@@ -164,7 +165,7 @@ def test_a_writer_that_was_fenced_ends_and_writes_no_entry(
     Writer(store, RUN, "0" * 64, "0" * 64).claim(0, 0)
     saver.offer(snapshot(question, 1))
     with pytest.raises(Fenced):
-        saver.drain(30)
+        saver.drain(PATIENCE_S)
     assert isinstance(saver.failure, Fenced)
     assert committed(store) == []
 
@@ -196,7 +197,7 @@ def test_what_a_failing_bucket_does_not_take_waits_on_this_machine_until_it_does
         if "NOT SAVED" in line and "The network is gone." in line and str(local.folder) in line
     ] == told[:1]
     store.failing = None
-    assert saver.drain(30)
+    assert saver.drain(PATIENCE_S)
     assert committed(store) == [(1, 0.5), (3, None)]
     assert saver.problem is None
     for _ in range(100):
@@ -233,7 +234,7 @@ def test_a_local_folder_that_cannot_be_written_is_said_and_ends_nothing(
         assert not saver.drain(0.5)
         assert "cannot be kept on this machine either" in told[0]
         store.failing = None
-        assert saver.drain(30)
+        assert saver.drain(PATIENCE_S)
     assert committed(store) == [(1, None)]
 
 
@@ -270,7 +271,7 @@ def test_clearing_up_that_fails_is_said_and_ends_nothing(
     with Saver(writer, LocalStates(tmp_path / "local", RUN), told.append, refuse) as saver:
         for step in (1, 2):
             saver.offer(snapshot(question, step))
-            assert saver.drain(30)
+            assert saver.drain(PATIENCE_S)
     assert committed(store) == [(1, None), (2, None)]
     assert "No permission to delete." in told[0]
 

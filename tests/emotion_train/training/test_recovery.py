@@ -26,6 +26,7 @@ from emotion_train.runs.published import download
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 
 # Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small
@@ -35,7 +36,6 @@ WORDS = [
     "train.tokens_per_microbatch=200",
     "preemption.notices=none",
 ]
-PATIENCE_S = 180
 
 
 @contextmanager
@@ -384,7 +384,7 @@ def test_after_sigterm_a_run_holds_until_it_is_killed(tmp_path: Path) -> None:
             process.wait(5)
         assert checkpoints(store, "tiny")[-1] == saved[-1]  # it has not trained on
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 33
+        assert process.wait(PATIENCE_S) == 33
 
 
 @pytest.mark.slow

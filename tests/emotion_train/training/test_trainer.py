@@ -30,6 +30,7 @@ from emotion_train.stage_base import stage
 from emotion_train.storage.open import open_store
 from emotion_train.training.trainer import Trainer, learning_rate
 from tests.helpers.many_processes import blank_first_posts
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import start_trainer, tiny_config
 
@@ -142,7 +143,7 @@ def stop_after(trainer: Trainer, steps: int) -> None:
 
 def drain(trainer: Trainer) -> None:
     assert trainer.saver is not None
-    assert trainer.saver.drain(60)
+    assert trainer.saver.drain(PATIENCE_S)
 
 
 def fit(config: Config, stack: ExitStack) -> Trainer:

@@ -47,6 +47,7 @@ from launch.plan.prices import NO_PRICES, Offer, Prices, Quote
 from launch.plan.speed import Speed
 from launch.plan.task_file import rewritten, write_task_file
 from launch.workload import Work, shape_of_base, work_of
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import tiny_config
 from tests.launch.plan.test_task_files import run_lines, tool, variables
@@ -652,7 +653,7 @@ def test_a_task_is_written_although_nobody_reads_the_plan(prepared: Path, tmp_pa
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         process.stdout.close()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert yaml.safe_load((tmp_path / "task.yaml").read_text())["resources"]["ordered"]
 
 

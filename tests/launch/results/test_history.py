@@ -27,6 +27,7 @@ from emotion_train.storage.store import Store
 from launch.cli import main
 from launch.results.history import facts_of, follow, incarnations, list_runs, story
 from launch.results.pages import watch
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import start_trainer, tiny_config
 
 FACTS: Metrics = {
@@ -149,7 +150,7 @@ def test_a_reader_that_leaves_early_changes_no_exit_code(tmp_path: Path, verb: s
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        assert process.wait(60) == code
+        assert process.wait(PATIENCE_S) == code
         assert process.stderr.read() == ""
 
 

@@ -18,9 +18,9 @@ from emotion_train.evaluation.predictions import predictions_from_parquet
 from emotion_train.report.schema import Report
 from emotion_train.runs.published import download
 from launch.run.choice import CONFIGS
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 from tests.launch.run.test_processes import (
-    PATIENCE_S,
     checkpoints,
     launched,
     of_rank,

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 
 from emotion_train.report.schema import Report
 from emotion_train.runs.published import download
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 from tests.launch.run.test_processes import all_of_it_ends, checkpoints, is_trainer, of_this_run
 
-PATIENCE_S = 240
 pytestmark = pytest.mark.slow
 
 
