@@ -349,7 +349,7 @@ def labelled_posts(
     with open_source(source, columns, choices) as found:
         findings = Findings(file.name for file in found.files)
         names = LabelNames(tuple(labels), found.label_names)
-        cleaner = Cleaner(Rules(arguments.max_chars, seed=0), names, findings)
+        cleaner = Cleaner(Rules(arguments.max_chars, 0, arguments.unescape_html), names, findings)
         rows: list[Any] = [cleaner.clean(batch, None) for batch in found.batches()]
     if lines := findings.lines(REFUSED):
         raise WrongRequest(

@@ -127,21 +127,23 @@ def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
     from emotion_train.evaluation.unlabelled import look_through, mended, posts_of
 
     if arguments.posts:
-        return mended(enumerate(map(_utf8, arguments.posts), 1))
+        typed = enumerate(map(_utf8, arguments.posts), 1)
+        return mended(typed, unescape_html=arguments.unescape_html)
     if arguments.file is None:
         if sys.stdin.isatty():
             print("one post a line, end with Ctrl-D", file=sys.stderr)
-        return mended(_lines_of_stdin())
-    from emotion_train.data.cleaning import Findings
+        return mended(_lines_of_stdin(), unescape_html=arguments.unescape_html)
+    from emotion_train.data.cleaning import Findings, Rules
     from emotion_train.data.posts import Columns
     from emotion_train.data.source import Choices, open_source
 
     columns = Columns(arguments.text_column, None, None, None, tuple(_named(arguments.columns)))
     choices = Choices(encoding=arguments.encoding, quoting=arguments.quoting, lines=True)
     source = stack.enter_context(open_source(arguments.file, columns, choices))
-    for remark in look_through(source, arguments.max_chars, arguments.on_bad == "drop"):
+    rules = Rules(arguments.max_chars, 0, arguments.unescape_html)
+    for remark in look_through(source, rules, drop=arguments.on_bad == "drop"):
         print(remark, file=sys.stderr)
-    return posts_of(source, arguments.max_chars, Findings(file.name for file in source.files))
+    return posts_of(source, rules, Findings(file.name for file in source.files))
 
 
 def _kept(columns: str | None, labels: Sequence[str]) -> list[str]:

@@ -77,6 +77,11 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="longest post of --file in characters (default: 20000)",
     )
+    parser.add_argument(
+        "--unescape-html",
+        action="store_true",
+        help="make HTML entities (&amp;) characters, where the adapter was trained on posts prepared so",
+    )
 
 
 def positive(word: str) -> int:

@@ -27,9 +27,9 @@ class Post(NamedTuple):
     kept: tuple[str, ...] = ()
 
 
-def posts_of(source: Source, max_chars: int, findings: Findings) -> Iterator[Post]:
+def posts_of(source: Source, rules: Rules, findings: Findings) -> Iterator[Post]:
     """The good posts of the source in order; `findings` fills up with what is wrong with others."""
-    cleaner = Cleaner(Rules(max_chars, seed=0), LabelNames(None, None), findings)
+    cleaner = Cleaner(rules, LabelNames(None, None), findings)
     for batch in source.batches():
         good = cleaner.clean(batch, None)
         rows_N = rows_of(good.column("place").to_numpy())
@@ -42,10 +42,10 @@ def posts_of(source: Source, max_chars: int, findings: Findings) -> Iterator[Pos
             yield Post(row, text, tuple(column[i] for column in kept))
 
 
-def mended(numbered: Iterable[tuple[int, str]]) -> Iterator[Post]:
+def mended(numbered: Iterable[tuple[int, str]], *, unescape_html: bool) -> Iterator[Post]:
     """Posts that were typed or piped, mended like those of a file, one at a time."""
     findings = Findings(["standard input"])
-    cleaner = Cleaner(Rules(sys.maxsize, seed=0), LabelNames(None, None), findings)
+    cleaner = Cleaner(Rules(sys.maxsize, 0, unescape_html), LabelNames(None, None), findings)
     for row, text in numbered:
         good = cleaner.clean(Batch(0, np.array([row]), utf8([text])), None)
         if len(good):
@@ -54,13 +54,13 @@ def mended(numbered: Iterable[tuple[int, str]]) -> Iterator[Post]:
             print(f"left out: post {row}, which has no text", file=sys.stderr)
 
 
-def look_through(source: Source, max_chars: int, drop: bool) -> list[str]:
+def look_through(source: Source, rules: Rules, *, drop: bool) -> list[str]:
     """What to say of a source: rows to be left out, lines passed over, files not read.
 
     Raises `WrongRequest` with all posts that cannot be labelled unless they are to be dropped.
     """
     findings = Findings(file.name for file in source.files)
-    for _ in posts_of(source, max_chars, findings):
+    for _ in posts_of(source, rules, findings):
         pass
     lines = findings.lines(REFUSED)
     if lines and not drop:
