@@ -340,8 +340,8 @@ def labelled_posts(
     """
     from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules
     from emotion_train.data.labels import LabelNames
-    from emotion_train.data.posts import Columns
-    from emotion_train.data.source import Choices, open_source
+    from emotion_train.sources.open import Choices, open_source
+    from emotion_train.sources.posts import Columns
 
     source = arguments.file
     columns = Columns(arguments.text_column, arguments.label_column, split=None)

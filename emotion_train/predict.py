@@ -134,8 +134,8 @@ def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
             print("one post a line, end with Ctrl-D", file=sys.stderr)
         return mended(_lines_of_stdin(), unescape_html=arguments.unescape_html)
     from emotion_train.data.cleaning import Findings, Rules
-    from emotion_train.data.posts import Columns
-    from emotion_train.data.source import Choices, open_source
+    from emotion_train.sources.open import Choices, open_source
+    from emotion_train.sources.posts import Columns
 
     columns = Columns(arguments.text_column, None, None, None, tuple(_named(arguments.columns)))
     choices = Choices(encoding=arguments.encoding, quoting=arguments.quoting, lines=True)

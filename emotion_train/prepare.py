@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from emotion_train.data.conflicts import POLICIES
-    from emotion_train.data.source import FORMATS
+    from emotion_train.sources.open import FORMATS
 
     default = Options()
     add = parser.add_argument

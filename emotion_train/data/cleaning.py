@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from emotion_train.data import text_notes
 from emotion_train.data.conflicts import Example
 from emotion_train.data.labels import MAX_LABEL_CHARS, MAX_LABELS, LabelNames, trimmed
-from emotion_train.data.posts import Batch, split_of
+from emotion_train.sources.posts import Batch, split_of
 
 PLACES_SHOWN = 5
 # in the order of who keeps a text that stands in several

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from emotion_train.data.posts import SEVERAL
 from emotion_train.errors import WrongRequest
+from emotion_train.sources.posts import SEVERAL
 
 MAX_LABELS = 1000
 MAX_LABEL_CHARS = 200

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from emotion_train.data.cleaning import Findings
     from emotion_train.data.conflicts import Conflict, Example, Policy
     from emotion_train.data.labels import LabelNames
-    from emotion_train.data.source import Source
     from emotion_train.data.spill import Spill
+    from emotion_train.sources.open import Source
 
 
 _NAMES_SHOWN = 4
@@ -98,8 +98,8 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
     """
     from emotion_train.data.cleaning import Findings
     from emotion_train.data.labels import LabelNames
-    from emotion_train.data.posts import Columns
-    from emotion_train.data.source import Choices, open_source
+    from emotion_train.sources.open import Choices, open_source
+    from emotion_train.sources.posts import Columns
 
     chosen = Options(**options)
     chosen.check()

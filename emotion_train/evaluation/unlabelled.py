@@ -12,9 +12,9 @@ import numpy as np
 
 from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules, rows_of
 from emotion_train.data.labels import LabelNames
-from emotion_train.data.posts import Batch, utf8
-from emotion_train.data.source import Source
 from emotion_train.errors import WrongRequest
+from emotion_train.sources.open import Source
+from emotion_train.sources.posts import Batch, utf8
 
 
 class Post(NamedTuple):

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules
 from emotion_train.data.labels import LabelNames
-from emotion_train.data.posts import Columns
-from emotion_train.data.source import Choices, open_source
 from emotion_train.errors import WrongRequest
+from emotion_train.sources.open import Choices, open_source
+from emotion_train.sources.posts import Columns
 
 TABLES_IN_TESTS = 800  # with fixed seeds; benchmarks/tables.py takes as many as it is told
 Row = tuple[str, str]

@@ -17,8 +17,8 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
-from emotion_train.data.posts import UTF8, PostFile
 from emotion_train.errors import WrongRequest
+from emotion_train.sources.posts import UTF8, PostFile
 
 HEAD_BYTES = 1 << 20
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)

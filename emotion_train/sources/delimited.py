@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from emotion_train.data.posts import Batch, Columns, PostFile, by_bytes
-from emotion_train.data.unpacked import as_seen, bytes_of, head_of, lines_of, newline_of
 from emotion_train.errors import WrongRequest
+from emotion_train.sources.posts import Batch, Columns, PostFile, by_bytes
+from emotion_train.sources.unpacked import as_seen, bytes_of, head_of, lines_of, newline_of
 
 _DELIMITERS = {"tsv": ("\t", ","), "csv": (",", ";", "\t", "|")}
 _LONGEST_CELL = 64 << 20  # characters; an open quote takes in no more of a large file

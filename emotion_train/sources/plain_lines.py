@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from emotion_train.data.posts import UTF8, Batch, Columns, PostFile, by_bytes
-from emotion_train.data.unpacked import as_seen, bytes_of, head_of, lines_of, newline_of
 from emotion_train.errors import WrongRequest
+from emotion_train.sources.posts import UTF8, Batch, Columns, PostFile, by_bytes
+from emotion_train.sources.unpacked import as_seen, bytes_of, head_of, lines_of, newline_of
 
 
 def read_lines(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from emotion_train.data.json_lines import spelled
-from emotion_train.data.posts import BATCH_ROWS, Batch, Columns, PostFile, utf8
 from emotion_train.errors import WrongRequest
+from emotion_train.sources.json_lines import spelled
+from emotion_train.sources.posts import BATCH_ROWS, Batch, Columns, PostFile, utf8
 
 
 def read_parquet(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from emotion_train.data.arrow_columns import (
+from emotion_train.errors import WrongRequest
+from emotion_train.sources.arrow_columns import (
     label_names,
     names_of_feature,
     read_arrow_file,
@@ -24,12 +25,11 @@ from emotion_train.data.arrow_columns import (
     read_tables,
     schema_of,
 )
-from emotion_train.data.delimited import read_delimited
-from emotion_train.data.json_lines import read_json_lines
-from emotion_train.data.plain_lines import mapped_names, read_line_pairs, read_lines
-from emotion_train.data.posts import BATCH_ROWS, UTF8, Batch, Columns, PostFile, Quoting, split_of
-from emotion_train.data.unpacked import UNREADABLE, checked_encoding
-from emotion_train.errors import WrongRequest
+from emotion_train.sources.delimited import read_delimited
+from emotion_train.sources.json_lines import read_json_lines
+from emotion_train.sources.plain_lines import mapped_names, read_line_pairs, read_lines
+from emotion_train.sources.posts import BATCH_ROWS, UTF8, Batch, Columns, PostFile, Quoting, split_of
+from emotion_train.sources.unpacked import UNREADABLE, checked_encoding
 from emotion_train.storage.open import open_store
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "arrow", "hub")

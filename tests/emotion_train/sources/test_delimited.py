@@ -9,9 +9,9 @@ import pytest
 
 from emotion_train.data.cleaning import Cleaner, Findings, Rules
 from emotion_train.data.labels import LabelNames
-from emotion_train.data.posts import Columns
-from emotion_train.data.source import Choices, open_source
 from emotion_train.errors import WrongRequest
+from emotion_train.sources.open import Choices, open_source
+from emotion_train.sources.posts import Columns
 
 TEXT_AND_LABEL = Columns()
 GOOD = [f"good {i},{'joy' if i % 2 else 'anger'}" for i in range(20)]
