@@ -687,6 +687,47 @@ MUTANTS = [
         "            pass\n",
         "tests/launch/run/test_processes.py::test_a_trainer_that_fails_on_a_machine_that_goes_ends_no_hold",
     ),
+    # a prepared data set
+    Mutant(
+        "an object's name holds a hash of its bytes",
+        "emotion_train/data/shards.py",
+        "SplitWriter._close_object",
+        "-{sha256[:16]}.parquet",
+        ".parquet",
+        "tests/emotion_train/data/test_objects_in_store.py::test_of_two_sources_at_once_the_winner_s_data_set_stays_whole[folder]",
+    ),
+    Mutant(
+        "an object with other bytes is not taken over",
+        "emotion_train/data/shards.py",
+        "place",
+        "if store.holds(key, path):",
+        "if True:",
+        "tests/emotion_train/data/test_objects_in_store.py::test_an_object_without_an_index_that_is_not_what_its_name_says_is_refused[folder]",
+    ),
+    Mutant(
+        "the loser of a race compares its data set with the winner's",
+        "emotion_train/data/preparation.py",
+        "_refuse_another",
+        "if _content(existing) == _content(index):",
+        "if True:",
+        "tests/emotion_train/data/test_objects_in_store.py::test_of_two_sources_at_once_the_winner_s_data_set_stays_whole[folder]",
+    ),
+    Mutant(
+        "every object is looked at before a data set is said to be there",
+        "emotion_train/data/preparation.py",
+        "_restore",
+        "found = look_at_objects(store, existing)",
+        "found = look_at_objects(store, existing.model_copy(update={'splits': {}}))",
+        "tests/emotion_train/data/test_objects_in_store.py::test_missing_objects_are_written_anew_and_counted[folder]",
+    ),
+    Mutant(
+        "of several labels the one of most rows wins",
+        "emotion_train/data/conflicts.py",
+        "choose",
+        "if policy == 'majority' else",
+        "if False else",
+        "tests/emotion_train/data/test_conflicts.py::test_each_row_has_the_fate_that_loops_over_the_rows_give_it",
+    ),
 ]
 
 
