@@ -111,7 +111,8 @@ def build_report(
     }
     headline = "test" if "test" in figures else next(iter(figures))
     cuts = dict(cuts or {})
-    much_cut = [f"{_cut_words(name, cut, dataset)}." for name, cut in cuts.items() if cut.is_much]
+    # of the splits the first is enough, the others are in the table
+    much_cut = [f"{_cut_words(name, cut, dataset)}." for name, cut in cuts.items() if cut.is_much][:1]
     return Report(
         verdict=verdict(headline, figures[headline]),
         warnings=(*_warnings(headline, figures[headline], dataset, settings), *much_cut, *remarks),

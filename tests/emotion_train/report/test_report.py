@@ -242,6 +242,10 @@ def test_what_is_cut_is_on_every_page_and_survives_its_file() -> None:
     out = io.StringIO()
     print_report(made, Console(file=out, width=200))
     shown = out.getvalue()
+    both = {"train": cut_at(64, 40), "test": cut_at(64, 30)}
+    warnings = report({"test": result(predictions())}, cuts=both).warnings
+    told = [one for one in warnings if "max_length" in one]
+    assert ["cuts 10.0 % of the 400 training posts" in one for one in told] == [True]  # once is enough
     assert "7.5 % of the test posts" in shown
     assert "! data.max_length=64 cuts 7.5 % of the 400 test posts" in shown
     # of 400 posts, 3 are below one in 100 and "training" is a sample of more
