@@ -486,6 +486,14 @@ MUTANTS = [
         'not in {*_ALLOWED_SUFFIXES, ".pt", ".bin", ".pkl"}:',
         "tests/launch/results/test_pull.py::test_unsafe_parts_are_refused[final/00000000/adapter/model.pt-pickles]",
     ),
+    Mutant(
+        "the filter of the training texts is pulled only when it is asked for",
+        "emotion_train/runs/published.py",
+        "download",
+        "is not None and with_training_filter:",
+        "is not None:",
+        "tests/launch/results/test_pull.py::test_the_training_filter_is_pulled_only_when_it_is_asked_for[folder]",
+    ),
     # when the machine goes
     Mutant(
         "a rebalance saves",

@@ -156,11 +156,11 @@ def _published_report(run_url: str) -> bytes | None:
 
 
 def _report_beside(folder: Path) -> bytes | None:
-    path = folder / "report" / _REPORT
-    try:
-        return path.read_bytes() if path.stat().st_size <= _MAX_REPORT_BYTES else None
-    except OSError:
-        return None
+    """The report where `pull` puts it, or where a run's own final/ has it."""
+    for path in (folder / "report" / _REPORT, folder.parent / _REPORT):
+        if path.is_file() and path.stat().st_size <= _MAX_REPORT_BYTES:
+            return path.read_bytes()
+    return None
 
 
 def _identity(report: bytes | None, facts: AdapterFacts) -> dict[str, Any] | None:

@@ -245,6 +245,8 @@ def test_a_split_of_any_data_set_is_looked_up_too(
 
 def test_a_report_that_tells_nothing_of_use_is_passed_over(moved: Path, tmp_path: Path) -> None:
     assert Origin.of(moved / "adapter").run_url == f"{tmp_path}/gone/runs/tiny"
+    (published,) = (moved / "runs" / "tiny" / "final").glob("*/adapter")
+    assert str(Origin.of(published).run_url).endswith("/runs/tiny")
     report = moved / "adapter" / "report" / "report.json"
     whole = json.loads(report.read_bytes())
     other = whole | {"identity": whole["identity"] | {"run_id": "other"}}
