@@ -3,7 +3,7 @@
 1.8 bytes a post answer "no" for certain and "yes" wrongly for at most 1 in 1,000 other texts. The
 price: it can be asked about any text, so who holds it learns which of their own texts were trained
 on. It is therefore read where a run is in reach, and enters a pulled adapter only on request. To
-make it takes about 10 s of one core a million posts.
+make it takes about 12 s of one core a million posts.
 
 Letters: N posts, 2 halves of a hash, K probes of a post.
 """

@@ -232,7 +232,7 @@ def _train_lengths(job: Job) -> Lengths:
 
 
 def _training_filter(job: Job) -> bytes:
-    """The filter of the texts that were trained on; the other ranks wait some 10 s a million
+    """The filter of the texts that were trained on; the other ranks wait some 12 s a million
     posts."""
     from emotion_train.data.text_filter import filter_of_split
     from emotion_train.progress import ProgressLine
