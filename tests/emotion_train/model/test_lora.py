@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from emotion_train.model.lora import (
     load_adapter_state,
     save_adapter,
 )
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint, gguf_base, multimodal_checkpoint
 
 LABELS = ("joy", "sadness, or 悲", 'love "<3"')
@@ -216,8 +218,24 @@ def snippet_of(folder: Path) -> str:
     return snippet
 
 
-def start_snippet(folder: Path, texts: list[str] = TEXTS) -> subprocess.Popen[str]:
-    (folder / "snippet.py").write_text(snippet_of(folder), encoding="utf-8")
+# one process after another would import transformers anew; each program has names of its own here
+EACH_PROGRAM = """
+import json, os, runpy, sys
+folders, texts = json.loads(sys.argv[1])
+for folder in folders:
+    os.chdir(folder)
+    sys.argv = ["snippet.py", ".", *texts]
+    runpy.run_path("snippet.py", run_name="__main__")
+assert not {"emotion_train", "launch"} & set(sys.modules)
+"""
+
+
+def printed_by_the_programs(folders: Sequence[Path], texts: Sequence[str] = TEXTS) -> list[torch.Tensor]:
+    """The probabilities that each folder's program prints, run in it without importing anything of
+    this project.
+    """
+    for folder in folders:
+        (folder / "snippet.py").write_text(snippet_of(folder), encoding="utf-8")
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -225,30 +243,28 @@ def start_snippet(folder: Path, texts: list[str] = TEXTS) -> subprocess.Popen[st
         "PYTHONPATH": "",
         "PYTHONIOENCODING": "utf-8",
     }
-    command = [sys.executable, "-W", "ignore", "snippet.py", ".", *texts]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    asked = json.dumps([[str(folder) for folder in folders], list(texts)])
+    command = [sys.executable, "-W", "ignore", "-c", EACH_PROGRAM, asked]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", timeout=PATIENCE_S, check=False
     )
-
-
-def printed(process: subprocess.Popen[str]) -> torch.Tensor:
-    out, problems = process.communicate(timeout=300)
-    assert process.returncode == 0, problems
-    lines = [json.loads(line) for line in out.splitlines()]
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(folders) * len(texts)
     assert all(tuple(line["probabilities"]) == LABELS for line in lines)
-    return torch.tensor([list(line["probabilities"].values()) for line in lines])
+    probs_NC = torch.tensor([list(line["probabilities"].values()) for line in lines])
+    return list(probs_NC.split(len(texts)))
 
 
 def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(
     plain: str, multimodal: str, tmp_path: Path
 ) -> None:
-    wanted, running = {}, {}
+    wanted = {}
     for base, precision in ((multimodal, "fp32"), (plain, "bf16"), (plain, "nf4")):
         model, info = trained(base, precision)
-        folder = tmp_path / precision
-        wanted[precision] = probabilities(model, save(model, info, folder, precision))
-        running[precision] = start_snippet(folder)
-    found = {precision: printed(process) for precision, process in running.items()}
+        wanted[precision] = probabilities(model, save(model, info, tmp_path / precision, precision))
+    printed = printed_by_the_programs([tmp_path / precision for precision in wanted])
+    found = dict(zip(wanted, printed, strict=True))
     torch.testing.assert_close(found["fp32"], wanted["fp32"], rtol=0, atol=1e-6)
     torch.testing.assert_close(found["bf16"], wanted["bf16"], rtol=0, atol=0.03)
     torch.testing.assert_close(found["nf4"], wanted["nf4"], rtol=0, atol=0.03)
@@ -262,9 +278,8 @@ def test_the_cards_program_reloads_a_gguf_base(tmp_path: Path) -> None:
     lora = LoraSection(r=2)
     model, info = trained(gguf_base(), "fp32", lora)
     tokenizer = save(model, info, tmp_path, "fp32", lora)
-    torch.testing.assert_close(
-        printed(start_snippet(tmp_path)), probabilities(model, tokenizer), rtol=0, atol=1e-4
-    )
+    (found,) = printed_by_the_programs([tmp_path])
+    torch.testing.assert_close(found, probabilities(model, tokenizer), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +15,7 @@ from typing import Literal
 import pytest
 import torch
 
+from emotion_train import cli
 from emotion_train.errors import Fenced, Preempted, StorageError, WrongRequest
 from emotion_train.model.load import read_config
 from emotion_train.model.lora import adapter_state
@@ -34,6 +33,7 @@ from emotion_train.training.claim import claim, look_before_claiming
 from emotion_train.training.job import local_folder
 from emotion_train.training.start import require_fp8
 from emotion_train.training.trainer import Trainer
+from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import job_of, start_trainer, tiny_config, tiny_words
 
 Kind = Literal["rebalance", "terminate", "sigterm", "sigint"]
@@ -91,7 +91,7 @@ def machine() -> Machine:
 
 def drain(trainer: Trainer) -> None:
     assert trainer.saver is not None
-    assert trainer.saver.drain(60)
+    assert trainer.saver.drain(PATIENCE_S)
 
 
 def log(folder: Path, run_id: str) -> list[Entry]:
@@ -545,7 +545,7 @@ def test_a_termination_that_is_withdrawn_is_waited_for_and_training_goes_on(
 ) -> None:
     run_id = f"withdrawn-{validating}"
     config = tiny_config(
-        folder, f"run.id={run_id}", *WORDS, "checkpoint.every_seconds=null", "preemption.hold_s=60"
+        folder, f"run.id={run_id}", *WORDS, "checkpoint.every_seconds=null", "preemption.hold_s=120"
     )
     trainer = start_trainer(config, stack, machine)
     machine.speaks_at(trainer, 5 if validating else 3, "terminate", validating)
@@ -567,7 +567,7 @@ def test_a_termination_that_is_withdrawn_is_waited_for_and_training_goes_on(
 
 
 def test_sigint_ends_a_hold_at_once(folder: Path, stack: ExitStack, machine: Machine) -> None:
-    config = tiny_config(folder, "run.id=impatient", *WORDS, "preemption.hold_s=90")
+    config = tiny_config(folder, "run.id=impatient", *WORDS, "preemption.hold_s=120")
     trainer = start_trainer(config, stack, machine)
     machine.speaks_at(trainer, 2, "sigterm")
     began = time.monotonic()
@@ -580,7 +580,7 @@ def test_sigint_ends_a_hold_at_once(folder: Path, stack: ExitStack, machine: Mac
     trainer.interruptions._notice = listen
     with pytest.raises(Preempted):
         trainer.fit()
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 100
 
 
 def test_a_pause_ends_when_the_machine_goes_and_not_for_a_rebalance(machine: Machine) -> None:
@@ -590,8 +590,8 @@ def test_a_pause_ends_when_the_machine_goes_and_not_for_a_rebalance(machine: Mac
     waiting.wait(1)
     assert time.monotonic() - began >= 1
     machine.now = Notice("terminate", "It goes", None, 2)
-    waiting.wait(60)
-    assert time.monotonic() - began < 30
+    waiting.wait(120)
+    assert time.monotonic() - began < 100
 
 
 def test_the_hold_lasts_as_long_as_asked(folder: Path, stack: ExitStack, machine: Machine) -> None:
@@ -757,12 +757,10 @@ def test_fp8_that_cannot_be_computed_is_refused(tmp_path: Path, engine: distribu
 
 
 def test_fp8_on_a_cpu_is_refused_before_the_run_is_claimed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(tmp_path, *WORDS)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    line = [sys.executable, "-m", "emotion_train.train", *tiny_words(tmp_path, *WORDS, "model.precision=fp8")]
-    answer = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert answer.returncode == 2
-    assert "needs a GPU with float8 units" in answer.stderr
+    assert cli.main(["train", *tiny_words(tmp_path, *WORDS, "model.precision=fp8")]) == 2
+    assert "needs a GPU with float8 units" in capsys.readouterr().err
     assert read_log(open_store(config.run.output_url), "tiny") == []
