@@ -105,19 +105,24 @@ def run(arguments: argparse.Namespace) -> int:
 def _label(
     first: list[Post], rest: Iterator[Post], arguments: argparse.Namespace, kept: Sequence[str]
 ) -> None:
+    from emotion_train.data.lengths import cut_remark
+    from emotion_train.data.tokenization import CountingTokenizer
     from emotion_train.evaluation.scoring import probabilities_of
 
     loaded = load_with_progress(arguments)
+    tokenizer = CountingTokenizer(loaded.tokenizer)
     print_batch = _printer(arguments.format, loaded.labels, kept, arguments.top, sys.stdout)
     chunk = first + list(islice(rest, _AT_A_TIME - len(first)))
     capacity = max(arguments.tokens_per_microbatch, loaded.tokenizer.max_length)
     while chunk:
         texts = [post.text for post in chunk]
         prob_NC = probabilities_of(
-            loaded.model, loaded.tokenizer, texts, capacity, loaded.model.device, len(loaded.labels)
+            loaded.model, tokenizer, texts, capacity, loaded.model.device, len(loaded.labels)
         )
         print_batch(chunk, prob_NC)
         chunk = list(islice(rest, _AT_A_TIME))
+    if remark := cut_remark(tokenizer.lengths, tokenizer.max_length):
+        print(f"emotion-train: {remark}", file=sys.stderr)
 
 
 def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
