@@ -44,7 +44,8 @@ def closest(posts: list[frozenset[str]], others: list[frozenset[str]]) -> np.nda
     has_NG, has_MG = binarizer.transform(posts).astype(np.int64), binarizer.transform(others).astype(np.int64)
     both_NM = (has_NG @ has_MG.T).toarray()
     either_NM = np.array([len(one) for one in posts])[:, None] + [len(one) for one in others] - both_NM
-    return (both_NM / either_NM).max(axis=1)
+    shared_N: np.ndarray = (both_NM / either_NM).max(axis=1)
+    return shared_N
 
 
 def test_no_near_copy_crosses_a_split() -> None:
