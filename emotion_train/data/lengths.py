@@ -149,8 +149,9 @@ class Cut(FrozenModel):
         cuts = "would cut" if estimated else "cuts"
         about = "about " if estimated else ""
         all_posts = posts if estimated else f"{self.posts:,} {posts}"
+        share = roughly(self.share_words) if estimated else self.share_words
         what = (
-            f"{about}{self.share_words} of the {all_posts} and {self.lost_words} of their tokens"
+            f"{share} of the {all_posts} and {self.lost_words} of their tokens"
             if self.cut_posts
             else f"none of the {all_posts}"
         )
@@ -165,6 +166,11 @@ class Cut(FrozenModel):
             return f"even data.max_length={LARGEST_MAX_LENGTH}, the largest, would cut more than 2 %"
         share = "about 2 %" if estimated else "at most 2 %"
         return f"data.max_length={self.max_length_for_2_percent} would cut {share}"
+
+
+def roughly(words: str) -> str:
+    """An estimate's `about 3.1 %`; `less than 0.1 %` stays as it is."""
+    return words if words.startswith("less than") else f"about {words}"
 
 
 def _percent(share: float) -> str:

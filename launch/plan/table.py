@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emotion_train.config import Config
-from emotion_train.data.lengths import Cut
+from emotion_train.data.lengths import Cut, roughly
 from emotion_train.sizing.memory import GIB, MemoryEstimate
 from launch.gpus import MIB
 from launch.plan.choices import Choice, Plan, Spot, TooSmall
@@ -50,11 +50,10 @@ def _lengths(work: Work) -> str:
     words = f"{work.mean_length:.1f} tokens"
     if work.cut is None:
         return words
-    about = "about " if work.cut_is_estimated else ""
-    return (
-        f"{words} ({about}{work.cut.mean_tokens:.1f} uncut; data.max_length={work.max_length} cuts"
-        f" {about}{work.cut.share_words} of the posts)"
-    )
+    uncut, share = f"{work.cut.mean_tokens:.1f}", work.cut.share_words
+    if work.cut_is_estimated:
+        uncut, share = roughly(uncut), roughly(share)
+    return f"{words} ({uncut} uncut; data.max_length={work.max_length} cuts {share} of the posts)"
 
 
 def cut_posts(work: Work) -> str | None:

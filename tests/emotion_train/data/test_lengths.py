@@ -138,6 +138,9 @@ def test_words_say_share_loss_and_a_max_length_that_cuts_2_percent() -> None:
         .endswith("; even data.max_length=8192, the largest, would cut more than 2 %")
     )
     assert Cut.of(Lengths.of([1] * 5000 + [9]), 8).share_words == "less than 0.1 %"
+    assert "would cut less than 0.1 % of" in Cut.of(Lengths.of([1] * 5000 + [9]), 8).words(
+        "x", estimated=True
+    )
     assert Cut.of(Lengths.of([9] * 5000 + [1]), 8).share_words == "99.9 %"
 
 
