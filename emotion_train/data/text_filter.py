@@ -14,6 +14,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,15 @@ class TextFilter:
         head = _HEAD.pack(_MAGIC, _VERSION, self.posts, bytes.fromhex(self.index_sha256))
         data = head + self._bits_B.tobytes()
         return data + hashlib.sha256(data).digest()
+
+    @classmethod
+    def from_file(cls, path: Path) -> TextFilter:
+        """As `from_bytes`; a file of another size than its head says is not read further."""
+        with path.open("rb") as file:
+            head = file.read(_HEAD.size)
+            posts = _HEAD.unpack(head)[2] if len(head) == _HEAD.size else 0
+            whole = posts <= MAX_POSTS and path.stat().st_size == file_bytes(posts)
+            return cls.from_bytes(head + (file.read() if whole else b""), str(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, url: str) -> TextFilter:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emotion_train.data.index import INDEX_KEY, Index, read_index
-from emotion_train.data.text_filter import MAX_POSTS, TextFilter, file_bytes, filter_of_split
+from emotion_train.data.text_filter import TextFilter, filter_of_split
 from emotion_train.errors import EmotionTrainError, ObjectNotFound, WrongRequest
 from emotion_train.model.facts import AdapterFacts, read_facts
 from emotion_train.runs.log import final_entry, read_part
@@ -109,9 +109,7 @@ class Origin:
     def _kept_filter(self) -> TextFilter:
         path = self.folder / TRAINING_FILTER
         if path.is_file():
-            if path.stat().st_size > file_bytes(MAX_POSTS):
-                raise WrongRequest(f"The training filter {path} is damaged; pull it again, or leave it out.")
-            return self._own(TextFilter.from_bytes(path.read_bytes(), str(path)), str(path))
+            return self._own(TextFilter.from_file(path), str(path))
         if self.run_url is None:
             raise NotInReach("nothing tells where the run of this adapter is")
         print(f"looking for the training filter of {self.run_url}", file=sys.stderr, flush=True)

@@ -214,7 +214,8 @@ def test_a_filter_that_is_damaged_or_of_another_run_is_refused(
     path.write_bytes(TextFilter(108, "0" * 64).to_bytes())
     message = refusal(capsys, moved / "adapter-with", *words)
     assert "is of another data set than the adapter" in message
-    with path.open("wb") as hollow:
+    path.write_bytes(content[:12] + b"\xff" * 8 + content[20:])
+    with path.open("r+b") as hollow:
         hollow.truncate(1 << 40)  # nothing of it is read
     assert "is damaged" in refusal(capsys, moved / "adapter-with", *words)
 

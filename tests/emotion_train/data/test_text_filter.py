@@ -16,6 +16,7 @@ from emotion_train.data.index import read_index
 from emotion_train.data.preparation import prepare
 from emotion_train.data.text_filter import (
     FALSE_POSITIVES,
+    FILE_NAME,
     MAX_POSTS,
     TextFilter,
     file_bytes,
@@ -122,6 +123,17 @@ def test_a_count_that_the_bytes_do_not_bear_out_takes_no_memory() -> None:
             TextFilter.from_bytes(data[:12] + struct.pack("<Q", posts) + data[20:], "there")
     with pytest.raises(ValueError, match="allowed are 0 to"):
         TextFilter(MAX_POSTS + 1, INDEX)
+
+
+@pytest.mark.parametrize("size", [52, 53, 211, 213, 1 << 40])
+def test_a_file_of_another_size_than_its_head_says_is_not_read(tmp_path: Path, size: int) -> None:
+    path = tmp_path / FILE_NAME
+    path.write_bytes(filter_of(["one", "two"]).to_bytes())
+    assert TextFilter.from_file(path).contains(keys_of(["One", "three"])).tolist() == [True, False]
+    with path.open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(WrongRequest, match=f"The training filter {path} is damaged"):
+        TextFilter.from_file(path)
 
 
 def test_a_later_version_is_named() -> None:
