@@ -13,7 +13,7 @@ the seed (their timing is the machine's own):
     kill     one prepare, SIGKILL at any moment, most often while it writes
     twins    two prepares of one source at once, each perhaps killed
     rivals   one prepare of each source at once, each perhaps killed
-    loss     when a data set is there: one of its objects is deleted
+    loss     an object of a finished data set is deleted
 
 Then nobody is killed any more: both sources are prepared once more, one after the other, which must
 end with 0 for the one whose data set it is and with 2 for the other. All along: when one has ended
@@ -118,43 +118,45 @@ class Prepare:
 class Place:
     """One DATA_URL and what happens there."""
 
-    def __init__(self, soak: Soak, url: str) -> None:
+    def __init__(self, soak: Soak, number: int) -> None:
         self.soak = soak
-        self.store = open_store(url)
+        self.draw = random.Random(f"{soak.seed}/{number}")  # the timing of a place changes no other
+        self.scenes = self.draw.choices([*SCENES], [*SCENES.values()], k=self.draw.randint(1, MOST_SCENES))
+        self.store = open_store(
+            f"s3://soak/{number:04}" if number % 2 else str(soak.folder / f"place-{number:04}")
+        )
         self.owner: Path | None = None  # source of the data set that somebody was told is there
         self.lost = False  # the soak has deleted something that no prepare has mended yet
 
     def go(self) -> None:
-        draw = self.soak.draw
-        scenes = draw.choices([*SCENES], [*SCENES.values()], k=draw.randint(1, MOST_SCENES))
-        for scene in ["rivals"] if self.soak.overwriting else scenes:
+        for scene in ["rivals"] if self.soak.overwriting else self.scenes:
             self.soak.tally.scenes[scene] += 1
             getattr(self, scene)()
         self.finish()
 
     def kill(self) -> None:
-        self.run([self.soak.a_source()], always=True)
+        self.run([self.a_source()], always=True)
 
     def twins(self) -> None:
-        self.run([self.soak.a_source()] * 2)
+        self.run([self.a_source()] * 2)
 
     def rivals(self) -> None:
         self.run(list(self.soak.sources))
 
     def loss(self) -> None:
-        """Delete one object of a data set that is there."""
+        """Delete one object of the data set; where there is none yet, make one before."""
+        if self.index() is None:
+            self.run([self.a_source()], never=True)
         index = self.index()
         if index is not None and not self.lost:
-            described = self.soak.draw.choice(
-                [one for split in index.splits.values() for one in split.objects]
-            )
+            described = self.draw.choice([one for split in index.splits.values() for one in split.objects])
             self.store.delete(described.key)
             self.lost, self.soak.tally.losses = True, self.soak.tally.losses + 1
 
     def finish(self) -> None:
         """Nobody is killed any more; each source once, and the audit."""
         codes = {}
-        for source in self.soak.draw.sample(self.soak.sources, 2):
+        for source in self.draw.sample(self.soak.sources, 2):
             codes[source] = self.run([source], never=True)[0]
         winners = [source for source, code in codes.items() if code == 0]
         if sorted(codes.values()) != [0, 2]:
@@ -166,8 +168,8 @@ class Place:
         """Prepares of these sources at once; kills some of them. Returns their exit codes."""
         soak, mine = self.soak, []
         for number, source in enumerate(sources):
-            kills = not (never or soak.overwriting) and (always or soak.draw.random() < 0.5)
-            mine.append((soak.start(source, self.store.url, number), soak.moment() if kills else None))
+            kills = not (never or soak.overwriting) and (always or self.draw.random() < 0.5)
+            mine.append((soak.start(source, self.store.url, number), self.moment() if kills else None))
         began = time.monotonic()
         codes = []
         for one, moment in sorted(mine, key=lambda item: item[1] or PATIENCE_S):
@@ -180,6 +182,14 @@ class Place:
         if self.owner is not None and not self.lost:
             self.must_be_whole()
         return codes
+
+    def a_source(self) -> Path:
+        return self.draw.choice(self.soak.sources)
+
+    def moment(self) -> float:
+        """Seconds after which a prepare is killed."""
+        least = 0.0 if self.draw.random() < 0.15 else 0.9 * self.soak.writing_s
+        return self.draw.uniform(least, 1.1 * self.soak.whole_s)
 
     def judge(self, one: Prepare, code: int) -> None:
         index = self.index()
@@ -234,7 +244,7 @@ class Soak:
 
     def __init__(self, folder: Path, seed: int, overwriting: bool) -> None:
         self.folder = folder
-        self.draw = random.Random(seed)
+        self.seed = seed
         self.overwriting = overwriting
         self.tally = Tally()
         self.sources = [write_posts(folder / "one.csv", 0), write_posts(folder / "other.csv", CHANGED)]
@@ -257,23 +267,14 @@ class Soak:
 
     def go(self, places: int) -> Tally:
         for number in range(places):
-            url = f"s3://soak/{number:04}" if number % 2 else str(self.folder / f"place-{number:04}")
-            Place(self, url).go()
+            Place(self, number).go()
             self.tally.places += 1
             print(f"{number + 1} of {places} places, {self.tally.kills} kills", file=sys.stderr, flush=True)
         return self.tally
 
-    def a_source(self) -> Path:
-        return self.draw.choice(self.sources)
-
     def start(self, source: Path, url: str, number: int) -> Prepare:
         self.tally.prepares += 1
         return Prepare(source, url, self.folder / f"prepare-{number}.log", self.overwriting)
-
-    def moment(self) -> float:
-        """Seconds after which a prepare is killed."""
-        least = 0.0 if self.draw.random() < 0.15 else 0.9 * self.writing_s
-        return self.draw.uniform(least, 1.1 * self.whole_s)
 
 
 def write_posts(path: Path, changed: int) -> Path:

@@ -50,11 +50,11 @@ def test_the_same_soak_finds_the_harm_when_entries_are_not_create_only() -> None
 
 @pytest.mark.slow
 def test_prepares_that_are_killed_doubled_and_in_each_other_s_way_leave_whole_data_sets() -> None:
-    rows, done = soak("--places", "6", "--seed", "3", page=PREPARE_SOAK)
+    rows, done = soak("--places", "3", "--seed", "1", page=PREPARE_SOAK)
     assert done.returncode == 0, done.stdout + done.stderr
     assert rows["looks at data sets that were not whole"] == "0"
     assert rows["endings that are not in the contract"] == "0"
-    assert int(rows["of these killed (SIGKILL)"]) >= 5
+    assert int(rows["of these killed (SIGKILL)"]) >= 2
     assert int(rows["objects deleted by the soak"]) >= 1
 
 
