@@ -39,6 +39,64 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # posts read as they were meant
+    Mutant(
+        "a quote takes in no line that is a row",
+        "emotion_train/sources/delimited.py",
+        "_Doubts._is_row",
+        "return all(",
+        "return False and all(",
+        "tests/emotion_train/sources/test_delimited.py::test_a_quote_that_swallows_rows_is_refused_by_line",
+    ),
+    Mutant(
+        "what makes the rest of a file unreadable is no bad row",
+        "emotion_train/sources/delimited.py",
+        "_quoted_rows",
+        "if row.trouble not in (None, 'blank'):",
+        "if False:",
+        "tests/emotion_train/sources/test_delimited.py::test_an_open_quote_makes_a_file_unreadable",
+    ),
+    Mutant(
+        "quotes escaped by backslashes are named",
+        "emotion_train/sources/delimited.py",
+        "_unreadable",
+        "if any(",
+        "if False and any(",
+        "tests/emotion_train/sources/test_delimited.py::test_quotes_escaped_by_backslashes_are_named",
+    ),
+    Mutant(
+        "in a TSV whose lines are rows quotes are letters",
+        "emotion_train/sources/delimited.py",
+        "_layout",
+        "if file.quoting == 'auto' and delimiter == '\\t':",
+        "if False:",
+        "tests/emotion_train/sources/test_delimited.py::test_in_a_tsv_whose_lines_are_rows_quotes_are_letters",
+    ),
+    Mutant(
+        "a label id is a position in the names of its file",
+        "emotion_train/sources/arrow_columns.py",
+        "_labels",
+        "if names is not None and pa.types.is_integer(column.type):",
+        "if False:",
+        "tests/emotion_train/sources/test_open.py::test_class_encode_column_comes_out_as_it_went_in",
+    ),
+    Mutant(
+        "names belong to the file that carries them",
+        "emotion_train/sources/open.py",
+        "_open_path",
+        "_with_names(replace(file, encoding=choices.encoding, quoting=choices.quoting), columns)",
+        "replace(_with_names(replace(files[0], encoding=choices.encoding), columns), name=file.name,"
+        " path=file.path, split=file.split, format=file.format)",
+        "tests/emotion_train/sources/test_open.py::test_each_file_is_read_by_its_own_names[joy,fear,anger]",
+    ),
+    Mutant(
+        "a missing label is no label",
+        "emotion_train/sources/json_lines.py",
+        "spelled",
+        "isinstance(value, float) and math.isnan(value)",
+        "False",
+        "tests/emotion_train/sources/test_open.py::test_a_missing_label_is_no_label[NaN]",
+    ),
     # one writer at a time
     Mutant(
         "an entry is only created, in a bucket",

@@ -138,6 +138,12 @@ def test_quotes_that_may_be_marks_or_letters_are_for_the_user_to_tell(tmp_path: 
     assert read(tmp_path / "a.csv", "\n".join(lines))[-2] == ("hello", "anger")
 
 
+def test_an_open_quote_makes_a_file_unreadable(tmp_path: Path) -> None:
+    lines = ["text,label", *GOOD, '"open,joy', *GOOD]
+    text = refusal(tmp_path / "a.csv", lines)
+    assert "the quote that opens in row 22 (line 22) is never closed: it takes in 21 lines" in text
+
+
 @pytest.mark.parametrize("text", [r"she said \"go\" to me", r"say \"", r"\"well", r"a \", b"])
 def test_quotes_escaped_by_backslashes_are_named(tmp_path: Path, text: str) -> None:
     lines = ["text,label", *GOOD, f'"{text}",joy', *GOOD]
