@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emotion_train.cli import main
+from emotion_train.data.cleaning import DROPPED, PASSED_OVER, REFUSED
 from emotion_train.data.index import read_index
 from emotion_train.data.preparation import prepare
 from emotion_train.errors import WrongRequest
@@ -330,3 +331,59 @@ def test_where_all_rows_fail_in_one_way_leaving_them_out_is_no_advice(tmp_path: 
     assert "--on-bad" not in str(caught.value)
     prepare(tmp_path / "posts.csv", str(tmp_path / "out"), encoding="latin-1")
     assert right(open_store(str(tmp_path / "out"))) == 30
+
+
+# Rows in, rows accounted for
+
+
+def damaged_csv(folder: Path) -> tuple[Path, int]:
+    """A CSV with rows of each kind of trouble, and its rows as pandas counts them in one column."""
+    path = write_csv(folder / "posts.csv", told(NAMES, 60))
+    with path.open("a") as file:
+        file.write(
+            'a,b,c\nalone\n"x" y,joy\n,joy\nz,\n\n,\ntext,label\npost 0 says anger,joy\n"two\nlines",joy\n'
+        )
+    physical = path.read_text().count("\n")
+    return path, physical - 1 - 1  # the header, and the second line of the last text
+
+
+def damaged_jsonl(folder: Path) -> tuple[Path, int]:
+    path = folder / "posts.jsonl"
+    lines = [json.dumps({"text": text, "label": label}) for text, label in told(NAMES, 60)]
+    lines += [
+        "",
+        "{",
+        "7",
+        '{"text": 1, "label": "joy"}',
+        '{"text": "x", "label": ["joy", "fear"]}',
+        '{"label": 1}',
+    ]
+    path.write_text("\n".join(lines))
+    return path, path.read_text().count("\n") + 1
+
+
+def damaged_parquet(folder: Path) -> tuple[Path, int]:
+    rows = [*told(NAMES, 60), (None, "joy"), ("x", None), ("", "joy"), ("post 1 says fear", "fear")]
+    table = pa.table({"text": [text for text, _ in rows], "label": [label for _, label in rows]})
+    pq.write_table(table, folder / "posts.parquet")
+    return folder / "posts.parquet", pq.read_metadata(folder / "posts.parquet").num_rows
+
+
+def damaged_pair(folder: Path) -> tuple[Path, int]:
+    pair(folder / "src", "train", told(NAMES, 40))
+    pair(folder / "src", "val", [*[(f"v {text}", label) for text, label in told(NAMES, 12)], ("", "joy")])
+    lines = sum(path.read_text().count("\n") for path in (folder / "src").glob("*_text.txt"))
+    return folder / "src", lines
+
+
+@pytest.mark.parametrize("damaged", [damaged_csv, damaged_jsonl, damaged_parquet, damaged_pair])
+def test_every_row_of_a_source_is_accounted_for(
+    tmp_path: Path, damaged: Callable[[Path], tuple[Path, int]]
+) -> None:
+    source, total = damaged(tmp_path)
+    result = prepare(source, str(tmp_path / "out"), on_bad="drop")
+    counts, kept = result.findings.counts, sum(split.rows for split in result.index.splits.values())
+    left_out = {kind: counts[kind] for kind in (*REFUSED, *DROPPED, *PASSED_OVER) if counts[kind]}
+    assert kept + sum(left_out.values()) == total, left_out
+    assert result.index.source["rows_read"] == total - counts["blank"]
+    assert len(left_out) >= 1
