@@ -58,8 +58,8 @@ def read_delimited(number: int, file: PostFile, columns: Columns) -> Iterator[Ba
     layout = _layout(file, columns)
     found, remarks = layout.columns, layout.remarks
     position = {name: layout.header.index(name) for name in found.named}
-    names = (found.text, found.label)
-    header_again = {position[name]: _as_header(name, file) for name in names if name is not None}
+    spelled = layout.header if found.label is None else [found.text, found.label]
+    header_again = {layout.header.index(name): _as_header(name, file) for name in spelled}
     doubts = _Doubts(file, layout, position)
     rows = (_quoted_rows if layout.quoted else _plain_rows)(file, layout, doubts)
     for piece in by_bytes(rows):

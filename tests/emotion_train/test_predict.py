@@ -86,6 +86,11 @@ def test_every_format_gives_the_same_posts(
     assert posts(*POSTS) == POSTS
 
 
+def test_a_post_that_is_called_like_its_column_is_a_post(tmp_path: Path) -> None:
+    assert from_file(tmp_path / "a.csv", b"n,text\n1,Text\n2,x\n") == ["Text", "x"]
+    assert "the header again  1  a.csv:3" in refusal(tmp_path / "a.csv", b"n,text\n1,x\nn,text\n")
+
+
 def test_posts_of_a_bucket_are_read(tmp_path: Path, bucket_url: str) -> None:
     open_store(bucket_url).write("a.jsonl", b'{"text": "well"}')
     assert posts("--file", f"{bucket_url}/a.jsonl") == ["well"]
