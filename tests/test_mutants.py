@@ -42,8 +42,8 @@ MUTANTS = [
     # posts read as they were meant
     Mutant(
         "a quote takes in no line that is a row",
-        "emotion_train/sources/delimited.py",
-        "_Doubts._is_row",
+        "emotion_train/sources/quotes.py",
+        "Doubts._is_row",
         "return all(",
         "return False and all(",
         "tests/emotion_train/sources/test_delimited.py::test_a_quote_that_swallows_rows_is_refused_by_line",
@@ -66,8 +66,8 @@ MUTANTS = [
     ),
     Mutant(
         "in a TSV whose lines are rows quotes are letters",
-        "emotion_train/sources/delimited.py",
-        "_layout",
+        "emotion_train/sources/table_layout.py",
+        "layout_of",
         "if file.quoting == 'auto' and delimiter == '\\t':",
         "if False:",
         "tests/emotion_train/sources/test_delimited.py::test_in_a_tsv_whose_lines_are_rows_quotes_are_letters",
@@ -772,7 +772,7 @@ MUTANTS = [
     ),
     Mutant(
         "the loser of a race compares its data set with the winner's",
-        "emotion_train/data/preparation.py",
+        "emotion_train/data/existing.py",
         "_refuse_another",
         "if _content(existing) == _content(index):",
         "if True:",
@@ -780,8 +780,8 @@ MUTANTS = [
     ),
     Mutant(
         "every object is looked at before a data set is said to be there",
-        "emotion_train/data/preparation.py",
-        "_restore",
+        "emotion_train/data/existing.py",
+        "restore",
         "found = look_at_objects(store, existing)",
         "found = look_at_objects(store, existing.model_copy(update={'splits': {}}))",
         "tests/emotion_train/data/test_objects_in_store.py::test_missing_objects_are_written_anew_and_counted[folder]",

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from emotion_train.data.existing import existing_index, restore
 from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, read_index
-from emotion_train.errors import AlreadyExists, ObjectNotFound, WrongRequest
+from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.progress import ProgressLine
 from emotion_train.storage.document import version_of
 from emotion_train.storage.folder import FolderStore
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from emotion_train.data.labels import LabelNames
     from emotion_train.data.spill import Spill
     from emotion_train.sources.open import Source
-
-
-_NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
     chosen = Options(**options)
     chosen.check()
     store = open_store(data_url)
-    existing = _existing_index(store)
+    existing = existing_index(store)
     columns = Columns(chosen.text_column, chosen.label_column, chosen.id_column)
     choices = Choices(*(getattr(chosen, name) for name in Choices._fields[:-1]))
     if source is not None:
@@ -124,51 +122,8 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
                 store.create(INDEX_KEY, index.to_bytes())
                 return PrepareResult(store.url, index, True, findings, chosen.on_conflict)
             existing = read_index(store)  # of another process, which was at work at the same time
-        written = _restore(store, existing, index, folder)
+        written = restore(store, existing, index, folder)
         return PrepareResult(store.url, existing, False, findings, chosen.on_conflict, written)
-
-
-def _restore(store: Store, existing: Index, index: Index, folder: Path) -> int:
-    """See that the data set at `store` is the one just made in `folder`, and whole; returns how
-    many of its objects were missing and are written anew.
-
-    Raises `WrongRequest` for another data set, and for an object that has other bytes.
-    """
-    from emotion_train.data.objects import look_at_objects
-    from emotion_train.data.shards import local_file, place
-
-    _refuse_another(store, existing, index)
-    found = look_at_objects(store, existing)
-    if found.damaged:
-        shown = list(found.damaged.items())[:_NAMES_SHOWN]
-        more = f", and {len(found.damaged) - len(shown)} more" if len(found.damaged) > len(shown) else ""
-        raise WrongRequest(
-            f"The data set at {store.url} is damaged: {', '.join(words for _, words in shown)}{more}; delete"
-            f" {', '.join(store.url_of(key) for key, _ in shown)}{more} and type the same command again,"
-            " which writes anew what is missing."
-        )
-    for name, split in existing.splits.items():
-        for number, described in enumerate(split.objects):
-            if described.key in found.missing:
-                place(store, described, local_file(folder, name, number))
-    return len(found.missing)
-
-
-def _refuse_another(store: Store, existing: Index, index: Index) -> None:
-    if _content(existing) == _content(index):
-        return
-    if "on_conflict" in existing.source:
-        raise WrongRequest(
-            f"{store.url} holds another prepared data set ({_difference(existing, index)}); it is never"
-            " overwritten. Type another DATA_URL, or repeat the source and options it was made with."
-        )
-    if _posts(existing) != _posts(index):
-        raise WrongRequest(
-            f"{store.url} holds a data set of an earlier version of this program, and this version makes"
-            f" another one of {index.source.get('name')} ({_difference(existing, index, ('source',))}); it"
-            " stays as it is, fit for training: type another DATA_URL, or --on-conflict first if that is"
-            " all that was different then."
-        )
 
 
 class _Job:
@@ -613,14 +568,6 @@ def _refuse_doubled_ids(table: Any, places: Any, id_column: str | None) -> None:
             )
 
 
-def _existing_index(store: Store) -> Index | None:
-    try:
-        store.stat(INDEX_KEY)
-    except ObjectNotFound:
-        return None
-    return read_index(store)
-
-
 def _refuse_target_in_source(given: Path, store: Store) -> None:
     """Writing into the folder that is being read would make the data set a part of its own
     source.
@@ -635,49 +582,6 @@ def _refuse_target_in_source(given: Path, store: Store) -> None:
             raise WrongRequest(
                 f"DATA_URL {store.url} lies in the source {given}; name a folder outside of it."
             )
-
-
-def _content(index: Index) -> dict[str, Any]:
-    """The index without what a copy or another version of this program or a library changes
-    although the posts' bytes are the same.
-    """
-    from emotion_train.data.lengths import RECORDED
-
-    content = index.model_dump(exclude={"versions"})
-    content["source"] = {key: value for key, value in index.source.items() if key not in RECORDED}
-    for split in content["splits"].values():
-        for described in split["objects"]:
-            del described["etag"]
-    return content
-
-
-def _posts(index: Index) -> dict[str, Any]:
-    """What of the index says which posts are where: without the names of objects and the words on
-    the source, which earlier versions chose otherwise.
-    """
-    content = _content(index)
-    del content["source"]
-    for split in content["splits"].values():
-        for described in split["objects"]:
-            del described["key"]
-    return content
-
-
-def _difference(one: Index, other: Index, apart_from: tuple[str, ...] = ()) -> str:
-    there, now = _content(one), _content(other)
-    for name in ("labels", "seed", "source"):
-        if name in apart_from:
-            continue
-        old, new = there[name], now[name]
-        if isinstance(old, dict):
-            changed = next(
-                (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None
-            )
-            if changed is not None:
-                return f"{changed} {old.get(changed)!r} there, {new.get(changed)!r} now"
-        elif old != new:
-            return f"{name} {old!r} there, {new!r} now"
-    return "the posts differ"
 
 
 def _versions() -> dict[str, str]:

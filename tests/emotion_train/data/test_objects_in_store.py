@@ -19,6 +19,7 @@ import pytest
 
 from emotion_train.cli import main
 from emotion_train.data import objects, preparation
+from emotion_train.data.existing import existing_index
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.objects import look_at_objects
 from emotion_train.data.preparation import PrepareResult, prepare
@@ -67,15 +68,15 @@ def test_an_object_is_named_for_its_bytes(tmp_path: Path, store: Store) -> None:
 
 def with_another_in_between(monkeypatch: pytest.MonkeyPatch, other: Callable[[], object]) -> None:
     """The next `prepare` finds an empty place, and `other` runs before it does anything else."""
-    look = preparation._existing_index
+    look = existing_index
 
     def look_then_other(store: Store) -> Index | None:
-        monkeypatch.setattr(preparation, "_existing_index", look)
+        monkeypatch.setattr(preparation, "existing_index", look)
         there = look(store)
         other()
         return there
 
-    monkeypatch.setattr(preparation, "_existing_index", look_then_other)
+    monkeypatch.setattr(preparation, "existing_index", look_then_other)
 
 
 def test_of_two_sources_at_once_the_winner_s_data_set_stays_whole(

@@ -67,14 +67,15 @@ def read(path: Path, delimiter: str, row: Callable[[str, str], str], stray: int 
     if stray is not None:
         lines[stray] = '"' + lines[stray]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows: list[Any] = []
     with open_source(str(path), Columns()) as source:
-        batches = list(source.batches())
-    assert not any(batch.broken or batch.blank for batch in batches)
-    return [
-        (text.decode(), label.decode())
-        for batch in batches
-        for text, label in zip(batch.texts.to_pylist(), batch.labels.to_pylist(), strict=True)
-    ]
+        for batch in source.batches():
+            assert batch.labels is not None
+            assert not batch.broken
+            assert not batch.blank
+            pairs = zip(batch.texts.to_pylist(), batch.labels.to_pylist(), strict=True)
+            rows += [(text.decode(), label.decode()) for text, label in pairs]
+    return rows
 
 
 @needs_goemotions

@@ -159,7 +159,7 @@ def test_letters_behind_a_closing_quote_are_one_bad_row(tmp_path: Path) -> None:
 def test_a_carriage_return_among_other_line_ends_is_no_line_end(tmp_path: Path) -> None:
     rows = read(tmp_path / "a.csv", "text,label\n" + "\n".join([*GOOD, "two\rlines,joy", '"or\rquoted",joy']))
     assert rows[20:] == [("or\rquoted", "joy")]
-    assert rows.counts() == {"stray_return": 1}
+    assert rows.counts() == {"stray_return": 1, "line_breaks": 1}
 
 
 # Headers and what stands above or below them

@@ -1,0 +1,108 @@
+"""A data set that stands at DATA_URL already: the same, which is looked through and completed, or
+another one, which is never touched.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from emotion_train.data.index import INDEX_KEY, Index, read_index
+from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.storage.store import Store
+
+_NAMES_SHOWN = 4
+
+
+def existing_index(store: Store) -> Index | None:
+    try:
+        store.stat(INDEX_KEY)
+    except ObjectNotFound:
+        return None
+    return read_index(store)
+
+
+def restore(store: Store, existing: Index, index: Index, folder: Path) -> int:
+    """See that the data set at `store` is the one just made in `folder`, and whole; returns how
+    many of its objects were missing and are written anew.
+
+    Raises `WrongRequest` for another data set, and for an object that has other bytes.
+    """
+    from emotion_train.data.objects import look_at_objects
+    from emotion_train.data.shards import local_file, place
+
+    _refuse_another(store, existing, index)
+    found = look_at_objects(store, existing)
+    if found.damaged:
+        shown = list(found.damaged.items())[:_NAMES_SHOWN]
+        more = f", and {len(found.damaged) - len(shown)} more" if len(found.damaged) > len(shown) else ""
+        raise WrongRequest(
+            f"The data set at {store.url} is damaged: {', '.join(words for _, words in shown)}{more}; delete"
+            f" {', '.join(store.url_of(key) for key, _ in shown)}{more} and type the same command again,"
+            " which writes anew what is missing."
+        )
+    for name, split in existing.splits.items():
+        for number, described in enumerate(split.objects):
+            if described.key in found.missing:
+                place(store, described, local_file(folder, name, number))
+    return len(found.missing)
+
+
+def _refuse_another(store: Store, existing: Index, index: Index) -> None:
+    if _content(existing) == _content(index):
+        return
+    if "on_conflict" in existing.source:
+        raise WrongRequest(
+            f"{store.url} holds another prepared data set ({_difference(existing, index)}); it is never"
+            " overwritten. Type another DATA_URL, or repeat the source and options it was made with."
+        )
+    if _posts(existing) != _posts(index):
+        raise WrongRequest(
+            f"{store.url} holds a data set of an earlier version of this program, and this version makes"
+            f" another one of {index.source.get('name')} ({_difference(existing, index, ('source',))}); it"
+            " stays as it is, fit for training: type another DATA_URL, or --on-conflict first if that is"
+            " all that was different then."
+        )
+
+
+def _content(index: Index) -> dict[str, Any]:
+    """The index without what a copy or another version of this program or a library changes
+    although the posts' bytes are the same.
+    """
+    from emotion_train.data.lengths import RECORDED
+
+    content = index.model_dump(exclude={"versions"})
+    content["source"] = {key: value for key, value in index.source.items() if key not in RECORDED}
+    for split in content["splits"].values():
+        for described in split["objects"]:
+            del described["etag"]
+    return content
+
+
+def _posts(index: Index) -> dict[str, Any]:
+    """What of the index says which posts are where: without the names of objects and the words on
+    the source, which earlier versions chose otherwise.
+    """
+    content = _content(index)
+    del content["source"]
+    for split in content["splits"].values():
+        for described in split["objects"]:
+            del described["key"]
+    return content
+
+
+def _difference(one: Index, other: Index, apart_from: tuple[str, ...] = ()) -> str:
+    there, now = _content(one), _content(other)
+    for name in ("labels", "seed", "source"):
+        if name in apart_from:
+            continue
+        old, new = there[name], now[name]
+        if isinstance(old, dict):
+            changed = next(
+                (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None
+            )
+            if changed is not None:
+                return f"{changed} {old.get(changed)!r} there, {new.get(changed)!r} now"
+        elif old != new:
+            return f"{name} {old!r} there, {new!r} now"
+    return "the posts differ"

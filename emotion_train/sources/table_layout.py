@@ -1,0 +1,174 @@
+"""How a CSV or TSV file is to be cut into cells: its header and what stands above it, its
+delimiter, and whether its quotes are marks around cells or letters.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from emotion_train.errors import WrongRequest
+from emotion_train.sources.posts import Columns, PostFile
+from emotion_train.sources.unpacked import head_of, lines_of, newline_of
+
+_DELIMITERS = {"tsv": ("\t", ","), "csv": (",", ";", "\t", "|")}
+
+
+class Layout(NamedTuple):
+    """How a file is to be cut into cells."""
+
+    header: list[str]
+    columns: Columns
+    delimiter: str
+    newline: str
+    lines: int  # that come before the first post
+    first_row: int
+    remarks: tuple[str, ...]
+    quoted: bool
+
+
+def layout_of(file: PostFile, columns: Columns) -> Layout:
+    head = head_of(file)
+    if not head.strip():
+        raise WrongRequest(f"{file.path} is empty; give a file with a header row and posts.")
+    newline = newline_of(head)
+    lines = head.split(newline)
+    skipped, delimiter, remarks = _before_the_header(file, lines, columns)
+    text = newline.join(lines[skipped:])
+    if delimiter is None:
+        delimiter = _best_delimiter(file, text, columns)
+    header, header_lines = _header(file, text, delimiter)
+    try:
+        found = columns.among(header, str(file.path))
+    except WrongRequest as error:
+        if file.path is not None and file.path.suffix.lower() == ".txt":
+            raise _no_table(file) from error
+        raise
+    layout = Layout(
+        header,
+        found,
+        delimiter,
+        newline,
+        skipped + header_lines,
+        skipped + 2,
+        remarks,
+        file.quoting != "none",
+    )
+    if file.quoting == "auto" and delimiter == "\t":
+        return layout._replace(quoted=not _quotes_are_letters(file, layout))
+    return layout
+
+
+def _before_the_header(
+    file: PostFile, lines: list[str], columns: Columns
+) -> tuple[int, str | None, tuple[str, ...]]:
+    """How many lines come before the header, the delimiter that Excel's `sep=` names, and what to
+    say of them.
+    """
+    skipped: list[str] = []
+    delimiter = None
+    for line in lines:
+        words = line.strip()
+        named = re.fullmatch(r"(?i)\"?sep=(.)\"?", line.rstrip("\r"))
+        if named:
+            delimiter = named[1]
+        elif words and not (words.startswith("#") and not _names_columns(words, columns)):
+            break
+        skipped.append(line)
+    if not skipped or len(skipped) == len(lines):
+        return 0, None, ()
+    what = "an empty line" if not "".join(skipped).strip() else repr(next(filter(str.strip, skipped))[:40])
+    count = (
+        f"1 line above the header of {file.name}"
+        if len(skipped) == 1
+        else (f"{len(skipped)} lines above the header of {file.name}")
+    )
+    return len(skipped), delimiter, (f"{count}: {what}",)
+
+
+def _names_columns(line: str, columns: Columns) -> bool:
+    cells = {cell.strip(" \"'").casefold() for cell in re.split(r"[,;\t|]", line)}
+    return columns.text.strip().casefold() in cells
+
+
+def _best_delimiter(file: PostFile, text: str, columns: Columns) -> str:
+    """The one that gives the wanted names, else the one that gives the most."""
+    headers = {mark: _header(file, text, mark)[0] for mark in _DELIMITERS[file.format]}
+    wanted = {name.strip().casefold() for name in (columns.text, columns.label) if name is not None}
+    fitting = [
+        mark for mark, names in headers.items() if wanted <= {name.strip().casefold() for name in names}
+    ]
+    return fitting[0] if fitting else max(headers, key=lambda mark: len(headers[mark]))
+
+
+def _header(file: PostFile, text: str, delimiter: str) -> tuple[list[str], int]:
+    """Column names, and how many lines they take."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        return next(reader), reader.line_num
+    except (csv.Error, StopIteration) as error:
+        raise WrongRequest(
+            f"{file.path} has no readable header row ({error}); save it as CSV with UTF-8 text again."
+        ) from None
+
+
+def _no_table(file: PostFile) -> WrongRequest:
+    return WrongRequest(
+        f"{file.path} is plain text without a header row that names the columns. Put one above it (text and"
+        " label with a tab between them); or, where one file holds the texts and another the labels, type"
+        " --text-file and --label-file."
+    )
+
+
+def _quotes_are_letters(file: PostFile, layout: Layout) -> bool:
+    """Whether a TSV is not quoted: all its lines have the header's tabs, and its quotes are not
+    those that a CSV writer puts.
+
+    Such a writer quotes each cell with a quote in it and doubles that; it quotes others only when
+    it quotes the whole column.
+    """
+    width = len(layout.header)
+    quoted_C, doubled_C, cells_C = [0] * width, [0] * width, [0] * width
+    with lines_of(file, layout.newline) as lines:
+        for line in after(lines, layout.lines):
+            words = without_end(line)
+            if not words.strip():
+                continue
+            cells = words.split(layout.delimiter)
+            if len(cells) != width:
+                return False
+            for place, cell in enumerate(cells):
+                cells_C[place] += cell != ""
+                if '"' in cell:
+                    use = use_of_quotes(cell)
+                    if use == "letters":
+                        return True
+                    quoted_C[place] += 1
+                    doubled_C[place] += use == "marks"
+    return any(
+        quoted and quoted != cells and quoted != doubled
+        for quoted, doubled, cells in zip(quoted_C, doubled_C, cells_C, strict=True)
+    ) or not any(quoted_C)
+
+
+def after(lines: Iterator[str], skipped: int) -> Iterator[str]:
+    for _ in range(skipped):
+        next(lines, None)
+    return lines
+
+
+def without_end(line: str) -> str:
+    return line.rstrip("\n").rstrip("\r") if line.endswith("\n") else line.rstrip("\r")
+
+
+def use_of_quotes(cell: str) -> str:
+    """letters in a cell that no CSV writer would have written, marks where one had to, else
+    around.
+    """
+    inner = cell[1:-1]
+    if len(cell) < 2 or cell[0] != '"' or cell[-1] != '"' or '"' in inner.replace('""', ""):
+        return "letters"
+    return "marks" if '"' in inner or "\r" in inner else "around"
