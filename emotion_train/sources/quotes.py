@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.posts import PostFile
@@ -126,7 +127,8 @@ class Doubts:
         words = without_end(line)
         splits = [words.split(self._layout.delimiter)]
         if '"' in words and words.count('"') % 2 == 0:
-            splits.append(next(csv.reader([words], delimiter=self._layout.delimiter)))
+            with suppress(csv.Error):  # such as a stray carriage return
+                splits.append(next(csv.reader([words], delimiter=self._layout.delimiter)))
         return splits
 
 

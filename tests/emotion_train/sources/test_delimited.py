@@ -123,6 +123,11 @@ def _batches(path: Path, lines: list[str], columns: Columns) -> Any:
         return list(source.batches())
 
 
+def test_a_line_of_a_text_that_is_no_csv_is_no_row(tmp_path: Path) -> None:
+    lines = ["text,label", *GOOD, '"one\nand ""so"" two\rthree\nfour",joy']
+    assert read(tmp_path / "a.csv", "\n".join(lines))[-1] == ('one\nand "so" two\rthree\nfour', "joy")
+
+
 def test_texts_with_line_breaks_in_one_column_are_believed(tmp_path: Path) -> None:
     batches = _batches(tmp_path / "a.csv", ["text", '"two\nlines"', "one"], Columns(label=None))
     assert [text for batch in batches for text in batch.texts.to_pylist()] == [b"two\nlines", b"one"]
