@@ -103,6 +103,8 @@ def _quoted_rows(file: PostFile, layout: Layout, doubts: Doubts) -> Iterator[tup
                 except csv.Error as caught:
                     error = str(caught)
                 row = _Row(number, (), _trouble(error)) if error else _judged(number, cells, width)
+                if error:  # what its other columns hold, if its quotes are letters
+                    doubts.learn_line(taken[-1])
                 if len(taken) > 1 or "end of data" in error:
                     if row.trouble not in (None, "blank"):
                         raise _unreadable(file, number, line_number + 1, taken, every_line, error)

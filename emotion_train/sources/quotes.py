@@ -54,6 +54,12 @@ class Doubts:
                 seen |= new
                 self._makes[place] |= {_make(value) for value in new}
 
+    def learn_line(self, line: str) -> None:
+        """Take in a line that is no CSV, as the row that it is when its quotes are letters."""
+        cells = without_end(line).split(self._layout.delimiter)
+        if len(cells) == self._width:
+            self.learn([[cell] for cell in cells])
+
     def question(self, row: int, first: int, cells: Sequence[str], lines: Sequence[str]) -> None:
         """Keep what must not be a row of its own, until all rows were seen."""
         spanning = [place for place, cell in enumerate(cells) if "\n" in cell or "\r" in cell]

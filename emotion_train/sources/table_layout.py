@@ -128,10 +128,12 @@ def _quotes_are_letters(file: PostFile, layout: Layout) -> bool:
     those that a CSV writer puts.
 
     Such a writer quotes each cell with a quote in it and doubles that; it quotes others only when
-    it quotes the whole column.
+    it quotes the whole column. A quote that stays open may still be closed in another line: then
+    the file must not be CSV all the same.
     """
     width = len(layout.header)
     quoted_C, doubled_C, cells_C = [0] * width, [0] * width, [0] * width
+    letters = False
     with lines_of(file, layout.newline) as lines:
         for line in after(lines, layout.lines):
             words = without_end(line)
@@ -144,14 +146,25 @@ def _quotes_are_letters(file: PostFile, layout: Layout) -> bool:
                 cells_C[place] += cell != ""
                 if '"' in cell:
                     use = use_of_quotes(cell)
-                    if use == "letters":
-                        return True
+                    letters = letters or use == "letters"
                     quoted_C[place] += 1
                     doubled_C[place] += use == "marks"
-    return any(
+    if letters:
+        return not _is_csv(file, layout)
+    return not any(quoted_C) or any(
         quoted and quoted != cells and quoted != doubled
         for quoted, doubled, cells in zip(quoted_C, doubled_C, cells_C, strict=True)
-    ) or not any(quoted_C)
+    )
+
+
+def _is_csv(file: PostFile, layout: Layout) -> bool:
+    """Whether quotes, taken as marks, give rows of the header's cells to the end of the file."""
+    with lines_of(file, layout.newline) as lines:
+        try:
+            rows = csv.reader(after(lines, layout.lines), delimiter=layout.delimiter, strict=True)
+            return all(len(row) in (0, len(layout.header)) for row in rows)
+        except csv.Error:
+            return False
 
 
 def after(lines: Iterator[str], skipped: int) -> Iterator[str]:

@@ -72,6 +72,11 @@ def test_a_tsv_of_a_csv_writer_is_unquoted(tmp_path: Path, quoted_as: str) -> No
     assert len(rows) == 21
 
 
+def test_lines_of_a_quoted_text_with_tabs_make_no_tsv_unquoted(tmp_path: Path) -> None:
+    table = 'text\tlabel\n"one\ttab\nand\ta line"\tjoy\n' + tabbed(GOOD)[11:]
+    assert read(tmp_path / "a.tsv", table)[0] == ("one\ttab\nand\ta line", "joy")
+
+
 def test_a_tsv_with_every_cell_quoted_is_unquoted_and_with_some_it_is_not(tmp_path: Path) -> None:
     everywhere = ['"text"\t"label"', '"one"\t"joy"', '"two"\t"anger"']
     assert read(tmp_path / "a.tsv", "\n".join(everywhere)) == [("one", "joy"), ("two", "anger")]
