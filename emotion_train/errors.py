@@ -10,6 +10,7 @@ is how a program ends with one.
       Diverged               1   the loss is no number
       LostContact            1   another process of the run is gone
       NotPublished           1   trained, and the store did not take it
+      NotInReach             1   a run or data set to compare with (`emotion_train.runs.origin`)
       Published              0   nothing is left to do (`emotion_train.runs.log`)
       Preempted             33   saved; start it again
       Fenced                34   another writer owns the run

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from emotion_train.errors import WrongRequest
@@ -87,11 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise WrongRequest("Posts are given as words and as --file; give one of the two.")
     if arguments.columns and not arguments.file:
         raise WrongRequest("--columns names columns of --file, which is not given; give --file too.")
-    # a wrong folder is refused before torch is imported, and before anything is typed
-    facts = read_facts(arguments.adapter)
-    kept = _kept(arguments.columns, facts.labels)
     with ExitStack() as stack:
         posts = _posts(arguments, stack)
+        # a wrong folder is refused before torch is imported, and before anything is typed
+        kept = _kept(arguments.columns, read_facts(arguments.adapter).labels)
         first = list(islice(posts, _AT_A_TIME if arguments.posts or arguments.file else 1))
         if not first:
             raise WrongRequest(
@@ -142,6 +144,8 @@ def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
     from emotion_train.sources.open import Choices, open_source
     from emotion_train.sources.posts import Columns
 
+    if "://" not in arguments.file and not Path(arguments.file).expanduser().exists():
+        raise WrongRequest(f"The file {arguments.file} cannot be read ({os.strerror(errno.ENOENT)}).")
     columns = Columns(arguments.text_column, None, None, None, tuple(_named(arguments.columns)))
     choices = Choices(encoding=arguments.encoding, quoting=arguments.quoting, lines=True)
     source = stack.enter_context(open_source(arguments.file, columns, choices))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from emotion_train.cli import main
 from emotion_train.data.index import read_index
 from emotion_train.data.label_doubts import alike, doubts
+from emotion_train.data.labels import trimmed
 from emotion_train.storage.open import open_store
 from tests.emotion_train.test_prepare import some_rows, write_csv
 
@@ -76,7 +77,10 @@ def test_labels_that_a_person_tells_apart_are_not_alike(one: str, other: str) ->
     assert alike([one, other]) == []
 
 
-@given(st.lists(st.text(max_size=12) | st.text("01-.eE+'\" ²१\u200b", max_size=6), unique=True, max_size=8))
+SOME_LABELS = (st.text(max_size=12) | st.text("01-.eE+'\" ²१\u200b", max_size=6)).map(trimmed).filter(bool)
+
+
+@given(st.lists(SOME_LABELS, unique=True, max_size=8))
 def test_any_labels_get_lines_and_stand_in_one_group_at_most(labels: list[str]) -> None:
     lines = doubts(labels, [1] * len(labels), given=False)
     assert all("\n" not in line for line in lines)

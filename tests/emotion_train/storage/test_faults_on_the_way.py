@@ -84,7 +84,8 @@ def test_an_entry_that_cannot_be_read_back_is_found_by_the_next_append(
     monkeypatch.setattr(s3_page, "READ_PATIENCE", timedelta(seconds=1))
     store = open_store(bucket_url)
     writer.store = store
-    proxy.faults += [Fault(kind, "PUT", "/log/00000001")] + [Fault("503", "GET", "/log/00000001")] * 40
+    unread = [Fault("503", method, "/log/00000001") for method in ("HEAD", "GET")]
+    proxy.faults += [Fault(kind, "PUT", "/log/00000001"), *(unread * 40)]
     with pytest.raises(StorageError) as caught:
         writer.append("checkpoint", 0, 1)
     assert caught.value.transient
