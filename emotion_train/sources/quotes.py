@@ -109,14 +109,14 @@ class Doubts:
 
     def _refuse(self) -> None:
         swallowing = sorted({where for claim, where in self._asked.items() if self._is_row(claim)})
-        if not swallowing:
+        if not swallowing or self._file.quoting == "csv":
             return
         shown = ", ".join(f"row {row} (lines {first} to {last})" for row, first, last in swallowing[:_SHOWN])
         more = f" and {len(swallowing) - _SHOWN} more" if len(swallowing) > _SHOWN else ""
         raise WrongRequest(
             f"{self._file.path}: a quote that opens a cell takes in lines that are rows by themselves:"
-            f" {shown}{more}. Double the quotes inside of texts and put the text in quotes, take the stray"
-            f" quote away, or {NO_QUOTES}."
+            f" {shown}{more}. Take the stray quote away, or type --quoting csv if these lines belong to the"
+            " text, or --quoting none if quotes are letters in this file."
         )
 
     def _is_row(self, claim: tuple[tuple[int, str], ...]) -> bool:

@@ -97,6 +97,9 @@ def test_a_quote_that_swallows_rows_is_refused_by_line(tmp_path: Path) -> None:
     text = refusal(tmp_path / "a.csv", swallowed)
     assert "takes in lines that are rows by themselves: row 7 (lines 7 to 13)" in text
     assert "--quoting none" in text
+    assert "--quoting csv if these lines belong to the text" in text
+    rows = read(tmp_path / "a.csv", "\n".join(swallowed), quoting="csv")
+    assert rows[5] == ("I never,joy\n" + "\n".join(GOOD[5:10]) + "\nsaid then", "anger")
     rows = read(tmp_path / "a.csv", "\n".join(swallowed), quoting="none")
     assert rows == [tuple(line.split(",")) for line in swallowed[1:]]
 
