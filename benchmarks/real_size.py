@@ -147,7 +147,9 @@ def write_checkpoint(folder: Path, layers: int, tekken: Path) -> None:
     with torch.device("meta"):
         shapes = {
             name: tensor.shape
-            for name, tensor in AutoModelForImageTextToText.from_config(config).state_dict().items()
+            for name, tensor in AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+            .state_dict()
+            .items()
         }
     total = sum(shape.numel() for shape in shapes.values())
     assert layers != 40 or total == PARAMETERS, f"{total:,} parameters"

@@ -103,12 +103,13 @@ def main() -> None:
 
 
 def model(base: str, pad_id: int) -> Any:
-    config = AutoConfig.from_pretrained(base).get_text_config()
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
     config.num_labels, config.pad_token_id, config.use_cache = len(LABELS), pad_id, False
     network = AutoModelForSequenceClassification.from_pretrained(
         base,
         config=config,
         dtype=torch.bfloat16,
+        trust_remote_code=False,
         device_map={"": 0},
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,

@@ -370,7 +370,7 @@ def _text_config(found: BaseConfig) -> dict[str, Any]:
     """
     from emotion_train.model.load import skeleton
 
-    published = json.loads(found.files.required("config.json").read_text(encoding="utf-8"))
+    published = found.files.config()
     text = published["text_config"] if found.layout == "multimodal" else published
     kept = {name: value for name, value in text.items() if name not in _NOT_OF_THE_TEXT}
     backbone = type(skeleton(found.text, 2).model).__name__

@@ -8,7 +8,6 @@ never a weight.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +74,7 @@ def shape_of_base(base: str) -> Shape:
     files = BaseFiles.find(base)
     path = files.gguf or files.required("config.json")
     try:
-        return Shape.of(_config_of_gguf(path) if files.gguf else json.loads(path.read_text(encoding="utf-8")))
+        return Shape.of(_config_of_gguf(path) if files.gguf else files.config())
     except (ValueError, TypeError, AttributeError) as error:
         raise WrongRequest(
             f"{path} of the base {base} cannot be used ({error}); give a whole checkpoint."

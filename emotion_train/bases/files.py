@@ -1,19 +1,26 @@
 """Where the files of a base model lie: a folder, one .gguf file, the Hugging Face hub, or where
 `stage-base` put them.
+
+A base may bring programs of its own, which its configuration names under `auto_map`. None is ever
+run: the configuration is read here, as data, and not by a library that would.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from emotion_train.bases.staged import BASE_KEY, UNFINISHED_KEY, StagedBase, open_staged
+from emotion_train.bounded import Unreadable, object_file
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
+
+CODE = "auto_map"  # the key under which a configuration names programs
+CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -89,11 +96,38 @@ class BaseFiles:
         if index is None:
             return None
         try:
-            document = json.loads(index.read_text(encoding="utf-8"))
+            document = object_file(index)
             files = {str(key): str(file) for key, file in document["weight_map"].items()}
+            if stray := next((file for file in files.values() if not _FILE_NAME.fullmatch(file)), None):
+                raise WrongRequest(f"{index} names {stray!r}, which is no file beside it; download it again.")
             return files, int(document.get("metadata", {}).get("total_size", 0))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise WrongRequest(f"{index} is no safetensors index; download it again.") from None
+
+    def config(self) -> dict[str, Any]:
+        """The content of config.json without any `auto_map`, so that no library learns of programs
+        that the base names. Raises `WrongRequest`.
+        """
+        path = self.required(CONFIGURATIONS[0])
+        try:
+            found: dict[str, Any] = _without_code(object_file(path))
+        except (Unreadable, OSError) as error:
+            raise WrongRequest(
+                f"{path} of the base {self.name} cannot be used ({error}); give a whole checkpoint."
+            ) from None
+        return found
+
+    def names_code(self) -> list[str]:
+        """The small files in which the base names programs of its own, which are not run."""
+        found = []
+        for name in CONFIGURATIONS:
+            path = None if self.gguf is not None else self.file(name)
+            try:
+                if path is not None and _has_code(object_file(path)):
+                    found.append(name)
+            except (Unreadable, OSError):  # said where the file is used
+                continue
+        return found
 
     def required(self, file: str) -> Path:
         """As `file`, but a missing one is refused."""
@@ -109,6 +143,19 @@ class BaseFiles:
                 " checkpoint, or a .gguf file."
             )
         return path
+
+
+_FILE_NAME = re.compile(r"[^/\\\x00-\x1f]+")
+
+
+def _without_code(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_code(part) for key, part in value.items() if key != CODE}
+    return [_without_code(part) for part in value] if isinstance(value, list) else value
+
+
+def _has_code(document: dict[str, Any]) -> bool:
+    return _without_code(document) != document
 
 
 def _download(repo: str, file: str) -> Path | None:

@@ -50,8 +50,9 @@ texts = sys.argv[2:] or ["what a lovely mess"]
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 labels = json.loads(Path(adapter, "labels.json").read_text(encoding="utf-8"))["labels"]
-tokenizer = AutoTokenizer.from_pretrained(adapter)
-config = AutoConfig.from_pretrained(base$gguf).get_text_config()  # of a multimodal model, the text part
+tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
+config = AutoConfig.from_pretrained(base$gguf, trust_remote_code=False)
+config = config.get_text_config()  # of a multimodal model, the text part
 config.id2label = dict(enumerate(labels))
 config.label2id = {label: i for i, label in enumerate(labels)}
 config.pad_token_id = tokenizer.pad_token_id  # the head reads the last token that is no padding
@@ -60,6 +61,7 @@ model = AutoModelForSequenceClassification.from_pretrained(
     base$gguf,
     config=config,
     dtype=$dtype,
+    trust_remote_code=False,
     device_map={"": device},$nf4$key_mapping
 )
 model.score.float()  # before the adapter's head is read into it

@@ -129,30 +129,48 @@ def read_config(base: str) -> BaseConfig:
 
         gguf = GgufFile.open(files.gguf)
         return BaseConfig(files, LlamaConfig(**gguf.config()), "gguf", gguf)
-    from transformers import AutoConfig
-
-    folder = files.required("config.json").parent
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        raise WrongRequest(
-            f"The config.json of the base {base} cannot be used: {_first_line(error)}."
-        ) from None
+    document = files.config()
     if files.staged is not None:
-        config.__dict__.pop("quantization_config", None)  # for transformers alone; here base.json tells
+        document.pop("quantization_config", None)  # for transformers alone; here base.json tells
+    config, text = _configuration(base, document)
     if getattr(config, "quantization_config", None) is not None:
         raise WrongRequest(
             f"The base {base} is already quantised; give the unquantised checkpoint and set"
             " model.precision=nf4."
         )
-    text = config.get_text_config()
     if text.model_type not in ARCHITECTURES:
-        raise WrongRequest(
-            f"The base {base} has the architecture {text.model_type}; supported are"
-            f" {', '.join(ARCHITECTURES)}, also as the text part of a multimodal model such as Mistral Small"
-            " 3.1."
-        )
+        raise _other_architecture(base, text.model_type)
     return BaseConfig(files, text, "text" if text is config else "multimodal")
+
+
+def _configuration(base: str, document: dict[str, Any]) -> tuple[Any, Any]:
+    """transformers' own configuration of this content, and that of its text part.
+
+    `AutoConfig.from_pretrained` would ask on standard input whether to run the base's programs.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = document.get("model_type")
+    if not isinstance(kind, str):
+        raise WrongRequest(f"The config.json of the base {base} cannot be used: it names no model_type.")
+    if kind == "mistral" and "layer_types" in document:
+        kind = "ministral"  # as AutoConfig takes it: its layers differ, and Mistral's do not
+    if kind not in CONFIG_MAPPING:
+        raise _other_architecture(base, kind)
+    try:
+        config = CONFIG_MAPPING[kind].from_dict(document)
+        return config, config.get_text_config()
+    except Exception as error:  # transformers and its validators raise errors of many families
+        raise WrongRequest(
+            f"The config.json of the base {base} cannot be used: {_first_line(error)}."
+        ) from None
+
+
+def _other_architecture(base: str, kind: str) -> WrongRequest:
+    return WrongRequest(
+        f"The base {base} has the architecture {kind[:80]}; supported are {', '.join(ARCHITECTURES)}, also as"
+        " the text part of a multimodal model such as Mistral Small 3.1."
+    )
 
 
 def load_base(
@@ -245,7 +263,7 @@ def skeleton(text_config: Any, num_labels: int) -> Any:
     config.use_cache = False  # with a cache the posts of a pack see each other
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(
-            config, dtype=torch.float32, attn_implementation=ATTENTION
+            config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
         )
 
 

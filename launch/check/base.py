@@ -30,10 +30,20 @@ def check_base(config: Config, load: Callable[[], PostTokenizer]) -> str:
     elif base.staged is not None:
         words = _staged(base.staged, config.model.precision)
     else:
-        base.required("config.json")
+        base.config()
         words = _weights(base)
     load()
-    return f"{words}, tokenizer loads"
+    return f"{words}, tokenizer loads{_of_code(base)}"
+
+
+def _of_code(base: BaseFiles) -> str:
+    """Says that programs which the base names are not run."""
+    names = base.names_code()
+    return (
+        f"; the auto_map of its {' and '.join(names)} is ignored: no program of a base is run"
+        if names
+        else ""
+    )
 
 
 def _staged(base: StagedBase, precision: Precision) -> str:

@@ -155,15 +155,17 @@ def test_plain_transformers_reads_a_staged_folder(base: Path, tmp_path: Path) ->
     for precision in PRECISIONS:
         staged(base, str(tmp_path / precision), precision)
         ours, _ = load_base(str(tmp_path / precision), precision, 2, "cpu")
-        theirs, loading = AutoModel.from_pretrained(tmp_path / precision, output_loading_info=True)
+        theirs, loading = AutoModel.from_pretrained(
+            tmp_path / precision, output_loading_info=True, trust_remote_code=False
+        )
         assert not any(loading.values()), loading
         assert theirs.dtype == torch.bfloat16
         assert_same_parameters(theirs, ours.model)
-    exact = AutoModel.from_pretrained(tmp_path / "bf16", dtype=torch.float32).eval()
+    exact = AutoModel.from_pretrained(tmp_path / "bf16", dtype=torch.float32, trust_remote_code=False).eval()
     torch.testing.assert_close(
         hidden(exact), hidden(load_base(str(tmp_path / "bf16"), "fp32", 2, "cpu")[0].model), rtol=0, atol=1e-5
     )
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "nf4")) == 260
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "nf4", trust_remote_code=False)) == 260
 
 
 def test_text_tensors_alone_are_staged_under_the_text_models_names(base: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def causal_checkpoint(
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(text_config(kind, **changes)).to(dtype)
+    model = AutoModelForCausalLM.from_config(text_config(kind, **changes), trust_remote_code=False).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):
@@ -115,7 +115,7 @@ def multimodal_checkpoint(folder: Path, layout: str = "hub") -> tuple[Path, Any]
         "mistral3", text_config=text.to_dict(), vision_config=vision.to_dict(), image_token_index=0
     )
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(config).eval()
+    model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False).eval()
     state = dict(model.state_dict())
     if layout == "hub":
         renames = {

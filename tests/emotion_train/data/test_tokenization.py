@@ -97,7 +97,7 @@ def test_the_hub_files_wrong_pattern_is_replaced(tekken: PostTokenizer, saved: P
 def test_auto_tokenizer_gives_the_same_ids_from_the_saved_folder(tekken: PostTokenizer, saved: Path) -> None:
     from transformers import AutoTokenizer
 
-    plain = AutoTokenizer.from_pretrained(saved)
+    plain = AutoTokenizer.from_pretrained(saved, trust_remote_code=False)
     texts = [*POSTS, *random_posts(50)]
     assert plain(texts).input_ids == lists(tekken, texts)
     assert (plain.bos_token_id, plain.pad_token, plain.pad_token_id, plain.padding_side) == (
@@ -176,9 +176,9 @@ def test_a_tokenizer_without_bos_stays_so_in_auto_tokenizer(tmp_path: Path) -> N
     write_tokenizer(tmp_path / "base", bos=False)
     tokenizer = PostTokenizer.load(str(tmp_path / "base"), 16)
     tokenizer.save(tmp_path / "saved")
-    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(["ab </s>"]).input_ids == lists(
-        tokenizer, ["ab </s>"]
-    )
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved", trust_remote_code=False)(
+        ["ab </s>"]
+    ).input_ids == lists(tokenizer, ["ab </s>"])
 
 
 def test_quoting_a_control_token_yields_no_control_token(tekken: PostTokenizer) -> None:
@@ -236,7 +236,7 @@ def test_gguf_tokenizer_saved_gives_the_same_ids_in_auto_tokenizer(tmp_path: Pat
 
     tokenizer = PostTokenizer.load(gguf_base(), 8192)
     tokenizer.save(tmp_path)
-    plain = AutoTokenizer.from_pretrained(tmp_path)
+    plain = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
     assert plain([*POSTS]).input_ids == lists(tokenizer, [*POSTS])
     assert (plain.pad_token, plain.pad_token_id, plain.padding_side) == ("<|endoftext|>", 0, "right")
     assert PostTokenizer.load(str(tmp_path), 8192).sha256() == tokenizer.sha256()
