@@ -15,12 +15,13 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from emotion_train.console import shown
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import (
     add_adapter_arguments,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _AT_A_TIME = 1024
 _OWN_COLUMNS = ("row", "text", "label")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is printed (default: text); jsonl and csv also number the posts",
     )
     parser.add_argument(
+        "--escape-formulas",
+        action="store_true",
+        help=(
+            "put an apostrophe before csv cells that begin with =, +, -, @, a tab or a carriage return, which"
+            " spreadsheets would compute (default: cells as they are)"
+        ),
+    )
+    parser.add_argument(
         "--top",
         type=positive,
         default=3,
@@ -90,6 +100,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise WrongRequest("Posts are given as words and as --file; give one of the two.")
     if arguments.columns and not arguments.file:
         raise WrongRequest("--columns names columns of --file, which is not given; give --file too.")
+    if arguments.escape_formulas and arguments.format != "csv":
+        raise WrongRequest(
+            f"--escape-formulas is for csv and --format is {arguments.format}; add --format csv, or leave it"
+            " out."
+        )
     with ExitStack() as stack:
         posts = _posts(arguments, stack)
         # a wrong folder is refused before torch is imported, and before anything is typed
@@ -113,7 +128,8 @@ def _label(
 
     loaded = load_with_progress(arguments)
     tokenizer = CountingTokenizer(loaded.tokenizer)
-    print_batch = _printer(arguments.format, loaded.labels, kept, arguments.top, sys.stdout)
+    cell = _harmless if arguments.escape_formulas else str
+    print_batch = _printer(arguments.format, loaded.labels, kept, arguments.top, sys.stdout, cell)
     chunk = first + list(islice(rest, _AT_A_TIME - len(first)))
     capacity = max(arguments.tokens_per_microbatch, loaded.tokenizer.max_length)
     while chunk:
@@ -188,19 +204,41 @@ def _lines_of_stdin() -> Iterator[tuple[int, str]]:
         ) from None
 
 
-def _printer(form: str, labels: Sequence[str], kept: Sequence[str], top: int, out: IO[str]) -> Any:
-    writer = csv.writer(out, lineterminator="\n")
+def _harmless(cell: str) -> str:
+    """The cell with an apostrophe where a spreadsheet would take it for a formula.
+    https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+
+
+def _csv_line(cells: Iterable[object]) -> str:
+    """One row, in which each cell with either end of a line stands in quotes; Python's writer looks
+    only for the end that it writes itself (before 3.13).
+    """
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\r\n").writerow(cells)
+    return row.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _printer(
+    form: str,
+    labels: Sequence[str],
+    kept: Sequence[str],
+    top: int,
+    out: IO[str],
+    cell: Callable[[str], str] = str,
+) -> Any:
+    """Prints posts and their probabilities; `cell` spells what others wrote in a CSV."""
     if form == "csv":
-        writer.writerow(["row", *kept, "text", "label", *labels])
+        out.write(_csv_line(["row", *map(cell, kept), "text", "label", *map(cell, labels)]))
 
     def print_batch(posts: Sequence[Post], prob_NC: Probabilities) -> None:
         for post, prob_C in zip(posts, prob_NC, strict=True):
             ranked = [int(label) for label in (-prob_C).argsort(kind="stable")]
             best = labels[ranked[0]]
             if form == "csv":
-                writer.writerow(
-                    [post.row, *post.kept, post.text, best, *(f"{value:.6f}" for value in prob_C)]
-                )
+                words = map(cell, (*post.kept, post.text, best))
+                out.write(_csv_line([post.row, *words, *(f"{value:.6f}" for value in prob_C)]))
             elif form == "jsonl":
                 printed: dict[str, Any] = {"row": post.row, **dict(zip(kept, post.kept, strict=True))}
                 printed |= {"text": post.text, "label": best}
@@ -210,8 +248,8 @@ def _printer(form: str, labels: Sequence[str], kept: Sequence[str], top: int, ou
                 print(json.dumps(printed, ensure_ascii=False), file=out)
             else:
                 print(
-                    "  ".join(f"{labels[label]} {prob_C[label]:.2f}" for label in ranked[:top])
-                    + f"  | {post.text}",
+                    "  ".join(f"{shown(labels[label])} {prob_C[label]:.2f}" for label in ranked[:top])
+                    + f"  | {shown(post.text)}",
                     file=out,
                 )
         out.flush()

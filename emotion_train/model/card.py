@@ -5,6 +5,7 @@ with transformers and peft alone.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,10 +120,10 @@ def model_card(facts: CardFacts) -> str:
             "# Emotion classifier",
             "",
             (
-                f"A LoRA adapter and a linear head on `{facts.base}` that give one of {len(facts.labels)}"
-                " labels to a post:"
+                f"A LoRA adapter and a linear head on {_code(facts.base)} that give one of"
+                f" {len(facts.labels)} labels to a post:"
             ),
-            ", ".join(f"`{label}`" for label in facts.labels) + ".",
+            ", ".join(map(_code, facts.labels)) + ".",
             "",
             f"- LoRA: r={facts.lora_r}, alpha={facts.lora_alpha:g}, on {', '.join(facts.lora_targets)}",
             f"- Base while training: {facts.precision}; posts cut at {facts.max_length} tokens",
@@ -144,6 +145,15 @@ def model_card(facts: CardFacts) -> str:
             "",
         ]
     )
+
+
+def _code(words: str) -> str:
+    """The words as code in Markdown. In a name that could end the code or be taken for HTML, every
+    character but letters, digits and spaces is written by its number.
+    """
+    if not re.search(r"[`<>&\x00-\x1f\x7f]", words):
+        return f"`{words}`"
+    return "<code>" + re.sub(r"[^\w ]", lambda found: f"&#{ord(found[0])};", words) + "</code>"
 
 
 def reload_snippet(facts: CardFacts) -> str:
