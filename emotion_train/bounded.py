@@ -10,6 +10,7 @@ names is run, fetched or unpickled. The price: one scan for brackets where a tex
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -40,6 +41,10 @@ _MAGIC = b"PAR1"
 
 class Unreadable(ValueError):
     """A document cannot be read; the message is a phrase that says why, on one line."""
+
+
+class DoubledKey(Unreadable):
+    """A key stands twice in an object."""
 
 
 def _phrase(error: BaseException) -> str:
@@ -122,6 +127,17 @@ def json_in(
     return value
 
 
+def line_in(text: str) -> Any:
+    """The value of one line of posts: their numbers are kept as they are written, whatever they
+    are, and half characters too, which `prepare` mends. Raises `Unreadable`, `DoubledKey` for a key
+    that stands twice.
+    """
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _refuse_depth(_BRACKETS.findall(_STRINGS.sub("", text)))
+    with _within_bounds(ValueError):
+        return json.loads(text, object_pairs_hook=_each_once)
+
+
 def json_file(path: Path, most_bytes: int = MAX_JSON_BYTES, **rules: bool) -> Any:
     """As `json_in`, of a file; raises `OSError` too."""
     return json_in(bytes_of(path, most_bytes), most_bytes, **rules)
@@ -175,7 +191,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         double = next(name for name in names if names.count(name) > 1)
-        raise Unreadable(f"{double[:80]!r} stands there twice")
+        raise DoubledKey(f"{double[:80]!r} stands there twice")
     return found
 
 
@@ -272,7 +288,7 @@ def csv_rows(path: Path, most_bytes: int = MAX_CSV_BYTES) -> list[dict[str, str 
     """
     text = _decoded(bytes_of(path, most_bytes)).removeprefix("\ufeff")  # spreadsheets put one there
     with _within_bounds(csv.Error, ValueError):
-        rows = csv.DictReader(text.splitlines(keepends=True))
+        rows = csv.DictReader(io.StringIO(text, newline=""))
         return [{name: cell for name, cell in row.items() if isinstance(name, str)} for row in rows]
 
 
@@ -350,14 +366,33 @@ def tensors_in(data: bytes) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, each float32 and without NaN and infinity: what an adapter
     and an optimizer's moments are. Raises `Unreadable`.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     require_tensors_header(data, len(data))
-    with _within_bounds(SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError):
+    with tensor_errors():
         tensors: dict[str, torch.Tensor] = load(data)
     require_finite(tensors)
     return tensors
+
+
+def tensors_of_file(path: Path) -> dict[str, torch.Tensor]:
+    """As `tensors_in`, of a file, which is not read twice; raises `OSError` too."""
+    from safetensors.torch import load_file
+
+    require_tensors_file(path)
+    with tensor_errors():
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    require_finite(tensors)
+    return tensors
+
+
+@contextmanager
+def tensor_errors() -> Iterator[None]:
+    """What the safetensors library raises for damaged bytes as `Unreadable`."""
+    from safetensors import SafetensorError
+
+    with _within_bounds(SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError):
+        yield
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor]) -> None:

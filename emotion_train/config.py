@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from emotion_train.bounded import Unreadable, yaml_file, yaml_in
 from emotion_train.errors import WrongRequest
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -355,22 +356,14 @@ def require_trackers(config: Config) -> None:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        values = yaml_file(path, once=True)
     except OSError as error:
         raise WrongRequest(
             f"The config file {path} cannot be read ({error.strerror}); give --config a YAML file, for"
             f" example {example_config()}."
         ) from None
-    except UnicodeDecodeError as error:
-        raise WrongRequest(
-            f"The config file {path} is not UTF-8 (byte {error.start}); save it as UTF-8."
-        ) from None
-    try:
-        values = yaml.load(text, _OnceEach)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise WrongRequest(
-            f"The config file {path} is not valid YAML: {' '.join(str(error).split())}."
-        ) from None
+    except Unreadable as error:
+        raise WrongRequest(f"The config file {path} is not valid YAML: {error}.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -379,22 +372,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         )
     # every key may be commented out
     return {section: {} if fields is None else fields for section, fields in values.items()}
-
-
-class _OnceEach(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML's own loader would keep the last
-    without a word.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} stands there twice; leave one", key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
 
 
 def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> None:
@@ -420,8 +397,8 @@ def _typed(section: str, field: str, text: str) -> Any:
     if str in kinds:
         return text
     try:
-        return yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
+        return yaml_in(text) if text else None
+    except Unreadable:  # the field's own check tells of it
         return text
 
 

@@ -96,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     labels = origin.facts.labels
     train_counts: Sequence[int] | None = None
     remarks: list[str] = []
+    if "" in (arguments.data, arguments.file):
+        raise WrongRequest("--data or --file is empty; give --data DATA_URL or --file FILE.")
     if arguments.data:
         posts = _Split.open(arguments.data, arguments.split, labels)
         seen = _seen_in_split(origin, posts)

@@ -794,6 +794,48 @@ MUTANTS = [
         "if False else",
         "tests/emotion_train/data/test_conflicts.py::test_each_row_has_the_fate_that_loops_over_the_rows_give_it",
     ),
+    # what others wrote
+    Mutant(
+        "an index that was edited by hand is refused",
+        "emotion_train/storage/document.py",
+        "read_manifest",
+        "document.pop(DIGEST, None) != digest_of(document)",
+        "document.pop(DIGEST, None) is None",
+        "tests/emotion_train/data/test_index.py::test_an_edit_by_hand_is_seen_by_the_digest[seed]",
+    ),
+    Mutant(
+        "label counts of the index are compared with the posts",
+        "emotion_train/data/reader.py",
+        "RowGroupReader._read",
+        "_refuse_other_counts(rows, group)",
+        "pass",
+        "tests/emotion_train/data/test_index.py"
+        "::test_label_counts_are_compared_with_the_posts_when_they_are_first_read[2]",
+    ),
+    Mutant(
+        "no library learns of programs that a base names",
+        "emotion_train/bases/files.py",
+        "BaseFiles.config",
+        "_without_code(object_file(path))",
+        "object_file(path)",
+        "tests/test_no_remote_code.py::test_a_base_of_a_known_architecture_loads_without_its_programs",
+    ),
+    Mutant(
+        "a terminal gets no command out of a post",
+        "emotion_train/predict.py",
+        "_printer",
+        "shown(post.text)",
+        "post.text",
+        "tests/emotion_train/test_output_is_data.py::test_commands_for_a_terminal_are_shown",
+    ),
+    Mutant(
+        "an archive of kernels is measured before it is unpacked",
+        "emotion_train/model/built_kernels.py",
+        "unpack",
+        "require_size(sum((member.file_size for member in file.infolist())), MAX_BYTES)",
+        "pass",
+        "tests/emotion_train/model/test_built_kernels.py::test_an_archive_of_too_many_bytes_is_not_unpacked",
+    ),
 ]
 
 

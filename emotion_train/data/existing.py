@@ -71,7 +71,7 @@ def _content(index: Index) -> dict[str, Any]:
     """
     from emotion_train.data.lengths import RECORDED
 
-    content = index.model_dump(exclude={"versions"})
+    content = index.model_dump(exclude={"versions", "schema_version"})
     content["source"] = {key: value for key, value in index.source.items() if key not in RECORDED}
     for split in content["splits"].values():
         for described in split["objects"]:

@@ -4,23 +4,43 @@ the same.
 `index.json` is written last and create-only, so its presence means that every object it names is
 whole. It holds one entry per row group: 10 million posts make about 10,000 entries and 2 MB of
 JSON, read once per process in 0.1 s and 40 MiB.
+
+What it says is checked three times. Its digest tells of an edit by hand; its numbers must add up
+and lie in the objects that it names; and rows and label counts are compared with the posts as each
+row group is read (`emotion_train/data/reader.py`). Schema 1 has no digest, so two labels that
+change their names there go unnoticed. None of this stops an enemy who can write.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+import unicodedata
+from collections import Counter
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from emotion_train.errors import ObjectNotFound, WrongRequest
-from emotion_train.storage.document import FrozenModel, Manifest, read_manifest
+from emotion_train.storage.document import FrozenModel, Manifest, read_manifest, version_of
 from emotion_train.storage.store import Store
 
 INDEX_KEY = "index.json"
-SCHEMA: Literal["emotion-train/index/1"] = "emotion-train/index/1"
+SCHEMA: Literal["emotion-train/index/2"] = "emotion-train/index/2"
+FIRST: Literal["emotion-train/index/1"] = "emotion-train/index/1"
+# names in `requires` that this version knows; a later one adds a name and not a schema
+FEATURES: frozenset[str] = frozenset()
 MAX_LANES = 64
 SPLITS = ("train", "validation", "test")
+_MAX_ROWS = 1 << 40
+_MAX_OBJECT_BYTES = 1 << 40
+_MAX_GROUP_BYTES = 4 << 30  # read at once
+_MAX_FOOTER_BYTES = 256 << 20
+_MAX_LABELS = 10_000
+_MAX_LABEL_CHARS = 1000  # earlier versions wrote longer ones than `prepare` now takes
+
+Count = Annotated[int, Field(ge=0, le=_MAX_ROWS)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class DataObject(FrozenModel):
@@ -28,11 +48,11 @@ class DataObject(FrozenModel):
     file's last `footer_bytes` bytes.
     """
 
-    key: str
-    bytes: int = Field(gt=0)
-    etag: str | None = Field(description="None on a folder, which has none.")
-    footer_bytes: int = Field(gt=0)
-    footer_sha256: str
+    key: str = Field(min_length=1, max_length=1000)
+    bytes: int = Field(gt=0, le=_MAX_OBJECT_BYTES)
+    etag: str | None = Field(max_length=1000, description="None on a folder, which has none.")
+    footer_bytes: int = Field(gt=0, le=_MAX_FOOTER_BYTES)
+    footer_sha256: Sha256
 
 
 class RowGroup(FrozenModel):
@@ -42,16 +62,16 @@ class RowGroup(FrozenModel):
 
     object: int = Field(ge=0, description="Position in the split's objects.")
     ordinal: int = Field(ge=0, description="Position in that Parquet file.")
-    start: int = Field(ge=0)
-    length: int = Field(gt=0)
-    rows: int = Field(gt=0)
-    label_counts: tuple[int, ...]
-    sha256: str
+    start: int = Field(ge=0, le=_MAX_OBJECT_BYTES)
+    length: int = Field(gt=0, le=_MAX_GROUP_BYTES)
+    rows: int = Field(gt=0, le=_MAX_ROWS)
+    label_counts: tuple[Count, ...]
+    sha256: Sha256
 
 
 class Split(FrozenModel):
-    rows: int = Field(ge=0)
-    label_counts: tuple[int, ...]
+    rows: int = Field(ge=0, le=_MAX_ROWS)
+    label_counts: tuple[Count, ...]
     lanes: int = Field(ge=0, le=MAX_LANES, description="min(64, number of row groups); 0 for an empty split.")
     objects: tuple[DataObject, ...]
     row_groups: tuple[RowGroup, ...]
@@ -70,22 +90,106 @@ class Split(FrozenModel):
             )
         if any(group.object >= len(self.objects) for group in self.row_groups):
             raise ValueError("a row group names an object that is not listed")
+        self._refuse_wrong_counts()
+        for described, groups in zip(self.objects, self._of_object, strict=True):
+            _refuse_wrong_places(described, groups)
         return self
+
+    @property
+    def _of_object(self) -> list[list[RowGroup]]:
+        found: list[list[RowGroup]] = [[] for _ in self.objects]
+        for group in self.row_groups:
+            found[group.object].append(group)
+        return found
+
+    def _refuse_wrong_counts(self) -> None:
+        sums = [0] * len(self.label_counts)
+        for number, group in enumerate(self.row_groups):
+            if len(group.label_counts) != len(sums) or sum(group.label_counts) != group.rows:
+                raise ValueError(f"the label counts of row group {number} are not those of its rows")
+            sums = [one + more for one, more in zip(sums, group.label_counts, strict=True)]
+        if tuple(sums) != self.label_counts:
+            raise ValueError("the label counts of the row groups do not add up to the split's")
+
+
+def _refuse_wrong_places(described: DataObject, groups: list[RowGroup]) -> None:
+    """Row groups lie one after the other between the first bytes and the footer."""
+    if [group.ordinal for group in groups] != list(range(len(groups))):
+        raise ValueError(f"the row groups of {described.key} are not numbered in their order")
+    ends = [(group.start, group.start + group.length) for group in groups]
+    if any(end > start for (_, end), (start, _) in pairwise(ends)):
+        raise ValueError(f"two row groups of {described.key} lie over each other")
+    if ends and ends[-1][1] > described.bytes - described.footer_bytes:
+        raise ValueError(f"a row group of {described.key} does not lie in its {described.bytes} bytes")
 
 
 class Index(Manifest):
     """Everything a reader needs to know about a prepared data set. Label ids are positions in
     `labels`.
+
+    `requires` names features without which it would be misread; there are none yet.
     """
 
-    schema_version: Literal["emotion-train/index/1"] = SCHEMA
-    labels: tuple[str, ...] = Field(min_length=2)
+    older: ClassVar[tuple[str, ...]] = (FIRST,)
+    digested: ClassVar[tuple[str, ...]] = (SCHEMA,)
+    max_bytes: ClassVar[int] = 128 << 20
+
+    schema_version: Literal["emotion-train/index/1", "emotion-train/index/2"] = SCHEMA
+    requires: tuple[str, ...] = ()
+    labels: tuple[str, ...] = Field(min_length=2, max_length=_MAX_LABELS)
     splits: dict[str, Split]
     source: dict[str, str | int | float | None] = Field(
         description="Where the posts came from and what cleaning did to them."
     )
-    seed: int
+    seed: int = Field(ge=0, lt=2**63)
     versions: dict[str, str]
+
+    @field_validator("labels")
+    @classmethod
+    def _names(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        name, times = Counter(labels).most_common(1)[0] if labels else ("", 1)
+        if times > 1:
+            raise ValueError(f"the label {name[:40]!r} stands there twice")
+        if any(not label.strip() or len(label) > _MAX_LABEL_CHARS for label in labels):
+            raise ValueError(f"a label is blank or has more than {_MAX_LABEL_CHARS} characters")
+        return labels
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Index:
+        for name, split in self.splits.items():
+            if name not in SPLITS:
+                raise ValueError(f"there is no split {name[:40]!r}")
+            if split.row_groups and len(split.label_counts) != len(self.labels):
+                raise ValueError(
+                    f"{name} counts {len(split.label_counts)} labels, and there are {len(self.labels)}"
+                )
+        keys = Counter(described.key for split in self.splits.values() for described in split.objects)
+        if any(times > 1 for times in keys.values()):
+            raise ValueError("an object is listed twice")
+        if self.schema_version != FIRST and any(map(has_control, self.labels)):
+            raise ValueError("a label has a control character")
+        return self
+
+    @classmethod
+    def refuse_unknown(cls, document: dict[str, Any]) -> str | None:
+        """The sentence on features that this version does not know."""
+        names = document.get("requires", [])
+        unknown = [name for name in names if name not in FEATURES] if isinstance(names, list) else []
+        if not unknown:
+            return None
+        versions = document.get("versions")
+        by = str(versions.get("emotion_train", "?"))[:40] if isinstance(versions, dict) else "?"
+        return (
+            f"requires {', '.join(repr(name)[:80] for name in unknown[:4])}, which this version"
+            f" ({version_of('emotion-train')}) does not know; it was prepared by {by}: type `pip install"
+            f" 'emotion-train>={by}'`."
+        )
+
+    def content(self) -> dict[str, Any]:
+        """What is written: of the first schema without `requires`, so that its sha256 stays that
+        which logs and adapters hold.
+        """
+        return self.model_dump(mode="json", exclude={"requires"} if self.schema_version == FIRST else set())
 
     def sha256(self) -> str:
         return hashlib.sha256(self.to_bytes()).hexdigest()
@@ -100,6 +204,11 @@ class Index(Manifest):
                 " prepare the data again."
             )
         return split
+
+
+def has_control(label: str) -> bool:
+    """Whether a label has a character that terminals and files take for a command."""
+    return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in label)
 
 
 def require_trainable(index: Index) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from emotion_train.data.existing import existing_index, restore
-from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, read_index
+from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, has_control, read_index
 from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.progress import ProgressLine
 from emotion_train.storage.document import version_of
@@ -70,6 +70,12 @@ class Options:
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; the smallest allowed is"
                     f" {smallest}."
                 )
+        most = {"max_chars": 2**31, "rows_per_group": 2**31, "rows_per_object": 2**40, "memory_mb": 2**24}
+        for name, largest in most.items():
+            if getattr(self, name) > largest:
+                raise WrongRequest(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; the largest allowed is {largest}."
+                )
         if self.seed >= 2**63:
             raise WrongRequest(f"--seed is {self.seed}; the largest allowed is {2**63 - 1}.")
         if self.labels is not None:
@@ -118,8 +124,14 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
         job = _Job(found, chosen, store if existing is None else None, labels, findings, folder)
         index = job.run()
         if existing is None:
+            raw = index.to_bytes()
+            if len(raw) > Index.max_bytes:
+                raise WrongRequest(
+                    f"The index would have {len(raw):,} bytes, and {Index.max_bytes:,} are the most that is"
+                    " read; type a larger --rows-per-group."
+                )
             with suppress(AlreadyExists):
-                store.create(INDEX_KEY, index.to_bytes())
+                store.create(INDEX_KEY, raw)
                 return PrepareResult(store.url, index, True, findings, chosen.on_conflict)
             existing = read_index(store)  # of another process, which was at work at the same time
         written = restore(store, existing, index, folder)
@@ -371,6 +383,11 @@ class _Job:
             raise WrongRequest(
                 f"{self._source.name} has {', '.join(names) or 'no'} as its only label; at least two are"
                 " needed to classify."
+            )
+        if strange := next((name for name in names if has_control(name)), None):
+            raise WrongRequest(
+                f"{self._source.name} has the label {strange[:80]!r}, which holds a control character such as"
+                " the end of a line; mend the label column, or type --label-column with another."
             )
         id_of_code = np.full(counts_SC.shape[1], -1, np.int32)
         for position, name in enumerate(names):

@@ -1,8 +1,10 @@
 """Row groups of a split, fetched ahead of use by one ranged GET each.
 
-Each process reads the whole split, since it needs the lengths of all posts of a step: 64 ranks on
-one node read it 64 times from the store's cache. Memory holds the row groups of the lanes in use,
-of one step, and those read ahead, whatever the size of the split.
+Each row group is compared with what the index says of it: how many posts it has, and how many of
+each label, from which the class weights came. Each process reads the whole split, since it needs
+the lengths of all posts of a step: 64 ranks on one node read it 64 times from the store's cache.
+Memory holds the row groups of the lanes in use, of one step, and those read ahead, whatever the
+size of the split.
 """
 
 from __future__ import annotations
@@ -11,17 +13,20 @@ import hashlib
 import io
 import logging
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from emotion_train.data.index import RowGroup, Split
+from emotion_train.bounded import Unreadable, parquet_errors
+from emotion_train.data.index import DataObject, RowGroup, Split
 from emotion_train.errors import ObjectChanged, StorageError, WrongRequest
 from emotion_train.storage.patience import Patience
 from emotion_train.storage.store import Store
 
 log = logging.getLogger(__name__)
+
+MAX_UNPACKED_BYTES = 8 << 30  # of one row group
 
 
 class Rows(NamedTuple):
@@ -76,7 +81,8 @@ class RowGroupReader:
     def rows(self, group: int) -> Rows:
         """The posts of a row group; waits for it when it was not asked for early enough.
 
-        Raises `WrongRequest` when the stored bytes are no longer those of the index.
+        Raises `WrongRequest` when the stored bytes are no longer those of the index, and when the
+        index counts other posts or labels than they hold.
         """
         return self._future(group).result()
 
@@ -102,19 +108,37 @@ class RowGroupReader:
         raw = self._fetch(
             described.key, described.etag, start, described.footer_bytes, described.footer_sha256
         )
-        # the parser wants a file from its first byte, and reads nothing between
-        return pq.read_metadata(io.BytesIO(b"PAR1" + raw))
+        try:
+            with parquet_errors():
+                # the parser wants a file from its first byte, and reads nothing between
+                return pq.read_metadata(io.BytesIO(b"PAR1" + raw))
+        except Unreadable as error:
+            raise self._not_as_described(described, f"its footer cannot be read ({error})") from None
 
     def _read(self, group: RowGroup, footer: Future[Any]) -> Rows:
         import pyarrow.parquet as pq
 
         described = self._split.objects[group.object]
         raw = self._fetch(described.key, described.etag, group.start, group.length, group.sha256)
-        file = pq.ParquetFile(
-            _OneRange(group.start, raw, described.bytes), metadata=footer.result(), pre_buffer=False
+        metadata = footer.result()
+        try:
+            _refuse_other_group(metadata, group)
+            with parquet_errors():
+                file = pq.ParquetFile(
+                    _OneRange(group.start, raw, described.bytes), metadata=metadata, pre_buffer=False
+                )
+                table = file.read_row_group(group.ordinal, columns=["id", "text", "label"], use_threads=False)
+                rows = Rows(*(table.column(name).to_pylist() for name in ("id", "text", "label")))
+            _refuse_other_counts(rows, group)
+        except Unreadable as error:
+            raise self._not_as_described(described, f"of row group {group.ordinal} {error}") from None
+        return rows
+
+    def _not_as_described(self, described: DataObject, why: str) -> WrongRequest:
+        return WrongRequest(
+            f"{self._store.url_of(described.key)} is not what index.json describes: {why}. The index or the"
+            " object was edited or damaged; prepare the data again into an empty prefix and start a new run."
         )
-        table = file.read_row_group(group.ordinal, columns=["id", "text", "label"], use_threads=False)
-        return Rows(*(table.column(name).to_pylist() for name in ("id", "text", "label")))
 
     def _fetch(self, key: str, etag: str | None, start: int, length: int, sha256: str) -> bytes:
         """A byte range that is known to be the one the index describes: by ETag, or else by its
@@ -163,6 +187,27 @@ def sample_texts(store: Store, split: Split, least: int, patience_s: float = 0.0
             if len(texts) >= least:
                 break
     return texts
+
+
+def _refuse_other_group(metadata: Any, group: RowGroup) -> None:
+    """Raises `Unreadable` before a row group of another size than the index says is unpacked."""
+    if group.ordinal >= metadata.num_row_groups:
+        raise Unreadable(f"there is none, the object has {metadata.num_row_groups}")
+    described = metadata.row_group(group.ordinal)
+    if described.num_rows != group.rows:
+        raise Unreadable(f"the index says {group.rows} posts, and there are {described.num_rows}")
+    if not 0 <= described.total_byte_size <= MAX_UNPACKED_BYTES:
+        raise Unreadable(f"the posts would take {described.total_byte_size:,} bytes of memory")
+
+
+def _refuse_other_counts(rows: Rows, group: RowGroup) -> None:
+    """Raises `Unreadable` unless each label has as many posts as the index says."""
+    counts = Counter(rows.labels)
+    for label, said in enumerate(group.label_counts):
+        if (found := counts.pop(label, 0)) != said:
+            raise Unreadable(f"the index says {said} posts of label {label}, and there are {found}")
+    if counts or len(rows.texts) != group.rows:
+        raise Unreadable(f"{sum(counts.values())} posts have a label that the index does not name")
 
 
 class _OneRange:

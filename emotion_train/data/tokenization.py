@@ -33,6 +33,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
+from emotion_train.bounded import object_file
 from emotion_train.data.lengths import Lengths
 from emotion_train.errors import WrongRequest
 
@@ -70,6 +71,7 @@ _TEKKEN_SPECIALS = (
 )
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 _CONTROL = 3  # GGUF's token type
+_MAX_TEKKEN_BYTES = 256 << 20
 _PROBES = (
     "a b  c\n\td",
     "It's DON'T won’t",
@@ -204,10 +206,11 @@ class CountingTokenizer:
 def _from_tokenizer_json(path: Path, config_path: Path | None, max_length: int) -> PostTokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
-        config: dict[str, Any] = json.loads(config_path.read_text(encoding="utf-8")) if config_path else {}
+        config: dict[str, Any] = object_file(config_path) if config_path else {}
     except Exception as error:  # the tokenizers library raises bare Exception
         raise WrongRequest(
-            f"{path} cannot be read as a tokenizer ({str(error).splitlines()[0]}); download it again."
+            f"{path}, or {config_path and config_path.name} beside it, cannot be read as a tokenizer"
+            f" ({' '.join(str(error).split())[:200]}); download it again."
         ) from None
     if _is_tekken(tokenizer):
         _use_pattern(tokenizer, TEKKEN_PATTERN)
@@ -272,7 +275,7 @@ def _byte_level(
 
 def _from_tekken(path: Path, max_length: int) -> PostTokenizer:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = object_file(path, _MAX_TEKKEN_BYTES)
         config = content["config"]
         special_count = config["default_num_special_tokens"]
         listed = content.get("special_tokens")
@@ -287,7 +290,7 @@ def _from_tekken(path: Path, max_length: int) -> PostTokenizer:
             for entry in content["vocab"][: config["default_vocab_size"] - special_count]
         ]
         pattern = config["pattern"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise WrongRequest(f"{path} is no tekken tokenizer ({error}); download it again.") from None
     letter = _byte_letters()
     spelled = [word.decode("latin-1").translate(letter) for word in words]

@@ -15,6 +15,8 @@ from emotion_train.sizing.shape import Shape
 if TYPE_CHECKING:
     from emotion_train.model.lora import LoadedAdapter
 
+_MOST = 2**31 - 1
+
 
 def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -85,8 +87,9 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 up")
+    # a longer word is never made a number: Python would refuse one of 5,000 digits in its own way
+    if not word.isdecimal() or len(word) > 10 or not 1 <= int(word) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{word[:40]!r} is not a whole number from 1 to {_MOST}")
     return int(word)
 
 

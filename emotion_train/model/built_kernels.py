@@ -25,9 +25,11 @@ from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
+from emotion_train.bounded import object_in, require_size
 from emotion_train.errors import ObjectNotFound, StorageError
 from emotion_train.storage.store import Store
 
+MAX_BYTES = 1 << 30  # of an archive, and of what it unpacks to: kernels of a run are some 10 MB
 _LOOK_EVERY_S = 20.0
 # an entry of Triton's cache, and a file in it
 _MEMBER = re.compile(r"([A-Z2-7]{16,})/([A-Za-z0-9_][A-Za-z0-9_.-]*)")
@@ -73,7 +75,7 @@ class BuiltKernels:
     def fetch(self) -> None:
         """Put the archive's entries beside those that are in the folder."""
         try:
-            data = self._store.read(self._key)
+            data = self._store.read(self._key, length=MAX_BYTES + 1)
             self._kept = unpack(data, self._folder)
         except ObjectNotFound:
             pass
@@ -134,10 +136,13 @@ def unpack(data: bytes, folder: Path) -> set[str]:
     archive.
 
     Triton lists the files of an entry by their full paths, so those are written anew. Raises
-    `ValueError` for what is no such archive.
+    `ValueError` for what is no such archive, and before anything is unpacked for one of too many
+    bytes.
     """
     try:
+        require_size(len(data), MAX_BYTES)
         with zipfile.ZipFile(io.BytesIO(data)) as file:
+            require_size(sum(member.file_size for member in file.infolist()), MAX_BYTES)
             files = {name: file.read(name) for name in file.namelist()}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"it is damaged ({error})") from error
@@ -167,7 +172,7 @@ def unpack(data: bytes, folder: Path) -> set[str]:
 def _listed_in(entry: Path, group: bytes) -> bytes:
     """A group file that names its files where they are now."""
     try:
-        names = json.loads(group)["child_paths"]
+        names = object_in(group)["child_paths"]
         return json.dumps({"child_paths": {name: str(entry / name) for name in names}}).encode()
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{entry.name} in it has no list of its files") from error

@@ -4,14 +4,14 @@ refused before anything is loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emotion_train.config import LoraSection, Precision
+from emotion_train.bounded import Unreadable, object_file, require_tensors_file
+from emotion_train.config import LARGEST_MAX_LENGTH, LoraSection, Precision
 from emotion_train.errors import WrongRequest
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 FACTS = "emotion_train.json"
 LABELS = "labels.json"
+_MAX_BYTES = 16 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
@@ -36,10 +37,10 @@ class AdapterFacts(BaseModel):
     base_shape_sha256: str
     base_weights_sha256: str
     precision: Precision
-    max_length: int
+    max_length: int = Field(ge=1, le=LARGEST_MAX_LENGTH)
     tokenizer_sha256: str
     lora: LoraSection
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = Field(min_length=2)
     run_id: str | None = None
     index_sha256: str | None = None  # of the data set that was trained on
 
@@ -93,12 +94,12 @@ def read_facts(folder: Path) -> AdapterFacts:
                 " final/."
             )
     try:
-        content = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        return AdapterFacts.model_validate(
-            content | json.loads((folder / LABELS).read_text(encoding="utf-8"))
-        )
-    except (ValueError, TypeError, ValidationError) as error:
+        content = object_file(folder / FACTS, _MAX_BYTES) | object_file(folder / LABELS, _MAX_BYTES)
+        facts = AdapterFacts.model_validate(content)
+        require_tensors_file(folder / WEIGHTS)
+    except (Unreadable, OSError, ValidationError) as error:
         raise WrongRequest(
-            f"{folder / FACTS} or {LABELS} beside it cannot be read ({str(error).splitlines()[0]}); pull the"
-            " adapter again."
+            f"{folder / FACTS}, or {LABELS} or {WEIGHTS} beside it, cannot be read"
+            f" ({' '.join(str(error).split())[:200]}); pull the adapter again."
         ) from None
+    return facts

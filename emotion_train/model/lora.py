@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from emotion_train.bounded import Unreadable, tensors_of_file
 from emotion_train.config import LoraSection
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
@@ -101,11 +102,19 @@ def adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
     """Adapter and head under the names that they have in a PEFT file."""
     found: dict[str, nn.Parameter] = {}
     for name, parameter in adapted.named_parameters():
-        if f".lora_A.{ADAPTER}." in name or f".lora_B.{ADAPTER}." in name:
-            found[name.replace(f".{ADAPTER}.", ".")] = parameter
-        elif f".modules_to_save.{ADAPTER}." in name:
-            found[name.replace(f".modules_to_save.{ADAPTER}.", ".")] = parameter
+        if any(f".{part}.{ADAPTER}." in name for part in ("lora_A", "lora_B", "modules_to_save")):
+            found[peft_name(name)] = parameter
     return found
+
+
+def peft_name(name: str) -> str:
+    """The name in a PEFT file of a parameter of adapter or head, which the model calls `name`.
+
+    >>> peft_name("network.base_model.model.score.modules_to_save.default.weight")
+    'base_model.model.score.weight'
+    """
+    name = name.removeprefix("network.")
+    return name.replace(f".modules_to_save.{ADAPTER}.", ".").replace(f".{ADAPTER}.", ".")
 
 
 def adapter_state(model: EmotionClassifier) -> dict[str, torch.Tensor]:
@@ -260,13 +269,7 @@ def _other_base(folder: Path, recorded: str, given: str, why: str) -> WrongReque
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        state: dict[str, torch.Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WrongRequest(
-            f"{path} is damaged ({str(error).splitlines()[0]}); pull the adapter again."
-        ) from None
-    return state
+        return tensors_of_file(path)
+    except (Unreadable, OSError) as error:
+        raise WrongRequest(f"{path} is damaged ({error}); pull the adapter again.") from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import http.client
 import itertools
-import json
 import os
 import signal
 import socket
@@ -25,6 +24,8 @@ from email.utils import parsedate_to_datetime
 from types import FrameType, TracebackType
 from typing import Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
+
+from emotion_train.bounded import json_in
 
 CloudKind = Literal["rebalance", "terminate"]
 Kind = Literal["rebalance", "terminate", "sigterm", "sigint"]
@@ -303,8 +304,8 @@ class Azure:
 
 
 def _json(answer: Answer) -> object:
-    """Raises `ValueError`, or `RecursionError`, when it is none."""
-    found: object = json.loads(answer.text)
+    """Raises `ValueError` when it is none."""
+    found: object = json_in(answer.text)
     return found
 
 

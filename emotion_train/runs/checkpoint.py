@@ -8,23 +8,27 @@ that is 0.22 GiB. Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, field_validator
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from pydantic import BaseModel, ValidationError, field_validator
+from safetensors.torch import save
 
+from emotion_train.bounded import Unreadable, object_in, tensors_in
 from emotion_train.config import Config
 from emotion_train.data.index import Index
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.model.load import BaseInfo
+from emotion_train.model.lora import peft_name
+from emotion_train.report.schema import Evaluation
 from emotion_train.runs.log import Entry, Part, Writer, read_part
 from emotion_train.storage.store import Store
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 T = TypeVar("T")
 
 # a run may continue on other machines, with other packing or precision, but not with another
@@ -167,14 +171,39 @@ class Saved:
         return _document(self.files[STATE])
 
     def state(self) -> State:
-        """Raises `StorageError` when the parts are not what this program writes."""
+        """Raises `StorageError` when the parts are not what this program writes: float32 tensors
+        without NaN and infinity, both moments of each parameter, the entry's step.
+        """
         try:
             progress = Progress(**self.document["progress"])
-            return State(progress, load(self.files[ADAPTER]), load(self.files[OPTIMIZER]))
-        except (SafetensorError, KeyError, TypeError) as error:
+            if progress.step != self.entry.step:
+                raise Unreadable(f"{STATE} says step {progress.step}")
+            adapter, optimizer = tensors_in(self.files[ADAPTER]), tensors_in(self.files[OPTIMIZER])
+            if optimizer or progress.step:  # before the first update there are none
+                _refuse_other_moments(adapter, optimizer)
+            return State(progress, adapter, optimizer)
+        except (Unreadable, KeyError, TypeError) as error:
             raise StorageError(
                 f"The checkpoint of step {self.entry.step} cannot be read ({error})."
             ) from None
+
+
+def _refuse_other_moments(adapter: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]) -> None:
+    """Raises `Unreadable` unless there are both moments of each parameter, in its shape."""
+    found = {}
+    for name, tensor in optimizer.items():
+        key, _, own = name.partition(".")
+        found[f"{key}.{peft_name(own)}"] = tensor
+    wanted = {f"{key}.{name}": tensor.shape for name, tensor in adapter.items() for key in MOMENTS}
+    if lacking := sorted(wanted.keys() - found.keys()):
+        raise Unreadable(f"{OPTIMIZER} lacks {lacking[0]}")
+    if len(optimizer) != len(wanted):
+        raise Unreadable(f"{OPTIMIZER} has moments that belong to no parameter")
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name]:
+            raise Unreadable(f"{name} has the shape {list(tensor.shape)}, not {list(wanted[name])}")
+        if name.startswith(f"{MOMENTS[1]}.") and bool((tensor < 0).any()):
+            raise Unreadable(f"{name} holds a negative number")
 
 
 def read_saved(store: Store, run_id: str, entry: Entry) -> Saved:
@@ -210,7 +239,16 @@ def best_adapter(
         entry for entry in entries if entry.kind == "checkpoint" and entry.metrics.get("macro_f1") is not None
     ]
     scored.sort(key=lambda entry: (-float(entry.metrics["macro_f1"] or 0), entry.seq))
-    return _first_good(scored, lambda entry: (entry, read_part(store, run_id, _part(entry, ADAPTER))), tell)
+
+    def read(entry: Entry) -> tuple[Entry, bytes]:
+        data = read_part(store, run_id, _part(entry, ADAPTER))
+        try:
+            tensors_in(data)
+        except Unreadable as error:
+            raise StorageError(f"The adapter of step {entry.step} cannot be read ({error}).") from None
+        return entry, data
+
+    return _first_good(scored, read, tell)
 
 
 def _first_good(
@@ -250,16 +288,20 @@ class _Document(BaseModel):
     @field_validator("progress")
     @classmethod
     def _counts(cls, progress: Progress) -> Progress:
-        if progress.step < 0:
-            raise ValueError(f"step {progress.step}")
+        for name, value in asdict(progress).items():
+            if not isinstance(value, list) and not (math.isfinite(value) and 0 <= value < 2**63):
+                raise ValueError(f"{name} is {value}")
+        for one in progress.history:
+            Evaluation.model_validate(one)
         return progress
 
 
 def _document(data: bytes) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(data)
+        # an evaluation may have a loss that is no number
+        document = object_in(data, finite=False)
         _Document.model_validate(document)
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, not these fields
+    except (Unreadable, ValidationError) as error:
         raise StorageError(
             f"A checkpoint's {STATE} is not what this program writes ({' '.join(str(error).split())[:200]})."
         ) from None

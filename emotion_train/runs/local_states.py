@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from emotion_train.bounded import Unreadable, object_in
 from emotion_train.errors import ObjectNotFound, StorageError
 from emotion_train.runs.checkpoint import Snapshot
 from emotion_train.runs.log import MAX_ENTRY_BYTES, Entry, upload_part
@@ -85,8 +86,9 @@ class LocalStates:
         for info in self.store.list(f"{self.run_id}/"):
             if info.key.count("/") == 1 and info.key.endswith(".json"):
                 try:
-                    found.append(Entry.model_validate_json(self.store.read(info.key, length=MAX_ENTRY_BYTES)))
-                except (ValidationError, ObjectNotFound):
+                    raw = self.store.read(info.key, length=MAX_ENTRY_BYTES + 1)
+                    found.append(Entry.model_validate(object_in(raw, MAX_ENTRY_BYTES, finite=False)))
+                except (Unreadable, ValidationError, ObjectNotFound):
                     continue
         return sorted(found, key=lambda entry: (entry.step, "macro_f1" in entry.metrics))
 

@@ -31,8 +31,9 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from emotion_train.bounded import Unreadable, object_in
 from emotion_train.errors import (
     AlreadyExists,
     EmotionTrainError,
@@ -49,6 +50,7 @@ MAX_ENTRY_BYTES = 1 << 20
 LIVE_S = 600.0
 # of one entry; the state of a 24B base with r=256 on all linear layers is some 20 GiB
 MAX_PARTS_BYTES = 64 << 30
+_MAX_ENTRIES = 10**8  # their names have eight digits
 _PRINTED_NAMES = 12
 _ENTRIES_PER_READER = 32
 
@@ -88,19 +90,27 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
     schema_version: Literal["emotion-train/log/1"] = Field(SCHEMA, alias="schema")
-    seq: int = Field(ge=0)
+    seq: int = Field(ge=0, lt=_MAX_ENTRIES)
     kind: Kind
-    incarnation: int = Field(ge=0, description="seq of the writer's claim.")
+    incarnation: int = Field(ge=0, lt=_MAX_ENTRIES, description="seq of the writer's claim.")
     nonce: str = Field(
         description="Random and the writer's own, so that two writers never create the same bytes."
     )
     time_utc: str
-    epoch: int = Field(ge=0, description="Epoch of the next step.")
-    step: int = Field(ge=0, description="Completed optimizer steps of the whole run.")
+    epoch: int = Field(ge=0, lt=2**63, description="Epoch of the next step.")
+    step: int = Field(ge=0, lt=2**63, description="Completed optimizer steps of the whole run.")
     parts: tuple[Part, ...] = ()
     index_sha256: str
     config_sha256: str
     metrics: Metrics = {}
+
+    @field_validator("metrics")
+    @classmethod
+    def _score_is_a_number(cls, metrics: Metrics) -> Metrics:
+        score = metrics.get("macro_f1")
+        if score is not None and not (isinstance(score, int | float) and 0 <= score <= 1):
+            raise ValueError(f"macro_f1 is {str(score)[:40]!r} and no number from 0 to 1")
+        return metrics
 
     def to_bytes(self) -> bytes:
         return (json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True) + "\n").encode()
@@ -153,16 +163,16 @@ def _parse(raw: bytes, url: str) -> Entry:
             " such a one."
         )
     try:
-        document = json.loads(raw)
-        found = document.get("schema") if isinstance(document, dict) else None
+        # an earlier version may have written a figure that is no number
+        document = object_in(raw, MAX_ENTRY_BYTES, finite=False)
+        found = document.get("schema")
         if found != SCHEMA:
             raise WrongRequest(
-                f"The log entry {url} has schema {found!r}; this version reads {SCHEMA!r}. Use the version"
-                " that wrote the run."
+                f"The log entry {url} has schema {str(found)[:80]!r}; this version reads {SCHEMA!r}. Use the"
+                " version that wrote the run."
             )
         entry = Entry.model_validate(document)
-    # no UTF-8, no JSON, a number of 5,000 digits, or not these fields
-    except (ValueError, RecursionError) as error:
+    except (Unreadable, ValidationError) as error:
         raise WrongRequest(
             f"The log entry {url} is damaged ({' '.join(str(error).split())[:200]})."
         ) from None

@@ -7,12 +7,12 @@ pulled with it tells, or the person who asks. Nothing is published for this that
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emotion_train.bounded import object_in
 from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.data.text_filter import TextFilter, filter_of_split
 from emotion_train.errors import EmotionTrainError, ObjectNotFound, WrongRequest
@@ -166,10 +166,10 @@ def _identity(report: bytes | None, facts: AdapterFacts) -> dict[str, Any] | Non
     Reports of other versions are read too.
     """
     try:
-        identity: dict[str, Any] = json.loads(report or b"")["identity"]
+        identity: dict[str, Any] = object_in(report or b"", _MAX_REPORT_BYTES)["identity"]
         told = (identity["config"]["run"]["output_url"], identity["data_url"], identity["index_sha256"])
         return identity if all(isinstance(one, str) for one in told) and _same(identity, facts) else None
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

@@ -6,7 +6,6 @@ here, before files meet.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
+from emotion_train.bounded import Unreadable, object_in, parquet_errors, parquet_file
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.json_lines import spelled
 from emotion_train.sources.posts import BATCH_ROWS, Batch, Columns, PostFile, utf8
@@ -25,9 +25,7 @@ def read_parquet(number: int, file: PostFile, columns: Columns) -> Iterator[Batc
     """All rows of a Parquet file; raises `WrongRequest` for one that is damaged or lacks a
     column.
     """
-    import pyarrow.parquet as pq
-
-    with _whole(file, "Parquet"), pq.ParquetFile(file.path) as parquet:
+    with _whole(file, "Parquet"), parquet_file(file.path) as parquet:
         found = columns.among(parquet.schema_arrow.names, str(file.path))
         tables = parquet.iter_batches(BATCH_ROWS, columns=list(found.named), use_threads=False)
         yield from read_tables(number, tables, found, file.label_names, str(file.path))
@@ -68,11 +66,11 @@ def read_tables(
 def label_names(schema: Any, columns: Columns) -> tuple[str, ...] | None:
     """Class names that `datasets` keeps in the metadata of a file's schema."""
     try:
-        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        described = object_in((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = described.get("info", {}).get("features", {})
         label = columns.among(schema.names, "").label
         return names_of_feature(features.get(label))
-    except (ValueError, AttributeError, RecursionError, WrongRequest):
+    except (ValueError, AttributeError, TypeError, WrongRequest):
         return None  # a file that lacks the column is reported where it is read
 
 
@@ -88,22 +86,22 @@ def names_of_feature(feature: Any) -> tuple[str, ...] | None:
 
 def schema_of(file: PostFile) -> Any:
     """The Arrow schema of a Parquet or Arrow file; None where it cannot be read."""
-    import pyarrow.parquet as pq
-
     try:
         if file.format == "parquet":
-            return pq.read_schema(file.path)
-        with _arrow_batches(file) as (schema, _):
+            with parquet_file(file.path) as parquet:
+                return parquet.schema_arrow
+        with parquet_errors(), _arrow_batches(file) as (schema, _):
             return schema
-    except (pa.ArrowInvalid, OSError):
+    except (Unreadable, OSError):
         return None  # reported where it is read
 
 
 @contextmanager
 def _whole(file: PostFile, kind: str) -> Iterator[None]:
     try:
-        yield
-    except pa.ArrowInvalid as error:
+        with parquet_errors():
+            yield
+    except Unreadable as error:
         raise WrongRequest(
             f"{file.path} is not a whole {kind} file ({str(error)[:80]}); copy it again, or give another"
             " SOURCE."

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from emotion_train.bounded import DoubledKey, Unreadable, line_in
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.posts import SEVERAL, UTF8, Batch, Columns, PostFile, by_bytes, utf8
 from emotion_train.sources.unpacked import head_of, lines_of, newline_of
-
-
-class _DoubledKey(ValueError):
-    pass
 
 
 def read_json_lines(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:
@@ -77,21 +73,14 @@ def _parsed(line: str, encoding: str) -> tuple[dict[str, Any], str | None]:
         return {}, "blank"
     try:
         words = line.encode("latin-1").decode() if encoding == UTF8 else line
-        post = json.loads(words, object_pairs_hook=_once)
+        post = line_in(words)
     except UnicodeDecodeError:
         return {}, "undecodable"
-    except _DoubledKey:
+    except DoubledKey:
         return {}, "doubled_key"
-    except (ValueError, RecursionError):
+    except Unreadable:
         return {}, "broken_json"
     return (post, None) if isinstance(post, dict) else ({}, "broken_json")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _DoubledKey
-    return found
 
 
 def _refuse_one_document(head: str, file: PostFile) -> None:

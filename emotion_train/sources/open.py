@@ -7,7 +7,6 @@ first (TMPDIR).
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from emotion_train.bounded import object_file
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.arrow_columns import (
     label_names,
@@ -324,8 +324,8 @@ def _is_cache(path: Path) -> bool:
     if path.suffix.lower() != ".arrow" or not state.is_file():
         return False
     try:
-        listed = [item.get("filename") for item in json.loads(state.read_text()).get("_data_files", [])]
-    except (OSError, ValueError, AttributeError, RecursionError):
+        listed = [item.get("filename") for item in object_file(state).get("_data_files", [])]
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
     return path.name not in listed
 

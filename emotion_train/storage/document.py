@@ -1,15 +1,20 @@
 """What a data set's index.json and a staged base's base.json share: frozen canonical JSON, refused
 when damaged or of another schema.
+
+A document may carry a digest over the rest of its content. It stops accidents, an edit by hand or a
+copy gone wrong, and no enemy who can write: such a one computes it anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib.metadata import PackageNotFoundError, version
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from emotion_train.bounded import Unreadable, object_in
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.store import Store
 
@@ -18,17 +23,51 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+DIGEST = "digest"
+
+
 class Manifest(FrozenModel):
-    """The whole document; its field `schema_version` has the one schema that is read as default."""
+    """The whole document; its field `schema_version` has the schema that is written as default.
+
+    `older` are schemas that are read too, and `digested` those with a digest, which is no field: it
+    is made by `to_bytes` and compared by `read_manifest`.
+    """
+
+    older: ClassVar[tuple[str, ...]] = ()
+    digested: ClassVar[tuple[str, ...]] = ()
+    max_bytes: ClassVar[int] = 64 << 20
+
+    @classmethod
+    def newest(cls) -> str:
+        return str(cls.model_fields["schema_version"].default)
+
+    @classmethod
+    def refuse_unknown(cls, document: dict[str, Any]) -> str | None:
+        """Why this version cannot read a whole document of a schema that it knows; None where it
+        can.
+        """
+        return None
+
+    def content(self) -> dict[str, Any]:
+        """What is written, but for the digest."""
+        return self.model_dump(mode="json")
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the same content always gives the same bytes."""
-        return (
-            json.dumps(
-                self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-            )
-            + "\n"
-        ).encode()
+        content = self.content()
+        if content["schema_version"] in self.digested:
+            content[DIGEST] = digest_of(content)
+        return _canonical(content)
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """sha256 over the canonical JSON of a document's content without its digest."""
+    rest = {name: value for name, value in content.items() if name != DIGEST}
+    return hashlib.sha256(_canonical(rest)).hexdigest()
 
 
 M = TypeVar("M", bound=Manifest)
@@ -39,17 +78,21 @@ def read_manifest(kind: type[M], store: Store, key: str, *, other_schema: str, d
     """Read and check a document. Raises `ObjectNotFound` when there is none, else `WrongRequest`
     that ends in the sentence for the case.
     """
-    raw = store.read(key)
-    schema = kind.model_fields["schema_version"].default
+    raw = store.read(key, length=kind.max_bytes + 1)
     try:
-        document = json.loads(raw)
-        found = document.get("schema_version") if isinstance(document, dict) else None
-        if found != schema:
+        document = object_in(raw, kind.max_bytes, once=True)
+        found = document.get("schema_version")
+        if found not in (kind.newest(), *kind.older):
             raise WrongRequest(
-                f"{store.url}/{key} has schema {found!r}; this version reads {schema!r}. {other_schema}"
+                f"{store.url}/{key} has schema {str(found)[:80]!r}; this version reads {kind.newest()!r}."
+                f" {other_schema}"
             )
+        if found in kind.digested and document.pop(DIGEST, None) != digest_of(document):
+            raise Unreadable("its digest is not that of its content")
+        if (reason := kind.refuse_unknown(document)) is not None:
+            raise WrongRequest(f"{store.url}/{key} {reason}")
         return kind.model_validate(document)
-    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+    except (Unreadable, ValidationError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WrongRequest(f"{store.url}/{key} is damaged or was edited ({reason}). {damaged}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 from urllib.request import url2pathname
 
@@ -18,8 +19,13 @@ def open_store(url: str) -> Store:
 
     Raises `WrongRequest` for any other URL.
     """
-    if "\0" in url or not url.strip():
+    if not url.strip():
         raise WrongRequest("The URL of a store is empty; type s3://bucket/prefix or the path of a folder.")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in url):
+        raise WrongRequest(
+            f"The URL {url!a} holds a control character or is not UTF-8; type s3://bucket/prefix or the"
+            " path of a folder."
+        )
     if mistyped := re.match(r"(s3|gs|https?|file)(//|;/+)", url.strip()):
         raise WrongRequest(
             f"The URL {url} has no colon after {mistyped[1]}; did you mean"

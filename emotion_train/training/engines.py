@@ -29,6 +29,7 @@ from emotion_train.config import TrainSection
 from emotion_train.errors import WrongRequest
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.lora import adapter_parameters, copy_state, refuse_misfits
+from emotion_train.runs.checkpoint import MOMENTS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -494,9 +495,6 @@ def deepspeed_config(stage: int, settings: TrainSection, trained: int) -> dict[s
     }
 
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str]
 ) -> dict[str, torch.Tensor]:
@@ -506,7 +504,7 @@ def optimizer_tensors(
     return {
         f"{key}.{name}": optimizer.state[parameter][key].detach()
         for parameter, name in names.items()
-        for key in _MOMENTS
+        for key in MOMENTS
         if key in optimizer.state[parameter]
     }
 
@@ -525,6 +523,6 @@ def load_optimizer_state(
                 "step": torch.tensor(float(step), device=parameter.device if group.get("fused") else "cpu"),
                 **{
                     key: moments[f"{key}.{name}"].to(parameter.device, torch.float32).clone()
-                    for key in _MOMENTS
+                    for key in MOMENTS
                 },
             }

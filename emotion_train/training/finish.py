@@ -94,8 +94,7 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Ent
     """Put the best adapter that verifies into the model of every rank; returns it with its
     entry.
     """
-    from safetensors.torch import load
-
+    from emotion_train.bounded import tensors_in
     from emotion_train.runs import checkpoint
 
     def find() -> tuple[Entry, bytes]:
@@ -106,7 +105,7 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Ent
 
     best = _until_the_store_takes_it(job, find, lambda: "Its checkpoints are all in that store.")
     entry = cast(Entry, job.ranks.from_main(best[0] if best is not None else None))
-    state = load(job.ranks.bytes_from_main(best[1] if best is not None else b""))
+    state = tensors_in(job.ranks.bytes_from_main(best[1] if best is not None else b""))
     trainer.engine.load_adapter(state)
     return entry, state
 

@@ -24,7 +24,7 @@ import torch
 from emotion_train.data.loader import Loader, StepBatch
 from emotion_train.data.order import counter_hash
 from emotion_train.data.packing import Pack
-from emotion_train.errors import EmotionTrainError, Fenced
+from emotion_train.errors import EmotionTrainError, Fenced, WrongRequest
 from emotion_train.evaluation.metrics import ClassCounts, confusion
 from emotion_train.evaluation.predictions import Predictions
 from emotion_train.evaluation.scoring import forward_pack, score
@@ -364,6 +364,14 @@ class Trainer:
         )
 
     def restore(self, state: State) -> None:
+        """Put a state in place of the present one. Raises `WrongRequest` for a step that this run
+        does not have.
+        """
+        if state.progress.step > self.steps:
+            raise WrongRequest(
+                f"The checkpoint is of step {state.progress.step} and this run has {self.steps}: the log or"
+                " its parts were edited. Start a new run with another run.id."
+            )
         self.ledger.progress = state.progress
         self._saved_step = state.progress.step
         self.engine.load_adapter(state.adapter)

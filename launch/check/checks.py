@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emotion_train.bounded import Unreadable, yaml_file
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index
 from emotion_train.errors import EmotionTrainError, WrongRequest
@@ -82,13 +83,11 @@ def check_all(
 
 def _what_is_right(path: str | None, overrides: Sequence[str]) -> Config | None:
     """The config without the sections that are wrong; None where data or output is not named."""
-    import yaml
-
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            document = yaml_file(Path(path))
+        except (OSError, Unreadable):
             document = None
         values = document if isinstance(document, dict) else {}
     words = [

@@ -118,7 +118,9 @@ def check_lengths(
 
 
 def check_overlap(store: Store, index: Index) -> str:
-    """No text of the training split, normalised as `prepare` does, stands in another one too."""
+    """No text of the training split, normalised as `prepare` does, stands in another one too. The
+    posts that are looked at have the labels that the index counts, else their reader raises.
+    """
     trained, looked_at = _text_hashes(store, index.split("train"), _TRAIN_LOOKED_AT)
     for name, split in index.splits.items():
         if name == "train" or split.rows == 0:
@@ -133,7 +135,7 @@ def check_overlap(store: Store, index: Index) -> str:
     total = index.split("train").rows
     return (
         f"no text in two splits ({'all' if looked_at == total else f'{looked_at:,} of'} {total:,} training"
-        " posts)"
+        " posts), and their labels are those that the index counts"
     )
 
 

@@ -8,8 +8,6 @@ for them.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
 import shutil
@@ -19,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emotion_train.bounded import csv_rows, object_file, object_in
 from emotion_train.errors import WrongRequest
 from launch.gpus import COUNTS, GPU_KINDS
 
 _SKY_TIMEOUT_S = 120
 _NAMES = {kind.name for kind in GPU_KINDS}
 # what a file raises that is no catalog, or half of one
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, csv.Error)
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError)
 # Google's catalog prices a GPU without the machine around it:
 # https://cloud.google.com/compute/docs/gpus
 _GOOGLE_MACHINES = {
@@ -151,15 +150,15 @@ def _rows_of_command(environment: Mapping[str, str]) -> list[_Row]:
             timeout=_SKY_TIMEOUT_S,
             check=False,
         )
-        return _rows_of_json(json.loads(answer.stdout)) if answer.returncode == 0 else []
-    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError, AttributeError):
+        return _rows_of_json(object_in(answer.stdout, finite=False)) if answer.returncode == 0 else []
+    except (OSError, subprocess.TimeoutExpired, *_DAMAGED):
         return []
 
 
 def _rows_of_file(path: Path) -> list[_Row]:
     try:
         if path.suffix.lower() == ".json":
-            rows = _rows_of_json(json.loads(path.read_text(encoding="utf-8")))
+            rows = _rows_of_json(object_file(path, finite=False))
         else:
             rows = _rows_of_csv(path, path.parent.name if path.name == "vms.csv" else path.stem)
     except OSError as error:
@@ -179,9 +178,7 @@ def _rows_of_file(path: Path) -> list[_Row]:
 
 def _rows_of_csv(path: Path, cloud: str) -> list[_Row]:
     """The GPU machines of one file; a column `Cloud` wins over the file's name."""
-    # spreadsheets put a byte-order mark before the first name
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = list(csv.DictReader(file))
+    lines = csv_rows(path)
     machines = {
         (line["InstanceType"], line["Region"], line.get("AvailabilityZone")): line
         for line in lines

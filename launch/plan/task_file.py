@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from emotion_train.bounded import Unreadable, yaml_in
 from emotion_train.errors import WrongRequest
 from launch.plan.choices import Choice
 
@@ -40,7 +39,7 @@ def write_task_file(
     template, or a file that is not understood.
     """
     if config is None:
-        config = str((yaml.safe_load(_read(template)).get("envs") or {}).get("CONFIG"))
+        config = _config_of(template)
     written = rewritten(_read(target if target.is_file() else template), choices, overrides, config)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +47,15 @@ def write_task_file(
     except OSError as error:
         raise WrongRequest(
             f"{target} cannot be written ({error.strerror}); give --write another file."
+        ) from None
+
+
+def _config_of(template: Path) -> str:
+    try:
+        return str((yaml_in(_read(template)).get("envs") or {}).get("CONFIG"))
+    except (Unreadable, AttributeError) as error:
+        raise WrongRequest(
+            f"The task file {template} cannot be read ({error}); start from sky/train.yaml."
         ) from None
 
 
@@ -172,17 +180,17 @@ def _check(before: str, after: str, choices: Sequence[Choice], values: dict[str,
     """
 
     def rest(text: str) -> dict[str, Any]:
-        document = yaml.safe_load(text)
+        document = yaml_in(text)
         resources = {key: value for key, value in document["resources"].items() if key not in _CHOOSING}
         envs = {key: value for key, value in (document.get("envs") or {}).items() if key not in values}
         return {**document, "resources": resources, "envs": envs}
 
     try:
         same = rest(before) == rest(after)
-        written = yaml.safe_load(after)
+        written = yaml_in(after)
         same = same and {key: written["envs"][key] for key in values} == values
         named = [(one["accelerators"], one["use_spot"]) for one in written["resources"]["ordered"]]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (Unreadable, KeyError, TypeError, AttributeError):
         same, named = False, []
     if not same or named != [(choice.name, use_spot) for choice, use_spot in candidates(choices)]:
         raise WrongRequest(

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from emotion_train.bounded import Unreadable, yaml_file
 from emotion_train.config import Config
 from emotion_train.errors import WrongRequest
 from emotion_train.sizing.fit import Fit, Layout, Misfit, Request, fit, layouts
@@ -96,8 +95,8 @@ def requested_file(requested: str) -> Path:
             f"There is no accelerate config {requested!r}; give a YAML file or one of {names}."
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml_file(path)
+    except (OSError, Unreadable) as error:
         reason = " ".join(str(error).split())
         raise WrongRequest(
             f"The accelerate config {path} cannot be read ({reason}); give another file or one of {names}."

@@ -28,6 +28,7 @@ from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import sample_texts
 from emotion_train.data.spill import partitions_for
 from emotion_train.storage.open import open_store
+from tests.helpers.edited_index import sealed
 
 SOME = st.lists(st.one_of(st.integers(1, 40), st.integers(1, 10**6)), min_size=1, max_size=300)
 
@@ -222,7 +223,7 @@ def test_a_data_set_of_an_earlier_version_is_the_same_without_lengths(
     index = json.loads((out / "index.json").read_bytes())
     for key in RECORDED:
         del index["source"][key]
-    (out / "index.json").write_text(json.dumps(index))
+    (out / "index.json").write_bytes(sealed(index))
     assert main(["prepare", str(source), str(out)]) == 0
     answer = capsys.readouterr().out
     assert "already there, the same" in answer

@@ -27,6 +27,7 @@ from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from launch.check.dataset import check_objects
+from tests.helpers.edited_index import index_of, sealed
 
 SMALL: dict[str, Any] = {"rows_per_group": 16, "rows_per_object": 32}
 
@@ -112,7 +113,7 @@ def test_of_one_source_twice_at_once_both_succeed(
         if index_bytes == "others":  # as another version of a library writes them
             document = json.loads(store.read("index.json"))
             document["versions"]["pyarrow"] = "0.0.1"
-            store.write("index.json", json.dumps(document).encode())
+            store.write("index.json", sealed(document))
 
     with_another_in_between(monkeypatch, win)
     second = prepare(source, store.url, **SMALL)
@@ -271,7 +272,7 @@ def made_earlier(store: Store, result: PrepareResult, **source: Any) -> Index:
             key, raw = f"{name}/part-{number:05}.parquet", store.read(described["key"])
             store.delete(described["key"])
             described |= {"key": key, "etag": store.write(key, raw).etag}
-    store.write("index.json", Index.model_validate(document).to_bytes())
+    store.write("index.json", index_of(document).to_bytes())
     return read_index(store)
 
 

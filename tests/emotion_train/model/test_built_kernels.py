@@ -180,7 +180,7 @@ def test_a_store_that_fails_costs_a_sentence_and_not_the_run(
 ) -> None:
     store, said = open_store(str(tmp_path / "store")), list[str]()
 
-    def failing(*given: object) -> bytes:
+    def failing(*given: object, **named: object) -> bytes:
         raise StorageError("the bucket is away")
 
     monkeypatch.setattr(store, "read", failing)
@@ -212,3 +212,33 @@ def test_an_archive_of_an_entry_that_is_there_leaves_it_alone(tmp_path: Path) ->
     (tmp_path / "one" / FIRST / "_drop.cubin").write_bytes(b"in use")
     assert unpack(data, tmp_path / "one") == {FIRST}
     assert (tmp_path / "one" / FIRST / "_drop.cubin").read_bytes() == b"in use"
+
+
+def test_an_archive_of_too_many_bytes_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that is itself too large, nor a small one that unpacks to more."""
+    monkeypatch.setattr(built_kernels, "MAX_BYTES", 1 << 20)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(f"{FIRST}/_drop.cubin", bytes(2 << 20))
+    assert len(packed.getvalue()) < 1 << 14
+    read: list[str] = []
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda file, name: read.append(name) or b"")
+    for archive in (packed.getvalue(), packed.getvalue() + bytes(1 << 20)):
+        with pytest.raises(ValueError, match="it has more than 1,048,576 bytes"):
+            unpack(archive, tmp_path)
+    assert read == []
+
+
+def test_of_a_large_object_no_more_is_read_than_an_archive_may_have(tmp_path: Path) -> None:
+    asked: list[int | None] = []
+
+    def read(key: str, length: int | None = None) -> bytes:
+        asked.append(length)
+        return b"no archive"
+
+    store = cast(Store, SimpleNamespace(read=read, url_of=lambda key: key))
+    opened(store, tmp_path, words := []).fetch()
+    assert asked == [built_kernels.MAX_BYTES + 1]
+    assert "could not be used: it is damaged" in words[0]

@@ -14,7 +14,7 @@ import torch
 from emotion_train.data.index import read_index
 from emotion_train.errors import Fenced, StorageError
 from emotion_train.model.load import BaseInfo
-from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, host_copy, read_saved
+from emotion_train.runs.checkpoint import MOMENTS, Progress, Question, Snapshot, State, host_copy, read_saved
 from emotion_train.runs.local_states import LocalStates
 from emotion_train.runs.log import Entry, Writer, read_log
 from emotion_train.runs.saver import Saver
@@ -77,9 +77,8 @@ def saver(store: Gate, tmp_path: Path, told: list[str]) -> Iterator[Saver]:
 def snapshot(question: Question, step: int, macro_f1: float | None = None) -> Snapshot:
     tensors = {"weight": torch.full((3,), float(step))}
     metrics: dict[str, float | int | str | None] = {} if macro_f1 is None else {"macro_f1": macro_f1}
-    return Snapshot(
-        State(Progress(step=step), tensors, {"exp_avg.weight": tensors["weight"]}), 0, question, metrics
-    )
+    moments = {f"{key}.weight": tensors["weight"].clone() for key in MOMENTS}
+    return Snapshot(State(Progress(step=step), tensors, moments), 0, question, metrics)
 
 
 def committed(store: Gate) -> list[tuple[int, object]]:

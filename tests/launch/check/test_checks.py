@@ -29,6 +29,7 @@ from launch.check.credentials import check_credentials
 from launch.check.machine import check_memory, target_of
 from launch.cli import main
 from launch.run.topology import Gpu
+from tests.helpers.edited_index import sealed
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import write_posts
 
@@ -174,7 +175,10 @@ def edited_labels(folder: Path, split: str) -> None:
     part = index["splits"][split]
     counts = part["label_counts"]
     part["label_counts"] = [0, counts[0] + counts[1], *counts[2:]]
-    path.write_text(json.dumps(index))
+    for group in part["row_groups"]:
+        counts = group["label_counts"]
+        group["label_counts"] = [0, counts[0] + counts[1], *counts[2:]]
+    path.write_bytes(sealed(index))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,7 @@ def test_a_text_in_two_splits_is_told(made: Path, tmp_path: Path) -> None:
     prepare(str(other), str(tmp_path / "others"))
     ours, theirs = (json.loads((tmp_path / name / "index.json").read_text()) for name in ("data", "others"))
     ours["splits"]["validation"] = theirs["splits"]["validation"]
-    (tmp_path / "data" / "index.json").write_text(json.dumps(ours))
+    (tmp_path / "data" / "index.json").write_bytes(sealed(ours))
     key = ours["splits"]["validation"]["objects"][0]["key"]
     (tmp_path / "others" / key).replace(tmp_path / "data" / key)
     found = checks(
@@ -365,7 +369,7 @@ def test_without_a_tokenizer_lengths_are_estimated_or_said_not_to_be_known(
     document = json.loads(index.read_bytes())
     for key in RECORDED:
         del document["source"][key]
-    index.write_text(json.dumps(document))
+    index.write_bytes(sealed(document))
     found = checks(long)
     assert found["lengths"].finding.endswith("the posts' lengths were not looked at")
     assert found["lengths"].doubtful
