@@ -23,6 +23,7 @@ from emotion_train.report.schema import Report
 from emotion_train.runs.log import final_entry, read_log
 from emotion_train.storage.open import open_store
 from launch import cli as launch_cli
+from tests.helpers.edited_index import edit
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import tiny_words, write_posts
@@ -281,7 +282,7 @@ def test_an_index_that_was_edited_stops_the_run(
     entry = final_entry(open_store(str(tmp_path / "runs")), "tiny")
     # as if it had stopped before publishing
     (tmp_path / "runs" / "tiny" / "log" / f"{entry.seq:08d}.json").unlink()
-    index.write_bytes(original.replace(b'"seed":42', b'"seed":43'))
+    edit(index, lambda document: document.update(seed=43))
     assert "the data set's index" in run_here(["train", *tiny_words(tmp_path, "train.epochs=1")], capsys)
 
     index.write_bytes(original)

@@ -75,7 +75,7 @@ def test_a_call_that_leaves_it_open_is_seen() -> None:
 class NobodyThere(io.StringIO):
     """Standard input that may not be read."""
 
-    def readline(self, size: int | None = -1) -> str:
+    def readline(self, size: int | None = -1) -> str:  # type: ignore[override]  # as StringIO has it
         raise AssertionError("standard input was asked")
 
 

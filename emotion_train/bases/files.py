@@ -155,7 +155,7 @@ def _without_code(value: Any) -> Any:
 
 
 def _has_code(document: dict[str, Any]) -> bool:
-    return _without_code(document) != document
+    return bool(_without_code(document) != document)
 
 
 def _download(repo: str, file: str) -> Path | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emotion_train.bounded import Unreadable, object_file, require_tensors_file
+from emotion_train.bounded import Unreadable, object_file
 from emotion_train.config import LARGEST_MAX_LENGTH, LoraSection, Precision
 from emotion_train.errors import WrongRequest
 
@@ -95,11 +95,9 @@ def read_facts(folder: Path) -> AdapterFacts:
             )
     try:
         content = object_file(folder / FACTS, _MAX_BYTES) | object_file(folder / LABELS, _MAX_BYTES)
-        facts = AdapterFacts.model_validate(content)
-        require_tensors_file(folder / WEIGHTS)
+        return AdapterFacts.model_validate(content)
     except (Unreadable, OSError, ValidationError) as error:
         raise WrongRequest(
-            f"{folder / FACTS}, or {LABELS} or {WEIGHTS} beside it, cannot be read"
+            f"{folder / FACTS} or {LABELS} beside it cannot be read"
             f" ({' '.join(str(error).split())[:200]}); pull the adapter again."
         ) from None
-    return facts

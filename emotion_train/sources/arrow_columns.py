@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def read_parquet(number: int, file: PostFile, columns: Columns) -> Iterator[Batc
     """All rows of a Parquet file; raises `WrongRequest` for one that is damaged or lacks a
     column.
     """
-    with _whole(file, "Parquet"), parquet_file(file.path) as parquet:
+    with _whole(file, "Parquet"), parquet_file(_path(file)) as parquet:
         found = columns.among(parquet.schema_arrow.names, str(file.path))
         tables = parquet.iter_batches(BATCH_ROWS, columns=list(found.named), use_threads=False)
         yield from read_tables(number, tables, found, file.label_names, str(file.path))
@@ -88,7 +89,7 @@ def schema_of(file: PostFile) -> Any:
     """The Arrow schema of a Parquet or Arrow file; None where it cannot be read."""
     try:
         if file.format == "parquet":
-            with parquet_file(file.path) as parquet:
+            with parquet_file(_path(file)) as parquet:
                 return parquet.schema_arrow
         with parquet_errors(), _arrow_batches(file) as (schema, _):
             return schema
@@ -106,6 +107,11 @@ def _whole(file: PostFile, kind: str) -> Iterator[None]:
             f"{file.path} is not a whole {kind} file ({str(error)[:80]}); copy it again, or give another"
             " SOURCE."
         ) from None
+
+
+def _path(file: PostFile) -> Path:
+    assert file.path is not None
+    return file.path
 
 
 @contextmanager

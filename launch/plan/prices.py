@@ -189,7 +189,7 @@ def _rows_of_csv(path: Path, cloud: str) -> list[_Row]:
         count = _number(line.get("AcceleratorCount"))
         if line.get("AcceleratorName") not in _NAMES or count is None or count not in COUNTS:
             continue
-        gpu, instance = line["AcceleratorName"], line.get("InstanceType") or ""
+        gpu, instance = line["AcceleratorName"] or "", line.get("InstanceType") or ""
         on_demand, spot = _number(line.get("Price")), _number(line.get("SpotPrice"))
         if not instance and cloud == "gcp":
             instance = _GOOGLE_MACHINES.get((gpu, int(count)), "")

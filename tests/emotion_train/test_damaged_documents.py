@@ -29,7 +29,7 @@ from safetensors.torch import save
 
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.staged import read_staged_index
-from emotion_train.bounded import Unreadable, tensors_in
+from emotion_train.bounded import Unreadable, tensors_in, tensors_of_file
 from emotion_train.config import LARGEST_MAX_LENGTH, load_config
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.tokenization import PostTokenizer
@@ -260,7 +260,7 @@ def _cases(folder: Path) -> Iterator[Case]:
     adapter.mkdir()
     for name in ("emotion_train.json", "labels.json", "adapter_model.safetensors", "tokenizer.json"):
         (adapter / name).write_bytes(of(f"adapter/{name}"))
-    for name in ("emotion_train.json", "labels.json", "adapter_model.safetensors"):
+    for name in ("emotion_train.json", "labels.json"):
         yield Case(
             name,
             of(f"adapter/{name}"),
@@ -268,6 +268,12 @@ def _cases(folder: Path) -> Iterator[Case]:
             lambda facts: 1 <= facts.max_length <= LARGEST_MAX_LENGTH and len(facts.labels) > 1,
         )
         (adapter / name).write_bytes(of(f"adapter/{name}"))
+    yield Case(
+        "adapter_model.safetensors",
+        of("adapter/adapter_model.safetensors"),
+        lambda raw: tensors_of_file(_written(adapter / "adapter_model.safetensors", raw)),
+        lambda tensors: all(t.dtype == torch.float32 and bool(t.isfinite().all()) for t in tensors.values()),
+    )
     base = folder / "base"
     base.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):

@@ -224,7 +224,12 @@ def test_an_archive_of_too_many_bytes_is_not_unpacked(
         file.writestr(f"{FIRST}/_drop.cubin", bytes(2 << 20))
     assert len(packed.getvalue()) < 1 << 14
     read: list[str] = []
-    monkeypatch.setattr(zipfile.ZipFile, "read", lambda file, name: read.append(name) or b"")
+
+    def noted(file: zipfile.ZipFile, name: str) -> bytes:
+        read.append(name)
+        return b""
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", noted)
     for archive in (packed.getvalue(), packed.getvalue() + bytes(1 << 20)):
         with pytest.raises(ValueError, match="it has more than 1,048,576 bytes"):
             unpack(archive, tmp_path)
@@ -239,6 +244,7 @@ def test_of_a_large_object_no_more_is_read_than_an_archive_may_have(tmp_path: Pa
         return b"no archive"
 
     store = cast(Store, SimpleNamespace(read=read, url_of=lambda key: key))
-    opened(store, tmp_path, words := []).fetch()
+    words: list[str] = []
+    opened(store, tmp_path, words).fetch()
     assert asked == [built_kernels.MAX_BYTES + 1]
     assert "could not be used: it is damaged" in words[0]
