@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from emotion_train.errors import EXIT_CODES, exit_code
+from emotion_train.streams import hold
 
 VERBS = {
     "prepare": "validate and shuffle posts into Parquet objects of a bucket or folder",
@@ -24,6 +25,7 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code of the table in `EXIT_CODES`."""
+    hold("emotion-train")
     # at each import it asks for a package that is not needed
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     words = list(sys.argv[1:] if argv is None else argv)

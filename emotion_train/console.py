@@ -1,5 +1,4 @@
-"""The terminal that pages are printed on, whose reader may leave: `… | head -1` ends a program with
-its own exit code.
+"""The terminal that pages are printed on.
 
 Labels, posts and logs are other people's words. What a terminal would take for a command in them is
 shown and not sent.
@@ -12,8 +11,6 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.segment import Segment
-
-from emotion_train.errors import print_nowhere
 
 # controls but for the tab, what turns the direction of writing, ends of lines, half characters
 _COMMANDS = re.compile(
@@ -31,9 +28,7 @@ def shown(words: str) -> str:
 
 
 class Terminal(Console):
-    """Rich's console, which would end the program with 1 when its reader has left: also one that
-    has just published a run.
-    """
+    """Rich's console, which would send what it is given."""
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
         """As rich makes it, of segments whose text holds no command."""
@@ -43,7 +38,3 @@ class Terminal(Console):
             else Segment("\n".join(map(shown, segment.text.split("\n"))), segment.style)
             for segment in buffer
         )
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        print_nowhere()

@@ -11,18 +11,18 @@ is how a program ends with one.
       LostContact            1   another process of the run is gone
       NotPublished           1   trained, and the store did not take it
       NotInReach             1   a run or data set to compare with (`emotion_train.runs.origin`)
-      Published              0   nothing is left to do (`emotion_train.runs.log`)
+      Published              1   told to a claim, which answers it (`emotion_train.runs.log`)
       Preempted             33   saved; start it again
       Fenced                34   another writer owns the run
 
-Everything outside this family is a defect and ends with a traceback and exit code 1, but for a full
-disk, Ctrl-C and a closed pipe.
+None of them is 0, which only what a program does may return. Everything outside this family is a
+defect and ends with a traceback and exit code 1, but for a full disk, Ctrl-C and a reader that
+leaves a program whose printed text is all that it does.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Callable
 
@@ -97,6 +97,10 @@ class NotPublished(EmotionTrainError):
     """
 
 
+class ReaderLeft(Exception):
+    """Nobody reads the text that is all the program does (`emotion_train.streams`)."""
+
+
 class Preempted(EmotionTrainError):
     """The machine is about to be taken; the run stopped after its newest state was saved, and
     another start resumes from there.
@@ -107,18 +111,24 @@ class Preempted(EmotionTrainError):
 
 def exit_code(program: str, action: Callable[[], int]) -> int:
     """Run `action` and return its exit code; errors of the family become their sentence on stderr
-    and their own code.
+    and their own code. A library that calls `sys.exit` in the middle has done nothing: never 0.
     """
     try:
-        return action()
+        code = action()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except EmotionTrainError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of a pipe, such as head, has left
-        print_nowhere()
+    except SystemExit as leaving:
+        if isinstance(leaving.code, str):
+            print(f"{program}: {leaving.code}", file=sys.stderr)
+        return leaving.code if isinstance(leaving.code, int) and leaving.code else 1
+    except ReaderLeft:  # such as head
         return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -129,11 +139,3 @@ def exit_code(program: str, action: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return 2
-
-
-def print_nowhere() -> None:
-    """Standard output, whose reader has left, goes nowhere from here on, also that of processes
-    that are started now.
-    """
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())

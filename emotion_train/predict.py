@@ -30,6 +30,7 @@ from emotion_train.evaluation.adapter import (
     positive,
 )
 from emotion_train.model.facts import read_facts
+from emotion_train.streams import text_is_the_result
 
 if TYPE_CHECKING:
     from emotion_train.evaluation.scoring import Probabilities
@@ -96,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one line a post, in the order of the input."""
+    text_is_the_result()
     if arguments.posts and arguments.file:
         raise WrongRequest("Posts are given as words and as --file; give one of the two.")
     if arguments.columns and not arguments.file:

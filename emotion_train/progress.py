@@ -50,6 +50,9 @@ class ProgressLine:
     def update(self, done: int, words: str = "", total: int | None = None) -> None:
         """`words` and `total` stay until other ones come."""
         self._total = total or self._total
+        if self._bar is not None and not sys.stderr.isatty():  # the terminal hung up
+            self._bar.stop()
+            self._bar = None
         if self._bar is not None:
             self._words = words or self._words
             self._bar.update(self._task, completed=done, total=self._total, words=self._words)

@@ -15,21 +15,25 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import read_index, require_trainable
-from emotion_train.errors import LostContact, WrongRequest
-from emotion_train.processes.launcher_link import answers_signals
+from emotion_train.errors import Fenced, LostContact, WrongRequest
+from emotion_train.processes.launcher_link import FENCED_S, answers_signals, end_within
 from emotion_train.processes.notices import PreemptionWatch, hold_seconds
 from emotion_train.runs.log import Entry
 from emotion_train.storage.open import open_store
+from emotion_train.streams import go_to
 from emotion_train.training.claim import claim, look_before_claiming
 from emotion_train.training.finish import report_and_publish
 from emotion_train.training.job import (
     Claimed,
     Job,
     end_even_if_stuck,
+    output_log,
+    published,
     say,
     say_nothing,
     say_published,
@@ -64,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Returns 0 when the run is published, by this process or by an earlier one."""
     started = datetime.now(UTC)
     config = load_config(arguments.config, arguments.overrides)
+    go_to(output_log(config))
     require_trackers(config)
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
@@ -89,10 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
         interruptions = Interruptions(
             ranks, lambda: watch.notice, hold_s, say if ranks.is_main else say_nothing
         )
-        if published := ranks.on_main(
+        if final := ranks.on_main(
             lambda: look_before_claiming(config, index, output_store, arguments.allow_unfenced)
         ):
-            return say_published(output_store, run_id, published, ranks.is_main)
+            say_published(output_store, run_id, final, ranks.is_main)
+            return published(final)
         base = read_config(config.model.base)
         require_fp8(config, base, engine, accelerator.device)
         tokenizer = PostTokenizer.load(base.files, config.data.max_length)
@@ -116,10 +122,13 @@ def run(arguments: argparse.Namespace) -> int:
         )
         answer = ranks.only_on_main(lambda: claim(job))
         claimed = answer if isinstance(answer, Claimed) else None
-        if published := ranks.from_main(answer if isinstance(answer, Entry) else None):
-            return say_published(output_store, run_id, published, ranks.is_main)
+        if final := ranks.from_main(answer if isinstance(answer, Entry) else None):
+            say_published(output_store, run_id, final, ranks.is_main)
+            return published(final)
         try:
             trainer = start_trainer(job, claimed, stack)
+            if trainer.saver is not None:
+                trainer.saver.on_fenced = partial(end_within, FENCED_S, Fenced.exit_code)
             _fit(job, trainer)
             return report_and_publish(job, trainer, claimed, stack)
         except torch.OutOfMemoryError:

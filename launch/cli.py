@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emotion_train.errors import EXIT_CODES, exit_code, print_nowhere
+from emotion_train.errors import EXIT_CODES, exit_code
+from emotion_train.streams import LOG_VARIABLE, go_to, hold, text_is_the_result
 from launch.plan.choices import Spot
 from launch.run.choice import accelerate_line, choose, printable
 
@@ -21,6 +22,7 @@ preemptions and recoveries included) and on demand. Nothing is started."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    hold("emotion-launch")
     arguments = _parse(argv)
     return exit_code("emotion-launch", lambda: int(arguments.verb(arguments)))
 
@@ -229,6 +231,7 @@ def _positive(text: str) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from emotion_train.config import load_config
     from emotion_train.processes.notices import hold_seconds
+    from emotion_train.training.job import output_log
     from launch.run.processes import run_to_end
     from launch.run.topology import gpus
 
@@ -243,13 +246,16 @@ def _run(arguments: argparse.Namespace) -> int:
         topology,
         config.distributed.timeout_s,
     )
-    try:
-        print(f"{choice.config_file.stem}: {choice.reason}\n{printable(line)}", flush=True)
-    except BrokenPipeError:  # nobody reads this, and the run is wanted all the same
-        print_nowhere()
+    print(f"{choice.config_file.stem}: {choice.reason}\n{printable(line)}", flush=True)
     if arguments.dry_run:
         return 0
+    log = output_log(config)
+    go_to(log)
     environment = dict(os.environ)
+    if log is not None:
+        environment[LOG_VARIABLE] = str(log)
+        if not sys.stderr.isatty():  # a pipe may close, and then it is too late to say so
+            print(f"emotion-launch: should nobody read this any more, it goes on in {log}", file=sys.stderr)
     if topology.on_cpu:  # accelerate would take the physical cores, with a warning
         environment.setdefault(
             "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // topology.processes_per_node))
@@ -260,11 +266,13 @@ def _run(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from launch.plan.verb import plan
 
+    text_is_the_result()
     return plan(arguments)
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from emotion_train.console import Terminal
+
     from emotion_train.errors import WrongRequest
     from launch.check.checks import check_all
     from launch.run.topology import gpus
@@ -294,6 +302,7 @@ def _runs(arguments: argparse.Namespace) -> int:
     from emotion_train.storage.open import open_store
     from launch.results.pages import a_console, print_runs
 
+    text_is_the_result()
     print_runs(open_store(arguments.output_url), a_console())
     return 0
 
@@ -304,6 +313,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from emotion_train.storage.open import open_store
     from launch.results.pages import a_console, show, watch
 
+    text_is_the_result()
     if not arguments.every > 0:
         raise WrongRequest(f"--every is {arguments.every:g}; give seconds above 0.")
     output_url, run_id = split_run_url(arguments.run_url)

@@ -6,13 +6,19 @@ SIGTERM by killing the trainers 30 s later (torch 2.13 can be told another numbe
 cannot). So the launcher starts everything with `STOP_SIGNALS` blocked, signals the trainers itself,
 and reads the exit code from a file. The price: what stands between is deaf to these signals and
 ends by SIGKILL only.
+
+Every process below a launcher ends with it, whatever ends it: the launcher holds a lock that the
+kernel lets go with its holder, and a thread in each process waits for that lock. (A signal at the
+death of a parent is heard by accelerate alone: the trainers are its children's children.)
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,8 +26,11 @@ from pathlib import Path
 # names the folder that the launcher made for one run on this machine
 FOLDER_VARIABLE = "EMOTION_TRAIN_OUTCOME"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FENCED_S = 10.0  # so long a fenced trainer may take to end in order and to let its GPU go
 SAVE_S = 300.0  # how long a save may take after a signal, before the hold begins
 _OUTCOME = "outcome"
+_PUBLISHED = "published"  # stands for 0, which no exit code writes
+_LAUNCHER = "launcher"
 _AGREED = (33, 34)  # all ranks end with these together
 
 
@@ -29,11 +38,14 @@ def run_as_trainer(main: Callable[[], int]) -> int:
     """The exit code for this process; without a launcher that of `main`.
 
     Under the launcher the code goes to the outcome file, which the first rank of this machine to
-    end writes: what comes later follows from it. 33 and 34 end the process with 0, so that
-    torchelastic does not stop the other ranks, which are about to end with the same.
+    end writes: what comes later follows from it. A 0 is not believed: that a run is published says
+    `report_published` alone, and a process that ends without it has failed. 33 and 34 end the
+    process with 0, so that torchelastic does not stop the other ranks, which are about to end with
+    the same.
     """
     if not (name := os.environ.get(FOLDER_VARIABLE)):
         return main()
+    end_with_launcher(_leave)
     # once the watch has ended, a signal changes nothing; unlike SIG_IGN this loses none that wait
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -45,8 +57,67 @@ def run_as_trainer(main: Callable[[], int]) -> int:
         except SystemExit as leaving:  # argparse
             code = leaving.code if isinstance(leaving.code, int) else 1
         finally:
-            _write_first(folder, code)
+            _write_first(folder, str(code or 1))
     return 0 if code in _AGREED else code
+
+
+def report_published() -> None:
+    """Tell the launcher, if there is one, that the log has the run's final entry."""
+    if name := os.environ.get(FOLDER_VARIABLE):
+        _write_first(Path(name), _PUBLISHED)
+
+
+def end_within(seconds: float, code: int) -> None:
+    """End this process with that code in a while, however stuck it is; the launcher is told now.
+
+    33 and 34 end the process as in `run_as_trainer`.
+    """
+    if name := os.environ.get(FOLDER_VARIABLE):
+        _write_first(Path(name), str(code))
+        code = 0 if code in _AGREED else code
+    timer = threading.Timer(seconds, os._exit, [code])
+    timer.daemon = True
+    timer.start()
+
+
+@contextmanager
+def alive(folder: Path) -> Iterator[None]:
+    """The launcher's side of `end_with_launcher`: what is below ends once this is left, in order or
+    by the death of this process.
+    """
+    with (folder / _LAUNCHER).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def end_with_launcher(end: Callable[[Path], None]) -> None:
+    """Call `end` with the launcher's folder, in a thread, once the launcher is gone. A process that
+    no launcher started is left alone.
+    """
+    if name := os.environ.get(FOLDER_VARIABLE):
+        folder = Path(name)
+        threading.Thread(
+            target=lambda: end(_when_launcher_is_gone(folder)), name="launcher", daemon=True
+        ).start()
+
+
+def _when_launcher_is_gone(folder: Path) -> Path:
+    """The folder, once nobody holds its lock; the launcher removes it when it ends in order."""
+    with suppress(FileNotFoundError), (folder / _LAUNCHER).open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+    return folder
+
+
+def _leave(folder: Path) -> None:
+    """End this trainer at once, and its hold on the GPU: what was committed stays, and the next
+    start may be here already.
+    """
+    words = b"emotion-train: the launcher is gone, and its trainers end with it; start the run again\n"
+    # a reader that does not read would hold this up
+    with suppress(OSError, ValueError):
+        if os.environ.get("LOCAL_RANK", "0") == "0" and select.select([], [2], [], 0)[1]:
+            os.write(2, words)
+    os._exit(1)
 
 
 def answers_signals() -> None:
@@ -57,16 +128,28 @@ def answers_signals() -> None:
 
 
 def read_outcome(folder: Path) -> int | None:
-    """The exit code that a trainer of this machine left; None when none ended in words."""
+    """The exit code of the run as a trainer of this machine left it, 0 only where one published;
+    None when none ended in words.
+    """
     try:
-        return int(os.readlink(folder / _OUTCOME))
+        left = os.readlink(folder / _OUTCOME)
     except FileNotFoundError:
         return None
+    return 0 if left == _PUBLISHED else int(left) or 1
 
 
 def trainers_started(folder: Path) -> bool:
     """Whether any trainer of this machine came so far as to say its name."""
     return any(folder.glob("trainer-*"))
+
+
+def kill_trainers(folder: Path) -> None:
+    """Kill this machine's trainers, each with what it started; torchelastic gives each a session of
+    its own.
+    """
+    for process_id in living_trainers(folder):
+        with suppress(ProcessLookupError):
+            os.killpg(os.getpgid(process_id), signal.SIGKILL)
 
 
 def living_trainers(folder: Path) -> list[int]:
@@ -81,6 +164,8 @@ def _registered(folder: Path) -> Iterator[None]:
     """
     local_rank = os.environ.get("LOCAL_RANK", "0")
     draft = folder / f"new-{local_rank}-{os.getpid()}"
+    if not folder.exists():
+        _leave(folder)
     with draft.open("w") as file:
         file.write(str(os.getpid()))
         file.flush()
@@ -98,9 +183,9 @@ def _is_locked(path: Path) -> bool:
         return False
 
 
-def _write_first(folder: Path, code: int) -> None:
+def _write_first(folder: Path, outcome: str) -> None:
     """A link that leads nowhere: made whole or not at all, never over another's, and also where the
     disk has no room for data.
     """
     with suppress(FileExistsError):
-        os.symlink(str(code), folder / _OUTCOME)
+        os.symlink(outcome, folder / _OUTCOME)

@@ -403,10 +403,11 @@ class PreemptionWatch:
             self._interrupted_at = now
             self._signal = Notice("sigint", f"{name} came", None, next(self._serials))
         elif now - self._interrupted_at > _ONE_PRESS_S:
-            os.write(
-                sys.__stderr__.fileno() if sys.__stderr__ else 2,
-                b"\nemotion-train: interrupted twice: left without saving\n",
-            )
+            with suppress(OSError):  # nobody may read it
+                os.write(
+                    sys.__stderr__.fileno() if sys.__stderr__ else 2,
+                    b"\nemotion-train: interrupted twice: left without saving\n",
+                )
             os._exit(1)
 
     def _listen(self) -> None:

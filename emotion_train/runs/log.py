@@ -23,6 +23,7 @@ import re
 import secrets
 import socket
 import sys
+import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,8 +61,6 @@ Metrics = dict[str, float | int | str | None]
 
 class Published(EmotionTrainError):
     """The run has its final entry, `entry`: nothing is left to do, and nothing was claimed."""
-
-    exit_code = 0
 
     def __init__(self, message: str, entry: Entry | None = None) -> None:
         super().__init__(message)
@@ -252,7 +251,7 @@ class Writer:
     """The right to append to one run, held from its claim until another writer claims the run.
 
     `entries` are those before its own claim, and a claim that succeeds proves that no other came in
-    between. For use by one thread at a time.
+    between. For use by one thread at a time, but for `require_ownership`.
     """
 
     def __init__(self, store: Store, run_id: str, index_sha256: str, config_sha256: str) -> None:
@@ -265,6 +264,7 @@ class Writer:
         self._own: tuple[Entry, ...] = ()
         # own entries that were found in the log, and that nobody has asked for again
         self._unanswered: list[Entry] = []
+        self._appending = threading.Lock()
 
     @property
     def incarnation(self) -> int:
@@ -317,6 +317,24 @@ class Writer:
         says that the log was deleted, the entry may be in the log, or may come into it later: the
         next append finds it there and takes it for its own, and the same append again returns it.
         """
+        with self._appending:
+            return self._append(kind, epoch, step, parts, metrics or {})
+
+    def require_ownership(self) -> None:
+        """Raises `Fenced` when another writer has claimed the run; asked between two entries, also
+        while another thread appends one, which finds out itself.
+        """
+        if not self._appending.acquire(blocking=False):
+            return
+        try:
+            with suppress(ObjectNotFound):
+                there = self._own_entry_at(self._own[-1].seq + 1)
+                self._own += (there,)  # its answer was lost
+                self._unanswered.append(there)
+        finally:
+            self._appending.release()
+
+    def _append(self, kind: Kind, epoch: int, step: int, parts: tuple[Part, ...], metrics: Metrics) -> Entry:
         self._require_log()
         while True:
             entry = self._entry(kind, self._own[-1].seq + 1, epoch, step, parts, metrics)

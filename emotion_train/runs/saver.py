@@ -11,8 +11,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
-from emotion_train.errors import StorageError
+from emotion_train.errors import Fenced, StorageError
 from emotion_train.runs.checkpoint import Snapshot, commit
 from emotion_train.runs.local_states import LocalStates
 from emotion_train.runs.log import Writer
@@ -21,6 +22,9 @@ from emotion_train.storage.patience import Patience
 # evaluated states that wait; of more, those that are neither the best nor the newest are let go
 _MOST_SCORED = 4
 _CLOSE_S = 10.0  # a process that ends for another reason waits this long for what it has saved last
+# while nothing is saved, the log is asked so often whether another writer has taken the run over; a
+# request more costs 0.3 cents a day in a bucket
+_LOOK_EVERY_S = 5.0
 _END_S = 1.0  # the thread gets so long to end
 
 
@@ -49,6 +53,7 @@ class Saver:
         self._patience = Patience()
         self.failure: BaseException | None = None  # ended the thread: `Fenced`, or a defect
         self.problem: StorageError | None = None  # why the last attempt failed; None when it did not
+        self.on_fenced: Callable[[], None] = lambda: None  # called in the thread
         self.upload_seconds = 0.0
         self._thread = threading.Thread(target=self._work, name="saver", daemon=True)
 
@@ -121,18 +126,20 @@ class Saver:
         self._waiting = kept
 
     def _work(self) -> None:
-        while (snapshot := self._next()) is not None:
-            try:
-                self._commit(snapshot)
-                self._succeeded(snapshot)
-            except StorageError as error:
-                self._failed(error)
-                self._wait(self._patience.next_pause_s())
-            except BaseException as error:  # handed to the training loop, which raises it
-                with self._changed:
-                    self.failure = error
-                    self._changed.notify_all()
-                return
+        try:
+            while (snapshot := self._next()) is not None:
+                try:
+                    self._commit(snapshot)
+                    self._succeeded(snapshot)
+                except StorageError as error:
+                    self._failed(error)
+                    self._wait(self._patience.next_pause_s())
+        except BaseException as error:  # handed to the training loop, which raises it
+            with self._changed:
+                self.failure = error
+                self._changed.notify_all()
+            if isinstance(error, Fenced):
+                self.on_fenced()
 
     def _commit(self, snapshot: Snapshot) -> None:
         began = time.monotonic()
@@ -142,18 +149,26 @@ class Saver:
             self.upload_seconds += time.monotonic() - began
 
     def _next(self) -> Snapshot | None:
-        """The state to try now; None when the saver is closed."""
+        """The state to try now; None when the saver is closed. Raises `Fenced`."""
+        while not self._wait_for_a_state():
+            with suppress(StorageError):  # a store that fails is told of when there is something to save
+                self._writer.require_ownership()
         with self._changed:
-            self._in_flight = None
-            self._let_go()
-            while not self._waiting and not self._closing:
-                self._changed.wait()
             if self._closing:
                 return None
             self._in_flight = self._waiting[0]
         if self.problem is not None:
             self.keep_what_waits()
         return self._in_flight
+
+    def _wait_for_a_state(self) -> bool:
+        """Whether there is one, or the saver is closed; False when the log is to be asked."""
+        with self._changed:
+            self._in_flight = None
+            self._let_go()
+            if not self._waiting and not self._closing:
+                self._changed.wait(_LOOK_EVERY_S)
+            return bool(self._waiting) or self._closing
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -15,7 +15,7 @@ from emotion_train.errors import NotPublished, StorageError
 from emotion_train.processes.machine import device_name
 from emotion_train.runs.log import Entry
 from emotion_train.storage.patience import Patience
-from emotion_train.training.job import Claimed, Job, data_patience_s, say, say_published
+from emotion_train.training.job import Claimed, Job, data_patience_s, published, say, say_published
 from emotion_train.training.start import scoring_loader
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
     together.
     """
     from emotion_train.console import Terminal
+
     from emotion_train.processes.machine import peak_memory
     from emotion_train.report.terminal import print_report
     from emotion_train.runs.publish import final_files, publish
@@ -70,12 +71,13 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
 
     # nobody leaves before that
     entry = cast(Entry, job.ranks.from_main(_until_the_store_takes_it(job, publish_all, keep)))
+    code = published(entry)
     if claimed is not None and report is not None:
         claimed.local.clear()
         print_report(report, Terminal(highlight=False))
     say_published(job.output_store, job.run_id, entry, job.ranks.is_main)
     job.accelerator.end_training()
-    return 0
+    return code
 
 
 def _drain(trainer: Trainer) -> None:

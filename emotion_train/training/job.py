@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from emotion_train.config import Config
 from emotion_train.data.index import Index
 from emotion_train.errors import WrongRequest
+from emotion_train.processes.launcher_link import report_published
 from emotion_train.runs.log import Entry, Writer
 from emotion_train.storage.store import Store
 
@@ -122,6 +124,16 @@ def folder_here(config: Config) -> Path:
     return folder.absolute()
 
 
+def output_log(config: Config) -> Path | None:
+    """Where what a run prints goes once nobody reads it: one file for each start on this machine.
+    None where `folder_here` is refused, which rank 0 says before it claims.
+    """
+    name = f"{config.run.id or 'run'}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    with suppress(WrongRequest):
+        return folder_here(config) / "output" / name
+    return None
+
+
 def data_patience_s(config: Config) -> float:
     """How long the bucket of the data may not answer, while other ranks wait for this one."""
     return min(DATA_PATIENCE_S, config.distributed.timeout_s / 2)
@@ -135,8 +147,16 @@ def say_nothing(words: str) -> None:
     """Nothing is said: for ranks other than 0."""
 
 
-def say_published(store: Store, run_id: str, entry: Entry, shown: bool) -> int:
+def published(entry: Entry) -> int:
+    """0, the exit code of a published run: the one place that returns it, for the final entry of
+    its log. The launcher above hears of it at once, so that what comes after changes nothing.
+    """
+    assert entry.kind == "final", f"a {entry.kind} publishes nothing"
+    report_published()
+    return 0
+
+
+def say_published(store: Store, run_id: str, entry: Entry, shown: bool) -> None:
     if shown:
         print(f"published at step {entry.step}: {store.url}/{run_id}")
         print(f"next: emotion-launch pull {store.url}/{run_id} --to adapter")
-    return 0

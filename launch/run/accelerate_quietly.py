@@ -5,11 +5,22 @@ trainers have said why themselves.
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import signal
 import sys
+import time
+from pathlib import Path
+
+from emotion_train.processes.launcher_link import end_with_launcher, kill_trainers
+from emotion_train.streams import hold
+
+_TRAINERS_S = 2.0  # in which the trainers end by themselves when the launcher is gone
 
 
 def main() -> int:
+    hold("emotion-launch")
+    end_with_launcher(_end)
     from accelerate.commands.launch import main as accelerate_launch
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -30,6 +41,14 @@ def main() -> int:
         print(f"emotion-launch: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
+
+
+def _end(folder: Path) -> None:
+    """What the launcher would have done: leave no trainer, however stuck, and no folder."""
+    time.sleep(_TRAINERS_S)
+    kill_trainers(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 if __name__ == "__main__":

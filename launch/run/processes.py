@@ -1,8 +1,9 @@
 """Runs accelerate and the trainers below it to their end, and is what a scheduler sees of them.
 
 A signal goes to the trainers, once, and to nothing between. What overstays is killed: after SIGTERM
-the trainers have `SAVE_S` seconds to save and `hold_s` to hold. The price of the detour is a look
-every 0.1 s.
+the trainers have `SAVE_S` seconds to save and `hold_s` to hold, and a fenced one has `FENCED_S` to
+let its GPU go. All of them end with this process, whatever ends it. The price of the detour is a
+look every 0.1 s.
 """
 
 from __future__ import annotations
@@ -19,16 +20,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from emotion_train.errors import Fenced
 from emotion_train.processes.launcher_link import (
+    FENCED_S,
     FOLDER_VARIABLE,
     SAVE_S,
     STOP_SIGNALS,
+    alive,
+    kill_trainers,
     living_trainers,
     read_outcome,
     trainers_started,
 )
 
 _LOOK_EVERY_S = 0.1
+_LATER_S = 2.0  # than the trainers' own bound
 _ONE_PRESS_S = 0.5  # SIGINT twice within this is one: a terminal or a supervisor may send it to a whole group
 _NO_WORD = (
     "the trainer ended without a word (killed, or out of memory); the same command with the same run.id goes"
@@ -77,11 +83,12 @@ def run_to_end(
     """
     with tempfile.TemporaryDirectory(prefix="emotion-launch-") as name, _listening() as signals:
         folder = Path(name)
-        process = _start(line, {**environment, FOLDER_VARIABLE: name})
-        try:
-            _follow(process, folder, signals, hold_s + save_s)
-        finally:
-            _kill(process, folder)
+        with alive(folder):
+            process = _start(line, {**environment, FOLDER_VARIABLE: name})
+            try:
+                _follow(process, folder, signals, hold_s + save_s)
+            finally:
+                _kill(process, folder)
         if signals.leave:
             _say(
                 "interrupted twice, all processes were killed; the same command with the same run.id goes on"
@@ -130,6 +137,7 @@ def _start(line: Sequence[str], environment: Mapping[str, str]) -> subprocess.Po
 def _follow(process: subprocess.Popen[bytes], folder: Path, signals: _Signals, bound_s: float) -> None:
     """Return when the command has ended, when it overstays, or when it is to be left at once."""
     told: set[tuple[int, signal.Signals]] = set()
+    fenced_at: float | None = None
     while not signals.leave:
         for number in signals.pass_on:  # trainers that start after the signal hear of it too
             for trainer in living_trainers(folder):
@@ -142,15 +150,20 @@ def _follow(process: subprocess.Popen[bytes], folder: Path, signals: _Signals, b
         if signals.first_at is not None and time.monotonic() - signals.first_at > bound_s:
             _say(f"still running {bound_s:.0f} s after the signal: killed")
             return
+        if fenced_at is None and read_outcome(folder) == Fenced.exit_code:
+            fenced_at = time.monotonic()
+        if fenced_at is not None and time.monotonic() - fenced_at > FENCED_S + _LATER_S:
+            _say(f"still running {FENCED_S + _LATER_S:.0f} s after the run was taken over: killed")
+            return
 
 
 def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
     """End whatever is left; torchelastic gives each trainer a session of its own, so the command's
     group is not all.
     """
-    for process_id in (*living_trainers(folder), process.pid):
-        with suppress(ProcessLookupError):
-            os.killpg(os.getpgid(process_id), signal.SIGKILL)
+    kill_trainers(folder)
+    with suppress(ProcessLookupError):
+        os.killpg(os.getpgid(process.pid), signal.SIGKILL)
     process.wait()
 
 

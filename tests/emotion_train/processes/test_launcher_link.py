@@ -15,6 +15,7 @@ import pytest
 from emotion_train.processes.launcher_link import (
     FOLDER_VARIABLE,
     STOP_SIGNALS,
+    alive,
     answers_signals,
     living_trainers,
     read_outcome,
@@ -22,8 +23,16 @@ from emotion_train.processes.launcher_link import (
 from tests.helpers.patience import PATIENCE_S
 
 HEAD = """import os, signal, sys, time
-from emotion_train.processes.launcher_link import answers_signals, run_as_trainer
+from emotion_train.processes.launcher_link import (
+    answers_signals, end_within, report_published, run_as_trainer
+)
 """
+
+
+@pytest.fixture(autouse=True)
+def _launcher_lives(tmp_path: Path) -> Iterator[None]:
+    with alive(tmp_path):
+        yield
 
 
 @contextmanager
@@ -63,7 +72,12 @@ def ended(folder: Path | None, main: str, local_rank: int = 0) -> int:
 @pytest.mark.parametrize(
     ("main", "outcome", "exit_code"),
     [
-        ("return 0", 0, 0),
+        ("report_published()\nreturn 0", 0, 0),
+        ("report_published()\nraise RuntimeError('x')", 0, 1),  # what comes after changes nothing
+        ("return 0", 1, 0),  # whatever ended it, nothing was published
+        ("sys.exit(0)", 1, 0),
+        ("end_within(0.1, 34)\ntime.sleep(600)", 34, 0),
+        ("end_within(0.1, 1)\ntime.sleep(600)", 1, 1),
         ("return 1", 1, 1),
         ("return 2", 2, 2),
         ("return 33", 33, 0),  # torchelastic would stop the other ranks for another code than 0
@@ -79,7 +93,9 @@ def test_the_outcome_is_what_main_came_to(
 ) -> None:
     assert ended(tmp_path, main) == exit_code
     assert read_outcome(tmp_path) == outcome
-    assert [path.name for path in tmp_path.iterdir() if path.name not in ("outcome", "trainer-0")] == []
+    assert [
+        path.name for path in tmp_path.iterdir() if path.name not in ("outcome", "trainer-0", "launcher")
+    ] == []
 
 
 def test_a_full_disk_does_not_silence_the_outcome(tmp_path: Path) -> None:
@@ -147,3 +163,80 @@ def test_no_word_is_no_outcome(tmp_path: Path) -> None:
     assert living_trainers(tmp_path) == []
     assert ended(tmp_path, "time.sleep(0)\nreturn 0") == 0
     assert living_trainers(tmp_path) == []
+
+
+LAUNCHER = """
+import sys, time
+from pathlib import Path
+from emotion_train.processes.launcher_link import alive
+with alive(Path({folder!r})):
+    print('alive', flush=True)
+    sys.stdin.read()
+print('left', flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def launcher(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the launcher's lock until its input ends or it is killed."""
+    folder.mkdir()
+    line = [sys.executable, "-c", LAUNCHER.format(folder=str(folder))]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "alive\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("end", ["killed", "left"])
+def test_a_trainer_ends_with_its_launcher_in_the_midst_of_anything(tmp_path: Path, end: str) -> None:
+    # deaf to signals, in a session of its own, in a call that does not return
+    main = (
+        "os.setsid()\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+        "print('started', flush=True)\ntime.sleep(600)\nreturn 0"
+    )
+    with launcher(tmp_path / "run") as above, trainer(tmp_path / "run", main) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        assert process.poll() is None
+        if end == "killed":
+            above.kill()
+        else:
+            assert above.stdin is not None
+            above.stdin.close()
+        assert process.wait(PATIENCE_S) == 1
+        assert process.stderr is not None
+        assert "the launcher is gone" in process.stderr.read()
+    assert read_outcome(tmp_path / "run") is None
+
+
+@pytest.mark.parametrize("folder_is_left", [True, False])
+def test_a_trainer_that_starts_after_the_launcher_s_end_does_nothing(
+    tmp_path: Path, folder_is_left: bool
+) -> None:
+    folder = tmp_path / "run"
+    if folder_is_left:
+        folder.mkdir()
+        (folder / "launcher").touch()
+    assert ended(folder, "time.sleep(600)\nreturn 0") == 1
+
+
+def test_a_trainer_without_a_launcher_is_left_alone(tmp_path: Path) -> None:
+    main = "import threading\nassert threading.active_count() == 1\nreturn 0"  # nothing watches
+    assert ended(None, main) == 0
+
+
+def test_a_reader_that_does_not_read_holds_no_end_up(tmp_path: Path) -> None:
+    main = (
+        "os.set_blocking(2, False)\n"
+        "try:\n    while True: os.write(2, b'x' * 4096)\nexcept BlockingIOError: os.set_blocking(2, True)\n"
+        "print('full', flush=True)\ntime.sleep(600)"
+    )
+    with launcher(tmp_path / "run") as above, trainer(tmp_path / "run", main) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "full\n"
+        above.kill()
+        assert process.wait(PATIENCE_S) == 1

@@ -169,6 +169,41 @@ def test_a_writer_that_was_fenced_ends_and_writes_no_entry(
     assert committed(store) == []
 
 
+def test_a_claim_by_another_is_noticed_while_nothing_is_saved(
+    store: Gate, saver: Saver, question: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emotion_train.runs.saver._LOOK_EVERY_S", 0.05)
+    fenced = threading.Event()
+    saver.on_fenced = fenced.set
+    saver.offer(snapshot(question, 1))
+    assert saver.drain(PATIENCE_S)
+    assert not fenced.wait(0.5)  # its own entries are no other writer's
+    Writer(store, RUN, "0" * 64, "0" * 64).claim(0, 1)
+    assert fenced.wait(PATIENCE_S)
+    with pytest.raises(Fenced):
+        saver.check()
+
+
+def test_an_entry_whose_answer_was_lost_is_found_between_two_saves_and_fences_nobody(
+    store: Gate, saver: Saver, question: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, create = saver._writer, store.create
+
+    def loses_its_answer(key: str, data: bytes) -> None:
+        create(key, data)
+        raise StorageError("the answer was lost")
+
+    monkeypatch.setattr(store, "create", loses_its_answer)
+    with pytest.raises(StorageError):
+        writer.append("note", 0, 3, (), {"note": "one"})
+    monkeypatch.setattr(store, "create", create)
+    writer.require_ownership()
+    assert [entry.step for entry in writer.log] == [0, 3]
+    writer.require_ownership()
+    assert writer.append("note", 0, 3, (), {"note": "one"}).seq == 1  # not twice
+    assert [entry.seq for entry in read_log(store, RUN)] == [0, 1]
+
+
 def wait_until_kept(local: LocalStates, steps: list[int]) -> list[Entry]:
     """The states in the local folder, once they are these."""
     for _ in range(300):

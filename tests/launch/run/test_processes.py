@@ -25,7 +25,8 @@ from tests.helpers.tiny_runs import tiny_config, tiny_words
 TRAINER = """
 import os, signal, sys, time
 from pathlib import Path
-from emotion_train.processes.launcher_link import answers_signals, run_as_trainer
+from emotion_train.processes.launcher_link import (
+    answers_signals, end_within, report_published, run_as_trainer)
 from emotion_train.processes.notices import PreemptionWatch
 folder, rank = Path({folder!r}), os.environ.get('LOCAL_RANK', '0')
 {before}
@@ -62,7 +63,8 @@ def chain(
             str(script),
         ]
     code = (
-        "import os, sys\nfrom launch.run.processes import run_to_end\n"
+        "import os, sys\nfrom launch.run import processes\nfrom launch.run.processes import run_to_end\n"
+        "processes.FENCED_S = float(os.environ.get('FENCED_S', processes.FENCED_S))\n"
         f"sys.exit(run_to_end({line!r}, os.environ, {hold_s}, {save_s}))"
     )
     with subprocess.Popen(
@@ -102,7 +104,14 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     ("plan", "code"),
-    [("return 0", 0), ("return 1", 1), ("return 2", 2), ("return 33", 33), ("return 34", 34)],
+    [
+        ("report_published()\nreturn 0", 0),
+        ("return 0", 1),
+        ("return 1", 1),
+        ("return 2", 2),
+        ("return 33", 33),
+        ("return 34", 34),
+    ],
 )
 def test_the_trainer_s_own_code_is_returned(tmp_path: Path, plan: str, code: int) -> None:
     with chain(tmp_path, plan) as process:
@@ -189,7 +198,8 @@ def test_a_trainer_that_fails_on_a_machine_that_goes_ends_no_hold(tmp_path: Path
 
 @pytest.mark.parametrize("code", [0, 2, 34])
 def test_what_needs_no_second_start_holds_nobody(tmp_path: Path, code: int) -> None:
-    with chain(tmp_path, f"wait()\nreturn {code}", hold_s=600) as process:
+    plan = f"wait()\nreturn {code}" if code else "wait()\nreport_published()\nreturn 0"
+    with chain(tmp_path, plan, hold_s=600) as process:
         trainers(tmp_path, 1)
         process.terminate()
         assert process.wait(PATIENCE_S) == code
@@ -217,6 +227,54 @@ def test_when_accelerate_is_killed_no_trainer_is_left(tmp_path: Path) -> None:
         assert not any(alive(trainer) for trainer in found)
         assert process.stderr is not None
         assert "without a word" in process.stderr.read()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("deaf", [False, True])
+def test_when_the_launcher_is_killed_no_trainer_is_left_after_5_s(
+    tmp_path: Path, processes: int, deaf: bool
+) -> None:
+    block = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n" if deaf else ""
+    with chain(tmp_path, f"{block}time.sleep(600)", processes) as process:
+        found = trainers(tmp_path, processes)
+        process.kill()
+        assert_gone(found, 5)
+
+
+def test_when_launcher_and_agent_are_killed_at_once_no_trainer_is_left_after_5_s(tmp_path: Path) -> None:
+    with chain(tmp_path, "time.sleep(600)", processes=2) as process:
+        found = trainers(tmp_path, 2)
+        agent = parent(found[0])
+        assert agent not in (process.pid, 1)
+        process.kill()
+        os.kill(agent, signal.SIGKILL)
+        assert_gone([*found, agent], 5)
+
+
+def assert_gone(processes: list[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(alive(one) for one in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def parent(process_id: int) -> int:
+    return int(Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_fenced_trainer_that_is_stuck_is_killed(
+    tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # rank 0 knows; it and its peer hang
+    plan = "if rank == '0': end_within(600, 34)\nwait()\ntime.sleep(600)"
+    monkeypatch.setenv("FENCED_S", "0.5")
+    with chain(tmp_path, plan, processes) as process:
+        found = trainers(tmp_path, processes)
+        code, words = finish(process)
+    assert code == 34
+    assert "after the run was taken over: killed" in words
+    assert not any(alive(one) for one in found)
 
 
 def test_two_trainers_both_hear_of_it_and_the_slower_one_is_not_torn_down(tmp_path: Path) -> None:
@@ -436,3 +494,68 @@ def of_rank(folder: Path, rank: int) -> int:
         for one in of_this_run(folder)
         if is_trainer(one) and name in Path(f"/proc/{one}/environ").read_bytes().split(b"\0")
     )
+
+
+# a reader that leaves, and a launcher that is killed
+
+
+@contextmanager
+def without_a_reader(folder: Path, words: list[str], processes: int = 1) -> Iterator[subprocess.Popen[str]]:
+    """A run whose standard output and standard error have a reader for their first lines only."""
+    with launched(folder, processes, words, {}) as process:
+        assert process.stdout is not None
+        for _ in range(3):
+            process.stdout.readline()
+        process.stdout.close()
+        yield process
+
+
+def printed(folder: Path) -> str:
+    """What went to the log file of the run."""
+    (log,) = (folder / "here" / "output").iterdir()
+    return log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_without_a_reader_ends_with_0_once_it_is_published(tmp_path: Path, processes: int) -> None:
+    words = run_words(tmp_path, "train.epochs=1", f"checkpoint.local_folder={tmp_path / 'here'}")
+    with without_a_reader(tmp_path, words, processes) as process:
+        assert process.wait(PATIENCE_S) == 0
+    assert read_log(open_store(str(tmp_path / "runs")), "tiny")[-1].kind == "final"
+    assert "published at step" in printed(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_without_a_reader_ends_as_it_would_with_one(tmp_path: Path) -> None:
+    words = run_words(tmp_path, f"checkpoint.local_folder={tmp_path / 'here'}")
+    with without_a_reader(tmp_path, words) as process:
+        wait_for_checkpoint(tmp_path, process)
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 33
+    assert "is saved" in printed(tmp_path)
+    with without_a_reader(tmp_path, words) as process:
+        wait_for_checkpoint(tmp_path, process, len(checkpoints(tmp_path)) + 1)
+        os.kill(of_rank(tmp_path, 0), signal.SIGKILL)
+        assert process.wait(PATIENCE_S) == 1
+    with without_a_reader(tmp_path, [*words, "run.seed=77"]) as process:
+        assert process.wait(PATIENCE_S) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("moment", ["starts", "trains"])
+def test_nothing_of_a_run_is_left_5_s_after_its_launcher_was_killed(
+    tmp_path: Path, processes: int, moment: str
+) -> None:
+    with launched(tmp_path, processes, run_words(tmp_path), {}) as process:
+        if moment == "trains":
+            wait_for_checkpoint(tmp_path, process)
+        else:
+            while not any(is_trainer(one) for one in of_this_run(tmp_path)):
+                time.sleep(0.05)
+        process.kill()
+        deadline = time.monotonic() + 5
+        while of_this_run(tmp_path):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
