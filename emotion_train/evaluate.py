@@ -122,7 +122,6 @@ def run(arguments: argparse.Namespace) -> int:
     if remark := cut_remark(tokenizer.lengths, tokenizer.max_length):
         print(f"emotion-train: {remark}", file=sys.stderr)
     from emotion_train.console import Terminal
-
     from emotion_train.evaluation.floors import posts as posts_of
     from emotion_train.evaluation.predictions import predictions_key, predictions_to_parquet
     from emotion_train.report.scorecard import build_scorecard

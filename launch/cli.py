@@ -272,7 +272,6 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from emotion_train.console import Terminal
-
     from emotion_train.errors import WrongRequest
     from launch.check.checks import check_all
     from launch.run.topology import gpus

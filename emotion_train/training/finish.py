@@ -39,7 +39,6 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
     together.
     """
     from emotion_train.console import Terminal
-
     from emotion_train.processes.machine import peak_memory
     from emotion_train.report.terminal import print_report
     from emotion_train.runs.publish import final_files, publish
