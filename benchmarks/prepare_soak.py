@@ -41,7 +41,7 @@ from pathlib import Path
 from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.data.objects import look_at_objects
 from emotion_train.data.preparation import prepare
-from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
 from emotion_train.processes.machine import device_name, versions
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
@@ -234,7 +234,7 @@ class Place:
             return None
         try:
             return read_index(self.store)
-        except WrongRequest as error:
+        except (WrongRequest, StorageError) as error:
             self.soak.tally.broken.append(f"{self.store.url}: {error}")
             return None
 

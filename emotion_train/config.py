@@ -71,6 +71,14 @@ class RunSection(Section):
     trackers: tuple[Tracker, ...] = Field(
         (), description="Experiment trackers that receive the step and evaluation figures."
     )
+    start_timeout_s: float = Field(
+        3600,
+        ge=0,
+        description=(
+            "Seconds for which a start waits for a bucket that does not answer, before it ends with 1; 0 ="
+            " not at all."
+        ),
+    )
     publish_timeout_s: float = Field(
         3600, ge=0, description="Seconds for which publishing is tried again when the bucket fails."
     )

@@ -3,10 +3,11 @@ is how a program ends with one.
 
     EmotionTrainError        1   an end that is explained in one sentence
       WrongRequest           2   type something else
-        StorageError         2   a store refused or did not answer
-          ObjectNotFound
-          AlreadyExists
-          ObjectChanged
+      StorageError           2   a store refused; 1 where it did not answer (`transient`)
+        ObjectNotFound
+        AlreadyExists
+        ObjectChanged
+      NotStarted             1   the store did not answer for `run.start_timeout_s`
       Diverged               1   the loss is no number
       LostContact            1   another process of the run is gone
       NotPublished           1   trained, and the store did not take it
@@ -28,7 +29,8 @@ from collections.abc import Callable
 
 EXIT_CODES = """exit codes:
   0   published, or done
-  1   failed, or stopped at once by a second Ctrl-C; what was committed stays
+  1   failed, a store did not answer for the time that a run waits, or stopped at once by a second
+      Ctrl-C; what was committed stays
   2   wrong request: one sentence says what to type
   33  checkpointed and preempted: start it again, it goes on from there
   34  fenced: another writer owns the run; do not start it again"""
@@ -50,17 +52,21 @@ class WrongRequest(EmotionTrainError):
     exit_code = 2
 
 
-class StorageError(WrongRequest):
+class StorageError(EmotionTrainError):
     """A store refused or did not answer; the message names the URL, the likely cause and the
     remedy.
 
-    `transient`: waiting may help (no network, an overloaded or full store, an expired login);
-    otherwise the request has to change.
+    `transient`: waiting may help (no network, an overloaded or full store, an expired login), so
+    that the exit code is 1; otherwise the request has to change, as after a `WrongRequest`.
     """
+
+    exit_code = 2
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
         self.transient = transient
+        if transient:
+            self.exit_code = EmotionTrainError.exit_code
 
 
 class ObjectNotFound(StorageError):
@@ -88,6 +94,12 @@ class Fenced(EmotionTrainError):
 class LostContact(EmotionTrainError):
     """Another process of this run has ended or does not answer; the run resumes from its last
     checkpoint at the next start.
+    """
+
+
+class NotStarted(EmotionTrainError):
+    """The run waited for a store and did not begin, or its machine went while it waited; nothing
+    was trained, and another start does what this one would have done.
     """
 
 

@@ -29,7 +29,7 @@ from emotion_train.bases.staged import (
     StagedTensor,
     read_staged_index,
 )
-from emotion_train.errors import AlreadyExists, WrongRequest
+from emotion_train.errors import AlreadyExists, StorageError, WrongRequest
 from emotion_train.progress import ProgressLine
 from emotion_train.storage.document import version_of
 from emotion_train.storage.folder import FolderStore
@@ -271,7 +271,7 @@ def _refuse_misfit(found: BaseConfig, store: Store, untouched: bool) -> None:
         return
     try:
         open_checkpoint(found, skeleton(found.text, 2))
-    except WrongRequest:
+    except (WrongRequest, StorageError):  # the latter: the hub failed
         if untouched:
             store.delete(UNFINISHED_KEY)
         raise

@@ -19,14 +19,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from emotion_train.config import Config, load_config, require_trackers
-from emotion_train.data.index import read_index, require_trainable
+from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.errors import Fenced, LostContact, WrongRequest
 from emotion_train.processes.launcher_link import FENCED_S, answers_signals, end_within
 from emotion_train.processes.notices import PreemptionWatch, hold_seconds
 from emotion_train.runs.log import Entry
 from emotion_train.storage.open import open_store
+from emotion_train.storage.patience import StoreRequest
+from emotion_train.storage.store import Store
 from emotion_train.streams import go_to
-from emotion_train.training.claim import claim, look_before_claiming
+from emotion_train.training.claim import Claiming, look_before_claiming
 from emotion_train.training.finish import report_and_publish
 from emotion_train.training.job import (
     Claimed,
@@ -43,6 +45,8 @@ from emotion_train.training.start import keep_kernels, require_fp8, start_proces
 
 if TYPE_CHECKING:
     from emotion_train.training.trainer import Trainer
+
+_FIRST_LOOK_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,22 +75,22 @@ def run(arguments: argparse.Namespace) -> int:
     go_to(output_log(config))
     require_trackers(config)
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
-    index = read_index(data_store)
-    require_trainable(index)
-
-    import torch
-
-    from emotion_train.data.tokenization import PostTokenizer
-    from emotion_train.model.load import read_config
-    from emotion_train.processes.interruption import Interruptions
-    from emotion_train.processes.ranks import is_about_contact, lost_contact
-    from emotion_train.training.microbatch import settle
-
     with ExitStack() as stack:
         # once a machine is enough
         asked = config.preemption.notices if os.environ.get("LOCAL_RANK", "0") == "0" else "none"
         watch = stack.enter_context(PreemptionWatch(asked, say))
         answers_signals()
+        reading = _ask_for_index(config, data_store)
+
+        import torch
+
+        from emotion_train.data.tokenization import PostTokenizer
+        from emotion_train.model.load import read_config
+        from emotion_train.processes.interruption import Interruptions
+        from emotion_train.processes.ranks import is_about_contact, lost_contact
+        from emotion_train.training.microbatch import settle
+        from emotion_train.training.waiting import PatientStart
+
         accelerator, engine, ranks = start_processes(config)
         run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
         config = config.model_copy(update={"run": config.run.model_copy(update={"id": run_id})})
@@ -94,15 +98,34 @@ def run(arguments: argparse.Namespace) -> int:
         interruptions = Interruptions(
             ranks, lambda: watch.notice, hold_s, say if ranks.is_main else say_nothing
         )
-        if final := ranks.on_main(
-            lambda: look_before_claiming(config, index, output_store, arguments.allow_unfenced)
+        start = PatientStart(interruptions, config.run.start_timeout_s, say)
+        index = start.answer(reading)
+        if final := start.on_main(
+            "the log of the run",
+            output_store.url,
+            lambda: look_before_claiming(config, index, output_store, arguments.allow_unfenced),
         ):
             say_published(output_store, run_id, final, ranks.is_main)
             return published(final)
-        base = read_config(config.model.base)
+        base = start.everywhere("the base", config.model.base, lambda: read_config(config.model.base))
         require_fp8(config, base, engine, accelerator.device)
-        tokenizer = PostTokenizer.load(base.files, config.data.max_length)
-        config = settle(config, base, index, data_store, tokenizer, engine, ranks, accelerator.device, say)
+        tokenizer = start.everywhere(
+            "the base's tokenizer",
+            config.model.base,
+            lambda: PostTokenizer.load(base.files, config.data.max_length),
+        )
+        config = settle(
+            config,
+            base,
+            index,
+            data_store,
+            tokenizer,
+            engine,
+            ranks,
+            accelerator.device,
+            say,
+            lambda choose: start.on_main("some posts", data_store.url, choose),
+        )
         keep_kernels(config, ranks, accelerator.device, stack)
         again = _command(arguments, run_id, accelerator.device.type)
         job = Job(
@@ -120,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
             again,
             base,
         )
-        answer = ranks.only_on_main(lambda: claim(job))
+        answer = start.only_on_main("the claim of the run", output_store.url, Claiming(job, start.note_saved))
         claimed = answer if isinstance(answer, Claimed) else None
         if final := ranks.from_main(answer if isinstance(answer, Entry) else None):
             say_published(output_store, run_id, final, ranks.is_main)
@@ -141,6 +164,24 @@ def run(arguments: argparse.Namespace) -> int:
                 raise
             end_even_if_stuck()
             raise LostContact(lost_contact(ranks.rank, ranks.timeout_s, error)) from error
+
+
+def _ask_for_index(config: Config, store: Store) -> StoreRequest[Index]:
+    """The request for the data set's index; what is wrong with it is refused here, before anything
+    heavy is loaded.
+    """
+
+    def trainable() -> Index:
+        index = read_index(store)
+        require_trainable(index)
+        return index
+
+    request = StoreRequest("the index of the data set", store.url, trainable, config.run.start_timeout_s)
+    if request.look(_FIRST_LOOK_S):
+        request.result()
+    elif (words := request.news()) is not None and os.environ.get("RANK", "0") == "0":
+        say(words)
+    return request
 
 
 def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:

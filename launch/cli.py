@@ -14,7 +14,7 @@ from pathlib import Path
 from emotion_train.errors import EXIT_CODES, exit_code
 from emotion_train.streams import LOG_VARIABLE, go_to, hold, text_is_the_result
 from launch.plan.choices import Spot
-from launch.run.choice import accelerate_line, choose, printable
+from launch.run.choice import accelerate_line, ask_for_base, choose, printable
 
 _PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which
 precision and micro-batch, how many posts a second, how many hours, and dollars on spot (expected
@@ -232,11 +232,16 @@ def _run(arguments: argparse.Namespace) -> int:
     from emotion_train.config import load_config
     from emotion_train.processes.notices import hold_seconds
     from emotion_train.training.job import output_log
-    from launch.run.processes import run_to_end
+    from launch.run.processes import run_to_end, wait_for_answer
     from launch.run.topology import gpus
 
     config = load_config(arguments.config, arguments.overrides)
-    choice = choose(gpus(), arguments.accelerate_config, config, processes=arguments.processes)
+    hold_s = hold_seconds(config.preemption.hold_s, os.environ)
+    found = gpus()
+    # the choice of a layout needs the base's shape
+    if found and arguments.accelerate_config is None and not arguments.dry_run:
+        wait_for_answer(ask_for_base(config), hold_s)
+    choice = choose(found, arguments.accelerate_config, config, processes=arguments.processes)
     topology = choice.topology
     line = accelerate_line(
         choice.config_file,
@@ -260,7 +265,7 @@ def _run(arguments: argparse.Namespace) -> int:
         environment.setdefault(
             "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // topology.processes_per_node))
         )
-    return run_to_end(line, environment, hold_seconds(config.preemption.hold_s, os.environ))
+    return run_to_end(line, environment, hold_s)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

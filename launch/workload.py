@@ -19,7 +19,7 @@ from emotion_train.config import Config, Precision
 from emotion_train.data.index import Index, Split
 from emotion_train.data.lengths import Cut, Lengths, estimated
 from emotion_train.data.packing import deal
-from emotion_train.errors import WrongRequest
+from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.sizing.memory import is_fused
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.store import Store
@@ -150,6 +150,11 @@ def sample_lengths(config: Config, split: Split, store: Store) -> list[int]:
     except WrongRequest as error:
         raise WrongRequest(
             f"{error} Or type --tokens-per-post N, their mean, to plan without the tokenizer."
+        ) from None
+    except StorageError as error:  # of a staged base
+        raise StorageError(
+            f"{error} Or type --tokens-per-post N, their mean, to plan without the tokenizer.",
+            transient=error.transient,
         ) from None
     return lengths_by(tokenizer, split, store)
 

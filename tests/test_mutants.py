@@ -555,9 +555,9 @@ MUTANTS = [
     Mutant(
         "where a run stands is looked up after the claim",
         "emotion_train/training/claim.py",
-        "claim",
-        "checkpoint.newest(writer.entries, lambda",
-        "checkpoint.newest([entry for entry in writer.entries if entry in saved], lambda",
+        "_find_state",
+        "checkpoint.newest(found.writer.entries, lambda",
+        "checkpoint.newest(found.writer.entries[:-1], lambda",
         "tests/emotion_train/training/test_resume.py::test_what_an_older_writer_commits_before_the_claim_is_gone_on_from",
     ),
     # what is promised of the log, the saves and the result
@@ -908,6 +908,47 @@ MUTANTS = [
         "require_size(sum((member.file_size for member in file.infolist())), MAX_BYTES)",
         "pass",
         "tests/emotion_train/model/test_built_kernels.py::test_an_archive_of_too_many_bytes_is_not_unpacked",
+    ),
+    # a store that does not answer at the start
+    Mutant(
+        "an outage is no wrong request",
+        "emotion_train/errors.py",
+        "StorageError.__init__",
+        "if transient:",
+        "if False:",
+        "tests/emotion_train/test_errors.py::test_a_refusal_ends_a_program_with_2_and_an_outage_with_1",
+    ),
+    Mutant(
+        "what a person has to mend is not waited for",
+        "emotion_train/storage/patience.py",
+        "until_it_answers",
+        "not error.transient or patience.left_s <= 0",
+        "patience.left_s <= 0",
+        "tests/emotion_train/storage/test_patience.py::test_what_waiting_does_not_mend_is_raised_at_once",
+    ),
+    Mutant(
+        "a start that waited in vain is no wrong request",
+        "emotion_train/storage/patience.py",
+        "StoreRequest.result",
+        "isinstance(self._error, StorageError) and self._error.transient",
+        "False",
+        "tests/emotion_train/storage/test_patience.py::test_a_request_whose_time_is_over_names_store_time_and_cause",
+    ),
+    Mutant(
+        "a claim that is tried again is the same entry",
+        "emotion_train/runs/log.py",
+        "Writer.claim",
+        "if self._tried is None or (self._tried.seq, self._tried.epoch, self._tried.step) != place:",
+        "if True:",
+        "tests/emotion_train/runs/test_log.py::test_a_claim_whose_answer_was_lost_is_made_once",
+    ),
+    Mutant(
+        "33 is for a run that is saved",
+        "emotion_train/training/waiting.py",
+        "PatientStart._leave",
+        "Preempted if saved else NotStarted",
+        "Preempted",
+        "tests/emotion_train/training/test_waiting.py::test_33_is_only_for_a_run_whose_newest_state_is_known_to_be_saved",
     ),
 ]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from emotion_train.bases.staged import BASE_KEY, UNFINISHED_KEY, StagedBase, open_staged
 from emotion_train.bounded import Unreadable, object_file
-from emotion_train.errors import WrongRequest
+from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 
@@ -74,7 +74,7 @@ class BaseFiles:
         no such file.
 
         Raises `WrongRequest` when the hub cannot be reached, does not know the base, or wants a
-        token.
+        token, and `StorageError` when it answers with an error of its own.
         """
         if self.staged is not None:
             return self.staged.path(file)
@@ -198,9 +198,11 @@ def _download(repo: str, file: str) -> Path | None:
             f"The base {repo} is neither a folder here nor a model on the Hugging Face hub; {hint}."
         ) from None
     except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "no status")
-        raise WrongRequest(
-            f"The Hugging Face hub answered {status} for {file} of {repo}; try again later, or {hint}."
+        status = getattr(error.response, "status_code", 0)
+        raise StorageError(
+            f"The Hugging Face hub answered {status or 'without a status'} for {file} of {repo}; try again"
+            f" later, or {hint}.",
+            transient=status == 429 or status >= 500,
         ) from None
     except OSError as error:  # connection refused, no DNS, disk full: the message names it
         raise WrongRequest(

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from emotion_train.bounded import Unreadable, parquet_errors
 from emotion_train.data.index import DataObject, RowGroup, Split
 from emotion_train.errors import ObjectChanged, StorageError, WrongRequest
-from emotion_train.storage.patience import Patience
+from emotion_train.storage.patience import Patience, until_it_answers
 from emotion_train.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -165,15 +165,16 @@ class RowGroupReader:
         return raw
 
     def _read_patiently(self, key: str, start: int, length: int, etag: str | None) -> bytes:
-        patience = Patience(self._patience_s)
-        while True:
-            try:
-                return self._store.read(key, start=start, length=length, if_match=etag)
-            except StorageError as error:
-                if not error.transient or patience.left_s <= 0 or self._closed.wait(patience.next_pause_s()):
-                    raise
-                if self._telling.may_tell():
-                    log.warning("The run waits for its data: %s", error)
+        return until_it_answers(
+            lambda: self._store.read(key, start=start, length=length, if_match=etag),
+            Patience(self._patience_s),
+            self._closed.wait,
+            self._tell,
+        )
+
+    def _tell(self, error: StorageError) -> None:
+        if self._telling.may_tell():
+            log.warning("The run waits for its data: %s", error)
 
 
 def sample_texts(store: Store, split: Split, least: int, patience_s: float = 0.0) -> list[str]:

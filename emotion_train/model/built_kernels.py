@@ -27,10 +27,12 @@ from types import TracebackType
 
 from emotion_train.bounded import object_in, require_size
 from emotion_train.errors import ObjectNotFound, StorageError
+from emotion_train.storage.patience import Patience, until_it_answers
 from emotion_train.storage.store import Store
 
 MAX_BYTES = 1 << 30  # of an archive, and of what it unpacks to: kernels of a run are some 10 MB
 _LOOK_EVERY_S = 20.0
+_BUILDING_S = 15.0
 # an entry of Triton's cache, and a file in it
 _MEMBER = re.compile(r"([A-Z2-7]{16,})/([A-Za-z0-9_][A-Za-z0-9_.-]*)")
 _GROUP = "__grp__"  # begins the names of files that list the others by their full paths
@@ -40,16 +42,25 @@ class BuiltKernels:
     """Within the block Triton keeps its kernels in `folder`, which is filled from the store first.
 
     With `keeps` the archive is written again, in the background and at the end, whenever kernels
-    have been added. A store that fails costs a sentence to `say`, not the run.
+    have been added. A store that fails costs a sentence to `say`, not the run: it is asked again
+    for `patience_s` seconds, and no longer than the kernels take to build.
     """
 
     def __init__(
-        self, store: Store, folder: Path, gpu: str, say: Callable[[str], None], *, keeps: bool
+        self,
+        store: Store,
+        folder: Path,
+        gpu: str,
+        say: Callable[[str], None],
+        *,
+        keeps: bool,
+        patience_s: float = 0.0,
     ) -> None:
         self._store = store
         self._folder = folder
         self._key = archive_name(gpu)
         self._say = say
+        self._patience_s = min(patience_s, _BUILDING_S)
         self._stop = threading.Event()
         self._thread = (
             threading.Thread(target=self._watch, name="built-kernels", daemon=True) if keeps else None
@@ -59,7 +70,7 @@ class BuiltKernels:
     def __enter__(self) -> BuiltKernels:
         self._folder.mkdir(parents=True, exist_ok=True)
         os.environ["TRITON_CACHE_DIR"] = str(self._folder)
-        self.fetch()
+        self.fetch(self._patience_s)
         if self._thread is not None:
             self._thread.start()
         return self
@@ -72,10 +83,15 @@ class BuiltKernels:
             self._thread.join()
             self.keep()
 
-    def fetch(self) -> None:
+    def fetch(self, patience_s: float = 0.0) -> None:
         """Put the archive's entries beside those that are in the folder."""
         try:
-            data = self._store.read(self._key, length=MAX_BYTES + 1)
+            data = until_it_answers(
+                lambda: self._store.read(self._key, length=MAX_BYTES + 1),
+                Patience(patience_s),
+                self._stop.wait,
+                lambda error: None,
+            )
             self._kept = unpack(data, self._folder)
         except ObjectNotFound:
             pass

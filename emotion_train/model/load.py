@@ -181,6 +181,7 @@ def load_base(
     *,
     to_be_sharded: bool = False,
     tell: Tell = tell_nobody,
+    patience_s: float = 0.0,
 ) -> tuple[PreTrainedModel, BaseInfo]:
     """A stock `XForSequenceClassification` on `device`, frozen, without cache; its head is float32
     and zero until `init_head`.
@@ -192,6 +193,9 @@ def load_base(
     `to_be_sharded`: a base that need not fit the device. The weights wait in host memory (bf16 ones
     in the page cache, which the processes of a node share) until each is cut, and 4-bit codes lie
     under bfloat16, the type that FSDP and DeepSpeed ZeRO-3 shard.
+
+    The bucket of a staged base that does not answer is asked again for `patience_s` seconds; `tell`
+    is called meanwhile too, so that what it raises ends the waiting.
     """
     found = read_config(base) if isinstance(base, str) else base
     kind = formats(precision)
@@ -199,13 +203,21 @@ def load_base(
         require_bitsandbytes()
     device = torch.device(device)
     model = skeleton(found.text, num_labels)
-    tensors = _tensors_of(found, model, precision, torch.device("cpu") if to_be_sharded else device)
     parameters = parameters_of(model)
+    placed = 0
+    tensors = _tensors_of(
+        found,
+        model,
+        precision,
+        torch.device("cpu") if to_be_sharded else device,
+        patience_s,
+        lambda: tell(placed, len(parameters)),
+    )
     fingerprint = Fingerprint(found)
-    for number, (name, tensor) in enumerate(tensors, 1):
+    for placed, (name, tensor) in enumerate(tensors, 1):
         fingerprint.add(name, tensor)
         _place(model, name, tensor, kind, device, to_be_sharded)
-        tell(number, len(parameters))
+        tell(placed, len(parameters))
     # its buffers are in no checkpoint
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
     model.score.weight = nn.Parameter(torch.zeros(num_labels, model.config.hidden_size, device=device))
@@ -236,7 +248,12 @@ def open_checkpoint(found: BaseConfig, model: nn.Module) -> Weights:
 
 
 def _tensors_of(
-    found: BaseConfig, model: nn.Module, precision: Precision, device: torch.device
+    found: BaseConfig,
+    model: nn.Module,
+    precision: Precision,
+    device: torch.device,
+    patience_s: float,
+    meanwhile: Callable[[], None],
 ) -> Iterator[tuple[str, torch.Tensor | Codes4bit]]:
     """Every tensor of the base once, those of a staged base on `device` and others on the host."""
     staged = found.files.staged
@@ -246,7 +263,7 @@ def _tensors_of(
     _refuse_misfits(
         found.files.name, parameters_of(model), {tensor.name: tensor.shape for tensor in staged.index.tensors}
     )
-    return staged_tensors(staged, device)
+    return staged_tensors(staged, device, patience_s, meanwhile)
 
 
 def parameters_of(model: nn.Module) -> dict[str, tuple[int, ...]]:

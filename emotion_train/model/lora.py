@@ -49,11 +49,14 @@ def build_classifier(
     *,
     to_be_sharded: bool = False,
     tell: Tell = tell_nobody,
+    patience_s: float = 0.0,
 ) -> tuple[EmotionClassifier, BaseInfo]:
     """The base on `device` with a fresh head and adapter: what a run starts from. `to_be_sharded`
-    as in `load_base`.
+    and `patience_s` as in `load_base`.
     """
-    network, info = load_base(base, precision, num_labels, device, to_be_sharded=to_be_sharded, tell=tell)
+    network, info = load_base(
+        base, precision, num_labels, device, to_be_sharded=to_be_sharded, tell=tell, patience_s=patience_s
+    )
     init_head(network, seed)
     return EmotionClassifier(attach_lora(network, lora, seed), precision), info
 

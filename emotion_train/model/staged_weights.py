@@ -11,32 +11,43 @@ cut.
 from __future__ import annotations
 
 import hashlib
+import logging
+import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from emotion_train.bases.staged import StagedBase, StagedPart, StagedTensor, changed
-from emotion_train.errors import ObjectChanged
+from emotion_train.bases.staged import StagedBase, StagedObject, StagedPart, StagedTensor, changed
+from emotion_train.errors import ObjectChanged, StorageError
 from emotion_train.model.precision import Codes4bit
+from emotion_train.storage.patience import Patience, until_it_answers
+
+log = logging.getLogger(__name__)
 
 PIECES_IN_FLIGHT = 32
+_LOOK_EVERY_S = 0.5
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "U8": torch.uint8}  # by safetensors' names
 # JSON in a tensor: numbers that bitsandbytes reads on the host
 PACKED_STATE = ".quant_state.bitsandbytes__nf4"
 
 
 def staged_tensors(
-    staged: StagedBase, device: torch.device
+    staged: StagedBase,
+    device: torch.device,
+    patience_s: float = 0.0,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[str, torch.Tensor | Codes4bit]]:
     """Every tensor once, in the order in which it was staged; 4-bit ones as codes.
 
-    Raises `WrongRequest` when stored bytes are no longer those of the index.
+    A store that does not answer is asked again for `patience_s` seconds; `meanwhile` is called
+    twice a second while a piece is waited for. Raises `WrongRequest` when stored bytes are no
+    longer those of the index.
     """
-    with _Pieces(staged, device) as pieces:
+    with _Pieces(staged, device, patience_s, meanwhile) as pieces:
         for described in staged.index.tensors:
             yield described.name, _fetch(described, pieces, device)
 
@@ -60,8 +71,13 @@ class _Pieces:
     threads.
     """
 
-    def __init__(self, staged: StagedBase, device: torch.device) -> None:
+    def __init__(
+        self, staged: StagedBase, device: torch.device, patience_s: float, meanwhile: Callable[[], None]
+    ) -> None:
         self._store, self._index, self._device = staged.store, staged.index, device
+        self._patience_s, self._meanwhile = patience_s, meanwhile
+        self._closed = threading.Event()
+        self._telling = Patience()  # of all pieces together
         objects = staged.index.shards
         self._todo = deque(
             (number, place) for number, stored in enumerate(objects) for place in range(len(stored.pieces))
@@ -80,6 +96,7 @@ class _Pieces:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def fill(self, number: int, start: int, target_B: torch.Tensor) -> None:
@@ -97,6 +114,8 @@ class _Pieces:
     def _piece(self, number: int, place: int) -> torch.Tensor:
         while True:
             ahead_number, ahead_place, buffer_B, reading = self._ahead[0]
+            while not wait([reading], _LOOK_EVERY_S).done:
+                self._meanwhile()
             reading.result()
             if (ahead_number, ahead_place) == (number, place):
                 return buffer_B
@@ -123,12 +142,22 @@ class _Pieces:
         start = place * self._index.piece_bytes
         view = buffer_B.numpy().data[: min(len(buffer_B), stored.bytes - start)]
         try:
-            if (
-                self._store.read_into(stored.key, view, start=start, if_match=stored.etag) == len(view)
-                and stored.etag is not None
-            ):
+            if self._fill(stored, view, start, stored.etag) == len(view) and stored.etag is not None:
                 return
         except ObjectChanged:  # written again, or copied elsewhere: its bytes decide
-            self._store.read_into(stored.key, view, start=start)
+            self._fill(stored, view, start, None)
         if hashlib.sha256(view).hexdigest() != stored.pieces[place]:
             raise changed(self._store, stored.key)
+
+    def _fill(self, stored: StagedObject, view: memoryview, start: int, etag: str | None) -> int:
+        """Bytes read into the view, with patience."""
+        return until_it_answers(
+            lambda: self._store.read_into(stored.key, view, start=start, if_match=etag),
+            Patience(self._patience_s),
+            self._closed.wait,
+            self._tell,
+        )
+
+    def _tell(self, error: StorageError) -> None:
+        if self._telling.may_tell():
+            log.warning("The run waits for its base: %s", error)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emotion_train.errors import Preempted
+from emotion_train.errors import EmotionTrainError, Preempted
 from emotion_train.processes.ranks import Ranks, Signal
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ class Interruptions:
         while (left := deadline - time.monotonic()) > 0 and not self.going():
             time.sleep(min(_LOOK_EVERY_S, left))
 
-    def hold(self, saved: str) -> None:
+    def hold(self, saved: str, end: Callable[[str], EmotionTrainError] = Preempted) -> None:
         """Wait until the process is killed; `saved` says where the run stands.
 
-        Returns when the termination was withdrawn on every rank. Raises `Preempted` after `hold_s`
-        seconds, and at once after SIGINT.
+        Returns when the termination was withdrawn on every rank. Raises `Preempted`, or what `end`
+        makes of the words, after `hold_s` seconds, and at once after SIGINT.
         """
         notice = self._notice()
         self._tell(f"{notice.words if notice is not None else 'Another machine of this run goes'}: {saved}")
@@ -77,7 +77,7 @@ class Interruptions:
             over = self.ranks.is_main and time.monotonic() >= deadline
             any_going, any_left, time_over = self.ranks.sum(np.array([going, kind == "sigint", over])) > 0
             if any_left or (any_going and time_over):
-                raise Preempted(f"{saved} The next start goes on from there.")
+                raise end(f"{saved} The next start goes on from there.")
             if not any_going:
                 self._tell("The termination was withdrawn: training goes on")
                 return

@@ -6,8 +6,10 @@ compute stream of a GPU.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import IntFlag
 from typing import Any, TypeVar, cast
@@ -20,6 +22,18 @@ import torch.distributed as dist
 from emotion_train.errors import EmotionTrainError, LostContact
 
 T = TypeVar("T")
+
+
+_CONTACT_EVERY_S = 1.0
+
+
+@dataclass
+class _Contact:
+    """How far this rank is in a block of `Ranks.in_contact`."""
+
+    done: bool = False
+    failed: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Signal(IntFlag):
@@ -49,11 +63,17 @@ class Ranks:
         self.world_size = dist.get_world_size() if self._many else 1
         # Gloo pairs calls by their order alone, so what runs at the same time has a group each: the
         # threads of the two loaders (training posts are packed while validation posts are
-        # scored), the main thread, and the signals on their way.
-        self._training_group, self._scoring_group, self._main_group, self._signal_group = (
-            [dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(4)]
+        # scored), the main thread, the signals on their way, and the thread of `in_contact`.
+        (
+            self._training_group,
+            self._scoring_group,
+            self._main_group,
+            self._signal_group,
+            self._contact_group,
+        ) = (
+            [dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) for _ in range(5)]
             if self._many
-            else [None] * 4
+            else [None] * 5
         )
         self._on_its_way: tuple[dist.Work, torch.Tensor] | None = None
 
@@ -173,6 +193,44 @@ class Ranks:
         with self._in_contact():
             dist.gather_object(value, box, dst=0, group=self._main_group)
         return box or []
+
+    @contextmanager
+    def in_contact(self) -> Iterator[None]:
+        """A block that every rank enters and that may take one rank much longer than another: who
+        has ended it waits here for the others, however long that takes.
+
+        A thread of each rank tells the others once a second that it is alive. Raises `LostContact`
+        when one is not. A rank on which the block fails leaves at once.
+        """
+        if not self._many:
+            yield
+            return
+        own, failures = _Contact(), list[Exception]()
+        thread = threading.Thread(
+            target=self._keep_contact, args=(own, failures), name="contact", daemon=True
+        )
+        thread.start()
+        try:
+            yield
+            own.done = True
+        finally:
+            own.failed = not own.done
+            own.ended.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+
+    def _keep_contact(self, own: _Contact, failures: list[Exception]) -> None:
+        try:
+            while True:
+                own.ended.wait(_CONTACT_EVERY_S)
+                sent = torch.tensor([own.done, own.failed], dtype=torch.int32)
+                with self._in_contact():
+                    dist.all_reduce(sent, group=self._contact_group)
+                if int(sent[1]) or int(sent[0]) == self.world_size:
+                    return
+        except LostContact as error:
+            failures.append(error)
 
     @contextmanager
     def _in_contact(self) -> Iterator[None]:

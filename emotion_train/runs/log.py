@@ -262,6 +262,7 @@ class Writer:
         self._config_sha256 = config_sha256
         self.entries = tuple(read_log(store, run_id))
         self._own: tuple[Entry, ...] = ()
+        self._tried: Entry | None = None  # the claim whose answer may be lost
         # own entries that were found in the log, and that nobody has asked for again
         self._unanswered: list[Entry] = []
         self._appending = threading.Lock()
@@ -284,7 +285,8 @@ class Writer:
         took it, and `facts` of the run.
 
         Of several claims at once each gets a number, and the newest wins. Raises `Published` when
-        the run has its final entry.
+        the run has its final entry. After a `StorageError` the claim may be in the log: the same
+        call again takes it for its own, and never makes two.
         """
         assert not self._own, "a writer claims once"
         who: Metrics = {"machine": socket.gethostname(), "process_id": os.getpid(), **(facts or {})}
@@ -293,7 +295,10 @@ class Writer:
                 raise Published(
                     f"Run {self.run_id} is published at {self.store.url}/{self.run_id}.", finals[-1]
                 )
-            entry = self._entry("claim", len(self.entries), epoch, step, metrics=who)
+            place = (len(self.entries), epoch, step)
+            if self._tried is None or (self._tried.seq, self._tried.epoch, self._tried.step) != place:
+                self._tried = self._entry("claim", len(self.entries), epoch, step, metrics=who)
+            entry = self._tried
             try:
                 self._create(entry)
             except AlreadyExists as error:
@@ -392,8 +397,6 @@ class Writer:
         """
         try:
             there = _read_entry(self.store, self.run_id, seq)
-        except StorageError:
-            raise
         except WrongRequest as error:  # another version's, perhaps
             raise Fenced(
                 f"Another writer has taken run {self.run_id} over; this process stops and has overwritten"

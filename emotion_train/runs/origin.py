@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from emotion_train.bounded import object_in
 from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.data.text_filter import TextFilter, filter_of_split
-from emotion_train.errors import EmotionTrainError, ObjectNotFound, WrongRequest
+from emotion_train.errors import EmotionTrainError, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.model.facts import AdapterFacts, read_facts
 from emotion_train.runs.log import final_entry, read_part
 from emotion_train.runs.published import TRAINING_FILTER, split_run_url, training_filter
@@ -98,7 +98,7 @@ class Origin:
             index = read_index(store)
         except ObjectNotFound as error:
             raise NotInReach(f"there is no data set at {self.data_url}") from error
-        except WrongRequest as error:
+        except (WrongRequest, StorageError) as error:
             raise NotInReach(str(error).rstrip(".")) from error
         if index.sha256() != self.index_sha256:
             raise NotInReach(f"{self.data_url} is not the data set that this adapter was trained on")
@@ -118,7 +118,7 @@ class Origin:
             if (part := training_filter(entry)) is None:
                 raise NotInReach(f"run {self.run_url} was published by a version that kept no filter")
             content = read_part(store, split_run_url(self.run_url)[1], part)
-        except WrongRequest as error:
+        except (WrongRequest, StorageError) as error:
             if self.named:
                 raise
             raise NotInReach(str(error).rstrip(".")) from error

@@ -1,12 +1,23 @@
-"""How to wait for a store that fails: pauses that double, and a word about it once a minute."""
+"""How to wait for a store that fails: pauses that double, and a word about it once a minute.
+
+Only what waiting may mend is waited for; what a store refuses is raised at once.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from emotion_train.errors import NotStarted, StorageError
+
+T = TypeVar("T")
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 TELL_EVERY_S = 60.0
+_SLOW_S = 2.0  # a request that takes longer may be one that is never answered
 
 
 class Patience:
@@ -41,3 +52,109 @@ class Patience:
     def reset(self) -> None:
         """The store answers again."""
         self._told, self._pause_s = None, None
+
+
+def until_it_answers(
+    action: Callable[[], T],
+    patience: Patience,
+    wait: Callable[[float], bool],
+    tell: Callable[[StorageError], None],
+) -> T:
+    """What `action` returns, tried again after each transient `StorageError` until `patience` is
+    over; then that error is raised, and any other at once.
+
+    `tell` hears of each failure that is waited for. `wait` sleeps so many seconds, or returns True
+    earlier where the waiting is to end: the last error is raised.
+    """
+    while True:
+        try:
+            return action()
+        except StorageError as error:
+            if not error.transient or patience.left_s <= 0:
+                raise
+            tell(error)
+            if wait(min(patience.next_pause_s(), max(0.0, patience.left_s))):
+                raise
+
+
+class StoreRequest(Generic[T]):
+    """What the start of a run asks of a store: `action`, tried in a thread of its own for `lasts_s`
+    seconds, so that who waits for it hears of signals and of other processes although an endpoint
+    never answers.
+
+    `what` is asked for and `url` names the store, for the messages. The thread ends with the
+    process.
+    """
+
+    def __init__(self, what: str, url: str, action: Callable[[], T], lasts_s: float) -> None:
+        self._what, self._url, self._action, self._lasts_s = what, url, action, lasts_s
+        self._patience = Patience(lasts_s)
+        self._began = time.monotonic()
+        self._ended, self._answered = threading.Event(), threading.Event()
+        self._problem: StorageError | None = None  # the last failure that was waited for
+        self._values: list[T] = []
+        self._error: BaseException | None = None
+        threading.Thread(target=self._work, name="request", daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended, waiting for that up to so many seconds."""
+        return self._ended.wait(seconds)
+
+    def look(self, seconds: float) -> bool:
+        """Whether it has ended by the time of the first attempt, waiting for that up to so many
+        seconds.
+        """
+        self._answered.wait(seconds)
+        return self._ended.is_set()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the store has failed, or takes its time, and may not answer for long."""
+        slow = time.monotonic() - self._began > _SLOW_S
+        return not self._ended.is_set() and (self._problem is not None or slow)
+
+    def news(self) -> str | None:
+        """That it is waited for, in words: once a minute while the store fails."""
+        if self._problem is None or self._ended.is_set() or not self._patience.may_tell():
+            return None
+        left_s = max(0.0, self._patience.left_s)
+        return f"WAITING for {self._what} at {self._url}, for {left_s:.0f} s more at most: {self._problem}"
+
+    def unanswered(self) -> str:
+        """What it waits for, in words."""
+        return f"The start was waiting for {self._what} at {self._url}; nothing was trained in it."
+
+    def result(self) -> T:
+        """What `action` returned. Raises what it raised, and `NotStarted` where the store did not
+        answer in time. Call it when the request has ended.
+        """
+        if isinstance(self._error, StorageError) and self._error.transient:
+            raise not_started(self._what, self._url, self._lasts_s, self._error) from self._error
+        if self._error is not None:
+            raise self._error
+        return self._values[0]
+
+    def _work(self) -> None:
+        try:
+            self._values.append(until_it_answers(self._action, self._patience, _slept, self._failed))
+        except BaseException as error:  # raised where the result is asked for
+            self._error = error
+        self._ended.set()
+        self._answered.set()
+
+    def _failed(self, error: StorageError) -> None:
+        self._problem = error
+        self._answered.set()
+
+
+def not_started(what: str, url: str, lasts_s: float, error: StorageError) -> NotStarted:
+    """The end of a start that has waited `lasts_s` seconds."""
+    return NotStarted(
+        f"The run did not start: {what} at {url} was waited for {lasts_s:g} s (run.start_timeout_s). {error}"
+        " The same command starts it when the store answers."
+    )
+
+
+def _slept(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False

@@ -7,6 +7,7 @@ request.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
@@ -52,34 +53,68 @@ def look_before_claiming(config: Config, index: Index, store: Store, allow_unfen
     return None
 
 
-def claim(job: Job) -> Claimed | Entry:
+def claim(job: Job, tell_saved: Callable[[bool], None] = lambda saved: None) -> Claimed | Entry:
     """Take the run over, then see where it stands; nobody else can add to it from now on.
 
-    Returns the final entry when another writer has published in the meantime.
+    Returns the final entry when another writer has published in the meantime. `tell_saved` hears
+    before the first checkpoint is read whether the newest state of the run is in its log.
     """
-    from emotion_train.runs import checkpoint
-    from emotion_train.runs.local_states import LocalStates
+    return Claiming(job, tell_saved)()
 
+
+class Claiming:
+    """`claim` for a store that may fail: after a `StorageError` the next call goes on from there,
+    so that the run is claimed once.
+    """
+
+    def __init__(self, job: Job, tell_saved: Callable[[bool], None]) -> None:
+        self._job = job
+        self._tell_saved = tell_saved
+        self._writer: Writer | None = None
+        self._claimed: Claimed | None = None
+
+    def __call__(self) -> Claimed | Entry:
+        self._writer = self._writer or _first_look(self._job)
+        try:
+            self._claimed = self._claimed or _take_over(self._job, self._writer)
+        except Published as already:
+            return cast(Entry, already.entry)
+        in_log = any(entry.kind == "checkpoint" for entry in self._writer.entries)
+        self._tell_saved(in_log and not self._claimed.local.in_use)
+        _find_state(self._job, self._claimed)
+        return self._claimed
+
+
+def _first_look(job: Job) -> Writer:
     writer = Writer(job.output_store, job.run_id, job.index.sha256(), job.config.sha256())
-    saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
     print(
         f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}",
         file=sys.stderr,
         flush=True,
     )
-    try:
-        writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)), facts=_facts(job))
-    except Published as already:
-        return cast(Entry, already.entry)
+    return writer
+
+
+def _take_over(job: Job, writer: Writer) -> Claimed:
+    from emotion_train.runs.local_states import LocalStates
+
+    saved = [entry for entry in writer.entries if entry.kind == "checkpoint"]
+    writer.claim(*((saved[-1].epoch, saved[-1].step) if saved else (0, 0)), facts=_facts(job))
     found = Claimed(writer, LocalStates(local_folder(job.config), job.run_id))
     found.remarks += [
         str(entry.metrics["words"])
         for entry in writer.entries
         if entry.kind == "note" and "words" in entry.metrics
     ]
+    return found
+
+
+def _find_state(job: Job, found: Claimed) -> None:
+    """The newest state that verifies, and what is said of it."""
+    from emotion_train.runs import checkpoint
 
     found.newest = checkpoint.newest(
-        writer.entries,
+        found.writer.entries,
         lambda entry: checkpoint.read_saved(job.output_store, job.run_id, entry),
         found.fell_back,
     )
@@ -91,7 +126,6 @@ def claim(job: Job) -> Claimed | Entry:
         ):
             say(f"continued with another {words}")
         _say_of_processes(found.writer)
-    return found
 
 
 def _say_of_processes(writer: Writer) -> None:
@@ -133,7 +167,7 @@ def _prefer_local(job: Job, found: Claimed) -> None:
         try:
             saved = checkpoint.read_saved(found.local.store, job.run_id, entry)
             checkpoint.check_same_question(saved.document, job.config, job.index, entry, job.run_id)
-        except WrongRequest as error:
+        except (WrongRequest, StorageError) as error:
             say(f"a state on this machine is passed over: {error}")
         else:
             if place(entry) not in in_log and (

@@ -75,11 +75,11 @@ class Claimed:
             self.remarks.append(words)
 
 
-def end_even_if_stuck() -> None:
+def end_even_if_stuck(after_s: float = _END_AFTER_S, code: int = 1) -> None:
     """End this process in a while even if its GPU or a thread of its own still waits for a process
-    that is gone.
+    or a store that is gone.
     """
-    timer = threading.Timer(_END_AFTER_S, os._exit, [1])
+    timer = threading.Timer(after_s, os._exit, [code])
     timer.daemon = True
     timer.start()
 

@@ -52,12 +52,14 @@ def settle(
     ranks: Ranks,
     device: torch.device,
     say: Callable[[str], None],
+    on_main: Callable[[Callable[[], Setting]], Setting] | None = None,
 ) -> Config:
     """The config with a number in place of `auto`, the same on all ranks; a config that has a
     number comes back as it is.
 
-    Raises `WrongRequest` on all ranks, with the nearest setting that fits, where the base does not
-    fit the smallest of their GPUs.
+    `on_main` asks rank 0 with patience for the data set, which some posts are read of. Raises
+    `WrongRequest` on all ranks, with the nearest setting that fits, where the base does not fit the
+    smallest of their GPUs.
     """
     if config.train.tokens_per_microbatch != "auto":
         return config
@@ -76,7 +78,7 @@ def settle(
         share = tokens_of_a_step(config, lengths, split.rows, ranks.world_size)
         return setting_for(config, shape, len(index.labels), min(gpus), share, engine, ranks.world_size)
 
-    setting = ranks.on_main(choose)
+    setting = (on_main or ranks.on_main)(choose)
     if ranks.is_main:
         again = "with" if setting.gradient_checkpointing else "without"
         say(

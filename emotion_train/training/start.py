@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from emotion_train.config import POSTS_PER_SCORING_STEP, Config
-from emotion_train.errors import WrongRequest
+from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.processes.machine import device_name
 from emotion_train.storage.open import open_store
+from emotion_train.storage.patience import not_started
 from emotion_train.training.job import Claimed, Job, data_patience_s, folder_here, say
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: Exit
 
     store, folder = open_store(config.run.kernels_url), folder_here(config) / "kernels"
     gpu = "sm{}{}".format(*torch.cuda.get_device_capability(device))
-    stack.enter_context(BuiltKernels(store, folder, gpu, say, keeps=ranks.is_main))
+    patience_s = config.run.start_timeout_s
+    stack.enter_context(BuiltKernels(store, folder, gpu, say, keeps=ranks.is_main, patience_s=patience_s))
 
 
 def start_processes(config: Config) -> tuple[Accelerator, Kind, Ranks]:
@@ -79,13 +82,26 @@ def load_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
 
     while True:
         loaded = None
-        with suppress(CutOff):
+        with _said_of_the_start(job), job.ranks.in_contact(), suppress(CutOff):
             loaded = build_model(job)
         if not job.ranks.sum(np.array([loaded is None])).any():
             assert loaded is not None
             _refuse_different_bases(job, loaded[1])
             return loaded
         job.interruptions.hold("The model was being loaded; what the log has is safe.")
+
+
+@contextmanager
+def _said_of_the_start(job: Job) -> Iterator[None]:
+    """Raises `NotStarted` for a store that did not answer while the weights were read."""
+    try:
+        yield
+    except StorageError as error:
+        if not error.transient:
+            raise
+        raise not_started(
+            "the weights of the base", job.config.model.base, job.config.run.start_timeout_s, error
+        ) from error
 
 
 def _refuse_different_bases(job: Job, base: BaseInfo) -> None:
@@ -129,6 +145,7 @@ def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
             job.accelerator.device,
             to_be_sharded=cut,
             tell=tell,
+            patience_s=config.run.start_timeout_s,
         )
     if config.model.decoder == "fused" and not cut:
         model.fuse()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from emotion_train.bounded import Unreadable, yaml_file
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index
-from emotion_train.errors import EmotionTrainError, WrongRequest
+from emotion_train.errors import EmotionTrainError, StorageError, WrongRequest
 from emotion_train.runs.log import read_log, require_conditional_writes, run_ids, summary
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
@@ -216,7 +216,7 @@ def _planned_hours(config: Config, index: Index, store: Store, target: Target | 
         return None
     try:
         shape, work = shape_of_base(config.model.base), work_of(config, index, store, None)
-    except WrongRequest:  # said by the check of the base
+    except (WrongRequest, StorageError):  # said by the check of the base
         return None
     found = best_settings(
         config, shape, work, kind, target.gpus, Offer(), spot_of(config, Spot()), config.model.precision

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from emotion_train.bounded import Unreadable, yaml_file
 from emotion_train.config import Config
-from emotion_train.errors import WrongRequest
+from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.sizing.fit import Fit, Layout, Misfit, Request, fit, layouts
 from emotion_train.sizing.memory import GIB
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
+from emotion_train.storage.patience import StoreRequest
 from launch.run.topology import Gpu, Topology, read_topology
 from launch.workload import shape_of_base
 
@@ -169,8 +170,16 @@ def _file_of(layout: Layout) -> str:
 def _shape(base: str) -> Shape | None:
     try:
         return shape_of_base(base)
-    except (WrongRequest, OSError):
+    except (WrongRequest, StorageError, OSError):
         return None  # the trainer says what is wrong with the base
+
+
+def ask_for_base(config: Config) -> StoreRequest[object]:
+    """The request for what `choose` reads of the base, which may be in a bucket that does not
+    answer yet.
+    """
+    base = config.model.base
+    return StoreRequest("the base", base, lambda: shape_of_base(base), config.run.start_timeout_s)
 
 
 # --- the line ---

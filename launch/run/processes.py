@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from emotion_train.errors import Fenced
+from emotion_train.errors import Fenced, NotStarted, StorageError, WrongRequest
 from emotion_train.processes.launcher_link import (
     FENCED_S,
     FOLDER_VARIABLE,
@@ -32,6 +32,7 @@ from emotion_train.processes.launcher_link import (
     read_outcome,
     trainers_started,
 )
+from emotion_train.storage.patience import StoreRequest
 
 _LOOK_EVERY_S = 0.1
 _LATER_S = 2.0  # than the trainers' own bound
@@ -102,6 +103,24 @@ def run_to_end(
             _hold(signals, hold_s)
             return 1
         return int(code)
+
+
+def wait_for_answer(request: StoreRequest[object], hold_s: float) -> None:
+    """Return when what is asked of a store is answered, or refused, which the trainer says better.
+
+    Raises `NotStarted` when the store has not answered in time, and when a signal comes while it
+    is waited for: after SIGTERM no sooner than `hold_s` seconds later, after SIGINT at once. Call
+    it in the main thread.
+    """
+    with _listening() as signals:
+        while not request.wait(_LOOK_EVERY_S):
+            if signals.first_at is not None:
+                _hold(signals, hold_s)
+                raise NotStarted(f"{request.unanswered()} The same command starts it again.")
+            if (words := request.news()) is not None:
+                _say(words)
+    with suppress(WrongRequest, StorageError, OSError):
+        request.result()
 
 
 @contextmanager

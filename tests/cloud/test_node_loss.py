@@ -12,9 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from emotion_train.errors import NotStarted
 from emotion_train.runs.log import Entry, when
 from launch.results.history import incarnations
-from tests.helpers.launcher import TASK, Launcher, ManagedJob, adapter, assert_equal, published_run
+from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.launcher import (
+    PATIENCE_S,
+    TASK,
+    Launcher,
+    ManagedJob,
+    adapter,
+    assert_equal,
+    published_run,
+)
 from tests.helpers.metadata_servers import AwsHandler, Machine, serving
 from tests.helpers.slurm_site import SPOT, Site
 
@@ -22,6 +32,7 @@ pytestmark = pytest.mark.cloud
 # half a minute of training on a machine with nothing else to do
 WORDS = ["train.epochs=16", "checkpoint.every_seconds=5"]
 NOTICE_S = 20.0
+OUTAGE_S = 90.0  # longer than a word about it every minute
 STEP = 120  # after which the node is taken
 
 
@@ -124,6 +135,44 @@ def test_a_run_that_slurm_preempts_with_grace_ends_with_the_same_adapter_where_e
     tell("preempted by Slurm", log, taken_at)
     assert incarnations(log)[0].notice == "preempted"
     assert_equal(in_peace, adapter(str(job.run_id), tmp_path / "adapter"), tolerance=0)
+
+
+def test_an_outage_at_the_start_is_waited_for_and_the_job_is_not_failed(
+    launcher: Launcher, in_peace: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """As after a recovery into a region whose store is away: every request gets a 503 until the
+    trainer has waited for a while.
+    """
+    with FaultProxy(launcher.s3.endpoint) as proxy:
+        proxy.outage = "503"
+        words = launcher.words(*WORDS, "preemption.notices=none", AWS_ENDPOINT_URL=proxy.endpoint)
+        with managed(launcher, "outage", *words) as job:
+            deadline = time.monotonic() + PATIENCE_S
+            while not proxy.struck:
+                assert time.monotonic() < deadline, job.controller_log()
+                time.sleep(1)
+            time.sleep(OUTAGE_S)
+            assert job.log == []
+            assert job.status() == "RUNNING"
+            proxy.outage = None
+            assert job.wait_for_end() == "SUCCEEDED"
+            assert len(incarnations(job.log)) == 1  # it waited, and was not started again
+            run_id = str(job.run_id)
+    assert_equal(in_peace, adapter(run_id, tmp_path / "adapter"), tolerance=0)
+
+
+def test_an_outage_that_outlasts_the_patience_fails_the_job_with_1(launcher: Launcher) -> None:
+    with FaultProxy(launcher.s3.endpoint) as proxy:
+        proxy.outage = "503"
+        words = launcher.words(
+            *WORDS, "preemption.notices=none", "run.start_timeout_s=20", AWS_ENDPOINT_URL=proxy.endpoint
+        )
+        try:
+            printed = launcher.site.sky("launch", "-c", "away", str(TASK), *words, check=False)
+        finally:
+            launcher.site.sky("down", "-y", "away", check=False)
+    assert "The run did not start: the index of the data set" in printed
+    assert f"[{NotStarted.exit_code}]" in printed
 
 
 def tell(name: str, log: list[Entry], taken_at: float) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+
+import pytest
 
 import emotion_train.runs.log
 import emotion_train.runs.origin
@@ -23,3 +26,21 @@ def test_the_tree_of_errors_is_the_family_with_its_exit_codes() -> None:
         code = int(number) if number else code
         told.add((len(space) // 2, name, code))
     assert told == lines(errors.EmotionTrainError, 0)
+
+
+def test_a_store_that_does_not_answer_is_no_wrong_request_also_on_another_rank() -> None:
+    """A scheduler that starts a run anew must not take an outage for a mistake."""
+    for kind in (errors.StorageError, errors.ObjectNotFound):
+        assert not issubclass(kind, errors.WrongRequest)
+        for transient, code in ((True, 1), (False, 2)):
+            sent = pickle.loads(pickle.dumps(kind("The network is gone.", transient=transient)))
+            assert (str(sent), sent.transient, sent.exit_code) == ("The network is gone.", transient, code)
+
+
+def test_a_refusal_ends_a_program_with_2_and_an_outage_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(transient: bool) -> int:
+        raise errors.StorageError("s3://posts said no.", transient=transient)
+
+    assert errors.exit_code("emotion-train", lambda: fail(False)) == 2
+    assert errors.exit_code("emotion-train", lambda: fail(True)) == 1
+    assert capsys.readouterr().err == "emotion-train: s3://posts said no.\n" * 2

@@ -456,6 +456,51 @@ def test_each_piece_is_read_once_many_at_a_time_and_never_more(
     assert len(buffers) == 3
 
 
+@pytest.mark.parametrize("patience_s", [0.0, 60.0])
+def test_a_store_that_is_away_while_weights_are_read_is_asked_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    staged(base, str(tmp_path / "out"))
+    whole, _ = load_base(str(tmp_path / "out"), "bf16", 2, "cpu")
+    failures, real, told = iter(range(3)), FolderStore.read_into, list[int]()
+
+    def away(self: FolderStore, key: str, buffer: memoryview, **where: Any) -> int:
+        if next(failures, None) is not None:
+            raise StorageError("The network is gone.", transient=True)
+        return real(self, key, buffer, **where)
+
+    monkeypatch.setattr(FolderStore, "read_into", away)
+
+    def load() -> Any:
+        tell = lambda placed, total: told.append(placed)  # noqa: E731
+        return load_base(str(tmp_path / "out"), "bf16", 2, "cpu", patience_s=patience_s, tell=tell)[0]
+
+    if patience_s:
+        assert_same_bits(whole, load())
+        assert told[:2] == [0, 0]  # it can be left meanwhile
+    else:
+        with pytest.raises(StorageError, match=r"The network is gone\."):
+            load()
+
+
+def test_a_load_that_is_left_while_it_waits_ends_soon(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged(base, str(tmp_path / "out"))
+
+    def away(*_: Any, **__: Any) -> int:
+        raise StorageError("The network is gone.", transient=True)
+
+    def leave(placed: int, total: int) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(FolderStore, "read_into", away)
+    began = time.monotonic()
+    with pytest.raises(InterruptedError):
+        load_base(str(tmp_path / "out"), "bf16", 2, "cpu", patience_s=3600, tell=leave)
+    assert time.monotonic() - began < PATIENCE_S
+
+
 def test_names_and_shapes_are_compared_before_a_byte_is_read(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

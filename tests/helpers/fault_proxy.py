@@ -7,6 +7,7 @@ truncated    the answer breaks off after half of its body
 flipped      one bit of the answer's body is another
 spoiled      one bit of the request's body is another when it reaches the server
 slow         the server has done the request, the answer comes `slow_s` later
+silent       the request is not passed on, and nothing comes until the client leaves
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class FaultProxy:
     def __init__(self, endpoint: str, *, slow_s: float = 3.0) -> None:
         self.faults: list[Fault] = []
         self.struck: list[Fault] = []
+        self.outage: str | None = None  # happens to every request while it is set
         self.slow_s = slow_s
         self.upstream = urlsplit(endpoint).netloc
         self._lock = threading.Lock()
@@ -63,6 +65,9 @@ class FaultProxy:
 
     def take(self, method: str, path: str) -> str | None:
         with self._lock:
+            if self.outage is not None:
+                self.struck.append(Fault(self.outage, method, path))
+                return self.outage
             for fault in self.faults:
                 if fault.method == method and fault.path in path:
                     self.faults.remove(fault)
@@ -92,6 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.owner.take(self.command, self.path)
         if fault == "reset":
             self._break_off(reset=True)
+            return
+        if fault == "silent":
+            self.rfile.read(1)
+            self.close_connection = True
             return
         if fault == "503":
             self._answer(

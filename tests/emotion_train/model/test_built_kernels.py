@@ -12,7 +12,7 @@ import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from emotion_train.errors import StorageError
 from emotion_train.model import built_kernels
 from emotion_train.model.built_kernels import BuiltKernels, archive_name, entries, pack, unpack
 from emotion_train.processes.ranks import Ranks
+from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from emotion_train.training.start import keep_kernels
@@ -248,3 +249,23 @@ def test_of_a_large_object_no_more_is_read_than_an_archive_may_have(tmp_path: Pa
     opened(store, tmp_path, words).fetch()
     assert asked == [built_kernels.MAX_BYTES + 1]
     assert "could not be used: it is damaged" in words[0]
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 3600.0])
+def test_a_store_that_is_away_for_a_moment_is_asked_again_where_there_is_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    store, words = open_store(str(tmp_path / "store")), list[str]()
+    with opened(store, tmp_path / "one", words):
+        build(tmp_path / "one", FIRST)
+    failures, real = iter(range(1)), FolderStore.read
+
+    def away(self: FolderStore, key: str, **where: Any) -> bytes:
+        if next(failures, None) is not None:
+            raise StorageError("The network is gone.", transient=True)
+        return real(self, key, **where)
+
+    monkeypatch.setattr(FolderStore, "read", away)
+    with BuiltKernels(store, tmp_path / "two", "sm90", words.append, keeps=False, patience_s=patience_s):
+        assert entries(tmp_path / "two") == ({FIRST} if patience_s else set())
+    assert bool(words) == (patience_s == 0)

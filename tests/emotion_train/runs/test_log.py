@@ -173,6 +173,37 @@ def test_nothing_is_added_to_a_log_that_was_deleted(store: Store) -> None:
     assert saving.append("checkpoint", 0, 2).seq == 2
 
 
+@pytest.mark.parametrize("faults", [["lost", "503"], ["late", "503"], ["409", "503"]])
+def test_a_claim_whose_answer_was_lost_is_made_once(
+    monkeypatch: pytest.MonkeyPatch, faults: list[str]
+) -> None:
+    monkeypatch.setattr(s3_page, "CREATE_PAUSES_S", (0.0,))
+    bucket = UnreliableBucket()
+    claiming = Writer(bucket.store(), "run", "a" * 64, "b" * 64)
+    bucket.faults.extend(faults)
+    with pytest.raises(StorageError) as caught:
+        claiming.claim(0, 0)
+    assert caught.value.transient
+    time.sleep(1.1)  # an entry made anew would have another time, and so other bytes
+    assert claiming.claim(0, 0).seq == 0
+    bucket.deliver()
+    assert [entry.kind for entry in read_log(bucket.store(), "run")] == ["claim"]
+    assert claiming.append("checkpoint", 0, 1).seq == 1
+
+
+def test_another_writer_s_claim_in_between_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_page, "CREATE_PAUSES_S", (0.0,))
+    bucket = UnreliableBucket()
+    one, other = (Writer(bucket.store(), "run", "a" * 64, "b" * 64) for _ in range(2))
+    bucket.faults.extend(["409", "503"])
+    with pytest.raises(StorageError):
+        one.claim(0, 0)
+    other.claim(0, 0)
+    assert one.claim(0, 0).seq == 1
+    with pytest.raises(Fenced):
+        other.append("checkpoint", 0, 1)
+
+
 def test_a_published_run_cannot_be_claimed(store: Store) -> None:
     old = writer(store)
     old.claim(0, 0)
