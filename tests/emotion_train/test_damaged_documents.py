@@ -201,8 +201,10 @@ def _adds_up(index: Index) -> bool:
 def _kernels() -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("ENTRYOFTRITON/__grp___drop.json", json.dumps({"child_paths": {"_drop.cubin": "x"}}))
-        file.writestr("ENTRYOFTRITON/_drop.cubin", b"cubin" * 100)
+        file.writestr(
+            "FIRSTENTRYOFTRITON/__grp___drop.json", json.dumps({"child_paths": {"_drop.cubin": "x"}})
+        )
+        file.writestr("FIRSTENTRYOFTRITON/_drop.cubin", b"cubin" * 100)
     return packed.getvalue()
 
 
@@ -330,7 +332,7 @@ def _cases(folder: Path) -> Iterator[Case]:
         "kernels.zip",
         _kernels(),
         lambda raw: unpack(raw, folder / "kernels"),
-        lambda names: names <= {"ENTRYOFTRITON"},
+        lambda names: names <= {"FIRSTENTRYOFTRITON"},
     )
 
 
