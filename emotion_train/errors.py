@@ -7,6 +7,7 @@ is how a program ends with one.
         ObjectNotFound
         AlreadyExists
         ObjectChanged
+        Damaged
       NotStarted             1   the store did not answer for `run.start_timeout_s`
       Diverged               1   the loss is no number
       LostContact            1   another process of the run is gone
@@ -79,6 +80,12 @@ class AlreadyExists(StorageError):
 
 class ObjectChanged(StorageError):
     """An object no longer has the ETag that the reader expects."""
+
+
+class Damaged(StorageError):
+    """What is stored is not what was committed: the same wrong bytes came by two ways
+    (`emotion_train.storage.second_look`).
+    """
 
 
 class Diverged(EmotionTrainError):

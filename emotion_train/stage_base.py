@@ -29,7 +29,7 @@ from emotion_train.bases.staged import (
     StagedTensor,
     read_staged_index,
 )
-from emotion_train.errors import AlreadyExists, StorageError, WrongRequest
+from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.progress import ProgressLine
 from emotion_train.storage.document import version_of
 from emotion_train.storage.folder import FolderStore
@@ -211,7 +211,7 @@ def _make_room(store: Store, found: BaseConfig, precision: StagedPrecision) -> s
     Raises `WrongRequest` when other objects are there, or another base is being staged.
     """
     there = {info.key for info in store.list()}
-    if there and UNFINISHED_KEY not in there:
+    if there and UNFINISHED_KEY not in there and not _exists(store, UNFINISHED_KEY):
         raise WrongRequest(
             f"{store.url} holds other objects, such as {min(there)}, and no staged base; name an empty folder"
             " or prefix."
@@ -227,6 +227,14 @@ def _make_room(store: Store, found: BaseConfig, precision: StagedPrecision) -> s
         ) from None
     store.clear_unfinished("")
     return there - {UNFINISHED_KEY}
+
+
+def _exists(store: Store, key: str) -> bool:
+    try:
+        store.stat(key)
+    except ObjectNotFound:
+        return False
+    return True
 
 
 def _source_name(found: BaseConfig) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -156,11 +157,16 @@ class StagedBase:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         target = self._folder / file
         if not target.exists():
-            raw = self.store.read(file)
-            if hashlib.sha256(raw).hexdigest() != described.sha256:
-                raise changed(self.store, file)
-            target.write_bytes(raw)
+            target.write_bytes(self.store.read_verified(file, self._verify(file, described.sha256)))
         return target
+
+    def _verify(self, key: str, sha256: str) -> Callable[[bytes], bytes]:
+        def verify(raw: bytes) -> bytes:
+            if hashlib.sha256(raw).hexdigest() != sha256:
+                raise changed(self.store, key)
+            return raw
+
+        return verify
 
     def refuse_other_precision(self, precision: Precision) -> None:
         """Raises `WrongRequest` when the staged numbers cannot serve a run of this precision
@@ -182,7 +188,18 @@ class StagedBase:
     def missing(self) -> list[str]:
         """Keys that the index names and that are not there in their size."""
         there = {info.key: info.size for info in self.store.list()}
-        return [one.key for one in (*self.index.shards, *self.index.files) if there.get(one.key) != one.bytes]
+        return [
+            one.key
+            for one in (*self.index.shards, *self.index.files)
+            if there.get(one.key) != one.bytes and self._size(one.key) != one.bytes
+        ]
+
+    def _size(self, key: str) -> int | None:
+        """The object's size, asked of itself; None where there is none."""
+        try:
+            return self.store.stat(key).size
+        except ObjectNotFound:
+            return None
 
 
 def open_staged(store: Store) -> StagedBase:

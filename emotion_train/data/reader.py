@@ -14,7 +14,7 @@ import io
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -141,32 +141,34 @@ class RowGroupReader:
         )
 
     def _fetch(self, key: str, etag: str | None, start: int, length: int, sha256: str) -> bytes:
-        """A byte range that is known to be the one the index describes: by ETag, or else by its
-        sha256.
-        """
-        try:
-            raw = self._read_patiently(key, start, length, etag)
-            if etag is not None and len(raw) == length:
-                return raw
-        except ObjectChanged:
-            raw = self._read_patiently(key, start, length, None)
-            if hashlib.sha256(raw).hexdigest() == sha256 and not self._changed_noted:
-                self._changed_noted = True
-                log.warning(
-                    "%s was written again since the data set was prepared; its bytes are the same",
-                    self._store.url_of(key),
+        """A byte range that is the one the index describes: it has its sha256."""
+
+        def verify(raw: bytes) -> bytes:
+            if hashlib.sha256(raw).hexdigest() != sha256:
+                raise WrongRequest(
+                    f"{self._store.url_of(key)} is not what index.json describes (bytes {start} to"
+                    f" {start + length}): the data set was changed or damaged after it was prepared. Prepare"
+                    " it again into an empty prefix and start a new run."
                 )
-        if hashlib.sha256(raw).hexdigest() != sha256:
-            raise WrongRequest(
-                f"{self._store.url_of(key)} is not what index.json describes (bytes {start} to"
-                f" {start + length}): the data set was changed or damaged after it was prepared. Prepare it"
-                " again into an empty prefix and start a new run."
+            return raw
+
+        try:
+            return self._read_patiently(key, start, length, etag, verify)
+        except ObjectChanged:
+            raw = self._read_patiently(key, start, length, None, verify)
+        if etag is not None and not self._changed_noted:
+            self._changed_noted = True
+            log.warning(
+                "%s was written again since the data set was prepared; its bytes are the same",
+                self._store.url_of(key),
             )
         return raw
 
-    def _read_patiently(self, key: str, start: int, length: int, etag: str | None) -> bytes:
+    def _read_patiently(
+        self, key: str, start: int, length: int, etag: str | None, verify: Callable[[bytes], bytes]
+    ) -> bytes:
         return until_it_answers(
-            lambda: self._store.read(key, start=start, length=length, if_match=etag),
+            lambda: self._store.read_verified(key, verify, start=start, length=length, if_match=etag),
             Patience(self._patience_s),
             self._closed.wait,
             self._tell,

@@ -86,13 +86,14 @@ class BuiltKernels:
     def fetch(self, patience_s: float = 0.0) -> None:
         """Put the archive's entries beside those that are in the folder."""
         try:
-            data = until_it_answers(
-                lambda: self._store.read(self._key, length=MAX_BYTES + 1),
+            self._kept = until_it_answers(
+                lambda: self._store.read_verified(
+                    self._key, lambda data: unpack(data, self._folder), length=MAX_BYTES + 1
+                ),
                 Patience(patience_s),
                 self._stop.wait,
                 lambda error: None,
             )
-            self._kept = unpack(data, self._folder)
         except ObjectNotFound:
             pass
         except (StorageError, OSError, ValueError) as error:

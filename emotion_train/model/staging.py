@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -75,10 +76,22 @@ class ObjectWriter:
         for place, digest in enumerate(described.pieces):
             start = place * self.piece_bytes
             view = buffer[: min(self.piece_bytes, described.bytes - start)]
-            store.read_into(described.key, view, start=start, if_match=info.etag)
-            if hashlib.sha256(view).hexdigest() != digest:
+            try:
+                store.read_into_verified(
+                    described.key, view, partial(_verify, digest), start=start, if_match=info.etag
+                )
+            except _OtherBytes:
                 return None
         return described.model_copy(update={"etag": info.etag})
+
+
+class _OtherBytes(ValueError):
+    pass
+
+
+def _verify(sha256: str, data: memoryview) -> None:
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise _OtherBytes
 
 
 @dataclass

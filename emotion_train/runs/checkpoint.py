@@ -20,7 +20,7 @@ from safetensors.torch import save
 from emotion_train.bounded import Unreadable, object_in, tensors_in
 from emotion_train.config import Config
 from emotion_train.data.index import Index
-from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.errors import Damaged, ObjectNotFound, WrongRequest
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import peft_name
 from emotion_train.report.schema import Evaluation
@@ -171,7 +171,7 @@ class Saved:
         return _document(self.files[STATE])
 
     def state(self) -> State:
-        """Raises `StorageError` when the parts are not what this program writes: float32 tensors
+        """Raises `Damaged` when the parts are not what this program writes: float32 tensors
         without NaN and infinity, both moments of each parameter, the entry's step.
         """
         try:
@@ -183,9 +183,7 @@ class Saved:
                 _refuse_other_moments(adapter, optimizer)
             return State(progress, adapter, optimizer)
         except (Unreadable, KeyError, TypeError) as error:
-            raise StorageError(
-                f"The checkpoint of step {self.entry.step} cannot be read ({error})."
-            ) from None
+            raise Damaged(f"The checkpoint of step {self.entry.step} cannot be read ({error}).") from None
 
 
 def _refuse_other_moments(adapter: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]) -> None:
@@ -207,8 +205,8 @@ def _refuse_other_moments(adapter: Mapping[str, torch.Tensor], optimizer: Mappin
 
 
 def read_saved(store: Store, run_id: str, entry: Entry) -> Saved:
-    """The checkpoint of an entry; raises `StorageError` when a part is missing, was replaced or is
-    not what it should be.
+    """The checkpoint of an entry; raises `ObjectNotFound` when a part is missing, and `Damaged`
+    when it was replaced or is not what it should be.
     """
     saved = Saved(
         entry, {name: read_part(store, run_id, _part(entry, name)) for name in (ADAPTER, OPTIMIZER, STATE)}
@@ -220,11 +218,11 @@ def read_saved(store: Store, run_id: str, entry: Entry) -> Saved:
 def newest(
     entries: Sequence[Entry], read: Callable[[Entry], T], tell: Callable[[str], None] = lambda words: None
 ) -> T | None:
-    """What `read` makes of the newest checkpoint that verifies; `tell` hears of each that does not.
-    None when there is no checkpoint.
+    """What `read` makes of the newest checkpoint that verifies; `tell` hears of each that is
+    damaged or lost. None when there is no checkpoint.
 
     Raises `WrongRequest` when none verifies, and `StorageError` when the store does not answer,
-    which says nothing about the parts.
+    refuses, or answers with other bytes each time, which says nothing about the parts.
     """
     return _first_good([entry for entry in reversed(entries) if entry.kind == "checkpoint"], read, tell)
 
@@ -245,7 +243,7 @@ def best_adapter(
         try:
             tensors_in(data)
         except Unreadable as error:
-            raise StorageError(f"The adapter of step {entry.step} cannot be read ({error}).") from None
+            raise Damaged(f"The adapter of step {entry.step} cannot be read ({error}).") from None
         return entry, data
 
     return _first_good(scored, read, tell)
@@ -257,9 +255,7 @@ def _first_good(
     for entry in entries:
         try:
             return read(entry)
-        except StorageError as error:
-            if error.transient:
-                raise
+        except (Damaged, ObjectNotFound) as error:
             tell(
                 f"Checkpoint {entry.seq:08d} of step {entry.step} does not verify and was passed over:"
                 f" {error}"
@@ -302,7 +298,7 @@ def _document(data: bytes) -> dict[str, Any]:
         document = object_in(data, finite=False)
         _Document.model_validate(document)
     except (Unreadable, ValidationError) as error:
-        raise StorageError(
+        raise Damaged(
             f"A checkpoint's {STATE} is not what this program writes ({' '.join(str(error).split())[:200]})."
         ) from None
     return document
@@ -312,7 +308,7 @@ def _part(entry: Entry, name: str) -> Part:
     for part in entry.parts:
         if part.key.endswith(f"/{name}"):
             return part
-    raise StorageError(f"The checkpoint {entry.seq:08d} names no {name}; it was not written by this program.")
+    raise Damaged(f"The checkpoint {entry.seq:08d} names no {name}; it was not written by this program.")
 
 
 def check_same_question(

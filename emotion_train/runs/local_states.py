@@ -86,8 +86,13 @@ class LocalStates:
         for info in self.store.list(f"{self.run_id}/"):
             if info.key.count("/") == 1 and info.key.endswith(".json"):
                 try:
-                    raw = self.store.read(info.key, length=MAX_ENTRY_BYTES + 1)
-                    found.append(Entry.model_validate(object_in(raw, MAX_ENTRY_BYTES, finite=False)))
+                    found.append(
+                        self.store.read_verified(
+                            info.key,
+                            lambda raw: Entry.model_validate(object_in(raw, MAX_ENTRY_BYTES, finite=False)),
+                            length=MAX_ENTRY_BYTES + 1,
+                        )
+                    )
                 except (Unreadable, ValidationError, ObjectNotFound):
                     continue
         return sorted(found, key=lambda entry: (entry.step, "macro_f1" in entry.metrics))

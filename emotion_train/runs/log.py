@@ -37,12 +37,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from emotion_train.bounded import Unreadable, object_in
 from emotion_train.errors import (
     AlreadyExists,
+    Damaged,
     EmotionTrainError,
     Fenced,
     ObjectNotFound,
     StorageError,
     WrongRequest,
 )
+from emotion_train.storage.second_look import second_look
 from emotion_train.storage.store import Store
 
 SCHEMA: Literal["emotion-train/log/1"] = "emotion-train/log/1"
@@ -122,7 +124,8 @@ def entry_key(run_id: str, seq: int) -> str:
 def read_log(store: Store, run_id: str, start: int = 0) -> list[Entry]:
     """The entries of a run from number `start` on, in order; empty when the run does not exist.
 
-    Raises `WrongRequest` for a damaged entry, a gap, or a schema of another version.
+    Raises `WrongRequest` for a damaged entry, a gap, or a schema of another version, each seen
+    twice.
     """
     count = _count_entries(store, run_id)
     with ThreadPoolExecutor(min(16, 1 + count // _ENTRIES_PER_READER)) as readers:
@@ -131,11 +134,26 @@ def read_log(store: Store, run_id: str, start: int = 0) -> list[Entry]:
 
 def _count_entries(store: Store, run_id: str) -> int:
     prefix = f"{run_id}/log/"
-    for _ in range(2):  # a listing may miss an entry that was created while it ran, and have the next one
-        names = (info.key.removeprefix(prefix) for info in store.list(prefix))
+    found: list[int] = []
+    strange = False
+
+    def read(look: int) -> bytes:
+        nonlocal found, strange
+        listed = store.list_again(prefix, look) if look else store.list(prefix)
+        names = [info.key.removeprefix(prefix) for info in listed]
         found = [int(name[:8]) for name in names if re.fullmatch(r"[0-9]{8}\.json", name)]
-        if found == list(range(len(found))):
-            return len(found)
+        strange = len(found) < len(names)
+        return "/".join(names).encode()
+
+    def verify(_: bytes) -> None:
+        # a listing may miss an entry that was created while it ran, and have the next one
+        if strange or found != list(range(len(found))):
+            raise _Gap
+
+    with suppress(_Gap):
+        second_look(read, verify, f"{store.url}/{prefix}")
+    if found == list(range(len(found))):  # and perhaps other objects beside them
+        return len(found)
     gap = next(seq for seq, number in enumerate(found) if seq != number)
     raise WrongRequest(
         f"The log of run {run_id} has no entry {gap:08d} (next is {found[gap]:08d}) at {store.url}; it was"
@@ -143,16 +161,23 @@ def _count_entries(store: Store, run_id: str) -> int:
     )
 
 
+class _Gap(ValueError):
+    pass
+
+
 def _read_entry(store: Store, run_id: str, seq: int) -> Entry:
     key = entry_key(run_id, seq)
-    raw = store.read(key, length=MAX_ENTRY_BYTES + 1)
-    entry = _parse(raw, store.url_of(key))
-    if entry.seq != seq:
-        raise WrongRequest(
-            f"The log entry {store.url_of(key)} says that it is number {entry.seq}; it was copied or tampered"
-            " with."
-        )
-    return entry
+
+    def verify(raw: bytes) -> Entry:
+        entry = _parse(raw, store.url_of(key))
+        if entry.seq != seq:
+            raise WrongRequest(
+                f"The log entry {store.url_of(key)} says that it is number {entry.seq}; it was copied or"
+                " tampered with."
+            )
+        return entry
+
+    return store.read_verified(key, verify, length=MAX_ENTRY_BYTES + 1)
 
 
 def _parse(raw: bytes, url: str) -> Entry:
@@ -225,7 +250,7 @@ def require_conditional_writes(store: Store, run_id: str, allow_unfenced: bool) 
         store.create(key, b"second")
         honoured = False
     except AlreadyExists:
-        honoured = store.read(key) == b"first"
+        honoured = store.holds(key, b"first")
     with suppress(StorageError):  # who may not delete leaves five bytes behind
         store.delete(key)
     if honoured:
@@ -451,23 +476,29 @@ def upload_part(store: Store, run_id: str, key: str, data: bytes) -> Part:
 
 
 def read_part(store: Store, run_id: str, part: Part) -> bytes:
-    """The bytes of a part, checked by size and sha256; raises `StorageError` when they are not what
-    the entry committed.
+    """The bytes of a part, checked by size and sha256; raises `Damaged` when they are not what the
+    entry committed.
     """
     key = f"{run_id}/{part.key}"
-    size = store.stat(key).size
-    if size != part.bytes:
-        raise StorageError(
-            f"{store.url_of(key)} has {size} bytes and the log says {part.bytes}; the object was replaced or"
-            " damaged."
-        )
-    data = store.read(key, length=part.bytes + 1)  # never more, whatever has taken its place since
-    if hashlib.sha256(data).hexdigest() != part.sha256:
-        raise StorageError(
-            f"{store.url_of(key)} does not have the sha256 that the log committed; the object was replaced or"
-            " damaged."
-        )
-    return data
+    url = store.url_of(key)
+
+    def verify_size(size: bytes) -> None:
+        if int(size) != part.bytes:
+            raise Damaged(
+                f"{url} has {int(size)} bytes and the log says {part.bytes}; the object was replaced or"
+                " damaged."
+            )
+
+    def verify(data: bytes) -> bytes:
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            raise Damaged(
+                f"{url} does not have the sha256 that the log committed; the object was replaced or damaged."
+            )
+        return data
+
+    second_look(lambda _: b"%d" % store.stat(key).size, verify_size, url)
+    # never more, whatever has taken its place since
+    return store.read_verified(key, verify, length=part.bytes + 1)
 
 
 def run_ids(store: Store) -> list[str]:

@@ -78,23 +78,26 @@ def read_manifest(kind: type[M], store: Store, key: str, *, other_schema: str, d
     """Read and check a document. Raises `ObjectNotFound` when there is none, else `WrongRequest`
     that ends in the sentence for the case.
     """
-    raw = store.read(key, length=kind.max_bytes + 1)
-    try:
-        document = object_in(raw, kind.max_bytes, once=True)
-        found = document.get("schema_version")
-        if found not in (kind.newest(), *kind.older):
-            raise WrongRequest(
-                f"{store.url}/{key} has schema {str(found)[:80]!r}; this version reads {kind.newest()!r}."
-                f" {other_schema}"
-            )
-        if found in kind.digested and document.pop(DIGEST, None) != digest_of(document):
-            raise Unreadable("its digest is not that of its content")
-        if (reason := kind.refuse_unknown(document)) is not None:
-            raise WrongRequest(f"{store.url}/{key} {reason}")
-        return kind.model_validate(document)
-    except (Unreadable, ValidationError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WrongRequest(f"{store.url}/{key} is damaged or was edited ({reason}). {damaged}") from None
+
+    def verify(raw: bytes) -> M:
+        try:
+            document = object_in(raw, kind.max_bytes, once=True)
+            found = document.get("schema_version")
+            if found not in (kind.newest(), *kind.older):
+                raise WrongRequest(
+                    f"{store.url}/{key} has schema {str(found)[:80]!r}; this version reads"
+                    f" {kind.newest()!r}. {other_schema}"
+                )
+            if found in kind.digested and document.pop(DIGEST, None) != digest_of(document):
+                raise Unreadable("its digest is not that of its content")
+            if (reason := kind.refuse_unknown(document)) is not None:
+                raise WrongRequest(f"{store.url}/{key} {reason}")
+            return kind.model_validate(document)
+        except (Unreadable, ValidationError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise WrongRequest(f"{store.url}/{key} is damaged or was edited ({reason}). {damaged}") from None
+
+    return store.read_verified(key, verify, length=kind.max_bytes + 1)
 
 
 def version_of(package: str) -> str:

@@ -70,6 +70,14 @@ class FolderStore(Store):
                 filled += count
             return filled
 
+    def read_again(
+        self, key: str, look: int, *, start: int = 0, length: int | None = None, if_match: str | None = None
+    ) -> bytes:
+        path = self._path(key)
+        with self._explaining(key), open(path, "rb", opener=_without_waiting) as file:
+            _forget_cached(file)
+        return self.read(key, start=start, length=length, if_match=if_match)
+
     def stat(self, key: str) -> ObjectInfo:
         path = self._path(key)
         with self._explaining(key):
@@ -193,6 +201,14 @@ def _without_waiting(path: str, flags: int) -> int:
         os.close(descriptor)
         raise FileNotFoundError(errno.ENOENT, "is no file")
     return descriptor
+
+
+def _forget_cached(file: IO[bytes]) -> None:
+    """Have the system read the file from its disk next time; where it knows no such wish, from
+    wherever it likes.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_folder(folder: Path) -> None:

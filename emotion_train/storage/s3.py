@@ -1,19 +1,22 @@
 """Objects in a bucket as a store.
 
-Ranged reads go through obstore and everything else through boto3, because each is the faster and
-the more robust at its part. When obstore fails, boto3 asks once more, as only its errors say why.
-Credentials, profile, region and endpoint come from boto3's standard chain. Importing this page is
-cheap: both are imported by the first request.
+Reads go through obstore and everything else through boto3, because each is the faster and the more
+robust at its part. When obstore fails, boto3 asks once more, as only its errors say why. An object
+of up to `SUMMED_BYTES` that is read whole is compared with its ETag, where that is its MD5: 2 ms a
+MiB. Credentials, profile, region and endpoint come from boto3's standard chain. Importing this page
+is cheap: both are imported by the first request.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -21,6 +24,7 @@ from urllib.parse import urlsplit
 
 from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError
 from emotion_train.storage.s3_errors import CLEAR_400, code_of, explain, is_ambiguous, status_of
+from emotion_train.storage.second_look import second_look
 from emotion_train.storage.store import ObjectInfo, Store, checked_key
 
 CONNECT_TIMEOUT_S = 5
@@ -36,12 +40,35 @@ READ_PATIENCE = timedelta(seconds=120)
 CREATE_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 # Shorter than the least time that boto3 leaves on a refreshed credential (10 minutes).
 CREDENTIAL_TTL = timedelta(minutes=5)
+SUMMED_BYTES = 64 << 20  # larger objects have sums of their own
+_NO_CACHE = {"Cache-Control": "no-cache", "Pragma": "no-cache"}
 
 
 class _Connection(NamedTuple):
     patient: Any  # boto3 client with retries
     single: Any  # boto3 client that sends each request once
     reader: Any  # obstore.store.S3Store
+    new_client: Callable[[], Any]  # boto3 client with a connection of its own, past caches
+    new_reader: Callable[[], Any]  # the same of obstore
+
+
+class _Answer(NamedTuple):
+    data: Any  # an object with a buffer
+    etag: str | None  # None when the data is a part of the object
+
+
+class _Listing(NamedTuple):
+    found: list[ObjectInfo]
+    problem: str | None  # why it may have been changed on its way
+    readable: bool
+
+
+class _OtherSum(ValueError):
+    pass
+
+
+class _Doubtful(ValueError):
+    pass
 
 
 class S3Store(Store):
@@ -54,6 +81,8 @@ class S3Store(Store):
         self._lock = threading.Lock()
         self._connected: _Connection | None = None
         self._without_checksums = False
+        # as with encryption by KMS they are not; None until an object has told
+        self._etags_are_sums: bool | None = None
 
     def read(
         self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
@@ -65,27 +94,75 @@ class S3Store(Store):
         buffer[: len(data)] = data
         return len(data)
 
-    def _read(self, key: str, start: int, length: int | None, if_match: str | None) -> Any:
-        """The bytes, as an object with a buffer."""
-        import obstore
+    def read_again(
+        self, key: str, look: int, *, start: int = 0, length: int | None = None, if_match: str | None = None
+    ) -> bytes:
+        return bytes(self._get(look, key, start, length, if_match).data)
 
+    def _read(self, key: str, start: int, length: int | None, if_match: str | None) -> Any:
+        """The bytes, as an object with a buffer; those of a whole object have the sum of its
+        ETag.
+        """
+        answer = self._get(0, key, start, length, if_match)
+        if self._has_its_sum(answer):
+            return answer.data
+
+        def read(look: int) -> Any:
+            nonlocal answer
+            if look:
+                answer = self._get(look, key, start, length, if_match)
+            return answer.data
+
+        def verify(data: Any) -> Any:
+            if not self._has_its_sum(answer):
+                raise _OtherSum
+            return data
+
+        try:
+            return second_look(read, verify, self.url_of(key))
+        except _OtherSum:  # stored like that: the ETag is no sum
+            if self._etags_are_sums is None:
+                self._etags_are_sums = False
+            return answer.data
+
+    def _has_its_sum(self, answer: _Answer) -> bool:
+        """False when an ETag that may be an MD5 is another than that of the data."""
+        if (
+            answer.etag is None
+            or self._etags_are_sums is False
+            or len(answer.data) > SUMMED_BYTES
+            or not re.fullmatch("[0-9a-f]{32}", answer.etag)
+        ):
+            return True
+        if hashlib.md5(answer.data, usedforsecurity=False).hexdigest() != answer.etag:
+            return False
+        self._etags_are_sums = True
+        return True
+
+    def _get(self, look: int, key: str, start: int, length: int | None, if_match: str | None) -> _Answer:
+        """One read; odd looks go through boto3, even ones first through obstore, and all but the
+        first over new connections.
+        """
         name = self._name(key)
-        options: dict[str, Any] = {}
         if length == 0:
-            return b""
-        if length is not None:
-            options["range"] = (start, start + length)
-        elif start:
-            options["range"] = {"offset": start}
-        if if_match is not None:
-            options["if_match"] = _quoted(if_match)
+            return _Answer(b"", None)
         with self._explaining(self.url_of(key)):
             connection = self._connection()
-            try:
-                return obstore.get(connection.reader, name, options=options).bytes()
-            # of obstore's own family, or whatever the credential provider raised: boto3 tells which
-            except Exception:
-                return self._read_once(connection.single, name, start, length, if_match)
+            if look % 2 == 0:
+                # of obstore's own family, or whatever the credential provider raised: boto3 tells
+                # which
+                with suppress(Exception):
+                    reader = self._alone(connection.new_reader) if look else connection.reader
+                    return _get_by_obstore(reader, name, start, length, if_match)
+            if look == 0:
+                return self._get_by_boto3(connection.single, name, start, length, if_match)
+            with closing(self._alone(connection.new_client)) as client:
+                return self._get_by_boto3(client, name, start, length, if_match)
+
+    def _alone(self, make: Callable[[], Any]) -> Any:
+        """A boto3 session is no thing for two threads at once."""
+        with self._lock:
+            return make()
 
     def stat(self, key: str) -> ObjectInfo:
         with self._explaining(self.url_of(key)):
@@ -123,15 +200,52 @@ class S3Store(Store):
         raise last
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        found: list[ObjectInfo] = []
-        with self._explaining(f"{self.url}/{prefix}"):
-            pages = (
-                self._connection()
-                .patient.get_paginator("list_objects_v2")
-                .paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
+        listing = _Listing([], None, True)
+
+        def read(look: int) -> bytes:
+            nonlocal listing
+            listing = self._list_once(prefix, look)
+            return b"" if listing.problem is None else repr(listing).encode()
+
+        def verify(_: bytes) -> None:
+            if listing.problem is not None:
+                raise _Doubtful
+
+        with suppress(_Doubtful):  # this store's listings are like that
+            second_look(read, verify, f"{self.url}/{prefix}")
+        return self._sorted(listing, prefix)
+
+    def list_again(self, prefix: str, look: int) -> Iterator[ObjectInfo]:
+        return self._sorted(self._list_once(prefix, look), prefix)
+
+    def _sorted(self, listing: _Listing, prefix: str) -> Iterator[ObjectInfo]:
+        if not listing.readable:
+            raise StorageError(
+                f"{self.url}/{prefix} cannot be listed: the answer is not that of an S3 server"
+                f" ({listing.problem}); check AWS_ENDPOINT_URL."
             )
-            for page in pages:
-                for item in page.get("Contents", []):
+        return iter(sorted(listing.found, key=lambda info: info.key))
+
+    def _list_once(self, prefix: str, look: int) -> _Listing:
+        """One listing; all but the first over new connections."""
+        with self._explaining(f"{self.url}/{prefix}"):
+            connection = self._connection()
+            if look == 0:
+                return self._listing_of(connection.patient, prefix)
+            with closing(self._alone(connection.new_client)) as client:
+                return self._listing_of(client, prefix)
+
+    def _listing_of(self, client: Any, prefix: str) -> _Listing:
+        from botocore.parsers import ResponseParserError
+
+        found: list[ObjectInfo] = []
+        problem: str | None = None
+        whole = self._prefix + prefix
+        try:
+            for page in client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=whole):
+                items = page.get("Contents", [])
+                problem = problem or _problem_of(page, whole)
+                for item in items:
                     if not item["Key"].endswith("/"):  # a folder drawn by a web console
                         found.append(
                             ObjectInfo(
@@ -140,7 +254,11 @@ class S3Store(Store):
                                 _unquoted(item["ETag"]),
                             )
                         )
-        return iter(sorted(found, key=lambda info: info.key))
+        # no XML, or not that of a listing: a number, a date (whose parser may warn) or a name is no
+        # more
+        except (ResponseParserError, ValueError, LookupError, OverflowError, RuntimeWarning) as error:
+            return _Listing([], " ".join(str(error).split())[:200] or type(error).__name__, False)
+        return _Listing(found, problem, True)
 
     def delete(self, key: str) -> None:
         with suppress(ObjectNotFound), self._explaining(self.url_of(key)):
@@ -176,9 +294,9 @@ class S3Store(Store):
                 answer = _create_in_parts(client, where, file)
         return ObjectInfo(key, size, _unquoted(answer["ETag"]))
 
-    def _read_once(
+    def _get_by_boto3(
         self, client: Any, name: str, start: int, length: int | None, if_match: str | None
-    ) -> bytes:
+    ) -> _Answer:
         from botocore.exceptions import ClientError
 
         request = {"Bucket": self._bucket, "Key": name}
@@ -187,12 +305,15 @@ class S3Store(Store):
         if if_match is not None:
             request["IfMatch"] = _quoted(if_match)
         try:
-            body: IO[bytes] = client.get_object(**request)["Body"]
-            return body.read()
+            answer = client.get_object(**request)
+            body: IO[bytes] = answer["Body"]
+            data = body.read()
         except ClientError as error:
             if status_of(error) == 416:  # the object ends before `start`
-                return b""
+                return _Answer(b"", None)
             raise
+        size = str(answer.get("ContentRange", f"/{len(data)}")).rpartition("/")[2]
+        return _Answer(data, _unquoted(answer.get("ETag", "")) if size == str(len(data)) else None)
 
     def _dislikes_checksums(self, error: BaseException | None) -> bool:
         """True once, when a store may have refused the checksum headers that boto3 adds; from then
@@ -253,15 +374,30 @@ class S3Store(Store):
             headers = error.response["ResponseMetadata"]["HTTPHeaders"]
         region = headers.get("x-amz-bucket-region") or region
         patient = client(PATIENT_ATTEMPTS)
-        return _Connection(patient, client(1), _obstore_reader(self._bucket, session, patient))
+
+        def new_client() -> Any:
+            made = client(3)
+            made.meta.events.register(
+                "before-call.s3", lambda params, **_: params["headers"].update(_NO_CACHE)
+            )
+            return made
+
+        return _Connection(
+            patient,
+            client(1),
+            _obstore_reader(self._bucket, session, patient),
+            new_client,
+            lambda: _obstore_reader(self._bucket, session, patient, _NO_CACHE),
+        )
 
     @contextmanager
     def _explaining(self, url: str) -> Iterator[None]:
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
 
         try:
             yield
-        except (BotoCoreError, ClientError) as error:
+        except (BotoCoreError, ClientError, ResponseParserError) as error:
             raise explain(error, url, self._bucket) from error
 
 
@@ -281,8 +417,42 @@ def _create_in_parts(client: Any, where: dict[str, str], file: IO[bytes]) -> Any
         raise
 
 
-def _obstore_reader(bucket: str, session: Any, client: Any) -> Any:
-    """An obstore store with the credentials, region and endpoint of the boto3 client."""
+def _get_by_obstore(reader: Any, name: str, start: int, length: int | None, if_match: str | None) -> _Answer:
+    import obstore
+
+    options: dict[str, Any] = {}
+    if length is not None:
+        options["range"] = (start, start + length)
+    elif start:
+        options["range"] = {"offset": start}
+    if if_match is not None:
+        options["if_match"] = _quoted(if_match)
+    answer = obstore.get(reader, name, options=options)
+    data, meta = answer.bytes(), answer.meta
+    return _Answer(data, _unquoted(meta["e_tag"] or "") if len(data) == meta["size"] else None)
+
+
+def _problem_of(page: dict[str, Any], prefix: str) -> str | None:
+    """What one page of a listing contradicts itself in, as after one bit has flipped; None when
+    nothing.
+    """
+    items = page.get("Contents", [])
+    names = [item["Key"] for item in items]
+    if page.get("KeyCount") not in (None, len(items)):
+        return f"it has {len(items)} objects and says {page['KeyCount']}"
+    if bool(page.get("IsTruncated")) != ("NextContinuationToken" in page):
+        return "it is cut off and names no next page, or the reverse"
+    if other := [name for name in names if not name.startswith(prefix)]:
+        return f"{other[0]!r} does not begin with {prefix!r}"
+    if len(set(names)) < len(names):
+        return "a name occurs twice"
+    return None
+
+
+def _obstore_reader(bucket: str, session: Any, client: Any, headers: dict[str, str] | None = None) -> Any:
+    """An obstore store with the credentials, region and endpoint of the boto3 client, which sends
+    these headers besides.
+    """
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store as ObstoreS3Store
 
@@ -297,6 +467,8 @@ def _obstore_reader(bucket: str, session: Any, client: Any) -> Any:
         # of a whole body, which may be large; a silent peer is caught by read_timeout
         "timeout": timedelta(hours=1),
     }
+    if headers is not None:
+        options["default_headers"] = headers
     if bundle := os.environ.get("AWS_CA_BUNDLE"):
         options["root_certificate"] = Path(bundle).read_bytes()
     return ObstoreS3Store(

@@ -30,9 +30,10 @@ def is_ambiguous(error: BaseException | None) -> bool:
     """
     from botocore.exceptions import ConnectionError as NoConnection
     from botocore.exceptions import HTTPClientError
+    from botocore.parsers import ResponseParserError
 
     status = status_of(error)
-    return isinstance(error, (HTTPClientError, NoConnection)) or (
+    return isinstance(error, (HTTPClientError, NoConnection, ResponseParserError)) or (
         status is not None and (status in (409, 412, 429) or status >= 500) and status != 501
     )
 
@@ -87,6 +88,7 @@ def explain(error: Exception, url: str, bucket: str) -> StorageError:
     holds a key or a signature.
     """
     from botocore import exceptions as known
+    from botocore.parsers import ResponseParserError
 
     status, code = status_of(error), code_of(error)
     if isinstance(error, (known.NoCredentialsError, known.PartialCredentialsError)):
@@ -118,6 +120,12 @@ def explain(error: Exception, url: str, bucket: str) -> StorageError:
             f"{url} cannot be reached: {_endpoint_of(error)} does not answer; check the network,"
             f" AWS_ENDPOINT_URL ({without_secrets(os.environ.get('AWS_ENDPOINT_URL', 'not set'))}) and the"
             " region.",
+            transient=True,
+        )
+    if isinstance(error, (known.FlexibleChecksumError, ResponseParserError)):
+        return StorageError(
+            f"The answer of {url} was changed on its way (its sum is another, or it is no XML); try again, or"
+            " use https and check AWS_ENDPOINT_URL.",
             transient=True,
         )
     if code == "NoSuchBucket" or (status == 404 and "Bucket" in getattr(error, "operation_name", "")):

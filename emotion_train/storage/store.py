@@ -9,14 +9,17 @@ from __future__ import annotations
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from emotion_train.errors import WrongRequest
+from emotion_train.storage.second_look import second_look
 
 TEMPORARY = ".writing-"
 _COMPARED_BYTES = 16 << 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,58 @@ class Store(ABC):
         buffer[: len(data)] = data
         return len(data)
 
+    def read_again(
+        self, key: str, look: int, *, start: int = 0, length: int | None = None, if_match: str | None = None
+    ) -> bytes:
+        """As `read`, by another way than look `look - 1` (0 is `read`): no cache, and in a bucket a
+        new connection of the other client.
+        """
+        return self.read(key, start=start, length=length, if_match=if_match)
+
+    def read_verified(
+        self,
+        key: str,
+        verify: Callable[[bytes], T],
+        *,
+        start: int = 0,
+        length: int | None = None,
+        if_match: str | None = None,
+    ) -> T:
+        """What `verify` returns for these bytes; it refuses wrong ones with an error of the family
+        or a `ValueError`, which is raised when they are stored like that.
+
+        Raises as `read`, and a transient `StorageError` when each read brings other bytes.
+        """
+
+        def read(look: int) -> bytes:
+            if look == 0:
+                return self.read(key, start=start, length=length, if_match=if_match)
+            return self.read_again(key, look, start=start, length=length, if_match=if_match)
+
+        return second_look(read, verify, self.url_of(key))
+
+    def read_into_verified(
+        self,
+        key: str,
+        buffer: memoryview,
+        verify: Callable[[memoryview], T],
+        *,
+        start: int = 0,
+        if_match: str | None = None,
+    ) -> T:
+        """As `read_verified`, of as many bytes as the buffer takes, which holds them then; `verify`
+        gets the part that was filled.
+        """
+
+        def read(look: int) -> memoryview:
+            if look == 0:
+                return buffer[: self.read_into(key, buffer, start=start, if_match=if_match)]
+            data = self.read_again(key, look, start=start, length=len(buffer), if_match=if_match)
+            buffer[: len(data)] = data
+            return buffer[: len(data)]
+
+        return second_look(read, verify, self.url_of(key))
+
     @abstractmethod
     def stat(self, key: str) -> ObjectInfo:
         """Size and ETag; raises `ObjectNotFound`."""
@@ -75,6 +130,10 @@ class Store(ABC):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """The objects whose keys start with `prefix`, sorted by key."""
 
+    def list_again(self, prefix: str, look: int) -> Iterator[ObjectInfo]:
+        """As `list`, by another way than look `look - 1` (0 is `list`)."""
+        return self.list(prefix)
+
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove the object; a missing one is fine."""
@@ -87,20 +146,35 @@ class Store(ABC):
 
     def holds(self, key: str, data: bytes | Path) -> bool:
         """Whether the object has exactly these bytes, or the file's; one of that size is read from
-        beginning to end. Raises `ObjectNotFound`.
+        beginning to end. Raises `ObjectNotFound`, and as `read_verified`.
         """
         if self.stat(key).size != (data.stat().st_size if isinstance(data, Path) else len(data)):
             return False
         with open(data, "rb") if isinstance(data, Path) else io.BytesIO(data) as file:
             at = 0
             while piece := file.read(_COMPARED_BYTES):
-                if self.read(key, start=at, length=len(piece)) != piece:
+                if not self._holds_at(key, at, piece):
                     return False
                 at += len(piece)
         return True
 
+    def _holds_at(self, key: str, start: int, piece: bytes) -> bool:
+        def verify(data: bytes) -> None:
+            if data != piece:
+                raise _OtherBytes
+
+        try:
+            self.read_verified(key, verify, start=start, length=len(piece))
+        except _OtherBytes:
+            return False
+        return True
+
     def url_of(self, key: str) -> str:
         return f"{self.url}/{checked_key(key)}"
+
+
+class _OtherBytes(ValueError):
+    pass
 
 
 def checked_key(key: str) -> str:

@@ -140,15 +140,16 @@ def list_runs(store: Store, now: datetime | None = None) -> list[RunFacts]:
     damaged.
     """
 
-    def one(run_id: str) -> RunFacts:
+    def one(run_id: str) -> RunFacts | None:
         try:
             entries = read_log(store, run_id)
         except WrongRequest:
-            entries = []
-        return facts_of(run_id, entries, now or datetime.now(UTC)) if entries else RunFacts(run_id, "damaged")
+            return RunFacts(run_id, "damaged")
+        # without an entry its name was changed on its way, or it was deleted just now
+        return facts_of(run_id, entries, now or datetime.now(UTC)) if entries else None
 
     with ThreadPoolExecutor(_READERS) as readers:
-        return list(readers.map(one, run_ids(store)))
+        return [facts for facts in readers.map(one, run_ids(store)) if facts is not None]
 
 
 def follow(

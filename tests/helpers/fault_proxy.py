@@ -4,7 +4,8 @@ no answer    the server has done the request, the connection is closed without a
 reset        the request is not passed on, the connection is reset
 503          the request is not passed on, the answer is an S3 error
 truncated    the answer breaks off after half of its body
-flipped      one bit of the answer's body is another
+flipped      one bit of the answer's body is another, at the same place each time
+elsewhere    one bit of the answer's body is another, at another place each time
 spoiled      one bit of the request's body is another when it reaches the server
 slow         the server has done the request, the answer comes `slow_s` later
 silent       the request is not passed on, and nothing comes until the client leaves
@@ -24,6 +25,8 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
+_GOLDEN = (5**0.5 - 1) / 2  # multiples of it, less their whole parts, come nowhere near each other
+
 
 class Fault(NamedTuple):
     """What happens to the next request of this method whose path holds `path`."""
@@ -36,12 +39,17 @@ class Fault(NamedTuple):
 class FaultProxy:
     """Listens on loopback and passes everything on to `endpoint`; a context manager."""
 
+    # of the answers to GET, one in so many has a bit changed, at another place each time; 0: none
+    flips_one_in = 0
+
     def __init__(self, endpoint: str, *, slow_s: float = 3.0) -> None:
         self.faults: list[Fault] = []
         self.struck: list[Fault] = []
         self.outage: str | None = None  # happens to every request while it is set
         self.slow_s = slow_s
         self.upstream = urlsplit(endpoint).netloc
+        self.flipped = 0  # bits so far
+        self._gets = 0
         self._lock = threading.Lock()
         proxy = self
 
@@ -73,7 +81,18 @@ class FaultProxy:
                     self.faults.remove(fault)
                     self.struck.append(fault)
                     return fault.kind
+            if method == "GET":
+                self._gets += 1
+                if self.flips_one_in and self._gets % self.flips_one_in == 0:
+                    return "elsewhere"
         return None
+
+    def flip(self, body: bytes) -> bytes:
+        """The body with another bit changed than the one before; all places have their turn."""
+        with self._lock:
+            self.flipped += 1
+            bit = int(self.flipped * _GOLDEN * 8 * len(body)) % (8 * len(body) or 1)
+        return with_one_bit_changed(body, bit // 8, 1 << bit % 8)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -109,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
                 b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
             )
             return
-        status, headers, answer = self._ask(_with_one_bit_changed(body) if fault == "spoiled" else body)
+        status, headers, answer = self._ask(with_one_bit_changed(body) if fault == "spoiled" else body)
         if fault == "slow":
             time.sleep(self.owner.slow_s)
         if fault == "no answer":
@@ -117,8 +136,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "truncated":
             self._answer(status, headers, answer, sent=len(answer) // 2)
             self._break_off()
+        elif fault == "elsewhere":
+            self._answer(status, headers, self.owner.flip(answer))
         else:
-            self._answer(status, headers, _with_one_bit_changed(answer) if fault == "flipped" else answer)
+            self._answer(status, headers, with_one_bit_changed(answer) if fault == "flipped" else answer)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
 
@@ -160,6 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the tests say what they expect."""
 
 
-def _with_one_bit_changed(body: bytes) -> bytes:
-    at = len(body) // 2
-    return body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :] if body else body
+def with_one_bit_changed(body: bytes, at: int | None = None, bit: int = 0x80) -> bytes:
+    """The highest bit of the byte in the middle, after which no text is UTF-8, where nothing else
+    is said.
+    """
+    at = len(body) // 2 if at is None else at
+    return body[:at] + bytes([body[at] ^ bit]) + body[at + 1 :] if body else body

@@ -41,7 +41,7 @@ class UnreliableBucket:
     def store(self) -> S3Store:
         store = S3Store("memory", "")
         # without a reader of its own every read goes through boto3's part
-        store._connected = _Connection(self, self, None)
+        store._connected = _Connection(self, self, None, lambda: self, lambda: None)
         return store
 
     def deliver(self, count: int | None = None) -> None:
@@ -91,6 +91,9 @@ class UnreliableBucket:
             return {}
 
         return self._request(delete, writes=True)
+
+    def close(self) -> None:
+        """A client that looks again is closed after each look."""
 
     def get_paginator(self, _: str) -> UnreliableBucket:
         return self

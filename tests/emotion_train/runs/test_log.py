@@ -484,6 +484,15 @@ def test_a_giant_that_takes_the_place_of_a_part_or_an_entry_is_not_read(
         return data
 
     monkeypatch.setattr(type(store), "read", counting)
+    if store.url.startswith("s3:"):  # a folder's second look reads as the first does
+        again = type(store).read_again
+
+        def counting_again(self: Store, key: str, look: int, **wanted: int) -> bytes:
+            data = again(self, key, look, **wanted)  # type: ignore[arg-type]
+            sizes.append(len(data))
+            return data
+
+        monkeypatch.setattr(type(store), "read_again", counting_again)
     # swapped after its size was asked
     monkeypatch.setattr(type(store), "stat", lambda self, key: ObjectInfo(key, 1, None))
     store.write(f"run/{part.key}", bytes(1 << 22))
@@ -492,7 +501,7 @@ def test_a_giant_that_takes_the_place_of_a_part_or_an_entry_is_not_read(
     store.write(entry_key("run", 0), bytes(1 << 22))
     with pytest.raises(WrongRequest, match="larger than"):
         read_log(store, "run")
-    assert sizes == [2, (1 << 20) + 1]
+    assert sizes == [2, 2, (1 << 20) + 1, (1 << 20) + 1]
 
 
 def test_what_could_not_be_read_back_is_not_written(store: Store) -> None:

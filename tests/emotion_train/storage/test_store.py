@@ -657,7 +657,7 @@ def test_the_profile_leads_to_keys_endpoint_and_region(
     monkeypatch.setenv("AWS_PROFILE", "team")
     store = open_store(bucket_url)
     store.write("a", b"1")
-    monkeypatch.setattr(type(store), "_read_once", None)  # obstore must do it alone
+    monkeypatch.setattr(type(store), "_get_by_boto3", None)  # obstore must do it alone
     assert store.read("a") == b"1"
 
 
