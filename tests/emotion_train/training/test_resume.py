@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from emotion_train import cli
-from emotion_train.errors import Fenced, Preempted, StorageError, WrongRequest
+from emotion_train.data.preparation import prepare
+from emotion_train.errors import Fenced, ObjectChanged, Preempted, StorageError, WrongRequest
 from emotion_train.model.load import read_config
 from emotion_train.model.lora import adapter_state
 from emotion_train.processes.interruption import Interruptions
@@ -25,6 +26,9 @@ from emotion_train.processes.ranks import Ranks
 from emotion_train.runs import checkpoint
 from emotion_train.runs.local_states import LocalStates
 from emotion_train.runs.log import Entry, Metrics, Writer, read_log
+from emotion_train.stage_base import stage
+from emotion_train.storage import second_look
+from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.training import engines as distributed
 from emotion_train.training import ledger
@@ -33,6 +37,7 @@ from emotion_train.training.claim import claim, look_before_claiming
 from emotion_train.training.job import local_folder
 from emotion_train.training.start import require_fp8
 from emotion_train.training.trainer import Trainer
+from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import job_of, start_trainer, tiny_config, tiny_words
 
@@ -216,14 +221,23 @@ def test_a_checkpoint_that_does_not_verify_is_passed_over_and_that_is_recorded(
     same(resumed, whole)
 
 
-def test_a_store_that_does_not_answer_is_no_reason_to_fall_back(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        StorageError("The network is gone.", transient=True),
+        StorageError("No permission for GetObject."),
+        ObjectChanged("It has changed."),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_store_that_does_not_answer_is_no_reason_to_fall_back(folder: Path, failure: StorageError) -> None:
     stopped_at(folder, "silent", 2)
 
     def read(entry: Entry) -> Entry:
-        raise StorageError("The network is gone.", transient=True)
+        raise failure
 
     told: list[str] = []
-    with pytest.raises(StorageError, match="The network is gone"):
+    with pytest.raises(StorageError, match=str(failure)):
         checkpoint.newest(log(folder, "silent"), read, told.append)
     assert not told
 
@@ -764,3 +778,40 @@ def test_fp8_on_a_cpu_is_refused_before_the_run_is_claimed(
     assert cli.main(["train", *tiny_words(tmp_path, *WORDS, "model.precision=fp8")]) == 2
     assert "needs a GPU with float8 units" in capsys.readouterr().err
     assert read_log(open_store(config.run.output_url), "tiny") == []
+
+
+def test_a_network_that_flips_bits_costs_neither_a_checkpoint_nor_a_word_in_the_log(
+    folder: Path, s3: LocalS3, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answer to GET in three has a bit flipped: of listings, entries, index, base, posts and
+    parts alike.
+    """
+    monkeypatch.setattr(second_look, "PAUSES_S", (0,) * 6)
+    stage(str(folder / "base"), f"{bucket_url}/base")
+    prepare(str(folder / "source"), f"{bucket_url}/data")
+    words = (
+        f"model.base={bucket_url}/base",
+        "model.precision=bf16",
+        f"data.url={bucket_url}/data",
+        f"run.output_url={bucket_url}/runs",
+        *WORDS,
+        EACH_STEP,
+    )
+    with ExitStack() as stack:
+        calm = start_trainer(tiny_config(folder, "run.id=calm", *words), stack)
+        calm.fit()
+        drain(calm)
+    stopped_at(folder, "noisy", 8, *words)
+    with FaultProxy(s3.endpoint) as proxy, ExitStack() as stack:
+        proxy.flips_one_in = 3
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        resumed = start_trainer(tiny_config(folder, "run.id=noisy", *words), stack)
+        assert resumed.progress.step == 8
+        resumed.fit()
+        drain(resumed)
+    assert proxy.flipped > 10
+    same(resumed, calm)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    entries = read_log(open_store(f"{bucket_url}/runs"), "noisy")
+    assert {entry.kind for entry in entries} == {"claim", "checkpoint"}
+    assert [entry.step for entry in entries if entry.kind == "claim"] == [0, 8]
