@@ -112,7 +112,7 @@ def _without(labels: Sequence[str]) -> str:
     """What to type to leave out the labels that mean none."""
     others = [name for name in labels if not means_missing(name) and number(name) != -1]
     words = ",".join(others)
-    if len(others) < 2:
+    if len(others) < 2 or not words.isprintable():
         return "if so, mend the source"
     if any("," in name for name in others) or len(words) > _MOST_TYPED:
         option = "--labels-file FILE (the other labels, one a line)"

@@ -97,7 +97,7 @@ def check_precision(
                 " model.precision=bf16, or nf4 for a quarter of its memory."
             )
         refuse_unfused_fp8(config, shape_of_base(config.model.base), "model.precision=")
-    if wanted_gpus is not None:
+    if wanted_gpus == "":  # which names no GPU, and is refused as such
         target_of(wanted_gpus, gpus)
     where = wanted_gpus or ("the CPU" if on_cpu else gpus[0].name)
     return f"{precision} on {where}"

@@ -661,8 +661,9 @@ def test_places_that_cannot_take_a_base_are_refused(base: Path, tmp_path: Path, 
         ("s3://no-such-bucket-here/base", "There is no bucket no-such-bucket-here"),
         ("gs://team/base", "has scheme gs"),
     ):
-        with pytest.raises(WrongRequest, match=words):
+        with pytest.raises((WrongRequest, StorageError), match=words) as caught:
             staged(base, url)
+        assert caught.value.exit_code == 2
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
 
 
