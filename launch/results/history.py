@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.errors import Damaged, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.runs.log import LIVE_S, Entry, read_log, run_ids, summary, when
 from emotion_train.storage.store import Store
 
@@ -140,16 +140,15 @@ def list_runs(store: Store, now: datetime | None = None) -> list[RunFacts]:
     damaged.
     """
 
-    def one(run_id: str) -> RunFacts | None:
+    def one(run_id: str) -> RunFacts:
         try:
             entries = read_log(store, run_id)
-        except WrongRequest:
-            return RunFacts(run_id, "damaged")
-        # without an entry its name was changed on its way, or it was deleted just now
-        return facts_of(run_id, entries, now or datetime.now(UTC)) if entries else None
+        except (WrongRequest, ObjectNotFound, Damaged):  # also one that is being deleted
+            entries = []
+        return facts_of(run_id, entries, now or datetime.now(UTC)) if entries else RunFacts(run_id, "damaged")
 
     with ThreadPoolExecutor(_READERS) as readers:
-        return [facts for facts in readers.map(one, run_ids(store)) if facts is not None]
+        return list(readers.map(one, run_ids(store)))
 
 
 def follow(

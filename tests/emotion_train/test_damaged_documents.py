@@ -179,7 +179,11 @@ def _store(raw: bytes) -> Store:
     def read(key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None) -> bytes:
         return raw[start:] if length is None else raw[start : start + length]
 
-    return cast(Store, SimpleNamespace(url="memory", read=read, url_of=lambda key: f"memory/{key}"))
+    def read_verified(key: str, verify: Callable[[bytes], Any], **where: Any) -> Any:
+        return verify(read(key, **where))
+
+    members = {"read": read, "read_verified": read_verified, "url_of": lambda key: f"memory/{key}"}
+    return cast(Store, SimpleNamespace(url="memory", **members))
 
 
 def _written(path: Path, raw: bytes) -> Path:

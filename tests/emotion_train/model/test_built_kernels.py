@@ -9,6 +9,7 @@ import json
 import os
 import time
 import zipfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,7 +245,10 @@ def test_of_a_large_object_no_more_is_read_than_an_archive_may_have(tmp_path: Pa
         asked.append(length)
         return b"no archive"
 
-    store = cast(Store, SimpleNamespace(read=read, url_of=lambda key: key))
+    def read_verified(key: str, verify: Callable[[bytes], Any], **where: Any) -> Any:
+        return verify(read(key, **where))
+
+    store = cast(Store, SimpleNamespace(read=read, read_verified=read_verified, url_of=lambda key: key))
     words: list[str] = []
     opened(store, tmp_path, words).fetch()
     assert asked == [built_kernels.MAX_BYTES + 1]

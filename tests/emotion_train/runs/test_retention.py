@@ -160,7 +160,7 @@ def runs(draw: st.DrawFn) -> tuple[list[Entry], set[str], list[tuple[int, int]]]
             else "claim"
         )
         incarnation = seq if kind == "claim" else incarnation
-        score = draw(st.sampled_from([None, None, 0.1, 0.2, 0.3, "0.9"]))
+        score = draw(st.sampled_from([None, None, 0.1, 0.2, 0.3, 0.9]))
         keys = [f"data/{incarnation:08d}/{seq}"] if kind == "checkpoint" else []
         present |= {*keys, f"data/{incarnation:08d}/orphan-{seq}"}
         log.append(

@@ -130,10 +130,11 @@ def test_a_part_is_read_whole_whatever_happens_to_its_answers(
 
 def test_a_part_with_a_flipped_bit_is_refused(writer: Writer, proxy: FaultProxy) -> None:
     part = writer.upload("step-1/x.safetensors", CONTENT)
-    proxy.faults.append(Fault("flipped", "GET", "/data/"))
-    with pytest.raises(StorageError, match="sha256"):
+    proxy.faults += [Fault("flipped", "GET", "/data/")] * 20
+    with pytest.raises(StorageError):
         read_part(writer.store, "run", part)
-    assert read_part(writer.store, "run", part) == CONTENT
+    proxy.faults[:] = [Fault("flipped", "GET", "/data/")]
+    assert read_part(writer.store, "run", part) == CONTENT  # one read says nothing
 
 
 @pytest.mark.parametrize("kind", ["no answer", "reset", "503", "slow", "truncated"])

@@ -412,7 +412,7 @@ def test_sizes_of_a_listing_are_asked_of_the_objects_before_anything_is_called_l
     assert base.missing() == ["config.json"]
 
 
-def test_a_run_that_only_a_spoiled_listing_names_is_not_listed(
+def test_a_run_that_only_a_spoiled_listing_names_hides_no_other(
     folder: Everything, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = folder.stores["runs"]
@@ -424,7 +424,9 @@ def test_a_run_that_only_a_spoiled_listing_names_is_not_listed(
     monkeypatch.setattr(
         store, "list", lambda prefix="": iter([]) if prefix.startswith("rum/") else there(prefix)
     )
-    assert [facts.run_id for facts in list_runs(store)] == ["run"]
+    states = {facts.run_id: facts.state for facts in list_runs(store)}
+    assert states.keys() == {"rum", "run"}
+    assert states["rum"] == "damaged" != states["run"]
 
 
 def test_etags_that_are_no_sums_cost_one_more_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
