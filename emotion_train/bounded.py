@@ -138,11 +138,6 @@ def line_in(text: str) -> Any:
         return json.loads(text, object_pairs_hook=_each_once)
 
 
-def json_file(path: Path, most_bytes: int = MAX_JSON_BYTES, **rules: bool) -> Any:
-    """As `json_in`, of a file; raises `OSError` too."""
-    return json_in(bytes_of(path, most_bytes), most_bytes, **rules)
-
-
 def object_in(raw: bytes | str, most_bytes: int = MAX_JSON_BYTES, **rules: bool) -> dict[str, Any]:
     """As `json_in`, where the document must be an object."""
     value = json_in(raw, most_bytes, **rules)

@@ -15,13 +15,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emotion_train.data.index import SPLITS, Index
 from emotion_train.data.preparation import Options, PrepareResult, prepare
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -267,29 +263,6 @@ def _lengths(index: Index) -> list[str]:
         f" is estimated as {BYTES_A_TOKEN:g} UTF-8 bytes (measured by benchmarks/token_lengths.py)",
         f"{'warning' if cut.is_much else 'max_length':<12}by default,"
         f" {cut.words('training posts', estimated=True)}",
-    ]
-
-
-def _alike(labels: Sequence[str]) -> list[str]:
-    """A line for labels that a person would take for one, such as Joy and joy, or two spellings of
-    an accent.
-    """
-    import unicodedata
-    from itertools import groupby
-
-    def folded(name: str) -> str:
-        return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-
-    def shown(name: str) -> str:
-        return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
-
-    groups = (list(group) for _, group in groupby(sorted(labels, key=folded), key=folded))
-    return [
-        f"alike       {' and '.join(map(shown, group))}"
-        f" are {len(group)} labels, each with posts of its own; mend the source and prepare it elsewhere if"
-        " they are one"
-        for group in groups
-        if len(group) > 1
     ]
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emotion_train.data.text_filter import FILE_NAME
 from emotion_train.evaluation.predictions import predictions_key, predictions_to_parquet
@@ -14,9 +13,6 @@ from emotion_train.report.figures import SplitResult
 from emotion_train.report.pages import render_html
 from emotion_train.report.schema import Report
 from emotion_train.runs.log import Entry, Writer, upload_part
-
-if TYPE_CHECKING:
-    pass
 
 
 def publish(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from emotion_train.config import Config
 from emotion_train.data.index import Index
@@ -18,9 +18,6 @@ from emotion_train.processes.machine import device_name
 from emotion_train.runs.log import Entry, Metrics, Published, Writer, read_log, require_conditional_writes
 from emotion_train.storage.store import Store
 from emotion_train.training.job import Claimed, Job, folder_here, local_folder, say
-
-if TYPE_CHECKING:
-    pass
 
 
 def look_before_claiming(config: Config, index: Index, store: Store, allow_unfenced: bool) -> Entry | None:
