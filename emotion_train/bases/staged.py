@@ -191,15 +191,13 @@ class StagedBase:
         return [
             one.key
             for one in (*self.index.shards, *self.index.files)
-            if there.get(one.key) != one.bytes and self._size(one.key) != one.bytes
+            if there.get(one.key) != one.bytes and not self._has(one)
         ]
 
-    def _size(self, key: str) -> int | None:
-        """The object's size, asked of itself; None where there is none."""
-        try:
-            return self.store.stat(key).size
-        except ObjectNotFound:
-            return None
+    def _has(self, described: StagedObject) -> bool:
+        """Whether the object, asked of itself, has the size that the index says."""
+        info = self.store.find(described.key)
+        return info is not None and info.size == described.bytes
 
 
 def open_staged(store: Store) -> StagedBase:

@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from emotion_train.data.index import INDEX_KEY, Index, read_index
-from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.errors import WrongRequest
 from emotion_train.storage.store import Store
 
 _NAMES_SHOWN = 4
 
 
 def existing_index(store: Store) -> Index | None:
-    try:
-        store.stat(INDEX_KEY)
-    except ObjectNotFound:
-        return None
-    return read_index(store)
+    return None if store.find(INDEX_KEY) is None else read_index(store)
 
 
 def restore(store: Store, existing: Index, index: Index, folder: Path) -> int:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from emotion_train.data.index import DataObject, Index, RowGroup
-from emotion_train.errors import ObjectNotFound
-from emotion_train.storage.store import ObjectInfo, Store
+from emotion_train.storage.store import Store
 
 _READ_BYTES = 16 << 20
 _MAGIC = b"PAR1"
@@ -40,7 +39,7 @@ def look_at_objects(store: Store, index: Index, most_bytes: int | None = None) -
         for number, described in enumerate(split.objects):
             info = there.get(described.key)
             if info is None or info.size != described.bytes:  # a second look: the object itself
-                info = _stat(store, described.key)
+                info = store.find(described.key)
             groups = [group for group in split.row_groups if group.object == number]
             if info is None:
                 missing.append(described.key)
@@ -84,13 +83,6 @@ def _first_wrong_range(
         ):
             return start, end
     return None
-
-
-def _stat(store: Store, key: str) -> ObjectInfo | None:
-    try:
-        return store.stat(key)
-    except ObjectNotFound:
-        return None
 
 
 def _has_sum(data: bytes, sha256: str) -> bool:

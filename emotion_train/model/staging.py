@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from emotion_train.bases.staged import StagedObject, StagedPart, StagedTensor
-from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.errors import WrongRequest
 from emotion_train.model.load import BaseConfig, Fingerprint, Tell, open_checkpoint, skeleton, stream
 from emotion_train.model.precision import Codes4bit, linear_4bit
 from emotion_train.model.staged_weights import DTYPES, PACKED_STATE, staged_tensors
@@ -66,11 +66,8 @@ class ObjectWriter:
 
     def _standing(self, store: Store, described: StagedObject) -> StagedObject | None:
         """The object with its ETag when the store holds exactly these bytes, else None."""
-        try:
-            info = store.stat(described.key)
-        except ObjectNotFound:
-            return None
-        if info.size != described.bytes:
+        info = store.find(described.key)
+        if info is None or info.size != described.bytes:
             return None
         buffer = memoryview(bytearray(min(self.piece_bytes, described.bytes)))
         for place, digest in enumerate(described.pieces):

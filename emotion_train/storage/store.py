@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from emotion_train.errors import WrongRequest
+from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage.second_look import second_look
 
 TEMPORARY = ".writing-"
@@ -110,6 +110,13 @@ class Store(ABC):
     @abstractmethod
     def stat(self, key: str) -> ObjectInfo:
         """Size and ETag; raises `ObjectNotFound`."""
+
+    def find(self, key: str) -> ObjectInfo | None:
+        """As `stat`; None where there is no such object."""
+        try:
+            return self.stat(key)
+        except ObjectNotFound:
+            return None
 
     @abstractmethod
     def write(self, key: str, data: bytes | Path) -> ObjectInfo:
