@@ -10,8 +10,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from emotion_train.edges.streams import hold
 from emotion_train.errors import EXIT_CODES, exit_code
-from emotion_train.streams import hold
 
 VERBS = {
     "prepare": "validate and shuffle posts into Parquet objects of a bucket or folder",

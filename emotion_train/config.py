@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from emotion_train.bounded import Unreadable, yaml_file, yaml_in
+from emotion_train.edges.bounded import Unreadable, yaml_file, yaml_in
 from emotion_train.errors import WrongRequest
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")

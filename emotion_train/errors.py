@@ -117,7 +117,7 @@ class NotPublished(EmotionTrainError):
 
 
 class ReaderLeft(Exception):
-    """Nobody reads the text that is all the program does (`emotion_train.streams`)."""
+    """Nobody reads the text that is all the program does (`emotion_train.edges.streams`)."""
 
 
 class Preempted(EmotionTrainError):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from emotion_train.console import shown
+from emotion_train.edges.streams import text_is_the_result
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import (
     add_adapter_arguments,
@@ -30,7 +31,6 @@ from emotion_train.evaluation.adapter import (
     positive,
 )
 from emotion_train.model.facts import read_facts
-from emotion_train.streams import text_is_the_result
 
 if TYPE_CHECKING:
     from emotion_train.evaluation.scoring import Probabilities

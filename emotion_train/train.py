@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
+from emotion_train.edges.streams import go_to
 from emotion_train.errors import Fenced, LostContact, WrongRequest
 from emotion_train.processes.launcher_link import FENCED_S, answers_signals, end_within
 from emotion_train.processes.notices import PreemptionWatch, hold_seconds
@@ -27,7 +28,6 @@ from emotion_train.runs.log import Entry
 from emotion_train.storage.open import open_store
 from emotion_train.storage.patience import StoreRequest
 from emotion_train.storage.store import Store
-from emotion_train.streams import go_to
 from emotion_train.training.claim import Claiming, look_before_claiming
 from emotion_train.training.finish import report_and_publish
 from emotion_train.training.job import (

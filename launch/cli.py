@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from emotion_train.edges.streams import LOG_VARIABLE, go_to, hold, text_is_the_result
 from emotion_train.errors import EXIT_CODES, exit_code
-from emotion_train.streams import LOG_VARIABLE, go_to, hold, text_is_the_result
 from launch.plan.choices import Spot
 from launch.run.choice import accelerate_line, ask_for_base, choose, printable
 

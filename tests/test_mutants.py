@@ -205,19 +205,19 @@ MUTANTS = [
     ),
     Mutant(
         "a reader that leaves ends no work",
-        "emotion_train/streams.py",
+        "emotion_train/edges/streams.py",
         "_Stream._lose",
         "if self.is_result:",
         "if True:",
-        "tests/emotion_train/test_streams.py::test_without_a_reader_the_work_goes_on_and_its_words_go_to_the_log",
+        "tests/emotion_train/edges/test_streams.py::test_without_a_reader_the_work_goes_on_and_its_words_go_to_the_log",
     ),
     Mutant(
         "a closed stream is open before any file takes its number",
-        "emotion_train/streams.py",
+        "emotion_train/edges/streams.py",
         "hold",
         "closed = _open_what_is_closed()",
         "closed = set()",
-        "tests/emotion_train/test_streams.py::test_without_a_reader_the_work_goes_on_and_its_words_go_to_the_log",
+        "tests/emotion_train/edges/test_streams.py::test_without_a_reader_the_work_goes_on_and_its_words_go_to_the_log",
     ),
     Mutant(
         "a broken socket is no reader that left",
@@ -225,7 +225,7 @@ MUTANTS = [
         "exit_code",
         "except ReaderLeft:",
         "except (ReaderLeft, BrokenPipeError):",
-        "tests/emotion_train/test_streams.py::test_a_socket_that_breaks_is_no_reader_that_left",
+        "tests/emotion_train/edges/test_streams.py::test_a_socket_that_breaks_is_no_reader_that_left",
     ),
     Mutant(
         "the launcher's lock is gone with it",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion_train.bases.staged import BASE_KEY, UNFINISHED_KEY, StagedBase, open_staged
-from emotion_train.bounded import Unreadable, object_file
+from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store

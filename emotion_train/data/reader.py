@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from emotion_train.bounded import Unreadable, parquet_errors
 from emotion_train.data.index import DataObject, RowGroup, Split
+from emotion_train.edges.bounded import Unreadable, parquet_errors
 from emotion_train.errors import ObjectChanged, StorageError, WrongRequest
 from emotion_train.storage.patience import Patience, until_it_answers
 from emotion_train.storage.store import Store

@@ -33,8 +33,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
-from emotion_train.bounded import object_file
 from emotion_train.data.lengths import Lengths
+from emotion_train.edges.bounded import object_file
 from emotion_train.errors import WrongRequest
 
 TEKKEN_PATTERN = (

@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
-from emotion_train.bounded import object_in, require_size
+from emotion_train.edges.bounded import object_in, require_size
 from emotion_train.errors import ObjectNotFound, StorageError
 from emotion_train.storage.patience import Patience, until_it_answers
 from emotion_train.storage.store import Store

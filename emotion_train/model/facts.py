@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emotion_train.bounded import Unreadable, object_file
 from emotion_train.config import LARGEST_MAX_LENGTH, LoraSection, Precision
+from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.errors import WrongRequest
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from emotion_train.bounded import Unreadable, tensors_of_file
 from emotion_train.config import LoraSection
 from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.edges.bounded import Unreadable, tensors_of_file
 from emotion_train.errors import WrongRequest
 from emotion_train.model.card import CardFacts, model_card
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts, read_facts

@@ -25,7 +25,7 @@ from types import FrameType, TracebackType
 from typing import Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from emotion_train.bounded import json_in
+from emotion_train.edges.bounded import json_in
 
 CloudKind = Literal["rebalance", "terminate"]
 Kind = Literal["rebalance", "terminate", "sigterm", "sigint"]

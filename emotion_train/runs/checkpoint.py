@@ -17,9 +17,9 @@ import torch
 from pydantic import BaseModel, ValidationError, field_validator
 from safetensors.torch import save
 
-from emotion_train.bounded import Unreadable, object_in, tensors_in
 from emotion_train.config import Config
 from emotion_train.data.index import Index
+from emotion_train.edges.bounded import Unreadable, object_in, tensors_in
 from emotion_train.errors import Damaged, ObjectNotFound, WrongRequest
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import peft_name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from emotion_train.bounded import Unreadable, object_in
+from emotion_train.edges.bounded import Unreadable, object_in
 from emotion_train.errors import ObjectNotFound, StorageError
 from emotion_train.runs.checkpoint import Snapshot
 from emotion_train.runs.log import MAX_ENTRY_BYTES, Entry, upload_part

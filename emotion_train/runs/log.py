@@ -34,7 +34,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from emotion_train.bounded import Unreadable, object_in
+from emotion_train.edges.bounded import Unreadable, object_in
 from emotion_train.errors import (
     AlreadyExists,
     Damaged,

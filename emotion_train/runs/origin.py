@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emotion_train.bounded import object_in
 from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.data.text_filter import TextFilter, filter_of_split
+from emotion_train.edges.bounded import object_in
 from emotion_train.errors import EmotionTrainError, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.model.facts import AdapterFacts, read_facts
 from emotion_train.runs.log import final_entry, read_part

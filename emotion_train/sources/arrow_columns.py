@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from emotion_train.bounded import Unreadable, object_in, parquet_errors, parquet_file
+from emotion_train.edges.bounded import Unreadable, object_in, parquet_errors, parquet_file
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.json_lines import spelled
 from emotion_train.sources.posts import BATCH_ROWS, Batch, Columns, PostFile, utf8

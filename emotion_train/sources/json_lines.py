@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from emotion_train.bounded import DoubledKey, Unreadable, line_in
+from emotion_train.edges.bounded import DoubledKey, Unreadable, line_in
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.posts import SEVERAL, UTF8, Batch, Columns, PostFile, by_bytes, utf8
 from emotion_train.sources.unpacked import head_of, lines_of, newline_of

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from emotion_train.bounded import object_file
+from emotion_train.edges.bounded import object_file
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.arrow_columns import (
     label_names,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emotion_train.bounded import Unreadable, object_in
+from emotion_train.edges.bounded import Unreadable, object_in
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.store import Store
 

@@ -95,7 +95,7 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Ent
     """Put the best adapter that verifies into the model of every rank; returns it with its
     entry.
     """
-    from emotion_train.bounded import tensors_in
+    from emotion_train.edges.bounded import tensors_in
     from emotion_train.runs import checkpoint
 
     def find() -> tuple[Entry, bytes]:

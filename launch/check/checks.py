@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emotion_train.bounded import Unreadable, yaml_file
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index
+from emotion_train.edges.bounded import Unreadable, yaml_file
 from emotion_train.errors import EmotionTrainError, StorageError, WrongRequest
 from emotion_train.runs.log import read_log, require_conditional_writes, run_ids, summary
 from emotion_train.storage.open import open_store

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion_train.bounded import csv_rows, object_file, object_in
+from emotion_train.edges.bounded import csv_rows, object_file, object_in
 from emotion_train.errors import WrongRequest
 from launch.gpus import COUNTS, GPU_KINDS
 

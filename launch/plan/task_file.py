@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emotion_train.bounded import Unreadable, yaml_in
+from emotion_train.edges.bounded import Unreadable, yaml_in
 from emotion_train.errors import WrongRequest
 from launch.plan.choices import Choice
 

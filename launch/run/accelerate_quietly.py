@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from emotion_train.edges.streams import hold
 from emotion_train.processes.launcher_link import end_with_launcher, kill_trainers
-from emotion_train.streams import hold
 
 _TRAINERS_S = 2.0  # in which the trainers end by themselves when the launcher is gone
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emotion_train.bounded import Unreadable, yaml_file
 from emotion_train.config import Config
+from emotion_train.edges.bounded import Unreadable, yaml_file
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.sizing.fit import Fit, Layout, Misfit, Request, fit, layouts
 from emotion_train.sizing.memory import GIB

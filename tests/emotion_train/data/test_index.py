@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from emotion_train.bounded import MAX_DEPTH
 from emotion_train.cli import main
 from emotion_train.data.index import FEATURES, FIRST, SCHEMA, Index, read_index
 from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader
+from emotion_train.edges.bounded import MAX_DEPTH
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.document import digest_of
 from emotion_train.storage.folder import FolderStore

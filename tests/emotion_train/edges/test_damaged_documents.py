@@ -29,10 +29,10 @@ from safetensors.torch import save
 
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.staged import read_staged_index
-from emotion_train.bounded import Unreadable, tensors_in, tensors_of_file
 from emotion_train.config import LARGEST_MAX_LENGTH, load_config
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.tokenization import PostTokenizer
+from emotion_train.edges.bounded import Unreadable, tensors_in, tensors_of_file
 from emotion_train.errors import EmotionTrainError
 from emotion_train.model.built_kernels import unpack
 from emotion_train.model.facts import read_facts

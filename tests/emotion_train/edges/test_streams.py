@@ -15,7 +15,7 @@ HEAD = """
 import os, sys, logging
 from pathlib import Path
 from emotion_train.errors import exit_code
-from emotion_train.streams import go_to, hold, text_is_the_result
+from emotion_train.edges.streams import go_to, hold, text_is_the_result
 """
 # the work of one that writes words by all ways there are, and whose result is a file
 WORK = """
