@@ -47,6 +47,14 @@ def as_ids(path: Path, rows: list[tuple[str, str]], names: list[str], kind: str 
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(described)}), path)
 
 
+def as_dataset(names: list[str], count: int, start: str, text_column: str = "text") -> Any:
+    """Posts that begin with `start`, as `datasets` holds them, their labels as ids."""
+    texts, labels = zip(*told(names, count), strict=True)
+    features = {text_column: datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+    columns = {text_column: [start + text for text in texts], "label": list(labels)}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
 def right(store: Store) -> int:
     """How many posts there are; all of them have the label that they say."""
     posts = all_posts(store)
@@ -100,16 +108,9 @@ def test_each_file_is_read_by_its_own_names(tmp_path: Path, of_validation: list[
 def test_splits_of_the_hub_are_read_by_their_own_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def split(names: list[str], count: int, start: str) -> Any:
-        rows = told(names, count)
-        features = datasets.Features(
-            {"Text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
-        )
-        columns = {"Text": [start + text for text, _ in rows], "label": [label for _, label in rows]}
-        return datasets.Dataset.from_dict(columns, features=features)
-
     loaded = datasets.DatasetDict(
-        train=split(["2", "0", "1"], 30, "a "), validation=split(["0", "1", "2"], 12, "b ")
+        train=as_dataset(["2", "0", "1"], 30, "a ", "Text"),
+        validation=as_dataset(["0", "1", "2"], 12, "b ", "Text"),
     )
     monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: loaded)
     prepare("team/posts", str(tmp_path / "out"))
@@ -219,17 +220,11 @@ def test_zstandard_is_unpacked(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_datasets_is_read_without_its_caches(tmp_path: Path) -> None:
-    def split(count: int, start: str) -> Any:
-        rows = told(NAMES, count)
-        features = datasets.Features(
-            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=NAMES)}
-        )
-        return datasets.Dataset.from_dict(
-            {"text": [start + text for text, _ in rows], "label": [label for _, label in rows]},
-            features=features,
-        )
-
-    saved = datasets.DatasetDict(train=split(30, "a "), validation=split(9, "b "), test=split(9, "c "))
+    saved = datasets.DatasetDict(
+        train=as_dataset(NAMES, 30, "a "),
+        validation=as_dataset(NAMES, 9, "b "),
+        test=as_dataset(NAMES, 9, "c "),
+    )
     saved.save_to_disk(str(tmp_path / "src"))
     cached = tmp_path / "src" / "train" / "cache-0123456789abcdef.arrow"
     cached.write_bytes(next((tmp_path / "src" / "test").glob("data-*.arrow")).read_bytes())
