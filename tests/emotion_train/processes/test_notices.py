@@ -389,13 +389,16 @@ def test_a_second_sigint_leaves_at_once_and_one_that_came_twice_is_one() -> None
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "still here\n"
-        time.sleep(notices_page._ONE_PRESS_S + 0.1)
-        process.send_signal(signal.SIGINT)
-        _, words = process.communicate(timeout=PATIENCE_S)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == "still here\n"
+            time.sleep(notices_page._ONE_PRESS_S + 0.1)
+            process.send_signal(signal.SIGINT)
+            _, words = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
     assert process.returncode == 1
     assert words.strip() == "emotion-train: interrupted twice: left without saving"
 
