@@ -1040,7 +1040,7 @@ def run_tests(copy: Path, names: list[str]) -> subprocess.CompletedProcess[str]:
     """These tests in a process of their own, with the copy's modules; some see a broken rule by
     waiting in vain, so they wait less long.
     """
-    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *names]
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "", *names]
     environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PATIENCE_S": "60"}
     return subprocess.run(
         command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=LONGEST_S

@@ -286,8 +286,15 @@ WIDER = {
 }
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-@pytest.mark.parametrize(("targets", "dropout"), [(ATTENTION_PROJECTIONS, 0.05), ("all-linear", 0.0)])
+@pytest.mark.parametrize(
+    ("targets", "dropout", "gradient_checkpointing"),
+    [
+        (ATTENTION_PROJECTIONS, 0.05, False),
+        ("all-linear", 0.0, True),
+        pytest.param(ATTENTION_PROJECTIONS, 0.05, True, marks=pytest.mark.slow),
+        pytest.param("all-linear", 0.0, False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_peak_of_a_stock_step_is_planned(
     targets: Targets, dropout: float, gradient_checkpointing: bool, tmp_path: Path
 ) -> None:
@@ -388,9 +395,16 @@ def test_recomputing_fused_blocks_keep_their_inputs(tmp_path: Path, monkeypatch:
     assert kept[1] - kept[0] == 2 * 96 * 2 * SMALL["hidden_size"]
 
 
-@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("targets", "dropout"), FUSED_CASES)
-@pytest.mark.parametrize("changes", [WIDER, SQUAT])
+@pytest.mark.parametrize(
+    ("changes", "recompute"),
+    [
+        (WIDER, False),
+        (SQUAT, True),
+        pytest.param(WIDER, True, marks=pytest.mark.slow),
+        pytest.param(SQUAT, False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_peak_of_a_step_by_fused_blocks_is_planned(
     changes: dict[str, int],
     targets: Targets,

@@ -249,6 +249,7 @@ def test_a_run_that_cannot_be_published_ends_with_1_and_names_what_publishes_it(
             published("s3://runs/tiny", tmp_path / "b")
 
 
+@pytest.mark.slow  # quicker: what a failing bucket does not take, in runs/test_saver.py
 def test_what_cannot_be_published_is_kept_here_and_the_command_that_is_named_publishes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

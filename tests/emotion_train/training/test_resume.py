@@ -780,6 +780,7 @@ def test_fp8_on_a_cpu_is_refused_before_the_run_is_claimed(
     assert read_log(open_store(config.run.output_url), "tiny") == []
 
 
+@pytest.mark.slow  # quicker: storage/test_second_look.py
 def test_a_network_that_flips_bits_costs_neither_a_checkpoint_nor_a_word_in_the_log(
     folder: Path, s3: LocalS3, bucket_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,15 +109,10 @@ def test_the_files_are_these() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*FILES, "single_gpu_qlora"}
 
 
-def test_two_processes_of_the_cpu_config_are_two_and_end_with_the_adapter_of_one(
-    folder: Path, alone: Result
-) -> None:
-    compare(folder, "cpu", 2, alone)
-
-
-@pytest.mark.slow
+@pytest.mark.slow  # quicker: test_engines.py has the adapter of several ranks, test_processes.py their start
 @pytest.mark.parametrize(
-    ("config", "processes"), [("cpu", 3), *((name, 2) for name in FILES[1:]), ("multi_gpu_fsdp2_qlora", 1)]
+    ("config", "processes"),
+    [("cpu", 2), ("cpu", 3), *((name, 2) for name in FILES[1:]), ("multi_gpu_fsdp2_qlora", 1)],
 )
 def test_every_config_ends_with_the_adapter_of_one_process(
     folder: Path, alone: Result, config: str, processes: int
