@@ -513,6 +513,22 @@ MUTANTS = [
         "tests/emotion_train/training/test_resume.py::test_dropout_is_another_one_for_each_seed_step_and_rank",
     ),
     Mutant(
+        "a pack knows a post by its number in the split",
+        "emotion_train/data/loader.py",
+        "Loader._step",
+        "numbers.append(int(self._order.first_posts[group]) + row)",
+        "numbers.append(len(numbers))",
+        "tests/emotion_train/data/test_loader.py::test_a_post_has_its_number_in_the_split_on_any_rank_and_in_any_pack",
+    ),
+    Mutant(
+        "a pack knows a token by its position in its post",
+        "emotion_train/data/packing.py",
+        "Pack.places",
+        "self.positions_T]",
+        "np.arange(len(self.positions_T))]",
+        "tests/emotion_train/data/test_packing.py::test_each_token_knows_its_post_and_its_position_in_it",
+    ),
+    Mutant(
         "the moments of the optimizer come back",
         "emotion_train/training/trainer.py",
         "Trainer.restore",

@@ -229,6 +229,7 @@ class Loader:
         texts: list[str] = []
         labels: list[int] = []
         weights: list[float] = []
+        numbers: list[int] = []
         bad_rows = 0
         found = {group: self._reader.rows(group) for group in places.groups}
         weights_C = self._weights_C.tolist()
@@ -248,6 +249,7 @@ class Loader:
             texts.append(text if good else "")
             labels.append(label if good else 0)
             weights.append(weights_C[label] if good else 0.0)
+            numbers.append(int(self._order.first_posts[group]) + row)
         packs = pack(
             self._encode(texts),
             labels,
@@ -255,6 +257,7 @@ class Loader:
             self._tokens_per_microbatch,
             self._encoder.pad_id,
             self._fill_multiple,
+            numbers,
         )
         count, weight_sum, stop = self._agree(
             len(packs), float(np.sum(np.asarray(weights, np.float64))), stopping()

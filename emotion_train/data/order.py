@@ -62,6 +62,11 @@ class Order:
     def rows(self) -> int:
         return sum(self.row_counts)
 
+    @cached_property
+    def first_posts(self) -> Ints:
+        """Number in the split of the first post of each row group."""
+        return np.cumsum((0, *self.row_counts), dtype=np.int64)[:-1]
+
     def steps(self, global_batch_size: int) -> int:
         """Optimizer steps of one epoch; the last one may be smaller."""
         return -(-self.rows // global_batch_size)

@@ -25,8 +25,8 @@ class Pack:
     """The input of one forward pass. Attention must stay inside each segment between neighbouring
     `boundaries_S`.
 
-    `slots_N` are the posts' places in the step. Filling tokens, if any, form one last segment of
-    their own that belongs to no post.
+    `slots_N` are the posts' places in the step, `posts_N` their numbers in the split. Filling
+    tokens, if any, form one last segment of their own that belongs to no post.
     """
 
     tokens_T: Ints
@@ -36,7 +36,17 @@ class Pack:
     labels_N: Ints
     weights_N: npt.NDArray[np.float32]
     slots_N: Ints
+    posts_N: Ints
     real_tokens: int
+
+    @property
+    def places(self) -> npt.NDArray[np.int32]:
+        """Number of its post and position in it of each token, modulo 2^32, of shape [T, 2];
+        filling tokens have the post -1.
+        """
+        posts_S = np.append(self.posts_N, -1)[: len(self.boundaries_S) - 1]
+        posts_T = np.repeat(posts_S, np.diff(self.boundaries_S))
+        return np.stack([posts_T, self.positions_T], 1).astype(np.uint32).view(np.int32)
 
 
 def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -92,16 +102,19 @@ def pack(
     capacity: int,
     pad_id: int,
     fill_multiple: int = 1,
+    numbers: Sequence[int] | None = None,
 ) -> list[Pack]:
     """Packs that hold every post exactly once, filled with `pad_id` up to a multiple of
-    `fill_multiple` tokens.
+    `fill_multiple` tokens. `numbers` of the posts in their split are by default their places here.
     """
+    numbers = range(len(posts)) if numbers is None else numbers
     return [
         _lay_out(
             [posts[i] for i in group],
             [labels[i] for i in group],
             [weights[i] for i in group],
             group,
+            [numbers[i] for i in group],
             pad_id,
             fill_multiple,
         )
@@ -113,7 +126,8 @@ def empty_pack(bos_or_pad_id: int, fill_multiple: int = 1) -> Pack:
     """A pack of one token that weighs nothing: a rank that has run out of posts still takes part in
     the step.
     """
-    return _lay_out([np.asarray([bos_or_pad_id], np.int32)], [0], [0.0], [-1], bos_or_pad_id, fill_multiple)
+    post = np.asarray([bos_or_pad_id], np.int32)
+    return _lay_out([post], [0], [0.0], [-1], [-1], bos_or_pad_id, fill_multiple)
 
 
 def _lay_out(
@@ -121,6 +135,7 @@ def _lay_out(
     labels: Sequence[int],
     weights: Sequence[float],
     slots: Sequence[int],
+    numbers: Sequence[int],
     pad_id: int,
     fill_multiple: int,
 ) -> Pack:
@@ -137,5 +152,6 @@ def _lay_out(
         labels_N=np.asarray(labels, np.int64),
         weights_N=np.asarray(weights, np.float32),
         slots_N=np.asarray(slots, np.int64),
+        posts_N=np.asarray(numbers, np.int64),
         real_tokens=real_tokens,
     )

@@ -136,6 +136,25 @@ def test_a_step_is_the_same_on_any_number_of_ranks(
         assert max(sums) - min(sums) <= max(lengths[post] for post in together)
 
 
+@settings(max_examples=10)
+@given(batch=st.integers(1, 120), world_size=st.integers(1, 3), tokens=st.sampled_from([128, 256, 4096]))
+def test_a_post_has_its_number_in_the_split_on_any_rank_and_in_any_pack(
+    prepared: tuple[Store, Index, PostTokenizer], batch: int, world_size: int, tokens: int
+) -> None:
+    store, index, _ = prepared
+    numbers = {post_id: number for number, (post_id, *_) in enumerate(posts(store, index.split("train")))}
+    found = [
+        (one.ids[slot], number)
+        for rank in range(world_size)
+        for one in steps(loader(prepared, batch, rank, world_size, tokens), epoch=1)
+        for pack in one.packs
+        for slot, number in zip(pack.slots_N.tolist(), pack.posts_N.tolist(), strict=True)
+        if slot >= 0
+    ]
+    assert len(found) == len(numbers)
+    assert dict(found) == numbers
+
+
 @settings(max_examples=15)
 @given(batch=st.integers(1, 60), world_size=st.integers(2, 5))
 def test_ranks_that_take_slices_make_the_packs_of_one_process(

@@ -72,6 +72,21 @@ def test_a_post_larger_than_a_microbatch_is_refused() -> None:
         bins([3, 9], 8)
 
 
+@given(lengths_and_capacity, st.sampled_from([1, 8, 16]))
+def test_each_token_knows_its_post_and_its_position_in_it(case: tuple[list[int], int], fill: int) -> None:
+    lengths, capacity = case
+    posts = [np.arange(length, dtype=np.int32) for length in lengths]  # each token is its position
+    numbers = [2**31 - 2 + 7 * place for place in range(len(posts))]
+    nothing = [0] * len(posts)
+    for one in pack(posts, nothing, nothing, capacity, 0, fill, numbers):
+        assert one.places.dtype == np.int32
+        posts_T, positions_T = one.places.view(np.uint32).astype(np.int64).T
+        assert one.posts_N.tolist() == [numbers[slot] for slot in one.slots_N]
+        expected = [numbers[slot] for slot in one.slots_N for _ in posts[slot]]
+        assert posts_T.tolist() == expected + [2**32 - 1] * (len(one.tokens_T) - one.real_tokens)
+        np.testing.assert_array_equal(positions_T[: one.real_tokens], one.tokens_T[: one.real_tokens])
+
+
 def test_an_empty_pack_weighs_nothing() -> None:
     one = empty_pack(11, fill_multiple=8)
     assert one.weights_N.tolist() == [0.0]
