@@ -49,6 +49,7 @@ from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.demo import small_model
 from emotion_train.model.attention import Segments
+from emotion_train.model.dropout import Counters
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import read_config
 from emotion_train.model.lora import build_classifier
@@ -281,8 +282,9 @@ def forward_as_padded(
     _: torch.Tensor,
     segments: Segments,
     last_token_idx_N: torch.Tensor,
+    _counters: Counters | None = None,
 ) -> torch.Tensor:
-    """The pack's posts as one right-padded batch."""
+    """The pack's posts as one right-padded batch; nothing is dropped here."""
     ends = [0, *(int(last) + 1 for last in last_token_idx_N.tolist())]
     posts = [input_ids_1T[0, start:end] for start, end in pairwise(ends)]
     padded_NL = torch.nn.utils.rnn.pad_sequence(posts, batch_first=True)

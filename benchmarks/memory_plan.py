@@ -36,6 +36,7 @@ from torch import nn
 
 from emotion_train.config import LoraSection
 from emotion_train.model.attention import Segments
+from emotion_train.model.dropout import Counters, key_of
 from emotion_train.model.head import EmotionClassifier, init_head
 from emotion_train.model.load import HEAD, _place, skeleton
 from emotion_train.model.lora import attach_lora
@@ -297,10 +298,11 @@ def measure(model: EmotionClassifier, row: Row) -> tuple[int, float]:
     return peak, (time.perf_counter() - began) / 3
 
 
-def a_batch(
-    tokens: int, model: EmotionClassifier
-) -> tuple[torch.Tensor, torch.Tensor, Segments, torch.Tensor, torch.Tensor]:
-    """Ids, positions, segments, last tokens and labels of a full pack."""
+Batch = tuple[torch.Tensor, torch.Tensor, Segments, torch.Tensor, Counters, torch.Tensor]
+
+
+def a_batch(tokens: int, model: EmotionClassifier) -> Batch:
+    """Ids, positions, segments, last tokens, counters of dropout and labels of a full pack."""
     device = model.device
     boundaries = [*range(0, tokens, POST), tokens]
     rng = np.random.default_rng(0)
@@ -308,13 +310,16 @@ def a_batch(
     positions = torch.cat([torch.arange(b - a) for a, b in pairwise(boundaries)])[None].to(device)
     segments = Segments.of(boundaries, device)
     last = torch.tensor(boundaries[1:], device=device) - 1
-    return ids, positions, segments, last, torch.from_numpy(rng.integers(0, LABELS, len(last))).to(device)
+    posts = torch.arange(tokens, device=device) // POST
+    places = torch.stack([posts, positions[0]], 1).int()
+    labels = torch.from_numpy(rng.integers(0, LABELS, len(last))).to(device)
+    return ids, positions, segments, last, Counters(torch.tensor(key_of(0, 0), device=device), places), labels
 
 
 def step(
     model: EmotionClassifier,
     optimizer: torch.optim.Optimizer,
-    batch: tuple[torch.Tensor, torch.Tensor, Segments, torch.Tensor, torch.Tensor],
+    batch: Batch,
 ) -> None:
     *given, labels_N = batch
     logits_NC = model(*given)

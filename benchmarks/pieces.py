@@ -26,6 +26,7 @@ import torch
 from torch.nn.functional import dropout, rms_norm, silu
 
 from emotion_train.model.attention import Segments, on_device, segment_attention, sight
+from emotion_train.model.dropout import Counters, key_of
 from emotion_train.model.fused import product_in_float32
 from emotion_train.processes.machine import versions
 
@@ -79,6 +80,13 @@ def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, device="cuda").bfloat16()
 
 
+def counters_of(tokens: int) -> Counters:
+    """Dropout's counters of posts that lie end to end."""
+    at_T = torch.arange(tokens, device="cuda")
+    places_T2 = torch.stack([at_T // POST, at_T % POST], 1).int()
+    return Counters(torch.tensor(key_of(0, 0), device="cuda"), places_T2)
+
+
 def pieces(tokens: int) -> list[Piece]:
     h, m, weight, gradient = (
         random(tokens, HIDDEN),
@@ -86,7 +94,7 @@ def pieces(tokens: int) -> list[Piece]:
         random(HIDDEN),
         random(tokens, HIDDEN),
     )
-    seed = torch.tensor(7, dtype=torch.int32, device="cuda")
+    counters = counters_of(tokens)
     _, _, rstd = kernels.add_rms_norm(h, m, weight, EPS)
     return [
         Piece(
@@ -110,9 +118,9 @@ def pieces(tokens: int) -> list[Piece]:
             "dropout, keeping a mask",
             2,
             lambda: dropout(h, DROPOUT),
-            lambda: kernels.dropout(h, DROPOUT, seed, 1),
+            lambda: kernels.dropout(h, DROPOUT, counters, 1),
         ),
-        *adapter_pieces(tokens, h, gradient, seed),
+        *adapter_pieces(tokens, h, gradient, counters),
         *weight_pieces(),
     ]
 
@@ -216,7 +224,7 @@ def mlp_pieces(tokens: int) -> list[Piece]:
     ]
 
 
-def adapter_pieces(tokens: int, x: torch.Tensor, dx: torch.Tensor, seed: torch.Tensor) -> list[Piece]:
+def adapter_pieces(tokens: int, x: torch.Tensor, dx: torch.Tensor, counters: Counters) -> list[Piece]:
     """The adapters of q, k and v: three as PEFT computes them, and as one."""
     widths = (HEADS * HEAD, KV_HEADS * HEAD, KV_HEADS * HEAD)
     downs, ups = (
@@ -241,13 +249,13 @@ def adapter_pieces(tokens: int, x: torch.Tensor, dx: torch.Tensor, seed: torch.T
         return found
 
     def fused() -> torch.Tensor:
-        return y.addmm_(kernels.dropout(x, DROPOUT, seed, 1) @ down.t(), up.t())
+        return y.addmm_(kernels.dropout(x, DROPOUT, counters, 1) @ down.t(), up.t())
 
     def fused_backward() -> None:
         du = dy @ up
-        product_in_float32(du.t(), kernels.dropout(x, DROPOUT, seed, 1))
+        product_in_float32(du.t(), kernels.dropout(x, DROPOUT, counters, 1))
         product_in_float32(dy.t(), du)
-        kernels.add_dropped_product_(dx, du, down, DROPOUT, seed, 1)
+        kernels.add_dropped_product_(dx, du, down, DROPOUT, counters, 1)
 
     return [
         Piece("adapters of q, k, v", "three, cast each time", 1, plain, fused),

@@ -17,6 +17,7 @@ from emotion_train.data.packing import GPU_FILL, Pack, pack
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.predictions import Predictions
 from emotion_train.model.attention import Segments, on_device
+from emotion_train.model.dropout import Counters
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -30,15 +31,18 @@ def fill_multiple(device: torch.device) -> int:
     return GPU_FILL if device.type == "cuda" else 1
 
 
-def forward_pack(model: torch.nn.Module, pack: Pack, device: torch.device) -> torch.Tensor:
+def forward_pack(
+    model: torch.nn.Module, pack: Pack, device: torch.device, dropout_key: int | None = None
+) -> torch.Tensor:
     """Logits of the pack's posts, `logits_NC` in float32, by an `EmotionClassifier` or what DDP
-    made of it.
+    made of it. `dropout_key`, of `model.dropout.key_of`, is for training alone.
     """
     logits_NC: torch.Tensor = model(
         on_device(pack.tokens_T[None], device),
         on_device(pack.positions_T[None], device),
         Segments.of(pack.boundaries_S.tolist(), device),
         on_device(pack.last_tokens_N, device),
+        None if dropout_key is None else Counters.of(pack, dropout_key, device),
     )
     return logits_NC
 

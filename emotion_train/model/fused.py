@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from emotion_train.model.attention import has_bfloat16
+from emotion_train.model.dropout import Counters, PostDropout, required
 from emotion_train.sizing.shape import Shape
 
 if TYPE_CHECKING:
@@ -163,8 +164,8 @@ def _fp8_product(a_MK: torch.Tensor | Fp8, b_NK: Fp8) -> torch.Tensor:
 
 
 class FusedInputs(NamedTuple):
-    """A pack on the GPU. `sees_from_T` and `seen_until_T` are int32, see kernels.py; `seed`, of
-    dropout, is an int32 of its own.
+    """A pack on the GPU. `sees_from_T` and `seen_until_T` are int32, see kernels.py; training with
+    dropout needs `counters`.
     """
 
     input_ids_T: torch.Tensor
@@ -172,19 +173,22 @@ class FusedInputs(NamedTuple):
     sees_from_T: torch.Tensor
     seen_until_T: torch.Tensor
     last_tokens_N: torch.Tensor
-    seed: torch.Tensor
+    counters: Counters | None
 
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """What every block needs of a pack; `seed` is None without dropout."""
+    """What every block needs of a pack; without dropout there are no counters, neither of all
+    tokens nor of the posts' last ones.
+    """
 
     cos_TD: torch.Tensor
     sin_TD: torch.Tensor
     sees_from_T: torch.Tensor
     seen_until_T: torch.Tensor
     last_tokens_N: torch.Tensor
-    seed: torch.Tensor | None
+    counters: Counters | None
+    counters_of_last: Counters | None
 
 
 class Adapters:
@@ -195,15 +199,15 @@ class Adapters:
     as blocks, zero elsewhere.
     """
 
-    def __init__(self, layers: Sequence[Any], compute: torch.dtype, number: int) -> None:
+    def __init__(self, layers: Sequence[Any], compute: torch.dtype) -> None:
         self._adapted = [index for index, layer in enumerate(layers) if hasattr(layer, "lora_A")]
         chosen: list[Any] = [layers[index] for index in self._adapted]
         self.parameters: list[nn.Parameter] = [
             p for one in chosen for p in (one.lora_A[ADAPTER].weight, one.lora_B[ADAPTER].weight)
         ]
-        dropouts = [one.lora_dropout[ADAPTER] for one in chosen]
-        self.dropout = float(getattr(dropouts[0], "p", 0.0)) if dropouts else 0.0
-        self.number = number  # of its own stream of dropout
+        # layers with one input have one mask, and their modules one number
+        drop = chosen[0].lora_dropout[ADAPTER] if chosen else None
+        self.dropout, self.number = (drop.p, drop.number) if isinstance(drop, PostDropout) else (0.0, 0)
         self.scale = float(chosen[0].scaling[ADAPTER]) if chosen else 1.0
         outputs = [int(layer.out_features) for layer in layers]
         rank = len(self.parameters[0]) if chosen else 0
@@ -228,9 +232,9 @@ class Adapters:
         ]
         return list(zip((place for pair in pairs for place in pair), self.parameters, strict=True))
 
-    def add_to(self, y_TO: torch.Tensor, x_TI: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:
+    def add_to(self, y_TO: torch.Tensor, x_TI: torch.Tensor, counters: Counters | None) -> torch.Tensor:
         """y += B s A x, in place. Returns s A x, which `backward` needs."""
-        u_TR = self._dropped(x_TI, seed) @ self.down_RI.t()
+        u_TR = self._dropped(x_TI, counters) @ self.down_RI.t()
         y_TO.addmm_(u_TR, self.up_OR.t())
         return u_TR
 
@@ -240,7 +244,7 @@ class Adapters:
         dy_TO: torch.Tensor,
         x_TI: torch.Tensor,
         u_TR: torch.Tensor,
-        seed: torch.Tensor | None,
+        counters: Counters | None,
         norm: Norm | None = None,
     ) -> list[torch.Tensor]:
         """The gradients of `parameters` in float32; adds the adapters' part to dx in place. With
@@ -249,11 +253,11 @@ class Adapters:
         from emotion_train.model import kernels
 
         du_TR = dy_TO @ self.up_OR
-        d_down_RI = product_in_float32(du_TR.t(), self._dropped(x_TI, seed, norm)).mul_(self.scale)
+        d_down_RI = product_in_float32(du_TR.t(), self._dropped(x_TI, counters, norm)).mul_(self.scale)
         d_up_OR = product_in_float32(dy_TO.t(), u_TR)
         if dx_TI is not None:
-            if self.dropout > 0 and seed is not None:
-                kernels.add_dropped_product_(dx_TI, du_TR, self.down_RI, self.dropout, seed, self.number)
+            if self.dropout > 0 and counters is not None:
+                kernels.add_dropped_product_(dx_TI, du_TR, self.down_RI, self.dropout, counters, self.number)
             else:
                 dx_TI.addmm_(du_TR, self.down_RI)
         gradients = []
@@ -264,12 +268,12 @@ class Adapters:
         return gradients
 
     def _dropped(
-        self, x_TI: torch.Tensor, seed: torch.Tensor | None, norm: Norm | None = None
+        self, x_TI: torch.Tensor, counters: Counters | None, norm: Norm | None = None
     ) -> torch.Tensor:
         from emotion_train.model import kernels
 
-        if self.dropout > 0 and seed is not None:
-            return kernels.dropout(x_TI, self.dropout, seed, self.number, norm)
+        if self.dropout > 0 and counters is not None:
+            return kernels.dropout(x_TI, self.dropout, counters, self.number, norm)
         return x_TI if norm is None else kernels.rms_norm_again(x_TI, *norm)
 
 
@@ -293,14 +297,14 @@ class Projection:
         return self.product.in_fp8 and not self.adapters
 
     def forward(
-        self, x_TI: torch.Tensor | Fp8, seed: torch.Tensor | None
+        self, x_TI: torch.Tensor | Fp8, counters: Counters | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(the output, what the adapters' backward pass needs)."""
         y_TO = self.product.forward(x_TI)
         if not self.adapters:
             return y_TO, None
         assert isinstance(x_TI, torch.Tensor)
-        return y_TO, self.adapters.add_to(y_TO, x_TI, seed)
+        return y_TO, self.adapters.add_to(y_TO, x_TI, counters)
 
 
 @dataclass(frozen=True)
@@ -334,17 +338,18 @@ class Block:
         from emotion_train.model import kernels
 
         h_TH, x_TH, rstd_1_T = kernels.add_rms_norm(h_TH, m_TH, self.norm_1_H, self.eps)
-        qkv_TW, u_qkv = self.qkv.forward(x_TH, pack.seed)
+        qkv_TW, u_qkv = self.qkv.forward(x_TH, pack.counters)
         kernels.rotate_(qkv_TW, pack.cos_TD, pack.sin_TD, self.heads + self.kv_heads)
         mixed, lse_QT = kernels.attention(qkv_TW, pack.sees_from_T, self.heads, self.kv_heads, self.scale)
         at_h, at_mixed = (
             (h_TH[pack.last_tokens_N], mixed[pack.last_tokens_N]) if self.pooled else (h_TH, mixed)
         )
-        o, u_out = self.out.forward(at_mixed, pack.seed)
+        counters = self._counters_after_attention(pack)
+        o, u_out = self.out.forward(at_mixed, counters)
         h_mid, y, rstd_2 = kernels.add_rms_norm(at_h, o, self.norm_2_H, self.eps)
-        gate_up, u_gate_up = self.gate_up.forward(y, pack.seed)
+        gate_up, u_gate_up = self.gate_up.forward(y, counters)
         m, u_down = self.down.forward(
-            kernels.swiglu_fp8(gate_up) if self.down.in_fp8 else kernels.swiglu(gate_up), pack.seed
+            kernels.swiglu_fp8(gate_up) if self.down.in_fp8 else kernels.swiglu(gate_up), counters
         )
         return (h_mid, m), (
             h_TH,
@@ -370,10 +375,11 @@ class Block:
         from emotion_train.model import kernels
 
         h_TH, rstd_1_T, qkv_TW, mixed, lse_QT, h_mid, rstd_2, gate_up, u_qkv, u_out, u_gate_up, u_down = saved
+        counters = self._counters_after_attention(pack)
         d_product = self.down.product.backward(dm)
         d_down: list[torch.Tensor] = []
         if self.down.adapters:
-            d_down = self.down.adapters.backward(d_product, dm, kernels.swiglu(gate_up), u_down, pack.seed)
+            d_down = self.down.adapters.backward(d_product, dm, kernels.swiglu(gate_up), u_down, counters)
         d_gate_up_adapters: list[torch.Tensor] = []
         if self.gate_up.in_fp8:
             dy = self.gate_up.product.backward(kernels.swiglu_backward_fp8(gate_up, d_product))
@@ -382,7 +388,7 @@ class Block:
             dy = self.gate_up.product.backward(d_gate_up)
             if self.gate_up.adapters:
                 d_gate_up_adapters = self.gate_up.adapters.backward(
-                    dy, d_gate_up, h_mid, u_gate_up, pack.seed, norm=(self.norm_2_H, rstd_2)
+                    dy, d_gate_up, h_mid, u_gate_up, counters, norm=(self.norm_2_H, rstd_2)
                 )
         dh_mid = kernels.rms_norm_backward(dy, h_mid, self.norm_2_H, rstd_2, dh)
 
@@ -390,7 +396,7 @@ class Block:
         d_out: list[torch.Tensor] = []
         if self.out.adapters:
             at_mixed = mixed[pack.last_tokens_N] if self.pooled else mixed
-            d_out = self.out.adapters.backward(d_mixed, dh_mid, at_mixed, u_out, pack.seed)
+            d_out = self.out.adapters.backward(d_mixed, dh_mid, at_mixed, u_out, counters)
         if self.pooled:
             d_mixed = torch.zeros_like(mixed).index_add_(0, pack.last_tokens_N, d_mixed)
             dh_mid = torch.zeros_like(h_TH).index_add_(0, pack.last_tokens_N, dh_mid)
@@ -410,11 +416,14 @@ class Block:
         d_qkv_adapters: list[torch.Tensor] = []
         if self.qkv.adapters:
             d_qkv_adapters = self.qkv.adapters.backward(
-                dx, d_qkv, h_TH, u_qkv, pack.seed, norm=(self.norm_1_H, rstd_1_T)
+                dx, d_qkv, h_TH, u_qkv, pack.counters, norm=(self.norm_1_H, rstd_1_T)
             )
         if dx is not None:
             dx = kernels.rms_norm_backward(dx, h_TH, self.norm_1_H, rstd_1_T, dh_mid)
         return dx, [*d_qkv_adapters, *d_out, *d_gate_up_adapters, *d_down]
+
+    def _counters_after_attention(self, pack: SharedInputs) -> Counters | None:
+        return pack.counters_of_last if self.pooled else pack.counters
 
 
 class _Run(torch.autograd.Function):
@@ -462,18 +471,15 @@ class FusedDecoder:
         # tokens that a token sees, itself included
         self.window: int | None = getattr(config, "sliding_window", None)
         workspace = Workspace()
-        number = 0
 
         def projection(*layers: Any) -> Projection:
-            nonlocal number
-            number += 1
             bases = [getattr(layer, "base_layer", layer) for layer in layers]
             product: Product
             if type(bases[0]).__name__ == "Linear4bit":
                 product = Nf4Product(bases, workspace)
             else:
                 product = Fp8Product(bases) if fp8 else DenseProduct(bases)
-            return Projection(product, Adapters(layers, model.embed_tokens.weight.dtype, number))
+            return Projection(product, Adapters(layers, model.embed_tokens.weight.dtype))
 
         self._blocks = [
             Block(
@@ -512,16 +518,21 @@ class FusedDecoder:
             for one in (block.qkv, block.out, block.gate_up, block.down)
             if one.adapters
         ]
+        self._drops = any(one.dropout > 0 for one in self._downs)
         self.recompute = False
 
     def __call__(self, inputs: FusedInputs, training: bool) -> torch.Tensor:
-        """Normalised hidden states of the posts' last tokens, of shape NH."""
+        """Normalised hidden states of the posts' last tokens, of shape NH. Raises `ValueError` in
+        training with dropout but without counters.
+        """
         self._refresh()
         positions_1T = inputs.position_ids_T[None]
         cos_1TD, sin_1TD = self._rotary(
             torch.empty(0, dtype=torch.float32, device=positions_1T.device), positions_1T
         )
-        pack = SharedInputs(cos_1TD[0], sin_1TD[0], *inputs[2:5], inputs.seed if training else None)
+        counters = required(inputs.counters) if training and self._drops else None
+        of_last = counters.at(inputs.last_tokens_N) if counters is not None else None
+        pack = SharedInputs(cos_1TD[0], sin_1TD[0], *inputs[2:5], counters, of_last)
         h: torch.Tensor = self._embed(inputs.input_ids_T)
         m: torch.Tensor | None = None
         for block in self._blocks:

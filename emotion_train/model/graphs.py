@@ -15,15 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from emotion_train.data.packing import Pack
 from emotion_train.model.attention import on_device, sight
+from emotion_train.model.dropout import Counters
 from emotion_train.model.fused import FusedInputs
-from emotion_train.model.head import EmotionClassifier, draw_seed
+from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.loss import weighted_loss_sum
 from emotion_train.sizing.memory import RECORDED_BELOW, usable_bytes
 
@@ -31,12 +32,28 @@ _POSTS_BUCKET = 64
 _MOST_GRAPHS = 32
 
 
+class _Given(NamedTuple):
+    """What a graph reads of a pack: `FusedInputs`, one tensor after another, labels and weights."""
+
+    input_ids_T: torch.Tensor
+    position_ids_T: torch.Tensor
+    sees_from_T: torch.Tensor
+    seen_until_T: torch.Tensor
+    last_tokens_N: torch.Tensor
+    key: torch.Tensor
+    places_T2: torch.Tensor
+    labels_N: torch.Tensor
+    weights_N: torch.Tensor
+
+    @property
+    def inputs(self) -> FusedInputs:
+        return FusedInputs(*self[:5], Counters(self.key, self.places_T2))
+
+
 @dataclass(frozen=True)
 class _Recorded:
     graph: torch.cuda.CUDAGraph
-    inputs: FusedInputs
-    labels_N: torch.Tensor
-    weights_N: torch.Tensor
+    given: _Given
     scale: torch.Tensor
     loss: torch.Tensor
     gradients: list[torch.Tensor]
@@ -81,7 +98,7 @@ class GraphedPasses:
         self._seen: set[tuple[int, int]] = set()
         self._pool: Any = None
 
-    def __call__(self, pack: Pack, scale: float) -> torch.Tensor | None:
+    def __call__(self, pack: Pack, scale: float, dropout_key: int) -> torch.Tensor | None:
         """The loss sum of the pack; None when this shape has no graph yet and the caller must run
         the passes itself.
         """
@@ -92,14 +109,13 @@ class GraphedPasses:
             if shape not in self._seen or len(self._recorded) >= _MOST_GRAPHS:
                 self._seen.add(shape)
                 return None
-            self._recorded[shape] = self._record(pack, posts) if self._has_room(shape[0]) else None
+            self._recorded[shape] = (
+                self._record(pack, posts, dropout_key) if self._has_room(shape[0]) else None
+            )
         found = self._recorded[shape]
         if found is None:
             return None
-        inputs, labels_N, weights_N = self._inputs(pack, posts, draw_seed())
-        for place, value in zip(
-            [*found.inputs, found.labels_N, found.weights_N], [*inputs, labels_N, weights_N], strict=True
-        ):
+        for place, value in zip(found.given, self._given(pack, posts, dropout_key), strict=True):
             place.copy_(value)
         found.scale.fill_(scale)
         found.graph.replay()
@@ -120,7 +136,7 @@ class GraphedPasses:
         largest = min(self._most_tokens, 2 * self._largest)
         return usable_bytes(free) >= 4 * trained + self._passing_bytes(tokens) + self._passing_bytes(largest)
 
-    def _inputs(self, pack: Pack, posts: int, seed: int) -> tuple[FusedInputs, torch.Tensor, torch.Tensor]:
+    def _given(self, pack: Pack, posts: int, dropout_key: int) -> _Given:
         """The pack on the device with its labels and weights; posts that fill it up weigh 0."""
         decoder, device = self._model.decoder, self._model.device
         assert decoder is not None
@@ -130,20 +146,26 @@ class GraphedPasses:
         last_N, labels_N, weights_N = (on_device(x, device) for x in fillable)
         arrays = pack.tokens_T, pack.positions_T, sight(np.diff(pack.boundaries_S), decoder.window)
         tokens_T, positions_T, sight_2T = (on_device(x, device) for x in arrays)
-        on_gpu = on_device(np.array(seed, np.int32), device)
-        return (
-            FusedInputs(tokens_T, positions_T, sight_2T[0], sight_2T[1], last_N, on_gpu),
+        counters = Counters.of(pack, dropout_key, device)
+        return _Given(
+            tokens_T,
+            positions_T,
+            sight_2T[0],
+            sight_2T[1],
+            last_N,
+            counters.key,
+            counters.places,
             labels_N,
             weights_N,
         )
 
-    def _record(self, pack: Pack, posts: int) -> _Recorded:
+    def _record(self, pack: Pack, posts: int, dropout_key: int) -> _Recorded:
         device = self._model.device
-        inputs, labels_N, weights_N = self._inputs(pack, posts, 0)
+        given = self._given(pack, posts, dropout_key)
         scale = torch.ones((), device=device)
 
         def passes() -> tuple[torch.Tensor, list[torch.Tensor]]:
-            loss = weighted_loss_sum(self._model.forward_fused(inputs), labels_N, weights_N)
+            loss = weighted_loss_sum(self._model.forward_fused(given.inputs), given.labels_N, given.weights_N)
             return loss.detach(), list(torch.autograd.grad(loss * scale, self._parameters))
 
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -156,7 +178,7 @@ class GraphedPasses:
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             loss, gradients = passes()
         self._pool = self._pool or graph.pool()
-        return _Recorded(graph, inputs, labels_N, weights_N, scale, loss, gradients)
+        return _Recorded(graph, given, scale, loss, gradients)
 
     def _add(self, gradients: list[torch.Tensor]) -> None:
         """Into fresh tensors when there are none: the graph's own are written over by its next

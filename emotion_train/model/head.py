@@ -13,12 +13,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import Segments, is_fused, on_device, sight
+from emotion_train.model.dropout import Counters, current_of
 from emotion_train.model.fused import FusedDecoder, FusedInputs, fits
 from emotion_train.model.precision import Precision, formats
 
@@ -49,6 +49,7 @@ class EmotionClassifier(nn.Module):
         self.compute = formats(precision).compute
         self.precision = precision
         self.decoder: FusedDecoder | None = None
+        self._current = current_of(network)
 
     def fuse(self) -> None:
         """From now on compute packs by the fused decoder where it fits the model and its device.
@@ -89,9 +90,10 @@ class EmotionClassifier(nn.Module):
         position_ids_1T: torch.Tensor,
         segments: Segments,
         last_token_idx_N: torch.Tensor,
+        counters: Counters | None = None,
     ) -> torch.Tensor:
         """`forward_packed`, under the name that wrappers call."""
-        return self.forward_packed(input_ids_1T, position_ids_1T, segments, last_token_idx_N)
+        return self.forward_packed(input_ids_1T, position_ids_1T, segments, last_token_idx_N, counters)
 
     def forward_packed(
         self,
@@ -99,19 +101,21 @@ class EmotionClassifier(nn.Module):
         position_ids_1T: torch.Tensor,
         segments: Segments,
         last_token_idx_N: torch.Tensor,
+        counters: Counters | None = None,
     ) -> torch.Tensor:
         """Logits of shape NC, float32. `position_ids_1T` restart at each segment. With no post (N =
-        0) gradients are zero, not absent.
+        0) gradients are zero, not absent. Training with dropout needs `counters`, else raises
+        `ValueError`.
         """
         if self.decoder is not None:
             sees_from_T, seen_until_T = on_device(sight(segments.lengths, self.decoder.window), self.device)
-            seed = on_device(np.array(draw_seed(), np.int32), self.device)
             return self.forward_fused(
                 FusedInputs(
-                    input_ids_1T[0], position_ids_1T[0], sees_from_T, seen_until_T, last_token_idx_N, seed
+                    input_ids_1T[0], position_ids_1T[0], sees_from_T, seen_until_T, last_token_idx_N, counters
                 )
             )
-        hidden_1TH = self._hidden(input_ids_1T, position_ids_1T, segments.as_kwargs(self.is_fused))
+        with self._current.of(counters):
+            hidden_1TH = self._hidden(input_ids_1T, position_ids_1T, segments.as_kwargs(self.is_fused))
         return self._logits(hidden_1TH[0].index_select(0, last_token_idx_N))
 
     def forward_fused(self, inputs: FusedInputs) -> torch.Tensor:
@@ -119,14 +123,17 @@ class EmotionClassifier(nn.Module):
         assert self.decoder is not None
         return self._logits(self.decoder(inputs, self.training))
 
-    def forward_padded(self, input_ids_NL: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
+    def forward_padded(
+        self, input_ids_NL: torch.Tensor, lengths_N: torch.Tensor, counters: Counters | None = None
+    ) -> torch.Tensor:
         """Logits of shape NC, float32, of right-padded rows; what the padding holds does not
-        matter.
+        matter. `counters` as in `forward_packed`.
         """
         position_ids_NL = torch.arange(input_ids_NL.shape[1], device=input_ids_NL.device).expand_as(
             input_ids_NL
         )
-        hidden_NLH = self._hidden(input_ids_NL, position_ids_NL, {})
+        with self._current.of(counters):
+            hidden_NLH = self._hidden(input_ids_NL, position_ids_NL, {})
         rows_N = torch.arange(len(lengths_N), device=hidden_NLH.device)
         return self._logits(hidden_NLH[rows_N, lengths_N.to(hidden_NLH.device) - 1])
 
@@ -139,7 +146,7 @@ class EmotionClassifier(nn.Module):
         enable = (
             getattr(stock, "activation_checkpointing_enable", None) or stock.gradient_checkpointing_enable
         )
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False, "context_fn": self._current.around_checkpoints})
 
     def _hidden(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention: dict[str, Any]
@@ -159,11 +166,6 @@ class EmotionClassifier(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             logits_NC: torch.Tensor = self.classifier.score(hidden_NH.float())
         return logits_NC
-
-
-def draw_seed() -> int:
-    """A seed for the dropout of one pack, drawn from PyTorch's own stream on the CPU."""
-    return int(torch.randint(2**30, ()))
 
 
 def init_head(classifier: nn.Module, seed: int) -> None:

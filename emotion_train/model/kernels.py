@@ -21,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
+from emotion_train.model.dropout import ROUNDS, RUN, Counters, share
+
 # of the attention's forward pass; the fastest on an H100 for posts of some 20 tokens, as are the
 # backward pass's 32
 _TILE = 64
@@ -408,17 +410,21 @@ def swiglu_backward_(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> torch.
     return gate_up_T2F
 
 
-# --- dropout ---  A place is kept or not by 16 bits of Philox (Salmon et al. 2011, 7 rounds), drawn
-# for eight places at once: those with one row and one remainder by 128 in eight neighbouring runs
-# of 128 columns. So a tile of any kernel finds its own bits, whatever its height.
+# --- dropout ---  The masks of dropout.py: a place is kept or not by 16 bits of Philox, drawn for
+# eight places at once: those with one row and one remainder by 128 in eight neighbouring runs of
+# 128 columns. So a tile of any kernel finds its own bits, whatever its height, and a row's bits are
+# those of its post and its position in it, wherever the row is.
 
-_RUN = tl.constexpr(128)
+_RUN = tl.constexpr(RUN)
+_ROUNDS = tl.constexpr(ROUNDS)
 _MOST_RANKS = 256  # 64 KiB of shared memory; an L4, L40S or A10G has 99, an H100 227
 
 
 @triton.jit
-def _draw(seed, number, row, chunk, chunks, at):
-    return tl.randint4x(tl.load(seed) + number, (row * chunks + chunk) * _RUN + at, 7)
+def _draw(key, places, number, row, real, chunk, at):
+    post = tl.load(places + 2 * row, real, 0)
+    position = tl.load(places + 2 * row + 1, real, 0)
+    return tl.philox(tl.load(key), post, position, chunk * _RUN + at, number, _ROUNDS)
 
 
 @triton.jit
@@ -436,12 +442,24 @@ def _kept(r0, r1, r2, r3, run: tl.constexpr, least):
 
 @triton.jit(do_not_specialize=["rows", "number", "least"])
 def _drop(
-    x, weight, rstd, out, rows, size, least, scale, seed, number, norm: tl.constexpr, height: tl.constexpr
+    x,
+    weight,
+    rstd,
+    out,
+    rows,
+    size,
+    least,
+    scale,
+    key,
+    places,
+    number,
+    norm: tl.constexpr,
+    height: tl.constexpr,
 ):
     row = tl.program_id(0) * height + tl.arange(0, height)[:, None]
     chunk = tl.program_id(1)
     at = tl.arange(0, _RUN)[None, :]
-    r0, r1, r2, r3 = _draw(seed, number, row, chunk, tl.num_programs(1), at)
+    r0, r1, r2, r3 = _draw(key, places, number, row, row < rows, chunk, at)
     place = row.to(tl.int64) * size
     for run in tl.static_range(8):
         column = (8 * chunk + run) * _RUN + at
@@ -455,40 +473,45 @@ def _drop(
                 .to(tl.float32)
             )
         value = tl.where(_kept(r0, r1, r2, r3, run, least), value * scale, 0.0)
-        tl.store(out + place + column, value.to(tl.bfloat16), inside)
+        tl.store(out + place + column, value.to(out.dtype.element_ty), inside)
 
 
 def dropout(
     x_TI: torch.Tensor,
     p: float,
-    seed: torch.Tensor,
+    counters: Counters,
     number: int,
     norm: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """x with a share p of its entries at 0 and the rest divided by 1 - p. With `norm`, of
-    `rms_norm_again(x, *norm)` in place of x.
+    """x, in its own format, with a share p of its entries at 0 and the rest divided by 1 - p. With
+    `norm`, of `rms_norm_again(x, *norm)` in place of x.
 
-    Which ones depends on their place and on `seed` + `number` alone; the seed is an int32 on the
-    device, so that a CUDA graph can read it.
+    Which ones says `dropout.kept` for `counters`, whose places are of shape [T, 2], and the
+    product's `number`.
     """
     (rows, size), out_TI = x_TI.shape, torch.empty_like(x_TI)
     weight_I, rstd_T = norm or (None, None)
     grid = (triton.cdiv(rows, 4), triton.cdiv(size, 8 * _RUN.value))
-    _drop[grid](
-        x_TI, weight_I, rstd_T, out_TI, rows, size, *_share(p), seed, number, norm is not None, 4, num_warps=4
-    )
+    drawn = *share(p), counters.key, counters.places, number
+    _drop[grid](x_TI, weight_I, rstd_T, out_TI, rows, size, *drawn, norm is not None, 4, num_warps=4)
     return out_TI
-
-
-def _share(p: float) -> tuple[int, float]:
-    """The least 16 bits that are kept, and what the kept ones are multiplied by."""
-    least = round(p * 2**16)
-    return least, 2**16 / (2**16 - least)
 
 
 @triton.jit(do_not_specialize=["rows", "number", "least"])
 def _add_dropped_product(
-    du, down, dx, rows, size, ranks, least, scale, seed, number, height: tl.constexpr, width: tl.constexpr
+    du,
+    down,
+    dx,
+    rows,
+    size,
+    ranks,
+    least,
+    scale,
+    key,
+    places,
+    number,
+    height: tl.constexpr,
+    width: tl.constexpr,
 ):
     row = tl.program_id(0) * height + tl.arange(0, height)[:, None]
     chunk = tl.program_id(1)
@@ -496,7 +519,7 @@ def _add_dropped_product(
     rank = tl.arange(0, width)
     there = rank < ranks
     a = tl.load(du + row * ranks + rank[None, :], (row < rows) & there[None, :], 0.0)
-    r0, r1, r2, r3 = _draw(seed, number, row, chunk, tl.num_programs(1), at)
+    r0, r1, r2, r3 = _draw(key, places, number, row, row < rows, chunk, at)
     place = row.to(tl.int64) * size
     for run in tl.static_range(8):
         column = (8 * chunk + run) * _RUN + at
@@ -508,19 +531,18 @@ def _add_dropped_product(
 
 
 def add_dropped_product_(
-    dx_TI: torch.Tensor, du_TR: torch.Tensor, down_RI: torch.Tensor, p: float, seed: torch.Tensor, number: int
+    dx_TI: torch.Tensor, du_TR: torch.Tensor, down_RI: torch.Tensor, p: float, counters: Counters, number: int
 ) -> None:
     """dx += `dropout`(du down), in place; the product does not go through memory. Ranks are added
     in parts that a tile has room for.
     """
     rows, size = dx_TI.shape
     grid = (triton.cdiv(rows, 32), triton.cdiv(size, 8 * _RUN.value))
+    drawn = *share(p), counters.key, counters.places, number
     for first in range(0, len(down_RI), _MOST_RANKS):
         du, down = du_TR[:, first : first + _MOST_RANKS].contiguous(), down_RI[first : first + _MOST_RANKS]
         width = max(16, triton.next_power_of_2(len(down)))
-        _add_dropped_product[grid](
-            du, down, dx_TI, rows, size, len(down), *_share(p), seed, number, 32, width, num_warps=4
-        )
+        _add_dropped_product[grid](du, down, dx_TI, rows, size, len(down), *drawn, 32, width, num_warps=4)
 
 
 # --- 4 bits ---

@@ -23,6 +23,7 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.edges.bounded import Unreadable, tensors_of_file
 from emotion_train.errors import WrongRequest
 from emotion_train.model.card import CardFacts, model_card
+from emotion_train.model.dropout import Current, PostDropout, product_number
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts, read_facts
 from emotion_train.model.fused import ADAPTER
 from emotion_train.model.head import EmotionClassifier, generator, init_head
@@ -98,7 +99,17 @@ def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
             # Autocast then brings the small matrices to bfloat16; PEFT would bring the activations
             # to float32, twice their memory.
             vars(module)["cast_input_dtype_enabled"] = False
+    if lora.dropout > 0:
+        _drop_by_post(adapted, lora.dropout)
     return adapted
+
+
+def _drop_by_post(adapted: nn.Module, p: float) -> None:
+    """Put our own dropout in the place of PEFT's."""
+    current = Current()
+    for name, module in list(adapted.named_modules()):
+        if isinstance(dropouts := getattr(module, "lora_dropout", None), nn.ModuleDict):
+            dropouts[ADAPTER] = PostDropout(p, product_number(name), current)
 
 
 def adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:

@@ -104,10 +104,11 @@ class FusedBlocks:
         hidden = self._sizes()[0]
         block, (last, last_of_post) = sum(self.kept_by_layer().values()), self.kept_by_last_layer()
         others = self.shape.num_hidden_layers - 1
-        # ids and positions, the two ends of what each token sees, cosines and sines in float32; of
-        # a post, the float32 head and its norm
+        # ids and positions, the two ends of what each token sees, dropout's two counters, cosines
+        # and sines in float32; of a post, the float32 head and its norm
         inputs = (
-            tokens * (2 * 8 + 2 * 4 + 2 * 4 * self.shape.head_dim) + posts * 2 * 4 * self.shape.hidden_size
+            tokens * (2 * 8 + 2 * 4 + 2 * 4 + 2 * 4 * self.shape.head_dim)
+            + posts * 2 * 4 * self.shape.hidden_size
         )
         below = tokens * others * (hidden if recompute else block)  # all blocks but the last
         kept = inputs + below + (tokens * hidden if recompute else tokens * last + posts * last_of_post)
@@ -208,8 +209,7 @@ def fused_overhead(recipe: Recipe, element: int = 2) -> int:
 def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
     """Bytes per token that autograd keeps of one of transformers' blocks, by what they are.
 
-    Frozen weights keep no input: only adapters do. A mask of dropout has one byte per element on
-    CUDA.
+    Frozen weights keep no input: only adapters do. Dropout keeps no mask.
     """
     shape, names, element = recipe.shape, recipe.adapted_layers, _stock_element(recipe)
     hidden, inner, query = shape.hidden_size, shape.intermediate_size, shape.query_width
@@ -229,12 +229,12 @@ def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
 
 
 def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: bool) -> int:
-    """Bytes per token of what adapters keep of their inputs. With dropout each has an input and a
-    mask of its own. Without, q, k and v share one, gate and up another, and that of o is the
-    attention's output, kept in any case.
+    """Bytes per token of what adapters keep of their inputs. With dropout each has an input of its
+    own. Without, q, k and v share one, gate and up another, and that of o is the attention's
+    output, kept in any case.
     """
     if drops:
-        return sum((element + 1) * shape.linear_layers[name][1] for name in names)
+        return sum(element * shape.linear_layers[name][1] for name in names)
     groups = [stack for stack in STACKS if stack != ("o_proj",)]
     return sum(element * shape.linear_layers[group[0]][1] for group in groups if set(group) & set(names))
 
@@ -256,11 +256,7 @@ def stock_of_pack(recipe: Recipe, tokens: int, recompute: bool) -> Activations:
     else:
         # the first block keeps no norm of its input, which makes up for the last norm
         kept = shape.num_hidden_layers * layer + rotary
-    down = (
-        0
-        if "down_proj" not in recipe.adapted_layers
-        else (element + (recipe.lora.dropout > 0)) * shape.intermediate_size
-    )
+    down = 0 if "down_proj" not in recipe.adapted_layers else element * shape.intermediate_size
     backward = tokens * _stock_backward(shape, element, norm + down)
     largest = (
         2 * max(outputs * inputs for outputs, inputs in shape.linear_layers.values())

@@ -22,13 +22,13 @@ import numpy.typing as npt
 import torch
 
 from emotion_train.data.loader import Loader, StepBatch
-from emotion_train.data.order import counter_hash
 from emotion_train.data.packing import Pack
 from emotion_train.errors import EmotionTrainError, Fenced, WrongRequest
 from emotion_train.evaluation.metrics import ClassCounts, confusion
 from emotion_train.evaluation.predictions import Predictions
 from emotion_train.evaluation.scoring import forward_pack, score
 from emotion_train.model.attention import on_device
+from emotion_train.model.dropout import key_of
 from emotion_train.model.graphs import GraphedPasses, pays
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseInfo
@@ -46,7 +46,6 @@ from emotion_train.training.job import Job
 from emotion_train.training.ledger import Ledger
 
 _LOG_EVERY_STEPS = 10
-_DROPOUT_STREAM = 2
 _KEEP_LOCALLY_AFTER_S = 10.0  # the shortest notices are of 30 s
 _COMMIT_PATIENCE_S = 120.0
 
@@ -158,7 +157,6 @@ class Trainer:
 
     def _step(self, batch: StepBatch) -> None:
         """One optimizer update from the whole step, all micro-batches and all ranks."""
-        self._seed_dropout()
         scale = self.engine.gradient_scale / (batch.weight_sum or 1.0)
         loss = torch.zeros((), device=self.accelerator.device)
         for number, pack in enumerate(batch.packs):
@@ -169,7 +167,10 @@ class Trainer:
 
     def _passes(self, pack: Pack, scale: float, last: bool) -> torch.Tensor:
         """Forward and backward of one micro-batch; returns its loss sum."""
-        if self._graphs is not None and (loss_sum := self._graphs(pack, scale)) is not None:
+        if (
+            self._graphs is not None
+            and (loss_sum := self._graphs(pack, scale, self._dropout_key)) is not None
+        ):
             return loss_sum
         with self.engine.microbatch(last):
             loss_sum = self._loss_sum(pack)
@@ -191,20 +192,15 @@ class Trainer:
 
     def _loss_sum(self, pack: Pack) -> torch.Tensor:
         device = self.accelerator.device
-        logits_NC = forward_pack(self.model, pack, device)
+        logits_NC = forward_pack(self.model, pack, device, self._dropout_key)
         return weighted_loss_sum(
             logits_NC, on_device(pack.labels_N, device), on_device(pack.weights_N, device)
         )
 
-    def _seed_dropout(self) -> None:
-        """Dropout is a function of (seed, step, rank), so that a resumed run draws what the old one
-        would have drawn.
-        """
-        seed = int(
-            counter_hash(self.config.run.seed, _DROPOUT_STREAM, self.progress.step, self.ranks.rank)[0]
-            >> np.uint64(1)
-        )
-        torch.manual_seed(seed)
+    @property
+    def _dropout_key(self) -> int:
+        """The key of the next update's dropout, the same on every rank and for every pack."""
+        return key_of(self.config.run.seed, self.progress.step)
 
     def _tell_of_loss(self, step: int, mean: float, learning_rate: float) -> None:
         self.accelerator.log({"train/loss": mean, "train/learning_rate": learning_rate}, step=step)

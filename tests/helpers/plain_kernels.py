@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import torch
 
+from emotion_train.model.dropout import Counters, kept, share
+
 
 def add_rms_norm(
     h_TH: torch.Tensor, m_TH: torch.Tensor | None, weight_H: torch.Tensor, eps: float
@@ -104,23 +106,19 @@ def swiglu_backward_(gate_up_T2F: torch.Tensor, dout_TF: torch.Tensor) -> torch.
 def dropout(
     x_TI: torch.Tensor,
     p: float,
-    seed: torch.Tensor,
+    counters: Counters,
     number: int,
     norm: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """The same rule with another random stream."""
-    kept = (
-        torch.rand(x_TI.shape, generator=torch.Generator().manual_seed(int(seed) + number)).to(x_TI.device)
-        >= p
-    )
     x_TI = x_TI if norm is None else rms_norm_again(x_TI, *norm)
-    return torch.where(kept, x_TI.float() / (1 - p), 0.0).to(x_TI.dtype)
+    kept_TI = kept(counters, number, x_TI.shape[1], p)
+    return torch.where(kept_TI, x_TI.float() * share(p)[1], 0.0).to(x_TI.dtype)
 
 
 def add_dropped_product_(
-    dx_TI: torch.Tensor, du_TR: torch.Tensor, down_RI: torch.Tensor, p: float, seed: torch.Tensor, number: int
+    dx_TI: torch.Tensor, du_TR: torch.Tensor, down_RI: torch.Tensor, p: float, counters: Counters, number: int
 ) -> None:
-    dx_TI.add_(dropout(du_TR @ down_RI, p, seed, number))
+    dx_TI.add_(dropout(du_TR @ down_RI, p, counters, number))
 
 
 def quantize_rows(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

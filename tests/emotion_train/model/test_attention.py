@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from torch import nn
 
 from emotion_train.config import LoraSection
 from emotion_train.model.attention import Segments, segment_attention
+from emotion_train.model.dropout import Counters, key_of
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.lora import build_classifier
 from tests.helpers.tiny_models import causal_checkpoint
 
 LENGTHS = (5, 1, 17, 9)
+KEY = key_of(3, 7)  # of dropout
 LORA = LoraSection(r=4, alpha=8, dropout=0.0, targets="all-linear")
 
 
@@ -23,12 +26,18 @@ def posts(seed: int = 0) -> list[torch.Tensor]:
 
 
 def make(
-    folder: Path, kind: str = "mistral", precision: Any = "fp32", device: str = "cpu", **changes: Any
+    folder: Path,
+    kind: str = "mistral",
+    precision: Any = "fp32",
+    device: str = "cpu",
+    dropout: float = 0.0,
+    **changes: Any,
 ) -> EmotionClassifier:
     """A classifier whose adapter is no longer zero, so that every trainable parameter matters."""
     if not folder.exists():
         causal_checkpoint(folder, kind, **changes)
-    model, _ = build_classifier(str(folder), precision, 3, LORA, 0, device)
+    lora = LORA.model_copy(update={"dropout": dropout})
+    model, _ = build_classifier(str(folder), precision, 3, lora, 0, device)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -37,14 +46,20 @@ def make(
     return model
 
 
-def packed(model: EmotionClassifier, texts: list[torch.Tensor], filling: int = 0) -> torch.Tensor:
+def packed(
+    model: EmotionClassifier, texts: list[torch.Tensor], filling: int = 0, numbers: Sequence[int] = ()
+) -> torch.Tensor:
+    """`numbers` of the posts in their split, for dropout; 0, 1, 2… when none are given."""
     lengths = [len(text) for text in texts]
     sizes = [*lengths, filling] if filling else lengths
     boundaries = [0, *torch.tensor(sizes).cumsum(0).tolist()]
     ids = torch.cat([*texts, torch.full((filling,), 3)])[None].to(model.device)
     positions = torch.cat([torch.arange(size) for size in sizes])[None].to(model.device)
     last = (torch.tensor(lengths).cumsum(0) - 1).to(model.device)
-    logits: torch.Tensor = model(ids, positions, Segments.of(boundaries, model.device), last)
+    posts = [*(numbers or range(len(texts))), *[-1] * (len(sizes) - len(texts))]
+    places = torch.stack([torch.tensor(posts).repeat_interleave(torch.tensor(sizes)), positions[0].cpu()], 1)
+    counters = Counters(torch.tensor(KEY, device=model.device), places.int().to(model.device))
+    logits: torch.Tensor = model(ids, positions, Segments.of(boundaries, model.device), last, counters)
     return logits
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import emotion_train.model
 from emotion_train.config import LoraSection
 from emotion_train.model.attention import on_device, sight
+from emotion_train.model.dropout import Counters, kept
 from emotion_train.model.fused import FusedDecoder, fits
 from emotion_train.model.graphs import pays
-from emotion_train.model.head import EmotionClassifier, draw_seed
+from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.lora import build_classifier
 from tests.emotion_train.model.test_attention import gradients, packed, posts
 from tests.helpers import plain_kernels
@@ -53,12 +53,12 @@ TARGETS = [
 ]
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("recompute", "dropout"), [(False, 0.0), (True, 0.0), (False, 0.4), (True, 0.4)])
 @pytest.mark.parametrize("targets", TARGETS)
 def test_fused_blocks_give_the_stock_blocks_logits_and_gradients(
-    plain: None, tmp_path: Path, targets: Any, recompute: bool
+    plain: None, tmp_path: Path, targets: Any, recompute: bool, dropout: float
 ) -> None:
-    model = make(tmp_path / "base", targets)
+    model = make(tmp_path / "base", targets, dropout)
     logits = packed(model, posts(), filling=7)
     expected = gradients(model, logits)
     model.decoder = FusedDecoder(model.classifier)
@@ -87,40 +87,6 @@ def test_fused_blocks_know_windows_kinds_and_depths(
     for name, gradient in gradients(model, fused).items():
         torch.testing.assert_close(
             gradient, expected[name], rtol=1e-4, atol=1e-5 * float(expected[name].abs().max()), msg=name
-        )
-
-
-class SameDropout(nn.Module):
-    """PEFT's dropout with the mask that the fused decoder draws."""
-
-    def __init__(self, p: float, seed: int) -> None:
-        super().__init__()
-        self.p, self.seed = p, seed
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kept = plain_kernels.dropout(torch.ones_like(x[0]), self.p, torch.tensor(self.seed), 0)
-        return x * kept
-
-
-def test_dropout_of_the_fused_blocks_has_the_gradient_of_its_mask(plain: None, tmp_path: Path) -> None:
-    model = make(tmp_path / "base", ("q_proj", "k_proj", "v_proj"), dropout=0.4)
-    model.decoder = FusedDecoder(model.classifier)
-    torch.manual_seed(5)
-    fused = packed(model, posts())
-    found = gradients(model, fused)
-    torch.manual_seed(5)
-    seed = draw_seed()
-    numbers = [block.qkv.adapters.number for block in model.decoder._blocks]
-    model.decoder = None
-    layers: Any = model.layers
-    for layer, number in zip(layers, numbers, strict=True):
-        for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
-            module.lora_dropout["default"] = SameDropout(0.4, seed + number)
-    stock = packed(model, posts())
-    torch.testing.assert_close(fused, stock, rtol=1e-5, atol=1e-6)
-    for name, gradient in gradients(model, stock).items():
-        torch.testing.assert_close(
-            found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name
         )
 
 
@@ -267,28 +233,32 @@ def test_swiglu_and_quantising_kernels_are_the_plain_ones(sizes: tuple[int, ...]
 
 
 @pytest.mark.gpu
-def test_dropout_kernel_drops_the_same_places_each_time(sizes: tuple[int, ...]) -> None:
+def test_dropout_kernels_draw_the_masks_of_a_cpu_to_the_bit(sizes: tuple[int, ...]) -> None:
     from emotion_train.model import kernels
 
     t, _, f, *_ = sizes
     x, before = random(t, f), random(t, f)
-    seed = torch.tensor(7, dtype=torch.int32, device="cuda")
-    dropped = kernels.dropout(x, 0.3, seed, 1)
-    kept = dropped != 0
-    assert abs(float(kept.float().mean()) - 0.7) < 0.02
-    near(dropped[kept], (x.float() / 0.7).bfloat16()[kept])
-    assert torch.equal(kernels.dropout(x, 0.3, seed + 1, 0) != 0, kept)
-    assert not torch.equal(kernels.dropout(x, 0.3, seed, 2) != 0, kept)
+    places = torch.stack([torch.randint(-(2**31), 2**31, (t,)), torch.arange(t) * 1999], 1).int()
+    on_cpu = Counters(torch.tensor(-(2**62) + 12345), places)
+    counters = Counters(on_cpu.key.cuda(), places.cuda())
+    for number in (0, 1, 159):
+        mask = kept(on_cpu, number, f, 0.3).cuda()
+        assert torch.equal(kept(counters, number, f, 0.3), mask)
+        for one in (x, x.float()):
+            dropped = kernels.dropout(one, 0.3, counters, number)
+            assert torch.equal(dropped != 0, mask & (one != 0))
+            near(dropped, torch.where(mask, one.float() / 0.7, 0.0).to(one.dtype))
     norm = random(f), torch.rand(t, device="cuda") + 0.5
     assert torch.equal(
-        kernels.dropout(x, 0.3, seed, 1, norm),
-        kernels.dropout(kernels.rms_norm_again(x, *norm), 0.3, seed, 1),
+        kernels.dropout(x, 0.3, counters, 159, norm),
+        kernels.dropout(kernels.rms_norm_again(x, *norm), 0.3, counters, 159),
     )
     for ranks in (12, 300):
         du, down = random(t, ranks), random(ranks, f)
-        product = torch.where(kept, (du.float() @ down.float()) / 0.7, 0.0)
+        product = torch.where(mask, (du.float() @ down.float()) / 0.7, 0.0)
         added = before.clone()
-        kernels.add_dropped_product_(added, du, down, 0.3, seed, 1)
+        kernels.add_dropped_product_(added, du, down, 0.3, counters, 159)
+        assert torch.equal(added[~mask], before[~mask])
         near(added, (before.float() + product).bfloat16())
 
 

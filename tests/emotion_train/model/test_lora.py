@@ -21,6 +21,7 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import Segments
 from emotion_train.model.card import CardFacts, model_card, reload_snippet
+from emotion_train.model.dropout import Counters, key_of
 from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseInfo
@@ -59,6 +60,12 @@ def trained(base: str, precision: Any, lora: LoraSection = LORA) -> tuple[Emotio
         model, {k: v + 0.1 * torch.randn(v.shape, generator=draw) for k, v in adapter_state(model).items()}
     )
     return model.eval(), info
+
+
+def counters_of(tokens: int) -> Counters:
+    """Dropout's counters of one post."""
+    places = torch.stack([torch.zeros(tokens), torch.arange(tokens)], 1).int()
+    return Counters(torch.tensor(key_of(0, 0)), places)
 
 
 def save(
@@ -135,7 +142,9 @@ def test_an_optimizer_step_changes_adapter_and_head_and_nothing_else(plain: str)
     before = adapter_state(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     ids = torch.arange(10, 20)[None]
-    logits = model(ids, torch.arange(10)[None], Segments.of([0, 10], "cpu"), torch.tensor([9]))
+    logits = model(
+        ids, torch.arange(10)[None], Segments.of([0, 10], "cpu"), torch.tensor([9]), counters_of(10)
+    )
     nn.functional.cross_entropy(logits, torch.tensor([1])).backward()
     optimizer.step()
     after = adapter_state(model)
@@ -161,15 +170,13 @@ def test_nf4_gradients_are_right_after_an_evaluation(plain: str) -> None:
         torch.arange(16)[None],
         Segments.of([0, 16], "cpu"),
         torch.tensor([15]),
+        counters_of(16),
     )
     found = []
     for one in (model, exact):
         with torch.no_grad():
             one.eval()(*batch)
         one.train()
-        for module in one.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
         nn.functional.cross_entropy(one(*batch), torch.tensor([1])).backward()
         found.append(
             torch.cat([p.grad.flatten() for p in one.parameters() if p.requires_grad and p.grad is not None])

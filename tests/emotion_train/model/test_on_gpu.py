@@ -16,6 +16,7 @@ from emotion_train.config import LoraSection
 from emotion_train.data.packing import Pack, pack
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.evaluation.scoring import fill_multiple, forward_pack, probabilities_of
+from emotion_train.model.dropout import key_of
 from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.fused import FusedDecoder
 from emotion_train.model.graphs import GraphedPasses
@@ -42,6 +43,7 @@ TEXTS = [
 ] * 8
 LABELS = [number % 3 for number in range(len(TEXTS))]
 CLASS_WEIGHTS = (0.5, 1.0, 3.0)
+DROPOUT_KEY = key_of(1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def packed_gradients(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     losses = [
         weighted_loss_sum(
-            forward_pack(model, one, model.device),
+            forward_pack(model, one, model.device, DROPOUT_KEY),
             *(torch.from_numpy(x).cuda() for x in (one.labels_N, one.weights_N)),
         )
         for one in packs_of(tokenizer, capacity)
@@ -170,33 +172,36 @@ def test_fp8_step_points_where_the_bf16_step_does(base: Path, tokenizer: PostTok
 
 
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recorded_passes_give_the_gradients_of_the_passes(
-    base: Path, tokenizer: PostTokenizer, precision: Any
+    base: Path, tokenizer: PostTokenizer, precision: Any, dropout: float
 ) -> None:
-    model = make(base, precision=precision, device="cuda").train()
+    """With another mask than the one that the recording was made with."""
+    model = make(base, precision=precision, device="cuda", dropout=dropout).train()
     model.fuse()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     graphs, scale = GraphedPasses(model, parameters, lambda tokens: 0, 4096), 0.25
     for one in packs_of(tokenizer, 256):
         model.zero_grad()
         loss = weighted_loss_sum(
-            forward_pack(model, one, model.device),
+            forward_pack(model, one, model.device, DROPOUT_KEY),
             *(torch.from_numpy(x).cuda() for x in (one.labels_N, one.weights_N)),
         )
         (loss * scale).backward()
         loss = loss.detach()  # the recording wants no earlier pass alive
         expected = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
         model.zero_grad()
-        graphs(one, scale)  # is None when the shape is new, and a recording then
+        graphs(one, scale, 0)  # is None when the shape is new, and a recording then
+        graphs(one, scale, 0)
         model.zero_grad()
-        recorded = graphs(one, scale)
+        recorded = graphs(one, scale, DROPOUT_KEY)
         assert recorded is not None
         torch.testing.assert_close(recorded, loss, rtol=1e-4, atol=0)
         found = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
         # up to bf16: a recording has more posts, which weigh nothing
         for ours, theirs in zip(found, expected, strict=True):
             assert float((ours - theirs).norm() / theirs.norm()) < 0.02
-        graphs(one, scale)  # gradients add up
+        graphs(one, scale, DROPOUT_KEY)  # gradients add up
         assert all(
             parameter.grad is not None and torch.equal(parameter.grad, 2 * once)
             for parameter, once in zip(parameters, found, strict=True)
@@ -224,12 +229,12 @@ def test_a_recording_takes_what_was_planned_and_is_left_out_where_that_is_not_fr
     for tokens in (2048, 4096, 8192):  # each larger than those that the pool has room for
         posts = tokens // 16
         one = pack([np.full(16, 5, np.int32)] * posts, [0] * posts, [1.0] * posts, tokens, 0, 256)[0]
-        assert graphs(one, 1.0) is None  # the first time
-        assert no_room(one, 1.0) is None
+        assert graphs(one, 1.0, 0) is None  # the first time
+        assert no_room(one, 1.0, 0) is None
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info()
-        assert graphs(one, 1.0) is not None
-        assert no_room(one, 1.0) is None
+        assert graphs(one, 1.0, 0) is not None
+        assert no_room(one, 1.0, 0) is None
         torch.cuda.empty_cache()
         left, _ = torch.cuda.mem_get_info()
         plan = planned(tokens) + sum(parameter.nbytes for parameter in parameters)
@@ -257,6 +262,25 @@ def test_no_kernel_is_built_again_for_another_pack(base: Path, tokenizer: PostTo
     for capacity in (512, 384, 128):  # packs of 1 to 4 multiples of 128 tokens, and 3 to 30 posts
         packed_gradients(model, tokenizer, capacity)
     assert built() == before
+
+
+@pytest.mark.parametrize("decoder", ["fused", "stock"])
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_dropout_is_the_same_in_any_packing(
+    base: Path, tokenizer: PostTokenizer, precision: Any, decoder: str
+) -> None:
+    model = make(base, precision=precision, device="cuda", dropout=0.3).train()
+    if decoder == "fused":
+        model.fuse()
+    loss, gradients = packed_gradients(model, tokenizer, 4096)
+    others = [packed_gradients(model, tokenizer, capacity) for capacity in (256, 640)]
+    model.eval()
+    without, other_gradients = packed_gradients(model, tokenizer, 4096)
+    for one, found in others:
+        assert one == pytest.approx(loss, rel=2e-3)
+        assert torch.cosine_similarity(flat(found), flat(gradients), dim=0) > 0.999
+    assert torch.cosine_similarity(flat(other_gradients), flat(gradients), dim=0) < 0.99
+    assert without != pytest.approx(loss, rel=2e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])

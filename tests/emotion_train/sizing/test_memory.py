@@ -19,6 +19,7 @@ import emotion_train.model
 from emotion_train.config import ATTENTION_PROJECTIONS, LINEAR_LAYERS, LoraSection
 from emotion_train.model.attention import HAS_GQA, Segments
 from emotion_train.model.attention import is_fused as is_fused_attention
+from emotion_train.model.dropout import Counters
 from emotion_train.model.fused import FusedDecoder, fits
 from emotion_train.model.graphs import GraphedPasses
 from emotion_train.model.head import EmotionClassifier
@@ -92,8 +93,11 @@ def test_peaks_of_the_fused_decoder_measured_on_one_h100_are_predicted(
 
 
 def test_the_peak_of_the_stock_modules_measured_on_one_h200_is_predicted() -> None:
+    """The measured step also kept PyTorch's masks of dropout, a byte for each adapter input."""
     planned = estimate(recipe_of(MISTRAL_SMALL, "nf4", decoder="stock", repeated_keys=True), 8192, False)
-    assert planned.total / GIB == pytest.approx(114.0, rel=0.01)  # benchmarks/README.md, torch 2.11
+    masks = 8192 * 40 * (3 * 5120 + 4096)  # before q, k and v, and before o
+    measured_gib = 114.0  # benchmarks/README.md, torch 2.11
+    assert (planned.total + masks) / GIB == pytest.approx(measured_gib, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -206,12 +210,10 @@ def test_whole_stock_models_keep_what_is_planned(tmp_path: Path) -> None:
 
 
 def only_on_a_cpu(shape: Shape, targets: Targets, dropout: float) -> int:
-    """Bytes per token and block: dropout's mask as wide as the input, and attention outputs joined
-    to one tensor.
+    """Bytes per token and block: attention outputs joined to one tensor, where the adapter's input
+    is not another one.
     """
-    if dropout:
-        return sum(shape.linear_layers[name][1] for name in target_names(targets))
-    return 2 * shape.query_width if "o_proj" in target_names(targets) else 0
+    return 2 * shape.query_width if "o_proj" in target_names(targets) and not dropout else 0
 
 
 def classifier(
@@ -273,6 +275,7 @@ def forward(model: EmotionClassifier, tokens: int, posts: int = 3) -> torch.Tens
         torch.cat([torch.arange(after - before) for before, after in pairwise(boundaries)])[None],
         Segments.of(boundaries, "cpu"),
         torch.tensor(boundaries[1:]) - 1,
+        Counters(torch.tensor(0), torch.zeros(tokens, 2, dtype=torch.int32)),
     )
     return logits_NC
 

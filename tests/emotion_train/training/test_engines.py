@@ -30,6 +30,7 @@ from emotion_train.storage.open import open_store
 from emotion_train.training.engines import Kind, asked_for, deepspeed_config, make_engine, start_accelerator
 from emotion_train.training.trainer import learning_rate
 from tests.helpers.many_processes import Crew, Leg, Outcome, train_leg
+from tests.helpers.padded import numbers_of, padded_counters
 from tests.helpers.tiny_runs import start_trainer, tiny_config, tiny_words
 
 ENGINES: tuple[Kind, ...] = ("DDP", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2")
@@ -43,7 +44,7 @@ WRAPPERS = {
 
 class Case(NamedTuple):
     """A run to compare: posts a step, tokens a pack, whether gradients are clipped, whether rows
-    turn bad, and how many steps.
+    turn bad, how many steps, and dropout.
     """
 
     batch: int
@@ -51,6 +52,7 @@ class Case(NamedTuple):
     clip: str
     blank: bool
     steps: int
+    dropout: float
 
     def words(self, folder: Path, run_id: str) -> list[str]:
         given = {
@@ -60,14 +62,15 @@ class Case(NamedTuple):
             "epochs": 1,
         }
         values = [f"train.{name}={value}" for name, value in {**given, "max_grad_norm": self.clip}.items()]
+        values.append(f"lora.dropout={self.dropout}")
         return tiny_words(folder, f"run.id={run_id}", "checkpoint.every_seconds=null", *values)
 
 
 # 108 posts: the last step of the first case has 8; that of the second has one, so that all ranks
 # but one have none
 CASES = {
-    "uneven packs and tail, clipped": Case(25, 200, "0.05", False, 5),
-    "bad rows, empty tail, not clipped": Case(107, 600, "null", True, 2),
+    "uneven packs and tail, clipped": Case(25, 200, "0.05", False, 5, 0.1),
+    "bad rows, empty tail, not clipped": Case(107, 600, "null", True, 2, 0.0),
 }
 
 
@@ -123,16 +126,20 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
     with RowGroupReader(store, split) as reader:
         for step in range(case.steps):
             places = list(zip(*order.epoch(0).locate(order.positions(step, case.batch)), strict=True))
-            rows = [
-                (reader.rows(int(group)), int(row)) for group, row in places if not (case.blank and row == 0)
-            ]
+            places = [(group, row) for group, row in places if not (case.blank and row == 0)]
+            rows = [(reader.rows(int(group)), int(row)) for group, row in places]
             texts = [str(found.texts[row]) for found, row in rows]
             tokens = [torch.from_numpy(one) for one in tokenizer.encode(texts)]
             labels_N = torch.tensor([found.labels[row] for found, row in rows])
             padded_NL = torch.nn.utils.rnn.pad_sequence(
                 tokens, batch_first=True, padding_value=tokenizer.pad_id
             ).long()
-            logits_NC = model.forward_padded(padded_NL.to(device), torch.tensor([len(one) for one in tokens]))
+            numbers, length = numbers_of(split, places), padded_NL.shape[1]
+            logits_NC = model.train().forward_padded(
+                padded_NL.to(device),
+                torch.tensor([len(one) for one in tokens]),
+                padded_counters(config.run.seed, step, numbers, length, device),
+            )
             loss = torch.nn.CrossEntropyLoss(weight=weights_C)(logits_NC, labels_N.to(device))
             loss.backward()
             if config.train.max_grad_norm is not None:

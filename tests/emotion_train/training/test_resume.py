@@ -315,16 +315,15 @@ def test_the_training_loss_of_an_evaluation_is_the_mean_of_the_steps_since_the_l
         first = last
 
 
-def test_dropout_is_another_one_for_each_seed_step_and_rank(folder: Path) -> None:
-    seeds = []
+def test_dropout_is_another_one_for_each_seed_and_step_and_the_same_on_each_rank(folder: Path) -> None:
+    keys = []
     for seed in (0, 1):
         with ExitStack() as stack:
             trainer = start_trainer(tiny_config(folder, f"run.id=dropout-{seed}", f"run.seed={seed}"), stack)
-            for trainer.progress.step, trainer.ranks.rank in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 1)):
-                trainer._seed_dropout()
-                seeds.append(torch.initial_seed())
-    assert seeds[3::5] == seeds[4::5]
-    assert len(set(seeds)) == 8
+            for trainer.progress.step, trainer.ranks.rank in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                keys.append(trainer._dropout_key)
+    assert keys[0::2] == keys[1::2]
+    assert len(set(keys)) == 4
 
 
 def test_a_run_of_which_no_checkpoint_verifies_is_not_begun_anew(folder: Path, stack: ExitStack) -> None:
