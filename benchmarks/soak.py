@@ -213,7 +213,7 @@ def train(config: Config, unconditional: bool, board: Any) -> int:
     """
     store = open_store(config.run.output_url)
     assert config.run.id is not None
-    if look_before_claiming(config, INDEX, store, unconditional):
+    if look_before_claiming(config, INDEX, store, unconditional).final is not None:
         return 0
     alone: Any = None
     cpu: Any = SimpleNamespace(device=SimpleNamespace(type="cpu"))
