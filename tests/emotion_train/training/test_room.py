@@ -210,7 +210,7 @@ def test_a_run_that_another_start_has_claimed_counts_its_gpu_whole_and_waits_aft
     def wait_in_vain(*given: Any) -> Job:
         raise NotStarted(f"no room after {kinds()}")
 
-    microbatch_settle = microbatch.settle
+    microbatch_settle: Callable[..., Config] = microbatch.settle
     monkeypatch.setattr(microbatch, "settle", settle)
     monkeypatch.setattr(room, "wait_for_room", wait_in_vain)
     Writer(job.output_store, "tiny", job.index.sha256(), config.sha256()).claim(0, 0)
