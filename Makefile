@@ -21,9 +21,9 @@ test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow
 
 # a real `sky launch` beside a Slurm cluster in namespaces of its own; needs root, Debian's Slurm and SkyPilot, and says what is missing;
-# prints what each recovery cost
+# prints what each recovery cost; `make test-cloud ONLY=outage` runs those whose names hold the word
 test-cloud: .venv/ready sky-env
-	$(BIN)/python -m tests.helpers.slurm_site $(BIN)/python -m pytest -m cloud -raP --durations=0
+	$(BIN)/python -m tests.helpers.slurm_site $(BIN)/python -m pytest -m cloud -raP --durations=0 $(if $(ONLY),-k '$(ONLY)')
 
 # SkyPilot in an environment of its own: it shares no version of click with `datasets`
 sky-env: .sky-env/ready

@@ -226,9 +226,7 @@ def server(folder: Path, wanted: bool) -> Iterator[dict[str, str]]:
 
     with LocalS3(folder / "s3") as running:
         running.create_bucket(BUCKET)
-        yield {
-            name: value for name, value in os.environ.items() if not name.startswith("AWS_")
-        } | running.env()
+        yield running.environment()
 
 
 def base_of(tokenizer: str, arguments: argparse.Namespace, folder: Path) -> str:

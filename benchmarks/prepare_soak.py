@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import random
 import subprocess
 import sys
@@ -35,14 +34,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
+
+from soak_page import markdown, tell
 
 from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.data.objects import look_at_objects
 from emotion_train.data.preparation import prepare
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
-from emotion_train.processes.machine import device_name, versions
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
@@ -299,25 +298,12 @@ def table(tally: Tally, seconds: float) -> str:
         ),
         **{name: len(found) for name, found in tally.violations.items()},
     }
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    moment = f"{datetime.now(UTC):%Y-%m-%d}"
-    return "\n".join(
-        [
-            "| | |",
-            "|---|--:|",
-            *lines,
-            "",
-            f"{seconds / 60:.1f} minutes; {device_name('cpu')}; {moment}; {used}",
-        ]
-    )
+    return markdown(rows, seconds)
 
 
 def verdict(tally: Tally, overwriting: bool) -> int:
     """Prints what is wrong, and returns the exit code."""
-    found = [f"{name}: {words}" for name, all_words in tally.violations.items() for words in all_words]
-    for line in found[:20]:
-        print(line, file=sys.stderr)
+    found = tell(tally.violations)
     if overwriting:
         outcome = "as there must be" if tally.broken else "and there must be broken data sets"
         print(f"\nObjects were overwritten: {len(found)} violations, {outcome}.")
@@ -339,15 +325,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     began = time.monotonic()
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
     with tempfile.TemporaryDirectory(prefix="prepare-soak-") as folder, LocalS3(Path(folder, "s3")) as server:
-        os.environ |= {
-            **server.env(),
-            "AWS_CONFIG_FILE": "none",
-            "AWS_SHARED_CREDENTIALS_FILE": "none",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        server.is_all_there_is()
         server.create_bucket("soak")
         tally = Soak(Path(folder), arguments.seed, arguments.overwriting).go(arguments.places)
     print(table(tally, time.monotonic() - began))

@@ -60,9 +60,7 @@ def main() -> None:
         ExitStack() as stack,
     ):
         server.create_bucket(BUCKET)
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith("AWS_")
-        } | server.env()
+        environment = server.environment()
         data = f"s3://{BUCKET}/posts"
         prepare = [sys.executable, "-m", "emotion_train.prepare", str(POSTS), data]
         subprocess.run(prepare, check=True, env=environment, stdout=sys.stderr)

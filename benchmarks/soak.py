@@ -50,13 +50,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from soak_page import broken_line, markdown, tell
 
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import Index, Split
 from emotion_train.data.order import Order, counter_hash
 from emotion_train.errors import EmotionTrainError, StorageError, exit_code
 from emotion_train.model.load import BaseInfo
-from emotion_train.processes.machine import device_name, versions
 from emotion_train.processes.ranks import Ranks
 from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, read_saved
 from emotion_train.runs.log import Entry, Writer, read_log, read_part, upload_part
@@ -213,7 +213,7 @@ def train(config: Config, unconditional: bool, board: Any) -> int:
     """
     store = open_store(config.run.output_url)
     assert config.run.id is not None
-    if look_before_claiming(config, INDEX, store, unconditional):
+    if look_before_claiming(config, INDEX, store, unconditional).final is not None:
         return 0
     alone: Any = None
     cpu: Any = SimpleNamespace(device=SimpleNamespace(type="cpu"))
@@ -598,24 +598,9 @@ class Soak:
 
 
 def forks(log: list[Entry], expected: list[State]) -> list[str]:
-    """Where a log is not one line: an entry of a fenced writer, a step done again after it was
-    committed, two ends, another chain.
-    """
-    found = []
-    owner: Entry | None = None
-    step = -1
+    """Where a log is not one line, or a chain is another than the undisturbed run's."""
+    found = broken_line(log)
     for entry in log:
-        if entry.kind == "claim":
-            owner = entry
-        if owner is None or (entry.incarnation, entry.nonce) != (owner.seq, owner.nonce):
-            found.append(
-                f"entry {entry.seq} is of writer {entry.incarnation}, and {owner.seq if owner else 'nobody'}"
-                " had the run"
-            )
-        if entry.kind == "checkpoint":
-            if entry.step <= step:
-                found.append(f"entry {entry.seq} commits step {entry.step} after step {step}")
-            step = entry.step
         if entry.kind in ("checkpoint", "final"):
             chain = expected[entry.step].adapter["weight"][:32].numpy().tobytes().hex()
             if entry.metrics.get("chain") != chain:
@@ -623,8 +608,6 @@ def forks(log: list[Entry], expected: list[State]) -> list[str]:
                     f"entry {entry.seq} has another history of examples than step {entry.step} of the"
                     " undisturbed run"
                 )
-        if entry.kind == "final" and entry is not log[-1]:
-            found.append(f"entry {entry.seq + 1} comes after the final one")
     return found
 
 
@@ -660,24 +643,12 @@ def table(tally: Tally, seconds: float) -> str:
         ),
         **{name: len(found) for name, found in tally.violations.items()},
     }
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join(
-        [
-            "| | |",
-            "|---|--:|",
-            *lines,
-            "",
-            f"{seconds / 60:.1f} minutes; {device_name('cpu')}; {datetime.now(UTC):%Y-%m-%d}; {used}",
-        ]
-    )
+    return markdown(rows, seconds)
 
 
 def verdict(tally: Tally, unconditional: bool) -> int:
     """Prints what is wrong, and returns the exit code."""
-    found = [f"{name}: {words}" for name, all_words in tally.violations.items() for words in all_words]
-    for line in found[:20]:
-        print(line, file=sys.stderr)
+    found = tell(tally.violations)
     if unconditional:
         print(
             f"\nThe condition was off: {len(found)} violations,"
@@ -701,15 +672,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     began = time.monotonic()
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        del os.environ[name]
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, LocalS3(Path(folder, "s3")) as server:
-        os.environ |= {
-            **server.env(),
-            "AWS_CONFIG_FILE": "none",
-            "AWS_SHARED_CREDENTIALS_FILE": "none",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        server.is_all_there_is()
         tally = Soak(Path(folder), server, arguments.seed, arguments.unconditional).go(arguments.kills)
     print(table(tally, time.monotonic() - began))
     return verdict(tally, arguments.unconditional)

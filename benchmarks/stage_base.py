@@ -167,7 +167,7 @@ def server(arguments: argparse.Namespace, precisions: list[str]) -> Iterator[dic
         tempfile.TemporaryDirectory(prefix="stage-base-s3-") as temporary,
         LocalS3(arguments.s3_folder or Path(temporary)) as running,
     ):
-        os.environ.update(running.env())
+        running.is_all_there_is()
         running.create_bucket(BUCKET)
         for precision in precisions:
             began = time.perf_counter()

@@ -8,7 +8,6 @@ bucket.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import shutil
 import subprocess
@@ -51,9 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     with LocalS3(folder / "s3") as server:
         server.create_bucket(BUCKET)
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("AWS_")
-        } | server.env()
+        environment = server.environment()
         print(f"SeaweedFS serves s3://{BUCKET} at {server.endpoint}")
         data, runs, adapter = f"s3://{BUCKET}/posts", f"s3://{BUCKET}/runs", str(folder / "adapter")
         values = [f"model.base={base}", f"data.url={data}", f"run.output_url={runs}", *arguments.overrides]

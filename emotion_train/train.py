@@ -23,6 +23,7 @@ from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.edges.streams import go_to
 from emotion_train.errors import Fenced, LostContact, WrongRequest
 from emotion_train.processes.launcher_link import FENCED_S, answers_signals, end_within
+from emotion_train.processes.machine import memory_of, whole_memory_of
 from emotion_train.processes.notices import PreemptionWatch, hold_seconds
 from emotion_train.runs.log import Entry
 from emotion_train.storage.open import open_store
@@ -89,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         from emotion_train.processes.interruption import Interruptions
         from emotion_train.processes.ranks import is_about_contact, lost_contact
         from emotion_train.training.microbatch import settle
+        from emotion_train.training.room import wait_for_room
         from emotion_train.training.waiting import PatientStart
 
         accelerator, engine, ranks = start_processes(config)
@@ -100,13 +102,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
         start = PatientStart(interruptions, config.run.start_timeout_s, say)
         index = start.answer(reading)
-        if final := start.on_main(
+        look = start.on_main(
             "the log of the run",
             output_store.url,
             lambda: look_before_claiming(config, index, output_store, arguments.allow_unfenced),
-        ):
-            say_published(output_store, run_id, final, ranks.is_main)
-            return published(final)
+        )
+        if look.final is not None:
+            say_published(output_store, run_id, look.final, ranks.is_main)
+            return published(look.final)
         base = start.everywhere("the base", config.model.base, lambda: read_config(config.model.base))
         require_fp8(config, base, engine, accelerator.device)
         tokenizer = start.everywhere(
@@ -114,7 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
             config.model.base,
             lambda: PostTokenizer.load(base.files, config.data.max_length),
         )
-        config = settle(
+        settle_for = partial(
+            settle,
             config,
             base,
             index,
@@ -126,6 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
             say,
             lambda choose: start.on_main("some posts", data_store.url, choose),
         )
+        # where another start may still hold a GPU it is counted whole, until the claim ends that
+        config = settle_for(read=whole_memory_of if look.owned else memory_of)
         keep_kernels(config, ranks, accelerator.device, stack)
         again = _command(arguments, run_id, accelerator.device.type)
         job = Job(
@@ -149,6 +155,8 @@ def run(arguments: argparse.Namespace) -> int:
             say_published(output_store, run_id, final, ranks.is_main)
             return published(final)
         try:
+            if look.owned:
+                job = wait_for_room(job, settle_for)
             trainer = start_trainer(job, claimed, stack)
             if trainer.saver is not None:
                 trainer.saver.on_fenced = partial(end_within, FENCED_S, Fenced.exit_code)

@@ -13,13 +13,16 @@ import pytest
 
 SOAK = Path(__file__).parents[1] / "benchmarks" / "soak.py"
 PREPARE_SOAK = SOAK.with_name("prepare_soak.py")
+FRONT_DOOR_SOAK = SOAK.with_name("front_door_soak.py")
 VIOLATIONS = ("torn", "acknowledged but lost or changed", "forks", "endings that are not in the contract")
 
 
-def soak(*words: str, page: Path = SOAK) -> tuple[dict[str, str], subprocess.CompletedProcess[str]]:
+def soak(
+    *words: str, page: Path = SOAK, timeout_s: float = 600
+) -> tuple[dict[str, str], subprocess.CompletedProcess[str]]:
     """The rows of its table."""
     done = subprocess.run(
-        [sys.executable, page, *words], capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, page, *words], capture_output=True, text=True, check=False, timeout=timeout_s
     )
     return dict(re.findall(r"^\| (.+) \| (.+) \|$", done.stdout, re.M)), done
 
@@ -63,3 +66,22 @@ def test_the_same_soak_finds_broken_data_sets_when_objects_are_overwritten() -> 
     rows, done = soak("--places", "2", "--overwriting", page=PREPARE_SOAK)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(rows["looks at data sets that were not whole"]) >= 1
+
+
+@pytest.mark.slow
+def test_the_command_that_a_person_types_keeps_its_word_whatever_happens_to_it() -> None:
+    words = ("--disturbances", "24", "--seed", "1")
+    rows, done = soak(*words, page=FRONT_DOOR_SOAK, timeout_s=3600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(rows["disturbances"]) >= 24
+    names = (
+        "torn",
+        "forks",
+        "steps trained on other posts than the order's",
+        "endings that are not in the contract",
+    )
+    assert [rows[name] for name in names] == ["0"] * 4
+    assert rows["results that differ from the undisturbed run's"] == "0"
+    assert rows["processes left 15 s after their launcher"] == "0"
+    assert "1-processes" in rows["runs"]
+    assert "2-processes" in rows["runs"]

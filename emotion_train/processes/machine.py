@@ -86,6 +86,13 @@ def peak_memory(device: torch.device) -> tuple[int, Literal["GPU", "RSS"]]:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "RSS"
 
 
+def whole_memory_of(device: torch.device) -> int:
+    """Bytes of the GPU, whoever has them."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[1])
+
+
 def memory_of(device: torch.device) -> int:
     """Bytes of the GPU, less what other programs have of it now."""
     import torch

@@ -65,7 +65,7 @@ class LocalS3:
 
     def env(self) -> dict[str, str]:
         """The variables that lead boto3's standard chain here, past any proxy; an AWS_PROFILE in
-        the environment would win: remove it.
+        the environment would win: `environment` has none.
         """
         no_proxy = ",".join(
             filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY"), os.environ.get("no_proxy")])
@@ -79,6 +79,20 @@ class LocalS3:
             "NO_PROXY": no_proxy,
             "no_proxy": no_proxy,
         }
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment with `env()`, and without all else that could lead boto3's
+        standard chain elsewhere: keys and profiles, their files, the role of the machine.
+        """
+        others = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        files = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+        return {**others, **self.env(), **files, "AWS_EC2_METADATA_DISABLED": "true"}
+
+    def is_all_there_is(self) -> None:
+        """Make `environment` that of this process."""
+        environment = self.environment()
+        os.environ.clear()
+        os.environ.update(environment)
 
     def create_bucket(self, name: str) -> None:
         self._client().create_bucket(Bucket=name)

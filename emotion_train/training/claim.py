@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import cast
+from typing import NamedTuple, cast
 
 from emotion_train.config import Config
 from emotion_train.data.index import Index
@@ -20,9 +20,18 @@ from emotion_train.storage.store import Store
 from emotion_train.training.job import Claimed, Job, folder_here, local_folder, say
 
 
-def look_before_claiming(config: Config, index: Index, store: Store, allow_unfenced: bool) -> Entry | None:
-    """The final entry, if there is one. Raises what would be refused, so that no writer at work is
-    fenced by a request that is.
+class Look(NamedTuple):
+    """What the log says before the claim: its final entry, if there is one, and whether another
+    start has claimed the run.
+    """
+
+    final: Entry | None
+    owned: bool
+
+
+def look_before_claiming(config: Config, index: Index, store: Store, allow_unfenced: bool) -> Look:
+    """How the run stands. Raises what would be refused, so that no writer at work is fenced by a
+    request that is.
     """
     from emotion_train.runs import checkpoint
 
@@ -40,14 +49,14 @@ def look_before_claiming(config: Config, index: Index, store: Store, allow_unfen
         for entry in [entry for entry in entries if entry.kind == "checkpoint"][-1:]:
             with suppress(StorageError):  # a published run may have lost its checkpoints
                 check(entry)
-        return finals[-1]
+        return Look(finals[-1], owned=True)
     if checkpoint.newest(entries, check) is None and entries and entries[-1].index_sha256 != index.sha256():
         raise WrongRequest(
             f"Run {run_id} was started on another data set than {config.data.url} is now, and may be at work:"
             " its index differs. Give the old data.url to continue it, or another run.id to start a new run."
         )
     require_conditional_writes(store, run_id, allow_unfenced)
-    return None
+    return Look(None, owned=bool(entries))
 
 
 def claim(job: Job, tell_saved: Callable[[bool], None] = lambda saved: None) -> Claimed | Entry:

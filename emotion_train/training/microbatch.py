@@ -53,17 +53,19 @@ def settle(
     device: torch.device,
     say: Callable[[str], None],
     on_main: Callable[[Callable[[], Setting]], Setting] | None = None,
+    read: Callable[[torch.device], int] = memory_of,
 ) -> Config:
     """The config with a number in place of `auto`, the same on all ranks; a config that has a
     number comes back as it is.
 
-    `on_main` asks rank 0 with patience for the data set, which some posts are read of. Raises
-    `WrongRequest` on all ranks, with the nearest setting that fits, where the base does not fit the
-    smallest of their GPUs.
+    `on_main` asks rank 0 with patience for the data set, which some posts are read of. `read`
+    returns how many bytes of this rank's GPU the run may count on. Raises `WrongRequest` on all
+    ranks, with the nearest setting that fits, where the base does not fit the smallest of their
+    GPUs.
     """
     if config.train.tokens_per_microbatch != "auto":
         return config
-    available = ranks.gather(memory_of(device) if device.type == "cuda" else None)
+    available = ranks.gather(read(device) if device.type == "cuda" else None)
 
     def choose() -> Setting:
         gpus = [one for one in available if one is not None]

@@ -9,6 +9,7 @@ elsewhere    one bit of the answer's body is another, at another place each time
 spoiled      one bit of the request's body is another when it reaches the server
 slow         the server has done the request, the answer comes `slow_s` later
 silent       the request is not passed on, and nothing comes until the client leaves
+twice        the server gets the request two times, and the answer is that to the second
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
                 b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
             )
             return
+        if fault == "twice":
+            self._ask(body)
         status, headers, answer = self._ask(with_one_bit_changed(body) if fault == "spoiled" else body)
         if fault == "slow":
             time.sleep(self.owner.slow_s)

@@ -103,7 +103,7 @@ def job_of(
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     index = read_index(data_store)
     assert config.run.id is not None
-    assert look_before_claiming(config, index, output_store, False) is None
+    assert look_before_claiming(config, index, output_store, False).final is None
     accelerator, ranks = accelerator or Accelerator(cpu=True), Ranks()
     base = read_config(config.model.base)
     tokenizer = PostTokenizer.load(base.files, config.data.max_length)

@@ -44,7 +44,7 @@ def behind(bucket_url: str, s3: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Sto
     return open_store(bucket_url)
 
 
-@pytest.mark.parametrize("kind", ["no answer", "reset", "503", "slow", "truncated", "flipped"])
+@pytest.mark.parametrize("kind", ["no answer", "reset", "503", "slow", "truncated", "flipped", "twice"])
 def test_an_entry_is_committed_once_whatever_happens_to_its_answers(
     writer: Writer,
     proxy: FaultProxy,

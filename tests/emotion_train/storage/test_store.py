@@ -666,6 +666,26 @@ def test_the_profile_leads_to_keys_endpoint_and_region(
     assert store.read("a") == b"1"
 
 
+def test_a_process_that_has_only_the_local_server_follows_no_profile_and_no_other_key(
+    s3: LocalS3, bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config"
+    config.write_text("[default]\nregion = eu-north-1\n[profile team]\nendpoint_url = http://127.0.0.1:9\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of another account")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    environment = s3.environment()
+    assert environment["PATH"] == os.environ["PATH"]
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    store = open_store(bucket_url)
+    store.write("a", b"1")
+    assert store.read("a") == b"1"
+
+
 def test_importing_the_module_imports_no_client() -> None:
     program = (
         "import sys, emotion_train.storage.store\n"

@@ -22,7 +22,6 @@ from emotion_train.sizing.memory import GIB, estimate, usable_bytes
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
-from emotion_train.training import microbatch
 from emotion_train.training.engines import Kind
 from emotion_train.training.microbatch import Setting, setting_for, settle, tokens_of_a_step
 from tests.helpers.tiny_runs import tiny_config, tiny_words
@@ -127,7 +126,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settled(folder: Path, gpus: list[int | None], said: list[str], *words: str) -> Config:
+def settled(
+    folder: Path, gpus: list[int | None], said: list[str], *words: str, own: int | None = None
+) -> Config:
     """By the first of several ranks, whose GPUs have these sizes."""
     given = tiny_config(folder, AUTO, *words)
     store = open_store(given.data.url)
@@ -137,17 +138,27 @@ def settled(folder: Path, gpus: list[int | None], said: list[str], *words: str) 
     tokenizer = PostTokenizer.load(given.model.base, given.data.max_length)
     device = torch.device("cpu" if gpus[0] is None else "cuda")
     base = read_config(given.model.base)
-    return settle(given, base, read_index(store), store, tokenizer, "one process", ranks, device, said.append)
+    return settle(
+        given,
+        base,
+        read_index(store),
+        store,
+        tokenizer,
+        "one process",
+        ranks,
+        device,
+        said.append,
+        read=lambda device: own or 0,
+    )
 
 
-def test_the_smallest_gpu_of_all_ranks_decides(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smallest_gpu_of_all_ranks_decides(folder: Path) -> None:
     words = ["train.global_batch_size=100000", "model.precision=bf16", "model.decoder=stock", "lora.r=1024"]
     small, large = (int(usable / 0.96 + 0.79 * GIB) for usable in (60e6, 1e9))
     found = []
     for sizes in ([large], [large, small], [small, large], [small]):
-        monkeypatch.setattr(microbatch, "memory_of", lambda device, own=sizes[0]: own)
         said: list[str] = []
-        found.append(settled(folder, list(sizes), said, *words).train)
+        found.append(settled(folder, list(sizes), said, *words, own=sizes[0]).train)
         assert f"micro-batches of {found[-1].microbatch_tokens:,} tokens" in said[0]
         assert "tokens_per_microbatch is auto" in said[0]
     alone, mixed, turned, small_alone = found

@@ -390,7 +390,7 @@ def test_a_run_that_has_saved_nothing_yet_is_not_taken_over_with_another_data_se
     config = tiny_config(folder, "run.id=young")
     job = job_of(config)
     Writer(job.output_store, "young", job.index.sha256(), config.sha256()).claim(0, 0)
-    assert look_before_claiming(config, job.index, job.output_store, False) is None
+    assert look_before_claiming(config, job.index, job.output_store, False) == (None, True)
     Writer(job.output_store, "young", "0" * 64, config.sha256()).claim(0, 0)
     before = log(folder, "young")
     with pytest.raises(WrongRequest, match=r"may be at work: its index differs.*another run\.id"):
@@ -407,7 +407,7 @@ def test_a_published_run_is_not_taken_for_the_result_of_another_request(
     writer = Writer(job.output_store, "done", job.index.sha256(), config.sha256())
     writer.claim(0, 2)
     final = writer.append("final", 0, 2)
-    assert look_before_claiming(config, job.index, job.output_store, False) == final
+    assert look_before_claiming(config, job.index, job.output_store, False).final == final
     other = tiny_config(folder, "run.id=done", *WORDS, "train.epochs=3")
     with pytest.raises(
         WrongRequest, match=r"different now: train\.epochs .*another run\.id to start a new run"
@@ -415,7 +415,7 @@ def test_a_published_run_is_not_taken_for_the_result_of_another_request(
         look_before_claiming(other, job.index, job.output_store, False)
     for part in next(entry for entry in reversed(writer.log) if entry.kind == "checkpoint").parts:
         job.output_store.delete(f"done/{part.key}")
-    assert look_before_claiming(other, job.index, job.output_store, False) == final
+    assert look_before_claiming(other, job.index, job.output_store, False).final == final
 
 
 def test_what_may_differ_between_two_starts_is_noted_and_what_may_not_is_refused_before_the_claim(

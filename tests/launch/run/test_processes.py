@@ -12,14 +12,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from emotion_train.runs.log import Entry, read_log
+from emotion_train.runs.log import Entry, Writer, read_log
 from emotion_train.storage.open import open_store
 from tests.helpers.metadata_servers import AwsHandler, serving
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import tiny_config, tiny_words
+
+# What a launcher leaves ends within 2 s, and a busy machine may take some more to let it. Trainers
+# that wait for a collective to fail, as without the launcher's lock, were seen for 9 s and longer.
+SECONDS = 8.0
 
 # a trainer without a model: PLAN is what its main does after it answers signals
 TRAINER = """
@@ -231,28 +236,28 @@ def test_when_accelerate_is_killed_no_trainer_is_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("deaf", [False, True])
-def test_when_the_launcher_is_killed_no_trainer_is_left_after_5_s(
+def test_when_the_launcher_is_killed_no_trainer_is_left_within_seconds(
     tmp_path: Path, processes: int, deaf: bool
 ) -> None:
     block = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n" if deaf else ""
     with chain(tmp_path, f"{block}time.sleep(600)", processes) as process:
         found = trainers(tmp_path, processes)
         process.kill()
-        assert_gone(found, 5)
+        assert_gone(found)
 
 
-def test_when_launcher_and_agent_are_killed_at_once_no_trainer_is_left_after_5_s(tmp_path: Path) -> None:
+def test_when_launcher_and_agent_are_killed_at_once_no_trainer_is_left_within_seconds(tmp_path: Path) -> None:
     with chain(tmp_path, "time.sleep(600)", processes=2) as process:
         found = trainers(tmp_path, 2)
         agent = parent(found[0])
         assert agent not in (process.pid, 1)
         process.kill()
         os.kill(agent, signal.SIGKILL)
-        assert_gone([*found, agent], 5)
+        assert_gone([*found, agent])
 
 
-def assert_gone(processes: list[int], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def assert_gone(processes: list[int]) -> None:
+    deadline = time.monotonic() + SECONDS
     while any(alive(one) for one in processes):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -340,7 +345,7 @@ def launched(
 
 
 @contextmanager
-def all_of_it_ends(process: subprocess.Popen[str], folder: Path) -> Iterator[None]:
+def all_of_it_ends(process: subprocess.Popen[Any], folder: Path) -> Iterator[None]:
     """Whatever happens inside, nothing of this launcher and its run is left."""
     try:
         yield
@@ -543,9 +548,40 @@ def test_a_run_without_a_reader_ends_as_it_would_with_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_run_whose_words_go_to_a_full_disk_ends_with_0_once_it_is_published(tmp_path: Path) -> None:
+    words = run_words(tmp_path, "train.epochs=1", f"checkpoint.local_folder={tmp_path / 'here'}")
+    line = [sys.executable, "-m", "launch.cli", "run", "--accelerate-config", "cpu", *words]
+    with (
+        Path("/dev/full").open("wb") as full,
+        subprocess.Popen(
+            line, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=full, stderr=full, start_new_session=True
+        ) as process,
+        all_of_it_ends(process, tmp_path),
+    ):
+        assert process.wait(PATIENCE_S) == 0
+    assert read_log(open_store(str(tmp_path / "runs")), "tiny")[-1].kind == "final"
+    assert "published at step" in printed(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_taken_over_ends_with_34_and_leaves_nothing(tmp_path: Path, processes: int) -> None:
+    words = run_words(tmp_path)
+    with launched(tmp_path, processes, words, {}) as process:
+        wait_for_checkpoint(tmp_path, process)
+        first = checkpoints(tmp_path)[0]
+        other = Writer(open_store(str(tmp_path / "runs")), "tiny", first.index_sha256, first.config_sha256)
+        other.claim(first.epoch, first.step)
+        out = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 34, out[-4000:]
+    assert other.append("note", first.epoch, first.step).incarnation == other.incarnation
+    assert not of_this_run(tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("moment", ["starts", "trains"])
-def test_nothing_of_a_run_is_left_5_s_after_its_launcher_was_killed(
+def test_nothing_of_a_run_is_left_within_seconds_of_its_launcher_s_death(
     tmp_path: Path, processes: int, moment: str
 ) -> None:
     with launched(tmp_path, processes, run_words(tmp_path), {}) as process:
@@ -555,7 +591,9 @@ def test_nothing_of_a_run_is_left_5_s_after_its_launcher_was_killed(
             while not any(is_trainer(one) for one in of_this_run(tmp_path)):
                 time.sleep(0.05)
         process.kill()
-        deadline = time.monotonic() + 5
+        # a trainer that is being imported ends when it asks for its launcher; it has no GPU yet,
+        # and how long the import takes is the machine's business
+        deadline = time.monotonic() + (SECONDS if moment == "trains" else PATIENCE_S)
         while of_this_run(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
