@@ -225,7 +225,8 @@ def test_a_trainer_that_starts_after_the_launcher_s_end_does_nothing(
 
 
 def test_a_trainer_without_a_launcher_is_left_alone(tmp_path: Path) -> None:
-    main = "import threading\nassert threading.active_count() == 1\nreturn 0"  # nothing watches
+    # nothing watches, nor has time to end it
+    main = "import threading\nassert threading.active_count() == 1\ntime.sleep(1)\nreturn 0"
     assert ended(None, main) == 0
 
 
