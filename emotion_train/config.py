@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -26,8 +28,9 @@ from pydantic import (
     model_validator,
 )
 
-from emotion_train.edges.bounded import Unreadable, yaml_file, yaml_in
+from emotion_train.edges.bounded import UnclearNumber, Unreadable, yaml_file, yaml_in
 from emotion_train.errors import WrongRequest
+from emotion_train.other_names import key_meant
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR_LAYERS = (*ATTENTION_PROJECTIONS, "gate_proj", "up_proj", "down_proj")
@@ -43,16 +46,46 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as true and false, which pydantic would take for 1 and
-        0.
+    def _yaml_read_what_was_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as true and false, which pydantic would take for 1 and 0,
+        010 as 8, and digits as a number also where text is meant.
         """
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        name = str(info.field_name)
+        kinds = _kinds(cls, name)
+        if str in kinds and (given := _not_text(value)) is not None:
+            quoted = '"no"' if value is False else f'"{str(value).lower()}"'
+            raise ValueError(f"{given} in YAML and text is expected; put quotes around it: {name}: {quoted}")
+        if isinstance(value, bool) and bool not in kinds:
             raise ValueError(
                 f"{str(value).lower()} (in YAML also yes, no, on and off) is no value for it; give a number"
                 " or a word"
             )
+        if isinstance(value, UnclearNumber):
+            read, plain = value.reading.split()[-1], _without_zeros(value)
+            other = "" if ":" in value or plain == read else f", or {plain} if that is meant"
+            raise ValueError(f"{value.reading}; write {read}{other}")
+        if isinstance(value, str) and str not in kinds and re.fullmatch("[-+]?0[0-9_]+", value):
+            raise ValueError(f"{value!r} begins with a zero; write {_without_zeros(value)}")
         return value
+
+
+def _kinds(section: type[Section], field: str) -> tuple[Any, ...]:
+    """What a field takes: `(str, None)`'s types of `str | None`."""
+    annotation = section.model_fields[field].annotation
+    return get_args(annotation) or (annotation,)
+
+
+def _not_text(value: Any) -> str | None:
+    """What YAML took unquoted text for; None for what is text."""
+    if isinstance(value, bool):
+        return "yes, on and true are true, no, off and false are false"
+    if isinstance(value, int | float | UnclearNumber):
+        return f"{value} is a number"
+    return f"{value} is a date" if isinstance(value, date) else None
+
+
+def _without_zeros(digits: str) -> str:
+    return ("-" if digits.startswith("-") else "") + (digits.lstrip("+-0_") or "0")
 
 
 class RunSection(Section):
@@ -386,7 +419,10 @@ def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> N
     name, equals, text = word.partition("=")
     section, dot, field = name.partition(".")
     if not (equals and dot and section and field):
-        problems.append(f"{word!r} is not of the form section.field=value, for example train.epochs=3")
+        example = "for example train.epochs=3"
+        if equals and (meant := nearest_key(name)) is not None:
+            example = f"did you mean {meant}?"
+        problems.append(f"{word!r} is not of the form section.field=value; {example}")
         return
     value = _typed(section, field, text)
     # else the file has something else there, which is told of
@@ -398,8 +434,8 @@ def _typed(section: str, field: str, text: str) -> Any:
     """The word's value in YAML; a field for text takes it as it stands, so that run.id=2026-11-23
     is no date.
     """
-    fields = _section_type(section).model_fields if section in Config.model_fields else {}
-    kinds = get_args(fields[field].annotation) or (fields[field].annotation,) if field in fields else ()
+    known = section in Config.model_fields and field in _section_type(section).model_fields
+    kinds = _kinds(_section_type(section), field) if known else ()
     if type(None) in kinds and text.lower() in ("", "none", "null", "~"):
         return None
     if str in kinds:
@@ -446,16 +482,24 @@ def _all_names() -> list[str]:
     ]
 
 
-def _suggest(name: str, candidates: list[str]) -> str:
-    """`; did you mean X?` for the candidate whose last word is nearest, else the list of
-    sections.
+def nearest_key(name: str, candidates: Sequence[str] = ()) -> str | None:
+    """The key or section that was meant by a wrong name: one with that last word, what other tools
+    call so, else the one whose last word is nearest. `candidates` are all names unless given, the
+    likeliest first.
     """
     by_last_word: dict[str, str] = {}
-    for candidate in candidates:
+    for candidate in candidates or _all_names():
         by_last_word.setdefault(candidate.rpartition(".")[2], candidate)
+    if name not in by_last_word and (meant := key_meant(name)) is not None:
+        return meant
     nearest = difflib.get_close_matches(name, by_last_word, n=1, cutoff=0.6)
-    if nearest:
-        return f"; did you mean {by_last_word[nearest[0]]}?"
+    return by_last_word[nearest[0]] if nearest else None
+
+
+def _suggest(name: str, candidates: list[str]) -> str:
+    """`; did you mean X?`, else the list of sections."""
+    if (nearest := nearest_key(name, candidates)) is not None:
+        return f"; did you mean {nearest}?"
     return f"; sections are {', '.join(Config.model_fields)}"
 
 

@@ -97,6 +97,14 @@ MUTANTS = [
         "False",
         "tests/emotion_train/sources/test_open.py::test_a_missing_label_is_no_label[NaN]",
     ),
+    Mutant(
+        "a number that YAML reads otherwise than a person is refused",
+        "emotion_train/edges/bounded.py",
+        "_Plain.clear_int",
+        "if _UNCLEAR.fullmatch(node.value)",
+        "if False",
+        "tests/emotion_train/test_config.py::test_a_word_is_held_to_the_same[train.epochs=010]",
+    ),
     # one writer at a time
     Mutant(
         "an entry is only created, in a bucket",
