@@ -111,9 +111,13 @@ class RunSection(Section):
             "Seconds for which a start waits for a bucket that does not answer, before it ends with 1; 0 ="
             " not at all."
         ),
+        json_schema_extra={"unit": "seconds"},
     )
     publish_timeout_s: float = Field(
-        3600, ge=0, description="Seconds for which publishing is tried again when the bucket fails."
+        3600,
+        ge=0,
+        description="Seconds for which publishing is tried again when the bucket fails.",
+        json_schema_extra={"unit": "seconds"},
     )
     kernels_url: str | None = Field(
         None,
@@ -135,6 +139,7 @@ class DataSection(Section):
         ge=SMALLEST_MAX_LENGTH,
         le=LARGEST_MAX_LENGTH,
         description="Tokens kept of a post, counting the BOS token.",
+        json_schema_extra={"unit": "tokens"},
     )
 
 
@@ -176,7 +181,11 @@ class LoraSection(Section):
     r: int = Field(16, ge=1, le=1024, description="Rank of the adapter matrices.")
     alpha: float = Field(32, gt=0, description="Adapter scale; the product is multiplied by alpha / r.")
     dropout: float = Field(
-        0.05, ge=0, le=0.99, description="Probability with which an adapter input is dropped."
+        0.05,
+        ge=0,
+        le=0.99,
+        description="Probability with which an adapter input is dropped.",
+        json_schema_extra={"unit": "probability"},
     )
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         ATTENTION_PROJECTIONS, description="Names of the linear layers that get an adapter, or all-linear."
@@ -210,9 +219,19 @@ class LossSection(Section):
 
 
 class TrainSection(Section):
-    epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training split.")
+    epochs: int = Field(
+        3,
+        ge=1,
+        le=10_000,
+        description="Passes over the training split.",
+        json_schema_extra={"unit": "epochs"},
+    )
     global_batch_size: int = Field(
-        64, ge=1, le=1_000_000, description="Examples per optimizer step over all GPUs."
+        64,
+        ge=1,
+        le=1_000_000,
+        description="Examples per optimizer step over all GPUs.",
+        json_schema_extra={"unit": "posts"},
     )
     tokens_per_microbatch: Literal["auto"] | Annotated[int, Field(ge=8, le=1_048_576)] = Field(
         "auto",
@@ -220,10 +239,15 @@ class TrainSection(Section):
             "Tokens of one packed forward pass on one GPU; auto = what fits it and a step has, recomputing"
             " where that is faster."
         ),
+        json_schema_extra={"unit": "tokens"},
     )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate of adapter and head.")
     warmup_ratio: float = Field(
-        0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly from 0."
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of all steps in which the learning rate rises linearly from 0.",
+        json_schema_extra={"unit": "share of all steps"},
     )
     weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW's decoupled weight decay.")
     max_grad_norm: float | None = Field(
@@ -245,6 +269,7 @@ class EvaluationSection(Section):
         None,
         ge=1,
         description="Steps between evaluations and checkpoints; each epoch ends with one in any case.",
+        json_schema_extra={"unit": "steps"},
     )
 
 
@@ -256,14 +281,19 @@ class CheckpointSection(Section):
             "Seconds between checkpoints; None leaves those by steps and of the evaluations, which are never"
             " left out."
         ),
+        json_schema_extra={"unit": "seconds"},
     )
     every_steps: int | None = Field(
-        None, ge=1, description="Steps between checkpoints, beside every_seconds; None is off."
+        None,
+        ge=1,
+        description="Steps between checkpoints, beside every_seconds; None is off.",
+        json_schema_extra={"unit": "steps"},
     )
     keep_every: int | None = Field(
         None,
         ge=1,
         description="Keep each k-th checkpoint for good; None keeps the newest three and the best only.",
+        json_schema_extra={"unit": "checkpoints"},
     )
     local_folder: str | None = Field(
         None,
@@ -285,6 +315,7 @@ class PreemptionSection(Section):
             "Seconds to wait for the kill after SIGTERM or a termination notice, once saved, before leaving"
             " with 33; None is 300 under SkyPilot, which would take an early exit for a failure, else 0."
         ),
+        json_schema_extra={"unit": "seconds"},
     )
 
 
@@ -297,24 +328,33 @@ class DistributedSection(Section):
             "Seconds that a process waits for another one, at the start and in every step, before the run"
             " ends with a message."
         ),
+        json_schema_extra={"unit": "seconds"},
     )
 
 
 class ReportSection(Section):
     bootstrap_samples: int = Field(
-        2000, ge=100, le=100_000, description="Resamples behind the 95 % interval of macro-F1."
+        2000,
+        ge=100,
+        le=100_000,
+        description="Resamples behind the 95 % interval of macro-F1.",
+        json_schema_extra={"unit": "resamples"},
     )
     floor_max_rows: int = Field(
         100_000,
         ge=0,
         description="Largest training split on which the TF-IDF floor is fitted; 0 leaves it out.",
+        json_schema_extra={"unit": "posts"},
     )
     texts: bool = Field(
         False,
         description="Whether predictions_<split>.parquet holds the texts of its posts beside their ids.",
     )
     usd_per_hour: float | None = Field(
-        None, ge=0, description="Price of the machines, for the report's cost line; None leaves it out."
+        None,
+        ge=0,
+        description="Price of the machines, for the report's cost line; None leaves it out.",
+        json_schema_extra={"unit": "dollars an hour"},
     )
 
 
@@ -472,13 +512,15 @@ def _section_type(name: str) -> type[Section]:
 
 
 def _all_names() -> list[str]:
+    return [*Config.model_fields, *all_keys()]
+
+
+def all_keys() -> list[str]:
+    """`section.field` of every key, in the order of the sections."""
     return [
-        *Config.model_fields,
-        *(
-            f"{section}.{field}"
-            for section in Config.model_fields
-            for field in _section_type(section).model_fields
-        ),
+        f"{section}.{field}"
+        for section in Config.model_fields
+        for field in _section_type(section).model_fields
     ]
 
 

@@ -105,6 +105,22 @@ MUTANTS = [
         "if False",
         "tests/emotion_train/test_config.py::test_a_word_is_held_to_the_same[train.epochs=010]",
     ),
+    Mutant(
+        "the commented config loads to the defaults",
+        "emotion_train/config_reference.py",
+        "as_yaml",
+        "_value(key.default)",
+        "_value(key.name)",
+        "tests/emotion_train/test_config_reference.py::test_the_yaml_file_loads_to_the_defaults",
+    ),
+    Mutant(
+        "a wrong verb names the program that has it",
+        "emotion_train/command_line.py",
+        "require_verb",
+        "if word in others:",
+        "if False:",
+        "tests/emotion_train/test_command_line.py::test_a_wrong_verb_is_led_to_the_right_one",
+    ),
     # one writer at a time
     Mutant(
         "an entry is only created, in a bucket",
