@@ -108,7 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
             " out."
         )
     with ExitStack() as stack:
+        from emotion_train.runs.adapter_cache import find_adapter
+
         posts = _posts(arguments, stack)
+        arguments.adapter = find_adapter(arguments.adapter).folder
         # a wrong folder is refused before torch is imported, and before anything is typed
         kept = _kept(arguments.columns, read_facts(arguments.adapter).labels)
         first = list(islice(posts, _AT_A_TIME if arguments.posts or arguments.file else 1))

@@ -298,7 +298,7 @@ def _runs(arguments: argparse.Namespace) -> int:
 
     text_is_the_result()
     store = open_store(arguments.output_url)
-    if isinstance(store, FolderStore) and not store.exists():
+    if isinstance(store, FolderStore) and not store.root.exists():
         raise WrongRequest(
             f"There is no folder {store.url}; give the run.output_url of your runs, s3://bucket/prefix or a"
             " folder."

@@ -676,9 +676,9 @@ MUTANTS = [
     Mutant(
         "a pickle is not pulled",
         "emotion_train/runs/published.py",
-        "safe_targets",
-        "not in _ALLOWED_SUFFIXES:",
-        'not in {*_ALLOWED_SUFFIXES, ".pt", ".bin", ".pkl"}:',
+        "require_pullable",
+        "not in _ALLOWED_SUFFIXES and",
+        'not in {*_ALLOWED_SUFFIXES, ".pt", ".bin", ".pkl"} and',
         "tests/launch/results/test_pull.py::test_unsafe_parts_are_refused[final/00000000/adapter/model.pt-pickles]",
     ),
     Mutant(
@@ -688,6 +688,22 @@ MUTANTS = [
         "is not None and with_training_filter:",
         "is not None:",
         "tests/launch/results/test_pull.py::test_the_training_filter_is_pulled_only_when_it_is_asked_for[folder]",
+    ),
+    Mutant(
+        "what a cache holds is hashed before it is used",
+        "emotion_train/runs/adapter_cache.py",
+        "_is_file",
+        "== wanted.sha256",
+        "!= ''",
+        "tests/emotion_train/runs/test_adapter_cache.py::test_what_is_damaged_in_the_cache_is_pulled_again[folder-changed]",
+    ),
+    Mutant(
+        "an adapter of a writer that did not publish is not used",
+        "emotion_train/runs/adapter_cache.py",
+        "find_adapter",
+        "finals[-1:] != [int(in_a_run['incarnation'])]",
+        "not finals",
+        "tests/emotion_train/runs/test_adapter_cache.py::test_the_adapter_of_a_writer_that_did_not_publish_is_refused[folder]",
     ),
     # when the machine goes
     Mutant(

@@ -45,9 +45,10 @@ class FolderStore(Store):
         self.url = str(folder)
         self._root = folder.expanduser().absolute()
 
-    def exists(self) -> bool:
-        """Whether the folder is there; writing makes one that is not."""
-        return self._root.exists()
+    @property
+    def root(self) -> Path:
+        """The folder; writing makes one that is not there."""
+        return self._root
 
     def read(
         self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
