@@ -705,6 +705,14 @@ MUTANTS = [
         "not finals",
         "tests/emotion_train/runs/test_adapter_cache.py::test_the_adapter_of_a_writer_that_did_not_publish_is_refused[folder]",
     ),
+    Mutant(
+        "time left is not judged by the steps of another process",
+        "emotion_train/progress.py",
+        "ProgressLine._seconds_left",
+        "(done - first)",
+        "done",
+        "tests/emotion_train/test_progress.py::test_a_log_gets_a_line_every_30_s_with_share_time_left_and_the_last_words",
+    ),
     # when the machine goes
     Mutant(
         "a rebalance saves",
