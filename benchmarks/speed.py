@@ -41,8 +41,9 @@ from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
 from launch.gpus import kind_of
-from launch.plan.choices import Choice, Spot, with_settings
+from launch.plan.choices import Choice, with_settings
 from launch.plan.prices import Offer
+from launch.plan.spot import Spot
 from launch.run.choice import accelerate_line
 from launch.workload import work_of
 

@@ -8,8 +8,16 @@ import argparse
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from emotion_train.command_line import (
+    LAUNCH_VERBS,
+    TRAIN,
+    add_program_options,
+    codes_of,
+    parse,
+    require_verb,
+)
 from emotion_train.edges.streams import hold
 from emotion_train.errors import EXIT_CODES, exit_code
 
@@ -19,40 +27,54 @@ VERBS = {
     "train": "train an adapter (the process that accelerate launch starts)",
     "evaluate": "score an adapter on a split or a file of labelled posts",
     "predict": "label posts given as words, a file or standard input",
+    "config": "print every key of a run config with default, unit and meaning",
     "demo": "the whole path on a small real model and a local S3 server",
 }
+# a page may not have the name of a room
+_PAGES = {"config": "config_reference"}
+
+
+def page_of(verb: str) -> str:
+    """The module of a verb, below `emotion_train`."""
+    return _PAGES.get(verb, verb.replace("-", "_"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code of the table in `EXIT_CODES`."""
-    hold("emotion-train")
+    hold(TRAIN)
     # at each import it asks for a package that is not needed
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     words = list(sys.argv[1:] if argv is None else argv)
-    chosen = next((word for word in words if not word.startswith("-")), None)
+    if code := exit_code(TRAIN, lambda: require_verb(TRAIN, words, VERBS, LAUNCH_VERBS)):
+        return code
+    arguments = parse(_parser([word for word in words if not word.startswith("-")][:1]), words)
+    return exit_code(TRAIN, lambda: int(arguments.run(arguments)))
+
+
+def _parser(asked_for: Collection[str]) -> argparse.ArgumentParser:
+    """The parser with all verbs, and the arguments of those that are asked for."""
     parser = argparse.ArgumentParser(
-        prog="emotion-train",
+        prog=TRAIN,
         description=(
             "Prepare posts, train an emotion classifier, score it and use it. Each verb has its own --help."
         ),
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_program_options(parser, lambda: _parser(VERBS))
     verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
     for name, summary in VERBS.items():
         page = verbs.add_parser(
             name,
             help=summary,
             description=summary.capitalize() + ".",
-            epilog=EXIT_CODES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=codes_of(TRAIN, name),
         )
-        if name == chosen:
-            module = importlib.import_module(f"emotion_train.{name.replace('-', '_')}")
+        if name in asked_for:
+            module = importlib.import_module(f"emotion_train.{page_of(name)}")
             module.add_arguments(page)
             page.set_defaults(run=module.run)
-    arguments = parser.parse_args(words)
-    return exit_code("emotion-train", lambda: int(arguments.run(arguments)))
+    return parser
 
 
 if __name__ == "__main__":

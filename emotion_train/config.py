@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -26,8 +28,9 @@ from pydantic import (
     model_validator,
 )
 
-from emotion_train.edges.bounded import Unreadable, yaml_file, yaml_in
+from emotion_train.edges.bounded import UnclearNumber, Unreadable, yaml_file, yaml_in
 from emotion_train.errors import WrongRequest
+from emotion_train.other_names import key_meant
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR_LAYERS = (*ATTENTION_PROJECTIONS, "gate_proj", "up_proj", "down_proj")
@@ -43,16 +46,46 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as true and false, which pydantic would take for 1 and
-        0.
+    def _yaml_read_what_was_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as true and false, which pydantic would take for 1 and 0,
+        010 as 8, and digits as a number also where text is meant.
         """
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        name = str(info.field_name)
+        kinds = _kinds(cls, name)
+        if str in kinds and (given := _not_text(value)) is not None:
+            quoted = '"no"' if value is False else f'"{str(value).lower()}"'
+            raise ValueError(f"{given} in YAML and text is expected; put quotes around it: {name}: {quoted}")
+        if isinstance(value, bool) and bool not in kinds:
             raise ValueError(
                 f"{str(value).lower()} (in YAML also yes, no, on and off) is no value for it; give a number"
                 " or a word"
             )
+        if isinstance(value, UnclearNumber):
+            read, plain = value.reading.split()[-1], _without_zeros(value)
+            other = "" if ":" in value or plain == read else f", or {plain} if that is meant"
+            raise ValueError(f"{value.reading}; write {read}{other}")
+        if isinstance(value, str) and str not in kinds and re.fullmatch("[-+]?0[0-9_]+", value):
+            raise ValueError(f"{value!r} begins with a zero; write {_without_zeros(value)}")
         return value
+
+
+def _kinds(section: type[Section], field: str) -> tuple[Any, ...]:
+    """What a field takes: `(str, None)`'s types of `str | None`."""
+    annotation = section.model_fields[field].annotation
+    return get_args(annotation) or (annotation,)
+
+
+def _not_text(value: Any) -> str | None:
+    """What YAML took unquoted text for; None for what is text."""
+    if isinstance(value, bool):
+        return "yes, on and true are true, no, off and false are false"
+    if isinstance(value, int | float | UnclearNumber):
+        return f"{value} is a number"
+    return f"{value} is a date" if isinstance(value, date) else None
+
+
+def _without_zeros(digits: str) -> str:
+    return ("-" if digits.startswith("-") else "") + (digits.lstrip("+-0_") or "0")
 
 
 class RunSection(Section):
@@ -78,9 +111,13 @@ class RunSection(Section):
             "Seconds for which a start waits for a bucket that does not answer, before it ends with 1; 0 ="
             " not at all."
         ),
+        json_schema_extra={"unit": "seconds"},
     )
     publish_timeout_s: float = Field(
-        3600, ge=0, description="Seconds for which publishing is tried again when the bucket fails."
+        3600,
+        ge=0,
+        description="Seconds for which publishing is tried again when the bucket fails.",
+        json_schema_extra={"unit": "seconds"},
     )
     kernels_url: str | None = Field(
         None,
@@ -102,6 +139,7 @@ class DataSection(Section):
         ge=SMALLEST_MAX_LENGTH,
         le=LARGEST_MAX_LENGTH,
         description="Tokens kept of a post, counting the BOS token.",
+        json_schema_extra={"unit": "tokens"},
     )
 
 
@@ -143,7 +181,11 @@ class LoraSection(Section):
     r: int = Field(16, ge=1, le=1024, description="Rank of the adapter matrices.")
     alpha: float = Field(32, gt=0, description="Adapter scale; the product is multiplied by alpha / r.")
     dropout: float = Field(
-        0.05, ge=0, le=0.99, description="Probability with which an adapter input is dropped."
+        0.05,
+        ge=0,
+        le=0.99,
+        description="Probability with which an adapter input is dropped.",
+        json_schema_extra={"unit": "probability"},
     )
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         ATTENTION_PROJECTIONS, description="Names of the linear layers that get an adapter, or all-linear."
@@ -177,9 +219,19 @@ class LossSection(Section):
 
 
 class TrainSection(Section):
-    epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training split.")
+    epochs: int = Field(
+        3,
+        ge=1,
+        le=10_000,
+        description="Passes over the training split.",
+        json_schema_extra={"unit": "epochs"},
+    )
     global_batch_size: int = Field(
-        64, ge=1, le=1_000_000, description="Examples per optimizer step over all GPUs."
+        64,
+        ge=1,
+        le=1_000_000,
+        description="Examples per optimizer step over all GPUs.",
+        json_schema_extra={"unit": "posts"},
     )
     tokens_per_microbatch: Literal["auto"] | Annotated[int, Field(ge=8, le=1_048_576)] = Field(
         "auto",
@@ -187,10 +239,15 @@ class TrainSection(Section):
             "Tokens of one packed forward pass on one GPU; auto = what fits it and a step has, recomputing"
             " where that is faster."
         ),
+        json_schema_extra={"unit": "tokens"},
     )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate of adapter and head.")
     warmup_ratio: float = Field(
-        0.05, ge=0, lt=1, description="Share of all steps in which the learning rate rises linearly from 0."
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of all steps in which the learning rate rises linearly from 0.",
+        json_schema_extra={"unit": "share of all steps"},
     )
     weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW's decoupled weight decay.")
     max_grad_norm: float | None = Field(
@@ -212,6 +269,7 @@ class EvaluationSection(Section):
         None,
         ge=1,
         description="Steps between evaluations and checkpoints; each epoch ends with one in any case.",
+        json_schema_extra={"unit": "steps"},
     )
 
 
@@ -223,14 +281,19 @@ class CheckpointSection(Section):
             "Seconds between checkpoints; None leaves those by steps and of the evaluations, which are never"
             " left out."
         ),
+        json_schema_extra={"unit": "seconds"},
     )
     every_steps: int | None = Field(
-        None, ge=1, description="Steps between checkpoints, beside every_seconds; None is off."
+        None,
+        ge=1,
+        description="Steps between checkpoints, beside every_seconds; None is off.",
+        json_schema_extra={"unit": "steps"},
     )
     keep_every: int | None = Field(
         None,
         ge=1,
         description="Keep each k-th checkpoint for good; None keeps the newest three and the best only.",
+        json_schema_extra={"unit": "checkpoints"},
     )
     local_folder: str | None = Field(
         None,
@@ -252,6 +315,7 @@ class PreemptionSection(Section):
             "Seconds to wait for the kill after SIGTERM or a termination notice, once saved, before leaving"
             " with 33; None is 300 under SkyPilot, which would take an early exit for a failure, else 0."
         ),
+        json_schema_extra={"unit": "seconds"},
     )
 
 
@@ -264,24 +328,33 @@ class DistributedSection(Section):
             "Seconds that a process waits for another one, at the start and in every step, before the run"
             " ends with a message."
         ),
+        json_schema_extra={"unit": "seconds"},
     )
 
 
 class ReportSection(Section):
     bootstrap_samples: int = Field(
-        2000, ge=100, le=100_000, description="Resamples behind the 95 % interval of macro-F1."
+        2000,
+        ge=100,
+        le=100_000,
+        description="Resamples behind the 95 % interval of macro-F1.",
+        json_schema_extra={"unit": "resamples"},
     )
     floor_max_rows: int = Field(
         100_000,
         ge=0,
         description="Largest training split on which the TF-IDF floor is fitted; 0 leaves it out.",
+        json_schema_extra={"unit": "posts"},
     )
     texts: bool = Field(
         False,
         description="Whether predictions_<split>.parquet holds the texts of its posts beside their ids.",
     )
     usd_per_hour: float | None = Field(
-        None, ge=0, description="Price of the machines, for the report's cost line; None leaves it out."
+        None,
+        ge=0,
+        description="Price of the machines, for the report's cost line; None leaves it out.",
+        json_schema_extra={"unit": "dollars an hour"},
     )
 
 
@@ -386,7 +459,10 @@ def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> N
     name, equals, text = word.partition("=")
     section, dot, field = name.partition(".")
     if not (equals and dot and section and field):
-        problems.append(f"{word!r} is not of the form section.field=value, for example train.epochs=3")
+        example = "for example train.epochs=3"
+        if equals and (meant := nearest_key(name)) is not None:
+            example = f"did you mean {meant}?"
+        problems.append(f"{word!r} is not of the form section.field=value; {example}")
         return
     value = _typed(section, field, text)
     # else the file has something else there, which is told of
@@ -398,8 +474,8 @@ def _typed(section: str, field: str, text: str) -> Any:
     """The word's value in YAML; a field for text takes it as it stands, so that run.id=2026-11-23
     is no date.
     """
-    fields = _section_type(section).model_fields if section in Config.model_fields else {}
-    kinds = get_args(fields[field].annotation) or (fields[field].annotation,) if field in fields else ()
+    known = section in Config.model_fields and field in _section_type(section).model_fields
+    kinds = _kinds(_section_type(section), field) if known else ()
     if type(None) in kinds and text.lower() in ("", "none", "null", "~"):
         return None
     if str in kinds:
@@ -436,26 +512,36 @@ def _section_type(name: str) -> type[Section]:
 
 
 def _all_names() -> list[str]:
+    return [*Config.model_fields, *all_keys()]
+
+
+def all_keys() -> list[str]:
+    """`section.field` of every key, in the order of the sections."""
     return [
-        *Config.model_fields,
-        *(
-            f"{section}.{field}"
-            for section in Config.model_fields
-            for field in _section_type(section).model_fields
-        ),
+        f"{section}.{field}"
+        for section in Config.model_fields
+        for field in _section_type(section).model_fields
     ]
 
 
-def _suggest(name: str, candidates: list[str]) -> str:
-    """`; did you mean X?` for the candidate whose last word is nearest, else the list of
-    sections.
+def nearest_key(name: str, candidates: Sequence[str] = ()) -> str | None:
+    """The key or section that was meant by a wrong name: one with that last word, what other tools
+    call so, else the one whose last word is nearest. `candidates` are all names unless given, the
+    likeliest first.
     """
     by_last_word: dict[str, str] = {}
-    for candidate in candidates:
+    for candidate in candidates or _all_names():
         by_last_word.setdefault(candidate.rpartition(".")[2], candidate)
+    if name not in by_last_word and (meant := key_meant(name)) is not None:
+        return meant
     nearest = difflib.get_close_matches(name, by_last_word, n=1, cutoff=0.6)
-    if nearest:
-        return f"; did you mean {by_last_word[nearest[0]]}?"
+    return by_last_word[nearest[0]] if nearest else None
+
+
+def _suggest(name: str, candidates: list[str]) -> str:
+    """`; did you mean X?`, else the list of sections."""
+    if (nearest := nearest_key(name, candidates)) is not None:
+        return f"; did you mean {nearest}?"
     return f"; sections are {', '.join(Config.model_fields)}"
 
 

@@ -8,6 +8,7 @@ bucket.
 from __future__ import annotations
 
 import argparse
+import csv
 import shlex
 import shutil
 import subprocess
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         environment = server.environment()
         print(f"SeaweedFS serves s3://{BUCKET} at {server.endpoint}")
         data, runs, adapter = f"s3://{BUCKET}/posts", f"s3://{BUCKET}/runs", str(folder / "adapter")
+        truth = held_out_posts(folder / "held_out.csv")
         values = [f"model.base={base}", f"data.url={data}", f"run.output_url={runs}", *arguments.overrides]
         commands = [
             ["emotion-train", "prepare", str(POSTS), data],
@@ -68,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             ],
             ["emotion-launch", "runs", runs],
             ["emotion-launch", "pull", f"{runs}/demo", "--to", adapter],
+            ["emotion-train", "predict", "--adapter", adapter, "--file", str(truth), "--columns", "truth"],
             [
                 "emotion-train",
                 "predict",
@@ -86,6 +89,18 @@ def run(arguments: argparse.Namespace) -> int:
         f"\ndone in {time.monotonic() - started:.0f} s; read {folder / 'adapter' / 'report' / 'report.html'}"
     )
     return 0
+
+
+def held_out_posts(path: Path, count: int = 3) -> Path:
+    """Write some posts of the test split, of different labels, with their label as `truth`."""
+    with (POSTS / "test.csv").open(newline="", encoding="utf-8") as file:
+        first: dict[str, str] = {}
+        for row in csv.DictReader(file):
+            first.setdefault(row["label"], row["text"])
+    with path.open("w", newline="", encoding="utf-8") as file:
+        posts = [(first[label], label) for label in [*first][:count]]
+        csv.writer(file).writerows([("text", "truth"), *posts])
+    return path
 
 
 def small_model() -> Path:

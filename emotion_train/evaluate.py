@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +87,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the figures, and write them where --out says."""
     from emotion_train.data.lengths import cut_remark
     from emotion_train.data.tokenization import CountingTokenizer
+    from emotion_train.runs.adapter_cache import find_adapter
     from emotion_train.runs.origin import Origin
     from emotion_train.storage.open import open_store
 
     # what can be wrong is found before torch is imported and the base is loaded
     out = open_store(arguments.out) if arguments.out else None
-    origin = Origin.of(arguments.adapter, arguments.run_url, arguments.training_data)
+    found = find_adapter(arguments.adapter)
+    arguments.adapter = found.folder
+    origin = Origin.of(found.folder, arguments.run_url, arguments.training_data)
+    if arguments.run_url is None and found.run_url is not None:  # its report may name where it once was
+        origin = replace(origin, run_url=found.run_url)
     labels = origin.facts.labels
     train_counts: Sequence[int] | None = None
     remarks: list[str] = []

@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns",
         metavar="A,B",
         help=(
-            "columns of --file to print with each post as jsonl or csv; one named row, text or label as this"
-            " program's own is called input_… there"
+            "columns of --file to print with each post, as text before it; one named row, text or label as"
+            " this program's own is called input_… there"
         ),
     )
     parser.add_argument(
@@ -108,7 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
             " out."
         )
     with ExitStack() as stack:
+        from emotion_train.runs.adapter_cache import find_adapter
+
         posts = _posts(arguments, stack)
+        arguments.adapter = find_adapter(arguments.adapter).folder
         # a wrong folder is refused before torch is imported, and before anything is typed
         kept = _kept(arguments.columns, read_facts(arguments.adapter).labels)
         first = list(islice(posts, _AT_A_TIME if arguments.posts or arguments.file else 1))
@@ -249,11 +252,11 @@ def _printer(
                 }
                 print(json.dumps(printed, ensure_ascii=False), file=out)
             else:
-                print(
-                    "  ".join(f"{shown(labels[label])} {prob_C[label]:.2f}" for label in ranked[:top])
-                    + f"  | {shown(post.text)}",
-                    file=out,
+                answer = "  ".join(f"{shown(labels[label])} {prob_C[label]:.2f}" for label in ranked[:top])
+                beside = "  ".join(
+                    f"{shown(name)}={shown(value)}" for name, value in zip(kept, post.kept, strict=True)
                 )
+                print("  | ".join(filter(None, (answer, beside, shown(post.text)))), file=out)
         out.flush()
 
     return print_batch

@@ -214,7 +214,7 @@ def _fit(job: Job, trainer: Trainer) -> None:
     from emotion_train.progress import ProgressLine
 
     with ProgressLine("training", trainer.steps, "steps", shown=job.ranks.is_main) as line:
-        trainer.tell = lambda progress, words: line.update(progress.step, words)
+        trainer.tell = lambda progress, note: line.update(progress.step, trainer.pace.words(progress, note))
         trainer.tell_milestone = line.say
         trainer.fit()
 

@@ -11,10 +11,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from emotion_train.cli import VERBS as TRAIN_VERBS
+from emotion_train.command_line import (
+    LAUNCH,
+    LAUNCH_VERBS,
+    add_program_options,
+    codes_of,
+    parse,
+    require_verb,
+)
 from emotion_train.edges.streams import LOG_VARIABLE, go_to, hold, text_is_the_result
-from emotion_train.errors import EXIT_CODES, exit_code
-from launch.plan.choices import Spot
-from launch.run.choice import accelerate_line, ask_for_base, choose, printable
+from emotion_train.errors import EXIT_CODES, WrongRequest, exit_code
+from launch.plan.spot import Spot
 
 _PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which
 precision and micro-batch, how many posts a second, how many hours, and dollars on spot (expected
@@ -22,43 +30,34 @@ preemptions and recoveries included) and on demand. Nothing is started."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    hold("emotion-launch")
-    arguments = _parse(argv)
-    return exit_code("emotion-launch", lambda: int(arguments.verb(arguments)))
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """`section.field=value` words may stand before, between and after the options; argparse takes
-    one row of them only.
-    """
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and not (
-        hasattr(arguments, "overrides") and all("=" in word and not word.startswith("-") for word in rest)
-    ):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
-    return arguments
+    hold(LAUNCH)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if code := exit_code(LAUNCH, lambda: require_verb(LAUNCH, words, LAUNCH_VERBS, TRAIN_VERBS)):
+        return code
+    arguments = parse(_parser(), words)
+    return exit_code(LAUNCH, lambda: int(arguments.verb(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="emotion-launch",
-        description=__doc__,
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-
-    run = verbs.add_parser(
-        "run",
-        help=(
-            "start the training by accelerate launch; with several nodes (SkyPilot, srun) it is started on"
-            " each"
+        prog=LAUNCH,
+        description=(
+            "Plan and check a run, start it on this machine or on each node, list and show runs, pull"
+            " adapters. Each verb has its own --help."
         ),
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_program_options(parser)
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(name: str, summary: str, description: str = "") -> argparse.ArgumentParser:
+        told = description or f"{summary[0].upper()}{summary[1:]}."
+        return verbs.add_parser(name, help=summary, description=told, epilog=codes_of(LAUNCH, name))
+
+    run = verb(
+        "run",
+        "start the training by accelerate launch; with several nodes (SkyPilot, srun) it is started on each",
     )
     _add_config(run)
     run.add_argument(
@@ -80,17 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(verb=_run)
 
-    _add_plan(
-        verbs.add_parser(
-            "plan",
-            help="which GPUs would train this, how long and for how many dollars",
-            description=_PLANNING,
-        )
-    )
+    _add_plan(verb("plan", "which GPUs would train this, how long and for how many dollars", _PLANNING))
 
-    check = verbs.add_parser(
-        "check", help="look at config, data, output, credentials, base and GPU without loading anything"
-    )
+    check = verb("check", "look at config, data, output, credentials, base and GPU without loading anything")
     _add_config(check)
     check.add_argument(
         "--gpus",
@@ -105,13 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(verb=_check)
 
-    runs = verbs.add_parser("runs", help="list the runs below an output URL")
+    runs = verb("runs", "list the runs below an output URL")
     runs.add_argument("output_url", metavar="OUTPUT_URL", help="s3://bucket/prefix or a folder")
     runs.set_defaults(verb=_runs)
 
-    show = verbs.add_parser(
-        "show", help="one run from its log: starts, preemptions, fall-backs, checkpoints, scores"
-    )
+    show = verb("show", "one run from its log: starts, preemptions, fall-backs, checkpoints, scores")
     show.add_argument("run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists")
     show.add_argument(
         "--watch",
@@ -127,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.set_defaults(verb=_show)
 
-    pull = verbs.add_parser("pull", help="download a published adapter, verified by sha256")
+    pull = verb("pull", "download a published adapter, verified by sha256")
     pull.add_argument(
         "run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists as published"
     )
@@ -232,6 +221,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from emotion_train.config import load_config
     from emotion_train.processes.notices import hold_seconds
     from emotion_train.training.job import output_log
+    from launch.run.choice import accelerate_line, ask_for_base, choose, printable
     from launch.run.processes import run_to_end, wait_for_answer
     from launch.run.topology import gpus
 
@@ -277,7 +267,6 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from emotion_train.console import Terminal
-    from emotion_train.errors import WrongRequest
     from launch.check.checks import check_all
     from launch.run.topology import gpus
 
@@ -303,16 +292,22 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _runs(arguments: argparse.Namespace) -> int:
+    from emotion_train.storage.folder import FolderStore
     from emotion_train.storage.open import open_store
     from launch.results.pages import a_console, print_runs
 
     text_is_the_result()
-    print_runs(open_store(arguments.output_url), a_console())
+    store = open_store(arguments.output_url)
+    if isinstance(store, FolderStore) and not store.root.exists():
+        raise WrongRequest(
+            f"There is no folder {store.url}; give the run.output_url of your runs, s3://bucket/prefix or a"
+            " folder."
+        )
+    print_runs(store, a_console())
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from emotion_train.errors import WrongRequest
     from emotion_train.runs.published import split_run_url
     from emotion_train.storage.open import open_store
     from launch.results.pages import a_console, show, watch

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from emotion_train.cli import VERBS
+from emotion_train.cli import VERBS, page_of
 from tests.test_layers import ROOMS
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def test_pages_outside_the_rooms_are_named_once(package: str) -> None:
 
 def test_the_verbs_of_the_tree_are_those_of_the_command() -> None:
     named = tree()["emotion_train"]["verbs"]
-    assert sorted(named) == sorted(["cli", *(verb.replace("-", "_") for verb in VERBS)])
+    assert sorted(named) == sorted(["cli", *map(page_of, VERBS)])
 
 
 def test_the_order_of_imports_is_the_one_that_is_held() -> None:

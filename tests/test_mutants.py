@@ -97,6 +97,30 @@ MUTANTS = [
         "False",
         "tests/emotion_train/sources/test_open.py::test_a_missing_label_is_no_label[NaN]",
     ),
+    Mutant(
+        "a number that YAML reads otherwise than a person is refused",
+        "emotion_train/edges/bounded.py",
+        "_Plain.clear_int",
+        "if _UNCLEAR.fullmatch(node.value)",
+        "if False",
+        "tests/emotion_train/test_config.py::test_a_word_is_held_to_the_same[train.epochs=010]",
+    ),
+    Mutant(
+        "the commented config loads to the defaults",
+        "emotion_train/config_reference.py",
+        "as_yaml",
+        "_value(key.default)",
+        "_value(key.name)",
+        "tests/emotion_train/test_config_reference.py::test_the_yaml_file_loads_to_the_defaults",
+    ),
+    Mutant(
+        "a wrong verb names the program that has it",
+        "emotion_train/command_line.py",
+        "require_verb",
+        "if word in others:",
+        "if False:",
+        "tests/emotion_train/test_command_line.py::test_a_wrong_verb_is_led_to_the_right_one",
+    ),
     # one writer at a time
     Mutant(
         "an entry is only created, in a bucket",
@@ -708,9 +732,9 @@ MUTANTS = [
     Mutant(
         "a pickle is not pulled",
         "emotion_train/runs/published.py",
-        "safe_targets",
-        "not in _ALLOWED_SUFFIXES:",
-        'not in {*_ALLOWED_SUFFIXES, ".pt", ".bin", ".pkl"}:',
+        "require_pullable",
+        "not in _ALLOWED_SUFFIXES and",
+        'not in {*_ALLOWED_SUFFIXES, ".pt", ".bin", ".pkl"} and',
         "tests/launch/results/test_pull.py::test_unsafe_parts_are_refused[final/00000000/adapter/model.pt-pickles]",
     ),
     Mutant(
@@ -720,6 +744,30 @@ MUTANTS = [
         "is not None and with_training_filter:",
         "is not None:",
         "tests/launch/results/test_pull.py::test_the_training_filter_is_pulled_only_when_it_is_asked_for[folder]",
+    ),
+    Mutant(
+        "what a cache holds is hashed before it is used",
+        "emotion_train/runs/adapter_cache.py",
+        "_is_file",
+        "== wanted.sha256",
+        "!= ''",
+        "tests/emotion_train/runs/test_adapter_cache.py::test_what_is_damaged_in_the_cache_is_pulled_again[folder-changed]",
+    ),
+    Mutant(
+        "an adapter of a writer that did not publish is not used",
+        "emotion_train/runs/adapter_cache.py",
+        "find_adapter",
+        "finals[-1:] != [int(in_a_run['incarnation'])]",
+        "not finals",
+        "tests/emotion_train/runs/test_adapter_cache.py::test_the_adapter_of_a_writer_that_did_not_publish_is_refused[folder]",
+    ),
+    Mutant(
+        "time left is not judged by the steps of another process",
+        "emotion_train/progress.py",
+        "ProgressLine._seconds_left",
+        "(done - first)",
+        "done",
+        "tests/emotion_train/test_progress.py::test_a_log_gets_a_line_every_30_s_with_share_time_left_and_the_last_words",
     ),
     # when the machine goes
     Mutant(

@@ -35,6 +35,7 @@ MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as its library has it
 _MAX_NODES = 100_000  # of a YAML document with every alias written out
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive: one pass, whatever the text
 _BRACKETS = re.compile(r"[\[\]{}]")
+_UNCLEAR = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _MAGIC = b"PAR1"
 
@@ -200,16 +201,36 @@ def _refuse_halves(value: Any) -> None:
 # --- YAML ---
 
 
-class _Plain(yaml.SafeLoader):
-    """YAML's safe loader, for numbers of a sane length."""
+class UnclearNumber(str):
+    """A number as it was typed that YAML 1.1 takes for another one than a person reads: 010, which
+    is 8 there, and 1:30, which is 90. `reading` says so, in a phrase.
+    """
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+    reading: str
+
+    def __new__(cls, typed: str, value: float) -> UnclearNumber:
+        self = super().__new__(cls, typed)
+        base = "a number to base 60" if ":" in typed else "an octal number"
+        self.reading = f"{typed} is {base} in YAML, {value}"
+        return self
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML's safe loader, for numbers of a sane length that read as they are meant."""
+
+    def clear_int(self, node: yaml.ScalarNode) -> int | UnclearNumber:
         if len(node.value) > MAX_DIGITS:
             raise Unreadable(f"it has a number of {len(node.value):,} digits")
-        return int(super().construct_yaml_int(node))
+        value = int(self.construct_yaml_int(node))
+        return UnclearNumber(node.value, value) if _UNCLEAR.fullmatch(node.value) else value
+
+    def clear_float(self, node: yaml.ScalarNode) -> float | UnclearNumber:
+        value = float(self.construct_yaml_float(node))
+        return UnclearNumber(node.value, value) if _UNCLEAR.fullmatch(node.value) else value
 
 
-_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.construct_yaml_int)
+_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.clear_int)
+_Plain.add_constructor("tag:yaml.org,2002:float", _Plain.clear_float)
 
 
 class _OnceEach(_Plain):
@@ -230,7 +251,7 @@ class _OnceEach(_Plain):
 
 def yaml_in(raw: bytes | str, most_bytes: int = MAX_YAML_BYTES, *, once: bool = False) -> Any:
     """The value of a YAML document of plain values; raises `Unreadable`, also for a date that is
-    none. `once` as in `json_in`.
+    none. `once` as in `json_in`. Octal numbers and those to base 60 are `UnclearNumber`s.
     """
     require_size(len(raw), most_bytes)
     text = _decoded(raw)

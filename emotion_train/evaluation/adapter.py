@@ -21,10 +21,12 @@ _MOST = 2**31 - 1
 def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter",
-        type=Path,
         required=True,
-        metavar="FOLDER",
-        help="adapter folder written by `emotion-launch pull`",
+        metavar="URL",
+        help=(
+            "published run (OUTPUT_URL/RUN_ID, s3://… or a folder), pulled into a cache and verified; or an"
+            " adapter folder written by `emotion-launch pull`, or its copy in a bucket"
+        ),
     )
     parser.add_argument(
         "--base",
@@ -94,8 +96,9 @@ def positive(word: str) -> int:
 
 
 def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
-    """The adapter that `add_adapter_arguments` describes, on the device that it names. Raises
-    `WrongRequest` for too small a GPU.
+    """The adapter that `add_adapter_arguments` describes, on the device that it names, where
+    --adapter is a folder by now (`emotion_train.runs.adapter_cache`). Raises `WrongRequest` for too
+    small a GPU.
     """
     import torch
 
@@ -105,15 +108,16 @@ def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
     from emotion_train.progress import ProgressLine
 
     base: str | BaseConfig | None = arguments.base
+    folder = Path(arguments.adapter)
     device = torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
-        facts = read_facts(arguments.adapter)
+        facts = read_facts(folder)
         base = opened = read_config(arguments.base or facts.base)
         precision = arguments.precision or facts.precision
         refuse_small_gpu(opened.files.name, Shape.of(opened.text.to_dict()), precision, memory_of(device))
     with ProgressLine("loading", 1, "tensors") as line:
         return load_adapter(
-            arguments.adapter,
+            folder,
             base=base,
             precision=arguments.precision,
             fused=arguments.decoder == "fused",

@@ -25,6 +25,7 @@ from emotion_train.evaluation.metrics import (
     paired_bootstrap_macro_f1,
 )
 from emotion_train.evaluation.predictions import Inconsistent, Predictions, join_predictions
+from emotion_train.report.advice import next_steps
 from emotion_train.report.schema import (
     Dataset,
     Evaluation,
@@ -111,10 +112,12 @@ def build_report(
     }
     headline = "test" if "test" in figures else next(iter(figures))
     cuts = dict(cuts or {})
+    train_counts = dataset.label_counts.get("train", ())
+    advice = next_steps(figures[headline], history, identity.config, train_counts)
     # of the splits the first is enough, the others are in the table
     much_cut = [f"{_cut_words(name, cut, dataset)}." for name, cut in cuts.items() if cut.is_much][:1]
     return Report(
-        verdict=verdict(headline, figures[headline]),
+        verdict=verdict(headline, figures[headline]).model_copy(update={"advice": advice}),
         warnings=(*_warnings(headline, figures[headline], dataset, settings), *much_cut, *remarks),
         labels=tuple(labels),
         headline=headline,

@@ -65,6 +65,7 @@ def _head(report: Report, split: SplitFigures) -> str:
     ]
     if speed.usd is not None:
         tiles.append(("cost", dollars(speed.usd), f"{duration(speed.wall_seconds)} of machines"))
+    advice = f"<p>{escape(report.verdict.advice)}</p>\n" if report.verdict.advice is not None else ""
     shown = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
         for name, value, note in tiles
@@ -73,6 +74,7 @@ def _head(report: Report, split: SplitFigures) -> str:
         f"<header>\n<p class=run>Emotion classifier · run <b>{escape(identity.run_id)}</b> ·"
         f" {escape(identity.base)}</p>\n"
         f'<h1 class="{css}"><span aria-hidden="true">{mark}</span> {escape(report.verdict.sentence)}</h1>\n'
+        f"{advice}"
         f'<dl class="tiles">{shown}</dl>\n</header>'
     )
 

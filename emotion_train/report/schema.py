@@ -151,6 +151,12 @@ class Verdict(_Part):
 
     outcome: Literal["beaten", "open", "not beaten"]
     sentence: str
+    advice: str | None = Field(
+        None,
+        description=(
+            "What to try next; None for a model that beats its floors, and in reports of earlier versions."
+        ),
+    )
 
 
 class TrainedOn(_Part):

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from emotion_train.report.advice import next_steps
 from emotion_train.report.schema import Report, Scorecard, SplitFigures
 from emotion_train.report.scorecard import headline, of_the_training
 from emotion_train.report.units import dollars, duration, memory, percent, rate, saving, signed
@@ -24,7 +25,7 @@ _BAR = 16
 
 def print_report(report: Report, console: Console) -> None:
     split = report.splits[report.headline]
-    _print_verdict(report.verdict.outcome, report.verdict.sentence, console)
+    _print_verdict(report.verdict.outcome, report.verdict.sentence, report.verdict.advice, console)
     for part in (_floors(split), _per_label(split), _facts(report, split)):
         console.print(Padding(part, (0, 0, 1, 2)))
     _print_warnings(report.warnings, console)
@@ -32,7 +33,7 @@ def print_report(report: Report, console: Console) -> None:
 
 def print_scorecard(card: Scorecard, console: Console) -> None:
     split = card.figures
-    _print_verdict(*headline(card), console)
+    _print_verdict(*headline(card), next_steps(split), console)
     if (told := of_the_training(card)) is not None:
         clean = card.trained_on is not None and not card.trained_on.posts
         mark = Text("  ") if clean else Text("! ", "yellow")
@@ -50,9 +51,11 @@ def print_scorecard(card: Scorecard, console: Console) -> None:
     _print_warnings(card.warnings, console)
 
 
-def _print_verdict(outcome: str, sentence: str, console: Console) -> None:
+def _print_verdict(outcome: str, sentence: str, advice: str | None, console: Console) -> None:
     style, mark = _STYLES[outcome]
     console.print(Text.assemble((f"{mark} ", f"bold {style}"), (sentence, "bold")))
+    if advice is not None:
+        console.print(Text.assemble(("→ ", style), advice))
     console.print()
 
 

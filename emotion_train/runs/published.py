@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from emotion_train.data.text_filter import FILE_NAME, MAX_POSTS, file_bytes
@@ -18,6 +19,7 @@ from emotion_train.storage.store import Store
 _ADAPTER = "adapter/"
 # what a published run consists of; nothing here is ever unpickled
 _ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".md", ".txt", ".html", ".parquet", ".yaml"}
+REPORT = "report.json"
 _MAX_FILE_BYTES = 16 << 30
 _MAX_FILES = 200
 TRAINING_FILTER = f"data/{FILE_NAME}"  # where the filter of the training texts stands in a pulled folder
@@ -115,18 +117,26 @@ def safe_targets(entry: Entry) -> list[tuple[Part, str]]:
             )
         name = part.key.removeprefix(final)
         target = name.removeprefix(_ADAPTER) if name.startswith(_ADAPTER) else f"report/{name}"
-        if Path(target).suffix.lower() not in _ALLOWED_SUFFIXES:
-            raise WrongRequest(
-                f"The final entry names {part.key!r}; only safetensors, JSON and text are pulled, never"
-                " pickles. Nothing was pulled."
-            )
-        if part.bytes > _MAX_FILE_BYTES or len(targets) >= _MAX_FILES:
-            raise WrongRequest(
-                f"The final entry is not sound at {part.key!r} (too large or too many); nothing was pulled."
-            )
         targets.append((part, target))
-    if (double := first_collision(target for _, target in targets)) is not None:
-        raise WrongRequest(
-            f"The final entry is not sound at {double!r} (a double name on some disks); nothing was pulled."
-        )
+    require_pullable("The final entry", [(part.key, target, part.bytes) for part, target in targets])
     return targets
+
+
+def require_pullable(source: str, files: Sequence[tuple[str, str, int]]) -> None:
+    """Raises `WrongRequest` for a pickle, a collision, or an absurd size or number among the files
+    (name at the source, path in the folder, bytes).
+    """
+    for name, target, size in files:
+        if Path(target).suffix.lower() not in _ALLOWED_SUFFIXES and target != TRAINING_FILTER:
+            raise WrongRequest(
+                f"{source} names {name!r}; only safetensors, JSON and text are pulled, never pickles. Nothing"
+                " was pulled."
+            )
+        if size > _MAX_FILE_BYTES or len(files) > _MAX_FILES:
+            raise WrongRequest(
+                f"{source} is not sound at {name!r} (too large or too many); nothing was pulled."
+            )
+    if (double := first_collision(target for _, target, _ in files)) is not None:
+        raise WrongRequest(
+            f"{source} is not sound at {double!r} (a double name on some disks); nothing was pulled."
+        )

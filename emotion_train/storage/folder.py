@@ -45,6 +45,11 @@ class FolderStore(Store):
         self.url = str(folder)
         self._root = folder.expanduser().absolute()
 
+    @property
+    def root(self) -> Path:
+        """The folder; writing makes one that is not there."""
+        return self._root
+
     def read(
         self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
     ) -> bytes:

@@ -44,6 +44,7 @@ from emotion_train.sizing.shape import Shape
 from emotion_train.training.engines import make_engine
 from emotion_train.training.job import Job
 from emotion_train.training.ledger import Ledger
+from emotion_train.training.pace import Pace
 
 _LOG_EVERY_STEPS = 10
 _KEEP_LOCALLY_AFTER_S = 10.0  # the shortest notices are of 30 s
@@ -122,6 +123,7 @@ class Trainer:
         self.steps = self.steps_per_epoch * config.train.epochs
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
         self.ledger = Ledger(ranks, job.accelerator.device, self._rate_after, self._tell_of_loss)
+        self.pace = Pace()
         self._saved_step = 0  # of the newest state given to the saver
         self._asked_to_save = time.monotonic()
 
@@ -163,6 +165,7 @@ class Trainer:
             loss += self._passes(pack, scale, last=number == len(batch.packs) - 1)
         self.engine.update(self.learning_rate)
         self.ledger.take(batch, loss / (batch.weight_sum or 1.0))
+        self.pace.take(self.progress.examples)
         self.tell(self.progress, "")
 
     def _passes(self, pack: Pack, scale: float, last: bool) -> torch.Tensor:
@@ -204,7 +207,7 @@ class Trainer:
 
     def _tell_of_loss(self, step: int, mean: float, learning_rate: float) -> None:
         self.accelerator.log({"train/loss": mean, "train/learning_rate": learning_rate}, step=step)
-        self.tell(self.progress, f"loss {mean:.3f}")
+        self.pace.loss = mean
 
     # between two steps
 
@@ -275,6 +278,7 @@ class Trainer:
                 self.ledger.add_up()
                 self.ledger.stop_clock()
                 self._evaluate()
+                self.pace.pause()
             except CutOff:
                 self._answer(Signal.STOP)
             self.ledger.start_clock()
@@ -323,8 +327,9 @@ class Trainer:
         if self.saver is not None:
             self.progress.saves += 1
             self.progress.stall_seconds += time.perf_counter() - began
+            facts = self.pace.facts() | metrics
             self.saver.offer(
-                Snapshot(state, self.progress.step // self.steps_per_epoch, self.question, metrics)
+                Snapshot(state, self.progress.step // self.steps_per_epoch, self.question, facts)
             )
 
     def wall_seconds(self) -> float:

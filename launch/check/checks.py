@@ -34,8 +34,9 @@ from launch.check.dataset import (
 )
 from launch.check.machine import Target, check_disk, check_machine, check_memory, check_precision, target_of
 from launch.gpus import kind_of
-from launch.plan.choices import Choice, Spot, best_settings, spot_of
+from launch.plan.choices import Choice, best_settings, spot_of
 from launch.plan.prices import Offer
+from launch.plan.spot import Spot
 from launch.run.choice import requested_file
 from launch.run.topology import Gpu
 from launch.workload import shape_of_base, work_of

@@ -29,19 +29,11 @@ from emotion_train.sizing.shape import Precision, Shape
 from launch.gpus import COUNTS, GPU_KINDS, GpuKind
 from launch.plan.prices import Offer, Prices
 from launch.plan.speed import Speed
+from launch.plan.spot import Spot
 from launch.workload import Work
 
 _NEVER_H = 365 * 24  # a year
 _MOST_EXPONENT = 100.0  # e to this is beyond any run
-
-
-@dataclass(frozen=True)
-class Spot:
-    """What is assumed of spot machines; a rate of 0.1 is one preemption in ten hours."""
-
-    preemptions_per_hour: float = 0.1
-    startup_minutes: float = 10.0
-    checkpoint_minutes: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from emotion_train.config import Config
 from emotion_train.data.lengths import Cut, roughly
 from emotion_train.sizing.memory import GIB, MemoryEstimate
 from launch.gpus import MIB
-from launch.plan.choices import Choice, Plan, Spot, TooSmall
+from launch.plan.choices import Choice, Plan, TooSmall
 from launch.plan.prices import Prices, Quote
+from launch.plan.spot import Spot
 from launch.results.pages import print_whole
 from launch.workload import Work
 

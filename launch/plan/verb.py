@@ -16,8 +16,9 @@ from emotion_train.data.index import read_index, require_trainable
 from emotion_train.errors import WrongRequest
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
-from launch.plan.choices import Choice, Plan, Spot, make_plan, spot_of
+from launch.plan.choices import Choice, Plan, make_plan, spot_of
 from launch.plan.prices import Prices, find_prices
+from launch.plan.spot import Spot
 from launch.plan.table import plan_json, print_plan
 from launch.plan.task_file import TEMPLATE, write_task_file
 from launch.workload import Work, precision_of_base, refuse_unfused_fp8, shape_of_base, work_of

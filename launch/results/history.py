@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from emotion_train.errors import Damaged, ObjectNotFound, StorageError, WrongRequest
+from emotion_train.progress import plain_line
+from emotion_train.report.units import training_words
 from emotion_train.runs.log import LIVE_S, Entry, read_log, run_ids, summary, when
 from emotion_train.storage.store import Store
 
@@ -109,6 +111,39 @@ def facts_of(run_id: str, entries: Sequence[Entry], now: datetime) -> RunFacts:
         usd=_dollars(writers),
         starts=len(writers),
     )
+
+
+def progress_line(entries: Sequence[Entry], now: datetime) -> str | None:
+    """The line that the trainer itself prints, as of the newest checkpoint; None where nothing is
+    trained any more, or no checkpoint is there.
+
+    Time left is by the newest writer's checkpoints, or its claim where there is one of them. Logs
+    that do not tell loss and posts/s are told without.
+    """
+    if any(entry.kind == "final" for entry in entries) or not (writers := incarnations(entries)):
+        return None
+    saved = [entry for entry in writers[-1].entries if entry.kind == "checkpoint"]
+    steps = _whole(writers[-1].claim.metrics.get("steps"))
+    if not saved or steps is None:
+        return None
+    first, newest = saved[0] if len(saved) > 1 else writers[-1].claim, saved[-1]
+    taken, seconds = newest.step - first.step, (when(newest) - when(first)).total_seconds()
+    left = None
+    if taken > 0 and seconds > 0:
+        since = (now - when(newest)).total_seconds()
+        left = max(0.0, (steps - newest.step) * seconds / taken - max(0.0, since))
+    loss = _newest_number(saved, "loss")
+    words = training_words(
+        loss if loss is not None else _newest_number(saved, "train_loss"),
+        _newest_number(saved, "posts_per_second"),
+        _newest_number(entries, "macro_f1"),
+    )
+    return plain_line("training", newest.step, steps, "steps", left, words)
+
+
+def _newest_number(entries: Sequence[Entry], name: str) -> float | None:
+    numbers = [value for entry in entries if isinstance(value := entry.metrics.get(name), int | float)]
+    return float(numbers[-1]) if numbers else None
 
 
 def _whole(value: object) -> int | None:

@@ -14,10 +14,11 @@ from rich.text import Text
 
 from emotion_train.console import Terminal
 from emotion_train.errors import StorageError
+from emotion_train.progress import LINE_EVERY_S, rough
 from emotion_train.runs.log import Entry
 from emotion_train.storage.store import Store
 from launch.gpus import kind_of
-from launch.results.history import RunFacts, facts_of, follow, list_runs, story
+from launch.results.history import RunFacts, facts_of, follow, list_runs, progress_line, story
 
 WIDE = 160  # columns of a table that goes to a file or a pipe
 _LINES_WATCHED = 20
@@ -91,14 +92,7 @@ def _step(row: RunFacts) -> str:
 
 
 def _age(then: datetime | None, now: datetime) -> str:
-    """`3 d`, `5 h`, `12 min` or `40 s`."""
-    if then is None:
-        return "-"
-    seconds = max(0.0, (now - then).total_seconds())
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return "-" if then is None else rough(max(0.0, (now - then).total_seconds()))
 
 
 def page(
@@ -107,11 +101,13 @@ def page(
     """What the log tells of a run: a few facts, then its story, the newest `lines` of it."""
     facts = facts_of(run_id, entries, now)
     head = Table.grid(padding=(0, 2))
+    training = progress_line(entries, now) if facts.state == "training" else None
     checkpoints = sum(entry.kind == "checkpoint" for entry in entries)
     for name, value in (
         ("run", f"{store.url}/{run_id}"),
         ("state", f"{facts.state}, newest entry {_age(facts.updated, now)} old"),
         ("step", _step(facts)),
+        *([("progress", training.partition(": ")[2])] if training is not None else []),
         ("macro-F1", f"{facts.macro_f1:.4f} on {facts.split}" if facts.macro_f1 is not None else "-"),
         ("base", facts.base or "-"),
         ("GPU", facts.gpu or "-"),
@@ -146,7 +142,7 @@ def watch(
     store: Store, run_id: str, every_s: float, console: Console, sleep: Callable[[float], None] = time.sleep
 ) -> None:
     """Show the page and renew it until the run is published; on no terminal, a line for each new
-    entry.
+    entry and every 30 s the trainer's own line.
     """
     entries: list[Entry] = []
     trouble = ""
@@ -168,9 +164,16 @@ def watch(
 
 
 def _print_as_it_comes(
-    store: Store, run_id: str, every_s: float, console: Console, sleep: Callable[[float], None]
+    store: Store,
+    run_id: str,
+    every_s: float,
+    console: Console,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     entries: list[Entry] = []
+    told: str | None = None
+    last = clock() - LINE_EVERY_S
     for new in follow(store, run_id, every_s, sleep):
         if isinstance(new, StorageError):
             console.print(f"asked again in {every_s:g} s: {new}", markup=False)
@@ -183,3 +186,8 @@ def _print_as_it_comes(
                     f" {words}",
                     markup=False,
                 )
+        if clock() - last >= LINE_EVERY_S:
+            last = clock()
+            if (line := progress_line(entries, datetime.now(UTC))) is not None and line != told:
+                console.print(line, markup=False)
+                told = line

@@ -10,6 +10,7 @@ import yaml
 
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.errors import WrongRequest
+from emotion_train.other_names import _KEYS, NAMES
 
 REQUIRED = ["data.url=posts", "run.output_url=runs"]
 CONFIGS = Path(__file__).parents[2] / "emotion_train" / "configs"
@@ -216,3 +217,93 @@ def test_a_config_cannot_be_changed() -> None:
     config = load_config(None, REQUIRED)
     with pytest.raises(ValueError, match="frozen"):
         config.train.epochs = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem"),
+    [
+        (
+            "run: {id: 42}",
+            'run.id: 42 is a number in YAML and text is expected; put quotes around it: id: "42"',
+        ),
+        (
+            "run: {id: 010}",
+            'run.id: 010 is a number in YAML and text is expected; put quotes around it: id: "010"',
+        ),
+        ("run: {id: 1.5}", 'put quotes around it: id: "1.5"'),
+        ("run: {id: no}", 'put quotes around it: id: "no"'),
+        ("run: {id: 2026-11-23}", "run.id: 2026-11-23 is a date in YAML and text is expected"),
+        ("model: {base: 12:30}", "model.base: 12:30 is a number in YAML and text is expected"),
+        (
+            "train: {epochs: 010}",
+            "train.epochs: 010 is an octal number in YAML, 8; write 8, or 10 if that is meant",
+        ),
+        ("train: {epochs: 1:30}", "train.epochs: 1:30 is a number to base 60 in YAML, 90; write 90"),
+        (
+            "train: {learning_rate: -01}",
+            "train.learning_rate: -01 is an octal number in YAML, -1; write -1",
+        ),
+        (
+            "run: {start_timeout_s: 1:00:00.5}",
+            "1:00:00.5 is a number to base 60 in YAML, 3600.5; write 3600.5",
+        ),
+        ("checkpoint: {every_seconds: 0_17}", "0_17 is an octal number in YAML, 15; write 15, or 17 if"),
+        ("train: {epochs: 08}", "train.epochs: '08' begins with a zero; write 8"),
+        ('train: {epochs: "010"}', "train.epochs: '010' begins with a zero; write 10"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_a_person_is_refused(tmp_path: Path, typed: str, problem: str) -> None:
+    (tmp_path / "run.yaml").write_text(typed)
+    with pytest.raises(WrongRequest, match=re.escape(problem)) as refused:
+        load_config(tmp_path / "run.yaml", [word for word in REQUIRED if f"{word[:3]}: " not in typed])
+    place = problem.partition(":")[0]
+    assert str(refused.value).count(f"  - {place}") <= 1
+
+
+@pytest.mark.parametrize("word", ["train.epochs=010", "train.epochs=1:30", "train.epochs=08"])
+def test_a_word_is_held_to_the_same(word: str) -> None:
+    with pytest.raises(WrongRequest, match=r"octal number|base 60|begins with a zero"):
+        load_config(None, [*REQUIRED, word])
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("train.epochs=0x10", 16), ("train.epochs=1_0", 10), ("train.epochs=7", 7)]
+)
+def test_numbers_that_are_clear_are_taken(word: str, value: int) -> None:
+    assert load_config(None, [*REQUIRED, word]).train.epochs == value
+    assert load_config(None, [*REQUIRED, "lora.dropout=0.05", "run.id=010"]).run.id == "010"
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("lr=1e-4", "train.learning_rate?"),
+        ("train.lr=1e-4", "train.learning_rate?"),
+        ("learning_rate=1e-4", "train.learning_rate?"),
+        ("train.batch_size=8", "train.global_batch_size (posts of one optimizer step over all GPUs; "),
+        ("per_device_train_batch_size=8", "train.global_batch_size (posts of"),
+        ("train.per-device-train-batch-size=8", "train.global_batch_size (posts of"),
+        ("train.num_epochs=3", "train.epochs?"),
+        ("train.max_seq_length=64", "data.max_length?"),
+        ("lora.lora_r=4", "lora.r?"),
+        ("lora_r=4", "lora.r?"),
+        ("training.warmup_steps=10", "train?"),
+        ("train.warmup_steps=10", "train.warmup_ratio (a share of all steps, not their number)?"),
+        ("model.model_name_or_path=a/b", "model.base?"),
+        ("run.output_dir=a", "run.output_url?"),
+    ],
+)
+def test_names_of_other_tools_are_led_to_ours(word: str, key: str) -> None:
+    with pytest.raises(WrongRequest, match=re.escape(f"did you mean {key}")):
+        load_config(None, [*REQUIRED, word])
+
+
+def test_every_name_of_other_tools_leads_to_a_key_and_is_none_itself() -> None:
+    keys = {
+        f"{section}.{field}"
+        for section, model in Config.model_fields.items()
+        for field in model.annotation.model_fields  # type: ignore[union-attr]
+    }
+    assert {key for key, _ in NAMES.values()} <= keys
+    assert not NAMES.keys() & {key.partition(".")[2] for key in keys}
+    assert len(NAMES) == sum(len(names.split()) for _, _, names in _KEYS), "one name leads to two keys"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from emotion_train.demo import POSTS, _make_anew, small_model
+from emotion_train.demo import POSTS, _make_anew, held_out_posts, small_model
 from emotion_train.errors import WrongRequest
 
 SPLITS = ("train", "validation", "test")
@@ -81,6 +81,13 @@ def test_the_demo_does_not_remove_a_folder_that_it_did_not_make(tmp_path: Path) 
     with pytest.raises(WrongRequest, match="not made by the demo"):
         _make_anew(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_three_held_out_posts_of_different_labels_keep_their_truth(tmp_path: Path) -> None:
+    with held_out_posts(tmp_path / "held_out.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(row["text"], row["truth"]) for row in csv.DictReader(file)]
+    assert len({truth for _, truth in rows}) == len(rows) == 3
+    assert set(rows) <= set(read("test"))
 
 
 def test_the_small_model_is_installed_by_the_lock() -> None:

@@ -257,3 +257,29 @@ def test_a_report_that_tells_nothing_of_use_is_passed_over(moved: Path, tmp_path
         assert (origin.run_url, origin.data_url) == (None, None)
         with pytest.raises(NotInReach, match="nothing tells where the run of this adapter is"):
             origin.training_filter(100)
+
+
+def test_a_run_is_evaluated_and_used_by_its_url(
+    moved: Path,
+    tmp_path: Path,
+    bucket_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its filter is found where the run is, not where its report says that it was."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    report = next((moved / "runs" / "tiny" / "final").glob("*/report.json"))
+    assert str(moved) not in report.read_text()
+    card = evaluate(moved / "runs" / "tiny", "--file", half(moved, tmp_path))
+    assert counts(card) == (20, 40, 20)
+    here, there = open_store(f"{moved}/runs"), open_store(f"{bucket_url}/runs")
+    for info in here.list("tiny/"):
+        there.write(info.key, here.read(info.key))
+    capsys.readouterr()
+    answers = []
+    for place in (moved / "adapter", f"{bucket_url}/runs/tiny", f"{bucket_url}/runs/tiny"):
+        words = ["predict", "--adapter", str(place), "tea in the rain", "stop shouting"]
+        assert train_cli.main(words) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] == answers[2]
+    assert len(list((tmp_path / "cache").rglob("adapter_model.safetensors"))) == 1

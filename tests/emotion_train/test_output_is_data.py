@@ -69,7 +69,7 @@ def test_the_switch_is_in_help_and_for_csv_alone(capsys: pytest.CaptureFixture[s
 def test_commands_for_a_terminal_are_shown(words: str) -> None:
     assert shown(words) == COMMANDS[words]
     lines = printed("text", [words], [words, "glee"]).splitlines()
-    assert lines == [f"{COMMANDS[words]} 0.50  glee 0.50  | {COMMANDS[words]}"]
+    assert lines == [f"{COMMANDS[words]} 0.50  glee 0.50  | =kept={COMMANDS[words]}  | {COMMANDS[words]}"]
     out = io.StringIO()
     Terminal(file=out, force_terminal=True, width=200, color_system=None).print(words, markup=False)
     assert not re.search("[\x1b\x9b\u202e\u2066\r]", out.getvalue())

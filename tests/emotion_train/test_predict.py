@@ -123,6 +123,10 @@ def test_other_columns_come_along_and_posts_keep_their_numbers(tmp_path: Path) -
         == "row,id,input_label,input_joy,text,label,joy,anger\n5,9,,y,x,anger,0.250000,0.750000\n"
     )
     out = io.StringIO()
+    print_batch = _printer("text", ["joy", "anger"], ["id", "truth"], 1, out)
+    print_batch([Post(5, "x", ("9", "a\x1b"))], np.array([[0.0, 1.0]]))
+    assert out.getvalue() == "anger 1.00  | id=9  truth=a\\x1b  | x\n"
+    out = io.StringIO()
     _printer("jsonl", ["joy", "anger"], ["id"], 1, out)([Post(5, "x", ("9",))], np.array([[0.25, 0.75]]))
     assert json.loads(out.getvalue()) == {
         "row": 5,

@@ -23,8 +23,9 @@ from emotion_train.training.job import too_small
 from emotion_train.training.microbatch import setting_for
 from launch.check.machine import check_memory, target_of
 from launch.gpus import GPU_KINDS, GpuKind
-from launch.plan.choices import Choice, Spot, TooSmall, best_settings
+from launch.plan.choices import Choice, TooSmall, best_settings
 from launch.plan.prices import Offer
+from launch.plan.spot import Spot
 from launch.run.choice import by_memory
 from launch.run.topology import Gpu, Topology
 from launch.workload import Work, shape_of_base

@@ -28,10 +28,11 @@ from emotion_train.evaluation.predictions import (
     predictions_key,
     predictions_to_parquet,
 )
+from emotion_train.report.advice import next_steps
 from emotion_train.report.figures import Measured, SplitResult, build_report, cut_sentences
 from emotion_train.report.pages import render_html
 from emotion_train.report.plots import nice_ticks
-from emotion_train.report.schema import Dataset, Evaluation, Floor, Identity, Report
+from emotion_train.report.schema import Dataset, Evaluation, Floor, Identity, Report, SplitFigures
 from emotion_train.report.terminal import print_report
 from emotion_train.report.units import dollars, duration, memory, short_count, signed
 
@@ -366,6 +367,89 @@ def test_always_guessing_the_majority_is_no_achievement() -> None:
     assert found.verdict.outcome == "open"
     assert MAJORITY in found.verdict.sentence
     assert "Labels the model never predicts: label 1, label 2, label 3, label 4." in found.warnings
+
+
+# ---- what to try next
+
+
+def split_against(outcome: str, floor: str = MAJORITY) -> SplitFigures:
+    """Figures of a model that stands so against that floor."""
+    figures = report({"test": result(predictions(skill=3), predictions(skill=0))}).splits["test"]
+    low, high = {"beaten": (0.1, 0.2), "open": (-0.1, 0.1), "not beaten": (-0.2, -0.1)}[outcome]
+    ends = {"difference_low": low, "difference_high": high}
+    floors = [one.model_copy(update=ends) if one.name == floor else one for one in figures.floors]
+    return figures.model_copy(update={"floors": tuple(floors)})
+
+
+def losses(*values: float, steps: int = 500) -> list[Evaluation]:
+    told: dict[str, Any] = {"epoch": 1, "macro_f1": 0.1, "learning_rate": 1e-4}
+    return [Evaluation(step=steps * i, train_loss=value, **told) for i, value in enumerate(values, 1)]
+
+
+CONFIG: dict[str, Any] = {
+    "train": {"learning_rate": 2e-4, "epochs": 3},
+    "lora": {"targets": ["q_proj"]},
+    "loss": {"class_weights": "none"},
+}
+
+
+@pytest.mark.parametrize("outcome", ["open", "not beaten"])
+@pytest.mark.parametrize(
+    ("history", "first"),
+    [
+        (losses(2.0, 1.99), "train.learning_rate=0.001 (the training loss hardly fell, from 2.00 to 1.99)"),
+        (losses(2.0, 2.5), "train.learning_rate=4e-05 (the training loss rose from 2.00 to 2.50)"),
+        (losses(2.0, 0.5), "fewer epochs or a smaller lora.r (the training loss fell from 2.00 to 0.50, and"),
+        (
+            losses(2.0, steps=20),
+            "train.epochs=6 (there were only 20 steps); labels that a person",
+        ),
+        ([], "train.epochs=6; labels that a person"),
+    ],
+)
+def test_a_model_that_is_no_better_than_chance_is_told_what_to_try(
+    outcome: str, history: list[Evaluation], first: str
+) -> None:
+    advice = next_steps(split_against(outcome), history, CONFIG, (900, 200))
+    assert advice is not None
+    assert advice.startswith(f"Try next: {first}")
+
+
+def test_a_model_that_beats_its_floors_is_told_nothing() -> None:
+    assert next_steps(split_against("beaten"), losses(2.0, 1.99), CONFIG) is None
+
+
+def test_a_model_between_the_floors_is_led_to_more_capacity() -> None:
+    advice = next_steps(split_against("open", TFIDF), losses(2.0, 1.0), CONFIG, (900, 12))
+    assert str(advice).endswith("; a larger model.base; lora.targets=all-linear.")
+    everywhere = CONFIG | {"lora": {"targets": "all-linear"}}
+    advice = next_steps(split_against("open", TFIDF), losses(2.0, 1.0), everywhere, (900, 12))
+    assert str(advice).endswith("; more posts (the rarest label has 12 for training).")
+
+
+def test_one_answer_for_all_posts_is_answered_by_class_weights() -> None:
+    model = predictions()
+    lazy_NC = np.tile(np.array([0.9, 0.025, 0.025, 0.025, 0.025]), (len(model.ids), 1))
+    found = report({"test": result(Predictions.of(model.ids, model.truth_N, lazy_NC))})
+    advice = str(next_steps(found.splits["test"], losses(2.0, 1.99), CONFIG))
+    assert "Try next: loss.class_weights=balanced (100 % of the posts are taken for label 0); tra" in advice
+    balanced = CONFIG | {"loss": {"class_weights": "balanced"}}
+    assert "class_weights" not in str(next_steps(found.splits["test"], losses(2.0, 1.99), balanced))
+    out = io.StringIO()
+    print_report(found, Console(file=out, width=400))
+    assert found.verdict.advice is not None
+    assert f"→ {found.verdict.advice}" in out.getvalue()
+    assert "<p>Try next: " in render_html(found)
+
+
+def test_a_scorecard_s_advice_is_about_its_posts() -> None:
+    assert "posts of another source are another task" in str(next_steps(split_against("open")))
+
+
+def test_a_report_without_advice_stays_readable() -> None:
+    written = json.loads(report({"test": result(predictions(skill=4), predictions(skill=1))}).to_bytes())
+    assert written["verdict"].pop("advice") is None
+    assert Report.model_validate(written).verdict.advice is None
 
 
 def test_a_floor_in_another_order_is_aligned_by_id() -> None:

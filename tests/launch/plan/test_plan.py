@@ -36,7 +36,6 @@ from launch.gpus import COUNTS, GPU_KINDS, GpuKind, kind_of
 from launch.plan.choices import (
     Choice,
     Plan,
-    Spot,
     best_settings,
     hours_with_preemptions,
     make_plan,
@@ -45,6 +44,7 @@ from launch.plan.choices import (
 )
 from launch.plan.prices import NO_PRICES, Offer, Prices, Quote
 from launch.plan.speed import Speed
+from launch.plan.spot import Spot
 from launch.plan.task_file import rewritten, write_task_file
 from launch.workload import Work, shape_of_base, work_of
 from tests.helpers.patience import PATIENCE_S

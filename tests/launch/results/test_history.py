@@ -25,8 +25,8 @@ from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from launch.cli import main
-from launch.results.history import facts_of, follow, incarnations, list_runs, story
-from launch.results.pages import watch
+from launch.results.history import facts_of, follow, incarnations, list_runs, progress_line, story
+from launch.results.pages import _print_as_it_comes, watch
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import start_trainer, tiny_config
 
@@ -215,6 +215,55 @@ def test_a_trainer_leaves_its_facts_and_its_notice_in_the_log(tmp_path: Path) ->
     assert row.steps == -(-108 // 16)
     assert entries[0].metrics["usd_per_hour"] == 2.5
     assert incarnations(entries)[-1].notice == "preempted"
+    saved = [entry for entry in entries if entry.kind == "checkpoint"]
+    assert isinstance(saved[-1].metrics["posts_per_second"], float)
+
+
+# --- how far it is ---
+
+
+def test_progress_is_the_trainer_s_line_by_the_newest_checkpoints(store: Store) -> None:
+    entries = two_starts(store)
+    now = datetime(2026, 1, 1, 1, 50, tzinfo=UTC)  # of the newest entry
+    # the second machine took the steps from 0 to 200 between its claim, minute 50, and minute 110
+    told = progress_line(entries, now)
+    assert told == "training: 200 of 300 steps (66 %), 30 min left, last macro-F1 0.700"
+    facts: Metrics = {"loss": 0.5, "posts_per_second": 388.4}
+    third = at(entries[-1].model_copy(update={"seq": 7, "step": 250, "metrics": facts}), 120)
+    # 50 steps in 10 minutes, and 4 minutes since
+    told = progress_line([*entries, third], now + timedelta(minutes=14))
+    figures = "loss 0.500, 388 posts/s, last macro-F1 0.700"
+    assert told == f"training: 250 of 300 steps (83 %), 6 min left, {figures}"
+
+
+def test_a_run_of_which_the_log_tells_no_steps_and_a_published_one_have_no_progress(store: Store) -> None:
+    writer = begun(store, "old")
+    writer.append("checkpoint", 0, 5)
+    assert progress_line(read_log(store, "old"), datetime.now(UTC)) is None
+    entries = two_starts(store)
+    assert progress_line(entries, datetime.now(UTC)) is not None
+    final = entries[-1].model_copy(update={"kind": "final", "seq": 7})
+    assert progress_line([*entries, final], datetime.now(UTC)) is None
+
+
+def test_watching_without_a_terminal_tells_progress_every_30_s(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    writer = begun(store, facts=FACTS)
+    writer.append("checkpoint", 0, 60, metrics={"loss": 2.0})
+    out, now, step = io.StringIO(), [0.0], [60]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        step[0] += 10
+        if step[0] == 130:
+            writer.append("final", 1, 130)
+        else:
+            writer.append("checkpoint", 0, step[0], metrics={"loss": 2.0 - step[0] / 100})
+
+    _print_as_it_comes(store, "run", 10.0, Console(file=out, width=200), sleep, lambda: now[0])
+    told = [line.partition(" steps")[0] for line in out.getvalue().splitlines() if "training:" in line]
+    assert told == ["training: 60 of 300", "training: 90 of 300", "training: 120 of 300"]
+    assert ", loss 1.100" in out.getvalue()
 
 
 # --- following ---

@@ -1,0 +1,180 @@
+"""What the command lines of both programs share: a verb that is not there and what was meant, words
+of a config among the options, --version, --completion, and the exit codes that fit a verb.
+
+Only what a call needs is imported: this page is a part of how long --help takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from emotion_train.errors import WrongRequest
+
+TRAIN, LAUNCH = "emotion-train", "emotion-launch"
+# `emotion_train` never imports the launcher, so its verbs stand here; a test compares them
+LAUNCH_VERBS = ("run", "plan", "check", "runs", "show", "pull")
+
+# words that people type for a verb, and the verbs that are meant, the likelier first
+_MEANT = {
+    "train": ("run",),
+    "fit": ("run", "train"),
+    "finetune": ("run", "train"),
+    "fine-tune": ("run", "train"),
+    "launch": ("run",),
+    "start": ("run",),
+    "submit": ("run",),
+    "eval": ("evaluate",),
+    "test": ("evaluate",),
+    "score": ("evaluate",),
+    "infer": ("predict",),
+    "inference": ("predict",),
+    "classify": ("predict",),
+    "label": ("predict",),
+    "preprocess": ("prepare",),
+    "tokenize": ("prepare",),
+    "dataset": ("prepare",),
+    "stage": ("stage-base",),
+    "download": ("pull",),
+    "fetch": ("pull",),
+    "get": ("pull",),
+    "list": ("runs",),
+    "ls": ("runs",),
+    "status": ("runs", "show"),
+    "logs": ("show",),
+    "log": ("show",),
+    "watch": ("show",),
+    "estimate": ("plan",),
+    "price": ("plan",),
+    "prices": ("plan",),
+    "cost": ("plan",),
+    "validate": ("check",),
+    "doctor": ("check",),
+    "verify": ("check",),
+    "defaults": ("config",),
+    "settings": ("config",),
+    "quickstart": ("demo",),
+}
+
+
+def require_verb(program: str, words: Sequence[str], verbs: Collection[str], others: Collection[str]) -> int:
+    """0 for a command line whose first word is a verb of the program, or an option.
+
+    Raises `WrongRequest` that says which verb was meant, or which program has it; `others` are the
+    verbs of the other one.
+    """
+    if not words:
+        raise WrongRequest(f"A verb is missing: {', '.join(verbs)}; {program} --help says what each does.")
+    word = words[0]
+    if word in verbs or (word.startswith("-") and word != "--"):
+        return 0
+    other = LAUNCH if program == TRAIN else TRAIN
+    meant = _MEANT.get(word.lower(), ())
+    guesses = [f"{program} {verb}" for verb in meant if verb in verbs]
+    if word in others:
+        guesses.append(f"{other} {word}")
+    guesses += [f"{other} {verb}" for verb in meant if verb in others]
+    for name, candidates in ((program, verbs), (other, others)):
+        near = difflib.get_close_matches(word.lower(), candidates, n=1, cutoff=0.6)
+        guesses += [f"{name} {verb}" for verb in near]
+    if guesses == [] or not word.isprintable():
+        raise WrongRequest(
+            f"{program} has no verb {word[:40]!r}; its verbs are {', '.join(verbs)}, those of {other}"
+            f" {', '.join(others)}."
+        )
+    if guesses[0] == f"{other} {word}":
+        raise WrongRequest(f"{word} is a verb of {other}; type {guesses[0]}.")
+    raise WrongRequest(f"There is no verb {word[:40]!r}; did you mean {guesses[0]}?")
+
+
+def codes_of(program: str, verb: str) -> str:
+    """The exit codes that a verb can end with, in one line; the table is in the program's help."""
+    codes = "0 done, 1 failed, 2 wrong request"
+    if verb in ("run", "train"):
+        codes = (
+            "0 published, 1 failed, 2 wrong request, 33 saved and preempted, 34 another writer owns the run"
+        )
+    elif verb == "check":
+        codes = "0 nothing is wrong, 1 failed, 2 something is wrong"
+    return f"exit codes: {codes} ({program} --help says more)"
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The arguments. `section.field=value` words may stand before, between and after the options;
+    argparse takes one row of them only.
+    """
+    arguments, rest = parser.parse_known_args(words)
+    takes_values = hasattr(arguments, "overrides")
+    if rest and not (takes_values and all("=" in word and not word.startswith("-") for word in rest)):
+        option = next((word for word in rest if word.startswith("--")), None)
+        told = _key_for_option(option, words) if takes_values and option is not None else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{told}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
+def _key_for_option(option: str, words: Sequence[str]) -> str:
+    """`--lr 1e-4` is led to the word for it, train.learning_rate=1e-4."""
+    from emotion_train.config import nearest_key
+
+    name, equals, value = option.removeprefix("--").partition("=")
+    if not equals:
+        following = words[words.index(option) + 1 :]
+        value = following[0] if following and not following[0].startswith("--") else "VALUE"
+    meant = nearest_key(name.rpartition(".")[2].replace("-", "_")) or ""
+    key, _, what = meant.partition(" ")
+    return f"; did you mean the word {key}={value}{' ' if what else ''}{what}?" if "." in key else ""
+
+
+def add_program_options(
+    parser: argparse.ArgumentParser, whole: Callable[[], argparse.ArgumentParser] | None = None
+) -> None:
+    """--version and --completion; `whole` makes the parser with the options of all verbs, where
+    this one has only those of the verb that was typed.
+    """
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    parser.add_argument(
+        "--completion",
+        action=_Completion,
+        choices=("bash", "zsh"),
+        metavar="SHELL",
+        const=whole,
+        help=(
+            "print what makes bash or zsh complete verbs, options and config keys, and leave; for bash type"
+            f" `source <({parser.prog} --completion bash)`"
+        ),
+    )
+
+
+def version() -> str:
+    """The installed version; that of a checkout on the path alone is not known."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(TRAIN)
+    except PackageNotFoundError:
+        return "(not installed: a checkout on the path)"
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        print(f"{parser.prog} {version()}")
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        from emotion_train.completion import script
+
+        sys.stdout.write(script(str(values), self.const() if self.const else parser))
+        parser.exit()

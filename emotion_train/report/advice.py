@@ -1,0 +1,90 @@
+"""What to try next where a model is no better than its floors, as far as its figures and the course
+of its training tell.
+
+These are first steps and no promise: each says what it was seen by. At most three are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from emotion_train.evaluation.floors import MAJORITY
+from emotion_train.report.schema import Evaluation, SplitFigures
+
+_ONE_ANSWER = 0.9  # share of the posts that get one label
+_HARDLY = 0.95  # of the first training loss
+_ROSE = 1.05
+_FEW_STEPS = 100
+_FEW_POSTS = 50  # of the rarest label
+_MOST = 3
+
+
+def next_steps(
+    split: SplitFigures,
+    history: Sequence[Evaluation] = (),
+    config: Mapping[str, Any] | None = None,
+    train_counts: Sequence[int] = (),
+) -> str | None:
+    """The sentence; None for a model that beats every floor.
+
+    `config` is the run's, as its report has it; without one, as for a scorecard, nothing of the
+    training is named. `train_counts` are the training posts of each label.
+    """
+    behind = [floor for floor in split.floors if floor.outcome != "beaten"]
+    if not behind:
+        return None
+    if config is None:
+        return (
+            "Try next: look whether the labels of these posts mean what the adapter's do, and score the test"
+            " split of its own data set (--data): posts of another source are another task."
+        )
+    chance = any(floor.name == MAJORITY for floor in behind)
+    tries = _of_the_loss(history, config)
+    if chance:
+        tries = _of_one_answer(split, config) + tries
+    else:
+        tries.append("a larger model.base")
+        if config.get("lora", {}).get("targets") != "all-linear":
+            tries.append("lora.targets=all-linear")
+    if train_counts and min(train_counts) < _FEW_POSTS:
+        tries.append(f"more posts (the rarest label has {min(train_counts):,} for training)")
+    if chance and len(tries) < _MOST:
+        tries.append("labels that a person agrees with (read 50 posts of the training split)")
+    return f"Try next: {'; '.join(tries[:_MOST])}."
+
+
+def _of_one_answer(split: SplitFigures, config: Mapping[str, Any]) -> list[str]:
+    """What helps a model that gives most posts the same label."""
+    most = max(split.per_label, key=lambda one: one.predicted)
+    weights = config.get("loss", {}).get("class_weights")
+    if not split.rows or most.predicted / split.rows < _ONE_ANSWER or weights == "balanced":
+        return []
+    share = f"{100 * most.predicted // split.rows} %"
+    return [f"loss.class_weights=balanced ({share} of the posts are taken for {most.label})"]
+
+
+def _of_the_loss(history: Sequence[Evaluation], config: Mapping[str, Any]) -> list[str]:
+    """What the course of the training loss suggests."""
+    train = config.get("train", {})
+    rate, epochs = train.get("learning_rate"), train.get("epochs")
+    losses = [one.train_loss for one in history if one.train_loss is not None]
+    tries = []
+    if history and history[-1].step < _FEW_STEPS and epochs:
+        tries.append(f"train.epochs={2 * epochs} (there were only {history[-1].step} steps)")
+    if len(losses) > 1:
+        course = f"from {losses[0]:.2f} to {losses[-1]:.2f}"
+        if losses[-1] > _ROSE * losses[0]:
+            if rate:
+                tries.insert(0, f"train.learning_rate={rate / 5:.2g} (the training loss rose {course})")
+        elif losses[-1] > _HARDLY * losses[0]:
+            if rate and rate <= 0.2:
+                tries.append(f"train.learning_rate={rate * 5:.2g} (the training loss hardly fell, {course})")
+        elif not tries:
+            tries.append(
+                f"fewer epochs or a smaller lora.r (the training loss fell {course}, and held-out posts did"
+                " not follow)"
+            )
+    if not tries and epochs:
+        tries.append(f"train.epochs={2 * epochs}")
+    return tries

@@ -1,0 +1,260 @@
+"""An adapter that is named by a URL, as a folder of this machine with every byte verified: of a
+run, of the adapter below it, or of a copy in a bucket.
+
+What was pulled stays in a cache by its content, so a second call reads the run's log, or the
+listing of a copy, and hashes the files that are here. The price: the cache grows until somebody
+deletes it (`~/.cache/emotion-train/adapters`, or below `XDG_CACHE_HOME`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from emotion_train.edges.bounded import Unreadable, object_file
+from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
+from emotion_train.model.facts import FACTS
+from emotion_train.progress import ProgressLine
+from emotion_train.runs.log import Entry, final_entry, read_log, read_part
+from emotion_train.runs.published import REPORT, require_pullable, safe_targets, split_run_url
+from emotion_train.storage.folder import FolderStore
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import ObjectInfo, Store
+
+_IN_A_RUN = re.compile(r"(?P<run>.+)/final/(?P<incarnation>[0-9]{8})/adapter")
+_MANIFEST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FoundAdapter:
+    """A folder with an adapter; `run_url` is the run that published it, where that was named."""
+
+    folder: Path
+    run_url: str | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a cached adapter, by its size and sha256."""
+
+    bytes: int
+    sha256: str
+
+
+def find_adapter(place: str) -> FoundAdapter:
+    """The adapter at a folder of this machine, which is used where it is, or at a URL: a run's
+    (OUTPUT_URL/RUN_ID), that of the adapter in its final/, or a copy's in a bucket.
+
+    A folder may be a run of a store in folders. Raises `WrongRequest` where there is neither run
+    nor adapter, or the run is not published; and as `read_part`.
+    """
+    url = place.rstrip("/") or place
+    local = _local_folder(url)
+    if (in_a_run := _IN_A_RUN.fullmatch(url)) is not None and (entries := _log_of(in_a_run["run"])):
+        finals = [entry.incarnation for entry in entries if entry.kind == "final"]
+        if finals[-1:] != [int(in_a_run["incarnation"])]:
+            raise WrongRequest(
+                f"{url} is not what the run published; give the run, {in_a_run['run']}, once `emotion-launch"
+                " show` calls it published."
+            )
+        return _of_run(in_a_run["run"])
+    if local is not None and ((local / FACTS).exists() or not _log_of(url)):
+        return FoundAdapter(local)
+    if local is not None or _log_of(url):
+        return _of_run(url)
+    return _of_copy(url)
+
+
+def _local_folder(url: str) -> Path | None:
+    """The folder that a path or a file:// URL names; None for a bucket."""
+    path = Path(url).expanduser()
+    if path.exists():
+        return path
+    store = open_store(url)
+    return store.root if isinstance(store, FolderStore) else None
+
+
+def _log_of(run_url: str) -> list[Entry]:
+    """The log of the run at this URL; empty where there is none."""
+    try:
+        output_url, run_id = split_run_url(run_url)
+        store = open_store(output_url)
+    except WrongRequest:
+        return []
+    if isinstance(store, FolderStore) and not (store.root / run_id / "log").is_dir():
+        return []
+    return read_log(store, run_id)
+
+
+def _of_run(run_url: str) -> FoundAdapter:
+    output_url, run_id = split_run_url(run_url)
+    store = open_store(output_url)
+    entry = final_entry(store, run_id)
+    parts = {
+        target: part
+        for part, target in safe_targets(entry)
+        if not target.startswith("report/") or target == f"report/{REPORT}"
+    }
+    wanted = {target: _File(part.bytes, part.sha256) for target, part in parts.items()}
+    folder = _cached(
+        _digest([[target, part.bytes, part.sha256] for target, part in sorted(parts.items())]),
+        run_url,
+        lambda _: wanted,
+        sum(part.bytes for part in parts.values()),
+        lambda target: read_part(store, run_id, parts[target]),
+        list(parts),
+    )
+    return FoundAdapter(folder, run_url)
+
+
+def _of_copy(url: str) -> FoundAdapter:
+    """An adapter that somebody put into a bucket. Nothing tells the sums of its files, so they are
+    what the store says: sizes, and ETags at which it is read.
+    """
+    store = open_store(url)
+    try:
+        store.stat(FACTS)
+    except ObjectNotFound:
+        raise WrongRequest(
+            f"There is neither a run nor an adapter at {url}; give OUTPUT_URL/RUN_ID of a run that"
+            " `emotion-launch runs OUTPUT_URL` lists as published, or a folder that `emotion-launch pull`"
+            " wrote, or its copy in a bucket."
+        ) from None
+    objects = {info.key: info for info in store.list()}
+    require_pullable(f"The copy {url}", [(key, key, info.size) for key, info in objects.items()])
+    folder = _cached(
+        _digest([url, *([info.key, info.size, info.etag] for info in objects.values())]),
+        url,
+        _manifest_of,
+        sum(info.size for info in objects.values()),
+        lambda key: _read_object(store, objects[key]),
+        list(objects),
+    )
+    return FoundAdapter(folder)
+
+
+def _read_object(store: Store, info: ObjectInfo) -> bytes:
+    def verify(data: bytes) -> bytes:
+        if len(data) != info.size:
+            raise ValueError(f"{len(data)} bytes")
+        return data
+
+    try:
+        return store.read_verified(info.key, verify, if_match=info.etag)
+    except ValueError as error:
+        raise StorageError(
+            f"{store.url_of(info.key)} has {error} and was listed with {info.size:,}; try again.",
+            transient=True,
+        ) from None
+
+
+def _digest(content: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:40]
+
+
+def cache_folder() -> Path:
+    """Where adapters are kept: below `XDG_CACHE_HOME`, else `~/.cache`."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "emotion-train" / "adapters"
+
+
+def _cached(
+    name: str,
+    url: str,
+    sums: Callable[[Path], Mapping[str, _File] | None],
+    total: int,
+    read: Callable[[str], bytes],
+    targets: Sequence[str],
+) -> Path:
+    """The cache's folder of this name, pulled by `read` unless its files are those of `sums`."""
+    folder = cache_folder() / name
+    if _is_whole(folder, sums(folder)):
+        return folder
+    print(f"emotion-train: pulling the adapter of {url} into {folder}", file=sys.stderr, flush=True)
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".pulling-", dir=folder.parent))
+        try:
+            _pull(staging, total, read, targets)
+            _put_in_place(staging, folder, sums)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(
+            f"The cache {folder.parent} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder"
+            " on a disk with room that you may write, or pull the adapter by `emotion-launch pull`."
+        ) from error
+    return folder
+
+
+def _pull(staging: Path, total: int, read: Callable[[str], bytes], targets: Sequence[str]) -> None:
+    """Write the files, and beside them, in their manifest, what they are."""
+    manifest: dict[str, list[int | str]] = {}
+    done = 0
+    with ProgressLine("pulling", total >> 20, "MiB") as line:
+        for target in targets:
+            data = read(target)
+            path = staging / "adapter" / target
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            manifest[target] = [len(data), hashlib.sha256(data).hexdigest()]
+            done += len(data)
+            line.update(done >> 20)
+    (staging / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _put_in_place(staging: Path, folder: Path, sums: Callable[[Path], Mapping[str, _File] | None]) -> None:
+    """Move what was pulled to its place; of several processes one wins, and what is damaged there
+    goes.
+    """
+    with suppress(FileNotFoundError):
+        os.replace(folder, staging / "damaged")
+    with suppress(FileNotFoundError):
+        os.replace(_manifest_path(folder), staging / "damaged.json")
+    os.replace(staging / "manifest.json", _manifest_path(folder))
+    try:
+        os.replace(staging / "adapter", folder)
+    except OSError:
+        if not _is_whole(folder, sums(folder)):  # else another process was quicker
+            raise
+
+
+def _manifest_path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+def _manifest_of(folder: Path) -> dict[str, _File] | None:
+    """What a copy's files were when they were pulled; None where that cannot be read."""
+    try:
+        document = object_file(_manifest_path(folder), _MANIFEST_BYTES)
+        return {target: _File(int(size), str(sha256)) for target, (size, sha256) in document.items()}
+    except (OSError, Unreadable, ValueError, TypeError):
+        return None
+
+
+def _is_whole(folder: Path, files: Mapping[str, _File] | None) -> bool:
+    """Whether the folder has exactly these files."""
+    if files is None or not folder.is_dir():
+        return False
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return there == files.keys() and all(_is_file(folder / name, file) for name, file in files.items())
+
+
+def _is_file(path: Path, wanted: _File) -> bool:
+    try:
+        with path.open("rb") as file:
+            return (
+                os.fstat(file.fileno()).st_size == wanted.bytes
+                and hashlib.file_digest(file, "sha256").hexdigest() == wanted.sha256
+            )
+    except OSError:
+        return False
