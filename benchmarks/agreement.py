@@ -41,13 +41,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from goemotions import add_posts_argument, prepared, splits
 
+from emotion_train.bases.packaged import small_model
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.loader import Loader
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
-from emotion_train.demo import small_model
 from emotion_train.model.attention import Segments
 from emotion_train.model.dropout import Counters
 from emotion_train.model.head import EmotionClassifier

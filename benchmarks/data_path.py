@@ -232,7 +232,7 @@ def server(folder: Path, wanted: bool) -> Iterator[dict[str, str]]:
 def base_of(tokenizer: str, arguments: argparse.Namespace, folder: Path) -> str:
     """What `PostTokenizer.load` takes."""
     if tokenizer == "smollm2":
-        from emotion_train.demo import small_model
+        from emotion_train.bases.packaged import small_model
 
         return str(arguments.base or small_model())
     from real_size import packaged_tekken

@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from emotion_train.demo import small_model
+from emotion_train.bases.packaged import small_model
 from emotion_train.runs.published import download
 from launch.run.choice import accelerate_line
 

@@ -23,13 +23,13 @@ import torch
 from goemotions import LABELS, add_posts_argument, prepared, splits, words
 from real_size import some_posts
 
+from emotion_train.bases.packaged import small_model
 from emotion_train.config import POSTS_PER_SCORING_STEP, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.loader import Loader, encoder_threads
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader, sample_texts
 from emotion_train.data.tokenization import PostTokenizer
-from emotion_train.demo import small_model
 from emotion_train.evaluation.scoring import fill_multiple, probabilities_of, score
 from emotion_train.model.lora import build_classifier
 from emotion_train.predict import _AT_A_TIME

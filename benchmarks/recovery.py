@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from emotion_train.bases.packaged import small_model
 from emotion_train.config import example_config
-from emotion_train.demo import BUCKET, POSTS, small_model
+from emotion_train.demo import BUCKET, POSTS
 from emotion_train.storage.local_s3 import LocalS3
 
 PATIENCE_S = 300

@@ -119,8 +119,8 @@ def write_small(folder: Path) -> None:
     """The demo's GGUF file as a safetensors checkpoint in bfloat16."""
     from safetensors.torch import save_file
 
+    from emotion_train.bases.packaged import small_model
     from emotion_train.data.tokenization import PostTokenizer
-    from emotion_train.demo import small_model
     from emotion_train.model.load import HEAD, load_base
 
     model: Any = load_base(str(small_model()), "bf16", 2, "cpu")[0]

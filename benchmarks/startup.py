@@ -57,7 +57,7 @@ def main() -> None:
     from goemotions import MISTRAL, SINGLE_GPU, add_posts_argument, prepared, splits
     from real_size import some_posts
 
-    from emotion_train.demo import small_model
+    from emotion_train.bases.packaged import small_model
     from launch.run.choice import CONFIGS, accelerate_line
 
     parser = argparse.ArgumentParser(

@@ -148,8 +148,8 @@ class ModelSection(Section):
         "mistralai/Mistral-Small-3.1-24B-Base-2503",
         min_length=1,
         description=(
-            "Hub id, folder of a checkpoint, .gguf file, or the s3://bucket/prefix or folder of"
-            " `emotion-train stage-base`."
+            "Hub id, folder of a checkpoint, .gguf file, the s3://bucket/prefix or folder of"
+            " `emotion-train stage-base`, or smollm2, the small model of the quick start."
         ),
     )
     precision: Precision = Field(

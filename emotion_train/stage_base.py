@@ -125,9 +125,9 @@ def stage(
     """Stage `base` at `url`. Raises `WrongRequest` for a base that cannot be staged and for a place
     that holds something else.
     """
-    from emotion_train.data.tokenization import PostTokenizer
     from emotion_train.model.load import read_config
     from emotion_train.model.precision import require_bitsandbytes
+    from emotion_train.model.trainable import require_trainable_base
 
     store = open_store(url)
     found = read_config(base)
@@ -135,7 +135,7 @@ def stage(
     if precision == "nf4":
         require_bitsandbytes()
     place = _device(device, precision)
-    PostTokenizer.load(base, 128)
+    require_trainable_base(found.files)
     _refuse_other_meaning(found)
     existing = read_staged_index(store)
     if existing is not None and existing.precision != precision:

@@ -42,9 +42,17 @@ from emotion_train.training.job import (
     say_published,
     too_small,
 )
-from emotion_train.training.start import keep_kernels, require_fp8, start_processes, start_trainer
+from emotion_train.training.start import (
+    keep_kernels,
+    require_fp8,
+    require_host,
+    start_processes,
+    start_trainer,
+)
 
 if TYPE_CHECKING:
+    from emotion_train.data.tokenization import PostTokenizer
+    from emotion_train.model.load import BaseConfig
     from emotion_train.training.trainer import Trainer
 
 _FIRST_LOOK_S = 5.0
@@ -85,8 +93,6 @@ def run(arguments: argparse.Namespace) -> int:
 
         import torch
 
-        from emotion_train.data.tokenization import PostTokenizer
-        from emotion_train.model.load import read_config
         from emotion_train.processes.interruption import Interruptions
         from emotion_train.processes.ranks import is_about_contact, lost_contact
         from emotion_train.training.microbatch import settle
@@ -110,13 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
         if look.final is not None:
             say_published(output_store, run_id, look.final, ranks.is_main)
             return published(look.final)
-        base = start.everywhere("the base", config.model.base, lambda: read_config(config.model.base))
+        base, tokenizer = start.everywhere("the base", config.model.base, lambda: _look_at_base(config))
         require_fp8(config, base, engine, accelerator.device)
-        tokenizer = start.everywhere(
-            "the base's tokenizer",
-            config.model.base,
-            lambda: PostTokenizer.load(base.files, config.data.max_length),
-        )
+        require_host(config, base, len(index.labels), accelerator.device)
         settle_for = partial(
             settle,
             config,
@@ -190,6 +192,15 @@ def _ask_for_index(config: Config, store: Store) -> StoreRequest[Index]:
     elif (words := request.news()) is not None and os.environ.get("RANK", "0") == "0":
         say(words)
     return request
+
+
+def _look_at_base(config: Config) -> tuple[BaseConfig, PostTokenizer]:
+    """What the base is, before a weight is read and before the run is claimed."""
+    from emotion_train.model.load import read_config
+    from emotion_train.model.trainable import require_trainable_base
+
+    found = require_trainable_base(config.model.base, config.model.precision, config.data.max_length)
+    return read_config(found.files), found.tokenizer
 
 
 def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:

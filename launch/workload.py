@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from emotion_train.bases.architecture import text_model
 from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config, Precision
 from emotion_train.data.index import Index, Split
-from emotion_train.data.lengths import Cut, Lengths, estimated
+from emotion_train.data.lengths import Cut, Lengths, estimated, tokens_in
 from emotion_train.data.packing import deal
+from emotion_train.edges import hub
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.sizing.memory import is_fused
 from emotion_train.sizing.shape import Shape
@@ -43,7 +44,8 @@ class Work:
     labels: int
     max_length: int
     cut: Cut | None = None  # what max_length cuts of the posts; None where that is not known
-    cut_is_estimated: bool = False  # from the index, without the base's tokenizer
+    cut_is_estimated: bool = False  # without the base's tokenizer
+    estimate: str | None = None  # why the lengths are estimated from characters; None: by the tokenizer
 
     @property
     def mean_length(self) -> float:
@@ -71,20 +73,7 @@ def shape_of_base(base: str) -> Shape:
     """
     if base in _KNOWN_SHAPES:
         return _KNOWN_SHAPES[base]
-    files = BaseFiles.find(base)
-    path = files.gguf or files.required("config.json")
-    try:
-        return Shape.of(_config_of_gguf(path) if files.gguf else files.config())
-    except (ValueError, TypeError, AttributeError) as error:
-        raise WrongRequest(
-            f"{path} of the base {base} cannot be used ({error}); give a whole checkpoint."
-        ) from None
-
-
-def _config_of_gguf(path: Path) -> dict[str, Any]:
-    from emotion_train.bases.gguf_file import GgufFile
-
-    return GgufFile.open(path).config()
+    return Shape.of(text_model(BaseFiles.find(base)).values)
 
 
 def precision_of_base(base: str, asked: Precision | None) -> Precision | None:
@@ -115,11 +104,17 @@ def refuse_unfused_fp8(config: Config, shape: Shape, option: str) -> None:
 
 
 def work_of(config: Config, index: Index, store: Store, tokens_per_post: float | None) -> Work:
-    """What the run computes. `tokens_per_post` given, every post has so many and nothing is
-    read.
+    """What the run computes. `tokens_per_post` given, every post has so many and no post is read.
+
+    Raises `WrongRequest` for a base that the trainer would refuse.
     """
     train, most = index.split("train"), config.data.max_length
-    whole = [round(tokens_per_post)] if tokens_per_post is not None else sample_lengths(config, train, store)
+    estimate = None
+    if tokens_per_post is not None:
+        whole = [round(tokens_per_post)]
+        _refuse_untrainable(config)
+    else:
+        whole, estimate = sample_lengths(config, train, store)
     known = estimated(index.source) if tokens_per_post is not None else Lengths.of(whole)
     held_out = {name: split.rows for name, split in index.splits.items() if name != "train"}
     evaluations, every = config.train.epochs, config.evaluation.every_steps
@@ -137,31 +132,59 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
         labels=len(index.labels),
         max_length=most,
         cut=None if known is None else Cut.of(known, most),
-        cut_is_estimated=tokens_per_post is not None,
+        cut_is_estimated=tokens_per_post is not None or estimate is not None,
+        estimate=estimate,
     )
 
 
-def sample_lengths(config: Config, split: Split, store: Store) -> list[int]:
-    """Tokens of some whole posts, before `data.max_length` cuts them."""
-    from emotion_train.data.tokenization import PostTokenizer
+def _refuse_untrainable(config: Config) -> None:
+    """Raises `WrongRequest` for a base that the trainer would refuse before it reads a tokenizer,
+    as far as hub and bucket answer.
+    """
+    from emotion_train.model.trainable import require_trainable_weights
 
+    if config.model.base in _KNOWN_SHAPES:
+        return
     try:
-        tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
-    except WrongRequest as error:
-        raise WrongRequest(
-            f"{error} Or type --tokens-per-post N, their mean, to plan without the tokenizer."
-        ) from None
-    except StorageError as error:  # of a staged base
-        raise StorageError(
-            f"{error} Or type --tokens-per-post N, their mean, to plan without the tokenizer.",
-            transient=error.transient,
-        ) from None
-    return lengths_by(tokenizer, split, store)
+        require_trainable_weights(BaseFiles.find(config.model.base), None, config.data.max_length)
+    except StorageError as error:
+        if not error.transient:
+            raise
+
+
+def sample_lengths(config: Config, split: Split, store: Store) -> tuple[list[int], str | None]:
+    """Tokens of some whole posts, before `data.max_length` cuts them, and None; where hub or bucket
+    do not answer, an estimate from their characters, and why.
+    """
+    try:
+        return lengths_by(_tokenizer_of(config), split, store), None
+    except (WrongRequest, StorageError) as error:
+        away = isinstance(error, StorageError) and error.transient
+        if away or (isinstance(error, WrongRequest) and hub.is_offline()):
+            return [tokens_in(text) for text in _sample(split, store)], str(error)
+        error.args = (f"{error} Or type --tokens-per-post N, their mean, to plan without the tokenizer.",)
+        raise
+
+
+def _tokenizer_of(config: Config) -> PostTokenizer:
+    """The base's tokenizer, of a base that the trainer would take; those whose shape is known are
+    such, and of them only the tokenizer is fetched.
+    """
+    from emotion_train.data.tokenization import PostTokenizer
+    from emotion_train.model.trainable import require_trainable_base
+
+    base, most = config.model.base, config.data.max_length
+    if base in _KNOWN_SHAPES:
+        return PostTokenizer.load(base, most)
+    return require_trainable_base(base, None, most).tokenizer
 
 
 def lengths_by(tokenizer: PostTokenizer, split: Split, store: Store) -> list[int]:
     """Tokens of some whole posts."""
+    return [len(ids) for ids in tokenizer.encode_whole(_sample(split, store))]
+
+
+def _sample(split: Split, store: Store) -> list[str]:
     from emotion_train.data.reader import sample_texts
 
-    texts = sample_texts(store, split, _SAMPLE_POSTS)[:_SAMPLE_POSTS]
-    return [len(ids) for ids in tokenizer.encode_whole(texts)]
+    return sample_texts(store, split, _SAMPLE_POSTS)[:_SAMPLE_POSTS]

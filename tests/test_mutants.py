@@ -1030,6 +1030,24 @@ MUTANTS = [
         "tests/test_no_remote_code.py::test_a_base_of_a_known_architecture_loads_without_its_programs",
     ),
     Mutant(
+        "a base is looked at before the run is claimed",
+        "emotion_train/model/trainable.py",
+        "require_trainable_base",
+        "_refuse_ids_beyond(files.name, tokenizer, model.vocab_size)",
+        "pass",
+        "tests/emotion_train/model/test_trainable.py"
+        "::test_the_trainer_refuses_before_it_claims_and_stage_base_before_it_writes",
+    ),
+    Mutant(
+        "a hub that is away is asked once in a verb",
+        "emotion_train/edges/hub.py",
+        "ask",
+        "time.monotonic() - asked_at < REMEMBERED_S",
+        "False",
+        "tests/emotion_train/edges/test_hub.py"
+        "::test_a_silent_hub_is_waited_for_once_in_a_verb_and_asked_again_later",
+    ),
+    Mutant(
         "a terminal gets no command out of a post",
         "emotion_train/predict.py",
         "_printer",

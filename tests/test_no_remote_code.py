@@ -19,7 +19,7 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.card import CardFacts, reload_snippet
 from emotion_train.model.load import load_base, read_config
-from launch.check.base import check_base
+from launch.check.base import check_base, look_at_base
 from tests.helpers.tiny_models import causal_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +131,9 @@ def test_check_says_that_programs_of_the_base_are_not_run(tmp_path: Path, marker
     config = load_config(None, words)
 
     def found() -> str:
-        return check_base(config, lambda: PostTokenizer.load(BaseFiles.find(str(base)), 64))
+        return check_base(
+            lambda: look_at_base(config, lambda: PostTokenizer.load(BaseFiles.find(str(base)), 64))
+        )
 
     assert "auto_map" not in found()
     with_code(base, marker)

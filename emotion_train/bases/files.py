@@ -7,18 +7,23 @@ run: the configuration is read here, as data, and not by a library that would.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emotion_train.bases.packaged import SMALL_MODEL, packaged_file
 from emotion_train.bases.staged import BASE_KEY, UNFINISHED_KEY, StagedBase, open_staged
+from emotion_train.edges import hub
 from emotion_train.edges.bounded import Unreadable, object_file
-from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.errors import WrongRequest
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 
+INSTEAD = (
+    "give a folder with the checkpoint, a .gguf file, or a hub id such as"
+    " mistralai/Mistral-Small-3.1-24B-Base-2503"
+)
 CODE = "auto_map"  # the key under which a configuration names programs
 CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 
@@ -26,13 +31,14 @@ CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 @dataclass(frozen=True)
 class BaseFiles:
     """The base `name` as the user gave it. Exactly one of `folder`, `gguf` and `staged` is set, or
-    none for a hub id.
+    none for a hub id. `packaged`: the name is that of the small model, whose file is `gguf`.
     """
 
     name: str
     folder: Path | None = None
     gguf: Path | None = None
     staged: StagedBase | None = None
+    packaged: bool = False
 
     @classmethod
     def find(cls, name: str) -> BaseFiles:
@@ -40,6 +46,8 @@ class BaseFiles:
 
         Raises `WrongRequest` for what does not exist and for a staging that was not finished.
         """
+        if (packaged := packaged_file(name)) is not None:  # also where a folder has that name: ./smollm2
+            return cls(SMALL_MODEL, gguf=packaged, packaged=True)
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
             return cls(name, staged=open_staged(open_store(name)))
         path = Path(name).expanduser()
@@ -63,7 +71,11 @@ class BaseFiles:
 
     @property
     def lasting_name(self) -> str:
-        """The name to record: a hub id, a bucket's URL, or an absolute path."""
+        """The name to record: a hub id, a bucket's URL, a packaged model's name, or an absolute
+        path.
+        """
+        if self.packaged:
+            return self.name
         if self.staged is not None:
             return self.staged.lasting_name
         path = self.folder or self.gguf
@@ -73,8 +85,8 @@ class BaseFiles:
         """Path of one file of the checkpoint, downloaded if need be; None where the checkpoint has
         no such file.
 
-        Raises `WrongRequest` when the hub cannot be reached, does not know the base, or wants a
-        token, and `StorageError` when it answers with an error of its own.
+        Raises `WrongRequest` when the hub does not know the base or wants a token, and
+        `StorageError` when it cannot be reached or answers with an error of its own.
         """
         if self.staged is not None:
             return self.staged.path(file)
@@ -159,52 +171,7 @@ def _has_code(document: dict[str, Any]) -> bool:
 
 
 def _download(repo: str, file: str) -> Path | None:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    hint = (
-        "give a folder with the checkpoint, a .gguf file, or a hub id such as"
-        " mistralai/Mistral-Small-3.1-24B-Base-2503"
-    )
     try:
-        return Path(hf_hub_download(repo, file))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        if isinstance(try_to_load_from_cache(repo, "config.json"), str):
-            # a base used before: what the cache lacks, such as the index of a single-file
-            # checkpoint, is not there
-            return None
-        raise WrongRequest(
-            f"The base {repo} is neither a folder here nor in the local hub cache, and the Hugging Face hub"
-            f" cannot be reached; {hint}."
-        ) from None
-    except EntryNotFoundError:
-        return None
-    except GatedRepoError:
-        raise WrongRequest(
-            f"The base {repo} is gated: accept its terms at https://huggingface.co/{repo}, then set HF_TOKEN"
-            " or type: hf auth login"
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise WrongRequest(
-            f"The base {repo} is neither a folder here nor a model on the Hugging Face hub; {hint}."
-        ) from None
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", 0)
-        raise StorageError(
-            f"The Hugging Face hub answered {status or 'without a status'} for {file} of {repo}; try again"
-            f" later, or {hint}.",
-            transient=status == 429 or status >= 500,
-        ) from None
-    except OSError as error:  # connection refused, no DNS, disk full: the message names it
-        raise WrongRequest(
-            f"{file} of the base {repo} could not be fetched ({type(error).__name__}: {error}); {hint}."
-        ) from None
+        return hub.file(repo, file)
+    except Exception as error:  # the hub's client raises errors of many families
+        raise hub.refusal(error, "base", repo, INSTEAD) from None

@@ -11,11 +11,13 @@ from __future__ import annotations
 import mmap
 import struct
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emotion_train.edges.bounded import Unreadable, require_no_lfs_pointer
 from emotion_train.errors import WrongRequest
 
 _SCALARS = {
@@ -60,10 +62,9 @@ class GgufFile:
             raise WrongRequest(
                 f"The base {path} cannot be read ({error.strerror}); give the path of a .gguf file."
             ) from None
-        except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError):
-            raise WrongRequest(
-                f"The base {path} is not a whole GGUF file (version 2 or 3); download it again."
-            ) from None
+        except (struct.error, IndexError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
+            why = f": {error}" if isinstance(error, Unreadable) else " (version 2 or 3)"
+            raise WrongRequest(f"The base {path} is not a whole GGUF file{why}; download it again.") from None
 
     def config(self) -> dict[str, Any]:
         """What the config.json of the same model would say, in the names of transformers'
@@ -114,14 +115,35 @@ class GgufFile:
             raise WrongRequest(f"The base {self.path} lacks llama.{name}; download it again.")
         return value
 
+    def require_readable(self) -> None:
+        """Raises `WrongRequest` where the package that dequantises is missing, for a tensor of a
+        number format that it cannot turn back, and for one that goes beyond the file's end.
+        """
+        try:
+            from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+        except ImportError:
+            raise _no_package() from None
+        size = self.path.stat().st_size
+        for kind in {tensor.kind for tensor in self.tensors.values()}:
+            try:
+                _, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+                dequantize(np.zeros((1, block_bytes), dtype=np.uint8), GGMLQuantizationType(kind))
+            except (ValueError, KeyError, NotImplementedError):
+                raise WrongRequest(
+                    f"The base {self.path} has tensors of the GGUF type {kind}, which the package gguf cannot"
+                    " turn back into numbers; give a file in F16, BF16, Q8_0, Q4_K_M or the like."
+                ) from None
+        for name, tensor in self.tensors.items():
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
+            if tensor.start + prod(tensor.shape) // block * block_bytes > size:
+                raise WrongRequest(f"The base {self.path} ends within {name}; download it again.")
+
     def read(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """One tensor, dequantised to float32."""
         try:
             from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
         except ImportError:
-            raise WrongRequest(
-                "A .gguf base needs the package gguf; type: pip install 'emotion-train[gguf]'"
-            ) from None
+            raise _no_package() from None
         tensor = self.tensors[name]
         kind = GGMLQuantizationType(tensor.kind)
         block, block_bytes = GGML_QUANT_SIZES[kind]
@@ -140,8 +162,13 @@ class GgufFile:
         return np.asarray(values, dtype=np.float32).reshape(tensor.shape)
 
 
+def _no_package() -> WrongRequest:
+    return WrongRequest("A .gguf base needs the package gguf; type: pip install 'emotion-train[gguf]'")
+
+
 def _parse(path: Path, data: mmap.mmap) -> GgufFile:
     reader = _Reader(data)
+    require_no_lfs_pointer(data[:64])
     if data[:4] != b"GGUF" or struct.unpack_from("<I", data, 4)[0] not in (2, 3):
         raise ValueError("no GGUF")
     reader.at = 8

@@ -216,6 +216,11 @@ def estimated(source: Mapping[str, str | int | float | None]) -> Lengths | None:
     return Lengths.of(1 + np.rint(utf8_bytes / BYTES_A_TOKEN).astype(np.int64))  # 1 is BOS
 
 
+def tokens_in(text: str) -> int:
+    """An estimate of one text's tokens, BOS included, by its UTF-8 bytes."""
+    return 1 + round(len(text.encode("utf-8", "replace")) / BYTES_A_TOKEN)
+
+
 def _key(percentile: float) -> str:
     return f"bytes_p{percentile:g}"
 

@@ -34,7 +34,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.data.lengths import Lengths
-from emotion_train.edges.bounded import object_file
+from emotion_train.edges.bounded import object_file, require_no_lfs_pointer
 from emotion_train.errors import WrongRequest
 
 TEKKEN_PATTERN = (
@@ -125,6 +125,18 @@ class PostTokenizer:
         """Number of ids, control tokens included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
+    def beyond(self, rows: int) -> tuple[str, int] | None:
+        """The token with the largest id, and that id, where a post or padding can give one that an
+        embedding of `rows` rows does not have; None where all lie in it.
+
+        Special tokens that are neither BOS nor padding come out of no post.
+        """
+        added = self._tokenizer.get_added_tokens_decoder()
+        never = {id_ for id_, token in added.items() if token.special} - {self.bos_id, self.pad_id}
+        given = {id_: token for token, id_ in self._tokenizer.get_vocab(True).items() if id_ not in never}
+        largest = max(given, default=0)
+        return (given[largest], largest) if largest >= rows else None
+
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """One array of 1 to `max_length` ids per text; an empty text without BOS becomes one
         padding token.
@@ -205,6 +217,8 @@ class CountingTokenizer:
 
 def _from_tokenizer_json(path: Path, config_path: Path | None, max_length: int) -> PostTokenizer:
     try:
+        with path.open("rb") as file:
+            require_no_lfs_pointer(file.read(64))
         tokenizer = Tokenizer.from_file(str(path))
         config: dict[str, Any] = object_file(config_path) if config_path else {}
     except Exception as error:  # the tokenizers library raises bare Exception
@@ -216,6 +230,12 @@ def _from_tokenizer_json(path: Path, config_path: Path | None, max_length: int) 
         _use_pattern(tokenizer, TEKKEN_PATTERN)
         return PostTokenizer(tokenizer, max_length, bos_id=1, pad_id=11)
     bos_id = _id_of(tokenizer, config.get("bos_token"))
+    if bos_id is None and config.get("bos_token") is not None:
+        raise WrongRequest(
+            f"{config_path} names the bos_token {_name_of(config['bos_token'])} and {path.name} beside it has"
+            " no such token; download both again, or make bos_token null where the base was trained without"
+            " one."
+        )
     return PostTokenizer(
         tokenizer,
         max_length,
@@ -230,6 +250,11 @@ def _is_tekken(tokenizer: Tokenizer) -> bool:
         for token in ("<s>", "</s>", "[INST]", "<pad>")
     )
     return known and tokenizer.get_vocab_size() > 100_000
+
+
+def _name_of(token: Any) -> str:
+    """The name of a token in tokenizer_config.json, for a message."""
+    return repr(token.get("content") if isinstance(token, dict) else token)[:80]
 
 
 def _id_of(tokenizer: Tokenizer, token: Any) -> int | None:
@@ -366,6 +391,10 @@ def _from_gguf(gguf: GgufFile, max_length: int) -> PostTokenizer:
             f"The base {gguf.path} splits words in the manner {style}, which is not known here; {beside}."
         )
     bos_id = field.get("bos_token_id")
+    if bos_id is not None and not (isinstance(bos_id, int) and 0 <= bos_id < len(tokens)):
+        raise WrongRequest(
+            f"The base {gguf.path} has the bos_token_id {bos_id} and {len(tokens)} tokens; download it again."
+        )
     return PostTokenizer(
         tokenizer, max_length, bos_id=bos_id, pad_id=_pad_id(tokenizer, bos_id, field.get("padding_token_id"))
     )

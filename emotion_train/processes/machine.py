@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -91,6 +92,39 @@ def whole_memory_of(device: torch.device) -> int:
     import torch
 
     return int(torch.cuda.mem_get_info(device)[1])
+
+
+def memory_of_host() -> int | None:
+    """Bytes of memory that this process may take: the machine's, or what its container allows; None
+    where the system does not say.
+    """
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return None
+    return min([total, *_limits_of_container()]) if total > 0 else None
+
+
+def _limits_of_container() -> list[int]:
+    """The memory limits of the control groups that hold this process, innermost first."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        root, name = Path("/sys/fs/cgroup"), "memory.max"
+        if controllers:  # version 1 has a tree for each controller
+            if "memory" not in controllers.split(","):
+                continue
+            root, name = root / "memory", "memory.limit_in_bytes"
+        inner = root / path.lstrip("/")
+        for group in (inner, *inner.parents):
+            if group.is_relative_to(root):
+                with suppress(OSError, ValueError):  # "max" is none
+                    found.append(int((group / name).read_text(encoding="utf-8")))
+    return found
 
 
 def memory_of(device: torch.device) -> int:

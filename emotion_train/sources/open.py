@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from emotion_train.edges import hub
 from emotion_train.edges.bounded import object_file
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.arrow_columns import (
@@ -61,6 +64,7 @@ _OTHER_DATA = (
 # What `datasets` writes beside its tables
 _DATASETS_FILES = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
 _READ_BYTES = 16 << 20
+_NO_HUB = "give a CSV, JSONL or Parquet file"
 
 
 class Choices(NamedTuple):
@@ -331,26 +335,12 @@ def _is_cache(path: Path) -> bool:
 
 
 def _open_hub(name: str, columns: Columns, subset: str | None) -> Source:
-    try:
-        import datasets
-    except ImportError:
+    if find_spec("datasets") is None:
         raise WrongRequest(
             f"There is no file or folder {name}; to fetch a hub data set of that name type `pip install"
             " datasets` first."
-        ) from None
-    try:
-        splits = datasets.load_dataset(name, subset)
-    except Exception as error:  # the hub client raises errors of many families
-        reason = " ".join(str(error).split())[:200]
-        if "onfig name is missing" in reason:
-            raise WrongRequest(
-                f"The hub data set {name} has several subsets; type --subset with one of them ({reason})."
-            ) from None
-        raise WrongRequest(
-            f"There is no file or folder {name}, and no hub data set of that name could be loaded"
-            f" ({type(error).__name__}: {reason}). Check the name and the network, or give a CSV, JSONL or"
-            " Parquet file."
-        ) from None
+        )
+    splits = _splits_of_hub(name, subset)
     files = tuple(
         PostFile(split, split_of(re.split(r"[^A-Za-z]", split)[0]), None, "hub") for split in splits
     )
@@ -367,6 +357,39 @@ def _open_hub(name: str, columns: Columns, subset: str | None) -> Source:
         replace(file, label_names=_hub_names(splits[file.name].features, columns)) for file in files
     )
     return Source(name if subset is None else f"{name}:{subset}", named, size, columns, hub=splits)
+
+
+def _splits_of_hub(name: str, subset: str | None) -> Any:
+    """The hub's data set, or the copy of it that `datasets` keeps where the hub is away. The hub is
+    asked before that library is loaded, which takes seconds, and asks for a minute.
+    """
+    away: Exception | None = None
+    try:
+        hub.require_dataset(name)
+    except Exception as error:  # the hub's client raises errors of many families
+        if not hub.has_dataset_in_cache(name):
+            raise hub.refusal(error, "data set", name, _NO_HUB) from None
+        away = error
+
+    import datasets
+
+    datasets.logging.set_verbosity_error()  # lines about retries
+    try:
+        with hub.offline(datasets.config) if away is not None else nullcontext():
+            return datasets.load_dataset(name, subset)
+    except Exception as error:  # as above
+        if away is not None:
+            raise hub.refusal(away, "data set", name, _NO_HUB) from None
+        reason = " ".join(str(error).split())[:200]
+        if "onfig name is missing" in reason:
+            raise WrongRequest(
+                f"The hub data set {name} has several subsets; type --subset with one of them ({reason})."
+            ) from None
+        raise WrongRequest(
+            f"There is no file or folder {name}, and no hub data set of that name could be loaded"
+            f" ({type(error).__name__}: {reason}). Check the name and the network, or give a CSV, JSONL or"
+            " Parquet file."
+        ) from None
 
 
 def _hub_names(features: Any, columns: Columns) -> tuple[str, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -45,6 +46,19 @@ def require_fp8(config: Config, base: BaseConfig, engine: Kind, device: torch.de
             " --config_file accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
         )
     require_float8(device, is_fused(Shape.of(base.text.to_dict()), "fp8"))
+
+
+def require_host(config: Config, base: BaseConfig, labels: int, device: torch.device) -> None:
+    """Raises `WrongRequest` on a CPU whose machine has too little memory for the base."""
+    from emotion_train.processes.machine import memory_of_host
+    from emotion_train.sizing.host import require_host_memory
+    from emotion_train.sizing.recipe import Recipe
+    from emotion_train.sizing.shape import Shape
+
+    if device.type == "cpu" and (host_bytes := memory_of_host()) is not None:
+        recipe = Recipe.of(config, Shape.of(base.text.to_dict()), labels)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        require_host_memory(config.model.base, recipe, config.data.max_length, processes, host_bytes)
 
 
 def keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: ExitStack) -> None:

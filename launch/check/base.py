@@ -1,38 +1,37 @@
-"""Checks of the base: its config, and every file of its weights."""
+"""Checks of the base: what the trainer would say of it, and every file of its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.staged import StagedBase
-from emotion_train.config import Config, Precision
+from emotion_train.config import Config
 from emotion_train.errors import WrongRequest
 
 if TYPE_CHECKING:
     from emotion_train.data.tokenization import PostTokenizer
+    from emotion_train.model.trainable import TrainableBase
 
 
-def check_base(config: Config, load: Callable[[], PostTokenizer]) -> str:
-    """The base's small files are read, its tokenizer by `load`; the hub is asked where they are not
-    in its cache.
-    """
-    base = BaseFiles.find(config.model.base)
+def look_at_base(config: Config, load: Callable[[], PostTokenizer]) -> TrainableBase:
+    """What the trainer would find, its refusals included; the tokenizer by `load`."""
+    from emotion_train.model.trainable import require_trainable_base
+
+    return require_trainable_base(config.model.base, config.model.precision, config.data.max_length, load)
+
+
+def check_base(look: Callable[[], TrainableBase]) -> str:
+    """Nothing was found against the base by `look`; the objects of a staged one are all there."""
+    found = look()
+    base = found.files
     if base.gguf is not None:
-        if find_spec("gguf") is None:
-            raise WrongRequest(
-                "model.base is a .gguf file and the package gguf is missing; type pip install"
-                " 'emotion-train[gguf]'."
-            )
         words = f"{base.gguf.name}, {base.gguf.stat().st_size / 2**20:.0f} MiB"
     elif base.staged is not None:
-        words = _staged(base.staged, config.model.precision)
+        words = _staged(base.staged)
     else:
-        base.config()
-        words = _weights(base)
-    load()
+        words = _weights(found)
     return f"{words}, tokenizer loads{_of_code(base)}"
 
 
@@ -46,9 +45,8 @@ def _of_code(base: BaseFiles) -> str:
     )
 
 
-def _staged(base: StagedBase, precision: Precision) -> str:
-    """All objects are there in their size, and the staged numbers serve the run's precision."""
-    base.refuse_other_precision(precision)
+def _staged(base: StagedBase) -> str:
+    """All objects are there in their size."""
     if missing := base.missing():
         raise WrongRequest(
             f"{base.store.url_of(missing[0])} is missing or cut short; stage the base again into an empty"
@@ -61,24 +59,12 @@ def _staged(base: StagedBase, precision: Precision) -> str:
     )
 
 
-def _weights(base: BaseFiles) -> str:
+def _weights(found: TrainableBase) -> str:
     """All files of weights are in the folder, in the hub's cache, or still to be downloaded."""
-    if (found := base.weight_map()) is None:
-        if base.folder is not None:
-            base.required("model.safetensors")
-        return f"{base.name}, one file of weights"
-    files, total = found
-    names = sorted(set(files.values()))
-    if base.folder is not None:
-        for name in names:
-            base.required(name)
-        return f"{base.name}, {len(names)} files of weights"
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = [name for name in names if isinstance(try_to_load_from_cache(base.name, name), str)]
-    if len(cached) == len(names):
-        return f"{base.name}, all {len(names)} files of weights are in this machine's hub cache"
-    return (
-        f"{base.name}, the hub has it: {len(names)} files of weights, {total / 1e9:.0f} GB to download where"
-        " it trains"
-    )
+    name, count = found.files.name, len(found.weights)
+    files = "one file" if count == 1 else f"{count} files"
+    if found.files.folder is not None:
+        return f"{name}, {files} of weights"
+    if not (left := found.bytes_to_download):
+        return f"{name}, all {files} of weights are in this machine's hub cache"
+    return f"{name}, the hub has it: {files} of weights, {left / 1e9:.1f} GB to download where it trains"

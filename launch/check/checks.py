@@ -22,7 +22,7 @@ from emotion_train.errors import EmotionTrainError, StorageError, WrongRequest
 from emotion_train.runs.log import read_log, require_conditional_writes, run_ids, summary
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
-from launch.check.base import check_base
+from launch.check.base import check_base, look_at_base
 from launch.check.credentials import check_credentials
 from launch.check.dataset import (
     Doubt,
@@ -32,7 +32,15 @@ from launch.check.dataset import (
     check_objects,
     check_overlap,
 )
-from launch.check.machine import Target, check_disk, check_machine, check_memory, check_precision, target_of
+from launch.check.machine import (
+    Target,
+    check_disk,
+    check_machine,
+    check_memory,
+    check_precision,
+    processes_on_cpu,
+    target_of,
+)
 from launch.gpus import kind_of
 from launch.plan.choices import Choice, best_settings, spot_of
 from launch.plan.prices import Offer
@@ -43,6 +51,7 @@ from launch.workload import shape_of_base, work_of
 
 if TYPE_CHECKING:
     from emotion_train.data.tokenization import PostTokenizer
+    from emotion_train.model.trainable import TrainableBase
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,10 @@ def run_checks(
 
         return PostTokenizer.load(config.model.base, config.data.max_length)
 
+    @cache
+    def base() -> TrainableBase:
+        return look_at_base(config, tokenizer)
+
     questions: list[tuple[str, Callable[[], str | Doubt]]] = [
         ("data set", lambda: check_data(config, index())),
         ("objects", lambda: check_objects(data(), index())),
@@ -153,16 +166,24 @@ def run_checks(
                 config, lambda: hours or _planned_hours(config, index(), data(), target_of(wanted_gpus, gpus))
             ),
         ),
-        ("base model", lambda: check_base(config, tokenizer)),
+        ("base model", lambda: check_base(base)),
         ("lengths", lambda: check_lengths(config, index(), data(), tokenizer)),
-        ("memory", lambda: check_memory(config, target_of(wanted_gpus, gpus), index)),
+        (
+            "memory",
+            lambda: check_memory(
+                config,
+                target_of(wanted_gpus, gpus),
+                index,
+                processes_on_cpu(wanted_gpus, gpus, accelerate_config),
+            ),
+        ),
         ("precision", lambda: check_precision(config, wanted_gpus, gpus, accelerate_config)),
         ("trackers", lambda: _trackers(config)),
     ]
     if wanted_gpus is None:
         questions += [
             ("machine", lambda: check_machine(config, gpus, accelerate_config)),
-            ("disk", check_disk),
+            ("disk", lambda: check_disk(base)),
         ]
     elif accelerate_config is not None:
         questions.append(("machine", lambda: f"{requested_file(accelerate_config).stem}: asked for"))

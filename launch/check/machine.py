@@ -6,17 +6,24 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emotion_train.config import Config
 from emotion_train.data.index import Index
-from emotion_train.errors import WrongRequest
+from emotion_train.errors import EmotionTrainError, WrongRequest
+from emotion_train.processes.machine import memory_of_host
 from emotion_train.sizing.fit import Misfit, Request, fit, layouts
+from emotion_train.sizing.host import require_host_memory
 from emotion_train.sizing.memory import GIB
 from emotion_train.sizing.recipe import Recipe
 from launch.gpus import GPU_KINDS, MIB, kind_of
 from launch.run.choice import asked_for, choose, file_and_reason
 from launch.run.topology import Gpu
 from launch.workload import refuse_unfused_fp8, shape_of_base
+
+if TYPE_CHECKING:
+    from emotion_train.model.trainable import TrainableBase
 
 _NEEDED_DISK_BYTES = 2 << 30
 
@@ -49,10 +56,15 @@ def target_of(words: str | None, gpus: Sequence[Gpu]) -> Target | None:
     return Target(kind.name, kind.memory_mib, int(count or 1), False)
 
 
-def check_memory(config: Config, target: Target | None, index: Callable[[], Index]) -> str:
-    """The config's precision and micro-batch fit the GPU, or several that share; raises
-    `WrongRequest` with the nearest that does.
+def check_memory(
+    config: Config, target: Target | None, index: Callable[[], Index], on_cpu: int | None = None
+) -> str:
+    """The config's precision and micro-batch fit the GPU, or several that share, or this machine's
+    memory where `on_cpu` processes train on its CPU; raises `WrongRequest` with the nearest that
+    does.
     """
+    if on_cpu is not None:
+        return _of_cpu(config, len(index().labels), on_cpu)
     if target is None:
         return (
             "no NVIDIA GPU is visible here; --gpus H100:1 checks for another machine, emotion-launch plan"
@@ -67,6 +79,28 @@ def check_memory(config: Config, target: Target | None, index: Callable[[], Inde
         return f"fits {target.name} with {available / GIB:.1f} GiB: {found}"
     name, why = file_and_reason(found)
     return f"{name}: {why}"
+
+
+def processes_on_cpu(
+    wanted_gpus: str | None, gpus: Sequence[Gpu], accelerate_config: str | None
+) -> int | None:
+    """How many processes would train on this machine's CPU; None where GPUs or another machine
+    do.
+    """
+    if wanted_gpus is not None:
+        return None
+    topology = asked_for(gpus, accelerate_config)[1]
+    return topology.processes_per_node if topology.on_cpu else None
+
+
+def _of_cpu(config: Config, labels: int, processes: int) -> str:
+    other = "--gpus H100:1 checks for another machine, emotion-launch plan compares all"
+    if (host_bytes := memory_of_host()) is None:
+        return f"on the CPU, whose memory this system does not tell; {other}"
+    recipe = Recipe.of(config, shape_of_base(config.model.base), labels)
+    least = require_host_memory(config.model.base, recipe, config.data.max_length, processes, host_bytes)
+    times = f"{processes} processes on the CPU need" if processes > 1 else "on the CPU, needs"
+    return f"{times} at least {least} of the {host_bytes / GIB:.1f} GiB of this machine; {other}"
 
 
 def check_machine(config: Config, gpus: Sequence[Gpu], accelerate_config: str | None) -> str:
@@ -103,7 +137,8 @@ def check_precision(
     return f"{precision} on {where}"
 
 
-def check_disk() -> str:
+def check_disk(look: Callable[[], TrainableBase]) -> str:
+    """Room for temporary files, and in the hub's cache for what is to be downloaded of the base."""
     import tempfile
 
     folder = tempfile.gettempdir()
@@ -113,4 +148,25 @@ def check_disk() -> str:
             f"{folder} has {free / 2**30:.1f} GiB free and 2 GiB are needed; free some or set TMPDIR to a"
             " larger disk."
         )
-    return f"{free / 2**30:.0f} GiB free in {folder}"
+    return f"{free / 2**30:.0f} GiB free in {folder}{_room_in_cache(look)}"
+
+
+def _room_in_cache(look: Callable[[], TrainableBase]) -> str:
+    try:
+        needed = look().bytes_to_download
+    except EmotionTrainError:  # said by the check of the base
+        return ""
+    if not needed:
+        return ""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path(HF_HUB_CACHE)
+    there = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    words = f"{needed / GIB:.1f} GiB of the base's weights go to the hub's cache {cache}, where"
+    if free < needed:
+        raise WrongRequest(
+            f"{words} {free / GIB:.1f} GiB are free; free some, set HF_HOME to a folder on a larger disk, or"
+            " give the URL of emotion-train stage-base."
+        )
+    return f"; {words} {free / GIB:.0f} GiB are free"

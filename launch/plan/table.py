@@ -34,7 +34,7 @@ def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spo
         console.print(f"      memory of each GPU: {best.memory}", markup=False)
         if words := best.overrides(config):
             console.print(f"      type: {' '.join(words)}", markup=False)
-    for remark in (cut_posts(work), small_steps(plan, work)):
+    for remark in (estimated_lengths(work), cut_posts(work), small_steps(plan, work)):
         if remark is not None:
             console.print(remark, markup=False)
     console.print(f"prices: {prices.source}", markup=False)
@@ -55,6 +55,16 @@ def _lengths(work: Work) -> str:
     if work.cut_is_estimated:
         uncut, share = roughly(uncut), roughly(share)
     return f"{words} ({uncut} uncut; data.max_length={work.max_length} cuts {share} of the posts)"
+
+
+def estimated_lengths(work: Work) -> str | None:
+    """A remark where the base's tokenizer could not be asked."""
+    if work.estimate is None:
+        return None
+    return (
+        f"note: the mean of {work.mean_length:.1f} tokens is estimated from the posts' characters, 4 bytes a"
+        f" token, without the base's tokenizer: {work.estimate}"
+    )
 
 
 def cut_posts(work: Work) -> str | None:
@@ -136,6 +146,7 @@ def plan_json(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spot
         "base": config.model.base,
         "train_posts": work.train_posts,
         "mean_tokens": work.mean_length,
+        "mean_tokens_estimated": work.estimate,
         "cut": None if work.cut is None else _cut(work.cut, work.cut_is_estimated),
         "epochs": work.epochs,
         "global_batch_size": work.global_batch_size,

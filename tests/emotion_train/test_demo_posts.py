@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from emotion_train.demo import POSTS, _make_anew, held_out_posts, small_model
+from emotion_train.bases.packaged import small_model
+from emotion_train.demo import POSTS, _make_anew, held_out_posts
 from emotion_train.errors import WrongRequest
 
 SPLITS = ("train", "validation", "test")

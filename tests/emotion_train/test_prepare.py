@@ -34,6 +34,7 @@ from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.shards import balanced
 from emotion_train.data.stratify import DRAW, quotas, thresholds
+from emotion_train.edges import hub
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
@@ -496,6 +497,7 @@ def test_a_hub_data_set_is_read_by_name(tmp_path: Path, monkeypatch: pytest.Monk
     )
     columns = {"text": [text for text, _ in rows], "labels": [[label] for _, label in rows]}
     loaded = datasets.DatasetDict(train=datasets.Dataset.from_dict(columns, features=features))
+    monkeypatch.setattr(hub, "require_dataset", lambda name: None)
     monkeypatch.setattr(
         datasets,
         "load_dataset",
@@ -514,8 +516,8 @@ def test_an_unreachable_hub_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "emotion_train.prepare", "team/no-such-posts", str(tmp_path / "out")]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert "There is no file or folder team/no-such-posts" in ended.stderr
-    assert "Check the name and the network" in ended.stderr
+    assert "The data set team/no-such-posts is neither a file or folder here nor in the local" in ended.stderr
+    assert "HF_HUB_OFFLINE forbids to ask the Hugging Face hub; unset it" in ended.stderr
 
 
 @pytest.mark.parametrize("end", ["\r", "\r\n"])

@@ -315,7 +315,7 @@ def test_a_staging_killed_for_real_is_never_taken_for_whole_and_can_be_repeated(
 ) -> None:
     from safetensors.torch import save_file
 
-    from emotion_train.demo import small_model
+    from emotion_train.bases.packaged import small_model
 
     model, _ = load_base(str(small_model()), "bf16", 2, "cpu")
     source = tmp_path / "base"
@@ -620,7 +620,7 @@ def test_sources_that_cannot_be_staged_are_refused_before_anything_is_written(
 ) -> None:
     import huggingface_hub.constants
 
-    from emotion_train.demo import small_model
+    from emotion_train.bases.packaged import small_model
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     quantised = tmp_path / "quantised"

@@ -19,6 +19,7 @@ from emotion_train.cli import main
 from emotion_train.data.cleaning import DROPPED, PASSED_OVER, REFUSED
 from emotion_train.data.index import read_index
 from emotion_train.data.preparation import prepare
+from emotion_train.edges import hub
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
@@ -112,6 +113,7 @@ def test_splits_of_the_hub_are_read_by_their_own_names(
         train=as_dataset(["2", "0", "1"], 30, "a ", "Text"),
         validation=as_dataset(["0", "1", "2"], 12, "b ", "Text"),
     )
+    monkeypatch.setattr(hub, "require_dataset", lambda name: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: loaded)
     prepare("team/posts", str(tmp_path / "out"))
     assert right(open_store(str(tmp_path / "out"))) == 42

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,15 @@ from emotion_train.runs.log import Writer
 from emotion_train.stage_base import stage
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
+from emotion_train.train import _look_at_base
 from launch.check.checks import Check, _planned_hours, check_all
 from launch.check.credentials import check_credentials
-from launch.check.machine import check_memory, target_of
+from launch.check.machine import check_memory, processes_on_cpu, target_of
 from launch.cli import main
 from launch.run.topology import Gpu
+from tests.helpers import fake_hub
 from tests.helpers.edited_index import sealed
+from tests.helpers.fake_hub import FakeHub
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import write_posts
 
@@ -520,3 +524,85 @@ def test_a_file_that_is_no_accelerate_config_is_told_for_any_machine(
         }["machine"]
         assert not found.ok
         assert "is a run config; type --config" in found.finding
+
+
+# --- the base, as the trainer sees it ---
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words_found"),
+    [
+        ("config.json", {"model_type": "bert"}, "has the architecture bert; supported are llama"),
+        ("config.json", {"quantization_config": {"quant_method": "gptq"}}, "is already quantised (gptq)"),
+        ("config.json", {"num_hidden_layers": 3}, "lacks model.layers.2."),
+        ("config.json", {"max_position_embeddings": 64}, "texts of up to 64 tokens; type data.max_length=64"),
+        ("tokenizer_config.json", {"bos_token": "<bos>"}, "names the bos_token '<bos>'"),
+    ],
+)
+def test_what_the_trainer_would_say_of_a_base_is_said(
+    words: list[str], made: Path, tmp_path: Path, file: str, changes: dict[str, Any], words_found: str
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(made / "base", base)
+    (base / file).write_text(json.dumps(json.loads((base / file).read_text()) | changes))
+    asked = [*words, f"model.base={base}"]
+    found = checks(asked)["base model"]
+    assert not found.ok
+    assert words_found in found.finding
+    with pytest.raises(WrongRequest) as caught:
+        _look_at_base(load_config(None, asked))  # the trainer's own look
+    assert str(caught.value) == found.finding
+
+
+def test_a_base_on_the_hub_is_checked_without_downloading_it_and_wants_room(
+    words: list[str], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeHub({"owner/small": made / "base"}) as server:
+        fake_hub.use(monkeypatch, server.endpoint, tmp_path / "cache")
+        asked = [*words, "model.base=owner/small"]
+        found = checks(asked)
+        assert found["base model"].finding.startswith(
+            "owner/small, the hub has it: 2 files of weights, 0.0 GB"
+        )
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        assert (
+            f"GiB of the base's weights go to the hub's cache {tmp_path / 'cache'}" in found["disk"].finding
+        )
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+        real = shutil.disk_usage
+        monkeypatch.setattr(
+            shutil,
+            "disk_usage",
+            lambda folder: (
+                real(folder)._replace(free=100_000) if folder == tmp_path / "cache" else real(folder)
+            ),
+        )
+        found = checks(asked)
+        assert not found["disk"].ok
+        assert "GiB are free; free some, set HF_HOME to a folder on a larger disk" in found["disk"].finding
+        server.failure = "gated"
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+        assert "is gated: accept its licence at" in checks(asked)["base model"].finding
+
+
+def test_on_a_cpu_the_base_is_compared_with_this_machine_s_memory(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.check.machine.memory_of_host", lambda: 16 << 30)
+    assert re.match(
+        r"on the CPU, needs at least 0\.0 GiB .* of the 16\.0 GiB", checks(words)["memory"].finding
+    )
+    large = [*words, "model.base=mistralai/Mistral-Small-3.1-24B-Base-2503"]
+    config = load_config(None, large)
+    index = read_index(open_store(config.data.url))
+    with pytest.raises(WrongRequest, match=r"in fp32 on a CPU needs at least 8\d\..*this machine has 16\.0"):
+        check_memory(config, None, lambda: index, 1)
+    with pytest.raises(WrongRequest, match="needs 2 times at least"):
+        check_memory(config, None, lambda: index, 2)
+    monkeypatch.setattr("launch.check.machine.memory_of_host", lambda: 64 << 30)
+    with pytest.raises(WrongRequest, match=r"type model\.precision=bf16, model\.base=smollm2, or train"):
+        check_memory(config, None, lambda: index, 1)
+    monkeypatch.setattr("launch.check.machine.memory_of_host", lambda: 128 << 30)
+    assert "of the 128.0 GiB of this machine" in check_memory(config, None, lambda: index, 1)
+    assert [processes_on_cpu(None, [H100], name) for name in ("cpu", None)] == [1, None]
+    assert processes_on_cpu("H100", [], "cpu") is None

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,6 +48,8 @@ from launch.plan.speed import Speed
 from launch.plan.spot import Spot
 from launch.plan.task_file import rewritten, write_task_file
 from launch.workload import Work, shape_of_base, work_of
+from tests.helpers import fake_hub
+from tests.helpers.fake_hub import FakeHub
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import tiny_config
@@ -606,6 +609,49 @@ def test_planning_imports_neither_torch_nor_transformers(prepared: Path) -> None
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.endswith("loaded []\n")
+
+
+@pytest.mark.parametrize("away", ["503", "offline"])
+def test_without_the_hub_the_mean_length_is_estimated_and_said_to_be(
+    away: str,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The default base's shape is known; its tokenizer is on the hub."""
+    texts = [len(text.encode()) for text in texts_of(prepared)]
+    expected = statistics.mean(1 + round(size / 4) for size in texts)
+    asked = [word for word in words(prepared, "model.precision=nf4") if not word.startswith("model.base")]
+    with FakeHub() as server:
+        server.failure = 503
+        fake_hub.use(monkeypatch, server.endpoint, tmp_path)
+        if away == "offline":
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert main([*asked, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["mean_tokens"] == pytest.approx(expected)
+        assert document["cut"]["estimated"]
+        assert main(asked) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert f"the mean of {expected:.1f} tokens is estimated from the posts' characters" in out
+        assert {"503": "hub answered 503", "offline": "HF_HUB_OFFLINE forbids"}[away] in out
+        server.failure = "gated"
+        if away == "503":  # what a person can mend is not estimated around
+            assert main(asked) == 2
+            assert "is gated: accept its licence at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [(), ("--tokens-per-post", "20")])
+def test_a_base_that_the_trainer_would_refuse_is_not_planned(
+    more: tuple[str, ...], prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(prepared / "base", base)
+    shard = max(base.glob("*.safetensors"))
+    shard.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert main(words(prepared, *more, f"model.base={base}")) == 2
+    assert "it is a Git LFS pointer" in capsys.readouterr().err
 
 
 def test_small_steps_are_remarked_upon(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,315 @@
+"""What a config.json says of the text model: its kind, its sizes, and the tensors that its
+checkpoint has to have.
+
+transformers is not asked, which would load torch: the launcher reads this too. What it fills in for
+a key that is left out, and what it refuses, is repeated here for the four kinds that are trained; a
+test compares both. Letters: V vocabulary, H hidden size, I inner size, Q query width, K key width,
+D head size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from emotion_train.bases.files import BaseFiles
+from emotion_train.bases.gguf_file import GgufFile
+from emotion_train.errors import WrongRequest
+
+# of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+_QWEN = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768,
+}
+_DEFAULTS: dict[str, dict[str, int]] = {
+    "llama": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+    },
+    "mistral": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131_072,
+    },
+    "qwen2": _QWEN,
+    "qwen3": {**_QWEN, "head_dim": 128},
+}
+# The text part's kind where a multimodal configuration leaves it out.
+_TEXT_KINDS = {"mistral3": "mistral", "llava": "llama", "llava_next": "llama", "vipllava": "llama"}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+# Sizes that may be null, and are derived then.
+_DERIVED = {
+    "llama": ("num_key_value_heads", "head_dim"),
+    "mistral": ("head_dim",),
+    "qwen2": ("num_key_value_heads",),
+    "qwen3": ("num_key_value_heads",),
+}
+_LARGEST_SIZE = 2**31
+_MOST_LAYERS = 2000
+# Functions between the two halves of an MLP, by transformers' names.
+_ACTIVATIONS = (
+    *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
+    *("gelu_pytorch_tanh", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu"),
+    *("relu2", "relu6", "sigmoid", "silu", "swish", "tanh"),
+)
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+_TEXT = re.compile(
+    r"^(?:language_model\.model\.|model\.language_model\.|model\.)?(?=(?:embed_tokens|layers|norm)\.)"
+)
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """The text part of a base. `layout` says what the model card's snippet must do to load it:
+    "text", "multimodal" or "gguf". `values` is its configuration, with what was left out filled in.
+    """
+
+    kind: str
+    layout: str
+    values: Mapping[str, Any]
+    gguf: GgufFile | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.values["vocab_size"])
+
+    @property
+    def positions(self) -> int:
+        """Tokens of the longest text that the base was made for."""
+        own = int(self.values["max_position_embeddings"])
+        rope = _rope(self.values)
+        first, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+        if isinstance(first, int) and isinstance(factor, int | float):
+            return max(own, int(first * factor))
+        return own
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor of the checkpoint's text part, by the classifier's names."""
+        sizes = self.values
+        hidden_H, vocab_V = sizes["hidden_size"], sizes["vocab_size"]
+        found: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (vocab_V, hidden_H),
+            "model.norm.weight": (hidden_H,),
+        }
+        for layer in range(sizes["num_hidden_layers"]):
+            found |= {f"model.layers.{layer}.{name}": shape for name, shape in self._of_a_layer()}
+        return found
+
+    def _of_a_layer(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        sizes = self.values
+        hidden_H, inner_I, head_D = sizes["hidden_size"], sizes["intermediate_size"], sizes["head_dim"]
+        query_Q, key_K = sizes["num_attention_heads"] * head_D, sizes["num_key_value_heads"] * head_D
+        biases = self._biases()
+        for name, outputs, inputs in (
+            ("self_attn.q_proj", query_Q, hidden_H),
+            ("self_attn.k_proj", key_K, hidden_H),
+            ("self_attn.v_proj", key_K, hidden_H),
+            ("self_attn.o_proj", hidden_H, query_Q),
+            ("mlp.gate_proj", inner_I, hidden_H),
+            ("mlp.up_proj", inner_I, hidden_H),
+            ("mlp.down_proj", hidden_H, inner_I),
+        ):
+            yield f"{name}.weight", (outputs, inputs)
+            if name.rpartition(".")[2] in biases:
+                yield f"{name}.bias", (outputs,)
+        yield "input_layernorm.weight", (hidden_H,)
+        yield "post_attention_layernorm.weight", (hidden_H,)
+        if self.kind == "qwen3":
+            yield "self_attn.q_norm.weight", (head_D,)
+            yield "self_attn.k_norm.weight", (head_D,)
+
+    def _biases(self) -> tuple[str, ...]:
+        """Linear layers that add a bias."""
+        if self.kind == "qwen2":
+            return ("q_proj", "k_proj", "v_proj")
+        attention = ("q_proj", "k_proj", "v_proj", "o_proj")
+        inner = ("gate_proj", "up_proj", "down_proj")
+        return (
+            *(attention if self.kind in ("llama", "qwen3") and self.values.get("attention_bias") else ()),
+            *(inner if self.kind == "llama" and self.values.get("mlp_bias") else ()),
+        )
+
+
+def text_model(files: BaseFiles) -> TextModel:
+    """The text part of a base, from its config.json or its GGUF header. Raises `WrongRequest` for
+    one that cannot be trained here: another architecture, quantised, sizes that make no model.
+    """
+    if files.gguf is not None:
+        gguf = GgufFile.open(files.gguf)
+        return _checked(files.name, "header", "llama", "gguf", gguf.config(), gguf)
+    document = files.config()
+    if files.staged is None:  # what a staged base holds is told by its base.json
+        _refuse_quantised(files.name, document)
+    kind, layout, text = _text_part(files.name, document)
+    return _checked(files.name, "config.json", kind, layout, text)
+
+
+def _text_part(base: str, document: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
+    """Kind, layout and configuration of the text part."""
+    whole = document.get("model_type")
+    if not isinstance(whole, str):
+        raise WrongRequest(f"The config.json of the base {base} cannot be used: it names no model_type.")
+    text = document.get("text_config")
+    if whole in ARCHITECTURES or text is None:
+        layout, text, kind = "text", document, whole
+        if whole == "mistral" and "layer_types" in document:
+            kind = "ministral"  # as transformers takes it: its layers differ, and Mistral's do not
+    elif isinstance(text, Mapping):
+        layout, kind = "multimodal", text.get("model_type", _TEXT_KINDS.get(whole, whole))
+    else:
+        raise _unusable(base, "config.json", "its text_config is no object")
+    if kind not in ARCHITECTURES:
+        raise WrongRequest(
+            f"The base {base} has the architecture {str(kind)[:80]}; supported are"
+            f" {', '.join(ARCHITECTURES)}, also as the text part of a multimodal model such as Mistral"
+            " Small 3.1."
+        )
+    return kind, layout, text
+
+
+def already_quantised(base: str, how: str = "") -> WrongRequest:
+    """The refusal of a checkpoint whose weights are codes."""
+    return WrongRequest(
+        f"The base {base} is already quantised{f' ({how})' if how else ''}; give the unquantised checkpoint"
+        " that it was made from, and set model.precision=nf4 for a small one."
+    )
+
+
+def _refuse_quantised(base: str, document: Mapping[str, Any]) -> None:
+    text = document.get("text_config")
+    for part in (document, text if isinstance(text, Mapping) else {}):
+        for key in ("quantization_config", "compression_config"):
+            if (found := part.get(key)) is not None:
+                method = found.get("quant_method") if isinstance(found, Mapping) else None
+                raise already_quantised(base, str(method)[:40] if method else "")
+
+
+# --- sizes ---
+
+
+def _checked(
+    base: str, place: str, kind: str, layout: str, given: Mapping[str, Any], gguf: GgufFile | None = None
+) -> TextModel:
+    nulls = set(_SIZES) - set(_DERIVED[kind])
+    values = _DEFAULTS[kind] | {
+        key: value for key, value in given.items() if value is not None or key in nulls
+    }
+    values["model_type"] = kind
+    if "num_key_value_heads" in _DERIVED[kind] and given.get("num_key_value_heads", 1) is None:
+        values.pop("num_key_value_heads", None)  # the default, which is for what is left out
+    if "num_key_value_heads" not in values:
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    for name in _SIZES:
+        value = values.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _LARGEST_SIZE:
+            raise _unusable(base, place, f"its {name} is {str(value)[:40]!r} and no whole number above 0")
+    if values["num_hidden_layers"] > _MOST_LAYERS:
+        raise _unusable(base, place, f"num_hidden_layers is {values['num_hidden_layers']}")
+    if "head_dim" not in values:
+        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    if problem := _problem_of_heads(kind, values) or _problem_of_words(values):
+        raise _unusable(base, place, problem)
+    return TextModel(kind, layout, values, gguf)
+
+
+def _problem_of_heads(kind: str, values: Mapping[str, Any]) -> str | None:
+    heads, keys, hidden = (
+        values[name] for name in ("num_attention_heads", "num_key_value_heads", "hidden_size")
+    )
+    if kind == "llama" and hidden % heads:
+        return f"its hidden_size {hidden} is no multiple of its num_attention_heads {heads}"
+    if heads % keys:
+        return f"its num_attention_heads {heads} is no multiple of its num_key_value_heads {keys}"
+    if values["head_dim"] < 2 or values["head_dim"] % 2:
+        return f"its head_dim is {values['head_dim']}, which is not even"
+    return None
+
+
+def _problem_of_words(values: Mapping[str, Any]) -> str | None:
+    activation = values.get("hidden_act", "silu")
+    if activation not in _ACTIVATIONS:
+        return f"its hidden_act {str(activation)[:40]!r} is not known"
+    for name in ("attention_bias", "mlp_bias"):
+        if not isinstance(values.get(name, False), bool):
+            return f"its {name} is neither true nor false"
+    for name in ("rope_parameters", "rope_scaling"):
+        if not isinstance(values.get(name, {}), Mapping):
+            return f"its {name} is no object"
+    rope = _rope(values)
+    if (scaling := rope.get("rope_type", rope.get("type", "default"))) not in _ROPE_TYPES:
+        return f"its rope_type {str(scaling)[:40]!r} is not known"
+    layers = values.get("layer_types")
+    if layers is not None and (not isinstance(layers, list) or len(layers) != values["num_hidden_layers"]):
+        return "its layer_types does not have one entry for each of its num_hidden_layers"
+    return None
+
+
+def _rope(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How positions are scaled, under the name of either version of transformers."""
+    return values.get("rope_scaling") or values.get("rope_parameters") or {}
+
+
+def _unusable(base: str, place: str, why: str) -> WrongRequest:
+    return WrongRequest(f"The {place} of the base {base} cannot be used: {why}; give a whole checkpoint.")
+
+
+# --- names of tensors ---
+
+
+def text_name(key: str) -> str | None:
+    """The classifier's name of a checkpoint's tensor; None for vision, projector, language-model
+    head and an old classification head.
+
+    >>> text_name("language_model.model.layers.0.mlp.up_proj.weight")
+    'model.layers.0.mlp.up_proj.weight'
+    """
+    if not _TEXT.match(key) or key.endswith("rotary_emb.inv_freq"):
+        return None
+    return _TEXT.sub("model.", key)
+
+
+def refuse_misfits(
+    base: str, wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises `WrongRequest` unless a checkpoint has exactly the tensors that its model wants, in
+    their shapes.
+    """
+    for problem, names in (
+        ("lacks", sorted(wanted.keys() - given.keys())),
+        ("has tensors of no layer that its configuration names:", sorted(given.keys() - wanted.keys())),
+        (
+            "has other shapes than its configuration says:",
+            sorted(n for n in wanted.keys() & given.keys() if wanted[n] != given[n]),
+        ),
+    ):
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise WrongRequest(
+                f"The base {base} {problem} {shown} ({len(names)} of {len(wanted)} text tensors); give a"
+                " whole checkpoint whose configuration belongs to its weights."
+            )
