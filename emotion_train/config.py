@@ -103,6 +103,13 @@ class DataSection(Section):
         le=LARGEST_MAX_LENGTH,
         description="Tokens kept of a post, counting the BOS token.",
     )
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Posts kept of each split, in the shares of its labels, the same at each start; None keeps all."
+        ),
+    )
 
 
 class ModelSection(Section):
@@ -178,6 +185,14 @@ class LossSection(Section):
 
 class TrainSection(Section):
     epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training split.")
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Optimizer steps after which the run ends, with an evaluation and a report; the learning rate"
+            " falls within them. None is all steps of the epochs."
+        ),
+    )
     global_batch_size: int = Field(
         64, ge=1, le=1_000_000, description="Examples per optimizer step over all GPUs."
     )
@@ -205,6 +220,11 @@ class TrainSection(Section):
         """`tokens_per_microbatch`, once it is a number."""
         assert self.tokens_per_microbatch != "auto", "settled before anything is packed"
         return self.tokens_per_microbatch
+
+    def steps(self, posts: int) -> int:
+        """Optimizer steps of the whole run on so many training posts."""
+        steps = -(-posts // self.global_batch_size) * self.epochs
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 class EvaluationSection(Section):
@@ -281,7 +301,12 @@ class ReportSection(Section):
         description="Whether predictions_<split>.parquet holds the texts of its posts beside their ids.",
     )
     usd_per_hour: float | None = Field(
-        None, ge=0, description="Price of the machines, for the report's cost line; None leaves it out."
+        None,
+        ge=0,
+        description=(
+            "Price of all machines together, for the cost in report and `runs`; None takes this machine's"
+            " where `emotion-launch run` finds it (the task's PRICES, SkyPilot's catalog), else none."
+        ),
     )
 
 
