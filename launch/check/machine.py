@@ -88,8 +88,10 @@ def check_precision(
             " 'emotion-train[gpu]' or model.precision=bf16."
         )
     on_cpu = here and asked_for(gpus, accelerate_config)[1].on_cpu
-    target = None if on_cpu else target_of(wanted_gpus, gpus)
-    kind = None if target is None else kind_of(target.name)
+    if wanted_gpus == "":  # which names no GPU, and is refused as such
+        target_of(wanted_gpus, gpus)
+    where = wanted_gpus or ("the CPU" if on_cpu else gpus[0].name)
+    kind = kind_of(where.partition(":")[0])
     if kind is not None and not kind.runs:
         raise WrongRequest(
             f"PyTorch's default builds have kernels from compute capability"
@@ -97,6 +99,7 @@ def check_precision(
             f" {'.'.join(map(str, kind.capability))}; take one of {', '.join(one.name for one in PLANNED)}."
         )
     if precision == "fp8":
+        target = None if on_cpu else target_of(wanted_gpus, gpus)
         if target is None or (kind is not None and not kind.fp8):
             raise WrongRequest(
                 f"model.precision is fp8 and {'the CPU' if target is None else target.name} has no float8"
@@ -104,7 +107,6 @@ def check_precision(
                 " model.precision=bf16, or nf4 for a quarter of its memory."
             )
         refuse_unfused_fp8(config, shape_of_base(config.model.base), "model.precision=")
-    where = wanted_gpus or ("the CPU" if on_cpu else gpus[0].name)
     if kind is not None and not kind.bf16 and precision != "fp32":
         return f"{precision} on {where}, which has no bfloat16 units: PyTorch computes it in float32, slowly"
     return f"{precision} on {where}"

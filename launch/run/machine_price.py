@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -125,8 +126,9 @@ def facts_here(environment: Mapping[str, str], endpoints: Endpoints) -> Facts | 
     threads = [threading.Thread(target=ask, args=(one,), daemon=True) for one in questions]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + _ANSWER_S
     for thread in threads:
-        thread.join(_ANSWER_S)
+        thread.join(max(0.0, deadline - time.monotonic()))
     with suppress(Empty):
         return answers.get_nowait()
     return _of_skypilot(environment.get("SKYPILOT_CLUSTER_INFO", ""))
