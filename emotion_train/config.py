@@ -141,6 +141,14 @@ class DataSection(Section):
         description="Tokens kept of a post, counting the BOS token.",
         json_schema_extra={"unit": "tokens"},
     )
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Posts kept of each split, in the shares of its labels, the same at each start; None keeps all."
+        ),
+        json_schema_extra={"unit": "posts"},
+    )
 
 
 class ModelSection(Section):
@@ -226,6 +234,15 @@ class TrainSection(Section):
         description="Passes over the training split.",
         json_schema_extra={"unit": "epochs"},
     )
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Optimizer steps after which the run ends, with an evaluation and a report; the learning rate"
+            " falls within them. None is all steps of the epochs."
+        ),
+        json_schema_extra={"unit": "steps"},
+    )
     global_batch_size: int = Field(
         64,
         ge=1,
@@ -262,6 +279,11 @@ class TrainSection(Section):
         """`tokens_per_microbatch`, once it is a number."""
         assert self.tokens_per_microbatch != "auto", "settled before anything is packed"
         return self.tokens_per_microbatch
+
+    def steps(self, posts: int) -> int:
+        """Optimizer steps of the whole run on so many training posts."""
+        steps = -(-posts // self.global_batch_size) * self.epochs
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 class EvaluationSection(Section):
@@ -353,7 +375,10 @@ class ReportSection(Section):
     usd_per_hour: float | None = Field(
         None,
         ge=0,
-        description="Price of the machines, for the report's cost line; None leaves it out.",
+        description=(
+            "Price of all machines together, for the cost in report and `runs`; None takes this machine's"
+            " where `emotion-launch run` finds it (the task's PRICES, SkyPilot's catalog), else none."
+        ),
         json_schema_extra={"unit": "dollars an hour"},
     )
 

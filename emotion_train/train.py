@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shlex
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 from emotion_train.config import Config, load_config, require_trackers
-from emotion_train.data.index import Index, read_index, require_trainable
+from emotion_train.data.index import Index, limited, read_index, require_trainable
 from emotion_train.edges.streams import go_to
 from emotion_train.errors import Fenced, LostContact, WrongRequest
 from emotion_train.processes.launcher_link import FENCED_S, answers_signals, end_within
 from emotion_train.processes.machine import memory_of, whole_memory_of
-from emotion_train.processes.notices import PreemptionWatch, hold_seconds
+from emotion_train.processes.notices import Notice, PreemptionWatch, hold_seconds
 from emotion_train.runs.log import Entry
 from emotion_train.storage.open import open_store
 from emotion_train.storage.patience import StoreRequest
@@ -37,12 +35,14 @@ from emotion_train.training.job import (
     end_even_if_stuck,
     output_log,
     published,
+    run_id_of,
     say,
     say_nothing,
     say_published,
     too_small,
 )
 from emotion_train.training.start import (
+    config_on_gpu,
     keep_kernels,
     require_fp8,
     require_host,
@@ -53,6 +53,7 @@ from emotion_train.training.start import (
 if TYPE_CHECKING:
     from emotion_train.data.tokenization import PostTokenizer
     from emotion_train.model.load import BaseConfig
+    from emotion_train.runs.checkpoint import Progress
     from emotion_train.training.trainer import Trainer
 
 _FIRST_LOOK_S = 5.0
@@ -73,6 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=(
             "train also on a store that ignores create-only writes: nothing then keeps two writers of one run"
             " apart"
+        ),
+    )
+    parser.add_argument(
+        "--stop-after-step",
+        type=int,
+        metavar="N",
+        help=(
+            "end as after a preemption notice once this start has taken step N: saved, with exit code 33. The"
+            " same command without it resumes; `emotion-launch run --smoke` rehearses a recovery so"
         ),
     )
 
@@ -100,14 +110,15 @@ def run(arguments: argparse.Namespace) -> int:
         from emotion_train.training.waiting import PatientStart
 
         accelerator, engine, ranks = start_processes(config)
-        run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
+        run_id = ranks.from_main(run_id_of(config, os.environ))
         config = config.model_copy(update={"run": config.run.model_copy(update={"id": run_id})})
         hold_s = hold_seconds(config.preemption.hold_s, os.environ)
+        rehearsal = Rehearsal(arguments.stop_after_step)
         interruptions = Interruptions(
-            ranks, lambda: watch.notice, hold_s, say if ranks.is_main else say_nothing
+            ranks, lambda: rehearsal.notice or watch.notice, hold_s, say if ranks.is_main else say_nothing
         )
         start = PatientStart(interruptions, config.run.start_timeout_s, say)
-        index = start.answer(reading)
+        index = limited(start.answer(reading), config.data.limit)
         look = start.on_main(
             "the log of the run",
             output_store.url,
@@ -116,6 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
         if look.final is not None:
             say_published(output_store, run_id, look.final, ranks.is_main)
             return published(look.final)
+        config = config_on_gpu(config, accelerator.device, say if ranks.is_main else say_nothing)
         base, tokenizer = start.everywhere("the base", config.model.base, lambda: _look_at_base(config))
         require_fp8(config, base, engine, accelerator.device)
         require_host(config, base, len(index.labels), accelerator.device)
@@ -162,7 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
             trainer = start_trainer(job, claimed, stack)
             if trainer.saver is not None:
                 trainer.saver.on_fenced = partial(end_within, FENCED_S, Fenced.exit_code)
-            _fit(job, trainer)
+            _fit(job, trainer, rehearsal)
             return report_and_publish(job, trainer, claimed, stack)
         except torch.OutOfMemoryError:
             raise WrongRequest(too_small(job)) from None
@@ -203,15 +215,6 @@ def _look_at_base(config: Config) -> tuple[BaseConfig, PostTokenizer]:
     return read_config(found.files), found.tokenizer
 
 
-def derived_run_id(config: Config, environment: Mapping[str, str]) -> str:
-    """SKYPILOT_TASK_ID, which stays the same over recoveries, else the time and the config's
-    hash.
-    """
-    if task := environment.get("SKYPILOT_TASK_ID"):
-        return re.sub(r"[^A-Za-z0-9._-]", "-", task)[-128:].lstrip("._-")
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config.sha256()[:6]}"
-
-
 def _command(arguments: argparse.Namespace, run_id: str, device: str) -> str:
     """The command line that resumes this run."""
     words = ["--accelerate-config", "cpu"] if device == "cpu" else []
@@ -221,11 +224,29 @@ def _command(arguments: argparse.Namespace, run_id: str, device: str) -> str:
     return shlex.join(["emotion-launch", "run", *words, f"run.id={run_id}"])
 
 
-def _fit(job: Job, trainer: Trainer) -> None:
+class Rehearsal:
+    """A preemption notice of our own after a step that this start takes; None: there is none. It
+    comes to all ranks at the same step.
+    """
+
+    def __init__(self, after_step: int | None) -> None:
+        self._after_step = after_step
+        self.notice: Notice | None = None
+
+    def hear(self, step: int) -> None:
+        if self._after_step is not None and step >= self._after_step:
+            self.notice = self.notice or Notice("terminate", "A preemption is rehearsed", None, 0)
+
+
+def _fit(job: Job, trainer: Trainer, rehearsal: Rehearsal) -> None:
     from emotion_train.progress import ProgressLine
 
+    def tell(progress: Progress, note: str) -> None:
+        rehearsal.hear(progress.step)
+        line.update(progress.step, trainer.pace.words(progress, note))
+
     with ProgressLine("training", trainer.steps, "steps", shown=job.ranks.is_main) as line:
-        trainer.tell = lambda progress, note: line.update(progress.step, trainer.pace.words(progress, note))
+        trainer.tell = tell
         trainer.tell_milestone = line.say
         trainer.fit()
 

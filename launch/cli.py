@@ -77,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dry-run", action="store_true", help="print the accelerate launch line and start nothing"
     )
+    run.add_argument(
+        "--smoke",
+        action="store_true",
+        help=(
+            "try it out first, under RUN_ID-smoke: ten steps on real data, one evaluation, one checkpoint, a"
+            " second start that resumes, the report; then say what the whole run will take and cost"
+        ),
+    )
     run.set_defaults(verb=_run)
 
     _add_plan(verb("plan", "which GPUs would train this, how long and for how many dollars", _PLANNING))
@@ -154,7 +162,10 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         "--prices",
         type=Path,
         metavar="FILE",
-        help="vms.csv of SkyPilot's catalog or `sky gpus list -o json`, for its own",
+        help=(
+            "vms.csv of SkyPilot's catalog or `sky gpus list -o json` (default: the catalog on this machine,"
+            " else list prices that come with the program)"
+        ),
     )
     plan.add_argument(
         "--cloud",
@@ -187,7 +198,12 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         metavar="M",
         help="new machine, set-up and loading, at each start (default: %(default)g)",
     )
-    plan.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    plan.add_argument(
+        "--all",
+        action="store_true",
+        help="every row of the table, also what is too small (default: the ten best)",
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON, of every row, instead of a table")
     plan.add_argument(
         "--write",
         type=Path,
@@ -219,13 +235,31 @@ def _positive(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from emotion_train.config import load_config
+
+    if arguments.smoke:
+        from launch.run.smoke import smoke_run
+
+        config = load_config(arguments.config, arguments.overrides)
+        return smoke_run(
+            config,
+            lambda words, stop_after: _start(arguments, words, stop_after),
+            only_show=arguments.dry_run,
+        )
+    return _start(arguments, [])
+
+
+def _start(arguments: argparse.Namespace, more: Sequence[str], stop_after_step: int | None = None) -> int:
+    """One start of the run on this node, with `more` overrides; returns its exit code."""
+    from emotion_train.config import load_config
     from emotion_train.processes.notices import hold_seconds
     from emotion_train.training.job import output_log
     from launch.run.choice import accelerate_line, ask_for_base, choose, printable
+    from launch.run.machine_price import price_here
     from launch.run.processes import run_to_end, wait_for_answer
     from launch.run.topology import gpus
 
-    config = load_config(arguments.config, arguments.overrides)
+    overrides = [*arguments.overrides, *more]
+    config = load_config(arguments.config, overrides)
     hold_s = hold_seconds(config.preemption.hold_s, os.environ)
     found = gpus()
     # the choice of a layout needs the base's shape
@@ -233,13 +267,17 @@ def _run(arguments: argparse.Namespace) -> int:
         wait_for_answer(ask_for_base(config), hold_s)
     choice = choose(found, arguments.accelerate_config, config, processes=arguments.processes)
     topology = choice.topology
+    if config.report.usd_per_hour is None and (price := price_here(topology)) is not None:
+        overrides.append(f"report.usd_per_hour={price.usd:.4f}")
+        print(f"${price.usd:,.2f} an hour: {price.source}", flush=True)
     line = accelerate_line(
         choice.config_file,
         arguments.config,
-        arguments.overrides,
+        overrides,
         arguments.allow_unfenced,
         topology,
         config.distributed.timeout_s,
+        stop_after_step,
     )
     print(f"{choice.config_file.stem}: {choice.reason}\n{printable(line)}", flush=True)
     if arguments.dry_run:

@@ -24,6 +24,7 @@ from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.sizing.memory import is_fused
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.store import Store
+from launch.gpus import GpuKind
 
 if TYPE_CHECKING:
     from emotion_train.data.tokenization import PostTokenizer
@@ -46,6 +47,13 @@ class Work:
     cut: Cut | None = None  # what max_length cuts of the posts; None where that is not known
     cut_is_estimated: bool = False  # without the base's tokenizer
     estimate: str | None = None  # why the lengths are estimated from characters; None: by the tokenizer
+    max_steps: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        steps = -(-self.train_posts // self.global_batch_size) * self.epochs
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
     def mean_length(self) -> float:
@@ -74,6 +82,15 @@ def shape_of_base(base: str) -> Shape:
     if base in _KNOWN_SHAPES:
         return _KNOWN_SHAPES[base]
     return Shape.of(text_model(BaseFiles.find(base)).values)
+
+
+def config_on(config: Config, kind: GpuKind | None) -> Config:
+    """The config as the trainer takes it on this kind of GPU: without bfloat16 units the fused
+    decoder does not run.
+    """
+    if kind is None or kind.bf16 or config.model.decoder == "stock":
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"decoder": "stock"})})
 
 
 def precision_of_base(base: str, asked: Precision | None) -> Precision | None:
@@ -117,15 +134,10 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
         whole, estimate = sample_lengths(config, train, store)
     known = estimated(index.source) if tokens_per_post is not None else Lengths.of(whole)
     held_out = {name: split.rows for name, split in index.splits.items() if name != "train"}
-    evaluations, every = config.train.epochs, config.evaluation.every_steps
-    if every is not None:
-        per_epoch = -(-train.rows // config.train.global_batch_size)
-        steps = per_epoch * config.train.epochs
-        # one that falls on the end of an epoch is made once
-        evaluations += steps // every - steps // math.lcm(every, per_epoch)
     return Work(
         train_posts=train.rows,
-        scored_posts=evaluations * held_out.get("validation", 0) + sum(held_out.values()),
+        scored_posts=_evaluations(config, train.rows) * held_out.get("validation", 0)
+        + sum(held_out.values()),
         epochs=config.train.epochs,
         global_batch_size=config.train.global_batch_size,
         lengths=tuple(min(most, max(1, length)) for length in whole),
@@ -134,7 +146,21 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
         cut=None if known is None else Cut.of(known, most),
         cut_is_estimated=tokens_per_post is not None or estimate is not None,
         estimate=estimate,
+        max_steps=config.train.max_steps,
     )
+
+
+def _evaluations(config: Config, train_posts: int) -> int:
+    """How many a run makes before its report: at the end of each epoch, at the last step, and every
+    so many steps.
+    """
+    per_epoch = -(-train_posts // config.train.global_batch_size)
+    steps, every = config.train.steps(train_posts), config.evaluation.every_steps
+    evaluations, last = steps // per_epoch, steps % per_epoch == 0
+    if every is not None:  # one that falls on the end of an epoch is made once
+        evaluations += steps // every - steps // math.lcm(every, per_epoch)
+        last = last or steps % every == 0
+    return evaluations if last else evaluations + 1
 
 
 def _refuse_untrainable(config: Config) -> None:

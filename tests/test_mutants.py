@@ -1016,10 +1016,62 @@ MUTANTS = [
         "label counts of the index are compared with the posts",
         "emotion_train/data/reader.py",
         "RowGroupReader._read",
-        "_refuse_other_counts(rows, group)",
+        "_refuse_other_counts(rows, group.stored)",
         "pass",
         "tests/emotion_train/data/test_index.py"
         "::test_label_counts_are_compared_with_the_posts_when_they_are_first_read[2]",
+    ),
+    # short runs, and what a run costs
+    Mutant(
+        "the last step is evaluated wherever it lies",
+        "emotion_train/training/trainer.py",
+        "Trainer._evaluation_due",
+        "step == self.steps or",
+        "",
+        "tests/emotion_train/training/test_trainer.py"
+        "::test_a_run_of_so_many_steps_ends_within_an_epoch_with_a_scored_checkpoint",
+    ),
+    Mutant(
+        "a run is not resumed on another part of its data",
+        "emotion_train/runs/checkpoint.py",
+        "_FIXED",
+        "'data.limit', ",
+        "",
+        "tests/emotion_train/training/test_trainer.py::test_a_run_is_not_continued_as_another_run[data.limit=60]",
+    ),
+    Mutant(
+        "a part of a data set has the shares of its labels",
+        "emotion_train/data/index.py",
+        "_first_of",
+        "left = _shares(split.label_counts, rows)",
+        "left = list(split.label_counts)",
+        "tests/emotion_train/data/test_index.py"
+        "::test_a_limited_split_has_so_many_posts_in_the_shares_of_its_labels[17]",
+    ),
+    Mutant(
+        "after a real preemption the scheduler makes the second start",
+        "launch/run/smoke.py",
+        "rehearse",
+        "or saved[-1].step < half",
+        "",
+        "tests/launch/run/test_smoke.py::test_nothing_follows_a_start_that_failed_or_was_really_preempted[end4]",
+    ),
+    Mutant(
+        "of what may be this machine the dearest counts",
+        "launch/run/machine_price.py",
+        "_of_catalog",
+        "return max(known",
+        "return min(known",
+        "tests/launch/run/test_machine_price.py"
+        "::test_a_machine_of_aws_costs_what_the_catalog_says_of_its_type_place_and_way[spot-use1-az9-0.3]",
+    ),
+    Mutant(
+        "where nothing is known about dollars the smallest GPU comes first",
+        "launch/plan/choices.py",
+        "_order",
+        "choice.count * choice.kind.gb",
+        "choice.count * choice.hours",
+        "tests/launch/plan/test_plan.py::test_without_prices_the_plan_has_hours_and_says_so",
     ),
     Mutant(
         "no library learns of programs that a base names",

@@ -19,7 +19,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage.document import FrozenModel, Manifest, read_manifest, version_of
@@ -67,6 +67,18 @@ class RowGroup(FrozenModel):
     rows: int = Field(gt=0, le=_MAX_ROWS)
     label_counts: tuple[Count, ...]
     sha256: Sha256
+    _stored: RowGroup | None = PrivateAttr(None)
+
+    @property
+    def stored(self) -> RowGroup:
+        """As the bucket has it; `limited` keeps fewer of its posts."""
+        return self._stored or self
+
+    def keeping(self, label_counts: tuple[int, ...]) -> RowGroup:
+        """The same bytes, of which the first so many posts of each label count."""
+        kept = self.model_copy(update={"rows": sum(label_counts), "label_counts": label_counts})
+        kept._stored = self.stored
+        return kept
 
 
 class Split(FrozenModel):
@@ -143,6 +155,7 @@ class Index(Manifest):
     )
     seed: int = Field(ge=0, lt=2**63)
     versions: dict[str, str]
+    _whole: Index | None = PrivateAttr(None)
 
     @field_validator("labels")
     @classmethod
@@ -192,7 +205,13 @@ class Index(Manifest):
         return self.model_dump(mode="json", exclude={"requires"} if self.schema_version == FIRST else set())
 
     def sha256(self) -> str:
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        """Of the stored index, whatever `limited` has left of it."""
+        return hashlib.sha256(self.whole.to_bytes()).hexdigest()
+
+    @property
+    def whole(self) -> Index:
+        """The index as it is stored."""
+        return self._whole or self
 
     def split(self, name: str) -> Split:
         """The split of this name; raises `WrongRequest` when it is missing or empty."""
@@ -204,6 +223,66 @@ class Index(Manifest):
                 " prepare the data again."
             )
         return split
+
+
+def limited(index: Index, rows: int | None) -> Index:
+    """The index with `rows` posts of each split, in the shares of its labels; None leaves all.
+
+    A function of index and number alone: which posts they are depends on no seed, machine or time.
+    Each label that a split has keeps at least one post. Whole row groups at the end are left out,
+    so little of a large data set is read. Raises `WrongRequest` for fewer posts than labels.
+    """
+    if rows is None:
+        return index
+    if rows < len(index.labels):
+        raise WrongRequest(
+            f"data.limit is {rows} and the data set has {len(index.labels)} labels, each of which needs a"
+            f" post; give {len(index.labels)} or more."
+        )
+    splits = {name: _first_of(split, rows) for name, split in index.splits.items()}
+    kept = index.model_copy(update={"splits": splits})
+    kept._whole = index.whole
+    return kept
+
+
+def _first_of(split: Split, rows: int) -> Split:
+    if rows >= split.rows:
+        return split
+    left = _shares(split.label_counts, rows)
+    label_counts, groups = tuple(left), []
+    for group in split.row_groups:
+        taken = tuple(min(have, want) for have, want in zip(group.label_counts, left, strict=True))
+        left = [want - have for want, have in zip(left, taken, strict=True)]
+        if any(taken):
+            groups.append(group.keeping(taken))
+    return split.model_copy(
+        update={
+            "rows": rows,
+            "label_counts": label_counts,
+            "lanes": min(MAX_LANES, len(groups)),
+            "row_groups": tuple(groups),
+        }
+    )
+
+
+def _shares(label_counts: tuple[int, ...], rows: int) -> list[int]:
+    """`rows` in the shares of the labels, by largest remainders; at least one of each label that
+    there is. There have to be as many rows as labels and no more than posts.
+    """
+    total = sum(label_counts)
+    ideal = [rows * count / total for count in label_counts]
+    shares = [min(count, max(1, int(one))) for one, count in zip(ideal, label_counts, strict=True)]
+
+    def short(label: int) -> tuple[float, int]:
+        return ideal[label] - shares[label], -label
+
+    while (missing := rows - sum(shares)) != 0:
+        if missing > 0:
+            label = max((one for one in range(len(shares)) if shares[one] < label_counts[one]), key=short)
+        else:
+            label = min((one for one in range(len(shares)) if shares[one] > 1), key=short)
+        shares[label] += 1 if missing > 0 else -1
+    return shares
 
 
 def has_control(label: str) -> bool:

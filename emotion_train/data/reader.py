@@ -14,7 +14,7 @@ import io
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -35,6 +35,16 @@ class Rows(NamedTuple):
     ids: list[str]
     texts: list[str | None]
     labels: list[int | None]
+
+    def first_of_each(self, label_counts: Sequence[int]) -> Rows:
+        """The first so many posts of each label, in their order."""
+        left = list(label_counts)
+        kept = []
+        for row, label in enumerate(self.labels):
+            if label is not None and left[label] > 0:
+                left[label] -= 1
+                kept.append(row)
+        return Rows(*([column[row] for row in kept] for column in self))  # type: ignore[arg-type]
 
 
 class RowGroupReader:
@@ -122,17 +132,17 @@ class RowGroupReader:
         raw = self._fetch(described.key, described.etag, group.start, group.length, group.sha256)
         metadata = footer.result()
         try:
-            _refuse_other_group(metadata, group)
+            _refuse_other_group(metadata, group.stored)
             with parquet_errors():
                 file = pq.ParquetFile(
                     _OneRange(group.start, raw, described.bytes), metadata=metadata, pre_buffer=False
                 )
                 table = file.read_row_group(group.ordinal, columns=["id", "text", "label"], use_threads=False)
                 rows = Rows(*(table.column(name).to_pylist() for name in ("id", "text", "label")))
-            _refuse_other_counts(rows, group)
+            _refuse_other_counts(rows, group.stored)
         except Unreadable as error:
             raise self._not_as_described(described, f"of row group {group.ordinal} {error}") from None
-        return rows
+        return rows if group.rows == group.stored.rows else rows.first_of_each(group.label_counts)
 
     def _not_as_described(self, described: DataObject, why: str) -> WrongRequest:
         return WrongRequest(

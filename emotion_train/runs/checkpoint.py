@@ -34,6 +34,7 @@ T = TypeVar("T")
 # a run may continue on other machines, with other packing or precision, but not with another
 # question
 _FIXED = (
+    "data.limit",
     "data.max_length",
     "lora.r",
     "lora.alpha",
@@ -43,6 +44,7 @@ _FIXED = (
     "run.seed",
     "train.epochs",
     "train.global_batch_size",
+    "train.max_steps",
 )
 
 
@@ -55,7 +57,8 @@ class Progress:
     `earlier_wall_seconds` is what the processes before this one held the machine for, until their
     last commit. `loss_sum` adds the losses of the `loss_steps` steps since the last evaluation, one
     by one, so that it does not depend on when the run was saved. `train_seconds` holds the
-    `stall_seconds` in which training waited for the copies of its `saves`; `upload_seconds` ran
+    `stall_seconds` in which training waited for the copies of its `saves`, and the
+    `warm_up_seconds` of the first step of each start, which builds kernels; `upload_seconds` ran
     beside it.
     """
 
@@ -72,6 +75,8 @@ class Progress:
     saves: int = 0
     stall_seconds: float = 0.0
     upload_seconds: float = 0.0
+    warm_up_examples: int = 0
+    warm_up_seconds: float = 0.0
     history: list[dict[str, float | int | None]] = field(default_factory=list)
 
 

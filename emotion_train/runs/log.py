@@ -56,6 +56,7 @@ MAX_PARTS_BYTES = 64 << 30
 _MAX_ENTRIES = 10**8  # their names have eight digits
 _PRINTED_NAMES = 12
 _ENTRIES_PER_READER = 32
+_SMOKE, _LONGEST_ID = "-smoke", 128
 
 Kind = Literal["claim", "checkpoint", "final", "note"]
 Metrics = dict[str, float | int | str | None]
@@ -115,6 +116,32 @@ class Entry(BaseModel):
 
     def to_bytes(self) -> bytes:
         return (json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True) + "\n").encode()
+
+
+def mean_price(entries: Sequence[Entry], now: datetime) -> float | None:
+    """Dollars an hour over all starts of a run that is at work `now`, each for as long as it held
+    its machines; None when a start has no known price.
+    """
+    claims = [entry for entry in entries if entry.kind == "claim"]
+    spent = held = 0.0
+    for claim in claims:
+        price = claim.metrics.get("usd_per_hour")
+        if not isinstance(price, int | float):
+            return None
+        own = [when(entry) for entry in entries if entry.incarnation == claim.incarnation]
+        until = now if claim is claims[-1] else max(own)
+        seconds = max(1.0, (until - when(claim)).total_seconds())
+        spent, held = spent + seconds * price, held + seconds
+    return spent / held if held else None
+
+
+def smoke_id(run_id: str) -> str:
+    """The name under which a run is tried out before it is made."""
+    return run_id if is_smoke(run_id) else f"{run_id[: _LONGEST_ID - len(_SMOKE)]}{_SMOKE}"
+
+
+def is_smoke(run_id: str) -> bool:
+    return run_id.endswith(_SMOKE)
 
 
 def entry_key(run_id: str, seq: int) -> str:

@@ -144,11 +144,10 @@ def _say_of_processes(writer: Writer) -> None:
 def _facts(job: Job) -> Metrics:
     """What `emotion-launch runs` tells of a run that may not have a checkpoint yet."""
     config = job.config
-    steps = -(-job.index.splits["train"].rows // config.train.global_batch_size) * config.train.epochs
     return {
         "base": config.model.base,
         "precision": config.model.precision,
-        "steps": steps,
+        "steps": config.train.steps(job.index.splits["train"].rows),
         "usd_per_hour": config.report.usd_per_hour,
         "device": device_name(job.accelerator.device.type),
         "processes": job.ranks.world_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 from emotion_train.errors import NotPublished, StorageError
 from emotion_train.processes.machine import device_name
-from emotion_train.runs.log import Entry
+from emotion_train.runs.log import Entry, mean_price
 from emotion_train.storage.patience import Patience
 from emotion_train.training.job import Claimed, Job, data_patience_s, published, say, say_published
 from emotion_train.training.start import scoring_loader
@@ -51,7 +51,7 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
     report: Report | None = None  # on rank 0 only
     files: dict[str, bytes] = {}
     if claimed is not None:
-        report = _build_report(job, trainer, splits, cuts, best, claimed.remarks, memory)
+        report = _build_report(job, trainer, splits, cuts, best, claimed, memory)
         with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
             _save_adapter(job, trainer, report, Path(folder), adapter)
             files = final_files(Path(folder), report, splits, _texts(job, splits))
@@ -61,8 +61,8 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
         assert claimed is not None
         assert report is not None
         assert trained_on is not None
-        epochs, step = job.config.train.epochs, trainer.progress.step
-        return publish(claimed.writer, epochs, step, files, report, trained_on)
+        step = trainer.progress.step
+        return publish(claimed.writer, step // trainer.steps_per_epoch, step, files, report, trained_on)
 
     def keep() -> str:
         assert claimed is not None
@@ -166,7 +166,7 @@ def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[
         if job.ranks.is_main and patience.may_tell():
             say(f"NOT PUBLISHED yet, trying again for {patience.left_s:.0f} s: {problem}")
         if job.interruptions.exchange_now() & GOING:
-            job.interruptions.hold(f"All {job.config.train.epochs} epochs are trained and not yet published.")
+            job.interruptions.hold("All steps are trained and not yet published.")
         job.interruptions.wait(patience.next_pause_s())
 
 
@@ -249,7 +249,7 @@ def _build_report(
     splits: Mapping[str, SplitResult],
     cuts: Mapping[str, Cut],
     best: Entry,
-    remarks: Sequence[str],
+    claimed: Claimed,
     memory: tuple[int, Literal["GPU", "RSS"]],
 ) -> Report:
     from emotion_train.processes.machine import git_commit, versions
@@ -294,10 +294,28 @@ def _build_report(
             started_utc=job.started,
             ended_utc=ended,
         ),
-        settings=job.config.report,
+        # each start at the price of its own machine
+        settings=job.config.report.model_copy(update={"usd_per_hour": mean_price(claimed.writer.log, ended)}),
         seed=job.config.run.seed,
-        remarks=[*bad_rows, *remarks],
+        remarks=[*_left_out(job), *bad_rows, *claimed.remarks],
     )
+
+
+def _left_out(job: Job) -> list[str]:
+    """What the config left out of data and steps: figures of such a run are those of a part."""
+    config, whole = job.config, job.index.whole
+    posts, all_posts = job.index.split("train").rows, whole.split("train").rows
+    words = []
+    if posts < all_posts:
+        words.append(
+            f"data.limit is {config.data.limit}: {posts:,} of {all_posts:,} training posts were used, and as"
+            " many at most of each other split."
+        )
+    steps = config.train.steps(posts)
+    every = config.train.model_copy(update={"max_steps": None}).steps(posts)
+    if steps < every:
+        words.append(f"train.max_steps is {config.train.max_steps}: {steps:,} of {every:,} steps were taken.")
+    return words
 
 
 def _save_adapter(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +134,17 @@ def output_log(config: Config) -> Path | None:
     with suppress(WrongRequest):
         return folder_here(config) / "output" / name
     return None
+
+
+def run_id_of(config: Config, environment: Mapping[str, str]) -> str:
+    """The run's name: `run.id`, else SKYPILOT_TASK_ID, which stays the same over recoveries, else
+    the time and the config's hash.
+    """
+    if config.run.id is not None:
+        return config.run.id
+    if task := environment.get("SKYPILOT_TASK_ID"):
+        return re.sub(r"[^A-Za-z0-9._-]", "-", task)[-128:].lstrip("._-")
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config.sha256()[:6]}"
 
 
 def data_patience_s(config: Config) -> float:

@@ -59,6 +59,7 @@ class Ledger:
         self._on_their_way: deque[_Stretch] = deque()
         # when the training that `train_seconds` does not have yet began; None while it pauses
         self._clock: float | None = None
+        self._cold = True  # no step was taken in this process
 
     def start_clock(self) -> None:
         self._clock = time.perf_counter()
@@ -73,6 +74,11 @@ class Ledger:
         self.progress.step += 1
         self.progress.examples += batch.examples
         self._own += (batch.real_tokens, sum(len(pack.tokens_T) for pack in batch.packs), batch.bad_rows)
+        if self._cold and self._clock is not None:
+            self._cold = False
+            synchronize(self._device)
+            self.progress.warm_up_examples += batch.examples
+            self.progress.warm_up_seconds += time.perf_counter() - self._clock
 
     def log(self) -> None:
         """Tell of the steps before the last call, so that the GPU is not waited for."""

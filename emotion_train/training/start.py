@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,35 @@ def require_host(config: Config, base: BaseConfig, labels: int, device: torch.de
         recipe = Recipe.of(config, Shape.of(base.text.to_dict()), labels)
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         require_host_memory(config.model.base, recipe, config.data.max_length, processes, host_bytes)
+
+
+def config_on_gpu(config: Config, device: torch.device, say: Callable[[str], None] = say) -> Config:
+    """The config as it can be computed on this device: a GPU without bfloat16 units takes
+    transformers' modules. Raises `WrongRequest` for one that this build of PyTorch has no kernels
+    for.
+    """
+    import torch
+
+    from emotion_train.model.attention import has_bfloat16
+
+    if device.type != "cuda":
+        return config
+    own, name = torch.cuda.get_device_capability(device), device_name(device.type)
+    # sm_75, or sm_90a for what only that very chip runs
+    first = min(
+        (divmod(int(digits), 10) for word in torch.cuda.get_arch_list() if (digits := word[3:]).isdigit()),
+        default=own,
+    )
+    if own < first:
+        raise WrongRequest(
+            f"{name} has compute capability {own[0]}.{own[1]} and PyTorch {torch.__version__} has kernels"
+            f" from {first[0]}.{first[1]} on; take a newer GPU (`emotion-launch plan` compares them), or type"
+            " --accelerate-config cpu."
+        )
+    if has_bfloat16(device) or config.model.precision == "fp32":
+        return config
+    say(f"{name} has no bfloat16 units: PyTorch computes it in float32, by transformers' modules, slowly")
+    return config.model_copy(update={"model": config.model.model_copy(update={"decoder": "stock"})})
 
 
 def keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: ExitStack) -> None:

@@ -120,7 +120,7 @@ class Trainer:
         graphed = job.engine == "one process" and pays(model, ranks.world_size)
         self._graphs = self._graphed(list(self.engine.trained.own)) if graphed else None
         self.steps_per_epoch = train.steps_per_epoch
-        self.steps = self.steps_per_epoch * config.train.epochs
+        self.steps = config.train.steps(job.index.split("train").rows)
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
         self.ledger = Ledger(ranks, job.accelerator.device, self._rate_after, self._tell_of_loss)
         self.pace = Pace()
@@ -138,8 +138,8 @@ class Trainer:
         return GraphedPasses(self.bare_model, parameters, passing_bytes, train.microbatch_tokens)
 
     def fit(self) -> None:
-        """Train from the cursor to the end of the last epoch; every epoch ends with an evaluation
-        and a checkpoint.
+        """Train from the cursor to the last step; every epoch, and the last step, ends with an
+        evaluation and a checkpoint.
 
         Raises `Preempted` after a preemption notice, `Fenced` when another writer has taken the run
         over, and `Diverged`.
@@ -156,6 +156,8 @@ class Trainer:
                         self.ledger.log()
                     self._answer(self._exchange() | self._due_by_steps())
                     self._evaluate_if_due()
+                    if self.progress.step >= self.steps:  # perhaps within an epoch
+                        break
 
     def _step(self, batch: StepBatch) -> None:
         """One optimizer update from the whole step, all micro-batches and all ranks."""
@@ -270,7 +272,8 @@ class Trainer:
         step, every = self.progress.step, self.config.evaluation.every_steps
         if step == 0 or (self.progress.history and self.progress.history[-1]["step"] == step):
             return False
-        return step % self.steps_per_epoch == 0 or (every is not None and step % every == 0)
+        last = step == self.steps or step % self.steps_per_epoch == 0
+        return last or (every is not None and step % every == 0)
 
     def _evaluate_if_due(self) -> None:
         while self._evaluation_due():

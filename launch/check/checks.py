@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emotion_train.config import Config, load_config, require_trackers
-from emotion_train.data.index import Index, read_index
+from emotion_train.data.index import Index, limited, read_index
 from emotion_train.edges.bounded import Unreadable, yaml_file
 from emotion_train.errors import EmotionTrainError, StorageError, WrongRequest
 from emotion_train.runs.log import read_log, require_conditional_writes, run_ids, summary
@@ -142,7 +142,7 @@ def run_checks(
 
     @cache
     def index() -> Index:
-        return read_index(data())
+        return limited(read_index(data()), config.data.limit)
 
     @cache
     def tokenizer() -> PostTokenizer:

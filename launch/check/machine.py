@@ -17,10 +17,10 @@ from emotion_train.sizing.fit import Misfit, Request, fit, layouts
 from emotion_train.sizing.host import require_host_memory
 from emotion_train.sizing.memory import GIB
 from emotion_train.sizing.recipe import Recipe
-from launch.gpus import GPU_KINDS, MIB, kind_of
+from launch.gpus import FIRST_WITH_KERNELS, MIB, PLANNED, kind_of, named
 from launch.run.choice import asked_for, choose, file_and_reason
 from launch.run.topology import Gpu
-from launch.workload import refuse_unfused_fp8, shape_of_base
+from launch.workload import config_on, refuse_unfused_fp8, shape_of_base
 
 if TYPE_CHECKING:
     from emotion_train.model.trainable import TrainableBase
@@ -47,11 +47,11 @@ def target_of(words: str | None, gpus: Sequence[Gpu]) -> Target | None:
     if words is None:
         return Target(gpus[0].name, min(gpu.memory_mib for gpu in gpus), len(gpus), True) if gpus else None
     name, colon, count = words.partition(":")
-    kind = next((kind for kind in GPU_KINDS if kind.name.lower() == name.lower()), None)
+    kind = named(name)
     if kind is None or (colon and not (count.isdecimal() and int(count) > 0)):
         raise WrongRequest(
             f"--gpus is {words!r}; give NAME or NAME:COUNT with one of"
-            f" {', '.join(one.name for one in GPU_KINDS)}."
+            f" {', '.join(one.name for one in PLANNED)}."
         )
     return Target(kind.name, kind.memory_mib, int(count or 1), False)
 
@@ -70,6 +70,7 @@ def check_memory(
             "no NVIDIA GPU is visible here; --gpus H100:1 checks for another machine, emotion-launch plan"
             " compares all"
         )
+    config = config_on(config, kind_of(target.name))
     recipe = Recipe.of(config, shape_of_base(config.model.base), len(index().labels))
     available, allowed = target.memory_mib * MIB, layouts(target.gpus, recipe.precision)
     found = fit(Request.of(config, recipe), available, allowed)
@@ -121,19 +122,27 @@ def check_precision(
             " 'emotion-train[gpu]' or model.precision=bf16."
         )
     on_cpu = here and asked_for(gpus, accelerate_config)[1].on_cpu
-    if precision == "fp8":
-        target = None if on_cpu else target_of(wanted_gpus, gpus)
-        kind = None if target is None else kind_of(target.name)
-        if target is None or (kind is not None and not kind.fp8):
-            raise WrongRequest(
-                f"model.precision is fp8 and {'the CPU' if target is None else target.name} has no float8"
-                f" units, as have {', '.join(one.name for one in GPU_KINDS if one.fp8)}; type"
-                " model.precision=bf16, or nf4 for a quarter of its memory."
-            )
-        refuse_unfused_fp8(config, shape_of_base(config.model.base), "model.precision=")
     if wanted_gpus == "":  # which names no GPU, and is refused as such
         target_of(wanted_gpus, gpus)
     where = wanted_gpus or ("the CPU" if on_cpu else gpus[0].name)
+    kind = kind_of(where.partition(":")[0])
+    if kind is not None and not kind.runs:
+        raise WrongRequest(
+            f"PyTorch's default builds have kernels from compute capability"
+            f" {'.'.join(map(str, FIRST_WITH_KERNELS))} on and {kind.name} has"
+            f" {'.'.join(map(str, kind.capability))}; take one of {', '.join(one.name for one in PLANNED)}."
+        )
+    if precision == "fp8":
+        target = None if on_cpu else target_of(wanted_gpus, gpus)
+        if target is None or (kind is not None and not kind.fp8):
+            raise WrongRequest(
+                f"model.precision is fp8 and {'the CPU' if target is None else target.name} has no float8"
+                f" units, as have {', '.join(one.name for one in PLANNED if one.fp8)}; type"
+                " model.precision=bf16, or nf4 for a quarter of its memory."
+            )
+        refuse_unfused_fp8(config, shape_of_base(config.model.base), "model.precision=")
+    if kind is not None and not kind.bf16 and precision != "fp32":
+        return f"{precision} on {where}, which has no bfloat16 units: PyTorch computes it in float32, slowly"
     return f"{precision} on {where}"
 
 

@@ -26,11 +26,11 @@ from emotion_train.sizing.fit import (
 from emotion_train.sizing.memory import MemoryEstimate, uses_fused
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Precision, Shape
-from launch.gpus import COUNTS, GPU_KINDS, GpuKind
+from launch.gpus import COUNTS, GPU_KINDS, PLANNED, GpuKind
 from launch.plan.prices import Offer, Prices
 from launch.plan.speed import Speed
 from launch.plan.spot import Spot
-from launch.workload import Work
+from launch.workload import Work, config_on
 
 _NEVER_H = 365 * 24  # a year
 _MOST_EXPONENT = 100.0  # e to this is beyond any run
@@ -55,6 +55,11 @@ class Choice:
     @property
     def name(self) -> str:
         return f"{self.kind.name}:{self.count}"
+
+    def accelerators(self, use_spot: bool) -> str:
+        """`NAME:COUNT` as the catalog of the cheapest offer spells it."""
+        quote = self.offer.spot if use_spot else self.offer.on_demand
+        return f"{(quote and quote.accelerator) or self.kind.name}:{self.count}"
 
     @property
     def engine(self) -> str:
@@ -114,11 +119,23 @@ class TooSmall:
 
 @dataclass(frozen=True)
 class Plan:
-    """`choices` from the best to the worst; `reason` is why the first is the best."""
+    """`choices` from the best to the worst; `reason` is why the first is the best. `no_kernels`:
+    kinds on which the installed PyTorch does not run.
+    """
 
     choices: tuple[Choice, ...]
     too_small: tuple[TooSmall, ...]
     reason: str
+    no_kernels: tuple[GpuKind, ...] = tuple(kind for kind in GPU_KINDS if not kind.runs)
+
+    @property
+    def smallest(self) -> tuple[Choice, ...]:
+        """Of the single GPUs that are enough and compute in bfloat16, those with the least
+        memory.
+        """
+        alone = [choice for choice in self.choices if choice.count == 1 and choice.kind.bf16]
+        least = min((choice.kind.gb for choice in alone), default=0)
+        return tuple(choice for choice in alone if choice.kind.gb == least)
 
 
 def make_plan(
@@ -136,10 +153,10 @@ def make_plan(
     """
     choices: list[Choice] = []
     too_small: list[TooSmall] = []
-    for kind in GPU_KINDS:
+    for kind in PLANNED:
         if precision == "fp8" and not kind.fp8:
             continue
-        for count in COUNTS:
+        for count in (count for count in COUNTS if count <= kind.most):
             found = best_settings(
                 config,
                 shape,
@@ -168,12 +185,12 @@ def within(choice: Choice, hours: float | None) -> Choice | None:
 
 
 def _order(choice: Choice) -> tuple[bool, float, float]:
-    """Cheapest first; without prices, fewest hours of all GPUs together first, the nearest there is
-    to dollars.
+    """Cheapest first; what has no price after that, the least memory of all GPUs together first,
+    since the largest GPUs are the dearest.
     """
     return (
         choice.usd is None,
-        choice.usd if choice.usd is not None else choice.count * choice.hours,
+        choice.usd if choice.usd is not None else choice.count * choice.kind.gb,
         choice.hours,
     )
 
@@ -183,7 +200,10 @@ def _reason(choices: Sequence[Choice]) -> str:
         return ""
     best, rest = choices[0], choices[1:]
     if best.usd is None:
-        return "the fewest hours of all GPUs together; without prices nothing is known about dollars"
+        return (
+            "the smallest that is enough, and of its size the fastest; without prices nothing is known about"
+            " dollars"
+        )
     how = "on spot, preemptions included" if best.usd == best.usd_spot else "on demand"
     if not rest or rest[0].usd is None:
         return f"the only one with a price, {how}"
@@ -206,6 +226,7 @@ def best_settings(
     """The fastest precision and micro-batch that fit; a whole base on each GPU where it fits, else
     sharded over them.
     """
+    config = config_on(config, kind)
     recipe = Recipe.of(config, shape, work.labels)
     # each GPU takes the micro-batch that fits it, whatever the config says of this machine's
     request = replace(Request.of(config, recipe), tokens=None)
@@ -235,7 +256,7 @@ def best_settings(
 
 def precisions(recipe: Recipe, kind: GpuKind) -> list[Precision]:
     """What the trainer offers of this base on this GPU; float32 only where the config asks for it,
-    since it is 16 times slower.
+    since it is 16 times slower where bfloat16 is not emulated.
     """
     if recipe.precision == "fp32":
         return ["fp32"]
@@ -271,9 +292,8 @@ def with_settings(
     speed = Speed(kind, recipe, found.gradient_checkpointing, layout)
     step_s = _step_s(speed, work, layout.gpus, found.tokens)
     size = min(work.global_batch_size, work.train_posts)
-    steps = math.ceil(work.train_posts / work.global_batch_size) * work.epochs
     scoring_s = _scoring_s(speed, work, layout.gpus, found.tokens)
-    hours = (steps * step_s + scoring_s) / 3600 + spot.startup_minutes / 60
+    hours = (work.steps * step_s + scoring_s) / 3600 + spot.startup_minutes / 60
     return Choice(
         kind=kind,
         count=layout.gpus,

@@ -1,9 +1,11 @@
-"""What machines cost an hour, from SkyPilot's catalog: its CSV files on this machine, `sky gpus
-list`, or a file that is given.
+"""What machines cost an hour: from a file that is given, from SkyPilot's catalog (its CSV files on
+this machine, or `sky gpus list`), else from the list prices that come with the program.
 
 The catalog's prices are those of the last hours; the cheapest region of each cloud counts, as
 SkyPilot tries it first. Reading the files of all clouds takes half a second, so nothing else asks
-for them.
+for them. The list prices are some that clouds published, read on the days that list_prices.csv
+names: on demand alone, since spot prices move, and of the machines of a few clouds. That a price
+is not among them says nothing about what is on offer.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from typing import Any
 
 from emotion_train.edges.bounded import csv_rows, object_file, object_in
 from emotion_train.errors import WrongRequest
-from launch.gpus import COUNTS, GPU_KINDS
+from launch.gpus import COUNTS, PLANNED, named
 
 _SKY_TIMEOUT_S = 120
-_NAMES = {kind.name for kind in GPU_KINDS}
+LIST_PRICES = Path(__file__).with_name("list_prices.csv")
 # what a file raises that is no catalog, or half of one
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError)
 # Google's catalog prices a GPU without the machine around it:
@@ -39,12 +41,15 @@ _GOOGLE_MACHINES = {
 
 @dataclass(frozen=True)
 class Quote:
-    """The cheapest machine with these GPUs, and where it is."""
+    """The cheapest machine with these GPUs, and where it is; `accelerator` is what that cloud's
+    catalog calls them, empty for the kind's own name.
+    """
 
     usd_per_hour: float
     cloud: str
     region: str
     instance: str
+    accelerator: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,24 @@ class Offer:
 
 @dataclass(frozen=True)
 class Prices:
-    """`offers` by (GPU name, count); `source` in words for a person."""
+    """`offers` by (GPU name, count); `source` in words for a person. `complete`: a machine without
+    a price is not on offer.
+    """
 
     offers: Mapping[tuple[str, int], Offer]
     source: str
+    complete: bool = True
 
 
-NO_PRICES = Prices(
-    {}, "no prices: SkyPilot's catalog is not on this machine; install SkyPilot or give --prices FILE"
-)
+NO_PRICES = Prices({}, "no prices", complete=False)
 
 
 @dataclass(frozen=True)
-class _Row:
+class CatalogRow:
+    """One line of a catalog: `count` GPUs of the kind `gpu` in a machine, in dollars an hour; None
+    where it is not offered so. `accelerator` is the catalog's own name of the GPU.
+    """
+
     gpu: str
     count: int
     cloud: str
@@ -75,34 +85,48 @@ class _Row:
     instance: str
     on_demand: float | None
     spot: float | None
+    accelerator: str = ""
+    zone: str = ""
 
 
 def find_prices(
     file: Path | None, clouds: Iterable[str] = (), environment: Mapping[str, str] = os.environ
 ) -> Prices:
-    """Prices from `file`, else from SkyPilot's catalog files, else from its command; `NO_PRICES`
-    where there is nothing.
+    """Prices from `file`, else from SkyPilot's catalog files, else from its command, else the list
+    prices that come with the program.
 
     `clouds` leaves only these. Raises `WrongRequest` for a file that is no catalog, and for clouds
     without an offer.
     """
     wanted = {cloud.lower() for cloud in clouds}
+    complete = True
     if file is not None:
         rows, source = _rows_of_file(file), str(file)
     else:
-        rows, source = _rows_of_catalog(environment)
-    if not rows:
-        return NO_PRICES
+        rows, source = rows_of_catalog(environment)
+        if not rows:
+            rows, source, complete = *_list_prices(), False
     present = sorted({row.cloud for row in rows})
     if unknown := wanted - set(present):
+        remedy = "" if complete else " Install SkyPilot, or give --prices FILE, for other clouds."
         raise WrongRequest(
-            f"--cloud names {', '.join(sorted(unknown))}, without an offer in {source}; it has"
-            f" {', '.join(present)}."
+            f"--cloud names {', '.join(sorted(unknown))}, without a price in {source}; it has"
+            f" {', '.join(present)}.{remedy}"
         )
-    return Prices(_cheapest(row for row in rows if not wanted or row.cloud in wanted), source)
+    return Prices(_cheapest(row for row in rows if not wanted or row.cloud in wanted), source, complete)
 
 
-def _cheapest(rows: Iterable[_Row]) -> dict[tuple[str, int], Offer]:
+def _list_prices() -> tuple[list[CatalogRow], str]:
+    """The list prices that come with the program, and when they were read."""
+    days = sorted(line["ReadOn"] or "" for line in csv_rows(LIST_PRICES))
+    source = (
+        f"list prices on demand that some clouds published, read from {days[0]} to {days[-1]}"
+        f" ({LIST_PRICES.name}), since SkyPilot's catalog is not on this machine"
+    )
+    return _rows_of_csv(LIST_PRICES, ""), source
+
+
+def _cheapest(rows: Iterable[CatalogRow]) -> dict[tuple[str, int], Offer]:
     best: dict[tuple[str, int], Offer] = {}
     for row in rows:
         offer = best.get((row.gpu, row.count), Offer())
@@ -112,19 +136,31 @@ def _cheapest(rows: Iterable[_Row]) -> dict[tuple[str, int], Offer]:
     return best
 
 
-def _cheaper(known: Quote | None, usd: float | None, row: _Row) -> Quote | None:
+def _cheaper(known: Quote | None, usd: float | None, row: CatalogRow) -> Quote | None:
     if usd is None or (known is not None and known.usd_per_hour <= usd):
         return known
-    return Quote(usd, row.cloud, row.region, row.instance)
+    other = "" if row.accelerator == row.gpu else row.accelerator
+    return Quote(usd, row.cloud, row.region, row.instance, other)
 
 
-def _rows_of_catalog(environment: Mapping[str, str]) -> tuple[list[_Row], str]:
+def rows_of_catalog(environment: Mapping[str, str] = os.environ) -> tuple[list[CatalogRow], str]:
+    """The machines of SkyPilot's catalog, from its files or else from its command, and what it is
+    in words; empty where there is none.
+    """
+    rows, source = rows_of_files(environment)
+    return (rows, source) if rows else (_rows_of_command(environment), "`sky gpus list`")
+
+
+def rows_of_files(environment: Mapping[str, str] = os.environ) -> tuple[list[CatalogRow], str]:
+    """The machines of the newest catalog whose files are on this machine, and what it is in words;
+    empty where there is none.
+    """
     catalogs = Path(environment.get("HOME") or Path.home(), ".sky", "catalogs")
     versions = sorted(
         (path for path in catalogs.glob("v*") if path.name[1:].isdigit()), key=lambda path: int(path.name[1:])
     )
     for folder in reversed(versions):
-        rows: list[_Row] = []
+        rows: list[CatalogRow] = []
         damaged: list[str] = []
         for path in sorted(folder.glob("*/vms.csv")):
             try:
@@ -134,10 +170,10 @@ def _rows_of_catalog(environment: Mapping[str, str]) -> tuple[list[_Row], str]:
         if rows:
             without = f", without {', '.join(damaged)} (a file that cannot be read)" if damaged else ""
             return rows, f"SkyPilot's catalog in {folder}{without}"
-    return _rows_of_command(environment), "`sky gpus list`"
+    return [], ""
 
 
-def _rows_of_command(environment: Mapping[str, str]) -> list[_Row]:
+def _rows_of_command(environment: Mapping[str, str]) -> list[CatalogRow]:
     program = shutil.which("sky", path=environment.get("PATH"))
     if program is None:
         return []
@@ -155,7 +191,7 @@ def _rows_of_command(environment: Mapping[str, str]) -> list[_Row]:
         return []
 
 
-def _rows_of_file(path: Path) -> list[_Row]:
+def _rows_of_file(path: Path) -> list[CatalogRow]:
     try:
         if path.suffix.lower() == ".json":
             rows = _rows_of_json(object_file(path, finite=False))
@@ -169,14 +205,20 @@ def _rows_of_file(path: Path) -> list[_Row]:
         rows = []
     if not rows:
         raise WrongRequest(
-            f"--prices {path} names no price of {', '.join(sorted(_NAMES))}; give a vms.csv of SkyPilot's"
-            " catalog, a CSV with the columns AcceleratorName, AcceleratorCount, Price and SpotPrice, or"
-            " what `sky gpus list -o json` prints."
+            f"--prices {path} names no price of {', '.join(kind.name for kind in PLANNED)}; give a vms.csv"
+            " of SkyPilot's catalog, a CSV with the columns AcceleratorName, AcceleratorCount, Price and"
+            " SpotPrice, or what `sky gpus list -o json` prints."
         )
     return rows
 
 
-def _rows_of_csv(path: Path, cloud: str) -> list[_Row]:
+def _planned(name: str | None, count: float | None) -> str | None:
+    """The name of the kind that a plan compares in such numbers; None for others."""
+    kind = named(name or "")
+    return kind.name if kind is not None and kind.runs and count in COUNTS else None
+
+
+def _rows_of_csv(path: Path, cloud: str) -> list[CatalogRow]:
     """The GPU machines of one file; a column `Cloud` wins over the file's name."""
     lines = csv_rows(path)
     machines = {
@@ -187,9 +229,9 @@ def _rows_of_csv(path: Path, cloud: str) -> list[_Row]:
     rows = []
     for line in lines:
         count = _number(line.get("AcceleratorCount"))
-        if line.get("AcceleratorName") not in _NAMES or count is None or count not in COUNTS:
+        gpu, instance = _planned(line.get("AcceleratorName"), count), line.get("InstanceType") or ""
+        if gpu is None or count is None:
             continue
-        gpu, instance = line["AcceleratorName"] or "", line.get("InstanceType") or ""
         on_demand, spot = _number(line.get("Price")), _number(line.get("SpotPrice"))
         if not instance and cloud == "gcp":
             instance = _GOOGLE_MACHINES.get((gpu, int(count)), "")
@@ -201,7 +243,7 @@ def _rows_of_csv(path: Path, cloud: str) -> list[_Row]:
                 _sum(spot, _number(around["SpotPrice"])),
             )
         rows.append(
-            _Row(
+            CatalogRow(
                 gpu,
                 int(count),
                 (line.get("Cloud") or cloud).lower(),
@@ -209,30 +251,34 @@ def _rows_of_csv(path: Path, cloud: str) -> list[_Row]:
                 instance,
                 on_demand,
                 spot,
+                line["AcceleratorName"] or "",
+                line.get("AvailabilityZone") or "",
             )
         )
     return rows
 
 
-def _rows_of_json(document: Mapping[str, Any]) -> list[_Row]:
+def _rows_of_json(document: Mapping[str, Any]) -> list[CatalogRow]:
     """What `sky gpus list -o json` prints: a list of machines by GPU name."""
     rows = []
     for machines in document.values():
         for one in machines:
             count = _number(one["accelerator_count"])
-            if one["accelerator_name"] in _NAMES and count is not None and count in COUNTS:
+            gpu = _planned(str(one["accelerator_name"]), count)
+            if gpu is not None and count is not None:
                 where = (
                     str(one["cloud"]).lower(),
                     str(one.get("region") or ""),
                     str(one.get("instance_type") or ""),
                 )
                 rows.append(
-                    _Row(
-                        one["accelerator_name"],
+                    CatalogRow(
+                        gpu,
                         int(count),
                         *where,
                         _number(one["price"]),
                         _number(one["spot_price"]),
+                        str(one["accelerator_name"]),
                     )
                 )
     return rows

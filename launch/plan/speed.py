@@ -33,6 +33,8 @@ from launch.gpus import GpuKind
 # on one H200, 5,172 tokens/s in packs of 8k; float32 has a sixteenth of bf16's rate.
 _FUSED: dict[Precision, float] = {"nf4": 0.70, "bf16": 0.70, "fp8": 1.355}
 _STOCK: dict[Precision, float] = {"nf4": 0.52, "bf16": 0.52, "fp32": 0.05}
+# of the float32 rate where bfloat16 is computed in float32: assumed, as by transformers' modules
+_EMULATED = 0.52
 _BYTES_PER_WEIGHT: dict[Precision, float] = {"nf4": 2, "bf16": 2, "fp8": 1, "fp32": 4}
 _OF_BANDWIDTH = 0.8
 # Both passes over the weights of 20 blocks: 20.1 ms on an H100's 132 multiprocessors, 2.8 of 3.35
@@ -101,7 +103,7 @@ class Speed:
         return 1.5 if self.gradient_checkpointing else 1.0
 
     def _gpu_s(self, tokens: int) -> float:
-        fraction = (_FUSED if self._fused else _STOCK)[self.precision]
+        fraction = (_FUSED if self._fused else _STOCK)[self.precision] if self.kind.bf16 else _EMULATED
         products = 4 * self._computed_parameters() * tokens / (fraction * self.kind.bf16_flops)
         read = (
             2

@@ -11,22 +11,38 @@ from rich.table import Table
 from emotion_train.config import Config
 from emotion_train.data.lengths import Cut, roughly
 from emotion_train.sizing.memory import GIB, MemoryEstimate
-from launch.gpus import MIB
+from launch.gpus import FIRST_WITH_KERNELS, MIB
 from launch.plan.choices import Choice, Plan, TooSmall
 from launch.plan.prices import Prices, Quote
 from launch.plan.spot import Spot
 from launch.results.pages import print_whole
 from launch.workload import Work
 
+_ROWS = 10  # of the table, unless all are asked for
+_NO_GAIN = 0.7  # of the speed that so many GPUs would have if they shared the work evenly
 
-def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spot, console: Console) -> None:
-    """What would be run, the table, the best and its settings, and what was assumed."""
+
+def print_plan(
+    plan: Plan,
+    config: Config,
+    work: Work,
+    prices: Prices,
+    spot: Spot,
+    console: Console,
+    whole: bool = False,
+) -> None:
+    """Whose prices these are, what would be run, the table (its ten best rows, or the `whole`), the
+    best and its settings, and what was assumed.
+    """
+    console.print(f"prices: {prices.source}", markup=False)
     console.print(
         f"{config.model.base}, LoRA r={config.lora.r}, {work.train_posts:,} posts of {_lengths(work)},"
         f" {work.epochs} epochs in steps of {work.global_batch_size} posts",
         markup=False,
     )
-    print_whole(console, _table(plan))
+    print_whole(console, _table(plan, whole))
+    if not whole and (left_out := _left_out(plan)) is not None:
+        console.print(left_out, markup=False)
     console.print()
     if plan.choices:
         best = plan.choices[0]
@@ -34,10 +50,15 @@ def print_plan(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spo
         console.print(f"      memory of each GPU: {best.memory}", markup=False)
         if words := best.overrides(config):
             console.print(f"      type: {' '.join(words)}", markup=False)
-    for remark in (estimated_lengths(work), cut_posts(work), small_steps(plan, work)):
+    for remark in (
+        enough(plan),
+        estimated_lengths(work),
+        cut_posts(work),
+        small_steps(plan, work),
+        without_units(plan),
+    ):
         if remark is not None:
             console.print(remark, markup=False)
-    console.print(f"prices: {prices.source}", markup=False)
     console.print(
         f"assumed: {spot.preemptions_per_hour:g} preemptions an hour, {spot.startup_minutes:g} minutes for"
         f" each start and each recovery, a checkpoint every {spot.checkpoint_minutes:g} minutes; of GPUs"
@@ -74,21 +95,82 @@ def cut_posts(work: Work) -> str | None:
     return f"warning: {work.cut.words('training posts', estimated=work.cut_is_estimated)}"
 
 
+def enough(plan: Plan) -> str | None:
+    """Which is the smallest card that holds the run."""
+    if not (smallest := plan.smallest):
+        return None
+    names = ", ".join(choice.name for choice in smallest)
+    return f"enough: a {smallest[0].kind.gb} GB card ({names}) trains this, in {smallest[0].precision}"
+
+
 def small_steps(plan: Plan, work: Work) -> str | None:
-    """A remark when the steps are too small to fill the best GPU."""
+    """A remark when the steps are too small to fill the best GPU, and why more GPUs then gain
+    little.
+    """
     if not plan.choices:
         return None
     best = plan.choices[0]
-    tokens = work.global_batch_size * work.mean_length / best.count
-    if tokens >= 1024 or work.global_batch_size >= work.train_posts:
+    step = min(work.global_batch_size, work.train_posts) * work.mean_length
+    remarks = []
+    if (more := _more_that_gain_little(plan, best)) is not None:
+        times = more.posts_per_second / best.posts_per_second
+        gains = f"only {times:.1f} times as fast as" if times >= 1.05 else "no faster than"
+        remarks.append(
+            f"{more.name} is {gains} {best.name}: a step has {step:,.0f} tokens, {step / more.count:,.0f} for"
+            f" each of {more.count} GPUs, and every GPU reads all weights for them, however few they are"
+        )
+    if step / best.count < 1024:
+        remarks.append(
+            f"a step has {step / best.count:,.0f} tokens for each GPU, which mostly waits for its weights"
+        )
+    if not remarks:
         return None
-    return (
-        f"note: a step has {tokens:,.0f} tokens for each GPU, which mostly waits for its weights; a larger"
-        " train.global_batch_size (it changes the training) is faster"
-    )
+    if work.global_batch_size < work.train_posts:
+        remarks.append("a larger train.global_batch_size (it changes the training) is faster")
+    return f"note: {'; '.join(remarks)}"
 
 
-def _table(plan: Plan) -> Table:
+def _more_that_gain_little(plan: Plan, best: Choice) -> Choice | None:
+    """The fewest more GPUs of the best's kind, in its precision, that are far from the speed of
+    their number.
+    """
+    more = [
+        choice
+        for choice in plan.choices
+        if choice.kind == best.kind and choice.count > best.count and choice.precision == best.precision
+    ]
+    little = [
+        choice
+        for choice in more
+        if choice.posts_per_second * best.count < _NO_GAIN * best.posts_per_second * choice.count
+    ]
+    return min(little, key=lambda choice: choice.count, default=None)
+
+
+def without_units(plan: Plan) -> str | None:
+    """What becomes of the kinds without bfloat16 units."""
+    emulated = sorted({choice.kind.name for choice in plan.choices if not choice.kind.bf16})
+    remarks = [
+        f"{name} has no bfloat16 units: PyTorch computes it there in float32, which the hours count"
+        for name in emulated
+    ]
+    if plan.no_kernels:
+        names = ", ".join(kind.name for kind in plan.no_kernels)
+        first = ".".join(map(str, FIRST_WITH_KERNELS))
+        remarks.append(
+            f"not planned: {names}, for which PyTorch's default builds have no kernels (they begin at compute"
+            f" capability {first})"
+        )
+    return "\n".join(remarks) or None
+
+
+def _left_out(plan: Plan) -> str | None:
+    more = [f"{len(plan.choices) - _ROWS} more that fit"] if len(plan.choices) > _ROWS else []
+    more += [f"{len(plan.too_small)} that are too small"] if plan.too_small else []
+    return f"and {' and '.join(more)}: --all shows them" if more else None
+
+
+def _table(plan: Plan, whole: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("GPUs")
     for name in ("GiB", "of"):
@@ -97,7 +179,7 @@ def _table(plan: Plan) -> Table:
     for name in ("tokens", "posts/s", "hours", "$/h spot", "$ spot", "$/h on demand", "$ on demand"):
         table.add_column(name, justify="right")
     table.add_column("")
-    for place, choice in enumerate(plan.choices):
+    for place, choice in enumerate(plan.choices if whole else plan.choices[:_ROWS]):
         table.add_row(
             choice.name,
             f"{choice.memory.total / GIB:.1f}",
@@ -113,7 +195,7 @@ def _table(plan: Plan) -> Table:
             "; ".join(_words(choice, best=place == 0)),
             style="green" if place == 0 else None,
         )
-    for small in plan.too_small:
+    for small in plan.too_small if whole else ():
         table.add_row(
             small.name,
             f"{small.memory.total / GIB:.1f}",
@@ -159,6 +241,8 @@ def plan_json(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spot
         "reason": plan.reason,
         "choices": [_choice(choice, config) for choice in plan.choices],
         "too_small": [_too_small(small) for small in plan.too_small],
+        "enough": [choice.name for choice in plan.smallest],
+        "no_kernels": [kind.name for kind in plan.no_kernels],
     }
     return json.dumps(document, indent=2)
 

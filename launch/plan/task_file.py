@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from typing import Any
 from emotion_train.edges.bounded import Unreadable, yaml_in
 from emotion_train.errors import WrongRequest
 from launch.plan.choices import Choice
+from launch.plan.prices import Prices
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "sky" / "train.yaml"
 # the keys of `resources` that say which machine
 _CHOOSING = ("ordered", "any_of", "accelerators", "use_spot")
+_COMMENT_WIDTH = 134
 
 
 def write_task_file(
@@ -31,16 +34,21 @@ def write_task_file(
     overrides: Sequence[str],
     config: str | None = None,
     template: Path = TEMPLATE,
+    *,
+    about: str = "",
+    complete: bool = True,
 ) -> None:
     """Write the task for these GPUs, the first one first, on spot and then on demand.
 
     `overrides` become the default of the task's OVERRIDES, and `config` (None: the template's) that
-    of its CONFIG; nothing stays of an earlier plan. Raises `WrongRequest` where there is no
-    template, or a file that is not understood.
+    of its CONFIG; `about`, which says how the list came about, becomes the comment above it.
+    Nothing stays of an earlier plan. `complete`: what has no price is not on offer. Raises
+    `WrongRequest` where there is no template, or a file that is not understood.
     """
     if config is None:
         config = _config_of(template)
-    written = rewritten(_read(target if target.is_file() else template), choices, overrides, config)
+    text = _read(target if target.is_file() else template)
+    written = rewritten(text, choices, overrides, config, about, complete)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _replace(target.resolve(), written)
@@ -90,9 +98,30 @@ def _read(path: Path) -> str:
         ) from None
 
 
-def rewritten(text: str, choices: Sequence[Choice], overrides: Sequence[str], config: str) -> str:
-    """The task's text with these candidates and values. Raises `WrongRequest` for a text or a value
-    that does not allow it.
+def what_the_list_is(best: Choice, prices: Prices, posts: int) -> str:
+    """How a plan came to its list, for whoever reads the task."""
+    order = (
+        "The smallest GPUs that are enough, since no prices were known"
+        if best.usd is None
+        else f"By dollars a job, not an hour; prices: {prices.source}"
+    )
+    return (
+        f"{order}. All in {best.precision}, for {posts:,} posts. Hours and dollars at the right are for the"
+        " whole job, preemptions of spot machines included. Written by `emotion-launch plan`."
+    )
+
+
+def rewritten(
+    text: str,
+    choices: Sequence[Choice],
+    overrides: Sequence[str],
+    config: str,
+    about: str = "",
+    complete: bool = True,
+) -> str:
+    """The task's text with these candidates, the comment `about` them, and these values; a comment
+    that was above the candidates goes, as it was about others. Raises `WrongRequest` for a text or
+    a value that does not allow it.
     """
     for word in overrides:
         # the task's shell takes OVERRIDES apart at spaces, and keeps quotes
@@ -109,7 +138,9 @@ def rewritten(text: str, choices: Sequence[Choice], overrides: Sequence[str], co
     while at <= last:
         key = re.match(r"  (\w+):", lines[at])
         if key and key[1] in _CHOOSING:
-            place = len(kept) if place is None else place
+            while kept and kept[-1].lstrip().startswith("#"):
+                kept.pop()
+            place = len(kept) if place is None else min(place, len(kept))
             at = _block(lines, key[1], indent=2, start=at)[1] + 1
         else:
             kept.append(lines[at])
@@ -119,8 +150,9 @@ def rewritten(text: str, choices: Sequence[Choice], overrides: Sequence[str], co
         [
             *lines[: first + 1],
             *kept[:place],
+            *(f"  # {line}\n" for line in textwrap.wrap(about, _COMMENT_WIDTH)),
             "  ordered:\n",
-            *(_line(choice, use_spot) for choice, use_spot in candidates(choices)),
+            *(_line(choice, use_spot) for choice, use_spot in candidates(choices, complete)),
             *kept[place:],
             *lines[last + 1 :],
         ]
@@ -129,25 +161,41 @@ def rewritten(text: str, choices: Sequence[Choice], overrides: Sequence[str], co
         "OVERRIDES": f'"{" ".join(overrides)}"',
         "CONFIG": config if re.fullmatch(r"[\w./-]+", config) else json.dumps(config),
     }
+    if any(re.match(r"  PRICES: ", line) for line in lines):
+        values["PRICES"] = f'"{prices_words(choices)}"'
     for name, value in values.items():
         line = re.compile(rf'^(  {name}: )(?:"[^"\n]*"|\S+)', re.MULTILINE)
         changed = line.sub(lambda found, value=value: found[1] + value, changed)  # type: ignore[misc]
-    _check(text, changed, choices, {"OVERRIDES": " ".join(overrides), "CONFIG": config})
+    listed = [(choice.accelerators(use_spot), use_spot) for choice, use_spot in candidates(choices, complete)]
+    expected = {"OVERRIDES": " ".join(overrides), "CONFIG": config, "PRICES": prices_words(choices)}
+    _check(text, changed, listed, {name: expected[name] for name in values})
     return changed
 
 
-def candidates(choices: Sequence[Choice]) -> list[tuple[Choice, bool]]:
-    """(choice, on spot?) in the order in which SkyPilot tries them; where prices are known, only
-    what is on offer.
+def prices_words(choices: Sequence[Choice]) -> str:
+    """The dollars an hour of these choices, for the machine that will be one of them: `H100:1=4.00
+    H100:1:spot=2.20`.
     """
-    priced = any(choice.usd is not None for choice in choices)
-    spot = [(choice, True) for choice in choices if choice.usd_spot is not None or not priced]
-    return spot + [(choice, False) for choice in choices if choice.usd_on_demand is not None or not priced]
+    words = []
+    for choice in choices:
+        for how, quote in (("", choice.offer.on_demand), (":spot", choice.offer.spot)):
+            if quote is not None:
+                words.append(f"{choice.name}{how}={quote.usd_per_hour:.4f}")
+    return " ".join(words)
+
+
+def candidates(choices: Sequence[Choice], complete: bool = True) -> list[tuple[Choice, bool]]:
+    """(choice, on spot?) in the order in which SkyPilot tries them; where all prices are known,
+    only what is on offer.
+    """
+    only = complete and any(choice.usd is not None for choice in choices)
+    spot = [(choice, True) for choice in choices if choice.usd_spot is not None or not only]
+    return spot + [(choice, False) for choice in choices if choice.usd_on_demand is not None or not only]
 
 
 def _line(choice: Choice, use_spot: bool) -> str:
     usd, hours = (choice.usd_spot, choice.spot_hours) if use_spot else (choice.usd_on_demand, choice.hours)
-    entry = f'    - {{accelerators: "{choice.name}", use_spot: {str(use_spot).lower()}}}'
+    entry = f'    - {{accelerators: "{choice.accelerators(use_spot)}", use_spot: {str(use_spot).lower()}}}'
     facts = ([f"{hours:.1f} h"] if hours is not None else []) + ([f"${usd:.2f}"] if usd is not None else [])
     return f"{entry:<58} # {', '.join(facts)}\n" if facts else f"{entry}\n"
 
@@ -174,9 +222,9 @@ def _block(lines: Sequence[str], key: str, indent: int, start: int = 0) -> tuple
     return first, last
 
 
-def _check(before: str, after: str, choices: Sequence[Choice], values: dict[str, str]) -> None:
+def _check(before: str, after: str, listed: Sequence[tuple[str, bool]], values: dict[str, str]) -> None:
     """Raises `WrongRequest` unless the texts say the same but for the candidates and these
-    `values`, which the second one has.
+    `values`, which the second one has; `listed` are its candidates.
     """
 
     def rest(text: str) -> dict[str, Any]:
@@ -192,7 +240,7 @@ def _check(before: str, after: str, choices: Sequence[Choice], values: dict[str,
         named = [(one["accelerators"], one["use_spot"]) for one in written["resources"]["ordered"]]
     except (Unreadable, KeyError, TypeError, AttributeError):
         same, named = False, []
-    if not same or named != [(choice.name, use_spot) for choice, use_spot in candidates(choices)]:
+    if not same or named != list(listed):
         raise WrongRequest(
             "The task file's `resources:` or `envs:` is not laid out as in sky/train.yaml; start from that"
             " one."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from emotion_train.config import Config, Precision, load_config
-from emotion_train.data.index import read_index, require_trainable
+from emotion_train.data.index import limited, read_index, require_trainable
 from emotion_train.errors import WrongRequest
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
@@ -20,7 +20,7 @@ from launch.plan.choices import Choice, Plan, make_plan, spot_of
 from launch.plan.prices import Prices, find_prices
 from launch.plan.spot import Spot
 from launch.plan.table import plan_json, print_plan
-from launch.plan.task_file import TEMPLATE, write_task_file
+from launch.plan.task_file import TEMPLATE, what_the_list_is, write_task_file
 from launch.workload import Work, precision_of_base, refuse_unfused_fp8, shape_of_base, work_of
 
 PROJECT = TEMPLATE.parent.parent
@@ -33,7 +33,7 @@ def plan(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
     config = load_config(arguments.config, _words(arguments))
     store = open_store(config.data.url)
-    index = read_index(store)
+    index = limited(read_index(store), config.data.limit)
     require_trainable(index)
     shape = shape_of_base(config.model.base)
     precision = precision_of_base(config.model.base, arguments.precision)
@@ -47,7 +47,7 @@ def plan(arguments: argparse.Namespace) -> int:
     )
     if found.choices and arguments.write is not None:  # before anything is printed, whose reader may leave
         _write(arguments, config, shape, work, found, prices, spot)
-    _show(arguments.json, found, config, work, prices, spot)
+    _show(arguments, found, config, work, prices, spot)
     if not found.choices:
         limit = f" within {arguments.within_hours:g} hours" if arguments.within_hours is not None else ""
         raise WrongRequest(
@@ -82,13 +82,15 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def _show(as_json: bool, found: Plan, config: Config, work: Work, prices: Prices, spot: Spot) -> None:
-    if as_json:
+def _show(
+    arguments: argparse.Namespace, found: Plan, config: Config, work: Work, prices: Prices, spot: Spot
+) -> None:
+    if arguments.json:
         print(plan_json(found, config, work, prices, spot))
         return
     from launch.results.pages import a_console
 
-    print_plan(found, config, work, prices, spot, a_console())
+    print_plan(found, config, work, prices, spot, a_console(), arguments.all)
 
 
 def _write(
@@ -106,7 +108,8 @@ def _write(
     settings = best.settings()
     replaced = {word.partition("=")[0] for word in settings}
     words = [word for word in given if word.partition("=")[0] not in replaced] + settings
-    write_task_file(arguments.write, chosen, words, arguments.config)
+    about = what_the_list_is(best, prices, work.train_posts)
+    write_task_file(arguments.write, chosen, words, arguments.config, about=about, complete=prices.complete)
     named = ", ".join(choice.name for choice in chosen)
     print(f"{arguments.write}: {named}, {' '.join(words)}", file=sys.stderr)
     for option, path in (("--config", arguments.config), ("model.base", config.model.base)):
@@ -144,7 +147,7 @@ def _same_precision(
     """
     found = make_plan(config, shape, work, prices, spot, precision=best.precision, within_hours=within_hours)
     others = [one for one in found.choices if one.name != best.name]
-    if best.usd is None:
+    if best.usd is None:  # larger ones are dearer, and nobody knows by how much
         return [best, *(one for one in others if one.count == best.count)][:_WRITTEN]
     return [best, *(one for one in others if one.usd is not None and one.usd <= _WRITTEN_UP_TO * best.usd)][
         :_WRITTEN

@@ -19,7 +19,7 @@ from typing import Any
 from emotion_train.errors import Damaged, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.progress import plain_line
 from emotion_train.report.units import training_words
-from emotion_train.runs.log import LIVE_S, Entry, read_log, run_ids, summary, when
+from emotion_train.runs.log import LIVE_S, Entry, is_smoke, read_log, run_ids, summary, when
 from emotion_train.storage.store import Store
 
 _READERS = 8
@@ -66,6 +66,8 @@ class RunFacts:
     hours: float | None = None
     usd: float | None = None
     starts: int = 0
+    unpriced: int = 0  # starts whose machine has no known price, and which `usd` leaves out
+    smoke: bool = False
 
 
 def incarnations(entries: Sequence[Entry]) -> list[Incarnation]:
@@ -110,6 +112,8 @@ def facts_of(run_id: str, entries: Sequence[Entry], now: datetime) -> RunFacts:
         hours=sum(writer.held_s for writer in writers) / 3600,
         usd=_dollars(writers),
         starts=len(writers),
+        unpriced=sum(_price(writer) is None for writer in writers),
+        smoke=is_smoke(run_id),
     )
 
 
@@ -159,15 +163,17 @@ def machine(said: dict[str, Any]) -> str | None:
 
 
 def _dollars(writers: Sequence[Incarnation]) -> float | None:
-    """What was spent by the newest entries, each writer at the price that its config named; None
-    when one named none.
+    """What was spent by the newest entries over all starts, each at the price of its own machine;
+    None when no price is known. Starts without one are left out.
     """
-    prices = [writer.claim.metrics.get("usd_per_hour") for writer in writers]
-    if not prices or not all(isinstance(price, int | float) for price in prices):
-        return None
-    return sum(
-        writer.held_s / 3600 * float(price or 0) for writer, price in zip(writers, prices, strict=True)
-    )
+    spent = [writer.held_s / 3600 * price for writer in writers if (price := _price(writer)) is not None]
+    return sum(spent) if spent else None
+
+
+def _price(writer: Incarnation) -> float | None:
+    """Dollars an hour of its machines, as its claim says."""
+    price = writer.claim.metrics.get("usd_per_hour")
+    return float(price) if isinstance(price, int | float) else None
 
 
 def list_runs(store: Store, now: datetime | None = None) -> list[RunFacts]:

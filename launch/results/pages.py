@@ -63,7 +63,7 @@ def print_runs(store: Store, console: Console) -> None:
 def _cells(row: RunFacts, now: datetime) -> list[str]:
     return [
         row.run_id,
-        row.state,
+        _state(row),
         _step(row),
         f"{row.macro_f1:.3f}" if row.macro_f1 is not None else "-",
         row.split or "-",
@@ -72,8 +72,19 @@ def _cells(row: RunFacts, now: datetime) -> list[str]:
         _age(row.started, now),
         _age(row.updated, now),
         f"{row.hours:.1f}" if row.hours is not None else "-",
-        f"{row.usd:.2f}" if row.usd is not None else "-",
+        _dollars(row),
     ]
+
+
+def _state(row: RunFacts) -> str:
+    return f"{row.state} (smoke)" if row.smoke else row.state
+
+
+def _dollars(row: RunFacts) -> str:
+    """Over all starts; more than that where a start has no known price."""
+    if row.usd is None:
+        return "-"
+    return f"{'> ' if row.unpriced else ''}{row.usd:.2f}"
 
 
 def _short(gpu: str | None) -> str:
@@ -105,17 +116,14 @@ def page(
     checkpoints = sum(entry.kind == "checkpoint" for entry in entries)
     for name, value in (
         ("run", f"{store.url}/{run_id}"),
-        ("state", f"{facts.state}, newest entry {_age(facts.updated, now)} old"),
+        ("state", f"{_state(facts)}, newest entry {_age(facts.updated, now)} old"),
         ("step", _step(facts)),
         *([("progress", training.partition(": ")[2])] if training is not None else []),
         ("macro-F1", f"{facts.macro_f1:.4f} on {facts.split}" if facts.macro_f1 is not None else "-"),
         ("base", facts.base or "-"),
         ("GPU", facts.gpu or "-"),
         ("held", f"{facts.hours:.2f} hours in {facts.starts} start{'' if facts.starts == 1 else 's'}"),
-        (
-            "so far",
-            f"${facts.usd:.2f}" if facts.usd is not None else "- (report.usd_per_hour is not in its config)",
-        ),
+        ("so far", _spent(facts)),
         ("log", f"{len(entries)} entries, {checkpoints} checkpoints"),
     ):
         head.add_row(Text(name, style="bold"), Text(value))
@@ -128,6 +136,14 @@ def page(
     for entry, words in told if lines is None else told[-lines:]:
         table.add_row(entry.time_utc[:19].replace("T", " "), str(entry.seq), f"{entry.step:,}", Text(words))
     return Group(head, "", table)
+
+
+def _spent(facts: RunFacts) -> str:
+    """Dollars over all starts, and how many of them have no known price."""
+    if facts.usd is None:
+        return "- (no price of its machines is known; report.usd_per_hour=N gives one)"
+    less = f", without {facts.unpriced} of {facts.starts} starts that have no price" if facts.unpriced else ""
+    return f"${facts.usd:.2f} over {facts.starts} start{'' if facts.starts == 1 else 's'}{less}"
 
 
 def show(store: Store, run_id: str, console: Console) -> None:

@@ -21,8 +21,9 @@ from emotion_train.sizing.memory import GIB
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.patience import StoreRequest
+from launch.gpus import kind_of
 from launch.run.topology import Gpu, Topology, read_topology
-from launch.workload import shape_of_base
+from launch.workload import config_on, shape_of_base
 
 CONFIGS = Path(__file__).resolve().parents[2] / "accelerate_configs"
 TRAINER = "emotion_train.train"
@@ -136,6 +137,7 @@ def by_memory(topology: Topology, config: Config) -> tuple[str, str]:
     shape = _shape(config.model.base)
     if shape is None:
         return _file_of(Layout(topology.world_size)), "what the base needs is not known before it is read"
+    config = config_on(config, kind_of(topology.gpus[0].name))
     recipe = Recipe.of(config, shape)
     smallest = min(gpu.memory_mib for gpu in topology.gpus) << 20
     found = fit(Request.of(config, recipe), smallest, layouts(topology.world_size, recipe.precision))
@@ -192,6 +194,7 @@ def accelerate_line(
     allow_unfenced: bool = False,
     topology: Topology | None = None,
     timeout_s: float | None = None,
+    stop_after_step: int | None = None,
 ) -> list[str]:
     """The argv that starts this node's trainers, one process where no `topology` is given.
 
@@ -204,6 +207,7 @@ def accelerate_line(
     line += ["-m", TRAINER]
     line += ["--config", run_config] if run_config else []
     line += ["--allow-unfenced"] if allow_unfenced else []
+    line += ["--stop-after-step", str(stop_after_step)] if stop_after_step is not None else []
     return [*line, *overrides]
 
 

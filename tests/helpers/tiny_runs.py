@@ -14,7 +14,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from emotion_train.config import Config, load_config
-from emotion_train.data.index import read_index
+from emotion_train.data.index import limited, read_index
 from emotion_train.data.preparation import prepare
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.model.load import read_config
@@ -101,7 +101,7 @@ def job_of(
     accelerator is given.
     """
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
-    index = read_index(data_store)
+    index = limited(read_index(data_store), config.data.limit)
     assert config.run.id is not None
     assert look_before_claiming(config, index, output_store, False).final is None
     accelerator, ranks = accelerator or Accelerator(cpu=True), Ranks()

@@ -28,7 +28,7 @@ from launch.plan.prices import Offer
 from launch.plan.spot import Spot
 from launch.run.choice import by_memory
 from launch.run.topology import Gpu, Topology
-from launch.workload import Work, shape_of_base
+from launch.workload import Work, config_on, shape_of_base
 
 LABELS = 28  # as many as `run` assumes, which reads no index
 SHARE = 20_000  # tokens of a step, more than the largest micro-batch has
@@ -56,18 +56,24 @@ def config_of(*words: str) -> Config:
     return load_config(None, ["data.url=d", "run.output_url=o", *words])
 
 
+# of equal memory one is enough
+KINDS = tuple({kind.gb: kind for kind in reversed(GPU_KINDS) if kind.runs}.values())
+
+
 class Case(NamedTuple):
     kind: GpuKind
     words: tuple[str, ...]
 
     @property
     def config(self) -> Config:
-        return config_of(*self.words)
+        return config_on(config_of(*self.words), self.kind)
 
 
 def cases(tokens: str) -> Iterator[Case]:
     precisions, ranks, lengths = ("nf4", "bf16", "fp8", "fp32"), (16, 256, 1024), (128, 2048)
-    for kind, precision, r, longest in product(GPU_KINDS, precisions, ranks, lengths):
+    for kind, precision, r, longest in product(KINDS, precisions, ranks, lengths):
+        if precision == "fp8" and not kind.bf16:
+            continue
         if tokens == "auto" or int(tokens) >= longest:
             yield Case(
                 kind,

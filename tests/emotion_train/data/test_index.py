@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from emotion_train.cli import main
-from emotion_train.data.index import FEATURES, FIRST, SCHEMA, Index, read_index
+from emotion_train.data.index import FEATURES, FIRST, SCHEMA, Index, limited, read_index
 from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.edges.bounded import MAX_DEPTH
@@ -231,3 +231,55 @@ def test_rows_are_compared_before_anything_is_unpacked(store: FolderStore) -> No
         pytest.raises(WrongRequest, match="the index says 28 posts, and there are 27"),
     ):
         reader.rows(0)
+
+
+# --- data.limit ---
+
+
+@pytest.mark.parametrize("rows", [4, 5, 17, 40, 107])
+def test_a_limited_split_has_so_many_posts_in_the_shares_of_its_labels(store: FolderStore, rows: int) -> None:
+    index = read_index(store)
+    kept, train = limited(index, rows).split("train"), index.split("train")
+    assert kept.rows == sum(kept.label_counts) == sum(kept.row_counts) == rows
+    for have, of in zip(kept.label_counts, train.label_counts, strict=True):
+        assert 1 <= have <= of
+        assert abs(have - rows * of / train.rows) <= 1 + (rows < 17)
+    assert kept.lanes == len(kept.row_groups) <= len(train.row_groups)
+    assert limited(index, rows).sha256() == index.sha256()
+    assert limited(index, rows).whole is index
+    assert limited(index, rows) == limited(read_index(store), rows)
+
+
+def test_the_posts_of_a_limited_split_are_the_first_of_each_label(store: FolderStore) -> None:
+    index = read_index(store)
+    few, whole = limited(index, 20).split("train"), index.split("train")
+
+    def posts(split: Any) -> list[tuple[str, str | None, int | None]]:
+        with RowGroupReader(store, split) as reader:
+            return [
+                post
+                for group in range(len(split.row_groups))
+                for post in zip(*reader.rows(group), strict=True)
+            ]
+
+    left, expected = list(few.label_counts), []
+    for post in posts(whole):
+        label = post[2]
+        assert label is not None
+        if left[label]:
+            left[label] -= 1
+            expected.append(post)
+    assert posts(few) == expected
+    assert len(expected) == 20
+
+
+def test_a_limit_that_leaves_a_label_without_a_post_is_refused_and_a_large_one_changes_nothing(
+    store: FolderStore,
+) -> None:
+    index = read_index(store)
+    with pytest.raises(WrongRequest, match=r"data\.limit is 3 and the data set has 4 labels.*give 4 or more"):
+        limited(index, 3)
+    assert limited(index, None) is index
+    assert limited(index, 10**6).splits == index.splits
+    held_out = limited(index, 30).splits["test"]
+    assert held_out.rows == 30

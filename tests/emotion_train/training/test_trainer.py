@@ -181,7 +181,15 @@ def test_stopping_and_resuming_ends_with_the_same_adapter(folder: Path, stack: E
 
 @pytest.mark.parametrize(
     "change",
-    ["train.global_batch_size=8", "lora.r=8", "run.seed=1", "loss.class_weights=none", "train.epochs=3"],
+    [
+        "train.global_batch_size=8",
+        "lora.r=8",
+        "run.seed=1",
+        "loss.class_weights=none",
+        "train.epochs=3",
+        "train.max_steps=9",
+        "data.limit=60",
+    ],
 )
 def test_a_run_is_not_continued_as_another_run(folder: Path, stack: ExitStack, change: str) -> None:
     run_id = f"run.id=other-{change.split('=')[0]}"
@@ -191,6 +199,24 @@ def test_a_run_is_not_continued_as_another_run(folder: Path, stack: ExitStack, c
     with pytest.raises(WrongRequest, match=change.split("=")[0].replace(".", r"\.")):
         start_trainer(tiny_config(folder, run_id, "train.epochs=1", change), stack)
     assert read_log(store, run_id.removeprefix("run.id=")) == before
+
+
+def test_a_run_of_so_many_steps_ends_within_an_epoch_with_a_scored_checkpoint(
+    folder: Path, stack: ExitStack
+) -> None:
+    words = ["run.id=short", "train.max_steps=3", "data.limit=60", "train.warmup_ratio=0"]
+    trainer = fit(tiny_config(folder, *words), stack)
+    assert (trainer.steps, trainer.steps_per_epoch, trainer.progress.step) == (3, 4, 3)
+    assert [one["step"] for one in trainer.progress.history] == [3]
+    entries = read_log(open_store(str(folder / "runs")), "short")
+    assert [entry.step for entry in entries if "macro_f1" in entry.metrics] == [3]
+    peak = trainer.config.train.learning_rate
+    assert trainer.progress.history[0]["learning_rate"] == learning_rate(2, 3, 0, peak)
+    assert trainer.progress.warm_up_examples == 16
+    assert 0 < trainer.progress.warm_up_seconds < trainer.progress.train_seconds
+    resumed = start_trainer(tiny_config(folder, *words), stack)
+    resumed.fit()
+    assert resumed.progress.step == 3
 
 
 def test_packing_and_precision_may_differ_when_a_run_is_continued(folder: Path, stack: ExitStack) -> None:

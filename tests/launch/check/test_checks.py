@@ -495,6 +495,18 @@ def test_fp8_is_right_where_there_are_float8_units(
     assert (named or "fp8 on ") in found.finding
 
 
+@pytest.mark.parametrize("precision", ["nf4", "fp32"])
+def test_a_gpu_without_bfloat16_units_is_slow_and_one_without_kernels_is_refused(
+    precision: str, words: list[str]
+) -> None:
+    asked = [*words, f"model.precision={precision}"]
+    old, older = (checks(asked, wanted_gpus=name)["precision"] for name in ("T4:1", "V100"))
+    assert old.ok
+    assert ("no bfloat16 units" in old.finding) == (precision == "nf4")
+    assert not older.ok
+    assert "from compute capability 7.5 on and V100 has 7.0; take one of L4, A10G" in older.finding
+
+
 def test_fp8_of_a_base_that_is_not_fused_is_told(words: list[str], tmp_path: Path) -> None:
     base = causal_checkpoint(tmp_path / "base", "qwen2")
     found = checks([*words, f"model.base={base}", "model.precision=fp8"], wanted_gpus="H100")["precision"]

@@ -8,11 +8,13 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,10 @@ from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
 from emotion_train.stage_base import stage
 from emotion_train.storage.open import open_store
+from emotion_train.training.engines import Kind
 from emotion_train.training.microbatch import setting_for
 from launch.cli import main
-from launch.gpus import COUNTS, GPU_KINDS, GpuKind, kind_of
+from launch.gpus import COUNTS, GPU_KINDS, PLANNED, GpuKind, kind_of, named
 from launch.plan.choices import (
     Choice,
     Plan,
@@ -46,8 +49,9 @@ from launch.plan.choices import (
 from launch.plan.prices import NO_PRICES, Offer, Prices, Quote
 from launch.plan.speed import Speed
 from launch.plan.spot import Spot
-from launch.plan.task_file import rewritten, write_task_file
-from launch.workload import Work, shape_of_base, work_of
+from launch.plan.table import enough, small_steps, without_units
+from launch.plan.task_file import TEMPLATE, rewritten, what_the_list_is, write_task_file
+from launch.workload import Work, config_on, shape_of_base, work_of
 from tests.helpers import fake_hub
 from tests.helpers.fake_hub import FakeHub
 from tests.helpers.patience import PATIENCE_S
@@ -58,6 +62,7 @@ from tests.launch.plan.test_task_files import run_lines, tool, variables
 MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
 SMOLLM2 = Shape(576, 1536, 30, 9, 3, 64, 49_152)
 KINDS = {kind.name: kind for kind in GPU_KINDS}
+WITH_BFLOAT16 = tuple(kind for kind in PLANNED if kind.bf16)
 
 
 def some_work(batch: int = 448, posts: int = 24_430, epochs: int = 3, mean: float = 17.8) -> Work:
@@ -183,7 +188,7 @@ def test_recomputing_takes_half_as_long_again() -> None:
 
 def test_whatever_is_chosen_fits_its_gpu() -> None:
     work, config = some_work(), some_config()
-    for kind in GPU_KINDS:
+    for kind in PLANNED:
         for count in COUNTS:
             found = best_settings(config, MISTRAL_SMALL, work, kind, count, Offer(), Spot(), None)
             if isinstance(found, Choice):
@@ -237,7 +242,7 @@ def test_whether_to_recompute_is_decided_by_the_time_it_takes() -> None:
 @pytest.mark.parametrize("given", ["true", "false"])
 def test_a_config_that_says_whether_to_recompute_is_planned_so(given: str) -> None:
     config = some_config(f"train.gradient_checkpointing={given}")
-    for kind in GPU_KINDS:
+    for kind in WITH_BFLOAT16:
         chosen = best_settings(config, MISTRAL_SMALL, some_work(), kind, 1, Offer(), Spot(), "nf4")
         assert isinstance(chosen, Choice)
         assert chosen.gradient_checkpointing == (given == "true")
@@ -246,13 +251,13 @@ def test_a_config_that_says_whether_to_recompute_is_planned_so(given: str) -> No
 @pytest.mark.parametrize("batch", [64, 448, 4096])
 def test_a_run_takes_the_micro_batch_that_the_plan_reckons_with(batch: int) -> None:
     config, work = some_config(f"train.global_batch_size={batch}"), some_work(batch)
-    for kind, count in product(GPU_KINDS, (1, 4)):
+    for kind, count in product(PLANNED, (1, 4)):
         planned = best_settings(config, MISTRAL_SMALL, work, kind, count, Offer(), Spot(), "nf4")
         assert isinstance(planned, Choice)
         share = max(sum(posts) for step in work.shares(count) for posts in step)
-        taken = setting_for(
-            config, MISTRAL_SMALL, 15, kind.memory_bytes, share, "one process" if count == 1 else "DDP", count
-        )
+        engine: Kind = "one process" if count == 1 else "DDP"
+        here = config_on(config, kind)
+        taken = setting_for(here, MISTRAL_SMALL, 15, kind.memory_bytes, share, engine, count)
         assert (taken.tokens, taken.gradient_checkpointing) == (
             planned.tokens_per_microbatch,
             planned.gradient_checkpointing,
@@ -331,11 +336,65 @@ def test_choices_are_sorted_by_dollars_and_the_best_is_explained() -> None:
 
 
 def test_without_prices_the_plan_has_hours_and_says_so() -> None:
-    plan = made(NO_PRICES)
-    hours = [one.count * one.hours for one in plan.choices]
-    assert hours == sorted(hours)
-    assert plan.choices[0].count == 1  # eight would be faster, and nobody knows at what price
+    plan = unpriced()
+    sizes = [one.count * one.kind.gb for one in plan.choices]
+    assert sizes == sorted(sizes)
+    # larger ones would be faster, and nobody knows at what price
+    assert plan.choices[0].kind == min((one.kind for one in plan.choices), key=lambda kind: kind.gb)
+    assert plan.choices[0].count == 1
     assert "without prices" in plan.reason
+
+
+def test_what_has_no_price_stands_after_what_has_one_the_smallest_first() -> None:
+    plan = made(offers(H100_8=20, B200_8=50))
+    assert [one.name for one in plan.choices[:2]] == ["H100:8", "B200:8"]
+    sizes = [one.count * one.kind.gb for one in plan.choices[2:]]
+    assert sizes == sorted(sizes)
+
+
+def test_the_smallest_card_that_is_enough_is_named() -> None:
+    plan = unpriced()
+    assert {one.name for one in plan.smallest} == {"L4:1", "A10G:1", "RTX4090:1"}
+    said = enough(plan)
+    assert said is not None
+    assert said.startswith("enough: a 24 GB card (")
+    whole = make_plan(some_config(), MISTRAL_SMALL, some_work(), NO_PRICES, Spot(), precision="bf16")
+    assert {one.kind.gb for one in whole.smallest} == {48}
+
+
+def test_a_gpu_without_bfloat16_units_is_planned_by_the_stock_modules_at_its_float32_rate() -> None:
+    config, work = some_config("train.global_batch_size=448"), some_work()
+    found = best_settings(config, SMOLLM2, work, KINDS["T4"], 1, Offer(), Spot(), None)
+    assert isinstance(found, Choice)
+    recipe = Recipe.of(config_on(config, KINDS["T4"]), SMOLLM2, 15)
+    assert recipe.decoder == "stock"
+    assert found.memory == estimate(
+        replace(recipe, precision=found.precision), found.tokens_per_microbatch, found.gradient_checkpointing
+    )
+    products_s = 4 * MISTRAL_SMALL.linear_parameters * 2048 / KINDS["T4"].bf16_flops
+    large = replace(recipe, shape=MISTRAL_SMALL)
+    seconds = Speed(KINDS["T4"], large, False).microbatch_s(2048)
+    assert 1.5 * products_s < seconds < 3 * products_s
+    assert "fp8" not in precisions(recipe, KINDS["T4"])
+    said = without_units(unpriced())
+    assert said is not None
+    assert said.splitlines() == [
+        "T4 has no bfloat16 units: PyTorch computes it there in float32, which the hours count",
+        "not planned: V100, for which PyTorch's default builds have no kernels (they begin at compute"
+        " capability 7.5)",
+    ]
+
+
+def test_why_more_gpus_gain_little_is_said_for_small_steps_only() -> None:
+    few, many = (
+        small_steps(make_plan(some_config(), MISTRAL_SMALL, work, offers(L40S_1=0.9), Spot()), work)
+        for work in (some_work(batch=64), some_work(batch=4096))
+    )
+    assert few is not None
+    named_first = re.match(r"note: (L40S:\d) is (?:only )?\S+", few)
+    assert named_first is not None
+    assert "every GPU reads all weights" in few
+    assert many is None
 
 
 def test_what_takes_too_long_is_left_out() -> None:
@@ -363,6 +422,16 @@ def made(prices: Prices, **more: Any) -> Plan:
     )
 
 
+@cache
+def unpriced() -> Plan:
+    return made(NO_PRICES)
+
+
+@cache
+def two_priced() -> Plan:
+    return made(offers(H100_1=2.5, H200_1=3.5))
+
+
 # --- names ---
 
 
@@ -376,12 +445,30 @@ def made(prices: Prices, **more: Any) -> Plan:
         ("NVIDIA A100 80GB PCIe", "A100-80GB"),
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("NVIDIA H200", "H200"),
-        ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 5090", "RTX5090"),
+        ("NVIDIA RTX A6000", "A6000"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX6000-Ada"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTXPRO6000"),
+        ("Quadro RTX 6000", None),
+        ("Tesla T4", "T4"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA B300 SXM6 AC", "B300"),
     ],
 )
 def test_the_driver_s_names_are_understood(device: str, name: str | None) -> None:
     found = kind_of(device)
     assert (found.name if isinstance(found, GpuKind) else None) == name
+
+
+def test_no_name_stands_for_two_kinds() -> None:
+    names = [name.lower() for kind in GPU_KINDS for name in (kind.name, *kind.also)]
+    assert len(names) == len(set(names))
+    assert all(named(name.upper()) is not None for name in names)
 
 
 # --- the task file ---
@@ -411,7 +498,7 @@ run: |
 
 
 def test_a_task_file_gets_the_plan_s_gpus_and_keeps_everything_else() -> None:
-    plan = made(offers(H100_1=2.5, H200_1=3.5))
+    plan = two_priced()
     text = rewritten(TASK, plan.choices[:2], ["model.precision=bf16"], "b.yaml")
     before, after = yaml.safe_load(TASK), yaml.safe_load(text)
     first, second = (one.name for one in plan.choices[:2])
@@ -422,19 +509,78 @@ def test_a_task_file_gets_the_plan_s_gpus_and_keeps_everything_else() -> None:
     assert after["envs"].pop("CONFIG") == "b.yaml"
     del before["resources"]["ordered"], before["envs"]["OVERRIDES"], before["envs"]["CONFIG"]
     assert after == before
-    for comment in ("# how to type it", "# cheapest first", "# GB", "# given by --env", "# values"):
+    for comment in ("# how to type it", "# GB", "# given by --env", "# values"):
         assert comment in text
+    assert "# cheapest first" not in text  # it was said of another list
     assert f"${plan.choices[0].usd_spot:.2f}" in text
 
 
+def test_the_comment_above_a_written_list_is_of_that_list() -> None:
+    plan = two_priced()
+    about = what_the_list_is(plan.choices[0], offers(H100_1=2.5, H200_1=3.5), 24_430)
+    text = rewritten(TASK, plan.choices[:2], ["lora.r=8"], "b.yaml", about)
+    above = text.partition("resources:\n")[2].partition("  ordered:")[0]
+    assert above.startswith("  # By dollars a job, not an hour; prices: test. All in fp8, for 24,430 posts.")
+    assert rewritten(text, plan.choices[:2], ["lora.r=8"], "b.yaml", about) == text
+    unknown = what_the_list_is(unpriced().choices[0], NO_PRICES, 9)
+    assert unknown.startswith("The smallest GPUs that are enough, since no prices were known.")
+    shipped = TEMPLATE.read_text(encoding="utf-8")
+    assert "A 24 GB card" in shipped
+    assert "A 24 GB card" not in rewritten(shipped, plan.choices[:2], [], "b.yaml", about)
+
+
+def test_the_shipped_list_is_in_the_order_that_its_comment_gives_reasons_for() -> None:
+    """Posts a second are those that a plan says in nf4 with the shipped config."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    said = re.search(r"posts a second \(([\d, ]+)\) at \$([\d., ]+) an hour", text.replace("\n  #", ""))
+    assert said is not None
+    speeds, dollars = ([float(word) for word in words.split(",")] for words in said.groups())
+    listed = [one for one in yaml.safe_load(text)["resources"]["ordered"] if one["use_spot"]]
+    values = [speed / usd for speed, usd in zip(speeds, dollars, strict=True)]
+    assert values == sorted(values, reverse=True)
+    work = some_work(batch=64)
+    for one, speed in zip(listed, speeds, strict=True):
+        name, _, count = one["accelerators"].partition(":")
+        found = best_settings(
+            some_config(), MISTRAL_SMALL, work, KINDS[name], int(count), Offer(), Spot(), "nf4"
+        )
+        assert isinstance(found, Choice)
+        assert found.posts_per_second == pytest.approx(speed, rel=0.05)
+
+
+def test_a_written_task_takes_the_prices_of_its_list_to_the_machine() -> None:
+    plan = made(offers(H100_1=2.5, L40S_2=1.8))
+    text = rewritten(TEMPLATE.read_text(encoding="utf-8"), plan.choices[:2], [], "b.yaml")
+    found = yaml.safe_load(text)["envs"]["PRICES"].split()
+    assert sorted(found) == ["H100:1:spot=2.5000", "H100:1=6.2500", "L40S:2:spot=1.8000", "L40S:2=4.5000"]
+
+
+def test_where_spot_prices_are_not_known_spot_is_tried_all_the_same() -> None:
+    prices = Prices({("L40S", 1): Offer(Quote(1.09, "runpod", "", "x"), None)}, "list", complete=False)
+    text = rewritten(TASK, made(prices).choices[:1], [], "a.yaml", complete=False)
+    assert yaml.safe_load(text)["resources"]["ordered"] == [
+        {"accelerators": "L40S:1", "use_spot": spot} for spot in (True, False)
+    ]
+
+
+def test_a_written_task_names_gpus_as_the_catalog_of_the_offer_does() -> None:
+    other = Quote(0.8, "verda", "FIN-03", "x", "RTX-6000-Ada")
+    prices = Prices({("RTX6000-Ada", 1): Offer(other, replace(other, accelerator="RTX6000Ada"))}, "test")
+    text = rewritten(TASK, made(prices).choices[:1], [], "a.yaml")
+    assert [one["accelerators"] for one in yaml.safe_load(text)["resources"]["ordered"]] == [
+        "RTX6000Ada:1",
+        "RTX-6000-Ada:1",
+    ]
+
+
 def test_a_task_file_written_twice_is_the_same() -> None:
-    plan = made(offers(H100_1=2.5, H200_1=3.5))
+    plan = two_priced()
     once = rewritten(TASK, plan.choices[:2], ["lora.r=8"], "my runs/b.yaml")
     assert rewritten(once, plan.choices[:2], ["lora.r=8"], "my runs/b.yaml") == once
 
 
 def test_nothing_stays_of_the_last_plan(tmp_path: Path) -> None:
-    choices, target = made(offers(H100_1=2.5, H200_1=3.5)).choices[:2], tmp_path / "mine.yaml"
+    choices, target = two_priced().choices[:2], tmp_path / "mine.yaml"
     write_task_file(target, choices, ["lora.r=8"], "my runs/b.yaml")
     assert envs(target) == {"OVERRIDES": "lora.r=8", "CONFIG": "my runs/b.yaml"}
     write_task_file(target, choices, [])
@@ -452,7 +598,7 @@ def envs(task: Path) -> dict[str, str]:
 )
 def test_a_value_that_the_task_s_shell_would_take_apart_is_refused(word: str) -> None:
     with pytest.raises(WrongRequest, match=r"write it without them, such as lora.targets=\[q_proj,v_proj\]"):
-        rewritten(TASK, made(NO_PRICES).choices[:1], [word], "a.yaml")
+        rewritten(TASK, unpriced().choices[:1], [word], "a.yaml")
 
 
 def test_only_what_is_on_offer_is_written() -> None:
@@ -463,14 +609,14 @@ def test_only_what_is_on_offer_is_written() -> None:
 
 def test_a_task_of_another_layout_is_refused() -> None:
     with pytest.raises(WrongRequest, match="no `resources:`"):
-        rewritten("name: x\n", made(NO_PRICES).choices[:1], [], "a.yaml")
+        rewritten("name: x\n", unpriced().choices[:1], [], "a.yaml")
     for text in (
         "resources: {cpus: 2}\n",
         TASK.replace("  OVERRIDES:", "    OVERRIDES:"),
         TASK.replace("  OVERRIDES:", "  OTHERS:"),
     ):
         with pytest.raises(WrongRequest, match="not laid out"):
-            rewritten(text, made(NO_PRICES).choices[:1], [], "a.yaml")
+            rewritten(text, unpriced().choices[:1], [], "a.yaml")
 
 
 def test_a_task_file_is_replaced_as_a_whole_or_not_at_all(
@@ -486,9 +632,9 @@ def test_a_task_file_is_replaced_as_a_whole_or_not_at_all(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", full)
         with pytest.raises(WrongRequest, match=r"task\.yaml cannot be written \(No space left"):
-            write_task_file(tmp_path / "task.yaml", made(NO_PRICES).choices[:1], [])
+            write_task_file(tmp_path / "task.yaml", unpriced().choices[:1], [])
     assert (tmp_path / "task.yaml").read_text() == TASK
-    write_task_file(tmp_path / "task.yaml", made(NO_PRICES).choices[:1], [])
+    write_task_file(tmp_path / "task.yaml", unpriced().choices[:1], [])
     assert (tmp_path / "task.yaml").read_text() != TASK
     assert [path.name for path in tmp_path.iterdir()] == ["task.yaml"]
 
@@ -496,7 +642,7 @@ def test_a_task_file_is_replaced_as_a_whole_or_not_at_all(
 def test_a_file_that_is_no_text_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "weights.gguf").write_bytes(b"GGUF\xf4\x28")
     with pytest.raises(WrongRequest, match=r"weights\.gguf is no task file"):
-        write_task_file(tmp_path / "weights.gguf", made(NO_PRICES).choices[:1], [])
+        write_task_file(tmp_path / "weights.gguf", unpriced().choices[:1], [])
     assert (tmp_path / "weights.gguf").read_bytes() == b"GGUF\xf4\x28"
 
 
@@ -677,6 +823,33 @@ def test_the_table_marks_the_best_and_names_the_prices(
     assert "best: L4:1, one GPU: the fewest dollars a job on spot" in out
     assert f"prices: {prepared / 'prices.csv'}" in out
     assert "0.1 preemptions an hour" in out
+    assert out.startswith("prices: ")
+
+
+def test_ten_rows_are_shown_and_all_on_request(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = words(prepared, "--tokens-per-post", "17.8")
+    assert main(asked) == 0
+    few = capsys.readouterr().out
+    assert main([*asked, "--all"]) == 0
+    every = capsys.readouterr().out
+    rows = [len(re.findall(r"^\S+:\d ", out, re.MULTILINE)) for out in (few, every)]
+    assert rows[0] == 10
+    assert rows[1] == sum(min(kind.most, 8).bit_length() for kind in PLANNED)
+    assert f"and {rows[1] - 10} more that fit: --all shows them" in few
+    assert "--all" not in every
+
+
+def test_without_a_catalog_the_first_line_says_whose_prices_and_of_when(
+    prepared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(prepared / "nobody"))
+    monkeypatch.setenv("PATH", "")
+    asked = ["plan", "--data", str(prepared / "data"), f"model.base={prepared / 'base'}"]
+    assert main(asked) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert re.match(r"prices: list prices .*, read from 20\d\d-\d\d-\d\d to 20\d\d-\d\d-\d\d ", first)
+    assert main([*asked, "--cloud", "oci"]) == 2
+    assert "--cloud names oci, without a price in list prices" in capsys.readouterr().err
 
 
 def test_the_plan_writes_a_task(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -812,6 +985,12 @@ def test_fp8_is_planned_for_gpus_that_have_it() -> None:
         "H100",
         "H200",
         "B200",
+        "B300",
+        "GH200",
+        "RTX4090",
+        "RTX5090",
+        "RTX6000-Ada",
+        "RTXPRO6000",
     }
 
 

@@ -4,13 +4,16 @@ around the GPU, cells that are empty.
 
 from __future__ import annotations
 
+import csv
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from emotion_train.errors import WrongRequest
-from launch.plan.prices import NO_PRICES, Quote, find_prices
+from launch.gpus import named
+from launch.plan.prices import LIST_PRICES, Quote, find_prices
 
 AWS = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch
 a1.large,,,2.0,4.0,,0.0642,0.064200,ap-northeast-1,apne1-az2,arm64
@@ -87,8 +90,53 @@ def test_clouds_can_be_chosen(tmp_path: Path) -> None:
         find_prices(None, ["azure"], environment)
 
 
-def test_without_a_catalog_there_are_no_prices(tmp_path: Path) -> None:
-    assert find_prices(None, environment={"HOME": str(tmp_path), "PATH": ""}) == NO_PRICES
+NOWHERE = {"HOME": "/nonexistent", "PATH": ""}
+
+
+def test_without_a_catalog_the_list_prices_of_the_package_count_and_say_when_they_were_read() -> None:
+    prices = find_prices(None, environment=NOWHERE)
+    with LIST_PRICES.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    days = {line["ReadOn"] for line in lines}
+    assert f"read from {min(days)} to {max(days)}" in prices.source
+    assert not prices.complete
+    assert all(
+        date.fromisoformat(day) and line["Source"].startswith("https://") for day in days for line in lines
+    )
+    for line in lines:  # each is of a kind and number that is planned, and no cheaper one is passed over
+        kind = named(line["AcceleratorName"])
+        assert kind is not None
+        offer = prices.offers[kind.name, int(line["AcceleratorCount"])]
+        assert offer.on_demand is not None
+        assert offer.on_demand.usd_per_hour <= float(line["Price"])
+        assert offer.spot is None  # no list has it: it moves
+    assert all(quote.on_demand for quote in prices.offers.values())
+
+
+def test_a_catalog_wins_over_the_list_prices(tmp_path: Path) -> None:
+    prices = find_prices(None, environment=catalog(tmp_path))
+    assert prices.complete
+    assert ("RTX4090", 1) not in prices.offers
+
+
+def test_a_cloud_without_list_prices_is_refused_with_what_to_do() -> None:
+    assert set(find_prices(None, ["aws"], NOWHERE).offers) >= {("A10G", 1), ("H100", 8)}
+    with pytest.raises(WrongRequest, match=r"names oci, without a price in list prices.* Install SkyPilot"):
+        find_prices(None, ["oci"], NOWHERE)
+
+
+def test_a_gpu_is_found_under_each_name_that_a_catalog_has_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text(
+        "AcceleratorName,AcceleratorCount,Price,SpotPrice\nRTX-6000-Ada,1,0.9,0.4\nRTX6000Ada,1,1,0.3\n"
+        "H100-SXM,1,3,\nA100,3,1,1\nT4,1,0.5,0.2\n"
+    )
+    offers = find_prices(file).offers
+    assert set(offers) == {("RTX6000-Ada", 1), ("H100", 1), ("T4", 1)}
+    ada = offers["RTX6000-Ada", 1]
+    assert ada.on_demand == Quote(0.9, "mine", "", "", "RTX-6000-Ada")
+    assert ada.spot == Quote(0.3, "mine", "", "", "RTX6000Ada")
+    assert offers["T4", 1].on_demand == Quote(0.5, "mine", "", "")
 
 
 def test_the_command_is_asked_where_no_catalog_lies(tmp_path: Path) -> None:
@@ -121,7 +169,7 @@ def test_the_command_is_asked_where_no_catalog_lies(tmp_path: Path) -> None:
     assert prices.offers["L40S", 1].spot is None
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", AWS.replace("L4", "T4").replace("H100", "T4")])
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", AWS.replace("L4", "K80").replace("H100", "K80")])
 def test_a_file_without_prices_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "prices.csv").write_text(text)
     with pytest.raises(WrongRequest, match="names no price"):

@@ -133,6 +133,16 @@ def test_the_run_line_is_one_that_the_launcher_understands(tmp_path: Path) -> No
     assert found.run.id is None  # so that it is SKYPILOT_TASK_ID
 
 
+@pytest.mark.parametrize(("given", "more"), [("", []), ("1", ["--smoke"])])
+def test_a_task_is_tried_out_by_an_env(given: str, more: list[str], tmp_path: Path) -> None:
+    task = read(SKY / "train.yaml")
+    tool(tmp_path / ".venv" / "bin" / "emotion-launch")
+    environment = variables(task, RECORD=str(tmp_path / "record"), DATA_URL="d", OUTPUT_URL="o", SMOKE=given)
+    assert run_lines(task["run"], tmp_path, environment).returncode == 0
+    words = (tmp_path / "record.words").read_text().splitlines()[1:]
+    assert words[: 2 + len(more)] == ["run", *more, "--config"]
+
+
 @pytest.mark.parametrize(("given", "tokens"), [("", "auto"), ("train.tokens_per_microbatch=512", 512)])
 def test_every_gpu_takes_what_fits_it_unless_a_number_is_given(
     given: str, tokens: int | str, tmp_path: Path

@@ -20,7 +20,7 @@ from rich.console import Console
 from emotion_train.errors import Preempted, StorageError, WrongRequest
 from emotion_train.processes.notices import Notice
 from emotion_train.runs.checkpoint import Progress
-from emotion_train.runs.log import Entry, Metrics, Writer, read_log, upload_part
+from emotion_train.runs.log import Entry, Metrics, Writer, mean_price, read_log, upload_part
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
@@ -81,6 +81,36 @@ def test_a_row_says_state_score_machine_hours_and_dollars(store: Store) -> None:
     assert row.hours == pytest.approx(1.5)
     assert row.usd == pytest.approx(0.5 * 6 + 1.0 * 3)
     assert facts_of("run", entries, now + timedelta(hours=1)).state == "stopped"
+
+
+def test_dollars_are_those_of_all_starts_whose_price_is_known(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = two_starts(store)
+    unknown = entries[0].model_copy(update={"metrics": {**entries[0].metrics, "usd_per_hour": None}})
+    now = datetime(2026, 1, 1, 1, 51, tzinfo=UTC)
+    row = facts_of("run", [unknown, *entries[1:]], now)
+    assert row.usd == pytest.approx(1.0 * 3)
+    assert (row.unpriced, row.starts) == (1, 2)
+    assert facts_of("run", entries, now).unpriced == 0
+    assert mean_price(entries, now) == pytest.approx((0.5 * 6 + 61 / 60 * 3) / (0.5 + 61 / 60))
+    assert mean_price([unknown, *entries[1:]], now) is None
+    mine = begun(store, "mixed", FACTS)
+    mine.append("checkpoint", 0, 5)
+    begun(store, "mixed", {name: value for name, value in FACTS.items() if name != "usd_per_hour"})
+    assert main(["runs", store.url]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mixed"))
+    assert line.rstrip().endswith("> 0.00")
+    assert main(["show", f"{store.url}/mixed"]) == 0
+    assert "$0.00 over 2 starts, without 1 of 2 starts that have no price" in capsys.readouterr().out
+
+
+def test_a_smoke_run_is_marked(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "a-smoke"):
+        begun(store, name)
+    assert main(["runs", store.url]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert ["(smoke)" in line for line in lines] == [False, True]
 
 
 def test_a_published_run_has_the_score_of_its_report(store: Store) -> None:
