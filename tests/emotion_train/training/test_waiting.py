@@ -18,6 +18,7 @@ from typing import Any, cast
 import pytest
 
 from emotion_train import cli as train_cli
+from emotion_train import train
 from emotion_train.data.preparation import prepare
 from emotion_train.errors import EmotionTrainError, NotStarted, Preempted, StorageError, WrongRequest
 from emotion_train.processes.interruption import Interruptions
@@ -409,11 +410,18 @@ def test_a_staged_base_is_waited_for_as_the_rest_is(
     proxy: FaultProxy,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its index and its weights, in a run."""
+    """Its index, and its weights after the claim, in a run."""
+
+    def with_faults(*given: Any) -> Any:
+        proxy.faults += [Fault("503", "GET", ".safetensors")] * 4
+        return start.start_trainer(*given)
+
+    monkeypatch.setattr(train, "start_trainer", with_faults)
     url = f"s3://outage/{tmp_path.name}-base"
     assert train_cli.main(["stage-base", str(base), url, "--precision", "bf16"]) == 0
-    proxy.faults += [Fault("503", "GET", "base.json")] * 3 + [Fault("503", "GET", ".safetensors")] * 4
+    proxy.faults += [Fault("503", "GET", "base.json")] * 3
     given = words(tmp_path, base, posts_url, f"model.base={url}", "model.precision=bf16")
     assert train_cli.main(["train", *given]) == 0
     err = capfd.readouterr().err
