@@ -39,6 +39,33 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # S3 that answers otherwise
+    Mutant(
+        "a HEAD without a reason is asked once by GET",
+        "emotion_train/storage/s3_answers.py",
+        "with_reason",
+        "status is None",
+        "True or status is None",
+        "tests/emotion_train/storage/test_odd_endpoints.py"
+        "::test_a_head_without_a_reason_is_asked_once_more_and_once_only",
+    ),
+    Mutant(
+        "an answer without an ETag is none of S3",
+        "emotion_train/storage/s3_answers.py",
+        "_doubt",
+        "if status < 300 and operation in _WITH_ETAG:",
+        "if False:",
+        "tests/emotion_train/storage/test_odd_endpoints.py::test_a_web_server_is_not_taken_for_a_store",
+    ),
+    Mutant(
+        "a fall-back that worked is kept",
+        "emotion_train/storage/s3.py",
+        "S3Store._reads_by_boto3",
+        "self._fall_backs >= _ENOUGH_FALL_BACKS",
+        "False",
+        "tests/emotion_train/storage/test_odd_endpoints.py"
+        "::test_where_only_boto3_trusts_a_certificate_obstore_is_asked_once",
+    ),
     # posts read as they were meant
     Mutant(
         "a quote takes in no line that is a row",
