@@ -11,7 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from emotion_train.edges.streams import hold
-from emotion_train.errors import EXIT_CODES, exit_code
+from emotion_train.errors import (
+    EXIT_CODES,
+    add_traceback_option,
+    exit_code,
+    guarded,
+    without_traceback_option,
+)
 
 VERBS = {
     "prepare": "validate and shuffle posts into Parquet objects of a bucket or folder",
@@ -28,7 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     hold("emotion-train")
     # at each import it asks for a package that is not needed
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
-    words = list(sys.argv[1:] if argv is None else argv)
+    words, show = without_traceback_option(sys.argv[1:] if argv is None else argv)
+    arguments = guarded("emotion-train", lambda: _parse(words), show_traceback=show)
+    return exit_code("emotion-train", lambda: int(arguments.run(arguments)), show_traceback=show)
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
     chosen = next((word for word in words if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
         prog="emotion-train",
@@ -38,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_traceback_option(parser)
     verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
     for name, summary in VERBS.items():
         page = verbs.add_parser(
@@ -50,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == chosen:
             module = importlib.import_module(f"emotion_train.{name.replace('-', '_')}")
             module.add_arguments(page)
+            add_traceback_option(page)
             page.set_defaults(run=module.run)
-    arguments = parser.parse_args(words)
-    return exit_code("emotion-train", lambda: int(arguments.run(arguments)))
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from emotion_train.config import example_config
 from emotion_train.errors import WrongRequest
+from emotion_train.processes.imports import past_current_folder
 from emotion_train.storage.local_s3 import LocalS3
 
 POSTS = Path(__file__).parent / "demo_posts"
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("AWS_")
         } | server.env()
+        environment |= past_current_folder(environment)
         print(f"SeaweedFS serves s3://{BUCKET} at {server.endpoint}")
         data, runs, adapter = f"s3://{BUCKET}/posts", f"s3://{BUCKET}/runs", str(folder / "adapter")
         values = [f"model.base={base}", f"data.url={data}", f"run.output_url={runs}", *arguments.overrides]

@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emotion_train.edges.streams import LOG_VARIABLE, go_to, hold, text_is_the_result
-from emotion_train.errors import EXIT_CODES, exit_code
+from emotion_train.errors import (
+    EXIT_CODES,
+    add_traceback_option,
+    exit_code,
+    guarded,
+    without_traceback_option,
+)
 from launch.plan.choices import Spot
 from launch.run.choice import accelerate_line, ask_for_base, choose, printable
 
@@ -23,8 +29,10 @@ preemptions and recoveries included) and on demand. Nothing is started."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     hold("emotion-launch")
-    arguments = _parse(argv)
-    return exit_code("emotion-launch", lambda: int(arguments.verb(arguments)))
+    words, show = without_traceback_option(sys.argv[1:] if argv is None else argv)
+    arguments = guarded("emotion-launch", lambda: _parse(words), show_traceback=show)
+    arguments.traceback = show
+    return exit_code("emotion-launch", lambda: int(arguments.verb(arguments)), show_traceback=show)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_traceback_option(parser)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     run = verbs.add_parser(
@@ -148,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     pull.set_defaults(verb=_pull)
+    for page in verbs.choices.values():
+        add_traceback_option(page)
     return parser
 
 
@@ -232,6 +243,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from emotion_train.config import load_config
     from emotion_train.processes.notices import hold_seconds
     from emotion_train.training.job import output_log
+    from launch.run.environment import trainer_environment
     from launch.run.processes import run_to_end, wait_for_answer
     from launch.run.topology import gpus
 
@@ -243,6 +255,7 @@ def _run(arguments: argparse.Namespace) -> int:
         wait_for_answer(ask_for_base(config), hold_s)
     choice = choose(found, arguments.accelerate_config, config, processes=arguments.processes)
     topology = choice.topology
+    environment, cleared = trainer_environment(topology, show_traceback=arguments.traceback)
     line = accelerate_line(
         choice.config_file,
         arguments.config,
@@ -256,15 +269,15 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     log = output_log(config)
     go_to(log)
-    environment = dict(os.environ)
+    if cleared:
+        print(
+            f"emotion-launch: {choice.config_file.name} decides; cleared for this run: {', '.join(cleared)}",
+            file=sys.stderr,
+        )
     if log is not None:
         environment[LOG_VARIABLE] = str(log)
         if not sys.stderr.isatty():  # a pipe may close, and then it is too late to say so
             print(f"emotion-launch: should nobody read this any more, it goes on in {log}", file=sys.stderr)
-    if topology.on_cpu:  # accelerate would take the physical cores, with a warning
-        environment.setdefault(
-            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // topology.processes_per_node))
-        )
     return run_to_end(line, environment, hold_s)
 
 

@@ -39,6 +39,31 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # environments
+    Mutant(
+        "a character that the output lacks is spelled out",
+        "emotion_train/edges/streams.py",
+        "_over",
+        "old.errors if old.errors in _NEVER_FAIL else _NEVER_FAIL[0]",
+        "old.errors",
+        "tests/emotion_train/edges/test_streams.py::test_no_encoding_of_the_output_ends_a_program[latin-1]",
+    ),
+    Mutant(
+        "settings that another launcher left are cleared",
+        "launch/run/environment.py",
+        "_is_foreign",
+        "name.startswith(_SETTINGS) or",
+        "False or",
+        "tests/launch/run/test_environment.py::test_settings_of_another_launcher_are_cleared_and_named",
+    ),
+    Mutant(
+        "what a trainer has started ends with the run",
+        "launch/run/processes.py",
+        "_kill",
+        "kill_all_of(folder, spared)",
+        "pass",
+        "tests/launch/run/test_processes.py::test_what_a_trainer_has_started_ends_with_the_run",
+    ),
     # S3 that answers otherwise
     Mutant(
         "a HEAD without a reason is asked once by GET",

@@ -15,6 +15,7 @@ from typing import Any
 
 from emotion_train.bases.staged import BASE_KEY, UNFINISHED_KEY, StagedBase, open_staged
 from emotion_train.edges.bounded import Unreadable, object_file
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
@@ -42,7 +43,7 @@ class BaseFiles:
         """
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
             return cls(name, staged=open_staged(open_store(name)))
-        path = Path(name).expanduser()
+        path = typed_path(name)
         if (path / BASE_KEY).is_file() or (path / UNFINISHED_KEY).is_file():
             return cls(name, staged=open_staged(FolderStore(path)))
         if path.is_dir():

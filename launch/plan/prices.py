@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion_train.edges.bounded import csv_rows, object_file, object_in
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import WrongRequest
 from launch.gpus import COUNTS, GPU_KINDS
 
@@ -119,7 +120,7 @@ def _cheaper(known: Quote | None, usd: float | None, row: _Row) -> Quote | None:
 
 
 def _rows_of_catalog(environment: Mapping[str, str]) -> tuple[list[_Row], str]:
-    catalogs = Path(environment.get("HOME") or Path.home(), ".sky", "catalogs")
+    catalogs = Path(environment.get("HOME") or typed_path("~"), ".sky", "catalogs")
     versions = sorted(
         (path for path in catalogs.glob("v*") if path.name[1:].isdigit()), key=lambda path: int(path.name[1:])
     )
