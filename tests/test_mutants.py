@@ -608,8 +608,8 @@ MUTANTS = [
         "the second look takes another way",
         "emotion_train/storage/s3.py",
         "S3Store._get",
-        "if look % 2 == 0:",
-        "if True:",
+        "look % 2 == 0 and",
+        "True and",
         "tests/emotion_train/storage/test_second_look.py::test_a_second_look_takes_another_connection_another_client_and_no_cache",
     ),
     Mutant(

@@ -183,7 +183,7 @@ NO_UTF8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         {"PYTHONIOENCODING": "ascii"},
         {"PYTHONIOENCODING": "latin-1"},
         {"PYTHONIOENCODING": "latin-1:strict"},
-        {"PYTHONIOENCODING": "koi8-r"},
+        {"PYTHONIOENCODING": "iso8859-5"},
         {"PYTHONIOENCODING": "cp1252:surrogateescape"},
         {"LC_ALL": "C", **NO_UTF8},
         {"LANG": "POSIX", "LC_ALL": "", **NO_UTF8},
