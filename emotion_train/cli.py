@@ -19,7 +19,13 @@ from emotion_train.command_line import (
     require_verb,
 )
 from emotion_train.edges.streams import hold
-from emotion_train.errors import EXIT_CODES, exit_code
+from emotion_train.errors import (
+    EXIT_CODES,
+    add_traceback_option,
+    exit_code,
+    guarded,
+    without_traceback_option,
+)
 
 VERBS = {
     "prepare": "validate and shuffle posts into Parquet objects of a bucket or folder",
@@ -44,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     hold(TRAIN)
     # at each import it asks for a package that is not needed
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
-    words = list(sys.argv[1:] if argv is None else argv)
-    if code := exit_code(TRAIN, lambda: require_verb(TRAIN, words, VERBS, LAUNCH_VERBS)):
+    words, show = without_traceback_option(sys.argv[1:] if argv is None else argv)
+    if code := exit_code(TRAIN, lambda: require_verb(TRAIN, words, VERBS, LAUNCH_VERBS), show_traceback=show):
         return code
-    arguments = parse(_parser([word for word in words if not word.startswith("-")][:1]), words)
-    return exit_code(TRAIN, lambda: int(arguments.run(arguments)))
+    asked_for = [word for word in words if not word.startswith("-")][:1]
+    arguments = guarded(TRAIN, lambda: parse(_parser(asked_for), words), show_traceback=show)
+    return exit_code(TRAIN, lambda: int(arguments.run(arguments)), show_traceback=show)
 
 
 def _parser(asked_for: Collection[str]) -> argparse.ArgumentParser:
@@ -62,6 +69,7 @@ def _parser(asked_for: Collection[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_program_options(parser, lambda: _parser(VERBS))
+    add_traceback_option(parser)
     verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
     for name, summary in VERBS.items():
         page = verbs.add_parser(
@@ -73,6 +81,7 @@ def _parser(asked_for: Collection[str]) -> argparse.ArgumentParser:
         if name in asked_for:
             module = importlib.import_module(f"emotion_train.{page_of(name)}")
             module.add_arguments(page)
+            add_traceback_option(page)
             page.set_defaults(run=module.run)
     return parser
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from emotion_train.bases.packaged import SMALL_MODEL, small_model
 from emotion_train.config import example_config
 from emotion_train.errors import WrongRequest
+from emotion_train.processes.imports import past_current_folder
 from emotion_train.storage.local_s3 import LocalS3
 
 POSTS = Path(__file__).parent / "demo_posts"
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     with LocalS3(folder / "s3") as server:
         server.create_bucket(BUCKET)
         environment = server.environment()
+        environment |= past_current_folder(environment)
         print(f"SeaweedFS serves s3://{BUCKET} at {server.endpoint}")
         data, runs, adapter = f"s3://{BUCKET}/posts", f"s3://{BUCKET}/runs", str(folder / "adapter")
         truth = held_out_posts(folder / "held_out.csv")

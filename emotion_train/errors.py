@@ -18,15 +18,35 @@ is how a program ends with one.
       Fenced                34   another writer owns the run
 
 None of them is 0, which only what a program does may return. Everything outside this family is a
-defect and ends with a traceback and exit code 1, but for a full disk, Ctrl-C and a reader that
-leaves a program whose printed text is all that it does.
+defect and ends with exit code 1 and one sentence that says where to report it, but for a full disk,
+a current folder that is gone, Ctrl-C and a reader that leaves a program whose printed text is all
+that it does. `--traceback` shows the traceback of a defect; without it a temporary file keeps it.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
+import os
+import re
 import sys
-from collections.abc import Callable
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# a disk, or a share of one, that takes no more; the last as `ulimit -f` bounds it
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# asks the processes that are started below for tracebacks, too
+TRACEBACK_VARIABLE = "EMOTION_TRAIN_TRACEBACK"
+_OPTION = "--traceback"
+_TRACKER = "the project's issue tracker"
+_OWN = ("emotion_train", "launch")  # packages whose lines a report names
+_LONGEST = 300  # characters of another library's message
 
 EXIT_CODES = """exit codes:
   0   published, or done
@@ -128,11 +148,13 @@ class Preempted(EmotionTrainError):
     exit_code = 33
 
 
-def exit_code(program: str, action: Callable[[], int]) -> int:
+def exit_code(program: str, action: Callable[[], int], *, show_traceback: bool = False) -> int:
     """Run `action` and return its exit code; errors of the family become their sentence on stderr
-    and their own code. A library that calls `sys.exit` in the middle has done nothing: never 0.
+    and their own code, and whatever else is raised becomes one sentence and 1. A library that calls
+    `sys.exit` in the middle has done nothing: never 0.
     """
     try:
+        _require_current_folder()
         code = action()
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -149,12 +171,128 @@ def exit_code(program: str, action: Callable[[], int]) -> int:
         return leaving.code if isinstance(leaving.code, int) and leaving.code else 1
     except ReaderLeft:  # such as head
         return 0
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        place = error.filename or "a temporary folder"
-        print(
-            f"{program}: the disk is full ({place}); free some space or set TMPDIR to a larger disk.",
-            file=sys.stderr,
-        )
+    except BaseException as error:  # panics of native libraries are no `Exception`
+        return _ended_by(program, error, show_traceback)
+
+
+def guarded(program: str, make: Callable[[], T], *, show_traceback: bool = False) -> T:
+    """What `make` returns, for what comes before `exit_code`, such as reading the command line; it
+    may leave by `sys.exit` with any code.
+    """
+    try:
+        return make()
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        sys.exit(_ended_by(program, error, show_traceback))
+
+
+# --- the last line of defence ---
+
+
+def add_traceback_option(parser: argparse.ArgumentParser) -> None:
+    """The option's line in the help; `without_traceback_option` reads it."""
+    parser.add_argument(
+        _OPTION, action="store_true", help="of an unexpected error, show the traceback instead of a sentence"
+    )
+
+
+def without_traceback_option(
+    words: Sequence[str], environment: Mapping[str, str] = os.environ
+) -> tuple[list[str], bool]:
+    """The words of a command line without `--traceback`, wherever it stands before a `--`, and
+    whether it was there, or the process above was given it.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    rest = [word for word in words[:end] if word != _OPTION] + list(words[end:])
+    return rest, len(rest) < len(words) or bool(environment.get(TRACEBACK_VARIABLE))
+
+
+def _ended_by(program: str, error: BaseException, show_traceback: bool) -> int:
+    """Say in one sentence what nobody has answered, and return the exit code."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        print(f"{program}: {_full_disk(error)}", file=sys.stderr)
         return 2
+    try:
+        _require_current_folder()
+    except WrongRequest as gone:
+        print(f"{program}: {gone}", file=sys.stderr)
+        return gone.exit_code
+    if show_traceback:
+        traceback.print_exception(error)
+    print(f"{program}: {_defect(error, None if show_traceback else _kept(error))}", file=sys.stderr)
+    return 1
+
+
+def _require_current_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise WrongRequest(
+            f"The current folder does not exist any more ({error.strerror}); type cd and the path of one that"
+            " does, and the same command again."
+        ) from None
+
+
+def _full_disk(error: OSError) -> str:
+    place = error.filename or "a temporary folder"
+    reason = "" if error.errno == errno.ENOSPC else f": {error.strerror}"
+    return f"the disk is full ({place}{reason}); free some space or set TMPDIR to a larger disk."
+
+
+def _defect(error: BaseException, file: Path | None) -> str:
+    what = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
+    what = re.sub("//[^/@ ]*@", "//…@", what)  # no user:password of a URL
+    what = what if len(what) <= _LONGEST else f"{what[:_LONGEST]} …"
+    where = f" (the traceback is in {file}; {_OPTION} shows it)" if file is not None else ""
+    if isinstance(error, MemoryError):
+        return (
+            f"This machine has no memory left ({what}, at {_place(error)}); take a larger one, or give less."
+        )
+    return (
+        f"An unexpected error ended the work: {what}, at {_place(error)}; please report it at"
+        f" {_where_to_report()}{where}."
+    )
+
+
+def _place(error: BaseException) -> str:
+    """The line of this project that is nearest to the error, and what called it; of a library's own
+    error the line of the library.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    root = Path(__file__).resolve().parents[1]
+    own = [
+        frame
+        for frame in frames
+        if any(Path(frame.filename).is_relative_to(root / package) for package in _OWN)
+        and Path(frame.filename) != Path(__file__)
+    ]
+    chosen = own[-1:-3:-1] or frames[-1:]
+    return ", called at ".join(
+        f"{'/'.join(Path(frame.filename).parts[-3:]).lstrip('/')}:{frame.lineno}" for frame in chosen
+    )
+
+
+def _kept(error: BaseException) -> Path | None:
+    """A new file with the traceback; None where none can be written."""
+    try:
+        number, name = tempfile.mkstemp(prefix="emotion-train-traceback-", suffix=".txt")
+        with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return None
+    return Path(name)
+
+
+def _where_to_report() -> str:
+    """The issues URL that the package was built with, else its home, else words for it."""
+    try:
+        urls = metadata.metadata("emotion-train").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return _TRACKER
+    named = {name.strip().lower(): url.strip() for name, _, url in (line.partition(",") for line in urls)}
+    for word in ("issue", "bug", "tracker", "repository", "source", "home"):
+        for name, url in named.items():
+            if word in name:
+                return str(url)
+    return _TRACKER

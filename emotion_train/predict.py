@@ -18,11 +18,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from emotion_train.console import shown
-from emotion_train.edges.streams import text_is_the_result
+from emotion_train.edges.paths import typed_path
+from emotion_train.edges.streams import text_is_the_result, write_utf8
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import (
     add_adapter_arguments,
@@ -131,6 +131,8 @@ def _label(
     from emotion_train.data.tokenization import CountingTokenizer
     from emotion_train.evaluation.scoring import probabilities_of
 
+    if arguments.format != "text":
+        write_utf8()
     loaded = load_with_progress(arguments)
     tokenizer = CountingTokenizer(loaded.tokenizer)
     cell = _harmless if arguments.escape_formulas else str
@@ -165,7 +167,7 @@ def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
     from emotion_train.sources.open import Choices, open_source
     from emotion_train.sources.posts import Columns
 
-    if "://" not in arguments.file and not Path(arguments.file).expanduser().exists():
+    if "://" not in arguments.file and not typed_path(arguments.file).exists():
         raise WrongRequest(f"The file {arguments.file} cannot be read ({os.strerror(errno.ENOENT)}).")
     columns = Columns(arguments.text_column, None, None, None, tuple(_named(arguments.columns)))
     choices = Choices(encoding=arguments.encoding, quoting=arguments.quoting, lines=True)

@@ -29,6 +29,7 @@ from emotion_train.bases.staged import (
     StagedTensor,
     read_staged_index,
 )
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.progress import ProgressLine
 from emotion_train.storage.document import version_of
@@ -178,7 +179,7 @@ def _refuse_source(found: BaseConfig, store: Store) -> None:
             f" {files.staged.index.source}, or copy the objects as they are, base.json last."
         )
     if isinstance(store, FolderStore) and files.folder is not None:
-        target, source = Path(store.url).expanduser().resolve(), files.folder.resolve()
+        target, source = typed_path(store.url).resolve(), files.folder.resolve()
         if target == source or source in target.parents:
             raise WrongRequest(f"URL {store.url} lies in the base {files.name}; name a folder outside of it.")
 

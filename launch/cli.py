@@ -21,7 +21,14 @@ from emotion_train.command_line import (
     require_verb,
 )
 from emotion_train.edges.streams import LOG_VARIABLE, go_to, hold, text_is_the_result
-from emotion_train.errors import EXIT_CODES, WrongRequest, exit_code
+from emotion_train.errors import (
+    EXIT_CODES,
+    WrongRequest,
+    add_traceback_option,
+    exit_code,
+    guarded,
+    without_traceback_option,
+)
 from launch.plan.spot import Spot
 
 _PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which
@@ -31,11 +38,14 @@ preemptions and recoveries included) and on demand. Nothing is started."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     hold(LAUNCH)
-    words = list(sys.argv[1:] if argv is None else argv)
-    if code := exit_code(LAUNCH, lambda: require_verb(LAUNCH, words, LAUNCH_VERBS, TRAIN_VERBS)):
+    words, show = without_traceback_option(sys.argv[1:] if argv is None else argv)
+    if code := exit_code(
+        LAUNCH, lambda: require_verb(LAUNCH, words, LAUNCH_VERBS, TRAIN_VERBS), show_traceback=show
+    ):
         return code
-    arguments = parse(_parser(), words)
-    return exit_code(LAUNCH, lambda: int(arguments.verb(arguments)))
+    arguments = guarded(LAUNCH, lambda: parse(_parser(), words), show_traceback=show)
+    arguments.traceback = show
+    return exit_code(LAUNCH, lambda: int(arguments.verb(arguments)), show_traceback=show)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_program_options(parser)
+    add_traceback_option(parser)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     def verb(name: str, summary: str, description: str = "") -> argparse.ArgumentParser:
@@ -145,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     pull.set_defaults(verb=_pull)
+    for page in verbs.choices.values():
+        add_traceback_option(page)
     return parser
 
 
@@ -254,6 +267,7 @@ def _start(arguments: argparse.Namespace, more: Sequence[str], stop_after_step: 
     from emotion_train.processes.notices import hold_seconds
     from emotion_train.training.job import output_log
     from launch.run.choice import accelerate_line, ask_for_base, choose, printable
+    from launch.run.environment import trainer_environment
     from launch.run.machine_price import price_here
     from launch.run.processes import run_to_end, wait_for_answer
     from launch.run.topology import gpus
@@ -270,6 +284,7 @@ def _start(arguments: argparse.Namespace, more: Sequence[str], stop_after_step: 
     if config.report.usd_per_hour is None and (price := price_here(topology)) is not None:
         overrides.append(f"report.usd_per_hour={price.usd:.4f}")
         print(f"${price.usd:,.2f} an hour: {price.source}", flush=True)
+    environment, cleared = trainer_environment(topology, show_traceback=arguments.traceback)
     line = accelerate_line(
         choice.config_file,
         arguments.config,
@@ -284,15 +299,15 @@ def _start(arguments: argparse.Namespace, more: Sequence[str], stop_after_step: 
         return 0
     log = output_log(config)
     go_to(log)
-    environment = dict(os.environ)
+    if cleared:
+        print(
+            f"{LAUNCH}: {choice.config_file.name} decides; cleared for this run: {', '.join(cleared)}",
+            file=sys.stderr,
+        )
     if log is not None:
         environment[LOG_VARIABLE] = str(log)
         if not sys.stderr.isatty():  # a pipe may close, and then it is too late to say so
             print(f"emotion-launch: should nobody read this any more, it goes on in {log}", file=sys.stderr)
-    if topology.on_cpu:  # accelerate would take the physical cores, with a warning
-        environment.setdefault(
-            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // topology.processes_per_node))
-        )
     return run_to_end(line, environment, hold_s)
 
 

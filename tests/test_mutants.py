@@ -39,6 +39,58 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # environments
+    Mutant(
+        "a character that the output lacks is spelled out",
+        "emotion_train/edges/streams.py",
+        "_over",
+        "old.errors if old.errors in _NEVER_FAIL else _NEVER_FAIL[0]",
+        "old.errors",
+        "tests/emotion_train/edges/test_streams.py::test_no_encoding_of_the_output_ends_a_program[latin-1]",
+    ),
+    Mutant(
+        "settings that another launcher left are cleared",
+        "launch/run/environment.py",
+        "_is_foreign",
+        "name.startswith(_SETTINGS) or",
+        "False or",
+        "tests/launch/run/test_environment.py::test_settings_of_another_launcher_are_cleared_and_named",
+    ),
+    Mutant(
+        "what a trainer has started ends with the run",
+        "launch/run/processes.py",
+        "_kill",
+        "kill_all_of(folder, spared)",
+        "pass",
+        "tests/launch/run/test_processes.py::test_what_a_trainer_has_started_ends_with_the_run",
+    ),
+    # S3 that answers otherwise
+    Mutant(
+        "a HEAD without a reason is asked once by GET",
+        "emotion_train/storage/s3_answers.py",
+        "with_reason",
+        "status is None",
+        "True or status is None",
+        "tests/emotion_train/storage/test_odd_endpoints.py"
+        "::test_a_head_without_a_reason_is_asked_once_more_and_once_only",
+    ),
+    Mutant(
+        "an answer without an ETag is none of S3",
+        "emotion_train/storage/s3_answers.py",
+        "_doubt",
+        "if status < 300 and operation in _WITH_ETAG:",
+        "if False:",
+        "tests/emotion_train/storage/test_odd_endpoints.py::test_a_web_server_is_not_taken_for_a_store",
+    ),
+    Mutant(
+        "a fall-back that worked is kept",
+        "emotion_train/storage/s3.py",
+        "S3Store._reads_by_boto3",
+        "self._fall_backs >= _ENOUGH_FALL_BACKS",
+        "False",
+        "tests/emotion_train/storage/test_odd_endpoints.py"
+        "::test_where_only_boto3_trusts_a_certificate_obstore_is_asked_once",
+    ),
     # posts read as they were meant
     Mutant(
         "a quote takes in no line that is a row",
@@ -636,8 +688,8 @@ MUTANTS = [
         "the second look takes another way",
         "emotion_train/storage/s3.py",
         "S3Store._get",
-        "if look % 2 == 0:",
-        "if True:",
+        "look % 2 == 0 and",
+        "True and",
         "tests/emotion_train/storage/test_second_look.py::test_a_second_look_takes_another_connection_another_client_and_no_cache",
     ),
     Mutant(

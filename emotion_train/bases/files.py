@@ -16,6 +16,7 @@ from emotion_train.bases.packaged import SMALL_MODEL, packaged_file
 from emotion_train.bases.staged import BASE_KEY, UNFINISHED_KEY, StagedBase, open_staged
 from emotion_train.edges import hub
 from emotion_train.edges.bounded import Unreadable, object_file
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
@@ -50,7 +51,7 @@ class BaseFiles:
             return cls(SMALL_MODEL, gguf=packaged, packaged=True)
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
             return cls(name, staged=open_staged(open_store(name)))
-        path = Path(name).expanduser()
+        path = typed_path(name)
         if (path / BASE_KEY).is_file() or (path / UNFINISHED_KEY).is_file():
             return cls(name, staged=open_staged(FolderStore(path)))
         if path.is_dir():

@@ -22,6 +22,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from emotion_train.config import Precision
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage.document import FrozenModel, Manifest, read_manifest
 from emotion_train.storage.folder import FolderStore
@@ -142,7 +143,7 @@ class StagedBase:
     @property
     def lasting_name(self) -> str:
         return (
-            str(Path(self.store.url).expanduser().resolve())
+            str(typed_path(self.store.url).resolve())
             if isinstance(self.store, FolderStore)
             else self.store.url
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from emotion_train.data.existing import existing_index, restore
 from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, has_control, read_index
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.progress import ProgressLine
 from emotion_train.storage.document import version_of
@@ -590,7 +591,7 @@ def _refuse_target_in_source(given: Path, store: Store) -> None:
     source.
     """
     if isinstance(store, FolderStore) and given.is_dir():
-        target, folder = Path(store.url).expanduser().resolve(), given.expanduser().resolve()
+        target, folder = typed_path(store.url).resolve(), typed_path(given).resolve()
         if (
             target == folder
             or folder in target.parents

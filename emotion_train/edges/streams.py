@@ -5,6 +5,9 @@ What a program prints is not its result, so it goes on without a reader and ends
 code; what it says then goes to a log file where it has one (`go_to`), else nowhere. The exception
 is a verb whose printed text is all there is (`text_is_the_result`): it ends. The price: a stream
 that failed once is not tried again.
+
+A character that the stream's encoding lacks is spelled out (`\\u2248` for ≈), so that no locale
+ends a program; data that another program will read is UTF-8 whatever the locale (`write_utf8`).
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from emotion_train.errors import ReaderLeft, WrongRequest
 LOG_VARIABLE = "EMOTION_TRAIN_OUTPUT_LOG"
 _NAMES = {1: "stdout", 2: "stderr"}
 _TITLES = {1: "standard output", 2: "standard error"}
+# what cannot be encoded fails with neither of these and with every other handler of Python
+_NEVER_FAIL = ("backslashreplace", "replace", "ignore", "xmlcharrefreplace", "namereplace")
 
 
 class _Stream(io.FileIO):
@@ -127,6 +132,14 @@ def text_is_the_result() -> None:
         _streams[1].is_result = True
 
 
+def write_utf8() -> None:
+    """Standard output is UTF-8 from here on, as data for another program has to be: JSON and CSV
+    with characters spelled out would be other data.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
 def _nothing_is_the_result() -> None:
     for stream in _streams.values():
         stream.is_result = False
@@ -169,15 +182,14 @@ def _replaced(number: int, program: str) -> _Stream | None:
 def _over(stream: _Stream, old: io.TextIOWrapper | None) -> TextIO:
     """A text stream with the settings of the old one, which is empty and never used again."""
     if old is None:
-        errors = "backslashreplace" if stream.number == 2 else "strict"
-        return io.TextIOWrapper(io.BufferedWriter(stream), "utf-8", errors, line_buffering=True)
+        return io.TextIOWrapper(io.BufferedWriter(stream), "utf-8", _NEVER_FAIL[0], line_buffering=True)
     with suppress(OSError):
         old.flush()
     below = stream if old.write_through else io.BufferedWriter(stream)
     return io.TextIOWrapper(
         cast("io.BufferedWriter", below),
         old.encoding,
-        old.errors,
+        old.errors if old.errors in _NEVER_FAIL else _NEVER_FAIL[0],
         line_buffering=old.line_buffering,
         write_through=old.write_through,
     )

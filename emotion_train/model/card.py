@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 
 from emotion_train.bases.packaged import SMALL_MODEL, small_model
+from emotion_train.edges.paths import typed_path
 from emotion_train.model.precision import Precision
 
 _DTYPES = {
@@ -102,9 +103,7 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """The whole README.md."""
-    is_hub_id = (
-        facts.layout != "gguf" and not _is_in_bucket(facts) and not Path(facts.base).expanduser().is_dir()
-    )
+    is_hub_id = facts.layout != "gguf" and not _is_in_bucket(facts) and not typed_path(facts.base).is_dir()
     header = [
         "---",
         *([f"base_model: {json.dumps(facts.base)}"] if is_hub_id else []),

@@ -9,16 +9,21 @@ ends by SIGKILL only.
 
 Every process below a launcher ends with it, whatever ends it: the launcher holds a lock that the
 kernel lets go with its holder, and a thread in each process waits for that lock. (A signal at the
-death of a parent is heard by accelerate alone: the trainers are its children's children.)
+death of a parent is heard by accelerate alone: the trainers are its children's children.) What a
+trainer has started ends with the run, too, in whatever session it is: on Linux the launcher is
+handed every orphan below it, and knows the others by the variable that all of them inherit.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import select
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +36,8 @@ SAVE_S = 300.0  # how long a save may take after a signal, before the hold begin
 _OUTCOME = "outcome"
 _PUBLISHED = "published"  # stands for 0, which no exit code writes
 _LAUNCHER = "launcher"
+_SET_CHILD_SUBREAPER = 36  # of prctl
+_KILL_S = 5.0  # so long a killed process is looked for; one in a system call may stay longer
 _AGREED = (33, 34)  # all ranks end with these together
 
 
@@ -117,6 +124,7 @@ def _leave(folder: Path) -> None:
     with suppress(OSError, ValueError):
         if os.environ.get("LOCAL_RANK", "0") == "0" and select.select([], [2], [], 0)[1]:
             os.write(2, words)
+    kill_below(frozenset())
     os._exit(1)
 
 
@@ -155,6 +163,76 @@ def kill_trainers(folder: Path) -> None:
 def living_trainers(folder: Path) -> list[int]:
     """Process ids of this machine's trainers that have not ended."""
     return [int(path.read_text()) for path in sorted(folder.glob("trainer-*")) if _is_locked(path)]
+
+
+@contextmanager
+def adopting() -> Iterator[None]:
+    """Every orphan below this process becomes its child meanwhile, instead of the system's (Linux;
+    elsewhere nothing changes).
+    """
+    _adopt(True)
+    try:
+        yield
+    finally:
+        _adopt(False)
+
+
+def _adopt(orphans: bool) -> None:
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # a libc without it
+            ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0)
+
+
+def kill_all_of(folder: Path, spared: frozenset[int]) -> None:
+    """Kill whatever is left of the run of this folder but this process: what has its variable, and
+    what descends from this process and is not `spared`. Where there is no /proc, nothing.
+    """
+    _kill_until_gone(lambda: (_marked(folder) | below(os.getpid())) - spared - {os.getpid()})
+
+
+def kill_below(spared: frozenset[int]) -> None:
+    """Kill what this process has started, with all below it; where there is no /proc, nothing."""
+    _kill_until_gone(lambda: below(os.getpid()) - spared)
+
+
+def _kill_until_gone(left: Callable[[], frozenset[int]]) -> None:
+    deadline = time.monotonic() + _KILL_S
+    while (found := left()) and time.monotonic() < deadline:  # a killed one may just have started another
+        for process_id in found:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(process_id, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def below(process_id: int) -> frozenset[int]:
+    """The living children of a process, their children, and so on."""
+    children: dict[int, list[int]] = {}
+    living = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            # the name stands in brackets and may hold spaces and brackets
+            state, parent = path.read_bytes().rpartition(b")")[2].split()[:2]
+            children.setdefault(int(parent), []).append(int(path.parent.name))
+            if state not in (b"Z", b"X"):
+                living.add(int(path.parent.name))
+    found: set[int] = set()
+    pending = [process_id]
+    while pending:
+        new = [child for child in children.get(pending.pop(), []) if child not in found]
+        found.update(new)
+        pending += new
+    return frozenset(found & living)
+
+
+def _marked(folder: Path) -> frozenset[int]:
+    """The processes that were started with this folder in `FOLDER_VARIABLE`."""
+    mark = f"{FOLDER_VARIABLE}={folder}".encode()
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # somebody else's, or it has just ended
+            if mark in path.read_bytes().split(b"\0"):
+                found.add(int(path.parent.name))
+    return frozenset(found)
 
 
 @contextmanager

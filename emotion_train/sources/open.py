@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from emotion_train.edges import hub
 from emotion_train.edges.bounded import object_file
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.arrow_columns import (
     label_names,
@@ -151,7 +152,9 @@ def open_source(source: str | None, columns: Columns, choices: Choices = AS_IT_L
         raise WrongRequest("No SOURCE is given; type a file, a folder, s3://bucket/prefix or a hub name.")
     if re.match("(?i)s3://", source):
         return _open_bucket(source, columns, choices)
-    path = Path(source).expanduser()
+    if re.match(r"(?i)(?!file:)[a-z][a-z0-9+.-]+://", source):
+        open_store(source)  # says what can be done about this scheme
+    path = typed_path(source)
     if choices.format == "hub" or (
         choices.format is None
         and not path.exists()
@@ -208,7 +211,7 @@ def _open_pair(source: str | None, columns: Columns, choices: Choices) -> Source
         raise WrongRequest(
             "--text-file and --label-file go together and stand in place of SOURCE; type both and no SOURCE."
         )
-    paths = [Path(name).expanduser() for name in (text, label)]
+    paths = [typed_path(name) for name in (text, label)]
     for path in paths:
         if not path.is_file():
             raise WrongRequest(

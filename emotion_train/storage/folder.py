@@ -16,7 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from emotion_train.errors import AlreadyExists, ObjectChanged, ObjectNotFound, StorageError
+from emotion_train.edges.paths import typed_path
+from emotion_train.errors import (
+    DISK_FULL,
+    AlreadyExists,
+    ObjectChanged,
+    ObjectNotFound,
+    StorageError,
+)
 from emotion_train.storage.store import TEMPORARY, ObjectInfo, Store, checked_key
 
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -43,7 +50,7 @@ class FolderStore(Store):
 
     def __init__(self, folder: Path) -> None:
         self.url = str(folder)
-        self._root = folder.expanduser().absolute()
+        self._root = typed_path(folder).absolute()
 
     @property
     def root(self) -> Path:
@@ -243,10 +250,10 @@ def _explain_os_error(error: OSError, url: str, root: Path, writing: bool) -> St
         )
     if not writing and isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return ObjectNotFound(f"There is no object at {url}.")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         return StorageError(
-            f"The disk is full: {url} could not be written; free some space or name a folder on another"
-            " disk.",
+            f"The disk is full: {url} could not be written ({error.strerror}); free some space or name a"
+            " folder on another disk.",
             transient=True,
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 from urllib.request import url2pathname
 
+from emotion_train.edges.paths import unknown_user
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.s3 import S3Store
@@ -26,13 +27,18 @@ def open_store(url: str) -> Store:
             f"The URL {url!a} holds a control character or is not UTF-8; type s3://bucket/prefix or the"
             " path of a folder."
         )
-    if mistyped := re.match(r"(s3|gs|https?|file)(//|;/+)", url.strip()):
+    if mistyped := re.match(r"(s3|gs|az|https?|file)(//|;/+)", url.strip()):
         raise WrongRequest(
             f"The URL {url} has no colon after {mistyped[1]}; did you mean"
             f" {mistyped[1]}://{url.strip()[mistyped.end() :]}?"
         )
     scheme, colon, rest = url.strip().partition(":")
     if not colon or len(scheme) == 1 or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        if (name := unknown_user(url.strip())) is not None:
+            raise WrongRequest(
+                f"There is no user {name!r} on this machine, whose home {url.strip()} would be in; for a"
+                f" folder of that name type ./{url.strip()}."
+            )
         return FolderStore(Path(url.strip()))
     if scheme.lower() == "s3":
         return _open_bucket(rest)
@@ -42,16 +48,34 @@ def open_store(url: str) -> Store:
                 f"The URL {url} names no folder of this machine; type file:///folder or the plain path."
             )
         return FolderStore(Path(url2pathname(rest.removeprefix("//"))))
-    named = (
+    raise WrongRequest(
         f"The URL {without_secrets(url)} has scheme {scheme}; allowed are s3://bucket/prefix and folders (a"
-        " path, or file:///path)."
+        f" path, or file:///path).{_way_round(scheme.lower(), rest.rpartition('@')[2].lstrip('/'))}"
     )
-    if scheme.lower() in ("gs", "gcs", "r2", "oss", "cos"):
-        named += (
-            " Set AWS_ENDPOINT_URL to that cloud's S3 endpoint and type"
-            f" s3://{rest.rpartition('@')[2].lstrip('/')}."
+
+
+def _way_round(scheme: str, place: str) -> str:
+    """How objects of another scheme are reached, if they are."""
+    typed = f" and type s3://{place}."
+    if scheme in ("s3a", "s3n"):
+        return f" Type s3://{place}."
+    if scheme in ("gs", "gcs"):
+        return (
+            " Google Cloud Storage is reached by its S3 endpoint: set"
+            " AWS_ENDPOINT_URL=https://storage.googleapis.com, and AWS_ACCESS_KEY_ID and"
+            f" AWS_SECRET_ACCESS_KEY to an HMAC key of its interoperability settings,{typed}"
         )
-    raise WrongRequest(named)
+    if (
+        scheme in ("az", "azure", "abfs", "abfss", "adl", "wasb", "wasbs")
+        or ".blob.core.windows.net" in place
+    ):
+        return (
+            " Azure Blob Storage has no S3 endpoint, and there is no way to it yet: copy to and from a bucket"
+            " or a folder, for example by azcopy or rclone."
+        )
+    if scheme in ("r2", "oss", "cos", "b2", "minio", "do", "oci"):
+        return f" Set AWS_ENDPOINT_URL to the S3 endpoint of that store,{typed}"
+    return ""
 
 
 def _open_bucket(rest: str) -> Store:

@@ -1,10 +1,11 @@
 """Objects in a bucket as a store.
 
 Reads go through obstore and everything else through boto3, because each is the faster and the more
-robust at its part. When obstore fails, boto3 asks once more, as only its errors say why. An object
-of up to `SUMMED_BYTES` that is read whole is compared with its ETag, where that is its MD5: 2 ms a
-MiB. Credentials, profile, region and endpoint come from boto3's standard chain. Importing this page
-is cheap: both are imported by the first request.
+robust at its part. When obstore fails, boto3 asks once more, as only its errors say why; where
+boto3 succeeds time and again, as with certificates that only its TLS accepts, it reads from then
+on. An object of up to `SUMMED_BYTES` that is read whole is compared with its ETag, where that is
+its MD5: 2 ms a MiB. Credentials, profile, region, endpoint and trusted certificates come from
+boto3's standard chain. Importing this page is cheap: both are imported by the first request.
 """
 
 from __future__ import annotations
@@ -23,7 +24,22 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError
-from emotion_train.storage.s3_errors import CLEAR_400, code_of, explain, is_ambiguous, status_of
+from emotion_train.storage.s3_answers import ask, watch, with_reason
+from emotion_train.storage.s3_errors import (
+    CLEAR_400,
+    WrongEndpoint,
+    code_of,
+    explain,
+    is_ambiguous,
+    status_of,
+)
+from emotion_train.storage.s3_settings import (
+    naming_settings,
+    require_endpoint,
+    trusted_bundle,
+    unknown_region,
+    wrong_endpoint,
+)
 from emotion_train.storage.second_look import second_look
 from emotion_train.storage.store import ObjectInfo, Store, checked_key
 
@@ -41,13 +57,17 @@ CREATE_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 # Shorter than the least time that boto3 leaves on a refreshed credential (10 minutes).
 CREDENTIAL_TTL = timedelta(minutes=5)
 SUMMED_BYTES = 64 << 20  # larger objects have sums of their own
+# a failure of obstore that every further read would meet: its connection, not an answer
+_LASTING = ("certificate", "(connect)", "builder error", "tls", "panic")
+_ENOUGH_FALL_BACKS = 2  # one after the other, for any other reason
+_BODY_ATTEMPTS = 3
 _NO_CACHE = {"Cache-Control": "no-cache", "Pragma": "no-cache"}
 
 
 class _Connection(NamedTuple):
     patient: Any  # boto3 client with retries
     single: Any  # boto3 client that sends each request once
-    reader: Any  # obstore.store.S3Store
+    reader: Any  # obstore.store.S3Store; None where none can be made
     new_client: Callable[[], Any]  # boto3 client with a connection of its own, past caches
     new_reader: Callable[[], Any]  # the same of obstore
 
@@ -83,6 +103,7 @@ class S3Store(Store):
         self._without_checksums = False
         # as with encryption by KMS they are not; None until an object has told
         self._etags_are_sums: bool | None = None
+        self._fall_backs = 0  # reads in a row that obstore failed at and boto3 did
 
     def read(
         self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
@@ -148,16 +169,36 @@ class S3Store(Store):
             return _Answer(b"", None)
         with self._explaining(self.url_of(key)):
             connection = self._connection()
-            if look % 2 == 0:
+            failure: BaseException | None = None
+            if look % 2 == 0 and not self._reads_by_boto3:
+                try:
+                    reader = self._alone(connection.new_reader) if look else connection.reader
+                    answer = _get_by_obstore(reader, name, start, length, if_match)
+                    self._fall_backs = 0
+                    return answer
                 # of obstore's own family, or whatever the credential provider raised: boto3 tells
                 # which
-                with suppress(Exception):
-                    reader = self._alone(connection.new_reader) if look else connection.reader
-                    return _get_by_obstore(reader, name, start, length, if_match)
+                except BaseException as error:
+                    if not _is_of_obstore(error):
+                        raise
+                    failure = error
             if look == 0:
-                return self._get_by_boto3(connection.single, name, start, length, if_match)
+                client = connection.patient if self._reads_by_boto3 else connection.single
+                answer = self._get_by_boto3(client, name, start, length, if_match)
+                if failure is not None and answer.data:  # no data: there is none from `start` on
+                    self._keep_fall_back(failure)
+                return answer
             with closing(self._alone(connection.new_client)) as client:
                 return self._get_by_boto3(client, name, start, length, if_match)
+
+    @property
+    def _reads_by_boto3(self) -> bool:
+        return self._fall_backs >= _ENOUGH_FALL_BACKS
+
+    def _keep_fall_back(self, failure: BaseException) -> None:
+        """A failure of obstore's connection costs each read all its retries, 1.5 s and more."""
+        said = f"{type(failure).__name__}: {failure}".lower()
+        self._fall_backs += _ENOUGH_FALL_BACKS if any(word in said for word in _LASTING) else 1
 
     def _alone(self, make: Callable[[], Any]) -> Any:
         """A boto3 session is no thing for two threads at once."""
@@ -166,7 +207,11 @@ class S3Store(Store):
 
     def stat(self, key: str) -> ObjectInfo:
         with self._explaining(self.url_of(key)):
-            answer = self._connection().patient.head_object(Bucket=self._bucket, Key=self._name(key))
+            connection, name = self._connection(), self._name(key)
+            try:
+                answer = connection.patient.head_object(Bucket=self._bucket, Key=name)
+            except Exception as error:
+                raise with_reason(connection.single, self._bucket, name, error) from None
         return ObjectInfo(key, int(answer["ContentLength"]), _unquoted(answer["ETag"]))
 
     def write(self, key: str, data: bytes | Path) -> ObjectInfo:
@@ -297,21 +342,27 @@ class S3Store(Store):
     def _get_by_boto3(
         self, client: Any, name: str, start: int, length: int | None, if_match: str | None
     ) -> _Answer:
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import ClientError, IncompleteReadError, ResponseStreamingError
 
         request = {"Bucket": self._bucket, "Key": name}
         if start or length is not None:
             request["Range"] = f"bytes={start}-" if length is None else f"bytes={start}-{start + length - 1}"
         if if_match is not None:
             request["IfMatch"] = _quoted(if_match)
-        try:
-            answer = client.get_object(**request)
-            body: IO[bytes] = answer["Body"]
-            data = body.read()
-        except ClientError as error:
-            if status_of(error) == 416:  # the object ends before `start`
-                return _Answer(b"", None)
-            raise
+        for attempts_left in reversed(range(_BODY_ATTEMPTS)):
+            try:
+                answer = client.get_object(**request)
+                body: IO[bytes] = answer["Body"]
+                data = body.read()
+                break
+            except ClientError as error:
+                if status_of(error) == 416:  # the object ends before `start`
+                    return _Answer(b"", None)
+                raise
+            # boto3's own retries end where the body begins
+            except (IncompleteReadError, ResponseStreamingError):
+                if not (attempts_left and self._reads_by_boto3):
+                    raise
         size = str(answer.get("ContentRange", f"/{len(data)}")).rpartition("/")[2]
         return _Answer(data, _unquoted(answer.get("ETag", "")) if size == str(len(data)) else None)
 
@@ -328,7 +379,8 @@ class S3Store(Store):
     def _connection(self) -> _Connection:
         with self._lock:
             if self._connected is None:
-                self._connected = self._connect()
+                with naming_settings(self.url):
+                    self._connected = self._connect()
             return self._connected
 
     def _connect(self) -> _Connection:
@@ -337,9 +389,10 @@ class S3Store(Store):
         """
         import boto3
         from botocore.config import Config
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import EndpointConnectionError
 
         session = boto3.Session()
+        bundle = trusted_bundle(session)
         # boto3 itself reads AWS_DEFAULT_REGION only
         region = session.region_name or os.environ.get("AWS_REGION")
         options: dict[str, Any] = {
@@ -352,26 +405,36 @@ class S3Store(Store):
 
         def client(attempts: int) -> Any:
             config = Config(retries={"mode": "standard", "total_max_attempts": attempts}, **options)
-            return session.client("s3", region_name=region, config=config)
+            return watch(session.client("s3", region_name=region, config=config))
 
         try:
             looking = client(3)
         except ValueError as error:
-            if not str(error).startswith("Invalid endpoint"):
+            if "IPv6" in str(error):  # the only one whose text lacks the endpoint
+                given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+            elif str(error).startswith("Invalid endpoint"):
+                given = str(error).partition(": ")[2]
+            else:
                 raise
-            given = str(error).partition(": ")[2].rpartition("@")[2]
-            raise StorageError(
-                f"{self.url} cannot be reached: AWS_ENDPOINT_URL is {given!r}, which is no URL; type"
-                " https://HOST, or http://HOST:PORT for a server of your own."
-            ) from error
+            raise wrong_endpoint(self.url, given) from error
+        require_endpoint(self.url, looking.meta.endpoint_url)
+        hosts: list[str] = []  # that the bucket was asked for at
+        looking.meta.events.register(
+            "before-send.s3.HeadBucket",
+            lambda request, **_: hosts.append(urlsplit(request.url).hostname or ""),
+        )
         try:
-            headers = looking.head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
-        except ClientError as error:
-            if (
-                status_of(error) != 403
-            ):  # 403: this user may not look at the bucket, but perhaps at its objects
+            headers = self._headers_of_bucket(looking)
+        except EndpointConnectionError as error:
+            if ".amazonaws.com" not in looking.meta.endpoint_url or not (
+                words := unknown_region(session, region)
+            ):
                 raise
-            headers = error.response["ResponseMetadata"]["HTTPHeaders"]
+            raise StorageError(
+                f"{self.url} cannot be reached: {words}. Set AWS_REGION to the bucket's, or AWS_ENDPOINT_URL"
+                " for a store other than AWS."
+            ) from error
+        virtual = bool(hosts) and hosts[-1].startswith(f"{self._bucket.lower()}.")
         region = headers.get("x-amz-bucket-region") or region
         patient = client(PATIENT_ATTEMPTS)
 
@@ -382,13 +445,29 @@ class S3Store(Store):
             )
             return made
 
-        return _Connection(
-            patient,
-            client(1),
-            _obstore_reader(self._bucket, session, patient),
-            new_client,
-            lambda: _obstore_reader(self._bucket, session, patient, _NO_CACHE),
-        )
+        def new_reader(headers: dict[str, str] | None = None) -> Any:
+            try:
+                return _obstore_reader(self._bucket, session, patient, virtual, bundle, headers)
+            except BaseException as error:  # a setting that boto3 alone knows
+                if not _is_of_obstore(error):
+                    raise
+                return None
+
+        return _Connection(patient, client(1), new_reader(), new_client, lambda: new_reader(_NO_CACHE))
+
+    def _headers_of_bucket(self, client: Any) -> Any:
+        """Those of an answer that the bucket has given; raises what says best why it gives none."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return client.head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
+        except ClientError as error:
+            # this user may not look at the bucket, but perhaps at its objects
+            if status_of(error) == 403:
+                return error.response["ResponseMetadata"]["HTTPHeaders"]
+            if status_of(error) in (405, 501):  # a store without this question
+                return ask(client, self._bucket, None)
+            raise with_reason(client, self._bucket, None, error) from None
 
     @contextmanager
     def _explaining(self, url: str) -> Iterator[None]:
@@ -397,7 +476,7 @@ class S3Store(Store):
 
         try:
             yield
-        except (BotoCoreError, ClientError, ResponseParserError) as error:
+        except (BotoCoreError, ClientError, ResponseParserError, WrongEndpoint) as error:
             raise explain(error, url, self._bucket) from error
 
 
@@ -429,6 +508,8 @@ def _get_by_obstore(reader: Any, name: str, start: int, length: int | None, if_m
         options["if_match"] = _quoted(if_match)
     answer = obstore.get(reader, name, options=options)
     data, meta = answer.bytes(), answer.meta
+    if meta["e_tag"] is None:
+        raise ValueError("an object of S3 has an ETag")
     return _Answer(data, _unquoted(meta["e_tag"] or "") if len(data) == meta["size"] else None)
 
 
@@ -449,9 +530,22 @@ def _problem_of(page: dict[str, Any], prefix: str) -> str | None:
     return None
 
 
-def _obstore_reader(bucket: str, session: Any, client: Any, headers: dict[str, str] | None = None) -> Any:
-    """An obstore store with the credentials, region and endpoint of the boto3 client, which sends
-    these headers besides.
+def _is_of_obstore(error: BaseException) -> bool:
+    """Whether obstore, or what it called, failed; a panic of its Rust code is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _obstore_reader(
+    bucket: str,
+    session: Any,
+    client: Any,
+    virtual: bool,
+    bundle: bytes | None,
+    headers: dict[str, str] | None = None,
+) -> Any:
+    """An obstore store with the credentials, region and endpoint of the boto3 client, the host that
+    this one takes for the bucket (`virtual`: the bucket's name and the endpoint's) and the CA
+    certificates that it trusts. It sends these headers besides.
     """
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store as ObstoreS3Store
@@ -459,7 +553,6 @@ def _obstore_reader(bucket: str, session: Any, client: Any, headers: dict[str, s
     provider = Boto3CredentialProvider(session, ttl=CREDENTIAL_TTL)
     provider.config = {}  # else its region stands against the bucket's own
     endpoint = urlsplit(client.meta.endpoint_url)
-    virtual = (client.meta.config.s3 or {}).get("addressing_style") == "virtual"
     options: dict[str, Any] = {
         "allow_http": endpoint.scheme == "http",
         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
@@ -469,8 +562,8 @@ def _obstore_reader(bucket: str, session: Any, client: Any, headers: dict[str, s
     }
     if headers is not None:
         options["default_headers"] = headers
-    if bundle := os.environ.get("AWS_CA_BUNDLE"):
-        options["root_certificate"] = Path(bundle).read_bytes()
+    if bundle is not None:
+        options["root_certificate"] = bundle
     return ObstoreS3Store(
         bucket,
         endpoint=(

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import urlsplit
 
 from emotion_train.errors import ObjectChanged, ObjectNotFound, StorageError
 from emotion_train.storage.store import without_secrets
+
+
+class WrongEndpoint(Exception):
+    """What answered is no S3. `endpoint` is its scheme, host and port; `moved_to` is where it
+    redirects to, and `reason` what it said instead.
+    """
+
+    def __init__(self, endpoint: str, reason: str, moved_to: str | None = None) -> None:
+        super().__init__(f"{endpoint} is no S3: {reason}")
+        self.endpoint, self.reason, self.moved_to = endpoint, reason, moved_to
 
 
 def status_of(error: BaseException | None) -> int | None:
@@ -77,6 +88,20 @@ _BUSY_CODES = (
 )
 
 
+# of botocore's exceptions those that say that a setting is wrong
+_SETTINGS = (
+    "Invalid",
+    "Unsupported",
+    "Unknown",
+    "Config",
+    "InfiniteLoop",
+    "Missing",
+    "EndpointProvider",
+    "ParamValidation",
+)
+_SECRET = re.compile("KEY|SECRET|TOKEN(?!_FILE)|PASSWORD")
+
+
 _KEYS_REMEDY = (
     "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE, and type `aws sts get-caller-identity`"
     " to see who you are"
@@ -91,6 +116,32 @@ def explain(error: Exception, url: str, bucket: str) -> StorageError:
     from botocore.parsers import ResponseParserError
 
     status, code = status_of(error), code_of(error)
+    if isinstance(error, WrongEndpoint):
+        return StorageError(f"{url} cannot be reached: {_elsewhere(error)}.")
+    if isinstance(error, known.ConfigParseError):
+        cause = " ".join(str(error.__cause__ or error.__context__ or "").split())
+        return StorageError(
+            f"{url} cannot be reached, because boto3 cannot read the file {error.kwargs['path']}"
+            f"{f' ({cause[:200]})' if cause else ''}; mend it, or name another in AWS_CONFIG_FILE or"
+            " AWS_SHARED_CREDENTIALS_FILE."
+        )
+    if isinstance(error, known.InvalidRegionError):
+        source = next(
+            (name for name in ("AWS_DEFAULT_REGION", "AWS_REGION") if os.environ.get(name)), config_file()
+        )
+        return StorageError(
+            f"{url} cannot be reached: the region is {error.kwargs['region_name']!r} (from {source}), which"
+            " is no name of a region; type one such as eu-west-1."
+        )
+    if isinstance(error, known.BotoCoreError) and type(error).__name__.startswith(_SETTINGS):
+        return StorageError(refusal(url, error))
+    if isinstance(error, known.CredentialRetrievalError) and error.kwargs.get("provider") == "custom-process":
+        said = " ".join(without_secrets(str(error.kwargs.get("error_msg", ""))).split())[:200]
+        return StorageError(
+            f"There is no login for {url}: credential_process in {config_file()} failed ({said}); run that"
+            " command by itself to see why.",
+            transient=True,
+        )
     if isinstance(error, (known.NoCredentialsError, known.PartialCredentialsError)):
         return StorageError(
             f"No credentials for {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or"
@@ -111,9 +162,14 @@ def explain(error: Exception, url: str, bucket: str) -> StorageError:
             transient=True,
         )
     if isinstance(error, known.SSLError):
+        return StorageError(f"{_endpoint_of(error)} {_tls_trouble(error)}; {url} was not used.")
+    if type(error) is known.HTTPClientError:  # neither sent nor refused: what came cannot be read
+        said = " ".join(without_secrets(str(error.kwargs.get("error", ""))).split())[:200]
+        given = without_secrets(os.environ.get("AWS_ENDPOINT_URL", "not set"))
         return StorageError(
-            f"{_endpoint_of(error)} showed a certificate that is not trusted, so {url} was not used; set"
-            " AWS_CA_BUNDLE to your CA file."
+            f"{url} cannot be reached: AWS_ENDPOINT_URL ({given}) speaks no S3, or boto3 cannot ask it"
+            f" ({said}); check its address and port.",
+            transient=True,
         )
     if isinstance(error, (known.HTTPClientError, known.ConnectionError)):
         return StorageError(
@@ -170,6 +226,75 @@ def explain(error: Exception, url: str, bucket: str) -> StorageError:
         or code in _BUSY_CODES
         or status in (408, 409, 425, 429)
         or (status is not None and status >= 500 and status != 501),
+    )
+
+
+def refusal(url: str, error: Exception) -> str:
+    """The sentence for settings that boto3 does not take: what it says, and which of them it may be
+    about.
+    """
+    said = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    return (
+        f"boto3 cannot be set up for {url} ({said}); {_suspect(said)}, or type"
+        " `aws configure list` to see what is in use."
+    )
+
+
+def _suspect(said: str) -> str:
+    """The setting whose value stands in an error, else all places of settings."""
+    settings = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("AWS_") and value and not _SECRET.search(name)
+    }
+    for name, value in settings.items():
+        if len(value) > 1 and (repr(value) in said or f" {value}" in said):
+            return f"{name} is {value!r}: correct it"
+    names = f"AWS variables that are set ({', '.join(sorted(settings))})" if settings else "AWS variables"
+    return f"look at the {names} and at {config_file()}"
+
+
+def config_file() -> str:
+    return os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config"
+
+
+def _elsewhere(error: WrongEndpoint) -> str:
+    """What stands at an endpoint that is no S3, and what to type."""
+    if "HTTP request to an HTTPS server" in error.reason:
+        return f"{error.endpoint} speaks TLS only; set AWS_ENDPOINT_URL to https{error.endpoint[4:]}"
+    if error.moved_to is not None:
+        parts = urlsplit(error.moved_to)
+        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        if place != error.endpoint:
+            return (
+                f"AWS_ENDPOINT_URL ({error.endpoint}) redirects to {place}, and S3 requests follow no"
+                f" redirect; set AWS_ENDPOINT_URL={place} if that is your store"
+            )
+    return (
+        f"AWS_ENDPOINT_URL ({error.endpoint}) does not speak S3: {error.reason}; set it to the address and"
+        " port of the S3 server, which are not those of its web console"
+    )
+
+
+def _tls_trouble(error: Exception) -> str:
+    """What went wrong in the handshake, and what to type."""
+    said = str(getattr(error, "kwargs", {}).get("error", error))
+    remedy = "set AWS_CA_BUNDLE to your CA file"
+    if "certificate has expired" in said or "not yet valid" in said:
+        return (
+            "showed a certificate that is not valid at this time; look at this machine's clock (`date`), or"
+            " have the certificate renewed"
+        )
+    if "mismatch" in said or "doesn't match" in said:
+        return (
+            "showed a certificate for another name, which is not trusted; set AWS_ENDPOINT_URL to the name"
+            " that it was made for"
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in said or "certificate" in said.lower():
+        return f"showed a certificate that is not trusted; {remedy}"
+    return (
+        f"speaks no TLS that this machine understands ({' '.join(said.split())[:120]}); if it is a server"
+        " without TLS type http:// in AWS_ENDPOINT_URL"
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from emotion_train.config import Config
 from emotion_train.data.index import Index
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import WrongRequest
 from emotion_train.processes.launcher_link import report_published
 from emotion_train.runs.log import Entry, Writer
@@ -112,7 +113,8 @@ def folder_here(config: Config) -> Path:
     default = Path(
         tempfile.gettempdir(), f"emotion-train-{os.getuid() if hasattr(os, 'getuid') else 'states'}"
     )
-    folder = Path(config.checkpoint.local_folder) if config.checkpoint.local_folder is not None else default
+    named = config.checkpoint.local_folder
+    folder = default if named is None else typed_path(named)
     if hasattr(os, "getuid") and folder.exists() and folder.stat().st_uid != os.getuid():
         raise WrongRequest(
             f"checkpoint.local_folder {folder} belongs to another user; name a folder that is yours."

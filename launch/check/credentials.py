@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from emotion_train.config import Config
 from emotion_train.errors import WrongRequest
+from emotion_train.storage.s3_errors import refusal
 
 # providers of boto3 that fetch a new credential by themselves, for as long as the machine or the
 # login lasts
@@ -39,6 +40,8 @@ def check_credentials(config: Config, hours: Callable[[], float | None]) -> str:
             f"The credentials for the bucket cannot be had ({error}); type `aws sso login` or set"
             " AWS_PROFILE."
         ) from None
+    except Exception as error:  # a file or a number of the settings
+        raise WrongRequest(refusal("the bucket", error)) from None
     if found is None:
         raise WrongRequest(
             "There are no credentials for the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion_train.edges.bounded import csv_rows, object_file, object_in
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import WrongRequest
 from launch.gpus import COUNTS, PLANNED, named
 
@@ -155,7 +156,7 @@ def rows_of_files(environment: Mapping[str, str] = os.environ) -> tuple[list[Cat
     """The machines of the newest catalog whose files are on this machine, and what it is in words;
     empty where there is none.
     """
-    catalogs = Path(environment.get("HOME") or Path.home(), ".sky", "catalogs")
+    catalogs = Path(environment.get("HOME") or typed_path("~"), ".sky", "catalogs")
     versions = sorted(
         (path for path in catalogs.glob("v*") if path.name[1:].isdigit()), key=lambda path: int(path.name[1:])
     )

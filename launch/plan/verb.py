@@ -8,11 +8,11 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 from emotion_train.config import Config, Precision, load_config
 from emotion_train.data.index import limited, read_index, require_trainable
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import WrongRequest
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
@@ -130,7 +130,7 @@ def stays_here(path: str) -> bool:
     """Whether this is a file or folder of this machine that is not in the project's folder, which
     is all that SkyPilot sends.
     """
-    return Path(path).expanduser().exists() and not Path(path).expanduser().resolve().is_relative_to(PROJECT)
+    return typed_path(path).exists() and not typed_path(path).resolve().is_relative_to(PROJECT)
 
 
 def _same_precision(

@@ -13,7 +13,13 @@ import time
 from pathlib import Path
 
 from emotion_train.edges.streams import hold
-from emotion_train.processes.launcher_link import end_with_launcher, kill_trainers
+from emotion_train.errors import TRACEBACK_VARIABLE, exit_code
+from emotion_train.processes.launcher_link import (
+    adopting,
+    end_with_launcher,
+    kill_all_of,
+    kill_trainers,
+)
 
 _TRAINERS_S = 2.0  # in which the trainers end by themselves when the launcher is gone
 
@@ -21,6 +27,11 @@ _TRAINERS_S = 2.0  # in which the trainers end by themselves when the launcher i
 def main() -> int:
     hold("emotion-launch")
     end_with_launcher(_end)
+    with adopting():
+        return exit_code("emotion-launch", _launch, show_traceback=bool(os.environ.get(TRACEBACK_VARIABLE)))
+
+
+def _launch() -> int:
     from accelerate.commands.launch import main as accelerate_launch
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -47,6 +58,7 @@ def _end(folder: Path) -> None:
     """What the launcher would have done: leave no trainer, however stuck, and no folder."""
     time.sleep(_TRAINERS_S)
     kill_trainers(folder)
+    kill_all_of(folder, frozenset())
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 

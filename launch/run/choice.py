@@ -28,6 +28,8 @@ from launch.workload import config_on, shape_of_base
 CONFIGS = Path(__file__).resolve().parents[2] / "accelerate_configs"
 TRAINER = "emotion_train.train"
 QUIETLY = "launch.run.accelerate_quietly"
+# by its path: `-m` would take the name from the current folder, or from another package `launch`
+_QUIETLY_FILE = str(Path(__file__).with_name("accelerate_quietly.py"))
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def accelerate_line(
     what stands between from following the trainer's own message. Nodes wait `timeout_s` seconds for
     each other to start (None: torchrun's own number).
     """
-    line = [sys.executable, "-m", QUIETLY, "--quiet", "--config_file", str(config_file)]
+    line = [sys.executable, "-P", _QUIETLY_FILE, "--quiet", "--config_file", str(config_file)]
     line += _layout(topology or Topology(()), timeout_s)
     line += ["-m", TRAINER]
     line += ["--config", run_config] if run_config else []
@@ -229,6 +231,6 @@ def printable(argv: Sequence[str]) -> str:
     import shlex
 
     words = list(argv)
-    if words[1:3] == ["-m", QUIETLY]:
+    if words[1:3] == ["-P", _QUIETLY_FILE]:
         words = ["accelerate", "launch", *(word for word in words[3:] if word != "--quiet")]
     return shlex.join(words)

@@ -2,8 +2,8 @@
 
 A signal goes to the trainers, once, and to nothing between. What overstays is killed: after SIGTERM
 the trainers have `SAVE_S` seconds to save and `hold_s` to hold, and a fenced one has `FENCED_S` to
-let its GPU go. All of them end with this process, whatever ends it. The price of the detour is a
-look every 0.1 s.
+let its GPU go. All of them end with this process, whatever ends it, and with them what they have
+started. The price of the detour is a look every 0.1 s.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from emotion_train.processes.launcher_link import (
     FOLDER_VARIABLE,
     SAVE_S,
     STOP_SIGNALS,
+    adopting,
     alive,
+    below,
+    kill_all_of,
     kill_trainers,
     living_trainers,
     read_outcome,
@@ -84,12 +87,13 @@ def run_to_end(
     """
     with tempfile.TemporaryDirectory(prefix="emotion-launch-") as name, _listening() as signals:
         folder = Path(name)
-        with alive(folder):
+        before = below(os.getpid())
+        with alive(folder), adopting():
             process = _start(line, {**environment, FOLDER_VARIABLE: name})
             try:
                 _follow(process, folder, signals, hold_s + save_s)
             finally:
-                _kill(process, folder)
+                _kill(process, folder, before)
         if signals.leave:
             _say(
                 "interrupted twice, all processes were killed; the same command with the same run.id goes on"
@@ -176,13 +180,15 @@ def _follow(process: subprocess.Popen[bytes], folder: Path, signals: _Signals, b
             return
 
 
-def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """End whatever is left; torchelastic gives each trainer a session of its own, so the command's
+def _kill(process: subprocess.Popen[bytes], folder: Path, spared: frozenset[int]) -> None:
+    """End whatever is left but the processes that were there before; torchelastic gives each
+    trainer a session of its own, and a trainer may give one to what it starts, so the command's
     group is not all.
     """
     kill_trainers(folder)
     with suppress(ProcessLookupError):
         os.killpg(os.getpgid(process.pid), signal.SIGKILL)
+    kill_all_of(folder, spared)
     process.wait()
 
 

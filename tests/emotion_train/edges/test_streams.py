@@ -35,16 +35,17 @@ RUN = "sys.exit(exit_code('program', work))\n"
 LOGGED = ["line", "to stderr", "rich", "WARNING:root:logged", "bytes", "child", "unflushed"]
 
 
-def program(folder: Path, *code: str, shell: str = "") -> subprocess.CompletedProcess[str]:
+def program(folder: Path, *code: str, shell: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs the code with the redirections of `shell`, such as `>&-`."""
     script = folder / "program.py"
     script.write_text(HEAD + "".join(code))
     line = f'"{sys.executable}" "{script}" "{folder}" {shell}'
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    environment |= variables
     return subprocess.run(
         ["bash", "-c", line],
         capture_output=True,
-        text=True,
+        encoding="latin-1" if variables else "utf-8",
         stdin=subprocess.DEVNULL,
         timeout=PATIENCE_S,
         env=environment,
@@ -171,3 +172,55 @@ def test_a_stream_that_would_block_is_waited_for(tmp_path: Path) -> None:
     done = program(tmp_path, many, shell="| (sleep 1; wc -c)")
     assert done.stdout.strip() == "3000001"
     assert done.stderr == ""
+
+
+NO_UTF8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "latin-1:strict"},
+        {"PYTHONIOENCODING": "iso8859-5"},
+        {"PYTHONIOENCODING": "cp1252:surrogateescape"},
+        {"LC_ALL": "C", **NO_UTF8},
+        {"LANG": "POSIX", "LC_ALL": "", **NO_UTF8},
+    ],
+    ids=lambda variables: "-".join(variables.values()),
+)
+def test_no_encoding_of_the_output_ends_a_program(tmp_path: Path, variables: dict[str, str]) -> None:
+    words = """
+def work():
+    print('macro-F1 ≈ 0.5 for 😀 and \\udcff')
+    print('≈', file=sys.stderr)
+    import rich.console
+    rich.console.Console().print('rich ≈')
+    logging.warning('logged ≈')
+    return 0
+"""
+    done = program(tmp_path, words, "hold('program')\n", RUN, **variables)
+    assert done.returncode == 0, done.stderr
+    assert "macro-F1 \\u2248 0.5 for \\U0001f600 and \\udcff" in done.stdout
+    assert "rich \\u2248" in done.stdout
+    assert done.stderr.startswith("\\u2248")
+
+
+def test_a_handler_of_the_user_s_that_cannot_fail_stays(tmp_path: Path) -> None:
+    done = program(
+        tmp_path, "hold('program')\nprint('≈é')\n", PYTHONIOENCODING="ascii:replace", PYTHONUTF8="0"
+    )
+    assert done.stdout == "??\n"
+
+
+def test_half_a_character_ends_no_utf8_either(tmp_path: Path) -> None:
+    """As Python keeps a file's name that is no UTF-8."""
+    done = program(tmp_path, "hold('program')\nprint('a\\udcffb')\n")
+    assert (done.returncode, done.stdout) == (0, "a\\udcffb\n")
+
+
+def test_data_for_another_program_is_utf8(tmp_path: Path) -> None:
+    code = "from emotion_train.edges.streams import write_utf8\nhold('program')\nwrite_utf8()\nprint('≈é')\n"
+    done = program(tmp_path, code, PYTHONIOENCODING="latin-1")
+    assert done.stdout.encode("latin-1").decode() == "≈é\n"

@@ -29,7 +29,7 @@ from emotion_train.runs.log import Entry, read_log, read_part
 from emotion_train.storage import s3 as s3_page
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
-from emotion_train.training import waiting
+from emotion_train.training import start, waiting
 from emotion_train.training.claim import Claiming, claim
 from emotion_train.training.job import Claimed
 from emotion_train.training.waiting import PatientStart

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+from emotion_train.processes.launcher_link import below
 from emotion_train.runs.log import Entry, Writer, read_log
 from emotion_train.storage.open import open_store
+from launch.run.processes import run_to_end
 from tests.helpers.metadata_servers import AwsHandler, serving
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import tiny_config, tiny_words
@@ -254,6 +256,49 @@ def test_when_launcher_and_agent_are_killed_at_once_no_trainer_is_left_within_se
         process.kill()
         os.kill(agent, signal.SIGKILL)
         assert_gone([*found, agent])
+
+
+# what a trainer starts in a session of its own, told by a file of its process id
+APART = """
+import subprocess
+script = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+def apart(name, **more):
+    return subprocess.Popen([sys.executable, '-c', script, str(folder / f'pid-{name}')],
+                            start_new_session=True, **more)
+apart('plain')
+apart('bare', env={})
+twice = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)"
+subprocess.run([sys.executable, '-c', twice, sys.executable, '-c', script, str(folder / 'pid-orphan')])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+@pytest.mark.parametrize("end", ["return 1", "os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)"])
+def test_what_a_trainer_has_started_ends_with_the_run(tmp_path: Path, end: str) -> None:
+    wait = "while len(list(folder.glob('pid-*'))) < 4: time.sleep(0.02)\ntime.sleep(0.2)\n"
+    with chain(tmp_path, f"{APART}{wait}{end}") as process:
+        code, _ = finish(process)
+        left = trainers(tmp_path, 4)
+    assert code == 1
+    assert not any(alive(one) for one in left)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_what_a_trainer_has_started_ends_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    with chain(tmp_path, f"{APART.partition('twice')[0]}time.sleep(600)") as process:
+        found = trainers(tmp_path, 3)
+        process.kill()
+        assert_gone(found)
+
+
+def test_what_the_launcher_had_started_before_is_left_alone(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "600"]) as other:
+        assert other.pid in below(os.getpid())
+        script = tmp_path / "quick.py"
+        script.write_text("")
+        assert run_to_end([sys.executable, str(script)], os.environ, 0) == 1
+        assert other.poll() is None
+        other.kill()
 
 
 def assert_gone(processes: list[int]) -> None:
