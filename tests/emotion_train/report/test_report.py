@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from sklearn import metrics as sk
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.svm import LinearSVC
 
 from emotion_train.config import ReportSection
 from emotion_train.data.lengths import Cut, Lengths, recorded
+from emotion_train.evaluation import floors
 from emotion_train.evaluation.floors import MAJORITY, TFIDF, majority_floor, tfidf_floor
 from emotion_train.evaluation.metrics import confusion
 from emotion_train.evaluation.predictions import (
@@ -28,6 +31,7 @@ from emotion_train.evaluation.predictions import (
     predictions_key,
     predictions_to_parquet,
 )
+from emotion_train.model.loss import class_weights
 from emotion_train.report.advice import next_steps
 from emotion_train.report.figures import Measured, SplitResult, build_report, cut_sentences
 from emotion_train.report.pages import render_html
@@ -502,6 +506,38 @@ def test_tfidf_floor_learns_words_and_emoji_and_knows_no_absent_label() -> None:
     assert (prob_NC[:, [1, 3]] == 0).all()
     np.testing.assert_allclose(prob_NC.sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_array_equal(prob_NC, tfidf_floor(train, ["love", "hate", "😀", "😡"], 4, seed=0))
+
+
+def test_the_floor_s_setting_is_the_best_by_scikit_learn_s_cross_validation() -> None:
+    rng = np.random.default_rng(1)
+    words = [[f"w{label}{n}" for n in range(6)] + [f"all{n}" for n in range(20)] for label in range(3)]
+    labels_N = np.repeat(np.arange(3), [120, 40, 12])
+    texts = [" ".join(rng.choice(words[label], 4)) for label in labels_N]
+    features = TfidfVectorizer().fit_transform(texts)
+    chosen, fold_N = floors._folds(labels_N, 3)
+    assert sorted(chosen) == list(range(172))
+    # each label in each fold as often, to one post
+    counts = np.array([np.bincount(labels_N[chosen][fold_N == fold]) for fold in range(floors._FOLDS)])
+    assert (np.ptp(counts, axis=0) <= 1).all()
+    scores = []
+    for c, power in floors._SETTINGS:
+        predicted = np.empty(172, int)
+        for fold in range(floors._FOLDS):
+            fitted, held_out = chosen[fold_N != fold], chosen[fold_N == fold]
+            weights_C = class_weights(np.bincount(labels_N[fitted]).tolist(), power)
+            model = LinearSVC(C=c, class_weight=dict(enumerate(weights_C)), tol=1e-2, random_state=3)
+            predicted[held_out] = model.fit(features[fitted], labels_N[fitted]).predict(features[held_out])
+        scores.append(sk.f1_score(labels_N, predicted, average="macro", zero_division=0))
+    assert len({round(score, 6) for score in scores}) > 1
+    assert floors._best_setting(features, labels_N, 3) == floors._SETTINGS[int(np.argmax(scores))]
+
+
+def test_tfidf_floor_of_two_labels_has_scores_that_add_up_to_1() -> None:
+    train = [("so good", 0), ("so bad", 2)] * 20
+    prob_NC = tfidf_floor(train, ["good", "bad"], 3, seed=0)
+    assert prob_NC.argmax(1).tolist() == [0, 2]
+    np.testing.assert_allclose(prob_NC.sum(1), 1, rtol=1e-6)
+    assert (prob_NC[:, 1] == 0).all()
 
 
 def test_tfidf_floor_of_one_label_is_certain() -> None:
