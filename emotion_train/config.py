@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -24,6 +24,8 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -217,13 +219,36 @@ class LoraSection(Section):
         return self
 
 
+def _a_word_a_number_or_a_table(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(
+            "expected is a number from 0 to 4, balanced, none, or a table of weights above 0 by label such as"
+            f" {{pride: 4, relief: 2}}, got {value!r}"
+        ) from None
+
+
+ClassWeights = (
+    Literal["balanced", "none"]
+    | Annotated[float, Field(ge=0, le=4)]
+    | dict[str, Annotated[float, Field(gt=0, le=1e6)]]
+)
+
+
 class LossSection(Section):
-    class_weights: Literal["balanced", "none"] | Annotated[float, Field(ge=0, le=4)] = Field(
-        "balanced",
+    class_weights: Annotated[ClassWeights, WrapValidator(_a_word_a_number_or_a_table)] = Field(
+        0.25,  # benchmarks/class_weights.py
         description=(
-            "balanced = n / (classes x count); none = 1; a number p = count^-p (0 is none, 1 is balanced)."
+            "A number p = count^-p (0 is none, 1 is balanced); balanced = n / (classes x count); none = 1; or"
+            " a table of weights by label, such as {pride: 4, relief: 2}, where the labels left out weigh 1."
         ),
     )
+
+    @property
+    def weighted_labels(self) -> tuple[str, ...]:
+        """Labels that a table of weights names."""
+        return tuple(self.class_weights) if isinstance(self.class_weights, dict) else ()
 
 
 class TrainSection(Section):
@@ -492,7 +517,7 @@ def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> N
     value = _typed(section, field, text)
     # else the file has something else there, which is told of
     if isinstance(values.setdefault(section, {}), dict):
-        values[section][field] = text if isinstance(value, dict) else value
+        values[section][field] = value
 
 
 def _typed(section: str, field: str, text: str) -> Any:
@@ -506,9 +531,11 @@ def _typed(section: str, field: str, text: str) -> Any:
     if str in kinds:
         return text
     try:
-        return yaml_in(text) if text else None
+        value = yaml_in(text) if text else None
     except Unreadable:  # the field's own check tells of it
         return text
+    takes_tables = any(get_origin(kind) is dict for kind in kinds)
+    return text if isinstance(value, dict) and not takes_tables else value
 
 
 def _unknown_keys(values: Mapping[str, Any]) -> list[str]:

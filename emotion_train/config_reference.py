@@ -105,6 +105,8 @@ def _allowed(field: dict[str, Any]) -> str:
     kind = field["type"]
     if kind == "array":
         return f"a list of {_allowed(field['items']).replace(' or ', ', ')}"
+    if kind == "object":
+        return f"a table by name of {_allowed(field['additionalProperties'])}"
     if kind in ("integer", "number"):
         return _range(field, "whole number" if kind == "integer" else "number")
     return {"string": "text", "null": "null", "boolean": "true or false"}[kind]

@@ -195,7 +195,7 @@ def _ask_for_index(config: Config, store: Store) -> StoreRequest[Index]:
 
     def trainable() -> Index:
         index = read_index(store)
-        require_trainable(index)
+        require_trainable(index, config.loss.weighted_labels)
         return index
 
     request = StoreRequest("the index of the data set", store.url, trainable, config.run.start_timeout_s)

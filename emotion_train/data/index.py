@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -26,6 +27,7 @@ from emotion_train.storage.document import FrozenModel, Manifest, read_manifest,
 from emotion_train.storage.store import Store
 
 INDEX_KEY = "index.json"
+_LABELS_SHOWN = 30
 SCHEMA: Literal["emotion-train/index/2"] = "emotion-train/index/2"
 FIRST: Literal["emotion-train/index/1"] = "emotion-train/index/1"
 # names in `requires` that this version knows; a later one adds a name and not a schema
@@ -290,15 +292,23 @@ def has_control(label: str) -> bool:
     return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in label)
 
 
-def require_trainable(index: Index) -> None:
-    """Raises `WrongRequest` when a label has no training post, or there is no validation post to
-    choose a checkpoint by.
+def require_trainable(index: Index, weighted: Iterable[str] = ()) -> None:
+    """Raises `WrongRequest` when a label has no training post, when there is no validation post to
+    choose a checkpoint by, or when a label of `weighted`, the table of class weights, is none of
+    the data set.
     """
     index.split("validation")
     for label, count in zip(index.labels, index.split("train").label_counts, strict=True):
         if count == 0:
             raise WrongRequest(
                 f"No training post has the label {label!r}; prepare the data with the labels that occur."
+            )
+    for label in weighted:
+        if label not in index.labels:
+            raise WrongRequest(
+                f"loss.class_weights has {label!r}, which is no label of the data set; its labels are"
+                f" {', '.join(index.labels[:_LABELS_SHOWN])}"
+                f"{', …' if len(index.labels) > _LABELS_SHOWN else ''}."
             )
 
 

@@ -64,8 +64,8 @@ def check_objects(store: Store, index: Index) -> str:
     )
 
 
-def check_labels(index: Index) -> str:
-    require_trainable(index)
+def check_labels(config: Config, index: Index) -> str:
+    require_trainable(index, config.loss.weighted_labels)
     train = index.split("train")
     rarest, most = min(train.label_counts), max(train.label_counts)
     remarks = [

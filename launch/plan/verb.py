@@ -34,7 +34,7 @@ def plan(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, _words(arguments))
     store = open_store(config.data.url)
     index = limited(read_index(store), config.data.limit)
-    require_trainable(index)
+    require_trainable(index, config.loss.weighted_labels)
     shape = shape_of_base(config.model.base)
     precision = precision_of_base(config.model.base, arguments.precision)
     if precision == "fp8":

@@ -93,9 +93,18 @@ def test_class_weights_are_a_word_or_a_power(choice: str | float) -> None:
     assert load_config(None, [*REQUIRED, f"loss.class_weights={choice}"]).loss.class_weights == choice
 
 
-def test_another_word_for_class_weights_is_refused() -> None:
-    with pytest.raises(WrongRequest, match=r"loss\.class_weights"):
-        load_config(None, [*REQUIRED, "loss.class_weights=inverse"])
+def test_class_weights_are_a_table_by_label_too() -> None:
+    loss = load_config(None, [*REQUIRED, "loss.class_weights={pride: 4, relief: 1.5}"]).loss
+    assert (loss.class_weights, loss.weighted_labels) == ({"pride": 4, "relief": 1.5}, ("pride", "relief"))
+    assert load_config(None, REQUIRED).loss.weighted_labels == ()
+
+
+@pytest.mark.parametrize("given", ["inverse", "-1", "{pride: 0}", "{pride: much}", "[1, 2]"])
+def test_other_class_weights_are_refused_with_one_problem(given: str) -> None:
+    with pytest.raises(WrongRequest) as refused:
+        load_config(None, [*REQUIRED, f"loss.class_weights={given}"])
+    (problem,) = str(refused.value).splitlines()[1:]
+    assert problem.startswith("  - loss.class_weights")
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", f"a: {'[' * 3000}"])

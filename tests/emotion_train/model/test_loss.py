@@ -36,6 +36,12 @@ def test_a_class_without_posts_weighs_nothing_and_changes_no_other() -> None:
     np.testing.assert_allclose(weights[:-1], class_weights(COUNTS, "balanced"))
 
 
+def test_a_table_gives_weights_by_name_and_1_to_the_others() -> None:
+    weights = class_weights(COUNTS, {"d": 8.0, "b": 0.5}, ["a", "b", "c", "d"])
+    np.testing.assert_allclose(weights / weights[0], [1, 0.5, 1, 8])
+    assert (weights * COUNTS).sum() / sum(COUNTS) == pytest.approx(1)
+
+
 def test_the_sum_divided_once_is_pytorchs_weighted_mean() -> None:
     torch.manual_seed(0)
     logits_NC, labels_N = torch.randn(9, 4), torch.randint(4, (9,))
