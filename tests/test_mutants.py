@@ -982,6 +982,31 @@ MUTANTS = [
         "Preempted",
         "tests/emotion_train/training/test_waiting.py::test_33_is_only_for_a_run_whose_newest_state_is_known_to_be_saved",
     ),
+    # what is called better
+    Mutant(
+        "a floor that is not beaten for certain takes the check mark",
+        "emotion_train/report/figures.py",
+        "decisive",
+        "floor.outcome != 'beaten'",
+        "False",
+        "tests/emotion_train/report/test_report.py::test_a_weaker_floor_that_is_not_beaten_for_certain_takes_the_check_mark",
+    ),
+    Mutant(
+        "a handful of posts tells nothing",
+        "emotion_train/evaluation/metrics.py",
+        "paired_bootstrap_macro_f1",
+        "if rows_K[a_K != b_K].sum() < FEWEST_DIFFERENT:",
+        "if False:",
+        "tests/emotion_train/evaluation/test_comparison.py::test_a_handful_of_posts_tells_nothing",
+    ),
+    Mutant(
+        "an interval counts the seeds",
+        "emotion_train/evaluation/comparison.py",
+        "paired_difference",
+        "if spread.run is not None:",
+        "if False:",
+        "tests/emotion_train/evaluation/test_comparison.py::test_intervals_hold_a_planted_difference_nineteen_times_out_of_twenty[runs2-0.2]",
+    ),
 ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +37,14 @@ from emotion_train.report.schema import (
     SplitFigures,
     Verdict,
 )
-from emotion_train.report.units import signed
+from emotion_train.report.units import round_up, signed
 
 if TYPE_CHECKING:
     from emotion_train.data.index import Index
 
 FEW_ROWS = 10
 POOR_CALIBRATION = 0.1
+MOST_TIMES = 20  # as many posts as there are; more are not proposed
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ def build_report(
     # of the splits the first is enough, the others are in the table
     much_cut = [f"{_cut_words(name, cut, dataset)}." for name, cut in cuts.items() if cut.is_much][:1]
     return Report(
-        verdict=verdict(headline, figures[headline]),
+        verdict=verdict(headline, figures[headline], config=identity.config),
         warnings=(*_warnings(headline, figures[headline], dataset, settings), *much_cut, *remarks),
         labels=tuple(labels),
         headline=headline,
@@ -245,28 +246,61 @@ def strongest(floors: Sequence[Floor]) -> Floor:
     return max(floors, key=lambda floor: floor.macro_f1)
 
 
-def verdict(name: str, split: SplitFigures, which: str = "") -> Verdict:
-    """What the interval of the difference to the strongest floor allows to say; `which` of the
-    posts these are is added where it is not all.
+def decisive(floors: Sequence[Floor]) -> Floor:
+    """The floor that the verdict is about: the strongest of those that are not beaten for certain,
+    else of all.
     """
-    floor = strongest(split.floors)
+    return strongest([floor for floor in floors if floor.outcome != "beaten"] or floors)
+
+
+def verdict(
+    name: str, split: SplitFigures, which: str = "", config: Mapping[str, Any] | None = None
+) -> Verdict:
+    """What the interval of the difference to the decisive floor allows to say, and what to try next
+    where it is not beaten; `which` of the posts these are is added where it is not all.
+
+    `config` is the run's, None where it is not known.
+    """
+    floor = decisive(split.floors)
     figure = (
         f"Macro-F1 {split.macro_f1:.3f} ({split.macro_f1_low:.3f} to {split.macro_f1_high:.3f}) on"
         f" {split.rows:,} {name} posts{which}"
     )
     against = f"{floor.name} floor of {floor.macro_f1:.3f}"
     interval = f"95 % interval {signed(floor.difference_low)} to {signed(floor.difference_high)}"
+    following = what_to_try(floor, split.rows, config)
     says = {
         "beaten": f"{figure} beats the {against} by {floor.difference:.3f} ({interval}).",
         "open": (
             f"{figure} cannot be told apart from the {against}: difference {signed(floor.difference)}"
-            f" ({interval})."
+            f" ({interval}). {following}"
         ),
         "not beaten": (
             f"{figure} does not beat the {against}: it is worse by {-floor.difference:.3f} ({interval})."
+            f" {following}"
         ),
     }
     return Verdict(outcome=floor.outcome, sentence=says[floor.outcome])
+
+
+def what_to_try(floor: Floor, rows: int, config: Mapping[str, Any] | None) -> str:
+    """The sentence on what may lift a model above a floor that it does not beat on `rows` posts:
+    settings that its config does not have yet, and more posts where they would make a lead certain.
+    """
+    config = config or {}
+    changes = []
+    if config.get("lora", {}).get("targets") != "all-linear":
+        changes.append("lora.targets=all-linear")
+    if config.get("loss", {}).get("class_weights", "balanced") in ("balanced", 1):
+        changes.append("loss.class_weights=0.25")
+    if not changes and (epochs := config.get("train", {}).get("epochs")):
+        changes.append(f"train.epochs={2 * epochs}")
+    tries = f"train with {' '.join(changes)}" if changes else "take a larger base"
+    if floor.outcome == "open" and floor.difference > 0:
+        needed = rows * ((floor.difference - floor.difference_low) / floor.difference) ** 2
+        if needed < MOST_TIMES * rows:
+            return f"Next, {tries}; or score it on {round_up(needed):,} posts, which would tell such a lead."
+    return f"Next, {tries}, or find more training posts."
 
 
 def _warnings(name: str, split: SplitFigures, dataset: Dataset, settings: ReportSection) -> list[str]:

@@ -28,12 +28,20 @@ from emotion_train.evaluation.predictions import (
     predictions_key,
     predictions_to_parquet,
 )
-from emotion_train.report.figures import Measured, SplitResult, build_report, cut_sentences
+from emotion_train.report.figures import (
+    Measured,
+    SplitResult,
+    build_report,
+    cut_sentences,
+    decisive,
+    verdict,
+    what_to_try,
+)
 from emotion_train.report.pages import render_html
 from emotion_train.report.plots import nice_ticks
 from emotion_train.report.schema import Dataset, Evaluation, Floor, Identity, Report
 from emotion_train.report.terminal import print_report
-from emotion_train.report.units import dollars, duration, memory, short_count, signed
+from emotion_train.report.units import dollars, duration, memory, round_up, short_count, signed
 
 HOSTILE = "<script>alert('\"&')</script>"
 
@@ -359,6 +367,53 @@ def test_a_lead_whose_interval_holds_zero_is_open() -> None:
     assert Floor(**scores, difference=0.01, difference_low=0.005, difference_high=0.03).outcome == "beaten"
 
 
+def test_within_noise_of_a_floor_there_is_no_check_mark_and_a_word_on_what_to_try() -> None:
+    """Also of a floor that is not the strongest, and of a lead that a few more posts might make."""
+    lead = report({"test": result(predictions(60, skill=2.0), predictions(60, skill=1.9, seed=0))})
+    worse = report({"test": result(predictions(skill=1), predictions(skill=4))})
+    for found in (lead, worse):
+        assert found.verdict.outcome != "beaten"
+        assert "Next, train with lora.targets=all-linear loss.class_weights=0.25" in found.verdict.sentence
+        assert "✓" not in printed(found) + render_html(found)
+    better = report({"test": result(predictions(skill=4), predictions(skill=1))})
+    assert "Next" not in better.verdict.sentence
+    assert "✓" in printed(better)
+
+
+def floor_of(low: float, difference: float, high: float, macro_f1: float = 0.5) -> Floor:
+    scores: dict[str, Any] = {"name": f"floor {macro_f1}", "weighted_f1": 0.5, "accuracy": 0.5}
+    return Floor(**scores, macro_f1=macro_f1, difference=difference, difference_low=low, difference_high=high)
+
+
+def test_a_weaker_floor_that_is_not_beaten_for_certain_takes_the_check_mark() -> None:
+    split = report({"test": result(predictions())}).splits["test"]
+    floors = (floor_of(0.01, 0.1, 0.2, 0.55), floor_of(-0.01, 0.15, 0.3, 0.5))
+    assert verdict("test", split.model_copy(update={"floors": floors})).outcome == "open"
+    assert decisive((floor_of(0.1, 0.2, 0.3, 0.4), floors[0])) == floors[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (None, "train with lora.targets=all-linear loss.class_weights=0.25"),
+        ({"lora": {"targets": "all-linear"}}, "train with loss.class_weights=0.25"),
+        ({"loss": {"class_weights": 0.5}}, "train with lora.targets=all-linear,"),
+        (
+            {"lora": {"targets": "all-linear"}, "loss": {"class_weights": 0.25}, "train": {"epochs": 3}},
+            "train with train.epochs=6,",
+        ),
+    ],
+)
+def test_what_to_try_is_what_the_run_has_not_tried(config: dict[str, Any] | None, said: str) -> None:
+    assert said in what_to_try(floor_of(-0.2, -0.1, -0.05), 400, config)
+
+
+def test_more_posts_are_proposed_where_they_would_make_a_lead_certain() -> None:
+    assert "score it on 930 posts" in what_to_try(floor_of(-0.02, 0.033, 0.09), 360, None)
+    assert "score it" not in what_to_try(floor_of(-0.02, 0.001, 0.02), 360, None)  # 160,000 posts
+    assert "score it" not in what_to_try(floor_of(-0.05, -0.01, 0.02), 360, None)
+
+
 def test_always_guessing_the_majority_is_no_achievement() -> None:
     model = predictions()
     lazy_NC = np.tile(np.array([0.9, 0.025, 0.025, 0.025, 0.025]), (len(model.ids), 1))
@@ -581,6 +636,8 @@ def test_terminal_takes_hostile_labels_as_they_are() -> None:
         (memory(300 * 2**20), "300 MiB"),
         (dollars(1234.5), "$1,234.50"),
         (dollars(0.0123), "$0.0123"),
+        (str(round_up(1234.5)), "1300"),
+        (str(round_up(0.2)), "1"),
         (short_count(999), "999"),
         (short_count(1234), "1.2k"),
         (short_count(9960), "10k"),
