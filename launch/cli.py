@@ -21,6 +21,11 @@ precision and micro-batch, how many posts a second, how many hours, and dollars 
 preemptions and recoveries included) and on demand. Nothing is started."""
 
 
+_COMPARING = """Compares runs that were scored on the same posts, each with the first: macro-F1 with
+the interval of the difference, labels, posts that flipped, calibration, dollars, speed, and what
+differs in config, data and versions. Refuses runs that were scored on other posts."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     hold("emotion-launch")
     arguments = _parse(argv)
@@ -127,6 +132,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.set_defaults(verb=_show)
 
+    _add_compare(
+        verbs.add_parser(
+            "compare",
+            help="runs on the same posts: which is better beyond chance, by how much, and what differs",
+            description=_COMPARING,
+            epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+
     pull = verbs.add_parser("pull", help="download a published adapter, verified by sha256")
     pull.add_argument(
         "run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists as published"
@@ -206,6 +221,41 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         help="also write a SkyPilot task with these GPUs, from sky/train.yaml",
     )
     plan.set_defaults(verb=_plan)
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help=(
+            "OUTPUT_URL/RUN_ID, a run's id below --output-url, a folder that was pulled or written by"
+            " `emotion-train evaluate --out`, a report.json or a scorecard.json"
+        ),
+    )
+    compare.add_argument("--output-url", metavar="OUTPUT_URL", help="where runs are that are given by id")
+    compare.add_argument(
+        "--split", metavar="NAME", help="split to compare on (default: test where there is one)"
+    )
+    compare.add_argument(
+        "--group-by-config",
+        action="store_true",
+        help="runs that differ in nothing but their seed count as one, and the intervals count seeds",
+    )
+    compare.add_argument(
+        "--page",
+        default="comparison.html",
+        metavar="FILE",
+        help=(
+            "where the HTML page goes, a file or s3:// URL; an earlier one is replaced (default: %(default)s)"
+        ),
+    )
+    compare.add_argument(
+        "--fail-if-worse",
+        action="store_true",
+        help="end with 1 where one is worse than the first beyond chance",
+    )
+    compare.set_defaults(verb=_compare)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -327,6 +377,19 @@ def _show(arguments: argparse.Namespace) -> int:
     else:
         show(store, run_id, a_console())
     return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from launch.results.compare import run
+
+    return run(
+        arguments.runs,
+        output_url=arguments.output_url,
+        split=arguments.split,
+        group_by_config=arguments.group_by_config,
+        page=arguments.page,
+        fail_if_worse=arguments.fail_if_worse,
+    )
 
 
 def _pull(arguments: argparse.Namespace) -> int:

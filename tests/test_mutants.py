@@ -1007,6 +1007,22 @@ MUTANTS = [
         "if False:",
         "tests/emotion_train/evaluation/test_comparison.py::test_intervals_hold_a_planted_difference_nineteen_times_out_of_twenty[runs2-0.2]",
     ),
+    Mutant(
+        "posts of other texts are not compared",
+        "launch/results/same_posts.py",
+        "_same_texts",
+        "if here.objects(first.split) != there.objects(other.split):",
+        "if False:",
+        "tests/launch/results/test_compare.py::test_another_training_split_is_told_and_other_test_posts_are_refused",
+    ),
+    Mutant(
+        "several comparisons are corrected for",
+        "emotion_train/evaluation/comparison.py",
+        "holm",
+        "(len(given) - rank) * given[place]",
+        "given[place]",
+        "tests/launch/results/test_compare.py::test_several_comparisons_are_corrected_and_that_is_said",
+    ),
 ]
 
 

@@ -17,7 +17,7 @@ Letters: N posts, C labels, R runs, S resamples, K distinct rows of labels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import sqrt
+from math import ceil, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -38,7 +38,9 @@ IntArray = NDArray[np.int64]
 LEVEL = 0.05
 POWER = 0.8
 MOST_SEEDS = 100  # more are not proposed
+MOST_TIMES = 20  # as many posts as there are; more are not proposed
 _EXACT = 10_000
+_MANY = 10**6  # degrees of freedom of a variance that is known
 _DRAWS_OF_SEEDS = 5  # for each resample: the tails of Student's t need more draws than the posts do
 
 
@@ -212,6 +214,18 @@ def seeds_to_show(difference: float, spread: Spread) -> int | None:
         if _shown(difference, spread.posts + 2 * spread.run / seeds, 2 * seeds - 2):
             return seeds
     return None
+
+
+def posts_to_show(difference: float, spread: Spread, first: int, second: int, posts: int) -> int | None:
+    """Posts on which `first` and `second` runs show a difference of this size in `POWER` of all
+    repeats, where `posts` gave this spread; None where no more than `MOST_TIMES` as many would.
+    """
+    of_seeds = (spread.run or 0.0) * (1 / first + 1 / second)
+    needed = _needed(spread.freedom or _MANY) ** 2
+    room = difference**2 - needed * of_seeds
+    if room <= 0 or needed * spread.posts > MOST_TIMES * room:
+        return None
+    return ceil(posts * needed * spread.posts / room)
 
 
 def smallest_shown(run_variance: float, seeds: int) -> float:
