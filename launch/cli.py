@@ -10,11 +10,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emotion_train.edges.streams import LOG_VARIABLE, go_to, hold, text_is_the_result
 from emotion_train.errors import EXIT_CODES, exit_code
 from launch.plan.choices import Spot
 from launch.run.choice import accelerate_line, ask_for_base, choose, printable
+
+if TYPE_CHECKING:
+    from emotion_train.config import Config
 
 _PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which
 precision and micro-batch, how many posts a second, how many hours, and dollars on spot (expected
@@ -82,6 +86,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--dry-run", action="store_true", help="print the accelerate launch line and start nothing"
+    )
+    run.add_argument(
+        "--seeds",
+        metavar="N or LIST",
+        help=(
+            "train one run a seed, RUN_ID-seed-N, and compare them at the end: 3 = three from run.seed on,"
+            " 1,5,9 = these; with --dry-run also the lines that start them as jobs"
+        ),
+    )
+    run.add_argument(
+        "--spread",
+        action="store_true",
+        help="with --seeds: each on one GPU of this machine, as many at once as there are (default: one after"
+        " the other, each on all GPUs)",
     )
     run.set_defaults(verb=_run)
 
@@ -280,12 +298,27 @@ def _positive(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from emotion_train.config import load_config
+    from emotion_train.errors import WrongRequest
+    from launch.run.choice import asked_for
+    from launch.run.seeds import end_with_seeds, run_seeds
+    from launch.run.topology import gpus
+
+    end_with_seeds()
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.seeds is not None:
+        _, topology = asked_for(gpus(), arguments.accelerate_config, processes=arguments.processes)
+        return run_seeds(arguments, config, topology, _run_once)
+    if arguments.spread:
+        raise WrongRequest("--spread is for several seeds; give --seeds 3, or leave it out.")
+    return _run_once(arguments, config)
+
+
+def _run_once(arguments: argparse.Namespace, config: Config) -> int:
     from emotion_train.processes.notices import hold_seconds
     from emotion_train.training.job import output_log
     from launch.run.processes import run_to_end, wait_for_answer
     from launch.run.topology import gpus
 
-    config = load_config(arguments.config, arguments.overrides)
     hold_s = hold_seconds(config.preemption.hold_s, os.environ)
     found = gpus()
     # the choice of a layout needs the base's shape

@@ -1023,6 +1023,14 @@ MUTANTS = [
         "given[place]",
         "tests/launch/results/test_compare.py::test_several_comparisons_are_corrected_and_that_is_said",
     ),
+    Mutant(
+        "after a failure no further seed is started",
+        "launch/run/seeds.py",
+        "spread",
+        "while waiting and idle and (not any(codes)) and (not signals):",
+        "while waiting and idle:",
+        "tests/launch/run/test_seeds.py::test_after_a_failure_none_is_started_and_its_code_is_told",
+    ),
 ]
 
 
