@@ -47,6 +47,8 @@ def what_it_takes(comparison: Comparison, versus: Versus) -> str:
         if versus.posts is not None and versus.posts > comparison.rows
         else ""
     )
+    if spread.run is None and _one_config(comparison):
+        return "They are one config: what differs is the seed's."
     if spread.run is None:
         told = (
             f"One run each: how much of {size:.3f} is the seed's is not known{of_posts and _alone(of_posts)}."
@@ -58,6 +60,12 @@ def what_it_takes(comparison: Comparison, versus: Versus) -> str:
     if versus.seeds is None:
         return f"No number of seeds up to 100 would show {size:.3f} on these posts; {had}{of_posts}."
     return f"{versus.seeds} seeds of each config show {size:.3f} in 8 of 10 repeats; {had}{of_posts}."
+
+
+def _one_config(comparison: Comparison) -> bool:
+    """Whether nothing that is known differs but the seed."""
+    rows = [row.name for rows in comparison.differences.values() for row in rows]
+    return rows == ["run.seed"]
 
 
 def _alone(of_posts: str) -> str:

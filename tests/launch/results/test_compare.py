@@ -139,6 +139,8 @@ def test_seeds_of_one_config_are_pooled_and_counted(folder: Path) -> None:
         what_it_takes(pooled, versus),
     )
     assert "One run each" in what_it_takes(single, alone)
+    seeds = comparison_of(words[::3])
+    assert what_it_takes(seeds, seeds.versus[0]) == "They are one config: what differs is the seed's."
     assert [round(one.mean, 6) for one in pooled.seeds] == [round(float(mean), 6) for mean in means]
 
 
