@@ -50,7 +50,7 @@ def posts(name: str, split: str) -> Posts:
 
 def ours(train: Posts, texts: list[str]) -> np.ndarray:
     scores_NC = tfidf_floor(zip(*train, strict=True), texts, max(train[1]) + 1, seed=42)
-    return scores_NC.argmax(1)
+    return np.asarray(scores_NC.argmax(1))
 
 
 def words_alone(train: Posts, texts: list[str]) -> np.ndarray:

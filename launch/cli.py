@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emotion_train.cli import VERBS as TRAIN_VERBS
 from emotion_train.command_line import (
@@ -31,9 +32,17 @@ from emotion_train.errors import (
 )
 from launch.plan.spot import Spot
 
+if TYPE_CHECKING:
+    pass
+
 _PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which
 precision and micro-batch, how many posts a second, how many hours, and dollars on spot (expected
 preemptions and recoveries included) and on demand. Nothing is started."""
+
+
+_COMPARING = """Compares runs that were scored on the same posts, each with the first: macro-F1 with
+the interval of the difference, labels, posts that flipped, calibration, dollars, speed, and what
+differs in config, data and versions. Refuses runs that were scored on other posts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +105,20 @@ def _parser() -> argparse.ArgumentParser:
             " second start that resumes, the report; then say what the whole run will take and cost"
         ),
     )
+    run.add_argument(
+        "--seeds",
+        metavar="N or LIST",
+        help=(
+            "train one run a seed, RUN_ID-seed-N, and compare them at the end: 3 = three from run.seed on,"
+            " 1,5,9 = these; with --dry-run also the lines that start them as jobs"
+        ),
+    )
+    run.add_argument(
+        "--spread",
+        action="store_true",
+        help="with --seeds: each on one GPU of this machine, as many at once as there are (default: one after"
+        " the other, each on all GPUs)",
+    )
     run.set_defaults(verb=_run)
 
     _add_plan(verb("plan", "which GPUs would train this, how long and for how many dollars", _PLANNING))
@@ -134,6 +157,14 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds between two looks at the bucket (default: %(default)g)",
     )
     show.set_defaults(verb=_show)
+
+    _add_compare(
+        verb(
+            "compare",
+            "runs on the same posts: which is better beyond chance, by how much, and what differs",
+            _COMPARING,
+        )
+    )
 
     pull = verb("pull", "download a published adapter, verified by sha256")
     pull.add_argument(
@@ -226,6 +257,41 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.set_defaults(verb=_plan)
 
 
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help=(
+            "OUTPUT_URL/RUN_ID, a run's id below --output-url, a folder that was pulled or written by"
+            " `emotion-train evaluate --out`, a report.json or a scorecard.json"
+        ),
+    )
+    compare.add_argument("--output-url", metavar="OUTPUT_URL", help="where runs are that are given by id")
+    compare.add_argument(
+        "--split", metavar="NAME", help="split to compare on (default: test where there is one)"
+    )
+    compare.add_argument(
+        "--group-by-config",
+        action="store_true",
+        help="runs that differ in nothing but their seed count as one, and the intervals count seeds",
+    )
+    compare.add_argument(
+        "--page",
+        default="comparison.html",
+        metavar="FILE",
+        help=(
+            "where the HTML page goes, a file or s3:// URL; an earlier one is replaced (default: %(default)s)"
+        ),
+    )
+    compare.add_argument(
+        "--fail-if-worse",
+        action="store_true",
+        help="end with 1 where one is worse than the first beyond chance",
+    )
+    compare.set_defaults(verb=_compare)
+
+
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="FILE", help="run config in YAML (emotion_train/configs/ has examples)"
@@ -248,7 +314,19 @@ def _positive(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from emotion_train.config import load_config
+    from launch.run.choice import asked_for
+    from launch.run.seeds import end_with_seeds, run_seeds
+    from launch.run.topology import gpus
 
+    end_with_seeds()
+    if arguments.seeds is None and arguments.spread:
+        raise WrongRequest("--spread is for several seeds; give --seeds 3, or leave it out.")
+    if arguments.seeds is not None and arguments.smoke:
+        raise WrongRequest("--smoke tries one run out; give it without --seeds.")
+    if arguments.seeds is not None:
+        config = load_config(arguments.config, arguments.overrides)
+        _, topology = asked_for(gpus(), arguments.accelerate_config, processes=arguments.processes)
+        return run_seeds(arguments, config, topology, lambda own: _start(own, []))
     if arguments.smoke:
         from launch.run.smoke import smoke_run
 
@@ -375,6 +453,19 @@ def _show(arguments: argparse.Namespace) -> int:
     else:
         show(store, run_id, a_console())
     return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from launch.results.compare import run
+
+    return run(
+        arguments.runs,
+        output_url=arguments.output_url,
+        split=arguments.split,
+        group_by_config=arguments.group_by_config,
+        page=arguments.page,
+        fail_if_worse=arguments.fail_if_worse,
+    )
 
 
 def _pull(arguments: argparse.Namespace) -> int:

@@ -1208,6 +1208,55 @@ MUTANTS = [
         "Preempted",
         "tests/emotion_train/training/test_waiting.py::test_33_is_only_for_a_run_whose_newest_state_is_known_to_be_saved",
     ),
+    # what is called better
+    Mutant(
+        "a floor that is not beaten for certain takes the check mark",
+        "emotion_train/report/figures.py",
+        "decisive",
+        "floor.outcome != 'beaten'",
+        "False",
+        "tests/emotion_train/report/test_report.py::test_a_weaker_floor_that_is_not_beaten_for_certain_takes_the_check_mark",
+    ),
+    Mutant(
+        "a handful of posts tells nothing",
+        "emotion_train/evaluation/metrics.py",
+        "paired_bootstrap_macro_f1",
+        "if rows_K[a_K != b_K].sum() < FEWEST_DIFFERENT:",
+        "if False:",
+        "tests/emotion_train/evaluation/test_comparison.py::test_a_handful_of_posts_tells_nothing",
+    ),
+    Mutant(
+        "an interval counts the seeds",
+        "emotion_train/evaluation/comparison.py",
+        "paired_difference",
+        "if spread.run is not None:",
+        "if False:",
+        "tests/emotion_train/evaluation/test_comparison.py::test_intervals_hold_a_planted_difference_nineteen_times_out_of_twenty[runs2-0.2]",
+    ),
+    Mutant(
+        "posts of other texts are not compared",
+        "launch/results/same_posts.py",
+        "_same_texts",
+        "if here.objects(first.split) != there.objects(other.split):",
+        "if False:",
+        "tests/launch/results/test_compare.py::test_another_training_split_is_told_and_other_test_posts_are_refused",
+    ),
+    Mutant(
+        "several comparisons are corrected for",
+        "emotion_train/evaluation/comparison.py",
+        "holm",
+        "(len(given) - rank) * given[place]",
+        "given[place]",
+        "tests/launch/results/test_compare.py::test_several_comparisons_are_corrected_and_that_is_said",
+    ),
+    Mutant(
+        "after a failure no further seed is started",
+        "launch/run/seeds.py",
+        "spread",
+        "while waiting and idle and (not any(codes)) and (not signals):",
+        "while waiting and idle:",
+        "tests/launch/run/test_seeds.py::test_after_a_failure_none_is_started_and_its_code_is_told",
+    ),
 ]
 
 

@@ -22,6 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
+# Of two classifiers that answer fewer posts differently, even one that is right each time cannot be
+# told from chance: five tosses of a coin fall alike with p = 0.06.
+FEWEST_DIFFERENT = 6
 _DRAWS_AT_A_TIME = 2**22  # 32 MiB of int64
 
 
@@ -141,9 +144,9 @@ def bootstrap_macro_f1(
     A label that a resample happens to leave out counts 0 there, as it would in a split without it;
     with labels of a few posts the interval therefore leans downwards.
     """
-    (truth_K, predicted_K), rows_K = _distinct(classes, truth_N, predicted_N)
+    (truth_K, predicted_K), rows_K = distinct(classes, truth_N, predicted_N)
     chunks = [
-        _macro_f1_S(draws_SK, truth_K, predicted_K, classes) for draws_SK in _resamples(rows_K, samples, seed)
+        _macro_f1_S(draws_SK, truth_K, predicted_K, classes) for draws_SK in resamples(rows_K, samples, seed)
     ]
     return _interval(np.concatenate(chunks))
 
@@ -155,17 +158,20 @@ def paired_bootstrap_macro_f1(
     posts resampled for both at once.
 
     Posts that are hard for both cancel out, so the interval is narrower than the two single ones
-    suggest.
+    suggest. Where fewer than `FEWEST_DIFFERENT` posts are answered differently it holds 0.
     """
-    (truth_K, a_K, b_K), rows_K = _distinct(classes, truth_N, a_N, b_N)
+    (truth_K, a_K, b_K), rows_K = distinct(classes, truth_N, a_N, b_N)
     chunks = [
         _macro_f1_S(draws_SK, truth_K, a_K, classes) - _macro_f1_S(draws_SK, truth_K, b_K, classes)
-        for draws_SK in _resamples(rows_K, samples, seed)
+        for draws_SK in resamples(rows_K, samples, seed)
     ]
     difference = (
         ClassCounts.of(truth_N, a_N, classes).macro_f1 - ClassCounts.of(truth_N, b_N, classes).macro_f1
     )
-    return Difference(difference, *_interval(np.concatenate(chunks)))
+    low, high = _interval(np.concatenate(chunks))
+    if rows_K[a_K != b_K].sum() < FEWEST_DIFFERENT:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Difference(difference, low, high)
 
 
 def expected_calibration_error(prob_NC: ArrayLike, truth_N: ArrayLike, bins: int = 15) -> Calibration:
@@ -226,23 +232,28 @@ def _ratio(above: Any, below: Any) -> FloatArray:
     return np.asarray(np.divide(above, below, out=np.zeros_like(below), where=below != 0))
 
 
-def _distinct(classes: int, *labels_N: ArrayLike) -> tuple[list[IntArray], IntArray]:
-    """The K distinct tuples of labels that occur, column by column, and the posts of each."""
+def distinct(classes: int, *labels_N: ArrayLike) -> tuple[list[IntArray], IntArray]:
+    """The K distinct tuples of labels that occur, column by column, and the posts of each.
+
+    Raises `ValueError` for columns of different lengths and for no post.
+    """
     columns_N = [_labels(column_N, classes) for column_N in labels_N]
     if not columns_N[0].size or len({column_N.size for column_N in columns_N}) > 1:
         raise ValueError(
             "resampling needs as many predictions as posts and at least one, got"
             f" {[column_N.size for column_N in columns_N]}"
         )
-    code_N = np.zeros_like(columns_N[0])
+    code_N, codes = np.zeros_like(columns_N[0]), 1
     for column_N in columns_N:
-        code_N = code_N * classes + column_N
-    code_K, rows_K = np.unique(code_N, return_counts=True)
-    places = [classes**power for power in reversed(range(len(columns_N)))]
-    return [code_K // place % classes for place in places], rows_K
+        if codes > 2**62 // classes:  # many columns: those that occur are numbered anew
+            code_N = np.unique(code_N, return_inverse=True)[1].astype(np.int64)
+            codes = int(code_N.max()) + 1
+        code_N, codes = code_N * classes + column_N, codes * classes
+    _, first_K, rows_K = np.unique(code_N, return_index=True, return_counts=True)
+    return [column_N[first_K] for column_N in columns_N], rows_K
 
 
-def _resamples(rows_K: IntArray, samples: int, seed: int) -> Iterator[IntArray]:
+def resamples(rows_K: IntArray, samples: int, seed: int) -> Iterator[IntArray]:
     """`samples` multinomial draws of as many posts as there are, in chunks of bounded memory."""
     generator = np.random.default_rng(seed)
     rows = int(rows_K.sum())
@@ -251,13 +262,19 @@ def _resamples(rows_K: IntArray, samples: int, seed: int) -> Iterator[IntArray]:
         yield generator.multinomial(rows, rows_K / rows, size=min(chunk, samples - start))
 
 
-def _macro_f1_S(draws_SK: IntArray, truth_K: IntArray, predicted_K: IntArray, classes: int) -> FloatArray:
+def f1_of_resample_SC(
+    draws_SK: IntArray, truth_K: IntArray, predicted_K: IntArray, classes: int
+) -> FloatArray:
+    """F1 of every label where each distinct (truth, prediction) was drawn so many times."""
     draws_SK = draws_SK.astype(np.float64)  # BLAS has no integer product; counts below 2^53 stay exact
     is_truth_KC = (truth_K[:, None] == np.arange(classes)).astype(np.float64)
     is_predicted_KC = (predicted_K[:, None] == np.arange(classes)).astype(np.float64)
     correct_SC = draws_SK @ (is_truth_KC * is_predicted_KC)
-    f1_SC = _ratio(2 * correct_SC, draws_SK @ (is_truth_KC + is_predicted_KC))
-    return np.asarray(f1_SC.mean(axis=1))
+    return _ratio(2 * correct_SC, draws_SK @ (is_truth_KC + is_predicted_KC))
+
+
+def _macro_f1_S(draws_SK: IntArray, truth_K: IntArray, predicted_K: IntArray, classes: int) -> FloatArray:
+    return np.asarray(f1_of_resample_SC(draws_SK, truth_K, predicted_K, classes).mean(axis=1))
 
 
 def _interval(scores_S: FloatArray) -> Interval:

@@ -183,6 +183,18 @@ def predictions_from_parquet(raw: bytes) -> Predictions:
     )
 
 
+def texts_from_parquet(raw: bytes) -> dict[str, str] | None:
+    """The texts of a predictions file by id; None where they were not asked for."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(pa.BufferReader(raw))
+    if "text" not in file.schema_arrow.names:
+        return None
+    table = file.read(columns=["id", "text"])
+    return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+
 def _named(label_N: NDArray[np.int32], labels: Sequence[str]) -> Any:
     import pyarrow as pa
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emotion_train.evaluation.comparison import MOST_TIMES
 from emotion_train.evaluation.floors import MAJORITY
-from emotion_train.report.schema import Evaluation, SplitFigures
+from emotion_train.report.schema import Evaluation, Floor, SplitFigures
+from emotion_train.report.units import round_up
 
 _ONE_ANSWER = 0.9  # share of the posts that get one label
 _HARDLY = 0.95  # of the first training loss
@@ -51,7 +53,20 @@ def next_steps(
         tries.append(f"more posts (the rarest label has {min(train_counts):,} for training)")
     if chance and len(tries) < _MOST:
         tries.append("labels that a person agrees with (read 50 posts of the training split)")
+    if (posts := _posts_that_would_tell(behind, split.rows)) is not None:
+        tries = [f"more held-out posts ({posts:,} would tell such a lead)", *tries]
     return f"Try next: {'; '.join(tries[:_MOST])}."
+
+
+def _posts_that_would_tell(behind: Sequence[Floor], rows: int) -> int | None:
+    """Held-out posts with which the lead over the strongest of these floors would be certain, where
+    it is one and a few times as many do; intervals shrink by the root of the posts.
+    """
+    floor = max(behind, key=lambda one: one.macro_f1)
+    if floor.difference <= 0:
+        return None
+    needed = rows * ((floor.difference - floor.difference_low) / floor.difference) ** 2
+    return round_up(needed) if rows < needed < MOST_TIMES * rows else None
 
 
 def _of_one_answer(split: SplitFigures, config: Mapping[str, Any]) -> list[str]:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 10
 POOR_CALIBRATION = 0.1
+MOST_TIMES = 20  # as many posts as there are; more are not proposed
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,11 +249,18 @@ def strongest(floors: Sequence[Floor]) -> Floor:
     return max(floors, key=lambda floor: floor.macro_f1)
 
 
-def verdict(name: str, split: SplitFigures, which: str = "") -> Verdict:
-    """What the interval of the difference to the strongest floor allows to say; `which` of the
-    posts these are is added where it is not all.
+def decisive(floors: Sequence[Floor]) -> Floor:
+    """The floor that the verdict is about: the strongest of those that are not beaten for certain,
+    else of all.
     """
-    floor = strongest(split.floors)
+    return strongest([floor for floor in floors if floor.outcome != "beaten"] or floors)
+
+
+def verdict(name: str, split: SplitFigures, which: str = "") -> Verdict:
+    """What the interval of the difference to the decisive floor allows to say; `which` of the posts
+    these are is added where it is not all.
+    """
+    floor = decisive(split.floors)
     figure = (
         f"Macro-F1 {split.macro_f1:.3f} ({split.macro_f1_low:.3f} to {split.macro_f1_high:.3f}) on"
         f" {split.rows:,} {name} posts{which}"

@@ -1,20 +1,18 @@
 """The report as one HTML file for the browser, the printer and the archive: no script, no font, no
 request to anywhere.
 
-Every word that comes from outside (labels, URLs, config) goes through `html.escape`; a content
-security policy forbids the rest.
+Every word that comes from outside (labels, URLs, config) goes through `html.escape`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from html import escape
 
 import yaml
 
+from emotion_train.report.html_parts import bullets, fact_list, figure, page, section, table
 from emotion_train.report.plots import confusion_plot, curve_plot, floors_plot, reliability_plot
 from emotion_train.report.schema import Report, SplitFigures
-from emotion_train.report.stylesheet import STYLESHEET
 from emotion_train.report.units import dollars, duration, memory, percent, rate, saving, signed
 
 _MARKS = {"beaten": ("good", "✓"), "open": ("open", "≈"), "not beaten": ("bad", "✗")}
@@ -26,32 +24,24 @@ def render_html(report: Report) -> str:
     split = report.splits[report.headline]
     sections = [
         _head(report, split),
-        _section("Against the floors", _floors(split)),
-        _section("What to keep in mind", _list(report.warnings)) if report.warnings else "",
-        _section("Label by label", _per_label(split)),
-        _section("What is taken for what", _confusion(report, split)),
-        _section("Can the probabilities be trusted?", _calibration(split)),
-        _section("Training", _training(report)),
-        _section("Every split", _splits(report)) if len(report.splits) > 1 else "",
-        _section("Data", _data(report)),
-        _section("Speed and cost", _speed(report)),
-        _section("Identity", _identity(report)),
-        _section(
+        section("Against the floors", _floors(split)),
+        section("What to keep in mind", bullets(report.warnings)) if report.warnings else "",
+        section("Label by label", _per_label(split)),
+        section("What is taken for what", _confusion(report, split)),
+        section("Can the probabilities be trusted?", _calibration(split)),
+        section("Training", _training(report)),
+        section("Every split", _splits(report)) if len(report.splits) > 1 else "",
+        section("Data", _data(report)),
+        section("Speed and cost", _speed(report)),
+        section("Identity", _identity(report)),
+        section(
             "Configuration",
             "<pre>"
             + escape(yaml.safe_dump(report.identity.config, sort_keys=False, allow_unicode=True))
             + "</pre>",
         ),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport"'
-        ' content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light'
-        ' dark">\n<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src'
-        f" 'unsafe-inline'\">\n<title>{escape(report.identity.run_id)}: macro-F1"
-        f" {split.macro_f1:.3f}</title>\n<style>{STYLESHEET}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return page(f"{report.identity.run_id}: macro-F1 {split.macro_f1:.3f}", sections)
 
 
 def _head(report: Report, split: SplitFigures) -> str:
@@ -93,7 +83,7 @@ def _floors(split: SplitFigures) -> str:
         )
     heads = ("classifier", "macro-F1", "weighted F1", "accuracy", "model ahead by", "95 % interval")
     caption = "Macro-F1, the mean of every label's F1; the whisker is the 95 % bootstrap interval."
-    return _figure(floors_plot(split, split.floors), caption) + _table(heads, rows)
+    return figure(floors_plot(split, split.floors), caption) + table(heads, rows)
 
 
 def _per_label(split: SplitFigures) -> str:
@@ -121,7 +111,7 @@ def _confusion(report: Report, split: SplitFigures) -> str:
     order = sorted(range(len(report.labels)), key=lambda i: (-split.per_label[i].support, i))
     labels = [report.labels[i] for i in order]
     counts = [[split.confusion[i][j] for j in order] for i in order]
-    plot = _figure(
+    plot = figure(
         confusion_plot(labels, counts),
         "Posts by true label (row) and prediction (column), most frequent label first; stronger colour,"
         " larger share of the row.",
@@ -131,7 +121,7 @@ def _confusion(report: Report, split: SplitFigures) -> str:
     rows = [(labels[i], labels[j], f"{count:,}", percent(count / sum(counts[i]))) for count, i, j in worst]
     heads = ("true label", "predicted", "posts", "of the true label")
     return plot + (
-        f"<h3>Most frequent mistakes</h3>{_table(heads, rows, words=2)}"
+        f"<h3>Most frequent mistakes</h3>{table(heads, rows, words=2)}"
         if rows
         else "<p>There is no mistake.</p>"
     )
@@ -143,7 +133,7 @@ def _calibration(split: SplitFigures) -> str:
         f" bins, log loss <b>{split.log_loss:.3f}</b>. On the dashed line, posts given a probability of 0.7"
         " are right 7 times out of 10; points below it mean that the model is too sure of itself.</p>"
     )
-    plot = _figure(
+    plot = figure(
         reliability_plot(split.reliability),
         "Accuracy by the probability of the predicted label; below, how many posts.",
     )
@@ -155,9 +145,9 @@ def _training(report: Report) -> str:
         return "<p>No evaluation was recorded.</p>"
     losses = [(one.step, one.train_loss) for one in report.history if one.train_loss is not None]
     scores = [(one.step, one.macro_f1) for one in report.history]
-    plots = [_figure(curve_plot(losses, "Training loss"), "Training loss.")] if losses else []
+    plots = [figure(curve_plot(losses, "Training loss"), "Training loss.")] if losses else []
     plots.append(
-        _figure(
+        figure(
             curve_plot(scores, "Validation macro-F1", report.best_step),
             "Validation macro-F1; the ringed point is this model.",
         )
@@ -177,7 +167,7 @@ def _training(report: Report) -> str:
             )
         )
     heads = ("step", "epoch", "training loss", "validation macro-F1", "learning rate", "kept")
-    return f'<div class="pair">{"".join(plots)}</div>{_table(heads, rows, words=0)}'
+    return f'<div class="pair">{"".join(plots)}</div>{table(heads, rows, words=0)}'
 
 
 def _splits(report: Report) -> str:
@@ -196,7 +186,7 @@ def _splits(report: Report) -> str:
         "log loss",
         "calibration error",
     )
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _data(report: Report) -> str:
@@ -214,8 +204,8 @@ def _data(report: Report) -> str:
     ]
     lengths = f"<h3>Lengths in tokens</h3>{_lengths(report)}" if report.cuts else ""
     return (
-        f'<div class="pair"><div>{_table(("label", *splits), rows, total=True)}</div>'
-        f"<div>{_facts(cleaning)}</div></div>{lengths}"
+        f'<div class="pair"><div>{table(("label", *splits), rows, total=True)}</div>'
+        f"<div>{fact_list(cleaning)}</div></div>{lengths}"
     )
 
 
@@ -244,7 +234,7 @@ def _lengths(report: Report) -> str:
         "tokens lost",
         "2 % would be cut at",
     )
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _speed(report: Report) -> str:
@@ -267,7 +257,7 @@ def _speed(report: Report) -> str:
     ]
     if speed.usd is not None and speed.usd_per_hour is not None:
         facts.append(("cost", f"{dollars(speed.usd)} at {dollars(speed.usd_per_hour)} an hour"))
-    return _facts(facts)
+    return fact_list(facts)
 
 
 def _identity(report: Report) -> str:
@@ -285,55 +275,15 @@ def _identity(report: Report) -> str:
         ("index sha256", one.index_sha256),
         ("versions", ", ".join(f"{name} {version}" for name, version in one.versions.items())),
     ]
-    return _facts(facts)
+    return fact_list(facts)
 
 
 def _three(*values: float) -> list[str]:
     return [f"{value:.3f}" for value in values]
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
-
-
-def _figure(plot: str, caption: str) -> str:
-    return f'<figure><div class="wide">{plot}</div><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _list(items: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
-
-
-def _facts(facts: Iterable[tuple[str, str]]) -> str:
-    return (
-        '<dl class="facts">'
-        + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
-        + "</dl>"
-    )
-
-
 def _bar(share: float, value: str, css: str) -> str:
     return (
         f'<td class="bar"><div><span>{value}</span><b><i class="{css}"'
         f' style="width:{100 * share:.1f}%"></i></b></div></td>'
-    )
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1, total: bool = False) -> str:
-    """The first `words` columns are text, the others numbers; the first heads its row."""
-    head = "".join(
-        f'<th scope="col"{" class=word" if i < words else ""}>{escape(name)}</th>'
-        for i, name in enumerate(heads)
-    )
-    body = "".join(
-        f'<tr><th scope="row"{" class=word" if words else ""}>{escape(first)}</th>'
-        + "".join(
-            f"<td{' class=word' if i < words else ''}>{escape(value)}</td>" for i, value in enumerate(rest, 1)
-        )
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return (
-        f'<div class="wide"><table{" class=total" if total else ""}>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )

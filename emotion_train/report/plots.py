@@ -49,6 +49,31 @@ def floors_plot(split: SplitFigures, floors: Sequence[Floor]) -> str:
     return _svg(760, bottom + 22, words, body)
 
 
+def differences_plot(rows: Sequence[tuple[str, float, float, float]]) -> str:
+    """Differences to 0 with their intervals: name, difference, low, high."""
+    left, right, step = 200, 700, 34
+    bottom = step * len(rows) + 10
+    ticks = nice_ticks(min(0.0, *(low for _, _, low, _ in rows)), max(0.0, *(high for _, _, _, high in rows)))
+
+    def x(value: float) -> float:
+        return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left)
+
+    digits = max(1, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    body = [f'<path d="M{x(tick):.1f} 4V{bottom}" class="grid"/>' for tick in ticks]
+    body += [_text(x(tick), bottom + 16, f"{tick:.{digits}f}", "middle", "muted") for tick in ticks]
+    body.append(f'<path d="M{x(0):.1f} 4V{bottom}" class="diagonal"/>')
+    for row, (name, difference, low, high) in enumerate(rows):
+        y = 24 + row * step
+        body.append(_text(left - 10, y + 4, _short(name), "end"))
+        body.append(
+            f'<path d="M{x(low):.1f} {y}H{x(high):.1f}M{x(low):.1f} {y - 5}v10M{x(high):.1f} {y - 5}v10"'
+            ' class="whisker"/>'
+        )
+        body.append(f'<circle cx="{x(difference):.1f}" cy="{y}" r="5" class="accent"/>')
+    words = "; ".join(f"{name} {value:+.3f}, {low:+.3f} to {high:+.3f}" for name, value, low, high in rows)
+    return _svg(760, bottom + 22, f"Differences with their 95 % intervals: {words}", body)
+
+
 def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
     """Counts of truth (rows) by prediction (columns); the colour is the share of the row."""
     classes = len(labels)

@@ -37,6 +37,7 @@ th,td{padding:5px 14px 5px 0;border-bottom:1px solid var(--edge);text-align:righ
 th:last-child,td:last-child{padding-right:2px}tr{break-inside:avoid}tbody tr:last-child>*{border-bottom:0}
 thead th{color:var(--muted);font-size:13px;vertical-align:bottom}.word,.bars th:first-child{text-align:left}
 tbody th.word,.bars tbody th{max-width:260px;overflow:hidden;text-overflow:ellipsis}
+.prose,tbody th.prose{min-width:280px;max-width:460px;white-space:pre-wrap;overflow-wrap:anywhere}
 .total tbody tr:last-child>*{border-top:1px solid var(--muted);font-weight:650}
 .bars{width:100%}.bars thead th:nth-child(n+3):not(:last-child){text-align:left}
 .bar div{display:flex;align-items:center;gap:9px}.bar span{min-width:2.2em;text-align:right}.bar b{flex:1;min-width:40px}

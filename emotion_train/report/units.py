@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def signed(value: float) -> str:
     """Three digits with sign, and never -0.000."""
@@ -35,6 +37,16 @@ def percent(share: float) -> str:
 
 def rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.1f}"
+
+
+def round_up(number: float) -> int:
+    """The next number with two digits and noughts.
+
+    >>> round_up(1234.5), round_up(17)
+    (1300, 17)
+    """
+    step = int(10 ** max(0, math.floor(math.log10(max(1.0, number))) - 1))
+    return math.ceil(number / step) * step
 
 
 def short_count(count: int) -> str:

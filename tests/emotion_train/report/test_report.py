@@ -33,12 +33,19 @@ from emotion_train.evaluation.predictions import (
 )
 from emotion_train.model.loss import class_weights
 from emotion_train.report.advice import next_steps
-from emotion_train.report.figures import Measured, SplitResult, build_report, cut_sentences
+from emotion_train.report.figures import (
+    Measured,
+    SplitResult,
+    build_report,
+    cut_sentences,
+    decisive,
+    verdict,
+)
 from emotion_train.report.pages import render_html
 from emotion_train.report.plots import nice_ticks
 from emotion_train.report.schema import Dataset, Evaluation, Floor, Identity, Report, SplitFigures
 from emotion_train.report.terminal import print_report
-from emotion_train.report.units import dollars, duration, memory, short_count, signed
+from emotion_train.report.units import dollars, duration, memory, round_up, short_count, signed
 
 HOSTILE = "<script>alert('\"&')</script>"
 
@@ -362,6 +369,49 @@ def test_a_lead_whose_interval_holds_zero_is_open() -> None:
     assert Floor(**scores, difference=0.01, difference_low=-0.01, difference_high=0.03).outcome == "open"
     assert Floor(**scores, difference=-0.01, difference_low=-0.03, difference_high=0.01).outcome == "open"
     assert Floor(**scores, difference=0.01, difference_low=0.005, difference_high=0.03).outcome == "beaten"
+
+
+def test_within_noise_of_a_floor_there_is_no_check_mark() -> None:
+    """Also of a floor that is not the strongest, and of a lead that a few more posts might make."""
+    lead = report({"test": result(predictions(60, skill=2.0), predictions(60, skill=1.9, seed=0))})
+    worse = report({"test": result(predictions(skill=1), predictions(skill=4))})
+    for found in (lead, worse):
+        assert found.verdict.outcome != "beaten"
+        assert str(found.verdict.advice).startswith("Try next: ")
+        assert "✓" not in printed(found) + render_html(found)
+    better = report({"test": result(predictions(skill=4), predictions(skill=1))})
+    assert better.verdict.advice is None
+    assert "✓" in printed(better)
+
+
+def floor_of(low: float, difference: float, high: float, macro_f1: float = 0.5) -> Floor:
+    scores: dict[str, Any] = {"name": f"floor {macro_f1}", "weighted_f1": 0.5, "accuracy": 0.5}
+    return Floor(**scores, macro_f1=macro_f1, difference=difference, difference_low=low, difference_high=high)
+
+
+def test_a_weaker_floor_that_is_not_beaten_for_certain_takes_the_check_mark() -> None:
+    split = report({"test": result(predictions())}).splits["test"]
+    floors = (floor_of(0.01, 0.1, 0.2, 0.55), floor_of(-0.01, 0.15, 0.3, 0.5))
+    assert verdict("test", split.model_copy(update={"floors": floors})).outcome == "open"
+    assert decisive((floor_of(0.1, 0.2, 0.3, 0.4), floors[0])) == floors[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "difference", "posts"),
+    [
+        (-0.02, 0.033, 930),  # 360 * (0.053 / 0.033)^2
+        (-0.02, 0.001, None),  # 160,000 posts
+        (-0.05, -0.01, None),  # no lead
+    ],
+)
+def test_more_posts_are_proposed_where_they_would_make_a_lead_certain(
+    low: float, difference: float, posts: int | None
+) -> None:
+    figures = report({"test": result(predictions())}).splits["test"]
+    floors = (floor_of(low, difference, 0.09),)
+    advice = str(next_steps(figures.model_copy(update={"rows": 360, "floors": floors}), (), CONFIG))
+    assert ("more held-out posts (" in advice) == (posts is not None)
+    assert posts is None or f"({posts} would tell such a lead)" in advice
 
 
 def test_always_guessing_the_majority_is_no_achievement() -> None:
@@ -701,6 +751,8 @@ def test_terminal_takes_hostile_labels_as_they_are() -> None:
         (memory(300 * 2**20), "300 MiB"),
         (dollars(1234.5), "$1,234.50"),
         (dollars(0.0123), "$0.0123"),
+        (str(round_up(1234.5)), "1300"),
+        (str(round_up(0.2)), "1"),
         (short_count(999), "999"),
         (short_count(1234), "1.2k"),
         (short_count(9960), "10k"),

@@ -1,0 +1,255 @@
+"""Whether one classifier is better than another on the same posts: the interval of the difference
+counts the posts, and the seeds where several runs were trained of one config.
+
+Each resample draws the posts anew, for all runs at once, so that posts which are hard for everybody
+cancel out. Seeds are few, and drawing three of three with replacement makes them look more alike
+than they are; so their mean is drawn from Student's t of their spread, which is taken to be the
+same in both groups. What single runs differ by on these very posts is part of that spread, so it is
+taken out of the posts' share and counts once.
+
+The price: one multinomial draw a resample over the distinct rows of (truth, predictions), which are
+few for two runs and as many as the posts for many runs: 2000 resamples of 100,000 posts take about
+half a minute, and hold 8 bytes a resample, run and label.
+
+Letters: N posts, C labels, R runs, S resamples, K distinct rows of labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import ceil, sqrt
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emotion_train.evaluation.metrics import (
+    FEWEST_DIFFERENT,
+    ClassCounts,
+    distinct,
+    f1_of_resample_SC,
+    resamples,
+)
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+LEVEL = 0.05
+POWER = 0.8
+MOST_SEEDS = 100  # more are not proposed
+MOST_TIMES = 20  # as many posts as there are; more are not proposed
+_EXACT = 10_000
+_MANY = 10**6  # degrees of freedom of a variance that is known
+_DRAWS_OF_SEEDS = 5  # for each resample: the tails of Student's t need more draws than the posts do
+
+
+class Paired(NamedTuple):
+    """`difference` with its 95 % interval, and the share of draws as far on the other side of 0, on
+    both sides (`p`).
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+class Spread(NamedTuple):
+    """What a difference of two groups' means varies by.
+
+    `posts` is the variance from these posts, once single runs are averaged out; `run` the variance
+    of one run around its config's mean, None where no config has two runs; `freedom` is what `run`
+    was estimated from.
+    """
+
+    posts: float
+    run: float | None
+    freedom: int
+
+
+class McNemar(NamedTuple):
+    """Posts that only one of two got right, and how likely so uneven a division is by chance."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+class Resampled(NamedTuple):
+    """F1 by run and label: of all posts, and of each resample."""
+
+    f1_RC: FloatArray
+    f1_SRC: FloatArray
+
+
+def resampled_f1(
+    truth_N: ArrayLike, predicted_RN: Sequence[ArrayLike], classes: int, samples: int = 2000, seed: int = 0
+) -> Resampled:
+    """F1 of every run and label on `samples` resamples of the posts, the same for all runs.
+
+    Raises `ValueError` for other numbers of posts and for none.
+    """
+    columns_K, rows_K = distinct(classes, truth_N, *predicted_RN)
+    truth_K, *predicted_RK = columns_K
+    f1_SRC = np.empty((samples, len(predicted_RK), classes))
+    at = 0
+    for draws_SK in resamples(rows_K, samples, seed):
+        for run, predicted_K in enumerate(predicted_RK):
+            f1_SRC[at : at + len(draws_SK), run] = f1_of_resample_SC(draws_SK, truth_K, predicted_K, classes)
+        at += len(draws_SK)
+    f1_RC = np.stack([ClassCounts.of(truth_N, predicted_N, classes).f1_C for predicted_N in predicted_RN])
+    return Resampled(f1_RC, f1_SRC)
+
+
+def paired_difference(
+    score_R: ArrayLike,
+    score_SR: ArrayLike,
+    first: Sequence[int],
+    second: Sequence[int],
+    different: int,
+    seed: int = 0,
+) -> tuple[Paired, Spread]:
+    """The mean score of the runs `second` minus that of `first`, with its interval over posts and,
+    where a group has several runs, seeds.
+
+    `different` is on how many posts the two groups answer differently: of fewer than
+    `FEWEST_DIFFERENT` no test can tell anything, and the interval holds 0.
+    """
+    score_R, score_SR = np.asarray(score_R, np.float64), np.asarray(score_SR, np.float64)
+    difference = float(score_R[list(second)].mean() - score_R[list(first)].mean())
+    drawn_S = score_SR[:, list(second)].mean(axis=1) - score_SR[:, list(first)].mean(axis=1)
+    spread = _spread(score_R, score_SR, drawn_S, first, second)
+    if spread.run is not None:
+        drawn_S = _with_seeds(drawn_S, spread, 1 / len(first) + 1 / len(second), seed)
+    low, high = np.percentile(drawn_S, [2.5, 97.5]).tolist()
+    p = _two_sided(drawn_S)
+    if different < FEWEST_DIFFERENT:
+        low, high, p = min(low, 0.0), max(high, 0.0), max(p, min(1.0, 2 * 0.5**different))
+    return Paired(difference, low, high, p), spread
+
+
+def _spread(
+    score_R: FloatArray,
+    score_SR: FloatArray,
+    drawn_S: FloatArray,
+    first: Sequence[int],
+    second: Sequence[int],
+) -> Spread:
+    freedom = len(first) + len(second) - 2
+    if not freedom:
+        return Spread(float(drawn_S.var()), None, 0)
+    squares = own = 0.0
+    for group in (list(first), list(second)):
+        squares += float(((score_R[group] - score_R[group].mean()) ** 2).sum())
+        around_SR = score_SR[:, group] - score_SR[:, group].mean(axis=1, keepdims=True)
+        own += float(around_SR.var(axis=0).sum())
+    twice = own / freedom * (1 / len(first) + 1 / len(second))  # counted in `run` too
+    return Spread(max(0.0, float(drawn_S.var()) - twice), squares / freedom, freedom)
+
+
+def _with_seeds(drawn_S: FloatArray, spread: Spread, share: float, seed: int) -> FloatArray:
+    """The draws with the posts' variance of `spread`, and the seeds' added to it."""
+    assert spread.run is not None
+    centre, variance = drawn_S.mean(), drawn_S.var()
+    posts_S = (drawn_S - centre) * (sqrt(spread.posts / variance) if variance else 0.0)
+    student = np.random.default_rng([seed, 1]).standard_t(
+        spread.freedom, size=(_DRAWS_OF_SEEDS, len(drawn_S))
+    )
+    return np.asarray(centre + posts_S + sqrt(spread.run * share) * student).reshape(-1)
+
+
+def _two_sided(drawn_S: FloatArray) -> float:
+    below, above = int((drawn_S <= 0).sum()), int((drawn_S >= 0).sum())
+    return float(min(1.0, 2 * (1 + min(below, above)) / (1 + len(drawn_S))))
+
+
+def holm(p: Iterable[float]) -> list[float]:
+    """Each p corrected for all of them (Holm 1979): below `LEVEL`, the chance of any false finding
+    among them is below it.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    given = list(p)
+    corrected, highest = [0.0] * len(given), 0.0
+    for rank, place in enumerate(sorted(range(len(given)), key=given.__getitem__)):
+        highest = max(highest, min(1.0, (len(given) - rank) * given[place]))
+        corrected[place] = highest
+    return corrected
+
+
+def mcnemar(truth_N: ArrayLike, first_N: ArrayLike, second_N: ArrayLike) -> McNemar:
+    """McNemar's exact test (1947): of the posts that one alone got right, as many may be each
+    one's.
+    """
+    truth_N = np.asarray(truth_N)
+    first_right_N, second_right_N = np.asarray(first_N) == truth_N, np.asarray(second_N) == truth_N
+    only_first = int((first_right_N & ~second_right_N).sum())
+    only_second = int((~first_right_N & second_right_N).sum())
+    return McNemar(only_first, only_second, _even_chance(only_first, only_second))
+
+
+def _even_chance(one: int, other: int) -> float:
+    """The two-sided p of a fair coin that fell so: exact up to `_EXACT` tosses, else by the normal
+    curve with a correction for whole numbers.
+    """
+    total, few = one + other, min(one, other)
+    if total > _EXACT:
+        return min(1.0, 2 * NormalDist().cdf((few + 0.5 - total / 2) / sqrt(total / 4)))
+    ways, term = 0, 1
+    for heads in range(few + 1):
+        ways += term
+        term = term * (total - heads) // (heads + 1)
+    return min(1.0, float(2 * ways / 2**total))
+
+
+def seeds_to_show(difference: float, spread: Spread) -> int | None:
+    """Seeds of each config with which a difference of this size is shown in `POWER` of all repeats;
+    None where no more than `MOST_SEEDS` would, or nothing is known of seeds.
+    """
+    if spread.run is None:
+        return None
+    for seeds in range(2, MOST_SEEDS + 1):
+        if _shown(difference, spread.posts + 2 * spread.run / seeds, 2 * seeds - 2):
+            return seeds
+    return None
+
+
+def posts_to_show(difference: float, spread: Spread, first: int, second: int, posts: int) -> int | None:
+    """Posts on which `first` and `second` runs show a difference of this size in `POWER` of all
+    repeats, where `posts` gave this spread; None where no more than `MOST_TIMES` as many would.
+    """
+    of_seeds = (spread.run or 0.0) * (1 / first + 1 / second)
+    needed = _needed(spread.freedom or _MANY) ** 2
+    room = difference**2 - needed * of_seeds
+    if room <= 0 or needed * spread.posts > MOST_TIMES * room:
+        return None
+    return ceil(posts * needed * spread.posts / room)
+
+
+def smallest_shown(run_variance: float, seeds: int) -> float:
+    """The difference between two configs that as many seeds of each show in `POWER` of all repeats,
+    on posts without end.
+    """
+    return sqrt(2 * run_variance / seeds) * _needed(2 * seeds - 2)
+
+
+def _shown(difference: float, variance: float, freedom: int) -> bool:
+    return abs(difference) > _needed(freedom) * sqrt(variance)
+
+
+def _needed(freedom: int) -> float:
+    """Standard errors that a true difference has to measure."""
+    return student_quantile(1 - LEVEL / 2, freedom) + student_quantile(POWER, freedom)
+
+
+def student_quantile(share: float, freedom: int) -> float:
+    """Of Student's t, to 4 % from two degrees of freedom on (Fisher and Cornish 1960)."""
+    z = NormalDist().inv_cdf(share)
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )

@@ -1,0 +1,386 @@
+"""All figures of a comparison, computed once from predictions on the same posts; pages round.
+
+The first group is what the others are compared with. Of several comparisons each p is corrected for
+all of them, and so is each label's for the labels of its comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emotion_train.evaluation.comparison import (
+    LEVEL,
+    McNemar,
+    Paired,
+    Resampled,
+    Spread,
+    holm,
+    mcnemar,
+    paired_difference,
+    posts_to_show,
+    resampled_f1,
+    seeds_to_show,
+    smallest_shown,
+)
+from emotion_train.evaluation.metrics import ClassCounts, expected_calibration_error, log_loss
+from launch.results.differences import Group, Row, by_config, differences, one_each, seeds_of_one_config
+from launch.results.same_posts import OpenData, SamePosts, align, texts_of
+from launch.results.scored import Scored
+
+SAMPLES = 2000
+SEED = 42  # as run.seed's default
+Outcome = Literal["better", "open", "worse"]
+
+
+@dataclass(frozen=True)
+class GroupFigures:
+    """The means over a group's runs; None is what nobody told. `usd` and `seconds` are those of one
+    run.
+    """
+
+    name: str
+    runs: tuple[str, ...]
+    seeds: tuple[int | None, ...]
+    macro_f1: float
+    weighted_f1: float
+    accuracy: float
+    log_loss: float
+    calibration_error: float
+    confidence: float
+    usd: float | None
+    seconds: float | None
+    posts_per_second: float | None
+    tokens_per_second: float | None
+    device: str | None
+
+
+class LabelDifference(NamedTuple):
+    """`p` is corrected for all labels of the comparison."""
+
+    label: str
+    support: int
+    first: float
+    second: float
+    paired: Paired
+    p: float
+
+    @property
+    def outcome(self) -> Outcome:
+        return _outcome(self.paired.difference, self.p)
+
+
+class Flip(NamedTuple):
+    """A post that two groups answer differently; probabilities are those of its true label."""
+
+    post_id: str
+    truth: str
+    first: str
+    second: str
+    first_probability: float
+    second_probability: float
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Posts that only one got right, and those that both got wrong in different ways; the largest
+    change of the true label's probability comes first.
+    """
+
+    lost: tuple[Flip, ...]
+    won: tuple[Flip, ...]
+    other: tuple[Flip, ...]
+
+    @property
+    def total(self) -> int:
+        return len(self.lost) + len(self.won) + len(self.other)
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One group against the first. `p` is `macro_f1.p` corrected for all comparisons; `seeds` of
+    each config would show the difference, or `posts` with as many seeds as there are.
+    """
+
+    group: int
+    macro_f1: Paired
+    p: float
+    spread: Spread
+    seeds: int | None
+    posts: int | None
+    labels: tuple[LabelDifference, ...]
+    mcnemar: McNemar
+    flips: Flips
+
+    @property
+    def outcome(self) -> Outcome:
+        return _outcome(self.macro_f1.difference, self.p)
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """Macro-F1 of one config's seeds, and the difference to another config that so many seeds of
+    each would show, on posts without end.
+    """
+
+    name: str
+    scores: tuple[float, ...]
+    mean: float
+    deviation: float
+    smallest_shown: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    split: str
+    rows: int
+    groups: tuple[GroupFigures, ...]
+    versus: tuple[Versus, ...]
+    seeds: tuple[SeedSpread, ...]
+    differences: dict[str, list[Row]]
+    remarks: tuple[str, ...]
+    grouped: bool
+
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """Names of the groups that are worse than the first beyond chance."""
+        return tuple(self.groups[one.group].name for one in self.versus if one.outcome == "worse")
+
+
+def _outcome(difference: float, p: float) -> Outcome:
+    if p >= LEVEL:
+        return "open"
+    return "better" if difference > 0 else "worse"
+
+
+def compare(
+    scored: Sequence[Scored],
+    data: Sequence[OpenData | str],
+    *,
+    group_by_config: bool = False,
+    samples: int = SAMPLES,
+) -> Comparison:
+    """Raises `WrongRequest` where posts, labels or texts are not the same, and as `by_config`."""
+    groups = by_config(scored) if group_by_config else one_each(scored)
+    same = align(scored, data)
+    predicted = [one.predicted_N for one in same.predictions]
+    resampled = resampled_f1(same.truth_N, predicted, len(same.labels), samples, SEED)
+    pooled = [_pooled(same, group) for group in groups]
+    flips = [_flips(same, pooled[0], other) for other in pooled[1:]]
+    texts, without = texts_of({post for one in flips for post in one.ids}, same, scored[0].split, data)
+    paired = [_paired(resampled, same, groups[0], group) for group in groups[1:]]
+    corrected = holm(macro.p for macro, _, _ in paired)
+    versus = tuple(
+        Versus(
+            group=place,
+            macro_f1=macro,
+            p=p,
+            spread=spread,
+            seeds=seeds_to_show(macro.difference, spread),
+            posts=posts_to_show(
+                macro.difference, spread, len(groups[0].runs), len(group.runs), len(same.ids)
+            ),
+            labels=labels,
+            mcnemar=mcnemar(same.truth_N, pooled[0].label_N, pooled[place].label_N),
+            flips=flipped.with_texts(texts),
+        )
+        for place, (group, (macro, spread, labels), p, flipped) in enumerate(
+            zip(groups[1:], paired, corrected, flips, strict=True), start=1
+        )
+    )
+    remarks = [*same.remarks, *_remarks(scored)]
+    if without is not None and any(one.ids for one in flips):
+        remarks.append(f"The texts of the posts cannot be shown: {without}.")
+    return Comparison(
+        split=scored[0].split,
+        rows=len(same.ids),
+        groups=tuple(_figures(scored, same, group) for group in groups),
+        versus=versus,
+        seeds=tuple(_seed_spread(resampled, group) for group in seeds_of_one_config(scored)),
+        differences=differences(scored, groups, data),
+        remarks=tuple(remarks),
+        grouped=group_by_config,
+    )
+
+
+# --- figures ---
+
+
+def _figures(scored: Sequence[Scored], same: SamePosts, group: Group) -> GroupFigures:
+    predictions = [same.predictions[run] for run in group.runs]
+    reports = [scored[run].report for run in group.runs]
+    counts = [ClassCounts.of(same.truth_N, one.predicted_N, len(same.labels)) for one in predictions]
+    speeds = [report.speed for report in reports if report is not None]
+    devices = dict.fromkeys(
+        f"{report.identity.world_size} × {report.identity.device}" for report in reports if report is not None
+    )
+    prices = [speed.usd for speed in speeds if speed.usd is not None]
+    return GroupFigures(
+        name=group.name,
+        runs=tuple(scored[run].name for run in group.runs),
+        seeds=tuple(scored[run].seed for run in group.runs),
+        macro_f1=_mean([one.macro_f1 for one in counts]),
+        weighted_f1=_mean([one.weighted_f1 for one in counts]),
+        accuracy=_mean([one.accuracy for one in counts]),
+        log_loss=_mean([log_loss(one.prob_NC, same.truth_N) for one in predictions]),
+        calibration_error=_mean(
+            [expected_calibration_error(one.prob_NC, same.truth_N).error for one in predictions]
+        ),
+        confidence=_mean([float(one.prob_NC.max(axis=1).mean()) for one in predictions]),
+        usd=_mean(prices) if prices and len(prices) == len(group.runs) else None,
+        seconds=_mean([speed.train_seconds for speed in speeds]) if speeds else None,
+        posts_per_second=_mean([speed.posts_per_second for speed in speeds]) if speeds else None,
+        tokens_per_second=_mean([speed.tokens_per_second for speed in speeds]) if speeds else None,
+        device=", ".join(devices) or None,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _paired(
+    resampled: Resampled, same: SamePosts, first: Group, second: Group
+) -> tuple[Paired, Spread, tuple[LabelDifference, ...]]:
+    answers_RN = np.stack([same.predictions[run].predicted_N for run in (*first.runs, *second.runs)])
+    macro, spread = paired_difference(
+        resampled.f1_RC.mean(axis=1),
+        resampled.f1_SRC.mean(axis=2),
+        first.runs,
+        second.runs,
+        _different(answers_RN),
+        SEED,
+    )
+    support_C = np.bincount(same.truth_N, minlength=len(same.labels))
+    by_label = [
+        paired_difference(
+            resampled.f1_RC[:, label],
+            resampled.f1_SRC[:, :, label],
+            first.runs,
+            second.runs,
+            _different(answers_RN == label),
+            SEED,
+        )[0]
+        for label in range(len(same.labels))
+    ]
+    corrected = holm(one.p for one in by_label)
+    labels = tuple(
+        LabelDifference(
+            name,
+            int(support_C[label]),
+            float(resampled.f1_RC[list(first.runs), label].mean()),
+            float(resampled.f1_RC[list(second.runs), label].mean()),
+            by_label[label],
+            corrected[label],
+        )
+        for label, name in enumerate(same.labels)
+    )
+    return macro, spread, labels
+
+
+def _different(answers_RN: NDArray[np.int32] | NDArray[np.bool_]) -> int:
+    """Posts that not all runs answer alike."""
+    return int((answers_RN != answers_RN[0]).any(axis=0).sum())
+
+
+def _seed_spread(resampled: Resampled, group: Group) -> SeedSpread:
+    scores = resampled.f1_RC[list(group.runs)].mean(axis=1)
+    variance = float(scores.var(ddof=1))
+    return SeedSpread(
+        name=group.name,
+        scores=tuple(scores.tolist()),
+        mean=float(scores.mean()),
+        deviation=variance**0.5,
+        smallest_shown=smallest_shown(variance, len(scores)),
+    )
+
+
+def _remarks(scored: Sequence[Scored]) -> list[str]:
+    found = []
+    if scored[0].split == "validation":
+        found.append("The validation posts also chose each run's checkpoint, so they flatter all of them.")
+    for one in scored:
+        trained_on = getattr(one.document, "trained_on", None)
+        if trained_on is not None and trained_on.posts:
+            found.append(
+                f"{trained_on.posts:,} of the {trained_on.of:,} posts stand in the training split of"
+                f" {one.name}: its score on them is too good."
+            )
+    return found
+
+
+# --- posts that flipped ---
+
+
+class _Pooled(NamedTuple):
+    """What a group says as one: of several runs the label of the highest mean probability."""
+
+    label_N: NDArray[np.int32]
+    of_truth_N: NDArray[np.float64]  # probability of the true label
+
+
+def _pooled(same: SamePosts, group: Group) -> _Pooled:
+    predictions = [same.predictions[run] for run in group.runs]
+    prob_NC = np.stack([one.prob_NC for one in predictions]).mean(axis=0, dtype=np.float64)
+    label_N = predictions[0].predicted_N if len(predictions) == 1 else prob_NC.argmax(axis=1).astype(np.int32)
+    return _Pooled(label_N, prob_NC[np.arange(len(same.ids)), same.truth_N])
+
+
+@dataclass(frozen=True, eq=False)
+class _FlippedRows:
+    """Numbers of the posts that flipped, in the order in which they are shown."""
+
+    same: SamePosts
+    first: _Pooled
+    second: _Pooled
+    rows: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+    @property
+    def ids(self) -> list[str]:
+        return [self.same.ids[row] for rows_N in self.rows for row in rows_N]
+
+    def with_texts(self, texts: dict[str, str]) -> Flips:
+        labels, same = self.same.labels, self.same
+        return Flips(
+            *(
+                tuple(
+                    Flip(
+                        same.ids[row],
+                        labels[same.truth_N[row]],
+                        labels[self.first.label_N[row]],
+                        labels[self.second.label_N[row]],
+                        float(self.first.of_truth_N[row]),
+                        float(self.second.of_truth_N[row]),
+                        texts.get(same.ids[row]),
+                    )
+                    for row in rows_N
+                )
+                for rows_N in self.rows
+            )
+        )
+
+
+def _flips(same: SamePosts, first: _Pooled, second: _Pooled) -> _FlippedRows:
+    first_right_N, second_right_N = first.label_N == same.truth_N, second.label_N == same.truth_N
+    change_N = second.of_truth_N - first.of_truth_N
+
+    def ordered(chosen_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+        rows_N = np.flatnonzero(chosen_N)
+        return rows_N[np.argsort(-np.abs(change_N[rows_N]), kind="stable")]
+
+    neither_N = ~first_right_N & ~second_right_N & (first.label_N != second.label_N)
+    return _FlippedRows(
+        same,
+        first,
+        second,
+        (
+            ordered(first_right_N & ~second_right_N),
+            ordered(~first_right_N & second_right_N),
+            ordered(neither_N),
+        ),
+    )

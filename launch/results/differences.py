@@ -1,0 +1,197 @@
+"""What differs between the compared runs in config, data and versions, and which runs are one
+config with several seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from emotion_train.errors import WrongRequest
+from launch.results.same_posts import OpenData
+from launch.results.scored import Scored
+
+# what tells a run from another of the same recipe, or changes nothing of what is learned
+_OF_THE_RUN = ("run", "checkpoint", "preemption", "distributed", "report", "data.url")
+_OF_THE_MACHINE = ("train.tokens_per_microbatch", "train.gradient_checkpointing")
+_NOT_SHOWN = ("run.id", "run.output_url", "data.url")
+_NOTHING = "–"
+
+
+class Row(NamedTuple):
+    """One thing that differs, with its value in each group."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+class Group(NamedTuple):
+    """Runs that are compared as one: positions in the list of all."""
+
+    name: str
+    runs: tuple[int, ...]
+
+
+def by_config(scored: Sequence[Scored]) -> list[Group]:
+    """The runs in groups of one config, in the order of their first.
+
+    Raises `WrongRequest` for a scorecard, which does not tell its config, and for two runs of one
+    config and one seed, which are no two seeds.
+    """
+    members: dict[str, list[int]] = {}
+    for place, one in enumerate(scored):
+        if one.config is None:
+            raise WrongRequest(
+                f"{one.word} is a scorecard, which does not tell its config; leave --group-by-config out, or"
+                " give runs and reports."
+            )
+        members.setdefault(_recipe(one), []).append(place)
+    for places in members.values():
+        _refuse_one_seed_twice([scored[place] for place in places])
+    names = [_group_name([scored[place].name for place in places]) for places in members.values()]
+    names = [
+        name if names.count(name) == 1 else f"{name}, config {number}"
+        for number, name in enumerate(names, start=1)
+    ]
+    return [Group(name, tuple(places)) for name, places in zip(names, members.values(), strict=True)]
+
+
+def one_each(scored: Sequence[Scored]) -> list[Group]:
+    return [Group(one.name, (place,)) for place, one in enumerate(scored)]
+
+
+def seeds_of_one_config(scored: Sequence[Scored]) -> list[Group]:
+    """Those groups of one config that have several runs with a seed of their own each."""
+    told = [place for place, one in enumerate(scored) if one.config is not None]
+    members: dict[str, dict[int | None, int]] = {}
+    for place in told:
+        members.setdefault(_recipe(scored[place]), {}).setdefault(scored[place].seed, place)
+    return [
+        Group(_group_name([scored[place].name for place in places.values()]), tuple(places.values()))
+        for places in members.values()
+        if len(places) > 1
+    ]
+
+
+def _refuse_one_seed_twice(runs: Sequence[Scored]) -> None:
+    seen: dict[int | None, Scored] = {}
+    for one in runs:
+        if one.seed in seen:
+            raise WrongRequest(
+                f"{seen[one.seed].name} and {one.name} are one config with one seed ({one.seed}), so that"
+                " they"
+                " tell nothing of other seeds; leave one out, or train with another run.seed."
+            )
+        seen[one.seed] = one
+
+
+def _recipe(one: Scored) -> str:
+    """The same for runs that differ in nothing that is learned but their seed."""
+    assert one.report is not None
+    kept = {
+        name: value
+        for name, value in flat(one.config or {})
+        if name not in _OF_THE_MACHINE
+        and not any(name == cut or name.startswith(f"{cut}.") for cut in _OF_THE_RUN)
+    }
+    identity = one.report.identity
+    facts = [kept, identity.base, identity.precision, identity.index_sha256]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _group_name(names: Sequence[str]) -> str:
+    """`run` for run-seed-1 and run-seed-2."""
+    if len(names) == 1:
+        return names[0]
+    common = names[0]
+    for name in names[1:]:
+        while not name.startswith(common):
+            common = common[:-1]
+    common = common.rstrip("-_.").removesuffix("seed").rstrip("-_.")
+    return f"{common or names[0]} ({len(names)} seeds)"
+
+
+def flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """`section.field` and value of every setting."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def differences(
+    scored: Sequence[Scored], groups: Sequence[Group], data: Sequence[OpenData | str]
+) -> dict[str, list[Row]]:
+    """What differs between the groups, by kind: config, data, versions. A group's value names each
+    of its runs' values once.
+    """
+    configs = [
+        {name: value for name, value in flat(one.config or {}) if name not in _NOT_SHOWN} for one in scored
+    ]
+    versions = [dict(one.report.identity.versions) if one.report else {} for one in scored]
+    return {
+        "config": _rows(groups, [*map(_config_cells, scored, configs)]),
+        "data": _rows(groups, _data_cells(scored, data)),
+        "versions": _rows(groups, [*map(_version_cells, scored, versions)]),
+    }
+
+
+def _config_cells(one: Scored, config: dict[str, Any]) -> dict[str, str]:
+    cells = {name: _written(value) for name, value in config.items()}
+    if one.report is None:  # what a scorecard tells of it
+        document = one.document
+        cells |= {
+            "model.base": getattr(document, "base", ""),
+            "model.precision": getattr(document, "precision", ""),
+        }
+    return cells
+
+
+def _version_cells(one: Scored, versions: dict[str, str]) -> dict[str, str]:
+    if one.report is None:
+        return {}
+    identity = one.report.identity
+    machine = {
+        "git commit": identity.git_commit or "not known",
+        "device": f"{identity.world_size} × {identity.device}",
+    }
+    return versions | machine
+
+
+def _data_cells(scored: Sequence[Scored], data: Sequence[OpenData | str]) -> list[dict[str, str]]:
+    """The data sets, and their training splits by the sha256 of their objects where all can be
+    read, else by that of their index.
+    """
+    cells: list[dict[str, str]] = []
+    all_open = all(isinstance(there, OpenData) for there in data)
+    for one, there in zip(scored, data, strict=True):
+        own = {"data set": str(one.data_url or getattr(one.document, "source", _NOTHING))}
+        if all_open and isinstance(there, OpenData):
+            sums = there.objects("train")
+            train = there.index.splits.get("train")
+            digest = hashlib.sha256("".join(sums or ()).encode()).hexdigest()
+            own["training split"] = f"{train.rows if train else 0:,} posts, sha256 {digest[:12]}"
+        elif one.report is not None:
+            rows = one.report.dataset.rows.get("train", 0)
+            own["training split"] = f"{rows:,} posts, index {one.report.identity.index_sha256[:12]}"
+        cells.append(own)
+    return cells
+
+
+def _rows(groups: Sequence[Group], cells: Sequence[Mapping[str, str]]) -> list[Row]:
+    names = dict.fromkeys(name for one in cells for name in one)
+    rows = []
+    for name in names:
+        values = tuple(
+            ", ".join(dict.fromkeys(cells[run].get(name, _NOTHING) for run in group.runs)) for group in groups
+        )
+        if len(set(values)) > 1:
+            rows.append(Row(name, values))
+    return rows
+
+
+def _written(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,196 @@
+"""Whether several models were scored on the same posts, and the posts' texts where they can be had.
+
+Equal ids are not enough: two data sets may number other posts alike. So data sets that were
+prepared are compared by the sha256 of the split's objects, and by their posts where these differ
+(another training split moves the same posts to other places); what cannot be read any more is told
+as a remark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emotion_train.data.index import Index, Split, read_index
+from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.evaluation.floors import posts
+from emotion_train.evaluation.predictions import Predictions
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
+from launch.results.scored import Scored, labels_in_order
+
+
+@dataclass(frozen=True)
+class OpenData:
+    """The prepared data set of a scored split, as it is now."""
+
+    store: Store
+    index: Index
+
+    def objects(self, split: str) -> tuple[str, ...] | None:
+        """The sha256 of every byte of a split, piece by piece; None where there is no such
+        split.
+        """
+        found = self.index.splits.get(split)
+        return None if found is None else _sums(found)
+
+
+def _sums(split: Split) -> tuple[str, ...]:
+    footers = (described.footer_sha256 for described in split.objects)
+    return (*footers, *(group.sha256 for group in split.row_groups))
+
+
+@dataclass(frozen=True, eq=False)
+class SamePosts:
+    """Predictions of all models in one order of posts and labels. `remarks` are what a reader has
+    to know of their equality; `texts` are those that predictions hold.
+    """
+
+    labels: tuple[str, ...]
+    ids: tuple[str, ...]
+    truth_N: NDArray[np.int32]
+    predictions: tuple[Predictions, ...]
+    remarks: tuple[str, ...]
+    texts: Mapping[str, str]
+
+
+def open_data(scored: Scored) -> OpenData | str:
+    """The data set that was scored, or why it cannot be read any more."""
+    if scored.data_url is None:
+        return f"{scored.name} was scored on a file"
+    try:
+        store = open_store(scored.data_url)
+        index = read_index(store)
+    except (WrongRequest, StorageError) as error:
+        return str(error).rstrip(".")
+    if scored.index_sha256 not in (None, index.sha256()):
+        return f"{scored.data_url} is another data set now than {scored.name} was trained on"
+    return OpenData(store, index)
+
+
+def align(scored: Sequence[Scored], data: Sequence[OpenData | str]) -> SamePosts:
+    """One order for all. Raises `WrongRequest` when labels, ids, true labels, texts or the objects
+    of the split are not the same.
+    """
+    first = scored[0]
+    labels, ids = first.labels, first.predictions.ids
+    aligned = []
+    for one in scored:
+        _refuse_other_labels(first, one)
+        _refuse_other_ids(first, one)
+        own = labels_in_order(one, labels)
+        row_of = {post_id: row for row, post_id in enumerate(own.ids)}
+        aligned.append(own.take([row_of[post_id] for post_id in ids]))
+        _refuse_other_truth(first, one, aligned[0], aligned[-1])
+    told = [
+        _same_texts(first, data[0], other, there) for other, there in zip(scored[1:], data[1:], strict=True)
+    ]
+    texts = {key: text for one in scored for key, text in (one.texts or {}).items()}
+    remarks = tuple(dict.fromkeys(words for words in told if words))
+    return SamePosts(labels, ids, aligned[0].truth_N, tuple(aligned), remarks, texts)
+
+
+def _refuse_other_labels(first: Scored, other: Scored) -> None:
+    if set(first.labels) != set(other.labels):
+        only = sorted(set(first.labels) ^ set(other.labels))
+        raise WrongRequest(
+            f"{first.name} and {other.name} have other labels ({', '.join(only[:5])} in one of them only);"
+            " compare runs on one data set."
+        )
+
+
+def _refuse_other_ids(first: Scored, other: Scored) -> None:
+    here, there = set(first.predictions.ids), set(other.predictions.ids)
+    if here != there:
+        example = min(here ^ there)
+        raise WrongRequest(
+            f"{first.name} and {other.name} were scored on other posts: {len(here - there):,} ids are only in"
+            f" the first and {len(there - here):,} only in the second, such as {example!r}; score both on one"
+            " split (emotion-train evaluate --adapter … --data … --out …) and compare the scorecards."
+        )
+
+
+def _refuse_other_truth(first: Scored, other: Scored, here: Predictions, there: Predictions) -> None:
+    differs_N = here.truth_N != there.truth_N
+    if differs_N.any():
+        row = int(differs_N.argmax())
+        raise WrongRequest(
+            f"{int(differs_N.sum()):,} of {len(here.ids):,} posts have another true label in {other.name}"
+            " than"
+            f" in {first.name}, such as {here.ids[row]!r}: {first.labels[here.truth_N[row]]!r} and"
+            f" {first.labels[there.truth_N[row]]!r}. Compare runs that were scored on the same labels."
+        )
+
+
+def _same_texts(first: Scored, here: OpenData | str, other: Scored, there: OpenData | str) -> str | None:
+    """None where the posts are known to be the same, else the remark that nobody could look; raises
+    `WrongRequest` where they are others.
+    """
+    if first.index_sha256 is not None and first.index_sha256 == other.index_sha256:
+        return None
+    if isinstance(here, OpenData) and isinstance(there, OpenData):
+        if here.objects(first.split) != there.objects(other.split):
+            _refuse_other_posts(first, here, other, there)
+        return None
+    if first.texts is not None and other.texts is not None:
+        _refuse_other_texts(first, first.texts, other, other.texts)
+        return None
+    why = here if isinstance(here, str) else there if isinstance(there, str) else ""
+    return (
+        f"{first.name} and {other.name} have the same ids and labels; whether the texts are the same"
+        " could not"
+        f" be looked up: {why}."
+    )
+
+
+def _refuse_other_posts(first: Scored, here: OpenData, other: Scored, there: OpenData) -> None:
+    """The objects differ: their posts are read."""
+    try:
+        held = [
+            {key: text for key, text, _ in posts(data.store, data.index.split(one.split))}
+            for one, data in ((first, here), (other, there))
+        ]
+    except (WrongRequest, StorageError) as error:
+        raise WrongRequest(
+            f"The objects of {first.split!r} in {first.data_url} and {other.data_url} have other sha256, and"
+            f" their posts cannot be read: {error}"
+        ) from None
+    _refuse_other_texts(first, held[0], other, held[1])
+
+
+def _refuse_other_texts(
+    first: Scored, here: Mapping[str, str], other: Scored, there: Mapping[str, str]
+) -> None:
+    differ = sorted(key for key in first.predictions.ids if here.get(key) != there.get(key))
+    if differ:
+        raise WrongRequest(
+            f"{len(differ):,} of {len(first.predictions.ids):,} posts have another text in {other.name}"
+            " than in"
+            f" {first.name}, such as {differ[0]!r}: they were scored on other posts of the same ids."
+            " Score both"
+            " on one data set."
+        )
+
+
+def texts_of(
+    wanted: Collection[str], same: SamePosts, split: str, data: Sequence[OpenData | str]
+) -> tuple[dict[str, str], str | None]:
+    """Texts of the posts `wanted`, from predictions, else from the first data set that can be read;
+    and why there are none.
+    """
+    if not wanted or all(key in same.texts for key in wanted):
+        return {key: same.texts[key] for key in wanted}, None
+    reason = "no predictions hold texts"
+    for one in data:
+        if isinstance(one, str):
+            reason = one
+            continue
+        try:
+            stored = posts(one.store, one.index.split(split))
+            return {key: text for key, text, _ in stored if key in wanted}, None
+        except (WrongRequest, StorageError) as error:
+            reason = str(error).rstrip(".")
+    return {}, reason
