@@ -430,7 +430,7 @@ def split_against(outcome: str, floor: str = MAJORITY) -> SplitFigures:
     """Figures of a model that stands so against that floor."""
     figures = report({"test": result(predictions(skill=3), predictions(skill=0))}).splits["test"]
     low, high = {"beaten": (0.1, 0.2), "open": (-0.1, 0.1), "not beaten": (-0.2, -0.1)}[outcome]
-    ends = {"difference_low": low, "difference_high": high}
+    ends = {"difference": (low + high) / 2, "difference_low": low, "difference_high": high}
     floors = [one.model_copy(update=ends) if one.name == floor else one for one in figures.floors]
     return figures.model_copy(update={"floors": tuple(floors)})
 
