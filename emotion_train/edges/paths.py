@@ -20,7 +20,7 @@ def unknown_user(words: str | Path) -> str | None:
     """The name behind `~` where the path begins with one, nobody has it, and no such file or folder
     is there either.
     """
-    first = Path(words).parts[:1]
-    if not first or not first[0].startswith("~") or typed_path(words) != Path(words):
+    if not str(words).startswith("~") or typed_path(words) != Path(words):
         return None
-    return None if os.path.lexists(first[0]) else first[0][1:]
+    first = Path(words).parts[0]
+    return None if os.path.lexists(first) else first[1:]

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emotion_train.edges.bounded import Unreadable, object_file
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
 from emotion_train.model.facts import FACTS
 from emotion_train.progress import ProgressLine
@@ -76,11 +77,13 @@ def find_adapter(place: str) -> FoundAdapter:
 
 def _local_folder(url: str) -> Path | None:
     """The folder that a path or a file:// URL names; None for a bucket."""
-    path = Path(url).expanduser()
+    path = typed_path(url)
     if path.exists():
         return path
     store = open_store(url)
-    return store.root if isinstance(store, FolderStore) else None
+    if not isinstance(store, FolderStore):
+        return None
+    return store.root if "://" in url else path
 
 
 def _log_of(run_url: str) -> list[Entry]:

@@ -112,5 +112,5 @@ def ask(client: Any, bucket: str, name: str | None) -> dict[str, str]:
     else:
         answer = client.get_object(Bucket=bucket, Key=name, Range="bytes=0-0")
         answer["Body"].close()
-    headers: dict[str, str] = answer["ResponseMetadata"]["HTTPHeaders"]
+    headers: dict[str, str] = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return headers

@@ -55,4 +55,4 @@ def test_a_process_without_a_home_asks_for_no_home(monkeypatch: pytest.MonkeyPat
     """As in a container whose user has a number and no name."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda words: words)
-    find_prices(None, {"PATH": ""})
+    find_prices(None, (), {"PATH": ""})

@@ -5,6 +5,7 @@ import torch
 
 from emotion_train.config import LoraSection
 from emotion_train.model.attention import Segments
+from emotion_train.model.dropout import Counters, key_of
 from emotion_train.model.head import EmotionClassifier, init_head
 from emotion_train.model.load import load_base
 from emotion_train.model.lora import build_classifier
@@ -70,6 +71,7 @@ def test_a_pack_without_posts_gives_zero_gradients_to_every_trainable_parameter(
         torch.arange(4)[None],
         Segments.of([0, 4], "cpu"),
         torch.empty(0, dtype=torch.long),
+        Counters(torch.tensor(key_of(0, 0)), torch.zeros(4, 2, dtype=torch.int32)),
     )
     assert logits.shape == (0, 5)
     logits.sum().backward()
