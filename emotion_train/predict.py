@@ -25,9 +25,10 @@ from emotion_train.console import shown
 from emotion_train.edges.streams import text_is_the_result
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import (
+    AdapterChoice,
     add_adapter_arguments,
     add_file_arguments,
-    load_with_progress,
+    open_classifier,
     positive,
 )
 from emotion_train.model.facts import read_facts
@@ -124,24 +125,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _label(
     first: list[Post], rest: Iterator[Post], arguments: argparse.Namespace, kept: Sequence[str]
 ) -> None:
-    from emotion_train.data.lengths import cut_remark
-    from emotion_train.data.tokenization import CountingTokenizer
-    from emotion_train.evaluation.scoring import probabilities_of
-
-    loaded = load_with_progress(arguments)
-    tokenizer = CountingTokenizer(loaded.tokenizer)
+    classifier = open_classifier(AdapterChoice.of(arguments))
     cell = _harmless if arguments.escape_formulas else str
-    print_batch = _printer(arguments.format, loaded.labels, kept, arguments.top, sys.stdout, cell)
+    print_batch = _printer(arguments.format, classifier.labels, kept, arguments.top, sys.stdout, cell)
     chunk = first + list(islice(rest, _AT_A_TIME - len(first)))
-    capacity = max(arguments.tokens_per_microbatch, loaded.tokenizer.max_length)
     while chunk:
-        texts = [post.text for post in chunk]
-        prob_NC = probabilities_of(
-            loaded.model, tokenizer, texts, capacity, loaded.model.device, len(loaded.labels)
-        )
-        print_batch(chunk, prob_NC)
+        print_batch(chunk, classifier.probabilities([post.text for post in chunk]))
         chunk = list(islice(rest, _AT_A_TIME))
-    if remark := cut_remark(tokenizer.lengths, tokenizer.max_length):
+    if remark := classifier.cut_remark():
         print(f"emotion-train: {remark}", file=sys.stderr)
 
 

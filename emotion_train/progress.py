@@ -6,19 +6,21 @@ import sys
 import time
 from types import TracebackType
 
+from emotion_train.console import silent, tell
+
 _LINE_EVERY_S = 10.0
 
 
 class ProgressLine:
     """A with statement around a job of `total` units; `shown=False` (ranks other than 0) prints
-    nothing.
+    nothing, nor does one that begins in a `silence`.
     """
 
     def __init__(self, title: str, total: int, unit: str, shown: bool = True) -> None:
         self._title = title
         self._total = total
         self._unit = unit
-        self._shown = shown
+        self._shown = shown = shown and not silent()
         self._words = ""
         self._last_line = time.monotonic()
         self._bar = None
@@ -58,15 +60,11 @@ class ProgressLine:
             self._bar.update(self._task, completed=done, total=self._total, words=self._words)
         elif self._shown and (time.monotonic() - self._last_line >= _LINE_EVERY_S):
             self._last_line = time.monotonic()
-            print(
-                f"{self._title}: {done:,} of {self._total:,} {self._unit} {words}".rstrip(),
-                file=sys.stderr,
-                flush=True,
-            )
+            tell(f"{self._title}: {done:,} of {self._total:,} {self._unit} {words}".rstrip())
 
     def say(self, line: str) -> None:
         """A line that stays."""
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         elif self._shown:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)

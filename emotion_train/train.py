@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -22,6 +22,7 @@ from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, read_index, require_trainable
 from emotion_train.edges.streams import go_to
 from emotion_train.errors import Fenced, LostContact, WrongRequest
+from emotion_train.processes.borrowed import is_borrowed
 from emotion_train.processes.launcher_link import FENCED_S, answers_signals, end_within
 from emotion_train.processes.notices import PreemptionWatch, hold_seconds
 from emotion_train.runs.log import Entry
@@ -70,14 +71,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns 0 when the run is published, by this process or by an earlier one."""
-    started = datetime.now(UTC)
     config = load_config(arguments.config, arguments.overrides)
     go_to(output_log(config))
+    _, final = train(config, arguments.allow_unfenced, partial(_command, arguments), os.environ)
+    return published(final)
+
+
+def train(
+    config: Config, allow_unfenced: bool, again: Callable[[str, str], str], environment: Mapping[str, str]
+) -> tuple[str, Entry]:
+    """Id and final entry of the run, which this process or an earlier one published.
+
+    `again` makes the words that resume it out of its id and the kind of device; `environment` is
+    what `accelerate launch` sets. Raises errors of the family.
+    """
+    started = datetime.now(UTC)
     require_trackers(config)
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     with ExitStack() as stack:
         # once a machine is enough
-        asked = config.preemption.notices if os.environ.get("LOCAL_RANK", "0") == "0" else "none"
+        asked = config.preemption.notices if environment.get("LOCAL_RANK", "0") == "0" else "none"
         watch = stack.enter_context(PreemptionWatch(asked, say))
         answers_signals()
         reading = _ask_for_index(config, data_store)
@@ -91,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         from emotion_train.training.microbatch import settle
         from emotion_train.training.waiting import PatientStart
 
-        accelerator, engine, ranks = start_processes(config)
+        accelerator, engine, ranks = start_processes(config, environment)
         run_id = ranks.from_main(config.run.id or derived_run_id(config, os.environ))
         config = config.model_copy(update={"run": config.run.model_copy(update={"id": run_id})})
         hold_s = hold_seconds(config.preemption.hold_s, os.environ)
@@ -103,10 +116,10 @@ def run(arguments: argparse.Namespace) -> int:
         if final := start.on_main(
             "the log of the run",
             output_store.url,
-            lambda: look_before_claiming(config, index, output_store, arguments.allow_unfenced),
+            lambda: look_before_claiming(config, index, output_store, allow_unfenced),
         ):
             say_published(output_store, run_id, final, ranks.is_main)
-            return published(final)
+            return run_id, final
         base = start.everywhere("the base", config.model.base, lambda: read_config(config.model.base))
         require_fp8(config, base, engine, accelerator.device)
         tokenizer = start.everywhere(
@@ -127,7 +140,6 @@ def run(arguments: argparse.Namespace) -> int:
             lambda choose: start.on_main("some posts", data_store.url, choose),
         )
         keep_kernels(config, ranks, accelerator.device, stack)
-        again = _command(arguments, run_id, accelerator.device.type)
         job = Job(
             config,
             index,
@@ -140,20 +152,20 @@ def run(arguments: argparse.Namespace) -> int:
             interruptions,
             tokenizer,
             started,
-            again,
+            again(run_id, accelerator.device.type),
             base,
         )
         answer = start.only_on_main("the claim of the run", output_store.url, Claiming(job, start.note_saved))
         claimed = answer if isinstance(answer, Claimed) else None
         if final := ranks.from_main(answer if isinstance(answer, Entry) else None):
             say_published(output_store, run_id, final, ranks.is_main)
-            return published(final)
+            return run_id, final
         try:
             trainer = start_trainer(job, claimed, stack)
-            if trainer.saver is not None:
+            if trainer.saver is not None and not is_borrowed():
                 trainer.saver.on_fenced = partial(end_within, FENCED_S, Fenced.exit_code)
             _fit(job, trainer)
-            return report_and_publish(job, trainer, claimed, stack)
+            return run_id, report_and_publish(job, trainer, claimed, stack)
         except torch.OutOfMemoryError:
             raise WrongRequest(too_small(job)) from None
         except LostContact:

@@ -7,11 +7,11 @@ pulled with it tells, or the person who asks. Nothing is published for this that
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emotion_train.console import tell
 from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.data.text_filter import TextFilter, filter_of_split
 from emotion_train.edges.bounded import object_in
@@ -112,7 +112,7 @@ class Origin:
             return self._own(TextFilter.from_file(path), str(path))
         if self.run_url is None:
             raise NotInReach("nothing tells where the run of this adapter is")
-        print(f"looking for the training filter of {self.run_url}", file=sys.stderr, flush=True)
+        tell(f"looking for the training filter of {self.run_url}")
         try:
             store, entry = _published(self.run_url)
             if (part := training_filter(entry)) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
+from emotion_train.console import tell
 from emotion_train.errors import NotPublished, StorageError
 from emotion_train.processes.machine import device_name
 from emotion_train.runs.log import Entry
@@ -34,9 +34,9 @@ _COUNTED_POSTS = 20_000  # of the training split, whose lengths the report has
 _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
 
 
-def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> int:
+def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> Entry:
     """Take the best checkpoint, score it on every held-out split, and publish adapter and report
-    together.
+    together; returns the final entry.
     """
     from emotion_train.console import Terminal
     from emotion_train.processes.machine import peak_memory
@@ -70,13 +70,13 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
 
     # nobody leaves before that
     entry = cast(Entry, job.ranks.from_main(_until_the_store_takes_it(job, publish_all, keep)))
-    code = published(entry)
+    published(entry)
     if claimed is not None and report is not None:
         claimed.local.clear()
         print_report(report, Terminal(highlight=False))
     say_published(job.output_store, job.run_id, entry, job.ranks.is_main)
     job.accelerator.end_training()
-    return code
+    return entry
 
 
 def _drain(trainer: Trainer) -> None:
@@ -197,7 +197,7 @@ def _score_splits(
     most = job.config.data.max_length
     if job.ranks.is_main:
         cuts["train"] = Cut.of(_train_lengths(job), most)
-        print("fitting the TF-IDF floor", file=sys.stderr, flush=True)
+        tell("fitting the TF-IDF floor")
         seed, patience_s = job.config.run.seed, data_patience_s(job.config)
         floors = tfidf_predictions(
             job.data_store, job.index, names, job.config.report.floor_max_rows, seed, patience_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -61,11 +61,14 @@ def keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: Exit
     stack.enter_context(BuiltKernels(store, folder, gpu, say, keeps=ranks.is_main, patience_s=patience_s))
 
 
-def start_processes(config: Config) -> tuple[Accelerator, Kind, Ranks]:
+def start_processes(config: Config, environment: Mapping[str, str]) -> tuple[Accelerator, Kind, Ranks]:
+    """`environment` is what `accelerate launch` sets."""
     from emotion_train.processes.ranks import Ranks
     from emotion_train.training.engines import start_accelerator
 
-    accelerator, engine = start_accelerator(config.distributed.timeout_s, list(config.run.trackers))
+    accelerator, engine = start_accelerator(
+        config.distributed.timeout_s, list(config.run.trackers), environment
+    )
     ranks = Ranks(config.distributed.timeout_s)
     if ranks.world_size > 1 and ranks.is_main:
         say(f"{ranks.world_size} processes, {engine} on {device_name(accelerator.device.type)}")
