@@ -26,6 +26,7 @@ from emotion_train.console import silence
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, Classifier, Prediction, open_classifier
 from emotion_train.processes.borrowed import borrowed
+from emotion_train.processes.systems import require_system
 
 if TYPE_CHECKING:
     from emotion_train.data.preparation import PrepareResult
@@ -99,6 +100,7 @@ def train_run(
     saved (a second one raises `KeyboardInterrupt`), `Fenced` when another writer has the run,
     `Diverged`, and others of `emotion_train.errors`.
     """
+    require_system("train")
     from emotion_train.train import train
 
     if isinstance(config, Config):

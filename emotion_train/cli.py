@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from emotion_train.edges.streams import hold
 from emotion_train.errors import EXIT_CODES, exit_code
+from emotion_train.processes.systems import require_system
 
 VERBS = {
     "prepare": "validate and shuffle posts into Parquet objects of a bucket or folder",
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
+    if code := exit_code("emotion-train", lambda: require_system(chosen)):
+        return code
     parser = argparse.ArgumentParser(
         prog="emotion-train",
         description=(

@@ -229,6 +229,9 @@ def _positive(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from emotion_train.processes.systems import require_system
+
+    require_system("run")
     from emotion_train.config import load_config
     from emotion_train.processes.notices import hold_seconds
     from emotion_train.training.job import output_log
