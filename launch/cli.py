@@ -203,7 +203,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         "--write",
         type=Path,
         metavar="FILE",
-        help="also write a SkyPilot task with these GPUs, from sky/train.yaml",
+        help="also write a SkyPilot task with these GPUs; the rest of it as in sky/train.yaml",
     )
     plan.set_defaults(verb=_plan)
 
