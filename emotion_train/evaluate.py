@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from emotion_train.bases.public_names import public_base
 from emotion_train.config import POSTS_PER_SCORING_STEP
 from emotion_train.console import tell
 from emotion_train.errors import WrongRequest
@@ -178,7 +179,7 @@ def evaluate(asked: Question) -> Scorecard:
         seed=_SEED,
         source=str(asked.data or asked.file),
         run_id=facts.run_id,
-        base=asked.chosen.base or facts.base,
+        base=public_base(asked.chosen.base or facts.base),
         precision=asked.chosen.precision or facts.precision,
     )
     if out is not None:

@@ -59,12 +59,12 @@ class Origin:
             identity = _identity(_published_report(run_url), facts)
         else:
             identity = _identity(_report_beside(folder), facts)
-        told = identity["config"]["run"]["output_url"] if identity else None
+        told = facts.output_url or (identity["config"]["run"]["output_url"] if identity else None)
         return cls(
             folder,
             facts,
             run_url or (f"{str(told).rstrip('/')}/{facts.run_id}" if told else None),
-            data_url or (str(identity["data_url"]) if identity else None),
+            data_url or facts.data_url or (str(identity["data_url"]) if identity else None),
             facts.index_sha256 or (str(identity["index_sha256"]) if identity else None),
             run_url is not None,
         )

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
+from emotion_train.bases.public_names import public_base, public_config, public_place
 from emotion_train.console import tell
 from emotion_train.errors import NotPublished, StorageError
 from emotion_train.processes.machine import device_name
@@ -54,7 +55,7 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
         report = _build_report(job, trainer, splits, cuts, best, claimed.remarks, memory)
         with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
             _save_adapter(job, trainer, report, Path(folder), adapter)
-            files = final_files(Path(folder), report, splits, _texts(job, splits))
+            files = final_files(Path(folder), report, splits, _texts(job, splits), trainer.trackers.events())
     trained_on = job.ranks.only_on_main(lambda: _training_filter(job))
 
     def publish_all() -> Entry:
@@ -75,6 +76,8 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
         claimed.local.clear()
         print_report(report, Terminal(highlight=False))
     say_published(job.output_store, job.run_id, entry, job.ranks.is_main)
+    if files:
+        trainer.trackers.finish(files)
     job.accelerator.end_training()
     return entry
 
@@ -281,11 +284,11 @@ def _build_report(
         ),
         identity=Identity(
             run_id=job.run_id,
-            config=job.config.model_dump(mode="json"),
+            config=public_config(job.config),
             config_sha256=job.config.sha256(),
             index_sha256=job.index.sha256(),
-            data_url=job.config.data.url,
-            base=job.config.model.base,
+            data_url=public_place(job.config.data.url),
+            base=public_base(job.config.model.base),
             precision=job.config.model.precision,
             versions=versions(),
             git_commit=git_commit(),
@@ -298,6 +301,11 @@ def _build_report(
         seed=job.config.run.seed,
         remarks=[*bad_rows, *remarks],
     )
+
+
+def _if_local(url: str) -> str | None:
+    """A folder, which the report does not name."""
+    return None if public_place(url) == url else str(Path(url).expanduser().absolute())
 
 
 def _save_adapter(
@@ -315,6 +323,8 @@ def _save_adapter(
         labels=job.index.labels,
         run_id=job.run_id,
         index_sha256=job.index.sha256(),
+        output_url=_if_local(job.config.run.output_url),
+        data_url=_if_local(job.config.data.url),
     )
     headline = report.splits[report.headline]
     lines = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emotion_train.config import POSTS_PER_SCORING_STEP, Config
@@ -66,9 +67,7 @@ def start_processes(config: Config, environment: Mapping[str, str]) -> tuple[Acc
     from emotion_train.processes.ranks import Ranks
     from emotion_train.training.engines import start_accelerator
 
-    accelerator, engine = start_accelerator(
-        config.distributed.timeout_s, list(config.run.trackers), environment
-    )
+    accelerator, engine = start_accelerator(config.distributed.timeout_s, environment)
     ranks = Ranks(config.distributed.timeout_s)
     if ranks.world_size > 1 and ranks.is_main:
         say(f"{ranks.world_size} processes, {engine} on {device_name(accelerator.device.type)}")
@@ -178,15 +177,20 @@ def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Traine
         for saved in claimed.not_in_log:
             question = Question(job.config, job.index, base)
             saver.offer(Snapshot(saved.state(), saved.entry.epoch, question, saved.entry.metrics))
-    if job.config.run.trackers:
-        sections = job.config.model_dump(mode="json")
-        values = {
-            f"{section}.{key}": str(value)
-            for section, fields in sections.items()
-            for key, value in fields.items()
-        }
-        job.accelerator.init_trackers("emotion-train", config=values)
+    job.ranks.only_on_main(lambda: _open_trackers(job, trainer, claimed, stack))
     return trainer
+
+
+def _open_trackers(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> None:
+    """Open those of the config on rank 0, where the run resumed."""
+    from emotion_train.training.trackers import Trackers
+
+    assert claimed is not None
+    events = claimed.newest.events if claimed.newest is not None else b""
+    trainer.trackers = Trackers(say, events)
+    first = next(entry.nonce for entry in claimed.writer.log if entry.kind == "claim")
+    stack.callback(trainer.trackers.close)
+    trainer.trackers.open(job.config, first, Path("tracking"))
 
 
 def open_saver(job: Job, claimed: Claimed) -> Saver:

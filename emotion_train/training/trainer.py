@@ -44,6 +44,7 @@ from emotion_train.sizing.shape import Shape
 from emotion_train.training.engines import make_engine
 from emotion_train.training.job import Job
 from emotion_train.training.ledger import Ledger
+from emotion_train.training.trackers import Trackers
 
 _LOG_EVERY_STEPS = 10
 _DROPOUT_STREAM = 2
@@ -114,6 +115,7 @@ class Trainer:
         self.question = Question(config, job.index, base)
         self.tell: Callable[[Progress, str], None] = lambda progress, words: None
         self.tell_milestone: Callable[[str], None] = lambda line: None
+        self.trackers = Trackers(self.tell_milestone)  # none until they are opened, on rank 0
         self.bare_model = model
         self.engine = make_engine(job.engine, model, config.train, job.accelerator.device)
         self.model = self.engine.module
@@ -207,7 +209,7 @@ class Trainer:
         torch.manual_seed(seed)
 
     def _tell_of_loss(self, step: int, mean: float, learning_rate: float) -> None:
-        self.accelerator.log({"train/loss": mean, "train/learning_rate": learning_rate}, step=step)
+        self.trackers.log({"train/loss": mean, "train/learning_rate": learning_rate}, step)
         self.tell(self.progress, f"loss {mean:.3f}")
 
     # between two steps
@@ -297,13 +299,13 @@ class Trainer:
                 "learning_rate": self._rate_after(self.progress.step - 1),
             }
         )
-        self.accelerator.log(
+        self.trackers.log(
             {
                 "validation/macro_f1": figures.macro_f1,
                 "validation/weighted_f1": figures.weighted_f1,
                 "validation/accuracy": figures.accuracy,
             },
-            step=self.progress.step,
+            self.progress.step,
         )
         self._save({"macro_f1": figures.macro_f1, "train_loss": train_loss})
         self.tell_milestone(
@@ -361,6 +363,7 @@ class Trainer:
             progress,
             {name: copies[f"adapter {name}"] for name in adapter},
             {name: copies[name] for name in moments},
+            self.trackers.events(),
         )
 
     def restore(self, state: State) -> None:
