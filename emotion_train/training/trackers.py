@@ -29,6 +29,8 @@ RUN_TAG = "emotion_train.run_id"
 LOG_TAG = "emotion_train.first_claim"  # two runs may have one name, in two buckets
 _REPORT = ("report.html", "report.json")
 _PAUSE_S = 300.0  # a tracker that failed is left alone for so long
+# so much of what W&B has only on this disk is lost with a killed process; it would wait for 15
+_FLUSH_S = 0.2
 _MISTAKES = (TypeError, AssertionError)  # a defect here is none of the tracker's
 
 
@@ -169,8 +171,11 @@ class WeightsAndBiases:
         from accelerate.tracking import WandBTracker
 
         wandb = importlib.import_module("wandb")
-        quiet = {"x_disable_meta": True, "disable_code": True, "disable_git": True, "console": "off"}
-        known = {name: value for name, value in quiet.items() if name in wandb.Settings.model_fields}
+        wanted = {
+            **{"x_disable_meta": True, "disable_code": True, "disable_git": True, "console": "off"},
+            "x_transaction_log_flush_interval": _FLUSH_S,
+        }
+        known = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
         settings = wandb.Settings(**known)
         self._run_id = run_id
         self._tracker = _started(

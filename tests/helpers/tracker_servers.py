@@ -17,7 +17,7 @@ from types import TracebackType
 ENVIRONMENT = Path(__file__).parents[2] / ".trackers-env"
 CLIENT = ENVIRONMENT / "client" / "bin" / "python"
 SERVER = ENVIRONMENT / "server" / "bin" / "mlflow"
-_START_S = 240
+_START_S = 600  # on a busy machine
 
 
 def missing() -> str | None:

@@ -44,34 +44,39 @@ LOGGED = list(range(10, STEPS, 10))
 KILLS = (53, 103)
 # the trainer, killed before that step; its checkpoints are in the log by then
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from emotion_train.cli import main
 from emotion_train.training.trainer import Trainer
 last, step = int(sys.argv[1]), Trainer._step
 def stepping(self, batch):
     if self.progress.step + 1 == last:
         assert self.saver.drain(60)
+        time.sleep(2)  # W&B's own process has what was logged
         os.kill(os.getpid(), signal.SIGKILL)
     step(self, batch)
 Trainer._step = stepping
 sys.exit(main(["train", *sys.argv[2:]]))
 """
-# what W&B wrote for its server, as JSON
+# what W&B wrote for its server, as JSON; after seven bytes of its own the file is a log of LevelDB
 WANDB_FILES = """
-import json, pathlib, sys
+import json, pathlib, struct, sys
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal import datastore
+def records(data):
+    at, parts = 7, []
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no record begins in the last bytes of a block
+            at += 32768 - at % 32768
+            continue
+        size, kind = struct.unpack_from("<HB", data, at + 4)
+        parts.append(data[at + 7 : at + 7 + size])
+        at += 7 + size
+        if kind in (1, 4):
+            yield b"".join(parts)
+            parts = []
 found = []
 for path in sorted(pathlib.Path(sys.argv[1]).glob("offline-run-*/*.wandb")):
-    store, one = datastore.DataStore(), {"steps": [], "validated": [], "artefacts": []}
-    store.open_for_scan(str(path))
-    while True:
-        try:
-            data = store.scan_data()
-        except AssertionError:  # its last record was being written
-            break
-        if data is None:
-            break
+    one = {"steps": [], "validated": [], "artefacts": []}
+    for data in records(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.HasField("run"):
