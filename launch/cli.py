@@ -221,7 +221,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         "--write",
         type=Path,
         metavar="FILE",
-        help="also write a SkyPilot task with these GPUs, from sky/train.yaml",
+        help="also write a SkyPilot task with these GPUs; the rest of it as in sky/train.yaml",
     )
     plan.set_defaults(verb=_plan)
 
@@ -247,6 +247,9 @@ def _positive(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from emotion_train.processes.systems import require_system
+
+    require_system("run")
     from emotion_train.config import load_config
 
     if arguments.smoke:
