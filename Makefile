@@ -7,7 +7,11 @@ BIN := .venv/bin
 
 SKY := skypilot[slurm,aws]==0.14.1
 
-.PHONY: demo test test-slow test-cloud sky-env format lock clean
+# W&B and MLflow share versions of few packages with this project
+TRACKERS := wandb==0.31.0 mlflow-skinny==3.17.2
+MLFLOW := mlflow==3.17.2
+
+.PHONY: demo test test-slow test-cloud sky-env trackers-env format lock clean
 
 demo: .venv/ready
 	$(BIN)/emotion-train demo
@@ -17,7 +21,7 @@ test: .venv/ready
 	$(BIN)/mypy && $(BIN)/mypy benchmarks
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-test-slow: .venv/ready
+test-slow: .venv/ready trackers-env
 	$(BIN)/python -m pytest -m slow
 
 # a real `sky launch` beside a Slurm cluster in namespaces of its own; needs root, Debian's Slurm and SkyPilot, and says what is missing;
@@ -31,6 +35,17 @@ sky-env: .sky-env/ready
 .sky-env/ready: Makefile
 	$(PYTHON) -m venv .sky-env
 	.sky-env/bin/pip install --disable-pip-version-check --quiet '$(SKY)' 'uv==0.13.9'
+	touch $@
+
+# an MLflow server, and the trackers' clients beside the packages of .venv, each in an environment of its own
+trackers-env: .venv/ready .trackers-env/ready
+
+.trackers-env/ready: Makefile
+	$(PYTHON) -m venv .trackers-env/server
+	.trackers-env/server/bin/pip install --disable-pip-version-check --quiet '$(MLFLOW)'
+	$(BIN)/python -m venv .trackers-env/client
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo .trackers-env/client/lib/python3.*/site-packages)/others.pth
+	.trackers-env/client/bin/pip install --disable-pip-version-check --quiet $(TRACKERS)
 	touch $@
 
 format: .venv/ready
@@ -54,4 +69,4 @@ lock: .venv/ready
 	mv build/lock requirements.lock
 
 clean:
-	rm -rf .venv .sky-env .demo
+	rm -rf .venv .sky-env .trackers-env .demo

@@ -26,6 +26,7 @@ from emotion_train.errors import (
     guarded,
     without_traceback_option,
 )
+from emotion_train.processes.systems import require_system
 
 VERBS = {
     "prepare": "validate and shuffle posts into Parquet objects of a bucket or folder",
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code := exit_code(TRAIN, lambda: require_verb(TRAIN, words, VERBS, LAUNCH_VERBS), show_traceback=show):
         return code
     asked_for = [word for word in words if not word.startswith("-")][:1]
+    if code := exit_code(TRAIN, lambda: require_system(*asked_for), show_traceback=show):
+        return code
     arguments = guarded(TRAIN, lambda: parse(_parser(asked_for), words), show_traceback=show)
     return exit_code(TRAIN, lambda: int(arguments.run(arguments)), show_traceback=show)
 

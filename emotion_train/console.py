@@ -1,4 +1,4 @@
-"""The terminal that pages are printed on.
+"""The terminal that pages and messages are printed on, unless nobody asked for them (`silence`).
 
 Labels, posts and logs are other people's words. What a terminal would take for a command in them is
 shown and not sent.
@@ -7,7 +7,11 @@ shown and not sent.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.segment import Segment
@@ -16,6 +20,38 @@ from rich.segment import Segment
 _COMMANDS = re.compile(
     "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+
+_lock = threading.Lock()
+_silences = 0  # blocks of `silence` that are open, in all threads
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing that `tell`, a `Terminal` or a progress line prints is seen while the block runs, of
+    any thread: what works in the background belongs to the block that started it.
+    """
+    global _silences
+    with _lock:
+        _silences += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _silences -= 1
+
+
+def silent() -> bool:
+    """Whether a block of `silence` is open."""
+    return _silences > 0
+
+
+def tell(words: str, file: TextIO | None = None) -> None:
+    """Print a line, on standard error unless another file is given. The one place where pages that
+    are no verbs print.
+    """
+    if not silent():
+        print(words, file=sys.stderr if file is None else file, flush=True)
 
 
 def shown(words: str) -> str:
@@ -32,6 +68,8 @@ class Terminal(Console):
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
         """As rich makes it, of segments whose text holds no command."""
+        if silent():
+            return ""
         return super()._render_buffer(
             segment
             if segment.control

@@ -12,20 +12,27 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from emotion_train.bases.public_names import public_base
 from emotion_train.config import POSTS_PER_SCORING_STEP
+from emotion_train.console import tell
 from emotion_train.errors import WrongRequest
-from emotion_train.evaluation.adapter import add_adapter_arguments, add_file_arguments, load_with_progress
+from emotion_train.evaluation.adapter import (
+    AdapterChoice,
+    Classifier,
+    add_adapter_arguments,
+    add_file_arguments,
+    open_classifier,
+)
 
 if TYPE_CHECKING:
     from emotion_train.data.index import Index
-    from emotion_train.data.loader import Encoder
-    from emotion_train.model.lora import LoadedAdapter
     from emotion_train.report.figures import SplitResult
+    from emotion_train.report.schema import Scorecard
     from emotion_train.report.scorecard import Seen
     from emotion_train.runs.origin import Origin
     from emotion_train.storage.store import Store
@@ -83,32 +90,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is to be scored: a split of the data set at `data`, or the labelled posts of `file`,
+    which is read by the rules of `prepare`. `out` is a folder or URL for scorecard and predictions;
+    `run_url` and `training_data` say what the adapter was trained on.
+    """
+
+    chosen: AdapterChoice
+    data: str | None = None
+    split: str = "test"
+    file: str | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+    encoding: str = "utf-8"
+    quoting: Literal["auto", "csv", "none"] = "auto"
+    max_chars: int = 20_000
+    unescape_html: bool = False
+    out: str | None = None
+    with_texts: bool = False
+    run_url: str | None = None
+    training_data: str | None = None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Question:
+        names = [name for name in cls.__dataclass_fields__ if name != "chosen"]
+        return cls(AdapterChoice.of(arguments), **{name: getattr(arguments, name) for name in names})
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Print the figures, and write them where --out says."""
-    from emotion_train.data.lengths import cut_remark
-    from emotion_train.data.tokenization import CountingTokenizer
+    from emotion_train.console import Terminal
+    from emotion_train.report.terminal import print_scorecard
+
+    print_scorecard(evaluate(Question.of(arguments)), Terminal(highlight=False, soft_wrap=True))
+    return 0
+
+
+def evaluate(asked: Question) -> Scorecard:
+    """The figures, which are also written where `out` says.
+
+    Raises `WrongRequest` for labels that the adapter does not know, posts that cannot be scored,
+    and an adapter, base or run that do not belong together.
+    """
     from emotion_train.runs.adapter_cache import find_adapter
     from emotion_train.runs.origin import Origin
     from emotion_train.storage.open import open_store
 
     # what can be wrong is found before torch is imported and the base is loaded
-    out = open_store(arguments.out) if arguments.out else None
-    found = find_adapter(arguments.adapter)
-    arguments.adapter = found.folder
-    origin = Origin.of(found.folder, arguments.run_url, arguments.training_data)
-    if arguments.run_url is None and found.run_url is not None:  # its report may name where it once was
+    out = open_store(asked.out) if asked.out else None
+    found = find_adapter(str(asked.chosen.adapter))
+    chosen = replace(asked.chosen, adapter=found.folder)
+    origin = Origin.of(found.folder, asked.run_url, asked.training_data)
+    if asked.run_url is None and found.run_url is not None:  # its report may name where it once was
         origin = replace(origin, run_url=found.run_url)
     labels = origin.facts.labels
     train_counts: Sequence[int] | None = None
     remarks: list[str] = []
-    if "" in (arguments.data, arguments.file):
-        raise WrongRequest("--data or --file is empty; give --data DATA_URL or --file FILE.")
-    if arguments.data:
-        posts = _Split.open(arguments.data, arguments.split, labels)
+    if bool(asked.data) == bool(asked.file):
+        raise WrongRequest("Give one of --data DATA_URL and --file FILE, and not an empty one.")
+    if asked.data:
+        posts = _Split.open(asked.data, asked.split, labels)
         seen = _seen_in_split(origin, posts)
-        adapter = load_with_progress(arguments)
-        tokenizer = CountingTokenizer(adapter.tokenizer)
-        result, train_counts = _score_split(posts, adapter, tokenizer, _capacity(arguments, adapter))
+        classifier = open_classifier(chosen)
+        result, train_counts = _score_split(posts, classifier)
         if result.tfidf is None:
             rows = posts.index.split("train").rows
             remarks = [
@@ -116,49 +161,44 @@ def run(arguments: argparse.Namespace) -> int:
                 f" {_FLOOR_MAX_ROWS:,}."
             ]
     else:
-        ids, texts, truth = labelled_posts(arguments, labels)
+        ids, texts, truth = labelled_posts(asked, labels)
         seen, remarks = _look_up(origin, zip(ids, texts, strict=True)), _repeated(texts, truth)
-        adapter = load_with_progress(arguments)
-        tokenizer = CountingTokenizer(adapter.tokenizer)
-        result, without_floor = _score_file(
-            origin, ids, texts, truth, adapter, tokenizer, _capacity(arguments, adapter)
-        )
+        classifier = open_classifier(chosen)
+        result, without_floor = _score_file(origin, ids, texts, truth, classifier)
         remarks += without_floor
-    if remark := cut_remark(tokenizer.lengths, tokenizer.max_length):
-        print(f"emotion-train: {remark}", file=sys.stderr)
-    from emotion_train.console import Terminal
+    if remark := classifier.cut_remark():
+        tell(f"emotion-train: {remark}")
     from emotion_train.evaluation.floors import posts as posts_of
     from emotion_train.evaluation.predictions import predictions_key, predictions_to_parquet
     from emotion_train.report.scorecard import build_scorecard
-    from emotion_train.report.terminal import print_scorecard
 
-    name = arguments.split if arguments.data else "file"
+    name, facts = asked.split if asked.data else "file", classifier.loaded.facts
     card = build_scorecard(
         result,
         name=name,
-        labels=adapter.labels,
+        labels=classifier.labels,
         train_counts=train_counts,
         seen=seen,
         remarks=remarks,
         samples=_BOOTSTRAP_SAMPLES,
         seed=_SEED,
-        source=arguments.data or arguments.file,
-        run_id=adapter.facts.run_id,
-        base=arguments.base or adapter.facts.base,
-        precision=arguments.precision or adapter.facts.precision,
+        source=str(asked.data or asked.file),
+        run_id=facts.run_id,
+        base=public_base(asked.chosen.base or facts.base),
+        precision=asked.chosen.precision or facts.precision,
     )
-    print_scorecard(card, Terminal(highlight=False, soft_wrap=True))
     if out is not None:
-        out.write("scorecard.json", card.to_bytes())
         texts_by_id = None
-        if arguments.with_texts and arguments.data:
+        if asked.with_texts and asked.data:
             texts_by_id = {key: text for key, text, _ in posts_of(posts.store, posts.index.split(name))}
-        elif arguments.with_texts:
+        elif asked.with_texts:
             texts_by_id = dict(zip(ids, texts, strict=True))
-        raw = predictions_to_parquet(result.predictions, adapter.labels, texts_by_id)
-        out.write(predictions_key(name), raw)
-        print(f"written: {out.url_of('scorecard.json')} and {predictions_key(name)}")
-    return 0
+        out.write("scorecard.json", card.to_bytes())
+        out.write(
+            predictions_key(name), predictions_to_parquet(result.predictions, classifier.labels, texts_by_id)
+        )
+        tell(f"written: {out.url_of('scorecard.json')} and {predictions_key(name)}", sys.stdout)
+    return card
 
 
 @dataclass(frozen=True)
@@ -245,9 +285,7 @@ def _look_up(origin: Origin, posts: Iterable[tuple[str, str]]) -> Seen:
     return Seen(ids, FALSE_POSITIVES)
 
 
-def _score_split(
-    posts: _Split, adapter: LoadedAdapter, tokenizer: Encoder, capacity: int
-) -> tuple[SplitResult, Sequence[int]]:
+def _score_split(posts: _Split, classifier: Classifier) -> tuple[SplitResult, Sequence[int]]:
     """The result, and the training posts of each of the adapter's labels."""
     from emotion_train.data.loader import Loader
     from emotion_train.data.order import Order
@@ -259,18 +297,19 @@ def _score_split(
     from emotion_train.progress import ProgressLine
     from emotion_train.report.figures import SplitResult
 
-    split, classes = posts.index.split(posts.name), len(adapter.labels)
+    split, classes = posts.index.split(posts.name), len(classifier.labels)
+    model = classifier.loaded.model
     loader = Loader(
         RowGroupReader(posts.store, split),
         Order(split.row_counts, split.lanes, seed=0),
-        tokenizer,
+        classifier.tokenizer,
         np.ones(len(posts.index.labels)),
         global_batch_size=POSTS_PER_SCORING_STEP,
-        tokens_per_microbatch=capacity,
-        fill_multiple=fill_multiple(adapter.model.device),
+        tokens_per_microbatch=classifier.capacity,
+        fill_multiple=fill_multiple(model.device),
     )
     with loader, ProgressLine("scoring", split.rows, "posts") as line:
-        scored = score(adapter.model, loader, adapter.model.device, classes, line.update)
+        scored = score(model, loader, model.device, classes, line.update)
     scored = join_predictions(
         [Predictions.of(scored.ids, posts.places[scored.truth_N], scored.prob_NC, scored.predicted_N)],
         split.rows,
@@ -290,13 +329,7 @@ def _score_split(
 
 
 def _score_file(
-    origin: Origin,
-    ids: list[str],
-    texts: list[str],
-    truth: list[int],
-    adapter: LoadedAdapter,
-    tokenizer: Encoder,
-    capacity: int,
+    origin: Origin, ids: list[str], texts: list[str], truth: list[int], classifier: Classifier
 ) -> tuple[SplitResult, list[str]]:
     """The result on a file, and why there is no TF-IDF floor when there is none. Fitted on anything
     but the adapter's own training posts it would be another floor than the report's.
@@ -304,7 +337,6 @@ def _score_file(
     from emotion_train.evaluation.floors import tfidf_of_texts
     from emotion_train.evaluation.metrics import confusion
     from emotion_train.evaluation.predictions import Predictions, join_predictions
-    from emotion_train.evaluation.scoring import probabilities_of
     from emotion_train.progress import ProgressLine
     from emotion_train.report.figures import SplitResult
     from emotion_train.runs.origin import NotInReach
@@ -313,19 +345,10 @@ def _score_file(
     with ProgressLine("scoring", len(texts), "posts") as line:
         for start in range(0, len(texts), POSTS_PER_SCORING_STEP):
             chunk = texts[start : start + POSTS_PER_SCORING_STEP]
-            chunks.append(
-                probabilities_of(
-                    adapter.model,
-                    tokenizer,
-                    chunk,
-                    capacity,
-                    adapter.model.device,
-                    len(adapter.labels),
-                )
-            )
+            chunks.append(classifier.probabilities(chunk))
             line.update(start + len(chunk))
     scored = join_predictions([Predictions.of(ids, truth, np.concatenate(chunks))], len(ids))
-    counts_CC = confusion(scored.truth_N, scored.predicted_N, len(adapter.labels))
+    counts_CC = confusion(scored.truth_N, scored.predicted_N, len(classifier.labels))
     try:
         store, index = origin.training_data(_FLOOR_MAX_ROWS)
     except NotInReach as error:
@@ -333,14 +356,12 @@ def _score_file(
             f"There is no TF-IDF floor to compare with: {error}. Give --training-data DATA_URL, the data set"
             " that the adapter was trained on."
         ]
-    print("fitting the TF-IDF floor", file=sys.stderr, flush=True)
+    tell("fitting the TF-IDF floor")
     floor = tfidf_of_texts(store, index, ids, texts, truth, _SEED)
     return SplitResult(counts_CC, scored, floor), []
 
 
-def labelled_posts(
-    arguments: argparse.Namespace, labels: Sequence[str]
-) -> tuple[list[str], list[str], list[int]]:
+def labelled_posts(asked: Question, labels: Sequence[str]) -> tuple[list[str], list[str], list[int]]:
     """Ids, texts and label numbers of every row of --file, duplicates included.
 
     Raises `WrongRequest` naming the rows that cannot be scored.
@@ -350,13 +371,13 @@ def labelled_posts(
     from emotion_train.sources.open import Choices, open_source
     from emotion_train.sources.posts import Columns
 
-    source = arguments.file
-    columns = Columns(arguments.text_column, arguments.label_column, split=None)
-    choices = Choices(encoding=arguments.encoding, quoting=arguments.quoting)
+    source = str(asked.file)
+    columns = Columns(asked.text_column, asked.label_column, split=None)
+    choices = Choices(encoding=asked.encoding, quoting=asked.quoting)
     with open_source(source, columns, choices) as found:
         findings = Findings(file.name for file in found.files)
         names = LabelNames(tuple(labels), found.label_names)
-        cleaner = Cleaner(Rules(arguments.max_chars, 0, arguments.unescape_html), names, findings)
+        cleaner = Cleaner(Rules(asked.max_chars, 0, asked.unescape_html), names, findings)
         rows: list[Any] = [cleaner.clean(batch, None) for batch in found.batches()]
     if lines := findings.lines(REFUSED):
         raise WrongRequest(
@@ -370,14 +391,10 @@ def labelled_posts(
     )
     if not ids:
         raise WrongRequest(
-            f"{source} has no posts; give a file with the columns {arguments.text_column} and"
-            f" {arguments.label_column}."
+            f"{source} has no posts; give a file with the columns {asked.text_column} and"
+            f" {asked.label_column}."
         )
     return ids, texts, truth
-
-
-def _capacity(arguments: argparse.Namespace, adapter: LoadedAdapter) -> int:
-    return max(int(arguments.tokens_per_microbatch), adapter.tokenizer.max_length)
 
 
 if __name__ == "__main__":

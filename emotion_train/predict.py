@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,9 +26,10 @@ from emotion_train.edges.paths import typed_path
 from emotion_train.edges.streams import text_is_the_result, write_utf8
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import (
+    AdapterChoice,
     add_adapter_arguments,
     add_file_arguments,
-    load_with_progress,
+    open_classifier,
     positive,
 )
 from emotion_train.model.facts import read_facts
@@ -111,42 +113,37 @@ def run(arguments: argparse.Namespace) -> int:
         from emotion_train.runs.adapter_cache import find_adapter
 
         posts = _posts(arguments, stack)
-        arguments.adapter = find_adapter(arguments.adapter).folder
+        found = find_adapter(arguments.adapter)
+        chosen = replace(AdapterChoice.of(arguments), adapter=found.folder)
         # a wrong folder is refused before torch is imported, and before anything is typed
-        kept = _kept(arguments.columns, read_facts(arguments.adapter).labels)
+        kept = _kept(arguments.columns, read_facts(found.folder).labels)
         first = list(islice(posts, _AT_A_TIME if arguments.posts or arguments.file else 1))
         if not first:
             raise WrongRequest(
                 'There is no post to label; type one as a word ("what a lovely mess"), give --file, or pipe'
                 " lines in."
             )
-        _label(first, posts, arguments, kept)
+        _label(first, posts, chosen, arguments, kept)
     return 0
 
 
 def _label(
-    first: list[Post], rest: Iterator[Post], arguments: argparse.Namespace, kept: Sequence[str]
+    first: list[Post],
+    rest: Iterator[Post],
+    chosen: AdapterChoice,
+    arguments: argparse.Namespace,
+    kept: Sequence[str],
 ) -> None:
-    from emotion_train.data.lengths import cut_remark
-    from emotion_train.data.tokenization import CountingTokenizer
-    from emotion_train.evaluation.scoring import probabilities_of
-
     if arguments.format != "text":
         write_utf8()
-    loaded = load_with_progress(arguments)
-    tokenizer = CountingTokenizer(loaded.tokenizer)
+    classifier = open_classifier(chosen)
     cell = _harmless if arguments.escape_formulas else str
-    print_batch = _printer(arguments.format, loaded.labels, kept, arguments.top, sys.stdout, cell)
+    print_batch = _printer(arguments.format, classifier.labels, kept, arguments.top, sys.stdout, cell)
     chunk = first + list(islice(rest, _AT_A_TIME - len(first)))
-    capacity = max(arguments.tokens_per_microbatch, loaded.tokenizer.max_length)
     while chunk:
-        texts = [post.text for post in chunk]
-        prob_NC = probabilities_of(
-            loaded.model, tokenizer, texts, capacity, loaded.model.device, len(loaded.labels)
-        )
-        print_batch(chunk, prob_NC)
+        print_batch(chunk, classifier.probabilities([post.text for post in chunk]))
         chunk = list(islice(rest, _AT_A_TIME))
-    if remark := cut_remark(tokenizer.lengths, tokenizer.max_length):
+    if remark := classifier.cut_remark():
         print(f"emotion-train: {remark}", file=sys.stderr)
 
 

@@ -8,6 +8,8 @@ import sys
 import time
 from types import TracebackType
 
+from emotion_train.console import silent, tell
+
 LINE_EVERY_S = 30.0
 
 
@@ -34,14 +36,14 @@ def plain_line(
 
 class ProgressLine:
     """A with statement around a job of `total` units; `shown=False` (ranks other than 0) prints
-    nothing.
+    nothing, nor does one that begins in a `silence`.
     """
 
     def __init__(self, title: str, total: int, unit: str, shown: bool = True) -> None:
         self._title = title
         self._total = total
         self._unit = unit
-        self._shown = shown
+        self._shown = shown = shown and not silent()
         self._words = ""
         self._last_line = time.monotonic()
         # the first update; what came before it is no measure: a start, or another process's steps
@@ -88,7 +90,7 @@ class ProgressLine:
             self._last_line = now
             left = self._seconds_left(now, done)
             line = plain_line(self._title, done, self._total, self._unit, left, self._words)
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
     def _seconds_left(self, now: float, done: int) -> float | None:
         """By the mean pace since the first update; None before there is one."""
@@ -101,4 +103,4 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         elif self._shown:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)

@@ -11,6 +11,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +21,7 @@ from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, limited, read_index, require_trainable
 from emotion_train.edges.streams import go_to
 from emotion_train.errors import Fenced, LostContact, WrongRequest
+from emotion_train.processes.borrowed import is_borrowed
 from emotion_train.processes.launcher_link import FENCED_S, answers_signals, end_within
 from emotion_train.processes.machine import memory_of, whole_memory_of
 from emotion_train.processes.notices import Notice, PreemptionWatch, hold_seconds
@@ -89,14 +91,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns 0 when the run is published, by this process or by an earlier one."""
-    started = datetime.now(UTC)
     config = load_config(arguments.config, arguments.overrides)
     go_to(output_log(config))
+    again = partial(_command, arguments)
+    _, final = train(config, arguments.allow_unfenced, again, os.environ, arguments.stop_after_step)
+    return published(final)
+
+
+def train(
+    config: Config,
+    allow_unfenced: bool,
+    again: Callable[[str, str], str],
+    environment: Mapping[str, str],
+    stop_after_step: int | None = None,
+) -> tuple[str, Entry]:
+    """Id and final entry of the run, which this process or an earlier one published.
+
+    `again` makes the words that resume it out of its id and the kind of device; `environment` is
+    what `accelerate launch` sets; `stop_after_step` rehearses a preemption there. Raises errors of
+    the family.
+    """
+    started = datetime.now(UTC)
     require_trackers(config)
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     with ExitStack() as stack:
         # once a machine is enough
-        asked = config.preemption.notices if os.environ.get("LOCAL_RANK", "0") == "0" else "none"
+        asked = config.preemption.notices if environment.get("LOCAL_RANK", "0") == "0" else "none"
         watch = stack.enter_context(PreemptionWatch(asked, say))
         answers_signals()
         reading = _ask_for_index(config, data_store)
@@ -109,11 +129,11 @@ def run(arguments: argparse.Namespace) -> int:
         from emotion_train.training.room import wait_for_room
         from emotion_train.training.waiting import PatientStart
 
-        accelerator, engine, ranks = start_processes(config)
+        accelerator, engine, ranks = start_processes(config, environment)
         run_id = ranks.from_main(run_id_of(config, os.environ))
         config = config.model_copy(update={"run": config.run.model_copy(update={"id": run_id})})
         hold_s = hold_seconds(config.preemption.hold_s, os.environ)
-        rehearsal = Rehearsal(arguments.stop_after_step)
+        rehearsal = Rehearsal(stop_after_step)
         interruptions = Interruptions(
             ranks, lambda: rehearsal.notice or watch.notice, hold_s, say if ranks.is_main else say_nothing
         )
@@ -122,11 +142,11 @@ def run(arguments: argparse.Namespace) -> int:
         look = start.on_main(
             "the log of the run",
             output_store.url,
-            lambda: look_before_claiming(config, index, output_store, arguments.allow_unfenced),
+            lambda: look_before_claiming(config, index, output_store, allow_unfenced),
         )
         if look.final is not None:
             say_published(output_store, run_id, look.final, ranks.is_main)
-            return published(look.final)
+            return run_id, look.final
         config = config_on_gpu(config, accelerator.device, say if ranks.is_main else say_nothing)
         base, tokenizer = start.everywhere("the base", config.model.base, lambda: _look_at_base(config))
         require_fp8(config, base, engine, accelerator.device)
@@ -147,7 +167,6 @@ def run(arguments: argparse.Namespace) -> int:
         # where another start may still hold a GPU it is counted whole, until the claim ends that
         config = settle_for(read=whole_memory_of if look.owned else memory_of)
         keep_kernels(config, ranks, accelerator.device, stack)
-        again = _command(arguments, run_id, accelerator.device.type)
         job = Job(
             config,
             index,
@@ -160,22 +179,22 @@ def run(arguments: argparse.Namespace) -> int:
             interruptions,
             tokenizer,
             started,
-            again,
+            again(run_id, accelerator.device.type),
             base,
         )
         answer = start.only_on_main("the claim of the run", output_store.url, Claiming(job, start.note_saved))
         claimed = answer if isinstance(answer, Claimed) else None
         if final := ranks.from_main(answer if isinstance(answer, Entry) else None):
             say_published(output_store, run_id, final, ranks.is_main)
-            return published(final)
+            return run_id, final
         try:
             if look.owned:
                 job = wait_for_room(job, settle_for)
             trainer = start_trainer(job, claimed, stack)
-            if trainer.saver is not None:
+            if trainer.saver is not None and not is_borrowed():
                 trainer.saver.on_fenced = partial(end_within, FENCED_S, Fenced.exit_code)
             _fit(job, trainer, rehearsal)
-            return report_and_publish(job, trainer, claimed, stack)
+            return run_id, report_and_publish(job, trainer, claimed, stack)
         except torch.OutOfMemoryError:
             raise WrongRequest(too_small(job)) from None
         except LostContact:

@@ -252,7 +252,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         "--write",
         type=Path,
         metavar="FILE",
-        help="also write a SkyPilot task with these GPUs, from sky/train.yaml",
+        help="also write a SkyPilot task with these GPUs; the rest of it as in sky/train.yaml",
     )
     plan.set_defaults(verb=_plan)
 
@@ -313,6 +313,9 @@ def _positive(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from emotion_train.processes.systems import require_system
+
+    require_system("run")
     from emotion_train.config import load_config
     from launch.run.choice import asked_for
     from launch.run.seeds import end_with_seeds, run_seeds

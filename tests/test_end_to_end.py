@@ -77,7 +77,7 @@ def test_posts_in_adapter_and_report_out(
     out = answer.stdout
     assert "accelerate launch --config_file" in out
     assert f"published at step 14: {runs}/tiny" in out
-    assert list((tmp_path / "tracking").rglob("events.out.*"))
+    assert list((tmp_path / "tracking" / "tiny").glob("events.out.*"))
     with monkeypatch.context() as patch:  # again: nothing is claimed
         patch.setenv("ACCELERATE_USE_CPU", "true")
         assert "published at step 14" in done_here(capfd, "emotion-train", "train", *words)
@@ -98,6 +98,8 @@ def test_posts_in_adapter_and_report_out(
     assert report.identity.index_sha256 == read_index(open_store(data)).sha256()
     assert report.speed.posts == 2 * report.dataset.rows["train"]
     assert "<svg" in (adapter / "report" / "report.html").read_text()
+    for name in ("README.md", "report/report.json", "report/report.html", "report/tensorboard/run.tfevents"):
+        assert str(tmp_path).encode() not in (adapter / name).read_bytes(), name  # no path of this machine
 
     lines = done_here(
         capfd,

@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import tiny_words, write_posts
@@ -27,7 +28,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a copy without what earlier builds left behind
-    for name in ("emotion_train", "launch", "accelerate_configs"):
+    for name in ("emotion_train", "launch", "accelerate_configs", "sky"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -82,11 +83,40 @@ def test_every_verb_of_the_wheel_explains_itself(installed: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_tiny_run_of_the_wheel_is_published_and_pulled(installed: Path, tmp_path: Path) -> None:
+def test_nothing_named_sky_is_installed(installed: Path) -> None:
+    (site,) = (installed.parent / "lib").glob("python*/site-packages")
+    assert not [path for path in site.iterdir() if path.name.startswith("sky")]
+
+
+@pytest.mark.slow
+def test_the_demo_of_the_wheel_ends_with_an_adapter(installed: Path, tmp_path: Path) -> None:
+    told = asked(installed, tmp_path, "emotion-train", "demo", "--folder", "demo", "train.epochs=1")
+    assert "published at step" in told
+    assert (tmp_path / "demo" / "adapter" / "report" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_plan_of_the_wheel_writes_a_task(installed: Path, tmp_path: Path) -> None:
+    causal_checkpoint(tmp_path / "base", "llama")
+    asked(installed, tmp_path, "emotion-train", "prepare", str(write_posts(tmp_path / "source")), "data")
+    plan = ["emotion-launch", "plan", "--data", "data", "model.base=base", "--write", "mine.yaml"]
+    asked(installed, tmp_path, *plan)
+    written = yaml.safe_load((tmp_path / "mine.yaml").read_text(encoding="utf-8"))
+    source = yaml.safe_load((ROOT / "sky" / "train.yaml").read_text(encoding="utf-8"))
+    assert written["setup"] == source["setup"]
+    assert written["resources"]["ordered"]
+    # what the task starts on a machine, with the config that it names
+    words = ["--config", written["envs"]["CONFIG"], "data.url=data", "run.output_url=runs", "model.base=base"]
+    asked(installed, tmp_path, "emotion-launch", "run", "--accelerate-config", "cpu", "--dry-run", *words)
+
+
+@pytest.mark.slow
+def test_a_tiny_run_of_the_wheel_is_published_pulled_and_used(installed: Path, tmp_path: Path) -> None:
     causal_checkpoint(tmp_path / "base", "llama")
     asked(installed, tmp_path, "emotion-train", "prepare", str(write_posts(tmp_path / "source")), "data")
     run = ["emotion-launch", "run", "--accelerate-config", "cpu", *tiny_words(tmp_path, "run.id=tiny")]
     asked(installed, tmp_path, *run)
     url = next(word for word in run if word.startswith("run.output_url=")).partition("=")[2]
     asked(installed, tmp_path, "emotion-launch", "pull", f"{url}/tiny", "--to", "adapter")
-    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+    told = asked(installed, tmp_path, "emotion-train", "predict", "--adapter", "adapter", "tea and rain")
+    assert told.endswith("| tea and rain\n")

@@ -204,7 +204,7 @@ def _to(number: int, log: Path | None) -> bool:
             opened = os.open(os.devnull, os.O_WRONLY)
         else:
             log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
             opened = os.open(log, flags, 0o600)
     except OSError:
         return False

@@ -1,10 +1,15 @@
-"""A saved adapter made ready to score posts: what verbs ask for, and the model on its device."""
+"""A saved adapter made ready to label posts: what is asked for, and the model on its device.
+
+Letters: N posts, C labels.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, Precision
 from emotion_train.errors import WrongRequest
@@ -13,9 +18,92 @@ from emotion_train.sizing.fit import refusal_of_weights
 from emotion_train.sizing.shape import Shape
 
 if TYPE_CHECKING:
+    from emotion_train.evaluation.scoring import Probabilities
     from emotion_train.model.lora import LoadedAdapter
 
 _MOST = 2**31 - 1
+_AT_A_TIME = 1024  # posts
+
+
+@dataclass(frozen=True)
+class AdapterChoice:
+    """An adapter, and how it is to be loaded; None is what it was trained with.
+
+    `adapter` is what --adapter takes; `open_classifier` takes a folder, which
+    `emotion_train.runs.adapter_cache` makes of a URL.
+
+    `device`: auto takes the GPU where there is one. `decoder`: stock computes by transformers'
+    modules. `tokens_per_microbatch` are those of one forward pass.
+    """
+
+    adapter: str | Path
+    base: str | None = None
+    precision: Precision | None = None
+    decoder: Literal["fused", "stock"] = "fused"
+    device: Literal["auto", "cpu"] = "auto"
+    tokens_per_microbatch: int = DEFAULT_TOKENS_PER_MICROBATCH
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> AdapterChoice:
+        """What `add_adapter_arguments` was told."""
+        return cls(**{name: getattr(arguments, name) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The label of a post, and the probability of each of the adapter's labels, which sum to 1."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+class Classifier:
+    """A loaded adapter. `tokenizer` counts what data.max_length cuts of the posts that it sees."""
+
+    def __init__(self, loaded: LoadedAdapter, tokens_per_microbatch: int) -> None:
+        from emotion_train.data.tokenization import CountingTokenizer
+
+        self.loaded = loaded
+        self.tokenizer = CountingTokenizer(loaded.tokenizer)
+        self.capacity = max(tokens_per_microbatch, loaded.tokenizer.max_length)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels in the order of their ids."""
+        return tuple(self.loaded.labels)
+
+    def probabilities(self, texts: Sequence[str]) -> Probabilities:
+        """`prob_NC` of texts that are mended already, in their order."""
+        from emotion_train.evaluation.scoring import probabilities_of
+
+        model = self.loaded.model
+        return probabilities_of(model, self.tokenizer, texts, self.capacity, model.device, len(self.labels))
+
+    def predict(self, texts: Sequence[str], *, unescape_html: bool = False) -> list[Prediction]:
+        """One prediction a text, in their order; texts are mended as the posts of a training are.
+
+        Raises `WrongRequest` for what is no list of texts, and for a text without a letter.
+        """
+        from emotion_train.evaluation.unlabelled import mended
+
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise WrongRequest('predict takes a list of texts; type predict(["what a lovely mess"]).')
+        posts = list(mended(enumerate(texts), unescape_html=unescape_html))
+        if len(posts) < len(texts):
+            empty = min(set(range(len(texts))) - {post.row for post in posts})
+            raise WrongRequest(f"texts[{empty}] has no text; leave it out.")
+        found: list[Prediction] = []
+        for start in range(0, len(posts), _AT_A_TIME):
+            for prob_C in self.probabilities([post.text for post in posts[start : start + _AT_A_TIME]]):
+                named = dict(zip(self.labels, map(float, prob_C), strict=True))
+                found.append(Prediction(self.labels[int(prob_C.argmax())], named))
+        return found
+
+    def cut_remark(self) -> str | None:
+        """What data.max_length cut of the texts so far, in words; None where that is not much."""
+        from emotion_train.data.lengths import cut_remark
+
+        return cut_remark(self.tokenizer.lengths, self.tokenizer.max_length)
 
 
 def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,10 +183,14 @@ def positive(word: str) -> int:
     return int(word)
 
 
-def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
-    """The adapter that `add_adapter_arguments` describes, on the device that it names, where
-    --adapter is a folder by now (`emotion_train.runs.adapter_cache`). Raises `WrongRequest` for too
-    small a GPU.
+def open_classifier(chosen: AdapterChoice) -> Classifier:
+    """The classifier of this adapter on its device. Raises as `load_with_progress`."""
+    return Classifier(load_with_progress(chosen), chosen.tokens_per_microbatch)
+
+
+def load_with_progress(chosen: AdapterChoice) -> LoadedAdapter:
+    """The adapter on the device that is asked for. Raises `WrongRequest` for too small a GPU, and
+    for a folder, base or precision that do not fit together.
     """
     import torch
 
@@ -107,20 +199,20 @@ def load_with_progress(arguments: argparse.Namespace) -> LoadedAdapter:
     from emotion_train.processes.machine import memory_of
     from emotion_train.progress import ProgressLine
 
-    base: str | BaseConfig | None = arguments.base
-    folder = Path(arguments.adapter)
-    device = torch.device("cuda" if arguments.device == "auto" and torch.cuda.is_available() else "cpu")
+    base: str | BaseConfig | None = chosen.base
+    folder = Path(chosen.adapter)
+    device = torch.device("cuda" if chosen.device == "auto" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         facts = read_facts(folder)
-        base = opened = read_config(arguments.base or facts.base)
-        precision = arguments.precision or facts.precision
+        base = opened = read_config(chosen.base or facts.base)
+        precision = chosen.precision or facts.precision
         refuse_small_gpu(opened.files.name, Shape.of(opened.text.to_dict()), precision, memory_of(device))
     with ProgressLine("loading", 1, "tensors") as line:
         return load_adapter(
             folder,
             base=base,
-            precision=arguments.precision,
-            fused=arguments.decoder == "fused",
+            precision=chosen.precision,
+            fused=chosen.decoder == "fused",
             device=device,
             tell=lambda placed, total: line.update(placed, total=total),
         )

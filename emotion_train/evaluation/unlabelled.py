@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emotion_train.console import tell
 from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules, rows_of
 from emotion_train.data.labels import LabelNames
 from emotion_train.errors import WrongRequest
@@ -51,7 +52,7 @@ def mended(numbered: Iterable[tuple[int, str]], *, unescape_html: bool) -> Itera
         if len(good):
             yield Post(row, good.column("text")[0].as_py())
         else:
-            print(f"left out: post {row}, which has no text", file=sys.stderr)
+            tell(f"left out: post {row}, which has no text")
 
 
 def look_through(source: Source, rules: Rules, *, drop: bool) -> list[str]:

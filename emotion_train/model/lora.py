@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from emotion_train.bases.public_names import public_base
 from emotion_train.config import LoraSection
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.edges.bounded import Unreadable, tensors_of_file
@@ -223,7 +224,7 @@ def _peft_config(model: EmotionClassifier, facts: AdapterFacts) -> dict[str, Any
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     return {
         **config,
-        "base_model_name_or_path": facts.base,
+        "base_model_name_or_path": public_base(facts.base),
         "inference_mode": True,
         "modules_to_save": ["score"],
     }

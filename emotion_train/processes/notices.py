@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from emotion_train.edges.bounded import json_in
+from emotion_train.processes.borrowed import is_borrowed
 
 CloudKind = Literal["rebalance", "terminate"]
 Kind = Literal["rebalance", "terminate", "sigterm", "sigint"]
@@ -376,6 +377,8 @@ class PreemptionWatch:
         wanted = [signal.SIGTERM, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
             wanted.append(signal.SIGHUP)
+        if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
+            wanted = []
         self._before = {number: signal.signal(number, self._on_signal) for number in wanted}
         if self._clouds:
             self._thread.start()
@@ -403,6 +406,8 @@ class PreemptionWatch:
             self._interrupted_at = now
             self._signal = Notice("sigint", f"{name} came", None, next(self._serials))
         elif now - self._interrupted_at > _ONE_PRESS_S:
+            if is_borrowed():
+                raise KeyboardInterrupt
             with suppress(OSError):  # nobody may read it
                 os.write(
                     sys.__stderr__.fileno() if sys.__stderr__ else 2,

@@ -13,13 +13,13 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from emotion_train.console import tell
 from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
@@ -182,7 +182,7 @@ def _cached(
     folder = cache_folder() / name
     if _is_whole(folder, sums(folder)):
         return folder
-    print(f"emotion-train: pulling the adapter of {url} into {folder}", file=sys.stderr, flush=True)
+    tell(f"emotion-train: pulling the adapter of {url} into {folder}")
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".pulling-", dir=folder.parent))

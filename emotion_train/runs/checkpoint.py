@@ -28,6 +28,7 @@ from emotion_train.runs.log import Entry, Part, Writer, read_part
 from emotion_train.storage.store import Store
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
+EVENTS = "run.tfevents"  # of TensorBoard up to the step, where there are any
 MOMENTS = ("exp_avg", "exp_avg_sq")
 T = TypeVar("T")
 
@@ -83,12 +84,13 @@ class Progress:
 @dataclass(frozen=True)
 class State:
     """A checkpoint in memory. `optimizer` maps `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`
-    to moments.
+    to moments; `events` are TensorBoard's so far.
     """
 
     progress: Progress
     adapter: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
+    events: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class Snapshot:
         """Name and content of each part, made one at a time."""
         yield ADAPTER, save(_contiguous(self.state.adapter))
         yield OPTIMIZER, save(_contiguous(self.state.optimizer))
+        if self.state.events:
+            yield EVENTS, self.state.events
         document = {
             "progress": asdict(self.state.progress),
             "config": self.question.config.model_dump(mode="json"),
@@ -175,6 +179,11 @@ class Saved:
     def document(self) -> dict[str, Any]:
         return _document(self.files[STATE])
 
+    @property
+    def events(self) -> bytes:
+        """TensorBoard's events up to this step."""
+        return self.files.get(EVENTS, b"")
+
     def state(self) -> State:
         """Raises `Damaged` when the parts are not what this program writes: float32 tensors
         without NaN and infinity, both moments of each parameter, the entry's step.
@@ -186,7 +195,7 @@ class Saved:
             adapter, optimizer = tensors_in(self.files[ADAPTER]), tensors_in(self.files[OPTIMIZER])
             if optimizer or progress.step:  # before the first update there are none
                 _refuse_other_moments(adapter, optimizer)
-            return State(progress, adapter, optimizer)
+            return State(progress, adapter, optimizer, self.events)
         except (Unreadable, KeyError, TypeError) as error:
             raise Damaged(f"The checkpoint of step {self.entry.step} cannot be read ({error}).") from None
 
@@ -213,9 +222,9 @@ def read_saved(store: Store, run_id: str, entry: Entry) -> Saved:
     """The checkpoint of an entry; raises `ObjectNotFound` when a part is missing, and `Damaged`
     when it was replaced or is not what it should be.
     """
-    saved = Saved(
-        entry, {name: read_part(store, run_id, _part(entry, name)) for name in (ADAPTER, OPTIMIZER, STATE)}
-    )
+    names = [ADAPTER, OPTIMIZER, STATE]
+    names += [EVENTS] if any(part.key.endswith(f"/{EVENTS}") for part in entry.parts) else []
+    saved = Saved(entry, {name: read_part(store, run_id, _part(entry, name)) for name in names})
     saved.state()
     return saved
 

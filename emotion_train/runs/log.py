@@ -22,7 +22,6 @@ import os
 import re
 import secrets
 import socket
-import sys
 import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -34,6 +33,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from emotion_train.console import tell
 from emotion_train.edges.bounded import Unreadable, object_in
 from emotion_train.errors import (
     AlreadyExists,
@@ -289,12 +289,10 @@ def require_conditional_writes(store: Store, run_id: str, allow_unfenced: bool) 
             " conditions, or type --allow-unfenced and see to it yourself that only one process at a time"
             " runs it."
         )
-    print(
+    tell(
         f"UNFENCED: {found}. If a second process starts run {run_id} while this one is alive, each may"
         " overwrite the other's checkpoints, and steps that were reported as saved may be lost, without a"
-        " word from either.",
-        file=sys.stderr,
-        flush=True,
+        " word from either."
     )
     return False
 

@@ -7,11 +7,11 @@ pulled with it tells, or the person who asks. Nothing is published for this that
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emotion_train.console import tell
 from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.data.text_filter import TextFilter, filter_of_split
 from emotion_train.edges.bounded import object_in
@@ -59,12 +59,12 @@ class Origin:
             identity = _identity(_published_report(run_url), facts)
         else:
             identity = _identity(_report_beside(folder), facts)
-        told = identity["config"]["run"]["output_url"] if identity else None
+        told = facts.output_url or (identity["config"]["run"]["output_url"] if identity else None)
         return cls(
             folder,
             facts,
             run_url or (f"{str(told).rstrip('/')}/{facts.run_id}" if told else None),
-            data_url or (str(identity["data_url"]) if identity else None),
+            data_url or facts.data_url or (str(identity["data_url"]) if identity else None),
             facts.index_sha256 or (str(identity["index_sha256"]) if identity else None),
             run_url is not None,
         )
@@ -112,7 +112,7 @@ class Origin:
             return self._own(TextFilter.from_file(path), str(path))
         if self.run_url is None:
             raise NotInReach("nothing tells where the run of this adapter is")
-        print(f"looking for the training filter of {self.run_url}", file=sys.stderr, flush=True)
+        tell(f"looking for the training filter of {self.run_url}")
         try:
             store, entry = _published(self.run_url)
             if (part := training_filter(entry)) is None:

@@ -12,6 +12,7 @@ from emotion_train.evaluation.predictions import predictions_key, predictions_to
 from emotion_train.report.figures import SplitResult
 from emotion_train.report.pages import render_html
 from emotion_train.report.schema import Report
+from emotion_train.runs.checkpoint import EVENTS
 from emotion_train.runs.log import Entry, Writer, upload_part
 
 
@@ -46,10 +47,11 @@ def final_files(
     report: Report,
     splits: Mapping[str, SplitResult],
     texts: Mapping[str, Mapping[str, str]] | None = None,
+    events: bytes = b"",
 ) -> dict[str, bytes]:
     """All that is published, by name: the files of the adapter below adapter/, report.json,
     report.html, the predictions of each split, with the texts of its posts where they are given by
-    split and id.
+    split and id, and TensorBoard's events where there are any.
     """
     files = {
         f"adapter/{path.relative_to(adapter).as_posix()}": path.read_bytes()
@@ -57,6 +59,7 @@ def final_files(
         if path.is_file()
     }
     files |= {"report.json": report.to_bytes(), "report.html": render_html(report).encode()}
+    files |= {f"tensorboard/{EVENTS}": events} if events else {}
     return files | {
         predictions_key(name): predictions_to_parquet(
             result.predictions, report.labels, None if texts is None else texts[name]

@@ -30,11 +30,12 @@ _SERVICES = ("s3", "master", "volume", "filer", "admin")
 # ports of outgoing connections.
 _PORTS = range(10_000, 20_000)
 _GRPC_OFFSET = 10_000
-# Runs in the child: ask Linux for SIGTERM when the parent dies (prctl 1 = PR_SET_PDEATHSIG), then
-# become the server. A preexec_fn would do the same, but is unsafe in a process with threads.
+# Runs in the child: ask Linux for SIGTERM when the parent dies (prctl 1 = PR_SET_PDEATHSIG; other
+# systems have no such thing), then become the server. A preexec_fn would do the same, but is unsafe
+# in a process with threads.
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+sys.platform == "linux" and ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 os.getppid() == int(sys.argv[1]) or sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """

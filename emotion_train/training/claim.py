@@ -6,12 +6,12 @@ request.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, cast
 
 from emotion_train.config import Config
+from emotion_train.console import tell
 from emotion_train.data.index import Index
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.processes.machine import device_name
@@ -93,11 +93,7 @@ class Claiming:
 
 def _first_look(job: Job) -> Writer:
     writer = Writer(job.output_store, job.run_id, job.index.sha256(), job.config.sha256())
-    print(
-        f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}",
-        file=sys.stderr,
-        flush=True,
-    )
+    tell(f"run {job.run_id} (run.id={job.run_id} resumes it)\n{job.config.to_yaml()}")
     return writer
 
 

@@ -49,7 +49,7 @@ _TRUE = ("true", "1", "yes")
 
 
 def start_accelerator(
-    timeout_s: float, trackers: list[str], environment: Mapping[str, str] = os.environ
+    timeout_s: float, environment: Mapping[str, str] = os.environ
 ) -> tuple[Accelerator, Kind]:
     """Accelerate's process group and device, and the engine that was asked for.
 
@@ -77,8 +77,6 @@ def start_accelerator(
 
     accelerator = Accelerator(
         cpu=on_cpu,
-        log_with=list(trackers) or None,
-        project_dir="tracking" if trackers else None,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s + (0 if on_cpu else _LATER_S)))
         ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -11,6 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
+from emotion_train.bases.public_names import public_base, public_config, public_place
+from emotion_train.console import tell
+from emotion_train.edges.paths import typed_path
 from emotion_train.errors import NotPublished, StorageError
 from emotion_train.processes.machine import device_name
 from emotion_train.runs.log import Entry, mean_price
@@ -34,9 +36,9 @@ _COUNTED_POSTS = 20_000  # of the training split, whose lengths the report has
 _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
 
 
-def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> int:
+def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> Entry:
     """Take the best checkpoint, score it on every held-out split, and publish adapter and report
-    together.
+    together; returns the final entry.
     """
     from emotion_train.console import Terminal
     from emotion_train.processes.machine import peak_memory
@@ -54,7 +56,7 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
         report = _build_report(job, trainer, splits, cuts, best, claimed, memory)
         with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
             _save_adapter(job, trainer, report, Path(folder), adapter)
-            files = final_files(Path(folder), report, splits, _texts(job, splits))
+            files = final_files(Path(folder), report, splits, _texts(job, splits), trainer.trackers.events())
     trained_on = job.ranks.only_on_main(lambda: _training_filter(job))
 
     def publish_all() -> Entry:
@@ -70,13 +72,15 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
 
     # nobody leaves before that
     entry = cast(Entry, job.ranks.from_main(_until_the_store_takes_it(job, publish_all, keep)))
-    code = published(entry)
+    published(entry)
     if claimed is not None and report is not None:
         claimed.local.clear()
         print_report(report, Terminal(highlight=False))
     say_published(job.output_store, job.run_id, entry, job.ranks.is_main)
+    if files:
+        trainer.trackers.finish(files)
     job.accelerator.end_training()
-    return code
+    return entry
 
 
 def _drain(trainer: Trainer) -> None:
@@ -197,7 +201,7 @@ def _score_splits(
     most = job.config.data.max_length
     if job.ranks.is_main:
         cuts["train"] = Cut.of(_train_lengths(job), most)
-        print("fitting the TF-IDF floor", file=sys.stderr, flush=True)
+        tell("fitting the TF-IDF floor")
         seed, patience_s = job.config.run.seed, data_patience_s(job.config)
         floors = tfidf_predictions(
             job.data_store, job.index, names, job.config.report.floor_max_rows, seed, patience_s
@@ -281,11 +285,11 @@ def _build_report(
         ),
         identity=Identity(
             run_id=job.run_id,
-            config=job.config.model_dump(mode="json"),
+            config=public_config(job.config),
             config_sha256=job.config.sha256(),
             index_sha256=job.index.sha256(),
-            data_url=job.config.data.url,
-            base=job.config.model.base,
+            data_url=public_place(job.config.data.url),
+            base=public_base(job.config.model.base),
             precision=job.config.model.precision,
             versions=versions(),
             git_commit=git_commit(),
@@ -318,6 +322,11 @@ def _left_out(job: Job) -> list[str]:
     return words
 
 
+def _if_local(url: str) -> str | None:
+    """A folder, which the report does not name."""
+    return None if public_place(url) == url else str(typed_path(url).absolute())
+
+
 def _save_adapter(
     job: Job, trainer: Trainer, report: Report, folder: Path, adapter: Mapping[str, torch.Tensor]
 ) -> None:
@@ -333,6 +342,8 @@ def _save_adapter(
         labels=job.index.labels,
         run_id=job.run_id,
         index_sha256=job.index.sha256(),
+        output_url=_if_local(job.config.run.output_url),
+        data_url=_if_local(job.config.data.url),
     )
     headline = report.splits[report.headline]
     lines = [

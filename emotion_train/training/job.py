@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emotion_train.config import Config
+from emotion_train.console import tell
 from emotion_train.data.index import Index
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import WrongRequest
+from emotion_train.processes.borrowed import is_borrowed
 from emotion_train.processes.launcher_link import report_published
 from emotion_train.runs.log import Entry, Writer
 from emotion_train.storage.store import Store
@@ -80,8 +82,10 @@ class Claimed:
 
 def end_even_if_stuck(after_s: float = _END_AFTER_S, code: int = 1) -> None:
     """End this process in a while even if its GPU or a thread of its own still waits for a process
-    or a store that is gone.
+    or a store that is gone, unless it is borrowed.
     """
+    if is_borrowed():
+        return
     timer = threading.Timer(after_s, os._exit, [code])
     timer.daemon = True
     timer.start()
@@ -155,7 +159,7 @@ def data_patience_s(config: Config) -> float:
 
 
 def say(words: str) -> None:
-    print(f"emotion-train: {words}", file=sys.stderr, flush=True)
+    tell(f"emotion-train: {words}")
 
 
 def say_nothing(words: str) -> None:
@@ -173,5 +177,5 @@ def published(entry: Entry) -> int:
 
 def say_published(store: Store, run_id: str, entry: Entry, shown: bool) -> None:
     if shown:
-        print(f"published at step {entry.step}: {store.url}/{run_id}")
-        print(f"next: emotion-launch pull {store.url}/{run_id} --to adapter")
+        tell(f"published at step {entry.step}: {store.url}/{run_id}", sys.stdout)
+        tell(f"next: emotion-launch pull {store.url}/{run_id} --to adapter", sys.stdout)

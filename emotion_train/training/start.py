@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emotion_train.config import POSTS_PER_SCORING_STEP, Config
@@ -104,11 +105,12 @@ def keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: Exit
     stack.enter_context(BuiltKernels(store, folder, gpu, say, keeps=ranks.is_main, patience_s=patience_s))
 
 
-def start_processes(config: Config) -> tuple[Accelerator, Kind, Ranks]:
+def start_processes(config: Config, environment: Mapping[str, str]) -> tuple[Accelerator, Kind, Ranks]:
+    """`environment` is what `accelerate launch` sets."""
     from emotion_train.processes.ranks import Ranks
     from emotion_train.training.engines import start_accelerator
 
-    accelerator, engine = start_accelerator(config.distributed.timeout_s, list(config.run.trackers))
+    accelerator, engine = start_accelerator(config.distributed.timeout_s, environment)
     ranks = Ranks(config.distributed.timeout_s)
     if ranks.world_size > 1 and ranks.is_main:
         say(f"{ranks.world_size} processes, {engine} on {device_name(accelerator.device.type)}")
@@ -219,15 +221,20 @@ def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Traine
         for saved in claimed.not_in_log:
             question = Question(job.config, job.index, base)
             saver.offer(Snapshot(saved.state(), saved.entry.epoch, question, saved.entry.metrics))
-    if job.config.run.trackers:
-        sections = job.config.model_dump(mode="json")
-        values = {
-            f"{section}.{key}": str(value)
-            for section, fields in sections.items()
-            for key, value in fields.items()
-        }
-        job.accelerator.init_trackers("emotion-train", config=values)
+    job.ranks.only_on_main(lambda: _open_trackers(job, trainer, claimed, stack))
     return trainer
+
+
+def _open_trackers(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> None:
+    """Open those of the config on rank 0, where the run resumed."""
+    from emotion_train.training.trackers import Trackers
+
+    assert claimed is not None
+    events = claimed.newest.events if claimed.newest is not None else b""
+    trainer.trackers = Trackers(say, events)
+    first = next(entry.nonce for entry in claimed.writer.log if entry.kind == "claim")
+    stack.callback(trainer.trackers.close)
+    trainer.trackers.open(job.config, first, Path("tracking"))
 
 
 def open_saver(job: Job, claimed: Claimed) -> Saver:

@@ -45,6 +45,7 @@ from emotion_train.training.engines import make_engine
 from emotion_train.training.job import Job
 from emotion_train.training.ledger import Ledger
 from emotion_train.training.pace import Pace
+from emotion_train.training.trackers import Trackers
 
 _LOG_EVERY_STEPS = 10
 _KEEP_LOCALLY_AFTER_S = 10.0  # the shortest notices are of 30 s
@@ -114,6 +115,7 @@ class Trainer:
         self.question = Question(config, job.index, base)
         self.tell: Callable[[Progress, str], None] = lambda progress, words: None
         self.tell_milestone: Callable[[str], None] = lambda line: None
+        self.trackers = Trackers(self.tell_milestone)  # none until they are opened, on rank 0
         self.bare_model = model
         self.engine = make_engine(job.engine, model, config.train, job.accelerator.device)
         self.model = self.engine.module
@@ -208,7 +210,7 @@ class Trainer:
         return key_of(self.config.run.seed, self.progress.step)
 
     def _tell_of_loss(self, step: int, mean: float, learning_rate: float) -> None:
-        self.accelerator.log({"train/loss": mean, "train/learning_rate": learning_rate}, step=step)
+        self.trackers.log({"train/loss": mean, "train/learning_rate": learning_rate}, step)
         self.pace.loss = mean
 
     # between two steps
@@ -300,13 +302,13 @@ class Trainer:
                 "learning_rate": self._rate_after(self.progress.step - 1),
             }
         )
-        self.accelerator.log(
+        self.trackers.log(
             {
                 "validation/macro_f1": figures.macro_f1,
                 "validation/weighted_f1": figures.weighted_f1,
                 "validation/accuracy": figures.accuracy,
             },
-            step=self.progress.step,
+            self.progress.step,
         )
         self._save({"macro_f1": figures.macro_f1, "train_loss": train_loss})
         self.tell_milestone(
@@ -365,6 +367,7 @@ class Trainer:
             progress,
             {name: copies[f"adapter {name}"] for name in adapter},
             {name: copies[name] for name in moments},
+            self.trackers.events(),
         )
 
     def restore(self, state: State) -> None:

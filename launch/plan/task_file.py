@@ -1,5 +1,6 @@
 """A SkyPilot task with the plan's GPUs: sky/train.yaml with other candidates, every other line and
-comment as it stands.
+comment as it stands. The package has that file as its own (in a checkout by a link, so that there
+is one), and a folder named `sky` is never installed: it would hide SkyPilot.
 
 The file is changed as text, because a YAML library would drop its comments, and then read back to
 see that only the candidates, the overrides and the config differ.
@@ -22,7 +23,7 @@ from emotion_train.errors import WrongRequest
 from launch.plan.choices import Choice
 from launch.plan.prices import Prices
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "sky" / "train.yaml"
+TEMPLATE = Path(__file__).parent / "train.yaml"
 # the keys of `resources` that say which machine
 _CHOOSING = ("ordered", "any_of", "accelerators", "use_spot")
 _COMMENT_WIDTH = 134
@@ -88,8 +89,8 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise WrongRequest(
-            f"The task file {path} that a plan is written into cannot be read ({error.strerror}); run from a"
-            " clone."
+            f"The task file {path} that a plan is written into cannot be read ({error.strerror}); give"
+            " --write a file that is yours, or install the package again."
         ) from None
     except UnicodeDecodeError:
         raise WrongRequest(

@@ -8,6 +8,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from emotion_train.config import Config, Precision, load_config
@@ -20,10 +21,14 @@ from launch.plan.choices import Choice, Plan, make_plan, spot_of
 from launch.plan.prices import Prices, find_prices
 from launch.plan.spot import Spot
 from launch.plan.table import plan_json, print_plan
-from launch.plan.task_file import TEMPLATE, what_the_list_is, write_task_file
+from launch.plan.task_file import what_the_list_is, write_task_file
 from launch.workload import Work, precision_of_base, refuse_unfused_fp8, shape_of_base, work_of
 
-PROJECT = TEMPLATE.parent.parent
+_CLONE = Path(__file__).resolve().parents[2]
+# what SkyPilot sends to a machine: the clone, or without one the folder that the task is launched
+# from
+PROJECT = _CLONE if (_CLONE / "sky" / "train.yaml").is_file() else Path.cwd()
+WHEELS = "emotion_train-*.whl"
 _WRITTEN = 4  # kinds in a task file
 _WRITTEN_UP_TO = 2.0  # times the dollars of the best
 
@@ -112,6 +117,13 @@ def _write(
     write_task_file(arguments.write, chosen, words, arguments.config, about=about, complete=prices.complete)
     named = ", ".join(choice.name for choice in chosen)
     print(f"{arguments.write}: {named}, {' '.join(words)}", file=sys.stderr)
+    if not (PROJECT / "requirements.lock").is_file() and not list(PROJECT.glob(WHEELS)):
+        print(
+            "note: a machine gets this program out of the folder from which the task is launched, and"
+            f" {PROJECT} holds neither a clone of it nor its wheel; put the file {WHEELS} there that you"
+            " installed.",
+            file=sys.stderr,
+        )
     for option, path in (("--config", arguments.config), ("model.base", config.model.base)):
         if path is not None and stays_here(path):
             remedy = (

@@ -244,9 +244,27 @@ def test_a_split_of_any_data_set_is_looked_up_too(
     assert counts(evaluate(home / "adapter", "--data", str(tmp_path / "data"))) == (15, 69, 54)
 
 
-def test_a_report_that_tells_nothing_of_use_is_passed_over(moved: Path, tmp_path: Path) -> None:
+def test_folders_are_told_by_the_facts_and_not_by_the_report(moved: Path, tmp_path: Path) -> None:
     assert Origin.of(moved / "adapter").run_url == f"{tmp_path}/gone/runs/tiny"
+    report = json.loads((moved / "adapter" / "report" / "report.json").read_bytes())
+    assert report["identity"]["config"]["run"]["output_url"] == "runs"
+    assert (report["identity"]["data_url"], report["identity"]["base"]) == ("data", "base")
+
+
+def test_a_report_that_tells_nothing_of_use_is_passed_over(moved: Path, tmp_path: Path) -> None:
+    """Of an adapter of an earlier version, whose report told folders too."""
+    facts = json.loads((moved / "adapter" / "emotion_train.json").read_bytes())
+    told = {name: facts.pop(name) for name in ("output_url", "data_url")}
+    places = [(moved / "adapter" / "report" / "report.json", moved / "adapter")]
     (published,) = (moved / "runs" / "tiny" / "final").glob("*/adapter")
+    places.append((published.parent / "report.json", published))
+    for path, adapter in places:
+        (adapter / "emotion_train.json").write_text(json.dumps(facts))
+        earlier = json.loads(path.read_bytes())
+        earlier["identity"]["data_url"] = told["data_url"]
+        earlier["identity"]["config"]["run"]["output_url"] = told["output_url"]
+        path.write_text(json.dumps(earlier))
+    assert Origin.of(moved / "adapter").run_url == f"{tmp_path}/gone/runs/tiny"
     assert str(Origin.of(published).run_url).endswith("/runs/tiny")
     report = moved / "adapter" / "report" / "report.json"
     whole = json.loads(report.read_bytes())

@@ -21,7 +21,7 @@ import pytest
 
 from emotion_train.config import LoraSection
 from emotion_train.errors import WrongRequest
-from emotion_train.evaluation.adapter import load_with_progress, refuse_small_gpu
+from emotion_train.evaluation.adapter import AdapterChoice, load_with_progress, refuse_small_gpu
 from emotion_train.evaluation.unlabelled import Post
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts
 from emotion_train.model.load import BaseConfig
@@ -275,10 +275,10 @@ def test_the_gpu_is_compared_with_the_weights_before_any_is_read(
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     with pytest.raises(WrongRequest, match=r"needs 42\.7 GiB and 20\.8 are usable; type --precision nf4\.$"):
-        load_with_progress(parser.parse_args(["--adapter", str(adapter)]))
+        load_with_progress(AdapterChoice.of(parser.parse_args(["--adapter", str(adapter)])))
     monkeypatch.setattr("emotion_train.model.lora.load_adapter", refuse_further)
     with pytest.raises(WrongRequest, match="went on"):  # 4-bit weights fit
-        load_with_progress(parser.parse_args(["--adapter", str(adapter), "--precision", "nf4"]))
+        load_with_progress(AdapterChoice(adapter, precision="nf4"))
 
 
 def refuse_further(folder: Path, *, base: BaseConfig, **_: object) -> None:

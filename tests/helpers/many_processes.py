@@ -247,7 +247,7 @@ def plans(folder: Path) -> Iterator[tuple[int, list[Leg]]]:
 def main() -> None:
     folder = Path(sys.argv[1])
     (folder / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
-    accelerator, _ = start_accelerator(120, [])
+    accelerator, _ = start_accelerator(120)
     if accelerator.device.type == "cpu":
         without_deepspeed_s_compiler()
     for number, legs in plans(folder):

@@ -355,14 +355,14 @@ def test_one_process_where_several_were_asked_for_is_refused() -> None:
     # what `accelerate launch --num_processes 2` makes of distributed_type NO
     with pytest.raises(WrongRequest, match="accelerate started one process where several were asked for"):
         start_accelerator(
-            60, [], {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+            60, {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
         )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_no_gpu_is_no_reason_to_take_the_cpu() -> None:
     with pytest.raises(WrongRequest, match="CUDA sees no GPU"):
-        start_accelerator(60, [], {})
+        start_accelerator(60, {})
 
 
 def test_deepspeed_clips_and_accumulates_as_the_run_config_says(folder: Path) -> None:

@@ -282,7 +282,7 @@ def test_the_trackers_get_the_mean_loss_of_each_stretch_at_its_last_step(
         losses.extend(stretch.losses.tolist())
         return arrive(stretch)
 
-    monkeypatch.setattr(trainer.accelerator, "log", log)
+    monkeypatch.setattr(trainer.trackers, "log", log)
     monkeypatch.setattr(trainer.ledger, "_arrive", listen)
     trainer.fit()
     assert [step for step, *_ in logged] == list(range(every, STEPS + 1, every))

@@ -5,6 +5,7 @@ SkyPilot itself.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 
 from emotion_train.config import load_config
 from emotion_train.errors import Preempted
+from launch.plan.task_file import TEMPLATE
 
 SKY = Path(__file__).parents[3] / "sky"
 TASKS = sorted(SKY.glob("*.yaml"))
@@ -51,7 +53,27 @@ def variables(task: dict[str, Any], **given: str) -> dict[str, str]:
 def test_the_folder_holds_task_files_only() -> None:
     assert [path.name for path in TASKS] == ["evaluate.yaml", "train.yaml"]
     # an __init__.py would shadow SkyPilot
-    assert {path.name for path in SKY.iterdir()} == {"evaluate.yaml", "train.yaml"}
+    assert {path.name for path in SKY.iterdir()} == {"Dockerfile", "evaluate.yaml", "train.yaml"}
+
+
+def test_the_package_s_task_is_the_repository_s() -> None:
+    assert TEMPLATE.read_bytes() == (SKY / "train.yaml").read_bytes()
+    assert TEMPLATE.parent == SKY.parent / "launch" / "plan"
+
+
+def test_the_image_is_made_by_the_lines_of_the_setup_block() -> None:
+    image = (SKY / "Dockerfile").read_text(encoding="utf-8")
+    lines = image.split("RUN <<'SETUP' bash\n")[1].split("SETUP\n")[0]
+    assert lines == read(SKY / "train.yaml")["setup"]
+    assert "WORKDIR /opt/emotion-train\n" in image  # where these lines look for it
+    uv = re.search(r"astral-sh/uv:([\d.]+)", image)
+    assert uv is not None
+    assert f"uv=={uv[1]}" in (SKY.parent / "Makefile").read_text(encoding="utf-8")
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", image, re.MULTILINE)
+    named = {name for words in copied for name in words.split()}
+    assert {name for name in named if not (SKY.parent / name).exists()} == set()
+    read_by_setup = {"requirements.lock", "pyproject.toml", "Makefile"}
+    assert named >= {*read_by_setup, "README.md", "LICENSE", "emotion_train", "launch", "accelerate_configs"}
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
@@ -225,3 +247,33 @@ def test_setup_installs_once_and_again_when_the_lock_changes(tmp_path: Path) -> 
     (tmp_path / "requirements.lock").write_text("changed")
     assert setup() == 0
     assert calls.exists()
+
+
+def test_a_folder_without_a_clone_is_set_up_by_its_wheel(tmp_path: Path) -> None:
+    task = read(SKY / "train.yaml")
+    tool(tmp_path / "home" / ".local" / "bin" / "uv", RECORDER + '[ "$1" != venv ] || mkdir -p .venv\n')
+    environment = variables(task, RECORD=str(tmp_path / "record"), HOME=str(tmp_path / "home"))
+    project = tmp_path / "mine"
+    project.mkdir()
+    nothing = run_lines(task["setup"], project, environment)
+    assert nothing.returncode != 0
+    assert "emotion_train-*.whl" in nothing.stderr
+    for version in ("0.1.0", "0.2.0"):
+        (project / f"emotion_train-{version}-py3-none-any.whl").write_text(version)
+        assert run_lines(task["setup"], project, environment).returncode == 0
+        installed = (tmp_path / "record.words").read_text().splitlines()[-1]
+        assert installed == f"./emotion_train-{version}-py3-none-any.whl[deepspeed,gguf,gpu,trackers]"
+    calls = (tmp_path / "record.words").read_text()
+    assert run_lines(task["setup"], project, environment).returncode == 0  # only a look at its stamp
+    assert (tmp_path / "record.words").read_text() == calls
+
+
+def test_a_config_of_the_package_needs_no_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read(SKY / "train.yaml")["envs"]["CONFIG"]
+    monkeypatch.chdir(tmp_path)
+    words = ["data.url=d", "run.output_url=o"]
+    assert load_config(config, words) == load_config(SKY.parent / config, words)
+    own = tmp_path / config
+    own.parent.mkdir(parents=True)
+    own.write_text("train: {epochs: 9}")
+    assert load_config(config, words).train.epochs == 9  # a person's own wins

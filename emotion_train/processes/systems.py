@@ -1,0 +1,36 @@
+"""What does not work on this operating system, said before anything begins.
+
+Training holds its processes together by what Windows lacks: signals, file locks that end with their
+holder, `exec`. What a laptop does beside a cloud, preparing, planning, looking and predicting,
+needs none of that.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from emotion_train.errors import WrongRequest
+
+_TRAINING = ("train", "run", "demo")
+
+
+def require_system(verb: str | None = None, system: str = sys.platform) -> int:
+    """0 where the verb works. Raises `WrongRequest` where it does not, and says in a sentence where
+    it does less than on Linux; `system` is named as `sys.platform`.
+    """
+    if verb not in _TRAINING:
+        return 0
+    if system in ("win32", "cygwin"):
+        raise WrongRequest(
+            f"{verb} does not work on Windows, whose processes know neither signals nor locks that end with"
+            " them; type it in WSL (wsl --install), or train on a cloud's machine by sky/train.yaml."
+            " Preparing, planning, pulling, evaluating and predicting work here."
+        )
+    if system == "darwin":
+        from emotion_train.console import tell
+
+        tell(
+            "on macOS training is done by the CPU: no Metal, no fp8, no fused decoder; it is for trying"
+            " things out, and real runs want Linux with an NVIDIA GPU"
+        )
+    return 0
