@@ -9,8 +9,9 @@ never a weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from emotion_train.bases.architecture import text_model
@@ -18,7 +19,7 @@ from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config, Precision
 from emotion_train.data.index import Index, Split
 from emotion_train.data.lengths import Cut, Lengths, estimated, tokens_in
-from emotion_train.data.packing import deal
+from emotion_train.data.packing import GPU_FILL, bins, deal
 from emotion_train.edges import hub
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.sizing.memory import is_fused
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 _MOST_STEPS_TRIED = 16
 _LONGEST_SHARE_TRIED = 20_000  # posts
+
+
+Step = list[list[int]]  # one list for each GPU
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,43 @@ class Work:
     def mean_length(self) -> float:
         return sum(self.lengths) / len(self.lengths)
 
-    def shares(self, gpus: int) -> Iterator[list[list[int]]]:
-        """Some steps as the lengths of each GPU's posts."""
+    def shares(self, gpus: int) -> list[Step]:
+        """Some steps as the lengths of each GPU's posts; made once for each number of GPUs, which
+        many kinds of GPU share.
+        """
+        if gpus not in self._shares:
+            self._shares[gpus] = list(self._dealt(gpus))
+        return self._shares[gpus]
+
+    def packs(self, gpus: int, tokens: int) -> list[Step]:
+        """The same steps as the computed tokens of each GPU's packs."""
+        if (gpus, tokens) not in self._packs:
+            self._packs[gpus, tokens] = [
+                [filled(posts, tokens) for posts in step] for step in self.shares(gpus)
+            ]
+        return self._packs[gpus, tokens]
+
+    @cached_property
+    def _shares(self) -> dict[int, list[Step]]:
+        return {}
+
+    @cached_property
+    def _packs(self) -> dict[tuple[int, int], list[Step]]:
+        return {}
+
+    def _dealt(self, gpus: int) -> Iterator[Step]:
         size = min(self.global_batch_size, self.train_posts, _LONGEST_SHARE_TRIED)
         for step in range(max(1, min(_MOST_STEPS_TRIED, len(self.lengths) // size))):
             posts = [self.lengths[(step * size + place) % len(self.lengths)] for place in range(size)]
             yield [[posts[index] for index in group] for group in deal(posts, gpus)]
+
+
+def filled(posts: Sequence[int], tokens: int) -> list[int]:
+    """Computed tokens of each pack of posts with these lengths."""
+    return [
+        min(math.ceil(sum(posts[i] for i in group) / GPU_FILL) * GPU_FILL, max(tokens, GPU_FILL))
+        for group in bins(posts, tokens)
+    ]
 
 
 _SAMPLE_POSTS = 2048

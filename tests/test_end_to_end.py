@@ -209,6 +209,7 @@ def test_exit_code_2_comes_through_accelerate(tmp_path: Path) -> None:
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow  # quicker: launch/run/test_processes.py
 def test_a_signal_to_the_launcher_leaves_no_trainer_behind(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from emotion_train.config import LINEAR_LAYERS
@@ -75,7 +76,7 @@ class Shape:
     def key_width(self) -> int:
         return self.num_key_value_heads * self.head_dim
 
-    @property
+    @cached_property
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of each linear layer of one block."""
         hidden, inner = self.hidden_size, self.intermediate_size
@@ -89,7 +90,7 @@ class Shape:
             "down_proj": (hidden, inner),
         }
 
-    @property
+    @cached_property
     def stacked_layers(self) -> list[tuple[int, int]]:
         """(outputs, inputs) of each of one block's products by the fused decoder, in the order of
         `STACKS`.
@@ -102,7 +103,7 @@ class Shape:
         """Weights of the largest of these products."""
         return max(outputs * inputs for outputs, inputs in self.stacked_layers)
 
-    @property
+    @cached_property
     def linear_parameters(self) -> int:
         """Linear parameters of all blocks; 2 x these x tokens is the floating-point work of a
         forward pass, and as much once more for the input gradients.

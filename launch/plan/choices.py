@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from emotion_train.config import POSTS_PER_SCORING_STEP, Config
-from emotion_train.data.packing import GPU_FILL, bins
 from emotion_train.sizing.fit import (
     Layout,
     MicroBatch,
@@ -30,7 +29,7 @@ from launch.gpus import COUNTS, GPU_KINDS, PLANNED, GpuKind
 from launch.plan.prices import Offer, Prices
 from launch.plan.speed import Speed
 from launch.plan.spot import Spot
-from launch.workload import Work, config_on
+from launch.workload import Work, config_on, filled
 
 _NEVER_H = 365 * 24  # a year
 _MOST_EXPONENT = 100.0  # e to this is beyond any run
@@ -314,25 +313,16 @@ def _step_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
     ones.
     """
     seconds = []
-    for step in work.shares(gpus):
-        packs = [_filled(posts, tokens) for posts in step]
+    for step, packs in zip(work.shares(gpus), work.packs(gpus, tokens), strict=True):
         # of a step too large to lay out
         whole = min(work.global_batch_size, work.train_posts) / sum(len(posts) for posts in step)
         seconds.append(whole * max(sum(speed.microbatch_s(one) for one in gpu) for gpu in packs))
     return sum(seconds) / len(seconds) + (speed.joining_s() if gpus > 1 else 0.0)
 
 
-def _filled(posts: list[int], tokens: int) -> list[int]:
-    """Computed tokens of each pack."""
-    return [
-        min(math.ceil(sum(posts[i] for i in group) / GPU_FILL) * GPU_FILL, max(tokens, GPU_FILL))
-        for group in bins(posts, tokens)
-    ]
-
-
 def _scoring_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
     posts = [work.lengths[place % len(work.lengths)] for place in range(POSTS_PER_SCORING_STEP)]
-    one_step = sum(speed.scoring_s(one) for one in _filled(posts, tokens))
+    one_step = sum(speed.scoring_s(one) for one in filled(posts, tokens))
     return one_step * work.scored_posts / (POSTS_PER_SCORING_STEP * gpus)
 
 

@@ -293,7 +293,7 @@ WIDER = {
     ("targets", "dropout", "gradient_checkpointing"),
     [
         (ATTENTION_PROJECTIONS, 0.05, False),
-        ("all-linear", 0.0, True),
+        pytest.param("all-linear", 0.0, True, marks=pytest.mark.slow),
         pytest.param(ATTENTION_PROJECTIONS, 0.05, True, marks=pytest.mark.slow),
         pytest.param("all-linear", 0.0, False, marks=pytest.mark.slow),
     ],
@@ -402,8 +402,8 @@ def test_recomputing_fused_blocks_keep_their_inputs(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("changes", "recompute"),
     [
-        (WIDER, False),
         (SQUAT, True),
+        pytest.param(WIDER, False, marks=pytest.mark.slow),
         pytest.param(WIDER, True, marks=pytest.mark.slow),
         pytest.param(SQUAT, False, marks=pytest.mark.slow),
     ],

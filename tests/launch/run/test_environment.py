@@ -99,7 +99,13 @@ def test_an_empty_entry_of_pythonpath_is_not_the_current_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["launch.py", "launch/__init__.py", "random.py", "emotion_train/__init__.py"]
+    "name",
+    [
+        "launch.py",
+        "emotion_train/__init__.py",
+        pytest.param("launch/__init__.py", marks=pytest.mark.slow),
+        pytest.param("random.py", marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_in_the_current_folder_is_not_imported(name: str, tmp_path: Path) -> None:
     """Nor anything from a folder that an empty entry of PYTHONPATH stands for, nor ROS's launch."""
