@@ -25,7 +25,7 @@ def is_path(name: str) -> bool:
     """Whether a base is named by a place on this machine; else it is a URL, a hub id or a model's
     short name.
     """
-    if _URL.match(name) or name.lower() == SMALL_MODEL:
+    if is_url(name) or name.lower() == SMALL_MODEL:
         return False
     looks_so = name.startswith((".", "~", "/")) or "\\" in name or name.count("/") > 1
     return looks_so or name.endswith(".gguf") or typed_path(name).exists()
@@ -56,7 +56,21 @@ def public_base(name: str) -> str:
 
 def public_place(url: str) -> str:
     """A URL as it is, of a folder its last name."""
-    return url if _URL.match(url) else _last_name(url.replace("\\", "/"))
+    return url if is_url(url) else _last_name(url.replace("\\", "/"))
+
+
+def place_here(url: str) -> str | None:
+    """The folder that `public_place` tells others only the last name of, as every program of this
+    machine finds it; None for a URL, which is told whole.
+    """
+    if is_url(url):
+        return None
+    return url if url.startswith("file:") else str(typed_path(url).absolute())
+
+
+def is_url(place: str) -> bool:
+    """Whether a place means the same on every machine; a folder, and file://, do not."""
+    return _URL.match(place) is not None
 
 
 def public_config(config: Config) -> dict[str, dict[str, Any]]:

@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
-from emotion_train.bases.public_names import public_base, public_config, public_place
+from emotion_train.bases.public_names import place_here, public_base, public_config, public_place
 from emotion_train.console import tell
-from emotion_train.edges.paths import typed_path
 from emotion_train.errors import NotPublished, StorageError
 from emotion_train.processes.machine import device_name
 from emotion_train.runs.log import Entry, mean_price
@@ -322,11 +321,6 @@ def _left_out(job: Job) -> list[str]:
     return words
 
 
-def _if_local(url: str) -> str | None:
-    """A folder, which the report does not name."""
-    return None if public_place(url) == url else str(typed_path(url).absolute())
-
-
 def _save_adapter(
     job: Job, trainer: Trainer, report: Report, folder: Path, adapter: Mapping[str, torch.Tensor]
 ) -> None:
@@ -342,8 +336,8 @@ def _save_adapter(
         labels=job.index.labels,
         run_id=job.run_id,
         index_sha256=job.index.sha256(),
-        output_url=_if_local(job.config.run.output_url),
-        data_url=_if_local(job.config.data.url),
+        output_url=place_here(job.config.run.output_url),
+        data_url=place_here(job.config.data.url),
     )
     headline = report.splits[report.headline]
     lines = [

@@ -33,7 +33,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 POSTS = ["tea and rain", "never again", "stars"]
 # pages whose printed words are what they are for
-PRINTING = {"cli", "prepare", "stage_base", "evaluate", "predict", "demo", "train", "errors", "console"}
+PRINTING = {"cli", "prepare", "stage_base", "evaluate", "predict", "demo", "train", "config_reference"}
+PRINTING |= {"errors", "console", "command_line"}
 
 
 def blocks(language: str) -> list[str]:
@@ -121,6 +122,25 @@ def test_predictions_are_those_of_the_verb(
     assert [one.label for one in found] == [row["label"] for row in rows]
     for one, row in zip(found, rows, strict=True):
         assert one.probabilities == pytest.approx(row["probabilities"], abs=1e-6)
+
+
+def test_a_run_is_used_by_its_url(
+    typed: dict[str, object],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run_url, file = f"{folder}/runs/first", folder / "posts.csv"
+    capfd.readouterr()
+    by_url = api.load_adapter(run_url, device="cpu").predict(POSTS)
+    card = api.evaluate_adapter(run_url, file=file, device="cpu")
+    assert capfd.readouterr() == ("", "")
+    assert by_url == api.load_adapter(folder / "adapter", device="cpu").predict(POSTS)
+    other = api.evaluate_adapter(folder / "adapter", file=file, device="cpu")
+    assert card.model_dump() == other.model_dump()
+    assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 1
 
 
 def test_an_interrupted_run_resumes_also_in_a_thread(

@@ -44,10 +44,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def moved(home: Path, tmp_path: Path) -> Path:
-    """A copy of all, while the reports in the adapters name folders that are not there any more."""
+    """A copy of all, while the adapters' facts name runs and data that are not there any more."""
     shutil.copytree(home, tmp_path / "moved")
-    for report in (tmp_path / "moved").glob("adapter*/report/report.json"):
-        report.write_text(report.read_text().replace(str(home), str(tmp_path / "gone")))
+    for path in (tmp_path / "moved").glob("adapter*/emotion_train.json"):
+        facts = json.loads(path.read_bytes())
+        facts |= {"output_url": f"{tmp_path}/gone/runs", "data_url": f"{tmp_path}/gone/data"}
+        path.write_text(json.dumps(facts))
     return tmp_path / "moved"
 
 
@@ -87,6 +89,16 @@ def refusal(capsys: pytest.CaptureFixture[str], adapter: Path, *words: str) -> s
     return message
 
 
+def told_by_report(adapter: Path, report: Path) -> None:
+    """Make adapter and report what an earlier version wrote: the report told folders."""
+    facts = json.loads((adapter / "emotion_train.json").read_bytes())
+    document = json.loads(report.read_bytes())
+    document["identity"]["data_url"] = facts.pop("data_url")
+    document["identity"]["config"]["run"]["output_url"] = facts.pop("output_url")
+    (adapter / "emotion_train.json").write_text(json.dumps(facts))
+    report.write_text(json.dumps(document))
+
+
 def without_filter(runs: Path, adapter: Path) -> None:
     """Make run and adapter what an earlier version wrote."""
     entry = final_entry(open_store(str(runs)), "tiny")
@@ -97,6 +109,7 @@ def without_filter(runs: Path, adapter: Path) -> None:
     facts = json.loads((adapter / "emotion_train.json").read_bytes())
     del facts["index_sha256"]
     (adapter / "emotion_train.json").write_text(json.dumps(facts))
+    told_by_report(adapter, adapter / "report" / "report.json")
 
 
 def test_a_run_publishes_the_filter_of_its_training_split_and_pull_leaves_it_out(home: Path) -> None:
@@ -176,6 +189,7 @@ def test_a_run_or_a_data_set_out_of_reach_is_one_line_and_may_be_given(
     card = evaluate(moved / "adapter", "--file", file, "--training-data", f"{moved}/data")
     assert counts(card) == (20, 40, 20)
     assert TFIDF in {floor.name for floor in card.figures.floors}
+    told_by_report(moved / "adapter", moved / "adapter" / "report" / "report.json")
     shutil.rmtree(moved / "adapter" / "report")
     assert f"{NOT_KNOWN}nothing tells where the run" in str(
         evaluate(moved / "adapter", "--file", file).not_looked_up
@@ -253,17 +267,9 @@ def test_folders_are_told_by_the_facts_and_not_by_the_report(moved: Path, tmp_pa
 
 def test_a_report_that_tells_nothing_of_use_is_passed_over(moved: Path, tmp_path: Path) -> None:
     """Of an adapter of an earlier version, whose report told folders too."""
-    facts = json.loads((moved / "adapter" / "emotion_train.json").read_bytes())
-    told = {name: facts.pop(name) for name in ("output_url", "data_url")}
-    places = [(moved / "adapter" / "report" / "report.json", moved / "adapter")]
+    told_by_report(moved / "adapter", moved / "adapter" / "report" / "report.json")
     (published,) = (moved / "runs" / "tiny" / "final").glob("*/adapter")
-    places.append((published.parent / "report.json", published))
-    for path, adapter in places:
-        (adapter / "emotion_train.json").write_text(json.dumps(facts))
-        earlier = json.loads(path.read_bytes())
-        earlier["identity"]["data_url"] = told["data_url"]
-        earlier["identity"]["config"]["run"]["output_url"] = told["output_url"]
-        path.write_text(json.dumps(earlier))
+    told_by_report(published, published.parent / "report.json")
     assert Origin.of(moved / "adapter").run_url == f"{tmp_path}/gone/runs/tiny"
     assert str(Origin.of(published).run_url).endswith("/runs/tiny")
     report = moved / "adapter" / "report" / "report.json"
@@ -284,12 +290,14 @@ def test_a_run_is_evaluated_and_used_by_its_url(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its filter is found where the run is, not where its report says that it was."""
+    """Its filter is found where the run is, not where its facts say that it was."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    report = next((moved / "runs" / "tiny" / "final").glob("*/report.json"))
-    assert str(moved) not in report.read_text()
+    facts = next((moved / "runs" / "tiny" / "final").glob("*/adapter/emotion_train.json"))
+    assert str(moved) not in facts.read_text()
+    capsys.readouterr()
     card = evaluate(moved / "runs" / "tiny", "--file", half(moved, tmp_path))
     assert counts(card) == (20, 40, 20)
+    assert f"looking for the training filter of {moved}/runs/tiny\n" in capsys.readouterr().err
     here, there = open_store(f"{moved}/runs"), open_store(f"{bucket_url}/runs")
     for info in here.list("tiny/"):
         there.write(info.key, here.read(info.key))

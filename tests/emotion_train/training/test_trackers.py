@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from emotion_train.bases.public_names import public_base, public_config, public_place
+from emotion_train.bases.public_names import place_here, public_base, public_config, public_place
 from emotion_train.errors import EmotionTrainError
 from emotion_train.runs import checkpoint
 from emotion_train.runs.checkpoint import EVENTS
@@ -228,6 +228,23 @@ def test_a_folder_that_exists_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.M
     # a staged copy is known by what was staged
     (tmp_path / "owner" / "model" / "base.json").write_text('{"source": "team/original"}')
     assert public_base("owner/model") == "team/original"
+
+
+def test_a_folder_of_one_name_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert place_here("data") == f"{tmp_path}/data"
+    assert place_here("/srv/data") == "/srv/data"
+    assert place_here("file:///srv/data") == "file:///srv/data"
+    assert place_here("s3://team/emotions") is None
+
+
+def test_the_small_model_s_name_is_one_beside_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    (tmp_path / "smollm2" / "base.json").write_text('{"source": "team/original"}')
+    assert (public_base("smollm2"), public_base("./smollm2")) == ("smollm2", "team/original")
 
 
 def test_no_value_of_a_config_holds_a_path_of_this_machine(tmp_path: Path) -> None:
