@@ -158,7 +158,11 @@ def test_bash_completes_verbs_options_choices_and_keys() -> None:
     assert completed("emotion-train", "--completion", "") == ["bash", "zsh"]
     assert completed("emotion-train", "predict", "--esc") == ["--escape-formulas"]
     assert completed("emotion-train", "predict", "--format", "") == ["text", "jsonl", "csv"]
-    assert completed("emotion-launch", "run", "--dry-run", "data.") == ["data.url=", "data.max_length="]
+    assert completed("emotion-launch", "run", "--dry-run", "data.") == [
+        "data.url=",
+        "data.max_length=",
+        "data.limit=",
+    ]
     assert completed("emotion-launch", "run", "train.")[0] == "train.epochs="
     assert completed("emotion-launch", "pull", "data.") == []
     assert completed("emotion-launch", "show", "--every", "") == []  # a number is nobody's to guess
