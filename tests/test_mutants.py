@@ -338,7 +338,7 @@ MUTANTS = [
     Mutant(
         "where another start may hold a GPU it is counted whole before the claim",
         "emotion_train/train.py",
-        "run",
+        "train",
         "whole_memory_of if look.owned else memory_of",
         "memory_of",
         "tests/emotion_train/training/test_room.py::test_a_run_that_another_start_has_claimed_counts_its_gpu_whole_and_waits_after_its_own_claim",

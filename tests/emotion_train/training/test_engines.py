@@ -115,7 +115,7 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
     )
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     weights_C = torch.tensor(
-        class_weights(split.label_counts, "balanced"), dtype=torch.float32, device=device
+        class_weights(split.label_counts, config.loss.class_weights), dtype=torch.float32, device=device
     )
     optimizer = torch.optim.AdamW(
         trained.values(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay

@@ -65,7 +65,9 @@ def whole_batch_reference(folder: Path, dropout: float) -> tuple[list[float], di
     model, _ = build_classifier(
         config.model.base, "fp32", len(index.labels), config.lora, config.run.seed, "cpu"
     )
-    weights_C = torch.tensor(class_weights(split.label_counts, "balanced"), dtype=torch.float32)
+    weights_C = torch.tensor(
+        class_weights(split.label_counts, config.loss.class_weights), dtype=torch.float32
+    )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable, lr=config.train.learning_rate, weight_decay=config.train.weight_decay
