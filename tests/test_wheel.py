@@ -45,14 +45,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "bin"
 
 
+def of_a_user() -> dict[str, str]:
+    """Without this checkout, and with the programs of the packages in the way of commands."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    programs = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    return environment | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PATH": programs}
+
+
 def asked(installed: Path, folder: Path, *words: str) -> str:
     """What the installed program prints, far from this checkout; it must end with 0."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     package = {"emotion-train": "emotion_train.cli", "emotion-launch": "launch.cli"}[words[0]]
     line = [str(installed / "python"), "-m", package, *words[1:]]
     done = subprocess.run(
-        line, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        line, cwd=folder, env=of_a_user(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -67,7 +72,7 @@ def test_the_wheel_alone_has_every_room_and_its_data(installed: Path, tmp_path: 
         "assert (c.CONFIGS / 'cpu.yaml').exists()"
     )
     line = [str(installed / "python"), "-c", script]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(line, cwd=tmp_path, env=of_a_user(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(installed.parent))
 
