@@ -156,11 +156,12 @@ def test_an_interrupted_run_resumes_also_in_a_thread(
         if self.progress.step == 3:
             signal.raise_signal(signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", interrupted)
         with pytest.raises(Preempted, match="Step 3 of 10 is saved"):
             api.train_run(config, device="cpu")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     found: list[api.PublishedRun] = []
     thread = threading.Thread(target=lambda: found.append(api.train_run(config, device="cpu")))
     thread.start()
