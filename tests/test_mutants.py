@@ -169,7 +169,7 @@ MUTANTS = [
         "a wrong verb names the program that has it",
         "emotion_train/command_line.py",
         "require_verb",
-        "if word in others:",
+        "if guesses[0] == f'{other} {word}':",
         "if False:",
         "tests/emotion_train/test_command_line.py::test_a_wrong_verb_is_led_to_the_right_one",
     ),
