@@ -123,7 +123,7 @@ def _range(field: dict[str, Any], kind: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """As YAML has it, on one line."""
+    """The value in YAML, on one line."""
     dumped: str = yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True)
     return dumped.removesuffix("...\n").strip()
 
@@ -148,7 +148,7 @@ def _wrapped(text: str, width: int, first: str, others: str | None = None) -> li
 
 
 def as_yaml() -> str:
-    """A file that loads to the defaults; what has none stands there as a comment."""
+    """A file that loads to the defaults; a key without a default is a comment."""
     lines = [
         f"# yaml-language-server: $schema={_SCHEMA_FILE}",
         "# Every key of a run config with its default. A None in a comment is null here. What is required",

@@ -98,7 +98,7 @@ def names_of_files(files: BaseFiles) -> dict[str, set[str] | None]:
 
 
 def files_of_weights(files: BaseFiles) -> dict[Path, set[str] | None]:
-    """As `names_of_files`, by their paths here; what is not here is downloaded."""
+    """The files of `names_of_files` by their paths here; downloads what is not here."""
     return {files.required(name): keys for name, keys in names_of_files(files).items()}
 
 
@@ -113,7 +113,7 @@ def damaged(path: object, base: str, why: str) -> WrongRequest:
 
 
 def gguf_shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """As `shapes_in`, of a GGUF file's tensors."""
+    """Shapes of a GGUF file's tensors, in the form of `shapes_in`."""
     return {gguf_name(name): tensor.shape for name, tensor in tensors.items() if is_of_the_text(name)}
 
 

@@ -73,7 +73,7 @@ class RowGroup(FrozenModel):
 
     @property
     def stored(self) -> RowGroup:
-        """As the bucket has it; `limited` keeps fewer of its posts."""
+        """The row group as it is stored; `limited` keeps fewer of its posts."""
         return self._stored or self
 
     def keeping(self, label_counts: tuple[int, ...]) -> RowGroup:
@@ -207,7 +207,7 @@ class Index(Manifest):
         return self.model_dump(mode="json", exclude={"requires"} if self.schema_version == FIRST else set())
 
     def sha256(self) -> str:
-        """Of the stored index, whatever `limited` has left of it."""
+        """The hash of the stored index, whatever `limited` has left of it."""
         return hashlib.sha256(self.whole.to_bytes()).hexdigest()
 
     @property
