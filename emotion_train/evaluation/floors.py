@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from emotion_train.data.index import Index, Split
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.evaluation.predictions import Predictions
+from emotion_train.model.loss import class_weights
 from emotion_train.storage.store import Store
 
 MAJORITY = "majority class"
@@ -89,7 +90,9 @@ _CHOOSING_POSTS = 6000
 
 
 def _best_setting(features: Any, labels_N: NDArray[np.intp], seed: int) -> _Setting:
-    """The setting with the best macro-F1 over the held-out posts of all folds, else the first."""
+    """The setting with the best macro-F1 over the held-out posts of all folds; the first of several
+    that are equal.
+    """
     from sklearn.metrics import f1_score
 
     chosen, fold_N = _folds(labels_N, seed)
@@ -124,8 +127,7 @@ def _fit(features: Any, labels_N: NDArray[np.intp], setting: _Setting, seed: int
     from sklearn.svm import LinearSVC
 
     labels, counts = np.unique(labels_N, return_counts=True)
-    weights = counts.astype(float) ** -setting.power
-    weights *= len(labels_N) / (weights * counts).sum()  # a mean of 1, so that `c` means the same
+    weights = class_weights(counts.tolist(), setting.power)  # a mean of 1, so that `c` means the same
     model = LinearSVC(
         C=setting.c,
         class_weight=dict(zip(labels.tolist(), weights.tolist(), strict=True)),

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 10
 POOR_CALIBRATION = 0.1
-MOST_TIMES = 20  # as many posts as there are; more are not proposed
 
 
 @dataclass(frozen=True, eq=False)

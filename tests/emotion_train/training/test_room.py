@@ -24,18 +24,8 @@ from emotion_train.training.job import Job
 from emotion_train.training.microbatch import setting_for
 from emotion_train.training.room import wait_for_room
 from tests.helpers.tiny_runs import job_of, tiny_config, tiny_words
+from tests.launch.test_does_it_fit import MISTRAL_SMALL  # some 13 GiB in nf4 before the first token
 
-# of Mistral Small 3.1, which needs some 13 GiB in nf4 before the first token
-SHAPE = {
-    "model_type": "mistral",
-    "hidden_size": 5120,
-    "intermediate_size": 32_768,
-    "num_hidden_layers": 40,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 131_072,
-}
 LABELS = ("calm", "glee", "rage")
 WHOLE = 44.4
 
@@ -68,7 +58,7 @@ class Start:
 
     def _job(self, ranks: Any, going: bool) -> Job:
         nothing: Any = None
-        base: Any = SimpleNamespace(text=SimpleNamespace(to_dict=lambda: SHAPE))
+        base: Any = SimpleNamespace(text=SimpleNamespace(to_dict=lambda: MISTRAL_SMALL))
         accelerator: Any = SimpleNamespace(device=torch.device("cuda"))
         index: Any = SimpleNamespace(labels=LABELS)
         interruptions: Any = SimpleNamespace(going=lambda: going)
@@ -96,7 +86,7 @@ class Start:
             return self.asked
         gpu_bytes = read(torch.device("cuda"))
         self.settled.append(gpu_bytes / GIB)
-        shape = Shape.of(SHAPE)
+        shape = Shape.of(MISTRAL_SMALL)
         engine: Any = "one process" if self.world_size == 1 else "DDP"
         found = setting_for(self.asked, shape, len(LABELS), gpu_bytes, 16_000, engine, self.world_size)
         update = {
