@@ -245,7 +245,7 @@ def _needed(freedom: int) -> float:
 
 
 def student_quantile(share: float, freedom: int) -> float:
-    """A quantile of Student's t, to 4 % from two degrees of freedom on (Fisher and Cornish 1960)."""
+    """Quantile of Student's t, to 4 % from two degrees of freedom on (Fisher and Cornish 1960)."""
     z = NormalDist().inv_cdf(share)
     return (
         z

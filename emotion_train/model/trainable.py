@@ -33,7 +33,7 @@ class TrainableBase:
 
     @property
     def bytes_to_download(self) -> int:
-        """Bytes of weights to fetch before they can be read here; those of a bucket are never kept."""
+        """Bytes of weights to fetch before they are read; those of a bucket are never kept."""
         if self.files.staged is not None:
             return 0
         return sum(file.bytes for file in self.weights if not file.here)
