@@ -323,9 +323,8 @@ def step(
 ) -> None:
     *given, labels_N = batch
     logits_NC = model(*given)
-    loss = weighted_loss_sum(logits_NC, labels_N, torch.ones(len(labels_N), device=logits_NC.device)) / len(
-        labels_N
-    )
+    targets_NC = torch.nn.functional.one_hot(labels_N, logits_NC.shape[1]).float()
+    loss = weighted_loss_sum(logits_NC, targets_NC, targets_NC) / len(labels_N)
     loss.backward()
     torch.nn.utils.clip_grad_norm_([one for group in optimizer.param_groups for one in group["params"]], 1.0)
     optimizer.step()

@@ -310,6 +310,7 @@ def _score_split(posts: _Split, classifier: Classifier) -> tuple[SplitResult, Se
     )
     with loader, ProgressLine("scoring", split.rows, "posts") as line:
         scored = score(model, loader, model.device, classes, line.update)
+    assert isinstance(scored, Predictions)
     scored = join_predictions(
         [Predictions.of(scored.ids, posts.places[scored.truth_N], scored.prob_NC, scored.predicted_N)],
         split.rows,

@@ -22,6 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from emotion_train.data.targets import FEATURE, WEIGHT, TargetKind, kind_of
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage.document import FrozenModel, Manifest, read_manifest, version_of
 from emotion_train.storage.store import Store
@@ -31,7 +32,7 @@ _LABELS_SHOWN = 30
 SCHEMA: Literal["emotion-train/index/2"] = "emotion-train/index/2"
 FIRST: Literal["emotion-train/index/1"] = "emotion-train/index/1"
 # names in `requires` that this version knows; a later one adds a name and not a schema
-FEATURES: frozenset[str] = frozenset()
+FEATURES = frozenset({*FEATURE.values(), WEIGHT})
 MAX_LANES = 64
 SPLITS = ("train", "validation", "test")
 _MAX_ROWS = 1 << 40
@@ -42,6 +43,9 @@ _MAX_LABELS = 10_000
 _MAX_LABEL_CHARS = 1000  # earlier versions wrote longer ones than `prepare` now takes
 
 Count = Annotated[int, Field(ge=0, le=_MAX_ROWS)]
+Sum = Annotated[float, Field(ge=0, le=_MAX_ROWS, allow_inf_nan=False)]
+Counts = tuple[Count | Sum, ...]
+_SUMS_OFF = 1e-6  # of a post, that sums of shares may differ by for each post
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -58,8 +62,9 @@ class DataObject(FrozenModel):
 
 
 class RowGroup(FrozenModel):
-    """One row group: `length` bytes of `split.objects[object]` from `start`, holding `rows`
-    posts.
+    """One row group: `length` bytes of `split.objects[object]` from `start`, holding `rows` posts.
+
+    `label_counts` are the posts that have each label, or the sums of its shares in them.
     """
 
     object: int = Field(ge=0, description="Position in the split's objects.")
@@ -67,7 +72,7 @@ class RowGroup(FrozenModel):
     start: int = Field(ge=0, le=_MAX_OBJECT_BYTES)
     length: int = Field(gt=0, le=_MAX_GROUP_BYTES)
     rows: int = Field(gt=0, le=_MAX_ROWS)
-    label_counts: tuple[Count, ...]
+    label_counts: Counts
     sha256: Sha256
     _stored: RowGroup | None = PrivateAttr(None)
 
@@ -76,16 +81,16 @@ class RowGroup(FrozenModel):
         """The row group as it is stored; `limited` keeps fewer of its posts."""
         return self._stored or self
 
-    def keeping(self, label_counts: tuple[int, ...]) -> RowGroup:
-        """The same bytes, of which the first so many posts of each label count."""
-        kept = self.model_copy(update={"rows": sum(label_counts), "label_counts": label_counts})
+    def keeping(self, rows: int, label_counts: tuple[float, ...]) -> RowGroup:
+        """The same bytes, of which so many posts count."""
+        kept = self.model_copy(update={"rows": rows, "label_counts": label_counts})
         kept._stored = self.stored
         return kept
 
 
 class Split(FrozenModel):
     rows: int = Field(ge=0, le=_MAX_ROWS)
-    label_counts: tuple[Count, ...]
+    label_counts: Counts
     lanes: int = Field(ge=0, le=MAX_LANES, description="min(64, number of row groups); 0 for an empty split.")
     objects: tuple[DataObject, ...]
     row_groups: tuple[RowGroup, ...]
@@ -96,8 +101,8 @@ class Split(FrozenModel):
 
     @model_validator(mode="after")
     def _adds_up(self) -> Split:
-        if sum(group.rows for group in self.row_groups) != self.rows or sum(self.label_counts) != self.rows:
-            raise ValueError("the row groups or label counts do not add up to the number of rows")
+        if sum(group.rows for group in self.row_groups) != self.rows:
+            raise ValueError("the row groups do not add up to the number of rows")
         if self.lanes != min(MAX_LANES, len(self.row_groups)):
             raise ValueError(
                 f"lanes is {self.lanes} and must be min({MAX_LANES}, {len(self.row_groups)} row groups)"
@@ -117,12 +122,12 @@ class Split(FrozenModel):
         return found
 
     def _refuse_wrong_counts(self) -> None:
-        sums = [0] * len(self.label_counts)
+        sums = [0.0] * len(self.label_counts)
         for number, group in enumerate(self.row_groups):
-            if len(group.label_counts) != len(sums) or sum(group.label_counts) != group.rows:
-                raise ValueError(f"the label counts of row group {number} are not those of its rows")
+            if len(group.label_counts) != len(sums):
+                raise ValueError(f"row group {number} counts other labels than its split")
             sums = [one + more for one, more in zip(sums, group.label_counts, strict=True)]
-        if tuple(sums) != self.label_counts:
+        if differ(sums, self.label_counts, self.rows):
             raise ValueError("the label counts of the row groups do not add up to the split's")
 
 
@@ -137,11 +142,30 @@ def _refuse_wrong_places(described: DataObject, groups: list[RowGroup]) -> None:
         raise ValueError(f"a row group of {described.key} does not lie in its {described.bytes} bytes")
 
 
+def differ(sums: Iterable[float], others: Iterable[float], posts: int) -> bool:
+    """Whether label counts differ, or sums of shares by more than rounding in so many posts."""
+    return any(abs(one - other) > _SUMS_OFF * posts for one, other in zip(sums, others, strict=True))
+
+
+def _refuse_wrong_sums(name: str, split: Split, targets: TargetKind) -> None:
+    """Each post has one label or shares of 1 together, or of several labels each at most once."""
+    for number, group in enumerate(split.row_groups):
+        counts = group.label_counts
+        fits = (
+            max(counts, default=0) <= group.rows
+            if targets == "several"
+            else not differ([sum(counts)], [group.rows], group.rows)
+        )
+        if not fits or (targets != "shares" and not all(isinstance(count, int) for count in counts)):
+            raise ValueError(f"the label counts of {name}'s row group {number} are not those of its rows")
+
+
 class Index(Manifest):
     """Everything a reader needs to know about a prepared data set. Label ids are positions in
     `labels`.
 
-    `requires` names features without which it would be misread; there are none yet.
+    `requires` names features without which it would be misread: what the posts are labelled with
+    where that is not one label, and that they have weights of their own.
     """
 
     older: ClassVar[tuple[str, ...]] = (FIRST,)
@@ -178,6 +202,7 @@ class Index(Manifest):
                 raise ValueError(
                     f"{name} counts {len(split.label_counts)} labels, and there are {len(self.labels)}"
                 )
+            _refuse_wrong_sums(name, split, self.targets)
         keys = Counter(described.key for split in self.splits.values() for described in split.objects)
         if any(times > 1 for times in keys.values()):
             raise ValueError("an object is listed twice")
@@ -215,6 +240,16 @@ class Index(Manifest):
         """The index as it is stored."""
         return self._whole or self
 
+    @property
+    def targets(self) -> TargetKind:
+        """What the posts are labelled with."""
+        return kind_of(self.requires)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether posts have weights of their own."""
+        return WEIGHT in self.requires
+
     def split(self, name: str) -> Split:
         """The split of this name; raises `WrongRequest` when it is missing or empty."""
         split = self.splits.get(name)
@@ -233,6 +268,9 @@ def limited(index: Index, rows: int | None) -> Index:
     A function of index and number alone: which posts they are depends on no seed, machine or time.
     Each label that a split has keeps at least one post. Whole row groups at the end are left out,
     so little of a large data set is read. Raises `WrongRequest` for fewer posts than labels.
+
+    Where a post may have more than one label these are the first posts, which are in random order,
+    and label counts of a row group that is cut are those that its posts have on average.
     """
     if rows is None:
         return index
@@ -241,7 +279,8 @@ def limited(index: Index, rows: int | None) -> Index:
             f"data.limit is {rows} and the data set has {len(index.labels)} labels, each of which needs a"
             f" post; give {len(index.labels)} or more."
         )
-    splits = {name: _first_of(split, rows) for name, split in index.splits.items()}
+    cut = _first_of if index.targets == "one" else _first_posts
+    splits = {name: cut(split, rows) for name, split in index.splits.items()}
     kept = index.model_copy(update={"splits": splits})
     kept._whole = index.whole
     return kept
@@ -250,16 +289,41 @@ def limited(index: Index, rows: int | None) -> Index:
 def _first_of(split: Split, rows: int) -> Split:
     if rows >= split.rows:
         return split
-    left = _shares(split.label_counts, rows)
+    left = _shares(tuple(map(int, split.label_counts)), rows)
     label_counts, groups = tuple(left), []
     for group in split.row_groups:
-        taken = tuple(min(have, want) for have, want in zip(group.label_counts, left, strict=True))
+        taken = tuple(min(int(have), want) for have, want in zip(group.label_counts, left, strict=True))
         left = [want - have for want, have in zip(left, taken, strict=True)]
         if any(taken):
-            groups.append(group.keeping(taken))
+            groups.append(group.keeping(sum(taken), taken))
+    return _of_groups(split, label_counts, groups)
+
+
+def _first_posts(split: Split, rows: int) -> Split:
+    if rows >= split.rows:
+        return split
+    left, groups = rows, []
+    for group in split.row_groups:
+        if not left:
+            break
+        taken = min(left, group.rows)
+        part = tuple(_part_of(count, taken, group.rows) for count in group.label_counts)
+        groups.append(group if taken == group.rows else group.keeping(taken, part))
+        left -= taken
+    label_counts = tuple(map(sum, zip(*(group.label_counts for group in groups), strict=True)))
+    return _of_groups(split, label_counts, groups)
+
+
+def _part_of(count: float, taken: int, rows: int) -> float:
+    """That part of a label count: of posts a whole number, one at least where there are any."""
+    part = count * taken / rows
+    return max(min(1, count), round(part)) if isinstance(count, int) else part
+
+
+def _of_groups(split: Split, label_counts: tuple[float, ...], groups: list[RowGroup]) -> Split:
     return split.model_copy(
         update={
-            "rows": rows,
+            "rows": sum(group.rows for group in groups),
             "label_counts": label_counts,
             "lanes": min(MAX_LANES, len(groups)),
             "row_groups": tuple(groups),

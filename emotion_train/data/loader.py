@@ -24,6 +24,7 @@ import numpy.typing as npt
 from emotion_train.data.order import EpochOrder, Order
 from emotion_train.data.packing import Pack, deal, empty_pack, pack
 from emotion_train.data.reader import RowGroupReader
+from emotion_train.data.targets import Target, TargetKind, dense, is_target, loss_weights
 
 _STEPS_AHEAD = 4  # packed steps that wait in memory
 _READ_AHEAD = 16  # most steps whose row groups are being fetched
@@ -53,7 +54,7 @@ class StepBatch:
     step: int
     packs: list[Pack]
     ids: list[str]
-    labels_N: npt.NDArray[np.int64]
+    targets_NC: npt.NDArray[np.float64]
     examples: int
     weight_sum: float
     real_tokens: int
@@ -85,7 +86,8 @@ class Loader:
     """Makes `StepBatch`es of one split for one rank; a context manager that ends the reader's
     threads.
 
-    `weights_C` is the loss weight of each class; `threads` tokenise a step. With `in_slices` each
+    `weights_C` is the loss weight of each class and `targets` what the posts are labelled with;
+    `threads` tokenise a step. With `in_slices` each
     rank takes its slice of neighbouring posts: steps `world_size` times as large then make, over
     all ranks, the packs that one process makes of its own. `agree` returns the maximum number of
     packs, the sum of weights and whether any rank stops; it is called once per step, in step order,
@@ -108,6 +110,7 @@ class Loader:
         in_slices: bool = False,
         agree: Agree = alone,
         threads: int = 1,
+        targets: TargetKind = "one",
     ) -> None:
         self._reader = reader
         self._order = order
@@ -121,6 +124,7 @@ class Loader:
         self._in_slices = in_slices
         self._agree = agree
         self._threads = threads
+        self.targets: TargetKind = targets
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
 
     def __enter__(self) -> Loader:
@@ -227,12 +231,12 @@ class Loader:
     def _step(self, epoch: int, step: int, places: _Places, stopping: Callable[[], bool]) -> StepBatch | None:
         ids: list[str] = []
         texts: list[str] = []
-        labels: list[int] = []
+        targets: list[Target] = []
         weights: list[float] = []
         numbers: list[int] = []
         bad_rows = 0
         found = {group: self._reader.rows(group) for group in places.groups}
-        weights_C = self._weights_C.tolist()
+        classes = len(self._weights_C)
         own = places.rows
         if self._world_size > 1 and not self._in_slices:
             own = [
@@ -242,35 +246,35 @@ class Loader:
         for group, row in own:
             rows = found[group]
             text: Any = rows.texts[row]
-            label: Any = rows.labels[row]
-            good = _is_good(text, label, len(weights_C))
+            target: Any = rows.targets[row]
+            good = _is_text(text) and is_target(target, self.targets, classes)
             bad_rows += not good
             ids.append(rows.ids[row])
             texts.append(text if good else "")
-            labels.append(label if good else 0)
-            weights.append(weights_C[label] if good else 0.0)
+            targets.append(target if good else ())
+            weights.append(rows.weights[row] if good else 0.0)
             numbers.append(int(self._order.first_posts[group]) + row)
+        targets_NC = dense(targets, classes)
+        weights_NC = loss_weights(targets_NC, self.targets, self._weights_C, np.asarray(weights, np.float64))
         packs = pack(
             self._encode(texts),
-            labels,
-            weights,
+            targets_NC,
+            weights_NC,
             self._tokens_per_microbatch,
             self._encoder.pad_id,
             self._fill_multiple,
             numbers,
         )
-        count, weight_sum, stop = self._agree(
-            len(packs), float(np.sum(np.asarray(weights, np.float64))), stopping()
-        )
+        count, weight_sum, stop = self._agree(len(packs), float(weights_NC.sum(axis=1).sum()), stopping())
         if stop:
             return None
-        packs += [empty_pack(self._encoder.pad_id, self._fill_multiple)] * (count - len(packs))
+        packs += [empty_pack(self._encoder.pad_id, classes, self._fill_multiple)] * (count - len(packs))
         return StepBatch(
             epoch=epoch,
             step=step,
             packs=packs,
             ids=ids,
-            labels_N=np.asarray(labels, np.int64),
+            targets_NC=targets_NC,
             examples=len(self._order.positions(step, self._global_batch_size)),
             weight_sum=weight_sum,
             real_tokens=sum(one.real_tokens for one in packs if one.slots_N[0] >= 0),
@@ -286,5 +290,5 @@ def encoder_threads() -> int:
     return max(1, min(_MOST_ENCODERS, share_of_cores // 2))
 
 
-def _is_good(text: Any, label: Any, classes: int) -> bool:
-    return isinstance(text, str) and bool(text.strip()) and isinstance(label, int) and 0 <= label < classes
+def _is_text(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip())

@@ -3,7 +3,7 @@
 As few rows as their tokens need, each about as long as the others: a short last row would cost a
 GPU nearly as much as a full one, since the weights are read for either. Deterministic, O(N log N).
 
-Letters: T tokens of a pack, N its posts.
+Letters: T tokens of a pack, N its posts, C labels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 GPU_FILL = 128  # tokens; the matrix units of a GPU like packs of such multiples
 
 
@@ -25,16 +26,17 @@ class Pack:
     """The input of one forward pass. Attention must stay inside each segment between neighbouring
     `boundaries_S`.
 
-    `slots_N` are the posts' places in the step, `posts_N` their numbers in the split. Filling
-    tokens, if any, form one last segment of their own that belongs to no post.
+    `targets_NC` are the labels' shares in each post and `weights_NC` what the loss of each counts,
+    of `data.targets`. `slots_N` are the posts' places in the step, `posts_N` their numbers in the
+    split. Filling tokens, if any, form one last segment of their own that belongs to no post.
     """
 
     tokens_T: Ints
     positions_T: Ints
     boundaries_S: Ints
     last_tokens_N: Ints
-    labels_N: Ints
-    weights_N: npt.NDArray[np.float32]
+    targets_NC: npt.NDArray[np.float32]
+    weights_NC: npt.NDArray[np.float32]
     slots_N: Ints
     posts_N: Ints
     real_tokens: int
@@ -97,8 +99,8 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
 
 def pack(
     posts: Sequence[npt.NDArray[np.int32]],
-    labels: Sequence[int],
-    weights: Sequence[float],
+    targets_NC: Floats,
+    weights_NC: Floats,
     capacity: int,
     pad_id: int,
     fill_multiple: int = 1,
@@ -111,8 +113,8 @@ def pack(
     return [
         _lay_out(
             [posts[i] for i in group],
-            [labels[i] for i in group],
-            [weights[i] for i in group],
+            targets_NC[group],
+            weights_NC[group],
             group,
             [numbers[i] for i in group],
             pad_id,
@@ -122,18 +124,19 @@ def pack(
     ]
 
 
-def empty_pack(bos_or_pad_id: int, fill_multiple: int = 1) -> Pack:
+def empty_pack(bos_or_pad_id: int, classes: int, fill_multiple: int = 1) -> Pack:
     """A pack of one token that weighs nothing: a rank that has run out of posts still takes part in
     the step.
     """
     post = np.asarray([bos_or_pad_id], np.int32)
-    return _lay_out([post], [0], [0.0], [-1], [-1], bos_or_pad_id, fill_multiple)
+    nothing_NC = np.zeros((1, classes))
+    return _lay_out([post], nothing_NC, nothing_NC, [-1], [-1], bos_or_pad_id, fill_multiple)
 
 
 def _lay_out(
     posts: Sequence[npt.NDArray[np.int32]],
-    labels: Sequence[int],
-    weights: Sequence[float],
+    targets_NC: Floats,
+    weights_NC: Floats,
     slots: Sequence[int],
     numbers: Sequence[int],
     pad_id: int,
@@ -149,8 +152,8 @@ def _lay_out(
         positions_T=np.concatenate([np.arange(length) for length in segments]),
         boundaries_S=np.concatenate([[0], np.cumsum(segments)]).astype(np.int64),
         last_tokens_N=ends_N - 1,
-        labels_N=np.asarray(labels, np.int64),
-        weights_N=np.asarray(weights, np.float32),
+        targets_NC=targets_NC.astype(np.float32),
+        weights_NC=weights_NC.astype(np.float32),
         slots_N=np.asarray(slots, np.int64),
         posts_N=np.asarray(numbers, np.int64),
         real_tokens=real_tokens,

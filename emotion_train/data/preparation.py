@@ -470,7 +470,7 @@ class _Job:
         import numpy as np
         import pyarrow as pa
 
-        from emotion_train.data.shards import SCHEMA, SplitWriter
+        from emotion_train.data.shards import SplitWriter, schema_of
 
         rows = sum(counts)
         options = self._options
@@ -493,7 +493,7 @@ class _Job:
                 _refuse_doubled_ids(
                     table, np.flatnonzero(np.diff(order[by_order]) == 0), self._options.id_column
                 )
-                writer.add(table.cast(SCHEMA))
+                writer.add(table.cast(schema_of("one", False)))
                 measured.add(table.column("text"))
                 done += len(table)
                 line.update(done)

@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from emotion_train.data.index import DataObject, RowGroup, Split
+from emotion_train.data.index import DataObject, RowGroup, Split, differ
+from emotion_train.data.targets import WEIGHT, Target
 from emotion_train.edges.bounded import Unreadable, parquet_errors
 from emotion_train.errors import ObjectChanged, StorageError, WrongRequest
 from emotion_train.storage.patience import Patience, until_it_answers
@@ -26,25 +28,35 @@ from emotion_train.storage.store import Store
 
 log = logging.getLogger(__name__)
 
+# one label a post in `label`, or several in `labels`, with `shares` or not
+COLUMNS = ("id", "text", "label", "labels", "shares", WEIGHT)
 MAX_UNPACKED_BYTES = 8 << 30  # of one row group
 
 
 class Rows(NamedTuple):
-    """The posts of one row group. A text or label that the file lacks is None."""
+    """The posts of one row group. A text or target that the file lacks is None."""
 
     ids: list[str]
     texts: list[str | None]
-    labels: list[int | None]
+    targets: list[Target | None]
+    weights: list[float]
 
-    def first_of_each(self, label_counts: Sequence[int]) -> Rows:
-        """The first so many posts of each label, in their order."""
+    def first_of_each(self, label_counts: Sequence[float]) -> Rows:
+        """The first so many posts of each label, in their order; each post has one."""
         left = list(label_counts)
         kept = []
-        for row, label in enumerate(self.labels):
-            if label is not None and left[label] > 0:
-                left[label] -= 1
+        for row, target in enumerate(self.targets):
+            if target is not None and left[target[0][0]] > 0:
+                left[target[0][0]] -= 1
                 kept.append(row)
-        return Rows(*([column[row] for row in kept] for column in self))  # type: ignore[arg-type]
+        return self._take(kept)
+
+    def first(self, rows: int) -> Rows:
+        """The first so many posts."""
+        return self._take(range(rows))
+
+    def _take(self, rows: Iterable[int]) -> Rows:
+        return Rows(*([column[row] for row in rows] for column in self))  # type: ignore[arg-type]
 
 
 class RowGroupReader:
@@ -137,12 +149,16 @@ class RowGroupReader:
                 file = pq.ParquetFile(
                     _OneRange(group.start, raw, described.bytes), metadata=metadata, pre_buffer=False
                 )
-                table = file.read_row_group(group.ordinal, columns=["id", "text", "label"], use_threads=False)
-                rows = Rows(*(table.column(name).to_pylist() for name in ("id", "text", "label")))
+                names = [name for name in COLUMNS if name in file.schema_arrow.names]
+                table = file.read_row_group(group.ordinal, columns=names, use_threads=False)
+                columns = {name: table.column(name).to_pylist() for name in names}
+                rows = _rows_of(columns)
             _refuse_other_counts(rows, group.stored)
         except Unreadable as error:
             raise self._not_as_described(described, f"of row group {group.ordinal} {error}") from None
-        return rows if group.rows == group.stored.rows else rows.first_of_each(group.label_counts)
+        if group.rows == group.stored.rows:
+            return rows
+        return rows.first_of_each(group.label_counts) if "label" in columns else rows.first(group.rows)
 
     def _not_as_described(self, described: DataObject, why: str) -> WrongRequest:
         return WrongRequest(
@@ -213,14 +229,36 @@ def _refuse_other_group(metadata: Any, group: RowGroup) -> None:
         raise Unreadable(f"the posts would take {described.total_byte_size:,} bytes of memory")
 
 
+def _rows_of(columns: dict[str, list[Any]]) -> Rows:
+    """Raises `Unreadable` for posts without labels and for weights that are none."""
+    if "label" in columns:
+        one = {label: ((label, 1.0),) for label in set(columns["label"]) if label is not None}
+        targets: list[Target | None] = [one.get(label) for label in columns["label"]]
+    elif "labels" in columns:
+        shares = columns.get("shares") or [[1.0] * len(labels or ()) for labels in columns["labels"]]
+        targets = [
+            None if labels is None or of_labels is None else tuple(zip(labels, of_labels, strict=False))
+            for labels, of_labels in zip(columns["labels"], shares, strict=True)
+        ]
+    else:
+        raise Unreadable("the posts have no labels")
+    weights = columns.get(WEIGHT) or [1.0] * len(targets)
+    if not all(isinstance(weight, float) and 0 < weight < math.inf for weight in weights):
+        raise Unreadable("a post has a weight that is no number above 0")
+    return Rows(columns["id"], columns["text"], targets, weights)
+
+
 def _refuse_other_counts(rows: Rows, group: RowGroup) -> None:
-    """Raises `Unreadable` unless each label has as many posts as the index says."""
-    counts = Counter(rows.labels)
+    """Raises `Unreadable` unless each label has as many posts, or shares, as the index says."""
+    counts: Counter[int | None] = Counter()
+    for target in rows.targets:
+        for label, share in target if target is not None else ((None, 1.0),):
+            counts[label] += share  # type: ignore[assignment]
     for label, said in enumerate(group.label_counts):
-        if (found := counts.pop(label, 0)) != said:
-            raise Unreadable(f"the index says {said} posts of label {label}, and there are {found}")
+        if differ([found := counts.pop(label, 0)], [said], group.rows):
+            raise Unreadable(f"the index says {said:g} posts of label {label}, and there are {found:g}")
     if counts or len(rows.texts) != group.rows:
-        raise Unreadable(f"{sum(counts.values())} posts have a label that the index does not name")
+        raise Unreadable(f"{sum(counts.values()):g} posts have a label that the index does not name")
 
 
 class _OneRange:

@@ -16,20 +16,40 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emotion_train.data.index import MAX_LANES, DataObject, RowGroup, Split
+from emotion_train.data.targets import WEIGHT, TargetKind
 from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.storage.store import Store
 
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), False),
-        pa.field("text", pa.string(), False),
-        pa.field("label", pa.int32(), False),
-    ]
-)
+_LABELS: dict[TargetKind, tuple[tuple[str, Any], ...]] = {
+    "one": (("label", pa.int32()),),
+    "several": (("labels", pa.list_(pa.int32())),),
+    "shares": (("labels", pa.list_(pa.int32())), ("shares", pa.list_(pa.float64()))),
+}
 _FOOTER_TAIL = 8  # four bytes of length and PAR1
+
+
+def schema_of(targets: TargetKind, weighted: bool) -> Any:
+    """The columns of a split's objects. Label ids of a post are in ascending order, and each share
+    belongs to the label at its place.
+    """
+    columns = [("id", pa.string()), ("text", pa.string()), *_LABELS[targets]]
+    columns += [(WEIGHT, pa.float64())] if weighted else []
+    return pa.schema([pa.field(name, kind, False) for name, kind in columns])
+
+
+def label_counts_of(table: Any, classes: int) -> tuple[float, ...]:
+    """The posts that have each label in a table of any such schema, or the sums of its shares."""
+    if "label" in table.column_names:
+        return tuple(np.bincount(table.column("label").to_numpy(), minlength=classes).tolist())
+    labels = pc.list_flatten(table.column("labels")).to_numpy()
+    if "shares" not in table.column_names:
+        return tuple(np.bincount(labels, minlength=classes).tolist())
+    shares = pc.list_flatten(table.column("shares")).to_numpy()
+    return tuple(np.bincount(labels, shares, minlength=classes).tolist())
 
 
 def balanced(rows: int, largest: int) -> list[int]:
@@ -54,6 +74,8 @@ class SplitWriter:
         rows_per_group: int,
         rows_per_object: int,
         folder: Path,
+        targets: TargetKind = "one",
+        weighted: bool = False,
     ) -> None:
         self._store = store
         self._split = split
@@ -65,7 +87,9 @@ class SplitWriter:
         self._waiting_rows = 0
         self._groups: list[RowGroup] = []
         self._objects: list[Future[DataObject]] = []
-        self._open_counts: list[tuple[int, ...]] = []  # of the row groups in the object that is being made
+        # (rows, label counts) of the row groups in the object that is being made
+        self._open_counts: list[tuple[int, tuple[float, ...]]] = []
+        self._schema = schema_of(targets, weighted)
         self._writer: Any = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
 
@@ -97,8 +121,7 @@ class SplitWriter:
         assert self._done() == len(self._sizes)
         assert not self._waiting_rows
         objects = tuple(future.result() for future in self._objects)
-        counts_GC = np.array([group.label_counts for group in self._groups])
-        counts = tuple(int(count) for count in counts_GC.sum(axis=0))
+        counts = tuple(map(sum, zip(*(group.label_counts for group in self._groups), strict=True)))
         lanes = min(MAX_LANES, len(self._groups))
         return Split(
             rows=sum(self._sizes),
@@ -120,16 +143,14 @@ class SplitWriter:
             self._file = self._path.open("wb")
             self._writer = pq.ParquetWriter(
                 self._file,
-                SCHEMA,
+                self._schema,
                 compression="zstd",
-                use_dictionary=["label"],
+                use_dictionary=["label"] if "label" in self._schema.names else ["labels.list.element"],
                 write_statistics=False,
                 store_schema=False,
             )
         self._writer.write_table(table, row_group_size=len(table))
-        self._open_counts.append(
-            tuple(np.bincount(table.column("label").to_numpy(), minlength=self._labels).tolist())
-        )
+        self._open_counts.append((len(table), label_counts_of(table, self._labels)))
         if len(self._open_counts) == self._groups_per_object or self._done() == len(self._sizes):
             self._close_object()
 
@@ -141,11 +162,10 @@ class SplitWriter:
         metadata = pq.read_metadata(self._path)
         size = self._path.stat().st_size
         with self._path.open("rb") as file:
-            for ordinal, counts in enumerate(self._open_counts):
+            for ordinal, (rows, counts) in enumerate(self._open_counts):
                 start, end = _byte_range(metadata.row_group(ordinal))
                 file.seek(start)
                 sha256 = hashlib.sha256(file.read(end - start)).hexdigest()
-                rows = sum(counts)
                 self._groups.append(
                     RowGroup(
                         object=number,

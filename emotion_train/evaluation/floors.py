@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emotion_train.data.index import Index, Split
 from emotion_train.data.reader import RowGroupReader
+from emotion_train.data.targets import Target, largest
 from emotion_train.evaluation.predictions import Predictions
 from emotion_train.model.loss import class_weights
 from emotion_train.storage.store import Store
@@ -151,18 +152,18 @@ def tfidf_predictions(
     train = index.split("train")
     if train.rows > max_train_rows:
         return {}
-    # ids, texts, labels
+    # ids, texts, targets
     columns = {name: list(zip(*posts(store, index.split(name), patience_s), strict=True)) for name in names}
     every_text = [text for _, texts, _ in columns.values() for text in texts]
     prob_NC = tfidf_floor(
-        ((text, label) for _, text, label in posts(store, train, patience_s)),
+        ((text, largest(target)) for _, text, target in posts(store, train, patience_s)),
         every_text,
         len(index.labels),
         seed,
     )
     found, at = {}, 0
-    for name, (ids, _, labels) in columns.items():
-        found[name] = Predictions.of(ids, labels, prob_NC[at : at + len(ids)])
+    for name, (ids, _, targets) in columns.items():
+        found[name] = Predictions.of(ids, [*map(largest, targets)], prob_NC[at : at + len(ids)])
         at += len(ids)
     return found
 
@@ -173,14 +174,14 @@ def tfidf_of_texts(
     """The TF-IDF floor's predictions of texts that are no part of the data set, whose training
     split it is fitted on.
     """
-    train = ((text, label) for _, text, label in posts(store, index.split("train")))
+    train = ((text, largest(target)) for _, text, target in posts(store, index.split("train")))
     return Predictions.of(ids, truth, tfidf_floor(train, texts, len(index.labels), seed))
 
 
-def posts(store: Store, split: Split, patience_s: float = 0.0) -> Iterator[tuple[str, str, int]]:
-    """(id, text, label) of a split, in the order in which it is stored."""
+def posts(store: Store, split: Split, patience_s: float = 0.0) -> Iterator[tuple[str, str, Target]]:
+    """(id, text, target) of a split, in the order in which it is stored."""
     with RowGroupReader(store, split, capacity=16, patience_s=patience_s) as reader:
         for group in range(len(split.row_groups)):
             reader.ask(range(group, min(group + 8, len(split.row_groups))))
             rows = reader.rows(group)
-            yield from zip(rows.ids, rows.texts, rows.labels, strict=True)
+            yield from zip(rows.ids, rows.texts, rows.targets, strict=True)

@@ -1,6 +1,9 @@
 """What the model said about every post of a split: `predictions_<split>.parquet`, and how the
 ranks' parts become one such file.
 
+A post that has one label, or shares of labels, is answered with one label: `Predictions`. One that
+has several is answered with a set of them: `SetPredictions`.
+
 All rows are held in memory: a million posts with 28 labels take 112 MB of probabilities. Ids travel
 as strings, so that the file can be joined with the user's own table.
 
@@ -13,10 +16,12 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from emotion_train.evaluation.metrics import confusion
 
 # probabilities are float32: closer than this, two labels are tied and either may be the prediction
 _TIE = 1e-5
@@ -30,16 +35,24 @@ class Inconsistent(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One row a post. Raises `Inconsistent` when lengths differ, or a prediction is not the label
-    of the highest probability.
+    """One row a post. `shares_NC` are the labels' shares in the posts where these are what they are
+    labelled with; the truth is then the label of the largest share.
+
+    Raises `Inconsistent` when lengths differ, or a prediction is not the label of the highest
+    probability.
     """
 
     ids: tuple[str, ...]
     truth_N: NDArray[np.int32]
     predicted_N: NDArray[np.int32]
     prob_NC: NDArray[np.float32]
+    shares_NC: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
+        if self.shares_NC is not None and self.shares_NC.shape != self.prob_NC.shape:
+            raise Inconsistent(
+                f"shares of shape {self.shares_NC.shape} and probabilities of {self.prob_NC.shape}"
+            )
         rows = len(self.ids)
         if self.prob_NC.ndim != 2 or not rows == len(self.truth_N) == len(self.predicted_N) == len(
             self.prob_NC
@@ -63,7 +76,12 @@ class Predictions:
 
     @classmethod
     def of(
-        cls, ids: Iterable[str], truth_N: ArrayLike, prob_NC: ArrayLike, predicted_N: ArrayLike | None = None
+        cls,
+        ids: Iterable[str],
+        truth_N: ArrayLike,
+        prob_NC: ArrayLike,
+        predicted_N: ArrayLike | None = None,
+        shares_NC: ArrayLike | None = None,
     ) -> Predictions:
         """From anything array-like; `predicted_N` None takes the label of the highest
         probability.
@@ -71,7 +89,11 @@ class Predictions:
         prob_NC = np.asarray(prob_NC, dtype=np.float32)
         predicted_N = prob_NC.argmax(axis=1) if predicted_N is None else predicted_N
         return cls(
-            tuple(ids), np.asarray(truth_N, dtype=np.int32), np.asarray(predicted_N, dtype=np.int32), prob_NC
+            tuple(ids),
+            np.asarray(truth_N, dtype=np.int32),
+            np.asarray(predicted_N, dtype=np.int32),
+            prob_NC,
+            None if shares_NC is None else np.asarray(shares_NC, dtype=np.float32),
         )
 
     def take(self, rows: Sequence[int]) -> Predictions:
@@ -81,14 +103,97 @@ class Predictions:
             self.truth_N[picked],
             self.predicted_N[picked],
             self.prob_NC[picked],
+            None if self.shares_NC is None else self.shares_NC[picked],
         )
+
+    @staticmethod
+    def joined(parts: Sequence[Predictions]) -> Predictions:
+        """The rows of all parts, of which all have shares or none has."""
+        shares = [part.shares_NC for part in parts if part.shares_NC is not None]
+        return Predictions(
+            tuple(post_id for part in parts for post_id in part.ids),
+            np.concatenate([part.truth_N for part in parts]),
+            np.concatenate([part.predicted_N for part in parts]),
+            np.concatenate([part.prob_NC for part in parts]),
+            np.concatenate(shares) if shares else None,
+        )
+
+    def counts(self) -> NDArray[np.int64]:
+        """The confusion matrix, `counts_CC`."""
+        return confusion(self.truth_N, self.predicted_N, self.prob_NC.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class SetPredictions:
+    """One row a post, which has any of the labels and is answered with any of them. Raises
+    `Inconsistent` when shapes differ or a probability does not lie between 0 and 1.
+    """
+
+    ids: tuple[str, ...]
+    truth_NC: NDArray[np.bool_]
+    predicted_NC: NDArray[np.bool_]
+    prob_NC: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        shapes = {self.truth_NC.shape, self.predicted_NC.shape, self.prob_NC.shape}
+        if self.prob_NC.ndim != 2 or len(shapes) > 1 or len(self.prob_NC) != len(self.ids):
+            raise Inconsistent(f"{len(self.ids)} ids and labels, answers, probabilities of shapes {shapes}")
+        if not ((self.prob_NC >= 0) & (self.prob_NC <= 1)).all():  # also for NaN
+            raise Inconsistent("a probability does not lie between 0 and 1")
+
+    @classmethod
+    def of(
+        cls, ids: Iterable[str], truth_NC: ArrayLike, prob_NC: ArrayLike, thresholds: ArrayLike = 0.5
+    ) -> SetPredictions:
+        """From anything array-like: a post is answered with the labels whose probability reaches
+        their threshold, one number or `thresholds_C`.
+        """
+        prob_NC = np.asarray(prob_NC, dtype=np.float32)
+        answers_NC = prob_NC >= np.asarray(thresholds, np.float32)
+        return cls(tuple(ids), np.asarray(truth_NC).astype(bool), answers_NC, prob_NC)
+
+    def answered(self, predicted_NC: NDArray[np.bool_]) -> SetPredictions:
+        """The same posts with other answers."""
+        return SetPredictions(self.ids, self.truth_NC, predicted_NC, self.prob_NC)
+
+    def take(self, rows: Sequence[int]) -> SetPredictions:
+        picked = np.asarray(rows, dtype=np.int64)
+        return SetPredictions(
+            tuple(self.ids[row] for row in rows),
+            self.truth_NC[picked],
+            self.predicted_NC[picked],
+            self.prob_NC[picked],
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[SetPredictions]) -> SetPredictions:
+        """The rows of all parts."""
+        return SetPredictions(
+            tuple(post_id for part in parts for post_id in part.ids),
+            np.concatenate([part.truth_NC for part in parts]),
+            np.concatenate([part.predicted_NC for part in parts]),
+            np.concatenate([part.prob_NC for part in parts]),
+        )
+
+    def counts(self) -> NDArray[np.int64]:
+        """`counts_3C`: by label the posts that have it and were answered with it, that have it, and
+        that were answered with it.
+        """
+        both_NC = self.truth_NC & self.predicted_NC
+        return np.stack([x_NC.sum(axis=0) for x_NC in (both_NC, self.truth_NC, self.predicted_NC)]).astype(
+            np.int64
+        )
+
+
+AnyPredictions = Predictions | SetPredictions
+P = TypeVar("P", bound=AnyPredictions)
 
 
 def predictions_key(split: str) -> str:
     return f"predictions_{split}.parquet"
 
 
-def join_predictions(parts: Iterable[Predictions], expected: int | Sequence[str]) -> Predictions:
+def join_predictions(parts: Iterable[P], expected: int | Sequence[str]) -> P:
     """One table with exactly one row a post, in the order of the expected ids, or sorted by id when
     only their number is known.
 
@@ -100,12 +205,7 @@ def join_predictions(parts: Iterable[Predictions], expected: int | Sequence[str]
         raise Inconsistent("no rank has handed in a prediction")
     if len({part.prob_NC.shape[1] for part in filled}) > 1:
         raise Inconsistent(f"the parts have {sorted({part.prob_NC.shape[1] for part in filled})} labels")
-    whole = Predictions(
-        tuple(post_id for part in filled for post_id in part.ids),
-        np.concatenate([part.truth_N for part in filled]),
-        np.concatenate([part.predicted_N for part in filled]),
-        np.concatenate([part.prob_NC for part in filled]),
-    )
+    whole = cast(P, filled[0].joined(filled))  # type: ignore[arg-type]
     row_of = {post_id: row for row, post_id in enumerate(whole.ids)}
     wanted = sorted(row_of) if isinstance(expected, int) else expected
     rows = expected if isinstance(expected, int) else len(expected)
@@ -125,33 +225,38 @@ def join_predictions(parts: Iterable[Predictions], expected: int | Sequence[str]
     if problems or len(row_of) != rows:
         problems.insert(0, f"{len(whole.ids)} predictions of {len(row_of)} posts for {rows} posts")
         raise Inconsistent("; ".join(problems))
-    return whole.take([row_of[post_id] for post_id in wanted])
+    return cast(P, whole.take([row_of[post_id] for post_id in wanted]))
 
 
 def predictions_to_parquet(
-    predictions: Predictions, labels: Sequence[str], texts: Mapping[str, str] | None = None
+    predictions: AnyPredictions, labels: Sequence[str], texts: Mapping[str, str] | None = None
 ) -> bytes:
     """Parquet, zstd: id string, label int32, predicted int32, probabilities list<float32>, then the
-    names of both labels, and the text where `texts` gives it by id. The same rows give the same
-    bytes.
+    names of both labels, the shares list<float32> where the posts have them, and the text where
+    `texts` gives it by id.
+
+    Of several labels: id, labels list<int32>, predicted list<int32>, probabilities, and the lists
+    of their names. The same rows give the same bytes.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows, classes = predictions.prob_NC.shape
-    flat = pa.array(np.ascontiguousarray(predictions.prob_NC, dtype=np.float32).reshape(-1))
-    table = pa.table(
-        {
-            "id": pa.array(predictions.ids, pa.string()),
-            "label": pa.array(predictions.truth_N, pa.int32()),
-            "predicted": pa.array(predictions.predicted_N, pa.int32()),
-            "probabilities": pa.ListArray.from_arrays(
-                pa.array(np.arange(rows + 1) * classes, pa.int32()), flat
-            ),
-            "label_name": _named(predictions.truth_N, labels),
-            "predicted_name": _named(predictions.predicted_N, labels),
-        }
-    )
+    columns: dict[str, Any] = {"id": pa.array(predictions.ids, pa.string())}
+    if isinstance(predictions, SetPredictions):
+        columns["labels"] = _listed(predictions.truth_NC)
+        columns["predicted"] = _listed(predictions.predicted_NC)
+        columns["probabilities"] = _lists(predictions.prob_NC)
+        columns["label_names"] = _listed(predictions.truth_NC, labels)
+        columns["predicted_names"] = _listed(predictions.predicted_NC, labels)
+    else:
+        columns["label"] = pa.array(predictions.truth_N, pa.int32())
+        columns["predicted"] = pa.array(predictions.predicted_N, pa.int32())
+        columns["probabilities"] = _lists(predictions.prob_NC)
+        columns["label_name"] = _named(predictions.truth_N, labels)
+        columns["predicted_name"] = _named(predictions.predicted_N, labels)
+        if predictions.shares_NC is not None:
+            columns["shares"] = _lists(predictions.shares_NC)
+    table = pa.table(columns)
     if texts is not None:
         table = table.append_column("text", pa.array([texts[post] for post in predictions.ids], pa.string()))
     sink = io.BytesIO()
@@ -160,27 +265,76 @@ def predictions_to_parquet(
 
 
 def predictions_from_parquet(raw: bytes) -> Predictions:
+    """What `predictions_to_parquet` wrote of posts that are answered with one label. Raises
+    `Inconsistent` as `any_predictions_from_parquet`, and for other posts.
+    """
+    found = any_predictions_from_parquet(raw)
+    if not isinstance(found, Predictions):
+        raise Inconsistent("the posts of a predictions file have several labels")
+    return found
+
+
+def any_predictions_from_parquet(raw: bytes) -> AnyPredictions:
     """What `predictions_to_parquet` wrote. Raises `Inconsistent` when the rows differ in their
     number of probabilities.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(
-        pa.BufferReader(raw), columns=["id", "label", "predicted", "probabilities"]
-    ).combine_chunks()
-    lists = table["probabilities"].combine_chunks()
+    file = pq.ParquetFile(pa.BufferReader(raw))
+    wanted = ("id", "label", "labels", "predicted", "probabilities", "shares")
+    table = file.read(columns=[name for name in wanted if name in file.schema_arrow.names]).combine_chunks()
+    ids, prob_NC = tuple(table["id"].to_pylist()), _matrix(table["probabilities"])
+    if "labels" in table.column_names:
+        truth_NC, predicted_NC = (_members(table[name], prob_NC.shape[1]) for name in ("labels", "predicted"))
+        return SetPredictions(ids, truth_NC, predicted_NC, prob_NC)
+    return Predictions(
+        ids,
+        table["label"].to_numpy().astype(np.int32),
+        table["predicted"].to_numpy().astype(np.int32),
+        prob_NC,
+        _matrix(table["shares"]) if "shares" in table.column_names else None,
+    )
+
+
+def _lists(x_NC: NDArray[np.float32]) -> Any:
+    """A column of lists, one a row."""
+    import pyarrow as pa
+
+    rows, classes = x_NC.shape
+    flat = pa.array(np.ascontiguousarray(x_NC, dtype=np.float32).reshape(-1))
+    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * classes, pa.int32()), flat)
+
+
+def _matrix(column: Any) -> NDArray[np.float32]:
+    """The lists of a column, which are of one length, as rows."""
+    lists = column.combine_chunks()
     widths = set(lists.value_lengths().to_pylist())
     if len(widths) > 1:
         raise Inconsistent(
             f"the rows of a predictions file have {sorted(widths)} probabilities; every row has one a label"
         )
-    return Predictions(
-        tuple(table["id"].to_pylist()),
-        table["label"].to_numpy().astype(np.int32),
-        table["predicted"].to_numpy().astype(np.int32),
-        lists.flatten().to_numpy().astype(np.float32).reshape(table.num_rows, -1 if widths else 0),
-    )
+    flat: NDArray[np.float32] = lists.flatten().to_numpy().astype(np.float32)
+    return flat.reshape(len(lists), -1 if widths else 0)
+
+
+def _listed(is_in_NC: NDArray[np.bool_], names: Sequence[str] | None = None) -> Any:
+    """A column of the labels that each row has, by id or by name."""
+    import pyarrow as pa
+
+    ends = np.concatenate([[0], np.cumsum(is_in_NC.sum(axis=1))])
+    ids = pa.array(np.nonzero(is_in_NC)[1].astype(np.int32))
+    values = ids if names is None else pa.array(names, pa.string()).take(ids)
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values)
+
+
+def _members(column: Any, classes: int) -> NDArray[np.bool_]:
+    """The inverse of `_listed` by id."""
+    lists = column.combine_chunks()
+    is_in_NC = np.zeros((len(lists), classes), bool)
+    rows = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy())
+    is_in_NC[rows, lists.flatten().to_numpy()] = True
+    return is_in_NC
 
 
 def texts_from_parquet(raw: bytes) -> dict[str, str] | None:

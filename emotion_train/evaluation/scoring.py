@@ -14,10 +14,12 @@ import torch
 
 from emotion_train.data.loader import Encoder, Loader
 from emotion_train.data.packing import GPU_FILL, Pack, pack
+from emotion_train.data.targets import TargetKind
 from emotion_train.errors import WrongRequest
-from emotion_train.evaluation.predictions import Predictions
+from emotion_train.evaluation.predictions import AnyPredictions, Predictions, SetPredictions
 from emotion_train.model.attention import Segments, on_device
 from emotion_train.model.dropout import Counters
+from emotion_train.model.loss import probabilities
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -49,7 +51,7 @@ def forward_pack(
 
 def score(
     model: torch.nn.Module, loader: Loader, device: torch.device, classes: int, tell: Callable[[int], None]
-) -> Predictions:
+) -> AnyPredictions:
     """This rank's share of a split, each post once.
 
     `tell` is called with the number of posts done, as often on every rank; what it raises ends the
@@ -57,8 +59,7 @@ def score(
     label.
     """
     ids: list[str] = []
-    truth: list[int] = []
-    probabilities = []
+    targets, scores = [], []
     with evaluating(model), closing(loader.steps(0)) as batches:
         for batch in batches:
             if batch.bad_rows:
@@ -67,11 +68,21 @@ def score(
                     " was not made by `emotion-train prepare` or was changed since. Prepare it again into an"
                     " empty prefix."
                 )
-            probabilities.append(_by_slot(model, batch.packs, len(batch.ids), device, classes))
+            scores.append(_by_slot(model, batch.packs, len(batch.ids), device, classes, loader.targets))
+            targets.append(batch.targets_NC.astype(np.float32))
             ids += batch.ids
-            truth += batch.labels_N.tolist()
             tell(len(ids))
-    return Predictions.of(ids, truth, np.concatenate(probabilities))
+    return predictions_of(ids, np.concatenate(targets), np.concatenate(scores), loader.targets)
+
+
+def predictions_of(
+    ids: Sequence[str], targets_NC: Probabilities, prob_NC: Probabilities, kind: TargetKind
+) -> AnyPredictions:
+    """What was said of posts with these targets; of several labels, with all thresholds at 0.5."""
+    if kind == "several":
+        return SetPredictions.of(ids, targets_NC, prob_NC)
+    shares_NC = targets_NC if kind == "shares" else None
+    return Predictions.of(ids, targets_NC.argmax(axis=1), prob_NC, shares_NC=shares_NC)
 
 
 def probabilities_of(
@@ -81,21 +92,22 @@ def probabilities_of(
     tokens_per_microbatch: int,
     device: torch.device,
     classes: int,
+    kind: TargetKind = "one",
 ) -> Probabilities:
     """Probabilities of texts, `prob_NC`, in their order."""
     if not texts:
         return np.zeros((0, classes), np.float32)
-    nothing = [0.0] * len(texts)
+    nothing_NC = np.zeros((len(texts), classes))
     packs = pack(
         encoder.encode(texts),
-        [0] * len(texts),
-        nothing,
+        nothing_NC,
+        nothing_NC,
         tokens_per_microbatch,
         encoder.pad_id,
         fill_multiple(device),
     )
     with evaluating(model):
-        return _by_slot(model, packs, len(texts), device, classes)
+        return _by_slot(model, packs, len(texts), device, classes, kind)
 
 
 class evaluating:  # noqa: N801 - reads as a statement
@@ -116,11 +128,16 @@ class evaluating:  # noqa: N801 - reads as a statement
 
 
 def _by_slot(
-    model: torch.nn.Module, packs: Sequence[Pack], count: int, device: torch.device, classes: int
+    model: torch.nn.Module,
+    packs: Sequence[Pack],
+    count: int,
+    device: torch.device,
+    classes: int,
+    kind: TargetKind,
 ) -> Probabilities:
     prob_NC = np.zeros((count, classes), np.float32)
     # of an empty pack too: where the weights are sharded, each rank takes part in every forward
-    scored = [(one.slots_N, torch.softmax(forward_pack(model, one, device), dim=-1)) for one in packs]
+    scored = [(one.slots_N, probabilities(forward_pack(model, one, device), kind)) for one in packs]
     found = [(slots_N, some) for slots_N, some in scored if slots_N[0] >= 0]
     if found:  # brought over at once, so that the GPU waits for the host once a step
         prob_NC[np.concatenate([slots_N for slots_N, _ in found])] = (

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from emotion_train.data.packing import Pack
+from emotion_train.data.targets import TargetKind
 from emotion_train.model.attention import on_device, sight
 from emotion_train.model.dropout import Counters
 from emotion_train.model.fused import FusedInputs
@@ -33,7 +34,7 @@ _MOST_GRAPHS = 32
 
 
 class _Given(NamedTuple):
-    """What a graph reads of a pack: `FusedInputs`, one tensor after another, labels and weights."""
+    """What a graph reads of a pack: the tensors of `FusedInputs`, targets and weights."""
 
     input_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
@@ -42,8 +43,8 @@ class _Given(NamedTuple):
     last_tokens_N: torch.Tensor
     key: torch.Tensor
     places_T2: torch.Tensor
-    labels_N: torch.Tensor
-    weights_N: torch.Tensor
+    targets_NC: torch.Tensor
+    weights_NC: torch.Tensor
 
     @property
     def inputs(self) -> FusedInputs:
@@ -79,7 +80,7 @@ class GraphedPasses:
     loss).backward()` would.
 
     `passing_bytes`: what both passes over so many tokens take beside weights and optimizer.
-    `most_tokens`: that a pack may have.
+    `most_tokens`: that a pack may have. `targets`: what its posts are labelled with.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class GraphedPasses:
         parameters: Sequence[torch.nn.Parameter],
         passing_bytes: Callable[[int], int],
         most_tokens: int,
+        targets: TargetKind,
     ) -> None:
         self._model = model
+        self._targets: TargetKind = targets
         self._parameters = list(parameters)
         self._passing_bytes = passing_bytes
         self._most_tokens = most_tokens
@@ -102,7 +105,7 @@ class GraphedPasses:
         """The loss sum of the pack; None when this shape has no graph yet and the caller must run
         the passes itself.
         """
-        posts = -(-len(pack.labels_N) // _POSTS_BUCKET) * _POSTS_BUCKET
+        posts = -(-len(pack.last_tokens_N) // _POSTS_BUCKET) * _POSTS_BUCKET
         shape = len(pack.tokens_T), posts
         self._largest = max(self._largest, shape[0])
         if shape not in self._recorded:
@@ -137,13 +140,15 @@ class GraphedPasses:
         return usable_bytes(free) >= 4 * trained + self._passing_bytes(tokens) + self._passing_bytes(largest)
 
     def _given(self, pack: Pack, posts: int, dropout_key: int) -> _Given:
-        """The pack on the device with its labels and weights; posts that fill it up weigh 0."""
+        """The pack on the device with its targets and weights; posts that fill it up weigh 0."""
         decoder, device = self._model.decoder, self._model.device
         assert decoder is not None
-        fillable = [
-            np.pad(x, (0, posts - len(x))) for x in (pack.last_tokens_N, pack.labels_N, pack.weights_N)
-        ]
-        last_N, labels_N, weights_N = (on_device(x, device) for x in fillable)
+        filling = posts - len(pack.last_tokens_N)
+        last_N = on_device(np.pad(pack.last_tokens_N, (0, filling)), device)
+        targets_NC, weights_NC = (
+            on_device(np.pad(x_NC, ((0, filling), (0, 0))), device)
+            for x_NC in (pack.targets_NC, pack.weights_NC)
+        )
         arrays = pack.tokens_T, pack.positions_T, sight(np.diff(pack.boundaries_S), decoder.window)
         tokens_T, positions_T, sight_2T = (on_device(x, device) for x in arrays)
         counters = Counters.of(pack, dropout_key, device)
@@ -155,8 +160,8 @@ class GraphedPasses:
             last_N,
             counters.key,
             counters.places,
-            labels_N,
-            weights_N,
+            targets_NC,
+            weights_NC,
         )
 
     def _record(self, pack: Pack, posts: int, dropout_key: int) -> _Recorded:
@@ -165,7 +170,8 @@ class GraphedPasses:
         scale = torch.ones((), device=device)
 
         def passes() -> tuple[torch.Tensor, list[torch.Tensor]]:
-            loss = weighted_loss_sum(self._model.forward_fused(given.inputs), given.labels_N, given.weights_N)
+            logits_NC = self._model.forward_fused(given.inputs)
+            loss = weighted_loss_sum(logits_NC, given.targets_NC, given.weights_NC, self._targets)
             return loss.detach(), list(torch.autograd.grad(loss * scale, self._parameters))
 
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,5 +1,5 @@
-"""The class-weighted loss of a step: sum of w * cross entropy, to be divided once by the step's sum
-of w.
+"""The class-weighted loss of a step: sum of w * loss over posts and labels, to be divided once by
+the step's sum of w.
 
 Dividing per micro-batch instead points the gradient elsewhere and cancels the weights when a
 micro-batch holds one post (pytorch/pytorch#72047).
@@ -14,16 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from emotion_train.config import ClassWeights
+from emotion_train.data.targets import TargetKind
 
 if TYPE_CHECKING:
     import torch
 
 
 def class_weights(
-    counts: Sequence[int], choice: ClassWeights, labels: Sequence[str] = ()
+    counts: Sequence[float], choice: ClassWeights, labels: Sequence[str] = ()
 ) -> npt.NDArray[np.float64]:
-    """Weight of each class, `weights_C`, from its number of training posts, scaled to a mean of 1
-    over the posts.
+    """Weight of each class, `weights_C`, from its number of training posts or the sum of its shares
+    in them, scaled to a mean of 1 over these.
 
     balanced is n / (C * count), scikit-learn's `compute_class_weight`; a number p is count^-p, so
     that p = 1 equals balanced and p = 0 equals none; a table gives weights by name in `labels`, and
@@ -41,12 +42,22 @@ def class_weights(
 
 
 def weighted_loss_sum(
-    logits_NC: torch.Tensor, labels_N: torch.Tensor, weights_N: torch.Tensor
+    logits_NC: torch.Tensor, targets_NC: torch.Tensor, weights_NC: torch.Tensor, kind: TargetKind = "one"
 ) -> torch.Tensor:
-    """Sum over posts of weight times cross entropy, in float32. The caller divides by the sum of
-    weights of the whole step.
+    """Sum over posts and labels of weight times loss, in float32: the binary cross entropy of each
+    label where posts have `several`, else its part of the cross entropy, whose share of the post is
+    in `weights_NC`. The caller divides by the sum of weights of the whole step.
     """
-    from torch.nn.functional import cross_entropy
+    from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
-    losses_N = cross_entropy(logits_NC.float(), labels_N, reduction="none")
-    return (weights_N.float() * losses_N).sum()
+    if kind == "several":
+        losses_NC = binary_cross_entropy_with_logits(logits_NC.float(), targets_NC, reduction="none")
+    else:
+        losses_NC = -log_softmax(logits_NC.float(), dim=-1)
+    # label by label first: of one label that adds zeros, so the sum is that over posts, to the bit
+    return (weights_NC.float() * losses_NC).sum(dim=-1).sum()
+
+
+def probabilities(logits_NC: torch.Tensor, kind: TargetKind) -> torch.Tensor:
+    """`prob_NC`: of several labels one by one, else together 1."""
+    return logits_NC.sigmoid() if kind == "several" else logits_NC.softmax(dim=-1)

@@ -53,7 +53,7 @@ class SplitResult:
     floor's for the same ids in any order.
     """
 
-    counts_CC: NDArray[np.int64]
+    counts: NDArray[np.int64]
     predictions: Predictions
     tfidf: Predictions | None = None
 
@@ -146,7 +146,7 @@ def split_figures(
     """
     predictions, classes = result.predictions, len(labels)
     _check_agreement(name, result, classes, label_counts.get(name))
-    counts = ClassCounts(result.counts_CC)
+    counts = ClassCounts(result.counts)
     interval = bootstrap_macro_f1(predictions.truth_N, predictions.predicted_N, classes, samples, seed)
     calibration = expected_calibration_error(predictions.prob_NC, predictions.truth_N)
     floors = {MAJORITY: majority_floor(label_counts["train"], counts.rows)}
@@ -175,11 +175,11 @@ def _check_agreement(
     name: str, result: SplitResult, classes: int, label_counts_C: Sequence[int] | None
 ) -> None:
     predictions = result.predictions
-    if result.counts_CC.shape != (classes, classes) or (
+    if result.counts.shape != (classes, classes) or (
         len(predictions.ids) and predictions.prob_NC.shape[1] != classes
     ):
         raise Inconsistent(
-            f"split {name} has counts of shape {result.counts_CC.shape} and probabilities of shape"
+            f"split {name} has counts of shape {result.counts.shape} and probabilities of shape"
             f" {predictions.prob_NC.shape} for {classes} labels"
         )
     if len(set(predictions.ids)) < len(predictions.ids):
@@ -187,12 +187,12 @@ def _check_agreement(
             f"split {name} has {len(predictions.ids)} predictions of {len(set(predictions.ids))} posts"
         )
     counted = confusion(predictions.truth_N, predictions.predicted_N, classes)
-    if not np.array_equal(counted, result.counts_CC):
-        truth, predicted = np.argwhere(counted != result.counts_CC)[0].tolist()
+    if not np.array_equal(counted, result.counts):
+        truth, predicted = np.argwhere(counted != result.counts)[0].tolist()
         raise Inconsistent(
-            f"split {name}: the ranks counted {int(result.counts_CC.sum())} posts and the predictions are"
+            f"split {name}: the ranks counted {int(result.counts.sum())} posts and the predictions are"
             f" {len(predictions.ids)}; label {truth} predicted as {predicted} is"
-            f" {int(result.counts_CC[truth, predicted])} by count and {int(counted[truth, predicted])} by"
+            f" {int(result.counts[truth, predicted])} by count and {int(counted[truth, predicted])} by"
             " file"
         )
     if label_counts_C is not None and counted.sum(axis=1).tolist() != list(label_counts_C):

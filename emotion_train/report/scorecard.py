@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from emotion_train.evaluation.metrics import confusion
 from emotion_train.report.figures import SplitResult, label_warnings, split_figures, verdict
 from emotion_train.report.schema import Scorecard, SplitFigures, TrainedOn
 
@@ -45,7 +44,7 @@ def build_scorecard(
     """
 
     def figures(part: SplitResult) -> SplitFigures:
-        counts = part.counts_CC.sum(axis=1).tolist() if train_counts is None else train_counts
+        counts = part.counts.sum(axis=1).tolist() if train_counts is None else train_counts
         return split_figures(name, part, labels, {"train": counts}, samples, seed)
 
     ids = result.predictions.ids
@@ -72,7 +71,7 @@ def _taken(result: SplitResult, rows: Sequence[int]) -> SplitResult:
     if floor is not None:
         row_of = {post_id: row for row, post_id in enumerate(floor.ids)}
         floor = floor.take([row_of[post_id] for post_id in taken.ids])
-    return SplitResult(confusion(taken.truth_N, taken.predicted_N, len(result.counts_CC)), taken, floor)
+    return SplitResult(taken.counts(), taken, floor)
 
 
 def headline(card: Scorecard) -> tuple[str, str]:

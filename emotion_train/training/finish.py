@@ -189,7 +189,7 @@ def _score_splits(
     from emotion_train.data.lengths import Cut, Lengths
     from emotion_train.data.tokenization import CountingTokenizer
     from emotion_train.evaluation.floors import tfidf_predictions
-    from emotion_train.evaluation.predictions import join_predictions
+    from emotion_train.evaluation.predictions import Predictions, join_predictions
     from emotion_train.progress import ProgressLine
     from emotion_train.report.figures import SplitResult
 
@@ -216,9 +216,9 @@ def _score_splits(
         lengths = job.ranks.gather(counting.lengths)
         if job.ranks.is_main:
             cuts[name] = Cut.of(sum(lengths, Lengths.of([])), most)
-            results[name] = SplitResult(
-                scored.counts_CC, join_predictions(parts, job.index.split(name).rows), floors.get(name)
-            )
+            whole = join_predictions(parts, job.index.split(name).rows)
+            assert isinstance(whole, Predictions)
+            results[name] = SplitResult(scored.counts, whole, floors.get(name))
     return results, cuts
 
 

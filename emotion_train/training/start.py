@@ -307,5 +307,6 @@ def _open_loader(
             in_slices=scoring,
             agree=job.ranks.agree_in_scoring if scoring else job.ranks.agree,
             threads=encoder_threads(),
+            targets=job.index.targets,
         )
     )

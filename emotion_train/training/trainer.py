@@ -24,9 +24,10 @@ import torch
 from emotion_train.data.loader import Loader, StepBatch
 from emotion_train.data.packing import Pack
 from emotion_train.errors import EmotionTrainError, Fenced, WrongRequest
-from emotion_train.evaluation.metrics import ClassCounts, confusion
-from emotion_train.evaluation.predictions import Predictions
+from emotion_train.evaluation.metrics import ClassCounts
+from emotion_train.evaluation.predictions import AnyPredictions, SetPredictions, join_predictions
 from emotion_train.evaluation.scoring import forward_pack, score
+from emotion_train.evaluation.thresholds import cross_fit, macro_f1_of_sets
 from emotion_train.model.attention import on_device
 from emotion_train.model.dropout import key_of
 from emotion_train.model.graphs import GraphedPasses, pays
@@ -78,10 +79,12 @@ def _notice(signals: Signal) -> dict[str, float | int | str | None]:
 
 @dataclass(frozen=True)
 class Scored:
-    """A split as the model sees it: counts over all ranks, and this rank's predictions."""
+    """A split as the model sees it: counts over all ranks, `counts` of its predictions, and this
+    rank's predictions.
+    """
 
-    counts_CC: npt.NDArray[np.int64]
-    predictions: Predictions
+    counts: npt.NDArray[np.int64]
+    predictions: AnyPredictions
 
 
 class CutOff(Exception):
@@ -137,7 +140,9 @@ class Trainer:
             taken = estimate(recipe, tokens, train.gradient_checkpointing)
             return taken.activations + taken.overhead
 
-        return GraphedPasses(self.bare_model, parameters, passing_bytes, train.microbatch_tokens)
+        return GraphedPasses(
+            self.bare_model, parameters, passing_bytes, train.microbatch_tokens, self.index.targets
+        )
 
     def fit(self) -> None:
         """Train from the cursor to the last step; every epoch, and the last step, ends with an
@@ -201,7 +206,10 @@ class Trainer:
         device = self.accelerator.device
         logits_NC = forward_pack(self.model, pack, device, self._dropout_key)
         return weighted_loss_sum(
-            logits_NC, on_device(pack.labels_N, device), on_device(pack.weights_N, device)
+            logits_NC,
+            on_device(pack.targets_NC, device),
+            on_device(pack.weights_NC, device),
+            self.index.targets,
         )
 
     @property
@@ -291,30 +299,50 @@ class Trainer:
     def _evaluate(self) -> None:
         """Score the validation split and save what was scored."""
         train_loss = self.progress.loss_sum / self.progress.loss_steps
-        figures = ClassCounts(self.score(self.validation_loader, self._tell_of_validation).counts_CC)
+        figures = self._figures(self.score(self.validation_loader, self._tell_of_validation))
+        macro_f1 = figures["macro_f1"]
         self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
         self.progress.history.append(
             {
                 "step": self.progress.step,
                 "epoch": self.progress.step / self.steps_per_epoch,
                 "train_loss": train_loss,
-                "macro_f1": figures.macro_f1,
+                "macro_f1": macro_f1,
                 "learning_rate": self._rate_after(self.progress.step - 1),
             }
         )
         self.trackers.log(
-            {
-                "validation/macro_f1": figures.macro_f1,
-                "validation/weighted_f1": figures.weighted_f1,
-                "validation/accuracy": figures.accuracy,
-            },
-            self.progress.step,
+            {f"validation/{name}": value for name, value in figures.items()}, self.progress.step
         )
-        self._save({"macro_f1": figures.macro_f1, "train_loss": train_loss})
+        self._save({"macro_f1": macro_f1, "train_loss": train_loss})
         self.tell_milestone(
             f"step {self.progress.step} of {self.steps}: training loss {train_loss:.3f}, validation macro-F1"
-            f" {figures.macro_f1:.3f}"
+            f" {macro_f1:.3f}"
         )
+
+    def _figures(self, scored: Scored) -> dict[str, float]:
+        """What is told of a scored split, macro-F1 among it; called on all ranks.
+
+        Where posts have several labels macro-F1 is that with thresholds which did not see the post,
+        for which rank 0 needs the probabilities of all.
+        """
+        if not isinstance(scored.predictions, SetPredictions):
+            counts = ClassCounts(scored.counts)
+            return {
+                "macro_f1": counts.macro_f1,
+                "weighted_f1": counts.weighted_f1,
+                "accuracy": counts.accuracy,
+            }
+        parts = self.ranks.gather(scored.predictions)
+
+        def cross_fitted() -> float:
+            whole = join_predictions(parts, len({post for part in parts for post in part.ids}))
+            return macro_f1_of_sets(cross_fit(whole).counts())
+
+        return {
+            "macro_f1": self.ranks.on_main(cross_fitted),
+            "macro_f1_at_half": macro_f1_of_sets(scored.counts),
+        }
 
     def _tell_of_validation(self, done: int) -> None:
         self.tell(self.progress, f"validating {done:,}")
@@ -399,8 +427,6 @@ class Trainer:
         started = time.perf_counter()
         classes = len(self.index.labels)
         predictions = score(self.model, loader, self.accelerator.device, classes, tell_and_listen)
-        counts_CC = self.ranks.sum(confusion(predictions.truth_N, predictions.predicted_N, classes)).astype(
-            np.int64
-        )
+        counts = self.ranks.sum(predictions.counts()).astype(np.int64)
         self.progress.evaluation_seconds += time.perf_counter() - started
-        return Scored(counts_CC, predictions)
+        return Scored(counts, predictions)

@@ -22,6 +22,7 @@ from emotion_train.data.loader import Encoder, Loader, StepBatch, encoder_thread
 from emotion_train.data.order import Order
 from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader, sample_texts
+from emotion_train.data.targets import largest
 from emotion_train.data.tokenization import CountingTokenizer, PostTokenizer
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
 from emotion_train.evaluation.floors import posts, tfidf_predictions
@@ -84,14 +85,18 @@ def test_an_epoch_holds_every_post_once_with_its_label_and_weight(
     prepared: tuple[Store, Index, PostTokenizer],
 ) -> None:
     store, index, tokenizer = prepared
-    stored = {post_id: (text, label) for post_id, text, label in posts(store, index.split("train"))}
+    stored = {post: (text, largest(target)) for post, text, target in posts(store, index.split("train"))}
     seen: dict[str, tuple[list[int], int, float]] = {}
     for batch in steps(loader(prepared, 16)):
         for pack in batch.packs:
             for n, slot in enumerate(pack.slots_N.tolist()):
                 tokens = pack.tokens_T[pack.boundaries_S[n] : pack.boundaries_S[n + 1]].tolist()
                 assert batch.ids[slot] not in seen
-                seen[batch.ids[slot]] = (tokens, int(pack.labels_N[n]), float(pack.weights_N[n]))
+                seen[batch.ids[slot]] = (
+                    tokens,
+                    int(pack.targets_NC[n].argmax()),
+                    float(pack.weights_NC[n].sum()),
+                )
         assert batch.weight_sum == pytest.approx(sum(seen[post_id][2] for post_id in batch.ids))
     assert seen == {
         post_id: (tokenizer.encode([text])[0].tolist(), label, WEIGHTS[label])

@@ -45,8 +45,8 @@ def test_a_pack_holds_its_posts_unchanged(case: tuple[list[int], int], fill: int
     posts = [np.arange(length, dtype=np.int32) + 100 * i for i, length in enumerate(lengths)]
     packs = pack(
         posts,
-        list(range(len(posts))),
-        [0.5 * i for i in range(len(posts))],
+        np.arange(2 * len(posts), dtype=np.float64).reshape(-1, 2),
+        -0.5 * np.arange(2 * len(posts), dtype=np.float64).reshape(-1, 2),
         capacity,
         pad_id=-7,
         fill_multiple=fill,
@@ -60,7 +60,8 @@ def test_a_pack_holds_its_posts_unchanged(case: tuple[list[int], int], fill: int
             np.testing.assert_array_equal(one.tokens_T[start:end], posts[slot])
             np.testing.assert_array_equal(one.positions_T[start:end], np.arange(lengths[slot]))
             assert one.last_tokens_N[n] == end - 1
-            assert (one.labels_N[n], one.weights_N[n]) == (slot, np.float32(0.5 * slot))
+            assert one.targets_NC[n].tolist() == [2 * slot, 2 * slot + 1]
+            assert one.weights_NC[n].tolist() == [-slot, -slot - 0.5]
             seen.append(slot)
         assert (one.tokens_T[one.real_tokens :] == -7).all()
         assert len(one.boundaries_S) == len(one.slots_N) + 1 + (one.real_tokens < len(one.tokens_T))
@@ -77,7 +78,7 @@ def test_each_token_knows_its_post_and_its_position_in_it(case: tuple[list[int],
     lengths, capacity = case
     posts = [np.arange(length, dtype=np.int32) for length in lengths]  # each token is its position
     numbers = [2**31 - 2 + 7 * place for place in range(len(posts))]
-    nothing = [0] * len(posts)
+    nothing = np.zeros((len(posts), 2))
     for one in pack(posts, nothing, nothing, capacity, 0, fill, numbers):
         assert one.places.dtype == np.int32
         posts_T, positions_T = one.places.view(np.uint32).astype(np.int64).T
@@ -88,7 +89,7 @@ def test_each_token_knows_its_post_and_its_position_in_it(case: tuple[list[int],
 
 
 def test_an_empty_pack_weighs_nothing() -> None:
-    one = empty_pack(11, fill_multiple=8)
-    assert one.weights_N.tolist() == [0.0]
+    one = empty_pack(11, classes=3, fill_multiple=8)
+    assert one.weights_NC.tolist() == [[0.0] * 3]
     assert one.slots_N.tolist() == [-1]
     assert len(one.tokens_T) == 8

@@ -57,11 +57,11 @@ def tokenizer(base: Path) -> PostTokenizer:
 
 
 def packs_of(tokenizer: PostTokenizer, capacity: int) -> list[Pack]:
-    weights = [CLASS_WEIGHTS[label] for label in LABELS]
+    targets_NC = np.eye(3)[LABELS]
     return pack(
         tokenizer.encode(TEXTS),
-        LABELS,
-        weights,
+        targets_NC,
+        targets_NC * CLASS_WEIGHTS,
         capacity,
         tokenizer.pad_id,
         fill_multiple(torch.device("cuda")),
@@ -85,7 +85,8 @@ def packed_gradients(
     losses = [
         weighted_loss_sum(
             forward_pack(model, one, model.device, DROPOUT_KEY),
-            *(torch.from_numpy(x).cuda() for x in (one.labels_N, one.weights_N)),
+            torch.from_numpy(one.targets_NC).cuda(),
+            torch.from_numpy(one.weights_NC).cuda(),
         )
         for one in packs_of(tokenizer, capacity)
     ]
@@ -180,12 +181,13 @@ def test_recorded_passes_give_the_gradients_of_the_passes(
     model = make(base, precision=precision, device="cuda", dropout=dropout).train()
     model.fuse()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    graphs, scale = GraphedPasses(model, parameters, lambda tokens: 0, 4096), 0.25
+    graphs, scale = GraphedPasses(model, parameters, lambda tokens: 0, 4096, "one"), 0.25
     for one in packs_of(tokenizer, 256):
         model.zero_grad()
         loss = weighted_loss_sum(
             forward_pack(model, one, model.device, DROPOUT_KEY),
-            *(torch.from_numpy(x).cuda() for x in (one.labels_N, one.weights_N)),
+            torch.from_numpy(one.targets_NC).cuda(),
+            torch.from_numpy(one.weights_NC).cuda(),
         )
         (loss * scale).backward()
         loss = loss.detach()  # the recording wants no earlier pass alive
@@ -224,11 +226,12 @@ def test_a_recording_takes_what_was_planned_and_is_left_out_where_that_is_not_fr
         taken = estimate(recipe, tokens, False)
         return taken.activations + taken.overhead
 
-    graphs = GraphedPasses(model, parameters, planned, 8192)
-    no_room = GraphedPasses(model, parameters, lambda tokens: 2**50, 8192)
+    graphs = GraphedPasses(model, parameters, planned, 8192, "one")
+    no_room = GraphedPasses(model, parameters, lambda tokens: 2**50, 8192, "one")
     for tokens in (2048, 4096, 8192):  # each larger than those that the pool has room for
         posts = tokens // 16
-        one = pack([np.full(16, 5, np.int32)] * posts, [0] * posts, [1.0] * posts, tokens, 0, 256)[0]
+        ones_NC = np.ones((posts, 3))
+        one = pack([np.full(16, 5, np.int32)] * posts, ones_NC, ones_NC, tokens, 0, 256)[0]
         assert graphs(one, 1.0, 0) is None  # the first time
         assert no_room(one, 1.0, 0) is None
         torch.cuda.empty_cache()

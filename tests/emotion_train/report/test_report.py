@@ -78,7 +78,7 @@ def report(
 ) -> Report:
     first = next(iter(splits.values())).predictions
     classes = first.prob_NC.shape[1]
-    counts = {name: tuple(one.counts_CC.sum(axis=1).tolist()) for name, one in splits.items()}
+    counts = {name: tuple(one.counts.sum(axis=1).tolist()) for name, one in splits.items()}
     counts["train"] = tuple(10 * count for count in next(iter(counts.values())))
     when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     return build_report(
@@ -293,7 +293,7 @@ def test_the_page_leaves_out_what_the_index_keeps_for_estimates() -> None:
 
 def test_counts_that_differ_from_the_predictions_stop_the_report() -> None:
     good = result(predictions())
-    counts_CC = good.counts_CC.copy()
+    counts_CC = good.counts.copy()
     counts_CC[0, 1] += 1
     with pytest.raises(Inconsistent, match=r"401 posts and the predictions are 400; label 0 predicted as 1"):
         report({"test": SplitResult(counts_CC, good.predictions)})

@@ -548,7 +548,7 @@ def test_a_recording_leaves_room_for_the_first_update(monkeypatch: pytest.Monkey
     """
     adapter = torch.nn.Parameter(torch.empty(GIB // 4, device="meta"))  # 1 GiB in float32
     on_a_gpu: Any = SimpleNamespace(device="cuda")
-    graphs = GraphedPasses(on_a_gpu, [adapter], lambda tokens: tokens * GIB, most_tokens=2)
+    graphs = GraphedPasses(on_a_gpu, [adapter], lambda tokens: tokens * GIB, most_tokens=2, targets="one")
     graphs._largest = 2
     # GiB; two for the recording's passes, two for those of the largest pack
     for free, room in ((7, False), (8, True)):

@@ -22,6 +22,7 @@ from emotion_train.config import load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
+from emotion_train.data.targets import largest
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.lora import adapter_state, build_classifier
@@ -130,7 +131,7 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
             rows = [(reader.rows(int(group)), int(row)) for group, row in places]
             texts = [str(found.texts[row]) for found, row in rows]
             tokens = [torch.from_numpy(one) for one in tokenizer.encode(texts)]
-            labels_N = torch.tensor([found.labels[row] for found, row in rows])
+            labels_N = torch.tensor([largest(found.targets[row] or ()) for found, row in rows])
             padded_NL = torch.nn.utils.rnn.pad_sequence(
                 tokens, batch_first=True, padding_value=tokenizer.pad_id
             ).long()

@@ -22,6 +22,7 @@ from emotion_train.config import Config
 from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
+from emotion_train.data.targets import largest
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import Diverged, WrongRequest
 from emotion_train.model.lora import adapter_state, build_classifier
@@ -81,7 +82,7 @@ def whole_batch_reference(folder: Path, dropout: float) -> tuple[list[float], di
             rows = [(reader.rows(int(group)), int(row)) for group, row in places]
             texts = [str(rows_.texts[row]) for rows_, row in rows]
             tokens = [torch.from_numpy(one) for one in tokenizer.encode(texts)]
-            labels_N = torch.tensor([rows_.labels[row] for rows_, row in rows])
+            labels_N = torch.tensor([largest(rows_.targets[row] or ()) for rows_, row in rows])
             padded_NL = torch.nn.utils.rnn.pad_sequence(
                 tokens, batch_first=True, padding_value=tokenizer.pad_id
             ).long()
@@ -329,6 +330,6 @@ def test_a_row_that_turns_bad_weighs_nothing_and_is_counted(folder: Path, stack:
     batches = list(trainer.train_loader.steps(0))
     assert sum(batch.bad_rows for batch in batches) == len(trainer.index.split("train").row_groups)
     bad = next(batch for batch in batches if batch.bad_rows)
-    weights = np.concatenate([pack.weights_N for pack in bad.packs])
+    weights = np.concatenate([pack.weights_NC.sum(axis=1) for pack in bad.packs])
     assert (weights == 0).sum() == bad.bad_rows
     assert bad.weight_sum == pytest.approx(float(weights.sum()), rel=1e-5)

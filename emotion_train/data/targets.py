@@ -1,0 +1,92 @@
+"""What posts are labelled with: `one` label, `several` (any subset of the labels, none included),
+or `shares`, a distribution over the labels such as the votes of annotators.
+
+A post's target is the same in all three, pairs of a label id and its share: ((3, 1.0),) of one
+label, ((3, 1.0), (10, 1.0)) of several, ((3, 0.67), (10, 0.33)) of shares. Pages that need no more
+than that do not ask which of the three it is.
+
+Letters: N posts, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+TargetKind = Literal["one", "several", "shares"]
+KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
+Target = tuple[tuple[int, float], ...]
+
+# names in an index's `requires`
+FEATURE: dict[TargetKind, str] = {"several": "targets:several", "shares": "targets:shares"}
+WEIGHT = "weight"
+_SHARES_OFF = 1e-6  # of 1, that shares may add up to
+
+
+def requires(kind: TargetKind, weighted: bool) -> tuple[str, ...]:
+    """The names of features of a data set with such targets; `weighted` where its posts have
+    weights of their own.
+    """
+    return (*([FEATURE[kind]] if kind in FEATURE else []), *([WEIGHT] if weighted else []))
+
+
+def kind_of(names: Iterable[str]) -> TargetKind:
+    """The targets of a data set that requires these features."""
+    found = set(names)
+    return next((kind for kind, name in FEATURE.items() if name in found), "one")
+
+
+def is_target(target: object, kind: TargetKind, classes: int) -> bool:
+    """Whether this is the target of a post: label ids in ascending order with shares above 0, which
+    add up to 1 unless there are several.
+    """
+    if not isinstance(target, tuple):
+        return False
+    ids = [label for label, _ in target]
+    if any(not isinstance(label, int) or not 0 <= label < classes for label in ids):
+        return False
+    if any(later <= earlier for earlier, later in pairwise(ids)):
+        return False
+    if kind == "several":
+        return all(share == 1.0 for _, share in target)
+    if kind == "one":
+        return len(target) == 1 and target[0][1] == 1.0
+    return all(share > 0 for _, share in target) and abs(sum(share for _, share in target) - 1) < _SHARES_OFF
+
+
+def largest(target: Target) -> int:
+    """The label of the largest share, the first of several; raises `ValueError` without labels."""
+    return max(target, key=lambda pair: (pair[1], -pair[0]))[0]
+
+
+def dense(targets: Sequence[Target], classes: int) -> npt.NDArray[np.float64]:
+    """`targets_NC`: the share of each label in each post, 0 for those that it does not have."""
+    targets_NC = np.zeros((len(targets), classes))
+    for post, target in enumerate(targets):
+        for label, share in target:
+            targets_NC[post, label] = share
+    return targets_NC
+
+
+def loss_weights(
+    targets_NC: npt.NDArray[np.float64],
+    kind: TargetKind,
+    weights_C: npt.NDArray[np.float64],
+    weight_N: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """`weights_NC`: what the loss of each label of each post counts. A step's loss is the sum of
+    weight times loss, divided once by the sum of these over the whole step.
+
+    `weights_C` are the class weights and `weight_N` those of the posts. The loss of one label or of
+    shares is a cross entropy, of which each label takes its share times its class weight. Of
+    several labels it is the mean over labels of binary cross entropies: a label that the post has
+    counts its class weight, one that it has not counts 1.
+    """
+    if kind == "several":
+        counted_NC: npt.NDArray[np.float64] = np.where(targets_NC > 0, weights_C, 1.0)
+        return weight_N[:, None] * counted_NC / len(weights_C)
+    return weight_N[:, None] * targets_NC * weights_C
