@@ -11,7 +11,9 @@ The price: one multinomial draw a resample over the distinct rows of (truth, pre
 few for two runs and as many as the posts for many runs: 2000 resamples of 100,000 posts take about
 half a minute, and hold 8 bytes a resample, run and label.
 
-Letters: N posts, C labels, R runs, S resamples, K distinct rows of labels.
+Answers are of either form that `evaluation/metrics.py` knows: one label a post, or several.
+
+Letters: N posts, C labels, R runs, S resamples, K distinct rows of answers.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from emotion_train.evaluation.metrics import (
     FEWEST_DIFFERENT,
-    ClassCounts,
-    distinct,
+    alike_N,
+    distinct_members,
     f1_of_resample_SC,
     resamples,
 )
@@ -84,22 +86,19 @@ class Resampled(NamedTuple):
 
 
 def resampled_f1(
-    truth_N: ArrayLike, predicted_RN: Sequence[ArrayLike], classes: int, samples: int = 2000, seed: int = 0
+    truth: ArrayLike, predicted_R: Sequence[ArrayLike], classes: int, samples: int = 2000, seed: int = 0
 ) -> Resampled:
     """F1 of every run and label on `samples` resamples of the posts, the same for all runs.
 
     Raises `ValueError` for other numbers of posts and for none.
     """
-    columns_K, rows_K = distinct(classes, truth_N, *predicted_RN)
-    truth_K, *predicted_RK = columns_K
-    f1_SRC = np.empty((samples, len(predicted_RK), classes))
-    at = 0
-    for draws_SK in resamples(rows_K, samples, seed):
-        for run, predicted_K in enumerate(predicted_RK):
-            f1_SRC[at : at + len(draws_SK), run] = f1_of_resample_SC(draws_SK, truth_K, predicted_K, classes)
-        at += len(draws_SK)
-    f1_RC = np.stack([ClassCounts.of(truth_N, predicted_N, classes).f1_C for predicted_N in predicted_RN])
-    return Resampled(f1_RC, f1_SRC)
+    (truth_KC, *predicted_RKC), rows_K = distinct_members(classes, truth, *predicted_R)
+
+    def scores(draws_SK: IntArray) -> FloatArray:
+        return np.stack([f1_of_resample_SC(draws_SK, truth_KC, one_KC) for one_KC in predicted_RKC], axis=1)
+
+    drawn_SRC = np.concatenate([*map(scores, resamples(rows_K, samples, seed))])
+    return Resampled(scores(rows_K[None])[0], drawn_SRC)
 
 
 def paired_difference(
@@ -179,12 +178,11 @@ def holm(p: Iterable[float]) -> list[float]:
     return corrected
 
 
-def mcnemar(truth_N: ArrayLike, first_N: ArrayLike, second_N: ArrayLike) -> McNemar:
+def mcnemar(truth: ArrayLike, first: ArrayLike, second: ArrayLike) -> McNemar:
     """McNemar's exact test (1947): of the posts that one alone got right, as many may be each
-    one's.
+    one's. A post of several labels is got right when it is answered with these and no other.
     """
-    truth_N = np.asarray(truth_N)
-    first_right_N, second_right_N = np.asarray(first_N) == truth_N, np.asarray(second_N) == truth_N
+    first_right_N, second_right_N = alike_N(first, truth), alike_N(second, truth)
     only_first = int((first_right_N & ~second_right_N).sum())
     only_second = int((~first_right_N & second_right_N).sum())
     return McNemar(only_first, only_second, _even_chance(only_first, only_second))

@@ -5,7 +5,11 @@ Everything starts from counts, which add over ranks without error. The interval 
 the posts: drawing N rows with replacement is drawing a multinomial over the distinct (truth,
 prediction) pairs, so 2000 resamples cost the same for a million posts.
 
-Letters: N posts, C labels, S resamples, K distinct tuples of labels.
+Intervals and what is compared take answers of either form, and their names have no letters then:
+one label a post, `x_N`, or which labels each post has, `x_NC` of bool. Of several labels most
+posts differ from one another: 2000 resamples of 5,000 posts with 28 labels take a second.
+
+Letters: N posts, C labels, S resamples, K distinct tuples of answers.
 """
 
 # ruff: noqa: N802 - arrays end in their shape
@@ -21,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 # Of two classifiers that answer fewer posts differently, even one that is right each time cannot be
 # told from chance: five tosses of a coin fall alike with p = 0.06.
@@ -61,15 +66,15 @@ class ClassCounts:
 
     @property
     def precision_C(self) -> FloatArray:
-        return _ratio(self.correct_C, self.predicted_C)
+        return ratio(self.correct_C, self.predicted_C)
 
     @property
     def recall_C(self) -> FloatArray:
-        return _ratio(self.correct_C, self.support_C)
+        return ratio(self.correct_C, self.support_C)
 
     @property
     def f1_C(self) -> FloatArray:
-        return _ratio(2 * self.correct_C, self.support_C + self.predicted_C)
+        return ratio(2 * self.correct_C, self.support_C + self.predicted_C)
 
     @property
     def macro_f1(self) -> float:
@@ -77,11 +82,11 @@ class ClassCounts:
 
     @property
     def weighted_f1(self) -> float:
-        return float(_ratio(self.f1_C @ self.support_C, self.rows))
+        return float(ratio(self.f1_C @ self.support_C, self.rows))
 
     @property
     def accuracy(self) -> float:
-        return float(_ratio(self.correct_C.sum(), self.rows))
+        return float(ratio(self.correct_C.sum(), self.rows))
 
     @property
     def labels_without_support(self) -> int:
@@ -137,22 +142,23 @@ def confusion(truth_N: ArrayLike, predicted_N: ArrayLike, classes: int) -> IntAr
 
 
 def bootstrap_macro_f1(
-    truth_N: ArrayLike, predicted_N: ArrayLike, classes: int, samples: int = 2000, seed: int = 0
+    truth: ArrayLike, predicted: ArrayLike, classes: int, samples: int = 2000, seed: int = 0
 ) -> Interval:
     """The percentile bootstrap's 95 % interval of macro-F1 over resampled posts (Efron 1979).
 
     A label that a resample happens to leave out counts 0 there, as it would in a split without it;
     with labels of a few posts the interval therefore leans downwards.
     """
-    (truth_K, predicted_K), rows_K = distinct(classes, truth_N, predicted_N)
+    (truth_KC, predicted_KC), rows_K = distinct_members(classes, truth, predicted)
     chunks = [
-        _macro_f1_S(draws_SK, truth_K, predicted_K, classes) for draws_SK in resamples(rows_K, samples, seed)
+        f1_of_resample_SC(draws_SK, truth_KC, predicted_KC).mean(axis=1)
+        for draws_SK in resamples(rows_K, samples, seed)
     ]
     return _interval(np.concatenate(chunks))
 
 
 def paired_bootstrap_macro_f1(
-    truth_N: ArrayLike, a_N: ArrayLike, b_N: ArrayLike, classes: int, samples: int = 2000, seed: int = 0
+    truth: ArrayLike, a: ArrayLike, b: ArrayLike, classes: int, samples: int = 2000, seed: int = 0
 ) -> Difference:
     """Macro-F1 of predictions `a` minus that of `b`, with the interval of this difference over
     posts resampled for both at once.
@@ -160,18 +166,16 @@ def paired_bootstrap_macro_f1(
     Posts that are hard for both cancel out, so the interval is narrower than the two single ones
     suggest. Where fewer than `FEWEST_DIFFERENT` posts are answered differently it holds 0.
     """
-    (truth_K, a_K, b_K), rows_K = distinct(classes, truth_N, a_N, b_N)
-    chunks = [
-        _macro_f1_S(draws_SK, truth_K, a_K, classes) - _macro_f1_S(draws_SK, truth_K, b_K, classes)
-        for draws_SK in resamples(rows_K, samples, seed)
-    ]
-    difference = (
-        ClassCounts.of(truth_N, a_N, classes).macro_f1 - ClassCounts.of(truth_N, b_N, classes).macro_f1
-    )
-    low, high = _interval(np.concatenate(chunks))
-    if rows_K[a_K != b_K].sum() < FEWEST_DIFFERENT:
+    (truth_KC, a_KC, b_KC), rows_K = distinct_members(classes, truth, a, b)
+
+    def difference_S(draws_SK: IntArray) -> FloatArray:
+        a_SC, b_SC = (f1_of_resample_SC(draws_SK, truth_KC, x_KC) for x_KC in (a_KC, b_KC))
+        return np.asarray(a_SC.mean(axis=1) - b_SC.mean(axis=1))
+
+    low, high = _interval(np.concatenate([*map(difference_S, resamples(rows_K, samples, seed))]))
+    if rows_K[~alike_N(a_KC, b_KC)].sum() < FEWEST_DIFFERENT:
         low, high = min(low, 0.0), max(high, 0.0)
-    return Difference(difference, low, high)
+    return Difference(float(difference_S(rows_K[None])[0]), low, high)
 
 
 def expected_calibration_error(prob_NC: ArrayLike, truth_N: ArrayLike, bins: int = 15) -> Calibration:
@@ -179,12 +183,15 @@ def expected_calibration_error(prob_NC: ArrayLike, truth_N: ArrayLike, bins: int
     al. 2017, arXiv:1706.04599).
     """
     prob_NC, truth_N = _probabilities(prob_NC, truth_N)
-    confidence_N = prob_NC.max(axis=1)
-    correct_N = prob_NC.argmax(axis=1) == truth_N
+    return calibration(prob_NC.max(axis=1), prob_NC.argmax(axis=1) == truth_N, bins)
+
+
+def calibration(confidence_N: FloatArray, correct_N: BoolArray, bins: int = 15) -> Calibration:
+    """Mean gap between a probability and how often that comes true, over bins of equal width."""
     bin_N = np.clip(np.ceil(confidence_N * bins).astype(np.int64) - 1, 0, bins - 1)
     rows_B = np.bincount(bin_N, minlength=bins)
-    confidence_B = _ratio(np.bincount(bin_N, confidence_N, minlength=bins), rows_B)
-    accuracy_B = _ratio(np.bincount(bin_N, correct_N, minlength=bins), rows_B)
+    confidence_B = ratio(np.bincount(bin_N, confidence_N, minlength=bins), rows_B)
+    accuracy_B = ratio(np.bincount(bin_N, correct_N, minlength=bins), rows_B)
     table = tuple(
         CalibrationBin(
             low=i / bins,
@@ -195,7 +202,7 @@ def expected_calibration_error(prob_NC: ArrayLike, truth_N: ArrayLike, bins: int
         )
         for i in range(bins)
     )
-    return Calibration(float(np.abs(confidence_B - accuracy_B) @ rows_B / len(truth_N)), table)
+    return Calibration(float(np.abs(confidence_B - accuracy_B) @ rows_B / len(confidence_N)), table)
 
 
 def log_loss(prob_NC: ArrayLike, truth_N: ArrayLike) -> float:
@@ -226,31 +233,67 @@ def _probabilities(prob_NC: ArrayLike, truth_N: ArrayLike) -> tuple[FloatArray, 
     return prob_NC, truth_N
 
 
-def _ratio(above: Any, below: Any) -> FloatArray:
+def ratio(above: Any, below: Any) -> FloatArray:
     """above / below, and 0 where below is 0."""
     above, below = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
     return np.asarray(np.divide(above, below, out=np.zeros_like(below), where=below != 0))
 
 
-def distinct(classes: int, *labels_N: ArrayLike) -> tuple[list[IntArray], IntArray]:
-    """The K distinct tuples of labels that occur, column by column, and the posts of each.
+# --- answers of either form ---
 
-    Raises `ValueError` for columns of different lengths and for no post.
+
+def members(answers: ArrayLike, classes: int) -> BoolArray:
+    """`is_in_NC`: which labels each post has. Raises `ValueError` for a label outside 0 …
+    classes-1, and for a table of another width.
     """
-    columns_N = [_labels(column_N, classes) for column_N in labels_N]
-    if not columns_N[0].size or len({column_N.size for column_N in columns_N}) > 1:
+    found = np.asarray(answers)
+    if found.ndim != 2:
+        return np.asarray(_labels(found, classes)[:, None] == np.arange(classes))
+    if found.dtype != np.bool_ or found.shape[1] != classes:
+        raise ValueError(f"labels are {classes} bools a post, got shape {found.shape} of {found.dtype}")
+    return found
+
+
+def alike_N(a: ArrayLike, b: ArrayLike) -> BoolArray:
+    """The posts that are answered alike: with the same label, or with the same labels and no
+    other.
+    """
+    same = np.asarray(a) == np.asarray(b)
+    return np.asarray(same.all(axis=1) if same.ndim == 2 else same)
+
+
+def distinct_members(classes: int, *answers: ArrayLike) -> tuple[list[BoolArray], IntArray]:
+    """The K distinct tuples of answers that occur, column by column as `members` has them, and the
+    posts of each.
+
+    Their order does not depend on that of the posts. Raises `ValueError` as `members`, for columns
+    of different lengths and for no post.
+    """
+    codes = [_codes_N(column, classes) for column in answers]
+    if not codes[0][0].size or len({code_N.size for code_N, _ in codes}) > 1:
         raise ValueError(
             "resampling needs as many predictions as posts and at least one, got"
-            f" {[column_N.size for column_N in columns_N]}"
+            f" {[code_N.size for code_N, _ in codes]}"
         )
-    code_N, codes = np.zeros_like(columns_N[0]), 1
-    for column_N in columns_N:
-        if codes > 2**62 // classes:  # many columns: those that occur are numbered anew
+    code_N, below = np.zeros_like(codes[0][0]), 1
+    for column_N, classes_of_column in codes:
+        if below > 2**62 // classes_of_column:  # many columns: those that occur are numbered anew
             code_N = np.unique(code_N, return_inverse=True)[1].astype(np.int64)
-            codes = int(code_N.max()) + 1
-        code_N, codes = code_N * classes + column_N, codes * classes
+            below = int(code_N.max()) + 1
+        code_N, below = code_N * classes_of_column + column_N, below * classes_of_column
     _, first_K, rows_K = np.unique(code_N, return_index=True, return_counts=True)
-    return [column_N[first_K] for column_N in columns_N], rows_K
+    return [members(np.asarray(column)[first_K], classes) for column in answers], rows_K
+
+
+def _codes_N(answers: ArrayLike, classes: int) -> tuple[IntArray, int]:
+    """A number for each post's answer, equal where these are, and how many numbers there are."""
+    found = np.asarray(answers)
+    if found.ndim != 2:
+        return _labels(found, classes), classes
+    packed_NB = np.packbits(members(found, classes), axis=1)
+    as_bytes_N = np.ascontiguousarray(packed_NB).view(f"S{packed_NB.shape[1]}").reshape(-1)
+    sets, code_N = np.unique(as_bytes_N, return_inverse=True)
+    return code_N.reshape(-1).astype(np.int64), max(1, len(sets))
 
 
 def resamples(rows_K: IntArray, samples: int, seed: int) -> Iterator[IntArray]:
@@ -262,19 +305,12 @@ def resamples(rows_K: IntArray, samples: int, seed: int) -> Iterator[IntArray]:
         yield generator.multinomial(rows, rows_K / rows, size=min(chunk, samples - start))
 
 
-def f1_of_resample_SC(
-    draws_SK: IntArray, truth_K: IntArray, predicted_K: IntArray, classes: int
-) -> FloatArray:
+def f1_of_resample_SC(draws_SK: IntArray, truth_KC: BoolArray, predicted_KC: BoolArray) -> FloatArray:
     """F1 of every label where each distinct (truth, prediction) was drawn so many times."""
     draws_SK = draws_SK.astype(np.float64)  # BLAS has no integer product; counts below 2^53 stay exact
-    is_truth_KC = (truth_K[:, None] == np.arange(classes)).astype(np.float64)
-    is_predicted_KC = (predicted_K[:, None] == np.arange(classes)).astype(np.float64)
-    correct_SC = draws_SK @ (is_truth_KC * is_predicted_KC)
-    return _ratio(2 * correct_SC, draws_SK @ (is_truth_KC + is_predicted_KC))
-
-
-def _macro_f1_S(draws_SK: IntArray, truth_K: IntArray, predicted_K: IntArray, classes: int) -> FloatArray:
-    return np.asarray(f1_of_resample_SC(draws_SK, truth_K, predicted_K, classes).mean(axis=1))
+    is_truth_KC, is_predicted_KC = truth_KC.astype(np.float64), predicted_KC.astype(np.float64)
+    both_SC = draws_SK @ (is_truth_KC * is_predicted_KC)
+    return ratio(2 * both_SC, draws_SK @ (is_truth_KC + is_predicted_KC))
 
 
 def _interval(scores_S: FloatArray) -> Interval:

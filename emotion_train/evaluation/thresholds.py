@@ -4,26 +4,117 @@ for F1 on posts whose labels are known.
 Thresholds that are judged on the posts that chose them flatter; `cross_fit` answers each post by
 thresholds that other posts chose.
 
-Letters: N posts, C labels.
+The best threshold of a label with ten posts is mostly chance. So every label is chosen for as if it
+had `BORROWED` more posts, which are those of the average label: with few posts of its own its
+threshold is near the one that is best for all labels, with hundreds it is its own.
+
+The price: thresholds are those of a grid of 401, so that one pass over the posts counts all that is
+needed, in any order and for all folds at once: a second for 100,000 posts with 28 labels.
+
+Letters: N posts, C labels, F folds, G thresholds of the grid.
 """
+
+# ruff: noqa: N802 - arrays end in their shape
 
 from __future__ import annotations
 
+import hashlib
+from typing import NamedTuple
+
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from emotion_train.evaluation.metrics import BoolArray, FloatArray, IntArray
 from emotion_train.evaluation.predictions import SetPredictions
+from emotion_train.evaluation.sets import SetCounts
+
+HALF = 0.5
+FOLDS = 5
+BORROWED = 10.0  # posts
+
+# even steps of the logit, from 0.00005 to 0.99995; rounded, so that every machine has the same ones
+_GRID_G = np.round(1 / (1 + np.exp(-np.arange(-200, 201) / 20)), 7).astype(np.float32)
+_CELLS_AT_A_TIME = 2**22
 
 
-def macro_f1_of_sets(counts_3C: NDArray[np.int64]) -> float:
-    """Mean F1 of the labels, from `SetPredictions.counts`; 0 for a label without posts and
-    answers.
+class _Tally(NamedTuple):
+    """By threshold and label the posts that reach it, and those among them that have the label; by
+    label the posts that have it.
     """
-    both_C, truth_C, predicted_C = counts_3C.astype(np.float64)
-    below_C = truth_C + predicted_C
-    return float(np.divide(2 * both_C, below_C, out=np.zeros_like(below_C), where=below_C > 0).mean())
+
+    reached_GC: IntArray
+    both_GC: IntArray
+    support_C: IntArray
+
+    def without(self, other: _Tally) -> _Tally:
+        return _Tally(*(all_of - some for all_of, some in zip(self, other, strict=True)))
 
 
-def cross_fit(predictions: SetPredictions) -> SetPredictions:
-    """The same posts, each answered by thresholds that were chosen without it."""
-    return predictions
+def macro_f1_of_sets(counts_3C: IntArray) -> float:
+    """Mean F1 of the labels, from `SetPredictions.counts`."""
+    return SetCounts(counts_3C).macro_f1
+
+
+def fit_thresholds(truth_NC: ArrayLike, prob_NC: ArrayLike) -> FloatArray:
+    """`thresholds_C`: a post is answered with the labels whose probability, as float32, reaches
+    theirs.
+
+    A label without posts gets the threshold that is best for all labels together; without any
+    labels at all, each gets 0.5.
+    """
+    truth_NC, prob_NC = np.asarray(truth_NC).astype(bool), np.asarray(prob_NC, np.float32)
+    return _best_C(_tallies(truth_NC, prob_NC, np.zeros(len(prob_NC), np.int64), 1)[0])
+
+
+def cross_fit(predictions: SetPredictions, folds: int = FOLDS) -> SetPredictions:
+    """The same posts, each answered by thresholds that were chosen without it: by the posts of the
+    other folds. A post's fold is a hash of its id.
+    """
+    fold_N = _folds(predictions.ids, folds)
+    tallies = _tallies(predictions.truth_NC, predictions.prob_NC, fold_N, folds)
+    whole = _Tally(*(np.sum(counts, axis=0) for counts in zip(*tallies, strict=True)))
+    thresholds_FC = np.stack([_best_C(whole.without(own)) for own in tallies]).astype(np.float32)
+    return predictions.answered(predictions.prob_NC >= thresholds_FC[fold_N])
+
+
+def _folds(ids: tuple[str, ...], folds: int) -> NDArray[np.int64]:
+    hashes = (hashlib.blake2b(post_id.encode(), digest_size=8).digest() for post_id in ids)
+    return np.fromiter((int.from_bytes(one, "big") % folds for one in hashes), np.int64, len(ids))
+
+
+def _best_C(tally: _Tally) -> FloatArray:
+    """The threshold with the best F1 of each label, the posts that it borrows among its own."""
+    has_posts_C = tally.support_C > 0
+    if not has_posts_C.any():
+        return np.full(len(tally.support_C), HALF)
+    # of the average label, a post that has it
+    reached_G, both_G = (
+        (counts_GC[:, has_posts_C] / tally.support_C[has_posts_C]).mean(axis=1)
+        for counts_GC in (tally.reached_GC, tally.both_GC)
+    )
+    both_GC = tally.both_GC + BORROWED * both_G[:, None]
+    below_GC = tally.reached_GC + tally.support_C + BORROWED * (reached_G + 1)[:, None]
+    return np.asarray(_GRID_G[(both_GC / below_GC).argmax(axis=0)], np.float64)
+
+
+def _tallies(
+    truth_NC: BoolArray, prob_NC: NDArray[np.float32], fold_N: NDArray[np.int64], folds: int
+) -> list[_Tally]:
+    """One tally a fold."""
+    classes, places = prob_NC.shape[1], len(_GRID_G) + 1
+    counts_2X = np.zeros((2, folds * places * classes), np.int64)
+    posts = max(1, _CELLS_AT_A_TIME // classes)
+    for start in range(0, len(prob_NC), posts):
+        part = slice(start, start + posts)
+        # how many thresholds each probability reaches
+        reached_NC = np.searchsorted(_GRID_G, prob_NC[part], side="right")
+        cell_NC = (fold_N[part, None] * places + reached_NC) * classes + np.arange(classes)
+        for counts_X, cells in zip(counts_2X, (cell_NC.reshape(-1), cell_NC[truth_NC[part]]), strict=True):
+            counts_X += np.bincount(cells, minlength=len(counts_X))
+    of_place_2FGC = counts_2X.reshape(2, folds, places, classes)
+    # the g-th threshold is reached by all that reach more than g of them
+    reached_2FGC = of_place_2FGC[:, :, ::-1].cumsum(axis=2)[:, :, ::-1]
+    return [
+        _Tally(reached_2FGC[0, fold, 1:], reached_2FGC[1, fold, 1:], reached_2FGC[1, fold, 0])
+        for fold in range(folds)
+    ]

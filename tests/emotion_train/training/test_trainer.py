@@ -22,16 +22,18 @@ from emotion_train.config import Config
 from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
-from emotion_train.data.targets import largest
+from emotion_train.data.targets import KINDS, Target, TargetKind
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import Diverged, WrongRequest
 from emotion_train.model.lora import adapter_state, build_classifier
 from emotion_train.model.loss import class_weights
 from emotion_train.runs.log import read_log
 from emotion_train.stage_base import stage
+from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.training.trainer import Trainer, learning_rate
 from tests.helpers.many_processes import blank_first_posts
+from tests.helpers.other_targets import relabel, tiny_folder
 from tests.helpers.padded import numbers_of, padded_counters
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint
@@ -41,10 +43,13 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_config(folder)
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[TargetKind, Path]:
+    return {kind: tiny_folder(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def folder(folders: dict[TargetKind, Path]) -> Path:
+    return folders["one"]
 
 
 @pytest.fixture
@@ -55,8 +60,8 @@ def stack() -> Iterator[ExitStack]:
 
 @cache
 def whole_batch_reference(folder: Path, dropout: float) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses and adapter after a few steps of plain PyTorch: padded batch,
-    CrossEntropyLoss(weight=…), AdamW, no packing, no loader.
+    """Losses and adapter after a few steps of plain PyTorch: padded batch, PyTorch's own losses,
+    AdamW, no packing, no loader.
     """
     config = tiny_config(folder, f"lora.dropout={dropout}")
     store = open_store(config.data.url)
@@ -82,7 +87,8 @@ def whole_batch_reference(folder: Path, dropout: float) -> tuple[list[float], di
             rows = [(reader.rows(int(group)), int(row)) for group, row in places]
             texts = [str(rows_.texts[row]) for rows_, row in rows]
             tokens = [torch.from_numpy(one) for one in tokenizer.encode(texts)]
-            labels_N = torch.tensor([largest(rows_.targets[row] or ()) for rows_, row in rows])
+            targets = [rows_.targets[row] or () for rows_, row in rows]
+            weight_N = torch.tensor([rows_.weights[row] for rows_, row in rows])
             padded_NL = torch.nn.utils.rnn.pad_sequence(
                 tokens, batch_first=True, padding_value=tokenizer.pad_id
             ).long()
@@ -90,7 +96,7 @@ def whole_batch_reference(folder: Path, dropout: float) -> tuple[list[float], di
             logits_NC = model.train().forward_padded(
                 padded_NL, torch.tensor([len(one) for one in tokens]), counters
             )
-            loss = torch.nn.CrossEntropyLoss(weight=weights_C)(logits_NC, labels_N)
+            loss = plain_loss(logits_NC, targets, weight_N, weights_C, index.targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trainable, 1.0)
             optimizer.param_groups[0]["lr"] = learning_rate(
@@ -102,11 +108,72 @@ def whole_batch_reference(folder: Path, dropout: float) -> tuple[list[float], di
     return losses, adapter_state(model)
 
 
+def plain_loss(
+    logits_NC: torch.Tensor,
+    targets: list[Target],
+    weight_N: torch.Tensor,
+    weights_C: torch.Tensor,
+    kind: TargetKind,
+) -> torch.Tensor:
+    """The loss of a batch by PyTorch's own modules."""
+    if kind == "one":
+        labels_N = torch.tensor([target[0][0] for target in targets])
+        return torch.nn.CrossEntropyLoss(weight=weights_C)(logits_NC, labels_N)
+    targets_NC = torch.zeros_like(logits_NC)
+    for post, target in enumerate(targets):
+        for label, share in target:
+            targets_NC[post, label] = share
+    if kind == "shares":
+        losses_N = torch.nn.CrossEntropyLoss(weight=weights_C, reduction="none")(logits_NC, targets_NC)
+        return (weight_N * losses_N).sum() / (weight_N * (targets_NC @ weights_C)).sum()
+    losses_NC = torch.nn.BCEWithLogitsLoss(pos_weight=weights_C, reduction="none")(logits_NC, targets_NC)
+    counted_NC = torch.where(targets_NC > 0, weights_C, 1.0)
+    return (weight_N * losses_NC.mean(1)).sum() / (weight_N * counted_NC.mean(1)).sum()
+
+
 # By another dropout than 0.3 a gradient may come out below AdamW's epsilon, 1e-8 (with 0.1 one of
 # 3,840 does, in the second step). Its update is then what summing in this or that order rounds.
 @pytest.mark.parametrize(("dropout", "recompute"), [(0, "false"), (0.3, "false"), (0.3, "true")])
 @pytest.mark.parametrize("tokens_per_microbatch", [128, 300, 100_000])
 def test_the_update_is_that_of_the_whole_batch_for_every_cut_into_microbatches(
+    folder: Path, stack: ExitStack, tokens_per_microbatch: int, dropout: float, recompute: str
+) -> None:
+    compare_with_the_whole_batch(folder, stack, tokens_per_microbatch, dropout, recompute)
+
+
+@pytest.mark.parametrize("kind", ["several", "shares"])
+@pytest.mark.parametrize(("tokens_per_microbatch", "dropout"), [(128, 0.3), (300, 0.0)])
+def test_so_it_is_for_several_labels_and_for_shares_with_weights_of_posts(
+    folders: dict[TargetKind, Path],
+    stack: ExitStack,
+    kind: TargetKind,
+    tokens_per_microbatch: int,
+    dropout: float,
+) -> None:
+    compare_with_the_whole_batch(folders[kind], stack, tokens_per_microbatch, dropout, "false")
+
+
+def test_a_run_on_shares_of_one_label_is_that_on_one_label_to_the_bit(
+    folder: Path, tmp_path: Path, stack: ExitStack
+) -> None:
+    one_hot = tmp_path / "tiny"
+    one_hot.mkdir()
+    (one_hot / "base").symlink_to(folder / "base")
+    table = {"one": FolderStore(str(folder / "data")), "shares": FolderStore(str(one_hot / "data"))}
+    relabel(table["one"], table["shares"], "shares", weighted=False, mixed=False)
+    found = []
+    for place in (folder, one_hot):
+        trainer = start_trainer(tiny_config(place, "run.id=one-hot", "lora.dropout=0.1"), stack)
+        trainer.model.train()
+        with contextlib.closing(trainer.train_loader.steps(0)) as batches:
+            for batch in islice(batches, STEPS):
+                trainer._step(batch)
+        found.append((trainer.ledger.add_up(), adapter_state(trainer.bare_model)))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(one, found[1][1][name]) for name, one in found[0][1].items())
+
+
+def compare_with_the_whole_batch(
     folder: Path, stack: ExitStack, tokens_per_microbatch: int, dropout: float, recompute: str
 ) -> None:
     losses, expected = whole_batch_reference(folder, dropout)

@@ -1,0 +1,127 @@
+"""What turns an adapter's probabilities into answers: the label of the highest one, or, where posts
+have several labels, every label that reaches its threshold.
+
+It is the file decision.json beside an adapter. An adapter of one label that has none is answered by
+the highest probability.
+
+Letters: N posts, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, ValidationError, model_validator
+
+from emotion_train.data.targets import TargetKind
+from emotion_train.edges.bounded import Unreadable, object_file
+from emotion_train.errors import WrongRequest
+from emotion_train.evaluation.metrics import members
+from emotion_train.evaluation.predictions import SetPredictions
+from emotion_train.evaluation.thresholds import FOLDS, HALF, cross_fit, fit_thresholds, macro_f1_of_sets
+from emotion_train.model.facts import AdapterFacts
+from emotion_train.storage.document import Manifest
+
+DECISION = "decision.json"
+_MAX_BYTES = 1 << 20
+
+
+class Decision(Manifest):
+    """`thresholds`, in the order of the labels, are there for several labels alone.
+
+    `folds` is how many parts of the validation posts judged them, None where 0.5 for every label
+    was kept; `macro_f1` is what they reach there out of fold, and `macro_f1_at_half` what 0.5 does.
+    """
+
+    schema_version: Literal["emotion-train/decision/1"] = "emotion-train/decision/1"
+    targets: TargetKind
+    labels: tuple[str, ...]
+    thresholds: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    folds: int | None = None
+    macro_f1: float | None = None
+    macro_f1_at_half: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_threshold_a_label(self) -> Decision:
+        wanted = len(self.labels) if self.targets == "several" else None
+        if wanted != (None if self.thresholds is None else len(self.thresholds)):
+            raise ValueError(
+                f"targets are {self.targets}, with {len(self.labels)} labels and"
+                f" {len(self.thresholds or ())} thresholds"
+            )
+        return self
+
+    @classmethod
+    def one(cls, labels: Sequence[str], targets: TargetKind = "one") -> Decision:
+        """Answers with the label of the highest probability."""
+        return cls(targets=targets, labels=tuple(labels))
+
+    @classmethod
+    def of(cls, predictions: SetPredictions, labels: Sequence[str]) -> Decision:
+        """Thresholds that these validation posts choose; 0.5 for every label where that is no worse
+        on posts that did not choose.
+        """
+        half = macro_f1_of_sets(predictions.answered(_reaches(predictions.prob_NC, HALF)).counts())
+        tuned = macro_f1_of_sets(cross_fit(predictions).counts())
+        if tuned <= half:
+            thresholds, folds = np.full(len(labels), HALF), None
+        else:
+            thresholds, folds = fit_thresholds(predictions.truth_NC, predictions.prob_NC), FOLDS
+        return cls(
+            targets="several",
+            labels=tuple(labels),
+            # shortest decimals of the same float32, which is what probabilities are compared as
+            thresholds=tuple(float(str(one)) for one in thresholds.astype(np.float32)),
+            folds=folds,
+            macro_f1=max(tuned, half),
+            macro_f1_at_half=half,
+        )
+
+    def answers(self, prob_NC: ArrayLike) -> NDArray[np.bool_]:
+        """`predicted_NC`: the labels that posts with these probabilities are answered with."""
+        prob_NC = np.asarray(prob_NC, np.float32)
+        if self.thresholds is not None:
+            return _reaches(prob_NC, self.thresholds)
+        return members(prob_NC.argmax(axis=1), prob_NC.shape[1])
+
+    def held_out(self, predictions: SetPredictions) -> SetPredictions:
+        """The validation posts as `macro_f1` judged them: none was answered by thresholds that it
+        chose.
+        """
+        if self.folds is None:
+            return predictions.answered(self.answers(predictions.prob_NC))
+        return cross_fit(predictions, self.folds)
+
+
+def _reaches(prob_NC: NDArray[np.float32], thresholds: ArrayLike) -> NDArray[np.bool_]:
+    return prob_NC >= np.asarray(thresholds, np.float32)
+
+
+def read_decision(folder: Path, facts: AdapterFacts) -> Decision:
+    """The decision of the adapter in this folder. Raises `WrongRequest` for a damaged file, one of
+    other labels, and where an adapter of several labels has none.
+    """
+    targets: TargetKind = getattr(facts, "targets", "one")  # adapter/1 knows one label only
+    path = folder / DECISION
+    if not path.is_file():
+        if targets == "several":
+            raise WrongRequest(
+                f"The adapter {folder} answers with several labels and has no {DECISION}, which says what"
+                " probability is enough; pull the adapter again."
+            )
+        return Decision.one(facts.labels, targets)
+    try:
+        decision = Decision.model_validate(object_file(path, _MAX_BYTES))
+    except (Unreadable, OSError, ValidationError) as error:
+        raise WrongRequest(
+            f"{path} cannot be read ({' '.join(str(error).split())[:200]}); pull the adapter again."
+        ) from None
+    if (decision.targets, decision.labels) != (targets, facts.labels):
+        raise WrongRequest(
+            f"{path} is not that of the adapter beside it, which has other labels; pull the adapter again."
+        )
+    return decision
