@@ -1250,6 +1250,32 @@ MUTANTS = [
         "tests/launch/results/test_compare.py::test_several_comparisons_are_corrected_and_that_is_said",
     ),
     Mutant(
+        "posts of other targets are not compared",
+        "launch/results/same_posts.py",
+        "_refuse_other_targets",
+        "if here != there:",
+        "if False:",
+        "tests/launch/results/test_compare_targets.py::test_what_is_no_comparison_is_refused",
+    ),
+    # several labels a post
+    Mutant(
+        "an adapter that answers in a way of a later version is refused",
+        "emotion_train/model/facts.py",
+        "_refuse_later",
+        "elif targets not in KINDS:",
+        "elif False:",
+        "tests/emotion_train/model/test_lora.py::test_an_adapter_of_a_later_version_is_refused_by_name",
+    ),
+    Mutant(
+        "of several labels those are given that reach their threshold",
+        "emotion_train/evaluation/adapter.py",
+        "Classifier.answers",
+        "if given_C[label]",
+        "if True",
+        "tests/emotion_train/evaluation/test_answers.py"
+        "::test_several_labels_are_those_that_reach_their_threshold",
+    ),
+    Mutant(
         "after a failure no further seed is started",
         "launch/run/seeds.py",
         "spread",
