@@ -1226,6 +1226,24 @@ MUTANTS = [
         "tests/emotion_train/evaluation/test_comparison.py::test_a_handful_of_posts_tells_nothing",
     ),
     Mutant(
+        "a post is answered by thresholds that other posts chose",
+        "emotion_train/evaluation/thresholds.py",
+        "cross_fit",
+        "whole.without(own)",
+        "whole",
+        "tests/emotion_train/evaluation/test_thresholds.py"
+        "::test_a_post_is_answered_by_thresholds_that_it_did_not_choose",
+    ),
+    Mutant(
+        "few posts of a label do not choose its threshold alone",
+        "emotion_train/evaluation/thresholds.py",
+        "_best_C",
+        "weight_C * (own_C - common)",
+        "(own_C - common)",
+        "tests/emotion_train/evaluation/test_thresholds.py"
+        "::test_few_posts_of_a_label_are_pulled_to_the_threshold_of_all",
+    ),
+    Mutant(
         "an interval counts the seeds",
         "emotion_train/evaluation/comparison.py",
         "paired_difference",
