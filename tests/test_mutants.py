@@ -1218,6 +1218,22 @@ MUTANTS = [
         "tests/emotion_train/report/test_report.py::test_a_weaker_floor_that_is_not_beaten_for_certain_takes_the_check_mark",
     ),
     Mutant(
+        "posts that chose the thresholds are answered by those of other posts",
+        "emotion_train/report/figures.py",
+        "decided",
+        "decision.held_out(predictions) if chose",
+        "decision.held_out(predictions) if False",
+        "tests/emotion_train/report/test_several.py::test_the_headline_of_validation_is_out_of_fold_and_that_of_test_by_the_decision",
+    ),
+    Mutant(
+        "a report is of what the ranks counted",
+        "emotion_train/report/agreement.py",
+        "_require_own_counts",
+        "np.array_equal(counted, result.counts)",
+        "True",
+        "tests/emotion_train/report/test_several.py::test_counts_that_differ_from_the_predictions_stop_the_report",
+    ),
+    Mutant(
         "a handful of posts tells nothing",
         "emotion_train/evaluation/metrics.py",
         "paired_bootstrap_macro_f1",

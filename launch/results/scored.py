@@ -25,7 +25,7 @@ from emotion_train.evaluation.predictions import (
     texts_from_parquet,
 )
 from emotion_train.evaluation.sets import SetCounts
-from emotion_train.report.schema import Report, Scorecard, SplitFigures
+from emotion_train.report.schema import AnyFigures, Report, Scorecard, SetFigures, SplitFigures
 from emotion_train.runs.log import entry_key, final_entry, read_part
 from emotion_train.runs.published import split_run_url
 from emotion_train.storage.open import open_store
@@ -242,7 +242,7 @@ def _require_own(source: Source, split: str, predictions: AnyPredictions) -> Non
         )
 
 
-def _are_counted(predictions: AnyPredictions, figures: SplitFigures) -> bool:
+def _are_counted(predictions: AnyPredictions, figures: AnyFigures) -> bool:
     """Whether the figures are those of the predictions: the same confusion matrix, or of several
     labels the same posts, answers and F1 of each.
     """
@@ -251,15 +251,14 @@ def _are_counted(predictions: AnyPredictions, figures: SplitFigures) -> bool:
     except ValueError:  # a label outside of those that there are
         return False
     if not isinstance(predictions, SetPredictions):
-        rows = getattr(figures, "confusion", ())  # of several labels there is none
-        return counts.tolist() == [list(row) for row in rows]
+        return isinstance(figures, SplitFigures) and counts.tolist() == [*map(list, figures.confusion)]
     found = SetCounts(counts)
     columns = (found.support_C.tolist(), found.predicted_C.tolist(), found.f1_C.tolist())
     told = [(one.support, one.predicted, one.f1) for one in figures.per_label]
-    return told == list(zip(*columns, strict=True))
+    return isinstance(figures, SetFigures) and told == list(zip(*columns, strict=True))
 
 
-def _figures(document: Report | Scorecard, split: str) -> SplitFigures:
+def _figures(document: Report | Scorecard, split: str) -> AnyFigures:
     """Of all posts: a scorecard quotes those that were not trained on."""
     if isinstance(document, Report):
         return document.splits[split]
