@@ -51,15 +51,17 @@ _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A run that is published at `url`, with the scores of the split that its report quotes."""
+    """A run that is published at `url`, with the scores of the split that its report quotes:
+    `scores` are those that there are beside macro-F1, such as `accuracy`, or `micro_f1` where posts
+    have several labels.
+    """
 
     url: str
     run_id: str
     step: int
     split: str
     macro_f1: float
-    weighted_f1: float
-    accuracy: float
+    scores: dict[str, float]
 
 
 def prepare_posts(
@@ -120,8 +122,9 @@ def train_run(
     with _spoken(show), borrowed():
         run_id, final = train(asked, allow_unfenced, _resume_words, environment)
     url = f"{asked.run.output_url.rstrip('/')}/{run_id}"
-    scores = {name: float(final.metrics[name] or 0) for name in ("macro_f1", "weighted_f1", "accuracy")}
-    return PublishedRun(url, run_id, final.step, str(final.metrics.get("split") or "test"), **scores)
+    scores = {name: float(value) for name, value in final.metrics.items() if isinstance(value, int | float)}
+    split = str(final.metrics.get("split") or "test")
+    return PublishedRun(url, run_id, final.step, split, scores.pop("macro_f1", 0.0), scores)
 
 
 def evaluate_adapter(

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from emotion_train.bases.public_names import public_base
 from emotion_train.config import POSTS_PER_SCORING_STEP
 from emotion_train.console import tell
+from emotion_train.data.targets import WORDS, Target, dense, largest
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import (
     AdapterChoice,
@@ -31,7 +32,8 @@ from emotion_train.evaluation.adapter import (
 
 if TYPE_CHECKING:
     from emotion_train.data.index import Index
-    from emotion_train.report.figures import SplitResult
+    from emotion_train.model.facts import AdapterFacts
+    from emotion_train.report.figures import AnyResult
     from emotion_train.report.schema import Scorecard
     from emotion_train.report.scorecard import Seen
     from emotion_train.runs.origin import Origin
@@ -144,16 +146,17 @@ def evaluate(asked: Question) -> Scorecard:
     origin = Origin.of(found.folder, asked.run_url, asked.training_data)
     if asked.run_url is None and found.run_url is not None:  # its report may name where it once was
         origin = replace(origin, run_url=found.run_url)
-    labels = origin.facts.labels
-    train_counts: Sequence[int] | None = None
+    train_counts: Sequence[float] | None = None
     remarks: list[str] = []
     if bool(asked.data) == bool(asked.file):
         raise WrongRequest("Give one of --data DATA_URL and --file FILE, and not an empty one.")
     if asked.data:
-        posts = _Split.open(asked.data, asked.split, labels)
+        posts = _Split.open(asked.data, asked.split, origin.facts)
         seen = _seen_in_split(origin, posts)
         classifier = open_classifier(chosen)
-        result, train_counts = _score_split(posts, classifier)
+        # thresholds are not judged on posts that chose them
+        chose = asked.split == "validation" and posts.index.sha256() == origin.index_sha256
+        result, train_counts = _score_split(posts, classifier, chose)
         if result.tfidf is None:
             rows = posts.index.split("train").rows
             remarks = [
@@ -161,10 +164,11 @@ def evaluate(asked: Question) -> Scorecard:
                 f" {_FLOOR_MAX_ROWS:,}."
             ]
     else:
-        ids, texts, truth = labelled_posts(asked, labels)
-        seen, remarks = _look_up(origin, zip(ids, texts, strict=True)), _repeated(texts, truth)
+        found_posts = labelled_posts(asked, origin.facts.labels)
+        ids, texts, targets = found_posts
+        seen, remarks = _look_up(origin, zip(ids, texts, strict=True)), _repeated(texts, targets)
         classifier = open_classifier(chosen)
-        result, without_floor = _score_file(origin, ids, texts, truth, classifier)
+        result, without_floor = _score_file(origin, found_posts, classifier)
         remarks += without_floor
     if remark := classifier.cut_remark():
         tell(f"emotion-train: {remark}")
@@ -213,13 +217,19 @@ class _Split:
     places: npt.NDArray[np.int64]
 
     @classmethod
-    def open(cls, data_url: str, name: str, labels: Sequence[str]) -> _Split:
+    def open(cls, data_url: str, name: str, facts: AdapterFacts) -> _Split:
         from emotion_train.data.index import read_index
         from emotion_train.storage.open import open_store
 
         store = open_store(data_url)
         index = read_index(store)
         index.split(name)
+        labels = facts.labels
+        if (index.targets == "several") != (facts.targets == "several"):
+            raise WrongRequest(
+                f"The posts of {data_url} have {WORDS[index.targets]} and the adapter answers with"
+                f" {WORDS[facts.targets]}; give a data set that was prepared with --targets {facts.targets}."
+            )
         for label in index.labels:
             if label not in labels:
                 raise WrongRequest(
@@ -244,14 +254,14 @@ def _seen_in_split(origin: Origin, posts: _Split) -> Seen:
     return Seen({post_id for post_id, _, _ in posts_of(posts.store, split)})
 
 
-def _repeated(texts: list[str], truth: list[int]) -> list[str]:
+def _repeated(texts: list[str], targets: list[Target]) -> list[str]:
     """What to say of posts of a file whose text stands in it before."""
     from emotion_train.data.text_filter import keys_of
 
-    first: dict[bytes, int] = {}
+    first: dict[bytes, Target] = {}
     others = [
-        label != first.setdefault(key.tobytes(), label)
-        for key, label in zip(keys_of(texts), truth, strict=True)
+        target != first.setdefault(key.tobytes(), target)
+        for key, target in zip(keys_of(texts), targets, strict=True)
     ]
     repeated = len(others) - len(first)
     if not repeated:
@@ -285,17 +295,18 @@ def _look_up(origin: Origin, posts: Iterable[tuple[str, str]]) -> Seen:
     return Seen(ids, FALSE_POSITIVES)
 
 
-def _score_split(posts: _Split, classifier: Classifier) -> tuple[SplitResult, Sequence[int]]:
-    """The result, and the training posts of each of the adapter's labels."""
+def _score_split(posts: _Split, classifier: Classifier, chose: bool) -> tuple[AnyResult, Sequence[float]]:
+    """The result, and the training posts of each of the adapter's labels, or sums of its shares;
+    `chose`: the thresholds were chosen by these posts.
+    """
     from emotion_train.data.loader import Loader
     from emotion_train.data.order import Order
     from emotion_train.data.reader import RowGroupReader
     from emotion_train.evaluation.floors import tfidf_predictions
-    from emotion_train.evaluation.metrics import confusion
-    from emotion_train.evaluation.predictions import Predictions, join_predictions
+    from emotion_train.evaluation.predictions import join_predictions, placed
     from emotion_train.evaluation.scoring import fill_multiple, score
     from emotion_train.progress import ProgressLine
-    from emotion_train.report.figures import SplitResult
+    from emotion_train.report.figures import decided
 
     split, classes = posts.index.split(posts.name), len(classifier.labels)
     model = classifier.loaded.model
@@ -307,63 +318,64 @@ def _score_split(posts: _Split, classifier: Classifier) -> tuple[SplitResult, Se
         global_batch_size=POSTS_PER_SCORING_STEP,
         tokens_per_microbatch=classifier.capacity,
         fill_multiple=fill_multiple(model.device),
+        targets=posts.index.targets,
     )
     with loader, ProgressLine("scoring", split.rows, "posts") as line:
-        scored = score(model, loader, model.device, classes, line.update)
-    assert isinstance(scored, Predictions)
-    scored = join_predictions(
-        [Predictions.of(scored.ids, posts.places[scored.truth_N], scored.prob_NC, scored.predicted_N)],
-        split.rows,
-    )
+        part = score(model, loader, model.device, classes, line.update, posts.places)
+    scored = join_predictions([part], split.rows)
     floor = tfidf_predictions(posts.store, posts.index, [posts.name], _FLOOR_MAX_ROWS, _SEED).get(posts.name)
     if floor is not None:
-        prob_NC = np.zeros((len(floor.ids), classes), np.float32)
-        prob_NC[:, posts.places] = floor.prob_NC
-        floor = Predictions.of(floor.ids, posts.places[floor.truth_N], prob_NC)
-    train_counts = np.zeros(classes, np.int64)
-    if "train" in posts.index.splits:
-        train_counts[posts.places] = posts.index.splits["train"].label_counts
-    return (
-        SplitResult(confusion(scored.truth_N, scored.predicted_N, classes), scored, floor),
-        train_counts.tolist(),
+        floor = floor.relabelled(posts.places, classes)
+    train = posts.index.splits.get("train")
+    train_counts = placed(
+        np.array([train.label_counts if train else posts.places * 0]), posts.places, classes
     )
+    return decided(scored.counts(), scored, floor, classifier.decision, chose), train_counts[0].tolist()
 
 
-def _score_file(
-    origin: Origin, ids: list[str], texts: list[str], truth: list[int], classifier: Classifier
-) -> tuple[SplitResult, list[str]]:
+def _score_file(origin: Origin, posts: LabelledPosts, classifier: Classifier) -> tuple[AnyResult, list[str]]:
     """The result on a file, and why there is no TF-IDF floor when there is none. Fitted on anything
     but the adapter's own training posts it would be another floor than the report's.
     """
     from emotion_train.evaluation.floors import tfidf_of_texts
-    from emotion_train.evaluation.metrics import confusion
-    from emotion_train.evaluation.predictions import Predictions, join_predictions
+    from emotion_train.evaluation.predictions import join_predictions
+    from emotion_train.evaluation.scoring import predictions_of
     from emotion_train.progress import ProgressLine
-    from emotion_train.report.figures import SplitResult
+    from emotion_train.report.figures import decided
     from emotion_train.runs.origin import NotInReach
 
+    ids, texts, targets = posts
     chunks = []
     with ProgressLine("scoring", len(texts), "posts") as line:
         for start in range(0, len(texts), POSTS_PER_SCORING_STEP):
             chunk = texts[start : start + POSTS_PER_SCORING_STEP]
             chunks.append(classifier.probabilities(chunk))
             line.update(start + len(chunk))
-    scored = join_predictions([Predictions.of(ids, truth, np.concatenate(chunks))], len(ids))
-    counts_CC = confusion(scored.truth_N, scored.predicted_N, len(classifier.labels))
+    targets_NC = dense(targets, len(classifier.labels)).astype(np.float32)
+    found = predictions_of(ids, targets_NC, np.concatenate(chunks), classifier.targets)
+    scored = join_predictions([found], len(ids))
     try:
         store, index = origin.training_data(_FLOOR_MAX_ROWS)
     except NotInReach as error:
-        return SplitResult(counts_CC, scored), [
+        return decided(scored.counts(), scored, None, classifier.decision), [
             f"There is no TF-IDF floor to compare with: {error}. Give --training-data DATA_URL, the data set"
             " that the adapter was trained on."
         ]
     tell("fitting the TF-IDF floor")
-    floor = tfidf_of_texts(store, index, ids, texts, truth, _SEED)
-    return SplitResult(counts_CC, scored, floor), []
+    floor = tfidf_of_texts(store, index, ids, texts, [*map(largest, targets)], _SEED)
+    return decided(scored.counts(), scored, floor, classifier.decision), []
 
 
-def labelled_posts(asked: Question, labels: Sequence[str]) -> tuple[list[str], list[str], list[int]]:
-    """Ids, texts and label numbers of every row of --file, duplicates included.
+class LabelledPosts(NamedTuple):
+    """The posts of a file, column by column."""
+
+    ids: list[str]
+    texts: list[str]
+    targets: list[Target]
+
+
+def labelled_posts(asked: Question, labels: Sequence[str]) -> LabelledPosts:
+    """Every row of --file, duplicates included.
 
     Raises `WrongRequest` naming the rows that cannot be scored.
     """
@@ -395,7 +407,7 @@ def labelled_posts(asked: Question, labels: Sequence[str]) -> tuple[list[str], l
             f"{source} has no posts; give a file with the columns {asked.text_column} and"
             f" {asked.label_column}."
         )
-    return ids, texts, truth
+    return LabelledPosts(ids, texts, [((label, 1.0),) for label in truth])
 
 
 if __name__ == "__main__":

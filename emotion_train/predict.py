@@ -1,5 +1,6 @@
 """Label posts with a trained adapter: words on the command line, a file, or standard input, one
-post a line.
+post a line. An adapter of several labels answers with those that reach their threshold, or with
+none.
 
 Posts are read and mended by the readers of `prepare`, so that the tokenizer sees what it saw in
 training. They are labelled 1,024 at a time; a file of any size goes through, after one look at all
@@ -17,7 +18,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
@@ -37,9 +38,11 @@ from emotion_train.model.facts import read_facts
 if TYPE_CHECKING:
     from emotion_train.evaluation.scoring import Probabilities
     from emotion_train.evaluation.unlabelled import Post
+    from emotion_train.model.facts import AdapterFacts
 
 _AT_A_TIME = 1024
-_OWN_COLUMNS = ("row", "text", "label")
+_TOP = 3
+_BETWEEN = "|"  # several labels in a cell, as `prepare` reads them
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -64,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns",
         metavar="A,B",
         help=(
-            "columns of --file to print with each post, as text before it; one named row, text or label as"
-            " this program's own is called input_… there"
+            "columns of --file to print with each post, as text before it; one named row, text, label or (of"
+            " several) labels as this program's own is called input_… there"
         ),
     )
     parser.add_argument(
@@ -91,9 +94,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top",
         type=positive,
-        default=3,
         metavar="N",
-        help="labels shown a post as text (default: 3); jsonl and csv hold all",
+        help=(
+            f"labels shown a post as text (default: {_TOP}; where there may be several, those that reach"
+            " their threshold); jsonl and csv hold all"
+        ),
     )
 
 
@@ -116,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = find_adapter(arguments.adapter)
         chosen = replace(AdapterChoice.of(arguments), adapter=found.folder)
         # a wrong folder is refused before torch is imported, and before anything is typed
-        kept = _kept(arguments.columns, read_facts(found.folder).labels)
+        kept = _kept(arguments.columns, read_facts(found.folder))
         first = list(islice(posts, _AT_A_TIME if arguments.posts or arguments.file else 1))
         if not first:
             raise WrongRequest(
@@ -138,10 +143,12 @@ def _label(
         write_utf8()
     classifier = open_classifier(chosen)
     cell = _harmless if arguments.escape_formulas else str
-    print_batch = _printer(arguments.format, classifier.labels, kept, arguments.top, sys.stdout, cell)
+    written = Written(classifier.labels, classifier.targets == "several", kept, arguments.top, cell)
+    print_batch = _printer(arguments.format, written, sys.stdout)
     chunk = first + list(islice(rest, _AT_A_TIME - len(first)))
     while chunk:
-        print_batch(chunk, classifier.probabilities([post.text for post in chunk]))
+        prob_NC = classifier.probabilities([post.text for post in chunk])
+        print_batch(chunk, prob_NC, classifier.answers(prob_NC))
         chunk = list(islice(rest, _AT_A_TIME))
     if remark := classifier.cut_remark():
         print(f"emotion-train: {remark}", file=sys.stderr)
@@ -175,9 +182,14 @@ def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
     return posts_of(source, rules, Findings(file.name for file in source.files))
 
 
-def _kept(columns: str | None, labels: Sequence[str]) -> list[str]:
+def _kept(columns: str | None, facts: AdapterFacts) -> list[str]:
     """What the columns that come along are called in the output."""
-    return [f"input_{name}" if name in (*_OWN_COLUMNS, *labels) else name for name in _named(columns)]
+    own = ("row", "text", _answer_name(facts.targets == "several"), *facts.labels)
+    return [f"input_{name}" if name in own else name for name in _named(columns)]
+
+
+def _answer_name(several: bool) -> str:
+    return "labels" if several else "label"
 
 
 def _named(columns: str | None) -> list[str]:
@@ -224,38 +236,59 @@ def _csv_line(cells: Iterable[object]) -> str:
     return row.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _printer(
-    form: str,
-    labels: Sequence[str],
-    kept: Sequence[str],
-    top: int,
-    out: IO[str],
-    cell: Callable[[str], str] = str,
-) -> Any:
-    """Prints posts and their probabilities; `cell` spells what others wrote in a CSV."""
-    if form == "csv":
-        out.write(_csv_line(["row", *map(cell, kept), "text", "label", *map(cell, labels)]))
+@dataclass(frozen=True)
+class Written:
+    """What is written of each post: its answer, `several` labels or one, and the probabilities of
+    all `labels`; the columns `kept` come along. `cell` spells what others wrote in a CSV.
+    """
 
-    def print_batch(posts: Sequence[Post], prob_NC: Probabilities) -> None:
-        for post, prob_C in zip(posts, prob_NC, strict=True):
-            ranked = [int(label) for label in (-prob_C).argsort(kind="stable")]
-            best = labels[ranked[0]]
-            if form == "csv":
-                words = map(cell, (*post.kept, post.text, best))
-                out.write(_csv_line([post.row, *words, *(f"{value:.6f}" for value in prob_C)]))
-            elif form == "jsonl":
-                printed: dict[str, Any] = {"row": post.row, **dict(zip(kept, post.kept, strict=True))}
-                printed |= {"text": post.text, "label": best}
-                printed["probabilities"] = {
-                    label: round(float(value), 6) for label, value in zip(labels, prob_C, strict=True)
-                }
-                print(json.dumps(printed, ensure_ascii=False), file=out)
-            else:
-                answer = "  ".join(f"{shown(labels[label])} {prob_C[label]:.2f}" for label in ranked[:top])
-                beside = "  ".join(
-                    f"{shown(name)}={shown(value)}" for name, value in zip(kept, post.kept, strict=True)
-                )
-                print("  | ".join(filter(None, (answer, beside, shown(post.text)))), file=out)
+    labels: Sequence[str]
+    several: bool
+    kept: Sequence[str]
+    top: int | None
+    cell: Callable[[str], str] = str
+
+    def head(self) -> str:
+        """The first line of a CSV."""
+        kept, labels = (map(self.cell, names) for names in (self.kept, self.labels))
+        return _csv_line(["row", *kept, "text", _answer_name(self.several), *labels])
+
+    def as_csv(self, post: Post, prob_C: Probabilities, answer: Sequence[int]) -> str:
+        """Several labels stand in one cell, which is empty where there is none."""
+        given = _BETWEEN.join(self.labels[label] for label in answer)
+        words = map(self.cell, (*post.kept, post.text, given))
+        return _csv_line([post.row, *words, *(f"{value:.6f}" for value in prob_C)])
+
+    def as_jsonl(self, post: Post, prob_C: Probabilities, answer: Sequence[int]) -> str:
+        given = [self.labels[label] for label in answer]
+        printed: dict[str, Any] = {"row": post.row, **dict(zip(self.kept, post.kept, strict=True))}
+        printed |= {"text": post.text, _answer_name(self.several): given if self.several else given[0]}
+        printed["probabilities"] = {
+            label: round(float(value), 6) for label, value in zip(self.labels, prob_C, strict=True)
+        }
+        return json.dumps(printed, ensure_ascii=False) + "\n"
+
+    def as_text(self, post: Post, prob_C: Probabilities, answer: Sequence[int]) -> str:
+        if self.several:
+            told = list(answer)[: self.top]
+        else:
+            told = (-prob_C).argsort(kind="stable").tolist()[: self.top or _TOP]
+        given = "  ".join(f"{shown(self.labels[label])} {prob_C[label]:.2f}" for label in told) or "none"
+        beside = "  ".join(
+            f"{shown(name)}={shown(value)}" for name, value in zip(self.kept, post.kept, strict=True)
+        )
+        return "  | ".join(filter(None, (given, beside, shown(post.text)))) + "\n"
+
+
+def _printer(form: str, written: Written, out: IO[str]) -> Any:
+    """Prints posts with their probabilities and answers."""
+    line = {"csv": written.as_csv, "jsonl": written.as_jsonl, "text": written.as_text}[form]
+    if form == "csv":
+        out.write(written.head())
+
+    def print_batch(posts: Sequence[Post], prob_NC: Probabilities, answers: Sequence[Sequence[int]]) -> None:
+        for post, prob_C, answer in zip(posts, prob_NC, answers, strict=True):
+            out.write(line(post, prob_C, answer))
         out.flush()
 
     return print_batch

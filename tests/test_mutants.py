@@ -1218,12 +1218,46 @@ MUTANTS = [
         "tests/emotion_train/report/test_report.py::test_a_weaker_floor_that_is_not_beaten_for_certain_takes_the_check_mark",
     ),
     Mutant(
+        "posts that chose the thresholds are answered by those of other posts",
+        "emotion_train/report/figures.py",
+        "decided",
+        "decision.held_out(predictions) if chose",
+        "decision.held_out(predictions) if False",
+        "tests/emotion_train/report/test_several.py::test_the_headline_of_validation_is_out_of_fold_and_that_of_test_by_the_decision",
+    ),
+    Mutant(
+        "a report is of what the ranks counted",
+        "emotion_train/report/agreement.py",
+        "_require_own_counts",
+        "np.array_equal(counted, result.counts)",
+        "True",
+        "tests/emotion_train/report/test_several.py::test_counts_that_differ_from_the_predictions_stop_the_report",
+    ),
+    Mutant(
         "a handful of posts tells nothing",
         "emotion_train/evaluation/metrics.py",
         "paired_bootstrap_macro_f1",
         "if rows_K[~alike_N(a_KC, b_KC)].sum() < FEWEST_DIFFERENT:",
         "if False:",
         "tests/emotion_train/evaluation/test_comparison.py::test_a_handful_of_posts_tells_nothing",
+    ),
+    Mutant(
+        "a post is answered by thresholds that other posts chose",
+        "emotion_train/evaluation/thresholds.py",
+        "cross_fit",
+        "whole.without(own)",
+        "whole",
+        "tests/emotion_train/evaluation/test_thresholds.py"
+        "::test_a_post_is_answered_by_thresholds_that_it_did_not_choose",
+    ),
+    Mutant(
+        "few posts of a label do not choose its threshold alone",
+        "emotion_train/evaluation/thresholds.py",
+        "_best_C",
+        "weight_C * (own_C - common)",
+        "(own_C - common)",
+        "tests/emotion_train/evaluation/test_thresholds.py"
+        "::test_few_posts_of_a_label_are_pulled_to_the_threshold_of_all",
     ),
     Mutant(
         "an interval counts the seeds",
@@ -1248,6 +1282,32 @@ MUTANTS = [
         "(len(given) - rank) * given[place]",
         "given[place]",
         "tests/launch/results/test_compare.py::test_several_comparisons_are_corrected_and_that_is_said",
+    ),
+    Mutant(
+        "posts of other targets are not compared",
+        "launch/results/same_posts.py",
+        "_refuse_other_targets",
+        "if here != there:",
+        "if False:",
+        "tests/launch/results/test_compare_targets.py::test_what_is_no_comparison_is_refused",
+    ),
+    # several labels a post
+    Mutant(
+        "an adapter that answers in a way of a later version is refused",
+        "emotion_train/model/facts.py",
+        "_refuse_later",
+        "elif targets not in KINDS:",
+        "elif False:",
+        "tests/emotion_train/model/test_lora.py::test_an_adapter_of_a_later_version_is_refused_by_name",
+    ),
+    Mutant(
+        "of several labels those are given that reach their threshold",
+        "emotion_train/evaluation/adapter.py",
+        "Classifier.answers",
+        "if given_C[label]",
+        "if True",
+        "tests/emotion_train/evaluation/test_answers.py"
+        "::test_several_labels_are_those_that_reach_their_threshold",
     ),
     Mutant(
         "after a failure no further seed is started",

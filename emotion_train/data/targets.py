@@ -20,6 +20,7 @@ import numpy.typing as npt
 TargetKind = Literal["one", "several", "shares"]
 KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
 Target = tuple[tuple[int, float], ...]
+WORDS: dict[TargetKind, str] = {"one": "one label", "several": "several labels", "shares": "shares of labels"}
 
 # names in an index's `requires`
 FEATURE: dict[TargetKind, str] = {"several": "targets:several", "shares": "targets:shares"}

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, Precision
+from emotion_train.data.targets import TargetKind
 from emotion_train.errors import WrongRequest
 from emotion_train.model.facts import read_facts
 from emotion_train.sizing.fit import refusal_of_weights
 from emotion_train.sizing.shape import Shape
 
 if TYPE_CHECKING:
+    from emotion_train.evaluation.decision import Decision
     from emotion_train.evaluation.scoring import Probabilities
     from emotion_train.model.lora import LoadedAdapter
 
@@ -51,19 +53,32 @@ class AdapterChoice:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The label of a post, and the probability of each of the adapter's labels, which sum to 1."""
+    """What a post is answered with, and the probability of each of the adapter's labels.
 
-    label: str
+    `labels` is one label, that of the highest probability; of an adapter of several labels those
+    that reach their threshold, the likeliest first, which may be none. Probabilities sum to 1
+    unless there may be several labels.
+    """
+
+    labels: tuple[str, ...]
     probabilities: dict[str, float]
+
+    @property
+    def label(self) -> str | None:
+        """The likeliest of `labels`; None where there is none."""
+        return self.labels[0] if self.labels else None
 
 
 class Classifier:
-    """A loaded adapter. `tokenizer` counts what data.max_length cuts of the posts that it sees."""
+    """A loaded adapter. `decision` turns its probabilities into answers, and `tokenizer` counts
+    what data.max_length cuts of the posts that it sees.
+    """
 
-    def __init__(self, loaded: LoadedAdapter, tokens_per_microbatch: int) -> None:
+    def __init__(self, loaded: LoadedAdapter, decision: Decision, tokens_per_microbatch: int) -> None:
         from emotion_train.data.tokenization import CountingTokenizer
 
         self.loaded = loaded
+        self.decision = decision
         self.tokenizer = CountingTokenizer(loaded.tokenizer)
         self.capacity = max(tokens_per_microbatch, loaded.tokenizer.max_length)
 
@@ -72,12 +87,26 @@ class Classifier:
         """Labels in the order of their ids."""
         return tuple(self.loaded.labels)
 
+    @property
+    def targets(self) -> TargetKind:
+        """What a post is answered with."""
+        return self.loaded.facts.targets
+
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """`prob_NC` of texts that are mended already, in their order."""
         from emotion_train.evaluation.scoring import probabilities_of
 
         model = self.loaded.model
-        return probabilities_of(model, self.tokenizer, texts, self.capacity, model.device, len(self.labels))
+        return probabilities_of(
+            model, self.tokenizer, texts, self.capacity, model.device, len(self.labels), self.targets
+        )
+
+    def answers(self, prob_NC: Probabilities) -> list[tuple[int, ...]]:
+        """The labels that posts with these probabilities are answered with, the likeliest first."""
+        return [
+            tuple(label for label in (-prob_C).argsort(kind="stable").tolist() if given_C[label])
+            for prob_C, given_C in zip(prob_NC, self.decision.answers(prob_NC), strict=True)
+        ]
 
     def predict(self, texts: Sequence[str], *, unescape_html: bool = False) -> list[Prediction]:
         """One prediction a text, in their order; texts are mended as the posts of a training are.
@@ -94,9 +123,10 @@ class Classifier:
             raise WrongRequest(f"texts[{empty}] has no text; leave it out.")
         found: list[Prediction] = []
         for start in range(0, len(posts), _AT_A_TIME):
-            for prob_C in self.probabilities([post.text for post in posts[start : start + _AT_A_TIME]]):
+            prob_NC = self.probabilities([post.text for post in posts[start : start + _AT_A_TIME]])
+            for prob_C, answer in zip(prob_NC, self.answers(prob_NC), strict=True):
                 named = dict(zip(self.labels, map(float, prob_C), strict=True))
-                found.append(Prediction(self.labels[int(prob_C.argmax())], named))
+                found.append(Prediction(tuple(self.labels[label] for label in answer), named))
         return found
 
     def cut_remark(self) -> str | None:
@@ -184,8 +214,14 @@ def positive(word: str) -> int:
 
 
 def open_classifier(chosen: AdapterChoice) -> Classifier:
-    """The classifier of this adapter on its device. Raises as `load_with_progress`."""
-    return Classifier(load_with_progress(chosen), chosen.tokens_per_microbatch)
+    """The classifier of this adapter on its device. Raises as `read_decision`, before anything is
+    loaded, and as `load_with_progress`.
+    """
+    from emotion_train.evaluation.decision import read_decision
+
+    folder = Path(chosen.adapter)
+    decision = read_decision(folder, read_facts(folder))
+    return Classifier(load_with_progress(chosen), decision, chosen.tokens_per_microbatch)
 
 
 def load_with_progress(chosen: AdapterChoice) -> LoadedAdapter:

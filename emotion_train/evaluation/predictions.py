@@ -21,10 +21,18 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from emotion_train.data.targets import TargetKind
 from emotion_train.evaluation.metrics import confusion
 
 # probabilities are float32: closer than this, two labels are tied and either may be the prediction
 _TIE = 1e-5
+
+
+def placed(x_NC: NDArray[Any], places_C: ArrayLike, classes: int) -> NDArray[Any]:
+    """The columns of a table at their places among `classes` columns, of which the others are 0."""
+    of_all = np.zeros((len(x_NC), classes), x_NC.dtype)
+    of_all[:, np.asarray(places_C)] = x_NC
+    return of_all
 
 
 class Inconsistent(RuntimeError):
@@ -118,6 +126,33 @@ class Predictions:
             np.concatenate(shares) if shares else None,
         )
 
+    def relabelled(self, places_C: ArrayLike, classes: int) -> Predictions:
+        """The same rows with label c at place `places_C[c]` of `classes` labels; those that no
+        label goes to have probability 0.
+        """
+        places_C = np.asarray(places_C, dtype=np.int32)
+        return Predictions(
+            self.ids,
+            places_C[self.truth_N],
+            places_C[self.predicted_N],
+            placed(self.prob_NC, places_C, classes),
+            None if self.shares_NC is None else placed(self.shares_NC, places_C, classes),
+        )
+
+    @property
+    def targets(self) -> TargetKind:
+        """What the posts are labelled with."""
+        return "one" if self.shares_NC is None else "shares"
+
+    @property
+    def truth(self) -> NDArray[np.int32]:
+        """`truth_N`: what is compared is called so in both kinds of predictions."""
+        return self.truth_N
+
+    @property
+    def predicted(self) -> NDArray[np.int32]:
+        return self.predicted_N
+
     def counts(self) -> NDArray[np.int64]:
         """The confusion matrix, `counts_CC`."""
         return confusion(self.truth_N, self.predicted_N, self.prob_NC.shape[1])
@@ -174,6 +209,26 @@ class SetPredictions:
             np.concatenate([part.predicted_NC for part in parts]),
             np.concatenate([part.prob_NC for part in parts]),
         )
+
+    def relabelled(self, places_C: ArrayLike, classes: int) -> SetPredictions:
+        """As `Predictions.relabelled`."""
+        columns = (
+            placed(x_NC, places_C, classes) for x_NC in (self.truth_NC, self.predicted_NC, self.prob_NC)
+        )
+        return SetPredictions(self.ids, *columns)
+
+    @property
+    def targets(self) -> TargetKind:
+        return "several"
+
+    @property
+    def truth(self) -> NDArray[np.bool_]:
+        """`truth_NC`."""
+        return self.truth_NC
+
+    @property
+    def predicted(self) -> NDArray[np.bool_]:
+        return self.predicted_NC
 
     def counts(self) -> NDArray[np.int64]:
         """`counts_3C`: by label the posts that have it and were answered with it, that have it, and
@@ -331,9 +386,14 @@ def _listed(is_in_NC: NDArray[np.bool_], names: Sequence[str] | None = None) -> 
 def _members(column: Any, classes: int) -> NDArray[np.bool_]:
     """The inverse of `_listed` by id."""
     lists = column.combine_chunks()
+    labels = lists.flatten()
+    if lists.null_count or labels.null_count:
+        raise Inconsistent("a row of a predictions file has no labels, not even an empty list")
+    label_P = labels.to_numpy()
+    if ((label_P < 0) | (label_P >= classes)).any():
+        raise Inconsistent(f"a predictions file has labels outside 0 … {classes - 1}")
     is_in_NC = np.zeros((len(lists), classes), bool)
-    rows = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy())
-    is_in_NC[rows, lists.flatten().to_numpy()] = True
+    is_in_NC[np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy()), label_P] = True
     return is_in_NC
 
 

@@ -11,12 +11,13 @@ from contextlib import closing
 import numpy as np
 import numpy.typing as npt
 import torch
+from numpy.typing import ArrayLike
 
 from emotion_train.data.loader import Encoder, Loader
 from emotion_train.data.packing import GPU_FILL, Pack, pack
 from emotion_train.data.targets import TargetKind
 from emotion_train.errors import WrongRequest
-from emotion_train.evaluation.predictions import AnyPredictions, Predictions, SetPredictions
+from emotion_train.evaluation.predictions import AnyPredictions, Predictions, SetPredictions, placed
 from emotion_train.model.attention import Segments, on_device
 from emotion_train.model.dropout import Counters
 from emotion_train.model.loss import probabilities
@@ -50,9 +51,15 @@ def forward_pack(
 
 
 def score(
-    model: torch.nn.Module, loader: Loader, device: torch.device, classes: int, tell: Callable[[int], None]
+    model: torch.nn.Module,
+    loader: Loader,
+    device: torch.device,
+    classes: int,
+    tell: Callable[[int], None],
+    places_C: ArrayLike | None = None,
 ) -> AnyPredictions:
-    """This rank's share of a split, each post once.
+    """This rank's share of a split, each post once. `places_C` are the places of the split's labels
+    among the model's, where they are others.
 
     `tell` is called with the number of posts done, as often on every rank; what it raises ends the
     scoring on all when it raises on all. Raises `WrongRequest` when a post has no text or no known
@@ -69,7 +76,8 @@ def score(
                     " empty prefix."
                 )
             scores.append(_by_slot(model, batch.packs, len(batch.ids), device, classes, loader.targets))
-            targets.append(batch.targets_NC.astype(np.float32))
+            of_split_NC = batch.targets_NC.astype(np.float32)
+            targets.append(of_split_NC if places_C is None else placed(of_split_NC, places_C, classes))
             ids += batch.ids
             tell(len(ids))
     return predictions_of(ids, np.concatenate(targets), np.concatenate(scores), loader.targets)

@@ -4,9 +4,14 @@ for F1 on posts whose labels are known.
 Thresholds that are judged on the posts that chose them flatter; `cross_fit` answers each post by
 thresholds that other posts chose.
 
-The best threshold of a label with ten posts is mostly chance. So every label is chosen for as if it
-had `BORROWED` more posts, which are those of the average label: with few posts of its own its
-threshold is near the one that is best for all labels, with hundreds it is its own.
+The best threshold of a label with ten posts is mostly chance. So a label that n posts have lies
+n / (n + `PULL`) of the way, in logits, from the threshold that is best for all labels to its own.
+On 28 simulated labels, of 32 % to 0.15 % of the posts, macro-F1 on fresh posts was by `PULL`:
+
+    posts that chose     0.01      3     10     30    100   one for all    0.5
+                 500    0.402  0.410  0.411  0.406  0.399         0.390  0.321
+               1,500    0.411  0.415  0.416  0.414  0.407         0.392  0.321
+               5,400    0.422  0.423  0.423  0.422  0.418         0.394  0.321
 
 The price: thresholds are those of a grid of 401, so that one pass over the posts counts all that is
 needed, in any order and for all folds at once: a second for 100,000 posts with 28 labels.
@@ -24,13 +29,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emotion_train.evaluation.metrics import BoolArray, FloatArray, IntArray
+from emotion_train.evaluation.metrics import BoolArray, FloatArray, IntArray, ratio
 from emotion_train.evaluation.predictions import SetPredictions
 from emotion_train.evaluation.sets import SetCounts
 
 HALF = 0.5
 FOLDS = 5
-BORROWED = 10.0  # posts
+PULL = 10.0  # posts
 
 # even steps of the logit, from 0.00005 to 0.99995; rounded, so that every machine has the same ones
 _GRID_G = np.round(1 / (1 + np.exp(-np.arange(-200, 201) / 20)), 7).astype(np.float32)
@@ -83,18 +88,14 @@ def _folds(ids: tuple[str, ...], folds: int) -> NDArray[np.int64]:
 
 
 def _best_C(tally: _Tally) -> FloatArray:
-    """The threshold with the best F1 of each label, the posts that it borrows among its own."""
-    has_posts_C = tally.support_C > 0
-    if not has_posts_C.any():
+    """The threshold with the best F1 of each label, pulled towards the one for all."""
+    if not tally.support_C.any():
         return np.full(len(tally.support_C), HALF)
-    # of the average label, a post that has it
-    reached_G, both_G = (
-        (counts_GC[:, has_posts_C] / tally.support_C[has_posts_C]).mean(axis=1)
-        for counts_GC in (tally.reached_GC, tally.both_GC)
-    )
-    both_GC = tally.both_GC + BORROWED * both_G[:, None]
-    below_GC = tally.reached_GC + tally.support_C + BORROWED * (reached_G + 1)[:, None]
-    return np.asarray(_GRID_G[(both_GC / below_GC).argmax(axis=0)], np.float64)
+    f1_GC = ratio(2 * tally.both_GC, tally.reached_GC + tally.support_C)
+    common, own_C = f1_GC.mean(axis=1).argmax(), f1_GC.argmax(axis=0)
+    weight_C = tally.support_C / (tally.support_C + PULL)
+    place_C = np.rint(common + weight_C * (own_C - common)).astype(np.int64)
+    return np.asarray(_GRID_G[place_C], np.float64)
 
 
 def _tallies(

@@ -13,6 +13,7 @@ from string import Template
 
 from emotion_train.bases.packaged import SMALL_MODEL, small_model
 from emotion_train.bases.public_names import is_path, public_base
+from emotion_train.data.targets import TargetKind
 from emotion_train.model.precision import Precision
 
 _DTYPES = {
@@ -78,9 +79,45 @@ with torch.inference_mode():
     logits = model(
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
     ).logits
+$answer"""
+_ONE = """\
 for text, probabilities in zip(texts, logits.softmax(-1).tolist()):
     print(json.dumps({"text": text, "probabilities": dict(zip(labels, probabilities))}, ensure_ascii=False))
 """
+_SEVERAL = """\
+decision = json.loads(Path(adapter, "decision.json").read_text(encoding="utf-8"))
+probabilities_NC = logits.cpu().sigmoid()
+reached_NC = probabilities_NC >= torch.tensor(decision["thresholds"])
+for text, probabilities, reached in zip(texts, probabilities_NC.tolist(), reached_NC.tolist()):
+    answer = {
+        "text": text,
+        "labels": [label for label, is_reached in zip(labels, reached) if is_reached],
+        "probabilities": dict(zip(labels, probabilities)),
+    }
+    print(json.dumps(answer, ensure_ascii=False))
+"""
+_ANSWERS: dict[TargetKind, str] = {"one": _ONE, "several": _SEVERAL, "shares": _ONE}
+_TAGS: dict[TargetKind, str] = {"one": "", "several": ", multi-label-classification", "shares": ""}
+_GIVES: dict[TargetKind, str] = {
+    "one": "give one of {} labels to a post",
+    "several": "give any of {} labels to a post, or none",
+    "shares": "say how annotators would divide over {} labels of a post",
+}
+_NOTES: dict[TargetKind, tuple[str, ...]] = {
+    "one": (),
+    "several": (
+        (
+            "- Each label has a probability of its own, and a post is given those that reach the label's"
+            " threshold in `decision.json`, which was chosen for F1 on validation posts."
+        ),
+    ),
+    "shares": (
+        (
+            "- Probabilities add up to 1 and estimate the shares of annotators; as one label take that of the"
+            " largest."
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -97,6 +134,7 @@ class CardFacts:
     lora_r: int
     lora_alpha: float
     lora_targets: Sequence[str]
+    targets: TargetKind = "one"
     run_id: str | None = None
     metrics_lines: Sequence[str] = ()
 
@@ -110,7 +148,7 @@ def model_card(facts: CardFacts) -> str:
         *([f"base_model: {json.dumps(named)}"] if is_hub_id else []),
         "library_name: peft",
         "pipeline_tag: text-classification",
-        "tags: [lora, emotion-classification]",
+        f"tags: [lora, emotion-classification{_TAGS[facts.targets]}]",
         "---",
     ]
     results = ["## Results", "", *facts.metrics_lines, ""] if facts.metrics_lines else []
@@ -121,8 +159,8 @@ def model_card(facts: CardFacts) -> str:
             "# Emotion classifier",
             "",
             (
-                f"A LoRA adapter and a linear head on {_code(named)} that give one of"
-                f" {len(facts.labels)} labels to a post:"
+                f"A LoRA adapter and a linear head on {_code(named)} that"
+                f" {_GIVES[facts.targets].format(len(facts.labels))}:"
             ),
             ", ".join(map(_code, facts.labels)) + ".",
             "",
@@ -133,6 +171,7 @@ def model_card(facts: CardFacts) -> str:
                 "- The head reads the last token of the post, in float32. The tokenizer here is the one of"
                 " the training; take no other."
             ),
+            *_NOTES[facts.targets],
             "",
             *results,
             "## Use",
@@ -158,8 +197,8 @@ def _code(words: str) -> str:
 
 
 def reload_snippet(facts: CardFacts) -> str:
-    """A program that prints a probability per label: `python snippet.py [adapter folder] [text
-    …]`.
+    """A program that prints a probability per label, and of several labels those that reach their
+    threshold: `python snippet.py [adapter folder] [text …]`.
     """
     is_gguf = facts.layout == "gguf"
     is_nf4 = _is_nf4(facts)
@@ -173,6 +212,7 @@ def reload_snippet(facts: CardFacts) -> str:
         nf4=_NF4 if is_nf4 else "",
         key_mapping="" if is_gguf else _KEY_MAPPING,
         max_length=facts.max_length,
+        answer=_ANSWERS[facts.targets],
     )
 
 

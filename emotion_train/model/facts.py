@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from emotion_train.config import LARGEST_MAX_LENGTH, LoraSection, Precision
+from emotion_train.data.targets import KINDS, TargetKind
 from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.errors import WrongRequest
 
@@ -21,16 +22,22 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 FACTS = "emotion_train.json"
 LABELS = "labels.json"
+FORMAT: Literal["emotion-train/adapter/2"] = "emotion-train/adapter/2"
+_FIRST = "emotion-train/adapter/1"  # knows no targets: a post has one label
 _MAX_BYTES = 16 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 class AdapterFacts(BaseModel):
-    """What an adapter was made of; `emotion_train.json`, with the labels in `labels.json`."""
+    """What an adapter was made of; `emotion_train.json`, with the labels in `labels.json`.
+
+    `targets` is what a post is answered with: one of the labels, several of them, or shares.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    format: Literal["emotion-train/adapter/1"] = "emotion-train/adapter/1"
+    format: Literal["emotion-train/adapter/1", "emotion-train/adapter/2"] = FORMAT
+    targets: TargetKind = "one"
     base: str
     architecture: str
     layout: str
@@ -56,6 +63,7 @@ class AdapterFacts(BaseModel):
         precision: Precision,
         lora: LoraSection,
         labels: Sequence[str],
+        targets: TargetKind = "one",
         run_id: str | None = None,
         index_sha256: str | None = None,
         output_url: str | None = None,
@@ -72,6 +80,7 @@ class AdapterFacts(BaseModel):
             tokenizer_sha256=tokenizer.sha256(),
             lora=lora,
             labels=tuple(labels),
+            targets=targets,
             run_id=run_id,
             index_sha256=index_sha256,
             output_url=output_url,
@@ -81,7 +90,7 @@ class AdapterFacts(BaseModel):
 
 def read_facts(folder: Path) -> AdapterFacts:
     """What the adapter in this folder was made of; raises `WrongRequest` for a folder that is no
-    adapter or holds pickles.
+    adapter or holds pickles, and for an adapter that a later version wrote.
     """
     if not folder.is_dir():
         raise WrongRequest(
@@ -101,10 +110,30 @@ def read_facts(folder: Path) -> AdapterFacts:
                 " final/."
             )
     try:
-        content = object_file(folder / FACTS, _MAX_BYTES) | object_file(folder / LABELS, _MAX_BYTES)
-        return AdapterFacts.model_validate(content)
+        facts, labels = (object_file(folder / name, _MAX_BYTES) for name in (FACTS, LABELS))
+        _refuse_later(folder, facts)
+        return AdapterFacts.model_validate({**facts, "labels": labels.get("labels")})
     except (Unreadable, OSError, ValidationError) as error:
         raise WrongRequest(
             f"{folder / FACTS} or {LABELS} beside it cannot be read"
             f" ({' '.join(str(error).split())[:200]}); pull the adapter again."
         ) from None
+
+
+def _refuse_later(folder: Path, facts: dict[str, Any]) -> None:
+    """Raises `WrongRequest` for a format or targets that this version does not know. What the first
+    format says of targets is left out, as its readers did.
+    """
+    stored, targets = facts.get("format"), facts.get("targets", "one")
+    if stored == _FIRST:
+        facts.pop("targets", None)
+    elif stored != FORMAT:
+        raise WrongRequest(
+            f"The adapter {folder} has the format {str(stored)[:80]!r}, and this version reads {_FIRST} and"
+            f" {FORMAT}; use the version that wrote it, or pull the adapter again."
+        )
+    elif targets not in KINDS:
+        raise WrongRequest(
+            f"The adapter {folder} answers with {str(targets)[:80]!r}, and this version knows"
+            f" {', '.join(KINDS)}; use the version that wrote it."
+        )

@@ -213,6 +213,7 @@ def save_adapter(
         lora_r=facts.lora.r,
         lora_alpha=facts.lora.alpha,
         lora_targets=target_names(facts.lora.targets),
+        targets=facts.targets,
         run_id=facts.run_id,
         metrics_lines=metrics_lines,
     )

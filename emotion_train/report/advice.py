@@ -11,8 +11,9 @@ from typing import Any
 
 from emotion_train.evaluation.comparison import MOST_TIMES
 from emotion_train.evaluation.floors import MAJORITY
-from emotion_train.report.schema import Evaluation, Floor, SplitFigures
-from emotion_train.report.units import round_up
+from emotion_train.report.schema import AnyFigures, Evaluation, Floor, SetFloor
+from emotion_train.report.set_figures import PRIOR
+from emotion_train.report.units import posts_of, round_up
 
 _ONE_ANSWER = 0.9  # share of the posts that get one label
 _HARDLY = 0.95  # of the first training loss
@@ -23,10 +24,10 @@ _MOST = 3
 
 
 def next_steps(
-    split: SplitFigures,
+    split: AnyFigures,
     history: Sequence[Evaluation] = (),
     config: Mapping[str, Any] | None = None,
-    train_counts: Sequence[int] = (),
+    train_counts: Sequence[float] = (),
 ) -> str | None:
     """The sentence; None for a model that beats every floor.
 
@@ -41,7 +42,7 @@ def next_steps(
             "Try next: look whether the labels of these posts mean what the adapter's do, and score the test"
             " split of its own data set (--data): posts of another source are another task."
         )
-    chance = any(floor.name == MAJORITY for floor in behind)
+    chance = any(floor.name in (MAJORITY, PRIOR) for floor in behind)
     tries = _of_the_loss(history, config)
     if chance:
         tries = _of_one_answer(split, config) + tries
@@ -50,7 +51,7 @@ def next_steps(
         if config.get("lora", {}).get("targets") != "all-linear":
             tries.append("lora.targets=all-linear")
     if train_counts and min(train_counts) < _FEW_POSTS:
-        tries.append(f"more posts (the rarest label has {min(train_counts):,} for training)")
+        tries.append(f"more posts (the rarest label has {posts_of(min(train_counts))} for training)")
     if chance and len(tries) < _MOST:
         tries.append("labels that a person agrees with (read 50 posts of the training split)")
     if (posts := _posts_that_would_tell(behind, split.rows)) is not None:
@@ -58,7 +59,7 @@ def next_steps(
     return f"Try next: {'; '.join(tries[:_MOST])}."
 
 
-def _posts_that_would_tell(behind: Sequence[Floor], rows: int) -> int | None:
+def _posts_that_would_tell(behind: Sequence[Floor | SetFloor], rows: int) -> int | None:
     """Held-out posts with which the lead over the strongest of these floors would be certain, where
     it is one and a few times as many do; intervals shrink by the root of the posts.
     """
@@ -69,7 +70,7 @@ def _posts_that_would_tell(behind: Sequence[Floor], rows: int) -> int | None:
     return round_up(needed) if rows < needed < MOST_TIMES * rows else None
 
 
-def _of_one_answer(split: SplitFigures, config: Mapping[str, Any]) -> list[str]:
+def _of_one_answer(split: AnyFigures, config: Mapping[str, Any]) -> list[str]:
     """What helps a model that gives most posts the same label."""
     most = max(split.per_label, key=lambda one: one.predicted)
     weights = config.get("loss", {}).get("class_weights")

@@ -7,41 +7,54 @@ interval of the difference allows to say.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emotion_train.config import ReportSection
 from emotion_train.data.lengths import Cut
+from emotion_train.data.targets import TargetKind
 from emotion_train.evaluation.floors import MAJORITY, TFIDF, majority_floor
 from emotion_train.evaluation.metrics import (
     ClassCounts,
     bootstrap_macro_f1,
-    confusion,
     expected_calibration_error,
     log_loss,
     paired_bootstrap_macro_f1,
 )
-from emotion_train.evaluation.predictions import Inconsistent, Predictions, join_predictions
+from emotion_train.evaluation.predictions import (
+    AnyPredictions,
+    Predictions,
+    SetPredictions,
+    join_predictions,
+)
+from emotion_train.evaluation.shares import ShareScores, share_scores
+from emotion_train.evaluation.thresholds import HALF
 from emotion_train.report.advice import next_steps
+from emotion_train.report.agreement import require_agreement
 from emotion_train.report.schema import (
+    AnyFigures,
     Dataset,
+    Distance,
     Evaluation,
     Floor,
     Identity,
     LabelFigures,
     ReliabilityBin,
     Report,
+    SetFloor,
     Speed,
     SplitFigures,
     Verdict,
 )
+from emotion_train.report.set_figures import set_figures
 from emotion_train.report.units import signed
 
 if TYPE_CHECKING:
     from emotion_train.data.index import Index
+    from emotion_train.evaluation.decision import Decision
 
 FEW_ROWS = 10
 POOR_CALIBRATION = 0.1
@@ -56,6 +69,88 @@ class SplitResult:
     counts: NDArray[np.int64]
     predictions: Predictions
     tfidf: Predictions | None = None
+
+    @property
+    def targets(self) -> TargetKind:
+        return "one" if self.predictions.shares_NC is None else "shares"
+
+    @property
+    def label_counts(self) -> list[int] | list[float]:
+        """Posts that have each label, or the sums of its shares in them."""
+        if self.predictions.shares_NC is not None:
+            sums: list[float] = self.predictions.shares_NC.sum(axis=0, dtype=np.float64).tolist()
+            return sums
+        counts: list[int] = self.counts.sum(axis=1).tolist()
+        return counts
+
+    def take(self, rows: Sequence[int]) -> SplitResult:
+        """The result on some of its posts."""
+        taken = self.predictions.take(rows)
+        return SplitResult(taken.counts(), taken, _aligned(self.tfidf, taken.ids))
+
+
+@dataclass(frozen=True, eq=False)
+class SetResult:
+    """An evaluated split whose posts have several labels: `counts_3C` with all thresholds at 0.5,
+    summed over ranks; the joined predictions with the answers that are reported, and how these were
+    found: by `thresholds`, one a label (None: 0.5), that other posts chose, or, with `folds`, each
+    post by those that the other folds' posts chose.
+    """
+
+    counts: NDArray[np.int64]
+    predictions: SetPredictions
+    tfidf: SetPredictions | None = None
+    thresholds: Sequence[float] | None = None
+    folds: int | None = None
+    targets: TargetKind = "several"
+
+    @property
+    def label_counts(self) -> list[int]:
+        """Posts that have each label."""
+        counts: list[int] = self.counts[1].tolist()
+        return counts
+
+    def take(self, rows: Sequence[int]) -> SetResult:
+        """The result on some of its posts."""
+        taken = self.predictions.take(rows)
+        counts_3C = taken.answered(taken.prob_NC >= HALF).counts()
+        return replace(self, counts=counts_3C, predictions=taken, tfidf=_aligned(self.tfidf, taken.ids))
+
+
+AnyResult = SplitResult | SetResult
+
+
+def decided(
+    counts: NDArray[np.int64],
+    predictions: AnyPredictions,
+    tfidf: AnyPredictions | None,
+    decision: Decision,
+    chose: bool = False,
+) -> AnyResult:
+    """The result of a split as the decision answers its posts. Where these posts `chose` its
+    thresholds, each is answered by those that the others chose. `counts` are of thresholds at 0.5.
+    """
+    if isinstance(predictions, Predictions):
+        assert not isinstance(tfidf, SetPredictions)
+        return SplitResult(counts, predictions, tfidf)
+    assert not isinstance(tfidf, Predictions)
+    answered = (
+        decision.held_out(predictions)
+        if chose
+        else predictions.answered(decision.answers(predictions.prob_NC))
+    )
+    return SetResult(counts, answered, tfidf, decision.thresholds, decision.folds if chose else None)
+
+
+_P = TypeVar("_P", bound=AnyPredictions)
+
+
+def _aligned(floor: _P | None, ids: Sequence[str]) -> _P | None:
+    """A floor's predictions of these posts, which are some of its own."""
+    if floor is None:
+        return None
+    row_of = {post_id: row for row, post_id in enumerate(floor.ids)}
+    return cast(_P, floor.take([row_of[post_id] for post_id in ids]))
 
 
 @dataclass(frozen=True)
@@ -90,7 +185,7 @@ def dataset_facts(index: Index) -> Dataset:
 def build_report(
     *,
     labels: Sequence[str],
-    splits: Mapping[str, SplitResult],
+    splits: Mapping[str, AnyResult],
     history: Sequence[Evaluation],
     best_step: int | None,
     dataset: Dataset,
@@ -119,6 +214,7 @@ def build_report(
     return Report(
         verdict=verdict(headline, figures[headline]).model_copy(update={"advice": advice}),
         warnings=(*_warnings(headline, figures[headline], dataset, settings), *much_cut, *remarks),
+        targets=next(iter(splits.values())).targets,
         labels=tuple(labels),
         headline=headline,
         splits=figures,
@@ -133,25 +229,39 @@ def build_report(
 
 def split_figures(
     name: str,
-    result: SplitResult,
+    result: AnyResult,
     labels: Sequence[str],
-    label_counts: Mapping[str, Sequence[int]],
+    label_counts: Mapping[str, Sequence[float]],
     samples: int,
     seed: int,
-) -> SplitFigures:
+) -> AnyFigures:
     """All figures of one split. `label_counts` maps train, and the split itself where known, to
-    posts a label.
+    posts a label, or to sums of shares.
 
     Raises `Inconsistent` when counts, predictions and label counts contradict each other.
     """
-    predictions, classes = result.predictions, len(labels)
-    _check_agreement(name, result, classes, label_counts.get(name))
-    counts = ClassCounts(result.counts)
+    require_agreement(name, result, len(labels), label_counts.get(name))
+    floor = None if result.tfidf is None else join_predictions([result.tfidf], result.predictions.ids)
+    if isinstance(result, SetResult):
+        assert floor is None or isinstance(floor, SetPredictions)
+        return set_figures(
+            result.predictions,
+            labels,
+            train_counts=label_counts["train"],
+            thresholds=result.thresholds,
+            folds=result.folds,
+            tfidf=floor,
+            samples=samples,
+            seed=seed,
+        )
+    predictions, classes, counts = result.predictions, len(labels), ClassCounts(result.counts)
     interval = bootstrap_macro_f1(predictions.truth_N, predictions.predicted_N, classes, samples, seed)
     calibration = expected_calibration_error(predictions.prob_NC, predictions.truth_N)
+    shares = _of_shares(predictions, label_counts["train"])
     floors = {MAJORITY: majority_floor(label_counts["train"], counts.rows)}
-    if result.tfidf is not None:
-        floors[TFIDF] = join_predictions([result.tfidf], predictions.ids).predicted_N
+    if floor is not None:
+        assert isinstance(floor, Predictions)
+        floors[TFIDF] = floor.predicted_N
     return SplitFigures(
         rows=counts.rows,
         macro_f1=counts.macro_f1,
@@ -160,7 +270,7 @@ def split_figures(
         weighted_f1=counts.weighted_f1,
         accuracy=counts.accuracy,
         labels_without_support=counts.labels_without_support,
-        log_loss=log_loss(predictions.prob_NC, predictions.truth_N),
+        log_loss=log_loss(predictions.prob_NC, predictions.truth_N) if shares is None else shares.log_loss,
         calibration_error=calibration.error,
         reliability=tuple(ReliabilityBin(**one._asdict()) for one in calibration.bins),
         per_label=_per_label(labels, counts),
@@ -168,38 +278,19 @@ def split_figures(
         floors=tuple(
             _floor(floor, predictions, floor_N, classes, samples, seed) for floor, floor_N in floors.items()
         ),
+        distance=None if shares is None else _distance(shares),
     )
 
 
-def _check_agreement(
-    name: str, result: SplitResult, classes: int, label_counts_C: Sequence[int] | None
-) -> None:
-    predictions = result.predictions
-    if result.counts.shape != (classes, classes) or (
-        len(predictions.ids) and predictions.prob_NC.shape[1] != classes
-    ):
-        raise Inconsistent(
-            f"split {name} has counts of shape {result.counts.shape} and probabilities of shape"
-            f" {predictions.prob_NC.shape} for {classes} labels"
-        )
-    if len(set(predictions.ids)) < len(predictions.ids):
-        raise Inconsistent(
-            f"split {name} has {len(predictions.ids)} predictions of {len(set(predictions.ids))} posts"
-        )
-    counted = confusion(predictions.truth_N, predictions.predicted_N, classes)
-    if not np.array_equal(counted, result.counts):
-        truth, predicted = np.argwhere(counted != result.counts)[0].tolist()
-        raise Inconsistent(
-            f"split {name}: the ranks counted {int(result.counts.sum())} posts and the predictions are"
-            f" {len(predictions.ids)}; label {truth} predicted as {predicted} is"
-            f" {int(result.counts[truth, predicted])} by count and {int(counted[truth, predicted])} by"
-            " file"
-        )
-    if label_counts_C is not None and counted.sum(axis=1).tolist() != list(label_counts_C):
-        raise Inconsistent(
-            f"split {name} has label counts {list(label_counts_C)} in the index and"
-            f" {counted.sum(axis=1).tolist()} here"
-        )
+def _of_shares(predictions: Predictions, train_sums: Sequence[float]) -> ShareScores | None:
+    """None where the posts have one label."""
+    if predictions.shares_NC is None:
+        return None
+    return share_scores(predictions.shares_NC, predictions.prob_NC, train_sums)
+
+
+def _distance(scores: ShareScores) -> Distance:
+    return Distance(**{name: value for name, value in scores._asdict().items() if name != "log_loss"})
 
 
 def _per_label(labels: Sequence[str], counts: ClassCounts) -> tuple[LabelFigures, ...]:
@@ -244,18 +335,21 @@ def _speed(measured: Measured, usd_per_hour: float | None) -> Speed:
     )
 
 
-def strongest(floors: Sequence[Floor]) -> Floor:
+AnyFloor = Floor | SetFloor
+
+
+def strongest(floors: Sequence[AnyFloor]) -> AnyFloor:
     return max(floors, key=lambda floor: floor.macro_f1)
 
 
-def decisive(floors: Sequence[Floor]) -> Floor:
+def decisive(floors: Sequence[AnyFloor]) -> AnyFloor:
     """The floor that the verdict is about: the strongest of those that are not beaten for certain,
     else of all.
     """
     return strongest([floor for floor in floors if floor.outcome != "beaten"] or floors)
 
 
-def verdict(name: str, split: SplitFigures, which: str = "") -> Verdict:
+def verdict(name: str, split: AnyFigures, which: str = "") -> Verdict:
     """What the interval of the difference to the decisive floor allows to say; `which` of the posts
     these are is added where it is not all.
     """
@@ -279,7 +373,7 @@ def verdict(name: str, split: SplitFigures, which: str = "") -> Verdict:
     return Verdict(outcome=floor.outcome, sentence=says[floor.outcome])
 
 
-def _warnings(name: str, split: SplitFigures, dataset: Dataset, settings: ReportSection) -> list[str]:
+def _warnings(name: str, split: AnyFigures, dataset: Dataset, settings: ReportSection) -> list[str]:
     """What a careful reader would object to."""
     found = []
     if name != "test":
@@ -306,7 +400,7 @@ def _warnings(name: str, split: SplitFigures, dataset: Dataset, settings: Report
     return found + label_warnings(name, split)
 
 
-def label_warnings(name: str, split: SplitFigures) -> list[str]:
+def label_warnings(name: str, split: AnyFigures) -> list[str]:
     """What to know of single labels and of the probabilities of a split or file `name`."""
     found = []
     absent = [one.label for one in split.per_label if not one.support]
@@ -321,7 +415,8 @@ def label_warnings(name: str, split: SplitFigures) -> list[str]:
     if silent:
         found.append(f"Labels the model never predicts: {', '.join(silent)}.")
     if split.calibration_error > POOR_CALIBRATION:
-        direction = "high" if _mean_confidence(split) > split.accuracy else "low"
+        confident, right = (_mean_of_bins(split, name) for name in ("confidence", "accuracy"))
+        direction = "high" if confident > right else "low"
         found.append(
             f"Probabilities are too {direction} (calibration error {split.calibration_error:.2f}): use them"
             " to rank, not as chances."
@@ -347,7 +442,6 @@ def _why_no_tfidf(train_rows: int, floor_max_rows: int) -> str:
     return "it was not fitted"
 
 
-def _mean_confidence(split: SplitFigures) -> float:
-    return (
-        sum(one.rows * one.confidence for one in split.reliability if one.confidence is not None) / split.rows
-    )
+def _mean_of_bins(split: AnyFigures, field: str) -> float:
+    filled = [one for one in split.reliability if one.rows]
+    return float(sum(one.rows * getattr(one, field) for one in filled) / sum(one.rows for one in filled))

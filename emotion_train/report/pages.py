@@ -6,17 +6,21 @@ Every word that comes from outside (labels, URLs, config) goes through `html.esc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 
 import yaml
 
 from emotion_train.report.html_parts import bullets, fact_list, figure, page, section, table
+from emotion_train.report.notes import notes
 from emotion_train.report.plots import confusion_plot, curve_plot, floors_plot, reliability_plot
-from emotion_train.report.schema import Report, SplitFigures
-from emotion_train.report.units import dollars, duration, memory, percent, rate, saving, signed
+from emotion_train.report.schema import WORDS, AnyFigures, Report, SetFigures, SplitFigures
+from emotion_train.report.set_pages import mistaken_section, together_section
+from emotion_train.report.units import dollars, duration, memory, percent, posts_of, rate, saving, signed
 
 _MARKS = {"beaten": ("good", "✓"), "open": ("open", "≈"), "not beaten": ("bad", "✗")}
 _CONFUSIONS = 8
+_NOTES = {"one": "Notes", "several": "Thresholds", "shares": "How far from the shares?"}
 
 
 def render_html(report: Report) -> str:
@@ -27,8 +31,9 @@ def render_html(report: Report) -> str:
         section("Against the floors", _floors(split)),
         section("What to keep in mind", bullets(report.warnings)) if report.warnings else "",
         section("Label by label", _per_label(split)),
-        section("What is taken for what", _confusion(report, split)),
+        *_mistakes(report, split),
         section("Can the probabilities be trusted?", _calibration(split)),
+        section(_NOTES[report.targets], bullets(told)) if (told := _notes(report)) else "",
         section("Training", _training(report)),
         section("Every split", _splits(report)) if len(report.splits) > 1 else "",
         section("Data", _data(report)),
@@ -44,13 +49,17 @@ def render_html(report: Report) -> str:
     return page(f"{report.identity.run_id}: macro-F1 {split.macro_f1:.3f}", sections)
 
 
-def _head(report: Report, split: SplitFigures) -> str:
+def _head(report: Report, split: AnyFigures) -> str:
     css, mark = _MARKS[report.verdict.outcome]
     identity, speed = report.identity, report.speed
+    facts = [f"{split.rows:,} {report.headline} posts", f"{len(report.labels)} labels"]
+    also = list(split.also.items())
     tiles = [
         ("macro-F1", f"{split.macro_f1:.3f}", f"95 %: {split.macro_f1_low:.3f} to {split.macro_f1_high:.3f}"),
-        ("weighted F1", f"{split.weighted_f1:.3f}", f"{split.rows:,} {report.headline} posts"),
-        ("accuracy", f"{split.accuracy:.3f}", f"{len(report.labels)} labels"),
+        *(
+            (WORDS[field], f"{value:.3f}", note)
+            for (field, value), note in zip(also, facts + [""] * len(also), strict=False)
+        ),
         ("training", duration(speed.train_seconds), f"{rate(speed.posts_per_second)} posts/s"),
     ]
     if speed.usd is not None:
@@ -69,42 +78,66 @@ def _head(report: Report, split: SplitFigures) -> str:
     )
 
 
-def _floors(split: SplitFigures) -> str:
-    rows = [("this model", *_three(split.macro_f1, split.weighted_f1, split.accuracy), "", "")]
+def _floors(split: AnyFigures) -> str:
+    fields = ("macro_f1", *split.floors[0].also)
+    rows = [("this model", *_named(split, fields), "", "")]
     for floor in split.floors:
         interval = f"{signed(floor.difference_low)} to {signed(floor.difference_high)}"
         rows.append(
             (
                 floor.name,
-                *_three(floor.macro_f1, floor.weighted_f1, floor.accuracy),
+                *_named(floor, fields),
                 signed(floor.difference),
                 interval,
             )
         )
-    heads = ("classifier", "macro-F1", "weighted F1", "accuracy", "model ahead by", "95 % interval")
+    heads = (
+        "classifier",
+        "macro-F1",
+        *(WORDS[field] for field in fields[1:]),
+        "model ahead by",
+        "95 % interval",
+    )
     caption = "Macro-F1, the mean of every label's F1; the whisker is the 95 % bootstrap interval."
     return figure(floors_plot(split, split.floors), caption) + table(heads, rows)
 
 
-def _per_label(split: SplitFigures) -> str:
+def _per_label(split: AnyFigures) -> str:
     most = max(one.support for one in split.per_label) or 1
+    also = tuple(split.per_label[0].also)
     body = "".join(
         f'<tr><th scope="row">{escape(one.label)}</th>'
         + _bar(one.support / most, f"{one.support:,}", "floor")
         + _bar(one.precision, f"{one.precision:.2f}", "soft")
         + _bar(one.recall, f"{one.recall:.2f}", "soft")
         + _bar(one.f1, f"{one.f1:.2f}", "accent")
+        + "".join(f"<td>{value:.2f}</td>" for value in one.also.values())
         + f"<td>{one.predicted:,}</td></tr>"
         for one in sorted(split.per_label, key=lambda one: -one.support)
     )
     heads = "".join(
-        f'<th scope="col">{name}</th>'
-        for name in ("label", "posts", "precision", "recall", "F1", "predicted")
+        f'<th scope="col"{css}>{name}</th>'
+        for name, css in (
+            *((name, "") for name in ("label", "posts", "precision", "recall", "F1")),
+            *((WORDS[field], " class=number") for field in also),
+            ("predicted", ""),
+        )
     )
     return (
         '<div class="wide"><table'
         f' class="bars"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
     )
+
+
+def _mistakes(report: Report, split: AnyFigures) -> list[str]:
+    """The sections on labels that are taken for others."""
+    if isinstance(split, SetFigures):
+        return [mistaken_section(split), together_section(split)]
+    return [section("What is taken for what", _confusion(report, split))]
+
+
+def _notes(report: Report) -> list[str]:
+    return [note for name, split in report.splits.items() for note in notes(name, split)]
 
 
 def _confusion(report: Report, split: SplitFigures) -> str:
@@ -127,16 +160,27 @@ def _confusion(report: Report, split: SplitFigures) -> str:
     )
 
 
-def _calibration(split: SplitFigures) -> str:
+def _calibration(split: AnyFigures) -> str:
+    several = isinstance(split, SetFigures)
+    figures = ", ".join(
+        f"{WORDS[field]} <b>{value:.3f}</b>" for field, value in split.of_probabilities.items()
+    )
+    ideal, caption = (
+        (
+            "7 of 10 labels given a probability of 0.7 are those of the post",
+            "How often a post has a label, by the label's probability; below, how many labels of all posts.",
+        )
+        if several
+        else (
+            "posts given a probability of 0.7 are right 7 times out of 10",
+            "Accuracy by the probability of the predicted label; below, how many posts.",
+        )
+    )
     words = (
-        f"<p>Expected calibration error <b>{split.calibration_error:.3f}</b> over {len(split.reliability)}"
-        f" bins, log loss <b>{split.log_loss:.3f}</b>. On the dashed line, posts given a probability of 0.7"
-        " are right 7 times out of 10; points below it mean that the model is too sure of itself.</p>"
+        f"<p>Over {len(split.reliability)} bins of equal width: {figures}. On the dashed line, {ideal};"
+        " points below it mean that the model is too sure of itself.</p>"
     )
-    plot = figure(
-        reliability_plot(split.reliability),
-        "Accuracy by the probability of the predicted label; below, how many posts.",
-    )
+    plot = figure(reliability_plot(split.reliability, several), caption)
     return f'<div class="pair">{plot}<div>{words}</div></div>'
 
 
@@ -171,20 +215,17 @@ def _training(report: Report) -> str:
 
 
 def _splits(report: Report) -> str:
-    rows = []
+    rows, split = [], report.splits[report.headline]
     for name, one in report.splits.items():
         interval = f"{one.macro_f1_low:.3f} to {one.macro_f1_high:.3f}"
-        others = _three(one.weighted_f1, one.accuracy, one.log_loss, one.calibration_error)
+        others = [f"{value:.3f}" for value in (one.also | one.of_probabilities).values()]
         rows.append((name, f"{one.rows:,}", f"{one.macro_f1:.3f}", interval, *others))
     heads = (
         "split",
         "posts",
         "macro-F1",
         "95 % interval",
-        "weighted F1",
-        "accuracy",
-        "log loss",
-        "calibration error",
+        *(WORDS[field] for field in split.also | split.of_probabilities),
     )
     return table(heads, rows)
 
@@ -192,8 +233,8 @@ def _splits(report: Report) -> str:
 def _data(report: Report) -> str:
     counts, splits = report.dataset.label_counts, list(report.dataset.rows)
     order = sorted(range(len(report.labels)), key=lambda i: (-sum(counts[name][i] for name in splits), i))
-    rows = [(report.labels[i], *(f"{counts[name][i]:,}" for name in splits)) for i in order]
-    rows.append(("all", *(f"{report.dataset.rows[name]:,}" for name in splits)))
+    rows = [(report.labels[i], *(posts_of(counts[name][i]) for name in splits)) for i in order]
+    rows.append(("all posts", *(f"{report.dataset.rows[name]:,}" for name in splits)))
     cleaning = [
         (
             name.replace("_", " "),
@@ -278,8 +319,8 @@ def _identity(report: Report) -> str:
     return fact_list(facts)
 
 
-def _three(*values: float) -> list[str]:
-    return [f"{value:.3f}" for value in values]
+def _named(figures: object, fields: Iterable[str]) -> list[str]:
+    return [f"{getattr(figures, field):.3f}" for field in fields]
 
 
 def _bar(share: float, value: str, css: str) -> str:

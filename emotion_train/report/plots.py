@@ -11,14 +11,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
-from emotion_train.report.schema import Floor, ReliabilityBin, SplitFigures
+from emotion_train.report.schema import AnyFigures, Floor, ReliabilityBin, SetFloor
 from emotion_train.report.units import percent, short_count
 
 _LABEL_CHARACTERS = 24
 _CHARACTER = 6.7  # average width at 12 px, a little generous
 
 
-def floors_plot(split: SplitFigures, floors: Sequence[Floor]) -> str:
+def floors_plot(split: AnyFigures, floors: Sequence[Floor | SetFloor]) -> str:
     """Macro-F1 of the model with its interval above that of each floor."""
     bars = [
         ("this model", split.macro_f1, "accent"),
@@ -76,6 +76,20 @@ def differences_plot(rows: Sequence[tuple[str, float, float, float]]) -> str:
 
 def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
     """Counts of truth (rows) by prediction (columns); the colour is the share of the row."""
+    words = f"Confusion matrix of {len(labels)} labels; the most frequent mistakes are listed below"
+    return pairs_plot(labels, confusion, [sum(row) for row in confusion], ("true label", "predicted"), words)
+
+
+def pairs_plot(
+    labels: Sequence[str],
+    counts: Sequence[Sequence[int]],
+    of: Sequence[int],
+    axes: tuple[str, str],
+    words: str,
+) -> str:
+    """Posts of each pair of labels, rows by columns, which `axes` name; the colour is the share of
+    `of`, the posts of the row.
+    """
     classes = len(labels)
     cell = 46 if classes <= 12 else 38 if classes <= 18 else 28 if classes <= 28 else 21
     font = 12.5 if cell >= 38 else 10 if cell == 28 else 8
@@ -83,10 +97,10 @@ def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]]) ->
     room = max(len(name) for name in names) * _CHARACTER + 14
     left, top = room + 18, room * 0.72 + 34
     body = [
-        _text(left + classes * cell / 2, 13, "predicted", "middle", "muted"),
+        _text(left + classes * cell / 2, 13, axes[1], "middle", "muted"),
         (
             f'<text transform="translate(12 {top + classes * cell / 2:.1f}) rotate(-90)" text-anchor="middle"'
-            ' class="muted">true label</text>'
+            f' class="muted">{escape(axes[0])}</text>'
         ),
         _rect(left, top, classes * cell, classes * cell, "plate"),
     ]
@@ -100,10 +114,10 @@ def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]]) ->
             f'<text transform="translate({left + at + 3:.1f} {top - 8:.1f})'
             f' rotate(-45)">{full}{escape(name)}</text>'
         )
-    for i, row in enumerate(confusion):
+    for i, row in enumerate(counts):
         for j, count in enumerate(row):
             if count:
-                share = count / sum(row)
+                share = count / of[i]
                 body.append(
                     _cell(
                         left + j * cell,
@@ -116,10 +130,7 @@ def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]]) ->
                         f"{labels[i]} → {labels[j]}",
                     )
                 )
-    width, words = (
-        left + classes * cell + room * 0.72,
-        f"Confusion matrix of {classes} labels; the most frequent mistakes are listed below",
-    )
+    width = left + classes * cell + room * 0.72
     return _svg(width, top + classes * cell + 6, words, body, narrowest=0.7 * width)
 
 
@@ -137,10 +148,15 @@ def _cell(
     )
 
 
-def reliability_plot(bins: Iterable[ReliabilityBin]) -> str:
+def reliability_plot(bins: Iterable[ReliabilityBin], several: bool = False) -> str:
     """Accuracy over the model's confidence; bars below the diagonal mean overconfidence. Strips
-    below show how many posts.
+    below show how many posts, or, of several labels, how many posts and labels.
     """
+    across, up, counted = (
+        ("probability of a label", "share that has it", "labels")
+        if several
+        else ("confidence (highest probability)", "accuracy", "posts")
+    )
     left, right, top, bottom, strip = 46, 426, 10, 310, 44
     filled = [one for one in bins if one.confidence is not None and one.accuracy is not None]
     most = max((one.rows for one in filled), default=1)
@@ -158,7 +174,7 @@ def reliability_plot(bins: Iterable[ReliabilityBin]) -> str:
         assert one.accuracy is not None
         start, width = x(one.low) + 1, x(one.high) - x(one.low) - 2
         height = max(one.rows / most * strip, 1)
-        words = f"confidence {one.confidence:.2f}, accuracy {one.accuracy:.2f}, {one.rows:,} posts"
+        words = f"confidence {one.confidence:.2f}, accuracy {one.accuracy:.2f}, {one.rows:,} {counted}"
         body += [
             f"<g><title>{words}</title>",
             _rect(start, y(one.accuracy), width, bottom - y(one.accuracy), "soft"),
@@ -169,11 +185,11 @@ def reliability_plot(bins: Iterable[ReliabilityBin]) -> str:
     body.append(f'<path d="M{left} {bottom}L{right} {top}" class="diagonal"/>')
     floor = bottom + 8 + strip
     body += [_text(x(tick), floor + 17, f"{tick:.1f}", "middle", "muted") for tick in ticks]
-    body.append(_text((left + right) / 2, floor + 36, "confidence (highest probability)", "middle", "muted"))
-    body.append(_text(left - 10, floor - 2, "posts", "end", "muted"))
+    body.append(_text((left + right) / 2, floor + 36, across, "middle", "muted"))
+    body.append(_text(left - 10, floor - 2, counted, "end", "muted"))
     body.append(
         f'<text transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)" text-anchor="middle"'
-        ' class="muted">accuracy</text>'
+        f' class="muted">{up}</text>'
     )
     words = "Reliability diagram: " + "; ".join(
         f"confidence {one.confidence:.2f} accuracy {one.accuracy:.2f}" for one in filled

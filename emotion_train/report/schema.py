@@ -1,20 +1,52 @@
-"""The content of report.json.
+"""The content of report.json and scorecard.json.
 
 All figures are unrounded; pages round. An unknown field is refused, so a reader of another schema
-notices.
+notices. Posts that are answered with one label have `SplitFigures`, those that have several
+`SetFigures`; what both have goes by the same names, so that only pages about the difference ask.
+Schema 1 knew one label a post alone, and stays readable.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from emotion_train.data.lengths import Cut
+from emotion_train.data.targets import TargetKind
 
-SCHEMA: Literal["emotion-train/report/1"] = "emotion-train/report/1"
+SCHEMA: Literal["emotion-train/report/2"] = "emotion-train/report/2"
+CARD_SCHEMA: Literal["emotion-train/scorecard/2"] = "emotion-train/scorecard/2"
 _SHARE_THAT_MATTERS = 0.01
+
+# what people call the figures
+WORDS = {
+    "macro_f1_at_half": "macro-F1 at 0.5",
+    "weighted_f1": "weighted F1",
+    "accuracy": "accuracy",
+    "micro_f1": "micro-F1",
+    "samples_f1": "samples-F1",
+    "jaccard": "Jaccard",
+    "exact_match": "exact match",
+    "mean_average_precision": "mean AP",
+    "mean_kl": "KL divergence",
+    "total_variation": "total variation",
+    "log_loss": "log loss",
+    "calibration_error": "calibration error",
+    "average_precision": "AP",
+    "threshold": "threshold",
+}
 
 
 def _none_unless_finite(value: Any) -> Any:
@@ -25,7 +57,26 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class LabelFigures(_Part):
+class _Scored(_Part):
+    """`also` are the figures beside those that all have, by their fields."""
+
+    ALSO: ClassVar[tuple[str, ...]] = ()
+    OF_PROBABILITIES: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def also(self) -> dict[str, float]:
+        return self._named(self.ALSO)
+
+    @property
+    def of_probabilities(self) -> dict[str, float]:
+        """How far the probabilities are off, by field."""
+        return self._named(self.OF_PROBABILITIES)
+
+    def _named(self, fields: Iterable[str]) -> dict[str, float]:
+        return {name: getattr(self, name) for name in fields}
+
+
+class LabelFigures(_Scored):
     label: str
     support: int
     predicted: int
@@ -34,9 +85,19 @@ class LabelFigures(_Part):
     f1: float
 
 
+class SetLabelFigures(LabelFigures):
+    """One of several labels."""
+
+    ALSO = ("average_precision", "threshold", "calibration_error")
+
+    average_precision: float = Field(description="0 for a label without a post.")
+    threshold: float = Field(description="The probability from which on a post is answered with the label.")
+    calibration_error: float
+
+
 class ReliabilityBin(_Part):
     """Posts whose highest probability lies in (low, high]; the means are None for a bin without
-    posts.
+    posts. Of several labels each post counts once a label.
     """
 
     low: float
@@ -46,15 +107,13 @@ class ReliabilityBin(_Part):
     accuracy: float | None
 
 
-class Floor(_Part):
+class _AnyFloor(_Scored):
     """A simple classifier on the same posts. `difference` is the model's macro-F1 minus the
     floor's, with its paired 95 % interval.
     """
 
     name: str
     macro_f1: float
-    weighted_f1: float
-    accuracy: float
     difference: float
     difference_low: float
     difference_high: float
@@ -67,22 +126,147 @@ class Floor(_Part):
         return "not beaten" if self.difference_high < 0 else "open"
 
 
-class SplitFigures(_Part):
+class Floor(_AnyFloor):
+    ALSO = ("weighted_f1", "accuracy")
+
+    weighted_f1: float
+    accuracy: float
+
+
+class SetFloor(_AnyFloor):
+    """A floor that answers with several labels."""
+
+    ALSO = ("micro_f1", "samples_f1", "jaccard", "exact_match")
+
+    micro_f1: float
+    samples_f1: float
+    jaccard: float
+    exact_match: float
+
+
+class _Figures(_Scored):
+    """What the figures of posts have, whatever these are labelled with."""
+
     rows: int
     macro_f1: float
     macro_f1_low: float = Field(description="Lower end of the 95 % bootstrap interval.")
     macro_f1_high: float
-    weighted_f1: float
-    accuracy: float
     labels_without_support: int = Field(
         description="Labels without a post in this split; they count 0 in macro_f1."
     )
-    log_loss: float
     calibration_error: float = Field(description="Expected calibration error over `reliability`.")
     reliability: tuple[ReliabilityBin, ...]
+
+
+class Distance(_Part):
+    """How far probabilities are from the labels' shares, as means over the posts. KL divergences
+    are in nats and total variation lies between 0 and 1; 0 is no distance. `…_of_prior` are those
+    of the training split's shares, given to every post.
+    """
+
+    mean_kl: float
+    mean_kl_of_prior: float
+    total_variation: float
+    total_variation_of_prior: float
+
+
+class SplitFigures(_Figures):
+    """Of posts that are answered with one label; where they have shares, the truth is the label of
+    the largest one.
+    """
+
+    ALSO = ("weighted_f1", "accuracy")
+    OF_PROBABILITIES = ("log_loss", "calibration_error")
+
+    weighted_f1: float
+    accuracy: float
+    log_loss: float = Field(description="In nats, of the true label, or of all labels by their shares.")
     per_label: tuple[LabelFigures, ...] = Field(description="In the order of `Report.labels`.")
     confusion: tuple[tuple[int, ...], ...] = Field(description="Rows are the truth, columns the predictions.")
     floors: tuple[Floor, ...]
+    distance: Distance | None = Field(None, description="From the posts' shares, where they have such.")
+
+    @property
+    def also(self) -> dict[str, float]:
+        distance = {} if self.distance is None else self.distance.model_dump()
+        return super().also | {name: distance[name] for name in ("mean_kl", "total_variation") if distance}
+
+
+class Mistaken(_Part):
+    """Posts that have the label `missed` and were answered with `added` in its place or beside it:
+    the first is not among their answers, the second not among their labels.
+    """
+
+    missed: str
+    added: str
+    posts: int
+
+
+class Together(_Part):
+    """Two labels, the posts that have both, and those that were answered with both."""
+
+    first: str
+    second: str
+    posts: int
+    answered: int
+
+
+class SetFigures(_Figures):
+    """Of posts that have several labels and are answered with those whose probability reaches their
+    threshold.
+    """
+
+    ALSO = (
+        "macro_f1_at_half",
+        "micro_f1",
+        "samples_f1",
+        "jaccard",
+        "exact_match",
+        "mean_average_precision",
+    )
+    OF_PROBABILITIES = ("calibration_error",)
+
+    folds: int | None = Field(
+        description=(
+            "Each post was answered by thresholds that the other folds' posts chose, of so many folds; None:"
+            " by those of `per_label`, which other posts chose."
+        )
+    )
+    macro_f1_at_half: float = Field(description="With 0.5 as the threshold of every label.")
+    gain_low: float = Field(description="Lower end of the 95 % interval of macro_f1 minus macro_f1_at_half.")
+    gain_high: float
+    micro_f1: float
+    samples_f1: float = Field(description="Mean over the posts of the F1 of their labels.")
+    jaccard: float = Field(description="Mean over the posts of labels in common to labels in either.")
+    exact_match: float
+    mean_average_precision: float
+    without_label: int = Field(description="Posts that have no label.")
+    without_answer: int = Field(description="Posts that were answered with no label.")
+    per_label: tuple[SetLabelFigures, ...] = Field(description="In the order of `Report.labels`.")
+    mistaken: tuple[Mistaken, ...] = Field(description="Most frequent first, at most 1,000.")
+    together: tuple[Together, ...] = Field(description="Most frequent first, at most 1,000.")
+    floors: tuple[SetFloor, ...]
+
+
+def _shape_of(figures: Any) -> Literal["one answer", "several"]:
+    has = figures if isinstance(figures, dict) else type(figures).model_fields
+    return "several" if "micro_f1" in has else "one answer"
+
+
+AnyFigures = Annotated[
+    Annotated[SplitFigures, Tag("one answer")] | Annotated[SetFigures, Tag("several")],
+    Discriminator(_shape_of),
+]
+
+
+def _require_targets(version: str, targets: TargetKind, figures: Iterable[AnyFigures]) -> None:
+    """Raises `ValueError` for figures of other targets, and for other targets than one in the first
+    schema.
+    """
+    if version.endswith("/1") and targets != "one":
+        raise ValueError(f"{version} knows no targets {targets!r}")
+    if any(isinstance(one, SetFigures) != (targets == "several") for one in figures):
+        raise ValueError(f"figures are not those of targets {targets!r}")
 
 
 class Evaluation(_Part):
@@ -140,7 +324,9 @@ class Identity(_Part):
 
 class Dataset(_Part):
     rows: dict[str, int]
-    label_counts: dict[str, tuple[int, ...]]
+    label_counts: dict[str, tuple[int | float, ...]] = Field(
+        description="Posts that have each label, or the sums of its shares in them."
+    )
     cleaning: dict[str, str | int | float | None] = Field(
         description="The index's account of the source and of what cleaning did."
     )
@@ -183,35 +369,43 @@ class Scorecard(_Part):
     defaults.
     """
 
-    schema_version: Literal["emotion-train/scorecard/1"] = "emotion-train/scorecard/1"
+    schema_version: Literal["emotion-train/scorecard/1", "emotion-train/scorecard/2"] = CARD_SCHEMA
+    targets: TargetKind = "one"
     source: str
     name: str
     run_id: str | None = Field(description="The run that published the adapter.")
     base: str
     precision: str = Field(description="Number format of the base in this evaluation.")
     labels: tuple[str, ...]
-    figures: SplitFigures = Field(
+    figures: AnyFigures = Field(
         description="Of the posts that were not trained on; of all where none or all were, or nothing is"
         " known of it."
     )
     trained_on: TrainedOn | None = Field(None, description="None: it could not be looked up.")
     not_looked_up: str | None = Field(None, description="Why `trained_on` is None, and what would help.")
-    figures_of_all: SplitFigures | None = Field(
+    figures_of_all: AnyFigures | None = Field(
         None, description="Of all posts, where `figures` leaves some out."
     )
     warnings: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_its_targets(self) -> Scorecard:
+        figures = [one for one in (self.figures, self.figures_of_all) if one is not None]
+        _require_targets(self.schema_version, self.targets, figures)
+        return self
 
     def to_bytes(self) -> bytes:
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
 class Report(_Part):
-    schema_version: Literal["emotion-train/report/1"] = SCHEMA
+    schema_version: Literal["emotion-train/report/1", "emotion-train/report/2"] = SCHEMA
+    targets: TargetKind = Field("one", description="What the posts are labelled with.")
     verdict: Verdict
     warnings: tuple[str, ...]
     labels: tuple[str, ...]
     headline: str = Field(description="The split whose figures are quoted: test, else validation.")
-    splits: dict[str, SplitFigures]
+    splits: dict[str, AnyFigures]
     history: tuple[Evaluation, ...]
     best_step: int | None
     dataset: Dataset
@@ -224,6 +418,11 @@ class Report(_Part):
     )
     speed: Speed
     identity: Identity
+
+    @model_validator(mode="after")
+    def _fits_its_targets(self) -> Report:
+        _require_targets(self.schema_version, self.targets, self.splits.values())
+        return self
 
     def to_bytes(self) -> bytes:
         return (self.model_dump_json(indent=2) + "\n").encode()

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from emotion_train.report.figures import SplitResult, label_warnings, split_figures, verdict
-from emotion_train.report.schema import Scorecard, SplitFigures, TrainedOn
+from emotion_train.report.figures import AnyResult, label_warnings, split_figures, verdict
+from emotion_train.report.schema import AnyFigures, Scorecard, TrainedOn
 
 
 @dataclass(frozen=True)
@@ -26,34 +26,36 @@ class Seen:
 
 
 def build_scorecard(
-    result: SplitResult,
+    result: AnyResult,
     *,
     name: str,
     labels: Sequence[str],
-    train_counts: Sequence[int] | None,
+    train_counts: Sequence[float] | None,
     seen: Seen,
     remarks: Sequence[str],
     samples: int,
     seed: int,
     **facts: Any,
 ) -> Scorecard:
-    """The card of a result. `train_counts` are the training posts of each label; None lets the
-    scored posts' own commonest label stand in, which can only raise the majority floor.
+    """The card of a result. `train_counts` are the training posts of each label, or sums of its
+    shares; None lets those of the scored posts stand in, which can only raise the floor of a
+    constant answer.
 
     `facts` are the card's other fields.
     """
 
-    def figures(part: SplitResult) -> SplitFigures:
-        counts = part.counts.sum(axis=1).tolist() if train_counts is None else train_counts
+    def figures(part: AnyResult) -> AnyFigures:
+        counts = part.label_counts if train_counts is None else train_counts
         return split_figures(name, part, labels, {"train": counts}, samples, seed)
 
     ids = result.predictions.ids
     fresh = [row for row, post_id in enumerate(ids) if post_id not in seen.ids]
     trained_on = TrainedOn(posts=len(ids) - len(fresh), of=len(ids), chance=seen.chance)
     divided = 0 < len(fresh) < len(ids)
-    shown = figures(_taken(result, fresh) if divided else result)
+    shown = figures(result.take(fresh) if divided else result)
     return Scorecard(
         name=name,
+        targets=result.targets,
         labels=tuple(labels),
         figures=shown,
         trained_on=trained_on if seen.unknown is None else None,
@@ -62,16 +64,6 @@ def build_scorecard(
         warnings=(*remarks, *label_warnings(name, shown)),
         **facts,
     )
-
-
-def _taken(result: SplitResult, rows: Sequence[int]) -> SplitResult:
-    """The result on some of its posts."""
-    taken = result.predictions.take(rows)
-    floor = result.tfidf
-    if floor is not None:
-        row_of = {post_id: row for row, post_id in enumerate(floor.ids)}
-        floor = floor.take([row_of[post_id] for post_id in taken.ids])
-    return SplitResult(taken.counts(), taken, floor)
 
 
 def headline(card: Scorecard) -> tuple[str, str]:

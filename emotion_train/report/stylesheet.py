@@ -39,7 +39,7 @@ thead th{color:var(--muted);font-size:13px;vertical-align:bottom}.word,.bars th:
 tbody th.word,.bars tbody th{max-width:260px;overflow:hidden;text-overflow:ellipsis}
 .prose,tbody th.prose{min-width:280px;max-width:460px;white-space:pre-wrap;overflow-wrap:anywhere}
 .total tbody tr:last-child>*{border-top:1px solid var(--muted);font-weight:650}
-.bars{width:100%}.bars thead th:nth-child(n+3):not(:last-child){text-align:left}
+.bars{width:100%}.bars thead th:nth-child(n+3):not(:last-child):not(.number){text-align:left}
 .bar div{display:flex;align-items:center;gap:9px}.bar span{min-width:2.2em;text-align:right}.bar b{flex:1;min-width:40px}
 .bars .bar:nth-child(2) span{min-width:4em}.bars th:nth-child(2){text-align:left;padding-left:1.6em}
 .bar i{display:block;height:9px;border-radius:2px}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from emotion_train.report.advice import next_steps
-from emotion_train.report.schema import Report, Scorecard, SplitFigures
+from emotion_train.report.notes import notes
+from emotion_train.report.schema import WORDS, AnyFigures, Report, Scorecard
 from emotion_train.report.scorecard import headline, of_the_training
 from emotion_train.report.units import dollars, duration, memory, percent, rate, saving, signed
 
@@ -26,7 +27,13 @@ _BAR = 16
 def print_report(report: Report, console: Console) -> None:
     split = report.splits[report.headline]
     _print_verdict(report.verdict.outcome, report.verdict.sentence, report.verdict.advice, console)
-    for part in (_floors(split), _per_label(split), _facts(report, split)):
+    parts: tuple[RenderableType, ...] = (
+        _floors(split),
+        _per_label(split),
+        *map(Text, notes(report.headline, split)),
+        _facts(report, split),
+    )
+    for part in parts:
         console.print(Padding(part, (0, 0, 1, 2)))
     _print_warnings(report.warnings, console)
 
@@ -39,14 +46,13 @@ def print_scorecard(card: Scorecard, console: Console) -> None:
         mark = Text("  ") if clean else Text("! ", "yellow")
         console.print(mark + told)
         console.print()
-    also = (
-        f"weighted F1 {split.weighted_f1:.3f}, accuracy {split.accuracy:.3f}, log loss {split.log_loss:.3f}"
-    )
-    for part in (
+    parts: tuple[RenderableType, ...] = (
         _floors(split),
         _per_label(split),
-        Text(f"{also}, calibration error {split.calibration_error:.3f}", "dim"),
-    ):
+        *map(Text, notes(card.name, split)),
+        Text(_also(split), "dim"),
+    )
+    for part in parts:
         console.print(Padding(part, (0, 0, 1, 2)))
     _print_warnings(card.warnings, console)
 
@@ -64,7 +70,7 @@ def _print_warnings(warnings: Sequence[str], console: Console) -> None:
         console.print(Text.assemble(("! ", "yellow"), warning))
 
 
-def _floors(split: SplitFigures) -> Table:
+def _floors(split: AnyFigures) -> Table:
     table = _table("macro-F1", right=("", "95 % interval", "model ahead by", "95 % interval"))
     table.add_row(
         "this model",
@@ -79,8 +85,9 @@ def _floors(split: SplitFigures) -> Table:
     return table
 
 
-def _per_label(split: SplitFigures) -> Table:
-    table = _table("label", right=("posts", "precision", "recall", "F1"))
+def _per_label(split: AnyFigures) -> Table:
+    also = (WORDS[field] for field in split.per_label[0].also)
+    table = _table("label", right=("posts", "precision", "recall", "F1", *also))
     table.add_column("")
     for one in sorted(split.per_label, key=lambda one: -one.support):
         bar = Text("█" * round(one.f1 * _BAR), "cyan")
@@ -90,22 +97,24 @@ def _per_label(split: SplitFigures) -> Table:
             f"{one.precision:.2f}",
             f"{one.recall:.2f}",
             f"{one.f1:.2f}",
+            *(f"{value:.2f}" for value in one.also.values()),
             bar,
         )
     return table
 
 
-def _facts(report: Report, split: SplitFigures) -> Table:
+def _also(split: AnyFigures) -> str:
+    figures = split.also | split.of_probabilities
+    return ", ".join(f"{WORDS[field]} {value:.3f}" for field, value in figures.items())
+
+
+def _facts(report: Report, split: AnyFigures) -> Table:
     speed = report.speed
     held = "on the fullest GPU" if speed.memory_kind == "GPU" else "resident"
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
-    table.add_row(
-        "also",
-        f"weighted F1 {split.weighted_f1:.3f}, accuracy {split.accuracy:.3f}, calibration error"
-        f" {split.calibration_error:.3f}",
-    )
+    table.add_row("also", _also(split))
     table.add_row(
         "speed",
         f"{rate(speed.posts_per_second)} posts/s, {rate(speed.tokens_per_second)} tokens/s,"

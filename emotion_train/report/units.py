@@ -49,6 +49,15 @@ def round_up(number: float) -> int:
     return math.ceil(number / step) * step
 
 
+def posts_of(count: float) -> str:
+    """A number of posts, or a sum of shares in them, which has a digit after the point.
+
+    >>> posts_of(1234), posts_of(1234.56)
+    ('1,234', '1,234.6')
+    """
+    return f"{count:,}" if isinstance(count, int) else f"{count:,.1f}"
+
+
 def short_count(count: int) -> str:
     """At most four characters: 0, 17, 999, 1.2k, 34k, 5.6M."""
     for size, letter in ((10**6, "M"), (10**3, "k")):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emotion_train.data.text_filter import FILE_NAME
 from emotion_train.evaluation.predictions import predictions_key, predictions_to_parquet
-from emotion_train.report.figures import SplitResult
+from emotion_train.report.figures import AnyResult
 from emotion_train.report.pages import render_html
 from emotion_train.report.schema import Report
 from emotion_train.runs.checkpoint import EVENTS
@@ -33,11 +33,7 @@ def publish(
         writer.upload(FILE_NAME, trained_on),
     )
     headline = report.splits[report.headline]
-    metrics: dict[str, float | int | str | None] = {
-        "macro_f1": headline.macro_f1,
-        "weighted_f1": headline.weighted_f1,
-        "accuracy": headline.accuracy,
-    }
+    metrics: dict[str, float | int | str | None] = {"macro_f1": headline.macro_f1, **headline.also}
     metrics["split"] = report.headline
     return writer.append("final", epoch, step, parts, metrics)
 
@@ -45,7 +41,7 @@ def publish(
 def final_files(
     adapter: Path,
     report: Report,
-    splits: Mapping[str, SplitResult],
+    splits: Mapping[str, AnyResult],
     texts: Mapping[str, Mapping[str, str]] | None = None,
     events: bytes = b"",
 ) -> dict[str, bytes]:

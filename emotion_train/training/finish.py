@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import torch
 
     from emotion_train.data.lengths import Cut, Lengths
-    from emotion_train.report.figures import SplitResult
+    from emotion_train.evaluation.decision import Decision
+    from emotion_train.evaluation.predictions import AnyPredictions
+    from emotion_train.report.figures import AnyResult
     from emotion_train.report.schema import Report
     from emotion_train.training.trainer import Trainer
 
@@ -33,6 +35,17 @@ T = TypeVar("T")
 _MEASURED = ("computed_tokens", "train_seconds", "evaluation_seconds", "saves", "stall_seconds")
 _COUNTED_POSTS = 20_000  # of the training split, whose lengths the report has
 _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What the held-out splits gave, on rank 0: their results, what `data.max_length` cuts of each
+    split, and the decision that validation posts made. The other ranks have none of it.
+    """
+
+    splits: Mapping[str, AnyResult]
+    cuts: Mapping[str, Cut]
+    decision: Decision | None
 
 
 def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> Entry:
@@ -46,15 +59,16 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
 
     _until_the_store_takes_it(job, lambda: _drain(trainer), lambda: _kept_by(trainer))
     best, adapter = _load_best(job, trainer, claimed)
-    splits, cuts = _score_in_peace(job, trainer, stack)
+    held_out = _score_in_peace(job, trainer, stack)
     peak_bytes, memory_kind = peak_memory(job.accelerator.device)
     memory = max(job.ranks.gather(peak_bytes), default=0), memory_kind
     report: Report | None = None  # on rank 0 only
     files: dict[str, bytes] = {}
     if claimed is not None:
-        report = _build_report(job, trainer, splits, cuts, best, claimed, memory)
+        report = _build_report(job, trainer, held_out, best, claimed, memory)
+        splits = held_out.splits
         with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
-            _save_adapter(job, trainer, report, Path(folder), adapter)
+            _save_adapter(job, trainer, report, held_out.decision, Path(folder), adapter)
             files = final_files(Path(folder), report, splits, _texts(job, splits), trainer.trackers.events())
     trained_on = job.ranks.only_on_main(lambda: _training_filter(job))
 
@@ -114,11 +128,9 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Ent
     return entry, state
 
 
-def _score_in_peace(
-    job: Job, trainer: Trainer, stack: ExitStack
-) -> tuple[dict[str, SplitResult], dict[str, Cut]]:
-    """The splits' results and what was cut; begun again when they were given up for a termination
-    that was withdrawn.
+def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> HeldOut:
+    """The held-out splits, scored; begun again when that was given up for a termination that was
+    withdrawn.
     """
     from emotion_train.training.trainer import CutOff
 
@@ -129,7 +141,7 @@ def _score_in_peace(
             job.interruptions.hold(f"All {trainer.steps} steps are saved, the report is not yet made.")
 
 
-def _texts(job: Job, splits: Mapping[str, SplitResult]) -> dict[str, dict[str, str]] | None:
+def _texts(job: Job, splits: Mapping[str, AnyResult]) -> dict[str, dict[str, str]] | None:
     """The texts of the scored posts by split and id, where the config asks for them."""
     from emotion_train.evaluation.floors import posts
 
@@ -180,18 +192,16 @@ def _not_published(job: Job, error: StorageError, kept: str) -> NotPublished:
     )
 
 
-def _score_splits(
-    job: Job, trainer: Trainer, stack: ExitStack
-) -> tuple[dict[str, SplitResult], dict[str, Cut]]:
+def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> HeldOut:
     """Counts and joined predictions of validation and, where there is one, test, and what
-    data.max_length cuts of these and of a sample of train. Both are empty on ranks other than 0.
+    data.max_length cuts of these and of a sample of train.
     """
     from emotion_train.data.lengths import Cut, Lengths
     from emotion_train.data.tokenization import CountingTokenizer
     from emotion_train.evaluation.floors import tfidf_predictions
-    from emotion_train.evaluation.predictions import Predictions, join_predictions
+    from emotion_train.evaluation.predictions import join_predictions
     from emotion_train.progress import ProgressLine
-    from emotion_train.report.figures import SplitResult
+    from emotion_train.report.figures import decided
 
     names = [
         name for name in ("validation", "test") if name in job.index.splits and job.index.splits[name].rows
@@ -205,7 +215,8 @@ def _score_splits(
         floors = tfidf_predictions(
             job.data_store, job.index, names, job.config.report.floor_max_rows, seed, patience_s
         )
-    results: dict[str, SplitResult] = {}
+    decision: Decision | None = None
+    results: dict[str, AnyResult] = {}
     for name in names:
         with ProgressLine(
             f"scoring {name}", job.index.split(name).rows, "posts", shown=job.ranks.is_main
@@ -217,9 +228,19 @@ def _score_splits(
         if job.ranks.is_main:
             cuts[name] = Cut.of(sum(lengths, Lengths.of([])), most)
             whole = join_predictions(parts, job.index.split(name).rows)
-            assert isinstance(whole, Predictions)
-            results[name] = SplitResult(scored.counts, whole, floors.get(name))
-    return results, cuts
+            decision = decision or _decision(job, whole)  # by the first split, validation
+            results[name] = decided(scored.counts, whole, floors.get(name), decision, name == names[0])
+    return HeldOut(results, cuts, decision)
+
+
+def _decision(job: Job, validation: AnyPredictions) -> Decision:
+    """What turns this adapter's probabilities into answers."""
+    from emotion_train.evaluation.decision import Decision
+    from emotion_train.evaluation.predictions import SetPredictions
+
+    if isinstance(validation, SetPredictions):
+        return Decision.of(validation, job.index.labels)
+    return Decision.one(job.index.labels, job.index.targets)
 
 
 def _train_lengths(job: Job) -> Lengths:
@@ -249,8 +270,7 @@ def _training_filter(job: Job) -> bytes:
 def _build_report(
     job: Job,
     trainer: Trainer,
-    splits: Mapping[str, SplitResult],
-    cuts: Mapping[str, Cut],
+    held_out: HeldOut,
     best: Entry,
     claimed: Claimed,
     memory: tuple[int, Literal["GPU", "RSS"]],
@@ -268,11 +288,11 @@ def _build_report(
     )
     return build_report(
         labels=job.index.labels,
-        splits=splits,
+        splits=held_out.splits,
         history=[Evaluation.model_validate(one) for one in progress.history],
         best_step=best.step,
         dataset=dataset_facts(job.index),
-        cuts=cuts,
+        cuts=held_out.cuts,
         measured=Measured(
             **{name: value for name, value in asdict(progress).items() if name in _MEASURED},
             posts=progress.examples,
@@ -322,35 +342,38 @@ def _left_out(job: Job) -> list[str]:
 
 
 def _save_adapter(
-    job: Job, trainer: Trainer, report: Report, folder: Path, adapter: Mapping[str, torch.Tensor]
+    job: Job,
+    trainer: Trainer,
+    report: Report,
+    decision: Decision | None,
+    folder: Path,
+    adapter: Mapping[str, torch.Tensor],
 ) -> None:
+    """Write the adapter's folder, with the decision beside the adapter."""
+    from emotion_train.evaluation.decision import DECISION
     from emotion_train.model.facts import AdapterFacts
     from emotion_train.model.lora import save_adapter
-    from emotion_train.report.figures import cut_sentences
+    from emotion_train.report.card_lines import card_lines
 
+    assert decision is not None, "there is a validation split"
     facts = AdapterFacts.of(
         trainer.question.base,
         job.tokenizer,
         precision=job.config.model.precision,
         lora=job.config.lora,
         labels=job.index.labels,
+        targets=job.index.targets,
         run_id=job.run_id,
         index_sha256=job.index.sha256(),
         output_url=place_here(job.config.run.output_url),
         data_url=place_here(job.config.data.url),
     )
-    headline = report.splits[report.headline]
-    lines = [
-        f"{report.verdict.sentence}",
-        "",
-        "| split | macro-F1 | 95 % interval | weighted F1 | accuracy |",
-        "|---|---|---|---|---|",
-        (
-            f"| {report.headline} | {headline.macro_f1:.3f} | {headline.macro_f1_low:.3f} to"
-            f" {headline.macro_f1_high:.3f} | {headline.weighted_f1:.3f} | {headline.accuracy:.3f} |"
-        ),
-        *(line for sentence in cut_sentences(report) for line in ("", sentence)),
-    ]
     save_adapter(
-        trainer.bare_model, folder, tokenizer=job.tokenizer, facts=facts, state=adapter, metrics_lines=lines
+        trainer.bare_model,
+        folder,
+        tokenizer=job.tokenizer,
+        facts=facts,
+        state=adapter,
+        metrics_lines=card_lines(report),
     )
+    (folder / DECISION).write_bytes(decision.to_bytes())

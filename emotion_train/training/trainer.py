@@ -27,7 +27,8 @@ from emotion_train.errors import EmotionTrainError, Fenced, WrongRequest
 from emotion_train.evaluation.metrics import ClassCounts
 from emotion_train.evaluation.predictions import AnyPredictions, SetPredictions, join_predictions
 from emotion_train.evaluation.scoring import forward_pack, score
-from emotion_train.evaluation.thresholds import cross_fit, macro_f1_of_sets
+from emotion_train.evaluation.sets import SetCounts
+from emotion_train.evaluation.thresholds import cross_fit
 from emotion_train.model.attention import on_device
 from emotion_train.model.dropout import key_of
 from emotion_train.model.graphs import GraphedPasses, pays
@@ -335,13 +336,15 @@ class Trainer:
             }
         parts = self.ranks.gather(scored.predictions)
 
-        def cross_fitted() -> float:
+        def cross_fitted() -> SetCounts:
             whole = join_predictions(parts, len({post for part in parts for post in part.ids}))
-            return macro_f1_of_sets(cross_fit(whole).counts())
+            return SetCounts(cross_fit(whole).counts())
 
+        counts_of_sets = self.ranks.on_main(cross_fitted)
         return {
-            "macro_f1": self.ranks.on_main(cross_fitted),
-            "macro_f1_at_half": macro_f1_of_sets(scored.counts),
+            "macro_f1": counts_of_sets.macro_f1,
+            "macro_f1_at_half": SetCounts(scored.counts).macro_f1,
+            "micro_f1": counts_of_sets.micro_f1,
         }
 
     def _tell_of_validation(self, done: int) -> None:

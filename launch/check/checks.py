@@ -157,7 +157,7 @@ def run_checks(
     questions: list[tuple[str, Callable[[], str | Doubt]]] = [
         ("data set", lambda: check_data(config, index())),
         ("objects", lambda: check_objects(data(), index())),
-        ("labels", lambda: check_labels(config, index())),
+        ("labels", lambda: check_labels(config, index(), data())),
         ("overlap", lambda: check_overlap(data(), index())),
         ("output", lambda: _output(config)),
         (

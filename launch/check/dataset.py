@@ -11,6 +11,7 @@ from emotion_train.config import Config
 from emotion_train.data.index import Index, Split, require_trainable
 from emotion_train.data.lengths import Cut, Lengths, estimated
 from emotion_train.data.objects import look_at_objects
+from emotion_train.data.targets import WORDS
 from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.storage.store import Store
 from launch.workload import lengths_by
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _BYTES_READ_AGAIN = 256 << 20  # of objects whose ETag says nothing
 _HELD_OUT_LOOKED_AT = 50_000
 _TRAIN_LOOKED_AT = 200_000
+_TARGETS_LOOKED_AT = 20_000
 _NAMES_SHOWN = 4
 _FEW_POSTS = 5
 
@@ -36,7 +38,9 @@ def check_data(config: Config, index: Index) -> str:
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in index.splits.items())
     index.split("train")
     index.split("validation")
-    return f"{rows} posts, {len(index.labels)} labels, {config.data.url}"
+    targets = "" if index.targets == "one" else f" ({WORDS[index.targets]} a post)"
+    weighted = ", posts have weights" if index.weighted else ""
+    return f"{rows} posts, {len(index.labels)} labels{targets}{weighted}, {config.data.url}"
 
 
 def check_objects(store: Store, index: Index) -> str:
@@ -64,14 +68,19 @@ def check_objects(store: Store, index: Index) -> str:
     )
 
 
-def check_labels(config: Config, index: Index) -> str:
+def check_labels(config: Config, index: Index, store: Store) -> str | Doubt:
+    """Each label has posts to learn from and to be scored on. Where a post may have several, some
+    posts are read for those that have none, and a label that all posts of a split have is doubtful.
+    """
     require_trainable(index, config.loss.weighted_labels)
     train = index.split("train")
     rarest, most = min(train.label_counts), max(train.label_counts)
     remarks = [
-        f"largest class {most / rarest:,.{1 if most < 10 * rarest else 0}f} times the smallest ({rarest:,}"
-        " posts)"
+        f"largest class {most / rarest:,.{1 if most < 10 * rarest else 0}f} times the smallest"
+        f" ({rarest:,.{0 if isinstance(rarest, int) else 1}f} posts)"
     ]
+    if index.targets == "several":
+        remarks.append(_without_label(store, train))
     for name, split in index.splits.items():
         empty = [label for label, count in zip(index.labels, split.label_counts, strict=True) if count == 0]
         if name != "train" and split.rows and empty:
@@ -87,7 +96,40 @@ def check_labels(config: Config, index: Index) -> str:
                 if count < _FEW_POSTS
             ]
             remarks += [f"{name} has fewer than {_FEW_POSTS} posts of {_some(few)}"] if few else []
-    return "; ".join(remarks)
+    always = [words for name, split in index.splits.items() if (words := _never_varies(index, name, split))]
+    return Doubt("; ".join([*always, *remarks])) if always else "; ".join(remarks)
+
+
+def _without_label(store: Store, split: Split) -> str:
+    """How many of some posts have no label; a data set is shuffled as a whole, so any will do."""
+    from emotion_train.data.reader import RowGroupReader
+
+    looked_at = without = 0
+    with RowGroupReader(store, split, capacity=4) as reader:
+        for group in range(len(split.row_groups)):
+            targets = reader.rows(group).targets
+            looked_at += len(targets)
+            without += sum(not target for target in targets)
+            if looked_at >= _TARGETS_LOOKED_AT:
+                break
+    which = "training posts" if looked_at == split.rows else "training posts looked at"
+    return f"{without:,} of {looked_at:,} {which} have no label"
+
+
+def _never_varies(index: Index, name: str, split: Split) -> str | None:
+    """What to say of labels that every post of a split has, from which nothing can be learned or
+    told.
+    """
+    always = [
+        label
+        for label, count in zip(index.labels, split.label_counts, strict=True)
+        if split.rows and count == split.rows
+    ]
+    if not always:
+        return None
+    them = "it" if len(always) == 1 else "them"
+    tells = "nothing is learned of" if name == "train" else "no score tells anything of"
+    return f"every {name} post has the label {_some(always)}, so that {tells} {them}: prepare without {them}"
 
 
 def _some(names: Sequence[str]) -> str:

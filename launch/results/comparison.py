@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emotion_train.data.targets import TargetKind
 from emotion_train.evaluation.comparison import (
     LEVEL,
     McNemar,
@@ -27,10 +28,11 @@ from emotion_train.evaluation.comparison import (
     seeds_to_show,
     smallest_shown,
 )
-from emotion_train.evaluation.metrics import ClassCounts, expected_calibration_error, log_loss
+from emotion_train.evaluation.metrics import alike_N
 from launch.results.differences import Group, Row, by_config, differences, one_each, seeds_of_one_config
-from launch.results.same_posts import OpenData, SamePosts, align, texts_of
+from launch.results.same_posts import OpenData, SamePosts, align, answer_words, texts_of
 from launch.results.scored import Scored
+from launch.results.scores import Scores, mean_of, scores_of
 
 SAMPLES = 2000
 SEED = 42  # as run.seed's default
@@ -46,17 +48,16 @@ class GroupFigures:
     name: str
     runs: tuple[str, ...]
     seeds: tuple[int | None, ...]
-    macro_f1: float
-    weighted_f1: float
-    accuracy: float
-    log_loss: float
-    calibration_error: float
-    confidence: float
+    scores: Scores
     usd: float | None
     seconds: float | None
     posts_per_second: float | None
     tokens_per_second: float | None
     device: str | None
+
+    @property
+    def macro_f1(self) -> float:
+        return self.scores.macro_f1
 
 
 class LabelDifference(NamedTuple):
@@ -75,7 +76,10 @@ class LabelDifference(NamedTuple):
 
 
 class Flip(NamedTuple):
-    """A post that two groups answer differently; probabilities are those of its true label."""
+    """A post that two groups answer differently; probabilities are those of its true label. Of
+    several labels they are those of the truth, as a mean over the labels that only one of the two
+    gives.
+    """
 
     post_id: str
     truth: str
@@ -89,7 +93,8 @@ class Flip(NamedTuple):
 @dataclass(frozen=True)
 class Flips:
     """Posts that only one got right, and those that both got wrong in different ways; the largest
-    change of the true label's probability comes first.
+    change of the true label's probability comes first. Several labels are right when all are given
+    and no other.
     """
 
     lost: tuple[Flip, ...]
@@ -137,6 +142,7 @@ class SeedSpread:
 
 @dataclass(frozen=True)
 class Comparison:
+    targets: TargetKind
     split: str
     rows: int
     groups: tuple[GroupFigures, ...]
@@ -165,11 +171,13 @@ def compare(
     group_by_config: bool = False,
     samples: int = SAMPLES,
 ) -> Comparison:
-    """Raises `WrongRequest` where posts, labels or texts are not the same, and as `by_config`."""
+    """Raises `WrongRequest` where targets, posts, labels or texts are not the same, and as
+    `by_config`.
+    """
     groups = by_config(scored) if group_by_config else one_each(scored)
     same = align(scored, data)
-    predicted = [one.predicted_N for one in same.predictions]
-    resampled = resampled_f1(same.truth_N, predicted, len(same.labels), samples, SEED)
+    predicted = [one.predicted for one in same.predictions]
+    resampled = resampled_f1(same.truth, predicted, len(same.labels), samples, SEED)
     pooled = [_pooled(same, group) for group in groups]
     flips = [_flips(same, pooled[0], other) for other in pooled[1:]]
     texts, without = texts_of({post for one in flips for post in one.ids}, same, scored[0].split, data)
@@ -186,7 +194,7 @@ def compare(
                 macro.difference, spread, len(groups[0].runs), len(group.runs), len(same.ids)
             ),
             labels=labels,
-            mcnemar=mcnemar(same.truth_N, pooled[0].label_N, pooled[place].label_N),
+            mcnemar=mcnemar(same.truth, pooled[0].answer, pooled[place].answer),
             flips=flipped.with_texts(texts),
         )
         for place, (group, (macro, spread, labels), p, flipped) in enumerate(
@@ -197,6 +205,7 @@ def compare(
     if without is not None and any(one.ids for one in flips):
         remarks.append(f"The texts of the posts cannot be shown: {without}.")
     return Comparison(
+        targets=same.predictions[0].targets,
         split=scored[0].split,
         rows=len(same.ids),
         groups=tuple(_figures(scored, same, group) for group in groups),
@@ -214,7 +223,6 @@ def compare(
 def _figures(scored: Sequence[Scored], same: SamePosts, group: Group) -> GroupFigures:
     predictions = [same.predictions[run] for run in group.runs]
     reports = [scored[run].report for run in group.runs]
-    counts = [ClassCounts.of(same.truth_N, one.predicted_N, len(same.labels)) for one in predictions]
     speeds = [report.speed for report in reports if report is not None]
     devices = dict.fromkeys(
         f"{report.identity.world_size} × {report.identity.device}" for report in reports if report is not None
@@ -224,14 +232,7 @@ def _figures(scored: Sequence[Scored], same: SamePosts, group: Group) -> GroupFi
         name=group.name,
         runs=tuple(scored[run].name for run in group.runs),
         seeds=tuple(scored[run].seed for run in group.runs),
-        macro_f1=_mean([one.macro_f1 for one in counts]),
-        weighted_f1=_mean([one.weighted_f1 for one in counts]),
-        accuracy=_mean([one.accuracy for one in counts]),
-        log_loss=_mean([log_loss(one.prob_NC, same.truth_N) for one in predictions]),
-        calibration_error=_mean(
-            [expected_calibration_error(one.prob_NC, same.truth_N).error for one in predictions]
-        ),
-        confidence=_mean([float(one.prob_NC.max(axis=1).mean()) for one in predictions]),
+        scores=mean_of([scores_of(one) for one in predictions]),
         usd=_mean(prices) if prices and len(prices) == len(group.runs) else None,
         seconds=_mean([speed.train_seconds for speed in speeds]) if speeds else None,
         posts_per_second=_mean([speed.posts_per_second for speed in speeds]) if speeds else None,
@@ -247,23 +248,23 @@ def _mean(values: Sequence[float]) -> float:
 def _paired(
     resampled: Resampled, same: SamePosts, first: Group, second: Group
 ) -> tuple[Paired, Spread, tuple[LabelDifference, ...]]:
-    answers_RN = np.stack([same.predictions[run].predicted_N for run in (*first.runs, *second.runs)])
+    answers_R = np.stack([same.predictions[run].predicted for run in (*first.runs, *second.runs)])
     macro, spread = paired_difference(
         resampled.f1_RC.mean(axis=1),
         resampled.f1_SRC.mean(axis=2),
         first.runs,
         second.runs,
-        _different(answers_RN),
+        _different(answers_R),
         SEED,
     )
-    support_C = np.bincount(same.truth_N, minlength=len(same.labels))
+    several = same.predictions[0].targets == "several"
     by_label = [
         paired_difference(
             resampled.f1_RC[:, label],
             resampled.f1_SRC[:, :, label],
             first.runs,
             second.runs,
-            _different(answers_RN == label),
+            _different(_have(answers_R, label, several)),
             SEED,
         )[0]
         for label in range(len(same.labels))
@@ -272,7 +273,7 @@ def _paired(
     labels = tuple(
         LabelDifference(
             name,
-            int(support_C[label]),
+            int(_have(same.truth, label, several).sum()),
             float(resampled.f1_RC[list(first.runs), label].mean()),
             float(resampled.f1_RC[list(second.runs), label].mean()),
             by_label[label],
@@ -283,9 +284,14 @@ def _paired(
     return macro, spread, labels
 
 
-def _different(answers_RN: NDArray[np.int32] | NDArray[np.bool_]) -> int:
+def _have(answers: NDArray[Any], label: int, several: bool) -> NDArray[np.bool_]:
+    """Which posts are answered with this label."""
+    return np.asarray(answers[..., label] if several else answers == label)
+
+
+def _different(answers_R: NDArray[Any]) -> int:
     """Posts that not all runs answer alike."""
-    return int((answers_RN != answers_RN[0]).any(axis=0).sum())
+    return int((~np.all([alike_N(one, answers_R[0]) for one in answers_R], axis=0)).sum())
 
 
 def _seed_spread(resampled: Resampled, group: Group) -> SeedSpread:
@@ -318,17 +324,31 @@ def _remarks(scored: Sequence[Scored]) -> list[str]:
 
 
 class _Pooled(NamedTuple):
-    """What a group says as one: of several runs the label of the highest mean probability."""
+    """What a group says as one: of several runs the label of the highest mean probability, or, of
+    several labels, those that at least half of the runs give.
+    """
 
-    label_N: NDArray[np.int32]
-    of_truth_N: NDArray[np.float64]  # probability of the true label
+    answer: NDArray[Any]
+    prob_NC: NDArray[np.float64]
 
 
 def _pooled(same: SamePosts, group: Group) -> _Pooled:
     predictions = [same.predictions[run] for run in group.runs]
     prob_NC = np.stack([one.prob_NC for one in predictions]).mean(axis=0, dtype=np.float64)
-    label_N = predictions[0].predicted_N if len(predictions) == 1 else prob_NC.argmax(axis=1).astype(np.int32)
-    return _Pooled(label_N, prob_NC[np.arange(len(same.ids)), same.truth_N])
+    if len(predictions) == 1:
+        return _Pooled(predictions[0].predicted, prob_NC)
+    if predictions[0].targets == "several":
+        return _Pooled(np.mean([one.predicted for one in predictions], axis=0) >= 0.5, prob_NC)
+    return _Pooled(prob_NC.argmax(axis=1).astype(np.int32), prob_NC)
+
+
+def _of_truth(same: SamePosts, pooled: _Pooled, other: _Pooled) -> NDArray[np.float64]:
+    """The probabilities that `Flip` shows, of every post; 0 where answers do not differ."""
+    if same.truth.ndim == 1:
+        return np.asarray(pooled.prob_NC[np.arange(len(same.ids)), same.truth])
+    differs_NC = pooled.answer != other.answer
+    right_NC = np.where(same.truth, pooled.prob_NC, 1 - pooled.prob_NC)
+    return np.asarray((right_NC * differs_NC).sum(axis=1) / np.maximum(1, differs_NC.sum(axis=1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,6 +358,7 @@ class _FlippedRows:
     same: SamePosts
     first: _Pooled
     second: _Pooled
+    of_truth: tuple[NDArray[np.float64], NDArray[np.float64]]
     rows: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
     @property
@@ -351,11 +372,11 @@ class _FlippedRows:
                 tuple(
                     Flip(
                         same.ids[row],
-                        labels[same.truth_N[row]],
-                        labels[self.first.label_N[row]],
-                        labels[self.second.label_N[row]],
-                        float(self.first.of_truth_N[row]),
-                        float(self.second.of_truth_N[row]),
+                        answer_words(same.truth[row], labels),
+                        answer_words(self.first.answer[row], labels),
+                        answer_words(self.second.answer[row], labels),
+                        float(self.of_truth[0][row]),
+                        float(self.of_truth[1][row]),
                         texts.get(same.ids[row]),
                     )
                     for row in rows_N
@@ -366,18 +387,20 @@ class _FlippedRows:
 
 
 def _flips(same: SamePosts, first: _Pooled, second: _Pooled) -> _FlippedRows:
-    first_right_N, second_right_N = first.label_N == same.truth_N, second.label_N == same.truth_N
-    change_N = second.of_truth_N - first.of_truth_N
+    first_right_N, second_right_N = alike_N(first.answer, same.truth), alike_N(second.answer, same.truth)
+    of_truth = _of_truth(same, first, second), _of_truth(same, second, first)
+    change_N = of_truth[1] - of_truth[0]
 
     def ordered(chosen_N: NDArray[np.bool_]) -> NDArray[np.int64]:
         rows_N = np.flatnonzero(chosen_N)
         return rows_N[np.argsort(-np.abs(change_N[rows_N]), kind="stable")]
 
-    neither_N = ~first_right_N & ~second_right_N & (first.label_N != second.label_N)
+    neither_N = ~first_right_N & ~second_right_N & ~alike_N(first.answer, second.answer)
     return _FlippedRows(
         same,
         first,
         second,
+        of_truth,
         (
             ordered(first_right_N & ~second_right_N),
             ordered(~first_right_N & second_right_N),

@@ -37,7 +37,7 @@ def render_html(comparison: Comparison) -> str:
         sections.append(section(f"Label by label: {title}", _labels(versus)))
         sections.append(section(f"Posts that flipped: {title}", _flips(comparison, versus)))
     sections += [
-        section("Calibration", _calibration(comparison.groups)),
+        section("Calibration", _calibration(comparison)),
         section("Cost and speed", _cost(comparison.groups)),
         section("Seeds", _seeds(comparison)) if comparison.seeds or comparison.versus else "",
         section("What differs", _differences(comparison)),
@@ -75,11 +75,11 @@ def _scores(comparison: Comparison) -> str:
                 signed(versus.macro_f1.difference) if versus else "",
                 interval_words(versus) if versus else "",
                 p_words(versus.p) if versus else "",
-                f"{group.weighted_f1:.3f}",
-                f"{group.accuracy:.3f}",
+                *(f"{score:.3f}" for score in group.scores.also.values()),
             )
         )
-    heads = ("model", "macro-F1", "difference", "95 % interval", "p", "weighted F1", "accuracy")
+    also = comparison.groups[0].scores.also
+    heads = ("model", "macro-F1", "difference", "95 % interval", "p", *also)
     plot = ""
     if comparison.versus:
         first = comparison.groups[0].name
@@ -136,7 +136,7 @@ def _flipped(flips: Sequence[Flip]) -> str:
         )
         for flip in flips[:_MOST_FLIPS]
     ]
-    heads = ("post", "true label", "before", "now", "its probability before", "now")
+    heads = ("post", "truth", "before", "now", "its probability before", "now")
     return table(heads, rows, words=4, prose=0)
 
 
@@ -144,22 +144,21 @@ def _cut(text: str) -> str:
     return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 1] + "…"
 
 
-def _calibration(groups: Sequence[GroupFigures]) -> str:
-    rows = [
-        (
-            group.name,
-            f"{group.log_loss:.3f}",
-            f"{group.calibration_error:.3f}",
-            f"{group.confidence:.3f}",
-            f"{group.accuracy:.3f}",
-        )
-        for group in groups
-    ]
-    heads = ("model", "log loss", "calibration error", "mean probability", "accuracy")
+def _calibration(comparison: Comparison) -> str:
+    rows = []
+    for group in comparison.groups:
+        scores = group.scores
+        figures = (*scores.losses.values(), scores.confidence, scores.came_true)
+        rows.append((group.name, *(f"{figure:.3f}" for figure in figures)))
+    of_what, came_true = (
+        ("a label", "share of posts that have it")
+        if comparison.targets == "several"
+        else ("the predicted label", "accuracy")
+    )
+    heads = ("model", *comparison.groups[0].scores.losses, "mean probability", came_true)
     return (
-        "<p>Probabilities can be trusted where the mean probability of the predicted label is the"
-        " accuracy, and"
-        f" the calibration error small.</p>{table(heads, rows)}"
+        f"<p>Probabilities can be trusted where the mean probability of {of_what} is the {came_true}, and the"
+        f" calibration error small.</p>{table(heads, rows)}"
     )
 
 

@@ -51,6 +51,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def _groups(comparison: Comparison) -> Table:
+    first = comparison.groups[0].scores
     differences = {versus.group: versus for versus in comparison.versus}
     rows = []
     for place, group in enumerate(comparison.groups):
@@ -62,10 +63,7 @@ def _groups(comparison: Comparison) -> Table:
                 signed(versus.macro_f1.difference) if versus else "",
                 interval_words(versus) if versus else "",
                 p_words(versus.p) if versus else "",
-                f"{group.weighted_f1:.3f}",
-                f"{group.accuracy:.3f}",
-                f"{group.log_loss:.3f}",
-                f"{group.calibration_error:.3f}",
+                *(f"{score:.3f}" for score in (*group.scores.also.values(), *group.scores.losses.values())),
                 "-" if group.posts_per_second is None else rate(group.posts_per_second),
                 "-" if group.seconds is None else duration(group.seconds),
                 "-" if group.usd is None else dollars(group.usd),
@@ -77,10 +75,8 @@ def _groups(comparison: Comparison) -> Table:
         "difference",
         "95 % interval",
         "p",
-        "weighted F1",
-        "accuracy",
-        "log loss",
-        "calibration error",
+        *first.also,
+        *first.losses,
         "posts/s",
         "training",
         "cost of a run",

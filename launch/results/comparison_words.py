@@ -119,17 +119,19 @@ def mcnemar_words(versus: Versus) -> str:
 
 def flips_words(comparison: Comparison, versus: Versus) -> str:
     flips = versus.flips
+    several = comparison.targets == "several"
+    says = "the labels that half of them give" if several else "the label of their highest mean probability"
     pooled = (
-        " A group of several runs says the label of their highest mean probability, and the test counts no"
-        " seeds."
+        f" A group of several runs says {says}, and the test counts no seeds."
         if any(len(group.runs) > 1 for group in (comparison.groups[0], comparison.groups[versus.group]))
         else ""
     )
     if not flips.total:
         return f"No post flipped.{pooled}"
+    exact = " A post is right that gets all its labels and no other." if several else ""
     return (
         f"{flips.total:,} of {comparison.rows:,} posts flipped: {mcnemar_words(versus)}; wrong in another way"
-        f" {len(flips.other):,}.{pooled}"
+        f" {len(flips.other):,}.{exact}{pooled}"
     )
 
 

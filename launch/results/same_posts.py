@@ -10,17 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emotion_train.data.index import Index, Split, read_index
+from emotion_train.data.targets import WORDS
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.evaluation.floors import posts
-from emotion_train.evaluation.predictions import Predictions
+from emotion_train.evaluation.metrics import alike_N
+from emotion_train.evaluation.predictions import AnyPredictions, Predictions
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from launch.results.scored import Scored, labels_in_order
+
+_SHARES_OFF = 1e-6  # of float32 that two tables may differ by
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,15 @@ def _sums(split: Split) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class SamePosts:
-    """Predictions of all models in one order of posts and labels. `remarks` are what a reader has
-    to know of their equality; `texts` are those that predictions hold.
+    """Predictions of all models in one order of posts and labels, with `truth_N` or, of several
+    labels, `truth_NC`. `remarks` are what a reader has to know of their equality; `texts` are those
+    that predictions hold.
     """
 
     labels: tuple[str, ...]
     ids: tuple[str, ...]
-    truth_N: NDArray[np.int32]
-    predictions: tuple[Predictions, ...]
+    truth: NDArray[np.int32] | NDArray[np.bool_]
+    predictions: tuple[AnyPredictions, ...]
     remarks: tuple[str, ...]
     texts: Mapping[str, str]
 
@@ -72,13 +78,14 @@ def open_data(scored: Scored) -> OpenData | str:
 
 
 def align(scored: Sequence[Scored], data: Sequence[OpenData | str]) -> SamePosts:
-    """One order for all. Raises `WrongRequest` when labels, ids, true labels, texts or the objects
-    of the split are not the same.
+    """One order for all. Raises `WrongRequest` when targets, labels, ids, true labels, texts or the
+    objects of the split are not the same.
     """
     first = scored[0]
     labels, ids = first.labels, first.predictions.ids
     aligned = []
     for one in scored:
+        _refuse_other_targets(first, one)
         _refuse_other_labels(first, one)
         _refuse_other_ids(first, one)
         own = labels_in_order(one, labels)
@@ -90,7 +97,16 @@ def align(scored: Sequence[Scored], data: Sequence[OpenData | str]) -> SamePosts
     ]
     texts = {key: text for one in scored for key, text in (one.texts or {}).items()}
     remarks = tuple(dict.fromkeys(words for words in told if words))
-    return SamePosts(labels, ids, aligned[0].truth_N, tuple(aligned), remarks, texts)
+    return SamePosts(labels, ids, aligned[0].truth, tuple(aligned), remarks, texts)
+
+
+def _refuse_other_targets(first: Scored, other: Scored) -> None:
+    here, there = first.predictions.targets, other.predictions.targets
+    if here != there:
+        raise WrongRequest(
+            f"{first.name} was scored on posts that have {WORDS[here]} and {other.name} on posts that have"
+            f" {WORDS[there]}, whose figures are not of one kind; compare runs on one data set."
+        )
 
 
 def _refuse_other_labels(first: Scored, other: Scored) -> None:
@@ -113,16 +129,39 @@ def _refuse_other_ids(first: Scored, other: Scored) -> None:
         )
 
 
-def _refuse_other_truth(first: Scored, other: Scored, here: Predictions, there: Predictions) -> None:
-    differs_N = here.truth_N != there.truth_N
+def _refuse_other_truth(first: Scored, other: Scored, here: AnyPredictions, there: AnyPredictions) -> None:
+    differs_N = ~alike_N(here.truth, there.truth)
+    if isinstance(here, Predictions) and isinstance(there, Predictions):
+        differs_N |= _have_other_shares(here, there)
     if differs_N.any():
         row = int(differs_N.argmax())
         raise WrongRequest(
             f"{int(differs_N.sum()):,} of {len(here.ids):,} posts have another true label in {other.name}"
             " than"
-            f" in {first.name}, such as {here.ids[row]!r}: {first.labels[here.truth_N[row]]!r} and"
-            f" {first.labels[there.truth_N[row]]!r}. Compare runs that were scored on the same labels."
+            f" in {first.name}, such as {here.ids[row]!r}: {_true(here, row, first.labels)} and"
+            f" {_true(there, row, first.labels)}. Compare runs that were scored on the same labels."
         )
+
+
+def _have_other_shares(here: Predictions, there: Predictions) -> NDArray[np.bool_]:
+    if here.shares_NC is None or there.shares_NC is None:
+        return np.zeros(len(here.ids), bool)
+    return np.asarray(np.abs(here.shares_NC - there.shares_NC).max(axis=1) > _SHARES_OFF)
+
+
+def _true(predictions: AnyPredictions, row: int, labels: Sequence[str]) -> str:
+    """The labels of a post, in quotes, with their shares where it has such."""
+    if isinstance(predictions, Predictions) and predictions.shares_NC is not None:
+        shares = zip(labels, predictions.shares_NC[row].tolist(), strict=True)
+        return ", ".join(f"{label!r} {share:.2f}" for label, share in shares if share)
+    return repr(answer_words(predictions.truth[row], labels))
+
+
+def answer_words(answer: NDArray[Any] | int, labels: Sequence[str]) -> str:
+    """The label of an id; of a row of several labels, those that it has, or "none"."""
+    if np.ndim(answer) == 0:
+        return labels[int(answer)]
+    return ", ".join(labels[label] for label in np.flatnonzero(answer)) or "none"
 
 
 def _same_texts(first: Scored, here: OpenData | str, other: Scored, there: OpenData | str) -> str | None:

@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from emotion_train.edges.bounded import Unreadable, object_in, parquet_errors, require_footer
 from emotion_train.errors import ObjectNotFound, WrongRequest
-from emotion_train.evaluation.metrics import confusion
 from emotion_train.evaluation.predictions import (
+    AnyPredictions,
     Inconsistent,
-    Predictions,
-    predictions_from_parquet,
+    SetPredictions,
+    any_predictions_from_parquet,
     predictions_key,
     texts_from_parquet,
 )
-from emotion_train.report.schema import Report, Scorecard, SplitFigures
+from emotion_train.evaluation.sets import SetCounts
+from emotion_train.report.schema import AnyFigures, Report, Scorecard, SetFigures, SplitFigures
 from emotion_train.runs.log import entry_key, final_entry, read_part
 from emotion_train.runs.published import split_run_url
 from emotion_train.storage.open import open_store
@@ -68,7 +68,7 @@ class Scored:
     word: str
     split: str
     document: Report | Scorecard
-    predictions: Predictions
+    predictions: AnyPredictions
     texts: Mapping[str, str] | None
 
     @property
@@ -223,32 +223,42 @@ def read_scored(source: Source, split: str, name: str) -> Scored:
     try:
         require_footer(raw[-8:], len(raw))
         with parquet_errors():
-            predictions, texts = predictions_from_parquet(raw), texts_from_parquet(raw)
+            predictions, texts = any_predictions_from_parquet(raw), texts_from_parquet(raw)
     except (Unreadable, Inconsistent) as error:
         raise WrongRequest(f"{key} of {source.word} cannot be read ({error}); pull it again.") from None
     _require_own(source, split, predictions)
     return Scored(name, source.word, split, source.document, predictions, texts)
 
 
-def _require_own(source: Source, split: str, predictions: Predictions) -> None:
+def _require_own(source: Source, split: str, predictions: AnyPredictions) -> None:
     """Raises `WrongRequest` unless the document counted these very predictions."""
-    classes = len(source.document.labels)
-    try:
-        counted = confusion(predictions.truth_N, predictions.predicted_N, classes).tolist()
-    except ValueError:
-        counted = []
-    figures = _figures(source.document, split)
     if (
-        counted != [list(row) for row in figures.confusion]
+        predictions.prob_NC.shape[1] != len(source.document.labels)
         or len(set(predictions.ids)) < len(predictions.ids)
-        or predictions.prob_NC.shape[1] != classes
+        or not _are_counted(predictions, _figures(source.document, split))
     ):
         raise WrongRequest(
             f"{predictions_key(split)} of {source.word} is not what its report counted; pull it again."
         )
 
 
-def _figures(document: Report | Scorecard, split: str) -> SplitFigures:
+def _are_counted(predictions: AnyPredictions, figures: AnyFigures) -> bool:
+    """Whether the figures are those of the predictions: the same confusion matrix, or of several
+    labels the same posts, answers and F1 of each.
+    """
+    try:
+        counts = predictions.counts()
+    except ValueError:  # a label outside of those that there are
+        return False
+    if not isinstance(predictions, SetPredictions):
+        return isinstance(figures, SplitFigures) and counts.tolist() == [*map(list, figures.confusion)]
+    found = SetCounts(counts)
+    columns = (found.support_C.tolist(), found.predicted_C.tolist(), found.f1_C.tolist())
+    told = [(one.support, one.predicted, one.f1) for one in figures.per_label]
+    return isinstance(figures, SetFigures) and told == list(zip(*columns, strict=True))
+
+
+def _figures(document: Report | Scorecard, split: str) -> AnyFigures:
     """Of all posts: a scorecard quotes those that were not trained on."""
     if isinstance(document, Report):
         return document.splits[split]
@@ -270,14 +280,9 @@ def names_of(sources: list[Source]) -> list[str]:
     ]
 
 
-def labels_in_order(scored: Scored, labels: tuple[str, ...]) -> Predictions:
+def labels_in_order(scored: Scored, labels: tuple[str, ...]) -> AnyPredictions:
     """The predictions with label numbers and columns in the order of `labels`, which are the same
     names.
     """
-    if scored.labels == labels:
-        return scored.predictions
-    place_C = np.array([labels.index(label) for label in scored.labels], dtype=np.int32)
-    own = scored.predictions
-    prob_NC = np.empty_like(own.prob_NC)
-    prob_NC[:, place_C] = own.prob_NC
-    return Predictions(own.ids, place_C[own.truth_N], place_C[own.predicted_N], prob_NC)
+    places_C = [labels.index(label) for label in scored.labels]
+    return scored.predictions.relabelled(places_C, len(labels))

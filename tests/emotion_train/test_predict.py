@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from emotion_train.config import LoraSection
+from emotion_train.data.targets import TargetKind
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, load_with_progress, refuse_small_gpu
 from emotion_train.evaluation.unlabelled import Post
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts
 from emotion_train.model.load import BaseConfig
-from emotion_train.predict import _kept, _posts, _printer, add_arguments
+from emotion_train.predict import Written, _kept, _posts, _printer, add_arguments
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
 from tests.helpers.patience import PATIENCE_S
@@ -115,26 +116,81 @@ def test_other_columns_come_along_and_posts_keep_their_numbers(tmp_path: Path) -
     path.write_text('id,text,label\n7,"two\nlines",joy\n\n8,,anger\n9,x,\n')
     found = read("--file", str(path), "--columns", "ID,label", "--on-bad", "drop")
     assert found == [Post(2, "two\nlines", ("7", "joy")), Post(5, "x", ("9", ""))]
-    out = io.StringIO()
-    print_batch = _printer("csv", ["joy", "anger"], _kept("id,label,joy", ["joy", "anger"]), 1, out)
-    print_batch([Post(5, "x", ("9", "", "y"))], np.array([[0.25, 0.75]]))
+    kept = _kept("id,label,joy", facts_of(tmp_path))
+    posts = [Post(5, "x", ("9", "", "y"))]
     assert (
-        out.getvalue()
+        printed("csv", Written(("joy", "anger"), False, kept, 1), posts, [[0.25, 0.75]], [(1,)])
         == "row,id,input_label,input_joy,text,label,joy,anger\n5,9,,y,x,anger,0.250000,0.750000\n"
     )
-    out = io.StringIO()
-    print_batch = _printer("text", ["joy", "anger"], ["id", "truth"], 1, out)
-    print_batch([Post(5, "x", ("9", "a\x1b"))], np.array([[0.0, 1.0]]))
-    assert out.getvalue() == "anger 1.00  | id=9  truth=a\\x1b  | x\n"
-    out = io.StringIO()
-    _printer("jsonl", ["joy", "anger"], ["id"], 1, out)([Post(5, "x", ("9",))], np.array([[0.25, 0.75]]))
-    assert json.loads(out.getvalue()) == {
+    posts = [Post(5, "x", ("9", "a\x1b"))]
+    written = Written(("joy", "anger"), False, ["id", "truth"], 1)
+    assert printed("text", written, posts, [[0.0, 1.0]], [(1,)]) == "anger 1.00  | id=9  truth=a\\x1b  | x\n"
+    written = Written(("joy", "anger"), False, ["id"], 1)
+    line = printed("jsonl", written, [Post(5, "x", ("9",))], [[0.25, 0.75]], [(1,)])
+    assert json.loads(line) == {
         "row": 5,
         "id": "9",
         "text": "x",
         "label": "anger",
         "probabilities": {"joy": 0.25, "anger": 0.75},
     }
+
+
+def printed(
+    form: str,
+    written: Written,
+    posts: list[Post],
+    prob_NC: list[list[float]],
+    answers: list[tuple[int, ...]],
+) -> str:
+    out = io.StringIO()
+    _printer(form, written, out)(posts, np.array(prob_NC), answers)
+    return out.getvalue()
+
+
+def test_several_labels_are_told_with_those_that_there_are_and_none_as_none(tmp_path: Path) -> None:
+    labels = ("joy", "anger", "awe", "calm")
+    posts = [Post(1, "x"), Post(2, "y"), Post(3, "z")]
+    prob_NC = [[0.5, 0.75, 0.25, 0.125], [0.125, 0.25, 0.0, 0.0], [0.9, 0.8, 0.7, 0.6]]
+    answers = [(1, 0), (), (0, 1, 2, 3)]
+    written = Written(labels, True, [], None)
+    assert printed("text", written, posts, prob_NC, answers).splitlines() == [
+        "anger 0.75  joy 0.50  | x",
+        "none  | y",
+        "joy 0.90  anger 0.80  awe 0.70  calm 0.60  | z",
+    ]
+    fewer = Written(labels, True, [], 1)
+    assert printed("text", fewer, posts[2:], prob_NC[2:], answers[2:]) == "joy 0.90  | z\n"
+    assert printed("csv", written, posts[:2], prob_NC[:2], answers[:2]).splitlines() == [
+        "row,text,labels,joy,anger,awe,calm",
+        "1,x,anger|joy,0.500000,0.750000,0.250000,0.125000",
+        "2,y,,0.125000,0.250000,0.000000,0.000000",
+    ]
+    lines = printed("jsonl", written, posts, prob_NC, answers).splitlines()
+    assert [json.loads(line)["labels"] for line in lines] == [["anger", "joy"], [], list(labels)]
+    assert json.loads(lines[1])["probabilities"] == dict(zip(labels, prob_NC[1], strict=True))
+    assert _kept("label,labels,awe", facts_of(tmp_path, labels, "several")) == [
+        "label",
+        "input_labels",
+        "input_awe",
+    ]
+
+
+def facts_of(
+    folder: Path, labels: tuple[str, ...] = ("joy", "anger"), targets: TargetKind = "one"
+) -> AdapterFacts:
+    sums = dict.fromkeys(("base_shape_sha256", "base_weights_sha256", "tokenizer_sha256"), "0" * 64)
+    return AdapterFacts(
+        base=str(folder / "base"),
+        architecture="mistral",
+        layout="text",
+        precision="bf16",
+        max_length=128,
+        lora=LoraSection(),
+        labels=labels,
+        targets=targets,
+        **sums,
+    )
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.jsonl"])
@@ -257,17 +313,7 @@ def test_the_gpu_is_compared_with_the_weights_before_any_is_read(
     (base / "config.json").write_text(json.dumps({"model_type": "mistral", **sizes}))
     for name in (WEIGHTS, "tokenizer.json"):
         (adapter / name).touch()
-    sums = dict.fromkeys(("base_shape_sha256", "base_weights_sha256", "tokenizer_sha256"), "0" * 64)
-    facts = AdapterFacts(
-        base=str(base),
-        architecture="mistral",
-        layout="text",
-        precision="bf16",
-        max_length=128,
-        lora=LoraSection(),
-        labels=("a", "b"),
-        **sums,
-    )
+    facts = facts_of(tmp_path, ("a", "b"))
     (adapter / LABELS).write_text(json.dumps({"labels": ["a", "b"]}))
     (adapter / FACTS).write_text(facts.model_dump_json(exclude={"labels"}))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

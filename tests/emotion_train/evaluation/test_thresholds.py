@@ -61,7 +61,7 @@ def test_of_probabilities_that_know_nothing_no_gain_is_told() -> None:
         own.append(f1(answered(noise, fit_thresholds(noise.truth_NC, noise.prob_NC))))
         others.append(f1(cross_fit(noise)))
     assert np.mean(others) < best + 0.005
-    assert np.mean(own) > np.mean(others) + 0.01
+    assert np.mean(own) > np.mean(others) + 0.002
 
 
 def test_a_post_is_answered_by_thresholds_that_it_did_not_choose() -> None:
@@ -111,10 +111,12 @@ def _label_with(positives: int) -> tuple[BoolArray, FloatArray]:
     return truth_NC, prob_NC
 
 
-def test_few_posts_of_a_label_leave_it_the_threshold_of_all_and_many_do_not() -> None:
-    threshold = [fit_thresholds(*_label_with(positives))[20] for positives in (0, 1, 200)]
-    np.testing.assert_allclose(threshold[:2], 0.3, atol=0.02)
-    assert 0.85 < threshold[2] < 0.92
+def test_few_posts_of_a_label_are_pulled_to_the_threshold_of_all() -> None:
+    found = [fit_thresholds(*_label_with(positives))[20] for positives in (0, 1, 10, 40, 200)]
+    assert found == sorted(found)
+    assert found[0] == pytest.approx(0.3, abs=0.02)
+    assert found[1] < 0.4
+    assert 0.85 < found[-1] < 0.92
 
 
 def test_without_any_label_all_thresholds_are_a_half() -> None:

@@ -17,12 +17,14 @@ from torch import nn
 
 from emotion_train import cli
 from emotion_train.config import ATTENTION_PROJECTIONS, LINEAR_LAYERS, LoraSection
+from emotion_train.data.targets import TargetKind
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
+from emotion_train.model import loss
 from emotion_train.model.attention import Segments
 from emotion_train.model.card import CardFacts, model_card, reload_snippet
 from emotion_train.model.dropout import Counters, key_of
-from emotion_train.model.facts import AdapterFacts
+from emotion_train.model.facts import FACTS, AdapterFacts, read_facts
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import (
@@ -69,10 +71,17 @@ def counters_of(tokens: int) -> Counters:
 
 
 def save(
-    model: EmotionClassifier, info: BaseInfo, folder: Path, precision: Any, lora: LoraSection = LORA
+    model: EmotionClassifier,
+    info: BaseInfo,
+    folder: Path,
+    precision: Any,
+    lora: LoraSection = LORA,
+    targets: TargetKind = "one",
 ) -> PostTokenizer:
     tokenizer = PostTokenizer.load(info.name, MAX_LENGTH)
-    facts = AdapterFacts.of(info, tokenizer, precision=precision, lora=lora, labels=LABELS, run_id="run-1")
+    facts = AdapterFacts.of(
+        info, tokenizer, precision=precision, lora=lora, labels=LABELS, run_id="run-1", targets=targets
+    )
     save_adapter(
         model, folder, tokenizer=tokenizer, facts=facts, metrics_lines=["| macro-F1 |", "|---|", "| 0.5 |"]
     )
@@ -80,7 +89,10 @@ def save(
 
 
 def probabilities(
-    model: EmotionClassifier, tokenizer: PostTokenizer, texts: list[str] = TEXTS
+    model: EmotionClassifier,
+    tokenizer: PostTokenizer,
+    texts: list[str] = TEXTS,
+    targets: TargetKind = "one",
 ) -> torch.Tensor:
     posts = tokenizer.encode(texts)
     ends = torch.tensor([len(post) for post in posts]).cumsum(0)
@@ -88,7 +100,7 @@ def probabilities(
     positions = torch.cat([torch.arange(len(post)) for post in posts])[None]
     with torch.no_grad():
         logits: torch.Tensor = model(ids, positions, Segments.of([0, *ends.tolist()], "cpu"), ends - 1)
-    return logits.softmax(-1)
+    return loss.probabilities(logits, targets)
 
 
 # --- what is trained ---
@@ -237,10 +249,10 @@ assert not {"emotion_train", "launch"} & set(sys.modules)
 """
 
 
-def printed_by_the_programs(folders: Sequence[Path], texts: Sequence[str] = TEXTS) -> list[torch.Tensor]:
-    """The probabilities that each folder's program prints, run in it without importing anything of
-    this project.
-    """
+def printed_by_the_programs(
+    folders: Sequence[Path], texts: Sequence[str] = TEXTS
+) -> list[list[dict[str, Any]]]:
+    """What each folder's program prints, run in it without importing anything of this project."""
     for folder in folders:
         base = json.loads((folder / "emotion_train.json").read_text(encoding="utf-8"))["base"]
         place = Path(base).parent if base.endswith(".gguf") else base
@@ -265,8 +277,12 @@ def printed_by_the_programs(folders: Sequence[Path], texts: Sequence[str] = TEXT
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == len(folders) * len(texts)
     assert all(tuple(line["probabilities"]) == LABELS for line in lines)
-    probs_NC = torch.tensor([list(line["probabilities"].values()) for line in lines])
-    return list(probs_NC.split(len(texts)))
+    return [lines[start : start + len(texts)] for start in range(0, len(lines), len(texts))]
+
+
+def table(lines: list[dict[str, Any]]) -> torch.Tensor:
+    """The probabilities of a program's lines."""
+    return torch.tensor([list(line["probabilities"].values()) for line in lines])
 
 
 def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(
@@ -276,8 +292,20 @@ def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(
     for base, precision in ((multimodal, "fp32"), (plain, "bf16"), (plain, "nf4")):
         model, info = trained(base, precision)
         wanted[precision] = probabilities(model, save(model, info, tmp_path / precision, precision))
-    printed = printed_by_the_programs([tmp_path / precision for precision in wanted])
-    found = dict(zip(wanted, printed, strict=True))
+    model, info = trained(plain, "fp32")
+    tokenizer = save(model, info, tmp_path / "several", "fp32", targets="several")
+    wanted["several"] = probabilities(model, tokenizer, targets="several")
+    thresholds = wanted["several"].median(dim=0).values.tolist()  # reached by the post that it is of
+    (tmp_path / "several" / "decision.json").write_text(json.dumps({"thresholds": thresholds}))
+    printed = printed_by_the_programs([tmp_path / name for name in wanted])
+    assert [set(line) for line in printed[0]] == [{"text", "probabilities"}] * len(TEXTS)
+    for line in printed[-1]:
+        of_label = zip(LABELS, line["probabilities"].values(), thresholds, strict=True)
+        assert line["labels"] == [label for label, found, least in of_label if found >= least]
+    assert len({tuple(line["labels"]) for line in printed[-1]}) > 1
+    found = {name: table(lines) for name, lines in zip(wanted, printed, strict=True)}
+    torch.testing.assert_close(found["several"], wanted["several"], rtol=0, atol=1e-6)
+    assert (found["several"].sum(dim=1) - 1).abs().min() > 0.01
     torch.testing.assert_close(found["fp32"], wanted["fp32"], rtol=0, atol=1e-6)
     torch.testing.assert_close(found["bf16"], wanted["bf16"], rtol=0, atol=0.03)
     torch.testing.assert_close(found["nf4"], wanted["nf4"], rtol=0, atol=0.03)
@@ -292,7 +320,7 @@ def test_the_cards_program_reloads_a_gguf_base(tmp_path: Path) -> None:
     model, info = trained(gguf_base(), "fp32", lora)
     tokenizer = save(model, info, tmp_path, "fp32", lora)
     (found,) = printed_by_the_programs([tmp_path])
-    torch.testing.assert_close(found, probabilities(model, tokenizer), rtol=0, atol=1e-4)
+    torch.testing.assert_close(table(found), probabilities(model, tokenizer), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])
@@ -436,7 +464,7 @@ def test_card_has_a_yaml_header_and_a_program_that_compiles(layout: str, precisi
 
     base = 'models/it\'s "quoted".gguf' if layout == "gguf" else "mistralai/Mistral-Small-3.1-24B-Base-2503"
     facts = CardFacts(
-        base, layout, precision, 128, LABELS, 16, 32.0, ATTENTION_PROJECTIONS, None, ["macro-F1 0.5"]
+        base, layout, precision, 128, LABELS, 16, 32.0, ATTENTION_PROJECTIONS, metrics_lines=["macro-F1 0.5"]
     )
     card = model_card(facts)
     header = yaml.safe_load(card.split("---\n")[1])
@@ -446,3 +474,80 @@ def test_card_has_a_yaml_header_and_a_program_that_compiles(layout: str, precisi
     compile(reload_snippet(facts), "snippet", "exec")
     assert ("BitsAndBytesConfig" in card) == (precision == "nf4" and layout != "gguf")
     assert "$" not in card
+
+
+@pytest.mark.parametrize(
+    ("targets", "gives", "tags"),
+    [
+        ("one", "give one of 3 labels to a post:", ["lora", "emotion-classification"]),
+        (
+            "several",
+            "give any of 3 labels to a post, or none:",
+            ["lora", "emotion-classification", "multi-label-classification"],
+        ),
+        (
+            "shares",
+            "say how annotators would divide over 3 labels of a post:",
+            ["lora", "emotion-classification"],
+        ),
+    ],
+)
+def test_the_card_says_what_a_post_is_answered_with(targets: TargetKind, gives: str, tags: list[str]) -> None:
+    import yaml
+
+    card = model_card(CardFacts("a/b", "text", "bf16", 128, LABELS, 16, 32.0, ["q_proj"], targets))
+    assert gives in card
+    assert yaml.safe_load(card.split("---\n")[1])["tags"] == tags
+    program = reload_snippet(CardFacts("a/b", "text", "bf16", 128, LABELS, 16, 32.0, ["q_proj"], targets))
+    compile(program, "snippet", "exec")
+    assert ("softmax" in program, "sigmoid" in program) == (targets != "several", targets == "several")
+
+
+# --- what is answered with ---
+
+
+def test_the_facts_say_what_a_post_is_answered_with(plain: str, tmp_path: Path) -> None:
+    save(*trained(plain, "fp32"), tmp_path, "fp32", targets="several")
+    stored = json.loads((tmp_path / FACTS).read_text(encoding="utf-8"))
+    assert (stored["format"], stored["targets"]) == ("emotion-train/adapter/2", "several")
+    assert read_facts(tmp_path).targets == "several"
+
+
+@pytest.mark.parametrize(
+    ("changes", "targets"),
+    [
+        ({"format": "emotion-train/adapter/1", "targets": None}, "one"),
+        ({"format": "emotion-train/adapter/1", "targets": "several"}, "one"),
+        ({"targets": None}, "one"),
+        ({"targets": "shares"}, "shares"),
+    ],
+)
+def test_an_adapter_of_the_first_format_has_one_label_a_post(
+    plain: str, tmp_path: Path, changes: dict[str, Any], targets: str
+) -> None:
+    save(*trained(plain, "fp32"), tmp_path, "fp32")
+    facts = json.loads((tmp_path / FACTS).read_bytes()) | changes
+    facts = {name: value for name, value in facts.items() if value is not None or name != "targets"}
+    (tmp_path / FACTS).write_text(json.dumps(facts))
+    assert read_facts(tmp_path).targets == targets
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": "emotion-train/adapter/3"}, "has the format 'emotion-train/adapter/3', and this version"),
+        ({"format": None}, "has the format 'None', and this version reads emotion-train/adapter/1 and"),
+        ({"format": ["emotion-train/adapter/2"]}, "has the format \"['emotion-train/adapter/2']\""),
+        ({"targets": "ordinal"}, "answers with 'ordinal', and this version knows one, several, shares;"),
+        ({"targets": ["one"]}, "answers with \"['one']\", and this version knows"),
+    ],
+)
+def test_an_adapter_of_a_later_version_is_refused_by_name(
+    plain: str, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    save(*trained(plain, "fp32"), tmp_path, "fp32")
+    facts = json.loads((tmp_path / FACTS).read_bytes()) | changes
+    (tmp_path / FACTS).write_text(json.dumps(facts))
+    with pytest.raises(WrongRequest, match=re.escape(words)) as caught:
+        read_facts(tmp_path)
+    assert "\n" not in str(caught.value)

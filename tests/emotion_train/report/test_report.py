@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from random import Random
@@ -34,6 +35,7 @@ from emotion_train.evaluation.predictions import (
 from emotion_train.model.loss import class_weights
 from emotion_train.report.advice import next_steps
 from emotion_train.report.figures import (
+    AnyResult,
     Measured,
     SplitResult,
     build_report,
@@ -70,7 +72,7 @@ def result(model: Predictions, tfidf: Predictions | None = None) -> SplitResult:
 
 
 def report(
-    splits: dict[str, SplitResult],
+    splits: Mapping[str, AnyResult],
     labels: list[str] | None = None,
     evaluations: int = 3,
     cuts: dict[str, Cut] | None = None,
@@ -78,7 +80,8 @@ def report(
 ) -> Report:
     first = next(iter(splits.values())).predictions
     classes = first.prob_NC.shape[1]
-    counts = {name: tuple(one.counts.sum(axis=1).tolist()) for name, one in splits.items()}
+    rows = {"train": 10 * len(first.ids), **{name: len(one.predictions.ids) for name, one in splits.items()}}
+    counts = {name: tuple(one.label_counts) for name, one in splits.items()}
     counts["train"] = tuple(10 * count for count in next(iter(counts.values())))
     when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     return build_report(
@@ -92,7 +95,7 @@ def report(
         ],
         best_step=100 * evaluations,
         dataset=Dataset(
-            rows={name: sum(count_C) for name, count_C in counts.items()},
+            rows=rows,
             label_counts=counts,
             cleaning={"source": "posts.csv", "seed": 1},
         ),
@@ -128,6 +131,13 @@ def report(
         seed=1,
         cuts=cuts,
     )
+
+
+def of_one_answer(written: Report, split: str = "test") -> SplitFigures:
+    """The figures of a split whose posts are answered with one label."""
+    figures = written.splits[split]
+    assert isinstance(figures, SplitFigures)
+    return figures
 
 
 class Wellformed(HTMLParser):
@@ -176,7 +186,7 @@ def printed(written: Report, width: int = 120) -> str:
 
 def test_figures_are_those_of_scikit_learn() -> None:
     model = predictions()
-    split = report({"test": result(model)}).splits["test"]
+    split = of_one_answer(report({"test": result(model)}))
     truth_N, predicted_N = model.truth_N, model.predicted_N
     assert split.macro_f1 == pytest.approx(sk.f1_score(truth_N, predicted_N, average="macro"))
     assert split.weighted_f1 == pytest.approx(sk.f1_score(truth_N, predicted_N, average="weighted"))
@@ -428,7 +438,7 @@ def test_always_guessing_the_majority_is_no_achievement() -> None:
 
 def split_against(outcome: str, floor: str = MAJORITY) -> SplitFigures:
     """Figures of a model that stands so against that floor."""
-    figures = report({"test": result(predictions(skill=3), predictions(skill=0))}).splits["test"]
+    figures = of_one_answer(report({"test": result(predictions(skill=3), predictions(skill=0))}))
     low, high = {"beaten": (0.1, 0.2), "open": (-0.1, 0.1), "not beaten": (-0.2, -0.1)}[outcome]
     ends = {"difference": (low + high) / 2, "difference_low": low, "difference_high": high}
     floors = [one.model_copy(update=ends) if one.name == floor else one for one in figures.floors]

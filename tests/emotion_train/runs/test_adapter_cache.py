@@ -21,12 +21,14 @@ from emotion_train.storage.store import Store
 FILES = {
     "adapter/adapter_model.safetensors": b"weights",
     f"adapter/{FACTS}": b"{}",
+    "adapter/decision.json": b'{"thresholds": [0.5]}',
     "report.json": b'{"a": 1}',
     "report.html": b"<p>",
 }
 IN_CACHE = {
     "adapter_model.safetensors": b"weights",
     FACTS: b"{}",
+    "decision.json": b'{"thresholds": [0.5]}',
     "report/report.json": b'{"a": 1}',
 }
 

@@ -109,7 +109,7 @@ def same_run(
     for found, expected in zip(other[1].history, one[1].history, strict=True):
         assert found.train_loss == pytest.approx(expected.train_loss, abs=tolerance, rel=tolerance)
     for split in one[1].splits:
-        assert other[1].splits[split].confusion == one[1].splits[split].confusion
+        assert other[1].splits[split].per_label == one[1].splits[split].per_label
     assert (other[1].speed.posts, other[1].speed.real_tokens) == (
         one[1].speed.posts,
         one[1].speed.real_tokens,

@@ -84,7 +84,7 @@ def compare(folder: Path, config: str, processes: int, alone: Result) -> None:
     (adapter, one), (together, many) = alone, result(folder, name, processes)
     for key, tensor in adapter.items():
         torch.testing.assert_close(together[key], tensor, atol=1e-5, rtol=0)
-    assert many.splits["test"].confusion == one.splits["test"].confusion
+    assert many.splits["test"].per_label == one.splits["test"].per_label
     assert (many.speed.posts, many.speed.real_tokens) == (one.speed.posts, one.speed.real_tokens)
     assert many.history[0].train_loss == pytest.approx(one.history[0].train_loss, rel=1e-5)
     assert_read_back_to_the_same_bits(folder, name)
