@@ -18,6 +18,7 @@ from pathlib import Path
 
 from emotion_train.data.index import SPLITS, Index
 from emotion_train.data.preparation import Options, PrepareResult, prepare
+from emotion_train.data.targets import KINDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +49,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="column of the labels: names, or numbers with --labels (default: label)",
     )
+    add(
+        "--targets",
+        choices=KINDS,
+        default=default.targets,
+        help=(
+            "what a post is labelled with: one label; several, as a list or as joy,anger or joy|anger in a"
+            ' cell; or shares, as {"joy": 0.67, "neutral": 0.33} or a list of votes (default: one)'
+        ),
+    )
+    add(
+        "--label-columns",
+        metavar="A,B,C",
+        help=(
+            "columns of the labels in place of --label-column, with 0 or 1 in each, or with shares or numbers"
+            " of votes; joy..anger are all columns from joy to anger"
+        ),
+    )
+    add(
+        "--allow-none",
+        action="store_true",
+        help="with --targets several: a post may have none of the labels (default: it is refused)",
+    )
+    add(
+        "--annotations-by",
+        metavar="COLUMN",
+        help=(
+            "column of the annotators, where each row is what one of them says of a post: rows with one id"
+            " (--id-column), or else with one text, become one post with shares, or with the several labels"
+            " that at least half gave"
+        ),
+    )
+    add(
+        "--weight-column",
+        metavar="NAME",
+        help="column of numbers above 0 that posts count in the loss (default: each counts 1)",
+    )
     add("--id-column", metavar="NAME", help="column of unique ids (default: file name and row number)")
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument(
@@ -74,12 +111,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--on-conflict",
-        choices=POLICIES,
-        default=default.on_conflict,
+        choices=dict.fromkeys(policy for policies in POLICIES.values() for policy in policies),
         help=(
             "which label a text gets that stands in several rows with different ones: that of the first row,"
             " or of most rows (of equally many, the first one's); drop leaves all its rows out, refuse names"
-            " them (default: majority)"
+            " them. Of several labels majority takes those that at least half of the rows have and union"
+            " those that any has, of shares mean takes the mean (default: majority, of shares mean)"
         ),
     )
     add(
@@ -152,6 +189,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             " in a TSV that a line a row explains)"
         ),
     )
+    add(
+        "--header",
+        metavar="A,B,C",
+        help="names of the columns of a CSV or TSV that has no header line, such as text,label,rater",
+    )
     add("--text-file", metavar="FILE", help="posts one a line, with --label-file in place of SOURCE")
     add("--label-file", metavar="FILE", help="their labels, one a line")
     add("--subset", metavar="NAME", help="subset (configuration) of a hub data set, such as simplified")
@@ -160,13 +202,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prepare and print what came of it; returns 0."""
     labels = _read_labels(args.labels, args.labels_file)
+    columns = _read_labels(args.label_columns, None)
+    own = ("labels", "label_columns", "header")
     result = prepare(
         args.source,
         args.data_url,
-        **{name: getattr(args, name) for name in Options.__dataclass_fields__ if name != "labels"},
+        **{name: getattr(args, name) for name in Options.__dataclass_fields__ if name not in own},
         labels=labels,
+        label_columns=columns,
+        header=_read_labels(args.header, None),
     )
-    print(_summary(result, given=labels is not None))
+    print(_summary(result, given=labels is not None or columns is not None))
     return 0
 
 
@@ -201,7 +247,7 @@ def _summary(result: PrepareResult, *, given: bool) -> str:
         *_table(index),
         "",
         *_lengths(index),
-        *doubts(index.labels, counts, given=given),
+        *doubts(index.labels, [round(count) for count in counts], given=given),
         *_conflicts(result),
     ]
     if "test" not in index.splits and index.source.get("validation_fraction") == 0:
@@ -232,9 +278,16 @@ def _conflicts(result: PrepareResult) -> list[str]:
     texts = result.findings.counts["conflicting_texts"]
     if not texts:
         return []
+    several = result.index.targets == "several"
     outcome = {
         "first": "the label of the first row stays",
-        "majority": "the label of most rows stays, of equally many the first one's",
+        "majority": (
+            "those that at least half of the rows have stay"
+            if several
+            else "the label of most rows stays, of equally many the first one's"
+        ),
+        "union": "all of them stay",
+        "mean": "the mean of their shares stays",
         "drop": "none of their rows stays",
     }[result.on_conflict]
     subject = "1 text has" if texts == 1 else f"{texts:,} texts have"
@@ -268,8 +321,9 @@ def _lengths(index: Index) -> list[str]:
 
 def _table(index: Index) -> Sequence[str]:
     splits = [split for split in SPLITS if split in index.splits]
+    wanted = _wanted(index)
     body = [
-        [name, *(f"{index.splits[split].label_counts[i]:,}" for split in splits)]
+        [name, *(_count(index.splits[split].label_counts[i], wanted.get((split, i))) for split in splits)]
         for i, name in enumerate(index.labels)
     ]
     rows = [["label", *splits], *body, ["all", *(f"{index.splits[split].rows:,}" for split in splits)]]
@@ -279,6 +333,29 @@ def _table(index: Index) -> Sequence[str]:
         + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in rows
     ]
+
+
+def _wanted(index: Index) -> dict[tuple[str, int], int]:
+    """Posts of each label that were to go to the splits that were made here, by split and label."""
+    from emotion_train.data.stratify import quotas
+
+    asked = {name: index.source.get(f"{name}_fraction") for name in ("validation", "test")}
+    fractions = {name: float(share) for name, share in asked.items() if share}
+    if index.targets == "shares" or not fractions:
+        return {}
+    made = [name for name in ("train", *fractions) if name in index.splits]
+    wanted: dict[tuple[str, int], int] = {}
+    for label in range(len(index.labels)):
+        posts = int(sum(index.splits[name].label_counts[label] for name in made))
+        numbers = quotas(posts, fractions.get("validation", 0.0), fractions.get("test", 0.0))
+        wanted |= {(name, label): n for name, n in zip(("validation", "test"), numbers, strict=True)}
+    return {(name, label): number for (name, label), number in wanted.items() if name in fractions}
+
+
+def _count(count: float, wanted: int | None) -> str:
+    """A label count, and what it was to be where it is off by more than one post."""
+    words = f"{count:,}" if isinstance(count, int) else f"{count:,.1f}"
+    return words if wanted is None or abs(count - wanted) <= 1 else f"{words} (of {wanted:,} wanted)"
 
 
 if __name__ == "__main__":

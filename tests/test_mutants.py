@@ -1055,6 +1055,31 @@ MUTANTS = [
         "if False else",
         "tests/emotion_train/data/test_conflicts.py::test_each_row_has_the_fate_that_loops_over_the_rows_give_it",
     ),
+    Mutant(
+        "of several annotators a label stays that half of them gave",
+        "emotion_train/data/target_columns.py",
+        "PostTargets.joined",
+        "2 * votes >= members_G[group]",
+        "2 * votes > members_G[group]",
+        "tests/emotion_train/data/test_prepare_targets.py"
+        "::test_annotators_become_shares_or_the_labels_that_half_gave[True]",
+    ),
+    Mutant(
+        "an annotator has one vote",
+        "emotion_train/data/annotations.py",
+        "joined",
+        "counts_N[answers[_changes(answers, post_N, column['annotator'])]] = True",
+        "counts_N[answers] = True",
+        "tests/emotion_train/data/test_prepare_targets.py::test_an_annotator_has_one_vote",
+    ),
+    Mutant(
+        "a weight of 0 is refused",
+        "emotion_train/data/target_values.py",
+        "weights_of",
+        "~(weight_N > 0)",
+        "weight_N < 0",
+        "tests/emotion_train/data/test_prepare_targets.py::test_a_weight_that_is_no_number_above_0_is_refused[0]",
+    ),
     # what others wrote
     Mutant(
         "an index that was edited by hand is refused",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -19,13 +19,25 @@ import pyarrow.compute as pc
 from emotion_train.data import text_notes
 from emotion_train.data.conflicts import Example
 from emotion_train.data.labels import MAX_LABEL_CHARS, MAX_LABELS, LabelNames, trimmed
+from emotion_train.data.target_columns import FIELDS, PostTargets
+from emotion_train.data.target_values import TargetValues, weights_of
+from emotion_train.data.targets import WEIGHT, TargetKind
 from emotion_train.sources.posts import Batch, split_of
 
 PLACES_SHOWN = 5
 # in the order of who keeps a text that stands in several
 SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}
 NO_SPLIT = 3
+_SPLIT_NAMES = {code: split for split, code in SPLIT_CODES.items()}
 _ROW_BITS = 40
+_KINDS = {
+    LabelNames.NONE: "no_label",
+    LabelNames.OBJECT: "object_label",
+    LabelNames.TOO_LONG: "label_too_long",
+    LabelNames.SEVERAL: "several_labels",
+    LabelNames.UNKNOWN: "unknown_label",
+}
+Refuse = Callable[[str, Any], None]
 
 REFUSED = {
     "undecodable": "bytes that are not UTF-8",
@@ -47,6 +59,15 @@ REFUSED = {
     "object_label": "label that is an object",
     "label_too_long": f"label of more than {MAX_LABEL_CHARS} characters",
     "several_labels": "several labels",
+    "gap_in_list": "list of labels with an empty one",
+    "doubled_label": "list with a label twice",
+    "not_binary": "label column that is neither 0 nor 1",
+    "bad_share": "share that is negative or no number",
+    "shares_off": "shares that do not add up to 1",
+    "bad_weight": "weight that is no number above 0",
+    "no_annotator": "no annotator",
+    "other_text": "annotators of one id with different texts",
+    "no_half": "no label that at least half of the annotators gave",
 }
 MENDED = {
     "control_characters": "control characters, made spaces",
@@ -65,6 +86,9 @@ NOTED = {
     "line_breaks": "texts with line breaks",
     "html_entities": "texts with HTML entities such as &amp; (--unescape-html)",
     "mojibake": "texts with UTF-8 that was read as Latin-1",
+    "answered_again": "another answer of an annotator to the same post, which does not count",
+    "answers": "answers of annotators, joined to posts",
+    "without_label": "posts that have none of the labels",
 }
 
 PASSED_OVER = {"blank": "rows with nothing in them"}
@@ -74,27 +98,30 @@ _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{9f}]"
 # white space, controls, formats such as zero width, and fillers
 _NO_INK = r"^[\s\p{Z}\p{Cc}\p{Cf}\x{115f}\x{1160}\x{2800}\x{3164}\x{ffa0}]*$"
 _CONTROL_BYTES = np.isin(np.arange(256), [*range(9), 11, 12, *range(14, 32), 127])
-# What a posts' row becomes: hashes of its text (key) and of seed and id (draw, order), and where it
-# came from.
-SCHEMA = pa.schema(
-    [
-        ("key0", pa.uint64()),
-        ("key1", pa.uint64()),
-        ("draw", pa.uint64()),
-        ("order", pa.uint64()),
-        ("place", pa.int64()),
-        ("split", pa.int8()),
-        ("label", pa.int32()),
-        ("id", pa.string()),
-        ("text", pa.string()),
-    ]
-)
+# hashes of a post's text (key) and of seed and id (draw, order)
+_HASHES = [("key0", pa.uint64()), ("key1", pa.uint64()), ("draw", pa.uint64()), ("order", pa.uint64())]
+_ORIGIN = [("place", pa.int64()), ("split", pa.int8())]
+_WORDS = [("id", pa.string()), ("text", pa.string())]
+
+
+def schema_of(targets: TargetKind, *, weighted: bool = False, annotated: bool = False) -> Any:
+    """The columns of clean rows: hashes of text, id and annotator, where the row came from, what it
+    is labelled with, and its id and text.
+    """
+    more = [(WEIGHT, pa.float64())] if weighted else []
+    more += [("annotator", pa.uint64())] if annotated else []
+    return pa.schema([*_HASHES, *_ORIGIN, *FIELDS[targets], *more, *_WORDS])
+
+
+SCHEMA = schema_of("one")
 
 
 class Rules(NamedTuple):
     max_chars: int
     seed: int
     unescape_html: bool = False
+    targets: TargetKind = "one"
+    allow_none: bool = False
 
 
 class Findings:
@@ -107,6 +134,7 @@ class Findings:
         self.unknown_labels: Counter[str] = Counter()
         self.remarks: list[str] = []
         self.conflicts: list[Example] = []  # of the `conflicting_texts` in `counts`, the first ones
+        self.forms: dict[str, set[str]] = {}  # of labels (list, object, plain), by split
 
     def note(self, kind: str, places: Any) -> None:
         """Add posts by place, in any order."""
@@ -140,9 +168,10 @@ class Cleaner:
         self.findings = findings
         self.rows_read = 0
         self._rules = rules
+        self._values = TargetValues(rules.targets, labels, allow_none=rules.allow_none)
 
     def clean(self, batch: Batch, split: str | None) -> Any:
-        """The batch's good rows as a record batch of `SCHEMA`; `split` is what the file's name
+        """The batch's good rows as a record batch of `schema_of`; `split` is what the file's name
         says. Where posts have no labels, all have the code 0.
         """
         place_N = (np.int64(batch.file) << _ROW_BITS) | batch.rows_N
@@ -164,19 +193,10 @@ class Cleaner:
         texts = self._without_control_characters(texts, place_N)
         refuse("empty_text", _flags(pc.match_substring_regex(texts, _NO_INK)))
         refuse("too_long", _flags(pc.greater(pc.utf8_length(texts), self._rules.max_chars)))
-        code_N = np.zeros(len(place_N), np.int64)
-        if batch.labels is not None:
-            label_values, undecodable_N = _decode_strictly(batch.labels)
-            refuse("undecodable", undecodable_N)
-            code_N = self._label_codes(label_values, place_N)
-            self._count_unknown(label_values, good_N & (code_N == LabelNames.UNKNOWN))
-        refuse("no_label", code_N == LabelNames.NONE)
-        refuse("object_label", code_N == LabelNames.OBJECT)
-        refuse("label_too_long", code_N == LabelNames.TOO_LONG)
-        refuse("several_labels", code_N == LabelNames.SEVERAL)
-        refuse("unknown_label", code_N == LabelNames.UNKNOWN)
         split_N = self._split_codes(batch, split)
+        targets = self._targets(batch, place_N, split_N, good_N, refuse)
         refuse("unknown_split", split_N < 0)
+        more = self._of_post(batch, refuse)
         if batch.ids is None:
             ids = pc.binary_join_element_wise(
                 self.findings.files[batch.file], pc.cast(pa.array(batch.rows_N), pa.string()), ":"
@@ -189,21 +209,62 @@ class Cleaner:
         if not good_N.all():
             keep = pa.array(good_N)
             texts, ids = texts.filter(keep), ids.filter(keep)
-            place_N, split_N, code_N = place_N[good_N], split_N[good_N], code_N[good_N]
+            place_N, split_N = place_N[good_N], split_N[good_N]
+            targets = targets.take(np.flatnonzero(good_N))
+            more = {name: column[good_N] for name, column in more.items()}
         key_N2 = text_keys(texts)
         draw_N2 = self._draws(ids)
-        columns = [
-            key_N2[:, 0],
-            key_N2[:, 1],
-            draw_N2[:, 0],
-            draw_N2[:, 1],
-            place_N,
-            split_N.astype(np.int8),
-            code_N.astype(np.int32),
-        ]
-        return pa.record_batch(
-            [*(pa.array(np.ascontiguousarray(column)) for column in columns), ids, texts], schema=SCHEMA
-        )
+        columns = [*key_N2.T, *draw_N2.T, place_N, split_N.astype(np.int8)]
+        arrays = [pa.array(np.ascontiguousarray(column)) for column in columns]
+        arrays += targets.columns(self._rules.targets).values()
+        arrays += [pa.array(column) for column in more.values()]
+        schema = schema_of(self._rules.targets, weighted=WEIGHT in more, annotated="annotator" in more)
+        return pa.record_batch([*arrays, ids, texts], schema=schema)
+
+    def _targets(self, batch: Batch, place_N: Any, split_N: Any, good_N: Any, refuse: Refuse) -> PostTargets:
+        """What the posts are labelled with; of those that are refused, anything."""
+        if batch.label_columns:
+            place = self.findings.files[batch.file]
+            targets, kinds = self._values.of_columns(batch.label_columns, len(place_N), place)
+            _refuse_kinds(np.array(kinds, object), refuse)
+            return _first_of_each(targets) if self._rules.targets == "one" else targets
+        if batch.labels is None:
+            return PostTargets.of_one(np.zeros(len(place_N), np.int32))
+        values, undecodable_N = _decode_strictly(batch.labels)
+        refuse("undecodable", undecodable_N)
+        if self._rules.targets == "one":
+            code_N = self._label_codes(values, place_N)
+            self._count_unknown(values, good_N & (code_N == LabelNames.UNKNOWN))
+            for code, kind in _KINDS.items():
+                refuse(kind, code_N == code)
+            return PostTargets.of_one(code_N.astype(np.int32))
+        return self._target_cells(values, split_N, good_N, refuse)
+
+    def _target_cells(self, values: Any, split_N: Any, good_N: Any, refuse: Refuse) -> PostTargets:
+        cells = self._values.of_cells(values)
+        for form in set(cells.form) - {""}:
+            has_N = np.array([one == form for one in cells.form], bool)[cells.index_N]
+            for split in np.unique(split_N[good_N & has_N]).tolist():
+                self.findings.forms.setdefault(_SPLIT_NAMES.get(split, ""), set()).add(form)
+        kind_N = np.array(cells.kind, object)[cells.index_N]
+        unknown_N = good_N & (kind_N == "unknown_label")
+        if unknown_N.any() and len(self.findings.unknown_labels) < MAX_LABELS:
+            self.findings.unknown_labels.update(cells.unknown[cell] for cell in cells.index_N[unknown_N])
+        _refuse_kinds(kind_N, refuse)
+        return cells.targets.take(cells.index_N)
+
+    def _of_post(self, batch: Batch, refuse: Refuse) -> dict[str, Any]:
+        """Columns of weights and of annotators' hashes, where the source has them."""
+        found = {}
+        if batch.weights is not None:
+            found[WEIGHT] = weights_of(batch.weights)
+            refuse("bad_weight", np.isnan(found[WEIGHT]))
+        if batch.annotators is not None:
+            names = pc.fill_null(batch.annotators, b"")
+            refuse("no_annotator", _flags(pc.equal(pc.binary_length(names), 0)))
+            digests = [blake2b(name, digest_size=8).digest() for name in names.to_pylist()]
+            found["annotator"] = np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+        return found
 
     def _decode(self, raw: Any, place_N: Any) -> tuple[Any, Any]:
         """Text for bytes; lone surrogates become U+FFFD, pairs of them their character, and other
@@ -287,6 +348,19 @@ class Cleaner:
         return _hashes(
             [blake2b(key, digest_size=16, salt=salt).digest() for key in ids.cast(pa.binary()).to_pylist()]
         )
+
+
+def _refuse_kinds(kind_N: Any, refuse: Refuse) -> None:
+    for kind in sorted(set(kind_N.tolist()) - {None}):
+        refuse(kind, kind_N == kind)
+
+
+def _first_of_each(targets: PostTargets) -> PostTargets:
+    """One label a post, of those that have none the code 0."""
+    label_N = np.zeros(targets.posts, np.int32)
+    has_N = targets.counts > 0
+    label_N[has_N] = targets.label_P[targets.offset_N1[:-1][has_N]]
+    return PostTargets.of_one(label_N)
 
 
 def rows_of(places_N: Any) -> Any:

@@ -9,13 +9,28 @@ labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-Policy = Literal["first", "majority", "drop", "refuse"]
-POLICIES: tuple[Policy, ...] = ("first", "majority", "drop", "refuse")
+from emotion_train.data.target_columns import Joint, PostTargets
+from emotion_train.data.targets import Target, TargetKind
+
+Policy = Literal["first", "majority", "union", "mean", "drop", "refuse"]
+# what may be done with several rows of a text, by what posts are labelled with
+POLICIES: dict[TargetKind, tuple[Policy, ...]] = {
+    "one": ("first", "majority", "drop", "refuse"),
+    "several": ("first", "majority", "union", "drop", "refuse"),
+    "shares": ("first", "mean", "drop", "refuse"),
+}
+BY_DEFAULT: dict[TargetKind, Policy] = {"one": "majority", "several": "majority", "shares": "mean"}
+# policies that make a target of all rows of a text
+_JOINT: dict[tuple[TargetKind, Policy], Joint] = {
+    ("several", "majority"): "half",
+    ("several", "union"): "union",
+    ("shares", "mean"): "mean",
+}
 EXAMPLES_SHOWN = 3
 _CHARS_SHOWN = 60
 
@@ -32,13 +47,13 @@ class Example(NamedTuple):
     """A text with several labels as a person reads it."""
 
     text: str
-    votes: dict[str, int]
+    votes: list[tuple[str, int]]
     winner: str | None
 
     def __str__(self) -> str:
         """The text's beginning and its labels, such as `'good morning' love 6, worry 2: love`."""
         beginning = self.text if len(self.text) <= _CHARS_SHOWN else f"{self.text[: _CHARS_SHOWN - 1]}…"
-        votes = ", ".join(f"{label} {rows:,}" for label, rows in self.votes.items())
+        votes = ", ".join(f"{label} {rows:,}" for label, rows in self.votes)
         return f"{beginning!r} {votes}" + ("" if self.winner is None else f": {self.winner}")
 
 
@@ -51,6 +66,7 @@ class Choice(NamedTuple):
     in_two_splits_N: Any  # a row of a later split has the text
     texts: int  # texts with several labels
     examples: list[Conflict]  # those of the first rows
+    text_N: Any  # of a row that takes part in a conflict the number of its text, else -1
 
 
 def choose(
@@ -83,6 +99,9 @@ def choose(
     conflicting_N[order_N[wrong_N]] = True
     keep_N[kept[~mixed] if policy in ("drop", "refuse") else kept] = True
     repeated_N[order_N] = ~(keep_N | conflicting_N | in_two_splits_N)[order_N]
+    text_of_row_N = np.full(len(label_N), -1)
+    taking_part_N = inside_N & mixed[text_N]
+    text_of_row_N[order_N[taking_part_N]] = text_N[taking_part_N]
     pairs = _Pairs(at_P, votes_P, begins_T, winner_T if policy in ("first", "majority") else None)
     return Choice(
         keep_N,
@@ -91,7 +110,81 @@ def choose(
         in_two_splits_N,
         int(mixed.sum()),
         list(_examples(pairs, place_N, label_N)),
+        text_of_row_N,
     )
+
+
+def spelled(target: Target, names: Mapping[int, str]) -> str:
+    """A target as a person reads it: joy, joy + anger, or joy 0.67 + anger 0.33."""
+    if not target:
+        return "no label"
+    return " + ".join(names[code] if share == 1 else f"{names[code]} {share:.2g}" for code, share in target)
+
+
+class Dispute(NamedTuple):
+    """A text with several targets."""
+
+    place: int  # of its first row
+    votes: list[tuple[Target, int]]  # rows of each target, in the order of their first rows
+    winner: Target | None  # None when no row of the text stays
+
+
+class Settled(NamedTuple):
+    """The choice among rows, the targets of all rows as they are afterwards, and examples."""
+
+    choice: Choice
+    targets: PostTargets
+    disputes: list[Dispute]
+
+
+def settle(
+    keys: tuple[Any, Any, Any, Any],
+    targets: PostTargets,
+    kind: TargetKind,
+    policy: Policy,
+    labels: int,
+    *,
+    allow_none: bool = False,
+) -> Settled:
+    """As `choose`, of rows with any targets; `keys` are its first four arrays. Where a policy makes
+    a target of all rows of a text, the first row gets it; without any label it does not stay unless
+    such posts are allowed.
+    """
+    number_N = targets.label_P if kind == "one" else targets.numbered(labels)
+    joint = _JOINT.get((kind, policy))
+    choice = choose(*keys, number_N, policy if joint is None else "first")
+    settled = targets
+    if joint is not None and choice.texts:
+        settled = _with_joint_targets(targets, choice, joint)
+        none_N = (choice.text_N >= 0) & choice.keep_N & (settled.counts == 0)
+        if not allow_none:
+            choice.keep_N[none_N], choice.conflicting_N[none_N] = False, True
+    disputes = [_dispute(one, keys[3], number_N, targets, settled, choice) for one in choice.examples]
+    return Settled(choice, settled, disputes)
+
+
+def _with_joint_targets(targets: PostTargets, choice: Choice, joint: Joint) -> PostTargets:
+    """The targets in which the row that stays of each text has that of all its rows."""
+    rows = np.flatnonzero(choice.text_N >= 0)
+    _, group = np.unique(choice.text_N[rows], return_inverse=True)
+    made = targets.take(rows).joined(group, choice.texts, joint)
+    stays = choice.keep_N[rows]
+    source_N = np.arange(targets.posts)
+    source_N[rows[stays]] = targets.posts + group[stays]
+    return targets.followed_by(made).take(source_N)
+
+
+def _dispute(
+    conflict: Conflict, place_N: Any, number_N: Any, said: PostTargets, settled: PostTargets, choice: Choice
+) -> Dispute:
+    (first,) = np.flatnonzero(place_N == conflict.place)
+    rows = np.flatnonzero(choice.text_N == choice.text_N[first])
+    votes = [
+        (said.target(int(rows[number_N[rows] == number][0])), count)
+        for number, count in conflict.votes.items()
+    ]
+    staying = rows[choice.keep_N[rows]]
+    return Dispute(conflict.place, votes, settled.target(int(staying[0])) if len(staying) else None)
 
 
 class _Pairs(NamedTuple):

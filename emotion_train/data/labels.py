@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,6 +46,13 @@ class LabelNames:
     """
 
     NONE, UNKNOWN, SEVERAL, OBJECT, TOO_LONG = -1, -2, -3, -4, -5
+    # what is wrong with a post whose list has an item of such a code
+    KINDS: ClassVar[dict[int, str]] = {
+        NONE: "gap_in_list",
+        UNKNOWN: "unknown_label",
+        OBJECT: "object_label",
+        TOO_LONG: "label_too_long",
+    }
 
     def __init__(self, given: tuple[str, ...] | None, of_source: tuple[str, ...] | None) -> None:
         self._in_order = given or of_source
@@ -70,6 +77,49 @@ class LabelNames:
                 self._seen.clear()
             self._seen[raw] = self._resolve(raw)
         return self._seen[raw]
+
+    def knows(self, value: str) -> bool:
+        """Whether all labels are known, and this is one of them."""
+        return self.fixed and self._known(value, value) is not None
+
+    def single(self, raw: str) -> int:
+        """As `code`, of an item of a list: it is one label, whatever marks are in it."""
+        value = trimmed(raw)
+        if not value:
+            return self.NONE
+        if (known := self._known(raw, value)) is not None:
+            return known
+        if len(value) > MAX_LABEL_CHARS:
+            return self.TOO_LONG
+        if value.startswith("{") and value.endswith("}"):
+            return self.OBJECT
+        if self.fixed:
+            return self.UNKNOWN
+        if len(self.codes) >= MAX_LABELS:
+            raise _too_many(value)
+        self.codes[value] = len(self.codes)
+        return self.codes[value]
+
+    def fix(self, names: tuple[str, ...]) -> None:
+        """These are all labels, in this order: each has a column of its own."""
+        require_names(names, "--label-columns")
+        if len(names) > MAX_LABELS:
+            raise WrongRequest(
+                f"--label-columns takes in {len(names):,} columns, and {MAX_LABELS:,} labels are the most;"
+                " name the columns of labels only."
+            )
+        self._in_order, self.fixed = names, True
+        self.codes = {name: code for code, name in enumerate(names)}
+
+    def ranked(self) -> Any:
+        """The place of each code in the final order, from here on its code: what is chosen by it
+        depends on no order of rows.
+        """
+        names = self.in_order()
+        place = {name: number for number, name in enumerate(names)}
+        rank_C = np.array([place[name] for name in self.codes], np.int32)
+        self.codes = place
+        return rank_C
 
     def settle(self) -> Any:
         """The final code of each code given so far; `SEVERAL` for a name made of two or more

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from emotion_train.data.existing import existing_index, restore
 from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, has_control, read_index
+from emotion_train.data.targets import KINDS, TargetKind, requires
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.progress import ProgressLine
@@ -20,10 +21,13 @@ from emotion_train.storage.store import Store
 
 if TYPE_CHECKING:
     from emotion_train.data.cleaning import Findings
-    from emotion_train.data.conflicts import Conflict, Example, Policy
+    from emotion_train.data.conflicts import Dispute, Example, Policy
+    from emotion_train.data.label_sets import LabelSets
     from emotion_train.data.labels import LabelNames
     from emotion_train.data.spill import Spill
+    from emotion_train.data.target_columns import PostTargets
     from emotion_train.sources.open import Source
+    from emotion_train.sources.posts import Columns
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,14 @@ class Options:
     label_column: str = "label"
     id_column: str | None = None
     labels: tuple[str, ...] | None = None
+    targets: TargetKind = "one"
+    label_columns: tuple[str, ...] | None = None  # in place of label_column
+    allow_none: bool = False
+    annotations_by: str | None = None
+    weight_column: str | None = None
     multi_label: str | None = None  # None: as on_bad
     on_bad: str = "refuse"
-    on_conflict: Policy = "majority"
+    on_conflict: Policy | None = None  # None: majority, of shares mean
     max_chars: int = 20_000
     unescape_html: bool = False
     validation_fraction: float = 0.1
@@ -51,13 +60,34 @@ class Options:
     quoting: Literal["auto", "csv", "none"] = "auto"
     text_file: str | None = None
     label_file: str | None = None
+    header: tuple[str, ...] | None = None
 
     def check(self) -> None:
         """Raise `WrongRequest` for values that cannot be meant."""
         from emotion_train.data.conflicts import POLICIES
 
-        if self.on_conflict not in POLICIES:
-            raise WrongRequest(f"--on-conflict is {self.on_conflict!r}; type one of {', '.join(POLICIES)}.")
+        if self.targets not in KINDS:
+            raise WrongRequest(f"--targets is {self.targets!r}; type one of {', '.join(KINDS)}.")
+        if self.policy not in self.policies:
+            raise WrongRequest(
+                f"--on-conflict is {self.on_conflict!r}; type one of {', '.join(POLICIES[self.targets])}"
+                f"{'' if self.targets == 'one' else f' with --targets {self.targets}'}."
+            )
+        if self.allow_none and self.targets != "several":
+            raise WrongRequest(
+                "--allow-none is for posts with several labels; type --targets several with it."
+            )
+        if self.annotations_by is not None and self.targets == "one":
+            raise WrongRequest(
+                "--annotations-by joins answers to shares or to several labels; type --targets shares or"
+                " --targets several with it (for one label a post --on-conflict majority counts them)."
+            )
+        if self.label_columns is not None and self.labels is not None:
+            raise WrongRequest("--label-columns name the labels; leave --labels and --labels-file out.")
+        if self.multi_label is not None and self.targets != "one":
+            raise WrongRequest(
+                "--multi-label is for one label a post; leave it out, or take --targets several back."
+            )
         fractions = (self.validation_fraction, self.test_fraction)
         if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
             raise WrongRequest(
@@ -84,6 +114,34 @@ class Options:
 
             require_names(self.labels)
 
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """What may be done with several rows of a text."""
+        from emotion_train.data.conflicts import BY_DEFAULT, POLICIES
+
+        default = BY_DEFAULT[self.targets]
+        return default, *(policy for policy in POLICIES[self.targets] if policy != default)
+
+    @property
+    def policy(self) -> Policy:
+        """What is done with several rows of a text."""
+        return self.policies[0] if self.on_conflict is None else self.on_conflict
+
+    @property
+    def columns(self) -> Columns:
+        """The columns that are read."""
+        from emotion_train.sources.posts import Columns
+
+        return Columns(
+            self.text_column,
+            self.label_column if self.label_columns is None else None,
+            self.id_column,
+            label_columns=self.label_columns or (),
+            weight=self.weight_column,
+            annotator=self.annotations_by,
+            lists=self.targets != "one",
+        )
+
 
 @dataclass(frozen=True)
 class PrepareResult:
@@ -104,18 +162,16 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
     from emotion_train.data.cleaning import Findings
     from emotion_train.data.labels import LabelNames
     from emotion_train.sources.open import Choices, open_source
-    from emotion_train.sources.posts import Columns
 
     chosen = Options(**options)
     chosen.check()
     store = open_store(data_url)
     existing = existing_index(store)
-    columns = Columns(chosen.text_column, chosen.label_column, chosen.id_column)
     choices = Choices(*(getattr(chosen, name) for name in Choices._fields[:-1]))
     if source is not None:
         _refuse_target_in_source(Path(source), store)
     with (
-        open_source(None if source is None else str(source), columns, choices) as found,
+        open_source(None if source is None else str(source), chosen.columns, choices) as found,
         tempfile.TemporaryDirectory(prefix="emotion-train-prepare-") as name,
     ):
         folder = Path(name)
@@ -133,10 +189,10 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
                 )
             with suppress(AlreadyExists):
                 store.create(INDEX_KEY, raw)
-                return PrepareResult(store.url, index, True, findings, chosen.on_conflict)
+                return PrepareResult(store.url, index, True, findings, chosen.policy)
             existing = read_index(store)  # of another process, which was at work at the same time
         written = restore(store, existing, index, folder)
-        return PrepareResult(store.url, existing, False, findings, chosen.on_conflict, written)
+        return PrepareResult(store.url, existing, False, findings, chosen.policy, written)
 
 
 class _Job:
@@ -164,13 +220,21 @@ class _Job:
         self._rows_read = 0
         self._code_C: Any = None  # final codes of labels, known when all rows were read
         self._lengths: dict[str, int] = {}  # of the training posts, for the index
+        self._sets: LabelSets | None = None  # strata of posts with several labels
 
     def run(self) -> Index:
         from emotion_train.data.spill import Spill
 
         by_text = Spill(self._folder / "by_text", self._partitions, self._memory)
-        self._read(by_text)
-        self._settle_labels(by_text)
+        if self._options.annotations_by is None:
+            self._read(by_text)
+            self._settle_labels(by_text)
+        else:
+            answers = Spill(self._folder / "answers", self._partitions, self._memory)
+            self._read(answers)
+            self._settle_labels(answers)
+            self._join_answers(answers, by_text)
+        self._refuse_other_forms()
         counts = self._keep_one_of_each_text(by_text)
         self._refuse_bad_posts()
         fractions = self._fractions(counts)
@@ -179,16 +243,17 @@ class _Job:
             split: Spill(self._folder / split, self._partitions, self._memory // len(SPLITS))
             for split in SPLITS
         }
-        rows = self._distribute(by_text, shuffled, len(id_of_code), id_of_code, fractions)
-        self._refuse_untrainable(names, rows)
+        rows, label_counts = self._distribute(by_text, shuffled, id_of_code, fractions)
+        self._refuse_untrainable(names, label_counts)
         splits = {
             split: self._write(split, shuffled[split], rows[split], len(names))
             for split in SPLITS
-            if sum(rows[split])
+            if rows[split]
         }
         if "validation" not in splits:
             raise self._no_validation("add posts, at least three of each label")
         return Index(
+            requires=requires(self._options.targets, self._options.weight_column is not None),
             labels=names,
             splits=splits,
             source=self._provenance(fractions),
@@ -197,17 +262,23 @@ class _Job:
         )
 
     def _read(self, by_text: Spill) -> None:
-        """Clean rows into partitions of equal texts."""
+        """Clean rows into partitions of equal texts, or those of annotators into partitions of
+        posts.
+        """
         from emotion_train.data.cleaning import Cleaner, Rules
 
-        rules = Rules(self._options.max_chars, self._options.seed, self._options.unescape_html)
+        options = self._options
+        rules = Rules(
+            options.max_chars, options.seed, options.unescape_html, options.targets, options.allow_none
+        )
+        key = "draw" if options.annotations_by and options.id_column else "key0"
         cleaner = Cleaner(rules, self._labels, self._findings)
         done = 0
         with ProgressLine("reading", max(1, self._source.bytes >> 20), "MiB") as line:
             for batch in self._source.batches():
                 rows = cleaner.clean(batch, self._source.files[batch.file].split)
                 if len(rows):
-                    by_text.add(rows, _partition(rows.column("key0").to_numpy(), self._partitions))
+                    by_text.add(rows, _partition(rows.column(key).to_numpy(), self._partitions))
                 done += sum(column.nbytes for column in (batch.texts, batch.labels) if column is not None)
                 line.update(min(done, self._source.bytes) >> 20, f"{cleaner.rows_read:,} posts")
         by_text.flush()
@@ -220,6 +291,9 @@ class _Job:
         from emotion_train.data.cleaning import SCHEMA
         from emotion_train.data.labels import LabelNames
 
+        if self._options.targets != "one":
+            self._code_C = self._labels.ranked()
+            return
         self._code_C = self._labels.settle()
         if not (self._code_C == LabelNames.SEVERAL).any():
             return
@@ -230,12 +304,48 @@ class _Job:
                 place, label = (batch.column(name).to_numpy() for name in ("place", "label"))
                 self._findings.note("several_labels", place[self._code_C[label] == LabelNames.SEVERAL])
 
+    def _join_answers(self, answers: Spill, by_text: Spill) -> None:
+        """Rows of annotators become posts, in partitions of equal texts."""
+        import pyarrow as pa
+
+        from emotion_train.data.annotations import joined
+
+        options = self._options
+        for partition in range(answers.partitions):
+            batches = list(answers.read(partition))
+            if not batches:
+                continue
+            table = pa.Table.from_batches(batches).combine_chunks()
+            place = table.column("place").to_numpy()
+            by_id = options.id_column is not None
+            found = joined(table, self._code_C, options.targets, by_id=by_id, allow_none=options.allow_none)
+            for kind in ("answers", "answered_again", "other_text", "no_half"):
+                self._findings.note(kind, place[getattr(found, kind)])
+            if len(found.posts):
+                (posts,) = found.posts.to_batches()
+                by_text.add(posts, _partition(posts.column("key0").to_numpy(), self._partitions))
+            answers.remove(partition)
+        by_text.flush()
+        self._code_C = self._labels.ranked()  # they have the final codes from here on
+
+    def _refuse_other_forms(self) -> None:
+        """Raise `WrongRequest` where one split has lists and another single labels."""
+        forms = {split: forms for split, forms in self._findings.forms.items() if split}
+        words = {"list": "lists of labels", "object": "objects of shares", "plain": "labels without brackets"}
+        for split, here in forms.items():
+            for other, there in forms.items():
+                if not here & there:
+                    raise WrongRequest(
+                        f"{self._source.name} has {words[min(here)]} in {split} and {words[min(there)]} in"
+                        f" {other}; write the labels of all splits in one form."
+                    )
+
     def _refuse_bad_posts(self) -> None:
         from emotion_train.data.cleaning import DROPPED, REFUSED
 
         policy = dict.fromkeys(REFUSED, self._options.on_bad)
         policy["several_labels"] = self._options.multi_label or self._options.on_bad
-        policy["conflicting"] = self._options.on_conflict
+        policy["conflicting"] = self._options.policy
         refused = {kind: words for kind, words in (REFUSED | DROPPED).items() if policy.get(kind) == "refuse"}
         lines = self._findings.lines(refused)
         if not lines:
@@ -264,8 +374,15 @@ class _Job:
             remedies.append("type --on-bad drop to leave them out")
         if "several_labels" in refused and self._findings.counts["several_labels"]:
             remedies.append("type --multi-label drop to leave those with several labels out")
+            remedies.append("type --targets several to train on several labels a post")
+        may_be_none = self._options.targets == "several" and not self._options.allow_none
+        if may_be_none and {"no_label", "no_half"} & set(failing):
+            remedies.append("type --allow-none where a post may have none of the labels")
+        if "object_label" in failing and self._options.targets != "shares":
+            remedies.append("type --targets shares where objects hold shares of the labels")
         if "conflicting" in refused and self._findings.counts["conflicting"]:
-            remedies.append("type --on-conflict majority, first or drop for texts with several labels")
+            *others, last = self._options.policies[:-1]
+            remedies.append(f"type --on-conflict {', '.join(others)} or {last} for texts with several labels")
         if "unknown_label" in refused and self._findings.counts["unknown_label"]:
             remedies.append(
                 f"name all labels with --labels ({', '.join(self._labels.in_order()[:30])} are known)"
@@ -281,69 +398,130 @@ class _Job:
         return sorted(self._findings.unknown_labels.items(), key=lambda item: (-item[1], item[0]))[:5]
 
     def _keep_one_of_each_text(self, by_text: Spill) -> Any:
-        """Choose among rows of the same text; returns how many stay, by split code and label code.
+        """Choose among rows of the same text; returns by split code and label code how many stay,
+        or the sums of their shares. The last column counts posts, whatever their labels.
 
         The row of the later split stays (test, then validation, then train), and within a split the
-        one that `--on-conflict` says. What was decided goes to one file of flags for each
+        one that `--on-conflict` says. What was decided goes to files of flags and targets for each
         partition, and the draws of those that stay to one file for `stratify`.
         """
         import numpy as np
         import pyarrow as pa
 
-        from emotion_train.data.cleaning import NO_SPLIT, SCHEMA, SPLIT_CODES
-        from emotion_train.data.conflicts import EXAMPLES_SHOWN, choose
+        from emotion_train.data.cleaning import NO_SPLIT
+        from emotion_train.data.conflicts import EXAMPLES_SHOWN, settle
         from emotion_train.data.labels import LabelNames
-        from emotion_train.data.stratify import DRAW
+        from emotion_train.data.target_columns import PostTargets
 
-        used = ["key0", "key1", "draw", "place", "split", "label"]
-        counts_SC = np.zeros((NO_SPLIT + 1, max(1, len(self._labels.codes))), np.int64)
-        conflicts: list[tuple[Conflict, int]] = []  # with the partition of each
+        options, labels = self._options, max(1, len(self._labels.codes))
+        used = ["key0", "key1", "split", "place", "draw"]
+        counts_SC: Any = np.zeros(
+            (NO_SPLIT + 1, labels + 1), np.float64 if options.targets == "shares" else np.int64
+        )
+        conflicts: list[tuple[Dispute, int]] = []  # with the partition of each
         with self._draws.open("wb") as draws:
             for partition in range(by_text.partitions):
-                batches = list(by_text.read(partition, [SCHEMA.get_field_index(name) for name in used]))
+                batches = list(by_text.read(partition, self._at(*used, *self._target_columns)))
                 if not batches:
                     continue
                 table = pa.Table.from_batches(batches)
                 columns = [table.column(name).to_numpy() for name in used]
-                columns[-1] = self._code_C[columns[-1]]
-                one_label = columns[-1] != LabelNames.SEVERAL
-                key0, key1, draw, place, split, label = (column[one_label] for column in columns)
-                choice = choose(key0, key1, split, place, label, self._options.on_conflict)
+                targets = PostTargets.of_rows(table, self._code_C)
+                flags = np.ones(targets.posts, bool)
+                if options.targets == "one":
+                    flags = targets.label_P != LabelNames.SEVERAL
+                    targets = PostTargets.of_one(targets.label_P[flags])
+                *keys, draw = (column[flags] for column in columns)
+                split, place = keys[2:]
+                choice, targets, disputes = settle(
+                    (keys[0], keys[1], split, place),
+                    targets,
+                    options.targets,
+                    options.policy,
+                    labels,
+                    allow_none=options.allow_none,
+                )
                 self._findings.note("in_two_splits", place[choice.in_two_splits_N])
                 self._findings.note("conflicting", place[choice.conflicting_N])
                 self._findings.note("repeated", place[choice.repeated_N])
                 if choice.texts:
                     self._findings.counts["conflicting_texts"] += choice.texts
-                    conflicts += [(conflict, partition) for conflict in choice.examples]
+                    conflicts += [(dispute, partition) for dispute in disputes]
                     conflicts = sorted(conflicts, key=lambda item: item[0].place)[:EXAMPLES_SHOWN]
-                keep = choice.keep_N
-                flags = np.zeros(len(one_label), bool)
-                flags[one_label] = keep
-                np.save(self._flags(partition), flags)
-                np.add.at(counts_SC, (split[keep], label[keep]), 1)
-                divisible = keep & ((split == NO_SPLIT) | (split == SPLIT_CODES["train"]))
-                record = np.empty(int(divisible.sum()), DRAW)
-                record["label"], record["draw"] = label[divisible], draw[divisible]
-                record.tofile(draws)
+                kept = np.flatnonzero(choice.keep_N)
+                flags[flags] = choice.keep_N
+                targets, split = targets.take(kept), split[kept]
+                self._keep(partition, flags, targets)
+                at = split[targets.posts_of_pairs], targets.label_P
+                np.add.at(counts_SC, at, targets.share_P.astype(counts_SC.dtype))
+                counts_SC[:, labels] += np.bincount(split, minlength=len(counts_SC))
+                if options.targets == "several":
+                    self._findings.note("without_label", place[kept[targets.counts == 0]])
+                else:
+                    self._add_draws(draws, targets.largest(), draw[kept], split)
         self._findings.conflicts = [self._example(by_text, *item) for item in conflicts]
+        if options.targets == "several":
+            self._draw_sets(by_text, counts_SC)
         return counts_SC
 
-    def _example(self, by_text: Spill, conflict: Conflict, partition: int) -> Example:
+    def _draw_sets(self, by_text: Spill, counts_SC: Any) -> None:
+        """Count the sets of labels, of which each is a stratum, and record the draws of their
+        posts.
+        """
+        import numpy as np
+
+        from emotion_train.data.cleaning import SPLIT_CODES
+        from emotion_train.data.label_sets import LabelSets
+
+        self._sets = LabelSets(counts_SC[:, :-1].sum(axis=0))
+        for counted in (False, True):
+            with self._draws.open("wb") as draws:
+                for partition in range(by_text.partitions):
+                    keep, targets = self._kept(partition)
+                    if not targets.posts:
+                        continue
+                    batches = by_text.read(partition, self._at("draw", "split"))
+                    draw, split = (
+                        np.concatenate(column)[keep]
+                        for column in zip(
+                            *((b.column("draw").to_numpy(), b.column("split").to_numpy()) for b in batches),
+                            strict=True,
+                        )
+                    )
+                    if counted:
+                        self._add_draws(draws, self._sets.of(targets), draw, split)
+                    else:
+                        self._sets.add(targets.take(np.flatnonzero(split >= SPLIT_CODES["train"])))
+            if not counted:
+                self._sets.freeze()
+
+    def _add_draws(self, draws: Any, stratum_N: Any, draw_N: Any, split_N: Any) -> None:
+        """Of the posts of which some go to validation and test, so far in train or in no split."""
+        import numpy as np
+
+        from emotion_train.data.cleaning import SPLIT_CODES
+        from emotion_train.data.stratify import DRAW
+
+        divisible = split_N >= SPLIT_CODES["train"]
+        record = np.empty(int(divisible.sum()), DRAW)
+        record["label"], record["draw"] = stratum_N[divisible], draw_N[divisible]
+        record.tofile(draws)
+
+    def _example(self, by_text: Spill, dispute: Dispute, partition: int) -> Example:
         """The conflict with its text, which lies in that partition, and with names of labels."""
         import pyarrow.compute as pc
 
-        from emotion_train.data.cleaning import SCHEMA
-        from emotion_train.data.conflicts import Example
+        from emotion_train.data.conflicts import Example, spelled
 
         names = {code: name for name, code in self._labels.codes.items()}
-        columns = [SCHEMA.get_field_index(name) for name in ("place", "text")]
+        columns = self._at("place", "text")
         (text,) = (
             text.as_py()
             for batch in by_text.read(partition, columns)
-            for text in batch.column("text").filter(pc.equal(batch.column("place"), conflict.place))
+            for text in batch.column("text").filter(pc.equal(batch.column("place"), dispute.place))
         )
-        votes = {names[code]: rows for code, rows in conflict.votes.items()}
-        return Example(text, votes, None if conflict.winner is None else names[conflict.winner])
+        votes = [(spelled(target, names), rows) for target, rows in dispute.votes]
+        return Example(text, votes, None if dispute.winner is None else spelled(dispute.winner, names))
 
     def _fractions(self, counts_SC: Any) -> tuple[float, float]:
         """Shares of validation and test that are taken out of train, 0 for those that the source
@@ -351,8 +529,8 @@ class _Job:
         """
         from emotion_train.data.cleaning import NO_SPLIT, SPLIT_CODES
 
-        has = {split: bool(counts_SC[code].sum()) for split, code in SPLIT_CODES.items()}
-        undivided = bool(counts_SC[NO_SPLIT].sum())
+        has = {split: bool(counts_SC[code, -1]) for split, code in SPLIT_CODES.items()}
+        undivided = bool(counts_SC[NO_SPLIT, -1])
         if not undivided and not any(has.values()):
             raise WrongRequest(f"{self._source.name} holds no posts; give a file with posts.")
         if undivided and any(has.values()):
@@ -390,7 +568,7 @@ class _Job:
                 f"{self._source.name} has the label {strange[:80]!r}, which holds a control character such as"
                 " the end of a line; mend the label column, or type --label-column with another."
             )
-        id_of_code = np.full(counts_SC.shape[1], -1, np.int32)
+        id_of_code = np.full(counts_SC.shape[1] - 1, -1, np.int32)
         for position, name in enumerate(names):
             id_of_code[self._labels.codes[name]] = position
         return names, id_of_code
@@ -399,12 +577,11 @@ class _Job:
         self,
         by_text: Spill,
         shuffled: dict[str, Spill],
-        codes: int,
         id_of_code: Any,
         fractions: tuple[float, float],
-    ) -> dict[str, list[int]]:
+    ) -> tuple[dict[str, int], dict[str, list[float]]]:
         """Rows that stay into partitions of the shuffled order of their split; returns posts by
-        split and label id.
+        split, and label counts by split and label id.
         """
         import numpy as np
         import pyarrow as pa
@@ -412,42 +589,54 @@ class _Job:
         from emotion_train.data.cleaning import SPLIT_CODES
         from emotion_train.data.stratify import thresholds
 
-        limits = thresholds(self._draws, codes, *fractions)
-        counts = {split: np.zeros(codes, np.int64) for split in SPLITS}
+        codes = len(id_of_code)
+        if self._sets is None:
+            limits = thresholds(self._draws, codes, *fractions)
+        else:
+            numbers = self._sets.numbers(*fractions)
+            limits = thresholds(self._draws, len(numbers), *fractions, numbers)
+        of_posts = ["weight"] if self._options.weight_column else []
+        rows_of = dict.fromkeys(SPLITS, 0)
+        counts = {split: np.zeros(codes) for split in SPLITS}
         with ProgressLine("splitting", by_text.partitions, "partitions") as line:
             for partition in range(by_text.partitions):
-                keep = (
-                    np.load(self._flags(partition)) if self._flags(partition).exists() else np.zeros(0, bool)
-                )
-                start = 0
+                keep, all_targets = self._kept(partition)
+                start = post = 0
                 for batch in by_text.read(partition):
                     rows = batch.filter(pa.array(keep[start : start + len(batch)]))
                     start += len(batch)
-                    draw, label, split = (rows.column(name).to_numpy() for name in ("draw", "label", "split"))
-                    label = self._code_C[label]
+                    targets = all_targets.take(np.arange(post, post + len(rows)))
+                    post += len(rows)
+                    draw, split = (rows.column(name).to_numpy() for name in ("draw", "split"))
+                    stratum = targets.largest() if self._sets is None else self._sets.of(targets)
                     from_train = split >= SPLIT_CODES["train"]
                     split = np.where(from_train, SPLIT_CODES["train"], split)
-                    split[from_train & (draw < limits.validation_C[label])] = SPLIT_CODES["validation"]
-                    split[from_train & (draw < limits.test_C[label])] = SPLIT_CODES["test"]
-                    columns = {name: rows.column(name) for name in ("order", "place", "id", "text")}
-                    rows = pa.record_batch(columns | {"label": pa.array(id_of_code[label])})
+                    split[from_train & (draw < limits.validation_C[stratum])] = SPLIT_CODES["validation"]
+                    split[from_train & (draw < limits.test_C[stratum])] = SPLIT_CODES["test"]
+                    targets = targets._replace(label_P=id_of_code[targets.label_P])
+                    columns = {
+                        name: rows.column(name) for name in ("order", "place", "id", "text", *of_posts)
+                    }
+                    rows = pa.record_batch(columns | targets.columns(self._options.targets))
                     for name, spill in shuffled.items():
                         chosen = split == SPLIT_CODES[name]
                         part = rows.filter(pa.array(chosen))
                         if len(part):
                             spill.add(part, _partition(part.column("order").to_numpy(), spill.partitions))
-                            counts[name] += np.bincount(part.column("label").to_numpy(), minlength=codes)
+                            rows_of[name] += len(part)
+                            counts[name] += targets.take(np.flatnonzero(chosen)).label_counts(codes)
                 by_text.remove(partition)
                 line.update(partition + 1)
         for spill in shuffled.values():
             spill.flush()
-        return {split: count.tolist()[: int(id_of_code.max()) + 1] for split, count in counts.items()}
+        labels = int(id_of_code.max()) + 1
+        return rows_of, {split: count.tolist()[:labels] for split, count in counts.items()}
 
-    def _refuse_untrainable(self, names: tuple[str, ...], rows: dict[str, list[int]]) -> None:
+    def _refuse_untrainable(self, names: tuple[str, ...], rows: dict[str, list[float]]) -> None:
         missing = [name for name, count in zip(names, rows["train"], strict=True) if not count]
         if missing:
             position = names.index(missing[0])
-            elsewhere = ", ".join(f"{split} {rows[split][position]:,}" for split in SPLITS)
+            elsewhere = ", ".join(f"{split} {rows[split][position]:,.6g}" for split in SPLITS)
             likewise = f"; so have {len(missing) - 1} other labels" if missing[1:] else ""
             others = ",".join(name for name in names if name not in missing)
             raise WrongRequest(
@@ -465,18 +654,26 @@ class _Job:
         names = self._source.passed_over
         return f" (not read: {', '.join(names[:5])})" if names else ""
 
-    def _write(self, split: str, shuffled: Spill, counts: list[int], labels: int) -> Split:
+    def _write(self, split: str, shuffled: Spill, rows: int, labels: int) -> Split:
         """Sort each partition by the shuffled order and write them one after the other."""
         import numpy as np
         import pyarrow as pa
 
         from emotion_train.data.shards import SplitWriter, schema_of
 
-        rows = sum(counts)
         options = self._options
         measured = _Measured()
+        schema = schema_of(options.targets, options.weight_column is not None)
         writer = SplitWriter(
-            self._store, split, rows, labels, options.rows_per_group, options.rows_per_object, self._folder
+            self._store,
+            split,
+            rows,
+            labels,
+            options.rows_per_group,
+            options.rows_per_object,
+            self._folder,
+            options.targets,
+            options.weight_column is not None,
         )
         done = 0
         with writer, ProgressLine(f"writing {split}", rows, "posts") as line:
@@ -489,11 +686,11 @@ class _Job:
                 shuffled.remove(partition)
                 order = table.column("order").to_numpy()
                 by_order = np.lexsort((table.column("place").to_numpy(), order))
-                table = table.select(["id", "text", "label"]).take(pa.array(by_order))
+                table = table.select(schema.names).take(pa.array(by_order))
                 _refuse_doubled_ids(
                     table, np.flatnonzero(np.diff(order[by_order]) == 0), self._options.id_column
                 )
-                writer.add(table.cast(schema_of("one", False)))
+                writer.add(table.cast(schema))
                 measured.add(table.column("text"))
                 done += len(table)
                 line.update(done)
@@ -514,6 +711,12 @@ class _Job:
                 "rows_per_group",
             )
         }
+        chosen["on_conflict"] = options.policy
+        if options.label_columns is not None:
+            chosen["label_columns"] = ",".join(options.label_columns)
+        for name in ("annotations_by", "weight_column"):
+            if getattr(options, name) is not None:
+                chosen[name] = getattr(options, name)
         found = {kind: self._findings.counts[kind] for kind in sorted(self._findings.counts)}
         return {
             "name": self._source.name,
@@ -530,8 +733,41 @@ class _Job:
     def _draws(self) -> Path:
         return self._folder / "draws"
 
-    def _flags(self, partition: int) -> Path:
-        return self._folder / f"keep-{partition:04}.npy"
+    @property
+    def _target_columns(self) -> list[str]:
+        from emotion_train.data.target_columns import FIELDS
+
+        return [name for name, _ in FIELDS[self._options.targets]]
+
+    def _at(self, *names: str) -> list[int]:
+        """Where columns of clean rows stand."""
+        from emotion_train.data.cleaning import schema_of
+
+        schema = schema_of(self._options.targets, weighted=self._options.weight_column is not None)
+        return [schema.get_field_index(name) for name in names]
+
+    def _keep(self, partition: int, keep_N: Any, targets: PostTargets) -> None:
+        """Record which rows of a partition stay, and with which targets."""
+        import numpy as np
+
+        with (self._folder / f"kept-{partition:04}").open("wb") as file:
+            for array in (keep_N, *([targets.label_P] if self._options.targets == "one" else targets)):
+                np.save(file, array)
+
+    def _kept(self, partition: int) -> tuple[Any, PostTargets]:
+        """What `_keep` recorded."""
+        import numpy as np
+
+        from emotion_train.data.target_columns import PostTargets
+
+        path = self._folder / f"kept-{partition:04}"
+        if not path.exists():
+            return np.zeros(0, bool), PostTargets.of_one(np.zeros(0, np.int32))
+        with path.open("rb") as file:
+            keep_N = np.load(file)
+            if self._options.targets == "one":
+                return keep_N, PostTargets.of_one(np.load(file))
+            return keep_N, PostTargets(*(np.load(file) for _ in PostTargets._fields))
 
 
 # What a file most likely is where every row fails in the same way

@@ -7,13 +7,15 @@ machine. It takes two passes over a file of 12 bytes a post, in constant memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 DRAW = np.dtype([("label", "<i4"), ("draw", "<u8")])
-_BINS = 4096
+_BITS = 12  # of a draw, that name a bin of a histogram
+_CELLS = 1 << 22  # of all histograms together, 32 MiB
 _CHUNK = 1 << 20
 
 
@@ -42,34 +44,52 @@ def quotas(count: int, validation_fraction: float, test_fraction: float) -> tupl
     return validation, test
 
 
-def thresholds(draws: Path, labels: int, validation_fraction: float, test_fraction: float) -> Thresholds:
-    """The thresholds that meet each label's quotas over a file of `DRAW` records."""
-    histogram_CB = np.zeros((labels, _BINS), np.int64)
+def thresholds(
+    draws: Path,
+    labels: int,
+    validation_fraction: float,
+    test_fraction: float,
+    numbers_C: Sequence[tuple[int, int]] | None = None,
+) -> Thresholds:
+    """The thresholds that meet each label's quotas over a file of `DRAW` records, or take so many
+    of each to validation and test.
+    """
+    bits = min(_BITS, max(1, (_CELLS // max(1, labels)).bit_length() - 1))
+    shift, bins = np.uint64(64 - bits), 1 << bits
+    histogram_CB = np.zeros((labels, bins), np.int64)
     for record in _chunks(draws):
-        cell = record["label"].astype(np.int64) * _BINS + (record["draw"] >> np.uint64(52)).astype(np.int64)
-        histogram_CB += np.bincount(cell, minlength=labels * _BINS).reshape(labels, _BINS)
-    numbers_C = [quotas(int(count), validation_fraction, test_fraction) for count in histogram_CB.sum(axis=1)]
+        cell = record["label"].astype(np.int64) * bins + (record["draw"] >> shift).astype(np.int64)
+        histogram_CB += np.bincount(cell, minlength=labels * bins).reshape(labels, bins)
+    if numbers_C is None:
+        counts_C = histogram_CB.sum(axis=1)
+        numbers_C = [quotas(int(count), validation_fraction, test_fraction) for count in counts_C]
     test_C = np.array([test for _, test in numbers_C])
     both_C = np.array([validation + test for validation, test in numbers_C])
-    return Thresholds(_smallest(draws, histogram_CB, test_C), _smallest(draws, histogram_CB, both_C))
+    return Thresholds(
+        _smallest(draws, histogram_CB, test_C, shift), _smallest(draws, histogram_CB, both_C, shift)
+    )
 
 
-def _smallest(draws: Path, histogram_CB: Any, wanted_C: Any) -> Any:
-    """For each label the draw below which exactly `wanted_C` of its draws lie."""
-    labels = len(wanted_C)
+def _smallest(draws: Path, histogram_CB: Any, wanted_C: Any, shift: Any) -> Any:
+    """For each label the draw below which exactly `wanted_C` of its draws lie; the largest of all
+    where all are wanted.
+    """
+    labels, bins = histogram_CB.shape
+    part_C = (wanted_C > 0) & (wanted_C < histogram_CB.sum(axis=1))
     below_CB = np.cumsum(histogram_CB, axis=1) - histogram_CB
-    bin_C = np.array(
-        [np.searchsorted(np.cumsum(histogram_CB[c]), wanted_C[c], side="right") for c in range(labels)]
-    ).clip(max=_BINS - 1)
-    inside: list[list[Any]] = [[] for _ in range(labels)]
+    bin_C = ((below_CB + histogram_CB) <= wanted_C[:, None]).sum(axis=1).clip(max=bins - 1)
+    inside = []  # those of each label that fall into the bin of its threshold
     for record in _chunks(draws):
-        record = record[(record["draw"] >> np.uint64(52)).astype(np.int64) == bin_C[record["label"]]]
-        for label in np.unique(record["label"]):
-            inside[label].append(record["draw"][record["label"] == label])
-    found_C = np.zeros(labels, np.uint64)
-    for label, parts in enumerate(inside):
-        if wanted_C[label] > 0:
-            found_C[label] = np.sort(np.concatenate(parts))[wanted_C[label] - below_CB[label, bin_C[label]]]
+        label = record["label"]
+        there = part_C[label] & ((record["draw"] >> shift).astype(np.int64) == bin_C[label])
+        inside.append(record[there])
+    record = np.concatenate(inside) if inside else np.empty(0, DRAW)
+    record = record[np.lexsort((record["draw"], record["label"]))]
+    first_C = np.searchsorted(record["label"], np.arange(labels))
+    found_C = np.where(wanted_C > 0, np.iinfo(np.uint64).max, np.uint64(0))
+    wanted = np.flatnonzero(part_C)
+    ranks = wanted_C[wanted] - below_CB[wanted, bin_C[wanted]]
+    found_C[wanted] = record["draw"][first_C[wanted] + ranks]
     return found_C
 
 

@@ -18,7 +18,7 @@ import pyarrow.ipc
 
 from emotion_train.edges.bounded import Unreadable, object_in, parquet_errors, parquet_file
 from emotion_train.errors import WrongRequest
-from emotion_train.sources.json_lines import spelled
+from emotion_train.sources.json_lines import spelled, spelled_target
 from emotion_train.sources.posts import BATCH_ROWS, Batch, Columns, PostFile, utf8
 
 
@@ -28,7 +28,7 @@ def read_parquet(number: int, file: PostFile, columns: Columns) -> Iterator[Batc
     """
     with _whole(file, "Parquet"), parquet_file(_path(file)) as parquet:
         found = columns.among(parquet.schema_arrow.names, str(file.path))
-        tables = parquet.iter_batches(BATCH_ROWS, columns=list(found.named), use_threads=False)
+        tables = parquet.iter_batches(_rows_at_once(found), columns=list(found.named), use_threads=False)
         yield from read_tables(number, tables, found, file.label_names, str(file.path))
 
 
@@ -55,7 +55,7 @@ def read_tables(
         values = {name: _binary(table.column(name)) for name in columns.named if name != columns.label}
         wrong: dict[str, Any] = {}
         if columns.label is not None:
-            values[columns.label], wrong = _labels(_flat(table.column(columns.label)), names)
+            values[columns.label], wrong = _labels(_flat(table.column(columns.label)), names, columns.lists)
         keep_N = np.ones(len(table), bool)
         for wrong_N in wrong.values():
             keep_N &= ~wrong_N
@@ -138,6 +138,8 @@ def _refuse_other_types(table: Any, columns: Columns, place: str) -> None:
             f"Column {columns.text!r} of {place} holds {kind}, not text; type --text-column with another."
         )
     for name in columns.named:
+        if columns.lists and name == columns.label and _is_object(table.schema.field(name).type):
+            continue
         if not _spelled_out(table.column(name)):
             option = {columns.label: "--label-column", columns.id: "--id-column"}.get(name)
             remedy = f"type {option} with another" if option else "rename it, or make it text"
@@ -156,9 +158,10 @@ def _spelled_out(column: Any) -> bool:
     return True
 
 
-def _labels(column: Any, names: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:
+def _labels(column: Any, names: Sequence[str] | None, lists: bool) -> tuple[Any, dict[str, Any]]:
     """Spelled labels, and by kind of trouble where they are none. An integer is a position in
-    `names`, where there are any; -1 is how `datasets` marks a post without a label.
+    `names`, where there are any; -1 is how `datasets` marks a post without a label. `lists` as in
+    `Columns`.
     """
     if names is not None and pa.types.is_integer(column.type):
         ids_N = column.fill_null(-1).to_numpy(zero_copy_only=False)
@@ -172,7 +175,8 @@ def _labels(column: Any, names: Sequence[str] | None) -> tuple[Any, dict[str, An
             bool,
         )
         spelled_out = [
-            None if unnamed else _by_name(row, names) for row, unnamed in zip(rows, unnamed_N, strict=True)
+            None if unnamed else _by_name(row, names, lists)
+            for row, unnamed in zip(rows, unnamed_N, strict=True)
         ]
         return utf8(spelled_out), {"unnamed_id": unnamed_N}
     if pa.types.is_floating(column.type):
@@ -181,11 +185,31 @@ def _labels(column: Any, names: Sequence[str] | None) -> tuple[Any, dict[str, An
         return pc.if_else(missing, pa.scalar(None, pa.binary()), _binary(column)), {
             "infinite_label": infinite_N
         }
+    if lists and (_is_list(column.type) or _is_object(column.type)):
+        of_map = pa.types.is_map(column.type)
+        rows = (_object_of(row) if of_map and row else row for row in column.to_pylist())
+        return utf8([spelled_target(row) for row in rows]), {}
     return _binary(column), {}
 
 
-def _by_name(ids: Sequence[int | None] | None, names: Sequence[str]) -> str | None:
-    return spelled([None if item is None or item == -1 else names[item] for item in ids or ()])
+def _by_name(ids: Sequence[int | None] | None, names: Sequence[str], lists: bool) -> str | None:
+    spell = spelled_target if lists else spelled
+    return spell([None if item is None or item == -1 else names[item] for item in ids or ()])
+
+
+def _object_of(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any] | str:
+    """The object of a map's pairs, or what no reader takes for one where a key stands twice."""
+    found = {str(key): value for key, value in pairs}
+    return found if len(found) == len(pairs) else "{"
+
+
+def _is_object(kind: Any) -> bool:
+    return bool(pa.types.is_struct(kind) or pa.types.is_map(kind))
+
+
+def _rows_at_once(columns: Columns) -> int:
+    """Fewer rows of a table that has hundreds of columns of labels."""
+    return max(1024, BATCH_ROWS // max(1, len(columns.named) // 16))
 
 
 def _is_list(kind: Any) -> bool:

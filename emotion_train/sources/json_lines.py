@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -34,7 +35,15 @@ def read_json_lines(number: int, file: PostFile, columns: Columns) -> Iterator[B
 def _batch(number: int, columns: Columns, rows: list[tuple[int, dict[str, Any], str | None]]) -> Batch:
     judged = [(row, post, trouble or _unfit(post, columns)) for row, post, trouble in rows]
     good = [(row, post) for row, post, trouble in judged if trouble is None]
-    values = {name: utf8([spelled(post.get(name)) for _, post in good]) for name in columns.named}
+    values = {
+        name: utf8(
+            [
+                (spelled_target if columns.lists and name == columns.label else spelled)(post.get(name))
+                for _, post in good
+            ]
+        )
+        for name in columns.named
+    }
     return Batch.of(
         number,
         [row for row, _ in good],
@@ -65,6 +74,17 @@ def spelled(value: Any) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     return value if isinstance(value, str) else str(value)
+
+
+def spelled_target(value: Any) -> str | None:
+    """One label or several as text: of a list each item behind a `SEVERAL`, nothing behind it for
+    what is missing; of an object its JSON, without what is null.
+    """
+    if isinstance(value, list):
+        return "".join(f"{SEVERAL}{spelled(item) or ''}" for item in value) or None
+    if isinstance(value, dict):
+        return json.dumps({key: item for key, item in value.items() if item is not None})
+    return spelled(value)
 
 
 def _parsed(line: str, encoding: str) -> tuple[dict[str, Any], str | None]:

@@ -77,6 +77,7 @@ class Choices(NamedTuple):
     quoting: Quoting = "auto"
     text_file: str | None = None  # with `label_file` in place of a source
     label_file: str | None = None
+    header: tuple[str, ...] | None = None  # names of the columns of a CSV or TSV that has no header
     lines: bool = False  # whether a file of another ending holds posts one a line
 
 
@@ -189,8 +190,12 @@ def _open_path(path: Path, source: str, columns: Columns, choices: Choices) -> S
             f"There is no file or folder {source}; give a CSV, JSONL or Parquet file, a folder of them, or a"
             " hub name (owner/name)."
         )
+    if choices.header and any(file.format not in ("csv", "tsv") for file in files):
+        raise WrongRequest(f"--header is for CSV and TSV files, and {source} holds others; leave it out.")
     files = tuple(
-        _with_names(replace(file, encoding=choices.encoding, quoting=choices.quoting), columns)
+        _with_names(
+            replace(file, encoding=choices.encoding, quoting=choices.quoting, header=choices.header), columns
+        )
         for file in files
     )
     size = sum(_unpacked_bytes(file.path) for file in files if file.path)

@@ -31,6 +31,11 @@ def read_lines(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]
 def read_line_pairs(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:
     """All lines of both files; raises `WrongRequest` when one has more lines than the other."""
     assert file.labels is not None
+    if columns.weight or columns.annotator or columns.label_columns:
+        raise WrongRequest(
+            f"{file.path} holds posts one a line and has no columns; --weight-column, --annotations-by and"
+            " --label-columns need a table."
+        )
     paired = replace(file, path=file.labels)
     with (
         lines_of(file, newline_of(head_of(file))) as texts,

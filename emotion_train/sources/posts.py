@@ -37,13 +37,24 @@ _USUAL_NAMES = {
         "mood", "annotation", "tag",
     ),
 }  # fmt: skip
-_OPTIONS = {"text": "--text-column", "label": "--label-column", "id": "--id-column"}
+_OPTIONS = {
+    "text": "--text-column",
+    "label": "--label-column",
+    "id": "--id-column",
+    "label_columns": "--label-columns",
+    "weight": "--weight-column",
+    "annotator": "--annotations-by",
+}
 _NAMES_SHOWN = 20
 
 
 class Columns(NamedTuple):
     """Names of the columns of a source. `label` and `id` are read where they are given, `split`
     where it is given and exists; the columns in `kept` come along as they are.
+
+    `label_columns` hold a number for each label, in place of `label`: "joy..anger" are all columns
+    of a file from joy to anger. Where `lists` is set a label may be a list or an object: `SEVERAL`
+    stands before each item of a list, and an object is spelled as JSON.
     """
 
     text: str = "text"
@@ -51,6 +62,10 @@ class Columns(NamedTuple):
     id: str | None = None
     split: str | None = "split"
     kept: tuple[str, ...] = ()
+    label_columns: tuple[str, ...] = ()
+    weight: str | None = None
+    annotator: str | None = None
+    lists: bool = False
 
     def among(self, present: Sequence[str], place: str) -> Columns:
         """The same columns as the file at `place` spells them, without regard to case where no name
@@ -58,18 +73,41 @@ class Columns(NamedTuple):
 
         Raises `WrongRequest` when a column is missing, naming the likely one, or is there twice.
         """
-        found = {
+        found: dict[str, Any] = {
             role: None if name is None else self._needed(role, name, present, place)
-            for role, name in (("text", self.text), ("label", self.label), ("id", self.id))
+            for role in ("text", "label", "id", "weight", "annotator")
+            for name in (getattr(self, role),)
         }
-        assert found["text"] is not None
-        return Columns(
-            found["text"],
-            found["label"],
-            found["id"],
-            None if self.split is None else _matching(self.split, present, place),
-            tuple(self._needed("kept", name, present, place) for name in self.kept),
+        columns = self._replace(
+            **found,
+            split=None if self.split is None else _matching(self.split, present, place),
+            kept=tuple(self._needed("kept", name, present, place) for name in self.kept),
         )
+        others = columns._replace(label_columns=()).named
+        of_labels = tuple(
+            dict.fromkeys(
+                name for words in self.label_columns for name in self._between(words, present, place)
+            )
+        )
+        if taken := next((name for name in of_labels if name in others), None):
+            raise WrongRequest(
+                f"--label-columns takes in column {taken!r} of {place}, which has another meaning; name the"
+                " columns of labels only, such as anger,joy or anger..joy."
+            )
+        return columns._replace(label_columns=of_labels)
+
+    def _between(self, words: str, present: Sequence[str], place: str) -> Sequence[str]:
+        """The column of that name, or all from the first to the last of `first..last`."""
+        if _matching(words, present, place) is not None or ".." not in words:
+            return [self._needed("label_columns", words, present, place)]
+        ends = [self._needed("label_columns", word, present, place) for word in words.split("..", 1)]
+        first, last = (present.index(name) for name in ends)
+        if last < first:
+            raise WrongRequest(
+                f"--label-columns {words}: {place} has {ends[1]!r} before {ends[0]!r}; type"
+                f" {ends[1]}..{ends[0]}."
+            )
+        return present[first : last + 1]
 
     def _needed(self, role: str, name: str, present: Sequence[str], place: str) -> str:
         if (match := _matching(name, present, place)) is not None:
@@ -86,13 +124,14 @@ class Columns(NamedTuple):
     @property
     def named(self) -> tuple[str, ...]:
         """Each name once."""
-        names = (self.text, self.label, self.id, self.split, *self.kept)
+        alone = (self.text, self.label, self.id, self.split, self.weight, self.annotator)
+        names = (*alone, *self.kept, *self.label_columns)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 class Batch(NamedTuple):
-    """Some rows of one file. Texts, labels, splits, ids and the columns in `kept` are binary arrays
-    of one length, null where a row has none.
+    """Some rows of one file. Its columns are binary arrays of one length, null where a row has
+    none.
     """
 
     file: int
@@ -105,28 +144,41 @@ class Batch(NamedTuple):
     broken: tuple[tuple[str, int], ...] = ()  # (kind, row) of what could not be read as a post
     blank: tuple[int, ...] = ()  # rows with nothing in them
     remarks: tuple[str, ...] = ()  # what was passed over and is no row
+    weights: Any | None = None
+    annotators: Any | None = None
+    label_columns: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     def of(cls, file: int, rows: Any, columns: Columns, values: Mapping[str, Any], **rest: Any) -> Batch:
         """From binary arrays by column name."""
-        text, label, split, key = (
+        text, label, split, key, weight, annotator = (
             None if name is None else values[name]
-            for name in (columns.text, columns.label, columns.split, columns.id)
+            for name in (
+                columns.text,
+                columns.label,
+                columns.split,
+                columns.id,
+                columns.weight,
+                columns.annotator,
+            )
         )
         kept = {name: values[name] for name in columns.kept}
+        rest |= {"weights": weight, "annotators": annotator}
+        rest |= {"label_columns": {name: values[name] for name in columns.label_columns}}
         return cls(file, np.asarray(rows, np.int64), text, label, split, key, kept, **rest)
 
     def filtered(self, keep_N: Any) -> Batch:
         """The rows where `keep_N` is true; what is broken or blank stays."""
         keep = pa.array(keep_N)
-        texts, labels, splits, ids = (
-            None if column is None else column.filter(keep)
-            for column in (self.texts, self.labels, self.splits, self.ids)
-        )
-        kept = {name: column.filter(keep) for name, column in self.kept.items()}
-        return self._replace(
-            rows_N=self.rows_N[keep_N], texts=texts, labels=labels, splits=splits, ids=ids, kept=kept
-        )
+        columns: dict[str, Any] = {
+            name: None if (column := getattr(self, name)) is None else column.filter(keep)
+            for name in ("texts", "labels", "splits", "ids", "weights", "annotators")
+        }
+        several: dict[str, Any] = {
+            name: {key: column.filter(keep) for key, column in getattr(self, name).items()}
+            for name in ("kept", "label_columns")
+        }
+        return self._replace(rows_N=self.rows_N[keep_N], **columns, **several)
 
 
 @dataclass(frozen=True)
@@ -141,6 +193,7 @@ class PostFile:
     quoting: Quoting = "auto"
     labels: Path | None = None  # of a pair of files: the labels, one a line
     label_names: tuple[str, ...] | None = None  # what its label ids stand for, where it says so
+    header: tuple[str, ...] | None = None  # of a table without one
 
 
 def split_of(word: str) -> str | None:

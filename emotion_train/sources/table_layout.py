@@ -36,7 +36,7 @@ def layout_of(file: PostFile, columns: Columns) -> Layout:
         raise WrongRequest(f"{file.path} is empty; give a file with a header row and posts.")
     newline = newline_of(head)
     lines = head.split(newline)
-    skipped, delimiter, remarks = _before_the_header(file, lines, columns)
+    skipped, delimiter, remarks = (0, None, ()) if file.header else _before_the_header(file, lines, columns)
     text = newline.join(lines[skipped:])
     if delimiter is None:
         delimiter = _best_delimiter(file, text, columns)
@@ -53,7 +53,7 @@ def layout_of(file: PostFile, columns: Columns) -> Layout:
         delimiter,
         newline,
         skipped + header_lines,
-        skipped + 2,
+        skipped + (1 if file.header else 2),
         remarks,
         file.quoting != "none",
     )
@@ -96,6 +96,8 @@ def _names_columns(line: str, columns: Columns) -> bool:
 
 def _best_delimiter(file: PostFile, text: str, columns: Columns) -> str:
     """The one that gives the wanted names, else the one that gives the most."""
+    if file.header:
+        return _delimiter_of(file, text, file.header)
     headers = {mark: _header(file, text, mark)[0] for mark in _DELIMITERS[file.format]}
     wanted = {name.strip().casefold() for name in (columns.text, columns.label) if name is not None}
     fitting = [
@@ -106,6 +108,8 @@ def _best_delimiter(file: PostFile, text: str, columns: Columns) -> str:
 
 def _header(file: PostFile, text: str, delimiter: str) -> tuple[list[str], int]:
     """Column names, and how many lines they take."""
+    if file.header:
+        return list(file.header), 0
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         return next(reader), reader.line_num
@@ -113,6 +117,19 @@ def _header(file: PostFile, text: str, delimiter: str) -> tuple[list[str], int]:
         raise WrongRequest(
             f"{file.path} has no readable header row ({error}); save it as CSV with UTF-8 text again."
         ) from None
+
+
+def _delimiter_of(file: PostFile, text: str, header: tuple[str, ...]) -> str:
+    """The one that gives the first line as many cells as there are names."""
+    first = text.partition("\n")[0].rstrip("\r")
+    cells = {mark: len(next(csv.reader([first], delimiter=mark), [])) for mark in _DELIMITERS[file.format]}
+    fitting = [mark for mark, count in cells.items() if count == len(header)]
+    if not fitting:
+        raise WrongRequest(
+            f"--header names {len(header)} columns, and the first line of {file.path} has"
+            f" {max(cells.values())}; name each column once, such as text,label,rater."
+        )
+    return fitting[0]
 
 
 def _no_table(file: PostFile) -> WrongRequest:

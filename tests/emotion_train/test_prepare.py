@@ -623,7 +623,10 @@ def test_what_drops_bad_posts_drops_those_with_several_labels_unless_they_have_a
     source.write_bytes(b"text,label\n" + GOOD + b'fine,"joy,anger"\n')
     options: dict[str, Any] = {"labels": ("joy", "anger")}
     text = refusal(source, tmp_path / "out", on_bad="drop", multi_label="refuse", **options)
-    assert text.endswith("\nMend them; or type --multi-label drop to leave those with several labels out.")
+    assert text.endswith(
+        "\nMend them; or type --multi-label drop to leave those with several labels out; or type --targets"
+        " several to train on several labels a post."
+    )
     assert "type --on-bad drop to leave them out" in refusal(source, tmp_path / "out", **options)
     index = prepare(source, str(tmp_path / "out"), on_bad="drop", **options).index
     assert sum(split.rows for split in index.splits.values()) == 20

@@ -59,7 +59,7 @@ some_rows = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3), st.integers
 
 
 @example(rows=[(0, 0, 1), (0, 0, 0), (0, 0, 0)], policy="majority")  # the most rows, not the first
-@given(rows=some_rows, policy=st.sampled_from(POLICIES))
+@given(rows=some_rows, policy=st.sampled_from(POLICIES["one"]))
 def test_each_row_has_the_fate_that_loops_over_the_rows_give_it(rows: list[Row], policy: Policy) -> None:
     choice = chosen(rows, policy)
     found = {name: set(np.flatnonzero(getattr(choice, name)).tolist()) for name in Choice._fields[:4]}
@@ -67,7 +67,7 @@ def test_each_row_has_the_fate_that_loops_over_the_rows_give_it(rows: list[Row],
     assert sum(map(len, found.values())) == len(rows)
 
 
-@given(rows=some_rows, policy=st.sampled_from(POLICIES))
+@given(rows=some_rows, policy=st.sampled_from(POLICIES["one"]))
 def test_examples_are_the_first_conflicts_with_the_votes_of_each_label(
     rows: list[Row], policy: Policy
 ) -> None:

@@ -1,0 +1,177 @@
+"""How many posts of each set of labels go to validation and test, so that every label has its share
+there: iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011), on the counts of sets.
+
+Posts of one set are the same to it, so it needs the counts alone: up to `MAX_SETS` sets, whatever
+the number of posts. Where there are more, a post counts by its rarest labels only, by as many of
+them as give no more sets than that; the other labels get their shares by chance. Which posts of a
+set are taken is then decided by their draws.
+
+Letters: K sets, P pairs of a set and one of its labels, D splits (train, validation, test), C
+labels; after the labels come "any post" and "no label", which are to be shared out as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emotion_train.data.stratify import quotas
+from emotion_train.data.target_columns import PostTargets
+
+MAX_SETS = 1 << 14
+_MOST_KEPT = 8  # rarest labels, when all labels of a post are too many
+_MOST_WORK = 1 << 25  # pairs looked at when posts change the split
+
+LabelSet = tuple[int, ...]
+
+
+class LabelSets:
+    """The sets of labels of posts, with their counts; `counts_C` are the posts of each label."""
+
+    def __init__(self, counts_C: Any) -> None:
+        labels = np.arange(len(counts_C))
+        self._rarity_C = np.empty(len(counts_C), np.int64)
+        self._rarity_C[np.lexsort((labels, counts_C))] = labels
+        # by how many labels of a post count; those of too many sets are dropped on the way
+        self._met: dict[int, dict[LabelSet, int]] = {kept: {} for kept in (*range(1, _MOST_KEPT + 1), 0)}
+        self._labels = len(counts_C)
+        self._kept = 0  # labels of a post that count, 0 for all
+        self._counts: dict[LabelSet, int] = {}
+        self._number: dict[LabelSet, int] = {}
+
+    def add(self, targets: PostTargets) -> None:
+        """Count posts in any order."""
+        for one, posts in _counted(targets).items():
+            for kept in list(self._met):
+                met = self._met[kept]
+                key = self._rarest(one, kept)
+                met[key] = met.get(key, 0) + posts
+                if len(met) > MAX_SETS and kept != 1:
+                    del self._met[kept]
+
+    def freeze(self) -> None:
+        """All posts were counted; the sets have their numbers from here on."""
+        self._kept = 0 if 0 in self._met else max(self._met)
+        self._counts = dict(sorted(self._met[self._kept].items())) or {(): 0}
+        self._number = {one: number for number, one in enumerate(self._counts)}
+
+    def numbers(self, validation_fraction: float, test_fraction: float) -> list[tuple[int, int]]:
+        """Posts of each set for validation and test."""
+        counts_K = np.array(list(self._counts.values()), np.int64)
+        return shared_out(list(self._counts), counts_K, self._labels, validation_fraction, test_fraction)
+
+    def of(self, targets: PostTargets) -> Any:
+        """The number of each post's set; 0 for one that was not counted."""
+        number_N = targets.numbered(self._labels)
+        _, first, inverse = np.unique(number_N, return_index=True, return_inverse=True)
+        sets = [
+            self._number.get(self._rarest(tuple(label for label, _ in targets.target(post)), self._kept), 0)
+            for post in first.tolist()
+        ]
+        return np.array(sets, np.int32)[inverse]
+
+    def _rarest(self, labels: LabelSet, kept: int) -> LabelSet:
+        if not kept or len(labels) <= kept:
+            return labels
+        return tuple(sorted(sorted(labels, key=lambda label: self._rarity_C[label])[:kept]))
+
+
+def _counted(targets: PostTargets) -> dict[LabelSet, int]:
+    number_N = targets.numbered(1 << 30)
+    _, first, count = np.unique(number_N, return_index=True, return_counts=True)
+    return {
+        tuple(label for label, _ in targets.target(post)): posts
+        for post, posts in zip(first.tolist(), count.tolist(), strict=True)
+    }
+
+
+def shared_out(
+    sets: Sequence[LabelSet], counts_K: Any, labels: int, validation_fraction: float, test_fraction: float
+) -> list[tuple[int, int]]:
+    """Posts of each set for validation and test, by the quotas of each label.
+
+    First all whole posts of each set's own share, then the rest one by one: of the label with the
+    fewest posts left, to the split that wants that label most. Then posts change the split as long
+    as that brings labels nearer to their quotas.
+    """
+    if not validation_fraction and not test_fraction:
+        return [(0, 0)] * len(sets)
+    plan = _Plan(sets, counts_K, labels, (validation_fraction, test_fraction))
+    plan.share_whole_posts()
+    plan.share_the_rest()
+    plan.improve()
+    return [(int(validation), int(test)) for _, validation, test in plan.taken_KD]
+
+
+class _Plan:
+    def __init__(
+        self, sets: Sequence[LabelSet], counts_K: Any, labels: int, fractions: tuple[float, float]
+    ) -> None:
+        every, none = labels, labels + 1
+        members = [(*one, every) if one else (none, every) for one in sets]
+        self.label_P = np.concatenate([np.array(one) for one in members])
+        self.size_K = np.array([len(one) for one in members])
+        self.begin_K = np.cumsum(self.size_K) - self.size_K
+        self.set_P = np.repeat(np.arange(len(sets)), self.size_K)
+        self.left_K = counts_K.copy()
+        self.fraction_D = np.array([1 - sum(fractions), *fractions])
+        totals_C = np.bincount(self.label_P, counts_K[self.set_P], labels + 2).astype(np.int64)
+        held_out = np.array([quotas(int(total), *fractions) for total in totals_C])
+        wanted = [totals_C - held_out.sum(axis=1), held_out[:, 0], held_out[:, 1]]
+        self.wanting_CD = np.stack(wanted, axis=1).astype(np.float64)  # what is still to come
+        self.taken_KD = np.zeros((len(sets), 3), np.int64)
+
+    def share_whole_posts(self) -> None:
+        self.taken_KD += np.floor(self.left_K[:, None] * self.fraction_D).astype(np.int64)
+        self.left_K -= self.taken_KD.sum(axis=1)
+        for split in range(3):
+            posts_C = np.bincount(self.label_P, self.taken_KD[self.set_P, split], len(self.wanting_CD))
+            self.wanting_CD[:, split] -= posts_C
+
+    def share_the_rest(self) -> None:
+        every, splits = len(self.wanting_CD) - 2, np.flatnonzero(self.fraction_D).tolist()
+        sets_of = np.split(
+            self.set_P[np.argsort(self.label_P, kind="stable")],
+            np.cumsum(np.bincount(self.label_P, minlength=len(self.wanting_CD)))[:-1],
+        )
+        left_C = np.bincount(self.label_P, self.left_K[self.set_P], len(self.wanting_CD))
+        while (left_C > 0).any():
+            label = int(np.argmin(np.where(left_C > 0, left_C, np.inf)))
+            for one in sets_of[label].tolist():
+                labels = self.label_P[self.begin_K[one] : self.begin_K[one] + self.size_K[one]]
+                while self.left_K[one]:
+                    want_D = self.wanting_CD[label]
+                    best = max(splits, key=lambda d: (want_D[d], self.wanting_CD[every, d], -d))
+                    self._move(one, labels, None, best)
+                    self.left_K[one] -= 1
+                    left_C[labels] -= 1
+
+    def improve(self) -> None:
+        """Each move makes the sum of squared distances smaller, so that this ends; of very many
+        sets before it takes minutes.
+        """
+        for _ in range(_MOST_WORK // len(self.label_P)):
+            best: tuple[float, int, int, int] = (-1e-9, 0, 0, 0)
+            for old in range(3):
+                for new in range(3):
+                    if old == new or not self.fraction_D[new]:
+                        continue
+                    pull_C = self.wanting_CD[:, old] - self.wanting_CD[:, new] + 1
+                    gain_K = np.add.reduceat(pull_C[self.label_P], self.begin_K)
+                    gain_K[self.taken_KD[:, old] == 0] = 0
+                    one = int(np.argmin(gain_K))
+                    best = min(best, (float(gain_K[one]), one, old, new))
+            if best[0] >= -1e-9:
+                return
+            _, one, old, new = best
+            labels = self.label_P[self.begin_K[one] : self.begin_K[one] + self.size_K[one]]
+            self._move(one, labels, old, new)
+
+    def _move(self, one: int, labels: Any, old: int | None, new: int) -> None:
+        self.taken_KD[one, new] += 1
+        self.wanting_CD[labels, new] -= 1
+        if old is not None:
+            self.taken_KD[one, old] -= 1
+            self.wanting_CD[labels, old] += 1
