@@ -118,15 +118,17 @@ def plain_loss(
     """The loss of a batch by PyTorch's own modules."""
     if kind == "one":
         labels_N = torch.tensor([target[0][0] for target in targets])
-        return torch.nn.CrossEntropyLoss(weight=weights_C)(logits_NC, labels_N)
+        return torch.nn.functional.cross_entropy(logits_NC, labels_N, weights_C)
     targets_NC = torch.zeros_like(logits_NC)
     for post, target in enumerate(targets):
         for label, share in target:
             targets_NC[post, label] = share
     if kind == "shares":
-        losses_N = torch.nn.CrossEntropyLoss(weight=weights_C, reduction="none")(logits_NC, targets_NC)
+        losses_N = torch.nn.functional.cross_entropy(logits_NC, targets_NC, weights_C, reduction="none")
         return (weight_N * losses_N).sum() / (weight_N * (targets_NC @ weights_C)).sum()
-    losses_NC = torch.nn.BCEWithLogitsLoss(pos_weight=weights_C, reduction="none")(logits_NC, targets_NC)
+    losses_NC = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits_NC, targets_NC, pos_weight=weights_C, reduction="none"
+    )
     counted_NC = torch.where(targets_NC > 0, weights_C, 1.0)
     return (weight_N * losses_NC.mean(1)).sum() / (weight_N * counted_NC.mean(1)).sum()
 
@@ -159,7 +161,7 @@ def test_a_run_on_shares_of_one_label_is_that_on_one_label_to_the_bit(
     one_hot = tmp_path / "tiny"
     one_hot.mkdir()
     (one_hot / "base").symlink_to(folder / "base")
-    table = {"one": FolderStore(str(folder / "data")), "shares": FolderStore(str(one_hot / "data"))}
+    table = {"one": FolderStore(folder / "data"), "shares": FolderStore(one_hot / "data")}
     relabel(table["one"], table["shares"], "shares", weighted=False, mixed=False)
     found = []
     for place in (folder, one_hot):
