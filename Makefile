@@ -16,10 +16,11 @@ MLFLOW := mlflow==3.17.2
 demo: .venv/ready
 	$(BIN)/emotion-train demo
 
+# with bytecode kept: hundreds of tests start a Python, and each would compile every page anew
 test: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy && $(BIN)/mypy benchmarks
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: .venv/ready trackers-env
 	$(BIN)/python -m pytest -m slow

@@ -38,7 +38,9 @@ def programs() -> Iterator[tuple[str, str]]:
 
 def trusting(page: str, text: str) -> list[str]:
     """Calls of transformers' Auto classes that do not say trust_remote_code=False."""
-    found = []
+    found: list[str] = []
+    if not any(loader in text for loader in LOADERS):
+        return found  # parsing all pages takes seconds
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
@@ -55,6 +57,7 @@ def test_no_call_trusts_or_leaves_open_whom_to_trust() -> None:
     assert [line for page, text in pages.items() for line in trusting(page, text)] == []
     # and the program itself reads configurations without any such loader
     ours = [page for page in pages if page.startswith(("emotion_train", "launch"))]
+    ours = [page for page in ours if "AutoConfig" in pages[page] and "from_pretrained" in pages[page]]
     assert not [page for page in ours if "AutoConfig.from_pretrained(" in strings_left_out(pages[page])]
 
 

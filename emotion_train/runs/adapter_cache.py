@@ -32,6 +32,7 @@ from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo, Store
 
 _IN_A_RUN = re.compile(r"(?P<run>.+)/final/(?P<incarnation>[0-9]{8})/adapter")
+_ADAPTER, _MANIFEST = "adapter", "manifest.json"  # of each place in the cache, CACHE/NAME.NUMBER
 _MANIFEST_BYTES = 1 << 20
 
 
@@ -178,77 +179,108 @@ def _cached(
     read: Callable[[str], bytes],
     targets: Sequence[str],
 ) -> Path:
-    """The cache's folder of this name, pulled by `read` unless its files are those of `sums`."""
-    folder = cache_folder() / name
-    if _is_whole(folder, sums(folder)):
-        return folder
-    tell(f"emotion-train: pulling the adapter of {url} into {folder}")
+    """The adapter of this name in the cache, pulled by `read` unless it has the files of `sums`."""
+    cache = cache_folder()
     try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".pulling-", dir=folder.parent))
-        try:
-            _pull(staging, total, read, targets)
-            _put_in_place(staging, folder, sums)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        place = _newest(cache, name)
+        if place is None or not _is_whole(place, sums):
+            tell(f"emotion-train: pulling the adapter of {url} into {cache}")
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=".pulling-", dir=cache))
+            try:
+                _pull(staging / "pulled", total, read, targets)
+                place = _put_in_place(staging, cache, name, sums)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise StorageError(
-            f"The cache {folder.parent} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder"
-            " on a disk with room that you may write, or pull the adapter by `emotion-launch pull`."
+            f"The cache {cache} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder on a"
+            " disk with room that you may write, or pull the adapter by `emotion-launch pull`."
         ) from error
-    return folder
+    return place / _ADAPTER
 
 
-def _pull(staging: Path, total: int, read: Callable[[str], bytes], targets: Sequence[str]) -> None:
+def _pull(pulled: Path, total: int, read: Callable[[str], bytes], targets: Sequence[str]) -> None:
     """Write the files, and beside them, in their manifest, what they are."""
     manifest: dict[str, list[int | str]] = {}
     done = 0
     with ProgressLine("pulling", total >> 20, "MiB") as line:
         for target in targets:
             data = read(target)
-            path = staging / "adapter" / target
+            path = pulled / _ADAPTER / target
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
             manifest[target] = [len(data), hashlib.sha256(data).hexdigest()]
             done += len(data)
             line.update(done >> 20)
-    (staging / "manifest.json").write_text(json.dumps(manifest))
+    (pulled / _MANIFEST).write_text(json.dumps(manifest))
 
 
-def _put_in_place(staging: Path, folder: Path, sums: Callable[[Path], Mapping[str, _File] | None]) -> None:
-    """Move what was pulled to its place; of several processes one wins, and what is damaged there
-    goes.
+def _put_in_place(
+    staging: Path, cache: Path, name: str, sums: Callable[[Path], Mapping[str, _File] | None]
+) -> Path:
+    """The newest place of this name: what was pulled, moved there by one rename, or what another
+    process put there first.
+
+    A whole folder is never moved. What is damaged is followed by the next number and removed after
+    that, so no number is given twice while a larger one exists.
     """
-    with suppress(FileNotFoundError):
-        os.replace(folder, staging / "damaged")
-    with suppress(FileNotFoundError):
-        os.replace(_manifest_path(folder), staging / "damaged.json")
-    os.replace(staging / "manifest.json", _manifest_path(folder))
-    try:
-        os.replace(staging / "adapter", folder)
-    except OSError:
-        if not _is_whole(folder, sums(folder)):  # else another process was quicker
-            raise
+    while True:
+        newest = _newest(cache, name)
+        if newest is not None and _is_whole(newest, sums):
+            return newest
+        place = _place(cache, name, 0 if newest is None else _number(newest) + 1)
+        try:
+            os.rename(staging / "pulled", place)
+        except OSError:
+            if _newest(cache, name) == newest:
+                raise
+            continue  # another process was quicker
+        if _newest(cache, name) == place:
+            break
+        with suppress(OSError):  # the number was free because a larger one has replaced it
+            os.rename(place, staging / "pulled")
+    for older in _numbered(cache, name):
+        if _number(older) < _number(place):
+            with suppress(OSError):  # another process removes it
+                os.rename(older, staging / older.name)
+    return place
 
 
-def _manifest_path(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.json")
+def _place(cache: Path, name: str, number: int) -> Path:
+    return cache / f"{name}.{number}"
 
 
-def _manifest_of(folder: Path) -> dict[str, _File] | None:
+def _number(place: Path) -> int:
+    return int(place.suffix[1:])
+
+
+def _numbered(cache: Path, name: str) -> list[Path]:
+    return [path for path in cache.glob(f"{name}.*") if path.suffix[1:].isdecimal()]
+
+
+def _newest(cache: Path, name: str) -> Path | None:
+    return max(_numbered(cache, name), key=_number, default=None)
+
+
+def _manifest_of(place: Path) -> dict[str, _File] | None:
     """What a copy's files were when they were pulled; None where that cannot be read."""
     try:
-        document = object_file(_manifest_path(folder), _MANIFEST_BYTES)
+        document = object_file(place / _MANIFEST, _MANIFEST_BYTES)
         return {target: _File(int(size), str(sha256)) for target, (size, sha256) in document.items()}
     except (OSError, Unreadable, ValueError, TypeError):
         return None
 
 
-def _is_whole(folder: Path, files: Mapping[str, _File] | None) -> bool:
-    """Whether the folder has exactly these files."""
+def _is_whole(place: Path, sums: Callable[[Path], Mapping[str, _File] | None]) -> bool:
+    """Whether the adapter of this place has exactly the files of `sums`."""
+    folder, files = place / _ADAPTER, sums(place)
     if files is None or not folder.is_dir():
         return False
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    try:
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    except OSError:  # another process removes it
+        return False
     return there == files.keys() and all(_is_file(folder / name, file) for name, file in files.items())
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import pytest
 
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.model.facts import FACTS
+from emotion_train.runs import adapter_cache
 from emotion_train.runs.adapter_cache import cache_folder, find_adapter
 from emotion_train.runs.log import Writer, upload_part
 from emotion_train.storage.folder import FolderStore
@@ -78,7 +84,7 @@ def test_a_run_is_pulled_once_and_then_only_its_log_is_read(
     url = publish(store)
     found = find_adapter(url + tail)
     assert found.run_url == url
-    assert found.folder.parent == cache
+    assert found.folder.parent.parent == cache
     assert content(found.folder) == IN_CACHE
     assert any("/final/" in key for key in reads)
     reads.clear()
@@ -105,10 +111,8 @@ def test_what_is_damaged_in_the_cache_is_pulled_again(store: Store, damage: str)
     else:
         weights.write_bytes(b"weightz" if damage == "changed" else b"weight")
     assert content(find_adapter(url).folder) == IN_CACHE
-    assert {path.name for path in cache_folder().iterdir()} == {
-        weights.parent.name,
-        f"{weights.parent.name}.json",
-    }
+    [place] = cache_folder().iterdir()
+    assert {path.name for path in place.iterdir()} == {"adapter", "manifest.json"}
 
 
 def test_a_damaged_part_leaves_nothing_in_the_cache(store: Store, cache: Path) -> None:
@@ -119,9 +123,21 @@ def test_a_damaged_part_leaves_nothing_in_the_cache(store: Store, cache: Path) -
     assert list(cache.iterdir()) == []
 
 
-def test_several_processes_at_once_get_one_folder(store: Store) -> None:
+def damage(url: str) -> None:
+    (find_adapter(url).folder / "adapter_model.safetensors").write_bytes(b"weightz")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_several_processes_at_once_get_one_folder(
+    store: Store, damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four at once, all of which have pulled it when the first puts it in its place."""
     url = publish(store)
+    if damaged:
+        damage(url)
     found: list[Path] = []
+    pulled = threading.Barrier(4)
+    monkeypatch.setattr(adapter_cache, "_put_in_place", after(pulled.wait, adapter_cache._put_in_place))
     threads = [threading.Thread(target=lambda: found.append(find_adapter(url).folder)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -130,6 +146,91 @@ def test_several_processes_at_once_get_one_folder(store: Store) -> None:
     assert len(found) == 4
     assert len(set(found)) == 1
     assert content(found[0]) == IN_CACHE
+    assert list(cache_folder().iterdir()) == [found[0].parent]
+
+
+def after(first: Callable[[], object], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, before each call of which `first` is called."""
+
+    def both(*arguments: Any) -> Any:
+        first()
+        return function(*arguments)
+
+    return both
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize(
+    "between",
+    [
+        "a process",
+        pytest.param("a process, then damage", marks=pytest.mark.slow),
+        pytest.param("damage and a process, twice", marks=pytest.mark.slow),
+    ],
+)
+def test_whatever_others_do_between_two_steps_the_folder_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool, between: str
+) -> None:
+    """Each look at the cache and each rename of one process in turn has the whole of others before
+    it. What is damaged after the last look is found by the next.
+    """
+    url = publish(open_store(str(tmp_path / "runs")))
+    steps = ["_newest", "_numbered", "_is_whole", "rename"]
+    for turn in range(40):
+        shutil.rmtree(cache_folder(), ignore_errors=True)
+        if damaged:
+            damage(url)
+        left, others = turn, list[Path]()
+
+        def at_a_step() -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                for _ in range(1 + ("twice" in between)):
+                    if "damage and" in between:
+                        damage(url)
+                    others.append(find_adapter(url).folder)  # noqa: B023
+                    if "then damage" in between:
+                        damage(url)
+
+        with monkeypatch.context() as patch:
+            for step in steps:
+                home = os if step == "rename" else adapter_cache
+                patch.setattr(home, step, after(at_a_step, getattr(home, step)))
+            folder = find_adapter(url).folder
+        if between == "a process":
+            assert content(folder) == IN_CACHE
+            assert not others or others[-1] == folder
+        assert content(find_adapter(url).folder) == IN_CACHE
+        assert len(list(cache_folder().iterdir())) == 1
+        if left >= 0:
+            break
+    assert turn > len(steps)
+    assert left >= 0  # every step had its turn
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_get_one_folder(tmp_path: Path) -> None:
+    url = publish(open_store(str(tmp_path / "runs")))
+    program = (
+        "import os, sys, time, pathlib\n"
+        "from emotion_train.runs.adapter_cache import find_adapter\n"
+        "url, home = sys.argv[1], pathlib.Path(sys.argv[2])\n"
+        "for turn in range(20):\n"
+        "    (home / f'{turn}-{os.getpid()}').touch()\n"
+        "    while len(list(home.glob(f'{turn}-*'))) < 4: time.sleep(0.001)\n"
+        "    os.environ['XDG_CACHE_HOME'] = str(home / f'cache{turn}')\n"
+        "    weights = find_adapter(url).folder / 'adapter_model.safetensors'\n"
+        "    assert weights.read_bytes() == b'weights'\n"
+        "    print(weights)\n"
+    )
+    (tmp_path / "home").mkdir()
+    command = [sys.executable, "-c", program, url, str(tmp_path / "home")]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    told = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * 4
+    assert len(set(told)) == 1
+    assert len(set(told[0].split())) == 20
 
 
 def test_a_run_that_is_not_published_is_refused(store: Store) -> None:
@@ -208,5 +309,6 @@ def test_a_manifest_that_is_damaged_is_none(bucket_url: str) -> None:
     store.write(FACTS, b"{}")
     folder = find_adapter(store.url).folder
     for text in ("", "[]", json.dumps({FACTS: 5}), json.dumps({FACTS: [2, "0" * 64]})):
-        folder.with_name(f"{folder.name}.json").write_text(text)
-        assert content(find_adapter(store.url).folder) == {FACTS: b"{}"}
+        (folder.parent / "manifest.json").write_text(text)
+        folder = find_adapter(store.url).folder
+        assert content(folder) == {FACTS: b"{}"}
