@@ -20,7 +20,7 @@ import numpy.typing as npt
 from emotion_train.bases.public_names import public_base
 from emotion_train.config import POSTS_PER_SCORING_STEP
 from emotion_train.console import tell
-from emotion_train.data.targets import WORDS, Target, dense, largest
+from emotion_train.data.targets import WORDS, Target, dense
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import (
     AdapterChoice,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from emotion_train.report.schema import Scorecard
     from emotion_train.report.scorecard import Seen
     from emotion_train.runs.origin import Origin
+    from emotion_train.sources.posts import Columns
     from emotion_train.storage.store import Store
 
 _BOOTSTRAP_SAMPLES = 2000
@@ -63,7 +64,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--label-column",
         default="label",
         metavar="NAME",
-        help="column of the label in --file (default: label)",
+        help="column of the labels in --file, as `prepare` reads them (default: label)",
+    )
+    parser.add_argument(
+        "--label-columns",
+        metavar="A,B,C",
+        help=(
+            "columns of the labels in --file in place of --label-column, with 0 or 1 in each, or with shares"
+            " or numbers of votes; joy..anger are all columns from joy to anger"
+        ),
+    )
+    parser.add_argument(
+        "--allow-none",
+        action="store_true",
+        help="of an adapter of several labels: a post of --file may have none (default: it is refused)",
     )
     parser.add_argument(
         "--out",
@@ -105,6 +119,8 @@ class Question:
     file: str | None = None
     text_column: str = "text"
     label_column: str = "label"
+    label_columns: tuple[str, ...] | None = None  # in place of label_column
+    allow_none: bool = False
     encoding: str = "utf-8"
     quoting: Literal["auto", "csv", "none"] = "auto"
     max_chars: int = 20_000
@@ -116,8 +132,15 @@ class Question:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Question:
-        names = [name for name in cls.__dataclass_fields__ if name != "chosen"]
-        return cls(AdapterChoice.of(arguments), **{name: getattr(arguments, name) for name in names})
+        from emotion_train.data.labels_file import names_in
+
+        names = [name for name in cls.__dataclass_fields__ if name not in ("chosen", "label_columns")]
+        columns = None if arguments.label_columns is None else names_in(arguments.label_columns)
+        return cls(
+            AdapterChoice.of(arguments),
+            label_columns=columns,
+            **{name: getattr(arguments, name) for name in names},
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -164,7 +187,7 @@ def evaluate(asked: Question) -> Scorecard:
                 f" {_FLOOR_MAX_ROWS:,}."
             ]
     else:
-        found_posts = labelled_posts(asked, origin.facts.labels)
+        found_posts = labelled_posts(asked, origin.facts)
         ids, texts, targets = found_posts
         seen, remarks = _look_up(origin, zip(ids, texts, strict=True)), _repeated(texts, targets)
         classifier = open_classifier(chosen)
@@ -362,7 +385,7 @@ def _score_file(origin: Origin, posts: LabelledPosts, classifier: Classifier) ->
             " that the adapter was trained on."
         ]
     tell("fitting the TF-IDF floor")
-    floor = tfidf_of_texts(store, index, ids, texts, [*map(largest, targets)], _SEED)
+    floor = tfidf_of_texts(store, index, ids, texts, targets, _SEED)
     return decided(scored.counts(), scored, floor, classifier.decision), []
 
 
@@ -374,40 +397,69 @@ class LabelledPosts(NamedTuple):
     targets: list[Target]
 
 
-def labelled_posts(asked: Question, labels: Sequence[str]) -> LabelledPosts:
-    """Every row of --file, duplicates included.
+def labelled_posts(asked: Question, facts: AdapterFacts) -> LabelledPosts:
+    """Every row of --file, duplicates included, with labels as `prepare` takes them for what the
+    adapter answers with.
 
-    Raises `WrongRequest` naming the rows that cannot be scored.
+    Raises `WrongRequest` naming the rows that cannot be scored, and for columns of labels that the
+    adapter does not know.
     """
     from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules
     from emotion_train.data.labels import LabelNames
+    from emotion_train.data.target_columns import PostTargets
     from emotion_train.sources.open import Choices, open_source
-    from emotion_train.sources.posts import Columns
 
-    source = str(asked.file)
-    columns = Columns(asked.text_column, asked.label_column, split=None)
+    source, labels = str(asked.file), facts.labels
+    if asked.allow_none and facts.targets != "several":
+        raise WrongRequest(
+            f"--allow-none is for several labels, and the adapter answers with {WORDS[facts.targets]}; leave"
+            " it out."
+        )
     choices = Choices(encoding=asked.encoding, quoting=asked.quoting)
-    with open_source(source, columns, choices) as found:
+    with open_source(source, _columns(asked, facts), choices) as found:
         findings = Findings(file.name for file in found.files)
-        names = LabelNames(tuple(labels), found.label_names)
-        cleaner = Cleaner(Rules(asked.max_chars, 0, asked.unescape_html), names, findings)
+        names = LabelNames(labels, found.label_names)
+        rules = Rules(asked.max_chars, 0, asked.unescape_html, facts.targets, asked.allow_none)
+        cleaner = Cleaner(rules, names, findings)
         rows: list[Any] = [cleaner.clean(batch, None) for batch in found.batches()]
     if lines := findings.lines(REFUSED):
+        may_be_none = findings.counts["no_label"] and facts.targets == "several"
+        or_none = ", or type --allow-none where a post may have none of the labels" if may_be_none else ""
         raise WrongRequest(
             f"{source} has posts that cannot be scored:\n  "
             + "\n  ".join(lines)
-            + f"\nMend them; the adapter's labels are {', '.join(labels)}."
+            + f"\nMend them{or_none}; the adapter's labels are {', '.join(labels)}."
         )
-    ids, texts, truth = (
-        [value for batch in rows for value in batch.column(name).to_pylist()]
-        for name in ("id", "text", "label")
+    ids, texts = (
+        [value for batch in rows for value in batch.column(name).to_pylist()] for name in ("id", "text")
     )
     if not ids:
         raise WrongRequest(
             f"{source} has no posts; give a file with the columns {asked.text_column} and"
-            f" {asked.label_column}."
+            f" {', '.join(asked.label_columns or [asked.label_column])}."
         )
-    return LabelledPosts(ids, texts, [((label, 1.0),) for label in truth])
+    in_file = names.in_order()
+    if (unknown := next((name for name in in_file if name not in labels), None)) is not None:
+        raise WrongRequest(
+            f"{source} has a column for the label {unknown!r}, which the adapter does not know; its labels"
+            f" are {', '.join(labels)}."
+        )
+    place_C = np.array([labels.index(name) for name in in_file], np.int32)
+    by_batch = [PostTargets.of_rows(batch, place_C) for batch in rows]
+    targets = [of_rows.target(row) for of_rows in by_batch for row in range(of_rows.posts)]
+    return LabelledPosts(ids, texts, targets)
+
+
+def _columns(asked: Question, facts: AdapterFacts) -> Columns:
+    from emotion_train.sources.posts import Columns
+
+    return Columns(
+        asked.text_column,
+        asked.label_column if asked.label_columns is None else None,
+        split=None,
+        label_columns=asked.label_columns or (),
+        lists=facts.targets != "one",
+    )
 
 
 if __name__ == "__main__":

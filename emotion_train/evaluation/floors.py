@@ -169,13 +169,13 @@ def tfidf_predictions(
 
 
 def tfidf_of_texts(
-    store: Store, index: Index, ids: Sequence[str], texts: Sequence[str], truth: Sequence[int], seed: int
+    store: Store, index: Index, ids: Sequence[str], texts: Sequence[str], truth: Sequence[Target], seed: int
 ) -> Predictions:
     """The TF-IDF floor's predictions of texts that are no part of the data set, whose training
     split it is fitted on.
     """
     train = ((text, largest(target)) for _, text, target in posts(store, index.split("train")))
-    return Predictions.of(ids, truth, tfidf_floor(train, texts, len(index.labels), seed))
+    return Predictions.of(ids, [*map(largest, truth)], tfidf_floor(train, texts, len(index.labels), seed))
 
 
 def posts(store: Store, split: Split, patience_s: float = 0.0) -> Iterator[tuple[str, str, Target]]:
