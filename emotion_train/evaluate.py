@@ -20,7 +20,7 @@ import numpy.typing as npt
 from emotion_train.bases.public_names import public_base
 from emotion_train.config import POSTS_PER_SCORING_STEP
 from emotion_train.console import tell
-from emotion_train.data.targets import WORDS, Target, dense, largest
+from emotion_train.data.targets import WORDS, Target, dense
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import (
     AdapterChoice,
@@ -362,7 +362,7 @@ def _score_file(origin: Origin, posts: LabelledPosts, classifier: Classifier) ->
             " that the adapter was trained on."
         ]
     tell("fitting the TF-IDF floor")
-    floor = tfidf_of_texts(store, index, ids, texts, [*map(largest, targets)], _SEED)
+    floor = tfidf_of_texts(store, index, ids, texts, targets, _SEED)
     return decided(scored.counts(), scored, floor, classifier.decision), []
 
 
