@@ -5,13 +5,18 @@ The TF-IDF floor is fitted on the CPU while the GPUs wait: half a minute for 25,
 labels, hence `report.floor_max_rows` (benchmarks/floors.py). On GoEmotions' development posts it
 beats logistic regression on words alone, 0.571 to 0.483 with 15 labels.
 
+Where posts have several labels there is one such machine a label, and its thresholds are chosen as
+the model's are, on the validation posts. Of shares it learns the label of the largest one.
+
 Letters: N posts to predict, C labels.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,13 +24,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from emotion_train.data.index import Index, Split
 from emotion_train.data.reader import RowGroupReader
-from emotion_train.data.targets import Target, largest
-from emotion_train.evaluation.predictions import Predictions
+from emotion_train.data.targets import Target, dense, largest
+from emotion_train.evaluation.predictions import AnyPredictions, Predictions, SetPredictions
+from emotion_train.evaluation.thresholds import cross_fit, fit_thresholds, macro_f1_of_sets
 from emotion_train.model.loss import class_weights
 from emotion_train.storage.store import Store
 
 MAJORITY = "majority class"
 TFIDF = "TF-IDF + linear SVM"
+VALIDATION = "validation"
 
 _WORD_OR_SYMBOL = r"(?u)\w+|[^\w\s]"  # scikit-learn's default drops emoji, "!" and "I", which carry emotion
 
@@ -46,8 +53,6 @@ def tfidf_floor(
     give the texts of several splits in one list. Labels that no training post has get score 0.
     """
     from scipy.special import softmax
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_union
 
     train_texts, train_labels = zip(*train, strict=True)
     labels_N = np.asarray(train_labels)
@@ -56,8 +61,40 @@ def tfidf_floor(
     if len(present) == 1:
         prob_NC[:, present[0]] = 1
         return prob_NC
-    seldom = 1 if len(train_texts) < 2000 else 2
-    vectorizer = make_union(
+    vectorizer = _vectorizer(len(train_texts))
+    features = vectorizer.fit_transform(train_texts)
+    model = _fit(features, labels_N, _best_setting(features, labels_N, seed), seed)
+    margins_NC = model.decision_function(vectorizer.transform(texts))
+    if margins_NC.ndim == 1:  # of two labels there is one margin, for the second
+        margins_NC = np.stack([-margins_NC, margins_NC], 1)
+    prob_NC[:, model.classes_] = softmax(margins_NC, axis=1)
+    return prob_NC
+
+
+def tfidf_set_floor(
+    train: Iterable[tuple[str, Target]], texts: Sequence[str], classes: int, seed: int
+) -> NDArray[np.float32]:
+    """Scores prob_NC between 0 and 1 for `texts`, whose posts may have several labels, by one
+    machine of `tfidf_floor` a label; they rank, and are no calibrated chances. Labels that no
+    training post has get 0, and those that each has 1.
+
+    One setting serves all labels: that of the best macro-F1 in cross-validation on training posts,
+    with thresholds that did not see the post.
+    """
+    train_texts, targets = zip(*train, strict=True)
+    truth_NC = dense(targets, classes) > 0
+    vectorizer = _vectorizer(len(train_texts))
+    features = vectorizer.fit_transform(train_texts)
+    setting = _best_set_setting(features, truth_NC, seed)
+    return _set_scores(features, truth_NC, vectorizer.transform(texts), setting, seed)
+
+
+def _vectorizer(posts: int) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+
+    seldom = 1 if posts < 2000 else 2
+    return make_union(
         TfidfVectorizer(
             ngram_range=(1, 2),
             sublinear_tf=True,
@@ -69,13 +106,6 @@ def tfidf_floor(
             analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=seldom + 1, dtype=np.float32
         ),
     )
-    features = vectorizer.fit_transform(train_texts)
-    model = _fit(features, labels_N, _best_setting(features, labels_N, seed), seed)
-    margins_NC = model.decision_function(vectorizer.transform(texts))
-    if margins_NC.ndim == 1:  # of two labels there is one margin, for the second
-        margins_NC = np.stack([-margins_NC, margins_NC], 1)
-    prob_NC[:, model.classes_] = softmax(margins_NC, axis=1)
-    return prob_NC
 
 
 class _Setting(NamedTuple):
@@ -86,6 +116,8 @@ class _Setting(NamedTuple):
 
 
 _SETTINGS = tuple(_Setting(c, power) for c in (0.1, 0.3) for power in (0.25, 0.5, 0.75))
+_SET_SETTINGS = tuple(_Setting(c, power) for c in (0.1, 0.3) for power in (0.25, 0.5))
+_STEEPNESS = 4.0  # of scores over margins, so that thresholds have a fine grid where margins lie
 _FOLDS = 2
 _CHOOSING_POSTS = 6000
 
@@ -113,6 +145,44 @@ def _best_setting(features: Any, labels_N: NDArray[np.intp], seed: int) -> _Sett
     return best
 
 
+def _best_set_setting(features: Any, truth_NC: NDArray[np.bool_], seed: int) -> _Setting:
+    """`_best_setting` where posts may have several labels."""
+    posts = np.random.default_rng(seed).permutation(len(truth_NC))[:_CHOOSING_POSTS]
+    fold_N = np.arange(len(posts)) % _FOLDS
+    best, best_score = _SET_SETTINGS[0], -1.0
+    for setting in _SET_SETTINGS:
+        prob_NC = np.zeros((len(posts), truth_NC.shape[1]), np.float32)
+        for fold in range(_FOLDS):
+            fitted, held_out = posts[fold_N != fold], posts[fold_N == fold]
+            prob_NC[fold_N == fold] = _set_scores(
+                features[fitted], truth_NC[fitted], features[held_out], setting, seed
+            )
+        answered = cross_fit(SetPredictions.of(map(str, posts), truth_NC[posts], prob_NC))
+        if (score := macro_f1_of_sets(answered.counts())) > best_score:
+            best, best_score = setting, score
+    return best
+
+
+def _set_scores(
+    features: Any, truth_NC: NDArray[np.bool_], wanted: Any, setting: _Setting, seed: int
+) -> NDArray[np.float32]:
+    """Scores of the posts with the `wanted` features, by machines fitted on the others."""
+    from scipy.special import expit
+
+    weights_C = class_weights(truth_NC.sum(axis=0).tolist(), setting.power)
+
+    def scores(label: int) -> NDArray[np.float32]:
+        truth_N = truth_NC[:, label]
+        if truth_N.all() or not truth_N.any():
+            return np.full(wanted.shape[0], truth_N.any(), np.float32)
+        model = _machine(setting.c, {False: 1.0, True: weights_C[label]}, features, truth_N, seed)
+        return np.asarray(expit(_STEEPNESS * model.decision_function(wanted)), np.float32)
+
+    # threads: the library lets go of Python's lock while it fits, and posts are not copied
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.stack([*pool.map(scores, range(truth_NC.shape[1]))], axis=1)
+
+
 def _folds(labels_N: NDArray[np.intp], seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Posts to choose by, and the fold of each: each label's posts are dealt to the folds by turns,
     and of many posts every so many of each label are taken.
@@ -124,17 +194,18 @@ def _folds(labels_N: NDArray[np.intp], seed: int) -> tuple[NDArray[np.intp], NDA
 
 
 def _fit(features: Any, labels_N: NDArray[np.intp], setting: _Setting, seed: int) -> Any:
+    labels, counts = np.unique(labels_N, return_counts=True)
+    weights = class_weights(counts.tolist(), setting.power)  # a mean of 1, so that `c` means the same
+    of_label = dict(zip(labels.tolist(), weights.tolist(), strict=True))
+    return _machine(setting.c, of_label, features, labels_N, seed)
+
+
+def _machine(c: float, weights: dict[Any, float], features: Any, labels_N: NDArray[Any], seed: int) -> Any:
+    """A fitted linear support vector machine."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
-    labels, counts = np.unique(labels_N, return_counts=True)
-    weights = class_weights(counts.tolist(), setting.power)  # a mean of 1, so that `c` means the same
-    model = LinearSVC(
-        C=setting.c,
-        class_weight=dict(zip(labels.tolist(), weights.tolist(), strict=True)),
-        tol=1e-2,
-        random_state=seed,
-    )
+    model = LinearSVC(C=c, class_weight=weights, tol=1e-2, random_state=seed)
     with warnings.catch_warnings():
         # a floor short of its optimum is still a floor
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -143,39 +214,70 @@ def _fit(features: Any, labels_N: NDArray[np.intp], setting: _Setting, seed: int
 
 def tfidf_predictions(
     store: Store, index: Index, names: Sequence[str], max_train_rows: int, seed: int, patience_s: float = 0.0
-) -> dict[str, Predictions]:
+) -> dict[str, AnyPredictions]:
     """The TF-IDF floor's predictions of these splits; empty when the training split is larger than
     `max_train_rows`.
 
     A store that does not answer is asked again for `patience_s` seconds.
     """
-    train = index.split("train")
-    if train.rows > max_train_rows:
+    if index.split("train").rows > max_train_rows:
         return {}
-    # ids, texts, targets
-    columns = {name: list(zip(*posts(store, index.split(name), patience_s), strict=True)) for name in names}
-    every_text = [text for _, texts, _ in columns.values() for text in texts]
-    prob_NC = tfidf_floor(
-        ((text, largest(target)) for _, text, target in posts(store, train, patience_s)),
-        every_text,
-        len(index.labels),
-        seed,
-    )
-    found, at = {}, 0
-    for name, (ids, _, targets) in columns.items():
-        found[name] = Predictions.of(ids, [*map(largest, targets)], prob_NC[at : at + len(ids)])
-        at += len(ids)
-    return found
+    wanted = {name: _Posts.of(posts(store, index.split(name), patience_s)) for name in names}
+    return _predicted(store, index, wanted, seed, patience_s)
 
 
 def tfidf_of_texts(
     store: Store, index: Index, ids: Sequence[str], texts: Sequence[str], truth: Sequence[Target], seed: int
-) -> Predictions:
+) -> AnyPredictions:
     """The TF-IDF floor's predictions of texts that are no part of the data set, whose training
     split it is fitted on.
     """
-    train = ((text, largest(target)) for _, text, target in posts(store, index.split("train")))
-    return Predictions.of(ids, [*map(largest, truth)], tfidf_floor(train, texts, len(index.labels), seed))
+    return _predicted(store, index, {"": _Posts(ids, texts, truth)}, seed, 0.0)[""]
+
+
+class _Posts(NamedTuple):
+    ids: Sequence[str]
+    texts: Sequence[str]
+    targets: Sequence[Target]
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[str, str, Target]]) -> _Posts:
+        return cls(*zip(*rows, strict=True))
+
+
+def _predicted(
+    store: Store, index: Index, wanted: dict[str, _Posts], seed: int, patience_s: float
+) -> dict[str, AnyPredictions]:
+    """By name, what the floor says of the posts. It is fitted once."""
+    train, classes = posts(store, index.split("train"), patience_s), len(index.labels)
+    asked = dict(wanted)
+    if index.targets == "several" and VALIDATION not in asked:  # its thresholds are chosen there
+        asked[VALIDATION] = _Posts.of(posts(store, index.split(VALIDATION), patience_s))
+    texts = [text for part in asked.values() for text in part.texts]
+    if index.targets == "several":
+        prob_NC = tfidf_set_floor(((text, target) for _, text, target in train), texts, classes, seed)
+    else:
+        prob_NC = tfidf_floor(((text, largest(target)) for _, text, target in train), texts, classes, seed)
+    found: dict[str, AnyPredictions] = {}
+    at = 0
+    for name, part in asked.items():
+        scores_NC, at = prob_NC[at : at + len(part.ids)], at + len(part.ids)
+        if index.targets == "several":
+            found[name] = SetPredictions.of(part.ids, dense(part.targets, classes), scores_NC)
+        else:
+            found[name] = Predictions.of(part.ids, [*map(largest, part.targets)], scores_NC)
+    return {name: _answered(name, found) for name in wanted}
+
+
+def _answered(name: str, scored: dict[str, AnyPredictions]) -> AnyPredictions:
+    """Sets by thresholds that the validation posts chose, each of these by those of the others."""
+    own, judged = scored[name], scored.get(VALIDATION)
+    if not isinstance(own, SetPredictions):
+        return own
+    assert isinstance(judged, SetPredictions)
+    if name == VALIDATION:
+        return cross_fit(own)
+    return own.answered(own.prob_NC >= fit_thresholds(judged.truth_NC, judged.prob_NC).astype(np.float32))
 
 
 def posts(store: Store, split: Split, patience_s: float = 0.0) -> Iterator[tuple[str, str, Target]]:
