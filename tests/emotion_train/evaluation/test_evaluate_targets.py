@@ -16,12 +16,14 @@ from sklearn.metrics import f1_score
 
 from emotion_train import api, cli
 from emotion_train.config import LoraSection
+from emotion_train.data.index import read_index
 from emotion_train.data.targets import Target, TargetKind, dense, is_target
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluate import Question, labelled_posts
 from emotion_train.evaluation.adapter import AdapterChoice
 from emotion_train.evaluation.decision import DECISION, Decision
+from emotion_train.evaluation.floors import TFIDF
 from emotion_train.evaluation.predictions import Predictions, SetPredictions, any_predictions_from_parquet
 from emotion_train.model.facts import AdapterFacts, read_facts
 from emotion_train.model.lora import adapter_state, build_classifier, load_adapter_state, save_adapter
@@ -54,9 +56,16 @@ def shared(target: Target) -> Target:
     return tuple((label, 1 / len(target)) for label, _ in target) or ((1, 1.0),)
 
 
+def in_adapter(target: Target) -> Target:
+    """The same with the adapter's label ids."""
+    return tuple(sorted((LABELS.index(OF_DATA[label]), share) for label, share in target))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Adapters and data sets called `several` and `shares`."""
+    """Adapters and data sets of several labels and of shares; the first adapter was trained on
+    `trained-several`, which has its labels.
+    """
     folder = tmp_path_factory.mktemp("targets")
     base, lora = str(causal_checkpoint(folder / "base")), LoraSection(r=2)
     model, info = build_classifier(base, "fp32", len(LABELS), lora, 0, "cpu")
@@ -65,9 +74,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model, {k: v + 0.2 * torch.randn(v.shape, generator=draw) for k, v in adapter_state(model).items()}
     )
     tokenizer = PostTokenizer.load(base, 64)
+    trained_on = str(folder / "trained-several")
+    own = {name: [(text, in_adapter(target)) for text, target in some] for name, some in SPLITS.items()}
+    index = read_index(write_targets(trained_on, "several", own, folder, LABELS))
     kinds: tuple[TargetKind, ...] = ("several", "shares")
     for targets in kinds:
-        facts = AdapterFacts.of(info, tokenizer, precision="fp32", lora=lora, labels=LABELS, targets=targets)
+        facts = AdapterFacts.of(
+            info,
+            tokenizer,
+            precision="fp32",
+            lora=lora,
+            labels=LABELS,
+            targets=targets,
+            index_sha256=index.sha256() if targets == "several" else None,
+            data_url=trained_on if targets == "several" else None,
+        )
         save_adapter(model, folder / targets, tokenizer=tokenizer, facts=facts)
         splits = {
             name: [(text, target if targets == "several" else shared(target)) for text, target in some]
@@ -88,6 +109,21 @@ def wanted(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         truth_NC[row, [LABELS.index(OF_DATA[label]) for label, _ in target]] = True
         answers_NC[row, [LABELS.index(label) for label in prediction.labels]] = True
     return truth_NC, answers_NC
+
+
+def test_a_split_of_several_labels_is_scored_with_the_decision_s_thresholds(folder: Path) -> None:
+    out = folder / "out-several"
+    card = api.evaluate_adapter(folder / "several", folder / "data-several", out=out, device="cpu")
+    truth_NC, answers_NC = wanted(folder)
+    assert card.figures.macro_f1 == pytest.approx(
+        f1_score(truth_NC, answers_NC, average="macro", zero_division=0)
+    )
+    assert {floor.name for floor in card.figures.floors} > {TFIDF}
+    stored = any_predictions_from_parquet((out / "predictions_test.parquet").read_bytes())
+    assert isinstance(stored, SetPredictions)
+    rows = [stored.ids.index(f"test {row}") for row in range(len(truth_NC))]
+    assert (stored.truth_NC[rows] == truth_NC).all()
+    assert (stored.predicted_NC[rows] == answers_NC).all()
 
 
 def spelled(kind: TargetKind, form: str, path: Path) -> tuple[str, ...] | None:
@@ -152,9 +188,14 @@ def test_a_file_of_several_labels_is_answered_by_the_decision_s_thresholds(
     assert (stored.truth_NC[order] == truth_NC).all()
     assert (stored.predicted_NC[order] == answers_NC).all()
     card = Scorecard.model_validate_json((tmp_path / "out" / "scorecard.json").read_bytes())
-    assert card.figures.macro_f1 == pytest.approx(
-        f1_score(truth_NC, answers_NC, average="macro", zero_division=0)
+    split = api.evaluate_adapter(folder / "several", folder / "trained-several", device="cpu")
+    assert split.figures.macro_f1 == card.figures.macro_f1
+    assert TFIDF in {floor.name for floor in card.figures.floors}
+    of_file, of_split = (
+        next(floor for floor in figures.floors if floor.name == TFIDF)
+        for figures in (card.figures, split.figures)
     )
+    assert of_file == of_split
 
 
 def test_shares_are_scored_on_the_largest_and_by_distance(folder: Path) -> None:

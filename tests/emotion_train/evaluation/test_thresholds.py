@@ -33,13 +33,13 @@ def test_planted_thresholds_come_back() -> None:
 
 def test_with_many_posts_no_other_threshold_is_better() -> None:
     """Against the best point of scikit-learn's curve over all probabilities that occur."""
-    many = scored(6000, seed=1)
+    many = scored(60_000, seed=1)
     found_C = fit_thresholds(many.truth_NC, many.prob_NC)
     for label in range(3):
         truth_N, prob_N = many.truth_NC[:, label], many.prob_NC[:, label]
         precision, recall, _ = precision_recall_curve(truth_N, prob_N)
         best = (2 * precision * recall / np.maximum(precision + recall, 1e-9)).max()
-        assert f1_score(truth_N, prob_N >= np.float32(found_C[label])) > best - 0.01
+        assert f1_score(truth_N, prob_N >= np.float32(found_C[label])) > best - 0.005
 
 
 def test_thresholds_gain_out_of_fold_where_probabilities_are_off() -> None:
