@@ -202,6 +202,7 @@ def test_posts_of_400_words_at_96_tokens_pass_nothing_without_a_word(
         assert line in capfd.readouterr().err
 
 
+@pytest.mark.slow  # quicker: launch/test_cli.py, without a reader
 def test_exit_code_2_comes_through_accelerate(tmp_path: Path) -> None:
     answer = command("emotion-launch", "run", "--accelerate-config", "cpu", *tiny_words(tmp_path))
     assert answer.returncode == 2
@@ -246,7 +247,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-@pytest.mark.slow  # quicker: the sentence in test_engines.py, the way of exit code 2 above
+@pytest.mark.slow  # quicker: the sentence in test_engines.py, that of exit code 2 in launch/test_cli.py
 def test_a_gpu_config_without_a_gpu_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

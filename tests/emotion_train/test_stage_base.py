@@ -538,7 +538,18 @@ def test_an_edited_index_is_refused(base: Path, tmp_path: Path, edit: Any, words
 # --- what says where a base is ---
 
 
-@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+@pytest.mark.parametrize(
+    ("store", "precision"),
+    [
+        ("folder", "nf4"),
+        ("s3", "bf16"),
+        *(
+            pytest.param(kind, precision, marks=pytest.mark.slow)
+            for kind, precision in (("folder", "bf16"), ("s3", "nf4"), ("second", "nf4"))
+        ),
+    ],
+    indirect=["store"],
+)
 def test_an_adapter_of_any_copy_of_the_base_predicts_the_same_on_every_other(
     base: Path, store: Store, tmp_path: Path, precision: Any
 ) -> None:

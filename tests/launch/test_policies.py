@@ -133,7 +133,9 @@ def requests(s3: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> list[Requ
         "model.precision=bf16",
         "run.output_url=s3://team/runs",
     )
-    words = tiny_words(folder, *urls, "train.epochs=6", "preemption.notices=none")
+    # checkpoints enough that some are removed
+    often = ("train.epochs=1", "evaluation.every_steps=1")
+    words = tiny_words(folder, *urls, *often, "preemption.notices=none")
     with RecordingProxy(s3.endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         patch.setenv("ACCELERATE_USE_CPU", "true")

@@ -141,6 +141,11 @@ def start(source: Path, store: Store) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize(
+    "store",
+    ["folder", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("s3", "second"))],
+    indirect=True,
+)
 def test_prepares_that_are_killed_two_at_once_leave_what_the_next_one_makes_whole(
     tmp_path: Path, store: Store
 ) -> None:

@@ -355,16 +355,12 @@ def fused(
 
 
 SQUAT = {**WIDER, "intermediate_size": 320, "num_attention_heads": 16, "num_key_value_heads": 16}
-FUSED_CASES = [
-    (ATTENTION_PROJECTIONS, 0.05),
-    ("all-linear", 0.0),
-    ("all-linear", 0.05),
-    (("q_proj", "down_proj"), 0.05),
-]
+CORNERS: list[tuple[Targets, float]] = [(ATTENTION_PROJECTIONS, 0.05), ("all-linear", 0.0)]
+BETWEEN: list[tuple[Targets, float]] = [("all-linear", 0.05), (("q_proj", "down_proj"), 0.05)]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize(("targets", "dropout"), FUSED_CASES)
+@pytest.mark.parametrize(("targets", "dropout"), [*CORNERS, *BETWEEN])
 def test_fused_blocks_keep_to_the_byte_what_is_planned(
     targets: Targets, dropout: float, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,7 +394,9 @@ def test_recomputing_fused_blocks_keep_their_inputs(tmp_path: Path, monkeypatch:
     assert kept[1] - kept[0] == 2 * 96 * 2 * SMALL["hidden_size"]
 
 
-@pytest.mark.parametrize(("targets", "dropout"), FUSED_CASES)
+@pytest.mark.parametrize(
+    ("targets", "dropout"), [*CORNERS, *(pytest.param(*one, marks=pytest.mark.slow) for one in BETWEEN)]
+)
 @pytest.mark.parametrize(
     ("changes", "recompute"),
     [

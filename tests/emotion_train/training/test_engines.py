@@ -200,8 +200,15 @@ def compare(folder: Path, crew: Crew, engines: Sequence[Kind], device: str = "cp
             np.testing.assert_allclose(row, first[post], atol=1e-5)
 
 
-def test_every_engine_takes_the_step_of_the_whole_batch(folder: Path, two: Crew) -> None:
-    compare(folder, two, ENGINES)
+@pytest.mark.parametrize(
+    "engines",
+    [("DDP",), pytest.param(ENGINES, marks=pytest.mark.slow)],  # quicker: a run moves between them all
+    ids=["DDP", "all"],
+)
+def test_every_engine_takes_the_step_of_the_whole_batch(
+    folder: Path, two: Crew, engines: Sequence[Kind]
+) -> None:
+    compare(folder, two, engines)
 
 
 @pytest.mark.slow
@@ -211,7 +218,7 @@ def test_more_processes_take_the_step_of_the_whole_batch_too(folder: Path, count
         compare(folder, crew, ENGINES)
 
 
-@pytest.mark.parametrize("tokens", [128, 200, 100_000])
+@pytest.mark.parametrize("tokens", [128, pytest.param(200, marks=pytest.mark.slow), 100_000])
 def test_one_process_takes_the_step_of_the_whole_batch_in_any_number_of_micro_batches(
     folder: Path, tokens: int
 ) -> None:
@@ -251,13 +258,13 @@ def test_evaluations_while_a_slow_reader_makes_the_next_steps_change_no_step(fol
     """Then two loaders ask the ranks to agree at the same time."""
 
     def leg(kind: Kind) -> Leg:
-        values = ["train.global_batch_size=8", "train.epochs=1", "evaluation.every_steps=1"]
+        values = ["train.global_batch_size=8", "train.max_steps=6", "evaluation.every_steps=1"]
         name = f"late-{kind.replace(' ', '-')}"
         words = tiny_words(folder, f"run.id={name}", "checkpoint.every_seconds=null", *values)
         return Leg(kind, words, None, f"{folder}/{name}", late_s=0.02)
 
     single, (together,) = alone(folder, leg("one process")), two.train([leg("DDP")])
-    assert len(together.losses) == 14
+    assert len(together.losses) == 6
     np.testing.assert_allclose(together.losses, single.losses, rtol=1e-5)
     for name, tensor in single.adapter.items():
         torch.testing.assert_close(together.adapter[name], tensor, atol=1e-4, rtol=0)
@@ -301,8 +308,13 @@ def cosine(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> fl
     return float(torch.cosine_similarity(ours, other, dim=0))
 
 
-def test_a_4_bit_base_is_trained_alike_by_every_engine(folder: Path, two: Crew) -> None:
-    agree_to_rounding(folder, two, ENGINES, "nf4")
+@pytest.mark.parametrize(
+    "engines", [("FSDP2",), pytest.param(ENGINES, marks=pytest.mark.slow)], ids=["FSDP2", "all"]
+)
+def test_a_4_bit_base_is_trained_alike_by_every_engine(
+    folder: Path, two: Crew, engines: Sequence[Kind]
+) -> None:
+    agree_to_rounding(folder, two, engines, "nf4")
 
 
 @pytest.mark.slow

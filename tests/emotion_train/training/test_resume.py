@@ -263,7 +263,7 @@ def test_a_state_is_a_copy_that_later_steps_do_not_change(folder: Path, stack: E
     assert after == before
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("every", [*(pytest.param(one, marks=pytest.mark.slow) for one in (1, 2)), 3])
 def test_the_trackers_get_the_mean_loss_of_each_stretch_at_its_last_step(
     folder: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
@@ -492,7 +492,7 @@ def test_another_writer_ends_the_run_at_the_next_step(folder: Path, stack: ExitS
     assert claim == len(entries) - 1
 
 
-@pytest.mark.parametrize("kind", ["sigterm", "sigint", "terminate"])
+@pytest.mark.parametrize("kind", ["sigterm", pytest.param("sigint", marks=pytest.mark.slow), "terminate"])
 def test_a_run_that_must_go_saves_the_step_it_is_at_and_leaves_with_33(
     folder: Path, whole: Trainer, stack: ExitStack, machine: Machine, kind: Kind
 ) -> None:
@@ -552,7 +552,7 @@ def test_a_rebalance_notice_saves_and_trains_on(
     same(trainer, whole)
 
 
-@pytest.mark.parametrize("validating", [False, True])
+@pytest.mark.parametrize("validating", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_termination_that_is_withdrawn_is_waited_for_and_training_goes_on(
     folder: Path, whole: Trainer, stack: ExitStack, machine: Machine, validating: bool
 ) -> None:

@@ -50,16 +50,30 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def data_url(made: Path, _shared_bucket: str) -> str:
+    """A prepared data set in a bucket, for tests that leave it as it is."""
+    url = f"{_shared_bucket}/checked-data"
+    prepare(str(made / "posts"), url)
+    return url
+
+
 @pytest.fixture
-def words(made: Path, bucket_url: str) -> list[str]:
+def words(made: Path, data_url: str, bucket_url: str) -> list[str]:
     """A run on a bucket with a prepared data set, right in everything."""
-    prepare(str(made / "posts"), f"{bucket_url}/data")
     return [
-        f"data.url={bucket_url}/data",
+        f"data.url={data_url}",
         f"run.output_url={bucket_url}/runs",
         f"model.base={made / 'base'}",
         "model.precision=fp32",
     ]
+
+
+@pytest.fixture
+def own_words(made: Path, words: list[str], bucket_url: str) -> list[str]:
+    """The same on a data set that no other test sees."""
+    prepare(str(made / "posts"), f"{bucket_url}/data")
+    return [*words[1:], f"data.url={bucket_url}/data"]
 
 
 def checks(words: list[str], *gpus: Gpu, path: str | None = None, **more: Any) -> dict[str, Check]:
@@ -122,13 +136,13 @@ def test_without_data_and_output_only_the_config_is_checked() -> None:
 # --- the data set ---
 
 
-def test_an_object_that_is_missing_or_cut_short_is_named(words: list[str]) -> None:
-    store = open_store(url_of(words, "data.url"))
+def test_an_object_that_is_missing_or_cut_short_is_named(own_words: list[str]) -> None:
+    store = open_store(url_of(own_words, "data.url"))
     train, test = (only_object(store, split) for split in ("train", "test"))
     whole = store.read(train)
     store.write(train, whole[:-1])
     store.delete(test)
-    finding = checks(words)["objects"].finding
+    finding = checks(own_words)["objects"].finding
     assert f"{train} has {len(whole) - 1:,} bytes instead of {len(whole):,}" in finding
     assert f"{test} is missing" in finding
     assert "delete what is damaged and type the `emotion-train prepare` again that made it" in finding
@@ -139,18 +153,18 @@ def only_object(store: Store, split: str) -> str:
     return described.key
 
 
-def test_an_object_with_another_etag_is_compared_by_its_bytes(words: list[str]) -> None:
-    store = open_store(url_of(words, "data.url"))
+def test_an_object_with_another_etag_is_compared_by_its_bytes(own_words: list[str]) -> None:
+    store = open_store(url_of(own_words, "data.url"))
     key = only_object(store, "train")
     whole = store.read(key)
     # the same bytes, as a copying tool may write them
-    parts = multipart(url_of(words, "data.url"), key, whole)
+    parts = multipart(url_of(own_words, "data.url"), key, whole)
     assert parts != json.loads(store.read("index.json"))["splits"]["train"]["objects"][0]["etag"]
-    found = checks(words)["objects"]
+    found = checks(own_words)["objects"]
     assert found.ok
     assert "1 compared by sha256" in found.finding
     store.write(key, whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    assert "is not what index.json describes" in checks(words)["objects"].finding
+    assert "is not what index.json describes" in checks(own_words)["objects"].finding
 
 
 def multipart(url: str, key: str, content: bytes) -> str:

@@ -99,18 +99,19 @@ def test_an_empty_entry_of_pythonpath_is_not_the_current_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
+    "names",
     [
-        "launch.py",
-        "emotion_train/__init__.py",
-        pytest.param("launch/__init__.py", marks=pytest.mark.slow),
-        pytest.param("random.py", marks=pytest.mark.slow),
+        ["launch.py", "emotion_train/__init__.py"],
+        pytest.param(["launch/__init__.py"], marks=pytest.mark.slow),
+        pytest.param(["random.py"], marks=pytest.mark.slow),
     ],
+    ids=" ".join,
 )
-def test_what_is_in_the_current_folder_is_not_imported(name: str, tmp_path: Path) -> None:
+def test_what_is_in_the_current_folder_is_not_imported(names: list[str], tmp_path: Path) -> None:
     """Nor anything from a folder that an empty entry of PYTHONPATH stands for, nor ROS's launch."""
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("raise SystemExit('the wrong one')")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('the wrong one')")
     root = str(Path(__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": f"{os.pathsep}{root}"}
     line = accelerate_line(Path("cpu.yaml"), None, [])

@@ -236,8 +236,10 @@ def test_when_accelerate_is_killed_no_trainer_is_left(tmp_path: Path) -> None:
         assert "without a word" in process.stderr.read()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("deaf", [False, True])
+@pytest.mark.parametrize(
+    ("processes", "deaf"),
+    [(1, False), (2, True), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((1, True), (2, False)))],
+)
 def test_when_the_launcher_is_killed_no_trainer_is_left_within_seconds(
     tmp_path: Path, processes: int, deaf: bool
 ) -> None:
@@ -312,7 +314,7 @@ def parent(process_id: int) -> int:
     return int(Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_fenced_trainer_that_is_stuck_is_killed(
     tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,7 +351,7 @@ def test_two_trainers_may_take_longer_to_save_than_torchelastic_s_30_s(tmp_path:
     assert len(list(tmp_path.glob("saved-*"))) == 2
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_rank_that_fails_first_names_the_reason(tmp_path: Path, rank: int) -> None:
     with chain(tmp_path, f"if rank == '{rank}': return 2\nwait()\nreturn 1", processes=2) as process:
         assert finish(process)[0] == 2
