@@ -291,7 +291,7 @@ def _build_report(
         splits=held_out.splits,
         history=[Evaluation.model_validate(one) for one in progress.history],
         best_step=best.step,
-        dataset=dataset_facts(job.index),
+        dataset=dataset_facts(job.index, held_out.splits),
         cuts=held_out.cuts,
         measured=Measured(
             **{name: value for name, value in asdict(progress).items() if name in _MEASURED},

@@ -97,7 +97,7 @@ def publish_run(
         splits=splits,
         history=[],
         best_step=None,
-        dataset=dataset_facts(index),
+        dataset=dataset_facts(index, {}),
         measured=Measured(600, 9000, 9000, 30.0, 1.0, 36.0, 2**30, "RSS"),
         identity=Identity(
             run_id=run_id,

@@ -10,6 +10,7 @@ import pytest
 
 from emotion_train import cli
 from emotion_train.evaluation.decision import DECISION, Decision
+from emotion_train.evaluation.floors import TFIDF
 from emotion_train.evaluation.predictions import (
     SetPredictions,
     any_predictions_from_parquet,
@@ -18,6 +19,7 @@ from emotion_train.evaluation.predictions import (
 from emotion_train.evaluation.sets import SetCounts
 from emotion_train.model.facts import FACTS
 from emotion_train.report.schema import Report, SetFigures
+from emotion_train.report.set_figures import PRIOR
 from emotion_train.runs.log import final_entry, read_part
 from emotion_train.storage.open import open_store
 from tests.helpers.other_targets import tiny_folder
@@ -29,7 +31,8 @@ def test_a_run_on_several_labels_publishes_its_decision_and_the_answers_that_its
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     folder = tiny_folder(tmp_path, "several")
-    assert cli.main(["train", *tiny_words(folder, "report.floor_max_rows=0", "train.epochs=1")]) == 0
+    # data.limit leaves estimates of label counts, which the scored posts must not be held against
+    assert cli.main(["train", *tiny_words(folder, "data.limit=40", "train.epochs=1")]) == 0
     store = open_store(str(folder / "runs"))
     entry = final_entry(store, "tiny")
     files = {
@@ -49,6 +52,8 @@ def test_a_run_on_several_labels_publishes_its_decision_and_the_answers_that_its
         assert isinstance(predictions, SetPredictions)
         assert isinstance(figures, SetFigures)
         np.testing.assert_array_equal(predictions.predicted_NC, answers[name](predictions).predicted_NC)
+        assert report.dataset.label_counts[name] == tuple(predictions.truth_NC.sum(axis=0).tolist())
+        assert [floor.name for floor in figures.floors] == [PRIOR, TFIDF]
         assert figures.macro_f1 == SetCounts(predictions.counts()).macro_f1
         assert tuple(one.threshold for one in figures.per_label) == decision.thresholds
     assert entry.metrics["jaccard"] == report.splits["test"].also["jaccard"]
