@@ -136,7 +136,8 @@ MUTANTS = [
         "names belong to the file that carries them",
         "emotion_train/sources/open.py",
         "_open_path",
-        "_with_names(replace(file, encoding=choices.encoding, quoting=choices.quoting), columns)",
+        "_with_names(replace(file, encoding=choices.encoding, quoting=choices.quoting,"
+        " header=choices.header), columns)",
         "replace(_with_names(replace(files[0], encoding=choices.encoding), columns), name=file.name,"
         " path=file.path, split=file.split, format=file.format)",
         "tests/emotion_train/sources/test_open.py::test_each_file_is_read_by_its_own_names[joy,fear,anger]",
@@ -1120,8 +1121,8 @@ MUTANTS = [
         "a part of a data set has the shares of its labels",
         "emotion_train/data/index.py",
         "_first_of",
-        "left = _shares(split.label_counts, rows)",
-        "left = list(split.label_counts)",
+        "left = _shares(tuple(map(int, split.label_counts)), rows)",
+        "left = list(map(int, split.label_counts))",
         "tests/emotion_train/data/test_index.py"
         "::test_a_limited_split_has_so_many_posts_in_the_shares_of_its_labels[17]",
     ),
@@ -1179,7 +1180,7 @@ MUTANTS = [
     Mutant(
         "a terminal gets no command out of a post",
         "emotion_train/predict.py",
-        "_printer",
+        "Written.as_text",
         "shown(post.text)",
         "post.text",
         "tests/emotion_train/test_output_is_data.py::test_commands_for_a_terminal_are_shown",
