@@ -406,7 +406,6 @@ def labelled_posts(asked: Question, facts: AdapterFacts) -> LabelledPosts:
     """
     from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules
     from emotion_train.data.labels import LabelNames
-    from emotion_train.data.target_columns import PostTargets
     from emotion_train.sources.open import Choices, open_source
 
     source, labels = str(asked.file), facts.labels
@@ -438,7 +437,13 @@ def labelled_posts(asked: Question, facts: AdapterFacts) -> LabelledPosts:
             f"{source} has no posts; give a file with the columns {asked.text_column} and"
             f" {', '.join(asked.label_columns or [asked.label_column])}."
         )
-    in_file = names.in_order()
+    return LabelledPosts(ids, texts, _targets(rows, names.in_order(), labels, source))
+
+
+def _targets(rows: Sequence[Any], in_file: Sequence[str], labels: Sequence[str], source: str) -> list[Target]:
+    """With the adapter's label ids in place of the file's, which a column a label numbers."""
+    from emotion_train.data.target_columns import PostTargets
+
     if (unknown := next((name for name in in_file if name not in labels), None)) is not None:
         raise WrongRequest(
             f"{source} has a column for the label {unknown!r}, which the adapter does not know; its labels"
@@ -446,8 +451,7 @@ def labelled_posts(asked: Question, facts: AdapterFacts) -> LabelledPosts:
         )
     place_C = np.array([labels.index(name) for name in in_file], np.int32)
     by_batch = [PostTargets.of_rows(batch, place_C) for batch in rows]
-    targets = [of_rows.target(row) for of_rows in by_batch for row in range(of_rows.posts)]
-    return LabelledPosts(ids, texts, targets)
+    return [of_rows.target(row) for of_rows in by_batch for row in range(of_rows.posts)]
 
 
 def _columns(asked: Question, facts: AdapterFacts) -> Columns:
