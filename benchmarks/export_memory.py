@@ -112,8 +112,9 @@ def write_base(folder: Path, layers: int) -> None:
     from emotion_train.bases.files import BaseFiles
 
     folder.mkdir(parents=True, exist_ok=True)
-    document: dict[str, Any] = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "dtype": "bfloat16"}
+    document: dict[str, Any] = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
     document |= SIZES | {"num_hidden_layers": layers, "max_position_embeddings": 131_072}
+    document["dtype"] = "bfloat16"
     document |= {"rms_norm_eps": 1e-5, "rope_theta": 1e9, "sliding_window": None}
     document |= {"bos_token_id": 1, "eos_token_id": 2}
     (folder / "config.json").write_text(json.dumps(document))
