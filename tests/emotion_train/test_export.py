@@ -280,6 +280,21 @@ def test_another_base_is_refused_before_anything_is_written(adapter: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_copy_in_a_bucket_is_exported_into_the_bucket(
+    adapter: Path, exported: Path, bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = open_store(bucket_url)
+    for path in adapter.iterdir():
+        store.write(f"adapter/{path.name}", path)
+    words = ["--to", f"{bucket_url}/out", "--dtype", "fp32"]
+    assert main(["export", f"{bucket_url}/adapter", *words]) == 0
+    (key,) = [info.key for info in store.list("out/model-") if info.key.endswith(".safetensors")]
+    (tmp_path / "weights").write_bytes(store.read(key))
+    for name, tensor in load_file(tmp_path / "weights").items():
+        assert torch.equal(tensor, tensors_of(exported)[name])
+
+
 # --- small files ---
 
 
