@@ -28,9 +28,13 @@ class ClassifyServer:
     def __init__(self, folder: Path, mistake: str | None = None) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        split = mistake != "control"
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, split_special_tokens=split)
-        self._model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            folder, split_special_tokens=mistake != "control", trust_remote_code=False
+        )
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        )
+        self._model = model.eval()
         self.mistake = mistake
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
