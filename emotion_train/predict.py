@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from emotion_train.console import shown
@@ -33,12 +34,13 @@ from emotion_train.evaluation.adapter import (
     open_classifier,
     positive,
 )
-from emotion_train.model.facts import read_facts
+from emotion_train.model.facts import AdapterFacts, read_facts
 
 if TYPE_CHECKING:
+    from emotion_train.evaluation.adapter import Classifier
     from emotion_train.evaluation.scoring import Probabilities
     from emotion_train.evaluation.unlabelled import Post
-    from emotion_train.model.facts import AdapterFacts
+    from emotion_train.exporting.served import Served
 
 _AT_A_TIME = 1024
 _TOP = 3
@@ -47,7 +49,33 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_adapter_arguments(parser)
+    add_adapter_arguments(parser, required=False)
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help=(
+            "have a server label the posts, such as vLLM's at http://localhost:8000, which serves --adapter"
+            " or its export (default: this program does it)"
+        ),
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="model of --endpoint (default: the first one that it names)"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="URL",
+        help=(
+            "in place of --adapter: label the posts here too, by this adapter, and print by how much"
+            " --endpoint differs; ends with 1 where a probability does by more than --tolerance"
+        ),
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.05,
+        metavar="P",
+        help="difference of a probability that --against allows (default: %(default)s)",
+    )
     parser.add_argument(
         "posts",
         nargs="*",
@@ -114,34 +142,75 @@ def run(arguments: argparse.Namespace) -> int:
             f"--escape-formulas is for csv and --format is {arguments.format}; add --format csv, or leave it"
             " out."
         )
+    if bool(arguments.adapter) == bool(arguments.against):
+        raise WrongRequest(
+            "Give one of --adapter and, to compare --endpoint with it, --against; both take a run's URL or an"
+            " adapter's folder."
+        )
+    if not arguments.endpoint and (arguments.against or arguments.model):
+        raise WrongRequest("--against and --model are for a server; give its --endpoint, http://HOST:PORT.")
     with ExitStack() as stack:
         from emotion_train.runs.adapter_cache import find_adapter
 
         posts = _posts(arguments, stack)
-        found = find_adapter(arguments.adapter)
+        found = find_adapter(arguments.adapter or arguments.against)
         chosen = replace(AdapterChoice.of(arguments), adapter=found.folder)
         # a wrong folder is refused before torch is imported, and before anything is typed
-        kept = _kept(arguments.columns, read_facts(found.folder))
+        facts = read_facts(found.folder)
+        kept = _kept(arguments.columns, facts)
+        served = _served(arguments, found.folder, facts)
         first = list(islice(posts, _AT_A_TIME if arguments.posts or arguments.file else 1))
         if not first:
             raise WrongRequest(
                 'There is no post to label; type one as a word ("what a lovely mess"), give --file, or pipe'
                 " lines in."
             )
-        _label(first, posts, chosen, arguments, kept)
+        if served is not None and arguments.against:
+            return _compare([*first, *posts], served, chosen, arguments.tolerance)
+        _label(first, posts, lambda: served or open_classifier(chosen), arguments, kept)
     return 0
+
+
+def _served(arguments: argparse.Namespace, folder: Path, facts: AdapterFacts) -> Served | None:
+    """The server that is to label, None where this program is to."""
+    if not arguments.endpoint:
+        return None
+    from emotion_train.evaluation.decision import read_decision
+    from emotion_train.exporting.served import Served
+
+    return Served(arguments.endpoint, arguments.model, read_decision(folder, facts), facts.max_length)
+
+
+def _compare(posts: Sequence[Post], served: Served, chosen: AdapterChoice, tolerance: float) -> int:
+    """Print how far the server is from the adapter; 1 where it is too far."""
+    from emotion_train.exporting.agreement import Agreement
+
+    texts = [post.text for post in posts]
+    theirs_NC = served.probabilities(texts)  # a server that refuses does so before a base is loaded
+    classifier = open_classifier(chosen)
+    found = Agreement.of(
+        texts,
+        classifier.probabilities(texts),
+        theirs_NC,
+        classifier.loaded.tokenizer,
+        classifier.decision,
+        served.called,
+    )
+    for line in found.lines(tolerance):
+        print(line)
+    return int(found.largest > tolerance)
 
 
 def _label(
     first: list[Post],
     rest: Iterator[Post],
-    chosen: AdapterChoice,
+    open_one: Callable[[], Classifier | Served],
     arguments: argparse.Namespace,
     kept: Sequence[str],
 ) -> None:
     if arguments.format != "text":
         write_utf8()
-    classifier = open_classifier(chosen)
+    classifier = open_one()
     cell = _harmless if arguments.escape_formulas else str
     written = Written(classifier.labels, classifier.targets == "several", kept, arguments.top, cell)
     print_batch = _printer(arguments.format, written, sys.stdout)

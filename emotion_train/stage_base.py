@@ -16,8 +16,6 @@ import json
 import sys
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from emotion_train.bases.staged import (
@@ -61,14 +59,6 @@ _NF4 = {
     "bnb_4bit_quant_storage": "uint8",
     "llm_int8_skip_modules": ["score"],
 }
-_NOT_OF_THE_TEXT = (
-    "transformers_version",
-    "torch_dtype",
-    "dtype",
-    "_name_or_path",
-    "quantization_config",
-    "architectures",
-)
 
 
 @dataclass(frozen=True)
@@ -128,6 +118,7 @@ def stage(
     """
     from emotion_train.model.load import read_config
     from emotion_train.model.precision import require_bitsandbytes
+    from emotion_train.model.text_document import refuse_other_meaning
     from emotion_train.model.trainable import require_trainable_base
 
     store = open_store(url)
@@ -137,7 +128,7 @@ def stage(
         require_bitsandbytes()
     place = _device(device, precision)
     require_trainable_base(found.files)
-    _refuse_other_meaning(found)
+    refuse_other_meaning(found)
     existing = read_staged_index(store)
     if existing is not None and existing.precision != precision:
         _refuse_other(store, existing, f"precision {existing.precision} there, {precision} now")
@@ -362,45 +353,17 @@ def _small_files(found: BaseConfig, precision: StagedPrecision) -> list[tuple[st
     """Tokenizer and configuration of the text part, the latter last: nothing reads a checkpoint
     without it.
     """
+    from emotion_train.model.text_document import text_document
+
     paths = {name: found.files.file(name) for name in _TOKENIZER_FILES}
     files = [(name, path.read_bytes()) for name, path in paths.items() if path is not None]
-    document = _text_config(found)
+    document = text_document(found)
     if precision == "nf4":
         document["quantization_config"] = _NF4
     return [
         *files,
         ("config.json", (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()),
     ]
-
-
-def _text_config(found: BaseConfig) -> dict[str, Any]:
-    """As it was published, so that it does not depend on the version of transformers; without the
-    parts that are not staged.
-    """
-    from emotion_train.model.load import skeleton
-
-    published = found.files.config()
-    text = published["text_config"] if found.layout == "multimodal" else published
-    kept = {name: value for name, value in text.items() if name not in _NOT_OF_THE_TEXT}
-    backbone = type(skeleton(found.text, 2).model).__name__
-    return kept | {"model_type": found.text.model_type, "architectures": [backbone], "dtype": "bfloat16"}
-
-
-def _refuse_other_meaning(found: BaseConfig) -> None:
-    """The text part's configuration alone must mean what it means within the whole one."""
-    from emotion_train.model.load import read_config
-
-    with TemporaryDirectory(prefix="emotion-train-stage-") as folder:
-        Path(folder, "config.json").write_text(json.dumps(_text_config(found)), encoding="utf-8")
-        old, new = found.text.to_dict(), read_config(folder).text.to_dict()
-    different = sorted(
-        name for name in (old.keys() | new.keys()) - set(_NOT_OF_THE_TEXT) if old.get(name) != new.get(name)
-    )
-    if different:
-        raise WrongRequest(
-            f"The text part of {found.files.name} does not stand alone: its {', '.join(different)} come from"
-            " the rest of config.json; read this base from where it is."
-        )
 
 
 if __name__ == "__main__":

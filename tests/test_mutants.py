@@ -39,6 +39,47 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # exports
+    Mutant(
+        "an export's adapter is scaled",
+        "emotion_train/exporting/merge.py",
+        "Merge._merged",
+        "alpha=self._scale",
+        "alpha=1.0",
+        "tests/emotion_train/test_export.py::test_the_weights_are_those_that_peft_merges",
+    ),
+    Mutant(
+        "the index of an export comes last",
+        "emotion_train/export.py",
+        "_write",
+        "written = write_weights(",
+        "_create(store, INDEX, b'{}')\n            written = write_weights(",
+        "tests/emotion_train/test_export.py::test_parts_come_first_and_the_index_last",
+    ),
+    Mutant(
+        "padding is a token that no post ends with",
+        "emotion_train/exporting/small_files.py",
+        "_padding",
+        "if id_ in never and id_ < rows",
+        "if id_ < rows",
+        "tests/emotion_train/test_export.py::test_padding_is_a_token_that_no_post_ends_with",
+    ),
+    Mutant(
+        "a base of other weights is refused before anything is written",
+        "emotion_train/export.py",
+        "_Prepared.of",
+        "weights_sha256=rows.weights_sha256()",
+        "weights_sha256=None",
+        "tests/emotion_train/test_export.py::test_another_base_is_refused_before_anything_is_written",
+    ),
+    Mutant(
+        "a server is asked to cut posts",
+        "emotion_train/exporting/served.py",
+        "Served._of",
+        "'truncate_prompt_tokens': self._max_length",
+        "'truncate_prompt_tokens': None",
+        "tests/emotion_train/exporting/test_served.py::test_a_server_s_probabilities_are_the_adapter_s",
+    ),
     # environments
     Mutant(
         "a character that the output lacks is spelled out",

@@ -138,8 +138,8 @@ class GgufFile:
             if tensor.start + prod(tensor.shape) // block * block_bytes > size:
                 raise WrongRequest(f"The base {self.path} ends within {name}; download it again.")
 
-    def read(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """One tensor, dequantised to float32."""
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """One tensor, or some of its rows, dequantised to float32."""
         try:
             from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
         except ImportError:
@@ -158,8 +158,10 @@ class GgufFile:
             )
         except ValueError:
             raise WrongRequest(f"The base {self.path} ends within {name}; download it again.") from None
-        values = dequantize(np.array(raw), kind)
-        return np.asarray(values, dtype=np.float32).reshape(tensor.shape)
+        if len(tensor.shape) == 1:
+            return np.asarray(dequantize(np.array(raw), kind), dtype=np.float32)[rows]
+        values = dequantize(np.array(raw[rows]), kind)
+        return np.asarray(values, dtype=np.float32).reshape(-1, *tensor.shape[1:])
 
 
 def _no_package() -> WrongRequest:

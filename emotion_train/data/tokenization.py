@@ -125,6 +125,12 @@ class PostTokenizer:
         """Number of ids, control tokens included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Names of the special tokens, which are letters where a post spells one."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if token.special)
+
     def beyond(self, rows: int) -> tuple[str, int] | None:
         """The token with the largest id, and that id, where a post or padding can give one that an
         embedding of `rows` rows does not have; None where all lie in it.

@@ -136,10 +136,10 @@ class Classifier:
         return cut_remark(self.tokenizer.lengths, self.tokenizer.max_length)
 
 
-def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
+def add_adapter_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
         "--adapter",
-        required=True,
+        required=required,
         metavar="URL",
         help=(
             "published run (OUTPUT_URL/RUN_ID, s3://… or a folder), pulled into a cache and verified; or an"

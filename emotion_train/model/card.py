@@ -159,10 +159,10 @@ def model_card(facts: CardFacts) -> str:
             "# Emotion classifier",
             "",
             (
-                f"A LoRA adapter and a linear head on {_code(named)} that"
+                f"A LoRA adapter and a linear head on {as_code(named)} that"
                 f" {_GIVES[facts.targets].format(len(facts.labels))}:"
             ),
-            ", ".join(map(_code, facts.labels)) + ".",
+            ", ".join(map(as_code, facts.labels)) + ".",
             "",
             f"- LoRA: r={facts.lora_r}, alpha={facts.lora_alpha:g}, on {', '.join(facts.lora_targets)}",
             f"- Base while training: {facts.precision}; posts cut at {facts.max_length} tokens",
@@ -187,7 +187,7 @@ def model_card(facts: CardFacts) -> str:
     )
 
 
-def _code(words: str) -> str:
+def as_code(words: str) -> str:
     """The words as code in Markdown. In a name that could end the code or be taken for HTML, every
     character but letters, digits and spaces is written by its number.
     """

@@ -17,10 +17,11 @@ import copy
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,11 +97,15 @@ class BaseConfig:
 class Weights:
     """The tensors of a checkpoint's files by the classifier's names. `sources` are the names in the
     files.
+
+    `read_rows` brings the rows from one number up to another, and leaves nothing of the file in
+    memory; `read` maps the file, which is quicker.
     """
 
     shapes: dict[str, tuple[int, ...]]
     sources: dict[str, str]
     read: Callable[[str], torch.Tensor]
+    read_rows: Callable[[str, int, int], torch.Tensor]
 
 
 def read_config(base: str | BaseFiles) -> BaseConfig:
@@ -165,6 +170,7 @@ def load_base(
     model = skeleton(found.text, num_labels)
     parameters = parameters_of(model)
     placed = 0
+    fingerprint = Fingerprint(found)
     tensors = _tensors_of(
         found,
         model,
@@ -173,18 +179,15 @@ def load_base(
         patience_s,
         lambda: tell(placed, len(parameters)),
     )
-    fingerprint = Fingerprint(found)
-    for placed, (name, tensor) in enumerate(tensors, 1):
-        fingerprint.add(name, tensor)
-        _place(model, name, tensor, kind, device, to_be_sharded)
-        tell(placed, len(parameters))
-    # its buffers are in no checkpoint
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
-    model.score.weight = nn.Parameter(torch.zeros(num_labels, model.config.hidden_size, device=device))
-    model.requires_grad_(False).eval()
-    model.is_loaded_in_4bit = kind.quantised  # by this mark PEFT knows which adapter layers to make
-    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
-    assert not left, f"never filled: {left}"
+
+    def told() -> Iterator[tuple[str, torch.Tensor | Codes4bit]]:
+        nonlocal placed
+        for placed, (name, tensor) in enumerate(tensors, 1):
+            fingerprint.add(name, tensor)
+            yield name, tensor
+            tell(placed, len(parameters))
+
+    fill(model, told(), precision, device, to_be_sharded)
     info = BaseInfo(
         name=found.files.lasting_name,
         architecture=found.text.model_type,
@@ -194,6 +197,30 @@ def load_base(
         parameters=sum(prod(shape) for shape in parameters.values()),
     )
     return model, info
+
+
+def fill(
+    model: Any,
+    tensors: Iterable[tuple[str, torch.Tensor | Codes4bit]],
+    precision: Precision,
+    device: torch.device,
+    to_be_sharded: bool = False,
+) -> None:
+    """Give a `skeleton` these tensors, which are all but its head's, on `device`, frozen; its head
+    is float32 and zero.
+    """
+    kind = formats(precision)
+    for name, tensor in tensors:
+        _place(model, name, tensor, kind, device, to_be_sharded)
+    # its buffers are in no checkpoint
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
+    model.score.weight = nn.Parameter(
+        torch.zeros(model.config.num_labels, model.config.hidden_size, device=device)
+    )
+    model.requires_grad_(False).eval()
+    model.is_loaded_in_4bit = kind.quantised  # by this mark PEFT knows which adapter layers to make
+    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    assert not left, f"never filled: {left}"
 
 
 def open_checkpoint(found: BaseConfig, model: nn.Module) -> Weights:
@@ -269,7 +296,7 @@ def _place(
 
 def stream(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor once; weights before biases, a few read ahead of use."""
-    names = deque(sorted(weights.shapes, key=lambda name: (not name.endswith(".weight"), _natural(name))))
+    names = deque(in_order(weights.shapes))
     ahead: deque[tuple[str, Future[torch.Tensor]]] = deque()
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
         while names or ahead:
@@ -278,6 +305,13 @@ def stream(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
                 ahead.append((name, pool.submit(weights.read, name)))
             name, reading = ahead.popleft()
             yield name, reading.result()
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names of a base's tensors in the order of reading: weights before biases, block by
+    block.
+    """
+    return sorted(names, key=lambda name: (not name.endswith(".weight"), _natural(name)))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -314,7 +348,7 @@ class Fingerprint:
 def _safetensors_weights(files: BaseFiles) -> Weights:
     from safetensors import SafetensorError, safe_open
 
-    place: dict[str, tuple[Any, str]] = {}
+    place: dict[str, tuple[Path, Any, str]] = {}
     for path, keys in files_of_weights(files).items():
         try:
             file = safe_open(path, framework="pt")
@@ -323,15 +357,22 @@ def _safetensors_weights(files: BaseFiles) -> Weights:
         present: set[str] = set(file.keys())  # type: ignore[no-untyped-call]
         for key in present if keys is None else present & keys:
             if (name := text_name(key)) is not None:
-                place[name] = (file, key)
-    shapes = {name: tuple(file.get_slice(key).get_shape()) for name, (file, key) in place.items()}
+                place[name] = (path, file, key)
+    shapes = {name: tuple(file.get_slice(key).get_shape()) for name, (_, file, key) in place.items()}
 
     def read(name: str) -> torch.Tensor:
-        file, key = place[name]
+        _, file, key = place[name]
         tensor: torch.Tensor = file.get_tensor(key)
         return tensor
 
-    return Weights(shapes, {name: key for name, (_, key) in place.items()}, read)
+    def read_rows(name: str, start: int, stop: int) -> torch.Tensor:
+        path, _, key = place[name]
+        # the pages of a mapping that stays open count as memory of this process
+        with safe_open(path, framework="pt") as file:
+            rows: torch.Tensor = file.get_slice(key)[start:stop].clone()
+        return rows
+
+    return Weights(shapes, {name: key for name, (_, _, key) in place.items()}, read, read_rows)
 
 
 # --- GGUF ---
@@ -346,7 +387,12 @@ def _gguf_weights(gguf: GgufFile, config: Any) -> Weights:
         layer = name.split(".")[-2]
         return _halves(tensor, heads[layer]) if layer in heads else tensor
 
-    return Weights({name: gguf.tensors[key].shape for name, key in stored.items()}, stored, read)
+    def read_rows(name: str, start: int, stop: int) -> torch.Tensor:
+        if name.split(".")[-2] in heads:  # its rows are stored in another order
+            return read(name)[start:stop].clone()
+        return torch.from_numpy(gguf.read(stored[name], slice(start, stop)))
+
+    return Weights({name: gguf.tensors[key].shape for name, key in stored.items()}, stored, read, read_rows)
 
 
 def _halves(weight_OI: torch.Tensor, heads: int) -> torch.Tensor:

@@ -259,32 +259,55 @@ def load_adapter(
             " --precision bf16."
         )
     config = base if isinstance(base, BaseConfig) else read_config(base or facts.base)
-    if config.shape_sha256 != facts.base_shape_sha256:
-        raise _other_base(folder, facts.base, config.files.name, "their layers have other shapes")
+    refuse_other_base(folder, facts, config, shape_sha256=config.shape_sha256)
     network, info = load_base(config, precision or facts.precision, len(facts.labels), device, tell=tell)
-    if info.weights_sha256 != facts.base_weights_sha256:
-        raise _other_base(folder, facts.base, config.files.name, "their weights differ")
+    refuse_other_base(folder, facts, config, weights_sha256=info.weights_sha256)
     model = EmotionClassifier(attach_lora(network, facts.lora, seed=0), precision or facts.precision)
-    load_adapter_state(model, _read_weights(folder / WEIGHTS))
+    load_adapter_state(model, read_weights(folder))
     model.requires_grad_(False).eval()
     if fused:
         model.fuse()
     tokenizer = PostTokenizer.load(str(folder), facts.max_length)
+    refuse_other_tokenizer(folder, facts, tokenizer)
+    return LoadedAdapter(model, tokenizer, facts.labels, facts)
+
+
+def refuse_other_tokenizer(folder: Path, facts: AdapterFacts, tokenizer: PostTokenizer) -> None:
+    """Raises `WrongRequest` for a tokenizer in the folder that is not the training's."""
     if tokenizer.sha256() != facts.tokenizer_sha256:
         raise WrongRequest(
             f"The tokenizer in {folder} is not the one of the training; pull the adapter again."
         )
-    return LoadedAdapter(model, tokenizer, facts.labels, facts)
 
 
-def _other_base(folder: Path, recorded: str, given: str, why: str) -> WrongRequest:
-    return WrongRequest(
-        f"The adapter {folder} was made for the base {recorded} and not for what {given} is now: {why}. Give"
-        " the former."
+def refuse_other_base(
+    folder: Path,
+    facts: AdapterFacts,
+    given: BaseConfig,
+    *,
+    shape_sha256: str | None = None,
+    weights_sha256: str | None = None,
+) -> None:
+    """Raises `WrongRequest` unless a base with this identity, as far as it is given, is the one
+    that the adapter was made for.
+    """
+    if shape_sha256 not in (None, facts.base_shape_sha256):
+        why = "their layers have other shapes"
+    elif weights_sha256 not in (None, facts.base_weights_sha256):
+        why = "their weights differ"
+    else:
+        return
+    raise WrongRequest(
+        f"The adapter {folder} was made for the base {facts.base} and not for what {given.files.name} is now:"
+        f" {why}. Give the former."
     )
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Adapter and head in the folder, under the names of a PEFT file. Raises `WrongRequest` for a
+    damaged file.
+    """
+    path = folder / WEIGHTS
     try:
         return tensors_of_file(path)
     except (Unreadable, OSError) as error:

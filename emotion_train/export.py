@@ -1,0 +1,336 @@
+"""Make a published adapter and its base one plain transformers checkpoint, which a pipeline and
+vLLM serve without this program.
+
+    emotion-train export s3://team/runs/RUN_ID --to s3://team/models/emotions
+    emotion-train export final --to emotions --dtype fp32
+
+Memory: a few blocks of rows, 2 GiB for Mistral Small, and no GPU. Disk: two files of 1 GiB below
+TMPDIR beside the result. An adapter that was trained on an nf4 base is merged into the base as it
+was before; what that changes is measured on validation posts where this machine holds the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from emotion_train.bases.public_names import public_base
+from emotion_train.console import tell
+from emotion_train.errors import AlreadyExists, WrongRequest
+from emotion_train.evaluation.adapter import AdapterChoice, positive
+from emotion_train.model.facts import WEIGHTS, AdapterFacts
+from emotion_train.progress import ProgressLine
+from emotion_train.storage.open import open_store
+
+if TYPE_CHECKING:
+    from emotion_train.evaluation.decision import Decision
+    from emotion_train.exporting.change import Change
+    from emotion_train.exporting.manifest import ExportFacts
+    from emotion_train.exporting.merge import Merge
+    from emotion_train.exporting.weights import WeightFile
+    from emotion_train.model.load import BaseConfig
+    from emotion_train.runs.origin import Origin
+    from emotion_train.storage.store import Store
+
+COMPARED = 200  # posts, of an adapter that was trained on nf4
+SHARD_BYTES = 1 << 30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "adapter",
+        metavar="ADAPTER",
+        help=(
+            "published run (OUTPUT_URL/RUN_ID, s3://… or a folder); or an adapter folder written by"
+            " `emotion-launch pull`, or its copy in a bucket"
+        ),
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="URL",
+        help="where the checkpoint goes: an empty folder or s3://bucket/prefix, or that of a killed export",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="BASE",
+        help=(
+            "folder, .gguf file, hub id or staged copy (s3://bucket/prefix) of the base model (default: the"
+            " one it was trained on)"
+        ),
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bf16", "fp32"),
+        default="bf16",
+        help="format of the weights; the head is float32 in both (default: bf16)",
+    )
+    compared = parser.add_mutually_exclusive_group()
+    compared.add_argument(
+        "--compare",
+        type=positive,
+        metavar="N",
+        help=(
+            "validation posts on which the export is compared with the adapter as it was trained, which"
+            f" loads both models (default: {COMPARED} for an adapter trained on nf4, else none)"
+        ),
+    )
+    compared.add_argument("--no-compare", action="store_true", help="compare nothing")
+    parser.add_argument(
+        "--data",
+        metavar="DATA_URL",
+        help="data set of these posts (default: the one that the run's report names)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu"),
+        default="auto",
+        help="where posts are compared; auto takes the GPU where there is one (default: %(default)s)",
+    )
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """`change` is what merging changed, `unmeasured` why that is not known; both are None where
+    nobody asked.
+    """
+
+    url: str
+    facts: ExportFacts
+    created: bool  # False: the same export was there already
+    parameters: int
+    bytes: int
+    change: Change | None = None
+    unmeasured: str | None = None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print where the export is, what merging changed, and how to serve it."""
+    result = export(
+        arguments.adapter,
+        arguments.to,
+        base=arguments.base,
+        dtype=arguments.dtype,
+        compare=0 if arguments.no_compare else arguments.compare,
+        data_url=arguments.data,
+        device=arguments.device,
+    )
+    facts = result.facts
+    words = f"{facts.dtype}, {result.bytes / 2**30:.2f} GiB, {result.parameters:,} parameters"
+    print(f"export  {result.url} ({words}){'' if result.created else ': already there, the same'}")
+    if result.change is not None:
+        print(f"change  {result.change.sentence()}")
+    if result.unmeasured is not None:
+        print(f"change  not measured: {result.unmeasured}")
+    print(f"next    README.md there has the lines for a pipeline and for vLLM (cut at {facts.max_length})")
+    return 0
+
+
+def export(
+    adapter: str | Path,
+    to: str | Path,
+    *,
+    base: str | None = None,
+    dtype: Literal["bf16", "fp32"] = "bf16",
+    compare: int | None = None,
+    data_url: str | None = None,
+    device: Literal["auto", "cpu"] = "auto",
+    shard_bytes: int = SHARD_BYTES,
+) -> ExportResult:
+    """Write the merged checkpoint of an adapter to a folder or bucket.
+
+    `compare` None: as many posts as `--compare` has by default, where that can be done here.
+    Raises `WrongRequest` for an adapter and a base that do not belong together, and for a place
+    that holds something else; `StorageError` for a store that fails.
+    """
+    from emotion_train.exporting.manifest import take_place
+    from emotion_train.runs.adapter_cache import find_adapter
+    from emotion_train.runs.origin import Origin
+
+    store = open_store(str(to))
+    found = find_adapter(str(adapter))
+    origin = Origin.of(found.folder, None, data_url)
+    prepared = _Prepared.of(found.folder, origin.facts, base, dtype)
+    if not take_place(store, prepared.facts, set(prepared.small_files) | {CARD}):
+        size = sum(info.size for info in store.list() if info.key.endswith(".safetensors"))
+        return ExportResult(store.url, prepared.facts, False, prepared.parameters, size)
+    change, unmeasured = _change(prepared, origin, compare, device)
+    written = _write(store, prepared, shard_bytes, change, unmeasured)
+    size = sum(one.bytes for one in written)
+    return ExportResult(store.url, prepared.facts, True, prepared.parameters, size, change, unmeasured)
+
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """All that is known before the first weight is written."""
+
+    folder: Path
+    base: BaseConfig
+    merge: Merge
+    decision: Decision
+    facts: ExportFacts
+    small_files: dict[str, bytes]
+
+    @classmethod
+    def of(
+        cls, folder: Path, adapter: AdapterFacts, base: str | None, dtype: Literal["bf16", "fp32"]
+    ) -> _Prepared:
+        from emotion_train.data.tokenization import PostTokenizer
+        from emotion_train.evaluation.decision import DECISION, read_decision
+        from emotion_train.exporting.base_rows import open_rows
+        from emotion_train.exporting.manifest import ExportFacts
+        from emotion_train.exporting.merge import Merge
+        from emotion_train.exporting.small_files import config_json, tokenizer_files
+        from emotion_train.model.load import read_config
+        from emotion_train.model.lora import read_weights, refuse_other_base, refuse_other_tokenizer
+        from emotion_train.model.text_document import refuse_other_meaning
+
+        decision = read_decision(folder, adapter)
+        found = read_config(base or adapter.base)
+        _refuse_rounded(found, dtype)
+        refuse_other_base(folder, adapter, found, shape_sha256=found.shape_sha256)
+        refuse_other_meaning(found)
+        rows = open_rows(found)
+        merge = Merge(rows, read_weights(folder), adapter.lora, len(adapter.labels), dtype)
+        tokenizer = PostTokenizer.load(str(folder), adapter.max_length)
+        refuse_other_tokenizer(folder, adapter, tokenizer)
+        files, pad_id = tokenizer_files(tokenizer, rows.shapes["model.embed_tokens.weight"][0])
+        refuse_other_base(folder, adapter, found, weights_sha256=rows.weights_sha256())
+        files |= {
+            DECISION: decision.to_bytes(),
+            "config.json": config_json(found, decision, pad_id, dtype),
+        }
+        facts = ExportFacts(
+            adapter_sha256=_sha256(folder / WEIGHTS),
+            base=public_base(adapter.base),
+            base_weights_sha256=adapter.base_weights_sha256,
+            dtype=dtype,
+            precision=adapter.precision,
+            targets=decision.targets,
+            labels=adapter.labels,
+            max_length=adapter.max_length,
+            run_id=adapter.run_id,
+        )
+        return cls(folder, found, merge, decision, facts, files)
+
+    @property
+    def parameters(self) -> int:
+        return sum(prod(shape) for shape, _ in self.merge.formats.values())
+
+
+def _refuse_rounded(found: BaseConfig, dtype: Literal["bf16", "fp32"]) -> None:
+    staged = found.files.staged
+    if staged is not None and dtype == "fp32" and staged.index.precision == "bf16" and staged.index.rounded:
+        raise WrongRequest(
+            f"The base {staged.store.url} was rounded to bfloat16 when it was staged, and --dtype is fp32;"
+            f" type --dtype bf16, or --base {staged.index.source}."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _change(
+    prepared: _Prepared, origin: Origin, asked: int | None, device: Literal["auto", "cpu"]
+) -> tuple[Change | None, str | None]:
+    """What merging changed, or why that is not known. Raises `WrongRequest` where posts were asked
+    for and cannot be compared.
+    """
+    from emotion_train.runs.origin import NotInReach
+
+    count = asked
+    if count is None:
+        count = COMPARED if prepared.facts.precision == "nf4" else 0
+    if count == 0:
+        return None, "--no-compare" if asked == 0 else None
+    try:
+        return _measured(prepared, origin, count, device), None
+    except NotInReach as error:
+        if asked is None:
+            return None, str(error)
+        raise WrongRequest(
+            f"--compare is {asked}, and no posts can be compared here: {error}. Give --data DATA_URL, the"
+            " adapter's data set, and a machine that holds the model; or type --no-compare."
+        ) from None
+
+
+def _measured(prepared: _Prepared, origin: Origin, count: int, device: Literal["auto", "cpu"]) -> Change:
+    import torch
+
+    from emotion_train.exporting.change import measure, posts_to_compare, require_memory
+
+    texts = posts_to_compare(origin, count)
+    facts = prepared.facts
+    place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+    require_memory(prepared.parameters, facts.precision, facts.dtype, place)
+    tell(f"comparing {len(texts):,} validation posts")
+    chosen = AdapterChoice(prepared.folder, prepared.base.files.lasting_name, device=device)
+    return measure(chosen, prepared.base, prepared.merge, facts.dtype, prepared.decision, texts)
+
+
+def _write(
+    store: Store, prepared: _Prepared, shard_bytes: int, change: Change | None, unmeasured: str | None
+) -> list[WeightFile]:
+    """Weights, small files, and last the index, without which nothing reads the export."""
+    from emotion_train.exporting.weights import INDEX, index_of, is_weight_file, write_weights
+
+    try:
+        for key, data in prepared.small_files.items():
+            _create(store, key, data)
+        with ProgressLine("exporting", 1, "tensors") as line:
+            written = write_weights(
+                prepared.merge, store, shard_bytes, lambda done, total: line.update(done, total=total)
+            )
+        store.write(CARD, _card(prepared, change, unmeasured))
+        _create(store, INDEX, index_of(written))
+    except AlreadyExists as error:
+        raise WrongRequest(
+            f"Another process, or another version of this program, has exported into {store.url} ({error});"
+            " export into another, empty place."
+        ) from None
+    own = {one.key for one in written}
+    for info in list(store.list("model-")):  # of a killed export, whose numbers differed in a last bit
+        if info.key not in own and is_weight_file(info.key):
+            store.delete(info.key)
+    return written
+
+
+def _create(store: Store, key: str, data: bytes) -> None:
+    from emotion_train.errors import StorageError
+
+    store.create(key, data)
+    if not store.holds(key, data):
+        raise StorageError(f"{store.url_of(key)} does not hold what was written; export again.")
+
+
+def _card(prepared: _Prepared, change: Change | None, unmeasured: str | None) -> bytes:
+    from emotion_train.exporting.card import ExportCard, results_in
+    from emotion_train.model.load import skeleton
+
+    old = prepared.folder / CARD
+    card = ExportCard(
+        facts=prepared.facts,
+        decision=prepared.decision,
+        architecture=type(skeleton(prepared.base.text, 2)).__name__,
+        positions=int(prepared.base.text.max_position_embeddings),
+        results=results_in(old.read_text(encoding="utf-8")) if old.is_file() else (),
+        change=change,
+        unmeasured=unmeasured,
+    )
+    return card.text().encode()
+
+
+if __name__ == "__main__":
+    from emotion_train.cli import main
+
+    sys.exit(main(["export", *sys.argv[1:]]))

@@ -1,0 +1,108 @@
+"""A base's tensors some rows at a time, so that no tensor has to be in memory whole.
+
+A checkpoint's file is opened anew for each block of rows, which costs its header each time (40 KiB)
+and leaves none of it mapped. A staged base comes as it is fetched, a tensor at a time, because its
+pieces are verified in the order of their bytes; what was staged as 4-bit codes is turned back here.
+
+Letters: R rows of a block, I inputs of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from emotion_train.bases.staged import StagedBase
+from emotion_train.model.load import (
+    BaseConfig,
+    Fingerprint,
+    Weights,
+    in_order,
+    open_checkpoint,
+    skeleton,
+)
+from emotion_train.model.precision import Codes4bit, linear_4bit
+from emotion_train.model.staged_weights import staged_tensors
+
+BLOCK_VALUES = 8 << 20  # 32 MiB as float32
+
+
+@dataclass(frozen=True)
+class BaseRows:
+    """`shapes` are in the order in which `stream` brings the tensors: each once, by the
+    classifier's name, as blocks of its rows from the first to the last.
+
+    `weights_sha256` is that of `BaseInfo`.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    weights_sha256: Callable[[], str]
+    stream: Callable[[], Iterator[tuple[str, Iterator[torch.Tensor]]]]
+
+
+def open_rows(found: BaseConfig) -> BaseRows:
+    """The base's tensors; nothing is read yet. Raises `WrongRequest` where they do not fit its
+    configuration.
+    """
+    if found.files.staged is not None:
+        return _of_staged(found.files.staged)
+    weights = open_checkpoint(found, skeleton(found.text, 2))
+    shapes = {name: weights.shapes[name] for name in in_order(weights.shapes)}
+
+    def stream() -> Iterator[tuple[str, Iterator[torch.Tensor]]]:
+        for name, shape in shapes.items():
+            yield name, _blocks(weights, name, shape)
+
+    return BaseRows(shapes, lambda: _identity(found, weights, shapes), stream)
+
+
+def _blocks(weights: Weights, name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    for start, stop in spans(shape):
+        yield weights.read_rows(name, start, stop)
+
+
+def spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """First row of each block, and the row after its last one."""
+    inner = 1 if len(shape) < 2 else shape[1]
+    height = max(1, BLOCK_VALUES // inner)
+    for start in range(0, shape[0], height):
+        yield start, min(start + height, shape[0])
+
+
+def _identity(found: BaseConfig, weights: Weights, shapes: dict[str, tuple[int, ...]]) -> str:
+    """As the loader finds it, of the few rows that it looks at."""
+    fingerprint = Fingerprint(found)
+    for name, (rows, *_) in shapes.items():
+        if name.endswith("embed_tokens.weight"):
+            # of at most 127 rows the fingerprint takes all
+            every = max(1, rows // 64)
+            sample = [weights.read_rows(name, row, row + 1) for row in range(0, rows, every)]
+            fingerprint.add(name, torch.cat(sample))
+        elif name.endswith("norm.weight"):
+            fingerprint.add(name, weights.read_rows(name, 0, rows))
+    return fingerprint.hexdigest()
+
+
+# --- staged ---
+
+
+def _of_staged(staged: StagedBase) -> BaseRows:
+    def stream() -> Iterator[tuple[str, Iterator[torch.Tensor]]]:
+        for name, tensor in staged_tensors(staged, torch.device("cpu")):
+            whole = _turned_back(tensor) if isinstance(tensor, Codes4bit) else tensor
+            yield name, (whole[start:stop] for start, stop in spans(tuple(whole.shape)))
+
+    shapes = {tensor.name: tensor.shape for tensor in staged.index.tensors}
+    return BaseRows(shapes, lambda: staged.index.weights_sha256, stream)
+
+
+def _turned_back(codes: Codes4bit) -> torch.Tensor:
+    """The bfloat16 numbers that a training on these codes computed with."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight: Any = linear_4bit(codes, None, torch.device("cpu")).weight
+    numbers_RI: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
+    return numbers_RI.view(codes.shape)

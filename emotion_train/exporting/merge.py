@@ -1,0 +1,111 @@
+"""The weights of an adapter and its base made one: W + (alpha / r) B A, in float32, brought to the
+format of the export at the very end.
+
+Each block of rows is made by itself, so memory holds a few of them, whatever the base. A base that
+was trained on as 4-bit codes is merged where it was not rounded: the sum is then another one than
+the training saw, by as much as the codes differ from the weights (`change.py` measures it).
+
+Letters: O outputs, I inputs and R rank of an adapter, C labels, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from emotion_train.config import LoraSection
+from emotion_train.exporting.base_rows import BaseRows
+from emotion_train.model.load import HEAD
+from emotion_train.model.lora import refuse_misfits
+from emotion_train.sizing.shape import target_names
+
+ExportDtype = Literal["bf16", "fp32"]
+DTYPES: dict[ExportDtype, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_PEFT = "base_model.model."
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """`blocks` are its rows, in its format, from the first to the last; they can be taken once."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    blocks: Iterator[torch.Tensor]
+
+    def whole(self) -> torch.Tensor:
+        return torch.cat(list(self.blocks))
+
+
+class Merge:
+    """An adapter in its base: every tensor of the classifier once, its head first, which is float32
+    in every export.
+
+    Raises `WrongRequest` unless the adapter's tensors are exactly those that these layers take.
+    """
+
+    def __init__(
+        self,
+        base: BaseRows,
+        state: Mapping[str, torch.Tensor],
+        lora: LoraSection,
+        labels: int,
+        dtype: ExportDtype,
+    ) -> None:
+        refuse_misfits(adapter_shapes(base.shapes, lora, labels), state)
+        self._base, self._state = base, state
+        self._scale = lora.alpha / lora.r
+        self._dtype = DTYPES[dtype]
+
+    @property
+    def formats(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and format of each tensor, in the order of `tensors`."""
+        head: dict[str, tuple[tuple[int, ...], torch.dtype]] = {HEAD: (tuple(self.head.shape), torch.float32)}
+        return head | {name: (shape, self._dtype) for name, shape in self._base.shapes.items()}
+
+    @property
+    def head(self) -> torch.Tensor:
+        """The head, `head_CH`, float32."""
+        return self._state[_PEFT + HEAD]
+
+    def tensors(self) -> Generator[MergedTensor]:
+        """Every tensor; the blocks of one are to be taken before the next one."""
+        yield MergedTensor(HEAD, tuple(self.head.shape), torch.float32, iter([self.head]))
+        for name, blocks in self._base.stream():
+            shape = self._base.shapes[name]
+            yield MergedTensor(name, shape, self._dtype, self._merged(name, blocks))
+
+    def _merged(self, name: str, blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        start = 0
+        for block in blocks:
+            values = block.to(torch.float32)
+            if (a_RI := self._state.get(_factor(name, "A"))) is not None:
+                b_OR = self._state[_factor(name, "B")]
+                rows_OR = b_OR[start : start + len(values)]
+                values = torch.addmm(values, rows_OR, a_RI, alpha=self._scale)
+            start += len(block)
+            yield values.to(self._dtype)
+
+
+def adapter_shapes(
+    base: Mapping[str, tuple[int, ...]], lora: LoraSection, labels: int
+) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor in the PEFT file of an adapter for a base with these tensors."""
+    found: dict[str, tuple[int, ...]] = {_PEFT + HEAD: (labels, *base["model.norm.weight"])}
+    for name, shape in base.items():
+        if name.endswith(".weight") and name.split(".")[-2] in target_names(lora.targets):
+            outputs, inputs = shape
+            found |= {_factor(name, "A"): (lora.r, inputs), _factor(name, "B"): (outputs, lora.r)}
+    return found
+
+
+def _factor(name: str, letter: str) -> str:
+    """What a PEFT file calls the adapter's matrix `letter` of a layer.
+
+    >>> _factor("model.layers.0.mlp.up_proj.weight", "A")
+    'base_model.model.model.layers.0.mlp.up_proj.lora_A.weight'
+    """
+    return f"{_PEFT}{name.removesuffix('.weight')}.lora_{letter}.weight"

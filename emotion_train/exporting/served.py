@@ -1,0 +1,125 @@
+"""A server of an export or adapter that is asked for probabilities, in the manner of vLLM's
+/classify.
+
+Posts go 64 a request, each cut by the server at the training's length, which it does only when
+asked. A key that the server wants is in the environment and never in a command line.
+
+Letters: N posts, C labels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emotion_train.edges.bounded import Unreadable, object_in
+from emotion_train.errors import EmotionTrainError, WrongRequest
+from emotion_train.evaluation.decision import Decision
+
+KEY = "EMOTION_TRAIN_ENDPOINT_KEY"
+ANSWER_S = 120.0  # the first request to a server that has just started compiles its kernels
+AT_A_TIME = 64
+_MAX_BYTES = 64 << 20
+
+
+class NoAnswer(EmotionTrainError):
+    """The server did not answer, or answered with an error of its own."""
+
+
+class Served:
+    """Probabilities by the server at `url`, of the `model` that it serves by that name (None: the
+    first that it names), with the labels and the answers of the adapter's `decision`.
+
+    `called` are the server's own names of labels that it has given first place, by their number:
+    None where it knows no name.
+    """
+
+    def __init__(self, url: str, model: str | None, decision: Decision, max_length: int) -> None:
+        if not url.lower().startswith(("http://", "https://")):
+            raise WrongRequest(
+                f"--endpoint {url} is no address of a server; type http://HOST:PORT, for vLLM"
+                " http://localhost:8000."
+            )
+        self.url = url.rstrip("/").removesuffix("/classify")
+        self.labels, self.targets, self.answers = decision.labels, decision.targets, decision.answers
+        self.called: dict[int, str | None] = {}
+        self._max_length = max_length
+        self._model = model or self._first_model()
+
+    def probabilities(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """`prob_NC` of the texts, in their order. Raises `WrongRequest` for a server that refuses
+        or of another model, and `NoAnswer`.
+        """
+        found = [self._of(texts[start : start + AT_A_TIME]) for start in range(0, len(texts), AT_A_TIME)]
+        return np.concatenate([np.zeros((0, len(self.labels)), np.float32), *found])
+
+    def cut_remark(self) -> str | None:
+        """The server does not say what it cut."""
+        return None
+
+    def _of(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        asked = {"model": self._model, "input": list(texts), "truncate_prompt_tokens": self._max_length}
+        answer = self._ask("/classify", json.dumps(asked).encode())
+        try:
+            data = sorted(answer["data"], key=lambda one: int(one["index"]))
+            prob_NC = np.array([one["probs"] for one in data], np.float32)
+            names = [one.get("label") for one in data]
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise self._not_a_classifier() from None
+        if len(data) != len(texts) or prob_NC.ndim != 2 or not np.isfinite(prob_NC).all():
+            raise self._not_a_classifier()
+        if prob_NC.shape[1] != len(self.labels):
+            raise WrongRequest(
+                f"{self.url} gives {prob_NC.shape[1]} probabilities a post and the adapter has"
+                f" {len(self.labels)} labels; name the model that serves it, by --model."
+            )
+        self.called |= dict(zip(prob_NC.argmax(axis=1).tolist(), names, strict=True))
+        return prob_NC
+
+    def _first_model(self) -> str:
+        answer = self._ask("/v1/models", None)
+        try:
+            return str(answer["data"][0]["id"])
+        except (LookupError, TypeError):
+            raise self._not_a_classifier() from None
+
+    def _not_a_classifier(self) -> WrongRequest:
+        return WrongRequest(
+            f"{self.url} does not answer as a classifier of vLLM does; start it with --runner pooling, for an"
+            " adapter also --convert classify."
+        )
+
+    def _ask(self, path: str, body: bytes | None) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(self.url + path, body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+                return object_in(answer.read(_MAX_BYTES + 1), _MAX_BYTES)
+        except urllib.error.HTTPError as error:
+            raise self._refused(path, error) from None
+        except Unreadable as error:
+            raise NoAnswer(f"{self.url}{path} answers with something else than JSON ({error}).") from None
+        except (OSError, ValueError) as error:  # the latter: an address that cannot be
+            why = getattr(error, "reason", None) or error
+            raise NoAnswer(f"{self.url} does not answer ({why}); is the server started?") from None
+
+    def _refused(self, path: str, error: urllib.error.HTTPError) -> EmotionTrainError:
+        with error:
+            said = " ".join(error.read(2000).decode("utf-8", "replace").split())[:300]
+        if error.code >= 500 or error.code in (408, 429):
+            return NoAnswer(f"{self.url}{path} answers with {error.code}: {said}")
+        remedy = {
+            401: f"set {KEY} to its key",
+            403: f"set {KEY} to its key",
+            404: "it serves no classifier by that address or --model",
+        }.get(error.code, "see what it says")
+        return WrongRequest(f"{self.url}{path} refuses with {error.code}: {said}; {remedy}.")
