@@ -103,10 +103,7 @@ class Classifier:
 
     def answers(self, prob_NC: Probabilities) -> list[tuple[int, ...]]:
         """The labels that posts with these probabilities are answered with, the likeliest first."""
-        return [
-            tuple(label for label in (-prob_C).argsort(kind="stable").tolist() if given_C[label])
-            for prob_C, given_C in zip(prob_NC, self.decision.answers(prob_NC), strict=True)
-        ]
+        return self.decision.ranked(prob_NC)
 
     def predict(self, texts: Sequence[str], *, unescape_html: bool = False) -> list[Prediction]:
         """One prediction a text, in their order; texts are mended as the posts of a training are.

@@ -88,6 +88,13 @@ class Decision(Manifest):
             return _reaches(prob_NC, self.thresholds)
         return members(prob_NC.argmax(axis=1), prob_NC.shape[1])
 
+    def ranked(self, prob_NC: NDArray[np.float32]) -> list[tuple[int, ...]]:
+        """The labels that posts with these probabilities are answered with, the likeliest first."""
+        return [
+            tuple(label for label in (-prob_C).argsort(kind="stable").tolist() if given_C[label])
+            for prob_C, given_C in zip(prob_NC, self.answers(prob_NC), strict=True)
+        ]
+
     def held_out(self, predictions: SetPredictions) -> SetPredictions:
         """The validation posts as `macro_f1` judged them: none was answered by thresholds that it
         chose.

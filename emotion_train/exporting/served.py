@@ -48,7 +48,7 @@ class Served:
                 " http://localhost:8000."
             )
         self.url = url.rstrip("/").removesuffix("/classify")
-        self.labels, self.targets, self.answers = decision.labels, decision.targets, decision.answers
+        self.labels, self.targets, self.answers = decision.labels, decision.targets, decision.ranked
         self.called: dict[int, str | None] = {}
         self._max_length = max_length
         self._model = model or self._first_model()
