@@ -25,7 +25,7 @@ def tiny_folder(folder: Path, kind: TargetKind) -> Path:
     tiny_config(folder)
     if kind != "one":
         (folder / "data").rename(folder / "of-one-label")
-        relabel(FolderStore(str(folder / "of-one-label")), FolderStore(str(folder / "data")), kind, True)
+        relabel(FolderStore(folder / "of-one-label"), FolderStore(folder / "data"), kind, True)
     return folder
 
 

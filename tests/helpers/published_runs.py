@@ -15,6 +15,7 @@ import numpy as np
 from emotion_train.config import load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.preparation import prepare
+from emotion_train.data.targets import largest
 from emotion_train.evaluation.floors import posts
 from emotion_train.evaluation.metrics import confusion
 from emotion_train.evaluation.predictions import Predictions
@@ -87,8 +88,8 @@ def publish_run(
     index, now = read_index(store), datetime(2026, 1, 2, tzinfo=UTC)
     splits, words = {}, {}
     for name in ("validation", "test"):
-        ids, read, truth = zip(*posts(store, index.split(name)), strict=True)
-        own = said_by(ids, truth, skill, config.run.seed, len(index.labels))
+        ids, read, targets = zip(*posts(store, index.split(name)), strict=True)
+        own = said_by(ids, [*map(largest, targets)], skill, config.run.seed, len(index.labels))
         splits[name] = SplitResult(confusion(own.truth_N, own.predicted_N, len(index.labels)), own)
         words[name] = dict(zip(ids, read, strict=True))
     report = build_report(
