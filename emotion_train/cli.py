@@ -34,6 +34,8 @@ VERBS = {
     "train": "train an adapter (the process that accelerate launch starts)",
     "evaluate": "score an adapter on a split or a file of labelled posts",
     "predict": "label posts given as words, a file or standard input",
+    "benchmark": "hold an adapter against hosted models on the same posts",
+    "augment": "make a data set with synthetic posts for the rarest labels",
     "config": "print every key of a run config with default, unit and meaning",
     "demo": "the whole path on a small real model and a local S3 server",
 }

@@ -57,6 +57,9 @@ _MEANT = {
     "defaults": ("config",),
     "settings": ("config",),
     "quickstart": ("demo",),
+    "llm": ("benchmark",),
+    "synthesize": ("augment",),
+    "generate": ("augment",),
 }
 
 
