@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,8 +23,7 @@ from emotion_train.errors import HostedStopped, WrongRequest
 from emotion_train.hosted.asking import Asked, Model, Place, ask_all
 from emotion_train.hosted.client import Message, Prompt, Rules
 from emotion_train.hosted.endpoints import Key, endpoint_of
-from emotion_train.hosted.money import Ledger, Session, Wanted
-from emotion_train.hosted.prices import Price, nano_of
+from emotion_train.hosted.prices import Price
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from tests.helpers.fake_llm import KEY, USD_IN, USD_OUT, FakeLLM
@@ -187,75 +185,6 @@ def test_the_key_is_in_no_object(folder: Store, tmp_path: Path) -> None:
     assert len(held) > 8
     for part in (KEY, KEY[:16], KEY[-16:]):
         assert not [one for one in held if part in one]
-
-
-# --- claims ---
-
-
-def test_of_many_writers_each_request_is_claimed_by_one_and_the_cap_holds(store: Store) -> None:
-    claimed: list[str] = []
-    lock = threading.Lock()
-
-    def work(seed: int) -> None:
-        ledger = Place(store).ledger
-        names = [f"fake/{number:06d}" for number in range(30)]
-        random.Random(seed).shuffle(names)
-        for name in names:
-            own = ledger.claim([Wanted(name, 10)], cap=255)
-            with lock:
-                claimed.extend(own)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert len(claimed) == len(set(claimed)) == 25
-    ledger = Place(store).ledger
-    ledger.refresh()
-    assert ledger.spent() == 250
-
-
-def test_a_session_is_alive_as_long_as_its_process() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    own = Session.of_this_process()
-    from emotion_train.hosted import money
-
-    theirs = own.model_copy(update={"process": child.pid, "began": money._began(child.pid), "token": "t"})
-    another = own.model_copy(update={"machine": "elsewhere"})
-    assert own.is_alive(0)
-    assert theirs.is_alive(0)
-    assert not theirs.model_copy(update={"began": "1"}).is_alive(time.time() + 99)  # its number again
-    child.kill()
-    child.communicate()
-    assert not theirs.is_alive(time.time() + 99)
-    assert another.is_alive(time.time() + 1)
-    assert not another.is_alive(time.time() - 3600)
-    own.end()
-    assert not own.is_alive(time.time() + 99)
-
-
-def test_money_is_counted_exactly() -> None:
-    assert Price(0.1, 0.2, "typed").nano(3, 7) == 1700
-    assert Price(0.15, 0.6, "typed").nano(1, 0) == 150
-    assert Price(0.0001, 0, "typed").nano(1, 0) == 1  # rounded up
-    assert nano_of(0.1) * 3 == nano_of(0.3) == 300_000_000
-
-
-def test_an_answer_gives_back_what_was_reserved_for_more(folder: Store) -> None:
-    place = Place(folder)
-    ledger: Ledger = place.ledger
-    assert ledger.claim([Wanted("a/0", 60), Wanted("a/1", 60)], cap=100) == ["a/0"]
-    from emotion_train.hosted.answers import Answer
-
-    place.answers.keep("a/0", Answer(outcome="answered", nano_usd=40))
-    assert ledger.claim([Wanted("a/1", 60)], cap=100) == ["a/1"]
-    assert ledger.spent() == 100
-    ledger.release(["a/1"])
-    assert ledger.spent() == 40
-    other = Place(folder).ledger
-    other.refresh()
-    assert other.claim([Wanted("a/1", 60)], cap=100) == ["a/1"]
 
 
 # --- processes ---
