@@ -8,6 +8,7 @@ second one ends the process at once.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections import deque
@@ -278,7 +279,8 @@ def _signals(act: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(name)
         act()
 
-    usable = threading.current_thread() is threading.main_thread()
+    # another thread, and Windows, have no handlers; there Ctrl-C ends the process at once
+    usable = threading.current_thread() is threading.main_thread() and os.name != "nt"
     try:
         for name in names if usable else ():
             loop.add_signal_handler(name, heard)

@@ -56,7 +56,7 @@ class Session(FrozenModel):
         """
         if self.token in _ended:
             return False
-        if self.machine == _machine():
+        if self.machine == _machine() and os.name != "nt":  # Windows has no such look
             began = _began(self.process)
             return began is not None and began == self.began
         return time.time() < until + _SLACK_S
