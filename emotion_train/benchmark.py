@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--usd-per-hour",
         type=float,
         metavar="USD",
-        help="price of the adapter's machine (default: the run's)",
+        help="price of the machine that labels (default: of --run its own)",
     )
     add("--base", metavar="BASE", help="base of --adapter (default: the one it was trained on)")
     add("--device", choices=("auto", "cpu"), default="auto", help="of --adapter (default: %(default)s)")
@@ -177,6 +177,8 @@ def _own(arguments: argparse.Namespace, rows: Rows, out: Store) -> OwnAnswers:
             AdapterChoice(arguments.adapter, base=arguments.base, device=arguments.device), rows, out
         )
     if arguments.usd_per_hour is not None:
+        if not 0 <= arguments.usd_per_hour <= 1e6:
+            raise WrongRequest(f"--usd-per-hour is {arguments.usd_per_hour:g}; give dollars, such as 2.5.")
         own = own.model_copy(update={"usd_per_hour": arguments.usd_per_hour})
     return own
 

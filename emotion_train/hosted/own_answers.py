@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emotion_train.config import POSTS_PER_SCORING_STEP
-from emotion_train.edges.bounded import Unreadable, object_in, parquet_errors, require_footer
+from emotion_train.edges.bounded import Unreadable, object_file, object_in, parquet_errors, require_footer
 from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.evaluation.predictions import (
     Inconsistent,
@@ -66,11 +67,7 @@ class _Published:
     report: dict[str, Any]
 
     def fact(self, *names: str) -> Any:
-        """A value of the report; None where an other version has none."""
-        value: Any = self.report
-        for name in names:
-            value = value.get(name) if isinstance(value, dict) else None
-        return value
+        return _fact(self.report, *names)
 
 
 def own_of_run(run_url: str, rows: Rows) -> OwnAnswers:
@@ -222,4 +219,21 @@ def _score(chosen: Any, facts: Any, rows: Rows) -> OwnAnswers:
         p50_s=p50,
         p95_s=p95,
         device=device_name(model.device.type),
+        training_usd=_fact(_report_beside(Path(chosen.adapter)), "speed", "usd"),
     )
+
+
+def _report_beside(folder: Path) -> dict[str, Any]:
+    """The report that was pulled with an adapter; empty where there is none."""
+    try:
+        return object_file(folder / "report" / "report.json")
+    except (OSError, Unreadable):
+        return {}
+
+
+def _fact(report: dict[str, Any], *names: str) -> Any:
+    """A value of a report; None where another version has none."""
+    value: Any = report
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
