@@ -35,6 +35,8 @@ VERBS = {
     "evaluate": "score an adapter on a split or a file of labelled posts",
     "predict": "label posts given as words, a file or standard input",
     "export": "merge an adapter into its base: a plain transformers checkpoint for pipelines and vLLM",
+    "benchmark": "hold an adapter against hosted models on the same posts",
+    "augment": "make a data set with synthetic posts for the rarest labels",
     "config": "print every key of a run config with default, unit and meaning",
     "demo": "the whole path on a small real model and a local S3 server",
 }

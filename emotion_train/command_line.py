@@ -60,6 +60,9 @@ _MEANT = {
     "defaults": ("config",),
     "settings": ("config",),
     "quickstart": ("demo",),
+    "llm": ("benchmark",),
+    "synthesize": ("augment",),
+    "generate": ("augment",),
 }
 
 

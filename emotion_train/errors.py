@@ -13,6 +13,8 @@ is how a program ends with one.
       LostContact            1   another process of the run is gone
       NotPublished           1   trained, and the store did not take it
       NotInReach             1   a run or data set to compare with (`emotion_train.runs.origin`)
+      HostedStopped          1   an endpoint or a cap on dollars ends the asking; answers are kept
+        Stopped              1   the endpoint's part of it (`emotion_train.hosted.client`)
       Published              1   told to a claim, which answers it (`emotion_train.runs.log`)
       Preempted             33   saved; start it again
       Fenced                34   another writer owns the run
@@ -133,6 +135,12 @@ class NotStarted(EmotionTrainError):
 class NotPublished(EmotionTrainError):
     """The run is trained and the store did not take it; the message says where it is kept and how
     it gets published.
+    """
+
+
+class HostedStopped(EmotionTrainError):
+    """A hosted model is asked nothing more: its endpoint refuses, the cap on dollars is reached, or
+    somebody stopped it. What was answered is kept; the message says how it goes on.
     """
 
 

@@ -13,7 +13,7 @@ from launch.run.choice import QUIETLY
 ROOT = Path(__file__).parents[1]
 # a page may use pages of its own room and of the rooms before it; verbs stand at the top level
 LINE = """errors edges console other_names config completion command_line progress storage bases sizing
-sources data processes model evaluation report runs exporting training VERBS cli"""
+sources data processes model evaluation report runs exporting training hosted VERBS cli"""
 ROOMS = LINE.split()
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed", "datasets", "sklearn"}
 PAGES = {
@@ -72,6 +72,17 @@ def test_the_launcher_loads_no_torch() -> None:
             if name in PAGES and name not in seen:
                 seen.add(name)
                 pending.append((name, f"{way} -> {name}"))
+
+
+def test_only_two_verbs_ask_hosted_models() -> None:
+    """What trains, and the launcher, work where the extra is not installed."""
+    users = {page for page in PAGES if any(name.startswith("emotion_train.hosted") for name in imports(page))}
+    outside = {page for page in users if not page.startswith("emotion_train.hosted.")}
+    assert outside == {"emotion_train.benchmark", "emotion_train.augment"}
+    askers = {
+        page for page in PAGES if {"openai", "genai_prices"} & {name.split(".")[0] for name in imports(page)}
+    }
+    assert askers == {"emotion_train.hosted.client", "emotion_train.hosted.prices"}
 
 
 def test_packages_import_nothing() -> None:

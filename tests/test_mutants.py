@@ -132,6 +132,42 @@ MUTANTS = [
         "tests/emotion_train/storage/test_odd_endpoints.py"
         "::test_where_only_boto3_trusts_a_certificate_obstore_is_asked_once",
     ),
+    # hosted models
+    Mutant(
+        "a cap on dollars is not passed",
+        "emotion_train/hosted/money.py",
+        "Ledger._affordable",
+        "one.nano > left",
+        "False",
+        "tests/emotion_train/hosted/test_money.py"
+        "::test_of_a_cap_as_much_as_it_allows_is_claimed_and_nothing_more",
+    ),
+    Mutant(
+        "a request is claimed once",
+        "emotion_train/hosted/money.py",
+        "Ledger._affordable",
+        "one.request in self._claim_of",
+        "False",
+        "tests/emotion_train/hosted/test_money.py"
+        "::test_of_a_cap_as_much_as_it_allows_is_claimed_and_nothing_more",
+    ),
+    Mutant(
+        "class weights count real posts only",
+        "emotion_train/training/start.py",
+        "start_trainer",
+        "real_label_counts",
+        "label_counts",
+        "tests/emotion_train/hosted/test_augmented.py::test_a_training_weights_classes_by_real_posts",
+    ),
+    Mutant(
+        "a key is hidden in what an endpoint says",
+        "emotion_train/hosted/endpoints.py",
+        "Key.hidden",
+        "text = text.replace(part, _HIDDEN)",
+        "pass",
+        "tests/emotion_train/hosted/test_endpoints.py"
+        "::test_a_key_comes_from_the_environment_and_shows_itself_nowhere",
+    ),
     # posts read as they were meant
     Mutant(
         "a quote takes in no line that is a row",

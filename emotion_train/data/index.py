@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from emotion_train.data.targets import FEATURE, WEIGHT, TargetKind, kind_of
+from emotion_train.data.targets import FEATURE, SOURCE, WEIGHT, TargetKind, kind_of
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage.document import FrozenModel, Manifest, read_manifest, version_of
 from emotion_train.storage.store import Store
@@ -32,7 +32,7 @@ _LABELS_SHOWN = 30
 SCHEMA: Literal["emotion-train/index/2"] = "emotion-train/index/2"
 FIRST: Literal["emotion-train/index/1"] = "emotion-train/index/1"
 # names in `requires` that this version knows; a later one adds a name and not a schema
-FEATURES = frozenset({*FEATURE.values(), WEIGHT})
+FEATURES = frozenset({*FEATURE.values(), WEIGHT, SOURCE})
 MAX_LANES = 64
 SPLITS = ("train", "validation", "test")
 _MAX_ROWS = 1 << 40
@@ -64,7 +64,8 @@ class DataObject(FrozenModel):
 class RowGroup(FrozenModel):
     """One row group: `length` bytes of `split.objects[object]` from `start`, holding `rows` posts.
 
-    `label_counts` are the posts that have each label, or the sums of its shares in them.
+    `label_counts` are the posts that have each label, or the sums of its shares in them;
+    `real_counts` those of its real posts alone, None where all are real.
     """
 
     object: int = Field(ge=0, description="Position in the split's objects.")
@@ -73,6 +74,7 @@ class RowGroup(FrozenModel):
     length: int = Field(gt=0, le=_MAX_GROUP_BYTES)
     rows: int = Field(gt=0, le=_MAX_ROWS)
     label_counts: Counts
+    real_counts: Counts | None = None
     sha256: Sha256
     _stored: RowGroup | None = PrivateAttr(None)
 
@@ -82,8 +84,14 @@ class RowGroup(FrozenModel):
         return self._stored or self
 
     def keeping(self, rows: int, label_counts: tuple[float, ...]) -> RowGroup:
-        """The same bytes, of which so many posts count."""
-        kept = self.model_copy(update={"rows": rows, "label_counts": label_counts})
+        """The same bytes, of which so many posts count; real ones in their share of each label."""
+        real = None
+        if self.real_counts is not None:
+            real = tuple(
+                own * kept / every if every else 0
+                for own, every, kept in zip(self.real_counts, self.label_counts, label_counts, strict=True)
+            )
+        kept = self.model_copy(update={"rows": rows, "label_counts": label_counts, "real_counts": real})
         kept._stored = self.stored
         return kept
 
@@ -98,6 +106,19 @@ class Split(FrozenModel):
     @property
     def row_counts(self) -> tuple[int, ...]:
         return tuple(group.rows for group in self.row_groups)
+
+    @property
+    def real_label_counts(self) -> tuple[float, ...]:
+        """`label_counts` of real posts alone, by which classes are weighted: with the others a
+        label that was augmented would lose the weight of a rare one.
+        """
+        if all(group.real_counts is None for group in self.row_groups):
+            return self.label_counts
+        counted = (
+            group.label_counts if group.real_counts is None else group.real_counts
+            for group in self.row_groups
+        )
+        return tuple(map(sum, zip(*counted, strict=True)))
 
     @model_validator(mode="after")
     def _adds_up(self) -> Split:
@@ -126,6 +147,12 @@ class Split(FrozenModel):
         for number, group in enumerate(self.row_groups):
             if len(group.label_counts) != len(sums):
                 raise ValueError(f"row group {number} counts other labels than its split")
+            real = group.label_counts if group.real_counts is None else group.real_counts
+            if len(real) != len(sums) or any(
+                own > every + _SUMS_OFF * group.rows
+                for own, every in zip(real, group.label_counts, strict=True)
+            ):
+                raise ValueError(f"row group {number} counts more real posts than posts")
             sums = [one + more for one, more in zip(sums, group.label_counts, strict=True)]
         if differ(sums, self.label_counts, self.rows):
             raise ValueError("the label counts of the row groups do not add up to the split's")
@@ -165,7 +192,8 @@ class Index(Manifest):
     `labels`.
 
     `requires` names features without which it would be misread: what the posts are labelled with
-    where that is not one label, and that they have weights of their own.
+    where that is not one label, that they have weights of their own, and that some are marked as no
+    real posts.
     """
 
     older: ClassVar[tuple[str, ...]] = (FIRST,)
@@ -229,7 +257,14 @@ class Index(Manifest):
         """What is written: of the first schema without `requires`, so that its sha256 stays that
         which logs and adapters hold.
         """
-        return self.model_dump(mode="json", exclude={"requires"} if self.schema_version == FIRST else set())
+        content = self.model_dump(
+            mode="json", exclude={"requires"} if self.schema_version == FIRST else set()
+        )
+        for split in content["splits"].values():  # without the field where it says nothing
+            for group in split["row_groups"]:
+                if group["real_counts"] is None:
+                    del group["real_counts"]
+        return content
 
     def sha256(self) -> str:
         """The hash of the stored index, whatever `limited` has left of it."""
@@ -249,6 +284,11 @@ class Index(Manifest):
     def weighted(self) -> bool:
         """Whether posts have weights of their own."""
         return WEIGHT in self.requires
+
+    @property
+    def marked(self) -> bool:
+        """Whether a column says which posts are no real ones."""
+        return SOURCE in self.requires
 
     def split(self, name: str) -> Split:
         """The split of this name; raises `WrongRequest` when it is missing or empty."""

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from emotion_train.data.index import DataObject, RowGroup, Split, differ
-from emotion_train.data.targets import WEIGHT, Target
+from emotion_train.data.targets import SOURCE, WEIGHT, Target
 from emotion_train.edges.bounded import Unreadable, parquet_errors
 from emotion_train.errors import ObjectChanged, StorageError, WrongRequest
 from emotion_train.storage.patience import Patience, until_it_answers
@@ -29,17 +29,20 @@ from emotion_train.storage.store import Store
 log = logging.getLogger(__name__)
 
 # one label a post in `label`, or several in `labels`, with `shares` or not
-COLUMNS = ("id", "text", "label", "labels", "shares", WEIGHT)
+COLUMNS = ("id", "text", "label", "labels", "shares", WEIGHT, SOURCE)
 MAX_UNPACKED_BYTES = 8 << 30  # of one row group
 
 
 class Rows(NamedTuple):
-    """The posts of one row group. A text or target that the file lacks is None."""
+    """The posts of one row group. A text or target that the file lacks is None; a source is empty
+    for a real post.
+    """
 
     ids: list[str]
     texts: list[str | None]
     targets: list[Target | None]
     weights: list[float]
+    sources: list[str]
 
     def first_of_each(self, label_counts: Sequence[float]) -> Rows:
         """The first so many posts of each label, in their order; each post has one."""
@@ -245,18 +248,30 @@ def _rows_of(columns: dict[str, list[Any]]) -> Rows:
     weights = columns.get(WEIGHT) or [1.0] * len(targets)
     if not all(isinstance(weight, float) and 0 < weight < math.inf for weight in weights):
         raise Unreadable("a post has a weight that is no number above 0")
-    return Rows(columns["id"], columns["text"], targets, weights)
+    sources = columns.get(SOURCE) or [""] * len(targets)
+    if not all(isinstance(source, str) for source in sources):
+        raise Unreadable("a post has a source that is no text")
+    return Rows(columns["id"], columns["text"], targets, weights, sources)
 
 
 def _refuse_other_counts(rows: Rows, group: RowGroup) -> None:
     """Raises `Unreadable` unless each label has as many posts, or shares, as the index says."""
     counts: Counter[int | None] = Counter()
-    for target in rows.targets:
+    real: Counter[int | None] = Counter()
+    for target, source in zip(rows.targets, rows.sources, strict=True):
         for label, share in target if target is not None else ((None, 1.0),):
             counts[label] += share  # type: ignore[assignment]
+            real[label] += share if not source else 0  # type: ignore[assignment]
     for label, said in enumerate(group.label_counts):
         if differ([found := counts.pop(label, 0)], [said], group.rows):
             raise Unreadable(f"the index says {said:g} posts of label {label}, and there are {found:g}")
+        if group.real_counts is not None and differ(
+            [own := real.get(label, 0)], [group.real_counts[label]], group.rows
+        ):
+            raise Unreadable(
+                f"the index says {group.real_counts[label]:g} real posts of label {label}, and there are"
+                f" {own:g}"
+            )
     if counts or len(rows.texts) != group.rows:
         raise Unreadable(f"{sum(counts.values()):g} posts have a label that the index does not name")
 

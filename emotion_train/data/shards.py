@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emotion_train.data.index import MAX_LANES, DataObject, RowGroup, Split
-from emotion_train.data.targets import WEIGHT, TargetKind
+from emotion_train.data.targets import SOURCE, WEIGHT, TargetKind
 from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.storage.store import Store
 
@@ -32,12 +32,13 @@ _LABELS: dict[TargetKind, tuple[tuple[str, Any], ...]] = {
 _FOOTER_TAIL = 8  # four bytes of length and PAR1
 
 
-def schema_of(targets: TargetKind, weighted: bool) -> Any:
+def schema_of(targets: TargetKind, weighted: bool, marked: bool = False) -> Any:
     """The columns of a split's objects. Label ids of a post are in ascending order, and each share
-    belongs to the label at its place.
+    belongs to the label at its place. Column `source` is empty for a real post.
     """
     columns = [("id", pa.string()), ("text", pa.string()), *_LABELS[targets]]
     columns += [(WEIGHT, pa.float64())] if weighted else []
+    columns += [(SOURCE, pa.string())] if marked else []
     return pa.schema([pa.field(name, kind, False) for name, kind in columns])
 
 
@@ -50,6 +51,13 @@ def label_counts_of(table: Any, classes: int) -> tuple[float, ...]:
         return tuple(np.bincount(labels, minlength=classes).tolist())
     shares = pc.list_flatten(table.column("shares")).to_numpy()
     return tuple(np.bincount(labels, shares, minlength=classes).tolist())
+
+
+def real_counts_of(table: Any, classes: int) -> tuple[float, ...] | None:
+    """`label_counts_of` the real posts; None for a table that marks none."""
+    if SOURCE not in table.column_names:
+        return None
+    return label_counts_of(table.filter(pc.equal(table.column(SOURCE), "")), classes)
 
 
 def balanced(rows: int, largest: int) -> list[int]:
@@ -76,6 +84,7 @@ class SplitWriter:
         folder: Path,
         targets: TargetKind = "one",
         weighted: bool = False,
+        marked: bool = False,
     ) -> None:
         self._store = store
         self._split = split
@@ -87,9 +96,9 @@ class SplitWriter:
         self._waiting_rows = 0
         self._groups: list[RowGroup] = []
         self._objects: list[Future[DataObject]] = []
-        # (rows, label counts) of the row groups in the object that is being made
-        self._open_counts: list[tuple[int, tuple[float, ...]]] = []
-        self._schema = schema_of(targets, weighted)
+        # (rows, label counts, those of real posts) of the row groups in the object in the making
+        self._open_counts: list[tuple[int, tuple[float, ...], tuple[float, ...] | None]] = []
+        self._schema = schema_of(targets, weighted, marked)
         self._writer: Any = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
 
@@ -150,7 +159,9 @@ class SplitWriter:
                 store_schema=False,
             )
         self._writer.write_table(table, row_group_size=len(table))
-        self._open_counts.append((len(table), label_counts_of(table, self._labels)))
+        self._open_counts.append(
+            (len(table), label_counts_of(table, self._labels), real_counts_of(table, self._labels))
+        )
         if len(self._open_counts) == self._groups_per_object or self._done() == len(self._sizes):
             self._close_object()
 
@@ -162,7 +173,7 @@ class SplitWriter:
         metadata = pq.read_metadata(self._path)
         size = self._path.stat().st_size
         with self._path.open("rb") as file:
-            for ordinal, (rows, counts) in enumerate(self._open_counts):
+            for ordinal, (rows, counts, real) in enumerate(self._open_counts):
                 start, end = _byte_range(metadata.row_group(ordinal))
                 file.seek(start)
                 sha256 = hashlib.sha256(file.read(end - start)).hexdigest()
@@ -174,6 +185,7 @@ class SplitWriter:
                         length=end - start,
                         rows=rows,
                         label_counts=counts,
+                        real_counts=real,
                         sha256=sha256,
                     )
                 )

@@ -25,14 +25,16 @@ WORDS: dict[TargetKind, str] = {"one": "one label", "several": "several labels",
 # names in an index's `requires`
 FEATURE: dict[TargetKind, str] = {"several": "targets:several", "shares": "targets:shares"}
 WEIGHT = "weight"
+SOURCE = "source"  # posts that nobody wrote, or that stand there again, are marked in this column
 _SHARES_OFF = 1e-6  # of 1, that shares may add up to
 
 
-def requires(kind: TargetKind, weighted: bool) -> tuple[str, ...]:
+def requires(kind: TargetKind, weighted: bool, marked: bool = False) -> tuple[str, ...]:
     """The names of features of a data set with such targets; `weighted` where its posts have
-    weights of their own.
+    weights of their own, `marked` where those that are no real posts say so.
     """
-    return (*([FEATURE[kind]] if kind in FEATURE else []), *([WEIGHT] if weighted else []))
+    found = [FEATURE[kind]] if kind in FEATURE else []
+    return (*found, *([WEIGHT] if weighted else []), *([SOURCE] if marked else []))
 
 
 def kind_of(names: Iterable[str]) -> TargetKind:

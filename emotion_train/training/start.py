@@ -208,7 +208,7 @@ def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Traine
     from emotion_train.training.trainer import Trainer
 
     model, base = load_model(job)
-    counts = job.index.split("train").label_counts
+    counts = job.index.split("train").real_label_counts
     weights_C = class_weights(counts, job.config.loss.class_weights, job.index.labels)
     train = _open_loader(
         job, "train", weights_C, job.config.train.global_batch_size, job.config.run.seed, stack

@@ -255,7 +255,7 @@ def test_the_posts_of_a_limited_split_are_the_first_of_each_label(store: FolderS
     index = read_index(store)
     few, whole = limited(index, 20).split("train"), index.split("train")
 
-    def posts(split: Any) -> list[tuple[str, str | None, Target | None, float]]:
+    def posts(split: Any) -> list[tuple[str, str | None, Target | None, float, str]]:
         with RowGroupReader(store, split) as reader:
             return [
                 post

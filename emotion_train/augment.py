@@ -1,0 +1,447 @@
+"""Make a data set with synthetic posts for its rarest labels: written by a hosted model after real
+training posts, cleaned, without doubles, filtered, marked and weighted.
+
+    emotion-train augment s3://team/emotions s3://team/emotions-more \\
+        --llm gpt-4o-mini@https://api.openai.com/v1 --max-usd 2
+
+Validation and test posts stay the same bytes. Calls are stored as they come, so the same command
+resumes and pays for nothing twice. Whether it helps is for `emotion-launch compare` to say: with,
+without, and with as many real posts repeated (--repeat-of).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from emotion_train.console import tell
+from emotion_train.errors import HostedStopped, WrongRequest
+from emotion_train.evaluation.adapter import AdapterChoice, positive
+from emotion_train.hosted.options import add_hosted_arguments
+
+if TYPE_CHECKING:
+    from emotion_train.data.index import Index
+    from emotion_train.hosted.answers import Answer
+    from emotion_train.hosted.asking import Place
+    from emotion_train.hosted.options import Chosen
+    from emotion_train.hosted.prompts import TrainingPosts
+    from emotion_train.hosted.synthetic import Call, Counts, Judge, Made, Wish
+    from emotion_train.storage.store import Store
+
+_PREFIX = "augment"  # of calls, claims and report, below the new data set
+_UNUSABLE = 5  # answers in a row that are no posts
+_MOST_PER_CALL = 50
+_SHOWN = 400  # characters of an answer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "data_url",
+        metavar="DATA_URL",
+        help="data set written by `emotion-train prepare`, which stays as it is",
+    )
+    add("new_data_url", metavar="NEW_DATA_URL", help="where the augmented data set goes")
+    add_hosted_arguments(parser, models="hosted model, such as gpt-4o-mini@https://api.openai.com/v1")
+    add(
+        "--to",
+        default="median",
+        metavar="median|N",
+        help="posts of a label after it, at most the median and three times its real ones (default: median)",
+    )
+    add("--labels", metavar="A,B", help="only these labels (default: all below --to)")
+    add("--weight", type=float, default=0.5, metavar="W", help="weight of a synthetic post (default: 0.5)")
+    add("--shots", type=positive, default=5, metavar="N", help="real posts that a call shows (default: 5)")
+    add("--per-call", type=positive, default=5, metavar="N", help="posts that a call asks for (default: 5)")
+    add(
+        "--keep",
+        type=float,
+        default=0.7,
+        metavar="SHARE",
+        help="share of each label's new posts that stays, the best by a classifier (default: 0.7)",
+    )
+    add("--adapter", metavar="URL", help="adapter that filters in place of TF-IDF out of fold")
+    add("--device", choices=("auto", "cpu"), default="auto", help="of --adapter (default: %(default)s)")
+    add(
+        "--repeat-of",
+        metavar="AUGMENTED_URL",
+        help="ask nobody: repeat as many real posts of each label as that data set has synthetic ones",
+    )
+    for action in parser._actions:
+        if "--llm" in action.option_strings:
+            action.required = False  # --repeat-of asks nobody
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the data set and print what came of it; returns 0."""
+    from emotion_train.data.index import read_index
+    from emotion_train.hosted.augmented import require_plain
+    from emotion_train.hosted.prompts import TrainingPosts
+    from emotion_train.storage.open import open_store
+
+    _require_sane(arguments)
+    source, store = open_store(arguments.data_url), open_store(arguments.new_data_url)
+    if source.url == store.url:
+        raise WrongRequest(
+            f"NEW_DATA_URL is DATA_URL, {source.url}, which is never changed; give another one."
+        )
+    index = read_index(source)
+    require_plain(index, source.url)
+    posts = TrainingPosts.read(source, index)
+    if arguments.repeat_of is not None:
+        return _repeat(arguments, source, store, index, posts)
+    return _augment(arguments, source, store, index, posts)
+
+
+def _require_sane(arguments: argparse.Namespace) -> None:
+    if (arguments.llm is None) == (arguments.repeat_of is None):
+        raise WrongRequest("Give one of --llm MODEL@URL and --repeat-of AUGMENTED_URL.")
+    if arguments.llm is not None and len(arguments.llm) > 1:
+        raise WrongRequest("Give one --llm: all synthetic posts of a data set are written by one model.")
+    if not 0 < arguments.weight <= 1:
+        raise WrongRequest(f"--weight is {arguments.weight:g}; give more than 0, and 1 at most.")
+    if not 0 < arguments.keep <= 1:
+        raise WrongRequest(f"--keep is {arguments.keep:g}; give a share above 0, and 1 at most.")
+    if arguments.per_call > _MOST_PER_CALL or arguments.shots > _MOST_PER_CALL:
+        raise WrongRequest(f"--per-call and --shots are {_MOST_PER_CALL} at most.")
+
+
+def _augment(
+    arguments: argparse.Namespace, source: Store, store: Store, index: Index, posts: TrainingPosts
+) -> int:
+    from emotion_train.hosted.client import require_sdk
+    from emotion_train.hosted.options import Chosen, agree, dry_run_words
+    from emotion_train.hosted.prompts import read_definitions
+    from emotion_train.hosted.synthetic import plan, wishes
+
+    require_sdk()
+    chosen = Chosen.of(arguments, temperature=1.0)
+    only = None if arguments.labels is None else [one.strip() for one in arguments.labels.split(",")]
+    wished = wishes(index.labels, index.split("train").label_counts, arguments.to, only)
+    calls = plan(
+        wished,
+        index.labels,
+        posts,
+        kind=index.targets,
+        definitions=read_definitions(arguments.definitions, index.labels),
+        shots=arguments.shots,
+        per_call=arguments.per_call,
+        keep=arguments.keep,
+        seed=arguments.seed,
+    )
+    prompts = [call.prompt for call in calls]
+    if arguments.dry_run:
+        print(_wish_words(wished, index.labels))
+        print(dry_run_words(chosen.endpoints, chosen.prices, prompts, "calls"))
+        return 0
+    made_by = _made_by(arguments, chosen, index, calls)
+    if (there := _there_already(store, made_by)) is not None:
+        print(_summary(arguments, there, store))
+        return 0
+    chosen.require_payable()
+    chosen.keys()
+    place, requests = _requests(arguments, chosen, calls, store)
+    missing = sum(place.answers.known(one) is None and not place.ledger.is_lost(one) for one in requests)
+    if missing:
+        what = f"{missing * arguments.shots:,} real posts of the training split, in {missing:,} calls,"
+        agree(chosen.endpoints, what, arguments.yes)
+        _ask(arguments, chosen, place, requests, calls)
+    answers = [place.answers.known(one) for one in requests]
+    kept, counts, ids = _chosen_posts(arguments, source, index, posts, wished, calls, answers)
+    facts = made_by | _facts_of(counts, place, requests)
+    _write_report(store, index, facts, counts, ids, kept)
+    made = _write(arguments, source, store, index, posts, kept, requests, facts)
+    print(_summary(arguments, made, store))
+    return 0
+
+
+def _wish_words(wished: Sequence[Wish], labels: Sequence[str]) -> str:
+    return "\n".join(
+        f"{labels[one.label]}: {one.real:,} real posts, {one.posts:,} to be added" for one in wished
+    )
+
+
+def _made_by(
+    arguments: argparse.Namespace, chosen: Chosen, index: Index, calls: Sequence[Call]
+) -> dict[str, Any]:
+    """What makes the data set, for its index: another value of any makes another data set."""
+    prompts = json.dumps([[list(one) for one in call.prompt.messages] for call in calls], ensure_ascii=False)
+    (endpoint,) = chosen.endpoints
+    return {
+        "augmented_by": endpoint.model,
+        "augmented_at": endpoint.url,
+        "augmented_prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
+        "augmented_weight": arguments.weight,
+        "augmented_keep": arguments.keep,
+        "augmented_filter": "TF-IDF out of fold" if arguments.adapter is None else "adapter",
+        "augmented_seed": arguments.seed,
+    }
+
+
+def _there_already(store: Store, made_by: dict[str, Any]) -> Index | None:
+    """The finished data set of the same command. Raises `WrongRequest` for another one."""
+    from emotion_train.data.existing import existing_index
+
+    there = existing_index(store)
+    if there is None:
+        return None
+    for name, value in made_by.items():
+        if there.source.get(name) != value:
+            raise WrongRequest(
+                f"{store.url} holds another data set ({name} {there.source.get(name)!r} there, {value!r}"
+                " now), which"
+                " is never overwritten; give another NEW_DATA_URL."
+            )
+    return there
+
+
+def _requests(
+    arguments: argparse.Namespace, chosen: Chosen, calls: Sequence[Call], store: Store
+) -> tuple[Place, list[str]]:
+    from emotion_train.hosted.answers import digest_of
+    from emotion_train.hosted.asking import Place
+
+    place = Place(store, _PREFIX, chosen.rules.longest_s)
+    (endpoint,), rules = chosen.endpoints, chosen.rules
+    folder = digest_of(endpoint.model, endpoint.url, rules.temperature, rules.seed, dict(rules.extra_body))
+    names = [
+        f"{call.number:06d}.{digest_of([list(one) for one in call.prompt.messages], call.prompt.max_tokens)}"
+        for call in calls
+    ]
+    return place, place.requests(folder, names, again=arguments.ask_again)
+
+
+def _ask(
+    arguments: argparse.Namespace, chosen: Chosen, place: Place, requests: list[str], calls: Sequence[Call]
+) -> None:
+    from emotion_train.hosted.asking import Asked, Model, ask_all
+
+    (endpoint,), (price,), (key,) = chosen.endpoints, chosen.require_payable(), chosen.keys()
+    model = Model(endpoint, key, price, chosen.rules, requests[0].partition("/")[0])
+    ask_all(
+        model,
+        [Asked(name, call.prompt) for name, call in zip(requests, calls, strict=True)],
+        place,
+        concurrency=chosen.concurrency,
+        cap=chosen.cap,
+        unit="calls",
+        objection=_unusable_in_a_row(arguments.per_call),
+    )
+
+
+def _unusable_in_a_row(per_call: int) -> Callable[[Answer], str | None]:
+    """Objects to a model that writes no posts, before it is paid for all calls."""
+    from emotion_train.hosted.synthetic import posts_in
+
+    row = 0
+
+    def objection(answer: Answer) -> str | None:
+        nonlocal row
+        usable = answer.outcome == "answered" and bool(posts_in(answer.text, per_call))
+        row = 0 if usable else row + 1
+        if row < _UNUSABLE:
+            return None
+        said = " ".join((answer.text or answer.reason).split())[:_SHOWN]
+        return (
+            f"{_UNUSABLE} answers in a row hold no posts; the last is {answer.outcome}: {said!r}."
+            " Everything is kept;"
+            " give another model."
+        )
+
+    return objection
+
+
+def _chosen_posts(
+    arguments: argparse.Namespace,
+    source: Store,
+    index: Index,
+    posts: TrainingPosts,
+    wished: Sequence[Wish],
+    calls: Sequence[Call],
+    answers: Sequence[Answer | None],
+) -> tuple[list[Made], Counts, dict[str, list[str]]]:
+    """The synthetic posts that stay, what became of all, and the ids that the filter kept and
+    dropped. Here, after everything was written, held-out texts are read: to drop what is like them.
+    """
+    from emotion_train.evaluation.floors import posts as posts_of
+    from emotion_train.hosted.synthetic import Counts, best_of, made_of, tfidf_judge, without_doubles
+
+    counts = Counts()
+    made = made_of(calls, answers, arguments.per_call, counts)
+    held = {"train": list(posts.texts)}
+    for name, split in index.splits.items():
+        if name != "train" and split.rows:
+            held[name] = [text for _, text, _ in posts_of(source, split)]
+    made = without_doubles(made, held, counts)
+    judge = tfidf_judge(posts, len(index.labels), arguments.seed)
+    if arguments.adapter is not None:
+        judge = _adapter_judge(arguments, index)
+    tell("filtering the new posts")
+    kept, dropped = best_of(made, wished, judge, arguments.keep, counts)
+    if not kept:
+        raise HostedStopped(
+            f"None of the {counts.written:,} posts that were written can be used; every answer is kept below"
+            f" {arguments.new_data_url}/{_PREFIX}."
+        )
+    return kept, counts, {"kept": [*map(_id_of, kept)], "dropped": [*map(_id_of, dropped)]}
+
+
+def _id_of(one: Made) -> str:
+    return f"synthetic-{one.call:06d}-{one.place}"
+
+
+def _adapter_judge(arguments: argparse.Namespace, index: Index) -> Judge:
+    """Scores by an adapter; its training must not have had the synthetic posts."""
+    import numpy as np
+
+    from emotion_train.evaluation.adapter import open_classifier
+    from emotion_train.runs.adapter_cache import find_adapter
+
+    folder = find_adapter(str(arguments.adapter)).folder
+    classifier = open_classifier(AdapterChoice(folder, device=arguments.device))
+    if set(classifier.labels) != set(index.labels):
+        raise WrongRequest(f"The adapter {arguments.adapter} has other labels than {arguments.data_url}.")
+    place_C = [classifier.labels.index(label) for label in index.labels]
+
+    def judge(made: Sequence[Made]) -> Any:
+        return np.asarray(classifier.probabilities([one.text for one in made]))[:, place_C]
+
+    return judge
+
+
+def _facts_of(counts: Counts, place: Place, requests: Sequence[str]) -> dict[str, Any]:
+    from emotion_train.hosted.prices import usd_of
+
+    return {
+        "augmented_calls": counts.asked,
+        "augmented_posts": counts.kept,
+        "augmented_usd": usd_of(place.ledger.spent_on(requests)),
+    }
+
+
+def _write_report(
+    store: Store,
+    index: Index,
+    facts: dict[str, Any],
+    counts: Counts,
+    ids: dict[str, list[str]],
+    kept: Sequence[Made],
+) -> None:
+    by_label = {label: sum(one.label == place for one in kept) for place, label in enumerate(index.labels)}
+    content = {
+        "schema_version": "emotion-train/augmentation/1",
+        **facts,
+        "outcomes": dict(counts.outcomes or {}),
+        "written": counts.written,
+        "unclean": counts.unclean,
+        "same_as": dict(counts.same or {}),
+        "near_to": dict(counts.near or {}),
+        "filtered": counts.filtered,
+        "kept_by_label": {label: count for label, count in by_label.items() if count},
+        **{f"ids_{name}": found for name, found in ids.items()},
+    }
+    raw = json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    store.write(f"{_PREFIX}/report.json", raw.encode())
+
+
+def _write(
+    arguments: argparse.Namespace,
+    source: Store,
+    store: Store,
+    index: Index,
+    posts: TrainingPosts,
+    kept: Sequence[Made],
+    requests: Sequence[str],
+    facts: dict[str, Any],
+) -> Index:
+    from emotion_train.hosted.augmented import Added, write
+
+    added = [
+        Added(
+            _id_of(one),
+            one.text,
+            ((one.label, 1.0),),
+            arguments.weight,
+            f"{_PREFIX}/answers/{requests[one.call]}.json#{one.place}",
+        )
+        for one in kept
+    ]
+    return write(source, index, posts, added, store, seed=arguments.seed, facts=facts)
+
+
+def _repeat(
+    arguments: argparse.Namespace, source: Store, store: Store, index: Index, posts: TrainingPosts
+) -> int:
+    """The control: as many real posts of each label once more, with the same weight."""
+    from emotion_train.data.index import read_index
+    from emotion_train.hosted.augmented import repeated, sources_of, write
+    from emotion_train.storage.open import open_store
+
+    like_store = open_store(arguments.repeat_of)
+    like = read_index(like_store)
+    if not like.marked or like.source.get("augmented_from") != index.sha256():
+        raise WrongRequest(
+            f"{arguments.repeat_of} is no augmentation of {source.url}; give the data set that"
+            " `emotion-train augment"
+            f" {source.url} …` made."
+        )
+    added = repeated(posts, sources_of(like_store, like), arguments.seed)
+    facts: dict[str, Any] = {"repeated_like": like.sha256(), "augmented_posts": len(added)}
+    made = write(source, index, posts, added, store, seed=arguments.seed, facts=facts)
+    print(_table_words(made, store))
+    return 0
+
+
+def _table_words(made: Index, store: Store) -> str:
+    train = made.split("train")
+    rows = [("label", "real", "added")]
+    for label, every, real in zip(made.labels, train.label_counts, train.real_label_counts, strict=True):
+        rows.append((label, f"{real:,.0f}", f"{every - real:,.0f}" if every > real else ""))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{name:<{width}}  {real:>8}  {added:>6}".rstrip() for name, real, added in rows]
+    return "\n".join([*lines, f"data set    {store.url}"])
+
+
+def _summary(arguments: argparse.Namespace, made: Index, store: Store) -> str:
+    """Posts by label, what became of what was written, and how to find out whether it helps."""
+    from emotion_train.edges.bounded import object_in
+
+    report = object_in(store.read(f"{_PREFIX}/report.json"))
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(report["outcomes"].items()))
+    lines = [
+        _table_words(made, store),
+        f"calls       {report['augmented_calls']:,}: {outcomes}; {report['augmented_usd']:.4f} dollars",
+        f"written     {report['written']:,}, {report['unclean']:,} of them no post",
+        f"the same    {_by_split(report['same_as'])}",
+        f"nearly      {_by_split(report['near_to'])}",
+        f"filtered    {report['filtered']:,} by {report['augmented_filter']}; {report['augmented_posts']:,}"
+        " stay",
+        "validation and test are the same bytes; class weights count real posts only",
+    ]
+    new, old = shlex.quote(arguments.new_data_url), shlex.quote(arguments.data_url)
+    control = shlex.quote(f"{arguments.new_data_url.rstrip('/')}-repeated")
+    return "\n".join(
+        [
+            *lines,
+            "whether it helps: train on all three with equal steps and three seeds each, and compare",
+            f"  emotion-train augment {old} {control} --repeat-of {new}",
+            f"  for data in {old} {new} {control}; do for seed in 1 2 3; do emotion-launch run"
+            " --config YOUR_RUN.yaml data.url=$data run.seed=$seed train.max_steps=STEPS; done; done",
+            "  emotion-launch compare --group-by-config RUN RUN … (9 runs; no difference can be shown where"
+            " an"
+            " interval holds 0)",
+        ]
+    )
+
+
+def _by_split(counts: dict[str, int]) -> str:
+    found = ", ".join(
+        f"{count:,} as {name if name == 'synthetic' else f'posts of {name}'}"
+        for name, count in counts.items()
+        if count
+    )
+    return found or "none"

@@ -1,0 +1,1 @@
+"""Hosted models behind OpenAI-compatible endpoints: asked, paid, counted."""

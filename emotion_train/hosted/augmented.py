@@ -1,0 +1,204 @@
+"""Writes the data set that an augmentation makes: the training split with posts added and marked,
+and the held-out splits as the same bytes.
+
+The training split is held in memory and written anew; added posts stand at random places among the
+others, as `prepare` shuffles. Validation and test objects are copied byte for byte, so that both
+data sets are scored on the same posts.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, read_index
+from emotion_train.data.reader import RowGroupReader
+from emotion_train.data.targets import SOURCE, WEIGHT, Target, largest, requires
+from emotion_train.errors import AlreadyExists, StorageError, WrongRequest
+from emotion_train.hosted.prompts import TrainingPosts
+from emotion_train.storage.document import version_of
+from emotion_train.storage.store import Store
+
+_ROWS_PER_OBJECT = 262_144
+
+
+class Added(NamedTuple):
+    """A post that is added; `source` says where it is from, and is not empty."""
+
+    post_id: str
+    text: str
+    target: Target
+    weight: float
+    source: str
+
+
+def require_plain(index: Index, url: str) -> None:
+    """Raises `WrongRequest` for a data set that holds added posts already: the real ones are what
+    an augmentation counts from.
+    """
+    if index.marked:
+        raise WrongRequest(f"{url} was augmented already; give the data set that it was made of.")
+
+
+def write(
+    source: Store,
+    index: Index,
+    posts: TrainingPosts,
+    added: Sequence[Added],
+    store: Store,
+    *,
+    seed: int,
+    facts: dict[str, str | int | float | None],
+) -> Index:
+    """Write the data set at `store` and return its index; the same content always gives the same
+    bytes, so that two processes may write at once.
+
+    Raises `WrongRequest` when another data set is there, and `StorageError`.
+    """
+    splits: dict[str, Split] = {}
+    with tempfile.TemporaryDirectory(prefix="emotion-train-augment-") as name:
+        for split in SPLITS:
+            if split not in index.splits:
+                continue
+            if split == "train":
+                splits[split] = _write_train(index, posts, added, store, Path(name), seed)
+            else:
+                splits[split] = _copied(source, index.splits[split], store)
+    made = Index(
+        labels=index.labels,
+        requires=requires(index.targets, weighted=True, marked=True),
+        splits=splits,
+        source={**index.source, "augmented_from": index.sha256(), **facts},
+        seed=index.seed,
+        versions={
+            **index.versions,
+            "emotion_train": version_of("emotion-train"),
+            "pyarrow": version_of("pyarrow"),
+        },
+    )
+    try:
+        store.create(INDEX_KEY, made.to_bytes())
+    except AlreadyExists:
+        if read_index(store).splits != made.splits:
+            raise WrongRequest(
+                f"{store.url} holds another data set, which is never overwritten; give another NEW_DATA_URL."
+            ) from None
+    return read_index(store)
+
+
+def _write_train(
+    index: Index, posts: TrainingPosts, added: Sequence[Added], store: Store, folder: Path, seed: int
+) -> Split:
+    import pyarrow as pa
+
+    from emotion_train.data.shards import SplitWriter, schema_of
+
+    rows: list[tuple[str, str, Target, float, str]] = [
+        (*one, "") for one in zip(posts.ids, posts.texts, posts.targets, posts.weights, strict=True)
+    ]
+    rows = _mixed(rows, added, seed)
+    columns: dict[str, Any] = {"id": [row[0] for row in rows], "text": [row[1] for row in rows]}
+    if index.targets == "one":
+        columns["label"] = [largest(row[2]) for row in rows]
+    else:
+        columns["labels"] = [[label for label, _ in row[2]] for row in rows]
+    if index.targets == "shares":
+        columns["shares"] = [[share for _, share in row[2]] for row in rows]
+    columns[WEIGHT] = [row[3] for row in rows]
+    columns[SOURCE] = [row[4] for row in rows]
+    group = max(stored.rows for stored in index.split("train").row_groups)
+    writer = SplitWriter(
+        store,
+        "train",
+        len(rows),
+        len(index.labels),
+        group,
+        _ROWS_PER_OBJECT,
+        folder,
+        index.targets,
+        True,
+        True,
+    )
+    with writer:
+        writer.add(pa.table(columns, schema=schema_of(index.targets, True, True)))
+        return writer.finish()
+
+
+def _mixed(own: Sequence[Any], added: Sequence[Any], seed: int) -> list[Any]:
+    """All of both: the added ones at places drawn by the seed, the others in their order."""
+    total = len(own) + len(added)
+    draw = random.Random(f"places {seed}")
+    places = draw.sample(range(total), len(added))
+    found: list[Any] = [None] * total
+    for place, row in zip(places, added, strict=True):
+        found[place] = row
+    rest = iter(own)
+    return [next(rest) if row is None else row for row in found]
+
+
+def _copied(source: Store, split: Split, store: Store) -> Split:
+    """The split, whose objects are those of the source, byte for byte."""
+    from emotion_train.data.shards import place
+
+    objects = []
+    with tempfile.TemporaryDirectory(prefix="emotion-train-copy-") as name:
+        for described in split.objects:
+            path = Path(name) / "object"
+            path.write_bytes(source.read(described.key))
+            if path.stat().st_size != described.bytes:
+                raise StorageError(f"{source.url_of(described.key)} changed while it was read; try again.")
+            objects.append(place(store, described.model_copy(update={"etag": None}), path))
+    return split.model_copy(update={"objects": tuple(objects)})
+
+
+class Marked(NamedTuple):
+    """Label and weight of an added post of a data set."""
+
+    label: int
+    weight: float
+
+
+def sources_of(store: Store, index: Index) -> list[Marked]:
+    """The posts of an augmented training split that are no real ones."""
+    found = []
+    split = index.split("train")
+    with RowGroupReader(store, split, capacity=16) as reader:
+        for group in range(len(split.row_groups)):
+            rows = reader.rows(group)
+            found += [
+                Marked(largest(target), weight)
+                for target, weight, source in zip(rows.targets, rows.weights, rows.sources, strict=True)
+                if source and target
+            ]
+    return found
+
+
+def repeated(posts: TrainingPosts, like: Sequence[Marked], seed: int) -> list[Added]:
+    """For each post that was added, a real one of its label once more, with its weight: what more
+    posts alone would bring.
+    """
+    turns: dict[int, list[int]] = {}
+    used: Counter[int] = Counter()
+    found = []
+    for label, weight in like:
+        if label not in turns:
+            turns[label] = posts.with_label(label)
+            random.Random(f"repeated {seed} {label}").shuffle(turns[label])
+        turn, rows = used[label], turns[label]
+        used[label] += 1
+        row, times = rows[turn % len(rows)], turn // len(rows) + 1
+        own = posts.ids[row]
+        found.append(
+            Added(
+                f"{own}#again-{label}-{times}",
+                posts.texts[row],
+                posts.targets[row],
+                weight,
+                f"repeated/{own}",
+            )
+        )
+    return found

@@ -1,0 +1,238 @@
+"""The options of both verbs that ask hosted models, and what they mean together: which models, with
+which keys, for how many dollars, and who agreed that posts are sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from emotion_train.console import tell
+from emotion_train.edges.bounded import Unreadable, object_in
+from emotion_train.errors import WrongRequest
+from emotion_train.evaluation.adapter import positive
+from emotion_train.hosted.client import Prompt, Rules
+from emotion_train.hosted.endpoints import KEY_VARIABLE, Endpoint, Key, endpoint_of, key_of
+from emotion_train.hosted.prices import Price, nano_of, price_of, usd_of
+from emotion_train.report.units import dollars
+
+_MOST_CONCURRENCY = 256
+_BYTES_A_TOKEN = 4.0  # of English, for an estimate
+
+
+def add_hosted_arguments(parser: argparse.ArgumentParser, *, models: str) -> None:
+    add = parser.add_argument
+    add("--llm", action="append", required=True, metavar="MODEL@URL", help=models)
+    add(
+        "--key-env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=(
+            f"environment variable that holds the endpoint's key (default: {KEY_VARIABLE}); once for all,"
+            " or once"
+            " for each --llm in their order"
+        ),
+    )
+    for name, what in (("in", "go in"), ("out", "come out")):
+        add(
+            f"--price-{name}",
+            action="append",
+            type=float,
+            default=[],
+            metavar="USD",
+            help=f"dollars of a million tokens that {what} (default: by genai-prices); as --key-env",
+        )
+    add(
+        "--max-usd",
+        type=float,
+        metavar="USD",
+        help="most dollars for everything that is asked, resumed or not; needed unless the price is 0",
+    )
+    add("--concurrency", type=positive, default=8, metavar="N", help="most requests at once (default: 8)")
+    add(
+        "--deadline",
+        type=_seconds,
+        default=120.0,
+        metavar="SECONDS",
+        help="longest time for one whole answer (default: 120)",
+    )
+    add(
+        "--max-wait",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="longest pause that an endpoint may ask for; a longer one ends the work (default: 60)",
+    )
+    add(
+        "--extra-body",
+        metavar="JSON",
+        help='fields for each request, such as \'{"reasoning_effort": "minimal"}\'',
+    )
+    add("--definitions", metavar="FILE", help="JSON file {label: definition} of what labels mean")
+    add("--seed", type=int, default=42, metavar="N", help="seed of everything that is drawn (default: 42)")
+    add(
+        "--ask-again",
+        action="store_true",
+        help="ask once more what failed, or was under way when a process was killed; may pay for it twice",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print three prompts, and how many requests, tokens and dollars; nothing is sent",
+    )
+    add(
+        "--yes",
+        action="store_true",
+        help="agree that posts are sent to these hosts, where nobody can be asked",
+    )
+
+
+def _seconds(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{word[:40]!r} is no number of seconds from 0 to 86400")
+    return value
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The models that are asked, with price (None: unknown) and the name of each key's variable."""
+
+    endpoints: tuple[Endpoint, ...]
+    prices: tuple[Price | None, ...]
+    variables: tuple[str, ...]
+    rules: Rules
+    concurrency: int
+    max_usd: float | None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, temperature: float) -> Chosen:
+        """Raises `WrongRequest` for what cannot be meant; keys are not looked at yet."""
+        endpoints = tuple(endpoint_of(word) for word in arguments.llm)
+        doubled = next((one for one in endpoints if endpoints.count(one) > 1), None)
+        if doubled is not None:
+            raise WrongRequest(f"--llm {doubled.name} stands there twice; leave one.")
+        variables = _for_each("--key-env", arguments.key_env or [KEY_VARIABLE], len(endpoints))
+        usd_in, usd_out = (
+            _for_each(f"--price-{name}", getattr(arguments, f"price_{name}") or [None], len(endpoints))
+            for name in ("in", "out")
+        )
+        if arguments.max_usd is not None and not 0 <= arguments.max_usd <= 1e9:
+            raise WrongRequest(f"--max-usd is {arguments.max_usd:g}; give dollars, such as 5.")
+        if arguments.concurrency > _MOST_CONCURRENCY:
+            raise WrongRequest(f"--concurrency is {arguments.concurrency}; the most is {_MOST_CONCURRENCY}.")
+        return cls(
+            endpoints,
+            tuple(price_of(one, *usd) for one, *usd in zip(endpoints, usd_in, usd_out, strict=True)),
+            tuple(variables),
+            Rules(
+                arguments.deadline,
+                arguments.max_wait,
+                temperature,
+                arguments.seed,
+                _extra_body(arguments.extra_body),
+            ),
+            arguments.concurrency,
+            arguments.max_usd,
+        )
+
+    @property
+    def cap(self) -> int | None:
+        """Billionths of a dollar; None where everything is free."""
+        return None if self.max_usd is None else nano_of(self.max_usd)
+
+    def require_payable(self) -> list[Price]:
+        """The prices, where a cap can be held or nothing costs anything. Raises `WrongRequest`."""
+        for endpoint, price in zip(self.endpoints, self.prices, strict=True):
+            if price is None:
+                raise WrongRequest(
+                    f"The price of {endpoint.name} is unknown, so that no cap on dollars can be held; give"
+                    " --price-in and --price-out, dollars of a million tokens (0 for a server of one's own)."
+                )
+            if self.max_usd is None and not price.is_free:
+                raise WrongRequest(
+                    f"{endpoint.name} costs {price.usd_in:g} and {price.usd_out:g} dollars a million tokens"
+                    f" ({price.source}); give --max-usd, the most that may be spent."
+                )
+        return [price for price in self.prices if price is not None]
+
+    def keys(self, environment: Mapping[str, str] = os.environ) -> list[Key]:
+        """Raises as `key_of`."""
+        return [
+            key_of(endpoint, variable, environment)
+            for endpoint, variable in zip(self.endpoints, self.variables, strict=True)
+        ]
+
+
+def _for_each(option: str, given: Sequence[Any], models: int) -> list[Any]:
+    """One value a model, where one stands for all. Raises `WrongRequest` for another number."""
+    if len(given) not in (1, models):
+        raise WrongRequest(
+            f"{option} stands there {len(given)} times for {models} --llm; give it once, or once for each."
+        )
+    return list(given) * (models if len(given) == 1 else 1)
+
+
+def _extra_body(word: str | None) -> dict[str, Any]:
+    if word is None:
+        return {}
+    try:
+        return object_in(word, 1 << 16)
+    except Unreadable as error:
+        raise WrongRequest(f"--extra-body is no JSON object ({error}); type '{{\"name\": value}}'.") from None
+
+
+def agree(endpoints: Sequence[Endpoint], what: str, yes: bool) -> None:
+    """Say what goes where before it goes, and ask. Raises `WrongRequest` without an agreement."""
+    hosts = " and ".join(dict.fromkeys(one.host for one in endpoints))
+    tell(f"{what} go to {hosts} ({', '.join(one.model for one in endpoints)}).")
+    if yes:
+        return
+    if not (sys.stdin is not None and sys.stdin.isatty()):
+        raise WrongRequest(
+            "Nobody can be asked whether these posts may leave this machine; type --yes to agree."
+        )
+    tell("Go on? [y/N]")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise WrongRequest("Nothing was sent.")
+
+
+def dry_run_words(
+    endpoints: Sequence[Endpoint], prices: Sequence[Price | None], prompts: Sequence[Prompt], unit: str
+) -> str:
+    """The first three prompts, and what all of them would cost by an estimate and at most."""
+    lines = []
+    for number, prompt in enumerate(prompts[:3], start=1):
+        held = "\n".join(f"[{one.role}] {one.content}" for one in prompt.messages)
+        lines += [f"--- prompt {number} of {len(prompts):,}", held, ""]
+    if prompts:
+        lines += ["schema of an answer", json.dumps(prompts[0].schema, ensure_ascii=False), ""]
+    tokens_in = sum(
+        sum(len(one.content.encode()) for one in prompt.messages) / _BYTES_A_TOKEN for prompt in prompts
+    )
+    tokens_out = sum(prompt.max_tokens for prompt in prompts)
+    lines.append(
+        f"{len(prompts):,} {unit} a model, some {round(tokens_in):,} tokens in, and {tokens_out:,} out at"
+        " most"
+    )
+    for endpoint, price in zip(endpoints, prices, strict=True):
+        if price is None:
+            lines.append(f"{endpoint.name}: price unknown; give --price-in and --price-out")
+            continue
+        most = sum(prompt.most_nano(price) for prompt in prompts)
+        about = price.nano(round(tokens_in), tokens_out // 4)
+        lines.append(
+            f"{endpoint.name}: some {dollars(usd_of(about))}, and {dollars(usd_of(most))} at the very most,"
+            " at"
+            f" {price.usd_in:g} and {price.usd_out:g} dollars a million tokens ({price.source})"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,342 @@
+"""Which synthetic posts are asked for, how, and which of them stay.
+
+The plan is a function of the training split, the seed and the options: the same calls on every
+machine. Each call shows real posts of one label out of one fold of the training split, drawn with
+replacement, and what it brings is judged by a classifier of the other folds, which has seen neither
+them nor what they were made from.
+
+Letters: N posts, C labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emotion_train.data.targets import TargetKind, largest
+from emotion_train.edges.bounded import Unreadable, object_in
+from emotion_train.errors import WrongRequest
+from emotion_train.hosted.answers import Answer
+from emotion_train.hosted.client import Message, Prompt
+from emotion_train.hosted.prompts import TrainingPosts
+from emotion_train.hosted.similar import NEAR, Shingles, first_of_near, nearest
+
+FOLDS = 3
+MOST_TIMES = 3  # a label has at most so many times its real posts
+_MOST_ANSWER = 1 << 20
+_TOKENS_A_POST = 120
+_REGISTERS = ("plain", "casual, with small slips of typing", "terse", "chatty", "ironic", "earnest")
+_TOPICS = (
+    "work",
+    "family",
+    "a friend",
+    "a game",
+    "the news",
+    "sport",
+    "a film or series",
+    "health",
+    "money",
+    "a pet",
+    "school",
+    "a stranger on the street",
+    "food",
+    "travel",
+    "a reply to somebody's post",
+    "something that was waited for",
+)
+_CALL = """You write posts as people write them on a forum. Each expresses {label}, and nothing else so much.
+{definition}
+Real posts that express {label}:
+{examples}
+
+Write {count} new posts that express {label}, about other things than these. Do not rewrite them, and do not
+name the feeling. Their register is {register}; they are about {topics}. Their lengths in words are {lengths}.
+
+Answer with JSON and nothing else: {{"posts": ["…"]}}."""
+
+
+class Wish(NamedTuple):
+    """How many synthetic posts a label is to get, and how many real ones it has."""
+
+    label: int
+    real: int
+    posts: int
+
+
+class Call(NamedTuple):
+    """One request: its number, label, fold of the real posts that it shows, and its prompt."""
+
+    number: int
+    label: int
+    fold: int
+    prompt: Prompt
+
+
+class Made(NamedTuple):
+    """A synthetic post, by its call and its place in the call's answer."""
+
+    call: int
+    place: int
+    label: int
+    fold: int
+    text: str
+
+
+@dataclass
+class Counts:
+    """What became of everything that was written, by label name or by split."""
+
+    asked: int = 0
+    outcomes: Counter[str] | None = None
+    written: int = 0
+    unclean: int = 0
+    same: Counter[str] | None = None  # by split, and "synthetic" for one another
+    near: Counter[str] | None = None
+    filtered: int = 0
+    kept: int = 0
+
+
+def wishes(
+    labels: Sequence[str], counts: Sequence[float], to: str, chosen: Sequence[str] | None
+) -> list[Wish]:
+    """The labels below the target. Raises `WrongRequest` for a target above the median of the real
+    posts, and for labels that there are not or that have none.
+    """
+    middle = int(median(counts))
+    if to == "median":
+        target = middle
+    elif to.isdecimal() and len(to) < 10 and 1 <= int(to) <= middle:
+        target = int(to)
+    else:
+        raise WrongRequest(
+            f"--to is {to[:40]!r}; give median, or a number of posts from 1 to {middle:,}, the median of"
+            " the labels:"
+            " above it a label would be no rare one."
+        )
+    for name in chosen or ():
+        if name not in labels:
+            raise WrongRequest(
+                f"--labels has {name[:80]!r}, which is no label of the data set; its labels are"
+                f" {', '.join(labels)}."
+            )
+    found = []
+    for label, count in enumerate(counts):
+        real = int(count)
+        posts = min(target, MOST_TIMES * real) - real
+        if posts > 0 and (chosen is None or labels[label] in chosen):
+            found.append(Wish(label, real, posts))
+    if not found:
+        raise WrongRequest(
+            f"No label has fewer than {target:,} real posts{' of those in --labels' if chosen else ''}, so"
+            " there is"
+            " nothing to augment."
+        )
+    return found
+
+
+def plan(
+    wished: Sequence[Wish],
+    labels: Sequence[str],
+    posts: TrainingPosts,
+    *,
+    kind: TargetKind,
+    definitions: Mapping[str, str],
+    shots: int,
+    per_call: int,
+    keep: float,
+    seed: int,
+) -> list[Call]:
+    """All calls, numbered: as many as bring `keep` times the wished posts. Reads nothing but the
+    training posts that it is given.
+    """
+    lengths = [len(text.split()) for text in posts.texts]
+    fold_N = folds(posts.ids)
+    calls: list[Call] = []
+    for wish in wished:
+        rows = posts.with_label(wish.label)
+        if kind == "several":  # a post of this label alone shows it best
+            rows = [row for row in rows if len(posts.targets[row]) == 1] or rows
+        elif kind == "shares":
+            rows = [row for row in rows if largest(posts.targets[row]) == wish.label] or rows
+        for turn in range(-(-int(np.ceil(wish.posts / keep)) // per_call)):
+            draw = random.Random(f"{seed} {labels[wish.label]} {turn}")
+            fold = turn % FOLDS
+            own = [row for row in rows if fold_N[row] == fold] or rows
+            shown = [posts.texts[row] for row in draw.choices(own, k=shots)]
+            prompt = _prompt(
+                labels[wish.label], definitions, shown, draw.choices(lengths, k=per_call), draw, per_call
+            )
+            calls.append(Call(len(calls), wish.label, fold, prompt))
+    return calls
+
+
+def folds(ids: Sequence[str]) -> NDArray[np.int64]:
+    """The fold of each post, a hash of its id."""
+    hashes = (hashlib.blake2b(one.encode(), digest_size=8).digest() for one in ids)
+    return np.fromiter((int.from_bytes(one, "big") % FOLDS for one in hashes), np.int64, len(ids))
+
+
+def _prompt(
+    label: str,
+    definitions: Mapping[str, str],
+    shown: Sequence[str],
+    lengths: Sequence[int],
+    draw: random.Random,
+    count: int,
+) -> Prompt:
+    parts = {
+        "label": label,
+        "definition": f"{label} means: {definitions[label]}\n" if label in definitions else "",
+        "examples": "\n".join(f"- {' '.join(text.split())}" for text in dict.fromkeys(shown)),
+        "count": str(count),
+        "register": draw.choice(_REGISTERS),
+        "topics": ", ".join(draw.sample(_TOPICS, 3)),
+        "lengths": ", ".join(str(max(1, one)) for one in lengths),
+    }
+    schema = {
+        "type": "object",
+        "properties": {"posts": {"type": "array", "items": {"type": "string"}}},
+        "required": ["posts"],
+        "additionalProperties": False,
+    }
+    return Prompt((Message("user", _CALL.format(**parts)),), schema, _TOKENS_A_POST * count)
+
+
+def posts_in(text: str, most: int) -> list[str] | None:
+    """The posts of an answer, at most so many; None for what is no such JSON. Fewer than were asked
+    for are fine.
+    """
+    held = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
+    try:
+        found = object_in(held.strip(), _MOST_ANSWER, whole_characters=False).get("posts")
+    except Unreadable:
+        return None
+    if not isinstance(found, list):
+        return None
+    return [one for one in found if isinstance(one, str)][:most]
+
+
+def made_of(
+    calls: Sequence[Call], answers: Sequence[Answer | None], per_call: int, counts: Counts
+) -> list[Made]:
+    """All posts that were written, cleaned as `prepare` does, in the order of the calls."""
+    counts.outcomes = Counter()
+    raw: list[Made] = []
+    for call, answer in zip(calls, answers, strict=True):
+        outcome: str = "failed" if answer is None else answer.outcome
+        found = posts_in(answer.text, per_call) if answer is not None and outcome == "answered" else []
+        if found is None:
+            outcome, found = "unparseable", []
+        counts.outcomes[outcome] += 1
+        raw += [Made(call.number, place, call.label, call.fold, text) for place, text in enumerate(found)]
+    counts.asked, counts.written = len(calls), len(raw)
+    clean = _cleaned([one.text for one in raw])
+    counts.unclean = sum(text is None for text in clean)
+    return [one._replace(text=text) for one, text in zip(raw, clean, strict=True) if text is not None]
+
+
+def _cleaned(texts: Sequence[str]) -> list[str | None]:
+    """Texts as `prepare` mends them; None for one that it refuses."""
+    from emotion_train.data.cleaning import Cleaner, Findings, Rules, rows_of
+    from emotion_train.data.labels import LabelNames
+    from emotion_train.sources.posts import Batch, utf8
+
+    found: list[str | None] = [None] * len(texts)
+    if not texts:
+        return found
+    cleaner = Cleaner(Rules(20_000, 0), LabelNames(None, None), Findings(["answers"]))
+    whole = [text.strip().encode("utf-8", "replace").decode() for text in texts]
+    good = cleaner.clean(Batch(0, np.arange(len(texts)), utf8(whole)), None)
+    for row, text in zip(
+        rows_of(good.column("place").to_numpy()).tolist(), good.column("text").to_pylist(), strict=True
+    ):
+        found[row] = text
+    return found
+
+
+def without_doubles(
+    made: Sequence[Made], held: Mapping[str, Sequence[str]], counts: Counts, near: float = NEAR
+) -> list[Made]:
+    """Those whose text is neither one of the splits' nor near to one, nor to an earlier one of
+    their own. `held` are the texts of all splits by name; what resembles a held-out post teaches
+    it, so that its score would be too good.
+    """
+    from emotion_train.data.text_filter import keys_of
+
+    counts.same, counts.near = Counter(), Counter()
+    keys = {name: {key.tobytes() for key in keys_of(texts)} for name, texts in held.items()}
+    seen: set[bytes] = set()
+    fresh: list[Made] = []
+    for one, key in zip(made, keys_of(one.text for one in made), strict=True):
+        held_by = next((name for name, known in keys.items() if key.tobytes() in known), None)
+        if held_by is None and key.tobytes() in seen:
+            held_by = "synthetic"
+        if held_by is not None:
+            counts.same[held_by] += 1
+            continue
+        seen.add(key.tobytes())
+        fresh.append(one)
+    shingles = Shingles([one.text for one in fresh])
+    closest = {name: nearest(shingles, Shingles(texts)) for name, texts in held.items()}
+    apart: list[Made] = []
+    for row, one in enumerate(fresh):
+        close = next((name for name, share_N in closest.items() if share_N[row] >= near), None)
+        if close is not None:
+            counts.near[close] += 1
+        else:
+            apart.append(one)
+    stay = first_of_near([one.text for one in apart], near)
+    counts.near["synthetic"] += len(apart) - len(stay)
+    return [apart[row] for row in stay]
+
+
+Judge = Callable[[Sequence[Made]], NDArray[np.float32]]
+
+
+def best_of(
+    made: Sequence[Made], wished: Sequence[Wish], judge: Judge, keep: float, counts: Counts
+) -> tuple[list[Made], list[Made]]:
+    """Of each label the `keep` best by the probability that a classifier gives it, and no more than
+    are wished, and those that do not stay; both in the order of the calls.
+    """
+    prob_NC = judge(made) if made else np.zeros((0, 1), np.float32)
+    stay: list[int] = []
+    for wish in wished:
+        own = [row for row, one in enumerate(made) if one.label == wish.label]
+        best = sorted(own, key=lambda row: (-float(prob_NC[row, made[row].label]), row))
+        stay += best[: min(wish.posts, int(np.ceil(keep * len(own))))]
+    counts.kept, counts.filtered = len(stay), len(made) - len(stay)
+    taken = set(stay)
+    return [made[row] for row in sorted(stay)], [one for row, one in enumerate(made) if row not in taken]
+
+
+def tfidf_judge(posts: TrainingPosts, classes: int, seed: int) -> Judge:
+    """Scores each post by TF-IDF and a linear support vector machine, fitted on the real posts of
+    the folds that its call did not show.
+    """
+    from emotion_train.evaluation.floors import tfidf_floor
+
+    fold_N = folds(posts.ids)
+
+    def judge(made: Sequence[Made]) -> NDArray[np.float32]:
+        prob_NC = np.zeros((len(made), classes), np.float32)
+        for fold in range(FOLDS):
+            rows = [row for row, one in enumerate(made) if one.fold == fold]
+            train = [
+                (posts.texts[row], largest(posts.targets[row]))
+                for row in range(len(posts.ids))
+                if fold_N[row] != fold and posts.targets[row]
+            ]
+            if rows and train:
+                prob_NC[rows] = tfidf_floor(train, [made[row].text for row in rows], classes, seed)
+        return prob_NC
+
+    return judge
