@@ -273,6 +273,7 @@ def _floors(store: Store, index: Index, rows: Rows, seed: int) -> list[SystemFig
     import numpy as np
 
     from emotion_train.evaluation.floors import MAJORITY, TFIDF, tfidf_predictions
+    from emotion_train.evaluation.predictions import Predictions
     from emotion_train.hosted.figures import system
 
     if "train" not in index.splits or not index.splits["train"].rows:
@@ -289,6 +290,7 @@ def _floors(store: Store, index: Index, rows: Rows, seed: int) -> list[SystemFig
         floor = floors[rows.split]
         row_of = {post_id: row for row, post_id in enumerate(floor.ids)}
         taken = floor.take([row_of[post_id] for post_id in rows.ids])
+        assert isinstance(taken, Predictions)
         tfidf_NC = taken.predicted_N[:, None] == np.arange(classes)
         found.append(system(TFIDF, rows, tfidf_NC))
     return found
