@@ -1413,8 +1413,8 @@ MUTANTS = [
     ),
     Mutant(
         "of several labels those are given that reach their threshold",
-        "emotion_train/evaluation/adapter.py",
-        "Classifier.answers",
+        "emotion_train/evaluation/decision.py",
+        "Decision.ranked",
         "if given_C[label]",
         "if True",
         "tests/emotion_train/evaluation/test_answers.py"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import emotion_train.exporting.served
+import emotion_train.hosted.client
 import emotion_train.runs.log
 import emotion_train.runs.origin
 from emotion_train import cli, errors, prepare
