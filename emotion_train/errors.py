@@ -13,7 +13,7 @@ is how a program ends with one.
       LostContact            1   another process of the run is gone
       NotPublished           1   trained, and the store did not take it
       NotInReach             1   a run or data set to compare with (`emotion_train.runs.origin`)
-      NoAnswer               1   a server of a classifier is silent (`emotion_train.exporting.served`)
+      NoAnswer               1   a classifier's server is silent (`emotion_train.exporting.served`)
       HostedStopped          1   an endpoint or a cap on dollars ends the asking; answers are kept
         Stopped              1   the endpoint's part of it (`emotion_train.hosted.client`)
       Published              1   told to a claim, which answers it (`emotion_train.runs.log`)

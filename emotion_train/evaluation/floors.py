@@ -13,10 +13,8 @@ Letters: N posts to predict, C labels.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,8 +177,8 @@ def _set_scores(
         return np.asarray(expit(_STEEPNESS * model.decision_function(wanted)), np.float32)
 
     # threads: the library lets go of Python's lock while it fits, and posts are not copied
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.stack([*pool.map(scores, range(truth_NC.shape[1]))], axis=1)
+    # one after the other: the library's random numbers are shared by the threads of a process
+    return np.stack([scores(label) for label in range(truth_NC.shape[1])], axis=1)
 
 
 def _folds(labels_N: NDArray[np.intp], seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
