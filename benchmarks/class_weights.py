@@ -25,8 +25,8 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -108,10 +108,15 @@ def train_all(arguments: argparse.Namespace) -> None:
                 for power in arguments.powers
             ]
             trainings = [pool.submit(train, run) for run in runs if run.id not in done]
-            for training in as_completed(trainings):
-                with arguments.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(training.result()) + "\n")
-                print(training.result(), file=sys.stderr, flush=True)
+            note(trainings, arguments.out)
+
+
+def note(trainings: Sequence[Future[dict[str, object]]], out: Path) -> None:
+    """Write each result as a JSON line as soon as it is there."""
+    for training in as_completed(trainings):
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(training.result()) + "\n")
+        print(training.result(), file=sys.stderr, flush=True)
 
 
 def prepare(folder: Path, name: str) -> None:

@@ -19,16 +19,15 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import pyarrow.parquet as pq
 import torch
-from class_weights import HERE, comma, command, lines
+from class_weights import HERE, comma, command, lines, note
 
 from emotion_train.bases.packaged import small_model
 from emotion_train.data.targets import TargetKind
@@ -90,10 +89,7 @@ def train_all(arguments: argparse.Namespace) -> None:
         # each of these processes takes many runs, so that libraries are imported once
         with ProcessPoolExecutor(arguments.at_once, multiprocessing.get_context("spawn")) as pool:
             trainings = [pool.submit(train, run) for run in runs if run.id not in done]
-            for training in as_completed(trainings):
-                with arguments.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(training.result()) + "\n")
-                print(training.result(), file=sys.stderr, flush=True)
+            note(trainings, arguments.out)
 
 
 def prepare(posts: Path, folder: Path) -> None:

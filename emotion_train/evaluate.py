@@ -441,7 +441,7 @@ def labelled_posts(asked: Question, facts: AdapterFacts) -> LabelledPosts:
 
 
 def _targets(rows: Sequence[Any], in_file: Sequence[str], labels: Sequence[str], source: str) -> list[Target]:
-    """With the adapter's label ids in place of the file's, which a column a label numbers."""
+    """The targets by the adapter's label ids; the file's ids are those of its label columns."""
     from emotion_train.data.target_columns import PostTargets
 
     if (unknown := next((name for name in in_file if name not in labels), None)) is not None:

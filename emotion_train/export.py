@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from emotion_train.bases.public_names import public_base
 from emotion_train.console import tell
 from emotion_train.errors import AlreadyExists, WrongRequest
-from emotion_train.evaluation.adapter import AdapterChoice, positive
+from emotion_train.evaluation.adapter import AdapterChoice, add_base_argument, positive
 from emotion_train.model.facts import WEIGHTS, AdapterFacts
 from emotion_train.progress import ProgressLine
 from emotion_train.storage.open import open_store
@@ -56,14 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="where the checkpoint goes: an empty folder or s3://bucket/prefix, or that of a killed export",
     )
-    parser.add_argument(
-        "--base",
-        metavar="BASE",
-        help=(
-            "folder, .gguf file, hub id or staged copy (s3://bucket/prefix) of the base model (default: the"
-            " one it was trained on)"
-        ),
-    )
+    add_base_argument(parser)
     parser.add_argument(
         "--dtype",
         choices=("bf16", "fp32"),

@@ -146,9 +146,9 @@ def settle(
     *,
     allow_none: bool = False,
 ) -> Settled:
-    """As `choose`, of rows with any targets; `keys` are its first four arrays. Where a policy makes
-    a target of all rows of a text, the first row gets it; without any label it does not stay unless
-    such posts are allowed.
+    """What becomes of rows with any targets, by the rules of `choose`; `keys` are its first four
+    arrays. Where a policy makes a target of all rows of a text, the first row gets it; without any
+    label it does not stay unless such posts are allowed.
     """
     number_N = targets.label_P if kind == "one" else targets.numbered(labels)
     joint = _JOINT.get((kind, policy))

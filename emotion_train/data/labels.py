@@ -83,7 +83,7 @@ class LabelNames:
         return self.fixed and self._known(value, value) is not None
 
     def single(self, raw: str) -> int:
-        """As `code`, of an item of a list: it is one label, whatever marks are in it."""
+        """The code of an item of a list: it is one label, whatever marks are in it."""
         value = trimmed(raw)
         if not value:
             return self.NONE

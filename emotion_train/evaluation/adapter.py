@@ -143,14 +143,7 @@ def add_adapter_arguments(parser: argparse.ArgumentParser, required: bool = True
             " adapter folder written by `emotion-launch pull`, or its copy in a bucket"
         ),
     )
-    parser.add_argument(
-        "--base",
-        metavar="BASE",
-        help=(
-            "folder, .gguf file, hub id or staged copy (s3://bucket/prefix) of the base model (default: the"
-            " one it was trained on)"
-        ),
-    )
+    add_base_argument(parser)
     parser.add_argument(
         "--precision", choices=get_args(Precision), help="format of the frozen base (default: as in training)"
     )
@@ -172,6 +165,17 @@ def add_adapter_arguments(parser: argparse.ArgumentParser, required: bool = True
         default=DEFAULT_TOKENS_PER_MICROBATCH,
         metavar="N",
         help="tokens of one forward pass (default: %(default)s)",
+    )
+
+
+def add_base_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base",
+        metavar="BASE",
+        help=(
+            "folder, .gguf file, hub id or staged copy (s3://bucket/prefix) of the base model (default: the"
+            " one it was trained on)"
+        ),
     )
 
 

@@ -246,7 +246,7 @@ class _Posts(NamedTuple):
 def _predicted(
     store: Store, index: Index, wanted: dict[str, _Posts], seed: int, patience_s: float
 ) -> dict[str, AnyPredictions]:
-    """By name, what the floor says of the posts. It is fitted once."""
+    """What the floor says of the posts, by name. It is fitted once."""
     train, classes = posts(store, index.split("train"), patience_s), len(index.labels)
     asked = dict(wanted)
     if index.targets == "several" and VALIDATION not in asked:  # its thresholds are chosen there

@@ -211,7 +211,7 @@ class SetPredictions:
         )
 
     def relabelled(self, places_C: ArrayLike, classes: int) -> SetPredictions:
-        """As `Predictions.relabelled`."""
+        """The same rows with other label ids, as `Predictions.relabelled` gives them."""
         columns = (
             placed(x_NC, places_C, classes) for x_NC in (self.truth_NC, self.predicted_NC, self.prob_NC)
         )

@@ -138,14 +138,14 @@ def average_precision_C(truth_NC: BoolArray, prob_NC: NDArray[np.float32]) -> Fl
 def bootstrap_macro_f1_of_sets(
     truth_NC: BoolArray, predicted_NC: BoolArray, samples: int = 2000, seed: int = 0
 ) -> Interval:
-    """As `bootstrap_macro_f1`."""
+    """The interval of `bootstrap_macro_f1`, for sets."""
     return bootstrap_macro_f1(truth_NC, predicted_NC, truth_NC.shape[1], samples, seed)
 
 
 def paired_bootstrap_of_sets(
     truth_NC: BoolArray, a_NC: BoolArray, b_NC: BoolArray, samples: int = 2000, seed: int = 0
 ) -> Difference:
-    """As `paired_bootstrap_macro_f1`."""
+    """The difference of `paired_bootstrap_macro_f1`, for sets."""
     return paired_bootstrap_macro_f1(truth_NC, a_NC, b_NC, truth_NC.shape[1], samples, seed)
 
 
