@@ -29,7 +29,7 @@ from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts, read
 from emotion_train.model.fused import ADAPTER
 from emotion_train.model.head import EmotionClassifier, generator, init_head
 from emotion_train.model.load import BaseConfig, BaseInfo, Tell, load_base, read_config, tell_nobody
-from emotion_train.model.precision import Precision
+from emotion_train.model.precision import Precision, import_bitsandbytes_quickly
 from emotion_train.sizing.shape import target_names
 
 
@@ -70,6 +70,7 @@ def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
     The start depends on `seed` and the parameters' names alone: B is zero, A is PEFT's
     Kaiming-uniform drawn from a stream per name.
     """
+    import_bitsandbytes_quickly()
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(

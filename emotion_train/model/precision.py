@@ -7,6 +7,10 @@ steps.
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +43,37 @@ def formats(precision: Precision) -> Formats:
     return Formats(torch.bfloat16, torch.bfloat16, quantised=precision == "nf4")
 
 
+def import_bitsandbytes_quickly() -> None:
+    """Import it, where it can be, without PyTorch's compiler: it has functions of its own compiled,
+    for devices that it has no kernels for, which takes two seconds before any is called. They are
+    compiled when they are. PEFT imports it for every precision.
+    """
+    if "bitsandbytes" in sys.modules:
+        return
+    compile_now = torch.compile
+    vars(torch)["compile"] = functools.partial(_compiled_when_called, compile_now)
+    try:
+        with suppress(Exception):  # whoever needs it imports it again, and is told
+            import bitsandbytes  # noqa: F401
+    finally:
+        vars(torch)["compile"] = compile_now
+
+
+def _compiled_when_called(
+    compile_now: Callable[..., Any], function: Callable[..., Any], **options: Any
+) -> Callable[..., Any]:
+    compiled = functools.cache(lambda: compile_now(function, **options))
+
+    @functools.wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        return compiled()(*given, **named)
+
+    return call
+
+
 def require_bitsandbytes() -> None:
     """Raises `WrongRequest` unless 4-bit layers can be made here."""
+    import_bitsandbytes_quickly()
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:

@@ -35,7 +35,7 @@ def without_linux(folder: Path, *words: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         [sys.executable, "-m", "tests.helpers.hidden_linux", *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONPROFILEIMPORTTIME": "1"},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
@@ -58,6 +58,7 @@ def test_posts_are_labelled_without_unix(tmp_path: Path) -> None:
     done = without_linux(tmp_path, "predict", "--adapter", "adapter", "--format", "jsonl", "tea", "stars")
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["tea", "stars"]
+    assert "torch._inductor.compile_fx" not in done.stderr  # two seconds, and nothing is compiled
 
 
 @pytest.mark.parametrize(
