@@ -44,7 +44,7 @@ from tests.helpers.tiny_runs import job_of, start_trainer, tiny_config, tiny_wor
 Kind = Literal["rebalance", "terminate", "sigterm", "sigint"]
 STEPS = 14  # of a whole tiny run
 EACH_STEP = "checkpoint.every_seconds=0.000001"
-WORDS = ["lora.dropout=0.1", "evaluation.every_steps=5"]
+WORDS = ["lora.dropout=0.1", "lora.targets=[q_proj,v_proj]", "evaluation.every_steps=5"]
 
 
 class Machine:
