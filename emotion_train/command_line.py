@@ -16,7 +16,7 @@ from emotion_train.errors import WrongRequest
 
 TRAIN, LAUNCH = "emotion-train", "emotion-launch"
 # `emotion_train` never imports the launcher, so its verbs stand here; a test compares them
-LAUNCH_VERBS = ("run", "plan", "check", "runs", "show", "compare", "pull")
+LAUNCH_VERBS = ("run", "plan", "check", "runs", "show", "compare", "pull", "up")
 
 # words that people type for a verb, and the verbs that are meant, the likelier first
 _MEANT = {
@@ -59,7 +59,8 @@ _MEANT = {
     "serve": ("export",),
     "defaults": ("config",),
     "settings": ("config",),
-    "quickstart": ("demo",),
+    "quickstart": ("demo", "up"),
+    "all": ("up",),
     "llm": ("benchmark",),
     "synthesize": ("augment",),
     "generate": ("augment",),
@@ -105,6 +106,8 @@ def codes_of(program: str, verb: str) -> str:
         )
     elif verb == "check":
         codes = "0 nothing is wrong, 1 failed, 2 something is wrong"
+    elif verb == "up":
+        codes = "0 published, pulled and exported, else the code of the step that ended it"
     return f"exit codes: {codes} ({program} --help says more)"
 
 

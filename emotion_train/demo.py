@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare, train, list, pull and predict; returns the exit code of the first command that
-    fails, else 0.
+    """All steps by `emotion-launch up`, then list and predict; returns the exit code of the first
+    command that fails, else 0.
     """
     folder: Path = arguments.folder
     small_model()  # which refuses where it is not installed
@@ -55,34 +55,19 @@ def run(arguments: argparse.Namespace) -> int:
         environment = server.environment()
         environment |= past_current_folder(environment)
         print(f"SeaweedFS serves s3://{BUCKET} at {server.endpoint}")
-        data, runs, adapter = f"s3://{BUCKET}/posts", f"s3://{BUCKET}/runs", str(folder / "adapter")
-        truth = held_out_posts(folder / "held_out.csv")
-        values = [
-            f"model.base={SMALL_MODEL}",
-            f"data.url={data}",
-            f"run.output_url={runs}",
-            *arguments.overrides,
-        ]
+        adapter, truth = str(folder / "adapter"), held_out_posts(folder / "held_out.csv")
+        predict = ["emotion-train", "predict", "--adapter", adapter]
         commands = [
-            ["emotion-train", "prepare", str(POSTS), data],
-            ["emotion-launch", "check", "--config", str(example_config()), *values],
             [
-                "emotion-launch",
-                "run",
-                "--accelerate-config",
-                "cpu",
-                "--config",
-                str(example_config()),
-                *values,
+                *("emotion-launch", "up", str(POSTS), "--bucket", f"s3://{BUCKET}", "--folder", str(folder)),
+                *("--local", "--accelerate-config", "cpu", "--no-smoke", "--config", str(example_config())),
+                f"model.base={SMALL_MODEL}",
+                *arguments.overrides,
             ],
-            ["emotion-launch", "runs", runs],
-            ["emotion-launch", "pull", f"{runs}/demo", "--to", adapter],
-            ["emotion-train", "predict", "--adapter", adapter, "--file", str(truth), "--columns", "truth"],
+            ["emotion-launch", "runs", f"s3://{BUCKET}/emotions/runs"],
+            [*predict, "--file", str(truth), "--columns", "truth"],
             [
-                "emotion-train",
-                "predict",
-                "--adapter",
-                adapter,
+                *predict,
                 "what a lovely mess",
                 "my hands will not stop shaking before this exam",
                 "ugh, the printer again",

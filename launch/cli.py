@@ -45,6 +45,12 @@ the interval of the difference, labels, posts that flipped, calibration, dollars
 differs in config, data and versions. Refuses runs that were scored on other posts."""
 
 
+_ALL_STEPS = """Prepares the posts into the bucket, checks, plans and asks with the price in front
+of it, tries the run out, trains it by `sky jobs launch` or on this machine, shows the report, pulls
+the adapter and exports it. Each step is a command that it prints and that can be typed alone. Typed
+again it goes on at the step that is not done, by what lies in the bucket."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     hold(LAUNCH)
     words, show = without_traceback_option(sys.argv[1:] if argv is None else argv)
@@ -187,9 +193,58 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     pull.set_defaults(verb=_pull)
+    _add_up(verb("up", "from posts to a served classifier: every step in one command", _ALL_STEPS))
     for page in verbs.choices.values():
         add_traceback_option(page)
     return parser
+
+
+def _add_up(up: argparse.ArgumentParser) -> None:
+    up.add_argument("source", metavar="SOURCE", help="posts, as `emotion-train prepare` takes them")
+    _add_config(up)
+    up.add_argument(
+        "--bucket",
+        required=True,
+        metavar="URL",
+        help="s3://bucket or s3://bucket/prefix, below which data set, runs and export lie; with --local also"
+        " a folder",
+    )
+    up.add_argument(
+        "--name",
+        default="emotions",
+        metavar="NAME",
+        help="name of folder, job and, without run.id, run (default: %(default)s)",
+    )
+    up.add_argument(
+        "--prepare", default="", metavar="WORDS", help="options of `emotion-train prepare`, in one word"
+    )
+    up.add_argument(
+        "--local", action="store_true", help="train on this machine's GPUs, or CPU, instead of by SkyPilot"
+    )
+    up.add_argument(
+        "--gpus",
+        metavar="NAME:COUNT",
+        help="machine to train on (default: the best of `emotion-launch plan`)",
+    )
+    up.add_argument(
+        "--max-usd", type=float, metavar="D", help="start nothing whose estimated price is above D dollars"
+    )
+    up.add_argument("--yes", action="store_true", help="agree to the price without being asked")
+    up.add_argument(
+        "--sky",
+        default="",
+        metavar="WORDS",
+        help="options of `sky jobs launch`, in one word, such as '--infra aws --secret HF_TOKEN'",
+    )
+    up.add_argument("--no-smoke", action="store_true", help="do not try the run out before the whole of it")
+    up.add_argument("--no-export", action="store_true", help="do not merge adapter and base at the end")
+    up.add_argument(
+        "--folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where the adapter goes, and the task file (default: the --name, in the current folder)",
+    )
+    up.set_defaults(verb=_up)
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
@@ -475,6 +530,12 @@ def _pull(arguments: argparse.Namespace) -> int:
     from launch.results.pull import run
 
     return run(arguments.run_url, arguments.to, arguments.with_training_filter)
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from launch.up.verb import up
+
+    return up(arguments)
 
 
 if __name__ == "__main__":

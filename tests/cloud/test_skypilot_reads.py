@@ -41,7 +41,7 @@ def read(path: Path, home: Path, *override: str) -> subprocess.CompletedProcess[
 def given(name: str, folder: Path) -> Path:
     """The shipped file with the values that a person has to give."""
     text = (ROOT / "sky" / f"{name}.yaml").read_text()
-    assert text.count("_URL: null") == 2
+    assert text.count("_URL: null") == (1 if name == "serve" else 2)
     path = folder / f"{name}.yaml"
     path.write_text(text.replace("_URL: null", "_URL: s3://team/some"))
     return path
@@ -70,13 +70,23 @@ def test_skypilot_takes_the_file_with_its_candidates_in_their_order(name: str, t
     assert envs["DEVICE"] == "auto"
 
 
+def test_a_service_is_read_with_its_candidates(tmp_path: Path) -> None:
+    kind, _, candidates, secrets, envs = facts(read(given("serve", tmp_path), tmp_path))
+    assert kind == "set"  # the cheapest is taken
+    assert {use_spot for _, use_spot, _, _ in candidates} == {True}
+    assert "AWS_SECRET_ACCESS_KEY" in secrets
+    assert envs["MODEL_URL"] == "s3://team/some"
+
+
 @pytest.mark.parametrize("use_spot", [True, False])
 def test_spot_or_on_demand_can_be_switched_off(use_spot: bool, tmp_path: Path) -> None:
     candidates = facts(read(given("train", tmp_path), tmp_path, json.dumps({"use_spot": use_spot})))[2]
     assert {candidate[1] for candidate in candidates} == {use_spot}
 
 
-@pytest.mark.parametrize(("name", "required"), [("train", "DATA_URL"), ("evaluate", "RUN_URL")])
+@pytest.mark.parametrize(
+    ("name", "required"), [("train", "DATA_URL"), ("evaluate", "RUN_URL"), ("serve", "MODEL_URL")]
+)
 def test_a_required_value_that_is_not_given_is_asked_for(name: str, required: str, tmp_path: Path) -> None:
     done = read(ROOT / "sky" / f"{name}.yaml", tmp_path)
     assert done.returncode != 0

@@ -56,11 +56,18 @@ SMALL = 40_000  # bytes of a file: several files, tensors larger and smaller tha
 
 
 def adapter_on(
-    base: str, folder: Path, precision: Precision = "fp32", lora: LoraSection = LORA, **facts: Any
+    base: str,
+    folder: Path,
+    precision: Precision = "fp32",
+    lora: LoraSection = LORA,
+    *,
+    labels: tuple[str, ...] = LABELS,
+    seed: int = 1,
+    **facts: Any,
 ) -> Path:
     """An adapter that changes the base's answers, as a training leaves it."""
-    model, info = build_classifier(base, precision, len(LABELS), lora, 0, "cpu")
-    draw = torch.Generator().manual_seed(1)
+    model, info = build_classifier(base, precision, len(labels), lora, 0, "cpu")
+    draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -68,7 +75,7 @@ def adapter_on(
             if "modules_to_save" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=draw) / 4)
     tokenizer = PostTokenizer.load(base, MAX_LENGTH)
-    about = AdapterFacts.of(info, tokenizer, precision=precision, lora=lora, labels=LABELS, **facts)
+    about = AdapterFacts.of(info, tokenizer, precision=precision, lora=lora, labels=labels, **facts)
     save_adapter(model, folder, tokenizer=tokenizer, facts=about, metrics_lines=["macro-F1 0.5"])
     return folder
 
@@ -76,7 +83,8 @@ def adapter_on(
 def predicted(adapter: Path, texts: Any = TEXTS, targets: Any = "one", **how: Any) -> Probabilities:
     loaded = load_adapter(adapter, device="cpu", **how)
     device = torch.device("cpu")
-    return probabilities_of(loaded.model, loaded.tokenizer, texts, 512, device, len(LABELS), targets)
+    labels = len(loaded.facts.labels)
+    return probabilities_of(loaded.model, loaded.tokenizer, texts, 512, device, labels, targets)
 
 
 def piped(folder: Path, texts: Any = TEXTS, **how: Any) -> Probabilities:

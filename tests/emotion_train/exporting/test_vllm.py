@@ -129,6 +129,21 @@ def test_an_adapter_is_served_on_its_base_with_its_own_head(
         assert "differs by" in capsys.readouterr().out
 
 
+def test_adapters_of_other_labels_share_a_server(adapter: Path, tmp_path: Path) -> None:
+    """The base is told how many labels the largest has; each answers by its own head."""
+    fewer = adapter_on(gguf_base(), tmp_path / "fewer", labels=("calm", "sad"), seed=2)
+    names = {"architectures": ["LlamaForSequenceClassification"], "num_labels": len(LABELS)}
+    with served(
+        without_adapter(adapter, tmp_path),
+        *("--convert", "classify", "--enable-lora", "--max-loras", "2", "--max-lora-rank", "16"),
+        *("--lora-modules", f"emotions={adapter}", f"moods={fewer}", "--tokenizer", str(adapter)),
+        *("--hf-overrides", json.dumps(names)),
+    ) as url:
+        for name, folder, labels in (("moods", fewer, ("calm", "sad")), ("emotions", adapter, LABELS)):
+            found = Served(url, name, Decision.one(labels), MAX_LENGTH).probabilities(TEXTS)
+            np.testing.assert_allclose(found, predicted(folder), atol=1e-4)
+
+
 def without_adapter(adapter: Path, folder: Path) -> Path:
     """The adapter's base as a causal checkpoint, float32."""
     from safetensors.torch import load_file, save_file

@@ -1,0 +1,83 @@
+"""The commands of the steps as processes of their own, which end with this one."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from emotion_train.command_line import LAUNCH, TRAIN
+from emotion_train.processes.imports import past_current_folder
+from emotion_train.processes.launcher_link import FOLDER_VARIABLE, alive
+
+_MODULES = {TRAIN: "emotion_train.cli", LAUNCH: "launch.cli"}
+
+
+class Stopped(Exception):
+    """A step's command ended with this code, which becomes the whole command's."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+class Commands:
+    """Runs command lines, each shown before it runs, in `environment`."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    def call(self, words: Sequence[str], *, cwd: Path | None = None) -> None:
+        """Raises `Stopped` with the command's exit code where that is not 0. A SIGTERM is handed
+        on, and an interrupt comes to both from the terminal: the command ends by itself.
+        """
+        print(f"\n$ {shlex.join(words)}", flush=True)
+        process = subprocess.Popen(_program(words), env=self.environment, cwd=cwd)
+        with _handed_on(process):
+            code = _wait(process)
+        if code:
+            raise Stopped(code)
+
+    def answer(self, words: Sequence[str]) -> str:
+        """What a command prints; raises `Stopped` as `call` does."""
+        done = subprocess.run(
+            _program(words), env=self.environment, stdout=subprocess.PIPE, text=True, check=False
+        )
+        if done.returncode:
+            raise Stopped(done.returncode)
+        return done.stdout
+
+
+@contextmanager
+def commands() -> Iterator[Commands]:
+    """A training on this machine ends with this process, whatever ends it."""
+    with tempfile.TemporaryDirectory(prefix="emotion-up-") as name, alive(Path(name)):
+        yield Commands({**os.environ, **past_current_folder(dict(os.environ)), FOLDER_VARIABLE: name})
+
+
+@contextmanager
+def _handed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    while True:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            continue
+        return code if code >= 0 else 128 - code
+
+
+def _program(words: Sequence[str]) -> list[str]:
+    module = _MODULES.get(words[0])
+    return [*words] if module is None else [sys.executable, "-m", module, *words[1:]]
