@@ -236,13 +236,13 @@ def test_of_jobs_the_newest_that_lives_and_has_the_name_is_found() -> None:
 @pytest.mark.parametrize(("printed", "code"), [("No in-progress managed jobs.", 1), ("[]", 0)])
 def test_a_controller_at_rest_has_no_job(monkeypatch: pytest.MonkeyPatch, printed: str, code: int) -> None:
     done = subprocess.CompletedProcess(["sky"], code, printed, "")
-    monkeypatch.setattr(jobs.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: done)
     assert jobs.alive("mine") is None
 
 
 def test_a_sky_that_does_not_answer_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess(["sky"], 1, "", "the server is not there\n")
-    monkeypatch.setattr(jobs.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: done)
     with pytest.raises(EmotionTrainError, match="the server is not there"):
         jobs.alive("mine")
 
