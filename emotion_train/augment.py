@@ -16,6 +16,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from emotion_train.console import tell
@@ -56,7 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--labels", metavar="A,B", help="only these labels (default: all below --to)")
     add("--weight", type=float, default=0.5, metavar="W", help="weight of a synthetic post (default: 0.5)")
     add("--shots", type=positive, default=5, metavar="N", help="real posts that a call shows (default: 5)")
-    add("--per-call", type=positive, default=5, metavar="N", help="posts that a call asks for (default: 5)")
+    add(
+        "--per-call",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="posts that a call asks for, half as many after cut answers (default: 5)",
+    )
     add(
         "--keep",
         type=float,
@@ -122,7 +129,8 @@ def _augment(
     chosen = Chosen.of(arguments, temperature=1.0)
     only = None if arguments.labels is None else [one.strip() for one in arguments.labels.split(",")]
     wished = wishes(index.labels, index.split("train").label_counts, arguments.to, only)
-    calls = plan(
+    planned = partial(
+        plan,
         wished,
         index.labels,
         posts,
@@ -133,6 +141,7 @@ def _augment(
         keep=arguments.keep,
         seed=arguments.seed,
     )
+    calls = planned()  # as many as there are where no answer is cut
     prompts = [call.prompt for call in calls]
     if arguments.dry_run:
         print(_wish_words(wished, index.labels))
@@ -144,12 +153,14 @@ def _augment(
         return 0
     chosen.require_payable()
     chosen.keys()
-    place, requests = _requests(arguments, chosen, calls, store)
-    missing = sum(place.answers.known(one) is None and not place.ledger.is_lost(one) for one in requests)
-    if missing:
-        what = f"{missing * arguments.shots:,} real posts of the training split, in {missing:,} calls,"
+    calling = _Calling(arguments, chosen, store, planned)
+    if missing := calling.missing():
+        what = (
+            f"{len(missing) * arguments.shots:,} real posts of the training split, in {len(missing):,} calls,"
+        )
         agree(chosen.endpoints, what, arguments.yes)
-        _ask(arguments, chosen, place, requests, calls)
+        calling.ask()
+    place, calls, requests = calling.place, calling.calls, calling.requests
     answers = [place.answers.known(one) for one in requests]
     kept, counts, ids = _chosen_posts(arguments, source, index, posts, wished, calls, answers)
     facts = made_by | _facts_of(counts, place, requests)
@@ -199,48 +210,91 @@ def _there_already(store: Store, made_by: dict[str, Any]) -> Index | None:
     return there
 
 
-def _requests(
-    arguments: argparse.Namespace, chosen: Chosen, calls: Sequence[Call], store: Store
-) -> tuple[Place, list[str]]:
-    from emotion_train.hosted.answers import digest_of
-    from emotion_train.hosted.asking import Place
+class _Calling:
+    """The calls by the answers that there are, block by block: cut answers make later calls
+    smaller.
+    """
 
-    place = Place(store, _PREFIX, chosen.rules.longest_s)
-    (endpoint,), rules = chosen.endpoints, chosen.rules
-    folder = digest_of(endpoint.model, endpoint.url, rules.temperature, rules.seed, dict(rules.extra_body))
-    names = [
-        f"{call.number:06d}.{digest_of([list(one) for one in call.prompt.messages], call.prompt.max_tokens)}"
-        for call in calls
-    ]
-    return place, place.requests(folder, names, again=arguments.ask_again)
+    def __init__(
+        self, arguments: argparse.Namespace, chosen: Chosen, store: Store, planned: Callable[..., list[Call]]
+    ) -> None:
+        from emotion_train.hosted.answers import digest_of
+        from emotion_train.hosted.asking import Place
 
+        self._arguments = arguments
+        self._chosen = chosen
+        self._planned = planned
+        self.place = Place(store, _PREFIX, chosen.rules.longest_s)
+        (endpoint,), rules = chosen.endpoints, chosen.rules
+        self._folder = digest_of(
+            endpoint.model, endpoint.url, rules.temperature, rules.seed, dict(rules.extra_body)
+        )
+        self._again = arguments.ask_again
+        self._look()
 
-def _ask(
-    arguments: argparse.Namespace, chosen: Chosen, place: Place, requests: list[str], calls: Sequence[Call]
-) -> None:
-    from emotion_train.hosted.asking import Asked, Model, ask_all
+    def _look(self) -> None:
+        """Plan by the answers that are known."""
+        self._named: dict[int, str] = {}
+        self.place.ledger.refresh()
+        self.calls = self._planned(is_cut=self._is_cut)
+        self.requests = [self._name_of(call) for call in self.calls]
 
-    (endpoint,), (price,), (key,) = chosen.endpoints, chosen.require_payable(), chosen.keys()
-    model = Model(endpoint, key, price, chosen.rules, requests[0].partition("/")[0])
-    ask_all(
-        model,
-        [Asked(name, call.prompt) for name, call in zip(requests, calls, strict=True)],
-        place,
-        concurrency=chosen.concurrency,
-        cap=chosen.cap,
-        unit="calls",
-        objection=_unusable_in_a_row(arguments.per_call),
-    )
+    def _name_of(self, call: Call) -> str:
+        from emotion_train.hosted.answers import digest_of
+
+        if call.number not in self._named:
+            prompt = [list(one) for one in call.prompt.messages]
+            name = f"{call.number:06d}.{digest_of(prompt, call.prompt.max_tokens)}"
+            self._named[call.number] = self.place.named(self._folder, name, again=self._again)
+        return self._named[call.number]
+
+    def _is_cut(self, call: Call) -> bool:
+        answer = self.place.answers.known(self._name_of(call))
+        return answer is not None and answer.outcome == "cut"
+
+    def missing(self) -> list[Call]:
+        """The calls without an answer, of which those of a later block are a guess."""
+        return [
+            call
+            for call, request in zip(self.calls, self.requests, strict=True)
+            if self.place.answers.known(request) is None and not self.place.ledger.is_lost(request)
+        ]
+
+    def ask(self) -> None:
+        """Until every call has its answer. Raises as `ask_all`."""
+        from emotion_train.hosted.asking import Asked, Model, ask_all
+
+        (endpoint,), (key,) = self._chosen.endpoints, self._chosen.keys()
+        (price,) = self._chosen.require_payable()
+        model = Model(endpoint, key, price, self._chosen.rules, self._folder)
+        objection = _unusable_in_a_row(self._arguments.per_call)
+        while missing := self.missing():
+            block = min(call.block for call in missing)
+            ask_all(
+                model,
+                [Asked(self._name_of(call), call.prompt) for call in missing if call.block == block],
+                self.place,
+                concurrency=self._chosen.concurrency,
+                cap=self._chosen.cap,
+                unit="calls",
+                objection=objection,
+            )
+            self._again = False  # what failed a second time has failed
+            self._look()
 
 
 def _unusable_in_a_row(per_call: int) -> Callable[[Answer], str | None]:
-    """Objects to a model that writes no posts, before it is paid for all calls."""
+    """Objects to a model that writes no posts, before it is paid for all calls. An answer that was
+    cut says nothing: later calls ask for less.
+    """
     from emotion_train.hosted.synthetic import posts_in
 
     row = 0
 
     def objection(answer: Answer) -> str | None:
         nonlocal row
+        if answer.outcome == "cut":
+            return None
         usable = answer.outcome == "answered" and bool(posts_in(answer.text, per_call))
         row = 0 if usable else row + 1
         if row < _UNUSABLE:
@@ -271,7 +325,7 @@ def _chosen_posts(
     from emotion_train.hosted.synthetic import Counts, best_of, made_of, tfidf_judge, without_doubles
 
     counts = Counts()
-    made = made_of(calls, answers, arguments.per_call, counts)
+    made = made_of(calls, answers, counts)
     held = {"train": list(posts.texts)}
     for name, split in index.splits.items():
         if name != "train" and split.rows:

@@ -269,20 +269,33 @@ def _hosted(
 
 
 def _floors(store: Store, index: Index, rows: Rows, seed: int) -> list[SystemFigures]:
-    """The commonest label of the training split for every post and, of one label, TF-IDF."""
+    """What the report of a training holds the adapter against, on these posts: the commonest label
+    or, of several, those that a training post has; and TF-IDF.
+    """
     import numpy as np
 
-    from emotion_train.evaluation.floors import MAJORITY, TFIDF, tfidf_predictions
+    from emotion_train.evaluation.floors import (
+        MAJORITY,
+        PRIOR,
+        TFIDF,
+        VALIDATION,
+        majority_floor,
+        prior_floor,
+        tfidf_predictions,
+    )
     from emotion_train.evaluation.predictions import Predictions
     from emotion_train.hosted.figures import system
 
     if "train" not in index.splits or not index.splits["train"].rows:
         return []
-    classes = len(rows.labels)
-    majority_NC = np.zeros((len(rows.ids), classes), bool)
-    majority_NC[:, int(np.argmax(index.split("train").label_counts))] = True
-    found = [system(MAJORITY, rows, majority_NC)]
+    counts, classes = index.split("train").label_counts, np.arange(len(rows.labels))
     if index.targets == "several":
+        found = [system(PRIOR, rows, prior_floor(counts, len(rows.ids)))]
+    else:
+        majority_N = majority_floor(counts, len(rows.ids))
+        found = [system(MAJORITY, rows, majority_N[:, None] == classes)]
+    if index.targets == "several" and VALIDATION not in index.splits:
+        tell("there are no validation posts to choose the thresholds of the TF-IDF floor by; it is left out")
         return found
     tell("fitting the TF-IDF floor")
     floors = tfidf_predictions(store, index, [rows.split], _FLOOR_MAX_ROWS, seed)
@@ -290,8 +303,9 @@ def _floors(store: Store, index: Index, rows: Rows, seed: int) -> list[SystemFig
         floor = floors[rows.split]
         row_of = {post_id: row for row, post_id in enumerate(floor.ids)}
         taken = floor.take([row_of[post_id] for post_id in rows.ids])
-        assert isinstance(taken, Predictions)
-        tfidf_NC = taken.predicted_N[:, None] == np.arange(classes)
+        tfidf_NC = (
+            taken.predicted_N[:, None] == classes if isinstance(taken, Predictions) else taken.predicted_NC
+        )
         found.append(system(TFIDF, rows, tfidf_NC))
     return found
 

@@ -62,6 +62,7 @@ REFUSED = {
     "gap_in_list": "list of labels with an empty one",
     "doubled_label": "list with a label twice",
     "not_binary": "label column that is neither 0 nor 1",
+    "hidden_labels": "label columns that say NONE, so that the labels are hidden",
     "bad_share": "share that is negative or no number",
     "shares_off": "shares that do not add up to 1",
     "bad_weight": "weight that is no number above 0",

@@ -6,8 +6,9 @@ the number of posts. Where there are more, a post counts by its rarest labels on
 them as give no more sets than that; the other labels get their shares by chance. Which posts of a
 set are taken is then decided by their draws.
 
-Letters: K sets, P pairs of a set and one of its labels, D splits (train, validation, test), C
-labels; after the labels come "any post" and "no label", which are to be shared out as well.
+Letters: K sets, S some of them, P and Q pairs of a set and one of its labels, D splits (train,
+validation, test), C labels; after the labels come "any post" and "no label", which are to be shared
+out as well.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from emotion_train.data.target_columns import PostTargets
 MAX_SETS = 1 << 14
 _MOST_KEPT = 8  # rarest labels, when all labels of a post are too many
 _MOST_WORK = 1 << 25  # pairs looked at when posts change the split
+_MOST_REPAIRS = 4000  # moves for labels that are off by more than one post
+_RESTS = 6  # moves for which a set that left a split does not come back
 
 LabelSet = tuple[int, ...]
 
@@ -94,7 +97,8 @@ def shared_out(
 
     First all whole posts of each set's own share, then the rest one by one: of the label with the
     fewest posts left, to the split that wants that label most. Then posts change the split as long
-    as that brings labels nearer to their quotas.
+    as that brings labels nearer to their quotas, and last for labels that are still off by more
+    than one post.
     """
     if not validation_fraction and not test_fraction:
         return [(0, 0)] * len(sets)
@@ -102,6 +106,7 @@ def shared_out(
     plan.share_whole_posts()
     plan.share_the_rest()
     plan.improve()
+    plan.repair()
     return [(int(validation), int(test)) for _, validation, test in plan.taken_KD]
 
 
@@ -117,6 +122,7 @@ class _Plan:
         self.set_P = np.repeat(np.arange(len(sets)), self.size_K)
         self.left_K = counts_K.copy()
         self.fraction_D = np.array([1 - sum(fractions), *fractions])
+        self.splits: list[int] = np.flatnonzero(self.fraction_D).tolist()
         totals_C = np.bincount(self.label_P, counts_K[self.set_P], labels + 2).astype(np.int64)
         held_out = np.array([quotas(int(total), *fractions) for total in totals_C])
         wanted = [totals_C - held_out.sum(axis=1), held_out[:, 0], held_out[:, 1]]
@@ -131,11 +137,7 @@ class _Plan:
             self.wanting_CD[:, split] -= posts_C
 
     def share_the_rest(self) -> None:
-        every, splits = len(self.wanting_CD) - 2, np.flatnonzero(self.fraction_D).tolist()
-        sets_of = np.split(
-            self.set_P[np.argsort(self.label_P, kind="stable")],
-            np.cumsum(np.bincount(self.label_P, minlength=len(self.wanting_CD)))[:-1],
-        )
+        every, sets_of = len(self.wanting_CD) - 2, self._sets_of_labels()
         left_C = np.bincount(self.label_P, self.left_K[self.set_P], len(self.wanting_CD))
         while (left_C > 0).any():
             label = int(np.argmin(np.where(left_C > 0, left_C, np.inf)))
@@ -143,7 +145,7 @@ class _Plan:
                 labels = self.label_P[self.begin_K[one] : self.begin_K[one] + self.size_K[one]]
                 while self.left_K[one]:
                     want_D = self.wanting_CD[label]
-                    best = max(splits, key=lambda d: (want_D[d], self.wanting_CD[every, d], -d))
+                    best = max(self.splits, key=lambda d: (want_D[d], self.wanting_CD[every, d], -d))
                     self._move(one, labels, None, best)
                     self.left_K[one] -= 1
                     left_C[labels] -= 1
@@ -169,9 +171,81 @@ class _Plan:
             labels = self.label_P[self.begin_K[one] : self.begin_K[one] + self.size_K[one]]
             self._move(one, labels, old, new)
 
+    def repair(self) -> None:
+        """Bring every label within one post of its quotas, where single moves find the way; kept is
+        the division whose labels have the least beyond that, of these the nearest to the quotas.
+
+        Each move brings a post of a label that is off into the split that lacks it, or takes one
+        out, whichever leaves least excess. The excess of a label counts the more, the longer it has
+        lasted (Morris 1993, the breakout method), so that the search leaves where it is caught.
+        """
+        sets_of, weight_CD = self._sets_of_labels(), np.ones_like(self.wanting_CD)
+        weight_CD[-2] = 0  # the number of all posts belongs to no label
+        back_KD = np.zeros_like(self.taken_KD)  # the first move by which a set may come back
+        least, kept_KD = self._standing(), self.taken_KD.copy()
+        for number in range(_MOST_REPAIRS):
+            off_CD = (_excess(self.wanting_CD) > 0) & (weight_CD > 0)
+            if not off_CD.any():
+                break
+            weight_CD[off_CD] += 1
+            label, split = divmod(int(np.argmax(np.where(off_CD, weight_CD, 0))), 3)
+            move = self._best_move(sets_of[label], label, split, weight_CD, back_KD <= number)
+            if move is None:
+                weight_CD[label, split] = 1
+                continue
+            one, old, new = move
+            labels = self.label_P[self.begin_K[one] : self.begin_K[one] + self.size_K[one]]
+            self._move(one, labels, old, new)
+            back_KD[one, old] = number + _RESTS
+            if (standing := self._standing()) < least:
+                least, kept_KD = standing, self.taken_KD.copy()
+        self.taken_KD = kept_KD
+
+    def _best_move(
+        self, sets: Any, label: int, split: int, weight_CD: Any, free_KD: Any
+    ) -> tuple[int, int, int] | None:
+        """The set of these, all with the label, of which a post should leave a split for another,
+        which of both is `split`; None where no post can.
+        """
+        now_CD = self.wanting_CD
+        # the squares of distances decide between moves of the same excess
+        leave_CD = weight_CD * (_excess(now_CD + 1) - _excess(now_CD)) + 1e-3 * (2 * now_CD + 1)
+        enter_CD = weight_CD * (_excess(now_CD - 1) - _excess(now_CD)) + 1e-3 * (1 - 2 * now_CD)
+        size_S = self.size_K[sets]
+        begin_S = np.cumsum(size_S) - size_S
+        label_Q = self.label_P[np.repeat(self.begin_K[sets] - begin_S, size_S) + np.arange(size_S.sum())]
+        leave_SD = np.add.reduceat(leave_CD[label_Q], begin_S)
+        enter_SD = np.add.reduceat(enter_CD[label_Q], begin_S)
+        found: list[tuple[float, int, int, int]] = []
+        for other in self.splits:
+            if other == split:
+                continue
+            old, new = (split, other) if now_CD[label, split] < 0 else (other, split)
+            can_S = (self.taken_KD[sets, old] > 0) & free_KD[sets, new]
+            cost_S = np.where(can_S, leave_SD[:, old] + enter_SD[:, new], np.inf)
+            at = int(np.argmin(cost_S))
+            if can_S[at]:
+                found.append((float(cost_S[at]), int(sets[at]), old, new))
+        return min(found)[1:] if found else None
+
+    def _standing(self) -> tuple[float, float]:
+        """How much labels are off by more than one post, and the sum of all squared distances."""
+        excess_CD = _excess(self.wanting_CD)
+        return float(excess_CD.sum() - excess_CD[-2].sum()), float((self.wanting_CD**2).sum())
+
+    def _sets_of_labels(self) -> list[Any]:
+        """The numbers of the sets with each label."""
+        ends_C = np.cumsum(np.bincount(self.label_P, minlength=len(self.wanting_CD)))
+        return np.split(self.set_P[np.argsort(self.label_P, kind="stable")], ends_C[:-1])
+
     def _move(self, one: int, labels: Any, old: int | None, new: int) -> None:
         self.taken_KD[one, new] += 1
         self.wanting_CD[labels, new] -= 1
         if old is not None:
             self.taken_KD[one, old] -= 1
             self.wanting_CD[labels, old] += 1
+
+
+def _excess(wanting_CD: Any) -> Any:
+    """By how much labels are off by more than one post."""
+    return np.maximum(np.abs(wanting_CD) - 1, 0)

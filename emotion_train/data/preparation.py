@@ -372,6 +372,10 @@ class _Job:
             if kind != "conflicting" and (kind != "several_labels" or self._options.multi_label is None)
         ):
             remedies.append("type --on-bad drop to leave them out")
+        if "hidden_labels" in failing:
+            remedies.append(
+                "give the file that has the labels of these posts, or label them with `emotion-train predict`"
+            )
         if "several_labels" in refused and self._findings.counts["several_labels"]:
             remedies.append("type --multi-label drop to leave those with several labels out")
             remedies.append("type --targets several to train on several labels a post")
@@ -778,6 +782,7 @@ _ALL_ALIKE = {
     "not_text": "type --text-column with the column that holds the posts",
     "empty_text": "type --text-column with the column that holds the posts",
     "no_label": "type --label-column with the column that holds the labels",
+    "hidden_labels": "the labels of this file are hidden",
     "unknown_label": "--labels names none of the labels that are there",
 }
 

@@ -209,13 +209,17 @@ class TargetValues:
             )
         parts: list[tuple[Any, Any, Any]] = []
         trouble: dict[int, str] = {}
+        hidden: set[int] = set()
         for code, column in enumerate(columns.values()):
             value_N = _numbers(column, truth=self._kind != "shares")
             wrong_N = np.isnan(value_N) if self._kind == "shares" else ~np.isin(value_N, (0.0, 1.0))
             kind = "bad_share" if self._kind == "shares" else "not_binary"
             trouble |= dict.fromkeys(np.flatnonzero(wrong_N).tolist(), kind)
+            if wrong_N.any():
+                hidden |= set(np.flatnonzero(_is_hidden(column)).tolist())
             posts_here = np.flatnonzero(~wrong_N & (value_N != 0))
             parts.append((posts_here, np.full(len(posts_here), code, np.int32), value_N[posts_here]))
+        trouble |= dict.fromkeys(sorted(hidden), "hidden_labels")
         post_P, label_P, value_P = (np.concatenate(side) for side in zip(*parts, strict=True))
         return self._checked(Said(post_P, label_P, value_P, trouble), posts)
 
@@ -254,8 +258,20 @@ def _numbers(column: Any, *, truth: bool = False) -> Any:
     """A column of binary cells as numbers, true and false among them where they are a `truth`; NaN
     for what is no finite number.
     """
-    encoded = pc.fill_null(column, b"").dictionary_encode()
-    words = [word.decode("utf-8", "replace") for word in encoded.dictionary.to_pylist()]
+    words, index_N = _words(column)
     values = (number_of(_TRUTH.get(word.strip().lower(), word) if truth else word) for word in words)
     value_D = np.array([math.nan if value is None else value for value in values], float)
-    return value_D[encoded.indices.to_numpy(zero_copy_only=False)] if len(words) else np.zeros(0)
+    return value_D[index_N] if words else np.zeros(0)
+
+
+def _is_hidden(column: Any) -> Any:
+    """Where a column says NONE, as a shared task's posts do whose labels are not told (SemEval)."""
+    words, index_N = _words(column)
+    return np.array([word.strip().upper() == "NONE" for word in words], bool)[index_N]
+
+
+def _words(column: Any) -> tuple[list[str], Any]:
+    """The cells of a binary column that differ, and which of them each post has."""
+    encoded = pc.fill_null(column, b"").dictionary_encode()
+    words = [word.decode("utf-8", "replace") for word in encoded.dictionary.to_pylist()]
+    return words, encoded.indices.to_numpy(zero_copy_only=False)

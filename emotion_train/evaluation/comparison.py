@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import ceil, sqrt
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,6 +55,18 @@ class Paired(NamedTuple):
     low: float
     high: float
     p: float
+
+
+Outcome = Literal["better", "open", "worse"]
+
+
+def judged(paired: Paired, p: float) -> Outcome:
+    """Whether the second classifier is better; open where no difference can be shown: its interval
+    holds 0, or `p`, corrected for all comparisons, is not below `LEVEL`.
+    """
+    if p >= LEVEL or paired.low <= 0 <= paired.high:
+        return "open"
+    return "better" if paired.difference > 0 else "worse"
 
 
 class Spread(NamedTuple):

@@ -29,6 +29,7 @@ from emotion_train.model.loss import class_weights
 from emotion_train.storage.store import Store
 
 MAJORITY = "majority class"
+PRIOR = "always the prior"
 TFIDF = "TF-IDF + linear SVM"
 VALIDATION = "validation"
 
@@ -38,6 +39,14 @@ _WORD_OR_SYMBOL = r"(?u)\w+|[^\w\s]"  # scikit-learn's default drops emoji, "!" 
 def majority_floor(train_counts_C: ArrayLike, rows: int) -> NDArray[np.int32]:
     """The most frequent label of the training split, `rows` times."""
     return np.full(rows, int(np.asarray(train_counts_C).argmax()), dtype=np.int32)
+
+
+def prior_floor(train_counts_C: ArrayLike, rows: int) -> NDArray[np.bool_]:
+    """`is_in_NC`, answers of a classifier of several labels that gives each label its share of the
+    training posts as probability: the thresholds with the best F1 on these lie below the shares, so
+    it gives every label that a training post has.
+    """
+    return np.tile(np.asarray(train_counts_C) > 0, (rows, 1))
 
 
 def tfidf_floor(
@@ -176,7 +185,6 @@ def _set_scores(
         model = _machine(setting.c, {False: 1.0, True: weights_C[label]}, features, truth_N, seed)
         return np.asarray(expit(_STEEPNESS * model.decision_function(wanted)), np.float32)
 
-    # threads: the library lets go of Python's lock while it fits, and posts are not copied
     # one after the other: the library's random numbers are shared by the threads of a process
     return np.stack([scores(label) for label in range(truth_NC.shape[1])], axis=1)
 

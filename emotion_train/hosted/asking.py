@@ -62,15 +62,16 @@ class Place:
         `again` names those anew that failed or were lost, which may pay for them twice.
         """
         self.ledger.refresh()
-        found = []
-        for own in names:
-            name, times = f"{folder}/{own}", 0
-            while self.ledger.is_claimed(following := f"{folder}/{own}-{times + 1}"):
-                name, times = following, times + 1
-            answer = self.answers.known(name)
-            failed = answer.outcome == "failed" if answer is not None else self.ledger.is_lost(name)
-            found.append(following if again and failed else name)
-        return found
+        return [self.named(folder, own, again=again) for own in names]
+
+    def named(self, folder: str, own: str, *, again: bool = False) -> str:
+        """As `requests`, of one, by what was known at the last `ledger.refresh`."""
+        name, times = f"{folder}/{own}", 0
+        while self.ledger.is_claimed(following := f"{folder}/{own}-{times + 1}"):
+            name, times = following, times + 1
+        answer = self.answers.known(name)
+        failed = answer.outcome == "failed" if answer is not None else self.ledger.is_lost(name)
+        return following if again and failed else name
 
 
 def ask_all(

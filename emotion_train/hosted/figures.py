@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from emotion_train.evaluation.comparison import LEVEL, holm, paired_difference, resampled_f1
+from emotion_train.evaluation.comparison import Outcome, Paired, holm, judged, paired_difference, resampled_f1
 from emotion_train.evaluation.metrics import FEWEST_DIFFERENT, alike_N, bootstrap_macro_f1
 from emotion_train.hosted.answers import OUTCOMES, Answer
 from emotion_train.hosted.own_answers import OwnAnswers
 from emotion_train.hosted.prices import usd_of
 from emotion_train.hosted.prompts import labels_in
 from emotion_train.hosted.rows import Rows
-from emotion_train.report.units import dollars, round_up, signed
+from emotion_train.report.units import dollars, rate, round_up, signed
 from emotion_train.storage.document import FrozenModel, Manifest
 
 SAMPLES = 2000
@@ -53,10 +53,8 @@ class Difference(FrozenModel):
     p: float
 
     @property
-    def outcome(self) -> Literal["better", "open", "worse"]:
-        if self.p >= LEVEL:
-            return "open"
-        return "better" if self.value > 0 else "worse"
+    def outcome(self) -> Outcome:
+        return judged(Paired(self.value, self.low, self.high, self.p), self.p)
 
 
 class Money(FrozenModel):
@@ -272,6 +270,7 @@ def sentences_of(rows: Rows, own: OwnAnswers, hosted: Sequence[SystemFigures]) -
         found.append(VALIDATION)
     if len(rows.ids) < rows.of:
         found.append(f"{len(rows.ids):,} of {rows.of:,} posts were asked, of each label in its share.")
+    found += _own_words(own)
     if own.posts_per_second and own.speed == "training":
         found.append(
             "The adapter's posts/s are those of its training, which also computes gradients: it labels"
@@ -289,6 +288,20 @@ def sentences_of(rows: Rows, own: OwnAnswers, hosted: Sequence[SystemFigures]) -
     return found
 
 
+def _own_words(own: OwnAnswers) -> list[str]:
+    """Where the adapter's speed was measured, and what its dollars are made of or lack."""
+    if not own.posts_per_second:
+        return []
+    where = "an unknown device" if own.device is None else own.device
+    many = f"{own.devices} x " if own.devices > 1 else ""
+    measured = (
+        f"The adapter's {rate(own.posts_per_second)} posts/s are those of its {own.speed} on {many}{where}"
+    )
+    if own.usd_per_hour is None:
+        return [f"{measured}; its dollars are unknown: type --usd-per-hour with the price of that machine."]
+    return [f"{measured}, its dollars those of that machine at {dollars(own.usd_per_hour)} an hour."]
+
+
 def _verdict(one: SystemFigures) -> str:
     assert one.difference is not None
     found = one.difference
@@ -297,7 +310,7 @@ def _verdict(one: SystemFigures) -> str:
         f" p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}"
     )
     if found.outcome == "open":
-        return f"{one.name} cannot be told apart from the adapter ({tested})."
+        return f"No difference can be shown between {one.name} and the adapter ({tested})."
     return f"{one.name} is {found.outcome} than the adapter ({tested})."
 
 

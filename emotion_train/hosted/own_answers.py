@@ -36,7 +36,8 @@ _MAX_BYTES = 4 << 30
 
 class OwnAnswers(Manifest):
     """The labels of each post by number, in the order of the posts, and what is known of speed and
-    dollars. `speed` says what `posts_per_second` was measured in.
+    dollars. `speed` says what `posts_per_second` was measured in, on so many `devices` of this
+    name; `usd_per_hour` is the price of all of them.
     """
 
     schema_version: Literal["emotion-train/own-answers/1"] = "emotion-train/own-answers/1"
@@ -47,6 +48,7 @@ class OwnAnswers(Manifest):
     p50_s: float | None = None
     p95_s: float | None = None
     device: str | None = None
+    devices: int = 1
     training_usd: float | None = None
     usd_per_hour: float | None = None
 
@@ -102,17 +104,18 @@ def own_of_run(run_url: str, rows: Rows) -> OwnAnswers:
             f"{run_url} was scored on posts of the same ids with other labels; give the data set that it was"
             " trained on."
         )
-    speed, usd, per_hour = (
-        published.fact("speed", name) for name in ("posts_per_second", "usd", "usd_per_hour")
+    labelling, training = (
+        published.fact("speed", name) for name in ("labelling_posts_per_second", "posts_per_second")
     )
     return OwnAnswers(
         name=str(published.fact("identity", "run_id") or run_url),
         labels=tuple(answers),
-        posts_per_second=speed or None,
-        speed="training",
+        posts_per_second=labelling or training or None,
+        speed="labelling" if labelling else "training",
         device=published.fact("identity", "device"),
-        training_usd=usd,
-        usd_per_hour=per_hour,
+        devices=published.fact("identity", "world_size") or 1,
+        training_usd=published.fact("speed", "usd"),
+        usd_per_hour=published.fact("speed", "usd_per_hour"),
     )
 
 
@@ -212,15 +215,25 @@ def _score(chosen: Any, facts: Any, rows: Rows) -> OwnAnswers:
             line.update(len(found))
     seconds = time.perf_counter() - began
     p50, p95 = np.percentile(alone[1:], [50, 95]).tolist()  # the first one warms up
+    report, device = _report_beside(Path(chosen.adapter)), device_name(model.device.type)
     return OwnAnswers(
         name=facts.run_id or "adapter",
         labels=tuple(found),
         posts_per_second=len(found) / seconds,
         p50_s=p50,
         p95_s=p95,
-        device=device_name(model.device.type),
-        training_usd=_fact(_report_beside(Path(chosen.adapter)), "speed", "usd"),
+        device=device,
+        training_usd=_fact(report, "speed", "usd"),
+        usd_per_hour=_price_of(report, device),
     )
+
+
+def _price_of(report: dict[str, Any], device: str) -> float | None:
+    """What one device of this name costs an hour, if the training had such at a known price."""
+    price, devices = _fact(report, "speed", "usd_per_hour"), _fact(report, "identity", "world_size")
+    if price is None or not devices or _fact(report, "identity", "device") != device:
+        return None
+    return float(price / devices)
 
 
 def _report_beside(folder: Path) -> dict[str, Any]:

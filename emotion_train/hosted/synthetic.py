@@ -72,12 +72,16 @@ class Wish(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One request: its number, label, fold of the real posts that it shows, and its prompt."""
+    """One request: its number, label, fold of the real posts that it shows, its prompt, how many
+    posts it asks for, and the block of calls after which the answers are looked at.
+    """
 
     number: int
     label: int
     fold: int
     prompt: Prompt
+    count: int
+    block: int
 
 
 class Made(NamedTuple):
@@ -153,29 +157,71 @@ def plan(
     per_call: int,
     keep: float,
     seed: int,
+    is_cut: Callable[[Call], bool] = lambda call: False,
 ) -> list[Call]:
     """All calls, numbered: as many as bring `keep` times the wished posts. Reads nothing but the
     training posts that it is given.
+
+    A label's calls come in blocks of 1, 2, 4 … Where a tenth of a block's answers are cut, its
+    later calls ask for half as many posts, in as many tokens, so that the same answers always give
+    the same calls.
     """
     lengths = [len(text.split()) for text in posts.texts]
     fold_N = folds(posts.ids)
+    rows_of = {wish.label: _shown_rows(posts, wish.label, kind) for wish in wished}
+    series = [_Series(wish.label, int(np.ceil(wish.posts / keep)), per_call) for wish in wished]
     calls: list[Call] = []
-    for wish in wished:
-        rows = posts.with_label(wish.label)
-        if kind == "several":  # a post of this label alone shows it best
-            rows = [row for row in rows if len(posts.targets[row]) == 1] or rows
-        elif kind == "shares":
-            rows = [row for row in rows if largest(posts.targets[row]) == wish.label] or rows
-        for turn in range(-(-int(np.ceil(wish.posts / keep)) // per_call)):
-            draw = random.Random(f"{seed} {labels[wish.label]} {turn}")
-            fold = turn % FOLDS
-            own = [row for row in rows if fold_N[row] == fold] or rows
-            shown = [posts.texts[row] for row in draw.choices(own, k=shots)]
-            prompt = _prompt(
-                labels[wish.label], definitions, shown, draw.choices(lengths, k=per_call), draw, per_call
-            )
-            calls.append(Call(len(calls), wish.label, fold, prompt))
+    block = 0
+    while any(one.missing > 0 for one in series):
+        for one in series:
+            made: list[Call] = []
+            for turn in one.turns(block):
+                draw = random.Random(f"{seed} {labels[one.label]} {turn}")
+                fold, rows = turn % FOLDS, rows_of[one.label]
+                own = [row for row in rows if fold_N[row] == fold] or rows
+                shown = [posts.texts[row] for row in draw.choices(own, k=shots)]
+                wanted = draw.choices(lengths, k=one.count)
+                prompt = _prompt(labels[one.label], definitions, shown, wanted, draw, per_call)
+                made.append(Call(len(calls) + len(made), one.label, fold, prompt, one.count, block))
+            one.heard([is_cut(call) for call in made])
+            calls += made
+        block += 1
     return calls
+
+
+def _shown_rows(posts: TrainingPosts, label: int, kind: TargetKind) -> Sequence[int]:
+    rows = posts.with_label(label)
+    if kind == "several":  # a post of this label alone shows it best
+        return [row for row in rows if len(posts.targets[row]) == 1] or rows
+    if kind == "shares":
+        return [row for row in rows if largest(posts.targets[row]) == label] or rows
+    return rows
+
+
+@dataclass
+class _Series:
+    """The calls of one label: how many posts are `missing`, and how many a call asks for."""
+
+    label: int
+    missing: int
+    count: int
+    asked: int = 0
+
+    def turns(self, block: int) -> range:
+        """The turns of its next calls."""
+        calls = min(2**block, -(-max(0, self.missing) // self.count))
+        self.asked += calls
+        return range(self.asked - calls, self.asked)
+
+    def heard(self, cut: Sequence[bool]) -> None:
+        """Which answers of these calls were cut: their posts are still missing, unless a call for
+        one post was cut; a label all of whose calls for one post are cut is given up.
+        """
+        self.missing -= self.count * (len(cut) - sum(cut))
+        if self.count == 1:
+            self.missing = 0 if cut and all(cut) else self.missing - sum(cut)
+        elif 10 * sum(cut) >= len(cut) > 0 and any(cut):
+            self.count //= 2
 
 
 def folds(ids: Sequence[str]) -> NDArray[np.int64]:
@@ -190,13 +236,14 @@ def _prompt(
     shown: Sequence[str],
     lengths: Sequence[int],
     draw: random.Random,
-    count: int,
+    most: int,
 ) -> Prompt:
+    """Asks for one post of each of these lengths, in the tokens of so many posts at most."""
     parts = {
         "label": label,
         "definition": f"{label} means: {definitions[label]}\n" if label in definitions else "",
         "examples": "\n".join(f"- {' '.join(text.split())}" for text in dict.fromkeys(shown)),
-        "count": str(count),
+        "count": str(len(lengths)),
         "register": draw.choice(_REGISTERS),
         "topics": ", ".join(draw.sample(_TOPICS, 3)),
         "lengths": ", ".join(str(max(1, one)) for one in lengths),
@@ -207,7 +254,7 @@ def _prompt(
         "required": ["posts"],
         "additionalProperties": False,
     }
-    return Prompt((Message("user", _CALL.format(**parts)),), schema, _TOKENS_A_POST * count)
+    return Prompt((Message("user", _CALL.format(**parts)),), schema, _TOKENS_A_POST * most)
 
 
 def posts_in(text: str, most: int) -> list[str] | None:
@@ -224,15 +271,13 @@ def posts_in(text: str, most: int) -> list[str] | None:
     return [one for one in found if isinstance(one, str)][:most]
 
 
-def made_of(
-    calls: Sequence[Call], answers: Sequence[Answer | None], per_call: int, counts: Counts
-) -> list[Made]:
+def made_of(calls: Sequence[Call], answers: Sequence[Answer | None], counts: Counts) -> list[Made]:
     """All posts that were written, cleaned as `prepare` does, in the order of the calls."""
     counts.outcomes = Counter()
     raw: list[Made] = []
     for call, answer in zip(calls, answers, strict=True):
         outcome: str = "failed" if answer is None else answer.outcome
-        found = posts_in(answer.text, per_call) if answer is not None and outcome == "answered" else []
+        found = posts_in(answer.text, call.count) if answer is not None and outcome == "answered" else []
         if found is None:
             outcome, found = "unparseable", []
         counts.outcomes[outcome] += 1

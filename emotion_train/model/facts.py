@@ -124,7 +124,7 @@ def _refuse_later(folder: Path, facts: dict[str, Any]) -> None:
     """Raises `WrongRequest` for a format or targets that this version does not know. What the first
     format says of targets is left out, as its readers did.
     """
-    stored, targets = facts.get("format"), facts.get("targets", "one")
+    stored, targets = facts.get("format"), facts.get("targets")
     if stored == _FIRST:
         facts.pop("targets", None)
     elif stored != FORMAT:

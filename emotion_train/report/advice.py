@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emotion_train.evaluation.comparison import MOST_TIMES
-from emotion_train.evaluation.floors import MAJORITY
+from emotion_train.evaluation.floors import MAJORITY, PRIOR
 from emotion_train.report.schema import AnyFigures, Evaluation, Floor, SetFloor
-from emotion_train.report.set_figures import PRIOR
 from emotion_train.report.units import posts_of, round_up
 
 _ONE_ANSWER = 0.9  # share of the posts that get one label

@@ -172,6 +172,7 @@ class Measured:
     saves: int = 0
     stall_seconds: float = 0.0
     upload_seconds: float = 0.0
+    labelling_posts_per_second: float | None = None
 
 
 def dataset_facts(index: Index, scored: Mapping[str, AnyResult]) -> Dataset:

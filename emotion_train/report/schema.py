@@ -9,7 +9,7 @@ Schema 1 knew one label a post alone, and stays readable.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -53,6 +53,11 @@ def _none_unless_finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# a mean of numbers up to 1 may be rounded above it
+Score = Annotated[float, Field(ge=0, le=1 + 1e-9)]
+Count = Annotated[int, Field(ge=0)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -78,11 +83,11 @@ class _Scored(_Part):
 
 class LabelFigures(_Scored):
     label: str
-    support: int
-    predicted: int
-    precision: float
-    recall: float
-    f1: float
+    support: Count
+    predicted: Count
+    precision: Score
+    recall: Score
+    f1: Score
 
 
 class SetLabelFigures(LabelFigures):
@@ -90,8 +95,8 @@ class SetLabelFigures(LabelFigures):
 
     ALSO = ("average_precision", "threshold", "calibration_error")
 
-    average_precision: float = Field(description="0 for a label without a post.")
-    threshold: float = Field(description="The probability from which on a post is answered with the label.")
+    average_precision: Score = Field(description="0 for a label without a post.")
+    threshold: Score = Field(description="The probability from which on a post is answered with the label.")
     calibration_error: float
 
 
@@ -113,7 +118,7 @@ class _AnyFloor(_Scored):
     """
 
     name: str
-    macro_f1: float
+    macro_f1: Score
     difference: float
     difference_low: float
     difference_high: float
@@ -147,11 +152,11 @@ class SetFloor(_AnyFloor):
 class _Figures(_Scored):
     """What the figures of posts have, whatever these are labelled with."""
 
-    rows: int
-    macro_f1: float
-    macro_f1_low: float = Field(description="Lower end of the 95 % bootstrap interval.")
-    macro_f1_high: float
-    labels_without_support: int = Field(
+    rows: Count
+    macro_f1: Score
+    macro_f1_low: Score = Field(description="Lower end of the 95 % bootstrap interval.")
+    macro_f1_high: Score
+    labels_without_support: Count = Field(
         description="Labels without a post in this split; they count 0 in macro_f1."
     )
     calibration_error: float = Field(description="Expected calibration error over `reliability`.")
@@ -182,7 +187,9 @@ class SplitFigures(_Figures):
     accuracy: float
     log_loss: float = Field(description="In nats, of the true label, or of all labels by their shares.")
     per_label: tuple[LabelFigures, ...] = Field(description="In the order of `Report.labels`.")
-    confusion: tuple[tuple[int, ...], ...] = Field(description="Rows are the truth, columns the predictions.")
+    confusion: tuple[tuple[Count, ...], ...] = Field(
+        description="Rows are the truth, columns the predictions."
+    )
     floors: tuple[Floor, ...]
     distance: Distance | None = Field(None, description="From the posts' shares, where they have such.")
 
@@ -269,6 +276,15 @@ def _require_targets(version: str, targets: TargetKind, figures: Iterable[AnyFig
         raise ValueError(f"figures are not those of targets {targets!r}")
 
 
+def _require_labels(labels: Sequence[str], figures: Iterable[AnyFigures]) -> None:
+    """Raises `ValueError` for figures of other labels than these."""
+    for one in figures:
+        if [label.label for label in one.per_label] != list(labels):
+            raise ValueError("per_label names other labels than the document")
+        if isinstance(one, SplitFigures) and {len(labels)} != {len(one.confusion), *map(len, one.confusion)}:
+            raise ValueError(f"the confusion is not one of {len(labels)} labels")
+
+
 class Evaluation(_Part):
     """One evaluation during training; a loss that is not finite becomes None."""
 
@@ -296,6 +312,9 @@ class Speed(_Part):
     )
     posts_per_second: float
     tokens_per_second: float
+    labelling_posts_per_second: float | None = Field(
+        None, description="Of the held-out posts when they were scored for this report, by all processes."
+    )
     peak_memory_bytes: int
     memory_kind: Literal["GPU", "RSS"] = Field(
         description="What memory is meant: that of the fullest GPU, or the resident set on a CPU."
@@ -392,6 +411,7 @@ class Scorecard(_Part):
     def _fits_its_targets(self) -> Scorecard:
         figures = [one for one in (self.figures, self.figures_of_all) if one is not None]
         _require_targets(self.schema_version, self.targets, figures)
+        _require_labels(self.labels, figures)
         return self
 
     def to_bytes(self) -> bytes:
@@ -422,6 +442,9 @@ class Report(_Part):
     @model_validator(mode="after")
     def _fits_its_targets(self) -> Report:
         _require_targets(self.schema_version, self.targets, self.splits.values())
+        _require_labels(self.labels, self.splits.values())
+        if self.headline not in self.splits:
+            raise ValueError(f"the headline is of {self.headline[:40]!r}, which was not scored")
         return self
 
     def to_bytes(self) -> bytes:

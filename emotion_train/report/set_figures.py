@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from emotion_train.evaluation.floors import TFIDF
+from emotion_train.evaluation.floors import PRIOR, TFIDF, prior_floor
 from emotion_train.evaluation.predictions import SetPredictions
 from emotion_train.evaluation.sets import (
     LabelCalibration,
@@ -33,7 +33,6 @@ from emotion_train.report.schema import (
     Together,
 )
 
-PRIOR = "always the prior"
 _MOST_PAIRS = 1000
 
 
@@ -57,7 +56,7 @@ def set_figures(
     low, high = bootstrap_macro_f1_of_sets(truth_NC, answers_NC, samples, seed)
     gain = paired_bootstrap_of_sets(truth_NC, answers_NC, at_half_NC, samples, seed)
     calibration = calibration_of_labels(predictions.prob_NC, truth_NC)
-    floors = {PRIOR: _prior_floor(train_counts, len(truth_NC))}
+    floors = {PRIOR: prior_floor(train_counts, len(truth_NC))}
     if tfidf is not None:
         floors[TFIDF] = tfidf.predicted_NC
     return SetFigures(
@@ -127,14 +126,6 @@ def _floor(name: str, model: SetPredictions, floor: SetPredictions, samples: int
         difference_low=paired.low,
         difference_high=paired.high,
     )
-
-
-def _prior_floor(train_counts: Sequence[float], rows: int) -> NDArray[np.bool_]:
-    """Answers of a classifier that gives each label its share of the training posts as probability:
-    the thresholds with the best F1 on these lie below the shares, so it gives every label that a
-    training post has.
-    """
-    return np.tile(np.asarray(train_counts) > 0, (rows, 1))
 
 
 def _mistaken(

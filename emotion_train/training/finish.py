@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -40,12 +41,14 @@ _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for i
 @dataclass(frozen=True, eq=False)
 class HeldOut:
     """What the held-out splits gave, on rank 0: their results, what `data.max_length` cuts of each
-    split, and the decision that validation posts made. The other ranks have none of it.
+    split, the decision that validation posts made, and how fast all ranks together labelled the
+    posts. The other ranks have none of it.
     """
 
     splits: Mapping[str, AnyResult]
     cuts: Mapping[str, Cut]
     decision: Decision | None
+    posts_per_second: float | None
 
 
 def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> Entry:
@@ -217,12 +220,15 @@ def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> HeldOut:
         )
     decision: Decision | None = None
     results: dict[str, AnyResult] = {}
+    seconds = 0.0
     for name in names:
         with ProgressLine(
             f"scoring {name}", job.index.split(name).rows, "posts", shown=job.ranks.is_main
         ) as line:
             counting = CountingTokenizer(job.tokenizer)
+            began = time.perf_counter()
             scored = trainer.score(scoring_loader(job, name, stack, counting), line.update)
+            seconds += time.perf_counter() - began
         parts = job.ranks.gather(scored.predictions)
         lengths = job.ranks.gather(counting.lengths)
         if job.ranks.is_main:
@@ -230,7 +236,8 @@ def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> HeldOut:
             whole = join_predictions(parts, job.index.split(name).rows)
             decision = decision or _decision(job, whole)  # by the first split, validation
             results[name] = decided(scored.counts, whole, floors.get(name), decision, name == names[0])
-    return HeldOut(results, cuts, decision)
+    posts = sum(job.index.split(name).rows for name in names)
+    return HeldOut(results, cuts, decision, posts / seconds if seconds else None)
 
 
 def _decision(job: Job, validation: AnyPredictions) -> Decision:
@@ -299,6 +306,7 @@ def _build_report(
             real_tokens=progress.tokens,
             wall_seconds=trainer.wall_seconds(),
             upload_seconds=trainer.upload_seconds(),
+            labelling_posts_per_second=held_out.posts_per_second,
             peak_memory_bytes=memory_bytes,
             memory_kind=memory_kind,
         ),

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emotion_train.data.targets import TargetKind
 from emotion_train.evaluation.comparison import (
-    LEVEL,
     McNemar,
+    Outcome,
     Paired,
     Resampled,
     Spread,
     holm,
+    judged,
     mcnemar,
     paired_difference,
     posts_to_show,
@@ -36,7 +37,6 @@ from launch.results.scores import Scores, mean_of, scores_of
 
 SAMPLES = 2000
 SEED = 42  # as run.seed's default
-Outcome = Literal["better", "open", "worse"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class LabelDifference(NamedTuple):
 
     @property
     def outcome(self) -> Outcome:
-        return _outcome(self.paired.difference, self.p)
+        return judged(self.paired, self.p)
 
 
 class Flip(NamedTuple):
@@ -124,7 +124,7 @@ class Versus:
 
     @property
     def outcome(self) -> Outcome:
-        return _outcome(self.macro_f1.difference, self.p)
+        return judged(self.macro_f1, self.p)
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,6 @@ class Comparison:
     def worse(self) -> tuple[str, ...]:
         """Names of the groups that are worse than the first beyond chance."""
         return tuple(self.groups[one.group].name for one in self.versus if one.outcome == "worse")
-
-
-def _outcome(difference: float, p: float) -> Outcome:
-    if p >= LEVEL:
-        return "open"
-    return "better" if difference > 0 else "worse"
 
 
 def compare(

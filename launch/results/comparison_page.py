@@ -86,7 +86,8 @@ def _scores(comparison: Comparison) -> str:
         bars = [(comparison.groups[one.group].name, one.macro_f1) for one in comparison.versus]
         plot = figure(
             differences_plot([(name, paired.difference, paired.low, paired.high) for name, paired in bars]),
-            f"Macro-F1 minus that of {first}, with its 95 % interval; one that holds 0 may be chance.",
+            f"Macro-F1 minus that of {first}, with its 95 % interval; where that holds 0, no difference can"
+            " be shown.",
         )
     return plot + table(heads, rows)
 

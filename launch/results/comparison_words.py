@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emotion_train.evaluation.comparison import LEVEL
+from emotion_train.evaluation.comparison import LEVEL, judged
 from emotion_train.report.units import round_up, signed
 from launch.results.comparison import SAMPLES, Comparison, GroupFigures, SeedSpread, Versus
 
@@ -29,10 +29,10 @@ def verdict(comparison: Comparison, versus: Versus) -> str:
         return f"{second.name} is {versus.outcome} than {first.name}: {scores} ({tested})."
     alone = (
         " Its interval alone leaves 0 out, but it is one of several."
-        if versus.macro_f1.p < LEVEL <= versus.p
+        if judged(versus.macro_f1, versus.macro_f1.p) != "open"
         else ""
     )
-    return f"{second.name} cannot be told apart from {first.name}: {scores} ({tested}).{alone}"
+    return f"No difference can be shown between {second.name} and {first.name}: {scores} ({tested}).{alone}"
 
 
 def what_it_takes(comparison: Comparison, versus: Versus) -> str:

@@ -147,7 +147,7 @@ def _of_run(url: str) -> Source:
         _require_size(parts[key].bytes, key, url)
         return read_part(store, run_id, parts[key])
 
-    return Source(url, _document(read(_REPORT), f"{url} ({_REPORT})"), read)
+    return Source(url, parse_document(read(_REPORT), f"{url} ({_REPORT})"), read)
 
 
 def _of_folder(word: str, folder: str, name: str) -> Source:
@@ -157,7 +157,7 @@ def _of_folder(word: str, folder: str, name: str) -> Source:
         _require_size(store.stat(key).size, key, folder)
         return store.read(key)
 
-    return Source(word, _document(read(name), store.url_of(name)), read)
+    return Source(word, parse_document(read(name), store.url_of(name)), read)
 
 
 def _require_size(size: int, key: str, place: str) -> None:
@@ -165,7 +165,8 @@ def _require_size(size: int, key: str, place: str) -> None:
         raise WrongRequest(f"{key} of {place} has {size:,} bytes, which is no such document; pull it again.")
 
 
-def _document(raw: bytes, place: str) -> Report | Scorecard:
+def parse_document(raw: bytes, place: str) -> Report | Scorecard:
+    """The report or scorecard; raises `WrongRequest` for what is neither, or damaged."""
     try:
         content = object_in(raw, _MAX_JSON_BYTES)
         schema = str(content.get("schema_version"))[:80]

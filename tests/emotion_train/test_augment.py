@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -404,6 +405,58 @@ def test_a_model_that_writes_no_posts_is_stopped_after_five_calls(
         assert cli.main(words(home, tmp_path / "new", fake, "--concurrency", "1")) == 1
     assert len(fake.requests) == 5
     assert "'https://example.com'" in capsys.readouterr().err
+
+
+def asked_for(fake: FakeLLM) -> dict[str, list[int]]:
+    """By label, how many posts the calls asked for."""
+    found: dict[str, list[int]] = {"awe": [], "rage": []}
+    for body in fake.requests:
+        match = re.search(r"Write (\d+) new posts that express (\w+),", body["messages"][0]["content"])
+        assert match is not None
+        found[match[2]].append(int(match[1]))
+    return found
+
+
+def test_cut_answers_make_a_label_s_later_calls_smaller(home: Path, tmp_path: Path) -> None:
+    """Of awe only two posts fit into an answer. Interrupted in between, nothing is paid twice."""
+
+    def plays(number: int, prompt: str) -> str:
+        if number == 4:
+            return "quota"
+        many = int(prompt.partition("Write ")[2].partition(" ")[0])
+        return "length" if "express awe" in prompt and many > 2 else "ok"
+
+    def says(prompt: str) -> str:
+        posts = json.loads(writes(prompt))["posts"]
+        return json.dumps({"posts": posts[: int(prompt.partition("Write ")[2].partition(" ")[0])]})
+
+    new = tmp_path / "new"
+    with FakeLLM(says=says, plays=plays) as fake:
+        assert cli.main(words(home, new, fake, "--concurrency", "1")) == 1
+        assert len(fake.requests) == 5
+        assert cli.main(words(home, new, fake, "--concurrency", "1")) == 0
+        assert max(fake.whole.values()) == 1
+        refused = fake.requests.pop(4)
+        asked = asked_for(fake)
+        assert {body["max_tokens"] for body in [*fake.requests, refused]} == {600}
+        requests = len(fake.requests)
+        assert cli.main(words(home, new, fake)) == 0
+        assert len(fake.requests) == requests
+    # 18 posts are wanted of awe and 13 of rage
+    assert asked == {"awe": [5, *[2] * 9], "rage": [5, 5, 5]}
+    report = json.loads((new / "augment" / "report.json").read_bytes())
+    assert report["outcomes"] == {"answered": 12, "cut": 1}
+    assert report["kept_by_label"]["awe"] == 12
+
+
+def test_a_label_whose_answers_are_always_cut_is_given_up(home: Path, tmp_path: Path) -> None:
+    with FakeLLM(
+        says=writes, plays=lambda number, prompt: "length" if "express awe" in prompt else "ok"
+    ) as fake:
+        assert cli.main(words(home, tmp_path / "new", fake)) == 0
+        assert asked_for(fake)["awe"] == [5, 2, 2, 1, 1, 1, 1]
+    report = json.loads((tmp_path / "new" / "augment" / "report.json").read_bytes())
+    assert set(report["kept_by_label"]) == {"rage"}
 
 
 @pytest.mark.parametrize(

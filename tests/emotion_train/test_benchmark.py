@@ -19,18 +19,20 @@ pytest.importorskip("openai")
 
 from emotion_train import cli
 from emotion_train.data.index import read_index
-from emotion_train.data.targets import dense
-from emotion_train.evaluation.floors import posts
+from emotion_train.data.targets import TargetKind, dense
+from emotion_train.evaluation.floors import PRIOR, TFIDF, posts, tfidf_predictions
 from emotion_train.evaluation.predictions import SetPredictions, predictions_key, predictions_to_parquet
+from emotion_train.evaluation.thresholds import macro_f1_of_sets
 from emotion_train.hosted.figures import Benchmark
+from emotion_train.hosted.own_answers import _price_of
 from emotion_train.hosted.rows import stratified
 from emotion_train.runs.log import Writer, upload_part
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from tests.helpers.fake_llm import KEY, MODEL, USD_IN, USD_OUT, FakeLLM
-from tests.helpers.other_targets import relabel
+from tests.helpers.other_targets import relabel, tiny_folder
 from tests.helpers.published_runs import publish_run, write_data
-from tests.helpers.tiny_runs import tiny_config, tiny_words
+from tests.helpers.tiny_runs import tiny_words
 
 PRICES = ["--price-in", str(USD_IN), "--price-out", str(USD_OUT)]
 LABELS = ("calm", "glee", "rage")
@@ -275,7 +277,21 @@ def test_several_labels_are_answered_by_a_set(home: Path, tmp_path: Path) -> Non
     assert theirs.outcomes["refused"] == 1
     assert theirs.confusion is None
     assert found.targets == "several"
-    assert [one.name for one in found.floors] == ["majority class"]
+    # what labels is measured as such, and paid for at the price of both devices
+    assert (found.own_facts["speed"], found.own_facts["posts_per_second"]) == ("labelling", 50.0)
+    assert found.own_facts["usd_per_million_posts"] == pytest.approx(1.8 / 3600 / 50 * 1e6)
+    told = (
+        "50.0 posts/s are those of its labelling on 2 x NVIDIA L4, its dollars those of that machine at $1.80"
+    )
+    assert any(told in sentence for sentence in found.sentences)
+    assert not any("faster" in sentence for sentence in found.sentences)
+    prior, tfidf = found.floors
+    assert (prior.name, tfidf.name) == (PRIOR, TFIDF)
+    everything_NC = np.ones_like(targets_NC)
+    assert prior.macro_f1 == pytest.approx(f1_score(targets_NC, everything_NC, average="macro"))
+    floor = tfidf_predictions(store, index, ["validation"], 1000, found.seed)["validation"]
+    assert isinstance(floor, SetPredictions)
+    assert tfidf.macro_f1 == pytest.approx(macro_f1_of_sets(floor.counts()))
 
 
 def _published_sets(folder: Path, index: Any) -> str:
@@ -287,8 +303,13 @@ def _published_sets(folder: Path, index: Any) -> str:
     sets = SetPredictions.of(ids, truth_NC, np.clip(0.5 * truth_NC + 0.6 * noise_NC, 0, 1))
     report = {
         "labels": list(index.labels),
-        "identity": {"run_id": "sets"},
-        "speed": {"posts_per_second": 9.0},
+        "identity": {"run_id": "sets", "device": "NVIDIA L4", "world_size": 2},
+        "speed": {
+            "posts_per_second": 9.0,
+            "labelling_posts_per_second": 50.0,
+            "usd_per_hour": 1.8,
+            "usd": 0.5,
+        },
     }
     writer = Writer(output, "sets", index.sha256(), "0" * 64)
     writer.claim(0, 0)
@@ -311,15 +332,40 @@ def test_rows_are_of_each_label_in_its_share() -> None:
     assert stratified(truth, 20, seed=3) == stratified(truth, 20, seed=3) != stratified(truth, 20, seed=4)
 
 
+@pytest.mark.parametrize(
+    ("device", "price", "of_one"),
+    [("L4", 1.8, 0.9), ("H100", 1.8, None), ("L4", None, None)],
+)
+def test_an_adapter_labels_at_the_training_s_price_where_it_has_the_same_device(
+    device: str, price: float | None, of_one: float | None
+) -> None:
+    report = {"speed": {"usd_per_hour": price}, "identity": {"device": "L4", "world_size": 2}}
+    assert _price_of(report, device) == of_one
+    assert _price_of({}, device) is None
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["one", "several"])
 def test_an_adapter_is_scored_here_and_its_speed_is_measured_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: TargetKind
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    tiny_config(tmp_path)
-    assert cli.main(["train", *tiny_words(tmp_path, "train.epochs=1")]) == 0
-    own = ["--data", str(tmp_path / "data"), "--price-in", "0", "--price-out", "0", "--yes"]
-    with FakeLLM(says=lambda prompt: '{"label": "calm"}') as fake:
+    tiny_folder(tmp_path, kind)
+    assert cli.main(["train", *tiny_words(tmp_path, "train.epochs=1", "report.usd_per_hour=7.2")]) == 0
+    # of validation posts a run publishes the sets by thresholds that the others chose
+    own = [
+        "--split",
+        "test",
+        "--data",
+        str(tmp_path / "data"),
+        "--price-in",
+        "0",
+        "--price-out",
+        "0",
+        "--yes",
+    ]
+    says = '{"label": "calm"}' if kind == "one" else '{"labels": ["calm"]}'
+    with FakeLLM(says=lambda prompt: says) as fake:
         line = [
             "benchmark",
             *own,
@@ -337,7 +383,13 @@ def test_an_adapter_is_scored_here_and_its_speed_is_measured_once(
         run = ["benchmark", *own, "--llm", fake.word, "--run", str(tmp_path / "runs" / "tiny")]
         assert cli.main([*run, "--out", str(tmp_path / "out-run")]) == 0
     scored, published = read(tmp_path / "out"), read(tmp_path / "out-run")
-    assert scored.own.macro_f1 == pytest.approx(published.own.macro_f1)
+    assert scored.own.f1_by_label == pytest.approx(published.own.f1_by_label)
     assert scored.own_facts["speed"] == "labelling"
     assert scored.own_facts["p50_s"] > 0
     assert scored.own_facts["posts_per_second"] > 0
+    assert scored.own_facts["usd_per_hour"] == pytest.approx(7.2)  # the same device as the training's
+    assert published.own_facts["speed"] == "labelling"
+    for found in (scored, published):
+        per_second = found.own_facts["posts_per_second"]
+        assert found.own_facts["usd_per_million_posts"] == pytest.approx(7.2 / 3600 / per_second * 1e6)
+        assert any("posts/s are those of its labelling on" in sentence for sentence in found.sentences)

@@ -18,13 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from emotion_train.cli import main
-from emotion_train.data import label_sets, spill
+from emotion_train.data import spill
 from emotion_train.data.index import read_index
-from emotion_train.data.label_sets import LabelSets, shared_out
 from emotion_train.data.labels import LabelNames
 from emotion_train.data.preparation import prepare
 from emotion_train.data.stratify import DRAW, quotas, thresholds
-from emotion_train.data.target_columns import PostTargets
 from emotion_train.data.target_values import form_of
 from emotion_train.sources.posts import SEVERAL
 from emotion_train.storage.open import open_store
@@ -309,6 +307,23 @@ def test_a_label_column_that_is_no_number_of_its_kind_is_refused(
     assert f"{words}  1  posts.csv:62" in text
 
 
+@pytest.mark.parametrize("kind", ["several", "shares"])
+def test_labels_that_are_hidden_are_refused_by_what_they_are(tmp_path: Path, kind: str) -> None:
+    """SemEval-2018's test file says NONE in place of 0 and 1."""
+    rows: list[Any] = [(text, *(int(name in names) for name in LABELS)) for text, names in some_sets()]
+    hidden = [(f"hidden {i}", "NONE", "NONE", "NONE") for i in range(9)]
+    write_csv(tmp_path / "in" / "train.csv", rows, COLUMNS)
+    write_csv(tmp_path / "in" / "test.csv", hidden, COLUMNS)
+    options: dict[str, Any] = {"targets": kind, "label_columns": LABELS}
+    text = refusal(tmp_path / "in", tmp_path / "out", **options)
+    assert "label columns that say NONE, so that the labels are hidden  9  test.csv:2" in text
+    assert "type --on-bad drop to leave them out" in text
+    assert "give the file that has the labels of these posts" in text
+    assert "neither 0 nor 1" not in text
+    alone = refusal(write_csv(tmp_path / "alone.csv", hidden, COLUMNS), tmp_path / "out", **options)
+    assert "All fail in one way: the labels of this file are hidden; or give the file" in alone
+
+
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
@@ -473,50 +488,6 @@ def test_thresholds_take_so_many_of_each_set_as_are_wanted_and_also_all(tmp_path
     here = record["draw"] < found.test_C[record["label"]]
     assert np.bincount(record["label"][here], minlength=900).tolist() == test.tolist()
     assert (record["draw"] < found.validation_C[record["label"]]).all()
-
-
-def totals(sets: list[tuple[int, ...]], numbers: Any, labels: int) -> Any:
-    found = np.zeros(labels, np.int64)
-    for one, number in zip(sets, numbers, strict=True):
-        found[list(one)] += number
-    return found
-
-
-def test_labels_are_within_one_post_of_their_quotas() -> None:
-    """One move at a time finds no better split for a few of many; none is off by more than two."""
-    off = []
-    for seed in range(12):
-        draw = np.random.default_rng(seed)
-        counts: Counter[tuple[int, ...]] = Counter()
-        for _ in range(400):
-            counts[tuple(sorted(draw.choice(6, draw.integers(0, 4), replace=False).tolist()))] += 1
-        sets = sorted(counts)
-        counts_K = np.array([counts[one] for one in sets])
-        held_out = shared_out(sets, counts_K, 6, 0.1, 0.2)
-        for side in (0, 1):
-            wanted = [quotas(int(total), 0.1, 0.2)[side] for total in totals(sets, counts_K, 6)]
-            off += np.abs(totals(sets, [one[side] for one in held_out], 6) - wanted).tolist()
-        assert all(a + b <= count for (a, b), count in zip(held_out, counts_K, strict=True))
-    assert max(off) <= 2
-    assert np.mean(np.array(off) <= 1) > 0.95
-
-
-def test_of_too_many_sets_the_rarest_labels_count_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_sets, "MAX_SETS", 40)
-    draw = np.random.default_rng(0)
-    rows = [np.sort(draw.choice(12, draw.integers(1, 5), replace=False)) for _ in range(300)]
-    counts_C = np.bincount(np.concatenate(rows), minlength=12)
-    found = []
-    for order in (np.arange(300), draw.permutation(300)):
-        sets = LabelSets(counts_C)
-        for piece in np.array_split(order, 7):
-            posts = np.concatenate([np.full(len(rows[one]), at) for at, one in enumerate(piece)])
-            labels = np.concatenate([rows[one] for one in piece])
-            sets.add(PostTargets.of_pairs(posts, labels, np.ones(len(labels)), len(piece)))
-        sets.freeze()
-        found.append(sets.numbers(0.1, 0.1))
-    assert found[0] == found[1]
-    assert 1 < len(found[0]) <= 40
 
 
 def test_a_thousand_labels_in_columns_go_through(tmp_path: Path) -> None:

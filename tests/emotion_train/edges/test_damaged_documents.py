@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save
 
 from emotion_train.bases.files import BaseFiles
@@ -34,19 +35,28 @@ from emotion_train.data.index import Index, read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.edges.bounded import Unreadable, tensors_in, tensors_of_file
 from emotion_train.errors import EmotionTrainError
+from emotion_train.evaluation.decision import Decision, read_decision
 from emotion_train.model.built_kernels import unpack
 from emotion_train.model.facts import read_facts
+from emotion_train.report.figures import decided
+from emotion_train.report.pages import render_html
+from emotion_train.report.schema import AnyFigures, Report, Scorecard, TrainedOn
+from emotion_train.report.terminal import print_report, print_scorecard
 from emotion_train.runs import checkpoint
 from emotion_train.runs.log import _parse
 from emotion_train.sources.arrow_columns import read_parquet, schema_of
 from emotion_train.sources.posts import Columns, PostFile
 from emotion_train.storage.store import Store
 from launch.plan.prices import find_prices
+from launch.results.scored import parse_document
 from launch.workload import shape_of_base
 from tests.earlier.make import ARCHIVE
+from tests.emotion_train.report.test_report import predictions, report
+from tests.emotion_train.report.test_report import result as result_of_one
+from tests.helpers.scored_sets import scored
 
 SEED = 20261129
-EACH = 340  # damaged documents of each kind
+EACH = 240  # damaged documents of each kind
 LONGEST_S = 2.0  # of CPU for one document
 MOST_S = 20.0  # of CPU for all
 
@@ -248,6 +258,15 @@ def _cases(folder: Path) -> Iterator[Case]:
         lambda raw: _parse(raw, "log"),
         lambda entry: all(".." not in part.key for part in entry.parts) and bool(entry.to_bytes()),
     )
+    for features in (("targets:several", "weight"), ("targets:shares", "weight", "source")):
+        other = newest.model_copy(update={"requires": features})
+        yield Case(
+            f"index/2 that requires {', '.join(features)}",
+            other.to_bytes(),
+            lambda raw: read_index(_store(raw)),
+            lambda index, other=other: index == other,  # type: ignore[misc]
+        )
+    yield from _reports()
     entry = _parse(of("stopped/log/00000001.json"), "log")
     parts = {name: of(name) for name in (checkpoint.ADAPTER, checkpoint.OPTIMIZER)}
     yield Case(
@@ -280,6 +299,7 @@ def _cases(folder: Path) -> Iterator[Case]:
         lambda raw: tensors_of_file(_written(adapter / "adapter_model.safetensors", raw)),
         lambda tensors: all(t.dtype == torch.float32 and bool(t.isfinite().all()) for t in tensors.values()),
     )
+    yield from _cases_of_several(adapter)
     base = folder / "base"
     base.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -338,6 +358,83 @@ def _cases(folder: Path) -> Iterator[Case]:
         lambda raw: unpack(raw, folder / "kernels"),
         lambda names: names <= {"FIRSTENTRYOFTRITON"},
     )
+
+
+def _reports() -> Iterator[Case]:
+    """Whatever is accepted has figures of its labels, and can be shown."""
+    test, labels = scored(60, 1), ["joy", "anger", "awe", "grief"]
+    decision = Decision.of(test, labels)
+    result = decided(test.counts(), test, None, decision, True)
+    of_several = report({"validation": result}, labels)
+    card = Scorecard(
+        targets="several",
+        source="posts.csv",
+        name="file",
+        run_id=None,
+        base="some/base",
+        precision="nf4",
+        labels=tuple(labels),
+        figures=of_several.splits["validation"],
+        trained_on=TrainedOn(posts=3, of=60, chance=0.001),
+    )
+
+    def is_whole(figures: AnyFigures, labels: tuple[str, ...]) -> bool:
+        return 0 <= figures.macro_f1 <= 1 + 1e-9 and [one.label for one in figures.per_label] == list(labels)
+
+    def report_holds(found: Any) -> bool:
+        assert isinstance(found, Report)
+        print_report(found, Console(file=io.StringIO(), width=200))
+        render_html(found)
+        return found.headline in found.splits and all(
+            is_whole(figures, found.labels) for figures in found.splits.values()
+        )
+
+    def card_holds(found: Any) -> bool:
+        assert isinstance(found, Scorecard)
+        print_scorecard(found, Console(file=io.StringIO(), width=200))
+        return is_whole(found.figures, found.labels)
+
+    of_one = report({"test": result_of_one(predictions(60, 3))})
+    for name, right, holds in (
+        ("report/2", of_several.to_bytes(), report_holds),
+        ("report/2 of one label", of_one.to_bytes(), report_holds),
+        ("scorecard/2", card.to_bytes(), card_holds),
+    ):
+        yield Case(name, right, lambda raw: parse_document(raw, "the document"), holds)
+
+
+def _cases_of_several(adapter: Path) -> Iterator[Case]:
+    """An adapter of several labels is never answered as one of one, nor without thresholds."""
+    of_one = {name: (adapter / name).read_bytes() for name in ("emotion_train.json", "labels.json")}
+    facts = json.loads(of_one["emotion_train.json"]) | {"format": "emotion-train/adapter/2"}
+    labels = json.loads(of_one["labels.json"])["labels"]
+    right = {
+        "emotion_train.json": json.dumps(facts | {"targets": "several"}).encode(),
+        "decision.json": Decision(
+            targets="several", labels=labels, thresholds=(0.25,) * len(labels), folds=5
+        ).to_bytes(),
+    }
+    for name, raw in right.items():
+        (adapter / name).write_bytes(raw)
+
+    def read(name: str, raw: bytes) -> Decision:
+        _written(adapter / name, raw)
+        return read_decision(adapter, read_facts(adapter))
+
+    for name, kind in (("emotion_train.json", "adapter/2"), ("decision.json", "decision/1")):
+        yield Case(
+            kind,
+            right[name],
+            lambda raw, name=name: read(name, raw),  # type: ignore[misc]
+            lambda found: (
+                (found.targets, list(found.labels)) == ("several", labels)
+                and len(found.thresholds) == len(labels)
+                and all(0 <= one <= 1 for one in found.thresholds)
+            ),
+        )
+        (adapter / name).write_bytes(right[name])
+    (adapter / "decision.json").unlink()
+    (adapter / "emotion_train.json").write_bytes(of_one["emotion_train.json"])
 
 
 def _trial(case: Case, raw: bytes) -> str | None:

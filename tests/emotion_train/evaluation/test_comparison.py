@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from emotion_train.evaluation.comparison import (
+    LEVEL,
     POWER,
+    Outcome,
+    Paired,
     Spread,
     holm,
+    judged,
     mcnemar,
     paired_difference,
     resampled_f1,
@@ -42,6 +46,22 @@ def expected_score(skill: float, of_seeds: float) -> float:
     skill_R = skill + of_seeds * generator.normal(size=60)
     truth_N, predicted_RN = answers(20_000, skill_R, generator)
     return float(np.mean([ClassCounts.of(truth_N, one_N, CLASSES).macro_f1 for one_N in predicted_RN]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "outcome"),
+    [
+        (0.01, 0.03, 0.04, "better"),
+        (-0.03, -0.01, 0.04, "worse"),
+        (0.01, 0.03, LEVEL, "open"),  # corrected for other comparisons
+        (0.0, 0.03, 0.04, "open"),
+        (-0.03, 0.0, 0.04, "open"),
+    ],
+)
+def test_an_interval_that_holds_0_shows_no_difference(
+    low: float, high: float, p: float, outcome: Outcome
+) -> None:
+    assert judged(Paired((low + high) / 2, low, high, 0.01), p) == outcome
 
 
 def test_two_runs_have_the_interval_of_the_paired_bootstrap() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from sklearn import metrics as sk
 
 from emotion_train.evaluation.decision import Decision
-from emotion_train.evaluation.floors import TFIDF
+from emotion_train.evaluation.floors import PRIOR, TFIDF
 from emotion_train.evaluation.predictions import Inconsistent, SetPredictions
 from emotion_train.evaluation.thresholds import cross_fit
 from emotion_train.report.advice import next_steps
@@ -24,7 +24,6 @@ from emotion_train.report.notes import notes
 from emotion_train.report.pages import render_html
 from emotion_train.report.schema import Report, Scorecard, SetFigures
 from emotion_train.report.scorecard import Seen, build_scorecard, of_the_training
-from emotion_train.report.set_figures import PRIOR
 from emotion_train.report.terminal import print_scorecard
 from tests.emotion_train.report.test_report import HOSTILE, parsed, predictions, printed, report, result
 from tests.helpers.scored_sets import scored

@@ -22,7 +22,7 @@ from emotion_train.config import load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
-from emotion_train.data.targets import largest
+from emotion_train.data.targets import KINDS, TargetKind
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.lora import adapter_state, build_classifier
@@ -31,7 +31,9 @@ from emotion_train.storage.open import open_store
 from emotion_train.training.engines import Kind, asked_for, deepspeed_config, make_engine, start_accelerator
 from emotion_train.training.trainer import learning_rate
 from tests.helpers.many_processes import Crew, Leg, Outcome, train_leg
+from tests.helpers.other_targets import tiny_folder
 from tests.helpers.padded import numbers_of, padded_counters
+from tests.helpers.plain_loss import plain_loss
 from tests.helpers.tiny_runs import start_trainer, tiny_config, tiny_words
 
 ENGINES: tuple[Kind, ...] = ("DDP", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2")
@@ -76,10 +78,14 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_config(folder)
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[TargetKind, Path]:
+    """Data sets of each kind of targets; all but those of one label have weights of posts."""
+    return {kind: tiny_folder(tmp_path_factory.mktemp("tiny") / kind, kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def folder(folders: dict[TargetKind, Path]) -> Path:
+    return folders["one"]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +111,7 @@ class Reference(NamedTuple):
 
 @cache
 def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
-    """Plain PyTorch: padded batch, CrossEntropyLoss(weight=…) on the good rows, AdamW."""
+    """Plain PyTorch: padded batch, PyTorch's own losses of the good rows, AdamW."""
     config = tiny_config(folder, *case.words(folder, "reference")[3:])
     store = open_store(config.data.url)
     index = read_index(store)
@@ -131,7 +137,8 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
             rows = [(reader.rows(int(group)), int(row)) for group, row in places]
             texts = [str(found.texts[row]) for found, row in rows]
             tokens = [torch.from_numpy(one) for one in tokenizer.encode(texts)]
-            labels_N = torch.tensor([largest(found.targets[row] or ()) for found, row in rows])
+            targets = [found.targets[row] or () for found, row in rows]
+            weight_N = torch.tensor([found.weights[row] for found, row in rows], device=device)
             padded_NL = torch.nn.utils.rnn.pad_sequence(
                 tokens, batch_first=True, padding_value=tokenizer.pad_id
             ).long()
@@ -141,7 +148,7 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
                 torch.tensor([len(one) for one in tokens]),
                 padded_counters(config.run.seed, step, numbers, length, device),
             )
-            loss = torch.nn.CrossEntropyLoss(weight=weights_C)(logits_NC, labels_N.to(device))
+            loss = plain_loss(logits_NC, targets, weight_N, weights_C, index.targets)
             loss.backward()
             if config.train.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(trained.values(), config.train.max_grad_norm)
@@ -211,17 +218,32 @@ def test_every_engine_takes_the_step_of_the_whole_batch(
     compare(folder, two, engines)
 
 
+@pytest.mark.parametrize("kind", ["several", "shares"])
+@pytest.mark.parametrize(
+    "engines", [("DDP",), pytest.param(ENGINES, marks=pytest.mark.slow)], ids=["DDP", "all"]
+)
+def test_so_it_does_for_several_labels_and_for_shares_with_weights_of_posts(
+    folders: dict[TargetKind, Path], two: Crew, engines: Sequence[Kind], kind: TargetKind
+) -> None:
+    compare(folders[kind], two, engines)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 4])
-def test_more_processes_take_the_step_of_the_whole_batch_too(folder: Path, count: int) -> None:
-    with Crew(folder, count) as crew:
-        compare(folder, crew, ENGINES)
+def test_more_processes_take_the_step_of_the_whole_batch_too(
+    folders: dict[TargetKind, Path], count: int
+) -> None:
+    with Crew(folders["one"], count) as crew:
+        for folder in folders.values():
+            compare(folder, crew, ENGINES)
 
 
 @pytest.mark.parametrize("tokens", [128, pytest.param(200, marks=pytest.mark.slow), 100_000])
+@pytest.mark.parametrize("kind", ["one", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS[1:])])
 def test_one_process_takes_the_step_of_the_whole_batch_in_any_number_of_micro_batches(
-    folder: Path, tokens: int
+    folders: dict[TargetKind, Path], tokens: int, kind: TargetKind
 ) -> None:
+    folder = folders[kind]
     for place, case in enumerate(CASES.values()):
         words = [*case.words(folder, f"p1-{place}-{tokens}"), f"train.tokens_per_microbatch={tokens}"]
         leg = Leg("one process", words, case.steps, "", case.blank)

@@ -10,7 +10,7 @@ import pytest
 
 from emotion_train import cli
 from emotion_train.evaluation.decision import DECISION, Decision
-from emotion_train.evaluation.floors import TFIDF
+from emotion_train.evaluation.floors import PRIOR, TFIDF
 from emotion_train.evaluation.predictions import (
     SetPredictions,
     any_predictions_from_parquet,
@@ -19,7 +19,6 @@ from emotion_train.evaluation.predictions import (
 from emotion_train.evaluation.sets import SetCounts
 from emotion_train.model.facts import FACTS
 from emotion_train.report.schema import Report, SetFigures
-from emotion_train.report.set_figures import PRIOR
 from emotion_train.runs.log import final_entry, read_part
 from emotion_train.storage.open import open_store
 from tests.helpers.other_targets import tiny_folder

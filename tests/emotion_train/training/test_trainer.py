@@ -22,7 +22,7 @@ from emotion_train.config import Config
 from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
-from emotion_train.data.targets import KINDS, Target, TargetKind
+from emotion_train.data.targets import KINDS, TargetKind
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import Diverged, WrongRequest
 from emotion_train.model.lora import adapter_state, build_classifier
@@ -36,6 +36,7 @@ from tests.helpers.many_processes import blank_first_posts
 from tests.helpers.other_targets import relabel, tiny_folder
 from tests.helpers.padded import numbers_of, padded_counters
 from tests.helpers.patience import PATIENCE_S
+from tests.helpers.plain_loss import plain_loss
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import start_trainer, tiny_config
 
@@ -106,31 +107,6 @@ def whole_batch_reference(folder: Path, dropout: float) -> tuple[list[float], di
             optimizer.zero_grad()
             losses.append(loss.item())
     return losses, adapter_state(model)
-
-
-def plain_loss(
-    logits_NC: torch.Tensor,
-    targets: list[Target],
-    weight_N: torch.Tensor,
-    weights_C: torch.Tensor,
-    kind: TargetKind,
-) -> torch.Tensor:
-    """The loss of a batch by PyTorch's own modules."""
-    if kind == "one":
-        labels_N = torch.tensor([target[0][0] for target in targets])
-        return torch.nn.functional.cross_entropy(logits_NC, labels_N, weights_C)
-    targets_NC = torch.zeros_like(logits_NC)
-    for post, target in enumerate(targets):
-        for label, share in target:
-            targets_NC[post, label] = share
-    if kind == "shares":
-        losses_N = torch.nn.functional.cross_entropy(logits_NC, targets_NC, weights_C, reduction="none")
-        return (weight_N * losses_N).sum() / (weight_N * (targets_NC @ weights_C)).sum()
-    losses_NC = torch.nn.functional.binary_cross_entropy_with_logits(
-        logits_NC, targets_NC, pos_weight=weights_C, reduction="none"
-    )
-    counted_NC = torch.where(targets_NC > 0, weights_C, 1.0)
-    return (weight_N * losses_NC.mean(1)).sum() / (weight_N * counted_NC.mean(1)).sum()
 
 
 # By another dropout than 0.3 a gradient may come out below AdamW's epsilon, 1e-8 (with 0.1 one of

@@ -104,7 +104,8 @@ def test_a_run_compared_with_itself_shows_nothing(
         [*urls(folder, "low-seed-1", "low-seed-1"), "--page", str(page), "--fail-if-worse"], capsys
     )
     assert (code, err) == (0, "")
-    assert "low-seed-1 (2) cannot be told apart from low-seed-1 (1)" in out
+    assert "No difference can be shown between low-seed-1 (2) and low-seed-1 (1)" in out
+    assert "No difference can be shown between low-seed-1 (2) and low-seed-1 (1)" in page.read_text()
     assert "+0.000 to +0.000" in out
     assert "No post flipped." in out
     assert "✓" not in out + page.read_text()
