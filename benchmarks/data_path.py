@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 BUCKET = "posts"
-EATEN = {"24B nf4": 381, "24B fp8": 633, "135M": 8_500}  # posts/s on one H100 (README.md)
+EATEN = {"24B nf4": 381, "24B fp8": 633, "135M": 8_500}  # posts/s on one H100 (speed.md)
 MOMENTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of a stretch, at which memory is read
 STAGES = ("fetch", "decode", "order", "tokenise", "pack", "rest")
 HELD_STEPS = 100

@@ -81,7 +81,7 @@ def _parser(asked_for: Collection[str]) -> argparse.ArgumentParser:
         page = verbs.add_parser(
             name,
             help=summary,
-            description=summary.capitalize() + ".",
+            description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=codes_of(TRAIN, name),
         )
         if name in asked_for:

@@ -12,7 +12,7 @@ H100 and one H200.
                       billion parameters, one process) cost the GPU's own time for a kernel instead
 
 The fused decoder's numbers are of one H100 80GB, those of transformers' modules of one H200
-(benchmarks/README.md). For every other GPU the same fractions of its data sheet are assumed, so the
+(benchmarks/speed.md). For every other GPU the same fractions of its data sheet are assumed, so the
 order of two kinds is only as good as those: an L4, bound by its 72 W, may be slower. Tests hold the
 predictions to what was measured.
 """

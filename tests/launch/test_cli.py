@@ -26,9 +26,9 @@ def test_help_imports_neither_torch_nor_transformers_nor_boto3() -> None:
     assert "34  fenced" in answer.stdout
 
 
-def test_help_and_readme_tell_the_same_exit_codes() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    told = re.findall(r"^\| (\d+) \| (\w+)", readme.partition("## Exit codes")[2].partition("##")[0], re.M)
+def test_help_and_docs_tell_the_same_exit_codes() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "exit-codes.md"
+    told = re.findall(r"^\| (\d+) \| (\w+)", page.read_text(encoding="utf-8").partition("## ")[0], re.M)
     assert told == re.findall(r"^  (\d+) +(\w+)", EXIT_CODES, re.M)
     assert [code for code, _ in told] == ["0", "1", "2", "33", "34"]
 

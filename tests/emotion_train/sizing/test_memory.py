@@ -96,7 +96,7 @@ def test_the_peak_of_the_stock_modules_measured_on_one_h200_is_predicted() -> No
     """The measured step also kept PyTorch's masks of dropout, a byte for each adapter input."""
     planned = estimate(recipe_of(MISTRAL_SMALL, "nf4", decoder="stock", repeated_keys=True), 8192, False)
     masks = 8192 * 40 * (3 * 5120 + 4096)  # before q, k and v, and before o
-    measured_gib = 114.0  # benchmarks/README.md, torch 2.11
+    measured_gib = 114.0  # benchmarks/speed.md, torch 2.11
     assert (planned.total + masks) / GIB == pytest.approx(measured_gib, rel=0.01)
 
 
@@ -114,7 +114,7 @@ def test_the_peak_of_the_stock_modules_measured_on_one_h200_is_predicted() -> No
 def test_peaks_measured_on_one_h200_are_predicted(
     precision: Precision, tokens: int, measured_gib: float
 ) -> None:
-    """All 40 blocks; `benchmarks/README.md`, "Tokens a micro-batch". Both figures are rounded."""
+    """All 40 blocks; `benchmarks/memory.md`, "Tokens a micro-batch". Both figures are rounded."""
     planned = estimate(recipe_of(MISTRAL_SMALL, precision), tokens, False)
     assert planned.total / GIB == pytest.approx(measured_gib, abs=0.15)
 
@@ -131,7 +131,7 @@ def test_peaks_measured_on_one_h200_are_predicted(
 def test_what_is_taken_on_smaller_cards_fitted_there_when_it_was_measured(
     gpu_mib: int, targets: Targets, tokens: int, measured_gib: float
 ) -> None:
-    """One H200, capped to a card's memory; `benchmarks/README.md`, "Smaller cards"."""
+    """One H200, capped to a card's memory; `benchmarks/memory.md`, "Smaller cards"."""
     found = largest_microbatch(recipe_of(MISTRAL_SMALL, "nf4", targets), gpu_mib << 20)
     assert found is not None
     assert (found.tokens, found.gradient_checkpointing) == (tokens, False)
