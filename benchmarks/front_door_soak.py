@@ -252,7 +252,7 @@ class Launch:
                 os.kill(one, number)
 
     def journals(self) -> dict[tuple[int, int], Posts]:
-        """By (rank, process id): the ids of each step that was begun; epoch and step of each line
+        """The ids of each step that was begun, by (rank, process id); epoch and step of each line
         agree with its number.
         """
         found: dict[tuple[int, int], Posts] = {}
@@ -680,9 +680,7 @@ class Soak:
         return right and {posts[0] for posts in begun} == {head}
 
     def require_no_gap(self, spans: list[tuple[int, int]]) -> None:
-        """From the last step back to the first, each start went on from where an earlier one had
-        been.
-        """
+        """From the last step back to the first, each start resumed where an earlier one had been."""
         at = len(self.posts)
         for first, end in reversed(spans):
             if end >= at:

@@ -248,7 +248,7 @@ def random_classifier(
     device: str,
     **width: int,
 ) -> EmotionClassifier:
-    """As `build_classifier` makes it, of weights that are drawn where they will lie."""
+    """What `build_classifier` makes, of weights that are drawn where they will lie."""
     from transformers import AutoConfig
 
     config = AutoConfig.for_model("mistral", **{**WIDTH, **width, "num_hidden_layers": layers})
@@ -359,7 +359,7 @@ def line(row: Row, kind: GpuKind | None, peak: int, seconds: float) -> str:
 
 
 def planned_s(row: Row, kind: GpuKind) -> float:
-    """Of two processes: this loop records no graphs, whatever the size."""
+    """The speed of two processes: this loop records no graphs, whatever the size."""
     return Speed(kind, row.recipe, row.recompute, Layout(2)).microbatch_s(row.tokens)
 
 

@@ -1,11 +1,11 @@
-"""What a kill costs: lost steps, and seconds until training goes on, for SmolLM2-135M on the CPU
+"""What a kill costs: lost steps, and seconds until training resumes, for SmolLM2-135M on the CPU
 with a real S3 server.
 
     python benchmarks/recovery.py --kills 6
 
 The trainer runs as in the demo, with a checkpoint every `--every` seconds, and is killed (SIGKILL)
-at random moments. A step counts as lost when it was done and the next start did not go on after it.
-Seconds are from the start of the process, imports included, to the end of its first new step.
+at random moments. A step counts as lost when it was done and the next start did not resume after
+it. Seconds are from the start of the process, imports included, to the end of its first new step.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Each writer is a process that does what `emotion_train.train` does around its tr
 the same functions: look, probe, claim, resume from the newest state that verifies, save in the
 background, clear old checkpoints away, publish. Only the steps are made up: one takes 5 ms and adds
 the ids of its examples to a chain of sha256, so that an example lost, repeated or out of order
-shows in every later checkpoint. Writers keep a journal, on disk before they go on, of each entry
+shows in every later checkpoint. Writers keep a journal, on disk before they continue, of each entry
 that the log has acknowledged to them. After a run is published its log, its parts and the journals
 are compared with each other and with the same run done by nobody but the auditor.
 
@@ -82,7 +82,7 @@ EMPTY = Split(rows=0, label_counts=(0, 0), lanes=0, objects=(), row_groups=())
 INDEX = Index(labels=("calm", "glee"), splits={"train": EMPTY}, source={}, seed=7, versions={})
 BASE = BaseInfo("base", "llama", "text", "0" * 64, "0" * 64, 1)
 PATIENCE_S = 90.0
-UNFENCED_S = 3.0  # how long a zombie of the control may go on
+UNFENCED_S = 3.0  # how long a zombie of the control may write
 KINDS = {"kill": 0.72, "zombie": 0.12, "duplicates": 0.1, "server_dies": 0.06}
 
 
@@ -185,7 +185,7 @@ def work(task: Task, board: Any) -> None:
 
 def keep_journal(path: Path) -> None:
     """From now on each entry that the log acknowledges to a `Writer` is on the disk before the
-    writer goes on.
+    writer continues.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -386,7 +386,7 @@ class Soak:
                 self.finish()
             self.audit()
             self.tally.from_machine = (
-                (self.folder / "writers.log").read_text(errors="replace").count("going on from the former")
+                (self.folder / "writers.log").read_text(errors="replace").count("resuming from the former")
             )
             print(f"run {self.tally.runs}: {self.tally.kills} of {kills} kills", file=sys.stderr, flush=True)
         return self.tally
@@ -514,7 +514,7 @@ class Soak:
 
     def count_lost_steps(self, owners: list[Process], outage: bool) -> None:
         """Steps that the last writer had done when it was killed, less those that its successor had
-        when it went on.
+        when it resumed.
         """
         for one in owners:
             if self.killed_at is not None:
@@ -628,7 +628,7 @@ def table(tally: Tally, seconds: float) -> str:
         "writers that ended by themselves": ", ".join(
             f"{count} with {code}" for code, count in sorted(tally.endings.items()) if code != "killed"
         ),
-        "went on from a state that only their machine had": tally.from_machine,
+        "resumed from a state that only their machine had": tally.from_machine,
         "runs": tally.runs,
         "log entries": tally.entries,
         "of these checkpoints": tally.checkpoints,

@@ -12,7 +12,7 @@ same in the local S3 server.
 Writes Mistral Small 3.1's shape with random weights as `real_size.py` does (`--small`: SmolLM2-135M
 from the demo's GGUF file), stages it, and starts a new process for each place and precision that
 loads the base as a run does. The clock runs from before the process starts until its model is ready
-on the device. Of every model some layers are hashed: all ways must give the same bits.
+on the device. Some layers of every model are hashed: all ways must give the same bits.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def load(url: str, precision: str, began: str) -> None:
 
 
 def peak_host_bytes() -> int:
-    """Of this process alone; getrusage would count the parent's at the time of the fork."""
+    """The peak of this process alone; getrusage would count the parent's at the time of the fork."""
     line = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")
     )
@@ -233,7 +233,7 @@ def peak_host_bytes() -> int:
 
 
 def bits(model: Any) -> str:
-    """Of the first, a middle and the last layer."""
+    """The sha256 of the first, a middle and the last layer."""
     import torch
 
     layers = len(model.model.layers)

@@ -67,7 +67,7 @@ class Terminal(Console):
     """Rich's console, which would send what it is given."""
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
-        """As rich makes it, of segments whose text holds no command."""
+        """What rich makes, of segments whose text holds no command."""
         if silent():
             return ""
         return super()._render_buffer(

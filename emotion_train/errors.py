@@ -56,7 +56,7 @@ EXIT_CODES = """exit codes:
   1   failed, a store did not answer for the time that a run waits, or stopped at once by a second
       Ctrl-C; what was committed stays
   2   wrong request: one sentence says what to type
-  33  checkpointed and preempted: start it again, it goes on from there
+  33  checkpointed and preempted: start it again, it resumes from there
   34  fenced: another writer owns the run; do not start it again"""
 
 
@@ -141,7 +141,7 @@ class NotPublished(EmotionTrainError):
 
 class HostedStopped(EmotionTrainError):
     """A hosted model is asked nothing more: its endpoint refuses, the cap on dollars is reached, or
-    somebody stopped it. What was answered is kept; the message says how it goes on.
+    somebody stopped it. What was answered is kept; the message says how to resume.
     """
 
 

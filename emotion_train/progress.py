@@ -93,7 +93,7 @@ class ProgressLine:
             tell(line)
 
     def _seconds_left(self, now: float, done: int) -> float | None:
-        """By the mean pace since the first update; None before there is one."""
+        """The seconds left by the mean pace since the first update; None before there is one."""
         assert self._began is not None
         began, first = self._began
         return (self._total - done) * (now - began) / (done - first) if done > first else None

@@ -46,7 +46,7 @@ PIECE_BYTES = 16 << 20
 _WHEN_IT_PAYS = """when it pays:
   Runs on machines that start empty, such as spot GPUs: each start reads 12 GiB (nf4) or 43 GiB
   (bf16) of Mistral Small from a bucket in its own region instead of 48 GB from the hub, needs no
-  token, and goes on when the hub is away. nf4 serves runs with model.precision=nf4 only and is a
+  token, and works when the hub is away. nf4 serves runs with model.precision=nf4 only and is a
   quarter of the bytes; bf16 serves nf4, bf16 and fp8. Make nf4 on a GPU: a CPU takes some 20
   minutes for Mistral Small. On a machine that keeps its hub cache there is little to gain."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tekken.json")

@@ -48,7 +48,7 @@ differs in config, data and versions. Refuses runs that were scored on other pos
 _ALL_STEPS = """Prepares the posts into the bucket, checks, plans and asks with the price in front
 of it, tries the run out, trains it by `sky jobs launch` or on this machine, shows the report, pulls
 the adapter and exports it. Each step is a command that it prints and that can be typed alone. Typed
-again it goes on at the step that is not done, by what lies in the bucket."""
+again it resumes at the step that is not done, by what lies in the bucket."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -443,7 +443,7 @@ def _start(arguments: argparse.Namespace, more: Sequence[str], stop_after_step: 
     if log is not None:
         environment[LOG_VARIABLE] = str(log)
         if not sys.stderr.isatty():  # a pipe may close, and then it is too late to say so
-            print(f"emotion-launch: should nobody read this any more, it goes on in {log}", file=sys.stderr)
+            print(f"emotion-launch: should nobody read this any more, it continues in {log}", file=sys.stderr)
     return run_to_end(line, environment, hold_s)
 
 

@@ -2,7 +2,7 @@
 have, by a sample.
 
 Some 2,000 posts (0.2 MB) are read and tokenised with the base's own tokenizer; the data set is
-shuffled as a whole, so any will do. Of the base only config.json and the tokenizer are fetched,
+shuffled as a whole, so any will do. Only config.json and the tokenizer of the base are fetched,
 never a weight.
 """
 

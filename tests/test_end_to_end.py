@@ -234,7 +234,7 @@ def test_a_signal_to_the_launcher_leaves_no_trainer_behind(
         process.terminate()
         message = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 33
-    assert "is saved. The next start goes on from there." in message
+    assert "is saved. The next start resumes from there." in message
     left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(path)]
     assert not left
     assert "training" in message or "loading" in message or "run tiny" in message

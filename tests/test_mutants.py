@@ -651,7 +651,7 @@ MUTANTS = [
     ),
     # going on
     Mutant(
-        "training goes on at the cursor",
+        "training continues at the cursor",
         "emotion_train/training/trainer.py",
         "Trainer.fit",
         "self.train_loader.steps(epoch, first)",

@@ -143,7 +143,7 @@ class BaseFiles:
         return found
 
     def required(self, file: str) -> Path:
-        """As `file`, but a missing one is refused."""
+        """What `file` returns; a missing one is refused."""
         path = self.file(file)
         if path is None:
             where = (

@@ -1,7 +1,7 @@
 """What a base or a place is called where others read it, in trackers, cards and reports: by hub id,
 URL or package, never by a path of the machine that trained.
 
-Of a path its last name is left, which tells a person who made the run which one is meant.
+The last name of a path is left, which tells a person who made the run which one is meant.
 """
 
 from __future__ import annotations

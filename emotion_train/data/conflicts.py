@@ -72,7 +72,7 @@ class Choice(NamedTuple):
 def choose(
     key0_N: Any, key1_N: Any, split_N: Any, place_N: Any, label_N: Any, policy: Policy = "majority"
 ) -> Choice:
-    """Of rows with equal keys one stays, in the lowest split code that has one.
+    """Keep one of the rows with equal keys, in the lowest split code that has one.
 
     Among the rows there `first` keeps the first one by place, `majority` the first one of the label
     with the most rows, where of equally many the label of the earliest row wins. `drop` keeps no
@@ -197,7 +197,7 @@ class _Pairs(NamedTuple):
 
 
 def _count_votes(order_N: Any, text_N: Any, counted_N: Any, label_N: Any) -> tuple[Any, Any, Any]:
-    """Of each pair its first row and its rows, and the first pair of each text."""
+    """The first row and the rows of each pair, and the first pair of each text."""
     rows, text = order_N[counted_N], text_N[counted_N]  # by text and place
     by_pair = np.lexsort((label_N[rows], text))  # stable: by place within a pair
     new = np.ones(len(rows), bool)

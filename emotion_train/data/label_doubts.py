@@ -74,7 +74,9 @@ def _plain(character: str) -> str:
 
 
 def _without_ink(character: str) -> bool:
-    """As `is_invisible`, and the marks that choose between a black and a coloured emoji."""
+    """Whether `is_invisible` says so, or it is one of the marks that choose between a black and a
+    coloured emoji.
+    """
     return is_invisible(character) or "\ufe00" <= character <= "\ufe0f"
 
 
@@ -91,7 +93,7 @@ def _alike_line(group: list[str]) -> str:
 
 
 def _shown(name: str, group: list[str]) -> str:
-    """With escapes where it would look like another of the group, or like itself in other
+    """The label with escapes where it would look like another of the group, or like itself in other
     characters.
     """
     looks = [_look(other) for other in group]

@@ -247,5 +247,5 @@ class _Plan:
 
 
 def _excess(wanting_CD: Any) -> Any:
-    """By how much labels are off by more than one post."""
+    """How much labels are off by more than one post."""
     return np.maximum(np.abs(wanting_CD) - 1, 0)

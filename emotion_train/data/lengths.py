@@ -116,12 +116,12 @@ class Cut(FrozenModel):
 
     @property
     def share(self) -> float:
-        """Of the posts that are cut."""
+        """The share of posts that are cut."""
         return self.cut_posts / self.posts if self.posts else 0.0
 
     @property
     def lost_share(self) -> float:
-        """Of the tokens that are lost."""
+        """The share of tokens that are lost."""
         return self.lost_tokens / self.tokens if self.tokens else 0.0
 
     @property
@@ -136,7 +136,7 @@ class Cut(FrozenModel):
 
     @property
     def mean_tokens(self) -> float:
-        """Of a post before it is cut."""
+        """The mean length of a post before it is cut, tokens."""
         return self.tokens / self.posts if self.posts else 0.0
 
     @property
@@ -174,7 +174,9 @@ def roughly(words: str) -> str:
 
 
 def _percent(share: float) -> str:
-    """With one digit; what is not all is never 100.0 %, and what is not nothing never 0.0 %."""
+    """A percentage with one digit; what is not all is never 100.0 %, and what is not nothing never
+    0.0 %.
+    """
     if 0 < share < 0.001:
         return "less than 0.1 %"
     return f"{min(100 * share, 99.9) if share < 1 else 100:.1f} %"

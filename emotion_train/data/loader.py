@@ -3,7 +3,7 @@
 The trainer owns the cursor and passes (epoch, step) in; the loader never remembers where it is. In
 training each rank reads a whole step, takes its share by the posts' lengths in characters, so that
 no rank waits long for another, and tokenises that alone. In scoring each takes a slice, so that the
-packs are those of a single process. Per step the ranks agree on two numbers, the packs each must
+packs are those of a single process. The ranks agree on two numbers a step, the packs each must
 run and the step's sum of weights.
 """
 
@@ -87,7 +87,7 @@ class Loader:
     threads.
 
     `weights_C` is the loss weight of each class and `targets` what the posts are labelled with;
-    `threads` tokenise a step. With `in_slices` each
+    `threads` tokenise a step. If `in_slices` each
     rank takes its slice of neighbouring posts: steps `world_size` times as large then make, over
     all ranks, the packs that one process makes of its own. `agree` returns the maximum number of
     packs, the sum of weights and whether any rank stops; it is called once per step, in step order,

@@ -1,7 +1,8 @@
 """Posts of one step laid end to end into rows of at most `tokens_per_microbatch` tokens.
 
-As few rows as their tokens need, each about as long as the others: a short last row would cost a
-GPU nearly as much as a full one, since the weights are read for either. Deterministic, O(N log N).
+Makes as few rows as their tokens need, each about as long as the others: a short last row would
+cost a GPU nearly as much as a full one, since the weights are read for either. Deterministic, O(N
+log N).
 
 Letters: T tokens of a pack, N its posts, C labels.
 """

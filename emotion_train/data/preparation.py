@@ -500,7 +500,7 @@ class _Job:
                 self._sets.freeze()
 
     def _add_draws(self, draws: Any, stratum_N: Any, draw_N: Any, split_N: Any) -> None:
-        """Of the posts of which some go to validation and test, so far in train or in no split."""
+        """The posts, some of which go to validation and test, so far in train or in no split."""
         import numpy as np
 
         from emotion_train.data.cleaning import SPLIT_CODES

@@ -69,8 +69,8 @@ def balanced(rows: int, largest: int) -> list[int]:
 class SplitWriter:
     """Takes the rows of a split in their final order; a with statement around `add` and `finish`.
 
-    With no store it only describes what it would have written. The local files stay in `folder`,
-    named by `local_file`.
+    Where there is no store it only describes what it would have written. The local files stay in
+    `folder`, named by `local_file`.
     """
 
     def __init__(

@@ -49,8 +49,8 @@ class Said(NamedTuple):
 
 
 class ReadCells(NamedTuple):
-    """Of each cell that differs from others its target, what is wrong with it, the label in it that
-    is unknown and its form; and which of them each post has.
+    """What each cell says that differs from others: its target, what is wrong with it, the label in
+    it that is unknown, its form; and which of them each post has.
     """
 
     targets: PostTargets

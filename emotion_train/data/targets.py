@@ -85,8 +85,8 @@ def loss_weights(
     weight times loss, divided once by the sum of these over the whole step.
 
     `weights_C` are the class weights and `weight_N` those of the posts. The loss of one label or of
-    shares is a cross entropy, of which each label takes its share times its class weight. Of
-    several labels it is the mean over labels of binary cross entropies: a label that the post has
+    shares is a cross entropy, of which each label takes its share times its class weight. That of
+    several labels is the mean over labels of binary cross entropies: a label that the post has
     counts its class weight, one that it has not counts 1.
     """
     if kind == "several":

@@ -40,7 +40,7 @@ _KEYS_AT_A_TIME = 1 << 12
 
 
 class TextFilter:
-    """Of the texts of one split: `contains` is True for each that was added, and for at most 0.1 %
+    """The texts of one split: `contains` is True for each that was added, and for at most 0.1 %
     of others.
 
     `posts` is how many texts it is made for, `index_sha256` the data set's. The same texts give the
@@ -74,7 +74,9 @@ class TextFilter:
 
     @classmethod
     def from_file(cls, path: Path) -> TextFilter:
-        """As `from_bytes`; a file of another size than its head says is not read further."""
+        """Read one from a file, as `from_bytes`; a file of another size than its head says is not
+        read further.
+        """
         with path.open("rb") as file:
             head = file.read(_HEAD.size)
             posts = _HEAD.unpack(head)[2] if len(head) == _HEAD.size else 0

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# With its semicolon: "&copy=1" in a link is none, though browsers take it for one
+# The semicolon belongs to it: "&copy=1" in a link is none, though browsers take it for one
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|([A-Za-z][A-Za-z0-9]{1,31}));")
 
 

@@ -142,7 +142,7 @@ def line_in(text: str) -> Any:
 
 
 def object_in(raw: bytes | str, most_bytes: int = MAX_JSON_BYTES, **rules: bool) -> dict[str, Any]:
-    """As `json_in`, where the document must be an object."""
+    """What `json_in` returns, where the document must be an object."""
     value = json_in(raw, most_bytes, **rules)
     if not isinstance(value, dict):
         raise Unreadable(f"it holds {_kind(value)} and not an object")
@@ -150,7 +150,7 @@ def object_in(raw: bytes | str, most_bytes: int = MAX_JSON_BYTES, **rules: bool)
 
 
 def object_file(path: Path, most_bytes: int = MAX_JSON_BYTES, **rules: bool) -> dict[str, Any]:
-    """As `object_in`, of a file; raises `OSError` too."""
+    """What `object_in` makes of a file; raises `OSError` too."""
     return object_in(bytes_of(path, most_bytes), most_bytes, **rules)
 
 
@@ -271,7 +271,7 @@ def yaml_in(raw: bytes | str, most_bytes: int = MAX_YAML_BYTES, *, once: bool = 
 
 
 def yaml_file(path: Path, most_bytes: int = MAX_YAML_BYTES, *, once: bool = False) -> Any:
-    """As `yaml_in`, of a file; raises `OSError` too."""
+    """What `yaml_in` makes of a file; raises `OSError` too."""
     return yaml_in(bytes_of(path, most_bytes), most_bytes, once=once)
 
 
@@ -385,7 +385,7 @@ def require_tensors_header(start: bytes, size: int) -> None:
 
 
 def require_tensors_file(path: Path) -> None:
-    """As `require_tensors_header`, of a file; raises `OSError` too."""
+    """What `require_tensors_header` makes of a file; raises `OSError` too."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
@@ -409,7 +409,7 @@ def tensors_in(data: bytes) -> dict[str, torch.Tensor]:
 
 
 def tensors_of_file(path: Path) -> dict[str, torch.Tensor]:
-    """As `tensors_in`, of a file, which is not read twice; raises `OSError` too."""
+    """What `tensors_in` makes of a file, which is not read twice; raises `OSError` too."""
     from safetensors.torch import load_file
 
     require_tensors_file(path)

@@ -1,7 +1,7 @@
 """Standard output and standard error, whose reader may leave: a pipe that closes, a terminal that
 hangs up, a disk that is full, a stream that was closed from the start.
 
-What a program prints is not its result, so it goes on without a reader and ends with its own exit
+What a program prints is not its result, so it continues without a reader and ends with its own exit
 code; what it says then goes to a log file where it has one (`go_to`), else nowhere. The exception
 is a verb whose printed text is all there is (`text_is_the_result`): it ends. The price: a stream
 that failed once is not tried again.
@@ -82,7 +82,7 @@ class _Stream(io.FileIO):
 
     def _tell(self, what: str, log: Path) -> None:
         """Once a run: at the head of the log file, and on the other stream if that has a reader."""
-        line = f"{self.program}: {what}; the work goes on, and what it says goes to {log}\n".encode()
+        line = f"{self.program}: {what}; the work continues, and what it says goes to {log}\n".encode()
         other = 3 - self.number
         with suppress(OSError):
             os.write(self.number, line)

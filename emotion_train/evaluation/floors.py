@@ -6,7 +6,8 @@ labels, hence `report.floor_max_rows` (benchmarks/floors.py). On GoEmotions' dev
 beats logistic regression on words alone, 0.571 to 0.483 with 15 labels.
 
 Where posts have several labels there is one such machine a label, and its thresholds are chosen as
-the model's are, on the validation posts. Of shares it learns the label of the largest one.
+the model's are, on the validation posts. Where posts have shares it learns the label of the largest
+one.
 
 Letters: N posts to predict, C labels.
 """

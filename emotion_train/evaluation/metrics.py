@@ -6,8 +6,8 @@ the posts: drawing N rows with replacement is drawing a multinomial over the dis
 prediction) pairs, so 2000 resamples cost the same for a million posts.
 
 Intervals and what is compared take answers of either form, and their names have no letters then:
-one label a post, `x_N`, or which labels each post has, `x_NC` of bool. Of several labels most
-posts differ from one another: 2000 resamples of 5,000 posts with 28 labels take a second.
+one label a post, `x_N`, or which labels each post has, `x_NC` of bool. Where posts have several
+labels most differ from one another: 2000 resamples of 5,000 posts with 28 labels take a second.
 
 Letters: N posts, C labels, S resamples, K distinct tuples of answers.
 """

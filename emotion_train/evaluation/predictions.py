@@ -290,8 +290,8 @@ def predictions_to_parquet(
     names of both labels, the shares list<float32> where the posts have them, and the text where
     `texts` gives it by id.
 
-    Of several labels: id, labels list<int32>, predicted list<int32>, probabilities, and the lists
-    of their names. The same rows give the same bytes.
+    Where posts have several labels: id, labels list<int32>, predicted list<int32>, probabilities,
+    and the lists of their names. The same rows give the same bytes.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -43,8 +43,8 @@ _CELLS_AT_A_TIME = 2**22
 
 
 class _Tally(NamedTuple):
-    """By threshold and label the posts that reach it, and those among them that have the label; by
-    label the posts that have it.
+    """The posts that reach each threshold, by label, and those among them that have the label; and
+    the posts that have each label.
     """
 
     reached_GC: IntArray

@@ -73,7 +73,7 @@ def spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 def _identity(found: BaseConfig, weights: Weights, shapes: dict[str, tuple[int, ...]]) -> str:
-    """As the loader finds it, of the few rows that it looks at."""
+    """What the loader finds, of the few rows that it looks at."""
     fingerprint = Fingerprint(found)
     for name, (rows, *_) in shapes.items():
         if name.endswith("embed_tokens.weight"):

@@ -63,7 +63,7 @@ class ExportCard:
     def text(self) -> str:
         """The whole README.md."""
         facts = self.facts
-        results = ["## Results", "", "Of the adapter, before it was merged.", "", *self.results, ""]
+        results = ["## Results", "", "These are the adapter's, before it was merged.", "", *self.results, ""]
         return "\n".join(
             [
                 "---",
@@ -87,14 +87,14 @@ class ExportCard:
                 *(results if self.results else []),
                 "## Use",
                 "",
-                "With transformers alone, to the same probabilities as in the training's evaluation:",
+                "transformers alone gives the same probabilities as the training's evaluation:",
                 "",
                 "```python",
                 self.pipeline_snippet().rstrip("\n"),
                 "```",
                 "",
                 *self._of_bf16(),
-                "By vLLM; a post that is too long is refused, with all others of its request, unless"
+                "vLLM serves it; a post that is too long is refused, with all others of its request, unless"
                 " `truncate_prompt_tokens` asks to cut it:",
                 "",
                 "```bash",

@@ -1,4 +1,4 @@
-"""By how much an export answers otherwise than the adapter in its training's number format: both
+"""How much an export answers otherwise than the adapter in its training's number format: both
 read the same validation posts.
 
 Both models are in memory, one after the other, on the GPU where there is one; this is the one part

@@ -2,7 +2,7 @@
 
 A file is laid out before its first number is known, built in a temporary file, named for its bytes,
 created and read back while the next one is built. The price is two of these files on the disk of
-TMPDIR, 1 GiB each or as large as the largest tensor. As the name says what is in it, a second
+TMPDIR, 1 GiB each or as large as the largest tensor. The name says what is in it, so a second
 export into the same place finds what a killed one left and overwrites nothing.
 """
 

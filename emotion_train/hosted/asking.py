@@ -65,7 +65,7 @@ class Place:
         return [self.named(folder, own, again=again) for own in names]
 
     def named(self, folder: str, own: str, *, again: bool = False) -> str:
-        """As `requests`, of one, by what was known at the last `ledger.refresh`."""
+        """What `requests` holds for one, by what was known at the last `ledger.refresh`."""
         name, times = f"{folder}/{own}", 0
         while self.ledger.is_claimed(following := f"{folder}/{own}-{times + 1}"):
             name, times = following, times + 1
@@ -237,7 +237,7 @@ class _Work:
             self._stop = HostedStopped(
                 f"{_MOST_FAILED} requests in a row failed at {self._model.endpoint.host} (the last:"
                 f" {answer.reason});"
-                " what was answered is kept, and the same command goes on from there."
+                " what was answered is kept, and the same command resumes from there."
             )
         elif (words := self._objection(answer)) is not None:
             self._stop = HostedStopped(words)
@@ -253,14 +253,14 @@ class _Work:
             f"The cap of {dollars(usd_of(self._cap))} is reached with {left:,} {self._unit} left;"
             f" {dollars(usd_of(self._place.ledger.spent()))} are spent and everything is kept. The same"
             " command with"
-            " a larger --max-usd goes on from there."
+            " a larger --max-usd resumes from there."
         )
 
     def _interrupted(self) -> None:
         if self._stop is None:
             tell("stopping: what is under way is still answered and kept; once more stops at once")
             self._stop = HostedStopped(
-                "Stopped; every answer is kept, and the same command goes on from there."
+                "Stopped; every answer is kept, and the same command resumes from there."
             )
         self._wake.set()
 

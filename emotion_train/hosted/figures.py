@@ -71,7 +71,9 @@ class Money(FrozenModel):
 
 
 class Speed(FrozenModel):
-    """Of answers that came at the first attempt, at a mean of `concurrency` requests under way."""
+    """The speed of answers that came at the first attempt, at a mean of `concurrency` requests
+    under way.
+    """
 
     first_attempts: int
     p50_s: float

@@ -104,7 +104,7 @@ class Claim(Manifest):
     session: Session
     until: float
     requests: tuple[str, ...] = ()
-    nano_usd: tuple[Nano, ...] = Field((), description="Of each request.")
+    nano_usd: tuple[Nano, ...] = Field((), description="The most that each request can cost.")
     released: tuple[str, ...] = Field((), description="Claimed before, and sent without any cost.")
 
 

@@ -349,8 +349,8 @@ Judge = Callable[[Sequence[Made]], NDArray[np.float32]]
 def best_of(
     made: Sequence[Made], wished: Sequence[Wish], judge: Judge, keep: float, counts: Counts
 ) -> tuple[list[Made], list[Made]]:
-    """Of each label the `keep` best by the probability that a classifier gives it, and no more than
-    are wished, and those that do not stay; both in the order of the calls.
+    """The `keep` best posts of each label, by the probability that a classifier gives it, no more
+    than are wished, and those that do not stay; both in the order of the calls.
     """
     prob_NC = judge(made) if made else np.zeros((0, 1), np.float32)
     stay: list[int] = []

@@ -41,9 +41,9 @@ _GROUP = "__grp__"  # begins the names of files that list the others by their fu
 class BuiltKernels:
     """Within the block Triton keeps its kernels in `folder`, which is filled from the store first.
 
-    With `keeps` the archive is written again, in the background and at the end, whenever kernels
-    have been added. A store that fails costs a sentence to `say`, not the run: it is asked again
-    for `patience_s` seconds, and no longer than the kernels take to build.
+    Where `keeps` is set the archive is written again, in the background and at the end, whenever
+    kernels have been added. A store that fails costs a sentence to `say`, not the run: it is asked
+    again for `patience_s` seconds, and no longer than the kernels take to build.
     """
 
     def __init__(

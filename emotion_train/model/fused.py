@@ -195,7 +195,7 @@ class Adapters:
     """LoRA of the layers of one product. Each forward pass of the decoder begins by bringing them
     to bfloat16.
 
-    With R the sum of the ranks: down_RI holds s A of each layer, one below the other; up_OR their B
+    R is the sum of the ranks: down_RI holds s A of each layer, one below the other; up_OR their B
     as blocks, zero elsewhere.
     """
 
@@ -247,8 +247,8 @@ class Adapters:
         counters: Counters | None,
         norm: Norm | None = None,
     ) -> list[torch.Tensor]:
-        """The gradients of `parameters` in float32; adds the adapters' part to dx in place. With
-        `norm` the input was that norm of x.
+        """The gradients of `parameters` in float32; adds the adapters' part to dx in place. Where
+        `norm` is given the input was that norm of x.
         """
         from emotion_train.model import kernels
 
@@ -309,8 +309,8 @@ class Projection:
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder block: norm, attention, norm, MLP. `pooled` makes it the last one, which goes on
-    with the posts' last tokens only.
+    """One decoder block: norm, attention, norm, MLP. `pooled` makes it the last one, whose MLP
+    computes the posts' last tokens only.
     """
 
     norm_1_H: torch.Tensor

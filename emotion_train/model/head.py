@@ -103,9 +103,9 @@ class EmotionClassifier(nn.Module):
         last_token_idx_N: torch.Tensor,
         counters: Counters | None = None,
     ) -> torch.Tensor:
-        """Logits of shape NC, float32. `position_ids_1T` restart at each segment. With no post (N =
-        0) gradients are zero, not absent. Training with dropout needs `counters`, else raises
-        `ValueError`.
+        """Logits of shape NC, float32. `position_ids_1T` restart at each segment. Where there is no
+        post (N = 0) gradients are zero, not absent. Training with dropout needs `counters`, else
+        raises `ValueError`.
         """
         if self.decoder is not None:
             sees_from_T, seen_until_T = on_device(sight(segments.lengths, self.decoder.window), self.device)

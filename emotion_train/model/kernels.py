@@ -158,7 +158,7 @@ def rotate_(
 
 @triton.jit
 def _load_rows(matrix, rows, width, real, d: tl.constexpr):
-    """Of these rows of a matrix of `width` the first d columns; 0 where there is no such row."""
+    """The first d columns of these rows of a matrix of `width`; 0 where there is no such row."""
     return tl.load(matrix + rows.to(tl.int64)[:, None] * width + tl.arange(0, d)[None, :], real[:, None], 0.0)
 
 

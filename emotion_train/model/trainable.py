@@ -62,7 +62,7 @@ def require_trainable_base(
 def require_trainable_weights(
     files: BaseFiles, precision: Precision | None = None, max_length: int | None = None
 ) -> tuple[TextModel, tuple[WeightFile, ...]]:
-    """As `require_trainable_base`, of everything but the tokenizer.
+    """What `require_trainable_base` checks, but for the tokenizer.
 
     Raises `WrongRequest` for another architecture, quantised weights, a broken config.json, files
     that are missing, damaged or Git LFS pointers, tensors that do not fit the configuration, a

@@ -77,9 +77,9 @@ class Interruptions:
             over = self.ranks.is_main and time.monotonic() >= deadline
             any_going, any_left, time_over = self.ranks.sum(np.array([going, kind == "sigint", over])) > 0
             if any_left or (any_going and time_over):
-                raise end(f"{saved} The next start goes on from there.")
+                raise end(f"{saved} The next start resumes from there.")
             if not any_going:
-                self._tell("The termination was withdrawn: training goes on")
+                self._tell("The termination was withdrawn: training continues")
                 return
             time.sleep(min(_LOOK_EVERY_S, max(0.0, deadline - time.monotonic())))
 

@@ -1,4 +1,5 @@
-"""What the ranks of a run tell each other. With one process every call returns its argument.
+"""What the ranks of a run tell each other. Where there is one process every call returns its
+argument.
 
 All of it goes over a CPU (gloo) group of its own, in step order, so that it never waits for the
 compute stream of a GPU.
@@ -245,7 +246,7 @@ def lost_contact(rank: int, timeout_s: float, error: Exception) -> str:
     return (
         f"Rank {rank} lost contact with the other processes: one of them ended (the first message above says"
         f" why, or the machine is gone) or did not answer for {timeout_s:g} s (distributed.timeout_s). The"
-        " same command with the same run.id goes on from the last checkpoint."
+        " same command with the same run.id resumes from the last checkpoint."
         f" ({' '.join(str(error).split())[:200]})"
     )
 

@@ -81,7 +81,7 @@ def saving(saves: int, stall_seconds: float, train_seconds: float, upload_second
 def training_words(
     loss: float | None, posts_per_second: float | None, macro_f1: float | None, note: str = ""
 ) -> str:
-    """What is known of a training that goes on: `loss 1.234, 388 posts/s, last macro-F1 0.512`."""
+    """What is known of a training that runs: `loss 1.234, 388 posts/s, last macro-F1 0.512`."""
     told = (
         f"loss {loss:.3f}" if loss is not None else "",
         f"{rate(posts_per_second)} posts/s" if posts_per_second is not None else "",

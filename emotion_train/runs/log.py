@@ -334,7 +334,7 @@ class Writer:
         """Take the run over: every older writer's next entry collides with this one, which says who
         took it, and `facts` of the run.
 
-        Of several claims at once each gets a number, and the newest wins. Raises `Published` when
+        Each of several claims at once gets a number, and the newest wins. Raises `Published` when
         the run has its final entry. After a `StorageError` the claim may be in the log: the same
         call again takes it for its own, and never makes two.
         """

@@ -180,7 +180,7 @@ class Saver:
         self.problem = error
         kept = self.keep_what_waits()
         if self._patience.may_tell():
-            self._tell(f"NOT SAVED, training goes on: {error} {kept}")
+            self._tell(f"NOT SAVED, training continues: {error} {kept}")
 
     def _succeeded(self, snapshot: Snapshot) -> None:
         with self._changed:

@@ -151,8 +151,8 @@ class FusedBlocks:
     def _backward(self) -> int:
         """Bytes per token beside what the block keeps, at the highest point of its backward pass.
 
-        With dropout an adapter has a dropped copy of its input beside it; where that input is a
-        norm, either way one copy.
+        Where there is dropout an adapter has a dropped copy of its input beside it; where that
+        input is a norm, either way one copy.
         """
         hidden, query, inner, _ = self._sizes()
         dropped = 1 if self.recipe.lora.dropout else 0
@@ -229,9 +229,9 @@ def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
 
 
 def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: bool) -> int:
-    """Bytes per token of what adapters keep of their inputs. With dropout each has an input of its
-    own. Without, q, k and v share one, gate and up another, and that of o is the attention's
-    output, kept in any case.
+    """Bytes per token of what adapters keep of their inputs. Where there is dropout each has an
+    input of its own. Else q, k and v share one, gate and up another, and that of o is the
+    attention's output, kept in any case.
     """
     if drops:
         return sum(element * shape.linear_layers[name][1] for name in names)

@@ -58,8 +58,8 @@ class Store(ABC):
     def read_again(
         self, key: str, look: int, *, start: int = 0, length: int | None = None, if_match: str | None = None
     ) -> bytes:
-        """As `read`, by another way than look `look - 1` (0 is `read`): no cache, and in a bucket a
-        new connection of the other client.
+        """What `read` returns, by another way than look `look - 1` (0 is `read`): no cache, and in
+        a bucket a new connection of the other client.
         """
         return self.read(key, start=start, length=length, if_match=if_match)
 
@@ -94,8 +94,8 @@ class Store(ABC):
         start: int = 0,
         if_match: str | None = None,
     ) -> T:
-        """As `read_verified`, of as many bytes as the buffer takes, which holds them then; `verify`
-        gets the part that was filled.
+        """What `read_verified` does, of as many bytes as the buffer takes, which holds them then;
+        `verify` gets the part that was filled.
         """
 
         def read(look: int) -> memoryview:
@@ -112,7 +112,7 @@ class Store(ABC):
         """Size and ETag; raises `ObjectNotFound`."""
 
     def find(self, key: str) -> ObjectInfo | None:
-        """As `stat`; None where there is no such object."""
+        """What `stat` returns; None where there is no such object."""
         try:
             return self.stat(key)
         except ObjectNotFound:
@@ -138,7 +138,7 @@ class Store(ABC):
         """The objects whose keys start with `prefix`, sorted by key."""
 
     def list_again(self, prefix: str, look: int) -> Iterator[ObjectInfo]:
-        """As `list`, by another way than look `look - 1` (0 is `list`)."""
+        """What `list` returns, by another way than look `look - 1` (0 is `list`)."""
         return self.list(prefix)
 
     @abstractmethod

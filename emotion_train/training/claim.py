@@ -69,7 +69,7 @@ def claim(job: Job, tell_saved: Callable[[bool], None] = lambda saved: None) -> 
 
 
 class Claiming:
-    """`claim` for a store that may fail: after a `StorageError` the next call goes on from there,
+    """`claim` for a store that may fail: after a `StorageError` the next call continues from there,
     so that the run is claimed once.
     """
 
@@ -178,7 +178,7 @@ def _prefer_local(job: Job, found: Claimed) -> None:
     if states:
         step = found.newest.entry.step if found.newest is not None else 0
         say(
-            f"{found.local.folder} holds step {states[-1].entry.step}, the log has {step}: going on from the"
+            f"{found.local.folder} holds step {states[-1].entry.step}, the log has {step}: resuming from the"
             " former"
         )
         found.newest, found.not_in_log = states[-1], states

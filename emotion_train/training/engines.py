@@ -177,7 +177,7 @@ class _Trained:
 class Engine:
     """One process that holds everything; the others are made of it.
 
-    `module` is what a forward pass goes through. Per step: `microbatch` around each forward and
+    `module` is what a forward pass goes through. Each step has `microbatch` around each forward and
     backward pass, then `update` once. What is saved and loaded are whole tensors, the same from
     every engine, so that a run moves between them. Every method that is not a property is called on
     all ranks together.

@@ -1,9 +1,9 @@
 """The experiment trackers of a run: one run in each of them, however often it was started.
 
 W&B gets the run's own id, MLflow's run is found by a tag. TensorBoard has no server, so its events
-are a part of every checkpoint and go on where the checkpoint was made; the published run has them
-beside its report. The price: the events so far, some 200 bytes for each ten steps, are uploaded
-with each checkpoint.
+are a part of every checkpoint and continue where the checkpoint was made; the published run has
+them beside its report. The price: the events so far, some 200 bytes for each ten steps, are
+uploaded with each checkpoint.
 
 Steps that a recovery trains again are told once: a tracker that has them gets no second value. A
 tracker that fails stops no training.
@@ -119,7 +119,7 @@ class Trackers:
                     raise
                 self._left_alone_until[tracker.name] = time.monotonic() + _PAUSE_S
                 self._say(
-                    f"{tracker.name} did not take the run's figures, training goes on without it for"
+                    f"{tracker.name} did not take the run's figures, training continues without it for"
                     f" {_PAUSE_S:.0f} s: {_first_line(error)}"
                 )
 

@@ -263,7 +263,7 @@ class Trainer:
             self._save(_notice(signals))
         if signals & Signal.REBALANCE:
             self.tell_milestone(
-                f"The machine may be taken soon: step {self.progress.step} is being saved, training goes on"
+                f"The machine may be taken soon: step {self.progress.step} is being saved, training continues"
             )
         if signals & GOING:
             self.ledger.stop_clock()

@@ -223,7 +223,7 @@ def _output(config: Config) -> str:
         goes_on = (
             "would be printed, not trained again"
             if facts["state"] == "published"
-            else "would go on from there"
+            else "would resume from there"
         )
         words += f"; {run_id} is {facts['state']} at step {facts['step']} and {goes_on}"
     return words

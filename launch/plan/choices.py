@@ -129,8 +129,8 @@ class Plan:
 
     @property
     def smallest(self) -> tuple[Choice, ...]:
-        """Of the single GPUs that are enough and compute in bfloat16, those with the least
-        memory.
+        """Those with the least memory of the single GPUs that are enough and compute in
+        bfloat16.
         """
         alone = [choice for choice in self.choices if choice.count == 1 and choice.kind.bf16]
         least = min((choice.kind.gb for choice in alone), default=0)

@@ -49,7 +49,7 @@ _MOVED_IN_FP8 = 1.35  # times that: a row is read for its scale, and again
 # Adapters on the MLP read and write its inner width that often, half of it each for gate and up,
 # and for down: measured 105.2 ms of four blocks at 8k tokens against 94.4 without.
 _MOVED_BY_MLP_ADAPTERS = 36
-# of the last block's tokens: the fused decoder goes on with those that end a post after its
+# of the last block's tokens: the fused decoder keeps those alone that end a post after its
 # attention
 _POOLED = 15 / 16
 # SmolLM2-135M, 30 blocks with 7 adapters: 216 ms a step by transformers' modules whatever its size,
@@ -126,7 +126,7 @@ class Speed:
         )
 
     def _passes_s(self, tokens: int) -> float:
-        """Between the products. Of transformers' modules those are in the products' fraction, but
+        """Between the products. Those of transformers' modules are in the products' fraction, but
         for the adapters on the MLP.
         """
         shape, names = self.shape, set(self.recipe.adapted_layers)

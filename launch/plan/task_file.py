@@ -104,7 +104,7 @@ def what_the_list_is(best: Choice, prices: Prices, posts: int) -> str:
     order = (
         "The smallest GPUs that are enough, since no prices were known"
         if best.usd is None
-        else f"By dollars a job, not an hour; prices: {prices.source}"
+        else f"In the order of dollars a job, not an hour; prices: {prices.source}"
     )
     return (
         f"{order}. All in {best.precision}, for {posts:,} posts. Hours and dollars at the right are for the"

@@ -1,7 +1,7 @@
 """All figures of a comparison, computed once from predictions on the same posts; pages round.
 
-The first group is what the others are compared with. Of several comparisons each p is corrected for
-all of them, and so is each label's for the labels of its comparison.
+The first group is what the others are compared with. Where there are several comparisons each p is
+corrected for all of them, and so is each label's for the labels of its comparison.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class LabelDifference(NamedTuple):
 
 
 class Flip(NamedTuple):
-    """A post that two groups answer differently; probabilities are those of its true label. Of
-    several labels they are those of the truth, as a mean over the labels that only one of the two
-    gives.
+    """A post that two groups answer differently; probabilities are those of its true label. Where
+    there are several labels they are those of the truth, as a mean over the labels that only one of
+    the two gives.
     """
 
     post_id: str

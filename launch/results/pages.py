@@ -25,7 +25,7 @@ _LINES_WATCHED = 20
 
 
 def a_console() -> Console:
-    """As wide as the terminal, or wide where there is none."""
+    """A console as wide as the terminal, or wide where there is none."""
     return Terminal(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 

@@ -260,7 +260,7 @@ def _are_counted(predictions: AnyPredictions, figures: AnyFigures) -> bool:
 
 
 def _figures(document: Report | Scorecard, split: str) -> AnyFigures:
-    """Of all posts: a scorecard quotes those that were not trained on."""
+    """The figures of all posts: a scorecard quotes those that were not trained on."""
     if isinstance(document, Report):
         return document.splits[split]
     return document.figures_of_all or document.figures

@@ -41,11 +41,11 @@ _LOOK_EVERY_S = 0.1
 _LATER_S = 2.0  # than the trainers' own bound
 _ONE_PRESS_S = 0.5  # SIGINT twice within this is one: a terminal or a supervisor may send it to a whole group
 _NO_WORD = (
-    "the trainer ended without a word (killed, or out of memory); the same command with the same run.id goes"
-    " on from the last checkpoint"
+    "the trainer ended without a word (killed, or out of memory); the same command with the same run.id"
+    " resumes from the last checkpoint"
 )
 _NO_START = (
-    "no trainer started on this machine; the words above say why. With several nodes each waits"
+    "no trainer started on this machine; the words above say why. Each of several nodes waits"
     " distributed.timeout_s seconds for the others"
 )
 
@@ -96,7 +96,7 @@ def run_to_end(
                 _kill(process, folder, before)
         if signals.leave:
             _say(
-                "interrupted twice, all processes were killed; the same command with the same run.id goes on"
+                "interrupted twice, all processes were killed; the same command with the same run.id resumes"
                 " from the last checkpoint"
             )
             return 1

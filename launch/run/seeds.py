@@ -1,7 +1,7 @@
 """One config trained with several seeds, a run each: one after the other on all GPUs and nodes, or
 spread over this machine's GPUs; at the end one page compares them.
 
-A run that is published is not trained again, so the same command goes on where it was stopped.
+A run that is published is not trained again, so the same command resumes where it was stopped.
 Spread, each seed is an `emotion-launch run` of its own on one GPU; the price is that what it prints
 goes to a file, since several progress bars make no terminal.
 """
@@ -111,7 +111,7 @@ def run_seeds(
     )
     if code:
         _say(
-            f"not all seeds are trained; the same command with run.id={_base(runs)} goes on, and trains none"
+            f"not all seeds are trained; the same command with run.id={_base(runs)} resumes, and trains none"
             " again that is published"
         )
         return code

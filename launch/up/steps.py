@@ -3,7 +3,7 @@ and what the bucket shows of each.
 
 What is done is read from the bucket alone: `prepare` and `export` find their own work there and
 repeat nothing, a run is published or not, and a pulled adapter is compared with the run's log. So
-the same command goes on where any machine stopped.
+the same command resumes where any machine stopped.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ command of its own, printed before it runs.
     emotion-launch up posts.csv --bucket s3://team                   SkyPilot's spot machines train
     emotion-launch up posts.csv --bucket s3://team --local           this machine's GPU or CPU does
 
-Typed again it goes on at the step that is not done, on any machine: see `steps.py`.
+Typed again it resumes at the step that is not done, on any machine: see `steps.py`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def up(arguments: argparse.Namespace) -> int:
                 here.call(steps.export())
     except Stopped as stopped:
         print(
-            f"{LAUNCH}: that step ended with {stopped.code}; the same command goes on from it",
+            f"{LAUNCH}: that step ended with {stopped.code}; the same command resumes at it",
             file=sys.stderr,
         )
         return stopped.code

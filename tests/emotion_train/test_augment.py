@@ -393,7 +393,7 @@ def test_the_cap_ends_with_1_and_keeps_everything(
         small = [word if word != "1" else "0.01" for word in words(home, tmp_path / "new", fake)]
         assert cli.main(small) == 1
         assert fake.charged_nano <= 10_000_000
-        assert "larger --max-usd goes on" in capsys.readouterr().err
+        assert "larger --max-usd resumes" in capsys.readouterr().err
         assert cli.main(words(home, tmp_path / "new", fake)) == 0
         assert max(fake.whole.values()) == 1
 

@@ -177,7 +177,7 @@ def test_the_cap_ends_it_with_1_and_a_larger_one_goes_on(
         small = [word if word != "1" else "0.005" for word in words(home, tmp_path / "out", fake)]
         assert cli.main(small) == 1
         told = capsys.readouterr().err
-        assert "larger --max-usd goes on from there" in told
+        assert "larger --max-usd resumes from there" in told
         assert fake.charged_nano <= 5_000_000
         assert 0 < len(fake.requests) < 40
         assert not (tmp_path / "out" / "benchmark.json").exists()

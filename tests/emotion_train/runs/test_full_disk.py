@@ -85,7 +85,7 @@ def test_a_run_whose_bucket_is_full_trains_to_its_end_and_says_where_its_states_
         disk, 60, [sys.executable, "-m", "emotion_train.train", *tiny_words(tmp_path, *words)]
     )
     assert done.returncode == 1, done.stderr
-    assert "NOT SAVED, training goes on: The disk is full" in done.stderr
+    assert "NOT SAVED, training continues: The disk is full" in done.stderr
     assert "step 14 of 14" in done.stderr
     assert ("cannot be kept on this machine either" in done.stderr) == local_is_full
     assert bool(list(tmp_path.glob("local/*/tiny/step-00000014-scored.json"))) != local_is_full

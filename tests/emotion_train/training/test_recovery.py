@@ -207,7 +207,7 @@ def test_a_store_that_goes_away_stops_no_training_and_gets_everything_when_it_is
                 server.start()
                 out = process.communicate(timeout=PATIENCE_S)[0]
             assert process.returncode == 0, out[-4000:]
-            assert "NOT SAVED, training goes on" in out
+            assert "NOT SAVED, training continues" in out
             same_run(
                 published(f"{tmp_path}/runs/whole", tmp_path / "a"),
                 published("s3://runs/tiny", tmp_path / "b"),
@@ -399,4 +399,4 @@ def test_sigterm_while_the_model_is_loaded_leaves_with_33(tmp_path: Path) -> Non
         process.terminate()
         out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 33
-    assert "The next start goes on from there." in out
+    assert "The next start resumes from there." in out

@@ -663,7 +663,7 @@ def test_a_state_that_only_this_machine_has_is_gone_on_from(
         trainer.tell = tell
         with pytest.raises(Killed):
             trainer.fit()
-    assert "NOT SAVED, training goes on" in capsys.readouterr().err
+    assert "NOT SAVED, training continues" in capsys.readouterr().err
     plug_in(tmp_path)
     assert checkpoints(tmp_path, "tiny")[-1].step == 3
     kept = [(entry.step, "macro_f1" in entry.metrics) for entry in local.entries()]

@@ -233,7 +233,7 @@ def test_a_termination_that_is_withdrawn_lets_the_start_wait_on() -> None:
         kind=lambda: "terminate" if time.monotonic() - begun < 1.5 else None, hold_s=PATIENCE_S
     )
     assert start.everywhere("the log", "s3://x", away(2)) == "answer"
-    assert "The termination was withdrawn: training goes on" in said
+    assert "The termination was withdrawn: training continues" in said
 
 
 # the claim

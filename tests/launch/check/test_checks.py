@@ -259,7 +259,7 @@ def test_a_run_that_exists_is_told(words: list[str]) -> None:
     writer.claim(0, 0)
     writer.append("checkpoint", 1, 7)
     found = checks([*words, "run.id=mine"])["output"]
-    assert "mine is unfinished at step 7 and would go on from there" in found.finding
+    assert "mine is unfinished at step 7 and would resume from there" in found.finding
 
 
 def test_a_bucket_that_is_not_there_is_told(words: list[str]) -> None:
