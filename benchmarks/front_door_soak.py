@@ -680,7 +680,7 @@ class Soak:
         return right and {posts[0] for posts in begun} == {head}
 
     def require_no_gap(self, spans: list[tuple[int, int]]) -> None:
-        """From the last step back to the first, each start resumed where an earlier one had been."""
+        """From the last step back, each start resumed where an earlier one had been."""
         at = len(self.posts)
         for first, end in reversed(spans):
             if end >= at:

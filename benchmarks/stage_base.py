@@ -225,7 +225,7 @@ def load(url: str, precision: str, began: str) -> None:
 
 
 def peak_host_bytes() -> int:
-    """The peak of this process alone; getrusage would count the parent's at the time of the fork."""
+    """The peak of this process; getrusage would count the parent's at the time of the fork."""
     line = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")
     )

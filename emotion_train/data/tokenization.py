@@ -150,7 +150,7 @@ class PostTokenizer:
         return [ids[: self.max_length] for ids in self.encode_whole(texts)]
 
     def encode_whole(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """What `encode` returns, uncut. It takes no longer: the library cuts only what it has made."""
+        """What `encode` returns, uncut, in the same time: the library cuts what it has made."""
         try:
             encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
         # half an emoji, as JSON's "\ud83d" gives: joined with its other half, else replaced by

@@ -181,8 +181,8 @@ def test_a_tracker_that_fails_stops_no_training(monkeypatch: pytest.MonkeyPatch)
         trackers.log({"train/loss": 1.0}, step)
     assert failing.asked == 1
     assert told == [
-        "wandb did not take the run's figures, training continues without it for 300 s: RuntimeError: no answer"
-        " for 5 s"
+        "wandb did not take the run's figures, training continues without it for 300 s: RuntimeError: no"
+        " answer for 5 s"
     ]
     monkeypatch.setattr(page, "_PAUSE_S", 0.0)
     trackers._left_alone_until.clear()
