@@ -1,5 +1,5 @@
-"""How fast is it? Useful work of this program in nf4, bf16 and fp8, beside the stock recipe and the
-GPU's own matrix products, in one run.
+"""How fast is it? Useful work of this program in nf4, bf16 and fp8, beside a peer that is set up
+well, the stock recipe and the GPU's own matrix products, in one run.
 
     # H200: 8,192 tokens a micro-batch
     python benchmarks/speed.py --folder /dev/shm/mistral
@@ -7,10 +7,12 @@ GPU's own matrix products, in one run.
     python benchmarks/speed.py --folder /dev/shm/mistral --tokens fp8=4096,bf16=4096
 
 The model is Mistral Small 3.1's shape with random weights (as real_size.py writes it), the posts
-are GoEmotions'. This program runs by its own command line with steps of `--batch` posts, the stock
-recipe is transformers' Trainer: nf4, each post padded to 128 tokens, batches of 8, gradient
-checkpointing (stock_recipe.py). The first half of this program's steps does not count, nor the
-first five of the stock recipe's: libraries load in them and kernels are built. Useful work counts
+are GoEmotions'. This program runs by its own command line with steps of `--batch` posts. The peer
+is transformers' Trainer with Liger's kernels (pip install liger-kernel), posts of like length
+together and its fastest batch, on the whole set (peer.py); the stock recipe is the Trainer in nf4
+with each post padded to 128 tokens, batches of 8 and gradient checkpointing (stock_recipe.py). The
+first half of this program's steps does not count, nor the first five of the others': libraries load
+in them and kernels are built. Useful work counts
 real tokens only: 4 x linear parameters x tokens; adapters, attention and what is computed again
 count nothing. A bf16 product of 8192 x 8192 matrices is timed for three seconds before and after
 each run, so that a GPU that runs at its power limit is compared with itself.
@@ -49,6 +51,8 @@ from launch.workload import work_of
 
 HERE = Path(__file__).parent
 VALIDATION = 512
+PEER = "peer-"  # and the precision
+RUNS = ("peer-nf4", "peer-bf16", "stock", "nf4", "bf16", "fp8")
 
 
 def main() -> None:
@@ -57,9 +61,7 @@ def main() -> None:
     )
     add_posts_argument(parser)
     add_checkpoint_arguments(parser)
-    parser.add_argument(
-        "--runs", default="stock,nf4,bf16,fp8", help="comma-separated (default: stock,nf4,bf16,fp8)"
-    )
+    parser.add_argument("--runs", default=",".join(RUNS), help="comma-separated (default: %(default)s)")
     parser.add_argument(
         "--tokens",
         default="",
@@ -82,16 +84,17 @@ def main() -> None:
     shape = Shape.of(json.loads((arguments.folder / "config.json").read_text()))
     rows = [
         (
-            "| run | tokens a micro-batch | posts/s | useful TFLOP/s | of bf16 products | peak memory, GiB |"
-            " planned, posts/s | GiB |"
+            "| run | tokens a micro-batch | posts/s | tokens/s | useful TFLOP/s | of bf16 products |"
+            " peak memory, GiB | planned, posts/s | GiB |"
         ),
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     speeds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="speed-") as name:
         folder = Path(name)
+        whole = splits(arguments.posts, folder / "all")
         posts = some_posts(
-            splits(arguments.posts, folder / "all"),
+            whole,
             folder / "posts",
             arguments.batch * arguments.steps,
             VALIDATION,
@@ -100,16 +103,22 @@ def main() -> None:
         for run in arguments.runs.split(","):
             before = product_rate()
             if run == "stock":
-                found = stock(arguments.folder, posts / "train.parquet")
+                found = answer_of("stock_recipe.py", arguments.folder, posts / "train.parquet")
+            elif run.startswith(PEER):
+                precision = run.removeprefix(PEER)
+                found = answer_of(
+                    "peer.py", arguments.folder, whole / "train.parquet", "--precision", precision
+                )
             else:
                 found = ours(arguments.folder, folder, run, tokens.get(run, 8192), arguments)
             rate = (before + product_rate()) / 2
-            speeds[run] = found["posts_per_second"]
+            speeds[run] = found["tokens_per_second"]
             useful = 4 * shape.linear_parameters * found["tokens_per_second"]
             cells = [
-                run,
+                f"{run}, batches of {found['batch']}" if run.startswith(PEER) else run,
                 f"{found['tokens_a_microbatch']:,}",
                 f"{found['posts_per_second']:.0f}",
+                f"{found['tokens_per_second']:,.0f}",
                 f"{useful / 1e12:.0f}",
             ]
             cells += [
@@ -119,11 +128,12 @@ def main() -> None:
             rows.append(f"| {' | '.join([*cells, *found.get('planned', ['', ''])])} |")
             print(rows[-1], file=sys.stderr, flush=True)
     print("\n".join(rows))
-    if "stock" in speeds:
-        ratios = ", ".join(
-            f"{run} {speed / speeds['stock']:.1f}" for run, speed in speeds.items() if run != "stock"
-        )
-        print(f"\nTimes the stock recipe's posts/s: {ratios}.")
+    for other in ("peer-nf4", "peer-bf16", "stock"):
+        if other in speeds:
+            ratios = ", ".join(
+                f"{run} {speed / speeds[other]:.2f}" for run, speed in speeds.items() if run != other
+            )
+            print(f"\nTimes the tokens/s of {other}: {ratios}.")
     print(f"\n{torch.cuda.get_device_name()}; torch {torch.__version__}")
 
 
@@ -202,15 +212,9 @@ def planned(values: list[str]) -> Choice | None:
     return with_settings(recipe, work, kind, Layout(), Offer(), Spot(), found)
 
 
-def stock(checkpoint: Path, posts: Path) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        str(HERE / "stock_recipe.py"),
-        "--base",
-        str(checkpoint),
-        "--posts",
-        str(posts),
-    ]
+def answer_of(script: str, checkpoint: Path, posts: Path, *words: str) -> dict[str, Any]:
+    """The line of JSON that a script beside this one prints."""
+    command = [sys.executable, str(HERE / script), "--base", str(checkpoint), "--posts", str(posts), *words]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return found

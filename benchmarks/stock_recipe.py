@@ -38,14 +38,23 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
     began = ended = 0.0
 
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
     def on_step_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == WARM_UP:
-            torch.cuda.synchronize()
+            wait_for_gpu()
             self.began = time.perf_counter()
 
     def on_train_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-        torch.cuda.synchronize()
+        wait_for_gpu()
         self.ended = time.perf_counter()
+
+
+def wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -70,7 +79,7 @@ def main() -> None:
     ]
     clock = Clock()
     trainer = Trainer(
-        model=model(arguments.base, tokenizer.pad_id),
+        model=recipe(arguments.base, tokenizer.pad_id),
         args=TrainingArguments(
             output_dir="stock-recipe",
             per_device_train_batch_size=BATCH,
@@ -89,12 +98,11 @@ def main() -> None:
     )
     trainer.train()
     timed = range(WARM_UP * BATCH, arguments.steps * BATCH)
-    seconds = clock.ended - clock.began
     print(
         json.dumps(
             {
-                "posts_per_second": len(timed) / seconds,
-                "tokens_per_second": sum(len(tokens[at]) for at in timed) / seconds,
+                "posts_per_second": len(timed) / clock.seconds,
+                "tokens_per_second": sum(len(tokens[at]) for at in timed) / clock.seconds,
                 "tokens_a_microbatch": BATCH * LENGTH,
                 "peak_memory_bytes": torch.cuda.max_memory_allocated(),
             }
@@ -102,24 +110,39 @@ def main() -> None:
     )
 
 
-def model(base: str, pad_id: int) -> Any:
+def recipe(base: str, pad_id: int) -> Any:
+    network = base_model(base, pad_id, "nf4", "cuda")
+    return adapted(
+        prepare_model_for_kbit_training(network, gradient_checkpointing_kwargs={"use_reentrant": False})
+    )
+
+
+def base_model(base: str, pad_id: int, precision: str, device: str) -> Any:
+    """The classifier with transformers' own modules and sdpa attention, on one device; `precision`
+    is nf4, bf16 or fp32.
+    """
     config = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
     config.num_labels, config.pad_token_id, config.use_cache = len(LABELS), pad_id, False
-    network = AutoModelForSequenceClassification.from_pretrained(
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return AutoModelForSequenceClassification.from_pretrained(
         base,
         config=config,
-        dtype=torch.bfloat16,
+        dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
         trust_remote_code=False,
-        device_map={"": 0},
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        ),
+        device_map={"": 0 if device == "cuda" else "cpu"},
+        attn_implementation="sdpa",
+        quantization_config=quantised if precision == "nf4" else None,
         key_mapping={r"^language_model\.model\.": "model.", r"^model\.language_model\.": "model."},
     )
-    network = prepare_model_for_kbit_training(network, gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def adapted(network: Any) -> Any:
+    """The same with LoRA on q, k, v, o and a trained head."""
     lora = LoraConfig(
         task_type="SEQ_CLS",
         r=16,

@@ -70,12 +70,15 @@ def _verbs_of(program: argparse.ArgumentParser) -> dict[str, Verb]:
 
 def cli() -> str:
     """Every verb of both programs with its arguments and exit codes."""
-    lines = ["# Command line", "", _MADE_BY, ""]
-    lines += [
+    lines = [
+        "# Command line",
+        "",
         f"Two programs. `{TRAIN}` prepares posts, trains, scores and predicts; `{LAUNCH}` plans, checks,",
         "starts, lists and compares runs. Both have `--help`, `--version`, `--traceback` (shows that of an",
         "unexpected error) and `--completion bash` or `zsh`. A word `section.field=value` sets a",
         "[config key](config.md).",
+        "",
+        _MADE_BY,
         "",
         "| verb | what it does |",
         "|---|---|",
@@ -146,7 +149,15 @@ def _cell(text: str) -> str:
 
 def exit_codes() -> str:
     """The table of codes, what ends with each, and where to look next."""
-    lines = ["# Exit codes", "", _MADE_BY, "", "| code | meaning | what then |", "|---|---|---|"]
+    lines = [
+        "# Exit codes",
+        "",
+        "What the exit code of a program means, and what to do then.",
+        "",
+        _MADE_BY,
+        "",
+    ]
+    lines += ["| code | meaning | what then |", "|---|---|---|"]
     meanings = dict(re.findall(r"^  (\d+) +(.*(?:\n      .*)*)", errors.EXIT_CODES, re.MULTILINE))
     lines += [f"| {code} | {' '.join(text.split())} | {_MORE[code]} |" for code, text in meanings.items()]
     lines += [

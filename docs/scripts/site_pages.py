@@ -110,7 +110,7 @@ def title(name: str) -> str:
 def lead(name: str) -> str:
     """The first sentence of the first paragraph of a page; empty where it begins with code."""
     text = (ROOT / name).read_text(encoding="utf-8").partition("\n# ")[2] or (ROOT / name).read_text("utf-8")
-    paragraphs = [one.strip() for one in text.partition("\n")[2].split("\n\n")]
+    paragraphs = [one.strip("\n") for one in text.partition("\n")[2].split("\n\n")]
     words = " ".join(next((one for one in paragraphs if re.match(r"[\w*`]", one)), "").split())
     return re.sub(r"\]\([^)]*\)", "]", re.split(r"(?<=[.:?!]) ", words)[0]).rstrip(":")
 

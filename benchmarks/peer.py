@@ -1,0 +1,186 @@
+"""A peer that is set up well, for speed.py: transformers' Trainer with Liger's kernels, posts of
+like length together, and the batch at which it is fastest.
+
+    python benchmarks/peer.py --base FOLDER --posts train.parquet --precision nf4
+
+sdpa attention, posts cut at 48 tokens, batches padded to their longest post and to no multiple, no
+checkpointing, fused AdamW, LoRA r=16 on q, k, v, o. Posts are sorted by length over the whole set
+and cut into batches, whose order is drawn. Each batch size of `--batches` is tried on its longest
+batch and on batches spread over all lengths, until one does not fit; the fastest by real tokens/s
+then trains the whole set. Without the package liger-kernel the Trainer runs without it, which
+stderr says.
+
+Prints one line of JSON: posts/s and real tokens/s of the steps after the first five, the batch, and
+the peak of the GPU's memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+import torch
+from goemotions import LABELS
+from stock_recipe import WARM_UP, Clock, adapted, base_model
+from transformers import Trainer, TrainingArguments
+
+from emotion_train.data.tokenization import PostTokenizer
+
+LENGTH = 48
+BATCHES = (64, 96, 128, 192, 256, 384, 512)
+TRIAL = 8  # batches that are timed of each size, after as many as are warm-up
+
+
+class Timed(NamedTuple):
+    """The steps of one training that count."""
+
+    batch: int
+    posts_per_second: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--posts", required=True)
+    parser.add_argument("--precision", choices=("nf4", "bf16", "fp32"), default="nf4")
+    parser.add_argument(
+        "--batches",
+        default=",".join(map(str, BATCHES)),
+        help="posts a batch that are tried, ascending (default: %(default)s)",
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if find_spec("liger_kernel") is None:
+        print("peer.py: liger-kernel is not installed; the Trainer runs without its kernels", file=sys.stderr)
+    tokenizer = PostTokenizer.load(arguments.base, LENGTH)
+    table = pq.read_table(arguments.posts)
+    rows = [
+        {"input_ids": ids.tolist(), "labels": LABELS.index(label)}
+        for ids, label in zip(
+            tokenizer.encode(table["text"].to_pylist()), table["label"].to_pylist(), strict=True
+        )
+    ]
+    network = adapted(base_model(arguments.base, tokenizer.pad_id, arguments.precision, arguments.device))
+    sizes = [size for size in map(int, arguments.batches.split(",")) if size * (WARM_UP + 1) <= len(rows)]
+    if not sizes:
+        parser.error(f"{len(rows)} posts make no {WARM_UP + 1} batches of the smallest of --batches")
+    best = fastest(network, rows, sizes, tokenizer.pad_id, arguments.device)
+    found = timed(network, drawn(batches(rows, best), seed=0), tokenizer.pad_id, arguments.device)
+    print(
+        json.dumps(
+            {**found._asdict(), "tokens_a_microbatch": round(best * sum(map(length, rows)) / len(rows))}
+        )
+    )
+
+
+def length(row: dict[str, Any]) -> int:
+    return len(row["input_ids"])
+
+
+def batches(rows: Sequence[dict[str, Any]], size: int) -> list[list[dict[str, Any]]]:
+    """Whole batches of posts of like length, ascending; the shortest posts that fill none are left
+    out.
+    """
+    by_length = sorted(rows, key=length)[len(rows) % size :]
+    return [by_length[at : at + size] for at in range(0, len(by_length), size)]
+
+
+def drawn(ascending: Sequence[list[dict[str, Any]]], seed: int) -> list[list[dict[str, Any]]]:
+    return random.Random(seed).sample(list(ascending), len(ascending))
+
+
+def trial(ascending: Sequence[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """The longest batch, so that a size which does not fit is seen, warm-up, and then batches
+    spread over all lengths.
+    """
+    spread = [ascending[at * len(ascending) // TRIAL] for at in range(TRIAL)]
+    warm = [ascending[-1], *(ascending[at % len(ascending)] for at in range(WARM_UP - 1))]
+    return [*warm, *spread]
+
+
+def fastest(
+    network: Any, rows: Sequence[dict[str, Any]], sizes: Sequence[int], pad_id: int, device: str
+) -> int:
+    """The batch of most real tokens/s among those that fit; ends the program where none does."""
+    speeds: dict[int, float] = {}
+    for size in sizes:
+        try:
+            found = timed(network, trial(batches(rows, size)), pad_id, device)
+        except torch.OutOfMemoryError:
+            print(f"peer.py: batches of {size} do not fit", file=sys.stderr)
+            break
+        finally:
+            gc.collect()
+            if device == "cuda":
+                torch.cuda.empty_cache()
+        speeds[size] = found.tokens_per_second
+        print(f"peer.py: batches of {size}: {found.tokens_per_second:,.0f} tokens/s", file=sys.stderr)
+    if not speeds:
+        sys.exit("peer.py: the smallest of --batches does not fit this GPU.")
+    return max(speeds, key=lambda size: speeds[size])
+
+
+def timed(network: Any, ordered: Sequence[list[dict[str, Any]]], pad_id: int, device: str) -> Timed:
+    """Train on these batches in their order, one step each; the first `WARM_UP` do not count."""
+    size = len(ordered[0])
+
+    def padded(posts: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        widest = max(map(length, posts))
+        ids_NT = torch.full((len(posts), widest), pad_id)
+        mask_NT = torch.zeros_like(ids_NT)
+        for at, post in enumerate(posts):
+            ids_NT[at, : length(post)] = torch.tensor(post["input_ids"])
+            mask_NT[at, : length(post)] = 1
+        labels_N = torch.tensor([post["labels"] for post in posts])
+        return {"input_ids": ids_NT, "attention_mask": mask_NT, "labels": labels_N}
+
+    clock = Clock()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    trainer = Trainer(
+        model=network,
+        args=TrainingArguments(
+            output_dir="peer",
+            per_device_train_batch_size=size,
+            num_train_epochs=1,
+            learning_rate=2e-4,
+            bf16=device == "cuda",
+            use_cpu=device == "cpu",
+            optim="adamw_torch_fused",
+            train_sampling_strategy="sequential",
+            use_liger_kernel=device == "cuda" and find_spec("liger_kernel") is not None,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            remove_unused_columns=False,
+            dataloader_num_workers=4 if device == "cuda" else 0,
+        ),
+        train_dataset=[post for batch in ordered for post in batch],
+        data_collator=padded,
+        callbacks=[clock],
+    )
+    trainer.train()
+    counted = [length(post) for batch in ordered[WARM_UP:] for post in batch]
+    return Timed(
+        size,
+        len(counted) / clock.seconds,
+        sum(counted) / clock.seconds,
+        torch.cuda.max_memory_allocated() if device == "cuda" else 0,
+    )
+
+
+if __name__ == "__main__":
+    main()
