@@ -80,7 +80,7 @@ class Call(NamedTuple):
     label: int
     fold: int
     prompt: Prompt
-    asked: int
+    wanted: int
     block: int
 
 
@@ -277,7 +277,7 @@ def made_of(calls: Sequence[Call], answers: Sequence[Answer | None], counts: Cou
     raw: list[Made] = []
     for call, answer in zip(calls, answers, strict=True):
         outcome: str = "failed" if answer is None else answer.outcome
-        found = posts_in(answer.text, call.asked) if answer is not None and outcome == "answered" else []
+        found = posts_in(answer.text, call.wanted) if answer is not None and outcome == "answered" else []
         if found is None:
             outcome, found = "unparseable", []
         counts.outcomes[outcome] += 1
