@@ -1,5 +1,6 @@
 """What turns an adapter's probabilities into answers: the label of the highest one, or, where posts
-have several labels, every label that reaches its threshold.
+have several labels, every label that reaches its threshold. It also says which temperature made the
+probabilities, and from which one on an answer can be acted upon.
 
 It is the file decision.json beside an adapter. An adapter of one label that has none is answered by
 the highest probability.
@@ -10,6 +11,7 @@ Letters: N posts, C labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,10 +22,17 @@ from pydantic import Field, ValidationError, model_validator
 from emotion_train.data.targets import TargetKind
 from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.errors import WrongRequest
-from emotion_train.evaluation.gate import Gate, confidence_N
+from emotion_train.evaluation.gate import Gate, confidence_N, fit_gates
 from emotion_train.evaluation.metrics import members
-from emotion_train.evaluation.predictions import SetPredictions
-from emotion_train.evaluation.temperature import COLDEST, HOTTEST
+from emotion_train.evaluation.predictions import AnyPredictions, SetPredictions
+from emotion_train.evaluation.temperature import (
+    COLDEST,
+    HOTTEST,
+    BeforeAndAfter,
+    Tempered,
+    divided,
+    temper,
+)
 from emotion_train.evaluation.thresholds import FOLDS, HALF, cross_fit, fit_thresholds, macro_f1_of_sets
 from emotion_train.model.facts import AdapterFacts
 from emotion_train.storage.document import FrozenModel, Manifest
@@ -172,6 +181,43 @@ class Decision(Manifest):
         threshold = np.float32(self.accept_above(precision))
         found_N = self.confidence(prob_NC)
         return (found_N >= threshold) & (found_N > 0)
+
+    def marks(self, prob_NC: ArrayLike, precision: float | None) -> list[bool | None]:
+        """`accepted`, or None for each post where no precision is asked for."""
+        if precision is None:
+            return [None] * len(np.asarray(prob_NC))
+        return list(map(bool, self.accepted(prob_NC, precision)))
+
+    def raw(self, prob_NC: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The probabilities of the head as it was trained: the temperature multiplied back."""
+        if self.temperature is None:
+            return prob_NC
+        return divided(prob_NC, 1 / np.asarray(self.temperature), self.targets)
+
+    def before_and_after(self, predictions: AnyPredictions, chose: bool = False) -> BeforeAndAfter:
+        """What the temperature did to the probabilities of these posts, which `chose` it or did
+        not.
+        """
+        before_NC = self.raw(predictions.prob_NC)
+        if self.temperature is None or not chose:
+            return BeforeAndAfter(before_NC, predictions.prob_NC)
+        return BeforeAndAfter(before_NC, temper(replace(predictions, prob_NC=before_NC)).held_out_NC)
+
+    def acting(
+        self, predictions: AnyPredictions, tempered: Tempered, precisions: Sequence[float]
+    ) -> Decision:
+        """With what the head's temperature is, and gates for these precisions: those of validation
+        posts, whose probabilities are at that temperature.
+        """
+        if isinstance(predictions, SetPredictions):
+            predictions = predictions.answered(self.answers(predictions.prob_NC))
+        return self.model_copy(
+            update={
+                "temperature": tempered.temperature,
+                "temperature_gain": Gain(**tempered.gain._asdict()),
+                "gates": fit_gates(predictions, self.labels, precisions),
+            }
+        )
 
     def held_out(self, predictions: SetPredictions) -> SetPredictions:
         """The validation posts as `macro_f1` judged them: none was answered by thresholds that it

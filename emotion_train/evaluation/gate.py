@@ -87,7 +87,7 @@ class Answers(NamedTuple):
 def confidence_N(prob_NC: NDArray[np.float32], answers_NC: BoolArray) -> NDArray[np.float32]:
     """The probability of the least likely label in each answer; 0 for one without a label."""
     least_N = np.where(answers_NC, prob_NC, np.float32(np.inf)).min(axis=1)
-    return np.where(answers_NC.any(axis=1), least_N, np.float32(0)).astype(np.float32)
+    return np.asarray(np.where(answers_NC.any(axis=1), least_N, 0), np.float32)
 
 
 def answers_of(predictions: AnyPredictions, label: int | None = None) -> Answers:
@@ -97,8 +97,8 @@ def answers_of(predictions: AnyPredictions, label: int | None = None) -> Answers
     if label is not None:
         given_N = answers_NC[:, label]
         return Answers(predictions.prob_NC[given_N, label], truth_NC[given_N, label])
-    given_N = answers_NC.any(axis=1)
-    right_N = ~(answers_NC & ~truth_NC).any(axis=1)
+    given_N = np.asarray(answers_NC.any(axis=1))
+    right_N = np.asarray(~(answers_NC & ~truth_NC).any(axis=1))
     return Answers(confidence_N(predictions.prob_NC, answers_NC)[given_N], right_N[given_N])
 
 
@@ -181,7 +181,7 @@ def _ranks(first: int, rows: int) -> Iterator[int]:
 def _shortest(below: np.float32, lowest: np.float32) -> float:
     """The decimal of the fewest digits above `below` and not above `lowest`."""
     for digits in range(1, 8):
-        found = math.floor(float(lowest) * 10**digits) / 10**digits
+        found = math.floor(float(lowest) * 10**digits) / float(10**digits)
         if np.float32(found) > below and np.float32(found) <= lowest:
             return found
     return float(str(lowest))

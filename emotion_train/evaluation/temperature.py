@@ -54,6 +54,15 @@ class Tempered(NamedTuple):
     held_out_NC: NDArray[np.float32]
 
 
+class BeforeAndAfter(NamedTuple):
+    """Probabilities of the same posts by the head as it was trained, and as they are published; of
+    posts that chose the temperature, as the other folds' posts would have had it.
+    """
+
+    before_NC: NDArray[np.float32]
+    after_NC: NDArray[np.float32]
+
+
 def temper(predictions: AnyPredictions, folds: int = FOLDS) -> Tempered:
     """The temperature that these posts choose, kept where posts that did not choose it gain."""
     kind, truth_NC = predictions.targets, targets_of(predictions)
