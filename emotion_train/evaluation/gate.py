@@ -16,12 +16,12 @@ Bates, Candès, Jordan, Lei, "Learn then test", arXiv:2110.01052, section 3.2). 
 confidences, the right answers at a stop are a sum of independent trials of unequal chances, whose
 upper tail is at most the binomial one of their mean (Hoeffding 1956), so the bound holds for it.
 
-Where the stops are depends on the confidences alone. The first is at a twentieth of the posts, and
-at so many at least that one wrong answer among them is forgiven: of the most confident posts alone,
-where none may be wrong, a single one with a doubtful label would end the walk. From there each stop
-has a tenth more posts than the last, so that the walk has few chances to fail by bad luck. The
-price: the threshold is up to a tenth of the posts higher than the lowest that would do, and labels
-with fewer than some 60 answers have none at a precision of 0.95.
+Where the stops are depends on the confidences alone. The first is at a tenth of the answers, and at
+so many at least that three wrong ones among them are forgiven: of the few most confident ones none
+might be wrong, and a single doubtful label would end the walk. From there each stop has a tenth
+more answers than the last, so that the walk has few chances to fail by bad luck. The price: no gate
+accepts less than a tenth, the threshold is up to a tenth of the answers higher than the lowest that
+would do, and labels with fewer than 59 answers have none at a precision of 0.95.
 
 Letters: N posts, C labels, J stops.
 """
@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -43,9 +44,9 @@ from emotion_train.evaluation.predictions import AnyPredictions
 from emotion_train.storage.document import FrozenModel
 
 CERTAINTY = 0.95
-_FIRST_STOP = 0.05  # of the posts
+_FIRST_STOP = 0.1  # of the answers
 _GROWTH = 1.1
-_FORGIVEN = 1  # wrong answers at the first stop
+_FORGIVEN = 3  # wrong answers at the first stop
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -145,6 +146,7 @@ def lower_bound(right: ArrayLike, of: ArrayLike) -> FloatArray:
     return np.asarray(np.where(right > 0, bound, 0.0))
 
 
+@cache
 def fewest(precision: float, wrong: int) -> int:
     """How many answers there have to be for the bound to reach the precision with so many wrong
     ones.

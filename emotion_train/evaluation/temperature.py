@@ -38,7 +38,7 @@ COLDEST, HOTTEST = 0.05, 20.0
 FEWEST = 30  # posts: intervals of fewer are too narrow
 _HALVINGS = 26
 _SAMPLES = 2000
-_GROUPS = 10_000  # of more posts, some are resampled together
+_GROUPS = 2_000  # of more posts, some are resampled together
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), 1 - 2.0**-25  # what float32 makes 0 and 1
 _EPS = float(np.finfo(np.float64).eps)
 
