@@ -398,6 +398,15 @@ class ReportSection(Section):
         False,
         description="Whether predictions_<split>.parquet holds the texts of its posts beside their ids.",
     )
+    gates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.8, 0.9, 0.95, 0.99),
+        max_length=8,
+        description=(
+            "Precisions for which decision.json says from which probability on answers are right that often,"
+            " as `predict --accept-precision` takes them; [] leaves them out."
+        ),
+        json_schema_extra={"unit": "share of right answers"},
+    )
     usd_per_hour: float | None = Field(
         None,
         ge=0,

@@ -171,13 +171,14 @@ def evaluate(asked: Question) -> Scorecard:
         origin = replace(origin, run_url=found.run_url)
     train_counts: Sequence[float] | None = None
     remarks: list[str] = []
+    chose = False
     if bool(asked.data) == bool(asked.file):
         raise WrongRequest("Give one of --data DATA_URL and --file FILE, and not an empty one.")
     if asked.data:
         posts = _Split.open(asked.data, asked.split, origin.facts)
         seen = _seen_in_split(origin, posts)
         classifier = open_classifier(chosen)
-        # thresholds are not judged on posts that chose them
+        # neither thresholds nor a temperature are judged on posts that chose them
         chose = asked.split == "validation" and posts.index.sha256() == origin.index_sha256
         result, train_counts = _score_split(posts, classifier, chose)
         if result.tfidf is None:
@@ -209,6 +210,8 @@ def evaluate(asked: Question) -> Scorecard:
         remarks=remarks,
         samples=_BOOTSTRAP_SAMPLES,
         seed=_SEED,
+        decision=classifier.decision,
+        chose=chose,
         source=str(asked.data or asked.file),
         run_id=facts.run_id,
         base=public_base(asked.chosen.base or facts.base),

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 _AT_A_TIME = 1024
 _TOP = 3
+_MARK = "accepted"
+_MARKS = {None: "", True: "accepted", False: "for a person"}  # in text
 _BETWEEN = "|"  # several labels in a cell, as `prepare` reads them
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -120,6 +122,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ),
     )
     parser.add_argument(
+        "--accept-precision",
+        type=float,
+        metavar="P",
+        help=(
+            "mark the answers that are right at least this share of the time, such as 0.95, by the adapter's"
+            " gate; the others are for a person (default: no mark)"
+        ),
+    )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help=(
+            "print the probabilities of the head as it was trained, before its temperature; answers and marks"
+            " stay (default: the published probabilities, which are chances)"
+        ),
+    )
+    parser.add_argument(
         "--top",
         type=positive,
         metavar="N",
@@ -149,6 +168,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if not arguments.endpoint and (arguments.against or arguments.model):
         raise WrongRequest("--against and --model are for a server; give its --endpoint, http://HOST:PORT.")
+    if arguments.against and (arguments.raw or arguments.accept_precision is not None):
+        raise WrongRequest(
+            "--raw and --accept-precision are for labels that are printed, and --against prints none; leave"
+            " them out."
+        )
     with ExitStack() as stack:
         from emotion_train.runs.adapter_cache import find_adapter
 
@@ -157,7 +181,8 @@ def run(arguments: argparse.Namespace) -> int:
         chosen = replace(AdapterChoice.of(arguments), adapter=found.folder)
         # a wrong folder is refused before torch is imported, and before anything is typed
         facts = read_facts(found.folder)
-        kept = _kept(arguments.columns, facts)
+        _require_chances(arguments, found.folder, facts)
+        kept = _kept(arguments.columns, facts, arguments.accept_precision is not None)
         served = _served(arguments, found.folder, facts)
         first = list(islice(posts, _AT_A_TIME if arguments.posts or arguments.file else 1))
         if not first:
@@ -169,6 +194,21 @@ def run(arguments: argparse.Namespace) -> int:
             return _compare([*first, *posts], served, chosen, arguments.tolerance)
         _label(first, posts, lambda: served or open_classifier(chosen), arguments, kept)
     return 0
+
+
+def _require_chances(arguments: argparse.Namespace, folder: Path, facts: AdapterFacts) -> None:
+    """Raises `WrongRequest` for a precision that the adapter has no gate for; says where --raw
+    changes nothing.
+    """
+    if arguments.accept_precision is None and not arguments.raw:
+        return
+    from emotion_train.evaluation.decision import read_decision
+
+    decision = read_decision(folder, facts)
+    if arguments.accept_precision is not None:
+        decision.accept_above(arguments.accept_precision)
+    if arguments.raw and decision.temperature is None:
+        print("emotion-train: the adapter has no temperature, so --raw changes nothing", file=sys.stderr)
 
 
 def _served(arguments: argparse.Namespace, folder: Path, facts: AdapterFacts) -> Served | None:
@@ -212,12 +252,15 @@ def _label(
         write_utf8()
     classifier = open_one()
     cell = _harmless if arguments.escape_formulas else str
-    written = Written(classifier.labels, classifier.targets == "several", kept, arguments.top, cell)
+    decision, precision = classifier.decision, arguments.accept_precision
+    marked = precision is not None
+    written = Written(classifier.labels, classifier.targets == "several", kept, arguments.top, cell, marked)
     print_batch = _printer(arguments.format, written, sys.stdout)
     chunk = first + list(islice(rest, _AT_A_TIME - len(first)))
     while chunk:
         prob_NC = classifier.probabilities([post.text for post in chunk])
-        print_batch(chunk, prob_NC, classifier.answers(prob_NC))
+        shown_NC = decision.raw(prob_NC) if arguments.raw else prob_NC
+        print_batch(chunk, shown_NC, classifier.answers(prob_NC), decision.marks(prob_NC, precision))
         chunk = list(islice(rest, _AT_A_TIME))
     if remark := classifier.cut_remark():
         print(f"emotion-train: {remark}", file=sys.stderr)
@@ -251,9 +294,10 @@ def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
     return posts_of(source, rules, Findings(file.name for file in source.files))
 
 
-def _kept(columns: str | None, facts: AdapterFacts) -> list[str]:
+def _kept(columns: str | None, facts: AdapterFacts, marked: bool = False) -> list[str]:
     """What the columns that come along are called in the output."""
     own = ("row", "text", _answer_name(facts.targets == "several"), *facts.labels)
+    own += (_MARK,) if marked else ()
     return [f"input_{name}" if name in own else name for name in _named(columns)]
 
 
@@ -308,7 +352,8 @@ def _csv_line(cells: Iterable[object]) -> str:
 @dataclass(frozen=True)
 class Written:
     """What is written of each post: its answer, `several` labels or one, and the probabilities of
-    all `labels`; the columns `kept` come along. `cell` spells what others wrote in a CSV.
+    all `labels`; the columns `kept` come along. `cell` spells what others wrote in a CSV. `marked`:
+    whether the answer is accepted is written too.
     """
 
     labels: Sequence[str]
@@ -316,28 +361,38 @@ class Written:
     kept: Sequence[str]
     top: int | None
     cell: Callable[[str], str] = str
+    marked: bool = False
 
     def head(self) -> str:
         """The first line of a CSV."""
         kept, labels = (map(self.cell, names) for names in (self.kept, self.labels))
-        return _csv_line(["row", *kept, "text", _answer_name(self.several), *labels])
+        mark = [_MARK] if self.marked else []
+        return _csv_line(["row", *kept, "text", _answer_name(self.several), *mark, *labels])
 
-    def as_csv(self, post: Post, prob_C: Probabilities, answer: Sequence[int]) -> str:
+    def as_csv(
+        self, post: Post, prob_C: Probabilities, answer: Sequence[int], accepted: bool | None = None
+    ) -> str:
         """Several labels stand in one cell, which is empty where there is none."""
         given = _BETWEEN.join(self.labels[label] for label in answer)
         words = map(self.cell, (*post.kept, post.text, given))
-        return _csv_line([post.row, *words, *(f"{value:.6f}" for value in prob_C)])
+        mark = [] if accepted is None else [str(accepted).lower()]
+        return _csv_line([post.row, *words, *mark, *(f"{value:.6f}" for value in prob_C)])
 
-    def as_jsonl(self, post: Post, prob_C: Probabilities, answer: Sequence[int]) -> str:
+    def as_jsonl(
+        self, post: Post, prob_C: Probabilities, answer: Sequence[int], accepted: bool | None = None
+    ) -> str:
         given = [self.labels[label] for label in answer]
         printed: dict[str, Any] = {"row": post.row, **dict(zip(self.kept, post.kept, strict=True))}
         printed |= {"text": post.text, _answer_name(self.several): given if self.several else given[0]}
+        printed |= {} if accepted is None else {_MARK: accepted}
         printed["probabilities"] = {
             label: round(float(value), 6) for label, value in zip(self.labels, prob_C, strict=True)
         }
         return json.dumps(printed, ensure_ascii=False) + "\n"
 
-    def as_text(self, post: Post, prob_C: Probabilities, answer: Sequence[int]) -> str:
+    def as_text(
+        self, post: Post, prob_C: Probabilities, answer: Sequence[int], accepted: bool | None = None
+    ) -> str:
         if self.several:
             told = list(answer)[: self.top]
         else:
@@ -346,7 +401,7 @@ class Written:
         beside = "  ".join(
             f"{shown(name)}={shown(value)}" for name, value in zip(self.kept, post.kept, strict=True)
         )
-        return "  | ".join(filter(None, (given, beside, shown(post.text)))) + "\n"
+        return "  | ".join(filter(None, (_MARKS[accepted], given, beside, shown(post.text)))) + "\n"
 
 
 def _printer(form: str, written: Written, out: IO[str]) -> Any:
@@ -355,9 +410,15 @@ def _printer(form: str, written: Written, out: IO[str]) -> Any:
     if form == "csv":
         out.write(written.head())
 
-    def print_batch(posts: Sequence[Post], prob_NC: Probabilities, answers: Sequence[Sequence[int]]) -> None:
-        for post, prob_C, answer in zip(posts, prob_NC, answers, strict=True):
-            out.write(line(post, prob_C, answer))
+    def print_batch(
+        posts: Sequence[Post],
+        prob_NC: Probabilities,
+        answers: Sequence[Sequence[int]],
+        marks: Sequence[bool | None] = (),
+    ) -> None:
+        marks = marks or [None] * len(posts)
+        for post, prob_C, answer, accepted in zip(posts, prob_NC, answers, marks, strict=True):
+            out.write(line(post, prob_C, answer, accepted))
         out.flush()
 
     return print_batch

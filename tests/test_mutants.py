@@ -1421,6 +1421,67 @@ MUTANTS = [
         "::test_several_labels_are_those_that_reach_their_threshold",
     ),
     Mutant(
+        "the published head is divided by its temperature",
+        "emotion_train/training/finish.py",
+        "_score_splits",
+        "adapter = with_temperature(adapter, temperature)",
+        "adapter = dict(adapter)",
+        "tests/emotion_train/training/test_finish.py"
+        "::test_a_run_on_several_labels_publishes_its_decision_and_the_answers_that_its_report_counts",
+    ),
+    Mutant(
+        "thresholds and figures are those of the divided head",
+        "emotion_train/training/finish.py",
+        "_score_splits",
+        "temperature is None and name == names[0]",
+        "name == names[0]",
+        "tests/emotion_train/training/test_finish.py"
+        "::test_a_run_on_several_labels_publishes_its_decision_and_the_answers_that_its_report_counts",
+    ),
+    Mutant(
+        "a post is judged at a temperature that it did not choose",
+        "emotion_train/evaluation/temperature.py",
+        "temper",
+        "fold_N[:, None] != np.arange(folds)",
+        "fold_N[:, None] >= 0 * np.arange(folds)",
+        "tests/emotion_train/evaluation/test_temperature.py"
+        "::test_posts_are_judged_by_the_temperature_of_the_other_folds",
+    ),
+    Mutant(
+        "a temperature is kept where it gains beyond its interval",
+        "emotion_train/evaluation/temperature.py",
+        "temper",
+        "np.percentile(means_SK, 2.5, axis=0) > 0",
+        "np.percentile(means_SK, 2.5, axis=0) > -1",
+        "tests/emotion_train/evaluation/test_temperature.py::test_chances_need_no_temperature",
+    ),
+    Mutant(
+        "a gate's walk ends at the first stop that fails",
+        "emotion_train/evaluation/gate.py",
+        "lowest_threshold",
+        "passed = int(failed_J.argmax()) if failed_J.any() else len(failed_J)",
+        "passed = len(failed_J) - int(failed_J[::-1].argmin()) if not failed_J.all() else 0",
+        "tests/emotion_train/evaluation/test_gate.py::test_the_walk_ends_at_the_first_stop_that_fails",
+    ),
+    Mutant(
+        "a gate asks the lower bound and not the share itself",
+        "emotion_train/evaluation/gate.py",
+        "lower_bound",
+        "np.where(right > 0, bound, 0.0)",
+        "right / of",
+        "tests/emotion_train/evaluation/test_gate.py"
+        "::test_answers_that_are_never_right_often_enough_are_seldom_accepted",
+    ),
+    Mutant(
+        "an answer without a label is never accepted",
+        "emotion_train/evaluation/decision.py",
+        "Decision.accepted",
+        "(found_N >= threshold) & (found_N > 0)",
+        "found_N >= threshold",
+        "tests/emotion_train/evaluation/test_decision.py"
+        "::test_of_several_labels_the_least_likely_one_has_to_reach_the_gate_and_none_is_not_accepted",
+    ),
+    Mutant(
         "after a failure no further seed is started",
         "launch/run/seeds.py",
         "spread",

@@ -57,11 +57,13 @@ class Prediction:
 
     `labels` is one label, that of the highest probability; of an adapter of several labels those
     that reach their threshold, the likeliest first, which may be none. Probabilities sum to 1
-    unless there may be several labels.
+    unless there may be several labels. `accepted`: whether the answer can be acted upon at the
+    precision that was asked for; None where none was.
     """
 
     labels: tuple[str, ...]
     probabilities: dict[str, float]
+    accepted: bool | None = None
 
     @property
     def label(self) -> str | None:
@@ -105,10 +107,19 @@ class Classifier:
         """The labels that posts with these probabilities are answered with, the likeliest first."""
         return self.decision.ranked(prob_NC)
 
-    def predict(self, texts: Sequence[str], *, unescape_html: bool = False) -> list[Prediction]:
+    def predict(
+        self,
+        texts: Sequence[str],
+        *,
+        unescape_html: bool = False,
+        accept_precision: float | None = None,
+        raw: bool = False,
+    ) -> list[Prediction]:
         """One prediction a text, in their order; texts are mended as the posts of a training are.
 
-        Raises `WrongRequest` for what is no list of texts, and for a text without a letter.
+        `accept_precision`: say of each whether it is accepted, as `Decision.accepted`. `raw`: with
+        the probabilities of the head as it was trained; answers stay. Raises `WrongRequest` for
+        what is no list of texts, for a text without a letter, and as `Decision.accept_above`.
         """
         from emotion_train.evaluation.unlabelled import mended
 
@@ -118,12 +129,16 @@ class Classifier:
         if len(posts) < len(texts):
             empty = min(set(range(len(texts))) - {post.row for post in posts})
             raise WrongRequest(f"texts[{empty}] has no text; leave it out.")
+        if accept_precision is not None:
+            self.decision.accept_above(accept_precision)  # before the model has worked
         found: list[Prediction] = []
         for start in range(0, len(posts), _AT_A_TIME):
             prob_NC = self.probabilities([post.text for post in posts[start : start + _AT_A_TIME]])
-            for prob_C, answer in zip(prob_NC, self.answers(prob_NC), strict=True):
+            accepted_N = self.decision.marks(prob_NC, accept_precision)
+            shown_NC = self.decision.raw(prob_NC) if raw else prob_NC
+            for prob_C, answer, accepted in zip(shown_NC, self.answers(prob_NC), accepted_N, strict=True):
                 named = dict(zip(self.labels, map(float, prob_C), strict=True))
-                found.append(Prediction(tuple(self.labels[label] for label in answer), named))
+                found.append(Prediction(tuple(self.labels[label] for label in answer), named, accepted))
         return found
 
     def cut_remark(self) -> str | None:

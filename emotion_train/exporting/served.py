@@ -48,6 +48,7 @@ class Served:
                 " http://localhost:8000."
             )
         self.url = url.rstrip("/").removesuffix("/classify")
+        self.decision = decision
         self.labels, self.targets, self.answers = decision.labels, decision.targets, decision.ranked
         self.called: dict[int, str | None] = {}
         self._max_length = max_length

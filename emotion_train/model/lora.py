@@ -177,6 +177,22 @@ def refuse_misfits(own: Mapping[str, tuple[int, ...]], state: Mapping[str, torch
         )
 
 
+def with_temperature(
+    state: Mapping[str, torch.Tensor], temperature: Sequence[float]
+) -> dict[str, torch.Tensor]:
+    """The state whose logits are those of this one divided by the temperature, one number or one a
+    label: the head's weight, and its bias where it has one, divided in float32.
+    """
+    by = torch.tensor(temperature, dtype=torch.float32)
+    divisors = {".score.weight": by[:, None], ".score.bias": by}
+    found = dict(state)
+    for name, tensor in state.items():
+        for ending, divisor in divisors.items():
+            if name.endswith(ending):
+                found[name] = tensor / divisor
+    return found
+
+
 # --- the folder ---
 
 

@@ -34,6 +34,7 @@ from emotion_train.evaluation.shares import ShareScores, share_scores
 from emotion_train.evaluation.thresholds import HALF
 from emotion_train.report.advice import next_steps
 from emotion_train.report.agreement import require_agreement
+from emotion_train.report.chances import gate_figures, temperature_figures
 from emotion_train.report.schema import (
     AnyFigures,
     Dataset,
@@ -55,6 +56,7 @@ from emotion_train.report.units import signed
 if TYPE_CHECKING:
     from emotion_train.data.index import Index
     from emotion_train.evaluation.decision import Decision
+    from emotion_train.evaluation.temperature import BeforeAndAfter
 
 FEW_ROWS = 10
 POOR_CALIBRATION = 0.1
@@ -200,9 +202,13 @@ def build_report(
     settings: ReportSection,
     seed: int,
     cuts: Mapping[str, Cut] | None = None,
+    decision: Decision | None = None,
+    tempered: Mapping[str, BeforeAndAfter] | None = None,
     remarks: Sequence[str] = (),
 ) -> Report:
-    """The whole report. `remarks` are the trainer's own warnings, appended to those found here.
+    """The whole report. `decision` is what answered the posts of the splits, and `tempered` what
+    its temperature did to each. `remarks` are the trainer's own warnings, appended to those found
+    here.
 
     Raises `Inconsistent` when counts, predictions and the data set's label counts contradict each
     other.
@@ -213,6 +219,7 @@ def build_report(
     }
     headline = "test" if "test" in figures else next(iter(figures))
     cuts = dict(cuts or {})
+    predictions = {name: result.predictions for name, result in splits.items()}
     train_counts = dataset.label_counts.get("train", ())
     advice = next_steps(figures[headline], history, identity.config, train_counts)
     # of the splits the first is enough, the others are in the table
@@ -228,6 +235,8 @@ def build_report(
         best_step=best_step,
         dataset=dataset,
         cuts=cuts,
+        temperature=None if decision is None else temperature_figures(decision, predictions, tempered or {}),
+        gates=() if decision is None else gate_figures(decision, predictions),
         speed=_speed(measured, settings.usd_per_hour),
         identity=identity,
     )

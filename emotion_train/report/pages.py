@@ -11,6 +11,7 @@ from html import escape
 
 import yaml
 
+from emotion_train.report.chance_pages import chance_sections
 from emotion_train.report.html_parts import bullets, fact_list, figure, page, section, table
 from emotion_train.report.notes import notes
 from emotion_train.report.plots import confusion_plot, curve_plot, floors_plot, reliability_plot
@@ -33,6 +34,7 @@ def render_html(report: Report) -> str:
         section("Label by label", _per_label(split)),
         *_mistakes(report, split),
         section("Can the probabilities be trusted?", _calibration(split)),
+        *chance_sections(report),
         section(_NOTES[report.targets], bullets(told)) if (told := _notes(report)) else "",
         section("Training", _training(report)),
         section("Every split", _splits(report)) if len(report.splits) > 1 else "",

@@ -255,6 +255,58 @@ class SetFigures(_Figures):
     floors: tuple[SetFloor, ...]
 
 
+class ProbabilityFigures(_Part):
+    """How far probabilities are off. Of several labels the log loss is the mean over posts and
+    labels.
+    """
+
+    log_loss: float = Field(description="In nats.")
+    calibration_error: float
+
+
+class BeforeAndAfter(_Part):
+    """By the head as it was trained, and at its temperature; posts that chose the temperature are
+    taken at the one that the other folds' posts chose.
+    """
+
+    before: ProbabilityFigures
+    after: ProbabilityFigures
+
+
+class TemperatureFigures(_Part):
+    """What the logits of the published head were divided by, and what that did. `gain` is by how
+    much it lowers the log loss of validation posts that did not choose it, also where it was not
+    kept.
+    """
+
+    temperature: tuple[float, ...] | None = Field(
+        description="One number, or of several labels one a label; None where nothing was gained."
+    )
+    gain: float
+    gain_low: float = Field(description="Lower end of the paired 95 % interval.")
+    gain_high: float
+    splits: dict[str, BeforeAndAfter] = Field(description="By split, or by the name of a scorecard.")
+
+
+class GateCheck(_Part):
+    """`answers` are all posts, or for the gate of a label the posts that are answered with it;
+    `accepted` are those at or above the threshold, and `right` those of them that are right.
+    """
+
+    answers: int
+    accepted: int
+    right: int
+
+
+class GateFigures(_Part):
+    """A gate of decision.json, held against the posts of each split."""
+
+    label: str | None = Field(description="None: over all labels.")
+    precision: float
+    threshold: float | None = Field(description="None: no probability is enough.")
+    checks: dict[str, GateCheck] = Field(description="By split; empty without a threshold.")
+
+
 def _shape_of(figures: Any) -> Literal["one answer", "several"]:
     has = figures if isinstance(figures, dict) else type(figures).model_fields
     return "several" if "micro_f1" in has else "one answer"
@@ -405,6 +457,10 @@ class Scorecard(_Part):
     figures_of_all: AnyFigures | None = Field(
         None, description="Of all posts, where `figures` leaves some out."
     )
+    temperature: TemperatureFigures | None = Field(
+        None, description="On the posts of `figures`. None for adapters that were published without the fit."
+    )
+    gates: tuple[GateFigures, ...] = Field((), description="On the posts of `figures`.")
     warnings: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -435,6 +491,10 @@ class Report(_Part):
             "By split, what data.max_length cuts, counted with the run's tokenizer: of all held-out posts and"
             " of a sample of train. Empty in reports of earlier versions."
         ),
+    )
+    temperature: TemperatureFigures | None = Field(None, description="None in reports of earlier versions.")
+    gates: tuple[GateFigures, ...] = Field(
+        (), description="Over all and by label, at the precisions of report.gates."
     )
     speed: Speed
     identity: Identity

@@ -6,12 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from emotion_train.report.chances import gate_figures, temperature_figures
 from emotion_train.report.figures import AnyResult, label_warnings, split_figures, verdict
 from emotion_train.report.schema import AnyFigures, Scorecard, TrainedOn
+
+if TYPE_CHECKING:
+    from emotion_train.evaluation.decision import Decision
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,16 @@ def build_scorecard(
     remarks: Sequence[str],
     samples: int,
     seed: int,
+    decision: Decision | None = None,
+    chose: bool = False,
     **facts: Any,
 ) -> Scorecard:
     """The card of a result. `train_counts` are the training posts of each label, or sums of its
     shares; None lets those of the scored posts stand in, which can only raise the floor of a
     constant answer.
 
-    `facts` are the card's other fields.
+    `decision` is what answered the posts, and these `chose` it or did not. `facts` are the card's
+    other fields.
     """
 
     def figures(part: AnyResult) -> AnyFigures:
@@ -52,7 +59,9 @@ def build_scorecard(
     fresh = [row for row, post_id in enumerate(ids) if post_id not in seen.ids]
     trained_on = TrainedOn(posts=len(ids) - len(fresh), of=len(ids), chance=seen.chance)
     divided = 0 < len(fresh) < len(ids)
-    shown = figures(result.take(fresh) if divided else result)
+    counted = result.take(fresh) if divided else result
+    shown = figures(counted)
+    of_posts = {name: counted.predictions}
     return Scorecard(
         name=name,
         targets=result.targets,
@@ -61,6 +70,12 @@ def build_scorecard(
         trained_on=trained_on if seen.unknown is None else None,
         not_looked_up=seen.unknown,
         figures_of_all=figures(result) if divided else None,
+        temperature=None
+        if decision is None
+        else temperature_figures(
+            decision, of_posts, {name: decision.before_and_after(counted.predictions, chose)}
+        ),
+        gates=() if decision is None else gate_figures(decision, of_posts),
         warnings=(*remarks, *label_warnings(name, shown)),
         **facts,
     )

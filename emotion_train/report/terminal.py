@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emotion_train.report.advice import next_steps
+from emotion_train.report.chances import chance_sentences
 from emotion_train.report.notes import notes
 from emotion_train.report.schema import WORDS, AnyFigures, Report, Scorecard
 from emotion_train.report.scorecard import headline, of_the_training
@@ -31,6 +32,7 @@ def print_report(report: Report, console: Console) -> None:
         _floors(split),
         _per_label(split),
         *map(Text, notes(report.headline, split)),
+        *map(Text, chance_sentences(report.temperature, report.gates, report.headline)),
         _facts(report, split),
     )
     for part in parts:
@@ -50,6 +52,7 @@ def print_scorecard(card: Scorecard, console: Console) -> None:
         _floors(split),
         _per_label(split),
         *map(Text, notes(card.name, split)),
+        *map(Text, chance_sentences(card.temperature, card.gates, card.name)),
         Text(_also(split), "dim"),
     )
     for part in parts:

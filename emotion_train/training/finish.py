@@ -21,11 +21,14 @@ from emotion_train.training.job import Claimed, Job, data_patience_s, published,
 from emotion_train.training.start import scoring_loader
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from emotion_train.data.lengths import Cut, Lengths
     from emotion_train.evaluation.decision import Decision
     from emotion_train.evaluation.predictions import AnyPredictions
+    from emotion_train.evaluation.temperature import BeforeAndAfter, Tempered
     from emotion_train.report.figures import AnyResult
     from emotion_train.report.schema import Report
     from emotion_train.training.trainer import Trainer
@@ -41,14 +44,17 @@ _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for i
 @dataclass(frozen=True, eq=False)
 class HeldOut:
     """What the held-out splits gave, on rank 0: their results, what `data.max_length` cuts of each
-    split, the decision that validation posts made, and how fast all ranks together labelled the
-    posts. The other ranks have none of it.
+    split, the decision that validation posts made, what its temperature did to the probabilities of
+    each split, and how fast all ranks together labelled the posts. The other ranks have none of it
+    but `adapter`, which is published: its head is at the temperature.
     """
 
     splits: Mapping[str, AnyResult]
     cuts: Mapping[str, Cut]
     decision: Decision | None
     posts_per_second: float | None
+    tempered: Mapping[str, BeforeAndAfter]
+    adapter: Mapping[str, torch.Tensor]
 
 
 def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> Entry:
@@ -62,7 +68,7 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
 
     _until_the_store_takes_it(job, lambda: _drain(trainer), lambda: _kept_by(trainer))
     best, adapter = _load_best(job, trainer, claimed)
-    held_out = _score_in_peace(job, trainer, stack)
+    held_out = _score_in_peace(job, trainer, stack, adapter)
     peak_bytes, memory_kind = peak_memory(job.accelerator.device)
     memory = max(job.ranks.gather(peak_bytes), default=0), memory_kind
     report: Report | None = None  # on rank 0 only
@@ -71,7 +77,7 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
         report = _build_report(job, trainer, held_out, best, claimed, memory)
         splits = held_out.splits
         with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
-            _save_adapter(job, trainer, report, held_out.decision, Path(folder), adapter)
+            _save_adapter(job, trainer, report, held_out, Path(folder))
             files = final_files(Path(folder), report, splits, _texts(job, splits), trainer.trackers.events())
     trained_on = job.ranks.only_on_main(lambda: _training_filter(job))
 
@@ -131,7 +137,9 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Ent
     return entry, state
 
 
-def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> HeldOut:
+def _score_in_peace(
+    job: Job, trainer: Trainer, stack: ExitStack, adapter: Mapping[str, torch.Tensor]
+) -> HeldOut:
     """The held-out splits, scored; begun again when that was given up for a termination that was
     withdrawn.
     """
@@ -139,9 +147,10 @@ def _score_in_peace(job: Job, trainer: Trainer, stack: ExitStack) -> HeldOut:
 
     while True:
         try:
-            return _score_splits(job, trainer, stack)
+            return _score_splits(job, trainer, stack, adapter)
         except CutOff:
             job.interruptions.hold(f"All {trainer.steps} steps are saved, the report is not yet made.")
+            trainer.engine.load_adapter(adapter)  # the head may be at its temperature already
 
 
 def _texts(job: Job, splits: Mapping[str, AnyResult]) -> dict[str, dict[str, str]] | None:
@@ -195,15 +204,19 @@ def _not_published(job: Job, error: StorageError, kept: str) -> NotPublished:
     )
 
 
-def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> HeldOut:
+def _score_splits(
+    job: Job, trainer: Trainer, stack: ExitStack, adapter: Mapping[str, torch.Tensor]
+) -> HeldOut:
     """Counts and joined predictions of validation and, where there is one, test, and what
     data.max_length cuts of these and of a sample of train.
+
+    Validation posts are scored by the head as it was trained, which gives its temperature, and once
+    more at that: what is published is bit for bit what an adapter gives that is read back.
     """
-    from emotion_train.data.lengths import Cut, Lengths
-    from emotion_train.data.tokenization import CountingTokenizer
+    from emotion_train.data.lengths import Cut
     from emotion_train.evaluation.floors import tfidf_predictions
-    from emotion_train.evaluation.predictions import join_predictions
-    from emotion_train.progress import ProgressLine
+    from emotion_train.evaluation.temperature import BeforeAndAfter, temper
+    from emotion_train.model.lora import with_temperature
     from emotion_train.report.figures import decided
 
     names = [
@@ -218,36 +231,86 @@ def _score_splits(job: Job, trainer: Trainer, stack: ExitStack) -> HeldOut:
         floors = tfidf_predictions(
             job.data_store, job.index, names, job.config.report.floor_max_rows, seed, patience_s
         )
+    chose = _score_split(job, trainer, stack, names[0])
+    tempered = job.ranks.only_on_main(lambda: temper(_there(chose).predictions))
+    temperature = job.ranks.from_main(None if tempered is None else tempered.temperature)
+    if temperature is not None:
+        adapter = with_temperature(adapter, temperature)
+        trainer.engine.load_adapter(adapter)
     decision: Decision | None = None
     results: dict[str, AnyResult] = {}
     seconds = 0.0
+    changed: dict[str, BeforeAndAfter] = {}
     for name in names:
-        with ProgressLine(
-            f"scoring {name}", job.index.split(name).rows, "posts", shown=job.ranks.is_main
-        ) as line:
-            counting = CountingTokenizer(job.tokenizer)
-            began = time.perf_counter()
-            scored = trainer.score(scoring_loader(job, name, stack, counting), line.update)
-            seconds += time.perf_counter() - began
-        parts = job.ranks.gather(scored.predictions)
-        lengths = job.ranks.gather(counting.lengths)
-        if job.ranks.is_main:
-            cuts[name] = Cut.of(sum(lengths, Lengths.of([])), most)
-            whole = join_predictions(parts, job.index.split(name).rows)
-            decision = decision or _decision(job, whole)  # by the first split, validation
-            results[name] = decided(scored.counts, whole, floors.get(name), decision, name == names[0])
+        is_known = temperature is None and name == names[0]
+        scored = chose if is_known else _score_split(job, trainer, stack, name)
+        if scored is not None and tempered is not None:
+            seconds += scored.seconds
+            cuts[name] = scored.cut
+            decision = decision or _decision(job, scored.predictions, tempered)
+            results[name] = decided(
+                scored.counts, scored.predictions, floors.get(name), decision, name == names[0]
+            )
+            changed[name] = (
+                BeforeAndAfter(_there(chose).predictions.prob_NC, tempered.held_out_NC)
+                if name == names[0]
+                else decision.before_and_after(scored.predictions)
+            )
     posts = sum(job.index.split(name).rows for name in names)
-    return HeldOut(results, cuts, decision, posts / seconds if seconds else None)
+    return HeldOut(results, cuts, decision, posts / seconds if seconds else None, changed, adapter)
 
 
-def _decision(job: Job, validation: AnyPredictions) -> Decision:
-    """What turns this adapter's probabilities into answers."""
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """A whole split: counts over all ranks, the predictions of all, what was cut, and for how many
+    seconds all ranks scored it.
+    """
+
+    counts: NDArray[np.int64]
+    predictions: AnyPredictions
+    cut: Cut
+    seconds: float
+
+
+def _score_split(job: Job, trainer: Trainer, stack: ExitStack, name: str) -> _Scored | None:
+    """What the model says of a split, on rank 0; None on the others, which score their share."""
+    from emotion_train.data.lengths import Cut, Lengths
+    from emotion_train.data.tokenization import CountingTokenizer
+    from emotion_train.evaluation.predictions import join_predictions
+    from emotion_train.progress import ProgressLine
+
+    rows = job.index.split(name).rows
+    with ProgressLine(f"scoring {name}", rows, "posts", shown=job.ranks.is_main) as line:
+        counting = CountingTokenizer(job.tokenizer)
+        began = time.perf_counter()
+        scored = trainer.score(scoring_loader(job, name, stack, counting), line.update)
+        seconds = time.perf_counter() - began
+    parts = job.ranks.gather(scored.predictions)
+    lengths = job.ranks.gather(counting.lengths)
+    if not job.ranks.is_main:
+        return None
+    cut = Cut.of(sum(lengths, Lengths.of([])), job.config.data.max_length)
+    return _Scored(scored.counts, join_predictions(parts, rows), cut, seconds)
+
+
+def _there(scored: _Scored | None) -> _Scored:
+    assert scored is not None, "rank 0 has what all scored"
+    return scored
+
+
+def _decision(job: Job, validation: AnyPredictions, tempered: Tempered) -> Decision:
+    """What turns this adapter's probabilities into answers, by validation posts at its
+    temperature.
+    """
     from emotion_train.evaluation.decision import Decision
     from emotion_train.evaluation.predictions import SetPredictions
 
-    if isinstance(validation, SetPredictions):
-        return Decision.of(validation, job.index.labels)
-    return Decision.one(job.index.labels, job.index.targets)
+    decision = (
+        Decision.of(validation, job.index.labels)
+        if isinstance(validation, SetPredictions)
+        else Decision.one(job.index.labels, job.index.targets)
+    )
+    return decision.acting(validation, tempered, job.config.report.gates)
 
 
 def _train_lengths(job: Job) -> Lengths:
@@ -328,6 +391,8 @@ def _build_report(
         # each start at the price of its own machine
         settings=job.config.report.model_copy(update={"usd_per_hour": mean_price(claimed.writer.log, ended)}),
         seed=job.config.run.seed,
+        decision=held_out.decision,
+        tempered=held_out.tempered,
         remarks=[*_left_out(job), *bad_rows, *claimed.remarks],
     )
 
@@ -353,9 +418,8 @@ def _save_adapter(
     job: Job,
     trainer: Trainer,
     report: Report,
-    decision: Decision | None,
+    held_out: HeldOut,
     folder: Path,
-    adapter: Mapping[str, torch.Tensor],
 ) -> None:
     """Write the adapter's folder, with the decision beside the adapter."""
     from emotion_train.evaluation.decision import DECISION
@@ -363,7 +427,7 @@ def _save_adapter(
     from emotion_train.model.lora import save_adapter
     from emotion_train.report.card_lines import card_lines
 
-    assert decision is not None, "there is a validation split"
+    assert held_out.decision is not None, "there is a validation split"
     facts = AdapterFacts.of(
         trainer.question.base,
         job.tokenizer,
@@ -381,7 +445,7 @@ def _save_adapter(
         folder,
         tokenizer=job.tokenizer,
         facts=facts,
-        state=adapter,
+        state=held_out.adapter,
         metrics_lines=card_lines(report),
     )
-    (folder / DECISION).write_bytes(decision.to_bytes())
+    (folder / DECISION).write_bytes(held_out.decision.to_bytes())

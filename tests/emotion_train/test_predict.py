@@ -176,6 +176,26 @@ def test_several_labels_are_told_with_those_that_there_are_and_none_as_none(tmp_
     ]
 
 
+def test_a_mark_says_which_answers_are_accepted(tmp_path: Path) -> None:
+    out = {form: io.StringIO() for form in ("csv", "jsonl", "text")}
+    posts, prob_NC = [Post(1, "x"), Post(2, "y")], np.array([[0.25, 0.75], [0.5, 0.5]])
+    for form, into in out.items():
+        written = Written(("joy", "anger"), False, [], 1, marked=True)
+        _printer(form, written, into)(posts, prob_NC, [(1,), (0,)], [True, False])
+    assert out["csv"].getvalue().splitlines() == [
+        "row,text,label,accepted,joy,anger",
+        "1,x,anger,true,0.250000,0.750000",
+        "2,y,joy,false,0.500000,0.500000",
+    ]
+    assert [json.loads(line)["accepted"] for line in out["jsonl"].getvalue().splitlines()] == [True, False]
+    assert out["text"].getvalue().splitlines() == [
+        "accepted  | anger 0.75  | x",
+        "for a person  | joy 0.50  | y",
+    ]
+    assert _kept("accepted", facts_of(tmp_path), True) == ["input_accepted"]
+    assert _kept("accepted", facts_of(tmp_path)) == ["accepted"]
+
+
 def facts_of(
     folder: Path, labels: tuple[str, ...] = ("joy", "anger"), targets: TargetKind = "one"
 ) -> AdapterFacts:

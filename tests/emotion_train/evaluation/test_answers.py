@@ -15,6 +15,7 @@ from emotion_train.data.targets import TargetKind
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.decision import DECISION, Decision
+from emotion_train.evaluation.gate import Gate
 from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.lora import adapter_state, build_classifier, load_adapter_state, save_adapter
 from tests.helpers.tiny_models import causal_checkpoint
@@ -83,6 +84,46 @@ def test_one_label_and_shares_are_answered_by_the_highest_probability(folder: Pa
         assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
         highest = max(prediction.probabilities, key=prediction.probabilities.__getitem__)
         assert (prediction.label, prediction.labels) == (highest, (highest,))
+
+
+def test_a_gate_marks_answers_and_raw_probabilities_change_none(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = folder / "one"
+    try:
+        published_NC = api.load_adapter(adapter, device="cpu").probabilities(TEXTS)
+        at = float(np.sort(published_NC.max(axis=1))[2])
+        gates = (
+            Gate(label=None, precision=0.9, threshold=at, share=0.6),
+            Gate(label=None, precision=0.99, threshold=None, share=None),
+        )
+        decision = Decision(targets="one", labels=LABELS, temperature=(0.5,), gates=gates)
+        (adapter / DECISION).write_bytes(decision.to_bytes())
+        classifier = api.load_adapter(adapter, device="cpu")
+        accepted = [one.accepted for one in classifier.predict(TEXTS, accept_precision=0.9)]
+        assert accepted == (published_NC.max(axis=1) >= np.float32(at)).tolist()
+        assert accepted.count(True) == 3
+        assert classifier.predict(TEXTS)[0].accepted is None
+        words = ["predict", "--adapter", str(adapter), "--device", "cpu", "--format", "jsonl"]
+        capsys.readouterr()
+        assert cli.main([*words, "--accept-precision", "0.9", "--raw", *TEXTS]) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["accepted"] for line in lines] == accepted
+        assert [line["label"] for line in lines] == [LABELS[best] for best in published_NC.argmax(axis=1)]
+        root_NC = np.sqrt(published_NC.astype(np.float64))  # logits times 0.5
+        raw_NC = np.array([list(line["probabilities"].values()) for line in lines])
+        np.testing.assert_allclose(raw_NC, root_NC / root_NC.sum(axis=1, keepdims=True), atol=2e-6)
+        for wrong, sentence in (("0.99", "No probability of this adapter is enough"), ("0.5", "no gate for")):
+            assert cli.main([*words, "--accept-precision", wrong, "tea"]) == 2
+            assert sentence in capsys.readouterr().err
+        with pytest.raises(WrongRequest, match=r"no gate for a precision of 0\.7"):
+            classifier.predict(TEXTS, accept_precision=0.7)
+    finally:
+        (adapter / DECISION).unlink(missing_ok=True)
+    assert cli.main([*words, "--accept-precision", "0.9", "tea"]) == 2
+    assert "has no gates, as an earlier version published it" in capsys.readouterr().err
+    assert cli.main([*words, "--raw", "tea"]) == 0
+    assert "has no temperature, so --raw changes nothing" in capsys.readouterr().err
 
 
 def test_an_adapter_of_several_labels_without_its_decision_is_refused_before_it_is_loaded(

@@ -34,6 +34,7 @@ from emotion_train.model.lora import (
     load_adapter,
     load_adapter_state,
     save_adapter,
+    with_temperature,
 )
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint, gguf_base, multimodal_checkpoint
@@ -224,6 +225,28 @@ def test_state_that_does_not_fit_is_refused(plain: str) -> None:
         load_adapter_state(model, state | {"extra": torch.zeros(1)})
     with pytest.raises(WrongRequest, match=rf"has {head} of shape \(2, 64\) instead of \(3, 64\)"):
         load_adapter_state(model, state | {head: torch.zeros(2, 64)})
+
+
+def test_a_temperature_divides_the_rows_of_the_head_and_nothing_else() -> None:
+    draw = torch.Generator().manual_seed(3)
+    state = {
+        name: torch.randn(shape, generator=draw)
+        for name, shape in {
+            "base_model.model.score.weight": (3, 8),
+            "base_model.model.score.bias": (3,),
+            "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": (3, 8),
+        }.items()
+    }
+    hidden_NH = torch.randn(5, 8, generator=draw)
+    head, bias, other = state
+    for temperature in ((2.5,), (2.5, 1.0, 0.4)):
+        found = with_temperature(state, temperature)
+        logits_NC = hidden_NH @ state[head].T + state[bias]
+        torch.testing.assert_close(
+            hidden_NH @ found[head].T + found[bias], logits_NC / torch.tensor(temperature)
+        )
+        assert found[other] is state[other]
+        assert {tensor.dtype for tensor in found.values()} == {torch.float32}
 
 
 # --- the folder ---

@@ -1,0 +1,125 @@
+"""The figures of probabilities that one can act on: what the temperature did to them, and what the
+gates accept, on posts whose labels are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emotion_train.evaluation.gate import answers_of
+from emotion_train.evaluation.metrics import calibration, expected_calibration_error
+from emotion_train.evaluation.predictions import AnyPredictions, SetPredictions
+from emotion_train.evaluation.temperature import BeforeAndAfter as Probabilities
+from emotion_train.evaluation.temperature import losses, targets_of
+from emotion_train.report.schema import (
+    BeforeAndAfter,
+    GateCheck,
+    GateFigures,
+    ProbabilityFigures,
+    TemperatureFigures,
+)
+from emotion_train.report.units import percent, signed
+
+if TYPE_CHECKING:
+    from emotion_train.evaluation.decision import Decision
+
+
+def temperature_figures(
+    decision: Decision, splits: Mapping[str, AnyPredictions], tempered: Mapping[str, Probabilities]
+) -> TemperatureFigures | None:
+    """What the temperature did to the posts of each split; None for a decision that was made
+    without looking for one.
+    """
+    gain = decision.temperature_gain
+    if gain is None:
+        return None
+    return TemperatureFigures(
+        temperature=decision.temperature,
+        gain=gain.difference,
+        gain_low=gain.low,
+        gain_high=gain.high,
+        splits={
+            name: BeforeAndAfter(
+                before=_figures(predictions, tempered[name].before_NC),
+                after=_figures(predictions, tempered[name].after_NC),
+            )
+            for name, predictions in splits.items()
+        },
+    )
+
+
+def gate_figures(decision: Decision, splits: Mapping[str, AnyPredictions]) -> tuple[GateFigures, ...]:
+    """The gates, held against posts that are answered as the decision does."""
+    splits = {
+        name: one.answered(decision.answers(one.prob_NC)) if isinstance(one, SetPredictions) else one
+        for name, one in splits.items()
+    }
+    found = []
+    for gate in decision.gates:
+        label = None if gate.label is None else decision.labels.index(gate.label)
+        checks = {}
+        for name, predictions in splits.items() if gate.threshold is not None else ():
+            answers = answers_of(predictions, label)
+            accepted, right = answers.above(float(gate.threshold or 0))
+            asked = len(predictions.ids) if label is None else len(answers.right_N)
+            checks[name] = GateCheck(answers=asked, accepted=accepted, right=right)
+        found.append(
+            GateFigures(label=gate.label, precision=gate.precision, threshold=gate.threshold, checks=checks)
+        )
+    return tuple(found)
+
+
+def chance_sentences(
+    temperature: TemperatureFigures | None, gates: Sequence[GateFigures], name: str
+) -> list[str]:
+    """What to say of the temperature, and of the gates over all on the posts of `name`."""
+    told = [] if temperature is None else [temperature_words(temperature)]
+    return told + [gate_words(gate, name) for gate in gates if gate.label is None]
+
+
+def temperature_words(figures: TemperatureFigures) -> str:
+    interval = f"95 % interval {signed(figures.gain_low)} to {signed(figures.gain_high)}"
+    if figures.temperature is None:
+        return (
+            "The head is as it was trained: a temperature would lower the log loss of validation posts that"
+            f" did not choose it by {signed(figures.gain)} ({interval}), which is no gain beyond chance."
+        )
+    used = [one for one in figures.temperature if one != 1]
+    which = (
+        f"The temperature is {used[0]:g}: the head's logits are divided by it"
+        if len(figures.temperature) == 1
+        else f"{len(used)} of {len(figures.temperature)} labels have a temperature, {min(used):g} to"
+        f" {max(used):g}, which their logits are divided by"
+    )
+    return (
+        f"{which}. It lowers the log loss of validation posts that did not choose it by {figures.gain:.3f}"
+        f" ({interval})."
+    )
+
+
+def gate_words(gate: GateFigures, name: str) -> str:
+    """What a gate over all accepts of the posts of a split, and how much of that is right."""
+    wanted = f"{100 * gate.precision:g} %"
+    if gate.threshold is None:
+        return f"No probability is enough for answers that are right {wanted} of the time."
+    said = f"Right at least {wanted} of the time: answers from p = {gate.threshold:g} on"
+    check = gate.checks.get(name)
+    if check is None or not check.accepted:
+        return f"{said}, which no {name} post reaches."
+    return (
+        f"{said}. They are {percent(check.accepted / check.answers)} of the {name} posts, and"
+        f" {percent(check.right / check.accepted)} of them are right; the rest is for a person."
+    )
+
+
+def _figures(predictions: AnyPredictions, prob_NC: NDArray[np.float32]) -> ProbabilityFigures:
+    loss_NK = losses(prob_NC, targets_of(predictions), predictions.targets)
+    if isinstance(predictions, SetPredictions):
+        found = calibration(prob_NC.T.astype(np.float64).reshape(-1), predictions.truth_NC.T.reshape(-1))
+    else:
+        found = expected_calibration_error(prob_NC, predictions.truth_N)
+    return ProbabilityFigures(log_loss=float(loss_NK.mean()), calibration_error=found.error)
