@@ -191,7 +191,9 @@ class Corrector:
                 spelled += [(form, one) for form in {one.text, as_it_was(one.text)}]
         if spelled:
             keys_N2 = text_keys(pa.array([form for form, _ in spelled], pa.string())).tolist()
-            self._by_key = {tuple(key): one for key, (_, one) in zip(keys_N2, spelled, strict=True)}
+            self._by_key = {
+                (first, second): one for (first, second), (_, one) in zip(keys_N2, spelled, strict=True)
+            }
         self._wanted = {
             one.row: (self._codes(one, one.label, known=False), self._codes(one, one.corrected, known=True))
             for one in corrections.rows

@@ -23,7 +23,7 @@ from emotion_train.edges.bounded import Unreadable, object_in, tensors_in
 from emotion_train.errors import Damaged, ObjectNotFound, WrongRequest
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import peft_name
-from emotion_train.report.schema import Evaluation
+from emotion_train.report.schema import Evaluation, LossPoint
 from emotion_train.runs.log import Entry, Part, Writer, read_part
 from emotion_train.storage.store import Store
 
@@ -307,6 +307,9 @@ class _Document(BaseModel):
                 raise ValueError(f"{name} is {value}")
         for one in progress.history:
             Evaluation.model_validate(one)
+        for point in progress.curve:
+            step, loss = point
+            LossPoint.model_validate({"step": step, "loss": loss})
         return progress
 
 

@@ -15,13 +15,17 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emotion_train.edges import hub
 from emotion_train.edges.bounded import Unreadable, object_file, yaml_in
-from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.errors import EmotionTrainError, StorageError, WrongRequest
 from emotion_train.model.card import header_yaml
 from emotion_train.model.facts import FACTS
 from emotion_train.runs.published import download
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _CARD = "README.md"
@@ -29,7 +33,7 @@ _REPORT = "report"
 _LOCAL = ("output_url", "data_url")  # of the facts: folders of the machine that trained
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
-_WAIT_S = 600.0
+_CREATE_S, _WAIT_S = 30.0, 600.0  # beyond the time of any answer
 
 
 def run(
@@ -115,7 +119,9 @@ def _with_licence(card: str, licence: str) -> str:
 def _upload(folder: Path, files: list[Path], hub_id: str, token: str, *, public: bool, message: str) -> str:
     """The address of the commit."""
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined,unused-ignore]
 
+    disable_progress_bars()  # they would say once more what is printed here
     if hub.is_offline():
         raise WrongRequest("HF_HUB_OFFLINE forbids to ask the hub; unset it to push.")
     api = HfApi(endpoint=hub.endpoint(), token=token)
@@ -129,7 +135,7 @@ def _upload(folder: Path, files: list[Path], hub_id: str, token: str, *, public:
         return str(made.commit_url)
 
     with _in_a_sentence(hub_id):
-        hub.ask(create)
+        hub.ask(create, _CREATE_S)
         return hub.ask(commit, _WAIT_S + sum(path.stat().st_size for path in files) / 2**20)
 
 
@@ -149,19 +155,32 @@ def _in_a_sentence(hub_id: str) -> Iterator[None]:
     except HFValidationError as error:
         raise WrongRequest(f"{hub_id} is no name of a repository ({error}); give OWNER/NAME.") from None
     except HfHubHTTPError as error:
-        status = int(getattr(error.response, "status_code", 0) or 0)
-        if status in (401, 403, 404):
-            raise WrongRequest(
-                f"The Hugging Face hub answered {status} for {hub_id}: the token in HF_TOKEN is not valid or"
-                " may not write there; give one with write permission, or another OWNER/NAME."
-            ) from None
-        reason = " ".join(str(getattr(error, "server_message", None) or error).split())[:200]
-        if 400 <= status < 500 and status != 429:
-            raise WrongRequest(f"The Hugging Face hub refused {hub_id} ({status}: {reason}).") from None
+        raise _of_status(hub_id, error) from None
+    except RuntimeError as error:  # of a large file, with the reason behind it
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise _of_status(hub_id, error.__cause__) from None
         raise StorageError(
-            f"The Hugging Face hub answered {status} for {hub_id} ({reason}); nothing was pushed. Try again"
-            " later.",
+            f"The upload to {hub_id} failed ({' '.join(str(error.__cause__ or error).split())[:200]});"
+            " nothing was pushed. Type the same command again.",
             transient=True,
         ) from None
     except ValueError as error:  # the hub found the card's header wrong
         raise WrongRequest(f"The hub refused the card: {' '.join(str(error).split())[:300]}") from None
+
+
+def _of_status(hub_id: str, error: HfHubHTTPError) -> EmotionTrainError:
+    """What the hub answered, as an error of this program."""
+    status = int(getattr(error.response, "status_code", 0) or 0)
+    if status in (401, 403, 404):
+        return WrongRequest(
+            f"The Hugging Face hub answered {status} for {hub_id}: the token in HF_TOKEN is not valid or may"
+            " not write there; give one with write permission, or another OWNER/NAME."
+        )
+    reason = " ".join(str(getattr(error, "server_message", None) or error).split())[:200]
+    if 400 <= status < 500 and status != 429:
+        return WrongRequest(f"The Hugging Face hub refused {hub_id} ({status}: {reason}).")
+    return StorageError(
+        f"The Hugging Face hub answered {status} for {hub_id} ({reason}); nothing was pushed. Try again"
+        " later.",
+        transient=True,
+    )
