@@ -60,7 +60,7 @@ def _of_sets(truth_NC: BoolArray, prob_NC: FloatArray) -> Doubts:
         prob_N2 = np.stack([1 - prob_NC[:, label], prob_NC[:, label]], axis=1)
         doubtful_NC[:, label] = _confident_N(truth_N, prob_N2) & (prob_N2.argmax(axis=1) != truth_N)
         score_NC[:, label] = prob_N2[np.arange(len(truth_N)), truth_N]
-    return _ranked(doubtful_NC.any(axis=1), truth_NC ^ doubtful_NC, _pooled_N(score_NC))
+    return _ranked(np.asarray(doubtful_NC.any(axis=1)), truth_NC ^ doubtful_NC, _pooled_N(score_NC))
 
 
 def _confident_N(truth_N: IntArray, prob_NC: FloatArray) -> BoolArray:

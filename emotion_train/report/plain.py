@@ -56,4 +56,7 @@ def averages(split: SplitFigures | SetFigures) -> dict[str, tuple[float, float, 
         for column in columns
     ]
     macro = [sum(column) / len(column) for column in columns]
-    return {"macro average": (macro[0], macro[1], macro[2]), "weighted average": tuple(weighted)}  # type: ignore[dict-item]
+    return {
+        "macro average": (macro[0], macro[1], macro[2]),
+        "weighted average": (weighted[0], weighted[1], weighted[2]),
+    }

@@ -68,7 +68,7 @@ def _figures(
     part = predictions.take(rows)
     classes = part.prob_NC.shape[1]
     if isinstance(part, SetPredictions):
-        f1_C, has_C = SetCounts(part.counts()).f1_C, part.truth_NC.any(axis=0)
+        f1_C, has_C = SetCounts(part.counts()).f1_C, np.asarray(part.truth_NC.any(axis=0))
     else:
         f1_C = ClassCounts(part.counts()).f1_C
         has_C = np.bincount(part.truth_N, minlength=classes) > 0
