@@ -16,7 +16,7 @@ from emotion_train.errors import WrongRequest
 
 TRAIN, LAUNCH = "emotion-train", "emotion-launch"
 # `emotion_train` never imports the launcher, so its verbs stand here; a test compares them
-LAUNCH_VERBS = ("run", "plan", "check", "runs", "show", "compare", "pull", "up")
+LAUNCH_VERBS = ("run", "plan", "check", "runs", "show", "compare", "pull", "push", "up")
 
 # words that people type for a verb, and the verbs that are meant, the likelier first
 _MEANT = {
@@ -39,6 +39,7 @@ _MEANT = {
     "dataset": ("prepare",),
     "stage": ("stage-base",),
     "download": ("pull",),
+    "upload": ("push",),
     "fetch": ("pull",),
     "get": ("pull",),
     "list": ("runs",),

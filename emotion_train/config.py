@@ -407,6 +407,25 @@ class ReportSection(Section):
         ),
         json_schema_extra={"unit": "share of right answers"},
     )
+    examples: int = Field(
+        5,
+        ge=0,
+        le=100,
+        description=(
+            "Posts shown with their texts for each pair of labels that is mistaken, and four times as many"
+            " that look mislabelled; 0 leaves all texts out of the report."
+        ),
+        json_schema_extra={"unit": "posts a pair"},
+    )
+    slices: tuple[str, ...] = Field(
+        (),
+        description=(
+            "Columns that `emotion-train prepare --keep-columns` kept: macro-F1 for the posts of each value."
+        ),
+    )
+    language: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = Field(
+        (), description="Languages of the posts for the model card, as two or three letters: en, pt."
+    )
     usd_per_hour: float | None = Field(
         None,
         ge=0,

@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from emotion_train.console import shown
 from emotion_train.edges.paths import typed_path
+from emotion_train.edges.spreadsheet import harmless
 from emotion_train.edges.streams import text_is_the_result, write_utf8
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import (
@@ -47,7 +48,6 @@ _TOP = 3
 _MARK = "accepted"
 _MARKS = {None: "", True: "accepted", False: "for a person"}  # in text
 _BETWEEN = "|"  # several labels in a cell, as `prepare` reads them
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -251,7 +251,7 @@ def _label(
     if arguments.format != "text":
         write_utf8()
     classifier = open_one()
-    cell = _harmless if arguments.escape_formulas else str
+    cell = harmless if arguments.escape_formulas else str
     decision, precision = classifier.decision, arguments.accept_precision
     marked = precision is not None
     written = Written(classifier.labels, classifier.targets == "several", kept, arguments.top, cell, marked)
@@ -331,13 +331,6 @@ def _lines_of_stdin() -> Iterator[tuple[int, str]]:
         raise WrongRequest(
             "The text on standard input is not UTF-8; convert it, for example by `iconv -f LATIN1 -t UTF-8`."
         ) from None
-
-
-def _harmless(cell: str) -> str:
-    """The cell with an apostrophe where a spreadsheet would take it for a formula.
-    https://owasp.org/www-community/attacks/CSV_Injection
-    """
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 def _csv_line(cells: Iterable[object]) -> str:

@@ -173,6 +173,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="memory for shuffling; changes no byte of the result (default: 512)",
     )
+    add(
+        "--corrections",
+        metavar="FILE",
+        help=(
+            "CSV with labels that a person corrected, such as the mislabelled.csv beside a report: rows find"
+            " their post by text, or by id without texts, and by its old label"
+        ),
+    )
+    add(
+        "--keep-columns",
+        metavar="A,B,C",
+        help="columns of the source that come along, for report.slices, such as lang,source",
+    )
     add("--format", choices=FORMATS, help="format of the source (default: by its ending)")
     add(
         "--encoding",
@@ -203,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepare and print what came of it; returns 0."""
     labels = _read_labels(args.labels, args.labels_file)
     columns = _read_labels(args.label_columns, None)
-    own = ("labels", "label_columns", "header")
+    own = ("labels", "label_columns", "header", "keep_columns")
     result = prepare(
         args.source,
         args.data_url,
@@ -211,6 +224,7 @@ def run(args: argparse.Namespace) -> int:
         labels=labels,
         label_columns=columns,
         header=_read_labels(args.header, None),
+        keep_columns=_read_labels(args.keep_columns, None) or (),
     )
     print(_summary(result, given=labels is not None or columns is not None))
     return 0
@@ -249,6 +263,7 @@ def _summary(result: PrepareResult, *, given: bool) -> str:
         *_lengths(index),
         *doubts(index.labels, [round(count) for count in counts], given=given),
         *_conflicts(result),
+        *(result.corrected.lines() if result.corrected is not None else []),
     ]
     if "test" not in index.splits and index.source.get("validation_fraction") == 0:
         lines.append(

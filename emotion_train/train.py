@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from emotion_train.config import Config, load_config, require_trackers
-from emotion_train.data.index import Index, limited, read_index, require_trainable
+from emotion_train.data.index import Index, limited, read_index, require_slices, require_trainable
 from emotion_train.edges.streams import go_to
 from emotion_train.errors import Fenced, LostContact, WrongRequest
 from emotion_train.processes.borrowed import is_borrowed
@@ -215,6 +215,7 @@ def _ask_for_index(config: Config, store: Store) -> StoreRequest[Index]:
     def trainable() -> Index:
         index = read_index(store)
         require_trainable(index, config.loss.weighted_labels)
+        require_slices(index, config.report.slices)
         return index
 
     request = StoreRequest("the index of the data set", store.url, trainable, config.run.start_timeout_s)

@@ -45,6 +45,11 @@ the interval of the difference, labels, posts that flipped, calibration, dollars
 differs in config, data and versions. Refuses runs that were scored on other posts."""
 
 
+_PUSHING = """Uploads a published adapter with its model card to a model repository of the Hugging
+Face hub, in one commit, by the hub's own client. The token comes from HF_TOKEN and needs write
+permission. The report and the predictions, which hold texts of posts, are not uploaded."""
+
+
 _ALL_STEPS = """Prepares the posts into the bucket, checks, plans and asks with the price in front
 of it, tries the run out, trains it by `sky jobs launch` or on this machine, shows the report, pulls
 the adapter and exports it. Each step is a command that it prints and that can be typed alone. Typed
@@ -193,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     pull.set_defaults(verb=_pull)
+    _add_push(verb("push", "upload a published adapter with its card to the Hugging Face hub", _PUSHING))
     _add_up(verb("up", "from posts to a served classifier: every step in one command", _ALL_STEPS))
     for page in verbs.choices.values():
         add_traceback_option(page)
@@ -345,6 +351,21 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
         help="end with 1 where one is worse than the first beyond chance",
     )
     compare.set_defaults(verb=_compare)
+
+
+def _add_push(push: argparse.ArgumentParser) -> None:
+    push.add_argument(
+        "run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists as published"
+    )
+    push.add_argument("hub_id", metavar="HUB_ID", help="OWNER/NAME of a model repository, made if need be")
+    who = push.add_mutually_exclusive_group()
+    who.add_argument("--private", action="store_true", help="a new repository is private (the default)")
+    who.add_argument("--public", action="store_true", help="a new repository is public")
+    push.add_argument(
+        "--license", metavar="NAME", help="licence of the adapter, as the hub calls it: apache-2.0, cc-by-4.0"
+    )
+    push.add_argument("--dry-run", action="store_true", help="list the files and upload nothing")
+    push.set_defaults(verb=_push)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -530,6 +551,18 @@ def _pull(arguments: argparse.Namespace) -> int:
     from launch.results.pull import run
 
     return run(arguments.run_url, arguments.to, arguments.with_training_filter)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from launch.results.push import run
+
+    return run(
+        arguments.run_url,
+        arguments.hub_id,
+        public=arguments.public,
+        licence=arguments.license,
+        dry_run=arguments.dry_run,
+    )
 
 
 def _up(arguments: argparse.Namespace) -> int:

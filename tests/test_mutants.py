@@ -39,6 +39,84 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # the report's posts, corrections, slices, push
+    Mutant(
+        "no text is in a report that shows none",
+        "emotion_train/report/posts.py",
+        "Chosen.wanted",
+        "if self.examples:",
+        "if True:",
+        "tests/emotion_train/report/test_posts.py::test_without_examples_no_text_is_anywhere",
+    ),
+    Mutant(
+        "texts of strangers are escaped",
+        "emotion_train/report/post_pages.py",
+        "_posts",
+        "escape(shown(text))",
+        "shown(text)",
+        "tests/emotion_train/report/test_posts.py::"
+        "test_texts_are_escaped_and_what_would_be_obeyed_is_spelled_out",
+    ),
+    Mutant(
+        "a cell of the CSV is no formula",
+        "emotion_train/report/posts.py",
+        "Chosen.to_csv",
+        "harmless(cell)",
+        "cell",
+        "tests/emotion_train/report/test_posts.py::"
+        "test_doubted_posts_come_from_all_held_out_splits_and_go_into_a_csv",
+    ),
+    Mutant(
+        "a label is doubted by what is usual where it is right",
+        "emotion_train/evaluation/mislabelled.py",
+        "_confident_N",
+        "prob_NC >= usual_C - _SLACK",
+        "prob_NC >= 0.5",
+        "tests/emotion_train/evaluation/test_mislabelled.py::"
+        "test_one_label_is_doubted_by_the_rule_of_confident_learning",
+    ),
+    Mutant(
+        "a correction changes only the label that was corrected",
+        "emotion_train/data/corrections.py",
+        "Corrector._after",
+        "elif codes == old:",
+        "elif True:",
+        "tests/emotion_train/data/test_corrections.py::test_what_fits_no_post_is_told_with_its_row",
+    ),
+    Mutant(
+        "rows that contradict each other are refused",
+        "emotion_train/data/corrections.py",
+        "_refuse_contradictions",
+        "!= (one.label, one.corrected)",
+        "== ('', '')",
+        "tests/emotion_train/data/test_corrections.py::test_contradictions_and_unknown_labels_are_refused",
+    ),
+    Mutant(
+        "a slice is scored over the labels that it has",
+        "emotion_train/report/slices.py",
+        "_figures",
+        "float(f1_C[has_C].mean())",
+        "float(f1_C.mean())",
+        "tests/emotion_train/report/test_posts.py::test_a_label_that_a_slice_lacks_does_not_count_against_it",
+    ),
+    Mutant(
+        "a repository is private unless it is to be public",
+        "launch/results/push.py",
+        "_upload",
+        "private=not public",
+        "private=False",
+        "tests/launch/results/test_push.py::"
+        "test_the_adapter_and_its_card_are_one_commit_of_a_private_repository",
+    ),
+    Mutant(
+        "no path of the machine that trained is pushed",
+        "launch/results/push.py",
+        "_ready",
+        "None if name in _LOCAL else value",
+        "value",
+        "tests/launch/results/test_push.py::"
+        "test_the_adapter_and_its_card_are_one_commit_of_a_private_repository",
+    ),
     # exports
     Mutant(
         "an export's adapter is scaled",

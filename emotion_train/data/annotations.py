@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from emotion_train.data.target_columns import PostTargets
-from emotion_train.data.targets import WEIGHT, TargetKind
+from emotion_train.data.targets import WEIGHT, TargetKind, is_kept
 
 
 class Joined(NamedTuple):
@@ -31,7 +31,11 @@ def joined(rows: Any, code_C: Any, kind: TargetKind, *, by_id: bool, allow_none:
     """The posts of a table of clean rows that holds all rows of each post that it has; `code_C` are
     the final codes of labels.
     """
-    numbers = [name for name in rows.schema.names if name not in ("id", "text", "labels", "shares")]
+    numbers = [
+        name
+        for name in rows.schema.names
+        if name not in ("id", "text", "labels", "shares") and not is_kept(name)
+    ]
     column = {name: rows.column(name).to_numpy() for name in numbers}
     keys = ("draw", "order") if by_id else ("key0", "key1")
     begins_in = [column["place"], column["split"], *(column[key] for key in reversed(keys))]

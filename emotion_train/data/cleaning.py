@@ -21,7 +21,7 @@ from emotion_train.data.conflicts import Example
 from emotion_train.data.labels import MAX_LABEL_CHARS, MAX_LABELS, LabelNames, trimmed
 from emotion_train.data.target_columns import FIELDS, PostTargets
 from emotion_train.data.target_values import TargetValues, weights_of
-from emotion_train.data.targets import WEIGHT, TargetKind
+from emotion_train.data.targets import WEIGHT, TargetKind, kept_name
 from emotion_train.sources.posts import Batch, split_of
 
 PLACES_SHOWN = 5
@@ -105,11 +105,14 @@ _ORIGIN = [("place", pa.int64()), ("split", pa.int8())]
 _WORDS = [("id", pa.string()), ("text", pa.string())]
 
 
-def schema_of(targets: TargetKind, *, weighted: bool = False, annotated: bool = False) -> Any:
+def schema_of(
+    targets: TargetKind, *, weighted: bool = False, annotated: bool = False, kept: Iterable[str] = ()
+) -> Any:
     """The columns of clean rows: hashes of text, id and annotator, where the row came from, what it
-    is labelled with, and its id and text.
+    is labelled with, what is `kept`, and its id and text.
     """
     more = [(WEIGHT, pa.float64())] if weighted else []
+    more += [(kept_name(name), pa.string()) for name in kept]
     more += [("annotator", pa.uint64())] if annotated else []
     return pa.schema([*_HASHES, *_ORIGIN, *FIELDS[targets], *more, *_WORDS])
 
@@ -123,6 +126,7 @@ class Rules(NamedTuple):
     unescape_html: bool = False
     targets: TargetKind = "one"
     allow_none: bool = False
+    kept: tuple[str, ...] = ()
 
 
 class Findings:
@@ -212,14 +216,16 @@ class Cleaner:
             texts, ids = texts.filter(keep), ids.filter(keep)
             place_N, split_N = place_N[good_N], split_N[good_N]
             targets = targets.take(np.flatnonzero(good_N))
-            more = {name: column[good_N] for name, column in more.items()}
+            more = {name: _rows(column, good_N) for name, column in more.items()}
         key_N2 = text_keys(texts)
         draw_N2 = self._draws(ids)
         columns = [*key_N2.T, *draw_N2.T, place_N, split_N.astype(np.int8)]
         arrays = [pa.array(np.ascontiguousarray(column)) for column in columns]
         arrays += targets.columns(self._rules.targets).values()
         arrays += [pa.array(column) for column in more.values()]
-        schema = schema_of(self._rules.targets, weighted=WEIGHT in more, annotated="annotator" in more)
+        schema = schema_of(
+            self._rules.targets, weighted=WEIGHT in more, annotated="annotator" in more, kept=self._rules.kept
+        )
         return pa.record_batch([*arrays, ids, texts], schema=schema)
 
     def _targets(self, batch: Batch, place_N: Any, split_N: Any, good_N: Any, refuse: Refuse) -> PostTargets:
@@ -260,6 +266,8 @@ class Cleaner:
         if batch.weights is not None:
             found[WEIGHT] = weights_of(batch.weights)
             refuse("bad_weight", np.isnan(found[WEIGHT]))
+        for name, column in zip(self._rules.kept, batch.kept.values(), strict=True):
+            found[kept_name(name)] = _without_breaks(_decode_strictly(column)[0])
         if batch.annotators is not None:
             names = pc.fill_null(batch.annotators, b"")
             refuse("no_annotator", _flags(pc.equal(pc.binary_length(names), 0)))
@@ -407,6 +415,16 @@ def normalised(text: str) -> str:
 
 def _hashes(digests: list[bytes]) -> Any:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def _rows(column: Any, keep_N: Any) -> Any:
+    """Some rows of a column of numpy or of Arrow."""
+    return column[keep_N] if isinstance(column, np.ndarray) else column.filter(pa.array(keep_N))
+
+
+def _without_breaks(values: Any) -> Any:
+    """Kept values as one shows them in a table: trimmed, and controls as spaces."""
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(values, _CONTROL, " "))
 
 
 def _flags(array: Any) -> Any:

@@ -290,6 +290,14 @@ class Index(Manifest):
         """Whether a column says which posts are no real ones."""
         return SOURCE in self.requires
 
+    @property
+    def kept_columns(self) -> tuple[str, ...]:
+        """Columns of the source that came along. They are no feature that is required: a reader
+        that does not know them passes them over.
+        """
+        names = self.source.get("keep_columns")
+        return tuple(names.split(",")) if isinstance(names, str) and names else ()
+
     def split(self, name: str) -> Split:
         """The split of this name; raises `WrongRequest` when it is missing or empty."""
         split = self.splits.get(name)
@@ -413,6 +421,18 @@ def require_trainable(index: Index, weighted: Iterable[str] = ()) -> None:
                 f"loss.class_weights has {label!r}, which is no label of the data set; its labels are"
                 f" {', '.join(index.labels[:_LABELS_SHOWN])}"
                 f"{', …' if len(index.labels) > _LABELS_SHOWN else ''}."
+            )
+
+
+def require_slices(index: Index, columns: Iterable[str]) -> None:
+    """Raises `WrongRequest` for a column of `report.slices` that the data set did not keep."""
+    kept = index.kept_columns
+    for column in columns:
+        if column not in kept:
+            has = f"it kept {', '.join(kept)}" if kept else "it kept none"
+            raise WrongRequest(
+                f"report.slices has {column!r}, which is no kept column of the data set ({has}); prepare it"
+                f" elsewhere with --keep-columns {column}, or leave it out."
             )
 
 

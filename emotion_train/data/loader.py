@@ -115,7 +115,7 @@ class Loader:
         self._reader = reader
         self._order = order
         self._encoder = encoder
-        self._weights_C = weights_C
+        self.weights_C = weights_C
         self._global_batch_size = global_batch_size
         self._tokens_per_microbatch = tokens_per_microbatch
         self._fill_multiple = fill_multiple
@@ -236,7 +236,7 @@ class Loader:
         numbers: list[int] = []
         bad_rows = 0
         found = {group: self._reader.rows(group) for group in places.groups}
-        classes = len(self._weights_C)
+        classes = len(self.weights_C)
         own = places.rows
         if self._world_size > 1 and not self._in_slices:
             own = [
@@ -255,7 +255,7 @@ class Loader:
             weights.append(rows.weights[row] if good else 0.0)
             numbers.append(int(self._order.first_posts[group]) + row)
         targets_NC = dense(targets, classes)
-        weights_NC = loss_weights(targets_NC, self.targets, self._weights_C, np.asarray(weights, np.float64))
+        weights_NC = loss_weights(targets_NC, self.targets, self.weights_C, np.asarray(weights, np.float64))
         packs = pack(
             self._encode(texts),
             targets_NC,

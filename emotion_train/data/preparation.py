@@ -22,6 +22,7 @@ from emotion_train.storage.store import Store
 if TYPE_CHECKING:
     from emotion_train.data.cleaning import Findings
     from emotion_train.data.conflicts import Dispute, Example, Policy
+    from emotion_train.data.corrections import Applied, Corrections, Corrector
     from emotion_train.data.label_sets import LabelSets
     from emotion_train.data.labels import LabelNames
     from emotion_train.data.spill import Spill
@@ -61,6 +62,8 @@ class Options:
     text_file: str | None = None
     label_file: str | None = None
     header: tuple[str, ...] | None = None
+    corrections: str | None = None
+    keep_columns: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise `WrongRequest` for values that cannot be meant."""
@@ -87,6 +90,24 @@ class Options:
         if self.multi_label is not None and self.targets != "one":
             raise WrongRequest(
                 "--multi-label is for one label a post; leave it out, or take --targets several back."
+            )
+        if self.corrections is not None and self.targets == "shares":
+            raise WrongRequest(
+                "--corrections is for one label a post or several; leave it out with --targets shares, whose"
+                " annotators may all be right."
+            )
+        folded = [name.strip().casefold() for name in self.keep_columns]
+        if strange := next(
+            (
+                name
+                for name, plain in zip(self.keep_columns, folded, strict=True)
+                if not plain or "," in name or folded.count(plain) > 1
+            ),
+            None,
+        ):
+            raise WrongRequest(
+                f"--keep-columns has {strange!r}; give each column once, by a name without a comma, such as"
+                " lang,source."
             )
         fractions = (self.validation_fraction, self.test_fraction)
         if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
@@ -140,7 +161,17 @@ class Options:
             weight=self.weight_column,
             annotator=self.annotations_by,
             lists=self.targets != "one",
+            kept=self.keep_columns,
+            kept_by="--keep-columns",
         )
+
+    @property
+    def more_columns(self) -> tuple[str, ...]:
+        """Columns of the data set beside those that every one has, as shards name them."""
+        from emotion_train.data.targets import WEIGHT, kept_name
+
+        weight = [WEIGHT] if self.weight_column is not None else []
+        return (*weight, *map(kept_name, self.keep_columns))
 
 
 @dataclass(frozen=True)
@@ -151,6 +182,7 @@ class PrepareResult:
     findings: Findings
     on_conflict: Policy
     written: int = 0  # objects of the data set that was there, missing until now
+    corrected: Applied | None = None
 
 
 def prepare(source: str | Path | None, data_url: str, **options: Any) -> PrepareResult:
@@ -165,6 +197,11 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
 
     chosen = Options(**options)
     chosen.check()
+    corrections = None
+    if chosen.corrections is not None:
+        from emotion_train.data.corrections import read_corrections
+
+        corrections = read_corrections(chosen.corrections)
     store = open_store(data_url)
     existing = existing_index(store)
     choices = Choices(*(getattr(chosen, name) for name in Choices._fields[:-1]))
@@ -178,7 +215,7 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
         findings = Findings(file.name for file in found.files)
         findings.remarks += [f"not read: {name}" for name in found.passed_over]
         labels = LabelNames(chosen.labels, found.label_names)
-        job = _Job(found, chosen, store if existing is None else None, labels, findings, folder)
+        job = _Job(found, chosen, store if existing is None else None, labels, findings, folder, corrections)
         index = job.run()
         if existing is None:
             raw = index.to_bytes()
@@ -189,10 +226,12 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
                 )
             with suppress(AlreadyExists):
                 store.create(INDEX_KEY, raw)
-                return PrepareResult(store.url, index, True, findings, chosen.policy)
+                return PrepareResult(store.url, index, True, findings, chosen.policy, corrected=job.corrected)
             existing = read_index(store)  # of another process, which was at work at the same time
         written = restore(store, existing, index, folder)
-        return PrepareResult(store.url, existing, False, findings, chosen.policy, written)
+        return PrepareResult(
+            store.url, existing, False, findings, chosen.policy, written, corrected=job.corrected
+        )
 
 
 class _Job:
@@ -206,6 +245,7 @@ class _Job:
         labels: LabelNames,
         findings: Findings,
         folder: Path,
+        corrections: Corrections | None = None,
     ) -> None:
         from emotion_train.data.spill import partitions_for
 
@@ -221,6 +261,9 @@ class _Job:
         self._code_C: Any = None  # final codes of labels, known when all rows were read
         self._lengths: dict[str, int] = {}  # of the training posts, for the index
         self._sets: LabelSets | None = None  # strata of posts with several labels
+        self._corrections = corrections
+        self._corrector: Corrector | None = None
+        self.corrected: Applied | None = None  # what became of the corrections
 
     def run(self) -> Index:
         from emotion_train.data.spill import Spill
@@ -239,11 +282,21 @@ class _Job:
         self._refuse_bad_posts()
         fractions = self._fractions(counts)
         names, id_of_code = self._final_labels(counts)
+        if self._corrections is not None:
+            from emotion_train.data.corrections import Corrector
+
+            codes = {name: self._labels.codes[name] for name in names}
+            options = self._options
+            self._corrector = Corrector(
+                self._corrections, codes, options.targets, allow_none=options.allow_none
+            )
         shuffled = {
             split: Spill(self._folder / split, self._partitions, self._memory // len(SPLITS))
             for split in SPLITS
         }
         rows, label_counts = self._distribute(by_text, shuffled, id_of_code, fractions)
+        if self._corrector is not None:
+            self.corrected = self._corrector.finish()
         self._refuse_untrainable(names, label_counts)
         splits = {
             split: self._write(split, shuffled[split], rows[split], len(names))
@@ -269,7 +322,12 @@ class _Job:
 
         options = self._options
         rules = Rules(
-            options.max_chars, options.seed, options.unescape_html, options.targets, options.allow_none
+            options.max_chars,
+            options.seed,
+            options.unescape_html,
+            options.targets,
+            options.allow_none,
+            options.keep_columns,
         )
         key = "draw" if options.annotations_by and options.id_column else "key0"
         cleaner = Cleaner(rules, self._labels, self._findings)
@@ -599,7 +657,7 @@ class _Job:
         else:
             numbers = self._sets.numbers(*fractions)
             limits = thresholds(self._draws, len(numbers), *fractions, numbers)
-        of_posts = ["weight"] if self._options.weight_column else []
+        of_posts = self._options.more_columns
         rows_of = dict.fromkeys(SPLITS, 0)
         counts = {split: np.zeros(codes) for split in SPLITS}
         with ProgressLine("splitting", by_text.partitions, "partitions") as line:
@@ -617,6 +675,8 @@ class _Job:
                     split = np.where(from_train, SPLIT_CODES["train"], split)
                     split[from_train & (draw < limits.validation_C[stratum])] = SPLIT_CODES["validation"]
                     split[from_train & (draw < limits.test_C[stratum])] = SPLIT_CODES["test"]
+                    if self._corrector is not None:  # the splits are those of the labels before
+                        targets = self._corrector.of_rows(rows, targets)
                     targets = targets._replace(label_P=id_of_code[targets.label_P])
                     columns = {
                         name: rows.column(name) for name in ("order", "place", "id", "text", *of_posts)
@@ -667,7 +727,8 @@ class _Job:
 
         options = self._options
         measured = _Measured()
-        schema = schema_of(options.targets, options.weight_column is not None)
+        weighted = options.weight_column is not None
+        schema = schema_of(options.targets, weighted, kept=options.keep_columns)
         writer = SplitWriter(
             self._store,
             split,
@@ -677,7 +738,8 @@ class _Job:
             options.rows_per_object,
             self._folder,
             options.targets,
-            options.weight_column is not None,
+            weighted,
+            kept=options.keep_columns,
         )
         done = 0
         with writer, ProgressLine(f"writing {split}", rows, "posts") as line:
@@ -721,6 +783,11 @@ class _Job:
         for name in ("annotations_by", "weight_column"):
             if getattr(options, name) is not None:
                 chosen[name] = getattr(options, name)
+        if options.keep_columns:
+            chosen["keep_columns"] = ",".join(options.keep_columns)
+        if self.corrected is not None:
+            chosen["corrections_sha256"] = self.corrected.corrections.sha256
+            chosen["corrections_applied"] = self.corrected.applied
         found = {kind: self._findings.counts[kind] for kind in sorted(self._findings.counts)}
         return {
             "name": self._source.name,
@@ -747,7 +814,11 @@ class _Job:
         """Where columns of clean rows stand."""
         from emotion_train.data.cleaning import schema_of
 
-        schema = schema_of(self._options.targets, weighted=self._options.weight_column is not None)
+        schema = schema_of(
+            self._options.targets,
+            weighted=self._options.weight_column is not None,
+            kept=self._options.keep_columns,
+        )
         return [schema.get_field_index(name) for name in names]
 
     def _keep(self, partition: int, keep_N: Any, targets: PostTargets) -> None:

@@ -15,12 +15,12 @@ import logging
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from emotion_train.data.index import DataObject, RowGroup, Split, differ
-from emotion_train.data.targets import SOURCE, WEIGHT, Target
+from emotion_train.data.targets import SOURCE, WEIGHT, Target, kept_name
 from emotion_train.edges.bounded import Unreadable, parquet_errors
 from emotion_train.errors import ObjectChanged, StorageError, WrongRequest
 from emotion_train.storage.patience import Patience, until_it_answers
@@ -35,7 +35,7 @@ MAX_UNPACKED_BYTES = 8 << 30  # of one row group
 
 class Rows(NamedTuple):
     """The posts of one row group. A text or target that the file lacks is None; a source is empty
-    for a real post.
+    for a real post, and so is the value of a kept column for a post that has none.
     """
 
     ids: list[str]
@@ -43,6 +43,7 @@ class Rows(NamedTuple):
     targets: list[Target | None]
     weights: list[float]
     sources: list[str]
+    kept: list[tuple[str, ...]]  # values of the columns that were asked for
 
     def first_of_each(self, label_counts: Sequence[float]) -> Rows:
         """The first so many posts of each label, in their order; each post has one."""
@@ -71,7 +72,13 @@ class RowGroupReader:
     """
 
     def __init__(
-        self, store: Store, split: Split, capacity: int = 160, threads: int = 8, patience_s: float = 0.0
+        self,
+        store: Store,
+        split: Split,
+        capacity: int = 160,
+        threads: int = 8,
+        patience_s: float = 0.0,
+        kept: Sequence[str] = (),
     ) -> None:
         self._store = store
         self._split = split
@@ -81,6 +88,7 @@ class RowGroupReader:
         self._footers: dict[int, Future[Any]] = {}
         self._changed_noted = False
         self._patience_s = patience_s
+        self._kept = tuple(map(kept_name, kept))
         self._closed = threading.Event()
         self._telling = Patience()  # of all row groups together
 
@@ -152,10 +160,10 @@ class RowGroupReader:
                 file = pq.ParquetFile(
                     _OneRange(group.start, raw, described.bytes), metadata=metadata, pre_buffer=False
                 )
-                names = [name for name in COLUMNS if name in file.schema_arrow.names]
+                names = [name for name in (*COLUMNS, *self._kept) if name in file.schema_arrow.names]
                 table = file.read_row_group(group.ordinal, columns=names, use_threads=False)
                 columns = {name: table.column(name).to_pylist() for name in names}
-                rows = _rows_of(columns)
+                rows = _rows_of(columns, self._kept)
             _refuse_other_counts(rows, group.stored)
         except Unreadable as error:
             raise self._not_as_described(described, f"of row group {group.ordinal} {error}") from None
@@ -221,6 +229,38 @@ def sample_texts(store: Store, split: Split, least: int, patience_s: float = 0.0
     return texts
 
 
+def kept_values(
+    store: Store, split: Split, columns: Sequence[str], patience_s: float = 0.0
+) -> dict[str, dict[str, str]]:
+    """The values of kept columns by column and id. Equal values are one string in memory."""
+    found: dict[str, dict[str, str]] = {column: {} for column in columns}
+    if not columns:
+        return found
+    same: dict[str, str] = {}
+    with RowGroupReader(store, split, capacity=16, patience_s=patience_s, kept=columns) as reader:
+        for group in range(len(split.row_groups)):
+            reader.ask(range(group, min(group + 8, len(split.row_groups))))
+            rows = reader.rows(group)
+            for post, values in zip(rows.ids, rows.kept, strict=True):
+                for column, value in zip(columns, values, strict=True):
+                    found[column][post] = same.setdefault(value, value)
+    return found
+
+
+def texts_of(store: Store, split: Split, ids: Collection[str], patience_s: float = 0.0) -> dict[str, str]:
+    """The texts of these posts by id; the split is read once more, and no other text is kept."""
+    found: dict[str, str] = {}
+    if not ids:
+        return found
+    with RowGroupReader(store, split, capacity=16, patience_s=patience_s) as reader:
+        for group in range(len(split.row_groups)):
+            reader.ask(range(group, min(group + 8, len(split.row_groups))))
+            rows = reader.rows(group)
+            pairs = zip(rows.ids, rows.texts, strict=True)
+            found |= {post: text for post, text in pairs if post in ids and text is not None}
+    return found
+
+
 def _refuse_other_group(metadata: Any, group: RowGroup) -> None:
     """Raises `Unreadable` before a row group of another size than the index says is unpacked."""
     if group.ordinal >= metadata.num_row_groups:
@@ -232,7 +272,7 @@ def _refuse_other_group(metadata: Any, group: RowGroup) -> None:
         raise Unreadable(f"the posts would take {described.total_byte_size:,} bytes of memory")
 
 
-def _rows_of(columns: dict[str, list[Any]]) -> Rows:
+def _rows_of(columns: dict[str, list[Any]], kept: Sequence[str] = ()) -> Rows:
     """Raises `Unreadable` for posts without labels and for weights that are none."""
     if "label" in columns:
         one = {label: ((label, 1.0),) for label in set(columns["label"]) if label is not None}
@@ -251,7 +291,10 @@ def _rows_of(columns: dict[str, list[Any]]) -> Rows:
     sources = columns.get(SOURCE) or [""] * len(targets)
     if not all(isinstance(source, str) for source in sources):
         raise Unreadable("a post has a source that is no text")
-    return Rows(columns["id"], columns["text"], targets, weights, sources)
+    none = [""] * len(targets)
+    values = [[value or "" for value in columns.get(name) or none] for name in kept]
+    along = list(zip(*values, strict=True)) if values else [()] * len(targets)
+    return Rows(columns["id"], columns["text"], targets, weights, sources, along)
 
 
 def _refuse_other_counts(rows: Rows, group: RowGroup) -> None:

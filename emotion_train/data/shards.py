@@ -9,6 +9,7 @@ while the next one is made, and read back: its bytes cross the network twice.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emotion_train.data.index import MAX_LANES, DataObject, RowGroup, Split
-from emotion_train.data.targets import SOURCE, WEIGHT, TargetKind
+from emotion_train.data.targets import SOURCE, WEIGHT, TargetKind, kept_name
 from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.storage.store import Store
 
@@ -32,13 +33,16 @@ _LABELS: dict[TargetKind, tuple[tuple[str, Any], ...]] = {
 _FOOTER_TAIL = 8  # four bytes of length and PAR1
 
 
-def schema_of(targets: TargetKind, weighted: bool, marked: bool = False) -> Any:
+def schema_of(targets: TargetKind, weighted: bool, marked: bool = False, kept: Sequence[str] = ()) -> Any:
     """The columns of a split's objects. Label ids of a post are in ascending order, and each share
-    belongs to the label at its place. Column `source` is empty for a real post.
+    belongs to the label at its place. Column `source` is empty for a real post. Columns that were
+    `kept` have texts, empty where a post has none, and stand last: readers that do not know them
+    pass them over.
     """
     columns = [("id", pa.string()), ("text", pa.string()), *_LABELS[targets]]
     columns += [(WEIGHT, pa.float64())] if weighted else []
     columns += [(SOURCE, pa.string())] if marked else []
+    columns += [(kept_name(name), pa.string()) for name in kept]
     return pa.schema([pa.field(name, kind, False) for name, kind in columns])
 
 
@@ -85,6 +89,7 @@ class SplitWriter:
         targets: TargetKind = "one",
         weighted: bool = False,
         marked: bool = False,
+        kept: Sequence[str] = (),
     ) -> None:
         self._store = store
         self._split = split
@@ -98,7 +103,7 @@ class SplitWriter:
         self._objects: list[Future[DataObject]] = []
         # (rows, label counts, those of real posts) of the row groups in the object in the making
         self._open_counts: list[tuple[int, tuple[float, ...], tuple[float, ...] | None]] = []
-        self._schema = schema_of(targets, weighted, marked)
+        self._schema = schema_of(targets, weighted, marked, kept)
         self._writer: Any = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
 

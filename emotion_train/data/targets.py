@@ -26,6 +26,7 @@ WORDS: dict[TargetKind, str] = {"one": "one label", "several": "several labels",
 FEATURE: dict[TargetKind, str] = {"several": "targets:several", "shares": "targets:shares"}
 WEIGHT = "weight"
 SOURCE = "source"  # posts that nobody wrote, or that stand there again, are marked in this column
+_KEPT = "kept:"  # before the names of columns that came along, which mean nothing to a reader
 _SHARES_OFF = 1e-6  # of 1, that shares may add up to
 
 
@@ -35,6 +36,16 @@ def requires(kind: TargetKind, weighted: bool, marked: bool = False) -> tuple[st
     """
     found = [FEATURE[kind]] if kind in FEATURE else []
     return (*found, *([WEIGHT] if weighted else []), *([SOURCE] if marked else []))
+
+
+def kept_name(column: str) -> str:
+    """What a column that was kept is called in a data set, apart from its own columns."""
+    return _KEPT + column
+
+
+def is_kept(name: str) -> bool:
+    """Whether a column of a data set is one that was kept."""
+    return name.startswith(_KEPT)
 
 
 def kind_of(names: Iterable[str]) -> TargetKind:

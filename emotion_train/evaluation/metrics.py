@@ -142,19 +142,47 @@ def confusion(truth_N: ArrayLike, predicted_N: ArrayLike, classes: int) -> IntAr
 
 
 def bootstrap_macro_f1(
-    truth: ArrayLike, predicted: ArrayLike, classes: int, samples: int = 2000, seed: int = 0
+    truth: ArrayLike,
+    predicted: ArrayLike,
+    classes: int,
+    samples: int = 2000,
+    seed: int = 0,
+    counted_C: BoolArray | None = None,
 ) -> Interval:
     """The percentile bootstrap's 95 % interval of macro-F1 over resampled posts (Efron 1979).
 
     A label that a resample happens to leave out counts 0 there, as it would in a split without it;
-    with labels of a few posts the interval therefore leans downwards.
+    with labels of a few posts the interval therefore leans downwards. `counted_C` are the labels of
+    the mean, None for all.
     """
     (truth_KC, predicted_KC), rows_K = distinct_members(classes, truth, predicted)
+    of_all_C = slice(None) if counted_C is None else counted_C
     chunks = [
-        f1_of_resample_SC(draws_SK, truth_KC, predicted_KC).mean(axis=1)
+        f1_of_resample_SC(draws_SK, truth_KC, predicted_KC)[:, of_all_C].mean(axis=1)
         for draws_SK in resamples(rows_K, samples, seed)
     ]
     return _interval(np.concatenate(chunks))
+
+
+def wilson_f1(
+    both_C: ArrayLike, support_C: ArrayLike, predicted_C: ArrayLike
+) -> tuple[FloatArray, FloatArray]:
+    """Lower and upper ends, `low_C` and `high_C`, of a 95 % interval of each label's F1, by posts
+    that have the label and were answered with it, that have it, and that were answered with it.
+
+    Of the posts that have it or were answered with it, a share J has both, and F1 is 2J / (1 + J).
+    J has Wilson's interval (1927), which stays honest where a bootstrap has no width: a label of
+    four posts of which none was found has F1 0.00 to 0.66. Without any such post it is 0 to 1.
+    """
+    both_C, support_C, predicted_C = (np.asarray(x, np.float64) for x in (both_C, support_C, predicted_C))
+    either_C = np.maximum(support_C + predicted_C - both_C, 1.0)
+    share_C, z = both_C / either_C, 1.959963984540054
+    middle_C = share_C + z**2 / (2 * either_C)
+    half_C = z * np.sqrt(share_C * (1 - share_C) / either_C + (z / (2 * either_C)) ** 2)
+    ends = ((middle_C + side * half_C) / (1 + z**2 / either_C) for side in (-1, 1))
+    low_C, high_C = (np.clip(2 * end_C / (1 + end_C), 0, 1) for end_C in ends)
+    none_C = support_C + predicted_C == 0
+    return np.where(none_C, 0.0, low_C), np.where(none_C, 1.0, high_C)
 
 
 def paired_bootstrap_macro_f1(

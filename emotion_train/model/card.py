@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from emotion_train.bases.packaged import SMALL_MODEL, small_model
 from emotion_train.bases.public_names import is_path, public_base
@@ -97,7 +98,11 @@ for text, probabilities, reached in zip(texts, probabilities_NC.tolist(), reache
     print(json.dumps(answer, ensure_ascii=False))
 """
 _ANSWERS: dict[TargetKind, str] = {"one": _ONE, "several": _SEVERAL, "shares": _ONE}
-_TAGS: dict[TargetKind, str] = {"one": "", "several": ", multi-label-classification", "shares": ""}
+_TAGS: dict[TargetKind, tuple[str, ...]] = {
+    "one": (),
+    "several": ("multi-label-classification",),
+    "shares": (),
+}
 _GIVES: dict[TargetKind, str] = {
     "one": "give one of {} labels to a post",
     "several": "give any of {} labels to a post, or none",
@@ -123,7 +128,8 @@ _NOTES: dict[TargetKind, tuple[str, ...]] = {
 @dataclass(frozen=True)
 class CardFacts:
     """`layout` is `BaseInfo.layout`; each of `metrics_lines` is one line of Markdown, for example a
-    table's.
+    table's, and so is each of `sections`, which bring their own headings. `header` are more fields
+    of the card's header.
     """
 
     base: str
@@ -137,20 +143,22 @@ class CardFacts:
     targets: TargetKind = "one"
     run_id: str | None = None
     metrics_lines: Sequence[str] = ()
+    sections: Sequence[str] = ()
+    header: Mapping[str, Any] | None = None
 
 
 def model_card(facts: CardFacts) -> str:
     """The whole README.md."""
     named = public_base(facts.base)
     is_hub_id = facts.layout != "gguf" and not _is_in_bucket(facts) and re.fullmatch(r"[^/]+/[^/]+", named)
-    header = [
-        "---",
-        *([f"base_model: {json.dumps(named)}"] if is_hub_id else []),
-        "library_name: peft",
-        "pipeline_tag: text-classification",
-        f"tags: [lora, emotion-classification{_TAGS[facts.targets]}]",
-        "---",
-    ]
+    fields = {
+        **({"base_model": named, "base_model_relation": "adapter"} if is_hub_id else {}),
+        "library_name": "peft",
+        "pipeline_tag": "text-classification",
+        "tags": ["lora", "emotion-classification", *_TAGS[facts.targets]],
+        **(facts.header or {}),
+    }
+    header = ["---", header_yaml(fields).rstrip("\n"), "---"]
     results = ["## Results", "", *facts.metrics_lines, ""] if facts.metrics_lines else []
     return "\n".join(
         [
@@ -174,6 +182,7 @@ def model_card(facts: CardFacts) -> str:
             *_NOTES[facts.targets],
             "",
             *results,
+            *facts.sections,
             "## Use",
             "",
             "`emotion-train predict --adapter .`, or with transformers and peft alone"
@@ -188,12 +197,30 @@ def model_card(facts: CardFacts) -> str:
 
 
 def as_code(words: str) -> str:
-    """The words as code in Markdown. In a name that could end the code or be taken for HTML, every
-    character but letters, digits and spaces is written by its number.
+    """The words as code in Markdown. In a name that could end the code or a table's cell, or be
+    taken for HTML, every character but letters, digits and spaces is written by its number.
     """
-    if not re.search(r"[`<>&\x00-\x1f\x7f]", words):
+    if not re.search(r"[`<>&|\x00-\x1f\x7f]", words):
         return f"`{words}`"
-    return "<code>" + re.sub(r"[^\w ]", lambda found: f"&#{ord(found[0])};", words) + "</code>"
+    return f"<code>{_by_number(words, '')}</code>"
+
+
+def as_prose(words: str) -> str:
+    """The words as text in Markdown: signs that could mean anything there are written by their
+    numbers.
+    """
+    return _by_number(words, ".,:;()%=/'+−-")
+
+
+def _by_number(words: str, plain: str) -> str:
+    return "".join(one if one.isalnum() or one == " " or one in plain else f"&#{ord(one)};" for one in words)
+
+
+def header_yaml(fields: Mapping[str, Any]) -> str:
+    """The fields of a card's header, each on a line of its own however long."""
+    import yaml
+
+    return str(yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True, width=1 << 20))
 
 
 def reload_snippet(facts: CardFacts) -> str:

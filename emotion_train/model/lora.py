@@ -204,9 +204,11 @@ def save_adapter(
     facts: AdapterFacts,
     state: Mapping[str, torch.Tensor] | None = None,
     metrics_lines: Sequence[str] = (),
+    card_sections: Sequence[str] = (),
+    card_header: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the adapter in PEFT's layout with tokenizer, labels, facts and model card. `state`
-    (default: the model's) is what is saved.
+    (default: the model's) is what is saved; the last three are those of `CardFacts`.
     """
     from safetensors.torch import save_file
 
@@ -233,6 +235,8 @@ def save_adapter(
         targets=facts.targets,
         run_id=facts.run_id,
         metrics_lines=metrics_lines,
+        sections=card_sections,
+        header=card_header,
     )
     (folder / "README.md").write_text(model_card(card), encoding="utf-8")
 

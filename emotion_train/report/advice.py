@@ -1,5 +1,5 @@
-"""What to try next where a model is no better than its floors, as far as its figures and the course
-of its training tell.
+"""What to try next, as far as a model's figures and the course of its training tell: where it is no
+better than its floors, and where it is.
 
 These are first steps and no promise: each says what it was seen by. At most three are named.
 """
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emotion_train.data.lengths import Cut
 from emotion_train.evaluation.comparison import MOST_TIMES
 from emotion_train.evaluation.floors import MAJORITY, PRIOR
-from emotion_train.report.schema import AnyFigures, Evaluation, Floor, SetFloor
+from emotion_train.report.schema import AnyFigures, Evaluation, Floor, Mislabelled, Mistakes, SetFloor
 from emotion_train.report.units import posts_of, round_up
 
 _ONE_ANSWER = 0.9  # share of the posts that get one label
@@ -19,6 +20,7 @@ _HARDLY = 0.95  # of the first training loss
 _ROSE = 1.05
 _FEW_STEPS = 100
 _FEW_POSTS = 50  # of the rarest label
+_MANY_POSTS = 1000  # of a label, from which on more of them help little
 _MOST = 3
 
 
@@ -55,6 +57,46 @@ def next_steps(
         tries.append("labels that a person agrees with (read 50 posts of the training split)")
     if (posts := _posts_that_would_tell(behind, split.rows)) is not None:
         tries = [f"more held-out posts ({posts:,} would tell such a lead)", *tries]
+    return f"Try next: {'; '.join(tries[:_MOST])}."
+
+
+def worth_trying(
+    split: AnyFigures,
+    mistakes: Sequence[Mistakes],
+    mislabelled: Mislabelled | None,
+    cuts: Mapping[str, Cut],
+    history: Sequence[Evaluation],
+    best_step: int | None,
+    train_counts: Mapping[str, float],
+) -> str:
+    """What would make a model that beats its floors better, as far as its report tells, likeliest
+    first. `train_counts` are the training posts of each label.
+    """
+    tries = []
+    if cut := next((one for one in cuts.values() if one.is_much), None):
+        tries.append(
+            f"data.max_length={cut.max_length_for_2_percent} ({cut.share_words} of the posts are cut)"
+        )
+    if history and len(history) > 1 and best_step == history[-1].step:
+        tries.append("a larger train.epochs (the last evaluation was the best)")
+    if mislabelled is not None and mislabelled.posts:
+        tries.append(
+            "look through the posts that look mislabelled, correct them in mislabelled.csv and prepare the"
+            " data again with --corrections"
+        )
+    worst = min((one for one in split.per_label if one.support), key=lambda one: one.f1, default=None)
+    if worst is not None and train_counts.get(worst.label, _MANY_POSTS) < _MANY_POSTS:
+        tries.append(
+            f"more posts of {worst.label}, whose F1 is {worst.f1:.2f}"
+            f" ({posts_of(train_counts[worst.label])} for training)"
+        )
+    pair = next((one for one in mistakes if one.missed is not None and one.added is not None), None)
+    if pair is not None:
+        tries.append(
+            f"one label for {pair.missed} and {pair.added}, or a clearer rule to tell them apart"
+            f" ({pair.posts:,} {'post' if pair.posts == 1 else 'posts'} of the first got the second)"
+        )
+    tries.append("a larger model.base")
     return f"Try next: {'; '.join(tries[:_MOST])}."
 
 

@@ -6,8 +6,9 @@ interval of the difference allows to say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import numpy as np
@@ -23,6 +24,7 @@ from emotion_train.evaluation.metrics import (
     expected_calibration_error,
     log_loss,
     paired_bootstrap_macro_f1,
+    wilson_f1,
 )
 from emotion_train.evaluation.predictions import (
     AnyPredictions,
@@ -32,9 +34,10 @@ from emotion_train.evaluation.predictions import (
 )
 from emotion_train.evaluation.shares import ShareScores, share_scores
 from emotion_train.evaluation.thresholds import HALF
-from emotion_train.report.advice import next_steps
+from emotion_train.report.advice import next_steps, worth_trying
 from emotion_train.report.agreement import require_agreement
 from emotion_train.report.chances import gate_figures, temperature_figures
+from emotion_train.report.posts import Chosen, Texts
 from emotion_train.report.schema import (
     AnyFigures,
     Dataset,
@@ -43,6 +46,7 @@ from emotion_train.report.schema import (
     Floor,
     Identity,
     LabelFigures,
+    LossPoint,
     ReliabilityBin,
     Report,
     SetFloor,
@@ -51,6 +55,7 @@ from emotion_train.report.schema import (
     Verdict,
 )
 from emotion_train.report.set_figures import set_figures
+from emotion_train.report.slices import slices
 from emotion_train.report.units import signed
 
 if TYPE_CHECKING:
@@ -59,6 +64,8 @@ if TYPE_CHECKING:
     from emotion_train.evaluation.temperature import BeforeAndAfter
 
 FEW_ROWS = 10
+NO_TEXTS: Texts = MappingProxyType({})
+NO_VALUES: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 POOR_CALIBRATION = 0.1
 
 
@@ -205,10 +212,15 @@ def build_report(
     decision: Decision | None = None,
     tempered: Mapping[str, BeforeAndAfter] | None = None,
     remarks: Sequence[str] = (),
+    losses: Sequence[LossPoint] = (),
+    chosen: Chosen | None = None,
+    texts: Texts = NO_TEXTS,
+    slice_values: Mapping[str, Mapping[str, str]] = NO_VALUES,
 ) -> Report:
     """The whole report. `decision` is what answered the posts of the splits, and `tempered` what
     its temperature did to each. `remarks` are the trainer's own warnings, appended to those found
-    here.
+    here; `chosen` are the posts that are shown, with `texts`, and `slice_values` the headline
+    split's kept columns (`report.slices.slices`).
 
     Raises `Inconsistent` when counts, predictions and the data set's label counts contradict each
     other.
@@ -217,13 +229,16 @@ def build_report(
         name: split_figures(name, result, labels, dataset.label_counts, settings.bootstrap_samples, seed)
         for name, result in splits.items()
     }
-    headline = "test" if "test" in figures else next(iter(figures))
+    headline = headline_of(splits)
     cuts = dict(cuts or {})
     predictions = {name: result.predictions for name, result in splits.items()}
+    chosen = chosen or Chosen.of(splits, headline, settings.examples)
     train_counts = dataset.label_counts.get("train", ())
     advice = next_steps(figures[headline], history, identity.config, train_counts)
     # of the splits the first is enough, the others are in the table
     much_cut = [f"{_cut_words(name, cut, dataset)}." for name, cut in cuts.items() if cut.is_much][:1]
+    mistakes = chosen.mistakes(splits, labels, texts)
+    mislabelled = chosen.mislabelled(splits, labels, texts)
     return Report(
         verdict=verdict(headline, figures[headline]).model_copy(update={"advice": advice}),
         warnings=(*_warnings(headline, figures[headline], dataset, settings), *much_cut, *remarks),
@@ -239,7 +254,27 @@ def build_report(
         gates=() if decision is None else gate_figures(decision, predictions),
         speed=_speed(measured, settings.usd_per_hour),
         identity=identity,
+        losses=tuple(losses),
+        mistakes=mistakes,
+        mislabelled=mislabelled,
+        slices=slices(predictions[headline], slice_values, settings.bootstrap_samples, seed),
+        try_next=advice
+        or worth_trying(
+            figures[headline],
+            mistakes,
+            mislabelled,
+            cuts,
+            history,
+            best_step,
+            dict(zip(labels, train_counts, strict=False)),
+        ),
     )
+
+
+def headline_of(splits: Iterable[str]) -> str:
+    """The split whose figures are quoted: test, else validation."""
+    names = list(splits)
+    return "test" if "test" in names else names[0]
 
 
 def split_figures(
@@ -309,14 +344,20 @@ def _distance(scores: ShareScores) -> Distance:
 
 
 def _per_label(labels: Sequence[str], counts: ClassCounts) -> tuple[LabelFigures, ...]:
-    columns = (counts.support_C, counts.predicted_C, counts.precision_C, counts.recall_C, counts.f1_C)
+    low_C, high_C = wilson_f1(counts.correct_C, counts.support_C, counts.predicted_C)
+    columns = {
+        "support": counts.support_C,
+        "predicted": counts.predicted_C,
+        "precision": counts.precision_C,
+        "recall": counts.recall_C,
+        "f1": counts.f1_C,
+        "f1_low": low_C,
+        "f1_high": high_C,
+    }
+    rows = zip(*(column_C.tolist() for column_C in columns.values()), strict=True)
     return tuple(
-        LabelFigures(
-            label=label, support=support, predicted=predicted, precision=precision, recall=recall, f1=f1
-        )
-        for label, support, predicted, precision, recall, f1 in zip(
-            labels, *(column_C.tolist() for column_C in columns), strict=True
-        )
+        LabelFigures(label=label, **dict(zip(columns, row, strict=True)))
+        for label, row in zip(labels, rows, strict=True)
     )
 
 

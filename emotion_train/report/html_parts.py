@@ -52,20 +52,25 @@ def table(
     prose: int | None = None,
 ) -> str:
     """The first `words` columns are text, the others numbers; the first heads its row. Column
-    `prose` holds sentences, which wrap.
+    `prose` holds sentences, which wrap. On a narrow screen a row of more than three columns becomes
+    a list with the heads beside the values.
     """
 
     def css(column: int) -> str:
         return ' class="word prose"' if column == prose else " class=word" if column < words else ""
 
+    def said(column: int) -> str:
+        return f' data-head="{escape(heads[column])}"'
+
+    classes = " ".join([*(["total"] if total else []), *(["stack"] if len(heads) > 3 else [])])
     head = "".join(f'<th scope="col"{css(i)}>{escape(name)}</th>' for i, name in enumerate(heads))
     body = "".join(
-        f'<tr><th scope="row"{css(0)}>{escape(first)}</th>'
-        + "".join(f"<td{css(i)}>{escape(value)}</td>" for i, value in enumerate(rest, 1))
+        f'<tr><th scope="row"{css(0)}{"" if words else said(0)}>{escape(first)}</th>'
+        + "".join(f"<td{css(i)}{said(i)}>{escape(value)}</td>" for i, value in enumerate(rest, 1))
         + "</tr>"
         for first, *rest in rows
     )
     return (
-        f'<div class="wide"><table{" class=total" if total else ""}>'
+        f'<div class="wide"><table class="{classes}">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )

@@ -11,12 +11,16 @@ from html import escape
 
 import yaml
 
+from emotion_train.data.index import SPLITS
 from emotion_train.report.chance_pages import chance_sections
 from emotion_train.report.html_parts import bullets, fact_list, figure, page, section, table
 from emotion_train.report.notes import notes
-from emotion_train.report.plots import confusion_plot, curve_plot, floors_plot, reliability_plot
-from emotion_train.report.schema import WORDS, AnyFigures, Report, SetFigures, SplitFigures
+from emotion_train.report.plain import averages, plain_sentence
+from emotion_train.report.plots import confusion_plot, curves_plot, floors_plot, reliability_plot
+from emotion_train.report.post_pages import mislabelled_section, mistakes_section
+from emotion_train.report.schema import WORDS, AnyFigures, LabelFigures, Report, SetFigures, SplitFigures
 from emotion_train.report.set_pages import mistaken_section, together_section
+from emotion_train.report.slices import FEW_POSTS
 from emotion_train.report.units import dollars, duration, memory, percent, posts_of, rate, saving, signed
 
 _MARKS = {"beaten": ("good", "✓"), "open": ("open", "≈"), "not beaten": ("bad", "✗")}
@@ -29,15 +33,18 @@ def render_html(report: Report) -> str:
     split = report.splits[report.headline]
     sections = [
         _head(report, split),
-        section("Against the floors", _floors(split)),
+        section("Baselines", _floors(split)),
         section("What to keep in mind", bullets(report.warnings)) if report.warnings else "",
-        section("Label by label", _per_label(split)),
+        section("Per-label report", _per_label(split)),
         *_mistakes(report, split),
-        section("Can the probabilities be trusted?", _calibration(split)),
+        mistakes_section(report),
+        mislabelled_section(report),
+        section("Slices", _slices(report)) if report.slices else "",
+        section("Calibration: can the probabilities be trusted?", _calibration(split)),
         *chance_sections(report),
         section(_NOTES[report.targets], bullets(told)) if (told := _notes(report)) else "",
-        section("Training", _training(report)),
-        section("Every split", _splits(report)) if len(report.splits) > 1 else "",
+        section("Learning curve", _training(report)),
+        section("Splits", _splits(report)) if len(report.splits) > 1 else "",
         section("Data", _data(report)),
         section("Speed and cost", _speed(report)),
         section("Identity", _identity(report)),
@@ -47,6 +54,7 @@ def render_html(report: Report) -> str:
             + escape(yaml.safe_dump(report.identity.config, sort_keys=False, allow_unicode=True))
             + "</pre>",
         ),
+        section("What to try next", f"<p>{escape(report.try_next)}</p>") if report.try_next else "",
     ]
     return page(f"{report.identity.run_id}: macro-F1 {split.macro_f1:.3f}", sections)
 
@@ -74,6 +82,7 @@ def _head(report: Report, split: AnyFigures) -> str:
     return (
         f"<header>\n<p class=run>Emotion classifier · run <b>{escape(identity.run_id)}</b> ·"
         f" {escape(identity.base)}</p>\n"
+        f"<p class=lead>{escape(plain_sentence(split))}</p>\n"
         f'<h1 class="{css}"><span aria-hidden="true">{mark}</span> {escape(report.verdict.sentence)}</h1>\n'
         f"{advice}"
         f'<dl class="tiles">{shown}</dl>\n</header>'
@@ -100,34 +109,54 @@ def _floors(split: AnyFigures) -> str:
         "model ahead by",
         "95 % interval",
     )
-    caption = "Macro-F1, the mean of every label's F1; the whisker is the 95 % bootstrap interval."
+    caption = (
+        "What a model must beat. Macro-F1 is the mean of every label's F1; the whisker is the 95 % bootstrap"
+        " interval."
+    )
     return figure(floors_plot(split, split.floors), caption) + table(heads, rows)
 
 
 def _per_label(split: AnyFigures) -> str:
     most = max(one.support for one in split.per_label) or 1
-    also = tuple(split.per_label[0].also)
+    also = tuple(WORDS[field] for field in split.per_label[0].also)
+    intervals = all(one.f1_low is not None for one in split.per_label)
+    heads = ("label", "F1", *(["95 % interval"] if intervals else []), "precision", "recall", "posts")
     body = "".join(
         f'<tr><th scope="row">{escape(one.label)}</th>'
-        + _bar(one.support / most, f"{one.support:,}", "floor")
-        + _bar(one.precision, f"{one.precision:.2f}", "soft")
-        + _bar(one.recall, f"{one.recall:.2f}", "soft")
-        + _bar(one.f1, f"{one.f1:.2f}", "accent")
-        + "".join(f"<td>{value:.2f}</td>" for value in one.also.values())
-        + f"<td>{one.predicted:,}</td></tr>"
+        + _bar(one.f1, f"{one.f1:.2f}", "accent", "F1")
+        + (_interval(one) if intervals else "")
+        + _bar(one.precision, f"{one.precision:.2f}", "soft", "precision")
+        + _bar(one.recall, f"{one.recall:.2f}", "soft", "recall")
+        + _bar(one.support / most, f"{one.support:,}", "floor", "posts")
+        + _cell(f"{one.predicted:,}", "predicted")
+        + "".join(_cell(f"{value:.2f}", name) for name, value in zip(also, one.also.values(), strict=True))
+        + "</tr>"
         for one in sorted(split.per_label, key=lambda one: -one.support)
     )
-    heads = "".join(
-        f'<th scope="col"{css}>{name}</th>'
-        for name, css in (
-            *((name, "") for name in ("label", "posts", "precision", "recall", "F1")),
-            *((WORDS[field], " class=number") for field in also),
-            ("predicted", ""),
+    for name, (precision, recall, f1) in averages(split).items():
+        body += (
+            f'<tr class=average><th scope="row">{name}</th>'
+            + _bar(f1, f"{f1:.2f}", "accent", "F1")
+            + ("<td></td>" if intervals else "")
+            + _bar(precision, f"{precision:.2f}", "soft", "precision")
+            + _bar(recall, f"{recall:.2f}", "soft", "recall")
+            + "<td></td>" * (len(also) + 2)
+            + "</tr>"
         )
+    numbers = {"predicted", *also}
+    head = "".join(
+        f'<th scope="col"{" class=number" if name in numbers else ""}>{name}</th>'
+        for name in (*heads, "predicted", *also)
     )
-    return (
-        '<div class="wide"><table'
-        f' class="bars"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    note = (
+        "<p class=note>Most frequent label first; the interval of each F1 is Wilson's, which is wide where a"
+        " label has few posts.</p>"
+        if intervals
+        else ""
+    )
+    return note + (
+        f'<div class="wide"><table class="bars"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        "</div>"
     )
 
 
@@ -135,11 +164,11 @@ def _mistakes(report: Report, split: AnyFigures) -> list[str]:
     """The sections on labels that are taken for others."""
     if isinstance(split, SetFigures):
         return [mistaken_section(split), together_section(split)]
-    return [section("What is taken for what", _confusion(report, split))]
+    return [section("Confusion matrix", _confusion(report, split))]
 
 
 def _notes(report: Report) -> list[str]:
-    return [note for name, split in report.splits.items() for note in notes(name, split)]
+    return [note for name in in_order(report.splits) for note in notes(name, report.splits[name])]
 
 
 def _confusion(report: Report, split: SplitFigures) -> str:
@@ -189,36 +218,69 @@ def _calibration(split: AnyFigures) -> str:
 def _training(report: Report) -> str:
     if not report.history:
         return "<p>No evaluation was recorded.</p>"
-    losses = [(one.step, one.train_loss) for one in report.history if one.train_loss is not None]
+    losses = [(one.step, one.loss) for one in report.losses] or [
+        (one.step, one.train_loss) for one in report.history if one.train_loss is not None
+    ]
+    held_out = [(one.step, one.validation_loss) for one in report.history if one.validation_loss is not None]
     scores = [(one.step, one.macro_f1) for one in report.history]
-    plots = [figure(curve_plot(losses, "Training loss"), "Training loss.")] if losses else []
+    named = {"training loss": losses, "validation loss": held_out}
+    curves = [(name, points) for name, points in named.items() if points]
+    caption = (
+        "Loss by step. Where validation loss rises while training loss falls, more training is of no use."
+        if held_out
+        else "Training loss."
+    )
+    plots = [figure(curves_plot(curves), caption)] if curves else []
     plots.append(
         figure(
-            curve_plot(scores, "Validation macro-F1", report.best_step),
-            "Validation macro-F1; the ringed point is this model.",
+            curves_plot([("validation macro-F1", scores)], report.best_step),
+            "Macro-F1 on validation posts; the ringed point is this model.",
         )
     )
-    rows = []
-    for one in report.history:
-        loss = "–" if one.train_loss is None else f"{one.train_loss:.4f}"
-        best = "◂ this model" if one.step == report.best_step else ""
-        rows.append(
-            (
-                f"{one.step:,}",
-                f"{one.epoch:.2f}",
-                loss,
-                f"{one.macro_f1:.4f}",
-                f"{one.learning_rate:.2e}",
-                best,
-            )
+    rows = [
+        (
+            f"{one.step:,}",
+            f"{one.epoch:.2f}",
+            "–" if one.train_loss is None else f"{one.train_loss:.4f}",
+            "–" if one.validation_loss is None else f"{one.validation_loss:.4f}",
+            f"{one.macro_f1:.4f}",
+            f"{one.learning_rate:.2e}",
+            "◂ this model" if one.step == report.best_step else "",
         )
-    heads = ("step", "epoch", "training loss", "validation macro-F1", "learning rate", "kept")
+        for one in report.history
+    ]
+    heads = ("step", "epoch", "training loss", "validation loss", "validation macro-F1", "learning rate", "")
     return f'<div class="pair">{"".join(plots)}</div>{table(heads, rows, words=0)}'
+
+
+def _slices(report: Report) -> str:
+    """Macro-F1 of the posts of each value of each column."""
+    parts = []
+    for one in report.slices:
+        rows = [
+            (
+                "no value" if value.value == "" else value.value or f"{value.values:,} other values",
+                f"{value.rows:,}",
+                f"{value.labels:,}",
+                f"{value.macro_f1:.3f}",
+                f"{value.macro_f1_low:.3f} to {value.macro_f1_high:.3f}",
+                "few posts" if value.rows < FEW_POSTS else "",
+            )
+            for value in one.values
+        ]
+        heads = (one.column, "posts", "labels", "macro-F1", "95 % interval", "")
+        parts.append(f"<h3>{escape(one.column)}</h3>{table(heads, rows)}")
+    words = (
+        f"<p>{escape(report.headline.capitalize())} posts by the values of kept columns. Macro-F1 of a slice"
+        f" is over the labels that its posts have; of fewer than {FEW_POSTS} posts it is mostly chance.</p>"
+    )
+    return words + "".join(parts)
 
 
 def _splits(report: Report) -> str:
     rows, split = [], report.splits[report.headline]
-    for name, one in report.splits.items():
+    for name in in_order(report.splits):
+        one = report.splits[name]
         interval = f"{one.macro_f1_low:.3f} to {one.macro_f1_high:.3f}"
         others = [f"{value:.3f}" for value in (one.also | one.of_probabilities).values()]
         rows.append((name, f"{one.rows:,}", f"{one.macro_f1:.3f}", interval, *others))
@@ -233,7 +295,7 @@ def _splits(report: Report) -> str:
 
 
 def _data(report: Report) -> str:
-    counts, splits = report.dataset.label_counts, list(report.dataset.rows)
+    counts, splits = report.dataset.label_counts, in_order(report.dataset.rows)
     order = sorted(range(len(report.labels)), key=lambda i: (-sum(counts[name][i] for name in splits), i))
     rows = [(report.labels[i], *(posts_of(counts[name][i]) for name in splits)) for i in order]
     rows.append(("all posts", *(f"{report.dataset.rows[name]:,}" for name in splits)))
@@ -265,7 +327,8 @@ def _lengths(report: Report) -> str:
             cut.lost_words,
             f"{cut.max_length_for_2_percent:,}",
         )
-        for name, cut in report.cuts.items()
+        for name in in_order(report.cuts)
+        for cut in [report.cuts[name]]
     ]
     heads = (
         "split",
@@ -321,12 +384,26 @@ def _identity(report: Report) -> str:
     return fact_list(facts)
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Train, validation, test, as a post meets them."""
+    found = list(names)
+    return sorted(found, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+
+
 def _named(figures: object, fields: Iterable[str]) -> list[str]:
     return [f"{getattr(figures, field):.3f}" for field in fields]
 
 
-def _bar(share: float, value: str, css: str) -> str:
+def _bar(share: float, value: str, css: str, head: str) -> str:
     return (
-        f'<td class="bar"><div><span>{value}</span><b><i class="{css}"'
+        f'<td class="bar" data-head="{escape(head)}"><div><span>{value}</span><b><i class="{css}"'
         f' style="width:{100 * share:.1f}%"></i></b></div></td>'
     )
+
+
+def _interval(one: LabelFigures) -> str:
+    return f'<td class=between data-head="95 % interval">{one.f1_low:.2f} to {one.f1_high:.2f}</td>'
+
+
+def _cell(value: str, head: str) -> str:
+    return f'<td data-head="{escape(head)}">{value}</td>'

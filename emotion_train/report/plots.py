@@ -1,8 +1,8 @@
-"""The report's plots as inline SVG: a few kilobytes each, crisp in print, coloured by the page's
-light or dark theme.
+"""The report's plots as inline SVG, and bars as HTML: a few kilobytes each, crisp in print,
+coloured by the page's light or dark theme.
 
-Every function returns one `<svg>` element whose `aria-label` says in words what it shows. Colours
-are CSS classes of pages.py.
+Every function returns one element whose `aria-label` says in words what it shows. Colours are CSS
+classes of stylesheet.py.
 """
 
 from __future__ import annotations
@@ -16,62 +16,64 @@ from emotion_train.report.units import percent, short_count
 
 _LABEL_CHARACTERS = 24
 _CHARACTER = 6.7  # average width at 12 px, a little generous
+_NARROW = 360  # pixels of a plot that a telephone shows without making its letters smaller
 
 
 def floors_plot(split: AnyFigures, floors: Sequence[Floor | SetFloor]) -> str:
     """Macro-F1 of the model with its interval above that of each floor."""
-    bars = [
-        ("this model", split.macro_f1, "accent"),
-        *((floor.name, floor.macro_f1, "floor") for floor in floors),
+    whisker = _span(split.macro_f1_low, split.macro_f1_high, "span")
+    bars = [("this model", split.macro_f1, "accent", whisker)]
+    bars += [(floor.name, floor.macro_f1, "floor", "") for floor in floors]
+    rows = [
+        _track(name, f'<i class="{css}" style="width:{100 * value:.2f}%"></i>{more}', f"{value:.3f}")
+        for name, value, css, more in bars
     ]
-    left, right, step = 200, 700, 38
-    bottom = step * len(bars) + 10
-
-    def x(value: float) -> float:
-        return left + value * (right - left)
-
-    body = _vertical_grid([i / 5 for i in range(6)], x, 4, bottom)
-    for row, (name, value, css) in enumerate(bars):
-        y = 8 + row * step
-        body.append(_text(left - 10, y + 18, name, "end", "strong" if not row else ""))
-        body.append(_rect(left, y + 2, max(x(value) - left, 1), 22, css, ' rx="3"'))
-        after = x(split.macro_f1_high) if not row else x(value)
-        body.append(
-            _text(max(after, x(value)) + 9, y + 18, f"{value:.3f}", "start", "strong" if not row else "muted")
-        )
-    low, high, middle = x(split.macro_f1_low), x(split.macro_f1_high), 21
-    whisker = f"M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 6}v12M{high:.1f} {middle - 6}v12"
-    body += [f'<path d="{whisker}" class="{css}"/>' for css in ("halo", "whisker")]
     words = (
         f"Macro-F1 {split.macro_f1:.3f}, 95 % interval {split.macro_f1_low:.3f} to"
         f" {split.macro_f1_high:.3f}; " + ", ".join(f"{floor.name} {floor.macro_f1:.3f}" for floor in floors)
     )
-    return _svg(760, bottom + 22, words, body)
+    return _tracks(rows, [(i / 5, f"{i / 5:.1f}") for i in range(6)], words)
 
 
 def differences_plot(rows: Sequence[tuple[str, float, float, float]]) -> str:
     """Differences to 0 with their intervals: name, difference, low, high."""
-    left, right, step = 200, 700, 34
-    bottom = step * len(rows) + 10
     ticks = nice_ticks(min(0.0, *(low for _, _, low, _ in rows)), max(0.0, *(high for _, _, _, high in rows)))
 
-    def x(value: float) -> float:
-        return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left)
+    def at(value: float) -> float:
+        return (value - ticks[0]) / (ticks[-1] - ticks[0])
 
     digits = max(1, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    body = [f'<path d="M{x(tick):.1f} 4V{bottom}" class="grid"/>' for tick in ticks]
-    body += [_text(x(tick), bottom + 16, f"{tick:.{digits}f}", "middle", "muted") for tick in ticks]
-    body.append(f'<path d="M{x(0):.1f} 4V{bottom}" class="diagonal"/>')
-    for row, (name, difference, low, high) in enumerate(rows):
-        y = 24 + row * step
-        body.append(_text(left - 10, y + 4, _short(name), "end"))
-        body.append(
-            f'<path d="M{x(low):.1f} {y}H{x(high):.1f}M{x(low):.1f} {y - 5}v10M{x(high):.1f} {y - 5}v10"'
-            ' class="whisker"/>'
+    zero = f'<s style="left:{100 * at(0):.2f}%"></s>'
+    tracks = [
+        _track(
+            name,
+            f'{zero}{_span(at(low), at(high), "span")}<b style="left:{100 * at(difference):.2f}%"></b>',
+            f"{difference:+.3f}",
         )
-        body.append(f'<circle cx="{x(difference):.1f}" cy="{y}" r="5" class="accent"/>')
+        for name, difference, low, high in rows
+    ]
     words = "; ".join(f"{name} {value:+.3f}, {low:+.3f} to {high:+.3f}" for name, value, low, high in rows)
-    return _svg(760, bottom + 22, f"Differences with their 95 % intervals: {words}", body)
+    scale = [(at(tick), f"{tick:.{digits}f}") for tick in ticks]
+    return _tracks(tracks, scale, f"Differences with their 95 % intervals: {words}")
+
+
+def _tracks(rows: Iterable[str], scale: Iterable[tuple[float, str]], words: str) -> str:
+    """Named bars over a scale, in HTML: their letters keep their size on a narrow screen."""
+    marks = "".join(f'<em style="left:{100 * at:.2f}%">{escape(name)}</em>' for at, name in scale)
+    axis = f'<div class="track axis"><span></span><span class="rail">{marks}</span><span></span></div>'
+    return f'<div class="tracks" role="img" aria-label="{escape(words)}">{"".join(rows)}{axis}</div>'
+
+
+def _track(name: str, rail: str, value: str) -> str:
+    return (
+        f'<div class="track"><span>{escape(name)}</span><span class="rail">{rail}</span>'
+        f"<span>{value}</span></div>"
+    )
+
+
+def _span(low: float, high: float, css: str) -> str:
+    """From one share of the width to another."""
+    return f'<u class="{css}" style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></u>'
 
 
 def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
@@ -91,8 +93,8 @@ def pairs_plot(
     `of`, the posts of the row.
     """
     classes = len(labels)
-    cell = 46 if classes <= 12 else 38 if classes <= 18 else 28 if classes <= 28 else 21
-    font = 12.5 if cell >= 38 else 10 if cell == 28 else 8
+    cell = 46 if classes <= 12 else 38 if classes <= 18 else 27
+    font = 12.5 if cell >= 38 else 11
     names = [_short(label) for label in labels]
     room = max(len(name) for name in names) * _CHARACTER + 14
     left, top = room + 18, room * 0.72 + 34
@@ -131,7 +133,7 @@ def pairs_plot(
                     )
                 )
     width = left + classes * cell + room * 0.72
-    return _svg(width, top + classes * cell + 6, words, body, narrowest=0.7 * width)
+    return _svg(width, top + classes * cell + 6, words, body, narrowest=width)  # letters below 11 px are none
 
 
 def _cell(
@@ -157,7 +159,7 @@ def reliability_plot(bins: Iterable[ReliabilityBin], several: bool = False) -> s
         if several
         else ("confidence (highest probability)", "accuracy", "posts")
     )
-    left, right, top, bottom, strip = 46, 426, 10, 310, 44
+    left, right, top, bottom, strip = 46, 340, 10, 260, 40
     filled = [one for one in bins if one.confidence is not None and one.accuracy is not None]
     most = max((one.rows for one in filled), default=1)
 
@@ -194,14 +196,21 @@ def reliability_plot(bins: Iterable[ReliabilityBin], several: bool = False) -> s
     words = "Reliability diagram: " + "; ".join(
         f"confidence {one.confidence:.2f} accuracy {one.accuracy:.2f}" for one in filled
     )
-    return _svg(440, floor + 42, words, body)
+    return _svg(_NARROW, floor + 42, words, body)
 
 
-def curve_plot(points: Sequence[tuple[int, float]], name: str, best_step: int | None = None) -> str:
-    """A figure over optimizer steps; the best step is ringed."""
-    left, right, top, bottom = 50, 426, 14, 214
-    low_x, high_x = (points[0][0], points[-1][0]) if len(points) > 1 else (points[0][0] - 1, points[0][0] + 1)
-    ticks = nice_ticks(min(value for _, value in points), max(value for _, value in points))
+def curves_plot(
+    curves: Sequence[tuple[str, Sequence[tuple[int, float]]]], best_step: int | None = None
+) -> str:
+    """Figures over optimizer steps, up to two of them with their names; the best step of the last
+    one is ringed.
+    """
+    left, right, top, bottom = 50, 346, 26, 226
+    every = [point for _, points in curves for point in points]
+    low_x, high_x = min(step for step, _ in every), max(step for step, _ in every)
+    if low_x == high_x:
+        low_x, high_x = low_x - 1, high_x + 1
+    ticks = nice_ticks(min(value for _, value in every), max(value for _, value in every))
 
     def x(step: float) -> float:
         return left + 12 + (step - low_x) / (high_x - low_x) * (right - left - 24)
@@ -210,25 +219,42 @@ def curve_plot(points: Sequence[tuple[int, float]], name: str, best_step: int | 
         return bottom - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - top)
 
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    body = _horizontal_grid(ticks, y, left, right, digits)
-    line = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
-    body.append(f'<path d="M{line}" class="line"/>')
-    for step, value in points:
-        words = f"<title>step {step:,}: {value:.4f}</title>"
-        if step == best_step:
-            body.append(f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="7" class="ring"/>')
-        if len(points) <= 60 or step == best_step:
-            body.append(
-                f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="3.5" class="accent">{words}</circle>'
-            )
-    for step in _spread([step for step, _ in points], 6):
+    body, at = _horizontal_grid(ticks, y, left, right, digits), float(left)
+    for number, (name, points) in enumerate(curves):
+        css = ("accent", "second")[number]
+        body.append(f'<circle cx="{at + 5:.1f}" cy="8" r="4" class="{css}"/>')
+        body.append(_text(at + 14, 12, name, "start", "muted"))
+        at += 30 + _CHARACTER * len(name)
+        last = number == len(curves) - 1
+        body += _curve(
+            [(x(step), y(value)) for step, value in points], points, css, best_step if last else None
+        )
+    for step in _spread(sorted({step for step, _ in every}), 5):
         body.append(_text(x(step), bottom + 18, f"{step:,}", "middle", "muted"))
     body.append(_text((left + right) / 2, bottom + 37, "optimizer step", "middle", "muted"))
-    last_step, last = points[-1]
-    best = "".join(f", best {value:.4f} at step {step}" for step, value in points if step == best_step)
-    return _svg(
-        440, bottom + 44, f"{name} over steps {points[0][0]} to {last_step}, last {last:.4f}{best}", body
-    )
+    told = [
+        f"{name} over steps {points[0][0]} to {points[-1][0]}, last {points[-1][1]:.4f}"
+        + "".join(f", best {value:.4f} at step {step}" for step, value in points if step == best_step)
+        for name, points in curves
+    ]
+    return _svg(_NARROW, bottom + 44, "; ".join(told), body)
+
+
+def _curve(
+    places: Sequence[tuple[float, float]],
+    points: Sequence[tuple[int, float]],
+    css: str,
+    best_step: int | None,
+) -> list[str]:
+    """A line through the places, with dots where there are few."""
+    drawn = [f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in places)}" class="line {css}"/>']
+    for (x, y), (step, value) in zip(places, points, strict=True):
+        if step == best_step:
+            drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" class="ring {css}"/>')
+        if len(points) <= 60 or step == best_step:
+            words = f"<title>step {step:,}: {value:.4f}</title>"
+            drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="{css}">{words}</circle>')
+    return drawn
 
 
 def nice_ticks(low: float, high: float, intervals: int = 4) -> list[float]:
@@ -253,13 +279,6 @@ def _short(label: str) -> str:
     return label if len(label) <= _LABEL_CHARACTERS else label[: _LABEL_CHARACTERS - 1] + "…"
 
 
-def _vertical_grid(
-    ticks: Sequence[float], x: Callable[[float], float], top: float, bottom: float
-) -> list[str]:
-    lines = [f'<path d="M{x(tick):.1f} {top}V{bottom}" class="grid"/>' for tick in ticks]
-    return lines + [_text(x(tick), bottom + 16, f"{tick:.1f}", "middle", "muted") for tick in ticks]
-
-
 def _horizontal_grid(
     ticks: Sequence[float], y: Callable[[float], float], left: float, right: float, digits: int = 1
 ) -> list[str]:
@@ -281,7 +300,8 @@ def _svg(width: float, height: float, words: str, body: Iterable[str], narrowest
     size.
     """
     size = f"max-width:{width:.0f}px;min-width:{narrowest:.0f}px"
+    kind = ' class="matrix"' if narrowest else ""
     return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="{size}" role="img"'
+        f'<svg{kind} viewBox="0 0 {width:.0f} {height:.0f}" style="{size}" role="img"'
         f' aria-label="{escape(words)}">{"".join(body)}</svg>'
     )

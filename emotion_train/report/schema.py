@@ -88,6 +88,10 @@ class LabelFigures(_Scored):
     precision: Score
     recall: Score
     f1: Score
+    f1_low: Score | None = Field(
+        None, description="Lower end of Wilson's 95 % interval; None in reports of earlier versions."
+    )
+    f1_high: Score | None = None
 
 
 class SetLabelFigures(LabelFigures):
@@ -345,6 +349,20 @@ class Evaluation(_Part):
     train_loss: Annotated[float | None, BeforeValidator(_none_unless_finite)]
     macro_f1: float = Field(description="On the validation split.")
     learning_rate: float
+    validation_loss: Annotated[float | None, BeforeValidator(_none_unless_finite)] = Field(
+        None,
+        description=(
+            "Mean loss of the validation posts, weighted by class as that of training is; None in reports of"
+            " earlier versions."
+        ),
+    )
+
+
+class LossPoint(_Part):
+    """Mean training loss of the steps after the point before, up to `step`."""
+
+    step: int
+    loss: float
 
 
 class Speed(_Part):
@@ -414,6 +432,69 @@ class Verdict(_Part):
             "What to try next; None for a model that beats its floors, and in reports of earlier versions."
         ),
     )
+
+
+class Example(_Part):
+    """A held-out post with the labels that it has and those that it was answered with. A long text
+    is cut.
+    """
+
+    id: str
+    text: str
+    labels: tuple[str, ...]
+    answer: tuple[str, ...]
+    probability: float = Field(description="How sure the model was of its answer.")
+
+
+class Mistakes(_Part):
+    """Posts of the headline split that have label `missed` and were answered with `added`, of which
+    one is None where posts have several labels and nothing stands against it; the surest examples.
+    """
+
+    missed: str | None
+    added: str | None
+    posts: int
+    examples: tuple[Example, ...]
+
+
+class Doubted(_Part):
+    """A held-out post whose labels look wrong, with those that the model suggests."""
+
+    split: str
+    id: str
+    text: str
+    labels: tuple[str, ...]
+    suggested: tuple[str, ...]
+    score: float = Field(description="Low where the labels are doubtful.")
+
+
+class Mislabelled(_Part):
+    """Held-out posts that look mislabelled by confident learning, the most doubtful first; all of
+    them are in mislabelled.csv.
+    """
+
+    of: int = Field(description="Held-out posts that were looked at.")
+    posts: int = Field(description="Those among them that look mislabelled.")
+    examples: tuple[Doubted, ...]
+
+
+class SliceFigures(_Part):
+    """Posts of the headline split with one value of a column; `value` is None for the rest of the
+    values together. Macro-F1 is over the labels that these posts have.
+    """
+
+    value: str | None
+    values: int = Field(1, description="How many values these posts have.")
+    rows: int
+    labels: int = Field(description="Labels that these posts have.")
+    macro_f1: float
+    macro_f1_low: float
+    macro_f1_high: float
+
+
+class Slices(_Part):
+    column: str
+    values: tuple[SliceFigures, ...] = Field(description="Most posts first, the rest last.")
 
 
 class TrainedOn(_Part):
@@ -498,6 +579,17 @@ class Report(_Part):
     )
     speed: Speed
     identity: Identity
+    losses: tuple[LossPoint, ...] = Field(
+        (), description="The training loss by step, at most 256 points. Empty in earlier reports, as is:"
+    )
+    mistakes: tuple[Mistakes, ...] = Field(
+        (), description="The most frequent mistakes, with texts unless report.examples is 0."
+    )
+    mislabelled: Mislabelled | None = None
+    slices: tuple[Slices, ...] = ()
+    try_next: str | None = Field(
+        None, description="The last sentence: what to try next, whatever the verdict."
+    )
 
     @model_validator(mode="after")
     def _fits_its_targets(self) -> Report:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emotion_train.evaluation.floors import PRIOR, TFIDF, prior_floor
+from emotion_train.evaluation.metrics import wilson_f1
 from emotion_train.evaluation.predictions import SetPredictions
 from emotion_train.evaluation.sets import (
     LabelCalibration,
@@ -95,12 +96,15 @@ def _per_label(
     calibration: LabelCalibration,
     thresholds: Sequence[float] | None,
 ) -> tuple[SetLabelFigures, ...]:
+    low_C, high_C = wilson_f1(counts.both_C, counts.support_C, counts.predicted_C)
     columns = {
         "support": counts.support_C,
         "predicted": counts.predicted_C,
         "precision": counts.precision_C,
         "recall": counts.recall_C,
         "f1": counts.f1_C,
+        "f1_low": low_C,
+        "f1_high": high_C,
         "average_precision": scores.average_precision_C,
         "threshold": np.full(len(labels), HALF) if thresholds is None else np.asarray(thresholds, float),
         "calibration_error": calibration.error_C,

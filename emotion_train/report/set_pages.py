@@ -17,7 +17,7 @@ _LISTED = 12
 
 def mistaken_section(split: SetFigures) -> str:
     """Which labels are missed where which others are added."""
-    title = "What is missed where what is added"
+    title = "Confusions: what is missed where what is added"
     if not split.mistaken:
         return section(title, "<p>No post misses a label and gets another.</p>")
     missed = {one.label: one.support - round(one.recall * one.support) for one in split.per_label}
@@ -42,7 +42,7 @@ def mistaken_section(split: SetFigures) -> str:
 
 def together_section(split: SetFigures) -> str:
     """Which labels posts have, and are answered with, together."""
-    title = "What occurs together"
+    title = "Labels that occur together"
     if not split.together:
         return section(title, "<p>No post has two labels, and none was answered with two.</p>")
     support = {one.label: one.support for one in split.per_label}

@@ -12,6 +12,7 @@ from rich.text import Text
 from emotion_train.report.advice import next_steps
 from emotion_train.report.chances import chance_sentences
 from emotion_train.report.notes import notes
+from emotion_train.report.plain import plain_sentence
 from emotion_train.report.schema import WORDS, AnyFigures, Report, Scorecard
 from emotion_train.report.scorecard import headline, of_the_training
 from emotion_train.report.units import dollars, duration, memory, percent, rate, saving, signed
@@ -27,6 +28,7 @@ _BAR = 16
 
 def print_report(report: Report, console: Console) -> None:
     split = report.splits[report.headline]
+    console.print(Text(plain_sentence(split)))
     _print_verdict(report.verdict.outcome, report.verdict.sentence, report.verdict.advice, console)
     parts: tuple[RenderableType, ...] = (
         _floors(split),
@@ -38,6 +40,8 @@ def print_report(report: Report, console: Console) -> None:
     for part in parts:
         console.print(Padding(part, (0, 0, 1, 2)))
     _print_warnings(report.warnings, console)
+    if report.try_next is not None and report.try_next != report.verdict.advice:
+        console.print(Text(f"→ {report.try_next}"))
 
 
 def print_scorecard(card: Scorecard, console: Console) -> None:

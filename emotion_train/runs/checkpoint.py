@@ -23,7 +23,7 @@ from emotion_train.edges.bounded import Unreadable, object_in, tensors_in
 from emotion_train.errors import Damaged, ObjectNotFound, WrongRequest
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import peft_name
-from emotion_train.report.schema import Evaluation
+from emotion_train.report.schema import Evaluation, LossPoint
 from emotion_train.runs.log import Entry, Part, Writer, read_part
 from emotion_train.storage.store import Store
 
@@ -60,7 +60,7 @@ class Progress:
     by one, so that it does not depend on when the run was saved. `train_seconds` holds the
     `stall_seconds` in which training waited for the copies of its `saves`, and the
     `warm_up_seconds` of the first step of each start, which builds kernels; `upload_seconds` ran
-    beside it.
+    beside it. `curve` and what follows it are the training loss by step (`training/curve.py`).
     """
 
     step: int = 0
@@ -79,6 +79,10 @@ class Progress:
     warm_up_examples: int = 0
     warm_up_seconds: float = 0.0
     history: list[dict[str, float | int | None]] = field(default_factory=list)
+    curve: list[list[float]] = field(default_factory=list)
+    curve_every: int = 1
+    curve_sum: float = 0.0
+    curve_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -303,6 +307,9 @@ class _Document(BaseModel):
                 raise ValueError(f"{name} is {value}")
         for one in progress.history:
             Evaluation.model_validate(one)
+        for point in progress.curve:
+            step, loss = point
+            LossPoint.model_validate({"step": step, "loss": loss})
         return progress
 
 

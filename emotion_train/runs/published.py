@@ -18,9 +18,17 @@ from emotion_train.storage.store import Store
 
 _ADAPTER = "adapter/"
 # what a published run consists of; nothing here is ever unpickled
-_ALLOWED_SUFFIXES = {".safetensors", ".json", ".jinja", ".md", ".txt", ".html", ".parquet", ".yaml"} | {
-    ".tfevents"
-}
+_ALLOWED_SUFFIXES = {
+    ".safetensors",
+    ".json",
+    ".jinja",
+    ".md",
+    ".txt",
+    ".html",
+    ".parquet",
+    ".yaml",
+    ".csv",
+} | {".tfevents"}
 REPORT = "report.json"
 _MAX_FILE_BYTES = 16 << 30
 _MAX_FILES = 200

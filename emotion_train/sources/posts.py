@@ -66,6 +66,7 @@ class Columns(NamedTuple):
     weight: str | None = None
     annotator: str | None = None
     lists: bool = False
+    kept_by: str = "--columns"  # the option that names what is kept
 
     def among(self, present: Sequence[str], place: str) -> Columns:
         """The same columns as the file at `place` spells them, without regard to case where no name
@@ -112,7 +113,7 @@ class Columns(NamedTuple):
     def _needed(self, role: str, name: str, present: Sequence[str], place: str) -> str:
         if (match := _matching(name, present, place)) is not None:
             return match
-        option = _OPTIONS.get(role, "--columns")
+        option = _OPTIONS.get(role, self.kept_by)
         usual = [
             column for known in _USUAL_NAMES.get(role, ()) for column in present if _folded(column) == known
         ]

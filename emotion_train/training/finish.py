@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from emotion_train.evaluation.predictions import AnyPredictions
     from emotion_train.evaluation.temperature import BeforeAndAfter, Tempered
     from emotion_train.report.figures import AnyResult
+    from emotion_train.report.posts import Chosen, Texts
     from emotion_train.report.schema import Report
     from emotion_train.training.trainer import Trainer
 
@@ -63,6 +64,8 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
     """
     from emotion_train.console import Terminal
     from emotion_train.processes.machine import peak_memory
+    from emotion_train.report.figures import headline_of
+    from emotion_train.report.posts import MISLABELLED, Chosen
     from emotion_train.report.terminal import print_report
     from emotion_train.runs.publish import final_files, publish
 
@@ -74,11 +77,15 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
     report: Report | None = None  # on rank 0 only
     files: dict[str, bytes] = {}
     if claimed is not None:
-        report = _build_report(job, trainer, held_out, best, claimed, memory)
         splits = held_out.splits
+        chosen = Chosen.of(splits, headline_of(splits), job.config.report.examples)
+        shown = _texts_of_chosen(job, chosen, splits)
+        report = _build_report(job, trainer, held_out, best, claimed, memory, chosen, shown)
         with tempfile.TemporaryDirectory(prefix="emotion-train-") as folder:
             _save_adapter(job, trainer, report, held_out, Path(folder))
             files = final_files(Path(folder), report, splits, _texts(job, splits), trainer.trackers.events())
+        if (doubted := chosen.to_csv(splits, job.index.labels, shown)) is not None:
+            files[MISLABELLED] = doubted
     trained_on = job.ranks.only_on_main(lambda: _training_filter(job))
 
     def publish_all() -> Entry:
@@ -163,6 +170,17 @@ def _texts(job: Job, splits: Mapping[str, AnyResult]) -> dict[str, dict[str, str
     return {
         name: {key: text for key, text, _ in posts(job.data_store, job.index.split(name), patience_s)}
         for name in splits
+    }
+
+
+def _texts_of_chosen(job: Job, chosen: Chosen, splits: Mapping[str, AnyResult]) -> dict[str, dict[str, str]]:
+    """The texts of the posts that the report shows, by split and id."""
+    from emotion_train.data.reader import texts_of
+
+    patience_s = data_patience_s(job.config)
+    return {
+        name: texts_of(job.data_store, job.index.split(name), ids, patience_s)
+        for name, ids in chosen.wanted(splits).items()
     }
 
 
@@ -344,10 +362,14 @@ def _build_report(
     best: Entry,
     claimed: Claimed,
     memory: tuple[int, Literal["GPU", "RSS"]],
+    chosen: Chosen,
+    texts: Texts,
 ) -> Report:
+    from emotion_train.data.reader import kept_values
     from emotion_train.processes.machine import git_commit, versions
     from emotion_train.report.figures import Measured, build_report, dataset_facts
-    from emotion_train.report.schema import Evaluation, Identity
+    from emotion_train.report.schema import Evaluation, Identity, LossPoint
+    from emotion_train.training import curve
 
     progress, ended = trainer.progress, datetime.now(UTC)
     memory_bytes, memory_kind = memory
@@ -394,6 +416,15 @@ def _build_report(
         decision=held_out.decision,
         tempered=held_out.tempered,
         remarks=[*_left_out(job), *bad_rows, *claimed.remarks],
+        losses=[LossPoint(step=step, loss=loss) for step, loss in curve.points(progress)],
+        chosen=chosen,
+        texts=texts,
+        slice_values=kept_values(
+            job.data_store,
+            job.index.split(chosen.headline),
+            job.config.report.slices,
+            data_patience_s(job.config),
+        ),
     )
 
 
@@ -425,7 +456,7 @@ def _save_adapter(
     from emotion_train.evaluation.decision import DECISION
     from emotion_train.model.facts import AdapterFacts
     from emotion_train.model.lora import save_adapter
-    from emotion_train.report.card_lines import card_lines
+    from emotion_train.report.card_lines import card_header, card_lines, card_sections
 
     assert held_out.decision is not None, "there is a validation split"
     facts = AdapterFacts.of(
@@ -447,5 +478,7 @@ def _save_adapter(
         facts=facts,
         state=held_out.adapter,
         metrics_lines=card_lines(report),
+        card_sections=card_sections(report),
+        card_header=card_header(report),
     )
     (folder / DECISION).write_bytes(held_out.decision.to_bytes())

@@ -21,6 +21,7 @@ from emotion_train.data.loader import StepBatch
 from emotion_train.errors import Diverged
 from emotion_train.processes.ranks import Ranks
 from emotion_train.runs.checkpoint import Progress
+from emotion_train.training import curve
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Ledger:
         self.progress.computed_tokens += int(computed)
         self.progress.bad_rows += int(bad)
         losses: list[float] = all_losses.tolist()
-        for loss in losses:
+        for step, loss in enumerate(losses, stretch.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise Diverged(
                     f"The loss is {loss} at step {stretch.step} with learning rate"
@@ -140,6 +141,7 @@ class Ledger:
                 )
             self.progress.loss_sum += loss
             self.progress.loss_steps += 1
+            curve.take(self.progress, step, loss)
         if stretch.for_log:
             mean = sum(losses) / len(losses)
             self._on_loss(stretch.step, mean, stretch.learning_rate)

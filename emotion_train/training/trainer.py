@@ -24,6 +24,7 @@ import torch
 from emotion_train.data.loader import Loader, StepBatch
 from emotion_train.data.packing import Pack
 from emotion_train.errors import EmotionTrainError, Fenced, WrongRequest
+from emotion_train.evaluation.held_out_loss import loss_and_weight
 from emotion_train.evaluation.metrics import ClassCounts
 from emotion_train.evaluation.predictions import AnyPredictions, SetPredictions, join_predictions
 from emotion_train.evaluation.scoring import forward_pack, score
@@ -300,7 +301,9 @@ class Trainer:
     def _evaluate(self) -> None:
         """Score the validation split and save what was scored."""
         train_loss = self.progress.loss_sum / self.progress.loss_steps
-        figures = self._figures(self.score(self.validation_loader, self._tell_of_validation))
+        scored = self.score(self.validation_loader, self._tell_of_validation)
+        loss, weight = self.ranks.sum(loss_and_weight(scored.predictions, self.train_loader.weights_C))
+        figures = self._figures(scored) | {"loss": float(loss / weight)}
         macro_f1 = figures["macro_f1"]
         self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
         self.progress.history.append(
@@ -310,6 +313,7 @@ class Trainer:
                 "train_loss": train_loss,
                 "macro_f1": macro_f1,
                 "learning_rate": self._rate_after(self.progress.step - 1),
+                "validation_loss": figures["loss"],
             }
         )
         self.trackers.log(
@@ -385,6 +389,7 @@ class Trainer:
         progress = replace(
             self.progress,
             history=list(self.progress.history),
+            curve=list(self.progress.curve),
             earlier_wall_seconds=self.wall_seconds(),
             upload_seconds=self.upload_seconds(),
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emotion_train.config import Config
-from emotion_train.data.index import Index, Split, require_trainable
+from emotion_train.data.index import Index, Split, require_slices, require_trainable
 from emotion_train.data.lengths import Cut, Lengths, estimated
 from emotion_train.data.objects import look_at_objects
 from emotion_train.data.targets import WORDS
@@ -73,6 +73,7 @@ def check_labels(config: Config, index: Index, store: Store) -> str | Doubt:
     posts are read for those that have none, and a label that all posts of a split have is doubtful.
     """
     require_trainable(index, config.loss.weighted_labels)
+    require_slices(index, config.report.slices)
     train = index.split("train")
     rarest, most = min(train.label_counts), max(train.label_counts)
     remarks = [

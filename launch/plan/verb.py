@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from emotion_train.config import Config, Precision, load_config
-from emotion_train.data.index import limited, read_index, require_trainable
+from emotion_train.data.index import limited, read_index, require_slices, require_trainable
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import WrongRequest
 from emotion_train.sizing.shape import Shape
@@ -40,6 +40,7 @@ def plan(arguments: argparse.Namespace) -> int:
     store = open_store(config.data.url)
     index = limited(read_index(store), config.data.limit)
     require_trainable(index, config.loss.weighted_labels)
+    require_slices(index, config.report.slices)
     shape = shape_of_base(config.model.base)
     precision = precision_of_base(config.model.base, arguments.precision)
     if precision == "fp8":

@@ -712,7 +712,7 @@ def test_page_and_terminal_say_what_checkpoints_cost() -> None:
 
 def test_plots_have_words_and_tables_have_heads() -> None:
     found = parsed(render_html(report({"test": result(predictions())})))
-    assert found.tags.count("svg") == 5
+    assert found.tags.count("svg") == 4
     assert len([value for name, value in found.attributes if name == "aria-label" and value]) == 5
     assert found.tags.count("thead") == found.tags.count("table")
     assert "scope" in dict(found.attributes)

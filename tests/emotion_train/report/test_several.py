@@ -268,14 +268,14 @@ def test_page_terminal_and_card_show_labels_thresholds_and_what_they_gain(made: 
         assert words in shown
         assert words in card
     assert f"| test | {split.macro_f1:.3f} |" in card
-    assert "What is missed where what is added" in text
-    assert "What occurs together" in text
-    assert "What is taken for what" not in text
+    assert "Confusions: what is missed where what is added" in text
+    assert "Labels that occur together" in text
+    assert "Confusion matrix" not in text
 
 
 def test_plots_have_words_and_tables_have_heads(made: Report) -> None:
     found = parsed(render_html(made))
-    assert found.tags.count("svg") == 6
+    assert found.tags.count("svg") == 5
     assert len([value for name, value in found.attributes if name == "aria-label" and value]) == 6
     assert found.tags.count("thead") == found.tags.count("table")
 

@@ -1,0 +1,262 @@
+"""Which held-out posts a report speaks of: the mistakes that the model was surest of, by the labels
+that it took for one another, and the posts that look mislabelled.
+
+They are chosen by predictions alone, so that texts of the chosen posts are all that is read of the
+data set once more. What is equal stands in the order of the ids: the same predictions choose the
+same posts.
+
+Letters: N posts, C labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emotion_train.data.corrections import COLUMNS, spelled_labels
+from emotion_train.edges.spreadsheet import harmless
+from emotion_train.evaluation.mislabelled import doubts
+from emotion_train.evaluation.predictions import AnyPredictions, SetPredictions
+from emotion_train.report.schema import Doubted, Example, Mislabelled, Mistakes
+
+if TYPE_CHECKING:
+    from emotion_train.report.figures import AnyResult
+
+MISLABELLED = "mislabelled.csv"
+Texts = Mapping[str, Mapping[str, str]]  # by split and id
+_MOST_PAIRS = 12
+_MOST_DOUBTED = 10_000  # rows of the CSV, which a person reads
+_DOUBTED_FOR_EACH = 4  # posts on the page for each example of a pair
+_LONGEST = 1000  # characters of a text in the report
+
+
+class Pair(NamedTuple):
+    """A label that posts have, the one that they were answered with in its place, how many posts,
+    and the rows of the surest mistakes with how sure they were.
+    """
+
+    missed: int | None
+    added: int | None
+    posts: int
+    rows: list[tuple[int, float]]
+
+
+class Doubt(NamedTuple):
+    """A post that looks mislabelled, by its split and its row there."""
+
+    split: str
+    row: int
+    suggested: tuple[int, ...]
+    score: float
+
+
+class Chosen(NamedTuple):
+    """The posts of a report on `splits`; `looked_at` are those among which the doubted ones are
+    `doubted` of.
+    """
+
+    headline: str
+    pairs: tuple[Pair, ...]
+    doubts: tuple[Doubt, ...]
+    doubted: int
+    looked_at: int
+    examples: int
+
+    @classmethod
+    def of(cls, splits: Mapping[str, AnyResult], headline: str, examples: int) -> Chosen:
+        """`examples` are the posts of each pair; with 0 none is shown, and texts are not needed."""
+        predictions = {name: result.predictions for name, result in splits.items()}
+        found, doubted = _doubts(predictions)
+        looked_at = sum(len(one.ids) for one in predictions.values())
+        pairs = _pairs(predictions[headline], examples)
+        return cls(headline, pairs, found, doubted, looked_at, examples)
+
+    def wanted(self, splits: Mapping[str, AnyResult]) -> dict[str, set[str]]:
+        """The ids, by split, whose texts the report has; none where it shows no texts."""
+        rows: dict[str, set[int]] = {name: set() for name in splits}
+        if self.examples:
+            rows[self.headline] |= {row for pair in self.pairs for row, _ in pair.rows}
+            for doubt in self.doubts:
+                rows[doubt.split].add(doubt.row)
+        return {name: {splits[name].predictions.ids[row] for row in found} for name, found in rows.items()}
+
+    def mistakes(
+        self, splits: Mapping[str, AnyResult], labels: Sequence[str], texts: Texts
+    ) -> tuple[Mistakes, ...]:
+        predictions = splits[self.headline].predictions
+        known = texts.get(self.headline, {})
+        return tuple(
+            Mistakes(
+                missed=None if pair.missed is None else labels[pair.missed],
+                added=None if pair.added is None else labels[pair.added],
+                posts=pair.posts,
+                examples=tuple(
+                    Example(
+                        id=(post := predictions.ids[row]),
+                        text=_cut(known[post]),
+                        labels=_names(_truth(predictions, row), labels),
+                        answer=_names(_answer(predictions, row), labels),
+                        probability=sure,
+                    )
+                    for row, sure in pair.rows
+                    if predictions.ids[row] in known
+                ),
+            )
+            for pair in self.pairs
+        )
+
+    def mislabelled(
+        self, splits: Mapping[str, AnyResult], labels: Sequence[str], texts: Texts
+    ) -> Mislabelled | None:
+        """None where labels are not doubted, as of shares."""
+        if not _doubtable(splits):
+            return None
+        shown = [
+            Doubted(
+                split=doubt.split,
+                id=(post := predictions.ids[doubt.row]),
+                text=_cut(texts[doubt.split][post]),
+                labels=_names(_truth(predictions, doubt.row), labels),
+                suggested=_names(doubt.suggested, labels),
+                score=doubt.score,
+            )
+            for doubt in self.doubts[: _DOUBTED_FOR_EACH * self.examples]
+            for predictions in [splits[doubt.split].predictions]
+            if predictions.ids[doubt.row] in texts.get(doubt.split, {})
+        ]
+        return Mislabelled(of=self.looked_at, posts=self.doubted, examples=tuple(shown))
+
+    def to_csv(self, splits: Mapping[str, AnyResult], labels: Sequence[str], texts: Texts) -> bytes | None:
+        """The posts that look mislabelled for `emotion-train prepare --corrections`, which takes
+        what a person writes into the column `corrected`; None where labels are not doubted. Cells
+        that a spreadsheet would compute begin with an apostrophe; without texts there is no column
+        of them.
+        """
+        if not _doubtable(splits):
+            return None
+        columns = [name for name in COLUMNS if name != "text" or self.examples]
+        page = io.StringIO()
+        rows = csv.DictWriter(page, columns, extrasaction="ignore", lineterminator="\r\n")
+        rows.writeheader()
+        for doubt in self.doubts:
+            predictions = splits[doubt.split].predictions
+            post = predictions.ids[doubt.row]
+            own, other = _truth(predictions, doubt.row), doubt.suggested
+            cells = {
+                "id": post,
+                "text": texts.get(doubt.split, {}).get(post, ""),
+                "label": spelled_labels(_names(own, labels), self._several(splits)),
+                "suggested": spelled_labels(_names(other, labels), self._several(splits)),
+                "probability": f"{_fit(predictions, doubt):.4f}",
+                "corrected": "",
+            }
+            rows.writerow({name: harmless(cell) for name, cell in cells.items()})
+        return page.getvalue().encode()
+
+    @staticmethod
+    def _several(splits: Mapping[str, AnyResult]) -> bool:
+        return any(isinstance(result.predictions, SetPredictions) for result in splits.values())
+
+
+def _doubtable(splits: Mapping[str, AnyResult]) -> bool:
+    return all(result.targets != "shares" for result in splits.values())
+
+
+def _doubts(predictions: Mapping[str, AnyPredictions]) -> tuple[tuple[Doubt, ...], int]:
+    """Of all splits together, which gives rare labels more posts to be judged by; and how many."""
+    places = [(name, row) for name, one in predictions.items() for row in range(len(one.ids))]
+    parts = list(predictions.values())
+    found = doubts(parts[0].joined(parts))  # type: ignore[arg-type]
+    listed = zip(found.rows_D.tolist(), found.suggested_DC, found.score_D.tolist(), strict=True)
+    chosen = tuple(
+        Doubt(*places[place], tuple(np.flatnonzero(suggested_C).tolist()), score)
+        for (place, suggested_C, score), _ in zip(listed, range(_MOST_DOUBTED), strict=False)
+    )
+    return chosen, len(found.rows_D)
+
+
+def _fit(predictions: AnyPredictions, doubt: Doubt) -> float:
+    """The model's probability of what it suggests: of the one label, of several the smallest of
+    those that it would add, and of the absence of those that it would take away.
+    """
+    prob_C = predictions.prob_NC[doubt.row]
+    if not isinstance(predictions, SetPredictions):
+        return float(prob_C[doubt.suggested[0]])
+    own, other = set(_truth(predictions, doubt.row)), set(doubt.suggested)
+    return float(
+        min([*(prob_C[label] for label in other - own), *(1 - prob_C[label] for label in own - other)])
+    )
+
+
+def _pairs(predictions: AnyPredictions, examples: int) -> tuple[Pair, ...]:
+    """The pairs of most posts, the first of equal ones first, with their surest mistakes."""
+    if isinstance(predictions, SetPredictions):
+        found = _pairs_of_sets(predictions)
+    else:
+        rows = np.flatnonzero(predictions.truth_N != predictions.predicted_N)
+        truth_M, answer_M = predictions.truth_N[rows], predictions.predicted_N[rows]
+        sure_M = predictions.prob_NC[rows, answer_M]
+        found = {}
+        for row, missed, added, sure in zip(
+            rows.tolist(), truth_M.tolist(), answer_M.tolist(), sure_M.tolist(), strict=True
+        ):
+            found.setdefault((missed, added), []).append((row, sure))
+    most = sorted(found.items(), key=lambda item: (-len(item[1]), *(_order(label) for label in item[0])))
+    return tuple(
+        Pair(missed, added, len(rows), sorted(rows, key=lambda one: (-one[1], one[0]))[:examples])
+        for (missed, added), rows in most[:_MOST_PAIRS]
+    )
+
+
+_Found = dict[tuple[int | None, int | None], list[tuple[int, float]]]
+
+
+def _pairs_of_sets(predictions: SetPredictions) -> _Found:
+    """Each label that a post misses with each that was added to it; one alone where it only misses
+    or only gets some. It is as sure as the less sure half of the mistake.
+    """
+    missed_NC = predictions.truth_NC & ~predictions.predicted_NC
+    added_NC = predictions.predicted_NC & ~predictions.truth_NC
+    found: _Found = {}
+    for row in np.flatnonzero((missed_NC | added_NC).any(axis=1)).tolist():
+        prob_C = predictions.prob_NC[row].tolist()
+        lost: list[int | None] = [*np.flatnonzero(missed_NC[row]).tolist()] or [None]
+        gained: list[int | None] = [*np.flatnonzero(added_NC[row]).tolist()] or [None]
+        for missed in lost:
+            for added in gained:
+                sure = min(
+                    1.0 if missed is None else 1 - prob_C[missed], 1.0 if added is None else prob_C[added]
+                )
+                found.setdefault((missed, added), []).append((row, sure))
+    return found
+
+
+def _order(label: int | None) -> int:
+    return -1 if label is None else label
+
+
+def _truth(predictions: AnyPredictions, row: int) -> tuple[int, ...]:
+    return _labels_at(predictions.truth, row)
+
+
+def _answer(predictions: AnyPredictions, row: int) -> tuple[int, ...]:
+    return _labels_at(predictions.predicted, row)
+
+
+def _labels_at(answers: NDArray[np.int32] | NDArray[np.bool_], row: int) -> tuple[int, ...]:
+    if answers.ndim == 1:
+        return (int(answers[row]),)
+    return tuple(np.flatnonzero(answers[row]).tolist())
+
+
+def _names(ids: Sequence[int], labels: Sequence[str]) -> tuple[str, ...]:
+    return tuple(labels[label] for label in ids)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
