@@ -33,7 +33,8 @@ _MEANT = {
     "infer": ("predict",),
     "inference": ("predict",),
     "classify": ("predict",),
-    "label": ("predict",),
+    "bulk": ("label",),
+    "annotate": ("label", "predict"),
     "preprocess": ("prepare",),
     "tokenize": ("prepare",),
     "dataset": ("prepare",),
@@ -102,6 +103,11 @@ def codes_of(program: str, verb: str) -> str:
     if verb in ("run", "train"):
         codes = (
             "0 published, 1 failed, 2 wrong request, 33 saved and preempted, 34 another writer owns the run"
+        )
+    elif verb == "label":
+        codes = (
+            "0 every post has its label or its error, 1 failed, 2 wrong request, 33 units left to others and"
+            " preempted: start it again"
         )
     elif verb == "check":
         codes = "0 nothing is wrong, 1 failed, 2 something is wrong"

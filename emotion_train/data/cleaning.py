@@ -122,6 +122,7 @@ class Rules(NamedTuple):
     unescape_html: bool = False
     targets: TargetKind = "one"
     allow_none: bool = False
+    hashed: bool = True  # else the hashes, half of the cost, are 0
 
 
 class Findings:
@@ -212,8 +213,10 @@ class Cleaner:
             place_N, split_N = place_N[good_N], split_N[good_N]
             targets = targets.take(np.flatnonzero(good_N))
             more = {name: column[good_N] for name, column in more.items()}
-        key_N2 = text_keys(texts)
-        draw_N2 = self._draws(ids)
+        if self._rules.hashed:
+            key_N2, draw_N2 = text_keys(texts), self._draws(ids)
+        else:
+            key_N2 = draw_N2 = np.zeros((len(texts), 2), np.uint64)
         columns = [*key_N2.T, *draw_N2.T, place_N, split_N.astype(np.int8)]
         arrays = [pa.array(np.ascontiguousarray(column)) for column in columns]
         arrays += targets.columns(self._rules.targets).values()
