@@ -20,14 +20,26 @@ from pydantic import Field, ValidationError, model_validator
 from emotion_train.data.targets import TargetKind
 from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.errors import WrongRequest
+from emotion_train.evaluation.gate import Gate, confidence_N
 from emotion_train.evaluation.metrics import members
 from emotion_train.evaluation.predictions import SetPredictions
+from emotion_train.evaluation.temperature import COLDEST, HOTTEST
 from emotion_train.evaluation.thresholds import FOLDS, HALF, cross_fit, fit_thresholds, macro_f1_of_sets
 from emotion_train.model.facts import AdapterFacts
-from emotion_train.storage.document import Manifest
+from emotion_train.storage.document import FrozenModel, Manifest
 
 DECISION = "decision.json"
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 16 << 20  # a gate for each label and precision takes 100 bytes
+
+
+class Gain(FrozenModel):
+    """By how much a temperature lowers the log loss of validation posts that did not choose it, in
+    nats a post, with the paired 95 % interval; less than 0 where it costs.
+    """
+
+    difference: float = Field(allow_inf_nan=False)
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
 
 
 class Decision(Manifest):
@@ -35,6 +47,13 @@ class Decision(Manifest):
 
     `folds` is how many parts of the validation posts judged them, None where 0.5 for every label
     was kept; `macro_f1` is what they reach there out of fold, and `macro_f1_at_half` what 0.5 does.
+
+    `temperature` is what the published head's logits were divided by: one number, or of several
+    labels one a label; None where that gained nothing, and in adapters of earlier versions.
+    `temperature_gain` is what it gained out of fold, also where it was not kept.
+
+    `gates` say from which probability on an answer can be acted upon
+    (`emotion_train.evaluation.gate`).
     """
 
     schema_version: Literal["emotion-train/decision/1"] = "emotion-train/decision/1"
@@ -44,6 +63,9 @@ class Decision(Manifest):
     folds: int | None = None
     macro_f1: float | None = None
     macro_f1_at_half: float | None = None
+    temperature: tuple[Annotated[float, Field(ge=COLDEST, le=HOTTEST)], ...] | None = None
+    temperature_gain: Gain | None = None
+    gates: tuple[Gate, ...] = ()
 
     @model_validator(mode="after")
     def _has_a_threshold_a_label(self) -> Decision:
@@ -53,6 +75,25 @@ class Decision(Manifest):
                 f"targets are {self.targets}, with {len(self.labels)} labels and"
                 f" {len(self.thresholds or ())} thresholds"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_temperatures_of_its_targets(self) -> Decision:
+        wanted = len(self.labels) if self.targets == "several" else 1
+        if self.temperature is not None and len(self.temperature) != wanted:
+            raise ValueError(
+                f"targets are {self.targets}, with {len(self.labels)} labels and {len(self.temperature)}"
+                " temperatures"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_each_gate_once(self) -> Decision:
+        known = {None, *self.labels}
+        if (stray := next((gate for gate in self.gates if gate.label not in known), None)) is not None:
+            raise ValueError(f"a gate is of the label {stray.label!r}, which is none of the labels")
+        if len({(gate.label, gate.precision) for gate in self.gates}) < len(self.gates):
+            raise ValueError("a gate is there more than once")
         return self
 
     @classmethod
@@ -94,6 +135,43 @@ class Decision(Manifest):
             tuple(label for label in (-prob_C).argsort(kind="stable").tolist() if given_C[label])
             for prob_C, given_C in zip(prob_NC, self.answers(prob_NC), strict=True)
         ]
+
+    def accept_above(self, precision: float) -> float:
+        """The probability from which on answers are accepted: at least `precision` of such answers
+        are right. Raises `WrongRequest` where there is none, and for a precision without a gate.
+        """
+        over_all = {gate.precision: gate.threshold for gate in self.gates if gate.label is None}
+        if not over_all:
+            raise WrongRequest(
+                "The adapter has no gates, as an earlier version published it or report.gates was empty;"
+                " leave --accept-precision out, or train again."
+            )
+        if precision not in over_all:
+            raise WrongRequest(
+                f"The adapter has no gate for a precision of {precision:g}; give --accept-precision one of"
+                f" {', '.join(f'{one:g}' for one in sorted(over_all))}."
+            )
+        if (threshold := over_all[precision]) is None:
+            reached = [f"{one:g}" for one in sorted(over_all) if over_all[one] is not None]
+            instead = f"give --accept-precision one of {', '.join(reached)}" if reached else "no gate is open"
+            raise WrongRequest(
+                f"No probability of this adapter is enough for a precision of {precision:g} on its validation"
+                f" posts; {instead}."
+            )
+        return threshold
+
+    def confidence(self, prob_NC: ArrayLike) -> NDArray[np.float32]:
+        """`confidence_N`, which gates are about: the probability of the answer, and of several
+        labels that of the least likely one in it; 0 for an answer without a label.
+        """
+        prob_NC = np.asarray(prob_NC, np.float32)
+        return confidence_N(prob_NC, self.answers(prob_NC))
+
+    def accepted(self, prob_NC: ArrayLike, precision: float) -> NDArray[np.bool_]:
+        """`accepted_N`: the posts whose answer can be acted upon. Raises as `accept_above`."""
+        threshold = np.float32(self.accept_above(precision))
+        found_N = self.confidence(prob_NC)
+        return (found_N >= threshold) & (found_N > 0)
 
     def held_out(self, predictions: SetPredictions) -> SetPredictions:
         """The validation posts as `macro_f1` judged them: none was answered by thresholds that it

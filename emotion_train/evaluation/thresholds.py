@@ -75,14 +75,15 @@ def cross_fit(predictions: SetPredictions, folds: int = FOLDS) -> SetPredictions
     """The same posts, each answered by thresholds that were chosen without it: by the posts of the
     other folds. A post's fold is a hash of its id.
     """
-    fold_N = _folds(predictions.ids, folds)
+    fold_N = folds_of(predictions.ids, folds)
     tallies = _tallies(predictions.truth_NC, predictions.prob_NC, fold_N, folds)
     whole = _Tally(*(np.sum(counts, axis=0) for counts in zip(*tallies, strict=True)))
     thresholds_FC = np.stack([_best_C(whole.without(own)) for own in tallies]).astype(np.float32)
     return predictions.answered(predictions.prob_NC >= thresholds_FC[fold_N])
 
 
-def _folds(ids: tuple[str, ...], folds: int) -> NDArray[np.int64]:
+def folds_of(ids: tuple[str, ...], folds: int) -> NDArray[np.int64]:
+    """`fold_N`: a hash of its id tells the fold of a post."""
     hashes = (hashlib.blake2b(post_id.encode(), digest_size=8).digest() for post_id in ids)
     return np.fromiter((int.from_bytes(one, "big") % folds for one in hashes), np.int64, len(ids))
 
