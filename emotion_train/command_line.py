@@ -16,7 +16,7 @@ from emotion_train.errors import WrongRequest
 
 TRAIN, LAUNCH = "emotion-train", "emotion-launch"
 # `emotion_train` never imports the launcher, so its verbs stand here; a test compares them
-LAUNCH_VERBS = ("run", "plan", "check", "runs", "show", "compare", "pull")
+LAUNCH_VERBS = ("run", "plan", "check", "runs", "show", "label-status", "compare", "pull")
 
 # words that people type for a verb, and the verbs that are meant, the likelier first
 _MEANT = {
@@ -44,7 +44,7 @@ _MEANT = {
     "get": ("pull",),
     "list": ("runs",),
     "ls": ("runs",),
-    "status": ("runs", "show"),
+    "status": ("runs", "show", "label-status"),
     "logs": ("show",),
     "log": ("show",),
     "watch": ("show",),

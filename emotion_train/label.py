@@ -51,6 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--probabilities", action="store_true", help="also write the probabilities of all labels"
     )
     parser.add_argument(
+        "--accept-precision",
+        type=float,
+        metavar="P",
+        help=(
+            "also write which answers to accept: those of whose kind at least this share was right on the"
+            " adapter's validation posts, such as 0.95"
+        ),
+    )
+    parser.add_argument(
         "--on-bad",
         choices=("row", "stop"),
         default="row",
@@ -154,6 +163,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
             split=arguments.split,
         ),
         probabilities=arguments.probabilities,
+        accept_precision=arguments.accept_precision,
         on_bad=arguments.on_bad,
         unit_posts=arguments.unit_posts,
         lease_s=60 * arguments.lease_minutes,

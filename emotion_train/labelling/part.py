@@ -122,8 +122,9 @@ class PartWriter:
         columns += [spread(answers), spread(own)]
         if self._job.probabilities:
             columns.append(spread(_lists(prob_NC.reshape(-1), np.full(len(prob_NC), prob_NC.shape[1]))))
-        if self._job.accept_above is not None:
-            columns.append(spread(pa.array(accepted_posts(self._job, self._decision, prob_NC))))
+        if self._job.accept_precision is not None:
+            accepted_N = self._decision.accepted(prob_NC, self._job.accept_precision)
+            columns.append(spread(pa.array(accepted_N)))
         columns.append(pa.array(rows.errors, pa.string()))
         return columns
 
@@ -142,16 +143,9 @@ def part_schema(job: Job) -> Any:
         ("probability", pa.list_(pa.float32()) if several else pa.float32()),
     ]
     fields += [("probabilities", pa.list_(pa.float32()))] if job.probabilities else []
-    fields += [("accepted", pa.bool_())] if job.accept_above is not None else []
+    fields += [("accepted", pa.bool_())] if job.accept_precision is not None else []
     fields += [("error", pa.string())]
     return pa.schema(fields, metadata={b"labels": json.dumps(job.labels).encode()})
-
-
-def accepted_posts(job: Job, decision: Decision, prob_NC: Probabilities) -> npt.NDArray[np.bool_]:
-    """Which posts have an answer, each label of which reaches the job's `accept_above`."""
-    given_NC = decision.answers(prob_NC)
-    low_NC = given_NC & (prob_NC < np.float32(job.accept_above or 0.0))
-    return np.asarray(given_NC.any(axis=1) & ~low_NC.any(axis=1))
 
 
 def _answers(decision: Decision, job: Job, prob_NC: Probabilities) -> tuple[Any, Any]:

@@ -336,12 +336,26 @@ def _asked(request: Request, source: FoundSource, adapters: _Adapters) -> Job:
         targets=adapters.facts.targets,
         labels=adapters.facts.labels,
         probabilities=request.probabilities,
+        accept_precision=request.accept_precision,
+        accept_above=_accept_above(request, adapters),
         training=training,
         held_out=held_out,
         held_out_posts=posts,
         lease_seconds=request.lease_s,
         versions={"emotion_train": version_of("emotion-train")},
     )
+
+
+def _accept_above(request: Request, adapters: _Adapters) -> float | None:
+    """The gate that is asked for; raises `WrongRequest` where the adapter has none."""
+    if request.accept_precision is None:
+        return None
+    if len(adapters.folders) > 1:
+        raise WrongRequest(
+            "--accept-precision is by the gate of one adapter, and several are given, whose mean nobody has"
+            " measured; leave it out, or give one --adapter."
+        )
+    return adapters.decision.accept_above(request.accept_precision)
 
 
 def shares_of_report(

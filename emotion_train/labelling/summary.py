@@ -143,7 +143,7 @@ def success_of(job: Job, counts: Sequence[PartCount], seconds: float) -> Success
         errors=dict(sorted(errors.items())),
         labels=by_label,
         unanswered=sum(one.unanswered for one in counts),
-        accepted=None if job.accept_above is None else sum(one.accepted for one in counts),
+        accepted=None if job.accept_precision is None else sum(one.accepted for one in counts),
         parts=tuple(
             PartEntry(
                 key=part_key(one.facts.unit),
