@@ -21,6 +21,7 @@ JOB = "job.json"
 SUCCESS = "_SUCCESS.json"
 LEASES = "leases/"
 PARTS = "part-"
+PROBE = f"{LEASES}probe"
 
 
 class SourceFile(FrozenModel):
@@ -140,6 +141,22 @@ def read_job(store: Store) -> Job:
 def find_job(store: Store) -> Job | None:
     """As `read_job`; None where there is none."""
     return None if store.find(JOB) is None else read_job(store)
+
+
+def require_create_only(store: Store) -> None:
+    """Raises `WrongRequest` for a store that overwrites what exists: there, posts would be labelled
+    twice. Two small requests.
+    """
+    store.create(PROBE, b"created")
+    try:
+        store.create(PROBE, b"overwritten")
+    except AlreadyExists:
+        return
+    raise WrongRequest(
+        f"{store.url} overwrites objects although it is asked to create them only (If-None-Match), so"
+        " nothing keeps workers apart there; give an OUT_URL in a store that does, such as AWS S3, or a"
+        " folder."
+    )
 
 
 def create_job(store: Store, job: Job) -> Job:

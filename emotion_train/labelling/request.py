@@ -31,6 +31,7 @@ from emotion_train.labelling.job import (
     create_job,
     find_job,
     refuse_other_request,
+    require_create_only,
 )
 from emotion_train.labelling.planning import FoundSource, find_source, plan_units, with_plan
 from emotion_train.labelling.summary import Success, find_success
@@ -156,6 +157,7 @@ def _label(
     success = patient("the job", lambda: find_success(store))
     if success is not None:
         return Labelled(success)
+    patient("the store", lambda: require_create_only(store))
     scorer = make_scorer(request, adapters.folders)
     if stopping():
         raise Stopped(0)
