@@ -54,6 +54,7 @@ ROOT = Path(__file__).parents[1]
 BUCKET = "labels"
 LEASE_S = 4.0
 FROZEN_S = (LEASE_S, 3 * LEASE_S)
+STARTING = 0.1  # of what happens may meet a worker that starts
 LATEST_S = 900.0  # for a job: a busy machine is no defect
 HAPPENINGS = {"kill": 0.78, "term": 0.08, "freeze": 0.1, "server": 0.04}
 
@@ -129,6 +130,11 @@ class Running:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
+    @property
+    def at_work(self) -> bool:
+        """Whether it has said something, which it does once it knows the job."""
+        return self.log.stat().st_size > 0
+
 
 class Soak:
     def __init__(self, folder: Path, server: LocalS3, arguments: argparse.Namespace) -> None:
@@ -191,6 +197,8 @@ class Soak:
     def happen(self) -> None:
         name = self.draw.choices(list(HAPPENINGS), list(HAPPENINGS.values()))[0]
         alive = [one for one in self.workers if not one.ended]
+        if self.draw.random() > STARTING:  # else nobody would ever come to work
+            alive = [one for one in alive if one.at_work]
         if name == "server":
             self.server.kill()
             time.sleep(self.draw.uniform(0, 2))
@@ -323,8 +331,11 @@ def main() -> int:
         server.is_all_there_is()
         server.create_bucket(BUCKET)
         soak = Soak(Path(folder), server, arguments)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the table of what there is
         try:
             soak.go()
+        except KeyboardInterrupt:
+            print("ended early; the job at work is not audited", file=sys.stderr)
         finally:
             for one in soak.workers:
                 with suppress(ProcessLookupError):
