@@ -34,6 +34,7 @@ VERBS = {
     "train": "train an adapter (the process that accelerate launch starts)",
     "evaluate": "score an adapter on a split or a file of labelled posts",
     "predict": "label posts given as words, a file or standard input",
+    "label": "label the posts of files, a bucket or a data set, by any number of workers that come and go",
     "export": "merge an adapter into its base: a plain transformers checkpoint for pipelines and vLLM",
     "benchmark": "hold an adapter against hosted models on the same posts",
     "augment": "make a data set with synthetic posts for the rarest labels",

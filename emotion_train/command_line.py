@@ -16,7 +16,7 @@ from emotion_train.errors import WrongRequest
 
 TRAIN, LAUNCH = "emotion-train", "emotion-launch"
 # `emotion_train` never imports the launcher, so its verbs stand here; a test compares them
-LAUNCH_VERBS = ("run", "plan", "check", "runs", "show", "compare", "pull", "push", "up")
+LAUNCH_VERBS = ("run", "plan", "check", "runs", "show", "label-status", "compare", "pull", "push", "up")
 
 # words that people type for a verb, and the verbs that are meant, the likelier first
 _MEANT = {
@@ -33,7 +33,8 @@ _MEANT = {
     "infer": ("predict",),
     "inference": ("predict",),
     "classify": ("predict",),
-    "label": ("predict",),
+    "bulk": ("label",),
+    "annotate": ("label", "predict"),
     "preprocess": ("prepare",),
     "tokenize": ("prepare",),
     "dataset": ("prepare",),
@@ -44,7 +45,7 @@ _MEANT = {
     "get": ("pull",),
     "list": ("runs",),
     "ls": ("runs",),
-    "status": ("runs", "show"),
+    "status": ("runs", "show", "label-status"),
     "logs": ("show",),
     "log": ("show",),
     "watch": ("show",),
@@ -104,6 +105,11 @@ def codes_of(program: str, verb: str) -> str:
     if verb in ("run", "train"):
         codes = (
             "0 published, 1 failed, 2 wrong request, 33 saved and preempted, 34 another writer owns the run"
+        )
+    elif verb == "label":
+        codes = (
+            "0 every post has its label or its error, 1 failed, 2 wrong request, 33 units left to others and"
+            " preempted: start it again"
         )
     elif verb == "check":
         codes = "0 nothing is wrong, 1 failed, 2 something is wrong"

@@ -169,6 +169,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.set_defaults(verb=_show)
 
+    status = verb("label-status", "how far a labelling job is: units, posts a second, finish, dollars")
+    status.add_argument("out_url", metavar="OUT_URL", help="the OUT_URL of `emotion-train label`")
+    status.add_argument(
+        "--watch",
+        action="store_true",
+        help="print it again until the job is done; Ctrl-C ends the watching, not the job",
+    )
+    status.add_argument(
+        "--every",
+        type=float,
+        default=30,
+        metavar="S",
+        help="seconds between two looks at the bucket (default: %(default)g)",
+    )
+    status.set_defaults(verb=_label_status)
+
     _add_compare(
         verb(
             "compare",
@@ -281,6 +297,15 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     )
     plan.add_argument(
         "--precision", metavar="NAME", help="of the frozen base (default: the fastest that fits)"
+    )
+    plan.add_argument(
+        "--label",
+        type=_positive,
+        metavar="N",
+        help=(
+            "plan to label so many posts, as long as those of the data set, in place of a training; N GPUs"
+            " are N workers"
+        ),
     )
     plan.add_argument("--within-hours", type=float, metavar="H", help="leave out what takes longer")
     plan.add_argument(
@@ -531,6 +556,22 @@ def _show(arguments: argparse.Namespace) -> int:
         watch(store, run_id, arguments.every, a_console())
     else:
         show(store, run_id, a_console())
+    return 0
+
+
+def _label_status(arguments: argparse.Namespace) -> int:
+    from emotion_train.storage.open import open_store
+    from launch.results.labelling import show, watch
+    from launch.results.pages import a_console
+
+    text_is_the_result()
+    if not arguments.every > 0:
+        raise WrongRequest(f"--every is {arguments.every:g}; give seconds above 0.")
+    store = open_store(arguments.out_url)
+    if arguments.watch:
+        watch(store, arguments.every, a_console())
+    else:
+        show(store, a_console())
     return 0
 
 

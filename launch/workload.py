@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,11 @@ class Work:
     cut_is_estimated: bool = False  # without the base's tokenizer
     estimate: str | None = None  # why the lengths are estimated from characters; None: by the tokenizer
     max_steps: int | None = None
+    labelled_posts: int | None = None  # in place of a training, so many posts are labelled
+
+    def to_label(self, posts: int) -> Work:
+        """The work of labelling so many posts that are as long as these."""
+        return replace(self, epochs=0, scored_posts=posts, labelled_posts=posts)
 
     @property
     def steps(self) -> int:

@@ -210,6 +210,55 @@ MUTANTS = [
         "tests/emotion_train/storage/test_odd_endpoints.py"
         "::test_where_only_boto3_trusts_a_certificate_obstore_is_asked_once",
     ),
+    # labelling
+    Mutant(
+        "a part is created and never written again",
+        "emotion_train/labelling/worker.py",
+        "Worker._publish",
+        "self._store.create(part_key(unit), path)",
+        "self._store.write(part_key(unit), path)",
+        "tests/emotion_train/labelling/test_worker.py::test_the_first_part_stays_whoever_comes_later",
+    ),
+    Mutant(
+        "leases expire by the clock of the store",
+        "emotion_train/labelling/leases.py",
+        "Board.look",
+        "store.now()",
+        "time.time()",
+        "tests/emotion_train/labelling/test_worker.py::test_leases_expire_by_the_clock_of_the_store",
+    ),
+    Mutant(
+        "a summary counts parts of its own job alone",
+        "emotion_train/labelling/part.py",
+        "_facts",
+        "(facts.job, facts.unit) != (job.id, number)",
+        "False",
+        "tests/emotion_train/labelling/test_worker.py::test_there_is_no_summary_before_every_part_is_whole",
+    ),
+    Mutant(
+        "a range is of the bytes that were planned",
+        "emotion_train/labelling/rows.py",
+        "_copied",
+        "summed.hexdigest() != unit.sha256",
+        "False",
+        "tests/emotion_train/labelling/test_worker.py::test_a_source_that_changes_while_it_is_labelled_is_refused",
+    ),
+    Mutant(
+        "a worker that leaves frees its units",
+        "emotion_train/labelling/worker.py",
+        "Worker.run",
+        "self.left = self.leases.release_all()",
+        "self.left = 1",
+        "tests/emotion_train/labelling/test_worker.py::test_a_worker_that_is_told_to_leave_frees_its_units_at_once",
+    ),
+    Mutant(
+        "a lease that is over belongs to nobody",
+        "emotion_train/labelling/leases.py",
+        "Standing.holds",
+        "now <= self.since + lease_s + _GRACE_S",
+        "True",
+        "tests/emotion_train/labelling/test_worker.py::test_leases_expire_by_the_clock_of_the_store",
+    ),
     # hosted models
     Mutant(
         "a cap on dollars is not passed",

@@ -14,6 +14,7 @@ import pytest
 SOAK = Path(__file__).parents[1] / "benchmarks" / "soak.py"
 PREPARE_SOAK = SOAK.with_name("prepare_soak.py")
 FRONT_DOOR_SOAK = SOAK.with_name("front_door_soak.py")
+LABEL_SOAK = SOAK.with_name("label_soak.py")
 VIOLATIONS = ("torn", "acknowledged but lost or changed", "forks", "endings that are not in the contract")
 
 
@@ -85,3 +86,21 @@ def test_the_command_that_a_person_types_keeps_its_word_whatever_happens_to_it()
     assert rows["processes left 15 s after their launcher"] == "0"
     assert "1-processes" in rows["runs"]
     assert "2-processes" in rows["runs"]
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_stopped_and_cut_off_label_each_post_once() -> None:
+    words = ("--kills", "24", "--workers", "4", "--posts", "1000")
+    rows, done = soak(*words, "--seed", "2", page=LABEL_SOAK, timeout_s=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(rows["SIGKILL"]) >= 24
+    for name in ("posts without a label", "posts twice", "parts written again"):
+        assert rows[name] == "0"
+
+
+@pytest.mark.slow
+def test_the_same_soak_finds_parts_that_are_written_again_when_they_are_not_create_only() -> None:
+    words = ("--kills", "24", "--workers", "4", "--posts", "1000", "--unconditional")
+    rows, done = soak(*words, "--seed", "2", page=LABEL_SOAK, timeout_s=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(rows["parts written again"]) >= 1

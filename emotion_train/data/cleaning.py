@@ -127,6 +127,7 @@ class Rules(NamedTuple):
     targets: TargetKind = "one"
     allow_none: bool = False
     kept: tuple[str, ...] = ()
+    hashed: bool = True  # else the hashes, half of the cost, are 0
 
 
 class Findings:
@@ -217,8 +218,10 @@ class Cleaner:
             place_N, split_N = place_N[good_N], split_N[good_N]
             targets = targets.take(np.flatnonzero(good_N))
             more = {name: _rows(column, good_N) for name, column in more.items()}
-        key_N2 = text_keys(texts)
-        draw_N2 = self._draws(ids)
+        if self._rules.hashed:
+            key_N2, draw_N2 = text_keys(texts), self._draws(ids)
+        else:
+            key_N2 = draw_N2 = np.zeros((len(texts), 2), np.uint64)
         columns = [*key_N2.T, *draw_N2.T, place_N, split_N.astype(np.int8)]
         arrays = [pa.array(np.ascontiguousarray(column)) for column in columns]
         arrays += targets.columns(self._rules.targets).values()

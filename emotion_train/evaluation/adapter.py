@@ -148,14 +148,19 @@ class Classifier:
         return cut_remark(self.tokenizer.lengths, self.tokenizer.max_length)
 
 
-def add_adapter_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def add_adapter_arguments(
+    parser: argparse.ArgumentParser, required: bool = True, several: bool = False
+) -> None:
+    """`several`: --adapter may be given several times, and is a list."""
     parser.add_argument(
         "--adapter",
         required=required,
+        action="append" if several else "store",
         metavar="URL",
         help=(
             "published run (OUTPUT_URL/RUN_ID, s3://… or a folder), pulled into a cache and verified; or an"
             " adapter folder written by `emotion-launch pull`, or its copy in a bucket"
+            f"{'; may be given several times: their probabilities are averaged' if several else ''}"
         ),
     )
     add_base_argument(parser)
@@ -194,13 +199,13 @@ def add_base_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_file_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `prepare` too can be told of a file, for one that --file names."""
+def add_file_arguments(parser: argparse.ArgumentParser, file: str = "--file") -> None:
+    """What `prepare` too can be told of a file, for one that `file` names."""
     parser.add_argument(
-        "--text-column", default="text", metavar="NAME", help="column of the post in --file (default: text)"
+        "--text-column", default="text", metavar="NAME", help=f"column of the post in {file} (default: text)"
     )
     parser.add_argument(
-        "--encoding", default="utf-8", metavar="NAME", help="encoding of --file (default: utf-8)"
+        "--encoding", default="utf-8", metavar="NAME", help=f"encoding of {file} (default: utf-8)"
     )
     parser.add_argument(
         "--quoting",
@@ -213,7 +218,7 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=20_000,
         metavar="N",
-        help="longest post of --file in characters (default: 20000)",
+        help=f"longest post of {file} in characters (default: 20000)",
     )
     parser.add_argument(
         "--unescape-html",

@@ -11,7 +11,7 @@ import sys
 
 from emotion_train.errors import WrongRequest
 
-_TRAINING = ("train", "run", "demo")
+_TRAINING = ("train", "run", "label", "demo")
 
 
 def require_system(verb: str | None = None, system: str = sys.platform) -> int:

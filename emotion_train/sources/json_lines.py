@@ -32,6 +32,20 @@ def read_json_lines(number: int, file: PostFile, columns: Columns) -> Iterator[B
             yield _batch(number, found, rows)
 
 
+def columns_of_lines(file: PostFile, columns: Columns) -> Columns:
+    """The columns as the first lines of the file spell them; as they were asked for where none of
+    these is an object. Raises as `read_json_lines`.
+    """
+    head = head_of(file)
+    _refuse_one_document(head, file)
+    keys: dict[str, None] = {}
+    for line in head.split("\n"):
+        post, trouble = _parsed(line, "")
+        if trouble is None:
+            keys |= dict.fromkeys(post)
+    return columns.among(list(keys), str(file.path)) if keys else columns
+
+
 def _batch(number: int, columns: Columns, rows: list[tuple[int, dict[str, Any], str | None]]) -> Batch:
     judged = [(row, post, trouble or _unfit(post, columns)) for row, post, trouble in rows]
     good = [(row, post) for row, post, trouble in judged if trouble is None]

@@ -37,7 +37,7 @@ from emotion_train.sources.unpacked import UNREADABLE, checked_encoding
 from emotion_train.storage.open import open_store
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "arrow", "hub")
-_READERS = {
+READERS = {
     "csv": read_delimited,
     "tsv": read_delimited,
     "jsonl": read_json_lines,
@@ -58,12 +58,12 @@ _SUFFIXES = {
 }
 _PACKED = (".gz", ".bz2", ".zst", ".xz")
 # Data in forms that are not read: named where they lie beside files that are
-_OTHER_DATA = (
+OTHER_DATA = (
     *(".xlsx", ".xls", ".ods", ".zip", ".7z", ".tar", ".tgz", ".rar"),
     *(".feather", ".pkl", ".pickle", ".h5", ".db"),
 )
 # What `datasets` writes beside its tables
-_DATASETS_FILES = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
+DATASETS_FILES = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
 _READ_BYTES = 16 << 20
 _NO_HUB = "give a CSV, JSONL or Parquet file"
 
@@ -120,7 +120,7 @@ class Source:
                 yield from read_tables(number, tables, columns, file.label_names, file.name)
                 continue
             try:
-                yield from _READERS[file.format](number, file, self.columns)
+                yield from READERS[file.format](number, file, self.columns)
             except UNREADABLE as error:
                 raise WrongRequest(
                     f"{file.path} cannot be read ({error}); check the file, or give another SOURCE."
@@ -160,7 +160,7 @@ def open_source(source: str | None, columns: Columns, choices: Choices = AS_IT_L
         choices.format is None
         and not path.exists()
         and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)
-        and not _format(path)
+        and not format_of(path)
     ):
         return _open_hub(source, columns, choices.subset)
     return _open_path(path, source, columns, choices)
@@ -176,7 +176,7 @@ def _open_path(path: Path, source: str, columns: Columns, choices: Choices) -> S
             " that."
         )
     elif path.exists():
-        chosen = choices.format or _format(path)
+        chosen = choices.format or format_of(path)
         if choices.lines and (chosen is None or ".txt" in map(str.lower, path.suffixes)):
             chosen = "lines"
         if chosen is None:
@@ -230,7 +230,7 @@ def _open_pair(source: str | None, columns: Columns, choices: Choices) -> Source
 def _open_bucket(url: str, columns: Columns, choices: Choices) -> Source:
     """Copy the object, or all objects below the prefix, and read them as files."""
     folder, _, name = url.rstrip("/").rpartition("/")
-    alone = bool(re.fullmatch("(?i)s3://[^/]+(/.*)?", folder)) and _format(Path(name)) is not None
+    alone = bool(re.fullmatch("(?i)s3://[^/]+(/.*)?", folder)) and format_of(Path(name)) is not None
     store = open_store(folder if alone else url)
     objects = [found for found in store.list(name if alone else "") if not alone or found.key == name]
     if not objects:
@@ -251,7 +251,8 @@ def _open_bucket(url: str, columns: Columns, choices: Choices) -> Source:
         raise
 
 
-def _format(path: Path) -> str | None:
+def format_of(path: Path) -> str | None:
+    """What a file of this name holds, packed or not; None for an ending that is not known."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _PACKED:
         suffixes.pop()
@@ -284,13 +285,13 @@ def _files_of_folder(folder: Path, format: str | None) -> tuple[tuple[PostFile, 
     pairs = _pairs(folder, paths)
     paired = {path for file in pairs for path in (file.path, file.labels)}
     for path in paths:
-        name, kind = path.relative_to(folder).as_posix(), _format(path)
-        if path in paired or path.name in _DATASETS_FILES or _is_cache(path):
+        name, kind = path.relative_to(folder).as_posix(), format_of(path)
+        if path in paired or path.name in DATASETS_FILES or _is_cache(path):
             continue
         plain_text = kind is not None and ".txt" in (suffix.lower() for suffix in path.suffixes)
         if kind and not plain_text and (format is None or kind == format):
             found.append(PostFile(name, _split_in(name), path, kind))
-        elif path.suffix.lower() in _OTHER_DATA or kind or split_of(_first_word(path.name)):
+        elif path.suffix.lower() in OTHER_DATA or kind or split_of(_first_word(path.name)):
             passed_over.append(name)
     found += pairs
     if not found:

@@ -37,6 +37,14 @@ _FOREIGN = {
 }
 
 
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+
+
+def is_packed(start: bytes) -> bool:
+    """Whether a file that begins so is one that `unpacked` unpacks."""
+    return start.startswith(_PACKED)
+
+
 @contextmanager
 def unpacked(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked when they begin as gzip, bzip2, xz or Zstandard data."""

@@ -95,7 +95,7 @@ class FolderStore(Store):
         with self._explaining(key):
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "is a folder")
-            return ObjectInfo(key, path.stat().st_size, None)
+            return _info(key, path)
 
     def write(self, key: str, data: bytes | Path) -> ObjectInfo:
         path = self._path(key)
@@ -136,7 +136,7 @@ class FolderStore(Store):
                     key = path.relative_to(self._root).as_posix()
                     if key.startswith(prefix) and not name.startswith(TEMPORARY):
                         with suppress(FileNotFoundError):  # removed since it was listed
-                            found.append(ObjectInfo(key, path.stat().st_size, None))
+                            found.append(_info(key, path))
         return iter(sorted(found, key=lambda info: info.key))
 
     def delete(self, key: str) -> None:
@@ -148,6 +148,14 @@ class FolderStore(Store):
                     folder.rmdir()
                 except OSError:  # something else is stored there
                     break
+
+    def now(self) -> float:
+        """As `Store.now`: the date that the disk's server gives to a new file."""
+        with (
+            self._explaining("", writing=True),
+            _temporary_beside(self._root / "now", b"") as temporary,
+        ):
+            return temporary.stat().st_mtime
 
     def clear_unfinished(self, prefix: str) -> None:
         with self._explaining(prefix):
@@ -170,6 +178,11 @@ class FolderStore(Store):
             yield
         except OSError as error:
             raise _explain_os_error(error, f"{self.url}/{key}", self._root, writing) from error
+
+
+def _info(key: str, path: Path) -> ObjectInfo:
+    facts = path.stat()
+    return ObjectInfo(key, facts.st_size, None, facts.st_mtime)
 
 
 @contextmanager

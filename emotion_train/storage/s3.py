@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -212,7 +213,9 @@ class S3Store(Store):
                 answer = connection.patient.head_object(Bucket=self._bucket, Key=name)
             except Exception as error:
                 raise with_reason(connection.single, self._bucket, name, error) from None
-        return ObjectInfo(key, int(answer["ContentLength"]), _unquoted(answer["ETag"]))
+        return ObjectInfo(
+            key, int(answer["ContentLength"]), _unquoted(answer["ETag"]), _epoch(answer.get("LastModified"))
+        )
 
     def write(self, key: str, data: bytes | Path) -> ObjectInfo:
         with self._explaining(self.url_of(key)):
@@ -297,6 +300,7 @@ class S3Store(Store):
                                 item["Key"].removeprefix(self._prefix),
                                 int(item["Size"]),
                                 _unquoted(item["ETag"]),
+                                _epoch(item.get("LastModified")),
                             )
                         )
         # no XML, or not that of a listing: a number, a date (whose parser may warn) or a name is no
@@ -308,6 +312,20 @@ class S3Store(Store):
     def delete(self, key: str) -> None:
         with suppress(ObjectNotFound), self._explaining(self.url_of(key)):
             self._connection().patient.delete_object(Bucket=self._bucket, Key=self._name(key))
+
+    def now(self) -> float:
+        """As `Store.now`, by the Date of an answer. Raises `StorageError` where that is none."""
+        with self._explaining(self.url):
+            client = self._connection().patient
+            answer = client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        try:
+            return parsedate_to_datetime(date).timestamp()
+        except (ValueError, TypeError):
+            raise StorageError(
+                f"{self.url} does not say what time it is (Date: {date[:40]!r}); ask it without the proxy"
+                " that leaves that out."
+            ) from None
 
     def clear_unfinished(self, prefix: str) -> None:
         """Nothing: a single request leaves nothing, and a bucket's lifecycle rule clears uploads in
@@ -577,6 +595,11 @@ def _obstore_reader(
         client_options=options,
         retry_config={"max_retries": PATIENT_ATTEMPTS, "retry_timeout": READ_PATIENCE},
     )
+
+
+def _epoch(date: Any) -> float | None:
+    """UTC epoch seconds of a date that boto3 has read."""
+    return None if date is None else float(date.timestamp())
 
 
 def _unquoted(etag: str) -> str:

@@ -10,7 +10,7 @@ import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,11 +24,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """`etag` is without its quotes, and None on a folder."""
+    """`etag` is without its quotes, and None on a folder. `modified` is when it was written, in UTC
+    epoch seconds by the clock of `Store.now`; None where a store does not say.
+    """
 
     key: str
     size: int
     etag: str | None
+    modified: float | None = field(default=None, compare=False)
 
 
 class Store(ABC):
@@ -149,6 +152,12 @@ class Store(ABC):
     def clear_unfinished(self, prefix: str) -> None:
         """Remove what killed writes left below the folder `prefix/`, and what writes at work there
         have so far: these then fail.
+        """
+
+    @abstractmethod
+    def now(self) -> float:
+        """The time by the clock that dates this store's objects, in UTC epoch seconds, to a second:
+        machines that share a store agree on it, whatever their own clocks say.
         """
 
     def holds(self, key: str, data: bytes | Path) -> bool:

@@ -233,7 +233,8 @@ def best_settings(
         replace(request, recipe=replace(recipe, precision=one))
         for one in ([precision] if precision is not None else precisions(recipe, kind))
     ]
-    for layout in (Layout(count), Layout(count, "base")) if count > 1 else (Layout(),):
+    shards = count > 1 and work.labelled_posts is None  # workers that label share nothing
+    for layout in (Layout(count), Layout(count, "base")) if shards else (Layout(count),):
         fitting = [
             with_settings(one.recipe, work, kind, layout, offer, spot, found)
             for one in requests
@@ -293,6 +294,7 @@ def with_settings(
     size = min(work.global_batch_size, work.train_posts)
     scoring_s = _scoring_s(speed, work, layout.gpus, found.tokens)
     hours = (work.steps * step_s + scoring_s) / 3600 + spot.startup_minutes / 60
+    posts_per_second = size / step_s if work.labelled_posts is None else work.labelled_posts / scoring_s
     return Choice(
         kind=kind,
         count=layout.gpus,
@@ -301,7 +303,7 @@ def with_settings(
         gradient_checkpointing=found.gradient_checkpointing,
         shards=layout.base_shards,
         memory=found.memory,
-        posts_per_second=size / step_s,
+        posts_per_second=posts_per_second,
         hours=hours,
         spot_hours=hours_with_preemptions(hours, spot),
         offer=offer,

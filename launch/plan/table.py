@@ -35,20 +35,17 @@ def print_plan(
     best and its settings, and what was assumed.
     """
     console.print(f"prices: {prices.source}", markup=False)
-    console.print(
-        f"{config.model.base}, LoRA r={config.lora.r}, {work.train_posts:,} posts of {_lengths(work)},"
-        f" {work.epochs} epochs in steps of {work.global_batch_size} posts",
-        markup=False,
-    )
+    console.print(_what_is_done(config, work), markup=False)
     print_whole(console, _table(plan, whole))
     if not whole and (left_out := _left_out(plan)) is not None:
         console.print(left_out, markup=False)
     console.print()
     if plan.choices:
         best = plan.choices[0]
-        console.print(f"best: {best.name}, {best.engine}: {plan.reason}", markup=False)
+        engine = best.engine if work.labelled_posts is None else _workers(best.count)
+        console.print(f"best: {best.name}, {engine}: {plan.reason}", markup=False)
         console.print(f"      memory of each GPU: {best.memory}", markup=False)
-        if words := best.overrides(config):
+        if work.labelled_posts is None and (words := best.overrides(config)):
             console.print(f"      type: {' '.join(words)}", markup=False)
     for remark in (
         enough(plan),
@@ -61,10 +58,24 @@ def print_plan(
             console.print(remark, markup=False)
     console.print(
         f"assumed: {spot.preemptions_per_hour:g} preemptions an hour, {spot.startup_minutes:g} minutes for"
-        f" each start and each recovery, a checkpoint every {spot.checkpoint_minutes:g} minutes; of GPUs"
+        f" each start and each recovery, a {'checkpoint' if work.labelled_posts is None else 'part'} every"
+        f" {spot.checkpoint_minutes:g} minutes; of GPUs"
         " other than H100 and H200 the same fractions of their data sheets",
         markup=False,
     )
+
+
+def _what_is_done(config: Config, work: Work) -> str:
+    if work.labelled_posts is not None:
+        return f"{config.model.base}, to label {work.labelled_posts:,} posts of {_lengths(work)}"
+    return (
+        f"{config.model.base}, LoRA r={config.lora.r}, {work.train_posts:,} posts of {_lengths(work)},"
+        f" {work.epochs} epochs in steps of {work.global_batch_size} posts"
+    )
+
+
+def _workers(count: int) -> str:
+    return "one worker" if count == 1 else f"{count} workers"
 
 
 def _lengths(work: Work) -> str:
@@ -107,7 +118,7 @@ def small_steps(plan: Plan, work: Work) -> str | None:
     """A remark when the steps are too small to fill the best GPU, and why more GPUs then gain
     little.
     """
-    if not plan.choices:
+    if not plan.choices or work.labelled_posts is not None:
         return None
     best = plan.choices[0]
     step = min(work.global_batch_size, work.train_posts) * work.mean_length
@@ -230,6 +241,7 @@ def plan_json(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spot
         "mean_tokens": work.mean_length,
         "mean_tokens_estimated": work.estimate,
         "cut": None if work.cut is None else _cut(work.cut, work.cut_is_estimated),
+        "labelled_posts": work.labelled_posts,
         "epochs": work.epochs,
         "global_batch_size": work.global_batch_size,
         "prices": prices.source if prices.offers else None,

@@ -8,6 +8,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -30,6 +31,7 @@ _CLONE = Path(__file__).resolve().parents[2]
 PROJECT = _CLONE if (_CLONE / "sky" / "train.yaml").is_file() else Path.cwd()
 WHEELS = "emotion_train-*.whl"
 _WRITTEN = 4  # kinds in a task file
+_UNIT_MINUTES = 2.0  # that a preempted worker labels again
 _WRITTEN_UP_TO = 2.0  # times the dollars of the best
 
 
@@ -48,6 +50,8 @@ def plan(arguments: argparse.Namespace) -> int:
     work = work_of(config, index, store, arguments.tokens_per_post)
     prices = find_prices(arguments.prices, arguments.cloud)
     spot = spot_of(config, Spot(arguments.preemptions_per_hour, arguments.startup_minutes))
+    if arguments.label is not None:
+        work, spot = work.to_label(arguments.label), replace(spot, checkpoint_minutes=_UNIT_MINUTES)
     found = make_plan(
         config, shape, work, prices, spot, precision=precision, within_hours=arguments.within_hours
     )
@@ -55,9 +59,10 @@ def plan(arguments: argparse.Namespace) -> int:
         _write(arguments, config, shape, work, found, prices, spot)
     _show(arguments, found, config, work, prices, spot)
     if not found.choices:
+        does = "trains" if arguments.label is None else "labels by"
         limit = f" within {arguments.within_hours:g} hours" if arguments.within_hours is not None else ""
         raise WrongRequest(
-            f"None of the GPUs trains {config.model.base}{limit}; allow more --within-hours or another"
+            f"None of the GPUs {does} {config.model.base}{limit}; allow more --within-hours or another"
             " --precision, or take a smaller model.base."
         )
     return 0
@@ -70,6 +75,11 @@ def _check_options(arguments: argparse.Namespace) -> None:
     ):
         if value is not None and not 0 < value < math.inf:
             raise WrongRequest(f"{option} is {value:g}; give a number above 0.")
+    if arguments.label is not None and arguments.write is not None:
+        raise WrongRequest(
+            "--write is for a training's task and --label plans none; take the GPUs by --gpus of `sky jobs"
+            " launch sky/label.yaml`."
+        )
     if arguments.precision is not None and arguments.precision not in get_args(Precision):
         raise WrongRequest(
             f"--precision is {arguments.precision!r}; allowed are {', '.join(get_args(Precision))}."

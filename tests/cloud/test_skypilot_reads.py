@@ -43,7 +43,10 @@ def given(name: str, folder: Path) -> Path:
     text = (ROOT / "sky" / f"{name}.yaml").read_text()
     assert text.count("_URL: null") == (1 if name == "serve" else 2)
     path = folder / f"{name}.yaml"
-    path.write_text(text.replace("_URL: null", "_URL: s3://team/some"))
+    given = text.replace("_URL: null", "_URL: s3://team/some").replace(
+        "SOURCE: null", "SOURCE: s3://team/posts"
+    )
+    path.write_text(given)
     return path
 
 
@@ -52,7 +55,7 @@ def facts(done: subprocess.CompletedProcess[str]) -> list[Any]:
     return list(json.loads(done.stdout.rpartition("read ")[2]))
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "label"])
 def test_skypilot_takes_the_file_with_its_candidates_in_their_order(name: str, tmp_path: Path) -> None:
     kind, nodes, candidates, secrets, envs = facts(read(given(name, tmp_path), tmp_path))
     assert (kind, nodes) == ("list", 1)  # a list is tried in its order, a set by price
@@ -85,7 +88,8 @@ def test_spot_or_on_demand_can_be_switched_off(use_spot: bool, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "required"), [("train", "DATA_URL"), ("evaluate", "RUN_URL"), ("serve", "MODEL_URL")]
+    ("name", "required"),
+    [("train", "DATA_URL"), ("evaluate", "RUN_URL"), ("label", "SOURCE"), ("serve", "MODEL_URL")],
 )
 def test_a_required_value_that_is_not_given_is_asked_for(name: str, required: str, tmp_path: Path) -> None:
     done = read(ROOT / "sky" / f"{name}.yaml", tmp_path)

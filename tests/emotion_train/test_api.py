@@ -34,7 +34,7 @@ PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 POSTS = ["tea and rain", "never again", "stars"]
 # pages whose printed words are what they are for
 PRINTING = {"cli", "prepare", "stage_base", "evaluate", "predict", "demo", "train", "config_reference"}
-PRINTING |= {"errors", "console", "command_line", "augment", "benchmark", "export"}
+PRINTING |= {"errors", "console", "command_line", "augment", "benchmark", "export", "label"}
 
 
 def blocks(language: str) -> list[str]:

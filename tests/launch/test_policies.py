@@ -25,6 +25,8 @@ from emotion_train import cli as train_cli
 from emotion_train.data.preparation import prepare
 from emotion_train.stage_base import stage
 from emotion_train.storage.local_s3 import LocalS3
+from emotion_train.storage.open import open_store
+from launch import cli as launch_cli
 from tests.helpers.fault_proxy import FaultProxy
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import tiny_words, write_posts
@@ -99,13 +101,13 @@ def applies(statement: dict[str, Any], request: Request) -> bool:
     )
 
 
-def holds(operator: str, key: str, wanted: str, facts: dict[str, str]) -> bool:
+def holds(operator: str, key: str, wanted: str | list[str], facts: dict[str, str]) -> bool:
     if operator == "Null":
         return (key not in facts) == (wanted == "true")
     if operator == "Bool":
         return facts.get(key) == wanted
     if operator == "StringLikeIfExists":
-        return key not in facts or fnmatch.fnmatchcase(facts[key], wanted)
+        return key not in facts or any(fnmatch.fnmatchcase(facts[key], one) for one in as_list(wanted))
     raise AssertionError(f"the simulation does not know {operator}")
 
 
@@ -173,6 +175,42 @@ def test_the_role_may_do_nothing_that_a_run_does_not_do(requests: list[Request])
     assert not allowed(policy, Request("s3:ListBucket", "arn:aws:s3:::team", (("s3:prefix", "other/"),)))
 
 
+@pytest.fixture(scope="module")
+def label_requests(
+    s3: LocalS3, requests: list[Request], tmp_path_factory: pytest.TempPathFactory
+) -> list[Request]:
+    """What two workers ask of the bucket, one that labels and one that comes too late: posts in
+    s3://team/posts, the run of `requests`, labels into s3://team/labels.
+    """
+    store = open_store("s3://team/posts")
+    store.write("posts.csv", (write_posts(tmp_path_factory.mktemp("posts")) / "test.csv").read_bytes())
+    words = ["label", "s3://team/posts", "s3://team/labels/first", "--adapter", "s3://team/runs/tiny"]
+    with RecordingProxy(s3.endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        for _ in range(2):
+            assert train_cli.main([*words, "--device", "cpu", "--notices", "none"]) == 0
+        assert launch_cli.main(["label-status", "s3://team/labels/first"]) == 0
+    return proxy.seen
+
+
+def test_the_label_role_may_do_what_workers_do_and_nothing_else(label_requests: list[Request]) -> None:
+    policy = read("label_role.json")
+    assert {request.action for request in label_requests} == {"s3:ListBucket", "s3:GetObject", "s3:PutObject"}
+    assert [request for request in label_requests if not allowed(policy, request)] == []
+    for smaller, left_out in with_one_grant_less(policy):
+        assert any(not allowed(smaller, request) for request in label_requests), (
+            f"{left_out} is granted and not needed"
+        )
+    part = "arn:aws:s3:::team/labels/first/part-00000000.parquet"
+    assert not allowed(policy, Request("s3:PutObject", part))  # which would rewrite it
+    assert allowed(policy, Request("s3:PutObject", part, (("s3:if-none-match", "*"),)))
+    assert not allowed(policy, Request("s3:DeleteObject", part))
+    for other in ("team/posts/posts.csv", "team/runs/a/log/00000000.json"):
+        create = Request("s3:PutObject", f"arn:aws:s3:::{other}", (("s3:if-none-match", "*"),))
+        assert not allowed(policy, create)
+
+
 def with_one_grant_less(policy: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     for at, statement in enumerate(policy["Statement"]):
         for field in ("Action", "Resource"):
@@ -219,6 +257,7 @@ def test_a_server_takes_the_lifecycle_rule(s3: LocalS3, own_bucket_url: str) -> 
 def test_policies_hold_no_account_and_are_shipped() -> None:
     assert sorted(path.name for path in POLICIES.iterdir()) == [
         "bucket.json",
+        "label_role.json",
         "lifecycle.json",
         "run_role.json",
     ]

@@ -416,6 +416,19 @@ def test_what_is_in_time_on_demand_alone_stays_without_its_spot_machines() -> No
     assert made(prices, within_hours=1.1 * hours).choices[0].usd_spot is not None
 
 
+def test_labelling_is_planned_by_the_time_of_scoring_and_in_workers() -> None:
+    work, prices = some_work().to_label(10_000_000), offers(H100_1=4.0, H100_8=32.0, L4_1=0.8)
+    plan = make_plan(some_config(), MISTRAL_SMALL, work, prices, Spot(startup_minutes=10))
+    assert all(one.shards == 1 for one in plan.choices)
+    one, eight = (next(c for c in plan.choices if c.name == name) for name in ("H100:1", "H100:8"))
+    assert one.hours == pytest.approx(10_000_000 / one.posts_per_second / 3600 + 1 / 6)
+    assert eight.posts_per_second == pytest.approx(8 * one.posts_per_second)
+    training = make_plan(some_config(), MISTRAL_SMALL, some_work(), prices, Spot())
+    trained = next(c for c in training.choices if c.name == "H100:1" and c.precision == one.precision)
+    assert one.posts_per_second > 1.5 * trained.posts_per_second  # no backward pass
+    assert small_steps(plan, work) is None
+
+
 def made(prices: Prices, **more: Any) -> Plan:
     return make_plan(
         some_config("train.global_batch_size=448"), MISTRAL_SMALL, some_work(), prices, Spot(), **more

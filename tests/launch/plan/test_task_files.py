@@ -4,6 +4,7 @@ SkyPilot itself.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import yaml
 
 from emotion_train.config import load_config
 from emotion_train.errors import Preempted
+from emotion_train.label import add_arguments, request_of
 from launch.plan.task_file import TEMPLATE
 
 SKY = Path(__file__).parents[3] / "sky"
@@ -51,11 +53,12 @@ def variables(task: dict[str, Any], **given: str) -> dict[str, str]:
 
 
 def test_the_folder_holds_task_files_only() -> None:
-    assert [path.name for path in TASKS] == ["evaluate.yaml", "train.yaml"]
+    assert [path.name for path in TASKS] == ["evaluate.yaml", "label.yaml", "train.yaml"]
     # an __init__.py would shadow SkyPilot
     assert {path.name for path in SKY.iterdir()} == {
         "Dockerfile",
         "evaluate.yaml",
+        "label.yaml",
         "serve.yaml",
         "train.yaml",
     }
@@ -96,16 +99,21 @@ def test_spot_comes_first_and_only_a_preempted_run_is_started_again(path: Path) 
 def test_no_secret_has_a_value_and_what_has_to_be_given_has_none(path: Path) -> None:
     task = read(path)
     assert set(task["secrets"].values()) == {""}
-    required = {"DATA_URL", "OUTPUT_URL" if path.stem == "train" else "RUN_URL"}
+    required = {
+        "train": {"DATA_URL", "OUTPUT_URL"},
+        "evaluate": {"DATA_URL", "RUN_URL"},
+        "label": {"SOURCE", "OUT_URL", "RUN_URL"},
+    }[path.stem]
     assert {name for name, value in task["envs"].items() if value is None} == required
     assert not [name for name in task["envs"] if "KEY" in name or "TOKEN" in name or "SECRET" in name]
 
 
-def test_both_files_set_up_the_same_packages_and_take_the_same_keys() -> None:
-    train, evaluate = read(SKY / "train.yaml"), read(SKY / "evaluate.yaml")
-    assert train["setup"] == evaluate["setup"]
-    assert set(evaluate["secrets"]) <= set(train["secrets"])
-    assert train["resources"]["job_recovery"] == evaluate["resources"]["job_recovery"]
+def test_all_files_set_up_the_same_packages_and_take_the_same_keys() -> None:
+    train = read(SKY / "train.yaml")
+    for other in (read(SKY / "evaluate.yaml"), read(SKY / "label.yaml")):
+        assert train["setup"] == other["setup"]
+        assert set(other["secrets"]) <= set(train["secrets"])
+        assert train["resources"]["job_recovery"] == other["resources"]["job_recovery"]
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
@@ -117,6 +125,7 @@ def test_empty_variables_are_unset_before_the_program_starts_and_others_arrive(
         "OVERRIDES",
         "OUT",
         "PRECISION",
+        "OPTIONS",
     }
     for program in ("emotion-launch", "emotion-train"):
         tool(tmp_path / ".venv" / "bin" / program)
@@ -129,6 +138,8 @@ def test_empty_variables_are_unset_before_the_program_starts_and_others_arrive(
             DATA_URL="s3://d",
             OUTPUT_URL="s3://o",
             RUN_URL="s3://o/r",
+            SOURCE="s3://p",
+            OUT_URL="s3://l",
             **given,
         )
         done = run_lines(task["run"], tmp_path, environment)
@@ -215,6 +226,31 @@ def test_an_evaluation_takes_precision_and_target_where_they_are_given(
         "test",
         *more,
     ]
+
+
+def test_a_label_task_is_one_worker_with_the_options_that_are_given(tmp_path: Path) -> None:
+    tool(tmp_path / ".venv" / "bin" / "emotion-train")
+    given = {"SOURCE": "s3://a b", "OUT_URL": "s3://l", "RUN_URL": "s3://o/r", "DEVICE": "cpu"}
+    more = {"OPTIONS": "--columns id --accept-precision 0.95", "PRECISION": "nf4", "USD_PER_HOUR": "2.5"}
+    task = read(SKY / "label.yaml")
+    environment = variables(task, RECORD=str(tmp_path / "record"), **given, **more)
+    assert run_lines(task["run"], tmp_path, environment).returncode == 0
+    words = (tmp_path / "record.words").read_text().splitlines()[1:]
+    assert words[:6] == ["label", "s3://a b", "s3://l", "--adapter", "s3://o/r", "--device"]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    request = request_of(parser.parse_args(words[1:]))
+    assert (request.source, request.adapters) == ("s3://a b", ("s3://o/r",))
+    assert (request.reading.columns, request.accept_precision) == (("id",), 0.95)
+    assert (request.loading.precision, request.usd_per_hour) == ("nf4", 2.5)
+
+
+def test_a_pool_is_the_task_without_its_last_line() -> None:
+    text = (SKY / "label.yaml").read_text()
+    pool = yaml.safe_load(text[: text.index("\nrun:")] + "\npool: {workers: 8}\n")
+    assert pool["pool"] == {"workers": 8}
+    assert pool["setup"] == read(SKY / "train.yaml")["setup"]
+    assert "run" not in pool
 
 
 def test_gpus_that_are_promised_and_not_seen_stop_an_evaluation(tmp_path: Path) -> None:

@@ -1,0 +1,148 @@
+"""Probabilities of posts by the packed decoder, one batch behind: while the GPU computes a batch
+the host lays out the next one and fetches the one before.
+
+Letters: N posts, C labels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from emotion_train.data.loader import encoder_threads
+from emotion_train.data.packing import Pack, pack
+from emotion_train.evaluation.adapter import Classifier
+from emotion_train.evaluation.scoring import evaluating, fill_multiple, forward_pack
+from emotion_train.model.loss import probabilities
+
+Probabilities = npt.NDArray[np.float32]
+_LEAST_SLICE = 64  # posts that are worth a thread
+
+
+class Pending(Protocol):
+    """Probabilities on their way."""
+
+    def result(self) -> Probabilities: ...
+
+
+class Scorer(Protocol):
+    """What a worker needs of a model. `packs` is called from another thread than `start`."""
+
+    device: str
+
+    def packs(self, texts: Sequence[str]) -> list[Pack]: ...
+
+    def start(self, packs: Sequence[Pack], count: int) -> Pending: ...
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which the device computed, of the batches that were fetched."""
+        ...
+
+
+class AdapterScorer:
+    """Adapters with one tokenizer, whose probabilities are averaged. Each holds a base of its own
+    in the device's memory.
+    """
+
+    def __init__(self, classifiers: Sequence[Classifier]) -> None:
+        self._classifiers = classifiers
+        self._first = classifiers[0]
+        self._device = self._first.loaded.model.device
+        self._threads = encoder_threads()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="encode")
+        self._busy_s = 0.0
+        self.device = str(self._device)
+
+    @property
+    def busy_s(self) -> float:
+        return self._busy_s
+
+    def packs(self, texts: Sequence[str]) -> list[Pack]:
+        """The posts' packs, tokenised by several threads."""
+        if not texts:
+            return []
+        size = max(_LEAST_SLICE, -(-len(texts) // self._threads))
+        slices = [texts[at : at + size] for at in range(0, len(texts), size)]
+        tokens = [ids for some in self._pool.map(self._first.tokenizer.encode, slices) for ids in some]
+        nothing_NC = np.zeros((len(texts), len(self._first.labels)))
+        return pack(
+            tokens,
+            nothing_NC,
+            nothing_NC,
+            self._first.capacity,
+            self._first.tokenizer.pad_id,
+            fill_multiple(self._device),
+        )
+
+    def start(self, packs: Sequence[Pack], count: int) -> Pending:
+        """Begin to compute `count` posts; on a GPU it returns before that is done."""
+        slots_N = np.concatenate([one.slots_N for one in packs]) if packs else np.zeros(0, np.int64)
+        running = _OnDevice(self, slots_N, count, len(self._first.labels), self._device)
+        with running:
+            means = [
+                torch.stack([self._one(classifier, one) for classifier in self._classifiers]).mean(0)
+                if len(self._classifiers) > 1
+                else self._one(self._first, one)
+                for one in packs
+            ]
+            running.take(means)
+        return running
+
+    def _one(self, classifier: Classifier, one: Pack) -> torch.Tensor:
+        model = classifier.loaded.model
+        with evaluating(model):
+            return probabilities(forward_pack(model, one, self._device), classifier.targets)
+
+    def add_busy(self, seconds: float) -> None:
+        """Count time for which the device computed."""
+        self._busy_s += seconds
+
+
+class _OnDevice:
+    """Probabilities that a device computes; the copy to the host is asked for at once, so fetching
+    them waits for this batch alone and not for those after it.
+    """
+
+    def __init__(
+        self, scorer: AdapterScorer, slots_N: Any, count: int, classes: int, device: torch.device
+    ) -> None:
+        self._scorer = scorer
+        self._slots_N = slots_N
+        self._shape = (count, classes)
+        self._on_gpu = device.type == "cuda"
+        self._host: torch.Tensor | None = None
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+        if self._on_gpu:
+            self._from, self._to = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self._from.record()
+
+    def __exit__(self, *exc: object) -> None:
+        if self._on_gpu:
+            self._to.record()
+        else:
+            self._scorer.add_busy(time.perf_counter() - self._began)
+
+    def take(self, found: Sequence[torch.Tensor]) -> None:
+        """What the device will have computed, pack by pack."""
+        if found:
+            prob_NC = torch.cat(list(found)).float()
+            self._host = torch.empty(prob_NC.shape, pin_memory=self._on_gpu)
+            self._host.copy_(prob_NC, non_blocking=self._on_gpu)
+
+    def result(self) -> Probabilities:
+        prob_NC = np.zeros(self._shape, np.float32)
+        if self._on_gpu:
+            self._to.synchronize()
+            self._scorer.add_busy(self._from.elapsed_time(self._to) / 1000)
+        if self._host is not None:
+            prob_NC[self._slots_N] = self._host.numpy()
+        return prob_NC

@@ -1,0 +1,193 @@
+"""The end of a labelling job: _SUCCESS.json, create-only, written once every part was read and has
+each of its rows once.
+
+The price: whoever writes it reads all parts, which are some 20 bytes a post.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from emotion_train.console import shown
+from emotion_train.errors import AlreadyExists
+from emotion_train.labelling.job import JOB, SUCCESS, Job, part_key
+from emotion_train.labelling.leases import Board
+from emotion_train.labelling.part import PartCount, count_part
+from emotion_train.storage.document import FrozenModel, Manifest, read_manifest
+from emotion_train.storage.store import Store
+
+_SHIFTED = 0.05  # of all posts
+_ERRORS_OFF = 4.0  # standard errors
+_NAMED = 3
+
+
+class PartEntry(FrozenModel):
+    key: str
+    bytes: int
+    sha256: str
+    rows: int
+    errors: int
+
+
+class Success(Manifest):
+    """`labels` counts posts by label, in the order of the job's labels. `worker_seconds` are those
+    of all workers together, `seconds` from the job's beginning to its end; `usd` is None where no
+    worker knew its price, and `usd_of_rows` how many posts it is of.
+    """
+
+    older: ClassVar[tuple[str, ...]] = ()
+    digested: ClassVar[tuple[str, ...]] = ("emotion-train/label-success/1",)
+    max_bytes: ClassVar[int] = 256 << 20
+
+    schema_version: Literal["emotion-train/label-success/1"] = "emotion-train/label-success/1"
+    job: str
+    rows: int
+    blank: int
+    errors: dict[str, int]
+    labels: dict[str, int]
+    unanswered: int
+    accepted: int | None = None
+    parts: tuple[PartEntry, ...]
+    seconds: float
+    worker_seconds: float
+    posts_per_second: float
+    usd: float | None = None
+    usd_of_rows: int = 0
+    training: tuple[float, ...] | None = None
+    held_out: tuple[float, ...] | None = None
+    shift: str | None = None
+
+    def lines(self) -> list[str]:
+        """What a person reads of it."""
+        answered = max(1, self.rows - sum(self.errors.values()))
+        found = [
+            f"labelled {self.rows:,} posts in {len(self.parts):,} parts, {self.seconds:,.0f} s:"
+            f" {self.posts_per_second:,.1f} posts/s{_dollars(self)}"
+        ]
+        found += [f"errors: {count:,} {words}" for words, count in self.errors.items()]
+        if self.accepted is not None:
+            found.append(f"accepted: {self.accepted:,} ({self.accepted / answered:.1%})")
+        width = max(len(shown(label)) for label in self.labels)
+        head = [f"{'label':{width}}  {'posts':>12}  {'share':>7}"]
+        head += [f"  {'training':>8}"] * (self.training is not None)
+        head += [f"  {'held out':>8}"] * (self.held_out is not None)
+        found.append("".join(head))
+        for place, (label, count) in enumerate(self.labels.items()):
+            line = f"{shown(label):{width}}  {count:>12,}  {count / answered:>7.2%}"
+            for shares in (self.training, self.held_out):
+                line += f"  {shares[place]:>8.2%}" if shares is not None else ""
+            found.append(line)
+        return found + ([self.shift] if self.shift else [])
+
+
+def _dollars(success: Success) -> str:
+    if success.usd is None:
+        return ""
+    of = "" if success.usd_of_rows == success.rows else f" for {success.usd_of_rows:,} of them"
+    return f", ${success.usd:,.2f}{of}"
+
+
+def find_success(store: Store) -> Success | None:
+    """The end of the job; None where it has none yet."""
+    if store.find(SUCCESS) is None:
+        return None
+    return read_manifest(
+        Success,
+        store,
+        SUCCESS,
+        other_schema="Use the version that wrote it.",
+        damaged="Delete it, and type the command again.",
+    )
+
+
+def finish(store: Store, job: Job, board: Board, each: Callable[[int], None]) -> Success:
+    """Read every part and create _SUCCESS.json, or return the one that is there; `each` is told the
+    parts that were read. Raises `Damaged` for a part that is not whole.
+    """
+    with tempfile.TemporaryDirectory(prefix="emotion-train-label-") as folder:
+        counts: list[PartCount] = []
+        for unit in range(len(job.units)):
+            counts.append(count_part(store, board.parts[unit], job, unit, Path(folder)))
+            each(unit + 1)
+    began = store.stat(JOB).modified or board.now
+    ended = max((info.modified or board.now) for info in board.parts.values())
+    success = success_of(job, counts, max(1e-3, ended - began))
+    try:
+        store.create(SUCCESS, success.to_bytes())
+        return success
+    except AlreadyExists:
+        found = find_success(store)
+        assert found is not None
+        return found
+
+
+def success_of(job: Job, counts: Sequence[PartCount], seconds: float) -> Success:
+    """The summary of all parts, in the order of the units."""
+    labels, errors = Counter[str](), Counter[str]()
+    for one in counts:
+        labels.update(one.labels)
+        errors.update(one.errors)
+    rows = sum(one.facts.rows for one in counts)
+    answered = rows - sum(errors.values())
+    known = [one.facts for one in counts if one.facts.usd_per_hour is not None]
+    by_label = {label: labels[label] for label in job.labels}
+    return Success(
+        job=job.id,
+        rows=rows,
+        blank=sum(one.facts.blank for one in counts),
+        errors=dict(sorted(errors.items())),
+        labels=by_label,
+        unanswered=sum(one.unanswered for one in counts),
+        accepted=None if job.accept_precision is None else sum(one.accepted for one in counts),
+        parts=tuple(
+            PartEntry(
+                key=part_key(one.facts.unit),
+                bytes=one.bytes,
+                sha256=one.sha256,
+                rows=one.facts.rows,
+                errors=one.facts.errors,
+            )
+            for one in counts
+        ),
+        seconds=seconds,
+        worker_seconds=sum(one.facts.seconds for one in counts),
+        posts_per_second=rows / seconds,
+        usd=sum(one.seconds / 3600 * (one.usd_per_hour or 0.0) for one in known) if known else None,
+        usd_of_rows=sum(one.rows for one in known),
+        training=job.training,
+        held_out=job.held_out,
+        shift=shift_of(job, by_label, answered),
+    )
+
+
+def shift_of(job: Job, labels: dict[str, int], answered: int) -> str | None:
+    """Whether labels are given about as often as to held-out posts, in a sentence; against the
+    training posts where no report tells of held-out ones, and None where neither is known.
+
+    A share has shifted by 5 points or more where that is more than four standard errors.
+    """
+    expected, posts = (
+        (job.held_out, job.held_out_posts) if job.held_out is not None else (job.training, 10**9)
+    )
+    what = "held-out posts" if job.held_out is not None else "training posts"
+    if expected is None or not answered:
+        return None
+    moved: list[tuple[float, str]] = []
+    for (label, count), before in zip(labels.items(), expected, strict=True):
+        share = count / answered
+        error = sqrt(before * (1 - before) / max(1, posts) + share * (1 - share) / answered)
+        if abs(share - before) > max(_SHIFTED, _ERRORS_OFF * error):
+            moved.append((abs(share - before), f"{shown(label)} {share:.0%} instead of {before:.0%}"))
+    if not moved:
+        return f"Labels are given about as often as to the {what}."
+    named = ", ".join(words for _, words in sorted(moved, reverse=True)[:_NAMED])
+    more = f" and {len(moved) - _NAMED} more" if len(moved) > _NAMED else ""
+    return (
+        f"Labels have shifted against the {what}: {named}{more}. These posts differ from those, so the scores"
+        " of the report may not hold: label some by hand and `emotion-train evaluate --file` them."
+    )
