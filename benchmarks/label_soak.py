@@ -74,7 +74,7 @@ def worker(arguments: argparse.Namespace) -> int:
             return super().start(packs, count)
 
     if arguments.scorer == "hash":
-        request.load_scorer = lambda asked, folders: Paced()
+        vars(request)["load_scorer"] = lambda asked, folders: Paced()
     if arguments.unconditional:
         leave_out_the_condition()
     return cli.main(arguments.words)
@@ -218,7 +218,7 @@ class Soak:
 
     @property
     def over(self) -> bool:
-        return self.tally.happened["kill"] >= self.arguments.kills or time.monotonic() > self.deadline
+        return bool(self.tally.happened["kill"] >= self.arguments.kills) or time.monotonic() > self.deadline
 
     def go(self) -> None:
         while not self.over:

@@ -28,7 +28,7 @@ def measure(rows: int) -> str:
     """One row of the table."""
     with tempfile.TemporaryDirectory(prefix="training-filter-") as name:
         folder = Path(name)
-        write_posts(folder / "posts.csv", rows, seed=0)
+        write_posts(folder / "posts.csv", rows, seed=0, targets="one")
         prepare(str(folder / "posts.csv"), str(folder / "data"))
         store = open_store(str(folder / "data"))
         index = read_index(store)
@@ -37,7 +37,7 @@ def measure(rows: int) -> str:
         made = filter_of_split(store, split, index.sha256())
         seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_before_s
         known_N2 = keys_of_file(folder / "posts.csv")
-        write_posts(folder / "others.csv", rows, seed=1)
+        write_posts(folder / "others.csv", rows, seed=1, targets="one")
         others_N2 = keys_of_file(folder / "others.csv")
         fresh_N2 = others_N2[~np.isin(others_N2[:, 0], known_N2[:, 0])]
         wrong = int(made.contains(fresh_N2).sum())

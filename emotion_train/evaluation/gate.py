@@ -183,7 +183,7 @@ def _ranks(first: int, rows: int) -> Iterator[int]:
 def _shortest(below: np.float32, lowest: np.float32) -> float:
     """The decimal of the fewest digits above `below` and not above `lowest`."""
     for digits in range(1, 8):
-        found = math.floor(float(lowest) * 10**digits) / float(10**digits)
+        found: float = math.floor(float(lowest) * 10**digits) / float(10**digits)
         if np.float32(found) > below and np.float32(found) <= lowest:
             return found
     return float(str(lowest))

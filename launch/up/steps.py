@@ -59,6 +59,10 @@ class Places:
         return f"{self.bucket}/{self.name}/exported/{self.run_id}"
 
     @property
+    def labelled_url(self) -> str:
+        return f"{self.bucket}/{self.name}/labelled"
+
+    @property
     def adapter(self) -> Path:
         return self.folder / "adapter"
 

@@ -254,9 +254,7 @@ def _next_lines(places: Places, *, exported: bool) -> list[str]:
         f"report   {places.adapter / 'report' / 'report.html'}",
         f'predict  emotion-train predict --adapter {places.adapter} "what a lovely mess"',
     ]
-    lines.append(
-        f"label    emotion-train label POSTS {places.bucket}/{places.name}/labelled --adapter {places.run_url}"
-    )
+    lines.append(f"label    emotion-train label POSTS {places.labelled_url} --adapter {places.run_url}")
     if exported:
         lines.append(f"serve    docs/guides/serve.md has the lines of vLLM for {places.export_url}")
     return lines

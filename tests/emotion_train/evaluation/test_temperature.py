@@ -73,7 +73,7 @@ class _Says:
         return self
 
     def predict(self, rows_N1: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self.predict_proba(rows_N1).argmax(axis=1)
+        return np.asarray(self.predict_proba(rows_N1).argmax(axis=1), np.int64)
 
     def predict_proba(self, rows_N1: NDArray[np.int64]) -> FloatArray:
         return self.prob_NC[np.asarray(rows_N1)[:, 0]]

@@ -22,6 +22,7 @@ from emotion_train.evaluation.predictions import (
     texts_from_parquet,
 )
 from emotion_train.evaluation.sets import SetCounts
+from emotion_train.evaluation.temperature import Tempered
 from emotion_train.model.facts import FACTS, WEIGHTS
 from emotion_train.report.schema import Report, SetFigures
 from emotion_train.runs.checkpoint import best_adapter
@@ -75,10 +76,10 @@ class Chosen:
 
     temperature = (2.0, 1.0, 0.5, 1.25)
 
-    def __call__(self, predictions: SetPredictions) -> temperature.Tempered:
+    def __call__(self, predictions: SetPredictions) -> Tempered:
         self.seen = predictions
         held_out_NC = temperature.divided(predictions.prob_NC, self.temperature, "several")
-        return temperature.Tempered(self.temperature, Difference(0.1, 0.05, 0.15), held_out_NC)
+        return Tempered(self.temperature, Difference(0.1, 0.05, 0.15), held_out_NC)
 
 
 def require_the_temperature_is_in_the_head(
