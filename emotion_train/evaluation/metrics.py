@@ -334,11 +334,18 @@ def resamples(rows_K: IntArray, samples: int, seed: int) -> Iterator[IntArray]:
 
 
 def f1_of_resample_SC(draws_SK: IntArray, truth_KC: BoolArray, predicted_KC: BoolArray) -> FloatArray:
-    """F1 of every label where each distinct (truth, prediction) was drawn so many times."""
-    draws_SK = draws_SK.astype(np.float64)  # BLAS has no integer product; counts below 2^53 stay exact
-    is_truth_KC, is_predicted_KC = truth_KC.astype(np.float64), predicted_KC.astype(np.float64)
-    both_SC = draws_SK @ (is_truth_KC * is_predicted_KC)
-    return ratio(2 * both_SC, draws_SK @ (is_truth_KC + is_predicted_KC))
+    """F1 of every label where each distinct (truth, prediction) was drawn so many times. A post has
+    few of 1,000 labels: only those are counted.
+    """
+    from scipy.sparse import csr_array
+
+    draws_KS = np.ascontiguousarray(draws_SK.T, np.float64)  # counts below 2^53 stay exact
+
+    def drawn_SC(is_in_KC: BoolArray) -> FloatArray:
+        return np.asarray((csr_array(is_in_KC, dtype=np.float64).T @ draws_KS).T)
+
+    both_SC = drawn_SC(truth_KC & predicted_KC)
+    return ratio(2 * both_SC, drawn_SC(truth_KC) + drawn_SC(predicted_KC))
 
 
 def _interval(scores_S: FloatArray) -> Interval:

@@ -16,7 +16,13 @@ from emotion_train.report.chance_pages import chance_sections
 from emotion_train.report.html_parts import bullets, fact_list, figure, page, section, table
 from emotion_train.report.notes import notes
 from emotion_train.report.plain import averages, plain_sentence
-from emotion_train.report.plots import confusion_plot, curves_plot, floors_plot, reliability_plot
+from emotion_train.report.plots import (
+    MOST_PLOTTED,
+    confusion_plot,
+    curves_plot,
+    floors_plot,
+    reliability_plot,
+)
 from emotion_train.report.post_pages import mislabelled_section, mistakes_section
 from emotion_train.report.schema import WORDS, AnyFigures, LabelFigures, Report, SetFigures, SplitFigures
 from emotion_train.report.set_pages import mistaken_section, together_section
@@ -175,10 +181,12 @@ def _confusion(report: Report, split: SplitFigures) -> str:
     order = sorted(range(len(report.labels)), key=lambda i: (-split.per_label[i].support, i))
     labels = [report.labels[i] for i in order]
     counts = [[split.confusion[i][j] for j in order] for i in order]
+    shown = labels[:MOST_PLOTTED]
+    of_all = f" Shown are the {len(shown)} most frequent labels." if len(shown) < len(labels) else ""
     plot = figure(
-        confusion_plot(labels, counts),
+        confusion_plot(shown, [row[: len(shown)] for row in counts[: len(shown)]], list(map(sum, counts))),
         "Posts by true label (row) and prediction (column), most frequent label first; stronger colour,"
-        " larger share of the row.",
+        f" larger share of the row.{of_all}",
     )
     wrong = [(count, i, j) for i, row in enumerate(counts) for j, count in enumerate(row) if i != j and count]
     worst = sorted(wrong, key=lambda item: (-item[0], item[1], item[2]))[:_CONFUSIONS]

@@ -14,6 +14,7 @@ from html import escape
 from emotion_train.report.schema import AnyFigures, Floor, ReliabilityBin, SetFloor
 from emotion_train.report.units import percent, short_count
 
+MOST_PLOTTED = 32  # labels of a square of pairs; of more, those that most posts have
 _LABEL_CHARACTERS = 24
 _CHARACTER = 6.7  # average width at 12 px, a little generous
 _NARROW = 360  # pixels of a plot that a telephone shows without making its letters smaller
@@ -76,10 +77,12 @@ def _span(low: float, high: float, css: str) -> str:
     return f'<u class="{css}" style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></u>'
 
 
-def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
-    """Counts of truth (rows) by prediction (columns); the colour is the share of the row."""
+def confusion_plot(labels: Sequence[str], confusion: Sequence[Sequence[int]], support: Sequence[int]) -> str:
+    """Counts of truth (rows) by prediction (columns); the colour is the share of the label's
+    `support`.
+    """
     words = f"Confusion matrix of {len(labels)} labels; the most frequent mistakes are listed below"
-    return pairs_plot(labels, confusion, [sum(row) for row in confusion], ("true label", "predicted"), words)
+    return pairs_plot(labels, confusion, support, ("true label", "predicted"), words)
 
 
 def pairs_plot(

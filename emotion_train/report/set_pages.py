@@ -7,11 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from emotion_train.report.html_parts import figure, section, table
-from emotion_train.report.plots import pairs_plot
+from emotion_train.report.plots import MOST_PLOTTED, pairs_plot
 from emotion_train.report.schema import SetFigures, SetLabelFigures
 from emotion_train.report.units import percent
 
-_PLOTTED = 32  # labels; of more, those that most posts have
 _LISTED = 12
 
 
@@ -84,4 +83,4 @@ def _plot(
 
 def _most_frequent(per_label: Sequence[SetLabelFigures]) -> list[str]:
     ordered: Iterable[SetLabelFigures] = sorted(per_label, key=lambda one: -one.support)
-    return [one.label for one in ordered][:_PLOTTED]
+    return [one.label for one in ordered][:MOST_PLOTTED]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,12 @@ from emotion_train.evaluation.metrics import (
     IntArray,
     bootstrap_macro_f1,
     confusion,
+    distinct_members,
     expected_calibration_error,
+    f1_of_resample_SC,
     log_loss,
     paired_bootstrap_macro_f1,
+    resamples,
     wilson_f1,
 )
 
@@ -220,6 +224,22 @@ def test_intervals_are_narrow_for_many_posts_and_labels() -> None:
     truth_N, predicted_N = skewed(1_000_000, 40, 0.6, seed=1)
     interval = bootstrap_macro_f1(truth_N, predicted_N, 40, samples=2000)
     assert interval.high - interval.low < 0.01
+
+
+def test_a_thousand_labels_take_the_memory_of_those_that_posts_have() -> None:
+    """A table of numbers of all posts by all labels would take 160 MB, and three are needed."""
+    truth_N, predicted_N = skewed(20_000, 1000, 0.6, seed=1)
+    (truth_KC, predicted_KC), rows_K = distinct_members(1000, truth_N, predicted_N)
+    (draws_SK,) = resamples(rows_K, 20, 1)
+    tracemalloc.start()
+    found_SC = f1_of_resample_SC(draws_SK, truth_KC, predicted_KC)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * truth_KC.nbytes
+    drawn_N = np.repeat(np.arange(len(rows_K)), draws_SK[7])
+    truth, predicted = (x_KC.argmax(axis=1)[drawn_N] for x_KC in (truth_KC, predicted_KC))
+    expected = sk.f1_score(truth, predicted, labels=range(1000), average=None, zero_division=0)
+    np.testing.assert_allclose(found_SC[7], expected)
 
 
 def test_resampling_nothing_is_refused() -> None:

@@ -367,6 +367,15 @@ def test_a_model_below_the_floor_is_said_to_be_worse() -> None:
     assert any(warning.startswith(f"The model does not beat the {TFIDF} floor") for warning in found.warnings)
 
 
+def test_the_page_of_many_labels_shows_those_that_most_posts_have_in_its_square() -> None:
+    found = report({"test": result(predictions(3000, 300, skill=1.0))})
+    page = render_html(found)
+    assert all(label in page for label in found.labels)  # the table has them all
+    assert "Shown are the 32 most frequent labels." in page
+    assert page.count('class="heat"') <= 32**2
+    assert len(page) < 1_000_000
+
+
 def test_a_model_equal_to_the_floor_is_not_said_to_beat_it() -> None:
     found = report({"test": result(predictions(), predictions())})
     assert found.verdict.outcome == "open"
