@@ -296,8 +296,8 @@ def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
 
 def _kept(columns: str | None, facts: AdapterFacts, marked: bool = False) -> list[str]:
     """What the columns that come along are called in the output."""
-    own = ("row", "text", _answer_name(facts.targets == "several"), *facts.labels)
-    own += (_MARK,) if marked else ()
+    mark = [_MARK] if marked else []
+    own = ["row", "text", _answer_name(facts.targets == "several"), *facts.labels, *mark]
     return [f"input_{name}" if name in own else name for name in _named(columns)]
 
 

@@ -61,16 +61,20 @@ def gate_figures(decision: Decision, splits: Mapping[str, AnyPredictions]) -> tu
     found = []
     for gate in decision.gates:
         label = None if gate.label is None else decision.labels.index(gate.label)
-        checks = {}
-        for name, predictions in splits.items() if gate.threshold is not None else ():
-            answers = answers_of(predictions, label)
-            accepted, right = answers.above(float(gate.threshold or 0))
-            asked = len(predictions.ids) if label is None else len(answers.right_N)
-            checks[name] = GateCheck(answers=asked, accepted=accepted, right=right)
+        checks: dict[str, GateCheck] = {}
+        if gate.threshold is not None:
+            checks = {name: _check(one, label, gate.threshold) for name, one in splits.items()}
         found.append(
             GateFigures(label=gate.label, precision=gate.precision, threshold=gate.threshold, checks=checks)
         )
     return tuple(found)
+
+
+def _check(predictions: AnyPredictions, label: int | None, threshold: float) -> GateCheck:
+    answers = answers_of(predictions, label)
+    accepted, right = answers.above(threshold)
+    asked = len(predictions.ids) if label is None else len(answers.right_N)
+    return GateCheck(answers=asked, accepted=accepted, right=right)
 
 
 def chance_sentences(

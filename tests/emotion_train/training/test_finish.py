@@ -74,24 +74,24 @@ def test_a_run_on_several_labels_publishes_its_decision_and_the_answers_that_its
 class Chosen:
     """Takes the place of `temper`, and remembers what it was shown."""
 
-    temperature = (2.0, 1.0, 0.5, 1.25)
+    numbers = (2.0, 1.0, 0.5, 1.25)
 
     def __call__(self, predictions: SetPredictions) -> Tempered:
         self.seen = predictions
-        held_out_NC = temperature.divided(predictions.prob_NC, self.temperature, "several")
-        return Tempered(self.temperature, Difference(0.1, 0.05, 0.15), held_out_NC)
+        held_out_NC = temperature.divided(predictions.prob_NC, self.numbers, "several")
+        return Tempered(self.numbers, Difference(0.1, 0.05, 0.15), held_out_NC)
 
 
 def require_the_temperature_is_in_the_head(
     folder: Path, report: Report, decision: Decision, files: dict[str, bytes], chosen: Chosen
 ) -> None:
-    assert decision.temperature == chosen.temperature
+    assert decision.temperature == chosen.numbers
     store = open_store(str(folder / "runs"))
     best = best_adapter(store, "tiny", read_log(store, "tiny"), print)
     assert best is not None
     trained, published = tensors_in(best[1]), tensors_in(files[f"adapter/{WEIGHTS}"])
     for name, tensor in trained.items():
-        divisor = torch.tensor(chosen.temperature)[:, None] if name.endswith("score.weight") else 1
+        divisor = torch.tensor(chosen.numbers)[:, None] if name.endswith("score.weight") else 1
         assert torch.equal(published[name], tensor / divisor), name
     by_split = {name: any_predictions_from_parquet(files[predictions_key(name)]) for name in report.splits}
     validation, test = by_split["validation"], by_split["test"]
@@ -112,7 +112,7 @@ def require_the_temperature_is_in_the_head(
     assert np.abs(test.prob_NC - raw).max() > 0.01
     figures = report.temperature
     assert figures is not None
-    assert (figures.temperature, figures.gain, figures.gain_low) == (chosen.temperature, 0.1, 0.05)
+    assert (figures.temperature, figures.gain, figures.gain_low) == (chosen.numbers, 0.1, 0.05)
     for name, prob_NC in (("validation", chosen.seen.prob_NC), ("test", np.array(raw))):
         truth_NC = (chosen.seen if name == "validation" else test).truth
         before, after = figures.splits[name].before, figures.splits[name].after
