@@ -174,7 +174,7 @@ def _doubts(predictions: Mapping[str, AnyPredictions]) -> tuple[tuple[Doubt, ...
     found = doubts(parts[0].joined(parts))  # type: ignore[arg-type]
     listed = zip(found.rows_D.tolist(), found.suggested_DC, found.score_D.tolist(), strict=True)
     chosen = tuple(
-        Doubt(*places[place], tuple(np.flatnonzero(suggested_C).tolist()), score)
+        Doubt(places[place][0], places[place][1], tuple(np.flatnonzero(suggested_C).tolist()), score)
         for (place, suggested_C, score), _ in zip(listed, range(_MOST_DOUBTED), strict=False)
     )
     return chosen, len(found.rows_D)

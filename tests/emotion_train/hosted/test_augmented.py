@@ -35,7 +35,7 @@ def test_a_training_weights_classes_by_real_posts(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, f"data.url={tmp_path / 'more'}", "loss.class_weights=0.5")
     with ExitStack() as stack:
         trainer = start_trainer(config, stack)
-        assert trainer.train_loader._weights_C.tolist() == class_weights((6, 60, 30, 12), 0.5).tolist()
+        assert trainer.train_loader.weights_C.tolist() == class_weights((6, 60, 30, 12), 0.5).tolist()
         batch = next(trainer.train_loader.steps(0))
     assert batch.bad_rows == 0
 

@@ -222,7 +222,7 @@ def test_averages_are_those_of_scikit_learn() -> None:
     expected = sk.classification_report(model.truth_N, model.predicted_N, output_dict=True, zero_division=0)
     for name, ours in (("macro avg", "macro average"), ("weighted avg", "weighted average")):
         wanted = [expected[name][field] for field in ("precision", "recall", "f1-score")]
-        assert averages(split)[ours] == pytest.approx(tuple(wanted))  # type: ignore[arg-type]
+        assert averages(split)[ours] == pytest.approx(tuple(wanted))
     assert "weighted average" in parsed(render_html(report({"test": result(model)}))).text
 
 
