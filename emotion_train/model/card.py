@@ -14,8 +14,8 @@ from typing import Any
 
 from emotion_train.bases.packaged import SMALL_MODEL, small_model
 from emotion_train.bases.public_names import is_path, public_base
+from emotion_train.config import Precision
 from emotion_train.data.targets import TargetKind
-from emotion_train.model.precision import Precision
 
 _DTYPES = {
     "fp32": "torch.float32",

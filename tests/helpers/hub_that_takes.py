@@ -57,7 +57,7 @@ class HubThatTakes:
         self._server.server_close()
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
-        raw = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        raw = _body(request)
         path = request.path.partition("?")[0]
         if path.startswith("/store/"):
             self._stored[path.rpartition("/")[2]] = raw
@@ -119,6 +119,18 @@ class HubThatTakes:
                 self.repos[repo][value["path"]] = data
         oid = f"{len(self.messages):040}"
         return 200, {"commitUrl": f"{self.endpoint}/{repo}/commit/{oid}", "commitOid": oid, "success": True}
+
+
+def _body(request: BaseHTTPRequestHandler) -> bytes:
+    """What was sent, also in chunks, as the client sends large files."""
+    if request.headers.get("Transfer-Encoding") != "chunked":
+        return request.rfile.read(int(request.headers.get("Content-Length") or 0))
+    parts = []
+    while size := int(request.rfile.readline(), 16):
+        parts.append(request.rfile.read(size))
+        request.rfile.readline()
+    request.rfile.readline()
+    return b"".join(parts)
 
 
 def _send(request: BaseHTTPRequestHandler, status: int, answer: Any) -> None:
