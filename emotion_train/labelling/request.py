@@ -257,7 +257,7 @@ def averaged(decisions: Sequence[Decision]) -> Decision:
     first = decisions[0]
     if len(decisions) == 1 or first.thresholds is None:
         return first
-    mean_C = np.mean([one.thresholds for one in decisions], axis=0).astype(np.float32)
+    mean_C = np.mean([one.thresholds or () for one in decisions], axis=0).astype(np.float32)
     return Decision(
         targets=first.targets, labels=first.labels, thresholds=tuple(float(str(one)) for one in mean_C)
     )

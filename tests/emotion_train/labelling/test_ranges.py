@@ -23,7 +23,7 @@ Row = tuple[int, str | None, str | None, str | None]
 
 def rows(path: Path, rows_of_a_unit: int, **reading: object) -> tuple[int, list[Row], int]:
     """Number of units, their rows, blank ones."""
-    told = Reading(columns=("n",), **reading)  # type: ignore[arg-type]
+    told = Reading(columns=("n",), **reading)
     source = find_source(str(path), told)
     files, units = plan_units(source, told, rows_of_a_unit)
     found: list[Row] = []
