@@ -17,7 +17,8 @@ import pytest
 from emotion_train.cli import main
 from emotion_train.errors import Preempted
 from emotion_train.evaluation.adapter import AdapterChoice, open_classifier
-from emotion_train.evaluation.decision import DECISION, Decision, Gate
+from emotion_train.evaluation.decision import DECISION, Decision
+from emotion_train.evaluation.gate import Gate
 from emotion_train.labelling import request as request_page
 from emotion_train.labelling.job import SUCCESS, read_job
 from emotion_train.labelling.leases import Board
