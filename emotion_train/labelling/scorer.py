@@ -122,7 +122,8 @@ class _OnDevice:
     def __enter__(self) -> None:
         self._began = time.perf_counter()
         if self._on_gpu:
-            self._from, self._to = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            event: Any = torch.cuda.Event
+            self._from, self._to = event(enable_timing=True), event(enable_timing=True)
             self._from.record()
 
     def __exit__(self, *exc: object) -> None:
