@@ -20,8 +20,8 @@ from emotion_train.evaluation.temperature import BeforeAndAfter, divided, temper
 from emotion_train.report.chances import chance_sentences, gate_figures, temperature_figures
 from emotion_train.report.pages import render_html
 from emotion_train.report.schema import Report, Scorecard
+from emotion_train.report.scorecard import Seen, build_scorecard
 from emotion_train.report.terminal import print_scorecard
-from tests.emotion_train.report import test_scorecard
 from tests.emotion_train.report.test_report import HOSTILE, parsed, predictions, printed, report, result
 from tests.helpers.scored_sets import scored
 
@@ -150,12 +150,12 @@ def test_a_scorecard_takes_posts_that_chose_the_temperature_out_of_fold(made: Ma
     )
 
     def card(chose: bool) -> Scorecard:
-        return test_scorecard.build_scorecard(
+        return build_scorecard(
             result(published),
             name="validation",
             labels=LABELS,
             train_counts=None,
-            seen=test_scorecard.Seen(),
+            seen=Seen(),
             remarks=(),
             samples=100,
             seed=1,
