@@ -259,7 +259,77 @@ MUTANTS = [
         "True",
         "tests/emotion_train/labelling/test_worker.py::test_leases_expire_by_the_clock_of_the_store",
     ),
+    # several labels, thresholds, figures
+    Mutant(
+        "labels that are two posts off are mended",
+        "emotion_train/data/label_sets.py",
+        "shared_out",
+        "plan.repair()",
+        "pass",
+        "tests/emotion_train/data/test_label_sets.py"
+        "::test_a_label_that_the_first_passes_leave_two_posts_off_is_mended",
+    ),
+    Mutant(
+        "hidden labels are told from wrong ones",
+        "emotion_train/data/target_values.py",
+        "_is_hidden",
+        "word.strip().upper() == 'NONE'",
+        "False",
+        "tests/emotion_train/data/test_prepare_targets.py"
+        "::test_labels_that_are_hidden_are_refused_by_what_they_are[several]",
+    ),
+    Mutant(
+        "an interval that holds 0 shows no difference",
+        "emotion_train/evaluation/comparison.py",
+        "judged",
+        " or paired.low <= 0 <= paired.high",
+        "",
+        "tests/emotion_train/evaluation/test_comparison.py"
+        "::test_an_interval_that_holds_0_shows_no_difference",
+    ),
+    Mutant(
+        "a post is counted by the labels that it has",
+        "emotion_train/evaluation/metrics.py",
+        "f1_of_resample_SC",
+        "drawn_SC(truth_KC & predicted_KC)",
+        "drawn_SC(predicted_KC)",
+        "tests/emotion_train/evaluation/test_metrics.py"
+        "::test_a_thousand_labels_take_the_memory_of_those_that_posts_have",
+    ),
     # hosted models
+    Mutant(
+        "an adapter's dollars come from labelling",
+        "emotion_train/hosted/own_answers.py",
+        "own_of_run",
+        "posts_per_second=labelling or training or None",
+        "posts_per_second=training or None",
+        "tests/emotion_train/test_benchmark.py::test_several_labels_are_answered_by_a_set",
+    ),
+    Mutant(
+        "the price of a training is that of its own device",
+        "emotion_train/hosted/own_answers.py",
+        "_price_of",
+        "_fact(report, 'identity', 'device') != device",
+        "False",
+        "tests/emotion_train/test_benchmark.py"
+        "::test_an_adapter_labels_at_the_training_s_price_where_it_has_the_same_device",
+    ),
+    Mutant(
+        "cut answers make later calls smaller",
+        "emotion_train/hosted/synthetic.py",
+        "_Series.heard",
+        "self.count //= 2",
+        "pass",
+        "tests/emotion_train/test_augment.py::test_cut_answers_make_a_label_s_later_calls_smaller",
+    ),
+    Mutant(
+        "a label whose answers are always cut is given up",
+        "emotion_train/hosted/synthetic.py",
+        "_Series.heard",
+        "0 if cut and all(cut) else",
+        "",
+        "tests/emotion_train/test_augment.py::test_a_label_whose_answers_are_always_cut_is_given_up",
+    ),
     Mutant(
         "a cap on dollars is not passed",
         "emotion_train/hosted/money.py",
