@@ -288,6 +288,23 @@ MUTANTS = [
         "::test_an_interval_that_holds_0_shows_no_difference",
     ),
     Mutant(
+        "an adapter of format 2 says what it answers with",
+        "emotion_train/model/facts.py",
+        "_refuse_later",
+        "facts.get('targets')",
+        "facts.get('targets', 'one')",
+        "tests/emotion_train/edges/test_damaged_documents.py"
+        "::test_an_adapter_that_does_not_say_what_it_answers_with_is_refused",
+    ),
+    Mutant(
+        "the figures of a report are of its labels",
+        "emotion_train/report/schema.py",
+        "Report._fits_its_targets",
+        "_require_labels(self.labels, self.splits.values())",
+        "pass",
+        "tests/emotion_train/report/test_several.py::test_figures_of_other_targets_are_refused",
+    ),
+    Mutant(
         "a post is counted by the labels that it has",
         "emotion_train/evaluation/metrics.py",
         "f1_of_resample_SC",

@@ -34,7 +34,7 @@ from emotion_train.config import LARGEST_MAX_LENGTH, load_config
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.edges.bounded import Unreadable, tensors_in, tensors_of_file
-from emotion_train.errors import EmotionTrainError
+from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.evaluation.decision import Decision, read_decision
 from emotion_train.model.built_kernels import unpack
 from emotion_train.model.facts import read_facts
@@ -459,6 +459,14 @@ def test_right_documents_are_read(tmp_path: Path) -> None:
     for case in _cases(tmp_path):
         if case.name != "base.json":
             assert case.holds(case.read(case.right)), case.name
+
+
+def test_an_adapter_that_does_not_say_what_it_answers_with_is_refused(tmp_path: Path) -> None:
+    """Else one of several labels would be answered by the highest probability."""
+    case = next(case for case in _cases(tmp_path) if case.name == "adapter/2")
+    without = {key: value for key, value in json.loads(case.right).items() if key != "targets"}
+    with pytest.raises(WrongRequest, match="this version knows one, several, shares"):
+        case.read(json.dumps(without).encode())
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -192,6 +192,10 @@ def test_figures_of_other_targets_are_refused(made: Report) -> None:
         Report.model_validate(several | {"targets": "one"})
     with pytest.raises(ValidationError, match="report/1 knows no targets 'several'"):
         Report.model_validate(several | {"schema_version": "emotion-train/report/1"})
+    with pytest.raises(ValidationError, match="per_label names other labels"):
+        Report.model_validate(several | {"labels": LABELS[::-1]})
+    with pytest.raises(ValidationError, match="the headline is of 'train', which was not scored"):
+        Report.model_validate(several | {"headline": "train"})
     one = report({"test": result(predictions())}).model_dump()
     with pytest.raises(ValidationError, match="figures are not those of targets 'several'"):
         Report.model_validate(one | {"targets": "several"})

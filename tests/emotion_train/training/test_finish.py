@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from emotion_train import api, cli
+from emotion_train.data.labels import MAX_LABELS
+from emotion_train.data.targets import TargetKind
 from emotion_train.edges.bounded import tensors_in
 from emotion_train.evaluation import temperature
 from emotion_train.evaluation.decision import DECISION, Decision
@@ -30,7 +32,34 @@ from emotion_train.runs.log import final_entry, read_log, read_part
 from emotion_train.runs.published import download
 from emotion_train.storage.open import open_store
 from tests.helpers.other_targets import tiny_folder
+from tests.helpers.target_data import having, write_targets
+from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import tiny_words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["one", "several"])
+def test_a_thousand_labels_go_through_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: TargetKind
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    causal_checkpoint(tmp_path / "base", "llama")
+    labels = [f"label {number:03}" for number in range(MAX_LABELS)]
+    assert len(labels) == 1000
+    other = 7 if kind == "several" else 1
+    splits = {
+        split: [
+            (f"post {number} of {split}", having(*sorted({number % 1000, number * other % 1000})))
+            for number in range(posts)
+        ]
+        for split, posts in (("train", 2000), ("validation", 1000), ("test", 1000))
+    }
+    write_targets(str(tmp_path / "data"), kind, splits, tmp_path, labels)
+    words = tiny_words(tmp_path, "train.epochs=1", "train.global_batch_size=500", "report.floor_max_rows=1")
+    assert cli.main(["train", *words]) == 0
+    pages = list((tmp_path / "runs").rglob("report.html"))
+    assert pages
+    assert max(path.stat().st_size for path in pages) < 3_000_000
 
 
 def test_a_run_on_several_labels_publishes_its_decision_and_the_answers_that_its_report_counts(
