@@ -25,8 +25,8 @@ _MADE_BY = "This page is made by `python docs/scripts/reference.py`; change the 
 _EVERYWHERE = {"--help", "--traceback"}
 # what the table of the programs' help has no room for
 _MORE = {
-    "0": "What was asked for is done; from `train`, `run` and `benchmark` it means that the result is"
-    " stored.",
+    "0": "What was asked for is done; from `train`, `run`, `label`, `benchmark` and `augment` it means that"
+    " the result is stored.",
     "1": "With a sentence where the cause is known, and else one that says where the traceback is; also where"
     " the store did not answer for `run.start_timeout_s` or `run.publish_timeout_s`. The same command"
     " resumes the run.",

@@ -34,6 +34,8 @@ FIRST = (
     "guides/settings.md",
     "guides/bases.md",
     "guides/predict-and-evaluate.md",
+    "guides/report.md",
+    "guides/probabilities.md",
     "guides/results-of-a-run.md",
     "guides/resume-and-recover.md",
     "guides/troubleshooting.md",
