@@ -272,7 +272,8 @@ class Soak:
                     self.tally.rewritten.append(f"{self.store.url}/{info.key}")
                     self.seen[info.key] = info
 
-    def audit(self) -> None:
+    def audit(self, whole: bool = True) -> None:
+        """Read all parts; `whole` where every post has to be in them."""
         import pyarrow.parquet as pq
 
         counts: Counter[str] = Counter()
@@ -285,7 +286,8 @@ class Soak:
         wanted = {str(number) for number in range(self.arguments.posts)}
         self.tally.posts += len(counts)
         self.tally.attempts += sum(1 for _ in self.store.list("leases/"))
-        self.tally.missing += [f"{self.store.url}: {one}" for one in sorted(wanted - counts.keys())[:5]]
+        if whole:
+            self.tally.missing += [f"{self.store.url}: {one}" for one in sorted(wanted - counts.keys())[:5]]
         self.tally.doubled += [f"{self.store.url}: {one}" for one, many in counts.items() if many > 1][:5]
         success = self.store.find("_SUCCESS.json")
         if success is not None and (success.modified or math.inf) < newest:
@@ -335,7 +337,9 @@ def main() -> int:
         try:
             soak.go()
         except KeyboardInterrupt:
-            print("ended early; the job at work is not audited", file=sys.stderr)
+            print("ended early; of the job at work the parts that there are were audited", file=sys.stderr)
+            soak.note()
+            soak.audit(whole=False)
         finally:
             for one in soak.workers:
                 with suppress(ProcessLookupError):

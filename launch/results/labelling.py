@@ -85,17 +85,13 @@ def status_of(job: Job, board: Board, leases: Sequence[dict[str, Any]]) -> Statu
         for unit, info in board.parts.items()
         if (since := info.modified) is not None and since > board.now - _RECENT_S
     }
+    at_work = [unit for unit in board.left if board.is_leased(unit)]
     began = min(
-        [
-            *(one.first for unit, one in board.leases.items() if unit in recent),
-            *(one.first for one in board.leases.values() if one.first > board.now - _RECENT_S),
-        ],
-        default=board.now,
+        (board.leases[unit].first for unit in [*recent, *at_work] if unit in board.leases), default=board.now
     )
     span = min(_RECENT_S, board.now - began)
     pace = sum(rows[unit] or mean for unit in recent) / span if recent and span > 0 else None
     posts_left = sum(rows[unit] or mean for unit in board.left)
-    at_work = [unit for unit in board.left if board.is_leased(unit)]
     seconds_left = posts_left / pace if pace else None
     prices = [
         float(one["usd_per_hour"]) for one in leases if isinstance(one.get("usd_per_hour"), int | float)
