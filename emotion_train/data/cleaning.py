@@ -269,7 +269,8 @@ class Cleaner:
         if batch.weights is not None:
             found[WEIGHT] = weights_of(batch.weights)
             refuse("bad_weight", np.isnan(found[WEIGHT]))
-        for name, column in zip(self._rules.kept, batch.kept.values(), strict=True):
+        kept = batch.kept.values() if self._rules.kept else ()  # else they are no part of the data set
+        for name, column in zip(self._rules.kept, kept, strict=True):
             found[kept_name(name)] = _without_breaks(_decode_strictly(column)[0])
         if batch.annotators is not None:
             names = pc.fill_null(batch.annotators, b"")

@@ -62,7 +62,7 @@ class TrainingPosts:
             for group in range(len(split.row_groups)):
                 reader.ask(range(group, min(group + 8, len(split.row_groups))))
                 rows = reader.rows(group)
-                for post_id, text, target, weight, _ in zip(*rows, strict=True):
+                for post_id, text, target, weight, *_ in zip(*rows, strict=True):
                     if text and target is not None:
                         ids.append(post_id)
                         texts.append(text)

@@ -50,7 +50,7 @@ def too_sure(kind: TargetKind, planted: Any, rows: int = ROWS, seed: int = 0) ->
     ("kind", "planted"), [("one", 2.5), ("shares", 2.5), ("one", 0.4), ("several", (2.5, 0.5, 1.7, 4.0))]
 )
 def test_a_planted_temperature_comes_back_within_3_percent(kind: TargetKind, planted: Any) -> None:
-    posts = too_sure(kind, np.asarray(planted), rows=8000)
+    posts = too_sure(kind, np.asarray(planted), rows=20_000)
     found = temper(posts)
     assert found.temperature is not None
     np.testing.assert_allclose(found.temperature, np.atleast_1d(planted), rtol=0.03)

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,7 +188,7 @@ def test_hostile_names_labels_and_texts_stay_text(folder: Path, tmp_path: Path) 
     for name in ("one", "other"):
         pulled = _pulled(folder, "low-seed-1" if name == "one" else "high-seed-1", tmp_path / name)
         document = json.loads((pulled / "report.json").read_text())
-        document["labels"][0] = document["splits"]["test"]["per_label"][0]["label"] = hostile
+        _rename(document, hostile)
         document["identity"]["run_id"] = f"{name}{hostile}"
         (pulled / "report.json").write_text(json.dumps(document))
         raw = (pulled / "predictions_test.parquet").read_bytes()
@@ -201,6 +202,13 @@ def test_hostile_names_labels_and_texts_stay_text(folder: Path, tmp_path: Path) 
 
 
 # --- how runs are named ---
+
+
+def _rename(document: Any, label: str) -> None:
+    """Another name for the first label of a report."""
+    document["labels"][0] = label
+    for figures in document["splits"].values():
+        figures["per_label"][0]["label"] = label
 
 
 def _pulled(folder: Path, run_id: str, to: Path) -> Path:
@@ -334,7 +342,7 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(
     if change == "truth":
         truth_N[0] = (truth_N[0] + 1) % 3
     if change == "labels":
-        document["labels"][0] = "calmer"
+        _rename(document, "calmer")
     if change == "schema":
         document["schema_version"] = "emotion-train/other/1"
     if change == "later":
@@ -384,8 +392,9 @@ def test_labels_in_another_order_are_brought_into_one(folder: Path, tmp_path: Pa
     document = json.loads((pulled / "report.json").read_text())
     own = predictions_from_parquet((pulled / "predictions_test.parquet").read_bytes())
     document["labels"].reverse()
-    figures = document["splits"]["test"]
-    figures["confusion"] = [row[::-1] for row in figures["confusion"][::-1]]
+    for figures in document["splits"].values():
+        figures["per_label"].reverse()
+        figures["confusion"] = [row[::-1] for row in figures["confusion"][::-1]]
     turned = type(own)(own.ids, 2 - own.truth_N, 2 - own.predicted_N, own.prob_NC[:, ::-1])
     (pulled / "report.json").write_text(json.dumps(document))
     (pulled / "predictions_test.parquet").write_bytes(predictions_to_parquet(turned, document["labels"]))
