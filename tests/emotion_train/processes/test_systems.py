@@ -49,6 +49,7 @@ def test_posts_are_prepared_without_unix(tmp_path: Path) -> None:
     assert read_index(open_store(str(tmp_path / "data"))).labels == tuple(sorted(SIZES))
 
 
+@pytest.mark.slow
 def test_posts_are_labelled_without_unix(tmp_path: Path) -> None:
     base = read_config(str(causal_checkpoint(tmp_path / "base", "llama")))
     model, info = build_classifier(base, "fp32", 2, LoraSection(r=2), 0, torch.device("cpu"))
