@@ -420,6 +420,12 @@ class Dataset(_Part):
         description="The index's account of the source and of what cleaning did."
     )
 
+    @model_validator(mode="after")
+    def _counts_the_labels_of_each_split(self) -> Dataset:
+        if self.rows.keys() != self.label_counts.keys():
+            raise ValueError("rows and label_counts are of other splits")
+        return self
+
 
 class Verdict(_Part):
     """`sentence` about macro-F1 on the headline split against its strongest floor."""

@@ -268,7 +268,9 @@ def _microbatches(request: Request, work: Work, kind: GpuKind, layout: Layout) -
     """The largest that fits, cut to what a GPU's share of a step can fill; where it is cut by the
     memory, also that with recomputation, unless the config says which.
     """
-    share = max(sum(posts) for step in work.shares(layout.gpus) for posts in step)
+    # a worker that labels shares no step with the others
+    among = layout.gpus if work.labelled_posts is None else 1
+    share = max(sum(posts) for step in work.shares(among) for posts in step)
     most, asked = tokens_to_fill(share, request.max_length), request.gradient_checkpointing
     for again in (False, True) if asked is None else (asked,):
         found = largest_microbatch(

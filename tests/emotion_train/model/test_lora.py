@@ -541,7 +541,6 @@ def test_the_facts_say_what_a_post_is_answered_with(plain: str, tmp_path: Path) 
     [
         ({"format": "emotion-train/adapter/1", "targets": None}, "one"),
         ({"format": "emotion-train/adapter/1", "targets": "several"}, "one"),
-        ({"targets": None}, "one"),
         ({"targets": "shares"}, "shares"),
     ],
 )
