@@ -34,8 +34,9 @@ _MORE = {
     " no such bucket). The same command would end so again.",
     "33": "The machine was about to be taken. SkyPilot starts it again by itself"
     " (`recover_on_exit_codes: [33]`).",
-    "34": "The other writer trains on, and this process has overwritten nothing"
-    " ([two writers](../guides/resume-and-recover.md#two-writers)).",
+    "34": "Do nothing: the other writer trains on, and this process has overwritten nothing."
+    " `emotion-launch show OUTPUT_URL/RUN_ID` tells who owns the run. Where that one is dead, start the run"
+    " once more; it takes it over ([two writers](../guides/resume-and-recover.md#two-writers)).",
 }
 
 
