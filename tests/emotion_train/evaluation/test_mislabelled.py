@@ -84,9 +84,7 @@ def test_cleanlab_ranks_posts_with_several_labels_alike() -> None:
     filters = pytest.importorskip(
         "cleanlab.multilabel_classification.filter", reason="cleanlab is not installed"
     )
-    from cleanlab.multilabel_classification.rank import (  # type: ignore[import-not-found,unused-ignore]
-        get_label_quality_scores,
-    )
+    from cleanlab.multilabel_classification.rank import get_label_quality_scores
 
     model = of_sets()
     lists = [np.flatnonzero(row).tolist() for row in model.truth_NC]

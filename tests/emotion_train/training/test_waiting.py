@@ -40,9 +40,13 @@ from tests.helpers.tiny_runs import job_of, start_trainer, tiny_config, tiny_wor
 
 
 @pytest.fixture(scope="module")
-def posts_url(s3: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A prepared data set in a bucket."""
+def bucket(s3: LocalS3) -> None:
     s3.create_bucket("outage")
+
+
+@pytest.fixture(scope="module")
+def posts_url(bucket: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A prepared data set in a bucket."""
     prepare(str(write_posts(tmp_path_factory.mktemp("posts"))), "s3://outage/posts")
     return "s3://outage/posts"
 
@@ -55,7 +59,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def proxy(s3: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(s3: LocalS3, bucket: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     with FaultProxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
