@@ -42,7 +42,7 @@ _MAX_BYTES = 16 << 20  # a gate for each label and precision takes 100 bytes
 
 
 class Gain(FrozenModel):
-    """By how much a temperature lowers the log loss of validation posts that did not choose it, in
+    """How much a temperature lowers the log loss of validation posts that did not choose it, in
     nats a post, with the paired 95 % interval; less than 0 where it costs.
     """
 

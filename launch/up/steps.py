@@ -20,7 +20,6 @@ from emotion_train.runs.published import safe_targets
 from emotion_train.storage.open import open_store
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,5 @@ def is_pulled(final: Entry, folder: Path) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

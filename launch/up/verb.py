@@ -83,9 +83,9 @@ def up(arguments: argparse.Namespace) -> int:
 
 
 def _steps(arguments: argparse.Namespace) -> Steps:
-    for option, values in (("data.url", "--bucket"), ("run.output_url", "--bucket")):
-        if any(word.startswith(f"{option}=") for word in arguments.overrides):
-            raise WrongRequest(f"{option} follows from {values} and --name; leave it out.")
+    for key in ("data.url", "run.output_url"):
+        if any(word.startswith(f"{key}=") for word in arguments.overrides):
+            raise WrongRequest(f"{key} follows from --bucket and --name; leave it out.")
     if arguments.max_usd is not None and not 0 < arguments.max_usd < float("inf"):
         raise WrongRequest(f"--max-usd is {arguments.max_usd:g}; give a number of dollars above 0.")
     if not arguments.local and _is_out_of_reach(arguments.bucket):
