@@ -12,7 +12,6 @@ was before; what that changes is measured on validation posts where this machine
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from dataclasses import dataclass
 from math import prod
@@ -25,6 +24,7 @@ from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, add_base_argument, positive
 from emotion_train.model.facts import WEIGHTS, AdapterFacts
 from emotion_train.progress import ProgressLine
+from emotion_train.storage.document import file_sha256
 from emotion_train.storage.open import open_store
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class _Prepared:
             "config.json": config_json(found, decision, pad_id, dtype),
         }
         facts = ExportFacts(
-            adapter_sha256=_sha256(folder / WEIGHTS),
+            adapter_sha256=file_sha256(folder / WEIGHTS),
             base=public_base(adapter.base),
             base_weights_sha256=adapter.base_weights_sha256,
             dtype=dtype,
@@ -226,11 +226,6 @@ def _refuse_rounded(found: BaseConfig, dtype: Literal["bf16", "fp32"]) -> None:
             f"The base {staged.store.url} was rounded to bfloat16 when it was staged, and --dtype is fp32;"
             f" type --dtype bf16, or --base {staged.index.source}."
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _change(

@@ -27,7 +27,7 @@ from emotion_train.evaluation.predictions import (
 )
 from emotion_train.hosted.answers import digest_of, read_or_none
 from emotion_train.hosted.rows import Rows
-from emotion_train.storage.document import Manifest
+from emotion_train.storage.document import Manifest, file_sha256
 from emotion_train.storage.store import Store
 
 _TIMED_ALONE = 30  # posts, one after the other
@@ -155,7 +155,6 @@ def own_of_adapter(chosen: Any, rows: Rows, store: Store) -> OwnAnswers:
     models; read back where it was stored. Raises as `open_classifier`, and `WrongRequest` for other
     labels.
     """
-    import hashlib
     from dataclasses import replace
 
     from emotion_train.model.facts import WEIGHTS, read_facts
@@ -165,8 +164,7 @@ def own_of_adapter(chosen: Any, rows: Rows, store: Store) -> OwnAnswers:
     facts = read_facts(folder)
     if set(facts.labels) != set(rows.labels):
         raise WrongRequest(f"The adapter {chosen.adapter} has other labels than {rows.data_url}.")
-    with (folder / WEIGHTS).open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = file_sha256(folder / WEIGHTS)
     key = f"own/{digest_of(weights, chosen.precision, rows.split, rows.ids)}.json"
     if (stored := read_or_none(OwnAnswers, store, key)) is not None:
         return stored

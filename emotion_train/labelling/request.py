@@ -6,7 +6,6 @@ is left of it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import socket
@@ -41,7 +40,7 @@ from emotion_train.processes.notices import PreemptionWatch, hold_seconds
 from emotion_train.report.schema import Report
 from emotion_train.runs.adapter_cache import find_adapter
 from emotion_train.runs.published import REPORT
-from emotion_train.storage.document import version_of
+from emotion_train.storage.document import file_sha256, version_of
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.patience import Patience, until_it_answers
@@ -267,18 +266,13 @@ def _identity(name: str, folder: Path, facts: AdapterFacts) -> AdapterIdentity:
     decision = folder / DECISION
     return AdapterIdentity(
         name=name.rstrip("/").rpartition("/")[2],
-        weights_sha256=_sha256(folder / WEIGHTS),
+        weights_sha256=file_sha256(folder / WEIGHTS),
         base=facts.base,
         base_weights_sha256=facts.base_weights_sha256,
         tokenizer_sha256=facts.tokenizer_sha256,
         max_length=facts.max_length,
-        decision_sha256=_sha256(decision) if decision.is_file() else None,
+        decision_sha256=file_sha256(decision) if decision.is_file() else None,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_scorer(request: Request, folders: Sequence[Path]) -> Scorer:

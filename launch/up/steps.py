@@ -8,7 +8,6 @@ the same command resumes where any machine stopped.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from emotion_train.command_line import LAUNCH, TRAIN
 from emotion_train.errors import WrongRequest
 from emotion_train.runs.log import Entry, read_log, smoke_id
 from emotion_train.runs.published import safe_targets
+from emotion_train.storage.document import file_sha256
 from emotion_train.storage.open import open_store
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
@@ -131,11 +131,6 @@ def is_pulled(final: Entry, folder: Path) -> bool:
     return all(
         (path := folder / target).is_file()
         and path.stat().st_size == part.bytes
-        and _sha256(path) == part.sha256
+        and file_sha256(path) == part.sha256
         for part, target in safe_targets(final)
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
