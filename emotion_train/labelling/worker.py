@@ -79,10 +79,12 @@ class Pace:
     others: int = 0  # units whose part another worker was quicker with
     waiting_s: float = 0.0
     began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.began
+        """From the worker's start to its end, or until now."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.began
 
 
 class Worker:
@@ -144,6 +146,7 @@ class Worker:
         finally:
             self._end()
             self.left = self.leases.release_all()
+            self.pace.ended = time.monotonic()
 
     def _end(self) -> None:
         self._ended.set()

@@ -62,6 +62,7 @@ def test_a_worker_waits_for_its_own_last_part_alone(tmp_path: Path) -> None:
     thread.join(60)
     assert not thread.is_alive()
     assert worker.pace.units == 3
+    assert worker.pace.ended is not None
 
 
 def test_several_workers_share_a_job(bucket_url: str, tmp_path: Path) -> None:
