@@ -37,14 +37,13 @@ def require_fp8(config: Config, base: BaseConfig, engine: Kind, device: torch.de
     from emotion_train.model.head import require_float8
     from emotion_train.sizing.memory import is_fused
     from emotion_train.sizing.shape import Shape
-    from emotion_train.training.engines import shards_weights
 
     if config.model.precision != "fp8":
         return
-    if shards_weights(engine):
+    if engine == "DeepSpeed ZeRO-3":
         raise WrongRequest(
-            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give"
-            " --config_file accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
+            f"model.precision is fp8 and {engine} computes by transformers' modules, which know no fp8: give"
+            " --config_file accelerate_configs/multi_gpu_fsdp2_qlora.yaml, or model.precision=bf16."
         )
     require_float8(device, is_fused(Shape.of(base.text.to_dict()), "fp8"))
 
@@ -192,8 +191,11 @@ def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
             tell=tell,
             patience_s=config.run.start_timeout_s,
         )
-    if config.model.decoder == "fused" and not cut:
-        model.fuse()
+    if config.model.decoder == "fused":
+        if not cut:
+            model.fuse()
+        elif job.engine == "FSDP2":
+            model.fuse_cut(job.accelerator.device)
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, base
