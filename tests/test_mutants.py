@@ -39,6 +39,15 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "a cut base's neighbouring blocks lie in two buffers",
+        "emotion_train/model/gathered.py",
+        "GatheredBlocks.cut",
+        "self._buffers[number % 2]",
+        "self._buffers[0]",
+        "tests/emotion_train/model/test_gathered.py::"
+        "test_a_block_is_whole_however_the_passes_follow_each_other",
+    ),
     # the report's posts, corrections, slices, push
     Mutant(
         "no text is in a report that shows none",
