@@ -150,7 +150,7 @@ def train(
         config = config_on_gpu(config, accelerator.device, say if ranks.is_main else say_nothing)
         base, tokenizer = start.everywhere("the base", config.model.base, lambda: _look_at_base(config))
         require_fp8(config, base, engine, accelerator.device)
-        require_host(config, base, len(index.labels), accelerator.device)
+        require_host(config, base, len(index.trained_labels), accelerator.device)
         settle_for = partial(
             settle,
             config,

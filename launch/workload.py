@@ -165,7 +165,7 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
 
     Raises `WrongRequest` for a base that the trainer would refuse.
     """
-    train, most = index.split("train"), config.data.max_length
+    train, most = index.training, config.data.max_length
     estimate = None
     if tokens_per_post is not None:
         whole = [round(tokens_per_post)]
@@ -181,7 +181,7 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
         epochs=config.train.epochs,
         global_batch_size=config.train.global_batch_size,
         lengths=tuple(min(most, max(1, length)) for length in whole),
-        labels=len(index.labels),
+        labels=len(index.trained_labels),
         max_length=most,
         cut=None if known is None else Cut.of(known, most),
         cut_is_estimated=tokens_per_post is not None or estimate is not None,

@@ -47,6 +47,33 @@ MUTANTS = [
         "self._buffers[0]",
         "tests/emotion_train/model/test_gathered.py::"
         "test_a_block_is_whole_however_the_passes_follow_each_other",
+    # auxiliary posts
+    Mutant(
+        "a label that a post's source does not know is no part of its softmax",
+        "emotion_train/model/loss.py",
+        "weighted_loss_sum",
+        "if masked:",
+        "if False:",
+        "tests/emotion_train/training/test_trainer.py::"
+        "test_so_it_is_with_auxiliary_posts_whose_sources_know_some_of_the_labels",
+    ),
+    Mutant(
+        "a text that is scored is no auxiliary post",
+        "emotion_train/data/auxiliary.py",
+        "AuxiliaryPosts._staying",
+        "new_N = ~np.isin(rows.column('key0').to_numpy(), taken)",
+        "new_N = np.ones(len(rows), bool)",
+        "tests/emotion_train/data/test_auxiliary_posts.py::"
+        "test_a_text_that_stands_elsewhere_is_no_auxiliary_post_and_of_its_own_rows_the_mean_stays",
+    ),
+    Mutant(
+        "held-out posts are scored by the labels that are published",
+        "emotion_train/model/head.py",
+        "TrainedRows.forward",
+        "if self.training:",
+        "if True:",
+        "tests/emotion_train/training/test_auxiliary_run.py::"
+        "test_what_is_published_knows_the_main_labels_alone_and_answers_as_its_report_says",
     ),
     # the report's posts, corrections, slices, push
     Mutant(

@@ -189,6 +189,23 @@ class EmotionClassifier(nn.Module):
         return logits_NC
 
 
+class TrainedRows(nn.Linear):
+    """A head with rows for `main` labels and, behind them, for auxiliary ones: all have logits in
+    training, and outside of it the main labels alone, as of the head that is published.
+    """
+
+    def __init__(self, whole: nn.Linear, main: int) -> None:
+        super().__init__(whole.in_features, whole.out_features, whole.bias is not None, device="meta")
+        self.weight, self.bias = whole.weight, whole.bias
+        self.main = main
+
+    def forward(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return super().forward(hidden_NH)
+        bias = None if self.bias is None else self.bias[: self.main]
+        return nn.functional.linear(hidden_NH, self.weight[: self.main], bias)
+
+
 def init_head(classifier: nn.Module, seed: int) -> None:
     """Fill the head with N(0, 0.02), the same for one seed on every device and rank, whatever else
     drew random numbers.

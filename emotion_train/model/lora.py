@@ -27,7 +27,7 @@ from emotion_train.model.card import CardFacts, model_card
 from emotion_train.model.dropout import Current, PostDropout, product_number
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts, read_facts
 from emotion_train.model.fused import ADAPTER
-from emotion_train.model.head import EmotionClassifier, generator, init_head
+from emotion_train.model.head import EmotionClassifier, TrainedRows, generator, init_head
 from emotion_train.model.load import BaseConfig, BaseInfo, Tell, load_base, read_config, tell_nobody
 from emotion_train.model.precision import Precision, import_bitsandbytes_quickly
 from emotion_train.sizing.shape import target_names
@@ -49,17 +49,22 @@ def build_classifier(
     seed: int,
     device: torch.device | str,
     *,
+    auxiliary: int = 0,
     to_be_sharded: bool = False,
     tell: Tell = tell_nobody,
     patience_s: float = 0.0,
 ) -> tuple[EmotionClassifier, BaseInfo]:
-    """The base on `device` with a fresh head and adapter: what a run starts from. `to_be_sharded`
-    and `patience_s` as in `load_base`.
+    """The base on `device` with a fresh head and adapter: what a run starts from. The last
+    `auxiliary` of the labels are those of training alone. `to_be_sharded` and `patience_s` as in
+    `load_base`.
     """
     network, info = load_base(
         base, precision, num_labels, device, to_be_sharded=to_be_sharded, tell=tell, patience_s=patience_s
     )
     init_head(network, seed)
+    if auxiliary:
+        head: Any = network.score
+        network.score = TrainedRows(head, num_labels - auxiliary)
     return EmotionClassifier(attach_lora(network, lora, seed), precision), info
 
 
@@ -191,6 +196,15 @@ def with_temperature(
             if name.endswith(ending):
                 found[name] = tensor / divisor
     return found
+
+
+def of_main_labels(state: Mapping[str, torch.Tensor], labels: int) -> dict[str, torch.Tensor]:
+    """The state whose head has the first so many rows, those of the labels that are published."""
+    heads = (".score.weight", ".score.bias")
+    return {
+        name: tensor[:labels].contiguous() if name.endswith(heads) else tensor
+        for name, tensor in state.items()
+    }
 
 
 # --- the folder ---

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from emotion_train.data.index import Index
     from emotion_train.data.lengths import Cut, Lengths
     from emotion_train.evaluation.decision import Decision
     from emotion_train.evaluation.predictions import AnyPredictions
@@ -39,6 +40,7 @@ T = TypeVar("T")
 # the fields of a checkpoint's progress that a report takes as they are
 _MEASURED = ("computed_tokens", "train_seconds", "evaluation_seconds", "saves", "stall_seconds")
 _COUNTED_POSTS = 20_000  # of the training split, whose lengths the report has
+_LABELS_SHOWN = 30
 _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
 
 
@@ -253,7 +255,7 @@ def _score_splits(
     tempered = job.ranks.only_on_main(lambda: temper(_there(chose).predictions))
     temperature = job.ranks.from_main(None if tempered is None else tempered.temperature)
     if temperature is not None:
-        adapter = with_temperature(adapter, temperature)
+        adapter = with_temperature(adapter, _of_all_rows(temperature, job.index))
         trainer.engine.load_adapter(adapter)
     decision: Decision | None = None
     results: dict[str, AnyResult] = {}
@@ -276,6 +278,15 @@ def _score_splits(
             )
     posts = sum(job.index.split(name).rows for name in names)
     return HeldOut(results, cuts, decision, posts / seconds if seconds else None, changed, adapter)
+
+
+def _of_all_rows(temperature: tuple[float, ...], index: Index) -> tuple[float, ...]:
+    """The temperature of the whole head: where each label has one, rows of auxiliary labels have
+    1.
+    """
+    if len(temperature) < len(index.labels):  # one for all
+        return temperature
+    return (*temperature, *(1.0 for _ in index.trained_labels[len(index.labels) :]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,7 +349,7 @@ def _train_lengths(job: Job) -> Lengths:
     from emotion_train.data.lengths import Lengths
     from emotion_train.data.reader import sample_texts
 
-    split = job.index.split("train")
+    split = job.index.training
     texts = sample_texts(job.data_store, split, _COUNTED_POSTS, data_patience_s(job.config))
     return Lengths.of(len(ids) for ids in job.tokenizer.encode_whole(texts[:_COUNTED_POSTS]))
 
@@ -349,7 +360,7 @@ def _training_filter(job: Job) -> bytes:
     from emotion_train.data.text_filter import filter_of_split
     from emotion_train.progress import ProgressLine
 
-    train, patience_s = job.index.split("train"), data_patience_s(job.config)
+    train, patience_s = job.index.training, data_patience_s(job.config)
     with ProgressLine("filter of the training posts", train.rows, "posts") as line:
         made = filter_of_split(job.data_store, train, job.index.sha256(), patience_s, line.update)
     return made.to_bytes()
@@ -415,7 +426,7 @@ def _build_report(
         seed=job.config.run.seed,
         decision=held_out.decision,
         tempered=held_out.tempered,
-        remarks=[*_left_out(job), *bad_rows, *claimed.remarks],
+        remarks=[*_left_out(job), *_auxiliary(job), *bad_rows, *claimed.remarks],
         losses=[LossPoint(step=step, loss=loss) for step, loss in curve.points(progress)],
         chosen=chosen,
         texts=texts,
@@ -431,7 +442,7 @@ def _build_report(
 def _left_out(job: Job) -> list[str]:
     """What the config left out of data and steps: figures of such a run are those of a part."""
     config, whole = job.config, job.index.whole
-    posts, all_posts = job.index.split("train").rows, whole.split("train").rows
+    posts, all_posts = job.index.training.rows, whole.training.rows
     words = []
     if posts < all_posts:
         words.append(
@@ -445,6 +456,18 @@ def _left_out(job: Job) -> list[str]:
     return words
 
 
+def _auxiliary(job: Job) -> list[str]:
+    """What was trained on beside the posts that the figures count."""
+    if (auxiliary := job.index.auxiliary) is None:
+        return []
+    names, shown = auxiliary.labels, ", ".join(auxiliary.labels[:_LABELS_SHOWN])
+    labels = f"the labels {shown}{', …' if len(names) > _LABELS_SHOWN else ''} and " if names else ""
+    return [
+        f"Beside the training posts {auxiliary.split.rows:,} auxiliary posts were trained on, of {labels}of"
+        " several labels; no figure counts them."
+    ]
+
+
 def _save_adapter(
     job: Job,
     trainer: Trainer,
@@ -455,7 +478,7 @@ def _save_adapter(
     """Write the adapter's folder, with the decision beside the adapter."""
     from emotion_train.evaluation.decision import DECISION
     from emotion_train.model.facts import AdapterFacts
-    from emotion_train.model.lora import save_adapter
+    from emotion_train.model.lora import of_main_labels, save_adapter
     from emotion_train.report.card_lines import card_header, card_lines, card_sections
 
     assert held_out.decision is not None, "there is a validation split"
@@ -476,7 +499,7 @@ def _save_adapter(
         folder,
         tokenizer=job.tokenizer,
         facts=facts,
-        state=held_out.adapter,
+        state=of_main_labels(held_out.adapter, len(job.index.labels)),
         metrics_lines=card_lines(report),
         card_sections=card_sections(report),
         card_header=card_header(report),

@@ -75,10 +75,12 @@ def settle(
                 tokens, config.train.gradient_checkpointing, "the default, since there is no GPU to fill"
             )
         shape = Shape.of(base.text.to_dict())
-        split = index.split("train")
+        split = index.training
         lengths = [len(ids) for ids in tokenizer.encode(sample_texts(store, split, _SAMPLE_POSTS))]
         share = tokens_of_a_step(config, lengths, split.rows, ranks.world_size)
-        return setting_for(config, shape, len(index.labels), min(gpus), share, engine, ranks.world_size)
+        return setting_for(
+            config, shape, len(index.trained_labels), min(gpus), share, engine, ranks.world_size
+        )
 
     setting = (on_main or ranks.on_main)(choose)
     if ranks.is_main:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from emotion_train.data.index import Split
     from emotion_train.data.loader import Encoder, Loader
     from emotion_train.model.head import EmotionClassifier
     from emotion_train.model.load import BaseConfig, BaseInfo
@@ -183,10 +184,11 @@ def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
         model, base = build_classifier(
             job.base,
             config.model.precision,
-            len(job.index.labels),
+            len(job.index.trained_labels),
             config.lora,
             config.run.seed,
             job.accelerator.device,
+            auxiliary=len(job.index.trained_labels) - len(job.index.labels),
             to_be_sharded=cut,
             tell=tell,
             patience_s=config.run.start_timeout_s,
@@ -210,11 +212,9 @@ def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Traine
     from emotion_train.training.trainer import Trainer
 
     model, base = load_model(job)
-    counts = job.index.split("train").real_label_counts
-    weights_C = class_weights(counts, job.config.loss.class_weights, job.index.labels)
-    train = _open_loader(
-        job, "train", weights_C, job.config.train.global_batch_size, job.config.run.seed, stack
-    )
+    counts = job.index.training.real_label_counts
+    weights_C = class_weights(counts, job.config.loss.class_weights, job.index.trained_labels)
+    train = _training_loader(job, weights_C, stack)
     validation = scoring_loader(job, "validation", stack)
     saver = None if claimed is None else stack.enter_context(open_saver(job, claimed))
     trainer = Trainer(job, model, base, train, validation, saver)
@@ -276,12 +276,18 @@ def scoring_loader(job: Job, name: str, stack: ExitStack, encoder: Encoder | Non
 
     posts = POSTS_PER_SCORING_STEP * job.ranks.world_size
     weights_C = np.ones(len(job.index.labels))
-    return _open_loader(job, name, weights_C, posts, 0, stack, scoring=True, encoder=encoder)
+    return _open_loader(job, job.index.split(name), weights_C, posts, 0, stack, scoring=True, encoder=encoder)
+
+
+def _training_loader(job: Job, weights_C: npt.NDArray[np.float64], stack: ExitStack) -> Loader:
+    """Every post that is trained on, auxiliary ones among them."""
+    batch_size, seed = job.config.train.global_batch_size, job.config.run.seed
+    return _open_loader(job, job.index.training, weights_C, batch_size, seed, stack)
 
 
 def _open_loader(
     job: Job,
-    name: str,
+    split: Split,
     weights_C: npt.NDArray[np.float64],
     batch_size: int,
     seed: int,
@@ -294,7 +300,6 @@ def _open_loader(
     from emotion_train.data.reader import RowGroupReader
     from emotion_train.evaluation.scoring import fill_multiple
 
-    split = job.index.split(name)
     return stack.enter_context(
         Loader(
             RowGroupReader(job.data_store, split, patience_s=data_patience_s(job.config)),
@@ -309,6 +314,7 @@ def _open_loader(
             in_slices=scoring,
             agree=job.ranks.agree_in_scoring if scoring else job.ranks.agree,
             threads=encoder_threads(),
-            targets=job.index.targets,
+            targets=job.index.targets if scoring else job.index.trained_targets,
+            known_SC=None if scoring else job.index.known_labels,
         )
     )

@@ -115,6 +115,7 @@ class Trainer:
         self.interruptions = job.interruptions
         self.started = job.started
         self.train_loader = train
+        self._masked = job.index.auxiliary is not None
         self.validation_loader = validation
         self.saver = saver
         self.question = Question(config, job.index, base)
@@ -127,7 +128,7 @@ class Trainer:
         graphed = job.engine == "one process" and pays(model, ranks.world_size)
         self._graphs = self._graphed(list(self.engine.trained.own)) if graphed else None
         self.steps_per_epoch = train.steps_per_epoch
-        self.steps = config.train.steps(job.index.split("train").rows)
+        self.steps = config.train.steps(job.index.training.rows)
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
         self.ledger = Ledger(ranks, job.accelerator.device, self._rate_after, self._tell_of_loss)
         self.pace = Pace()
@@ -136,14 +137,19 @@ class Trainer:
 
     def _graphed(self, parameters: list[torch.nn.Parameter]) -> GraphedPasses:
         train, shape = self.config.train, Shape.of(self.bare_model.classifier.config.to_dict())
-        recipe = Recipe.of(self.config, shape, len(self.index.labels))
+        recipe = Recipe.of(self.config, shape, len(self.index.trained_labels))
 
         def passing_bytes(tokens: int) -> int:
             taken = estimate(recipe, tokens, train.gradient_checkpointing)
             return taken.activations + taken.overhead
 
         return GraphedPasses(
-            self.bare_model, parameters, passing_bytes, train.microbatch_tokens, self.index.targets
+            self.bare_model,
+            parameters,
+            passing_bytes,
+            train.microbatch_tokens,
+            self.index.trained_targets,
+            self._masked,
         )
 
     def fit(self) -> None:
@@ -211,7 +217,8 @@ class Trainer:
             logits_NC,
             on_device(pack.targets_NC, device),
             on_device(pack.weights_NC, device),
-            self.index.targets,
+            self.index.trained_targets,
+            self._masked,
         )
 
     @property
@@ -302,7 +309,8 @@ class Trainer:
         """Score the validation split and save what was scored."""
         train_loss = self.progress.loss_sum / self.progress.loss_steps
         scored = self.score(self.validation_loader, self._tell_of_validation)
-        loss, weight = self.ranks.sum(loss_and_weight(scored.predictions, self.train_loader.weights_C))
+        weights_C = self.train_loader.weights_C[: len(self.index.labels)]
+        loss, weight = self.ranks.sum(loss_and_weight(scored.predictions, weights_C))
         figures = self._figures(scored) | {"loss": float(loss / weight)}
         macro_f1 = figures["macro_f1"]
         self.progress.loss_sum, self.progress.loss_steps = 0.0, 0

@@ -30,6 +30,7 @@ from emotion_train.model.loss import class_weights
 from emotion_train.storage.open import open_store
 from emotion_train.training.engines import Kind, asked_for, deepspeed_config, make_engine, start_accelerator
 from emotion_train.training.trainer import learning_rate
+from tests.helpers.auxiliary_posts import auxiliary_config
 from tests.helpers.many_processes import Crew, Leg, Outcome, train_leg
 from tests.helpers.other_targets import tiny_folder
 from tests.helpers.padded import numbers_of, padded_counters
@@ -115,11 +116,13 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
     config = tiny_config(folder, *case.words(folder, "reference")[3:])
     store = open_store(config.data.url)
     index = read_index(store)
-    split = index.split("train")
+    split = index.training
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
+    labels, auxiliary = len(index.trained_labels), len(index.trained_labels) - len(index.labels)
     model, _ = build_classifier(
-        config.model.base, "fp32", len(index.labels), config.lora, config.run.seed, device
+        config.model.base, "fp32", labels, config.lora, config.run.seed, device, auxiliary=auxiliary
     )
+    sources = [one.labels for one in index.auxiliary.sources] if index.auxiliary is not None else None
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     weights_C = torch.tensor(
         class_weights(split.label_counts, config.loss.class_weights), dtype=torch.float32, device=device
@@ -148,7 +151,8 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
                 torch.tensor([len(one) for one in tokens]),
                 padded_counters(config.run.seed, step, numbers, length, device),
             )
-            loss = plain_loss(logits_NC, targets, weight_N, weights_C, index.targets)
+            known = sources and [sources[found.known[row]] for found, row in rows]
+            loss = plain_loss(logits_NC, targets, weight_N, weights_C, index.trained_targets, known)
             loss.backward()
             if config.train.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(trained.values(), config.train.max_grad_norm)
@@ -226,6 +230,14 @@ def test_so_it_does_for_several_labels_and_for_shares_with_weights_of_posts(
     folders: dict[TargetKind, Path], two: Crew, engines: Sequence[Kind], kind: TargetKind
 ) -> None:
     compare(folders[kind], two, engines)
+
+
+@pytest.mark.parametrize(
+    "engines", [("DDP",), pytest.param(ENGINES, marks=pytest.mark.slow)], ids=["DDP", "all"]
+)
+def test_so_it_does_with_auxiliary_posts(tmp_path: Path, two: Crew, engines: Sequence[Kind]) -> None:
+    auxiliary_config(tmp_path)
+    compare(tmp_path, two, engines)
 
 
 @pytest.mark.slow
