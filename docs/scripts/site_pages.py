@@ -34,6 +34,7 @@ FIRST = (
     "guides/settings.md",
     "guides/bases.md",
     "guides/predict-and-evaluate.md",
+    "guides/ensembles.md",
     "guides/report.md",
     "guides/probabilities.md",
     "guides/results-of-a-run.md",

@@ -520,6 +520,13 @@ class TrainedOn(_Part):
         return self.share > _SHARE_THAT_MATTERS
 
 
+class Member(_Part):
+    """One of several adapters that answer together."""
+
+    name: str = Field(description="The run that published it, else the name of its folder.")
+    weights_sha256: str = Field(description="Of its adapter_model.safetensors.")
+
+
 class Scorecard(_Part):
     """The content of scorecard.json: an adapter on one split or file, apart from any run.
 
@@ -531,7 +538,12 @@ class Scorecard(_Part):
     targets: TargetKind = "one"
     source: str
     name: str
-    run_id: str | None = Field(description="The run that published the adapter.")
+    run_id: str | None = Field(
+        description="The run that published the adapter; of several adapters that of the first."
+    )
+    members: tuple[Member, ...] = Field(
+        (), description="The adapters whose logits are averaged, where there are several."
+    )
     base: str
     precision: str = Field(description="Number format of the base in this evaluation.")
     labels: tuple[str, ...]

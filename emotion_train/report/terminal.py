@@ -46,6 +46,9 @@ def print_report(report: Report, console: Console) -> None:
 
 def print_scorecard(card: Scorecard, console: Console) -> None:
     split = card.figures
+    if card.members:
+        names = ", ".join(one.name for one in card.members)
+        console.print(Text(f"{len(card.members)} adapters together: {names}"))
     _print_verdict(*headline(card), next_steps(split), console)
     if (told := of_the_training(card)) is not None:
         clean = card.trained_on is not None and not card.trained_on.posts
