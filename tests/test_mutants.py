@@ -39,6 +39,32 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # training on from an adapter, adapters that answer together
+    Mutant(
+        "a published head is trained on at the temperature of its training",
+        "emotion_train/model/warm_start.py",
+        "warm_state",
+        "if temperature is not None:",
+        "if False:",
+        "tests/emotion_train/training/test_train_on.py::"
+        "test_a_parent_without_a_temperature_is_taken_to_the_last_bit",
+    ),
+    Mutant(
+        "rows of the head follow the names of the labels",
+        "emotion_train/runs/parent.py",
+        "ParentAdapter.places",
+        "own.index(label) if label in own else None",
+        "labels.index(label) if label in own else None",
+        "tests/emotion_train/training/test_train_on.py::test_rows_of_the_head_follow_their_labels",
+    ),
+    Mutant(
+        "each adapter computes its own repetition of the pack",
+        "emotion_train/model/fused.py",
+        "Adapters.add_to",
+        "up_KOR.mT",
+        "up_KOR.roll(1, 0).mT",
+        "tests/emotion_train/model/test_ensemble.py",
+    ),
     # the report's posts, corrections, slices, push
     Mutant(
         "no text is in a report that shows none",
