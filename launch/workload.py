@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from emotion_train.bases.architecture import text_model
 from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config, Precision
-from emotion_train.data.index import Index, Split
+from emotion_train.data.index import Index, Split, read_index
 from emotion_train.data.lengths import Cut, Lengths, estimated, tokens_in
 from emotion_train.data.packing import GPU_FILL, bins, deal
 from emotion_train.edges import hub
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.sizing.memory import is_fused
 from emotion_train.sizing.shape import Shape
+from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from launch.gpus import GpuKind
 
@@ -177,7 +178,8 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
     return Work(
         train_posts=train.rows,
         scored_posts=_evaluations(config, train.rows) * held_out.get("validation", 0)
-        + sum(held_out.values()),
+        + sum(held_out.values())
+        + _old_posts(config),
         epochs=config.train.epochs,
         global_batch_size=config.train.global_batch_size,
         lengths=tuple(min(most, max(1, length)) for length in whole),
@@ -188,6 +190,14 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
         estimate=estimate,
         max_steps=config.train.max_steps,
     )
+
+
+def _old_posts(config: Config) -> int:
+    """Posts of the adapter that is trained on from, which the report adds."""
+    if config.report.old_data is None:
+        return 0
+    splits = read_index(open_store(config.report.old_data)).splits
+    return next((splits[name].rows for name in ("test", "validation") if name in splits), 0)
 
 
 def _evaluations(config: Config, train_posts: int) -> int:

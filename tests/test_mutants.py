@@ -47,6 +47,7 @@ MUTANTS = [
         "self._buffers[0]",
         "tests/emotion_train/model/test_gathered.py::"
         "test_a_block_is_whole_however_the_passes_follow_each_other",
+    ),
     # auxiliary posts
     Mutant(
         "a label that a post's source does not know is no part of its softmax",
@@ -74,6 +75,32 @@ MUTANTS = [
         "if True:",
         "tests/emotion_train/training/test_auxiliary_run.py::"
         "test_what_is_published_knows_the_main_labels_alone_and_answers_as_its_report_says",
+    ),
+    # training on from an adapter, adapters that answer together
+    Mutant(
+        "a published head is trained on at the temperature of its training",
+        "emotion_train/model/warm_start.py",
+        "warm_state",
+        "if temperature is not None:",
+        "if False:",
+        "tests/emotion_train/training/test_train_on.py::"
+        "test_a_parent_without_a_temperature_is_taken_to_the_last_bit",
+    ),
+    Mutant(
+        "rows of the head follow the names of the labels",
+        "emotion_train/runs/parent.py",
+        "ParentAdapter.places",
+        "own.index(label) if label in own else None",
+        "labels.index(label) if label in own else None",
+        "tests/emotion_train/training/test_train_on.py::test_rows_of_the_head_follow_their_labels",
+    ),
+    Mutant(
+        "each adapter computes its own repetition of the pack",
+        "emotion_train/model/fused.py",
+        "Adapters.add_to",
+        "up_KOR.mT",
+        "up_KOR.roll(1, 0).mT",
+        "tests/emotion_train/model/test_ensemble.py",
     ),
     # the report's posts, corrections, slices, push
     Mutant(

@@ -10,12 +10,12 @@ the first step comes seconds after the weights. What it costs: biases, norms of 
 and head sizes other than powers of two go the stock way (`fits`).
 
 Letters: T tokens, N posts, H hidden size, I inputs and O outputs of a product, R ranks of its
-adapters, W = (Q + 2 K) D as in kernels.py.
+adapters, W = (Q + 2 K) D as in kernels.py; of `members`, K adapters that compute together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -217,6 +217,23 @@ class FusedInputs(NamedTuple):
     last_tokens_N: torch.Tensor
     counters: Counters | None
 
+    def repeated(self, times: int) -> FusedInputs:
+        """The pack so many times, one after the other, for scoring."""
+        tokens = len(self.input_ids_T)
+
+        def moved(places: torch.Tensor) -> torch.Tensor:
+            by_K1 = torch.arange(times, device=places.device, dtype=places.dtype)[:, None] * tokens
+            return (places[None] + by_K1).reshape(-1)
+
+        return FusedInputs(
+            self.input_ids_T.repeat(times),
+            self.position_ids_T.repeat(times),
+            moved(self.sees_from_T),
+            moved(self.seen_until_T),
+            moved(self.last_tokens_N),
+            None,
+        )
+
 
 @dataclass(frozen=True)
 class SharedInputs:
@@ -262,6 +279,8 @@ class Adapters:
             a = self.parameters[0]
             self.down_RI = torch.zeros(rank * len(chosen), a.shape[1], dtype=compute, device=a.device)
             self.up_OR = torch.zeros(sum(outputs), rank * len(chosen), dtype=compute, device=a.device)
+        # of several models that compute together, for scoring alone: K of each
+        self.members: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __bool__(self) -> bool:
         return bool(self._adapted)
@@ -275,7 +294,14 @@ class Adapters:
         return list(zip((place for pair in pairs for place in pair), self.parameters, strict=True))
 
     def add_to(self, y_TO: torch.Tensor, x_TI: torch.Tensor, counters: Counters | None) -> torch.Tensor:
-        """y += B s A x, in place. Returns s A x, which `backward` needs."""
+        """y += B s A x, in place. Returns s A x, which `backward` needs. Of K members each computes
+        its own part of the rows.
+        """
+        if self.members is not None:
+            down_KRI, up_KOR = self.members
+            u_KTR = x_TI.view(len(down_KRI), -1, x_TI.shape[1]) @ down_KRI.mT
+            y_TO.view(len(up_KOR), -1, y_TO.shape[1]).baddbmm_(u_KTR, up_KOR.mT)
+            return u_KTR.flatten(0, 1)
         u_TR = self._dropped(x_TI, counters) @ self.down_RI.t()
         y_TO.addmm_(u_TR, self.up_OR.t())
         return u_TR
@@ -578,13 +604,35 @@ class FusedDecoder:
         ]
         self._downs = [one.adapters for one in projections if one.adapters]
         self._drops = any(one.dropout > 0 for one in self._downs)
+        self._members = 0
         self.recompute = False
+
+    @torch.no_grad()
+    def hold(self, members: int, put: Callable[[int], None]) -> None:
+        """From now on compute so many adapters in one pass over the base's weights, for scoring
+        alone: inputs are those of `FusedInputs.repeated`, and each repetition is computed with one
+        of them. `put` brings the adapter of a number into the classifier's parameters.
+        """
+        kept: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in self._downs]
+        for member in range(members):
+            put(member)
+            self._refresh()
+            for of_one, one in zip(kept, self._downs, strict=True):
+                of_one.append((one.down_RI.clone(), one.up_OR.clone()))
+        for of_one, one in zip(kept, self._downs, strict=True):
+            one.members = (
+                torch.stack([down_RI for down_RI, _ in of_one]),
+                torch.stack([up_OR for _, up_OR in of_one]),
+            )
+        self._members = members
 
     def __call__(self, inputs: FusedInputs, training: bool) -> torch.Tensor:
         """Normalised hidden states of the posts' last tokens, of shape NH. Raises `ValueError` in
         training with dropout but without counters.
         """
-        self._refresh()
+        assert not (self._members and training), "several adapters are for scoring"
+        if not self._members:
+            self._refresh()
         positions_1T = inputs.position_ids_T[None]
         cos_1TD, sin_1TD = self._rotary(
             torch.empty(0, dtype=torch.float32, device=positions_1T.device), positions_1T

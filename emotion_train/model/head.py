@@ -129,15 +129,27 @@ class EmotionClassifier(nn.Module):
         raises `ValueError`.
         """
         if self.decoder is not None:
-            sees_from_T, seen_until_T = on_device(sight(segments.lengths, self.decoder.window), self.device)
             return self.forward_fused(
-                FusedInputs(
-                    input_ids_1T[0], position_ids_1T[0], sees_from_T, seen_until_T, last_token_idx_N, counters
-                )
+                self.fused_inputs(input_ids_1T, position_ids_1T, segments, last_token_idx_N, counters)
             )
         with self._current.of(counters):
             hidden_1TH = self._hidden(input_ids_1T, position_ids_1T, segments.as_kwargs(self.is_fused))
         return self._logits(hidden_1TH[0].index_select(0, last_token_idx_N))
+
+    def fused_inputs(
+        self,
+        input_ids_1T: torch.Tensor,
+        position_ids_1T: torch.Tensor,
+        segments: Segments,
+        last_token_idx_N: torch.Tensor,
+        counters: Counters | None = None,
+    ) -> FusedInputs:
+        """A pack as the fused decoder takes it."""
+        assert self.decoder is not None
+        sees_from_T, seen_until_T = on_device(sight(segments.lengths, self.decoder.window), self.device)
+        return FusedInputs(
+            input_ids_1T[0], position_ids_1T[0], sees_from_T, seen_until_T, last_token_idx_N, counters
+        )
 
     def forward_fused(self, inputs: FusedInputs) -> torch.Tensor:
         """Logits of shape NC, float32, by the fused decoder."""

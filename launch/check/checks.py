@@ -41,6 +41,7 @@ from launch.check.machine import (
     processes_on_cpu,
     target_of,
 )
+from launch.check.parent import check_parent
 from launch.gpus import kind_of
 from launch.plan.choices import Choice, best_settings, spot_of
 from launch.plan.prices import Offer
@@ -167,6 +168,11 @@ def run_checks(
             ),
         ),
         ("base model", lambda: check_base(base)),
+        *(
+            [("adapter", lambda: check_parent(config, index(), tokenizer))]
+            if config.model.adapter is not None
+            else []
+        ),
         ("lengths", lambda: check_lengths(config, index(), data(), tokenizer)),
         (
             "memory",
