@@ -215,6 +215,7 @@ def evaluate(asked: Question) -> Scorecard:
         source=str(asked.data or asked.file),
         run_id=facts.run_id,
         base=public_base(asked.chosen.base or facts.base),
+        layers=facts.layers,
         precision=asked.chosen.precision or facts.precision,
     )
     if out is not None:

@@ -533,6 +533,7 @@ class Scorecard(_Part):
     name: str
     run_id: str | None = Field(description="The run that published the adapter.")
     base: str
+    layers: int | None = Field(None, description="First blocks of the base that were read; None: all.")
     precision: str = Field(description="Number format of the base in this evaluation.")
     labels: tuple[str, ...]
     figures: AnyFigures = Field(
