@@ -231,6 +231,7 @@ def evaluate(asked: Question) -> Scorecard:
         run_id=facts.run_id,
         members=_members(origins) if len(origins) > 1 else (),
         base=public_base(asked.chosen.base or facts.base),
+        layers=facts.layers,
         precision=asked.chosen.precision or facts.precision,
     )
     if out is not None:

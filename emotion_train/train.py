@@ -240,10 +240,12 @@ def _ask_for_index(config: Config, store: Store) -> StoreRequest[Index]:
 
 def _look_at_base(config: Config) -> tuple[BaseConfig, PostTokenizer]:
     """What the base is, before a weight is read and before the run is claimed."""
+    from emotion_train.bases.files import BaseFiles
     from emotion_train.model.load import read_config
     from emotion_train.model.trainable import require_trainable_base
 
-    found = require_trainable_base(config.model.base, config.model.precision, config.data.max_length)
+    files = BaseFiles.find(config.model.base, config.model.layers)
+    found = require_trainable_base(files, config.model.precision, config.data.max_length)
     return read_config(found.files), found.tokenizer
 
 

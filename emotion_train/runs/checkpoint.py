@@ -43,6 +43,7 @@ _FIXED = (
     "lora.dropout",
     "lora.targets",
     "loss.class_weights",
+    "model.layers",
     "run.seed",
     "train.epochs",
     "train.global_batch_size",

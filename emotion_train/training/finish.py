@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
+from emotion_train.bases.depth import depth_words
 from emotion_train.bases.public_names import place_here, public_base, public_config, public_place
 from emotion_train.console import tell
 from emotion_train.errors import NotPublished, StorageError, WrongRequest
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from emotion_train.evaluation.decision import Decision
     from emotion_train.evaluation.predictions import AnyPredictions
     from emotion_train.evaluation.temperature import BeforeAndAfter, Tempered
+    from emotion_train.model.load import BaseInfo
     from emotion_train.report.figures import AnyResult
     from emotion_train.report.posts import Chosen, Texts
     from emotion_train.report.schema import OldPosts, Report
@@ -501,7 +503,7 @@ def _build_report(
         decision=held_out.decision,
         tempered=held_out.tempered,
         remarks=[
-            *_left_out(job),
+            *_left_out(job, trainer.question.base),
             *_auxiliary(job),
             *([] if trainer.question.parent is None else label_sentences(trainer.question.parent)),
             *held_out.remarks,
@@ -521,8 +523,10 @@ def _build_report(
     )
 
 
-def _left_out(job: Job) -> list[str]:
-    """What the config left out of data and steps: figures of such a run are those of a part."""
+def _left_out(job: Job, base: BaseInfo) -> list[str]:
+    """What the config left out of data, steps and base: figures of such a run are those of a
+    part.
+    """
     config, whole = job.config, job.index.whole
     posts, all_posts = job.index.training.rows, whole.training.rows
     words = []
@@ -535,6 +539,8 @@ def _left_out(job: Job) -> list[str]:
     every = config.train.model_copy(update={"max_steps": None}).steps(posts)
     if steps < every:
         words.append(f"train.max_steps is {config.train.max_steps}: {steps:,} of {every:,} steps were taken.")
+    if (depth := depth_words(base.layers, base.whole_layers)) is not None:
+        words.append(f"model.layers is {config.model.layers}: {depth} of the base were read and computed.")
     return words
 
 

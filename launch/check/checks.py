@@ -243,7 +243,8 @@ def _planned_hours(config: Config, index: Index, store: Store, target: Target | 
     if kind is None or target is None:
         return None
     try:
-        shape, work = shape_of_base(config.model.base), work_of(config, index, store, None)
+        shape = shape_of_base(config.model.base, config.model.layers)
+        work = work_of(config, index, store, None)
     except (WrongRequest, StorageError):  # said by the check of the base
         return None
     found = best_settings(

@@ -43,7 +43,7 @@ def plan(arguments: argparse.Namespace) -> int:
     index = limited(read_index(store), config.data.limit)
     require_trainable(index, config.loss.weighted_labels)
     require_slices(index, config.report.slices)
-    shape = shape_of_base(config.model.base)
+    shape = shape_of_base(config.model.base, config.model.layers)
     precision = precision_of_base(config.model.base, arguments.precision)
     if precision == "fp8":
         refuse_unfused_fp8(config, shape, "--precision ")
