@@ -95,6 +95,7 @@ def estimate(
     optimizer = _TRAINED_BYTES * trained // shards
     if optimizer_shards > 1 and shards == 1:
         optimizer = _PARAMETER_BYTES * trained + _TRAINED_BYTES * trained // optimizer_shards
+    optimizer += _PARAMETER_BYTES * trained if recipe.averaged else 0  # whole under DeepSpeed
     if uses_fused(recipe, shards):
         pack = FusedBlocks(recipe).of_pack(tokens_per_microbatch, gradient_checkpointing)
         # it is over when training begins
