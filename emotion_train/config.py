@@ -332,6 +332,16 @@ class TrainSection(Section):
     max_grad_norm: float | None = Field(
         1.0, gt=0, description="Gradients are scaled down to this 2-norm; None is off."
     )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description=(
+            "Decay of a mean of adapter and head over the steps, such as 0.99, which is scored and published"
+            " in place of the last step's; 0 is none."
+        ),
+        json_schema_extra={"unit": "share kept a step"},
+    )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third slower."
     )

@@ -48,6 +48,25 @@ MUTANTS = [
         "tests/emotion_train/model/test_gathered.py::"
         "test_a_block_is_whole_however_the_passes_follow_each_other",
     ),
+    # the mean of the weights
+    Mutant(
+        "the mean of the weights is published, not those of the last step",
+        "emotion_train/runs/checkpoint.py",
+        "best_adapter",
+        "AVERAGE if _has(entry, AVERAGE) else ADAPTER",
+        "ADAPTER",
+        "tests/emotion_train/training/test_averaging.py::"
+        "test_the_mean_is_scored_saved_beside_the_weights_and_published",
+    ),
+    Mutant(
+        "a state that is saved while the mean is scored has the weights",
+        "emotion_train/training/averaging.py",
+        "WeightAverage.lifted",
+        "if not self._applied:",
+        "if True:",
+        "tests/emotion_train/training/test_averaging.py::"
+        "test_a_state_that_is_saved_while_the_mean_is_scored_has_the_weights",
+    ),
     # auxiliary posts
     Mutant(
         "a label that a post's source does not know is no part of its softmax",

@@ -95,6 +95,7 @@ def estimate(
     weights, optimizer = weight_bytes(shape, precision), _TRAINED_BYTES * trained
     if optimizer_shards > 1 and shards == 1:
         optimizer = _PARAMETER_BYTES * trained + _TRAINED_BYTES * trained // optimizer_shards
+    averaged = _PARAMETER_BYTES * trained if recipe.averaged else 0  # whole under every engine
     if uses_fused(recipe):
         weights = weights if shards == 1 else cut_bytes(shape, precision, shards)
         pack = FusedBlocks(recipe).of_pack(tokens_per_microbatch, gradient_checkpointing)
@@ -108,7 +109,7 @@ def estimate(
         # the block at work and the next one
         gathered = 2 * weight_bytes(shape, precision) // shape.num_hidden_layers if shards > 1 else 0
         overhead = pack.passing + copies + gathered
-    return MemoryEstimate(weights, optimizer, pack.kept, overhead)
+    return MemoryEstimate(weights, optimizer + averaged, pack.kept, overhead)
 
 
 def cut_bytes(shape: Shape, precision: Precision, shards: int) -> int:

@@ -44,6 +44,7 @@ from emotion_train.runs.saver import Saver
 from emotion_train.sizing.memory import estimate
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
+from emotion_train.training.averaging import WeightAverage
 from emotion_train.training.engines import make_engine
 from emotion_train.training.job import Job
 from emotion_train.training.ledger import Ledger
@@ -126,6 +127,7 @@ class Trainer:
         self.bare_model = model
         self.engine = make_engine(job.engine, model, config.train, job.accelerator.device)
         self.model = self.engine.module
+        self.average = WeightAverage(self.engine, config.train.ema)
         graphed = job.engine == "one process" and pays(model, ranks.world_size)
         self._graphs = self._graphed(list(self.engine.trained.own)) if graphed else None
         self.steps_per_epoch = train.steps_per_epoch
@@ -182,6 +184,7 @@ class Trainer:
         for number, pack in enumerate(batch.packs):
             loss += self._passes(pack, scale, last=number == len(batch.packs) - 1)
         self.engine.update(self.learning_rate)
+        self.average.take(self.progress.step + 1)
         self.ledger.take(batch, loss / (batch.weight_sum or 1.0))
         self.pace.take(self.progress.examples)
         self.tell(self.progress, "")
@@ -309,7 +312,8 @@ class Trainer:
     def _evaluate(self) -> None:
         """Score the validation split and save what was scored."""
         train_loss = self.progress.loss_sum / self.progress.loss_steps
-        scored = self.score(self.validation_loader, self._tell_of_validation)
+        with self.average.applied():
+            scored = self.score(self.validation_loader, self._tell_of_validation)
         weights_C = self.train_loader.weights_C[: len(self.index.labels)]
         loss, weight = self.ranks.sum(loss_and_weight(scored.predictions, weights_C))
         figures = self._figures(scored) | {"loss": float(loss / weight)}
@@ -402,17 +406,24 @@ class Trainer:
             earlier_wall_seconds=self.wall_seconds(),
             upload_seconds=self.upload_seconds(),
         )
-        adapter, moments = self.engine.adapter(), self.engine.moments()
-        if not self.ranks.is_main:
-            return State(progress, {}, {})
-        copies = checkpoint.host_copy(
-            {**{f"adapter {name}": one for name, one in adapter.items()}, **moments}
-        )
+        with self.average.lifted():
+            average = self.average.whole()
+            adapter, moments = self.engine.adapter(), self.engine.moments()
+            if not self.ranks.is_main:
+                return State(progress, {}, {})
+            named = {"adapter": adapter, "average": average}
+            copies = checkpoint.host_copy(
+                {
+                    **{f"{kind} {name}": one for kind, some in named.items() for name, one in some.items()},
+                    **moments,
+                }
+            )
         return State(
             progress,
             {name: copies[f"adapter {name}"] for name in adapter},
             {name: copies[name] for name in moments},
             self.trackers.events(),
+            {name: copies[f"average {name}"] for name in average},
         )
 
     def restore(self, state: State) -> None:
@@ -426,6 +437,7 @@ class Trainer:
             )
         self.ledger.progress = state.progress
         self._saved_step = state.progress.step
+        self.average.load(state.average)
         self.engine.load_adapter(state.adapter)
         self.engine.load_moments(state.optimizer, state.progress.step)
 

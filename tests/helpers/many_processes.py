@@ -55,6 +55,9 @@ class Leg:
     plain: bool = False
 
 
+TENSORS = ("adapter", "moments", "average")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What rank 0 has after a leg: the losses of its steps (between two evaluations their mean),
@@ -70,6 +73,7 @@ class Outcome:
     adapter: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
     probabilities: dict[str, list[float]]  # of each validation post
+    average: dict[str, torch.Tensor]  # empty without train.ema
 
 
 def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
@@ -85,6 +89,7 @@ def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
         assert trainer.saver.drain(PATIENCE_S)
     adapter = {name: tensor.clone() for name, tensor in trainer.engine.adapter().items()}
     moments = {name: tensor.clone() for name, tensor in trainer.engine.moments().items()}
+    average = trainer.average.whole()
     trainer.engine.load_adapter(adapter)  # as before the report: what is scored is what was saved
     parts = trainer.ranks.gather(trainer.score(trainer.validation_loader, lambda done: None).predictions)
     return Outcome(
@@ -99,6 +104,7 @@ def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
         probabilities={
             post: row.tolist() for part in parts for post, row in zip(part.ids, part.prob_NC, strict=True)
         },
+        average=average,
     )
 
 
@@ -150,22 +156,18 @@ def blank_first_posts(trainer: Trainer) -> None:
 
 
 def save_outcome(outcome: Outcome, path: Path) -> None:
-    tensors = {
-        f"{kind} {name}": one
-        for kind in ("adapter", "moments")
-        for name, one in getattr(outcome, kind).items()
-    }
+    tensors = {f"{kind} {name}": one for kind in TENSORS for name, one in getattr(outcome, kind).items()}
     save_file(
         {name: one.cpu().contiguous() for name, one in tensors.items()}, path.with_suffix(".safetensors")
     )
-    facts = {name: value for name, value in vars(outcome).items() if name not in ("adapter", "moments")}
+    facts = {name: value for name, value in vars(outcome).items() if name not in TENSORS}
     path.with_suffix(".json").write_text(json.dumps(facts))
 
 
 def load_outcome(path: Path) -> Outcome:
     tensors = load_file(path.with_suffix(".safetensors"))
     whole: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-    for kind in ("adapter", "moments"):
+    for kind in TENSORS:
         whole[kind] = {
             name.removeprefix(f"{kind} "): one for name, one in tensors.items() if name.startswith(f"{kind} ")
         }

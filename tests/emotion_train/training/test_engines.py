@@ -38,6 +38,7 @@ from tests.helpers.plain_loss import plain_loss
 from tests.helpers.tiny_runs import start_trainer, tiny_config, tiny_words
 
 ENGINES: tuple[Kind, ...] = ("DDP", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2")
+DECAY = 0.8  # of train.ema where a run moves
 WRAPPERS = {
     "DDP": "DistributedDataParallel",
     "DeepSpeed ZeRO-2": "DeepSpeedEngine",
@@ -108,6 +109,7 @@ class Reference(NamedTuple):
     losses: list[float]
     adapter: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]
 
 
 @cache
@@ -132,7 +134,7 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
     )
     order = Order(split.row_counts, split.lanes, config.run.seed)
     steps = order.steps(case.batch)
-    losses = []
+    losses, states = [], []
     with RowGroupReader(store, split) as reader:
         for step in range(case.steps):
             places = list(zip(*order.epoch(0).locate(order.positions(step, case.batch)), strict=True))
@@ -163,12 +165,24 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
+            states.append(adapter_state(model))
     moments = {
         f"{key}.{name}": optimizer.state[parameter][key]
         for name, parameter in trained.items()
         for key in ("exp_avg", "exp_avg_sq")
     }
-    return Reference(losses, adapter_state(model), {name: moment.cpu() for name, moment in moments.items()})
+    moments = {name: moment.cpu() for name, moment in moments.items()}
+    return Reference(losses, states[-1], moments, mean_of(states, DECAY))
+
+
+def mean_of(states: Sequence[dict[str, torch.Tensor]], decay: float) -> dict[str, torch.Tensor]:
+    """The mean of states of which each older one counts `decay` times the next."""
+    weights = [decay ** (len(states) - 1 - number) for number in range(len(states))]
+    return {
+        name: sum(weight * state[name].double() for weight, state in zip(weights, states, strict=True))  # type: ignore[misc]
+        / sum(weights)
+        for name in states[0]
+    }
 
 
 def same_as(outcome: Outcome, expected: Reference) -> None:
@@ -269,7 +283,7 @@ def move(folder: Path, crew: Crew, engines: Sequence[Kind], device: str = "cpu")
     they are one run of one process.
     """
     case = CASES["uneven packs and tail, clipped"]
-    words = case.words(folder, f"moving-{device}")
+    words = [*case.words(folder, f"moving-{device}"), f"train.ema={DECAY}"]
     steps = [1] * (len(engines) - 1) + [case.steps - len(engines)]
     legs = [
         Leg(engine, words, count, f"{folder}/moving-{number}")
@@ -281,7 +295,12 @@ def move(folder: Path, crew: Crew, engines: Sequence[Kind], device: str = "cpu")
         sum(steps[:number]) for number in range(len(steps) + 1)
     ]
     losses = [loss for outcome in outcomes for loss in outcome.losses]
-    same_as(Outcome(**{**vars(outcomes[-1]), "losses": losses}), whole_batches(folder, case, device))
+    expected = whole_batches(folder, case, device)
+    same_as(Outcome(**{**vars(outcomes[-1]), "losses": losses}), expected)
+    for name, tensor in expected.average.items():
+        torch.testing.assert_close(outcomes[-1].average[name].double(), tensor, atol=1e-5, rtol=0)
+    differs = [float((mean - expected.adapter[name]).abs().max()) for name, mean in expected.average.items()]
+    assert max(differs) > 1e-4
 
 
 def test_a_run_moves_between_engines_and_numbers_of_processes(folder: Path, two: Crew) -> None:
