@@ -145,7 +145,7 @@ class FusedBlocks:
         return (
             5 * hidden
             + inner
-            + max(inner if self.recipe.lora.dropout else 0, self._codes(self.shape.intermediate_size))
+            + max(inner if self.recipe.lora_dropout else 0, self._codes(self.shape.intermediate_size))
         )
 
     def _backward(self) -> int:
@@ -155,7 +155,7 @@ class FusedBlocks:
         input is a norm, either way one copy.
         """
         hidden, query, inner, _ = self._sizes()
-        dropped = 1 if self.recipe.lora.dropout else 0
+        dropped = 1 if self.recipe.lora_dropout else 0
         # the gradients of the block's output and of the MLP's inner product, held to the end
         held = hidden + inner
         points = [held + self._codes(self.shape.hidden_size)]
@@ -187,7 +187,7 @@ class FusedBlocks:
 
     def _ranks(self, *names: str) -> int:
         """Bytes per token of s A x of these layers' adapters."""
-        return self.element * self.recipe.lora.r * len(set(names) & set(self.recipe.adapted_layers))
+        return self.element * self.recipe.lora_r * len(set(names) & set(self.recipe.adapted_layers))
 
 
 def fused_overhead(recipe: Recipe, element: int = 2) -> int:
@@ -197,7 +197,7 @@ def fused_overhead(recipe: Recipe, element: int = 2) -> int:
     """
     shape, copies = recipe.shape, 0
     for stack, (outputs, inputs) in zip(STACKS, shape.stacked_layers, strict=True):
-        rank = recipe.lora.r * len(set(stack) & set(recipe.adapted_layers))
+        rank = recipe.lora_r * len(set(stack) & set(recipe.adapted_layers))
         copies += rank * (inputs + outputs)
     unpacked = 2 * shape.largest_stack if recipe.precision == "nf4" else 0
     return element * shape.num_hidden_layers * copies + unpacked
@@ -212,6 +212,8 @@ def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
     Frozen weights keep no input: only adapters do. Dropout keeps no mask.
     """
     shape, names, element = recipe.shape, recipe.adapted_layers, _stock_element(recipe)
+    if shape.is_encoder:
+        return _encoder_kept_by_layer(recipe, element)
     hidden, inner, query = shape.hidden_size, shape.intermediate_size, shape.query_width
     key = query if recipe.repeated_keys else shape.key_width
     heads = (
@@ -221,10 +223,33 @@ def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
     )
     return {
         "norms": 2 * (4 * hidden + 4) + 4 * sum(heads),
-        "adapter inputs": _adapter_inputs(shape, names, element, recipe.lora.dropout > 0),
-        "adapter ranks": element * recipe.lora.r * len(names),
+        "adapter inputs": _adapter_inputs(shape, names, element, recipe.lora_dropout > 0),
+        "adapter ranks": element * recipe.lora_r * len(names),
         "attention": element * (2 * query + 2 * key) + 4 * shape.num_attention_heads,
         "mlp": 3 * element * inner,  # gate, up and the SiLU of gate
+    }
+
+
+def _encoder_kept_by_layer(recipe: Recipe, element: int) -> dict[str, int]:
+    """Bytes per token that autograd keeps of an encoder's block. Where every weight is trained each
+    product keeps its input, in the format that it computes in, beside the float32 numbers of the
+    norms. Dropout keeps no mask.
+    """
+    shape, names = recipe.shape, recipe.adapted_layers
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    products = (
+        element * (3 * hidden + inner)
+        if recipe.lora is None
+        else _adapter_inputs(shape, names, element, recipe.lora_dropout > 0)
+        + element * recipe.lora_r * len(names)
+    )
+    gated = 0 if shape.positions else element * inner
+    return {
+        "norms": 2 * (4 * hidden + 8),
+        "inputs of products": products,
+        "attention": element * 4 * hidden + 4 * shape.num_attention_heads,
+        "rotated in float32": 0 if shape.positions else 4 * 4 * hidden,
+        "mlp": element * inner + 2 * gated,
     }
 
 
@@ -236,7 +261,7 @@ def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: boo
     if drops:
         return sum(element * shape.linear_layers[name][1] for name in names)
     groups = [stack for stack in STACKS if stack != ("o_proj",)]
-    return sum(element * shape.linear_layers[group[0]][1] for group in groups if set(group) & set(names))
+    return sum(element * shape.linear_layers[group[-1]][1] for group in groups if set(group) & set(names))
 
 
 def _stock_element(recipe: Recipe) -> int:
