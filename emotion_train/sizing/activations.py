@@ -231,26 +231,39 @@ def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
 
 
 def _encoder_kept_by_layer(recipe: Recipe, element: int) -> dict[str, int]:
-    """Bytes per token that autograd keeps of an encoder's block. Where every weight is trained each
-    product keeps its input, in the format that it computes in, beside the float32 numbers of the
-    norms. Dropout keeps no mask.
+    """Bytes per token that autograd keeps of an encoder's block, whose dropout keeps no mask.
+
+    Norms give float32, which each product under autocast brings to bfloat16 for itself: BERT's
+    queries, keys and values have an input each. ModernBERT's are one product; the values keep it
+    whole beside the rotated queries and keys, and so does its MLP's gate.
     """
-    shape, names = recipe.shape, recipe.adapted_layers
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    products = (
-        element * (3 * hidden + inner)
-        if recipe.lora is None
-        else _adapter_inputs(shape, names, element, recipe.lora_dropout > 0)
-        + element * recipe.lora_r * len(names)
-    )
-    gated = 0 if shape.positions else element * inner
+    shape = recipe.shape
+    hidden, inner, is_bert = shape.hidden_size, shape.intermediate_size, shape.positions > 0
+    first, after_norm, last, modules = _products_that_keep_inputs(recipe)
+    if element > 2 and not recipe.lora_dropout:
+        first = min(1, first)
+    own = 1 if recipe.lora_dropout and "o_proj" in recipe.adapted_layers else 0
     return {
         "norms": 2 * (4 * hidden + 8),
-        "inputs of products": products,
-        "attention": element * 4 * hidden + 4 * shape.num_attention_heads,
-        "rotated in float32": 0 if shape.positions else 4 * 4 * hidden,
-        "mlp": element * inner + 2 * gated,
+        "inputs of products": element * (hidden * (first + own + after_norm) + inner * last),
+        "adapter ranks": element * recipe.lora_r * modules,
+        "attention": element * (4 if is_bert else 6) * hidden + 4 * shape.num_attention_heads,
+        "mlp": element * (1 if is_bert else 3) * inner,
     }
+
+
+def _products_that_keep_inputs(recipe: Recipe) -> tuple[int, int, int, int]:
+    """How many products keep what they multiply: of the block's first ones, of the MLP's first and
+    of its last; and how many have an adapter.
+    """
+    is_bert = recipe.shape.positions > 0
+    if recipe.lora is None:
+        return 3 if is_bert else 1, 1, 1, 0
+    adapted = set(recipe.adapted_layers)
+    counts = [len(adapted & set(stack)) for stack in STACKS]
+    if not is_bert:  # a stack is one product
+        counts = [min(1, count) for count in counts]
+    return counts[0], counts[2], counts[3], sum(counts)
 
 
 def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: bool) -> int:

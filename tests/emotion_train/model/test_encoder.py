@@ -17,7 +17,10 @@ from emotion_train.bases.encoders import ENCODERS
 from emotion_train.config import LoraSection
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
+from emotion_train.evaluation.members import facts_together
 from emotion_train.model.attention import Segments
+from emotion_train.model.encoder import packed
+from emotion_train.model.ensemble import load_ensemble
 from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import load_base
@@ -26,6 +29,8 @@ from emotion_train.model.lora import (
     adapter_state,
     build_classifier,
     load_adapter,
+    load_adapter_state,
+    of_main_labels,
     save_adapter,
     with_temperature,
 )
@@ -257,3 +262,37 @@ def test_names_without_a_prefix_and_of_old_norms_are_read(folder: Path, tmp_path
     assert info.weights_sha256 == wanted_info.weights_sha256
     for name, parameter in wanted.named_parameters():
         assert torch.equal(ours.get_parameter(name), parameter), name
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("lora", [None, LoraSection(r=2)])
+def test_labels_of_training_alone_have_no_logits_outside_of_it(
+    folder: Path, kind: str, lora: LoraSection | None
+) -> None:
+    base, lengths_N = base_of(folder, kind), torch.tensor(LENGTHS)
+    model = loud(build_classifier(base, "fp32", len(LABELS), lora, 3, "cpu", auxiliary=2)[0])
+    counters = padded_counters(7, 2, range(4), 40)
+    assert model.train().forward_padded(posts(), lengths_N, counters).shape == (4, len(LABELS))
+    main_NC = model.eval().forward_padded(posts(), lengths_N)
+    plain = build_classifier(base, "fp32", len(LABELS) - 2, lora, 3, "cpu")[0].eval()
+    load_adapter_state(plain, of_main_labels(adapter_state(model), len(LABELS) - 2))
+    assert torch.equal(plain.forward_padded(posts(), lengths_N), main_NC)
+
+
+def test_whole_encoders_of_two_seeds_answer_together(folder: Path, tmp_path: Path) -> None:
+    base = base_of(folder, "bert")
+    tokenizer = PostTokenizer.load(base, 32)
+    for seed in (1, 2):
+        model, info = build_classifier(base, "fp32", len(LABELS), None, seed, "cpu")
+        facts = AdapterFacts.of(info, tokenizer, precision="fp32", lora=None, labels=LABELS)
+        with torch.no_grad():
+            model.classifier.classifier.weight.mul_(10 * seed)
+        save_adapter(model, tmp_path / str(seed), tokenizer=tokenizer, facts=facts)
+    folders = [tmp_path / "1", tmp_path / "2"]
+    facts_together(folders)
+    ids, positions, segments, ends, _ = packed(posts(), torch.tensor(LENGTHS), None)
+    with torch.no_grad():
+        alone = [load_adapter(one, device="cpu").model(ids, positions, segments, ends) for one in folders]
+        together = load_ensemble(folders, device="cpu").model(ids, positions, segments, ends)
+    assert not torch.allclose(alone[0], alone[1])
+    torch.testing.assert_close(together, (alone[0] + alone[1]) / 2)

@@ -176,6 +176,23 @@ def close(ours: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) 
     return bool((off < 1e-5).float().mean() > 0.9995) and bool(off.max() < 2 * STEPS * 1e-3)
 
 
+def test_biases_and_norms_of_a_whole_encoder_do_not_decay(folder: Path) -> None:
+    with ExitStack() as stack:
+        trainer = start_trainer(config(folder, "bert", "run.id=decay", "train.weight_decay=0.5"), stack)
+        decays = {
+            trainer.engine.trained.own[parameter].removeprefix("network."): group["weight_decay"]
+            for group in trainer.engine.optimizer.param_groups
+            for parameter in group["params"]
+        }
+        assert decays.keys() == {name for name, _ in trainer.bare_model.network.named_parameters()}
+    for name, decay in decays.items():
+        assert decay == (0.5 if name.endswith("weight") and "LayerNorm" not in name else 0.0), name
+    with ExitStack() as stack:
+        adapted = config(folder, "bert", "run.id=decay-lora", "train.weight_decay=0.5", "train.method=lora")
+        groups = start_trainer(adapted, stack).engine.optimizer.param_groups
+        assert [group["weight_decay"] for group in groups] == [0.5]
+
+
 def stopped(folder: Path, run_id: str, step: int, *more: str) -> None:
     """A run that was saved after this step, and killed."""
     with ExitStack() as stack:
