@@ -49,7 +49,7 @@ def next_steps(
         tries = _of_one_answer(split, config) + tries
     else:
         tries.append("a larger model.base")
-        if config.get("lora", {}).get("targets") != "all-linear":
+        if config.get("lora", {}).get("targets") != "all-linear" and not _is_whole(config):
             tries.append("lora.targets=all-linear")
     if train_counts and min(train_counts) < _FEW_POSTS:
         tries.append(f"more posts (the rarest label has {posts_of(min(train_counts))} for training)")
@@ -58,6 +58,11 @@ def next_steps(
     if (posts := _posts_that_would_tell(behind, split.rows)) is not None:
         tries = [f"more held-out posts ({posts:,} would tell such a lead)", *tries]
     return f"Try next: {'; '.join(tries[:_MOST])}."
+
+
+def _is_whole(config: Mapping[str, Any]) -> bool:
+    """Whether every weight was trained, so that there is no adapter to change."""
+    return bool(config.get("train", {}).get("method") == "full")
 
 
 def worth_trying(
@@ -138,9 +143,9 @@ def _of_the_loss(history: Sequence[Evaluation], config: Mapping[str, Any]) -> li
             if rate and rate <= 0.2:
                 tries.append(f"train.learning_rate={rate * 5:.2g} (the training loss hardly fell, {course})")
         elif not tries:
+            smaller = "" if _is_whole(config) else " or a smaller lora.r"
             tries.append(
-                f"fewer epochs or a smaller lora.r (the training loss fell {course}, and held-out posts did"
-                " not follow)"
+                f"fewer epochs{smaller} (the training loss fell {course}, and held-out posts did not follow)"
             )
     if not tries and epochs:
         tries.append(f"train.epochs={2 * epochs}")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from emotion_train.config import Config
     from emotion_train.data.index import Index
     from emotion_train.data.lengths import Cut, Lengths
     from emotion_train.evaluation.decision import Decision
@@ -483,7 +484,7 @@ def _build_report(
         ),
         identity=Identity(
             run_id=job.run_id,
-            config=public_config(job.config),
+            config=public_config(_as_trained(job)),
             config_sha256=job.config.sha256(),
             index_sha256=job.index.sha256(),
             data_url=public_place(job.config.data.url),
@@ -521,6 +522,17 @@ def _build_report(
         ),
         old_posts=held_out.old_posts,
     )
+
+
+def _as_trained(job: Job) -> Config:
+    """The config, which says of an encoder what was trained in place of auto."""
+    from emotion_train.model.encoder import is_encoder
+    from emotion_train.sizing.recipe import adapter_of
+
+    if not is_encoder(job.base.text):
+        return job.config
+    method = "full" if adapter_of(job.config, True) is None else "lora"
+    return job.config.model_copy(update={"train": job.config.train.model_copy(update={"method": method})})
 
 
 def _left_out(job: Job, base: BaseInfo) -> list[str]:

@@ -249,9 +249,7 @@ def test_a_published_encoder_answers_the_same_from_its_folder_and_exported(
     from transformers import pipeline
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    given = words(
-        folder, "modernbert", f"run.id=published-{method}", "train.epochs=1", f"train.method={method}"
-    )
+    given = words(folder, "modernbert", f"run.id=published-{method}", "train.epochs=1")
     assert cli.main(["train", *given]) == 0
     url = f"{folder}/runs/published-{method}"
     download(url, tmp_path / "pulled")
@@ -260,6 +258,8 @@ def test_a_published_encoder_answers_the_same_from_its_folder_and_exported(
     texts = ["tea rain quiet", "party </s> laugh", "stars " * 60]
     ours = [one.probabilities for one in classifier.predict(texts)]
     assert set(report.labels) == set(ours[0])
+    assert report.identity.config["train"]["method"] == method
+    assert "lora" not in (report.verdict.advice or "") or method == "lora"
     card = (tmp_path / "pulled" / "README.md").read_text(encoding="utf-8")
     assert ("trained whole" in card) == (method == "full")
     made = export(url, str(tmp_path / "export"), dtype="fp32", compare=6, device="cpu")
