@@ -133,11 +133,16 @@ def train(run: Run) -> dict[str, object]:
 
 
 def asymmetric_loss_sum(
-    logits_NC: torch.Tensor, targets_NC: torch.Tensor, weights_NC: torch.Tensor, kind: TargetKind
+    logits_NC: torch.Tensor,
+    targets_NC: torch.Tensor,
+    weights_NC: torch.Tensor,
+    kind: TargetKind,
+    masked: bool = False,
 ) -> torch.Tensor:
     """In place of `model.loss.weighted_loss_sum`: easy negatives count little, those below the
-    margin nothing.
+    margin nothing. Every label is known of every post.
     """
+    assert not masked
     prob_NC = logits_NC.float().sigmoid()
     negative_NC = (prob_NC - 0.05).clamp(min=0)
     log_positive_NC = torch.nn.functional.logsigmoid(logits_NC.float())

@@ -178,6 +178,14 @@ class ModelSection(Section):
             " `emotion-train stage-base`, or smollm2, the small model of the quick start."
         ),
     )
+    adapter: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "Published adapter to train on from: OUTPUT_URL/RUN_ID or a folder of `emotion-launch pull`. Its"
+            " adapter and the head's rows of labels that both know are the start; None starts anew."
+        ),
+    )
     layers: Annotated[
         Annotated[int, Field(json_schema_extra={"minimum": 1})]
         | Annotated[float, Field(json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1})]
@@ -324,6 +332,16 @@ class TrainSection(Section):
     max_grad_norm: float | None = Field(
         1.0, gt=0, description="Gradients are scaled down to this 2-norm; None is off."
     )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description=(
+            "Decay of a mean of adapter and head over the steps, such as 0.99, which is scored and published"
+            " in place of the last step's; 0 is none."
+        ),
+        json_schema_extra={"unit": "share kept a step"},
+    )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third slower."
     )
@@ -454,6 +472,14 @@ class ReportSection(Section):
     language: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = Field(
         (), description="Languages of the posts for the model card, as two or three letters: en, pt."
     )
+    old_data: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "Data set of the adapter that model.adapter names: the report then says what was gained and"
+            " forgotten on its test split."
+        ),
+    )
     usd_per_hour: float | None = Field(
         None,
         ge=0,
@@ -487,6 +513,15 @@ class Config(Section):
             raise ValueError(
                 f"train.tokens_per_microbatch is {tokens} and data.max_length is {self.data.max_length}; "
                 "one post must fit one micro-batch: raise the former or lower the latter"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _old_data_has_its_adapter(self) -> Config:
+        if self.report.old_data is not None and self.model.adapter is None:
+            raise ValueError(
+                f"report.old_data is {self.report.old_data} and model.adapter is not given, whose data set it"
+                " is; give model.adapter=RUN_URL, or leave report.old_data out"
             )
         return self
 

@@ -18,13 +18,14 @@ from emotion_train.bases.architecture import text_model
 from emotion_train.bases.depth import Layers, blocks_read
 from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config, Precision
-from emotion_train.data.index import Index, Split
+from emotion_train.data.index import Index, Split, read_index
 from emotion_train.data.lengths import Cut, Lengths, estimated, tokens_in
 from emotion_train.data.packing import GPU_FILL, bins, deal
 from emotion_train.edges import hub
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.sizing.memory import is_fused
 from emotion_train.sizing.shape import Shape
+from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from launch.gpus import GpuKind
 
@@ -167,7 +168,7 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
 
     Raises `WrongRequest` for a base that the trainer would refuse.
     """
-    train, most = index.split("train"), config.data.max_length
+    train, most = index.training, config.data.max_length
     estimate = None
     if tokens_per_post is not None:
         whole = [round(tokens_per_post)]
@@ -179,17 +180,26 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
     return Work(
         train_posts=train.rows,
         scored_posts=_evaluations(config, train.rows) * held_out.get("validation", 0)
-        + sum(held_out.values()),
+        + sum(held_out.values())
+        + _old_posts(config),
         epochs=config.train.epochs,
         global_batch_size=config.train.global_batch_size,
         lengths=tuple(min(most, max(1, length)) for length in whole),
-        labels=len(index.labels),
+        labels=len(index.trained_labels),
         max_length=most,
         cut=None if known is None else Cut.of(known, most),
         cut_is_estimated=tokens_per_post is not None or estimate is not None,
         estimate=estimate,
         max_steps=config.train.max_steps,
     )
+
+
+def _old_posts(config: Config) -> int:
+    """Posts of the adapter that is trained on from, which the report adds."""
+    if config.report.old_data is None:
+        return 0
+    splits = read_index(open_store(config.report.old_data)).splits
+    return next((splits[name].rows for name in ("test", "validation") if name in splits), 0)
 
 
 def _evaluations(config: Config, train_posts: int) -> int:

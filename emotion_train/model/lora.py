@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from emotion_train.bases.depth import blocks_words
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.public_names import public_base
 from emotion_train.config import LoraSection
@@ -28,7 +29,7 @@ from emotion_train.model.card import CardFacts, model_card
 from emotion_train.model.dropout import Current, PostDropout, product_number
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts, read_facts
 from emotion_train.model.fused import ADAPTER
-from emotion_train.model.head import EmotionClassifier, generator, init_head
+from emotion_train.model.head import EmotionClassifier, TrainedRows, generator, init_head
 from emotion_train.model.load import BaseConfig, BaseInfo, Tell, load_base, read_config, tell_nobody
 from emotion_train.model.precision import Precision, import_bitsandbytes_quickly
 from emotion_train.sizing.shape import target_names
@@ -50,17 +51,22 @@ def build_classifier(
     seed: int,
     device: torch.device | str,
     *,
+    auxiliary: int = 0,
     to_be_sharded: bool = False,
     tell: Tell = tell_nobody,
     patience_s: float = 0.0,
 ) -> tuple[EmotionClassifier, BaseInfo]:
-    """The base on `device` with a fresh head and adapter: what a run starts from. `to_be_sharded`
-    and `patience_s` as in `load_base`.
+    """The base on `device` with a fresh head and adapter: what a run starts from. The last
+    `auxiliary` of the labels are those of training alone. `to_be_sharded` and `patience_s` as in
+    `load_base`.
     """
     network, info = load_base(
         base, precision, num_labels, device, to_be_sharded=to_be_sharded, tell=tell, patience_s=patience_s
     )
     init_head(network, seed)
+    if auxiliary:
+        head: Any = network.score
+        network.score = TrainedRows(head, num_labels - auxiliary)
     return EmotionClassifier(attach_lora(network, lora, seed), precision), info
 
 
@@ -192,6 +198,15 @@ def with_temperature(
             if name.endswith(ending):
                 found[name] = tensor / divisor
     return found
+
+
+def of_main_labels(state: Mapping[str, torch.Tensor], labels: int) -> dict[str, torch.Tensor]:
+    """The state whose head has the first so many rows, those of the labels that are published."""
+    heads = (".score.weight", ".score.bias")
+    return {
+        name: tensor[:labels].contiguous() if name.endswith(heads) else tensor
+        for name, tensor in state.items()
+    }
 
 
 # --- the folder ---
@@ -337,14 +352,11 @@ def refuse_other_base(
 
 
 def _other_depth(folder: Path, facts: AdapterFacts, given: BaseConfig) -> WrongRequest:
-    def words(layers: int | None) -> str:
-        return "all blocks" if layers is None else f"the first {layers} blocks"
-
     own = "null" if facts.layers is None else facts.layers
     return WrongRequest(
-        f"The adapter {folder} was made for {words(facts.layers)} of the base {facts.base}, and"
-        f" {words(given.layers)} of {given.files.name} are read here; give both one depth: model.layers={own}"
-        " in a run, or a base that has all of these blocks."
+        f"The adapter {folder} was made for {blocks_words(facts.layers)} of the base {facts.base}, and"
+        f" {blocks_words(given.layers)} of {given.files.name} are read here; give both one depth:"
+        f" model.layers={own} in a run, or a base that has all of these blocks."
     )
 
 

@@ -23,11 +23,13 @@ from emotion_train.edges.bounded import Unreadable, object_in, tensors_in
 from emotion_train.errors import Damaged, ObjectNotFound, WrongRequest
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import peft_name
-from emotion_train.report.schema import Evaluation, LossPoint
+from emotion_train.report.schema import Evaluation, LossPoint, Parent
 from emotion_train.runs.log import Entry, Part, Writer, read_part
+from emotion_train.runs.parent import weights_sha256
 from emotion_train.storage.store import Store
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
+AVERAGE = "average.safetensors"  # of adapter and head, where train.ema asks for it
 EVENTS = "run.tfevents"  # of TensorBoard up to the step, where there are any
 MOMENTS = ("exp_avg", "exp_avg_sq")
 T = TypeVar("T")
@@ -44,10 +46,15 @@ _FIXED = (
     "loss.class_weights",
     "model.layers",
     "run.seed",
+    "train.ema",
     "train.epochs",
     "train.global_batch_size",
     "train.max_steps",
 )
+
+
+# what a run had before there was such a key
+_BEFORE_KEY = {"train.ema": 0.0}
 
 
 @dataclass
@@ -89,13 +96,15 @@ class Progress:
 @dataclass(frozen=True)
 class State:
     """A checkpoint in memory. `optimizer` maps `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`
-    to moments; `events` are TensorBoard's so far.
+    to moments; `events` are TensorBoard's so far. `average` is what is scored and published in
+    place of `adapter`, empty where that itself is.
     """
 
     progress: Progress
     adapter: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     events: bytes = b""
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,7 @@ class Question:
     config: Config
     index: Index
     base: BaseInfo
+    parent: Parent | None = None  # the adapter that it trained on from
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,8 @@ class Snapshot:
         """Name and content of each part, made one at a time."""
         yield ADAPTER, save(_contiguous(self.state.adapter))
         yield OPTIMIZER, save(_contiguous(self.state.optimizer))
+        if self.state.average:
+            yield AVERAGE, save(_contiguous(self.state.average))
         if self.state.events:
             yield EVENTS, self.state.events
         document = {
@@ -146,6 +158,8 @@ class Snapshot:
             "labels": list(self.question.index.labels),
             "base_weights_sha256": self.question.base.weights_sha256,
         }
+        if self.question.parent is not None:
+            document["parent"] = self.question.parent.model_dump(mode="json")
         yield STATE, (json.dumps(document) + "\n").encode()
 
 
@@ -200,7 +214,11 @@ class Saved:
             adapter, optimizer = tensors_in(self.files[ADAPTER]), tensors_in(self.files[OPTIMIZER])
             if optimizer or progress.step:  # before the first update there are none
                 _refuse_other_moments(adapter, optimizer)
-            return State(progress, adapter, optimizer, self.events)
+            average = tensors_in(self.files[AVERAGE]) if AVERAGE in self.files else {}
+            shapes = [{name: one.shape for name, one in state.items()} for state in (adapter, average)]
+            if average and shapes[0] != shapes[1]:
+                raise Unreadable(f"{AVERAGE} is of other parameters than {ADAPTER}")
+            return State(progress, adapter, optimizer, self.events, average)
         except (Unreadable, KeyError, TypeError) as error:
             raise Damaged(f"The checkpoint of step {self.entry.step} cannot be read ({error}).") from None
 
@@ -228,7 +246,7 @@ def read_saved(store: Store, run_id: str, entry: Entry) -> Saved:
     when it was replaced or is not what it should be.
     """
     names = [ADAPTER, OPTIMIZER, STATE]
-    names += [EVENTS] if any(part.key.endswith(f"/{EVENTS}") for part in entry.parts) else []
+    names += [name for name in (EVENTS, AVERAGE) if _has(entry, name)]
     saved = Saved(entry, {name: read_part(store, run_id, _part(entry, name)) for name in names})
     saved.state()
     return saved
@@ -250,7 +268,7 @@ def best_adapter(
     store: Store, run_id: str, entries: Sequence[Entry], tell: Callable[[str], None]
 ) -> tuple[Entry, bytes] | None:
     """Entry and adapter file of the checkpoint with the highest macro-F1 that verifies; the earlier
-    one of equals.
+    one of equals. Where it has an average, which was scored, that is the adapter.
     """
     scored = [
         entry for entry in entries if entry.kind == "checkpoint" and entry.metrics.get("macro_f1") is not None
@@ -258,7 +276,7 @@ def best_adapter(
     scored.sort(key=lambda entry: (-float(entry.metrics["macro_f1"] or 0), entry.seq))
 
     def read(entry: Entry) -> tuple[Entry, bytes]:
-        data = read_part(store, run_id, _part(entry, ADAPTER))
+        data = read_part(store, run_id, _part(entry, AVERAGE if _has(entry, AVERAGE) else ADAPTER))
         try:
             tensors_in(data)
         except Unreadable as error:
@@ -299,6 +317,7 @@ class _Document(BaseModel):
     config: dict[str, dict[str, Any]]
     labels: list[str]
     base_weights_sha256: str
+    parent: Parent | None = None
 
     @field_validator("progress")
     @classmethod
@@ -326,6 +345,10 @@ def _document(data: bytes) -> dict[str, Any]:
     return document
 
 
+def _has(entry: Entry, name: str) -> bool:
+    return any(part.key.endswith(f"/{name}") for part in entry.parts)
+
+
 def _part(entry: Entry, name: str) -> Part:
     for part in entry.parts:
         if part.key.endswith(f"/{name}"):
@@ -346,19 +369,38 @@ def check_same_question(
     if tuple(document["labels"]) != index.labels:
         problems.append("the labels")
     old, new = document["config"], config.model_dump(mode="json")
-    different = {
-        f"{section}.{key}": f"{section}.{key} (was {old.get(section, {}).get(key)!r}, is {value!r})"
-        for section, fields in new.items()
-        for key, value in fields.items()
-        if old.get(section, {}).get(key) != value
-    }
+    different = {}
+    for section, fields in new.items():
+        for key, value in fields.items():
+            name = f"{section}.{key}"
+            was = old.get(section, {}).get(key, _BEFORE_KEY.get(name))
+            if was != value:
+                different[name] = f"{name} (was {was!r}, is {value!r})"
     problems += [words for name, words in different.items() if name in _FIXED]
+    if not _same_parent(document, config):
+        problems.append(different["model.adapter"])
     if problems:
         raise WrongRequest(
             f"Run {run_id} was started with another request; different now: {'; '.join(problems)}. "
             "Give the old values to continue it, or another run.id to start a new run."
         )
     return list(different.values())
+
+
+def parent_of(document: Mapping[str, Any]) -> Parent | None:
+    """The adapter that the run trained on from."""
+    stored = document.get("parent")
+    return None if stored is None else Parent.model_validate(stored)
+
+
+def _same_parent(document: Mapping[str, Any], config: Config) -> bool:
+    """Whether `model.adapter` names the adapter that the run began with. The checkpoint holds all
+    that was taken from it, so it need not be named any more, and is read only under another name.
+    """
+    parent, asked = parent_of(document), config.model.adapter
+    if parent is None or asked in (None, document["config"]["model"].get("adapter")):
+        return parent is not None or asked is None
+    return weights_sha256(asked) == parent.weights_sha256
 
 
 def check_same_base(document: Mapping[str, Any], base: BaseInfo, run_id: str) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from emotion_train.processes.ranks import Ranks
     from emotion_train.runs.checkpoint import Saved
     from emotion_train.runs.local_states import LocalStates
+    from emotion_train.runs.parent import ParentAdapter
     from emotion_train.training.engines import Kind
 
 
@@ -58,6 +59,7 @@ class Job:
     started: datetime
     again: str  # the command that resumes this run
     base: BaseConfig  # opened once
+    parent: ParentAdapter | None = None  # to train on from, in a start without a checkpoint
 
 
 @dataclass
@@ -99,7 +101,7 @@ def too_small(job: Job) -> str:
     from emotion_train.sizing.shape import Shape
     from emotion_train.training.microbatch import layout_of
 
-    recipe = Recipe.of(job.config, Shape.of(job.base.text.to_dict()), len(job.index.labels))
+    recipe = Recipe.of(job.config, Shape.of(job.base.text.to_dict()), len(job.index.trained_labels))
     layout = layout_of(job.engine, job.ranks.world_size)
     misfit = ran_out(Request.of(job.config, recipe), memory_of(job.accelerator.device), layout)
     return f"{misfit} The run continues from its last checkpoint."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from emotion_train.data.index import Split
     from emotion_train.data.loader import Encoder, Loader
     from emotion_train.model.head import EmotionClassifier
     from emotion_train.model.load import BaseConfig, BaseInfo
     from emotion_train.processes.ranks import Ranks
+    from emotion_train.runs.parent import ParentAdapter
     from emotion_train.runs.saver import Saver
     from emotion_train.training.engines import Kind
     from emotion_train.training.trainer import Trainer
@@ -37,14 +40,13 @@ def require_fp8(config: Config, base: BaseConfig, engine: Kind, device: torch.de
     from emotion_train.model.head import require_float8
     from emotion_train.sizing.memory import is_fused
     from emotion_train.sizing.shape import Shape
-    from emotion_train.training.engines import shards_weights
 
     if config.model.precision != "fp8":
         return
-    if shards_weights(engine):
+    if engine == "DeepSpeed ZeRO-3":
         raise WrongRequest(
-            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give"
-            " --config_file accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
+            f"model.precision is fp8 and {engine} computes by transformers' modules, which know no fp8: give"
+            " --config_file accelerate_configs/multi_gpu_fsdp2_qlora.yaml, or model.precision=bf16."
         )
     require_float8(device, is_fused(Shape.of(base.text.to_dict()), "fp8"))
 
@@ -163,8 +165,8 @@ def _refuse_different_bases(job: Job, base: BaseInfo) -> None:
 
 
 def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
-    """The frozen base with a new adapter and head, on this process's device unless the engine
-    shards it.
+    """The frozen base with a new adapter and head, or those that it trains on from, on this
+    process's device unless the engine shards it.
 
     Raises `CutOff` after a preemption notice.
     """
@@ -184,19 +186,43 @@ def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
         model, base = build_classifier(
             job.base,
             config.model.precision,
-            len(job.index.labels),
+            len(job.index.trained_labels),
             config.lora,
             config.run.seed,
             job.accelerator.device,
+            auxiliary=len(job.index.trained_labels) - len(job.index.labels),
             to_be_sharded=cut,
             tell=tell,
             patience_s=config.run.start_timeout_s,
         )
-    if config.model.decoder == "fused" and not cut:
-        model.fuse()
+    if job.parent is not None:
+        _start_from(job.parent, job, model, base)
+    if config.model.decoder == "fused":
+        if not cut:
+            model.fuse()
+        elif job.engine == "FSDP2":
+            model.fuse_cut(job.accelerator.device)
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, base
+
+
+def _start_from(parent: ParentAdapter, job: Job, model: EmotionClassifier, base: BaseInfo) -> None:
+    """Put the parent's adapter, and the rows of its head that the labels have, into the model."""
+    from emotion_train.edges.bounded import Unreadable, tensors_in
+    from emotion_train.model.lora import adapter_state, load_adapter_state
+    from emotion_train.model.warm_start import warm_state
+    from emotion_train.runs.parent import refuse_other_weights
+
+    refuse_other_weights(parent, job.config.model.base, base.weights_sha256)
+    try:
+        state = tensors_in(parent.weights)
+    except Unreadable as error:
+        raise WrongRequest(
+            f"The weights of model.adapter={parent.place} are damaged ({error}); pull it again."
+        ) from None
+    places_C = parent.places(job.index.trained_labels)
+    load_adapter_state(model, warm_state(adapter_state(model), state, places_C, parent.temperature))
 
 
 def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Trainer:
@@ -204,23 +230,20 @@ def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Traine
     ranks other than 0.
     """
     from emotion_train.model.loss import class_weights
-    from emotion_train.runs.checkpoint import Question, Snapshot
+    from emotion_train.runs.checkpoint import Snapshot
     from emotion_train.training.trainer import Trainer
 
     model, base = load_model(job)
-    counts = job.index.split("train").real_label_counts
-    weights_C = class_weights(counts, job.config.loss.class_weights, job.index.labels)
-    train = _open_loader(
-        job, "train", weights_C, job.config.train.global_batch_size, job.config.run.seed, stack
-    )
+    counts = job.index.training.real_label_counts
+    weights_C = class_weights(counts, job.config.loss.class_weights, job.index.trained_labels)
+    train = _training_loader(job, weights_C, stack)
     validation = scoring_loader(job, "validation", stack)
     saver = None if claimed is None else stack.enter_context(open_saver(job, claimed))
     trainer = Trainer(job, model, base, train, validation, saver)
     _restore(job, trainer, claimed)
     if saver is not None and claimed is not None:
         for saved in claimed.not_in_log:
-            question = Question(job.config, job.index, base)
-            saver.offer(Snapshot(saved.state(), saved.entry.epoch, question, saved.entry.metrics))
+            saver.offer(Snapshot(saved.state(), saved.entry.epoch, trainer.question, saved.entry.metrics))
     job.ranks.only_on_main(lambda: _open_trackers(job, trainer, claimed, stack))
     return trainer
 
@@ -263,6 +286,7 @@ def _restore(job: Job, trainer: Trainer, claimed: Claimed | None) -> None:
         },
     )
     checkpoint.check_same_base(saved.document, trainer.question.base, job.run_id)
+    trainer.question = replace(trainer.question, parent=checkpoint.parent_of(saved.document))
     trainer.restore(saved.state())
     if job.ranks.is_main:
         say(f"resumed at step {entry.step} of {trainer.steps}")
@@ -274,12 +298,18 @@ def scoring_loader(job: Job, name: str, stack: ExitStack, encoder: Encoder | Non
 
     posts = POSTS_PER_SCORING_STEP * job.ranks.world_size
     weights_C = np.ones(len(job.index.labels))
-    return _open_loader(job, name, weights_C, posts, 0, stack, scoring=True, encoder=encoder)
+    return _open_loader(job, job.index.split(name), weights_C, posts, 0, stack, scoring=True, encoder=encoder)
+
+
+def _training_loader(job: Job, weights_C: npt.NDArray[np.float64], stack: ExitStack) -> Loader:
+    """Every post that is trained on, auxiliary ones among them."""
+    batch_size, seed = job.config.train.global_batch_size, job.config.run.seed
+    return _open_loader(job, job.index.training, weights_C, batch_size, seed, stack)
 
 
 def _open_loader(
     job: Job,
-    name: str,
+    split: Split,
     weights_C: npt.NDArray[np.float64],
     batch_size: int,
     seed: int,
@@ -292,7 +322,6 @@ def _open_loader(
     from emotion_train.data.reader import RowGroupReader
     from emotion_train.evaluation.scoring import fill_multiple
 
-    split = job.index.split(name)
     return stack.enter_context(
         Loader(
             RowGroupReader(job.data_store, split, patience_s=data_patience_s(job.config)),
@@ -307,6 +336,7 @@ def _open_loader(
             in_slices=scoring,
             agree=job.ranks.agree_in_scoring if scoring else job.ranks.agree,
             threads=encoder_threads(),
-            targets=job.index.targets,
+            targets=job.index.targets if scoring else job.index.trained_targets,
+            known_SC=None if scoring else job.index.known_labels,
         )
     )

@@ -42,6 +42,7 @@ from launch.check.machine import (
     processes_on_cpu,
     target_of,
 )
+from launch.check.parent import check_parent
 from launch.gpus import kind_of
 from launch.plan.choices import Choice, best_settings, spot_of
 from launch.plan.faster import larger_steps, larger_steps_words
@@ -171,6 +172,11 @@ def run_checks(
             lambda: check_credentials(config, lambda: hours or _hours(planned())),
         ),
         ("base model", lambda: check_base(base)),
+        *(
+            [("adapter", lambda: check_parent(config, index(), tokenizer))]
+            if config.model.adapter is not None
+            else []
+        ),
         ("lengths", lambda: check_lengths(config, index(), data(), tokenizer)),
         (
             "memory",

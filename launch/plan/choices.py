@@ -247,18 +247,11 @@ def best_settings(
         fitting = [
             with_settings(one.recipe, work, kind, layout, offer, spot, found)
             for one in requests
-            if layout.sharded == "nothing" or one.recipe.precision != "fp8"  # computed from whole weights
             for found in _microbatches(one, work, kind, layout)
         ]
         if fitting:
             return min(fitting, key=lambda choice: choice.hours)
-    least = [
-        (
-            least_of(one, Layout(count) if one.recipe.precision == "fp8" else layout).memory,
-            one.recipe.precision,
-        )
-        for one in requests
-    ]
+    least = [(least_of(one, layout).memory, one.recipe.precision) for one in requests]
     memory, smallest = min(least, key=lambda pair: pair[0].total)
     return TooSmall(kind, count, smallest, memory)
 

@@ -13,6 +13,7 @@ from emotion_train.config import load_config
 from emotion_train.data.index import read_index
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.predictions import any_predictions_from_parquet, texts_from_parquet
+from emotion_train.model.lora import LoadedAdapter
 from emotion_train.report.schema import Report
 from emotion_train.runs.checkpoint import check_same_question, read_document
 from emotion_train.runs.log import read_log
@@ -46,6 +47,7 @@ def test_a_run_on_half_a_base_publishes_resumes_and_answers_at_its_depth(
     test, texts = any_predictions_from_parquet(raw), texts_from_parquet(raw)
     assert texts is not None
     classifier = api.load_adapter(tmp_path / "pulled", device="cpu")
+    assert isinstance(classifier.loaded, LoadedAdapter)
     assert len(classifier.loaded.model.layers) == 1
     prob_NC = classifier.probabilities([texts[post_id] for post_id in test.ids])
     np.testing.assert_allclose(prob_NC, test.prob_NC, atol=1e-6)
