@@ -404,7 +404,7 @@ def _scored(posts: _Split, classifier: Classifier) -> AnyPredictions:
         global_batch_size=POSTS_PER_SCORING_STEP,
         tokens_per_microbatch=classifier.capacity,
         fill_multiple=fill_multiple(model.device),
-        targets=posts.index.targets,
+        targets=posts.index.trained_targets if posts.name == "train" else posts.index.targets,
     )
     with loader, ProgressLine(f"scoring {posts.name}", split.rows, "posts") as line:
         part = score(model, loader, model.device, classes, line.update, posts.places)

@@ -39,6 +39,23 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # distillation
+    Mutant(
+        "a teacher is not trained on the fold that it answers",
+        "emotion_train/data/folds.py",
+        "write_fold",
+        "np.flatnonzero(fold_N != fold)",
+        "np.flatnonzero(fold_N >= 0)",
+        "tests/launch/run/test_distil.py::test_no_post_is_scored_by_a_model_that_saw_it",
+    ),
+    Mutant(
+        "a distilled data set is trained on as shares",
+        "emotion_train/data/index.py",
+        "Index.trained_targets",
+        "'shares' if SOFT in self.requires else self.targets",
+        "self.targets",
+        "tests/launch/run/test_distil.py",
+    ),
     # training on from an adapter, adapters that answer together
     Mutant(
         "a published head is trained on at the temperature of its training",

@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from emotion_train.data.targets import FEATURE, SOURCE, WEIGHT, TargetKind, kind_of
+from emotion_train.data.targets import FEATURE, SOFT, SOURCE, WEIGHT, TargetKind, kind_of
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage.document import FrozenModel, Manifest, read_manifest, version_of
 from emotion_train.storage.store import Store
@@ -32,7 +32,7 @@ _LABELS_SHOWN = 30
 SCHEMA: Literal["emotion-train/index/2"] = "emotion-train/index/2"
 FIRST: Literal["emotion-train/index/1"] = "emotion-train/index/1"
 # names in `requires` that this version knows; a later one adds a name and not a schema
-FEATURES = frozenset({*FEATURE.values(), WEIGHT, SOURCE})
+FEATURES = frozenset({*FEATURE.values(), WEIGHT, SOURCE, SOFT})
 MAX_LANES = 64
 SPLITS = ("train", "validation", "test")
 _MAX_ROWS = 1 << 40
@@ -192,8 +192,8 @@ class Index(Manifest):
     `labels`.
 
     `requires` names features without which it would be misread: what the posts are labelled with
-    where that is not one label, that they have weights of their own, and that some are marked as no
-    real posts.
+    where that is not one label, that they have weights of their own, that some are marked as no
+    real posts, and that those of the training split have shares where the others have one label.
     """
 
     older: ClassVar[tuple[str, ...]] = (FIRST,)
@@ -230,7 +230,7 @@ class Index(Manifest):
                 raise ValueError(
                     f"{name} counts {len(split.label_counts)} labels, and there are {len(self.labels)}"
                 )
-            _refuse_wrong_sums(name, split, self.targets)
+            _refuse_wrong_sums(name, split, self.trained_targets if name == "train" else self.targets)
         keys = Counter(described.key for split in self.splits.values() for described in split.objects)
         if any(times > 1 for times in keys.values()):
             raise ValueError("an object is listed twice")
@@ -281,6 +281,11 @@ class Index(Manifest):
         return kind_of(self.requires)
 
     @property
+    def trained_targets(self) -> TargetKind:
+        """What the training posts are labelled with, where that is not the same."""
+        return "shares" if SOFT in self.requires else self.targets
+
+    @property
     def weighted(self) -> bool:
         """Whether posts have weights of their own."""
         return WEIGHT in self.requires
@@ -327,8 +332,10 @@ def limited(index: Index, rows: int | None) -> Index:
             f"data.limit is {rows} and the data set has {len(index.labels)} labels, each of which needs a"
             f" post; give {len(index.labels)} or more."
         )
-    cut = _first_of if index.targets == "one" else _first_posts
-    splits = {name: cut(split, rows) for name, split in index.splits.items()}
+    splits = {}
+    for name, split in index.splits.items():
+        targets = index.trained_targets if name == "train" else index.targets
+        splits[name] = (_first_of if targets == "one" else _first_posts)(split, rows)
     kept = index.model_copy(update={"splits": splits})
     kept._whole = index.whole
     return kept

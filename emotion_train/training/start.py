@@ -329,6 +329,6 @@ def _open_loader(
             in_slices=scoring,
             agree=job.ranks.agree_in_scoring if scoring else job.ranks.agree,
             threads=encoder_threads(),
-            targets=job.index.targets,
+            targets=job.index.targets if scoring else job.index.trained_targets,
         )
     )

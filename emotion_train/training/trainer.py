@@ -144,7 +144,7 @@ class Trainer:
             return taken.activations + taken.overhead
 
         return GraphedPasses(
-            self.bare_model, parameters, passing_bytes, train.microbatch_tokens, self.index.targets
+            self.bare_model, parameters, passing_bytes, train.microbatch_tokens, self.index.trained_targets
         )
 
     def fit(self) -> None:
@@ -212,7 +212,7 @@ class Trainer:
             logits_NC,
             on_device(pack.targets_NC, device),
             on_device(pack.weights_NC, device),
-            self.index.targets,
+            self.index.trained_targets,
         )
 
     @property
