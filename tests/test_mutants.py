@@ -48,14 +48,6 @@ MUTANTS = [
         "np.flatnonzero(fold_N >= 0)",
         "tests/launch/run/test_distil.py::test_no_post_is_scored_by_a_model_that_saw_it",
     ),
-    Mutant(
-        "a distilled data set is trained on as shares",
-        "emotion_train/data/index.py",
-        "Index.trained_targets",
-        "'shares' if SOFT in self.requires else self.targets",
-        "self.targets",
-        "tests/launch/run/test_distil.py",
-    ),
     # training on from an adapter, adapters that answer together
     Mutant(
         "a published head is trained on at the temperature of its training",
@@ -80,7 +72,7 @@ MUTANTS = [
         "Adapters.add_to",
         "up_KOR.mT",
         "up_KOR.roll(1, 0).mT",
-        "tests/emotion_train/model/test_ensemble.py",
+        "tests/emotion_train/model/test_ensemble.py::test_the_mean_of_logits_is_that_of_each_member_alone",
     ),
     # the report's posts, corrections, slices, push
     Mutant(
