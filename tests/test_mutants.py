@@ -95,6 +95,15 @@ MUTANTS = [
         "tests/emotion_train/training/test_auxiliary_run.py::"
         "test_what_is_published_knows_the_main_labels_alone_and_answers_as_its_report_says",
     ),
+    # distillation
+    Mutant(
+        "a teacher is not trained on the fold that it answers",
+        "emotion_train/data/folds.py",
+        "write_fold",
+        "np.flatnonzero(fold_N != fold)",
+        "np.flatnonzero(fold_N >= 0)",
+        "tests/launch/run/test_distil.py::test_no_post_is_scored_by_a_model_that_saw_it",
+    ),
     # training on from an adapter, adapters that answer together
     Mutant(
         "a published head is trained on at the temperature of its training",
@@ -119,7 +128,7 @@ MUTANTS = [
         "Adapters.add_to",
         "up_KOR.mT",
         "up_KOR.roll(1, 0).mT",
-        "tests/emotion_train/model/test_ensemble.py",
+        "tests/emotion_train/model/test_ensemble.py::test_the_mean_of_logits_is_that_of_each_member_alone",
     ),
     # the report's posts, corrections, slices, push
     Mutant(

@@ -35,6 +35,7 @@ FIRST = (
     "guides/bases.md",
     "guides/predict-and-evaluate.md",
     "guides/ensembles.md",
+    "guides/distillation.md",
     "guides/train-on.md",
     "guides/report.md",
     "guides/probabilities.md",
