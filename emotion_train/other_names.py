@@ -24,6 +24,11 @@ _KEYS: tuple[tuple[str, str, str], ...] = (
         " per_gpu_train_batch_size gradient_accumulation_steps gradient_accumulation accumulate_grad_batches"
         " accumulation_steps grad_accum total_batch_size effective_batch_size batchsize bs",
     ),
+    (
+        "train.method",
+        "auto, lora or full",
+        "finetuning_type finetune_type tuning use_lora use_peft full_finetune",
+    ),
     ("train.epochs", "", "num_epochs num_train_epochs n_epochs max_epochs nb_epochs epoch train_epochs"),
     (
         "train.warmup_ratio",
