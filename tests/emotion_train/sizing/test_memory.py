@@ -202,7 +202,7 @@ def test_an_encoder_s_block_keeps_as_many_bytes_per_token_as_is_planned(
     kind: str, lora: LoraSection | None, precision: Precision, tmp_path: Path
 ) -> None:
     found = []
-    layers = {"layer_types": ["full_attention"] * 3} if kind == "modernbert" else {}
+    layers: dict[str, Any] = {"layer_types": ["full_attention"] * 3} if kind == "modernbert" else {}
     for blocks in (1, 3):
         base = encoder_checkpoint(
             tmp_path / f"{blocks}",
