@@ -128,7 +128,7 @@ def train_run(
 
 
 def evaluate_adapter(
-    adapter: str | Path,
+    adapter: str | Path | Sequence[str | Path],
     data_url: str | Path | None = None,
     *,
     split: str = "test",
@@ -152,16 +152,17 @@ def evaluate_adapter(
     show: bool = False,
 ) -> Scorecard:
     """Score an adapter on a split of a data set or on a file of labelled posts, as `emotion-train
-    evaluate`; `adapter` as in `load_adapter`, and arguments that are not given are those of the
-    verb and of the training.
+    evaluate`; `adapter`, or several, as in `load_adapter`, and arguments that are not given are
+    those of the verb and of the training.
 
     Raises `WrongRequest` for labels or posts that cannot be scored, and for what does not belong
     together.
     """
     from emotion_train.evaluate import Question, evaluate
 
+    first, *more = _all_of(adapter)
     asked = Question(
-        AdapterChoice(str(adapter), base, precision, decoder, device),
+        AdapterChoice(first, base, precision, decoder, device, more=tuple(more)),
         data=_text(data_url),
         split=split,
         file=_text(file),
@@ -183,7 +184,7 @@ def evaluate_adapter(
 
 
 def load_adapter(
-    adapter: str | Path,
+    adapter: str | Path | Sequence[str | Path],
     *,
     base: str | None = None,
     precision: Precision | None = None,
@@ -192,8 +193,8 @@ def load_adapter(
     show: bool = False,
 ) -> Classifier:
     """The classifier of an adapter; its `predict(texts)` labels posts. `adapter` is a run's URL, an
-    adapter's folder or its copy in a bucket, as --adapter of the verbs; what is not given is as in
-    the training.
+    adapter's folder or its copy in a bucket, as --adapter of the verbs; several answer together, by
+    the mean of their logits. What is not given is as in the training.
 
     Raises `WrongRequest` for what is no adapter, for another base than it was trained on, and for
     too small a GPU; `StorageError` for a store that refuses or does not answer.
@@ -201,8 +202,8 @@ def load_adapter(
     from emotion_train.runs.adapter_cache import find_adapter
 
     with _spoken(show):
-        folder = find_adapter(str(adapter)).folder
-        return open_classifier(AdapterChoice(folder, base, precision, decoder, device))
+        folder, *more = (find_adapter(place).folder for place in _all_of(adapter))
+        return open_classifier(AdapterChoice(folder, base, precision, decoder, device, more=tuple(more)))
 
 
 def pull_run(
@@ -222,6 +223,13 @@ def pull_run(
 
 def _resume_words(run_id: str, device: str) -> str:
     return f'train_run(…, device="{"cpu" if device == "cpu" else "auto"}") with run.id={run_id}'
+
+
+def _all_of(adapter: str | Path | Sequence[str | Path]) -> list[str]:
+    places = [adapter] if isinstance(adapter, str | Path) else list(adapter)
+    if not places:
+        raise WrongRequest("No adapter is given; give a run's URL or a folder, or a list of them.")
+    return list(map(str, places))
 
 
 def _text(value: str | Path | None) -> str | None:

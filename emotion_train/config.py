@@ -40,6 +40,7 @@ Precision = Literal["nf4", "bf16", "fp8", "fp32"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 DEFAULT_TOKENS_PER_MICROBATCH = 4096
 POSTS_PER_SCORING_STEP = 512  # of one process
+MOST_LAYERS = 2000  # blocks of a base
 SMALLEST_MAX_LENGTH, LARGEST_MAX_LENGTH = 4, 8192  # tokens of a post
 _CONFIGS = Path(__file__).parent / "configs"
 
@@ -154,6 +155,20 @@ class DataSection(Section):
     )
 
 
+def _blocks_or_a_share(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        found = check(value)
+    except ValidationError:
+        found = value
+    whole = isinstance(found, int) and 1 <= found <= MOST_LAYERS
+    if found is None or whole or (isinstance(found, float) and 0 < found < 1):
+        return found
+    raise ValueError(
+        "expected is a number of blocks such as 23, or a share of them below 1 such as 0.77, got"
+        f" {str(value)[:40]!r}"
+    )
+
+
 class ModelSection(Section):
     base: str = Field(
         "mistralai/Mistral-Small-3.1-24B-Base-2503",
@@ -162,6 +177,27 @@ class ModelSection(Section):
             "Hub id, folder of a checkpoint, .gguf file, the s3://bucket/prefix or folder of"
             " `emotion-train stage-base`, or smollm2, the small model of the quick start."
         ),
+    )
+    adapter: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "Published adapter to train on from: OUTPUT_URL/RUN_ID or a folder of `emotion-launch pull`. Its"
+            " adapter and the head's rows of labels that both know are the start; None starts anew."
+        ),
+    )
+    layers: Annotated[
+        Annotated[int, Field(json_schema_extra={"minimum": 1})]
+        | Annotated[float, Field(json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1})]
+        | None,
+        WrapValidator(_blocks_or_a_share),
+    ] = Field(
+        None,
+        description=(
+            "First blocks of the base that are read and computed: their number, such as 23, or a share of"
+            " them, such as 0.77. Less work and memory, at some cost in quality. None is all."
+        ),
+        json_schema_extra={"unit": "blocks"},
     )
     precision: Precision = Field(
         "nf4",
@@ -436,6 +472,14 @@ class ReportSection(Section):
     language: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = Field(
         (), description="Languages of the posts for the model card, as two or three letters: en, pt."
     )
+    old_data: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "Data set of the adapter that model.adapter names: the report then says what was gained and"
+            " forgotten on its test split."
+        ),
+    )
     usd_per_hour: float | None = Field(
         None,
         ge=0,
@@ -469,6 +513,15 @@ class Config(Section):
             raise ValueError(
                 f"train.tokens_per_microbatch is {tokens} and data.max_length is {self.data.max_length}; "
                 "one post must fit one micro-batch: raise the former or lower the latter"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _old_data_has_its_adapter(self) -> Config:
+        if self.report.old_data is not None and self.model.adapter is None:
+            raise ValueError(
+                f"report.old_data is {self.report.old_data} and model.adapter is not given, whose data set it"
+                " is; give model.adapter=RUN_URL, or leave report.old_data out"
             )
         return self
 

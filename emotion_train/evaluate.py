@@ -32,10 +32,14 @@ from emotion_train.evaluation.adapter import (
 
 if TYPE_CHECKING:
     from emotion_train.data.index import Index
+    from emotion_train.evaluation.decision import Decision
+    from emotion_train.evaluation.predictions import AnyPredictions
+    from emotion_train.model.ensemble import Ensemble
     from emotion_train.model.facts import AdapterFacts
     from emotion_train.report.figures import AnyResult
-    from emotion_train.report.schema import Scorecard
+    from emotion_train.report.schema import Member, Scorecard
     from emotion_train.report.scorecard import Seen
+    from emotion_train.runs.adapter_cache import FoundAdapter
     from emotion_train.runs.origin import Origin
     from emotion_train.sources.posts import Columns
     from emotion_train.storage.store import Store
@@ -47,7 +51,7 @@ _LOOKED_UP_AT_A_TIME = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_adapter_arguments(parser)
+    add_adapter_arguments(parser, several="logits")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", metavar="DATA_URL", help="data set written by `emotion-train prepare`")
     what.add_argument(
@@ -158,17 +162,24 @@ def evaluate(asked: Question) -> Scorecard:
     Raises `WrongRequest` for labels that the adapter does not know, posts that cannot be scored,
     and an adapter, base or run that do not belong together.
     """
+    from emotion_train.evaluation.members import facts_together
+    from emotion_train.report.scorecard import Seen
     from emotion_train.runs.adapter_cache import find_adapter
-    from emotion_train.runs.origin import Origin
     from emotion_train.storage.open import open_store
 
     # what can be wrong is found before torch is imported and the base is loaded
     out = open_store(asked.out) if asked.out else None
-    found = find_adapter(str(asked.chosen.adapter))
-    chosen = replace(asked.chosen, adapter=found.folder)
-    origin = Origin.of(found.folder, asked.run_url, asked.training_data)
-    if asked.run_url is None and found.run_url is not None:  # its report may name where it once was
-        origin = replace(origin, run_url=found.run_url)
+    if asked.chosen.more and asked.run_url is not None:
+        raise WrongRequest(
+            "--run names the run of one adapter, and several are given; leave it out, and give each --adapter"
+            " as OUTPUT_URL/RUN_ID."
+        )
+    all_found = [find_adapter(str(place)) for place in asked.chosen.adapters]
+    folders = [found.folder for found in all_found]
+    chosen = replace(asked.chosen, adapter=folders[0], more=tuple(folders[1:]))
+    origins = [_origin_of(found, asked) for found in all_found]
+    facts_together(folders, [str(place) for place in asked.chosen.adapters])
+    origin = origins[0]
     train_counts: Sequence[float] | None = None
     remarks: list[str] = []
     chose = False
@@ -176,24 +187,28 @@ def evaluate(asked: Question) -> Scorecard:
         raise WrongRequest("Give one of --data DATA_URL and --file FILE, and not an empty one.")
     if asked.data:
         posts = _Split.open(asked.data, asked.split, origin.facts)
-        seen = _seen_in_split(origin, posts)
+        seen = Seen.by_any([_seen_in_split(one, posts) for one in _apart(origins)])
         classifier = open_classifier(chosen)
+        together = _decide_together(origins, classifier, posts)
         # neither thresholds nor a temperature are judged on posts that chose them
         chose = asked.split == "validation" and posts.index.sha256() == origin.index_sha256
         result, train_counts = _score_split(posts, classifier, chose)
         if result.tfidf is None:
             rows = posts.index.split("train").rows
-            remarks = [
+            remarks += [
                 f"There is no TF-IDF floor to compare with: {rows:,} training posts are more than"
                 f" {_FLOOR_MAX_ROWS:,}."
             ]
     else:
         found_posts = labelled_posts(asked, origin.facts)
         ids, texts, targets = found_posts
-        seen, remarks = _look_up(origin, zip(ids, texts, strict=True)), _repeated(texts, targets)
+        seen = Seen.by_any([_look_up(one, zip(ids, texts, strict=True)) for one in _apart(origins)])
+        remarks += _repeated(texts, targets)
         classifier = open_classifier(chosen)
+        together = _decide_together(origins, classifier)
         result, without_floor = _score_file(origin, found_posts, classifier)
         remarks += without_floor
+    remarks += together
     if remark := classifier.cut_remark():
         tell(f"emotion-train: {remark}")
     from emotion_train.evaluation.floors import posts as posts_of
@@ -214,7 +229,9 @@ def evaluate(asked: Question) -> Scorecard:
         chose=chose,
         source=str(asked.data or asked.file),
         run_id=facts.run_id,
+        members=_members(origins) if len(origins) > 1 else (),
         base=public_base(asked.chosen.base or facts.base),
+        layers=facts.layers,
         precision=asked.chosen.precision or facts.precision,
     )
     if out is not None:
@@ -229,6 +246,34 @@ def evaluate(asked: Question) -> Scorecard:
         )
         tell(f"written: {out.url_of('scorecard.json')} and {predictions_key(name)}", sys.stdout)
     return card
+
+
+def _origin_of(found: FoundAdapter, asked: Question) -> Origin:
+    from emotion_train.runs.origin import Origin
+
+    origin = Origin.of(found.folder, asked.run_url, asked.training_data)
+    if asked.run_url is None and found.run_url is not None:  # its report may name where it once was
+        return replace(origin, run_url=found.run_url)
+    return origin
+
+
+def _apart(origins: Sequence[Origin]) -> list[Origin]:
+    """One of those that were trained on the same data set."""
+    return list({one.index_sha256 or one.folder: one for one in reversed(origins)}.values())
+
+
+def _members(origins: Sequence[Origin]) -> tuple[Member, ...]:
+    from emotion_train.model.facts import WEIGHTS
+    from emotion_train.report.schema import Member
+    from emotion_train.storage.document import file_sha256
+
+    return tuple(
+        Member(
+            name=one.facts.run_id or one.folder.resolve().name,
+            weights_sha256=file_sha256(one.folder / WEIGHTS),
+        )
+        for one in origins
+    )
 
 
 @dataclass(frozen=True)
@@ -325,14 +370,30 @@ def _score_split(posts: _Split, classifier: Classifier, chose: bool) -> tuple[An
     """The result, and the training posts of each of the adapter's labels, or sums of its shares;
     `chose`: the thresholds were chosen by these posts.
     """
+    from emotion_train.evaluation.floors import tfidf_predictions
+    from emotion_train.evaluation.predictions import placed
+    from emotion_train.report.figures import decided
+
+    classes = len(classifier.labels)
+    scored = _scored(posts, classifier)
+    floor = tfidf_predictions(posts.store, posts.index, [posts.name], _FLOOR_MAX_ROWS, _SEED).get(posts.name)
+    if floor is not None:
+        floor = floor.relabelled(posts.places, classes)
+    train = posts.index.splits.get("train")
+    train_counts = placed(
+        np.array([train.label_counts if train else posts.places * 0]), posts.places, classes
+    )
+    return decided(scored.counts(), scored, floor, classifier.decision, chose), train_counts[0].tolist()
+
+
+def _scored(posts: _Split, classifier: Classifier) -> AnyPredictions:
+    """What the classifier says of each post of the split."""
     from emotion_train.data.loader import Loader
     from emotion_train.data.order import Order
     from emotion_train.data.reader import RowGroupReader
-    from emotion_train.evaluation.floors import tfidf_predictions
-    from emotion_train.evaluation.predictions import join_predictions, placed
+    from emotion_train.evaluation.predictions import join_predictions
     from emotion_train.evaluation.scoring import fill_multiple, score
     from emotion_train.progress import ProgressLine
-    from emotion_train.report.figures import decided
 
     split, classes = posts.index.split(posts.name), len(classifier.labels)
     model = classifier.loaded.model
@@ -346,17 +407,68 @@ def _score_split(posts: _Split, classifier: Classifier, chose: bool) -> tuple[An
         fill_multiple=fill_multiple(model.device),
         targets=posts.index.targets,
     )
-    with loader, ProgressLine("scoring", split.rows, "posts") as line:
+    with loader, ProgressLine(f"scoring {posts.name}", split.rows, "posts") as line:
         part = score(model, loader, model.device, classes, line.update, posts.places)
-    scored = join_predictions([part], split.rows)
-    floor = tfidf_predictions(posts.store, posts.index, [posts.name], _FLOOR_MAX_ROWS, _SEED).get(posts.name)
-    if floor is not None:
-        floor = floor.relabelled(posts.places, classes)
-    train = posts.index.splits.get("train")
-    train_counts = placed(
-        np.array([train.label_counts if train else posts.places * 0]), posts.places, classes
+    return join_predictions([part], split.rows)
+
+
+def _decide_together(
+    origins: Sequence[Origin], classifier: Classifier, posts: _Split | None = None
+) -> list[str]:
+    """Let several adapters answer by temperature, thresholds and gates that the validation posts of
+    their training choose for them together; where these are not at hand, why not.
+    """
+    from emotion_train.model.ensemble import Ensemble
+    from emotion_train.runs.origin import NotInReach
+
+    model = classifier.loaded.model
+    if not isinstance(model, Ensemble):
+        return []
+    try:
+        validation = _validation_of(origins, posts)
+    except NotInReach as error:
+        own = "their thresholds are the mean of each adapter's own" if classifier.targets == "several" else ""
+        return [
+            f"No validation posts judged these adapters together: {error}. Their probabilities have no"
+            f" temperature of their own and there are no gates{own and f'; {own}'}."
+        ]
+    classifier.decision = _decision_by(_scored(validation, classifier), model, classifier.labels)
+    return []
+
+
+def _validation_of(origins: Sequence[Origin], posts: _Split | None) -> _Split:
+    """The validation split of the data set that all were trained on. Raises `NotInReach`."""
+    from emotion_train.runs.origin import NotInReach
+
+    first = origins[0]
+    if any(one.index_sha256 != first.index_sha256 for one in origins) or first.index_sha256 is None:
+        raise NotInReach("they were trained on several data sets, or nobody can tell on which")
+    if posts is not None and posts.index.sha256() == first.index_sha256:
+        return replace(posts, name="validation")
+    store, index = first.data_set()
+    return _Split(store, index, "validation", np.arange(len(index.labels)))
+
+
+def _decision_by(validation: AnyPredictions, model: Ensemble, labels: Sequence[str]) -> Decision:
+    """The decision that these posts choose, at the temperature that they choose for the model."""
+    import torch
+
+    from emotion_train.config import ReportSection
+    from emotion_train.evaluation.decision import Decision
+    from emotion_train.evaluation.predictions import SetPredictions
+    from emotion_train.evaluation.temperature import divided, temper
+
+    tempered = temper(validation)
+    if tempered.temperature is not None:
+        model.temperature = torch.tensor(tempered.temperature, dtype=torch.float32, device=model.device)
+        prob_NC = divided(validation.prob_NC, tempered.temperature, validation.targets)
+        validation = replace(validation, prob_NC=prob_NC)
+    decision = (
+        Decision.of(validation, labels)
+        if isinstance(validation, SetPredictions)
+        else Decision.one(labels, validation.targets)
     )
-    return decided(scored.counts(), scored, floor, classifier.decision, chose), train_counts[0].tolist()
+    return decision.acting(validation, tempered, ReportSection().gates)
 
 
 def _score_file(origin: Origin, posts: LabelledPosts, classifier: Classifier) -> tuple[AnyResult, list[str]]:

@@ -35,7 +35,8 @@ from emotion_train.evaluation.adapter import (
     open_classifier,
     positive,
 )
-from emotion_train.model.facts import AdapterFacts, read_facts
+from emotion_train.evaluation.members import facts_together
+from emotion_train.model.facts import AdapterFacts
 
 if TYPE_CHECKING:
     from emotion_train.evaluation.adapter import Classifier
@@ -51,7 +52,7 @@ _BETWEEN = "|"  # several labels in a cell, as `prepare` reads them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_adapter_arguments(parser, required=False)
+    add_adapter_arguments(parser, required=False, several="logits")
     parser.add_argument(
         "--endpoint",
         metavar="URL",
@@ -166,6 +167,8 @@ def run(arguments: argparse.Namespace) -> int:
             "Give one of --adapter and, to compare --endpoint with it, --against; both take a run's URL or an"
             " adapter's folder."
         )
+    if len(arguments.adapter or ()) > 1:
+        _refuse_for_several(arguments)
     if not arguments.endpoint and (arguments.against or arguments.model):
         raise WrongRequest("--against and --model are for a server; give its --endpoint, http://HOST:PORT.")
     if arguments.against and (arguments.raw or arguments.accept_precision is not None):
@@ -177,13 +180,14 @@ def run(arguments: argparse.Namespace) -> int:
         from emotion_train.runs.adapter_cache import find_adapter
 
         posts = _posts(arguments, stack)
-        found = find_adapter(arguments.adapter or arguments.against)
-        chosen = replace(AdapterChoice.of(arguments), adapter=found.folder)
+        places = arguments.adapter or [arguments.against]
+        folder, *more = folders = [find_adapter(place).folder for place in places]
+        chosen = replace(AdapterChoice.of(arguments), adapter=folder, more=tuple(more))
         # a wrong folder is refused before torch is imported, and before anything is typed
-        facts = read_facts(found.folder)
-        _require_chances(arguments, found.folder, facts)
+        facts = facts_together(folders, places)[0]
+        _require_chances(arguments, folder, facts)
         kept = _kept(arguments.columns, facts, arguments.accept_precision is not None)
-        served = _served(arguments, found.folder, facts)
+        served = _served(arguments, folder, facts)
         first = list(islice(posts, _AT_A_TIME if arguments.posts or arguments.file else 1))
         if not first:
             raise WrongRequest(
@@ -194,6 +198,20 @@ def run(arguments: argparse.Namespace) -> int:
             return _compare([*first, *posts], served, chosen, arguments.tolerance)
         _label(first, posts, lambda: served or open_classifier(chosen), arguments, kept)
     return 0
+
+
+def _refuse_for_several(arguments: argparse.Namespace) -> None:
+    """Raises `WrongRequest` for what only one adapter has."""
+    for option, given, what in (
+        ("--endpoint", arguments.endpoint is not None, "serves one adapter"),
+        ("--accept-precision", arguments.accept_precision is not None, "is by the gate of one adapter"),
+        ("--raw", arguments.raw, "is about the temperature of one adapter"),
+    ):
+        if given:
+            raise WrongRequest(
+                f"{option} {what}, and several are given, of whose mean no validation posts are at hand here;"
+                " leave it out, or give one --adapter."
+            )
 
 
 def _require_chances(arguments: argparse.Namespace, folder: Path, facts: AdapterFacts) -> None:

@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -55,7 +56,9 @@ from emotion_train.training.start import (
 if TYPE_CHECKING:
     from emotion_train.data.tokenization import PostTokenizer
     from emotion_train.model.load import BaseConfig
+    from emotion_train.processes.ranks import Ranks
     from emotion_train.runs.checkpoint import Progress
+    from emotion_train.runs.parent import ParentAdapter
     from emotion_train.training.trainer import Trainer
 
 _FIRST_LOOK_S = 5.0
@@ -149,6 +152,14 @@ def train(
             return run_id, look.final
         config = config_on_gpu(config, accelerator.device, say if ranks.is_main else say_nothing)
         base, tokenizer = start.everywhere("the base", config.model.base, lambda: _look_at_base(config))
+        parent = None
+        if config.model.adapter is not None and not look.saved:
+            parent = start.only_on_main(
+                "the adapter to train on from",
+                config.model.adapter,
+                lambda: _look_at_parent(config, index, base, tokenizer),
+            )
+            parent = _on_all_ranks(parent, ranks)
         require_fp8(config, base, engine, accelerator.device)
         require_host(config, base, len(index.trained_labels), accelerator.device)
         settle_for = partial(
@@ -181,6 +192,7 @@ def train(
             started,
             again(run_id, accelerator.device.type),
             base,
+            parent,
         )
         answer = start.only_on_main("the claim of the run", output_store.url, Claiming(job, start.note_saved))
         claimed = answer if isinstance(answer, Claimed) else None
@@ -228,11 +240,41 @@ def _ask_for_index(config: Config, store: Store) -> StoreRequest[Index]:
 
 def _look_at_base(config: Config) -> tuple[BaseConfig, PostTokenizer]:
     """What the base is, before a weight is read and before the run is claimed."""
+    from emotion_train.bases.files import BaseFiles
     from emotion_train.model.load import read_config
     from emotion_train.model.trainable import require_trainable_base
 
-    found = require_trainable_base(config.model.base, config.model.precision, config.data.max_length)
+    files = BaseFiles.find(config.model.base, config.model.layers)
+    found = require_trainable_base(files, config.model.precision, config.data.max_length)
     return read_config(found.files), found.tokenizer
+
+
+def _look_at_parent(
+    config: Config, index: Index, base: BaseConfig, tokenizer: PostTokenizer
+) -> ParentAdapter:
+    """The adapter to train on from, which fits; nothing of the base is loaded yet."""
+    from emotion_train.runs.parent import (
+        label_sentences,
+        read_parent,
+        refuse_other_depth,
+        refuse_unfit,
+        require_old_posts,
+    )
+
+    parent = read_parent(str(config.model.adapter))
+    refuse_other_depth(parent, base.layers)
+    refuse_unfit(parent, config, index, shape_sha256=base.shape_sha256, tokenizer_sha256=tokenizer.sha256())
+    require_old_posts(config, parent, index.labels)
+    for sentence in label_sentences(parent.described(index.labels)):
+        say(sentence)
+    return parent
+
+
+def _on_all_ranks(parent: ParentAdapter | None, ranks: Ranks) -> ParentAdapter:
+    """Rank 0's parent on every rank."""
+    light = ranks.from_main(None if parent is None else parent.light)
+    assert light is not None, "rank 0 has read it"
+    return replace(light, weights=ranks.bytes_from_main(b"" if parent is None else parent.weights))
 
 
 def _command(arguments: argparse.Namespace, run_id: str, device: str) -> str:

@@ -15,15 +15,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from emotion_train.bases.architecture import text_model
+from emotion_train.bases.depth import Layers, blocks_read
 from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config, Precision
-from emotion_train.data.index import Index, Split
+from emotion_train.data.index import Index, Split, read_index
 from emotion_train.data.lengths import Cut, Lengths, estimated, tokens_in
 from emotion_train.data.packing import GPU_FILL, bins, deal
 from emotion_train.edges import hub
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.sizing.memory import is_fused
 from emotion_train.sizing.shape import Shape
+from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from launch.gpus import GpuKind
 
@@ -115,13 +117,14 @@ _KNOWN_SHAPES = {
 }
 
 
-def shape_of_base(base: str) -> Shape:
-    """The base's shape from its config.json or GGUF header. Raises `WrongRequest` where it cannot
-    be read.
+def shape_of_base(base: str, layers: Layers | None = None) -> Shape:
+    """The shape of the base, or of its first `layers` blocks, from its config.json or GGUF header.
+    Raises `WrongRequest` where it cannot be read, or has fewer blocks.
     """
-    if base in _KNOWN_SHAPES:
-        return _KNOWN_SHAPES[base]
-    return Shape.of(text_model(BaseFiles.find(base)).values)
+    if (known := _KNOWN_SHAPES.get(base)) is None:
+        return Shape.of(text_model(BaseFiles.find(base, layers)).values)
+    blocks = known.num_hidden_layers
+    return replace(known, num_hidden_layers=blocks_read(base, layers, blocks, blocks))
 
 
 def config_on(config: Config, kind: GpuKind | None) -> Config:
@@ -177,7 +180,8 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
     return Work(
         train_posts=train.rows,
         scored_posts=_evaluations(config, train.rows) * held_out.get("validation", 0)
-        + sum(held_out.values()),
+        + sum(held_out.values())
+        + _old_posts(config),
         epochs=config.train.epochs,
         global_batch_size=config.train.global_batch_size,
         lengths=tuple(min(most, max(1, length)) for length in whole),
@@ -188,6 +192,14 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
         estimate=estimate,
         max_steps=config.train.max_steps,
     )
+
+
+def _old_posts(config: Config) -> int:
+    """Posts of the adapter that is trained on from, which the report adds."""
+    if config.report.old_data is None:
+        return 0
+    splits = read_index(open_store(config.report.old_data)).splits
+    return next((splits[name].rows for name in ("test", "validation") if name in splits), 0)
 
 
 def _evaluations(config: Config, train_posts: int) -> int:
@@ -212,7 +224,8 @@ def _refuse_untrainable(config: Config) -> None:
     if config.model.base in _KNOWN_SHAPES:
         return
     try:
-        require_trainable_weights(BaseFiles.find(config.model.base), None, config.data.max_length)
+        files = BaseFiles.find(config.model.base, config.model.layers)
+        require_trainable_weights(files, None, config.data.max_length)
     except StorageError as error:
         if not error.transient:
             raise
@@ -242,7 +255,7 @@ def _tokenizer_of(config: Config) -> PostTokenizer:
     base, most = config.model.base, config.data.max_length
     if base in _KNOWN_SHAPES:
         return PostTokenizer.load(base, most)
-    return require_trainable_base(base, None, most).tokenizer
+    return require_trainable_base(BaseFiles.find(base, config.model.layers), None, most).tokenizer
 
 
 def lengths_by(tokenizer: PostTokenizer, split: Split, store: Store) -> list[int]:

@@ -39,6 +39,15 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "a cut base's neighbouring blocks lie in two buffers",
+        "emotion_train/model/gathered.py",
+        "GatheredBlocks.cut",
+        "self._buffers[number % 2]",
+        "self._buffers[0]",
+        "tests/emotion_train/model/test_gathered.py::"
+        "test_a_block_is_whole_however_the_passes_follow_each_other",
+    ),
     # the mean of the weights
     Mutant(
         "the mean of the weights is published, not those of the last step",
@@ -85,6 +94,32 @@ MUTANTS = [
         "if True:",
         "tests/emotion_train/training/test_auxiliary_run.py::"
         "test_outside_of_training_the_head_is_that_of_the_main_labels_to_the_bit",
+    ),
+    # training on from an adapter, adapters that answer together
+    Mutant(
+        "a published head is trained on at the temperature of its training",
+        "emotion_train/model/warm_start.py",
+        "warm_state",
+        "if temperature is not None:",
+        "if False:",
+        "tests/emotion_train/training/test_train_on.py::"
+        "test_a_parent_without_a_temperature_is_taken_to_the_last_bit",
+    ),
+    Mutant(
+        "rows of the head follow the names of the labels",
+        "emotion_train/runs/parent.py",
+        "ParentAdapter.places",
+        "own.index(label) if label in own else None",
+        "labels.index(label) if label in own else None",
+        "tests/emotion_train/training/test_train_on.py::test_rows_of_the_head_follow_their_labels",
+    ),
+    Mutant(
+        "each adapter computes its own repetition of the pack",
+        "emotion_train/model/fused.py",
+        "Adapters.add_to",
+        "up_KOR.mT",
+        "up_KOR.roll(1, 0).mT",
+        "tests/emotion_train/model/test_ensemble.py",
     ),
     # the report's posts, corrections, slices, push
     Mutant(
@@ -1496,6 +1531,23 @@ MUTANTS = [
         "_without_code(object_file(path))",
         "object_file(path)",
         "tests/test_no_remote_code.py::test_a_base_of_a_known_architecture_loads_without_its_programs",
+    ),
+    Mutant(
+        "blocks above the depth are not read",
+        "emotion_train/bases/depth.py",
+        "is_read",
+        "int(block[1]) < layers",
+        "int(block[1]) <= layers",
+        "tests/emotion_train/model/test_depth.py::test_files_of_blocks_above_need_not_be_there",
+    ),
+    Mutant(
+        "an adapter of one depth is refused at another",
+        "emotion_train/runs/parent.py",
+        "refuse_other_depth",
+        "own != layers",
+        "False",
+        "tests/emotion_train/training/test_train_on.py"
+        "::test_what_does_not_fit_is_refused_before_anything_is_loaded",
     ),
     Mutant(
         "a base is looked at before the run is claimed",

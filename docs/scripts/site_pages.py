@@ -34,6 +34,8 @@ FIRST = (
     "guides/settings.md",
     "guides/bases.md",
     "guides/predict-and-evaluate.md",
+    "guides/ensembles.md",
+    "guides/train-on.md",
     "guides/report.md",
     "guides/probabilities.md",
     "guides/results-of-a-run.md",

@@ -78,6 +78,8 @@ def public_config(config: Config) -> dict[str, dict[str, Any]]:
     values: dict[str, dict[str, Any]] = config.model_dump(mode="json")
     places: dict[tuple[str, str], Callable[[str], str]] = {
         ("model", "base"): public_base,
+        ("model", "adapter"): public_place,
+        ("report", "old_data"): public_place,
         ("data", "url"): public_place,
         ("run", "output_url"): public_place,
         ("run", "kernels_url"): public_place,

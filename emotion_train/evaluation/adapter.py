@@ -6,8 +6,9 @@ Letters: N posts, C labels.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -21,6 +22,7 @@ from emotion_train.sizing.shape import Shape
 if TYPE_CHECKING:
     from emotion_train.evaluation.decision import Decision
     from emotion_train.evaluation.scoring import Probabilities
+    from emotion_train.model.ensemble import LoadedEnsemble
     from emotion_train.model.lora import LoadedAdapter
 
 _MOST = 2**31 - 1
@@ -35,7 +37,8 @@ class AdapterChoice:
     `emotion_train.runs.adapter_cache` makes of a URL.
 
     `device`: auto takes the GPU where there is one. `decoder`: stock computes by transformers'
-    modules. `tokens_per_microbatch` are those of one forward pass.
+    modules. `tokens_per_microbatch` are those of one forward pass. `more` are adapters that answer
+    together with it, by the mean of their logits.
     """
 
     adapter: str | Path
@@ -44,11 +47,19 @@ class AdapterChoice:
     decoder: Literal["fused", "stock"] = "fused"
     device: Literal["auto", "cpu"] = "auto"
     tokens_per_microbatch: int = DEFAULT_TOKENS_PER_MICROBATCH
+    more: tuple[str | Path, ...] = ()
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> AdapterChoice:
         """What `add_adapter_arguments` was told."""
-        return cls(**{name: getattr(arguments, name) for name in cls.__dataclass_fields__})
+        given = arguments.adapter if isinstance(arguments.adapter, list) else [arguments.adapter]
+        names = [name for name in cls.__dataclass_fields__ if name not in ("adapter", "more")]
+        return cls(given[0], more=tuple(given[1:]), **{name: getattr(arguments, name) for name in names})
+
+    @property
+    def adapters(self) -> tuple[str | Path, ...]:
+        """All that answer together."""
+        return (self.adapter, *self.more)
 
 
 @dataclass(frozen=True)
@@ -72,17 +83,26 @@ class Prediction:
 
 
 class Classifier:
-    """A loaded adapter. `decision` turns its probabilities into answers, and `tokenizer` counts
-    what data.max_length cuts of the posts that it sees.
+    """A loaded adapter, or `members` of them that answer together. `decision` turns its
+    probabilities into answers, and `tokenizer` counts what data.max_length cuts of the posts that
+    it sees.
     """
 
-    def __init__(self, loaded: LoadedAdapter, decision: Decision, tokens_per_microbatch: int) -> None:
+    def __init__(
+        self,
+        loaded: LoadedAdapter | LoadedEnsemble,
+        decision: Decision,
+        tokens_per_microbatch: int,
+        members: int = 1,
+    ) -> None:
         from emotion_train.data.tokenization import CountingTokenizer
 
         self.loaded = loaded
         self.decision = decision
+        self.members = members
         self.tokenizer = CountingTokenizer(loaded.tokenizer)
-        self.capacity = max(tokens_per_microbatch, loaded.tokenizer.max_length)
+        # several adapters may be computed in one pass, a repetition of the pack each
+        self.capacity = max(tokens_per_microbatch // members, loaded.tokenizer.max_length)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -149,9 +169,9 @@ class Classifier:
 
 
 def add_adapter_arguments(
-    parser: argparse.ArgumentParser, required: bool = True, several: bool = False
+    parser: argparse.ArgumentParser, required: bool = True, several: str | None = None
 ) -> None:
-    """`several`: --adapter may be given several times, and is a list."""
+    """`several`: --adapter may be given several times, is a list, and this of them is averaged."""
     parser.add_argument(
         "--adapter",
         required=required,
@@ -160,7 +180,7 @@ def add_adapter_arguments(
         help=(
             "published run (OUTPUT_URL/RUN_ID, s3://… or a folder), pulled into a cache and verified; or an"
             " adapter folder written by `emotion-launch pull`, or its copy in a bucket"
-            f"{'; may be given several times: their probabilities are averaged' if several else ''}"
+            f"{'' if several is None else f'; may be given several times: their {several} are averaged'}"
         ),
     )
     add_base_argument(parser)
@@ -239,20 +259,24 @@ def open_classifier(chosen: AdapterChoice) -> Classifier:
     loaded, and as `load_with_progress`.
     """
     from emotion_train.evaluation.decision import read_decision
+    from emotion_train.evaluation.members import averaged, facts_together
 
-    folder = Path(chosen.adapter)
-    decision = read_decision(folder, read_facts(folder))
-    return Classifier(load_with_progress(chosen), decision, chosen.tokens_per_microbatch)
+    folders = [Path(one) for one in chosen.adapters]
+    facts = facts_together(folders)
+    decisions = [read_decision(folder, one) for folder, one in zip(folders, facts, strict=True)]
+    loaded = load_with_progress(chosen)
+    return Classifier(loaded, averaged(decisions), chosen.tokens_per_microbatch, len(folders))
 
 
-def load_with_progress(chosen: AdapterChoice) -> LoadedAdapter:
-    """The adapter on the device that is asked for. Raises `WrongRequest` for too small a GPU, and
-    for a folder, base or precision that do not fit together.
+def load_with_progress(chosen: AdapterChoice) -> LoadedAdapter | LoadedEnsemble:
+    """The adapter, or several, on the device that is asked for. Raises `WrongRequest` for too small
+    a GPU, and for a folder, base or precision that do not fit together.
     """
     import torch
 
-    from emotion_train.model.load import BaseConfig, read_config
-    from emotion_train.model.lora import load_adapter
+    from emotion_train.model.ensemble import load_ensemble
+    from emotion_train.model.load import BaseConfig
+    from emotion_train.model.lora import base_config_of, load_adapter
     from emotion_train.processes.machine import memory_of
     from emotion_train.progress import ProgressLine
 
@@ -261,12 +285,14 @@ def load_with_progress(chosen: AdapterChoice) -> LoadedAdapter:
     device = torch.device("cuda" if chosen.device == "auto" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         facts = read_facts(folder)
-        base = opened = read_config(chosen.base or facts.base)
+        base = opened = base_config_of(facts, chosen.base)
         precision = chosen.precision or facts.precision
         refuse_small_gpu(opened.files.name, Shape.of(opened.text.to_dict()), precision, memory_of(device))
+    load: Callable[..., LoadedAdapter | LoadedEnsemble] = partial(load_adapter, folder)
+    if chosen.more:
+        load = partial(load_ensemble, [Path(one) for one in chosen.adapters])
     with ProgressLine("loading", 1, "tensors") as line:
-        return load_adapter(
-            folder,
+        return load(
             base=base,
             precision=chosen.precision,
             fused=chosen.decoder == "fused",

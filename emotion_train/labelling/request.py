@@ -15,13 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-import numpy as np
-
 from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import NotStarted, Preempted, StorageError, WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, open_classifier
 from emotion_train.evaluation.decision import DECISION, Decision, read_decision
+from emotion_train.evaluation.members import averaged, refuse_strangers
 from emotion_train.labelling.job import (
     AdapterIdentity,
     Job,
@@ -231,35 +230,13 @@ def _adapters(request: Request) -> _Adapters:
     """The adapters pulled and read. Raises `WrongRequest` for such as do not answer together."""
     folders = tuple(find_adapter(one).folder for one in request.adapters)
     facts = [read_facts(folder) for folder in folders]
-    for place, other in zip(request.adapters[1:], facts[1:], strict=True):
-        for what, own, its in (
-            ("labels", facts[0].labels, other.labels),
-            ("targets", facts[0].targets, other.targets),
-            ("tokenizer", facts[0].tokenizer_sha256, other.tokenizer_sha256),
-            ("data.max_length", facts[0].max_length, other.max_length),
-        ):
-            if own != its:
-                raise WrongRequest(
-                    f"The adapters {request.adapters[0]} and {place} differ in their {what}, so their"
-                    " probabilities cannot be averaged; give adapters of one data set and base."
-                )
+    refuse_strangers(request.adapters, facts, one_base=False)
     decisions = [read_decision(folder, one) for folder, one in zip(folders, facts, strict=True)]
     identities = tuple(
         _identity(name, folder, one)
         for name, folder, one in zip(request.adapters, folders, facts, strict=True)
     )
     return _Adapters(folders, facts[0], averaged(decisions), identities)
-
-
-def averaged(decisions: Sequence[Decision]) -> Decision:
-    """The decision of adapters whose probabilities are averaged: so are their thresholds."""
-    first = decisions[0]
-    if len(decisions) == 1 or first.thresholds is None:
-        return first
-    mean_C = np.mean([one.thresholds or () for one in decisions], axis=0).astype(np.float32)
-    return Decision(
-        targets=first.targets, labels=first.labels, thresholds=tuple(float(str(one)) for one in mean_C)
-    )
 
 
 def _identity(name: str, folder: Path, facts: AdapterFacts) -> AdapterIdentity:

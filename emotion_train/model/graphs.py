@@ -68,6 +68,7 @@ def pays(model: EmotionClassifier, world_size: int) -> bool:
     """
     if (
         model.decoder is None
+        or model.decoder.is_gathered
         or world_size > 1
         or model.classifier.model.rotary_emb.rope_type in ("dynamic", "longrope")
     ):

@@ -19,7 +19,8 @@ from torch import nn
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import Segments, is_fused, on_device, sight
 from emotion_train.model.dropout import Counters, current_of
-from emotion_train.model.fused import FusedDecoder, FusedInputs, fits
+from emotion_train.model.fused import FusedDecoder, FusedInputs, fits, linear_layers
+from emotion_train.model.gathered import GatheredBlocks
 from emotion_train.model.precision import Precision, formats
 
 
@@ -61,6 +62,26 @@ class EmotionClassifier(nn.Module):
             require_float8(self.device, fits(self.classifier))
         if self.compute == torch.bfloat16 and fits(self.classifier):
             self.decoder = FusedDecoder(self.classifier, fp8=self.precision == "fp8")
+
+    def fuse_cut(self, device: torch.device) -> bool:
+        """What `fuse` does for weights that lie on the host and are to be cut over the processes;
+        every process calls it. Returns whether it was done, else nothing has changed. Raises as
+        `fuse` does.
+        """
+        if self.precision == "fp8":
+            require_float8(device, fits(self.classifier, device))
+        if self.compute != torch.bfloat16 or not fits(self.classifier, device):
+            return False
+        self.cut(device)
+        return True
+
+    def cut(self, device: torch.device) -> None:
+        """Bring to `device` what stays whole, and this process's part of the blocks' weights."""
+        blocks = {id(linear.weight) for layer in self.layers for linear in linear_layers(layer)}
+        for parameter in self.parameters():
+            if id(parameter) not in blocks:
+                parameter.data = parameter.data.to(device)
+        self.decoder = FusedDecoder(self.classifier, self.precision == "fp8", GatheredBlocks(device))
 
     @property
     def classifier(self) -> Any:
@@ -108,15 +129,27 @@ class EmotionClassifier(nn.Module):
         raises `ValueError`.
         """
         if self.decoder is not None:
-            sees_from_T, seen_until_T = on_device(sight(segments.lengths, self.decoder.window), self.device)
             return self.forward_fused(
-                FusedInputs(
-                    input_ids_1T[0], position_ids_1T[0], sees_from_T, seen_until_T, last_token_idx_N, counters
-                )
+                self.fused_inputs(input_ids_1T, position_ids_1T, segments, last_token_idx_N, counters)
             )
         with self._current.of(counters):
             hidden_1TH = self._hidden(input_ids_1T, position_ids_1T, segments.as_kwargs(self.is_fused))
         return self._logits(hidden_1TH[0].index_select(0, last_token_idx_N))
+
+    def fused_inputs(
+        self,
+        input_ids_1T: torch.Tensor,
+        position_ids_1T: torch.Tensor,
+        segments: Segments,
+        last_token_idx_N: torch.Tensor,
+        counters: Counters | None = None,
+    ) -> FusedInputs:
+        """A pack as the fused decoder takes it."""
+        assert self.decoder is not None
+        sees_from_T, seen_until_T = on_device(sight(segments.lengths, self.decoder.window), self.device)
+        return FusedInputs(
+            input_ids_1T[0], position_ids_1T[0], sees_from_T, seen_until_T, last_token_idx_N, counters
+        )
 
     def forward_fused(self, inputs: FusedInputs) -> torch.Tensor:
         """Logits of shape NC, float32, by the fused decoder."""

@@ -47,6 +47,7 @@ from emotion_train.report.schema import (
     Identity,
     LabelFigures,
     LossPoint,
+    OldPosts,
     ReliabilityBin,
     Report,
     SetFloor,
@@ -216,11 +217,13 @@ def build_report(
     chosen: Chosen | None = None,
     texts: Texts = NO_TEXTS,
     slice_values: Mapping[str, Mapping[str, str]] = NO_VALUES,
+    old_posts: OldPosts | None = None,
 ) -> Report:
     """The whole report. `decision` is what answered the posts of the splits, and `tempered` what
     its temperature did to each. `remarks` are the trainer's own warnings, appended to those found
     here; `chosen` are the posts that are shown, with `texts`, and `slice_values` the headline
-    split's kept columns (`report.slices.slices`).
+    split's kept columns (`report.slices.slices`), `old_posts` those of the adapter that was trained
+    on from.
 
     Raises `Inconsistent` when counts, predictions and the data set's label counts contradict each
     other.
@@ -258,6 +261,7 @@ def build_report(
         mistakes=mistakes,
         mislabelled=mislabelled,
         slices=slices(predictions[headline], slice_values, settings.bootstrap_samples, seed),
+        old_posts=old_posts,
         try_next=advice
         or worth_trying(
             figures[headline],

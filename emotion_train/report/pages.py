@@ -15,6 +15,7 @@ from emotion_train.data.index import SPLITS
 from emotion_train.report.chance_pages import chance_sections
 from emotion_train.report.html_parts import bullets, fact_list, figure, page, section, table
 from emotion_train.report.notes import notes
+from emotion_train.report.old_posts import old_sentence
 from emotion_train.report.plain import averages, plain_sentence
 from emotion_train.report.plots import (
     MOST_PLOTTED,
@@ -46,6 +47,7 @@ def render_html(report: Report) -> str:
         mistakes_section(report),
         mislabelled_section(report),
         section("Slices", _slices(report)) if report.slices else "",
+        section("Old posts: gained and forgotten", _old(report)) if report.old_posts else "",
         section("Calibration: can the probabilities be trusted?", _calibration(split)),
         *chance_sections(report),
         section(_NOTES[report.targets], bullets(told)) if (told := _notes(report)) else "",
@@ -93,6 +95,24 @@ def _head(report: Report, split: AnyFigures) -> str:
         f"{advice}"
         f'<dl class="tiles">{shown}</dl>\n</header>'
     )
+
+
+def _old(report: Report) -> str:
+    old, parent = report.old_posts, report.identity.parent
+    assert old is not None
+    assert parent is not None
+    rows = [
+        (
+            one.label,
+            f"{one.support:,}",
+            f"{one.f1_before:.2f}",
+            f"{one.f1:.2f}",
+            f"{signed(one.difference_low)} to {signed(one.difference_high)}",
+        )
+        for one in sorted(old.per_label, key=lambda one: one.f1 - one.f1_before)
+    ]
+    heads = ("label", "posts", "F1 before", "F1 now", "95 % interval of the difference")
+    return f"<p>{escape(old_sentence(parent, old))}</p>" + table(heads, rows)
 
 
 def _floors(split: AnyFigures) -> str:

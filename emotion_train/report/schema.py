@@ -393,6 +393,17 @@ class Speed(_Part):
     usd: float | None
 
 
+class Parent(_Part):
+    """The published adapter that a run trained on from."""
+
+    name: str = Field(description="The run that published it, else the name of its folder.")
+    weights_sha256: str = Field(description="Of its adapter_model.safetensors.")
+    index_sha256: str | None = Field(description="Of the data set that it was trained on.")
+    labels: tuple[str, ...]
+    new_labels: tuple[str, ...]
+    dropped_labels: tuple[str, ...]
+
+
 class Identity(_Part):
     """What made this model, so that it can be made again."""
 
@@ -409,6 +420,34 @@ class Identity(_Part):
     world_size: int
     started_utc: AwareDatetime
     ended_utc: AwareDatetime
+    parent: Parent | None = Field(None, description="The adapter that it trained on from, if any.")
+
+
+class OldLabel(_Part):
+    """A label of the parent on the parent's held-out posts."""
+
+    label: str
+    support: int
+    f1_before: float
+    f1: float
+    difference_low: float
+    difference_high: float
+
+
+class OldPosts(_Part):
+    """The parent's held-out posts, as it was published and as the run answers them."""
+
+    split: str
+    rows: int
+    macro_f1_before: float = Field(description="Of the parent, over its labels.")
+    macro_f1: float
+    difference: float
+    difference_low: float = Field(description="Of the paired 95 % interval.")
+    difference_high: float
+    gained: int = Field(description="Posts that the parent answered wrongly and the run rightly.")
+    forgotten: int = Field(description="Posts that the parent answered rightly and the run wrongly.")
+    p: float = Field(description="McNemar's, of gained and forgotten.")
+    per_label: tuple[OldLabel, ...]
 
 
 class Dataset(_Part):
@@ -520,6 +559,13 @@ class TrainedOn(_Part):
         return self.share > _SHARE_THAT_MATTERS
 
 
+class Member(_Part):
+    """One of several adapters that answer together."""
+
+    name: str = Field(description="The run that published it, else the name of its folder.")
+    weights_sha256: str = Field(description="Of its adapter_model.safetensors.")
+
+
 class Scorecard(_Part):
     """The content of scorecard.json: an adapter on one split or file, apart from any run.
 
@@ -531,8 +577,14 @@ class Scorecard(_Part):
     targets: TargetKind = "one"
     source: str
     name: str
-    run_id: str | None = Field(description="The run that published the adapter.")
+    run_id: str | None = Field(
+        description="The run that published the adapter; of several adapters that of the first."
+    )
+    members: tuple[Member, ...] = Field(
+        (), description="The adapters whose logits are averaged, where there are several."
+    )
     base: str
+    layers: int | None = Field(None, description="First blocks of the base that were read; None: all.")
     precision: str = Field(description="Number format of the base in this evaluation.")
     labels: tuple[str, ...]
     figures: AnyFigures = Field(
@@ -593,6 +645,9 @@ class Report(_Part):
     )
     mislabelled: Mislabelled | None = None
     slices: tuple[Slices, ...] = ()
+    old_posts: OldPosts | None = Field(
+        None, description="Where report.old_data names the data set of the adapter that was trained on from."
+    )
     try_next: str | None = Field(
         None, description="The last sentence: what to try next, whatever the verdict."
     )

@@ -28,6 +28,13 @@ class Seen:
     chance: float = 0.0
     unknown: str | None = None
 
+    @classmethod
+    def by_any(cls, looks: Sequence[Seen]) -> Seen:
+        """What several looks together say: a post was trained on that any of them found."""
+        unknown = next((look.unknown for look in looks if look.unknown is not None), None)
+        ids = frozenset(post_id for look in looks for post_id in look.ids)
+        return cls(ids, sum(look.chance for look in looks), unknown) if len(looks) > 1 else looks[0]
+
 
 def build_scorecard(
     result: AnyResult,

@@ -12,6 +12,7 @@ from rich.text import Text
 from emotion_train.report.advice import next_steps
 from emotion_train.report.chances import chance_sentences
 from emotion_train.report.notes import notes
+from emotion_train.report.old_posts import old_sentence
 from emotion_train.report.plain import plain_sentence
 from emotion_train.report.schema import WORDS, AnyFigures, Report, Scorecard
 from emotion_train.report.scorecard import headline, of_the_training
@@ -39,6 +40,8 @@ def print_report(report: Report, console: Console) -> None:
     )
     for part in parts:
         console.print(Padding(part, (0, 0, 1, 2)))
+    if report.old_posts is not None and report.identity.parent is not None:
+        console.print(Text(old_sentence(report.identity.parent, report.old_posts)))
     _print_warnings(report.warnings, console)
     if report.try_next is not None and report.try_next != report.verdict.advice:
         console.print(Text(f"→ {report.try_next}"))
@@ -46,6 +49,9 @@ def print_report(report: Report, console: Console) -> None:
 
 def print_scorecard(card: Scorecard, console: Console) -> None:
     split = card.figures
+    if card.members:
+        names = ", ".join(one.name for one in card.members)
+        console.print(Text(f"{len(card.members)} adapters together: {names}"))
     _print_verdict(*headline(card), next_steps(split), console)
     if (told := of_the_training(card)) is not None:
         clean = card.trained_on is not None and not card.trained_on.posts

@@ -23,8 +23,9 @@ from emotion_train.edges.bounded import Unreadable, object_in, tensors_in
 from emotion_train.errors import Damaged, ObjectNotFound, WrongRequest
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import peft_name
-from emotion_train.report.schema import Evaluation, LossPoint
+from emotion_train.report.schema import Evaluation, LossPoint, Parent
 from emotion_train.runs.log import Entry, Part, Writer, read_part
+from emotion_train.runs.parent import weights_sha256
 from emotion_train.storage.store import Store
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
@@ -43,6 +44,7 @@ _FIXED = (
     "lora.dropout",
     "lora.targets",
     "loss.class_weights",
+    "model.layers",
     "run.seed",
     "train.ema",
     "train.epochs",
@@ -112,6 +114,7 @@ class Question:
     config: Config
     index: Index
     base: BaseInfo
+    parent: Parent | None = None  # the adapter that it trained on from
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ class Snapshot:
             "labels": list(self.question.index.labels),
             "base_weights_sha256": self.question.base.weights_sha256,
         }
+        if self.question.parent is not None:
+            document["parent"] = self.question.parent.model_dump(mode="json")
         yield STATE, (json.dumps(document) + "\n").encode()
 
 
@@ -312,6 +317,7 @@ class _Document(BaseModel):
     config: dict[str, dict[str, Any]]
     labels: list[str]
     base_weights_sha256: str
+    parent: Parent | None = None
 
     @field_validator("progress")
     @classmethod
@@ -371,12 +377,30 @@ def check_same_question(
             if was != value:
                 different[name] = f"{name} (was {was!r}, is {value!r})"
     problems += [words for name, words in different.items() if name in _FIXED]
+    if not _same_parent(document, config):
+        problems.append(different["model.adapter"])
     if problems:
         raise WrongRequest(
             f"Run {run_id} was started with another request; different now: {'; '.join(problems)}. "
             "Give the old values to continue it, or another run.id to start a new run."
         )
     return list(different.values())
+
+
+def parent_of(document: Mapping[str, Any]) -> Parent | None:
+    """The adapter that the run trained on from."""
+    stored = document.get("parent")
+    return None if stored is None else Parent.model_validate(stored)
+
+
+def _same_parent(document: Mapping[str, Any], config: Config) -> bool:
+    """Whether `model.adapter` names the adapter that the run began with. The checkpoint holds all
+    that was taken from it, so it need not be named any more, and is read only under another name.
+    """
+    parent, asked = parent_of(document), config.model.adapter
+    if parent is None or asked in (None, document["config"]["model"].get("adapter")):
+        return parent is not None or asked is None
+    return weights_sha256(asked) == parent.weights_sha256
 
 
 def check_same_base(document: Mapping[str, Any], base: BaseInfo, run_id: str) -> None:

@@ -90,6 +90,13 @@ class Origin:
         """The data set that the adapter was trained on; raises `NotInReach` when it is not to be
         had, or its training split is larger than that.
         """
+        store, index = self.data_set()
+        if (rows := index.training.rows) > most_rows:
+            raise NotInReach(f"its {rows:,} training posts are more than {most_rows:,}")
+        return store, index
+
+    def data_set(self) -> tuple[Store, Index]:
+        """The same, whatever its size."""
         if self.data_url is None:
             raise NotInReach("nothing tells where its data set is")
         try:
@@ -102,8 +109,6 @@ class Origin:
             raise NotInReach(str(error).rstrip(".")) from error
         if index.sha256() != self.index_sha256:
             raise NotInReach(f"{self.data_url} is not the data set that this adapter was trained on")
-        if (rows := index.training.rows) > most_rows:
-            raise NotInReach(f"its {rows:,} training posts are more than {most_rows:,}")
         return store, index
 
     def _kept_filter(self) -> TextFilter:

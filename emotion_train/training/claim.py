@@ -22,11 +22,12 @@ from emotion_train.training.job import Claimed, Job, folder_here, local_folder, 
 
 class Look(NamedTuple):
     """What the log says before the claim: its final entry, if there is one, and whether another
-    start has claimed the run.
+    start has claimed the run and left a checkpoint.
     """
 
     final: Entry | None
     owned: bool
+    saved: bool = False
 
 
 def look_before_claiming(config: Config, index: Index, store: Store, allow_unfenced: bool) -> Look:
@@ -56,7 +57,7 @@ def look_before_claiming(config: Config, index: Index, store: Store, allow_unfen
             " its index differs. Give the old data.url to continue it, or another run.id to start a new run."
         )
     require_conditional_writes(store, run_id, allow_unfenced)
-    return Look(None, owned=bool(entries))
+    return Look(None, owned=bool(entries), saved=any(entry.kind == "checkpoint" for entry in entries))
 
 
 def claim(job: Job, tell_saved: Callable[[bool], None] = lambda saved: None) -> Claimed | Entry:

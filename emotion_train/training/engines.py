@@ -151,7 +151,9 @@ def make_engine(kind: Kind, model: EmotionClassifier, settings: TrainSection, de
         case "DDP":
             return DataParallel(model, settings, device)
         case "FSDP2":
-            return FullySharded(model, settings, device)
+            # a base that the fused decoder has cut needs no engine, and what is trained is small
+            gathered = model.decoder is not None and model.decoder.is_gathered
+            return (DataParallel if gathered else FullySharded)(model, settings, device)
         case _:
             return Zero(model, settings, device, stage=3 if kind == "DeepSpeed ZeRO-3" else 2)
 

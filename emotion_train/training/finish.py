@@ -6,16 +6,18 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
+from emotion_train.bases.depth import depth_words
 from emotion_train.bases.public_names import place_here, public_base, public_config, public_place
 from emotion_train.console import tell
-from emotion_train.errors import NotPublished, StorageError
+from emotion_train.errors import NotPublished, StorageError, WrongRequest
 from emotion_train.processes.machine import device_name
 from emotion_train.runs.log import Entry, mean_price
+from emotion_train.storage.open import open_store
 from emotion_train.storage.patience import Patience
 from emotion_train.training.job import Claimed, Job, data_patience_s, published, say, say_published
 from emotion_train.training.start import scoring_loader
@@ -30,9 +32,11 @@ if TYPE_CHECKING:
     from emotion_train.evaluation.decision import Decision
     from emotion_train.evaluation.predictions import AnyPredictions
     from emotion_train.evaluation.temperature import BeforeAndAfter, Tempered
+    from emotion_train.model.load import BaseInfo
     from emotion_train.report.figures import AnyResult
     from emotion_train.report.posts import Chosen, Texts
-    from emotion_train.report.schema import Report
+    from emotion_train.report.schema import OldPosts, Report
+    from emotion_train.storage.store import Store
     from emotion_train.training.trainer import Trainer
 
 
@@ -58,6 +62,8 @@ class HeldOut:
     posts_per_second: float | None
     tempered: Mapping[str, BeforeAndAfter]
     adapter: Mapping[str, torch.Tensor]
+    old_posts: OldPosts | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stack: ExitStack) -> Entry:
@@ -277,7 +283,75 @@ def _score_splits(
                 else decision.before_and_after(scored.predictions)
             )
     posts = sum(job.index.split(name).rows for name in names)
-    return HeldOut(results, cuts, decision, posts / seconds if seconds else None, changed, adapter)
+    old, remarks = _old_posts(job, trainer, stack, decision)
+    rate = posts / seconds if seconds else None
+    return HeldOut(results, cuts, decision, rate, changed, adapter, old, remarks)
+
+
+def _old_posts(
+    job: Job, trainer: Trainer, stack: ExitStack, decision: Decision | None
+) -> tuple[OldPosts | None, tuple[str, ...]]:
+    """What the run says of the held-out posts of the adapter that it trained on from, on rank 0;
+    and why there is no such figure, where it was asked for.
+    """
+    from emotion_train.evaluation.predictions import SetPredictions, join_predictions
+    from emotion_train.progress import ProgressLine
+    from emotion_train.report.old_posts import old_figures
+    from emotion_train.runs.parent import old_posts, said_of_old_posts
+
+    parent, settings = trainer.question.parent, job.config.report
+    if settings.old_data is None or parent is None:
+        return None, ()
+
+    def look() -> _Old | str:
+        try:
+            store, index, name = old_posts(str(settings.old_data), parent)
+            return _Old(store, index, name, said_of_old_posts(str(job.config.model.adapter), name))
+        except (WrongRequest, StorageError) as error:
+            return f"The posts of {parent.name} were not scored: {error}"
+
+    found = job.ranks.only_on_main(look)
+    light = job.ranks.from_main(found if not isinstance(found, _Old) else (found.index, found.name))
+    if isinstance(light, str):
+        return None, (light,)
+    assert isinstance(light, tuple)
+    index, name = light
+    of_old = replace(job, index=index, data_store=open_store(settings.old_data))
+    labels = job.index.labels
+    # a label that is not known any more has no place; the posts' own labels are the parent's matter
+    places_C = [labels.index(label) if label in labels else 0 for label in index.labels]
+    rows = index.split(name).rows
+    with ProgressLine(f"scoring {name} of {parent.name}", rows, "posts", shown=job.ranks.is_main) as line:
+        scored = trainer.score(scoring_loader(of_old, name, stack), line.update, places_C)
+    parts = job.ranks.gather(scored.predictions)
+    if not isinstance(found, _Old):
+        return None, ()
+    after = join_predictions(parts, found.said.ids)
+    if isinstance(after, SetPredictions):
+        assert decision is not None
+        after = after.answered(decision.answers(after.prob_NC))
+    figures = old_figures(
+        parent,
+        labels,
+        found.said,
+        after,
+        split=name,
+        samples=settings.bootstrap_samples,
+        seed=job.config.run.seed,
+    )
+    return figures, ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Old:
+    """The data set of the adapter that was trained on from, its held-out split, and what it said of
+    that.
+    """
+
+    store: Store
+    index: Index
+    name: str
+    said: AnyPredictions
 
 
 def _of_all_rows(temperature: tuple[float, ...], index: Index) -> tuple[float, ...]:
@@ -380,6 +454,7 @@ def _build_report(
     from emotion_train.processes.machine import git_commit, versions
     from emotion_train.report.figures import Measured, build_report, dataset_facts
     from emotion_train.report.schema import Evaluation, Identity, LossPoint
+    from emotion_train.runs.parent import label_sentences
     from emotion_train.training import curve
 
     progress, ended = trainer.progress, datetime.now(UTC)
@@ -420,13 +495,21 @@ def _build_report(
             world_size=job.ranks.world_size,
             started_utc=job.started,
             ended_utc=ended,
+            parent=trainer.question.parent,
         ),
         # each start at the price of its own machine
         settings=job.config.report.model_copy(update={"usd_per_hour": mean_price(claimed.writer.log, ended)}),
         seed=job.config.run.seed,
         decision=held_out.decision,
         tempered=held_out.tempered,
-        remarks=[*_left_out(job), *_auxiliary(job), *bad_rows, *claimed.remarks],
+        remarks=[
+            *_left_out(job, trainer.question.base),
+            *_auxiliary(job),
+            *([] if trainer.question.parent is None else label_sentences(trainer.question.parent)),
+            *held_out.remarks,
+            *bad_rows,
+            *claimed.remarks,
+        ],
         losses=[LossPoint(step=step, loss=loss) for step, loss in curve.points(progress)],
         chosen=chosen,
         texts=texts,
@@ -436,11 +519,14 @@ def _build_report(
             job.config.report.slices,
             data_patience_s(job.config),
         ),
+        old_posts=held_out.old_posts,
     )
 
 
-def _left_out(job: Job) -> list[str]:
-    """What the config left out of data and steps: figures of such a run are those of a part."""
+def _left_out(job: Job, base: BaseInfo) -> list[str]:
+    """What the config left out of data, steps and base: figures of such a run are those of a
+    part.
+    """
     config, whole = job.config, job.index.whole
     posts, all_posts = job.index.training.rows, whole.training.rows
     words = []
@@ -453,6 +539,8 @@ def _left_out(job: Job) -> list[str]:
     every = config.train.model_copy(update={"max_steps": None}).steps(posts)
     if steps < every:
         words.append(f"train.max_steps is {config.train.max_steps}: {steps:,} of {every:,} steps were taken.")
+    if (depth := depth_words(base.layers, base.whole_layers)) is not None:
+        words.append(f"model.layers is {config.model.layers}: {depth} of the base were read and computed.")
     return words
 
 

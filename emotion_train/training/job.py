@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from emotion_train.processes.ranks import Ranks
     from emotion_train.runs.checkpoint import Saved
     from emotion_train.runs.local_states import LocalStates
+    from emotion_train.runs.parent import ParentAdapter
     from emotion_train.training.engines import Kind
 
 
@@ -58,6 +59,7 @@ class Job:
     started: datetime
     again: str  # the command that resumes this run
     base: BaseConfig  # opened once
+    parent: ParentAdapter | None = None  # to train on from, in a start without a checkpoint
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from emotion_train.model.head import EmotionClassifier
     from emotion_train.model.load import BaseConfig, BaseInfo
     from emotion_train.processes.ranks import Ranks
+    from emotion_train.runs.parent import ParentAdapter
     from emotion_train.runs.saver import Saver
     from emotion_train.training.engines import Kind
     from emotion_train.training.trainer import Trainer
@@ -38,14 +40,13 @@ def require_fp8(config: Config, base: BaseConfig, engine: Kind, device: torch.de
     from emotion_train.model.head import require_float8
     from emotion_train.sizing.memory import is_fused
     from emotion_train.sizing.shape import Shape
-    from emotion_train.training.engines import shards_weights
 
     if config.model.precision != "fp8":
         return
-    if shards_weights(engine):
+    if engine == "DeepSpeed ZeRO-3":
         raise WrongRequest(
-            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give"
-            " --config_file accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
+            f"model.precision is fp8 and {engine} computes by transformers' modules, which know no fp8: give"
+            " --config_file accelerate_configs/multi_gpu_fsdp2_qlora.yaml, or model.precision=bf16."
         )
     require_float8(device, is_fused(Shape.of(base.text.to_dict()), "fp8"))
 
@@ -164,8 +165,8 @@ def _refuse_different_bases(job: Job, base: BaseInfo) -> None:
 
 
 def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
-    """The frozen base with a new adapter and head, on this process's device unless the engine
-    shards it.
+    """The frozen base with a new adapter and head, or those that it trains on from, on this
+    process's device unless the engine shards it.
 
     Raises `CutOff` after a preemption notice.
     """
@@ -194,11 +195,34 @@ def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
             tell=tell,
             patience_s=config.run.start_timeout_s,
         )
-    if config.model.decoder == "fused" and not cut:
-        model.fuse()
+    if job.parent is not None:
+        _start_from(job.parent, job, model, base)
+    if config.model.decoder == "fused":
+        if not cut:
+            model.fuse()
+        elif job.engine == "FSDP2":
+            model.fuse_cut(job.accelerator.device)
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, base
+
+
+def _start_from(parent: ParentAdapter, job: Job, model: EmotionClassifier, base: BaseInfo) -> None:
+    """Put the parent's adapter, and the rows of its head that the labels have, into the model."""
+    from emotion_train.edges.bounded import Unreadable, tensors_in
+    from emotion_train.model.lora import adapter_state, load_adapter_state
+    from emotion_train.model.warm_start import warm_state
+    from emotion_train.runs.parent import refuse_other_weights
+
+    refuse_other_weights(parent, job.config.model.base, base.weights_sha256)
+    try:
+        state = tensors_in(parent.weights)
+    except Unreadable as error:
+        raise WrongRequest(
+            f"The weights of model.adapter={parent.place} are damaged ({error}); pull it again."
+        ) from None
+    places_C = parent.places(job.index.trained_labels)
+    load_adapter_state(model, warm_state(adapter_state(model), state, places_C, parent.temperature))
 
 
 def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Trainer:
@@ -206,7 +230,7 @@ def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Traine
     ranks other than 0.
     """
     from emotion_train.model.loss import class_weights
-    from emotion_train.runs.checkpoint import Question, Snapshot
+    from emotion_train.runs.checkpoint import Snapshot
     from emotion_train.training.trainer import Trainer
 
     model, base = load_model(job)
@@ -219,8 +243,7 @@ def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Traine
     _restore(job, trainer, claimed)
     if saver is not None and claimed is not None:
         for saved in claimed.not_in_log:
-            question = Question(job.config, job.index, base)
-            saver.offer(Snapshot(saved.state(), saved.entry.epoch, question, saved.entry.metrics))
+            saver.offer(Snapshot(saved.state(), saved.entry.epoch, trainer.question, saved.entry.metrics))
     job.ranks.only_on_main(lambda: _open_trackers(job, trainer, claimed, stack))
     return trainer
 
@@ -263,6 +286,7 @@ def _restore(job: Job, trainer: Trainer, claimed: Claimed | None) -> None:
         },
     )
     checkpoint.check_same_base(saved.document, trainer.question.base, job.run_id)
+    trainer.question = replace(trainer.question, parent=checkpoint.parent_of(saved.document))
     trainer.restore(saved.state())
     if job.ranks.is_main:
         say(f"resumed at step {entry.step} of {trainer.steps}")

@@ -119,7 +119,8 @@ class Trainer:
         self._masked = job.index.auxiliary is not None
         self.validation_loader = validation
         self.saver = saver
-        self.question = Question(config, job.index, base)
+        parent = None if job.parent is None else job.parent.described(job.index.labels)
+        self.question = Question(config, job.index, base, parent)
         self.tell: Callable[[Progress, str], None] = lambda progress, words: None
         self.tell_milestone: Callable[[str], None] = lambda line: None
         self.trackers = Trackers(self.tell_milestone)  # none until they are opened, on rank 0
@@ -440,9 +441,13 @@ class Trainer:
         self.engine.load_adapter(state.adapter)
         self.engine.load_moments(state.optimizer, state.progress.step)
 
-    def score(self, loader: Loader, tell: Callable[[int], None]) -> Scored:
-        """Predict a whole split: counts over all ranks, this rank's own predictions. Raises
-        `CutOff` after a preemption notice.
+    def score(
+        self, loader: Loader, tell: Callable[[int], None], places_C: npt.ArrayLike | None = None
+    ) -> Scored:
+        """Predict a whole split: counts over all ranks, this rank's own predictions. `places_C` are
+        the places of the split's labels among the model's, where they are others.
+
+        Raises `CutOff` after a preemption notice.
         """
 
         def tell_and_listen(done: int) -> None:
@@ -454,7 +459,7 @@ class Trainer:
 
         started = time.perf_counter()
         classes = len(self.index.labels)
-        predictions = score(self.model, loader, self.accelerator.device, classes, tell_and_listen)
+        predictions = score(self.model, loader, self.accelerator.device, classes, tell_and_listen, places_C)
         counts = self.ranks.sum(predictions.counts()).astype(np.int64)
         self.progress.evaluation_seconds += time.perf_counter() - started
         return Scored(counts, predictions)

@@ -5,17 +5,25 @@ run's filter, the pulled one, or the training posts themselves.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from scipy.special import softmax
 
 from emotion_train import cli as train_cli
+from emotion_train.api import evaluate_adapter
 from emotion_train.data.index import read_index
 from emotion_train.data.preparation import prepare
 from emotion_train.data.text_filter import FILE_NAME, TextFilter, filter_of_split
 from emotion_train.evaluation.floors import TFIDF
+from emotion_train.evaluation.predictions import predictions_from_parquet
+from emotion_train.model.facts import WEIGHTS
 from emotion_train.report.schema import Scorecard
 from emotion_train.runs.log import final_entry, read_part
 from emotion_train.runs.origin import NotInReach, Origin
@@ -309,3 +317,87 @@ def test_a_run_is_evaluated_and_used_by_its_url(
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] == answers[2]
     assert len(list((tmp_path / "cache").rglob("adapter_model.safetensors"))) == 1
+
+
+@pytest.fixture(scope="module")
+def second(home: Path) -> Path:
+    """An adapter beside that of the run, as another seed would have left it."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = home / "second"
+    shutil.copytree(home / "adapter", folder)
+    state = load_file(folder / WEIGHTS)
+    draw = torch.Generator().manual_seed(3)
+    moved = {name: one + 0.05 * torch.randn(one.shape, generator=draw) for name, one in state.items()}
+    save_file(moved, folder / WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+def test_adapters_answer_together_at_a_temperature_that_validation_posts_chose(
+    home: Path, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapters, data = [home / "adapter", second], home / "data"
+    for name, folder in zip("ab", adapters, strict=True):
+        evaluate_adapter(folder, data, out=tmp_path / name, device="cpu")
+    words = [word for folder in adapters for word in ("--adapter", str(folder))]
+    assert train_cli.main(["evaluate", *words, "--data", str(data), "--out", str(tmp_path / "both")]) == 0
+    assert "2 adapters together: tiny, tiny" in capsys.readouterr().out
+    card = Scorecard.model_validate_json((tmp_path / "both" / "scorecard.json").read_bytes())
+    assert [one.weights_sha256 for one in card.members] == [
+        hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() for folder in adapters
+    ]
+    assert card.temperature is not None
+    assert [gate.precision for gate in card.gates if gate.label is None] == [0.8, 0.9, 0.95, 0.99]
+    a, b, both = (
+        predictions_from_parquet((tmp_path / name / "predictions_test.parquet").read_bytes())
+        for name in ("a", "b", "both")
+    )
+    assert a.ids == b.ids == both.ids
+    divisor = 1.0 if card.temperature.temperature is None else card.temperature.temperature[0]
+    mean_NC = (np.log(a.prob_NC.astype(float)) + np.log(b.prob_NC.astype(float))) / 2 / divisor
+    np.testing.assert_allclose(both.prob_NC, softmax(mean_NC, axis=1), rtol=1e-4)
+    assert np.abs(a.prob_NC - b.prob_NC).max() > 0.01
+
+
+def test_what_nobody_judged_together_says_so(home: Path, second: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(second, moved)
+    facts = json.loads((moved / "emotion_train.json").read_bytes())
+    gone = {"index_sha256": "0" * 64, "output_url": f"{tmp_path}/runs", "data_url": f"{tmp_path}/data"}
+    (moved / "emotion_train.json").write_text(json.dumps(facts | gone))
+    card = evaluate_adapter([home / "adapter", moved], home / "data", device="cpu")
+    assert card.temperature is None
+    assert not card.gates
+    assert card.trained_on is None
+    assert any("No validation posts judged these adapters together" in one for one in card.warnings)
+
+
+def test_adapters_that_cannot_answer_together_are_refused(
+    home: Path, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def other(name: str, file: str, change: Callable[[dict[str, Any]], object]) -> str:
+        shutil.copytree(second, tmp_path / name)
+        document = json.loads((tmp_path / name / file).read_bytes())
+        change(document)
+        (tmp_path / name / file).write_text(json.dumps(document))
+        return str(tmp_path / name)
+
+    turned = other("turned", "labels.json", lambda one: one["labels"].reverse())
+    stranger = other("stranger", "emotion_train.json", lambda one: one.update(base_weights_sha256="0" * 64))
+    wide = other("wide", "emotion_train.json", lambda one: one["lora"].update(r=99))
+    shallow = other("shallow", "emotion_train.json", lambda one: one.update(layers=1))
+    for place, what in (
+        *((turned, "labels"), (stranger, "base"), (wide, "lora.r")),
+        (shallow, "model.layers"),
+    ):
+        told = refusal(capsys, home / "adapter", "--adapter", place, "--data", str(home / "data"))
+        assert f"differ in their {what}, so what they say cannot be averaged" in told
+    assert "once more; give each --adapter once" in refusal(
+        capsys, second, "--adapter", str(second), "--data", str(home / "data")
+    )
+    words = ["--adapter", str(home / "adapter"), "--adapter", str(second), "a post"]
+    assert train_cli.main(["predict", *words, "--accept-precision", "0.9"]) == 2
+    assert "is by the gate of one adapter, and several are given" in capsys.readouterr().err
+    assert train_cli.main(["predict", *words]) == 0
+    assert capsys.readouterr().out.endswith("a post\n")

@@ -33,6 +33,7 @@ from emotion_train.config import load_config
 from emotion_train.training.engines import Kind, start_accelerator
 from emotion_train.training.trainer import Trainer
 from tests.helpers.patience import PATIENCE_S
+from tests.helpers.plain_kernels import cut_base_on_cpu
 from tests.helpers.tiny_runs import start_trainer
 
 
@@ -42,7 +43,8 @@ class Leg:
     evaluations that are due.
 
     `blank`: the first post of each row group has lost its text. `late_s`: so long does a row group
-    take, times the rank's number from 1.
+    take, times the rank's number from 1. `plain`: the base is cut as for a GPU, and the fused
+    decoder computes by plain PyTorch.
     """
 
     engine: Kind
@@ -51,6 +53,7 @@ class Leg:
     out: str
     blank: bool = False
     late_s: float = 0.0
+    plain: bool = False
 
 
 TENSORS = ("adapter", "moments", "average")
@@ -264,6 +267,8 @@ def main() -> None:
     for number, legs in plans(folder):
         for leg in legs:
             with ExitStack() as stack:
+                if leg.plain:
+                    stack.enter_context(cut_base_on_cpu())
                 trainer = start_trainer(
                     load_config(None, leg.words), stack, engine=leg.engine, accelerator=accelerator
                 )

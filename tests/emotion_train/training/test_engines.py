@@ -307,6 +307,23 @@ def test_a_run_moves_between_engines_and_numbers_of_processes(folder: Path, two:
     move(folder, two, ENGINES)
 
 
+def test_a_base_that_is_cut_under_the_fused_decoder_takes_the_step_of_the_whole_batch(
+    folder: Path, two: Crew
+) -> None:
+    """With recomputation in the second case; the passes go up and down the blocks."""
+    legs = []
+    for place, case in enumerate(CASES.values()):
+        words = [*case.words(folder, f"cut-{place}"), f"train.gradient_checkpointing={place == 1}"]
+        legs.append(Leg("FSDP2", words, case.steps, f"{folder}/cut-{place}", case.blank, plain=True))
+    for case, outcome in zip(CASES.values(), two.train(legs), strict=True):
+        assert (outcome.world_size, outcome.wrapper) == (2, "DistributedDataParallel")
+        same_as(outcome, whole_batches(folder, case))
+
+
+def test_4_bit_codes_are_cut_under_the_fused_decoder_as_they_are(folder: Path, two: Crew) -> None:
+    agree_to_rounding(folder, two, ["FSDP2"], "nf4", plain=True)
+
+
 def test_evaluations_while_a_slow_reader_makes_the_next_steps_change_no_step(folder: Path, two: Crew) -> None:
     """Then two loaders ask the ranks to agree at the same time."""
 
@@ -324,14 +341,20 @@ def test_evaluations_while_a_slow_reader_makes_the_next_steps_change_no_step(fol
 
 
 def agree_to_rounding(
-    folder: Path, crew: Crew, engines: Sequence[Kind], precision: str, *words: str, device: str = "cpu"
+    folder: Path,
+    crew: Crew,
+    engines: Sequence[Kind],
+    precision: str,
+    *words: str,
+    device: str = "cpu",
+    plain: bool = False,
 ) -> None:
     """Two processes of every engine against one process, in a format that rounds; fp8 keeps three
-    bits, and its gradients agree less.
+    bits, and its gradients agree less. `plain` as of a `Leg` is for the two.
     """
 
     def leg(engine: Kind, count: int) -> Leg:
-        name = f"{device}{count}-{precision}-{engine.replace(' ', '-')}"
+        name = f"{device}{count}-{precision}-{engine.replace(' ', '-')}{'-plain' if plain else ''}"
         values = [
             "checkpoint.every_seconds=null",
             "train.global_batch_size=24",
@@ -343,6 +366,7 @@ def agree_to_rounding(
             tiny_words(folder, f"run.id={name}", f"model.precision={precision}", *values, *words),
             4,
             f"{folder}/{name}",
+            plain=plain and count > 1,
         )
 
     single = alone(folder, leg("one process", 1), device)

@@ -390,7 +390,7 @@ def test_a_run_that_has_saved_nothing_yet_is_not_taken_over_with_another_data_se
     config = tiny_config(folder, "run.id=young")
     job = job_of(config)
     Writer(job.output_store, "young", job.index.sha256(), config.sha256()).claim(0, 0)
-    assert look_before_claiming(config, job.index, job.output_store, False) == (None, True)
+    assert look_before_claiming(config, job.index, job.output_store, False) == (None, True, False)
     Writer(job.output_store, "young", "0" * 64, config.sha256()).claim(0, 0)
     before = log(folder, "young")
     with pytest.raises(WrongRequest, match=r"may be at work: its index differs.*another run\.id"):
@@ -759,7 +759,12 @@ def test_a_folder_that_could_keep_no_state_is_refused_before_the_claim(
 
 
 @pytest.mark.parametrize(
-    ("engine", "words"), [("one process", "needs a GPU with float8 units"), ("FSDP2", "cuts the weights up")]
+    ("engine", "words"),
+    [
+        ("one process", "needs a GPU with float8 units"),
+        ("FSDP2", "needs a GPU with float8 units"),
+        ("DeepSpeed ZeRO-3", "know no fp8"),
+    ],
 )
 def test_fp8_that_cannot_be_computed_is_refused(tmp_path: Path, engine: distributed.Kind, words: str) -> None:
     config = tiny_config(tmp_path, *WORDS, "model.precision=fp8")

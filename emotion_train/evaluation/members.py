@@ -1,0 +1,86 @@
+"""Which adapters may answer together, and by which decision where nothing better is at hand.
+
+Their logits are averaged label by label, so they need the same labels in the same order, the same
+posts' tokens and, since the base is loaded once, the same base with the same layers adapted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from emotion_train.errors import WrongRequest
+from emotion_train.evaluation.decision import Decision
+from emotion_train.model.facts import AdapterFacts, read_facts
+from emotion_train.sizing.shape import target_names
+
+
+def refuse_strangers(places: Sequence[str], facts: Sequence[AdapterFacts], one_base: bool = True) -> None:
+    """Raises `WrongRequest` where adapters cannot answer together. `one_base`: over one base that
+    is loaded once.
+    """
+    first = _compared(facts[0], one_base)
+    for place, other in zip(places[1:], facts[1:], strict=True):
+        its = _compared(other, one_base)
+        if (what := next((name for name in first if first[name] != its[name]), None)) is not None:
+            raise WrongRequest(
+                f"The adapters {places[0]} and {place} differ in their {what}, so what they say cannot be"
+                " averaged; give adapters of one data set, base and config, such as those of several seeds."
+            )
+
+
+def _compared(facts: AdapterFacts, one_base: bool) -> dict[str, object]:
+    found: dict[str, object] = {
+        "labels": facts.labels,
+        "targets": facts.targets,
+        "tokenizer": facts.tokenizer_sha256,
+        "data.max_length": facts.max_length,
+    }
+    if one_base:
+        found |= {
+            "model.layers": facts.layers,
+            "base": (facts.base_shape_sha256, facts.base_weights_sha256),
+            "model.precision": facts.precision,
+            "lora.r": facts.lora.r,
+            "lora.alpha": facts.lora.alpha,
+            "lora.targets": set(target_names(facts.lora.targets)),
+        }
+    return found
+
+
+def facts_together(folders: Sequence[Path], places: Sequence[str] | None = None) -> list[AdapterFacts]:
+    """What the adapters of these folders, given as `places`, were made of. Raises `WrongRequest` as
+    `read_facts`, and where they cannot answer together.
+    """
+    named = [str(folder) for folder in folders] if places is None else places
+    facts = [read_facts(folder) for folder in folders]
+    refuse_doubles(named, folders)
+    refuse_strangers(named, facts)
+    return facts
+
+
+def refuse_doubles(places: Sequence[str], folders: Sequence[Path]) -> None:
+    """Raises `WrongRequest` for an adapter that is given twice, and would count twice."""
+    seen: dict[Path, str] = {}
+    for place, folder in zip(places, folders, strict=True):
+        whole = folder.resolve()
+        if whole in seen:
+            raise WrongRequest(f"{place} is {seen[whole]} once more; give each --adapter once.")
+        seen[whole] = place
+
+
+def averaged(decisions: Sequence[Decision]) -> Decision:
+    """The decision of adapters that are averaged and that no validation posts have judged together:
+    their thresholds are averaged too. It has no temperature and no gates.
+    """
+    first = decisions[0]
+    if len(decisions) == 1:
+        return first
+    if first.thresholds is None:
+        return Decision.one(first.labels, first.targets)
+    mean_C = np.mean([one.thresholds or () for one in decisions], axis=0).astype(np.float32)
+    return Decision(
+        targets=first.targets, labels=first.labels, thresholds=tuple(float(str(one)) for one in mean_C)
+    )

@@ -1,0 +1,230 @@
+"""The published adapter that a run trains on from: what it is, whether it fits the run, and what it
+said of its own held-out posts.
+
+It is read once, before the claim of a run that has no checkpoint yet; from its first checkpoint on
+a run carries everything, and the adapter may be gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from emotion_train.bases.depth import blocks_words
+from emotion_train.config import Config
+from emotion_train.data.index import Index, read_index
+from emotion_train.data.targets import WORDS
+from emotion_train.errors import WrongRequest
+from emotion_train.evaluation.decision import read_decision
+from emotion_train.evaluation.predictions import (
+    AnyPredictions,
+    any_predictions_from_parquet,
+    predictions_key,
+)
+from emotion_train.model.facts import WEIGHTS, AdapterFacts, read_facts
+from emotion_train.report.schema import Parent
+from emotion_train.runs.adapter_cache import FoundAdapter, find_adapter
+from emotion_train.runs.log import final_entry, read_part
+from emotion_train.runs.published import split_run_url
+from emotion_train.sizing.shape import target_names
+from emotion_train.storage.document import file_sha256
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
+
+
+@dataclass(frozen=True)
+class ParentAdapter:
+    """An adapter to train on from. `weights` are its file of tensors, `temperature` what its head
+    was divided by.
+    """
+
+    place: str
+    facts: AdapterFacts
+    temperature: tuple[float, ...] | None
+    sha256: str
+    weights: bytes
+
+    @property
+    def light(self) -> ParentAdapter:
+        """The same without the weights."""
+        return replace(self, weights=b"")
+
+    def described(self, labels: Sequence[str]) -> Parent:
+        """What checkpoints and report of a run with these labels say of it."""
+        return Parent(
+            name=self.facts.run_id or Path(self.place).name,
+            weights_sha256=self.sha256,
+            index_sha256=self.facts.index_sha256,
+            labels=self.facts.labels,
+            new_labels=tuple(label for label in labels if label not in self.facts.labels),
+            dropped_labels=tuple(label for label in self.facts.labels if label not in labels),
+        )
+
+    def places(self, labels: Sequence[str]) -> list[int | None]:
+        """The row of each label in the parent's head, None of a new one."""
+        own = self.facts.labels
+        return [own.index(label) if label in own else None for label in labels]
+
+
+def read_parent(place: str) -> ParentAdapter:
+    """The adapter at a run's URL or in a folder. Raises `WrongRequest` and `StorageError` as
+    `find_adapter`, `read_facts` and `read_decision`.
+    """
+    folder = find_adapter(place).folder
+    facts = read_facts(folder)
+    decision = read_decision(folder, facts)
+    path = folder / WEIGHTS
+    return ParentAdapter(place, facts, decision.temperature, file_sha256(path), path.read_bytes())
+
+
+def weights_sha256(place: str) -> str:
+    """Of the adapter at this place; raises as `read_parent`."""
+    return file_sha256(find_adapter(place).folder / WEIGHTS)
+
+
+def refuse_unfit(
+    parent: ParentAdapter,
+    config: Config,
+    index: Index,
+    *,
+    shape_sha256: str | None = None,
+    tokenizer_sha256: str | None = None,
+) -> None:
+    """Raises `WrongRequest` where a run of this config on these posts cannot train on from it; what
+    is None is not compared.
+    """
+    facts, lora = parent.facts, config.lora
+    several = facts.targets == "several"
+    wanted: list[tuple[bool, str, str]] = [
+        (
+            shape_sha256 in (None, facts.base_shape_sha256),
+            f"was made for the base {facts.base}, whose layers have other shapes than {config.model.base}",
+            f"give model.base={facts.base}",
+        ),
+        (facts.lora.r == lora.r, f"has lora.r {facts.lora.r}, not {lora.r}", f"give lora.r={facts.lora.r}"),
+        (
+            facts.lora.alpha == lora.alpha,
+            f"has lora.alpha {facts.lora.alpha:g}, not {lora.alpha:g}",
+            f"give lora.alpha={facts.lora.alpha:g}",
+        ),
+        (
+            set(target_names(facts.lora.targets)) == set(target_names(lora.targets)),
+            f"has adapters on {_named(target_names(facts.lora.targets))}, not on"
+            f" {_named(target_names(lora.targets))}",
+            f"give lora.targets=[{','.join(target_names(facts.lora.targets))}]",
+        ),
+        (
+            tokenizer_sha256 in (None, facts.tokenizer_sha256),
+            "was trained with another tokenizer than that of the base",
+            "give the base that it was trained on",
+        ),
+        (
+            several == (index.targets == "several"),
+            f"answers with {WORDS[facts.targets]} and the posts have {WORDS[index.targets]}",
+            "give an adapter of the same kind of labels",
+        ),
+        (
+            any(label in facts.labels for label in index.labels),
+            f"knows none of the labels {_named(index.labels)}",
+            "give an adapter that knows one of them, or leave model.adapter out",
+        ),
+    ]
+    if (wrong := next((one for one in wanted if not one[0]), None)) is not None:
+        raise WrongRequest(f"model.adapter is {parent.place}, which {wrong[1]}; {wrong[2]}.")
+
+
+def refuse_other_depth(parent: ParentAdapter, layers: int | None) -> None:
+    """Raises `WrongRequest` unless the run reads as many blocks of its base as the parent; None is
+    all of them.
+    """
+    own = parent.facts.layers
+    if own != layers:
+        raise WrongRequest(
+            f"model.adapter is {parent.place}, which was made for {blocks_words(own)} of its base, and this"
+            f" run reads {blocks_words(layers)}; give model.layers={'null' if own is None else own}."
+        )
+
+
+def refuse_other_weights(parent: ParentAdapter, base: str, base_weights_sha256: str) -> None:
+    """Raises `WrongRequest` unless the base is the one that the parent was made for."""
+    if base_weights_sha256 != parent.facts.base_weights_sha256:
+        raise WrongRequest(
+            f"model.adapter is {parent.place}, which was made for the base {parent.facts.base}, and the"
+            f" weights of {base} differ; give model.base={parent.facts.base}."
+        )
+
+
+def label_sentences(parent: Parent) -> list[str]:
+    """What became of the parent's labels, a sentence each."""
+    found = []
+    if parent.new_labels:
+        found.append(
+            f"New against the adapter {parent.name} that this run trained on from:"
+            f" {_named(parent.new_labels)}; their rows of the head were drawn from run.seed."
+        )
+    if parent.dropped_labels:
+        found.append(
+            f"Labels of the adapter {parent.name} that the posts do not have any more were dropped:"
+            f" {_named(parent.dropped_labels)}."
+        )
+    return found
+
+
+def _named(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# --- the posts that the parent was scored on ---
+
+
+def old_posts(data_url: str, parent: Parent) -> tuple[Store, Index, str]:
+    """The parent's data set and its held-out split: test, else validation. Raises `WrongRequest`
+    for another data set.
+    """
+    store = open_store(data_url)
+    index = read_index(store)
+    if parent.index_sha256 is not None and index.sha256() != parent.index_sha256:
+        raise WrongRequest(
+            f"report.old_data is {data_url}, which is not the data set that {parent.name} was trained on;"
+            " give that one, or leave it out."
+        )
+    name = "test" if "test" in index.splits and index.splits["test"].rows else "validation"
+    index.split(name)
+    return store, index, name
+
+
+def said_of_old_posts(place: str, split: str) -> AnyPredictions:
+    """What the parent said of its held-out posts when it was published. Raises `WrongRequest` where
+    that did not come with it.
+    """
+    found = find_adapter(place)
+    content = _published(found, predictions_key(split))
+    if content is None:
+        raise WrongRequest(
+            f"report.old_data needs what {place} said of its {split} posts, and {predictions_key(split)} is"
+            " not beside it; give model.adapter=OUTPUT_URL/RUN_ID, or a folder that `emotion-launch pull`"
+            " wrote."
+        )
+    return any_predictions_from_parquet(content)
+
+
+def _published(found: FoundAdapter, name: str) -> bytes | None:
+    for path in (found.folder / "report" / name, found.folder.parent / name):
+        if path.is_file():
+            return path.read_bytes()
+    if found.run_url is None:
+        return None
+    output_url, run_id = split_run_url(found.run_url)
+    store = open_store(output_url)
+    entry = final_entry(store, run_id)
+    key = f"final/{entry.incarnation:08d}/{name}"
+    part = next((part for part in entry.parts if part.key == key), None)
+    return None if part is None else read_part(store, run_id, part)
+
+
+def require_old_posts(config: Config, parent: ParentAdapter, labels: Sequence[str]) -> None:
+    """Raises `WrongRequest` where `report.old_data` cannot be had, before anything is trained."""
+    if config.report.old_data is not None:
+        split = old_posts(config.report.old_data, parent.described(labels))[2]
+        said_of_old_posts(parent.place, split)
