@@ -147,7 +147,7 @@ MUTANTS = [
         "if self.training:",
         "if True:",
         "tests/emotion_train/training/test_auxiliary_run.py::"
-        "test_what_is_published_knows_the_main_labels_alone_and_answers_as_its_report_says",
+        "test_outside_of_training_the_head_is_that_of_the_main_labels_to_the_bit",
     ),
     # distillation
     Mutant(
@@ -1800,7 +1800,7 @@ MUTANTS = [
         "the published head is divided by its temperature",
         "emotion_train/training/finish.py",
         "_score_splits",
-        "adapter = with_temperature(adapter, temperature)",
+        "adapter = with_temperature(adapter, _of_all_rows(temperature, job.index))",
         "adapter = dict(adapter)",
         "tests/emotion_train/training/test_finish.py"
         "::test_a_run_on_several_labels_publishes_its_decision_and_the_answers_that_its_report_counts",
