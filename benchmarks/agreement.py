@@ -41,6 +41,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from goemotions import add_posts_argument, prepared, splits
 
+from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.packaged import small_model
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
@@ -234,7 +235,7 @@ def start_trainer(
     index = read_index(store)
     split = index.split("train")
     labels = len(index.labels)
-    opened = read_config(config.model.base)
+    opened = read_config(BaseFiles.find(config.model.base, config.model.layers))
     model, base = build_classifier(
         opened, config.model.precision, labels, config.lora, config.run.seed, accelerator.device
     )

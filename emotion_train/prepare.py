@@ -186,6 +186,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,C",
         help="columns of the source that come along, for report.slices, such as lang,source",
     )
+    add(
+        "--auxiliary",
+        choices=("drop", "keep"),
+        default=default.auxiliary,
+        help=(
+            "with --labels: what to do with training posts of other labels, and with those that have several:"
+            " keep trains on them and scores the --labels alone (default: drop, which is --on-bad's)"
+        ),
+    )
+    add(
+        "--auxiliary-source",
+        dest="auxiliary_sources",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=(
+            "another data set with labels of its own, whose training posts are trained on too; its text and"
+            " label columns have the same names (may be given several times)"
+        ),
+    )
     add("--format", choices=FORMATS, help="format of the source (default: by its ending)")
     add(
         "--encoding",
@@ -216,7 +236,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepare and print what came of it; returns 0."""
     labels = _read_labels(args.labels, args.labels_file)
     columns = _read_labels(args.label_columns, None)
-    own = ("labels", "label_columns", "header", "keep_columns")
+    own = ("labels", "label_columns", "header", "keep_columns", "auxiliary_sources")
     result = prepare(
         args.source,
         args.data_url,
@@ -225,6 +245,7 @@ def run(args: argparse.Namespace) -> int:
         label_columns=columns,
         header=_read_labels(args.header, None),
         keep_columns=_read_labels(args.keep_columns, None) or (),
+        auxiliary_sources=tuple(args.auxiliary_sources),
     )
     print(_summary(result, given=labels is not None or columns is not None))
     return 0
@@ -260,6 +281,7 @@ def _summary(result: PrepareResult, *, given: bool) -> str:
         "",
         *_table(index),
         "",
+        *_auxiliary(index),
         *_lengths(index),
         *doubts(index.labels, [round(count) for count in counts], given=given),
         *_conflicts(result),
@@ -269,7 +291,7 @@ def _summary(result: PrepareResult, *, given: bool) -> str:
         lines.append(
             "no test     the source brings validation posts and no test posts; add a test file to get one"
         )
-    total = sum(described.bytes for split in index.splits.values() for described in split.objects)
+    total = sum(described.bytes for split in index.stored_splits.values() for described in split.objects)
     lines.append(
         f"data set    {result.url} ({total / 1e6:,.1f}"
         f" MB){'' if result.created else ': already there, the same'}{_written_anew(result)}"
@@ -284,7 +306,7 @@ def _summary(result: PrepareResult, *, given: bool) -> str:
 def _written_anew(result: PrepareResult) -> str:
     if not result.written:
         return ""
-    objects = sum(len(split.objects) for split in result.index.splits.values())
+    objects = sum(len(split.objects) for split in result.index.stored_splits.values())
     return f"; {result.written} of its {objects} objects were missing and are written anew"
 
 
@@ -310,6 +332,19 @@ def _conflicts(result: PrepareResult) -> list[str]:
     return [
         f"conflicts   {subject} several labels; {outcome} (--on-conflict {result.on_conflict})",
         *examples,
+    ]
+
+
+def _auxiliary(index: Index) -> list[str]:
+    """The posts that are trained on and never scored, and how many each of their labels has."""
+    if (auxiliary := index.auxiliary) is None:
+        return []
+    counts = auxiliary.split.label_counts[len(index.labels) :]
+    labels = sorted(zip(auxiliary.labels, counts, strict=True), key=lambda pair: (-pair[1], pair[0]))
+    shown = ", ".join(f"{name} {_count(count, None)}" for name, count in labels)
+    return [
+        f"auxiliary   {auxiliary.split.rows:,} more posts are trained on and never scored"
+        + (f"; labels of training alone: {shown}" if shown else "")
     ]
 
 

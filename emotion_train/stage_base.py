@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from emotion_train.bases.depth import Layers, depth_words
+from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.staged import (
     BASE_KEY,
     UNFINISHED_KEY,
@@ -27,6 +30,7 @@ from emotion_train.bases.staged import (
     StagedTensor,
     read_staged_index,
 )
+from emotion_train.config import MOST_LAYERS
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.progress import ProgressLine
@@ -85,6 +89,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how the linear layers are stored; nf4 serves nf4 runs only (default: bf16)",
     )
     parser.add_argument(
+        "--layers",
+        type=layers_or_share,
+        metavar="N",
+        help=(
+            "stage the first N blocks only, or such a share of them (0.77), for runs whose model.layers is no"
+            " larger (default: all)"
+        ),
+    )
+    parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
@@ -93,15 +106,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    result = stage(arguments.base, arguments.url, arguments.precision, arguments.device)
+    result = stage(
+        arguments.base, arguments.url, arguments.precision, arguments.device, layers=arguments.layers
+    )
     index = result.index
     words = (
-        f"{index.precision}, {index.bytes / 2**30:.2f} GiB, objects of weights: {len(index.shards)},"
-        f" {index.parameters:,} parameters"
+        f"{index.precision},{_depth(index)} {index.bytes / 2**30:.2f} GiB, objects of weights:"
+        f" {len(index.shards)}, {index.parameters:,} parameters"
     )
     print(f"base    {result.url} ({words}){'' if result.created else ': already there, the same'}")
     print(f"next    model.base={result.url}" + (" model.precision=nf4" if index.precision == "nf4" else ""))
     return 0
+
+
+def layers_or_share(word: str) -> Layers:
+    """What --layers takes, as `model.layers` of a run."""
+    if re.fullmatch("[0-9]{1,4}", word) and 1 <= int(word) <= MOST_LAYERS:
+        return int(word)
+    if re.fullmatch(r"0?\.[0-9]{1,9}", word) and float(word) > 0:
+        return float(word)
+    raise argparse.ArgumentTypeError(
+        f"{word[:40]!r} is neither a number of blocks such as 23 nor a share of them below 1 such as 0.77"
+    )
+
+
+def _depth(index: StagedIndex) -> str:
+    if index.source_layers is None:
+        return ""
+    blocks = {name.split(".")[2] for name in (tensor.name for tensor in index.tensors) if ".layers." in name}
+    return f" {depth_words(len(blocks), index.source_layers)},"
 
 
 def stage(
@@ -110,11 +143,12 @@ def stage(
     precision: StagedPrecision = "bf16",
     device: str = "auto",
     *,
+    layers: Layers | None = None,
     shard_bytes: int = SHARD_BYTES,
     piece_bytes: int = PIECE_BYTES,
 ) -> StageResult:
-    """Stage `base` at `url`. Raises `WrongRequest` for a base that cannot be staged and for a place
-    that holds something else.
+    """Stage `base`, or its first `layers` blocks, at `url`. Raises `WrongRequest` for a base that
+    cannot be staged and for a place that holds something else.
     """
     from emotion_train.model.load import read_config
     from emotion_train.model.precision import require_bitsandbytes
@@ -122,7 +156,7 @@ def stage(
     from emotion_train.model.trainable import require_trainable_base
 
     store = open_store(url)
-    found = read_config(base)
+    found = read_config(BaseFiles.find(base, layers))
     _refuse_source(found, store)
     if precision == "nf4":
         require_bitsandbytes()
@@ -208,7 +242,8 @@ def _make_room(store: Store, found: BaseConfig, precision: StagedPrecision) -> s
             f"{store.url} holds other objects, such as {min(there)}, and no staged base; name an empty folder"
             " or prefix."
         )
-    mine = json.dumps({"source": _source_name(found), "precision": precision}).encode() + b"\n"
+    depth = {} if found.layers is None else {"layers": found.layers}
+    mine = json.dumps({"source": _source_name(found), "precision": precision, **depth}).encode() + b"\n"
     try:
         store.create(UNFINISHED_KEY, mine)
     except AlreadyExists:
@@ -278,7 +313,15 @@ def _refuse_misfit(found: BaseConfig, store: Store, untouched: bool) -> None:
 
 
 def _difference(one: StagedIndex, other: StagedIndex) -> str:
-    for name in ("shape_sha256", "weights_sha256", "quantised_on", "piece_bytes", "source"):
+    for name in (
+        "source_layers",
+        "parameters",
+        "shape_sha256",
+        "weights_sha256",
+        "quantised_on",
+        "piece_bytes",
+        "source",
+    ):
         old, new = getattr(one, name), getattr(other, name)
         if old != new:
             return f"{name} {old!r} there, {new!r} now"
@@ -316,6 +359,7 @@ def _make(
         rounded=made.rounded,
         quantised_on=_device_name(device) if precision == "nf4" else None,
         architecture=found.text.model_type,
+        source_layers=found.whole_layers,
         parameters=sum(prod(tensor.shape) for tensor in made.tensors),
         shape_sha256=found.shape_sha256,
         weights_sha256=made.weights_sha256,

@@ -161,7 +161,7 @@ def train(
             )
             parent = _on_all_ranks(parent, ranks)
         require_fp8(config, base, engine, accelerator.device)
-        require_host(config, base, len(index.labels), accelerator.device)
+        require_host(config, base, len(index.trained_labels), accelerator.device)
         settle_for = partial(
             settle,
             config,
@@ -240,10 +240,12 @@ def _ask_for_index(config: Config, store: Store) -> StoreRequest[Index]:
 
 def _look_at_base(config: Config) -> tuple[BaseConfig, PostTokenizer]:
     """What the base is, before a weight is read and before the run is claimed."""
+    from emotion_train.bases.files import BaseFiles
     from emotion_train.model.load import read_config
     from emotion_train.model.trainable import require_trainable_base
 
-    found = require_trainable_base(config.model.base, config.model.precision, config.data.max_length)
+    files = BaseFiles.find(config.model.base, config.model.layers)
+    found = require_trainable_base(files, config.model.precision, config.data.max_length)
     return read_config(found.files), found.tokenizer
 
 
@@ -251,9 +253,16 @@ def _look_at_parent(
     config: Config, index: Index, base: BaseConfig, tokenizer: PostTokenizer
 ) -> ParentAdapter:
     """The adapter to train on from, which fits; nothing of the base is loaded yet."""
-    from emotion_train.runs.parent import label_sentences, read_parent, refuse_unfit, require_old_posts
+    from emotion_train.runs.parent import (
+        label_sentences,
+        read_parent,
+        refuse_other_depth,
+        refuse_unfit,
+        require_old_posts,
+    )
 
     parent = read_parent(str(config.model.adapter))
+    refuse_other_depth(parent, base.layers)
     refuse_unfit(parent, config, index, shape_sha256=base.shape_sha256, tokenizer_sha256=tokenizer.sha256())
     require_old_posts(config, parent, index.labels)
     for sentence in label_sentences(parent.described(index.labels)):

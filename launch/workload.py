@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from emotion_train.bases.architecture import text_model
+from emotion_train.bases.depth import Layers, blocks_read
 from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config, Precision
 from emotion_train.data.index import Index, Split, read_index
@@ -116,13 +117,14 @@ _KNOWN_SHAPES = {
 }
 
 
-def shape_of_base(base: str) -> Shape:
-    """The base's shape from its config.json or GGUF header. Raises `WrongRequest` where it cannot
-    be read.
+def shape_of_base(base: str, layers: Layers | None = None) -> Shape:
+    """The shape of the base, or of its first `layers` blocks, from its config.json or GGUF header.
+    Raises `WrongRequest` where it cannot be read, or has fewer blocks.
     """
-    if base in _KNOWN_SHAPES:
-        return _KNOWN_SHAPES[base]
-    return Shape.of(text_model(BaseFiles.find(base)).values)
+    if (known := _KNOWN_SHAPES.get(base)) is None:
+        return Shape.of(text_model(BaseFiles.find(base, layers)).values)
+    blocks = known.num_hidden_layers
+    return replace(known, num_hidden_layers=blocks_read(base, layers, blocks, blocks))
 
 
 def config_on(config: Config, kind: GpuKind | None) -> Config:
@@ -166,7 +168,7 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
 
     Raises `WrongRequest` for a base that the trainer would refuse.
     """
-    train, most = index.split("train"), config.data.max_length
+    train, most = index.training, config.data.max_length
     estimate = None
     if tokens_per_post is not None:
         whole = [round(tokens_per_post)]
@@ -183,7 +185,7 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
         epochs=config.train.epochs,
         global_batch_size=config.train.global_batch_size,
         lengths=tuple(min(most, max(1, length)) for length in whole),
-        labels=len(index.labels),
+        labels=len(index.trained_labels),
         max_length=most,
         cut=None if known is None else Cut.of(known, most),
         cut_is_estimated=tokens_per_post is not None or estimate is not None,
@@ -222,7 +224,8 @@ def _refuse_untrainable(config: Config) -> None:
     if config.model.base in _KNOWN_SHAPES:
         return
     try:
-        require_trainable_weights(BaseFiles.find(config.model.base), None, config.data.max_length)
+        files = BaseFiles.find(config.model.base, config.model.layers)
+        require_trainable_weights(files, None, config.data.max_length)
     except StorageError as error:
         if not error.transient:
             raise
@@ -252,7 +255,7 @@ def _tokenizer_of(config: Config) -> PostTokenizer:
     base, most = config.model.base, config.data.max_length
     if base in _KNOWN_SHAPES:
         return PostTokenizer.load(base, most)
-    return require_trainable_base(base, None, most).tokenizer
+    return require_trainable_base(BaseFiles.find(base, config.model.layers), None, most).tokenizer
 
 
 def lengths_by(tokenizer: PostTokenizer, split: Split, store: Store) -> list[int]:

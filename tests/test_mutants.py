@@ -48,6 +48,62 @@ MUTANTS = [
         "np.flatnonzero(fold_N >= 0)",
         "tests/launch/run/test_distil.py::test_no_post_is_scored_by_a_model_that_saw_it",
     ),
+    Mutant(
+        "a cut base's neighbouring blocks lie in two buffers",
+        "emotion_train/model/gathered.py",
+        "GatheredBlocks.cut",
+        "self._buffers[number % 2]",
+        "self._buffers[0]",
+        "tests/emotion_train/model/test_gathered.py::"
+        "test_a_block_is_whole_however_the_passes_follow_each_other",
+    ),
+    # the mean of the weights
+    Mutant(
+        "the mean of the weights is published, not those of the last step",
+        "emotion_train/runs/checkpoint.py",
+        "best_adapter",
+        "AVERAGE if _has(entry, AVERAGE) else ADAPTER",
+        "ADAPTER",
+        "tests/emotion_train/training/test_averaging.py::"
+        "test_the_mean_is_scored_saved_beside_the_weights_and_published",
+    ),
+    Mutant(
+        "a state that is saved while the mean is scored has the weights",
+        "emotion_train/training/averaging.py",
+        "WeightAverage.lifted",
+        "if not self._applied:",
+        "if True:",
+        "tests/emotion_train/training/test_averaging.py::"
+        "test_a_state_that_is_saved_while_the_mean_is_scored_has_the_weights",
+    ),
+    # auxiliary posts
+    Mutant(
+        "a label that a post's source does not know is no part of its softmax",
+        "emotion_train/model/loss.py",
+        "weighted_loss_sum",
+        "if masked:",
+        "if False:",
+        "tests/emotion_train/training/test_trainer.py::"
+        "test_so_it_is_with_auxiliary_posts_whose_sources_know_some_of_the_labels",
+    ),
+    Mutant(
+        "a text that is scored is no auxiliary post",
+        "emotion_train/data/auxiliary.py",
+        "AuxiliaryPosts._staying",
+        "new_N = ~np.isin(rows.column('key0').to_numpy(), taken)",
+        "new_N = np.ones(len(rows), bool)",
+        "tests/emotion_train/data/test_auxiliary_posts.py::"
+        "test_a_text_that_stands_elsewhere_is_no_auxiliary_post_and_of_its_own_rows_the_mean_stays",
+    ),
+    Mutant(
+        "held-out posts are scored by the labels that are published",
+        "emotion_train/model/head.py",
+        "TrainedRows.forward",
+        "if self.training:",
+        "if True:",
+        "tests/emotion_train/training/test_auxiliary_run.py::"
+        "test_what_is_published_knows_the_main_labels_alone_and_answers_as_its_report_says",
+    ),
     # training on from an adapter, adapters that answer together
     Mutant(
         "a published head is trained on at the temperature of its training",
@@ -1486,6 +1542,23 @@ MUTANTS = [
         "tests/test_no_remote_code.py::test_a_base_of_a_known_architecture_loads_without_its_programs",
     ),
     Mutant(
+        "blocks above the depth are not read",
+        "emotion_train/bases/depth.py",
+        "is_read",
+        "int(block[1]) < layers",
+        "int(block[1]) <= layers",
+        "tests/emotion_train/model/test_depth.py::test_files_of_blocks_above_need_not_be_there",
+    ),
+    Mutant(
+        "an adapter of one depth is refused at another",
+        "emotion_train/runs/parent.py",
+        "refuse_other_depth",
+        "own != layers",
+        "False",
+        "tests/emotion_train/training/test_train_on.py"
+        "::test_what_does_not_fit_is_refused_before_anything_is_loaded",
+    ),
+    Mutant(
         "a base is looked at before the run is claimed",
         "emotion_train/model/trainable.py",
         "require_trainable_base",
@@ -1673,7 +1746,7 @@ MUTANTS = [
         "the published head is divided by its temperature",
         "emotion_train/training/finish.py",
         "_score_splits",
-        "adapter = with_temperature(adapter, temperature)",
+        "adapter = with_temperature(adapter, _of_all_rows(temperature, job.index))",
         "adapter = dict(adapter)",
         "tests/emotion_train/training/test_finish.py"
         "::test_a_run_on_several_labels_publishes_its_decision_and_the_answers_that_its_report_counts",

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from emotion_train.bases.depth import blocks_read, cut_configuration
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
+from emotion_train.config import MOST_LAYERS
 from emotion_train.errors import WrongRequest
 
 # of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
@@ -70,7 +72,6 @@ _DERIVED = {
     "qwen3": ("num_key_value_heads",),
 }
 _LARGEST_SIZE = 2**31
-_MOST_LAYERS = 2000
 # Functions between the two halves of an MLP, by transformers' names.
 _ACTIVATIONS = (
     *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
@@ -87,12 +88,17 @@ _TEXT = re.compile(
 class TextModel:
     """The text part of a base. `layout` says what the model card's snippet must do to load it:
     "text", "multimodal" or "gguf". `values` is its configuration, with what was left out filled in.
+
+    `layers` is the number of blocks where fewer are read than the base has, which are
+    `whole_layers`; None: all are. Of a base that is cut, everything here is of what is read.
     """
 
     kind: str
     layout: str
     values: Mapping[str, Any]
     gguf: GgufFile | None = None
+    layers: int | None = None
+    whole_layers: int | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -157,8 +163,24 @@ class TextModel:
 
 def text_model(files: BaseFiles) -> TextModel:
     """The text part of a base, from its config.json or its GGUF header. Raises `WrongRequest` for
-    one that cannot be trained here: another architecture, quantised, sizes that make no model.
+    one that cannot be trained here: another architecture, quantised, sizes that make no model,
+    fewer blocks than are asked for.
     """
+    return _cut(_whole_text_model(files), files)
+
+
+def _cut(model: TextModel, files: BaseFiles) -> TextModel:
+    """The model with the blocks alone that are read."""
+    there = int(model.values["num_hidden_layers"])
+    whole = (files.staged.index.source_layers if files.staged is not None else None) or there
+    layers = blocks_read(files.name, files.layers, there, whole)
+    if layers == whole:
+        return model
+    values = cut_configuration(model.values, layers)
+    return replace(model, values=values, layers=layers, whole_layers=whole)
+
+
+def _whole_text_model(files: BaseFiles) -> TextModel:
     if files.gguf is not None:
         gguf = GgufFile.open(files.gguf)
         return _checked(files.name, "header", "llama", "gguf", gguf.config(), gguf)
@@ -228,7 +250,7 @@ def _checked(
         value = values.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _LARGEST_SIZE:
             raise _unusable(base, place, f"its {name} is {str(value)[:40]!r} and no whole number above 0")
-    if values["num_hidden_layers"] > _MOST_LAYERS:
+    if values["num_hidden_layers"] > MOST_LAYERS:
         raise _unusable(base, place, f"num_hidden_layers is {values['num_hidden_layers']}")
     if "head_dim" not in values:
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]

@@ -8,10 +8,11 @@ run: the configuration is read here, as data, and not by a library that would.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from emotion_train.bases.depth import Layers
 from emotion_train.bases.packaged import SMALL_MODEL, packaged_file
 from emotion_train.bases.staged import BASE_KEY, UNFINISHED_KEY, StagedBase, open_staged
 from emotion_train.edges import hub
@@ -33,6 +34,7 @@ CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 class BaseFiles:
     """The base `name` as the user gave it. Exactly one of `folder`, `gguf` and `staged` is set, or
     none for a hub id. `packaged`: the name is that of the small model, whose file is `gguf`.
+    `layers`: the first blocks that are read, or their share; None is all.
     """
 
     name: str
@@ -40,13 +42,18 @@ class BaseFiles:
     gguf: Path | None = None
     staged: StagedBase | None = None
     packaged: bool = False
+    layers: Layers | None = None
 
     @classmethod
-    def find(cls, name: str) -> BaseFiles:
-        """Tell the four apart; of a staged base the index is read.
+    def find(cls, name: str, layers: Layers | None = None) -> BaseFiles:
+        """Tell the four apart; of a staged base the index is read. Of the base `layers` are read.
 
         Raises `WrongRequest` for what does not exist and for a staging that was not finished.
         """
+        return replace(cls._find(name), layers=layers)
+
+    @classmethod
+    def _find(cls, name: str) -> BaseFiles:
         if (packaged := packaged_file(name)) is not None:  # also where a folder has that name: ./smollm2
             return cls(SMALL_MODEL, gguf=packaged, packaged=True)
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):

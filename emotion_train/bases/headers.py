@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion_train.bases.architecture import already_quantised, text_name
+from emotion_train.bases.depth import is_read
 from emotion_train.bases.files import INSTEAD, BaseFiles
 from emotion_train.bases.staged import StagedBase
 from emotion_train.edges import hub
@@ -71,35 +72,39 @@ class WeightFile:
     tensors: Mapping[str, StoredTensor]
 
 
-def weight_files(files: BaseFiles) -> tuple[WeightFile, ...]:
-    """The files of a base's weights by their headers. Raises `WrongRequest` for a file that is
-    missing, cut short, a Git LFS pointer or no safetensors file, and for quantised weights;
-    `StorageError` where hub or bucket do not answer.
+def weight_files(files: BaseFiles, layers: int | None = None) -> tuple[WeightFile, ...]:
+    """The files of a base's weights by their headers; of a base that is cut to `layers` blocks
+    those that hold some of them, with these alone.
+
+    Raises `WrongRequest` for a file that is missing, cut short, a Git LFS pointer or no safetensors
+    file, and for quantised weights; `StorageError` where hub or bucket do not answer.
     """
     if files.gguf is not None:
         return (WeightFile(files.gguf.name, files.gguf.stat().st_size, True, {}),)
     if files.staged is not None:
-        return _of_staged(files.staged)
-    names = names_of_files(files)
+        return _of_staged(files.staged, layers)
+    names = names_of_files(files, layers)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = tuple(pool.map(lambda name: _weight_file(files, name, names[name]), names))
+        found = tuple(pool.map(lambda name: _weight_file(files, name, names[name], layers), names))
     return found
 
 
-def names_of_files(files: BaseFiles) -> dict[str, set[str] | None]:
-    """The safetensors files that hold text tensors, each with its keys (None: all that it has)."""
+def names_of_files(files: BaseFiles, layers: int | None = None) -> dict[str, set[str] | None]:
+    """The safetensors files that hold text tensors of the first so many blocks (None: of all), each
+    with their keys (None: any that it has).
+    """
     if (found := files.weight_map()) is None:
         return {"model.safetensors": None}
     by_file: dict[str, set[str]] = {}
     for key, file in found[0].items():
-        if text_name(key) is not None:
+        if (name := text_name(key)) is not None and is_read(name, layers):
             by_file.setdefault(file, set()).add(key)
     return {file: by_file[file] for file in sorted(by_file)}
 
 
-def files_of_weights(files: BaseFiles) -> dict[Path, set[str] | None]:
+def files_of_weights(files: BaseFiles, layers: int | None = None) -> dict[Path, set[str] | None]:
     """The files of `names_of_files` by their paths here; downloads what is not here."""
-    return {files.required(name): keys for name, keys in names_of_files(files).items()}
+    return {files.required(name): keys for name, keys in names_of_files(files, layers).items()}
 
 
 def shapes_in(found: tuple[WeightFile, ...]) -> dict[str, tuple[int, ...]]:
@@ -112,14 +117,15 @@ def damaged(path: object, base: str, why: str) -> WrongRequest:
     return WrongRequest(f"{path} of the base {base} is damaged ({why}); download it again.")
 
 
-def gguf_shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of a GGUF file's tensors, in the form of `shapes_in`."""
-    return {gguf_name(name): tensor.shape for name, tensor in tensors.items() if is_of_the_text(name)}
+def gguf_shapes(tensors: Mapping[str, Any], layers: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Shapes of a GGUF file's tensors, in the form of `shapes_in`; of the first so many blocks."""
+    return {name: tensors[key].shape for name, key in gguf_places(tensors, layers).items()}
 
 
-def is_of_the_text(key: str) -> bool:
-    """Whether a GGUF tensor is one of the classifier's."""
-    return key not in _NOT_OF_THE_TEXT
+def gguf_places(keys: Iterable[str], layers: int | None = None) -> dict[str, str]:
+    """Keys in a GGUF file of the tensors of the first so many blocks, by the classifier's names."""
+    found = {gguf_name(key): key for key in keys if key not in _NOT_OF_THE_TEXT}
+    return {name: key for name, key in found.items() if is_read(name, layers)}
 
 
 def gguf_name(key: str) -> str:
@@ -135,7 +141,7 @@ def gguf_name(key: str) -> str:
 # --- one file ---
 
 
-def _weight_file(files: BaseFiles, name: str, keys: set[str] | None) -> WeightFile:
+def _weight_file(files: BaseFiles, name: str, keys: set[str] | None, layers: int | None) -> WeightFile:
     path = files.folder / name if files.folder is not None else hub.in_cache(files.name, name)
     if files.folder is not None and not (files.folder / name).is_file():
         files.required(name)  # which says so
@@ -149,7 +155,10 @@ def _weight_file(files: BaseFiles, name: str, keys: set[str] | None) -> WeightFi
     wanted = {key: tensor for key, tensor in header.items() if keys is None or key in keys}
     named = {text_name(key): tensor for key, tensor in wanted.items()}
     return WeightFile(
-        name, size, path is not None, {key: tensor for key, tensor in named.items() if key is not None}
+        name,
+        size,
+        path is not None,
+        {key: tensor for key, tensor in named.items() if key is not None and is_read(key, layers)},
     )
 
 
@@ -244,7 +253,7 @@ def _refuse_codes(base: str, header: Mapping[str, StoredTensor]) -> None:
 # --- a staged base ---
 
 
-def _of_staged(staged: StagedBase) -> tuple[WeightFile, ...]:
+def _of_staged(staged: StagedBase, layers: int | None) -> tuple[WeightFile, ...]:
     """Each object begins with the header of what base.json describes. What lies behind it is
     verified piece by piece when it is read.
     """
@@ -272,8 +281,12 @@ def _of_staged(staged: StagedBase) -> tuple[WeightFile, ...]:
             raise WrongRequest(
                 f"{url} is damaged ({error}); stage the base again into an empty place."
             ) from None
-        shapes = {tensor.name: StoredTensor(tensor.parts[0].dtype, tensor.shape) for tensor in tensors}
+        shapes = {
+            tensor.name: StoredTensor(tensor.parts[0].dtype, tensor.shape)
+            for tensor in tensors
+            if is_read(tensor.name, layers)
+        }
         return WeightFile(shard.key, shard.bytes, False, shapes)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return tuple(pool.map(weight_file, range(len(index.shards))))
+        return tuple(pool.map(weight_file, index.shards_read(layers)))

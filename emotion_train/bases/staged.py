@@ -17,10 +17,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from emotion_train.bases.depth import is_read
 from emotion_train.config import Precision
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import ObjectNotFound, WrongRequest
@@ -81,6 +82,9 @@ class StagedIndex(Manifest):
         )
     )
     architecture: str
+    source_layers: int | None = Field(
+        None, description="Blocks of the source, where only its first ones were staged; None: all were."
+    )
     parameters: int
     shape_sha256: str
     weights_sha256: str
@@ -108,6 +112,25 @@ class StagedIndex(Manifest):
         ):
             raise ValueError("the tensors are not in the order of their bytes")
         return self
+
+    def content(self) -> dict[str, Any]:
+        """What is written. That of a whole base says nothing of depth, as of earlier versions."""
+        whole = {"source_layers"} if self.source_layers is None else set()
+        return self.model_dump(mode="json", exclude=whole)
+
+    def tensors_read(self, layers: int | None) -> tuple[StagedTensor, ...]:
+        """The tensors of the first so many blocks, and those of no block; None is all."""
+        return tuple(tensor for tensor in self.tensors if is_read(tensor.name, layers))
+
+    def shards_read(self, layers: int | None) -> list[int]:
+        """Positions of the objects that hold these tensors."""
+        if layers is None:
+            return list(range(len(self.shards)))
+        return sorted({tensor.object for tensor in self.tensors_read(layers)})
+
+    def bytes_read(self, layers: int | None) -> int:
+        """Bytes of these tensors."""
+        return sum(part.bytes for tensor in self.tensors_read(layers) for part in tensor.parts)
 
     @property
     def bytes(self) -> int:
@@ -186,12 +209,15 @@ class StagedBase:
                 f" model.precision=bf16, or model.base={index.source}."
             )
 
-    def missing(self) -> list[str]:
-        """Keys that the index names and that are not there in their size."""
+    def missing(self, layers: int | None = None) -> list[str]:
+        """Keys that the index names and that are not there in their size, of those that a base of
+        so many blocks needs.
+        """
         there = {info.key: info.size for info in self.store.list()}
+        needed = [self.index.shards[number] for number in self.index.shards_read(layers)]
         return [
             one.key
-            for one in (*self.index.shards, *self.index.files)
+            for one in (*needed, *self.index.files)
             if there.get(one.key) != one.bytes and not self._has(one)
         ]
 

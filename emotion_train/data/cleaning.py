@@ -22,7 +22,7 @@ from emotion_train.data.labels import MAX_LABEL_CHARS, MAX_LABELS, LabelNames, t
 from emotion_train.data.target_columns import FIELDS, PostTargets
 from emotion_train.data.target_values import TargetValues, weights_of
 from emotion_train.data.targets import WEIGHT, TargetKind, kept_name
-from emotion_train.sources.posts import Batch, split_of
+from emotion_train.sources.posts import SEVERAL, Batch, split_of
 
 PLACES_SHOWN = 5
 # in the order of who keeps a text that stands in several
@@ -81,6 +81,7 @@ DROPPED = {
     "repeated": "same text again",
     "conflicting": "same text with another label",
     "in_two_splits": "text of a later split, kept out of the earlier",
+    "auxiliary_repeated": "auxiliary post whose text stands there already",
 }
 # left as they are
 NOTED = {
@@ -90,6 +91,7 @@ NOTED = {
     "answered_again": "another answer of an annotator to the same post, which does not count",
     "answers": "answers of annotators, joined to posts",
     "without_label": "posts that have none of the labels",
+    "auxiliary": "auxiliary posts, of other labels or with several: trained on, never scored",
 }
 
 PASSED_OVER = {"blank": "rows with nothing in them"}
@@ -166,19 +168,83 @@ class Findings:
         return ", ".join(shown) + (", …" if self.counts[kind] > len(shown) else "")
 
 
+class _Posts(NamedTuple):
+    """Columns of posts, some of numpy and some of Arrow."""
+
+    place_N: Any
+    split_N: Any
+    ids: Any
+    texts: Any
+    more: dict[str, Any]
+
+    def where(self, keep_N: Any) -> _Posts:
+        """Those posts."""
+        if keep_N.all():
+            return self
+        keep = pa.array(keep_N)
+        return _Posts(
+            self.place_N[keep_N],
+            self.split_N[keep_N],
+            self.ids.filter(keep),
+            self.texts.filter(keep),
+            {name: _rows(column, keep_N) for name, column in self.more.items()},
+        )
+
+
+class _Aside:
+    """Posts of a batch that are set aside, and their targets by codes of every label."""
+
+    def __init__(self, values: TargetValues, may_N: Any) -> None:
+        self._values = values
+        self._may_N = may_N  # not those of held-out splits
+        self.post_N = np.zeros(len(may_N), bool)
+        nothing = np.zeros(0, np.int64)
+        self.targets = PostTargets.of_pairs(nothing, nothing, nothing, len(may_N))
+
+    def take(self, cells: Any, asked_N: Any) -> None:
+        """Set aside the posts that are asked for and whose cells say labels."""
+        asked_N = asked_N & self._may_N
+        if not asked_N.any():
+            return
+        words = [
+            # as readers of lists spell them; others leave the first mark out
+            word if SEVERAL not in word or word.startswith(SEVERAL) else SEVERAL + word
+            for word in cells.filter(pa.array(asked_N)).to_pylist()
+        ]
+        read = self._values.of_cells(pa.array(words, pa.string()))
+        good_N = np.array([kind is None for kind in read.kind], bool)[read.index_N]
+        posts = np.flatnonzero(asked_N)[good_N]
+        found = read.targets.take(read.index_N[good_N])
+        self.post_N[posts] = True
+        self.targets = PostTargets.of_pairs(
+            posts[found.posts_of_pairs], found.label_P, found.share_P, len(asked_N)
+        )
+
+
 class Cleaner:
     """Makes clean rows of raw batches; `findings` and `labels` fill up on the way."""
 
-    def __init__(self, rules: Rules, labels: LabelNames, findings: Findings) -> None:
+    def __init__(
+        self, rules: Rules, labels: LabelNames, findings: Findings, every: LabelNames | None = None
+    ) -> None:
         self.labels = labels
         self.findings = findings
         self.rows_read = 0
         self._rules = rules
         self._values = TargetValues(rules.targets, labels, allow_none=rules.allow_none)
+        self._aside_kind: TargetKind = "several" if rules.targets == "several" else "shares"
+        self._every = None if every is None else TargetValues(self._aside_kind, every, allow_none=False)
 
     def clean(self, batch: Batch, split: str | None) -> Any:
         """The batch's good rows as a record batch of `schema_of`; `split` is what the file's name
         says. Where posts have no labels, all have the code 0.
+        """
+        return self.separate(batch, split)[0]
+
+    def separate(self, batch: Batch, split: str | None) -> tuple[Any, Any]:
+        """The same, and the rows of no held-out split that have other labels than the known ones,
+        or several where a post has one: without what is kept, with codes of `every` label. None
+        without such labels.
         """
         place_N = (np.int64(batch.file) << _ROW_BITS) | batch.rows_N
         for kind, row in [*batch.broken, *(("blank", row) for row in batch.blank)]:
@@ -200,7 +266,10 @@ class Cleaner:
         refuse("empty_text", _flags(pc.match_substring_regex(texts, _NO_INK)))
         refuse("too_long", _flags(pc.greater(pc.utf8_length(texts), self._rules.max_chars)))
         split_N = self._split_codes(batch, split)
-        targets = self._targets(batch, place_N, split_N, good_N, refuse)
+        aside: _Aside | None = None
+        if self._every is not None:
+            aside = _Aside(self._every, split_N >= SPLIT_CODES["train"])
+        targets = self._targets(batch, place_N, split_N, good_N, refuse, aside)
         refuse("unknown_split", split_N < 0)
         more = self._of_post(batch, refuse)
         if batch.ids is None:
@@ -212,27 +281,40 @@ class Cleaner:
             refuse("no_id", _flags(pc.equal(pc.binary_length(ids), 0)))
         for kind, rows in noted.items():
             self.findings.note(kind, place_N[rows[good_N[rows]]])
-        if not good_N.all():
-            keep = pa.array(good_N)
-            texts, ids = texts.filter(keep), ids.filter(keep)
-            place_N, split_N = place_N[good_N], split_N[good_N]
-            targets = targets.take(np.flatnonzero(good_N))
-            more = {name: _rows(column, good_N) for name, column in more.items()}
-        if self._rules.hashed:
-            key_N2, draw_N2 = text_keys(texts), self._draws(ids)
-        else:
-            key_N2 = draw_N2 = np.zeros((len(texts), 2), np.uint64)
-        columns = [*key_N2.T, *draw_N2.T, place_N, split_N.astype(np.int8)]
-        arrays = [pa.array(np.ascontiguousarray(column)) for column in columns]
-        arrays += targets.columns(self._rules.targets).values()
-        arrays += [pa.array(column) for column in more.values()]
-        schema = schema_of(
-            self._rules.targets, weighted=WEIGHT in more, annotated="annotator" in more, kept=self._rules.kept
+        posts = _Posts(place_N, split_N, ids, texts, more)
+        if aside is None:
+            return self._rows_of(posts.where(good_N), targets.take(np.flatnonzero(good_N))), None
+        own_N, aside_N = good_N & ~aside.post_N, good_N & aside.post_N
+        weight = {name: column for name, column in more.items() if name == WEIGHT}
+        others = self._rows_of(
+            posts._replace(more=weight).where(aside_N),
+            aside.targets.take(np.flatnonzero(aside_N)),
+            self._aside_kind,
         )
-        return pa.record_batch([*arrays, ids, texts], schema=schema)
+        return self._rows_of(posts.where(own_N), targets.take(np.flatnonzero(own_N))), others
 
-    def _targets(self, batch: Batch, place_N: Any, split_N: Any, good_N: Any, refuse: Refuse) -> PostTargets:
-        """What the posts are labelled with; of those that are refused, anything."""
+    def _rows_of(self, posts: _Posts, targets: PostTargets, kind: TargetKind | None = None) -> Any:
+        """A record batch of `schema_of`; `kind` is that of posts that were set aside."""
+        if self._rules.hashed:
+            key_N2, draw_N2 = text_keys(posts.texts), self._draws(posts.ids)
+        else:
+            key_N2 = draw_N2 = np.zeros((len(posts.texts), 2), np.uint64)
+        columns = [*key_N2.T, *draw_N2.T, posts.place_N, posts.split_N.astype(np.int8)]
+        arrays = [pa.array(np.ascontiguousarray(column)) for column in columns]
+        arrays += targets.columns(kind or self._rules.targets).values()
+        arrays += [pa.array(column) for column in posts.more.values()]
+        schema = schema_of(
+            kind or self._rules.targets,
+            weighted=WEIGHT in posts.more,
+            annotated="annotator" in posts.more,
+            kept=self._rules.kept if kind is None else (),
+        )
+        return pa.record_batch([*arrays, posts.ids, posts.texts], schema=schema)
+
+    def _targets(
+        self, batch: Batch, place_N: Any, split_N: Any, good_N: Any, refuse: Refuse, aside: _Aside | None
+    ) -> PostTargets:
+        """What the posts are labelled with; of those that are refused or set aside, anything."""
         if batch.label_columns:
             place = self.findings.files[batch.file]
             targets, kinds = self._values.of_columns(batch.label_columns, len(place_N), place)
@@ -244,19 +326,27 @@ class Cleaner:
         refuse("undecodable", undecodable_N)
         if self._rules.targets == "one":
             code_N = self._label_codes(values, place_N)
+            if aside is not None:
+                aside.take(values, np.isin(code_N, (LabelNames.UNKNOWN, LabelNames.SEVERAL)))
+                code_N[aside.post_N] = 0
             self._count_unknown(values, good_N & (code_N == LabelNames.UNKNOWN))
             for code, kind in _KINDS.items():
                 refuse(kind, code_N == code)
             return PostTargets.of_one(code_N.astype(np.int32))
-        return self._target_cells(values, split_N, good_N, refuse)
+        return self._target_cells(values, split_N, good_N, refuse, aside)
 
-    def _target_cells(self, values: Any, split_N: Any, good_N: Any, refuse: Refuse) -> PostTargets:
+    def _target_cells(
+        self, values: Any, split_N: Any, good_N: Any, refuse: Refuse, aside: _Aside | None
+    ) -> PostTargets:
         cells = self._values.of_cells(values)
         for form in set(cells.form) - {""}:
             has_N = np.array([one == form for one in cells.form], bool)[cells.index_N]
             for split in np.unique(split_N[good_N & has_N]).tolist():
                 self.findings.forms.setdefault(_SPLIT_NAMES.get(split, ""), set()).add(form)
         kind_N = np.array(cells.kind, object)[cells.index_N]
+        if aside is not None:
+            aside.take(values, kind_N == "unknown_label")
+            kind_N[aside.post_N] = None
         unknown_N = good_N & (kind_N == "unknown_label")
         if unknown_N.any() and len(self.findings.unknown_labels) < MAX_LABELS:
             self.findings.unknown_labels.update(cells.unknown[cell] for cell in cells.index_N[unknown_N])
@@ -374,6 +464,11 @@ def _first_of_each(targets: PostTargets) -> PostTargets:
     has_N = targets.counts > 0
     label_N[has_N] = targets.label_P[targets.offset_N1[:-1][has_N]]
     return PostTargets.of_one(label_N)
+
+
+def files_of(places_N: Any) -> Any:
+    """The file numbers in places of `SCHEMA`."""
+    return places_N >> _ROW_BITS
 
 
 def rows_of(places_N: Any) -> Any:

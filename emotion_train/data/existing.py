@@ -37,7 +37,7 @@ def restore(store: Store, existing: Index, index: Index, folder: Path) -> int:
             f" {', '.join(store.url_of(key) for key, _ in shown)}{more} and type the same command again,"
             " which writes anew what is missing."
         )
-    for name, split in existing.splits.items():
+    for name, split in existing.stored_splits.items():
         for number, described in enumerate(split.objects):
             if described.key in found.missing:
                 place(store, described, local_file(folder, name, number))
@@ -69,7 +69,7 @@ def _content(index: Index) -> dict[str, Any]:
 
     content = index.model_dump(exclude={"versions", "schema_version"})
     content["source"] = {key: value for key, value in index.source.items() if key not in RECORDED}
-    for split in content["splits"].values():
+    for split in _splits_of(content):
         for described in split["objects"]:
             del described["etag"]
     return content
@@ -81,10 +81,15 @@ def _posts(index: Index) -> dict[str, Any]:
     """
     content = _content(index)
     del content["source"]
-    for split in content["splits"].values():
+    for split in _splits_of(content):
         for described in split["objects"]:
             del described["key"]
     return content
+
+
+def _splits_of(content: dict[str, Any]) -> list[dict[str, Any]]:
+    auxiliary = content["auxiliary"]
+    return [*content["splits"].values(), *([] if auxiliary is None else [auxiliary["split"]])]
 
 
 def _difference(one: Index, other: Index, apart_from: tuple[str, ...] = ()) -> str:

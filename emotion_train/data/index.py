@@ -16,13 +16,15 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from emotion_train.data.targets import FEATURE, SOFT, SOURCE, WEIGHT, TargetKind, kind_of
+from emotion_train.data.targets import AUXILIARY, FEATURE, SOFT, SOURCE, WEIGHT, TargetKind, kind_of
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage.document import FrozenModel, Manifest, read_manifest, version_of
 from emotion_train.storage.store import Store
@@ -32,7 +34,7 @@ _LABELS_SHOWN = 30
 SCHEMA: Literal["emotion-train/index/2"] = "emotion-train/index/2"
 FIRST: Literal["emotion-train/index/1"] = "emotion-train/index/1"
 # names in `requires` that this version knows; a later one adds a name and not a schema
-FEATURES = frozenset({*FEATURE.values(), WEIGHT, SOURCE, SOFT})
+FEATURES = frozenset({*FEATURE.values(), WEIGHT, SOURCE, AUXILIARY, SOFT})
 MAX_LANES = 64
 SPLITS = ("train", "validation", "test")
 _MAX_ROWS = 1 << 40
@@ -158,6 +160,26 @@ class Split(FrozenModel):
             raise ValueError("the label counts of the row groups do not add up to the split's")
 
 
+class KnownLabels(FrozenModel):
+    """A source of training posts, and the ids of the labels that it knows, main and auxiliary
+    ones.
+    """
+
+    name: str = Field(max_length=1000)
+    labels: tuple[int, ...] = Field(min_length=2, max_length=_MAX_LABELS)
+
+
+class Auxiliary(FrozenModel):
+    """Posts that are trained on and never scored: of other labels than the data set's, or with
+    several where a post has one. `labels` stand behind the data set's own; `sources[0]` labelled
+    the training split, and each auxiliary post names one of them.
+    """
+
+    labels: tuple[str, ...] = Field(max_length=_MAX_LABELS)
+    sources: tuple[KnownLabels, ...] = Field(min_length=1, max_length=1000)
+    split: Split
+
+
 def _refuse_wrong_places(described: DataObject, groups: list[RowGroup]) -> None:
     """Row groups lie one after the other between the first bytes and the footer."""
     if [group.ordinal for group in groups] != list(range(len(groups))):
@@ -193,7 +215,8 @@ class Index(Manifest):
 
     `requires` names features without which it would be misread: what the posts are labelled with
     where that is not one label, that they have weights of their own, that some are marked as no
-    real posts, and that those of the training split have shares where the others have one label.
+    real posts, that posts of other labels are trained on beside those of the training split, and
+    that those of the training split have shares where the others have one label.
     """
 
     older: ClassVar[tuple[str, ...]] = (FIRST,)
@@ -204,6 +227,7 @@ class Index(Manifest):
     requires: tuple[str, ...] = ()
     labels: tuple[str, ...] = Field(min_length=2, max_length=_MAX_LABELS)
     splits: dict[str, Split]
+    auxiliary: Auxiliary | None = None
     source: dict[str, str | int | float | None] = Field(
         description="Where the posts came from and what cleaning did to them."
     )
@@ -230,13 +254,29 @@ class Index(Manifest):
                 raise ValueError(
                     f"{name} counts {len(split.label_counts)} labels, and there are {len(self.labels)}"
                 )
-            _refuse_wrong_sums(name, split, self.trained_targets if name == "train" else self.targets)
-        keys = Counter(described.key for split in self.splits.values() for described in split.objects)
+            _refuse_wrong_sums(name, split, self.targets_of(name))
+        self._refuse_wrong_auxiliary()
+        keys = Counter(described.key for split in self.stored_splits.values() for described in split.objects)
         if any(times > 1 for times in keys.values()):
             raise ValueError("an object is listed twice")
-        if self.schema_version != FIRST and any(map(has_control, self.labels)):
+        if self.schema_version != FIRST and any(map(has_control, self.trained_labels)):
             raise ValueError("a label has a control character")
         return self
+
+    def _refuse_wrong_auxiliary(self) -> None:
+        if (self.auxiliary is not None) != (AUXILIARY in self.requires):
+            raise ValueError("auxiliary posts are there or required, and not both")
+        if self.auxiliary is None:
+            return
+        self._names(self.trained_labels)
+        every, split = len(self.trained_labels), self.auxiliary.split
+        if any(set(source.labels) - set(range(every)) for source in self.auxiliary.sources):
+            raise ValueError("a source knows a label that is not there")
+        if not set(range(len(self.labels))) <= set(self.auxiliary.sources[0].labels):
+            raise ValueError("the source of the training split does not know all its labels")
+        if not split.rows or len(split.label_counts) != every:
+            raise ValueError(f"auxiliary posts count {len(split.label_counts)} labels, and there are {every}")
+        _refuse_wrong_sums(AUXILIARY, split, self.trained_targets)
 
     @classmethod
     def refuse_unknown(cls, document: dict[str, Any]) -> str | None:
@@ -260,7 +300,12 @@ class Index(Manifest):
         content = self.model_dump(
             mode="json", exclude={"requires"} if self.schema_version == FIRST else set()
         )
-        for split in content["splits"].values():  # without the field where it says nothing
+        splits = list(content["splits"].values())
+        if content["auxiliary"] is None:  # without the field where it says nothing
+            del content["auxiliary"]
+        else:
+            splits.append(content["auxiliary"]["split"])
+        for split in splits:
             for group in split["row_groups"]:
                 if group["real_counts"] is None:
                     del group["real_counts"]
@@ -282,8 +327,45 @@ class Index(Manifest):
 
     @property
     def trained_targets(self) -> TargetKind:
-        """What the training posts are labelled with, where that is not the same."""
-        return "shares" if SOFT in self.requires else self.targets
+        """What all training posts together are labelled with: one label and auxiliary ones are
+        shares.
+        """
+        stored = self.targets_of("train")
+        return "shares" if self.auxiliary is not None and stored == "one" else stored
+
+    def targets_of(self, split: str) -> TargetKind:
+        """What the posts of a split are stored with."""
+        return "shares" if split == "train" and SOFT in self.requires else self.targets
+
+    @property
+    def trained_labels(self) -> tuple[str, ...]:
+        """The labels that the head has in training: the data set's own and the auxiliary ones."""
+        return self.labels if self.auxiliary is None else (*self.labels, *self.auxiliary.labels)
+
+    @property
+    def stored_splits(self) -> dict[str, Split]:
+        """All splits, auxiliary posts among them."""
+        return self.splits if self.auxiliary is None else self.splits | {AUXILIARY: self.auxiliary.split}
+
+    @property
+    def training(self) -> Split:
+        """All posts that are trained on: the training split, and auxiliary ones behind it, with
+        counts of `trained_labels`.
+        """
+        train = self.split("train")
+        return train if self.auxiliary is None else _together(train, self.auxiliary.split)
+
+    @property
+    def known_labels(self) -> npt.NDArray[np.bool_] | None:
+        """Which of `trained_labels` each source of training posts knows; None without auxiliary
+        posts.
+        """
+        if self.auxiliary is None:
+            return None
+        known_SC = np.zeros((len(self.auxiliary.sources), len(self.trained_labels)), np.bool_)
+        for source, one in enumerate(self.auxiliary.sources):
+            known_SC[source, list(one.labels)] = True
+        return known_SC
 
     @property
     def weighted(self) -> bool:
@@ -315,6 +397,45 @@ class Index(Manifest):
         return split
 
 
+def _together(train: Split, auxiliary: Split) -> Split:
+    """Both splits as one, in which their row groups stand evenly, so that the first ones are a
+    sample of both.
+    """
+    nothing = (0,) * (len(auxiliary.label_counts) - len(train.label_counts))
+
+    def counted(group: RowGroup) -> RowGroup:
+        real = group.real_counts
+        update = {"label_counts": (*group.label_counts, *nothing)}
+        return group.model_copy(update=update | ({} if real is None else {"real_counts": (*real, *nothing)}))
+
+    behind = [
+        group.model_copy(update={"object": group.object + len(train.objects)})
+        for group in auxiliary.row_groups
+    ]
+    groups = evenly([counted(group) for group in train.row_groups], behind)
+    return train.model_copy(
+        update={
+            "rows": train.rows + auxiliary.rows,
+            "label_counts": tuple(
+                map(sum, zip((*train.label_counts, *nothing), auxiliary.label_counts, strict=True))
+            ),
+            "lanes": min(MAX_LANES, len(groups)),
+            "objects": (*train.objects, *auxiliary.objects),
+            "row_groups": groups,
+        }
+    )
+
+
+def evenly(some: Sequence[RowGroup], others: Sequence[RowGroup]) -> tuple[RowGroup, ...]:
+    """All of both in their orders, each spread over the whole."""
+    placed = [
+        ((number + 0.5) / len(groups), which, group)
+        for which, groups in enumerate((some, others))
+        for number, group in enumerate(groups)
+    ]
+    return tuple(group for _, _, group in sorted(placed, key=lambda one: one[:2]))
+
+
 def limited(index: Index, rows: int | None) -> Index:
     """The index with `rows` posts of each split, in the shares of its labels; None leaves all.
 
@@ -332,11 +453,14 @@ def limited(index: Index, rows: int | None) -> Index:
             f"data.limit is {rows} and the data set has {len(index.labels)} labels, each of which needs a"
             f" post; give {len(index.labels)} or more."
         )
-    splits = {}
-    for name, split in index.splits.items():
-        targets = index.trained_targets if name == "train" else index.targets
-        splits[name] = (_first_of if targets == "one" else _first_posts)(split, rows)
-    kept = index.model_copy(update={"splits": splits})
+    splits = {
+        name: (_first_of if index.targets_of(name) == "one" else _first_posts)(split, rows)
+        for name, split in index.splits.items()
+    }
+    auxiliary = index.auxiliary
+    if auxiliary is not None:
+        auxiliary = auxiliary.model_copy(update={"split": _first_posts(auxiliary.split, rows)})
+    kept = index.model_copy(update={"splits": splits, "auxiliary": auxiliary})
     kept._whole = index.whole
     return kept
 
@@ -422,12 +546,13 @@ def require_trainable(index: Index, weighted: Iterable[str] = ()) -> None:
             raise WrongRequest(
                 f"No training post has the label {label!r}; prepare the data with the labels that occur."
             )
+    labels = index.trained_labels
     for label in weighted:
-        if label not in index.labels:
+        if label not in labels:
             raise WrongRequest(
                 f"loss.class_weights has {label!r}, which is no label of the data set; its labels are"
-                f" {', '.join(index.labels[:_LABELS_SHOWN])}"
-                f"{', …' if len(index.labels) > _LABELS_SHOWN else ''}."
+                f" {', '.join(labels[:_LABELS_SHOWN])}"
+                f"{', …' if len(labels) > _LABELS_SHOWN else ''}."
             )
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from emotion_train.data.order import EpochOrder, Order
 from emotion_train.data.packing import Pack, deal, empty_pack, pack
 from emotion_train.data.reader import RowGroupReader
-from emotion_train.data.targets import Target, TargetKind, dense, is_target, loss_weights
+from emotion_train.data.targets import Target, TargetKind, dense, is_target, loss_weights, masked
 
 _STEPS_AHEAD = 4  # packed steps that wait in memory
 _READ_AHEAD = 16  # most steps whose row groups are being fetched
@@ -87,12 +87,13 @@ class Loader:
     threads.
 
     `weights_C` is the loss weight of each class and `targets` what the posts are labelled with;
-    `threads` tokenise a step. If `in_slices` each
-    rank takes its slice of neighbouring posts: steps `world_size` times as large then make, over
-    all ranks, the packs that one process makes of its own. `agree` returns the maximum number of
-    packs, the sum of weights and whether any rank stops; it is called once per step, in step order,
-    from the background thread. Ranks that leave an epoch early leave it at the same step: else one
-    would wait for ever for the agreement of another, or take it for that of a later step.
+    `threads` tokenise a step. `known_SC` says which labels each source of posts knows; without it
+    all know all. If `in_slices` each rank takes its slice of neighbouring posts: steps `world_size`
+    times as large then make, over all ranks, the packs that one process makes of its own. `agree`
+    returns the maximum number of packs, the sum of weights and whether any rank stops; it is called
+    once per step, in step order, from the background thread. Ranks that leave an epoch early leave
+    it at the same step: else one would wait for ever for the agreement of another, or take it for
+    that of a later step.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Loader:
         agree: Agree = alone,
         threads: int = 1,
         targets: TargetKind = "one",
+        known_SC: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         self._reader = reader
         self._order = order
@@ -125,6 +127,7 @@ class Loader:
         self._agree = agree
         self._threads = threads
         self.targets: TargetKind = targets
+        self._known_SC = known_SC
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
 
     def __enter__(self) -> Loader:
@@ -228,12 +231,19 @@ class Loader:
         ]
         return deal(lengths, self._world_size)[self._rank]
 
+    def _knows(self, source: int, target: Target) -> bool:
+        """Whether there is this source of posts, and it knows all labels of one of its posts."""
+        if self._known_SC is None:
+            return True
+        return source < len(self._known_SC) and all(self._known_SC[source, label] for label, _ in target)
+
     def _step(self, epoch: int, step: int, places: _Places, stopping: Callable[[], bool]) -> StepBatch | None:
         ids: list[str] = []
         texts: list[str] = []
         targets: list[Target] = []
         weights: list[float] = []
         numbers: list[int] = []
+        known: list[int] = []
         bad_rows = 0
         found = {group: self._reader.rows(group) for group in places.groups}
         classes = len(self.weights_C)
@@ -248,14 +258,20 @@ class Loader:
             text: Any = rows.texts[row]
             target: Any = rows.targets[row]
             good = _is_text(text) and is_target(target, self.targets, classes)
+            good = good and self._knows(rows.known[row], target)
             bad_rows += not good
             ids.append(rows.ids[row])
             texts.append(text if good else "")
             targets.append(target if good else ())
             weights.append(rows.weights[row] if good else 0.0)
+            known.append(rows.known[row] if good else 0)
             numbers.append(int(self._order.first_posts[group]) + row)
         targets_NC = dense(targets, classes)
-        weights_NC = loss_weights(targets_NC, self.targets, self.weights_C, np.asarray(weights, np.float64))
+        weight_N = np.asarray(weights, np.float64)
+        known_NC = None if self._known_SC is None else self._known_SC[np.asarray(known, np.int64)]
+        weights_NC = loss_weights(targets_NC, self.targets, self.weights_C, weight_N, known_NC)
+        if known_NC is not None:
+            targets_NC = masked(targets_NC, known_NC)
         packs = pack(
             self._encode(texts),
             targets_NC,

@@ -35,7 +35,7 @@ def look_at_objects(store: Store, index: Index, most_bytes: int | None = None) -
     missing: list[str] = []
     damaged: dict[str, str] = {}
     by_etag = by_sha256 = by_size = 0
-    for split in index.splits.values():
+    for split in index.stored_splits.values():
         for number, described in enumerate(split.objects):
             info = there.get(described.key)
             if info is None or info.size != described.bytes:  # a second look: the object itself

@@ -27,7 +27,8 @@ class Pack:
     """The input of one forward pass. Attention must stay inside each segment between neighbouring
     `boundaries_S`.
 
-    `targets_NC` are the labels' shares in each post and `weights_NC` what the loss of each counts,
+    `targets_NC` are the labels' shares in each post (`UNKNOWN_SHARE` of those that its source does
+    not know) and `weights_NC` what the loss of each counts,
     of `data.targets`. `slots_N` are the posts' places in the step, `posts_N` their numbers in the
     split. Filling tokens, if any, form one last segment of their own that belongs to no post.
     """

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from emotion_train.data.existing import existing_index, restore
-from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, has_control, read_index
-from emotion_train.data.targets import KINDS, TargetKind, requires
+from emotion_train.data.index import INDEX_KEY, SPLITS, Auxiliary, Index, Split, has_control, read_index
+from emotion_train.data.targets import AUXILIARY, KINDS, WEIGHT, TargetKind, requires
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.progress import ProgressLine
@@ -20,6 +20,9 @@ from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from emotion_train.data.auxiliary import AuxiliaryPosts
     from emotion_train.data.cleaning import Findings
     from emotion_train.data.conflicts import Dispute, Example, Policy
     from emotion_train.data.corrections import Applied, Corrections, Corrector
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from emotion_train.data.labels import LabelNames
     from emotion_train.data.spill import Spill
     from emotion_train.data.target_columns import PostTargets
-    from emotion_train.sources.open import Source
+    from emotion_train.sources.open import Choices, Source
     from emotion_train.sources.posts import Columns
 
 
@@ -64,6 +67,8 @@ class Options:
     header: tuple[str, ...] | None = None
     corrections: str | None = None
     keep_columns: tuple[str, ...] = ()
+    auxiliary: Literal["drop", "keep"] = "drop"
+    auxiliary_sources: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise `WrongRequest` for values that cannot be meant."""
@@ -96,6 +101,7 @@ class Options:
                 "--corrections is for one label a post or several; leave it out with --targets shares, whose"
                 " annotators may all be right."
             )
+        self._refuse_unnamed_auxiliary()
         folded = [name.strip().casefold() for name in self.keep_columns]
         if strange := next(
             (
@@ -135,6 +141,28 @@ class Options:
 
             require_names(self.labels)
 
+    def _refuse_unnamed_auxiliary(self) -> None:
+        if self.auxiliary not in ("drop", "keep"):
+            raise WrongRequest(f"--auxiliary is {self.auxiliary!r}; type drop or keep.")
+        if not self.has_auxiliary:
+            return
+        option = "--auxiliary keep" if self.auxiliary == "keep" else "--auxiliary-source"
+        if self.labels is None:
+            raise WrongRequest(
+                f"{option} is for posts of other labels than those that are reported; type --labels with"
+                " these, such as --labels anger,joy,neutral, or --labels-file."
+            )
+        if self.annotations_by is not None:
+            raise WrongRequest(
+                f"{option} and --annotations-by do not go together: the answers to a post are joined before"
+                " its labels are looked at; leave one of them out."
+            )
+
+    @property
+    def has_auxiliary(self) -> bool:
+        """Whether posts may be trained on that are not scored."""
+        return self.auxiliary == "keep" or bool(self.auxiliary_sources)
+
     @property
     def policies(self) -> tuple[Policy, ...]:
         """What may be done with several rows of a text."""
@@ -166,6 +194,20 @@ class Options:
         )
 
     @property
+    def columns_of_auxiliary(self) -> Columns:
+        """The columns that are read of another data set: its posts and labels."""
+        from emotion_train.sources.posts import Columns
+
+        return Columns(self.text_column, self.label_column, lists=True)
+
+    @property
+    def choices_of_auxiliary(self) -> Choices:
+        """How another data set is read: by the endings of its files."""
+        from emotion_train.sources.open import Choices
+
+        return Choices(encoding=self.encoding, quoting=self.quoting)
+
+    @property
     def more_columns(self) -> tuple[str, ...]:
         """Columns of the data set beside those that every one has, as shards name them."""
         from emotion_train.data.targets import WEIGHT, kept_name
@@ -191,6 +233,8 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
     Raises `WrongRequest` when posts cannot be used (naming them) or another data set stands at
     `data_url`.
     """
+    from contextlib import ExitStack
+
     from emotion_train.data.cleaning import Findings
     from emotion_train.data.labels import LabelNames
     from emotion_train.sources.open import Choices, open_source
@@ -207,15 +251,23 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
     choices = Choices(*(getattr(chosen, name) for name in Choices._fields[:-1]))
     if source is not None:
         _refuse_target_in_source(Path(source), store)
-    with (
-        open_source(None if source is None else str(source), chosen.columns, choices) as found,
-        tempfile.TemporaryDirectory(prefix="emotion-train-prepare-") as name,
-    ):
-        folder = Path(name)
+    with ExitStack() as stack:
+        found = stack.enter_context(
+            open_source(None if source is None else str(source), chosen.columns, choices)
+        )
+        others = [
+            stack.enter_context(open_source(given, chosen.columns_of_auxiliary, chosen.choices_of_auxiliary))
+            for given in chosen.auxiliary_sources
+        ]
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emotion-train-prepare-")))
         findings = Findings(file.name for file in found.files)
+        for number, other in enumerate(others, 1):
+            findings.files += [f"auxiliary {number}/{file.name}" for file in other.files]
         findings.remarks += [f"not read: {name}" for name in found.passed_over]
         labels = LabelNames(chosen.labels, found.label_names)
-        job = _Job(found, chosen, store if existing is None else None, labels, findings, folder, corrections)
+        job = _Job(
+            found, chosen, store if existing is None else None, labels, findings, folder, corrections, others
+        )
         index = job.run()
         if existing is None:
             raw = index.to_bytes()
@@ -246,6 +298,7 @@ class _Job:
         findings: Findings,
         folder: Path,
         corrections: Corrections | None = None,
+        others: Sequence[Source] = (),
     ) -> None:
         from emotion_train.data.spill import partitions_for
 
@@ -256,7 +309,7 @@ class _Job:
         self._findings = findings
         self._folder = folder
         self._memory = options.memory_mb << 20
-        self._partitions = partitions_for(source.bytes, self._memory)
+        self._partitions = partitions_for(source.bytes + sum(one.bytes for one in others), self._memory)
         self._rows_read = 0
         self._code_C: Any = None  # final codes of labels, known when all rows were read
         self._lengths: dict[str, int] = {}  # of the training posts, for the index
@@ -264,6 +317,8 @@ class _Job:
         self._corrections = corrections
         self._corrector: Corrector | None = None
         self.corrected: Applied | None = None  # what became of the corrections
+        self._others = others
+        self._auxiliary: AuxiliaryPosts | None = None
 
     def run(self) -> Index:
         from emotion_train.data.spill import Spill
@@ -280,6 +335,8 @@ class _Job:
         self._refuse_other_forms()
         counts = self._keep_one_of_each_text(by_text)
         self._refuse_bad_posts()
+        if self._auxiliary is not None:
+            self._auxiliary.settle(lambda partition: self._texts_in(by_text, partition), self._findings.note)
         fractions = self._fractions(counts)
         names, id_of_code = self._final_labels(counts)
         if self._corrections is not None:
@@ -305,10 +362,16 @@ class _Job:
         }
         if "validation" not in splits:
             raise self._no_validation("add posts, at least three of each label")
+        auxiliary = self._write_auxiliary()
         return Index(
-            requires=requires(self._options.targets, self._options.weight_column is not None),
+            requires=requires(
+                self._options.targets,
+                self._options.weight_column is not None,
+                auxiliary=auxiliary is not None,
+            ),
             labels=names,
             splits=splits,
+            auxiliary=auxiliary,
             source=self._provenance(fractions),
             seed=self._options.seed,
             versions=_versions(),
@@ -319,6 +382,7 @@ class _Job:
         posts.
         """
         from emotion_train.data.cleaning import Cleaner, Rules
+        from emotion_train.data.spill import partition_of
 
         options = self._options
         rules = Rules(
@@ -330,17 +394,95 @@ class _Job:
             options.keep_columns,
         )
         key = "draw" if options.annotations_by and options.id_column else "key0"
-        cleaner = Cleaner(rules, self._labels, self._findings)
+        every = self._open_auxiliary()
+        cleaner = Cleaner(rules, self._labels, self._findings, every)
         done = 0
         with ProgressLine("reading", max(1, self._source.bytes >> 20), "MiB") as line:
             for batch in self._source.batches():
-                rows = cleaner.clean(batch, self._source.files[batch.file].split)
+                rows, others = cleaner.separate(batch, self._source.files[batch.file].split)
                 if len(rows):
-                    by_text.add(rows, _partition(rows.column(key).to_numpy(), self._partitions))
+                    by_text.add(rows, partition_of(rows.column(key).to_numpy(), self._partitions))
+                if others is not None and self._auxiliary is not None:
+                    self._auxiliary.add(others)
                 done += sum(column.nbytes for column in (batch.texts, batch.labels) if column is not None)
                 line.update(min(done, self._source.bytes) >> 20, f"{cleaner.rows_read:,} posts")
         by_text.flush()
         self._rows_read = cleaner.rows_read
+        for other in self._others:
+            self._read_auxiliary(other)
+
+    def _open_auxiliary(self) -> LabelNames | None:
+        """Every label that the source says, where its auxiliary posts are kept."""
+        from emotion_train.data.auxiliary import AuxiliaryPosts, AuxiliarySource, EveryLabel
+        from emotion_train.data.labels import LabelNames
+
+        options = self._options
+        if not options.has_auxiliary or options.labels is None:
+            return None
+        names: tuple[str, ...] = self._labels.in_order()
+        self._auxiliary = AuxiliaryPosts(
+            options.targets, names, self._folder, self._partitions, self._memory // len(SPLITS)
+        )
+        of_source = self._source.label_names
+        kept = options.auxiliary == "keep"
+        every = EveryLabel(names, of_source) if kept else LabelNames(names, of_source)
+        self._auxiliary.sources.append(AuxiliarySource(self._source.name, every, 0))
+        return every if kept else None
+
+    def _read_auxiliary(self, source: Source) -> None:
+        """The training posts of another data set, and those that name no split."""
+        import pyarrow.compute as pc
+
+        from emotion_train.data.auxiliary import AuxiliarySource
+        from emotion_train.data.cleaning import SPLIT_CODES, Cleaner, Rules
+        from emotion_train.data.labels import LabelNames
+
+        auxiliary, options = self._auxiliary, self._options
+        assert auxiliary is not None, "it is opened with the first source"
+        files = sum(len(one.files) for one in (self._source, *self._others[: self._others.index(source)]))
+        names = LabelNames(None, source.label_names)
+        auxiliary.sources.append(AuxiliarySource(source.name, names, files))
+        rules = Rules(options.max_chars, options.seed, options.unescape_html, auxiliary.kind)
+        cleaner = Cleaner(rules, names, self._findings)
+        for batch in source.batches():
+            batch = batch._replace(file=batch.file + files)
+            rows = cleaner.clean(batch, source.files[batch.file - files].split)
+            rows = rows.filter(pc.greater_equal(rows.column("split"), SPLIT_CODES["train"]))
+            auxiliary.add(rows if options.weight_column is None else _weighing_one(rows))
+        self._rows_read += cleaner.rows_read
+
+    def _texts_in(self, by_text: Spill, partition: int) -> Any:
+        """The hashes of the texts of a partition, half of each."""
+        import numpy as np
+
+        batches = by_text.read(partition, self._at("key0"))
+        return np.concatenate(
+            [np.zeros(0, np.uint64), *(batch.column("key0").to_numpy() for batch in batches)]
+        )
+
+    def _write_auxiliary(self) -> Auxiliary | None:
+        if self._auxiliary is None or not self._auxiliary.rows:
+            return None
+        from emotion_train.data.shards import SplitWriter
+
+        options = self._options
+        weighted = options.weight_column is not None
+
+        def new_writer(rows: int, labels: int, kind: TargetKind) -> SplitWriter:
+            return SplitWriter(
+                self._store,
+                AUXILIARY,
+                rows,
+                labels,
+                options.rows_per_group,
+                options.rows_per_object,
+                self._folder,
+                kind,
+                weighted,
+                auxiliary=True,
+            )
+
+        return self._auxiliary.write(new_writer, weighted)
 
     def _settle_labels(self, by_text: Spill) -> None:
         """Find the rows whose label turned out to be several; they are counted here and left out
@@ -367,6 +509,7 @@ class _Job:
         import pyarrow as pa
 
         from emotion_train.data.annotations import joined
+        from emotion_train.data.spill import partition_of
 
         options = self._options
         for partition in range(answers.partitions):
@@ -381,7 +524,7 @@ class _Job:
                 self._findings.note(kind, place[getattr(found, kind)])
             if len(found.posts):
                 (posts,) = found.posts.to_batches()
-                by_text.add(posts, _partition(posts.column("key0").to_numpy(), self._partitions))
+                by_text.add(posts, partition_of(posts.column("key0").to_numpy(), self._partitions))
             answers.remove(partition)
         by_text.flush()
         self._code_C = self._labels.ranked()  # they have the final codes from here on
@@ -649,6 +792,7 @@ class _Job:
         import pyarrow as pa
 
         from emotion_train.data.cleaning import SPLIT_CODES
+        from emotion_train.data.spill import partition_of
         from emotion_train.data.stratify import thresholds
 
         codes = len(id_of_code)
@@ -686,7 +830,7 @@ class _Job:
                         chosen = split == SPLIT_CODES[name]
                         part = rows.filter(pa.array(chosen))
                         if len(part):
-                            spill.add(part, _partition(part.column("order").to_numpy(), spill.partitions))
+                            spill.add(part, partition_of(part.column("order").to_numpy(), spill.partitions))
                             rows_of[name] += len(part)
                             counts[name] += targets.take(np.flatnonzero(chosen)).label_counts(codes)
                 by_text.remove(partition)
@@ -785,6 +929,10 @@ class _Job:
                 chosen[name] = getattr(options, name)
         if options.keep_columns:
             chosen["keep_columns"] = ",".join(options.keep_columns)
+        if options.has_auxiliary:
+            chosen["auxiliary"] = options.auxiliary
+        if self._others:
+            chosen["auxiliary_sources"] = ",".join(other.name for other in self._others)
         if self.corrected is not None:
             chosen["corrections_sha256"] = self.corrected.corrections.sha256
             chosen["corrections_applied"] = self.corrected.applied
@@ -858,6 +1006,16 @@ _ALL_ALIKE = {
 }
 
 
+def _weighing_one(rows: Any) -> Any:
+    """Clean rows with a weight of 1 each, where such rows have theirs."""
+    import numpy as np
+    import pyarrow as pa
+
+    columns = {name: rows.column(name) for name in rows.schema.names[:-2]}
+    columns[WEIGHT] = pa.array(np.ones(len(rows)))
+    return pa.record_batch(columns | {name: rows.column(name) for name in rows.schema.names[-2:]})
+
+
 class _Measured:
     """Adds up the lengths of texts, whatever the batches in which they come."""
 
@@ -878,13 +1036,6 @@ class _Measured:
         from emotion_train.data.lengths import recorded
 
         return recorded(self._characters, self._bytes)
-
-
-def _partition(hashes_N: Any, partitions: int) -> Any:
-    """The leading bits of 64-bit hashes, so that partitions in order hold hashes in order."""
-    import numpy as np
-
-    return (hashes_N >> np.uint64(48)).astype(np.int64) * partitions >> 16
 
 
 def _refuse_doubled_ids(table: Any, places: Any, id_column: str | None) -> None:

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from emotion_train.data.index import DataObject, RowGroup, Split, differ
-from emotion_train.data.targets import SOURCE, WEIGHT, Target, kept_name
+from emotion_train.data.targets import KNOWN, SOURCE, WEIGHT, Target, kept_name
 from emotion_train.edges.bounded import Unreadable, parquet_errors
 from emotion_train.errors import ObjectChanged, StorageError, WrongRequest
 from emotion_train.storage.patience import Patience, until_it_answers
@@ -29,13 +29,14 @@ from emotion_train.storage.store import Store
 log = logging.getLogger(__name__)
 
 # one label a post in `label`, or several in `labels`, with `shares` or not
-COLUMNS = ("id", "text", "label", "labels", "shares", WEIGHT, SOURCE)
+COLUMNS = ("id", "text", "label", "labels", "shares", WEIGHT, SOURCE, KNOWN)
 MAX_UNPACKED_BYTES = 8 << 30  # of one row group
 
 
 class Rows(NamedTuple):
     """The posts of one row group. A text or target that the file lacks is None; a source is empty
-    for a real post, and so is the value of a kept column for a post that has none.
+    for a real post, and so is the value of a kept column for a post that has none. `known` is the
+    number of an auxiliary post's source in the index, 0 for the others.
     """
 
     ids: list[str]
@@ -44,6 +45,7 @@ class Rows(NamedTuple):
     weights: list[float]
     sources: list[str]
     kept: list[tuple[str, ...]]  # values of the columns that were asked for
+    known: list[int]
 
     def first_of_each(self, label_counts: Sequence[float]) -> Rows:
         """The first so many posts of each label, in their order; each post has one."""
@@ -291,10 +293,13 @@ def _rows_of(columns: dict[str, list[Any]], kept: Sequence[str] = ()) -> Rows:
     sources = columns.get(SOURCE) or [""] * len(targets)
     if not all(isinstance(source, str) for source in sources):
         raise Unreadable("a post has a source that is no text")
+    known = columns.get(KNOWN) or [0] * len(targets)
+    if not all(isinstance(source, int) and source >= 0 for source in known):
+        raise Unreadable("an auxiliary post names no source")
     none = [""] * len(targets)
     values = [[value or "" for value in columns.get(name) or none] for name in kept]
     along = list(zip(*values, strict=True)) if values else [()] * len(targets)
-    return Rows(columns["id"], columns["text"], targets, weights, sources, along)
+    return Rows(columns["id"], columns["text"], targets, weights, sources, along, known)
 
 
 def _refuse_other_counts(rows: Rows, group: RowGroup) -> None:

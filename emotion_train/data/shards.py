@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emotion_train.data.index import MAX_LANES, DataObject, RowGroup, Split
-from emotion_train.data.targets import SOURCE, WEIGHT, TargetKind, kept_name
+from emotion_train.data.targets import KNOWN, SOURCE, WEIGHT, TargetKind, kept_name
 from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.storage.store import Store
 
@@ -33,15 +33,23 @@ _LABELS: dict[TargetKind, tuple[tuple[str, Any], ...]] = {
 _FOOTER_TAIL = 8  # four bytes of length and PAR1
 
 
-def schema_of(targets: TargetKind, weighted: bool, marked: bool = False, kept: Sequence[str] = ()) -> Any:
+def schema_of(
+    targets: TargetKind,
+    weighted: bool,
+    marked: bool = False,
+    kept: Sequence[str] = (),
+    auxiliary: bool = False,
+) -> Any:
     """The columns of a split's objects. Label ids of a post are in ascending order, and each share
-    belongs to the label at its place. Column `source` is empty for a real post. Columns that were
+    belongs to the label at its place. Column `source` is empty for a real post, and `known` of an
+    auxiliary one the number of its source in the index. Columns that were
     `kept` have texts, empty where a post has none, and stand last: readers that do not know them
     pass them over.
     """
     columns = [("id", pa.string()), ("text", pa.string()), *_LABELS[targets]]
     columns += [(WEIGHT, pa.float64())] if weighted else []
     columns += [(SOURCE, pa.string())] if marked else []
+    columns += [(KNOWN, pa.int32())] if auxiliary else []
     columns += [(kept_name(name), pa.string()) for name in kept]
     return pa.schema([pa.field(name, kind, False) for name, kind in columns])
 
@@ -90,6 +98,7 @@ class SplitWriter:
         weighted: bool = False,
         marked: bool = False,
         kept: Sequence[str] = (),
+        auxiliary: bool = False,
     ) -> None:
         self._store = store
         self._split = split
@@ -103,7 +112,7 @@ class SplitWriter:
         self._objects: list[Future[DataObject]] = []
         # (rows, label counts, those of real posts) of the row groups in the object in the making
         self._open_counts: list[tuple[int, tuple[float, ...], tuple[float, ...] | None]] = []
-        self._schema = schema_of(targets, weighted, marked, kept)
+        self._schema = schema_of(targets, weighted, marked, kept, auxiliary)
         self._writer: Any = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
 

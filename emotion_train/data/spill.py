@@ -26,6 +26,13 @@ def partitions_for(total_bytes: int, memory_bytes: int) -> int:
     return 1 << min(12, max(0, int(np.ceil(np.log2(max(wanted, 1))))))
 
 
+def partition_of(hashes_N: Any, partitions: int) -> Any:
+    """The partition of each 64-bit hash, by its leading bits, so that partitions in order hold
+    hashes in order.
+    """
+    return (hashes_N >> np.uint64(48)).astype(np.int64) * partitions >> 16
+
+
 class Spill:
     """Partitions of record batches below `folder`."""
 

@@ -26,17 +26,24 @@ WORDS: dict[TargetKind, str] = {"one": "one label", "several": "several labels",
 FEATURE: dict[TargetKind, str] = {"several": "targets:several", "shares": "targets:shares"}
 WEIGHT = "weight"
 SOFT = "soft"  # training posts have shares that models gave; the others have one label
+AUXILIARY = "auxiliary"  # posts of other labels are trained on; column `known` says who labelled them
+KNOWN = "known"
+UNKNOWN_SHARE = -1.0  # in `targets_NC`: of a label that the post's source does not know
 SOURCE = "source"  # posts that nobody wrote, or that stand there again, are marked in this column
 _KEPT = "kept:"  # before the names of columns that came along, which mean nothing to a reader
 _SHARES_OFF = 1e-6  # of 1, that shares may add up to
 
 
-def requires(kind: TargetKind, weighted: bool, marked: bool = False) -> tuple[str, ...]:
+def requires(
+    kind: TargetKind, weighted: bool, marked: bool = False, auxiliary: bool = False
+) -> tuple[str, ...]:
     """The names of features of a data set with such targets; `weighted` where its posts have
-    weights of their own, `marked` where those that are no real posts say so.
+    weights of their own, `marked` where those that are no real posts say so, `auxiliary` where
+    posts of other labels are trained on.
     """
     found = [FEATURE[kind]] if kind in FEATURE else []
-    return (*found, *([WEIGHT] if weighted else []), *([SOURCE] if marked else []))
+    more = ((WEIGHT, weighted), (SOURCE, marked), (AUXILIARY, auxiliary))
+    return (*found, *(name for name, there in more if there))
 
 
 def kept_name(column: str) -> str:
@@ -92,6 +99,7 @@ def loss_weights(
     kind: TargetKind,
     weights_C: npt.NDArray[np.float64],
     weight_N: npt.NDArray[np.float64],
+    known_NC: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.float64]:
     """`weights_NC`: what the loss of each label of each post counts. A step's loss is the sum of
     weight times loss, divided once by the sum of these over the whole step.
@@ -99,9 +107,20 @@ def loss_weights(
     `weights_C` are the class weights and `weight_N` those of the posts. The loss of one label or of
     shares is a cross entropy, of which each label takes its share times its class weight. That of
     several labels is the mean over labels of binary cross entropies: a label that the post has
-    counts its class weight, one that it has not counts 1.
+    counts its class weight, one that it has not counts 1. Where `known_NC` is false the post's
+    source does not know the label: it counts nothing, and the mean is over the others.
     """
     if kind == "several":
         counted_NC: npt.NDArray[np.float64] = np.where(targets_NC > 0, weights_C, 1.0)
-        return weight_N[:, None] * counted_NC / len(weights_C)
+        if known_NC is None:
+            return weight_N[:, None] * counted_NC / len(weights_C)
+        counted_NC = np.where(known_NC, counted_NC, 0.0) / known_NC.sum(axis=1, keepdims=True)
+        return weight_N[:, None] * counted_NC
     return weight_N[:, None] * targets_NC * weights_C
+
+
+def masked(targets_NC: npt.NDArray[np.float64], known_NC: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """`targets_NC` that say which labels a post's source does not know: these have the share
+    `UNKNOWN_SHARE`, which the loss leaves out.
+    """
+    return np.where(known_NC, targets_NC, UNKNOWN_SHARE)

@@ -275,8 +275,8 @@ def load_with_progress(chosen: AdapterChoice) -> LoadedAdapter | LoadedEnsemble:
     import torch
 
     from emotion_train.model.ensemble import load_ensemble
-    from emotion_train.model.load import BaseConfig, read_config
-    from emotion_train.model.lora import load_adapter
+    from emotion_train.model.load import BaseConfig
+    from emotion_train.model.lora import base_config_of, load_adapter
     from emotion_train.processes.machine import memory_of
     from emotion_train.progress import ProgressLine
 
@@ -285,7 +285,7 @@ def load_with_progress(chosen: AdapterChoice) -> LoadedAdapter | LoadedEnsemble:
     device = torch.device("cuda" if chosen.device == "auto" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         facts = read_facts(folder)
-        base = opened = read_config(chosen.base or facts.base)
+        base = opened = base_config_of(facts, chosen.base)
         precision = chosen.precision or facts.precision
         refuse_small_gpu(opened.files.name, Shape.of(opened.text.to_dict()), precision, memory_of(device))
     load: Callable[..., LoadedAdapter | LoadedEnsemble] = partial(load_adapter, folder)

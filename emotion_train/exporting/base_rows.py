@@ -9,13 +9,13 @@ Letters: R rows of a block, I inputs of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from emotion_train.bases.staged import StagedBase
+from emotion_train.bases.staged import StagedBase, StagedTensor
 from emotion_train.model.load import (
     BaseConfig,
     Fingerprint,
@@ -48,7 +48,7 @@ def open_rows(found: BaseConfig) -> BaseRows:
     configuration.
     """
     if found.files.staged is not None:
-        return _of_staged(found.files.staged)
+        return _of_staged(found, found.files.staged)
     weights = open_checkpoint(found, skeleton(found.text, 2))
     shapes = {name: weights.shapes[name] for name in in_order(weights.shapes)}
 
@@ -89,14 +89,28 @@ def _identity(found: BaseConfig, weights: Weights, shapes: dict[str, tuple[int, 
 # --- staged ---
 
 
-def _of_staged(staged: StagedBase) -> BaseRows:
+def _of_staged(found: BaseConfig, staged: StagedBase) -> BaseRows:
+    read = staged.index.tensors_read(found.layers)
+    wanted = None if found.layers is None else read
+
     def stream() -> Iterator[tuple[str, Iterator[torch.Tensor]]]:
-        for name, tensor in staged_tensors(staged, torch.device("cpu")):
+        for name, tensor in staged_tensors(staged, torch.device("cpu"), wanted=wanted):
             whole = _turned_back(tensor) if isinstance(tensor, Codes4bit) else tensor
             yield name, (whole[start:stop] for start, stop in spans(tuple(whole.shape)))
 
-    shapes = {tensor.name: tensor.shape for tensor in staged.index.tensors}
-    return BaseRows(shapes, lambda: staged.index.weights_sha256, stream)
+    shapes = {tensor.name: tensor.shape for tensor in read}
+    if len(read) == len(staged.index.tensors):
+        return BaseRows(shapes, lambda: staged.index.weights_sha256, stream)
+    return BaseRows(shapes, lambda: _identity_of_staged(found, staged, read), stream)
+
+
+def _identity_of_staged(found: BaseConfig, staged: StagedBase, read: Sequence[StagedTensor]) -> str:
+    """That of the blocks that are read; only their norms and the embedding are fetched for it."""
+    fingerprint = Fingerprint(found)
+    told = [tensor for tensor in read if tensor.name.endswith(("norm.weight", "embed_tokens.weight"))]
+    for name, tensor in staged_tensors(staged, torch.device("cpu"), wanted=told):
+        fingerprint.add(name, tensor)
+    return fingerprint.hexdigest()
 
 
 def _turned_back(codes: Codes4bit) -> torch.Tensor:

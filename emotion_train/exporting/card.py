@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
 
+from emotion_train.bases.depth import depth_words
 from emotion_train.data.targets import TargetKind
 from emotion_train.evaluation.decision import DECISION, Decision
 from emotion_train.exporting.change import Change
@@ -78,7 +79,8 @@ class ExportCard:
                 "",
                 (
                     f"A `{self.architecture}` in {facts.dtype}, its head in float32, made of an adapter and"
-                    f" {as_code(facts.base)}, which {_GIVES[facts.targets].format(len(facts.labels))}:"
+                    f" {self._part_of_base()}{as_code(facts.base)}, which"
+                    f" {_GIVES[facts.targets].format(len(facts.labels))}:"
                 ),
                 ", ".join(map(as_code, facts.labels)) + ".",
                 "",
@@ -103,6 +105,10 @@ class ExportCard:
                 "",
             ]
         )
+
+    def _part_of_base(self) -> str:
+        words = depth_words(self.facts.layers, self.facts.whole_layers)
+        return "" if words is None else f"{words} of "
 
     def pipeline_snippet(self) -> str:
         """A program that prints a probability per label, and of several labels those that reach

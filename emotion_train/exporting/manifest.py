@@ -4,7 +4,7 @@ into the same place is refused before anything is read.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -22,18 +22,27 @@ _MAX_INDEX_BYTES = 64 << 20
 
 
 class ExportFacts(Manifest):
-    """`precision` is that of the base while training; `base` is its public name."""
+    """`precision` is that of the base while training; `base` is its public name. `layers` of the
+    base's `whole_layers` blocks are in it; None: all, and neither is written.
+    """
 
     schema_version: Literal["emotion-train/export/1"] = "emotion-train/export/1"
     adapter_sha256: str
     base: str
     base_weights_sha256: str
+    layers: int | None = None
+    whole_layers: int | None = None
     dtype: ExportDtype
     precision: Precision
     targets: TargetKind
     labels: tuple[str, ...]
     max_length: int
     run_id: str | None
+
+    def content(self) -> dict[str, Any]:
+        """What is written; a whole base's is byte by byte that of earlier versions."""
+        depth = {"layers", "whole_layers"} if self.layers is None else set()
+        return self.model_dump(mode="json", exclude=depth)
 
 
 def take_place(store: Store, facts: ExportFacts, own: set[str]) -> bool:

@@ -1,5 +1,5 @@
 """Writes the data set that an augmentation makes: the training split with posts added and marked,
-and the held-out splits as the same bytes.
+and the held-out splits and auxiliary posts as the same bytes.
 
 The training split is held in memory and written anew; added posts stand at random places among the
 others, as `prepare` shuffles. Validation and test objects are copied byte for byte, so that both
@@ -70,10 +70,14 @@ def write(
                 splits[split] = _write_train(index, posts, added, store, Path(name), seed)
             else:
                 splits[split] = _copied(source, index.splits[split], store)
+    auxiliary = index.auxiliary
+    if auxiliary is not None:
+        auxiliary = auxiliary.model_copy(update={"split": _copied(source, auxiliary.split, store)})
     made = Index(
         labels=index.labels,
-        requires=requires(index.targets, weighted=True, marked=True),
+        requires=requires(index.targets, weighted=True, marked=True, auxiliary=auxiliary is not None),
         splits=splits,
+        auxiliary=auxiliary,
         source={**index.source, "augmented_from": index.sha256(), **facts},
         seed=index.seed,
         versions={

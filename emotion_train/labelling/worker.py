@@ -79,10 +79,12 @@ class Pace:
     others: int = 0  # units whose part another worker was quicker with
     waiting_s: float = 0.0
     began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.began
+        """From the worker's start to its end, or until now."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.began
 
 
 class Worker:
@@ -122,6 +124,7 @@ class Worker:
         self.left = 0  # units that it had when it ended
         self.pace = Pace()
         self._ended = threading.Event()
+        self._look = threading.Event()  # set when a part of its own is there, or at the end
         self._writers: dict[int, PartWriter] = {}
         self._marked = time.monotonic()  # when the part before was handed to the writer
 
@@ -141,8 +144,13 @@ class Worker:
                 raise Stopped from error
             raise
         finally:
-            self._ended.set()
+            self._end()
             self.left = self.leases.release_all()
+            self.pace.ended = time.monotonic()
+
+    def _end(self) -> None:
+        self._ended.set()
+        self._look.set()
 
     # --- the device ---
 
@@ -154,7 +162,7 @@ class Worker:
                 try:
                     self._keep_busy(ahead, behind, line)
                 except BaseException:
-                    self._ended.set()
+                    self._end()
                     raise
         finally:
             for writer in self._writers.values():
@@ -258,12 +266,13 @@ class Worker:
     def _take(self) -> Held | None:
         """A unit that nobody has; waits while others have all, None when every part is there."""
         while not self._ended.is_set():
+            self._look.clear()
             board = self._board()
             if not board.left or board.success:
                 return None
             if (held := self._patient(partial(self.leases.take, board))) is not None:
                 return held
-            self._ended.wait(self._look_every_s)
+            self._look.wait(self._look_every_s)
         return None
 
     # --- behind it ---
@@ -303,6 +312,7 @@ class Worker:
         except AlreadyExists:
             self.pace.others += 1
         self.leases.done(unit)
+        self._look.set()
 
     # --- the end ---
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from emotion_train.bases.depth import depth_words
 from emotion_train.bases.packaged import SMALL_MODEL, small_model
 from emotion_train.bases.public_names import is_path, public_base
 from emotion_train.config import Precision
@@ -62,7 +63,7 @@ config.id2label = dict(enumerate(labels))
 config.label2id = {label: i for i, label in enumerate(labels)}
 config.pad_token_id = tokenizer.pad_token_id  # the head reads the last token that is no padding
 config.use_cache = False
-model = AutoModelForSequenceClassification.from_pretrained(
+${cut}model = AutoModelForSequenceClassification.from_pretrained(
     base$gguf,
     config=config,
     dtype=$dtype,
@@ -81,6 +82,11 @@ with torch.inference_mode():
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
     ).logits
 $answer"""
+_CUT = """\
+config.num_hidden_layers = $layers  # the first blocks alone; those above are not loaded
+if getattr(config, "layer_types", None):
+    config.layer_types = config.layer_types[:$layers]
+"""
 _ONE = """\
 for text, probabilities in zip(texts, logits.softmax(-1).tolist()):
     print(json.dumps({"text": text, "probabilities": dict(zip(labels, probabilities))}, ensure_ascii=False))
@@ -129,7 +135,7 @@ _NOTES: dict[TargetKind, tuple[str, ...]] = {
 class CardFacts:
     """`layout` is `BaseInfo.layout`; each of `metrics_lines` is one line of Markdown, for example a
     table's, and so is each of `sections`, which bring their own headings. `header` are more fields
-    of the card's header.
+    of the card's header. `layers` of the base's `whole_layers` blocks are read; None: all.
     """
 
     base: str
@@ -145,6 +151,8 @@ class CardFacts:
     metrics_lines: Sequence[str] = ()
     sections: Sequence[str] = ()
     header: Mapping[str, Any] | None = None
+    layers: int | None = None
+    whole_layers: int | None = None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -167,7 +175,7 @@ def model_card(facts: CardFacts) -> str:
             "# Emotion classifier",
             "",
             (
-                f"A LoRA adapter and a linear head on {as_code(named)} that"
+                f"A LoRA adapter and a linear head on {part_of_base(facts)}{as_code(named)} that"
                 f" {_GIVES[facts.targets].format(len(facts.labels))}:"
             ),
             ", ".join(map(as_code, facts.labels)) + ".",
@@ -194,6 +202,12 @@ def model_card(facts: CardFacts) -> str:
             "",
         ]
     )
+
+
+def part_of_base(facts: CardFacts) -> str:
+    """`the first 23 of 30 blocks of `; empty for a whole base."""
+    words = depth_words(facts.layers, facts.whole_layers)
+    return "" if words is None else f"{words} of "
 
 
 def as_code(words: str) -> str:
@@ -239,6 +253,7 @@ def reload_snippet(facts: CardFacts) -> str:
         nf4=_NF4 if is_nf4 else "",
         key_mapping="" if is_gguf else _KEY_MAPPING,
         max_length=facts.max_length,
+        cut="" if facts.layers is None else Template(_CUT).substitute(layers=facts.layers),
         answer=_ANSWERS[facts.targets],
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emotion_train.config import LARGEST_MAX_LENGTH, LoraSection, Precision
+from emotion_train.config import LARGEST_MAX_LENGTH, MOST_LAYERS, LoraSection, Precision
 from emotion_train.data.targets import KINDS, TargetKind
 from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.errors import WrongRequest
@@ -32,6 +32,8 @@ class AdapterFacts(BaseModel):
     """What an adapter was made of; `emotion_train.json`, with the labels in `labels.json`.
 
     `targets` is what a post is answered with: one of the labels, several of them, or shares.
+    `layers` are the first blocks of the base's `whole_layers` that were read; None: all, as of
+    adapters that do not say.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +45,8 @@ class AdapterFacts(BaseModel):
     layout: str
     base_shape_sha256: str
     base_weights_sha256: str
+    layers: int | None = Field(None, ge=1, le=MOST_LAYERS)
+    whole_layers: int | None = Field(None, ge=1, le=MOST_LAYERS)
     precision: Precision
     max_length: int = Field(ge=1, le=LARGEST_MAX_LENGTH)
     tokenizer_sha256: str
@@ -75,6 +79,8 @@ class AdapterFacts(BaseModel):
             layout=base.layout,
             base_shape_sha256=base.shape_sha256,
             base_weights_sha256=base.weights_sha256,
+            layers=base.layers,
+            whole_layers=base.whole_layers,
             precision=precision,
             max_length=tokenizer.max_length,
             tokenizer_sha256=tokenizer.sha256(),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
@@ -24,6 +25,7 @@ from torch import nn
 
 from emotion_train.model.attention import has_bfloat16
 from emotion_train.model.dropout import Counters, PostDropout, required
+from emotion_train.model.gathered import GatheredBlocks
 from emotion_train.sizing.shape import Shape
 
 if TYPE_CHECKING:
@@ -46,6 +48,14 @@ class Product(Protocol):
 
     def backward(self, dy_TO: torch.Tensor | Fp8) -> torch.Tensor: ...
 
+    def frozen(self) -> list[torch.Tensor]:
+        """The tensors that W is made of, those of its size."""
+        ...
+
+    def put(self, frozen: Sequence[torch.Tensor]) -> None:
+        """Compute with these in the place of `frozen()` from now on."""
+        ...
+
 
 class DenseProduct:
     """W in bfloat16: the layers' weights stacked by outputs. The layers keep views of it, so that
@@ -55,6 +65,7 @@ class DenseProduct:
     in_fp8 = False
 
     def __init__(self, layers: Sequence[Any]) -> None:
+        self._layers = layers
         self._weight_OI: torch.Tensor = layers[0].weight if len(layers) == 1 else stacked(layers)
         if len(layers) > 1:
             leave_rows(layers, self._weight_OI)
@@ -64,6 +75,13 @@ class DenseProduct:
 
     def backward(self, dy_TO: Any) -> torch.Tensor:
         return cast(torch.Tensor, dy_TO @ self._weight_OI)
+
+    def frozen(self) -> list[torch.Tensor]:
+        return [self._weight_OI]
+
+    def put(self, frozen: Sequence[torch.Tensor]) -> None:
+        (self._weight_OI,) = frozen
+        leave_rows(self._layers, self._weight_OI)
 
 
 def stacked(layers: Sequence[Any]) -> torch.Tensor:
@@ -119,6 +137,19 @@ class Nf4Product:
     def backward(self, dy_TO: Any) -> torch.Tensor:
         return cast(torch.Tensor, dy_TO @ self._unpacked(dy_TO.device))
 
+    def frozen(self) -> list[torch.Tensor]:
+        """Codes and first scales of each layer; the scales of scales are a 64th of those."""
+        return [
+            tensor
+            for layer in self._layers
+            for tensor in (layer.weight.data.view(torch.uint8), layer.weight.quant_state.absmax)
+        ]
+
+    def put(self, frozen: Sequence[torch.Tensor]) -> None:
+        for layer, codes, scales in zip(self._layers, frozen[::2], frozen[1::2], strict=True):
+            layer.weight.data = codes
+            layer.weight.quant_state.absmax = scales
+
 
 class Fp8Product:
     """W in float8 (e4m3) with a scale for each row, twice: as it is, and transposed for the
@@ -133,6 +164,7 @@ class Fp8Product:
     def __init__(self, layers: Sequence[Any]) -> None:
         from emotion_train.model import kernels
 
+        self._layers = layers
         weight_OI = stacked(layers)
         self._by_output, self._by_input = (
             kernels.quantize_rows(weight_OI),
@@ -145,6 +177,16 @@ class Fp8Product:
 
     def backward(self, dy_TO: torch.Tensor | Fp8) -> torch.Tensor:
         return _fp8_product(dy_TO, self._by_input)
+
+    def frozen(self) -> list[torch.Tensor]:
+        return [*self._by_output, *self._by_input]
+
+    def put(self, frozen: Sequence[torch.Tensor]) -> None:
+        self._by_output, self._by_input = (
+            type(self._by_output)(*frozen[:2]),
+            type(self._by_input)(*frozen[2:]),
+        )
+        leave_rows(self._layers, self._by_output.codes_TI)
 
 
 def _fp8_product(a_MK: torch.Tensor | Fp8, b_NK: Fp8) -> torch.Tensor:
@@ -350,10 +392,23 @@ class Block:
     scale: float  # of the attention scores
     eps: float
     pooled: bool
+    number: int
+    gathered: GatheredBlocks | None = None
+
+    def gather(self, ahead: int) -> None:
+        """Have the weights whole, where they are cut, and the next block's on their way; `ahead` is
+        1 in a forward pass and -1 in a backward pass.
+        """
+        if self.gathered is not None:
+            self.gathered.need(self.number, self.number + ahead)
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        return self.qkv, self.out, self.gate_up, self.down
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return [p for one in (self.qkv, self.out, self.gate_up, self.down) for p in one.adapters.parameters]
+        return [p for one in self.projections for p in one.adapters.parameters]
 
     def forward(
         self, h_TH: torch.Tensor, m_TH: torch.Tensor | None, pack: SharedInputs
@@ -467,6 +522,7 @@ class _Run(torch.autograd.Function):
         recompute: bool,
         *parameters: nn.Parameter,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        block.gather(ahead=1)
         output, saved = block.forward(h_TH, m_TH, pack)
         ctx.block, ctx.pack, ctx.recompute, ctx.has_m = block, pack, recompute, m_TH is not None
         ctx.save_for_backward(*(saved[:1] if recompute else saved))
@@ -476,6 +532,7 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, dh: torch.Tensor, dm: torch.Tensor) -> tuple[Any, ...]:
         block: Block = ctx.block
         saved = ctx.saved_tensors
+        block.gather(ahead=-1)
         if ctx.recompute:
             _, saved = block.forward(saved[0], None, ctx.pack)
         needs_dx = ctx.needs_input_grad[0]
@@ -489,9 +546,12 @@ class FusedDecoder:
 
     Make it once the adapters are attached and the weights lie where they stay: it stacks weights
     and leaves views in their place. It computes in the format of the embedding.
+
+    With `gathered` the blocks' weights are still on the host and are cut over the processes, block
+    by block, so that no GPU has to hold the base; all else has to be on the device.
     """
 
-    def __init__(self, classifier: Any, fp8: bool = False) -> None:
+    def __init__(self, classifier: Any, fp8: bool = False, gathered: GatheredBlocks | None = None) -> None:
         model, config = classifier.model, classifier.config
         self._embed, self._norm, self._rotary = model.embed_tokens, model.norm, model.rotary_emb
         # tokens that a token sees, itself included
@@ -507,8 +567,11 @@ class FusedDecoder:
                 product = Fp8Product(bases) if fp8 else DenseProduct(bases)
             return Projection(product, Adapters(layers, model.embed_tokens.weight.dtype))
 
-        self._blocks = [
-            Block(
+        def block(number: int, layer: Any) -> Block:
+            if gathered is not None:
+                for linear in linear_layers(layer):
+                    linear.weight.data = linear.weight.data.to(model.embed_tokens.weight.device)
+            made = Block(
                 norm_1_H=layer.input_layernorm.weight,
                 qkv=projection(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
                 out=projection(layer.self_attn.o_proj),
@@ -520,16 +583,17 @@ class FusedDecoder:
                 scale=layer.self_attn.scaling,
                 eps=config.rms_norm_eps,
                 pooled=layer is model.layers[-1],
+                number=number,
+                gathered=gathered,
             )
-            for layer in model.layers
-        ]
-        copies = [
-            pair
-            for block in self._blocks
-            for one in (block.qkv, block.out, block.gate_up, block.down)
-            if one.adapters
-            for pair in one.adapters.copies()
-        ]
+            if gathered is not None:
+                _cut(made, gathered)
+            return made
+
+        self._blocks = [block(number, layer) for number, layer in enumerate(model.layers)]
+        self.is_gathered = gathered is not None
+        projections = [one for block in self._blocks for one in block.projections]
+        copies = [pair for one in projections if one.adapters for pair in one.adapters.copies()]
         # PyTorch copies many tensors in one kernel where none has gaps, as the blocks of several
         # layers' B have
         dense, gappy = (
@@ -538,12 +602,7 @@ class FusedDecoder:
         self._copies = [
             ([place for place, _ in pairs], [one for _, one in pairs]) for pairs in (dense, gappy) if pairs
         ]
-        self._downs = [
-            one.adapters
-            for block in self._blocks
-            for one in (block.qkv, block.out, block.gate_up, block.down)
-            if one.adapters
-        ]
+        self._downs = [one.adapters for one in projections if one.adapters]
         self._drops = any(one.dropout > 0 for one in self._downs)
         self._members = 0
         self.recompute = False
@@ -587,6 +646,7 @@ class FusedDecoder:
             if torch.is_grad_enabled():
                 h, m = _Run.apply(h, m, block, pack, self.recompute, *block.parameters)  # type: ignore[no-untyped-call]
             else:
+                block.gather(ahead=1)
                 (h, m), _ = block.forward(h, m, pack)
         assert m is not None
         hidden_NH: torch.Tensor = self._norm(h + m)
@@ -601,7 +661,28 @@ class FusedDecoder:
             torch._foreach_mul_([one.down_RI for one in self._downs], [one.scale for one in self._downs])
 
 
-def fits(classifier: Any) -> bool:
-    """Whether this page can compute the model: fusable blocks, on a GPU that has bfloat16."""
-    device: torch.device = classifier.model.embed_tokens.weight.device
+def _cut(block: Block, gathered: GatheredBlocks) -> None:
+    """Leave this process its part of the block's weights."""
+    products = [one.product for one in block.projections]
+    frozen = [product.frozen() for product in products]
+    views = iter(gathered.cut([tensor for tensors in frozen for tensor in tensors]))
+    for product, tensors in zip(products, frozen, strict=True):
+        product.put(list(islice(views, len(tensors))))
+
+
+def linear_layers(layer: Any) -> list[Any]:
+    """The frozen linear layers of one of the model's blocks, inside their adapters."""
+    attention, mlp = layer.self_attn, layer.mlp
+    found = (
+        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    )
+    return [getattr(one, "base_layer", one) for one in found]
+
+
+def fits(classifier: Any, device: torch.device | None = None) -> bool:
+    """Whether this page can compute the model: fusable blocks, on a GPU that has bfloat16.
+    `device`: where it is to be computed, if its weights are not there yet.
+    """
+    device = device or classifier.model.embed_tokens.weight.device
     return has_bfloat16(device) and Shape.of(classifier.config.to_dict()).fusable

@@ -68,6 +68,7 @@ def pays(model: EmotionClassifier, world_size: int) -> bool:
     """
     if (
         model.decoder is None
+        or model.decoder.is_gathered
         or world_size > 1
         or model.classifier.model.rotary_emb.rope_type in ("dynamic", "longrope")
     ):
@@ -80,7 +81,8 @@ class GraphedPasses:
     loss).backward()` would.
 
     `passing_bytes`: what both passes over so many tokens take beside weights and optimizer.
-    `most_tokens`: that a pack may have. `targets`: what its posts are labelled with.
+    `most_tokens`: that a pack may have. `targets`: what its posts are labelled with. `masked` as in
+    `weighted_loss_sum`.
     """
 
     def __init__(
@@ -90,9 +92,11 @@ class GraphedPasses:
         passing_bytes: Callable[[int], int],
         most_tokens: int,
         targets: TargetKind,
+        masked: bool = False,
     ) -> None:
         self._model = model
         self._targets: TargetKind = targets
+        self._masked = masked
         self._parameters = list(parameters)
         self._passing_bytes = passing_bytes
         self._most_tokens = most_tokens
@@ -171,7 +175,9 @@ class GraphedPasses:
 
         def passes() -> tuple[torch.Tensor, list[torch.Tensor]]:
             logits_NC = self._model.forward_fused(given.inputs)
-            loss = weighted_loss_sum(logits_NC, given.targets_NC, given.weights_NC, self._targets)
+            loss = weighted_loss_sum(
+                logits_NC, given.targets_NC, given.weights_NC, self._targets, self._masked
+            )
             return loss.detach(), list(torch.autograd.grad(loss * scale, self._parameters))
 
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -19,7 +19,8 @@ from torch import nn
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import Segments, is_fused, on_device, sight
 from emotion_train.model.dropout import Counters, current_of
-from emotion_train.model.fused import FusedDecoder, FusedInputs, fits
+from emotion_train.model.fused import FusedDecoder, FusedInputs, fits, linear_layers
+from emotion_train.model.gathered import GatheredBlocks
 from emotion_train.model.precision import Precision, formats
 
 
@@ -61,6 +62,26 @@ class EmotionClassifier(nn.Module):
             require_float8(self.device, fits(self.classifier))
         if self.compute == torch.bfloat16 and fits(self.classifier):
             self.decoder = FusedDecoder(self.classifier, fp8=self.precision == "fp8")
+
+    def fuse_cut(self, device: torch.device) -> bool:
+        """What `fuse` does for weights that lie on the host and are to be cut over the processes;
+        every process calls it. Returns whether it was done, else nothing has changed. Raises as
+        `fuse` does.
+        """
+        if self.precision == "fp8":
+            require_float8(device, fits(self.classifier, device))
+        if self.compute != torch.bfloat16 or not fits(self.classifier, device):
+            return False
+        self.cut(device)
+        return True
+
+    def cut(self, device: torch.device) -> None:
+        """Bring to `device` what stays whole, and this process's part of the blocks' weights."""
+        blocks = {id(linear.weight) for layer in self.layers for linear in linear_layers(layer)}
+        for parameter in self.parameters():
+            if id(parameter) not in blocks:
+                parameter.data = parameter.data.to(device)
+        self.decoder = FusedDecoder(self.classifier, self.precision == "fp8", GatheredBlocks(device))
 
     @property
     def classifier(self) -> Any:
@@ -178,6 +199,23 @@ class EmotionClassifier(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             logits_NC: torch.Tensor = self.classifier.score(hidden_NH.float())
         return logits_NC
+
+
+class TrainedRows(nn.Linear):
+    """A head with rows for `main` labels and, behind them, for auxiliary ones: all have logits in
+    training, and outside of it the main labels alone, as of the head that is published.
+    """
+
+    def __init__(self, whole: nn.Linear, main: int) -> None:
+        super().__init__(whole.in_features, whole.out_features, whole.bias is not None, device="meta")
+        self.weight, self.bias = whole.weight, whole.bias
+        self.main = main
+
+    def forward(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return super().forward(hidden_NH)
+        bias = None if self.bias is None else self.bias[: self.main]
+        return nn.functional.linear(hidden_NH, self.weight[: self.main], bias)
 
 
 def init_head(classifier: nn.Module, seed: int) -> None:

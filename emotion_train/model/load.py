@@ -28,9 +28,10 @@ import torch
 from torch import nn
 
 from emotion_train.bases.architecture import refuse_misfits, text_model, text_name
+from emotion_train.bases.depth import is_read
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
-from emotion_train.bases.headers import damaged, files_of_weights, gguf_name, is_of_the_text
+from emotion_train.bases.headers import damaged, files_of_weights, gguf_places
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import ATTENTION
 from emotion_train.model.precision import (
@@ -76,16 +77,22 @@ class BaseInfo:
     shape_sha256: str  # of the text configuration
     weights_sha256: str  # of norms and a sample of embedding rows, equal for every precision
     parameters: int
+    layers: int | None = None  # blocks that were read, where the base has more: these are whole_layers
+    whole_layers: int | None = None
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The text configuration of a base, known before any weight is read."""
+    """The text configuration of a base, known before any weight is read; of one that is cut to its
+    first `layers` of `whole_layers` blocks that of these.
+    """
 
     files: BaseFiles
     text: Any  # transformers' configuration of the text part
     layout: str
     gguf: GgufFile | None = None
+    layers: int | None = None
+    whole_layers: int | None = None
 
     @property
     def shape_sha256(self) -> str:
@@ -117,10 +124,16 @@ def read_config(base: str | BaseFiles) -> BaseConfig:
     if model.gguf is not None:
         from transformers import LlamaConfig
 
-        return BaseConfig(files, LlamaConfig(**model.gguf.config()), "gguf", model.gguf)
-    document = files.config()
-    document.pop("quantization_config", None)  # of a staged base, whose base.json tells
-    return BaseConfig(files, _configuration(files.name, document), model.layout)
+        text: Any = LlamaConfig(**model.gguf.config())
+    else:
+        document = files.config()
+        document.pop("quantization_config", None)  # of a staged base, whose base.json tells
+        text = _configuration(files.name, document)
+    if model.layers is not None:
+        text.num_hidden_layers = model.layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[: model.layers]
+    return BaseConfig(files, text, model.layout, model.gguf, model.layers, model.whole_layers)
 
 
 def _configuration(base: str, document: dict[str, Any]) -> Any:
@@ -195,6 +208,8 @@ def load_base(
         shape_sha256=found.shape_sha256,
         weights_sha256=fingerprint.hexdigest(),
         parameters=sum(prod(shape) for shape in parameters.values()),
+        layers=found.layers,
+        whole_layers=found.whole_layers,
     )
     return model, info
 
@@ -228,7 +243,9 @@ def open_checkpoint(found: BaseConfig, model: nn.Module) -> Weights:
     yet. Raises `WrongRequest`.
     """
     weights = (
-        _gguf_weights(found.gguf, found.text) if found.gguf is not None else _safetensors_weights(found.files)
+        _gguf_weights(found.gguf, found.text, found.layers)
+        if found.gguf is not None
+        else _safetensors_weights(found.files, found.layers)
     )
     refuse_misfits(found.files.name, parameters_of(model), weights.shapes)
     return weights
@@ -247,10 +264,9 @@ def _tensors_of(
     if staged is None:
         return stream(open_checkpoint(found, model))
     staged.refuse_other_precision(precision)
-    refuse_misfits(
-        found.files.name, parameters_of(model), {tensor.name: tensor.shape for tensor in staged.index.tensors}
-    )
-    return staged_tensors(staged, device, patience_s, meanwhile)
+    read = staged.index.tensors_read(found.layers)
+    refuse_misfits(found.files.name, parameters_of(model), {tensor.name: tensor.shape for tensor in read})
+    return staged_tensors(staged, device, patience_s, meanwhile, None if found.layers is None else read)
 
 
 def parameters_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -345,18 +361,18 @@ class Fingerprint:
 # --- safetensors ---
 
 
-def _safetensors_weights(files: BaseFiles) -> Weights:
+def _safetensors_weights(files: BaseFiles, layers: int | None) -> Weights:
     from safetensors import SafetensorError, safe_open
 
     place: dict[str, tuple[Path, Any, str]] = {}
-    for path, keys in files_of_weights(files).items():
+    for path, keys in files_of_weights(files, layers).items():
         try:
             file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise damaged(path, files.name, _first_line(error)) from None
         present: set[str] = set(file.keys())  # type: ignore[no-untyped-call]
         for key in present if keys is None else present & keys:
-            if (name := text_name(key)) is not None:
+            if (name := text_name(key)) is not None and is_read(name, layers):
                 place[name] = (path, file, key)
     shapes = {name: tuple(file.get_slice(key).get_shape()) for name, (_, file, key) in place.items()}
 
@@ -378,8 +394,8 @@ def _safetensors_weights(files: BaseFiles) -> Weights:
 # --- GGUF ---
 
 
-def _gguf_weights(gguf: GgufFile, config: Any) -> Weights:
-    stored = {gguf_name(name): name for name in gguf.tensors if is_of_the_text(name)}
+def _gguf_weights(gguf: GgufFile, config: Any, layers: int | None) -> Weights:
+    stored = gguf_places(gguf.tensors, layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
 
     def read(name: str) -> torch.Tensor:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from emotion_train.bases.depth import blocks_words
+from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.public_names import public_base
 from emotion_train.config import LoraSection
 from emotion_train.data.tokenization import PostTokenizer
@@ -27,7 +29,7 @@ from emotion_train.model.card import CardFacts, model_card
 from emotion_train.model.dropout import Current, PostDropout, product_number
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts, read_facts
 from emotion_train.model.fused import ADAPTER
-from emotion_train.model.head import EmotionClassifier, generator, init_head
+from emotion_train.model.head import EmotionClassifier, TrainedRows, generator, init_head
 from emotion_train.model.load import BaseConfig, BaseInfo, Tell, load_base, read_config, tell_nobody
 from emotion_train.model.precision import Precision, import_bitsandbytes_quickly
 from emotion_train.sizing.shape import target_names
@@ -49,17 +51,22 @@ def build_classifier(
     seed: int,
     device: torch.device | str,
     *,
+    auxiliary: int = 0,
     to_be_sharded: bool = False,
     tell: Tell = tell_nobody,
     patience_s: float = 0.0,
 ) -> tuple[EmotionClassifier, BaseInfo]:
-    """The base on `device` with a fresh head and adapter: what a run starts from. `to_be_sharded`
-    and `patience_s` as in `load_base`.
+    """The base on `device` with a fresh head and adapter: what a run starts from. The last
+    `auxiliary` of the labels are those of training alone. `to_be_sharded` and `patience_s` as in
+    `load_base`.
     """
     network, info = load_base(
         base, precision, num_labels, device, to_be_sharded=to_be_sharded, tell=tell, patience_s=patience_s
     )
     init_head(network, seed)
+    if auxiliary:
+        head: Any = network.score
+        network.score = TrainedRows(head, num_labels - auxiliary)
     return EmotionClassifier(attach_lora(network, lora, seed), precision), info
 
 
@@ -193,6 +200,15 @@ def with_temperature(
     return found
 
 
+def of_main_labels(state: Mapping[str, torch.Tensor], labels: int) -> dict[str, torch.Tensor]:
+    """The state whose head has the first so many rows, those of the labels that are published."""
+    heads = (".score.weight", ".score.bias")
+    return {
+        name: tensor[:labels].contiguous() if name.endswith(heads) else tensor
+        for name, tensor in state.items()
+    }
+
+
 # --- the folder ---
 
 
@@ -237,6 +253,8 @@ def save_adapter(
         metrics_lines=metrics_lines,
         sections=card_sections,
         header=card_header,
+        layers=facts.layers,
+        whole_layers=facts.whole_layers,
     )
     (folder / "README.md").write_text(model_card(card), encoding="utf-8")
 
@@ -279,7 +297,7 @@ def load_adapter(
             "--decoder is stock and the precision fp8, which only the fused decoder computes; type"
             " --precision bf16."
         )
-    config = base if isinstance(base, BaseConfig) else read_config(base or facts.base)
+    config = base if isinstance(base, BaseConfig) else base_config_of(facts, base)
     refuse_other_base(folder, facts, config, shape_sha256=config.shape_sha256)
     network, info = load_base(config, precision or facts.precision, len(facts.labels), device, tell=tell)
     refuse_other_base(folder, facts, config, weights_sha256=info.weights_sha256)
@@ -291,6 +309,13 @@ def load_adapter(
     tokenizer = PostTokenizer.load(str(folder), facts.max_length)
     refuse_other_tokenizer(folder, facts, tokenizer)
     return LoadedAdapter(model, tokenizer, facts.labels, facts)
+
+
+def base_config_of(facts: AdapterFacts, base: str | None = None) -> BaseConfig:
+    """The configuration of an adapter's base, or of `base` in its place, at the adapter's depth;
+    raises as `read_config`.
+    """
+    return read_config(BaseFiles.find(base or facts.base, facts.layers))
 
 
 def refuse_other_tokenizer(folder: Path, facts: AdapterFacts, tokenizer: PostTokenizer) -> None:
@@ -309,9 +334,11 @@ def refuse_other_base(
     shape_sha256: str | None = None,
     weights_sha256: str | None = None,
 ) -> None:
-    """Raises `WrongRequest` unless a base with this identity, as far as it is given, is the one
-    that the adapter was made for.
+    """Raises `WrongRequest` unless a base with this identity, as far as it is given, and this depth
+    is the one that the adapter was made for.
     """
+    if facts.layers != given.layers:
+        raise _other_depth(folder, facts, given)
     if shape_sha256 not in (None, facts.base_shape_sha256):
         why = "their layers have other shapes"
     elif weights_sha256 not in (None, facts.base_weights_sha256):
@@ -321,6 +348,15 @@ def refuse_other_base(
     raise WrongRequest(
         f"The adapter {folder} was made for the base {facts.base} and not for what {given.files.name} is now:"
         f" {why}. Give the former."
+    )
+
+
+def _other_depth(folder: Path, facts: AdapterFacts, given: BaseConfig) -> WrongRequest:
+    own = "null" if facts.layers is None else facts.layers
+    return WrongRequest(
+        f"The adapter {folder} was made for {blocks_words(facts.layers)} of the base {facts.base}, and"
+        f" {blocks_words(given.layers)} of {given.files.name} are read here; give both one depth:"
+        f" model.layers={own} in a run, or a base that has all of these blocks."
     )
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 
+NO_LOGIT = -1e30  # whose share of a softmax is 0, and whose loss times a weight of 0 is no NaN
+
+
 def class_weights(
     counts: Sequence[float], choice: ClassWeights, labels: Sequence[str] = ()
 ) -> npt.NDArray[np.float64]:
@@ -42,18 +45,28 @@ def class_weights(
 
 
 def weighted_loss_sum(
-    logits_NC: torch.Tensor, targets_NC: torch.Tensor, weights_NC: torch.Tensor, kind: TargetKind = "one"
+    logits_NC: torch.Tensor,
+    targets_NC: torch.Tensor,
+    weights_NC: torch.Tensor,
+    kind: TargetKind = "one",
+    masked: bool = False,
 ) -> torch.Tensor:
     """Sum over posts and labels of weight times loss, in float32: the binary cross entropy of each
     label where posts have `several`, else its part of the cross entropy, whose share of the post is
     in `weights_NC`. The caller divides by the sum of weights of the whole step.
+
+    `masked`: targets below 0 are those of labels that a post's source does not know, which are no
+    part of its softmax and have no loss.
     """
     from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
     if kind == "several":
         losses_NC = binary_cross_entropy_with_logits(logits_NC.float(), targets_NC, reduction="none")
     else:
-        losses_NC = -log_softmax(logits_NC.float(), dim=-1)
+        logits_NC = logits_NC.float()
+        if masked:
+            logits_NC = logits_NC.masked_fill(targets_NC < 0, NO_LOGIT)
+        losses_NC = -log_softmax(logits_NC, dim=-1)
     # label by label first: of one label that adds zeros, so the sum is that over posts, to the bit
     return (weights_NC.float() * losses_NC).sum(dim=-1).sum()
 

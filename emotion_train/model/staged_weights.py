@@ -15,14 +15,21 @@ import hashlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from emotion_train.bases.staged import StagedBase, StagedObject, StagedPart, StagedTensor, changed
+from emotion_train.bases.staged import (
+    StagedBase,
+    StagedIndex,
+    StagedObject,
+    StagedPart,
+    StagedTensor,
+    changed,
+)
 from emotion_train.errors import ObjectChanged, StorageError
 from emotion_train.model.precision import Codes4bit
 from emotion_train.storage.patience import Patience, until_it_answers
@@ -41,15 +48,17 @@ def staged_tensors(
     device: torch.device,
     patience_s: float = 0.0,
     meanwhile: Callable[[], None] = lambda: None,
+    wanted: Sequence[StagedTensor] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor | Codes4bit]]:
-    """Every tensor once, in the order in which it was staged; 4-bit ones as codes.
+    """Every tensor once, or those of the index that are `wanted`, in the order in which it was
+    staged; 4-bit ones as codes. No piece is read that holds none of them.
 
     A store that does not answer is asked again for `patience_s` seconds; `meanwhile` is called
     twice a second while a piece is waited for. Raises `WrongRequest` when stored bytes are no
     longer those of the index.
     """
-    with _Pieces(staged, device, patience_s, meanwhile) as pieces:
-        for described in staged.index.tensors:
+    with _Pieces(staged, device, patience_s, meanwhile, wanted) as pieces:
+        for described in staged.index.tensors if wanted is None else wanted:
             yield described.name, _fetch(described, pieces, device)
 
 
@@ -67,22 +76,45 @@ def _empty(part: StagedPart, device: torch.device) -> torch.Tensor:
     )
 
 
+def _places(index: StagedIndex, wanted: Sequence[StagedTensor] | None) -> Iterable[tuple[int, int]]:
+    """Object and number of each piece that holds some of the tensors, in the order of the bytes;
+    None is all pieces.
+    """
+    if wanted is None:
+        return (
+            (number, place)
+            for number, stored in enumerate(index.shards)
+            for place in range(len(stored.pieces))
+        )
+    size = index.piece_bytes
+    return sorted(
+        {
+            (tensor.object, place)
+            for tensor in wanted
+            for part in tensor.parts
+            for place in range(part.start // size, -(-(part.start + part.bytes) // size))
+        }
+    )
+
+
 class _Pieces:
-    """The bytes of all objects one after the other, read ahead; a with statement ends its
+    """The bytes of the objects one after the other, read ahead; a with statement ends its
     threads.
     """
 
     def __init__(
-        self, staged: StagedBase, device: torch.device, patience_s: float, meanwhile: Callable[[], None]
+        self,
+        staged: StagedBase,
+        device: torch.device,
+        patience_s: float,
+        meanwhile: Callable[[], None],
+        wanted: Sequence[StagedTensor] | None,
     ) -> None:
         self._store, self._index, self._device = staged.store, staged.index, device
         self._patience_s, self._meanwhile = patience_s, meanwhile
         self._closed = threading.Event()
         self._telling = Patience()  # of all pieces together
-        objects = staged.index.shards
-        self._todo = deque(
-            (number, place) for number, stored in enumerate(objects) for place in range(len(stored.pieces))
-        )
+        self._todo = deque(_places(staged.index, wanted))
         count = min(PIECES_IN_FLIGHT, len(self._todo))
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="piece")
         self._ahead: deque[tuple[int, int, torch.Tensor, Future[None]]] = deque()

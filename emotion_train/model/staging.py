@@ -177,12 +177,15 @@ def _source(found: BaseConfig, model: nn.Module) -> tuple[dict[str, str], Iterat
         weights = open_checkpoint(found, model)
         return weights.sources, stream(weights)
 
+    read = staged.index.tensors_read(found.layers)
+    wanted = None if found.layers is None else read
+
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in staged_tensors(staged, torch.device("cpu")):
+        for name, tensor in staged_tensors(staged, torch.device("cpu"), wanted=wanted):
             assert isinstance(tensor, torch.Tensor)  # staged as bf16: nf4 is refused as a source
             yield name, tensor
 
-    return {tensor.name: tensor.source for tensor in staged.index.tensors}, tensors()
+    return {tensor.name: tensor.source for tensor in read}, tensors()
 
 
 def _batches(stored: Iterator[_Stored], shard_bytes: int) -> Iterator[list[_Stored]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from emotion_train.bases.depth import cut_configuration
 from emotion_train.errors import WrongRequest
 from emotion_train.model.load import BaseConfig, read_config, skeleton
 
@@ -25,14 +26,16 @@ _NOT_OF_THE_TEXT = (
 
 
 def text_document(found: BaseConfig) -> dict[str, Any]:
-    """The text part's configuration as it was published, of a GGUF file what its header says; it
-    names the model without a head, in bfloat16.
+    """The text part's configuration as it was published, of a GGUF file what its header says, of a
+    base that is cut with the number of its blocks; it names the model without a head, in bfloat16.
     """
     if found.gguf is not None:
         text = found.gguf.config()
     else:
         published = found.files.config()
         text = published["text_config"] if found.layout == "multimodal" else published
+    if found.layers is not None:
+        text = cut_configuration(text, found.layers)
     kept = {name: value for name, value in text.items() if name not in _NOT_OF_THE_TEXT}
     backbone = type(skeleton(found.text, 2).model).__name__
     return kept | {"model_type": found.text.model_type, "architectures": [backbone], "dtype": "bfloat16"}

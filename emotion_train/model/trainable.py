@@ -77,11 +77,11 @@ def require_trainable_weights(
         )
     if files.staged is not None and precision is not None:
         files.staged.refuse_other_precision(precision)
-    weights = weight_files(files)
+    weights = weight_files(files, model.layers)
     shapes = shapes_in(weights)
     if model.gguf is not None:
         model.gguf.require_readable()
-        shapes = gguf_shapes(model.gguf.tensors)
+        shapes = gguf_shapes(model.gguf.tensors, model.layers)
     refuse_misfits(files.name, model.tensors(), shapes)
     return model, weights
 

@@ -584,6 +584,7 @@ class Scorecard(_Part):
         (), description="The adapters whose logits are averaged, where there are several."
     )
     base: str
+    layers: int | None = Field(None, description="First blocks of the base that were read; None: all.")
     precision: str = Field(description="Number format of the base in this evaluation.")
     labels: tuple[str, ...]
     figures: AnyFigures = Field(

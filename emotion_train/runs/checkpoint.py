@@ -29,6 +29,7 @@ from emotion_train.runs.parent import weights_sha256
 from emotion_train.storage.store import Store
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
+AVERAGE = "average.safetensors"  # of adapter and head, where train.ema asks for it
 EVENTS = "run.tfevents"  # of TensorBoard up to the step, where there are any
 MOMENTS = ("exp_avg", "exp_avg_sq")
 T = TypeVar("T")
@@ -43,11 +44,17 @@ _FIXED = (
     "lora.dropout",
     "lora.targets",
     "loss.class_weights",
+    "model.layers",
     "run.seed",
+    "train.ema",
     "train.epochs",
     "train.global_batch_size",
     "train.max_steps",
 )
+
+
+# what a run had before there was such a key
+_BEFORE_KEY = {"train.ema": 0.0}
 
 
 @dataclass
@@ -89,13 +96,15 @@ class Progress:
 @dataclass(frozen=True)
 class State:
     """A checkpoint in memory. `optimizer` maps `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`
-    to moments; `events` are TensorBoard's so far.
+    to moments; `events` are TensorBoard's so far. `average` is what is scored and published in
+    place of `adapter`, empty where that itself is.
     """
 
     progress: Progress
     adapter: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     events: bytes = b""
+    average: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,8 @@ class Snapshot:
         """Name and content of each part, made one at a time."""
         yield ADAPTER, save(_contiguous(self.state.adapter))
         yield OPTIMIZER, save(_contiguous(self.state.optimizer))
+        if self.state.average:
+            yield AVERAGE, save(_contiguous(self.state.average))
         if self.state.events:
             yield EVENTS, self.state.events
         document = {
@@ -203,7 +214,11 @@ class Saved:
             adapter, optimizer = tensors_in(self.files[ADAPTER]), tensors_in(self.files[OPTIMIZER])
             if optimizer or progress.step:  # before the first update there are none
                 _refuse_other_moments(adapter, optimizer)
-            return State(progress, adapter, optimizer, self.events)
+            average = tensors_in(self.files[AVERAGE]) if AVERAGE in self.files else {}
+            shapes = [{name: one.shape for name, one in state.items()} for state in (adapter, average)]
+            if average and shapes[0] != shapes[1]:
+                raise Unreadable(f"{AVERAGE} is of other parameters than {ADAPTER}")
+            return State(progress, adapter, optimizer, self.events, average)
         except (Unreadable, KeyError, TypeError) as error:
             raise Damaged(f"The checkpoint of step {self.entry.step} cannot be read ({error}).") from None
 
@@ -231,7 +246,7 @@ def read_saved(store: Store, run_id: str, entry: Entry) -> Saved:
     when it was replaced or is not what it should be.
     """
     names = [ADAPTER, OPTIMIZER, STATE]
-    names += [EVENTS] if any(part.key.endswith(f"/{EVENTS}") for part in entry.parts) else []
+    names += [name for name in (EVENTS, AVERAGE) if _has(entry, name)]
     saved = Saved(entry, {name: read_part(store, run_id, _part(entry, name)) for name in names})
     saved.state()
     return saved
@@ -253,7 +268,7 @@ def best_adapter(
     store: Store, run_id: str, entries: Sequence[Entry], tell: Callable[[str], None]
 ) -> tuple[Entry, bytes] | None:
     """Entry and adapter file of the checkpoint with the highest macro-F1 that verifies; the earlier
-    one of equals.
+    one of equals. Where it has an average, which was scored, that is the adapter.
     """
     scored = [
         entry for entry in entries if entry.kind == "checkpoint" and entry.metrics.get("macro_f1") is not None
@@ -261,7 +276,7 @@ def best_adapter(
     scored.sort(key=lambda entry: (-float(entry.metrics["macro_f1"] or 0), entry.seq))
 
     def read(entry: Entry) -> tuple[Entry, bytes]:
-        data = read_part(store, run_id, _part(entry, ADAPTER))
+        data = read_part(store, run_id, _part(entry, AVERAGE if _has(entry, AVERAGE) else ADAPTER))
         try:
             tensors_in(data)
         except Unreadable as error:
@@ -330,6 +345,10 @@ def _document(data: bytes) -> dict[str, Any]:
     return document
 
 
+def _has(entry: Entry, name: str) -> bool:
+    return any(part.key.endswith(f"/{name}") for part in entry.parts)
+
+
 def _part(entry: Entry, name: str) -> Part:
     for part in entry.parts:
         if part.key.endswith(f"/{name}"):
@@ -350,12 +369,13 @@ def check_same_question(
     if tuple(document["labels"]) != index.labels:
         problems.append("the labels")
     old, new = document["config"], config.model_dump(mode="json")
-    different = {
-        f"{section}.{key}": f"{section}.{key} (was {old.get(section, {}).get(key)!r}, is {value!r})"
-        for section, fields in new.items()
-        for key, value in fields.items()
-        if old.get(section, {}).get(key) != value
-    }
+    different = {}
+    for section, fields in new.items():
+        for key, value in fields.items():
+            name = f"{section}.{key}"
+            was = old.get(section, {}).get(key, _BEFORE_KEY.get(name))
+            if was != value:
+                different[name] = f"{name} (was {was!r}, is {value!r})"
     problems += [words for name, words in different.items() if name in _FIXED]
     if not _same_parent(document, config):
         problems.append(different["model.adapter"])

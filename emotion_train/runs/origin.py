@@ -82,7 +82,7 @@ class Origin:
             reason = str(error)
         try:
             store, index = self.training_data(most_rows)
-            return filter_of_split(store, index.split("train"), index.sha256())
+            return filter_of_split(store, index.training, index.sha256())
         except NotInReach as error:
             raise NotInReach(f"{reason}; {error}") from error
 
@@ -91,7 +91,7 @@ class Origin:
         had, or its training split is larger than that.
         """
         store, index = self.data_set()
-        if (rows := index.split("train").rows) > most_rows:
+        if (rows := index.training.rows) > most_rows:
             raise NotInReach(f"its {rows:,} training posts are more than {most_rows:,}")
         return store, index
 

@@ -64,15 +64,13 @@ class Layout:
         return replace(memory, activations=pools * memory.activations, overhead=pools * memory.overhead)
 
 
-def layouts(gpus: int, precision: Precision) -> tuple[Layout, ...]:
+def layouts(gpus: int) -> tuple[Layout, ...]:
     """The layouts of so many GPUs, in the order of preference, which is that of what they move: the
-    adapter's gradients, these sharded, the base in every micro-batch. fp8 is computed from whole
-    weights.
+    adapter's gradients, these sharded, the base in every micro-batch.
     """
     if gpus == 1:
         return (Layout(),)
-    whole = (Layout(gpus), Layout(gpus, "optimizer"))
-    return whole if precision == "fp8" else (*whole, Layout(gpus, "base"))
+    return Layout(gpus), Layout(gpus, "optimizer"), Layout(gpus, "base")
 
 
 @dataclass(frozen=True)
@@ -248,8 +246,6 @@ def _changes(
         gradient_checkpointing=True if asked else None,
     )
     for layout in allowed:
-        if layout.sharded == "base" and precision == "fp8":  # which is computed from whole weights
-            continue
         setting = _largest_asked(changed, layout, usable, tokens or MOST_TOKENS)
         if setting is None:
             continue

@@ -56,16 +56,16 @@ class MemoryEstimate:
         return f"{self.total / GIB:.1f} GiB ({', '.join(words)})"
 
 
-def is_fused(shape: Shape, precision: Precision, shards: int = 1) -> bool:
+def is_fused(shape: Shape, precision: Precision) -> bool:
     """Whether a GPU computes this base by the fused decoder (unless model.decoder is stock): not in
-    float32, not from weights in pieces.
+    float32.
     """
-    return shape.fusable and precision != "fp32" and shards == 1
+    return shape.fusable and precision != "fp32"
 
 
-def uses_fused(recipe: Recipe, shards: int = 1) -> bool:
+def uses_fused(recipe: Recipe) -> bool:
     """Whether a GPU computes this recipe by the fused decoder: it is asked for, and `is_fused`."""
-    return recipe.decoder == "fused" and is_fused(recipe.shape, recipe.precision, shards)
+    return recipe.decoder == "fused" and is_fused(recipe.shape, recipe.precision)
 
 
 def is_recorded(recipe: Recipe, processes: int = 1) -> bool:
@@ -85,28 +85,40 @@ def estimate(
     shards: int = 1,
     optimizer_shards: int = 1,
 ) -> MemoryEstimate:
-    """Peak of one training step. `shards`: GPUs over which base and optimizer are sharded (FSDP2,
-    ZeRO-3); 1 is a whole copy on each.
+    """Peak of one training step. `shards`: GPUs over which the base is sharded (FSDP2, ZeRO-3), and
+    the optimizer too where transformers' modules compute; 1 is a whole copy on each.
 
     `optimizer_shards`: GPUs over which gradients, moments and a float32 copy of the adapter are
     sharded beside a whole one (ZeRO-2).
     """
     shape, precision, trained = recipe.shape, recipe.precision, recipe.trained_parameters
-    optimizer = _TRAINED_BYTES * trained // shards
+    weights, optimizer = weight_bytes(shape, precision), _TRAINED_BYTES * trained
     if optimizer_shards > 1 and shards == 1:
         optimizer = _PARAMETER_BYTES * trained + _TRAINED_BYTES * trained // optimizer_shards
-    if uses_fused(recipe, shards):
+    averaged = _PARAMETER_BYTES * trained if recipe.averaged else 0  # whole under every engine
+    if uses_fused(recipe):
+        weights = weights if shards == 1 else cut_bytes(shape, precision, shards)
         pack = FusedBlocks(recipe).of_pack(tokens_per_microbatch, gradient_checkpointing)
         # it is over when training begins
         stacking = _STACKING.get(precision, 0) * shape.largest_stack - pack.kept - optimizer
         overhead = max(pack.passing + fused_overhead(recipe), stacking)
     else:
+        weights, optimizer = weights // shards, optimizer // shards
         pack = stock_of_pack(recipe, tokens_per_microbatch, gradient_checkpointing)
         copies = 0 if precision == "fp32" else 2 * trained  # autocast's bfloat16 copies of the adapter
         # the block at work and the next one
         gathered = 2 * weight_bytes(shape, precision) // shape.num_hidden_layers if shards > 1 else 0
         overhead = pack.passing + copies + gathered
-    return MemoryEstimate(weight_bytes(shape, precision) // shards, optimizer, pack.kept, overhead)
+    return MemoryEstimate(weights, optimizer + averaged, pack.kept, overhead)
+
+
+def cut_bytes(shape: Shape, precision: Precision, shards: int) -> int:
+    """One GPU's part of a base that the fused decoder computes from pieces: its part of the blocks,
+    two whole blocks, embedding and norms.
+    """
+    others = 2 * shape.other_parameters
+    blocks = weight_bytes(shape, precision) - others
+    return blocks // shards + 2 * blocks // shape.num_hidden_layers + others
 
 
 def weight_bytes(shape: Shape, precision: Precision) -> int:

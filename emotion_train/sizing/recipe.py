@@ -23,7 +23,7 @@ class Recipe:
     `model.decoder` says.
 
     `repeated_keys`: the attention kernel of transformers' modules wants as many key heads as query
-    heads, as PyTorch before 2.12 does.
+    heads, as PyTorch before 2.12 does. `averaged`: a mean of adapter and head is kept.
     """
 
     shape: Shape
@@ -32,12 +32,14 @@ class Recipe:
     labels: int = _LABELS
     decoder: Literal["fused", "stock"] = "fused"
     repeated_keys: bool = False
+    averaged: bool = False
 
     @classmethod
     def of(cls, config: Config, shape: Shape, labels: int = _LABELS) -> Recipe:
         """The config's, on a base of this shape, for the PyTorch that is installed here."""
         model = config.model
-        return cls(shape, model.precision, config.lora, labels, model.decoder, repeats_keys())
+        averaged = config.train.ema > 0
+        return cls(shape, model.precision, config.lora, labels, model.decoder, repeats_keys(), averaged)
 
     @property
     def adapted_layers(self) -> tuple[str, ...]:

@@ -144,7 +144,7 @@ def _facts(job: Job) -> Metrics:
     return {
         "base": config.model.base,
         "precision": config.model.precision,
-        "steps": config.train.steps(job.index.splits["train"].rows),
+        "steps": config.train.steps(job.index.training.rows),
         "usd_per_hour": config.report.usd_per_hour,
         "device": device_name(job.accelerator.device.type),
         "processes": job.ranks.world_size,

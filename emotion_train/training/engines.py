@@ -151,7 +151,9 @@ def make_engine(kind: Kind, model: EmotionClassifier, settings: TrainSection, de
         case "DDP":
             return DataParallel(model, settings, device)
         case "FSDP2":
-            return FullySharded(model, settings, device)
+            # a base that the fused decoder has cut needs no engine, and what is trained is small
+            gathered = model.decoder is not None and model.decoder.is_gathered
+            return (DataParallel if gathered else FullySharded)(model, settings, device)
         case _:
             return Zero(model, settings, device, stage=3 if kind == "DeepSpeed ZeRO-3" else 2)
 
@@ -228,6 +230,14 @@ class Engine:
         """
         return {name: parameter.detach() for name, parameter in self.trained.peft.items()}
 
+    @contextlib.contextmanager
+    def pieces(self, modified: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+        """Within the block what this rank can see of adapter and head, under the names of a PEFT
+        file: the whole, or its own part where they lie in parts. With `modified` it may be changed,
+        on all ranks alike; only forward passes then see that.
+        """
+        yield {name: parameter.detach() for name, parameter in self.trained.peft.items()}
+
     def load_adapter(self, state: Mapping[str, torch.Tensor]) -> None:
         """Put a whole state into the model. Raises `WrongRequest` unless names and shapes are
         exactly the model's.
@@ -299,12 +309,21 @@ class FullySharded(Engine):
     def adapter(self) -> dict[str, torch.Tensor]:
         return {name: _whole(parameter) for name, parameter in self.trained.peft.items()}
 
+    @contextlib.contextmanager
+    def pieces(self, modified: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+        self._reshard()
+        yield {name: _own_part(parameter) for name, parameter in self.trained.peft.items()}
+
+    def _reshard(self) -> None:
+        """A forward pass without a backward one leaves some whole, and they would stay as they
+        are.
+        """
+        for part in self._parts:
+            part.reshard()
+
     def load_adapter(self, state: Mapping[str, torch.Tensor]) -> None:
         refuse_misfits({name: tuple(parameter.shape) for name, parameter in self.trained.peft.items()}, state)
-        for part in self._parts:
-            # a forward pass without a backward one leaves some whole, and they would stay as they
-            # are
-            part.reshard()
+        self._reshard()
         with torch.no_grad():
             for name, parameter in self.trained.peft.items():
                 parameter.copy_(_cut_like(parameter, state[name]))
@@ -327,6 +346,15 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     assert isinstance(tensor, DTensor), "a tensor of a parameter that is trained was not sharded"
     whole: torch.Tensor = tensor.full_tensor().detach()
     return whole
+
+
+def _own_part(parameter: torch.Tensor) -> torch.Tensor:
+    from torch.distributed.tensor import DTensor
+
+    value: Any = parameter.detach()
+    assert isinstance(value, DTensor), "a parameter that is trained was not sharded"
+    part: torch.Tensor = value.to_local()
+    return part
 
 
 def _cut_like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -389,6 +417,11 @@ class Zero(Engine):
     def adapter(self) -> dict[str, torch.Tensor]:
         with self._gathered():
             return {name: parameter.detach().clone() for name, parameter in self.trained.peft.items()}
+
+    @contextlib.contextmanager
+    def pieces(self, modified: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+        with self._gathered(modified):
+            yield {name: parameter.detach() for name, parameter in self.trained.peft.items()}
 
     def load_adapter(self, state: Mapping[str, torch.Tensor]) -> None:
         shapes = {

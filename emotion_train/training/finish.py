@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
+from emotion_train.bases.depth import depth_words
 from emotion_train.bases.public_names import place_here, public_base, public_config, public_place
 from emotion_train.console import tell
 from emotion_train.errors import NotPublished, StorageError, WrongRequest
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from emotion_train.evaluation.decision import Decision
     from emotion_train.evaluation.predictions import AnyPredictions
     from emotion_train.evaluation.temperature import BeforeAndAfter, Tempered
+    from emotion_train.model.load import BaseInfo
     from emotion_train.report.figures import AnyResult
     from emotion_train.report.posts import Chosen, Texts
     from emotion_train.report.schema import OldPosts, Report
@@ -42,6 +44,7 @@ T = TypeVar("T")
 # the fields of a checkpoint's progress that a report takes as they are
 _MEASURED = ("computed_tokens", "train_seconds", "evaluation_seconds", "saves", "stall_seconds")
 _COUNTED_POSTS = 20_000  # of the training split, whose lengths the report has
+_LABELS_SHOWN = 30
 _TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
 
 
@@ -258,7 +261,7 @@ def _score_splits(
     tempered = job.ranks.only_on_main(lambda: temper(_there(chose).predictions))
     temperature = job.ranks.from_main(None if tempered is None else tempered.temperature)
     if temperature is not None:
-        adapter = with_temperature(adapter, temperature)
+        adapter = with_temperature(adapter, _of_all_rows(temperature, job.index))
         trainer.engine.load_adapter(adapter)
     decision: Decision | None = None
     results: dict[str, AnyResult] = {}
@@ -351,6 +354,15 @@ class _Old:
     said: AnyPredictions
 
 
+def _of_all_rows(temperature: tuple[float, ...], index: Index) -> tuple[float, ...]:
+    """The temperature of the whole head: where each label has one, rows of auxiliary labels have
+    1.
+    """
+    if len(temperature) < len(index.labels):  # one for all
+        return temperature
+    return (*temperature, *(1.0 for _ in index.trained_labels[len(index.labels) :]))
+
+
 @dataclass(frozen=True, eq=False)
 class _Scored:
     """A whole split: counts over all ranks, the predictions of all, what was cut, and for how many
@@ -411,7 +423,7 @@ def _train_lengths(job: Job) -> Lengths:
     from emotion_train.data.lengths import Lengths
     from emotion_train.data.reader import sample_texts
 
-    split = job.index.split("train")
+    split = job.index.training
     texts = sample_texts(job.data_store, split, _COUNTED_POSTS, data_patience_s(job.config))
     return Lengths.of(len(ids) for ids in job.tokenizer.encode_whole(texts[:_COUNTED_POSTS]))
 
@@ -422,7 +434,7 @@ def _training_filter(job: Job) -> bytes:
     from emotion_train.data.text_filter import filter_of_split
     from emotion_train.progress import ProgressLine
 
-    train, patience_s = job.index.split("train"), data_patience_s(job.config)
+    train, patience_s = job.index.training, data_patience_s(job.config)
     with ProgressLine("filter of the training posts", train.rows, "posts") as line:
         made = filter_of_split(job.data_store, train, job.index.sha256(), patience_s, line.update)
     return made.to_bytes()
@@ -491,7 +503,8 @@ def _build_report(
         decision=held_out.decision,
         tempered=held_out.tempered,
         remarks=[
-            *_left_out(job),
+            *_left_out(job, trainer.question.base),
+            *_auxiliary(job),
             *([] if trainer.question.parent is None else label_sentences(trainer.question.parent)),
             *held_out.remarks,
             *bad_rows,
@@ -510,10 +523,12 @@ def _build_report(
     )
 
 
-def _left_out(job: Job) -> list[str]:
-    """What the config left out of data and steps: figures of such a run are those of a part."""
+def _left_out(job: Job, base: BaseInfo) -> list[str]:
+    """What the config left out of data, steps and base: figures of such a run are those of a
+    part.
+    """
     config, whole = job.config, job.index.whole
-    posts, all_posts = job.index.split("train").rows, whole.split("train").rows
+    posts, all_posts = job.index.training.rows, whole.training.rows
     words = []
     if posts < all_posts:
         words.append(
@@ -524,7 +539,21 @@ def _left_out(job: Job) -> list[str]:
     every = config.train.model_copy(update={"max_steps": None}).steps(posts)
     if steps < every:
         words.append(f"train.max_steps is {config.train.max_steps}: {steps:,} of {every:,} steps were taken.")
+    if (depth := depth_words(base.layers, base.whole_layers)) is not None:
+        words.append(f"model.layers is {config.model.layers}: {depth} of the base were read and computed.")
     return words
+
+
+def _auxiliary(job: Job) -> list[str]:
+    """What was trained on beside the posts that the figures count."""
+    if (auxiliary := job.index.auxiliary) is None:
+        return []
+    names, shown = auxiliary.labels, ", ".join(auxiliary.labels[:_LABELS_SHOWN])
+    labels = f"the labels {shown}{', …' if len(names) > _LABELS_SHOWN else ''} and " if names else ""
+    return [
+        f"Beside the training posts {auxiliary.split.rows:,} auxiliary posts were trained on, of {labels}of"
+        " several labels; no figure counts them."
+    ]
 
 
 def _save_adapter(
@@ -537,7 +566,7 @@ def _save_adapter(
     """Write the adapter's folder, with the decision beside the adapter."""
     from emotion_train.evaluation.decision import DECISION
     from emotion_train.model.facts import AdapterFacts
-    from emotion_train.model.lora import save_adapter
+    from emotion_train.model.lora import of_main_labels, save_adapter
     from emotion_train.report.card_lines import card_header, card_lines, card_sections
 
     assert held_out.decision is not None, "there is a validation split"
@@ -558,7 +587,7 @@ def _save_adapter(
         folder,
         tokenizer=job.tokenizer,
         facts=facts,
-        state=held_out.adapter,
+        state=of_main_labels(held_out.adapter, len(job.index.labels)),
         metrics_lines=card_lines(report),
         card_sections=card_sections(report),
         card_header=card_header(report),

@@ -101,7 +101,7 @@ def too_small(job: Job) -> str:
     from emotion_train.sizing.shape import Shape
     from emotion_train.training.microbatch import layout_of
 
-    recipe = Recipe.of(job.config, Shape.of(job.base.text.to_dict()), len(job.index.labels))
+    recipe = Recipe.of(job.config, Shape.of(job.base.text.to_dict()), len(job.index.trained_labels))
     layout = layout_of(job.engine, job.ranks.world_size)
     misfit = ran_out(Request.of(job.config, recipe), memory_of(job.accelerator.device), layout)
     return f"{misfit} The run continues from its last checkpoint."

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -75,10 +75,12 @@ def settle(
                 tokens, config.train.gradient_checkpointing, "the default, since there is no GPU to fill"
             )
         shape = Shape.of(base.text.to_dict())
-        split = index.split("train")
+        split = index.training
         lengths = [len(ids) for ids in tokenizer.encode(sample_texts(store, split, _SAMPLE_POSTS))]
         share = tokens_of_a_step(config, lengths, split.rows, ranks.world_size)
-        return setting_for(config, shape, len(index.labels), min(gpus), share, engine, ranks.world_size)
+        return setting_for(
+            config, shape, len(index.trained_labels), min(gpus), share, engine, ranks.world_size
+        )
 
     setting = (on_main or ranks.on_main)(choose)
     if ranks.is_main:
@@ -108,7 +110,10 @@ def setting_for(
     """The setting for a GPU that reports `gpu_bytes` and has `share` tokens to compute a step.
     Raises `WrongRequest` where nothing fits.
     """
-    request = Request.of(config, Recipe.of(config, shape, labels))
+    recipe = Recipe.of(config, shape, labels)
+    if engine == "DeepSpeed ZeRO-3":  # which computes by transformers' modules
+        recipe = replace(recipe, decoder="stock")
+    request = Request.of(config, recipe)
     most = tokens_to_fill(share, config.data.max_length)
     found = fit(request, gpu_bytes, (layout_of(engine, world_size),), most)
     if isinstance(found, Misfit):

@@ -78,7 +78,7 @@ def wait_for_room(
 
 def _needed(job: Job, config: Config) -> int:
     """Bytes of each GPU by the estimate for this setting."""
-    recipe = Recipe.of(config, Shape.of(job.base.text.to_dict()), len(job.index.labels))
+    recipe = Recipe.of(config, Shape.of(job.base.text.to_dict()), len(job.index.trained_labels))
     layout = layout_of(job.engine, job.ranks.world_size)
     return least_of(Request.of(config, recipe), layout).memory.total
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from emotion_train.data.index import Split
     from emotion_train.data.loader import Encoder, Loader
     from emotion_train.model.head import EmotionClassifier
     from emotion_train.model.load import BaseConfig, BaseInfo
@@ -39,14 +40,13 @@ def require_fp8(config: Config, base: BaseConfig, engine: Kind, device: torch.de
     from emotion_train.model.head import require_float8
     from emotion_train.sizing.memory import is_fused
     from emotion_train.sizing.shape import Shape
-    from emotion_train.training.engines import shards_weights
 
     if config.model.precision != "fp8":
         return
-    if shards_weights(engine):
+    if engine == "DeepSpeed ZeRO-3":
         raise WrongRequest(
-            f"model.precision is fp8 and {engine} cuts the weights up; fp8 is computed from whole ones: give"
-            " --config_file accelerate_configs/multi_gpu_ddp.yaml, or model.precision=bf16."
+            f"model.precision is fp8 and {engine} computes by transformers' modules, which know no fp8: give"
+            " --config_file accelerate_configs/multi_gpu_fsdp2_qlora.yaml, or model.precision=bf16."
         )
     require_float8(device, is_fused(Shape.of(base.text.to_dict()), "fp8"))
 
@@ -186,18 +186,22 @@ def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
         model, base = build_classifier(
             job.base,
             config.model.precision,
-            len(job.index.labels),
+            len(job.index.trained_labels),
             config.lora,
             config.run.seed,
             job.accelerator.device,
+            auxiliary=len(job.index.trained_labels) - len(job.index.labels),
             to_be_sharded=cut,
             tell=tell,
             patience_s=config.run.start_timeout_s,
         )
     if job.parent is not None:
         _start_from(job.parent, job, model, base)
-    if config.model.decoder == "fused" and not cut:
-        model.fuse()
+    if config.model.decoder == "fused":
+        if not cut:
+            model.fuse()
+        elif job.engine == "FSDP2":
+            model.fuse_cut(job.accelerator.device)
     if config.train.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model, base
@@ -217,7 +221,7 @@ def _start_from(parent: ParentAdapter, job: Job, model: EmotionClassifier, base:
         raise WrongRequest(
             f"The weights of model.adapter={parent.place} are damaged ({error}); pull it again."
         ) from None
-    places_C = parent.places(job.index.labels)
+    places_C = parent.places(job.index.trained_labels)
     load_adapter_state(model, warm_state(adapter_state(model), state, places_C, parent.temperature))
 
 
@@ -230,11 +234,9 @@ def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Traine
     from emotion_train.training.trainer import Trainer
 
     model, base = load_model(job)
-    counts = job.index.split("train").real_label_counts
-    weights_C = class_weights(counts, job.config.loss.class_weights, job.index.labels)
-    train = _open_loader(
-        job, "train", weights_C, job.config.train.global_batch_size, job.config.run.seed, stack
-    )
+    counts = job.index.training.real_label_counts
+    weights_C = class_weights(counts, job.config.loss.class_weights, job.index.trained_labels)
+    train = _training_loader(job, weights_C, stack)
     validation = scoring_loader(job, "validation", stack)
     saver = None if claimed is None else stack.enter_context(open_saver(job, claimed))
     trainer = Trainer(job, model, base, train, validation, saver)
@@ -296,12 +298,18 @@ def scoring_loader(job: Job, name: str, stack: ExitStack, encoder: Encoder | Non
 
     posts = POSTS_PER_SCORING_STEP * job.ranks.world_size
     weights_C = np.ones(len(job.index.labels))
-    return _open_loader(job, name, weights_C, posts, 0, stack, scoring=True, encoder=encoder)
+    return _open_loader(job, job.index.split(name), weights_C, posts, 0, stack, scoring=True, encoder=encoder)
+
+
+def _training_loader(job: Job, weights_C: npt.NDArray[np.float64], stack: ExitStack) -> Loader:
+    """Every post that is trained on, auxiliary ones among them."""
+    batch_size, seed = job.config.train.global_batch_size, job.config.run.seed
+    return _open_loader(job, job.index.training, weights_C, batch_size, seed, stack)
 
 
 def _open_loader(
     job: Job,
-    name: str,
+    split: Split,
     weights_C: npt.NDArray[np.float64],
     batch_size: int,
     seed: int,
@@ -314,7 +322,6 @@ def _open_loader(
     from emotion_train.data.reader import RowGroupReader
     from emotion_train.evaluation.scoring import fill_multiple
 
-    split = job.index.split(name)
     return stack.enter_context(
         Loader(
             RowGroupReader(job.data_store, split, patience_s=data_patience_s(job.config)),
@@ -330,5 +337,6 @@ def _open_loader(
             agree=job.ranks.agree_in_scoring if scoring else job.ranks.agree,
             threads=encoder_threads(),
             targets=job.index.targets if scoring else job.index.trained_targets,
+            known_SC=None if scoring else job.index.known_labels,
         )
     )

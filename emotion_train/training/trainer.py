@@ -44,6 +44,7 @@ from emotion_train.runs.saver import Saver
 from emotion_train.sizing.memory import estimate
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
+from emotion_train.training.averaging import WeightAverage
 from emotion_train.training.engines import make_engine
 from emotion_train.training.job import Job
 from emotion_train.training.ledger import Ledger
@@ -115,6 +116,7 @@ class Trainer:
         self.interruptions = job.interruptions
         self.started = job.started
         self.train_loader = train
+        self._masked = job.index.auxiliary is not None
         self.validation_loader = validation
         self.saver = saver
         parent = None if job.parent is None else job.parent.described(job.index.labels)
@@ -125,10 +127,11 @@ class Trainer:
         self.bare_model = model
         self.engine = make_engine(job.engine, model, config.train, job.accelerator.device)
         self.model = self.engine.module
+        self.average = WeightAverage(self.engine, config.train.ema)
         graphed = job.engine == "one process" and pays(model, ranks.world_size)
         self._graphs = self._graphed(list(self.engine.trained.own)) if graphed else None
         self.steps_per_epoch = train.steps_per_epoch
-        self.steps = config.train.steps(job.index.split("train").rows)
+        self.steps = config.train.steps(job.index.training.rows)
         self.warmup_steps = round(self.steps * config.train.warmup_ratio)
         self.ledger = Ledger(ranks, job.accelerator.device, self._rate_after, self._tell_of_loss)
         self.pace = Pace()
@@ -137,14 +140,19 @@ class Trainer:
 
     def _graphed(self, parameters: list[torch.nn.Parameter]) -> GraphedPasses:
         train, shape = self.config.train, Shape.of(self.bare_model.classifier.config.to_dict())
-        recipe = Recipe.of(self.config, shape, len(self.index.labels))
+        recipe = Recipe.of(self.config, shape, len(self.index.trained_labels))
 
         def passing_bytes(tokens: int) -> int:
             taken = estimate(recipe, tokens, train.gradient_checkpointing)
             return taken.activations + taken.overhead
 
         return GraphedPasses(
-            self.bare_model, parameters, passing_bytes, train.microbatch_tokens, self.index.trained_targets
+            self.bare_model,
+            parameters,
+            passing_bytes,
+            train.microbatch_tokens,
+            self.index.trained_targets,
+            self._masked,
         )
 
     def fit(self) -> None:
@@ -176,6 +184,7 @@ class Trainer:
         for number, pack in enumerate(batch.packs):
             loss += self._passes(pack, scale, last=number == len(batch.packs) - 1)
         self.engine.update(self.learning_rate)
+        self.average.take(self.progress.step + 1)
         self.ledger.take(batch, loss / (batch.weight_sum or 1.0))
         self.pace.take(self.progress.examples)
         self.tell(self.progress, "")
@@ -213,6 +222,7 @@ class Trainer:
             on_device(pack.targets_NC, device),
             on_device(pack.weights_NC, device),
             self.index.trained_targets,
+            self._masked,
         )
 
     @property
@@ -302,8 +312,10 @@ class Trainer:
     def _evaluate(self) -> None:
         """Score the validation split and save what was scored."""
         train_loss = self.progress.loss_sum / self.progress.loss_steps
-        scored = self.score(self.validation_loader, self._tell_of_validation)
-        loss, weight = self.ranks.sum(loss_and_weight(scored.predictions, self.train_loader.weights_C))
+        with self.average.applied():
+            scored = self.score(self.validation_loader, self._tell_of_validation)
+        weights_C = self.train_loader.weights_C[: len(self.index.labels)]
+        loss, weight = self.ranks.sum(loss_and_weight(scored.predictions, weights_C))
         figures = self._figures(scored) | {"loss": float(loss / weight)}
         macro_f1 = figures["macro_f1"]
         self.progress.loss_sum, self.progress.loss_steps = 0.0, 0
@@ -394,17 +406,24 @@ class Trainer:
             earlier_wall_seconds=self.wall_seconds(),
             upload_seconds=self.upload_seconds(),
         )
-        adapter, moments = self.engine.adapter(), self.engine.moments()
-        if not self.ranks.is_main:
-            return State(progress, {}, {})
-        copies = checkpoint.host_copy(
-            {**{f"adapter {name}": one for name, one in adapter.items()}, **moments}
-        )
+        with self.average.lifted():
+            average = self.average.whole()
+            adapter, moments = self.engine.adapter(), self.engine.moments()
+            if not self.ranks.is_main:
+                return State(progress, {}, {})
+            named = {"adapter": adapter, "average": average}
+            copies = checkpoint.host_copy(
+                {
+                    **{f"{kind} {name}": one for kind, some in named.items() for name, one in some.items()},
+                    **moments,
+                }
+            )
         return State(
             progress,
             {name: copies[f"adapter {name}"] for name in adapter},
             {name: copies[name] for name in moments},
             self.trackers.events(),
+            {name: copies[f"average {name}"] for name in average},
         )
 
     def restore(self, state: State) -> None:
@@ -418,6 +437,7 @@ class Trainer:
             )
         self.ledger.progress = state.progress
         self._saved_step = state.progress.step
+        self.average.load(state.average)
         self.engine.load_adapter(state.adapter)
         self.engine.load_moments(state.optimizer, state.progress.step)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from emotion_train.bases.depth import depth_words
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.staged import StagedBase
 from emotion_train.config import Config
@@ -19,7 +20,8 @@ def look_at_base(config: Config, load: Callable[[], PostTokenizer]) -> Trainable
     """What the trainer would find, its refusals included; the tokenizer by `load`."""
     from emotion_train.model.trainable import require_trainable_base
 
-    return require_trainable_base(config.model.base, config.model.precision, config.data.max_length, load)
+    files = BaseFiles.find(config.model.base, config.model.layers)
+    return require_trainable_base(files, config.model.precision, config.data.max_length, load)
 
 
 def check_base(look: Callable[[], TrainableBase]) -> str:
@@ -29,9 +31,11 @@ def check_base(look: Callable[[], TrainableBase]) -> str:
     if base.gguf is not None:
         words = f"{base.gguf.name}, {base.gguf.stat().st_size / 2**20:.0f} MiB"
     elif base.staged is not None:
-        words = _staged(base.staged)
+        words = _staged(base.staged, found.model.layers)
     else:
         words = _weights(found)
+    if (depth := depth_words(found.model.layers, found.model.whole_layers)) is not None:
+        words += f", of which {depth} are read"
     return f"{words}, tokenizer loads{_of_code(base)}"
 
 
@@ -45,17 +49,17 @@ def _of_code(base: BaseFiles) -> str:
     )
 
 
-def _staged(base: StagedBase) -> str:
-    """All objects are there in their size."""
-    if missing := base.missing():
+def _staged(base: StagedBase, layers: int | None) -> str:
+    """All objects that so many blocks need are there in their size."""
+    if missing := base.missing(layers):
         raise WrongRequest(
             f"{base.store.url_of(missing[0])} is missing or cut short; stage the base again into an empty"
             " place."
         )
     index = base.index
     return (
-        f"{index.source}, staged at {base.store.url} as {index.precision}, {index.bytes / 1e9:.1f} GB, all"
-        " objects there"
+        f"{index.source}, staged at {base.store.url} as {index.precision},"
+        f" {index.bytes_read(layers) / 1e9:.1f} GB, all objects there"
     )
 
 

@@ -35,7 +35,7 @@ class Doubt:
 
 
 def check_data(config: Config, index: Index) -> str:
-    rows = ", ".join(f"{name} {split.rows:,}" for name, split in index.splits.items())
+    rows = ", ".join(f"{name} {split.rows:,}" for name, split in index.stored_splits.items())
     index.split("train")
     index.split("validation")
     targets = "" if index.targets == "one" else f" ({WORDS[index.targets]} a post)"
@@ -58,7 +58,7 @@ def check_objects(store: Store, index: Index) -> str:
             f"The data set at {store.url} is not whole: {', '.join(problems[:_NAMES_SHOWN])}{more}; {remedy},"
             " or copy all of it."
         )
-    objects = [described for split in index.splits.values() for described in split.objects]
+    objects = [described for split in index.stored_splits.values() for described in split.objects]
     total = sum(described.bytes for described in objects)
     words = f"{len(objects)} objects of {total / 1e6:,.1f} MB, all there"
     if found.by_etag == len(objects):
@@ -145,7 +145,7 @@ def check_lengths(
     """What data.max_length cuts of a sample of training posts by the base's tokenizer, or of all by
     an estimate from the index where `load` finds no tokenizer.
     """
-    train, most = index.split("train"), config.data.max_length
+    train, most = index.training, config.data.max_length
     try:
         tokenizer = load()
     except EmotionTrainError:  # said by the check of the base
@@ -164,7 +164,7 @@ def check_overlap(store: Store, index: Index) -> str:
     """No text of the training split, normalised as `prepare` does, stands in another one too. The
     posts that are looked at have the labels that the index counts, else their reader raises.
     """
-    trained, looked_at = _text_hashes(store, index.split("train"), _TRAIN_LOOKED_AT)
+    trained, looked_at = _text_hashes(store, index.training, _TRAIN_LOOKED_AT)
     for name, split in index.splits.items():
         if name == "train" or split.rows == 0:
             continue
@@ -175,7 +175,7 @@ def check_overlap(store: Store, index: Index) -> str:
                 f"{both} texts stand in train and in {name}, among them {example[:60]!r}, so that its score"
                 " would be too good; prepare the data again, which keeps a text out of two splits."
             )
-    total = index.split("train").rows
+    total = index.training.rows
     return (
         f"no text in two splits ({'all' if looked_at == total else f'{looked_at:,} of'} {total:,} training"
         " posts), and their labels are those that the index counts"

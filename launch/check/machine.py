@@ -71,8 +71,9 @@ def check_memory(
             " compares all"
         )
     config = config_on(config, kind_of(target.name))
-    recipe = Recipe.of(config, shape_of_base(config.model.base), len(index().labels))
-    available, allowed = target.memory_mib * MIB, layouts(target.gpus, recipe.precision)
+    shape = shape_of_base(config.model.base, config.model.layers)
+    recipe = Recipe.of(config, shape, len(index().labels))
+    available, allowed = target.memory_mib * MIB, layouts(target.gpus)
     found = fit(Request.of(config, recipe), available, allowed)
     if isinstance(found, Misfit):
         raise WrongRequest(str(found))
@@ -98,7 +99,7 @@ def _of_cpu(config: Config, labels: int, processes: int) -> str:
     other = "--gpus H100:1 checks for another machine, emotion-launch plan compares all"
     if (host_bytes := memory_of_host()) is None:
         return f"on the CPU, whose memory this system does not tell; {other}"
-    recipe = Recipe.of(config, shape_of_base(config.model.base), labels)
+    recipe = Recipe.of(config, shape_of_base(config.model.base, config.model.layers), labels)
     least = require_host_memory(config.model.base, recipe, config.data.max_length, processes, host_bytes)
     times = f"{processes} processes on the CPU need" if processes > 1 else "on the CPU, needs"
     return f"{times} at least {least} of the {host_bytes / GIB:.1f} GiB of this machine; {other}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from emotion_train.config import POSTS_PER_SCORING_STEP, Config
 from emotion_train.sizing.fit import (
@@ -116,16 +117,24 @@ class TooSmall:
         return f"{self.kind.name}:{self.count}"
 
 
+class Faster(NamedTuple):
+    """A setting that changes what is learned, as it would be typed, and the choice with it."""
+
+    word: str
+    choice: Choice
+
+
 @dataclass(frozen=True)
 class Plan:
     """`choices` from the best to the worst; `reason` is why the first is the best. `no_kernels`:
-    kinds on which the installed PyTorch does not run.
+    kinds on which the installed PyTorch does not run. `faster`: what is told beside it.
     """
 
     choices: tuple[Choice, ...]
     too_small: tuple[TooSmall, ...]
     reason: str
     no_kernels: tuple[GpuKind, ...] = tuple(kind for kind in GPU_KINDS if not kind.runs)
+    faster: tuple[Faster, ...] = ()
 
     @property
     def smallest(self) -> tuple[Choice, ...]:
@@ -238,18 +247,11 @@ def best_settings(
         fitting = [
             with_settings(one.recipe, work, kind, layout, offer, spot, found)
             for one in requests
-            if layout.sharded == "nothing" or one.recipe.precision != "fp8"  # computed from whole weights
             for found in _microbatches(one, work, kind, layout)
         ]
         if fitting:
             return min(fitting, key=lambda choice: choice.hours)
-    least = [
-        (
-            least_of(one, Layout(count) if one.recipe.precision == "fp8" else layout).memory,
-            one.recipe.precision,
-        )
-        for one in requests
-    ]
+    least = [(least_of(one, layout).memory, one.recipe.precision) for one in requests]
     memory, smallest = min(least, key=lambda pair: pair[0].total)
     return TooSmall(kind, count, smallest, memory)
 

@@ -95,7 +95,7 @@ class Speed:
 
     @property
     def _fused(self) -> bool:
-        return uses_fused(self.recipe, self.layout.base_shards)
+        return uses_fused(self.recipe)
 
     @property
     def _again(self) -> float:

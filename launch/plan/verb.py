@@ -19,6 +19,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
 from launch.plan.choices import Choice, Plan, make_plan, spot_of
+from launch.plan.faster import faster_than
 from launch.plan.prices import Prices, find_prices
 from launch.plan.spot import Spot
 from launch.plan.table import plan_json, print_plan
@@ -43,7 +44,7 @@ def plan(arguments: argparse.Namespace) -> int:
     index = limited(read_index(store), config.data.limit)
     require_trainable(index, config.loss.weighted_labels)
     require_slices(index, config.report.slices)
-    shape = shape_of_base(config.model.base)
+    shape = shape_of_base(config.model.base, config.model.layers)
     precision = precision_of_base(config.model.base, arguments.precision)
     if precision == "fp8":
         refuse_unfused_fp8(config, shape, "--precision ")
@@ -55,6 +56,8 @@ def plan(arguments: argparse.Namespace) -> int:
     found = make_plan(
         config, shape, work, prices, spot, precision=precision, within_hours=arguments.within_hours
     )
+    if found.choices:
+        found = replace(found, faster=faster_than(config, shape, work, found.choices[0], spot))
     if found.choices and arguments.write is not None:  # before anything is printed, whose reader may leave
         _write(arguments, config, shape, work, found, prices, spot)
     _show(arguments, found, config, work, prices, spot)

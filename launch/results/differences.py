@@ -94,6 +94,7 @@ def _recipe(one: Scored) -> str:
         name: value
         for name, value in flat(one.config or {})
         if name not in _OF_THE_MACHINE
+        and value is not None  # what an earlier version did not have
         and not any(name == cut or name.startswith(f"{cut}.") for cut in _OF_THE_RUN)
     }
     identity = one.report.identity
@@ -129,7 +130,12 @@ def differences(
     of its runs' values once.
     """
     configs = [
-        {name: value for name, value in flat(one.config or {}) if name not in _NOT_SHOWN} for one in scored
+        {
+            name: value
+            for name, value in flat(one.config or {})
+            if name not in _NOT_SHOWN and value is not None
+        }
+        for one in scored
     ]
     versions = [dict(one.report.identity.versions) if one.report else {} for one in scored]
     return {
@@ -147,6 +153,8 @@ def _config_cells(one: Scored, config: dict[str, Any]) -> dict[str, str]:
             "model.base": getattr(document, "base", ""),
             "model.precision": getattr(document, "precision", ""),
         }
+        if (layers := getattr(document, "layers", None)) is not None:
+            cells["model.layers"] = str(layers)
     return cells
 
 

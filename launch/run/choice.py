@@ -136,13 +136,13 @@ def by_memory(topology: Topology, config: Config) -> tuple[str, str]:
     """The first config file whose needs fit the smallest GPU, and the numbers behind it. Raises
     `WrongRequest` when none does.
     """
-    shape = _shape(config.model.base)
+    shape = _shape(config)
     if shape is None:
         return _file_of(Layout(topology.world_size)), "what the base needs is not known before it is read"
     config = config_on(config, kind_of(topology.gpus[0].name))
     recipe = Recipe.of(config, shape)
     smallest = min(gpu.memory_mib for gpu in topology.gpus) << 20
-    found = fit(Request.of(config, recipe), smallest, layouts(topology.world_size, recipe.precision))
+    found = fit(Request.of(config, recipe), smallest, layouts(topology.world_size))
     if isinstance(found, Misfit):
         raise WrongRequest(str(found))
     return file_and_reason(found)
@@ -171,9 +171,9 @@ def _file_of(layout: Layout) -> str:
     return names[layout.sharded]
 
 
-def _shape(base: str) -> Shape | None:
+def _shape(config: Config) -> Shape | None:
     try:
-        return shape_of_base(base)
+        return shape_of_base(config.model.base, config.model.layers)
     except (WrongRequest, StorageError, OSError):
         return None  # the trainer says what is wrong with the base
 
@@ -183,7 +183,9 @@ def ask_for_base(config: Config) -> StoreRequest[object]:
     answer yet.
     """
     base = config.model.base
-    return StoreRequest("the base", base, lambda: shape_of_base(base), config.run.start_timeout_s)
+    return StoreRequest(
+        "the base", base, lambda: shape_of_base(base, config.model.layers), config.run.start_timeout_s
+    )
 
 
 # --- the line ---

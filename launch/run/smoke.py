@@ -142,7 +142,7 @@ def rehearse(
     resumed: that is its second start. One that is published is not made again.
     """
     run_id = smoke.run.id or ""
-    steps = smoke.train.steps(index.split("train").rows)
+    steps = smoke.train.steps(index.training.rows)
     half = max(1, steps // 2)
     if not _saved(read_log(store, run_id)):
         say(f"smoke run {run_id}: first start, to step {half} of {steps}")

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from emotion_train.bases.files import BaseFiles
 from emotion_train.cli import main
 from emotion_train.config import LoraSection
 from emotion_train.data.index import read_index
@@ -33,6 +34,7 @@ from emotion_train.exporting import base_rows
 from emotion_train.exporting.small_files import tokenizer_files
 from emotion_train.exporting.weights import INDEX
 from emotion_train.model.facts import AdapterFacts
+from emotion_train.model.load import read_config
 from emotion_train.model.lora import build_classifier, load_adapter, save_adapter
 from emotion_train.model.precision import Precision
 from emotion_train.stage_base import stage
@@ -63,10 +65,12 @@ def adapter_on(
     *,
     labels: tuple[str, ...] = LABELS,
     seed: int = 1,
+    layers: int | None = None,
     **facts: Any,
 ) -> Path:
     """An adapter that changes the base's answers, as a training leaves it."""
-    model, info = build_classifier(base, precision, len(labels), lora, 0, "cpu")
+    opened = read_config(BaseFiles.find(base, layers))
+    model, info = build_classifier(opened, precision, len(labels), lora, 0, "cpu")
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

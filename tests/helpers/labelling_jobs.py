@@ -90,9 +90,8 @@ def make_job(
 def make_worker(store: Store, job: Job, source: FoundSource, name: str = "one", **options: Any) -> Worker:
     decision = options.pop("decision", None) or Decision.one(job.labels, job.targets)
     scorer = options.pop("scorer", None) or HashScorer()
-    return Worker(
-        store, job, source, scorer, decision, About(name, "hash", 2.0), look_every_s=0.02, **options
-    )
+    options.setdefault("look_every_s", 0.02)
+    return Worker(store, job, source, scorer, decision, About(name, "hash", 2.0), **options)
 
 
 def labelled(store: Store) -> list[dict[str, Any]]:

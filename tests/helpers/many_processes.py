@@ -32,6 +32,7 @@ from emotion_train.config import load_config
 from emotion_train.training.engines import Kind, start_accelerator
 from emotion_train.training.trainer import Trainer
 from tests.helpers.patience import PATIENCE_S
+from tests.helpers.plain_kernels import cut_base_on_cpu
 from tests.helpers.tiny_runs import start_trainer
 
 
@@ -41,7 +42,8 @@ class Leg:
     evaluations that are due.
 
     `blank`: the first post of each row group has lost its text. `late_s`: so long does a row group
-    take, times the rank's number from 1.
+    take, times the rank's number from 1. `plain`: the base is cut as for a GPU, and the fused
+    decoder computes by plain PyTorch.
     """
 
     engine: Kind
@@ -50,6 +52,10 @@ class Leg:
     out: str
     blank: bool = False
     late_s: float = 0.0
+    plain: bool = False
+
+
+TENSORS = ("adapter", "moments", "average")
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Outcome:
     adapter: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
     probabilities: dict[str, list[float]]  # of each validation post
+    average: dict[str, torch.Tensor]  # empty without train.ema
 
 
 def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
@@ -82,6 +89,7 @@ def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
         assert trainer.saver.drain(PATIENCE_S)
     adapter = {name: tensor.clone() for name, tensor in trainer.engine.adapter().items()}
     moments = {name: tensor.clone() for name, tensor in trainer.engine.moments().items()}
+    average = trainer.average.whole()
     trainer.engine.load_adapter(adapter)  # as before the report: what is scored is what was saved
     parts = trainer.ranks.gather(trainer.score(trainer.validation_loader, lambda done: None).predictions)
     return Outcome(
@@ -96,6 +104,7 @@ def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
         probabilities={
             post: row.tolist() for part in parts for post, row in zip(part.ids, part.prob_NC, strict=True)
         },
+        average=average,
     )
 
 
@@ -147,22 +156,18 @@ def blank_first_posts(trainer: Trainer) -> None:
 
 
 def save_outcome(outcome: Outcome, path: Path) -> None:
-    tensors = {
-        f"{kind} {name}": one
-        for kind in ("adapter", "moments")
-        for name, one in getattr(outcome, kind).items()
-    }
+    tensors = {f"{kind} {name}": one for kind in TENSORS for name, one in getattr(outcome, kind).items()}
     save_file(
         {name: one.cpu().contiguous() for name, one in tensors.items()}, path.with_suffix(".safetensors")
     )
-    facts = {name: value for name, value in vars(outcome).items() if name not in ("adapter", "moments")}
+    facts = {name: value for name, value in vars(outcome).items() if name not in TENSORS}
     path.with_suffix(".json").write_text(json.dumps(facts))
 
 
 def load_outcome(path: Path) -> Outcome:
     tensors = load_file(path.with_suffix(".safetensors"))
     whole: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-    for kind in ("adapter", "moments"):
+    for kind in TENSORS:
         whole[kind] = {
             name.removeprefix(f"{kind} "): one for name, one in tensors.items() if name.startswith(f"{kind} ")
         }
@@ -253,6 +258,8 @@ def main() -> None:
     for number, legs in plans(folder):
         for leg in legs:
             with ExitStack() as stack:
+                if leg.plain:
+                    stack.enter_context(cut_base_on_cpu())
                 trainer = start_trainer(
                     load_config(None, leg.words), stack, engine=leg.engine, accelerator=accelerator
                 )

@@ -4,9 +4,17 @@ reference for its kernels.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
 import torch
 
+import emotion_train.model
 from emotion_train.model.dropout import Counters, kept, share
+from emotion_train.model.head import EmotionClassifier
 
 
 def add_rms_norm(
@@ -124,3 +132,38 @@ def add_dropped_product_(
 def quantize_rows(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scales_T1 = x_TI.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 448
     return (x_TI.float() / scales_T1).to(torch.float8_e4m3fn), scales_T1
+
+
+# --- 4 bits ---
+
+
+def unpack_4bit_(out_OI: torch.Tensor, packed: torch.Tensor, state: Any) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+
+    out_OI.copy_(dequantize_4bit(packed.view(-1, 1), state).view(out_OI.shape))
+
+
+# --- in the place of the GPU's ---
+
+
+@contextmanager
+def cut_base_on_cpu() -> Iterator[None]:
+    """`EmotionClassifier.fuse_cut` cuts the base on a CPU in any precision, and the fused decoder
+    computes with this page.
+    """
+
+    def fuse_cut(self: EmotionClassifier, device: torch.device) -> bool:
+        self.cut(device)
+        return True
+
+    # one key and not patch.dict, which would forget the modules that are imported meanwhile
+    here, name = sys.modules[__name__], "emotion_train.model.kernels"
+    sys.modules[name] = here
+    try:
+        with (
+            mock.patch.object(emotion_train.model, "kernels", here, create=True),
+            mock.patch.object(EmotionClassifier, "fuse_cut", fuse_cut),
+        ):
+            yield
+    finally:
+        del sys.modules[name]

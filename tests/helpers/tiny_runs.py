@@ -13,6 +13,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import limited, read_index
 from emotion_train.data.preparation import prepare
@@ -105,7 +106,7 @@ def job_of(
     assert config.run.id is not None
     assert look_before_claiming(config, index, output_store, False).final is None
     accelerator, ranks = accelerator or Accelerator(cpu=True), Ranks()
-    base = read_config(config.model.base)
+    base = read_config(BaseFiles.find(config.model.base, config.model.layers))
     tokenizer = PostTokenizer.load(base.files, config.data.max_length)
     interruptions = Interruptions(ranks, notice, config.preemption.hold_s or 0.0, print)
     now = datetime.now(UTC)

@@ -53,6 +53,18 @@ def test_a_worker_labels_every_post_once_in_a_folder_and_in_a_bucket(store: Stor
     assert not [info for info in store.list() if "released" in info.key]
 
 
+def test_a_worker_waits_for_its_own_last_part_alone(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "out"))
+    job, found = make_job(store, str(write_lines(tmp_path / "posts.jsonl", 60)), 20)
+    worker = make_worker(store, job, found, look_every_s=3600)
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert worker.pace.units == 3
+    assert worker.pace.ended is not None
+
+
 def test_several_workers_share_a_job(bucket_url: str, tmp_path: Path) -> None:
     store = open_store(bucket_url)
     job, found = make_job(store, str(write_lines(tmp_path / "posts.jsonl", 600)), 20)

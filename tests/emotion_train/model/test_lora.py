@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from emotion_train import cli
+from emotion_train.bases.files import BaseFiles
 from emotion_train.config import ATTENTION_PROJECTIONS, LINEAR_LAYERS, LoraSection
 from emotion_train.data.targets import TargetKind
 from emotion_train.data.tokenization import PostTokenizer
@@ -26,7 +27,7 @@ from emotion_train.model.card import CardFacts, model_card, reload_snippet
 from emotion_train.model.dropout import Counters, key_of
 from emotion_train.model.facts import FACTS, AdapterFacts, read_facts
 from emotion_train.model.head import EmotionClassifier
-from emotion_train.model.load import BaseInfo
+from emotion_train.model.load import BaseConfig, BaseInfo, read_config
 from emotion_train.model.lora import (
     LoadedAdapter,
     adapter_state,
@@ -55,7 +56,9 @@ def multimodal(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(multimodal_checkpoint(tmp_path_factory.mktemp("multimodal") / "base")[0])
 
 
-def trained(base: str, precision: Any, lora: LoraSection = LORA) -> tuple[EmotionClassifier, BaseInfo]:
+def trained(
+    base: str | BaseConfig, precision: Any, lora: LoraSection = LORA
+) -> tuple[EmotionClassifier, BaseInfo]:
     """A classifier whose adapter is no longer at its start."""
     model, info = build_classifier(base, precision, len(LABELS), lora, 0, "cpu")
     draw = torch.Generator().manual_seed(5)
@@ -315,6 +318,8 @@ def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(
     for base, precision in ((multimodal, "fp32"), (plain, "bf16"), (plain, "nf4")):
         model, info = trained(base, precision)
         wanted[precision] = probabilities(model, save(model, info, tmp_path / precision, precision))
+    model, info = trained(read_config(BaseFiles.find(multimodal, 1)), "fp32")
+    wanted["cut"] = probabilities(model, save(model, info, tmp_path / "cut", "fp32"))
     model, info = trained(plain, "fp32")
     tokenizer = save(model, info, tmp_path / "several", "fp32", targets="several")
     wanted["several"] = probabilities(model, tokenizer, targets="several")
@@ -330,6 +335,8 @@ def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(
     torch.testing.assert_close(found["several"], wanted["several"], rtol=0, atol=1e-6)
     assert (found["several"].sum(dim=1) - 1).abs().min() > 0.01
     torch.testing.assert_close(found["fp32"], wanted["fp32"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found["cut"], wanted["cut"], rtol=0, atol=1e-6)
+    assert (wanted["cut"] - wanted["fp32"]).abs().max() > 0.05
     torch.testing.assert_close(found["bf16"], wanted["bf16"], rtol=0, atol=0.03)
     torch.testing.assert_close(found["nf4"], wanted["nf4"], rtol=0, atol=0.03)
     assert wanted["fp32"].std(dim=0).min() > 0.05, (
@@ -340,10 +347,13 @@ def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(
 @pytest.mark.slow  # transformers needs 20 s for a GGUF vocabulary
 def test_the_cards_program_reloads_a_gguf_base(tmp_path: Path) -> None:
     lora = LoraSection(r=2)
-    model, info = trained(gguf_base(), "fp32", lora)
-    tokenizer = save(model, info, tmp_path, "fp32", lora)
-    (found,) = printed_by_the_programs([tmp_path])
-    torch.testing.assert_close(table(found), probabilities(model, tokenizer), rtol=0, atol=1e-4)
+    wanted = {}
+    for name, layers in (("whole", None), ("cut", 5)):
+        model, info = trained(read_config(BaseFiles.find(gguf_base(), layers)), "fp32", lora)
+        wanted[name] = probabilities(model, save(model, info, tmp_path / name, "fp32", lora))
+    printed = printed_by_the_programs([tmp_path / name for name in wanted])
+    for name, lines in zip(wanted, printed, strict=True):
+        torch.testing.assert_close(table(lines), wanted[name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])

@@ -5,12 +5,15 @@ saved and read back.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from emotion_train.config import LoraSection
 from emotion_train.data.packing import Pack, pack
@@ -170,6 +173,40 @@ def test_fp8_step_points_where_the_bf16_step_does(base: Path, tokenizer: PostTok
     loss, gradients = packed_gradients(model, tokenizer, 4096)
     assert loss == pytest.approx(bf16_loss, rel=0.05)
     assert torch.cosine_similarity(flat(gradients), flat(bf16), dim=0) > 0.98
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of NCCL with this process in it."""
+    dist.init_process_group("nccl", store=HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("precision", ["bf16", "nf4", "fp8"])
+def test_a_base_that_is_cut_gives_the_bits_of_a_whole_one(
+    alone: None, base: Path, tokenizer: PostTokenizer, precision: Any, recompute: bool
+) -> None:
+    """The codes, scales and weights that are put together from parts are those that were cut."""
+    if precision == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no float8 units")
+    device = torch.device("cuda")
+    found = []
+    for cut in (False, True):
+        model, _ = build_classifier(str(base), precision, 3, LORA, 0, device, to_be_sharded=cut)
+        if cut:
+            assert model.fuse_cut(device)
+        else:
+            model.fuse()
+        assert model.decoder is not None
+        assert model.decoder.is_gathered is cut
+        model.decoder.recompute = recompute
+        for _ in range(2):  # the second step begins with the blocks that the first one left
+            found.append(packed_gradients(model.train(), tokenizer, 256))
+    for loss, gradients in found[1:]:
+        assert loss == found[0][0]
+        assert torch.equal(flat(gradients), flat(found[0][1]))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "nf4"])

@@ -475,15 +475,26 @@ def test_the_plan_knows_which_bases_the_fused_decoder_computes(
     assert not is_fused_attention(torch.device("cuda"), torch.bfloat16)
 
 
-def test_sharded_and_float32_bases_are_planned_by_the_stock_modules() -> None:
+@pytest.mark.parametrize("shards", [1, 2])
+def test_float32_bases_are_planned_by_the_stock_modules(shards: int) -> None:
     assert is_fused(MISTRAL_SMALL, "nf4")
-    for precision, shards in (("fp32", 1), ("nf4", 2)):
-        assert not is_fused(MISTRAL_SMALL, precision, shards)  # type: ignore[arg-type]
-        by_default, stock = (
-            estimate(recipe_of(MISTRAL_SMALL, precision, "all-linear", decoder=one), 1024, False, shards)  # type: ignore[arg-type]
-            for one in ("fused", "stock")
-        )
-        assert by_default == stock
+    assert not is_fused(MISTRAL_SMALL, "fp32")
+    by_default, stock = (
+        estimate(recipe_of(MISTRAL_SMALL, "fp32", "all-linear", decoder=one), 1024, False, shards)
+        for one in ("fused", "stock")
+    )
+    assert by_default == stock
+
+
+@pytest.mark.parametrize("precision", ["nf4", "bf16", "fp8"])
+def test_a_cut_base_leaves_a_gpu_its_part_and_two_whole_blocks(precision: Precision) -> None:
+    recipe = recipe_of(MISTRAL_SMALL, precision, "all-linear")
+    whole, half = (estimate(recipe, 1024, False, shards) for shards in (1, 2))
+    others = 2 * MISTRAL_SMALL.other_parameters
+    block = (whole.weights - others) / MISTRAL_SMALL.num_hidden_layers
+    assert half.weights == pytest.approx((MISTRAL_SMALL.num_hidden_layers / 2 + 2) * block + others)
+    # adapter, head and what is computed are those of one GPU
+    assert (half.optimizer, half.activations) == (whole.optimizer, whole.activations)
 
 
 # --- the choice ---
@@ -558,7 +569,7 @@ def test_a_recording_leaves_room_for_the_first_update(monkeypatch: pytest.Monkey
 
 def test_shards_divide_the_base() -> None:
     one = estimate(recipe_of(MISTRAL_SMALL, decoder="stock"), 1024, True)
-    four = estimate(recipe_of(MISTRAL_SMALL), 1024, True, shards=4)
+    four = estimate(recipe_of(MISTRAL_SMALL, decoder="stock"), 1024, True, shards=4)
     assert four.weights * 4 == pytest.approx(one.weights, rel=1e-6)
     assert four.activations == one.activations
     assert four.total < one.total

@@ -30,6 +30,7 @@ from emotion_train.model.loss import class_weights
 from emotion_train.storage.open import open_store
 from emotion_train.training.engines import Kind, asked_for, deepspeed_config, make_engine, start_accelerator
 from emotion_train.training.trainer import learning_rate
+from tests.helpers.auxiliary_posts import auxiliary_config
 from tests.helpers.many_processes import Crew, Leg, Outcome, train_leg
 from tests.helpers.other_targets import tiny_folder
 from tests.helpers.padded import numbers_of, padded_counters
@@ -37,6 +38,7 @@ from tests.helpers.plain_loss import plain_loss
 from tests.helpers.tiny_runs import start_trainer, tiny_config, tiny_words
 
 ENGINES: tuple[Kind, ...] = ("DDP", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2")
+DECAY = 0.8  # of train.ema where a run moves
 WRAPPERS = {
     "DDP": "DistributedDataParallel",
     "DeepSpeed ZeRO-2": "DeepSpeedEngine",
@@ -107,6 +109,7 @@ class Reference(NamedTuple):
     losses: list[float]
     adapter: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]
 
 
 @cache
@@ -115,11 +118,13 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
     config = tiny_config(folder, *case.words(folder, "reference")[3:])
     store = open_store(config.data.url)
     index = read_index(store)
-    split = index.split("train")
+    split = index.training
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
+    labels, auxiliary = len(index.trained_labels), len(index.trained_labels) - len(index.labels)
     model, _ = build_classifier(
-        config.model.base, "fp32", len(index.labels), config.lora, config.run.seed, device
+        config.model.base, "fp32", labels, config.lora, config.run.seed, device, auxiliary=auxiliary
     )
+    sources = [one.labels for one in index.auxiliary.sources] if index.auxiliary is not None else None
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     weights_C = torch.tensor(
         class_weights(split.label_counts, config.loss.class_weights), dtype=torch.float32, device=device
@@ -129,7 +134,7 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
     )
     order = Order(split.row_counts, split.lanes, config.run.seed)
     steps = order.steps(case.batch)
-    losses = []
+    losses, states = [], []
     with RowGroupReader(store, split) as reader:
         for step in range(case.steps):
             places = list(zip(*order.epoch(0).locate(order.positions(step, case.batch)), strict=True))
@@ -148,7 +153,8 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
                 torch.tensor([len(one) for one in tokens]),
                 padded_counters(config.run.seed, step, numbers, length, device),
             )
-            loss = plain_loss(logits_NC, targets, weight_N, weights_C, index.targets)
+            known = sources and [sources[found.known[row]] for found, row in rows]
+            loss = plain_loss(logits_NC, targets, weight_N, weights_C, index.trained_targets, known)
             loss.backward()
             if config.train.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(trained.values(), config.train.max_grad_norm)
@@ -159,12 +165,24 @@ def whole_batches(folder: Path, case: Case, device: str = "cpu") -> Reference:
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
+            states.append(adapter_state(model))
     moments = {
         f"{key}.{name}": optimizer.state[parameter][key]
         for name, parameter in trained.items()
         for key in ("exp_avg", "exp_avg_sq")
     }
-    return Reference(losses, adapter_state(model), {name: moment.cpu() for name, moment in moments.items()})
+    moments = {name: moment.cpu() for name, moment in moments.items()}
+    return Reference(losses, states[-1], moments, mean_of(states, DECAY))
+
+
+def mean_of(states: Sequence[dict[str, torch.Tensor]], decay: float) -> dict[str, torch.Tensor]:
+    """The mean of states of which each older one counts `decay` times the next."""
+    weights = [decay ** (len(states) - 1 - number) for number in range(len(states))]
+    return {
+        name: sum(weight * state[name].double() for weight, state in zip(weights, states, strict=True))  # type: ignore[misc]
+        / sum(weights)
+        for name in states[0]
+    }
 
 
 def same_as(outcome: Outcome, expected: Reference) -> None:
@@ -228,6 +246,14 @@ def test_so_it_does_for_several_labels_and_for_shares_with_weights_of_posts(
     compare(folders[kind], two, engines)
 
 
+@pytest.mark.parametrize(
+    "engines", [("DDP",), pytest.param(ENGINES, marks=pytest.mark.slow)], ids=["DDP", "all"]
+)
+def test_so_it_does_with_auxiliary_posts(tmp_path: Path, two: Crew, engines: Sequence[Kind]) -> None:
+    auxiliary_config(tmp_path)
+    compare(tmp_path, two, engines)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 4])
 def test_more_processes_take_the_step_of_the_whole_batch_too(
@@ -257,7 +283,7 @@ def move(folder: Path, crew: Crew, engines: Sequence[Kind], device: str = "cpu")
     they are one run of one process.
     """
     case = CASES["uneven packs and tail, clipped"]
-    words = case.words(folder, f"moving-{device}")
+    words = [*case.words(folder, f"moving-{device}"), f"train.ema={DECAY}"]
     steps = [1] * (len(engines) - 1) + [case.steps - len(engines)]
     legs = [
         Leg(engine, words, count, f"{folder}/moving-{number}")
@@ -269,11 +295,33 @@ def move(folder: Path, crew: Crew, engines: Sequence[Kind], device: str = "cpu")
         sum(steps[:number]) for number in range(len(steps) + 1)
     ]
     losses = [loss for outcome in outcomes for loss in outcome.losses]
-    same_as(Outcome(**{**vars(outcomes[-1]), "losses": losses}), whole_batches(folder, case, device))
+    expected = whole_batches(folder, case, device)
+    same_as(Outcome(**{**vars(outcomes[-1]), "losses": losses}), expected)
+    for name, tensor in expected.average.items():
+        torch.testing.assert_close(outcomes[-1].average[name].double(), tensor, atol=1e-5, rtol=0)
+    differs = [float((mean - expected.adapter[name]).abs().max()) for name, mean in expected.average.items()]
+    assert max(differs) > 1e-4
 
 
 def test_a_run_moves_between_engines_and_numbers_of_processes(folder: Path, two: Crew) -> None:
     move(folder, two, ENGINES)
+
+
+def test_a_base_that_is_cut_under_the_fused_decoder_takes_the_step_of_the_whole_batch(
+    folder: Path, two: Crew
+) -> None:
+    """With recomputation in the second case; the passes go up and down the blocks."""
+    legs = []
+    for place, case in enumerate(CASES.values()):
+        words = [*case.words(folder, f"cut-{place}"), f"train.gradient_checkpointing={place == 1}"]
+        legs.append(Leg("FSDP2", words, case.steps, f"{folder}/cut-{place}", case.blank, plain=True))
+    for case, outcome in zip(CASES.values(), two.train(legs), strict=True):
+        assert (outcome.world_size, outcome.wrapper) == (2, "DistributedDataParallel")
+        same_as(outcome, whole_batches(folder, case))
+
+
+def test_4_bit_codes_are_cut_under_the_fused_decoder_as_they_are(folder: Path, two: Crew) -> None:
+    agree_to_rounding(folder, two, ["FSDP2"], "nf4", plain=True)
 
 
 def test_evaluations_while_a_slow_reader_makes_the_next_steps_change_no_step(folder: Path, two: Crew) -> None:
@@ -293,14 +341,20 @@ def test_evaluations_while_a_slow_reader_makes_the_next_steps_change_no_step(fol
 
 
 def agree_to_rounding(
-    folder: Path, crew: Crew, engines: Sequence[Kind], precision: str, *words: str, device: str = "cpu"
+    folder: Path,
+    crew: Crew,
+    engines: Sequence[Kind],
+    precision: str,
+    *words: str,
+    device: str = "cpu",
+    plain: bool = False,
 ) -> None:
     """Two processes of every engine against one process, in a format that rounds; fp8 keeps three
-    bits, and its gradients agree less.
+    bits, and its gradients agree less. `plain` as of a `Leg` is for the two.
     """
 
     def leg(engine: Kind, count: int) -> Leg:
-        name = f"{device}{count}-{precision}-{engine.replace(' ', '-')}"
+        name = f"{device}{count}-{precision}-{engine.replace(' ', '-')}{'-plain' if plain else ''}"
         values = [
             "checkpoint.every_seconds=null",
             "train.global_batch_size=24",
@@ -312,6 +366,7 @@ def agree_to_rounding(
             tiny_words(folder, f"run.id={name}", f"model.precision={precision}", *values, *words),
             4,
             f"{folder}/{name}",
+            plain=plain and count > 1,
         )
 
     single = alone(folder, leg("one process", 1), device)

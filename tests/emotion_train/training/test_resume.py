@@ -759,7 +759,12 @@ def test_a_folder_that_could_keep_no_state_is_refused_before_the_claim(
 
 
 @pytest.mark.parametrize(
-    ("engine", "words"), [("one process", "needs a GPU with float8 units"), ("FSDP2", "cuts the weights up")]
+    ("engine", "words"),
+    [
+        ("one process", "needs a GPU with float8 units"),
+        ("FSDP2", "needs a GPU with float8 units"),
+        ("DeepSpeed ZeRO-3", "know no fp8"),
+    ],
 )
 def test_fp8_that_cannot_be_computed_is_refused(tmp_path: Path, engine: distributed.Kind, words: str) -> None:
     config = tiny_config(tmp_path, *WORDS, "model.precision=fp8")

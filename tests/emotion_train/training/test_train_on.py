@@ -173,6 +173,11 @@ def posts_by_id(home: Path, ids: tuple[str, ...]) -> list[str]:
     ("changed", "told"),
     [
         (("lora.r=8",), "has lora.r 4, not 8; give lora.r=4"),
+        (
+            ("model.layers=1",),
+            "was made for all blocks of its base, and this run reads the first block; give"
+            r" model\.layers=null\.",
+        ),
         (("lora.alpha=3",), "has lora.alpha 32, not 3; give lora.alpha=32"),
         (("lora.targets=[q_proj]",), "has adapters on .*, not on q_proj; give lora.targets="),
     ],
@@ -197,3 +202,5 @@ def test_check_looks_at_the_adapter(home: Path, capsys: pytest.CaptureFixture[st
     assert "tiny, 3 of 4 labels with its rows of the head" in " ".join(capsys.readouterr().out.split())
     launch_cli.main(["check", *asked, "lora.r=8", "--accelerate-config", "cpu"])
     assert "has lora.r 4, not 8" in " ".join(capsys.readouterr().out.split())
+    launch_cli.main(["check", *asked, "model.layers=0.5", "--accelerate-config", "cpu"])
+    assert "was made for all blocks of its base, and this run" in " ".join(capsys.readouterr().out.split())

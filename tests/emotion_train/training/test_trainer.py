@@ -32,6 +32,7 @@ from emotion_train.stage_base import stage
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.training.trainer import Trainer, learning_rate
+from tests.helpers.auxiliary_posts import auxiliary_config
 from tests.helpers.many_processes import blank_first_posts
 from tests.helpers.other_targets import relabel, tiny_folder
 from tests.helpers.padded import numbers_of, padded_counters
@@ -67,11 +68,13 @@ def whole_batch_reference(folder: Path, dropout: float) -> tuple[list[float], di
     config = tiny_config(folder, f"lora.dropout={dropout}")
     store = open_store(config.data.url)
     index = read_index(store)
-    split = index.split("train")
+    split = index.training
     tokenizer = PostTokenizer.load(config.model.base, config.data.max_length)
+    labels, auxiliary = len(index.trained_labels), len(index.trained_labels) - len(index.labels)
     model, _ = build_classifier(
-        config.model.base, "fp32", len(index.labels), config.lora, config.run.seed, "cpu"
+        config.model.base, "fp32", labels, config.lora, config.run.seed, "cpu", auxiliary=auxiliary
     )
+    sources = [one.labels for one in index.auxiliary.sources] if index.auxiliary is not None else None
     weights_C = torch.tensor(
         class_weights(split.label_counts, config.loss.class_weights), dtype=torch.float32
     )
@@ -97,7 +100,8 @@ def whole_batch_reference(folder: Path, dropout: float) -> tuple[list[float], di
             logits_NC = model.train().forward_padded(
                 padded_NL, torch.tensor([len(one) for one in tokens]), counters
             )
-            loss = plain_loss(logits_NC, targets, weight_N, weights_C, index.targets)
+            known = sources and [sources[rows_.known[row]] for rows_, row in rows]
+            loss = plain_loss(logits_NC, targets, weight_N, weights_C, index.trained_targets, known)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trainable, 1.0)
             optimizer.param_groups[0]["lr"] = learning_rate(
@@ -140,6 +144,17 @@ def test_so_it_is_for_several_labels_and_for_shares_with_weights_of_posts(
     dropout: float,
 ) -> None:
     compare_with_the_whole_batch(folders[kind], stack, tokens_per_microbatch, dropout, "false")
+
+
+@pytest.mark.parametrize(
+    ("targets", "tokens_per_microbatch", "dropout"),
+    [("one", 128, 0.3), ("one", 100_000, 0.0), ("several", 300, 0.0)],
+)
+def test_so_it_is_with_auxiliary_posts_whose_sources_know_some_of_the_labels(
+    tmp_path: Path, stack: ExitStack, targets: TargetKind, tokens_per_microbatch: int, dropout: float
+) -> None:
+    auxiliary_config(tmp_path, targets=targets)
+    compare_with_the_whole_batch(tmp_path, stack, tokens_per_microbatch, dropout, "false")
 
 
 def test_a_run_on_shares_of_one_label_is_that_on_one_label_to_the_bit(

@@ -401,3 +401,18 @@ def test_labels_in_another_order_are_brought_into_one(folder: Path, tmp_path: Pa
     found = comparison_of([*urls(folder, "low-seed-1"), str(pulled)])
     assert found.versus[0].macro_f1 == expected.versus[0].macro_f1
     assert found.versus[0].labels == expected.versus[0].labels
+
+
+def test_depths_are_told_apart_and_reports_that_say_none_are_of_whole_bases(
+    folder: Path, tmp_path: Path
+) -> None:
+    publish_run(folder, "half-seed-1", "run.seed=1", "model.layers=0.5", skill=1.6)
+    found = comparison_of(urls(folder, "low-seed-1", "half-seed-1"))
+    assert ("model.layers", ("–", "0.5")) in found.differences["config"]
+    old = _pulled(folder, "low-seed-1", tmp_path / "old")
+    report = json.loads((old / "report.json").read_text())
+    del report["identity"]["config"]["model"]["layers"]
+    (old / "report.json").write_text(json.dumps(report))
+    words = [str(old), *urls(folder, "low-seed-2", "half-seed-1")]
+    groups = comparison_of(words, group_by_config=True).groups
+    assert [len(group.runs) for group in groups] == [2, 1]

