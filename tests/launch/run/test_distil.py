@@ -16,7 +16,7 @@ from scipy.special import softmax
 from emotion_train import cli as train_cli
 from emotion_train.config import load_config
 from emotion_train.data.derived import read_split
-from emotion_train.data.folds import folds_of_texts, softened
+from emotion_train.data.folds import folds_of_texts, require_foldable, softened, write_fold, write_soft
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.preparation import prepare
 from emotion_train.data.text_filter import TextFilter, keys_of
@@ -31,6 +31,7 @@ from emotion_train.storage.store import Store
 from launch import cli as launch_cli
 from launch.run.distil import distil
 from launch.run.topology import Topology
+from tests.helpers.auxiliary_posts import auxiliary_config
 from tests.helpers.tiny_runs import tiny_config, tiny_words, write_posts
 
 TEACHERS = ["tiny-fold-0-of-2-seed-5", "tiny-fold-1-of-2-seed-5"]
@@ -212,3 +213,27 @@ def test_tiny_shares_are_left_out() -> None:
     found = softened(((1, 1.0),), np.array([0.9, 0.09995, 0.00005]), 0.3)
     assert [label for label, _ in found] == [0, 1]
     assert sum(share for _, share in found) == pytest.approx(1, abs=1e-12)
+
+
+def test_auxiliary_posts_are_food_of_teachers_and_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = auxiliary_config(tmp_path)
+    source = open_store(config.data.url)
+    index = read_index(source)
+    rows = read_split(source, index, "train")
+    assert index.auxiliary is not None
+    require_foldable(index, rows, 2, config.data.url)
+    fold = write_fold(source, index, rows, 0, 2, open_store(str(tmp_path / "fold")), "--to")
+    even = dict.fromkeys(rows.ids, np.full(4, 0.25))
+    soft = write_soft(source, index, rows, even, 0.3, {}, open_store(str(tmp_path / "soft")), "--to")
+    for made, name in ((fold, "fold"), (soft, "soft")):
+        assert made.auxiliary is not None
+        for old, new in zip(index.auxiliary.split.objects, made.auxiliary.split.objects, strict=True):
+            assert source.read(old.key) == open_store(str(tmp_path / name)).read(new.key)
+    assert soft.requires == ("auxiliary", "soft")
+    assert soft.trained_labels == index.trained_labels
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    asked = tiny_words(tmp_path, f"data.url={tmp_path / 'soft'}", "run.id=soft", "train.max_steps=2")
+    assert train_cli.main(["train", *asked, "report.floor_max_rows=0"]) == 0
+    assert read_facts(find_adapter(str(tmp_path / "runs" / "soft")).folder).labels == index.labels
