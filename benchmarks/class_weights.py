@@ -18,10 +18,12 @@ the demonstration posts.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import io
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -29,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +44,7 @@ from emotion_train.demo import POSTS
 from emotion_train.runs.published import download
 
 HERE = Path(__file__).parent
+T = TypeVar("T")
 QKVO = "[q_proj,k_proj,v_proj,o_proj]"
 
 
@@ -98,17 +101,34 @@ def train_all(arguments: argparse.Namespace) -> None:
     base = arguments.base or str(small_model())
     with tempfile.TemporaryDirectory(prefix="class-weights-") as temporary:
         folder = Path(temporary)
-        # each of these processes takes many runs, so that libraries are imported once
-        with ProcessPoolExecutor(arguments.at_once, multiprocessing.get_context("spawn")) as pool:
+        with workers(arguments.at_once) as pool:
             list(pool.map(prepare, [folder] * len(arguments.sets), arguments.sets))
-            runs = [
-                Run(folder, base, name, arguments.targets, power, seed, tuple(arguments.overrides))
-                for name in arguments.sets
-                for seed in arguments.seeds
-                for power in arguments.powers
-            ]
-            trainings = [pool.submit(train, run) for run in runs if run.id not in done]
-            note(trainings, arguments.out)
+        runs = [
+            Run(folder, base, name, arguments.targets, power, seed, tuple(arguments.overrides))
+            for name in arguments.sets
+            for seed in arguments.seeds
+            for power in arguments.powers
+        ]
+        side_by_side(train, [run for run in runs if run.id not in done], arguments.at_once, arguments.out)
+
+
+def side_by_side(train: Callable[[T], dict[str, object]], runs: Sequence[T], at_once: int, out: Path) -> None:
+    """Train so many of these runs at a time; each result is a line of `out` as soon as it is
+    there.
+    """
+    with workers(at_once) as pool:
+        note([pool.submit(train, run) for run in runs], out)
+
+
+def workers(at_once: int) -> ProcessPoolExecutor:
+    """Processes that take one call after the other, so that libraries are imported once."""
+    return ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), end_with_parent)
+
+
+def end_with_parent() -> None:
+    """A killed script leaves no training on the GPU, on Linux (prctl 1 = PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def note(trainings: Sequence[Future[dict[str, object]]], out: Path) -> None:

@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import pyarrow.parquet as pq
 import torch
-from class_weights import HERE, comma, command, lines, note
+from class_weights import HERE, comma, command, lines, side_by_side
 
 from emotion_train.bases.packaged import small_model
 from emotion_train.data.targets import TargetKind
@@ -86,10 +84,7 @@ def train_all(arguments: argparse.Namespace) -> None:
             for seed in arguments.seeds
             for recipe in arguments.recipes
         ]
-        # each of these processes takes many runs, so that libraries are imported once
-        with ProcessPoolExecutor(arguments.at_once, multiprocessing.get_context("spawn")) as pool:
-            trainings = [pool.submit(train, run) for run in runs if run.id not in done]
-            note(trainings, arguments.out)
+        side_by_side(train, [run for run in runs if run.id not in done], arguments.at_once, arguments.out)
 
 
 def prepare(posts: Path, folder: Path) -> None:

@@ -5,6 +5,8 @@ well, the stock recipe and the GPU's own matrix products, in one run.
     python benchmarks/speed.py --folder /dev/shm/mistral
     # H100 80GB
     python benchmarks/speed.py --folder /dev/shm/mistral --tokens fp8=4096,bf16=4096
+    # the first 77 and 50 % of the blocks, beside the peer with all of them
+    python benchmarks/speed.py --folder FOLDER --runs peer-nf4,fp8,fp8@0.77,fp8@0.5,nf4@0.5
 
 The model is Mistral Small 3.1's shape with random weights (as real_size.py writes it), the posts
 are GoEmotions'. This program runs by its own command line with steps of `--batch` posts. The peer
@@ -15,7 +17,8 @@ first half of this program's steps does not count, nor the first five of the oth
 in them and kernels are built. Useful work counts
 real tokens only: 4 x linear parameters x tokens; adapters, attention and what is computed again
 count nothing. A bf16 product of 8192 x 8192 matrices is timed for three seconds before and after
-each run, so that a GPU that runs at its power limit is compared with itself.
+each run, so that a GPU that runs at its power limit is compared with itself. `fp8@0.77` is fp8 with
+model.layers=0.77, whose useful work is that of the blocks it computes.
 """
 
 from __future__ import annotations
@@ -40,18 +43,18 @@ from emotion_train.runs.published import download
 from emotion_train.sizing.fit import Layout, MicroBatch
 from emotion_train.sizing.memory import estimate
 from emotion_train.sizing.recipe import Recipe
-from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
 from launch.gpus import kind_of
 from launch.plan.choices import Choice, with_settings
 from launch.plan.prices import Offer
 from launch.plan.spot import Spot
 from launch.run.choice import accelerate_line
-from launch.workload import work_of
+from launch.workload import shape_of_base, work_of
 
 HERE = Path(__file__).parent
 VALIDATION = 512
 PEER = "peer-"  # and the precision
+DEPTH = "@"  # between a precision and model.layers
 RUNS = ("peer-nf4", "peer-bf16", "stock", "nf4", "bf16", "fp8")
 
 
@@ -81,7 +84,6 @@ def main() -> None:
         name: int(count)
         for name, _, count in (word.partition("=") for word in arguments.tokens.split(",") if word)
     }
-    shape = Shape.of(json.loads((arguments.folder / "config.json").read_text()))
     rows = [
         (
             "| run | tokens a micro-batch | posts/s | tokens/s | useful TFLOP/s | of bf16 products |"
@@ -113,7 +115,8 @@ def main() -> None:
                 found = ours(arguments.folder, folder, run, tokens.get(run, 8192), arguments)
             rate = (before + product_rate()) / 2
             speeds[run] = found["tokens_per_second"]
-            useful = 4 * shape.linear_parameters * found["tokens_per_second"]
+            computed = shape_of_base(str(arguments.folder), depth_of(run)).linear_parameters
+            useful = 4 * computed * found["tokens_per_second"]
             cells = [
                 f"{run}, batches of {found['batch']}" if run.startswith(PEER) else run,
                 f"{found['tokens_a_microbatch']:,}",
@@ -154,17 +157,25 @@ def product_rate(seconds: float = 3.0) -> float:
     return rate
 
 
+def depth_of(run: str) -> float | None:
+    """`model.layers` of a run such as fp8@0.77; None: all blocks."""
+    _, _, depth = run.partition(DEPTH)
+    return None if not depth else float(depth) if "." in depth else int(depth)
+
+
 def ours(
-    checkpoint: Path, folder: Path, precision: str, tokens: int, arguments: argparse.Namespace
+    checkpoint: Path, folder: Path, run: str, tokens: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
+    precision, run_id = run.partition(DEPTH)[0], run.replace(DEPTH, "-of-")
     values = [
         *(
             f"data.url={folder / 'data'}",
             f"run.output_url={folder / 'runs'}",
-            f"run.id={precision}",
+            f"run.id={run_id}",
             f"model.base={checkpoint}",
         ),
-        *(f"model.precision={precision}", "train.epochs=1", f"train.global_batch_size={arguments.batch}"),
+        *(f"model.precision={precision}", f"model.layers={depth_of(run) or 'null'}"),
+        *("train.epochs=1", f"train.global_batch_size={arguments.batch}"),
         *(
             f"train.tokens_per_microbatch={tokens}",
             f"evaluation.every_steps={arguments.steps // 2}",
@@ -179,9 +190,9 @@ def ours(
     ]
     choice = planned(values)
     subprocess.run(accelerate_line(SINGLE_GPU, str(MISTRAL), values), check=True, stdout=sys.stderr)
-    download(f"{folder / 'runs'}/{precision}", folder / "pulled" / precision)
-    report = json.loads((folder / "pulled" / precision / "report" / "report.json").read_text())
-    posts, real_tokens = speed(str(folder / "runs"), precision)
+    download(f"{folder / 'runs'}/{run_id}", folder / "pulled" / run_id)
+    report = json.loads((folder / "pulled" / run_id / "report" / "report.json").read_text())
+    posts, real_tokens = speed(str(folder / "runs"), run_id)
     expected = (
         [f"{choice.posts_per_second:.0f}", f"{choice.memory.total / 2**30:.1f}"]
         if choice is not None
@@ -206,7 +217,7 @@ def planned(values: list[str]) -> Choice | None:
     config = load_config(str(MISTRAL), values)
     store = open_store(config.data.url)
     work = work_of(config, read_index(store), store, None)
-    shape = Shape.of(json.loads((Path(config.model.base) / "config.json").read_text()))
+    shape = shape_of_base(config.model.base, config.model.layers)
     recipe, tokens = Recipe.of(config, shape, work.labels), config.train.microbatch_tokens
     found = MicroBatch(tokens, False, estimate(recipe, tokens, False))
     return with_settings(recipe, work, kind, Layout(), Offer(), Spot(), found)

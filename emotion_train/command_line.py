@@ -16,11 +16,15 @@ from emotion_train.errors import WrongRequest
 
 TRAIN, LAUNCH = "emotion-train", "emotion-launch"
 # `emotion_train` never imports the launcher, so its verbs stand here; a test compares them
-LAUNCH_VERBS = ("run", "plan", "check", "runs", "show", "label-status", "compare", "pull", "push", "up")
+LAUNCH_VERBS = (
+    *("run", "plan", "check", "runs", "show", "label-status", "compare", "pull", "push", "up", "distil"),
+)
 
 # words that people type for a verb, and the verbs that are meant, the likelier first
 _MEANT = {
     "train": ("run",),
+    "distill": ("distil",),
+    "ensemble": ("distil",),
     "fit": ("run", "train"),
     "finetune": ("run", "train"),
     "fine-tune": ("run", "train"),

@@ -405,7 +405,7 @@ def _scored(posts: _Split, classifier: Classifier) -> AnyPredictions:
         global_batch_size=POSTS_PER_SCORING_STEP,
         tokens_per_microbatch=classifier.capacity,
         fill_multiple=fill_multiple(model.device),
-        targets=posts.index.targets,
+        targets=posts.index.targets_of(posts.name),
     )
     with loader, ProgressLine(f"scoring {posts.name}", split.rows, "posts") as line:
         part = score(model, loader, model.device, classes, line.update, posts.places)

@@ -72,6 +72,11 @@ _KEYS: tuple[tuple[str, str, str], ...] = (
         " model_path checkpoint_path base_model_name_or_path llm backbone pretrained",
     ),
     (
+        "model.layers",
+        "the first blocks of the base, or a share of them",
+        "num_hidden_layers n_layers num_layers n_layer max_layers",
+    ),
+    (
         "model.precision",
         _FORMAT,
         "load_in_4bit load_in_8bit bf16 fp16 fp8 quantization quantize quant bits dtype torch_dtype"

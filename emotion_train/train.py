@@ -257,9 +257,16 @@ def _look_at_parent(
     config: Config, index: Index, base: BaseConfig, tokenizer: PostTokenizer
 ) -> ParentAdapter:
     """The adapter to train on from, which fits; nothing of the base is loaded yet."""
-    from emotion_train.runs.parent import label_sentences, read_parent, refuse_unfit, require_old_posts
+    from emotion_train.runs.parent import (
+        label_sentences,
+        read_parent,
+        refuse_other_depth,
+        refuse_unfit,
+        require_old_posts,
+    )
 
     parent = read_parent(str(config.model.adapter))
+    refuse_other_depth(parent, base.layers)
     refuse_unfit(parent, config, index, shape_sha256=base.shape_sha256, tokenizer_sha256=tokenizer.sha256())
     require_old_posts(config, parent, index.labels)
     for sentence in label_sentences(parent.described(index.labels)):

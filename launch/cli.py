@@ -50,6 +50,12 @@ Face hub, in one commit, by the hub's own client. The token comes from HF_TOKEN 
 permission. The report and the predictions, which hold texts of posts, are not uploaded."""
 
 
+_DISTILLING = """Trains teachers on folds of the training posts, SEEDS for each fold; every post
+gets the mean probabilities of those that did not see it, mixed with its own label, as shares; and
+one adapter is trained on these. Data sets and runs that are there are not made again, so the same
+command resumes."""
+
+
 _ALL_STEPS = """Prepares the posts into the bucket, checks, plans and asks with the price in front
 of it, tries the run out, trains it by `sky jobs launch` or on this machine, shows the report, pulls
 the adapter and exports it. Each step is a command that it prints and that can be typed alone. Typed
@@ -130,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         help="with --seeds: each on one GPU of this machine, as many at once as there are (default: one after"
         " the other, each on all GPUs)",
     )
+    _add_at_once(run)
     run.set_defaults(verb=_run)
 
     _add_plan(verb("plan", "which GPUs would train this, how long and for how many dollars", _PLANNING))
@@ -216,9 +223,71 @@ def _parser() -> argparse.ArgumentParser:
     pull.set_defaults(verb=_pull)
     _add_push(verb("push", "upload a published adapter with its card to the Hugging Face hub", _PUSHING))
     _add_up(verb("up", "from posts to a served classifier: every step in one command", _ALL_STEPS))
+    _add_distil(
+        verb(
+            "distil",
+            "one adapter that answers like several: teachers on folds, their out-of-fold shares, a student",
+            _DISTILLING,
+        )
+    )
     for page in verbs.choices.values():
         add_traceback_option(page)
     return parser
+
+
+def _add_distil(distil: argparse.ArgumentParser) -> None:
+    _add_config(distil)
+    distil.add_argument(
+        "--folds",
+        type=_positive,
+        default=3,
+        metavar="K",
+        help="parts of the training posts; a teacher is trained on all but one (default: %(default)s)",
+    )
+    distil.add_argument(
+        "--seeds",
+        default="2",
+        metavar="N or LIST",
+        help="teachers of each fold, as in `run --seeds`; also 1 (default: %(default)s)",
+    )
+    distil.add_argument(
+        "--own",
+        type=float,
+        default=0.3,
+        metavar="SHARE",
+        help="share of a post that its own label keeps; the rest is the teachers' (default: %(default)g)",
+    )
+    distil.add_argument(
+        "--to",
+        metavar="URL",
+        help="where the data sets go, s3://bucket/prefix or a folder (default: DATA_URL-distil/RUN_ID)",
+    )
+    distil.add_argument(
+        "--spread",
+        action="store_true",
+        help="each run on one GPU of this machine, as many at once as there are (default: one after the"
+        " other, each on all GPUs)",
+    )
+    _add_at_once(distil)
+    distil.add_argument(
+        "--as-jobs",
+        action="store_true",
+        help="make the data sets that can be made, and print the lines that start what is left as jobs of"
+        " SkyPilot; type it again once they are done",
+    )
+    distil.add_argument("--dry-run", action="store_true", help="say what would be made, and make nothing")
+    distil.add_argument("--allow-unfenced", action="store_true", help="as of `run`, for each training")
+    distil.set_defaults(verb=_distil, processes=None)
+
+
+def _add_at_once(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--at-once",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="with --spread: runs at once on each GPU, for small bases (default: %(default)s)",
+    )
 
 
 def _add_up(up: argparse.ArgumentParser) -> None:
@@ -423,6 +492,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.run.topology import gpus
 
     end_with_seeds()
+    if arguments.at_once > 1 and not arguments.spread:
+        raise WrongRequest("--at-once is for runs that are spread over GPUs; give --spread, or leave it out.")
     if arguments.seeds is None and arguments.spread:
         raise WrongRequest("--spread is for several seeds; give --seeds 3, or leave it out.")
     if arguments.seeds is not None and arguments.smoke:
@@ -441,6 +512,20 @@ def _run(arguments: argparse.Namespace) -> int:
             only_show=arguments.dry_run,
         )
     return _start(arguments, [])
+
+
+def _distil(arguments: argparse.Namespace) -> int:
+    from emotion_train.processes.systems import require_system
+
+    require_system("run")
+    from emotion_train.config import load_config
+    from launch.run.choice import asked_for
+    from launch.run.distil import distil
+    from launch.run.topology import gpus
+
+    config = load_config(arguments.config, arguments.overrides)
+    _, topology = asked_for(gpus(), arguments.accelerate_config, processes=None)
+    return distil(arguments, config, topology, lambda own: _start(own, []))
 
 
 def _start(arguments: argparse.Namespace, more: Sequence[str], stop_after_step: int | None = None) -> int:

@@ -147,7 +147,16 @@ MUTANTS = [
         "if self.training:",
         "if True:",
         "tests/emotion_train/training/test_auxiliary_run.py::"
-        "test_what_is_published_knows_the_main_labels_alone_and_answers_as_its_report_says",
+        "test_outside_of_training_the_head_is_that_of_the_main_labels_to_the_bit",
+    ),
+    # distillation
+    Mutant(
+        "a teacher is not trained on the fold that it answers",
+        "emotion_train/data/folds.py",
+        "write_fold",
+        "np.flatnonzero(fold_N != fold)",
+        "np.flatnonzero(fold_N >= 0)",
+        "tests/launch/run/test_distil.py::test_no_post_is_scored_by_a_model_that_saw_it",
     ),
     # training on from an adapter, adapters that answer together
     Mutant(
@@ -173,7 +182,7 @@ MUTANTS = [
         "Adapters.add_to",
         "up_KOR.mT",
         "up_KOR.roll(1, 0).mT",
-        "tests/emotion_train/model/test_ensemble.py",
+        "tests/emotion_train/model/test_ensemble.py::test_the_mean_of_logits_is_that_of_each_member_alone",
     ),
     # the report's posts, corrections, slices, push
     Mutant(
@@ -1587,6 +1596,23 @@ MUTANTS = [
         "tests/test_no_remote_code.py::test_a_base_of_a_known_architecture_loads_without_its_programs",
     ),
     Mutant(
+        "blocks above the depth are not read",
+        "emotion_train/bases/depth.py",
+        "is_read",
+        "int(block[1]) < layers",
+        "int(block[1]) <= layers",
+        "tests/emotion_train/model/test_depth.py::test_files_of_blocks_above_need_not_be_there",
+    ),
+    Mutant(
+        "an adapter of one depth is refused at another",
+        "emotion_train/runs/parent.py",
+        "refuse_other_depth",
+        "own != layers",
+        "False",
+        "tests/emotion_train/training/test_train_on.py"
+        "::test_what_does_not_fit_is_refused_before_anything_is_loaded",
+    ),
+    Mutant(
         "a base is looked at before the run is claimed",
         "emotion_train/model/trainable.py",
         "require_trainable_base",
@@ -1774,7 +1800,7 @@ MUTANTS = [
         "the published head is divided by its temperature",
         "emotion_train/training/finish.py",
         "_score_splits",
-        "adapter = with_temperature(adapter, temperature)",
+        "adapter = with_temperature(adapter, _of_all_rows(temperature, job.index))",
         "adapter = dict(adapter)",
         "tests/emotion_train/training/test_finish.py"
         "::test_a_run_on_several_labels_publishes_its_decision_and_the_answers_that_its_report_counts",

@@ -36,6 +36,7 @@ FIRST = (
     "guides/encoders.md",
     "guides/predict-and-evaluate.md",
     "guides/ensembles.md",
+    "guides/distillation.md",
     "guides/train-on.md",
     "guides/report.md",
     "guides/probabilities.md",

@@ -57,6 +57,13 @@ def cut_configuration(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
     return {**values, "num_hidden_layers": layers, **listed}
 
 
+def blocks_words(layers: int | None) -> str:
+    """`the first 23 blocks`; None is `all blocks`."""
+    if layers is None:
+        return "all blocks"
+    return "the first block" if layers == 1 else f"the first {layers} blocks"
+
+
 def depth_words(layers: int | None, whole: int | None) -> str | None:
     """`the first 23 of 30 blocks`; None for a whole base."""
     return None if layers is None else f"the first {layers} of {whole} blocks"

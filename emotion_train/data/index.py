@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from emotion_train.data.targets import AUXILIARY, FEATURE, SOURCE, WEIGHT, TargetKind, kind_of
+from emotion_train.data.targets import AUXILIARY, FEATURE, SOFT, SOURCE, WEIGHT, TargetKind, kind_of
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage.document import FrozenModel, Manifest, read_manifest, version_of
 from emotion_train.storage.store import Store
@@ -34,7 +34,7 @@ _LABELS_SHOWN = 30
 SCHEMA: Literal["emotion-train/index/2"] = "emotion-train/index/2"
 FIRST: Literal["emotion-train/index/1"] = "emotion-train/index/1"
 # names in `requires` that this version knows; a later one adds a name and not a schema
-FEATURES = frozenset({*FEATURE.values(), WEIGHT, SOURCE, AUXILIARY})
+FEATURES = frozenset({*FEATURE.values(), WEIGHT, SOURCE, AUXILIARY, SOFT})
 MAX_LANES = 64
 SPLITS = ("train", "validation", "test")
 _MAX_ROWS = 1 << 40
@@ -214,8 +214,9 @@ class Index(Manifest):
     `labels`.
 
     `requires` names features without which it would be misread: what the posts are labelled with
-    where that is not one label, that they have weights of their own, and that some are marked as no
-    real posts, and that posts of other labels are trained on beside those of the training split.
+    where that is not one label, that they have weights of their own, that some are marked as no
+    real posts, that those of the training split have shares where the others have one label, and
+    that posts of other labels are trained on beside it.
     """
 
     older: ClassVar[tuple[str, ...]] = (FIRST,)
@@ -253,7 +254,7 @@ class Index(Manifest):
                 raise ValueError(
                     f"{name} counts {len(split.label_counts)} labels, and there are {len(self.labels)}"
                 )
-            _refuse_wrong_sums(name, split, self.targets)
+            _refuse_wrong_sums(name, split, self.targets_of(name))
         self._refuse_wrong_auxiliary()
         keys = Counter(described.key for split in self.stored_splits.values() for described in split.objects)
         if any(times > 1 for times in keys.values()):
@@ -329,7 +330,13 @@ class Index(Manifest):
         """What all training posts together are labelled with: one label and auxiliary ones are
         shares.
         """
-        return "shares" if self.auxiliary is not None and self.targets == "one" else self.targets
+        if self.auxiliary is not None and self.targets == "one":
+            return "shares"
+        return self.targets_of("train")
+
+    def targets_of(self, split: str) -> TargetKind:
+        """What a split's own posts are labelled with."""
+        return "shares" if split == "train" and SOFT in self.requires else self.targets
 
     @property
     def trained_labels(self) -> tuple[str, ...]:
@@ -447,8 +454,10 @@ def limited(index: Index, rows: int | None) -> Index:
             f"data.limit is {rows} and the data set has {len(index.labels)} labels, each of which needs a"
             f" post; give {len(index.labels)} or more."
         )
-    cut = _first_of if index.targets == "one" else _first_posts
-    splits = {name: cut(split, rows) for name, split in index.splits.items()}
+    splits = {
+        name: (_first_of if index.targets_of(name) == "one" else _first_posts)(split, rows)
+        for name, split in index.splits.items()
+    }
     auxiliary = index.auxiliary
     if auxiliary is not None:
         auxiliary = auxiliary.model_copy(update={"split": _first_posts(auxiliary.split, rows)})

@@ -40,6 +40,7 @@ def _compared(facts: AdapterFacts, one_base: bool) -> dict[str, object]:
     }
     if one_base:
         found |= {
+            "model.layers": facts.layers,
             "base": (facts.base_shape_sha256, facts.base_weights_sha256),
             "model.precision": facts.precision,
             "train.method": "full" if facts.lora is None else "lora",

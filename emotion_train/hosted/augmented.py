@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emotion_train.data.derived import copied, copied_auxiliary
 from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, read_index
 from emotion_train.data.reader import RowGroupReader
-from emotion_train.data.targets import SOURCE, WEIGHT, Target, largest, requires
-from emotion_train.errors import AlreadyExists, StorageError, WrongRequest
+from emotion_train.data.targets import SOFT, SOURCE, WEIGHT, Target, largest, requires
+from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.hosted.prompts import TrainingPosts
 from emotion_train.storage.document import version_of
 from emotion_train.storage.store import Store
@@ -40,8 +41,9 @@ def require_plain(index: Index, url: str) -> None:
     """Raises `WrongRequest` for a data set that holds added posts already: the real ones are what
     an augmentation counts from.
     """
-    if index.marked:
-        raise WrongRequest(f"{url} was augmented already; give the data set that it was made of.")
+    if index.marked or SOFT in index.requires:
+        what = "augmented" if index.marked else "distilled"
+        raise WrongRequest(f"{url} was {what} already; give the data set that it was made of.")
 
 
 def write(
@@ -67,10 +69,8 @@ def write(
             if split == "train":
                 splits[split] = _write_train(index, posts, added, store, Path(name), seed)
             else:
-                splits[split] = _copied(source, index.splits[split], store)
-    auxiliary = index.auxiliary
-    if auxiliary is not None:
-        auxiliary = auxiliary.model_copy(update={"split": _copied(source, auxiliary.split, store)})
+                splits[split] = copied(source, index.splits[split], store)
+    auxiliary = copied_auxiliary(source, index, store)
     made = Index(
         labels=index.labels,
         requires=requires(index.targets, weighted=True, marked=True, auxiliary=auxiliary is not None),
@@ -142,21 +142,6 @@ def _mixed(own: Sequence[Any], added: Sequence[Any], seed: int) -> list[Any]:
         found[place] = row
     rest = iter(own)
     return [next(rest) if row is None else row for row in found]
-
-
-def _copied(source: Store, split: Split, store: Store) -> Split:
-    """The split, whose objects are those of the source, byte for byte."""
-    from emotion_train.data.shards import place
-
-    objects = []
-    with tempfile.TemporaryDirectory(prefix="emotion-train-copy-") as name:
-        for described in split.objects:
-            path = Path(name) / "object"
-            path.write_bytes(source.read(described.key))
-            if path.stat().st_size != described.bytes:
-                raise StorageError(f"{source.url_of(described.key)} changed while it was read; try again.")
-            objects.append(place(store, described.model_copy(update={"etag": None}), path))
-    return split.model_copy(update={"objects": tuple(objects)})
 
 
 class Marked(NamedTuple):

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from emotion_train.bases.depth import blocks_words
 from emotion_train.bases.encoders import ENCODER_PRECISIONS, ENCODERS, head_of, pooling_modules
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.public_names import public_base
@@ -405,14 +406,11 @@ def refuse_other_base(
 
 
 def _other_depth(folder: Path, facts: AdapterFacts, given: BaseConfig) -> WrongRequest:
-    def words(layers: int | None) -> str:
-        return "all blocks" if layers is None else f"the first {layers} blocks"
-
     own = "null" if facts.layers is None else facts.layers
     return WrongRequest(
-        f"The adapter {folder} was made for {words(facts.layers)} of the base {facts.base}, and"
-        f" {words(given.layers)} of {given.files.name} are read here; give both one depth: model.layers={own}"
-        " in a run, or a base that has all of these blocks."
+        f"The adapter {folder} was made for {blocks_words(facts.layers)} of the base {facts.base}, and"
+        f" {blocks_words(given.layers)} of {given.files.name} are read here; give both one depth:"
+        f" model.layers={own} in a run, or a base that has all of these blocks."
     )
 
 

@@ -189,7 +189,7 @@ def dataset_facts(index: Index, scored: Mapping[str, AnyResult]) -> Dataset:
     """What the index says of the posts. Where data.limit has left estimates of label counts, the
     posts that were `scored` have their own.
     """
-    estimated = index.targets != "one" and index.whole is not index
+    estimated = index.targets_of("train") != "one" and index.whole is not index
     counted = {name: tuple(result.label_counts) for name, result in scored.items()} if estimated else {}
     return Dataset(
         rows={name: split.rows for name, split in index.splits.items()},

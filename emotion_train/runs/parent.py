@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from emotion_train.bases.depth import blocks_words
 from emotion_train.bases.encoders import ENCODERS
 from emotion_train.config import Config
 from emotion_train.data.index import Index, read_index
@@ -140,6 +141,18 @@ def refuse_unfit(
     ]
     if (wrong := next((one for one in wanted if not one[0]), None)) is not None:
         raise WrongRequest(f"model.adapter is {parent.place}, which {wrong[1]}; {wrong[2]}.")
+
+
+def refuse_other_depth(parent: ParentAdapter, layers: int | None) -> None:
+    """Raises `WrongRequest` unless the run reads as many blocks of its base as the parent; None is
+    all of them.
+    """
+    own = parent.facts.layers
+    if own != layers:
+        raise WrongRequest(
+            f"model.adapter is {parent.place}, which was made for {blocks_words(own)} of its base, and this"
+            f" run reads {blocks_words(layers)}; give model.layers={'null' if own is None else own}."
+        )
 
 
 def refuse_other_weights(parent: ParentAdapter, base: str, base_weights_sha256: str) -> None:

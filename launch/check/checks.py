@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, limited, read_index
 from emotion_train.edges.bounded import Unreadable, yaml_file
 from emotion_train.errors import EmotionTrainError, StorageError, WrongRequest
 from emotion_train.runs.log import read_log, require_conditional_writes, run_ids, summary
+from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from launch.check.base import check_base, look_at_base
@@ -44,11 +45,12 @@ from launch.check.machine import (
 from launch.check.parent import check_parent
 from launch.gpus import kind_of
 from launch.plan.choices import Choice, best_settings, spot_of
+from launch.plan.faster import larger_steps, larger_steps_words
 from launch.plan.prices import Offer
 from launch.plan.spot import Spot
 from launch.run.choice import requested_file
 from launch.run.topology import Gpu
-from launch.workload import shape_of_base, work_of
+from launch.workload import Work, refuse_unfused_fp8, shape_of_base, work_of
 
 if TYPE_CHECKING:
     from emotion_train.data.tokenization import PostTokenizer
@@ -155,6 +157,10 @@ def run_checks(
     def base() -> TrainableBase:
         return look_at_base(config, tokenizer)
 
+    @cache
+    def planned() -> _Planned | None:
+        return _planned(config, index(), data(), target_of(wanted_gpus, gpus))
+
     questions: list[tuple[str, Callable[[], str | Doubt]]] = [
         ("data set", lambda: check_data(config, index())),
         ("objects", lambda: check_objects(data(), index())),
@@ -163,9 +169,7 @@ def run_checks(
         ("output", lambda: _output(config)),
         (
             "credentials",
-            lambda: check_credentials(
-                config, lambda: hours or _planned_hours(config, index(), data(), target_of(wanted_gpus, gpus))
-            ),
+            lambda: check_credentials(config, lambda: hours or _hours(planned())),
         ),
         ("base model", lambda: check_base(base)),
         *(
@@ -183,6 +187,7 @@ def run_checks(
                 processes_on_cpu(wanted_gpus, gpus, accelerate_config),
             ),
         ),
+        *([("steps", lambda: _steps(config, planned()))] if _is_planned_for(wanted_gpus, gpus) else []),
         ("precision", lambda: check_precision(config, wanted_gpus, gpus, accelerate_config)),
         ("trackers", lambda: _trackers(config)),
     ]
@@ -235,22 +240,54 @@ def _output(config: Config) -> str:
     return words
 
 
-def _planned_hours(config: Config, index: Index, store: Store, target: Target | None) -> float | None:
-    """What `emotion-launch plan` expects on this machine; None where it knows nothing of it or the
-    base cannot be read.
-    """
+class _Planned(NamedTuple):
+    """What `emotion-launch plan` expects of this config on one machine."""
+
+    shape: Shape
+    work: Work
+    choice: Choice
+
+
+def _is_planned_for(wanted_gpus: str | None, gpus: Sequence[Gpu]) -> bool:
+    """Whether the machine has GPUs of a kind that plans are made for."""
+    try:
+        target = target_of(wanted_gpus, gpus)
+    except WrongRequest:  # said by the check of the memory
+        return False
+    return target is not None and kind_of(target.name) is not None
+
+
+def _hours(planned: _Planned | None) -> float | None:
+    return None if planned is None else planned.choice.spot_hours or planned.choice.hours
+
+
+def _planned(config: Config, index: Index, store: Store, target: Target | None) -> _Planned | None:
+    """None where nothing is known of the machine, the base cannot be read, or it does not fit."""
     kind = None if target is None else kind_of(target.name)
     if kind is None or target is None:
         return None
     try:
         shape = shape_of_base(config.model.base, config.model.layers)
+        if config.model.precision == "fp8":
+            refuse_unfused_fp8(config, shape, "model.precision=")
         work = work_of(config, index, store, None)
-    except (WrongRequest, StorageError):  # said by the check of the base
+    except (WrongRequest, StorageError):  # said by the checks of base and precision
         return None
     found = best_settings(
         config, shape, work, kind, target.gpus, Offer(), spot_of(config, Spot()), config.model.precision
     )
-    return (found.spot_hours or found.hours) if isinstance(found, Choice) else None
+    return _Planned(shape, work, found) if isinstance(found, Choice) else None
+
+
+def _steps(config: Config, planned: _Planned | None) -> str:
+    """How fast the steps are, and what larger ones would gain."""
+    if planned is None:
+        return f"{config.train.global_batch_size} posts each"
+    shape, work, best = planned
+    larger = larger_steps(config, shape, work, best, spot_of(config, Spot()))
+    if larger is None:
+        return f"{work.global_batch_size} posts each, {best.posts_per_second:,.0f} posts/s on {best.name}"
+    return larger_steps_words(work, best, larger)
 
 
 # --- the base ---

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from emotion_train.bases.architecture import text_model
+from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config
 from emotion_train.data.index import Index
-from emotion_train.runs.parent import label_sentences, read_parent, refuse_unfit, require_old_posts
+from emotion_train.runs.parent import (
+    label_sentences,
+    read_parent,
+    refuse_other_depth,
+    refuse_unfit,
+    require_old_posts,
+)
 
 if TYPE_CHECKING:
     from emotion_train.data.tokenization import PostTokenizer
@@ -18,6 +26,7 @@ def check_parent(config: Config, index: Index, tokenizer: Callable[[], PostToken
     are loaded.
     """
     parent = read_parent(str(config.model.adapter))
+    refuse_other_depth(parent, text_model(BaseFiles.find(config.model.base, config.model.layers)).layers)
     refuse_unfit(parent, config, index, tokenizer_sha256=tokenizer().sha256())
     require_old_posts(config, parent, index.labels)
     described = parent.described(index.labels)

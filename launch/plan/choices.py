@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from emotion_train.config import POSTS_PER_SCORING_STEP, Config
 from emotion_train.sizing.fit import (
@@ -116,16 +117,25 @@ class TooSmall:
         return f"{self.kind.name}:{self.count}"
 
 
+class Faster(NamedTuple):
+    """A setting that changes what is learned, as it would be typed, and the choice with it."""
+
+    word: str
+    choice: Choice
+
+
 @dataclass(frozen=True)
 class Plan:
     """`choices` from the best to the worst; `reason` is why the first is the best. `no_kernels`:
-    kinds on which the installed PyTorch does not run. `trains_all`: no adapter, every weight.
+    kinds on which the installed PyTorch does not run. `faster`: what is told beside it.
+    `trains_all`: no adapter, every weight.
     """
 
     choices: tuple[Choice, ...]
     too_small: tuple[TooSmall, ...]
     reason: str
     no_kernels: tuple[GpuKind, ...] = tuple(kind for kind in GPU_KINDS if not kind.runs)
+    faster: tuple[Faster, ...] = ()
     trains_all: bool = False
 
     @property

@@ -20,6 +20,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
 from launch.plan.choices import Choice, Plan, make_plan, spot_of
+from launch.plan.faster import faster_than
 from launch.plan.prices import Prices, find_prices
 from launch.plan.spot import Spot
 from launch.plan.table import plan_json, print_plan
@@ -61,6 +62,8 @@ def plan(arguments: argparse.Namespace) -> int:
     found = make_plan(
         config, shape, work, prices, spot, precision=precision, within_hours=arguments.within_hours
     )
+    if found.choices:
+        found = replace(found, faster=faster_than(config, shape, work, found.choices[0], spot))
     if found.choices and arguments.write is not None:  # before anything is printed, whose reader may leave
         _write(arguments, config, shape, work, found, prices, spot)
     _show(arguments, found, config, work, prices, spot)

@@ -38,14 +38,21 @@ _ENDS = (2, 34, 1, 33)  # of several that failed, the first of these is the whol
 
 
 class SeedRun(NamedTuple):
-    """One of the runs; `overrides` are all that its command line needs."""
+    """One of the runs; `overrides` are all that its command line needs. It is told of as `name`,
+    without one by its seed.
+    """
 
     seed: int
     run_id: str
     overrides: tuple[str, ...]
+    name: str = ""
+
+    @property
+    def called(self) -> str:
+        return self.name or f"seed {self.seed}"
 
 
-def seeds_of(words: str, first: int) -> tuple[int, ...]:
+def seeds_of(words: str, first: int, fewest: int = 2) -> tuple[int, ...]:
     """The seeds that `--seeds` asks for: as many from `first` on, or those of a list.
 
     >>> seeds_of("3", 42), seeds_of("1,5,9", 42)
@@ -59,10 +66,10 @@ def seeds_of(words: str, first: int) -> tuple[int, ...]:
     numbers = tuple(map(int, parts))
     listed = "," in words
     seeds = numbers if listed else tuple(range(first, first + min(numbers[0], MOST_SEEDS + 1)))
-    if not 2 <= len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
+    if not fewest <= len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
         raise WrongRequest(
-            f"--seeds is {words!r}; give 2 to {MOST_SEEDS}, or a list of as many different seeds, such as"
-            " 1,5,9."
+            f"--seeds is {words!r}; give {fewest} to {MOST_SEEDS}, or a list of as many different seeds, such"
+            " as 1,5,9."
         )
     return seeds
 
@@ -97,7 +104,7 @@ def run_seeds(
     """
     runs = seed_runs(arguments.seeds, config, arguments.overrides)
     if arguments.spread:
-        _require_gpus(arguments, topology)
+        require_gpus(arguments, topology)
     if arguments.dry_run:
         for one in runs:
             _one(arguments, one, run_once)
@@ -105,7 +112,7 @@ def run_seeds(
         return 0
     print(f"{len(runs)} runs, one a seed: {', '.join(one.run_id for one in runs)}", flush=True)
     code = (
-        _spread(arguments, config, runs, topology.gpus)
+        spread_runs(arguments, config, runs, topology.gpus * arguments.at_once)
         if arguments.spread
         else next((code for one in runs if (code := _one(arguments, one, run_once))), 0)
     )
@@ -127,11 +134,11 @@ def _base(runs: Sequence[SeedRun]) -> str:
     return runs[0].run_id.removesuffix(f"-seed-{runs[0].seed}")
 
 
-def _require_gpus(arguments: argparse.Namespace, topology: Topology) -> None:
+def require_gpus(arguments: argparse.Namespace, topology: Topology) -> None:
     if not topology.gpus:
         raise WrongRequest(
-            "--spread gives each seed a GPU of its own and no GPU is used here; leave it out to train one"
-            " seed after the other."
+            "--spread gives each run a GPU of its own and no GPU is used here; leave it out to train one"
+            " run after the other."
         )
     if topology.nodes > 1:
         raise WrongRequest(
@@ -140,25 +147,30 @@ def _require_gpus(arguments: argparse.Namespace, topology: Topology) -> None:
         )
     if arguments.accelerate_config not in (None, "single_gpu_qlora") or arguments.processes not in (None, 1):
         raise WrongRequest(
-            "--spread trains each seed on one GPU; leave --accelerate-config and --processes out."
+            "--spread trains each run on one GPU; leave --accelerate-config and --processes out."
         )
 
 
 # --- as jobs ---
 
 
-def as_jobs(config_file: str | None, config: Config, runs: Sequence[SeedRun]) -> list[str]:
-    """The lines that start each seed as a job of SkyPilot, and the one that compares them."""
-    data, output = config.data.url, config.run.output_url
+def as_jobs(
+    config_file: str | None, config: Config, runs: Sequence[SeedRun], then: str | None = None
+) -> list[str]:
+    """The lines that start each run as a job of SkyPilot, and what comes `then`: by default the
+    line that compares them.
+    """
+    output = config.run.output_url
     urls = [f"{output.rstrip('/')}/{one.run_id}" for one in runs]
-    compare = ["emotion-launch", "compare", *urls]
-    if not (data.startswith("s3://") and output.startswith("s3://")):
+    then = then or shlex.join(["emotion-launch", "compare", *urls])
+    if not (config.data.url.startswith("s3://") and output.startswith("s3://")):
         return [
             "as jobs of SkyPilot: not from here, data.url and run.output_url have to be in a bucket",
-            f"then: {shlex.join(compare)}",
+            f"then: {then}",
         ]
     lines = ["as jobs of SkyPilot, each on a machine of its own:"]
     for one in runs:
+        data = _last("data.url", one.overrides) or config.data.url
         own = " ".join(
             word for word in one.overrides if not word.startswith(("data.url=", "run.output_url="))
         )
@@ -171,15 +183,21 @@ def as_jobs(config_file: str | None, config: Config, runs: Sequence[SeedRun]) ->
         words = ["sky", "jobs", "launch", "sky/train.yaml", "-n", one.run_id]
         words += [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
         lines.append(shlex.join(words))
-    return [*lines, f"then: {shlex.join(compare)}"]
+    return [*lines, f"then: {then}"]
+
+
+def _last(key: str, overrides: Sequence[str]) -> str | None:
+    """The value that the last of the words gives to a key."""
+    return next((word.partition("=")[2] for word in reversed(overrides) if word.startswith(f"{key}=")), None)
 
 
 # --- spread over GPUs ---
 
 
-def _spread(
+def spread_runs(
     arguments: argparse.Namespace, config: Config, runs: Sequence[SeedRun], gpus: Sequence[Gpu]
 ) -> int:
+    """Each run by an `emotion-launch run` of its own on one of the GPUs; as `spread`."""
     from emotion_train.training.job import folder_here
 
     folder = folder_here(config) / "output"
@@ -217,7 +235,7 @@ def spread(
                 running[process.pid] = process, one, log, gpu
                 if signals:  # came while it was started
                     process.send_signal(signals[-1])
-                print(f"seed {one.seed} on {gpu.name} {gpu.index}; its output: {log}", flush=True)
+                print(f"{one.called} on {gpu.name} {gpu.index}; its output: {log}", flush=True)
             time.sleep(_LOOK_EVERY_S)
             for process, one, log, gpu in list(running.values()):
                 if (code := process.poll()) is not None:
@@ -256,12 +274,12 @@ def _start(line: Sequence[str], log: Path, environment: Mapping[str, str]) -> su
 
 def _tell_end(one: SeedRun, code: int, log: Path) -> None:
     if code == 0:
-        print(f"seed {one.seed} is published: {one.run_id}", flush=True)
+        print(f"{one.called} is published: {one.run_id}", flush=True)
         return
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - _WORDS_SHOWN))
         last = file.read().decode("utf-8", "replace")
-    _say(f"seed {one.seed} ended with {code}; the end of {log}:\n{last}")
+    _say(f"{one.called} ended with {code}; the end of {log}:\n{last}")
 
 
 @contextmanager

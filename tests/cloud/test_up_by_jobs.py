@@ -25,7 +25,7 @@ pytestmark = pytest.mark.cloud
 
 def test_posts_become_a_checkpoint_although_the_command_is_killed(launcher: Launcher, tmp_path: Path) -> None:
     keys = launcher.s3.env()
-    launcher.s3.create_bucket("up")
+    launcher.s3.create_bucket("posts-to-endpoint")
     secrets = " ".join(
         f"--secret {name}={keys[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     )
@@ -33,7 +33,7 @@ def test_posts_become_a_checkpoint_although_the_command_is_killed(launcher: Laun
     line = [sys.executable, "-m", "launch.cli", "up", str(write_posts(tmp_path / "posts"))]
     line += [
         "--bucket",
-        "s3://up",
+        "s3://posts-to-endpoint",
         "--gpus",
         "H200:1",
         "--yes",
@@ -61,16 +61,16 @@ def test_posts_become_a_checkpoint_although_the_command_is_killed(launcher: Laun
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     assert "is alive; following it" in done.stdout
-    runs = open_store("s3://up/emotions/runs")
+    runs = open_store("s3://posts-to-endpoint/emotions/runs")
     assert run_ids(runs) == ["emotions", "emotions-smoke"]
     assert len([entry for entry in read_log(runs, "emotions") if entry.kind == "claim"]) == 1
-    assert open_store("s3://up/emotions/exported/emotions").find("model.safetensors.index.json")
+    assert open_store("s3://posts-to-endpoint/emotions/exported/emotions").find("model.safetensors.index.json")
     assert (tmp_path / "here" / "adapter" / "report" / "report.html").exists()
 
 
 def _until_claimed(run_id: str, process: subprocess.Popen[bytes], printed: Path) -> None:
     until = time.monotonic() + PATIENCE_S
-    store = open_store("s3://up/emotions/runs")
+    store = open_store("s3://posts-to-endpoint/emotions/runs")
     while not read_log(store, run_id):
         assert time.monotonic() < until, printed.read_text(errors="replace")[-6000:]
         assert process.poll() is None, printed.read_text(errors="replace")[-6000:]

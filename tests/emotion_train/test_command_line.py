@@ -182,7 +182,7 @@ def test_a_script_has_every_verb_option_and_key(
         if shell == "bash":
             words = [word for group in words for word in group.split()]
         assert {word.partition(":")[0] for word in words if word.startswith("--")} - {"--"} == options
-        takes_keys = verb in ("run", "plan", "check", "up", "train", "demo")
+        takes_keys = verb in ("run", "plan", "check", "up", "distil", "train", "demo")
         assert {f"{key}=" in words for key in all_keys()} == {takes_keys}
 
 

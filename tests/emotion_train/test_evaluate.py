@@ -386,7 +386,11 @@ def test_adapters_that_cannot_answer_together_are_refused(
     turned = other("turned", "labels.json", lambda one: one["labels"].reverse())
     stranger = other("stranger", "emotion_train.json", lambda one: one.update(base_weights_sha256="0" * 64))
     wide = other("wide", "emotion_train.json", lambda one: one["lora"].update(r=99))
-    for place, what in ((turned, "labels"), (stranger, "base"), (wide, "lora.r")):
+    shallow = other("shallow", "emotion_train.json", lambda one: one.update(layers=1))
+    for place, what in (
+        *((turned, "labels"), (stranger, "base"), (wide, "lora.r")),
+        (shallow, "model.layers"),
+    ):
         told = refusal(capsys, home / "adapter", "--adapter", place, "--data", str(home / "data"))
         assert f"differ in their {what}, so what they say cannot be averaged" in told
     assert "once more; give each --adapter once" in refusal(

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -84,12 +85,20 @@ def train_leg(leg: Leg, trainer: Trainer) -> Outcome:
         read_late(trainer, leg.late_s)
     first = trainer.progress.step
     packs, losses = to_its_end(trainer) if leg.steps is None else some_steps(trainer, leg.steps)
+    by_mean = None
+    if trainer.config.train.ema:
+        with trainer.average.applied():
+            by_mean = trainer.score(trainer.validation_loader, lambda done: None).predictions.prob_NC
     trainer._save({})
     if trainer.saver is not None:
         assert trainer.saver.drain(PATIENCE_S)
     adapter = {name: tensor.clone() for name, tensor in trainer.engine.adapter().items()}
     moments = {name: tensor.clone() for name, tensor in trainer.engine.moments().items()}
-    average = trainer.average.whole()
+    if average := trainer.average.whole():
+        trainer.engine.load_adapter(average)
+        scored = trainer.score(trainer.validation_loader, lambda done: None).predictions.prob_NC
+        assert by_mean is not None
+        np.testing.assert_allclose(scored, by_mean, atol=1e-6)
     trainer.engine.load_adapter(adapter)  # as before the report: what is scored is what was saved
     parts = trainer.ranks.gather(trainer.score(trainer.validation_loader, lambda done: None).predictions)
     return Outcome(

@@ -15,6 +15,7 @@ from emotion_train.hosted.augmented import Added, write
 from emotion_train.hosted.prompts import TrainingPosts
 from emotion_train.model.loss import class_weights
 from emotion_train.storage.folder import FolderStore
+from tests.helpers.auxiliary_posts import auxiliary_config
 from tests.helpers.tiny_runs import start_trainer, tiny_config
 
 ADDED = [Added(f"new-{number}", f"a new post {number}", ((0, 1.0),), 0.5, "here") for number in range(9)]
@@ -38,6 +39,22 @@ def test_a_training_weights_classes_by_real_posts(tmp_path: Path) -> None:
         assert trainer.train_loader.weights_C.tolist() == class_weights((6, 60, 30, 12), 0.5).tolist()
         batch = next(trainer.train_loader.steps(0))
     assert batch.bad_rows == 0
+
+
+def test_auxiliary_posts_stay_and_count_as_real_ones(tmp_path: Path) -> None:
+    auxiliary_config(tmp_path)
+    index, made = read_index(FolderStore(tmp_path / "data")), written(tmp_path, "more")
+    assert index.auxiliary is not None
+    assert made.auxiliary == index.auxiliary
+    assert made.requires == ("weight", "source", "auxiliary")
+    assert made.training.rows == index.training.rows + len(ADDED)
+    assert made.training.real_label_counts == index.training.label_counts
+    with ExitStack() as stack:
+        config = auxiliary_config(tmp_path, f"data.url={tmp_path / 'more'}", "run.id=more")
+        trainer = start_trainer(config, stack)
+        batches = list(trainer.train_loader.steps(0))
+    assert sum(len(batch.ids) for batch in batches) == made.training.rows
+    assert sum(batch.bad_rows for batch in batches) == 0
 
 
 def test_the_same_posts_give_the_same_data_set_and_others_are_refused(tmp_path: Path) -> None:

@@ -21,12 +21,15 @@ from emotion_train.evaluation.predictions import (
     predictions_key,
     texts_from_parquet,
 )
+from emotion_train.model.head import TrainedRows
+from emotion_train.model.lora import of_main_labels
 from emotion_train.report.schema import Report
 from emotion_train.runs.checkpoint import best_adapter
 from emotion_train.runs.log import final_entry, read_log, read_part
 from emotion_train.runs.published import download, training_filter
 from emotion_train.storage.open import open_store
-from tests.helpers.auxiliary_posts import ELSEWHERE, OTHERS, auxiliary_config
+from emotion_train.training.finish import _of_all_rows
+from tests.helpers.auxiliary_posts import ELSEWHERE, OTHERS, auxiliary_config, prepare_auxiliary
 from tests.helpers.tiny_runs import SIZES, tiny_words
 
 WORDS = ("train.epochs=1", "train.global_batch_size=24", "report.texts=true", "report.floor_max_rows=0")
@@ -98,3 +101,20 @@ def test_the_texts_of_auxiliary_posts_are_in_the_filter_of_the_training_posts(fo
     assert len(texts) == 94
     assert trained_on.contains(keys_of(texts)).all()
     assert not trained_on.contains(keys_of(["a text that nobody wrote"])).any()
+
+
+def test_outside_of_training_the_head_is_that_of_the_main_labels_to_the_bit() -> None:
+    whole = torch.nn.Linear(64, 28, bias=False)
+    published = torch.nn.Linear(64, 15, bias=False)
+    (rows,) = of_main_labels({"model.score.weight": whole.weight.detach()}, 15).values()
+    published.weight = torch.nn.Parameter(rows)
+    hidden_NH = torch.randn(33, 64)
+    head = TrainedRows(whole, 15)
+    assert torch.equal(head.train()(hidden_NH), whole(hidden_NH))
+    assert torch.equal(head.eval()(hidden_NH), published(hidden_NH))
+
+
+def test_a_temperature_of_each_label_leaves_the_rows_of_auxiliary_labels(tmp_path: Path) -> None:
+    index = prepare_auxiliary(tmp_path, targets="several")
+    assert _of_all_rows((2.0, 1.0, 0.5, 1.25), index) == (2.0, 1.0, 0.5, 1.25, 1.0, 1.0, 1.0)
+    assert _of_all_rows((1.5,), index) == (1.5,)

@@ -31,6 +31,7 @@ from emotion_train.storage.open import open_store
 from emotion_train.train import _look_at_base, _look_at_parent
 from emotion_train.training.start import build_model
 from launch import cli as launch_cli
+from tests.helpers.auxiliary_posts import prepare_auxiliary
 from tests.helpers.tiny_runs import job_of, tiny_config, tiny_words
 
 HEAD = "base_model.model.score.weight"
@@ -103,6 +104,17 @@ def test_a_parent_without_a_temperature_is_taken_to_the_last_bit(home: Path, tmp
     assert torch.equal(hot[HEAD], stored[HEAD] * 2.5)
 
 
+def test_auxiliary_labels_have_fresh_rows_behind_those_of_the_parent(home: Path, tmp_path: Path) -> None:
+    index = prepare_auxiliary(tmp_path)
+    old, state = load_file(home / "adapter" / WEIGHTS), started(home, f"data.url={tmp_path / 'data'}")
+    temperature = json.loads((home / "adapter" / DECISION).read_bytes())["temperature"] or [1.0]
+    before = ["awe", "calm", "glee", "rage"]
+    assert len(state[HEAD]) == len(index.trained_labels) == 7
+    for row, label in enumerate(index.labels):
+        assert torch.equal(state[HEAD][row], old[HEAD][before.index(label)] * temperature[0])
+    assert 0.01 < float(state[HEAD][4:].std()) < 0.03  # N(0, 0.02), as every fresh head
+
+
 def test_rows_of_the_head_follow_their_labels(home: Path) -> None:
     old, state = load_file(home / "adapter" / WEIGHTS), started(home, f"data.url={home / 'more'}")
     temperature = json.loads((home / "adapter" / DECISION).read_bytes())["temperature"] or [1.0]
@@ -173,6 +185,11 @@ def posts_by_id(home: Path, ids: tuple[str, ...]) -> list[str]:
     ("changed", "told"),
     [
         (("lora.r=8",), "has lora.r 4, not 8; give lora.r=4"),
+        (
+            ("model.layers=1",),
+            "was made for all blocks of its base, and this run reads the first block; give"
+            r" model\.layers=null\.",
+        ),
         (("lora.alpha=3",), "has lora.alpha 32, not 3; give lora.alpha=32"),
         (("lora.targets=[q_proj]",), "has adapters on .*, not on q_proj; give lora.targets="),
     ],
@@ -197,3 +214,5 @@ def test_check_looks_at_the_adapter(home: Path, capsys: pytest.CaptureFixture[st
     assert "tiny, 3 of 4 labels with its rows of the head" in " ".join(capsys.readouterr().out.split())
     launch_cli.main(["check", *asked, "lora.r=8", "--accelerate-config", "cpu"])
     assert "has lora.r 4, not 8" in " ".join(capsys.readouterr().out.split())
+    launch_cli.main(["check", *asked, "model.layers=0.5", "--accelerate-config", "cpu"])
+    assert "was made for all blocks of its base, and this run" in " ".join(capsys.readouterr().out.split())

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from emotion_train.config import load_config
+from emotion_train.data.auxiliary import AuxiliaryPosts
 from emotion_train.data.index import read_index
 from emotion_train.data.targets import TargetKind
 from emotion_train.errors import WrongRequest
-from launch.check.dataset import Doubt, check_labels
+from emotion_train.storage.open import open_store
+from launch.check.dataset import Doubt, check_data, check_labels, check_overlap
+from launch.workload import work_of
+from tests.helpers.auxiliary_posts import prepare_auxiliary
 from tests.helpers.target_data import Post, having, write_targets
 
 ALL = [("tea", having(0)), ("boo", having(1)), ("party", having(2)), ("tea party", having(0, 2))]
@@ -58,3 +62,28 @@ def test_shares_are_added_up(tmp_path: Path) -> None:
     posts: list[Post] = [("tea", ((0, 0.75), (1, 0.25))), ("party", ((2, 1.0),))]
     words = found(tmp_path, "shares", posts * 10, posts * 20)
     assert words == "largest class 4.0 times the smallest (2.5 posts)"
+
+
+def test_auxiliary_posts_are_counted_and_planned(tmp_path: Path) -> None:
+    index = prepare_auxiliary(tmp_path)
+    config = load_config(None, [f"data.url={tmp_path / 'data'}", "run.output_url=r"])
+    assert "auxiliary 94 posts, 4 labels" in check_data(config, index)
+    work = work_of(config, index, open_store(str(tmp_path / "data")), 20.0)
+    assert (work.train_posts, work.labels) == (108 + 94, 4 + 3)
+    assert "(all 202 training posts)" in check_overlap(open_store(str(tmp_path / "data")), index)
+
+
+def test_an_auxiliary_post_whose_text_is_scored_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = AuxiliaryPosts.settle
+    monkeypatch.setattr(
+        AuxiliaryPosts, "settle", lambda self, keys_of, note: honest(self, lambda partition: [], note)
+    )
+    prepare_auxiliary(tmp_path)
+    scored = (tmp_path / "source" / "validation.csv").read_text().splitlines()[1].rsplit(",", 1)[0]
+    with (tmp_path / "source" / "train.csv").open("a", encoding="utf-8") as file:
+        file.write(f"{scored.upper()},hope\n")
+    index = prepare_auxiliary(tmp_path, "leaky")
+    with pytest.raises(WrongRequest, match="1 texts stand in train and in validation"):
+        check_overlap(open_store(str(tmp_path / "leaky")), index)

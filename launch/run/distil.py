@@ -1,0 +1,247 @@
+"""`emotion-launch distil`: one adapter that answers like several. Teachers are trained on folds of
+the training posts, each says what it thinks of the fold that it did not see, these probabilities
+become shares, and one student is trained on them.
+
+Every step is looked for in the store first: data sets are created once, runs that are published are
+not trained again. So the same command resumes where it was stopped, on any machine. The price:
+FOLDS x SEEDS trainings on nearly all posts, and the training posts stored FOLDS + 1 times more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from emotion_train.config import Config
+from emotion_train.data.index import INDEX_KEY, Index, read_index
+from emotion_train.errors import WrongRequest
+from emotion_train.storage.open import open_store
+from emotion_train.storage.store import Store
+from launch.run.seeds import SeedRun, as_jobs, require_gpus, seeds_of, spread_runs
+from launch.run.topology import Topology
+
+if TYPE_CHECKING:
+    from emotion_train.data.reader import Rows
+
+MOST_FOLDS = 20
+_MOST_ID = 128
+# nobody reads a teacher's report
+_OF_TEACHERS = ("report.floor_max_rows=0", "report.examples=0", "report.bootstrap_samples=100")
+
+
+class Plan(NamedTuple):
+    """What is to be made where; `to` is the prefix of the data sets."""
+
+    config: Config
+    run_id: str
+    folds: int
+    seeds: tuple[int, ...]
+    own: float
+    to: str
+
+    def fold_url(self, fold: int) -> str:
+        return f"{self.to}/fold-{fold}-of-{self.folds}"
+
+    @property
+    def soft_url(self) -> str:
+        seeds = "-".join(map(str, self.seeds))
+        return f"{self.to}/soft-{self.folds}-folds-seeds-{seeds}-own-{self.own:g}"
+
+    def teacher_id(self, fold: int, seed: int) -> str:
+        return f"{self.run_id}-fold-{fold}-of-{self.folds}-seed-{seed}"
+
+
+def distil(
+    arguments: argparse.Namespace,
+    config: Config,
+    topology: Topology,
+    run_once: Callable[[argparse.Namespace], int],
+) -> int:
+    """Returns 0 when the student is published, or with --as-jobs when the lines are printed; else
+    the exit code of the run that failed. Call it in the main thread.
+    """
+    plan = plan_of(arguments, config)
+    if arguments.at_once > 1 and not arguments.spread:
+        raise WrongRequest("--at-once is for runs that are spread over GPUs; give --spread, or leave it out.")
+    if arguments.spread:
+        require_gpus(arguments, topology)
+    if topology.nodes > 1:
+        raise WrongRequest(
+            f"distil runs on one machine and there are {topology.nodes} nodes; type it on one of them with"
+            " --as-jobs, which prints a line for each run."
+        )
+    if arguments.dry_run:
+        print("\n".join(_told(plan)))
+        return 0
+    source = open_store(config.data.url)
+    index = read_index(source)
+    rows = _training_posts(source, index, plan)
+    _make_folds(source, index, rows, plan)
+    teachers = teachers_of(plan, arguments.overrides)
+    if code := _train(arguments, plan, teachers, topology, run_once):
+        return code
+    if arguments.as_jobs and any(not _is_published(plan, one) for one in teachers):
+        return 0
+    _make_soft(source, index, rows, plan)
+    student = student_of(plan, arguments.overrides)
+    if code := _train(arguments, plan, [student], topology, run_once):
+        return code
+    if not arguments.as_jobs or _is_published(plan, student):
+        print(f"the student: {config.run.output_url.rstrip('/')}/{plan.run_id}")
+    return 0
+
+
+def plan_of(arguments: argparse.Namespace, config: Config) -> Plan:
+    """Raises `WrongRequest` for what cannot be distilled."""
+    from emotion_train.training.job import run_id_of
+
+    if not 2 <= arguments.folds <= MOST_FOLDS:
+        raise WrongRequest(f"--folds is {arguments.folds}; give 2 to {MOST_FOLDS}.")
+    if not 0 <= arguments.own < 1:
+        raise WrongRequest(f"--own is {arguments.own:g}; give a share from 0 to below 1, such as 0.3.")
+    if config.model.adapter is not None:
+        raise WrongRequest(
+            "model.adapter names an adapter that may have seen the posts of any fold, so its teachers would"
+            " not be out of fold; leave it out."
+        )
+    if config.data.limit is not None:
+        raise WrongRequest("data.limit leaves posts out that a teacher has to answer; leave it out.")
+    if config.run.id is None:
+        raise WrongRequest("distil finds its runs again by their name; give run.id=NAME.")
+    run_id = run_id_of(config, os.environ)
+    seeds = seeds_of(arguments.seeds, config.run.seed, fewest=1)
+    to = (arguments.to or f"{config.data.url.rstrip('/')}-distil/{run_id}").rstrip("/")
+    plan = Plan(config, run_id, arguments.folds, seeds, arguments.own, to)
+    if len(longest := plan.teacher_id(plan.folds - 1, max(seeds))) > _MOST_ID:
+        raise WrongRequest(f"run.id is too long for its teachers ({longest}); give a shorter one.")
+    return plan
+
+
+def teachers_of(plan: Plan, overrides: Sequence[str]) -> list[SeedRun]:
+    """A run for each fold and seed."""
+    return [
+        _run(plan, overrides, plan.fold_url(fold), plan.teacher_id(fold, seed), seed, _OF_TEACHERS)
+        for seed in plan.seeds
+        for fold in range(plan.folds)
+    ]
+
+
+def student_of(plan: Plan, overrides: Sequence[str]) -> SeedRun:
+    return _run(plan, overrides, plan.soft_url, plan.run_id, plan.config.run.seed)
+
+
+def _run(
+    plan: Plan, overrides: Sequence[str], data_url: str, run_id: str, seed: int, more: Sequence[str] = ()
+) -> SeedRun:
+    kept = [word for word in overrides if not word.startswith(("run.id=", "run.seed=", "data.url="))]
+    own = (f"data.url={data_url}", f"run.id={run_id}", f"run.seed={seed}")
+    return SeedRun(seed, run_id, (*more, *kept, *own), run_id)
+
+
+def _told(plan: Plan) -> list[str]:
+    runs = [plan.teacher_id(fold, seed) for seed in plan.seeds for fold in range(plan.folds)]
+    return [
+        f"{plan.folds} data sets, each without a fold: {plan.fold_url(0)} …",
+        f"{len(runs)} teachers: {', '.join(runs)}",
+        f"their out-of-fold probabilities as shares, {plan.own:g} of a post's own: {plan.soft_url}",
+        f"the student: {plan.run_id}",
+    ]
+
+
+# --- the data sets ---
+
+
+def _training_posts(source: Store, index: Index, plan: Plan) -> Rows:
+    from emotion_train.data.derived import read_split
+    from emotion_train.data.folds import require_foldable
+
+    rows = read_split(source, index, "train")
+    require_foldable(index, rows, plan.folds, plan.config.data.url)
+    return rows
+
+
+def _make_folds(source: Store, index: Index, rows: Rows, plan: Plan) -> None:
+    from emotion_train.data.folds import write_fold
+
+    for fold in range(plan.folds):
+        store = open_store(plan.fold_url(fold))
+        if _is_there(store, index, "fold_of"):
+            continue
+        print(f"data set without fold {fold} of {plan.folds}: {store.url}", flush=True)
+        write_fold(source, index, rows, fold, plan.folds, store, "--to")
+
+
+def _make_soft(source: Store, index: Index, rows: Rows, plan: Plan) -> None:
+    from emotion_train.data.folds import write_soft
+    from emotion_train.runs.out_of_fold import out_of_fold
+
+    store = open_store(plan.soft_url)
+    if _is_there(store, index, "distilled_from"):
+        return
+    runs = {fold: [plan.teacher_id(fold, seed) for seed in plan.seeds] for fold in range(plan.folds)}
+    prob_by_id = out_of_fold(open_store(plan.config.run.output_url), runs, rows)
+    print(f"shares that {len(runs) * len(plan.seeds)} teachers gave: {store.url}", flush=True)
+    facts: dict[str, str | int | float | None] = {
+        "folds": plan.folds,
+        "teacher_seeds": ",".join(map(str, plan.seeds)),
+        "teachers": f"{plan.run_id}-fold-…",
+        "own_share": plan.own,
+    }
+    write_soft(source, index, rows, prob_by_id, plan.own, facts, store, "--to")
+
+
+def _is_there(store: Store, index: Index, made_of: str) -> bool:
+    """Whether the data set is there. Raises `WrongRequest` where it was made of another one."""
+    if store.find(INDEX_KEY) is None:
+        return False
+    if read_index(store).source.get(made_of) != index.sha256():
+        raise WrongRequest(
+            f"{store.url} was made of another data set than data.url names; give another --to or run.id."
+        )
+    return True
+
+
+# --- the runs ---
+
+
+def _is_published(plan: Plan, one: SeedRun) -> bool:
+    from emotion_train.runs.out_of_fold import is_published
+
+    return is_published(open_store(plan.config.run.output_url), one.run_id)
+
+
+def _train(
+    arguments: argparse.Namespace,
+    plan: Plan,
+    runs: Sequence[SeedRun],
+    topology: Topology,
+    run_once: Callable[[argparse.Namespace], int],
+) -> int:
+    """Train those that are not published yet, or print their lines; returns the exit code."""
+    left = [one for one in runs if not _is_published(plan, one)]
+    if arguments.as_jobs:
+        if left:
+            print("\n".join(as_jobs(arguments.config, plan.config, left, then="the same command resumes")))
+        return 0
+    if not left:
+        return 0
+    print(f"{len(left)} of {len(runs)} runs to train: {', '.join(one.run_id for one in left)}", flush=True)
+    if arguments.spread:
+        code = spread_runs(arguments, plan.config, left, topology.gpus * arguments.at_once)
+    else:
+        code = next((code for one in left if (code := _one(arguments, one, run_once))), 0)
+    if code:
+        print(
+            "emotion-launch: not all runs are trained; the same command resumes, and trains none again that"
+            " is published",
+            file=sys.stderr,
+            flush=True,
+        )
+    return code
+
+
+def _one(arguments: argparse.Namespace, one: SeedRun, run_once: Callable[[argparse.Namespace], int]) -> int:
+    return run_once(argparse.Namespace(**{**vars(arguments), "overrides": list(one.overrides)}))
