@@ -146,7 +146,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         if value is not None and not least <= value < math.inf:
             raise WrongRequest(f"{option} is {value:g}; give a number from {least:g} on.")
     columns = [name.strip() for name in (arguments.columns or "").split(",") if name.strip()]
-    first = replace(AdapterChoice.of(arguments), adapter="")
+    first = replace(AdapterChoice.of(arguments), adapter="", more=())
     return Request(
         source=arguments.source,
         out_url=arguments.out_url,

@@ -128,7 +128,7 @@ def test_real_posts_stay_in_their_order_and_added_ones_are_marked_weighted_and_m
     home: Path, made: Path
 ) -> None:
     old, new = rows_of(FolderStore(home / "data")), rows_of(FolderStore(made))
-    assert [row for row in new if not row[4]] == [(*row[:4], "", ()) for row in old]
+    assert [row for row in new if not row[4]] == [(*row[:4], "", (), 0) for row in old]
     added = [row for row in new if row[4]]
     assert {row[3] for row in added} == {0.5}
     assert len({row[0] for row in new}) == len(new)

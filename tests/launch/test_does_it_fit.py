@@ -32,7 +32,7 @@ from launch.workload import Work, config_on, shape_of_base
 
 LABELS = 28  # as many as `run` assumes, which reads no index
 SHARE = 20_000  # tokens of a step, more than the largest micro-batch has
-INDEX: Any = SimpleNamespace(labels=["label"] * LABELS)
+INDEX: Any = SimpleNamespace(labels=["label"] * LABELS, trained_labels=["label"] * LABELS)
 MISTRAL_SMALL = {
     "model_type": "mistral",
     "hidden_size": 5120,

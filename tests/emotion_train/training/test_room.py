@@ -60,7 +60,7 @@ class Start:
         nothing: Any = None
         base: Any = SimpleNamespace(text=SimpleNamespace(to_dict=lambda: MISTRAL_SMALL))
         accelerator: Any = SimpleNamespace(device=torch.device("cuda"))
-        index: Any = SimpleNamespace(labels=LABELS)
+        index: Any = SimpleNamespace(labels=LABELS, trained_labels=LABELS)
         interruptions: Any = SimpleNamespace(going=lambda: going)
         self.base, self.world_size = base, ranks.world_size
         config = self.settle(read=lambda device: int(WHOLE * GIB))

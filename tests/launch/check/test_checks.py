@@ -558,7 +558,7 @@ def test_a_file_that_is_no_accelerate_config_is_told_for_any_machine(
 @pytest.mark.parametrize(
     ("file", "changes", "words_found"),
     [
-        ("config.json", {"model_type": "bert"}, "has the architecture bert; supported are llama"),
+        ("config.json", {"model_type": "gpt2"}, "has the architecture gpt2; supported are llama"),
         ("config.json", {"quantization_config": {"quant_method": "gptq"}}, "is already quantised (gptq)"),
         ("config.json", {"num_hidden_layers": 3}, "lacks model.layers.2."),
         ("config.json", {"max_position_embeddings": 64}, "texts of up to 64 tokens; type data.max_length=64"),
