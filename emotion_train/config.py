@@ -142,7 +142,7 @@ class DataSection(Section):
         128,
         ge=SMALLEST_MAX_LENGTH,
         le=LARGEST_MAX_LENGTH,
-        description="Tokens kept of a post, counting the BOS token.",
+        description="Tokens kept of a post, counting the BOS token, of an encoder [CLS] and [SEP].",
         json_schema_extra={"unit": "tokens"},
     )
     limit: int | None = Field(
@@ -320,7 +320,19 @@ class TrainSection(Section):
         ),
         json_schema_extra={"unit": "tokens"},
     )
-    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate of adapter and head.")
+    method: Literal["auto", "lora", "full"] = Field(
+        "auto",
+        description=(
+            "What is trained: lora = an adapter and the head, full = every weight, which encoders allow; auto"
+            " = full for an encoder, lora for a decoder."
+        ),
+    )
+    learning_rate: float = Field(
+        2e-4,
+        gt=0,
+        le=1,
+        description="Peak learning rate; 2e-4 is for adapter and head, a whole encoder wants 2e-5 to 1e-4.",
+    )
     warmup_ratio: float = Field(
         0.05,
         ge=0,

@@ -22,7 +22,7 @@ from emotion_train.bases.public_names import public_base
 from emotion_train.console import tell
 from emotion_train.errors import AlreadyExists, WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, add_base_argument, positive
-from emotion_train.model.facts import WEIGHTS, AdapterFacts
+from emotion_train.model.facts import AdapterFacts
 from emotion_train.progress import ProgressLine
 from emotion_train.storage.document import file_sha256
 from emotion_train.storage.open import open_store
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from emotion_train.evaluation.decision import Decision
     from emotion_train.exporting.change import Change
     from emotion_train.exporting.manifest import ExportFacts
-    from emotion_train.exporting.merge import Merge
+    from emotion_train.exporting.merge import AnyMerge
     from emotion_train.exporting.weights import WeightFile
     from emotion_train.model.load import BaseConfig
     from emotion_train.runs.origin import Origin
@@ -167,10 +167,11 @@ class _Prepared:
 
     folder: Path
     base: BaseConfig
-    merge: Merge
+    merge: AnyMerge
     decision: Decision
     facts: ExportFacts
     small_files: dict[str, bytes]
+    whole: bool  # every weight was trained, and nothing is merged
 
     @classmethod
     def of(
@@ -180,33 +181,29 @@ class _Prepared:
         from emotion_train.evaluation.decision import DECISION, read_decision
         from emotion_train.exporting.base_rows import open_rows
         from emotion_train.exporting.manifest import ExportFacts
-        from emotion_train.exporting.merge import Merge
+        from emotion_train.exporting.merge import merge_of
         from emotion_train.exporting.small_files import config_json, tokenizer_files
-        from emotion_train.model.lora import (
-            base_config_of,
-            read_weights,
-            refuse_other_base,
-            refuse_other_tokenizer,
-        )
+        from emotion_train.model.lora import base_config_of, refuse_other_base, refuse_other_tokenizer
         from emotion_train.model.text_document import refuse_other_meaning
 
         decision = read_decision(folder, adapter)
-        found = base_config_of(adapter, base)
+        found = base_config_of(adapter, base, folder)
         _refuse_rounded(found, dtype)
         refuse_other_base(folder, adapter, found, shape_sha256=found.shape_sha256)
         refuse_other_meaning(found)
         rows = open_rows(found)
-        merge = Merge(rows, read_weights(folder), adapter.lora, len(adapter.labels), dtype)
+        merge = merge_of(folder, adapter, found, rows, dtype)
         tokenizer = PostTokenizer.load(str(folder), adapter.max_length)
         refuse_other_tokenizer(folder, adapter, tokenizer)
-        files, pad_id = tokenizer_files(tokenizer, rows.shapes["model.embed_tokens.weight"][0])
-        refuse_other_base(folder, adapter, found, weights_sha256=rows.weights_sha256())
+        files, pad_id = tokenizer_files(tokenizer, int(found.text.vocab_size))
+        if adapter.lora is not None:
+            refuse_other_base(folder, adapter, found, weights_sha256=rows.weights_sha256())
         files |= {
             DECISION: decision.to_bytes(),
             "config.json": config_json(found, decision, pad_id, dtype),
         }
         facts = ExportFacts(
-            adapter_sha256=file_sha256(folder / WEIGHTS),
+            adapter_sha256=file_sha256(folder / adapter.weights_file),
             base=public_base(adapter.base),
             base_weights_sha256=adapter.base_weights_sha256,
             layers=adapter.layers,
@@ -218,7 +215,7 @@ class _Prepared:
             max_length=adapter.max_length,
             run_id=adapter.run_id,
         )
-        return cls(folder, found, merge, decision, facts, files)
+        return cls(folder, found, merge, decision, facts, files, adapter.lora is None)
 
     @property
     def parameters(self) -> int:
@@ -268,7 +265,8 @@ def _measured(prepared: _Prepared, origin: Origin, count: int, device: Literal["
     place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
     require_memory(prepared.parameters, facts.precision, facts.dtype, place)
     tell(f"comparing {len(texts):,} validation posts")
-    chosen = AdapterChoice(prepared.folder, prepared.base.files.lasting_name, device=device)
+    base = None if prepared.whole else prepared.base.files.lasting_name
+    chosen = AdapterChoice(prepared.folder, base, device=device)
     return measure(chosen, prepared.base, prepared.merge, facts.dtype, prepared.decision, texts)
 
 
@@ -309,6 +307,7 @@ def _create(store: Store, key: str, data: bytes) -> None:
 
 def _card(prepared: _Prepared, change: Change | None, unmeasured: str | None) -> bytes:
     from emotion_train.exporting.card import ExportCard, results_in
+    from emotion_train.model.encoder import is_encoder
     from emotion_train.model.load import skeleton
 
     old = prepared.folder / CARD
@@ -320,6 +319,8 @@ def _card(prepared: _Prepared, change: Change | None, unmeasured: str | None) ->
         results=results_in(old.read_text(encoding="utf-8")) if old.is_file() else (),
         change=change,
         unmeasured=unmeasured,
+        of_encoder=is_encoder(prepared.base.text),
+        whole=prepared.whole,
     )
     return card.text().encode()
 

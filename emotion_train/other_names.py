@@ -24,6 +24,11 @@ _KEYS: tuple[tuple[str, str, str], ...] = (
         " per_gpu_train_batch_size gradient_accumulation_steps gradient_accumulation accumulate_grad_batches"
         " accumulation_steps grad_accum total_batch_size effective_batch_size batchsize bs",
     ),
+    (
+        "train.method",
+        "auto, lora or full",
+        "finetuning_type finetune_type tuning use_lora use_peft full_finetune",
+    ),
     ("train.epochs", "", "num_epochs num_train_epochs n_epochs max_epochs nb_epochs epoch train_epochs"),
     (
         "train.warmup_ratio",
@@ -65,6 +70,11 @@ _KEYS: tuple[tuple[str, str, str], ...] = (
         "",
         "base_model model_name model_name_or_path pretrained_model_name_or_path pretrained_model model_id"
         " model_path checkpoint_path base_model_name_or_path llm backbone pretrained",
+    ),
+    (
+        "model.layers",
+        "the first blocks of the base, or a share of them",
+        "num_hidden_layers n_layers num_layers n_layer max_layers",
     ),
     (
         "model.precision",

@@ -150,6 +150,7 @@ def stage(
     """Stage `base`, or its first `layers` blocks, at `url`. Raises `WrongRequest` for a base that
     cannot be staged and for a place that holds something else.
     """
+    from emotion_train.model.encoder import is_encoder
     from emotion_train.model.load import read_config
     from emotion_train.model.precision import require_bitsandbytes
     from emotion_train.model.text_document import refuse_other_meaning
@@ -158,6 +159,11 @@ def stage(
     store = open_store(url)
     found = read_config(BaseFiles.find(base, layers))
     _refuse_source(found, store)
+    if is_encoder(found.text):
+        raise WrongRequest(
+            f"The base {base} is an encoder, which any machine reads in seconds, and only decoders are"
+            " staged; give model.base its folder or hub id."
+        )
     if precision == "nf4":
         require_bitsandbytes()
     place = _device(device, precision)

@@ -47,6 +47,7 @@ from emotion_train.training.job import (
 from emotion_train.training.start import (
     config_on_gpu,
     keep_kernels,
+    require_engine,
     require_fp8,
     require_host,
     start_processes,
@@ -152,6 +153,7 @@ def train(
             return run_id, look.final
         config = config_on_gpu(config, accelerator.device, say if ranks.is_main else say_nothing)
         base, tokenizer = start.everywhere("the base", config.model.base, lambda: _look_at_base(config))
+        require_engine(base, engine)
         parent = None
         if config.model.adapter is not None and not look.saved:
             parent = start.only_on_main(
@@ -243,9 +245,11 @@ def _look_at_base(config: Config) -> tuple[BaseConfig, PostTokenizer]:
     from emotion_train.bases.files import BaseFiles
     from emotion_train.model.load import read_config
     from emotion_train.model.trainable import require_trainable_base
+    from emotion_train.sizing.recipe import adapter_of
 
     files = BaseFiles.find(config.model.base, config.model.layers)
     found = require_trainable_base(files, config.model.precision, config.data.max_length)
+    adapter_of(config, found.model.is_encoder)
     return read_config(found.files), found.tokenizer
 
 

@@ -39,14 +39,59 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
-    # distillation
+    # encoders
     Mutant(
-        "a teacher is not trained on the fold that it answers",
-        "emotion_train/data/folds.py",
-        "write_fold",
-        "np.flatnonzero(fold_N != fold)",
-        "np.flatnonzero(fold_N >= 0)",
-        "tests/launch/run/test_distil.py::test_no_post_is_scored_by_a_model_that_saw_it",
+        "an encoder's tokens see what comes after them",
+        "emotion_train/model/attention.py",
+        "_exact",
+        "causal and mask is None",
+        "mask is None",
+        "tests/emotion_train/model/test_encoder.py::"
+        "test_alone_packed_and_padded_are_transformers_own_logits[bert-cls]",
+    ),
+    Mutant(
+        "an encoder's window reaches forward as far as back",
+        "emotion_train/model/attention.py",
+        "_exact",
+        "mask & (distance_LL >= 0) if causal else mask",
+        "mask & (distance_LL >= 0)",
+        "tests/emotion_train/model/test_encoder.py::"
+        "test_alone_packed_and_padded_are_transformers_own_logits[modernbert-cls]",
+    ),
+    Mutant(
+        "RoBERTa's first token has the position after the padding's",
+        "emotion_train/model/encoder.py",
+        "positions_of",
+        "position_ids + config.pad_token_id + 1",
+        "position_ids",
+        "tests/emotion_train/model/test_encoder.py::"
+        "test_alone_packed_and_padded_are_transformers_own_logits[roberta-cls]",
+    ),
+    Mutant(
+        "the last token that closes a post stays when the post is cut",
+        "emotion_train/data/tokenization.py",
+        "PostTokenizer.cut",
+        "self.end_id is None or ",
+        "True or ",
+        "tests/emotion_train/data/test_tokenization.py::"
+        "test_an_encoder_s_posts_have_both_ends_and_keep_them_when_cut",
+    ),
+    Mutant(
+        "an adapter's copies of an encoder's dropout draw by the same counters",
+        "emotion_train/model/lora.py",
+        "attach_lora",
+        "module.current = current",
+        "pass",
+        "tests/emotion_train/model/test_encoder.py::test_dropout_and_gradients_do_not_depend_on_packing",
+    ),
+    Mutant(
+        "biases and norms of an encoder that is trained whole do not decay",
+        "emotion_train/training/engines.py",
+        "Engine._adamw",
+        "'weight_decay': 0.0",
+        "'weight_decay': decay",
+        "tests/emotion_train/training/test_encoders.py::"
+        "test_biases_and_norms_of_a_whole_encoder_do_not_decay",
     ),
     Mutant(
         "a cut base's neighbouring blocks lie in two buffers",
@@ -103,6 +148,15 @@ MUTANTS = [
         "if True:",
         "tests/emotion_train/training/test_auxiliary_run.py::"
         "test_what_is_published_knows_the_main_labels_alone_and_answers_as_its_report_says",
+    ),
+    # distillation
+    Mutant(
+        "a teacher is not trained on the fold that it answers",
+        "emotion_train/data/folds.py",
+        "write_fold",
+        "np.flatnonzero(fold_N != fold)",
+        "np.flatnonzero(fold_N >= 0)",
+        "tests/launch/run/test_distil.py::test_no_post_is_scored_by_a_model_that_saw_it",
     ),
     # training on from an adapter, adapters that answer together
     Mutant(
@@ -1746,7 +1800,7 @@ MUTANTS = [
         "the published head is divided by its temperature",
         "emotion_train/training/finish.py",
         "_score_splits",
-        "adapter = with_temperature(adapter, _of_all_rows(temperature, job.index))",
+        "adapter = with_temperature(adapter, temperature)",
         "adapter = dict(adapter)",
         "tests/emotion_train/training/test_finish.py"
         "::test_a_run_on_several_labels_publishes_its_decision_and_the_answers_that_its_report_counts",

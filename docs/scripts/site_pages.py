@@ -33,6 +33,7 @@ FIRST = (
     "start/spot.md",
     "guides/settings.md",
     "guides/bases.md",
+    "guides/encoders.md",
     "guides/predict-and-evaluate.md",
     "guides/ensembles.md",
     "guides/distillation.md",

@@ -2,9 +2,9 @@
 checkpoint has to have.
 
 transformers is not asked, which would load torch: the launcher reads this too. What it fills in for
-a key that is left out, and what it refuses, is repeated here for the four kinds that are trained; a
-test compares both. Letters: V vocabulary, H hidden size, I inner size, Q query width, K key width,
-D head size.
+a key that is left out, and what it refuses, is repeated here for the kinds that are trained (of
+encoders in encoders.py); a test compares both. Letters: V vocabulary, H hidden size, I inner size,
+Q query width, K key width, D head size.
 """
 
 from __future__ import annotations
@@ -15,12 +15,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from emotion_train.bases.depth import blocks_read, cut_configuration
+from emotion_train.bases.encoders import (
+    ENCODERS,
+    encoder_name,
+    encoder_tensors,
+    pooling_tensors,
+    positions,
+    problem_of,
+    with_defaults,
+)
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.config import MOST_LAYERS
 from emotion_train.errors import WrongRequest
 
-# of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
+# decoders: of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 _QWEN = {
     "vocab_size": 151_936,
@@ -107,6 +116,8 @@ class TextModel:
     @property
     def positions(self) -> int:
         """Tokens of the longest text that the base was made for."""
+        if self.is_encoder:
+            return positions(self.values)
         own = int(self.values["max_position_embeddings"])
         rope = _rope(self.values)
         first, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
@@ -114,8 +125,19 @@ class TextModel:
             return max(own, int(first * factor))
         return own
 
+    @property
+    def is_encoder(self) -> bool:
+        """Whether each token sees the whole post, not only what comes before it."""
+        return self.kind in ENCODERS
+
+    def optional_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor that a checkpoint has or leaves out together with all of these."""
+        return pooling_tensors(self.values) if self.is_encoder else {}
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor of the checkpoint's text part, by the classifier's names."""
+        if self.is_encoder:
+            return encoder_tensors(self.values)
         sizes = self.values
         hidden_H, vocab_V = sizes["hidden_size"], sizes["vocab_size"]
         found: dict[str, tuple[int, ...]] = {
@@ -170,7 +192,12 @@ def text_model(files: BaseFiles) -> TextModel:
 
 
 def _cut(model: TextModel, files: BaseFiles) -> TextModel:
-    """The model with the blocks alone that are read."""
+    """The model with the blocks alone that are read. Raises `WrongRequest` for a cut encoder."""
+    if model.is_encoder and files.layers is not None:
+        raise WrongRequest(
+            f"model.layers is {files.layers} and the base {files.name} is an encoder, of which all blocks are"
+            " read; leave model.layers out."
+        )
     there = int(model.values["num_hidden_layers"])
     whole = (files.staged.index.source_layers if files.staged is not None else None) or there
     layers = blocks_read(files.name, files.layers, there, whole)
@@ -191,13 +218,18 @@ def _whole_text_model(files: BaseFiles) -> TextModel:
     return _checked(files.name, "config.json", kind, layout, text)
 
 
+def kind_of(files: BaseFiles) -> str:
+    """The kind of a base's text part. Raises `WrongRequest` for one that is not supported."""
+    return "llama" if files.gguf is not None else _text_part(files.name, files.config())[0]
+
+
 def _text_part(base: str, document: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
     """Kind, layout and configuration of the text part."""
     whole = document.get("model_type")
     if not isinstance(whole, str):
         raise WrongRequest(f"The config.json of the base {base} cannot be used: it names no model_type.")
     text = document.get("text_config")
-    if whole in ARCHITECTURES or text is None:
+    if whole in (*ARCHITECTURES, *ENCODERS) or text is None:
         layout, text, kind = "text", document, whole
         if whole == "mistral" and "layer_types" in document:
             kind = "ministral"  # as transformers takes it: its layers differ, and Mistral's do not
@@ -205,11 +237,11 @@ def _text_part(base: str, document: Mapping[str, Any]) -> tuple[str, str, Mappin
         layout, kind = "multimodal", text.get("model_type", _TEXT_KINDS.get(whole, whole))
     else:
         raise _unusable(base, "config.json", "its text_config is no object")
-    if kind not in ARCHITECTURES:
+    if kind not in ARCHITECTURES and (kind not in ENCODERS or layout != "text"):
         raise WrongRequest(
             f"The base {base} has the architecture {str(kind)[:80]}; supported are"
             f" {', '.join(ARCHITECTURES)}, also as the text part of a multimodal model such as Mistral"
-            " Small 3.1."
+            f" Small 3.1, and the encoders {', '.join(ENCODERS)}."
         )
     return kind, layout, text
 
@@ -237,6 +269,8 @@ def _refuse_quantised(base: str, document: Mapping[str, Any]) -> None:
 def _checked(
     base: str, place: str, kind: str, layout: str, given: Mapping[str, Any], gguf: GgufFile | None = None
 ) -> TextModel:
+    if kind in ENCODERS:
+        return _checked_encoder(base, place, kind, given)
     nulls = set(_SIZES) - set(_DERIVED[kind])
     values = _DEFAULTS[kind] | {
         key: value for key, value in given.items() if value is not None or key in nulls
@@ -257,6 +291,15 @@ def _checked(
     if problem := _problem_of_heads(kind, values) or _problem_of_words(values):
         raise _unusable(base, place, problem)
     return TextModel(kind, layout, values, gguf)
+
+
+def _checked_encoder(base: str, place: str, kind: str, given: Mapping[str, Any]) -> TextModel:
+    values = with_defaults(kind, given)
+    if problem := problem_of(kind, values, _ACTIVATIONS):
+        raise _unusable(base, place, problem)
+    if values["num_hidden_layers"] > MOST_LAYERS:
+        raise _unusable(base, place, f"num_hidden_layers is {values['num_hidden_layers']}")
+    return TextModel(kind, "text", values)
 
 
 def _problem_of_heads(kind: str, values: Mapping[str, Any]) -> str | None:
@@ -303,16 +346,26 @@ def _unusable(base: str, place: str, why: str) -> WrongRequest:
 # --- names of tensors ---
 
 
-def text_name(key: str) -> str | None:
-    """The classifier's name of a checkpoint's tensor; None for vision, projector, language-model
-    head and an old classification head.
+def text_name(key: str, kind: str = ARCHITECTURES[0]) -> str | None:
+    """The classifier's name of a tensor in the checkpoint of a base of this kind; None for vision,
+    projector, language-model head and an old classification head. All decoders name alike.
 
     >>> text_name("language_model.model.layers.0.mlp.up_proj.weight")
     'model.layers.0.mlp.up_proj.weight'
     """
+    if kind in ENCODERS:
+        return encoder_name(kind, key)
     if not _TEXT.match(key) or key.endswith("rotary_emb.inv_freq"):
         return None
     return _TEXT.sub("model.", key)
+
+
+def refuse_other_tensors(base: str, model: TextModel, given: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `WrongRequest` unless a checkpoint has exactly the tensors of this model, and of those
+    that it may leave out all or none.
+    """
+    optional = model.optional_tensors()
+    refuse_misfits(base, model.tensors() | (optional if optional.keys() & given.keys() else {}), given)
 
 
 def refuse_misfits(

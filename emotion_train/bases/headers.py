@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from emotion_train.bases.architecture import already_quantised, text_name
+from emotion_train.bases.architecture import already_quantised, kind_of, text_name
 from emotion_train.bases.depth import is_read
 from emotion_train.bases.files import INSTEAD, BaseFiles
 from emotion_train.bases.staged import StagedBase
@@ -83,9 +83,9 @@ def weight_files(files: BaseFiles, layers: int | None = None) -> tuple[WeightFil
         return (WeightFile(files.gguf.name, files.gguf.stat().st_size, True, {}),)
     if files.staged is not None:
         return _of_staged(files.staged, layers)
-    names = names_of_files(files, layers)
+    names, kind = names_of_files(files, layers), kind_of(files)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = tuple(pool.map(lambda name: _weight_file(files, name, names[name], layers), names))
+        found = tuple(pool.map(lambda name: _weight_file(files, kind, name, names[name], layers), names))
     return found
 
 
@@ -95,9 +95,9 @@ def names_of_files(files: BaseFiles, layers: int | None = None) -> dict[str, set
     """
     if (found := files.weight_map()) is None:
         return {"model.safetensors": None}
-    by_file: dict[str, set[str]] = {}
+    kind, by_file = kind_of(files), dict[str, set[str]]()
     for key, file in found[0].items():
-        if (name := text_name(key)) is not None and is_read(name, layers):
+        if (name := text_name(key, kind)) is not None and is_read(name, layers):
             by_file.setdefault(file, set()).add(key)
     return {file: by_file[file] for file in sorted(by_file)}
 
@@ -141,7 +141,9 @@ def gguf_name(key: str) -> str:
 # --- one file ---
 
 
-def _weight_file(files: BaseFiles, name: str, keys: set[str] | None, layers: int | None) -> WeightFile:
+def _weight_file(
+    files: BaseFiles, kind: str, name: str, keys: set[str] | None, layers: int | None
+) -> WeightFile:
     path = files.folder / name if files.folder is not None else hub.in_cache(files.name, name)
     if files.folder is not None and not (files.folder / name).is_file():
         files.required(name)  # which says so
@@ -151,9 +153,9 @@ def _weight_file(files: BaseFiles, name: str, keys: set[str] | None, layers: int
         header = _header(start, size)
     except (Unreadable, OSError) as error:
         raise damaged(place, files.name, str(error)) from None
-    _refuse_codes(files.name, header)
+    _refuse_codes(files.name, kind, header)
     wanted = {key: tensor for key, tensor in header.items() if keys is None or key in keys}
-    named = {text_name(key): tensor for key, tensor in wanted.items()}
+    named = {text_name(key, kind): tensor for key, tensor in wanted.items()}
     return WeightFile(
         name,
         size,
@@ -239,10 +241,10 @@ def _entry(key: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
     return StoredTensor(str(dtype), shape), (first, last)
 
 
-def _refuse_codes(base: str, header: Mapping[str, StoredTensor]) -> None:
+def _refuse_codes(base: str, kind: str, header: Mapping[str, StoredTensor]) -> None:
     """Raises `WrongRequest` for text weights that are codes, whatever config.json says."""
     for key, tensor in header.items():
-        if text_name(key) is None:
+        if text_name(key, kind) is None:
             continue
         if _CODES.search(key):
             raise already_quantised(base, f"its weights have {key.rpartition('.')[2]}")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from emotion_train.data.index import INDEX_KEY, Index, Split, read_index
+from emotion_train.data.index import INDEX_KEY, Auxiliary, Index, Split, read_index
 from emotion_train.data.reader import RowGroupReader, Rows
 from emotion_train.data.shards import SplitWriter, place, schema_of
 from emotion_train.data.targets import WEIGHT, TargetKind, kept_name, largest
@@ -96,6 +96,13 @@ def copied(source: Store, split: Split, store: Store) -> Split:
                 raise StorageError(f"{source.url_of(described.key)} changed while it was read; try again.")
             objects.append(place(store, described.model_copy(update={"etag": None}), path))
     return split.model_copy(update={"objects": tuple(objects)})
+
+
+def copied_auxiliary(source: Store, index: Index, store: Store) -> Auxiliary | None:
+    """What is trained on beside the training split, copied as a split is."""
+    if index.auxiliary is None:
+        return None
+    return index.auxiliary.model_copy(update={"split": copied(source, index.auxiliary.split, store)})
 
 
 def create_index(store: Store, made: Index, option: str) -> Index:

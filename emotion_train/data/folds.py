@@ -18,8 +18,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emotion_train.data.derived import chosen_rows, copied, create_index, versions_now, write_split
-from emotion_train.data.index import SCHEMA, Auxiliary, Index, Split
+from emotion_train.data.derived import (
+    chosen_rows,
+    copied,
+    copied_auxiliary,
+    create_index,
+    versions_now,
+    write_split,
+)
+from emotion_train.data.index import SCHEMA, Index, Split
 from emotion_train.data.reader import Rows
 from emotion_train.data.targets import SOFT, Target
 from emotion_train.data.text_filter import keys_of
@@ -77,9 +84,9 @@ def write_fold(
         splits["test"] = write_split(index, "test", parts["test"], index.targets, store, Path(name))
     made = index.model_copy(
         update={
-            **_auxiliary(source, index, store),
             "schema_version": SCHEMA,
             "splits": splits,
+            "auxiliary": copied_auxiliary(source, index, store),
             "source": {**index.source, "fold_of": index.sha256(), "fold": fold, "folds": folds},
             "versions": versions_now(index),
         }
@@ -116,23 +123,15 @@ def write_soft(
             )
     made = index.model_copy(
         update={
-            **_auxiliary(source, index, store),
             "schema_version": SCHEMA,
             "requires": (*index.requires, *((SOFT,) if index.targets == "one" else ())),
             "splits": splits,
+            "auxiliary": copied_auxiliary(source, index, store),
             "source": {**index.source, "distilled_from": index.sha256(), **facts},
             "versions": versions_now(index),
         }
     )
     return create_index(store, made, option)
-
-
-def _auxiliary(source: Store, index: Index, store: Store) -> dict[str, Auxiliary]:
-    """Auxiliary posts, which stand in no split, come along as they are."""
-    if index.auxiliary is None:
-        return {}
-    split = copied(source, index.auxiliary.split, store)
-    return {"auxiliary": index.auxiliary.model_copy(update={"split": split})}
 
 
 def softened(target: Target, prob_C: NDArray[np.float64], own: float) -> Target:

@@ -215,8 +215,8 @@ class Index(Manifest):
 
     `requires` names features without which it would be misread: what the posts are labelled with
     where that is not one label, that they have weights of their own, that some are marked as no
-    real posts, that posts of other labels are trained on beside those of the training split, and
-    that those of the training split have shares where the others have one label.
+    real posts, that those of the training split have shares where the others have one label, and
+    that posts of other labels are trained on beside it.
     """
 
     older: ClassVar[tuple[str, ...]] = (FIRST,)
@@ -330,11 +330,12 @@ class Index(Manifest):
         """What all training posts together are labelled with: one label and auxiliary ones are
         shares.
         """
-        stored = self.targets_of("train")
-        return "shares" if self.auxiliary is not None and stored == "one" else stored
+        if self.auxiliary is not None and self.targets == "one":
+            return "shares"
+        return self.targets_of("train")
 
     def targets_of(self, split: str) -> TargetKind:
-        """What the posts of a split are stored with."""
+        """What a split's own posts are labelled with."""
         return "shares" if split == "train" and SOFT in self.requires else self.targets
 
     @property

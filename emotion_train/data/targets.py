@@ -25,10 +25,10 @@ WORDS: dict[TargetKind, str] = {"one": "one label", "several": "several labels",
 # names in an index's `requires`
 FEATURE: dict[TargetKind, str] = {"several": "targets:several", "shares": "targets:shares"}
 WEIGHT = "weight"
-SOFT = "soft"  # training posts have shares that models gave; the others have one label
 AUXILIARY = "auxiliary"  # posts of other labels are trained on; column `known` says who labelled them
 KNOWN = "known"
 UNKNOWN_SHARE = -1.0  # in `targets_NC`: of a label that the post's source does not know
+SOFT = "soft"  # training posts have shares that models gave; the others have one label
 SOURCE = "source"  # posts that nobody wrote, or that stand there again, are marked in this column
 _KEPT = "kept:"  # before the names of columns that came along, which mean nothing to a reader
 _SHARES_OFF = 1e-6  # of 1, that shares may add up to

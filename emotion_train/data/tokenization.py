@@ -1,8 +1,10 @@
 """Posts to token ids, by one pinned tokenizer: the adapter folder carries it, and plain
 `AutoTokenizer` gives the same ids from there.
 
-A post is BOS (where the tokenizer names one) and its text, cut at `max_length`. Text that spells a
-control token, such as `</s>` or `[INST]`, is encoded letter by letter like any other text.
+A post is BOS (where the tokenizer names one) and its text, cut at `max_length`; for an encoder it
+is `[CLS]`, its text and `[SEP]`, or what its tokenizer calls them, and cutting keeps both. Text
+that spells a control token, such as `</s>` or `[INST]`, is encoded letter by letter like any other
+text.
 Mistral's tokenizer.json of the hub splits words by a wrong pattern
 (https://huggingface.co/mistralai/Mistral-Small-3.1-24B-Instruct-2503/discussions/84); the pattern
 of its tekken.json replaces it.
@@ -31,6 +33,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from emotion_train.bases.encoders import ENCODERS
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.data.lengths import Lengths
@@ -69,6 +72,8 @@ _TEKKEN_SPECIALS = (
     "[/SYSTEM_PROMPT]",
     "[TOOL_CONTENT]",
 )
+# first and last token of an encoder's text, where its tokenizer_config.json names none
+_ENDS_OF_ENCODERS = (("[CLS]", "[SEP]"), ("<s>", "</s>"))
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 _CONTROL = 3  # GGUF's token type
 _MAX_TEKKEN_BYTES = 256 << 20
@@ -88,16 +93,31 @@ class PostTokenizer:
     the same ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, *, bos_id: int | None, pad_id: int):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_length: int,
+        *,
+        bos_id: int | None,
+        pad_id: int,
+        end_id: int | None = None,
+    ):
         self.max_length = max_length
         self.bos_id = bos_id
         self.pad_id = pad_id
+        self.end_id = end_id  # the last token of each post; only encoders have one
         self._tokenizer = tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        bos = tokenizer.id_to_token(bos_id) if bos_id is not None else None
+        ends = [tokenizer.id_to_token(one) if one is not None else None for one in (bos_id, end_id)]
+        bos, end = ends
         self._tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos}:0 $A:0" if bos else "$A:0", special_tokens=[(bos, bos_id)] if bos else []
+            single=" ".join(
+                [*([f"{bos}:0"] if bos else []), "$A:0", *([f"{end}:0"] if end is not None else [])]
+            ),
+            special_tokens=[
+                (name, id_) for name, id_ in zip(ends, (bos_id, end_id), strict=True) if name is not None
+            ],
         )
         self._tokenizer.encode_special_tokens = True  # "</s>" in a post is text
 
@@ -110,7 +130,9 @@ class PostTokenizer:
         """
         files = BaseFiles.find(base) if isinstance(base, str) else base
         if (path := files.file("tokenizer.json")) is not None:
-            return _from_tokenizer_json(path, files.file("tokenizer_config.json"), max_length)
+            return _from_tokenizer_json(
+                path, files.file("tokenizer_config.json"), max_length, _kind_in(files)
+            )
         if files.gguf is not None:
             return _from_gguf(GgufFile.open(files.gguf), max_length)
         if (path := files.file("tekken.json")) is not None:
@@ -135,10 +157,11 @@ class PostTokenizer:
         """The token with the largest id, and that id, where a post or padding can give one that an
         embedding of `rows` rows does not have; None where all lie in it.
 
-        Special tokens that are neither BOS nor padding come out of no post.
+        Special tokens that are neither at a post's ends nor padding come out of no post.
         """
         added = self._tokenizer.get_added_tokens_decoder()
-        never = {id_ for id_, token in added.items() if token.special} - {self.bos_id, self.pad_id}
+        never = {id_ for id_, token in added.items() if token.special}
+        never -= {self.bos_id, self.end_id, self.pad_id}
         given = {id_: token for token, id_ in self._tokenizer.get_vocab(True).items() if id_ not in never}
         largest = max(given, default=0)
         return (given[largest], largest) if largest >= rows else None
@@ -147,7 +170,13 @@ class PostTokenizer:
         """One array of 1 to `max_length` ids per text; an empty text without BOS becomes one
         padding token.
         """
-        return [ids[: self.max_length] for ids in self.encode_whole(texts)]
+        return [self.cut(ids) for ids in self.encode_whole(texts)]
+
+    def cut(self, ids_L: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """At most `max_length` of these ids; a last token that closes each post stays."""
+        if self.end_id is None or len(ids_L) <= self.max_length:
+            return ids_L[: self.max_length]
+        return np.append(ids_L[: self.max_length - 1], np.int32(self.end_id))
 
     def encode_whole(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """What `encode` returns, uncut, in the same time: the library cuts what it has made."""
@@ -170,6 +199,7 @@ class PostTokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": name(self.bos_id) if self.bos_id is not None else None,
             "pad_token": name(self.pad_id),
+            **self._named_ends(),
             "padding_side": "right",
             "truncation_side": "right",
             "model_max_length": self.max_length,
@@ -180,6 +210,13 @@ class PostTokenizer:
         (folder / "tokenizer_config.json").write_text(
             json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
+
+    def _named_ends(self) -> dict[str, str | None]:
+        """What tokenizer_config.json says of an encoder's tokens, by which `load` knows one."""
+        if self.end_id is None or self.bos_id is None:
+            return {}
+        first, last = (self._tokenizer.id_to_token(one) for one in (self.bos_id, self.end_id))
+        return {"cls_token": first, "sep_token": last, "eos_token": last}
 
     def sha256(self) -> str:
         """Identity of the mapping from text to ids: vocabulary, BOS, padding and how probe texts
@@ -212,7 +249,7 @@ class CountingTokenizer:
         whole = self._tokenizer.encode_whole(texts)
         with self._lock:
             self._counts.update(len(ids) for ids in whole)
-        return [ids[: self.max_length] for ids in whole]
+        return [self._tokenizer.cut(ids) for ids in whole]
 
     @property
     def lengths(self) -> Lengths:
@@ -221,7 +258,16 @@ class CountingTokenizer:
             return Lengths.of_counts(self._counts)
 
 
-def _from_tokenizer_json(path: Path, config_path: Path | None, max_length: int) -> PostTokenizer:
+def _kind_in(files: BaseFiles) -> str | None:
+    """The kind of base whose tokenizer this is; None for one of an adapter's folder."""
+    if files.gguf is not None or files.file("config.json") is None:
+        return None
+    return str(files.config().get("model_type"))
+
+
+def _from_tokenizer_json(
+    path: Path, config_path: Path | None, max_length: int, kind: str | None
+) -> PostTokenizer:
     try:
         with path.open("rb") as file:
             require_no_lfs_pointer(file.read(64))
@@ -232,6 +278,9 @@ def _from_tokenizer_json(path: Path, config_path: Path | None, max_length: int) 
             f"{path}, or {config_path and config_path.name} beside it, cannot be read as a tokenizer"
             f" ({' '.join(str(error).split())[:200]}); download it again."
         ) from None
+    saved_for_encoder = kind is None and bool(config.get("cls_token")) and bool(config.get("sep_token"))
+    if kind in ENCODERS or saved_for_encoder:
+        return _of_encoder(path, tokenizer, config, max_length)
     if _is_tekken(tokenizer):
         _use_pattern(tokenizer, TEKKEN_PATTERN)
         return PostTokenizer(tokenizer, max_length, bos_id=1, pad_id=11)
@@ -248,6 +297,20 @@ def _from_tokenizer_json(path: Path, config_path: Path | None, max_length: int) 
         bos_id=bos_id,
         pad_id=_pad_id(tokenizer, bos_id, _id_of(tokenizer, config.get("pad_token"))),
     )
+
+
+def _of_encoder(path: Path, tokenizer: Tokenizer, config: dict[str, Any], max_length: int) -> PostTokenizer:
+    """Raises `WrongRequest` where nothing names the tokens at a text's ends, or padding."""
+    named = [_id_of(tokenizer, config.get(name)) for name in ("cls_token", "sep_token")]
+    known = [[tokenizer.token_to_id(name) for name in pair] for pair in _ENDS_OF_ENCODERS]
+    ends = next((pair for pair in (named, *known) if None not in pair), None)
+    pad_id = _pad_id(tokenizer, None, _id_of(tokenizer, config.get("pad_token")))
+    if ends is None or pad_id in ends:
+        raise WrongRequest(
+            f"{path} names no first, last and padding token of a text, such as [CLS], [SEP] and [PAD]; give"
+            " the tokenizer that the base was trained with."
+        )
+    return PostTokenizer(tokenizer, max_length, bos_id=ends[0], pad_id=pad_id, end_id=ends[1])
 
 
 def _is_tekken(tokenizer: Tokenizer) -> bool:

@@ -285,7 +285,7 @@ def load_with_progress(chosen: AdapterChoice) -> LoadedAdapter | LoadedEnsemble:
     device = torch.device("cuda" if chosen.device == "auto" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         facts = read_facts(folder)
-        base = opened = base_config_of(facts, chosen.base)
+        base = opened = base_config_of(facts, chosen.base, folder)
         precision = chosen.precision or facts.precision
         refuse_small_gpu(opened.files.name, Shape.of(opened.text.to_dict()), precision, memory_of(device))
     load: Callable[..., LoadedAdapter | LoadedEnsemble] = partial(load_adapter, folder)

@@ -43,9 +43,10 @@ def _compared(facts: AdapterFacts, one_base: bool) -> dict[str, object]:
             "model.layers": facts.layers,
             "base": (facts.base_shape_sha256, facts.base_weights_sha256),
             "model.precision": facts.precision,
-            "lora.r": facts.lora.r,
-            "lora.alpha": facts.lora.alpha,
-            "lora.targets": set(target_names(facts.lora.targets)),
+            "train.method": "full" if facts.lora is None else "lora",
+            "lora.r": facts.lora and facts.lora.r,
+            "lora.alpha": facts.lora and facts.lora.alpha,
+            "lora.targets": facts.lora and set(target_names(facts.lora.targets)),
         }
     return found
 

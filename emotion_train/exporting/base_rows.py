@@ -17,6 +17,8 @@ import torch
 
 from emotion_train.bases.staged import StagedBase, StagedTensor
 from emotion_train.model.load import (
+    SAMPLED,
+    WHOLE,
     BaseConfig,
     Fingerprint,
     Weights,
@@ -76,12 +78,12 @@ def _identity(found: BaseConfig, weights: Weights, shapes: dict[str, tuple[int, 
     """What the loader finds, of the few rows that it looks at."""
     fingerprint = Fingerprint(found)
     for name, (rows, *_) in shapes.items():
-        if name.endswith("embed_tokens.weight"):
+        if name.endswith(SAMPLED):
             # of at most 127 rows the fingerprint takes all
             every = max(1, rows // 64)
             sample = [weights.read_rows(name, row, row + 1) for row in range(0, rows, every)]
             fingerprint.add(name, torch.cat(sample))
-        elif name.endswith("norm.weight"):
+        elif name.endswith(WHOLE):
             fingerprint.add(name, weights.read_rows(name, 0, rows))
     return fingerprint.hexdigest()
 

@@ -50,7 +50,7 @@ _LEAST_MODEL_LENGTH = 256
 @dataclass(frozen=True)
 class ExportCard:
     """`results` are lines of Markdown with the figures of the adapter's run; `change` is None, and
-    `unmeasured` says why, where nothing was compared.
+    `unmeasured` says why, where nothing was compared. `whole`: an encoder that has no adapter.
     """
 
     facts: ExportFacts
@@ -60,11 +60,16 @@ class ExportCard:
     results: Sequence[str] = ()
     change: Change | None = None
     unmeasured: str | None = None
+    of_encoder: bool = False
+    whole: bool = False
 
     def text(self) -> str:
         """The whole README.md."""
         facts = self.facts
-        results = ["## Results", "", "These are the adapter's, before it was merged.", "", *self.results, ""]
+        before = "These are the adapter's, before it was merged."
+        if self.whole:
+            before = "These are of its weights in float32."
+        results = ["## Results", "", before, "", *self.results, ""]
         return "\n".join(
             [
                 "---",
@@ -78,9 +83,8 @@ class ExportCard:
                 "# Emotion classifier",
                 "",
                 (
-                    f"A `{self.architecture}` in {facts.dtype}, its head in float32, made of an adapter and"
-                    f" {self._part_of_base()}{as_code(facts.base)}, which"
-                    f" {_GIVES[facts.targets].format(len(facts.labels))}:"
+                    f"A `{self.architecture}` in {facts.dtype}, its head in float32, made of"
+                    f" {self._source()}, which {_GIVES[facts.targets].format(len(facts.labels))}:"
                 ),
                 ", ".join(map(as_code, facts.labels)) + ".",
                 "",
@@ -96,15 +100,26 @@ class ExportCard:
                 "```",
                 "",
                 *self._of_bf16(),
-                "vLLM serves it; a post that is too long is refused, with all others of its request, unless"
-                " `truncate_prompt_tokens` asks to cut it:",
-                "",
-                "```bash",
-                *self.vllm_lines(),
-                "```",
-                "",
+                *([] if self.of_encoder else self._served()),
             ]
         )
+
+    def _source(self) -> str:
+        named = as_code(self.facts.base)
+        if self.whole:
+            return f"{named}, all of whose weights were trained"
+        return f"an adapter and {self._part_of_base()}{named}"
+
+    def _served(self) -> list[str]:
+        return [
+            "vLLM serves it; a post that is too long is refused, with all others of its request, unless"
+            " `truncate_prompt_tokens` asks to cut it:",
+            "",
+            "```bash",
+            *self.vllm_lines(),
+            "```",
+            "",
+        ]
 
     def _part_of_base(self) -> str:
         words = depth_words(self.facts.layers, self.facts.whole_layers)
@@ -144,13 +159,15 @@ class ExportCard:
 
     def _notes(self) -> list[str]:
         facts, decision = self.facts, self.decision
-        run = "" if facts.run_id is None else f" The adapter is that of run {facts.run_id}."
+        what = "weights are those" if self.whole else "adapter is that"
+        run = "" if facts.run_id is None else f" The {what} of run {facts.run_id}."
+        pooled = "the last token of the post that is not padding"
+        if self.of_encoder:
+            pooled = "what the model's own layers pool of the post"
         notes = [
-            f"- Base while training: {facts.precision}; posts cut at {facts.max_length} tokens.{run}",
-            (
-                "- The head reads the last token of the post that is not padding. The tokenizer is the one of"
-                " the training; take no other."
-            ),
+            f"- {'Computed' if self.whole else 'Base'} while training: {facts.precision}; posts cut at"
+            f" {facts.max_length} tokens.{run}",
+            f"- The head reads {pooled}. The tokenizer is the one of the training; take no other.",
             (
                 "- A control token that a post quotes, such as `</s>`, `[INST]` or `<|im_end|>`, is text:"
                 " transformers and vLLM read that in `tokenizer_config.json` (`split_special_tokens`). A tool"
@@ -176,7 +193,7 @@ class ExportCard:
         return notes
 
     def _of_bf16(self) -> list[str]:
-        if self.facts.dtype == "fp32":
+        if self.facts.dtype == "fp32" or self.of_encoder:
             return []
         return [
             'On a GPU with `dtype="auto"` transformers also rounds the head to bfloat16; vLLM keeps it in'

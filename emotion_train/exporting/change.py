@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from emotion_train.bases.encoders import head_of
 from emotion_train.config import Precision
 from emotion_train.data.index import INDEX_KEY, read_index
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
@@ -25,7 +26,7 @@ from emotion_train.evaluation.adapter import AdapterChoice, load_with_progress
 from emotion_train.evaluation.decision import Decision
 from emotion_train.evaluation.floors import posts
 from emotion_train.evaluation.scoring import Probabilities, probabilities_of
-from emotion_train.exporting.merge import ExportDtype, Merge
+from emotion_train.exporting.merge import AnyMerge, ExportDtype, InMemory
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseConfig, fill, skeleton
 from emotion_train.processes.machine import memory_of, memory_of_host
@@ -103,7 +104,7 @@ def require_memory(parameters: int, precision: Precision, dtype: ExportDtype, de
 def measure(
     chosen: AdapterChoice,
     base: BaseConfig,
-    merge: Merge,
+    merge: AnyMerge,
     dtype: ExportDtype,
     decision: Decision,
     texts: Sequence[str],
@@ -126,7 +127,12 @@ def measure(
     return Change.of(before_NC, after_NC, decision, precision, dtype)
 
 
-def _merged_model(base: BaseConfig, merge: Merge, dtype: ExportDtype, device: torch.device) -> nn.Module:
+def _merged_model(base: BaseConfig, merge: AnyMerge, dtype: ExportDtype, device: torch.device) -> nn.Module:
+    if isinstance(merge, InMemory):
+        state = {one.name: one.whole().float() for one in merge.tensors()}
+        network = skeleton(base.text, len(state[f"{head_of(base.text.model_type)}.weight"]))
+        fill(network, state.items(), dtype, device)
+        return EmotionClassifier(network, dtype).eval()
     network = skeleton(base.text, len(merge.head))
     tensors = merge.tensors()
     next(tensors)  # the head, which is not a part of the base

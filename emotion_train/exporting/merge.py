@@ -1,5 +1,6 @@
 """The weights of an adapter and its base made one: W + (alpha / r) B A, in float32, brought to the
-format of the export at the very end.
+format of the export at the very end. An encoder is small, so its weights are taken as they are in
+memory once its adapter is loaded, or as they were trained.
 
 Each block of rows is made by itself, so memory holds a few of them, whatever the base. A base that
 was trained on as 4-bit codes is merged where it was not rounded: the sum is then another one than
@@ -12,14 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
+from emotion_train.bases.encoders import pooling_modules
 from emotion_train.config import LoraSection
 from emotion_train.exporting.base_rows import BaseRows
-from emotion_train.model.load import HEAD
-from emotion_train.model.lora import refuse_misfits
+from emotion_train.model.encoder import is_encoder
+from emotion_train.model.facts import AdapterFacts
+from emotion_train.model.load import HEAD, BaseConfig
+from emotion_train.model.lora import load_adapter, read_weights, refuse_misfits
 from emotion_train.sizing.shape import target_names
 
 ExportDtype = Literal["bf16", "fp32"]
@@ -88,6 +93,49 @@ class Merge:
                 values = torch.addmm(values, rows_OR, a_RI, alpha=self._scale)
             start += len(block)
             yield values.to(self._dtype)
+
+
+class InMemory:
+    """An encoder as `Merge` has a decoder: every tensor once. Its head, and what lies between that
+    and the pooled token, is float32 in every export.
+    """
+
+    def __init__(self, state: Mapping[str, torch.Tensor], kind: str, dtype: ExportDtype) -> None:
+        self._state, self._kind, self._dtype = state, kind, DTYPES[dtype]
+
+    @property
+    def formats(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and format of each tensor, in the order of `tensors`."""
+        return {name: (tuple(tensor.shape), self._format(name)) for name, tensor in self._state.items()}
+
+    def tensors(self) -> Generator[MergedTensor]:
+        """Every tensor."""
+        for name, tensor in self._state.items():
+            rounded = tensor.to(self._format(name))
+            yield MergedTensor(name, tuple(tensor.shape), rounded.dtype, iter([rounded]))
+
+    def _format(self, name: str) -> torch.dtype:
+        parts = name.split(".")
+        return torch.float32 if set(parts) & set(pooling_modules(self._kind)) else self._dtype
+
+
+AnyMerge = Merge | InMemory
+
+
+def merge_of(
+    folder: Path, adapter: AdapterFacts, found: BaseConfig, rows: BaseRows, dtype: ExportDtype
+) -> AnyMerge:
+    """What the adapter in this folder makes of its base, of which `rows` are the tensors. Raises
+    `WrongRequest` for a damaged file and as `Merge`.
+    """
+    if not is_encoder(found.text) and adapter.lora is not None:
+        return Merge(rows, read_weights(folder), adapter.lora, len(adapter.labels), dtype)
+    if adapter.lora is None:
+        return InMemory(read_weights(folder), found.text.model_type, dtype)
+    network: Any = load_adapter(folder, device="cpu", base=found, precision="fp32").model.network
+    merged = network.merge_and_unload()
+    state = {name: tensor.detach() for name, tensor in merged.named_parameters()}
+    return InMemory(state, found.text.model_type, dtype)
 
 
 def adapter_shapes(

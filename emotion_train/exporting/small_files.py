@@ -87,7 +87,8 @@ def _padding(made: Tokenizer, tokenizer: PostTokenizer, rows: int) -> int:
     transformers finds the end of a post as its last token that is not padding.
     """
     never = {id_ for id_, token in made.get_added_tokens_decoder().items() if token.special}
-    never -= {tokenizer.bos_id, made.token_to_id(getattr(made.model, "unk_token", None) or "")}
+    unknown = made.token_to_id(getattr(made.model, "unk_token", None) or "")
+    never -= {tokenizer.bos_id, tokenizer.end_id, unknown}
     free = [id_ for id_ in (tokenizer.pad_id, *sorted(never)) if id_ in never and id_ < rows]
     if not free:
         raise WrongRequest(

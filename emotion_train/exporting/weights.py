@@ -25,7 +25,7 @@ from typing import IO, Any
 import torch
 
 from emotion_train.errors import DISK_FULL, StorageError
-from emotion_train.exporting.merge import Merge, MergedTensor
+from emotion_train.exporting.merge import AnyMerge, MergedTensor
 from emotion_train.model.load import Tell
 from emotion_train.storage.store import Store
 
@@ -47,7 +47,7 @@ class WeightFile:
     tensor_bytes: int
 
 
-def write_weights(merge: Merge, store: Store, shard_bytes: int, tell: Tell) -> list[WeightFile]:
+def write_weights(merge: AnyMerge, store: Store, shard_bytes: int, tell: Tell) -> list[WeightFile]:
     """Every tensor, stored and read back. Raises `StorageError` for a store that fails or that
     holds something else than what was written, and for a full disk.
     """

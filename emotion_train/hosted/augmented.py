@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emotion_train.data.derived import copied as _copied
+from emotion_train.data.derived import copied, copied_auxiliary
 from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, read_index
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.targets import SOFT, SOURCE, WEIGHT, Target, largest, requires
@@ -69,10 +69,8 @@ def write(
             if split == "train":
                 splits[split] = _write_train(index, posts, added, store, Path(name), seed)
             else:
-                splits[split] = _copied(source, index.splits[split], store)
-    auxiliary = index.auxiliary
-    if auxiliary is not None:
-        auxiliary = auxiliary.model_copy(update={"split": _copied(source, auxiliary.split, store)})
+                splits[split] = copied(source, index.splits[split], store)
+    auxiliary = copied_auxiliary(source, index, store)
     made = Index(
         labels=index.labels,
         requires=requires(index.targets, weighted=True, marked=True, auxiliary=auxiliary is not None),

@@ -157,14 +157,14 @@ def own_of_adapter(chosen: Any, rows: Rows, store: Store) -> OwnAnswers:
     """
     from dataclasses import replace
 
-    from emotion_train.model.facts import WEIGHTS, read_facts
+    from emotion_train.model.facts import read_facts
     from emotion_train.runs.adapter_cache import find_adapter
 
     folder = find_adapter(str(chosen.adapter)).folder
     facts = read_facts(folder)
     if set(facts.labels) != set(rows.labels):
         raise WrongRequest(f"The adapter {chosen.adapter} has other labels than {rows.data_url}.")
-    weights = file_sha256(folder / WEIGHTS)
+    weights = file_sha256(folder / facts.weights_file)
     key = f"own/{digest_of(weights, chosen.precision, rows.split, rows.ids)}.json"
     if (stored := read_or_none(OwnAnswers, store, key)) is not None:
         return stored

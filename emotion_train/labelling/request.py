@@ -34,7 +34,7 @@ from emotion_train.labelling.job import (
 from emotion_train.labelling.planning import FoundSource, find_source, plan_units, with_plan
 from emotion_train.labelling.summary import Success, find_success
 from emotion_train.labelling.worker import About, Pace, Stopped, Worker
-from emotion_train.model.facts import WEIGHTS, AdapterFacts, read_facts
+from emotion_train.model.facts import AdapterFacts, read_facts
 from emotion_train.processes.notices import PreemptionWatch, hold_seconds
 from emotion_train.report.schema import Report
 from emotion_train.runs.adapter_cache import find_adapter
@@ -243,7 +243,7 @@ def _identity(name: str, folder: Path, facts: AdapterFacts) -> AdapterIdentity:
     decision = folder / DECISION
     return AdapterIdentity(
         name=name.rstrip("/").rpartition("/")[2],
-        weights_sha256=file_sha256(folder / WEIGHTS),
+        weights_sha256=file_sha256(folder / facts.weights_file),
         base=facts.base,
         base_weights_sha256=facts.base_weights_sha256,
         tokenizer_sha256=facts.tokenizer_sha256,

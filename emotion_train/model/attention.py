@@ -1,4 +1,4 @@
-"""Causal attention that stays inside each post of a pack.
+"""Attention that stays inside each post of a pack: causal, or of an encoder in both directions.
 
 On CUDA one varlen kernel runs over all posts; on a CPU, and for float32, one exact
 scaled-dot-product call per post, which is both the reference and the fastest way there (43 posts/s
@@ -7,7 +7,8 @@ name `ATTENTION`; the segments travel as keyword arguments through the stock mod
 checkpointing replays them.
 
 Without segments a batch is taken as right-padded: causal attention alone, since no token of a post
-comes after its padding.
+comes after its padding. An encoder's rows have segments always. A window of an encoder reaches as
+far forward as back.
 
 Letters: T tokens of a pack, S segments, B rows, L tokens of a row, H query heads, K key/value
 heads, D head dimension.
@@ -114,18 +115,27 @@ def segment_attention(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: returns the output of shape BLHD and no weights. Posts
-    never need a mask or dropout.
+    never need a mask or dropout. The module says whether it is causal.
     """
+    causal = getattr(module, "is_causal", True)
     if cu_seq_lens_q is not None:
         out_THD = _fused(
-            query_BHLD[0], key_BKLD[0], value_BKLD[0], cu_seq_lens_q, max_length_q, scaling, sliding_window
+            query_BHLD[0],
+            key_BKLD[0],
+            value_BKLD[0],
+            cu_seq_lens_q,
+            max_length_q,
+            scaling,
+            sliding_window,
+            causal,
         )
         return out_THD.unsqueeze(0), None
     if segment_lengths is None:
+        assert causal, "what an encoder reads must come as segments: padding would be seen"
         return _exact(query_BHLD, key_BKLD, value_BKLD, scaling, sliding_window).transpose(1, 2), None
     lengths = list(segment_lengths)
     pieces = [
-        _exact(query, key, value, scaling, sliding_window)
+        _exact(query, key, value, scaling, sliding_window, causal)
         for query, key, value in zip(
             torch.split(query_BHLD, lengths, dim=2),
             torch.split(key_BKLD, lengths, dim=2),
@@ -144,6 +154,7 @@ def _fused(
     max_length: int,
     scaling: float | None,
     sliding_window: int | None,
+    causal: bool = True,
 ) -> torch.Tensor:
     """The output of shape THD."""
     query, key, value = (x.transpose(0, 1) for x in (query_HTD, key_KTD, value_KTD))
@@ -164,7 +175,7 @@ def _fused(
         max_length,
         max_length,
         scale=scaling,
-        window_size=(back, 0),
+        window_size=(back, 0 if causal else back),
         **grouped,
     )
     assert isinstance(out_THD, torch.Tensor)  # no auxiliary output was asked for
@@ -177,6 +188,7 @@ def _exact(
     value_BKLD: torch.Tensor,
     scaling: float | None,
     sliding_window: int | None,
+    causal: bool = True,
 ) -> torch.Tensor:
     """The output of shape BHLD."""
     length = query_BHLD.shape[2]
@@ -184,14 +196,15 @@ def _exact(
     if sliding_window is not None and length > sliding_window:
         position_L = torch.arange(length, device=query_BHLD.device)
         distance_LL = position_L[:, None] - position_L[None, :]
-        mask = (distance_LL >= 0) & (distance_LL < sliding_window)
+        mask = distance_LL.abs() < sliding_window
+        mask = mask & (distance_LL >= 0) if causal else mask
     grouped = query_BHLD.shape[1] != key_BKLD.shape[1]
     return scaled_dot_product_attention(
         query_BHLD,
         key_BKLD,
         value_BKLD,
         attn_mask=mask,
-        is_causal=mask is None,
+        is_causal=causal and mask is None,
         scale=scaling,
         enable_gqa=grouped,
     )

@@ -13,6 +13,7 @@ from string import Template
 from typing import Any
 
 from emotion_train.bases.depth import depth_words
+from emotion_train.bases.encoders import ENCODERS
 from emotion_train.bases.packaged import SMALL_MODEL, small_model
 from emotion_train.bases.public_names import is_path, public_base
 from emotion_train.config import Precision
@@ -82,6 +83,44 @@ with torch.inference_mode():
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
     ).logits
 $answer"""
+_ENCODER = """\
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+${import_peft}from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+transformers.logging.set_verbosity_error()
+adapter = sys.argv[1] if len(sys.argv) > 1 else "."  # this folder
+texts = sys.argv[2:] or ["what a lovely mess"]
+device = "cuda" if torch.cuda.is_available() else "cpu"
+
+labels = json.loads(Path(adapter, "labels.json").read_text(encoding="utf-8"))["labels"]
+tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
+$load
+batch = tokenizer(
+    texts, padding=True, padding_side="right", truncation=True, max_length=$max_length, return_tensors="pt"
+)
+with torch.inference_mode():
+    logits = model(
+        input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
+    ).logits
+$answer"""
+_WHOLE_LOAD = """\
+model = AutoModelForSequenceClassification.from_pretrained(
+    adapter, dtype=torch.float32, trust_remote_code=False
+)
+model = model.to(device).eval()
+"""
+_LORA_LOAD = """\
+base = $base
+model = AutoModelForSequenceClassification.from_pretrained(
+    base, num_labels=len(labels), dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False
+)
+model = PeftModel.from_pretrained(model, adapter).to(device).eval()
+"""
 _CUT = """\
 config.num_hidden_layers = $layers  # the first blocks alone; those above are not loaded
 if getattr(config, "layer_types", None):
@@ -133,7 +172,8 @@ _NOTES: dict[TargetKind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class CardFacts:
-    """`layout` is `BaseInfo.layout`; each of `metrics_lines` is one line of Markdown, for example a
+    """`layout` and `architecture` are those of `BaseInfo`; `whole`: every weight was trained, and
+    there is no adapter. Each of `metrics_lines` is one line of Markdown, for example a
     table's, and so is each of `sections`, which bring their own headings. `header` are more fields
     of the card's header. `layers` of the base's `whole_layers` blocks are read; None: all.
     """
@@ -153,6 +193,8 @@ class CardFacts:
     header: Mapping[str, Any] | None = None
     layers: int | None = None
     whole_layers: int | None = None
+    architecture: str = "llama"
+    whole: bool = False
 
 
 def model_card(facts: CardFacts) -> str:
@@ -160,10 +202,10 @@ def model_card(facts: CardFacts) -> str:
     named = public_base(facts.base)
     is_hub_id = facts.layout != "gguf" and not _is_in_bucket(facts) and re.fullmatch(r"[^/]+/[^/]+", named)
     fields = {
-        **({"base_model": named, "base_model_relation": "adapter"} if is_hub_id else {}),
-        "library_name": "peft",
+        **({"base_model": named, "base_model_relation": _relation(facts)} if is_hub_id else {}),
+        "library_name": "transformers" if facts.whole else "peft",
         "pipeline_tag": "text-classification",
-        "tags": ["lora", "emotion-classification", *_TAGS[facts.targets]],
+        "tags": [*([] if facts.whole else ["lora"]), "emotion-classification", *_TAGS[facts.targets]],
         **(facts.header or {}),
     }
     header = ["---", header_yaml(fields).rstrip("\n"), "---"]
@@ -174,27 +216,23 @@ def model_card(facts: CardFacts) -> str:
             "",
             "# Emotion classifier",
             "",
-            (
-                f"A LoRA adapter and a linear head on {part_of_base(facts)}{as_code(named)} that"
-                f" {_GIVES[facts.targets].format(len(facts.labels))}:"
-            ),
+            f"{_what(facts, named)} that {_GIVES[facts.targets].format(len(facts.labels))}:",
             ", ".join(map(as_code, facts.labels)) + ".",
             "",
-            f"- LoRA: r={facts.lora_r}, alpha={facts.lora_alpha:g}, on {', '.join(facts.lora_targets)}",
-            f"- Base while training: {facts.precision}; posts cut at {facts.max_length} tokens",
+            *_adapter_line(facts),
+            f"- {_computed(facts)}; posts cut at {facts.max_length} tokens",
             *([f"- Run: {facts.run_id}"] if facts.run_id else []),
-            (
-                "- The head reads the last token of the post, in float32. The tokenizer here is the one of"
-                " the training; take no other."
-            ),
+            f"- The head reads {_pooled(facts)}, in float32. The tokenizer here is the one of the training;"
+            " take no other.",
             *_NOTES[facts.targets],
             "",
             *results,
             *facts.sections,
             "## Use",
             "",
-            "`emotion-train predict --adapter .`, or with transformers and peft alone"
-            + (" (and bitsandbytes):" if _is_nf4(facts) else ":"),
+            "`emotion-train predict --adapter .`, or with transformers"
+            + ("" if facts.whole else " and peft")
+            + (" alone (and bitsandbytes):" if _is_nf4(facts) else " alone:"),
             "",
             "```python",
             reload_snippet(facts).rstrip("\n"),
@@ -202,6 +240,34 @@ def model_card(facts: CardFacts) -> str:
             "",
         ]
     )
+
+
+def _relation(facts: CardFacts) -> str:
+    return "finetune" if facts.whole else "adapter"
+
+
+def _what(facts: CardFacts, named: str) -> str:
+    if facts.whole:
+        return f"{as_code(named)}, an encoder that was trained whole, and a linear head"
+    return f"A LoRA adapter and a linear head on {part_of_base(facts)}{as_code(named)}"
+
+
+def _adapter_line(facts: CardFacts) -> list[str]:
+    if facts.whole:
+        return []
+    return [f"- LoRA: r={facts.lora_r}, alpha={facts.lora_alpha:g}, on {', '.join(facts.lora_targets)}"]
+
+
+def _computed(facts: CardFacts) -> str:
+    if facts.whole:
+        return f"Weights: float32; computed in {facts.precision}"
+    return f"Base while training: {facts.precision}"
+
+
+def _pooled(facts: CardFacts) -> str:
+    if facts.architecture in ENCODERS:
+        return "what the base's own layers pool of the post"
+    return "the last token of the post"
 
 
 def part_of_base(facts: CardFacts) -> str:
@@ -241,6 +307,8 @@ def reload_snippet(facts: CardFacts) -> str:
     """A program that prints a probability per label, and of several labels those that reach their
     threshold: `python snippet.py [adapter folder] [text …]`.
     """
+    if facts.architecture in ENCODERS:
+        return _encoder_snippet(facts)
     is_gguf = facts.layout == "gguf"
     is_nf4 = _is_nf4(facts)
     path = small_model() if facts.base == SMALL_MODEL else Path(facts.base)
@@ -254,6 +322,15 @@ def reload_snippet(facts: CardFacts) -> str:
         key_mapping="" if is_gguf else _KEY_MAPPING,
         max_length=facts.max_length,
         cut="" if facts.layers is None else Template(_CUT).substitute(layers=facts.layers),
+        answer=_ANSWERS[facts.targets],
+    )
+
+
+def _encoder_snippet(facts: CardFacts) -> str:
+    return Template(_ENCODER).substitute(
+        import_peft="" if facts.whole else "from peft import PeftModel\n",
+        load=_WHOLE_LOAD if facts.whole else Template(_LORA_LOAD).substitute(base=_base_of_snippet(facts)),
+        max_length=facts.max_length,
         answer=_ANSWERS[facts.targets],
     )
 

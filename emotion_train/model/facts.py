@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from emotion_train.model.load import BaseInfo
 
 WEIGHTS = "adapter_model.safetensors"
+WHOLE_WEIGHTS = "model.safetensors"  # of a base that was trained whole
 FACTS = "emotion_train.json"
 LABELS = "labels.json"
 FORMAT: Literal["emotion-train/adapter/2"] = "emotion-train/adapter/2"
+WHOLE: Literal["emotion-train/adapter/3"] = "emotion-train/adapter/3"
 _FIRST = "emotion-train/adapter/1"  # knows no targets: a post has one label
 _MAX_BYTES = 16 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
@@ -31,14 +33,15 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 class AdapterFacts(BaseModel):
     """What an adapter was made of; `emotion_train.json`, with the labels in `labels.json`.
 
-    `targets` is what a post is answered with: one of the labels, several of them, or shares.
-    `layers` are the first blocks of the base's `whole_layers` that were read; None: all, as of
-    adapters that do not say.
+    `targets` is what a post is answered with: one of the labels, several of them, or shares. `lora`
+    is None where every weight was trained: the folder is then a whole checkpoint, of format 3,
+    which earlier versions refuse. `layers` are the first blocks of the base's `whole_layers` that
+    were read; None: all, as of adapters that do not say.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    format: Literal["emotion-train/adapter/1", "emotion-train/adapter/2"] = FORMAT
+    format: Literal["emotion-train/adapter/1", "emotion-train/adapter/2", "emotion-train/adapter/3"] = FORMAT
     targets: TargetKind = "one"
     base: str
     architecture: str
@@ -50,13 +53,18 @@ class AdapterFacts(BaseModel):
     precision: Precision
     max_length: int = Field(ge=1, le=LARGEST_MAX_LENGTH)
     tokenizer_sha256: str
-    lora: LoraSection
+    lora: LoraSection | None
     labels: tuple[str, ...] = Field(min_length=2)
     run_id: str | None = None
     index_sha256: str | None = None  # of the data set that was trained on
     # folders of the machine that trained, for who evaluates there; URLs are in the report
     output_url: str | None = None
     data_url: str | None = None
+
+    @property
+    def weights_file(self) -> str:
+        """The file of what was trained."""
+        return WHOLE_WEIGHTS if self.lora is None else WEIGHTS
 
     @classmethod
     def of(
@@ -65,7 +73,7 @@ class AdapterFacts(BaseModel):
         tokenizer: PostTokenizer,
         *,
         precision: Precision,
-        lora: LoraSection,
+        lora: LoraSection | None,
         labels: Sequence[str],
         targets: TargetKind = "one",
         run_id: str | None = None,
@@ -74,6 +82,7 @@ class AdapterFacts(BaseModel):
         data_url: str | None = None,
     ) -> AdapterFacts:
         return cls(
+            format=WHOLE if lora is None else FORMAT,
             base=base.name,
             architecture=base.architecture,
             layout=base.layout,
@@ -109,7 +118,9 @@ def read_facts(folder: Path) -> AdapterFacts:
                 f"The adapter {folder} holds {path.name}, a pickle, which could run any program; only"
                 " safetensors and JSON are read."
             )
-    for name in (FACTS, LABELS, WEIGHTS, "tokenizer.json"):
+    whole = (folder / WHOLE_WEIGHTS).is_file() and not (folder / WEIGHTS).is_file()
+    weights = (WHOLE_WEIGHTS, "config.json") if whole else (WEIGHTS,)
+    for name in (FACTS, LABELS, *weights, "tokenizer.json"):
         if not (folder / name).is_file():
             raise WrongRequest(
                 f"The folder {folder} has no {name}, so it is no adapter of this program; give a run's"
@@ -118,7 +129,10 @@ def read_facts(folder: Path) -> AdapterFacts:
     try:
         facts, labels = (object_file(folder / name, _MAX_BYTES) for name in (FACTS, LABELS))
         _refuse_later(folder, facts)
-        return AdapterFacts.model_validate({**facts, "labels": labels.get("labels")})
+        found = AdapterFacts.model_validate({**facts, "labels": labels.get("labels")})
+        if (found.lora is None) != whole:
+            raise Unreadable(f"it does not say how {weights[0]} was trained")
+        return found
     except (Unreadable, OSError, ValidationError) as error:
         raise WrongRequest(
             f"{folder / FACTS} or {LABELS} beside it cannot be read"
@@ -133,10 +147,10 @@ def _refuse_later(folder: Path, facts: dict[str, Any]) -> None:
     stored, targets = facts.get("format"), facts.get("targets")
     if stored == _FIRST:
         facts.pop("targets", None)
-    elif stored != FORMAT:
+    elif stored not in (FORMAT, WHOLE):
         raise WrongRequest(
             f"The adapter {folder} has the format {str(stored)[:80]!r}, and this version reads {_FIRST} and"
-            f" {FORMAT}; use the version that wrote it, or pull the adapter again."
+            f" those up to {WHOLE}; use the version that wrote it, or pull the adapter again."
         )
     elif targets not in KINDS:
         raise WrongRequest(

@@ -1,5 +1,5 @@
 """The classifier: hidden state of each post's last token, through a float32 linear head, to one row
-of logits per post.
+of logits per post; of an encoder, the pooling of its family (encoder.py).
 
 Posts are found by position, never by token id: padding or a post that quotes `<pad>` cannot move
 the pooling. The wrapped model is transformers' own XForSequenceClassification (with or without a
@@ -11,14 +11,16 @@ Letters: T tokens of a pack, N posts, L tokens of a padded row, C classes, H hid
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from emotion_train.bases.encoders import head_of
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import Segments, is_fused, on_device, sight
 from emotion_train.model.dropout import Counters, current_of
+from emotion_train.model.encoder import blocks, is_encoder, logits_of_posts, packed, positions_of
 from emotion_train.model.fused import FusedDecoder, FusedInputs, fits, linear_layers
 from emotion_train.model.gathered import GatheredBlocks
 from emotion_train.model.precision import Precision, formats
@@ -58,6 +60,8 @@ class EmotionClassifier(nn.Module):
         Call it once the weights lie where they stay, and not when an engine shards them. Raises
         `WrongRequest` for fp8 without it.
         """
+        if self.is_encoder:
+            return
         if self.precision == "fp8":
             require_float8(self.device, fits(self.classifier))
         if self.compute == torch.bfloat16 and fits(self.classifier):
@@ -91,12 +95,19 @@ class EmotionClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.classifier.model.embed_tokens.weight.device
+        device: torch.device = self.classifier.get_input_embeddings().weight.device
         return device
 
     @property
+    def is_encoder(self) -> bool:
+        """Whether each token sees the whole post."""
+        return is_encoder(self.classifier.config)
+
+    @property
     def layers(self) -> nn.ModuleList:
-        """The decoder blocks, for example to shard each of them."""
+        """The blocks, for example to shard each of them."""
+        if self.is_encoder:
+            return blocks(self.classifier)
         layers: nn.ModuleList = self.classifier.model.layers
         return layers
 
@@ -134,6 +145,10 @@ class EmotionClassifier(nn.Module):
             )
         with self._current.of(counters):
             hidden_1TH = self._hidden(input_ids_1T, position_ids_1T, segments.as_kwargs(self.is_fused))
+        if self.is_encoder:
+            posts = len(last_token_idx_N)
+            hidden_TH = hidden_1TH[0]
+            return logits_of_posts(self.classifier, hidden_TH, segments, posts, counters, self._current)
         return self._logits(hidden_1TH[0].index_select(0, last_token_idx_N))
 
     def fused_inputs(
@@ -162,6 +177,8 @@ class EmotionClassifier(nn.Module):
         """Logits of shape NC, float32, of right-padded rows; what the padding holds does not
         matter. `counters` as in `forward_packed`.
         """
+        if self.is_encoder:
+            return self.forward_packed(*packed(input_ids_NL, lengths_N, counters))
         position_ids_NL = torch.arange(input_ids_NL.shape[1], device=input_ids_NL.device).expand_as(
             input_ids_NL
         )
@@ -185,10 +202,10 @@ class EmotionClassifier(nn.Module):
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention: dict[str, Any]
     ) -> torch.Tensor:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == torch.bfloat16):
-            output = self.classifier.model(
+            output = self.classifier.base_model(
                 input_ids=input_ids,
                 attention_mask=None,
-                position_ids=position_ids,
+                position_ids=positions_of(self.classifier.config, position_ids),
                 use_cache=False,
                 **attention,
             )
@@ -220,15 +237,21 @@ class TrainedRows(nn.Linear):
 
 def init_head(classifier: nn.Module, seed: int) -> None:
     """Fill the head with N(0, 0.02), the same for one seed on every device and rank, whatever else
-    drew random numbers.
+    drew random numbers; of an encoder also the layers before it that its checkpoint has not.
     """
-    score = classifier.score
+    head = head_of(cast(Any, classifier.config).model_type)
+    score = classifier.get_submodule(head)
     assert isinstance(score, nn.Linear), "the head must be a plain layer, not a quantised or adapted one"
     assert score.weight.dtype == torch.float32, f"the head must be float32, not {score.weight.dtype}"
     with torch.no_grad():
-        score.weight.copy_(
-            torch.empty(score.weight.shape).normal_(0.0, 0.02, generator=generator(seed, "score.weight"))
-        )
+        for name in (f"{head}.weight", *getattr(classifier, "not_stored", ())):
+            parameter = classifier.get_parameter(name)
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            elif name.endswith(".weight"):
+                parameter.copy_(
+                    torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator(seed, name))
+                )
 
 
 def generator(seed: int, name: str) -> torch.Generator:

@@ -19,7 +19,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +27,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from emotion_train.bases.architecture import refuse_misfits, text_model, text_name
+from emotion_train.bases.architecture import kind_of, refuse_misfits, text_model, text_name
 from emotion_train.bases.depth import is_read
+from emotion_train.bases.encoders import head_of, pooling_tensors
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.bases.headers import damaged, files_of_weights, gguf_places
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import ATTENTION
+from emotion_train.model.dropout import Current
+from emotion_train.model.encoder import drop_by_post, is_encoder
 from emotion_train.model.precision import (
     Codes4bit,
     Formats,
@@ -47,7 +50,10 @@ from emotion_train.model.staged_weights import staged_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HEAD = "score.weight"
+HEAD = "score.weight"  # of a decoder
+# endings of what is the identity of a base: tables of words, and norms
+SAMPLED = ("embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight")
+WHOLE = ("norm.weight", "LayerNorm.weight")
 _READ_AHEAD = 4  # tensors on the host while one is placed on the device
 _SHAPE_FIELDS = (
     "hidden_size",
@@ -162,11 +168,12 @@ def load_base(
     patience_s: float = 0.0,
 ) -> tuple[PreTrainedModel, BaseInfo]:
     """A stock `XForSequenceClassification` on `device`, frozen, without cache; its head is float32
-    and zero until `init_head`.
+    and zero until `init_head`, and so is what `not_stored` names of an encoder.
 
     Every text tensor of the checkpoint is in it and every one of its tensors comes from the
     checkpoint, else `WrongRequest`. Embeddings and norms have the precision's weight format; with
-    nf4 exactly the linear layers of the blocks are 4-bit.
+    nf4 exactly the linear layers of the blocks are 4-bit. An encoder is float32 in any precision,
+    since all of it may be trained, and drops its own hidden states by post.
 
     `to_be_sharded`: a base that need not fit the device. The weights wait in host memory (bf16 ones
     in the page cache, which the processes of a node share) until each is cut, and 4-bit codes lie
@@ -192,6 +199,8 @@ def load_base(
         patience_s,
         lambda: tell(placed, len(parameters)),
     )
+    for name in getattr(model, "not_stored", ()):
+        del parameters[name]
 
     def told() -> Iterator[tuple[str, torch.Tensor | Codes4bit]]:
         nonlocal placed
@@ -225,29 +234,54 @@ def fill(
     is float32 and zero.
     """
     kind = formats(precision)
+    if is_encoder(model.config):
+        kind = replace(kind, weights=torch.float32)
     for name, tensor in tensors:
         _place(model, name, tensor, kind, device, to_be_sharded)
-    # its buffers are in no checkpoint
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
-    model.score.weight = nn.Parameter(
-        torch.zeros(model.config.num_labels, model.config.hidden_size, device=device)
-    )
+    _fill_the_rest(model, device)
     model.requires_grad_(False).eval()
     model.is_loaded_in_4bit = kind.quantised  # by this mark PEFT knows which adapter layers to make
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     assert not left, f"never filled: {left}"
 
 
+def _fill_the_rest(model: Any, device: torch.device) -> None:
+    """What is in no checkpoint: buffers, the head and, of some encoders, the layers before it."""
+    body = model.base_model
+    if hasattr(body, "rotary_emb"):
+        body.rotary_emb = type(body.rotary_emb)(config=model.config).to(device)
+    else:
+        rows = model.config.max_position_embeddings
+        body.embeddings.position_ids = torch.arange(rows, device=device).expand((1, -1))
+        body.embeddings.token_type_ids = torch.zeros((1, rows), dtype=torch.long, device=device)
+    head = head_of(model.config.model_type)
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_meta and (
+            name.rpartition(".")[0] == head or name in getattr(model, "not_stored", ())
+        ):
+            owner, _, leaf = name.rpartition(".")
+            zeros = nn.Parameter(torch.zeros(parameter.shape, device=device))
+            setattr(model.get_submodule(owner), leaf, zeros)
+    if is_encoder(model.config):
+        drop_by_post(model, Current())
+
+
 def open_checkpoint(found: BaseConfig, model: nn.Module) -> Weights:
     """The base's files, compared with the model's names and shapes; nothing of the weights is read
-    yet. Raises `WrongRequest`.
+    yet. What an encoder's checkpoint may leave out and does is noted as the model's `not_stored`.
+    Raises `WrongRequest`.
     """
     weights = (
         _gguf_weights(found.gguf, found.text, found.layers)
         if found.gguf is not None
         else _safetensors_weights(found.files, found.layers)
     )
-    refuse_misfits(found.files.name, parameters_of(model), weights.shapes)
+    wanted = parameters_of(model)
+    optional = pooling_tensors(found.text.to_dict()) if is_encoder(found.text) else {}
+    if not optional.keys() & weights.shapes.keys():
+        vars(model)["not_stored"] = tuple(optional)
+        wanted = {name: shape for name, shape in wanted.items() if name not in optional}
+    refuse_misfits(found.files.name, wanted, weights.shapes)
     return weights
 
 
@@ -271,7 +305,12 @@ def _tensors_of(
 
 def parameters_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of what comes from the base: everything but the head."""
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if name != HEAD}
+    head = head_of(model.config.model_type)  # type: ignore[union-attr, arg-type]
+    return {
+        name: tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[0] != head
+    }
 
 
 def skeleton(text_config: Any, num_labels: int) -> Any:
@@ -346,9 +385,9 @@ class Fingerprint:
         """Every tensor, in the order of `stream`."""
         if isinstance(tensor, Codes4bit):
             return
-        if name.endswith("embed_tokens.weight"):
+        if name.endswith(SAMPLED):
             tensor = tensor[:: max(1, len(tensor) // 64)]
-        elif not name.endswith("norm.weight"):
+        elif not name.endswith(WHOLE):
             return
         self._digest.update(
             name.encode() + tensor.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
@@ -365,6 +404,7 @@ def _safetensors_weights(files: BaseFiles, layers: int | None) -> Weights:
     from safetensors import SafetensorError, safe_open
 
     place: dict[str, tuple[Path, Any, str]] = {}
+    kind = kind_of(files)
     for path, keys in files_of_weights(files, layers).items():
         try:
             file = safe_open(path, framework="pt")
@@ -372,7 +412,7 @@ def _safetensors_weights(files: BaseFiles, layers: int | None) -> Weights:
             raise damaged(path, files.name, _first_line(error)) from None
         present: set[str] = set(file.keys())  # type: ignore[no-untyped-call]
         for key in present if keys is None else present & keys:
-            if (name := text_name(key)) is not None and is_read(name, layers):
+            if (name := text_name(key, kind)) is not None and is_read(name, layers):
                 place[name] = (path, file, key)
     shapes = {name: tuple(file.get_slice(key).get_shape()) for name, (_, file, key) in place.items()}
 

@@ -1,8 +1,9 @@
 """The adapter: LoRA on the linear layers of the text blocks and the head beside it, float32, in
-PEFT's own layout.
+PEFT's own layout; or all weights of an encoder, which is trained whole.
 
 A saved folder opens with plain `peft` and `transformers` (its README.md holds the program) and with
-`load_adapter`, which refuses a base that the adapter was not made for.
+`load_adapter`, which refuses a base that the adapter was not made for. One of a whole encoder is a
+checkpoint that `transformers` alone opens, and needs no base.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from emotion_train.bases.depth import blocks_words
+from emotion_train.bases.encoders import ENCODER_PRECISIONS, ENCODERS, head_of, pooling_modules
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.public_names import public_base
 from emotion_train.config import LoraSection
@@ -26,13 +28,18 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.edges.bounded import Unreadable, tensors_of_file
 from emotion_train.errors import WrongRequest
 from emotion_train.model.card import CardFacts, model_card
-from emotion_train.model.dropout import Current, PostDropout, product_number
-from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts, read_facts
+from emotion_train.model.dropout import PostDropout, current_of, product_number
+from emotion_train.model.encoder import is_encoder, target_pattern
+from emotion_train.model.encoder import product_number as encoder_product
+from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, WHOLE_WEIGHTS, AdapterFacts, read_facts
 from emotion_train.model.fused import ADAPTER
 from emotion_train.model.head import EmotionClassifier, TrainedRows, generator, init_head
 from emotion_train.model.load import BaseConfig, BaseInfo, Tell, load_base, read_config, tell_nobody
 from emotion_train.model.precision import Precision, import_bitsandbytes_quickly
 from emotion_train.sizing.shape import target_names
+
+_PEFT = "base_model.model."
+_HEADS = ("score", "classifier", "classifier.out_proj")
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ def build_classifier(
     base: str | BaseConfig,
     precision: Precision,
     num_labels: int,
-    lora: LoraSection,
+    lora: LoraSection | None,
     seed: int,
     device: torch.device | str,
     *,
@@ -56,18 +63,20 @@ def build_classifier(
     tell: Tell = tell_nobody,
     patience_s: float = 0.0,
 ) -> tuple[EmotionClassifier, BaseInfo]:
-    """The base on `device` with a fresh head and adapter: what a run starts from. The last
-    `auxiliary` of the labels are those of training alone. `to_be_sharded` and `patience_s` as in
-    `load_base`.
+    """The base on `device` with a fresh head and adapter: what a run starts from. `lora` None: all
+    of the base, an encoder, is trained. The last `auxiliary` of the labels are those of training
+    alone. `to_be_sharded` and `patience_s` as in `load_base`.
     """
     network, info = load_base(
         base, precision, num_labels, device, to_be_sharded=to_be_sharded, tell=tell, patience_s=patience_s
     )
     init_head(network, seed)
     if auxiliary:
-        head: Any = network.score
-        network.score = TrainedRows(head, num_labels - auxiliary)
-    return EmotionClassifier(attach_lora(network, lora, seed), precision), info
+        parent, _, head = head_of(cast(Any, network.config).model_type).rpartition(".")
+        owner: Any = network.get_submodule(parent)
+        setattr(owner, head, TrainedRows(getattr(owner, head), num_labels - auxiliary))
+    trained = network.requires_grad_(True) if lora is None else attach_lora(network, lora, seed)
+    return EmotionClassifier(trained, precision), info
 
 
 def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
@@ -80,13 +89,15 @@ def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
     import_bitsandbytes_quickly()
     from peft import LoraConfig, get_peft_model
 
+    names, kind = target_names(lora.targets), network.config.model_type  # type: ignore[union-attr]
+    of_encoder = kind in ENCODERS
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(target_names(lora.targets)),
-        modules_to_save=["score"],
+        target_modules=target_pattern(names) if of_encoder else list(names),
+        modules_to_save=list(pooling_modules(str(kind))),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing that PEFT warns of here is the user's choice
@@ -108,21 +119,29 @@ def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
             # Autocast then brings the small matrices to bfloat16; PEFT would bring the activations
             # to float32, twice their memory.
             vars(module)["cast_input_dtype_enabled"] = False
+    current = current_of(adapted)
+    for module in adapted.modules():
+        if isinstance(module, PostDropout):
+            module.current = current  # of modules_to_save PEFT has made copies
     if lora.dropout > 0:
-        _drop_by_post(adapted, lora.dropout)
+        _drop_by_post(adapted, lora.dropout, encoder_product if of_encoder else product_number)
     return adapted
 
 
-def _drop_by_post(adapted: nn.Module, p: float) -> None:
+def _drop_by_post(adapted: nn.Module, p: float, number_of: Callable[[str], int]) -> None:
     """Put our own dropout in the place of PEFT's."""
-    current = Current()
+    current = current_of(adapted)
     for name, module in list(adapted.named_modules()):
         if isinstance(dropouts := getattr(module, "lora_dropout", None), nn.ModuleDict):
-            dropouts[ADAPTER] = PostDropout(p, product_number(name), current)
+            dropouts[ADAPTER] = PostDropout(p, number_of(name), current)
 
 
 def adapter_parameters(adapted: nn.Module) -> dict[str, nn.Parameter]:
-    """Adapter and head under the names that they have in a PEFT file."""
+    """Adapter and head under the names that they have in a PEFT file; all weights of a model that
+    has no adapter.
+    """
+    if not hasattr(adapted, "peft_config"):
+        return dict(adapted.named_parameters())
     found: dict[str, nn.Parameter] = {}
     for name, parameter in adapted.named_parameters():
         if any(f".{part}.{ADAPTER}." in name for part in ("lora_A", "lora_B", "modules_to_save")):
@@ -191,22 +210,22 @@ def with_temperature(
     label: the head's weight, and its bias where it has one, divided in float32.
     """
     by = torch.tensor(temperature, dtype=torch.float32)
-    divisors = {".score.weight": by[:, None], ".score.bias": by}
-    found = dict(state)
-    for name, tensor in state.items():
-        for ending, divisor in divisors.items():
-            if name.endswith(ending):
-                found[name] = tensor / divisor
-    return found
+    return {
+        name: tensor / (by if tensor.ndim == 1 else by[:, None]) if _is_of_head(name) else tensor
+        for name, tensor in state.items()
+    }
 
 
 def of_main_labels(state: Mapping[str, torch.Tensor], labels: int) -> dict[str, torch.Tensor]:
     """The state whose head has the first so many rows, those of the labels that are published."""
-    heads = (".score.weight", ".score.bias")
     return {
-        name: tensor[:labels].contiguous() if name.endswith(heads) else tensor
-        for name, tensor in state.items()
+        name: tensor[:labels].contiguous() if _is_of_head(name) else tensor for name, tensor in state.items()
     }
+
+
+def _is_of_head(name: str) -> bool:
+    """Whether a tensor of a state is the head's, whose rows are labels."""
+    return name.removeprefix(_PEFT).rpartition(".")[0] in _HEADS
 
 
 # --- the folder ---
@@ -223,8 +242,9 @@ def save_adapter(
     card_sections: Sequence[str] = (),
     card_header: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the adapter in PEFT's layout with tokenizer, labels, facts and model card. `state`
-    (default: the model's) is what is saved; the last three are those of `CardFacts`.
+    """Write the adapter in PEFT's layout, or a whole encoder in transformers', with tokenizer,
+    labels, facts and model card. `state` (default: the model's) is what is saved; the last three
+    are those of `CardFacts`.
     """
     from safetensors.torch import save_file
 
@@ -232,10 +252,13 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         dict(state) if state is not None else adapter_state(model),
-        folder / WEIGHTS,
+        folder / facts.weights_file,
         metadata={"format": "pt"},
     )
-    _write_json(folder / "adapter_config.json", _peft_config(model, facts))
+    if facts.lora is None:
+        _write_json(folder / "config.json", _whole_config(model, tokenizer, facts))
+    else:
+        _write_json(folder / "adapter_config.json", _peft_config(model, facts))
     tokenizer.save(folder)
     _write_json(folder / LABELS, {"labels": list(facts.labels)})
     _write_json(folder / FACTS, facts.model_dump(mode="json", exclude={"labels"}))
@@ -245,9 +268,11 @@ def save_adapter(
         precision=facts.precision,
         max_length=facts.max_length,
         labels=facts.labels,
-        lora_r=facts.lora.r,
-        lora_alpha=facts.lora.alpha,
-        lora_targets=target_names(facts.lora.targets),
+        lora_r=0 if facts.lora is None else facts.lora.r,
+        lora_alpha=0 if facts.lora is None else facts.lora.alpha,
+        lora_targets=() if facts.lora is None else target_names(facts.lora.targets),
+        architecture=facts.architecture,
+        whole=facts.lora is None,
         targets=facts.targets,
         run_id=facts.run_id,
         metrics_lines=metrics_lines,
@@ -266,7 +291,23 @@ def _peft_config(model: EmotionClassifier, facts: AdapterFacts) -> dict[str, Any
         **config,
         "base_model_name_or_path": public_base(facts.base),
         "inference_mode": True,
-        "modules_to_save": ["score"],
+        "modules_to_save": list(pooling_modules(model.classifier.config.model_type)),
+    }
+
+
+def _whole_config(model: EmotionClassifier, tokenizer: PostTokenizer, facts: AdapterFacts) -> dict[str, Any]:
+    """The config.json of a whole encoder, with which a pipeline answers as `predict` does."""
+    stock = model.classifier
+    config: dict[str, Any] = json.loads(stock.config.to_json_string(use_diff=False))
+    several = facts.targets == "several"
+    return {
+        **{key: value for key, value in config.items() if not key.startswith("_")},
+        "architectures": [type(stock).__name__],
+        "dtype": "float32",
+        "id2label": {str(number): label for number, label in enumerate(facts.labels)},
+        "label2id": {label: number for number, label in enumerate(facts.labels)},
+        "pad_token_id": tokenizer.pad_id,
+        "problem_type": "multi_label_classification" if several else "single_label_classification",
     }
 
 
@@ -287,8 +328,9 @@ def load_adapter(
     of the training.
 
     `fused`: by the fused decoder where it fits, else by transformers' modules, which round
-    elsewhere. Raises `WrongRequest` for a folder that is no adapter of this program, holds pickles,
-    or was made for another base, and for fp8 that is not fused.
+    elsewhere. A whole encoder takes no `base`. Raises `WrongRequest` for a folder that is no
+    adapter of this program, holds pickles, or was made for another base, and for fp8 that is not
+    fused.
     """
     folder = Path(folder)
     facts = read_facts(folder)
@@ -297,11 +339,18 @@ def load_adapter(
             "--decoder is stock and the precision fp8, which only the fused decoder computes; type"
             " --precision bf16."
         )
-    config = base if isinstance(base, BaseConfig) else base_config_of(facts, base)
+    config = base if isinstance(base, BaseConfig) else base_config_of(facts, base, folder)
     refuse_other_base(folder, facts, config, shape_sha256=config.shape_sha256)
-    network, info = load_base(config, precision or facts.precision, len(facts.labels), device, tell=tell)
-    refuse_other_base(folder, facts, config, weights_sha256=info.weights_sha256)
-    model = EmotionClassifier(attach_lora(network, facts.lora, seed=0), precision or facts.precision)
+    precision = precision or facts.precision
+    if is_encoder(config.text) and precision not in ENCODER_PRECISIONS:
+        raise WrongRequest(
+            f"--precision is {precision} and {folder} is on an encoder; type --precision bf16, or fp32."
+        )
+    network, info = load_base(config, precision, len(facts.labels), device, tell=tell)
+    if facts.lora is not None:
+        refuse_other_base(folder, facts, config, weights_sha256=info.weights_sha256)
+        network = attach_lora(network, facts.lora, seed=0)
+    model = EmotionClassifier(network, precision)
     load_adapter_state(model, read_weights(folder))
     model.requires_grad_(False).eval()
     if fused:
@@ -311,10 +360,15 @@ def load_adapter(
     return LoadedAdapter(model, tokenizer, facts.labels, facts)
 
 
-def base_config_of(facts: AdapterFacts, base: str | None = None) -> BaseConfig:
+def base_config_of(facts: AdapterFacts, base: str | None = None, folder: Path | None = None) -> BaseConfig:
     """The configuration of an adapter's base, or of `base` in its place, at the adapter's depth;
-    raises as `read_config`.
+    raises as `read_config`. That of an encoder that was trained whole is in its `folder`; raises
+    `WrongRequest` for a `base` given to one.
     """
+    if facts.lora is None:
+        if base is not None:
+            raise WrongRequest(f"{folder} holds every weight and needs no base; leave --base out.")
+        return read_config(str(folder))
     return read_config(BaseFiles.find(base or facts.base, facts.layers))
 
 
@@ -361,10 +415,11 @@ def _other_depth(folder: Path, facts: AdapterFacts, given: BaseConfig) -> WrongR
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Adapter and head in the folder, under the names of a PEFT file. Raises `WrongRequest` for a
-    damaged file.
+    """Adapter and head in the folder, under the names of a PEFT file, or all weights. Raises
+    `WrongRequest` for a damaged file.
     """
     path = folder / WEIGHTS
+    path = path if path.is_file() else folder / WHOLE_WEIGHTS
     try:
         return tensors_of_file(path)
     except (Unreadable, OSError) as error:

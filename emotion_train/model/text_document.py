@@ -37,7 +37,7 @@ def text_document(found: BaseConfig) -> dict[str, Any]:
     if found.layers is not None:
         text = cut_configuration(text, found.layers)
     kept = {name: value for name, value in text.items() if name not in _NOT_OF_THE_TEXT}
-    backbone = type(skeleton(found.text, 2).model).__name__
+    backbone = type(skeleton(found.text, 2).base_model).__name__
     return kept | {"model_type": found.text.model_type, "architectures": [backbone], "dtype": "bfloat16"}
 
 

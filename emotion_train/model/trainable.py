@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from emotion_train.bases.architecture import TextModel, refuse_misfits, text_model
+from emotion_train.bases.architecture import TextModel, refuse_other_tensors, text_model
+from emotion_train.bases.encoders import ENCODER_PRECISIONS
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.headers import WeightFile, gguf_shapes, shapes_in, weight_files
 from emotion_train.config import Precision
@@ -55,6 +56,12 @@ def require_trainable_base(
     files = BaseFiles.find(base) if isinstance(base, str) else base
     model, weights = require_trainable_weights(files, precision, max_length)
     tokenizer = _tokenizer(files, max_length) if load_tokenizer is None else load_tokenizer()
+    if "roberta" in model.kind and tokenizer.pad_id != model.values["pad_token_id"]:
+        first = model.values["pad_token_id"]
+        raise WrongRequest(
+            f"The base {files.name} counts positions from its pad_token_id {first}, and its tokenizer's"
+            f" padding has the id {tokenizer.pad_id}; download both again."
+        )
     _refuse_ids_beyond(files.name, tokenizer, model.vocab_size)
     return TrainableBase(files, model, weights, tokenizer)
 
@@ -75,6 +82,11 @@ def require_trainable_weights(
             f" {model.positions} tokens; type data.max_length={model.positions} or less, or take another"
             " base."
         )
+    if model.is_encoder and precision not in (None, *ENCODER_PRECISIONS):
+        raise WrongRequest(
+            f"model.precision is {precision} and the base {files.name} is an encoder, which is held in"
+            " float32 whatever it is computed in; type model.precision=bf16, or fp32 on a CPU."
+        )
     if files.staged is not None and precision is not None:
         files.staged.refuse_other_precision(precision)
     weights = weight_files(files, model.layers)
@@ -82,7 +94,7 @@ def require_trainable_weights(
     if model.gguf is not None:
         model.gguf.require_readable()
         shapes = gguf_shapes(model.gguf.tensors, model.layers)
-    refuse_misfits(files.name, model.tensors(), shapes)
+    refuse_other_tensors(files.name, model, shapes)
     return model, weights
 
 

@@ -25,7 +25,15 @@ from emotion_train.report.plots import (
     reliability_plot,
 )
 from emotion_train.report.post_pages import mislabelled_section, mistakes_section
-from emotion_train.report.schema import WORDS, AnyFigures, LabelFigures, Report, SetFigures, SplitFigures
+from emotion_train.report.schema import (
+    WORDS,
+    AnyFigures,
+    Identity,
+    LabelFigures,
+    Report,
+    SetFigures,
+    SplitFigures,
+)
 from emotion_train.report.set_pages import mistaken_section, together_section
 from emotion_train.report.slices import FEW_POSTS
 from emotion_train.report.units import dollars, duration, memory, percent, posts_of, rate, saving, signed
@@ -399,7 +407,7 @@ def _identity(report: Report) -> str:
     when = "%Y-%m-%d %H:%M:%S UTC"
     facts = [
         ("run", one.run_id),
-        ("base", f"{one.base}, {one.precision}"),
+        ("base", ", ".join([one.base, one.precision, *_depth(one)])),
         ("data", one.data_url),
         ("device", f"{one.world_size} × {one.device}"),
         ("started", one.started_utc.strftime(when)),
@@ -410,6 +418,11 @@ def _identity(report: Report) -> str:
         ("versions", ", ".join(f"{name} {version}" for name, version in one.versions.items())),
     ]
     return fact_list(facts)
+
+
+def _depth(identity: Identity) -> list[str]:
+    layers = identity.config.get("model", {}).get("layers")
+    return [] if layers is None else [f"model.layers={layers}"]
 
 
 def in_order(names: Iterable[str]) -> list[str]:

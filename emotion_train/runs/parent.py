@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emotion_train.bases.depth import blocks_words
+from emotion_train.bases.encoders import ENCODERS
 from emotion_train.config import Config
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.targets import WORDS
@@ -69,10 +70,16 @@ class ParentAdapter:
 
 def read_parent(place: str) -> ParentAdapter:
     """The adapter at a run's URL or in a folder. Raises `WrongRequest` and `StorageError` as
-    `find_adapter`, `read_facts` and `read_decision`.
+    `find_adapter`, `read_facts` and `read_decision`, and `WrongRequest` for an encoder.
     """
     folder = find_adapter(place).folder
     facts = read_facts(folder)
+    if facts.architecture in ENCODERS:
+        raise WrongRequest(
+            f"model.adapter is {place}, which is of an encoder, and only decoders train on from an adapter;"
+            " pull an encoder that was trained whole and give its folder as model.base, which keeps its"
+            " weights and draws a new head."
+        )
     decision = read_decision(folder, facts)
     path = folder / WEIGHTS
     return ParentAdapter(place, facts, decision.temperature, file_sha256(path), path.read_bytes())
@@ -95,6 +102,8 @@ def refuse_unfit(
     is None is not compared.
     """
     facts, lora = parent.facts, config.lora
+    own = facts.lora
+    assert own is not None, "every decoder has an adapter"
     several = facts.targets == "several"
     wanted: list[tuple[bool, str, str]] = [
         (
@@ -102,17 +111,17 @@ def refuse_unfit(
             f"was made for the base {facts.base}, whose layers have other shapes than {config.model.base}",
             f"give model.base={facts.base}",
         ),
-        (facts.lora.r == lora.r, f"has lora.r {facts.lora.r}, not {lora.r}", f"give lora.r={facts.lora.r}"),
+        (own.r == lora.r, f"has lora.r {own.r}, not {lora.r}", f"give lora.r={own.r}"),
         (
-            facts.lora.alpha == lora.alpha,
-            f"has lora.alpha {facts.lora.alpha:g}, not {lora.alpha:g}",
-            f"give lora.alpha={facts.lora.alpha:g}",
+            own.alpha == lora.alpha,
+            f"has lora.alpha {own.alpha:g}, not {lora.alpha:g}",
+            f"give lora.alpha={own.alpha:g}",
         ),
         (
-            set(target_names(facts.lora.targets)) == set(target_names(lora.targets)),
-            f"has adapters on {_named(target_names(facts.lora.targets))}, not on"
+            set(target_names(own.targets)) == set(target_names(lora.targets)),
+            f"has adapters on {_named(target_names(own.targets))}, not on"
             f" {_named(target_names(lora.targets))}",
-            f"give lora.targets=[{','.join(target_names(facts.lora.targets))}]",
+            f"give lora.targets=[{','.join(target_names(own.targets))}]",
         ),
         (
             tokenizer_sha256 in (None, facts.tokenizer_sha256),

@@ -145,7 +145,7 @@ class FusedBlocks:
         return (
             5 * hidden
             + inner
-            + max(inner if self.recipe.lora.dropout else 0, self._codes(self.shape.intermediate_size))
+            + max(inner if self.recipe.lora_dropout else 0, self._codes(self.shape.intermediate_size))
         )
 
     def _backward(self) -> int:
@@ -155,7 +155,7 @@ class FusedBlocks:
         input is a norm, either way one copy.
         """
         hidden, query, inner, _ = self._sizes()
-        dropped = 1 if self.recipe.lora.dropout else 0
+        dropped = 1 if self.recipe.lora_dropout else 0
         # the gradients of the block's output and of the MLP's inner product, held to the end
         held = hidden + inner
         points = [held + self._codes(self.shape.hidden_size)]
@@ -187,7 +187,7 @@ class FusedBlocks:
 
     def _ranks(self, *names: str) -> int:
         """Bytes per token of s A x of these layers' adapters."""
-        return self.element * self.recipe.lora.r * len(set(names) & set(self.recipe.adapted_layers))
+        return self.element * self.recipe.lora_r * len(set(names) & set(self.recipe.adapted_layers))
 
 
 def fused_overhead(recipe: Recipe, element: int = 2) -> int:
@@ -197,7 +197,7 @@ def fused_overhead(recipe: Recipe, element: int = 2) -> int:
     """
     shape, copies = recipe.shape, 0
     for stack, (outputs, inputs) in zip(STACKS, shape.stacked_layers, strict=True):
-        rank = recipe.lora.r * len(set(stack) & set(recipe.adapted_layers))
+        rank = recipe.lora_r * len(set(stack) & set(recipe.adapted_layers))
         copies += rank * (inputs + outputs)
     unpacked = 2 * shape.largest_stack if recipe.precision == "nf4" else 0
     return element * shape.num_hidden_layers * copies + unpacked
@@ -212,6 +212,8 @@ def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
     Frozen weights keep no input: only adapters do. Dropout keeps no mask.
     """
     shape, names, element = recipe.shape, recipe.adapted_layers, _stock_element(recipe)
+    if shape.is_encoder:
+        return _encoder_kept_by_layer(recipe, element)
     hidden, inner, query = shape.hidden_size, shape.intermediate_size, shape.query_width
     key = query if recipe.repeated_keys else shape.key_width
     heads = (
@@ -221,11 +223,47 @@ def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
     )
     return {
         "norms": 2 * (4 * hidden + 4) + 4 * sum(heads),
-        "adapter inputs": _adapter_inputs(shape, names, element, recipe.lora.dropout > 0),
-        "adapter ranks": element * recipe.lora.r * len(names),
+        "adapter inputs": _adapter_inputs(shape, names, element, recipe.lora_dropout > 0),
+        "adapter ranks": element * recipe.lora_r * len(names),
         "attention": element * (2 * query + 2 * key) + 4 * shape.num_attention_heads,
         "mlp": 3 * element * inner,  # gate, up and the SiLU of gate
     }
+
+
+def _encoder_kept_by_layer(recipe: Recipe, element: int) -> dict[str, int]:
+    """Bytes per token that autograd keeps of an encoder's block, whose dropout keeps no mask.
+
+    Norms give float32, which each product under autocast brings to bfloat16 for itself: BERT's
+    queries, keys and values have an input each. ModernBERT's are one product; the values keep it
+    whole beside the rotated queries and keys, and so does its MLP's gate.
+    """
+    shape = recipe.shape
+    hidden, inner, is_bert = shape.hidden_size, shape.intermediate_size, shape.positions > 0
+    first, after_norm, last, modules = _products_that_keep_inputs(recipe)
+    if element > 2 and not recipe.lora_dropout:
+        first = min(1, first)
+    own = 1 if recipe.lora_dropout and "o_proj" in recipe.adapted_layers else 0
+    return {
+        "norms": 2 * (4 * hidden + 8),
+        "inputs of products": element * (hidden * (first + own + after_norm) + inner * last),
+        "adapter ranks": element * recipe.lora_r * modules,
+        "attention": element * (4 if is_bert else 6) * hidden + 4 * shape.num_attention_heads,
+        "mlp": element * (1 if is_bert else 3) * inner,
+    }
+
+
+def _products_that_keep_inputs(recipe: Recipe) -> tuple[int, int, int, int]:
+    """How many products keep what they multiply: of the block's first ones, of the MLP's first and
+    of its last; and how many have an adapter.
+    """
+    is_bert = recipe.shape.positions > 0
+    if recipe.lora is None:
+        return 3 if is_bert else 1, 1, 1, 0
+    adapted = set(recipe.adapted_layers)
+    counts = [len(adapted & set(stack)) for stack in STACKS]
+    if not is_bert:  # a stack is one product
+        counts = [min(1, count) for count in counts]
+    return counts[0], counts[2], counts[3], sum(counts)
 
 
 def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: bool) -> int:
@@ -236,7 +274,7 @@ def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: boo
     if drops:
         return sum(element * shape.linear_layers[name][1] for name in names)
     groups = [stack for stack in STACKS if stack != ("o_proj",)]
-    return sum(element * shape.linear_layers[group[0]][1] for group in groups if set(group) & set(names))
+    return sum(element * shape.linear_layers[group[-1]][1] for group in groups if set(group) & set(names))
 
 
 def _stock_element(recipe: Recipe) -> int:

@@ -64,12 +64,13 @@ class Layout:
         return replace(memory, activations=pools * memory.activations, overhead=pools * memory.overhead)
 
 
-def layouts(gpus: int) -> tuple[Layout, ...]:
+def layouts(gpus: int, is_encoder: bool = False) -> tuple[Layout, ...]:
     """The layouts of so many GPUs, in the order of preference, which is that of what they move: the
-    adapter's gradients, these sharded, the base in every micro-batch.
+    adapter's gradients, these sharded, the base in every micro-batch. Of an encoder nothing is
+    sharded.
     """
-    if gpus == 1:
-        return (Layout(),)
+    if gpus == 1 or is_encoder:
+        return (Layout(gpus),)
     return Layout(gpus), Layout(gpus, "optimizer"), Layout(gpus, "base")
 
 

@@ -105,10 +105,14 @@ def estimate(
     else:
         weights, optimizer = weights // shards, optimizer // shards
         pack = stock_of_pack(recipe, tokens_per_microbatch, gradient_checkpointing)
-        copies = 0 if precision == "fp32" else 2 * trained  # autocast's bfloat16 copies of the adapter
+        # autocast's bfloat16 copies of the adapter, or of an encoder
+        copied = shape.parameters if shape.is_encoder else trained
+        copies = 0 if precision == "fp32" else 2 * copied
         # the block at work and the next one
         gathered = 2 * weight_bytes(shape, precision) // shape.num_hidden_layers if shards > 1 else 0
         overhead = pack.passing + copies + gathered
+    if recipe.lora is None:
+        weights = 0  # what is trained whole is counted with its optimizer
     return MemoryEstimate(weights, optimizer + averaged, pack.kept, overhead)
 
 
@@ -123,9 +127,9 @@ def cut_bytes(shape: Shape, precision: Precision, shards: int) -> int:
 
 def weight_bytes(shape: Shape, precision: Precision) -> int:
     """The frozen base. fp8 keeps each matrix twice, for the product and for the input gradient,
-    with a float32 scale per row of each.
+    with a float32 scale per row of each. An encoder is float32 in any.
     """
-    if precision == "fp32":
+    if precision == "fp32" or shape.is_encoder:
         return 4 * shape.parameters
     if precision == "bf16":
         return 2 * shape.parameters

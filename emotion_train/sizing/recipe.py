@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from emotion_train.config import Config, LoraSection
+from emotion_train.errors import WrongRequest
 from emotion_train.sizing.shape import Precision, Shape, target_names
 
 _LABELS = 28  # where no index was read; the head is a thousandth of the adapter, whatever the number
@@ -22,13 +23,15 @@ class Recipe:
     """`labels`: outputs of the head. `decoder`: `fused` is used where it fits the base, as
     `model.decoder` says.
 
+    `lora` is None where every weight is trained.
+
     `repeated_keys`: the attention kernel of transformers' modules wants as many key heads as query
     heads, as PyTorch before 2.12 does. `averaged`: a mean of adapter and head is kept.
     """
 
     shape: Shape
     precision: Precision
-    lora: LoraSection = LoraSection()  # noqa: RUF009
+    lora: LoraSection | None = LoraSection()  # noqa: RUF009
     labels: int = _LABELS
     decoder: Literal["fused", "stock"] = "fused"
     repeated_keys: bool = False
@@ -36,20 +39,50 @@ class Recipe:
 
     @classmethod
     def of(cls, config: Config, shape: Shape, labels: int = _LABELS) -> Recipe:
-        """The config's, on a base of this shape, for the PyTorch that is installed here."""
-        model = config.model
+        """The config's, on a base of this shape, for the PyTorch that is installed here. Raises
+        `WrongRequest` as `adapter_of`.
+        """
+        model, lora = config.model, adapter_of(config, shape.is_encoder)
         averaged = config.train.ema > 0
-        return cls(shape, model.precision, config.lora, labels, model.decoder, repeats_keys(), averaged)
+        return cls(shape, model.precision, lora, labels, model.decoder, repeats_keys(), averaged)
+
+    @property
+    def lora_r(self) -> int:
+        """Rank of the adapter; 0 where there is none."""
+        return 0 if self.lora is None else self.lora.r
+
+    @property
+    def lora_dropout(self) -> float:
+        """Dropout before the adapter; 0 where there is none."""
+        return 0.0 if self.lora is None else self.lora.dropout
 
     @property
     def adapted_layers(self) -> tuple[str, ...]:
         """Names of the linear layers of a block that have an adapter."""
-        return target_names(self.lora.targets)
+        if self.lora is None:
+            return ()
+        names = target_names(self.lora.targets)
+        return tuple(name for name in names if name in self.shape.linear_layers)
 
     @property
     def trained_parameters(self) -> int:
-        """Adapter and head."""
-        return self.shape.trained_parameters(self.lora.r, self.lora.targets, self.labels)
+        """Adapter and head, or everything."""
+        if self.lora is None:
+            return self.shape.all_parameters(self.labels)
+        return self.shape.trained_parameters(self.lora.r, self.adapted_layers, self.labels)
+
+
+def adapter_of(config: Config, is_encoder: bool) -> LoraSection | None:
+    """The adapter that is trained on a base of this kind; None where every weight is. Raises
+    `WrongRequest` for a decoder that is to be trained whole.
+    """
+    method = config.train.method
+    if method == "full" and not is_encoder:
+        raise WrongRequest(
+            f"train.method is full and the base {config.model.base} is a decoder, of which an adapter is"
+            " trained; type train.method=lora, or give an encoder such as FacebookAI/roberta-base."
+        )
+    return None if method == "full" or (method == "auto" and is_encoder) else config.lora
 
 
 @cache

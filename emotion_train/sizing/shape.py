@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from emotion_train.bases.encoders import ENCODERS
 from emotion_train.config import LINEAR_LAYERS
 from emotion_train.config import Precision as Precision
 
@@ -20,6 +21,9 @@ STACKS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 @dataclass(frozen=True)
 class Shape:
     """The text model of a base, as far as its size depends on it.
+
+    `positions`: rows of an encoder's table of positions and of its other small tables, 0 where
+    positions are rotary. `is_encoder`: a block's MLP has a gate where there are no such rows.
 
     `qk_norm`: queries and keys are normalised (Qwen3). `fusable`: its blocks are such that the
     fused decoder can compute them on a GPU.
@@ -34,6 +38,8 @@ class Shape:
     vocab_size: int
     qk_norm: bool = False
     fusable: bool = True
+    is_encoder: bool = False
+    positions: int = 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
@@ -56,6 +62,8 @@ class Shape:
             raise ValueError(f"the model's configuration has no {missing[0]}")
         heads = int(text["num_attention_heads"])
         head_dim = int(text.get("head_dim") or int(text["hidden_size"]) // heads)
+        is_encoder = text.get("model_type") in ENCODERS
+        has_table = is_encoder and text.get("model_type") != "modernbert"
         return cls(
             hidden_size=int(text["hidden_size"]),
             intermediate_size=int(text["intermediate_size"]),
@@ -65,7 +73,13 @@ class Shape:
             head_dim=head_dim,
             vocab_size=int(text["vocab_size"]),
             qk_norm=text.get("model_type") == "qwen3",
-            fusable=_fusable(text, head_dim),
+            fusable=_fusable(text, head_dim) and not is_encoder,
+            is_encoder=is_encoder,
+            positions=(
+                int(text.get("max_position_embeddings", 512)) + int(text.get("type_vocab_size", 2))
+                if has_table
+                else 0
+            ),
         )
 
     @property
@@ -80,12 +94,13 @@ class Shape:
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of each linear layer of one block."""
         hidden, inner = self.hidden_size, self.intermediate_size
+        gate = {} if self.positions else {"gate_proj": (inner, hidden)}
         return {
             "q_proj": (self.query_width, hidden),
             "k_proj": (self.key_width, hidden),
             "v_proj": (self.key_width, hidden),
             "o_proj": (hidden, self.query_width),
-            "gate_proj": (inner, hidden),
+            **gate,
             "up_proj": (inner, hidden),
             "down_proj": (hidden, inner),
         }
@@ -114,7 +129,17 @@ class Shape:
 
     @property
     def other_parameters(self) -> int:
-        """Embedding and norms, which are never quantised."""
+        """Embedding and norms, which are never quantised; of an encoder also biases and what lies
+        before its head.
+        """
+        if self.is_encoder:
+            biases = sum(outputs for outputs, _ in self.linear_layers.values()) if self.positions else 0
+            norms = (2 if self.positions else 1) * 2 * self.hidden_size
+            return (
+                (self.vocab_size + self.positions + self.hidden_size) * self.hidden_size
+                + self.num_hidden_layers * (norms + biases)
+                + (3 if self.positions else 2) * self.hidden_size
+            )
         heads = 2 * self.head_dim if self.qk_norm else 0
         return (
             self.vocab_size * self.hidden_size
@@ -128,9 +153,23 @@ class Shape:
         return self.linear_parameters + self.other_parameters
 
     def trained_parameters(self, lora_r: int, lora_targets: Targets, labels: int) -> int:
-        """Adapter and head."""
-        adapted = [self.linear_layers[name] for name in target_names(lora_targets)]
-        return self.num_hidden_layers * lora_r * sum(map(sum, adapted)) + labels * self.hidden_size
+        """Adapter and head, of an encoder also what lies before its head."""
+        layers = self.linear_layers
+        adapted = [layers[name] for name in target_names(lora_targets) if name in layers]
+        if not self.is_encoder:
+            return self.num_hidden_layers * lora_r * sum(map(sum, adapted)) + labels * self.hidden_size
+        if not self.positions:  # ModernBERT stores the layers of a stack as one
+            adapted = [
+                layer
+                for names, layer in zip(STACKS, self.stacked_layers, strict=True)
+                if set(names) & set(target_names(lora_targets))
+            ]
+        heads = (self.hidden_size + labels) * (self.hidden_size + 1)
+        return self.num_hidden_layers * lora_r * sum(map(sum, adapted)) + heads
+
+    def all_parameters(self, labels: int) -> int:
+        """Every weight, head included."""
+        return self.parameters + labels * (self.hidden_size + 1)
 
 
 def _fusable(text: Mapping[str, Any], head_dim: int) -> bool:

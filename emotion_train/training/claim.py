@@ -143,6 +143,7 @@ def _facts(job: Job) -> Metrics:
     config = job.config
     return {
         "base": config.model.base,
+        "layers": config.model.layers,
         "precision": config.model.precision,
         "steps": config.train.steps(job.index.training.rows),
         "usd_per_hour": config.report.usd_per_hour,

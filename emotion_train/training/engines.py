@@ -164,16 +164,17 @@ def make_engine(kind: Kind, model: EmotionClassifier, settings: TrainSection, de
 @dataclass
 class _Trained:
     """What is trained, by its two names: the model's own, under which the optimizer's moments are
-    saved, and that in a PEFT file.
+    saved, and that in a PEFT file or a whole checkpoint.
     """
 
     own: dict[torch.nn.Parameter, str]
     peft: dict[str, torch.nn.Parameter]
+    is_whole: bool  # there is no adapter: all of the base is trained
 
     @classmethod
     def of(cls, model: EmotionClassifier) -> _Trained:
         own = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        return cls(own, adapter_parameters(model.network))
+        return cls(own, adapter_parameters(model.network), not hasattr(model.network, "peft_config"))
 
 
 class Engine:
@@ -196,9 +197,12 @@ class Engine:
 
     def _adamw(self) -> torch.optim.AdamW:
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
-        return torch.optim.AdamW(
-            list(self.trained.own), lr=rate, weight_decay=decay, fused=self.device.type == "cuda"
-        )
+        # of a whole encoder biases and norms do not decay, as is usual; with an adapter all does
+        flat = [one for one in self.trained.own if one.ndim < 2] if self.trained.is_whole else []
+        rest = [one for one in self.trained.own if not flat or one.ndim >= 2]
+        groups: list[dict[str, Any]] = [{"params": rest}]
+        groups += [{"params": flat, "weight_decay": 0.0}] if flat else []
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=self.device.type == "cuda")
 
     @contextlib.contextmanager
     def microbatch(self, last: bool) -> Iterator[None]:

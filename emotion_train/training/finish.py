@@ -565,16 +565,18 @@ def _save_adapter(
 ) -> None:
     """Write the adapter's folder, with the decision beside the adapter."""
     from emotion_train.evaluation.decision import DECISION
+    from emotion_train.model.encoder import is_encoder
     from emotion_train.model.facts import AdapterFacts
     from emotion_train.model.lora import of_main_labels, save_adapter
     from emotion_train.report.card_lines import card_header, card_lines, card_sections
+    from emotion_train.sizing.recipe import adapter_of
 
     assert held_out.decision is not None, "there is a validation split"
     facts = AdapterFacts.of(
         trainer.question.base,
         job.tokenizer,
         precision=job.config.model.precision,
-        lora=job.config.lora,
+        lora=adapter_of(job.config, is_encoder(job.base.text)),
         labels=job.index.labels,
         targets=job.index.targets,
         run_id=job.run_id,

@@ -51,6 +51,17 @@ def require_fp8(config: Config, base: BaseConfig, engine: Kind, device: torch.de
     require_float8(device, is_fused(Shape.of(base.text.to_dict()), "fp8"))
 
 
+def require_engine(base: BaseConfig, engine: Kind) -> None:
+    """Raises `WrongRequest` for an encoder under an engine that shards its optimizer or weights."""
+    from emotion_train.model.encoder import is_encoder
+
+    if is_encoder(base.text) and engine not in ("one process", "DDP"):
+        raise WrongRequest(
+            f"The base {base.files.name} is an encoder, which each GPU holds whole, and {engine} shards it;"
+            " give --config_file accelerate_configs/multi_gpu_ddp.yaml."
+        )
+
+
 def require_host(config: Config, base: BaseConfig, labels: int, device: torch.device) -> None:
     """Raises `WrongRequest` on a CPU whose machine has too little memory for the base."""
     from emotion_train.processes.machine import memory_of_host
@@ -170,8 +181,10 @@ def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
 
     Raises `CutOff` after a preemption notice.
     """
+    from emotion_train.model.encoder import is_encoder
     from emotion_train.model.lora import build_classifier
     from emotion_train.progress import ProgressLine
+    from emotion_train.sizing.recipe import adapter_of
     from emotion_train.training.engines import shards_weights
     from emotion_train.training.trainer import CutOff
 
@@ -187,7 +200,7 @@ def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
             job.base,
             config.model.precision,
             len(job.index.trained_labels),
-            config.lora,
+            adapter_of(config, is_encoder(job.base.text)),
             config.run.seed,
             job.accelerator.device,
             auxiliary=len(job.index.trained_labels) - len(job.index.labels),

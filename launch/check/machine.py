@@ -73,7 +73,7 @@ def check_memory(
     config = config_on(config, kind_of(target.name))
     shape = shape_of_base(config.model.base, config.model.layers)
     recipe = Recipe.of(config, shape, len(index().labels))
-    available, allowed = target.memory_mib * MIB, layouts(target.gpus)
+    available, allowed = target.memory_mib * MIB, layouts(target.gpus, shape.is_encoder)
     found = fit(Request.of(config, recipe), available, allowed)
     if isinstance(found, Misfit):
         raise WrongRequest(str(found))

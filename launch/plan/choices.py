@@ -24,7 +24,7 @@ from emotion_train.sizing.fit import (
     tokens_to_fill,
 )
 from emotion_train.sizing.memory import MemoryEstimate, uses_fused
-from emotion_train.sizing.recipe import Recipe
+from emotion_train.sizing.recipe import Recipe, adapter_of
 from emotion_train.sizing.shape import Precision, Shape
 from launch.gpus import COUNTS, GPU_KINDS, PLANNED, GpuKind
 from launch.plan.prices import Offer, Prices
@@ -128,6 +128,7 @@ class Faster(NamedTuple):
 class Plan:
     """`choices` from the best to the worst; `reason` is why the first is the best. `no_kernels`:
     kinds on which the installed PyTorch does not run. `faster`: what is told beside it.
+    `trains_all`: no adapter, every weight.
     """
 
     choices: tuple[Choice, ...]
@@ -135,6 +136,7 @@ class Plan:
     reason: str
     no_kernels: tuple[GpuKind, ...] = tuple(kind for kind in GPU_KINDS if not kind.runs)
     faster: tuple[Faster, ...] = ()
+    trains_all: bool = False
 
     @property
     def smallest(self) -> tuple[Choice, ...]:
@@ -180,7 +182,8 @@ def make_plan(
             elif (in_time := within(found, within_hours)) is not None:
                 choices.append(in_time)
     choices.sort(key=_order)
-    return Plan(tuple(choices), tuple(too_small), _reason(choices))
+    trains_all = adapter_of(config, shape.is_encoder) is None
+    return Plan(tuple(choices), tuple(too_small), _reason(choices), trains_all=trains_all)
 
 
 def within(choice: Choice, hours: float | None) -> Choice | None:
@@ -243,6 +246,7 @@ def best_settings(
         for one in ([precision] if precision is not None else precisions(recipe, kind))
     ]
     shards = count > 1 and work.labelled_posts is None  # workers that label share nothing
+    shards = shards and not shape.is_encoder
     for layout in (Layout(count), Layout(count, "base")) if shards else (Layout(count),):
         fitting = [
             with_settings(one.recipe, work, kind, layout, offer, spot, found)
@@ -262,6 +266,8 @@ def precisions(recipe: Recipe, kind: GpuKind) -> list[Precision]:
     """
     if recipe.precision == "fp32":
         return ["fp32"]
+    if recipe.shape.is_encoder:
+        return ["bf16"]
     fp8 = kind.fp8 and uses_fused(replace(recipe, precision="fp8"))
     return [one for one in ("nf4", "bf16", "fp8") if one != "fp8" or fp8]
 

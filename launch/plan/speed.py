@@ -1,9 +1,9 @@
 """Seconds of a micro-batch and of a step on a kind of GPU: some straight lines, calibrated on one
 H100 and one H200.
 
-    matrix products   4 x linear parameters x tokens (6 x with recomputation), at a fraction of the
-                      GPU's dense bf16 rate, or the time to read the weights for either pass,
-                      whichever is longer
+    matrix products   4 x linear parameters x tokens (6 x with recomputation, and where every weight
+                      is trained), at a fraction of the GPU's dense bf16 rate, or the time to read
+                      the weights for either pass, whichever is longer
     passes            what the kernels between two products read and write, at a fraction of the
                       memory's data-sheet rate
     unpacking         of nf4 weights, for either pass, whatever the number of tokens
@@ -87,7 +87,7 @@ class Speed:
     def scoring_s(self, tokens: int) -> float:
         """Forward pass alone, which is not recorded."""
         whole = max(self._gpu_s(tokens), self._launching_s(), self._gathering_s())
-        return whole / 2 / self._again
+        return whole / (3 if self.recipe.lora is None else 2) / self._again
 
     def joining_s(self) -> float:
         """Adding up the adapter's float32 gradients over the GPUs, once a step."""
@@ -104,7 +104,8 @@ class Speed:
 
     def _gpu_s(self, tokens: int) -> float:
         fraction = (_FUSED if self._fused else _STOCK)[self.precision] if self.kind.bf16 else _EMULATED
-        products = 4 * self._computed_parameters() * tokens / (fraction * self.kind.bf16_flops)
+        passes = 6 if self.recipe.lora is None else 4
+        products = passes * self._computed_parameters() * tokens / (fraction * self.kind.bf16_flops)
         read = (
             2
             * self.shape.linear_parameters

@@ -36,7 +36,7 @@ def print_plan(
     best and its settings, and what was assumed.
     """
     console.print(f"prices: {prices.source}", markup=False)
-    console.print(_what_is_done(config, work), markup=False)
+    console.print(_what_is_done(config, work, plan.trains_all), markup=False)
     print_whole(console, _table(plan, whole))
     if not whole and (left_out := _left_out(plan)) is not None:
         console.print(left_out, markup=False)
@@ -67,11 +67,12 @@ def print_plan(
     )
 
 
-def _what_is_done(config: Config, work: Work) -> str:
+def _what_is_done(config: Config, work: Work, trains_all: bool) -> str:
     if work.labelled_posts is not None:
         return f"{config.model.base}, to label {work.labelled_posts:,} posts of {_lengths(work)}"
+    what = "every weight trained" if trains_all else f"LoRA r={config.lora.r}"
     return (
-        f"{config.model.base}, LoRA r={config.lora.r}, {work.train_posts:,} posts of {_lengths(work)},"
+        f"{config.model.base}, {what}, {work.train_posts:,} posts of {_lengths(work)},"
         f" {work.epochs} epochs in steps of {work.global_batch_size} posts"
     )
 

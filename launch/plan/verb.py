@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+from emotion_train.bases.encoders import ENCODER_PRECISIONS
 from emotion_train.config import Config, Precision, load_config
 from emotion_train.data.index import limited, read_index, require_slices, require_trainable
 from emotion_train.edges.paths import typed_path
@@ -48,6 +49,11 @@ def plan(arguments: argparse.Namespace) -> int:
     precision = precision_of_base(config.model.base, arguments.precision)
     if precision == "fp8":
         refuse_unfused_fp8(config, shape, "--precision ")
+    if shape.is_encoder and precision not in (None, *ENCODER_PRECISIONS):
+        raise WrongRequest(
+            f"--precision is {precision} and {config.model.base} is an encoder, which is held in float32;"
+            " type --precision bf16, or leave it out."
+        )
     work = work_of(config, index, store, arguments.tokens_per_post)
     prices = find_prices(arguments.prices, arguments.cloud)
     spot = spot_of(config, Spot(arguments.preemptions_per_hour, arguments.startup_minutes))

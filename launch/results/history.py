@@ -60,6 +60,7 @@ class RunFacts:
     macro_f1: float | None = None
     split: str | None = None
     base: str | None = None
+    layers: int | float | None = None  # model.layers; None: all of its blocks
     gpu: str | None = None
     started: datetime | None = None
     updated: datetime | None = None
@@ -106,6 +107,7 @@ def facts_of(run_id: str, entries: Sequence[Entry], now: datetime) -> RunFacts:
             else None
         ),
         base=said.get("base"),
+        layers=said.get("layers"),
         gpu=machine(said),
         started=when(entries[0]),
         updated=when(entries[-1]),

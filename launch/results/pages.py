@@ -120,7 +120,7 @@ def page(
         ("step", _step(facts)),
         *([("progress", training.partition(": ")[2])] if training is not None else []),
         ("macro-F1", f"{facts.macro_f1:.4f} on {facts.split}" if facts.macro_f1 is not None else "-"),
-        ("base", facts.base or "-"),
+        ("base", _base(facts)),
         ("GPU", facts.gpu or "-"),
         ("held", f"{facts.hours:.2f} hours in {facts.starts} start{'' if facts.starts == 1 else 's'}"),
         ("so far", _spent(facts)),
@@ -136,6 +136,11 @@ def page(
     for entry, words in told if lines is None else told[-lines:]:
         table.add_row(entry.time_utc[:19].replace("T", " "), str(entry.seq), f"{entry.step:,}", Text(words))
     return Group(head, "", table)
+
+
+def _base(facts: RunFacts) -> str:
+    base = facts.base or "-"
+    return base if facts.layers is None else f"{base}, model.layers={facts.layers}"
 
 
 def _spent(facts: RunFacts) -> str:

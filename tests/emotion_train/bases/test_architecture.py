@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from emotion_train.bases.architecture import _ACTIVATIONS, _ROPE_TYPES, ARCHITECTURES, TextModel, text_model
+from emotion_train.bases.encoders import ENCODERS
 from emotion_train.bases.files import BaseFiles
 from emotion_train.errors import WrongRequest
 from emotion_train.model.load import _configuration, parameters_of, read_config, skeleton
@@ -61,6 +62,62 @@ def test_a_size_that_is_null_is_derived_where_transformers_derives_it(
         assert found.tensors() == theirs(files)[0]
 
 
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},  # two layers of every default
+        {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 99}
+        | {"pad_token_id": 3, "max_position_embeddings": 40, "type_vocab_size": 3},
+        {"norm_bias": True, "mlp_bias": True, "attention_bias": True, "classifier_bias": True},
+        {"global_attn_every_n_layers": 2},
+    ],
+)
+def test_an_encoder_s_tensors_are_those_of_transformers(
+    tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
+    files = written(tmp_path, {"model_type": kind, "num_hidden_layers": 2, **changes})
+    found, config = text_model(files), read_config(files).text
+    assert found.tensors() | found.optional_tensors() == parameters_of(skeleton(config, 2))
+    assert found.values.get("layer_types") == getattr(config, "layer_types", None)
+    before = config.pad_token_id + 1 if "roberta" in kind else 0  # RoBERTa's first position
+    assert found.positions == config.max_position_embeddings - before
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("bert", {"hidden_size": None}, "its hidden_size is 'None'"),
+        ("bert", {"type_vocab_size": 0}, "its type_vocab_size is '0'"),
+        ("bert", {"num_attention_heads": 5}, "768 is no multiple of its num_attention_heads 5"),
+        ("bert", {"hidden_act": "gelly"}, "its hidden_act 'gelly' is not known"),
+        ("bert", {"is_decoder": True}, "its is_decoder is True, and only encoders"),
+        ("roberta", {"position_embedding_type": "relative_key"}, "relative_key, not absolute"),
+        ("roberta", {"pad_token_id": None}, "its pad_token_id is None"),
+        ("xlm-roberta", {"max_position_embeddings": 2}, "leave no room for a token"),
+        ("bert", {"vocab_size": 20, "pad_token_id": 20}, "embedding has the rows 0 to 19"),
+        ("bert", {"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000"),
+        ("modernbert", {"hidden_size": 36}, "its heads have an odd size"),
+        ("modernbert", {"norm_bias": "no"}, "its norm_bias is neither true nor false"),
+        ("modernbert", {"classifier_pooling": "max"}, "max, neither cls nor mean"),
+        ("modernbert", {"layer_types": ["full_attention"]}, "one entry for each"),
+        (
+            "modernbert",
+            {"layer_types": ["chunked_attention"] * 22},
+            "its layer_types have 'chunked_attention'",
+        ),
+        ("modernbert", {"rope_parameters": [1]}, "no object of objects"),
+        ("modernbert", {"local_attention": 0}, "its local_attention is 0"),
+    ],
+)
+def test_an_encoder_s_configuration_that_makes_no_model_is_refused_in_one_sentence(
+    tmp_path: Path, kind: str, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(WrongRequest, match=words) as caught:
+        text_model(written(tmp_path, {"model_type": kind, **changes}))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", [{"model_type": "mistral"}, {}])
 def test_the_text_part_of_a_multimodal_model_is_that_of_transformers(
     tmp_path: Path, text: dict[str, Any]
@@ -99,7 +156,9 @@ def test_names_of_activations_and_of_rotary_positions_are_those_of_transformers(
     ("changes", "words"),
     [
         ({"model_type": None}, "it names no model_type"),
-        ({"model_type": "bert"}, "has the architecture bert; supported are llama, mistral, qwen2, qwen3"),
+        ({"model_type": "gpt2"}, "has the architecture gpt2; supported are llama, mistral, qwen2, qwen3"),
+        ({"model_type": "deberta-v2"}, "and the encoders bert, roberta, xlm-roberta, modernbert"),
+        ({"model_type": "llava", "text_config": {"model_type": "bert"}}, "has the architecture bert"),
         ({"model_type": "llava", "text_config": {"model_type": "gpt2"}}, "has the architecture gpt2"),
         ({"model_type": "llava", "text_config": [1]}, "its text_config is no object"),
         ({"model_type": "mistral", "layer_types": ["full_attention"] * 2}, "the architecture ministral"),

@@ -9,14 +9,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from emotion_train.cli import main
 from emotion_train.data import spill
+from emotion_train.data.derived import read_split
 from emotion_train.data.existing import existing_index
+from emotion_train.data.folds import write_fold, write_soft
 from emotion_train.data.index import Index, limited, read_index
 from emotion_train.data.preparation import prepare
+from emotion_train.data.reader import RowGroupReader
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.document import digest_of
 from emotion_train.storage.open import open_store
@@ -301,3 +305,24 @@ def test_an_index_that_lies_about_auxiliary_posts_is_refused(tmp_path: Path) -> 
     assert "twice" in refused(lambda one: one["auxiliary"].update(labels=["calm", "hope", "spite"]))
     path.write_bytes(index.to_bytes())
     assert existing_index(open_store(str(tmp_path / "data"))) == index
+
+
+def test_folds_and_what_teachers_say_are_trained_on_beside_the_auxiliary_posts(tmp_path: Path) -> None:
+    more = [(f"sad {number}", "sad") for number in range(3)]
+    index = keep(write_source(tmp_path / "source", *more), tmp_path / "data")
+    store = open_store(str(tmp_path / "data"))
+    rows = read_split(store, index, "train")
+    fold = open_store(str(tmp_path / "fold"))
+    soft = open_store(str(tmp_path / "soft"))
+    half = {post_id: np.array([0.5, 0.5]) for post_id in rows.ids}
+    for made, place in (
+        (write_fold(store, index, rows, 0, 2, fold, "--folds"), fold),
+        (write_soft(store, index, rows, half, 0.3, {}, soft, "--own"), soft),
+    ):
+        assert made.trained_labels == index.trained_labels == ("calm", "joy", "sad")
+        assert made.trained_targets == "shares"
+        with RowGroupReader(place, made.training) as reader:
+            groups = [reader.rows(group) for group in range(len(made.training.row_groups))]
+        texts = [text for group in groups for text in group.texts]
+        assert {text for text, _ in more} <= set(texts)
+        assert len(texts) == made.split("train").rows + len(more) > len(more)

@@ -12,6 +12,7 @@ import mistral_common
 import numpy as np
 import pytest
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.data.lengths import Lengths
@@ -254,3 +255,59 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
         (tmp_path / "x.gguf").write_bytes(file.read(2_000_000))
     with pytest.raises(WrongRequest, match="is not a whole GGUF file"):
         PostTokenizer.load(str(tmp_path / "x.gguf"), 16)
+
+
+# --- encoders ---
+
+PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "mess", "##y", "love", "##ly", "[", "]", "sep")
+
+
+def write_wordpiece(folder: Path, **config: object) -> str:
+    """A small BERT tokenizer; the tokenizer_config.json of the first ones was as short."""
+    vocabulary = {piece: number for number, piece in enumerate(PIECES)}
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.add_special_tokens([AddedToken(piece, special=True) for piece in PIECES[:5]])
+    made.enable_truncation(3)  # as some checkpoints have it
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("config", [{}, {"cls_token": "[CLS]", "sep_token": {"content": "[SEP]"}}])
+def test_an_encoder_s_posts_have_both_ends_and_keep_them_when_cut(
+    tmp_path: Path, config: dict[str, object]
+) -> None:
+    tokenizer = PostTokenizer.load(write_wordpiece(tmp_path, **config), 5)
+    texts = ["A lovely mess", "messy lovely messy", "", "[SEP] a"]
+    whole = [[2, 5, 8, 9, 6, 3], [2, 6, 7, 8, 9, 6, 7, 3], [2, 3], [2, 10, 12, 11, 5, 3]]
+    assert [ids.tolist() for ids in tokenizer.encode_whole(texts)] == whole
+    cut = [ids if len(ids) <= 5 else [*ids[:4], 3] for ids in whole]
+    assert lists(tokenizer, texts) == cut
+    assert (tokenizer.bos_id, tokenizer.end_id, tokenizer.pad_id) == (2, 3, 0)
+    counting = CountingTokenizer(tokenizer)
+    assert [ids.tolist() for ids in counting.encode(texts)] == cut
+    assert (counting.lengths.total, counting.lengths.longer_than(5)) == (6 + 8 + 2 + 6, 3)
+
+
+def test_an_encoder_s_tokenizer_is_saved_as_transformers_reads_it(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = PostTokenizer.load(write_wordpiece(tmp_path), 5)
+    tokenizer.save(tmp_path / "saved")
+    again = PostTokenizer.load(str(tmp_path / "saved"), 5)
+    assert (again.end_id, again.sha256()) == (3, tokenizer.sha256())
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved", trust_remote_code=False)
+    texts = ["A lovely mess", "messy lovely messy", "", "[SEP] a"]
+    assert theirs(texts, truncation=True, max_length=5)["input_ids"] == lists(again, texts)
+
+
+def test_a_tokenizer_without_the_ends_of_an_encoder_is_refused(tmp_path: Path) -> None:
+    made = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "modernbert"}))
+    with pytest.raises(WrongRequest, match="names no first, last and padding token of a text") as caught:
+        PostTokenizer.load(str(tmp_path), 8)
+    assert "\n" not in str(caught.value)

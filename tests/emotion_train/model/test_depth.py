@@ -39,7 +39,8 @@ from launch.check.base import check_base
 from launch.workload import shape_of_base
 from tests.emotion_train.model.test_attention import packed, posts
 from tests.emotion_train.test_export import adapter_on, piped, predicted, tensors_of
-from tests.helpers import plain_kernels
+from tests.helpers import fake_hub, plain_kernels
+from tests.helpers.fake_hub import FakeHub
 from tests.helpers.tiny_models import causal_checkpoint, gguf_base, multimodal_checkpoint
 
 BLOCKS, KEPT = 4, 3
@@ -98,9 +99,7 @@ def test_a_cut_base_computes_what_transformers_does_with_so_many_blocks(tmp_path
     stock: Any = AutoModelForSequenceClassification.from_config(
         config, dtype=torch.float32, trust_remote_code=False
     ).eval()
-    state = {
-        name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()
-    }
+    state = tensors_in(folder)
     own = {name for name, _ in stock.named_parameters()} - {"score.weight"}
     assert own < state.keys()
     missing, _ = stock.load_state_dict({name: state[name] for name in own}, strict=False)
@@ -173,19 +172,40 @@ def test_memory_follows_the_depth(base: Path, precision: Precision) -> None:
 # --- what is read ---
 
 
-def test_files_of_blocks_above_need_not_be_there(tmp_path: Path, base: Path) -> None:
-    """Neither the check nor the reader opens them, and the hub is not asked for them."""
-    folder = causal_checkpoint(tmp_path / "base", "llama", num_hidden_layers=BLOCKS)
-    state = {
-        name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()
-    }
+def by_block(folder: Path) -> Path:
+    """A checkpoint with a file for each block, and one for the rest."""
+    causal_checkpoint(folder, "llama", num_hidden_layers=BLOCKS)
+    state = tensors_in(folder)
     files = {
         name: f"block-{name.split('.')[2]}.safetensors" if ".layers." in name else "others.safetensors"
         for name in state
     }
     for file in set(files.values()):
         save_file({name: state[name] for name in state if files[name] == file}, folder / file)
+    for shard in folder.glob("model-*"):
+        shard.unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    return folder
+
+
+def test_of_the_hub_the_files_of_blocks_above_are_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = by_block(tmp_path / "base")
+    with FakeHub({"owner/small": folder}) as server:
+        fake_hub.use(monkeypatch, server.endpoint, tmp_path / "cache")
+        found = require_trainable_base(BaseFiles.find("owner/small", KEPT), "fp32", 128)
+        files = [*(folder / f"block-{number}.safetensors" for number in range(KEPT))]
+        files.append(folder / "others.safetensors")
+        assert found.bytes_to_download == sum(file.stat().st_size for file in files)
+        model, _ = load_base(cut("owner/small"), "fp32", 3, "cpu")
+    own, _ = load_base(cut(folder), "fp32", 3, "cpu")
+    assert torch.equal(logits_of(model), logits_of(own))
+    assert not any(f"block-{KEPT}" in path for _, path, _ in server.asked)
+
+
+def test_files_of_blocks_above_need_not_be_there(tmp_path: Path) -> None:
+    folder = by_block(tmp_path / "base")
     (folder / "block-3.safetensors").unlink()
     found = require_trainable_base(BaseFiles.find(str(folder), KEPT), "fp32", 128)
     names = [file.name for file in found.weights]

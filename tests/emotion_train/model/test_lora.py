@@ -567,7 +567,7 @@ def test_an_adapter_of_the_first_format_has_one_label_a_post(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "emotion-train/adapter/3"}, "has the format 'emotion-train/adapter/3', and this version"),
+        ({"format": "emotion-train/adapter/4"}, "has the format 'emotion-train/adapter/4', and this version"),
         ({"format": None}, "has the format 'None', and this version reads emotion-train/adapter/1 and"),
         ({"format": ["emotion-train/adapter/2"]}, "has the format \"['emotion-train/adapter/2']\""),
         ({"targets": "ordinal"}, "answers with 'ordinal', and this version knows one, several, shares;"),

@@ -16,6 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import emotion_train.model
+from emotion_train.bases.encoders import ENCODERS
 from emotion_train.config import ATTENTION_PROJECTIONS, LINEAR_LAYERS, LoraSection
 from emotion_train.model.attention import HAS_GQA, Segments
 from emotion_train.model.attention import is_fused as is_fused_attention
@@ -30,7 +31,7 @@ from emotion_train.sizing.memory import GIB, estimate, is_fused, usable_bytes, w
 from emotion_train.sizing.recipe import Recipe, repeats_keys
 from emotion_train.sizing.shape import Precision, Shape, Targets, target_names
 from tests.helpers import empty_kernels, plain_kernels
-from tests.helpers.tiny_models import causal_checkpoint, text_config
+from tests.helpers.tiny_models import causal_checkpoint, encoder_checkpoint, text_config
 
 MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
 SMALL = {
@@ -162,6 +163,63 @@ def test_parameters_are_counted_as_the_model_has_them(
     assert shape.trained_parameters(8, "all-linear", 5) == trained
     # PEFT keeps the untrained head beside the trained one
     assert shape.parameters == frozen - 5 * shape.hidden_size
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(
+    "lora",
+    [None, LoraSection(r=8, targets="all-linear"), LoraSection(r=8, targets=("q_proj", "up_proj"))],
+)
+def test_an_encoder_s_parameters_are_counted_as_the_model_has_them(
+    kind: str, lora: LoraSection | None, tmp_path: Path
+) -> None:
+    encoder_checkpoint(tmp_path / "base", kind)
+    model, _ = build_classifier(str(tmp_path / "base"), "fp32", 5, lora, 0, "cpu")
+    shape = Shape.of(model.classifier.config.to_dict())
+    recipe = Recipe(shape, "bf16", lora, 5)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert recipe.trained_parameters == trained
+    if lora is None:
+        assert shape.parameters == trained - 5 * (shape.hidden_size + 1)
+    assert not is_fused(shape, "bf16")
+    assert weight_bytes(shape, "bf16") == 4 * shape.parameters
+    weights = estimate(recipe, 1, False)
+    assert weights.optimizer == 16 * trained
+    assert weights.weights == (0 if lora is None else 4 * shape.parameters)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+@pytest.mark.parametrize(
+    ("lora", "precision"),
+    [
+        *((None, "bf16"), (None, "fp32")),
+        (LoraSection(r=8, dropout=0.0), "bf16"),
+        (LoraSection(r=8, dropout=0.0, targets=("q_proj", "k_proj", "up_proj", "down_proj")), "fp32"),
+        (LoraSection(r=8, dropout=0.0, targets="all-linear"), "bf16"),
+    ],
+)
+def test_an_encoder_s_block_keeps_as_many_bytes_per_token_as_is_planned(
+    kind: str, lora: LoraSection | None, precision: Precision, tmp_path: Path
+) -> None:
+    found = []
+    layers: dict[str, Any] = {"layer_types": ["full_attention"] * 3} if kind == "modernbert" else {}
+    for blocks in (1, 3):
+        base = encoder_checkpoint(
+            tmp_path / f"{blocks}",
+            kind,
+            num_hidden_layers=blocks,
+            hidden_size=256,
+            intermediate_size=640,
+            **{name: one[:blocks] for name, one in layers.items()},
+        )
+        model = build_classifier(str(base), precision, 5, lora, 0, "cpu")[0].train()
+        found.append((kept_bytes(model, 384) - kept_bytes(model, 192)) / 192)
+    shape = Shape.of(model.classifier.config.to_dict())
+    planned = sum(stock_kept_by_layer(Recipe(shape, precision, lora, 5)).values())
+    element = 4 if precision == "fp32" else 2
+    reads = lora is None or "o_proj" in target_names(lora.targets)
+    joined = element * shape.hidden_size if reads else 0  # attention's outputs, on a CPU
+    assert (found[1] - found[0]) / 2 == planned + joined
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.05])

@@ -19,6 +19,7 @@ from emotion_train.runs.checkpoint import check_same_question, read_document
 from emotion_train.runs.log import read_log
 from emotion_train.runs.published import download
 from emotion_train.storage.open import open_store
+from launch import cli as launch_cli
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 
 
@@ -38,6 +39,9 @@ def test_a_run_on_half_a_base_publishes_resumes_and_answers_at_its_depth(
         "model.layers is 0.5: the first 1 of 2 blocks of the base were read and computed." in report.warnings
     )
     assert report.identity.config["model"]["layers"] == 0.5
+    assert ", fp32, model.layers=0.5" in (tmp_path / "pulled" / "report" / "report.html").read_text()
+    assert launch_cli.main(["show", f"{tmp_path / 'runs'}/tiny"]) == 0
+    assert "model.layers=0.5" in capsys.readouterr().out
     facts = json.loads((tmp_path / "pulled" / "emotion_train.json").read_text())
     assert (facts["layers"], facts["whole_layers"]) == (1, 2)
     assert "the first 1 of 2 blocks of" in (tmp_path / "pulled" / "README.md").read_text()

@@ -1008,6 +1008,26 @@ def test_fp8_is_planned_for_gpus_that_have_it() -> None:
     }
 
 
+@pytest.mark.parametrize("method", ["auto", "lora"])
+def test_an_encoder_is_planned_whole_on_each_gpu(method: str) -> None:
+    sizes = {"vocab_size": 50_265, "hidden_size": 768, "intermediate_size": 3072}
+    roberta = Shape.of(
+        {**sizes, "model_type": "roberta", "num_hidden_layers": 12, "num_attention_heads": 12}
+        | {"max_position_embeddings": 514, "type_vocab_size": 1}
+    )
+    assert round(roberta.parameters / 1e6) == 125
+    config = some_config("model.base=FacebookAI/roberta-base", f"train.method={method}")
+    found = make_plan(config, roberta, some_work(), NO_PRICES, Spot())
+    assert found.trains_all == (method == "auto")
+    assert {(choice.precision, choice.shards) for choice in found.choices} == {("bf16", 1)}
+    assert found.choices[0].overrides(config)[0] == "model.precision=bf16"
+    assert not found.too_small
+    with pytest.raises(
+        WrongRequest, match=r"is a decoder, of which an adapter is trained; type train\.method=lora"
+    ):
+        make_plan(some_config("train.method=full"), SMOLLM2, some_work(), NO_PRICES, Spot())
+
+
 def test_fp8_is_not_planned_for_what_only_the_stock_modules_compute() -> None:
     recipe = Recipe(MISTRAL_SMALL, "nf4")
     assert "fp8" in precisions(recipe, KINDS["H100"])
