@@ -1800,7 +1800,7 @@ MUTANTS = [
         "the published head is divided by its temperature",
         "emotion_train/training/finish.py",
         "_score_splits",
-        "adapter = with_temperature(adapter, temperature)",
+        "adapter = with_temperature(adapter, _of_all_rows(temperature, job.index))",
         "adapter = dict(adapter)",
         "tests/emotion_train/training/test_finish.py"
         "::test_a_run_on_several_labels_publishes_its_decision_and_the_answers_that_its_report_counts",
