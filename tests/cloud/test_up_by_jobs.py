@@ -64,7 +64,9 @@ def test_posts_become_a_checkpoint_although_the_command_is_killed(launcher: Laun
     runs = open_store("s3://posts-to-endpoint/emotions/runs")
     assert run_ids(runs) == ["emotions", "emotions-smoke"]
     assert len([entry for entry in read_log(runs, "emotions") if entry.kind == "claim"]) == 1
-    assert open_store("s3://posts-to-endpoint/emotions/exported/emotions").find("model.safetensors.index.json")
+    assert open_store("s3://posts-to-endpoint/emotions/exported/emotions").find(
+        "model.safetensors.index.json"
+    )
     assert (tmp_path / "here" / "adapter" / "report" / "report.html").exists()
 
 
