@@ -276,6 +276,7 @@ def test_a_published_encoder_answers_the_same_from_its_folder_and_exported(
 @pytest.mark.parametrize(
     ("base", "more", "sentence"),
     [
+        ("bert", ["model.layers=2"], "an encoder, of which all blocks are read; leave model.layers out"),
         ("bert", ["model.precision=nf4"], "is nf4 and the base .* is an encoder"),
         ("bert", ["model.precision=fp8"], "type model.precision=bf16, or fp32 on a CPU"),
         ("bert", ["data.max_length=161", "train.tokens_per_microbatch=512"], "texts of up to 160 tokens"),

@@ -46,6 +46,7 @@ from launch.plan.choices import (
     precisions,
     with_settings,
 )
+from launch.plan.faster import faster_than
 from launch.plan.prices import NO_PRICES, Offer, Prices, Quote
 from launch.plan.speed import Speed
 from launch.plan.spot import Spot
@@ -1022,6 +1023,8 @@ def test_an_encoder_is_planned_whole_on_each_gpu(method: str) -> None:
     assert {(choice.precision, choice.shards) for choice in found.choices} == {("bf16", 1)}
     assert found.choices[0].overrides(config)[0] == "model.precision=bf16"
     assert not found.too_small
+    faster = faster_than(config, roberta, some_work(), found.choices[0], Spot())
+    assert not any("model.layers" in one.word for one in faster)
     with pytest.raises(
         WrongRequest, match=r"is a decoder, of which an adapter is trained; type train\.method=lora"
     ):
