@@ -20,6 +20,9 @@ from launch.plan.verb import PROJECT
 SKY = "sky"
 # the bucket is the same one for the machine; its keys are secrets, which only a person may hand on
 _HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_REGION")
+# what `sky jobs launch` and `logs` end with where they left the job, or saw it end a moment before
+# SkyPilot wrote that down: sky.exceptions.JobExitCode NOT_FINISHED and NOT_FOUND
+UNDECIDED = (101, 102)
 _NONE = "No in-progress managed jobs"  # there was never a job, or its controller has gone to rest
 _ENDED = ("SUCCEEDED", "CANCELLED", "FAILED")
 

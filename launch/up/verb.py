@@ -13,6 +13,7 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from emotion_train.storage.open import open_store
 from launch.plan.task_file import TEMPLATE
 from launch.plan.verb import PROJECT
 from launch.up.commands import Commands, Stopped, commands
-from launch.up.jobs import alive, follow_line, launch_line, require_sky
+from launch.up.jobs import UNDECIDED, alive, follow_line, launch_line, require_sky
 from launch.up.steps import Places, Steps, final_of, is_begun, is_pulled
 
 _RECIPE = "emotion_train/configs/mistral_small_3_1.yaml"
+_SETTLING_S, _LOOK_S = 120.0, 5.0  # until SkyPilot has written down how a job ended
 
 
 @dataclass(frozen=True)
@@ -143,17 +145,46 @@ def _train_by_jobs(arguments: argparse.Namespace, steps: Steps, here: Commands) 
     places = steps.places
     if (number := alive(places.name)) is not None:
         print(f"\njob {number}, {places.name}, is alive; following it", flush=True)
-        here.call(follow_line(number), cwd=PROJECT)
+        _follow(places, number, here)
     if final_of(places) is not None:
         return
     price = _plan(arguments, steps, here)
     here.call(steps.check(price.gpus))
     _agree(arguments, price)
     if _is_to_be_tried(arguments, places):
-        here.call(_job(arguments, steps, smoke=True), cwd=PROJECT)
-        _require_published(places, smoke=True)
-    here.call(_job(arguments, steps, smoke=False), cwd=PROJECT)
-    _require_published(places)
+        _start_job(arguments, steps, here, smoke=True)
+    _start_job(arguments, steps, here, smoke=False)
+
+
+def _follow(places: Places, number: int, here: Commands) -> None:
+    """Follow a job to its end. Raises `Stopped` where it failed, and where SkyPilot left it."""
+    try:
+        here.call(follow_line(number), cwd=PROJECT)
+    except Stopped as stopped:
+        if stopped.code not in UNDECIDED or not _has_ended(places):
+            raise
+
+
+def _has_ended(places: Places) -> bool:
+    """Whether the job's end comes to be known within two minutes, from the bucket or SkyPilot."""
+    until = time.monotonic() + _SETTLING_S
+    while final_of(places) is None and alive(places.name) is not None:
+        if time.monotonic() > until:
+            return False
+        time.sleep(_LOOK_S)
+    return True
+
+
+def _start_job(arguments: argparse.Namespace, steps: Steps, here: Commands, *, smoke: bool) -> None:
+    """Start a job and follow it until its run is published. Raises `Stopped`, and
+    `EmotionTrainError` for one that ended without.
+    """
+    try:
+        here.call(_job(arguments, steps, smoke=smoke), cwd=PROJECT)
+    except Stopped as stopped:
+        if stopped.code not in UNDECIDED or final_of(steps.places, smoke=smoke) is None:
+            raise
+    _require_published(steps.places, smoke=smoke)
 
 
 def _is_to_be_tried(arguments: argparse.Namespace, places: Places) -> bool:

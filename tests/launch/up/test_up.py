@@ -179,6 +179,34 @@ def test_a_job_that_is_alive_is_followed_and_none_is_started_beside_it(
     assert (code, typed) == (0, ["check", "prepare", "jobs logs", "show", "pull", "export"])
 
 
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("step", ["jobs logs", "jobs launch"])
+def test_how_a_job_ended_is_told_by_the_bucket_where_skypilot_does_not_know_it(
+    monkeypatch: pytest.MonkeyPatch, step: str, published: bool
+) -> None:
+    """`sky jobs` ends with 101 where it sees a job end before that is written down."""
+    places = Places.of("bucket", "emotions", None, None)
+    real = Typed.call
+
+    def call(typed: Typed, words: Sequence[str], *, cwd: Path | None = None) -> None:
+        if step in " ".join(words) and not published:
+            raise Stopped(101)
+        real(typed, words, cwd=cwd)
+        if step in " ".join(words):
+            if step == "jobs logs":  # a job that is started publishes by itself
+                publish(places.output_url, places.run_id)
+            raise Stopped(101)
+
+    monkeypatch.setattr(Typed, "call", call)
+    monkeypatch.setattr(verb, "_SETTLING_S", 0.01)
+    monkeypatch.setattr(verb, "_LOOK_S", 0.01)
+    job = 7 if step == "jobs logs" else None
+    code, typed = by_jobs(monkeypatch, "--yes", "--no-smoke", job=job)
+    assert code == (0 if published else 101)
+    assert ("pull" in typed) is published
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
