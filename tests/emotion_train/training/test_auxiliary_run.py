@@ -106,7 +106,7 @@ def test_the_texts_of_auxiliary_posts_are_in_the_filter_of_the_training_posts(fo
 def test_outside_of_training_the_head_is_that_of_the_main_labels_to_the_bit() -> None:
     whole = torch.nn.Linear(64, 28, bias=False)
     published = torch.nn.Linear(64, 15, bias=False)
-    (rows,) = of_main_labels({"model.score.weight": whole.weight.detach()}, 15).values()
+    (rows,) = of_main_labels({"base_model.model.score.weight": whole.weight.detach()}, 15).values()
     published.weight = torch.nn.Parameter(rows)
     hidden_NH = torch.randn(33, 64)
     head = TrainedRows(whole, 15)
