@@ -594,6 +594,7 @@ def _check(arguments: argparse.Namespace) -> int:
         raise WrongRequest(f"--hours is {arguments.hours:g}; give a number above 0.")
     console = Terminal(highlight=False, soft_wrap=True)
     all_ok = True
+    first_with: dict[str, str] = {}
     for check in check_all(
         arguments.config,
         arguments.overrides,
@@ -607,7 +608,11 @@ def _check(arguments: argparse.Namespace) -> int:
             "[red]wrong[/]" if not check.ok else "[yellow]warn[/] " if check.doubtful else "[green]ok[/]   "
         )
         console.print(f"{mark} {check.name:<11} ", end="")
-        console.print(" ".join(check.finding.split()), markup=False)
+        finding = " ".join(check.finding.split())
+        earlier = check.name if check.ok else first_with.setdefault(finding, check.name)
+        console.print(
+            finding if earlier == check.name else f"for the reason given at {earlier}", markup=False
+        )
     return 0 if all_ok else 2
 
 

@@ -592,6 +592,9 @@ class _Job:
             remedies.append(
                 f"name all labels with --labels ({', '.join(self._labels.in_order()[:30])} are known)"
             )
+            options = self._options
+            if options.labels is not None and options.annotations_by is None and options.auxiliary == "drop":
+                remedies.append("type --auxiliary keep to train on posts of labels that are never predicted")
         posts = f"1 of {self._rows_read:,} posts" if total == 1 else f"{total:,} of {self._rows_read:,} posts"
         raise WrongRequest(
             f"{self._source.name}: {posts} cannot be used:\n  "

@@ -123,8 +123,8 @@ def read_facts(folder: Path) -> AdapterFacts:
     for name in (FACTS, LABELS, *weights, "tokenizer.json"):
         if not (folder / name).is_file():
             raise WrongRequest(
-                f"The folder {folder} has no {name}, so it is no adapter of this program; give a run's"
-                " final/."
+                f"The folder {folder} has no {name}, so it is no adapter of this program; give the"
+                " folder that `emotion-launch pull` wrote, or the URL of a run."
             )
     try:
         facts, labels = (object_file(folder / name, _MAX_BYTES) for name in (FACTS, LABELS))

@@ -607,6 +607,7 @@ def test_a_bad_csv_row_is_refused_by_number_or_dropped(tmp_path: Path, line: byt
     assert f"{words}  2  posts.csv:5, posts.csv:23" in text
     assert "--on-bad drop" in text
     assert ("--multi-label drop" in text) == (words == "several labels")
+    assert ("--auxiliary keep" in text) == (words == "unknown label")
     if words == "unknown label":
         assert "'jooy' 2 times, did you mean 'joy'?" in text
     result = prepare(source, str(tmp_path / "out"), on_bad="drop", multi_label="drop", **options)

@@ -64,7 +64,8 @@ def test_check_finds_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
     assert main(["check", *words]) == 2
     out = capsys.readouterr().out
-    assert f"There is no prepared data set at {tmp_path}" in out
+    assert out.count(f"There is no prepared data set at {tmp_path}") == 1
+    assert "wrong labels      for the reason given at data set" in out
     assert "0 runs at" in out
     assert "model.gguf" in out
 
