@@ -19,19 +19,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import statistics
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from class_weights import HERE, comma, command, lines, note
+from class_weights import HERE, comma, command, lines, side_by_side
 from goemotions import LABELS
+from several_labels import spread
 
 from emotion_train.bases.packaged import small_model
 from emotion_train.evaluation.metrics import ClassCounts
@@ -102,10 +101,7 @@ def train_all(arguments: argparse.Namespace) -> None:
             for seed in arguments.seeds
             for recipe in arguments.recipes
         ]
-        # each of these processes takes many runs, so that libraries are imported once
-        with ProcessPoolExecutor(arguments.at_once, multiprocessing.get_context("spawn")) as pool:
-            trainings = [pool.submit(train, run) for run in runs if run.id not in done]
-            note(trainings, arguments.out)
+        side_by_side(train, [run for run in runs if run.id not in done], arguments.at_once, arguments.out)
 
 
 def prepare(posts: Path, folder: Path) -> None:
@@ -205,13 +201,6 @@ def difference(first: list[str], others: list[str], keep: Path) -> str:
     (found,) = comparison_of(words, split=SPLIT, group_by_config=True).versus
     change = found.macro_f1
     return f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-
-
-def spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{deviation}"
 
 
 if __name__ == "__main__":

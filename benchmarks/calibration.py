@@ -15,19 +15,17 @@ class weights, which bend probabilities most.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from class_weights import HERE, comma, command
+from class_weights import HERE, comma, command, workers
 
 from emotion_train.bases.packaged import small_model
 from emotion_train.evaluation.decision import Decision
@@ -79,7 +77,7 @@ def trained(arguments: argparse.Namespace, folder: Path) -> list[str]:
         *(f"model.precision={arguments.precision}", "loss.class_weights=balanced"),
         *("report.floor_max_rows=0", "report.bootstrap_samples=100"),
     )
-    with ProcessPoolExecutor(arguments.at_once, multiprocessing.get_context("spawn")) as pool:
+    with workers(arguments.at_once) as pool:
         trainings = [
             pool.submit(command, *shared, f"run.id=seed-{seed}", f"run.seed={seed}")
             for seed in arguments.seeds

@@ -163,6 +163,8 @@ def table(path: Path) -> str:
 
 
 def spread(values: list[float]) -> str:
+    if not values:
+        return ""
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{deviation}"
 

@@ -81,7 +81,7 @@ DROPPED = {
     "repeated": "same text again",
     "conflicting": "same text with another label",
     "in_two_splits": "text of a later split, kept out of the earlier",
-    "auxiliary_repeated": "auxiliary post whose text stands there already",
+    "auxiliary_repeated": "auxiliary post whose text another post has",
 }
 # left as they are
 NOTED = {

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emotion_train.data.derived import copied, copied_auxiliary
-from emotion_train.data.index import INDEX_KEY, SPLITS, Index, Split, read_index
+from emotion_train.data.derived import copied, copied_auxiliary, create_index, versions_now
+from emotion_train.data.index import SPLITS, Index, Split
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.targets import SOFT, SOURCE, WEIGHT, Target, largest, requires
-from emotion_train.errors import AlreadyExists, WrongRequest
+from emotion_train.errors import WrongRequest
 from emotion_train.hosted.prompts import TrainingPosts
-from emotion_train.storage.document import version_of
 from emotion_train.storage.store import Store
 
 _ROWS_PER_OBJECT = 262_144
@@ -78,20 +77,9 @@ def write(
         auxiliary=auxiliary,
         source={**index.source, "augmented_from": index.sha256(), **facts},
         seed=index.seed,
-        versions={
-            **index.versions,
-            "emotion_train": version_of("emotion-train"),
-            "pyarrow": version_of("pyarrow"),
-        },
+        versions=versions_now(index),
     )
-    try:
-        store.create(INDEX_KEY, made.to_bytes())
-    except AlreadyExists:
-        if read_index(store).splits != made.splits:
-            raise WrongRequest(
-                f"{store.url} holds another data set, which is never overwritten; give another NEW_DATA_URL."
-            ) from None
-    return read_index(store)
+    return create_index(store, made, "NEW_DATA_URL")
 
 
 def _write_train(

@@ -86,7 +86,7 @@ def read_parent(place: str) -> ParentAdapter:
 
 
 def weights_sha256(place: str) -> str:
-    """Of the adapter at this place; raises as `read_parent`."""
+    """The sha256 of the weights of the adapter at this place; raises as `read_parent`."""
     return file_sha256(find_adapter(place).folder / WEIGHTS)
 
 

@@ -55,7 +55,7 @@ def prepare_auxiliary(folder: Path, data: str = "data", **options: object) -> In
 
 
 def auxiliary_config(folder: Path, *overrides: str, targets: TargetKind = "one") -> Config:
-    """As `tiny_config`, of that data set; the first call makes it."""
+    """The config of `tiny_config` for that data set; the first call makes it."""
     if not (folder / "base").exists():
         causal_checkpoint(folder / "base", "llama")
         prepare_auxiliary(folder, targets=targets)

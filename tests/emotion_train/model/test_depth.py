@@ -309,7 +309,7 @@ def test_a_copy_of_the_first_blocks_serves_their_runs_and_no_deeper_ones(base: P
 
 
 def test_a_copy_of_a_whole_base_says_nothing_of_depth(base: Path, tmp_path: Path) -> None:
-    """As earlier versions wrote it, so that they read it too."""
+    """The form that earlier versions wrote, so that they read it too."""
     stage(str(base), str(tmp_path / "whole"), layers=BLOCKS, **SMALL)
     assert b"source_layers" not in (tmp_path / "whole" / "base.json").read_bytes()
 

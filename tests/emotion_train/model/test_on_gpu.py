@@ -223,7 +223,7 @@ def test_a_base_that_is_cut_gives_the_bits_of_a_whole_one(
 def test_recorded_passes_give_the_gradients_of_the_passes(
     base: Path, tokenizer: PostTokenizer, precision: Any, dropout: float, masked: bool
 ) -> None:
-    """With another mask than the one that the recording was made with; `masked`: some posts come
+    """The mask is another than that of the recording; `masked`: some posts come
     from a source that does not know all labels.
     """
     model = make(base, precision=precision, device="cuda", dropout=dropout).train()

@@ -310,7 +310,7 @@ def test_a_run_moves_between_engines_and_numbers_of_processes(folder: Path, two:
 def test_a_base_that_is_cut_under_the_fused_decoder_takes_the_step_of_the_whole_batch(
     folder: Path, two: Crew
 ) -> None:
-    """With recomputation in the second case; the passes go up and down the blocks."""
+    """The second case recomputes; the passes go up and down the blocks."""
     legs = []
     for place, case in enumerate(CASES.values()):
         words = [*case.words(folder, f"cut-{place}"), f"train.gradient_checkpointing={place == 1}"]
