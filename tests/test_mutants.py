@@ -39,6 +39,24 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # Gemma 3
+    Mutant(
+        "a GGUF file stores what Gemma's norms multiply by, 1 more than transformers' weights",
+        "emotion_train/model/load.py",
+        "_gguf_weights",
+        "tensor - 1",
+        "tensor",
+        "tests/emotion_train/model/test_gemma.py::test_a_gguf_file_computes_what_its_checkpoint_computes",
+    ),
+    Mutant(
+        "Gemma's embedding is scaled",
+        "emotion_train/model/load.py",
+        "_fill_the_rest",
+        "model.config.hidden_size ** 0.5",
+        "1.0",
+        "tests/emotion_train/model/test_load.py::test_plain_checkpoints_load_as_transformers_loads_them"
+        "[gemma3_text]",
+    ),
     # encoders
     Mutant(
         "an encoder's tokens see what comes after them",

@@ -25,7 +25,8 @@ class Shape:
     `positions`: rows of an encoder's table of positions and of its other small tables, 0 where
     positions are rotary. `is_encoder`: a block's MLP has a gate where there are no such rows.
 
-    `qk_norm`: queries and keys are normalised (Qwen3). `fusable`: its blocks are such that the
+    `qk_norm`: queries and keys are normalised (Qwen3, Gemma 3). `block_norms`: norms of a hidden
+    state in one block, of which Gemma 3 has four. `fusable`: its blocks are such that the
     fused decoder can compute them on a GPU.
     """
 
@@ -40,6 +41,7 @@ class Shape:
     fusable: bool = True
     is_encoder: bool = False
     positions: int = 0
+    block_norms: int = 2
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
@@ -72,7 +74,7 @@ class Shape:
             num_key_value_heads=int(text.get("num_key_value_heads") or heads),
             head_dim=head_dim,
             vocab_size=int(text["vocab_size"]),
-            qk_norm=text.get("model_type") == "qwen3",
+            qk_norm=text.get("model_type") in ("qwen3", "gemma3_text"),
             fusable=_fusable(text, head_dim) and not is_encoder,
             is_encoder=is_encoder,
             positions=(
@@ -80,6 +82,7 @@ class Shape:
                 if has_table
                 else 0
             ),
+            block_norms=4 if text.get("model_type") == "gemma3_text" else 2,
         )
 
     @property
@@ -143,7 +146,7 @@ class Shape:
         heads = 2 * self.head_dim if self.qk_norm else 0
         return (
             self.vocab_size * self.hidden_size
-            + self.num_hidden_layers * (2 * self.hidden_size + heads)
+            + self.num_hidden_layers * (self.block_norms * self.hidden_size + heads)
             + self.hidden_size
         )
 
