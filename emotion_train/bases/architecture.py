@@ -26,11 +26,18 @@ from emotion_train.bases.encoders import (
 )
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gguf_file import GgufFile
+from emotion_train.bases.qwen3_5 import (
+    QWEN3_5,
+    QWEN3_5_DEFAULTS,
+    block_tensors,
+    problem_of_delta_nets,
+    with_kinds_of_blocks,
+)
 from emotion_train.config import MOST_LAYERS
 from emotion_train.errors import WrongRequest
 
 # decoders: of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", QWEN3_5)
 _QWEN = {
     "vocab_size": 151_936,
     "hidden_size": 4096,
@@ -60,9 +67,11 @@ _DEFAULTS: dict[str, dict[str, int]] = {
     },
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
+    QWEN3_5: QWEN3_5_DEFAULTS,
 }
 # The text part's kind where a multimodal configuration leaves it out.
 _TEXT_KINDS = {"mistral3": "mistral", "llava": "llama", "llava_next": "llama", "vipllava": "llama"}
+_TEXT_KINDS["qwen3_5"] = QWEN3_5
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -79,6 +88,7 @@ _DERIVED = {
     "mistral": ("head_dim",),
     "qwen2": ("num_key_value_heads",),
     "qwen3": ("num_key_value_heads",),
+    QWEN3_5: (),
 }
 _LARGEST_SIZE = 2**31
 # Functions between the two halves of an MLP, by transformers' names.
@@ -145,7 +155,8 @@ class TextModel:
             "model.norm.weight": (hidden_H,),
         }
         for layer in range(sizes["num_hidden_layers"]):
-            found |= {f"model.layers.{layer}.{name}": shape for name, shape in self._of_a_layer()}
+            own = block_tensors(sizes, layer) if self.kind == QWEN3_5 else self._of_a_layer()
+            found |= {f"model.layers.{layer}.{name}": shape for name, shape in own}
         return found
 
     def _of_a_layer(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -271,7 +282,7 @@ def _checked(
 ) -> TextModel:
     if kind in ENCODERS:
         return _checked_encoder(base, place, kind, given)
-    nulls = set(_SIZES) - set(_DERIVED[kind])
+    nulls = {*_SIZES, *_DEFAULTS[kind]} - set(_DERIVED[kind])
     values = _DEFAULTS[kind] | {
         key: value for key, value in given.items() if value is not None or key in nulls
     }
@@ -286,9 +297,14 @@ def _checked(
             raise _unusable(base, place, f"its {name} is {str(value)[:40]!r} and no whole number above 0")
     if values["num_hidden_layers"] > MOST_LAYERS:
         raise _unusable(base, place, f"num_hidden_layers is {values['num_hidden_layers']}")
+    if kind == QWEN3_5:
+        values = with_kinds_of_blocks(values)
     if "head_dim" not in values:
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
-    if problem := _problem_of_heads(kind, values) or _problem_of_words(values):
+    problem = _problem_of_heads(kind, values) or _problem_of_words(values)
+    if kind == QWEN3_5 and problem is None:
+        problem = problem_of_delta_nets(values)
+    if problem is not None:
         raise _unusable(base, place, problem)
     return TextModel(kind, layout, values, gguf)
 
