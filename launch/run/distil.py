@@ -210,7 +210,8 @@ def _is_there(store: Store, index: Index, made_of: str) -> bool:
 def _is_published(plan: Plan, one: SeedRun) -> bool:
     from emotion_train.runs.out_of_fold import is_published
 
-    return is_published(open_store(plan.config.run.output_url), one.run_id)
+    index = read_index(open_store(one.value_of("data.url") or plan.config.data.url))
+    return is_published(open_store(plan.config.run.output_url), one.run_id, index)
 
 
 def _train(

@@ -51,6 +51,13 @@ class SeedRun(NamedTuple):
     def called(self) -> str:
         return self.name or f"seed {self.seed}"
 
+    def value_of(self, key: str) -> str | None:
+        """What the last of the overrides that give this key gives it."""
+        prefix = f"{key}="
+        return next(
+            (word[len(prefix) :] for word in reversed(self.overrides) if word.startswith(prefix)), None
+        )
+
 
 def seeds_of(words: str, first: int, fewest: int = 2) -> tuple[int, ...]:
     """The seeds that `--seeds` asks for: as many from `first` on, or those of a list.
@@ -170,7 +177,7 @@ def as_jobs(
         ]
     lines = ["as jobs of SkyPilot, each on a machine of its own:"]
     for one in runs:
-        data = _last("data.url", one.overrides) or config.data.url
+        data = one.value_of("data.url") or config.data.url
         own = " ".join(
             word for word in one.overrides if not word.startswith(("data.url=", "run.output_url="))
         )
@@ -184,11 +191,6 @@ def as_jobs(
         words += [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
         lines.append(shlex.join(words))
     return [*lines, f"then: {then}"]
-
-
-def _last(key: str, overrides: Sequence[str]) -> str | None:
-    """The value that the last of the words gives to a key."""
-    return next((word.partition("=")[2] for word in reversed(overrides) if word.startswith(f"{key}=")), None)
 
 
 # --- spread over GPUs ---

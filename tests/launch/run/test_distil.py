@@ -171,6 +171,13 @@ def test_another_data_set_or_run_at_their_places_is_refused(home: Path, tmp_path
         call(tmp_path, never, place)
 
 
+def test_teachers_of_another_data_set_teach_nobody(home: Path, tmp_path: Path) -> None:
+    """Also where its posts are the same and what is trained on beside them differs."""
+    config = auxiliary_config(tmp_path)
+    with pytest.raises(WrongRequest, match=rf"{TEACHERS[0]} .* was trained on another data set"):
+        call(home, never, f"--to={tmp_path / 'to'}", more=(f"data.url={config.data.url}",))
+
+
 @pytest.mark.parametrize(
     ("words", "more", "told"),
     [
