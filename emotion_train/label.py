@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUT_URL",
         help="s3://bucket/prefix or a folder; receives job.json, leases/, part-….parquet and _SUCCESS.json",
     )
-    add_adapter_arguments(parser, several="probabilities")
+    add_adapter_arguments(parser, several="logits")
     add_file_arguments(parser, "SOURCE")
     parser.add_argument("--id-column", metavar="NAME", help="column with the posts' ids (default: none)")
     parser.add_argument(

@@ -20,7 +20,7 @@ from emotion_train.edges.paths import typed_path
 from emotion_train.errors import NotStarted, Preempted, StorageError, WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, open_classifier
 from emotion_train.evaluation.decision import DECISION, Decision, read_decision
-from emotion_train.evaluation.members import averaged, refuse_strangers
+from emotion_train.evaluation.members import averaged, facts_together
 from emotion_train.labelling.job import (
     AdapterIdentity,
     Job,
@@ -34,7 +34,7 @@ from emotion_train.labelling.job import (
 from emotion_train.labelling.planning import FoundSource, find_source, plan_units, with_plan
 from emotion_train.labelling.summary import Success, find_success
 from emotion_train.labelling.worker import About, Pace, Stopped, Worker
-from emotion_train.model.facts import AdapterFacts, read_facts
+from emotion_train.model.facts import AdapterFacts
 from emotion_train.processes.notices import PreemptionWatch, hold_seconds
 from emotion_train.report.schema import Report
 from emotion_train.runs.adapter_cache import find_adapter
@@ -229,8 +229,7 @@ def _hold(watch: PreemptionWatch, seconds: float) -> None:
 def _adapters(request: Request) -> _Adapters:
     """The adapters pulled and read. Raises `WrongRequest` for such as do not answer together."""
     folders = tuple(find_adapter(one).folder for one in request.adapters)
-    facts = [read_facts(folder) for folder in folders]
-    refuse_strangers(request.adapters, facts, one_base=False)
+    facts = facts_together(folders, request.adapters)
     decisions = [read_decision(folder, one) for folder, one in zip(folders, facts, strict=True)]
     identities = tuple(
         _identity(name, folder, one)
@@ -260,7 +259,8 @@ def load_scorer(request: Request, folders: Sequence[Path]) -> Scorer:
 
     if request.loading.device == "auto" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("SLURM_LOCALID", "0")) % torch.cuda.device_count())
-    return AdapterScorer([open_classifier(replace(request.loading, adapter=folder)) for folder in folders])
+    first, *more = folders
+    return AdapterScorer(open_classifier(replace(request.loading, adapter=first, more=tuple(more))))
 
 
 def _own_name() -> str:
@@ -308,6 +308,7 @@ def _asked(request: Request, source: FoundSource, adapters: _Adapters) -> Job:
         precision=request.loading.precision or adapters.facts.precision,
         targets=adapters.facts.targets,
         labels=adapters.facts.labels,
+        mean_of="logits" if len(adapters.folders) > 1 else "probabilities",
         probabilities=request.probabilities,
         accept_precision=request.accept_precision,
         accept_above=_accept_above(request, adapters),
