@@ -70,6 +70,15 @@ def require_agreement(question: str, yes: bool, *, otherwise: str) -> None:
         raise WrongRequest(otherwise)
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of what is called `noun`, whose plural ends in s.
+
+    >>> counted(1, "part"), counted(1200, "part")
+    ('1 part', '1,200 parts')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def shown(words: str) -> str:
     """The words on one line, with every character that a terminal would obey spelled out.
 

@@ -114,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Label with whoever else is at it; 0 means that every post has its label or its error."""
-    from emotion_train.console import tell
+    from emotion_train.console import counted, tell
     from emotion_train.labelling.request import label
 
     done = label(request_of(arguments), lambda words: tell(f"emotion-train: {words}"))
@@ -123,7 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
     if done.pace is not None and done.pace.seconds:
         pace, own = done.pace, done.pace.seconds
         print(
-            f"this worker: {pace.units:,} parts, {pace.posts:,} posts, {pace.posts / own:,.1f} posts/s,"
+            f"this worker: {counted(pace.units, 'part')}, {counted(pace.posts, 'post')},"
+            f" {pace.posts / own:,.1f} posts/s,"
             f" device busy for {min(1.0, done.busy_s / own):.0%} of {own:,.0f} s"
         )
     return 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from emotion_train.console import counted
 from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import NotStarted, Preempted, StorageError, WrongRequest
@@ -117,7 +118,7 @@ def label(
             return _label(request, tell, stopping, make_scorer or load_scorer)
         except Stopped as stopped:
             left = int(stopped.args[0]) if stopped.args else 0
-            words = f"{left} unit{'' if left == 1 else 's'} left to other workers."
+            words = f"{counted(left, 'unit')} left to other workers."
             notice = watch.notice
             tell(f"{notice.words if notice is not None else 'Told to end'}: {words}")
             _hold(watch, hold_seconds(request.hold_s, os.environ))
@@ -284,12 +285,12 @@ def _job(
     asked = _asked(request, source, adapters)
     job = find_job(store)
     if job is None:
-        tell(f"planning: {len(source.files):,} files at {request.source}")
+        tell(f"planning: {counted(len(source.files), 'file')} at {request.source}")
         files, units = plan_units(source, request.reading, request.unit_posts)
         job = create_job(store, asked.model_copy(update={"files": files, "units": units}))
     refuse_other_request(job, asked, request.source, store.url)
-    rows = "" if job.rows is None else f"{job.rows:,} rows in "
-    tell(f"job {job.id} at {store.url}: {rows}{len(job.units):,} units")
+    rows = "" if job.rows is None else f"{counted(job.rows, 'row')} in "
+    tell(f"job {job.id} at {store.url}: {rows}{counted(len(job.units), 'unit')}")
     return job
 
 

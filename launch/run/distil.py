@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from emotion_train.config import Config
+from emotion_train.console import counted
 from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.open import open_store
@@ -166,7 +167,7 @@ def _told(plan: Plan) -> list[str]:
     runs = [plan.teacher_id(fold, seed) for seed in plan.seeds for fold in range(plan.folds)]
     return [
         f"{plan.folds} data sets, each without a fold: {plan.fold_url(0)} …",
-        f"{len(runs)} teachers: {', '.join(runs)}",
+        f"{counted(len(runs), 'teacher')}: {', '.join(runs)}",
         f"their out-of-fold probabilities as shares, {plan.own:g} of a post's own: {plan.soft_url}",
         f"the student: {plan.run_id}",
     ]
@@ -204,7 +205,7 @@ def _make_soft(source: Store, index: Index, rows: Rows, plan: Plan) -> None:
         return
     runs = {fold: [plan.teacher_id(fold, seed) for seed in plan.seeds] for fold in range(plan.folds)}
     prob_by_id = out_of_fold(open_store(plan.config.run.output_url), runs, rows)
-    print(f"shares that {len(runs) * len(plan.seeds)} teachers gave: {store.url}", flush=True)
+    print(f"shares that {counted(len(runs) * len(plan.seeds), 'teacher')} gave: {store.url}", flush=True)
     facts: dict[str, str | int | float | None] = {
         "folds": plan.folds,
         "teacher_seeds": ",".join(map(str, plan.seeds)),
@@ -246,7 +247,10 @@ def _train_here(
     left = [one for one in runs if not _is_published(plan, one)]
     if not left:
         return 0
-    print(f"{len(left)} of {len(runs)} runs to train: {', '.join(one.run_id for one in left)}", flush=True)
+    print(
+        f"{len(left)} of {counted(len(runs), 'run')} to train: {', '.join(one.run_id for one in left)}",
+        flush=True,
+    )
     if arguments.spread:
         code = spread_runs(arguments, plan.config, left, topology.gpus * arguments.at_once)
     else:

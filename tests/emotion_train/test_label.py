@@ -78,7 +78,7 @@ def test_labels_are_those_of_predict_and_a_finished_job_prints_its_summary(
 
 
 def test_several_adapters_answer_as_those_of_predict_over_a_base_that_is_read_once(
-    adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from emotion_train.model import load, lora
 
@@ -92,6 +92,10 @@ def test_several_adapters_answer_as_those_of_predict_over_a_base_that_is_read_on
     source, out = write_lines(tmp_path / "posts.jsonl", 10), tmp_path / "out"
     assert label(adapters, source, out, "--adapter", str(adapters / "two"), "--probabilities") == 0
     assert len(read) == 1
+    told = capsys.readouterr()
+    assert "labelled 10 posts in 1 part, " in told.out
+    assert "this worker: 1 part, 10 posts, " in told.out
+    assert "10 rows in 1 unit\n" in told.err
     texts = [f"post {number}" for number in range(10)]
     places = [adapters / name for name in ("one", "two")]
     together = open_classifier(AdapterChoice(places[0], more=(places[1],), device="cpu"))
