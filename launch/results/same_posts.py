@@ -40,7 +40,7 @@ class OpenData:
         """The sha256 of every byte of a split, piece by piece; None where there is no such
         split.
         """
-        found = self.index.splits.get(split)
+        found = self.index.stored_splits.get(split)
         return None if found is None else _sums(found)
 
 
