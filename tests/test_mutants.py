@@ -39,6 +39,16 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # reading ahead
+    Mutant(
+        "nothing is read ahead that a shallower model does not need",
+        "emotion_train/bases/ahead.py",
+        "BaseAhead._begin",
+        "read_ahead(layers, ",
+        "read_ahead(None, ",
+        "tests/emotion_train/model/test_read_ahead.py::"
+        "test_no_piece_is_read_ahead_that_a_shallower_model_does_not_need",
+    ),
     # encoders
     Mutant(
         "an encoder's tokens see what comes after them",
