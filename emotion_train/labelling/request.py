@@ -254,23 +254,16 @@ def _identity(name: str, folder: Path, facts: AdapterFacts) -> AdapterIdentity:
 
 def load_scorer(request: Request, folders: Sequence[Path]) -> Scorer:
     """The adapters on this process's device; several tasks of a Slurm node take a GPU each."""
-    chosen = [replace(request.loading, adapter=folder) for folder in folders]
-    with base_ahead(chosen[0]) as ahead:
+    first, *more = folders
+    loading = replace(request.loading, adapter=first, more=tuple(more))
+    with base_ahead(loading) as ahead:
         import torch
 
         from emotion_train.labelling.scorer import AdapterScorer
 
-<<<<<<< HEAD
-    if request.loading.device == "auto" and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("SLURM_LOCALID", "0")) % torch.cuda.device_count())
-    first, *more = folders
-    return AdapterScorer(open_classifier(replace(request.loading, adapter=first, more=tuple(more))))
-=======
         if request.loading.device == "auto" and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("SLURM_LOCALID", "0")) % torch.cuda.device_count())
-        first = open_classifier(chosen[0], ahead)
-    return AdapterScorer([first, *map(open_classifier, chosen[1:])])
->>>>>>> s29
+        return AdapterScorer(open_classifier(loading, ahead))
 
 
 def _own_name() -> str:
