@@ -125,7 +125,7 @@ class TextModel:
     "text", "multimodal" or "gguf". `values` is its configuration, with what was left out filled in.
 
     `layers` is the number of blocks where fewer are read than the base has, which are
-    `whole_layers`; None: all are. Of a base that is cut, everything here is of what is read.
+    `whole_layers`; None: all are. Everything here is of what is read.
     """
 
     kind: str

@@ -312,7 +312,7 @@ class Adapters:
         return list(zip((place for pair in pairs for place in pair), self.parameters, strict=True))
 
     def add_to(self, y_TO: torch.Tensor, x_TI: torch.Tensor, counters: Counters | None) -> torch.Tensor:
-        """y += B s A x, in place. Returns s A x, which `backward` needs. Of K members each computes
+        """y += B s A x, in place. Returns s A x, which `backward` needs. Each of K members computes
         its own part of the rows.
         """
         if self.members is not None:
@@ -565,8 +565,9 @@ class FusedDecoder:
     Make it once the adapters are attached and the weights lie where they stay: it stacks weights
     and leaves views in their place. It computes in the format of the embedding.
 
-    With `gathered` the blocks' weights are still on the host and are cut over the processes, block
-    by block, so that no GPU has to hold the base; all else has to be on the device.
+    Where `gathered` is given the blocks' weights are still on the host and are cut over the
+    processes, block by block, so that no GPU has to hold the base; all else has to be on the
+    device.
     """
 
     def __init__(self, classifier: Any, fp8: bool = False, gathered: GatheredBlocks | None = None) -> None:

@@ -56,7 +56,7 @@ class DeltaNets:
 
     @property
     def other_parameters(self) -> int:
-        """Of one block what lies in no linear layer, but for the norms that every block has."""
+        """What lies in no linear layer of one block, but for the norms that every block has."""
         return self.channels * self.width + self.value_size + 2 * self.value_heads
 
 
