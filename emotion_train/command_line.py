@@ -75,6 +75,15 @@ _MEANT = {
 }
 
 
+def program(name: str) -> list[str]:
+    """The words that start one of both programs by this interpreter, wherever it is installed.
+
+    >>> program(TRAIN)[1:]
+    ['-m', 'emotion_train.cli']
+    """
+    return [sys.executable, "-m", {TRAIN: "emotion_train.cli", LAUNCH: "launch.cli"}[name]]
+
+
 def end_at_once() -> None:
     """Leave the memory of this process to the system when it ends. Called by each program.
 
