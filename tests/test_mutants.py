@@ -85,6 +85,16 @@ MUTANTS = [
         "tests/emotion_train/model/test_delta_net.py::"
         "test_a_delta_net_has_adapters_where_an_attention_has_them[targets0-of_delta_net0-of_attention0]",
     ),
+    # reading ahead
+    Mutant(
+        "nothing is read ahead that a shallower model does not need",
+        "emotion_train/bases/ahead.py",
+        "BaseAhead._begin",
+        "read_ahead(layers, ",
+        "read_ahead(None, ",
+        "tests/emotion_train/model/test_read_ahead.py::"
+        "test_no_piece_is_read_ahead_that_a_shallower_model_does_not_need",
+    ),
     # encoders
     Mutant(
         "an encoder's tokens see what comes after them",
