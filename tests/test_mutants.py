@@ -153,7 +153,7 @@ MUTANTS = [
         "a cut base's neighbouring blocks lie in two buffers",
         "emotion_train/model/gathered.py",
         "GatheredBlocks.cut",
-        "self._buffers[number % 2]",
+        "self._buffers[self._blocks % 2]",
         "self._buffers[0]",
         "tests/emotion_train/model/test_gathered.py::"
         "test_a_block_is_whole_however_the_passes_follow_each_other",
