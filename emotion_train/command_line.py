@@ -139,6 +139,8 @@ def codes_of(program: str, verb: str) -> str:
         codes = "0 nothing is wrong, 1 failed, 2 something is wrong"
     elif verb == "up":
         codes = "0 published, pulled and exported, else the code of the step that ended it"
+    elif verb == "distil":
+        codes = "0 the student is published, else the code of the run or step that ended it"
     return f"exit codes: {codes} ({program} --help says more)"
 
 
