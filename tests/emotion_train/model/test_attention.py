@@ -101,6 +101,7 @@ def gradients(model: EmotionClassifier, logits_NC: torch.Tensor) -> dict[str, to
         ("qwen2", {}),
         ("qwen3", {}),
         ("gemma3_text", {}),
+        ("ministral3", {}),
     ],
 )
 def test_packed_equals_padded_equals_one_post_at_a_time(

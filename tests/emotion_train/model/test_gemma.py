@@ -41,7 +41,7 @@ def hidden(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
 
 @pytest.mark.parametrize("layout", ["hub", "current"])
 def test_the_text_part_computes_what_the_multimodal_model_computes(tmp_path: Path, layout: str) -> None:
-    folder, whole = multimodal_checkpoint(tmp_path / "base", layout, "gemma3")
+    folder, whole = multimodal_checkpoint(tmp_path / "base", layout, "gemma3_text")
     found = require_trainable_base(str(folder), "fp32", 512)
     model, info = load_base(str(folder), "fp32", 5, "cpu")
     torch.testing.assert_close(hidden(model.model), hidden(whole.model.language_model), rtol=0, atol=1e-5)
@@ -53,7 +53,7 @@ def test_the_names_that_transformers_writes_are_those_that_are_read(tmp_path: Pa
     """Of the multimodal model and of both classifiers."""
     from transformers import AutoModelForSequenceClassification, Gemma3ForSequenceClassification
 
-    _, whole = multimodal_checkpoint(tmp_path / "base", kind="gemma3")
+    _, whole = multimodal_checkpoint(tmp_path / "base", kind="gemma3_text")
     classifier = Gemma3ForSequenceClassification(whole.config)
     text = AutoModelForSequenceClassification.from_config(text_config("gemma3_text"), trust_remote_code=False)
     wanted = set(text_model(BaseFiles.find(str(tmp_path / "base"))).tensors())
