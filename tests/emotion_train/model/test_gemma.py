@@ -20,9 +20,11 @@ from emotion_train.bases.gemma import GGUF_NAMES
 from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
+from emotion_train.export import export
 from emotion_train.model.load import load_base, open_checkpoint, parameters_of, read_config, skeleton
 from emotion_train.model.trainable import require_trainable_base
 from emotion_train.sizing.shape import Shape
+from tests.emotion_train.test_export import adapter_on, piped, predicted
 from tests.helpers.tiny_models import causal_checkpoint, gemma_base, multimodal_checkpoint, text_config
 
 gguf = pytest.importorskip("gguf")
@@ -222,6 +224,15 @@ def test_the_27b_scales_its_queries_otherwise_and_larger_ones_stretch_their_posi
     metadata["gemma3.rope.scaling.type"] = "yarn"
     with pytest.raises(WrongRequest, match="scales its positions"):
         GgufFile(Path("x.gguf"), {"general.architecture": "gemma3", **metadata}, {}).config()
+
+
+def test_an_export_of_a_gguf_file_answers_as_its_adapter(pair: tuple[str, str], tmp_path: Path) -> None:
+    adapter = adapter_on(pair[1], tmp_path / "adapter")
+    export(adapter, tmp_path / "out", dtype="fp32")
+    np.testing.assert_allclose(piped(tmp_path / "out"), predicted(adapter), atol=1e-5)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["architectures"] == ["Gemma3TextForSequenceClassification"]
+    assert written["layer_types"].count("full_attention") == 1
 
 
 def by_sentencepiece(text: str) -> list[str]:
