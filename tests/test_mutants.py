@@ -57,6 +57,44 @@ MUTANTS = [
         "tests/emotion_train/model/test_load.py::test_plain_checkpoints_load_as_transformers_loads_them"
         "[gemma3_text]",
     ),
+    # Qwen3.5's delta nets
+    Mutant(
+        "the convolution of a delta net begins anew with each post",
+        "emotion_train/model/delta_net.py",
+        "chunks_of",
+        "classifier.config.linear_conv_kernel_dim - 1",
+        "1",
+        "tests/emotion_train/model/test_delta_net.py::"
+        "test_posts_of_a_pack_are_computed_as_transformers_computes_each_alone[changes0]",
+    ),
+    Mutant(
+        "each chunk of a post reads the state that its own chunks before it left",
+        "emotion_train/model/delta_net.py",
+        "delta_rule",
+        "slice(start, start + then)",
+        "slice(start + here - then, start + here)",
+        "tests/emotion_train/model/test_delta_net.py::"
+        "test_the_rule_in_chunks_is_that_of_one_token_at_a_time_in_each_post",
+    ),
+    Mutant(
+        "a delta net is adapted where an attention is",
+        "emotion_train/sizing/shape.py",
+        "layer_names",
+        "kind == QWEN3_5",
+        "False",
+        "tests/emotion_train/model/test_delta_net.py::"
+        "test_a_delta_net_has_adapters_where_an_attention_has_them[targets0-of_delta_net0-of_attention0]",
+    ),
+    # reading ahead
+    Mutant(
+        "nothing is read ahead that a shallower model does not need",
+        "emotion_train/bases/ahead.py",
+        "BaseAhead._begin",
+        "read_ahead(layers, ",
+        "read_ahead(None, ",
+        "tests/emotion_train/model/test_read_ahead.py::"
+        "test_no_piece_is_read_ahead_that_a_shallower_model_does_not_need",
+    ),
     # encoders
     Mutant(
         "an encoder's tokens see what comes after them",

@@ -27,15 +27,18 @@ from emotion_train.bases.encoders import (
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.gemma import problem_of_gemma
 from emotion_train.bases.gguf_file import GgufFile
+from emotion_train.bases.qwen3_5 import (
+    QWEN3_5,
+    QWEN3_5_DEFAULTS,
+    block_tensors,
+    problem_of_delta_nets,
+    with_kinds_of_blocks,
+)
 from emotion_train.config import MOST_LAYERS
 from emotion_train.errors import WrongRequest
 
 # decoders: of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
-ARCHITECTURES = (
-    *("llama", "mistral", "qwen2", "qwen3"),
-    "gemma3_text",
-    "ministral3",
-)
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", QWEN3_5, "ministral3")
 _QWEN = {
     "vocab_size": 151_936,
     "hidden_size": 4096,
@@ -85,11 +88,13 @@ _DEFAULTS: dict[str, dict[str, int]] = {
         "head_dim": 256,
         "max_position_embeddings": 131_072,
     },
+    QWEN3_5: QWEN3_5_DEFAULTS,
 }
 # The text part's kind where a multimodal configuration leaves it out.
 _TEXT_KINDS = {
     **{"mistral3": "mistral", "llava": "llama", "llava_next": "llama", "vipllava": "llama"},
     "gemma3": "gemma3_text",
+    "qwen3_5": QWEN3_5,
 }
 _SIZES = (
     "vocab_size",
@@ -109,6 +114,7 @@ _DERIVED = {
     "qwen3": ("num_key_value_heads",),
     "gemma3_text": (),
     "ministral3": (),
+    QWEN3_5: (),
 }
 _BIASED = ("llama", "qwen3", "gemma3_text")  # kinds whose attention may add biases
 _LARGEST_SIZE = 2**31
@@ -176,7 +182,8 @@ class TextModel:
             "model.norm.weight": (hidden_H,),
         }
         for layer in range(sizes["num_hidden_layers"]):
-            found |= {f"model.layers.{layer}.{name}": shape for name, shape in self._of_a_layer()}
+            own = block_tensors(sizes, layer) if self.kind == QWEN3_5 else self._of_a_layer()
+            found |= {f"model.layers.{layer}.{name}": shape for name, shape in own}
         return found
 
     def _of_a_layer(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -307,7 +314,7 @@ def _checked(
 ) -> TextModel:
     if kind in ENCODERS:
         return _checked_encoder(base, place, kind, given)
-    nulls = set(_SIZES) - set(_DERIVED[kind])
+    nulls = {*_SIZES, *_DEFAULTS[kind]} - set(_DERIVED[kind])
     values = _DEFAULTS[kind] | {
         key: value for key, value in given.items() if value is not None or key in nulls
     }
@@ -322,6 +329,8 @@ def _checked(
             raise _unusable(base, place, f"its {name} is {str(value)[:40]!r} and no whole number above 0")
     if values["num_hidden_layers"] > MOST_LAYERS:
         raise _unusable(base, place, f"num_hidden_layers is {values['num_hidden_layers']}")
+    if kind == QWEN3_5:
+        values = with_kinds_of_blocks(values)
     if "head_dim" not in values:
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
     problem = _problem_of_heads(kind, values) or _problem_of_words(values)
@@ -329,6 +338,8 @@ def _checked(
         problem = problem or problem_of_gemma(given, values["num_hidden_layers"], _ACTIVATIONS)
     if kind == "ministral3":
         problem = problem or _problem_of_long_queries(values)
+    if kind == QWEN3_5:
+        problem = problem or problem_of_delta_nets(values)
     if problem:
         raise _unusable(base, place, problem)
     return TextModel(kind, layout, values, gguf)

@@ -35,6 +35,7 @@ from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.bases.headers import damaged, files_of_weights, gguf_places
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import ATTENTION
+from emotion_train.model.delta_net import has_delta_nets, read_posts_apart
 from emotion_train.model.dropout import Current
 from emotion_train.model.encoder import drop_by_post, is_encoder
 from emotion_train.model.precision import (
@@ -321,9 +322,12 @@ def skeleton(text_config: Any, num_labels: int) -> Any:
     config.num_labels = num_labels
     config.use_cache = False  # with a cache the posts of a pack see each other
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(
+        model: Any = AutoModelForSequenceClassification.from_config(
             config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
         )
+    if has_delta_nets(config):
+        read_posts_apart(model)
+    return model
 
 
 def _place(

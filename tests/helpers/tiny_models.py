@@ -44,9 +44,21 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
+# of two blocks the first is a delta net and the second attends; two value heads to a key head
+HYBRID = {
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+}
+
+
 def text_config(kind: str = "mistral", **changes: Any) -> Any:
     from transformers import AutoConfig
 
+    if kind == "qwen3_5_text":
+        changes = HYBRID | changes
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
     return AutoConfig.for_model(kind, **{**SHAPE, **special, **OWN.get(kind, {}), **changes})
 

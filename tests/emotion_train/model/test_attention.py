@@ -102,6 +102,7 @@ def gradients(model: EmotionClassifier, logits_NC: torch.Tensor) -> dict[str, to
         ("qwen3", {}),
         ("gemma3_text", {}),
         ("ministral3", {}),
+        ("qwen3_5_text", {}),
     ],
 )
 def test_packed_equals_padded_equals_one_post_at_a_time(

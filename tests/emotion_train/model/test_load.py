@@ -73,7 +73,9 @@ def test_vision_tensors_are_never_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(key.startswith("language_model.model.") for key in touched)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "llama", "qwen2", "qwen3", "gemma3_text", "ministral3"])
+@pytest.mark.parametrize(
+    "kind", ["mistral", "llama", "qwen2", "qwen3", "gemma3_text", "qwen3_5_text", "ministral3"]
+)
 def test_plain_checkpoints_load_as_transformers_loads_them(tmp_path: Path, kind: str) -> None:
     from transformers import AutoModel
 
