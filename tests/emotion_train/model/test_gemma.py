@@ -233,6 +233,8 @@ def test_an_export_of_a_gguf_file_answers_as_its_adapter(pair: tuple[str, str], 
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["architectures"] == ["Gemma3TextForSequenceClassification"]
     assert written["layer_types"].count("full_attention") == 1
+    named = '--hf-overrides \'{"architectures": ["Gemma3ForSequenceClassification"]}\''
+    assert named in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")  # a name that vLLM has
 
 
 def by_sentencepiece(text: str) -> list[str]:
