@@ -44,6 +44,8 @@ _SEVERAL = """\
     labels = [label for label, enough in thresholds.items() if probabilities[label] >= enough]
     print(json.dumps({"text": text, "labels": labels, "probabilities": probabilities}, ensure_ascii=False))
 """
+# vLLM's own names of classes that it would take for another (0.32 takes this one for a backbone)
+VLLM_NAMES = {"Gemma3TextForSequenceClassification": "Gemma3ForSequenceClassification"}
 _LEAST_MODEL_LENGTH = 256
 
 
@@ -152,8 +154,10 @@ class ExportCard:
                 "truncate_prompt_tokens": self.facts.max_length,
             }
         )
+        named = VLLM_NAMES.get(self.architecture)
+        words = "" if named is None else f" --hf-overrides '{json.dumps({'architectures': [named]})}'"
         return [
-            f"vllm serve . --served-model-name emotions --runner pooling --max-model-len {length}",
+            f"vllm serve . --served-model-name emotions --runner pooling --max-model-len {length}{words}",
             f"curl -s localhost:8000/classify -H 'Content-Type: application/json' -d '{request}'",
         ]
 
