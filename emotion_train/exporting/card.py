@@ -45,6 +45,9 @@ _SEVERAL = """\
     print(json.dumps({"text": text, "labels": labels, "probabilities": probabilities}, ensure_ascii=False))
 """
 _LEAST_MODEL_LENGTH = 256
+# Where vLLM knows an architecture by its language model alone, and has to be told that it is a
+# classifier; tried with vLLM 0.32.
+_OF_VLLM = {"Qwen3_5TextForSequenceClassification": "Qwen3_5ForCausalLM"}
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,10 @@ class ExportCard:
                 "truncate_prompt_tokens": self.facts.max_length,
             }
         )
+        known = _OF_VLLM.get(self.architecture)
+        told = "" if known is None else f" --convert classify --hf-overrides '{_architectures(known)}'"
         return [
-            f"vllm serve . --served-model-name emotions --runner pooling --max-model-len {length}",
+            f"vllm serve . --served-model-name emotions --runner pooling --max-model-len {length}{told}",
             f"curl -s localhost:8000/classify -H 'Content-Type: application/json' -d '{request}'",
         ]
 
@@ -200,6 +205,10 @@ class ExportCard:
             " float32.",
             "",
         ]
+
+
+def _architectures(name: str) -> str:
+    return json.dumps({"architectures": [name]})
 
 
 def _is_hub_id(base: str) -> bool:
