@@ -18,13 +18,14 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+from emotion_train.bases.ahead import BaseAhead
 from emotion_train.config import Config, load_config, require_trackers
 from emotion_train.data.index import Index, limited, read_index, require_slices, require_trainable
 from emotion_train.edges.streams import go_to
 from emotion_train.errors import Fenced, LostContact, WrongRequest
 from emotion_train.processes.borrowed import is_borrowed
 from emotion_train.processes.launcher_link import FENCED_S, answers_signals, end_within
-from emotion_train.processes.machine import memory_of, whole_memory_of
+from emotion_train.processes.machine import memory_of, room_ahead, whole_memory_of
 from emotion_train.processes.notices import Notice, PreemptionWatch, hold_seconds
 from emotion_train.runs.log import Entry
 from emotion_train.storage.open import open_store
@@ -123,6 +124,8 @@ def train(
         asked = config.preemption.notices if environment.get("LOCAL_RANK", "0") == "0" else "none"
         watch = stack.enter_context(PreemptionWatch(asked, say))
         answers_signals()
+        room_bytes = room_ahead(int(environment.get("LOCAL_WORLD_SIZE", "1")))
+        ahead = stack.enter_context(BaseAhead(config.model.base, config.model.layers, room_bytes))
         reading = _ask_for_index(config, data_store)
 
         import torch
@@ -152,7 +155,10 @@ def train(
             say_published(output_store, run_id, look.final, ranks.is_main)
             return run_id, look.final
         config = config_on_gpu(config, accelerator.device, say if ranks.is_main else say_nothing)
-        base, tokenizer = start.everywhere("the base", config.model.base, lambda: _look_at_base(config))
+        kernels_ready = keep_kernels(config, ranks, accelerator.device, stack)
+        base, tokenizer = start.everywhere(
+            "the base", config.model.base, lambda: _look_at_base(config, ahead)
+        )
         require_engine(base, engine)
         parent = None
         if config.model.adapter is not None and not look.saved:
@@ -179,7 +185,6 @@ def train(
         )
         # where another start may still hold a GPU it is counted whole, until the claim ends that
         config = settle_for(read=whole_memory_of if look.owned else memory_of)
-        keep_kernels(config, ranks, accelerator.device, stack)
         job = Job(
             config,
             index,
@@ -204,6 +209,7 @@ def train(
         try:
             if look.owned:
                 job = wait_for_room(job, settle_for)
+            kernels_ready()
             trainer = start_trainer(job, claimed, stack)
             if trainer.saver is not None and not is_borrowed():
                 trainer.saver.on_fenced = partial(end_within, FENCED_S, Fenced.exit_code)
@@ -240,14 +246,14 @@ def _ask_for_index(config: Config, store: Store) -> StoreRequest[Index]:
     return request
 
 
-def _look_at_base(config: Config) -> tuple[BaseConfig, PostTokenizer]:
+def _look_at_base(config: Config, ahead: BaseAhead | None = None) -> tuple[BaseConfig, PostTokenizer]:
     """What the base is, before a weight is read and before the run is claimed."""
     from emotion_train.bases.files import BaseFiles
     from emotion_train.model.load import read_config
     from emotion_train.model.trainable import require_trainable_base
     from emotion_train.sizing.recipe import adapter_of
 
-    files = BaseFiles.find(config.model.base, config.model.layers)
+    files = BaseFiles.find(config.model.base, config.model.layers) if ahead is None else ahead.files()
     found = require_trainable_base(files, config.model.precision, config.data.max_length)
     adapter_of(config, found.model.is_encoder)
     return read_config(found.files), found.tokenizer
@@ -256,11 +262,13 @@ def _look_at_base(config: Config) -> tuple[BaseConfig, PostTokenizer]:
 def _look_at_parent(
     config: Config, index: Index, base: BaseConfig, tokenizer: PostTokenizer
 ) -> ParentAdapter:
-    """The adapter to train on from, which fits; nothing of the base is loaded yet."""
+    """The adapter to train on from, which fits; of the base a few rows at most are read."""
+    from emotion_train.exporting.base_rows import known_weights_sha256
     from emotion_train.runs.parent import (
         label_sentences,
         read_parent,
         refuse_other_depth,
+        refuse_other_weights,
         refuse_unfit,
         require_old_posts,
     )
@@ -268,6 +276,7 @@ def _look_at_parent(
     parent = read_parent(str(config.model.adapter))
     refuse_other_depth(parent, base.layers)
     refuse_unfit(parent, config, index, shape_sha256=base.shape_sha256, tokenizer_sha256=tokenizer.sha256())
+    refuse_other_weights(parent, config.model.base, known_weights_sha256(base))
     require_old_posts(config, parent, index.labels)
     for sentence in label_sentences(parent.described(index.labels)):
         say(sentence)

@@ -39,6 +39,24 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # Gemma 3
+    Mutant(
+        "a GGUF file stores what Gemma's norms multiply by, 1 more than transformers' weights",
+        "emotion_train/model/load.py",
+        "_gguf_weights",
+        "tensor - 1",
+        "tensor",
+        "tests/emotion_train/model/test_gemma.py::test_a_gguf_file_computes_what_its_checkpoint_computes",
+    ),
+    Mutant(
+        "Gemma's embedding is scaled",
+        "emotion_train/model/load.py",
+        "_fill_the_rest",
+        "model.config.hidden_size ** 0.5",
+        "1.0",
+        "tests/emotion_train/model/test_load.py::test_plain_checkpoints_load_as_transformers_loads_them"
+        "[gemma3_text]",
+    ),
     # Qwen3.5's delta nets
     Mutant(
         "the convolution of a delta net begins anew with each post",
@@ -66,6 +84,16 @@ MUTANTS = [
         "False",
         "tests/emotion_train/model/test_delta_net.py::"
         "test_a_delta_net_has_adapters_where_an_attention_has_them[targets0-of_delta_net0-of_attention0]",
+    ),
+    # reading ahead
+    Mutant(
+        "nothing is read ahead that a shallower model does not need",
+        "emotion_train/bases/ahead.py",
+        "BaseAhead._begin",
+        "read_ahead(layers, ",
+        "read_ahead(None, ",
+        "tests/emotion_train/model/test_read_ahead.py::"
+        "test_no_piece_is_read_ahead_that_a_shallower_model_does_not_need",
     ),
     # encoders
     Mutant(

@@ -12,19 +12,23 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from emotion_train.bases.depth import is_read
+from emotion_train.bases.pieces_ahead import PiecesAhead, Place
 from emotion_train.config import Precision
 from emotion_train.edges.paths import typed_path
-from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.errors import ObjectChanged, ObjectNotFound, WrongRequest
 from emotion_train.storage.document import FrozenModel, Manifest, read_manifest
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.store import Store
@@ -128,6 +132,31 @@ class StagedIndex(Manifest):
             return list(range(len(self.shards)))
         return sorted({tensor.object for tensor in self.tensors_read(layers)})
 
+    def places(self, tensors: Sequence[StagedTensor] | None) -> list[Place]:
+        """The pieces that hold some of these tensors, in the order of the bytes; None is all
+        pieces.
+        """
+        if tensors is None:
+            return [
+                (number, place)
+                for number, stored in enumerate(self.shards)
+                for place in range(len(stored.pieces))
+            ]
+        size = self.piece_bytes
+        return sorted(
+            {
+                (tensor.object, place)
+                for tensor in tensors
+                for part in tensor.parts
+                for place in range(part.start // size, -(-(part.start + part.bytes) // size))
+            }
+        )
+
+    def piece_size(self, piece: Place) -> int:
+        """Bytes of a piece: the last one of an object is smaller."""
+        number, place = piece
+        return min(self.piece_bytes, self.shards[number].bytes - place * self.piece_bytes)
+
     def bytes_read(self, layers: int | None) -> int:
         """Bytes of these tensors."""
         return sum(part.bytes for tensor in self.tensors_read(layers) for part in tensor.parts)
@@ -162,6 +191,8 @@ class StagedBase:
         self.store = store
         self.index = index
         self._folder: Path | None = None
+        self._lock = threading.Lock()  # of that folder
+        self._ahead: PiecesAhead | None = None
 
     @property
     def lasting_name(self) -> str:
@@ -176,13 +207,50 @@ class StagedBase:
         described = next((one for one in self.index.files if one.key == file), None)
         if described is None:
             return None
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="emotion-train-base-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        target = self._folder / file
-        if not target.exists():
-            target.write_bytes(self.store.read_verified(file, self._verify(file, described.sha256)))
+        with self._lock:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="emotion-train-base-"))
+                weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            target = self._folder / file
+            if not target.exists():
+                target.write_bytes(self.store.read_verified(file, self._verify(file, described.sha256)))
         return target
+
+    def read_piece(self, piece: Place, buffer: memoryview) -> None:
+        """Fill the buffer, which has its size, with the bytes of a piece, verified.
+
+        Raises as `Store.read`, and `WrongRequest` when they are no longer those of the index.
+        """
+        number, place = piece
+        stored = self.index.shards[number]
+
+        def verify(data: memoryview) -> None:
+            if hashlib.sha256(data).hexdigest() != stored.pieces[place]:
+                raise changed(self.store, stored.key)
+
+        def read(etag: str | None) -> None:
+            start = place * self.index.piece_bytes
+            self.store.read_into_verified(stored.key, buffer, verify, start=start, if_match=etag)
+
+        try:
+            read(stored.etag)
+        except ObjectChanged:  # written again, or copied elsewhere: its bytes decide
+            read(None)
+
+    def read_ahead(self, layers: int | None, room_bytes: int) -> None:
+        """Begin to read the pieces that so many blocks need, as many as `room_bytes` holds."""
+        places = self.index.places(None if layers is None else self.index.tensors_read(layers))
+        fitting = places[: max(0, room_bytes) // self.index.piece_bytes]
+        self._ahead = PiecesAhead(fitting, self.index.piece_size, self.read_piece)
+
+    def taken_ahead(self, piece: Place) -> npt.NDArray[np.uint8] | None:
+        """What `PiecesAhead.take` returns; None where nothing is read ahead."""
+        return None if self._ahead is None else self._ahead.take(piece)
+
+    def read_no_more(self) -> None:
+        """Let go of what was read ahead and not taken."""
+        if self._ahead is not None:
+            self._ahead.close()
 
     def _verify(self, key: str, sha256: str) -> Callable[[bytes], bytes]:
         def verify(raw: bytes) -> bytes:

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from emotion_train.bases.ahead import BaseAhead
 from emotion_train.config import DEFAULT_TOKENS_PER_MICROBATCH, Precision
 from emotion_train.data.targets import TargetKind
 from emotion_train.errors import WrongRequest
 from emotion_train.model.facts import read_facts
+from emotion_train.processes.machine import gpus_of_machine, room_ahead
 from emotion_train.sizing.fit import refusal_of_weights
 from emotion_train.sizing.shape import Shape
 
@@ -254,9 +256,9 @@ def positive(word: str) -> int:
     return int(word)
 
 
-def open_classifier(chosen: AdapterChoice) -> Classifier:
+def open_classifier(chosen: AdapterChoice, ahead: BaseAhead | None = None) -> Classifier:
     """The classifier of this adapter on its device. Raises as `read_decision`, before anything is
-    loaded, and as `load_with_progress`.
+    loaded, and as `load_with_progress`, which `ahead` is for.
     """
     from emotion_train.evaluation.decision import read_decision
     from emotion_train.evaluation.members import averaged, facts_together
@@ -264,30 +266,41 @@ def open_classifier(chosen: AdapterChoice) -> Classifier:
     folders = [Path(one) for one in chosen.adapters]
     facts = facts_together(folders)
     decisions = [read_decision(folder, one) for folder, one in zip(folders, facts, strict=True)]
-    loaded = load_with_progress(chosen)
+    loaded = load_with_progress(chosen, ahead)
     return Classifier(loaded, averaged(decisions), chosen.tokens_per_microbatch, len(folders))
 
 
-def load_with_progress(chosen: AdapterChoice) -> LoadedAdapter | LoadedEnsemble:
-    """The adapter, or several, on the device that is asked for. Raises `WrongRequest` for too small
-    a GPU, and for a folder, base or precision that do not fit together.
+def base_ahead(chosen: AdapterChoice) -> BaseAhead:
+    """The base of this adapter, to be read while libraries are imported. Raises as `read_facts`."""
+    facts = read_facts(Path(chosen.adapter))
+    # as many processes as the machine has GPUs may begin at once
+    return BaseAhead(chosen.base or facts.base, facts.layers, room_ahead(gpus_of_machine()))
+
+
+def load_with_progress(
+    chosen: AdapterChoice, ahead: BaseAhead | None = None
+) -> LoadedAdapter | LoadedEnsemble:
+    """The adapter, or several, on the device that is asked for. `ahead` is its base where that is
+    being read already; it begins here otherwise. Raises `WrongRequest` for too small a GPU, and for
+    a folder, base or precision that do not fit together.
     """
+    if ahead is None:
+        with base_ahead(chosen) as begun:
+            return load_with_progress(chosen, begun)
     import torch
 
     from emotion_train.model.ensemble import load_ensemble
-    from emotion_train.model.load import BaseConfig
     from emotion_train.model.lora import base_config_of, load_adapter
     from emotion_train.processes.machine import memory_of
     from emotion_train.progress import ProgressLine
 
-    base: str | BaseConfig | None = chosen.base
     folder = Path(chosen.adapter)
+    facts = read_facts(folder)
     device = torch.device("cuda" if chosen.device == "auto" and torch.cuda.is_available() else "cpu")
+    base = base_config_of(facts, chosen.base if facts.lora is None else ahead.files(), folder)
     if device.type == "cuda":
-        facts = read_facts(folder)
-        base = opened = base_config_of(facts, chosen.base, folder)
         precision = chosen.precision or facts.precision
-        refuse_small_gpu(opened.files.name, Shape.of(opened.text.to_dict()), precision, memory_of(device))
+        refuse_small_gpu(base.files.name, Shape.of(base.text.to_dict()), precision, memory_of(device))
     load: Callable[..., LoadedAdapter | LoadedEnsemble] = partial(load_adapter, folder)
     if chosen.more:
         load = partial(load_ensemble, [Path(one) for one in chosen.adapters])

@@ -39,7 +39,8 @@ _GROUP = "__grp__"  # begins the names of files that list the others by their fu
 
 
 class BuiltKernels:
-    """Within the block Triton keeps its kernels in `folder`, which is filled from the store first.
+    """Within the block Triton keeps its kernels in `folder`, which is filled from the store in the
+    background: no kernel may be asked for before `ready` has returned.
 
     Where `keeps` is set the archive is written again, in the background and at the end, whenever
     kernels have been added. A store that fails costs a sentence to `say`, not the run: it is asked
@@ -61,25 +62,26 @@ class BuiltKernels:
         self._key = archive_name(gpu)
         self._say = say
         self._patience_s = min(patience_s, _BUILDING_S)
-        self._stop = threading.Event()
-        self._thread = (
-            threading.Thread(target=self._watch, name="built-kernels", daemon=True) if keeps else None
-        )
+        self._keeps = keeps
+        self._stop, self._fetched = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="built-kernels", daemon=True)
         self._kept: set[str] = set()  # names of the entries that the archive has
 
     def __enter__(self) -> BuiltKernels:
         self._folder.mkdir(parents=True, exist_ok=True)
         os.environ["TRITON_CACHE_DIR"] = str(self._folder)
-        self.fetch(self._patience_s)
-        if self._thread is not None:
-            self._thread.start()
+        self._thread.start()
         return self
+
+    def ready(self) -> None:
+        """Return when the store's kernels are there, or could not be had."""
+        self._fetched.wait()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        if self._thread is not None and kind is None:
+        if self._keeps and kind is None:
             self._thread.join()
             self.keep()
 
@@ -114,8 +116,12 @@ class BuiltKernels:
         except (StorageError, OSError) as error:
             self._say(f"the kernels that were built could not be kept: {error}")
 
-    def _watch(self) -> None:
-        while not self._stop.wait(_LOOK_EVERY_S):
+    def _work(self) -> None:
+        try:
+            self.fetch(self._patience_s)
+        finally:
+            self._fetched.set()
+        while self._keeps and not self._stop.wait(_LOOK_EVERY_S):
             self.keep()
 
 

@@ -113,7 +113,7 @@ class Workspace:
 
 
 class Nf4Product:
-    """W in 4 bits, unpacked for each product into the shared workspace."""
+    """W in 4 bits, unpacked for each product into the shared workspace, or once for all of them."""
 
     in_fp8 = False
 
@@ -122,11 +122,29 @@ class Nf4Product:
         self._rows = [int(layer.out_features) for layer in layers]
         self._columns = int(layers[0].in_features)
         self._workspace = workspace
+        self._kept_OI: torch.Tensor | None = None
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What `keep_unpacked` takes."""
+        return 0 if self._kept_OI is not None else 2 * sum(self._rows) * self._columns
+
+    def keep_unpacked(self, device: torch.device) -> None:
+        """Hold W in bfloat16, too, from now on: the same numbers, without the time to unpack
+        them.
+        """
+        if self._kept_OI is None:
+            own = Workspace().take(sum(self._rows), self._columns, device)
+            self._kept_OI = self._unpacked_into(own)
 
     def _unpacked(self, device: torch.device) -> torch.Tensor:
+        if self._kept_OI is not None:
+            return self._kept_OI
+        return self._unpacked_into(self._workspace.take(sum(self._rows), self._columns, device))
+
+    def _unpacked_into(self, weight_OI: torch.Tensor) -> torch.Tensor:
         from emotion_train.model import kernels
 
-        weight_OI = self._workspace.take(sum(self._rows), self._columns, device)
         for layer, rows_OI in zip(self._layers, torch.split(weight_OI, self._rows), strict=True):
             kernels.unpack_4bit_(rows_OI, layer.weight.data, layer.weight.quant_state)
         return weight_OI
@@ -606,6 +624,22 @@ class FusedDecoder:
         self._drops = any(one.dropout > 0 for one in self._downs)
         self._members = 0
         self.recompute = False
+
+    @torch.no_grad()
+    def keep_unpacked(self, room_bytes: int) -> int:
+        """Hold the weights of so many blocks in bfloat16 beside their codes as the room has bytes
+        for; returns the number of blocks. It changes no number.
+        """
+        count = 0
+        for block in self._blocks:
+            products = [one.product for one in block.projections if isinstance(one.product, Nf4Product)]
+            room_bytes -= sum(product.unpacked_bytes for product in products)
+            if not products or self.is_gathered or room_bytes < 0:
+                break
+            for product in products:
+                product.keep_unpacked(self._embed.weight.device)
+            count += 1
+        return count
 
     @torch.no_grad()
     def hold(self, members: int, put: Callable[[int], None]) -> None:

@@ -129,9 +129,7 @@ def read_config(base: str | BaseFiles) -> BaseConfig:
     files = BaseFiles.find(base) if isinstance(base, str) else base
     model = text_model(files)
     if model.gguf is not None:
-        from transformers import LlamaConfig
-
-        text: Any = LlamaConfig(**model.gguf.config())
+        text = _configuration(files.name, {**model.gguf.config(), "model_type": model.kind})
     else:
         document = files.config()
         document.pop("quantization_config", None)  # of a staged base, whose base.json tells
@@ -249,6 +247,8 @@ def fill(
 def _fill_the_rest(model: Any, device: torch.device) -> None:
     """What is in no checkpoint: buffers, the head and, of some encoders, the layers before it."""
     body = model.base_model
+    if model.config.model_type == "gemma3_text":  # a buffer that no checkpoint has
+        body.embed_tokens.embed_scale = torch.tensor(model.config.hidden_size**0.5, device=device)
     if hasattr(body, "rotary_emb"):
         body.rotary_emb = type(body.rotary_emb)(config=model.config).to(device)
     else:
@@ -439,16 +439,21 @@ def _safetensors_weights(files: BaseFiles, layers: int | None) -> Weights:
 
 
 def _gguf_weights(gguf: GgufFile, config: Any, layers: int | None) -> Weights:
-    stored = gguf_places(gguf.tensors, layers)
+    stored = gguf_places(gguf.kind, gguf.tensors, layers)
+    is_gemma = gguf.kind == "gemma3_text"  # of which llama.cpp leaves the rows as they are
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    heads = {} if is_gemma else heads
 
     def read(name: str) -> torch.Tensor:
         tensor = torch.from_numpy(gguf.read(stored[name]))
+        if is_gemma and name.endswith("norm.weight"):
+            return tensor - 1  # llama.cpp stores what the norm multiplies by, transformers 1 less
         layer = name.split(".")[-2]
         return _halves(tensor, heads[layer]) if layer in heads else tensor
 
     def read_rows(name: str, start: int, stop: int) -> torch.Tensor:
-        if name.split(".")[-2] in heads:  # its rows are stored in another order
+        # of other rows in the file, or of other numbers
+        if name.split(".")[-2] in heads or (is_gemma and name.endswith("norm.weight")):
             return read(name)[start:stop].clone()
         return torch.from_numpy(gguf.read(stored[name], slice(start, stop)))
 

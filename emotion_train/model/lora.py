@@ -360,7 +360,9 @@ def load_adapter(
     return LoadedAdapter(model, tokenizer, facts.labels, facts)
 
 
-def base_config_of(facts: AdapterFacts, base: str | None = None, folder: Path | None = None) -> BaseConfig:
+def base_config_of(
+    facts: AdapterFacts, base: str | BaseFiles | None = None, folder: Path | None = None
+) -> BaseConfig:
     """The configuration of an adapter's base, or of `base` in its place, at the adapter's depth;
     raises as `read_config`. That of an encoder that was trained whole is in its `folder`; raises
     `WrongRequest` for a `base` given to one.
@@ -370,7 +372,9 @@ def base_config_of(facts: AdapterFacts, base: str | None = None, folder: Path | 
             raise WrongRequest(f"{folder} holds every weight and needs no base; leave --base out.")
         whole = read_config(str(folder))  # which holds the blocks alone that were trained
         return replace(whole, layers=facts.layers, whole_layers=facts.whole_layers)
-    return read_config(BaseFiles.find(base or facts.base, facts.layers))
+    return read_config(
+        base if isinstance(base, BaseFiles) else BaseFiles.find(base or facts.base, facts.layers)
+    )
 
 
 def refuse_other_tokenizer(folder: Path, facts: AdapterFacts, tokenizer: PostTokenizer) -> None:

@@ -2,8 +2,9 @@
 
 Pieces of some MiB are read in the order of the model by 32 threads, each into a buffer of its own
 (page-locked for a GPU), verified there and copied to the device while the next ones are on their
-way and the GPU quantises: host memory holds 32 pieces, 0.5 GiB, of any base. Hashing costs a core
-0.8 s a GiB, on as many cores as there are. Every process reads
+way and the GPU quantises: host memory holds 32 pieces, 0.5 GiB, of any base, beside those that were
+read ahead before there was a device (`BaseAhead`), which are copied into the same buffers. Hashing
+costs a core 0.8 s a GiB, on as many cores as there are. Every process reads
 the whole base: eight ranks on a node fetch 8 × 12 GiB of nf4 or 8 × 43 GiB of bf16 from the bucket.
 Where the engine cuts the base up, each process besides holds all of it in host memory until it is
 cut.
@@ -11,26 +12,18 @@ cut.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from emotion_train.bases.staged import (
-    StagedBase,
-    StagedIndex,
-    StagedObject,
-    StagedPart,
-    StagedTensor,
-    changed,
-)
-from emotion_train.errors import ObjectChanged, StorageError
+from emotion_train.bases.staged import StagedBase, StagedPart, StagedTensor
+from emotion_train.errors import StorageError
 from emotion_train.model.precision import Codes4bit
 from emotion_train.storage.patience import Patience, until_it_answers
 
@@ -76,27 +69,6 @@ def _empty(part: StagedPart, device: torch.device) -> torch.Tensor:
     )
 
 
-def _places(index: StagedIndex, wanted: Sequence[StagedTensor] | None) -> Iterable[tuple[int, int]]:
-    """Object and number of each piece that holds some of the tensors, in the order of the bytes;
-    None is all pieces.
-    """
-    if wanted is None:
-        return (
-            (number, place)
-            for number, stored in enumerate(index.shards)
-            for place in range(len(stored.pieces))
-        )
-    size = index.piece_bytes
-    return sorted(
-        {
-            (tensor.object, place)
-            for tensor in wanted
-            for part in tensor.parts
-            for place in range(part.start // size, -(-(part.start + part.bytes) // size))
-        }
-    )
-
-
 class _Pieces:
     """The bytes of the objects one after the other, read ahead; a with statement ends its
     threads.
@@ -110,11 +82,11 @@ class _Pieces:
         meanwhile: Callable[[], None],
         wanted: Sequence[StagedTensor] | None,
     ) -> None:
-        self._store, self._index, self._device = staged.store, staged.index, device
+        self._staged, self._index, self._device = staged, staged.index, device
         self._patience_s, self._meanwhile = patience_s, meanwhile
         self._closed = threading.Event()
         self._telling = Patience()  # of all pieces together
-        self._todo = deque(_places(staged.index, wanted))
+        self._todo = deque(staged.index.places(wanted))
         count = min(PIECES_IN_FLIGHT, len(self._todo))
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="piece")
         self._ahead: deque[tuple[int, int, torch.Tensor, Future[None]]] = deque()
@@ -130,6 +102,7 @@ class _Pieces:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
+        self._staged.read_no_more()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def fill(self, number: int, start: int, target_B: torch.Tensor) -> None:
@@ -169,32 +142,15 @@ class _Pieces:
         )
 
     def _read(self, number: int, place: int, buffer_B: torch.Tensor, copied: Any) -> None:
+        """The bytes of a piece, read ahead or now, with patience."""
         if copied is not None:
             copied.synchronize()
-        stored = self._index.shards[number]
-        start = place * self._index.piece_bytes
-        view = buffer_B.numpy().data[: min(len(buffer_B), stored.bytes - start)]
-
-        def verify(data: memoryview) -> None:
-            if hashlib.sha256(data).hexdigest() != stored.pieces[place]:
-                raise changed(self._store, stored.key)
-
-        try:
-            self._fill(stored, view, start, stored.etag, verify)
-        except ObjectChanged:  # written again, or copied elsewhere: its bytes decide
-            self._fill(stored, view, start, None, verify)
-
-    def _fill(
-        self,
-        stored: StagedObject,
-        view: memoryview,
-        start: int,
-        etag: str | None,
-        verify: Callable[[memoryview], None],
-    ) -> None:
-        """The view filled with bytes that verify, with patience."""
+        piece_B = buffer_B.numpy()[: self._index.piece_size((number, place))]
+        if (ahead_B := self._staged.taken_ahead((number, place))) is not None:
+            piece_B[:] = ahead_B
+            return
         until_it_answers(
-            lambda: self._store.read_into_verified(stored.key, view, verify, start=start, if_match=etag),
+            lambda: self._staged.read_piece((number, place), piece_B.data),
             Patience(self._patience_s),
             self._closed.wait,
             self._tell,

@@ -105,6 +105,26 @@ def memory_of_host() -> int | None:
     return min([total, *_limits_of_container()]) if total > 0 else None
 
 
+def room_ahead(processes: int) -> int:
+    """Bytes that each of this machine's `processes` may hold of a base before its device takes
+    them: together a quarter of the memory that is free; 0 where the system does not say.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0
+    return min([free, *_limits_of_container()]) // 4 // max(1, processes)
+
+
+def gpus_of_machine() -> int:
+    """NVIDIA GPUs that the driver lists, whoever uses them; asks no library."""
+    try:
+        return len(os.listdir("/proc/driver/nvidia/gpus"))
+    except OSError:
+        return 0
+
+
 def _limits_of_container() -> list[int]:
     """The memory limits of the control groups that hold this process, innermost first."""
     try:

@@ -228,7 +228,7 @@ def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
         else (0, 0)
     )
     return {
-        "norms": 2 * (4 * hidden + 4) + 4 * sum(heads),
+        "norms": shape.block_norms * (4 * hidden + 4) + 4 * sum(heads),
         "adapter inputs": _adapter_inputs(shape, names, element, recipe.lora_dropout > 0),
         "adapter ranks": element * recipe.lora_r * len(names),
         "attention": element * ((2 + gate) * query + 2 * key) + 4 * shape.num_attention_heads,

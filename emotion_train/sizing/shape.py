@@ -67,9 +67,10 @@ class Shape:
     `positions`: rows of an encoder's table of positions and of its other small tables, 0 where
     positions are rotary. `is_encoder`: a block's MLP has a gate where there are no such rows.
 
-    `qk_norm`: queries and keys are normalised (Qwen3). `delta_nets`: those of a Qwen3.5, whose
-    other blocks make a gate of attention's output beside the queries. `fusable`: its blocks are
-    such that the fused decoder can compute them on a GPU.
+    `qk_norm`: queries and keys are normalised (Qwen3, Gemma 3). `block_norms`: norms of a hidden
+    state in one block, of which Gemma 3 has four. `delta_nets`: those of a Qwen3.5, whose other
+    blocks make a gate of attention's output beside the queries. `fusable`: its blocks are such that
+    the fused decoder can compute them on a GPU.
     """
 
     hidden_size: int
@@ -83,6 +84,7 @@ class Shape:
     fusable: bool = True
     is_encoder: bool = False
     positions: int = 0
+    block_norms: int = 2
     delta_nets: DeltaNets | None = None
 
     @classmethod
@@ -117,7 +119,7 @@ class Shape:
             num_key_value_heads=int(text.get("num_key_value_heads") or heads),
             head_dim=head_dim,
             vocab_size=int(text["vocab_size"]),
-            qk_norm=text.get("model_type") == "qwen3" or is_hybrid,
+            qk_norm=text.get("model_type") in ("qwen3", "gemma3_text") or is_hybrid,
             fusable=_fusable(text, head_dim) and not is_encoder,
             is_encoder=is_encoder,
             positions=(
@@ -125,6 +127,7 @@ class Shape:
                 if has_table
                 else 0
             ),
+            block_norms=4 if text.get("model_type") == "gemma3_text" else 2,
             delta_nets=DeltaNets.of(text) if is_hybrid else None,
         )
 
@@ -214,7 +217,7 @@ class Shape:
         heads = 2 * self.head_dim if self.qk_norm else 0
         return (
             self.vocab_size * self.hidden_size
-            + self.num_hidden_layers * 2 * self.hidden_size
+            + self.num_hidden_layers * self.block_norms * self.hidden_size
             + (self.num_hidden_layers - (0 if nets is None else nets.blocks)) * heads
             + (0 if nets is None else nets.blocks * nets.other_parameters)
             + self.hidden_size

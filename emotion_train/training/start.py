@@ -104,10 +104,12 @@ def config_on_gpu(config: Config, device: torch.device, say: Callable[[str], Non
     return config.model_copy(update={"model": config.model.model_copy(update={"decoder": "stock"})})
 
 
-def keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: ExitStack) -> None:
-    """Take Triton's kernels from where the config says, and keep there what this run builds."""
+def keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: ExitStack) -> Callable[[], None]:
+    """Take Triton's kernels from where the config says, and keep there what this run builds. They
+    come in the background; what is returned waits for them.
+    """
     if config.run.kernels_url is None or device.type != "cuda":
-        return
+        return lambda: None
     import torch
 
     from emotion_train.model.built_kernels import BuiltKernels
@@ -115,7 +117,8 @@ def keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: Exit
     store, folder = open_store(config.run.kernels_url), folder_here(config) / "kernels"
     gpu = "sm{}{}".format(*torch.cuda.get_device_capability(device))
     patience_s = config.run.start_timeout_s
-    stack.enter_context(BuiltKernels(store, folder, gpu, say, keeps=ranks.is_main, patience_s=patience_s))
+    kernels = BuiltKernels(store, folder, gpu, say, keeps=ranks.is_main, patience_s=patience_s)
+    return stack.enter_context(kernels).ready
 
 
 def start_processes(config: Config, environment: Mapping[str, str]) -> tuple[Accelerator, Kind, Ranks]:

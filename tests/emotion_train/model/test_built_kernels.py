@@ -9,9 +9,10 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -56,8 +57,14 @@ def library(folder: Path, name: str) -> None:
     (folder / name / "tmp.pid_1").mkdir()  # left by a process that was killed
 
 
-def opened(store: Store, folder: Path, words: list[str], keeps: bool = True) -> BuiltKernels:
-    return BuiltKernels(store, folder, "sm90", words.append, keeps=keeps)
+@contextmanager
+def opened(
+    store: Store, folder: Path, words: list[str], keeps: bool = True, patience_s: float = 0.0
+) -> Iterator[BuiltKernels]:
+    """Kernels that have come."""
+    with BuiltKernels(store, folder, "sm90", words.append, keeps=keeps, patience_s=patience_s) as kernels:
+        kernels.ready()
+        yield kernels
 
 
 def test_what_one_machine_has_built_another_finds_at_its_own_place(bucket_url: str, tmp_path: Path) -> None:
@@ -106,7 +113,6 @@ def test_kernels_are_kept_while_a_run_goes_on_and_none_when_it_breaks_off(
             while not list(store.list()):
                 time.sleep(0.01)
             kernels._stop.set()
-            assert kernels._thread is not None
             kernels._thread.join()
             build(tmp_path / "one", SECOND)
             raise KeyboardInterrupt
@@ -114,6 +120,28 @@ def test_kernels_are_kept_while_a_run_goes_on_and_none_when_it_breaks_off(
     with pytest.raises(KeyboardInterrupt):
         interrupted_run()
     assert unpack(store.read(archive_name("sm90")), tmp_path / "one") == {FIRST}
+
+
+def test_a_run_begins_while_its_kernels_are_on_their_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, asked_for, answered = open_store(str(tmp_path / "store")), Event(), Event()
+    with opened(store, tmp_path / "one", []):
+        build(tmp_path / "one", FIRST)
+    real = FolderStore.read
+
+    def slow(self: FolderStore, key: str, **where: Any) -> bytes:
+        asked_for.set()
+        assert answered.wait(60)
+        return real(self, key, **where)
+
+    monkeypatch.setattr(FolderStore, "read", slow)
+    with BuiltKernels(store, tmp_path / "two", "sm90", print, keeps=False) as kernels:
+        assert asked_for.wait(60)
+        assert entries(tmp_path / "two") == set()
+        answered.set()
+        kernels.ready()
+        assert entries(tmp_path / "two") == {FIRST}
 
 
 def test_an_archive_is_written_only_when_it_lacks_something(tmp_path: Path) -> None:
@@ -137,9 +165,9 @@ def test_a_run_on_a_gpu_keeps_its_kernels_where_the_config_says(
     )
     ranks = cast(Ranks, SimpleNamespace(is_main=main))
     with ExitStack() as stack:
-        keep_kernels(config, ranks, torch.device("cpu"), stack)
+        keep_kernels(config, ranks, torch.device("cpu"), stack)()
         assert os.environ["TRITON_CACHE_DIR"] == "as it was"
-        keep_kernels(config, ranks, torch.device("cuda"), stack)
+        keep_kernels(config, ranks, torch.device("cuda"), stack)()
         build(Path(os.environ["TRITON_CACHE_DIR"]), FIRST)
     assert [path.name for path in (tmp_path / "local" / "kernels").iterdir()] == [FIRST]
     assert (tmp_path / "kept" / archive_name("sm90")).exists() == main
@@ -250,7 +278,7 @@ def test_of_a_large_object_no_more_is_read_than_an_archive_may_have(tmp_path: Pa
 
     store = cast(Store, SimpleNamespace(read=read, read_verified=read_verified, url_of=lambda key: key))
     words: list[str] = []
-    opened(store, tmp_path, words).fetch()
+    BuiltKernels(store, tmp_path, "sm90", words.append, keeps=True).fetch()
     assert asked == [built_kernels.MAX_BYTES + 1]
     assert "could not be used: it is damaged" in words[0]
 
@@ -270,6 +298,6 @@ def test_a_store_that_is_away_for_a_moment_is_asked_again_where_there_is_patienc
         return real(self, key, **where)
 
     monkeypatch.setattr(FolderStore, "read", away)
-    with BuiltKernels(store, tmp_path / "two", "sm90", words.append, keeps=False, patience_s=patience_s):
+    with opened(store, tmp_path / "two", words, keeps=False, patience_s=patience_s):
         assert entries(tmp_path / "two") == ({FIRST} if patience_s else set())
     assert bool(words) == (patience_s == 0)

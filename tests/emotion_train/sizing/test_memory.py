@@ -54,6 +54,9 @@ NARROW = {
     "head_dim": 32,
 }
 
+ONE_WINDOW = {**NARROW, "sliding_window_pattern": 6, "sliding_window": 512}  # no masks, one rotation
+STOCK_KINDS = [("mistral", SMALL), ("llama", NARROW), ("qwen3", SMALL), ("gemma3_text", ONE_WINDOW)]
+
 
 def recipe_of(
     shape: Shape,
@@ -155,10 +158,7 @@ def test_a_configuration_is_read_whole_or_as_the_text_part_of_a_multimodal_one()
         Shape.of({"hidden_size": 64})
 
 
-@pytest.mark.parametrize(
-    ("kind", "changes"),
-    [("mistral", SMALL), ("llama", NARROW), ("qwen3", SMALL), ("qwen3_5_text", SMALL)],
-)
+@pytest.mark.parametrize(("kind", "changes"), [*STOCK_KINDS, ("qwen3_5_text", SMALL)])
 def test_parameters_are_counted_as_the_model_has_them(
     kind: str, changes: dict[str, int], tmp_path: Path
 ) -> None:
@@ -232,7 +232,7 @@ def test_an_encoder_s_block_keeps_as_many_bytes_per_token_as_is_planned(
 
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
 @pytest.mark.parametrize("targets", [ATTENTION_PROJECTIONS, "all-linear", ("q_proj", "down_proj")])
-@pytest.mark.parametrize(("kind", "changes"), [("mistral", SMALL), ("llama", NARROW), ("qwen3", SMALL)])
+@pytest.mark.parametrize(("kind", "changes"), STOCK_KINDS)
 def test_a_stock_block_keeps_as_many_bytes_per_token_as_is_planned(
     kind: str, changes: dict[str, int], targets: Targets, dropout: float, tmp_path: Path
 ) -> None:
@@ -570,6 +570,7 @@ def test_the_adapters_copies_are_planned(
         ("llama", {}),
         ("mistral", {}),
         ("qwen3", {}),
+        ("gemma3_text", {}),
         ("qwen3_5_text", {}),
         ("llama", {"attention_bias": True}),
         ("llama", {"mlp_bias": True}),
@@ -586,7 +587,11 @@ def test_the_plan_knows_which_bases_the_fused_decoder_computes(
         config=config, model=SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight))
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert Shape.of(config.to_dict()).fusable == fits(classifier) == (not changes and "qwen3" not in kind)
+    assert (
+        Shape.of(config.to_dict()).fusable
+        == fits(classifier)
+        == (not changes and kind in ("llama", "mistral"))
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # a T4 has no bfloat16
     assert not fits(classifier)
     assert not is_fused_attention(torch.device("cuda"), torch.bfloat16)

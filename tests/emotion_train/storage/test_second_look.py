@@ -147,7 +147,9 @@ def kernels_of(it: Everything, folder: Path) -> object:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(built_kernels, "archive_name", lambda _: "kernels.zip")
-        with BuiltKernels(it.stores["kernels"], folder / "triton", "sm90", said.append, keeps=False):
+        store = it.stores["kernels"]
+        with BuiltKernels(store, folder / "triton", "sm90", said.append, keeps=False) as kernels:
+            kernels.ready()
             found = built_kernels.entries(folder / "triton")
     if said:  # a run does without
         raise StorageError(said[0], transient="flips bits" in said[0])

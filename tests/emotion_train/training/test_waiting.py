@@ -425,7 +425,8 @@ def test_a_staged_base_is_waited_for_as_the_rest_is(
     monkeypatch.setattr(train, "start_trainer", with_faults)
     url = f"s3://outage/{tmp_path.name}-base"
     assert train_cli.main(["stage-base", str(base), url, "--precision", "bf16"]) == 0
-    proxy.faults += [Fault("503", "GET", "base.json")] * 3
+    # for who reads ahead, and for who waits
+    proxy.faults += [Fault("503", "GET", "base.json")] * 6
     given = words(tmp_path, base, posts_url, f"model.base={url}", "model.precision=bf16")
     assert train_cli.main(["train", *given]) == 0
     err = capfd.readouterr().err

@@ -1,0 +1,65 @@
+"""A base that begins to be read before anything can take it: while libraries are imported and a run
+is looked at, threads bring the bytes of a staged base into plain memory, verified.
+
+Reading ahead refuses nothing and waits for no store: whatever stops it is met again, and said, by
+whoever needs the bytes. The price is host memory, up to `room_bytes` until the model has taken
+them, and what a start had read that is refused later.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from types import TracebackType
+
+from emotion_train.bases.architecture import text_model
+from emotion_train.bases.depth import Layers
+from emotion_train.bases.files import BaseFiles
+
+
+class BaseAhead:
+    """The base `name`, of which `layers` are read: looked for in a thread, and where it is staged
+    read ahead. Use it in a with statement, at whose end nothing more is read.
+    """
+
+    def __init__(self, name: str, layers: Layers | None, room_bytes: int) -> None:
+        self._name, self._layers, self._room_bytes = name, layers, room_bytes
+        self._found: BaseFiles | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        self._looked = threading.Event()
+
+    def __enter__(self) -> BaseAhead:
+        threading.Thread(target=self._work, name="base", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._closed = True
+        if self._found is not None and self._found.staged is not None:
+            self._found.staged.read_no_more()
+
+    def files(self) -> BaseFiles:
+        """Where the base is. Raises as `BaseFiles.find`, which is asked again where the thread had
+        no answer.
+        """
+        self._looked.wait()
+        return BaseFiles.find(self._name, self._layers) if self._found is None else self._found
+
+    def _work(self) -> None:
+        try:
+            with suppress(Exception):  # met again, and said, by whoever asks for the files
+                self._found = BaseFiles.find(self._name, self._layers)
+                self._begin(self._found)
+        finally:
+            self._looked.set()
+
+    def _begin(self, found: BaseFiles) -> None:
+        if found.staged is None:
+            return
+        layers = text_model(found).layers
+        with self._lock:
+            if not self._closed:
+                found.staged.read_ahead(layers, self._room_bytes)
