@@ -233,12 +233,7 @@ def text_model(files: BaseFiles) -> TextModel:
 
 
 def _cut(model: TextModel, files: BaseFiles) -> TextModel:
-    """The model with the blocks alone that are read. Raises `WrongRequest` for a cut encoder."""
-    if model.is_encoder and files.layers is not None:
-        raise WrongRequest(
-            f"model.layers is {files.layers} and the base {files.name} is an encoder, of which all blocks are"
-            " read; leave model.layers out."
-        )
+    """The model with the blocks alone that are read."""
     there = int(model.values["num_hidden_layers"])
     whole = (files.staged.index.source_layers if files.staged is not None else None) or there
     layers = blocks_read(files.name, files.layers, there, whole)

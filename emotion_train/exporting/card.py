@@ -44,9 +44,13 @@ _SEVERAL = """\
     labels = [label for label, enough in thresholds.items() if probabilities[label] >= enough]
     print(json.dumps({"text": text, "labels": labels, "probabilities": probabilities}, ensure_ascii=False))
 """
-# vLLM's own names of classes that it would take for another (0.32 takes this one for a backbone)
-VLLM_NAMES = {"Gemma3TextForSequenceClassification": "Gemma3ForSequenceClassification"}
 _LEAST_MODEL_LENGTH = 256
+# What vLLM 0.32 has to be told of a class that it would take for another: its own name of it, or
+# that of the language model, of which it makes a classifier.
+_VLLM_OPTIONS = {
+    "Gemma3TextForSequenceClassification": ("", "Gemma3ForSequenceClassification"),
+    "Qwen3_5TextForSequenceClassification": (" --convert classify", "Qwen3_5ForCausalLM"),
+}
 
 
 @dataclass(frozen=True)
@@ -154,10 +158,12 @@ class ExportCard:
                 "truncate_prompt_tokens": self.facts.max_length,
             }
         )
-        named = VLLM_NAMES.get(self.architecture)
-        words = "" if named is None else f" --hf-overrides '{json.dumps({'architectures': [named]})}'"
+        told = ""
+        if self.architecture in _VLLM_OPTIONS:
+            convert, known = _VLLM_OPTIONS[self.architecture]
+            told = f"{convert} --hf-overrides '{json.dumps({'architectures': [known]})}'"
         return [
-            f"vllm serve . --served-model-name emotions --runner pooling --max-model-len {length}{words}",
+            f"vllm serve . --served-model-name emotions --runner pooling --max-model-len {length}{told}",
             f"curl -s localhost:8000/classify -H 'Content-Type: application/json' -d '{request}'",
         ]
 

@@ -94,7 +94,7 @@ from pathlib import Path
 
 import torch
 import transformers
-${import_peft}from transformers import AutoModelForSequenceClassification, AutoTokenizer
+${import_peft}from transformers import ${import_config}AutoModelForSequenceClassification, AutoTokenizer
 
 transformers.logging.set_verbosity_error()
 ${told}$load
@@ -109,6 +109,14 @@ _LORA_LOAD = """\
 base = $base
 model = AutoModelForSequenceClassification.from_pretrained(
     base, num_labels=len(labels), dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False
+)
+model = PeftModel.from_pretrained(model, adapter).to(device).eval()
+"""
+_CUT_LORA_LOAD = """\
+base = $base
+config = AutoConfig.from_pretrained(base, num_labels=len(labels), trust_remote_code=False)
+${cut}model = AutoModelForSequenceClassification.from_pretrained(
+    base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False
 )
 model = PeftModel.from_pretrained(model, adapter).to(device).eval()
 """
@@ -311,16 +319,26 @@ def reload_snippet(facts: CardFacts) -> str:
         dtype=_DTYPES[facts.precision],
         nf4=_NF4 if is_nf4 else "",
         key_mapping="" if is_gguf else _KEY_MAPPING,
-        cut="" if facts.layers is None else Template(_CUT).substitute(layers=facts.layers),
+        cut=_cut_lines(facts),
         told=_TOLD,
         asked=_asked(facts),
     )
 
 
+def _cut_lines(facts: CardFacts) -> str:
+    return "" if facts.layers is None else Template(_CUT).substitute(layers=facts.layers)
+
+
 def _encoder_snippet(facts: CardFacts) -> str:
+    is_cut = facts.layers is not None and not facts.whole
     return Template(_ENCODER).substitute(
         import_peft="" if facts.whole else "from peft import PeftModel\n",
-        load=_WHOLE_LOAD if facts.whole else Template(_LORA_LOAD).substitute(base=_base_of_snippet(facts)),
+        import_config="AutoConfig, " if is_cut else "",
+        load=_WHOLE_LOAD
+        if facts.whole
+        else Template(_CUT_LORA_LOAD if is_cut else _LORA_LOAD).substitute(
+            base=_base_of_snippet(facts), cut=_cut_lines(facts)
+        ),
         told=_TOLD,
         asked=_asked(facts),
     )
