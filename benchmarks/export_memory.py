@@ -96,7 +96,7 @@ def make(folder: Path, adapter: Path, layers: int) -> None:
     facts = AdapterFacts.of(identity, tokenizer, precision="bf16", lora=lora, labels=LABELS)
     adapter.mkdir(parents=True, exist_ok=True)
     draw = torch.Generator().manual_seed(1)
-    shapes = adapter_shapes(rows.shapes, lora, len(LABELS))
+    shapes = adapter_shapes(rows.shapes, found.text.model_type, lora, len(LABELS))
     state = {name: torch.randn(shape, generator=draw) / 100 for name, shape in shapes.items()}
     save_file(state, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     tokenizer.save(adapter)

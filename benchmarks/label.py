@@ -92,7 +92,7 @@ def speed(arguments: argparse.Namespace) -> None:
             loaded = LoadedAdapter(model, tokenizer, facts.labels, facts)
             rates = []
             for number in range(2):
-                scorer = AdapterScorer([Classifier(loaded, Decision.one(LABELS), arguments.tokens)])
+                scorer = AdapterScorer(Classifier(loaded, Decision.one(LABELS), arguments.tokens))
                 out = folder / f"out-{precision}-{number}"
                 done = job(folder / "posts.jsonl", out, adapter, scorer, arguments.unit, arguments.tokens)
                 assert done.pace is not None

@@ -85,7 +85,11 @@ def main() -> None:
         help=f"of {', '.join(FILES)}",
     )
     parser.add_argument(
-        "--precision", type=words, default=["nf4"], metavar="A,B", help="nf4, bf16 or fp32 (default: nf4)"
+        "--precision",
+        type=words,
+        default=["nf4"],
+        metavar="A,B",
+        help="nf4, bf16, fp8 or fp32 (default: nf4)",
     )
     parser.add_argument("--gpus", type=int, default=2, help="for the engines of several (default: 2)")
     parser.add_argument(
@@ -96,6 +100,12 @@ def main() -> None:
         type=int,
         default=800,
         help="posts a step over all GPUs (default: 800, two packs for each of two)",
+    )
+    parser.add_argument(
+        "--read-back",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="score the validation posts again from each adapter (default: yes)",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     arguments = parser.parse_args()
@@ -119,9 +129,11 @@ def main() -> None:
                     else train(arguments, folder, engine, precision)
                 )
                 tell(began, f"{runs[-1].name} trained, {runs[-1].posts_per_second:.0f} posts/s")
-        with ThreadPoolExecutor(max(1, torch.cuda.device_count())) as pool:
-            apart = list(pool.map(lambda numbered: read_back(folder, *numbered), enumerate(runs)))
-        tell(began, "adapters read back")
+        apart: list[float] | None = None
+        if arguments.read_back:
+            with ThreadPoolExecutor(max(1, torch.cuda.device_count())) as pool:
+                apart = list(pool.map(lambda numbered: read_back(folder, *numbered), enumerate(runs)))
+            tell(began, "adapters read back")
         print(table(arguments, runs, apart))
 
 
@@ -248,7 +260,7 @@ def likeness(run: Run, other: Run) -> float:
     return float(torch.cosine_similarity(a, b, dim=0))
 
 
-def table(arguments: argparse.Namespace, runs: list[Run], apart: list[float]) -> str:
+def table(arguments: argparse.Namespace, runs: list[Run], apart: list[float] | None) -> str:
     rows = [
         (
             "| engine | base | GPUs | posts/s | against one GPU | peak memory of a GPU, GiB | adapter's"
@@ -257,7 +269,7 @@ def table(arguments: argparse.Namespace, runs: list[Run], apart: list[float]) ->
         ),
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for run, difference in zip(runs, apart, strict=True):
+    for number, run in enumerate(runs):
         one = next(
             (other for other in runs if (other.engine, other.precision) == ("one", run.precision)), None
         )
@@ -269,14 +281,14 @@ def table(arguments: argparse.Namespace, runs: list[Run], apart: list[float]) ->
         ratio, cosine = against.split(" | ")
         rows.append(
             f"| {run.engine} | {run.precision} | {run.gpus} | {run.posts_per_second:.0f} | {ratio} |"
-            f" {run.report['speed']['peak_memory_bytes'] / 2**30:.1f} | {cosine} | {difference:.1e} |"
-            f" {run.seconds:.0f} |"
+            f" {run.report['speed']['peak_memory_bytes'] / 2**30:.1f} | {cosine} |"
+            f" {f'{apart[number]:.1e}' if apart else '-'} | {run.seconds:.0f} |"
         )
     identity = runs[0].report["identity"]
     versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
     steps = (
         f"{arguments.layers} layers, {arguments.steps} steps of {arguments.batch} posts, packs of 4,096"
-        f" tokens, {VALIDATION} read back"
+        f" tokens{f', {VALIDATION} read back' if apart else ''}"
     )
     return "\n".join([*rows, "", f"{steps}. {identity['device']}; {versions}"])
 

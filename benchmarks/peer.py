@@ -10,6 +10,9 @@ batch and on batches spread over all lengths, until one does not fit; the fastes
 then trains the whole set. Without the package liger-kernel the Trainer runs without it, which
 stderr says.
 
+With `--unsloth` Unsloth's classes load and adapt the model and patch the Trainer, in place of
+transformers, PEFT and Liger; all else is the same.
+
 Prints one line of JSON: posts/s and real tokens/s of the steps after the first five, the batch, and
 the peak of the GPU's memory.
 """
@@ -21,9 +24,11 @@ import gc
 import json
 import random
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
@@ -39,6 +44,9 @@ BATCHES = (64, 96, 128, 192, 256, 384, 512)
 # the loss over a vocabulary, which a classifier does not have, is left out
 LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "fused_linear_cross_entropy": False}
 TRIAL = 8  # batches that are timed of each size, after as many as are warm-up
+
+
+UNSLOTH = {"lora_alpha": 32, "lora_dropout": 0, "bias": "none"}  # without dropout its LoRA kernels apply
 
 
 class Timed(NamedTuple):
@@ -63,9 +71,11 @@ def main() -> None:
         help="posts a batch that are tried, ascending (default: %(default)s)",
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--unsloth", action="store_true", help="by the package unsloth")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    if find_spec("liger_kernel") is None:
+    by_unsloth = unsloth_model(arguments.base, arguments.precision) if arguments.unsloth else None
+    if by_unsloth is None and find_spec("liger_kernel") is None:
         print("peer.py: liger-kernel is not installed; the Trainer runs without its kernels", file=sys.stderr)
     tokenizer = PostTokenizer.load(arguments.base, LENGTH)
     table = pq.read_table(arguments.posts)
@@ -75,7 +85,10 @@ def main() -> None:
             tokenizer.encode(table["text"].to_pylist()), table["label"].to_pylist(), strict=True
         )
     ]
-    network = adapted(base_model(arguments.base, tokenizer.pad_id, arguments.precision, arguments.device))
+    network = by_unsloth or adapted(
+        base_model(arguments.base, tokenizer.pad_id, arguments.precision, arguments.device)
+    )
+    network.config.pad_token_id = tokenizer.pad_id
     sizes = [size for size in map(int, arguments.batches.split(",")) if size * (WARM_UP + 1) <= len(rows)]
     if not sizes:
         parser.error(f"{len(rows)} posts make no {WARM_UP + 1} batches of the smallest of --batches")
@@ -86,6 +99,50 @@ def main() -> None:
             {**found._asdict(), "tokens_a_microbatch": round(best * sum(map(length, rows)) / len(rows))}
         )
     )
+
+
+def unsloth_model(base: str, precision: str) -> Any:
+    """The classifier with LoRA as Unsloth makes it. It reads a text model, so it is given a folder
+    with the configuration of the text part of `base`, and with a tokenizer, which it asks for and
+    nothing here uses.
+    """
+    from unsloth import FastLanguageModel  # first of all, since it patches what others import
+
+    with tempfile.TemporaryDirectory(prefix="text-part-") as folder:
+        text_part(Path(base), Path(folder))
+        network, _ = FastLanguageModel.from_pretrained(
+            folder,
+            max_seq_length=LENGTH,
+            dtype=torch.bfloat16,
+            load_in_4bit=precision == "nf4",
+            num_labels=len(LABELS),
+            key_mapping={r"^language_model\.model\.": "model.", r"^model\.language_model\.": "model."},
+        )
+    return FastLanguageModel.get_peft_model(
+        network,
+        r=16,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+        task_type="SEQ_CLS",
+        use_gradient_checkpointing=False,
+        max_seq_length=LENGTH,
+        **UNSLOTH,
+    )
+
+
+def text_part(base: Path, folder: Path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    for path in base.glob("*.safetensors*"):
+        (folder / path.name).symlink_to(path.resolve())
+    config = json.loads((base / "config.json").read_text())
+    text = config.get("text_config", config)
+    text["architectures"] = ["MistralForCausalLM"]
+    (folder / "config.json").write_text(json.dumps(text))
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": 1, "</s>": 2}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(folder)
 
 
 def length(row: dict[str, Any]) -> int:
@@ -150,6 +207,7 @@ def timed(network: Any, ordered: Sequence[list[dict[str, Any]]], pad_id: int, de
         return {"input_ids": ids_NT, "attention_mask": mask_NT, "labels": labels_N}
 
     clock = Clock()
+    liger = device == "cuda" and "unsloth" not in sys.modules and find_spec("liger_kernel") is not None
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(
@@ -163,7 +221,7 @@ def timed(network: Any, ordered: Sequence[list[dict[str, Any]]], pad_id: int, de
             use_cpu=device == "cpu",
             optim="adamw_torch_fused",
             train_sampling_strategy="sequential",
-            use_liger_kernel=device == "cuda" and find_spec("liger_kernel") is not None,
+            use_liger_kernel=liger,
             liger_kernel_config=LIGER,
             save_strategy="no",
             logging_strategy="no",

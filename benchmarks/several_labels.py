@@ -6,10 +6,10 @@ program's own command: with thresholds that were chosen without the post (out of
     python benchmarks/several_labels.py --recipes balanced,0.25 --seeds 1,2 --at-once 2
 
 Trained on the official train split; figures are on its dev split, on which each run picks its best
-epoch too. The recipe is goemotions.yaml with other class weights; `asymmetric` is the loss of
-Ridnik et al. 2021 (arXiv:2009.14119; gamma 0 and 4, margin 0.05) in place of the weighted binary
-cross entropy, put into the trainer by this script alone. Each result is a JSON line in --out as
-soon as it is there; a run whose line is there is not repeated.
+epoch too. The recipe is goemotions.yaml with other class weights, `-ema` with a mean of the weights
+besides; `asymmetric` is the loss of Ridnik et al. 2021 (arXiv:2009.14119; gamma 0 and 4, margin
+0.05) in place of the weighted binary cross entropy, put into the trainer by this script alone. Each
+result is a JSON line in --out as soon as it is there; a run whose line is there is not repeated.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "0.5": ("loss.class_weights=0.5",),
     "balanced": ("loss.class_weights=balanced",),
     ASYMMETRIC: ("loss.class_weights=none",),
+    "none-ema": ("loss.class_weights=none", "train.ema=0.99"),
+    "0.25-ema": ("loss.class_weights=0.25", "train.ema=0.99"),
 }
 FIGURES = ("macro_f1", "macro_f1_at_half", "micro_f1", "mean_average_precision")
 

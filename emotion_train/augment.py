@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from emotion_train.console import tell
+from emotion_train.console import counted, tell
 from emotion_train.errors import HostedStopped, WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, positive
 from emotion_train.hosted.options import add_hosted_arguments
@@ -156,7 +156,8 @@ def _augment(
     calling = _Calling(arguments, chosen, store, planned)
     if missing := calling.missing():
         what = (
-            f"{len(missing) * arguments.shots:,} real posts of the training split, in {len(missing):,} calls,"
+            f"{counted(len(missing) * arguments.shots, 'real post')} of the training split, in"
+            f" {counted(len(missing), 'call')},"
         )
         agree(chosen.endpoints, what, arguments.yes)
         calling.ask()

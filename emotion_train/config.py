@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from emotion_train.console import counted
 from emotion_train.edges.bounded import UnclearNumber, Unreadable, yaml_file, yaml_in
 from emotion_train.errors import WrongRequest
 from emotion_train.other_names import key_meant
@@ -580,7 +581,7 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
                 for line in _describe(item)
             ]
     source = f"{path}" if path is not None else "the command line"
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    count = counted(len(problems), "problem")
     raise WrongRequest(
         f"The configuration from {source} has {count}:\n" + "\n".join(f"  - {line}" for line in problems)
     )

@@ -16,6 +16,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.segment import Segment
 
+from emotion_train.errors import WrongRequest
+
 # controls but for the tab, what turns the direction of writing, ends of lines, half characters
 _COMMANDS = re.compile(
     "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -52,6 +54,29 @@ def tell(words: str, file: TextIO | None = None) -> None:
     """
     if not silent():
         print(words, file=sys.stderr if file is None else file, flush=True)
+
+
+def require_agreement(question: str, yes: bool, *, otherwise: str) -> None:
+    """Say what is about to be done, and ask unless `yes` has agreed before. Raises `WrongRequest`
+    where nobody agrees; `otherwise` says what was not done.
+    """
+    if yes:
+        tell(question)
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise WrongRequest(f"{question}: nobody can answer here; type --yes to agree. {otherwise}")
+    tell(f"{question}? [y/N]")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise WrongRequest(otherwise)
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of what is called `noun`, whose plural ends in s.
+
+    >>> counted(1, "part"), counted(1200, "part")
+    ('1 part', '1,200 parts')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def shown(words: str) -> str:

@@ -21,7 +21,7 @@ from emotion_train.bases.public_names import public_base
 from emotion_train.config import POSTS_PER_SCORING_STEP
 from emotion_train.console import tell
 from emotion_train.data.targets import WORDS, Target, dense
-from emotion_train.errors import WrongRequest
+from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.evaluation.adapter import (
     AdapterChoice,
     Classifier,
@@ -187,9 +187,10 @@ def evaluate(asked: Question) -> Scorecard:
         raise WrongRequest("Give one of --data DATA_URL and --file FILE, and not an empty one.")
     if asked.data:
         posts = _Split.open(asked.data, asked.split, origin.facts)
+        validation = _validation_of(origins, posts)
         seen = Seen.by_any([_seen_in_split(one, posts) for one in _apart(origins)])
         classifier = open_classifier(chosen)
-        together = _decide_together(origins, classifier, posts)
+        together = _decide_together(validation, classifier)
         # neither thresholds nor a temperature are judged on posts that chose them
         chose = asked.split == "validation" and posts.index.sha256() == origin.index_sha256
         result, train_counts = _score_split(posts, classifier, chose)
@@ -201,11 +202,12 @@ def evaluate(asked: Question) -> Scorecard:
             ]
     else:
         found_posts = labelled_posts(asked, origin.facts)
+        validation = _validation_of(origins)
         ids, texts, targets = found_posts
         seen = Seen.by_any([_look_up(one, zip(ids, texts, strict=True)) for one in _apart(origins)])
         remarks += _repeated(texts, targets)
         classifier = open_classifier(chosen)
-        together = _decide_together(origins, classifier)
+        together = _decide_together(validation, classifier)
         result, without_floor = _score_file(origin, found_posts, classifier)
         remarks += without_floor
     remarks += together
@@ -412,40 +414,49 @@ def _scored(posts: _Split, classifier: Classifier) -> AnyPredictions:
     return join_predictions([part], split.rows)
 
 
-def _decide_together(
-    origins: Sequence[Origin], classifier: Classifier, posts: _Split | None = None
-) -> list[str]:
+def _decide_together(validation: _Split | str, classifier: Classifier) -> list[str]:
     """Let several adapters answer by temperature, thresholds and gates that the validation posts of
     their training choose for them together; where these are not at hand, why not.
     """
     from emotion_train.model.ensemble import Ensemble
-    from emotion_train.runs.origin import NotInReach
 
     model = classifier.loaded.model
     if not isinstance(model, Ensemble):
         return []
-    try:
-        validation = _validation_of(origins, posts)
-    except NotInReach as error:
+    if isinstance(validation, str):
         own = "their thresholds are the mean of each adapter's own" if classifier.targets == "several" else ""
         return [
-            f"No validation posts judged these adapters together: {error}. Their probabilities have no"
+            f"No validation posts judged these adapters together: {validation}. Their probabilities have no"
             f" temperature of their own and there are no gates{own and f'; {own}'}."
         ]
     classifier.decision = _decision_by(_scored(validation, classifier), model, classifier.labels)
     return []
 
 
-def _validation_of(origins: Sequence[Origin], posts: _Split | None) -> _Split:
-    """The validation split of the data set that all were trained on. Raises `NotInReach`."""
+def _validation_of(origins: Sequence[Origin], posts: _Split | None = None) -> _Split | str:
+    """The validation split of the data set that several adapters were trained on, or why there is
+    none; `posts` are those to be scored. Raises `StorageError` where its store does not answer,
+    since other figures would come out of it.
+    """
     from emotion_train.runs.origin import NotInReach
 
     first = origins[0]
+    if len(origins) == 1:
+        return "one adapter has been judged"
     if any(one.index_sha256 != first.index_sha256 for one in origins) or first.index_sha256 is None:
-        raise NotInReach("they were trained on several data sets, or nobody can tell on which")
+        return "they were trained on several data sets, or nobody can tell on which"
     if posts is not None and posts.index.sha256() == first.index_sha256:
         return replace(posts, name="validation")
-    store, index = first.data_set()
+    try:
+        store, index = first.data_set()
+    except NotInReach as error:
+        if error.unanswered:
+            raise StorageError(
+                f"The validation posts that choose one temperature for these adapters cannot be read: {error}"
+                ". Type the same command again, or give --training-data DATA_URL, a copy of the data set.",
+                transient=True,
+            ) from error
+        return str(error)
     return _Split(store, index, "validation", np.arange(len(index.labels)))
 
 

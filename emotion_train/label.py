@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUT_URL",
         help="s3://bucket/prefix or a folder; receives job.json, leases/, part-….parquet and _SUCCESS.json",
     )
-    add_adapter_arguments(parser, several="probabilities")
+    add_adapter_arguments(parser, several="logits")
     add_file_arguments(parser, "SOURCE")
     parser.add_argument("--id-column", metavar="NAME", help="column with the posts' ids (default: none)")
     parser.add_argument(
@@ -114,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Label with whoever else is at it; 0 means that every post has its label or its error."""
-    from emotion_train.console import tell
+    from emotion_train.console import counted, tell
     from emotion_train.labelling.request import label
 
     done = label(request_of(arguments), lambda words: tell(f"emotion-train: {words}"))
@@ -123,7 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
     if done.pace is not None and done.pace.seconds:
         pace, own = done.pace, done.pace.seconds
         print(
-            f"this worker: {pace.units:,} parts, {pace.posts:,} posts, {pace.posts / own:,.1f} posts/s,"
+            f"this worker: {counted(pace.units, 'part')}, {counted(pace.posts, 'post')},"
+            f" {pace.posts / own:,.1f} posts/s,"
             f" device busy for {min(1.0, done.busy_s / own):.0%} of {own:,.0f} s"
         )
     return 0

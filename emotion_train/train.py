@@ -262,11 +262,13 @@ def _look_at_base(config: Config, ahead: BaseAhead | None = None) -> tuple[BaseC
 def _look_at_parent(
     config: Config, index: Index, base: BaseConfig, tokenizer: PostTokenizer
 ) -> ParentAdapter:
-    """The adapter to train on from, which fits; nothing of the base is loaded yet."""
+    """The adapter to train on from, which fits; of the base a few rows at most are read."""
+    from emotion_train.exporting.base_rows import known_weights_sha256
     from emotion_train.runs.parent import (
         label_sentences,
         read_parent,
         refuse_other_depth,
+        refuse_other_weights,
         refuse_unfit,
         require_old_posts,
     )
@@ -274,6 +276,7 @@ def _look_at_parent(
     parent = read_parent(str(config.model.adapter))
     refuse_other_depth(parent, base.layers)
     refuse_unfit(parent, config, index, shape_sha256=base.shape_sha256, tokenizer_sha256=tokenizer.sha256())
+    refuse_other_weights(parent, config.model.base, known_weights_sha256(base))
     require_old_posts(config, parent, index.labels)
     for sentence in label_sentences(parent.described(index.labels)):
         say(sentence)

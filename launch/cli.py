@@ -272,9 +272,10 @@ def _add_distil(distil: argparse.ArgumentParser) -> None:
     distil.add_argument(
         "--as-jobs",
         action="store_true",
-        help="make the data sets that can be made, and print the lines that start what is left as jobs of"
-        " SkyPilot; type it again once they are done",
+        help="each run as a job of SkyPilot on a machine of its own, all teachers at once; jobs that are"
+        " alive are followed, so type it again wherever it was stopped",
     )
+    _add_machine(distil, "with --as-jobs: machine to train on")
     distil.add_argument("--dry-run", action="store_true", help="say what would be made, and make nothing")
     distil.add_argument("--allow-unfenced", action="store_true", help="as of `run`, for each training")
     distil.set_defaults(verb=_distil, processes=None)
@@ -287,6 +288,25 @@ def _add_at_once(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="with --spread: runs at once on each GPU, for small bases (default: %(default)s)",
+    )
+
+
+def _add_machine(parser: argparse.ArgumentParser, machine: str) -> None:
+    """What is asked of SkyPilot; `machine` is what --gpus says."""
+    parser.add_argument(
+        "--gpus",
+        metavar="NAME:COUNT",
+        help=f"{machine} (default: the best of `emotion-launch plan`)",
+    )
+    parser.add_argument(
+        "--max-usd", type=float, metavar="D", help="start nothing whose estimated price is above D dollars"
+    )
+    parser.add_argument("--yes", action="store_true", help="agree to the price without being asked")
+    parser.add_argument(
+        "--sky",
+        default="",
+        metavar="WORDS",
+        help="options of `sky jobs launch`, in one word, such as '--infra aws --secret HF_TOKEN'",
     )
 
 
@@ -312,21 +332,7 @@ def _add_up(up: argparse.ArgumentParser) -> None:
     up.add_argument(
         "--local", action="store_true", help="train on this machine's GPUs, or CPU, instead of by SkyPilot"
     )
-    up.add_argument(
-        "--gpus",
-        metavar="NAME:COUNT",
-        help="machine to train on (default: the best of `emotion-launch plan`)",
-    )
-    up.add_argument(
-        "--max-usd", type=float, metavar="D", help="start nothing whose estimated price is above D dollars"
-    )
-    up.add_argument("--yes", action="store_true", help="agree to the price without being asked")
-    up.add_argument(
-        "--sky",
-        default="",
-        metavar="WORDS",
-        help="options of `sky jobs launch`, in one word, such as '--infra aws --secret HF_TOKEN'",
-    )
+    _add_machine(up, "machine to train on")
     up.add_argument("--no-smoke", action="store_true", help="do not try the run out before the whole of it")
     up.add_argument("--no-export", action="store_true", help="do not merge adapter and base at the end")
     up.add_argument(
@@ -517,14 +523,17 @@ def _run(arguments: argparse.Namespace) -> int:
 def _distil(arguments: argparse.Namespace) -> int:
     from emotion_train.processes.systems import require_system
 
-    require_system("run")
+    if not arguments.as_jobs:
+        require_system("run")
     from emotion_train.config import load_config
     from launch.run.choice import asked_for
     from launch.run.distil import distil
-    from launch.run.topology import gpus
+    from launch.run.topology import Topology, gpus
 
     config = load_config(arguments.config, arguments.overrides)
-    _, topology = asked_for(gpus(), arguments.accelerate_config, processes=None)
+    topology = Topology(())
+    if not arguments.as_jobs:
+        _, topology = asked_for(gpus(), arguments.accelerate_config, processes=None)
     return distil(arguments, config, topology, lambda own: _start(own, []))
 
 

@@ -49,6 +49,52 @@ MUTANTS = [
         "tests/emotion_train/sizing/test_fit.py::"
         "test_as_many_blocks_are_kept_unpacked_as_training_leaves_room_for",
     ),
+    # Gemma 3
+    Mutant(
+        "a GGUF file stores what Gemma's norms multiply by, 1 more than transformers' weights",
+        "emotion_train/model/load.py",
+        "_gguf_weights",
+        "tensor - 1",
+        "tensor",
+        "tests/emotion_train/model/test_gemma.py::test_a_gguf_file_computes_what_its_checkpoint_computes",
+    ),
+    Mutant(
+        "Gemma's embedding is scaled",
+        "emotion_train/model/load.py",
+        "_fill_the_rest",
+        "model.config.hidden_size ** 0.5",
+        "1.0",
+        "tests/emotion_train/model/test_load.py::test_plain_checkpoints_load_as_transformers_loads_them"
+        "[gemma3_text]",
+    ),
+    # Qwen3.5's delta nets
+    Mutant(
+        "the convolution of a delta net begins anew with each post",
+        "emotion_train/model/delta_net.py",
+        "chunks_of",
+        "classifier.config.linear_conv_kernel_dim - 1",
+        "1",
+        "tests/emotion_train/model/test_delta_net.py::"
+        "test_posts_of_a_pack_are_computed_as_transformers_computes_each_alone[changes0]",
+    ),
+    Mutant(
+        "each chunk of a post reads the state that its own chunks before it left",
+        "emotion_train/model/delta_net.py",
+        "delta_rule",
+        "slice(start, start + then)",
+        "slice(start + here - then, start + here)",
+        "tests/emotion_train/model/test_delta_net.py::"
+        "test_the_rule_in_chunks_is_that_of_one_token_at_a_time_in_each_post",
+    ),
+    Mutant(
+        "a delta net is adapted where an attention is",
+        "emotion_train/sizing/shape.py",
+        "layer_names",
+        "kind == QWEN3_5",
+        "False",
+        "tests/emotion_train/model/test_delta_net.py::"
+        "test_a_delta_net_has_adapters_where_an_attention_has_them[targets0-of_delta_net0-of_attention0]",
+    ),
     # reading ahead
     Mutant(
         "nothing is read ahead that a shallower model does not need",

@@ -25,12 +25,20 @@ from emotion_train.bases.encoders import (
     with_defaults,
 )
 from emotion_train.bases.files import BaseFiles
+from emotion_train.bases.gemma import problem_of_gemma
 from emotion_train.bases.gguf_file import GgufFile
+from emotion_train.bases.qwen3_5 import (
+    QWEN3_5,
+    QWEN3_5_DEFAULTS,
+    block_tensors,
+    problem_of_delta_nets,
+    with_kinds_of_blocks,
+)
 from emotion_train.config import MOST_LAYERS
 from emotion_train.errors import WrongRequest
 
 # decoders: of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", QWEN3_5)
 _QWEN = {
     "vocab_size": 151_936,
     "hidden_size": 4096,
@@ -60,9 +68,24 @@ _DEFAULTS: dict[str, dict[str, int]] = {
     },
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
+    "gemma3_text": {
+        "vocab_size": 262_208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131_072,
+    },
+    QWEN3_5: QWEN3_5_DEFAULTS,
 }
 # The text part's kind where a multimodal configuration leaves it out.
-_TEXT_KINDS = {"mistral3": "mistral", "llava": "llama", "llava_next": "llama", "vipllava": "llama"}
+_TEXT_KINDS = {
+    **{"mistral3": "mistral", "llava": "llama", "llava_next": "llama", "vipllava": "llama"},
+    "gemma3": "gemma3_text",
+    "qwen3_5": QWEN3_5,
+}
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -79,7 +102,10 @@ _DERIVED = {
     "mistral": ("head_dim",),
     "qwen2": ("num_key_value_heads",),
     "qwen3": ("num_key_value_heads",),
+    "gemma3_text": (),
+    QWEN3_5: (),
 }
+_BIASED = ("llama", "qwen3", "gemma3_text")  # kinds whose attention may add biases
 _LARGEST_SIZE = 2**31
 # Functions between the two halves of an MLP, by transformers' names.
 _ACTIVATIONS = (
@@ -145,7 +171,8 @@ class TextModel:
             "model.norm.weight": (hidden_H,),
         }
         for layer in range(sizes["num_hidden_layers"]):
-            found |= {f"model.layers.{layer}.{name}": shape for name, shape in self._of_a_layer()}
+            own = block_tensors(sizes, layer) if self.kind == QWEN3_5 else self._of_a_layer()
+            found |= {f"model.layers.{layer}.{name}": shape for name, shape in own}
         return found
 
     def _of_a_layer(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -167,7 +194,10 @@ class TextModel:
                 yield f"{name}.bias", (outputs,)
         yield "input_layernorm.weight", (hidden_H,)
         yield "post_attention_layernorm.weight", (hidden_H,)
-        if self.kind == "qwen3":
+        if self.kind == "gemma3_text":
+            yield "pre_feedforward_layernorm.weight", (hidden_H,)
+            yield "post_feedforward_layernorm.weight", (hidden_H,)
+        if self.kind in ("qwen3", "gemma3_text"):
             yield "self_attn.q_norm.weight", (head_D,)
             yield "self_attn.k_norm.weight", (head_D,)
 
@@ -178,7 +208,7 @@ class TextModel:
         attention = ("q_proj", "k_proj", "v_proj", "o_proj")
         inner = ("gate_proj", "up_proj", "down_proj")
         return (
-            *(attention if self.kind in ("llama", "qwen3") and self.values.get("attention_bias") else ()),
+            *(attention if self.kind in _BIASED and self.values.get("attention_bias") else ()),
             *(inner if self.kind == "llama" and self.values.get("mlp_bias") else ()),
         )
 
@@ -210,7 +240,7 @@ def _cut(model: TextModel, files: BaseFiles) -> TextModel:
 def _whole_text_model(files: BaseFiles) -> TextModel:
     if files.gguf is not None:
         gguf = GgufFile.open(files.gguf)
-        return _checked(files.name, "header", "llama", "gguf", gguf.config(), gguf)
+        return _checked(files.name, "header", gguf.kind, "gguf", gguf.config(), gguf)
     document = files.config()
     if files.staged is None:  # what a staged base holds is told by its base.json
         _refuse_quantised(files.name, document)
@@ -220,7 +250,9 @@ def _whole_text_model(files: BaseFiles) -> TextModel:
 
 def kind_of(files: BaseFiles) -> str:
     """The kind of a base's text part. Raises `WrongRequest` for one that is not supported."""
-    return "llama" if files.gguf is not None else _text_part(files.name, files.config())[0]
+    if files.gguf is not None:
+        return GgufFile.open(files.gguf).kind
+    return _text_part(files.name, files.config())[0]
 
 
 def _text_part(base: str, document: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
@@ -271,7 +303,7 @@ def _checked(
 ) -> TextModel:
     if kind in ENCODERS:
         return _checked_encoder(base, place, kind, given)
-    nulls = set(_SIZES) - set(_DERIVED[kind])
+    nulls = {*_SIZES, *_DEFAULTS[kind]} - set(_DERIVED[kind])
     values = _DEFAULTS[kind] | {
         key: value for key, value in given.items() if value is not None or key in nulls
     }
@@ -286,9 +318,16 @@ def _checked(
             raise _unusable(base, place, f"its {name} is {str(value)[:40]!r} and no whole number above 0")
     if values["num_hidden_layers"] > MOST_LAYERS:
         raise _unusable(base, place, f"num_hidden_layers is {values['num_hidden_layers']}")
+    if kind == QWEN3_5:
+        values = with_kinds_of_blocks(values)
     if "head_dim" not in values:
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
-    if problem := _problem_of_heads(kind, values) or _problem_of_words(values):
+    problem = _problem_of_heads(kind, values) or _problem_of_words(values)
+    if kind == "gemma3_text":
+        problem = problem or problem_of_gemma(given, values["num_hidden_layers"], _ACTIVATIONS)
+    if kind == QWEN3_5:
+        problem = problem or problem_of_delta_nets(values)
+    if problem:
         raise _unusable(base, place, problem)
     return TextModel(kind, layout, values, gguf)
 
@@ -306,7 +345,7 @@ def _problem_of_heads(kind: str, values: Mapping[str, Any]) -> str | None:
     heads, keys, hidden = (
         values[name] for name in ("num_attention_heads", "num_key_value_heads", "hidden_size")
     )
-    if kind == "llama" and hidden % heads:
+    if kind in ("llama", "gemma3_text") and hidden % heads:
         return f"its hidden_size {hidden} is no multiple of its num_attention_heads {heads}"
     if heads % keys:
         return f"its num_attention_heads {heads} is no multiple of its num_key_value_heads {keys}"
@@ -325,7 +364,9 @@ def _problem_of_words(values: Mapping[str, Any]) -> str | None:
     for name in ("rope_parameters", "rope_scaling"):
         if not isinstance(values.get(name, {}), Mapping):
             return f"its {name} is no object"
-    rope = _rope(values)
+    rope: Any = _rope(values)
+    if not isinstance(rope, Mapping):
+        return "its rope_parameters is no object of objects"
     if (scaling := rope.get("rope_type", rope.get("type", "default"))) not in _ROPE_TYPES:
         return f"its rope_type {str(scaling)[:40]!r} is not known"
     layers = values.get("layer_types")
@@ -335,8 +376,12 @@ def _problem_of_words(values: Mapping[str, Any]) -> str | None:
 
 
 def _rope(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How positions are scaled, under the name of either version of transformers."""
-    return values.get("rope_scaling") or values.get("rope_parameters") or {}
+    """How positions are scaled, under the name of either version of transformers; of a base whose
+    layers have rotations of their own, how those are that see the whole post.
+    """
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    own: Mapping[str, Any] = rope.get("full_attention") or rope
+    return own
 
 
 def _unusable(base: str, place: str, why: str) -> WrongRequest:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from emotion_train.bases.gemma import gguf_configuration
 from emotion_train.edges.bounded import Unreadable, require_no_lfs_pointer
 from emotion_train.errors import WrongRequest
 
@@ -34,6 +35,8 @@ _SCALARS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
+# kinds of text model by GGUF's names of architectures
+_KINDS = {"llama": "llama", "gemma3": "gemma3_text"}
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,29 @@ class GgufFile:
             why = f": {error}" if isinstance(error, Unreadable) else " (version 2 or 3)"
             raise WrongRequest(f"The base {path} is not a whole GGUF file{why}; download it again.") from None
 
+    @property
+    def kind(self) -> str:
+        """The kind of its text model, by transformers' name. Raises `WrongRequest` for another
+        family.
+        """
+        if (kind := _KINDS.get(str(self._architecture))) is None:
+            raise WrongRequest(
+                f"The base {self.path} has the GGUF architecture {self._architecture}; supported are llama,"
+                " which includes Mistral and SmolLM2, and gemma3."
+            )
+        return kind
+
     def config(self) -> dict[str, Any]:
         """What the config.json of the same model would say, in the names of transformers'
-        LlamaConfig. Raises `WrongRequest` for a model of another family (Mistral's text models are
-        of this one), with scaled positions or with experts, and for a header without a size.
+        configuration of its `kind`. Raises `WrongRequest` for a model of another family (Mistral's
+        text models are of Llama's), of Llama's with scaled positions or with experts, and for a
+        header without a size.
         """
+        kind = self.kind
         self._refuse_other_models()
         heads, hidden = self._field("attention.head_count"), self._field("embedding_length")
         embedding = self.tensors.get("token_embd.weight")
-        return {
+        sizes = {
             "vocab_size": self._field("vocab_size") if embedding is None else embedding.shape[0],
             "hidden_size": hidden,
             "intermediate_size": self._field("feed_forward_length"),
@@ -84,35 +101,32 @@ class GgufFile:
             "head_dim": self._field("attention.key_length", hidden // heads),
             "max_position_embeddings": self._field("context_length"),
             "rms_norm_eps": self._field("attention.layer_norm_rms_epsilon"),
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": self._field("rope.freq_base", 10_000.0),
-            },
             "bos_token_id": self.metadata.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": self.metadata.get("tokenizer.ggml.eos_token_id"),
         }
+        if kind == "gemma3_text":
+            return gguf_configuration(sizes, self._field)
+        theta = self._field("rope.freq_base", 10_000.0)
+        return sizes | {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+
+    @property
+    def _architecture(self) -> Any:
+        return self.metadata.get("general.architecture")
 
     def _refuse_other_models(self) -> None:
-        architecture = self.metadata.get("general.architecture")
-        if architecture != "llama":
-            raise WrongRequest(
-                f"The base {self.path} has the GGUF architecture {architecture}; supported is llama, which"
-                " includes Mistral and SmolLM2."
-            )
-        scaled = (
-            "rope_freqs.weight" in self.tensors
-            or self.metadata.get("llama.rope.scaling.type", "none") != "none"
-        )
-        if scaled or "llama.expert_count" in self.metadata:
+        scaling = self.metadata.get(f"{self._architecture}.rope.scaling.type", "none")
+        known = ("none", "linear") if self._architecture == "gemma3" else ("none",)
+        scaled = "rope_freqs.weight" in self.tensors or scaling not in known
+        if scaled or f"{self._architecture}.expert_count" in self.metadata:
             raise WrongRequest(
                 f"The base {self.path} scales its positions or has experts, read from safetensors only; give"
                 " such a checkpoint."
             )
 
     def _field(self, name: str, default: Any = None) -> Any:
-        value = self.metadata.get(f"llama.{name}", default)
+        value = self.metadata.get(f"{self._architecture}.{name}", default)
         if value is None:
-            raise WrongRequest(f"The base {self.path} lacks llama.{name}; download it again.")
+            raise WrongRequest(f"The base {self.path} lacks {self._architecture}.{name}; download it again.")
         return value
 
     def require_readable(self) -> None:

@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from emotion_train.bases import gemma
 from emotion_train.bases.architecture import already_quantised, kind_of, text_name
 from emotion_train.bases.depth import is_read
 from emotion_train.bases.files import INSTEAD, BaseFiles
@@ -49,6 +50,7 @@ _GGUF_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GGUF_NAMES_BY_KIND = {"llama": _GGUF_NAMES, "gemma3_text": gemma.GGUF_NAMES}
 _NOT_OF_THE_TEXT = ("output.weight", "rope_freqs.weight")
 
 
@@ -117,22 +119,30 @@ def damaged(path: object, base: str, why: str) -> WrongRequest:
     return WrongRequest(f"{path} of the base {base} is damaged ({why}); download it again.")
 
 
-def gguf_shapes(tensors: Mapping[str, Any], layers: int | None = None) -> dict[str, tuple[int, ...]]:
+def gguf_shapes(
+    kind: str, tensors: Mapping[str, Any], layers: int | None = None
+) -> dict[str, tuple[int, ...]]:
     """Shapes of a GGUF file's tensors, in the form of `shapes_in`; of the first so many blocks."""
-    return {name: tensors[key].shape for name, key in gguf_places(tensors, layers).items()}
+    return {name: tensors[key].shape for name, key in gguf_places(kind, tensors, layers).items()}
 
 
-def gguf_places(keys: Iterable[str], layers: int | None = None) -> dict[str, str]:
+def gguf_places(kind: str, keys: Iterable[str], layers: int | None = None) -> dict[str, str]:
     """Keys in a GGUF file of the tensors of the first so many blocks, by the classifier's names."""
-    found = {gguf_name(key): key for key in keys if key not in _NOT_OF_THE_TEXT}
+    found = {gguf_name(kind, key): key for key in keys if key not in _NOT_OF_THE_TEXT}
     return {name: key for name, key in found.items() if is_read(name, layers)}
 
 
-def gguf_name(key: str) -> str:
-    """The classifier's name of a GGUF tensor; one that it has no name for stays as it is."""
+def gguf_name(kind: str, key: str) -> str:
+    """The classifier's name of a GGUF tensor of a base of this kind; one that it has no name for
+    stays as it is.
+
+    >>> gguf_name("gemma3_text", "blk.3.ffn_norm.weight")
+    'model.layers.3.pre_feedforward_layernorm.weight'
+    """
+    names = _GGUF_NAMES_BY_KIND[kind]
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", key)
-    if block and block[2] in _GGUF_NAMES:
-        return f"model.layers.{block[1]}.{_GGUF_NAMES[block[2]]}.{block[3]}"
+    if block and block[2] in names:
+        return f"model.layers.{block[1]}.{names[block[2]]}.{block[3]}"
     return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}.get(
         key, key
     )

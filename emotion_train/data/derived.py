@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from emotion_train.data.existing import same_posts
 from emotion_train.data.index import INDEX_KEY, Auxiliary, Index, Split, read_index
 from emotion_train.data.reader import RowGroupReader, Rows
 from emotion_train.data.shards import SplitWriter, place, schema_of
@@ -112,7 +113,7 @@ def create_index(store: Store, made: Index, option: str) -> Index:
     try:
         store.create(INDEX_KEY, made.to_bytes())
     except AlreadyExists:
-        if read_index(store).splits != made.splits:
+        if not same_posts(read_index(store), made):
             raise WrongRequest(
                 f"{store.url} holds another data set, which is never overwritten; give another {option}."
             ) from None

@@ -52,7 +52,7 @@ def _refuse_another(store: Store, existing: Index, index: Index) -> None:
             f"{store.url} holds another prepared data set ({_difference(existing, index)}); it is never"
             " overwritten. Type another DATA_URL, or repeat the source and options it was made with."
         )
-    if _posts(existing) != _posts(index):
+    if not same_posts(existing, index):
         raise WrongRequest(
             f"{store.url} holds a data set of an earlier version of this program, and this version makes"
             f" another one of {index.source.get('name')} ({_difference(existing, index, ('source',))}); it"
@@ -73,6 +73,13 @@ def _content(index: Index) -> dict[str, Any]:
         for described in split["objects"]:
             del described["etag"]
     return content
+
+
+def same_posts(one: Index, other: Index) -> bool:
+    """Whether both say the same of every post that is trained on, auxiliary ones too, or scored:
+    where it is, and what its labels are called.
+    """
+    return _posts(one) == _posts(other)
 
 
 def _posts(index: Index) -> dict[str, Any]:

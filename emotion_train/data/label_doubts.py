@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 
+from emotion_train.console import counted
 from emotion_train.data.labels import is_invisible, means_missing, number
 
 _SHOWN = 5
@@ -107,7 +108,7 @@ def _look(name: str) -> str:
 
 
 def _says(name: str, count: int) -> str:
-    return f"{name!r} is a label of {count:,} post{'' if count == 1 else 's'}"
+    return f"{name!r} is a label of {counted(count, 'post')}"
 
 
 def _without(labels: Sequence[str]) -> str:

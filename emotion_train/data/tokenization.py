@@ -31,7 +31,16 @@ import numpy.typing as npt
 # The loader has threads of its own; the library's would clash between the ranks of a node.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from emotion_train.bases.encoders import ENCODERS
 from emotion_train.bases.files import BaseFiles
@@ -75,7 +84,10 @@ _TEKKEN_SPECIALS = (
 # first and last token of an encoder's text, where its tokenizer_config.json names none
 _ENDS_OF_ENCODERS = (("[CLS]", "[SEP]"), ("<s>", "</s>"))
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
-_CONTROL = 3  # GGUF's token type
+_NORMAL, _CONTROL, _OF_AUTHOR = 1, 3, 4  # GGUF's token types
+_SPACE = "▁"  # SentencePiece's letter for it
+# which llama.cpp has among the pieces that an author chose, such as line ends and <table>
+_CONTROLS_OF_GEMMA = ("[multimodal]", "<start_of_image>", "<end_of_image>")
 _MAX_TEKKEN_BYTES = 256 << 20
 _PROBES = (
     "a b  c\n\td",
@@ -403,11 +415,12 @@ def _merges(words: list[str]) -> list[tuple[str, str]]:
     rank = {word: position for position, word in enumerate(words)}
     merges: list[tuple[str, str]] = []
     for word in words:
-        splits = ((word[:cut], word[cut:]) for cut in range(1, len(word)))
-        merges += sorted(
-            (pair for pair in splits if pair[0] in rank and pair[1] in rank),
-            key=lambda pair: (rank[pair[0]], rank[pair[1]]),
-        )
+        splits: list[tuple[int, int]] = []
+        for cut in range(1, len(word)):
+            left = rank.get(word[:cut])
+            if left is not None and (right := rank.get(word[cut:])) is not None:
+                splits.append((left, right))
+        merges += [(words[left], words[right]) for left, right in sorted(splits)]
     return merges
 
 
@@ -431,11 +444,14 @@ def _from_gguf(gguf: GgufFile, max_length: int) -> PostTokenizer:
         for key, value in gguf.metadata.items()
         if key.startswith("tokenizer.ggml.")
     }
+    if field.get("model") == "llama" and field.get("add_space_prefix") is False:
+        return _from_pieces(gguf, field, max_length)
     kind, style = field.get("model"), field.get("pre", "default")
     beside = "put the model's tokenizer.json beside the file"
     if kind != "gpt2" or "merges" not in field or "tokens" not in field:
         raise WrongRequest(
-            f"The base {gguf.path} has a tokenizer of the kind {kind}, only gpt2 is read from GGUF; {beside}."
+            f"The base {gguf.path} has a tokenizer of the kind {kind}, only gpt2 and Gemma's are read from"
+            f" GGUF; {beside}."
         )
     tokens: list[str] = field["tokens"]
     types = field.get("token_type", [1] * len(tokens))
@@ -459,11 +475,50 @@ def _from_gguf(gguf: GgufFile, max_length: int) -> PostTokenizer:
         raise WrongRequest(
             f"The base {gguf.path} splits words in the manner {style}, which is not known here; {beside}."
         )
-    bos_id = field.get("bos_token_id")
-    if bos_id is not None and not (isinstance(bos_id, int) and 0 <= bos_id < len(tokens)):
+    return _with_ends(gguf, tokenizer, field, max_length)
+
+
+def _with_ends(gguf: GgufFile, tokenizer: Tokenizer, field: dict[str, Any], max_length: int) -> PostTokenizer:
+    bos_id, tokens = field.get("bos_token_id"), len(field["tokens"])
+    if bos_id is not None and not (isinstance(bos_id, int) and 0 <= bos_id < tokens):
         raise WrongRequest(
-            f"The base {gguf.path} has the bos_token_id {bos_id} and {len(tokens)} tokens; download it again."
+            f"The base {gguf.path} has the bos_token_id {bos_id} and {tokens} tokens; download it again."
         )
     return PostTokenizer(
         tokenizer, max_length, bos_id=bos_id, pad_id=_pad_id(tokenizer, bos_id, field.get("padding_token_id"))
     )
+
+
+def _from_pieces(gguf: GgufFile, field: dict[str, Any], max_length: int) -> PostTokenizer:
+    """SentencePiece's byte-pair encoding as Gemma has it: spaces are letters, the pieces' order is
+    that of their merges, and what no piece spells is bytes.
+    """
+    tokens: list[str] = field.get("tokens", [])
+    scores, types = field.get("scores", []), field.get("token_type", [])
+    if not len(tokens) == len(scores) == len(types) or "<unk>" not in tokens:
+        raise WrongRequest(f"The base {gguf.path} has no whole vocabulary of pieces; download it again.")
+    normal = [place for place, type_ in enumerate(types) if type_ == _NORMAL]
+    words = [tokens[place] for place in sorted(normal, key=lambda place: -scores[place])]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {token: rank for rank, token in enumerate(tokens)},
+            _merges(words),
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    named = [
+        (token, type_ == _CONTROL or token in _CONTROLS_OF_GEMMA)
+        for token, type_ in zip(tokens, types, strict=True)
+        if type_ in (_CONTROL, _OF_AUTHOR)
+    ]
+    tokenizer.add_tokens([AddedToken(one, normalized=False) for one, special in named if not special])
+    tokenizer.add_special_tokens(
+        [AddedToken(one, special=True, normalized=False) for one, special in named if special]
+    )
+    return _with_ends(gguf, tokenizer, field, max_length)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 MAX_DEPTH = 64
-MAX_DIGITS = 30  # of a whole number; 2**63 has 19
+# Of a whole number; 2**63 has 19. transformers writes int(1e30), which has 31, for a tokenizer
+# whose longest text nobody has named.
+MAX_DIGITS = 40
 MAX_JSON_BYTES = 64 << 20
 MAX_YAML_BYTES = 256 << 10  # a parser in Python takes a quarter of a second for them
 MAX_CSV_BYTES = 64 << 20

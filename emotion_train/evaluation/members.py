@@ -17,13 +17,11 @@ from emotion_train.model.facts import AdapterFacts, read_facts
 from emotion_train.sizing.shape import target_names
 
 
-def refuse_strangers(places: Sequence[str], facts: Sequence[AdapterFacts], one_base: bool = True) -> None:
-    """Raises `WrongRequest` where adapters cannot answer together. `one_base`: over one base that
-    is loaded once.
-    """
-    first = _compared(facts[0], one_base)
+def _refuse_strangers(places: Sequence[str], facts: Sequence[AdapterFacts]) -> None:
+    """Raises `WrongRequest` where adapters cannot answer together over one base."""
+    first = _compared(facts[0])
     for place, other in zip(places[1:], facts[1:], strict=True):
-        its = _compared(other, one_base)
+        its = _compared(other)
         if (what := next((name for name in first if first[name] != its[name]), None)) is not None:
             raise WrongRequest(
                 f"The adapters {places[0]} and {place} differ in their {what}, so what they say cannot be"
@@ -31,24 +29,20 @@ def refuse_strangers(places: Sequence[str], facts: Sequence[AdapterFacts], one_b
             )
 
 
-def _compared(facts: AdapterFacts, one_base: bool) -> dict[str, object]:
-    found: dict[str, object] = {
+def _compared(facts: AdapterFacts) -> dict[str, object]:
+    return {
         "labels": facts.labels,
         "targets": facts.targets,
         "tokenizer": facts.tokenizer_sha256,
         "data.max_length": facts.max_length,
+        "model.layers": facts.layers,
+        "base": (facts.base_shape_sha256, facts.base_weights_sha256),
+        "model.precision": facts.precision,
+        "train.method": "full" if facts.lora is None else "lora",
+        "lora.r": facts.lora and facts.lora.r,
+        "lora.alpha": facts.lora and facts.lora.alpha,
+        "lora.targets": facts.lora and set(target_names(facts.lora.targets)),
     }
-    if one_base:
-        found |= {
-            "model.layers": facts.layers,
-            "base": (facts.base_shape_sha256, facts.base_weights_sha256),
-            "model.precision": facts.precision,
-            "train.method": "full" if facts.lora is None else "lora",
-            "lora.r": facts.lora and facts.lora.r,
-            "lora.alpha": facts.lora and facts.lora.alpha,
-            "lora.targets": facts.lora and set(target_names(facts.lora.targets)),
-        }
-    return found
 
 
 def facts_together(folders: Sequence[Path], places: Sequence[str] | None = None) -> list[AdapterFacts]:
@@ -58,7 +52,7 @@ def facts_together(folders: Sequence[Path], places: Sequence[str] | None = None)
     named = [str(folder) for folder in folders] if places is None else places
     facts = [read_facts(folder) for folder in folders]
     refuse_doubles(named, folders)
-    refuse_strangers(named, facts)
+    _refuse_strangers(named, facts)
     return facts
 
 

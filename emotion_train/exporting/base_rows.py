@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from emotion_train.bases.headers import names_of_files
 from emotion_train.bases.staged import StagedBase, StagedTensor
+from emotion_train.edges.hub import in_cache
 from emotion_train.model.load import (
     SAMPLED,
     WHOLE,
@@ -59,6 +61,20 @@ def open_rows(found: BaseConfig) -> BaseRows:
             yield name, _blocks(weights, name, shape)
 
     return BaseRows(shapes, lambda: _identity(found, weights, shapes), stream)
+
+
+def known_weights_sha256(found: BaseConfig) -> str | None:
+    """That of `BaseInfo`, by the few rows that tell it. None where more would have to be fetched:
+    of a hub id that is not in the cache, and of a staged base that has more blocks than are read.
+    """
+    files = found.files
+    if files.staged is not None:
+        return files.staged.index.weights_sha256 if found.layers is None else None
+    if files.folder is None and files.gguf is None:
+        names = names_of_files(files, found.layers)
+        if not all(in_cache(files.name, name) for name in names):
+            return None
+    return open_rows(found).weights_sha256()
 
 
 def _blocks(weights: Weights, name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:

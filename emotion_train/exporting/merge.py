@@ -25,7 +25,7 @@ from emotion_train.model.encoder import is_encoder
 from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.load import HEAD, BaseConfig
 from emotion_train.model.lora import load_adapter, read_weights, refuse_misfits
-from emotion_train.sizing.shape import target_names
+from emotion_train.sizing.shape import layer_names
 
 ExportDtype = Literal["bf16", "fp32"]
 DTYPES: dict[ExportDtype, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -59,8 +59,9 @@ class Merge:
         lora: LoraSection,
         labels: int,
         dtype: ExportDtype,
+        kind: str,
     ) -> None:
-        refuse_misfits(adapter_shapes(base.shapes, lora, labels), state)
+        refuse_misfits(adapter_shapes(base.shapes, kind, lora, labels), state)
         self._base, self._state = base, state
         self._scale = lora.alpha / lora.r
         self._dtype = DTYPES[dtype]
@@ -129,7 +130,8 @@ def merge_of(
     `WrongRequest` for a damaged file and as `Merge`.
     """
     if not is_encoder(found.text) and adapter.lora is not None:
-        return Merge(rows, read_weights(folder), adapter.lora, len(adapter.labels), dtype)
+        kind, labels = found.text.model_type, len(adapter.labels)
+        return Merge(rows, read_weights(folder), adapter.lora, labels, dtype, kind)
     if adapter.lora is None:
         return InMemory(read_weights(folder), found.text.model_type, dtype)
     network: Any = load_adapter(folder, device="cpu", base=found, precision="fp32").model.network
@@ -139,12 +141,15 @@ def merge_of(
 
 
 def adapter_shapes(
-    base: Mapping[str, tuple[int, ...]], lora: LoraSection, labels: int
+    base: Mapping[str, tuple[int, ...]], kind: str, lora: LoraSection, labels: int
 ) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor in the PEFT file of an adapter for a base with these tensors."""
+    """Shape of each tensor in the PEFT file of an adapter for a base of this kind with these
+    tensors.
+    """
     found: dict[str, tuple[int, ...]] = {_PEFT + HEAD: (labels, *base["model.norm.weight"])}
+    adapted = layer_names(lora.targets, kind)
     for name, shape in base.items():
-        if name.endswith(".weight") and name.split(".")[-2] in target_names(lora.targets):
+        if name.endswith(".weight") and name.split(".")[-2] in adapted:
             outputs, inputs = shape
             found |= {_factor(name, "A"): (lora.r, inputs), _factor(name, "B"): (outputs, lora.r)}
     return found

@@ -7,12 +7,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emotion_train.console import tell
+from emotion_train.console import require_agreement
 from emotion_train.edges.bounded import Unreadable, object_in
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import positive
@@ -194,16 +193,8 @@ def _extra_body(word: str | None) -> dict[str, Any]:
 def agree(endpoints: Sequence[Endpoint], what: str, yes: bool) -> None:
     """Say what goes where before it goes, and ask. Raises `WrongRequest` without an agreement."""
     hosts = " and ".join(dict.fromkeys(one.host for one in endpoints))
-    tell(f"{what} go to {hosts} ({', '.join(one.model for one in endpoints)}).")
-    if yes:
-        return
-    if not (sys.stdin is not None and sys.stdin.isatty()):
-        raise WrongRequest(
-            "Nobody can be asked whether these posts may leave this machine; type --yes to agree."
-        )
-    tell("Go on? [y/N]")
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise WrongRequest("Nothing was sent.")
+    models = ", ".join(one.model for one in endpoints)
+    require_agreement(f"send {what} to {hosts} ({models})", yes, otherwise="Nothing was sent.")
 
 
 def dry_run_words(

@@ -83,6 +83,9 @@ class Job(Manifest):
     """`id` is drawn, and the job's parts name it. `training` is the share of training posts that
     have each label, and `held_out` the share of `held_out_posts` held-out ones that the adapter
     answered with it, by the report beside it; None where there is none.
+
+    `mean_of`: what of several adapters is averaged; jobs of earlier versions, and those of one
+    adapter, are without it.
     """
 
     older: ClassVar[tuple[str, ...]] = ()
@@ -101,6 +104,7 @@ class Job(Manifest):
     precision: Precision
     targets: TargetKind
     labels: tuple[str, ...]
+    mean_of: Literal["probabilities", "logits"] = "probabilities"
     probabilities: bool = False
     accept_precision: float | None = None
     accept_above: float | None = None
@@ -109,6 +113,12 @@ class Job(Manifest):
     held_out_posts: int = 0
     lease_seconds: float = Field(600, gt=0)
     versions: dict[str, str] = Field(default_factory=dict)
+
+    def content(self) -> dict[str, Any]:
+        content = super().content()
+        if self.mean_of == "probabilities":
+            del content["mean_of"]
+        return content
 
     @property
     def rows(self) -> int | None:
@@ -206,6 +216,7 @@ def _compared(job: Job, asked: Job) -> list[tuple[str, Any, Any]]:
                     ("decision_sha256", "a decision of sha256"),
                 )
             ],
+            ("by the mean of the adapters'", one.mean_of),
             ("in the precision", one.precision),
             *[
                 (f"with --{name.replace('_', '-')}", value)

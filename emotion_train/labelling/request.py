@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from emotion_train.console import counted
 from emotion_train.edges.bounded import Unreadable, object_file
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import NotStarted, Preempted, StorageError, WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, base_ahead, open_classifier
 from emotion_train.evaluation.decision import DECISION, Decision, read_decision
-from emotion_train.evaluation.members import averaged, refuse_strangers
+from emotion_train.evaluation.members import averaged, facts_together
 from emotion_train.labelling.job import (
     AdapterIdentity,
     Job,
@@ -34,7 +35,7 @@ from emotion_train.labelling.job import (
 from emotion_train.labelling.planning import FoundSource, find_source, plan_units, with_plan
 from emotion_train.labelling.summary import Success, find_success
 from emotion_train.labelling.worker import About, Pace, Stopped, Worker
-from emotion_train.model.facts import AdapterFacts, read_facts
+from emotion_train.model.facts import AdapterFacts
 from emotion_train.processes.notices import PreemptionWatch, hold_seconds
 from emotion_train.report.schema import Report
 from emotion_train.runs.adapter_cache import find_adapter
@@ -117,7 +118,7 @@ def label(
             return _label(request, tell, stopping, make_scorer or load_scorer)
         except Stopped as stopped:
             left = int(stopped.args[0]) if stopped.args else 0
-            words = f"{left} unit{'' if left == 1 else 's'} left to other workers."
+            words = f"{counted(left, 'unit')} left to other workers."
             notice = watch.notice
             tell(f"{notice.words if notice is not None else 'Told to end'}: {words}")
             _hold(watch, hold_seconds(request.hold_s, os.environ))
@@ -229,8 +230,7 @@ def _hold(watch: PreemptionWatch, seconds: float) -> None:
 def _adapters(request: Request) -> _Adapters:
     """The adapters pulled and read. Raises `WrongRequest` for such as do not answer together."""
     folders = tuple(find_adapter(one).folder for one in request.adapters)
-    facts = [read_facts(folder) for folder in folders]
-    refuse_strangers(request.adapters, facts, one_base=False)
+    facts = facts_together(folders, request.adapters)
     decisions = [read_decision(folder, one) for folder, one in zip(folders, facts, strict=True)]
     identities = tuple(
         _identity(name, folder, one)
@@ -254,16 +254,16 @@ def _identity(name: str, folder: Path, facts: AdapterFacts) -> AdapterIdentity:
 
 def load_scorer(request: Request, folders: Sequence[Path]) -> Scorer:
     """The adapters on this process's device; several tasks of a Slurm node take a GPU each."""
-    chosen = [replace(request.loading, adapter=folder) for folder in folders]
-    with base_ahead(chosen[0]) as ahead:
+    first, *more = folders
+    loading = replace(request.loading, adapter=first, more=tuple(more))
+    with base_ahead(loading) as ahead:
         import torch
 
         from emotion_train.labelling.scorer import AdapterScorer
 
         if request.loading.device == "auto" and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("SLURM_LOCALID", "0")) % torch.cuda.device_count())
-        first = open_classifier(chosen[0], ahead)
-    return AdapterScorer([first, *map(open_classifier, chosen[1:])])
+        return AdapterScorer(open_classifier(loading, ahead))
 
 
 def _own_name() -> str:
@@ -287,12 +287,12 @@ def _job(
     asked = _asked(request, source, adapters)
     job = find_job(store)
     if job is None:
-        tell(f"planning: {len(source.files):,} files at {request.source}")
+        tell(f"planning: {counted(len(source.files), 'file')} at {request.source}")
         files, units = plan_units(source, request.reading, request.unit_posts)
         job = create_job(store, asked.model_copy(update={"files": files, "units": units}))
     refuse_other_request(job, asked, request.source, store.url)
-    rows = "" if job.rows is None else f"{job.rows:,} rows in "
-    tell(f"job {job.id} at {store.url}: {rows}{len(job.units):,} units")
+    rows = "" if job.rows is None else f"{counted(job.rows, 'row')} in "
+    tell(f"job {job.id} at {store.url}: {rows}{counted(len(job.units), 'unit')}")
     return job
 
 
@@ -311,6 +311,7 @@ def _asked(request: Request, source: FoundSource, adapters: _Adapters) -> Job:
         precision=request.loading.precision or adapters.facts.precision,
         targets=adapters.facts.targets,
         labels=adapters.facts.labels,
+        mean_of="logits" if len(adapters.folders) > 1 else "probabilities",
         probabilities=request.probabilities,
         accept_precision=request.accept_precision,
         accept_above=_accept_above(request, adapters),

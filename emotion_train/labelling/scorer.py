@@ -47,14 +47,13 @@ class Scorer(Protocol):
 
 
 class AdapterScorer:
-    """Adapters with one tokenizer, whose probabilities are averaged. Each holds a base of its own
-    in the device's memory.
+    """An adapter, or several that answer together over one base, as `evaluate` and `predict` have
+    them.
     """
 
-    def __init__(self, classifiers: Sequence[Classifier]) -> None:
-        self._classifiers = classifiers
-        self._first = classifiers[0]
-        self._device = self._first.loaded.model.device
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        self._device = classifier.loaded.model.device
         self._threads = encoder_threads()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="encode")
         self._busy_s = 0.0
@@ -70,35 +69,29 @@ class AdapterScorer:
             return []
         size = max(_LEAST_SLICE, -(-len(texts) // self._threads))
         slices = [texts[at : at + size] for at in range(0, len(texts), size)]
-        tokens = [ids for some in self._pool.map(self._first.tokenizer.encode, slices) for ids in some]
-        nothing_NC = np.zeros((len(texts), len(self._first.labels)))
+        tokens = [ids for some in self._pool.map(self._classifier.tokenizer.encode, slices) for ids in some]
+        nothing_NC = np.zeros((len(texts), len(self._classifier.labels)))
         return pack(
             tokens,
             nothing_NC,
             nothing_NC,
-            self._first.capacity,
-            self._first.tokenizer.pad_id,
+            self._classifier.capacity,
+            self._classifier.tokenizer.pad_id,
             fill_multiple(self._device),
         )
 
     def start(self, packs: Sequence[Pack], count: int) -> Pending:
         """Begin to compute `count` posts; on a GPU it returns before that is done."""
         slots_N = np.concatenate([one.slots_N for one in packs]) if packs else np.zeros(0, np.int64)
-        running = _OnDevice(self, slots_N, count, len(self._first.labels), self._device)
+        running = _OnDevice(self, slots_N, count, len(self._classifier.labels), self._device)
         with running:
-            means = [
-                torch.stack([self._one(classifier, one) for classifier in self._classifiers]).mean(0)
-                if len(self._classifiers) > 1
-                else self._one(self._first, one)
-                for one in packs
-            ]
-            running.take(means)
+            running.take([self._one(one) for one in packs])
         return running
 
-    def _one(self, classifier: Classifier, one: Pack) -> torch.Tensor:
-        model = classifier.loaded.model
+    def _one(self, one: Pack) -> torch.Tensor:
+        model = self._classifier.loaded.model
         with evaluating(model):
-            return probabilities(forward_pack(model, one, self._device), classifier.targets)
+            return probabilities(forward_pack(model, one, self._device), self._classifier.targets)
 
     def add_busy(self, seconds: float) -> None:
         """Count time for which the device computed."""

@@ -13,7 +13,7 @@ from math import sqrt
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from emotion_train.console import shown
+from emotion_train.console import counted, shown
 from emotion_train.errors import AlreadyExists
 from emotion_train.labelling.job import JOB, SUCCESS, Job, part_key
 from emotion_train.labelling.leases import Board
@@ -66,7 +66,8 @@ class Success(Manifest):
         """What a person reads of it."""
         answered = max(1, self.rows - sum(self.errors.values()))
         found = [
-            f"labelled {self.rows:,} posts in {len(self.parts):,} parts, {self.seconds:,.0f} s:"
+            f"labelled {counted(self.rows, 'post')} in {counted(len(self.parts), 'part')},"
+            f" {self.seconds:,.0f} s:"
             f" {self.posts_per_second:,.1f} posts/s{_dollars(self)}"
         ]
         found += [f"errors: {count:,} {words}" for words, count in self.errors.items()]

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from emotion_train.bases.qwen3_5 import with_counterparts
 from emotion_train.data.order import counter_hash
 from emotion_train.data.packing import Pack
 from emotion_train.model.attention import has_bfloat16, on_device
@@ -40,6 +41,7 @@ _STREAM = 2  # of the counter hash
 _BITS, _HALF = 0xFFFF_FFFF, 0xFFFF
 _MULTIPLIERS = 0xD251_1F53, 0xCD9E_8D57
 _WEYL = 0x9E37_79B9, 0xBB67_AE85
+_PRODUCTS = tuple(with_counterparts(stack) for stack in STACKS)
 _WORDS_AT_ONCE = 2**15  # numbers of a step of the arithmetic, which then stay in a core's cache
 
 
@@ -201,7 +203,8 @@ class PostDropout(nn.Module):
 
 def product_number(layer: str) -> int:
     """A number for each product of the decoder, by the name of one of its layers: 4 times the block
-    plus its place in `STACKS`. Raises `ValueError` for another name.
+    plus its place in `STACKS`, where a delta net's layers have that of their counterparts. Raises
+    `ValueError` for another name.
 
     >>> product_number("base_model.model.model.layers.2.self_attn.k_proj"), product_number(
     ...     "layers.2.mlp.down_proj"
@@ -209,7 +212,7 @@ def product_number(layer: str) -> int:
     (8, 11)
     """
     found = re.search(r"(?:^|\.)layers\.(\d+)\.(?:.*\.)?(\w+)$", layer)
-    places = [place for place, stack in enumerate(STACKS) if found and found[2] in stack]
+    places = [place for place, stack in enumerate(_PRODUCTS) if found and found[2] in stack]
     if found is None or not places:
         raise ValueError(f"{layer} is no adapted layer of a decoder block")
     return len(STACKS) * int(found[1]) + places[0]

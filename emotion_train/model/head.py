@@ -19,6 +19,7 @@ from torch import nn
 from emotion_train.bases.encoders import head_of
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import Segments, is_fused, on_device, sight
+from emotion_train.model.delta_net import chunks_of
 from emotion_train.model.dropout import Counters, current_of
 from emotion_train.model.encoder import blocks, is_encoder, logits_of_posts, packed, positions_of
 from emotion_train.model.fused import FusedDecoder, FusedInputs, fits, linear_layers
@@ -143,8 +144,9 @@ class EmotionClassifier(nn.Module):
             return self.forward_fused(
                 self.fused_inputs(input_ids_1T, position_ids_1T, segments, last_token_idx_N, counters)
             )
+        apart = segments.as_kwargs(self.is_fused) | chunks_of(self.classifier, segments.lengths, self.device)
         with self._current.of(counters):
-            hidden_1TH = self._hidden(input_ids_1T, position_ids_1T, segments.as_kwargs(self.is_fused))
+            hidden_1TH = self._hidden(input_ids_1T, position_ids_1T, apart)
         if self.is_encoder:
             posts = len(last_token_idx_N)
             hidden_TH = hidden_1TH[0]
@@ -182,8 +184,10 @@ class EmotionClassifier(nn.Module):
         position_ids_NL = torch.arange(input_ids_NL.shape[1], device=input_ids_NL.device).expand_as(
             input_ids_NL
         )
+        rows, length = input_ids_NL.shape
+        apart = chunks_of(self.classifier, (length,) * rows, self.device)
         with self._current.of(counters):
-            hidden_NLH = self._hidden(input_ids_NL, position_ids_NL, {})
+            hidden_NLH = self._hidden(input_ids_NL, position_ids_NL, apart)
         rows_N = torch.arange(len(lengths_N), device=hidden_NLH.device)
         return self._logits(hidden_NLH[rows_N, lengths_N.to(hidden_NLH.device) - 1])
 

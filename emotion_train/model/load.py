@@ -35,6 +35,7 @@ from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.bases.headers import damaged, files_of_weights, gguf_places
 from emotion_train.errors import WrongRequest
 from emotion_train.model.attention import ATTENTION
+from emotion_train.model.delta_net import has_delta_nets, read_posts_apart
 from emotion_train.model.dropout import Current
 from emotion_train.model.encoder import drop_by_post, is_encoder
 from emotion_train.model.precision import (
@@ -128,9 +129,7 @@ def read_config(base: str | BaseFiles) -> BaseConfig:
     files = BaseFiles.find(base) if isinstance(base, str) else base
     model = text_model(files)
     if model.gguf is not None:
-        from transformers import LlamaConfig
-
-        text: Any = LlamaConfig(**model.gguf.config())
+        text = _configuration(files.name, {**model.gguf.config(), "model_type": model.kind})
     else:
         document = files.config()
         document.pop("quantization_config", None)  # of a staged base, whose base.json tells
@@ -248,6 +247,8 @@ def fill(
 def _fill_the_rest(model: Any, device: torch.device) -> None:
     """What is in no checkpoint: buffers, the head and, of some encoders, the layers before it."""
     body = model.base_model
+    if model.config.model_type == "gemma3_text":  # a buffer that no checkpoint has
+        body.embed_tokens.embed_scale = torch.tensor(model.config.hidden_size**0.5, device=device)
     if hasattr(body, "rotary_emb"):
         body.rotary_emb = type(body.rotary_emb)(config=model.config).to(device)
     else:
@@ -321,9 +322,12 @@ def skeleton(text_config: Any, num_labels: int) -> Any:
     config.num_labels = num_labels
     config.use_cache = False  # with a cache the posts of a pack see each other
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(
+        model: Any = AutoModelForSequenceClassification.from_config(
             config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
         )
+    if has_delta_nets(config):
+        read_posts_apart(model)
+    return model
 
 
 def _place(
@@ -435,16 +439,21 @@ def _safetensors_weights(files: BaseFiles, layers: int | None) -> Weights:
 
 
 def _gguf_weights(gguf: GgufFile, config: Any, layers: int | None) -> Weights:
-    stored = gguf_places(gguf.tensors, layers)
+    stored = gguf_places(gguf.kind, gguf.tensors, layers)
+    is_gemma = gguf.kind == "gemma3_text"  # of which llama.cpp leaves the rows as they are
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    heads = {} if is_gemma else heads
 
     def read(name: str) -> torch.Tensor:
         tensor = torch.from_numpy(gguf.read(stored[name]))
+        if is_gemma and name.endswith("norm.weight"):
+            return tensor - 1  # llama.cpp stores what the norm multiplies by, transformers 1 less
         layer = name.split(".")[-2]
         return _halves(tensor, heads[layer]) if layer in heads else tensor
 
     def read_rows(name: str, start: int, stop: int) -> torch.Tensor:
-        if name.split(".")[-2] in heads:  # its rows are stored in another order
+        # of other rows in the file, or of other numbers
+        if name.split(".")[-2] in heads or (is_gemma and name.endswith("norm.weight")):
             return read(name)[start:stop].clone()
         return torch.from_numpy(gguf.read(stored[name], slice(start, stop)))
 

@@ -36,7 +36,7 @@ from emotion_train.model.fused import ADAPTER
 from emotion_train.model.head import EmotionClassifier, TrainedRows, generator, init_head
 from emotion_train.model.load import BaseConfig, BaseInfo, Tell, load_base, read_config, tell_nobody
 from emotion_train.model.precision import Precision, import_bitsandbytes_quickly
-from emotion_train.sizing.shape import target_names
+from emotion_train.sizing.shape import layer_names, target_names
 
 _PEFT = "base_model.model."
 _HEADS = ("score", "classifier", "classifier.out_proj")
@@ -96,7 +96,7 @@ def attach_lora(network: nn.Module, lora: LoraSection, seed: int) -> nn.Module:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=target_pattern(names) if of_encoder else list(names),
+        target_modules=target_pattern(names) if of_encoder else list(layer_names(lora.targets, str(kind))),
         modules_to_save=list(pooling_modules(str(kind))),
     )
     with warnings.catch_warnings():
@@ -270,7 +270,7 @@ def save_adapter(
         labels=facts.labels,
         lora_r=0 if facts.lora is None else facts.lora.r,
         lora_alpha=0 if facts.lora is None else facts.lora.alpha,
-        lora_targets=() if facts.lora is None else target_names(facts.lora.targets),
+        lora_targets=() if facts.lora is None else layer_names(facts.lora.targets, facts.architecture),
         architecture=facts.architecture,
         whole=facts.lora is None,
         targets=facts.targets,

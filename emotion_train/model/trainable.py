@@ -93,7 +93,7 @@ def require_trainable_weights(
     shapes = shapes_in(weights)
     if model.gguf is not None:
         model.gguf.require_readable()
-        shapes = gguf_shapes(model.gguf.tensors, model.layers)
+        shapes = gguf_shapes(model.kind, model.gguf.tensors, model.layers)
     refuse_other_tensors(files.name, model, shapes)
     return model, weights
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emotion_train.console import counted
 from emotion_train.data.lengths import Cut
 from emotion_train.evaluation.comparison import MOST_TIMES
 from emotion_train.evaluation.floors import MAJORITY, PRIOR
@@ -99,7 +100,7 @@ def worth_trying(
     if pair is not None:
         tries.append(
             f"one label for {pair.missed} and {pair.added}, or a clearer rule to tell them apart"
-            f" ({pair.posts:,} {'post' if pair.posts == 1 else 'posts'} of the first got the second)"
+            f" ({counted(pair.posts, 'post')} of the first got the second)"
         )
     tries.append("a larger model.base")
     return f"Try next: {'; '.join(tries[:_MOST])}."
@@ -133,7 +134,8 @@ def _of_the_loss(history: Sequence[Evaluation], config: Mapping[str, Any]) -> li
     losses = [one.train_loss for one in history if one.train_loss is not None]
     tries = []
     if history and history[-1].step < _FEW_STEPS and epochs:
-        tries.append(f"train.epochs={2 * epochs} (there were only {history[-1].step} steps)")
+        were, steps = "was" if history[-1].step == 1 else "were", counted(history[-1].step, "step")
+        tries.append(f"train.epochs={2 * epochs} (there {were} only {steps})")
     if len(losses) > 1:
         course = f"from {losses[0]:.2f} to {losses[-1]:.2f}"
         if losses[-1] > _ROSE * losses[0]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from emotion_train.console import shown
+from emotion_train.console import counted, shown
 from emotion_train.report.html_parts import section
 from emotion_train.report.posts import MISLABELLED
 from emotion_train.report.schema import Example, Mistakes, Report
@@ -71,7 +71,7 @@ def pair_words(pair: Mistakes) -> str:
 
 
 def _how_many(pair: Mistakes, support: dict[str, int]) -> str:
-    posts = f"{pair.posts:,} post{'' if pair.posts == 1 else 's'}"
+    posts = counted(pair.posts, "post")
     if pair.missed is None or not support.get(pair.missed):
         return posts
     return f"{posts}, {percent(pair.posts / support[pair.missed])} of those with {pair.missed}"

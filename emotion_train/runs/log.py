@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from emotion_train.console import tell
+from emotion_train.console import counted, tell
 from emotion_train.edges.bounded import Unreadable, object_in
 from emotion_train.errors import (
     AlreadyExists,
@@ -553,7 +553,8 @@ def final_entry(store: Store, run_id: str) -> Entry:
     finals = [entry for entry in entries if entry.kind == "final"]
     if not finals:
         step = max(entry.step for entry in entries)
-        unfinished = f"Run {run_id} at {store.url} is not published yet: it has completed {step} steps"
+        unfinished = f"Run {run_id} at {store.url} is not published yet: it has completed"
+        unfinished += f" {counted(step, 'step')}"
         age_s = max(0.0, (datetime.now(UTC) - when(entries[-1])).total_seconds())
         if age_s < LIVE_S:  # another start would fence its writer
             raise WrongRequest(

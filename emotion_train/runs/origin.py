@@ -7,7 +7,7 @@ pulled with it tells, or the person who asks. Nothing is published for this that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,10 @@ class Origin:
     data_url: str | None
     index_sha256: str | None
     named: bool = False
+    # a store that does not answer is waited for once
+    _looked: dict[str | None, tuple[Store, Index] | NotInReach] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @classmethod
     def of(cls, folder: Path, run_url: str | None = None, data_url: str | None = None) -> Origin:
@@ -96,9 +100,21 @@ class Origin:
         return store, index
 
     def data_set(self) -> tuple[Store, Index]:
-        """The same, whatever its size."""
+        """The same, whatever its size. Looked for once: a second call says the same at once."""
+        if self.data_url not in self._looked:
+            try:
+                self._looked[self.data_url] = self._look_for_data_set()
+            except NotInReach as error:
+                self._looked[self.data_url] = error
+        found = self._looked[self.data_url]
+        if isinstance(found, NotInReach):
+            raise found
+        return found
+
+    def _look_for_data_set(self) -> tuple[Store, Index]:
         if self.data_url is None:
             raise NotInReach("nothing tells where its data set is")
+        tell(f"looking for the data set {self.data_url} that the adapter was trained on")
         try:
             store = open_store(self.data_url)
             store.stat(INDEX_KEY)
@@ -141,6 +157,11 @@ class Origin:
 
 class NotInReach(EmotionTrainError):
     """What was looked for cannot be had from here; the message says why."""
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether a store did not answer, so that waiting may help."""
+        return isinstance(self.__cause__, StorageError) and self.__cause__.transient
 
 
 def _published(run_url: str) -> tuple[Store, Entry]:

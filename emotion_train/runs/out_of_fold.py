@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emotion_train.data.folds import folds_of_texts
+from emotion_train.data.index import Index
 from emotion_train.data.reader import Rows
 from emotion_train.edges.bounded import object_in
 from emotion_train.errors import WrongRequest
@@ -26,9 +27,17 @@ _TEST = "test"
 _MOST_BYTES = 16 << 20
 
 
-def is_published(store: Store, run_id: str) -> bool:
-    """Whether the run's log has a final entry."""
-    return any(entry.kind == "final" for entry in read_log(store, run_id))
+def is_published(store: Store, run_id: str, index: Index) -> bool:
+    """Whether the run's log has a final entry. Raises `WrongRequest` for a run of this name that
+    was published from another data set than that of `index`.
+    """
+    entry = next((one for one in reversed(read_log(store, run_id)) if one.kind == "final"), None)
+    if entry is not None and entry.index_sha256 != index.sha256():
+        raise WrongRequest(
+            f"The run {run_id} at {store.url} is published and was trained on another data set; give another"
+            " run.id."
+        )
+    return entry is not None
 
 
 def out_of_fold(

@@ -155,9 +155,11 @@ def refuse_other_depth(parent: ParentAdapter, layers: int | None) -> None:
         )
 
 
-def refuse_other_weights(parent: ParentAdapter, base: str, base_weights_sha256: str) -> None:
-    """Raises `WrongRequest` unless the base is the one that the parent was made for."""
-    if base_weights_sha256 != parent.facts.base_weights_sha256:
+def refuse_other_weights(parent: ParentAdapter, base: str, base_weights_sha256: str | None) -> None:
+    """Raises `WrongRequest` unless the base is the one that the parent was made for; None is not
+    compared.
+    """
+    if base_weights_sha256 not in (None, parent.facts.base_weights_sha256):
         raise WrongRequest(
             f"model.adapter is {parent.place}, which was made for the base {parent.facts.base}, and the"
             f" weights of {base} differ; give model.base={parent.facts.base}."

@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from emotion_train.bases.qwen3_5 import with_counterparts
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import STACKS, Precision, Shape
 
 _TOKENS_PER_POST = 16  # of short posts; what is kept for each post is a twentieth of a block
+CHUNK = 32  # tokens of a post that a delta net computes at once
 _SCALE = 4  # a row in float8 has one float32 scale
 
 
@@ -216,17 +218,39 @@ def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
         return _encoder_kept_by_layer(recipe, element)
     hidden, inner, query = shape.hidden_size, shape.intermediate_size, shape.query_width
     key = query if recipe.repeated_keys else shape.key_width
+    gate = 0
+    if shape.delta_nets is not None:  # attention's output is multiplied by a gate before o_proj
+        gate = 1 if "o_proj" not in names or recipe.lora_dropout else 2
+        gate += 1 if element > 2 else 0  # in float32 the queries' norm keeps what made both
     heads = (
         (query + shape.key_width, shape.num_attention_heads + shape.num_key_value_heads)
         if shape.qk_norm
         else (0, 0)
     )
     return {
-        "norms": 2 * (4 * hidden + 4) + 4 * sum(heads),
+        "norms": shape.block_norms * (4 * hidden + 4) + 4 * sum(heads),
         "adapter inputs": _adapter_inputs(shape, names, element, recipe.lora_dropout > 0),
         "adapter ranks": element * recipe.lora_r * len(names),
-        "attention": element * (2 * query + 2 * key) + 4 * shape.num_attention_heads,
+        "attention": element * ((2 + gate) * query + 2 * key) + 4 * shape.num_attention_heads,
         "mlp": 3 * element * inner,  # gate, up and the SiLU of gate
+    }
+
+
+def delta_kept_by_layer(recipe: Recipe) -> dict[str, int]:
+    """Bytes per token that autograd keeps of a block that is a gated delta net, by what they are.
+    What is between its products is computed once more in the backward pass.
+    """
+    shape, element = recipe.shape, _stock_element(recipe)
+    nets = shape.delta_nets
+    assert nets is not None
+    names = tuple(name for name in with_counterparts(recipe.adapted_layers) if name in shape.delta_layers)
+    return {
+        "norms": 2 * (4 * shape.hidden_size + 4),
+        "adapter inputs": _adapter_inputs(shape, names, element, recipe.lora_dropout > 0),
+        "adapter ranks": element * recipe.lora_r * len(names),
+        # the convolution's input and output, and z; decay and strength in float32
+        "delta net": element * (2 * nets.channels + nets.values_width) + 3 * 4 * nets.value_heads,
+        "mlp": 3 * element * shape.intermediate_size,
     }
 
 
@@ -271,10 +295,12 @@ def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: boo
     input of its own. Else q, k and v share one, gate and up another, and that of o is the
     attention's output, kept in any case.
     """
+    layers = shape.linear_layers | shape.delta_layers
     if drops:
-        return sum(element * shape.linear_layers[name][1] for name in names)
-    groups = [stack for stack in STACKS if stack != ("o_proj",)]
-    return sum(element * shape.linear_layers[group[-1]][1] for group in groups if set(group) & set(names))
+        return sum(element * layers[name][1] for name in names)
+    groups = [(*stack, *with_counterparts(stack)) for stack in STACKS if stack != ("o_proj",)]
+    groups.append(("out_proj",))  # made once more, and kept for its adapter alone
+    return sum(element * layers[group[0]][1] for group in groups if set(group) & set(names))
 
 
 def _stock_element(recipe: Recipe) -> int:
@@ -287,21 +313,41 @@ def stock_of_pack(recipe: Recipe, tokens: int, recompute: bool) -> Activations:
     bfloat16.
     """
     shape, element = recipe.shape, _stock_element(recipe)
-    layer = sum(stock_kept_by_layer(recipe).values())
+    all_layers = _kept_by_all_layers(recipe)
     norm, rotary = 4 * shape.hidden_size + 4, 2 * element * shape.head_dim
     if recompute:
-        kept = shape.num_hidden_layers * element * shape.hidden_size + norm + rotary + layer
+        kept = shape.num_hidden_layers * element * shape.hidden_size + norm + rotary + max(all_layers)
     else:
         # the first block keeps no norm of its input, which makes up for the last norm
-        kept = shape.num_hidden_layers * layer + rotary
+        kept = sum(all_layers) + rotary
     down = 0 if "down_proj" not in recipe.adapted_layers else element * shape.intermediate_size
     backward = tokens * _stock_backward(shape, element, norm + down)
     largest = (
-        2 * max(outputs * inputs for outputs, inputs in shape.linear_layers.values())
+        2 * max(outputs * inputs for _, layers in shape.blocks for outputs, inputs in layers.values())
         if recipe.precision == "nf4"
         else 0
     )
-    return Activations(tokens * kept, max(backward, largest + tokens * element * shape.intermediate_size))
+    forward = largest + tokens * element * shape.intermediate_size
+    return Activations(tokens * kept, max(backward, forward, tokens * _delta_backward(shape)))
+
+
+def _kept_by_all_layers(recipe: Recipe) -> list[int]:
+    """Bytes per token that autograd keeps of each block, those that attend first."""
+    nets = 0 if recipe.shape.delta_nets is None else recipe.shape.delta_nets.blocks
+    attending = [sum(stock_kept_by_layer(recipe).values())] * (recipe.shape.num_hidden_layers - nets)
+    return attending + ([sum(delta_kept_by_layer(recipe).values())] * nets if nets else [])
+
+
+def _delta_backward(shape: Shape) -> int:
+    """Bytes per token while a delta net computes once more what is between its products, and goes
+    back through it, as if it were the last block. Measured on a CPU, and an upper bound for posts
+    of 17 tokens and more: all is float32, a post's last chunk is padded, and long posts have a
+    state a chunk.
+    """
+    if (nets := shape.delta_nets) is None or not nets.blocks:
+        return 0
+    state = nets.values_width * nets.key_size // CHUNK
+    return 4 * (5 * nets.channels + 6 * nets.values_width + 5 * CHUNK * nets.value_heads + 3 * state // 2)
 
 
 def _stock_backward(shape: Shape, element: int, let_go: int) -> int:

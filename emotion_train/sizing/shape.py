@@ -10,6 +10,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 from emotion_train.bases.encoders import ENCODERS
+from emotion_train.bases.qwen3_5 import (
+    DELTA,
+    QWEN3_5,
+    QWEN3_5_DEFAULTS,
+    with_counterparts,
+    with_kinds_of_blocks,
+)
 from emotion_train.config import LINEAR_LAYERS
 from emotion_train.config import Precision as Precision
 
@@ -19,14 +26,51 @@ STACKS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 
 
 @dataclass(frozen=True)
+class DeltaNets:
+    """The blocks of a Qwen3.5 that are gated delta nets: how many, and the sizes that theirs alone
+    have. `width`: tokens that the convolution reads.
+    """
+
+    blocks: int
+    key_heads: int
+    value_heads: int
+    key_size: int
+    value_size: int
+    width: int
+
+    @classmethod
+    def of(cls, text: Mapping[str, Any]) -> DeltaNets:
+        """From a text configuration."""
+        values = with_kinds_of_blocks(QWEN3_5_DEFAULTS | dict(text))
+        sizes = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim")
+        return cls(values["layer_types"].count(DELTA), *(int(values[f"linear_{size}"]) for size in sizes))
+
+    @property
+    def values_width(self) -> int:
+        return self.value_heads * self.value_size
+
+    @property
+    def channels(self) -> int:
+        """Queries, keys and values together."""
+        return 2 * self.key_heads * self.key_size + self.values_width
+
+    @property
+    def other_parameters(self) -> int:
+        """Of one block what lies in no linear layer, but for the norms that every block has."""
+        return self.channels * self.width + self.value_size + 2 * self.value_heads
+
+
+@dataclass(frozen=True)
 class Shape:
     """The text model of a base, as far as its size depends on it.
 
     `positions`: rows of an encoder's table of positions and of its other small tables, 0 where
     positions are rotary. `is_encoder`: a block's MLP has a gate where there are no such rows.
 
-    `qk_norm`: queries and keys are normalised (Qwen3). `fusable`: its blocks are such that the
-    fused decoder can compute them on a GPU.
+    `qk_norm`: queries and keys are normalised (Qwen3, Gemma 3). `block_norms`: norms of a hidden
+    state in one block, of which Gemma 3 has four. `delta_nets`: those of a Qwen3.5, whose other
+    blocks make a gate of attention's output beside the queries. `fusable`: its blocks are such that
+    the fused decoder can compute them on a GPU.
     """
 
     hidden_size: int
@@ -40,6 +84,8 @@ class Shape:
     fusable: bool = True
     is_encoder: bool = False
     positions: int = 0
+    block_norms: int = 2
+    delta_nets: DeltaNets | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
@@ -63,6 +109,7 @@ class Shape:
         heads = int(text["num_attention_heads"])
         head_dim = int(text.get("head_dim") or int(text["hidden_size"]) // heads)
         is_encoder = text.get("model_type") in ENCODERS
+        is_hybrid = text.get("model_type") == QWEN3_5
         has_table = is_encoder and text.get("model_type") != "modernbert"
         return cls(
             hidden_size=int(text["hidden_size"]),
@@ -72,7 +119,7 @@ class Shape:
             num_key_value_heads=int(text.get("num_key_value_heads") or heads),
             head_dim=head_dim,
             vocab_size=int(text["vocab_size"]),
-            qk_norm=text.get("model_type") == "qwen3",
+            qk_norm=text.get("model_type") in ("qwen3", "gemma3_text") or is_hybrid,
             fusable=_fusable(text, head_dim) and not is_encoder,
             is_encoder=is_encoder,
             positions=(
@@ -80,6 +127,8 @@ class Shape:
                 if has_table
                 else 0
             ),
+            block_norms=4 if text.get("model_type") == "gemma3_text" else 2,
+            delta_nets=DeltaNets.of(text) if is_hybrid else None,
         )
 
     @property
@@ -92,18 +141,42 @@ class Shape:
 
     @cached_property
     def linear_layers(self) -> dict[str, tuple[int, int]]:
-        """(outputs, inputs) of each linear layer of one block."""
-        hidden, inner = self.hidden_size, self.intermediate_size
-        gate = {} if self.positions else {"gate_proj": (inner, hidden)}
+        """(outputs, inputs) of each linear layer of one block, of a Qwen3.5 one that attends."""
+        hidden, gated = self.hidden_size, 1 if self.delta_nets is None else 2
         return {
-            "q_proj": (self.query_width, hidden),
+            "q_proj": (gated * self.query_width, hidden),
             "k_proj": (self.key_width, hidden),
             "v_proj": (self.key_width, hidden),
             "o_proj": (hidden, self.query_width),
-            **gate,
-            "up_proj": (inner, hidden),
-            "down_proj": (hidden, inner),
+            **self._mlp_layers(),
         }
+
+    @cached_property
+    def delta_layers(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of each linear layer of a block that is a delta net."""
+        if (nets := self.delta_nets) is None:
+            return {}
+        hidden = self.hidden_size
+        return {
+            "in_proj_qkv": (nets.channels, hidden),
+            "in_proj_z": (nets.values_width, hidden),
+            "in_proj_b": (nets.value_heads, hidden),
+            "in_proj_a": (nets.value_heads, hidden),
+            "out_proj": (hidden, nets.values_width),
+            **self._mlp_layers(),
+        }
+
+    def _mlp_layers(self) -> dict[str, tuple[int, int]]:
+        hidden, inner = self.hidden_size, self.intermediate_size
+        gate = {} if self.positions else {"gate_proj": (inner, hidden)}
+        return {**gate, "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+
+    @property
+    def blocks(self) -> tuple[tuple[int, dict[str, tuple[int, int]]], ...]:
+        """How many blocks have which linear layers: those that attend, and delta nets."""
+        nets = 0 if self.delta_nets is None else self.delta_nets.blocks
+        found = ((self.num_hidden_layers - nets, self.linear_layers), (nets, self.delta_layers))
+        return tuple((count, layers) for count, layers in found if count)
 
     @cached_property
     def stacked_layers(self) -> list[tuple[int, int]]:
@@ -123,8 +196,8 @@ class Shape:
         """Linear parameters of all blocks; 2 x these x tokens is the floating-point work of a
         forward pass, and as much once more for the input gradients.
         """
-        return self.num_hidden_layers * sum(
-            outputs * inputs for outputs, inputs in self.linear_layers.values()
+        return sum(
+            count * outputs * inputs for count, layers in self.blocks for outputs, inputs in layers.values()
         )
 
     @property
@@ -140,10 +213,13 @@ class Shape:
                 + self.num_hidden_layers * (norms + biases)
                 + (3 if self.positions else 2) * self.hidden_size
             )
+        nets = self.delta_nets
         heads = 2 * self.head_dim if self.qk_norm else 0
         return (
             self.vocab_size * self.hidden_size
-            + self.num_hidden_layers * (2 * self.hidden_size + heads)
+            + self.num_hidden_layers * self.block_norms * self.hidden_size
+            + (self.num_hidden_layers - (0 if nets is None else nets.blocks)) * heads
+            + (0 if nets is None else nets.blocks * nets.other_parameters)
             + self.hidden_size
         )
 
@@ -154,10 +230,15 @@ class Shape:
 
     def trained_parameters(self, lora_r: int, lora_targets: Targets, labels: int) -> int:
         """Adapter and head, of an encoder also what lies before its head."""
+        if not self.is_encoder:
+            names = with_counterparts(target_names(lora_targets))
+            adapters = sum(
+                count * sum(sum(layers[name]) for name in names if name in layers)
+                for count, layers in self.blocks
+            )
+            return lora_r * adapters + labels * self.hidden_size
         layers = self.linear_layers
         adapted = [layers[name] for name in target_names(lora_targets) if name in layers]
-        if not self.is_encoder:
-            return self.num_hidden_layers * lora_r * sum(map(sum, adapted)) + labels * self.hidden_size
         if not self.positions:  # ModernBERT stores the layers of a stack as one
             adapted = [
                 layer
@@ -188,3 +269,11 @@ def target_names(lora_targets: Targets) -> tuple[str, ...]:
     if lora_targets == "all-linear":
         return LINEAR_LAYERS
     return tuple(lora_targets)
+
+
+def layer_names(lora_targets: Targets, kind: str) -> tuple[str, ...]:
+    """Names of the adapted linear layers in the blocks of a decoder of this kind: of a Qwen3.5 also
+    those of its delta nets.
+    """
+    names = target_names(lora_targets)
+    return with_counterparts(names) if kind == QWEN3_5 else names

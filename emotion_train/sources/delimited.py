@@ -13,6 +13,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from emotion_train.console import counted
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.posts import Batch, Columns, PostFile, by_bytes
 from emotion_train.sources.quotes import NO_QUOTES, Doubts
@@ -166,4 +167,4 @@ def _backslashes(file: PostFile, row: int) -> WrongRequest:
 
 
 def _lines(count: int) -> str:
-    return "1 line" if count == 1 else f"{count:,} lines"
+    return counted(count, "line")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from emotion_train.console import counted
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.posts import Columns, PostFile
 from emotion_train.sources.unpacked import head_of, lines_of, newline_of
@@ -81,11 +82,7 @@ def _before_the_header(
     if not skipped or len(skipped) == len(lines):
         return 0, None, ()
     what = "an empty line" if not "".join(skipped).strip() else repr(next(filter(str.strip, skipped))[:40])
-    count = (
-        f"1 line above the header of {file.name}"
-        if len(skipped) == 1
-        else (f"{len(skipped)} lines above the header of {file.name}")
-    )
+    count = f"{counted(len(skipped), 'line')} above the header of {file.name}"
     return len(skipped), delimiter, (f"{count}: {what}",)
 
 
@@ -126,7 +123,7 @@ def _delimiter_of(file: PostFile, text: str, header: tuple[str, ...]) -> str:
     fitting = [mark for mark, count in cells.items() if count == len(header)]
     if not fitting:
         raise WrongRequest(
-            f"--header names {len(header)} columns, and the first line of {file.path} has"
+            f"--header names {counted(len(header), 'column')}, and the first line of {file.path} has"
             f" {max(cells.values())}; name each column once, such as text,label,rater."
         )
     return fitting[0]

@@ -50,6 +50,11 @@ def look_before_claiming(config: Config, index: Index, store: Store, allow_unfen
         for entry in [entry for entry in entries if entry.kind == "checkpoint"][-1:]:
             with suppress(StorageError):  # a published run may have lost its checkpoints
                 check(entry)
+        if finals[-1].index_sha256 != index.sha256():
+            raise WrongRequest(
+                f"Run {run_id} is published and was trained on another data set than {config.data.url} is"
+                " now: its index differs. Give the old data.url, or another run.id to start a new run."
+            )
         return Look(finals[-1], owned=True)
     if checkpoint.newest(entries, check) is None and entries and entries[-1].index_sha256 != index.sha256():
         raise WrongRequest(

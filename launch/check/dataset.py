@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emotion_train.config import Config
+from emotion_train.console import counted
 from emotion_train.data.index import Index, Split, require_slices, require_trainable
 from emotion_train.data.lengths import Cut, Lengths, estimated
 from emotion_train.data.objects import look_at_objects
@@ -60,7 +61,7 @@ def check_objects(store: Store, index: Index) -> str:
         )
     objects = [described for split in index.stored_splits.values() for described in split.objects]
     total = sum(described.bytes for described in objects)
-    words = f"{len(objects)} objects of {total / 1e6:,.1f} MB, all there"
+    words = f"{counted(len(objects), 'object')} of {total / 1e6:,.1f} MB, all there"
     if found.by_etag == len(objects):
         return f"{words}, unchanged by their ETags"
     return f"{words}; {found.by_sha256} compared by sha256" + (
@@ -171,9 +172,11 @@ def check_overlap(store: Store, index: Index) -> str:
         held_out, _ = _text_hashes(store, split, _HELD_OUT_LOOKED_AT)
         if both := len(trained.keys() & held_out.keys()):
             example = held_out[next(iter(sorted(trained.keys() & held_out.keys())))]
+            stand = "stands" if both == 1 else "stand"
             raise WrongRequest(
-                f"{both} texts stand in train and in {name}, among them {example[:60]!r}, so that its score"
-                " would be too good; prepare the data again, which keeps a text out of two splits."
+                f"{counted(both, 'text')} {stand} in train and in {name}, among them {example[:60]!r}, so"
+                " that its score would be too good; prepare the data again, which keeps a text out of two"
+                " splits."
             )
     total = index.training.rows
     return (

@@ -13,6 +13,7 @@ from emotion_train.runs.parent import (
     label_sentences,
     read_parent,
     refuse_other_depth,
+    refuse_other_weights,
     refuse_unfit,
     require_old_posts,
 )
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
 
 
 def check_parent(config: Config, index: Index, tokenizer: Callable[[], PostTokenizer]) -> str:
-    """What is taken from `model.adapter`, and what not. The base's weights are compared once they
-    are loaded.
+    """What is taken from `model.adapter`, and what not. Weights of a base that is not staged are
+    compared by the trainer, before it claims the run: reading them takes torch.
     """
     parent = read_parent(str(config.model.adapter))
-    refuse_other_depth(parent, text_model(BaseFiles.find(config.model.base, config.model.layers)).layers)
+    files = BaseFiles.find(config.model.base, config.model.layers)
+    layers = text_model(files).layers
+    refuse_other_depth(parent, layers)
+    if files.staged is not None and layers is None:
+        refuse_other_weights(parent, config.model.base, files.staged.index.weights_sha256)
     refuse_unfit(parent, config, index, tokenizer_sha256=tokenizer().sha256())
     require_old_posts(config, parent, index.labels)
     described = parent.described(index.labels)

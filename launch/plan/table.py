@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emotion_train.config import Config
+from emotion_train.console import counted
 from emotion_train.data.lengths import Cut, roughly
 from emotion_train.sizing.memory import GIB, MemoryEstimate
 from launch.gpus import FIRST_WITH_KERNELS, MIB
@@ -73,7 +74,7 @@ def _what_is_done(config: Config, work: Work, trains_all: bool) -> str:
     what = "every weight trained" if trains_all else f"LoRA r={config.lora.r}"
     return (
         f"{config.model.base}, {what}, {work.train_posts:,} posts of {_lengths(work)},"
-        f" {work.epochs} epochs in steps of {work.global_batch_size} posts"
+        f" {counted(work.epochs, 'epoch')} in steps of {counted(work.global_batch_size, 'post')}"
     )
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from emotion_train.data.targets import AUXILIARY
 from emotion_train.errors import WrongRequest
 from launch.results.same_posts import OpenData
 from launch.results.scored import Scored
@@ -170,23 +171,27 @@ def _version_cells(one: Scored, versions: dict[str, str]) -> dict[str, str]:
 
 
 def _data_cells(scored: Sequence[Scored], data: Sequence[OpenData | str]) -> list[dict[str, str]]:
-    """The data sets, and their training splits by the sha256 of their objects where all can be
-    read, else by that of their index.
+    """The data sets, and their training splits and auxiliary posts by the sha256 of their objects
+    where all can be read, else by that of their index.
     """
     cells: list[dict[str, str]] = []
     all_open = all(isinstance(there, OpenData) for there in data)
     for one, there in zip(scored, data, strict=True):
         own = {"data set": str(one.data_url or getattr(one.document, "source", _NOTHING))}
         if all_open and isinstance(there, OpenData):
-            sums = there.objects("train")
-            train = there.index.splits.get("train")
-            digest = hashlib.sha256("".join(sums or ()).encode()).hexdigest()
-            own["training split"] = f"{train.rows if train else 0:,} posts, sha256 {digest[:12]}"
+            own["training split"] = _split_cell(there, "train")
+            own["auxiliary posts"] = _split_cell(there, AUXILIARY)
         elif one.report is not None:
             rows = one.report.dataset.rows.get("train", 0)
             own["training split"] = f"{rows:,} posts, index {one.report.identity.index_sha256[:12]}"
         cells.append(own)
     return cells
+
+
+def _split_cell(there: OpenData, name: str) -> str:
+    split = there.index.stored_splits.get(name)
+    digest = hashlib.sha256("".join(there.objects(name) or ()).encode()).hexdigest()
+    return f"{split.rows:,} posts, sha256 {digest[:12]}" if split else _NOTHING
 
 
 def _rows(groups: Sequence[Group], cells: Sequence[Mapping[str, str]]) -> list[Row]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from emotion_train.console import counted
 from emotion_train.edges.bounded import Unreadable, object_in
 from emotion_train.errors import ObjectNotFound, StorageError
 from emotion_train.labelling.job import Job, read_job
@@ -61,7 +62,8 @@ class Status:
         ]
         if self.posts_per_second is not None:
             left = "" if self.seconds_left is None else f", {rough(self.seconds_left)} left"
-            found.append(f"pace    {self.posts_per_second:,.1f} posts/s by {len(self.workers)} workers{left}")
+            workers = counted(len(self.workers), "worker")
+            found.append(f"pace    {self.posts_per_second:,.1f} posts/s by {workers}{left}")
         if self.usd is not None:
             more = "" if self.usd_left is None else f", about ${self.usd_left:,.2f} to come"
             found.append(f"dollars about ${self.usd:,.2f} so far{more}")

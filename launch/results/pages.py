@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from emotion_train.console import Terminal
+from emotion_train.console import Terminal, counted
 from emotion_train.errors import StorageError
 from emotion_train.progress import LINE_EVERY_S, rough
 from emotion_train.runs.log import Entry
@@ -114,6 +114,7 @@ def page(
     head = Table.grid(padding=(0, 2))
     training = progress_line(entries, now) if facts.state == "training" else None
     checkpoints = sum(entry.kind == "checkpoint" for entry in entries)
+    written = "entry" if len(entries) == 1 else "entries"
     for name, value in (
         ("run", f"{store.url}/{run_id}"),
         ("state", f"{_state(facts)}, newest entry {_age(facts.updated, now)} old"),
@@ -122,9 +123,9 @@ def page(
         ("macro-F1", f"{facts.macro_f1:.4f} on {facts.split}" if facts.macro_f1 is not None else "-"),
         ("base", _base(facts)),
         ("GPU", facts.gpu or "-"),
-        ("held", f"{facts.hours:.2f} hours in {facts.starts} start{'' if facts.starts == 1 else 's'}"),
+        ("held", f"{facts.hours:.2f} hours in {counted(facts.starts, 'start')}"),
         ("so far", _spent(facts)),
-        ("log", f"{len(entries)} entries, {checkpoints} checkpoints"),
+        ("log", f"{len(entries):,} {written}, {counted(checkpoints, 'checkpoint')}"),
     ):
         head.add_row(Text(name, style="bold"), Text(value))
     told = story(entries)
@@ -148,7 +149,7 @@ def _spent(facts: RunFacts) -> str:
     if facts.usd is None:
         return "- (no price of its machines is known; report.usd_per_hour=N gives one)"
     less = f", without {facts.unpriced} of {facts.starts} starts that have no price" if facts.unpriced else ""
-    return f"${facts.usd:.2f} over {facts.starts} start{'' if facts.starts == 1 else 's'}{less}"
+    return f"${facts.usd:.2f} over {counted(facts.starts, 'start')}{less}"
 
 
 def show(store: Store, run_id: str, console: Console) -> None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emotion_train.console import counted
 from emotion_train.edges import hub
 from emotion_train.edges.bounded import Unreadable, object_file, yaml_in
 from emotion_train.errors import EmotionTrainError, StorageError, WrongRequest
@@ -73,14 +74,15 @@ def run(
             print(f"{path.stat().st_size:>13,}  {path.relative_to(folder).as_posix()}")
         total = sum(path.stat().st_size for path in files)
         kind = "public" if public else "private"
+        size = f"{counted(len(files), 'file')}, {total / 2**20:.1f} MiB"
         if dry_run:
-            print(f"{len(files)} files, {total / 2**20:.1f} MiB, would go to {hub_id} ({kind} if it is new)")
+            print(f"{size}, would go to {hub_id} ({kind} if it is new)")
             return 0
         assert token is not None
         url = _upload(
             folder, files, hub_id, token, public=public, message=f"Adapter of {run_url_name(run_url)}"
         )
-    print(f"{len(files)} files, {total / 2**20:.1f} MiB: {url} ({kind} if it was new)")
+    print(f"{size}: {url} ({kind} if it was new)")
     return 0
 
 

@@ -25,6 +25,7 @@ from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from launch.results.scored import Scored, labels_in_order
 
+_NAMED = 3  # of the models that a remark is about
 _SHARES_OFF = 1e-6  # of float32 that two tables may differ by
 
 
@@ -39,7 +40,7 @@ class OpenData:
         """The sha256 of every byte of a split, piece by piece; None where there is no such
         split.
         """
-        found = self.index.splits.get(split)
+        found = self.index.stored_splits.get(split)
         return None if found is None else _sums(found)
 
 
@@ -92,12 +93,21 @@ def align(scored: Sequence[Scored], data: Sequence[OpenData | str]) -> SamePosts
         row_of = {post_id: row for row, post_id in enumerate(own.ids)}
         aligned.append(own.take([row_of[post_id] for post_id in ids]))
         _refuse_other_truth(first, one, aligned[0], aligned[-1])
-    told = [
-        _same_texts(first, data[0], other, there) for other, there in zip(scored[1:], data[1:], strict=True)
-    ]
+    not_compared: dict[str, list[str]] = {}
+    for other, there in zip(scored[1:], data[1:], strict=True):
+        if (why := _same_texts(first, data[0], other, there)) is not None:
+            not_compared.setdefault(why, []).append(other.name)
+    remarks = tuple(_not_looked_up(first, others, why) for why, others in not_compared.items())
     texts = {key: text for one in scored for key, text in (one.texts or {}).items()}
-    remarks = tuple(dict.fromkeys(words for words in told if words))
     return SamePosts(labels, ids, aligned[0].truth, tuple(aligned), remarks, texts)
+
+
+def _not_looked_up(first: Scored, others: Sequence[str], why: str) -> str:
+    named = ", ".join([*others[:_NAMED], *(["…"] if len(others) > _NAMED else [])])
+    return (
+        f"{first.name} and {named} have the same ids and labels; whether the texts are the same could not"
+        f" be looked up: {why}."
+    )
 
 
 def _refuse_other_targets(first: Scored, other: Scored) -> None:
@@ -165,7 +175,7 @@ def answer_words(answer: NDArray[Any] | int, labels: Sequence[str]) -> str:
 
 
 def _same_texts(first: Scored, here: OpenData | str, other: Scored, there: OpenData | str) -> str | None:
-    """None where the posts are known to be the same, else the remark that nobody could look; raises
+    """None where the posts are known to be the same, else why nobody could look; raises
     `WrongRequest` where they are others.
     """
     if first.index_sha256 is not None and first.index_sha256 == other.index_sha256:
@@ -177,12 +187,7 @@ def _same_texts(first: Scored, here: OpenData | str, other: Scored, there: OpenD
     if first.texts is not None and other.texts is not None:
         _refuse_other_texts(first, first.texts, other, other.texts)
         return None
-    why = here if isinstance(here, str) else there if isinstance(there, str) else ""
-    return (
-        f"{first.name} and {other.name} have the same ids and labels; whether the texts are the same"
-        " could not"
-        f" be looked up: {why}."
-    )
+    return here if isinstance(here, str) else there if isinstance(there, str) else ""
 
 
 def _refuse_other_posts(first: Scored, here: OpenData, other: Scored, there: OpenData) -> None:

@@ -13,9 +13,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from emotion_train.config import Config
+from emotion_train.console import counted
 from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.open import open_store
@@ -60,37 +62,57 @@ def distil(
     topology: Topology,
     run_once: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Returns 0 when the student is published, or with --as-jobs when the lines are printed; else
-    the exit code of the run that failed. Call it in the main thread.
+    """Returns 0 when the student is published, else the exit code of the run that failed. Call it
+    in the main thread.
     """
     plan = plan_of(arguments, config)
-    if arguments.at_once > 1 and not arguments.spread:
-        raise WrongRequest("--at-once is for runs that are spread over GPUs; give --spread, or leave it out.")
-    if arguments.spread:
-        require_gpus(arguments, topology)
-    if topology.nodes > 1:
-        raise WrongRequest(
-            f"distil runs on one machine and there are {topology.nodes} nodes; type it on one of them with"
-            " --as-jobs, which prints a line for each run."
-        )
+    _refuse_wrong_options(arguments, topology)
     if arguments.dry_run:
         print("\n".join(_told(plan)))
+        if arguments.as_jobs:
+            teachers = teachers_of(plan, arguments.overrides)
+            print("\n".join(as_jobs(arguments.config, config, teachers, then="the student")))
         return 0
-    source = open_store(config.data.url)
+    if arguments.as_jobs:
+        return _by_jobs(arguments, plan)
+    return _make(
+        plan, arguments.overrides, lambda runs: _train_here(arguments, plan, runs, topology, run_once)
+    )
+
+
+def _refuse_wrong_options(arguments: argparse.Namespace, topology: Topology) -> None:
+    from launch.up.price import refuse_wrong_options
+
+    refuse_wrong_options(arguments, arguments.as_jobs, "add --as-jobs")
+    if arguments.at_once > 1 and not arguments.spread:
+        raise WrongRequest("--at-once is for runs that are spread over GPUs; give --spread, or leave it out.")
+    if arguments.as_jobs and arguments.spread:
+        raise WrongRequest(
+            "--spread is for the GPUs of this machine, and --as-jobs is not; give one of both."
+        )
+    if arguments.spread:
+        require_gpus(arguments, topology)
+    if topology.nodes > 1 and not arguments.as_jobs:
+        raise WrongRequest(
+            f"distil runs on one machine and there are {topology.nodes} nodes; type it on one of them with"
+            " --as-jobs, which starts each run as a job of SkyPilot."
+        )
+
+
+def _make(plan: Plan, overrides: Sequence[str], train: Callable[[Sequence[SeedRun]], int]) -> int:
+    """All in the order of time. `train` trains those of the runs that are not published yet, and
+    returns the exit code.
+    """
+    source = open_store(plan.config.data.url)
     index = read_index(source)
     rows = _training_posts(source, index, plan)
     _make_folds(source, index, rows, plan)
-    teachers = teachers_of(plan, arguments.overrides)
-    if code := _train(arguments, plan, teachers, topology, run_once):
+    if code := train(teachers_of(plan, overrides)):
         return code
-    if arguments.as_jobs and any(not _is_published(plan, one) for one in teachers):
-        return 0
     _make_soft(source, index, rows, plan)
-    student = student_of(plan, arguments.overrides)
-    if code := _train(arguments, plan, [student], topology, run_once):
+    if code := train([student_of(plan, overrides)]):
         return code
-    if not arguments.as_jobs or _is_published(plan, student):
-        print(f"the student: {config.run.output_url.rstrip('/')}/{plan.run_id}")
+    print(f"the student: {plan.config.run.output_url.rstrip('/')}/{plan.run_id}")
     return 0
 
 
@@ -145,7 +167,7 @@ def _told(plan: Plan) -> list[str]:
     runs = [plan.teacher_id(fold, seed) for seed in plan.seeds for fold in range(plan.folds)]
     return [
         f"{plan.folds} data sets, each without a fold: {plan.fold_url(0)} …",
-        f"{len(runs)} teachers: {', '.join(runs)}",
+        f"{counted(len(runs), 'teacher')}: {', '.join(runs)}",
         f"their out-of-fold probabilities as shares, {plan.own:g} of a post's own: {plan.soft_url}",
         f"the student: {plan.run_id}",
     ]
@@ -183,7 +205,7 @@ def _make_soft(source: Store, index: Index, rows: Rows, plan: Plan) -> None:
         return
     runs = {fold: [plan.teacher_id(fold, seed) for seed in plan.seeds] for fold in range(plan.folds)}
     prob_by_id = out_of_fold(open_store(plan.config.run.output_url), runs, rows)
-    print(f"shares that {len(runs) * len(plan.seeds)} teachers gave: {store.url}", flush=True)
+    print(f"shares that {counted(len(runs) * len(plan.seeds), 'teacher')} gave: {store.url}", flush=True)
     facts: dict[str, str | int | float | None] = {
         "folds": plan.folds,
         "teacher_seeds": ",".join(map(str, plan.seeds)),
@@ -210,37 +232,70 @@ def _is_there(store: Store, index: Index, made_of: str) -> bool:
 def _is_published(plan: Plan, one: SeedRun) -> bool:
     from emotion_train.runs.out_of_fold import is_published
 
-    return is_published(open_store(plan.config.run.output_url), one.run_id)
+    index = read_index(open_store(one.value_of("data.url") or plan.config.data.url))
+    return is_published(open_store(plan.config.run.output_url), one.run_id, index)
 
 
-def _train(
+def _train_here(
     arguments: argparse.Namespace,
     plan: Plan,
     runs: Sequence[SeedRun],
     topology: Topology,
     run_once: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Train those that are not published yet, or print their lines; returns the exit code."""
+    """Train those that are not published yet; returns the exit code."""
     left = [one for one in runs if not _is_published(plan, one)]
-    if arguments.as_jobs:
-        if left:
-            print("\n".join(as_jobs(arguments.config, plan.config, left, then="the same command resumes")))
-        return 0
     if not left:
         return 0
-    print(f"{len(left)} of {len(runs)} runs to train: {', '.join(one.run_id for one in left)}", flush=True)
+    print(
+        f"{len(left)} of {counted(len(runs), 'run')} to train: {', '.join(one.run_id for one in left)}",
+        flush=True,
+    )
     if arguments.spread:
         code = spread_runs(arguments, plan.config, left, topology.gpus * arguments.at_once)
     else:
         code = next((code for one in left if (code := _one(arguments, one, run_once))), 0)
     if code:
-        print(
-            "emotion-launch: not all runs are trained; the same command resumes, and trains none again that"
-            " is published",
-            file=sys.stderr,
-            flush=True,
-        )
+        _say("not all runs are trained; the same command resumes, and trains none again that is published")
     return code
+
+
+def _by_jobs(arguments: argparse.Namespace, plan: Plan) -> int:
+    """As `_make`, each run as a job of SkyPilot on a machine of its own."""
+    from emotion_train.training.job import folder_here
+    from launch.up.commands import Stopped, commands
+    from launch.up.jobs import Job
+    from launch.up.runs import RunsByJobs, require_jobs
+
+    output_url = plan.config.run.output_url.rstrip("/")
+    require_jobs(arguments, (plan.config.data.url, output_url, plan.to), plan.run_id)
+
+    def train(runs: Sequence[SeedRun]) -> int:
+        left = [one for one in runs if not _is_published(plan, one)]
+        if left:
+            jobs = [
+                Job(one.run_id, f"{output_url}/{one.run_id}", partial(_is_published, plan, one))
+                for one in left
+            ]
+            # the student comes after its teachers
+            by_jobs.train(list(zip(left, jobs, strict=True)), int(left[0].run_id != plan.run_id))
+        return 0
+
+    with commands() as here:
+        task_file = folder_here(plan.config) / f"{plan.run_id}.yaml"
+        by_jobs = RunsByJobs(arguments, plan.config, here, task_file)
+        try:
+            return _make(plan, arguments.overrides, train)
+        except Stopped as stopped:
+            _say(
+                f"that step ended with {stopped.code}; jobs that were started stay at work (`sky jobs"
+                " queue`), and the same command follows them"
+            )
+            return stopped.code
+
+
+def _say(words: str) -> None:
+    print(f"emotion-launch: {words}", file=sys.stderr, flush=True)
 
 
 def _one(arguments: argparse.Namespace, one: SeedRun, run_once: Callable[[argparse.Namespace], int]) -> int:

@@ -33,7 +33,7 @@ MOST_SEEDS = 100
 _LOOK_EVERY_S = 0.2
 _MOST_ID = 128  # characters, as run.id allows
 _WORDS_SHOWN = 2000  # bytes of a failed run's output
-_OF_THE_RUN = ("run.id=", "run.seed=")
+OF_THE_RUN = ("run.id=", "run.seed=")
 _ENDS = (2, 34, 1, 33)  # of several that failed, the first of these is the whole command's
 
 
@@ -50,6 +50,13 @@ class SeedRun(NamedTuple):
     @property
     def called(self) -> str:
         return self.name or f"seed {self.seed}"
+
+    def value_of(self, key: str) -> str | None:
+        """What the last of the overrides that give this key gives it."""
+        prefix = f"{key}="
+        return next(
+            (word[len(prefix) :] for word in reversed(self.overrides) if word.startswith(prefix)), None
+        )
 
 
 def seeds_of(words: str, first: int, fewest: int = 2) -> tuple[int, ...]:
@@ -86,7 +93,7 @@ def seed_runs(
     seeds = seeds_of(words, config.run.seed)
     longest = max(len(f"-seed-{seed}") for seed in seeds)
     base = run_id_of(config, environment)[: _MOST_ID - longest]
-    kept = [word for word in overrides if not word.startswith(_OF_THE_RUN)]
+    kept = [word for word in overrides if not word.startswith(OF_THE_RUN)]
     return [
         SeedRun(seed, f"{base}-seed-{seed}", (*kept, f"run.id={base}-seed-{seed}", f"run.seed={seed}"))
         for seed in seeds
@@ -170,25 +177,26 @@ def as_jobs(
         ]
     lines = ["as jobs of SkyPilot, each on a machine of its own:"]
     for one in runs:
-        data = _last("data.url", one.overrides) or config.data.url
-        own = " ".join(
-            word for word in one.overrides if not word.startswith(("data.url=", "run.output_url="))
-        )
-        environment = {
-            "DATA_URL": data,
-            "OUTPUT_URL": output,
-            "CONFIG": config_file or os.devnull,  # the defaults
-            "OVERRIDES": own,
-        }
+        environment = task_environment(one, config_file, config)
         words = ["sky", "jobs", "launch", "sky/train.yaml", "-n", one.run_id]
         words += [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
         lines.append(shlex.join(words))
     return [*lines, f"then: {then}"]
 
 
-def _last(key: str, overrides: Sequence[str]) -> str | None:
-    """The value that the last of the words gives to a key."""
-    return next((word.partition("=")[2] for word in reversed(overrides) if word.startswith(f"{key}=")), None)
+def task_environment(
+    one: SeedRun, config_file: str | None, config: Config, settings: Sequence[str] = ()
+) -> dict[str, str]:
+    """The variables of sky/train.yaml for this run; `settings` are values that the run's own win
+    over.
+    """
+    own = [word for word in one.overrides if not word.startswith(("data.url=", "run.output_url="))]
+    return {
+        "DATA_URL": one.value_of("data.url") or config.data.url,
+        "OUTPUT_URL": config.run.output_url,
+        "CONFIG": config_file or os.devnull,  # the defaults
+        "OVERRIDES": " ".join([*settings, *own]),
+    }
 
 
 # --- spread over GPUs ---

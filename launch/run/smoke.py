@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emotion_train.config import Config
+from emotion_train.console import counted
 from emotion_train.data.index import Index, limited, read_index, require_trainable
 from emotion_train.edges.bounded import Unreadable, object_in
 from emotion_train.errors import Preempted, WrongRequest
@@ -52,7 +53,7 @@ class WholeRun:
 
     def __str__(self) -> str:
         words = (
-            f"the whole run: {self.steps:,} steps in {_time(self.hours * 3600)} on this machine"
+            f"the whole run: {counted(self.steps, 'step')} in {_time(self.hours * 3600)} on this machine"
             f" ({_time(self.training_s)} of training at {self.posts_per_second:,.0f} posts/s,"
             f" {_time(self.scoring_s)} of scoring, {_time(self.start_s)} to start)"
         )

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from emotion_train.edges.bounded import yaml_in
 from emotion_train.errors import EmotionTrainError, WrongRequest
 from launch.plan.verb import PROJECT
+from launch.up.commands import Commands, Stopped
 
 SKY = "sky"
 # the bucket is the same one for the machine; its keys are secrets, which only a person may hand on
@@ -23,6 +29,7 @@ _HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_REGION")
 # what `sky jobs launch` and `logs` end with where they left the job, or saw it end a moment before
 # SkyPilot wrote that down: sky.exceptions.JobExitCode NOT_FINISHED and NOT_FOUND
 UNDECIDED = (101, 102)
+_SETTLING_S, _LOOK_S = 120.0, 5.0  # until SkyPilot has written down how a job ended
 _NONE = "No in-progress managed jobs"  # there was never a job, or its controller has gone to rest
 _ENDED = ("SUCCEEDED", "CANCELLED", "FAILED")
 
@@ -61,8 +68,114 @@ def follow_line(number: int) -> list[str]:
     return [SKY, "jobs", "logs", "--follow", str(number)]
 
 
+def task_settings(task: Path) -> list[str]:
+    """The values that `plan --write` gave to the task, which OVERRIDES of ours would replace."""
+    envs = yaml_in(task.read_text(encoding="utf-8")).get("envs") or {}
+    return str(envs.get("OVERRIDES") or "").split()
+
+
+def out_of_reach(url: str) -> bool:
+    """Whether this is a place that a cloud's machine does not reach."""
+    return "://" not in url
+
+
+def refuse_white_space(overrides: Sequence[str]) -> None:
+    """Raises `WrongRequest` for a value that a task could not be given."""
+    for word in overrides:
+        if any(letter.isspace() for letter in word):
+            raise WrongRequest(
+                f"{word!r} holds white space, at which a task's OVERRIDES are split; write it without, or put"
+                " it into a file for --config."
+            )
+
+
+def words_of(option: str, text: str) -> list[str]:
+    """The words of an option that takes several in one; raises `WrongRequest`."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise WrongRequest(f"{option} is {text!r}, which a shell could not read ({error}).") from None
+
+
+# --- jobs and their runs ---
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, told of as `what`, that a job of this `name` trains. `is_published` asks the bucket,
+    which knows how a run ended where SkyPilot does not.
+    """
+
+    name: str
+    what: str
+    is_published: Callable[[], bool]
+
+    def require_published(self) -> None:
+        """Raises `EmotionTrainError` where the job is gone and its run is not there."""
+        if not self.is_published():
+            raise EmotionTrainError(
+                f"The job {self.name} ended or was left, and {self.what} is not published; `sky jobs queue"
+                " --all` and `sky jobs logs` say how it ended. The same command follows it, or starts it"
+                " again."
+            )
+
+
+def train_at_once(
+    lines: Sequence[tuple[Job, Sequence[str]]], living: Mapping[str, int], here: Commands
+) -> None:
+    """Start each job by its line, unless one of its name is among the `living`, and follow them one
+    after the other until all their runs are published.
+
+    Raises `Stopped` and `EmotionTrainError` at the first that ends without; the others stay at
+    work.
+    """
+    for job, line in lines:
+        if (number := living.get(job.name)) is not None:
+            print(f"\njob {number}, {job.name}, is alive", flush=True)
+        else:
+            here.call([*line, "--detach-run"], cwd=PROJECT)
+    for job, _ in lines:
+        if not job.is_published():
+            follow_where_alive(job, here)
+            job.require_published()
+
+
+def follow_where_alive(job: Job, here: Commands) -> None:
+    """Follow the job to its end, where there is one. Raises `Stopped` where it failed, and where
+    SkyPilot left it.
+    """
+    if (number := alive(job.name)) is None:
+        return
+    print(f"\njob {number}, {job.name}, is alive; following it", flush=True)
+    try:
+        here.call(follow_line(number), cwd=PROJECT)
+    except Stopped as stopped:
+        if stopped.code not in UNDECIDED or not _has_ended(job):
+            raise
+
+
+def _has_ended(job: Job) -> bool:
+    """Whether the job's end comes to be known within two minutes, from the bucket or SkyPilot."""
+    until = time.monotonic() + _SETTLING_S
+    while not job.is_published() and alive(job.name) is not None:
+        if time.monotonic() > until:
+            return False
+        time.sleep(_LOOK_S)
+    return True
+
+
+# --- what SkyPilot says ---
+
+
 def alive(name: str) -> int | None:
-    """The number of a job of that name which has not ended, None where there is none.
+    """The number of a job of that name which has not ended, None where there is none; raises as
+    `living_jobs`.
+    """
+    return living_jobs().get(name)
+
+
+def living_jobs() -> dict[str, int]:
+    """The newest number of each name of a job that has not ended.
 
     Raises `EmotionTrainError` where SkyPilot does not answer: a second job beside a living one
     would be paid for twice.
@@ -70,28 +183,28 @@ def alive(name: str) -> int | None:
     line = [SKY, "jobs", "queue", "--skip-finished", "--output", "json"]
     done = subprocess.run(line, cwd=PROJECT, capture_output=True, text=True, check=False)
     if done.returncode != 0 and _NONE in done.stdout + done.stderr:
-        return None
+        return {}
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         raise EmotionTrainError(
-            f"`{' '.join(line)}` ended with {done.returncode}: {' '.join(last) or 'no word'}; whether a job"
-            f" {name} is still alive is not known, and nothing was started."
+            f"`{' '.join(line)}` ended with {done.returncode}: {' '.join(last) or 'no word'}; which jobs are"
+            " still alive is not known, and nothing was started."
         )
-    return living(done.stdout, name)
+    return living(done.stdout)
 
 
-def living(printed: str, name: str) -> int | None:
-    """The newest job of that name in what `sky jobs queue` printed, which may begin with lines that
-    are no JSON.
+def living(printed: str) -> dict[str, int]:
+    """The newest number of each name in what `sky jobs queue` printed, which may begin with lines
+    that are no JSON.
     """
     begin = min((place for mark in "[{" if (place := printed.find(mark)) >= 0), default=None)
     if begin is None:
-        return None
+        return {}
     document: Any = json.loads(printed[begin:])
     jobs = document.get("jobs", []) if isinstance(document, dict) else document
-    numbers = [
-        int(job["job_id"])
-        for job in jobs
-        if job.get("job_name") == name and not str(job.get("status", "")).split(".")[-1].startswith(_ENDED)
-    ]
-    return max(numbers, default=None)
+    found: dict[str, int] = {}
+    for job in jobs:
+        if not str(job.get("status", "")).split(".")[-1].startswith(_ENDED):
+            name = str(job.get("job_name"))
+            found[name] = max(int(job["job_id"]), found.get(name, 0))
+    return found

@@ -11,41 +11,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from emotion_train.command_line import LAUNCH
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import INDEX_KEY
-from emotion_train.errors import EmotionTrainError, WrongRequest
+from emotion_train.errors import WrongRequest
 from emotion_train.processes.systems import require_system
 from emotion_train.storage.open import open_store
 from launch.plan.task_file import TEMPLATE
 from launch.plan.verb import PROJECT
 from launch.up.commands import Commands, Stopped, commands
-from launch.up.jobs import UNDECIDED, alive, follow_line, launch_line, require_sky
+from launch.up.jobs import (
+    UNDECIDED,
+    Job,
+    follow_where_alive,
+    launch_line,
+    out_of_reach,
+    refuse_white_space,
+    require_sky,
+    task_settings,
+    words_of,
+)
+from launch.up.price import Price, agree, price_of, refuse_wrong_options
 from launch.up.steps import Places, Steps, final_of, is_begun, is_pulled
 
 _RECIPE = "emotion_train/configs/mistral_small_3_1.yaml"
-_SETTLING_S, _LOOK_S = 120.0, 5.0  # until SkyPilot has written down how a job ended
-
-
-@dataclass(frozen=True)
-class Price:
-    """What a plan says of the machine that will be asked for; None is what it does not know."""
-
-    gpus: str
-    hours: float | None
-    usd: float | None
-
-    def __str__(self) -> str:
-        hours = "a time that is not known" if self.hours is None else f"about {self.hours:.1f} hours"
-        usd = "a price that is not known" if self.usd is None else f"about ${self.usd:,.2f}"
-        return f"{self.gpus}, {hours}, {usd}"
 
 
 def up(arguments: argparse.Namespace) -> int:
@@ -88,41 +79,20 @@ def _steps(arguments: argparse.Namespace) -> Steps:
     for key in ("data.url", "run.output_url"):
         if any(word.startswith(f"{key}=") for word in arguments.overrides):
             raise WrongRequest(f"{key} follows from --bucket and --name; leave it out.")
-    if arguments.max_usd is not None and not 0 < arguments.max_usd < float("inf"):
-        raise WrongRequest(f"--max-usd is {arguments.max_usd:g}; give a number of dollars above 0.")
-    if not arguments.local and _is_out_of_reach(arguments.bucket):
+    refuse_wrong_options(arguments, not arguments.local, "--local")
+    if not arguments.local and out_of_reach(arguments.bucket):
         raise WrongRequest(
             f"--bucket is the folder {arguments.bucket}, which a cloud's machine does not reach; give"
             " s3://bucket/prefix, or --local to train on this machine."
         )
-    for option in ("gpus", "sky", "max_usd", "yes"):
-        if arguments.local and getattr(arguments, option):
-            raise WrongRequest(
-                f"--{option.replace('_', '-')} is for machines that SkyPilot finds; leave it out, or --local."
-            )
-    for word in arguments.overrides:
-        if not arguments.local and any(letter.isspace() for letter in word):
-            raise WrongRequest(
-                f"{word!r} holds white space, at which a task's OVERRIDES are split; write it without, or put"
-                " it into a file for --config."
-            )
+    if not arguments.local:
+        refuse_white_space(arguments.overrides)
     config = arguments.config or (None if arguments.local else _RECIPE)
     own = ["data.url=not-yet", "run.output_url=not-yet"]
     given: Config = load_config(config, [*own, *arguments.overrides])
     overrides = tuple(word for word in arguments.overrides if not word.startswith("run.id="))
     places = Places.of(arguments.bucket, arguments.name, given.run.id, arguments.folder)
-    return Steps(places, arguments.source, tuple(_words("--prepare", arguments.prepare)), config, overrides)
-
-
-def _is_out_of_reach(bucket: str) -> bool:
-    return "://" not in bucket
-
-
-def _words(option: str, text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise WrongRequest(f"{option} is {text!r}, which a shell could not read ({error}).") from None
+    return Steps(places, arguments.source, tuple(words_of("--prepare", arguments.prepare)), config, overrides)
 
 
 def _look_before(places: Places) -> bool:
@@ -142,49 +112,34 @@ def _train_here(arguments: argparse.Namespace, steps: Steps, here: Commands) -> 
 
 
 def _train_by_jobs(arguments: argparse.Namespace, steps: Steps, here: Commands) -> None:
-    places = steps.places
-    if (number := alive(places.name)) is not None:
-        print(f"\njob {number}, {places.name}, is alive; following it", flush=True)
-        _follow(places, number, here)
-    if final_of(places) is not None:
+    job = _job_of(steps.places)
+    follow_where_alive(job, here)
+    if job.is_published():
         return
     price = _plan(arguments, steps, here)
     here.call(steps.check(price.gpus))
-    _agree(arguments, price)
-    if _is_to_be_tried(arguments, places):
+    agree(arguments, price)
+    if _is_to_be_tried(arguments, steps.places):
         _start_job(arguments, steps, here, smoke=True)
     _start_job(arguments, steps, here, smoke=False)
-
-
-def _follow(places: Places, number: int, here: Commands) -> None:
-    """Follow a job to its end. Raises `Stopped` where it failed, and where SkyPilot left it."""
-    try:
-        here.call(follow_line(number), cwd=PROJECT)
-    except Stopped as stopped:
-        if stopped.code not in UNDECIDED or not _has_ended(places):
-            raise
-
-
-def _has_ended(places: Places) -> bool:
-    """Whether the job's end comes to be known within two minutes, from the bucket or SkyPilot."""
-    until = time.monotonic() + _SETTLING_S
-    while final_of(places) is None and alive(places.name) is not None:
-        if time.monotonic() > until:
-            return False
-        time.sleep(_LOOK_S)
-    return True
 
 
 def _start_job(arguments: argparse.Namespace, steps: Steps, here: Commands, *, smoke: bool) -> None:
     """Start a job and follow it until its run is published. Raises `Stopped`, and
     `EmotionTrainError` for one that ended without.
     """
+    job = _job_of(steps.places, smoke=smoke)
     try:
         here.call(_job(arguments, steps, smoke=smoke), cwd=PROJECT)
     except Stopped as stopped:
-        if stopped.code not in UNDECIDED or final_of(steps.places, smoke=smoke) is None:
+        if stopped.code not in UNDECIDED or not job.is_published():
             raise
-    _require_published(steps.places, smoke=smoke)
+    job.require_published()
+
+
+def _job_of(places: Places, *, smoke: bool = False) -> Job:
+    what = f"the try-out of {places.run_url}" if smoke else places.run_url
+    return Job(places.name, what, lambda: final_of(places, smoke=smoke) is not None)
 
 
 def _is_to_be_tried(arguments: argparse.Namespace, places: Places) -> bool:
@@ -198,46 +153,6 @@ def _plan(arguments: argparse.Namespace, steps: Steps, here: Commands) -> Price:
     return price_of(json.loads(here.answer(steps.plan("--json"))), arguments.gpus)
 
 
-def price_of(plan: dict[str, Any], gpus: str | None) -> Price:
-    """The best row of `plan --json`, or that of the GPUs which are asked for: the cheaper of spot
-    and on demand.
-    """
-    rows = [row for row in plan["choices"] if gpus is None or row["gpus"].lower() == gpus.lower()]
-    if not rows:
-        return Price(str(gpus), None, None)
-    row = rows[0]
-    known = [
-        (usd, hours)
-        for usd, hours in ((row["usd_spot"], row["hours_on_spot"]), (row["usd_on_demand"], row["hours"]))
-        if usd is not None
-    ]
-    usd, hours = min(known, default=(None, row["hours"]))
-    return Price(row["gpus"], hours, usd)
-
-
-def _agree(arguments: argparse.Namespace, price: Price) -> None:
-    """Raises `WrongRequest` unless the price is within `--max-usd` and somebody agrees to it."""
-    if arguments.max_usd is not None:
-        if price.usd is None:
-            raise WrongRequest(
-                f"The price of {price.gpus} is not known, so --max-usd {arguments.max_usd:g} cannot be kept;"
-                " name other --gpus, or leave --max-usd out."
-            )
-        if price.usd > arguments.max_usd:
-            raise WrongRequest(
-                f"{price}: more than --max-usd {arguments.max_usd:g}. `emotion-launch plan --all` shows what"
-                " is cheaper; nothing was started."
-            )
-    question = f"train on {price}"
-    if arguments.yes:
-        print(question, flush=True)
-        return
-    if not sys.stdin.isatty():
-        raise WrongRequest(f"{question}: nobody can answer here; type --yes to agree. Nothing was started.")
-    if input(f"{question}? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise WrongRequest("Nothing was started.")
-
-
 def _job(arguments: argparse.Namespace, steps: Steps, *, smoke: bool) -> list[str]:
     places = steps.places
     task = TEMPLATE if arguments.gpus else places.task_file.resolve()
@@ -245,29 +160,12 @@ def _job(arguments: argparse.Namespace, steps: Steps, *, smoke: bool) -> list[st
         "DATA_URL": places.data_url,
         "OUTPUT_URL": places.output_url,
         "CONFIG": str(steps.config),
-        "OVERRIDES": " ".join([f"run.id={places.run_id}", *_settings(task), *steps.overrides]),
+        "OVERRIDES": " ".join([f"run.id={places.run_id}", *task_settings(task), *steps.overrides]),
         **({"SMOKE": "1"} if smoke else {}),
     }
     gpus = ["--gpus", arguments.gpus] if arguments.gpus else []
-    more = [*gpus, *_words("--sky", arguments.sky)]
+    more = [*gpus, *words_of("--sky", arguments.sky)]
     return launch_line(str(task), places.name, environment, more)
-
-
-def _settings(task: Path) -> list[str]:
-    """The values that `plan --write` gave to the task, which ours would replace."""
-    from emotion_train.edges.bounded import yaml_in
-
-    envs = yaml_in(task.read_text(encoding="utf-8")).get("envs") or {}
-    return str(envs.get("OVERRIDES") or "").split()
-
-
-def _require_published(places: Places, *, smoke: bool = False) -> None:
-    if final_of(places, smoke=smoke) is None:
-        what = f"the try-out of {places.run_url}" if smoke else places.run_url
-        raise EmotionTrainError(
-            f"The job {places.name} ended or was left, and {what} is not published; `sky jobs queue --all`"
-            " and `sky jobs logs` say how it ended. The same command follows it, or starts it again."
-        )
 
 
 def _pull(steps: Steps, here: Commands) -> None:

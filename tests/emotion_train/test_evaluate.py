@@ -373,6 +373,36 @@ def test_what_nobody_judged_together_says_so(home: Path, second: Path, tmp_path:
     assert any("No validation posts judged these adapters together" in one for one in card.warnings)
 
 
+def test_a_store_that_does_not_answer_is_told_of_waited_for_once_and_ends_the_judging_of_several(
+    home: Path,
+    second: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in (("AWS_ENDPOINT_URL", "http://127.0.0.1:9"), ("AWS_REGION", "here")):
+        monkeypatch.setenv(name, value)
+    gone = {"index_sha256": "0" * 64, "output_url": "s3://gone/runs", "data_url": "s3://gone/data"}
+    words = []
+    for name, adapter in (("one", home / "adapter"), ("two", second)):
+        shutil.copytree(adapter, tmp_path / name, ignore=shutil.ignore_patterns("report"))
+        facts = json.loads((adapter / "emotion_train.json").read_bytes())
+        (tmp_path / name / "emotion_train.json").write_text(json.dumps(facts | gone))
+        words += ["--adapter", str(tmp_path / name)]
+    asked = ["evaluate", "--file", half(home, tmp_path), "--device", "cpu"]
+    looking = "looking for the data set s3://gone/data that the adapter was trained on\n"
+    assert train_cli.main([*asked, *words]) == 1
+    told = capsys.readouterr().err
+    assert told.count(looking) == 1
+    assert "cannot be read: s3://gone/data/index.json cannot be reached" in told
+    assert "give --training-data DATA_URL" in told
+    assert train_cli.main([*asked, *words, "--training-data", str(home / "data")]) == 0
+    capsys.readouterr()
+    assert train_cli.main([*asked, *words[:2]]) == 0  # of one adapter no figure hangs on it
+    told = capsys.readouterr().err
+    assert told.count(looking) == 1
+
+
 def test_adapters_that_cannot_answer_together_are_refused(
     home: Path, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,18 +77,51 @@ def test_labels_are_those_of_predict_and_a_finished_job_prints_its_summary(
     assert "labelled 50 posts" in capsys.readouterr().out
 
 
-def test_several_adapters_are_averaged(adapters: Path, tmp_path: Path) -> None:
+def test_several_adapters_answer_as_those_of_predict_over_a_base_that_is_read_once(
+    adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from emotion_train.model import load, lora
+
+    read, load_base = [], load.load_base
+
+    def counted(config: Any, *words: Any, **more: Any) -> Any:
+        read.append(config.files.name)
+        return load_base(config, *words, **more)
+
+    monkeypatch.setattr(lora, "load_base", counted)
     source, out = write_lines(tmp_path / "posts.jsonl", 10), tmp_path / "out"
     assert label(adapters, source, out, "--adapter", str(adapters / "two"), "--probabilities") == 0
+    assert len(read) == 1
+    told = capsys.readouterr()
+    assert "labelled 10 posts in 1 part, " in told.out
+    assert "this worker: 1 part, 10 posts, " in told.out
+    assert "10 rows in 1 unit\n" in told.err
     texts = [f"post {number}" for number in range(10)]
-    both = [
-        open_classifier(AdapterChoice(adapters / name, device="cpu")).probabilities(texts)
-        for name in ("one", "two")
-    ]
+    places = [adapters / name for name in ("one", "two")]
+    together = open_classifier(AdapterChoice(places[0], more=(places[1],), device="cpu"))
+    apart = [open_classifier(AdapterChoice(place, device="cpu")).probabilities(texts) for place in places]
     rows = sorted(labelled(FolderStore(out)), key=lambda row: row["row"])
     found_NC = np.array([row["probabilities"] for row in rows])
-    assert np.abs(found_NC - np.mean(both, axis=0)).max() < 1e-6
-    assert np.abs(both[0] - both[1]).max() > 1e-3
+    assert np.abs(found_NC - together.probabilities(texts)).max() < 1e-6
+    of_logits_NC = np.exp(np.mean(np.log(apart), axis=0))
+    assert np.abs(found_NC - of_logits_NC / of_logits_NC.sum(axis=1, keepdims=True)).max() < 1e-5
+    assert np.abs(found_NC - np.mean(apart, axis=0)).max() > 1e-5
+
+
+@pytest.mark.usefixtures("hashed")
+def test_several_adapters_continue_no_job_that_averaged_probabilities(
+    adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_lines(tmp_path / "posts.jsonl", 10), tmp_path / "out"
+    more = ("--adapter", str(adapters / "two"))
+    assert label(adapters, source, out, *more) == 0
+    job = read_job(FolderStore(out))
+    assert job.mean_of == "logits"
+    (out / "job.json").write_bytes(job.model_copy(update={"mean_of": "probabilities"}).to_bytes())
+    assert b"mean_of" not in (out / "job.json").read_bytes()  # as earlier versions wrote it
+    assert label(adapters, source, out, *more) == 2
+    assert 'by the mean of the adapters\' "probabilities"' in refusal(capsys)
+    assert launch(["label-status", str(out)]) == 0
 
 
 @pytest.fixture

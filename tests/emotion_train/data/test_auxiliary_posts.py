@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -326,3 +327,43 @@ def test_folds_and_what_teachers_say_are_trained_on_beside_the_auxiliary_posts(t
         texts = [text for group in groups for text in group.texts]
         assert {text for text, _ in more} <= set(texts)
         assert len(texts) == made.split("train").rows + len(more) > len(more)
+
+
+def test_derived_data_sets_that_differ_in_auxiliary_posts_or_labels_alone_are_not_the_same(
+    tmp_path: Path,
+) -> None:
+    made = {}
+    for name, others in (("few", 3), ("more", 4)):
+        more = [(f"sad {number}", "sad") for number in range(others)]
+        made[name] = keep(write_source(tmp_path / f"{name}-source", *more), tmp_path / name)
+    few, more_of_them = (open_store(str(tmp_path / name)) for name in made)
+    assert made["few"].splits == made["more"].splits
+    rows = read_split(few, made["few"], "train")
+    half = {post_id: np.array([0.5, 0.5]) for post_id in rows.ids}
+    fold, soft = (open_store(str(tmp_path / name)) for name in ("fold", "soft"))
+    first = write_fold(few, made["few"], rows, 0, 2, fold, "--to")
+    write_soft(few, made["few"], rows, half, 0.3, {}, soft, "--to")
+    assert write_fold(few, made["few"], rows, 0, 2, fold, "--to") == first
+    with pytest.raises(WrongRequest, match="holds another data set, which is never overwritten"):
+        write_fold(more_of_them, made["more"], rows, 0, 2, fold, "--to")
+    with pytest.raises(WrongRequest, match="give another --own"):
+        write_soft(more_of_them, made["more"], rows, half, 0.3, {}, soft, "--own")
+    renamed = made["few"].model_copy(update={"labels": ("quiet", "joy")})
+    with pytest.raises(WrongRequest, match="holds another data set"):
+        write_fold(few, renamed, rows, 0, 2, fold, "--to")
+
+
+def test_a_comparison_tells_auxiliary_posts_that_differ(tmp_path: Path) -> None:
+    from launch.results.differences import _data_cells
+    from launch.results.same_posts import OpenData
+
+    data = []
+    for name, others in (("none", 0), ("few", 3), ("more", 4)):
+        more = [(f"sad {number}", "sad") for number in range(others)]
+        index = keep(write_source(tmp_path / f"{name}-source", *more), tmp_path / name)
+        data.append(OpenData(open_store(str(tmp_path / name)), index))
+    cells = _data_cells([SimpleNamespace(data_url="data")] * 3, data)  # type: ignore[list-item]
+    assert len({one["training split"] for one in cells}) == 1
+    told = [one["auxiliary posts"] for one in cells]
+    assert told[0] == "–"
+    assert [words.split(",")[0] for words in told[1:]] == ["3 posts", "4 posts"]

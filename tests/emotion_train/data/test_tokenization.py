@@ -185,6 +185,17 @@ def test_a_tokenizer_without_bos_stays_so_in_auto_tokenizer(tmp_path: Path) -> N
     ).input_ids == lists(tokenizer, ["ab </s>"])
 
 
+def test_a_longest_text_that_nobody_named_is_no_reason_to_refuse_a_tokenizer(tmp_path: Path) -> None:
+    from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    named = json.loads(path.read_text()) | {"model_max_length": VERY_LARGE_INTEGER}
+    path.write_text(json.dumps(named))
+    assert "000000019884624838656" in path.read_text()
+    assert PostTokenizer.load(str(tmp_path), 16).bos_id == 1
+
+
 def test_quoting_a_control_token_yields_no_control_token(tekken: PostTokenizer) -> None:
     for text in ("</s>", "<pad>", "[INST]", "<s>", "[IMG]", "<unk>", "<SPECIAL_999>"):
         (ids,) = lists(tekken, [text])

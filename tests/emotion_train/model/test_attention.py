@@ -100,6 +100,8 @@ def gradients(model: EmotionClassifier, logits_NC: torch.Tensor) -> dict[str, to
         ("llama", {"num_key_value_heads": 4}),
         ("qwen2", {}),
         ("qwen3", {}),
+        ("gemma3_text", {}),
+        ("qwen3_5_text", {}),
     ],
 )
 def test_packed_equals_padded_equals_one_post_at_a_time(

@@ -50,6 +50,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "mistral": {},
     "qwen2": WINDOWS,  # its blocks are of two kinds, which its configuration lists
     "qwen3": WINDOWS,
+    "gemma3_text": {},  # of two kinds, with rotations of their own
+    "qwen3_5_text": {},  # a delta net, a block that attends, and so on
 }
 IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))
 SMALL: dict[str, Any] = {"shard_bytes": 60_000, "piece_bytes": 10_000}

@@ -213,7 +213,7 @@ def test_every_adapter_has_our_dropout_and_none_has_pytorchs(tmp_path: Path) -> 
 # --- the model ---
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen3"])
+@pytest.mark.parametrize("kind", ["mistral", "qwen3", "gemma3_text", "qwen3_5_text"])
 def test_posts_give_the_same_logits_and_gradients_in_any_packing(tmp_path: Path, kind: str) -> None:
     model = make(tmp_path / "base", kind, dropout=0.3).train()
     texts, numbers = posts(), [70, 3, 2**31 + 5, 41]

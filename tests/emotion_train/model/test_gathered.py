@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import FileStore, HashStore
+from torch.multiprocessing.spawn import spawn
 
+from emotion_train.model import gathered as gathered_module
 from emotion_train.model.gathered import GatheredBlocks
 
 
@@ -59,3 +64,42 @@ def test_blocks_of_other_shapes_are_not_cut_together(group: None) -> None:
     gathered.cut([torch.zeros(4)])
     with pytest.raises(AssertionError, match="same shapes"):
         gathered.cut([torch.zeros(5)])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_of_a_host_read_each_others_parts(tmp_path: Path) -> None:
+    spawn(whole_on_each_gpu, (2, str(tmp_path / "store")), nprocs=2)
+
+
+def whole_on_each_gpu(rank: int, processes: int, store: str) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes)
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl", store=FileStore(store, processes), rank=rank, world_size=processes, device_id=device
+    )
+    assert gathered_module.reach_each_other(device)
+    expected = [[tensor.to(device) for tensor in tensors] for tensors in blocks(5)]
+    for collective in (False, True):
+        with mock.patch.object(gathered_module, "reach_each_other", return_value=not collective):
+            gathered = GatheredBlocks(device)
+        views = [gathered.cut(tensors) for tensors in expected]
+        for numbers in (range(5), range(4, -1, -1), range(5)):
+            for number in numbers:
+                gathered.need(number, number + numbers.step)
+                for view, tensor in zip(views[number], expected[number], strict=True):
+                    assert torch.equal(view, tensor)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_processes_of_other_hosts_use_a_collective(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda own, other: True)
+    device = torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert gathered_module._neighbours(device, 2)
+    assert not gathered_module._neighbours(device, 4)
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda own, other: False)
+    assert not gathered_module._neighbours(device, 2)

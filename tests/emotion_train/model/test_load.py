@@ -70,7 +70,7 @@ def test_vision_tensors_are_never_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(key.startswith("language_model.model.") for key in touched)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["mistral", "llama", "qwen2", "qwen3", "gemma3_text", "qwen3_5_text"])
 def test_plain_checkpoints_load_as_transformers_loads_them(tmp_path: Path, kind: str) -> None:
     from transformers import AutoModel
 
@@ -276,7 +276,7 @@ def test_formats_of_an_unquantised_base(tmp_path: Path, precision: Any) -> None:
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "gemma3_text"])
 def test_nf4_quantises_the_linear_layers_of_the_blocks_and_nothing_else(tmp_path: Path, kind: str) -> None:
     import bitsandbytes as bnb
 

@@ -25,7 +25,12 @@ from emotion_train.model.fused import FusedDecoder, fits
 from emotion_train.model.graphs import GraphedPasses
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.lora import build_classifier
-from emotion_train.sizing.activations import FusedBlocks, fused_overhead, stock_kept_by_layer
+from emotion_train.sizing.activations import (
+    FusedBlocks,
+    delta_kept_by_layer,
+    fused_overhead,
+    stock_kept_by_layer,
+)
 from emotion_train.sizing.fit import Layout, largest_microbatch
 from emotion_train.sizing.memory import GIB, estimate, is_fused, usable_bytes, weight_bytes
 from emotion_train.sizing.recipe import Recipe, repeats_keys
@@ -48,6 +53,9 @@ NARROW = {
     "num_key_value_heads": 3,
     "head_dim": 32,
 }
+
+ONE_WINDOW = {**NARROW, "sliding_window_pattern": 6, "sliding_window": 512}  # no masks, one rotation
+STOCK_KINDS = [("mistral", SMALL), ("llama", NARROW), ("qwen3", SMALL), ("gemma3_text", ONE_WINDOW)]
 
 
 def recipe_of(
@@ -150,7 +158,7 @@ def test_a_configuration_is_read_whole_or_as_the_text_part_of_a_multimodal_one()
         Shape.of({"hidden_size": 64})
 
 
-@pytest.mark.parametrize(("kind", "changes"), [("mistral", SMALL), ("llama", NARROW), ("qwen3", SMALL)])
+@pytest.mark.parametrize(("kind", "changes"), [*STOCK_KINDS, ("qwen3_5_text", SMALL)])
 def test_parameters_are_counted_as_the_model_has_them(
     kind: str, changes: dict[str, int], tmp_path: Path
 ) -> None:
@@ -224,7 +232,7 @@ def test_an_encoder_s_block_keeps_as_many_bytes_per_token_as_is_planned(
 
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
 @pytest.mark.parametrize("targets", [ATTENTION_PROJECTIONS, "all-linear", ("q_proj", "down_proj")])
-@pytest.mark.parametrize(("kind", "changes"), [("mistral", SMALL), ("llama", NARROW), ("qwen3", SMALL)])
+@pytest.mark.parametrize(("kind", "changes"), STOCK_KINDS)
 def test_a_stock_block_keeps_as_many_bytes_per_token_as_is_planned(
     kind: str, changes: dict[str, int], targets: Targets, dropout: float, tmp_path: Path
 ) -> None:
@@ -232,6 +240,50 @@ def test_a_stock_block_keeps_as_many_bytes_per_token_as_is_planned(
     shape = Shape.of(text_config(kind, **changes).to_dict())
     planned = sum(stock_kept_by_layer(recipe_of(shape, "bf16", targets, dropout, r=8)).values())
     assert two - one == planned + only_on_a_cpu(shape, targets, dropout)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("targets", "dropout"),
+    [(ATTENTION_PROJECTIONS, 0.05), ("all-linear", 0.0), (("k_proj", "down_proj"), 0.0)],
+)
+@pytest.mark.parametrize("every", [1, 9])  # all blocks attend, none does
+def test_both_kinds_of_qwen3_5_s_blocks_keep_as_many_bytes_per_token_as_is_planned(
+    every: int, targets: Targets, dropout: float, precision: Precision, tmp_path: Path
+) -> None:
+    changes = {**SMALL, "full_attention_interval": every}
+    two, three = (
+        per_token(tmp_path, "qwen3_5_text", changes, layers, targets, dropout, precision) for layers in (2, 3)
+    )
+    shape = Shape.of(text_config("qwen3_5_text", **changes).to_dict())
+    recipe = recipe_of(shape, precision, targets, dropout, r=8)
+    # on a CPU attention's outputs are joined to one tensor, which the gate's product keeps
+    joined = (4 if precision == "fp32" else 2) * shape.query_width
+    planned = (
+        sum(stock_kept_by_layer(recipe).values()) + joined
+        if every == 1
+        else sum(delta_kept_by_layer(recipe).values())
+    )
+    assert three - two == planned
+
+
+@pytest.mark.parametrize(
+    ("length", "posts"),
+    [(160, 2), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((32, 16), (22, 23), (171, 3)))],
+)
+def test_the_peak_of_a_step_of_delta_nets_is_planned(length: int, posts: int, tmp_path: Path) -> None:
+    """An estimate from above: how many chunks are padded depends on the posts."""
+    changes = (
+        WIDER | {"full_attention_interval": 9, "intermediate_size": 768, "hidden_size": 256} | DELTA_NETS
+    )
+    tokens = length * posts
+    model = classifier(tmp_path, "qwen3_5_text", changes, 2, ATTENTION_PROJECTIONS, 0.05, "bf16")
+    shape = Shape.of(text_config("qwen3_5_text", **changes).to_dict())
+    recipe = recipe_of(shape, "bf16", ATTENTION_PROJECTIONS, 0.05, r=8, labels=5, decoder="stock")
+    planned = estimate(recipe, tokens, False)
+    gradients = 4 * shape.trained_parameters(8, ATTENTION_PROJECTIONS, 5)
+    found = highest(model, tokens, posts) / (planned.activations + planned.overhead + gradients)
+    assert 0.7 < found <= 1
 
 
 @pytest.mark.parametrize("precision", ["nf4", "fp32"])
@@ -412,6 +464,12 @@ def fused(
     return model
 
 
+DELTA_NETS = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+}
 SQUAT = {**WIDER, "intermediate_size": 320, "num_attention_heads": 16, "num_key_value_heads": 16}
 CORNERS: list[tuple[Targets, float]] = [(ATTENTION_PROJECTIONS, 0.05), ("all-linear", 0.0)]
 BETWEEN: list[tuple[Targets, float]] = [("all-linear", 0.05), (("q_proj", "down_proj"), 0.05)]
@@ -512,6 +570,8 @@ def test_the_adapters_copies_are_planned(
         ("llama", {}),
         ("mistral", {}),
         ("qwen3", {}),
+        ("gemma3_text", {}),
+        ("qwen3_5_text", {}),
         ("llama", {"attention_bias": True}),
         ("llama", {"mlp_bias": True}),
         ("llama", {"hidden_act": "gelu"}),
@@ -527,7 +587,11 @@ def test_the_plan_knows_which_bases_the_fused_decoder_computes(
         config=config, model=SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight))
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert Shape.of(config.to_dict()).fusable == fits(classifier) == (not changes and kind != "qwen3")
+    assert (
+        Shape.of(config.to_dict()).fusable
+        == fits(classifier)
+        == (not changes and kind in ("llama", "mistral"))
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # a T4 has no bfloat16
     assert not fits(classifier)
     assert not is_fused_attention(torch.device("cuda"), torch.bfloat16)

@@ -386,6 +386,21 @@ def test_a_run_that_another_writer_published_before_the_claim_is_left_as_it_is(f
     assert log(folder, "overtaken") == before
 
 
+def test_a_run_that_was_published_of_another_data_set_is_not_taken_for_this_one(folder: Path) -> None:
+    config = tiny_config(folder, "run.id=done")
+    job = job_of(config)
+    for index_sha256 in (job.index.sha256(), "0" * 64):
+        writer = Writer(job.output_store, f"done-{index_sha256[:4]}", index_sha256, config.sha256())
+        writer.claim(0, 0)
+        final = writer.append("final", 0, 0)
+        own = tiny_config(folder, f"run.id=done-{index_sha256[:4]}")
+        if index_sha256 == job.index.sha256():
+            assert look_before_claiming(own, job.index, job.output_store, False).final == final
+        else:
+            with pytest.raises(WrongRequest, match=r"is published and was trained on another data set"):
+                look_before_claiming(own, job.index, job.output_store, False)
+
+
 def test_a_run_that_has_saved_nothing_yet_is_not_taken_over_with_another_data_set(folder: Path) -> None:
     config = tiny_config(folder, "run.id=young")
     job = job_of(config)

@@ -201,6 +201,31 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
         started(home, *changed)
 
 
+def test_other_weights_of_the_same_shapes_are_refused_before_the_run_is_claimed(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    shutil.copytree(home / "base", tmp_path / "base")
+    for file in (tmp_path / "base").glob("*.safetensors"):
+        tensors = load_file(file)
+        changed = {name: one * 1.5 for name, one in tensors.items() if name.endswith("layernorm.weight")}
+        save_file(tensors | changed, file, metadata={"format": "pt"})
+    staged = tmp_path / "staged"
+    assert train_cli.main(["stage-base", str(tmp_path / "base"), str(staged)]) == 0
+    for base, precision in ((tmp_path / "base", "fp32"), (staged, "bf16")):
+        more = (f"data.url={home / 'more'}", f"model.base={base}", f"model.precision={precision}")
+        asked = words(home, "run.id=other", *more)
+        assert train_cli.main(["train", *asked]) == 2
+        assert f"the weights of {base} differ; give model.base=" in capsys.readouterr().err
+        assert not (home / "runs" / "other" / "log").exists()
+    launch_cli.main(["check", *asked, "--accelerate-config", "cpu"])
+    assert f"the weights of {staged} differ" in " ".join(capsys.readouterr().out.split())
+    staged_again = tmp_path / "same"
+    assert train_cli.main(["stage-base", str(home / "base"), str(staged_again)]) == 0
+    own = (f"model.base={staged_again}", "model.precision=bf16")
+    assert started(home, *own).keys() == started(home).keys()
+
+
 def test_old_posts_need_their_adapter_and_their_data_set(home: Path) -> None:
     with pytest.raises(WrongRequest, match=r"report\.old_data .* and model\.adapter is not given"):
         tiny_config(home, f"report.old_data={home / 'data'}")

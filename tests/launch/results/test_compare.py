@@ -304,6 +304,15 @@ def test_another_training_split_is_told_and_other_test_posts_are_refused(folder:
     shutil.move(folder / "twin", folder / "gone")
     remarks = comparison_of(urls(folder, "low-seed-1", "twin")).remarks
     assert any("whether the texts are the same could not be looked up" in line for line in remarks)
+    twins = [f"{url}-{seed}" for url in urls(folder, "twin") for seed in range(1, 5)]
+    for twin in twins:
+        shutil.copytree(urls(folder, "twin")[0], twin)
+    told = [
+        line for line in comparison_of([*urls(folder, "low-seed-1"), *twins]).remarks if "looked up" in line
+    ]
+    assert len(told) == 1
+    assert "twin-3, … have the same ids" in told[0]
+    assert "twin-4" not in told[0]
 
 
 def test_posts_in_another_order_are_the_same_posts(folder: Path) -> None:

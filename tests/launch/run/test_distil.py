@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from emotion_train.data.folds import folds_of_texts, require_foldable, softened,
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.preparation import prepare
 from emotion_train.data.text_filter import TextFilter, keys_of
-from emotion_train.errors import WrongRequest
+from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.evaluation.predictions import Predictions, predictions_from_parquet
 from emotion_train.model.facts import read_facts
 from emotion_train.runs.adapter_cache import find_adapter
@@ -31,6 +33,10 @@ from emotion_train.storage.store import Store
 from launch import cli as launch_cli
 from launch.run.distil import distil
 from launch.run.topology import Topology
+from launch.up import commands as commands_page
+from launch.up import jobs as jobs_page
+from launch.up import runs as runs_page
+from launch.up.commands import Commands, Stopped
 from tests.helpers.auxiliary_posts import auxiliary_config
 from tests.helpers.tiny_runs import tiny_config, tiny_words, write_posts
 
@@ -171,6 +177,13 @@ def test_another_data_set_or_run_at_their_places_is_refused(home: Path, tmp_path
         call(tmp_path, never, place)
 
 
+def test_teachers_of_another_data_set_teach_nobody(home: Path, tmp_path: Path) -> None:
+    """Also where its posts are the same and what is trained on beside them differs."""
+    config = auxiliary_config(tmp_path)
+    with pytest.raises(WrongRequest, match=rf"{TEACHERS[0]} .* was trained on another data set"):
+        call(home, never, f"--to={tmp_path / 'to'}", more=(f"data.url={config.data.url}",))
+
+
 @pytest.mark.parametrize(
     ("words", "more", "told"),
     [
@@ -197,8 +210,132 @@ def test_dry_run_and_lines_for_jobs(home: Path, capsys: pytest.CaptureFixture[st
     told = capsys.readouterr().out
     assert "8 teachers: later-fold-0-of-4-seed-42" in told
     assert sorted(path.name for path in (home / "data-distil" / "tiny").iterdir()) == before
-    assert call(home, never, "--as-jobs") == 0
+    asked = ["distil", "--dry-run", "--as-jobs", "--folds", "2", *tiny_words(home, "data.url=s3://b/data")]
+    assert launch_cli.main([*asked, "run.output_url=s3://b/runs"]) == 0
+    assert "sky jobs launch sky/train.yaml -n tiny-fold-0-of-2-seed-42" in capsys.readouterr().out
+
+
+class FakeSky(Commands):
+    """A SkyPilot whose jobs publish what `home` published. They end when they are followed, or,
+    with `at_once`, by themselves; what is typed as `stops` ends with 130.
+    """
+
+    def __init__(self, home: Path, folder: Path) -> None:
+        super().__init__({})
+        self.home, self.folder = home, folder
+        self.living: dict[str, int] = {}
+        self.typed: list[str] = []
+        self.stops = ""
+
+    def call(self, words: Sequence[str], *, cwd: Path | None = None) -> None:
+        line = " ".join(words)
+        name = line.split(" --name ")[1].split()[0] if "--name" in words else ""
+        self.typed.append(" ".join([*words[1 : 3 if words[1] == "jobs" else 2], name]).strip())
+        if self.typed[-1] == self.stops:
+            raise Stopped(130)
+        if words[1] == "plan" and "--write" in words:
+            Path(words[-1]).parent.mkdir(parents=True, exist_ok=True)
+            Path(words[-1]).write_text("envs: {OVERRIDES: model.precision=nf4}\n")
+        if words[:3] == ["sky", "jobs", "launch"]:
+            assert "--detach-run" in words
+            assert "model.precision=nf4" in line
+            assert f"run.id={name} " in line
+            self.living[name] = len(self.typed)
+        if words[:3] == ["sky", "jobs", "logs"]:
+            name = next(one for one, number in self.living.items() if str(number) == words[-1])
+            shutil.copytree(self.home / "runs" / name, self.folder / "runs" / name)
+            del self.living[name]
+
+    def answer(self, words: Sequence[str]) -> str:
+        price = {"gpus": "L4:1", "hours": 3.0, "hours_on_spot": 3.4, "usd_spot": 1.1, "usd_on_demand": 2.4}
+        return json.dumps({"choices": [price]})
+
+
+@pytest.fixture
+def sky(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSky:
+    """The data set in a place of its own, which passes for a bucket."""
+    fake = FakeSky(home, tmp_path)
+    for name in ("base", "data"):
+        shutil.copytree(home / name, tmp_path / name)
+
+    @contextmanager
+    def here() -> Iterator[Commands]:
+        yield fake
+
+    monkeypatch.setattr(commands_page, "commands", here)
+    monkeypatch.setattr(runs_page, "require_sky", lambda: "sky")
+    monkeypatch.setattr(runs_page, "out_of_reach", lambda url: False)
+    for page in (runs_page, jobs_page):
+        monkeypatch.setattr(page, "living_jobs", lambda: dict(fake.living))
+    return fake
+
+
+def test_as_jobs_all_teachers_are_started_before_one_is_followed_and_the_student_comes_after_them(
+    sky: FakeSky, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = [f"jobs launch {one}" for one in TEACHERS]
+    asked = ["check", "plan", "check"]
+    assert call(sky.folder, never, "--as-jobs", "--yes") == 0
+    followed = ["jobs logs", "jobs logs"]
+    assert sky.typed == [*asked, *started, *followed, "jobs launch tiny", "jobs logs"]
+    told = capsys.readouterr()
+    assert "train 3 runs on L4:1, about 3.4 hours, about $1.10 each, at most $3.30 in all" in told.err
+    assert f"the student: {sky.folder / 'runs' / 'tiny'}" in told.out
+    sky.typed.clear()
+    assert call(sky.folder, never, "--as-jobs") == 0  # nothing is left to agree to
+    assert sky.typed == []
+
+
+@pytest.mark.parametrize("stops", ["jobs logs", f"jobs launch {TEACHERS[1]}", "jobs launch tiny"])
+def test_stopped_anywhere_the_same_command_follows_what_is_alive_and_starts_what_is_not(
+    sky: FakeSky, stops: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sky.stops = stops
+    assert call(sky.folder, never, "--as-jobs", "--yes") == 130
+    assert "the same command follows them" in capsys.readouterr().err
+    sky.stops = ""
+    assert call(sky.folder, never, "--as-jobs", "--yes") == 0
+    launched = [one for one in sky.typed if one.startswith("jobs launch")]
+    assert sorted({*launched}) == [f"jobs launch {one}" for one in ("tiny", *TEACHERS)]
+    assert len(launched) - len({*launched}) == int(stops != "jobs logs")  # the one that was stopped, again
     assert "the student: " in capsys.readouterr().out
+
+
+def test_as_jobs_a_price_that_is_too_high_or_a_job_that_ends_without_its_run_starts_no_student(
+    sky: FakeSky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(WrongRequest, match=r"for each of 3 runs, \$3\.30 in all: more than --max-usd 3\. "):
+        call(sky.folder, never, "--as-jobs", "--yes", "--max-usd", "3")
+    assert not any(one.startswith("jobs") for one in sky.typed)
+    monkeypatch.setattr(shutil, "copytree", lambda *words: None)
+    with pytest.raises(EmotionTrainError, match=rf"The job {TEACHERS[0]} ended or was left, and "):
+        call(sky.folder, never, "--as-jobs", "--yes")
+    assert "jobs launch tiny" not in sky.typed
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "told"),
+    [
+        ((), (), "`sky` is not on the PATH"),
+        (("--yes",), (), "--yes is for machines that SkyPilot finds; leave it out, or add --as-jobs"),
+        (("--spread",), (), "give one of both"),
+        (("--accelerate-config", "cpu"), (), "--accelerate-config is of trainings on this machine"),
+        ((), ("run.id=0nine",), "a letter first"),
+        ((), ("run.trackers=[wandb, mlflow]",), "white space"),
+        ((), ("data.url=here",), "here is a folder, which a cloud's machine does not reach"),
+    ],
+)
+def test_as_jobs_what_is_missing_is_said_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], more: tuple[str, ...], told: str
+) -> None:
+    if told.startswith("`sky`"):
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setattr(runs_page, "require_sky", lambda: "sky")
+    as_jobs = () if "--yes" in words else ("--as-jobs",)
+    own = ("data.url=s3://bucket/posts", "run.output_url=s3://bucket/runs", *more)
+    with pytest.raises(WrongRequest, match=told):
+        call(tmp_path, never, *as_jobs, *words, more=own)
 
 
 def test_a_fold_follows_from_the_text_alone() -> None:

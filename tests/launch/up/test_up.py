@@ -23,8 +23,8 @@ from launch import cli
 from launch.up import jobs, verb
 from launch.up.commands import Commands, Stopped
 from launch.up.jobs import launch_line, living
+from launch.up.price import Price, price_of
 from launch.up.steps import Places, final_of, is_pulled
-from launch.up.verb import Price, price_of
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 
@@ -141,8 +141,8 @@ def test_steps_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def by_jobs(monkeypatch: pytest.MonkeyPatch, *words: str, job: int | None = None) -> tuple[int, list[str]]:
     """As `up`, by a SkyPilot in which this job is alive; the bucket is a folder of this machine."""
     monkeypatch.setattr(verb, "require_sky", lambda: "sky")
-    monkeypatch.setattr(verb, "alive", lambda name: job)
-    monkeypatch.setattr(verb, "_is_out_of_reach", lambda bucket: False)
+    monkeypatch.setattr(jobs, "living_jobs", lambda: {} if job is None else {"emotions": job})
+    monkeypatch.setattr(verb, "out_of_reach", lambda bucket: False)
     return up(monkeypatch, *words)
 
 
@@ -199,8 +199,8 @@ def test_how_a_job_ended_is_told_by_the_bucket_where_skypilot_does_not_know_it(
             raise Stopped(101)
 
     monkeypatch.setattr(Typed, "call", call)
-    monkeypatch.setattr(verb, "_SETTLING_S", 0.01)
-    monkeypatch.setattr(verb, "_LOOK_S", 0.01)
+    monkeypatch.setattr(jobs, "_SETTLING_S", 0.01)
+    monkeypatch.setattr(jobs, "_LOOK_S", 0.01)
     job = 7 if step == "jobs logs" else None
     code, typed = by_jobs(monkeypatch, "--yes", "--no-smoke", job=job)
     assert code == (0 if published else 101)
@@ -256,9 +256,8 @@ def test_of_jobs_the_newest_that_lives_and_has_the_name_is_found() -> None:
         {"job_id": 6, "job_name": "other", "status": "RUNNING"},
         {"job_id": 3, "job_name": "mine", "status": "ManagedJobStatus.PENDING"},
     ]
-    assert living("a word before\n" + json.dumps(rows), "mine") == 4
-    assert living(json.dumps(rows), "nobody") is None
-    assert living("", "mine") is None
+    assert living("a word before\n" + json.dumps(rows)) == {"mine": 4, "other": 6}
+    assert living("") == {}
 
 
 @pytest.mark.parametrize(("printed", "code"), [("No in-progress managed jobs.", 1), ("[]", 0)])

@@ -1,0 +1,117 @@
+"""Several runs of one config, each as a job of SkyPilot on a machine of its own: planned and agreed
+to once, started together.
+
+What is done is read from the bucket and from SkyPilot's queue: a published run is not trained
+again, and a job that is alive is followed. So the same command resumes wherever it was stopped; the
+jobs themselves do not need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from emotion_train.command_line import LAUNCH
+from emotion_train.config import Config
+from emotion_train.edges.paths import typed_path
+from emotion_train.errors import WrongRequest
+from launch.plan.task_file import TEMPLATE
+from launch.plan.verb import PROJECT, stays_here
+from launch.run.seeds import OF_THE_RUN, SeedRun, task_environment
+from launch.up.commands import Commands
+from launch.up.jobs import (
+    SKY,
+    Job,
+    launch_line,
+    living_jobs,
+    out_of_reach,
+    refuse_white_space,
+    require_sky,
+    task_settings,
+    train_at_once,
+    words_of,
+)
+from launch.up.price import agree, price_of
+
+_JOB_NAME = re.compile(r"[a-zA-Z][-_.a-zA-Z0-9]*")
+
+
+def require_jobs(arguments: argparse.Namespace, urls: Sequence[str], run_id: str) -> None:
+    """Raises `WrongRequest` for what keeps runs from being jobs, before anything is made."""
+    require_sky()
+    for option in ("accelerate_config", "allow_unfenced"):
+        if getattr(arguments, option):
+            raise WrongRequest(
+                f"--{option.replace('_', '-')} is of trainings on this machine; leave it out, or --as-jobs."
+            )
+    for url in urls:
+        if out_of_reach(url):
+            raise WrongRequest(
+                f"{url} is a folder, which a cloud's machine does not reach; give s3://bucket/prefix, or"
+                " leave --as-jobs out to train on this machine."
+            )
+    if not _JOB_NAME.fullmatch(run_id):
+        raise WrongRequest(
+            f"run.id is {run_id!r}, and SkyPilot takes names of letters, digits, '-', '_' and '.', a letter"
+            " first; give another."
+        )
+    refuse_white_space(arguments.overrides)
+    words_of("--sky", arguments.sky)
+
+
+class RunsByJobs:
+    """`arguments` are those of the verb: config, overrides, and the machine that is asked for.
+    `task_file` is where the plan's task goes, unless `--gpus` names the machine.
+    """
+
+    def __init__(
+        self, arguments: argparse.Namespace, config: Config, here: Commands, task_file: Path
+    ) -> None:
+        self._arguments = arguments
+        self._config = config
+        self._here = here
+        self._task_file = task_file.resolve()
+        self._agreed = False
+
+    def train(self, runs: Sequence[tuple[SeedRun, Job]], later: int) -> None:
+        """Start those that are not alive and follow all until they are published. The first start
+        is agreed to with the price of `later` more runs. Raises as `train_at_once`, and
+        `WrongRequest` where nobody agrees.
+        """
+        living = living_jobs()
+        new = [one for one, job in runs if job.name not in living]
+        if new and not self._agreed:
+            self._ask_for(new[0], len(new) + later)
+        lines = [(job, self._line(one) if one in new else ()) for one, job in runs]
+        train_at_once(lines, living, self._here)
+
+    def _ask_for(self, first: SeedRun, runs: int) -> None:
+        arguments = self._arguments
+        config = [] if arguments.config is None else ["--config", arguments.config]
+        values = [word for word in arguments.overrides if not word.startswith(OF_THE_RUN)]
+        plan = [LAUNCH, "plan", *config, *values]
+        self._here.call([SKY, "check"], cwd=PROJECT)
+        self._here.call([*plan, *([] if arguments.gpus else ["--write", str(self._task_file)])])
+        price = price_of(json.loads(self._here.answer([*plan, "--json"])), arguments.gpus)
+        self._here.call([LAUNCH, "check", *config, *first.overrides, "--gpus", price.gpus])
+        agree(arguments, price, runs)
+        self._agreed = True
+
+    def _line(self, one: SeedRun) -> list[str]:
+        arguments = self._arguments
+        task = TEMPLATE if arguments.gpus else self._task_file
+        config = _as_sent(arguments.config)
+        environment = task_environment(one, config, self._config, task_settings(task))
+        gpus = ["--gpus", arguments.gpus] if arguments.gpus else []
+        return launch_line(str(task), one.run_id, environment, [*gpus, *words_of("--sky", arguments.sky)])
+
+
+def _as_sent(config: str | None) -> str | None:
+    """The path of a config in the project's folder, from where it is sent to a machine."""
+    if config is None or stays_here(config):
+        return config
+    path = typed_path(config).resolve()
+    return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else config

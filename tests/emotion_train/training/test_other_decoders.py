@@ -1,0 +1,51 @@
+"""Decoders beside Llama and Mistral, from the posts to a pipeline: a published run answers the same
+from its folder and exported.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from emotion_train import cli
+from emotion_train.data.preparation import prepare
+from emotion_train.evaluation.adapter import AdapterChoice, open_classifier
+from emotion_train.export import export
+from emotion_train.runs.published import download
+from tests.helpers.tiny_models import multimodal_checkpoint
+from tests.helpers.tiny_runs import tiny_words, write_posts
+
+TEXTS = ["tea rain quiet", "party </s> laugh", "stars " * 60]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gemma3"])
+@pytest.mark.parametrize("layers", ["null", "1"])
+def test_the_text_part_of_a_multimodal_base_from_posts_to_a_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, layers: str
+) -> None:
+    from transformers import pipeline
+
+    prepare(str(write_posts(tmp_path / "source")), str(tmp_path / "data"))
+    multimodal_checkpoint(tmp_path / "base", kind=kind)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    words = tiny_words(tmp_path, "run.id=one", "train.epochs=1", f"model.layers={layers}", "lora.dropout=0.1")
+    assert cli.main(["train", *words]) == 0
+    url = f"{tmp_path}/runs/one"
+    download(url, tmp_path / "pulled")
+    scored = ["--adapter", url, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "scored")]
+    assert cli.main(["evaluate", *scored, "--device", "cpu"]) == 0
+    classifier = open_classifier(AdapterChoice(tmp_path / "pulled", device="cpu"))
+    ours = [one.probabilities for one in classifier.predict(TEXTS)]
+    made = export(url, str(tmp_path / "export"), dtype="fp32", compare=6, device="cpu")
+    assert made.change is not None
+    assert made.change.largest < 1e-5
+    served = pipeline("text-classification", model=str(tmp_path / "export"), dtype=torch.float32)
+    answers = served(TEXTS, top_k=None, truncation=True, max_length=128, batch_size=2)
+    for probabilities, answer in zip(ours, answers, strict=True):
+        assert {one["label"] for one in answer} == set(probabilities)
+        for one in answer:
+            assert math.isclose(one["score"], probabilities[one["label"]], abs_tol=1e-5)
