@@ -122,7 +122,6 @@ def unsloth_model(base: str, precision: str) -> Any:
         network,
         r=16,
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-        task_type="SEQ_CLS",
         use_gradient_checkpointing=False,
         max_seq_length=LENGTH,
         **UNSLOTH,
