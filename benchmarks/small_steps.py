@@ -126,7 +126,8 @@ def recorded(model: EmotionClassifier, optimizer: torch.optim.Optimizer, tokens:
     with torch.cuda.graph(graph):
         gradients = passes()
 
-    def replay() -> None:
+    def replay(read: object = (inputs, labels_N)) -> None:
+        """The graph reads those where they lie, so they must stay."""
         graph.replay()
         for parameter, gradient in zip(own, torch._foreach_mul(gradients, 1.0), strict=True):
             parameter.grad = gradient
