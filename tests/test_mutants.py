@@ -39,6 +39,16 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    # weights kept unpacked
+    Mutant(
+        "what is kept unpacked leaves room for all that training takes",
+        "emotion_train/sizing/fit.py",
+        "unpacked_blocks",
+        "usable_bytes(gpu_bytes) - taken.total - _LEFT_FREE",
+        "usable_bytes(gpu_bytes) - taken.weights",
+        "tests/emotion_train/sizing/test_fit.py::"
+        "test_as_many_blocks_are_kept_unpacked_as_training_leaves_room_for",
+    ),
     # Gemma 3
     Mutant(
         "a GGUF file stores what Gemma's norms multiply by, 1 more than transformers' weights",

@@ -124,15 +124,8 @@ class Nf4Product:
         self._workspace = workspace
         self._kept_OI: torch.Tensor | None = None
 
-    @property
-    def unpacked_bytes(self) -> int:
-        """What `keep_unpacked` takes."""
-        return 0 if self._kept_OI is not None else 2 * sum(self._rows) * self._columns
-
     def keep_unpacked(self, device: torch.device) -> None:
-        """Hold W in bfloat16, too, from now on: the same numbers, without the time to unpack
-        them.
-        """
+        """Hold W in bfloat16, too, from now on."""
         if self._kept_OI is None:
             own = Workspace().take(sum(self._rows), self._columns, device)
             self._kept_OI = self._unpacked_into(own)
@@ -628,19 +621,16 @@ class FusedDecoder:
         self.recompute = False
 
     @torch.no_grad()
-    def keep_unpacked(self, room_bytes: int) -> int:
-        """Hold the weights of so many blocks in bfloat16 beside their codes as the room has bytes
-        for; returns the number of blocks. It changes no number.
+    def keep_unpacked(self, blocks: int) -> int:
+        """Hold the 4-bit weights of the first so many blocks in bfloat16, too: the same numbers,
+        without the time to unpack them for each pass. Returns how many blocks have such weights.
         """
         count = 0
-        for block in self._blocks:
+        for block in self._blocks[:blocks] if not self.is_gathered else ():
             products = [one.product for one in block.projections if isinstance(one.product, Nf4Product)]
-            room_bytes -= sum(product.unpacked_bytes for product in products)
-            if not products or self.is_gathered or room_bytes < 0:
-                break
             for product in products:
                 product.keep_unpacked(self._embed.weight.device)
-            count += 1
+            count += bool(products)
         return count
 
     @torch.no_grad()

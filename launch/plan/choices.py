@@ -22,6 +22,7 @@ from emotion_train.sizing.fit import (
     largest_microbatch,
     least_of,
     tokens_to_fill,
+    unpacked_blocks,
 )
 from emotion_train.sizing.memory import MemoryEstimate, uses_fused
 from emotion_train.sizing.recipe import Recipe, adapter_of
@@ -303,7 +304,9 @@ def with_settings(
     recipe: Recipe, work: Work, kind: GpuKind, layout: Layout, offer: Offer, spot: Spot, found: MicroBatch
 ) -> Choice:
     """Time and dollars of these settings on these GPUs."""
-    speed = Speed(kind, recipe, found.gradient_checkpointing, layout)
+    # whoever only labels keeps none
+    kept = unpacked_blocks(recipe, found, layout, kind.memory_bytes) if work.labelled_posts is None else 0
+    speed = Speed(kind, recipe, found.gradient_checkpointing, layout, kept)
     step_s = _step_s(speed, work, layout.gpus, found.tokens)
     size = min(work.global_batch_size, work.train_posts)
     scoring_s = _scoring_s(speed, work, layout.gpus, found.tokens)

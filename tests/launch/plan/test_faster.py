@@ -94,14 +94,23 @@ def test_an_encoder_is_told_of_less_depth_as_a_decoder_is() -> None:
 
 
 def test_larger_steps_are_as_fast_as_a_run_of_such_steps() -> None:
-    plan = planned(some_work(64), precision="nf4")
+    """Where each small step unpacks the weights."""
+    unpacking = "model.keep_unpacked=false"
+    plan = planned(some_work(64), unpacking, precision="nf4")
     best, (word, found) = plan.choices[0], plan.faster[-1]
     size = int(word.removeprefix("train.global_batch_size="))
     assert size in (128, 256, 512, 1024)
 
     def speed(batch: int) -> float:
         alone = best_settings(
-            some_config(), MISTRAL_SMALL, some_work(batch), best.kind, 1, best.offer, Spot(), best.precision
+            some_config(unpacking),
+            MISTRAL_SMALL,
+            some_work(batch),
+            best.kind,
+            1,
+            best.offer,
+            Spot(),
+            best.precision,
         )
         assert isinstance(alone, Choice)
         return alone.posts_per_second
@@ -116,6 +125,17 @@ def test_larger_steps_are_as_fast_as_a_run_of_such_steps() -> None:
         f"train.global_batch_size={size} would train {found.posts_per_second:,.0f} posts/s on {best.name} in"
         f" place of {best.posts_per_second:,.0f} with steps of 64 (it changes the training)"
     ) in said
+
+
+def test_small_steps_are_nearly_as_fast_where_the_weights_are_kept_unpacked() -> None:
+    for batch, kept_gains in ((64, 1.2), (1024, 1.0)):  # a large pack leaves no room
+        kept, unpacking = (
+            planned(some_work(batch), f"model.keep_unpacked={word}", precision="nf4").choices[0]
+            for word in ("true", "false")
+        )
+        assert kept.posts_per_second >= kept_gains * unpacking.posts_per_second
+        assert kept.memory == unpacking.memory  # what it needs
+    assert planned(some_work(64), precision="nf4").faster[-1].word.startswith("model.layers=")
 
 
 def test_nothing_is_said_where_larger_steps_gain_nothing_or_there_are_no_more_posts() -> None:
