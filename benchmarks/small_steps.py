@@ -101,8 +101,7 @@ def kept(model: EmotionClassifier, optimizer: torch.optim.Optimizer, tokens: int
     """From now on, for whatever comes after it."""
     decoder = model.decoder
     assert decoder is not None
-    if (count := decoder.keep_unpacked(torch.cuda.mem_get_info()[0] - 16 * GIB)) < 1:
-        print(f"no room to keep a block ({count})", flush=True)
+    decoder.keep_unpacked(len(model.classifier.model.layers))
     return plain(model, optimizer, tokens)
 
 
@@ -127,7 +126,8 @@ def recorded(model: EmotionClassifier, optimizer: torch.optim.Optimizer, tokens:
     with torch.cuda.graph(graph):
         gradients = passes()
 
-    def replay() -> None:
+    def replay(read: object = (inputs, labels_N)) -> None:
+        """The graph reads those where they lie, so they must stay."""
         graph.replay()
         for parameter, gradient in zip(own, torch._foreach_mul(gradients, 1.0), strict=True):
             parameter.grad = gradient

@@ -215,6 +215,15 @@ class ModelSection(Section):
         ),
     )
 
+    keep_unpacked: bool = Field(
+        False,
+        description=(
+            "nf4 on a GPU, in micro-batches of up to 4,096 tokens: hold the weights of as many blocks as"
+            " there is room for in bfloat16, too, so that they are not unpacked for each pass: the same"
+            " numbers. Not timed yet."
+        ),
+    )
+
     @model_validator(mode="after")
     def _fp8_is_fused(self) -> ModelSection:
         if self.precision == "fp8" and self.decoder == "stock":

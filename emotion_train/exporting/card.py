@@ -45,9 +45,12 @@ _SEVERAL = """\
     print(json.dumps({"text": text, "labels": labels, "probabilities": probabilities}, ensure_ascii=False))
 """
 _LEAST_MODEL_LENGTH = 256
-# Where vLLM knows an architecture by its language model alone, and has to be told that it is a
-# classifier; tried with vLLM 0.32.
-_OF_VLLM = {"Qwen3_5TextForSequenceClassification": "Qwen3_5ForCausalLM"}
+# What vLLM 0.32 has to be told of a class that it would take for another: its own name of it, or
+# that of the language model, of which it makes a classifier.
+_VLLM_OPTIONS = {
+    "Gemma3TextForSequenceClassification": ("", "Gemma3ForSequenceClassification"),
+    "Qwen3_5TextForSequenceClassification": (" --convert classify", "Qwen3_5ForCausalLM"),
+}
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,10 @@ class ExportCard:
                 "truncate_prompt_tokens": self.facts.max_length,
             }
         )
-        known = _OF_VLLM.get(self.architecture)
-        told = "" if known is None else f" --convert classify --hf-overrides '{_architectures(known)}'"
+        told = ""
+        if self.architecture in _VLLM_OPTIONS:
+            convert, known = _VLLM_OPTIONS[self.architecture]
+            told = f"{convert} --hf-overrides '{json.dumps({'architectures': [known]})}'"
         return [
             f"vllm serve . --served-model-name emotions --runner pooling --max-model-len {length}{told}",
             f"curl -s localhost:8000/classify -H 'Content-Type: application/json' -d '{request}'",
@@ -205,10 +210,6 @@ class ExportCard:
             " float32.",
             "",
         ]
-
-
-def _architectures(name: str) -> str:
-    return json.dumps({"architectures": [name]})
 
 
 def _is_hub_id(base: str) -> bool:

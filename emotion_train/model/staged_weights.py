@@ -149,6 +149,8 @@ class _Pieces:
         if (ahead_B := self._staged.taken_ahead((number, place))) is not None:
             piece_B[:] = ahead_B
             return
+        if self._closed.is_set():  # nobody wants it any more
+            return
         until_it_answers(
             lambda: self._staged.read_piece((number, place), piece_B.data),
             Patience(self._patience_s),

@@ -23,6 +23,7 @@ from emotion_train.sizing.memory import (
     estimate,
     is_recorded,
     usable_bytes,
+    uses_fused,
     weight_bytes,
 )
 from emotion_train.sizing.recipe import Recipe
@@ -33,6 +34,9 @@ MOST_TOKENS = 16_384  # more bring no speed: the products are at their rate far 
 # with fewer, recomputing a larger micro-batch is faster than reading the weights that often
 WORTHWHILE_TOKENS = 1024
 SHARDED_BASE = "accelerate_configs/multi_gpu_fsdp2_qlora.yaml"
+# the 24B unpacks for 35 ms of a step; of larger packs that is below 7 %, not worth the memory
+_UNPACKING_COUNTS_TOKENS = 4096
+_LEFT_FREE = 2 * GIB  # by weights that are kept unpacked
 _ERROR = 1.1  # of the estimate, where a GPU had less than it said
 _LARGER_GPU = "a larger GPU (emotion-launch plan names those that fit)"
 
@@ -66,8 +70,8 @@ class Layout:
 
 def layouts(gpus: int, is_encoder: bool = False) -> tuple[Layout, ...]:
     """The layouts of so many GPUs, in the order of preference, which is that of what they move: the
-    adapter's gradients, these sharded, the base in every micro-batch. Of an encoder nothing is
-    sharded.
+    adapter's gradients, these sharded, the base in every micro-batch. Nothing of an
+    encoder is sharded.
     """
     if gpus == 1 or is_encoder:
         return (Layout(gpus),)
@@ -257,6 +261,21 @@ def _changes(
             words.append(f"train.tokens_per_microbatch={setting.tokens}")
         return tuple(words)
     return None
+
+
+def unpacked_blocks(recipe: Recipe, setting: MicroBatch, layout: Layout, gpu_bytes: int) -> int:
+    """Blocks of a base in nf4 whose weights a GPU that reports `gpu_bytes` can hold in bfloat16,
+    too, beside all that training with this setting takes and `_LEFT_FREE`; 0 where nothing is kept,
+    as with packs so large that it gains little.
+    """
+    if layout.base_shards > 1 or setting.tokens > _UNPACKING_COUNTS_TOKENS:
+        return 0
+    if not (recipe.keeps_unpacked and recipe.precision == "nf4" and uses_fused(recipe)):
+        return 0
+    taken = layout.reserved(recipe, layout.memory(recipe, setting.tokens, setting.gradient_checkpointing))
+    room = usable_bytes(gpu_bytes) - taken.total - _LEFT_FREE
+    blocks = recipe.shape.num_hidden_layers
+    return max(0, min(blocks, room // (2 * recipe.shape.linear_parameters // blocks)))
 
 
 # --- the largest micro-batch ---

@@ -27,6 +27,7 @@ class Recipe:
 
     `repeated_keys`: the attention kernel of transformers' modules wants as many key heads as query
     heads, as PyTorch before 2.12 does. `averaged`: a mean of adapter and head is kept.
+    `keeps_unpacked`: 4-bit weights are held in bfloat16, too, where there is room.
     """
 
     shape: Shape
@@ -36,6 +37,7 @@ class Recipe:
     decoder: Literal["fused", "stock"] = "fused"
     repeated_keys: bool = False
     averaged: bool = False
+    keeps_unpacked: bool = False
 
     @classmethod
     def of(cls, config: Config, shape: Shape, labels: int = _LABELS) -> Recipe:
@@ -43,8 +45,8 @@ class Recipe:
         `WrongRequest` as `adapter_of`.
         """
         model, lora = config.model, adapter_of(config, shape.is_encoder)
-        averaged = config.train.ema > 0
-        return cls(shape, model.precision, lora, labels, model.decoder, repeats_keys(), averaged)
+        averaged, kept = config.train.ema > 0, model.keep_unpacked
+        return cls(shape, model.precision, lora, labels, model.decoder, repeats_keys(), averaged, kept)
 
     @property
     def lora_r(self) -> int:

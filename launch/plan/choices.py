@@ -22,6 +22,7 @@ from emotion_train.sizing.fit import (
     largest_microbatch,
     least_of,
     tokens_to_fill,
+    unpacked_blocks,
 )
 from emotion_train.sizing.memory import MemoryEstimate, uses_fused
 from emotion_train.sizing.recipe import Recipe, adapter_of
@@ -128,7 +129,8 @@ class Faster(NamedTuple):
 class Plan:
     """`choices` from the best to the worst; `reason` is why the first is the best. `no_kernels`:
     kinds on which the installed PyTorch does not run. `faster`: what is told beside it.
-    `trains_all`: no adapter, every weight.
+    `trains_all`: no adapter, every weight. `is_stock`: a decoder that transformers' modules
+    compute, since the fused decoder does not know its blocks.
     """
 
     choices: tuple[Choice, ...]
@@ -137,6 +139,7 @@ class Plan:
     no_kernels: tuple[GpuKind, ...] = tuple(kind for kind in GPU_KINDS if not kind.runs)
     faster: tuple[Faster, ...] = ()
     trains_all: bool = False
+    is_stock: bool = False
 
     @property
     def smallest(self) -> tuple[Choice, ...]:
@@ -183,7 +186,9 @@ def make_plan(
                 choices.append(in_time)
     choices.sort(key=_order)
     trains_all = adapter_of(config, shape.is_encoder) is None
-    return Plan(tuple(choices), tuple(too_small), _reason(choices), trains_all=trains_all)
+    is_stock = not shape.fusable and not shape.is_encoder
+    reason = _reason(choices)
+    return Plan(tuple(choices), tuple(too_small), reason, trains_all=trains_all, is_stock=is_stock)
 
 
 def within(choice: Choice, hours: float | None) -> Choice | None:
@@ -299,7 +304,9 @@ def with_settings(
     recipe: Recipe, work: Work, kind: GpuKind, layout: Layout, offer: Offer, spot: Spot, found: MicroBatch
 ) -> Choice:
     """Time and dollars of these settings on these GPUs."""
-    speed = Speed(kind, recipe, found.gradient_checkpointing, layout)
+    # whoever only labels keeps none
+    kept = unpacked_blocks(recipe, found, layout, kind.memory_bytes) if work.labelled_posts is None else 0
+    speed = Speed(kind, recipe, found.gradient_checkpointing, layout, kept)
     step_s = _step_s(speed, work, layout.gpus, found.tokens)
     size = min(work.global_batch_size, work.train_posts)
     scoring_s = _scoring_s(speed, work, layout.gpus, found.tokens)

@@ -6,7 +6,8 @@ H100 and one H200.
                       the weights for either pass, whichever is longer
     passes            what the kernels between two products read and write, at a fraction of the
                       memory's data-sheet rate
-    unpacking         of nf4 weights, for either pass, whatever the number of tokens
+    unpacking         of nf4 weights, for either pass, whatever the number of tokens, but for the
+                      blocks that the GPU has room to keep unpacked
     launching         the CPU's time to start the kernels of every block, which bounds small models
                       and small micro-batches; passes that are recorded as CUDA graphs (below 3
                       billion parameters, one process) cost the GPU's own time for a kernel instead
@@ -70,6 +71,7 @@ class Speed:
     recipe: Recipe
     gradient_checkpointing: bool
     layout: Layout = Layout()  # noqa: RUF009
+    unpacked_blocks: int = 0
 
     @property
     def shape(self) -> Shape:
@@ -112,7 +114,7 @@ class Speed:
             * _BYTES_PER_WEIGHT[self.precision]
             / (_OF_BANDWIDTH * self.kind.bytes_per_s)
         )
-        unpacked = 2 * self.shape.linear_parameters * self._unpack_s() if self.precision == "nf4" else 0.0
+        unpacked = self._unpacking_s() if self.precision == "nf4" else 0.0
         kernels = _RECORDED_BLOCK_S * self.shape.num_hidden_layers if self._fused else 0.0
         return (max(products, read) + self._passes_s(tokens) + unpacked + kernels) * self._again
 
@@ -161,6 +163,10 @@ class Speed:
             return 0.0
         gathered = weight_bytes(self.shape, self.precision) * (1 - 1 / shards)
         return 2 * self._again * gathered / self._link()
+
+    def _unpacking_s(self) -> float:
+        share = 1 - self.unpacked_blocks / self.shape.num_hidden_layers
+        return 2 * share * self.shape.linear_parameters * self._unpack_s()
 
     def _unpack_s(self) -> float:
         """Seconds to bring one weight from nf4 to bf16."""

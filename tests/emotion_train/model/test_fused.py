@@ -19,9 +19,10 @@ from emotion_train.model.fused import FusedDecoder, fits
 from emotion_train.model.graphs import pays
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.lora import build_classifier
+from emotion_train.model.precision import Precision
 from tests.emotion_train.model.test_attention import gradients, packed, posts
 from tests.helpers import plain_kernels
-from tests.helpers.tiny_models import causal_checkpoint
+from tests.helpers.tiny_models import OWN, causal_checkpoint
 
 
 @pytest.fixture
@@ -32,11 +33,16 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(
-    folder: Path, targets: Any, dropout: float = 0.0, kind: str = "mistral", **changes: Any
+    folder: Path,
+    targets: Any,
+    dropout: float = 0.0,
+    kind: str = "mistral",
+    precision: Precision = "fp32",
+    **changes: Any,
 ) -> EmotionClassifier:
     causal_checkpoint(folder, kind, **changes)
     lora = LoraSection(r=4, alpha=12, dropout=dropout, targets=targets)
-    model, _ = build_classifier(str(folder), "fp32", 3, lora, 0, "cpu")
+    model, _ = build_classifier(str(folder), precision, 3, lora, 0, "cpu")
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -71,9 +77,16 @@ def test_fused_blocks_give_the_stock_blocks_logits_and_gradients(
         )
 
 
+# positions of Ministral 3, which multiplies queries from the 8,192nd on
+STRETCHED = {**OWN["ministral3"]["rope_parameters"], "original_max_position_embeddings": 8192}
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [("llama", {}), ("mistral", {"sliding_window": 6}), ("mistral", {"num_hidden_layers": 1})],
+    [
+        *(("llama", {}), ("mistral", {"sliding_window": 6}), ("mistral", {"num_hidden_layers": 1})),
+        ("ministral3", {"rope_parameters": STRETCHED}),
+    ],
 )
 def test_fused_blocks_know_windows_kinds_and_depths(
     plain: None, tmp_path: Path, kind: str, changes: dict[str, Any]
@@ -100,6 +113,40 @@ def test_stacked_weights_stay_what_the_modules_hold(plain: None, tmp_path: Path)
     layers: Any = model.layers
     gate, up = (getattr(layers[0].mlp, name).base_layer.weight for name in ("gate_proj", "up_proj"))
     assert gate.untyped_storage().data_ptr() == up.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 40])
+def test_weights_that_are_kept_unpacked_change_no_bit(
+    plain: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int
+) -> None:
+    model = make(tmp_path / "base", "all-linear", dropout=0.4, precision="nf4")
+    model.decoder = FusedDecoder(model.classifier)
+    unpacked, real = list[int](), plain_kernels.unpack_4bit_
+
+    def counting(out_OI: torch.Tensor, *given: Any) -> None:
+        unpacked.append(out_OI.numel())
+        real(out_OI, *given)
+
+    monkeypatch.setattr(plain_kernels, "unpack_4bit_", counting)
+    logits = packed(model, posts(), filling=7)
+    expected = gradients(model, logits)
+    each_time = len(unpacked)
+    # passes, blocks, layers; nothing before the first block's q, k and v is trained
+    assert each_time == 2 * 2 * 7 - 3
+    assert model.decoder.keep_unpacked(blocks) == min(2, blocks)
+    assert model.decoder.keep_unpacked(blocks) == min(2, blocks)
+    assert len(unpacked) == each_time + 7 * min(2, blocks)  # once, whoever asks again
+    unpacked.clear()
+    again = packed(model, posts(), filling=7)
+    assert torch.equal(again, logits)
+    for name, gradient in gradients(model, again).items():
+        assert torch.equal(gradient, expected[name]), name
+    assert len(unpacked) == (2 * 7 if blocks == 1 else 0)
+
+
+def test_nothing_is_kept_of_weights_that_are_not_packed(plain: None, tmp_path: Path) -> None:
+    model = make(tmp_path / "base", "all-linear")
+    assert FusedDecoder(model.classifier).keep_unpacked(2) == 0
 
 
 def test_gradients_hold_no_more_memory_than_their_parameters(plain: None, tmp_path: Path) -> None:

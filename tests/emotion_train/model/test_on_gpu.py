@@ -178,6 +178,21 @@ def test_fp8_step_points_where_the_bf16_step_does(base: Path, tokenizer: PostTok
     assert torch.cosine_similarity(flat(gradients), flat(bf16), dim=0) > 0.98
 
 
+def test_weights_that_are_kept_unpacked_change_no_bit(base: Path, tokenizer: PostTokenizer) -> None:
+    model = make(base, precision="nf4", device="cuda").train()
+    model.fuse()
+    loss, gradients = packed_gradients(model, tokenizer, 256)
+    before = torch.cuda.memory_allocated()
+    assert model.decoder is not None
+    assert model.decoder.keep_unpacked(40) == 2
+    held = torch.cuda.memory_allocated() - before
+    shape = Shape.of(model.classifier.config.to_dict())
+    assert held == pytest.approx(2 * shape.linear_parameters, rel=0.01)
+    again, found = packed_gradients(model, tokenizer, 256)
+    assert again == loss
+    assert all(torch.equal(found[name], gradient) for name, gradient in gradients.items())
+
+
 @pytest.fixture
 def alone() -> Iterator[None]:
     """A process group of NCCL with this process in it."""

@@ -12,6 +12,7 @@ import pytest
 from emotion_train.bases import pieces_ahead
 from emotion_train.bases.ahead import BaseAhead
 from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.model import staged_weights
 from emotion_train.model.load import load_base, read_config
 from emotion_train.stage_base import stage
 from emotion_train.storage.folder import FolderStore
@@ -150,3 +151,25 @@ def test_who_waits_for_a_piece_is_not_left_waiting_when_reading_ends(
         threading.Timer(0.1, files.read_no_more).start()
         assert files.taken_ahead(first) is None
         released.set()
+
+
+def test_a_load_that_is_left_reads_nothing_more(staged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads wait for pieces that are on their way, and then have nothing to do."""
+    released, left = threading.Event(), threading.Event()
+    reads = Reads(monkeypatch, lambda key, start: released.wait(PATIENCE_S) and None)
+    monkeypatch.setattr(pieces_ahead, "_THREADS", 2)
+    monkeypatch.setattr(pieces_ahead, "_END_S", 0.0)
+
+    def leave(placed: int, total: int) -> None:
+        left.set()
+        raise InterruptedError
+
+    with BaseAhead(str(staged), None, 2 * PIECE) as ahead:
+        wait_until(lambda: reads.ahead == 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(staged_weights, "PIECES_IN_FLIGHT", 2)
+            with pytest.raises(InterruptedError):
+                load_base(read_config(ahead.files()), "bf16", 2, "cpu", tell=leave)
+        assert left.is_set()
+        assert len(reads.of_pieces) == 2
+    released.set()

@@ -11,12 +11,14 @@ from emotion_train.sizing.fit import (
     SHARDED_BASE,
     Fit,
     Layout,
+    MicroBatch,
     Misfit,
     Request,
     fit,
     largest_microbatch,
     layouts,
     ran_out,
+    unpacked_blocks,
 )
 from emotion_train.sizing.memory import GIB, estimate, usable_bytes
 from emotion_train.sizing.recipe import Recipe
@@ -98,3 +100,33 @@ def test_a_run_that_finds_no_memory_left_is_told_what_needs_a_tenth_less() -> No
     tokens = int(word.removeprefix("train.tokens_per_microbatch="))
     taken, less = (estimate(NF4.recipe, one, False).total for one in (4096, tokens))
     assert less <= taken / 1.1 < estimate(NF4.recipe, tokens + 256, False).total
+
+
+KEEPING = replace(NF4.recipe, keeps_unpacked=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpu_gib", "tokens", "layout", "blocks"),
+    [
+        # 1.04 GiB a block: all beside a step of 64 posts on an H100, some beside a larger one
+        (KEEPING, 79.6, 1536, Layout(), 40),
+        (KEEPING, 79.6, 4096, Layout(), 33),
+        (KEEPING, 139.8, 4352, Layout(), 0),  # large packs hardly wait for it
+        (KEEPING, 44.4, 1536, Layout(), 16),
+        (KEEPING, 22.3, 1024, Layout(), 0),
+        (KEEPING, 139.8, 4096, Layout(2), 40),
+        (KEEPING, 139.8, 1536, Layout(2, "base"), 0),
+        (NF4.recipe, 139.8, 1536, Layout(), 0),
+        (replace(KEEPING, precision="bf16"), 139.8, 1536, Layout(), 0),
+        (replace(KEEPING, decoder="stock"), 139.8, 1536, Layout(), 0),
+    ],
+)
+def test_as_many_blocks_are_kept_unpacked_as_training_leaves_room_for(
+    recipe: Recipe, gpu_gib: float, tokens: int, layout: Layout, blocks: int
+) -> None:
+    gpu_bytes = int(gpu_gib * GIB)
+    memory = layout.memory(recipe, tokens, False)
+    kept = unpacked_blocks(recipe, MicroBatch(tokens, False, memory), layout, gpu_bytes)
+    assert kept == blocks
+    held = 2 * recipe.shape.linear_parameters // recipe.shape.num_hidden_layers * kept
+    assert kept == 0 or memory.total + held + 2 * GIB <= usable_bytes(gpu_bytes)

@@ -17,11 +17,13 @@ from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.model.load import read_config
+from emotion_train.processes import machine
 from emotion_train.processes.machine import memory_of
 from emotion_train.sizing.memory import GIB, estimate, usable_bytes
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
+from emotion_train.training import start
 from emotion_train.training.engines import Kind
 from emotion_train.training.microbatch import Setting, setting_for, settle, tokens_of_a_step
 from tests.helpers.tiny_runs import tiny_config, tiny_words
@@ -212,3 +214,39 @@ def test_a_run_with_auto_is_published_with_the_number_that_it_took(
     assert "micro-batches of 4,096 tokens without recomputation" in capfd.readouterr().err
     report = next((folder / "runs" / "auto").rglob("report.json"))
     assert json.loads(report.read_text())["identity"]["config"]["train"]["tokens_per_microbatch"] == 4096
+
+
+@pytest.mark.parametrize(("gpu_gib", "blocks"), [(79.6, 40), (44.4, 16), (22.3, 0)])
+def test_a_run_keeps_blocks_unpacked_in_what_memory_its_gpu_has_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gpu_gib: float, blocks: int
+) -> None:
+    monkeypatch.setattr(machine, "memory_of", lambda device: int(gpu_gib * GIB))
+    text = {"model_type": "mistral", "num_hidden_layers": 40, "hidden_size": 5120}
+    text |= {"intermediate_size": 32_768, "num_attention_heads": 32, "num_key_value_heads": 8}
+    text |= {"head_dim": 128, "vocab_size": 131_072, "max_position_embeddings": 131_072}
+    asked: list[int] = []
+
+    def keep_unpacked(count: int) -> int:
+        asked.append(count)
+        return count
+
+    def keep(*words: str, device: str = "cuda") -> list[int]:
+        job: Any = SimpleNamespace(
+            config=config("train.tokens_per_microbatch=1536", "model.keep_unpacked=true", *words),
+            accelerator=SimpleNamespace(device=torch.device(device)),
+            base=SimpleNamespace(text=SimpleNamespace(to_dict=lambda: text)),
+            index=SimpleNamespace(trained_labels=range(15)),
+            engine="one process",
+            ranks=SimpleNamespace(world_size=1, is_main=True),
+        )
+        asked.clear()
+        model: Any = SimpleNamespace(decoder=SimpleNamespace(keep_unpacked=keep_unpacked))
+        start._keep_unpacked(job, model)
+        return asked
+
+    assert keep() == [blocks]
+    said = capsys.readouterr().err
+    assert (f"the weights of {blocks} of 40 blocks are kept unpacked" in said) == (blocks > 0)
+    assert keep("model.keep_unpacked=false") == [0]
+    assert keep("model.precision=bf16") == [0]
+    assert keep(device="cpu") == []

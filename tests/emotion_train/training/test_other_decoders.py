@@ -22,7 +22,7 @@ TEXTS = ["tea rain quiet", "party </s> laugh", "stars " * 60]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gemma3"])
+@pytest.mark.parametrize("kind", ["gemma3_text", "ministral3"])
 @pytest.mark.parametrize("layers", ["null", "1"])
 def test_the_text_part_of_a_multimodal_base_from_posts_to_a_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, layers: str

@@ -101,7 +101,14 @@ def test_larger_steps_are_as_fast_as_a_run_of_such_steps() -> None:
 
     def speed(batch: int) -> float:
         alone = best_settings(
-            some_config(), MISTRAL_SMALL, some_work(batch), best.kind, 1, best.offer, Spot(), best.precision
+            some_config(),
+            MISTRAL_SMALL,
+            some_work(batch),
+            best.kind,
+            1,
+            best.offer,
+            Spot(),
+            best.precision,
         )
         assert isinstance(alone, Choice)
         return alone.posts_per_second
@@ -116,6 +123,18 @@ def test_larger_steps_are_as_fast_as_a_run_of_such_steps() -> None:
         f"train.global_batch_size={size} would train {found.posts_per_second:,.0f} posts/s on {best.name} in"
         f" place of {best.posts_per_second:,.0f} with steps of 64 (it changes the training)"
     ) in said
+
+
+def test_small_steps_are_nearly_as_fast_where_the_weights_are_kept_unpacked() -> None:
+    for batch, kept_gains in ((64, 1.2), (1024, 1.0)):  # a large pack leaves no room
+        kept, unpacking = (
+            planned(some_work(batch), f"model.keep_unpacked={word}", precision="nf4").choices[0]
+            for word in ("true", "false")
+        )
+        assert kept.posts_per_second >= kept_gains * unpacking.posts_per_second
+        assert kept.memory == unpacking.memory  # what it needs
+    nothing_else = planned(some_work(64), "model.keep_unpacked=true", precision="nf4").faster
+    assert nothing_else[-1].word.startswith("model.layers=")
 
 
 def test_nothing_is_said_where_larger_steps_gain_nothing_or_there_are_no_more_posts() -> None:
