@@ -21,7 +21,14 @@ from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.export import export
-from emotion_train.model.load import load_base, open_checkpoint, parameters_of, read_config, skeleton
+from emotion_train.model.load import (
+    _configuration,
+    load_base,
+    open_checkpoint,
+    parameters_of,
+    read_config,
+    skeleton,
+)
 from emotion_train.model.trainable import require_trainable_base
 from emotion_train.sizing.shape import Shape
 from tests.emotion_train.test_export import adapter_on, piped, predicted
@@ -88,37 +95,46 @@ def test_a_sparse_configuration_means_what_transformers_takes_it_for(tmp_path: P
     assert ours.positions == theirs.max_position_embeddings
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"use_bidirectional_attention": True}, "its use_bidirectional_attention is True"),
-        ({"attn_logit_softcapping": 50.0}, "its attn_logit_softcapping is 50.0"),
-        ({"sliding_window": None}, "its sliding_window is 'None'"),
-        ({"query_pre_attn_scalar": 0}, "its query_pre_attn_scalar is '0'"),
-        ({"layer_types": None, "sliding_window_pattern": 0}, "its sliding_window_pattern is '0'"),
-        (
-            {"layer_types": ["full_attention", "chunked_attention"]},
-            "its layer_types have 'chunked_attention'",
-        ),
-        ({"hidden_activation": "gelly"}, "its hidden_activation 'gelly' is not known"),
-        ({"rope_parameters": {"rope_type": "default"}}, "no object of objects"),
-        ({"rope_parameters": {"full_attention": "default"}}, "no object of objects"),
-        (
-            {"rope_parameters": {"full_attention": {"rope_type": "ropey"}}},
-            "its rope_type 'ropey' is not known",
-        ),
-        ({"num_attention_heads": 6}, "64 is no multiple of its num_attention_heads 6"),
-        ({"head_dim": None}, "its head_dim is 'None'"),
-    ],
-)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"sliding_window": None}, "its sliding_window is 'None'"),
+    ({"query_pre_attn_scalar": 0}, "its query_pre_attn_scalar is '0'"),
+    ({"layer_types": None, "sliding_window_pattern": 0}, "its sliding_window_pattern is '0'"),
+    ({"layer_types": ["full_attention", "chunked"]}, "its layer_types have 'chunked'"),
+    ({"hidden_activation": "gelly"}, "its hidden_activation 'gelly' is not known"),
+    ({"rope_parameters": {"full_attention": "default"}}, "no object of objects"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "ropey"}}}, "its rope_type 'ropey'"),
+    ({"num_attention_heads": 6}, "64 is no multiple of its num_attention_heads 6"),
+    ({"head_dim": None}, "its head_dim is 'None'"),
+]
+# which transformers takes: not causal, or with values that it leaves unread
+OURS_ALONE: list[tuple[dict[str, Any], str]] = [
+    ({"use_bidirectional_attention": True}, "its use_bidirectional_attention is True"),
+    ({"attn_logit_softcapping": 50.0}, "its attn_logit_softcapping is 50.0"),
+    ({"rope_parameters": {"rope_type": "default"}}, "no object of objects"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), [*REFUSED, *OURS_ALONE])
 def test_a_configuration_that_makes_no_causal_model_is_refused(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    document = {**text_config("gemma3_text").to_dict(), **changes}
-    (tmp_path / "config.json").write_text(json.dumps(document))
+    (tmp_path / "config.json").write_text(json.dumps({**text_config("gemma3_text").to_dict(), **changes}))
     with pytest.raises(WrongRequest, match=words) as caught:
         text_model(BaseFiles.find(str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [changes for changes, _ in REFUSED])
+def test_transformers_cannot_compute_what_is_refused(changes: dict[str, Any]) -> None:
+    from transformers import AutoModel
+
+    document = {**text_config("gemma3_text").to_dict(), **changes}
+
+    def compute() -> None:
+        hidden(AutoModel.from_config(_configuration("base", document), trust_remote_code=False))
+
+    with pytest.raises((WrongRequest, ValueError, KeyError, TypeError, ZeroDivisionError)):
+        compute()
 
 
 # --- GGUF ---
