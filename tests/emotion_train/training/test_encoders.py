@@ -215,7 +215,7 @@ def stopped(folder: Path, run_id: str, step: int, *more: str) -> None:
         assert trainer.saver.drain(60)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_the_same_bits(folder: Path, method: str) -> None:
     more = (f"train.method={method}", "lora.dropout=0.1", "train.tokens_per_microbatch=200")
     with ExitStack() as stack:
