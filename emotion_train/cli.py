@@ -15,6 +15,7 @@ from emotion_train.command_line import (
     TRAIN,
     add_program_options,
     codes_of,
+    end_at_once,
     parse,
     require_verb,
 )
@@ -53,6 +54,7 @@ def page_of(verb: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code of the table in `EXIT_CODES`."""
     hold(TRAIN)
+    end_at_once()
     # at each import it asks for a package that is not needed
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     words, show = without_traceback_option(sys.argv[1:] if argv is None else argv)

@@ -7,7 +7,9 @@ Only what a call needs is imported: this page is a part of how long --help takes
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
+import gc
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -73,6 +75,24 @@ _MEANT = {
 }
 
 
+def program(name: str) -> list[str]:
+    """The words that start one of both programs by this interpreter, wherever it is installed.
+
+    >>> program(TRAIN)[1:]
+    ['-m', 'emotion_train.cli']
+    """
+    return [sys.executable, "-m", {TRAIN: "emotion_train.cli", LAUNCH: "launch.cli"}[name]]
+
+
+def end_at_once() -> None:
+    """Leave the memory of this process to the system when it ends. Called by each program.
+
+    Python would walk through every object for cycles first, 1.5 s of a processor with torch and
+    transformers loaded and half a minute where others want it too, after the last line was printed.
+    """
+    atexit.register(gc.freeze)
+
+
 def require_verb(program: str, words: Sequence[str], verbs: Collection[str], others: Collection[str]) -> int:
     """0 for a command line whose first word is a verb of the program, or an option.
 
@@ -119,6 +139,8 @@ def codes_of(program: str, verb: str) -> str:
         codes = "0 nothing is wrong, 1 failed, 2 something is wrong"
     elif verb == "up":
         codes = "0 published, pulled and exported, else the code of the step that ended it"
+    elif verb == "distil":
+        codes = "0 the student is published, else the code of the run or step that ended it"
     return f"exit codes: {codes} ({program} --help says more)"
 
 

@@ -216,11 +216,11 @@ class ModelSection(Section):
     )
 
     keep_unpacked: bool = Field(
-        True,
+        False,
         description=(
             "nf4 on a GPU, in micro-batches of up to 4,096 tokens: hold the weights of as many blocks as"
-            " there is room for in bfloat16, too, so that they are not unpacked for each pass. The same"
-            " numbers in less time. false leaves the memory to other programs."
+            " there is room for in bfloat16, too, so that they are not unpacked for each pass: the same"
+            " numbers. Not timed yet."
         ),
     )
 

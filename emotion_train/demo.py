@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from emotion_train.bases.packaged import SMALL_MODEL, small_model
+from emotion_train.command_line import program
 from emotion_train.config import example_config
 from emotion_train.errors import WrongRequest
 from emotion_train.processes.imports import past_current_folder
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         ]
         for command in commands:
             print(f"\n$ {shlex.join(command)}", flush=True)
-            if code := subprocess.call([*_program(command[0]), *command[1:]], env=environment):
+            if code := subprocess.call([*program(command[0]), *command[1:]], env=environment):
                 return code
     print(
         f"\ndone in {time.monotonic() - started:.0f} s; read {folder / 'adapter' / 'report' / 'report.html'}"
@@ -104,14 +105,6 @@ def _make_anew(folder: Path) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
-
-
-def _program(name: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        {"emotion-train": "emotion_train.cli", "emotion-launch": "launch.cli"}[name],
-    ]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from emotion_train.command_line import (
     LAUNCH_VERBS,
     add_program_options,
     codes_of,
+    end_at_once,
     parse,
     require_verb,
 )
@@ -64,6 +65,7 @@ again it resumes at the step that is not done, by what lies in the bucket."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     hold(LAUNCH)
+    end_at_once()
     words, show = without_traceback_option(sys.argv[1:] if argv is None else argv)
     if code := exit_code(
         LAUNCH, lambda: require_verb(LAUNCH, words, LAUNCH_VERBS, TRAIN_VERBS), show_traceback=show

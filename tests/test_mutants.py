@@ -163,7 +163,7 @@ MUTANTS = [
         "a cut base's neighbouring blocks lie in two buffers",
         "emotion_train/model/gathered.py",
         "GatheredBlocks.cut",
-        "self._buffers[number % 2]",
+        "self._buffers[self._blocks % 2]",
         "self._buffers[0]",
         "tests/emotion_train/model/test_gathered.py::"
         "test_a_block_is_whole_however_the_passes_follow_each_other",
@@ -216,6 +216,42 @@ MUTANTS = [
         "test_outside_of_training_the_head_is_that_of_the_main_labels_to_the_bit",
     ),
     # distillation
+    Mutant(
+        "a data set of other auxiliary posts is not taken for the same",
+        "emotion_train/data/derived.py",
+        "create_index",
+        "not same_posts(read_index(store), made)",
+        "read_index(store).splits != made.splits",
+        "tests/emotion_train/data/test_auxiliary_posts.py::"
+        "test_derived_data_sets_that_differ_in_auxiliary_posts_or_labels_alone_are_not_the_same",
+    ),
+    Mutant(
+        "a published run of another data set teaches nobody",
+        "emotion_train/runs/out_of_fold.py",
+        "is_published",
+        "entry.index_sha256 != index.sha256()",
+        "False",
+        "tests/launch/run/test_distil.py::test_teachers_of_another_data_set_teach_nobody",
+    ),
+    Mutant(
+        "no job is started beside a living one of its name",
+        "launch/up/jobs.py",
+        "train_at_once",
+        "living.get(job.name)",
+        "None",
+        "tests/launch/run/test_distil.py::"
+        "test_stopped_anywhere_the_same_command_follows_what_is_alive_and_starts_what_is_not",
+    ),
+    # training on from an adapter
+    Mutant(
+        "an adapter to train on from is held against the weights of the base before the claim",
+        "emotion_train/train.py",
+        "_look_at_parent",
+        "known_weights_sha256(base)",
+        "None",
+        "tests/emotion_train/training/test_train_on.py::"
+        "test_other_weights_of_the_same_shapes_are_refused_before_the_run_is_claimed",
+    ),
     Mutant(
         "a teacher is not trained on the fold that it answers",
         "emotion_train/data/folds.py",

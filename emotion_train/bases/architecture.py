@@ -38,7 +38,7 @@ from emotion_train.config import MOST_LAYERS
 from emotion_train.errors import WrongRequest
 
 # decoders: of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", QWEN3_5)
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", QWEN3_5, "ministral3")
 _QWEN = {
     "vocab_size": 151_936,
     "hidden_size": 4096,
@@ -65,6 +65,16 @@ _DEFAULTS: dict[str, dict[str, int]] = {
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "max_position_embeddings": 131_072,
+    },
+    "ministral3": {
+        "vocab_size": 131_072,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262_144,
     },
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
@@ -103,6 +113,7 @@ _DERIVED = {
     "qwen2": ("num_key_value_heads",),
     "qwen3": ("num_key_value_heads",),
     "gemma3_text": (),
+    "ministral3": (),
     QWEN3_5: (),
 }
 _BIASED = ("llama", "qwen3", "gemma3_text")  # kinds whose attention may add biases
@@ -125,7 +136,7 @@ class TextModel:
     "text", "multimodal" or "gguf". `values` is its configuration, with what was left out filled in.
 
     `layers` is the number of blocks where fewer are read than the base has, which are
-    `whole_layers`; None: all are. Of a base that is cut, everything here is of what is read.
+    `whole_layers`; None: all are. Everything here is of what is read.
     """
 
     kind: str
@@ -222,12 +233,7 @@ def text_model(files: BaseFiles) -> TextModel:
 
 
 def _cut(model: TextModel, files: BaseFiles) -> TextModel:
-    """The model with the blocks alone that are read. Raises `WrongRequest` for a cut encoder."""
-    if model.is_encoder and files.layers is not None:
-        raise WrongRequest(
-            f"model.layers is {files.layers} and the base {files.name} is an encoder, of which all blocks are"
-            " read; leave model.layers out."
-        )
+    """The model with the blocks alone that are read."""
     there = int(model.values["num_hidden_layers"])
     whole = (files.staged.index.source_layers if files.staged is not None else None) or there
     layers = blocks_read(files.name, files.layers, there, whole)
@@ -325,6 +331,8 @@ def _checked(
     problem = _problem_of_heads(kind, values) or _problem_of_words(values)
     if kind == "gemma3_text":
         problem = problem or problem_of_gemma(given, values["num_hidden_layers"], _ACTIVATIONS)
+    if kind == "ministral3":
+        problem = problem or _problem_of_long_queries(values)
     if kind == QWEN3_5:
         problem = problem or problem_of_delta_nets(values)
     if problem:
@@ -372,6 +380,22 @@ def _problem_of_words(values: Mapping[str, Any]) -> str | None:
     layers = values.get("layer_types")
     if layers is not None and (not isinstance(layers, list) or len(layers) != values["num_hidden_layers"]):
         return "its layer_types does not have one entry for each of its num_hidden_layers"
+    return None
+
+
+def _problem_of_long_queries(values: Mapping[str, Any]) -> str | None:
+    """Ministral 3 multiplies queries by how far their position exceeds those of its first
+    training.
+    """
+    rope = dict(_rope(values))
+    if not rope:  # transformers then takes the family's
+        return None
+    if rope.get("rope_type", rope.get("type")) in ("yarn", "llama3", "longrope"):
+        rope.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
+    for name, least in (("original_max_position_embeddings", 1), ("llama_4_scaling_beta", 0)):
+        value = rope.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+            return f"its rope_parameters have the {name} {str(value)[:40]}"
     return None
 
 

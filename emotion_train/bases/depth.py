@@ -1,5 +1,5 @@
 """How many blocks of a base are read: all, or the first so many, whose output the head then reads
-behind the final norm.
+behind the final norm, of an encoder as it pools the output of the last.
 
 A base that is cut is a model of its own: it has another identity than the whole one, and its
 adapters fit no other depth. What lies above is never read, so no check looks at it either.
@@ -14,7 +14,7 @@ from typing import Any
 from emotion_train.errors import WrongRequest
 
 Layers = int | float  # a number of blocks, or a share of them below 1
-_BLOCK = re.compile(r"model\.layers\.(\d+)\.")
+_BLOCK = re.compile(r"(?:model\.layers|(?:bert|roberta)\.encoder\.layer)\.(\d+)\.")
 
 
 def blocks_read(base: str, asked: Layers | None, there: int, whole: int) -> int:
@@ -42,6 +42,8 @@ def is_read(name: str, layers: int | None) -> bool:
     of them.
 
     >>> is_read("model.layers.23.mlp.up_proj.weight", 23), is_read("model.norm.weight", 23)
+    (False, True)
+    >>> is_read("bert.encoder.layer.3.output.dense.bias", 3), is_read("bert.pooler.dense.bias", 3)
     (False, True)
     """
     block = _BLOCK.match(name)

@@ -46,7 +46,8 @@ class BaseFiles:
 
     @classmethod
     def find(cls, name: str, layers: Layers | None = None) -> BaseFiles:
-        """Tell the four apart; of a staged base the index is read. Of the base `layers` are read.
+        """The files of this base, of one of the four kinds; `layers` of its blocks are read. The
+        index of a staged base is read here.
 
         Raises `WrongRequest` for what does not exist and for a staging that was not finished.
         """

@@ -1,5 +1,6 @@
 """Under which licence a base is published, where this machine knows: by its card beside it or in
-the hub's cache, and of the bases of this program's configs by name. Nobody is asked.
+the hub's cache, by a GGUF file's header, and of the bases of this program's configs by name. Nobody
+is asked.
 """
 
 from __future__ import annotations
@@ -7,9 +8,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.bases.packaged import SMALL_MODEL
 from emotion_train.edges import hub
 from emotion_train.edges.bounded import Unreadable, bytes_of, yaml_in
+from emotion_train.errors import WrongRequest
 
 _KNOWN = {
     SMALL_MODEL: "apache-2.0",
@@ -26,6 +29,8 @@ def licence_of(base: str) -> str | None:
     if base in _KNOWN:
         return _KNOWN[base]
     folder = Path(base)
+    if folder.suffix == ".gguf" and folder.is_file():
+        return _named(_in_header(folder))
     card: Path | None = (folder if folder.is_dir() else folder.parent) / "README.md"
     if not folder.exists():
         card = hub.in_cache(base, "README.md") if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None
@@ -36,5 +41,15 @@ def licence_of(base: str) -> str | None:
         values = yaml_in(header[1]) if header else None
     except (Unreadable, OSError):
         return None
-    found = values.get("license") if isinstance(values, dict) else None
+    return _named(values.get("license") if isinstance(values, dict) else None)
+
+
+def _in_header(path: Path) -> object:
+    try:
+        return GgufFile.open(path).metadata.get("general.license")
+    except WrongRequest:
+        return None
+
+
+def _named(found: object) -> str | None:
     return found if isinstance(found, str) and _NAME.fullmatch(found) else None

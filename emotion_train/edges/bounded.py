@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 MAX_DEPTH = 64
-# Of a whole number; 2**63 has 19. transformers writes int(1e30), which has 31, for a tokenizer
-# whose longest text nobody has named.
+# Digits of a whole number; 2**63 has 19. transformers writes int(1e30), which has 31, for a
+# tokenizer whose longest text nobody has named.
 MAX_DIGITS = 40
 MAX_JSON_BYTES = 64 << 20
 MAX_YAML_BYTES = 256 << 10  # a parser in Python takes a quarter of a second for them

@@ -206,8 +206,8 @@ class Decision(Manifest):
     def acting(
         self, predictions: AnyPredictions, tempered: Tempered, precisions: Sequence[float]
     ) -> Decision:
-        """With what the head's temperature is, and gates for these precisions: those of validation
-        posts, whose probabilities are at that temperature.
+        """The same decision with the head's temperature, and with gates for these precisions. Gates
+        are those of validation posts, whose probabilities are at that temperature.
         """
         if isinstance(predictions, SetPredictions):
             predictions = predictions.answered(self.answers(predictions.prob_NC))

@@ -55,8 +55,8 @@ class Gate(FrozenModel):
     """The lowest probability from which on validation answers are right at least `precision` of the
     time, with 95 % certainty; None where no probability is enough.
 
-    `label` None: over all labels, and `share` is that of the posts whose answer is accepted. Of one
-    label it is the share of the posts that are answered with it.
+    `label` None: over all labels, and `share` is that of the posts whose answer is accepted. A
+    label's `share` is that of the posts that are answered with it.
     """
 
     label: str | None

@@ -27,7 +27,7 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-# Of two classifiers that answer fewer posts differently, even one that is right each time cannot be
+# Where two classifiers answer fewer posts differently, even one that is right each time cannot be
 # told from chance: five tosses of a coin fall alike with p = 0.06.
 FEWEST_DIFFERENT = 6
 _DRAWS_AT_A_TIME = 2**22  # 32 MiB of int64
@@ -170,7 +170,8 @@ def wilson_f1(
     """Lower and upper ends, `low_C` and `high_C`, of a 95 % interval of each label's F1, by posts
     that have the label and were answered with it, that have it, and that were answered with it.
 
-    Of the posts that have it or were answered with it, a share J has both, and F1 is 2J / (1 + J).
+    J, the share with both among the posts that have it or were answered with it, gives F1 as
+    2J / (1 + J).
     J has Wilson's interval (1927), which stays honest where a bootstrap has no width: a label of
     four posts of which none was found has F1 0.00 to 0.66. Without any such post it is 0 to 1.
     """

@@ -34,8 +34,8 @@ class Doubts(NamedTuple):
 
 
 def doubts(predictions: Predictions | SetPredictions) -> Doubts:
-    """Of posts with one label or several. Shares are none to be doubted, they hold what annotators
-    disagree about: of these there are none.
+    """Posts whose labels are doubted, of one label a post or several. Shares are never doubted, as
+    they hold what annotators disagree about: there the result is empty.
     """
     if isinstance(predictions, SetPredictions):
         return _of_sets(predictions.truth_NC, predictions.prob_NC.astype(np.float64))

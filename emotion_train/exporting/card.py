@@ -45,6 +45,12 @@ _SEVERAL = """\
     print(json.dumps({"text": text, "labels": labels, "probabilities": probabilities}, ensure_ascii=False))
 """
 _LEAST_MODEL_LENGTH = 256
+# What vLLM 0.32 has to be told of a class that it would take for another: its own name of it, or
+# that of the language model, of which it makes a classifier.
+_VLLM_OPTIONS = {
+    "Gemma3TextForSequenceClassification": ("", "Gemma3ForSequenceClassification"),
+    "Qwen3_5TextForSequenceClassification": (" --convert classify", "Qwen3_5ForCausalLM"),
+}
 
 
 @dataclass(frozen=True)
@@ -152,8 +158,12 @@ class ExportCard:
                 "truncate_prompt_tokens": self.facts.max_length,
             }
         )
+        told = ""
+        if self.architecture in _VLLM_OPTIONS:
+            convert, known = _VLLM_OPTIONS[self.architecture]
+            told = f"{convert} --hf-overrides '{json.dumps({'architectures': [known]})}'"
         return [
-            f"vllm serve . --served-model-name emotions --runner pooling --max-model-len {length}",
+            f"vllm serve . --served-model-name emotions --runner pooling --max-model-len {length}{told}",
             f"curl -s localhost:8000/classify -H 'Content-Type: application/json' -d '{request}'",
         ]
 

@@ -149,7 +149,7 @@ def read_job(store: Store) -> Job:
 
 
 def find_job(store: Store) -> Job | None:
-    """As `read_job`; None where there is none."""
+    """The job that `read_job` reads; None where there is none."""
     return None if store.find(JOB) is None else read_job(store)
 
 

@@ -178,7 +178,7 @@ class Leases:
 
     def renew_due(self) -> None:
         """Create the next attempt of each lease of which half is over. Where another worker has
-        taken it meanwhile both go on: the first part counts.
+        taken it meanwhile both carry on: the first part counts.
         """
         for held in self.held:
             now = self._clock()

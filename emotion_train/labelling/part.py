@@ -111,7 +111,7 @@ class PartWriter:
         slots = pa.array(np.where(good_N, np.cumsum(good_N) - 1, 0), mask=~good_N)
 
         def spread(column: Any) -> Any:
-            """Of the rows with a text to all rows, null for the others."""
+            """A column of the rows with a text as one of all rows, null for the others."""
             return column.take(slots) if len(column) else pa.nulls(len(rows), column.type)
 
         columns: list[Any] = [pa.array([self._file] * len(rows)), pa.array(rows.numbers, pa.int64())]

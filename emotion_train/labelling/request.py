@@ -338,8 +338,8 @@ def _accept_above(request: Request, adapters: _Adapters) -> float | None:
 def shares_of_report(
     folder: Path, labels: Sequence[str]
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, int]:
-    """By the report that came with an adapter: the share of training posts that have each label,
-    the share of held-out posts that are answered with it, and how many of these there are.
+    """The share of training posts that have each label, the share of held-out posts that are
+    answered with it, and how many of these there are, by the report that came with an adapter.
     """
     path = folder / "report" / REPORT
     try:

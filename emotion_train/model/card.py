@@ -40,6 +40,23 @@ _KEY_MAPPING = """
         r"^model\\.language_model\\.": "model.",
         r"^score\\.": "old_score.",
     },"""
+_TOLD = """\
+adapter = sys.argv[1] if len(sys.argv) > 1 else "."  # this folder
+texts = sys.argv[2:] or ["what a lovely mess"]
+device = "cuda" if torch.cuda.is_available() else "cpu"
+
+labels = json.loads(Path(adapter, "labels.json").read_text(encoding="utf-8"))["labels"]
+tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
+"""
+_ASKED = """\
+batch = tokenizer(
+    texts, padding=True, padding_side="right", truncation=True, max_length=$max_length, return_tensors="pt"
+)
+with torch.inference_mode():
+    logits = model(
+        input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
+    ).logits
+$answer"""
 _SNIPPET = """\
 ${import_package}import json
 import sys
@@ -52,13 +69,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 transformers.logging.set_verbosity_error()  # it would report the head as missing: that comes with the adapter
 base = $base
-adapter = sys.argv[1] if len(sys.argv) > 1 else "."  # this folder
-texts = sys.argv[2:] or ["what a lovely mess"]
-device = "cuda" if torch.cuda.is_available() else "cpu"
-
-labels = json.loads(Path(adapter, "labels.json").read_text(encoding="utf-8"))["labels"]
-tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
-config = AutoConfig.from_pretrained(base$gguf, trust_remote_code=False)
+${told}config = AutoConfig.from_pretrained(base$gguf, trust_remote_code=False)
 config = config.get_text_config()  # of a multimodal model, the text part
 config.id2label = dict(enumerate(labels))
 config.label2id = {label: i for i, label in enumerate(labels)}
@@ -75,14 +86,7 @@ model.score.float()  # before the adapter's head is read into it
 model = PeftModel.from_pretrained(model, adapter).eval()
 model.base_model.model.score.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
 
-batch = tokenizer(
-    texts, padding=True, padding_side="right", truncation=True, max_length=$max_length, return_tensors="pt"
-)
-with torch.inference_mode():
-    logits = model(
-        input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
-    ).logits
-$answer"""
+${asked}"""
 _ENCODER = """\
 import json
 import sys
@@ -90,24 +94,11 @@ from pathlib import Path
 
 import torch
 import transformers
-${import_peft}from transformers import AutoModelForSequenceClassification, AutoTokenizer
+${import_peft}from transformers import ${import_config}AutoModelForSequenceClassification, AutoTokenizer
 
 transformers.logging.set_verbosity_error()
-adapter = sys.argv[1] if len(sys.argv) > 1 else "."  # this folder
-texts = sys.argv[2:] or ["what a lovely mess"]
-device = "cuda" if torch.cuda.is_available() else "cpu"
-
-labels = json.loads(Path(adapter, "labels.json").read_text(encoding="utf-8"))["labels"]
-tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
-$load
-batch = tokenizer(
-    texts, padding=True, padding_side="right", truncation=True, max_length=$max_length, return_tensors="pt"
-)
-with torch.inference_mode():
-    logits = model(
-        input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
-    ).logits
-$answer"""
+${told}$load
+${asked}"""
 _WHOLE_LOAD = """\
 model = AutoModelForSequenceClassification.from_pretrained(
     adapter, dtype=torch.float32, trust_remote_code=False
@@ -118,6 +109,14 @@ _LORA_LOAD = """\
 base = $base
 model = AutoModelForSequenceClassification.from_pretrained(
     base, num_labels=len(labels), dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False
+)
+model = PeftModel.from_pretrained(model, adapter).to(device).eval()
+"""
+_CUT_LORA_LOAD = """\
+base = $base
+config = AutoConfig.from_pretrained(base, num_labels=len(labels), trust_remote_code=False)
+${cut}model = AutoModelForSequenceClassification.from_pretrained(
+    base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False
 )
 model = PeftModel.from_pretrained(model, adapter).to(device).eval()
 """
@@ -320,19 +319,33 @@ def reload_snippet(facts: CardFacts) -> str:
         dtype=_DTYPES[facts.precision],
         nf4=_NF4 if is_nf4 else "",
         key_mapping="" if is_gguf else _KEY_MAPPING,
-        max_length=facts.max_length,
-        cut="" if facts.layers is None else Template(_CUT).substitute(layers=facts.layers),
-        answer=_ANSWERS[facts.targets],
+        cut=_cut_lines(facts),
+        told=_TOLD,
+        asked=_asked(facts),
     )
+
+
+def _cut_lines(facts: CardFacts) -> str:
+    return "" if facts.layers is None else Template(_CUT).substitute(layers=facts.layers)
 
 
 def _encoder_snippet(facts: CardFacts) -> str:
+    is_cut = facts.layers is not None and not facts.whole
     return Template(_ENCODER).substitute(
         import_peft="" if facts.whole else "from peft import PeftModel\n",
-        load=_WHOLE_LOAD if facts.whole else Template(_LORA_LOAD).substitute(base=_base_of_snippet(facts)),
-        max_length=facts.max_length,
-        answer=_ANSWERS[facts.targets],
+        import_config="AutoConfig, " if is_cut else "",
+        load=_WHOLE_LOAD
+        if facts.whole
+        else Template(_CUT_LORA_LOAD if is_cut else _LORA_LOAD).substitute(
+            base=_base_of_snippet(facts), cut=_cut_lines(facts)
+        ),
+        told=_TOLD,
+        asked=_asked(facts),
     )
+
+
+def _asked(facts: CardFacts) -> str:
+    return Template(_ASKED).substitute(max_length=facts.max_length, answer=_ANSWERS[facts.targets])
 
 
 def _base_of_snippet(facts: CardFacts) -> str:

@@ -305,7 +305,7 @@ class Adapters:
         return list(zip((place for pair in pairs for place in pair), self.parameters, strict=True))
 
     def add_to(self, y_TO: torch.Tensor, x_TI: torch.Tensor, counters: Counters | None) -> torch.Tensor:
-        """y += B s A x, in place. Returns s A x, which `backward` needs. Of K members each computes
+        """y += B s A x, in place. Returns s A x, which `backward` needs. Each of K members computes
         its own part of the rows.
         """
         if self.members is not None:
@@ -558,8 +558,9 @@ class FusedDecoder:
     Make it once the adapters are attached and the weights lie where they stay: it stacks weights
     and leaves views in their place. It computes in the format of the embedding.
 
-    With `gathered` the blocks' weights are still on the host and are cut over the processes, block
-    by block, so that no GPU has to hold the base; all else has to be on the device.
+    Where `gathered` is given the blocks' weights are still on the host and are cut over the
+    processes, block by block, so that no GPU has to hold the base; all else has to be on the
+    device.
     """
 
     def __init__(self, classifier: Any, fp8: bool = False, gathered: GatheredBlocks | None = None) -> None:
@@ -582,13 +583,14 @@ class FusedDecoder:
             if gathered is not None:
                 for linear in linear_layers(layer):
                     linear.weight.data = linear.weight.data.to(model.embed_tokens.weight.device)
+            qkv, out, gate_up, down = (projection(*layers) for layers in _projected(layer))
             made = Block(
                 norm_1_H=layer.input_layernorm.weight,
-                qkv=projection(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
-                out=projection(layer.self_attn.o_proj),
+                qkv=qkv,
+                out=out,
                 norm_2_H=layer.post_attention_layernorm.weight,
-                gate_up=projection(layer.mlp.gate_proj, layer.mlp.up_proj),
-                down=projection(layer.mlp.down_proj),
+                gate_up=gate_up,
+                down=down,
                 heads=config.num_attention_heads,
                 kv_heads=config.num_key_value_heads,
                 scale=layer.self_attn.scaling,
@@ -696,12 +698,20 @@ def _cut(block: Block, gathered: GatheredBlocks) -> None:
 
 def linear_layers(layer: Any) -> list[Any]:
     """The frozen linear layers of one of the model's blocks, inside their adapters."""
+    return [getattr(one, "base_layer", one) for together in _projected(layer) for one in together]
+
+
+def _projected(layer: Any) -> tuple[tuple[Any, ...], ...]:
+    """The linear layers of a block, in the order in which they are computed; those of one tuple
+    have one input and are one product.
+    """
     attention, mlp = layer.self_attn, layer.mlp
-    found = (
-        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
-        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    return (
+        (attention.q_proj, attention.k_proj, attention.v_proj),
+        (attention.o_proj,),
+        (mlp.gate_proj, mlp.up_proj),
+        (mlp.down_proj,),
     )
-    return [getattr(one, "base_layer", one) for one in found]
 
 
 def fits(classifier: Any, device: torch.device | None = None) -> bool:

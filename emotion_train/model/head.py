@@ -61,11 +61,7 @@ class EmotionClassifier(nn.Module):
         Call it once the weights lie where they stay, and not when an engine shards them. Raises
         `WrongRequest` for fp8 without it.
         """
-        if self.is_encoder:
-            return
-        if self.precision == "fp8":
-            require_float8(self.device, fits(self.classifier))
-        if self.compute == torch.bfloat16 and fits(self.classifier):
+        if not self.is_encoder and self._fusable(self.device):
             self.decoder = FusedDecoder(self.classifier, fp8=self.precision == "fp8")
 
     def fuse_cut(self, device: torch.device) -> bool:
@@ -73,12 +69,19 @@ class EmotionClassifier(nn.Module):
         every process calls it. Returns whether it was done, else nothing has changed. Raises as
         `fuse` does.
         """
-        if self.precision == "fp8":
-            require_float8(device, fits(self.classifier, device))
-        if self.compute != torch.bfloat16 or not fits(self.classifier, device):
+        if not self._fusable(device):
             return False
         self.cut(device)
         return True
+
+    def _fusable(self, device: torch.device) -> bool:
+        """Whether the fused decoder computes this model there; raises `WrongRequest` for fp8 where
+        it does not.
+        """
+        fitting = fits(self.classifier, device)
+        if self.precision == "fp8":
+            require_float8(device, fitting)
+        return self.compute == torch.bfloat16 and fitting
 
     def cut(self, device: torch.device) -> None:
         """Bring to `device` what stays whole, and this process's part of the blocks' weights."""

@@ -483,8 +483,8 @@ def dropout(
     number: int,
     norm: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """x, in its own format, with a share p of its entries at 0 and the rest divided by 1 - p. With
-    `norm`, of `rms_norm_again(x, *norm)` in place of x.
+    """x, in its own format, with a share p of its entries at 0 and the rest divided by 1 - p. Where
+    `norm` is given, that of `rms_norm_again(x, *norm)` in place of x.
 
     Which ones says `dropout.kept` for `counters`, whose places are of shape [T, 2], and the
     product's `number`.

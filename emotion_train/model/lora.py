@@ -12,7 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -370,7 +370,8 @@ def base_config_of(
     if facts.lora is None:
         if base is not None:
             raise WrongRequest(f"{folder} holds every weight and needs no base; leave --base out.")
-        return read_config(str(folder))
+        whole = read_config(str(folder))  # which holds the blocks alone that were trained
+        return replace(whole, layers=facts.layers, whole_layers=facts.whole_layers)
     return read_config(
         base if isinstance(base, BaseFiles) else BaseFiles.find(base or facts.base, facts.layers)
     )

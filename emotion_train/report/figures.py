@@ -55,7 +55,7 @@ from emotion_train.report.schema import (
     SplitFigures,
     Verdict,
 )
-from emotion_train.report.set_figures import set_figures
+from emotion_train.report.set_figures import figures_by_label, set_figures
 from emotion_train.report.slices import slices
 from emotion_train.report.units import signed
 
@@ -358,11 +358,7 @@ def _per_label(labels: Sequence[str], counts: ClassCounts) -> tuple[LabelFigures
         "f1_low": low_C,
         "f1_high": high_C,
     }
-    rows = zip(*(column_C.tolist() for column_C in columns.values()), strict=True)
-    return tuple(
-        LabelFigures(label=label, **dict(zip(columns, row, strict=True)))
-        for label, row in zip(labels, rows, strict=True)
-    )
+    return figures_by_label(LabelFigures, labels, columns)
 
 
 def _floor(

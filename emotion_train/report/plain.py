@@ -13,8 +13,8 @@ _WORDS = {
 
 
 def plain_sentence(split: AnyFigures) -> str:
-    """Of 100 posts that the model never learned from, how many it gets right, and how many a
-    simple classifier does.
+    """How many of 100 posts that the model never learned from it gets right, and how many a simple
+    classifier does.
     """
     if isinstance(split, SetFigures):
         return _of_sets(split)

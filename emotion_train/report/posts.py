@@ -168,7 +168,9 @@ def _doubtable(splits: Mapping[str, AnyResult]) -> bool:
 
 
 def _doubts(predictions: Mapping[str, AnyPredictions]) -> tuple[tuple[Doubt, ...], int]:
-    """Of all splits together, which gives rare labels more posts to be judged by; and how many."""
+    """The doubts of all splits together, which gives rare labels more posts to be judged by; and
+    how many there are.
+    """
     places = [(name, row) for name, one in predictions.items() for row in range(len(one.ids))]
     parts = list(predictions.values())
     found = doubts(parts[0].joined(parts))  # type: ignore[arg-type]

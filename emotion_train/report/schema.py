@@ -106,7 +106,7 @@ class SetLabelFigures(LabelFigures):
 
 class ReliabilityBin(_Part):
     """Posts whose highest probability lies in (low, high]; the means are None for a bin without
-    posts. Of several labels each post counts once a label.
+    posts. Where posts have several labels each counts once a label.
     """
 
     low: float
@@ -180,8 +180,8 @@ class Distance(_Part):
 
 
 class SplitFigures(_Figures):
-    """Of posts that are answered with one label; where they have shares, the truth is the label of
-    the largest one.
+    """Figures of posts that are answered with one label; where they have shares, the truth is the
+    label of the largest one.
     """
 
     ALSO = ("weighted_f1", "accuracy")
@@ -223,8 +223,8 @@ class Together(_Part):
 
 
 class SetFigures(_Figures):
-    """Of posts that have several labels and are answered with those whose probability reaches their
-    threshold.
+    """Figures of posts that have several labels and are answered with those whose probability
+    reaches their threshold.
     """
 
     ALSO = (
@@ -243,7 +243,7 @@ class SetFigures(_Figures):
             " by those of `per_label`, which other posts chose."
         )
     )
-    macro_f1_at_half: float = Field(description="With 0.5 as the threshold of every label.")
+    macro_f1_at_half: float = Field(description="The same with 0.5 as the threshold of every label.")
     gain_low: float = Field(description="Lower end of the 95 % interval of macro_f1 minus macro_f1_at_half.")
     gain_high: float
     micro_f1: float
@@ -260,7 +260,7 @@ class SetFigures(_Figures):
 
 
 class ProbabilityFigures(_Part):
-    """How far probabilities are off. Of several labels the log loss is the mean over posts and
+    """How far probabilities are off. The log loss of several labels is the mean over posts and
     labels.
     """
 
@@ -269,8 +269,8 @@ class ProbabilityFigures(_Part):
 
 
 class BeforeAndAfter(_Part):
-    """By the head as it was trained, and at its temperature; posts that chose the temperature are
-    taken at the one that the other folds' posts chose.
+    """Figures by the head as it was trained, and at its temperature; posts that chose the
+    temperature are taken at the one that the other folds' posts chose.
     """
 
     before: ProbabilityFigures
@@ -289,7 +289,9 @@ class TemperatureFigures(_Part):
     gain: float
     gain_low: float = Field(description="Lower end of the paired 95 % interval.")
     gain_high: float
-    splits: dict[str, BeforeAndAfter] = Field(description="By split, or by the name of a scorecard.")
+    splits: dict[str, BeforeAndAfter] = Field(
+        description="The figures by split, or by the name of a scorecard."
+    )
 
 
 class GateCheck(_Part):
@@ -308,7 +310,9 @@ class GateFigures(_Part):
     label: str | None = Field(description="None: over all labels.")
     precision: float
     threshold: float | None = Field(description="None: no probability is enough.")
-    checks: dict[str, GateCheck] = Field(description="By split; empty without a threshold.")
+    checks: dict[str, GateCheck] = Field(
+        description="What the gate does, by split; empty without a threshold."
+    )
 
 
 def _shape_of(figures: Any) -> Literal["one answer", "several"]:
@@ -383,7 +387,7 @@ class Speed(_Part):
     posts_per_second: float
     tokens_per_second: float
     labelling_posts_per_second: float | None = Field(
-        None, description="Of the held-out posts when they were scored for this report, by all processes."
+        None, description="Held-out posts a second when they were scored for this report, by all processes."
     )
     peak_memory_bytes: int
     memory_kind: Literal["GPU", "RSS"] = Field(
@@ -397,8 +401,10 @@ class Parent(_Part):
     """The published adapter that a run trained on from."""
 
     name: str = Field(description="The run that published it, else the name of its folder.")
-    weights_sha256: str = Field(description="Of its adapter_model.safetensors.")
-    index_sha256: str | None = Field(description="Of the data set that it was trained on.")
+    weights_sha256: str = Field(description="sha256 of its adapter_model.safetensors.")
+    index_sha256: str | None = Field(
+        description="sha256 of the index of the data set that it was trained on."
+    )
     labels: tuple[str, ...]
     new_labels: tuple[str, ...]
     dropped_labels: tuple[str, ...]
@@ -439,10 +445,10 @@ class OldPosts(_Part):
 
     split: str
     rows: int
-    macro_f1_before: float = Field(description="Of the parent, over its labels.")
+    macro_f1_before: float = Field(description="Macro-F1 of the parent, over its labels.")
     macro_f1: float
     difference: float
-    difference_low: float = Field(description="Of the paired 95 % interval.")
+    difference_low: float = Field(description="Lower end of the paired 95 % interval.")
     difference_high: float
     gained: int = Field(description="Posts that the parent answered wrongly and the run rightly.")
     forgotten: int = Field(description="Posts that the parent answered rightly and the run wrongly.")
@@ -563,7 +569,7 @@ class Member(_Part):
     """One of several adapters that answer together."""
 
     name: str = Field(description="The run that published it, else the name of its folder.")
-    weights_sha256: str = Field(description="Of its adapter_model.safetensors.")
+    weights_sha256: str = Field(description="sha256 of its adapter_model.safetensors.")
 
 
 class Scorecard(_Part):
@@ -588,13 +594,13 @@ class Scorecard(_Part):
     precision: str = Field(description="Number format of the base in this evaluation.")
     labels: tuple[str, ...]
     figures: AnyFigures = Field(
-        description="Of the posts that were not trained on; of all where none or all were, or nothing is"
-        " known of it."
+        description="Figures of the posts that were not trained on; of all where none or all were, or"
+        " nothing is known of it."
     )
     trained_on: TrainedOn | None = Field(None, description="None: it could not be looked up.")
     not_looked_up: str | None = Field(None, description="Why `trained_on` is None, and what would help.")
     figures_of_all: AnyFigures | None = Field(
-        None, description="Of all posts, where `figures` leaves some out."
+        None, description="Figures of all posts, where `figures` leaves some out."
     )
     temperature: TemperatureFigures | None = Field(
         None, description="On the posts of `figures`. None for adapters that were published without the fit."
@@ -627,7 +633,7 @@ class Report(_Part):
     cuts: dict[str, Cut] = Field(
         default_factory=dict,
         description=(
-            "By split, what data.max_length cuts, counted with the run's tokenizer: of all held-out posts and"
+            "What data.max_length cuts, by split, counted with the run's tokenizer: of all held-out posts and"
             " of a sample of train. Empty in reports of earlier versions."
         ),
     )

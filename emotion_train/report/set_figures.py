@@ -5,7 +5,8 @@ Letters: N posts, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from emotion_train.evaluation.sets import (
 )
 from emotion_train.evaluation.thresholds import HALF, macro_f1_of_sets
 from emotion_train.report.schema import (
+    LabelFigures,
     Mistaken,
     ReliabilityBin,
     SetFigures,
@@ -35,6 +37,8 @@ from emotion_train.report.schema import (
 )
 
 _MOST_PAIRS = 1000
+
+F = TypeVar("F", LabelFigures, SetLabelFigures)
 
 
 def set_figures(
@@ -109,9 +113,16 @@ def _per_label(
         "threshold": np.full(len(labels), HALF) if thresholds is None else np.asarray(thresholds, float),
         "calibration_error": calibration.error_C,
     }
+    return figures_by_label(SetLabelFigures, labels, columns)
+
+
+def figures_by_label(kind: type[F], labels: Sequence[str], columns: Mapping[str, Any]) -> tuple[F, ...]:
+    """What `kind` says of each label; each of the `columns` has a figure for each of them, in their
+    order.
+    """
     rows = zip(*(column_C.tolist() for column_C in columns.values()), strict=True)
     return tuple(
-        SetLabelFigures(label=label, **dict(zip(columns, row, strict=True)))
+        kind(label=label, **dict(zip(columns, row, strict=True)))
         for label, row in zip(labels, rows, strict=True)
     )
 

@@ -56,7 +56,7 @@ _FIXED = (
 
 
 # what a run had before there was such a key
-_BEFORE_KEY = {"train.ema": 0.0, "train.method": "auto", "model.keep_unpacked": True}
+_BEFORE_KEY = {"train.ema": 0.0, "train.method": "auto", "model.keep_unpacked": False}
 
 
 @dataclass

@@ -70,8 +70,8 @@ class Layout:
 
 def layouts(gpus: int, is_encoder: bool = False) -> tuple[Layout, ...]:
     """The layouts of so many GPUs, in the order of preference, which is that of what they move: the
-    adapter's gradients, these sharded, the base in every micro-batch. Of an encoder nothing is
-    sharded.
+    adapter's gradients, these sharded, the base in every micro-batch. Nothing of an
+    encoder is sharded.
     """
     if gpus == 1 or is_encoder:
         return (Layout(gpus),)

@@ -17,7 +17,7 @@ from emotion_train.bases.qwen3_5 import (
     with_counterparts,
     with_kinds_of_blocks,
 )
-from emotion_train.config import LINEAR_LAYERS
+from emotion_train.config import LARGEST_MAX_LENGTH, LINEAR_LAYERS
 from emotion_train.config import Precision as Precision
 
 Targets = Literal["all-linear"] | Sequence[str]
@@ -56,7 +56,7 @@ class DeltaNets:
 
     @property
     def other_parameters(self) -> int:
-        """Of one block what lies in no linear layer, but for the norms that every block has."""
+        """What lies in no linear layer of one block, but for the norms that every block has."""
         return self.channels * self.width + self.value_size + 2 * self.value_heads
 
 
@@ -255,12 +255,16 @@ class Shape:
 
 def _fusable(text: Mapping[str, Any], head_dim: int) -> bool:
     """Whether the fused decoder computes such blocks: Llama's and Mistral's without biases. A GGUF
-    header, which names no kind here, is a Llama.
+    header, which names no kind here, is a Llama. Ministral 3 multiplies queries beyond its first
+    training's positions, which no post may reach then.
     """
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    if rope.get("original_max_position_embeddings", LARGEST_MAX_LENGTH) < LARGEST_MAX_LENGTH:
+        kinds: tuple[str, ...] = ("llama", "mistral")
+    else:
+        kinds = ("llama", "mistral", "ministral3")
     biases = text.get("attention_bias", False) or text.get("mlp_bias", False)
-    plain = (
-        text.get("model_type", "llama") in ("llama", "mistral") and text.get("hidden_act", "silu") == "silu"
-    )
+    plain = text.get("model_type", "llama") in kinds and text.get("hidden_act", "silu") == "silu"
     return plain and not biases and head_dim in (16, 32, 64, 128)
 
 

@@ -150,7 +150,7 @@ class FolderStore(Store):
                     break
 
     def now(self) -> float:
-        """As `Store.now`: the date that the disk's server gives to a new file."""
+        """The clock of `Store.now`: the date that the disk's server gives to a new file."""
         with (
             self._explaining("", writing=True),
             _temporary_beside(self._root / "now", b"") as temporary,

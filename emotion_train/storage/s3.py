@@ -317,7 +317,7 @@ class S3Store(Store):
             self._connection().patient.delete_object(Bucket=self._bucket, Key=self._name(key))
 
     def now(self) -> float:
-        """As `Store.now`, by the Date of an answer. Raises `StorageError` where that is none."""
+        """The clock of `Store.now`: the Date of an answer. Raises `StorageError` for no date."""
         with self._explaining(self.url):
             client = self._connection().patient
             answer = client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)

@@ -237,8 +237,8 @@ class Engine:
     @contextlib.contextmanager
     def pieces(self, modified: bool = False) -> Iterator[dict[str, torch.Tensor]]:
         """Within the block what this rank can see of adapter and head, under the names of a PEFT
-        file: the whole, or its own part where they lie in parts. With `modified` it may be changed,
-        on all ranks alike; only forward passes then see that.
+        file: the whole, or its own part where they lie in parts. Where `modified` is set it may be
+        changed, on all ranks alike; only forward passes then see that.
         """
         yield {name: parameter.detach() for name, parameter in self.trained.peft.items()}
 

@@ -129,7 +129,8 @@ class Faster(NamedTuple):
 class Plan:
     """`choices` from the best to the worst; `reason` is why the first is the best. `no_kernels`:
     kinds on which the installed PyTorch does not run. `faster`: what is told beside it.
-    `trains_all`: no adapter, every weight.
+    `trains_all`: no adapter, every weight. `is_stock`: a decoder that transformers' modules
+    compute, since the fused decoder does not know its blocks.
     """
 
     choices: tuple[Choice, ...]
@@ -138,6 +139,7 @@ class Plan:
     no_kernels: tuple[GpuKind, ...] = tuple(kind for kind in GPU_KINDS if not kind.runs)
     faster: tuple[Faster, ...] = ()
     trains_all: bool = False
+    is_stock: bool = False
 
     @property
     def smallest(self) -> tuple[Choice, ...]:
@@ -184,7 +186,9 @@ def make_plan(
                 choices.append(in_time)
     choices.sort(key=_order)
     trains_all = adapter_of(config, shape.is_encoder) is None
-    return Plan(tuple(choices), tuple(too_small), _reason(choices), trains_all=trains_all)
+    is_stock = not shape.fusable and not shape.is_encoder
+    reason = _reason(choices)
+    return Plan(tuple(choices), tuple(too_small), reason, trains_all=trains_all, is_stock=is_stock)
 
 
 def within(choice: Choice, hours: float | None) -> Choice | None:

@@ -32,7 +32,7 @@ def faster_than(config: Config, shape: Shape, work: Work, best: Choice, spot: Sp
 
 
 def _fewer_blocks(config: Config, shape: Shape, work: Work, best: Choice, spot: Spot) -> Iterator[Faster]:
-    if config.model.layers is not None or shape.is_encoder:  # an encoder is read whole
+    if config.model.layers is not None:
         return
     for share in SHARES:
         layers = round(share * shape.num_hidden_layers)

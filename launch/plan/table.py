@@ -53,6 +53,7 @@ def print_plan(
         enough(plan),
         estimated_lengths(work),
         cut_posts(work),
+        other_modules(plan),
         fewer_blocks(plan),
         small_steps(plan, work),
         without_units(plan),
@@ -116,6 +117,16 @@ def enough(plan: Plan) -> str | None:
         return None
     names = ", ".join(choice.name for choice in smallest)
     return f"enough: a {smallest[0].kind.gb} GB card ({names}) trains this, in {smallest[0].precision}"
+
+
+def other_modules(plan: Plan) -> str | None:
+    """What computes a decoder that the fused one does not."""
+    if not plan.is_stock:
+        return None
+    return (
+        "note: transformers' modules compute this base, as memory and hours here count; the fused decoder"
+        " and fp8 are for Llama, Mistral and Ministral 3"
+    )
 
 
 def fewer_blocks(plan: Plan) -> str | None:

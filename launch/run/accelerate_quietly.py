@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from emotion_train.command_line import end_at_once
 from emotion_train.edges.streams import hold
 from emotion_train.errors import TRACEBACK_VARIABLE, exit_code
 from emotion_train.processes.launcher_link import (
@@ -26,6 +27,7 @@ _TRAINERS_S = 2.0  # in which the trainers end by themselves when the launcher i
 
 def main() -> int:
     hold("emotion-launch")
+    end_at_once()
     end_with_launcher(_end)
     with adopting():
         return exit_code("emotion-launch", _launch, show_traceback=bool(os.environ.get(TRACEBACK_VARIABLE)))

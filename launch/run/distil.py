@@ -261,7 +261,7 @@ def _train_here(
 
 
 def _by_jobs(arguments: argparse.Namespace, plan: Plan) -> int:
-    """As `_make`, each run as a job of SkyPilot on a machine of its own."""
+    """What `_make` does, with each run as a job of SkyPilot on a machine of its own."""
     from emotion_train.training.job import folder_here
     from launch.up.commands import Stopped, commands
     from launch.up.jobs import Job

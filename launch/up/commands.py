@@ -6,17 +6,14 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from emotion_train.command_line import LAUNCH, TRAIN
+from emotion_train.command_line import LAUNCH, TRAIN, program
 from emotion_train.processes.imports import past_current_folder
 from emotion_train.processes.launcher_link import FOLDER_VARIABLE, alive
-
-_MODULES = {TRAIN: "emotion_train.cli", LAUNCH: "launch.cli"}
 
 
 class Stopped(Exception):
@@ -79,5 +76,5 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def _program(words: Sequence[str]) -> list[str]:
-    module = _MODULES.get(words[0])
-    return [*words] if module is None else [sys.executable, "-m", module, *words[1:]]
+    """The words as they are started: our own programs by this interpreter."""
+    return [*program(words[0]), *words[1:]] if words[0] in (TRAIN, LAUNCH) else [*words]

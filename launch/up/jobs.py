@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emotion_train.console import shown
 from emotion_train.edges.bounded import yaml_in
 from emotion_train.errors import EmotionTrainError, WrongRequest
 from launch.plan.verb import PROJECT
@@ -31,6 +34,7 @@ _HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_REGION")
 UNDECIDED = (101, 102)
 _SETTLING_S, _LOOK_S = 120.0, 5.0  # until SkyPilot has written down how a job ended
 _NONE = "No in-progress managed jobs"  # there was never a job, or its controller has gone to rest
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ENDED = ("SUCCEEDED", "CANCELLED", "FAILED")
 
 
@@ -182,7 +186,7 @@ def living_jobs() -> dict[str, int]:
     """
     line = [SKY, "jobs", "queue", "--skip-finished", "--output", "json"]
     done = subprocess.run(line, cwd=PROJECT, capture_output=True, text=True, check=False)
-    if done.returncode != 0 and _NONE in done.stdout + done.stderr:
+    if _NONE in done.stdout + done.stderr:
         return {}
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
@@ -194,17 +198,36 @@ def living_jobs() -> dict[str, int]:
 
 
 def living(printed: str) -> dict[str, int]:
-    """The newest number of each name in what `sky jobs queue` printed, which may begin with lines
-    that are no JSON.
+    """The newest number of each name in what `sky jobs queue` printed, which may begin with words
+    of a server that starts, with brackets and colours of their own.
+
+    Raises `EmotionTrainError` where there is no list of jobs in it.
     """
-    begin = min((place for mark in "[{" if (place := printed.find(mark)) >= 0), default=None)
-    if begin is None:
-        return {}
-    document: Any = json.loads(printed[begin:])
+    document = _json_in(printed)
     jobs = document.get("jobs", []) if isinstance(document, dict) else document
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        raise _not_understood(printed)
     found: dict[str, int] = {}
     for job in jobs:
         if not str(job.get("status", "")).split(".")[-1].startswith(_ENDED):
             name = str(job.get("job_name"))
             found[name] = max(int(job["job_id"]), found.get(name, 0))
     return found
+
+
+def _json_in(printed: str) -> Any:
+    """The first whole JSON list or object in the words of a program."""
+    plain = _COLOURS.sub("", printed)
+    for begin in re.finditer(r"[\[{]", plain):
+        with suppress(json.JSONDecodeError):
+            found, _ = json.JSONDecoder().raw_decode(plain, begin.start())
+            if isinstance(found, dict) or all(isinstance(one, dict) for one in found):
+                return found
+    raise _not_understood(printed)
+
+
+def _not_understood(printed: str) -> EmotionTrainError:
+    return EmotionTrainError(
+        f"`sky jobs queue` printed no list of jobs ({shown(printed.strip()[-200:]) or 'nothing'}); which jobs"
+        " are still alive is not known, and nothing was started."
+    )

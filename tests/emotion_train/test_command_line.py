@@ -203,3 +203,17 @@ def test_a_folder_that_is_missing_has_no_runs_to_list(
         f"There is no folder {tmp_path / 'rusn'}; give the run.output_url of your runs"
     )
     assert MAINS["emotion-launch"](["runs", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("program", ["emotion_train.cli", "launch.cli"])
+def test_a_program_that_ends_looks_for_no_cycles_among_its_objects(program: str) -> None:
+    lines = [
+        "import atexit, gc",
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000, len(gc.get_objects()) < 1000))",
+        f"from {program} import main",
+        "main(['--version'])",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "True True"

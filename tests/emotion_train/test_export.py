@@ -150,7 +150,7 @@ def test_a_pipeline_answers_as_the_adapter_alone_and_in_a_batch(adapter: Path, e
     np.testing.assert_allclose(piped(exported, batch_size=len(TEXTS)), ours, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text", "qwen3_5_text"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text", "qwen3_5_text", "ministral3"])
 def test_other_architectures_with_their_biases_and_norms(tmp_path: Path, kind: str) -> None:
     lora = LoraSection(r=3, alpha=5, dropout=0, targets=("q_proj", "down_proj"))
     adapter = adapter_on(str(causal_checkpoint(tmp_path / "base", kind)), tmp_path / "adapter", lora=lora)

@@ -128,7 +128,7 @@ def test_source_and_staged_bases_give_the_same_bits_and_identity(base: Path, sto
     assert PostTokenizer.load(f"{store.url}/nf4", 64).sha256() == PostTokenizer.load(str(base), 64).sha256()
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text", "qwen3_5_text"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma3_text", "qwen3_5_text", "ministral3"])
 def test_other_architectures_are_staged_with_their_biases_and_norms(tmp_path: Path, kind: str) -> None:
     source = causal_checkpoint(tmp_path / "base", kind, dtype=torch.bfloat16)
     for precision in PRECISIONS:

@@ -33,6 +33,13 @@ SHAPE = {
 # what a kind's defaults hide: layers of both kinds, posts beyond the window
 OWN: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
+    "ministral3": {
+        "rope_parameters": {
+            **{"rope_type": "yarn", "rope_theta": 1e4, "factor": 64.0, "beta_fast": 32.0, "beta_slow": 1.0},
+            **{"mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.5},
+            "original_max_position_embeddings": 8,
+        }
+    },
     "gemma3_text": {"sliding_window": 6, "sliding_window_pattern": 2, "query_pre_attn_scalar": 20},
 }
 
@@ -113,27 +120,29 @@ def causal_checkpoint(
     return write_checkpoint(folder, model.config, state, shards)
 
 
-VISION: dict[str, dict[str, Any]] = {
-    "mistral3": {"model_type": "pixtral", "head_dim": 16},
-    "gemma3": {"model_type": "siglip_vision_model"},
+# kinds of multimodal models by their text part, with what their vision part has of its own
+MULTIMODAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("mistral3", {"model_type": "pixtral", "head_dim": 16}),
+    "ministral3": ("mistral3", {"model_type": "pixtral", "head_dim": 16}),
+    "gemma3_text": ("gemma3", {"model_type": "siglip_vision_model"}),
 }
-TEXT_PARTS = {"mistral3": "mistral", "gemma3": "gemma3_text"}
 
 
-def multimodal_checkpoint(folder: Path, layout: str = "hub", kind: str = "mistral3") -> tuple[Path, Any]:
-    """A small multimodal model with its vision tower, of the kind of Mistral Small 3.1 or Gemma 3,
-    and the whole model. `hub` names its tensors as the published files do.
+def multimodal_checkpoint(folder: Path, layout: str = "hub", kind: str = "mistral") -> tuple[Path, Any]:
+    """A small multimodal model with its vision tower, whose text part is of this kind (that of
+    Mistral Small 3.1), and the whole model. `hub` names its tensors as the published files do.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    whole, vision_part = MULTIMODAL[kind]
     vision = {
-        **VISION[kind],
+        **vision_part,
         **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
         **{"image_size": 28, "patch_size": 14},
     }
-    text = text_config(TEXT_PARTS[kind], architectures=["MistralForCausalLM"])
+    text = text_config(kind, architectures=["MistralForCausalLM"])
     config = AutoConfig.for_model(
-        kind, text_config=text.to_dict(), vision_config=vision, image_token_index=0, mm_tokens_per_image=4
+        whole, text_config=text.to_dict(), vision_config=vision, image_token_index=0, mm_tokens_per_image=4
     )
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False).eval()

@@ -189,6 +189,19 @@ def test_an_encoder_s_configuration_that_makes_no_model_is_refused_in_one_senten
     assert "\n" not in str(caught.value)
 
 
+def test_queries_of_ministral_3_are_scaled_where_its_configuration_leaves_out_how(tmp_path: Path) -> None:
+    """transformers then takes the family's positions, and with yarn alone the longest for the
+    first training's.
+    """
+    files = written(tmp_path, {"model_type": "ministral3", **SMALL, "num_hidden_layers": 1})
+    assert text_model(files).positions == theirs(files)[1] == 262_144
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "llama_4_scaling_beta": 0.1}
+    short = {"max_position_embeddings": 512, "rope_parameters": rope}
+    files = written(tmp_path, {"model_type": "ministral3", **SMALL, "num_hidden_layers": 1, **short})
+    assert text_model(files).positions == 512
+    assert read_config(files).text.rope_parameters["original_max_position_embeddings"] == 512
+
+
 @pytest.mark.parametrize("text", [{"model_type": "mistral"}, {}])
 def test_the_text_part_of_a_multimodal_model_is_that_of_transformers(
     tmp_path: Path, text: dict[str, Any]
@@ -246,6 +259,14 @@ def test_names_of_activations_and_of_rotary_positions_are_those_of_transformers(
         ({"rope_scaling": 3}, "its rope_scaling is no object"),
         ({"rope_parameters": {"rope_type": "ropey"}, "rope_scaling": None}, "its rope_type 'ropey'"),
         ({"layer_types": ["full_attention"]}, "one entry for each of its num_hidden_layers"),
+        (
+            {"model_type": "ministral3", "rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+            "the llama_4_scaling_beta None",
+        ),
+        (
+            {"model_type": "ministral3", "rope_parameters": {"llama_4_scaling_beta": 0.1}},
+            "the original_max_position_embeddings None",
+        ),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"already quantised \(gptq\)"),
         ({"quantization_config": {"quant_method": "fp8"}}, r"already quantised \(fp8\)"),
         ({"quantization_config": {"load_in_4bit": True}}, "is already quantised;"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from emotion_train.bases.gguf_file import GgufFile
+from emotion_train.bases.licence import licence_of
 from emotion_train.errors import WrongRequest
 from emotion_train.model.load import read_config
 from emotion_train.sizing.shape import Shape
@@ -26,9 +27,17 @@ SIZES = {
 }
 
 
-def header(path: Path, architecture: str = "llama", vocabulary: int = 40, **fields: int | None) -> Path:
+def header(
+    path: Path,
+    architecture: str = "llama",
+    vocabulary: int = 40,
+    licence: str | None = None,
+    **fields: int | None,
+) -> Path:
     """A file with the sizes above and one tensor; a field None is left out, and `__` is a dot."""
     writer = gguf.GGUFWriter(path, architecture)
+    if licence is not None:
+        writer.add_license(licence)
     for name, value in {**SIZES, **{key.replace("__", "."): value for key, value in fields.items()}}.items():
         if value is not None:
             writer.add_uint32(f"{architecture}.{name}", value)
@@ -58,6 +67,16 @@ def test_training_and_planning_read_the_same_shape(
     text = read_config(path).text
     assert Shape.of(text.to_dict()) == planned
     assert (text.max_position_embeddings, text.rope_parameters["rope_theta"]) == (512, 10_000)
+
+
+@pytest.mark.parametrize(("named", "known"), [("gemma", "gemma"), ("<b>", None), (None, None)])
+def test_the_licence_of_a_file_is_that_of_its_header(
+    tmp_path: Path, named: str | None, known: str | None
+) -> None:
+    path = header(tmp_path / "base.gguf", licence=named)
+    assert licence_of(str(path)) == known
+    path.write_bytes(path.read_bytes()[:40])
+    assert licence_of(str(path)) is None
 
 
 def test_a_header_without_its_embedding_says_how_many_words_it_has() -> None:

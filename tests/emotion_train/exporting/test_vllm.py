@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from emotion_train.evaluation.decision import Decision
 from emotion_train.export import export
 from emotion_train.exporting.served import Served
 from tests.emotion_train.test_export import LABELS, MAX_LENGTH, TEXTS, adapter_on, predicted
-from tests.helpers.tiny_models import gguf_base
+from tests.helpers.tiny_models import OWN, causal_checkpoint, gguf_base
 
 pytestmark = pytest.mark.serve
 PYTHON = os.environ.get("SERVE_PYTHON", "")
@@ -36,6 +37,8 @@ LONG = " ".join(["on and on"] * 120)  # tokens: beyond --max-model-len
 SERVE = ["--runner", "pooling", "--max-model-len", "256"]
 # what a CPU needs, and no GPU
 ON_CPU = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8", "--max-num-batched-tokens", "512"]
+# as the published ones are, whose queries are multiplied beyond the longest post
+OF_POSTS = {**OWN["ministral3"]["rope_parameters"], "original_max_position_embeddings": 16_384}
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +111,23 @@ def test_an_export_is_served_as_its_card_says(
         assert refused.value.code == 400
         assert main(["predict", "--endpoint", url, "--against", str(adapter), *texts]) == 0
         assert f"{len(texts)} posts: a probability differs by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "ministral3"])
+def test_exports_of_other_kinds_are_served(adapter: Path, tmp_path: Path, kind: str) -> None:
+    """Small and random, with posts beyond the window and heads of a size that vLLM has on a CPU."""
+    sizes: dict[str, Any] = {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    more: dict[str, Any] = {"rope_parameters": OF_POSTS} if kind == "ministral3" else {}
+    base = causal_checkpoint(tmp_path / "base", kind, **sizes, **more)
+    own = adapter_on(str(base), tmp_path / "adapter")
+    export(own, tmp_path / "out", dtype="fp32")
+    line = next(
+        one for one in (tmp_path / "out" / "README.md").read_text().splitlines() if "vllm serve" in one
+    )
+    words = shlex.split(line)[shlex.split(line).index("256") + 1 :]
+    with served(tmp_path / "out", "--served-model-name", "emotions", *words) as url:
+        answer = asked(url, TEXTS, truncate_prompt_tokens=MAX_LENGTH)["data"]
+    np.testing.assert_allclose([one["probs"] for one in answer], predicted(own), atol=1e-4)
 
 
 def test_an_adapter_is_served_on_its_base_with_its_own_head(

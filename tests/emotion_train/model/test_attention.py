@@ -101,6 +101,7 @@ def gradients(model: EmotionClassifier, logits_NC: torch.Tensor) -> dict[str, to
         ("qwen2", {}),
         ("qwen3", {}),
         ("gemma3_text", {}),
+        ("ministral3", {}),
         ("qwen3_5_text", {}),
     ],
 )
@@ -135,8 +136,9 @@ def test_a_post_does_not_see_its_neighbours(tmp_path: Path) -> None:
     assert not torch.equal(before[2], after[2])
 
 
-def test_gradient_checkpointing_keeps_the_gradients(tmp_path: Path) -> None:
-    model = make(tmp_path / "base").train()
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "ministral3"])
+def test_gradient_checkpointing_keeps_the_gradients(tmp_path: Path, kind: str) -> None:
+    model = make(tmp_path / "base", kind).train()
     wanted = gradients(model, packed(model, posts()))
     model.enable_gradient_checkpointing()
     recomputed: list[int] = []
@@ -182,16 +184,18 @@ def test_segments_know_their_lengths_and_the_longest() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("heads", "window"), [(2, None), (4, None), (2, 6)])
-def test_fused_attention_equals_the_exact_one_on_cuda(heads: int, window: int | None) -> None:
+@pytest.mark.parametrize(
+    ("heads", "window", "size"), [(2, None, 64), (4, None, 64), (2, 6, 64), (1, 6, 256), (1, None, 256)]
+)
+def test_fused_attention_equals_the_exact_one_on_cuda(heads: int, window: int | None, size: int) -> None:
     draw = torch.Generator("cuda").manual_seed(0)
     total = sum(LENGTHS)
     leaves = [
-        torch.randn(1, h, total, 64, generator=draw, device="cuda", dtype=torch.bfloat16)
+        torch.randn(1, h, total, size, generator=draw, device="cuda", dtype=torch.bfloat16)
         for h in (4, heads, heads)
     ]
     segments = Segments.of([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], "cuda")
-    weights = torch.randn(1, total, 4, 64, generator=draw, device="cuda")
+    weights = torch.randn(1, total, 4, size, generator=draw, device="cuda")
     results = []
     for dtype, fused in ((torch.bfloat16, True), (torch.float32, False)):
         inputs = [leaf.detach().clone().to(dtype).requires_grad_() for leaf in leaves]

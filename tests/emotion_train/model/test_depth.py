@@ -51,6 +51,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen2": WINDOWS,  # its blocks are of two kinds, which its configuration lists
     "qwen3": WINDOWS,
     "gemma3_text": {},  # of two kinds, with rotations of their own
+    "ministral3": {},
     "qwen3_5_text": {},  # a delta net, a block that attends, and so on
 }
 IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))

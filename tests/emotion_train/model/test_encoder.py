@@ -4,7 +4,10 @@ dropout by post; folders that are read back.
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emotion_train.bases.encoders import ENCODERS
+from emotion_train.bases.files import BaseFiles
+from emotion_train.bases.headers import shapes_in, weight_files
 from emotion_train.config import LoraSection
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
@@ -23,7 +28,7 @@ from emotion_train.model.encoder import packed
 from emotion_train.model.ensemble import load_ensemble
 from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.head import EmotionClassifier
-from emotion_train.model.load import load_base
+from emotion_train.model.load import load_base, read_config
 from emotion_train.model.lora import (
     adapter_parameters,
     adapter_state,
@@ -202,6 +207,60 @@ def test_a_saved_folder_gives_the_same_logits_here_and_by_transformers(
         )
         with pytest.raises(WrongRequest, match=r"does not say how model\.safetensors was trained"):
             load_adapter(tmp_path, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("lora", [None, LoraSection(r=2)])
+def test_a_cut_encoder_is_transformers_own_of_so_many_blocks_also_from_its_folder(
+    folder: Path, tmp_path: Path, kind: str, lora: LoraSection | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoConfig
+
+    base = base_of(folder, kind)
+    found = read_config(BaseFiles.find(base, 2))
+    model, info = build_classifier(found, "fp32", len(LABELS), lora, 3, "cpu")
+    assert (info.layers, info.whole_layers, len(model.layers)) == (2, 3, 2)
+    assert not any(re.search(r"layers?\.2\.", name) for name in shapes_in(weight_files(found.files, 2)))
+    whole = made(base, lora).classifier.state_dict()
+    assert all(torch.equal(one, whole[name]) for name, one in model.classifier.state_dict().items())
+    loud(model).eval()
+    lengths_N = torch.tensor(LENGTHS)
+    ours_NC = model.forward_padded(posts(), lengths_N)
+    if lora is None:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        config.num_hidden_layers = 2
+        if kind == "modernbert":
+            config.layer_types = config.layer_types[:2]
+        mask_NL = (torch.arange(40) < lengths_N[:, None]).long()
+        wanted_NC = theirs(model, config)(input_ids=posts(), attention_mask=mask_NL).logits
+        torch.testing.assert_close(ours_NC, wanted_NC, atol=1e-5, rtol=0)
+    tokenizer = PostTokenizer.load(base, 32)
+    facts = AdapterFacts.of(info, tokenizer, precision="fp32", lora=lora, labels=LABELS)
+    save_adapter(model, tmp_path, tokenizer=tokenizer, facts=facts)
+    loaded = load_adapter(tmp_path, device="cpu")
+    assert torch.equal(loaded.model.forward_padded(posts(), lengths_N), ours_NC)
+    texts = ["a quiet garden", "x" * 90]
+    ids = [torch.from_numpy(one).long()[None] for one in tokenizer.encode(texts)]
+    alone = [model.forward_padded(one, torch.tensor([one.shape[1]])).softmax(-1)[0] for one in ids]
+    printed = printed_by_the_card(tmp_path, base, texts, monkeypatch)
+    torch.testing.assert_close(printed, torch.stack(alone), atol=1e-5, rtol=0)
+    if lora is not None:
+        with pytest.raises(WrongRequest, match=r"made for the first 2 blocks .* and all blocks of"):
+            load_adapter(tmp_path, device="cpu", base=read_config(base))
+
+
+def printed_by_the_card(
+    folder: Path, base: str, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> torch.Tensor:
+    """The probabilities that the program in the folder's README.md prints."""
+    program = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    program = re.sub(r"(?m)^base = .*$", f"base = {json.dumps(base)}", program)  # told by its last name
+    monkeypatch.setattr("sys.argv", ["snippet.py", str(folder), *texts])
+    with redirect_stdout(io.StringIO()) as out:
+        exec(compile(program, "snippet.py", "exec"), {"__name__": "__main__"})
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    return torch.tensor([list(line["probabilities"].values()) for line in lines])
 
 
 @pytest.mark.parametrize("kind", ENCODERS)

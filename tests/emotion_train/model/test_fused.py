@@ -22,7 +22,7 @@ from emotion_train.model.lora import build_classifier
 from emotion_train.model.precision import Precision
 from tests.emotion_train.model.test_attention import gradients, packed, posts
 from tests.helpers import plain_kernels
-from tests.helpers.tiny_models import causal_checkpoint
+from tests.helpers.tiny_models import OWN, causal_checkpoint
 
 
 @pytest.fixture
@@ -77,9 +77,16 @@ def test_fused_blocks_give_the_stock_blocks_logits_and_gradients(
         )
 
 
+# positions of Ministral 3, which multiplies queries from the 8,192nd on
+STRETCHED = {**OWN["ministral3"]["rope_parameters"], "original_max_position_embeddings": 8192}
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [("llama", {}), ("mistral", {"sliding_window": 6}), ("mistral", {"num_hidden_layers": 1})],
+    [
+        *(("llama", {}), ("mistral", {"sliding_window": 6}), ("mistral", {"num_hidden_layers": 1})),
+        ("ministral3", {"rope_parameters": STRETCHED}),
+    ],
 )
 def test_fused_blocks_know_windows_kinds_and_depths(
     plain: None, tmp_path: Path, kind: str, changes: dict[str, Any]

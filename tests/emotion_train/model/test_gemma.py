@@ -20,9 +20,18 @@ from emotion_train.bases.gemma import GGUF_NAMES
 from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
-from emotion_train.model.load import load_base, open_checkpoint, parameters_of, read_config, skeleton
+from emotion_train.export import export
+from emotion_train.model.load import (
+    _configuration,
+    load_base,
+    open_checkpoint,
+    parameters_of,
+    read_config,
+    skeleton,
+)
 from emotion_train.model.trainable import require_trainable_base
 from emotion_train.sizing.shape import Shape
+from tests.emotion_train.test_export import adapter_on, piped, predicted
 from tests.helpers.tiny_models import causal_checkpoint, gemma_base, multimodal_checkpoint, text_config
 
 gguf = pytest.importorskip("gguf")
@@ -41,7 +50,7 @@ def hidden(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
 
 @pytest.mark.parametrize("layout", ["hub", "current"])
 def test_the_text_part_computes_what_the_multimodal_model_computes(tmp_path: Path, layout: str) -> None:
-    folder, whole = multimodal_checkpoint(tmp_path / "base", layout, "gemma3")
+    folder, whole = multimodal_checkpoint(tmp_path / "base", layout, "gemma3_text")
     found = require_trainable_base(str(folder), "fp32", 512)
     model, info = load_base(str(folder), "fp32", 5, "cpu")
     torch.testing.assert_close(hidden(model.model), hidden(whole.model.language_model), rtol=0, atol=1e-5)
@@ -53,7 +62,7 @@ def test_the_names_that_transformers_writes_are_those_that_are_read(tmp_path: Pa
     """Of the multimodal model and of both classifiers."""
     from transformers import AutoModelForSequenceClassification, Gemma3ForSequenceClassification
 
-    _, whole = multimodal_checkpoint(tmp_path / "base", kind="gemma3")
+    _, whole = multimodal_checkpoint(tmp_path / "base", kind="gemma3_text")
     classifier = Gemma3ForSequenceClassification(whole.config)
     text = AutoModelForSequenceClassification.from_config(text_config("gemma3_text"), trust_remote_code=False)
     wanted = set(text_model(BaseFiles.find(str(tmp_path / "base"))).tensors())
@@ -86,37 +95,46 @@ def test_a_sparse_configuration_means_what_transformers_takes_it_for(tmp_path: P
     assert ours.positions == theirs.max_position_embeddings
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"use_bidirectional_attention": True}, "its use_bidirectional_attention is True"),
-        ({"attn_logit_softcapping": 50.0}, "its attn_logit_softcapping is 50.0"),
-        ({"sliding_window": None}, "its sliding_window is 'None'"),
-        ({"query_pre_attn_scalar": 0}, "its query_pre_attn_scalar is '0'"),
-        ({"layer_types": None, "sliding_window_pattern": 0}, "its sliding_window_pattern is '0'"),
-        (
-            {"layer_types": ["full_attention", "chunked_attention"]},
-            "its layer_types have 'chunked_attention'",
-        ),
-        ({"hidden_activation": "gelly"}, "its hidden_activation 'gelly' is not known"),
-        ({"rope_parameters": {"rope_type": "default"}}, "no object of objects"),
-        ({"rope_parameters": {"full_attention": "default"}}, "no object of objects"),
-        (
-            {"rope_parameters": {"full_attention": {"rope_type": "ropey"}}},
-            "its rope_type 'ropey' is not known",
-        ),
-        ({"num_attention_heads": 6}, "64 is no multiple of its num_attention_heads 6"),
-        ({"head_dim": None}, "its head_dim is 'None'"),
-    ],
-)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"sliding_window": None}, "its sliding_window is 'None'"),
+    ({"query_pre_attn_scalar": 0}, "its query_pre_attn_scalar is '0'"),
+    ({"layer_types": None, "sliding_window_pattern": 0}, "its sliding_window_pattern is '0'"),
+    ({"layer_types": ["full_attention", "chunked"]}, "its layer_types have 'chunked'"),
+    ({"hidden_activation": "gelly"}, "its hidden_activation 'gelly' is not known"),
+    ({"rope_parameters": {"full_attention": "default"}}, "no object of objects"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "ropey"}}}, "its rope_type 'ropey'"),
+    ({"num_attention_heads": 6}, "64 is no multiple of its num_attention_heads 6"),
+    ({"head_dim": None}, "its head_dim is 'None'"),
+]
+# which transformers takes: not causal, or with values that it leaves unread
+OURS_ALONE: list[tuple[dict[str, Any], str]] = [
+    ({"use_bidirectional_attention": True}, "its use_bidirectional_attention is True"),
+    ({"attn_logit_softcapping": 50.0}, "its attn_logit_softcapping is 50.0"),
+    ({"rope_parameters": {"rope_type": "default"}}, "no object of objects"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), [*REFUSED, *OURS_ALONE])
 def test_a_configuration_that_makes_no_causal_model_is_refused(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    document = {**text_config("gemma3_text").to_dict(), **changes}
-    (tmp_path / "config.json").write_text(json.dumps(document))
+    (tmp_path / "config.json").write_text(json.dumps({**text_config("gemma3_text").to_dict(), **changes}))
     with pytest.raises(WrongRequest, match=words) as caught:
         text_model(BaseFiles.find(str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [changes for changes, _ in REFUSED])
+def test_transformers_cannot_compute_what_is_refused(changes: dict[str, Any]) -> None:
+    from transformers import AutoModel
+
+    document = {**text_config("gemma3_text").to_dict(), **changes}
+
+    def compute() -> None:
+        hidden(AutoModel.from_config(_configuration("base", document), trust_remote_code=False))
+
+    with pytest.raises((WrongRequest, ValueError, KeyError, TypeError, ZeroDivisionError)):
+        compute()
 
 
 # --- GGUF ---
@@ -222,6 +240,17 @@ def test_the_27b_scales_its_queries_otherwise_and_larger_ones_stretch_their_posi
     metadata["gemma3.rope.scaling.type"] = "yarn"
     with pytest.raises(WrongRequest, match="scales its positions"):
         GgufFile(Path("x.gguf"), {"general.architecture": "gemma3", **metadata}, {}).config()
+
+
+def test_an_export_of_a_gguf_file_answers_as_its_adapter(pair: tuple[str, str], tmp_path: Path) -> None:
+    adapter = adapter_on(pair[1], tmp_path / "adapter")
+    export(adapter, tmp_path / "out", dtype="fp32")
+    np.testing.assert_allclose(piped(tmp_path / "out"), predicted(adapter), atol=1e-5)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["architectures"] == ["Gemma3TextForSequenceClassification"]
+    assert written["layer_types"].count("full_attention") == 1
+    named = '--hf-overrides \'{"architectures": ["Gemma3ForSequenceClassification"]}\''
+    assert named in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")  # a name that vLLM has
 
 
 def by_sentencepiece(text: str) -> list[str]:

@@ -32,12 +32,15 @@ def hidden(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
     return output
 
 
+@pytest.mark.parametrize("kind", ["mistral", "ministral3"])
 @pytest.mark.parametrize("layout", ["hub", "current"])
-def test_text_part_computes_what_the_whole_multimodal_model_computes(tmp_path: Path, layout: str) -> None:
-    folder, whole = multimodal_checkpoint(tmp_path / "base", layout)
+def test_text_part_computes_what_the_whole_multimodal_model_computes(
+    tmp_path: Path, layout: str, kind: str
+) -> None:
+    folder, whole = multimodal_checkpoint(tmp_path / "base", layout, kind)
     model, info = load_base(str(folder), "fp32", 5, "cpu")
     torch.testing.assert_close(hidden(model.model), hidden(whole.model.language_model), rtol=0, atol=1e-5)
-    assert (info.layout, info.architecture) == ("multimodal", "mistral")
+    assert (info.layout, info.architecture) == ("multimodal", kind)
     assert info.parameters == sum(p.numel() for p in whole.model.language_model.parameters())
     assert not any(
         "vision" in name or "projector" in name or "lm_head" in name for name, _ in model.named_parameters()
@@ -70,7 +73,9 @@ def test_vision_tensors_are_never_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(key.startswith("language_model.model.") for key in touched)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "llama", "qwen2", "qwen3", "gemma3_text", "qwen3_5_text"])
+@pytest.mark.parametrize(
+    "kind", ["mistral", "llama", "qwen2", "qwen3", "gemma3_text", "qwen3_5_text", "ministral3"]
+)
 def test_plain_checkpoints_load_as_transformers_loads_them(tmp_path: Path, kind: str) -> None:
     from transformers import AutoModel
 

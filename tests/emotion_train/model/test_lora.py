@@ -37,6 +37,7 @@ from emotion_train.model.lora import (
     save_adapter,
     with_temperature,
 )
+from tests.emotion_train.model.test_delta_net import multimodal as hybrid_multimodal
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint, gguf_base, multimodal_checkpoint
 
@@ -320,6 +321,10 @@ def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(
         wanted[precision] = probabilities(model, save(model, info, tmp_path / precision, precision))
     model, info = trained(read_config(BaseFiles.find(multimodal, 1)), "fp32")
     wanted["cut"] = probabilities(model, save(model, info, tmp_path / "cut", "fp32"))
+    hybrid, _ = hybrid_multimodal(tmp_path / "base-of-two-kinds-of-blocks")
+    for name, layers in (("hybrid", None), ("hybrid-cut", 1)):
+        model, info = trained(read_config(BaseFiles.find(str(hybrid), layers)), "fp32")
+        wanted[name] = probabilities(model, save(model, info, tmp_path / name, "fp32"))
     model, info = trained(plain, "fp32")
     tokenizer = save(model, info, tmp_path / "several", "fp32", targets="several")
     wanted["several"] = probabilities(model, tokenizer, targets="several")
@@ -337,6 +342,8 @@ def test_the_cards_program_reloads_the_adapter_with_transformers_and_peft_alone(
     torch.testing.assert_close(found["fp32"], wanted["fp32"], rtol=0, atol=1e-6)
     torch.testing.assert_close(found["cut"], wanted["cut"], rtol=0, atol=1e-6)
     assert (wanted["cut"] - wanted["fp32"]).abs().max() > 0.05
+    for name in ("hybrid", "hybrid-cut"):
+        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-5)
     torch.testing.assert_close(found["bf16"], wanted["bf16"], rtol=0, atol=0.03)
     torch.testing.assert_close(found["nf4"], wanted["nf4"], rtol=0, atol=0.03)
     assert wanted["fp32"].std(dim=0).min() > 0.05, (

@@ -31,7 +31,9 @@ from emotion_train.model.loss import weighted_loss_sum
 from emotion_train.sizing.memory import estimate
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
-from tests.emotion_train.model.test_attention import LORA, make
+from tests.emotion_train.model.test_attention import LORA, make, packed
+from tests.emotion_train.model.test_attention import gradients as gradients_of
+from tests.emotion_train.model.test_delta_net import long_posts
 from tests.helpers.tiny_models import causal_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -390,3 +392,22 @@ def test_adapter_that_is_saved_and_read_back_gives_the_same_bits(
     ours, theirs = (probabilities_of(one, tokenizer, TEXTS, 4096, device, 3) for one in (model, loaded.model))
     assert np.array_equal(ours, theirs)
     assert float(np.abs(ours - ours[0]).max()) > 0.01  # the posts differ
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])
+def test_delta_nets_compute_a_pack_on_a_gpu_as_posts_alone_on_a_cpu(tmp_path: Path, precision: Any) -> None:
+    """Posts of one to four chunks, and gradients that come through all of them."""
+    texts = long_posts()
+    changes: dict[str, Any] = {"initializer_range": 0.05, "head_dim": 64}
+    exact = make(tmp_path / "base", "qwen3_5_text", **changes)
+    model = make(tmp_path / "base", "qwen3_5_text", precision=precision, device="cuda")
+    wanted, found = packed(exact, texts), packed(model, texts, filling=75)
+    scale = float(wanted.detach().abs().max())
+    near = {"fp32": 1e-4, "bf16": 0.05, "nf4": 0.5}[precision] * scale
+    torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=near)
+    alone = torch.cat([packed(model, [text]) for text in texts])
+    torch.testing.assert_close(found, alone, rtol=0, atol=min(near, 0.05 * scale))
+    ours, theirs = gradients_of(model, found), gradients_of(exact, wanted)
+    one, other = (torch.cat([some[name].flatten().cpu() for name in theirs]) for some in (ours, theirs))
+    least = {"fp32": 0.9999, "bf16": 0.99, "nf4": 0.9}[precision]
+    assert torch.cosine_similarity(one, other, dim=0) > least

@@ -60,7 +60,9 @@ def refusal(base: str | Path, **asked: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "qwen3_5_text"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "qwen3_5_text", "ministral3"]
+)
 def test_whole_checkpoints_are_trainable(tmp_path: Path, kind: str) -> None:
     found = require_trainable_base(str(causal_checkpoint(tmp_path / "base", kind)), "fp32", 512)
     assert found.model.kind == kind

@@ -36,7 +36,7 @@ from emotion_train.sizing.memory import GIB, estimate, is_fused, usable_bytes, w
 from emotion_train.sizing.recipe import Recipe, repeats_keys
 from emotion_train.sizing.shape import Precision, Shape, Targets, target_names
 from tests.helpers import empty_kernels, plain_kernels
-from tests.helpers.tiny_models import causal_checkpoint, encoder_checkpoint, text_config
+from tests.helpers.tiny_models import OWN, causal_checkpoint, encoder_checkpoint, text_config
 
 MISTRAL_SMALL = Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
 SMALL = {
@@ -56,6 +56,10 @@ NARROW = {
 
 ONE_WINDOW = {**NARROW, "sliding_window_pattern": 6, "sliding_window": 512}  # no masks, one rotation
 STOCK_KINDS = [("mistral", SMALL), ("llama", NARROW), ("qwen3", SMALL), ("gemma3_text", ONE_WINDOW)]
+
+
+# of a base that multiplies queries from the 8,192nd position on, which no post reaches
+STRETCHED = {**OWN["ministral3"]["rope_parameters"], "original_max_position_embeddings": 8192}
 
 
 def recipe_of(
@@ -571,6 +575,8 @@ def test_the_adapters_copies_are_planned(
         ("mistral", {}),
         ("qwen3", {}),
         ("gemma3_text", {}),
+        ("ministral3", {"rope_parameters": {**STRETCHED, "original_max_position_embeddings": 8191}}),
+        ("ministral3", {"rope_parameters": STRETCHED}),
         ("qwen3_5_text", {}),
         ("llama", {"attention_bias": True}),
         ("llama", {"mlp_bias": True}),
@@ -587,11 +593,8 @@ def test_the_plan_knows_which_bases_the_fused_decoder_computes(
         config=config, model=SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight))
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert (
-        Shape.of(config.to_dict()).fusable
-        == fits(classifier)
-        == (not changes and kind in ("llama", "mistral"))
-    )
+    fusable = (not changes and kind in ("llama", "mistral")) or STRETCHED in changes.values()
+    assert Shape.of(config.to_dict()).fusable == fits(classifier) == fusable
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # a T4 has no bfloat16
     assert not fits(classifier)
     assert not is_fused_attention(torch.device("cuda"), torch.bfloat16)

@@ -4,6 +4,7 @@ batch, a stopped run against one that was not, and a published run from `predict
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, open_classifier
 from emotion_train.export import export
+from emotion_train.model.facts import read_facts
 from emotion_train.model.lora import adapter_state, build_classifier
 from emotion_train.model.loss import class_weights
 from emotion_train.report.schema import Report
@@ -242,16 +244,23 @@ def test_two_processes_do_what_one_does(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [
+        ("full", "2"),  # of three blocks
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("full", "null"), ("lora", "null"))),
+        pytest.param("lora", "0.7", marks=pytest.mark.slow),
+    ],
+)
 def test_a_published_encoder_answers_the_same_from_its_folder_and_exported(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, layers: str
 ) -> None:
     from transformers import pipeline
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    given = words(folder, "modernbert", f"run.id=published-{method}", "train.epochs=1")
-    assert cli.main(["train", *given]) == 0
-    url = f"{folder}/runs/published-{method}"
+    own = (f"train.method={method}", f"model.layers={layers}", f"run.id=published-{method}-{layers}")
+    assert cli.main(["train", *words(folder, "modernbert", "train.epochs=1", *own)]) == 0
+    url = f"{folder}/runs/published-{method}-{layers}"
     download(url, tmp_path / "pulled")
     report = Report.model_validate_json((tmp_path / "pulled" / "report" / "report.json").read_bytes())
     classifier = open_classifier(AdapterChoice(tmp_path / "pulled", device="cpu"))
@@ -259,6 +268,8 @@ def test_a_published_encoder_answers_the_same_from_its_folder_and_exported(
     ours = [one.probabilities for one in classifier.predict(texts)]
     assert set(report.labels) == set(ours[0])
     assert report.identity.config["train"]["method"] == method
+    depth = None if layers == "null" else 2
+    assert read_facts(tmp_path / "pulled").layers == depth
     assert "lora" not in (report.verdict.advice or "") or method == "lora"
     card = (tmp_path / "pulled" / "README.md").read_text(encoding="utf-8")
     assert ("trained whole" in card) == (method == "full")
@@ -266,6 +277,9 @@ def test_a_published_encoder_answers_the_same_from_its_folder_and_exported(
     assert made.change is not None
     assert made.change.largest < 1e-5
     assert not export(url, str(tmp_path / "export"), dtype="fp32").created
+    document = json.loads((tmp_path / "export" / "config.json").read_text(encoding="utf-8"))
+    assert document["num_hidden_layers"] == (depth or 3) == len(document["layer_types"])
+    assert ("the first 2 of 3 blocks" in card) == (depth is not None)
     served = pipeline("text-classification", model=str(tmp_path / "export"), dtype=torch.float32)
     answers = served(texts, top_k=None, truncation=True, max_length=128, batch_size=2)
     for probabilities, answer in zip(ours, answers, strict=True):
@@ -276,7 +290,7 @@ def test_a_published_encoder_answers_the_same_from_its_folder_and_exported(
 @pytest.mark.parametrize(
     ("base", "more", "sentence"),
     [
-        ("bert", ["model.layers=2"], "an encoder, of which all blocks are read; leave model.layers out"),
+        ("bert", ["model.layers=4"], "has 3 blocks and model.layers is 4; type model.layers=3 or less"),
         ("bert", ["model.precision=nf4"], "is nf4 and the base .* is an encoder"),
         ("bert", ["model.precision=fp8"], "type model.precision=bf16, or fp32 on a CPU"),
         ("bert", ["data.max_length=161", "train.tokens_per_microbatch=512"], "texts of up to 160 tokens"),

@@ -232,7 +232,7 @@ def test_a_run_keeps_blocks_unpacked_in_what_memory_its_gpu_has_left(
 
     def keep(*words: str, device: str = "cuda") -> list[int]:
         job: Any = SimpleNamespace(
-            config=config("train.tokens_per_microbatch=1536", *words),
+            config=config("train.tokens_per_microbatch=1536", "model.keep_unpacked=true", *words),
             accelerator=SimpleNamespace(device=torch.device(device)),
             base=SimpleNamespace(text=SimpleNamespace(to_dict=lambda: text)),
             index=SimpleNamespace(trained_labels=range(15)),

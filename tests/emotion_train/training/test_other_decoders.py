@@ -1,28 +1,34 @@
-"""Decoders beside Llama and Mistral, from the posts to a pipeline: a published run answers the same
-from its folder and exported.
+"""Decoders beside Llama and Mistral: a published run answers the same from its folder and exported,
+and two processes learn what one does, with whole bases and with a sharded one.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from emotion_train import cli
+from emotion_train.config import load_config
 from emotion_train.data.preparation import prepare
 from emotion_train.evaluation.adapter import AdapterChoice, open_classifier
 from emotion_train.export import export
+from emotion_train.model.lora import adapter_state
 from emotion_train.runs.published import download
-from tests.helpers.tiny_models import multimodal_checkpoint
-from tests.helpers.tiny_runs import tiny_words, write_posts
+from emotion_train.training.engines import Kind
+from tests.helpers.many_processes import Crew, Leg, some_steps
+from tests.helpers.tiny_models import causal_checkpoint, multimodal_checkpoint
+from tests.helpers.tiny_runs import start_trainer, tiny_words, write_posts
 
 TEXTS = ["tea rain quiet", "party </s> laugh", "stars " * 60]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gemma3"])
+@pytest.mark.parametrize("kind", ["gemma3_text", "ministral3"])
 @pytest.mark.parametrize("layers", ["null", "1"])
 def test_the_text_part_of_a_multimodal_base_from_posts_to_a_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, layers: str
@@ -49,3 +55,27 @@ def test_the_text_part_of_a_multimodal_base_from_posts_to_a_pipeline(
         assert {one["label"] for one in answer} == set(probabilities)
         for one in answer:
             assert math.isclose(one["score"], probabilities[one["label"]], abs_tol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gemma3_text", "ministral3"])
+def test_two_processes_do_what_one_does(tmp_path: Path, kind: str) -> None:
+    prepare(str(write_posts(tmp_path / "source")), str(tmp_path / "data"))
+    causal_checkpoint(tmp_path / "base", kind)
+
+    def leg(run_id: str, engine: Kind) -> Leg:
+        words = [f"run.id={run_id}", "lora.dropout=0.1", "train.tokens_per_microbatch=200"]
+        return Leg(engine, tiny_words(tmp_path, *words), 3, str(tmp_path / run_id))
+
+    engines: tuple[Kind, ...] = ("DDP", "FSDP2")
+    with Crew(tmp_path, 2) as crew:
+        together = [crew.train([leg(engine.lower(), engine)])[0] for engine in engines]
+    with ExitStack() as stack:
+        trainer = start_trainer(load_config(None, leg("one", "DDP").words), stack)
+        _, losses = some_steps(trainer, 3)
+        alone = adapter_state(trainer.bare_model)
+    for found in together:
+        np.testing.assert_allclose(found.losses, losses, rtol=1e-5)
+        assert found.adapter.keys() == alone.keys()
+        for name, tensor in alone.items():
+            torch.testing.assert_close(found.adapter[name], tensor, rtol=0, atol=2e-4, msg=name)

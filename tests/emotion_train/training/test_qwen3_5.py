@@ -174,6 +174,8 @@ def test_a_published_run_answers_the_same_from_its_folder_and_exported(
     document = json.loads((tmp_path / "export" / "config.json").read_text(encoding="utf-8"))
     assert document["architectures"] == ["Qwen3_5TextForSequenceClassification"]
     assert (document["model_type"], document["num_hidden_layers"]) == (KIND, 3)
+    readme = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
+    assert """--convert classify --hf-overrides '{"architectures": ["Qwen3_5ForCausalLM"]}'""" in readme
     served = pipeline("text-classification", model=str(tmp_path / "export"), dtype=torch.float32)
     answers = served(texts, top_k=None, truncation=True, max_length=128, batch_size=4)
     for probabilities, answer in zip(ours, answers, strict=True):

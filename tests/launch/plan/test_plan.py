@@ -984,6 +984,15 @@ def test_fp8_that_only_the_fused_decoder_computes_is_refused_without_it(
     )
 
 
+@pytest.mark.parametrize(("kind", "told"), [("gemma3_text", True), ("llama", False)])
+def test_a_plan_says_what_computes_a_base_that_the_fused_decoder_does_not(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, told: bool
+) -> None:
+    base = causal_checkpoint(tmp_path / "base", kind)
+    assert main(words(prepared, f"model.base={base}")) == 0
+    assert ("note: transformers' modules compute this base" in capsys.readouterr().out) == told
+
+
 def test_a_precision_that_is_asked_for_is_the_only_one(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

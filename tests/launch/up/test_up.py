@@ -257,7 +257,12 @@ def test_of_jobs_the_newest_that_lives_and_has_the_name_is_found() -> None:
         {"job_id": 3, "job_name": "mine", "status": "ManagedJobStatus.PENDING"},
     ]
     assert living("a word before\n" + json.dumps(rows)) == {"mine": 4, "other": 6}
-    assert living("") == {}
+    assert living(json.dumps({"jobs": rows, "total": 4})) == {"mine": 4, "other": 6}
+    assert living("[]\n") == living("\x1b[2mSkyPilot {API} server [ok]\x1b[0m\n[]") == {}
+    assert living("\x1b[32m[1/2] starting {server: 1}\x1b[0m\n" + json.dumps(rows))["mine"] == 4
+    for printed in ("", "[1, 2]", "no word of it"):
+        with pytest.raises(EmotionTrainError, match=r"printed no list of jobs .* nothing was started"):
+            living(printed)
 
 
 @pytest.mark.parametrize(("printed", "code"), [("No in-progress managed jobs.", 1), ("[]", 0)])
