@@ -94,7 +94,7 @@ def measured(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = timed(lambda: step(model, lengths, device), steps, device)
-    found = {
+    found: dict[str, Any] = {
         "posts": len(lengths),
         "tokens": sum(lengths),
         "tokens_per_s": round(sum(lengths) / seconds),
@@ -156,7 +156,7 @@ def between(
         made = delta_net.computed_again(
             lambda *one: nets[0]._between(chunks, *one), convolved, z, strength.sigmoid(), -decay.exp()
         )
-        made.sum().backward()
+        made.sum().backward()  # type: ignore[no-untyped-call]
 
     once()
     return len(nets) * timed(once, steps, device)

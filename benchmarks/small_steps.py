@@ -33,9 +33,12 @@ from torch.profiler import ProfilerActivity, profile
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.loss import weighted_loss_sum
 from emotion_train.processes.machine import versions
+from emotion_train.sizing.shape import Precision
 
 GIB = 2**30
 POST = 18  # tokens
+Way = Callable[[EmotionClassifier, torch.optim.Optimizer, int], Callable[[], None]]
+PRECISIONS: tuple[Precision, ...] = ("nf4", "bf16")
 
 
 def main() -> None:
@@ -52,11 +55,11 @@ def main() -> None:
         "| tokens | run | a step, ms | kernels, ms | unpacking | products | floor, ms | host, ms | posts/s of"
         " 18 tokens | GiB |\n|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     )
-    for precision in ("nf4", "bf16"):
-        model = random_classifier(precision, arguments.blocks, ATTENTION, 0.05, True, "cuda")  # type: ignore[arg-type]
+    for precision in PRECISIONS:
+        model = random_classifier(precision, arguments.blocks, ATTENTION, 0.05, True, "cuda")
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
         host_ms = 1000 * seconds(plain(model, optimizer, 36))
-        ways = {precision: plain}
+        ways: dict[str, Way] = {precision: plain}
         if precision == "nf4":
             ways |= {"nf4, recorded": recorded, "nf4, unpacked kept": kept}
         ways["nf4, kept and recorded" if precision == "nf4" else "bf16, recorded"] = recorded
@@ -107,9 +110,9 @@ def kept(model: EmotionClassifier, optimizer: torch.optim.Optimizer, tokens: int
 
 def recorded(model: EmotionClassifier, optimizer: torch.optim.Optimizer, tokens: int) -> Callable[[], None]:
     """Both passes as one CUDA graph, as emotion_train/model/graphs.py records them."""
-    *given, labels_N = a_batch(tokens, model)
+    ids, positions, segments, last, counters, labels_N = a_batch(tokens, model)
     own = [p for group in optimizer.param_groups for p in group["params"]]
-    inputs = model.fused_inputs(*given)
+    inputs = model.fused_inputs(ids, positions, segments, last, counters)
 
     def passes() -> list[torch.Tensor]:
         logits_NC = model.forward_fused(inputs)
@@ -117,7 +120,7 @@ def recorded(model: EmotionClassifier, optimizer: torch.optim.Optimizer, tokens:
         loss = weighted_loss_sum(logits_NC, targets_NC, targets_NC) / len(labels_N)
         return list(torch.autograd.grad(loss, own))
 
-    side = torch.cuda.Stream()
+    side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         passes()

@@ -110,7 +110,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> None:
         began = time.perf_counter()
         adapter = first_run(arguments, folder, found[0])
         print(f"the start before: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-        rows = {}
+        rows: dict[Start, dict[str, Any]] = {}
         for start in starts(arguments, found):
             if arguments.cold:
                 subprocess.run(["sync"], check=True)
@@ -249,7 +249,7 @@ def has_gpu() -> bool:
 
 def whole(facts: dict[str, Any]) -> float:
     """Seconds of all parts but the last of a training, which a step costs anyway."""
-    return sum(s for name, s in facts["parts"] if name != "second step")
+    return float(sum(s for name, s in facts["parts"] if name != "second step"))
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
@@ -394,12 +394,16 @@ def child(words: list[str]) -> None:
     def of_kernels(module: Any) -> None:
         module.BuiltKernels.fetch = timed(noted, module.BuiltKernels.fetch, "kernels fetched")
 
+    def of_answers(module: Any) -> None:
+        seams(module)
+        posts(noted, module)
+
     special: dict[str, Callable[[Any], None]] = {
         "emotion_train.bases.staged": of_staged,
         "emotion_train.model.staged_weights": of_pieces,
         "emotion_train.model.built_kernels": of_kernels,
         "emotion_train.training.trainer": lambda module: steps(noted, module.Trainer),
-        "emotion_train.evaluation.adapter": lambda module: (seams(module), posts(noted, module)),
+        "emotion_train.evaluation.adapter": of_answers,
         "emotion_train.labelling.scorer": lambda module: batches(noted, module),
     }
     sys.meta_path.insert(0, Watching({**dict.fromkeys(SEAMS, seams), **special}))
