@@ -93,6 +93,12 @@ class LabelFigures(_Scored):
     )
     f1_high: Score | None = None
 
+    @model_validator(mode="after")
+    def _has_both_ends(self) -> LabelFigures:
+        if (self.f1_low is None) != (self.f1_high is None):
+            raise ValueError(f"the interval of {self.label[:40]!r} has one end")
+        return self
+
 
 class SetLabelFigures(LabelFigures):
     """One of several labels."""
@@ -258,6 +264,18 @@ class SetFigures(_Figures):
     together: tuple[Together, ...] = Field(description="Most frequent first, at most 1,000.")
     floors: tuple[SetFloor, ...]
 
+    @model_validator(mode="after")
+    def _pairs_are_of_posts_that_there_are(self) -> SetFigures:
+        support = {one.label: one.support for one in self.per_label}
+        missed = {one.label: one.support - round(one.recall * one.support) for one in self.per_label}
+        for pair in self.mistaken:
+            if pair.added not in support or not 0 < pair.posts <= missed.get(pair.missed, 0):
+                raise ValueError(f"mistaken has posts that do not miss {pair.missed[:40]!r}")
+        for both in self.together:
+            if both.posts > min(support.get(both.first, -1), support.get(both.second, -1)):
+                raise ValueError(f"together has posts that do not have {both.first[:40]!r}")
+        return self
+
 
 class ProbabilityFigures(_Part):
     """How far probabilities are off. The log loss of several labels is the mean over posts and
@@ -316,7 +334,7 @@ class GateFigures(_Part):
 
 
 def _shape_of(figures: Any) -> Literal["one answer", "several"]:
-    has = figures if isinstance(figures, dict) else type(figures).model_fields
+    has = figures if isinstance(figures, dict) else getattr(type(figures), "model_fields", ())
     return "several" if "micro_f1" in has else "one answer"
 
 
@@ -664,6 +682,8 @@ class Report(_Part):
         _require_labels(self.labels, self.splits.values())
         if self.headline not in self.splits:
             raise ValueError(f"the headline is of {self.headline[:40]!r}, which was not scored")
+        if any(len(counts) != len(self.labels) for counts in self.dataset.label_counts.values()):
+            raise ValueError("label_counts has not one number for each label")
         return self
 
     def to_bytes(self) -> bytes:
