@@ -28,7 +28,8 @@ _MORE = {
     "0": "The request is done; from `train`, `run`, `label`, `benchmark` and `augment` it means that the"
     " result is stored.",
     "1": "A sentence names the cause, or says where the traceback of an unexpected error is; also if the"
-    " store did not answer for `run.start_timeout_s` or `run.publish_timeout_s`. The same command resumes the run.",
+    " store did not answer for `run.start_timeout_s` or `run.publish_timeout_s`. The same command resumes"
+    " the run.",
     "2": "The sentence says what was given, what is allowed and what to type; also if a store refuses (403,"
     " no such bucket). The same command would end in the same way.",
     "33": "The machine was about to be taken. SkyPilot starts the run again by itself"
