@@ -221,6 +221,7 @@ def run(
         line[3:3] = given
     if not start.ahead:
         environment[NOT_AHEAD] = "yes"
+    environment["TMPDIR"] = str(folder)  # the child ends without tidying up
     environment[BEGAN] = str(time.time())
     answer = subprocess.run(line, check=True, stdout=subprocess.PIPE, env=environment, text=True)
     found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])

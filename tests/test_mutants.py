@@ -107,6 +107,23 @@ MUTANTS = [
     ),
     # encoders
     Mutant(
+        "the folder of a whole encoder knows of how many blocks it holds the first",
+        "emotion_train/model/lora.py",
+        "base_config_of",
+        "replace(whole, layers=facts.layers, whole_layers=facts.whole_layers)",
+        "whole",
+        "tests/emotion_train/model/test_encoder.py::"
+        "test_a_cut_encoder_is_transformers_own_of_so_many_blocks_also_from_its_folder[None-bert]",
+    ),
+    Mutant(
+        "the bias of a head is a row of its label, too",
+        "emotion_train/model/warm_start.py",
+        "warm_state",
+        "is_of_head(name)",
+        "is_of_head(name) and name.endswith('weight')",
+        "tests/emotion_train/training/test_encoders.py::test_a_run_trains_on_from_an_encoder[bert-full]",
+    ),
+    Mutant(
         "an encoder's tokens see what comes after them",
         "emotion_train/model/attention.py",
         "_exact",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Place = tuple[int, int]  # number of an object, and of a piece in it
 _THREADS = 32
-_END_S = 5.0  # for reads that are on their way when nobody wants them any more
+_END_S = 0.5  # for reads that are on their way when nobody wants them any more
 
 
 class PiecesAhead:

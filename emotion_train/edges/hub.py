@@ -188,7 +188,9 @@ def ask(action: Callable[[], T], more_s: float = 0.0) -> T:
 
 @contextmanager
 def _network_errors() -> Iterator[None]:
-    """`HubAway` for what the client raises where there is no connection, or no hub at its end."""
+    """`HubAway` for what the client raises where there is no connection, or no hub at its end;
+    `TimeoutError` where the client itself stopped waiting for an answer.
+    """
     from huggingface_hub.errors import (
         EntryNotFoundError,
         FileMetadataError,
@@ -201,7 +203,7 @@ def _network_errors() -> Iterator[None]:
     try:
         yield
     except (LocalEntryNotFoundError, FileMetadataError) as error:
-        raise HubAway(_phrase(error.__cause__ or error)) from None
+        raise _away_or_late(error.__cause__ or error) from None
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OfflineModeIsEnabled, TimeoutError):
         raise
     except Exception as error:  # the client's network library raises a family of its own
@@ -212,7 +214,11 @@ def _network_errors() -> Iterator[None]:
             ) from None
         if not _is_of_the_network(error):
             raise
-        raise HubAway(_phrase(error)) from None
+        raise _away_or_late(error) from None
+
+
+def _away_or_late(error: BaseException) -> Exception:
+    return TimeoutError() if "Timeout" in type(error).__name__ else HubAway(_phrase(error))
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:

@@ -283,10 +283,14 @@ def read_posts_apart(classifier: Any) -> None:
             block.linear_attn = GatedDeltaNet(block.linear_attn)
 
 
-def chunks_of(classifier: Any, lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
-    """Keyword arguments with which the model's delta nets keep posts of these lengths apart; none
-    where it has no such block.
+def chunks_of(classifier: Any, lengths: Sequence[int], posts: int, device: torch.device) -> dict[str, Any]:
+    """Keyword arguments with which the model's delta nets keep segments of these lengths apart, of
+    which the first ones are posts; none where it has no such block.
+
+    What only fills a pack is cut into single chunks, so that nothing waits for its later ones.
     """
     if not has_delta_nets(classifier.config):
         return {}
-    return {"chunks": Chunks.of(lengths, classifier.config.linear_conv_kernel_dim - 1, device)}
+    pieces = [min(CHUNK, length - at) for length in lengths[posts:] for at in range(0, length, CHUNK)]
+    gap = classifier.config.linear_conv_kernel_dim - 1
+    return {"chunks": Chunks.of([*lengths[:posts], *pieces], gap, device)}

@@ -139,15 +139,17 @@ class EmotionClassifier(nn.Module):
         last_token_idx_N: torch.Tensor,
         counters: Counters | None = None,
     ) -> torch.Tensor:
-        """Logits of shape NC, float32. `position_ids_1T` restart at each segment. Where there is no
-        post (N = 0) gradients are zero, not absent. Training with dropout needs `counters`, else
-        raises `ValueError`.
+        """Logits of shape NC, float32. `position_ids_1T` restart at each segment, of which the
+        first N are the posts. Where there is none (N = 0) gradients are zero, not absent. Training
+        with dropout needs `counters`, else raises `ValueError`.
         """
         if self.decoder is not None:
             return self.forward_fused(
                 self.fused_inputs(input_ids_1T, position_ids_1T, segments, last_token_idx_N, counters)
             )
-        apart = segments.as_kwargs(self.is_fused) | chunks_of(self.classifier, segments.lengths, self.device)
+        apart = segments.as_kwargs(self.is_fused) | chunks_of(
+            self.classifier, segments.lengths, len(last_token_idx_N), self.device
+        )
         with self._current.of(counters):
             hidden_1TH = self._hidden(input_ids_1T, position_ids_1T, apart)
         if self.is_encoder:
@@ -188,7 +190,7 @@ class EmotionClassifier(nn.Module):
             input_ids_NL
         )
         rows, length = input_ids_NL.shape
-        apart = chunks_of(self.classifier, (length,) * rows, self.device)
+        apart = chunks_of(self.classifier, (length,) * rows, rows, self.device)
         with self._current.of(counters):
             hidden_NLH = self._hidden(input_ids_NL, position_ids_NL, apart)
         rows_N = torch.arange(len(lengths_N), device=hidden_NLH.device)

@@ -211,7 +211,7 @@ def with_temperature(
     """
     by = torch.tensor(temperature, dtype=torch.float32)
     return {
-        name: tensor / (by if tensor.ndim == 1 else by[:, None]) if _is_of_head(name) else tensor
+        name: tensor / (by if tensor.ndim == 1 else by[:, None]) if is_of_head(name) else tensor
         for name, tensor in state.items()
     }
 
@@ -219,11 +219,11 @@ def with_temperature(
 def of_main_labels(state: Mapping[str, torch.Tensor], labels: int) -> dict[str, torch.Tensor]:
     """The state whose head has the first so many rows, those of the labels that are published."""
     return {
-        name: tensor[:labels].contiguous() if _is_of_head(name) else tensor for name, tensor in state.items()
+        name: tensor[:labels].contiguous() if is_of_head(name) else tensor for name, tensor in state.items()
     }
 
 
-def _is_of_head(name: str) -> bool:
+def is_of_head(name: str) -> bool:
     """Whether a tensor of a state is the head's, whose rows are labels."""
     return name.removeprefix(_PEFT).rpartition(".")[0] in _HEADS
 

@@ -1,11 +1,10 @@
-"""What a run starts from that trains on from a published adapter: the state of adapter and head.
+"""What a run starts from that trains on from a published adapter: the state of adapter and head, or
+of a whole encoder.
 
 Labels are matched by name: a label that both know keeps its row of the head, a new one keeps the
 row that the run's seed drew, and a label that is known no more is left out. A published head was
 divided by its temperature, which is multiplied back: training resumes from the logits that it left,
 and the run finds a temperature of its own at its end.
-
-Letters: C labels, H hidden size.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from emotion_train.model.lora import refuse_misfits
+from emotion_train.model.lora import is_of_head, refuse_misfits
 
 
 def warm_state(
@@ -30,14 +29,17 @@ def warm_state(
     Raises `WrongRequest` unless the parent has the model's layers and rank.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in fresh.items()}
-    head = next(name for name in shapes if name.endswith(".score.weight"))
-    its_labels = len(parent[head]) if head in parent else 0
-    refuse_misfits({**shapes, head: (its_labels, *shapes[head][1:])}, parent)
-    trained_CH = parent[head].to(torch.float32)
-    if temperature is not None:
-        trained_CH = trained_CH * torch.tensor(temperature, dtype=torch.float32)[:, None]
-    weight_CH = fresh[head].to("cpu", torch.float32, copy=True)
-    for label, place in enumerate(places_C):
-        if place is not None:
-            weight_CH[label] = trained_CH[place]
-    return {**parent, head: weight_CH}
+    head = [name for name in shapes if is_of_head(name)]  # of an encoder a bias, too
+    its_labels = max(len(parent[name]) if name in parent else 0 for name in head)
+    refuse_misfits({**shapes, **{name: (its_labels, *shapes[name][1:]) for name in head}}, parent)
+    state = dict(parent)
+    for name in head:
+        trained = parent[name].to(torch.float32)
+        if temperature is not None:
+            by = torch.tensor(temperature, dtype=torch.float32)
+            trained = trained * (by if trained.ndim == 1 else by[:, None])
+        state[name] = fresh[name].to("cpu", torch.float32, copy=True)
+        for label, place in enumerate(places_C):
+            if place is not None:
+                state[name][label] = trained[place]
+    return state

@@ -23,11 +23,12 @@ from emotion_train.evaluation.predictions import (
     any_predictions_from_parquet,
     predictions_key,
 )
-from emotion_train.model.facts import WEIGHTS, AdapterFacts, read_facts
+from emotion_train.model.facts import AdapterFacts, read_facts
 from emotion_train.report.schema import Parent
 from emotion_train.runs.adapter_cache import FoundAdapter, find_adapter
 from emotion_train.runs.log import final_entry, read_part
 from emotion_train.runs.published import split_run_url
+from emotion_train.sizing.recipe import adapter_of
 from emotion_train.sizing.shape import target_names
 from emotion_train.storage.document import file_sha256
 from emotion_train.storage.open import open_store
@@ -70,24 +71,19 @@ class ParentAdapter:
 
 def read_parent(place: str) -> ParentAdapter:
     """The adapter at a run's URL or in a folder. Raises `WrongRequest` and `StorageError` as
-    `find_adapter`, `read_facts` and `read_decision`, and `WrongRequest` for an encoder.
+    `find_adapter`, `read_facts` and `read_decision`.
     """
     folder = find_adapter(place).folder
     facts = read_facts(folder)
-    if facts.architecture in ENCODERS:
-        raise WrongRequest(
-            f"model.adapter is {place}, which is of an encoder, and only decoders train on from an adapter;"
-            " pull an encoder that was trained whole and give its folder as model.base, which keeps its"
-            " weights and draws a new head."
-        )
     decision = read_decision(folder, facts)
-    path = folder / WEIGHTS
+    path = folder / facts.weights_file
     return ParentAdapter(place, facts, decision.temperature, file_sha256(path), path.read_bytes())
 
 
 def weights_sha256(place: str) -> str:
     """The sha256 of the weights of the adapter at this place; raises as `read_parent`."""
-    return file_sha256(find_adapter(place).folder / WEIGHTS)
+    folder = find_adapter(place).folder
+    return file_sha256(folder / read_facts(folder).weights_file)
 
 
 def refuse_unfit(
@@ -101,9 +97,7 @@ def refuse_unfit(
     """Raises `WrongRequest` where a run of this config on these posts cannot train on from it; what
     is None is not compared.
     """
-    facts, lora = parent.facts, config.lora
-    own = facts.lora
-    assert own is not None, "every decoder has an adapter"
+    facts = parent.facts
     several = facts.targets == "several"
     wanted: list[tuple[bool, str, str]] = [
         (
@@ -111,18 +105,7 @@ def refuse_unfit(
             f"was made for the base {facts.base}, whose layers have other shapes than {config.model.base}",
             f"give model.base={facts.base}",
         ),
-        (own.r == lora.r, f"has lora.r {own.r}, not {lora.r}", f"give lora.r={own.r}"),
-        (
-            own.alpha == lora.alpha,
-            f"has lora.alpha {own.alpha:g}, not {lora.alpha:g}",
-            f"give lora.alpha={own.alpha:g}",
-        ),
-        (
-            set(target_names(own.targets)) == set(target_names(lora.targets)),
-            f"has adapters on {_named(target_names(own.targets))}, not on"
-            f" {_named(target_names(lora.targets))}",
-            f"give lora.targets=[{','.join(target_names(own.targets))}]",
-        ),
+        *_of_what_is_trained(facts, config),
         (
             tokenizer_sha256 in (None, facts.tokenizer_sha256),
             "was trained with another tokenizer than that of the base",
@@ -141,6 +124,31 @@ def refuse_unfit(
     ]
     if (wrong := next((one for one in wanted if not one[0]), None)) is not None:
         raise WrongRequest(f"model.adapter is {parent.place}, which {wrong[1]}; {wrong[2]}.")
+
+
+def _of_what_is_trained(facts: AdapterFacts, config: Config) -> list[tuple[bool, str, str]]:
+    """What must be alike where an adapter is trained, and that one is."""
+    own, lora = facts.lora, adapter_of(config, facts.architecture in ENCODERS)
+    if own is None or lora is None:
+        was, now, method = (
+            ("every weight", "an adapter", "full") if own is None else ("an adapter", "every weight", "lora")
+        )
+        words = f"was made by training {was}, and this run trains {now}"
+        return [(own is lora, words, f"give train.method={method}")]
+    return [
+        (own.r == lora.r, f"has lora.r {own.r}, not {lora.r}", f"give lora.r={own.r}"),
+        (
+            own.alpha == lora.alpha,
+            f"has lora.alpha {own.alpha:g}, not {lora.alpha:g}",
+            f"give lora.alpha={own.alpha:g}",
+        ),
+        (
+            set(target_names(own.targets)) == set(target_names(lora.targets)),
+            f"has adapters on {_named(target_names(own.targets))}, not on"
+            f" {_named(target_names(lora.targets))}",
+            f"give lora.targets=[{','.join(target_names(own.targets))}]",
+        ),
+    ]
 
 
 def refuse_other_depth(parent: ParentAdapter, layers: int | None) -> None:

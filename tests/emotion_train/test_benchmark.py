@@ -136,7 +136,7 @@ def test_scores_are_those_of_scikit_learn_and_every_outcome_is_counted(
     assert theirs.money.usd * 1e9 >= charged
     assert theirs.returned_models == (f"{MODEL}-2026-01-01",)
     assert [one.name for one in found.floors] == ["majority class", "TF-IDF + linear SVM"]
-    assert "40 posts of validation go to 127.0.0.1:" in printed.err
+    assert "send 40 posts of validation to 127.0.0.1:" in printed.err
     assert "agreement with these annotators" in printed.out
     for path in (tmp_path / "out").rglob("*.*"):
         assert KEY not in path.read_text()

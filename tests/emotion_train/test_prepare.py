@@ -236,7 +236,7 @@ split_names = st.sampled_from(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data(), names=split_names)
 def test_splits_are_disjoint_complete_and_the_same_for_any_memory(
     data: st.DataObject, names: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from emotion_train.config import LoraSection
 from emotion_train.model.attention import Segments
-from emotion_train.model.delta_net import Chunks, GatedDeltaNet, computed_again, delta_rule
+from emotion_train.model.delta_net import Chunks, GatedDeltaNet, chunks_of, computed_again, delta_rule
 from emotion_train.model.dropout import PostDropout
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import load_base, read_config, skeleton
@@ -109,6 +110,14 @@ def test_every_token_has_a_place_of_its_own_and_the_next_chunk_of_a_post_has_its
         assert post == 0 or int(chunks.apart_T[first] - chunks.apart_T[first - 1]) == 4
 
 
+def test_what_fills_a_pack_makes_no_post_wait() -> None:
+    classifier = SimpleNamespace(config=text_config(KIND))
+    chunks = chunks_of(classifier, (20, CHUNK + 1, 250), 2, CPU)["chunks"]
+    assert chunks.rounds == (2 + 8, 1)
+    assert len(set(chunks.slots_T.tolist())) == 20 + CHUNK + 1 + 250
+    assert chunks_of(SimpleNamespace(config=text_config("qwen3")), (20,), 1, CPU) == {}
+
+
 def test_only_what_needs_a_gradient_gets_one() -> None:
     one, other = torch.ones(3, requires_grad=True), torch.ones(3)
     made = computed_again(lambda x, y: x * y, one, other)
@@ -150,7 +159,7 @@ def test_posts_of_a_pack_are_computed_as_transformers_computes_each_alone(
     segments = Segments.of([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], "cpu")
     hidden: list[torch.Tensor] = []
     hook = model.model.register_forward_hook(lambda _, __, out: hidden.append(out.last_hidden_state[0]))
-    classifier(torch.cat(texts)[None], positions[None], segments, torch.tensor([0]))
+    classifier(torch.cat(texts)[None], positions[None], segments, torch.tensor(LENGTHS).cumsum(0) - 1)
     hook.remove()
     torch.testing.assert_close(hidden[0], wanted, rtol=0, atol=1e-5)
     weights = torch.linspace(-1, 1, wanted.numel()).view_as(wanted)

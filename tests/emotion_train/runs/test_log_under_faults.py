@@ -241,7 +241,7 @@ class RunWithoutConditions(RunUnderFaults):
 
 
 RUNS = settings(
-    max_examples=120,
+    max_examples=60,
     stateful_step_count=50,
     derandomize=True,
     database=None,

@@ -4,6 +4,7 @@ batch, a stopped run against one that was not, and a published run from `predict
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -26,15 +27,24 @@ from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, open_classifier
+from emotion_train.evaluation.decision import DECISION, Decision
 from emotion_train.export import export
-from emotion_train.model.facts import read_facts
-from emotion_train.model.lora import adapter_state, build_classifier
+from emotion_train.model.facts import AdapterFacts, read_facts
+from emotion_train.model.lora import (
+    adapter_state,
+    build_classifier,
+    is_of_head,
+    save_adapter,
+    with_temperature,
+)
 from emotion_train.model.loss import class_weights
 from emotion_train.report.schema import Report
+from emotion_train.runs.parent import refuse_unfit
 from emotion_train.runs.published import download
+from emotion_train.sizing.recipe import adapter_of
 from emotion_train.storage.open import open_store
-from emotion_train.train import _look_at_base
-from emotion_train.training.start import require_engine
+from emotion_train.train import _look_at_base, _look_at_parent
+from emotion_train.training.start import build_model, require_engine
 from emotion_train.training.trainer import Trainer, learning_rate
 from tests.helpers.many_processes import Crew, Leg, some_steps
 from tests.helpers.plain_loss import plain_loss
@@ -205,7 +215,7 @@ def stopped(folder: Path, run_id: str, step: int, *more: str) -> None:
         assert trainer.saver.drain(60)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_the_same_bits(folder: Path, method: str) -> None:
     more = (f"train.method={method}", "lora.dropout=0.1", "train.tokens_per_microbatch=200")
     with ExitStack() as stack:
@@ -224,6 +234,46 @@ def test_a_stopped_run_resumes_to_the_same_bits(folder: Path, method: str) -> No
     asked = config(folder, "dropping", f"run.id=stopped-{method}", *more, other)
     with ExitStack() as stack, pytest.raises(WrongRequest, match=r"train\.method"):
         start_trainer(asked, stack)
+
+
+PARENT = ("awe", "calm", "rage")  # of the posts' labels glee is new
+MADE = [*((kind, "full") for kind in ENCODERS), ("roberta", "lora"), ("modernbert", "lora")]
+
+
+@pytest.mark.parametrize(("kind", "method"), MADE)
+def test_a_run_trains_on_from_an_encoder(folder: Path, tmp_path: Path, kind: str, method: str) -> None:
+    chosen = config(
+        folder, kind, f"run.id=on-{kind}-{method}", f"train.method={method}", f"model.adapter={tmp_path}"
+    )
+    lora = adapter_of(chosen, is_encoder=True)
+    model, info = build_classifier(chosen.model.base, "fp32", len(PARENT), lora, 1, "cpu")
+    draw = torch.Generator().manual_seed(2)
+    old = {name: torch.randn(one.shape, generator=draw) for name, one in adapter_state(model).items()}
+    tokenizer = PostTokenizer.load(chosen.model.base, chosen.data.max_length)
+    facts = AdapterFacts.of(info, tokenizer, precision="fp32", lora=lora, labels=PARENT)
+    temperature = 2.0
+    save_adapter(
+        model, tmp_path, tokenizer=tokenizer, facts=facts, state=with_temperature(old, [temperature])
+    )
+    decision = Decision(targets="one", labels=PARENT, temperature=(temperature,))
+    (tmp_path / DECISION).write_text(decision.model_dump_json())
+    job = job_of(chosen)
+    parent = _look_at_parent(chosen, job.index, *_look_at_base(chosen))
+    state = adapter_state(build_model(dataclasses.replace(job, parent=parent))[0])
+    assert state.keys() == old.keys()
+    for name, one in state.items():
+        if not is_of_head(name):
+            assert torch.equal(one, old[name]), name
+            continue
+        for row, label in enumerate(job.index.labels):
+            if label in PARENT:
+                assert torch.equal(one[row], old[name][PARENT.index(label)])
+            else:
+                assert one[row].abs().max() < 0.2  # as every fresh head
+    other = "full" if method == "lora" else "lora"
+    with pytest.raises(WrongRequest, match=f"give train.method={method}") as caught:
+        refuse_unfit(parent, config(folder, kind, f"train.method={other}"), job.index)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

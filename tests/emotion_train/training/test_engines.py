@@ -236,7 +236,7 @@ def test_every_engine_takes_the_step_of_the_whole_batch(
     compare(folder, two, engines)
 
 
-@pytest.mark.parametrize("kind", ["several", "shares"])
+@pytest.mark.parametrize("kind", ["several", pytest.param("shares", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "engines", [("DDP",), pytest.param(ENGINES, marks=pytest.mark.slow)], ids=["DDP", "all"]
 )
@@ -246,9 +246,8 @@ def test_so_it_does_for_several_labels_and_for_shares_with_weights_of_posts(
     compare(folders[kind], two, engines)
 
 
-@pytest.mark.parametrize(
-    "engines", [("DDP",), pytest.param(ENGINES, marks=pytest.mark.slow)], ids=["DDP", "all"]
-)
+@pytest.mark.slow  # quicker: one process takes that step, in test_trainer.py
+@pytest.mark.parametrize("engines", [("DDP",), ENGINES], ids=["DDP", "all"])
 def test_so_it_does_with_auxiliary_posts(tmp_path: Path, two: Crew, engines: Sequence[Kind]) -> None:
     auxiliary_config(tmp_path)
     compare(tmp_path, two, engines)
@@ -385,9 +384,8 @@ def cosine(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> fl
     return float(torch.cosine_similarity(ours, other, dim=0))
 
 
-@pytest.mark.parametrize(
-    "engines", [("FSDP2",), pytest.param(ENGINES, marks=pytest.mark.slow)], ids=["FSDP2", "all"]
-)
+@pytest.mark.slow  # quicker: 4-bit codes that are cut, below
+@pytest.mark.parametrize("engines", [("FSDP2",), ENGINES], ids=["FSDP2", "all"])
 def test_a_4_bit_base_is_trained_alike_by_every_engine(
     folder: Path, two: Crew, engines: Sequence[Kind]
 ) -> None:

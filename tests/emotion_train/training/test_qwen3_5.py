@@ -110,6 +110,7 @@ def test_posts_have_the_ids_of_qwen3_5_s_tokenizer_and_their_special_tokens_are_
 # --- training ---
 
 
+@pytest.mark.slow  # quicker: gradients of packs, in test_delta_net.py
 def test_the_update_does_not_depend_on_the_packing_or_on_recomputation(folder: Path) -> None:
     more = ("lora.dropout=0.1", "lora.targets=all-linear")
     losses, wanted = trained(folder, "run.id=whole", *more, "train.tokens_per_microbatch=4096")
@@ -119,6 +120,7 @@ def test_the_update_does_not_depend_on_the_packing_or_on_recomputation(folder: P
     assert_near(state, wanted)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_bits(folder: Path) -> None:
     more = ("lora.dropout=0.1", "train.tokens_per_microbatch=200", "model.layers=3")
     _, wanted = trained(folder, "run.id=unbroken", *more)

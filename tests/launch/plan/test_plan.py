@@ -1033,7 +1033,7 @@ def test_an_encoder_is_planned_whole_on_each_gpu(method: str) -> None:
     assert found.choices[0].overrides(config)[0] == "model.precision=bf16"
     assert not found.too_small
     faster = faster_than(config, roberta, some_work(), found.choices[0], Spot())
-    assert not any("model.layers" in one.word for one in faster)
+    assert {"model.layers=9", "model.layers=6"} <= {one.word for one in faster}
     with pytest.raises(
         WrongRequest, match=r"is a decoder, of which an adapter is trained; type train\.method=lora"
     ):
