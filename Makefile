@@ -1,13 +1,13 @@
 # Two commands do all set-up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
-# From PyPI, torch is a build for CUDA on x86 Linux (several GB with its libraries; it runs on CPUs as well) and one for CPUs or Metal
-# elsewhere. Set TORCH_INDEX to the URL of an index with another build, such as the much smaller one for CPUs.
+# PyPI's torch is a CUDA build on x86 Linux (several GB with its libraries; it also runs on CPUs) and a build for CPUs or Metal elsewhere.
+# Set TORCH_INDEX to the URL of an index with another build, such as the much smaller one for CPUs.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 SKY := skypilot[slurm,aws]==0.14.1
 
-# W&B and MLflow share versions of few packages with this project
+# W&B and MLflow need other versions of many packages than this project
 TRACKERS := wandb==0.31.0 mlflow-skinny==3.17.2
 MLFLOW := mlflow==3.17.2
 
@@ -20,12 +20,12 @@ DOCS := mkdocs-material==9.8.2 mkdocs==1.6.1
 demo: .venv/ready
 	$(BIN)/emotion-train demo
 
-# with bytecode kept: hundreds of tests start a Python, and each would compile every page anew
+# bytecode is kept, because hundreds of tests start a Python and each would compile every page again
 test: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(MAKE) --no-print-directory -j 2 types tests
 
-# side by side: types are checked by one process
+# run in parallel, because mypy is one process
 types: .venv/ready
 	$(BIN)/mypy && $(BIN)/mypy benchmarks
 
@@ -35,8 +35,8 @@ tests: .venv/ready
 test-slow: .venv/ready trackers-env
 	$(BIN)/python -m pytest -m slow
 
-# a real `sky launch` beside a Slurm cluster in namespaces of its own; needs root, Debian's Slurm and SkyPilot, and says what is missing;
-# prints what each recovery cost; `make test-cloud ONLY=outage` runs those whose names hold the word
+# a real `sky launch` on a Slurm cluster in namespaces of its own; needs root, Debian's Slurm and SkyPilot, and says what is missing;
+# prints the cost of each recovery; `make test-cloud ONLY=outage` runs the tests with that word in their names
 test-cloud: .venv/ready sky-env
 	$(BIN)/python -m tests.helpers.slurm_site $(BIN)/python -m pytest -m cloud -raP --durations=0 $(if $(ONLY),-k '$(ONLY)')
 
@@ -44,7 +44,7 @@ test-cloud: .venv/ready sky-env
 test-serve: .venv/ready serve-env
 	SERVE_PYTHON=$(CURDIR)/.serve-env/bin/python $(BIN)/python -m pytest -m serve -ra
 
-# vLLM in an environment of its own: it wants an older transformers; the three packages beside torch are builds for CUDA
+# vLLM in an environment of its own, because it needs an older transformers; the three packages beside torch are CUDA builds
 serve-env: .serve-env/ready
 
 .serve-env/ready: Makefile
@@ -53,18 +53,18 @@ serve-env: .serve-env/ready
 	.serve-env/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-# the site of docs/ in site/; a broken link or anchor fails. REPOSITORY=https://… leads links to files there
+# the site of docs/ in site/; a broken link or anchor fails. REPOSITORY=https://… points links to files there
 docs: .docs-env/ready
 	NO_MKDOCS_2_WARNING=true .docs-env/bin/mkdocs build --quiet --strict
 	@echo 'site/index.html is the first page; site/llms.txt lists all of them as Markdown'
 
-# not in .venv: the site needs nothing of it, and its packages would double what is locked
+# not in .venv: the site needs nothing from it, and its packages would double the lock
 .docs-env/ready: Makefile
 	$(PYTHON) -m venv .docs-env
 	.docs-env/bin/pip install --disable-pip-version-check --quiet $(DOCS)
 	touch $@
 
-# SkyPilot in an environment of its own: it shares no version of click with `datasets`
+# SkyPilot in an environment of its own, because it shares no version of click with `datasets`
 sky-env: .sky-env/ready
 
 .sky-env/ready: Makefile
@@ -86,7 +86,7 @@ trackers-env: .venv/ready .trackers-env/ready
 format: .venv/ready
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-# torch first and the rest without dependencies: nothing else pulls another build of torch
+# torch first and the rest without dependencies, so that nothing pulls another build of torch
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; type make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
@@ -95,7 +95,7 @@ format: .venv/ready
 	$(BIN)/pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# the lock from what is installed in .venv, without torch and what only its build for CUDA brings
+# writes the lock from the packages in .venv, without torch and the packages that only its CUDA build brings
 lock: .venv/ready
 	mkdir -p build
 	$(BIN)/pip install --disable-pip-version-check --quiet uv

@@ -1,8 +1,8 @@
-"""Writes the pages of docs/reference/ that the code makes: config.md, cli.md, exit-codes.md.
+"""Writes the generated pages of docs/reference/: config.md, cli.md, exit-codes.md.
 
     python docs/scripts/reference.py
 
-tests/test_docs.py fails where a page differs from what this prints.
+tests/test_docs.py fails if a page differs from what this prints.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 _MADE_BY = "This page is made by `python docs/scripts/reference.py`; change the code and run it again."
 # options that every verb has
 _EVERYWHERE = {"--help", "--traceback"}
-# what the table of the programs' help has no room for
+# what does not fit into the table of the programs' help
 _MORE = {
-    "0": "What was asked for is done; from `train`, `run`, `label`, `benchmark` and `augment` it means that"
-    " the result is stored.",
-    "1": "With a sentence where the cause is known, and else one that says where the traceback is; also where"
-    " the store did not answer for `run.start_timeout_s` or `run.publish_timeout_s`. The same command"
-    " resumes the run.",
-    "2": "The sentence says what was given, what is allowed and what to type; also a store that refuses (403,"
-    " no such bucket). The same command would end so again.",
-    "33": "The machine was about to be taken. SkyPilot starts it again by itself"
+    "0": "The request is done; from `train`, `run`, `label`, `benchmark` and `augment` it means that the"
+    " result is stored.",
+    "1": "A sentence names the cause, or says where the traceback of an unexpected error is; also if the"
+    " store did not answer for `run.start_timeout_s` or `run.publish_timeout_s`. The same command resumes"
+    " the run.",
+    "2": "The sentence says what was given, what is allowed and what to type; also if a store refuses (403,"
+    " no such bucket). The same command would end in the same way.",
+    "33": "The machine was about to be taken. SkyPilot starts the run again by itself"
     " (`recover_on_exit_codes: [33]`).",
-    "34": "Do nothing: the other writer trains on, and this process has overwritten nothing."
-    " `emotion-launch show OUTPUT_URL/RUN_ID` tells who owns the run. Where that one is dead, start the run"
-    " once more; it takes it over ([two writers](../guides/resume-and-recover.md#two-writers)).",
+    "34": "Do nothing: the other writer trains, and this process has overwritten nothing."
+    " `emotion-launch show OUTPUT_URL/RUN_ID` names the writer that owns the run. If that writer is dead,"
+    " start the run again to take it over ([two writers](../guides/resume-and-recover.md#two-writers)).",
 }
 
 
@@ -70,13 +70,13 @@ def _verbs_of(program: argparse.ArgumentParser) -> dict[str, Verb]:
 
 
 def cli() -> str:
-    """Every verb of both programs with its arguments and exit codes."""
+    """Every verb of both programs, with its arguments and exit codes."""
     lines = [
         "# Command line",
         "",
-        f"Two programs. `{TRAIN}` prepares posts, trains, scores and predicts; `{LAUNCH}` plans, checks,",
-        "starts, lists and compares runs. Both have `--help`, `--version`, `--traceback` (shows that of an",
-        "unexpected error) and `--completion bash` or `zsh`. A word `section.field=value` sets a",
+        f"There are two programs: `{TRAIN}` prepares posts, trains, scores and predicts; `{LAUNCH}` plans,",
+        "checks, starts, lists and compares runs. Both have `--help`, `--version`, `--traceback` (shows the",
+        "traceback of an unexpected error) and `--completion bash` or `zsh`. `section.field=value` sets a",
         "[config key](config.md).",
         "",
         _MADE_BY,
@@ -149,7 +149,7 @@ def _cell(text: str) -> str:
 
 
 def exit_codes() -> str:
-    """The table of codes, what ends with each, and where to look next."""
+    """The table of codes, the errors with each, and where to look next."""
     lines = [
         "# Exit codes",
         "",
@@ -163,19 +163,19 @@ def exit_codes() -> str:
     lines += [f"| {code} | {' '.join(text.split())} | {_MORE[code]} |" for code, text in meanings.items()]
     lines += [
         "",
-        "`accelerate launch`, where you type it yourself, ends with 1 for all of them but 0.",
+        "`accelerate launch`, if you type it yourself, exits with 1 for every code but 0.",
         "",
-        "What is printed is not the result: a reader that leaves, or a full disk under the output, changes",
+        "The output does not decide the code: a reader that leaves, or a full disk under the output, changes",
         "no code ([nobody reads it](../guides/resume-and-recover.md#when-nobody-reads-the-output)).",
         "",
         "## What a scheduler does with them",
         "",
-        "SkyPilot, Slurm and Kubernetes, and what to tell each of them:",
+        "SkyPilot, Slurm and Kubernetes, and the settings for each of them:",
         "[the table](../design/log.md#what-a-scheduler-does-with-each-exit-code).",
         "",
         "## Errors by code",
         "",
-        "In Python the same ends are exceptions of `emotion_train.errors` ([in Python](../python.md)).",
+        "In Python each is an exception of `emotion_train.errors` ([in Python](../python.md)).",
         "",
         "| code | error | when |",
         "|---|---|---|",
@@ -185,7 +185,7 @@ def exit_codes() -> str:
         lines.append(f"| {code} | `{error.__name__}` | {_cell(told)} |")
     lines += [
         "",
-        "`StorageError` and its kinds end with 1 where waiting may help, because the store did not answer.",
+        "`StorageError` and its kinds exit with 1 if the store did not answer, because waiting may help.",
         "",
         "Each verb's own codes are in the [command line](cli.md). What to do about a message:",
         "[troubleshooting](../guides/troubleshooting.md).",
