@@ -216,7 +216,7 @@ class Mistaken(_Part):
 
     missed: str
     added: str
-    posts: int
+    posts: Count
 
 
 class Together(_Part):
@@ -224,8 +224,8 @@ class Together(_Part):
 
     first: str
     second: str
-    posts: int
-    answered: int
+    posts: Count
+    answered: Count
 
 
 class SetFigures(_Figures):
