@@ -90,7 +90,7 @@ def test_a_tsv_with_every_cell_quoted_is_unquoted_and_with_some_it_is_not(tmp_pa
 
 def test_a_quote_that_swallows_rows_is_refused_by_line(tmp_path: Path) -> None:
     swallowed = ["text,label", *GOOD[:5], '"I never,joy', *GOOD[5:10], 'said "then",anger', *GOOD[10:]]
-    assert "opens in row 7 (line 7) meets another one in line 13 with letters behind it" in refusal(
+    assert "opens in row 7 (line 7) meets another quote in line 13 with letters after it" in refusal(
         tmp_path / "a.csv", swallowed
     )
     swallowed[12] = 'said then",anger'
