@@ -281,7 +281,8 @@ def test_several_labels_are_answered_by_a_set(home: Path, tmp_path: Path) -> Non
     assert (found.own_facts["speed"], found.own_facts["posts_per_second"]) == ("labelling", 50.0)
     assert found.own_facts["usd_per_million_posts"] == pytest.approx(1.8 / 3600 / 50 * 1e6)
     told = (
-        "50.0 posts/s are those of its labelling on 2 x NVIDIA L4; its dollars are those of that machine at $1.80"
+        "50.0 posts/s are those of its labelling on 2 x NVIDIA L4; its dollars are those of that machine"
+        " at $1.80"
     )
     assert any(told in sentence for sentence in found.sentences)
     assert not any("faster" in sentence for sentence in found.sentences)
