@@ -22,7 +22,7 @@ def require_system(verb: str | None = None, system: str = sys.platform) -> int:
         return 0
     if system in ("win32", "cygwin"):
         raise WrongRequest(
-            f"{verb} does not work on Windows, whose processes have neither signals nor locks that end with"
+            f"{verb} does not work on Windows, whose processes know neither signals nor locks that end with"
             " them; type it in WSL (wsl --install), or train on a cloud's machine by sky/train.yaml."
             " Preparing, planning, pulling, evaluating and predicting work here."
         )

@@ -111,7 +111,7 @@ class FolderStore(Store):
                 os.link(temporary, path)
             except FileExistsError:
                 if path.is_dir() or not self.holds(key, data):
-                    raise AlreadyExists(f"{self.url_of(key)} already exists with other content.") from None
+                    raise AlreadyExists(f"{self.url_of(key)} exists already with other content.") from None
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise

@@ -246,7 +246,7 @@ class S3Store(Store):
             with suppress(ObjectNotFound):
                 if self.holds(key, data):
                     return self.stat(key)
-                raise AlreadyExists(f"{url} already exists with other content.")
+                raise AlreadyExists(f"{url} exists already with other content.")
         raise last
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:

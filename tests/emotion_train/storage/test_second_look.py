@@ -194,7 +194,7 @@ KINDS = {
     "own write without an answer": Kind(
         "/lost",
         lambda it, _: it.stores["runs"].create("lost", CONTENT),
-        "exists already with another content",
+        "exists already with other content",
     ),
 }
 
