@@ -410,7 +410,7 @@ class _Job:
             self._read_auxiliary(other)
 
     def _open_auxiliary(self) -> LabelNames | None:
-        """The names for every label of the source, where its auxiliary posts are kept; else None."""
+        """The names for every label of the source, if its auxiliary posts are kept; else None."""
         from emotion_train.data.auxiliary import AuxiliaryPosts, AuxiliarySource, EveryLabel
         from emotion_train.data.labels import LabelNames
 

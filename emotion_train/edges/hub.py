@@ -188,7 +188,7 @@ def ask(action: Callable[[], T], more_s: float = 0.0) -> T:
 
 @contextmanager
 def _network_errors() -> Iterator[None]:
-    """Turns the client's errors for a missing connection, or for no hub at its end, into `HubAway`."""
+    """Turns the client's errors for no connection, or no hub at its end, into `HubAway`."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         FileMetadataError,

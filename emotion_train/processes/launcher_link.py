@@ -52,7 +52,7 @@ def run_as_trainer(main: Callable[[], int]) -> int:
     if not (name := os.environ.get(FOLDER_VARIABLE)):
         return main()
     end_with_launcher(_leave)
-    # a signal after the watch has ended changes nothing; unlike SIG_IGN, this loses no pending signal
+    # a signal after the watch changes nothing; unlike SIG_IGN, this loses no pending signal
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: None)

@@ -179,7 +179,7 @@ def _cached(
     read: Callable[[str], bytes],
     targets: Sequence[str],
 ) -> Path:
-    """The cached adapter of this name, pulled by `read` unless the cache has the files of `sums`."""
+    """The cached adapter of this name, pulled by `read` unless the files of `sums` are cached."""
     cache = cache_folder()
     try:
         place = _newest(cache, name)

@@ -110,7 +110,7 @@ class State:
 
 @dataclass(frozen=True)
 class Question:
-    """The identity of a run, stored in every checkpoint so that it is not resumed as another run."""
+    """The identity of a run, kept in every checkpoint so that it is not resumed as another run."""
 
     config: Config
     index: Index
@@ -294,7 +294,9 @@ def _first_good(
         try:
             return read(entry)
         except (Damaged, ObjectNotFound) as error:
-            tell(f"Checkpoint {entry.seq:08d} of step {entry.step} does not verify and was skipped: {error}")
+            tell(
+                f"Checkpoint {entry.seq:08d} of step {entry.step} does not verify and was passed over: {error}"
+            )
     if entries:
         raise WrongRequest(
             f"None of the {len(entries)} checkpoints of this run verifies; put their objects back, or start a"

@@ -291,7 +291,7 @@ def require_conditional_writes(store: Store, run_id: str, allow_unfenced: bool) 
     tell(
         f"UNFENCED: {found}. If a second process starts run {run_id} while this one is alive, each may"
         " overwrite the other's checkpoints, and steps that were reported as saved may be lost, without a"
-        " message from either."
+        " word from either."
     )
     return False
 

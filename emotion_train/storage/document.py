@@ -44,7 +44,7 @@ class Manifest(FrozenModel):
 
     @classmethod
     def refuse_unknown(cls, document: dict[str, Any]) -> str | None:
-        """Why this version cannot read a document although it knows its schema; None where it can."""
+        """Why this version cannot read a document of a known schema; None where it can."""
         return None
 
     def content(self) -> dict[str, Any]:

@@ -315,7 +315,7 @@ class S3Store(Store):
             self._connection().patient.delete_object(Bucket=self._bucket, Key=self._name(key))
 
     def now(self) -> float:
-        """The time by the store's clock: the Date of an answer. Raises `StorageError` without one."""
+        """The time by the store's clock: an answer's Date. Raises `StorageError` without one."""
         with self._explaining(self.url):
             client = self._connection().patient
             answer = client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)

@@ -71,7 +71,7 @@ def test_without_a_reader_the_work_goes_on_and_its_words_go_to_the_log(tmp_path:
     written = log.read_text().splitlines()
     assert [line for line in LOGGED if line not in written] == []
     if "closed" not in shell and "-" not in shell:
-        assert written[0].endswith(f"the work continues, and what it says goes to {log}")
+        assert written[0].endswith(f"the work continues, and its messages go to {log}")
     assert log.stat().st_mode & 0o777 == 0o600
 
 

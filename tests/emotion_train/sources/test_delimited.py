@@ -144,7 +144,7 @@ def test_texts_with_line_breaks_in_one_column_are_believed(tmp_path: Path) -> No
 def test_quotes_that_may_be_marks_or_letters_are_for_the_user_to_tell(tmp_path: Path) -> None:
     lines = ["text,label", *GOOD, 'I said "hi",joy', '"hello",anger']
     text = refusal(tmp_path / "a.csv", lines)
-    assert "inside of a cell in row 22 and around a whole cell in row 23" in text
+    assert "inside a cell in row 22 and around a whole cell in row 23" in text
     assert read(tmp_path / "a.csv", "\n".join(lines), quoting="csv")[-1] == ("hello", "anger")
     assert read(tmp_path / "a.csv", "\n".join(lines), quoting="none")[-1] == ('"hello"', "anger")
     lines.append('"with, comma",joy')  # which only marks explain
