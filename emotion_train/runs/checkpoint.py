@@ -295,7 +295,8 @@ def _first_good(
             return read(entry)
         except (Damaged, ObjectNotFound) as error:
             tell(
-                f"Checkpoint {entry.seq:08d} of step {entry.step} does not verify and was passed over: {error}"
+                f"Checkpoint {entry.seq:08d} of step {entry.step} does not verify and was passed over:"
+                f" {error}"
             )
     if entries:
         raise WrongRequest(
