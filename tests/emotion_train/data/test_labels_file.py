@@ -54,7 +54,7 @@ def test_names_that_only_look_like_something_else_are_names(tmp_path: Path, name
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("0\tanger\njoy\n", r"line 2 \('joy'\) has no id and a name"),
+        ("0\tanger\njoy\n", r"line 2 \('joy'\) has no id, tab and name"),
         ("anger\n\n1\tjoy\n", r"line 1 \('anger'\) has no id"),
         ("id\tlabel\n0\tanger\n1\tjoy", r"line 1 \('id\\tlabel'\) has no id"),
         ("0\tanger\n2\tjoy\n", "has no id 1; ids of 2 labels are 0 to 1"),

@@ -82,7 +82,7 @@ def test_the_other_stream_says_once_where_the_words_go(tmp_path: Path, lost: str
         tmp_path, WORK, f"hold('program')\ngo_to(Path({str(log)!r}))\n", RUN, shell=f"{lost}> /dev/full"
     )
     title = "standard output" if lost == "1" else "standard error"
-    told = f"program: {title} cannot be written (No space left on device); the work continues, and what it"
+    told = f"program: {title} cannot be written (No space left on device); the work continues, and its"
     assert getattr(done, other).count(told) == 1
     assert log.read_text().count(told) == 1
     assert done.returncode == 33
