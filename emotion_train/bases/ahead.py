@@ -1,9 +1,9 @@
-"""A base that begins to be read before anything can take it: while libraries are imported and a run
-is looked at, threads bring the bytes of a staged base into plain memory, verified.
+"""Reading a base ahead of its use: while libraries are imported and a run is checked, threads read
+the bytes of a staged base into plain memory and verify them.
 
-Reading ahead refuses nothing and waits for no store: whatever stops it is met again, and said, by
-whoever needs the bytes. The price is host memory, up to `room_bytes` until the model has taken
-them, and what a start had read that is refused later.
+Reading ahead refuses nothing and waits for no store: the code that needs the bytes meets any
+problem again and reports it. The price is host memory, up to `room_bytes` until the model has taken
+the bytes, and wasted reads where the start is refused later.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from emotion_train.bases.files import BaseFiles
 
 
 class BaseAhead:
-    """The base `name`, of which `layers` are read: looked for in a thread, and where it is staged
-    read ahead. Use it in a with statement, at whose end nothing more is read.
+    """The first `layers` blocks of the base `name`, found in a thread and, if staged, read ahead.
+    Use it in a with statement; reading stops at its end.
     """
 
     def __init__(self, name: str, layers: Layers | None, room_bytes: int) -> None:
@@ -42,15 +42,13 @@ class BaseAhead:
             self._found.staged.read_no_more()
 
     def files(self) -> BaseFiles:
-        """Where the base is. Raises as `BaseFiles.find`, which is asked again where the thread had
-        no answer.
-        """
+        """The base's files. Raises as `BaseFiles.find`, called again if the thread failed."""
         self._looked.wait()
         return BaseFiles.find(self._name, self._layers) if self._found is None else self._found
 
     def _work(self) -> None:
         try:
-            with suppress(Exception):  # met again, and said, by whoever asks for the files
+            with suppress(Exception):  # `files` meets it again and raises it
                 self._found = BaseFiles.find(self._name, self._layers)
                 self._begin(self._found)
         finally:

@@ -1,8 +1,8 @@
-"""What a config.json says of the text model: its kind, its sizes, and the tensors that its
-checkpoint has to have.
+"""The text model of a config.json: its kind, its sizes, and the tensors that its checkpoint must
+have.
 
-transformers is not asked, which would load torch: the launcher reads this too. What it fills in for
-a key that is left out, and what it refuses, is repeated here for the kinds that are trained (of
+transformers is not used, since it would load torch and the launcher reads this too. Its defaults
+for missing keys, and its refusals, are repeated here for the kinds that can be trained (for
 encoders in encoders.py); a test compares both. Letters: V vocabulary, H hidden size, I inner size,
 Q query width, K key width, D head size.
 """
@@ -37,7 +37,7 @@ from emotion_train.bases.qwen3_5 import (
 from emotion_train.config import MOST_LAYERS
 from emotion_train.errors import WrongRequest
 
-# decoders: of the text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
+# decoders, by their text part; all share the names of ATTENTION_PROJECTIONS and LINEAR_LAYERS
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", QWEN3_5, "ministral3")
 _QWEN = {
     "vocab_size": 151_936,
@@ -90,7 +90,7 @@ _DEFAULTS: dict[str, dict[str, int]] = {
     },
     QWEN3_5: QWEN3_5_DEFAULTS,
 }
-# The text part's kind where a multimodal configuration leaves it out.
+# The text part's kind where a multimodal configuration does not name it.
 _TEXT_KINDS = {
     **{"mistral3": "mistral", "llava": "llama", "llava_next": "llama", "vipllava": "llama"},
     "gemma3": "gemma3_text",
@@ -106,7 +106,7 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-# Sizes that may be null, and are derived then.
+# Sizes that may be null and are then derived.
 _DERIVED = {
     "llama": ("num_key_value_heads", "head_dim"),
     "mistral": ("head_dim",),
@@ -132,11 +132,11 @@ _TEXT = re.compile(
 
 @dataclass(frozen=True)
 class TextModel:
-    """The text part of a base. `layout` says what the model card's snippet must do to load it:
-    "text", "multimodal" or "gguf". `values` is its configuration, with what was left out filled in.
+    """The text part of a base. `layout` says how the model card's snippet must load it: "text",
+    "multimodal" or "gguf". `values` is its configuration with defaults filled in.
 
-    `layers` is the number of blocks where fewer are read than the base has, which are
-    `whole_layers`; None: all are. Everything here is of what is read.
+    `layers` is the number of blocks to read where the base has more, `whole_layers`; None: all are
+    read. Everything here is about the blocks to read.
     """
 
     kind: str
@@ -152,7 +152,7 @@ class TextModel:
 
     @property
     def positions(self) -> int:
-        """Tokens of the longest text that the base was made for."""
+        """The number of tokens of the longest text that the base was made for."""
         if self.is_encoder:
             return positions(self.values)
         own = int(self.values["max_position_embeddings"])
@@ -168,23 +168,23 @@ class TextModel:
         return self.kind in ENCODERS
 
     def optional_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor that a checkpoint has or leaves out together with all of these."""
+        """The shape of each optional tensor; a checkpoint has all of them or none."""
         return pooling_tensors(self.values) if self.is_encoder else {}
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor of the checkpoint's text part, by the classifier's names."""
+        """The shape of each tensor of the checkpoint's text part, by the classifier's names."""
         if self.is_encoder:
             return encoder_tensors(self.values)
         sizes = self.values
         hidden_H, vocab_V = sizes["hidden_size"], sizes["vocab_size"]
-        found: dict[str, tuple[int, ...]] = {
+        shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (vocab_V, hidden_H),
             "model.norm.weight": (hidden_H,),
         }
         for layer in range(sizes["num_hidden_layers"]):
             own = block_tensors(sizes, layer) if self.kind == QWEN3_5 else self._of_a_layer()
-            found |= {f"model.layers.{layer}.{name}": shape for name, shape in own}
-        return found
+            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own}
+        return shapes
 
     def _of_a_layer(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         sizes = self.values
@@ -213,7 +213,7 @@ class TextModel:
             yield "self_attn.k_norm.weight", (head_D,)
 
     def _biases(self) -> tuple[str, ...]:
-        """Linear layers that add a bias."""
+        """The linear layers that add a bias."""
         if self.kind == "qwen2":
             return ("q_proj", "k_proj", "v_proj")
         attention = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -225,15 +225,15 @@ class TextModel:
 
 
 def text_model(files: BaseFiles) -> TextModel:
-    """The text part of a base, from its config.json or its GGUF header. Raises `WrongRequest` for
-    one that cannot be trained here: another architecture, quantised, sizes that make no model,
-    fewer blocks than are asked for.
+    """The text part of a base, from its config.json or its GGUF header. Raises `WrongRequest` for a
+    base that cannot be trained here: another architecture, quantised weights, impossible sizes, or
+    fewer blocks than asked for.
     """
     return _cut(_whole_text_model(files), files)
 
 
 def _cut(model: TextModel, files: BaseFiles) -> TextModel:
-    """The model with the blocks alone that are read."""
+    """The model with only the blocks to read."""
     there = int(model.values["num_hidden_layers"])
     whole = (files.staged.index.source_layers if files.staged is not None else None) or there
     layers = blocks_read(files.name, files.layers, there, whole)
@@ -248,21 +248,21 @@ def _whole_text_model(files: BaseFiles) -> TextModel:
         gguf = GgufFile.open(files.gguf)
         return _checked(files.name, "header", gguf.kind, "gguf", gguf.config(), gguf)
     document = files.config()
-    if files.staged is None:  # what a staged base holds is told by its base.json
+    if files.staged is None:  # a staged base's own base.json says what it holds
         _refuse_quantised(files.name, document)
     kind, layout, text = _text_part(files.name, document)
     return _checked(files.name, "config.json", kind, layout, text)
 
 
 def kind_of(files: BaseFiles) -> str:
-    """The kind of a base's text part. Raises `WrongRequest` for one that is not supported."""
+    """The kind of a base's text part. Raises `WrongRequest` for an unsupported kind."""
     if files.gguf is not None:
         return GgufFile.open(files.gguf).kind
     return _text_part(files.name, files.config())[0]
 
 
 def _text_part(base: str, document: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
-    """Kind, layout and configuration of the text part."""
+    """The kind, layout and configuration of the text part."""
     whole = document.get("model_type")
     if not isinstance(whole, str):
         raise WrongRequest(f"The config.json of the base {base} cannot be used: it names no model_type.")
@@ -384,8 +384,8 @@ def _problem_of_words(values: Mapping[str, Any]) -> str | None:
 
 
 def _problem_of_long_queries(values: Mapping[str, Any]) -> str | None:
-    """Ministral 3 multiplies queries by how far their position exceeds those of its first
-    training.
+    """Why Ministral 3's scaling of queries cannot be computed; None where it can. It multiplies
+    queries by how far their position exceeds those of its first training.
     """
     rope = dict(_rope(values))
     if not rope:  # transformers then takes the family's
@@ -400,8 +400,8 @@ def _problem_of_long_queries(values: Mapping[str, Any]) -> str | None:
 
 
 def _rope(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How positions are scaled, under the name of either version of transformers; of a base whose
-    layers have rotations of their own, how those are that see the whole post.
+    """The scaling of positions, under either transformers version's name; where layers have
+    rotations of their own, the scaling of those that see the whole post.
     """
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     own: Mapping[str, Any] = rope.get("full_attention") or rope
@@ -430,8 +430,8 @@ def text_name(key: str, kind: str = ARCHITECTURES[0]) -> str | None:
 
 
 def refuse_other_tensors(base: str, model: TextModel, given: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises `WrongRequest` unless a checkpoint has exactly the tensors of this model, and of those
-    that it may leave out all or none.
+    """Raises `WrongRequest` unless a checkpoint has exactly the tensors of this model, and all or
+    none of the optional ones.
     """
     optional = model.optional_tensors()
     refuse_misfits(base, model.tensors() | (optional if optional.keys() & given.keys() else {}), given)

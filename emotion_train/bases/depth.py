@@ -1,8 +1,8 @@
-"""How many blocks of a base are read: all, or the first so many, whose output the head then reads
-behind the final norm, of an encoder as it pools the output of the last.
+"""The number of blocks of a base to read: all, or only the first ones. The head then reads their
+output behind the final norm, or as an encoder pools the output of its last block.
 
-A base that is cut is a model of its own: it has another identity than the whole one, and its
-adapters fit no other depth. What lies above is never read, so no check looks at it either.
+A cut base is a model of its own: its identity differs from the whole base's, and its adapters fit
+no other depth. Blocks above are never read, so they are not checked either.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ _BLOCK = re.compile(r"(?:model\.layers|(?:bert|roberta)\.encoder\.layer)\.(\d+)\
 
 
 def blocks_read(base: str, asked: Layers | None, there: int, whole: int) -> int:
-    """Blocks to read of a base whose files hold `there` of the model's `whole`; a share is one of
-    the whole. Raises `WrongRequest` for more than are there.
+    """The number of blocks to read of a base whose files hold `there` of the model's `whole`
+    blocks; a share counts from the whole. Raises `WrongRequest` for more blocks than the files
+    hold.
 
     >>> blocks_read("base", 0.77, 30, 30), blocks_read("base", None, 20, 40)
     (23, 20)
@@ -38,8 +39,8 @@ def blocks_read(base: str, asked: Layers | None, there: int, whole: int) -> int:
 
 
 def is_read(name: str, layers: int | None) -> bool:
-    """Whether a tensor, by the classifier's name, belongs to a base of so many blocks; None is all
-    of them.
+    """Whether a tensor, by the classifier's name, belongs to a base of `layers` blocks; None means
+    all blocks.
 
     >>> is_read("model.layers.23.mlp.up_proj.weight", 23), is_read("model.norm.weight", 23)
     (False, True)
@@ -51,8 +52,8 @@ def is_read(name: str, layers: int | None) -> bool:
 
 
 def cut_configuration(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """A text configuration of the first so many blocks: their number, and the kind of each where
-    that is listed.
+    """The text configuration of the first `layers` blocks: their number, and the kind of each if
+    kinds are listed.
     """
     kinds = values.get("layer_types")
     listed = {"layer_types": kinds[:layers]} if isinstance(kinds, list) else {}

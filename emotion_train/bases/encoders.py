@@ -1,10 +1,9 @@
-"""What a config.json says of an encoder: its sizes, the tensors that its checkpoint has to have,
-and those that it may have.
+"""The encoder of a config.json: its sizes, and the tensors that its checkpoint must and may have.
 
-transformers is not asked, as in architecture.py, and a test compares both. What a checkpoint was
-trained with beside its encoder (language-model heads, an old head of labels, RoBERTa's pooler) is
-left out. The layers between the pooled token and the head, which transformers calls pooler, dense
-or head, are taken where they are stored, and drawn anew where they are not.
+transformers is not used, as in architecture.py, and a test compares both. Other parts of a
+checkpoint (language-model heads, an old head of labels, RoBERTa's pooler) are left out. The layers
+between the pooled token and the head, which transformers calls pooler, dense or head, are used
+where they are stored, and drawn anew where they are not.
 
 Letters: V vocabulary, P positions, S kinds of segments, H hidden size, I inner size.
 """
@@ -44,7 +43,7 @@ _DEFAULTS: dict[str, dict[str, int]] = {
 _SIZES = tuple(name for name in _FIRST_WORDS if name != "pad_token_id")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 _BIASES = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
-# names of transformers' classes, by which tensors of a whole model begin
+# prefixes of a whole model's tensors in transformers
 _PREFIX = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta.", "modernbert": "model."}
 _BODY = {
     "bert": re.compile(r"(embeddings|encoder|pooler)\."),
@@ -64,7 +63,7 @@ _NEW_NORM = {"gamma": "weight", "beta": "bias"}
 
 
 def with_defaults(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with what was left out filled in as transformers does."""
+    """The configuration with transformers' defaults filled in."""
     values: dict[str, Any] = {**_DEFAULTS[kind], **given, "model_type": kind}
     if kind == "modernbert" and values.get("layer_types") is None and _is_size(values["num_hidden_layers"]):
         every = values.get("global_attn_every_n_layers", 3)
@@ -80,7 +79,7 @@ def _is_size(value: Any) -> bool:
 
 
 def problem_of(kind: str, values: Mapping[str, Any], activations: tuple[str, ...]) -> str | None:
-    """Why these values make no model, in words that follow "cannot be used"; None where they do."""
+    """Why these values make no model, in a phrase after "cannot be used"; None where they do."""
     for name in _SIZES:
         if name in _DEFAULTS[kind] and not _is_size(values[name]):
             return f"its {name} is {str(values[name])[:40]!r} and no whole number above 0"
@@ -137,7 +136,7 @@ def _problem_of_modernbert(values: Mapping[str, Any]) -> str | None:
 
 
 def positions(values: Mapping[str, Any]) -> int:
-    """Tokens of the longest text. RoBERTa's first one has the position after the padding's."""
+    """The tokens of the longest text. RoBERTa's first token has the position after padding's."""
     most = int(values["max_position_embeddings"])
     return most - int(values["pad_token_id"]) - 1 if "roberta" in values["model_type"] else most
 
@@ -146,14 +145,14 @@ def positions(values: Mapping[str, Any]) -> int:
 
 
 def encoder_tensors(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor that the checkpoint must have, by the classifier's names."""
+    """The shape of each tensor that the checkpoint must have, by the classifier's names."""
     own = _of_modernbert(values) if values["model_type"] == "modernbert" else _of_bert(values)
     prefix = _PREFIX[values["model_type"]]
     return {prefix + name: shape for name, shape in own}
 
 
 def pooling_tensors(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor between the pooled token and the head: the checkpoint has all of them,
+    """The shape of each tensor between the pooled token and the head; a checkpoint has all of them
     or none.
     """
     kind, hidden_H = values["model_type"], values["hidden_size"]
@@ -220,7 +219,7 @@ def _norm(name: str, size: int, bias: bool) -> Iterator[tuple[str, tuple[int, ..
 
 def encoder_name(kind: str, key: str) -> str | None:
     """The classifier's name of a checkpoint's tensor, with or without its model's prefix; None for
-    what the classifier has not.
+    a tensor that the classifier does not have.
 
     >>> encoder_name("bert", "encoder.layer.0.output.LayerNorm.gamma")
     'bert.encoder.layer.0.output.LayerNorm.weight'
@@ -236,7 +235,7 @@ def encoder_name(kind: str, key: str) -> str | None:
 
 
 def head_of(kind: str) -> str:
-    """The name of the last layer of the classifier of a base of this kind: its head of labels."""
+    """The name of the last layer of a classifier of this kind: its head of labels."""
     if kind not in ENCODERS:
         return "score"
     return "classifier.out_proj" if "roberta" in kind else "classifier"

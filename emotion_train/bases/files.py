@@ -1,8 +1,8 @@
-"""Where the files of a base model lie: a folder, one .gguf file, the Hugging Face hub, or where
+"""The files of a base model: in a folder, in one .gguf file, on the Hugging Face hub, or where
 `stage-base` put them.
 
 A base may bring programs of its own, which its configuration names under `auto_map`. None is ever
-run: the configuration is read here, as data, and not by a library that would.
+run: the configuration is read here as data, and not by a library that would run them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ CONFIGURATIONS = ("config.json", "tokenizer_config.json")
 @dataclass(frozen=True)
 class BaseFiles:
     """The base `name` as the user gave it. Exactly one of `folder`, `gguf` and `staged` is set, or
-    none for a hub id. `packaged`: the name is that of the small model, whose file is `gguf`.
-    `layers`: the first blocks that are read, or their share; None is all.
+    none for a hub id. `packaged`: the base is the packaged small model, whose file is `gguf`.
+    `layers`: the number of first blocks to read, or their share; None means all.
     """
 
     name: str
@@ -46,10 +46,10 @@ class BaseFiles:
 
     @classmethod
     def find(cls, name: str, layers: Layers | None = None) -> BaseFiles:
-        """The files of this base, of one of the four kinds; `layers` of its blocks are read. The
-        index of a staged base is read here.
+        """The files of the base `name`, with `layers` of its blocks to read. A staged base's index
+        is read here.
 
-        Raises `WrongRequest` for what does not exist and for a staging that was not finished.
+        Raises `WrongRequest` for a base that does not exist, or whose staging was not finished.
         """
         return replace(cls._find(name), layers=layers)
 
@@ -91,8 +91,8 @@ class BaseFiles:
         return self.name if path is None else str(path.resolve())
 
     def file(self, file: str) -> Path | None:
-        """Path of one file of the checkpoint, downloaded if need be; None where the checkpoint has
-        no such file.
+        """The path of one file of the checkpoint, downloaded if needed; None where the checkpoint
+        has no such file.
 
         Raises `WrongRequest` when the hub does not know the base or wants a token, and
         `StorageError` when it cannot be reached or answers with an error of its own.
@@ -108,8 +108,8 @@ class BaseFiles:
         return _download(self.name, file)
 
     def weight_map(self) -> tuple[dict[str, str], int] | None:
-        """The safetensors file of each tensor, and the bytes of all as the index tells them (0
-        where it does not); None for a checkpoint of one file.
+        """The safetensors file of each tensor, and the bytes of all by the index (0 where it does
+        not say); None for a checkpoint of one file.
 
         Raises `WrongRequest` for a damaged index.
         """
@@ -139,7 +139,7 @@ class BaseFiles:
         return found
 
     def names_code(self) -> list[str]:
-        """The small files in which the base names programs of its own, which are not run."""
+        """The small files in which the base names programs of its own, which are never run."""
         found = []
         for name in CONFIGURATIONS:
             path = None if self.gguf is not None else self.file(name)
@@ -151,7 +151,7 @@ class BaseFiles:
         return found
 
     def required(self, file: str) -> Path:
-        """What `file` returns; a missing one is refused."""
+        """The path as by `file`; raises `WrongRequest` where the file is missing."""
         path = self.file(file)
         if path is None:
             where = (

@@ -1,8 +1,8 @@
-"""What is Gemma 3's own in a config.json and in a GGUF file.
+"""Gemma 3's own fields in a config.json and a GGUF file.
 
-Five of six layers see the last `sliding_window` tokens and rotate positions by another base than
-the sixth, which sees the whole post. transformers is not asked, as in architecture.py, and a test
-compares both.
+Five of six layers see the last `sliding_window` tokens; the sixth sees the whole post, and rotates
+positions by another base. transformers is not used, as in architecture.py, and a test compares
+both.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 LAYER_TYPES = ("sliding_attention", "full_attention")
-PATTERN = 6  # each sixth layer sees the whole post, where a configuration does not say otherwise
-# What transformers does not compute, or computes otherwise than causally.
+PATTERN = 6  # each sixth layer sees the whole post, unless a configuration says otherwise
+# Settings that transformers does not compute, or not causally.
 _OFF = ("use_bidirectional_attention", "attn_logit_softcapping")
 
 
 def problem_of_gemma(given: Mapping[str, Any], layers: int, activations: tuple[str, ...]) -> str | None:
-    """Why this configuration makes no causal text model, in words that follow "cannot be used";
-    None where it does.
+    """Why this configuration makes no causal text model, in a phrase after "cannot be used"; None
+    where it does.
     """
     if given.get("hidden_activation", "silu") not in activations:
         return f"its hidden_activation {str(given['hidden_activation'])[:40]!r} is not known"
@@ -68,10 +68,10 @@ _LAYERS_OF_27B = 62
 
 
 def gguf_configuration(sizes: Mapping[str, Any], field: Callable[..., Any]) -> dict[str, Any]:
-    """Gemma 3's configuration from a GGUF header, of which `field` reads one number with a default.
+    """Gemma 3's configuration from a GGUF header; `field` reads one number of it, with a default.
 
-    llama.cpp writes neither the pattern of layers nor the local rotation, which all of the family
-    share, and knows the 27B, whose queries are scaled otherwise, by its number of layers.
+    llama.cpp writes neither the pattern of layers nor the local rotation, which are the same in the
+    whole family. It recognises the 27B, which scales queries differently, by its number of layers.
     https://github.com/ggml-org/llama.cpp/blob/master/src/models/gemma3.cpp
     """
     heads, layers = sizes["num_attention_heads"], sizes["num_hidden_layers"]

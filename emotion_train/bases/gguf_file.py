@@ -54,8 +54,8 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: str | Path) -> GgufFile:
-        """Parse the header. Raises `WrongRequest` for a file that is no GGUF file of version 2 or
-        3, or cut short.
+        """Parse the header. Raises `WrongRequest` for a file that is cut short, or no GGUF file of
+        version 2 or 3.
         """
         path = Path(path)
         try:
@@ -82,10 +82,9 @@ class GgufFile:
         return kind
 
     def config(self) -> dict[str, Any]:
-        """What the config.json of the same model would say, in the names of transformers'
-        configuration of its `kind`. Raises `WrongRequest` for a model of another family (Mistral's
-        text models are of Llama's), of Llama's with scaled positions or with experts, and for a
-        header without a size.
+        """The configuration as in the model's config.json, by transformers' names for its `kind`.
+        Raises `WrongRequest` for another family of models (Mistral's text models belong to
+        Llama's), for scaled positions or experts, and for a header that lacks a size.
         """
         kind = self.kind
         self._refuse_other_models()
@@ -130,8 +129,8 @@ class GgufFile:
         return value
 
     def require_readable(self) -> None:
-        """Raises `WrongRequest` where the package that dequantises is missing, for a tensor of a
-        number format that it cannot turn back, and for one that goes beyond the file's end.
+        """Raises `WrongRequest` where the package that dequantises is missing, and for a tensor
+        that it cannot dequantise or that ends beyond the file's end.
         """
         try:
             from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize

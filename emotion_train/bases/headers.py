@@ -1,8 +1,8 @@
-"""Which tensors a base's files hold, by their headers: a few KiB of each file, from a folder, the
-hub or a bucket.
+"""The tensors in a base's files, by their headers: a few KiB of each file, from a folder, the hub
+or a bucket.
 
-A file in the hub's cache is read there; of one that is not, its first bytes are fetched and nothing
-is kept. No number of a weight is read, so damage between two tensors' places is not seen here.
+A file in the hub's cache is read there; otherwise its first bytes are fetched, without keeping
+them. No weights are read, so damage within them is not seen here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from emotion_train.errors import ObjectNotFound, WrongRequest
 _FIRST_BYTES = 64 << 10  # a header of 400 tensors has 40 KiB
 _AT_ONCE = 8
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-# What stands beside or in place of a weight in checkpoints that are quantised, whether or not their
-# config.json says so: GPTQ and AWQ, bitsandbytes, fp8 and compressed-tensors.
+# Tensors beside or in place of a weight in quantised checkpoints, whatever their config.json says:
+# GPTQ and AWQ, bitsandbytes, fp8 and compressed-tensors.
 _CODES = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|weight_scale(_inv)?|weight_zero_point|weight_packed|weight_shape"
     r"|input_scale|activation_scale|SCB|weight_format|weight\.(absmax|quant_map|nested_\w+|quant_state\..*))$"
@@ -56,7 +56,7 @@ _NOT_OF_THE_TEXT = ("output.weight", "rope_freqs.weight")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """`dtype` is safetensors' name of it."""
+    """A stored tensor; `dtype` is safetensors' name of its type."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -64,8 +64,8 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of weights. `here`: it need not be downloaded. `tensors` are those of the text part,
-    by the classifier's names.
+    """One file of weights. `here`: it need not be downloaded. `tensors` are the text part's
+    tensors, by the classifier's names.
     """
 
     name: str
@@ -75,8 +75,8 @@ class WeightFile:
 
 
 def weight_files(files: BaseFiles, layers: int | None = None) -> tuple[WeightFile, ...]:
-    """The files of a base's weights by their headers; of a base that is cut to `layers` blocks
-    those that hold some of them, with these alone.
+    """The files of a base's weights, by their headers; with `layers`, only files and tensors of
+    that many first blocks.
 
     Raises `WrongRequest` for a file that is missing, cut short, a Git LFS pointer or no safetensors
     file, and for quantised weights; `StorageError` where hub or bucket do not answer.
@@ -92,8 +92,8 @@ def weight_files(files: BaseFiles, layers: int | None = None) -> tuple[WeightFil
 
 
 def names_of_files(files: BaseFiles, layers: int | None = None) -> dict[str, set[str] | None]:
-    """The safetensors files that hold text tensors of the first so many blocks (None: of all), each
-    with their keys (None: any that it has).
+    """The safetensors files that hold text tensors of the first `layers` blocks (None: all), each
+    with the keys of these tensors (None: all of its keys).
     """
     if (found := files.weight_map()) is None:
         return {"model.safetensors": None}
@@ -105,12 +105,12 @@ def names_of_files(files: BaseFiles, layers: int | None = None) -> dict[str, set
 
 
 def files_of_weights(files: BaseFiles, layers: int | None = None) -> dict[Path, set[str] | None]:
-    """The files of `names_of_files` by their paths here; downloads what is not here."""
+    """The files of `names_of_files` by their local paths, downloaded where they are missing."""
     return {files.required(name): keys for name, keys in names_of_files(files, layers).items()}
 
 
 def shapes_in(found: tuple[WeightFile, ...]) -> dict[str, tuple[int, ...]]:
-    """Shape of each text tensor, by the classifier's names."""
+    """The shape of each text tensor, by the classifier's names."""
     return {name: tensor.shape for file in found for name, tensor in file.tensors.items()}
 
 
@@ -122,19 +122,19 @@ def damaged(path: object, base: str, why: str) -> WrongRequest:
 def gguf_shapes(
     kind: str, tensors: Mapping[str, Any], layers: int | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of a GGUF file's tensors, in the form of `shapes_in`; of the first so many blocks."""
+    """The shapes of a GGUF file's tensors of the first `layers` blocks, as by `shapes_in`."""
     return {name: tensors[key].shape for name, key in gguf_places(kind, tensors, layers).items()}
 
 
 def gguf_places(kind: str, keys: Iterable[str], layers: int | None = None) -> dict[str, str]:
-    """Keys in a GGUF file of the tensors of the first so many blocks, by the classifier's names."""
+    """The GGUF keys of the tensors of the first `layers` blocks, by the classifier's names."""
     found = {gguf_name(kind, key): key for key in keys if key not in _NOT_OF_THE_TEXT}
     return {name: key for name, key in found.items() if is_read(name, layers)}
 
 
 def gguf_name(kind: str, key: str) -> str:
-    """The classifier's name of a GGUF tensor of a base of this kind; one that it has no name for
-    stays as it is.
+    """The classifier's name of a GGUF tensor of a base of this kind; an unknown name is returned
+    unchanged.
 
     >>> gguf_name("gemma3_text", "blk.3.ffn_norm.weight")
     'model.layers.3.pre_feedforward_layernorm.weight'
@@ -203,8 +203,8 @@ def _status(error: Exception) -> int:
 
 
 def _missing(start: bytes) -> int | None:
-    """Bytes of the header that are not in `start`; None where it has them all, or where the header
-    is no header.
+    """The number of the header's bytes that `start` lacks; None where it has them all, or where
+    there is no valid header.
     """
     if len(start) < 8:
         return None
@@ -236,7 +236,7 @@ def _header(start: bytes, size: int) -> dict[str, StoredTensor]:
 
 
 def _entry(key: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
-    """What the header says of one tensor, and its first and last byte after the header."""
+    """One tensor of the header, and its first and last byte after the header."""
     try:
         dtype, shape = entry["dtype"], tuple(int(one) for one in entry["shape"])
         first, last = (int(one) for one in entry["data_offsets"])
@@ -266,8 +266,8 @@ def _refuse_codes(base: str, kind: str, header: Mapping[str, StoredTensor]) -> N
 
 
 def _of_staged(staged: StagedBase, layers: int | None) -> tuple[WeightFile, ...]:
-    """Each object begins with the header of what base.json describes. What lies behind it is
-    verified piece by piece when it is read.
+    """The files of a staged base, whose headers must fit base.json. The bytes after the headers are
+    verified piece by piece when they are read.
     """
     index = staged.index
 

@@ -1,6 +1,5 @@
-"""Under which licence a base is published, where this machine knows: by its card beside it or in
-the hub's cache, by a GGUF file's header, and of the bases of this program's configs by name. Nobody
-is asked.
+"""The licence of a base as this machine knows it: by its card beside it or in the hub's cache, by a
+GGUF file's header, or by name for the bases of this program's configs. No request is sent.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The small model that a Python package brings, under a name that means it on every machine.
+"""The small model in a Python package, under a name that is the same on every machine.
 
-Its path differs from machine to machine, so that the name, and never the path, is recorded.
+Its path differs from machine to machine, so the name is recorded and never the path.
 """
 
 from __future__ import annotations

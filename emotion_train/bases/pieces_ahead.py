@@ -1,6 +1,6 @@
-"""Pieces of a staged base that are read before anything can take them, into plain memory.
+"""Pieces of a staged base that are read ahead of their use, into plain memory.
 
-Hashing costs a core 0.8 s a GiB, on as many cores as there are; what is read waits in memory.
+Hashing costs 0.8 s of a core per GiB, spread over all cores; pieces wait in memory.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import numpy.typing as npt
 
 Place = tuple[int, int]  # number of an object, and of a piece in it
 _THREADS = 32
-_END_S = 0.5  # for reads that are on their way when nobody wants them any more
+_END_S = 0.5  # for reads still under way at the end
 
 
 class PiecesAhead:
-    """Pieces of a staged base, which `read` fills a buffer with, in plain memory: each is read from
-    now on, in this order, and handed out once. A piece that was not brought is read by who needs
-    it, so none is read twice.
+    """Reads pieces of a staged base into plain memory by `read`, from now on and in this order, and
+    hands out each once. The caller reads a piece that was not brought, so none is read twice.
     """
 
     def __init__(
@@ -43,8 +42,8 @@ class PiecesAhead:
             thread.start()
 
     def take(self, place: Place) -> npt.NDArray[np.uint8] | None:
-        """The piece's verified bytes, waited for where they are on their way; None where the caller
-        has to read them.
+        """The piece's verified bytes; waits if they are being read. None where the caller has to
+        read them.
         """
         with self._changed:
             if place in self._todo:
@@ -55,7 +54,7 @@ class PiecesAhead:
             return self._brought.pop(place, None)
 
     def close(self) -> None:
-        """Let go of what nobody took, and end the threads."""
+        """Drop the pieces that nobody took, and end the threads."""
         with self._changed:
             self._closed = True
             self._todo.clear()
@@ -69,7 +68,7 @@ class PiecesAhead:
         while (place := self._next()) is not None:
             piece_B = self._brought_now(place)
             with self._changed:
-                if piece_B is None:  # what fails once may fail for all: they are left to who has patience
+                if piece_B is None:  # all may fail like this one: leave them to a caller with patience
                     self._wanted -= {place, *self._todo}
                     self._todo.clear()
                 elif place in self._wanted:
@@ -80,7 +79,7 @@ class PiecesAhead:
         try:
             piece_B = np.empty(self._size_of(place), np.uint8)
             self._read(place, piece_B.data)
-        except BaseException:  # whoever needs the piece meets it again, and says it
+        except BaseException:  # the caller who needs the piece meets it again and raises it
             return None
         return piece_B
 

@@ -1,7 +1,7 @@
-"""What a base or a place is called where others read it, in trackers, cards and reports: by hub id,
-URL or package, never by a path of the machine that trained.
+"""Names of bases and places for others to read, in trackers, cards and reports: a hub id, URL or
+package, never a path of the machine that trained.
 
-The last name of a path is left, which tells a person who made the run which one is meant.
+Only the last name of a path is left, by which the run's owner knows which one is meant.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def is_path(name: str) -> bool:
 
 
 def public_base(name: str) -> str:
-    """The base `name` for others: itself, or of a path the hub id, the package or the staged base
-    that it belongs to, else its last name.
+    """The base `name` for others. A path becomes the hub id, the package or the staged base that it
+    belongs to, else its last name.
 
     >>> public_base("/home/me/.cache/huggingface/hub/models--owner--model/snapshots/0a1b")
     'owner/model'
@@ -55,13 +55,13 @@ def public_base(name: str) -> str:
 
 
 def public_place(url: str) -> str:
-    """A URL as it is, of a folder its last name."""
+    """A URL unchanged; for a folder, its last name."""
     return url if is_url(url) else _last_name(url.replace("\\", "/"))
 
 
 def place_here(url: str) -> str | None:
-    """The folder that `public_place` tells others only the last name of, as every program of this
-    machine finds it; None for a URL, which is told whole.
+    """The absolute path of a folder, of which `public_place` gives only the last name; None for a
+    URL.
     """
     if is_url(url):
         return None

@@ -1,8 +1,8 @@
-"""What a config.json says of Qwen3.5's text model, whose blocks are of two kinds: most are gated
-delta nets, which read a post from left to right into a state of fixed size, and each fourth attends
-to all of it.
+"""The text model of Qwen3.5's config.json, with two kinds of blocks: most are gated delta nets,
+which read a post from left to right into a state of fixed size, and each fourth attends to all of
+it.
 
-transformers is not asked, as in architecture.py, and a test compares both. Vision and the blocks
+transformers is not used, as in architecture.py, and a test compares both. Vision and the blocks
 that guess several tokens ahead (`mtp`) are never read; mixtures of experts are another kind.
 
 Letters: H hidden size, I inner size, Q query width, K key width, D head size, C channels of the
@@ -33,9 +33,9 @@ QWEN3_5_DEFAULTS = {
 }
 _SIZES = tuple(name for name in QWEN3_5_DEFAULTS if name.startswith("linear_"))
 _OLD_NAMES = {"mamba": DELTA, "attention": ATTENTION}
-# The layers of a delta net that are adapted where these of an attention are. Queries, keys and
-# values are one layer here; an attention's q_proj makes the gate of its output as well, which is
-# z. The two small layers that make the decay and the strength of a write (in_proj_a, in_proj_b)
+# The layers of a delta net that are adapted where an attention's layers are. Queries, keys and
+# values are one layer here; an attention's q_proj also makes the gate of its output, which is z in
+# a delta net. The two small layers for the decay and the strength of a write (in_proj_a, in_proj_b)
 # have no adapter.
 _COUNTERPARTS = {
     "q_proj": ("in_proj_qkv", "in_proj_z"),
@@ -59,8 +59,8 @@ def with_kinds_of_blocks(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def problem_of_delta_nets(values: Mapping[str, Any]) -> str | None:
-    """Why these values make no model, in words that follow "cannot be used"; None where they do.
-    They have what `with_kinds_of_blocks` fills in.
+    """Why these values, filled in by `with_kinds_of_blocks`, make no model, in a phrase after
+    "cannot be used"; None where they do.
     """
     for name in _SIZES:
         if not _is_size(values[name]):
@@ -95,7 +95,7 @@ def _is_size(value: Any) -> bool:
 
 
 def block_tensors(values: Mapping[str, Any], block: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each tensor of one block."""
+    """The name and shape of each tensor of one block."""
     hidden_H, inner_I = values["hidden_size"], values["intermediate_size"]
     yield from _delta_net(values) if values["layer_types"][block] == DELTA else _attention(values)
     yield "mlp.gate_proj.weight", (inner_I, hidden_H)
@@ -143,7 +143,7 @@ def _delta_net(values: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]
 
 
 def with_counterparts(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of adapted layers, and those of a delta net's layers that stand where they do.
+    """The names of adapted layers, followed by their counterparts in a delta net.
 
     >>> with_counterparts(("k_proj", "o_proj", "up_proj"))
     ('k_proj', 'o_proj', 'up_proj', 'in_proj_qkv', 'out_proj')

@@ -1,10 +1,10 @@
-"""What a staged base is: a text-only checkpoint in a bucket or folder, and a base.json that says
-what lies where and how to know it whole.
+"""A staged base: a text-only checkpoint in a bucket or folder, and a base.json that lists every
+object with its place, size and checksum.
 
-`base.json` is written last and create-only, so its presence means that every object it names is
-whole. Each object of weights is cut into pieces of some MiB with a sha256 each: a piece is what is
-fetched at once and verified alone. The index of a 24B base is 1 MB of JSON, read once by each
-process that needs the base's configuration, its tokenizer or its weights.
+`base.json` is written last and created only once, so its presence means that every object it names
+is whole. Each object of weights has pieces of some MiB, each with a sha256: a piece is fetched at
+once and verified alone. The index of a 24B base is 1 MB of JSON, read once by each process that
+needs the base's configuration, its tokenizer or its weights.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.store import Store
 
 BASE_KEY = "base.json"
-# written first and deleted last: what stands beside it is this program's own
+# written first and deleted last: objects beside it are this program's own
 UNFINISHED_KEY = "unfinished.json"
 SCHEMA: Literal["emotion-train/base/1"] = "emotion-train/base/1"
 ITEM_BYTES = {"BF16": 2, "F32": 4, "U8": 1}  # of safetensors' names of types
 
 
 class StagedObject(FrozenModel):
-    """One object, whole. `pieces` are the sha256 of its consecutive pieces."""
+    """One object; `pieces` are the sha256 of its consecutive pieces."""
 
     key: str
     bytes: int = Field(gt=0)
@@ -51,8 +51,8 @@ class StagedObject(FrozenModel):
 
 
 class StagedPart(FrozenModel):
-    """One tensor of a safetensors file: the checkpoint's tensor itself (no suffix), or what belongs
-    to its 4-bit codes.
+    """One tensor of a safetensors file: the checkpoint's tensor itself (no suffix), or a part of
+    its 4-bit codes.
     """
 
     suffix: str
@@ -66,7 +66,7 @@ class StagedPart(FrozenModel):
 
 
 class StagedTensor(FrozenModel):
-    """One tensor of the classifier; all its parts lie side by side in one object."""
+    """One tensor of the classifier; its parts are neighbours in one object."""
 
     name: str
     source: str = Field(description="Its name in the checkpoint that was staged.")
@@ -118,24 +118,22 @@ class StagedIndex(Manifest):
         return self
 
     def content(self) -> dict[str, Any]:
-        """What is written. That of a whole base says nothing of depth, as of earlier versions."""
+        """The content to write; as in earlier versions, a whole base's has no `source_layers`."""
         whole = {"source_layers"} if self.source_layers is None else set()
         return self.model_dump(mode="json", exclude=whole)
 
     def tensors_read(self, layers: int | None) -> tuple[StagedTensor, ...]:
-        """The tensors of the first so many blocks, and those of no block; None is all."""
+        """The tensors of the first `layers` blocks, and those of no block; None means all."""
         return tuple(tensor for tensor in self.tensors if is_read(tensor.name, layers))
 
     def shards_read(self, layers: int | None) -> list[int]:
-        """Positions of the objects that hold these tensors."""
+        """The positions of the objects that hold the tensors of `tensors_read`."""
         if layers is None:
             return list(range(len(self.shards)))
         return sorted({tensor.object for tensor in self.tensors_read(layers)})
 
     def places(self, tensors: Sequence[StagedTensor] | None) -> list[Place]:
-        """The pieces that hold some of these tensors, in the order of the bytes; None is all
-        pieces.
-        """
+        """The pieces that hold parts of these tensors, in the order of bytes; None means all."""
         if tensors is None:
             return [
                 (number, place)
@@ -153,12 +151,12 @@ class StagedIndex(Manifest):
         )
 
     def piece_size(self, piece: Place) -> int:
-        """Bytes of a piece: the last one of an object is smaller."""
+        """The bytes of a piece; an object's last piece may be smaller."""
         number, place = piece
         return min(self.piece_bytes, self.shards[number].bytes - place * self.piece_bytes)
 
     def bytes_read(self, layers: int | None) -> int:
-        """Bytes of these tensors."""
+        """The bytes of the tensors of `tensors_read`."""
         return sum(part.bytes for tensor in self.tensors_read(layers) for part in tensor.parts)
 
     @property
@@ -167,8 +165,8 @@ class StagedIndex(Manifest):
 
 
 def read_staged_index(store: Store) -> StagedIndex | None:
-    """The index at this place; None where there is none. Raises `WrongRequest` for a damaged one or
-    an unknown schema.
+    """The index at this place; None where there is none. Raises `WrongRequest` for a damaged index
+    or an unknown schema.
     """
     try:
         return read_manifest(
@@ -183,7 +181,7 @@ def read_staged_index(store: Store) -> StagedIndex | None:
 
 
 class StagedBase:
-    """A staged base that is read. Its small files are fetched into a temporary folder, which goes
+    """A staged base to read. Its small files are fetched into a temporary folder, which is removed
     with this object.
     """
 
@@ -217,7 +215,7 @@ class StagedBase:
         return target
 
     def read_piece(self, piece: Place, buffer: memoryview) -> None:
-        """Fill the buffer, which has its size, with the bytes of a piece, verified.
+        """Fill the buffer, which has the piece's size, with the piece's verified bytes.
 
         Raises as `Store.read`, and `WrongRequest` when they are no longer those of the index.
         """
@@ -238,17 +236,17 @@ class StagedBase:
             read(None)
 
     def read_ahead(self, layers: int | None, room_bytes: int) -> None:
-        """Begin to read the pieces that so many blocks need, as many as `room_bytes` holds."""
+        """Begin to read the pieces that `layers` blocks need, as many as fit in `room_bytes`."""
         places = self.index.places(None if layers is None else self.index.tensors_read(layers))
         fitting = places[: max(0, room_bytes) // self.index.piece_bytes]
         self._ahead = PiecesAhead(fitting, self.index.piece_size, self.read_piece)
 
     def taken_ahead(self, piece: Place) -> npt.NDArray[np.uint8] | None:
-        """What `PiecesAhead.take` returns; None where nothing is read ahead."""
+        """The piece as by `PiecesAhead.take`; None where nothing is read ahead."""
         return None if self._ahead is None else self._ahead.take(piece)
 
     def read_no_more(self) -> None:
-        """Let go of what was read ahead and not taken."""
+        """Drop pieces that were read ahead and not taken."""
         if self._ahead is not None:
             self._ahead.close()
 
@@ -261,9 +259,7 @@ class StagedBase:
         return verify
 
     def refuse_other_precision(self, precision: Precision) -> None:
-        """Raises `WrongRequest` when the staged numbers cannot serve a run of this precision
-        exactly.
-        """
+        """Raises `WrongRequest` when the staged numbers do not fit a run of this precision."""
         index, url = self.index, self.store.url
         if index.precision == "nf4" and precision != "nf4":
             raise WrongRequest(
@@ -278,26 +274,26 @@ class StagedBase:
             )
 
     def missing(self, layers: int | None = None) -> list[str]:
-        """Keys that the index names and that are not there in their size, of those that a base of
-        so many blocks needs.
+        """The keys of objects that `layers` blocks need and that are missing, or have another size
+        than the index says.
         """
-        there = {info.key: info.size for info in self.store.list()}
+        stored = {info.key: info.size for info in self.store.list()}
         needed = [self.index.shards[number] for number in self.index.shards_read(layers)]
         return [
             one.key
             for one in (*needed, *self.index.files)
-            if there.get(one.key) != one.bytes and not self._has(one)
+            if stored.get(one.key) != one.bytes and not self._has(one)
         ]
 
     def _has(self, described: StagedObject) -> bool:
-        """Whether the object, asked of itself, has the size that the index says."""
+        """Whether the object, by a request of its own, has the size that the index says."""
         info = self.store.find(described.key)
         return info is not None and info.size == described.bytes
 
 
 def open_staged(store: Store) -> StagedBase:
-    """The staged base at this place. Raises `WrongRequest` when there is none, or one whose staging
-    was not finished.
+    """The staged base at this place. Raises `WrongRequest` when there is none, or its staging was
+    not finished.
     """
     index = read_staged_index(store)
     if index is None:

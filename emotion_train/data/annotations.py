@@ -1,8 +1,8 @@
-"""Rows of several annotators become posts: to shares of their answers, or to the labels that at
-least half of them gave.
+"""Rows of several annotators become posts, labelled with the shares of the answers or with the
+labels that at least half of the annotators gave.
 
 The rows of a post have one id, or one text where there is no column of ids. Each annotator has one
-vote, that of the first row; one who gave several labels spreads it evenly among shares. Costs two
+vote, by the first row; for shares, an annotator's several labels divide the vote evenly. Costs two
 sorts of the rows of a partition.
 """
 
@@ -18,9 +18,9 @@ from emotion_train.data.targets import WEIGHT, TargetKind, is_kept
 
 
 class Joined(NamedTuple):
-    """The posts of some rows, and which of these count as answers or are left out and why."""
+    """The posts of some rows, the rows that count as answers, and the rows left out, by reason."""
 
-    posts: Any  # a record batch of `cleaning.schema_of`, of the first row of each post
+    posts: Any  # a record batch of `cleaning.schema_of` with the first row of each post
     answers: Any
     answered_again: Any
     other_text: Any
@@ -28,8 +28,8 @@ class Joined(NamedTuple):
 
 
 def joined(rows: Any, code_C: Any, kind: TargetKind, *, by_id: bool, allow_none: bool) -> Joined:
-    """The posts of a table of clean rows that holds all rows of each post that it has; `code_C` are
-    the final codes of labels.
+    """The posts of a table of clean rows, which must hold all rows of each of its posts. `code_C`
+    are the final codes of labels.
     """
     numbers = [
         name
@@ -76,7 +76,7 @@ def joined(rows: Any, code_C: Any, kind: TargetKind, *, by_id: bool, allow_none:
 
 
 def _changes(order: Any, *columns: Any) -> Any:
-    """In this order: whether a row differs from the one before it in one of the columns."""
+    """Whether each row, in this order, differs from the row before it in any of the columns."""
     changes = np.ones(len(order), bool)
     changes[1:] = np.any([np.diff(column[order]) != 0 for column in columns], axis=0)
     return changes

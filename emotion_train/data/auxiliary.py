@@ -1,10 +1,10 @@
-"""Auxiliary posts on their way through preparation: of other labels than those that were named, or
-with several where a post has one. They are trained on and never scored.
+"""Auxiliary posts in preparation: posts with other labels than the named ones, or with several
+labels where a post has one. They are trained on and never scored.
 
-A text stands once: a post of the named labels wins over an auxiliary one, whatever its split, and
-an earlier source over a later one; of several auxiliary rows of one source the mean of their shares
-stays. They go through temporary files of their own, so that the other posts are those of a data set
-without them, to the byte.
+Each text is kept once: a post with the named labels wins over an auxiliary post, whatever its
+split, and an earlier source over a later one; several auxiliary rows of one source become one with
+the mean of their shares. Auxiliary posts go through temporary files of their own, so that the other
+posts are byte for byte as without them.
 
 Letters: N rows, C codes of labels, S sources.
 """
@@ -32,8 +32,8 @@ Note = Callable[[str, Any], None]
 
 
 class EveryLabel(LabelNames):
-    """The labels that were named and, with codes behind theirs, every other one that a source
-    says; what means that there is none (NaN, the hub's -1) is none.
+    """The named labels and, with codes after theirs, every other label in a source, except values
+    that mean no label (NaN, the hub's -1).
     """
 
     def single(self, raw: str) -> int:
@@ -50,7 +50,7 @@ class EveryLabel(LabelNames):
 
 
 class AuxiliarySource(NamedTuple):
-    """Who labelled posts: its name, its labels by code, and its first file among all files."""
+    """A source of labelled posts: its name, its labels by code, and its first file's number."""
 
     name: str
     names: LabelNames
@@ -58,8 +58,8 @@ class AuxiliarySource(NamedTuple):
 
 
 class AuxiliaryPosts:
-    """Takes rows of all sources by `add`, decides by `settle` who stays, and writes them by
-    `write`. The first source is that of the named labels.
+    """Takes rows of all sources by `add`, decides by `settle` which rows to keep, and writes them
+    by `write`. The first source has the named labels.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class AuxiliaryPosts:
         self._met_SC: Any = None  # which labels the posts of each source have
 
     def add(self, rows: Any) -> None:
-        """Clean rows, with codes of their source."""
+        """Take clean rows, with the label codes of their source."""
         if len(rows):
             self._by_text.add(rows, partition_of(rows.column("key0").to_numpy(), self._by_text.partitions))
 
     def settle(self, keys_of: Callable[[int], Any], note: Note) -> None:
-        """Decide which rows stay. `keys_of` gives the hashes of the other posts' texts in a
-        partition; `note` hears of kinds of findings and the places of rows.
+        """Decide which rows to keep. `keys_of` gives the hashes of the other posts' texts in a
+        partition; `note` gets kinds of findings with the places of their rows.
         """
         self._by_text.flush()
         code_SC = self._joined_labels()
@@ -98,8 +98,8 @@ class AuxiliaryPosts:
         self._shuffled.flush()
 
     def _joined_labels(self) -> list[Any]:
-        """The code of each label of each source among those of all: the named ones in their order,
-        then the others by name. A number is a name within its source alone.
+        """The code of each source's labels in a list of all labels: the named ones in their order,
+        then the others by name. A number is a label name only within its own source.
         """
         spelled = [
             {
@@ -111,28 +111,28 @@ class AuxiliaryPosts:
         others = {name for names in spelled for name in names.values()} - set(self._main)
         if strange := next((name for name in sorted(others) if has_control(name)), None):
             raise WrongRequest(
-                f"An auxiliary post has the label {strange[:80]!r}, which holds a control character such as"
-                " the end of a line; mend the label column."
+                f"An auxiliary post has the label {strange[:80]!r}, which holds a control character, for"
+                " example an end of line; mend the label column."
             )
         self._names = (*self._main, *sorted(others))
         place_of = {name: place for place, name in enumerate(self._names)}
-        found = []
+        code_SC = []
         for names in spelled:
             code_C = np.zeros(len(names), np.int32)
             code_C[list(names)] = [place_of[name] for name in names.values()]
-            found.append(code_C)
-        return found
+            code_SC.append(code_C)
+        return code_SC
 
     def _staying(
         self, table: Any, taken: Any, code_SC: list[Any], note: Note
     ) -> Iterator[tuple[int, Any, PostTargets]]:
-        """Source by source the rows of a partition that stay, and their targets."""
+        """The kept rows of a partition and their targets, source by source."""
         first_files = [source.first_file for source in self.sources]
         file_N = files_of(table.column("place").to_numpy())
         source_N = np.searchsorted(first_files, file_N, side="right") - 1
         for source in np.unique(source_N).tolist():
             rows = table.filter(pa.array(source_N == source))
-            # half of a text's hash: another text with the same costs one auxiliary post
+            # half of a text's hash: two texts that share it cost one auxiliary post
             new_N = ~np.isin(rows.column("key0").to_numpy(), taken)
             note("auxiliary_repeated", rows.column("place").to_numpy()[~new_N])
             rows = rows.filter(pa.array(new_N)).combine_chunks()
@@ -162,18 +162,19 @@ class AuxiliaryPosts:
         self._shuffled.add(batch, partition_of(order_N, self._shuffled.partitions))
 
     def write(self, new_writer: Callable[[int, int, TargetKind], SplitWriter], weighted: bool) -> Auxiliary:
-        """Write them in their shuffled order; what the index says of them. A label of which no post
-        stayed is none. `new_writer` makes the writer of so many rows and labels.
+        """Write the kept posts in their shuffled order; returns their entry in the index. Labels
+        without a kept post are dropped. `new_writer` makes a writer for a number of rows and
+        labels.
 
-        Raises `WrongRequest` for a source that has one label only.
+        Raises `WrongRequest` for a source with fewer than two labels.
         """
         first = len(self._main)
         self._met_SC[0, :first] = True
         for source, met_C in zip(self.sources, self._met_SC, strict=True):
             if met_C.sum() < 2:
                 raise WrongRequest(
-                    f"The auxiliary source {source.name} adds posts of fewer than two labels, of which"
-                    " nothing is learned; give another, or leave it out."
+                    f"The auxiliary source {source.name} adds posts of fewer than two labels, which teach"
+                    " nothing; give another, or leave it out."
                 )
         stays_C = self._met_SC.any(axis=0)
         id_C = np.cumsum(stays_C, dtype=np.int32) - 1
@@ -194,7 +195,7 @@ class AuxiliaryPosts:
 
 
 def _in_order(table: Any, id_C: Any, kind: TargetKind, schema: Any) -> Any:
-    """Rows of a partition in the shuffled order, with final ids of labels, as they are stored."""
+    """Rows of a partition in shuffled order, with final label ids, as the data set stores them."""
     order = np.lexsort((table.column("place").to_numpy(), table.column("order").to_numpy()))
     table = table.combine_chunks().take(pa.array(order))
     targets = PostTargets.of_rows(table, id_C)

@@ -1,5 +1,5 @@
-"""Checks and mends posts batch by batch, counts what it did with the first row numbers, and gives
-each post its hashes.
+"""Checks and mends posts batch by batch, counts its findings with their first row numbers, and
+gives each post its hashes.
 
 Costs about 5 microseconds a post, half of it for the normalised text that finds duplicates.
 """
@@ -25,7 +25,7 @@ from emotion_train.data.targets import WEIGHT, TargetKind, kept_name
 from emotion_train.sources.posts import SEVERAL, Batch, split_of
 
 PLACES_SHOWN = 5
-# in the order of who keeps a text that stands in several
+# by rank: the lowest split that has a text keeps it
 SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}
 NO_SPLIT = 3
 _SPLIT_NAMES = {code: split for split, code in SPLIT_CODES.items()}
@@ -110,8 +110,8 @@ _WORDS = [("id", pa.string()), ("text", pa.string())]
 def schema_of(
     targets: TargetKind, *, weighted: bool = False, annotated: bool = False, kept: Iterable[str] = ()
 ) -> Any:
-    """The columns of clean rows: hashes of text, id and annotator, where the row came from, what it
-    is labelled with, what is `kept`, and its id and text.
+    """The columns of clean rows: hashes of text, id and annotator, the row's origin, its labels,
+    the `kept` columns, its id and text.
     """
     more = [(WEIGHT, pa.float64())] if weighted else []
     more += [(kept_name(name), pa.string()) for name in kept]
@@ -133,7 +133,7 @@ class Rules(NamedTuple):
 
 
 class Findings:
-    """How often each kind of trouble was met, and the first rows that have it."""
+    """The number of rows with each kind of trouble, and the first rows that have it."""
 
     def __init__(self, files: Iterable[str]) -> None:
         self.files = list(files)
@@ -145,7 +145,7 @@ class Findings:
         self.forms: dict[str, set[str]] = {}  # of labels (list, object, plain), by split
 
     def note(self, kind: str, places: Any) -> None:
-        """Add posts by place, in any order."""
+        """Add rows of this kind, given by place in any order."""
         if len(places):
             self.counts[kind] += len(places)
             first = (
@@ -154,11 +154,11 @@ class Findings:
             self._first[kind] = sorted([*self._first.get(kind, []), *map(int, first)])[:PLACES_SHOWN]
 
     def lines(self, kinds: dict[str, str]) -> list[str]:
-        """One aligned line for each kind that was met: what, how often, where first."""
-        met = [(words, self.counts[kind], kind) for kind, words in kinds.items() if self.counts[kind]]
-        width = max((len(words) for words, _, _ in met), default=0)
+        """One aligned line for each kind with rows: its name, its count, its first rows."""
+        met = [(name, self.counts[kind], kind) for kind, name in kinds.items() if self.counts[kind]]
+        width = max((len(name) for name, _, _ in met), default=0)
         digits = max((len(f"{count:,}") for _, count, _ in met), default=0)
-        return [f"{words:{width}}  {count:{digits},}  {self._where(kind)}" for words, count, kind in met]
+        return [f"{name:{width}}  {count:{digits},}  {self._where(kind)}" for name, count, kind in met]
 
     def _where(self, kind: str) -> str:
         shown = [
@@ -169,7 +169,7 @@ class Findings:
 
 
 class _Posts(NamedTuple):
-    """Columns of posts, some of numpy and some of Arrow."""
+    """Columns of posts, as numpy or Arrow arrays."""
 
     place_N: Any
     split_N: Any
@@ -178,7 +178,7 @@ class _Posts(NamedTuple):
     more: dict[str, Any]
 
     def where(self, keep_N: Any) -> _Posts:
-        """Those posts."""
+        """The posts where `keep_N` is true."""
         if keep_N.all():
             return self
         keep = pa.array(keep_N)
@@ -192,37 +192,37 @@ class _Posts(NamedTuple):
 
 
 class _Aside:
-    """Posts of a batch that are set aside, and their targets by codes of every label."""
+    """Posts of a batch set aside as auxiliary, and their targets in codes of every label."""
 
     def __init__(self, values: TargetValues, may_N: Any) -> None:
         self._values = values
-        self._may_N = may_N  # not those of held-out splits
+        self._may_N = may_N  # false for posts of held-out splits
         self.post_N = np.zeros(len(may_N), bool)
         nothing = np.zeros(0, np.int64)
         self.targets = PostTargets.of_pairs(nothing, nothing, nothing, len(may_N))
 
     def take(self, cells: Any, asked_N: Any) -> None:
-        """Set aside the posts that are asked for and whose cells say labels."""
+        """Set aside the asked posts whose cells can be read as labels."""
         asked_N = asked_N & self._may_N
         if not asked_N.any():
             return
-        words = [
-            # as readers of lists spell them; others leave the first mark out
-            word if SEVERAL not in word or word.startswith(SEVERAL) else SEVERAL + word
-            for word in cells.filter(pa.array(asked_N)).to_pylist()
+        spelled = [
+            # with a mark before each item, as `spelled_target` writes lists; others lack the first
+            cell if SEVERAL not in cell or cell.startswith(SEVERAL) else SEVERAL + cell
+            for cell in cells.filter(pa.array(asked_N)).to_pylist()
         ]
-        read = self._values.of_cells(pa.array(words, pa.string()))
+        read = self._values.of_cells(pa.array(spelled, pa.string()))
         good_N = np.array([kind is None for kind in read.kind], bool)[read.index_N]
         posts = np.flatnonzero(asked_N)[good_N]
-        found = read.targets.take(read.index_N[good_N])
+        targets = read.targets.take(read.index_N[good_N])
         self.post_N[posts] = True
         self.targets = PostTargets.of_pairs(
-            posts[found.posts_of_pairs], found.label_P, found.share_P, len(asked_N)
+            posts[targets.posts_of_pairs], targets.label_P, targets.share_P, len(asked_N)
         )
 
 
 class Cleaner:
-    """Makes clean rows of raw batches; `findings` and `labels` fill up on the way."""
+    """Makes clean rows from raw batches, and fills `findings` and `labels` meanwhile."""
 
     def __init__(
         self, rules: Rules, labels: LabelNames, findings: Findings, every: LabelNames | None = None
@@ -236,15 +236,15 @@ class Cleaner:
         self._every = None if every is None else TargetValues(self._aside_kind, every, allow_none=False)
 
     def clean(self, batch: Batch, split: str | None) -> Any:
-        """The batch's good rows as a record batch of `schema_of`; `split` is what the file's name
-        says. Where posts have no labels, all have the code 0.
+        """The batch's good rows as a record batch of `schema_of`; `split` comes from the file's
+        name. Posts without a label column all get the code 0.
         """
         return self.separate(batch, split)[0]
 
     def separate(self, batch: Batch, split: str | None) -> tuple[Any, Any]:
-        """The same, and the rows of no held-out split that have other labels than the known ones,
-        or several where a post has one: without what is kept, with codes of `every` label. None
-        without such labels.
+        """The good rows as by `clean`, and the auxiliary rows; None where `every` is None.
+        Auxiliary rows have other labels than the known ones, or several where a post has one. They
+        are in no held-out split, have no kept columns, and use the codes of `every`.
         """
         place_N = (np.int64(batch.file) << _ROW_BITS) | batch.rows_N
         for kind, row in [*batch.broken, *(("blank", row) for row in batch.blank)]:
@@ -261,7 +261,7 @@ class Cleaner:
         refuse("undecodable", undecodable_N)
         if self._rules.unescape_html:
             texts = self._unescaped(texts, place_N)
-        noted = text_notes.rows(texts)  # before controls go, of which broken text is made
+        noted = text_notes.rows(texts)  # before controls are replaced, which broken text consists of
         texts = self._without_control_characters(texts, place_N)
         refuse("empty_text", _flags(pc.match_substring_regex(texts, _NO_INK)))
         refuse("too_long", _flags(pc.greater(pc.utf8_length(texts), self._rules.max_chars)))
@@ -294,7 +294,7 @@ class Cleaner:
         return self._rows_of(posts.where(own_N), targets.take(np.flatnonzero(own_N))), others
 
     def _rows_of(self, posts: _Posts, targets: PostTargets, kind: TargetKind | None = None) -> Any:
-        """A record batch of `schema_of`; `kind` is that of posts that were set aside."""
+        """A record batch of `schema_of`; `kind` is given for posts that were set aside."""
         if self._rules.hashed:
             key_N2, draw_N2 = text_keys(posts.texts), self._draws(posts.ids)
         else:
@@ -314,7 +314,7 @@ class Cleaner:
     def _targets(
         self, batch: Batch, place_N: Any, split_N: Any, good_N: Any, refuse: Refuse, aside: _Aside | None
     ) -> PostTargets:
-        """What the posts are labelled with; of those that are refused or set aside, anything."""
+        """The posts' targets; arbitrary for posts that are refused or set aside."""
         if batch.label_columns:
             place = self.findings.files[batch.file]
             targets, kinds = self._values.of_columns(batch.label_columns, len(place_N), place)
@@ -340,7 +340,7 @@ class Cleaner:
     ) -> PostTargets:
         cells = self._values.of_cells(values)
         for form in set(cells.form) - {""}:
-            has_N = np.array([one == form for one in cells.form], bool)[cells.index_N]
+            has_N = np.array([own == form for own in cells.form], bool)[cells.index_N]
             for split in np.unique(split_N[good_N & has_N]).tolist():
                 self.findings.forms.setdefault(_SPLIT_NAMES.get(split, ""), set()).add(form)
         kind_N = np.array(cells.kind, object)[cells.index_N]
@@ -354,24 +354,24 @@ class Cleaner:
         return cells.targets.take(cells.index_N)
 
     def _of_post(self, batch: Batch, refuse: Refuse) -> dict[str, Any]:
-        """Columns of weights and of annotators' hashes, where the source has them."""
-        found = {}
+        """Columns of weights, kept values and annotators' hashes, where the source has them."""
+        columns = {}
         if batch.weights is not None:
-            found[WEIGHT] = weights_of(batch.weights)
-            refuse("bad_weight", np.isnan(found[WEIGHT]))
-        kept = batch.kept.values() if self._rules.kept else ()  # else they are no part of the data set
+            columns[WEIGHT] = weights_of(batch.weights)
+            refuse("bad_weight", np.isnan(columns[WEIGHT]))
+        kept = batch.kept.values() if self._rules.kept else ()  # else the data set does not keep them
         for name, column in zip(self._rules.kept, kept, strict=True):
-            found[kept_name(name)] = _without_breaks(_decode_strictly(column)[0])
+            columns[kept_name(name)] = _without_breaks(_decode_strictly(column)[0])
         if batch.annotators is not None:
             names = pc.fill_null(batch.annotators, b"")
             refuse("no_annotator", _flags(pc.equal(pc.binary_length(names), 0)))
             digests = [blake2b(name, digest_size=8).digest() for name in names.to_pylist()]
-            found["annotator"] = np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
-        return found
+            columns["annotator"] = np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+        return columns
 
     def _decode(self, raw: Any, place_N: Any) -> tuple[Any, Any]:
-        """Text for bytes; lone surrogates become U+FFFD, pairs of them their character, and other
-        broken bytes are flagged.
+        """The text of bytes, and flags for broken bytes. Lone surrogates become U+FFFD, and pairs
+        of them the character that they spell.
         """
         try:
             return raw.cast(pa.string()).fill_null(""), np.zeros(len(raw), bool)
@@ -459,7 +459,7 @@ def _refuse_kinds(kind_N: Any, refuse: Refuse) -> None:
 
 
 def _first_of_each(targets: PostTargets) -> PostTargets:
-    """One label a post, of those that have none the code 0."""
+    """The first label of each post; the code 0 for a post without labels."""
     label_N = np.zeros(targets.posts, np.int32)
     has_N = targets.counts > 0
     label_N[has_N] = targets.label_P[targets.offset_N1[:-1][has_N]]
@@ -477,7 +477,7 @@ def rows_of(places_N: Any) -> Any:
 
 
 def _cut_off(word: str) -> str:
-    """What stands around a label and is cut off; empty where nothing else is there."""
+    """The characters around a label that are cut off; empty where there are none."""
     label = trimmed(word)
     before, _, after = word.partition(label) if label else ("", "", "")
     return before + after
@@ -492,11 +492,11 @@ def _unseen(word: str) -> bool:
 
 
 def text_keys(texts: Any) -> Any:
-    """128 bits of each text's normalised form: NFKC, case folded, white space as single spaces.
-    Equal forms, equal keys.
+    """A 128-bit hash of each text's normalised form: NFKC, case folded, white space as single
+    spaces. Equal forms have equal keys.
     """
     lowered = pc.ascii_lower(texts)
-    # already the normalised form of tidy ASCII, and of that only
+    # for tidy ASCII, and only for that, lower case is already the normalised form
     forms = lowered.cast(pa.binary()).to_pylist()
     untidy = pc.or_(
         pc.invert(pc.string_is_ascii(texts)), pc.match_substring_regex(lowered, r"^\s|\s\s|[\t\n\v\f\r]|\s$")
@@ -508,7 +508,7 @@ def text_keys(texts: Any) -> Any:
 
 
 def normalised(text: str) -> str:
-    """What two posts must share to count as the same text."""
+    """The form of a text that two posts share if they count as the same text."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -517,12 +517,12 @@ def _hashes(digests: list[bytes]) -> Any:
 
 
 def _rows(column: Any, keep_N: Any) -> Any:
-    """Some rows of a column of numpy or of Arrow."""
+    """Some rows of a numpy or Arrow column."""
     return column[keep_N] if isinstance(column, np.ndarray) else column.filter(pa.array(keep_N))
 
 
 def _without_breaks(values: Any) -> Any:
-    """Kept values as one shows them in a table: trimmed, and controls as spaces."""
+    """Kept values fit for a table: trimmed, with control characters as spaces."""
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(values, _CONTROL, " "))
 
 
@@ -531,7 +531,7 @@ def _flags(array: Any) -> Any:
 
 
 def _decode_strictly(raw: Any) -> tuple[Any, Any]:
-    """Text for bytes, empty where null; broken bytes are flagged."""
+    """The text of bytes, empty for null, and flags for broken bytes."""
     try:
         return raw.cast(pa.string()).fill_null(""), np.zeros(len(raw), bool)
     except pa.ArrowInvalid:

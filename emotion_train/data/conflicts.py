@@ -1,7 +1,7 @@
-"""Which row of each text stays, where several rows have the same text, and with that which label.
+"""Which row of each text is kept, and so which label, where several rows have the same text.
 
-Arithmetic on arrays alone: the rows of a text are all in the arrays of one call. Costs one sort of
-the rows and a second one of those whose text has several labels.
+Arithmetic on arrays only: one call's arrays hold all rows of a text. Costs one sort of all rows and
+one of the rows whose text has several labels.
 
 Array shapes: N rows, T texts that have several labels, P pairs of such a text and one of its
 labels.
@@ -18,14 +18,14 @@ from emotion_train.data.target_columns import Joint, PostTargets
 from emotion_train.data.targets import Target, TargetKind
 
 Policy = Literal["first", "majority", "union", "mean", "drop", "refuse"]
-# what may be done with several rows of a text, by what posts are labelled with
+# policies for several rows of a text, by kind of targets
 POLICIES: dict[TargetKind, tuple[Policy, ...]] = {
     "one": ("first", "majority", "drop", "refuse"),
     "several": ("first", "majority", "union", "drop", "refuse"),
     "shares": ("first", "mean", "drop", "refuse"),
 }
 BY_DEFAULT: dict[TargetKind, Policy] = {"one": "majority", "several": "majority", "shares": "mean"}
-# policies that make a target of all rows of a text
+# policies that make one target from all rows of a text
 _JOINT: dict[tuple[TargetKind, Policy], Joint] = {
     ("several", "majority"): "half",
     ("several", "union"): "union",
@@ -40,33 +40,33 @@ class Conflict(NamedTuple):
 
     place: int  # of its first row
     votes: dict[int, int]  # rows of each label code, in the order of their first rows
-    winner: int | None  # label code; None when no row of the text stays
+    winner: int | None  # label code; None when no row of the text is kept
 
 
 class Example(NamedTuple):
-    """A text with several labels as a person reads it."""
+    """A text with several labels, with names for a person to read."""
 
     text: str
     votes: list[tuple[str, int]]
     winner: str | None
 
     def __str__(self) -> str:
-        """The text's beginning and its labels, such as `'good morning' love 6, worry 2: love`."""
+        """The text's beginning and its labels, like `'good morning' love 6, worry 2: love`."""
         beginning = self.text if len(self.text) <= _CHARS_SHOWN else f"{self.text[: _CHARS_SHOWN - 1]}…"
         votes = ", ".join(f"{label} {rows:,}" for label, rows in self.votes)
         return f"{beginning!r} {votes}" + ("" if self.winner is None else f": {self.winner}")
 
 
 class Choice(NamedTuple):
-    """What became of each row, in four cases that exclude each other."""
+    """The outcome of each row: one of four cases that exclude each other."""
 
     keep_N: Any
-    repeated_N: Any  # same text and label as the row that stays
-    conflicting_N: Any  # same text, another label than the row that stays, or no row stays
+    repeated_N: Any  # same text and label as the kept row
+    conflicting_N: Any  # same text, but another label than the kept row, or no row is kept
     in_two_splits_N: Any  # a row of a later split has the text
     texts: int  # texts with several labels
-    examples: list[Conflict]  # those of the first rows
-    text_N: Any  # of a row that takes part in a conflict the number of its text, else -1
+    examples: list[Conflict]  # the conflicts with the earliest rows
+    text_N: Any  # the number of the row's text where the row takes part in a conflict, else -1
 
 
 def choose(
@@ -74,19 +74,18 @@ def choose(
 ) -> Choice:
     """Keep one of the rows with equal keys, in the lowest split code that has one.
 
-    Among the rows there `first` keeps the first one by place, `majority` the first one of the label
-    with the most rows, where of equally many the label of the earliest row wins. `drop` keeps no
-    row of a text that has several labels there; `refuse` counts as conflicting all of its rows
-    there, as nothing of them will be used.
+    Among that split's rows, `first` keeps the first by place, and `majority` the first row of the
+    label with the most rows; on a tie, the label of the earliest row wins. `drop` and `refuse` keep
+    no row of a text that has several labels in that split: all its rows there count as conflicting.
     """
     order_N = np.lexsort((place_N, split_N, key1_N, key0_N))
     first_N = np.ones(len(order_N), bool)  # in order: the first row of its text
     first_N[1:] = (np.diff(key0_N[order_N]) != 0) | (np.diff(key1_N[order_N]) != 0)
     text_N = np.cumsum(first_N) - 1  # in order: the number of its text
-    kept = order_N[first_N]  # the row that stays, by text
+    kept = order_N[first_N]  # the kept row, by text
     inside_N = split_N[order_N] == split_N[kept][text_N]
     other_N = inside_N & (label_N[order_N] != label_N[kept][text_N])
-    mixed = np.zeros(len(kept), bool)  # by text: it has several labels
+    mixed = np.zeros(len(kept), bool)  # by text: whether it has several labels
     mixed[text_N[other_N]] = True
     at_P, votes_P, begins_T = _count_votes(order_N, text_N, inside_N & mixed[text_N], label_N)
     winner_T = _winners(votes_P, begins_T) if policy == "majority" else begins_T
@@ -115,7 +114,7 @@ def choose(
 
 
 def spelled(target: Target, names: Mapping[int, str]) -> str:
-    """A target as a person reads it: joy, joy + anger, or joy 0.67 + anger 0.33."""
+    """A target for a person to read: joy, joy + anger, or joy 0.67 + anger 0.33."""
     if not target:
         return "no label"
     return " + ".join(names[code] if share == 1 else f"{names[code]} {share:.2g}" for code, share in target)
@@ -126,11 +125,11 @@ class Dispute(NamedTuple):
 
     place: int  # of its first row
     votes: list[tuple[Target, int]]  # rows of each target, in the order of their first rows
-    winner: Target | None  # None when no row of the text stays
+    winner: Target | None  # None when no row of the text is kept
 
 
 class Settled(NamedTuple):
-    """The choice among rows, the targets of all rows as they are afterwards, and examples."""
+    """The choice among rows, the targets of all rows after it, and examples."""
 
     choice: Choice
     targets: PostTargets
@@ -146,9 +145,9 @@ def settle(
     *,
     allow_none: bool = False,
 ) -> Settled:
-    """What becomes of rows with any targets, by the rules of `choose`; `keys` are its first four
-    arrays. Where a policy makes a target of all rows of a text, the first row gets it; without any
-    label it does not stay unless such posts are allowed.
+    """The outcome of rows with any kind of targets, by the rules of `choose`; `keys` are its first
+    four arrays. Where a policy makes one target from all rows of a text, the first row gets it, and
+    is kept without a label only if `allow_none` is set.
     """
     number_N = targets.label_P if kind == "one" else targets.numbered(labels)
     joint = _JOINT.get((kind, policy))
@@ -159,12 +158,12 @@ def settle(
         none_N = (choice.text_N >= 0) & choice.keep_N & (settled.counts == 0)
         if not allow_none:
             choice.keep_N[none_N], choice.conflicting_N[none_N] = False, True
-    disputes = [_dispute(one, keys[3], number_N, targets, settled, choice) for one in choice.examples]
+    disputes = [_dispute(of, keys[3], number_N, targets, settled, choice) for of in choice.examples]
     return Settled(choice, settled, disputes)
 
 
 def _with_joint_targets(targets: PostTargets, choice: Choice, joint: Joint) -> PostTargets:
-    """The targets in which the row that stays of each text has that of all its rows."""
+    """The targets, where each conflicting text's kept row has the joint target of all its rows."""
     rows = np.flatnonzero(choice.text_N >= 0)
     _, group = np.unique(choice.text_N[rows], return_inverse=True)
     made = targets.take(rows).joined(group, choice.texts, joint)
@@ -188,7 +187,7 @@ def _dispute(
 
 
 class _Pairs(NamedTuple):
-    """Pairs of text and label, those of a text side by side in the order of their first rows."""
+    """Pairs of text and label; pairs of one text are neighbours, in the order of first rows."""
 
     at_P: Any  # the pair's first row
     votes_P: Any
@@ -197,7 +196,7 @@ class _Pairs(NamedTuple):
 
 
 def _count_votes(order_N: Any, text_N: Any, counted_N: Any, label_N: Any) -> tuple[Any, Any, Any]:
-    """The first row and the rows of each pair, and the first pair of each text."""
+    """The first row and the number of rows of each pair, and the first pair of each text."""
     rows, text = order_N[counted_N], text_N[counted_N]  # by text and place
     by_pair = np.lexsort((label_N[rows], text))  # stable: by place within a pair
     new = np.ones(len(rows), bool)
@@ -212,7 +211,7 @@ def _count_votes(order_N: Any, text_N: Any, counted_N: Any, label_N: Any) -> tup
 
 
 def _winners(votes_P: Any, begins_T: Any) -> Any:
-    """The pair of most votes of each text, the first of several."""
+    """The pair with the most votes of each text; on a tie, the first."""
     if not len(begins_T):
         return begins_T
     most_T = np.maximum.reduceat(votes_P, begins_T)

@@ -1,10 +1,10 @@
-"""Labels that a person corrected, in a CSV such as the report's mislabelled.csv: what its columns
-are, how they are read, and which posts they change.
+"""Labels that a person corrected, in a CSV such as the report's mislabelled.csv: its columns, how
+they are read, and which posts they change.
 
-A row counts where somebody wrote into `corrected`. It finds its post by the text, in the form in
-which equal texts are found, or by the id where the file has no texts; and it changes nothing unless
-the post still has the label that was corrected. Splits are drawn before, so that no post that was
-held out is trained on because its label changed.
+A row counts if its `corrected` is filled in. Its post is found by the text's normalised form, or by
+the id where the file has no texts. A row changes nothing unless the post still has the label that
+was corrected. Splits are drawn before, so that a changed label never moves a held-out post into
+training.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SHOWN = 5
 
 
 def spelled_labels(names: Sequence[str], several: bool) -> str:
-    """The labels in one cell: joy, or joy|anger, or as JSON where a name would be misread."""
+    """The labels as one cell: joy, or joy|anger, or JSON where a name would be misread."""
     if not several:
         return names[0]
     if names and not any("|" in name or name.startswith("[") or name != name.strip() for name in names):
@@ -42,7 +42,7 @@ def spelled_labels(names: Sequence[str], several: bool) -> str:
 
 
 class Correction(NamedTuple):
-    """A row somebody filled in; `row` is its number in a spreadsheet."""
+    """A filled-in row; `row` is its number in a spreadsheet."""
 
     row: int
     text: str | None
@@ -57,7 +57,7 @@ class Correction(NamedTuple):
 
 @dataclass(frozen=True)
 class Corrections:
-    """The rows of a file; `blank` are those in which nobody wrote anything."""
+    """The filled-in rows of a file; `blank` counts the other rows."""
 
     name: str
     sha256: str
@@ -66,8 +66,8 @@ class Corrections:
 
 
 def read_corrections(given: str | Path) -> Corrections:
-    """Raises `WrongRequest` for a file that cannot be read, that lacks a column, or whose rows
-    contradict each other.
+    """The corrections in a file. Raises `WrongRequest` where the file cannot be read, lacks a
+    column, or contradicts itself.
     """
     path = typed_path(given)
     try:
@@ -81,10 +81,10 @@ def read_corrections(given: str | Path) -> Corrections:
     except (Unreadable, UnicodeDecodeError) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
         raise WrongRequest(f"--corrections {given} cannot be read: {reason}; save it as CSV UTF-8.") from None
-    found = _rows_of(str(given), text)
-    filled = tuple(row for row in found if row.corrected)
+    rows = _rows_of(str(given), text)
+    filled = tuple(row for row in rows if row.corrected)
     _refuse_contradictions(str(given), filled)
-    return Corrections(path.name, hashlib.sha256(raw).hexdigest(), filled, len(found) - len(filled))
+    return Corrections(path.name, hashlib.sha256(raw).hexdigest(), filled, len(rows) - len(filled))
 
 
 def _rows_of(name: str, text: str) -> list[Correction]:
@@ -100,10 +100,10 @@ def _rows_of(name: str, text: str) -> list[Correction]:
                 f"--corrections {name} has the columns {', '.join(map(repr, present[:20])) or 'none'}; it"
                 " needs label, corrected, and text or id, as the mislabelled.csv beside a report has them."
             )
-        found = []
-        for number, cells in enumerate(rows, 2):  # as a spreadsheet counts, and a broken text is one row
+        corrections = []
+        for number, cells in enumerate(rows, 2):  # as a spreadsheet counts: a text over lines is one row
             cell = {column: (cells.get(column) or "").strip() for column in COLUMNS}
-            found.append(
+            corrections.append(
                 Correction(
                     number,
                     cell["text"] if "text" in present else None,
@@ -114,7 +114,7 @@ def _rows_of(name: str, text: str) -> list[Correction]:
             )
     except csv.Error as error:
         raise WrongRequest(f"--corrections {name} is not a CSV ({error}); save it as CSV UTF-8.") from None
-    return found
+    return corrections
 
 
 def _refuse_contradictions(name: str, rows: Sequence[Correction]) -> None:
@@ -126,31 +126,31 @@ def _refuse_contradictions(name: str, rows: Sequence[Correction]) -> None:
         before = seen.setdefault(key, one)
         if (before.label, before.corrected) != (one.label, one.corrected):
             raise WrongRequest(
-                f"--corrections {name} corrects {one.post} twice and not alike: {before.label} to"
+                f"--corrections {name} corrects {one.post} twice and differently: {before.label} to"
                 f" {before.corrected} in row {before.row}, {one.label} to {one.corrected} in row {one.row};"
-                " leave one of them."
+                " leave one of the two rows out."
             )
 
 
 @dataclass
 class Applied:
-    """What became of the rows of a file."""
+    """The outcome of a file's rows."""
 
     corrections: Corrections
     applied: int = 0
-    already: int = 0  # posts that have the corrected label
+    already: int = 0  # posts that already have the corrected label
     other: list[int] = field(default_factory=list)  # rows whose post has a third label
     unmatched: list[int] = field(default_factory=list)  # rows that no post fits
 
     def lines(self) -> list[str]:
-        """What a person wants to know of it."""
-        one = self.corrections
-        told = [f"{self.applied:,} labels corrected by {one.name}"]
-        told += [f"{self.already:,} rows have their correction already"] if self.already else []
-        told += [f"{len(self.other):,} have another label now ({_some(self.other)})"] if self.other else []
-        told += [f"{len(self.unmatched):,} fit no post ({_some(self.unmatched)})"] if self.unmatched else []
-        told += [f"{one.blank:,} left blank"] if one.blank else []
-        return [f"corrections {'; '.join(told)}"]
+        """The outcome as one line for a terminal."""
+        file = self.corrections
+        parts = [f"{self.applied:,} labels corrected by {file.name}"]
+        parts += [f"{self.already:,} rows have their correction already"] if self.already else []
+        parts += [f"{len(self.other):,} have another label now ({_some(self.other)})"] if self.other else []
+        parts += [f"{len(self.unmatched):,} fit no post ({_some(self.unmatched)})"] if self.unmatched else []
+        parts += [f"{file.blank:,} left blank"] if file.blank else []
+        return [f"corrections {'; '.join(parts)}"]
 
 
 def _some(rows: Sequence[int]) -> str:
@@ -205,11 +205,11 @@ class Corrector:
 
         from emotion_train.data.target_columns import PostTargets
 
-        found = self._find(rows)
-        if not found:
+        concerned = self._find(rows)
+        if not concerned:
             return targets
         places, made = [], []
-        for place, one in found:
+        for place, one in concerned:
             before = frozenset(label for label, _ in targets.target(place))
             if (after := self._after(one, before)) != before:
                 places.append(place)
@@ -225,7 +225,7 @@ class Corrector:
         return targets.followed_by(others).take(order)
 
     def _find(self, rows: Any) -> list[tuple[int, Correction]]:
-        """Posts that a correction is about, by their places."""
+        """The places of posts that have a correction, with the correction."""
         keys = (rows.column(name).to_numpy().tolist() for name in ("key0", "key1"))
         ids = rows.column("id").to_pylist() if self._by_id else [""] * len(rows)
         found = []
@@ -236,7 +236,7 @@ class Corrector:
         return found
 
     def _after(self, one: Correction, codes: frozenset[int]) -> frozenset[int]:
-        """The labels of a post that has these, after the correction; notes what became of it."""
+        """The labels, after the correction, of a post that has `codes`; counts the outcome."""
         old, new = self._wanted[one.row]
         self._met[one.row] += 1
         assert new is not None
@@ -250,21 +250,21 @@ class Corrector:
         return codes
 
     def finish(self) -> Applied:
-        """The outcome, once all posts were seen."""
+        """The outcome, once all posts were given."""
         self.outcome.unmatched = [
             one.row for one in self.outcome.corrections.rows if one.row not in self._met
         ]
         return self.outcome
 
     def _codes(self, one: Correction, cell: str, *, known: bool) -> frozenset[int] | None:
-        """The label codes of a cell; None for a label that the data set does not have, which raises
+        """The label codes of a cell. A label that the data set does not have gives None, or raises
         `WrongRequest` where it must be `known`.
         """
         names = self._names(cell)
         if known and not names and not self._allow_none:
             raise WrongRequest(
                 f"--corrections {self._file} takes all labels from {one.post} in row {one.row}; type"
-                " --allow-none where a post may have none."
+                " --allow-none if a post may have none."
             )
         unknown = [name for name in names if name not in self._code_of]
         if not unknown:

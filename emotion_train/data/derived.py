@@ -1,8 +1,8 @@
-"""Data sets that are made of another data set: a split written anew from posts in memory, a split
-copied byte for byte, and the index created last.
+"""Data sets made from another data set: a split written anew from posts in memory, a split copied
+byte for byte, and the index created last.
 
-The same content always gives the same bytes, so that two processes may write at once and a stopped
-one resumes. The price: a split that is written anew is held in memory, 1 kB a post or so.
+The same content always gives the same bytes, so two processes may write at once, and a stopped one
+resumes. The price: a split that is written anew is held in memory, about 1 kB per post.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def read_split(store: Store, index: Index, name: str) -> Rows:
     """All posts of a split in their stored order. Raises as `RowGroupReader.rows`."""
     split = index.split(name)
     groups = len(split.row_groups)
-    found = []
+    parts = []
     with RowGroupReader(store, split, capacity=16, kept=index.kept_columns) as reader:
         for group in range(groups):
             reader.ask(range(group, min(group + _GROUPS_AHEAD, groups)))
-            found.append(reader.rows(group))
-    return Rows(*([value for part in column for value in part] for column in zip(*found, strict=True)))
+            parts.append(reader.rows(group))
+    return Rows(*([value for part in column for value in part] for column in zip(*parts, strict=True)))
 
 
 def chosen_rows(rows: Rows, numbers: Iterable[int]) -> Rows:
@@ -46,8 +46,8 @@ def chosen_rows(rows: Rows, numbers: Iterable[int]) -> Rows:
 def write_split(
     index: Index, name: str, rows: Rows, targets: TargetKind, store: Store, folder: Path
 ) -> Split:
-    """A split of these posts at `store`, in row groups as large as those of the data set that
-    `index` describes, with its weights and kept columns. `folder` is for local files.
+    """A split of these posts, written at `store` with the row group size, weights and kept columns
+    of `index`. `folder` is for local files.
     """
     import pyarrow as pa
 
@@ -80,14 +80,14 @@ def _labels(rows: Rows, targets: TargetKind) -> dict[str, list[Any]]:
     pairs = [target or () for target in rows.targets]
     if targets == "one":
         return {"label": [largest(target) for target in pairs]}
-    found: dict[str, list[Any]] = {"labels": [[label for label, _ in target] for target in pairs]}
+    columns: dict[str, list[Any]] = {"labels": [[label for label, _ in target] for target in pairs]}
     if targets == "shares":
-        found["shares"] = [[share for _, share in target] for target in pairs]
-    return found
+        columns["shares"] = [[share for _, share in target] for target in pairs]
+    return columns
 
 
 def copied(source: Store, split: Split, store: Store) -> Split:
-    """The split, whose objects are those of the source, byte for byte."""
+    """The split at `store`, its objects copied byte for byte from `source`."""
     objects = []
     with tempfile.TemporaryDirectory(prefix="emotion-train-copy-") as name:
         for described in split.objects:
@@ -100,15 +100,15 @@ def copied(source: Store, split: Split, store: Store) -> Split:
 
 
 def copied_auxiliary(source: Store, index: Index, store: Store) -> Auxiliary | None:
-    """What is trained on beside the training split, copied as a split is."""
+    """The auxiliary posts, copied as a split is; None where there are none."""
     if index.auxiliary is None:
         return None
     return index.auxiliary.model_copy(update={"split": copied(source, index.auxiliary.split, store)})
 
 
 def create_index(store: Store, made: Index, option: str) -> Index:
-    """The index at `store`, which this call or an earlier one created. Raises `WrongRequest` where
-    another data set is there; `option` is what a person gives for another place.
+    """The index at `store`, created by this call or an earlier one. Raises `WrongRequest` where the
+    store holds another data set; `option` is the option that names another place.
     """
     try:
         store.create(INDEX_KEY, made.to_bytes())
@@ -121,7 +121,7 @@ def create_index(store: Store, made: Index, option: str) -> Index:
 
 
 def versions_now(index: Index) -> dict[str, str]:
-    """The versions of a data set that was made of this one."""
+    """The versions of a data set that is made from this one now."""
     own = {name: version_of(package) for name, package in _PACKAGES}
     return {**index.versions, **own}
 

@@ -1,5 +1,5 @@
-"""A data set that stands at DATA_URL already: the same, which is looked through and completed, or
-another one, which is never touched.
+"""A data set that already exists at DATA_URL: the same one is checked and completed, another one is
+never touched.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def existing_index(store: Store) -> Index | None:
 
 
 def restore(store: Store, existing: Index, index: Index, folder: Path) -> int:
-    """See that the data set at `store` is the one just made in `folder`, and whole; returns how
-    many of its objects were missing and are written anew.
+    """Check that the data set at `store` is the one just made in `folder`, and complete it; returns
+    how many of its objects were missing and were written.
 
     Raises `WrongRequest` for another data set, and for an object that has other bytes.
     """
@@ -33,9 +33,9 @@ def restore(store: Store, existing: Index, index: Index, folder: Path) -> int:
         shown = list(found.damaged.items())[:_NAMES_SHOWN]
         more = f", and {len(found.damaged) - len(shown)} more" if len(found.damaged) > len(shown) else ""
         raise WrongRequest(
-            f"The data set at {store.url} is damaged: {', '.join(words for _, words in shown)}{more}; delete"
-            f" {', '.join(store.url_of(key) for key, _ in shown)}{more} and type the same command again,"
-            " which writes anew what is missing."
+            f"The data set at {store.url} is damaged: {', '.join(damage for _, damage in shown)}{more};"
+            f" delete {', '.join(store.url_of(key) for key, _ in shown)}{more} and type the same command"
+            " again, which writes missing objects anew."
         )
     for name, split in existing.stored_splits.items():
         for number, described in enumerate(split.objects):
@@ -55,15 +55,15 @@ def _refuse_another(store: Store, existing: Index, index: Index) -> None:
     if not same_posts(existing, index):
         raise WrongRequest(
             f"{store.url} holds a data set of an earlier version of this program, and this version makes"
-            f" another one of {index.source.get('name')} ({_difference(existing, index, ('source',))}); it"
-            " stays as it is, fit for training: type another DATA_URL, or --on-conflict first if that is"
-            " all that was different then."
+            f" another one from {index.source.get('name')} ({_difference(existing, index, ('source',))}). It"
+            " stays as it is, fit for training: type another DATA_URL, or --on-conflict first if the"
+            " earlier version differed only in that."
         )
 
 
 def _content(index: Index) -> dict[str, Any]:
-    """The index without what a copy or another version of this program or a library changes
-    although the posts' bytes are the same.
+    """The index without the fields that a copy, or another version of this program or a library,
+    changes while the posts' bytes stay the same.
     """
     from emotion_train.data.lengths import RECORDED
 
@@ -76,15 +76,15 @@ def _content(index: Index) -> dict[str, Any]:
 
 
 def same_posts(one: Index, other: Index) -> bool:
-    """Whether both say the same of every post that is trained on, auxiliary ones too, or scored:
-    where it is, and what its labels are called.
+    """Whether both indexes describe the same posts, trained on or scored, at the same places, and
+    the same label names.
     """
     return _posts(one) == _posts(other)
 
 
 def _posts(index: Index) -> dict[str, Any]:
-    """What of the index says which posts are where: without the names of objects and the words on
-    the source, which earlier versions chose otherwise.
+    """The part of the index that says which posts are where: without the objects' names and the
+    facts on the source, which earlier versions chose differently.
     """
     content = _content(index)
     del content["source"]

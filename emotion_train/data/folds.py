@@ -1,10 +1,10 @@
-"""The folds of a training split, each a data set of its own: trained on are the posts of all other
-folds, and the fold itself is the test split, so that a run on it publishes what a model says of
-posts that it did not see.
+"""The folds of a training split, each a data set of its own. Its training split is all other folds,
+and its test split is the fold itself, so that a run on it publishes a model's answers for posts
+that the model did not see.
 
-In which fold a post is follows from its text alone (by the hash that tells equal texts) and the
-number of folds: no list is kept, and posts of equal text are never divided. The price: the training
-posts are stored once more for each fold.
+A post's fold follows only from its text (by the hash that finds equal texts) and the number of
+folds: no list is stored, and posts with equal texts stay together. The price: the training posts
+are stored once more for each fold.
 
 Letters: N posts, C labels.
 """
@@ -33,7 +33,7 @@ from emotion_train.data.text_filter import keys_of
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.store import Store
 
-_LEAST_SHARE = 1e-4  # what is less of a post is left out
+_LEAST_SHARE = 1e-4  # smaller shares of a post are left out
 
 
 def folds_of_texts(texts: Sequence[str], folds: int) -> NDArray[np.int64]:
@@ -42,17 +42,17 @@ def folds_of_texts(texts: Sequence[str], folds: int) -> NDArray[np.int64]:
 
 
 def require_foldable(index: Index, rows: Rows, folds: int, url: str) -> None:
-    """Raises `WrongRequest` for posts that cannot be distilled, and where the posts of a label all
-    lie in one fold.
+    """Raises `WrongRequest` for posts that cannot be distilled, and where one fold has all posts of
+    a label.
     """
     if index.targets == "several":
         raise WrongRequest(
-            f"The posts of {url} have several labels, and shares are what a teacher gives; distil a data set"
-            " of one label, or of shares of labels."
+            f"The posts of {url} have several labels, and a teacher gives shares; distil a data set whose"
+            " posts have one label, or shares of labels."
         )
     if index.marked or SOFT in index.requires:
         what = "was augmented" if index.marked else "was distilled already"
-        raise WrongRequest(f"{url} {what}; give the data set that it was made of.")
+        raise WrongRequest(f"{url} {what}; give the data set that it was made from.")
     fold_N = folds_of_texts(_texts(rows), folds)
     in_folds: dict[int, set[int]] = {}
     for target, fold in zip(rows.targets, fold_N.tolist(), strict=True):
@@ -61,8 +61,8 @@ def require_foldable(index: Index, rows: Rows, folds: int, url: str) -> None:
     for label, name in enumerate(index.labels):
         if len(in_folds.get(label, ())) < 2:
             raise WrongRequest(
-                f"All training posts of the label {name!r} are in one of {folds} folds, whose teacher would"
-                " not know it; give another number of --folds, or more posts of it."
+                f"All training posts of the label {name!r} are in one of {folds} folds, and that fold's"
+                " teacher would not know the label; give another number of --folds, or more posts of it."
             )
 
 
@@ -104,8 +104,8 @@ def write_soft(
     store: Store,
     option: str,
 ) -> Index:
-    """The data set whose training posts have shares, `own` of each from its own labels and the rest
-    from `prob_by_id`; validation and test are the same bytes. Raises as `create_index`.
+    """The data set with shares for training posts: a part `own` of each from its own labels, the
+    rest from `prob_by_id`. Validation and test keep their bytes. Raises as `create_index`.
     """
     soft = rows._replace(
         targets=[
@@ -135,8 +135,8 @@ def write_soft(
 
 
 def softened(target: Target, prob_C: NDArray[np.float64], own: float) -> Target:
-    """The shares of a post: `own` of its own labels, the rest as probable as `prob_C`. Shares below
-    1e-4 are left out, and the others add up to 1.
+    """The shares of a post: a part `own` from its own labels, the rest in proportion to `prob_C`.
+    Shares below 1e-4 are left out, and the others add up to 1.
     """
     share_C = (1 - own) * np.asarray(prob_C, np.float64)
     for label, share in target:

@@ -1,14 +1,13 @@
-"""The index of a prepared data set: what lies where in the bucket, and how to know that it is still
-the same.
+"""The index of a prepared data set: every object with its place, size and checksums.
 
-`index.json` is written last and create-only, so its presence means that every object it names is
-whole. It holds one entry per row group: 10 million posts make about 10,000 entries and 2 MB of
+`index.json` is written last and created only once, so its presence means that every object it names
+is whole. It holds one entry per row group: 10 million posts make about 10,000 entries and 2 MB of
 JSON, read once per process in 0.1 s and 40 MiB.
 
-What it says is checked three times. Its digest tells of an edit by hand; its numbers must add up
-and lie in the objects that it names; and rows and label counts are compared with the posts as each
-row group is read (`emotion_train/data/reader.py`). Schema 1 has no digest, so two labels that
-change their names there go unnoticed. None of this stops an enemy who can write.
+The index is checked three times. Its digest shows an edit by hand; its numbers must add up and fit
+the objects that it names; and rows and label counts are compared with the posts as each row group
+is read (`emotion_train/data/reader.py`). Schema 1 has no digest, so two labels that swap their
+names there go unnoticed. None of this stops an attacker who can write to the store.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ INDEX_KEY = "index.json"
 _LABELS_SHOWN = 30
 SCHEMA: Literal["emotion-train/index/2"] = "emotion-train/index/2"
 FIRST: Literal["emotion-train/index/1"] = "emotion-train/index/1"
-# names in `requires` that this version knows; a later one adds a name and not a schema
+# names in `requires` that this version knows; a later version adds a name, not a schema
 FEATURES = frozenset({*FEATURE.values(), WEIGHT, SOURCE, AUXILIARY, SOFT})
 MAX_LANES = 64
 SPLITS = ("train", "validation", "test")
@@ -47,7 +46,7 @@ _MAX_LABEL_CHARS = 1000  # earlier versions wrote longer ones than `prepare` now
 Count = Annotated[int, Field(ge=0, le=_MAX_ROWS)]
 Sum = Annotated[float, Field(ge=0, le=_MAX_ROWS, allow_inf_nan=False)]
 Counts = tuple[Count | Sum, ...]
-_SUMS_OFF = 1e-6  # of a post, that sums of shares may differ by for each post
+_SUMS_OFF = 1e-6  # posts by which sums of shares may differ, for each post in the sum
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -66,8 +65,8 @@ class DataObject(FrozenModel):
 class RowGroup(FrozenModel):
     """One row group: `length` bytes of `split.objects[object]` from `start`, holding `rows` posts.
 
-    `label_counts` are the posts that have each label, or the sums of its shares in them;
-    `real_counts` those of its real posts alone, None where all are real.
+    `label_counts` counts the posts that have each label, or sums its shares in them. `real_counts`
+    is the same for real posts only; None where all are real.
     """
 
     object: int = Field(ge=0, description="Position in the split's objects.")
@@ -82,11 +81,13 @@ class RowGroup(FrozenModel):
 
     @property
     def stored(self) -> RowGroup:
-        """The row group as it is stored; `limited` keeps fewer of its posts."""
+        """The row group as stored, before `limited` kept fewer of its posts."""
         return self._stored or self
 
     def keeping(self, rows: int, label_counts: tuple[float, ...]) -> RowGroup:
-        """The same bytes, of which so many posts count; real ones in their share of each label."""
+        """The same bytes with only `rows` posts that count; real posts keep their share of each
+        label.
+        """
         real = None
         if self.real_counts is not None:
             real = tuple(
@@ -111,8 +112,8 @@ class Split(FrozenModel):
 
     @property
     def real_label_counts(self) -> tuple[float, ...]:
-        """`label_counts` of real posts alone, by which classes are weighted: with the others a
-        label that was augmented would lose the weight of a rare one.
+        """`label_counts` of real posts only. They decide the class weights: with added posts, an
+        augmented label would lose the weight of a rare one.
         """
         if all(group.real_counts is None for group in self.row_groups):
             return self.label_counts
@@ -139,10 +140,10 @@ class Split(FrozenModel):
 
     @property
     def _of_object(self) -> list[list[RowGroup]]:
-        found: list[list[RowGroup]] = [[] for _ in self.objects]
+        groups: list[list[RowGroup]] = [[] for _ in self.objects]
         for group in self.row_groups:
-            found[group.object].append(group)
-        return found
+            groups[group.object].append(group)
+        return groups
 
     def _refuse_wrong_counts(self) -> None:
         sums = [0.0] * len(self.label_counts)
@@ -155,24 +156,22 @@ class Split(FrozenModel):
                 for own, every in zip(real, group.label_counts, strict=True)
             ):
                 raise ValueError(f"row group {number} counts more real posts than posts")
-            sums = [one + more for one, more in zip(sums, group.label_counts, strict=True)]
+            sums = [total + count for total, count in zip(sums, group.label_counts, strict=True)]
         if differ(sums, self.label_counts, self.rows):
             raise ValueError("the label counts of the row groups do not add up to the split's")
 
 
 class KnownLabels(FrozenModel):
-    """A source of training posts, and the ids of the labels that it knows, main and auxiliary
-    ones.
-    """
+    """A source of training posts, and the ids of the labels that it knows, main or auxiliary."""
 
     name: str = Field(max_length=1000)
     labels: tuple[int, ...] = Field(min_length=2, max_length=_MAX_LABELS)
 
 
 class Auxiliary(FrozenModel):
-    """Posts that are trained on and never scored: of other labels than the data set's, or with
-    several where a post has one. `labels` stand behind the data set's own; `sources[0]` labelled
-    the training split, and each auxiliary post names one of them.
+    """Posts that are trained on and never scored: with other labels than the data set's, or with
+    several where a post has one. `labels` follow the data set's own labels. Each auxiliary post
+    names one of `sources`; `sources[0]` labelled the training split.
     """
 
     labels: tuple[str, ...] = Field(max_length=_MAX_LABELS)
@@ -181,7 +180,7 @@ class Auxiliary(FrozenModel):
 
 
 def _refuse_wrong_places(described: DataObject, groups: list[RowGroup]) -> None:
-    """Row groups lie one after the other between the first bytes and the footer."""
+    """Raises `ValueError` unless the row groups follow each other and end before the footer."""
     if [group.ordinal for group in groups] != list(range(len(groups))):
         raise ValueError(f"the row groups of {described.key} are not numbered in their order")
     ends = [(group.start, group.start + group.length) for group in groups]
@@ -192,12 +191,14 @@ def _refuse_wrong_places(described: DataObject, groups: list[RowGroup]) -> None:
 
 
 def differ(sums: Iterable[float], others: Iterable[float], posts: int) -> bool:
-    """Whether label counts differ, or sums of shares by more than rounding in so many posts."""
-    return any(abs(one - other) > _SUMS_OFF * posts for one, other in zip(sums, others, strict=True))
+    """Whether label counts, or sums of shares, differ by more than rounding in `posts` posts."""
+    return any(abs(own - other) > _SUMS_OFF * posts for own, other in zip(sums, others, strict=True))
 
 
 def _refuse_wrong_sums(name: str, split: Split, targets: TargetKind) -> None:
-    """Each post has one label or shares of 1 together, or of several labels each at most once."""
+    """Raises `ValueError` unless the label counts fit posts with one label, with shares that add up
+    to 1, or with each label at most once.
+    """
     for number, group in enumerate(split.row_groups):
         counts = group.label_counts
         fits = (
@@ -213,10 +214,9 @@ class Index(Manifest):
     """Everything a reader needs to know about a prepared data set. Label ids are positions in
     `labels`.
 
-    `requires` names features without which it would be misread: what the posts are labelled with
-    where that is not one label, that they have weights of their own, that some are marked as no
-    real posts, that those of the training split have shares where the others have one label, and
-    that posts of other labels are trained on beside it.
+    `requires` names features that a reader must know: label targets other than one label, posts
+    with weights of their own, posts marked as not real, training posts with shares where the other
+    splits have one label, and auxiliary posts.
     """
 
     older: ClassVar[tuple[str, ...]] = (FIRST,)
@@ -240,7 +240,7 @@ class Index(Manifest):
     def _names(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
         name, times = Counter(labels).most_common(1)[0] if labels else ("", 1)
         if times > 1:
-            raise ValueError(f"the label {name[:40]!r} stands there twice")
+            raise ValueError(f"the label {name[:40]!r} is listed twice")
         if any(not label.strip() or len(label) > _MAX_LABEL_CHARS for label in labels):
             raise ValueError(f"a label is blank or has more than {_MAX_LABEL_CHARS} characters")
         return labels
@@ -265,13 +265,13 @@ class Index(Manifest):
 
     def _refuse_wrong_auxiliary(self) -> None:
         if (self.auxiliary is not None) != (AUXILIARY in self.requires):
-            raise ValueError("auxiliary posts are there or required, and not both")
+            raise ValueError("auxiliary posts are listed but not required, or required but not listed")
         if self.auxiliary is None:
             return
         self._names(self.trained_labels)
         every, split = len(self.trained_labels), self.auxiliary.split
         if any(set(source.labels) - set(range(every)) for source in self.auxiliary.sources):
-            raise ValueError("a source knows a label that is not there")
+            raise ValueError("a source knows a label that is not listed")
         if not set(range(len(self.labels))) <= set(self.auxiliary.sources[0].labels):
             raise ValueError("the source of the training split does not know all its labels")
         if not split.rows or len(split.label_counts) != every:
@@ -280,7 +280,7 @@ class Index(Manifest):
 
     @classmethod
     def refuse_unknown(cls, document: dict[str, Any]) -> str | None:
-        """The sentence on features that this version does not know."""
+        """A sentence on features that this version does not know; None where it knows all."""
         names = document.get("requires", [])
         unknown = [name for name in names if name not in FEATURES] if isinstance(names, list) else []
         if not unknown:
@@ -294,14 +294,14 @@ class Index(Manifest):
         )
 
     def content(self) -> dict[str, Any]:
-        """What is written: of the first schema without `requires`, so that its sha256 stays that
-        which logs and adapters hold.
+        """The content to write. The first schema is written without `requires`, so that its sha256
+        stays the one in logs and adapters.
         """
         content = self.model_dump(
             mode="json", exclude={"requires"} if self.schema_version == FIRST else set()
         )
         splits = list(content["splits"].values())
-        if content["auxiliary"] is None:  # without the field where it says nothing
+        if content["auxiliary"] is None:  # an empty field is left out
             del content["auxiliary"]
         else:
             splits.append(content["auxiliary"]["split"])
@@ -312,46 +312,46 @@ class Index(Manifest):
         return content
 
     def sha256(self) -> str:
-        """The hash of the stored index, whatever `limited` has left of it."""
+        """The hash of the stored index, unchanged by `limited`."""
         return hashlib.sha256(self.whole.to_bytes()).hexdigest()
 
     @property
     def whole(self) -> Index:
-        """The index as it is stored."""
+        """The index as stored, before `limited`."""
         return self._whole or self
 
     @property
     def targets(self) -> TargetKind:
-        """What the posts are labelled with."""
+        """The kind of label targets of the posts."""
         return kind_of(self.requires)
 
     @property
     def trained_targets(self) -> TargetKind:
-        """What all training posts together are labelled with: one label and auxiliary ones are
-        shares.
+        """The kind of label targets of all training posts: posts with one label become shares where
+        there are auxiliary posts.
         """
         if self.auxiliary is not None and self.targets == "one":
             return "shares"
         return self.targets_of("train")
 
     def targets_of(self, split: str) -> TargetKind:
-        """What a split's own posts are labelled with."""
+        """The kind of label targets of a split's own posts."""
         return "shares" if split == "train" and SOFT in self.requires else self.targets
 
     @property
     def trained_labels(self) -> tuple[str, ...]:
-        """The labels that the head has in training: the data set's own and the auxiliary ones."""
+        """The labels of the head in training: the data set's own, then the auxiliary ones."""
         return self.labels if self.auxiliary is None else (*self.labels, *self.auxiliary.labels)
 
     @property
     def stored_splits(self) -> dict[str, Split]:
-        """All splits, auxiliary posts among them."""
+        """All splits, auxiliary posts included."""
         return self.splits if self.auxiliary is None else self.splits | {AUXILIARY: self.auxiliary.split}
 
     @property
     def training(self) -> Split:
-        """All posts that are trained on: the training split, and auxiliary ones behind it, with
-        counts of `trained_labels`.
+        """All posts that are trained on: the training split and the auxiliary posts, with counts of
+        `trained_labels`.
         """
         train = self.split("train")
         return train if self.auxiliary is None else _together(train, self.auxiliary.split)
@@ -364,8 +364,8 @@ class Index(Manifest):
         if self.auxiliary is None:
             return None
         known_SC = np.zeros((len(self.auxiliary.sources), len(self.trained_labels)), np.bool_)
-        for source, one in enumerate(self.auxiliary.sources):
-            known_SC[source, list(one.labels)] = True
+        for number, source in enumerate(self.auxiliary.sources):
+            known_SC[number, list(source.labels)] = True
         return known_SC
 
     @property
@@ -375,13 +375,13 @@ class Index(Manifest):
 
     @property
     def marked(self) -> bool:
-        """Whether a column says which posts are no real ones."""
+        """Whether a column marks posts that are not real."""
         return SOURCE in self.requires
 
     @property
     def kept_columns(self) -> tuple[str, ...]:
-        """Columns of the source that came along. They are no feature that is required: a reader
-        that does not know them passes them over.
+        """The source's columns that were kept. They are no required feature: a reader that does not
+        know them skips them.
         """
         names = self.source.get("keep_columns")
         return tuple(names.split(",")) if isinstance(names, str) and names else ()
@@ -399,7 +399,7 @@ class Index(Manifest):
 
 
 def _together(train: Split, auxiliary: Split) -> Split:
-    """Both splits as one, in which their row groups stand evenly, so that the first ones are a
+    """Both splits as one, with their row groups mixed evenly, so that its first row groups are a
     sample of both.
     """
     nothing = (0,) * (len(auxiliary.label_counts) - len(train.label_counts))
@@ -428,24 +428,24 @@ def _together(train: Split, auxiliary: Split) -> Split:
 
 
 def evenly(some: Sequence[RowGroup], others: Sequence[RowGroup]) -> tuple[RowGroup, ...]:
-    """All of both in their orders, each spread over the whole."""
+    """All row groups, each sequence in its order and spread evenly over the result."""
     placed = [
         ((number + 0.5) / len(groups), which, group)
         for which, groups in enumerate((some, others))
         for number, group in enumerate(groups)
     ]
-    return tuple(group for _, _, group in sorted(placed, key=lambda one: one[:2]))
+    return tuple(group for _, _, group in sorted(placed, key=lambda entry: entry[:2]))
 
 
 def limited(index: Index, rows: int | None) -> Index:
     """The index with `rows` posts of each split, in the shares of its labels; None leaves all.
 
-    A function of index and number alone: which posts they are depends on no seed, machine or time.
-    Each label that a split has keeps at least one post. Whole row groups at the end are left out,
-    so little of a large data set is read. Raises `WrongRequest` for fewer posts than labels.
+    The choice depends only on the index and the number, not on a seed, machine or time. Each label
+    of a split keeps at least one post. Whole row groups at the end are left out, so little of a
+    large data set is read. Raises `WrongRequest` for fewer posts than labels.
 
-    Where a post may have more than one label these are the first posts, which are in random order,
-    and label counts of a row group that is cut are those that its posts have on average.
+    Where a post may have more than one label, the first posts are chosen, which are in random
+    order; a row group that is cut gets the label counts that its posts have on average.
     """
     if rows is None:
         return index
@@ -495,7 +495,7 @@ def _first_posts(split: Split, rows: int) -> Split:
 
 
 def _part_of(count: float, taken: int, rows: int) -> float:
-    """That part of a label count: of posts a whole number, one at least where there are any."""
+    """A label count's part for `taken` of `rows` posts; a whole count stays whole, and above 0."""
     part = count * taken / rows
     return max(min(1, count), round(part)) if isinstance(count, int) else part
 
@@ -512,34 +512,35 @@ def _of_groups(split: Split, label_counts: tuple[float, ...], groups: list[RowGr
 
 
 def _shares(label_counts: tuple[int, ...], rows: int) -> list[int]:
-    """`rows` in the shares of the labels, by largest remainders; at least one of each label that
-    there is. There have to be as many rows as labels and no more than posts.
+    """`rows` divided among the labels in their shares, by largest remainders, with at least one for
+    each label that has posts. `rows` must be at least the number of labels and at most that of
+    posts.
     """
     total = sum(label_counts)
     ideal = [rows * count / total for count in label_counts]
-    shares = [min(count, max(1, int(one))) for one, count in zip(ideal, label_counts, strict=True)]
+    shares = [min(count, max(1, int(own))) for own, count in zip(ideal, label_counts, strict=True)]
 
     def short(label: int) -> tuple[float, int]:
         return ideal[label] - shares[label], -label
 
     while (missing := rows - sum(shares)) != 0:
         if missing > 0:
-            label = max((one for one in range(len(shares)) if shares[one] < label_counts[one]), key=short)
+            may_grow = [label for label, count in enumerate(label_counts) if shares[label] < count]
+            label = max(may_grow, key=short)
         else:
-            label = min((one for one in range(len(shares)) if shares[one] > 1), key=short)
+            label = min((label for label, share in enumerate(shares) if share > 1), key=short)
         shares[label] += 1 if missing > 0 else -1
     return shares
 
 
 def has_control(label: str) -> bool:
-    """Whether a label has a character that terminals and files take for a command."""
+    """Whether a label has a control character, which terminals and files may act on."""
     return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in label)
 
 
 def require_trainable(index: Index, weighted: Iterable[str] = ()) -> None:
     """Raises `WrongRequest` when a label has no training post, when there is no validation post to
-    choose a checkpoint by, or when a label of `weighted`, the table of class weights, is none of
-    the data set.
+    choose a checkpoint by, or when `weighted`, the table of class weights, has an unknown label.
     """
     index.split("validation")
     for label, count in zip(index.labels, index.split("train").label_counts, strict=True):

@@ -1,7 +1,7 @@
-"""What a person should look at among the labels of a data set: names that only a machine tells
-apart, words for a missing label, numbers without names.
+"""Labels of a data set that a person should check: names that only a machine tells apart, words for
+a missing label, numbers without names.
 
-Each is a line of advice. Nothing here changes a label: two spellings stay two labels until the
+Each gets a line of advice. Nothing here changes a label: two spellings stay two labels until the
 source is mended.
 """
 
@@ -29,7 +29,7 @@ _LOOKALIKES = str.maketrans(
 def doubts(labels: Sequence[str], counts: Sequence[int], *, given: bool) -> list[str]:
     """One line for each doubt, empty where there is none.
 
-    `counts` are the posts of each label. Names that were `given` by the person are doubted only
+    `counts` are the posts of each label. Names that the person gave (`given`) are doubted only
     where two of them look alike.
     """
     lines = [_alike_line(group) for group in alike(labels)]
@@ -49,9 +49,9 @@ def doubts(labels: Sequence[str], counts: Sequence[int], *, given: bool) -> list
 
 
 def alike(labels: Sequence[str]) -> list[list[str]]:
-    """Groups of two labels or more that a person would take for one: by case, spelling of accents,
-    letters of another script that look the same, space, invisible characters, quotes around them,
-    punctuation at their end, or equal as numbers.
+    """Groups of labels that a person would take for one. They differ only in case, spelling of
+    accents, letters of another script that look the same, space, invisible characters, quotes
+    around them or punctuation at their end, or are equal as numbers.
     """
     groups: dict[str | Decimal, list[str]] = {}
     for name in sorted(labels):
@@ -60,9 +60,9 @@ def alike(labels: Sequence[str]) -> list[list[str]]:
 
 
 def _likeness(name: str) -> str | Decimal:
-    """What labels that are alike have in common."""
+    """A key that is equal for labels that are alike."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    inked = "".join(_plain(one) for one in folded if not _without_ink(one)).translate(_LOOKALIKES)
+    inked = "".join(_plain(letter) for letter in folded if not _without_ink(letter)).translate(_LOOKALIKES)
     bare = inked.rstrip(_END_MARKS).strip(_QUOTES).rstrip(_END_MARKS)
     value = number(bare)
     return bare or inked or name if value is None else value
@@ -75,8 +75,8 @@ def _plain(character: str) -> str:
 
 
 def _without_ink(character: str) -> bool:
-    """Whether `is_invisible` says so, or it is one of the marks that choose between a black and a
-    coloured emoji.
+    """Whether a character is invisible, or a mark that chooses between a black and a coloured
+    emoji.
     """
     return is_invisible(character) or "\ufe00" <= character <= "\ufe0f"
 
@@ -84,18 +84,18 @@ def _without_ink(character: str) -> bool:
 def _alike_line(group: list[str]) -> str:
     shown = [_shown(name, group) for name in group[:_SHOWN]]
     if len(group) > _SHOWN:
-        words = f"{', '.join(shown)} and {len(group) - _SHOWN} more"
+        names = f"{', '.join(shown)} and {len(group) - _SHOWN} more"
     else:
-        words = f"{', '.join(shown[:-1])} and {shown[-1]}"
+        names = f"{', '.join(shown[:-1])} and {shown[-1]}"
     return (
-        f"alike       {words} are {len(group)} labels, each with posts of its own; mend the source and"
+        f"alike       {names} are {len(group)} labels, each with posts of its own; mend the source and"
         " prepare it elsewhere if they are one"
     )
 
 
 def _shown(name: str, group: list[str]) -> str:
-    """The label with escapes where it would look like another of the group, or like itself in other
-    characters.
+    """The label, with escapes where it looks like another label of the group, or is not spelled in
+    NFC.
     """
     looks = [_look(other) for other in group]
     same = looks.count(_look(name)) > 1 and _look(name) != name
@@ -103,7 +103,8 @@ def _shown(name: str, group: list[str]) -> str:
 
 
 def _look(name: str) -> str:
-    inked = "".join(one for one in unicodedata.normalize("NFC", name) if one == " " or not _without_ink(one))
+    letters = unicodedata.normalize("NFC", name)
+    inked = "".join(letter for letter in letters if letter == " " or not _without_ink(letter))
     return inked.translate(_LOOKALIKES)
 
 
@@ -112,15 +113,15 @@ def _says(name: str, count: int) -> str:
 
 
 def _without(labels: Sequence[str]) -> str:
-    """What to type to leave out the labels that mean none."""
+    """Advice on what to type to leave out the labels that mean none."""
     others = [name for name in labels if not means_missing(name) and number(name) != -1]
-    words = ",".join(others)
-    if len(others) < 2 or not words.isprintable():
+    joined = ",".join(others)
+    if len(others) < 2 or not joined.isprintable():
         return "if so, mend the source"
-    if any("," in name for name in others) or len(words) > _MOST_TYPED:
+    if any("," in name for name in others) or len(joined) > _MOST_TYPED:
         option = "--labels-file FILE (the other labels, one a line)"
     else:
-        option = f"--labels={shlex.quote(words)}"  # with =, for the first may begin with a minus
+        option = f"--labels={shlex.quote(joined)}"  # with =, since the first may begin with a minus
     return f"if so, prepare it elsewhere with {option} --on-bad drop"
 
 

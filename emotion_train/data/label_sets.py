@@ -1,14 +1,14 @@
-"""How many posts of each set of labels go to validation and test, so that every label has its share
-there: iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011), on the counts of sets.
+"""The number of posts of each set of labels for validation and test, so that every label has its
+share there: iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011), on counts of sets.
 
-Posts of one set are the same to it, so it needs the counts alone: up to `MAX_SETS` sets, whatever
-the number of posts. Where there are more, a post counts by its rarest labels only, by as many of
-them as give no more sets than that; the other labels get their shares by chance. Which posts of a
-set are taken is then decided by their draws.
+It does not tell posts of one set apart, so it needs only the counts of up to `MAX_SETS` sets,
+whatever the number of posts. Where there are more sets, a post counts only by its rarest labels, by
+as many of them as keep within `MAX_SETS`; the other labels get their shares by chance. The posts'
+draws then decide which posts of a set are taken.
 
-Letters: K sets, S some of them, P and Q pairs of a set and one of its labels, D splits (train,
-validation, test), C labels; after the labels come "any post" and "no label", which are to be shared
-out as well.
+Letters: K sets, S some of the sets, P and Q pairs of a set and one of its labels, D splits (train,
+validation, test), C labels; after the labels come "any post" and "no label", which are divided
+among the splits as well.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from emotion_train.data.target_columns import PostTargets
 MAX_SETS = 1 << 14
 _MOST_KEPT = 8  # rarest labels, when all labels of a post are too many
 _MOST_WORK = 1 << 25  # pairs looked at when posts change the split
-_MOST_REPAIRS = 4000  # moves for labels that are off by more than one post
-_RESTS = 6  # moves for which a set that left a split does not come back
+_MOST_REPAIRS = 4000  # moves to repair labels that are off by more than one post
+_RESTS = 6  # number of moves before a set may return to a split that it left
 
 LabelSet = tuple[int, ...]
 
@@ -37,36 +37,36 @@ class LabelSets:
         labels = np.arange(len(counts_C))
         self._rarity_C = np.empty(len(counts_C), np.int64)
         self._rarity_C[np.lexsort((labels, counts_C))] = labels
-        # by how many labels of a post count; those of too many sets are dropped on the way
+        # by the number of labels that count; entries with too many sets are dropped meanwhile
         self._met: dict[int, dict[LabelSet, int]] = {kept: {} for kept in (*range(1, _MOST_KEPT + 1), 0)}
         self._labels = len(counts_C)
-        self._kept = 0  # labels of a post that count, 0 for all
+        self._kept = 0  # number of a post's labels that count, 0 for all
         self._counts: dict[LabelSet, int] = {}
         self._number: dict[LabelSet, int] = {}
 
     def add(self, targets: PostTargets) -> None:
         """Count posts in any order."""
-        for one, posts in _counted(targets).items():
+        for labels, posts in _counted(targets).items():
             for kept in list(self._met):
                 met = self._met[kept]
-                key = self._rarest(one, kept)
+                key = self._rarest(labels, kept)
                 met[key] = met.get(key, 0) + posts
                 if len(met) > MAX_SETS and kept != 1:
                     del self._met[kept]
 
     def freeze(self) -> None:
-        """All posts were counted; the sets have their numbers from here on."""
+        """End the counting, and number the sets."""
         self._kept = 0 if 0 in self._met else max(self._met)
         self._counts = dict(sorted(self._met[self._kept].items())) or {(): 0}
         self._number = {one: number for number, one in enumerate(self._counts)}
 
     def numbers(self, validation_fraction: float, test_fraction: float) -> list[tuple[int, int]]:
-        """Posts of each set for validation and test."""
+        """The number of posts of each set for validation and test."""
         counts_K = np.array(list(self._counts.values()), np.int64)
         return shared_out(list(self._counts), counts_K, self._labels, validation_fraction, test_fraction)
 
     def of(self, targets: PostTargets) -> Any:
-        """The number of each post's set; 0 for one that was not counted."""
+        """The number of each post's set; 0 for a set that was not counted."""
         number_N = targets.numbered(self._labels)
         _, first, inverse = np.unique(number_N, return_index=True, return_inverse=True)
         sets = [
@@ -93,12 +93,12 @@ def _counted(targets: PostTargets) -> dict[LabelSet, int]:
 def shared_out(
     sets: Sequence[LabelSet], counts_K: Any, labels: int, validation_fraction: float, test_fraction: float
 ) -> list[tuple[int, int]]:
-    """Posts of each set for validation and test, by the quotas of each label.
+    """The number of posts of each set for validation and test, by the quotas of each label.
 
-    First all whole posts of each set's own share, then the rest one by one: of the label with the
-    fewest posts left, to the split that wants that label most. Then posts change the split as long
-    as that brings labels nearer to their quotas, and last for labels that are still off by more
-    than one post.
+    First come the whole posts of each set's own share. Then the rest, one by one: a post of the
+    label with the fewest posts left goes to the split that wants that label most. Then posts change
+    splits as long as labels come nearer to their quotas, and at last to repair labels that are
+    still off by more than one post.
     """
     if not validation_fraction and not test_fraction:
         return [(0, 0)] * len(sets)
@@ -115,9 +115,9 @@ class _Plan:
         self, sets: Sequence[LabelSet], counts_K: Any, labels: int, fractions: tuple[float, float]
     ) -> None:
         every, none = labels, labels + 1
-        members = [(*one, every) if one else (none, every) for one in sets]
-        self.label_P = np.concatenate([np.array(one) for one in members])
-        self.size_K = np.array([len(one) for one in members])
+        members = [(*own, every) if own else (none, every) for own in sets]
+        self.label_P = np.concatenate([np.array(own) for own in members])
+        self.size_K = np.array([len(own) for own in members])
         self.begin_K = np.cumsum(self.size_K) - self.size_K
         self.set_P = np.repeat(np.arange(len(sets)), self.size_K)
         self.left_K = counts_K.copy()
@@ -126,7 +126,7 @@ class _Plan:
         totals_C = np.bincount(self.label_P, counts_K[self.set_P], labels + 2).astype(np.int64)
         held_out = np.array([quotas(int(total), *fractions) for total in totals_C])
         wanted = [totals_C - held_out.sum(axis=1), held_out[:, 0], held_out[:, 1]]
-        self.wanting_CD = np.stack(wanted, axis=1).astype(np.float64)  # what is still to come
+        self.wanting_CD = np.stack(wanted, axis=1).astype(np.float64)  # posts still to come
         self.taken_KD = np.zeros((len(sets), 3), np.int64)
 
     def share_whole_posts(self) -> None:
@@ -151,8 +151,9 @@ class _Plan:
                     left_C[labels] -= 1
 
     def improve(self) -> None:
-        """Each move makes the sum of squared distances smaller, so that this ends; of very many
-        sets before it takes minutes.
+        """Move posts between splits while that brings labels nearer to their quotas. Each move
+        makes the sum of squared distances smaller, so it ends; with very many sets, after a number
+        of moves that keeps it from taking minutes.
         """
         for _ in range(_MOST_WORK // len(self.label_P)):
             best: tuple[float, int, int, int] = (-1e-9, 0, 0, 0)
@@ -172,12 +173,12 @@ class _Plan:
             self._move(one, labels, old, new)
 
     def repair(self) -> None:
-        """Bring every label within one post of its quotas, where single moves find the way; kept is
-        the division whose labels have the least beyond that, of these the nearest to the quotas.
+        """Bring every label within one post of its quotas, where single moves can. It keeps the
+        division with the least excess beyond one post; on a tie, the one nearest to the quotas.
 
-        Each move brings a post of a label that is off into the split that lacks it, or takes one
-        out, whichever leaves least excess. The excess of a label counts the more, the longer it has
-        lasted (Morris 1993, the breakout method), so that the search leaves where it is caught.
+        Each move takes a label that is off, and brings a post of it into the split that lacks it,
+        or takes one out, whichever leaves the least excess. A label's excess weighs more the longer
+        it lasts (Morris 1993, the breakout method), so that the search leaves local minima.
         """
         sets_of, weight_CD = self._sets_of_labels(), np.ones_like(self.wanting_CD)
         weight_CD[-2] = 0  # the number of all posts belongs to no label
@@ -204,8 +205,8 @@ class _Plan:
     def _best_move(
         self, sets: Any, label: int, split: int, weight_CD: Any, free_KD: Any
     ) -> tuple[int, int, int] | None:
-        """The set of these, all with the label, of which a post should leave a split for another,
-        which of both is `split`; None where no post can.
+        """The best move for a label: the set of `sets` that gives a post, its old split and its new
+        split, one of which is `split`; None where no post can move.
         """
         now_CD = self.wanting_CD
         # the squares of distances decide between moves of the same excess
@@ -216,7 +217,7 @@ class _Plan:
         label_Q = self.label_P[np.repeat(self.begin_K[sets] - begin_S, size_S) + np.arange(size_S.sum())]
         leave_SD = np.add.reduceat(leave_CD[label_Q], begin_S)
         enter_SD = np.add.reduceat(enter_CD[label_Q], begin_S)
-        found: list[tuple[float, int, int, int]] = []
+        moves: list[tuple[float, int, int, int]] = []
         for other in self.splits:
             if other == split:
                 continue
@@ -225,11 +226,11 @@ class _Plan:
             cost_S = np.where(can_S, leave_SD[:, old] + enter_SD[:, new], np.inf)
             at = int(np.argmin(cost_S))
             if can_S[at]:
-                found.append((float(cost_S[at]), int(sets[at]), old, new))
-        return min(found)[1:] if found else None
+                moves.append((float(cost_S[at]), int(sets[at]), old, new))
+        return min(moves)[1:] if moves else None
 
     def _standing(self) -> tuple[float, float]:
-        """How much labels are off by more than one post, and the sum of all squared distances."""
+        """The labels' excess beyond one post, and the sum of all squared distances."""
         excess_CD = _excess(self.wanting_CD)
         return float(excess_CD.sum() - excess_CD[-2].sum()), float((self.wanting_CD**2).sum())
 
@@ -247,5 +248,5 @@ class _Plan:
 
 
 def _excess(wanting_CD: Any) -> Any:
-    """How much labels are off by more than one post."""
+    """The distance of labels from their quotas beyond one post."""
     return np.maximum(np.abs(wanting_CD) - 1, 0)

@@ -1,6 +1,6 @@
-"""Which label each value of the label column means, by code.
+"""The label that each value of the label column means, as a code.
 
-All values that differ are held in memory: up to 1,000 labels and 10,000 combinations of them.
+All different values are held in memory: up to 1,000 labels and 10,000 combinations of them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from emotion_train.sources.posts import SEVERAL
 
 MAX_LABELS = 1000
 MAX_LABEL_CHARS = 200
-_MAX_COMBINATIONS = 10_000  # values that look like several labels, until all labels are known
-_REMEMBERED = 100_000  # values whose code need not be worked out again
+_MAX_COMBINATIONS = 10_000  # values that look like several labels, while labels are not all known
+_REMEMBERED = 100_000  # values whose code is kept
 # Several strings or numbers as numpy prints them, without commas
 _NUMPY_LIST = r"\[\s*(?:'[^',]*'(?:\s+'[^',]*')+|[0-9]+(?:\s+[0-9]+)+)\s*\]"
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-# What a CSV says for a missing cell in the hands of pandas, R, Excel and people
+# What pandas, R, Excel and people write into a CSV for a missing cell
 _MISSING = re.compile(r"n/?a|n\.a\.|#n/?a!?|<na>|-?nan|null|nil|none|--?|\?|\.", re.IGNORECASE)
 # Characters without ink that Unicode counts among letters, symbols and marks
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
@@ -34,19 +34,19 @@ _INKED = re.compile("[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000
 
 
 class LabelNames:
-    """Turns what a source says of a label into a code; codes of given names are their positions,
-    others come by first sight.
+    """Turns a source's labels into codes. Given names have their positions as codes; other labels
+    get the next code when first met.
 
-    `given` are the names that the person typed: ids are positions among them, unless one of them
-    is a number itself, for then numbers are names. `of_source` are the names that the source's
-    files carry: their order and that there are no others; readers have turned ids into them.
+    `given` are the names that the person typed. Ids are positions among them, unless one of them is
+    itself a number: then numbers are names. `of_source` are the names in the source's files: all
+    labels, in order, whose ids readers have already replaced.
 
-    Where there are neither, "joy,anger" may be one label or two: its rows get a code like any
-    other, and `settle` decides when all rows were seen, so that their order does not matter.
+    Without either, "joy,anger" may be one label or two. Such rows get a code like any other, and
+    `settle` decides once all rows are read, so that the order of rows does not matter.
     """
 
     NONE, UNKNOWN, SEVERAL, OBJECT, TOO_LONG = -1, -2, -3, -4, -5
-    # what is wrong with a post whose list has an item of such a code
+    # the trouble of a post whose list has an item with this code
     KINDS: ClassVar[dict[int, str]] = {
         NONE: "gap_in_list",
         UNKNOWN: "unknown_label",
@@ -61,16 +61,16 @@ class LabelNames:
         self._by_number = _only_ones((number(name), code) for name, code in self.codes.items())
         self._trimmed = _only_ones((trimmed(name), code) for name, code in self.codes.items())
         numbered = any(number(name) is not None for name in self.codes)
-        self._ids = 0 if numbered else len(given or ())  # how many ids are positions
+        self._ids = 0 if numbered else len(given or ())  # ids below this number are positions
         self._seen: dict[str, int] = {}
-        self._combinations = 0  # names that may turn out to be several
+        self._combinations = 0  # names that may turn out to be several labels
 
     def code(self, raw: str) -> int:
-        """The code of a label, or one of the negative ones.
+        """The code of a label, or one of the negative codes above.
 
         Raises `WrongRequest` when there are too many different values.
         """
-        if len(raw) > 2 * MAX_LABEL_CHARS:  # free text by mistake: not worth its memory
+        if len(raw) > 2 * MAX_LABEL_CHARS:  # free text by mistake: not kept in memory
             return self._resolve(raw)
         if raw not in self._seen:
             if len(self._seen) > _REMEMBERED:
@@ -79,11 +79,11 @@ class LabelNames:
         return self._seen[raw]
 
     def knows(self, value: str) -> bool:
-        """Whether all labels are known, and this is one of them."""
+        """Whether all labels are known and the value is one of them."""
         return self.fixed and self._known(value, value) is not None
 
     def single(self, raw: str) -> int:
-        """The code of an item of a list: it is one label, whatever marks are in it."""
+        """The code of a list's item, which is one label whatever punctuation it has."""
         value = trimmed(raw)
         if not value:
             return self.NONE
@@ -101,7 +101,7 @@ class LabelNames:
         return self.codes[value]
 
     def fix(self, names: tuple[str, ...]) -> None:
-        """These are all labels, in this order: each has a column of its own."""
+        """Fix all labels and their order, by their columns' names."""
         require_names(names, "--label-columns")
         if len(names) > MAX_LABELS:
             raise WrongRequest(
@@ -112,8 +112,8 @@ class LabelNames:
         self.codes = {name: code for code, name in enumerate(names)}
 
     def ranked(self) -> Any:
-        """The place of each code in the final order, from here on its code: what is chosen by it
-        depends on no order of rows.
+        """The place of each code in the final order, which becomes its code. Choices by these codes
+        do not depend on the order of rows.
         """
         names = self.in_order()
         place = {name: number for number, name in enumerate(names)}
@@ -122,8 +122,8 @@ class LabelNames:
         return rank_C
 
     def settle(self) -> Any:
-        """The final code of each code given so far; `SEVERAL` for a name made of two or more
-        others. `codes` holds the final ones.
+        """The final code of each code given so far; `SEVERAL` for a name that combines other names.
+        `codes` then holds the final codes.
         """
         parts_of = {name: _parts(name) for name in self.codes}
         several = (
@@ -142,7 +142,7 @@ class LabelNames:
         return final_C
 
     def in_order(self) -> tuple[str, ...]:
-        """Given order, else by number if all are numbers, else by alphabet."""
+        """All labels in the given order, else by number if all are numbers, else by alphabet."""
         if self._in_order is not None:
             return self._in_order
         numbers = {name: value for name in self.codes if (value := number(name)) is not None}
@@ -151,7 +151,7 @@ class LabelNames:
         return tuple(sorted(self.codes, key=lambda name: (numbers[name], name)))
 
     def advice(self, unknown: str) -> str:
-        """What to say of a value that is none of the labels, with its comma; may be empty."""
+        """Advice on a value that is none of the labels, with a leading comma; may be empty."""
         if number(unknown) == -1:
             return ", which marks posts without a label in data sets of the Hugging Face hub"
         if number(unknown) is not None and self._ids:
@@ -185,8 +185,8 @@ class LabelNames:
         return self._of_unknown(value) if self.fixed else self._new_code(value)
 
     def _known(self, raw: str, value: str) -> int | None:
-        """The code of a name spelled exactly, or with other space around it, or, where it is a
-        number, of the one name of that value or position.
+        """The code of a name spelled exactly or with other space around it; for a number, the code
+        of the only name with that value, or the position itself. None for an unknown value.
         """
         for spelling in (raw, value):
             if spelling in self.codes:
@@ -203,7 +203,7 @@ class LabelNames:
         return self._by_number.get(amount)
 
     def _of_too_long(self, value: str) -> int:
-        """Several labels where they are certainly that: a printed list, or all of them known."""
+        """`SEVERAL` for a printed list or parts that are all known labels, else `TOO_LONG`."""
         listed = value.startswith("[") and value.endswith("]") and "," in value
         parts = _parts(value)
         all_known = (
@@ -229,13 +229,13 @@ class LabelNames:
         return self.codes[value]
 
     def _all_known(self, value: str) -> bool:
-        """Whether a list without commas, as numpy prints it, is made of known names or numbers."""
+        """Whether a list without commas, as numpy prints it, holds only known names or numbers."""
         parts = [part.strip("'\"") for part in value[1:-1].split()]
         return self.fixed and all(self._known(part, part) is not None for part in parts)
 
 
 def require_names(names: tuple[str, ...], option: str = "--labels") -> None:
-    """Raise `WrongRequest` where names that a person gave cannot be all labels of a data set."""
+    """Raises `WrongRequest` where given names cannot be the labels of a data set."""
     clean = [trimmed(name) for name in names]
     doubled = next((name for name, times in Counter(clean).items() if times > 1 and name), None)
     long = next((name for name in clean if len(name) > MAX_LABEL_CHARS), None)
@@ -256,7 +256,7 @@ def require_names(names: tuple[str, ...], option: str = "--labels") -> None:
 
 def trimmed(value: str) -> str:
     """The value without white space and invisible characters at its ends: BOM, zero width, soft
-    hyphen, marks of direction, controls. `SEVERAL` stays, for it stands between two labels.
+    hyphen, marks of direction, controls. `SEVERAL` stays, since it separates labels.
     """
     if value.isascii() and value.isprintable():
         return value.strip(" ")
@@ -288,14 +288,14 @@ def means_missing(name: str) -> bool:
 
 
 def _only_ones(pairs: Iterable[tuple[Any, int]]) -> dict[Any, int]:
-    """What each key leads to, without None and without keys that lead to several."""
+    """The code of each key, without the key None and without keys that have several codes."""
     pairs = [pair for pair in pairs if pair[0] is not None]
     times = Counter(key for key, _ in pairs)
     return {key: code for key, code in pairs if times[key] == 1}
 
 
 def _parts(name: str) -> list[str]:
-    """The labels of which a name may be made."""
+    """The labels that a name may combine."""
     return [part for piece in re.split(r"[,;|]", name) if (part := trimmed(piece))]
 
 

@@ -1,12 +1,11 @@
-"""Names of labels as a person gives them: a list with commas, or a file with one a line.
+"""Names of labels as a person gives them: a list with commas, or a file with one name per line.
 
     anger               0	anger
     joy         or      1	joy
     neutral             2	neutral
 
-Ids stand before a tab, or before two spaces or more; they may come in any order. Everything else
-that a file of names could be by mistake is refused by line number, for a name that is read wrong
-is trained wrong.
+Ids, in any order, come before a tab or at least two spaces. Any other form that a file could have
+by mistake is refused with its line number, since a name that is read wrong is trained wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from emotion_train.errors import WrongRequest
 _MAX_BYTES = 4 << 20
 _ONE_A_LINE = "give a UTF-8 text file with one label a line"
 _ID_AND_NAME = re.compile(r"([0-9]+)(?: *\t\s*| {2,})(\S.*)")
-# An id and a name with another mark between them, as CSV, YAML and people write them
+# An id and a name with another separator, as CSV, YAML and people write them
 _OTHER_MARK = re.compile(r"([0-9]+)(?:\s*[,;:=|]\s*|[.)]\s+| )(\S.*)")
 _ENCODINGS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -44,20 +43,20 @@ def names_in(words: str) -> tuple[str, ...]:
 
 
 def read_names(file: Path) -> tuple[str, ...]:
-    """The names of `--labels-file`, in the order of their ids where it has ids.
+    """The names of `--labels-file`, in the order of their ids where the file has ids.
 
-    Raises `WrongRequest`, naming the line, where the file is no such list.
+    Raises `WrongRequest`, with the line, where the file is not a list of names.
     """
     lines = _lines(file, _decoded(file))
     if len(lines) < 2:
         raise WrongRequest(
-            f"--labels-file {file} has {len(lines)} of the two labels that are the least; {_ONE_A_LINE}."
+            f"--labels-file {file} has {len(lines)} of the at least two labels needed; {_ONE_A_LINE}."
         )
     _refuse_other_forms(file, lines)
     with_id = [(line, match) for line in lines if (match := _ID_AND_NAME.fullmatch(line.words))]
     if with_id and len(with_id) < len(lines):
         without = next(line for line in lines if not _ID_AND_NAME.fullmatch(line.words))
-        raise _refused(file, without, "has no id and a name with a tab between, as other lines have")
+        raise _refused(file, without, "has no id, tab and name, as other lines have")
     if with_id:
         lines = _by_id(file, [(_Line(line.number, match[2]), match[1]) for line, match in with_id])
     _refuse_names(file, lines)
@@ -94,13 +93,13 @@ def _other_encoding(file: Path, what: str, encoding: str) -> WrongRequest:
 
 
 def _lines(file: Path, text: str) -> list[_Line]:
-    """Lines that are not blank, counted from 1 as editors do."""
+    """The lines that are not blank, numbered from 1 as in editors."""
     numbered = enumerate(re.split(r"\r\n|\r|\n", text), start=1)
     return [_Line(number, words) for number, line in numbered if (words := trimmed(line))]
 
 
 def _refuse_other_forms(file: Path, lines: list[_Line]) -> None:
-    """JSON, comments, and ids with another mark than a tab."""
+    """Raises `WrongRequest` for JSON, comments, and ids with another separator than a tab."""
     if lines[0].words[0] in "{[":
         raise _refused(file, lines[0], "begins JSON")
     for line in lines:
@@ -108,7 +107,7 @@ def _refuse_other_forms(file: Path, lines: list[_Line]) -> None:
             raise _refused(file, line, "is a comment, which would become a label")
     marked = [match for line in lines if (match := _OTHER_MARK.fullmatch(line.words))]
     ids = {match[1].lstrip("0") or "0" for match in marked}
-    # "1 star" to "5 stars" may be names; all of 0 to n-1 are ids
+    # "1 star" to "5 stars" may be names; the numbers 0 to n-1 are ids
     punctuated = len(marked) >= len(lines) - 1 and not any(match[0][len(match[1])] == " " for match in marked)
     if punctuated or (len(marked) == len(lines) and ids == set(map(str, range(len(lines))))):
         line = next(line for line in lines if _OTHER_MARK.fullmatch(line.words))
@@ -120,12 +119,12 @@ def _refuse_other_forms(file: Path, lines: list[_Line]) -> None:
 
 
 def _by_id(file: Path, lines: list[tuple[_Line, str]]) -> list[_Line]:
-    """Lines in the order of their ids, which must be 0 to n-1."""
+    """The lines in the order of their ids, which must be 0 to n-1."""
     line_of: dict[str, _Line] = {}
     for line, spelled in lines:
         key = spelled.lstrip("0") or "0"  # never made an int: it may have thousands of digits
         if key in line_of:
-            raise _refused(file, line, f"has id {key[:20]} again, which line {line_of[key].number} has")
+            raise _refused(file, line, f"has id {key[:20]}, as line {line_of[key].number} already has")
         line_of[key] = line
     missing = next((str(i) for i in range(len(lines)) if str(i) not in line_of), None)
     if missing is not None:
@@ -144,7 +143,7 @@ def _refuse_names(file: Path, lines: list[_Line]) -> None:
         if len(line.words) > MAX_LABEL_CHARS:
             raise _refused(file, line, f"has more than {MAX_LABEL_CHARS} characters")
         if line.words in first:
-            raise _refused(file, line, f"names {line.words!r} again, which line {first[line.words]} does")
+            raise _refused(file, line, f"names {line.words!r}, as line {first[line.words]} already does")
         first[line.words] = line.number
 
 

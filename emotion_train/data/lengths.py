@@ -1,9 +1,9 @@
-"""How long posts are, and what `data.max_length` cuts of them: the arithmetic, without files and
-without a tokenizer.
+"""The lengths of posts, and how much `data.max_length` cuts: arithmetic, without files or a
+tokenizer.
 
-`prepare` knows no tokenizer. It keeps percentiles of the posts' UTF-8 bytes in the index, from
-which tokens are estimated: tokenizers of bytes make about as many tokens of a byte in any script,
-and far more of a character in some than in others.
+`prepare` knows no tokenizer. It stores percentiles of the posts' UTF-8 bytes in the index, and
+tokens are estimated from these: the tokens per byte of byte-level tokenizers are much the same in
+any script, while the tokens per character are not.
 
 Letters: U different lengths.
 """
@@ -23,7 +23,7 @@ from emotion_train.storage.document import FrozenModel
 # 3.95 to 4.02 over three sets of English posts and two tokenizers: benchmarks/token_lengths.py
 BYTES_A_TOKEN = 4.0
 MUCH = 0.05  # share of posts that may be cut without a warning
-_FEW_PERCENT = 2  # of the posts, which the max_length that is advised may cut
+_FEW_PERCENT = 2  # of the posts may be cut by the max_length that is advised
 # fine at the end, where a few posts are many times as long as all others
 _PERCENTILES = (0, 10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.9, 99.99, 100)
 _GRID = 10_000  # steps between the shortest and the longest post of an estimate
@@ -31,7 +31,7 @@ _GRID = 10_000  # steps between the shortest and the longest post of an estimate
 
 @dataclass(frozen=True, eq=False)
 class Lengths:
-    """How many posts have which length. `lengths_U` is sorted and has each length once; `a + b`
+    """The number of posts of each length. `lengths_U` is sorted and has each length once; `a + b`
     counts the posts of both.
     """
 
@@ -72,13 +72,12 @@ class Lengths:
         return int(self.counts_U[self.lengths_U > limit].sum())
 
     def beyond(self, limit: int) -> int:
-        """What all posts together have beyond their first `limit`."""
+        """The length of all posts together beyond the first `limit` of each."""
         return int(np.maximum(self.lengths_U - limit, 0) @ self.counts_U)
 
     def limit_for(self, percent: float) -> int:
-        """The smallest length that at most `percent` % (in steps of 0.01) of the posts exceed: of
-        50 the median (of an even number of posts the lower), of 0 the longest. 0 where there are no
-        posts.
+        """The smallest length that at most `percent` % (in steps of 0.01) of the posts exceed: the
+        median for 50 (the lower one of two), the longest for 0. Without posts, 0.
         """
         if not len(self.lengths_U):
             return 0
@@ -87,7 +86,7 @@ class Lengths:
 
 
 class Cut(FrozenModel):
-    """What `max_length` cuts of some posts; all lengths are in tokens, BOS included."""
+    """How much `max_length` cuts of some posts; all lengths are in tokens, BOS included."""
 
     max_length: int
     posts: int = Field(description="Posts whose lengths are known: all of a split, or a sample of it.")
@@ -145,7 +144,7 @@ class Cut(FrozenModel):
         return self.share > MUCH
 
     def words(self, posts: str, *, estimated: bool = False) -> str:
-        """What is cut of `posts` and which max_length would cut 2 %, without a full stop."""
+        """A sentence on how much is cut and which max_length would cut 2 %, without a full stop."""
         cuts = "would cut" if estimated else "cuts"
         about = "about " if estimated else ""
         all_posts = posts if estimated else f"{self.posts:,} {posts}"
@@ -161,7 +160,7 @@ class Cut(FrozenModel):
         )
 
     def advice(self, *, estimated: bool = False) -> str:
-        """The max_length that would cut 2 %."""
+        """A phrase with the max_length that would cut 2 %."""
         if self.max_length_for_2_percent > LARGEST_MAX_LENGTH:
             return f"even data.max_length={LARGEST_MAX_LENGTH}, the largest, would cut more than 2 %"
         share = "about 2 %" if estimated else "at most 2 %"
@@ -174,7 +173,7 @@ def roughly(words: str) -> str:
 
 
 def _percent(share: float) -> str:
-    """A percentage with one digit; what is not all is never 100.0 %, and what is not nothing never
+    """A percentage with one digit. Less than all is never 100.0 %, and more than nothing never
     0.0 %.
     """
     if 0 < share < 0.001:
@@ -183,7 +182,7 @@ def _percent(share: float) -> str:
 
 
 def cut_remark(lengths: Lengths, max_length: int) -> str | None:
-    """The line for posts that were scored by an adapter's `max_length`; None where all fitted."""
+    """A line on posts that an adapter's `max_length` cut in scoring; None where all fitted."""
     if not (cut := lengths.longer_than(max_length)):
         return None
     were = "was" if cut == 1 else "were"
@@ -207,8 +206,8 @@ def recorded(characters: Lengths, utf8_bytes: Lengths) -> dict[str, int]:
 
 
 def estimated(source: Mapping[str, str | int | float | None]) -> Lengths | None:
-    """Tokens of some 10,000 posts that stand for the training posts, by the percentiles that an
-    index's `source` has; None where an earlier version wrote none.
+    """Estimated tokens of some 10,000 posts that represent the training posts, by the percentiles
+    in an index's `source`; None where an earlier version wrote none.
     """
     values = [source.get(_key(percentile)) for percentile in _PERCENTILES]
     if not all(isinstance(value, int) for value in values):
@@ -219,7 +218,7 @@ def estimated(source: Mapping[str, str | int | float | None]) -> Lengths | None:
 
 
 def tokens_in(text: str) -> int:
-    """An estimate of one text's tokens, BOS included, by its UTF-8 bytes."""
+    """The estimated tokens of a text, BOS included, by its UTF-8 bytes."""
     return 1 + round(len(text.encode("utf-8", "replace")) / BYTES_A_TOKEN)
 
 

@@ -1,10 +1,10 @@
 """The packed micro-batches of each step, made ahead of use by one background thread.
 
-The trainer owns the cursor and passes (epoch, step) in; the loader never remembers where it is. In
-training each rank reads a whole step, takes its share by the posts' lengths in characters, so that
-no rank waits long for another, and tokenises that alone. In scoring each takes a slice, so that the
-packs are those of a single process. The ranks agree on two numbers a step, the packs each must
-run and the step's sum of weights.
+The trainer owns the cursor and passes (epoch, step) in; the loader never remembers its position. In
+training, each rank reads a whole step, takes its share by the posts' lengths in characters, so that
+no rank waits long for another, and tokenises only that share. In scoring, each rank takes a slice,
+so that the packs are the same as in a single process. The ranks agree on two numbers per step: the
+packs that each must run, and the step's sum of weights.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _STEPS_AHEAD = 4  # packed steps that wait in memory
 _READ_AHEAD = 16  # most steps whose row groups are being fetched
 _WAIT_S = 0.2
 _STOP_WAIT_S = 30.0
-_CHARACTERS = 4  # of a token of English
+_CHARACTERS = 4  # per token of English
 _LEAST_SLICE = 32  # posts that are worth a thread
 _MOST_ENCODERS = 4  # threads that tokenise; one alone makes twice what a recorded 135M model eats on an H100
 
 
 class Encoder(Protocol):
-    """What the loader needs of a tokenizer."""
+    """The part of a tokenizer that the loader uses."""
 
     pad_id: int
     max_length: int
@@ -62,7 +62,7 @@ class StepBatch:
 
 
 class _Places(NamedTuple):
-    """Where the posts of a step lie: (row group, row inside it) of each, and the row groups."""
+    """The places of a step's posts: (row group, row inside it) for each, and all row groups."""
 
     rows: list[tuple[int, int]]
     groups: set[int]
@@ -86,14 +86,14 @@ class Loader:
     """Makes `StepBatch`es of one split for one rank; a context manager that ends the reader's
     threads.
 
-    `weights_C` is the loss weight of each class and `targets` what the posts are labelled with;
-    `threads` tokenise a step. `known_SC` says which labels each source of posts knows; without it
-    all know all. If `in_slices` each rank takes its slice of neighbouring posts: steps `world_size`
-    times as large then make, over all ranks, the packs that one process makes of its own. `agree`
-    returns the maximum number of packs, the sum of weights and whether any rank stops; it is called
-    once per step, in step order, from the background thread. Ranks that leave an epoch early leave
-    it at the same step: else one would wait for ever for the agreement of another, or take it for
-    that of a later step.
+    `weights_C` is the loss weight of each class and `targets` the kind of label targets; `threads`
+    tokenise a step. `known_SC` says which labels each source of posts knows; without it, all know
+    all. With `in_slices`, each rank takes its slice of neighbouring posts: steps that are
+    `world_size` times as large then make, over all ranks, the packs of a single process. `agree`
+    returns the maximum number of packs, the sum of weights and whether any rank stops; the
+    background thread calls it once per step, in step order. Ranks that leave an epoch early leave
+    it at the same step: otherwise one rank would wait for ever for another's agreement, or pair it
+    with a later step's.
     """
 
     def __init__(
@@ -142,8 +142,8 @@ class Loader:
         return self._order.steps(self._global_batch_size)
 
     def steps(self, epoch: int, first_step: int = 0) -> Generator[StepBatch, None, None]:
-        """The steps of an epoch from `first_step` on, in order. An error of the background thread
-        is raised here.
+        """The steps of an epoch from `first_step` on, in order. Raises the background thread's
+        errors.
         """
         ready: queue.Queue[StepBatch | BaseException | None] = queue.Queue(maxsize=_STEPS_AHEAD)
         stop = threading.Event()
@@ -177,18 +177,19 @@ class Loader:
     def _make(self, epoch: int, first_step: int, stopping: Callable[[], bool]) -> Iterator[StepBatch]:
         """Steps in order until the ranks agree to stop.
 
-        Row groups are asked for so far ahead that they fill half of what the reader keeps.
+        Row groups are asked for ahead until they fill half of the reader's capacity.
 
-        The reader lets go what was not touched for longest. Between asking for a row group and its
-        use come the steps before it and what they ask for: twice that half, so it is still there.
-        Fetched twice are only those in which one lane ends and another begins.
+        The reader drops the row group that was used least recently. Between a row group's request
+        and its use come the earlier steps' row groups and their requests: two halves of the
+        capacity, so the reader still has it. Only row groups where one lane ends and another begins
+        are fetched twice.
         """
         order = self._order.epoch(epoch)
         steps = range(first_step, self.steps_per_epoch)
         upcoming = (_Places.of(order, self._positions(step)) for step in steps)
         following = next(upcoming, None)
         asked: deque[_Places] = deque()  # of this step and of those after it
-        uses: Counter[int] = Counter()  # in how many of these steps a row group is
+        uses: Counter[int] = Counter()  # number of these steps that use each row group
         for step in steps:
             while following is not None and len(asked) <= _READ_AHEAD:
                 self._reader.make_room(2 * max(len(following.groups), self._order.lanes))
@@ -206,7 +207,7 @@ class Loader:
             uses = +uses  # without those at 0
 
     def _encode(self, texts: list[str]) -> list[npt.NDArray[np.int32]]:
-        """Each thread takes a slice; tokenizers let go of Python's lock while they work."""
+        """The tokens of texts, by several threads: tokenizers release Python's lock meanwhile."""
         size = max(_LEAST_SLICE, -(-len(texts) // self._threads))
         slices = [texts[at : at + size] for at in range(0, len(texts), size)]
         if len(slices) < 2:
@@ -214,7 +215,7 @@ class Loader:
         return [tokens for some in self._pool.map(self._encoder.encode, slices) for tokens in some]
 
     def _positions(self, step: int) -> range:
-        """What this rank reads of a step."""
+        """The positions of a step that this rank reads."""
         positions = self._order.positions(step, self._global_batch_size)
         if not self._in_slices:
             return positions
@@ -222,8 +223,8 @@ class Loader:
         return positions[self._rank * size :][:size]
 
     def _own(self, texts: list[Any]) -> list[int]:
-        """This rank's slots of a step of these texts. All ranks deal alike; a token more a post is
-        that of its beginning.
+        """This rank's slots of a step with these texts. Every rank computes the same deal. Each
+        post counts one extra token, its BOS.
         """
         most = self._encoder.max_length * _CHARACTERS
         lengths = [
@@ -232,7 +233,7 @@ class Loader:
         return deal(lengths, self._world_size)[self._rank]
 
     def _knows(self, source: int, target: Target) -> bool:
-        """Whether there is this source of posts, and it knows all labels of one of its posts."""
+        """Whether the source exists and knows all labels of its post."""
         if self._known_SC is None:
             return True
         return source < len(self._known_SC) and all(self._known_SC[source, label] for label, _ in target)
@@ -245,16 +246,16 @@ class Loader:
         numbers: list[int] = []
         known: list[int] = []
         bad_rows = 0
-        found = {group: self._reader.rows(group) for group in places.groups}
+        rows_of = {group: self._reader.rows(group) for group in places.groups}
         classes = len(self.weights_C)
         own = places.rows
         if self._world_size > 1 and not self._in_slices:
             own = [
                 places.rows[slot]
-                for slot in self._own([found[group].texts[row] for group, row in places.rows])
+                for slot in self._own([rows_of[group].texts[row] for group, row in places.rows])
             ]
         for group, row in own:
-            rows = found[group]
+            rows = rows_of[group]
             text: Any = rows.texts[row]
             target: Any = rows.targets[row]
             good = _is_text(text) and is_target(target, self.targets, classes)
@@ -293,14 +294,14 @@ class Loader:
             targets_NC=targets_NC,
             examples=len(self._order.positions(step, self._global_batch_size)),
             weight_sum=weight_sum,
-            real_tokens=sum(one.real_tokens for one in packs if one.slots_N[0] >= 0),
+            real_tokens=sum(row.real_tokens for row in packs if row.slots_N[0] >= 0),
             bad_rows=bad_rows,
         )
 
 
 def encoder_threads() -> int:
-    """How many threads of this process tokenise: half of its share of the machine's cores, within 1
-    and 4.
+    """The number of threads that tokenise in this process: half of its share of the machine's
+    cores, from 1 to 4.
     """
     share_of_cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(_MOST_ENCODERS, share_of_cores // 2))

@@ -1,7 +1,7 @@
 """Whether a store holds every object of an index with the bytes that the index describes.
 
-Costs one listing where ETags vouch for the bytes; a folder, or a copy in another bucket, is read
-once from beginning to end, or as much of it as the caller allows.
+Costs one listing where ETags confirm the bytes. A folder, or a copy in another bucket, is read once
+from beginning to end, or as far as the caller allows.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ _MAGIC = b"PAR1"
 
 
 class Look(NamedTuple):
-    """What a look at all objects found."""
+    """The result of a look at all objects."""
 
     missing: tuple[str, ...]  # keys
-    damaged: dict[str, str]  # of each key, a phrase that begins with it and says what is wrong
-    by_etag: int  # objects that an ETag vouches for
+    damaged: dict[str, str]  # for each key a phrase that begins with it and describes the damage
+    by_etag: int  # objects confirmed by their ETags
     by_sha256: int  # objects that were read
-    by_size: int  # objects that were too much to read
+    by_size: int  # objects that were too large to read
 
 
 def look_at_objects(store: Store, index: Index, most_bytes: int | None = None) -> Look:
-    """Compare every object's size, and its ETag or else its bytes; of the latter at most
-    `most_bytes` are read (None: all).
+    """Compare every object's size, and its ETag or else its bytes. At most `most_bytes` are read
+    (None: no limit).
     """
-    there = {info.key: info for info in store.list()}
+    stored = {info.key: info for info in store.list()}
     missing: list[str] = []
     damaged: dict[str, str] = {}
     by_etag = by_sha256 = by_size = 0
     for split in index.stored_splits.values():
         for number, described in enumerate(split.objects):
-            info = there.get(described.key)
+            info = stored.get(described.key)
             if info is None or info.size != described.bytes:  # a second look: the object itself
                 info = store.find(described.key)
             groups = [group for group in split.row_groups if group.object == number]
@@ -64,8 +64,8 @@ def look_at_objects(store: Store, index: Index, most_bytes: int | None = None) -
 def _first_wrong_range(
     store: Store, described: DataObject, groups: Sequence[RowGroup]
 ) -> tuple[int, int] | None:
-    """Start and end of the first byte range whose sha256 is another; together the ranges are the
-    whole object.
+    """Start and end of the first byte range with a wrong sha256; None where all are right. The
+    ranges cover the whole object.
     """
     footer = described.bytes - described.footer_bytes
     ranges = [
@@ -90,7 +90,7 @@ def _has_sum(data: bytes, sha256: str) -> bool:
 
 
 def _holds_sum(store: Store, key: str, start: int, end: int, sha256: str) -> bool:
-    """Whether the range has that sum, read again alone."""
+    """Whether the range, read again by itself, has that sha256."""
 
     def verify(data: bytes) -> None:
         if not _has_sum(data, sha256):

@@ -1,9 +1,8 @@
-"""Which post is trained at which step: a pure function of (row counts, lanes, seed, epoch).
+"""The step at which each post is trained: a pure function of (row counts, lanes, seed, epoch).
 
-Nothing here opens a file or knows how many GPUs there are, so (epoch, step) is a complete cursor.
-The price is a shuffle that is not uniform over all permutations: a step draws from `lanes` row
-groups at a time (up to 64 x 1024 posts), which `prepare` has already shuffled once over the whole
-set.
+Nothing here opens a file or knows the number of GPUs, so (epoch, step) is a complete cursor. The
+price is a shuffle that is not uniform over all permutations: a step draws from `lanes` row groups
+at a time (up to 64 x 1024 posts); `prepare` has shuffled their posts once over the whole set.
 
 Letters: G row groups, P positions, R rows of one row group.
 """
@@ -64,7 +63,7 @@ class Order:
 
     @cached_property
     def first_posts(self) -> Ints:
-        """Number in the split of the first post of each row group."""
+        """The number within the split of each row group's first post."""
         return np.cumsum((0, *self.row_counts), dtype=np.int64)[:-1]
 
     def steps(self, global_batch_size: int) -> int:
@@ -79,7 +78,7 @@ class Order:
 
 
 class EpochOrder:
-    """The order of one epoch: 24 bytes a row group, whatever the number of posts."""
+    """The order of one epoch, in 24 bytes per row group, whatever the number of posts."""
 
     def __init__(self, order: Order, epoch: int) -> None:
         self.order = order
@@ -91,7 +90,7 @@ class EpochOrder:
         self._rows_R = lru_cache(maxsize=4 * order.lanes)(self._permute_rows)
 
     def locate(self, positions: Sequence[int] | Ints) -> tuple[Ints, Ints]:
-        """Row group and row inside it for each position: `(groups_P, rows_P)`."""
+        """The row group of each position and the row inside it: `(groups_P, rows_P)`."""
         positions_P = np.asarray(positions, np.int64)
         quotient, remainder = divmod(self.order.rows, self.order.lanes)
         lanes_P, offsets_P = positions_P % self.order.lanes, positions_P // self.order.lanes

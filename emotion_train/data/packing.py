@@ -1,8 +1,7 @@
 """Posts of one step laid end to end into rows of at most `tokens_per_microbatch` tokens.
 
-Makes as few rows as their tokens need, each about as long as the others: a short last row would
-cost a GPU nearly as much as a full one, since the weights are read for either. Deterministic, O(N
-log N).
+Makes as few rows as the tokens need, of about equal lengths: a short last row would cost a GPU
+nearly as much as a full one, since either reads all weights. Deterministic, O(N log N).
 
 Letters: T tokens of a pack, N its posts, C labels.
 """
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-GPU_FILL = 128  # tokens; the matrix units of a GPU like packs of such multiples
+GPU_FILL = 128  # tokens; a GPU's matrix units are fastest with multiples of it
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,10 @@ class Pack:
     """The input of one forward pass. Attention must stay inside each segment between neighbouring
     `boundaries_S`.
 
-    `targets_NC` are the labels' shares in each post (`UNKNOWN_SHARE` of those that its source does
-    not know) and `weights_NC` what the loss of each counts,
-    of `data.targets`. `slots_N` are the posts' places in the step, `posts_N` their numbers in the
-    split. Filling tokens, if any, form one last segment of their own that belongs to no post.
+    `targets_NC` are the labels' shares in each post (`UNKNOWN_SHARE` for labels that its source
+    does not know), and `weights_NC` the weights of their losses, both as in `data/targets.py`.
+    `slots_N` are the posts' places in the step, `posts_N` their numbers in the split. Filling
+    tokens, if any, form one last segment that belongs to no post.
     """
 
     tokens_T: Ints
@@ -45,7 +44,7 @@ class Pack:
 
     @property
     def places(self) -> npt.NDArray[np.int32]:
-        """Number of its post and position in it of each token, modulo 2^32, of shape [T, 2];
+        """The post's number and the position in it of each token, modulo 2^32, of shape [T, 2];
         filling tokens have the post -1.
         """
         posts_S = np.append(self.posts_N, -1)[: len(self.boundaries_S) - 1]
@@ -54,12 +53,12 @@ class Pack:
 
 
 def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of `lengths` grouped so that no group's sum exceeds `capacity`; each index once, each
+    """Indices of `lengths` in groups whose sums do not exceed `capacity`; each index once, each
     group ascending.
 
-    Longest first into the emptiest of the fewest groups (Graham 1969: their sums differ by one
-    length at most); where one of them overflows, as with lengths near the capacity, into the
-    fullest with room. Raises `ValueError` when one length exceeds the capacity.
+    The longest goes first, into the emptiest of the fewest possible groups (Graham 1969: sums
+    differ by at most one length). Where a group overflows, as with lengths near the capacity, each
+    goes into the fullest group with room. Raises `ValueError` when a length exceeds the capacity.
     """
     if (longest := max(lengths, default=0)) > capacity:
         raise ValueError(f"a post of {longest} tokens does not fit a micro-batch of {capacity}")
@@ -70,8 +69,8 @@ def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def deal(lengths: Sequence[int], hands: int) -> list[list[int]]:
-    """Indices of `lengths` in so many groups, each ascending, whose sums differ by one length at
-    most.
+    """Indices of `lengths` in `hands` groups, each ascending, whose sums differ by at most one
+    length.
     """
     groups: list[list[int]] = [[] for _ in range(hands)]
     filled = [(0, group) for group in range(hands)]  # (tokens, group), a heap
@@ -109,7 +108,8 @@ def pack(
     numbers: Sequence[int] | None = None,
 ) -> list[Pack]:
     """Packs that hold every post exactly once, filled with `pad_id` up to a multiple of
-    `fill_multiple` tokens. `numbers` of the posts in their split are by default their places here.
+    `fill_multiple` tokens. `numbers` are the posts' numbers in their split; by default, their
+    places in `posts`.
     """
     numbers = range(len(posts)) if numbers is None else numbers
     return [
@@ -127,8 +127,8 @@ def pack(
 
 
 def empty_pack(bos_or_pad_id: int, classes: int, fill_multiple: int = 1) -> Pack:
-    """A pack of one token that weighs nothing: a rank that has run out of posts still takes part in
-    the step.
+    """A pack of one token without weight, with which a rank that has run out of posts still takes
+    part in the step.
     """
     post = np.asarray([bos_or_pad_id], np.int32)
     nothing_NC = np.zeros((1, classes))

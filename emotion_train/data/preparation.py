@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line of `prepare` can say, with its defaults."""
+    """The options of `prepare`, with their defaults."""
 
     text_column: str = "text"
     label_column: str = "label"
@@ -71,7 +71,7 @@ class Options:
     auxiliary_sources: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raise `WrongRequest` for values that cannot be meant."""
+        """Raises `WrongRequest` for values that are out of range or do not go together."""
         from emotion_train.data.conflicts import POLICIES
 
         if self.targets not in KINDS:
@@ -149,23 +149,23 @@ class Options:
         option = "--auxiliary keep" if self.auxiliary == "keep" else "--auxiliary-source"
         if self.labels is None:
             raise WrongRequest(
-                f"{option} is for posts of other labels than those that are reported; type --labels with"
-                " these, such as --labels anger,joy,neutral, or --labels-file."
+                f"{option} is for posts of other labels than the reported ones; type --labels with the"
+                " reported labels, such as --labels anger,joy,neutral, or --labels-file."
             )
         if self.annotations_by is not None:
             raise WrongRequest(
-                f"{option} and --annotations-by do not go together: the answers to a post are joined before"
-                " its labels are looked at; leave one of them out."
+                f"{option} and --annotations-by do not go together, because answers are joined before labels"
+                " are checked; leave one of them out."
             )
 
     @property
     def has_auxiliary(self) -> bool:
-        """Whether posts may be trained on that are not scored."""
+        """Whether there may be auxiliary posts, which are trained on and not scored."""
         return self.auxiliary == "keep" or bool(self.auxiliary_sources)
 
     @property
     def policies(self) -> tuple[Policy, ...]:
-        """What may be done with several rows of a text."""
+        """The allowed policies for several rows of a text, the default first."""
         from emotion_train.data.conflicts import BY_DEFAULT, POLICIES
 
         default = BY_DEFAULT[self.targets]
@@ -173,12 +173,12 @@ class Options:
 
     @property
     def policy(self) -> Policy:
-        """What is done with several rows of a text."""
+        """The policy for several rows of a text."""
         return self.policies[0] if self.on_conflict is None else self.on_conflict
 
     @property
     def columns(self) -> Columns:
-        """The columns that are read."""
+        """The columns to read."""
         from emotion_train.sources.posts import Columns
 
         return Columns(
@@ -195,21 +195,21 @@ class Options:
 
     @property
     def columns_of_auxiliary(self) -> Columns:
-        """The columns that are read of another data set: its posts and labels."""
+        """The columns to read from an auxiliary source: its posts and labels."""
         from emotion_train.sources.posts import Columns
 
         return Columns(self.text_column, self.label_column, lists=True)
 
     @property
     def choices_of_auxiliary(self) -> Choices:
-        """How another data set is read: by the endings of its files."""
+        """How an auxiliary source is read: by the endings of its files."""
         from emotion_train.sources.open import Choices
 
         return Choices(encoding=self.encoding, quoting=self.quoting)
 
     @property
     def more_columns(self) -> tuple[str, ...]:
-        """Columns of the data set beside those that every one has, as shards name them."""
+        """The data set's columns that not every data set has, as shards name them."""
         from emotion_train.data.targets import WEIGHT, kept_name
 
         weight = [WEIGHT] if self.weight_column is not None else []
@@ -220,18 +220,18 @@ class Options:
 class PrepareResult:
     url: str
     index: Index
-    created: bool  # False: the same data set was there already
+    created: bool  # False: the same data set existed already
     findings: Findings
     on_conflict: Policy
-    written: int = 0  # objects of the data set that was there, missing until now
+    written: int = 0  # missing objects of an existing data set that were written now
     corrected: Applied | None = None
 
 
 def prepare(source: str | Path | None, data_url: str, **options: Any) -> PrepareResult:
     """Prepare `source` at `data_url`; `options` are the fields of `Options`.
 
-    Raises `WrongRequest` when posts cannot be used (naming them) or another data set stands at
-    `data_url`.
+    Raises `WrongRequest` when posts cannot be used (naming them), or when `data_url` holds another
+    data set.
     """
     from contextlib import ExitStack
 
@@ -252,7 +252,7 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
     if source is not None:
         _refuse_target_in_source(Path(source), store)
     with ExitStack() as stack:
-        found = stack.enter_context(
+        opened = stack.enter_context(
             open_source(None if source is None else str(source), chosen.columns, choices)
         )
         others = [
@@ -260,13 +260,13 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
             for given in chosen.auxiliary_sources
         ]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emotion-train-prepare-")))
-        findings = Findings(file.name for file in found.files)
+        findings = Findings(file.name for file in opened.files)
         for number, other in enumerate(others, 1):
             findings.files += [f"auxiliary {number}/{file.name}" for file in other.files]
-        findings.remarks += [f"not read: {name}" for name in found.passed_over]
-        labels = LabelNames(chosen.labels, found.label_names)
+        findings.remarks += [f"not read: {name}" for name in opened.passed_over]
+        labels = LabelNames(chosen.labels, opened.label_names)
         job = _Job(
-            found, chosen, store if existing is None else None, labels, findings, folder, corrections, others
+            opened, chosen, store if existing is None else None, labels, findings, folder, corrections, others
         )
         index = job.run()
         if existing is None:
@@ -279,7 +279,7 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
             with suppress(AlreadyExists):
                 store.create(INDEX_KEY, raw)
                 return PrepareResult(store.url, index, True, findings, chosen.policy, corrected=job.corrected)
-            existing = read_index(store)  # of another process, which was at work at the same time
+            existing = read_index(store)  # created by another process meanwhile
         written = restore(store, existing, index, folder)
         return PrepareResult(
             store.url, existing, False, findings, chosen.policy, written, corrected=job.corrected
@@ -287,7 +287,7 @@ def prepare(source: str | Path | None, data_url: str, **options: Any) -> Prepare
 
 
 class _Job:
-    """One run: read and clean, decide who stays and where, shuffle, write."""
+    """One run of `prepare`: read and clean, choose rows and splits, shuffle, write."""
 
     def __init__(
         self,
@@ -309,14 +309,14 @@ class _Job:
         self._findings = findings
         self._folder = folder
         self._memory = options.memory_mb << 20
-        self._partitions = partitions_for(source.bytes + sum(one.bytes for one in others), self._memory)
+        self._partitions = partitions_for(source.bytes + sum(other.bytes for other in others), self._memory)
         self._rows_read = 0
-        self._code_C: Any = None  # final codes of labels, known when all rows were read
+        self._code_C: Any = None  # final codes of labels, known once all rows are read
         self._lengths: dict[str, int] = {}  # of the training posts, for the index
         self._sets: LabelSets | None = None  # strata of posts with several labels
         self._corrections = corrections
         self._corrector: Corrector | None = None
-        self.corrected: Applied | None = None  # what became of the corrections
+        self.corrected: Applied | None = None  # the outcome of the corrections
         self._others = others
         self._auxiliary: AuxiliaryPosts | None = None
 
@@ -378,9 +378,7 @@ class _Job:
         )
 
     def _read(self, by_text: Spill) -> None:
-        """Clean rows into partitions of equal texts, or those of annotators into partitions of
-        posts.
-        """
+        """Write clean rows into partitions by text, or annotators' rows into partitions by post."""
         from emotion_train.data.cleaning import Cleaner, Rules
         from emotion_train.data.spill import partition_of
 
@@ -412,7 +410,7 @@ class _Job:
             self._read_auxiliary(other)
 
     def _open_auxiliary(self) -> LabelNames | None:
-        """Every label that the source says, where its auxiliary posts are kept."""
+        """The names for every label of the source, if its auxiliary posts are kept; else None."""
         from emotion_train.data.auxiliary import AuxiliaryPosts, AuxiliarySource, EveryLabel
         from emotion_train.data.labels import LabelNames
 
@@ -430,7 +428,7 @@ class _Job:
         return every if kept else None
 
     def _read_auxiliary(self, source: Source) -> None:
-        """The training posts of another data set, and those that name no split."""
+        """Read the posts of an auxiliary source that are in train or in no split."""
         import pyarrow.compute as pc
 
         from emotion_train.data.auxiliary import AuxiliarySource
@@ -439,7 +437,8 @@ class _Job:
 
         auxiliary, options = self._auxiliary, self._options
         assert auxiliary is not None, "it is opened with the first source"
-        files = sum(len(one.files) for one in (self._source, *self._others[: self._others.index(source)]))
+        earlier = (self._source, *self._others[: self._others.index(source)])
+        files = sum(len(before.files) for before in earlier)
         names = LabelNames(None, source.label_names)
         auxiliary.sources.append(AuxiliarySource(source.name, names, files))
         rules = Rules(options.max_chars, options.seed, options.unescape_html, auxiliary.kind)
@@ -452,7 +451,7 @@ class _Job:
         self._rows_read += cleaner.rows_read
 
     def _texts_in(self, by_text: Spill, partition: int) -> Any:
-        """The hashes of the texts of a partition, half of each."""
+        """The first halves of the hashes of a partition's texts."""
         import numpy as np
 
         batches = by_text.read(partition, self._at("key0"))
@@ -485,8 +484,8 @@ class _Job:
         return self._auxiliary.write(new_writer, weighted)
 
     def _settle_labels(self, by_text: Spill) -> None:
-        """Find the rows whose label turned out to be several; they are counted here and left out
-        from here on.
+        """Fix the labels' codes. Rows whose label turned out to be several are counted here, and
+        left out from here on.
         """
         from emotion_train.data.cleaning import SCHEMA
         from emotion_train.data.labels import LabelNames
@@ -505,7 +504,7 @@ class _Job:
                 self._findings.note("several_labels", place[self._code_C[label] == LabelNames.SEVERAL])
 
     def _join_answers(self, answers: Spill, by_text: Spill) -> None:
-        """Rows of annotators become posts, in partitions of equal texts."""
+        """Join annotators' rows to posts, and write these into partitions by text."""
         import pyarrow as pa
 
         from emotion_train.data.annotations import joined
@@ -519,18 +518,18 @@ class _Job:
             table = pa.Table.from_batches(batches).combine_chunks()
             place = table.column("place").to_numpy()
             by_id = options.id_column is not None
-            found = joined(table, self._code_C, options.targets, by_id=by_id, allow_none=options.allow_none)
+            result = joined(table, self._code_C, options.targets, by_id=by_id, allow_none=options.allow_none)
             for kind in ("answers", "answered_again", "other_text", "no_half"):
-                self._findings.note(kind, place[getattr(found, kind)])
-            if len(found.posts):
-                (posts,) = found.posts.to_batches()
+                self._findings.note(kind, place[getattr(result, kind)])
+            if len(result.posts):
+                (posts,) = result.posts.to_batches()
                 by_text.add(posts, partition_of(posts.column("key0").to_numpy(), self._partitions))
             answers.remove(partition)
         by_text.flush()
-        self._code_C = self._labels.ranked()  # they have the final codes from here on
+        self._code_C = self._labels.ranked()  # posts have the final codes from here on
 
     def _refuse_other_forms(self) -> None:
-        """Raise `WrongRequest` where one split has lists and another single labels."""
+        """Raises `WrongRequest` where one split has lists and another single labels."""
         forms = {split: forms for split, forms in self._findings.forms.items() if split}
         words = {"list": "lists of labels", "object": "objects of shares", "plain": "labels without brackets"}
         for split, here in forms.items():
@@ -578,13 +577,13 @@ class _Job:
                 "give the file that has the labels of these posts, or label them with `emotion-train predict`"
             )
         if "several_labels" in refused and self._findings.counts["several_labels"]:
-            remedies.append("type --multi-label drop to leave those with several labels out")
+            remedies.append("type --multi-label drop to leave out posts with several labels")
             remedies.append("type --targets several to train on several labels a post")
         may_be_none = self._options.targets == "several" and not self._options.allow_none
         if may_be_none and {"no_label", "no_half"} & set(failing):
-            remedies.append("type --allow-none where a post may have none of the labels")
+            remedies.append("type --allow-none if a post may have none of the labels")
         if "object_label" in failing and self._options.targets != "shares":
-            remedies.append("type --targets shares where objects hold shares of the labels")
+            remedies.append("type --targets shares if objects hold shares of the labels")
         if "conflicting" in refused and self._findings.counts["conflicting"]:
             *others, last = self._options.policies[:-1]
             remedies.append(f"type --on-conflict {', '.join(others)} or {last} for texts with several labels")
@@ -606,12 +605,13 @@ class _Job:
         return sorted(self._findings.unknown_labels.items(), key=lambda item: (-item[1], item[0]))[:5]
 
     def _keep_one_of_each_text(self, by_text: Spill) -> Any:
-        """Choose among rows of the same text; returns by split code and label code how many stay,
-        or the sums of their shares. The last column counts posts, whatever their labels.
+        """Choose among rows of the same text; returns the number of kept posts, or the sums of
+        their shares, by split code and label code. The last column counts posts, whatever their
+        labels.
 
-        The row of the later split stays (test, then validation, then train), and within a split the
-        one that `--on-conflict` says. What was decided goes to files of flags and targets for each
-        partition, and the draws of those that stay to one file for `stratify`.
+        The row of the later split is kept (test, then validation, then train), and within a split
+        the row that `--on-conflict` chooses. The choice goes to a file of flags and targets for
+        each partition, and the draws of kept posts to one file for `stratify`.
         """
         import numpy as np
         import pyarrow as pa
@@ -673,9 +673,7 @@ class _Job:
         return counts_SC
 
     def _draw_sets(self, by_text: Spill, counts_SC: Any) -> None:
-        """Count the sets of labels, of which each is a stratum, and record the draws of their
-        posts.
-        """
+        """Count the sets of labels, each a stratum, and record the draws of their posts."""
         import numpy as np
 
         from emotion_train.data.cleaning import SPLIT_CODES
@@ -704,7 +702,9 @@ class _Job:
                 self._sets.freeze()
 
     def _add_draws(self, draws: Any, stratum_N: Any, draw_N: Any, split_N: Any) -> None:
-        """The posts, some of which go to validation and test, so far in train or in no split."""
+        """Record the draws of posts in train or in no split, some of which go to validation and
+        test.
+        """
         import numpy as np
 
         from emotion_train.data.cleaning import SPLIT_CODES
@@ -716,7 +716,7 @@ class _Job:
         record.tofile(draws)
 
     def _example(self, by_text: Spill, dispute: Dispute, partition: int) -> Example:
-        """The conflict with its text, which lies in that partition, and with names of labels."""
+        """The conflict with its text, read from that partition, and with names of labels."""
         import pyarrow.compute as pc
 
         from emotion_train.data.conflicts import Example, spelled
@@ -732,9 +732,7 @@ class _Job:
         return Example(text, votes, None if dispute.winner is None else spelled(dispute.winner, names))
 
     def _fractions(self, counts_SC: Any) -> tuple[float, float]:
-        """Shares of validation and test that are taken out of train, 0 for those that the source
-        has.
-        """
+        """The shares of train that become validation and test; 0 for splits that the source has."""
         from emotion_train.data.cleaning import NO_SPLIT, SPLIT_CODES
 
         has = {split: bool(counts_SC[code, -1]) for split, code in SPLIT_CODES.items()}
@@ -744,7 +742,7 @@ class _Job:
         if undivided and any(has.values()):
             raise WrongRequest(
                 f"Some posts of {self._source.name} name a split and others do not; fill column 'split'"
-                " everywhere or take it away."
+                " everywhere or remove it."
             )
         if not undivided and not has["train"]:
             present = ", ".join(split for split in SPLITS if has[split])
@@ -759,8 +757,8 @@ class _Job:
         return validation, test
 
     def _final_labels(self, counts_SC: Any) -> tuple[tuple[str, ...], Any]:
-        """The labels in their final order and the final id of each code; -1 for a code whose rows
-        are all gone.
+        """The labels in their final order, and the final id of each code; -1 for a code without a
+        kept row.
         """
         import numpy as np
 
@@ -773,8 +771,8 @@ class _Job:
             )
         if strange := next((name for name in names if has_control(name)), None):
             raise WrongRequest(
-                f"{self._source.name} has the label {strange[:80]!r}, which holds a control character such as"
-                " the end of a line; mend the label column, or type --label-column with another."
+                f"{self._source.name} has the label {strange[:80]!r}, which holds a control character, for"
+                " example an end of line; mend the label column, or type --label-column with another."
             )
         id_of_code = np.full(counts_SC.shape[1] - 1, -1, np.int32)
         for position, name in enumerate(names):
@@ -788,8 +786,8 @@ class _Job:
         id_of_code: Any,
         fractions: tuple[float, float],
     ) -> tuple[dict[str, int], dict[str, list[float]]]:
-        """Rows that stay into partitions of the shuffled order of their split; returns posts by
-        split, and label counts by split and label id.
+        """Write kept rows into partitions of their split's shuffled order; returns posts by split,
+        and label counts by split and label id.
         """
         import numpy as np
         import pyarrow as pa
@@ -822,7 +820,7 @@ class _Job:
                     split = np.where(from_train, SPLIT_CODES["train"], split)
                     split[from_train & (draw < limits.validation_C[stratum])] = SPLIT_CODES["validation"]
                     split[from_train & (draw < limits.test_C[stratum])] = SPLIT_CODES["test"]
-                    if self._corrector is not None:  # the splits are those of the labels before
+                    if self._corrector is not None:  # after splitting: labels before correction decide it
                         targets = self._corrector.of_rows(rows, targets)
                     targets = targets._replace(label_P=id_of_code[targets.label_P])
                     columns = {
@@ -848,7 +846,7 @@ class _Job:
         if missing:
             position = names.index(missing[0])
             elsewhere = ", ".join(f"{split} {rows[split][position]:,.6g}" for split in SPLITS)
-            likewise = f"; so have {len(missing) - 1} other labels" if missing[1:] else ""
+            likewise = f"; neither have {len(missing) - 1} other labels" if missing[1:] else ""
             others = ",".join(name for name in names if name not in missing)
             raise WrongRequest(
                 f"Label {missing[0]!r} has no post to train on ({elsewhere}{likewise}): "
@@ -939,7 +937,7 @@ class _Job:
         if self.corrected is not None:
             chosen["corrections_sha256"] = self.corrected.corrections.sha256
             chosen["corrections_applied"] = self.corrected.applied
-        found = {kind: self._findings.counts[kind] for kind in sorted(self._findings.counts)}
+        counts = {kind: self._findings.counts[kind] for kind in sorted(self._findings.counts)}
         return {
             "name": self._source.name,
             "format": self._source.format,
@@ -947,7 +945,7 @@ class _Job:
             "validation_fraction": fractions[0],
             "test_fraction": fractions[1],
             "rows_read": self._rows_read,
-            **found,
+            **counts,
             **self._lengths,
         }
 
@@ -962,7 +960,7 @@ class _Job:
         return [name for name, _ in FIELDS[self._options.targets]]
 
     def _at(self, *names: str) -> list[int]:
-        """Where columns of clean rows stand."""
+        """The positions of columns of clean rows."""
         from emotion_train.data.cleaning import schema_of
 
         schema = schema_of(
@@ -973,7 +971,7 @@ class _Job:
         return [schema.get_field_index(name) for name in names]
 
     def _keep(self, partition: int, keep_N: Any, targets: PostTargets) -> None:
-        """Record which rows of a partition stay, and with which targets."""
+        """Record which rows of a partition are kept, and their targets."""
         import numpy as np
 
         with (self._folder / f"kept-{partition:04}").open("wb") as file:
@@ -981,7 +979,7 @@ class _Job:
                 np.save(file, array)
 
     def _kept(self, partition: int) -> tuple[Any, PostTargets]:
-        """What `_keep` recorded."""
+        """The flags and targets that `_keep` recorded; empty where it recorded none."""
         import numpy as np
 
         from emotion_train.data.target_columns import PostTargets
@@ -996,7 +994,7 @@ class _Job:
             return keep_N, PostTargets(*(np.load(file) for _ in PostTargets._fields))
 
 
-# What a file most likely is where every row fails in the same way
+# The likely cause or remedy where every row fails in the same way
 _ALL_ALIKE = {
     "undecodable": "the file is not UTF-8",
     "ragged_line": "its rows have other cells than its header; see whether the header and the delimiter fit",
@@ -1010,7 +1008,7 @@ _ALL_ALIKE = {
 
 
 def _weighing_one(rows: Any) -> Any:
-    """Clean rows with a weight of 1 each, where such rows have theirs."""
+    """Clean rows with a weight of 1 each."""
     import numpy as np
     import pyarrow as pa
 
@@ -1020,7 +1018,7 @@ def _weighing_one(rows: Any) -> Any:
 
 
 class _Measured:
-    """Adds up the lengths of texts, whatever the batches in which they come."""
+    """Adds up the lengths of texts over all batches."""
 
     def __init__(self) -> None:
         from emotion_train.data.lengths import Lengths
@@ -1042,20 +1040,20 @@ class _Measured:
 
 
 def _refuse_doubled_ids(table: Any, places: Any, id_column: str | None) -> None:
-    """Equal ids have equal hashes, so they stand side by side."""
+    """Raises `WrongRequest` for an id of two posts. Equal ids have equal hashes, so they are
+    neighbours, at `places`.
+    """
     ids = table.column("id")
     for place in places:
         if ids[int(place)] == ids[int(place) + 1]:
             raise WrongRequest(
-                f"Id {ids[int(place)].as_py()!r} stands on two posts of one split; ids in column"
+                f"Two posts of one split have the id {ids[int(place)].as_py()!r}; ids in column"
                 f" {id_column!r} must be unique."
             )
 
 
 def _refuse_target_in_source(given: Path, store: Store) -> None:
-    """Writing into the folder that is being read would make the data set a part of its own
-    source.
-    """
+    """Raises `WrongRequest` where the data set would be written into its own source."""
     if isinstance(store, FolderStore) and given.is_dir():
         target, folder = typed_path(store.url).resolve(), typed_path(given).resolve()
         if (

@@ -1,10 +1,9 @@
 """Row groups of a split, fetched ahead of use by one ranged GET each.
 
-Each row group is compared with what the index says of it: how many posts it has, and how many of
-each label, from which the class weights came. Each process reads the whole split, since it needs
-the lengths of all posts of a step: 64 ranks on one node read it 64 times from the store's cache.
-Memory holds the row groups of the lanes in use, of one step, and those read ahead, whatever the
-size of the split.
+Each row group is compared with its entry in the index: its number of posts, and its label counts,
+which the class weights came from. Each process reads the whole split, since it needs the lengths of
+all posts of a step: 64 ranks on one node read it 64 times from the store's cache. Memory holds the
+row groups of the lanes in use, of one step, and those read ahead, whatever the size of the split.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from emotion_train.storage.store import Store
 
 log = logging.getLogger(__name__)
 
-# one label a post in `label`, or several in `labels`, with `shares` or not
+# one label per post in `label`, or several in `labels`, with or without `shares`
 COLUMNS = ("id", "text", "label", "labels", "shares", WEIGHT, SOURCE, KNOWN)
 MAX_UNPACKED_BYTES = 8 << 30  # of one row group
 
 
 class Rows(NamedTuple):
-    """The posts of one row group. A text or target that the file lacks is None; a source is empty
-    for a real post, and so is the value of a kept column for a post that has none. `known` is the
-    number of an auxiliary post's source in the index, 0 for the others.
+    """The posts of one row group. A text or target that the file lacks is None. A source is empty
+    for a real post, and a kept value is empty where a post has none. `known` is the number of an
+    auxiliary post's source in the index, 0 for other posts.
     """
 
     ids: list[str]
@@ -48,7 +47,9 @@ class Rows(NamedTuple):
     known: list[int]
 
     def first_of_each(self, label_counts: Sequence[float]) -> Rows:
-        """The first so many posts of each label, in their order; each post has one."""
+        """The first posts of each label, as many as `label_counts` says, in their order; only for
+        posts with one label.
+        """
         left = list(label_counts)
         kept = []
         for row, target in enumerate(self.targets):
@@ -58,7 +59,7 @@ class Rows(NamedTuple):
         return self._take(kept)
 
     def first(self, rows: int) -> Rows:
-        """The first so many posts."""
+        """The first `rows` posts."""
         return self._take(range(rows))
 
     def _take(self, rows: Iterable[int]) -> Rows:
@@ -66,11 +67,10 @@ class Rows(NamedTuple):
 
 
 class RowGroupReader:
-    """Reads row groups by number. `capacity` row groups are kept; use `close` or a with statement
-    to stop its threads.
+    """Reads row groups by number, and keeps `capacity` of them. Use `close` or a with statement to
+    stop its threads.
 
-    A store that does not answer is asked again for `patience_s` seconds, once its own retries have
-    failed.
+    Once a store's own retries have failed, the store is asked again for `patience_s` seconds.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class RowGroupReader:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def make_room(self, groups: int) -> None:
-        """Keep at least so many row groups from now on."""
+        """Keep at least `groups` row groups from now on."""
         self.capacity = max(self.capacity, groups)
 
     def ask(self, groups: Iterable[int]) -> None:
@@ -114,10 +114,10 @@ class RowGroupReader:
             self._future(group)
 
     def rows(self, group: int) -> Rows:
-        """The posts of a row group; waits for it when it was not asked for early enough.
+        """The posts of a row group; waits for it unless it was fetched already.
 
-        Raises `WrongRequest` when the stored bytes are no longer those of the index, and when the
-        index counts other posts or labels than they hold.
+        Raises `WrongRequest` when the stored bytes are no longer those of the index, or hold other
+        posts or label counts than the index says.
         """
         return self._future(group).result()
 
@@ -145,7 +145,7 @@ class RowGroupReader:
         )
         try:
             with parquet_errors():
-                # the parser wants a file from its first byte, and reads nothing between
+                # the parser wants the file's first bytes too, and reads nothing in between
                 return pq.read_metadata(io.BytesIO(b"PAR1" + raw))
         except Unreadable as error:
             raise self._not_as_described(described, f"its footer cannot be read ({error})") from None
@@ -180,7 +180,7 @@ class RowGroupReader:
         )
 
     def _fetch(self, key: str, etag: str | None, start: int, length: int, sha256: str) -> bytes:
-        """A byte range that is the one the index describes: it has its sha256."""
+        """A byte range, checked by the index's sha256."""
 
         def verify(raw: bytes) -> bytes:
             if hashlib.sha256(raw).hexdigest() != sha256:
@@ -219,8 +219,8 @@ class RowGroupReader:
 
 
 def sample_texts(store: Store, split: Split, least: int, patience_s: float = 0.0) -> list[str]:
-    """Texts of the first row groups, at least so many where there are; a data set is shuffled as a
-    whole, so any will do.
+    """Texts of the first row groups, at least `least` if the split has so many. A data set is
+    shuffled as a whole, so its first texts are a sample.
     """
     texts: list[str] = []
     with RowGroupReader(store, split, patience_s=patience_s) as reader:
@@ -235,9 +235,9 @@ def kept_values(
     store: Store, split: Split, columns: Sequence[str], patience_s: float = 0.0
 ) -> dict[str, dict[str, str]]:
     """The values of kept columns by column and id. Equal values are one string in memory."""
-    found: dict[str, dict[str, str]] = {column: {} for column in columns}
+    by_column: dict[str, dict[str, str]] = {column: {} for column in columns}
     if not columns:
-        return found
+        return by_column
     same: dict[str, str] = {}
     with RowGroupReader(store, split, capacity=16, patience_s=patience_s, kept=columns) as reader:
         for group in range(len(split.row_groups)):
@@ -245,26 +245,26 @@ def kept_values(
             rows = reader.rows(group)
             for post, values in zip(rows.ids, rows.kept, strict=True):
                 for column, value in zip(columns, values, strict=True):
-                    found[column][post] = same.setdefault(value, value)
-    return found
+                    by_column[column][post] = same.setdefault(value, value)
+    return by_column
 
 
 def texts_of(store: Store, split: Split, ids: Collection[str], patience_s: float = 0.0) -> dict[str, str]:
-    """The texts of these posts by id; the split is read once more, and no other text is kept."""
-    found: dict[str, str] = {}
+    """The texts of these posts by id. The split is read once more, without keeping other texts."""
+    texts: dict[str, str] = {}
     if not ids:
-        return found
+        return texts
     with RowGroupReader(store, split, capacity=16, patience_s=patience_s) as reader:
         for group in range(len(split.row_groups)):
             reader.ask(range(group, min(group + 8, len(split.row_groups))))
             rows = reader.rows(group)
             pairs = zip(rows.ids, rows.texts, strict=True)
-            found |= {post: text for post, text in pairs if post in ids and text is not None}
-    return found
+            texts |= {post: text for post, text in pairs if post in ids and text is not None}
+    return texts
 
 
 def _refuse_other_group(metadata: Any, group: RowGroup) -> None:
-    """Raises `Unreadable` before a row group of another size than the index says is unpacked."""
+    """Raises `Unreadable`, before unpacking, for a row group of another size than in the index."""
     if group.ordinal >= metadata.num_row_groups:
         raise Unreadable(f"there is none, the object has {metadata.num_row_groups}")
     described = metadata.row_group(group.ordinal)
@@ -275,7 +275,9 @@ def _refuse_other_group(metadata: Any, group: RowGroup) -> None:
 
 
 def _rows_of(columns: dict[str, list[Any]], kept: Sequence[str] = ()) -> Rows:
-    """Raises `Unreadable` for posts without labels and for weights that are none."""
+    """The posts in columns of a row group. Raises `Unreadable` for posts without labels, and for
+    weights, sources or numbers out of range.
+    """
     if "label" in columns:
         one = {label: ((label, 1.0),) for label in set(columns["label"]) if label is not None}
         targets: list[Target | None] = [one.get(label) for label in columns["label"]]
@@ -325,8 +327,8 @@ def _refuse_other_counts(rows: Rows, group: RowGroup) -> None:
 
 
 class _OneRange:
-    """A read-only file of which one byte range is present, for a Parquet reader that touches no
-    other.
+    """A read-only file with only one byte range present, for a Parquet reader that reads only
+    that.
     """
 
     closed = False

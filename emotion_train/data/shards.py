@@ -2,8 +2,8 @@
 every row group.
 
 An object's name holds a hash of its bytes, and objects are created and never overwritten, so that
-prepares at the same place leave each other's bytes alone. Each is made in a local file, uploaded
-while the next one is made, and read back: its bytes cross the network twice.
+two `prepare` at one place do not touch each other's bytes. Each object is made in a local file,
+uploaded while the next one is made, and read back: its bytes cross the network twice.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ def schema_of(
     kept: Sequence[str] = (),
     auxiliary: bool = False,
 ) -> Any:
-    """The columns of a split's objects. Label ids of a post are in ascending order, and each share
-    belongs to the label at its place. Column `source` is empty for a real post, and `known` of an
-    auxiliary one the number of its source in the index. Columns that were
-    `kept` have texts, empty where a post has none, and stand last: readers that do not know them
-    pass them over.
+    """The columns of a split's objects. A post's label ids are in ascending order, and each share
+    belongs to the label at its place. Column `source` is empty for a real post; `known` is the
+    number of an auxiliary post's source in the index. Columns that were `kept` have texts, empty
+    where a post has none, and come last: readers that do not know them skip them.
     """
     columns = [("id", pa.string()), ("text", pa.string()), *_LABELS[targets]]
     columns += [(WEIGHT, pa.float64())] if weighted else []
@@ -55,7 +54,7 @@ def schema_of(
 
 
 def label_counts_of(table: Any, classes: int) -> tuple[float, ...]:
-    """The posts that have each label in a table of any such schema, or the sums of its shares."""
+    """The number of posts with each label in such a table, or the sums of its shares."""
     if "label" in table.column_names:
         return tuple(np.bincount(table.column("label").to_numpy(), minlength=classes).tolist())
     labels = pc.list_flatten(table.column("labels")).to_numpy()
@@ -66,7 +65,7 @@ def label_counts_of(table: Any, classes: int) -> tuple[float, ...]:
 
 
 def real_counts_of(table: Any, classes: int) -> tuple[float, ...] | None:
-    """`label_counts_of` the real posts; None for a table that marks none."""
+    """`label_counts_of` for real posts only; None for a table that marks no posts."""
     if SOURCE not in table.column_names:
         return None
     return label_counts_of(table.filter(pc.equal(table.column(SOURCE), "")), classes)
@@ -81,8 +80,8 @@ def balanced(rows: int, largest: int) -> list[int]:
 class SplitWriter:
     """Takes the rows of a split in their final order; a with statement around `add` and `finish`.
 
-    Where there is no store it only describes what it would have written. The local files stay in
-    `folder`, named by `local_file`.
+    Without a store it only describes what it would have written. The local files stay in `folder`,
+    named by `local_file`.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class SplitWriter:
         self._waiting_rows = 0
         self._groups: list[RowGroup] = []
         self._objects: list[Future[DataObject]] = []
-        # (rows, label counts, those of real posts) of the row groups in the object in the making
+        # (rows, label counts, real posts' label counts) of the row groups in the unfinished object
         self._open_counts: list[tuple[int, tuple[float, ...], tuple[float, ...] | None]] = []
         self._schema = schema_of(targets, weighted, marked, kept, auxiliary)
         self._writer: Any = None
@@ -140,7 +139,7 @@ class SplitWriter:
             self._waiting, self._waiting_rows = [whole.slice(start)], len(whole) - start
 
     def finish(self) -> Split:
-        """The split's entry in the index, when everything is in the store and was read back."""
+        """The split's entry in the index, once all objects are in the store and were read back."""
         assert self._done() == len(self._sizes)
         assert not self._waiting_rows
         objects = tuple(future.result() for future in self._objects)
@@ -218,7 +217,7 @@ class SplitWriter:
             footer_sha256=footer_sha256,
         )
         if len(self._objects) >= 2:
-            self._objects[-2].result()  # a store that fails ends this before all objects are made
+            self._objects[-2].result()  # raises a store's failure before all objects are made
         self._objects.append(self._pool.submit(self._publish, self._path, described))
 
     def _publish(self, path: Path, described: DataObject) -> DataObject:
@@ -226,15 +225,15 @@ class SplitWriter:
 
 
 def local_file(folder: Path, split: str, number: int) -> Path:
-    """Where a `SplitWriter` made the split's object of that number."""
+    """The path at which a `SplitWriter` makes the split's object of that number."""
     return folder / f"{split}-{number:05}.parquet"
 
 
 def place(store: Store, described: DataObject, path: Path) -> DataObject:
-    """The object with its ETag, when the store holds the file's bytes under its key; what was there
-    before is kept.
+    """The object with its ETag, once the store holds the file's bytes under its key. An existing
+    object is kept.
 
-    Raises `WrongRequest` when other bytes were there, and `StorageError` when the store does not
+    Raises `WrongRequest` when the key had other bytes, and `StorageError` when the store does not
     hold what was written to it.
     """
     key, url = described.key, store.url_of(described.key)
@@ -243,7 +242,7 @@ def place(store: Store, described: DataObject, path: Path) -> DataObject:
     except ObjectNotFound:
         try:
             info, written = store.create(key, path), True
-        except AlreadyExists:  # another prepare came in between, with bytes that are not these
+        except AlreadyExists:  # another process wrote other bytes meanwhile
             raise _other_bytes(url) from None
     if store.holds(key, path):
         return described.model_copy(update={"etag": info.etag})
@@ -256,8 +255,8 @@ def place(store: Store, described: DataObject, path: Path) -> DataObject:
 
 def _other_bytes(url: str) -> WrongRequest:
     return WrongRequest(
-        f"{url} is damaged: its bytes are not those that its name stands for, and nothing is overwritten;"
-        " delete it and type the same command again."
+        f"{url} is damaged: its bytes do not have the hash in its name, and nothing is overwritten; delete"
+        " it and type the same command again."
     )
 
 

@@ -1,9 +1,8 @@
-"""Rows on disk in partitions, so that more of them than fit memory can be grouped or sorted, one
+"""Rows on disk in partitions, so that more rows than fit in memory can be grouped or sorted, one
 partition at a time.
 
-Each row is written once and read once per use. What a partition holds depends on the rows alone;
-the number of partitions follows the memory budget, and nothing that is made from them may depend on
-it.
+Each row is written once and read once per use. The number of partitions follows the memory budget,
+so no result may depend on it.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ import pyarrow as pa
 
 
 def partitions_for(total_bytes: int, memory_bytes: int) -> int:
-    """A power of two such that a partition, with the copies made of it, takes about a quarter of
-    the memory.
+    """The number of partitions, a power of two, so that a partition with its copies takes about a
+    quarter of the memory.
     """
     wanted = total_bytes * 1.5 / (min(memory_bytes, 4 << 30) / 12)
     return 1 << min(12, max(0, int(np.ceil(np.log2(max(wanted, 1))))))
@@ -60,8 +59,8 @@ class Spill:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held in memory. A partition's file is opened only here: there may be more
-        of them than files may be open.
+        """Write the rows held in memory. A partition's file is open only here, since there may be
+        more partitions than files may be open.
         """
         for partition, batches in self._pending.items():
             buffer = io.BytesIO()
@@ -73,7 +72,7 @@ class Spill:
         self._pending_bytes = 0
 
     def read(self, partition: int, columns: list[int] | None = None) -> Iterator[Any]:
-        """The partition's batches in the order of `add`, of all columns or of those at some
+        """The partition's batches in the order of `add`, with all columns or those at the given
         positions.
         """
         path = self._path(partition)

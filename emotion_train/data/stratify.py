@@ -1,8 +1,8 @@
-"""Which posts of each label go to validation and test: those with the smallest draws, in the same
-share for every label.
+"""The posts of each label for validation and test: those with the smallest draws, in the same share
+for every label.
 
-A draw is a 64-bit hash of seed and post id, so that the answer depends on neither order nor
-machine. It takes two passes over a file of 12 bytes a post, in constant memory.
+A draw is a 64-bit hash of seed and post id, so the choice depends on neither order nor machine. It
+takes two passes over a file of 12 bytes per post, in constant memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 DRAW = np.dtype([("label", "<i4"), ("draw", "<u8")])
-_BITS = 12  # of a draw, that name a bin of a histogram
+_BITS = 12  # leading bits of a draw that name its bin in a histogram
 _CELLS = 1 << 22  # of all histograms together, 32 MiB
 _CHUNK = 1 << 20
 
@@ -29,8 +29,8 @@ class Thresholds(NamedTuple):
 
 
 def quotas(count: int, validation_fraction: float, test_fraction: float) -> tuple[int, int]:
-    """How many of a label's posts go to validation and to test: the nearest numbers, but one each
-    of three, and train keeps one.
+    """The numbers of a label's posts for validation and test: the nearest to their fractions, but
+    at least one each from three posts on, and train keeps one.
     """
     wanted = [int(count * fraction + 0.5) for fraction in (validation_fraction, test_fraction)]
     if count < 3:
@@ -51,8 +51,8 @@ def thresholds(
     test_fraction: float,
     numbers_C: Sequence[tuple[int, int]] | None = None,
 ) -> Thresholds:
-    """The thresholds that meet each label's quotas over a file of `DRAW` records, or take so many
-    of each to validation and test.
+    """The thresholds that meet each label's quotas, or the numbers `numbers_C` for validation and
+    test, over a file of `DRAW` records.
     """
     bits = min(_BITS, max(1, (_CELLS // max(1, labels)).bit_length() - 1))
     shift, bins = np.uint64(64 - bits), 1 << bits
@@ -71,14 +71,14 @@ def thresholds(
 
 
 def _smallest(draws: Path, histogram_CB: Any, wanted_C: Any, shift: Any) -> Any:
-    """For each label the draw below which exactly `wanted_C` of its draws lie; the largest of all
-    where all are wanted.
+    """For each label, the draw that exactly `wanted_C` of its draws are below; the largest possible
+    draw where all are wanted.
     """
     labels, bins = histogram_CB.shape
     part_C = (wanted_C > 0) & (wanted_C < histogram_CB.sum(axis=1))
     below_CB = np.cumsum(histogram_CB, axis=1) - histogram_CB
     bin_C = ((below_CB + histogram_CB) <= wanted_C[:, None]).sum(axis=1).clip(max=bins - 1)
-    inside = []  # those of each label that fall into the bin of its threshold
+    inside = []  # each label's draws in the bin of its threshold
     for record in _chunks(draws):
         label = record["label"]
         there = part_C[label] & ((record["draw"] >> shift).astype(np.int64) == bin_C[label])
@@ -86,11 +86,11 @@ def _smallest(draws: Path, histogram_CB: Any, wanted_C: Any, shift: Any) -> Any:
     record = np.concatenate(inside) if inside else np.empty(0, DRAW)
     record = record[np.lexsort((record["draw"], record["label"]))]
     first_C = np.searchsorted(record["label"], np.arange(labels))
-    found_C = np.where(wanted_C > 0, np.iinfo(np.uint64).max, np.uint64(0))
+    draw_C = np.where(wanted_C > 0, np.iinfo(np.uint64).max, np.uint64(0))
     wanted = np.flatnonzero(part_C)
     ranks = wanted_C[wanted] - below_CB[wanted, bin_C[wanted]]
-    found_C[wanted] = record["draw"][first_C[wanted] + ranks]
-    return found_C
+    draw_C[wanted] = record["draw"][first_C[wanted] + ranks]
+    return draw_C
 
 
 def _chunks(draws: Path) -> Any:

@@ -1,7 +1,7 @@
 """The targets of many posts as arrays: labels and shares of all posts, one post after the other.
 
-One label a post, several, and shares are the same three arrays, so that what counts, compares and
-joins them does not ask which it is.
+One label, several labels and shares use the same three arrays, so counting, comparing and joining
+need not tell them apart.
 
 Letters: N posts, P pairs of a post and one of its labels, G groups of posts, C labels.
 """
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from emotion_train.data.targets import Target, TargetKind
 
-# of the targets of a group: their mean, the labels that at least half have, or that any has
+# a group's joint target: the mean, the labels that at least half have, or that any has
 Joint = Literal["mean", "half", "union"]
 _PAIR = np.dtype([("label", "<i4"), ("share", "<f8")])
 LABELS = pa.list_(pa.int32())
@@ -39,7 +39,7 @@ class PostTargets(NamedTuple):
 
     @classmethod
     def of_pairs(cls, post_P: Any, label_P: Any, share_P: Any, posts: int) -> PostTargets:
-        """From pairs in any order."""
+        """Targets from pairs in any order."""
         order = np.lexsort((label_P, post_P))
         offset_N1 = np.zeros(posts + 1, np.int64)
         np.cumsum(np.bincount(post_P, minlength=posts), out=offset_N1[1:])
@@ -47,13 +47,13 @@ class PostTargets(NamedTuple):
 
     @classmethod
     def of_one(cls, label_N: Any) -> PostTargets:
-        """One label a post."""
+        """Targets of posts with one label each."""
         return cls(np.arange(len(label_N) + 1), label_N, np.ones(len(label_N)))
 
     @classmethod
     def of_rows(cls, rows: Any, code_C: Any) -> PostTargets:
-        """From a table or record batch with the columns of `FIELDS`; `code_C` are other label ids
-        for the ones that are there.
+        """Targets from a table or record batch with the columns of `FIELDS`; `code_C` maps its
+        label ids to those wanted.
         """
         if "label" in rows.schema.names:
             return cls.of_one(code_C[rows.column("label").to_numpy()])
@@ -70,7 +70,7 @@ class PostTargets(NamedTuple):
 
     @property
     def counts(self) -> Any:
-        """How many labels each post has."""
+        """The number of labels of each post."""
         return np.diff(self.offset_N1)
 
     @property
@@ -78,7 +78,7 @@ class PostTargets(NamedTuple):
         return np.repeat(np.arange(self.posts), self.counts)
 
     def take(self, posts: Any) -> PostTargets:
-        """Those of some posts, in their order."""
+        """The targets of the posts with these numbers, in that order."""
         count = self.counts[posts]
         offset_N1 = np.concatenate([[0], np.cumsum(count)])
         pairs = np.repeat(self.offset_N1[posts] - offset_N1[:-1], count) + np.arange(offset_N1[-1])
@@ -93,7 +93,7 @@ class PostTargets(NamedTuple):
         )
 
     def label_counts(self, labels: int) -> Any:
-        """The posts that have each label, or the sums of its shares, as floats."""
+        """The number of posts with each label, or the sums of its shares, as floats."""
         return np.bincount(self.label_P, self.share_P, labels)
 
     def target(self, post: int) -> Target:
@@ -102,15 +102,15 @@ class PostTargets(NamedTuple):
         return tuple(zip(self.label_P[begin:end].tolist(), self.share_P[begin:end].tolist(), strict=True))
 
     def largest(self) -> Any:
-        """The label of the largest share of each post, the first of several; every post has one."""
+        """Each post's label with the largest share, the first of several; every post needs one."""
         if self.posts == len(self.label_P):
             return self.label_P
         order = np.lexsort((self.label_P, -self.share_P, self.posts_of_pairs))
         return self.label_P[order[self.offset_N1[:-1]]]
 
     def numbered(self, least: int) -> Any:
-        """A number for each post, the same where targets are the same: that of its only label, and
-        from `least` upwards in the order of first sight for others.
+        """A number for each post, equal for equal targets: its only label, or for other targets a
+        number from `least` upwards, in the order of first appearance.
         """
         number_N = np.full(self.posts, -1, np.int64)
         single = (self.counts == 1) & (np.add.reduceat(np.append(self.share_P, 0), self.offset_N1[:-1]) == 1)
@@ -128,8 +128,8 @@ class PostTargets(NamedTuple):
         return lambda post: raw[at[post] : at[post + 1]]
 
     def joined(self, group_N: Any, groups: int, how: Joint) -> PostTargets:
-        """One target for each group; `group_N` is the group of each post. A mean is that of shares,
-        and the labels of half or of all have a share of 1.
+        """One target for each group; `group_N` is the group of each post. "mean" averages shares;
+        with "half" and "union", labels have a share of 1.
         """
         post_P = self.posts_of_pairs
         order = np.lexsort((post_P, self.label_P, group_N[post_P]))  # sums in the order of posts

@@ -1,11 +1,11 @@
-"""What cells say of a post's labels: a list, a printed list, names with marks between them, an
-object of shares, or one number a label in columns of their own.
+"""The labels in a post's cells: a list, a printed list, names with separators, an object of shares,
+or one number per label in columns of their own.
 
     joy,anger   joy|anger   joy; anger   ['joy', 'anger']   ['joy' 'anger']   [3 10]
     {"joy": 0.67, "neutral": 0.33}
 
-A list in place of shares holds votes: each item counts the same. Cells that are equal are read
-once, and columns one after the other, so 1,000 of them cost what their labels cost.
+A list in place of shares holds votes: each item counts the same. Equal cells are read once. Columns
+are read one after the other, so the cost of 1,000 columns grows only with their labels.
 
 Letters: N posts, P pairs of a post and one of its labels.
 """
@@ -29,7 +29,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.sources.posts import SEVERAL
 
 LONGEST_CELL = 1 << 20  # characters, of a list or an object
-SHARES_OFF = 0.01  # of 1, what shares that were rounded may add up to
+SHARES_OFF = 0.01  # by which the sum of rounded shares may differ from 1
 _STRING = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
 _ITEM = re.compile(rf"({_STRING})|([^\s,]+)")
 _LISTED = re.compile(rf"\s*(?:(?:{_STRING})[\s,]*)+", re.DOTALL)
@@ -40,7 +40,7 @@ _TRUTH = {"true": "1", "false": "0"}
 
 
 class Said(NamedTuple):
-    """What cells say of posts, before the values of a post are looked at together."""
+    """The labels and values in posts' cells, before each post's values are checked together."""
 
     post_P: Any
     label_P: Any
@@ -49,8 +49,8 @@ class Said(NamedTuple):
 
 
 class ReadCells(NamedTuple):
-    """What each cell says that differs from others: its target, what is wrong with it, the label in
-    it that is unknown, its form; and which of them each post has.
+    """The different cells: the target, kind of trouble, unknown label and form of each; and the
+    number of each post's cell among them.
     """
 
     targets: PostTargets
@@ -63,13 +63,13 @@ class ReadCells(NamedTuple):
 class Form(NamedTuple):
     """A cell taken apart: its form, and its labels with their values."""
 
-    name: str  # list, object or plain; empty where there is nothing
+    name: str  # list, object or plain; empty for an empty cell
     pairs: Sequence[tuple[str, float]]
     trouble: str | None = None
 
 
 def form_of(cell: str, names: LabelNames) -> Form:
-    """The labels of a cell; those of a list are not taken apart any more."""
+    """The labels of a cell. A list's items are not divided further."""
     value = trimmed(cell)
     if not value:
         return Form("", ())
@@ -95,7 +95,7 @@ def _of_list(items: Sequence[str]) -> Form:
 
 
 def _printed(inner: str, names: LabelNames) -> list[str]:
-    """The items of a list that Python or numpy has printed, with or without quotes and commas."""
+    """The items of a list as Python or numpy prints it, with or without quotes and commas."""
     if _LISTED.fullmatch(inner):
         return [_unquoted(match[1]) for match in _ITEM.finditer(inner)]
     if not inner.strip():
@@ -117,20 +117,20 @@ def _unquoted(words: str) -> str:
 
 
 def _of_object(value: str) -> Form:
-    """Names and numbers of an object as JSON or Python spell it."""
-    inner, found, end = value[1:-1].strip(), dict[str, float](), 0
+    """The names and numbers of an object as JSON or Python spells it."""
+    inner, shares, end = value[1:-1].strip(), dict[str, float](), 0
     while end < len(inner):
         match = _PAIR.match(inner, end)
         if match is None:
             return Form("object", (), "bad_share")
         name = trimmed(_unquoted(match[1]))
         number = number_of(match[2])
-        if number is None or name in found:
+        if number is None or name in shares:
             return Form("object", (), "bad_share")
-        found[name], end = number, match.end()
+        shares[name], end = number, match.end()
     if value[-1] != "}":
         return Form("object", (), "bad_share")
-    return Form("object", list(found.items()))
+    return Form("object", list(shares.items()))
 
 
 def number_of(words: str) -> float | None:
@@ -152,7 +152,7 @@ class TargetValues:
         self._columns: tuple[str, ...] | None = None
 
     def of_cells(self, values: Any) -> ReadCells:
-        """What an array of cells says; cells that are equal are read once."""
+        """The targets of an array of cells; equal cells are read once."""
         encoded = values.dictionary_encode()
         index_N = encoded.indices.to_numpy(zero_copy_only=False)
         forms = [form_of(word, self._names) for word in encoded.dictionary.to_pylist()]
@@ -160,11 +160,11 @@ class TargetValues:
         pairs: list[tuple[int, int, float]] = []
         trouble: dict[int, str] = {}
         for cell, form in enumerate(forms):
-            found, kind, unknown[cell] = self._coded(form)
+            coded, kind, unknown[cell] = self._coded(form)
             if kind is not None:
                 trouble[cell] = kind
             else:
-                pairs += [(cell, code, value) for code, value in found]
+                pairs += [(cell, code, value) for code, value in coded]
         post_P, label_P, value_P = zip(*pairs, strict=True) if pairs else ((), (), ())
         said = Said(
             np.array(post_P, np.int64), np.array(label_P, np.int32), np.array(value_P, float), trouble
@@ -173,27 +173,27 @@ class TargetValues:
         return ReadCells(targets, kinds, unknown, [form.name for form in forms], index_N)
 
     def _coded(self, form: Form) -> tuple[list[tuple[int, float]], str | None, str]:
-        """Codes with values, or what is wrong, and the label that is unknown."""
+        """The codes with values, the kind of trouble, and the unknown label."""
         if form.trouble is not None:
             return [], form.trouble, ""
         if form.name == "object" and self._kind == "several":
             return [], "object_label", ""
-        found: dict[int, float] = {}
+        values: dict[int, float] = {}
         for name, value in form.pairs:
             code = LabelNames.UNKNOWN if name == _ELLIPSIS else self._names.single(name)
             if code < 0:
                 return [], LabelNames.KINDS[code], trimmed(name)
-            if code in found and self._kind == "several" and form.name == "list":
+            if code in values and self._kind == "several" and form.name == "list":
                 return [], "doubled_label", ""
-            found[code] = 1.0 if self._kind == "several" else found.get(code, 0.0) + value
-        return list(found.items()), None, ""
+            values[code] = 1.0 if self._kind == "several" else values.get(code, 0.0) + value
+        return list(values.items()), None, ""
 
     def of_columns(
         self, columns: Mapping[str, Any], posts: int, place: str
     ) -> tuple[PostTargets, list[str | None]]:
-        """Targets and trouble of each post, of one column a label.
+        """The targets and the kind of trouble of each post, from one column per label.
 
-        Raises `WrongRequest` where these columns are others than those of an earlier file.
+        Raises `WrongRequest` where an earlier file had other columns.
         """
         names = tuple(columns)
         if self._columns is None:
@@ -205,7 +205,7 @@ class TargetValues:
             )
             raise WrongRequest(
                 f"{place} has other columns of labels than the file before, such as {other!r}, or in another"
-                " order; give all files the same ones, or name each with --label-columns."
+                " order; give all files the same columns, or name each with --label-columns."
             )
         parts: list[tuple[Any, Any, Any]] = []
         trouble: dict[int, str] = {}
@@ -224,7 +224,7 @@ class TargetValues:
         return self._checked(Said(post_P, label_P, value_P, trouble), posts)
 
     def _checked(self, said: Said, posts: int) -> tuple[PostTargets, list[str | None]]:
-        """Targets of the posts without trouble, of the others nothing; and the trouble of each."""
+        """The targets of posts without trouble, empty for the others; and each post's trouble."""
         kinds: list[str | None] = [said.trouble.get(post) for post in range(posts)]
         count_N = np.bincount(said.post_P, minlength=posts)
         share_P = said.value_P
@@ -248,15 +248,15 @@ class TargetValues:
 
 
 def weights_of(column: Any) -> Any:
-    """The weight of each post; NaN where it is no finite number above 0."""
+    """The weight of each post; NaN for anything but a finite number above 0."""
     weight_N = _numbers(column)
     weight_N[~(weight_N > 0)] = np.nan
     return weight_N
 
 
 def _numbers(column: Any, *, truth: bool = False) -> Any:
-    """A column of binary cells as numbers, true and false among them where they are a `truth`; NaN
-    for what is no finite number.
+    """A column of binary cells as numbers; NaN for anything but a finite number. With `truth`, true
+    and false count as 1 and 0.
     """
     words, index_N = _words(column)
     values = (number_of(_TRUTH.get(word.strip().lower(), word) if truth else word) for word in words)
@@ -265,13 +265,13 @@ def _numbers(column: Any, *, truth: bool = False) -> Any:
 
 
 def _is_hidden(column: Any) -> Any:
-    """Where a column says NONE, as a shared task's posts do whose labels are not told (SemEval)."""
+    """Where a column says NONE, as in a shared task's posts with secret labels (SemEval)."""
     words, index_N = _words(column)
     return np.array([word.strip().upper() == "NONE" for word in words], bool)[index_N]
 
 
 def _words(column: Any) -> tuple[list[str], Any]:
-    """The cells of a binary column that differ, and which of them each post has."""
+    """The different cells of a binary column, and the number of each post's cell among them."""
     encoded = pc.fill_null(column, b"").dictionary_encode()
     words = [word.decode("utf-8", "replace") for word in encoded.dictionary.to_pylist()]
     return words, encoded.indices.to_numpy(zero_copy_only=False)

@@ -1,9 +1,9 @@
-"""What posts are labelled with: `one` label, `several` (any subset of the labels, none included),
-or `shares`, a distribution over the labels such as the votes of annotators.
+"""The kinds of label targets: `one` label, `several` (any subset of the labels, none included), or
+`shares`, a distribution over the labels such as the votes of annotators.
 
-A post's target is the same in all three, pairs of a label id and its share: ((3, 1.0),) of one
-label, ((3, 1.0), (10, 1.0)) of several, ((3, 0.67), (10, 0.33)) of shares. Pages that need no more
-than that do not ask which of the three it is.
+A post's target has the same form in all three, pairs of a label id and its share: ((3, 1.0),) for
+one label, ((3, 1.0), (10, 1.0)) for several, ((3, 0.67), (10, 0.33)) for shares. Code that needs
+only the pairs does not ask for the kind.
 
 Letters: N posts, C labels.
 """
@@ -25,46 +25,46 @@ WORDS: dict[TargetKind, str] = {"one": "one label", "several": "several labels",
 # names in an index's `requires`
 FEATURE: dict[TargetKind, str] = {"several": "targets:several", "shares": "targets:shares"}
 WEIGHT = "weight"
-AUXILIARY = "auxiliary"  # posts of other labels are trained on; column `known` says who labelled them
+AUXILIARY = "auxiliary"  # posts of other labels are trained on; column `known` has their source
 KNOWN = "known"
-UNKNOWN_SHARE = -1.0  # in `targets_NC`: of a label that the post's source does not know
-SOFT = "soft"  # training posts have shares that models gave; the others have one label
-SOURCE = "source"  # posts that nobody wrote, or that stand there again, are marked in this column
-_KEPT = "kept:"  # before the names of columns that came along, which mean nothing to a reader
-_SHARES_OFF = 1e-6  # of 1, that shares may add up to
+UNKNOWN_SHARE = -1.0  # in `targets_NC`: for a label that the post's source does not know
+SOFT = "soft"  # training posts have shares given by models; the other splits have one label
+SOURCE = "source"  # this column marks synthetic and repeated posts
+_KEPT = "kept:"  # before the names of kept columns, which mean nothing to a reader
+_SHARES_OFF = 1e-6  # by which a sum of shares may differ from 1
 
 
 def requires(
     kind: TargetKind, weighted: bool, marked: bool = False, auxiliary: bool = False
 ) -> tuple[str, ...]:
-    """The names of features of a data set with such targets; `weighted` where its posts have
-    weights of their own, `marked` where those that are no real posts say so, `auxiliary` where
-    posts of other labels are trained on.
+    """The names of features that a data set with such targets requires: `weighted` where its posts
+    have weights of their own, `marked` where posts that are not real are marked, `auxiliary` where
+    there are auxiliary posts.
     """
-    found = [FEATURE[kind]] if kind in FEATURE else []
+    of_targets = [FEATURE[kind]] if kind in FEATURE else []
     more = ((WEIGHT, weighted), (SOURCE, marked), (AUXILIARY, auxiliary))
-    return (*found, *(name for name, there in more if there))
+    return (*of_targets, *(name for name, present in more if present))
 
 
 def kept_name(column: str) -> str:
-    """What a column that was kept is called in a data set, apart from its own columns."""
+    """The name of a kept column in a data set, which differs from all its own columns."""
     return _KEPT + column
 
 
 def is_kept(name: str) -> bool:
-    """Whether a column of a data set is one that was kept."""
+    """Whether a column of a data set is a kept one."""
     return name.startswith(_KEPT)
 
 
 def kind_of(names: Iterable[str]) -> TargetKind:
-    """The targets of a data set that requires these features."""
-    found = set(names)
-    return next((kind for kind, name in FEATURE.items() if name in found), "one")
+    """The kind of label targets of a data set that requires these features."""
+    required = set(names)
+    return next((kind for kind, name in FEATURE.items() if name in required), "one")
 
 
 def is_target(target: object, kind: TargetKind, classes: int) -> bool:
-    """Whether this is the target of a post: label ids in ascending order with shares above 0, which
-    add up to 1 unless there are several.
+    """Whether this is a post's target: label ids in ascending order with shares above 0, which add
+    up to 1 unless a post may have several labels.
     """
     if not isinstance(target, tuple):
         return False
@@ -81,12 +81,12 @@ def is_target(target: object, kind: TargetKind, classes: int) -> bool:
 
 
 def largest(target: Target) -> int:
-    """The label of the largest share, the first of several; raises `ValueError` without labels."""
+    """The label with the largest share, the first on a tie; raises `ValueError` without labels."""
     return max(target, key=lambda pair: (pair[1], -pair[0]))[0]
 
 
 def dense(targets: Sequence[Target], classes: int) -> npt.NDArray[np.float64]:
-    """`targets_NC`: the share of each label in each post, 0 for those that it does not have."""
+    """`targets_NC`: the share of each label in each post, 0 for labels that it does not have."""
     targets_NC = np.zeros((len(targets), classes))
     for post, target in enumerate(targets):
         for label, share in target:
@@ -101,14 +101,14 @@ def loss_weights(
     weight_N: npt.NDArray[np.float64],
     known_NC: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """`weights_NC`: what the loss of each label of each post counts. A step's loss is the sum of
-    weight times loss, divided once by the sum of these over the whole step.
+    """`weights_NC`: the weight of the loss of each label of each post. A step's loss is the sum of
+    weight times loss, divided once by the sum of weights over the whole step.
 
-    `weights_C` are the class weights and `weight_N` those of the posts. The loss of one label or of
-    shares is a cross entropy, of which each label takes its share times its class weight. That of
-    several labels is the mean over labels of binary cross entropies: a label that the post has
-    counts its class weight, one that it has not counts 1. Where `known_NC` is false the post's
-    source does not know the label: it counts nothing, and the mean is over the others.
+    `weights_C` are the class weights and `weight_N` the posts' weights. One label and shares have a
+    cross entropy, in which each label has its share times its class weight. Several labels have the
+    mean over labels of binary cross entropies: a label of the post has its class weight, and any
+    other label 1. Where `known_NC` is false, the post's source does not know the label: it has the
+    weight 0, and the mean is over the other labels.
     """
     if kind == "several":
         counted_NC: npt.NDArray[np.float64] = np.where(targets_NC > 0, weights_C, 1.0)
@@ -120,7 +120,7 @@ def loss_weights(
 
 
 def masked(targets_NC: npt.NDArray[np.float64], known_NC: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """`targets_NC` that say which labels a post's source does not know: these have the share
-    `UNKNOWN_SHARE`, which the loss leaves out.
+    """`targets_NC` with `UNKNOWN_SHARE` for labels that the post's source does not know, which the
+    loss leaves out.
     """
     return np.where(known_NC, targets_NC, UNKNOWN_SHARE)

@@ -1,9 +1,9 @@
-"""Whether a text stands in a training split: a Bloom filter of the hashes that tell equal texts.
+"""Whether a text is in a training split: a Bloom filter of the hashes that find equal texts.
 
-1.8 bytes a post answer "no" for certain and "yes" wrongly for at most 1 in 1,000 other texts. The
-price: it can be asked about any text, so who holds it learns which of their own texts were trained
-on. It is therefore read where a run is in reach, and enters a pulled adapter only on request. To
-make it takes about 12 s of one core a million posts.
+It takes 1.8 bytes per post. Its "no" is certain; its "yes" is wrong for at most 1 in 1,000 other
+texts. The price: it can be asked about any text, so its holder learns which of their own texts were
+trained on. It is therefore stored with the run, and enters a pulled adapter only on request. Making
+it takes about 12 s of one core per million posts.
 
 Letters: N posts, 2 halves of a hash, K probes of a post.
 """
@@ -25,13 +25,13 @@ from emotion_train.storage.store import Store
 
 FILE_NAME = "training-filter.bloom"
 MAX_POSTS = 1 << 32
-# Bloom 1970: with 10 probes 14.38 bits a post give 0.1 %; a little more leaves room for chance
+# Bloom 1970: with 10 probes, 14.38 bits per post give 0.1 %; a little more leaves room for chance
 FALSE_POSITIVES = 0.001
 _PROBES = 10
 _BITS_PER_POST = 14.5
-_MORE_BITS = 1024  # of few posts the share of bits that are set varies too much to keep the bound
+_MORE_BITS = 1024  # with few posts, the share of set bits varies too much to keep the bound
 
-# magic, version, posts, sha256 of the data set's index; the bits; sha256 of all before
+# magic, version, posts, sha256 of the data set's index; then the bits; then sha256 of all before it
 _HEAD = struct.Struct("<8sIQ32s")
 _MAGIC = b"emotrain"
 _VERSION = 1
@@ -40,11 +40,11 @@ _KEYS_AT_A_TIME = 1 << 12
 
 
 class TextFilter:
-    """The texts of one split: `contains` is True for each that was added, and for at most 0.1 %
-    of others.
+    """The texts of one split: `contains` is True for each added text, and for at most 0.1 % of
+    other texts.
 
-    `posts` is how many texts it is made for, `index_sha256` the data set's. The same texts give the
-    same bytes in any order.
+    `posts` is the number of texts that it is made for, `index_sha256` the data set's. The same
+    texts give the same bytes in any order.
     """
 
     def __init__(self, posts: int, index_sha256: str) -> None:
@@ -60,7 +60,7 @@ class TextFilter:
             np.bitwise_or.at(self._bits_B, probe_NK >> 3, _bit_of(probe_NK))
 
     def contains(self, key_N2: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which texts stand in the split, by their `text_keys`."""
+        """Which texts are in the split, by their `text_keys`."""
         found = [
             (self._bits_B[probe_NK >> 3] & _bit_of(probe_NK)).all(axis=1)
             for probe_NK in _probes(key_N2, 8 * len(self._bits_B))
@@ -74,8 +74,8 @@ class TextFilter:
 
     @classmethod
     def from_file(cls, path: Path) -> TextFilter:
-        """Read one from a file, as `from_bytes`; a file of another size than its head says is not
-        read further.
+        """Read a filter from a file, as `from_bytes`. If the file's size differs from the one in
+        its head, no more is read.
         """
         with path.open("rb") as file:
             head = file.read(_HEAD.size)
@@ -87,7 +87,7 @@ class TextFilter:
     def from_bytes(cls, data: bytes, url: str) -> TextFilter:
         """The filter that `to_bytes` wrote; `url` names it in messages.
 
-        Raises `WrongRequest` for other or damaged bytes, and for those of a later version.
+        Raises `WrongRequest` for other or damaged bytes, and for a filter of a later version.
         """
         if len(data) < _HEAD.size or not data.startswith(_MAGIC):
             raise WrongRequest(f"{url} is no training filter; pull it again, or leave it out.")
@@ -113,7 +113,7 @@ def file_bytes(posts: int) -> int:
 
 
 def keys_of(texts: Iterable[str]) -> NDArray[np.uint64]:
-    """key_N2 of texts, 5 microseconds each."""
+    """`key_N2` of texts, in 5 microseconds each."""
     import pyarrow as pa
 
     from emotion_train.data.cleaning import text_keys
@@ -129,8 +129,7 @@ def filter_of_split(
     patience_s: float = 0.0,
     tell: Callable[[int], None] = lambda posts: None,
 ) -> TextFilter:
-    """The filter of all texts of a split, which is read once; `tell` hears how many posts are
-    done.
+    """The filter of all texts of a split, which is read once. `tell` gets the number of posts done.
 
     A store that does not answer is asked again for `patience_s` seconds.
     """
@@ -156,8 +155,8 @@ def _bit_of(probe_NK: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def _probes(key_N2: NDArray[np.uint64], bits: int) -> Iterator[NDArray[np.int64]]:
-    """Places of K bits for each key, in chunks of bounded memory: the second half of the hash times
-    the probe's number, added to the first half and mixed by the finaliser of MurmurHash3.
+    """The places of K bits for each key, in chunks of bounded memory: the hash's second half times
+    the probe's number, plus its first half, mixed by the finaliser of MurmurHash3.
     """
     number_K = np.arange(_PROBES, dtype=np.uint64)
     for start in range(0, len(key_N2), _KEYS_AT_A_TIME):

@@ -1,8 +1,8 @@
-"""Which texts hold what a person would want to know before training on them: HTML entities, UTF-8
-that was read as Latin-1, line breaks.
+"""Texts with signs of trouble that a person should know before training on them: HTML entities,
+UTF-8 that was read as Latin-1, line breaks.
 
-A byte that such texts must have is looked for first, in the whole batch at once; only texts with
-one cost more.
+Each sign needs a certain byte, which is searched in the whole batch at once; only texts with that
+byte cost more.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# The semicolon belongs to it: "&copy=1" in a link is none, though browsers take it for one
+# The semicolon is needed: "&copy=1" in a link is no entity, though browsers take it for one
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|([A-Za-z][A-Za-z0-9]{1,31}));")
 
 
 def _misread(first: int, last: int) -> str:
-    """What bytes from `first` to `last` become in Latin-1 and in Windows-1252."""
+    """The characters that bytes from `first` to `last` become in Latin-1 and Windows-1252."""
     raw = bytes(range(first, last + 1))
     return "".join(sorted({*raw.decode("latin-1"), *raw.decode("cp1252", "ignore")}))
 
 
 def _mojibake() -> str:
-    """A pattern (RE2) for characters of two bytes or more whose bytes were read one by one.
+    """A pattern (RE2) for characters of two bytes or more that were read byte by byte.
 
-    A capital letter before a quote, dash or ellipsis may be meant ("AMANHÃ…"): it counts beside
-    small letters only, or where two such pairs follow each other.
+    A capital letter before a quote, dash or ellipsis may be meant ("AMANHÃ…"): it counts only next
+    to small letters, or where two such pairs follow each other.
     """
     may_be_meant = "…‘’“”–—«»\u00a0"
     following = _misread(0x80, 0xBF)
-    strange = "".join(one for one in following if one not in may_be_meant)
+    strange = "".join(letter for letter in following if letter not in may_be_meant)
     return "|".join(
         (
             "Â[\u00a0-\u00bf]",
@@ -62,12 +62,12 @@ def rows(texts: Any) -> dict[str, Any]:
     broken = np.union1d(_with_byte(texts, 0x0A), _with_byte(texts, 0x0D))
     leads = _with_foreign_pair(texts)
     misread = pc.match_substring_regex(texts.take(pa.array(leads)), _MOJIBAKE)
-    found = {
+    by_kind = {
         "line_breaks": broken,
         "html_entities": with_entities(texts),
         "mojibake": leads[misread.to_numpy(zero_copy_only=False).astype(bool)],
     }
-    return {kind: rows for kind, rows in found.items() if len(rows)}
+    return {kind: rows for kind, rows in by_kind.items() if len(rows)}
 
 
 def with_entities(texts: Any) -> Any:
@@ -78,9 +78,7 @@ def with_entities(texts: Any) -> Any:
 
 
 def unescaped(text: str) -> str:
-    """The text with each HTML entity as the character that it stands for, once: &amp;lt; becomes
-    &lt;.
-    """
+    """The text with each HTML entity replaced by its character, once: &amp;lt; becomes &lt;."""
     return _ENTITY.sub(lambda match: html.unescape(match[0]), text)
 
 
@@ -95,8 +93,8 @@ def _with_byte(texts: Any, byte: int) -> Any:
 
 
 def _with_foreign_pair(texts: Any) -> Any:
-    """Positions of texts with a letter of U+00C0 to U+00FF, two bytes, before another that is not
-    ASCII: few in any language, and all mojibake has it.
+    """Positions of texts with a letter of U+00C0 to U+00FF before another letter that is not ASCII:
+    few texts of any language have it, and all mojibake does.
     """
     raw, bounds = _bytes_of(texts)
     at = np.flatnonzero(raw[:-2] == _LEAD) if len(raw) > 2 else np.zeros(0, np.int64)

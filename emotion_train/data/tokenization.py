@@ -1,11 +1,12 @@
-"""Posts to token ids, by one pinned tokenizer: the adapter folder carries it, and plain
+"""Posts to token ids, by one pinned tokenizer: the adapter folder holds it, and a plain
 `AutoTokenizer` gives the same ids from there.
 
-A post is BOS (where the tokenizer names one) and its text, cut at `max_length`; for an encoder it
-is `[CLS]`, its text and `[SEP]`, or what its tokenizer calls them, and cutting keeps both. Text
+A post is BOS (where the tokenizer names one) and its text, cut at `max_length`. For an encoder it
+is `[CLS]`, its text and `[SEP]`, or its tokenizer's names for these, and cutting keeps both. Text
 that spells a control token, such as `</s>` or `[INST]`, is encoded letter by letter like any other
 text.
-Mistral's tokenizer.json of the hub splits words by a wrong pattern
+
+Mistral's tokenizer.json on the hub splits words by a wrong pattern
 (https://huggingface.co/mistralai/Mistral-Small-3.1-24B-Instruct-2503/discussions/84); the pattern
 of its tekken.json replaces it.
 
@@ -58,7 +59,7 @@ _LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Control tokens of the tekken.json files that list none (version v3); <SPECIAL_i> up to 999 follow.
+# Control tokens for tekken.json files that list none (version v3); <SPECIAL_i> up to 999 follow.
 _TEKKEN_SPECIALS = (
     "<unk>",
     "<s>",
@@ -85,8 +86,8 @@ _TEKKEN_SPECIALS = (
 _ENDS_OF_ENCODERS = (("[CLS]", "[SEP]"), ("<s>", "</s>"))
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 _NORMAL, _CONTROL, _OF_AUTHOR = 1, 3, 4  # GGUF's token types
-_SPACE = "▁"  # SentencePiece's letter for it
-# which llama.cpp has among the pieces that an author chose, such as line ends and <table>
+_SPACE = "▁"  # SentencePiece's letter for a space
+# control tokens that llama.cpp stores as an author's pieces, like line ends and <table>
 _CONTROLS_OF_GEMMA = ("[multimodal]", "<start_of_image>", "<end_of_image>")
 _MAX_TEKKEN_BYTES = 256 << 20
 _PROBES = (
@@ -101,8 +102,8 @@ _PROBES = (
 
 
 class PostTokenizer:
-    """Texts to ids. Make it with `load`; `save` writes a folder from which `AutoTokenizer` gives
-    the same ids.
+    """Turns texts into ids. Make it with `load`; `save` writes a folder from which `AutoTokenizer`
+    gives the same ids.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class PostTokenizer:
         """The tokenizer of a base: a folder or hub id with tokenizer.json or tekken.json, or a
         .gguf file (or a tokenizer.json beside it).
 
-        Raises `WrongRequest` where there is none, or one of another kind.
+        Raises `WrongRequest` where there is none, or only one of another kind.
         """
         files = BaseFiles.find(base) if isinstance(base, str) else base
         if (path := files.file("tokenizer.json")) is not None:
@@ -161,15 +162,15 @@ class PostTokenizer:
 
     @property
     def control_tokens(self) -> tuple[str, ...]:
-        """Names of the special tokens, which are letters where a post spells one."""
+        """The names of the special tokens. A post that spells one has it as letters."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         return tuple(token.content for token in added if token.special)
 
     def beyond(self, rows: int) -> tuple[str, int] | None:
-        """The token with the largest id, and that id, where a post or padding can give one that an
-        embedding of `rows` rows does not have; None where all lie in it.
+        """The token with the largest id, and that id, if a post or padding can give an id outside
+        an embedding of `rows` rows; None where all ids are inside.
 
-        Special tokens that are neither at a post's ends nor padding come out of no post.
+        No post gives special tokens, except those at its ends and padding.
         """
         added = self._tokenizer.get_added_tokens_decoder()
         never = {id_ for id_, token in added.items() if token.special}
@@ -185,21 +186,20 @@ class PostTokenizer:
         return [self.cut(ids) for ids in self.encode_whole(texts)]
 
     def cut(self, ids_L: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """At most `max_length` of these ids; a last token that closes each post stays."""
+        """At most `max_length` of these ids, which keep the last token that closes each post."""
         if self.end_id is None or len(ids_L) <= self.max_length:
             return ids_L[: self.max_length]
         return np.append(ids_L[: self.max_length - 1], np.int32(self.end_id))
 
     def encode_whole(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """What `encode` returns, uncut, in the same time: the library cuts what it has made."""
+        """The ids as by `encode`, uncut, in the same time: the library cuts only at the end."""
         try:
             encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
-        # half an emoji, as JSON's "\ud83d" gives: joined with its other half, else replaced by
-        # U+FFFD
+        # half an emoji, as JSON's "\ud83d" gives, joins its other half, else becomes U+FFFD
         except TypeError:
             whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
             encoded = self._tokenizer.encode_batch_fast(whole, add_special_tokens=True)
-        return [np.asarray(one.ids or [self.pad_id], dtype=np.int32) for one in encoded]
+        return [np.asarray(post.ids or [self.pad_id], dtype=np.int32) for post in encoded]
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json."""
@@ -224,29 +224,29 @@ class PostTokenizer:
         )
 
     def _named_ends(self) -> dict[str, str | None]:
-        """What tokenizer_config.json says of an encoder's tokens, by which `load` knows one."""
+        """The entries of tokenizer_config.json by which `load` knows an encoder's tokenizer."""
         if self.end_id is None or self.bos_id is None:
             return {}
         first, last = (self._tokenizer.id_to_token(one) for one in (self.bos_id, self.end_id))
         return {"cls_token": first, "sep_token": last, "eos_token": last}
 
     def sha256(self) -> str:
-        """Identity of the mapping from text to ids: vocabulary, BOS, padding and how probe texts
-        come out. `max_length` is not in it.
+        """The identity of the mapping from text to ids: a hash of vocabulary, BOS, padding and the
+        ids of probe texts, without `max_length`.
 
-        Not the file's bytes, which change with the version of the `tokenizers` library.
+        It is no hash of the file, whose bytes change with the version of the `tokenizers` library.
         """
         vocabulary = sorted(
             self._tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1]
         )
-        probes = [one.ids for one in self._tokenizer.encode_batch(list(_PROBES))]
+        probes = [text.ids for text in self._tokenizer.encode_batch(list(_PROBES))]
         content = json.dumps([vocabulary, self.bos_id, self.pad_id, probes], ensure_ascii=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
 class CountingTokenizer:
-    """A `PostTokenizer` that remembers how long the posts were that it encoded, before they were
-    cut. Several threads may use it at once.
+    """A `PostTokenizer` that counts the lengths of its posts before they are cut. Several threads
+    may use it at once.
     """
 
     def __init__(self, tokenizer: PostTokenizer) -> None:
@@ -257,7 +257,7 @@ class CountingTokenizer:
         self._counts: Counter[int] = Counter()
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """What `PostTokenizer.encode` returns, and notes what was cut."""
+        """The ids as by `PostTokenizer.encode`, after noting the uncut lengths."""
         whole = self._tokenizer.encode_whole(texts)
         with self._lock:
             self._counts.update(len(ids) for ids in whole)
@@ -265,13 +265,13 @@ class CountingTokenizer:
 
     @property
     def lengths(self) -> Lengths:
-        """Tokens of all posts so far."""
+        """The uncut lengths of all posts so far, in tokens."""
         with self._lock:
             return Lengths.of_counts(self._counts)
 
 
 def _kind_in(files: BaseFiles) -> str | None:
-    """The kind of base whose tokenizer this is; None for one of an adapter's folder."""
+    """The kind of the tokenizer's base; None for a tokenizer in an adapter's folder."""
     if files.gguf is not None or files.file("config.json") is None:
         return None
     return str(files.config().get("model_type"))
@@ -312,7 +312,9 @@ def _from_tokenizer_json(
 
 
 def _of_encoder(path: Path, tokenizer: Tokenizer, config: dict[str, Any], max_length: int) -> PostTokenizer:
-    """Raises `WrongRequest` where nothing names the tokens at a text's ends, or padding."""
+    """The tokenizer of an encoder. Raises `WrongRequest` where nothing names the tokens at a text's
+    ends, or padding.
+    """
     named = [_id_of(tokenizer, config.get(name)) for name in ("cls_token", "sep_token")]
     known = [[tokenizer.token_to_id(name) for name in pair] for pair in _ENDS_OF_ENCODERS]
     ends = next((pair for pair in (named, *known) if None not in pair), None)
@@ -344,14 +346,14 @@ def _id_of(tokenizer: Tokenizer, token: Any) -> int | None:
 
 
 def _pad_id(tokenizer: Tokenizer, bos_id: int | None, configured: int | None) -> int:
-    """An id that no text yields: a token made for padding, else what the tokenizer's author
-    chose.
+    """An id that no text gives: a token made for padding, else the tokenizer's configured one, else
+    BOS or 0.
     """
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     for name in _PAD_NAMES:
-        found = tokenizer.token_to_id(name)
-        if name in special and found is not None and found != bos_id:
-            return found
+        pad_id = tokenizer.token_to_id(name)
+        if name in special and pad_id is not None and pad_id != bos_id:
+            return pad_id
     return configured if configured is not None else (bos_id or 0)
 
 
@@ -367,8 +369,8 @@ def _use_pattern(tokenizer: Tokenizer, pattern: str) -> None:
 def _byte_level(
     vocabulary: dict[str, int], merges: list[tuple[str, str]], specials: Iterable[str], *, whole_words: bool
 ) -> Tokenizer:
-    """`whole_words`: a word that is itself in the vocabulary is not taken apart first (tiktoken's
-    rule).
+    """A byte-level BPE tokenizer. With `whole_words`, a word in the vocabulary is not divided first
+    (tiktoken's rule).
     """
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_words))
     tokenizer.decoder = decoders.ByteLevel()
@@ -409,8 +411,8 @@ def _from_tekken(path: Path, max_length: int) -> PostTokenizer:
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """Every split of a word into two words, in the order of the joined word: what byte-pair
-    encoding by rank does, as a merge list.
+    """Byte-pair encoding by rank as a list of merges: every split of a word into two words, in the
+    order of the joined words.
     """
     rank = {word: position for position, word in enumerate(words)}
     merges: list[tuple[str, str]] = []
@@ -450,8 +452,8 @@ def _from_gguf(gguf: GgufFile, max_length: int) -> PostTokenizer:
     beside = "put the model's tokenizer.json beside the file"
     if kind != "gpt2" or "merges" not in field or "tokens" not in field:
         raise WrongRequest(
-            f"The base {gguf.path} has a tokenizer of the kind {kind}, only gpt2 and Gemma's are read from"
-            f" GGUF; {beside}."
+            f"The base {gguf.path} has a tokenizer of the kind {kind}, and only gpt2's and Gemma's kinds are"
+            f" read from GGUF; {beside}."
         )
     tokens: list[str] = field["tokens"]
     types = field.get("token_type", [1] * len(tokens))
@@ -473,7 +475,7 @@ def _from_gguf(gguf: GgufFile, max_length: int) -> PostTokenizer:
         )
     else:
         raise WrongRequest(
-            f"The base {gguf.path} splits words in the manner {style}, which is not known here; {beside}."
+            f"The base {gguf.path} splits words by the pattern {style}, which is not known here; {beside}."
         )
     return _with_ends(gguf, tokenizer, field, max_length)
 
@@ -490,8 +492,8 @@ def _with_ends(gguf: GgufFile, tokenizer: Tokenizer, field: dict[str, Any], max_
 
 
 def _from_pieces(gguf: GgufFile, field: dict[str, Any], max_length: int) -> PostTokenizer:
-    """SentencePiece's byte-pair encoding as Gemma has it: spaces are letters, the pieces' order is
-    that of their merges, and what no piece spells is bytes.
+    """SentencePiece's byte-pair encoding as in Gemma: spaces are letters, merges follow the order
+    of the pieces, and text that no piece spells becomes bytes.
     """
     tokens: list[str] = field.get("tokens", [])
     scores, types = field.get("scores", []), field.get("token_type", [])
@@ -517,8 +519,8 @@ def _from_pieces(gguf: GgufFile, field: dict[str, Any], max_length: int) -> Post
         for token, type_ in zip(tokens, types, strict=True)
         if type_ in (_CONTROL, _OF_AUTHOR)
     ]
-    tokenizer.add_tokens([AddedToken(one, normalized=False) for one, special in named if not special])
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name, special in named if not special])
     tokenizer.add_special_tokens(
-        [AddedToken(one, special=True, normalized=False) for one, special in named if special]
+        [AddedToken(name, special=True, normalized=False) for name, special in named if special]
     )
     return _with_ends(gguf, tokenizer, field, max_length)

@@ -1,10 +1,10 @@
-"""The one door for documents that others wrote: JSON, YAML, CSV, Parquet and safetensors are read
-within bounds of size, depth and type, so that a damaged or hostile one ends in a sentence.
+"""The one door for documents from outside: JSON, YAML, CSV, Parquet and safetensors are read within
+bounds of size, depth and type, so that a damaged or hostile document ends in a sentence.
 
-Sizes are looked at before anything is allocated, depth before a parser recurses. What is refused
-raises `Unreadable`, whose message is a phrase for the caller's sentence. Nothing that a document
-names is run, fetched or unpickled. The price: one scan for brackets where a text has many of them,
-0.1 s for the 15 MB of a tekken.json.
+Sizes are checked before anything is allocated, and depth before a parser recurses. A refused
+document raises `Unreadable`, with a phrase for the caller's sentence. Nothing that a document names
+is run, fetched or unpickled. The price: one scan for brackets in a text with many of them, 0.1 s
+for the 15 MB of a tekken.json.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 64
 # Digits of a whole number; 2**63 has 19. transformers writes int(1e30), which has 31, for a
-# tokenizer whose longest text nobody has named.
+# tokenizer without a longest text.
 MAX_DIGITS = 40
 MAX_JSON_BYTES = 64 << 20
 MAX_YAML_BYTES = 256 << 10  # a parser in Python takes a quarter of a second for them
 MAX_CSV_BYTES = 64 << 20
 MAX_FOOTER_BYTES = 64 << 20
-MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as its library has it
+MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as in its library
 _MAX_NODES = 100_000  # of a YAML document with every alias written out
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # possessive: one pass, whatever the text
 _BRACKETS = re.compile(r"[\[\]{}]")
@@ -47,7 +47,7 @@ class Unreadable(ValueError):
 
 
 class DoubledKey(Unreadable):
-    """A key stands twice in an object."""
+    """An object has a key twice."""
 
 
 def _phrase(error: BaseException) -> str:
@@ -56,7 +56,7 @@ def _phrase(error: BaseException) -> str:
 
 @contextmanager
 def _within_bounds(*errors: type[Exception]) -> Iterator[None]:
-    """What a parser raises for damage, and for what needs too much of the machine, as
+    """Turns a parser's errors for damage, or for a document too large for the machine, into
     `Unreadable`.
     """
     try:
@@ -72,8 +72,8 @@ def _within_bounds(*errors: type[Exception]) -> Iterator[None]:
 
 
 def bytes_of(path: Path, most_bytes: int) -> bytes:
-    """The file's bytes; raises `Unreadable` when there are more than `most_bytes`, also of a device
-    without an end, and `OSError`.
+    """The file's bytes; raises `OSError`, and `Unreadable` when there are more than `most_bytes`,
+    as on an endless device.
     """
     with path.open("rb") as file:
         raw = file.read(most_bytes + 1)
@@ -109,9 +109,9 @@ def json_in(
 ) -> Any:
     """The value of a JSON document. Raises `Unreadable`.
 
-    `finite` refuses NaN, Infinity and numbers that become one; `once` a key that stands twice in an
-    object, of which a parser would keep the last without a word; `whole_characters` half an emoji,
-    which no text file can hold.
+    `finite` refuses NaN, Infinity and numbers that become infinite; `once` refuses a key that an
+    object has twice, where a parser would silently keep the last; `whole_characters` refuses half
+    an emoji, which no text file can hold.
     """
     require_size(len(raw), most_bytes)
     if isinstance(raw, bytes):
@@ -133,9 +133,8 @@ def json_in(
 
 
 def line_in(text: str) -> Any:
-    """The value of one line of posts: their numbers are kept as they are written, whatever they
-    are, and half characters too, which `prepare` mends. Raises `Unreadable`, `DoubledKey` for a key
-    that stands twice.
+    """The value of one line of posts. Any numbers are allowed, and half characters, which `prepare`
+    mends. Raises `Unreadable`, and `DoubledKey` for a key that an object has twice.
     """
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _refuse_depth(_BRACKETS.findall(_STRINGS.sub("", text)))
@@ -144,7 +143,9 @@ def line_in(text: str) -> Any:
 
 
 def object_in(raw: bytes | str, most_bytes: int = MAX_JSON_BYTES, **rules: bool) -> dict[str, Any]:
-    """What `json_in` returns, where the document must be an object."""
+    """The object in a JSON document, by the rules of `json_in`; raises `Unreadable` for another
+    value.
+    """
     value = json_in(raw, most_bytes, **rules)
     if not isinstance(value, dict):
         raise Unreadable(f"it holds {_kind(value)} and not an object")
@@ -152,7 +153,7 @@ def object_in(raw: bytes | str, most_bytes: int = MAX_JSON_BYTES, **rules: bool)
 
 
 def object_file(path: Path, most_bytes: int = MAX_JSON_BYTES, **rules: bool) -> dict[str, Any]:
-    """What `object_in` makes of a file; raises `OSError` too."""
+    """The object in a JSON file, as by `object_in`; also raises `OSError`."""
     return object_in(bytes_of(path, most_bytes), most_bytes, **rules)
 
 
@@ -187,12 +188,12 @@ def _no_number(word: str) -> float:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    by_name = dict(pairs)
+    if len(by_name) != len(pairs):
         names = [name for name, _ in pairs]
         double = next(name for name in names if names.count(name) > 1)
         raise DoubledKey(f"{double[:80]!r} stands there twice")
-    return found
+    return by_name
 
 
 def _refuse_halves(value: Any) -> None:
@@ -206,8 +207,8 @@ def _refuse_halves(value: Any) -> None:
 
 
 class UnclearNumber(str):
-    """A number as it was typed that YAML 1.1 takes for another one than a person reads: 010, which
-    is 8 there, and 1:30, which is 90. `reading` says so, in a phrase.
+    """A typed number that YAML 1.1 reads differently from a person: 010, which is 8 in YAML, and
+    1:30, which is 90. `reading` says so in a phrase.
     """
 
     reading: str
@@ -220,7 +221,7 @@ class UnclearNumber(str):
 
 
 class _Plain(yaml.SafeLoader):
-    """YAML's safe loader, for numbers of a sane length that read as they are meant."""
+    """YAML's safe loader, with numbers of a sane length and `UnclearNumber`s."""
 
     def clear_int(self, node: yaml.ScalarNode) -> int | UnclearNumber:
         if len(node.value) > MAX_DIGITS:
@@ -238,8 +239,8 @@ _Plain.add_constructor("tag:yaml.org,2002:float", _Plain.clear_float)
 
 
 class _OnceEach(_Plain):
-    """Refuses a key that stands twice in a mapping, of which YAML's own loader would keep the last
-    without a word.
+    """Refuses a key that a mapping has twice, where YAML's own loader would silently keep the
+    last.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -254,12 +255,12 @@ class _OnceEach(_Plain):
 
 
 def yaml_in(raw: bytes | str, most_bytes: int = MAX_YAML_BYTES, *, once: bool = False) -> Any:
-    """The value of a YAML document of plain values; raises `Unreadable`, also for a date that is
-    none. `once` as in `json_in`. Octal numbers and those to base 60 are `UnclearNumber`s.
+    """The value of a YAML document of plain values; raises `Unreadable`, also for an impossible
+    date. `once` as in `json_in`. Octal numbers and numbers to base 60 become `UnclearNumber`s.
     """
     require_size(len(raw), most_bytes)
     text = _decoded(raw)
-    _refuse_depth(_BRACKETS.findall(text))  # else the scanner takes seconds to come to it
+    _refuse_depth(_BRACKETS.findall(text))  # the scanner would take seconds to refuse it
     with _within_bounds(yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         loader = (_OnceEach if once else _Plain)(text)
         try:
@@ -273,12 +274,14 @@ def yaml_in(raw: bytes | str, most_bytes: int = MAX_YAML_BYTES, *, once: bool = 
 
 
 def yaml_file(path: Path, most_bytes: int = MAX_YAML_BYTES, *, once: bool = False) -> Any:
-    """What `yaml_in` makes of a file; raises `OSError` too."""
+    """The value of a YAML file, as by `yaml_in`; also raises `OSError`."""
     return yaml_in(bytes_of(path, most_bytes), most_bytes, once=once)
 
 
 def _refuse_expansion(root: yaml.Node) -> None:
-    """A short text may name so many aliases within aliases that no memory holds what it means."""
+    """Raises `Unreadable` for too many values: aliases within aliases let a short text stand for
+    more than any memory holds.
+    """
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node, depth: int) -> int:
@@ -303,10 +306,10 @@ def _refuse_expansion(root: yaml.Node) -> None:
 
 
 def csv_rows(path: Path, most_bytes: int = MAX_CSV_BYTES) -> list[dict[str, str | None]]:
-    """The rows of a small CSV file by the names of its first row, without what a row has beyond
-    them; raises `Unreadable` and `OSError`.
+    """The rows of a small CSV file by the names in its first row, without any further cells; raises
+    `Unreadable` and `OSError`.
     """
-    text = _decoded(bytes_of(path, most_bytes)).removeprefix("\ufeff")  # spreadsheets put one there
+    text = _decoded(bytes_of(path, most_bytes)).removeprefix("\ufeff")  # spreadsheets write one
     with _within_bounds(csv.Error, ValueError):
         rows = csv.DictReader(io.StringIO(text, newline=""))
         return [{name: cell for name, cell in row.items() if isinstance(name, str)} for row in rows]
@@ -317,7 +320,7 @@ def csv_rows(path: Path, most_bytes: int = MAX_CSV_BYTES) -> list[dict[str, str 
 
 def require_footer(tail: bytes, size: int, most_bytes: int = MAX_FOOTER_BYTES) -> None:
     """Raises `Unreadable` unless the last 8 bytes of a Parquet file of `size` bytes name a footer
-    that lies in it and is not absurd.
+    that fits in the file and has a sane size.
     """
     if size < 12 or len(tail) < 8 or tail[-4:] != _MAGIC:
         raise Unreadable("it does not end as a Parquet file")
@@ -329,7 +332,7 @@ def require_footer(tail: bytes, size: int, most_bytes: int = MAX_FOOTER_BYTES) -
 
 @contextmanager
 def parquet_errors() -> Iterator[None]:
-    """What pyarrow raises for damaged bytes, in any of its families, as `Unreadable`."""
+    """Turns pyarrow's errors for damaged bytes, of all its families, into `Unreadable`."""
     import pyarrow as pa
 
     with _within_bounds(
@@ -340,8 +343,8 @@ def parquet_errors() -> Iterator[None]:
 
 @contextmanager
 def parquet_file(path: Path) -> Iterator[Any]:
-    """An open `pyarrow.parquet.ParquetFile`; damage found here, or while its rows are read in the
-    block, raises `Unreadable`. Raises `OSError` for a file that cannot be opened.
+    """An open `pyarrow.parquet.ParquetFile`. Damage found on opening, or while the block reads its
+    rows, raises `Unreadable`; a file that cannot be opened raises `OSError`.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -358,12 +361,12 @@ def parquet_file(path: Path) -> Iterator[Any]:
 
 
 def is_lfs_pointer(start: bytes) -> bool:
-    """Whether a file begins as one that Git LFS left in place of its content."""
+    """Whether a file begins as a pointer that Git LFS left in place of its content."""
     return start.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def require_no_lfs_pointer(start: bytes) -> None:
-    """Raises `Unreadable` for the beginning of such a file."""
+    """Raises `Unreadable` for the beginning of a Git LFS pointer."""
     if is_lfs_pointer(start):
         raise Unreadable("it is a Git LFS pointer and not the file itself: type git lfs pull in its folder")
 
@@ -372,8 +375,8 @@ def require_no_lfs_pointer(start: bytes) -> None:
 
 
 def require_tensors_header(start: bytes, size: int) -> None:
-    """Raises `Unreadable` unless a safetensors file of `size` bytes, of which `start` are the
-    first, begins with a header that lies in it and is JSON within bounds where `start` has it all.
+    """Raises `Unreadable` unless a safetensors file of `size` bytes, which begins with `start`, has
+    a header that fits in it, and that is JSON within bounds if `start` holds the whole header.
     """
     require_no_lfs_pointer(start)
     if len(start) < 8:
@@ -387,7 +390,7 @@ def require_tensors_header(start: bytes, size: int) -> None:
 
 
 def require_tensors_file(path: Path) -> None:
-    """What `require_tensors_header` makes of a file; raises `OSError` too."""
+    """As `require_tensors_header`, for a file; also raises `OSError`."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
@@ -398,8 +401,8 @@ def require_tensors_file(path: Path) -> None:
 
 
 def tensors_in(data: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, each float32 and without NaN and infinity: what an adapter
-    and an optimizer's moments are. Raises `Unreadable`.
+    """The tensors of a safetensors file. Raises `Unreadable` unless each is float32 without NaN and
+    infinity, as in an adapter and an optimizer's moments.
     """
     from safetensors.torch import load
 
@@ -411,7 +414,7 @@ def tensors_in(data: bytes) -> dict[str, torch.Tensor]:
 
 
 def tensors_of_file(path: Path) -> dict[str, torch.Tensor]:
-    """What `tensors_in` makes of a file, which is not read twice; raises `OSError` too."""
+    """The tensors of a file, read once, as by `tensors_in`; also raises `OSError`."""
     from safetensors.torch import load_file
 
     require_tensors_file(path)
@@ -423,7 +426,7 @@ def tensors_of_file(path: Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def tensor_errors() -> Iterator[None]:
-    """What the safetensors library raises for damaged bytes as `Unreadable`."""
+    """Turns the safetensors library's errors for damaged bytes into `Unreadable`."""
     from safetensors import SafetensorError
 
     with _within_bounds(SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError):

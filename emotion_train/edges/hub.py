@@ -1,10 +1,10 @@
-"""The Hugging Face hub, asked so that there is an answer within seconds, or one sentence.
+"""Requests to the Hugging Face hub that end within seconds, with an answer or one sentence.
 
 Each first request is made once, without the client's own retries, in a thread that is given up
-after `ANSWER_S`: neither a name server nor a connection that is never answered holds a verb up.
-That the hub is away is remembered for `REMEMBERED_S`, so that a verb which wants ten files waits
+after `ANSWER_S`: neither a name server nor a silent connection delays a verb for long. A hub that
+did not answer is not asked again for `REMEMBERED_S`, so that a verb that needs ten files waits only
 once. Weights, once the hub has answered, are downloaded with the client's retries. The price: one
-HEAD more for a file that is not in the cache.
+more HEAD for a file that is not in the cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REMEMBERED_S = 30.0
 _SLOWEST_BYTES_A_SECOND = 50_000  # of a small file's download
 _WEIGHTS = ".safetensors"
 _CONFIG = "config.json"
-_ENTRANCES = ("model.safetensors", "model.safetensors.index.json")  # one of them is in every checkpoint
+_ENTRANCES = ("model.safetensors", "model.safetensors.index.json")  # every checkpoint has one of them
 _NETWORK_FAMILIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 _WRONG_ENDPOINT = (
     "InvalidURL",
@@ -38,7 +38,7 @@ _WRONG_ENDPOINT = (
     "MissingSchema",
 )
 _LATER = (408, 429, 500, 502, 503, 504)
-_away: dict[str, tuple[float, str]] = {}  # endpoint: when it was asked, and why it is away
+_away: dict[str, tuple[float, str]] = {}  # for each silent endpoint the time of asking and the reason
 _lock = threading.Lock()
 
 
@@ -54,19 +54,19 @@ def endpoint() -> str:
 
 
 def is_offline() -> bool:
-    """Whether `HF_HUB_OFFLINE` forbids to ask."""
+    """Whether `HF_HUB_OFFLINE` forbids requests."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def file(repo: str, name: str) -> Path | None:
-    """Path of one file of a model's repository in the hub's cache, downloaded if need be; None
+    """The path of one file of a model's repository in the hub's cache, downloaded if needed; None
     where the repository has no such file.
 
-    A copy in the cache serves where the hub is away or refuses. Where the weights are in the cache,
-    a file that is not there with them does not exist: a checkpoint of one file has no index.
-    Raises `HubAway` and what the client raises; `refusal` explains both.
+    A copy in the cache is used where the hub is away or refuses. If the cache has the weights, a
+    file missing beside them does not exist: a checkpoint of one file has no index. Raises `HubAway`
+    and the client's errors; `refusal` explains both.
     """
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
@@ -86,21 +86,21 @@ def file(repo: str, name: str) -> Path | None:
 
 
 def in_cache(repo: str, name: str, revision: str | None = None) -> Path | None:
-    """Path of a file in the local cache, of the newest revision that was asked for; nothing is
-    asked of the hub.
+    """The path of a file in the local cache, in the newest revision that was fetched, without a
+    request to the hub; None where the cache has no such file.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     with suppress(HFValidationError):
-        found = try_to_load_from_cache(repo, name, revision=revision)
-        return Path(found) if isinstance(found, str) else None
+        cached = try_to_load_from_cache(repo, name, revision=revision)
+        return Path(cached) if isinstance(cached, str) else None
     return None
 
 
 def start_of_file(repo: str, name: str, length: int) -> tuple[bytes, int]:
     """The first `length` bytes of a file of a model's repository (fewer where it is shorter), and
-    the bytes of all of it. Nothing is kept. Raises as `file`.
+    the file's size in bytes. Nothing is cached. Raises as `file`.
     """
     from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -125,7 +125,7 @@ def start_of_file(repo: str, name: str, length: int) -> tuple[bytes, int]:
 
 
 def require_dataset(name: str) -> None:
-    """The hub answers and has this data set for us; raises as `file`."""
+    """Returns if the hub answers and lets us read this data set; else raises as `file`."""
     from huggingface_hub import get_session, hf_raise_for_status
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
@@ -151,8 +151,8 @@ def has_dataset_in_cache(name: str) -> bool:
 
 @contextmanager
 def offline(datasets_config: Any) -> Iterator[None]:
-    """Within it the client, and the `datasets` library of this configuration, ask nothing: they
-    would repeat for a minute what has failed.
+    """In this block, the client and the `datasets` library of this configuration send no requests:
+    they would retry for a minute what has already failed.
     """
     from huggingface_hub import constants
 
@@ -165,10 +165,10 @@ def offline(datasets_config: Any) -> Iterator[None]:
 
 
 def ask(action: Callable[[], T], more_s: float = 0.0) -> T:
-    """What `action` returns, which makes one request without retries.
+    """The result of `action`, which makes one request without retries.
 
     Raises `HubAway` when there is no connection or no answer within `ANSWER_S` + `more_s` seconds,
-    and at once while that is remembered; what the hub did answer as the client raises it.
+    and at once while that is remembered. The client's errors for an answer are raised unchanged.
     """
     with _lock:
         asked_at, reason = _away.get(endpoint(), (float("-inf"), ""))
@@ -188,8 +188,8 @@ def ask(action: Callable[[], T], more_s: float = 0.0) -> T:
 
 @contextmanager
 def _network_errors() -> Iterator[None]:
-    """`HubAway` for what the client raises where there is no connection, or no hub at its end;
-    `TimeoutError` where the client itself stopped waiting for an answer.
+    """Turns the client's errors for no connection, or no hub at its end, into `HubAway`, and its own
+    end of waiting for an answer into `TimeoutError`.
     """
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -210,7 +210,7 @@ def _network_errors() -> Iterator[None]:
         if type(error).__name__ in _WRONG_ENDPOINT:
             raise WrongRequest(
                 f"HF_ENDPOINT is {endpoint()!r}, which is no address of a web server; leave it out, or give"
-                " one such as https://huggingface.co."
+                " an address such as https://huggingface.co."
             ) from None
         if not _is_of_the_network(error):
             raise
@@ -222,8 +222,8 @@ def _away_or_late(error: BaseException) -> Exception:
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:
-    """What `action` returns or raises in a thread of its own; raises `TimeoutError` when that takes
-    longer. The thread ends with the process.
+    """The result or error of `action` in a thread of its own; raises `TimeoutError` after
+    `seconds`. The thread ends with the process.
     """
     values: list[T] = []
     errors: list[BaseException] = []
@@ -245,10 +245,10 @@ def within(seconds: float, action: Callable[[], T]) -> T:
 
 
 def refusal(error: Exception, what: str, name: str, hint: str) -> EmotionTrainError:
-    """The sentence for what `file`, `start_of_file` and `require_dataset` raise. `what` is `base`
-    or `data set`; `hint` says what to give instead.
+    """An error with a sentence for the errors of `file`, `start_of_file` and `require_dataset`.
+    `what` is `base` or `data set`; `hint` says what to give instead.
 
-    A hub that is away or overloaded is a transient `StorageError`, as a bucket would be.
+    A hub that is away or overloaded gives a transient `StorageError`, like a bucket.
     """
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -301,29 +301,29 @@ def refusal(error: Exception, what: str, name: str, hint: str) -> EmotionTrainEr
 def _file(repo: str, name: str) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    found = ask(lambda: get_hf_file_metadata(hf_hub_url(repo, name), timeout=ANSWER_S))
-    if found.commit_hash is None:
+    facts = ask(lambda: get_hf_file_metadata(hf_hub_url(repo, name), timeout=ANSWER_S))
+    if facts.commit_hash is None:
         raise HubAway("what answers there is no Hugging Face hub: a login page or a proxy, perhaps")
-    if (path := in_cache(repo, name, found.commit_hash)) is not None:
+    if (path := in_cache(repo, name, facts.commit_hash)) is not None:
         return path
 
     def download() -> Path:
         return Path(hf_hub_download(repo, name, etag_timeout=ANSWER_S))
 
     if not name.endswith(_WEIGHTS):
-        return ask(download, (found.size or 0) / _SLOWEST_BYTES_A_SECOND)
+        return ask(download, (facts.size or 0) / _SLOWEST_BYTES_A_SECOND)
     with _network_errors():
         return download()
 
 
 def _has_code(error: Exception) -> bool:
-    """Whether the hub itself says that the file is missing, and not the repository."""
+    """Whether the hub itself says that the file, and not the repository, is missing."""
     response = getattr(error, "response", None)
     return response is None or "x-error-code" in response.headers
 
 
 def _be_quiet() -> None:
-    """No lines of the client's own about retries, and no telemetry."""
+    """Turn off the client's own messages about retries, and its telemetry."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub.utils import logging
 

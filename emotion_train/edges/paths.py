@@ -1,8 +1,8 @@
-"""A path as a person types it: `~` and `~name` at its beginning are home folders where there are
-such, and letters where there are none, as a shell has it.
+"""A path as a person types it: as in a shell, `~` and `~name` at its beginning are home folders if
+these exist, and plain characters if not.
 
-`pathlib` raises for a user who does not exist, and for a process without a home; Office calls the
-lock of a document `~$posts.csv`, which is a file like any other.
+`pathlib` raises for a user who does not exist, and for a process without a home. Office names the
+lock of a document `~$posts.csv`, which is an ordinary file.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 
 
 def typed_path(words: str | Path) -> Path:
-    """The path, with a home folder in the place of `~` or `~name` where it is known."""
+    """The path, with `~` or `~name` replaced by its home folder where that is known."""
     return Path(os.path.expanduser(words))
 
 
 def unknown_user(words: str | Path) -> str | None:
-    """The name behind `~` where the path begins with one, nobody has it, and no such file or folder
-    is there either.
+    """The name after `~` at the beginning of the path, if no user has it and no such file or folder
+    exists; else None.
     """
     if not str(words).startswith("~") or typed_path(words) != Path(words):
         return None

@@ -1,4 +1,4 @@
-"""Cells that a spreadsheet shows and does not compute.
+"""Cells that a spreadsheet shows instead of computing them.
 
 https://owasp.org/www-community/attacks/CSV_Injection
 """
@@ -18,5 +18,7 @@ def harmless(cell: str) -> str:
 
 
 def as_it_was(cell: str) -> str:
-    """What `harmless` was given, unless it began with an apostrophe before such a sign itself."""
+    """The cell before `harmless`, unless that cell itself began with an apostrophe and such a
+    sign.
+    """
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell

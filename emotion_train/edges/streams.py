@@ -1,13 +1,13 @@
-"""Standard output and standard error, whose reader may leave: a pipe that closes, a terminal that
-hangs up, a disk that is full, a stream that was closed from the start.
+"""Standard output and standard error that may lose their reader: a pipe that closes, a terminal
+that hangs up, a full disk, a stream that was closed from the start.
 
-What a program prints is not its result, so it continues without a reader and ends with its own exit
-code; what it says then goes to a log file where it has one (`go_to`), else nowhere. The exception
-is a verb whose printed text is all there is (`text_is_the_result`): it ends. The price: a stream
-that failed once is not tried again.
+A program's printed text is not its result, so it continues without a reader and ends with its own
+exit code. Its text then goes to a log file if it has one (`go_to`), else nowhere. The exception is
+a verb whose only result is its text (`text_is_the_result`): it ends. The price: a stream that
+failed once is not tried again.
 
 A character that the stream's encoding lacks is spelled out (`\\u2248` for ≈), so that no locale
-ends a program; data that another program will read is UTF-8 whatever the locale (`write_utf8`).
+ends a program. Data for another program is UTF-8 whatever the locale (`write_utf8`).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from typing import TextIO, cast
 
 from emotion_train.errors import ReaderLeft, WrongRequest
 
-# names the log file to the processes that are started below
+# names the log file to processes that this one starts
 LOG_VARIABLE = "EMOTION_TRAIN_OUTPUT_LOG"
 _NAMES = {1: "stdout", 2: "stderr"}
 _TITLES = {1: "standard output", 2: "standard error"}
-# what cannot be encoded fails with neither of these and with every other handler of Python
+# Python's error handlers that accept any character; all others may fail
 _NEVER_FAIL = ("backslashreplace", "replace", "ignore", "xmlcharrefreplace", "namereplace")
 
 
 class _Stream(io.FileIO):
-    """File 1 or 2 of this process, which takes whatever is written, here or elsewhere."""
+    """File 1 or 2 of this process; a write always succeeds, if need be to another file."""
 
     def __init__(self, number: int, program: str) -> None:
         super().__init__(number, "w", closefd=False)
@@ -43,8 +43,8 @@ class _Stream(io.FileIO):
         self.lost = False
 
     def write(self, data: object, /) -> int:
-        """All of `data` is taken. Raises `ReaderLeft` or `WrongRequest` where it is the result and
-        nobody takes it.
+        """Write all of `data`. Raises `ReaderLeft` or `WrongRequest` where the text is the result
+        and cannot be written.
         """
         view = memoryview(cast(bytes, data)).cast("B")
         done = 0
@@ -57,7 +57,7 @@ class _Stream(io.FileIO):
                 elif not _to(self.number, None):  # the log file fails too
                     return len(view)
                 continue
-            if written is None:  # somebody made it non-blocking
+            if written is None:  # another process made it non-blocking
                 select.select([], [self.number], [], 1.0)
             else:
                 done += written
@@ -74,19 +74,21 @@ class _Stream(io.FileIO):
             if isinstance(error, BrokenPipeError):
                 raise ReaderLeft from None
             raise WrongRequest(
-                f"{_TITLES[self.number].capitalize()} cannot be written ({error.strerror}): what was printed"
-                " is not whole. Free some space, or let it go to another file."
+                f"{_TITLES[self.number].capitalize()} cannot be written ({error.strerror}): the printed text"
+                " is not whole. Free some space, or write it to another file."
             ) from None
         if log is not None and first:
             self._tell(f"{_TITLES[self.number]} cannot be written ({error.strerror})", log)
 
     def _tell(self, what: str, log: Path) -> None:
-        """Once a run: at the head of the log file, and on the other stream if that has a reader."""
-        line = f"{self.program}: {what}; the work continues, and what it says goes to {log}\n".encode()
+        """Say so once per run: at the head of the log file, and on the other stream if that has a
+        reader.
+        """
+        line = f"{self.program}: {what}; the work continues, and its messages go to {log}\n".encode()
         other = 3 - self.number
         with suppress(OSError):
             os.write(self.number, line)
-        # what is not ready to take it would hold the work up
+        # a stream that is not ready would block the work
         with suppress(OSError, ValueError):
             if select.select([], [other], [], 0)[1]:
                 os.write(other, line)
@@ -97,14 +99,14 @@ _streams: dict[int, _Stream] = {}
 
 
 def hold(program: str, environment: Mapping[str, str] = os.environ) -> None:
-    """From here on no write to standard output or standard error fails, and what was closed is
-    open, so that no file of the work takes its number. Called first thing by each program.
+    """Make every later write to standard output and standard error succeed, and open standard files
+    that were closed, so that no other file takes their numbers. Each program calls it first.
     """
     global _log
     if name := environment.get(LOG_VARIABLE):
         _log = Path(name)
     closed = _open_what_is_closed()
-    atexit.register(_nothing_is_the_result)  # Python writes what is left after that
+    atexit.register(_nothing_is_the_result)  # Python writes the remaining text after that
     for number in _NAMES:
         stream = _replaced(number, program)
         if stream is not None and number in closed:
@@ -113,8 +115,8 @@ def hold(program: str, environment: Mapping[str, str] = os.environ) -> None:
 
 
 def go_to(log: Path | None) -> None:
-    """Name the log file of this process, unless the process above has named one. It comes into
-    being when it is needed.
+    """Name the log file of this process, unless its parent process has named one. The file is
+    created when it is needed.
     """
     global _log
     if _log is None and log is not None:
@@ -125,16 +127,16 @@ def go_to(log: Path | None) -> None:
 
 
 def text_is_the_result() -> None:
-    """What this program prints on standard output is all that it does: where nobody reads it the
-    program ends, with 0; where it cannot be written, with 2.
+    """Make standard output this program's only result: if its reader leaves, the program ends with
+    0; if it cannot be written, with 2.
     """
     if 1 in _streams:
         _streams[1].is_result = True
 
 
 def write_utf8() -> None:
-    """Standard output is UTF-8 from here on, as data for another program has to be: JSON and CSV
-    with characters spelled out would be other data.
+    """Make standard output UTF-8, as data for another program has to be: JSON and CSV with spelled
+    out characters would be other data.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
@@ -146,7 +148,7 @@ def _nothing_is_the_result() -> None:
 
 
 def _open_what_is_closed() -> set[int]:
-    """The standard files that were closed; they lead nowhere now."""
+    """Open the standard files that were closed, to nowhere; returns their numbers."""
     closed = set()
     for number in (0, 1, 2):  # upwards: a new file takes the lowest number that is free
         try:
@@ -162,7 +164,7 @@ def _open_what_is_closed() -> set[int]:
 
 
 def _replaced(number: int, program: str) -> _Stream | None:
-    """Python's own stream, over a `_Stream`; None where another one stands in for it, as in a
+    """Put a `_Stream` below Python's own stream; None where another object replaces that, as in a
     test.
     """
     name = _NAMES[number]
@@ -180,7 +182,7 @@ def _replaced(number: int, program: str) -> _Stream | None:
 
 
 def _over(stream: _Stream, old: io.TextIOWrapper | None) -> TextIO:
-    """A text stream with the settings of the old one, which is empty and never used again."""
+    """A text stream with the settings of the old one, which is flushed and never used again."""
     if old is None:
         return io.TextIOWrapper(io.BufferedWriter(stream), "utf-8", _NEVER_FAIL[0], line_buffering=True)
     with suppress(OSError):
@@ -196,8 +198,8 @@ def _over(stream: _Stream, old: io.TextIOWrapper | None) -> TextIO:
 
 
 def _to(number: int, log: Path | None) -> bool:
-    """Let this file of the process, and of those that it starts, lead to the log, or nowhere; False
-    where that fails.
+    """Redirect this file of the process, and of processes it starts, to the log, or to nowhere;
+    False where that fails.
     """
     try:
         if log is None:

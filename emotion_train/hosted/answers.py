@@ -1,7 +1,7 @@
-"""What hosted models answered: one object an answer, created and never overwritten, so that what is
-stored is not paid for again by anybody.
+"""Answers of hosted models: one object per answer, created and never overwritten, so that nobody
+pays twice for a stored answer.
 
-The price is one small object a post; 3,000 of them are read back in some seconds.
+The price is one small object per post; reading 3,000 of them back takes some seconds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from emotion_train.storage.document import Manifest, read_manifest
 from emotion_train.storage.patience import Patience, until_it_answers
 from emotion_train.storage.store import Store
 
-# answered: with a text, which the reader may find unparseable; failed: an error, a cut body, no
-# answer in time, or a process that was killed while it waited
+# answered: with a text, which may turn out unparseable; failed: an error, a cut body, no answer in
+# time, or a process that was killed while it waited
 Outcome = Literal["answered", "refused", "filtered", "cut", "unparseable", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("answered", "refused", "filtered", "cut", "unparseable", "failed")
 ANSWERS = "answers"
@@ -35,10 +35,10 @@ _STORE_PATIENCE_S = 120.0
 
 
 class Answer(Manifest):
-    """One request that was sent and what became of it. `nano_usd` are billionths of a dollar:
-    what it cost by its usage, or the most that it can have cost (`estimated`).
+    """The outcome of one request. `nano_usd` is its cost in billionths of a dollar: by its usage,
+    or the most that it can have cost (`estimated`).
 
-    `latency_s` is that of the last attempt, and `attempts` how many there were.
+    `latency_s` is the last attempt's latency, and `attempts` the number of attempts.
     """
 
     schema_version: Literal["emotion-train/answer/1"] = "emotion-train/answer/1"
@@ -58,8 +58,8 @@ class Answer(Manifest):
 
 
 class Form(Manifest):
-    """What an endpoint takes, found out once: how an answer's form is asked for, and the names of
-    the settings that it knows.
+    """The form of request that an endpoint takes, found out once: how to ask for JSON, and which
+    settings it knows.
     """
 
     schema_version: Literal["emotion-train/form/1"] = "emotion-train/form/1"
@@ -82,25 +82,25 @@ class Answers:
         return f"{self._prefix}{ANSWERS}/{request}.json"
 
     def known(self, request: str) -> Answer | None:
-        """The answer, if it was read or kept here."""
+        """The answer, if this object has read or stored it."""
         return self._known.get(request)
 
     def keep(self, request: str, answer: Answer) -> None:
-        """Store it for good. Raises `StorageError`."""
+        """Store the answer for good. Raises `StorageError`."""
         patiently(lambda: self._store.create(self.key_of(request), answer.to_bytes()))
         self._known[request] = answer
 
     def read(self, requests: Iterable[str]) -> None:
-        """Look for answers to these that are not known here yet."""
+        """Look in the store for answers to these requests that are not known yet."""
         wanted = [request for request in requests if request not in self._known]
         folders = {request.partition("/")[0] for request in wanted}
-        if len(wanted) > _THREADS:  # one listing spares asking for those that are not there
-            there = {
+        if len(wanted) > _THREADS:  # one listing instead of a request for each missing answer
+            stored = {
                 info.key
                 for folder in sorted(folders)
                 for info in self._store.list(f"{self._prefix}{ANSWERS}/{folder}/")
             }
-            wanted = [request for request in wanted if self.key_of(request) in there]
+            wanted = [request for request in wanted if self.key_of(request) in stored]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="answers") as pool:
             for request, answer in zip(wanted, pool.map(self._read_one, wanted), strict=True):
                 if answer is not None:
@@ -110,17 +110,17 @@ class Answers:
         return read_or_none(Answer, self._store, self.key_of(request))
 
     def form(self, folder: str) -> Form | None:
-        """What this endpoint takes, as somebody found out."""
+        """The form of request that this endpoint takes; None where nobody has found out."""
         return read_or_none(Form, self._store, f"{self._prefix}forms/{folder}.json")
 
     def keep_form(self, folder: str, form: Form) -> None:
-        """Raises `AlreadyExists` where another process found out otherwise."""
+        """Store the endpoint's form. Raises `AlreadyExists` where another process stored one."""
         self._store.create(f"{self._prefix}forms/{folder}.json", form.to_bytes())
 
 
 def patiently(action: Callable[[], T]) -> T:
-    """What `action` returns, while a store that does not answer is asked again for two minutes:
-    what was paid for is not dropped for a moment's outage.
+    """What `action` returns, tried again for two minutes while the store does not answer: a short
+    outage must not lose an answer that was paid for.
     """
     patience = Patience(_STORE_PATIENCE_S)
 
@@ -137,7 +137,7 @@ def _slept(seconds: float) -> bool:
 
 
 def read_or_none(kind: type[M], store: Store, key: str) -> M | None:
-    """The document, None where there is none. Raises `WrongRequest` for a damaged one."""
+    """The document; None where there is none. Raises `WrongRequest` for a damaged one."""
     try:
         return patiently(
             lambda: read_manifest(
@@ -149,7 +149,7 @@ def read_or_none(kind: type[M], store: Store, key: str) -> M | None:
 
 
 def digest_of(*content: Any) -> str:
-    """A name for what makes answers: equal content, equal name.
+    """A name for the content that decides answers: equal content, equal name.
 
     >>> digest_of("model", 1) == digest_of("model", 1) != digest_of("model", 2)
     True

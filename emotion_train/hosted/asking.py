@@ -1,8 +1,8 @@
-"""Asks a hosted model everything that has no answer yet, many at once, within a cap on dollars.
+"""Asks a hosted model all requests that have no answer yet, many at once, within a cap on dollars.
 
-Nothing is sent before its claim is in the store, and nothing is claimed that would pass the cap or
-that another process has claimed. SIGINT and SIGTERM let what is under way be answered and kept; a
-second one ends the process at once.
+A request is sent only once its claim is in the store, and claimed only if it fits under the cap and
+no other process has claimed it. After SIGINT or SIGTERM, requests under way are still answered and
+kept; a second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from emotion_train.progress import ProgressLine
 from emotion_train.report.units import dollars
 from emotion_train.storage.store import Store
 
-_LOOK_S = 0.3  # at what other processes do
-_MOST_FAILED = 10  # in a row, before it stops: an endpoint that is down is not to count as wrong answers
+_LOOK_S = 0.3  # between looks at other processes' claims
+_MOST_FAILED = 10  # in a row before it stops: an endpoint that is down must not count as wrong answers
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request by its name in the store, FOLDER/NUMBER, and what it asks."""
+    """A request: its name in the store, FOLDER/NUMBER, and its prompt."""
 
     request: str
     prompt: Prompt
@@ -41,7 +41,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Model:
-    """A hosted model with all that asking it needs; `folder` names what makes its answers."""
+    """A hosted model with all that asking it needs. `folder` is the digest of all that decides its
+    answers.
+    """
 
     endpoint: Endpoint
     key: Key
@@ -51,21 +53,21 @@ class Model:
 
 
 class Place:
-    """Where answers and claims are, for one command and all its models."""
+    """The answers and claims of one command and all its models."""
 
     def __init__(self, store: Store, prefix: str = "", longest_s: float = 600.0) -> None:
         self.answers = Answers(store, prefix)
         self.ledger = Ledger(store, self.answers, prefix, longest_s)
 
     def requests(self, folder: str, names: Sequence[str], *, again: bool = False) -> list[str]:
-        """The names of requests, FOLDER/NAME; of one that was sent more than once the last one.
-        `again` names those anew that failed or were lost, which may pay for them twice.
+        """The names of requests, FOLDER/NAME; the last one for a request that was sent more than
+        once. `again` gives failed and lost requests a new name, so they may be paid for twice.
         """
         self.ledger.refresh()
         return [self.named(folder, own, again=again) for own in names]
 
     def named(self, folder: str, own: str, *, again: bool = False) -> str:
-        """What `requests` holds for one, by what was known at the last `ledger.refresh`."""
+        """The name of one request, as in `requests`, by the state of the last `ledger.refresh`."""
         name, times = f"{folder}/{own}", 0
         while self.ledger.is_claimed(following := f"{folder}/{own}-{times + 1}"):
             name, times = following, times + 1
@@ -84,16 +86,17 @@ def ask_all(
     unit: str,
     objection: Callable[[Answer], str | None] = lambda answer: None,
 ) -> None:
-    """See that each has an answer in the store, or was lost with the process that sent it. `cap`
-    are billionths of a dollar for all that is claimed at this place, None for none. `objection`
-    hears of each new answer, and ends the asking by a sentence.
+    """Ask until each request has an answer in the store, except those lost with an earlier process.
+
+    `cap` limits all claims at this place, in billionths of a dollar; None is no limit. `objection`
+    gets each new answer, and ends the asking by returning a sentence.
 
     Raises `WrongRequest` for an endpoint that cannot be asked, before anything is paid, and
-    `HostedStopped` when it ends early: by the endpoint, the cap, or a signal.
+    `HostedStopped` when the endpoint, the cap or a signal ends it early.
     """
     place.ledger.refresh()
-    missing = [one for one in asked if place.answers.known(one.request) is None]
-    missing = [one for one in missing if not place.ledger.is_lost(one.request)]
+    missing = [request for request in asked if place.answers.known(request.request) is None]
+    missing = [request for request in missing if not place.ledger.is_lost(request.request)]
     if not missing:
         return
     place.ledger.begin()
@@ -104,7 +107,7 @@ def ask_all(
 
 
 class _Work:
-    """One model and what it is still to be asked."""
+    """One model and the requests that it has yet to answer."""
 
     def __init__(
         self,
@@ -117,8 +120,8 @@ class _Work:
         objection: Callable[[Answer], str | None],
     ) -> None:
         self._model = model
-        self._prompts = {one.request: one.prompt for one in missing}
-        self._pending = deque(one.request for one in missing)
+        self._prompts = {asked.request: asked.prompt for asked in missing}
+        self._pending = deque(asked.request for asked in missing)
         self._place = place
         self._pace = Pace(concurrency)
         self._cap = cap
@@ -131,7 +134,7 @@ class _Work:
 
     async def run(self) -> None:
         answers = self._place.answers
-        paid_before = any(answers.known(one) for one in self._prompts) or self._place.ledger.spent() > 0
+        paid_before = any(map(answers.known, self._prompts)) or self._place.ledger.spent() > 0
         with _signals(self._interrupted), ProgressLine("asking", len(self._prompts), self._unit) as line:
             self._line = line
             async with Client(
@@ -148,7 +151,7 @@ class _Work:
         under_way: set[asyncio.Task[None]] = set()
         form = await asyncio.to_thread(self._place.answers.form, self._model.folder)
         while self._stop is None:
-            # the first request alone finds out what the endpoint takes
+            # the first request, alone, finds out which form the endpoint takes
             room = self._pace.room if form is not None else min(1, self._pace.room)
             claimed = await self._claim(room - len(under_way))
             for request in claimed:
@@ -180,14 +183,14 @@ class _Work:
         return await asyncio.to_thread(self._place.ledger.claim, wanted, self._cap)
 
     async def _has_more(self) -> bool:
-        """Whether to wait: for what another process has under way, which may also leave money over.
-        Where nothing is under way and something is unclaimed, the money does not reach.
+        """Whether to wait for requests of other processes: they may be answered, or cost less than
+        they reserve. If none is under way and requests are unclaimed, the cap is reached.
         """
         ledger = self._place.ledger
         await asyncio.to_thread(ledger.refresh)
         unclaimed = [one for one in self._pending if not ledger.is_claimed(one)]
         if unclaimed and not self._cannot_pay(unclaimed[0]):
-            return True  # it was claimed by others in between, or money came back
+            return True  # others claimed requests in between, or money came back
         open_requests = await asyncio.to_thread(
             lambda: [one for one in ledger.open_requests() if not ledger.is_lost(one)]
         )
@@ -211,7 +214,7 @@ class _Work:
             else:
                 answer = await client.ask(prompt, form)
         except Stopped as stopped:
-            # it cost nothing; without an answer it would count as lost, and be asked never again
+            # it cost nothing; left claimed without an answer it would count as lost for good
             await asyncio.to_thread(self._place.ledger.release, [request])
             raise stopped
         await asyncio.to_thread(self._place.answers.keep, request, answer)
@@ -228,19 +231,16 @@ class _Work:
         if self._cap is not None and answer.nano_usd > most:
             self._stop = HostedStopped(
                 f"{self._model.endpoint.host} charged {dollars(usd_of(answer.nano_usd))} for a request that"
-                " may cost"
-                f" {dollars(usd_of(most))} at most, so that no cap can be held; what was answered is kept."
-                " Give"
-                " another --price-in and --price-out, or another endpoint."
+                f" may cost {dollars(usd_of(most))} at most, so no cap can be held; all answers are kept."
+                " Give another --price-in and --price-out, or another endpoint."
             )
         elif self._failed_in_a_row >= _MOST_FAILED:
             self._stop = HostedStopped(
                 f"{_MOST_FAILED} requests in a row failed at {self._model.endpoint.host} (the last:"
-                f" {answer.reason});"
-                " what was answered is kept, and the same command resumes from there."
+                f" {answer.reason}); all answers are kept, and the same command resumes from there."
             )
-        elif (words := self._objection(answer)) is not None:
-            self._stop = HostedStopped(words)
+        elif (objection := self._objection(answer)) is not None:
+            self._stop = HostedStopped(objection)
 
     def _heed(self, done: set[asyncio.Task[None]]) -> None:
         for task in done:
@@ -252,13 +252,12 @@ class _Work:
         return HostedStopped(
             f"The cap of {dollars(usd_of(self._cap))} is reached with {left:,} {self._unit} left;"
             f" {dollars(usd_of(self._place.ledger.spent()))} are spent and everything is kept. The same"
-            " command with"
-            " a larger --max-usd resumes from there."
+            " command with a larger --max-usd resumes from there."
         )
 
     def _interrupted(self) -> None:
         if self._stop is None:
-            tell("stopping: what is under way is still answered and kept; once more stops at once")
+            tell("stopping: requests under way are still answered and kept; a second signal stops at once")
             self._stop = HostedStopped(
                 "Stopped; every answer is kept, and the same command resumes from there."
             )
@@ -272,7 +271,7 @@ class _Work:
 
 @contextmanager
 def _signals(act: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM calls `act`; from then on they do what they did before."""
+    """The first SIGINT or SIGTERM in the block calls `act`; later ones act as by default."""
     loop, names = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
 
     def heard() -> None:
@@ -280,7 +279,7 @@ def _signals(act: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(name)
         act()
 
-    # another thread, and Windows, have no handlers; there Ctrl-C ends the process at once
+    # other threads and Windows have no such handlers; there Ctrl-C ends the process at once
     usable = threading.current_thread() is threading.main_thread() and os.name != "nt"
     try:
         for name in names if usable else ():

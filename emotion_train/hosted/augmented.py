@@ -1,9 +1,9 @@
-"""Writes the data set that an augmentation makes: the training split with posts added and marked,
-and the held-out splits and auxiliary posts as the same bytes.
+"""Writes an augmented data set: the training split with added, marked posts, and exact copies of
+the held-out splits and the auxiliary posts.
 
-The training split is held in memory and written anew; added posts stand at random places among the
-others, as `prepare` shuffles. Validation and test objects are copied byte for byte, so that both
-data sets are scored on the same posts.
+The training split is held in memory and written anew, with the added posts at random places, as
+`prepare` shuffles. Validation and test objects are copied byte for byte, so that both data sets are
+scored on the same posts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ROWS_PER_OBJECT = 262_144
 
 
 class Added(NamedTuple):
-    """A post that is added; `source` says where it is from, and is not empty."""
+    """A post to add. `source` says where it comes from, and is never empty."""
 
     post_id: str
     text: str
@@ -37,12 +37,12 @@ class Added(NamedTuple):
 
 
 def require_plain(index: Index, url: str) -> None:
-    """Raises `WrongRequest` for a data set that holds added posts already: the real ones are what
-    an augmentation counts from.
+    """Raises `WrongRequest` for a data set that already holds added posts: an augmentation counts
+    real posts only.
     """
     if index.marked or SOFT in index.requires:
         what = "augmented" if index.marked else "distilled"
-        raise WrongRequest(f"{url} was {what} already; give the data set that it was made of.")
+        raise WrongRequest(f"{url} was {what} already; give the data set that it was made from.")
 
 
 def write(
@@ -55,10 +55,10 @@ def write(
     seed: int,
     facts: dict[str, str | int | float | None],
 ) -> Index:
-    """Write the data set at `store` and return its index; the same content always gives the same
-    bytes, so that two processes may write at once.
+    """Write the data set at `store` and return its index. The same content always gives the same
+    bytes, so two processes may write at once.
 
-    Raises `WrongRequest` when another data set is there, and `StorageError`.
+    Raises `WrongRequest` where the store holds another data set, and `StorageError`.
     """
     splits: dict[str, Split] = {}
     with tempfile.TemporaryDirectory(prefix="emotion-train-augment-") as name:
@@ -90,7 +90,7 @@ def _write_train(
     from emotion_train.data.shards import SplitWriter, schema_of
 
     rows: list[tuple[str, str, Target, float, str]] = [
-        (*one, "") for one in zip(posts.ids, posts.texts, posts.targets, posts.weights, strict=True)
+        (*post, "") for post in zip(posts.ids, posts.texts, posts.targets, posts.weights, strict=True)
     ]
     rows = _mixed(rows, added, seed)
     columns: dict[str, Any] = {"id": [row[0] for row in rows], "text": [row[1] for row in rows]}
@@ -121,15 +121,15 @@ def _write_train(
 
 
 def _mixed(own: Sequence[Any], added: Sequence[Any], seed: int) -> list[Any]:
-    """All of both: the added ones at places drawn by the seed, the others in their order."""
+    """All rows: the added ones at places drawn by the seed, the others in their order."""
     total = len(own) + len(added)
     draw = random.Random(f"places {seed}")
     places = draw.sample(range(total), len(added))
-    found: list[Any] = [None] * total
+    mixed: list[Any] = [None] * total
     for place, row in zip(places, added, strict=True):
-        found[place] = row
+        mixed[place] = row
     rest = iter(own)
-    return [next(rest) if row is None else row for row in found]
+    return [next(rest) if row is None else row for row in mixed]
 
 
 class Marked(NamedTuple):
@@ -140,27 +140,27 @@ class Marked(NamedTuple):
 
 
 def sources_of(store: Store, index: Index) -> list[Marked]:
-    """The posts of an augmented training split that are no real ones."""
-    found = []
+    """The added posts of an augmented training split."""
+    marked = []
     split = index.split("train")
     with RowGroupReader(store, split, capacity=16) as reader:
         for group in range(len(split.row_groups)):
             rows = reader.rows(group)
-            found += [
+            marked += [
                 Marked(largest(target), weight)
                 for target, weight, source in zip(rows.targets, rows.weights, rows.sources, strict=True)
                 if source and target
             ]
-    return found
+    return marked
 
 
 def repeated(posts: TrainingPosts, like: Sequence[Marked], seed: int) -> list[Added]:
-    """For each post that was added, a real one of its label once more, with its weight: what more
-    posts alone would bring.
+    """For each added post, a repeated real post of the same label and weight: shows what more posts
+    alone would bring.
     """
     turns: dict[int, list[int]] = {}
     used: Counter[int] = Counter()
-    found = []
+    copies = []
     for label, weight in like:
         if label not in turns:
             turns[label] = posts.with_label(label)
@@ -169,7 +169,7 @@ def repeated(posts: TrainingPosts, like: Sequence[Marked], seed: int) -> list[Ad
         used[label] += 1
         row, times = rows[turn % len(rows)], turn // len(rows) + 1
         own = posts.ids[row]
-        found.append(
+        copies.append(
             Added(
                 f"{own}#again-{label}-{times}",
                 posts.texts[row],
@@ -178,4 +178,4 @@ def repeated(posts: TrainingPosts, like: Sequence[Marked], seed: int) -> list[Ad
                 f"repeated/{own}",
             )
         )
-    return found
+    return copies

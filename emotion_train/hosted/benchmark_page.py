@@ -1,4 +1,4 @@
-"""A benchmark in the terminal and as one page: the table, what it allows to say, F1 by label."""
+"""A benchmark in the terminal and as one HTML page: the table, its conclusions, F1 by label."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ HEADS = (
     "p95 s",
     "posts/s",
 )
-_PARTS = (range(1, 5), range(5, 10), range(10, 15))  # of the columns, as a terminal has room for
+_PARTS = (range(1, 5), range(5, 10), range(10, 15))  # columns that a terminal has room for at once
 
 
 def cells(benchmark: Benchmark) -> Iterator[list[str]]:
-    """One row for each classifier, and for a hosted model that did not answer everything a second
-    one of what it answered.
+    """One row per classifier; a hosted model with posts unanswered has a second row, for those that
+    it answered.
     """
     facts = benchmark.own_facts
     a_million = facts.get("usd_per_million_posts")
@@ -45,42 +45,41 @@ def cells(benchmark: Benchmark) -> Iterator[list[str]]:
         *("" if facts.get(name) is None else f"{facts[name]:.3f}" for name in ("p50_s", "p95_s")),
         "" if not facts.get("posts_per_second") else rate(facts["posts_per_second"]),
     ]
-    for one in benchmark.hosted:
-        yield _hosted_row(one)
-        if one.answered_macro_f1 is not None:
+    for model in benchmark.hosted:
+        yield _hosted_row(model)
+        if model.answered_macro_f1 is not None:
             yield [
-                f"  of {one.answered:,} that it answered",
-                f"{one.answered_macro_f1:.3f}",
-                f"{one.answered_low:.3f} to {one.answered_high:.3f}",
+                f"  of {model.answered:,} that it answered",
+                f"{model.answered_macro_f1:.3f}",
+                f"{model.answered_low:.3f} to {model.answered_high:.3f}",
                 *[""] * 12,
             ]
-    for one in benchmark.floors:
-        yield [*_scores(f"floor: {one.name}", one), *[""] * 10]
+    for floor in benchmark.floors:
+        yield [*_scores(f"floor: {floor.name}", floor), *[""] * 10]
 
 
-def _scores(name: str, one: SystemFigures) -> list[str]:
-    found = one.difference
-    versus = (
-        ["", ""] if found is None else [signed(found.value), f"{signed(found.low)} to {signed(found.high)}"]
-    )
-    return [name, f"{one.macro_f1:.3f}", f"{one.low:.3f} to {one.high:.3f}", *versus]
+def _scores(name: str, figures: SystemFigures) -> list[str]:
+    versus = ["", ""]
+    if (apart := figures.difference) is not None:
+        versus = [signed(apart.value), f"{signed(apart.low)} to {signed(apart.high)}"]
+    return [name, f"{figures.macro_f1:.3f}", f"{figures.low:.3f} to {figures.high:.3f}", *versus]
 
 
-def _hosted_row(one: SystemFigures) -> list[str]:
+def _hosted_row(model: SystemFigures) -> list[str]:
     counts = [
-        f"{one.outcomes.get(name, 0):,}" for name in ("refused", "filtered", "cut", "unparseable", "failed")
+        f"{model.outcomes.get(name, 0):,}" for name in ("refused", "filtered", "cut", "unparseable", "failed")
     ]
     money = ["", ""]
-    if one.money is not None:
-        money = [dollars(one.money.usd), dollars(one.money.usd_per_million_posts)]
+    if model.money is not None:
+        money = [dollars(model.money.usd), dollars(model.money.usd_per_million_posts)]
     speed = ["", "", ""]
-    if one.speed is not None:
+    if model.speed is not None:
         speed = [
-            f"{one.speed.p50_s:.2f}",
-            f"{one.speed.p95_s:.2f}",
-            f"{rate(one.speed.posts_per_second)} at {one.speed.concurrency:.0f}",
+            f"{model.speed.p50_s:.2f}",
+            f"{model.speed.p95_s:.2f}",
+            f"{rate(model.speed.posts_per_second)} at {model.speed.concurrency:.0f}",
         ]
-    return [*_scores(one.name, one), *counts, *money, *speed]
+    return [*_scores(model.name, model), *counts, *money, *speed]
 
 
 def title_of(benchmark: Benchmark) -> str:
@@ -106,7 +105,7 @@ def print_benchmark(benchmark: Benchmark, console: Console) -> None:
 
 
 def render_html(benchmark: Benchmark) -> str:
-    """The whole page; other people's words are escaped by the parts."""
+    """The whole page; its parts escape text from outside."""
     everyone = (benchmark.own, *benchmark.hosted, *benchmark.floors)
     by_label = table(
         ("label", *(one.name for one in everyone)),

@@ -1,11 +1,11 @@
 """One request to an OpenAI-compatible endpoint and its one outcome: answered, refused, filtered,
 cut, unparseable or failed, with tokens, dollars and latency.
 
-The SDK sends once; what is sent again is decided here, because the SDK would wait for any
-Retry-After in silence, retry an empty account, and hide both in its latency. Sent again is only
-what cost nothing: a rate limit, an error of the server, a connection that was refused. After a
-body that stops in the middle, or no answer in time, nobody knows whether it was paid for; that
-counts as failed with the most that it can have cost.
+The SDK sends once, and this module decides what is sent again: the SDK would wait for any
+Retry-After in silence, retry an empty account, and hide both in its latency. Only a request that
+cost nothing is sent again: after a rate limit, a server's error, or a refused connection. After a
+body that stops in the middle, or no answer in time, nobody knows whether the request was paid for:
+it counts as failed, with the most that it can have cost.
 
 An endpoint that refuses the key, the model or the account ends all work at once by `Stopped`.
 """
@@ -54,9 +54,7 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked: messages, the JSON schema of an answer, and the most tokens that it may
-    have.
-    """
+    """A question: messages, the JSON schema of the answer, and the answer's most tokens."""
 
     messages: tuple[Message, ...]
     schema: Mapping[str, Any]
@@ -64,19 +62,19 @@ class Prompt:
 
     @property
     def most_tokens_in(self) -> int:
-        """No tokenizer makes more tokens than bytes."""
-        held = sum(len(one.content.encode()) + _PROMPT_TOKENS for one in self.messages)
-        return held + _SCHEMA_TIMES * len(json.dumps(self.schema).encode())
+        """The most tokens that the prompt can have: no tokenizer makes more tokens than bytes."""
+        of_messages = sum(len(message.content.encode()) + _PROMPT_TOKENS for message in self.messages)
+        return of_messages + _SCHEMA_TIMES * len(json.dumps(self.schema).encode())
 
     def most_nano(self, price: Price) -> int:
-        """The most that it can cost, in billionths of a dollar."""
+        """The most that the request can cost, in billionths of a dollar."""
         return price.nano(self.most_tokens_in, self.max_tokens)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How long is waited: for one answer as a whole (`deadline_s`), and for what Retry-After asks
-    (`max_wait_s`), before all work ends.
+    """The settings of all requests. `deadline_s` limits one whole answer; a longer Retry-After than
+    `max_wait_s` ends all work.
     """
 
     deadline_s: float = 120.0
@@ -92,8 +90,8 @@ class Rules:
 
 
 class Stopped(HostedStopped):
-    """The endpoint will answer no further request. `of_request`: what was asked for has to change,
-    so that the exit code is 2 where nothing was paid yet.
+    """The endpoint will answer no further request. `of_request`: the request itself has to change,
+    so the exit code is 2 if nothing was paid yet.
     """
 
     def __init__(self, message: str, *, of_request: bool = False) -> None:
@@ -102,7 +100,7 @@ class Stopped(HostedStopped):
 
 
 class _Refused(Exception):
-    """A request that cost nothing and may be sent again; `wait_s` is what the endpoint asks for."""
+    """A request that cost nothing and may be sent again, after `wait_s` if the endpoint asks so."""
 
     def __init__(self, why: str, *, wait_s: float | None = None, is_rate: bool = False) -> None:
         super().__init__(why)
@@ -111,12 +109,12 @@ class _Refused(Exception):
 
 
 class _OtherForm(Exception):
-    """A 400 that names what the endpoint does not take."""
+    """A 400 that names something that the endpoint does not take."""
 
 
 class Pace:
-    """How many requests are under way at once: halved at a rate limit, and one more again for as
-    many answers as there are requests under way (additive increase, multiplicative decrease).
+    """How many requests may be under way at once: halved at a rate limit, then one more after each
+    round of answers (additive increase, multiplicative decrease).
     """
 
     def __init__(self, most: int) -> None:
@@ -138,8 +136,8 @@ class Pace:
         self.limit = min(float(self.most), self.limit + 1 / self.limit)
 
     def refused(self, sent: float, wait_s: float) -> None:
-        """A rate limit for a request that was sent then; those sent before the last halving say
-        nothing new.
+        """Note a rate limit for a request sent at `sent`. A request sent before the last halving
+        does not halve again.
         """
         now = time.monotonic()
         if sent > self._halved:
@@ -148,7 +146,7 @@ class Pace:
 
 
 class Client:
-    """Asks one hosted model; an async with statement around its use."""
+    """Asks one hosted model; used in an `async with` statement."""
 
     def __init__(self, endpoint: Endpoint, key: Key, price: Price, rules: Rules, pace: Pace) -> None:
         self.endpoint = endpoint
@@ -167,7 +165,7 @@ class Client:
             default_query=dict(self.endpoint.query),
             max_retries=0,
             timeout=self.rules.deadline_s,
-            # a redirect would take the posts to a host that nobody agreed to
+            # a redirect would send the posts to a host that nobody agreed to
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
         return self
@@ -178,10 +176,10 @@ class Client:
         await self._client.close()
 
     async def require_model(self) -> None:
-        """Raises `WrongRequest` for an endpoint that cannot be reached, that refuses the key, or
-        that lists its models and this one not among them. Costs nothing.
+        """Raises `WrongRequest` for an endpoint that cannot be reached, refuses the key, or lists
+        its models without this one. Costs nothing.
         """
-        sdk, name = self._sdk, self.endpoint.host
+        sdk, host = self._sdk, self.endpoint.host
         try:
             async with asyncio.timeout(self.rules.deadline_s):
                 raw = await self._client.models.with_raw_response.list()
@@ -189,22 +187,22 @@ class Client:
         except sdk.APIStatusError as error:
             if error.status_code in (401, 403):
                 raise WrongRequest(str(self._stop_of(error.status_code, _body_of(error)))) from None
-            return  # it lists no models, which says nothing of them
+            return  # an endpoint that lists no models may still have this one
         except (sdk.APIConnectionError, TimeoutError) as error:
             raise WrongRequest(self._unreachable(error)) from None
         except Unreadable:
             return
         own = self.endpoint.model
-        if models and not any(one in (own, f"models/{own}") or one.endswith(f"/{own}") for one in models):
+        if models and not any(name in (own, f"models/{own}") or name.endswith(f"/{own}") for name in models):
             near = _nearest(own, models)
             raise WrongRequest(
-                f"{name} has no model {own!r}; it has {self._key.message(', '.join(near))}"
+                f"{host} has no model {own!r}; it has {self._key.message(', '.join(near))}"
                 f"{' and others' if len(models) > len(near) else ''}."
             )
 
     async def find_form(self, prompt: Prompt) -> tuple[Form, Answer]:
-        """What the endpoint takes, with the answer to the request that showed it. Raises as `ask`,
-        and `Stopped` where no form is taken.
+        """The form that the endpoint takes, and the answer to the request that found it. Raises as
+        `ask`, and `Stopped` where it takes no form.
         """
         form = Form()
         for _ in range(_PROBES):
@@ -221,12 +219,12 @@ class Client:
         raise Stopped(f"{self.endpoint.name} refuses every form of request that is known.", of_request=True)
 
     async def ask(self, prompt: Prompt, form: Form) -> Answer:
-        """The one outcome of a request, sent again while that costs nothing. Raises `Stopped` when
-        the endpoint will answer no further one.
+        """The outcome of a request, sent again while that costs nothing. Raises `Stopped` when the
+        endpoint will answer no further request.
         """
         try:
             return await self._attempts(prompt, form)
-        except _OtherForm as refused:  # this prompt alone is refused, such as one that is too long
+        except _OtherForm as refused:  # only this prompt is refused, for example as too long
             return Answer(outcome="failed", reason=self._key.message(str(refused)))
 
     async def _attempts(self, prompt: Prompt, form: Form) -> Answer:
@@ -246,8 +244,8 @@ class Client:
                     wait_s = refused.wait_s
                 if wait_s > self.rules.max_wait_s:
                     raise Stopped(
-                        f"{self.endpoint.host} asks to be left alone for {wait_s:,.0f} s, which is more than"
-                        f" --max-wait {self.rules.max_wait_s:g}; everything that was answered is kept."
+                        f"{self.endpoint.host} asks to wait {wait_s:,.0f} s, longer than"
+                        f" --max-wait {self.rules.max_wait_s:g}; all answers are kept."
                     ) from None
                 if refused.is_rate:
                     self.pace.refused(sent, wait_s)
@@ -257,8 +255,7 @@ class Client:
         if is_rate:
             raise Stopped(
                 f"{self.endpoint.host} refused a request {_ATTEMPTS} times for its rate limit ({why});"
-                " everything"
-                " that was answered is kept: give a smaller --concurrency."
+                " all answers are kept: give a smaller --concurrency."
             )
         return Answer(outcome="failed", reason=why, attempts=_ATTEMPTS)
 
@@ -313,44 +310,44 @@ class Client:
     def _of_error(
         self, status: int, content: bytes, headers: Mapping[str, str], most: int, latency_s: float
     ) -> Answer:
-        """The outcome of an error's status; raises what says to send it again, or to stop."""
-        code, words = _error_in(content)
+        """The outcome of an error's status. Raises `_Refused` or `_OtherForm` where the request may
+        be sent again, and `Stopped`.
+        """
+        code, message = _error_in(content)
         if status == 402 or code in _EMPTY_ACCOUNT:
             raise self._stop_of(402, content)
         if code in _FILTERED:
-            return Answer(outcome="filtered", reason=self._key.message(words), latency_s=round(latency_s, 4))
+            reason = self._key.message(message)
+            return Answer(outcome="filtered", reason=reason, latency_s=round(latency_s, 4))
         if status in (401, 403, 404) or 300 <= status < 400:
             raise self._stop_of(status, content, headers.get("location"))
         if status in (408, 409, 425, 429):
-            raise _Refused(f"{status}: {words}", wait_s=_retry_after_s(headers), is_rate=status == 429)
+            raise _Refused(f"{status}: {message}", wait_s=_retry_after_s(headers), is_rate=status == 429)
         if status in _MAY_BE_PAID:
             return _failed(f"a proxy on the way gave up ({status})", most)
         if status >= 500:
-            raise _Refused(f"{status}: {words}", wait_s=_retry_after_s(headers))
-        raise _OtherForm(f"{status}: {words}")
+            raise _Refused(f"{status}: {message}", wait_s=_retry_after_s(headers))
+        raise _OtherForm(f"{status}: {message}")
 
     def _stop_of(self, status: int, content: bytes, location: str | None = None) -> Stopped:
-        name, words = self.endpoint.host, self._key.message(_error_in(content)[1])
+        host, why = self.endpoint.host, self._key.message(_error_in(content)[1])
         if status == 402:
-            return Stopped(f"The account at {name} has no money or quota left ({words}).")
+            return Stopped(f"The account at {host} has no money or quota left ({why}).")
         if status == 401:
-            return Stopped(
-                f"{name} refuses the key ({words}); set the variable of --key-env.", of_request=True
-            )
+            return Stopped(f"{host} refuses the key ({why}); set the variable of --key-env.", of_request=True)
         if status == 403:
-            return Stopped(f"{name} does not allow this request with this key ({words}).", of_request=True)
+            return Stopped(f"{host} does not allow this request with this key ({why}).", of_request=True)
         if status == 404:
             return Stopped(
-                f"{name} has no model {self.endpoint.model!r}, or no chat completions below"
-                f" {self.endpoint.url}"
-                f" ({words}).",
+                f"{host} has no model {self.endpoint.model!r}, or no chat completions below"
+                f" {self.endpoint.url} ({why}).",
                 of_request=True,
             )
         there = "" if location is None else f" to {self._key.message(location.partition('?')[0])}"
-        return Stopped(f"{name} redirects{there}; type that URL if you mean it.", of_request=True)
+        return Stopped(f"{host} redirects{there}; type that URL if you mean it.", of_request=True)
 
     def _of_body(self, content: bytes, prompt: Prompt, most: int) -> Answer:
-        """The outcome of a 200, whatever is in it. Raises as `_of_error` for an error inside."""
+        """The outcome of a 200, whatever its body. Raises as `_of_error` for an error in it."""
         try:
             body = object_in(content, _MAX_BODY_BYTES, whole_characters=False)
         except Unreadable as error:
@@ -366,22 +363,25 @@ class Client:
         return self._of_choice(choices[0], facts)
 
     def _of_error_inside(self, content: bytes, most: int) -> Answer:
-        """A 200 with an error in it, as of a model that had begun: it may have been paid for."""
-        code, words = _error_in(content)
+        """The outcome of a 200 with an error in it. The model may have begun, so the request may
+        have been paid for.
+        """
+        code, message = _error_in(content)
         if code in _EMPTY_ACCOUNT or code == "402":
             raise self._stop_of(402, content)
         if code in ("401", "403"):
             raise self._stop_of(int(code), content)
         if code == "429":
-            raise _Refused(f"429: {words}", is_rate=True)
+            raise _Refused(f"429: {message}", is_rate=True)
         if code in _FILTERED:
-            return Answer(outcome="filtered", reason=self._key.message(words), nano_usd=most, estimated=True)
-        return _failed(f"an error in the answer: {self._key.message(words)}", most)
+            reason = self._key.message(message)
+            return Answer(outcome="filtered", reason=reason, nano_usd=most, estimated=True)
+        return _failed(f"an error in the answer: {self._key.message(message)}", most)
 
     def _of_choice(self, choice: Mapping[str, Any], facts: dict[str, Any]) -> Answer:
         message = choice.get("message")
-        held: Mapping[str, Any] = message if isinstance(message, dict) else {}
-        content, refusal = held.get("content"), held.get("refusal")
+        fields: Mapping[str, Any] = message if isinstance(message, dict) else {}
+        content, refusal = fields.get("content"), fields.get("refusal")
         text = self._key.hidden(content) if isinstance(content, str) else ""
         text = text.encode("utf-8", "replace").decode()  # half a character cannot be stored
         finish = choice.get("finish_reason")
@@ -396,13 +396,13 @@ class Client:
         return Answer(outcome=outcome, text=text, reason=reason, **facts)
 
     def _facts(self, body: Mapping[str, Any], prompt: Prompt, most: int) -> dict[str, Any]:
-        """Model, tokens and dollars: by the endpoint's own account where it has one and no price
-        was typed, else by its tokens, else the most that it can have cost.
+        """Model, tokens and dollars of an answer. Dollars: the endpoint's own figure where it gives
+        one and no price was typed, else by tokens, else the most that it can have cost.
         """
         usage = body.get("usage")
-        held: Mapping[str, Any] = usage if isinstance(usage, dict) else {}
-        tokens_in, tokens_out = (_count(held.get(f"{name}_tokens")) for name in ("prompt", "completion"))
-        cost = held.get("cost")
+        used: Mapping[str, Any] = usage if isinstance(usage, dict) else {}
+        tokens_in, tokens_out = (_count(used.get(f"{name}_tokens")) for name in ("prompt", "completion"))
+        cost = used.get("cost")
         known = tokens_in is not None and tokens_out is not None
         nano = self.price.nano(tokens_in or 0, tokens_out or 0) if known else most
         if self.price.source != "typed" and isinstance(cost, int | float) and isfinite(cost) and cost >= 0:
@@ -421,10 +421,8 @@ class Client:
 
     def _unreachable(self, error: BaseException) -> str:
         cause = error.__cause__ or error
-        words = self._key.message(str(cause)) or type(cause).__name__
-        return (
-            f"{self.endpoint.url} cannot be reached ({words}); look at the URL of --llm and at the network."
-        )
+        why = self._key.message(str(cause)) or type(cause).__name__
+        return f"{self.endpoint.url} cannot be reached ({why}); check the URL of --llm and the network."
 
 
 def require_sdk() -> None:
@@ -443,12 +441,12 @@ def _sdk() -> Any:
 
 
 def _failed(why: str, most: int) -> Answer:
-    """Nobody knows whether it was paid for, so the most counts."""
+    """A failed request that may have been paid for, so the most that it can cost counts."""
     return Answer(outcome="failed", reason=why, nano_usd=most, estimated=True)
 
 
 def _was_not_connected(error: BaseException) -> bool:
-    """Whether nothing was sent, so that nothing was paid."""
+    """Whether nothing was sent, so nothing was paid."""
     cause = error.__cause__
     return type(cause).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol")
 
@@ -461,7 +459,7 @@ def _body_of(error: Any) -> bytes:
 
 
 def _error_in(content: bytes) -> tuple[str, str]:
-    """Code and words of an error's body; of one that is no JSON, its first words."""
+    """The code and message of an error's body; for a body that is no JSON, its beginning."""
     try:
         body = object_in(content, _MAX_BODY_BYTES, whole_characters=False)
     except Unreadable:
@@ -475,8 +473,8 @@ def _error_in(content: bytes) -> tuple[str, str]:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the endpoint asks to wait: `retry-after-ms`, or `Retry-After` as seconds or as a
-    date; None where it says nothing that can be read.
+    """Seconds that the endpoint asks to wait, by `retry-after-ms`, or `Retry-After` as seconds or a
+    date; None where neither can be read.
     """
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
@@ -492,20 +490,20 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     return max(0.0, when.timestamp() - time.time())
 
 
-def _other_form(form: Form, words: str) -> Form | None:
-    """The next form to try after a refusal in these words; None where they name nothing that could
-    be left out.
+def _other_form(form: Form, message: str) -> Form | None:
+    """The next form to try after a refusal with this message; None where it names nothing that
+    could be left out.
     """
-    said = words.lower()
-    if "max_completion_tokens" in said and form.max_tokens == "max_tokens":
+    refusal = message.lower()
+    if "max_completion_tokens" in refusal and form.max_tokens == "max_tokens":
         return form.model_copy(update={"max_tokens": "max_completion_tokens"})
-    if "max_tokens" in said and form.max_tokens == "max_tokens":
+    if "max_tokens" in refusal and form.max_tokens == "max_tokens":
         return form.model_copy(update={"max_tokens": "max_completion_tokens"})
-    if "temperature" in said and form.temperature:
+    if "temperature" in refusal and form.temperature:
         return form.model_copy(update={"temperature": False})
-    if "seed" in said and form.seed:
+    if "seed" in refusal and form.seed:
         return form.model_copy(update={"seed": False})
-    if any(name in said for name in ("response_format", "json_schema", "schema", "json_object")):
+    if any(name in refusal for name in ("response_format", "json_schema", "schema", "json_object")):
         following = {"json_schema": "json_object", "json_object": "none"}.get(form.response_format)
         return form.model_copy(update={"response_format": following}) if following else None
     return None

@@ -1,8 +1,7 @@
-"""Which hosted model is asked and where: `MODEL@URL` as it is typed, and the key out of the
-environment.
+"""The hosted model to ask, typed as `MODEL@URL`, and its key from the environment.
 
-The key is held by one object that never shows it; every text that comes back from an endpoint goes
-through `Key.hidden` before it is stored or shown, since some endpoints repeat the key in an error.
+One object holds the key and never shows it. Every text from an endpoint goes through `Key.hidden`
+before it is stored or shown, since some endpoints repeat the key in an error.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ _LONGEST = 300  # characters of an endpoint's message
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A hosted model. `url` is what is stored and shown: without user, password and query;
-    `query` goes to the endpoint alone.
+    """A hosted model. `url` has no user, password or query, and is stored and shown. `query` goes
+    only to the endpoint.
     """
 
     model: str
@@ -38,7 +37,7 @@ class Endpoint:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a server of this machine."""
+        """Whether the endpoint is a server on this machine."""
         return urlsplit(self.url).hostname in _LOOPBACK
 
     @property
@@ -49,7 +48,7 @@ class Endpoint:
 
 def endpoint_of(word: str) -> Endpoint:
     """The model that `--llm` names. Raises `WrongRequest` for anything but MODEL@URL, and for a URL
-    with a user or password, whatever they are: they are not repeated.
+    with a user or password, which the message does not repeat.
     """
     found = _WORD.fullmatch(word.strip())
     if found is None:
@@ -68,8 +67,7 @@ def endpoint_of(word: str) -> Endpoint:
     if "@" in parts.netloc:
         raise WrongRequest(
             f"The URL of --llm {shown(found['model'])} holds a user or password; put the key into an"
-            " environment"
-            f" variable instead, {KEY_VARIABLE} or the one that --key-env names."
+            f" environment variable instead, {KEY_VARIABLE} or the one that --key-env names."
         )
     url = f"{parts.scheme.lower()}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
     return Endpoint(found["model"], url, tuple(parse_qsl(parts.query, keep_blank_values=True)))
@@ -85,7 +83,7 @@ def _split(url: str) -> SplitResult | None:
 
 
 def without_secrets(word: str) -> str:
-    """A word that may hold a URL, without what stands before its @ and after its ?."""
+    """The word without any user and password before an @ and any query after a ?."""
     return re.sub(r"//[^/@]*@", "//…@", word.partition("?")[0])[:200]
 
 
@@ -99,11 +97,11 @@ class Key:
         return f"Key({_HIDDEN})"
 
     def reveal(self) -> str:
-        """The key itself, for the client alone."""
+        """The key itself, for the client only."""
         return self._value
 
     def hidden(self, text: str) -> str:
-        """The text without the key, and without any half of it that is long enough to matter."""
+        """The text without the key, or either half of it that has 8 characters or more."""
         if self._value == NO_KEY:
             return text
         for part in (self._value, self._value[: len(self._value) // 2], self._value[len(self._value) // 2 :]):
@@ -112,17 +110,17 @@ class Key:
         return text
 
     def message(self, text: str) -> str:
-        """What an endpoint said, for one line of a message."""
-        words = " ".join(self.hidden(text).split())
-        return shown(words if len(words) <= _LONGEST else f"{words[:_LONGEST]} …")
+        """An endpoint's text without the key, on one line, cut to a length for a message."""
+        line = " ".join(self.hidden(text).split())
+        return shown(line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …")
 
 
-NO_KEY = "none"  # what a server of this machine gets that asks for no key
+NO_KEY = "none"  # sent to a server on this machine that asks for no key
 
 
 def key_of(endpoint: Endpoint, variable: str, environment: Mapping[str, str]) -> Key:
-    """The key in that variable; a server of this machine does without. Raises `WrongRequest` when
-    it is missing, or cannot be sent.
+    """The key in that variable; a server on this machine needs none. Raises `WrongRequest` when the
+    key is missing or cannot be sent.
     """
     value = environment.get(variable, "").strip()
     if not value and endpoint.is_local:
@@ -130,8 +128,7 @@ def key_of(endpoint: Endpoint, variable: str, environment: Mapping[str, str]) ->
     if not value:
         raise WrongRequest(
             f"The key of {endpoint.host} is missing: {variable} is not set; type `export {variable}=…`, or"
-            " name the"
-            " variable that holds it with --key-env."
+            " name the variable that holds it with --key-env."
         )
     if not value.isascii() or not value.isprintable() or " " in value:
         raise WrongRequest(

@@ -1,9 +1,9 @@
-"""All figures of a benchmark, computed from stored answers alone, so that the same answers give the
-same bytes.
+"""All figures of a benchmark, computed only from stored answers: the same answers give the same
+bytes.
 
-A post without a readable answer is answered with no label: it is wrong, and stays in every pair.
+A post without a readable answer counts as answered with no label: wrong, and kept in every pair.
 
-Letters: N posts, C labels.
+Letters: N posts, P answered posts, C labels.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ SEED = 42
 NO_LABEL = "no answer"  # the last column of a confusion, which is no class
 
 AGREEMENT = (
-    "Macro-F1 is agreement with these annotators. A low one says that a model labels otherwise than they"
-    " did, and"
-    " not that people would prefer their labels to its."
+    "Macro-F1 is agreement with these annotators. A low macro-F1 says that a model labels differently,"
+    " not that people would prefer the annotators' labels."
 )
-SEEN = "A hosted model may have seen a public data set in its training, test posts too; nobody here can tell."
-NETWORK = (
-    "Latencies of hosted models hold the way through the network and their queues; the adapter's own do not."
+SEEN = (
+    "A hosted model may have seen a public data set in its training, test posts too; this benchmark cannot"
+    " tell."
 )
+NETWORK = "Latencies of hosted models include the network and their queues; the adapter's own do not."
 VALIDATION = "The validation posts also chose the adapter's checkpoint, so they flatter the adapter."
 
 
 class Difference(FrozenModel):
-    """Macro-F1 minus the adapter's, paired, with its 95 % interval; `p` is corrected for all models
-    of the benchmark.
+    """A model's macro-F1 minus the adapter's, paired, with its 95 % interval. `p` is corrected for
+    the number of models in the benchmark.
     """
 
     value: float
@@ -58,8 +58,8 @@ class Difference(FrozenModel):
 
 
 class Money(FrozenModel):
-    """Dollars of a million tokens, of all that was asked, and of a million posts. `estimated` are
-    answers whose cost was not told: the most that they can have cost counts.
+    """Dollars per million tokens, for all requests, and per million posts. `estimated` counts the
+    answers of unknown cost, which count with the most that they can have cost.
     """
 
     usd_in: float
@@ -71,8 +71,8 @@ class Money(FrozenModel):
 
 
 class Speed(FrozenModel):
-    """The speed of answers that came at the first attempt, at a mean of `concurrency` requests
-    under way.
+    """The speed of answers that needed one attempt, with `concurrency` requests under way on
+    average.
     """
 
     first_attempts: int
@@ -83,9 +83,10 @@ class Speed(FrozenModel):
 
 
 class SystemFigures(FrozenModel):
-    """One classifier on the posts; a hosted model where `host` is told.
+    """One classifier's figures on the posts; `host` is set for a hosted model.
 
-    `answered_macro_f1` is of the posts that it answered with labels, None where it answered none.
+    `answered_macro_f1` covers only the posts that it answered with labels; None where it answered
+    all or none.
     """
 
     name: str
@@ -133,8 +134,8 @@ class Benchmark(Manifest):
 def read_answers(
     answers: Sequence[Answer | None], rows: Rows
 ) -> tuple[NDArray[np.bool_], list[str], NDArray[np.bool_]]:
-    """`predicted_NC`, the outcome of each post, and which posts were answered with labels. None is
-    a request that was lost with its process.
+    """`predicted_NC`, the outcome of each post, and which posts were answered with labels. A None
+    among `answers` is a request that was lost with its process.
     """
     predicted_NC = np.zeros((len(answers), len(rows.labels)), bool)
     outcomes = []
@@ -147,7 +148,7 @@ def read_answers(
             else:
                 predicted_NC[row, sorted(labels)] = True
         outcomes.append(outcome)
-    return predicted_NC, outcomes, np.array([one == "answered" for one in outcomes])
+    return predicted_NC, outcomes, np.array([outcome == "answered" for outcome in outcomes])
 
 
 def system(
@@ -157,16 +158,16 @@ def system(
     answered_N: NDArray[np.bool_] | None = None,
     **facts: Any,
 ) -> SystemFigures:
-    """The figures of one classifier; posts that are not answered count as wrong."""
+    """The figures of one classifier; unanswered posts count as wrong."""
     truth_NC, classes = rows.truth_NC, len(rows.labels)
     resampled = resampled_f1(truth_NC, [predicted_NC], classes, 1, SEED)
     interval = bootstrap_macro_f1(truth_NC, predicted_NC, classes, SAMPLES, SEED)
     right_N = alike_N(truth_NC, predicted_NC) & (True if answered_N is None else answered_N)
     of_answered: dict[str, Any] = {}
     if answered_N is not None and answered_N.any() and not answered_N.all():
-        some = (truth_NC[answered_N], predicted_NC[answered_N])
-        low, high = bootstrap_macro_f1(*some, classes, SAMPLES, SEED)
-        f1_C = resampled_f1(some[0], [some[1]], classes, 1, SEED).f1_RC[0]
+        truth_PC, predicted_PC = truth_NC[answered_N], predicted_NC[answered_N]
+        low, high = bootstrap_macro_f1(truth_PC, predicted_PC, classes, SAMPLES, SEED)
+        f1_C = resampled_f1(truth_PC, [predicted_PC], classes, 1, SEED).f1_RC[0]
         of_answered = {
             "answered_macro_f1": float(f1_C.mean()),
             "answered_low": low,
@@ -187,7 +188,7 @@ def system(
 
 
 def _confusion(rows: Rows, predicted_NC: NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
-    """Rows are the truth, columns the answers and, last, posts without one."""
+    """Counts of posts: a row for each true label, a column for each answer, the last for none."""
     classes = len(rows.labels)
     column_N = np.where(predicted_NC.any(axis=1), predicted_NC.argmax(axis=1), classes)
     counts = np.zeros((classes, classes + 1), np.int64)
@@ -214,10 +215,10 @@ def differences(
         )[0]
         for place, other_NC in enumerate(hosted, start=1)
     ]
-    corrected = holm(one.p for one in paired)
+    corrected = holm(pair.p for pair in paired)
     return [
-        Difference(value=one.difference, low=one.low, high=one.high, p=p)
-        for one, p in zip(paired, corrected, strict=True)
+        Difference(value=pair.difference, low=pair.low, high=pair.high, p=p)
+        for pair, p in zip(paired, corrected, strict=True)
     ]
 
 
@@ -227,12 +228,16 @@ def outcomes_of(outcomes: Sequence[str]) -> dict[str, int]:
 
 
 def speed_of(answers: Sequence[Answer | None]) -> Speed | None:
-    """None where no answer came at the first attempt."""
-    first = [one for one in answers if one is not None and one.attempts == 1 and one.latency_s is not None]
+    """The speed of answers that needed one attempt; None where there are none."""
+    first = [
+        answer
+        for answer in answers
+        if answer is not None and answer.attempts == 1 and answer.latency_s is not None
+    ]
     if not first:
         return None
-    latencies = np.array([one.latency_s for one in first], np.float64)
-    concurrency = float(np.mean([one.concurrency for one in first]))
+    latencies = np.array([answer.latency_s for answer in first], np.float64)
+    concurrency = float(np.mean([answer.concurrency for answer in first]))
     p50, p95 = np.percentile(latencies, [50, 95]).tolist()
     mean = float(latencies.mean())
     return Speed(
@@ -245,53 +250,53 @@ def speed_of(answers: Sequence[Answer | None]) -> Speed | None:
 
 
 def money_of(answers: Sequence[Answer | None], nano: int, price: Any) -> Money:
-    """`nano` is all that was spent on these requests, those that were lost too."""
+    """The dollars of these answers. `nano` is all spending on them, lost requests included."""
     return Money(
         usd_in=price.usd_in,
         usd_out=price.usd_out,
         source=price.source,
         usd=usd_of(nano),
         usd_per_million_posts=usd_of(nano) / max(1, len(answers)) * 1e6,
-        estimated=sum(one is None or one.estimated for one in answers),
+        estimated=sum(answer is None or answer.estimated for answer in answers),
     )
 
 
 def own_usd_per_million(own: OwnAnswers) -> float | None:
-    """Dollars for a million posts by the measured speed and the machine's price."""
+    """Dollars per million posts, by the measured speed and the machine's price; None where either
+    is unknown.
+    """
     if own.usd_per_hour is None or not own.posts_per_second:
         return None
     return own.usd_per_hour / 3600 / own.posts_per_second * 1e6
 
 
 def sentences_of(rows: Rows, own: OwnAnswers, hosted: Sequence[SystemFigures]) -> list[str]:
-    """What a reader of the table has to know, verdicts first."""
-    found = [_verdict(one) for one in hosted]
-    found += [words for one in hosted if (words := _break_even(own, one)) is not None]
-    found += [AGREEMENT, SEEN, NETWORK]
+    """The sentences that explain the table, verdicts first."""
+    sentences = [_verdict(model) for model in hosted]
+    sentences += [sentence for model in hosted if (sentence := _break_even(own, model)) is not None]
+    sentences += [AGREEMENT, SEEN, NETWORK]
     if rows.split == "validation":
-        found.append(VALIDATION)
+        sentences.append(VALIDATION)
     if len(rows.ids) < rows.of:
-        found.append(f"{len(rows.ids):,} of {rows.of:,} posts were asked, of each label in its share.")
-    found += _own_words(own)
+        sentences.append(f"{len(rows.ids):,} of {rows.of:,} posts were asked, with each label in its share.")
+    sentences += _own_words(own)
     if own.posts_per_second and own.speed == "training":
-        found.append(
+        sentences.append(
             "The adapter's posts/s are those of its training, which also computes gradients: it labels"
-            " faster, and"
-            " for fewer dollars, than is told here; --adapter measures it."
+            " faster, and for fewer dollars, than this table shows; --adapter measures it."
         )
-    found += [
-        f"{one.lost:,} requests to {one.name} were under way when their process was killed. They may have"
-        " been paid"
-        " for, count as failed with the most that they can have cost, and are asked again by --ask-again"
-        " alone."
-        for one in hosted
-        if one.lost
+    sentences += [
+        f"{model.lost:,} requests to {model.name} were under way when their process was killed. They may have"
+        " been paid for, count as failed with the most that they can have cost, and are asked again only by"
+        " --ask-again."
+        for model in hosted
+        if model.lost
     ]
-    return found
+    return sentences
 
 
 def _own_words(own: OwnAnswers) -> list[str]:
-    """Where the adapter's speed was measured, and what its dollars are made of or lack."""
+    """Where the adapter's speed was measured, and the source of its dollars."""
     if not own.posts_per_second:
         return []
     where = "an unknown device" if own.device is None else own.device
@@ -301,28 +306,29 @@ def _own_words(own: OwnAnswers) -> list[str]:
     )
     if own.usd_per_hour is None:
         return [f"{measured}; its dollars are unknown: type --usd-per-hour with the price of that machine."]
-    return [f"{measured}, its dollars those of that machine at {dollars(own.usd_per_hour)} an hour."]
+    return [f"{measured}; its dollars are those of that machine at {dollars(own.usd_per_hour)} an hour."]
 
 
-def _verdict(one: SystemFigures) -> str:
-    assert one.difference is not None
-    found = one.difference
+def _verdict(model: SystemFigures) -> str:
+    assert model.difference is not None
+    difference = model.difference
+    interval = f"{signed(difference.low)} to {signed(difference.high)}"
     tested = (
-        f"macro-F1 {signed(found.value)}, 95 % interval {signed(found.low)} to {signed(found.high)},"
-        f" p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}"
+        f"macro-F1 {signed(difference.value)}, 95 % interval {interval},"
+        f" p {'< 0.001' if difference.p < 0.001 else f'= {difference.p:.3f}'}"
     )
-    if found.outcome == "open":
-        return f"No difference can be shown between {one.name} and the adapter ({tested})."
-    return f"{one.name} is {found.outcome} than the adapter ({tested})."
+    if difference.outcome == "open":
+        return f"No difference can be shown between {model.name} and the adapter ({tested})."
+    return f"{model.name} is {difference.outcome} than the adapter ({tested})."
 
 
-def _break_even(own: OwnAnswers, one: SystemFigures) -> str | None:
+def _break_even(own: OwnAnswers, model: SystemFigures) -> str | None:
     """How many posts pay for the training of the adapter, where all prices are known."""
     a_million = own_usd_per_million(own)
-    if one.money is None or a_million is None or own.training_usd is None:
+    if model.money is None or a_million is None or own.training_usd is None:
         return None
-    theirs = one.money.usd_per_million_posts
-    prices = f"{dollars(a_million)} a million posts against {dollars(theirs)} of {one.name}"
+    theirs = model.money.usd_per_million_posts
+    prices = f"{dollars(a_million)} a million posts against {dollars(theirs)} of {model.name}"
     if theirs <= a_million:
         return f"The adapter never pays for its training of {dollars(own.training_usd)}: {prices}."
     volume = own.training_usd / (theirs - a_million) * 1e6
@@ -333,9 +339,9 @@ def _break_even(own: OwnAnswers, one: SystemFigures) -> str | None:
 
 
 def expected_interval(rows: Rows, own_NC: NDArray[np.bool_]) -> str:
-    """How wide the interval will be that these posts give, seen on our own adapter's answers."""
+    """A line that says how wide an interval these posts give, by our own adapter's answers."""
     low, high = bootstrap_macro_f1(rows.truth_NC, own_NC, len(rows.labels), SAMPLES, SEED)
-    few = f"; on fewer than {FEWEST_DIFFERENT} posts that are answered differently nothing can be shown"
+    few = f"; with fewer than {FEWEST_DIFFERENT} posts answered differently, no difference can be shown"
     return (
         f"{len(rows.ids):,} of {rows.of:,} posts of {rows.split}: the adapter's macro-F1 has an interval of"
         f" ±{(high - low) / 2:.3f} on them{few}"
@@ -343,6 +349,6 @@ def expected_interval(rows: Rows, own_NC: NDArray[np.bool_]) -> str:
 
 
 def facts_of(own: OwnAnswers) -> Mapping[str, Any]:
-    """What benchmark.json holds of the adapter beside its scores."""
+    """The adapter's facts in benchmark.json, apart from its scores."""
     content = own.model_dump(mode="json", exclude={"labels", "schema_version"})
     return content | {"usd_per_million_posts": own_usd_per_million(own)}

@@ -1,13 +1,13 @@
-"""Who asks what, and with how many dollars: a log of claims below a store, which every process
-appends to before it sends anything.
+"""Which process asks which requests, and with how many dollars: a log of claims in a store. Every
+process appends to the log before it sends anything.
 
-A claim names requests and reserves the most that each can cost. Entry N is created only by a
-process that knows all entries before it, so no two claim one request, and the sum of what was
-spent and of what is reserved never passes the cap, in no order of answers. An answer settles its
-reservation with what it cost. A process that was killed leaves claims without answers: they may
-have been paid for, so they count in full and are not sent again unless somebody asks for that.
+A claim names requests and reserves the most that each can cost. Only a process that knows all
+earlier entries can create entry N, so no two processes claim one request, and dollars spent and
+reserved together never pass the cap, whatever the order of answers. An answer replaces its
+reservation by its cost. A killed process leaves claims without answers: these may have been paid
+for, so they count in full and are sent again only on request.
 
-The price: one small object for each batch of requests that begin together, and whoever resumes
+The price: one small object per batch of requests that begin together, and a process that resumes
 reads all of them.
 """
 
@@ -36,11 +36,11 @@ _ended: set[str] = set()  # sessions of this process that are over
 
 
 class Session(FrozenModel):
-    """A process at work. `until` is when its claim is over at the latest, in seconds of 1970."""
+    """A process that claims requests."""
 
     machine: str
     process: int
-    began: str  # what tells it from a later process of the same number
+    began: str  # differs from that of a later process with the same number
     token: str
 
     @classmethod
@@ -51,18 +51,19 @@ class Session(FrozenModel):
         )
 
     def is_alive(self, until: float) -> bool:
-        """Whether it may still answer what it claimed: of this machine it is looked up, of another
-        one it is believed until the time that its claim named.
+        """Whether the process may still answer its claim. A process on this machine is looked up;
+        one on another machine counts as alive until `until`, its claim's time in seconds since
+        1970.
         """
         if self.token in _ended:
             return False
-        if self.machine == _machine() and os.name != "nt":  # Windows has no such look
+        if self.machine == _machine() and os.name != "nt":  # Windows has no such look-up
             began = _began(self.process)
             return began is not None and began == self.began
         return time.time() < until + _SLACK_S
 
     def end(self) -> None:
-        """It sends nothing more."""
+        """Note that this process sends nothing more in this session."""
         _ended.add(self.token)
 
 
@@ -70,13 +71,15 @@ def _machine() -> str:
     boot = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    with suppress(OSError):  # containers of one machine number their processes apart
+    with suppress(OSError):  # each container of a machine numbers its processes itself
         boot += f" {os.readlink('/proc/self/ns/pid')}"
     return f"{socket.gethostname()} {boot}".strip()
 
 
 def _began(process: int) -> str | None:
-    """What tells a process from others that had its number; None where there is none."""
+    """The process's start time, which tells it from others with its number; None where no such
+    process runs.
+    """
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -98,14 +101,16 @@ def _by_signal(process: int) -> str | None:
 
 
 class Claim(Manifest):
-    """Requests that a process is about to send, and the reservation of each."""
+    """Requests that a process is about to send, and the reservation of each. The claim is over at
+    `until` at the latest, in seconds since 1970.
+    """
 
     schema_version: Literal["emotion-train/claim/1"] = "emotion-train/claim/1"
     session: Session
     until: float
     requests: tuple[str, ...] = ()
     nano_usd: tuple[Nano, ...] = Field((), description="The most that each request can cost.")
-    released: tuple[str, ...] = Field((), description="Claimed before, and sent without any cost.")
+    released: tuple[str, ...] = Field((), description="Claimed earlier, and given back without cost.")
 
 
 class Wanted(NamedTuple):
@@ -116,8 +121,8 @@ class Wanted(NamedTuple):
 
 
 class Ledger:
-    """The claims below a prefix of a store, with the answers that settle them. Safe for use from
-    several threads; every process has one.
+    """The claims below a prefix of a store, with the answers that settle them. Every process has
+    its own ledger, which is safe for use from several threads.
     """
 
     def __init__(self, store: Store, answers: Answers, prefix: str = "", longest_s: float = 600.0) -> None:
@@ -127,12 +132,12 @@ class Ledger:
         self._longest_s = longest_s
         self._session = Session.of_this_process()
         self._claims: list[Claim] = []
-        self._reserved: dict[str, int] = {}  # of each request that anybody claimed
+        self._reserved: dict[str, int] = {}  # for each request that any process claimed
         self._claim_of: dict[str, Claim] = {}
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
-        """Read what others claimed and were answered since."""
+        """Read new claims and answers of all processes."""
         with self._lock:
             self._read_claims()
         self._answers.read(self.open_requests())
@@ -140,37 +145,39 @@ class Ledger:
     def open_requests(self) -> list[str]:
         """Requests that were claimed and have no known answer."""
         with self._lock:
-            return [one for one in self._claim_of if self._answers.known(one) is None]
+            return [request for request in self._claim_of if self._answers.known(request) is None]
 
     def is_claimed(self, request: str) -> bool:
         return request in self._claim_of
 
     def is_lost(self, request: str) -> bool:
-        """Whether it was claimed by a process that is gone, and has no known answer."""
+        """Whether a process that is gone claimed the request and stored no answer."""
         claim = self._claim_of.get(request)
         if claim is None or self._answers.known(request) is not None:
             return False
         if claim.session.is_alive(claim.until):
             return False
-        self._answers.read([request])  # it may have come in the process's last moment
+        self._answers.read([request])  # the process may have stored it in its last moment
         return self._answers.known(request) is None
 
     def spent(self) -> int:
-        """What was spent, and of what has no answer the most that it can cost, in billionths of a
-        dollar.
+        """Billionths of a dollar spent or reserved: a request without an answer counts with the
+        most that it can cost.
         """
         with self._lock:
             return self._spent()
 
     def spent_on(self, requests: Iterable[str]) -> int:
-        """The same of these requests alone, each with the times that it was asked before."""
+        """Billionths of a dollar for these requests only, earlier attempts at them included."""
         wanted = {request.partition("-")[0] for request in requests}
         with self._lock:
-            return sum(self._cost(one) for one in self._reserved if one.partition("-")[0] in wanted)
+            return sum(
+                self._cost(request) for request in self._reserved if request.partition("-")[0] in wanted
+            )
 
     def claim(self, wanted: Sequence[Wanted], cap: int | None) -> list[str]:
-        """Claim as many of these, from the first on, as nobody has claimed and the cap allows;
-        returns which, and none where the money does not reach. Raises `StorageError`.
+        """Claim, from the first on, the requests that nobody has claimed and that fit under the
+        cap; returns their names. Raises `StorageError`.
         """
         with self._lock:
             while True:
@@ -182,17 +189,19 @@ class Ledger:
                     return list(requests)
 
     def release(self, requests: Sequence[str]) -> None:
-        """Give back what this process claimed, and what cost nothing. Raises `StorageError`."""
+        """Give back requests that this process claimed and that cost nothing. Raises
+        `StorageError`.
+        """
         with self._lock:
             while not self._append(self._entry(released=tuple(requests))):
                 pass
 
     def begin(self) -> None:
-        """From now on this process claims; nothing that it claimed before is under way."""
+        """Begin a new session of this process: nothing that it claimed before is under way."""
         self._session = Session.of_this_process()
 
     def end(self) -> None:
-        """This process sends nothing more."""
+        """Note that this process sends nothing more."""
         self._session.end()
 
     def _affordable(self, wanted: Iterable[Wanted], cap: int | None) -> list[Wanted]:
@@ -212,7 +221,7 @@ class Ledger:
         return Claim(session=self._session, until=time.time() + self._longest_s, **content)
 
     def _append(self, entry: Claim) -> bool:
-        """Make it the next entry; False when another process was quicker: its entries are read."""
+        """Append the entry. False where another process appended first, whose entries are read."""
         key = self._key(len(self._claims))
         try:
             patiently(lambda: self._store.create(key, entry.to_bytes()))

@@ -1,5 +1,5 @@
-"""The options of both verbs that ask hosted models, and what they mean together: which models, with
-which keys, for how many dollars, and who agreed that posts are sent.
+"""The options of both verbs that ask hosted models: which models, with which keys, for how many
+dollars, and whether posts may be sent.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ def add_hosted_arguments(parser: argparse.ArgumentParser, *, models: str) -> Non
         metavar="NAME",
         help=(
             f"environment variable that holds the endpoint's key (default: {KEY_VARIABLE}); once for all,"
-            " or once"
-            " for each --llm in their order"
+            " or once for each --llm in their order"
         ),
     )
     for name, what in (("in", "go in"), ("out", "come out")):
@@ -51,7 +50,7 @@ def add_hosted_arguments(parser: argparse.ArgumentParser, *, models: str) -> Non
         "--max-usd",
         type=float,
         metavar="USD",
-        help="most dollars for everything that is asked, resumed or not; needed unless the price is 0",
+        help="most dollars for all requests, earlier ones included; needed unless the price is 0",
     )
     add("--concurrency", type=positive, default=8, metavar="N", help="most requests at once (default: 8)")
     add(
@@ -66,29 +65,29 @@ def add_hosted_arguments(parser: argparse.ArgumentParser, *, models: str) -> Non
         type=_seconds,
         default=60.0,
         metavar="SECONDS",
-        help="longest pause that an endpoint may ask for; a longer one ends the work (default: 60)",
+        help="longest pause that an endpoint may ask for; a longer pause ends the work (default: 60)",
     )
     add(
         "--extra-body",
         metavar="JSON",
         help='fields for each request, such as \'{"reasoning_effort": "minimal"}\'',
     )
-    add("--definitions", metavar="FILE", help="JSON file {label: definition} of what labels mean")
+    add("--definitions", metavar="FILE", help="JSON file {label: definition} that explains labels")
     add("--seed", type=int, default=42, metavar="N", help="seed of everything that is drawn (default: 42)")
     add(
         "--ask-again",
         action="store_true",
-        help="ask once more what failed, or was under way when a process was killed; may pay for it twice",
+        help="ask again requests that failed or were under way when a process was killed; may pay twice",
     )
     add(
         "--dry-run",
         action="store_true",
-        help="print three prompts, and how many requests, tokens and dollars; nothing is sent",
+        help="print three prompts and the number of requests, tokens and dollars; nothing is sent",
     )
     add(
         "--yes",
         action="store_true",
-        help="agree that posts are sent to these hosts, where nobody can be asked",
+        help="agree without being asked that posts are sent to these hosts",
     )
 
 
@@ -104,7 +103,7 @@ def _seconds(word: str) -> float:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The models that are asked, with price (None: unknown) and the name of each key's variable."""
+    """The models to ask, with their prices (None: unknown) and the variables of their keys."""
 
     endpoints: tuple[Endpoint, ...]
     prices: tuple[Price | None, ...]
@@ -115,11 +114,13 @@ class Chosen:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, temperature: float) -> Chosen:
-        """Raises `WrongRequest` for what cannot be meant; keys are not looked at yet."""
+        """The models of the command line. Raises `WrongRequest` for options that do not fit; keys
+        are not read yet.
+        """
         endpoints = tuple(endpoint_of(word) for word in arguments.llm)
-        doubled = next((one for one in endpoints if endpoints.count(one) > 1), None)
+        doubled = next((endpoint for endpoint in endpoints if endpoints.count(endpoint) > 1), None)
         if doubled is not None:
-            raise WrongRequest(f"--llm {doubled.name} stands there twice; leave one.")
+            raise WrongRequest(f"--llm {doubled.name} is given twice; leave one out.")
         variables = _for_each("--key-env", arguments.key_env or [KEY_VARIABLE], len(endpoints))
         usd_in, usd_out = (
             _for_each(f"--price-{name}", getattr(arguments, f"price_{name}") or [None], len(endpoints))
@@ -131,7 +132,9 @@ class Chosen:
             raise WrongRequest(f"--concurrency is {arguments.concurrency}; the most is {_MOST_CONCURRENCY}.")
         return cls(
             endpoints,
-            tuple(price_of(one, *usd) for one, *usd in zip(endpoints, usd_in, usd_out, strict=True)),
+            tuple(
+                price_of(endpoint, *usd) for endpoint, *usd in zip(endpoints, usd_in, usd_out, strict=True)
+            ),
             tuple(variables),
             Rules(
                 arguments.deadline,
@@ -146,16 +149,16 @@ class Chosen:
 
     @property
     def cap(self) -> int | None:
-        """Billionths of a dollar; None where everything is free."""
+        """The most billionths of a dollar; None where no cap is given."""
         return None if self.max_usd is None else nano_of(self.max_usd)
 
     def require_payable(self) -> list[Price]:
-        """The prices, where a cap can be held or nothing costs anything. Raises `WrongRequest`."""
+        """The prices. Raises `WrongRequest` where one is unknown, or above 0 without a cap."""
         for endpoint, price in zip(self.endpoints, self.prices, strict=True):
             if price is None:
                 raise WrongRequest(
-                    f"The price of {endpoint.name} is unknown, so that no cap on dollars can be held; give"
-                    " --price-in and --price-out, dollars of a million tokens (0 for a server of one's own)."
+                    f"The price of {endpoint.name} is unknown, so no cap on dollars can be held; give"
+                    " --price-in and --price-out, dollars of a million tokens (0 for your own server)."
                 )
             if self.max_usd is None and not price.is_free:
                 raise WrongRequest(
@@ -165,7 +168,7 @@ class Chosen:
         return [price for price in self.prices if price is not None]
 
     def keys(self, environment: Mapping[str, str] = os.environ) -> list[Key]:
-        """Raises as `key_of`."""
+        """The models' keys. Raises as `key_of`."""
         return [
             key_of(endpoint, variable, environment)
             for endpoint, variable in zip(self.endpoints, self.variables, strict=True)
@@ -173,10 +176,12 @@ class Chosen:
 
 
 def _for_each(option: str, given: Sequence[Any], models: int) -> list[Any]:
-    """One value a model, where one stands for all. Raises `WrongRequest` for another number."""
+    """One value per model; a single given value is for all. Raises `WrongRequest` for any other
+    number of values.
+    """
     if len(given) not in (1, models):
         raise WrongRequest(
-            f"{option} stands there {len(given)} times for {models} --llm; give it once, or once for each."
+            f"{option} is given {len(given)} times for {models} --llm; give it once, or once for each."
         )
     return list(given) * (models if len(given) == 1 else 1)
 
@@ -191,24 +196,25 @@ def _extra_body(word: str | None) -> dict[str, Any]:
 
 
 def agree(endpoints: Sequence[Endpoint], what: str, yes: bool) -> None:
-    """Say what goes where before it goes, and ask. Raises `WrongRequest` without an agreement."""
-    hosts = " and ".join(dict.fromkeys(one.host for one in endpoints))
-    models = ", ".join(one.model for one in endpoints)
+    """Ask for agreement that `what` is sent to these hosts. Raises `WrongRequest` without it."""
+    hosts = " and ".join(dict.fromkeys(endpoint.host for endpoint in endpoints))
+    models = ", ".join(endpoint.model for endpoint in endpoints)
     require_agreement(f"send {what} to {hosts} ({models})", yes, otherwise="Nothing was sent.")
 
 
 def dry_run_words(
     endpoints: Sequence[Endpoint], prices: Sequence[Price | None], prompts: Sequence[Prompt], unit: str
 ) -> str:
-    """The first three prompts, and what all of them would cost by an estimate and at most."""
+    """The first three prompts, and the estimated and the highest cost of all prompts."""
     lines = []
     for number, prompt in enumerate(prompts[:3], start=1):
-        held = "\n".join(f"[{one.role}] {one.content}" for one in prompt.messages)
-        lines += [f"--- prompt {number} of {len(prompts):,}", held, ""]
+        text = "\n".join(f"[{message.role}] {message.content}" for message in prompt.messages)
+        lines += [f"--- prompt {number} of {len(prompts):,}", text, ""]
     if prompts:
         lines += ["schema of an answer", json.dumps(prompts[0].schema, ensure_ascii=False), ""]
     tokens_in = sum(
-        sum(len(one.content.encode()) for one in prompt.messages) / _BYTES_A_TOKEN for prompt in prompts
+        sum(len(message.content.encode()) for message in prompt.messages) / _BYTES_A_TOKEN
+        for prompt in prompts
     )
     tokens_out = sum(prompt.max_tokens for prompt in prompts)
     lines.append(
@@ -223,7 +229,6 @@ def dry_run_words(
         about = price.nano(round(tokens_in), tokens_out // 4)
         lines.append(
             f"{endpoint.name}: some {dollars(usd_of(about))}, and {dollars(usd_of(most))} at the very most,"
-            " at"
-            f" {price.usd_in:g} and {price.usd_out:g} dollars a million tokens ({price.source})"
+            f" at {price.usd_in:g} and {price.usd_out:g} dollars a million tokens ({price.source})"
         )
     return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""What our own adapter answers on the posts of a benchmark, how fast, and for how many dollars: out
-of what a run published, or by the adapter itself.
+"""Our own adapter's answers on the posts of a benchmark, its speed and its dollars: as a run
+published them, or measured here.
 
-What is measured is stored once beside the hosted models' answers, so that the same command gives
-the same figures.
+A measurement is stored once, beside the hosted models' answers, so that the same command gives the
+same figures.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _MAX_BYTES = 4 << 30
 
 
 class OwnAnswers(Manifest):
-    """The labels of each post by number, in the order of the posts, and what is known of speed and
-    dollars. `speed` says what `posts_per_second` was measured in, on so many `devices` of this
-    name; `usd_per_hour` is the price of all of them.
+    """The labels of each post by number, in the order of the posts, with speed and dollars where
+    known. `speed` says during what `posts_per_second` was measured, on `devices` devices named
+    `device`; `usd_per_hour` is the price of all of them together.
     """
 
     schema_version: Literal["emotion-train/own-answers/1"] = "emotion-train/own-answers/1"
@@ -53,7 +53,7 @@ class OwnAnswers(Manifest):
     usd_per_hour: float | None = None
 
     def answers(self, classes: int) -> NDArray[np.bool_]:
-        """`is_in_NC`."""
+        """`is_in_NC`: whether each post has each label."""
         is_in_NC = np.zeros((len(self.labels), classes), bool)
         for row, labels in enumerate(self.labels):
             is_in_NC[row, list(labels)] = True
@@ -73,8 +73,8 @@ class _Published:
 
 
 def own_of_run(run_url: str, rows: Rows) -> OwnAnswers:
-    """What a run published about these posts. Raises `WrongRequest` for a run that is not
-    published, or that was scored on other posts or labels.
+    """The answers that a run published for these posts. Raises `WrongRequest` for a run that is not
+    published, or was scored on other posts or labels.
     """
     published = _published(run_url, rows.split)
     labels = published.fact("labels")
@@ -88,7 +88,7 @@ def own_of_run(run_url: str, rows: Rows) -> OwnAnswers:
     missing = [post_id for post_id in rows.ids if post_id not in row_of]
     if missing:
         raise WrongRequest(
-            f"{run_url} was not scored on {len(missing):,} of these {len(rows.ids):,} posts, such as"
+            f"{run_url} was not scored on {len(missing):,} of these {len(rows.ids):,} posts, for example"
             f" {missing[0]!r}; give the data set that it was trained on, or --adapter."
         )
     truth: list[tuple[int, ...]]
@@ -101,7 +101,7 @@ def own_of_run(run_url: str, rows: Rows) -> OwnAnswers:
         truth, answers = (_lists(x_NC, place_C) for x_NC in (chosen.truth_NC, chosen.predicted_NC))
     if truth != rows.truth:
         raise WrongRequest(
-            f"{run_url} was scored on posts of the same ids with other labels; give the data set that it was"
+            f"{run_url} was scored on posts with the same ids and other labels; give the data set that it was"
             " trained on."
         )
     labelling, training = (
@@ -136,8 +136,7 @@ def _published(run_url: str, split: str) -> _Published:
     if key not in parts or REPORT not in parts:
         raise WrongRequest(
             f"{run_url} published no {key}; give a --split that it was scored on, or --adapter, which is"
-            " scored"
-            " here."
+            " scored here."
         )
     try:
         raw = read_part(store, run_id, parts[key])
@@ -146,13 +145,13 @@ def _published(run_url: str, split: str) -> _Published:
             predictions = any_predictions_from_parquet(raw)
         report = object_in(read_part(store, run_id, parts[REPORT]))
     except (Unreadable, Inconsistent) as error:
-        raise WrongRequest(f"What {run_url} published cannot be read ({error}).") from None
+        raise WrongRequest(f"The published files of {run_url} cannot be read ({error}).") from None
     return _Published(run_url, predictions, report)
 
 
 def own_of_adapter(chosen: Any, rows: Rows, store: Store) -> OwnAnswers:
-    """What the adapter of an `AdapterChoice` answers here, measured by the same clock as the hosted
-    models; read back where it was stored. Raises as `open_classifier`, and `WrongRequest` for other
+    """The answers of an `AdapterChoice`'s adapter, read back where stored, else measured here by
+    the same clock as the hosted models. Raises as `open_classifier`, and `WrongRequest` for other
     labels.
     """
     from dataclasses import replace
@@ -171,7 +170,7 @@ def own_of_adapter(chosen: Any, rows: Rows, store: Store) -> OwnAnswers:
     made = _score(replace(chosen, adapter=folder), facts, rows)
     try:
         store.create(key, made.to_bytes())
-    except AlreadyExists:  # another process measured too; its figures are the ones that are told
+    except AlreadyExists:  # another process measured too, and its figures count
         return read_or_none(OwnAnswers, store, key) or made
     return made
 
@@ -205,19 +204,19 @@ def _score(chosen: Any, facts: Any, rows: Rows) -> OwnAnswers:
         began = time.perf_counter()
         answers([text])
         alone.append(time.perf_counter() - began)
-    found: list[tuple[int, ...]] = []
+    given: list[tuple[int, ...]] = []
     began = time.perf_counter()
     with ProgressLine("scoring", len(rows.texts), "posts") as line:
         for start in range(0, len(rows.texts), POSTS_PER_SCORING_STEP):
-            found += _lists(answers(rows.texts[start : start + POSTS_PER_SCORING_STEP]), place_C)
-            line.update(len(found))
+            given += _lists(answers(rows.texts[start : start + POSTS_PER_SCORING_STEP]), place_C)
+            line.update(len(given))
     seconds = time.perf_counter() - began
     p50, p95 = np.percentile(alone[1:], [50, 95]).tolist()  # the first one warms up
     report, device = _report_beside(Path(chosen.adapter)), device_name(model.device.type)
     return OwnAnswers(
         name=facts.run_id or "adapter",
-        labels=tuple(found),
-        posts_per_second=len(found) / seconds,
+        labels=tuple(given),
+        posts_per_second=len(given) / seconds,
         p50_s=p50,
         p95_s=p95,
         device=device,
@@ -227,7 +226,7 @@ def _score(chosen: Any, facts: Any, rows: Rows) -> OwnAnswers:
 
 
 def _price_of(report: dict[str, Any], device: str) -> float | None:
-    """What one device of this name costs an hour, if the training had such at a known price."""
+    """The price of one such device an hour, if the training used that device at a known price."""
     price, devices = _fact(report, "speed", "usd_per_hour"), _fact(report, "identity", "world_size")
     if price is None or not devices or _fact(report, "identity", "device") != device:
         return None
@@ -243,7 +242,7 @@ def _report_beside(folder: Path) -> dict[str, Any]:
 
 
 def _fact(report: dict[str, Any], *names: str) -> Any:
-    """A value of a report; None where another version has none."""
+    """A value of a report; None where the report's version lacks it."""
     value: Any = report
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None

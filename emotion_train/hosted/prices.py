@@ -1,7 +1,7 @@
-"""What a million tokens cost: as typed, else by the table of genai-prices, else unknown.
+"""The price of a million tokens: as typed, else by the table of genai-prices, else unknown.
 
-The table is part of that package and asked offline. A price that nobody knows is None and never 0:
-a cap on dollars cannot be held with it.
+The table is part of that package and read offline. An unknown price is None and never 0, since no
+cap on dollars can be held without a price.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOST_USD = 1e6
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars of a million tokens that go in and that come out; `source` says who told."""
+    """Dollars per million tokens in and out; `source` says where the price comes from."""
 
     usd_in: float
     usd_out: float
@@ -49,17 +49,16 @@ def usd_of(nano: int) -> float:
 
 
 def price_of(endpoint: Endpoint, usd_in: float | None, usd_out: float | None) -> Price | None:
-    """The price of a model; None where nobody knows it. Raises `WrongRequest` for half a price and
-    one that is none.
+    """The price of a model; None where it is unknown. Raises `WrongRequest` for only one of the two
+    prices, and for a price out of range.
     """
     if (usd_in is None) != (usd_out is None):
         raise WrongRequest("Give both --price-in and --price-out, dollars of a million tokens, or neither.")
     if usd_in is not None and usd_out is not None:
-        if not all(isfinite(one) and 0 <= one <= _MOST_USD for one in (usd_in, usd_out)):
+        if not all(isfinite(usd) and 0 <= usd <= _MOST_USD for usd in (usd_in, usd_out)):
             raise WrongRequest(
                 f"--price-in {usd_in:g} and --price-out {usd_out:g} are no dollars of a million tokens;"
-                " type for"
-                " example --price-in 0.15 --price-out 0.60."
+                " type for example --price-in 0.15 --price-out 0.60."
             )
         return Price(usd_in, usd_out, "typed")
     return _of_table(endpoint)
@@ -71,12 +70,12 @@ def _of_table(endpoint: Endpoint) -> Price | None:
     except ImportError:
         return None
     try:
-        found = calc_price(
+        priced = calc_price(
             Usage(input_tokens=1000, output_tokens=1000),
             model_ref=endpoint.model,
             provider_api_url=endpoint.url,
         )
     except LookupError:
         return None
-    usd_in, usd_out = (float(1000 * one) for one in (found.input_price, found.output_price))
+    usd_in, usd_out = (float(1000 * usd) for usd in (priced.input_price, priced.output_price))
     return Price(round(usd_in, 9), round(usd_out, 9), "genai-prices")

@@ -1,6 +1,6 @@
-"""What hosted models are asked, and how their answers are read: exactly, or as unparseable.
+"""The prompts of hosted models, and how their answers are read: exactly, or as unparseable.
 
-Examples come out of `TrainingPosts`, which reads the training split and has no way to another one.
+Examples come from `TrainingPosts`, which can read only the training split.
 
 Letters: C labels.
 """
@@ -41,9 +41,7 @@ _TEMPLATE = "{question}\n\nLabels: {labels}\n{definitions}{examples}\n{answer}\n
 
 @dataclass(frozen=True)
 class TrainingPosts:
-    """Texts and targets of a training split, held in memory; no other split can be read through
-    it.
-    """
+    """Texts and targets of a training split, held in memory. It can read no other split."""
 
     ids: tuple[str, ...]
     texts: tuple[str, ...]
@@ -71,14 +69,14 @@ class TrainingPosts:
         return cls(tuple(ids), tuple(texts), tuple(targets), tuple(weights))
 
     def with_label(self, label: int) -> list[int]:
-        """The posts that have this label."""
-        return [row for row, target in enumerate(self.targets) if any(one == label for one, _ in target)]
+        """Row numbers of the posts that have this label."""
+        return [row for row, target in enumerate(self.targets) if any(own == label for own, _ in target)]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What makes a benchmark's prompts: labels in the order in which they are listed, their
-    definitions, examples (a text and its labels), and a template of one's own.
+    """The content of a benchmark's prompts: labels in the order to list them, their definitions,
+    examples (a text and its labels), and the user's own template.
     """
 
     labels: tuple[str, ...]
@@ -89,7 +87,7 @@ class Question:
     max_tokens: int = 64
 
     def prompt(self, post: str) -> Prompt:
-        """The one request of a post."""
+        """The prompt for a post."""
         several = self.kind == "several"
         template = self.template
         if template is None:
@@ -106,7 +104,7 @@ class Question:
             ),
             "post": post,
         }
-        text = _PLACES.sub(lambda found: parts[found[1]], template)  # once: a post's own braces stay
+        text = _PLACES.sub(lambda place: parts[place[1]], template)  # once: a post's own braces stay
         return Prompt((Message("user", text),), _schema(self.labels, several), self.max_tokens)
 
 
@@ -120,8 +118,8 @@ def question_of(
     shots: int,
     posts: TrainingPosts | None,
 ) -> Question:
-    """The question that a data set asks. `shots` are training posts of each label, drawn by the
-    seed, which also gives the order of the labels.
+    """The question for a data set, with `shots` training posts of each label as examples. The seed
+    draws them and the order of the labels.
     """
     labels = list(index.labels)
     random.Random(f"labels {seed}").shuffle(labels)
@@ -133,16 +131,16 @@ def question_of(
             for row in draw.sample(rows, min(shots, len(rows))):
                 own: tuple[str, ...] = (index.labels[label],)
                 if index.targets == "several":
-                    own = tuple(index.labels[one] for one, _ in posts.targets[row])
+                    own = tuple(index.labels[number] for number, _ in posts.targets[row])
                 examples.append((posts.texts[row], own))
         random.Random(f"order {seed}").shuffle(examples)
     return Question(tuple(labels), index.targets, definitions, tuple(examples), template, max_tokens)
 
 
 def _schema(labels: Sequence[str], several: bool) -> dict[str, Any]:
-    one: dict[str, Any] = {"type": "string", "enum": list(labels)}
-    name, held = ("labels", {"type": "array", "items": one}) if several else ("label", one)
-    return {"type": "object", "properties": {name: held}, "required": [name], "additionalProperties": False}
+    label: dict[str, Any] = {"type": "string", "enum": list(labels)}
+    name, form = ("labels", {"type": "array", "items": label}) if several else ("label", label)
+    return {"type": "object", "properties": {name: form}, "required": [name], "additionalProperties": False}
 
 
 def _as_answer(labels: Sequence[str], several: bool) -> str:
@@ -152,30 +150,32 @@ def _as_answer(labels: Sequence[str], several: bool) -> str:
 
 
 def read_definitions(path: str | None, labels: Sequence[str]) -> dict[str, str]:
-    """What labels mean, of a JSON file {label: definition}. Raises `WrongRequest` for a label that
-    the data set does not have, and for a file that is none.
+    """The labels' definitions in a JSON file {label: definition}. Raises `WrongRequest` for a label
+    that the data set does not have, and for a file that cannot be read.
     """
     if path is None:
         return {}
     try:
-        found = object_file(Path(path), _MOST_FILE)
+        definitions = object_file(Path(path), _MOST_FILE)
     except (Unreadable, OSError) as error:
         raise WrongRequest(
             f"--definitions {path} cannot be read ({_why(error)}); give a JSON file."
         ) from None
-    for label, words in found.items():
+    for label, text in definitions.items():
         if label not in labels:
             raise WrongRequest(
                 f"--definitions {path} has {label[:80]!r}, which is no label of the data set; its labels are"
                 f" {', '.join(labels)}."
             )
-        if not isinstance(words, str) or not words.strip():
-            raise WrongRequest(f"--definitions {path} says of {label[:80]!r} no text; give a sentence.")
-    return {label: " ".join(words.split()) for label, words in found.items()}
+        if not isinstance(text, str) or not text.strip():
+            raise WrongRequest(f"--definitions {path} has no text for {label[:80]!r}; give a sentence.")
+    return {label: " ".join(text.split()) for label, text in definitions.items()}
 
 
 def read_template(path: str | None) -> str | None:
-    """A prompt of one's own, with {labels} and {post} in it. Raises `WrongRequest`."""
+    """The user's own prompt, with {labels} and {post} in it. Raises `WrongRequest` for a file
+    without them, and for one that cannot be read.
+    """
     if path is None:
         return None
     try:
@@ -196,20 +196,20 @@ def _why(error: Exception) -> str:
 
 
 def labels_in(text: str, labels: Sequence[str], kind: TargetKind) -> frozenset[int] | None:
-    """The labels that an answer names; None for an answer that is no label, no such JSON, or names
-    a label that there is not.
+    """The labels that an answer names; None for an answer that is neither a label nor the JSON
+    asked for, or names an unknown label.
 
     >>> labels_in('{"label": "Joy"}', ["anger", "joy"], "one")
     frozenset({1})
     >>> labels_in("joy!", ["anger", "joy"], "one")
     """
-    held = text.strip()
-    if (fenced := _FENCE.fullmatch(held)) is not None:
-        held = fenced[1]
-    if held.lstrip()[:1] not in ("{", "["):
-        return None if (label := _id_of(held, labels)) is None else frozenset({label})
+    answer = text.strip()
+    if (fenced := _FENCE.fullmatch(answer)) is not None:
+        answer = fenced[1]
+    if answer.lstrip()[:1] not in ("{", "["):
+        return None if (label := _id_of(answer, labels)) is None else frozenset({label})
     try:
-        value = json_in(held, _MOST_ANSWER, once=True)
+        value = json_in(answer, _MOST_ANSWER, once=True)
     except Unreadable:
         return None
     if isinstance(value, dict):
@@ -219,14 +219,14 @@ def labels_in(text: str, labels: Sequence[str], kind: TargetKind) -> frozenset[i
         value = [value]
     elif kind != "several":
         return None
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         return None
-    found = [_id_of(one, labels) for one in value]
-    return None if None in found else frozenset(one for one in found if one is not None)
+    ids = [_id_of(name, labels) for name in value]
+    return None if None in ids else frozenset(number for number in ids if number is not None)
 
 
 def _id_of(word: str, labels: Sequence[str]) -> int | None:
-    """The label that is written so, else the only one of that normal form."""
+    """The label written exactly so, else the only label with the same normal form; else None."""
     if word in labels:
         return labels.index(word)
     form = _form(word)

@@ -1,4 +1,4 @@
-"""The posts of a benchmark: a split, or the same stratified part of it for all models.
+"""The posts of a benchmark: a whole split, or a stratified part of it, the same for all models.
 
 Letters: N posts, C labels.
 """
@@ -23,8 +23,8 @@ from emotion_train.storage.store import Store
 
 @dataclass(frozen=True)
 class Rows:
-    """Posts with the labels that they truly have: of shares the one of the largest. `of` is how
-    many the split has.
+    """Posts with their true labels; for shares, the label of the largest share. `of` is the number
+    of posts in the split.
     """
 
     data_url: str
@@ -46,7 +46,7 @@ class Rows:
 
 def rows_of(store: Store, index: Index, split: str, count: int | None, seed: int) -> Rows:
     """All posts of a split in their stored order, or `count` of them. Raises `WrongRequest` for a
-    split without posts and for more than it has.
+    split without posts, and for a `count` above its number of posts.
     """
     read = list(posts(store, index.split(split)))
     if count is not None and count > len(read):
@@ -70,8 +70,8 @@ def _labels_of(target: Target, kind: TargetKind) -> tuple[int, ...]:
 
 
 def stratified(truth: Sequence[tuple[int, ...]], count: int, seed: int) -> list[int]:
-    """So many rows in ascending order, of each label in its share: sorted by their rarest label and
-    in random order within, every so many is taken.
+    """`count` rows in ascending order, with each label in its share: rows are sorted by their
+    rarest label, in random order within a label, and taken at even distances.
     """
     times: dict[int, int] = {}
     for labels in truth:

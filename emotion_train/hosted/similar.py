@@ -1,5 +1,5 @@
-"""Texts that are nearly the same: by the share of their groups of five characters that they have in
-common (Jaccard), exactly and for all pairs.
+"""Texts that are nearly the same: the share of groups of five characters that two texts have in
+common (Jaccard), computed exactly for all pairs.
 
 The price: a product of sparse matrices, some seconds for 1,000 new texts against 100,000.
 
@@ -22,7 +22,7 @@ _AT_A_TIME = 256
 
 
 class Shingles:
-    """Texts as their distinct groups of characters, of their normal form."""
+    """The distinct groups of characters in the normal forms of texts."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import HashingVectorizer
@@ -37,7 +37,7 @@ class Shingles:
             binary=True,
             dtype=np.float32,
         )
-        # marks around it give the shortest text a group; of spaces the vectorizer would keep one
+        # marks around a text give even the shortest a group; the vectorizer merges spaces into one
         padded = [f"\x02\x02{normalised(text)}\x03\x03" for text in texts]
         self.matrix: Any = vectorizer.transform(padded) if padded else np.zeros((0, 0))
         self.sizes_N: NDArray[np.float32] = (
@@ -46,18 +46,18 @@ class Shingles:
 
 
 def nearest(new: Shingles, others: Shingles) -> NDArray[np.float32]:
-    """`share_N`: of each new text the largest share that it has in common with any other one."""
-    found_N = np.zeros(len(new.sizes_N), np.float32)
+    """`share_N`: the largest share that each new text has in common with any of the others."""
+    share_N = np.zeros(len(new.sizes_N), np.float32)
     if not len(others.sizes_N):
-        return found_N
-    for start in range(0, len(found_N), _AT_A_TIME):
+        return share_N
+    for start in range(0, len(share_N), _AT_A_TIME):
         part = slice(start, start + _AT_A_TIME)
-        found_N[part] = _shares(new.matrix[part], new.sizes_N[part], others).max(axis=1)
-    return found_N
+        share_N[part] = _shares(new.matrix[part], new.sizes_N[part], others).max(axis=1)
+    return share_N
 
 
 def _shares(matrix: Any, sizes_N: NDArray[np.float32], others: Shingles) -> NDArray[np.float32]:
-    """`share_NM`."""
+    """`share_NM`: the share that each pair of texts has in common."""
     both_NM = (matrix @ others.matrix.T).toarray()
     either_NM = sizes_N[:, None] + others.sizes_N[None, :] - both_NM
     shares: NDArray[np.float32] = both_NM / np.maximum(either_NM, 1)
@@ -65,7 +65,7 @@ def _shares(matrix: Any, sizes_N: NDArray[np.float32], others: Shingles) -> NDAr
 
 
 def first_of_near(texts: Sequence[str], near: float = NEAR) -> list[int]:
-    """The texts that are not near to an earlier one that stays, in their order."""
+    """Numbers of the texts to keep, in order: those not near to an earlier text that is kept."""
     shingles = Shingles(texts)
     kept: list[int] = []
     for start in range(0, len(texts), _AT_A_TIME):

@@ -1,9 +1,9 @@
-"""Which synthetic posts are asked for, how, and which of them stay.
+"""Which synthetic posts are asked for, how, and which of them are kept.
 
 The plan is a function of the training split, the seed and the options: the same calls on every
-machine. Each call shows real posts of one label out of one fold of the training split, drawn with
-replacement, and what it brings is judged by a classifier of the other folds, which has seen neither
-them nor what they were made from.
+machine. Each call shows real posts of one label from one fold of the training split, drawn with
+replacement. A classifier trained on the other folds judges the new posts: it has seen neither them
+nor the posts that the call showed.
 
 Letters: N posts, C labels.
 """
@@ -64,7 +64,7 @@ Answer with JSON and nothing else: {{"posts": ["…"]}}."""
 
 
 class Wish(NamedTuple):
-    """How many synthetic posts a label is to get, and how many real ones it has."""
+    """The number of synthetic posts that a label is to get, and of real posts that it has."""
 
     label: int
     real: int
@@ -72,8 +72,8 @@ class Wish(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One request: its number, label, fold of the real posts that it shows, its prompt, how many
-    posts it asks for, and the block of calls after which the answers are looked at.
+    """One request: its number, label, the fold of the real posts in it, its prompt, the number of
+    posts it asks for, and its block; after each block the answers are checked.
     """
 
     number: int
@@ -85,7 +85,7 @@ class Call(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A synthetic post, by its call and its place in the call's answer."""
+    """A synthetic post, with its call and its place in the call's answer."""
 
     call: int
     place: int
@@ -96,13 +96,13 @@ class Made(NamedTuple):
 
 @dataclass
 class Counts:
-    """What became of everything that was written, by label name or by split."""
+    """How many posts were asked for, written, dropped and kept."""
 
     asked: int = 0
     outcomes: Counter[str] | None = None
     written: int = 0
     unclean: int = 0
-    same: Counter[str] | None = None  # by split, and "synthetic" for one another
+    same: Counter[str] | None = None  # by split; "synthetic" where they repeat each other
     near: Counter[str] | None = None
     filtered: int = 0
     kept: int = 0
@@ -111,8 +111,8 @@ class Counts:
 def wishes(
     labels: Sequence[str], counts: Sequence[float], to: str, chosen: Sequence[str] | None
 ) -> list[Wish]:
-    """The labels below the target. Raises `WrongRequest` for a target above the median of the real
-    posts, and for labels that there are not or that have none.
+    """A wish for each label below the target. Raises `WrongRequest` for a target above the median
+    number of real posts, for unknown labels, and where no label is below the target.
     """
     middle = int(median(counts))
     if to == "median":
@@ -122,8 +122,7 @@ def wishes(
     else:
         raise WrongRequest(
             f"--to is {to[:40]!r}; give median, or a number of posts from 1 to {middle:,}, the median of"
-            " the labels:"
-            " above it a label would be no rare one."
+            " the labels: a label above it is not rare."
         )
     for name in chosen or ():
         if name not in labels:
@@ -131,19 +130,18 @@ def wishes(
                 f"--labels has {name[:80]!r}, which is no label of the data set; its labels are"
                 f" {', '.join(labels)}."
             )
-    found = []
+    wished = []
     for label, count in enumerate(counts):
         real = int(count)
         posts = min(target, MOST_TIMES * real) - real
         if posts > 0 and (chosen is None or labels[label] in chosen):
-            found.append(Wish(label, real, posts))
-    if not found:
+            wished.append(Wish(label, real, posts))
+    if not wished:
         raise WrongRequest(
-            f"No label has fewer than {target:,} real posts{' of those in --labels' if chosen else ''}, so"
-            " there is"
+            f"No label{' in --labels' if chosen else ''} has fewer than {target:,} real posts, so there is"
             " nothing to augment."
         )
-    return found
+    return wished
 
 
 def plan(
@@ -159,11 +157,11 @@ def plan(
     seed: int,
     is_cut: Callable[[Call], bool] = lambda call: False,
 ) -> list[Call]:
-    """All calls, numbered: as many as bring `keep` times the wished posts. Reads nothing but the
-    training posts that it is given.
+    """All calls, numbered: enough that a share `keep` of their posts is the wished number. It reads
+    only the given training posts.
 
-    A label's calls come in blocks of 1, 2, 4 … Where a tenth of a block's answers are cut, its
-    later calls ask for half as many posts, in as many tokens, so that the same answers always give
+    A label's calls come in blocks of 1, 2, 4 … Where a tenth of a block's answers are cut, the
+    label's later calls ask for half as many posts in as many tokens. The same answers always give
     the same calls.
     """
     lengths = [len(text.split()) for text in posts.texts]
@@ -172,18 +170,19 @@ def plan(
     series = [_Series(wish.label, int(np.ceil(wish.posts / keep)), per_call) for wish in wished]
     calls: list[Call] = []
     block = 0
-    while any(one.missing > 0 for one in series):
-        for one in series:
+    while any(of_label.missing > 0 for of_label in series):
+        for of_label in series:
             made: list[Call] = []
-            for turn in one.turns(block):
-                draw = random.Random(f"{seed} {labels[one.label]} {turn}")
-                fold, rows = turn % FOLDS, rows_of[one.label]
+            for turn in of_label.turns(block):
+                draw = random.Random(f"{seed} {labels[of_label.label]} {turn}")
+                fold, rows = turn % FOLDS, rows_of[of_label.label]
                 own = [row for row in rows if fold_N[row] == fold] or rows
                 shown = [posts.texts[row] for row in draw.choices(own, k=shots)]
-                wanted = draw.choices(lengths, k=one.count)
-                prompt = _prompt(labels[one.label], definitions, shown, wanted, draw, per_call)
-                made.append(Call(len(calls) + len(made), one.label, fold, prompt, one.count, block))
-            one.heard([is_cut(call) for call in made])
+                wanted = draw.choices(lengths, k=of_label.count)
+                prompt = _prompt(labels[of_label.label], definitions, shown, wanted, draw, per_call)
+                number = len(calls) + len(made)
+                made.append(Call(number, of_label.label, fold, prompt, of_label.count, block))
+            of_label.heard([is_cut(call) for call in made])
             calls += made
         block += 1
     return calls
@@ -200,7 +199,7 @@ def _shown_rows(posts: TrainingPosts, label: int, kind: TargetKind) -> Sequence[
 
 @dataclass
 class _Series:
-    """The calls of one label: how many posts are `missing`, and how many a call asks for."""
+    """The calls of one label: `missing` posts are still to come, and a call asks for `count`."""
 
     label: int
     missing: int
@@ -208,14 +207,14 @@ class _Series:
     asked: int = 0
 
     def turns(self, block: int) -> range:
-        """The turns of its next calls."""
+        """The numbers of the label's next calls."""
         calls = min(2**block, -(-max(0, self.missing) // self.count))
         self.asked += calls
         return range(self.asked - calls, self.asked)
 
     def heard(self, cut: Sequence[bool]) -> None:
-        """Which answers of these calls were cut: their posts are still missing, unless a call for
-        one post was cut; a label all of whose calls for one post are cut is given up.
+        """Note which answers of these calls were cut. Their posts stay missing, unless the call
+        asked for one post. If all calls for one post are cut, the label is given up.
         """
         self.missing -= self.count * (len(cut) - sum(cut))
         if self.count == 1:
@@ -225,9 +224,9 @@ class _Series:
 
 
 def folds(ids: Sequence[str]) -> NDArray[np.int64]:
-    """The fold of each post, a hash of its id."""
-    hashes = (hashlib.blake2b(one.encode(), digest_size=8).digest() for one in ids)
-    return np.fromiter((int.from_bytes(one, "big") % FOLDS for one in hashes), np.int64, len(ids))
+    """The fold of each post, by a hash of its id."""
+    hashes = (hashlib.blake2b(post_id.encode(), digest_size=8).digest() for post_id in ids)
+    return np.fromiter((int.from_bytes(digest, "big") % FOLDS for digest in hashes), np.int64, len(ids))
 
 
 def _prompt(
@@ -238,7 +237,7 @@ def _prompt(
     draw: random.Random,
     most: int,
 ) -> Prompt:
-    """Asks for one post of each of these lengths, in the tokens of so many posts at most."""
+    """The prompt that asks for one post of each of these lengths, in the tokens of `most` posts."""
     parts = {
         "label": label,
         "definition": f"{label} means: {definitions[label]}\n" if label in definitions else "",
@@ -246,7 +245,7 @@ def _prompt(
         "count": str(len(lengths)),
         "register": draw.choice(_REGISTERS),
         "topics": ", ".join(draw.sample(_TOPICS, 3)),
-        "lengths": ", ".join(str(max(1, one)) for one in lengths),
+        "lengths": ", ".join(str(max(1, length)) for length in lengths),
     }
     schema = {
         "type": "object",
@@ -258,61 +257,61 @@ def _prompt(
 
 
 def posts_in(text: str, most: int) -> list[str] | None:
-    """The posts of an answer, at most so many; None for what is no such JSON. Fewer than were asked
-    for are fine.
+    """The posts of an answer, at most `most`; None where it is not the JSON asked for. An answer
+    may hold fewer posts than were asked for.
     """
-    held = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
+    answer = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
     try:
-        found = object_in(held.strip(), _MOST_ANSWER, whole_characters=False).get("posts")
+        posts = object_in(answer.strip(), _MOST_ANSWER, whole_characters=False).get("posts")
     except Unreadable:
         return None
-    if not isinstance(found, list):
+    if not isinstance(posts, list):
         return None
-    return [one for one in found if isinstance(one, str)][:most]
+    return [post for post in posts if isinstance(post, str)][:most]
 
 
 def made_of(calls: Sequence[Call], answers: Sequence[Answer | None], counts: Counts) -> list[Made]:
-    """All posts that were written, cleaned as `prepare` does, in the order of the calls."""
+    """All posts in the answers, cleaned as by `prepare`, in the order of the calls."""
     counts.outcomes = Counter()
     raw: list[Made] = []
     for call, answer in zip(calls, answers, strict=True):
         outcome: str = "failed" if answer is None else answer.outcome
-        found = posts_in(answer.text, call.wanted) if answer is not None and outcome == "answered" else []
-        if found is None:
-            outcome, found = "unparseable", []
+        texts = posts_in(answer.text, call.wanted) if answer is not None and outcome == "answered" else []
+        if texts is None:
+            outcome, texts = "unparseable", []
         counts.outcomes[outcome] += 1
-        raw += [Made(call.number, place, call.label, call.fold, text) for place, text in enumerate(found)]
+        raw += [Made(call.number, place, call.label, call.fold, text) for place, text in enumerate(texts)]
     counts.asked, counts.written = len(calls), len(raw)
-    clean = _cleaned([one.text for one in raw])
+    clean = _cleaned([post.text for post in raw])
     counts.unclean = sum(text is None for text in clean)
-    return [one._replace(text=text) for one, text in zip(raw, clean, strict=True) if text is not None]
+    return [post._replace(text=text) for post, text in zip(raw, clean, strict=True) if text is not None]
 
 
 def _cleaned(texts: Sequence[str]) -> list[str | None]:
-    """Texts as `prepare` mends them; None for one that it refuses."""
+    """Texts as `prepare` cleans them; None for a text that it refuses."""
     from emotion_train.data.cleaning import Cleaner, Findings, Rules, rows_of
     from emotion_train.data.labels import LabelNames
     from emotion_train.sources.posts import Batch, utf8
 
-    found: list[str | None] = [None] * len(texts)
+    cleaned: list[str | None] = [None] * len(texts)
     if not texts:
-        return found
+        return cleaned
     cleaner = Cleaner(Rules(20_000, 0), LabelNames(None, None), Findings(["answers"]))
     whole = [text.strip().encode("utf-8", "replace").decode() for text in texts]
     good = cleaner.clean(Batch(0, np.arange(len(texts)), utf8(whole)), None)
     for row, text in zip(
         rows_of(good.column("place").to_numpy()).tolist(), good.column("text").to_pylist(), strict=True
     ):
-        found[row] = text
-    return found
+        cleaned[row] = text
+    return cleaned
 
 
 def without_doubles(
     made: Sequence[Made], held: Mapping[str, Sequence[str]], counts: Counts, near: float = NEAR
 ) -> list[Made]:
-    """Those whose text is neither one of the splits' nor near to one, nor to an earlier one of
-    their own. `held` are the texts of all splits by name; what resembles a held-out post teaches
-    it, so that its score would be too good.
+    """The posts whose text neither equals nor is near to a split's text or an earlier synthetic
+    one. `held` has the texts of all splits by name: a post that resembles a held-out post would
+    teach it, and the score would be too good.
     """
     from emotion_train.data.text_filter import keys_of
 
@@ -320,7 +319,7 @@ def without_doubles(
     keys = {name: {key.tobytes() for key in keys_of(texts)} for name, texts in held.items()}
     seen: set[bytes] = set()
     fresh: list[Made] = []
-    for one, key in zip(made, keys_of(one.text for one in made), strict=True):
+    for post, key in zip(made, keys_of(post.text for post in made), strict=True):
         held_by = next((name for name, known in keys.items() if key.tobytes() in known), None)
         if held_by is None and key.tobytes() in seen:
             held_by = "synthetic"
@@ -328,19 +327,19 @@ def without_doubles(
             counts.same[held_by] += 1
             continue
         seen.add(key.tobytes())
-        fresh.append(one)
-    shingles = Shingles([one.text for one in fresh])
+        fresh.append(post)
+    shingles = Shingles([post.text for post in fresh])
     closest = {name: nearest(shingles, Shingles(texts)) for name, texts in held.items()}
     apart: list[Made] = []
-    for row, one in enumerate(fresh):
+    for row, post in enumerate(fresh):
         close = next((name for name, share_N in closest.items() if share_N[row] >= near), None)
         if close is not None:
             counts.near[close] += 1
         else:
-            apart.append(one)
-    stay = first_of_near([one.text for one in apart], near)
-    counts.near["synthetic"] += len(apart) - len(stay)
-    return [apart[row] for row in stay]
+            apart.append(post)
+    kept = first_of_near([post.text for post in apart], near)
+    counts.near["synthetic"] += len(apart) - len(kept)
+    return [apart[row] for row in kept]
 
 
 Judge = Callable[[Sequence[Made]], NDArray[np.float32]]
@@ -349,23 +348,23 @@ Judge = Callable[[Sequence[Made]], NDArray[np.float32]]
 def best_of(
     made: Sequence[Made], wished: Sequence[Wish], judge: Judge, keep: float, counts: Counts
 ) -> tuple[list[Made], list[Made]]:
-    """The `keep` best posts of each label, by the probability that a classifier gives it, no more
-    than are wished, and those that do not stay; both in the order of the calls.
+    """The kept posts and the dropped ones, both in the order of the calls. Kept is the best share
+    `keep` of each label's posts, at most as many as wished, by the judge's probability.
     """
     prob_NC = judge(made) if made else np.zeros((0, 1), np.float32)
-    stay: list[int] = []
+    kept: list[int] = []
     for wish in wished:
-        own = [row for row, one in enumerate(made) if one.label == wish.label]
+        own = [row for row, post in enumerate(made) if post.label == wish.label]
         best = sorted(own, key=lambda row: (-float(prob_NC[row, made[row].label]), row))
-        stay += best[: min(wish.posts, int(np.ceil(keep * len(own))))]
-    counts.kept, counts.filtered = len(stay), len(made) - len(stay)
-    taken = set(stay)
-    return [made[row] for row in sorted(stay)], [one for row, one in enumerate(made) if row not in taken]
+        kept += best[: min(wish.posts, int(np.ceil(keep * len(own))))]
+    counts.kept, counts.filtered = len(kept), len(made) - len(kept)
+    taken = set(kept)
+    return [made[row] for row in sorted(kept)], [post for row, post in enumerate(made) if row not in taken]
 
 
 def tfidf_judge(posts: TrainingPosts, classes: int, seed: int) -> Judge:
-    """Scores each post by TF-IDF and a linear support vector machine, fitted on the real posts of
-    the folds that its call did not show.
+    """A judge that scores each post by TF-IDF and a linear support vector machine, fitted on the
+    real posts of the folds that the post's call did not show.
     """
     from emotion_train.evaluation.floors import tfidf_floor
 
@@ -374,7 +373,7 @@ def tfidf_judge(posts: TrainingPosts, classes: int, seed: int) -> Judge:
     def judge(made: Sequence[Made]) -> NDArray[np.float32]:
         prob_NC = np.zeros((len(made), classes), np.float32)
         for fold in range(FOLDS):
-            rows = [row for row, one in enumerate(made) if one.fold == fold]
+            rows = [row for row, post in enumerate(made) if post.fold == fold]
             train = [
                 (posts.texts[row], largest(posts.targets[row]))
                 for row in range(len(posts.ids))

@@ -1,7 +1,7 @@
-"""What a labelling job is: job.json, create-only, which every worker reads and compares with what
-it was asked for.
+"""A labelling job: job.json, created once. Every worker reads it and compares it with its own
+request.
 
-It holds one entry a unit, about 200 bytes: 10 million posts in units of 50,000 make 200 of them.
+It holds one entry per unit, about 200 bytes: 10 million posts in units of 50,000 make 200 entries.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PROBE = f"{LEASES}probe"
 
 
 class SourceFile(FrozenModel):
-    """An object of the source. `before` is what stands before each of its byte ranges, and
-    `row_after` the number that a reader then gives to the first row of a range.
+    """An object of the source. Workers put `before` in front of each of its byte ranges; a reader
+    then numbers the first row of a range `row_after`.
     """
 
     key: str
@@ -39,11 +39,11 @@ class SourceFile(FrozenModel):
 
 
 class Unit(FrozenModel):
-    """What a worker labels at once: of `files[file]` the bytes from `start` to `end`, or the row
-    groups from `start` to `end`, or all of it where these are None.
+    """What a worker labels at once: bytes or row groups `start` to `end` of `files[file]`, or the
+    whole file where `start` and `end` are None.
 
-    `first_row` is the number of its first row in the file, and `rows` how many it has, blank ones
-    included; None where that is not known before it is read.
+    `first_row` is the number of its first row in the file. `rows` counts its rows, blank ones
+    included; None where the number is unknown before reading.
     """
 
     file: int = Field(ge=0)
@@ -80,12 +80,12 @@ class Reading(FrozenModel):
 
 
 class Job(Manifest):
-    """`id` is drawn, and the job's parts name it. `training` is the share of training posts that
-    have each label, and `held_out` the share of `held_out_posts` held-out ones that the adapter
-    answered with it, by the report beside it; None where there is none.
+    """A labelling job as job.json stores it. `id` is random, and the job's parts name it.
 
-    `mean_of`: what of several adapters is averaged; jobs of earlier versions, and those of one
-    adapter, are without it.
+    `training`: each label's share of the training posts. `held_out`: each label's share of the
+    adapter's answers to `held_out_posts` held-out posts. Both come from the adapter's report; None
+    without one. `mean_of`: which outputs of several adapters are averaged; absent from the digest
+    of one adapter's jobs and of earlier versions' jobs.
     """
 
     older: ClassVar[tuple[str, ...]] = ()
@@ -122,7 +122,7 @@ class Job(Manifest):
 
     @property
     def rows(self) -> int | None:
-        """Rows of all units; None where those of some are not known."""
+        """Rows of all units; None where a unit's number is unknown."""
         known = [unit.rows for unit in self.units if unit.rows is not None]
         return sum(known) if len(known) == len(self.units) else None
 
@@ -132,7 +132,7 @@ def part_key(unit: int) -> str:
 
 
 def read_job(store: Store) -> Job:
-    """The job at this store; raises `WrongRequest` where there is none, or none that is whole."""
+    """The job at this store; raises `WrongRequest` where it is missing or damaged."""
     try:
         return read_manifest(
             Job,
@@ -149,13 +149,13 @@ def read_job(store: Store) -> Job:
 
 
 def find_job(store: Store) -> Job | None:
-    """The job that `read_job` reads; None where there is none."""
+    """The job at this store; None where there is none."""
     return None if store.find(JOB) is None else read_job(store)
 
 
 def require_create_only(store: Store) -> None:
-    """Raises `WrongRequest` for a store that overwrites what exists: there, posts would be labelled
-    twice. Two small requests.
+    """Raises `WrongRequest` for a store that overwrites existing objects: posts would be labelled
+    twice in it. Costs two small requests.
     """
     store.create(PROBE, b"created")
     try:
@@ -163,14 +163,14 @@ def require_create_only(store: Store) -> None:
     except AlreadyExists:
         return
     raise WrongRequest(
-        f"{store.url} overwrites objects although it is asked to create them only (If-None-Match), so"
-        " nothing keeps workers apart there; give an OUT_URL in a store that does, such as AWS S3, or a"
-        " folder."
+        f"{store.url} overwrites existing objects although asked only to create them (If-None-Match), so"
+        " nothing keeps workers apart there; give an OUT_URL in a store that keeps existing objects, such"
+        " as AWS S3, or a folder."
     )
 
 
 def create_job(store: Store, job: Job) -> Job:
-    """Put the job there, or return the one that another worker put there first."""
+    """The job as stored: this one, or the one that another worker stored first."""
     try:
         store.create(JOB, job.to_bytes())
         return job
@@ -179,8 +179,8 @@ def create_job(store: Store, job: Job) -> Job:
 
 
 def refuse_other_request(job: Job, asked: Job, url: str, out_url: str) -> None:
-    """Raises `WrongRequest` where what was asked for, planned or not, is another job than the one
-    at `out_url`; `asked.units` and what a plan adds to files are not compared.
+    """Raises `WrongRequest` where the job that is asked for differs from the one at `out_url`.
+    `asked.units` and what a plan adds to files are not compared.
     """
     for what, there, here in _compared(job, asked):
         if there != here:
@@ -191,8 +191,8 @@ def refuse_other_request(job: Job, asked: Job, url: str, out_url: str) -> None:
     changed = _changed(job.files, asked.files)
     if changed is not None:
         raise WrongRequest(
-            f"The source {url} is not what the job at {out_url} labels: {changed}. Put it back as it was, or"
-            " label it into another OUT_URL."
+            f"The source {url} changed since the job at {out_url} was planned: {changed}. Put it back as it"
+            " was, or label it into another OUT_URL."
         )
     if job.index_sha256 != asked.index_sha256:
         raise WrongRequest(
@@ -202,13 +202,13 @@ def refuse_other_request(job: Job, asked: Job, url: str, out_url: str) -> None:
 
 
 def _compared(job: Job, asked: Job) -> list[tuple[str, Any, Any]]:
-    def of(one: Job) -> list[tuple[str, Any]]:
+    def traits(of: Job) -> list[tuple[str, Any]]:
         return [
-            ("of a source of kind", one.kind),
-            ("of the labels", list(one.labels)),
+            ("of a source of kind", of.kind),
+            ("of the labels", list(of.labels)),
             *[
-                (f"of adapters with {words}", [getattr(adapter, name) for adapter in one.adapters])
-                for name, words in (
+                (f"of adapters with {trait}", [getattr(adapter, name) for adapter in of.adapters])
+                for name, trait in (
                     ("weights_sha256", "the sha256"),
                     ("base_weights_sha256", "base weights of sha256"),
                     ("tokenizer_sha256", "a tokenizer of sha256"),
@@ -216,17 +216,17 @@ def _compared(job: Job, asked: Job) -> list[tuple[str, Any, Any]]:
                     ("decision_sha256", "a decision of sha256"),
                 )
             ],
-            ("by the mean of the adapters'", one.mean_of),
-            ("in the precision", one.precision),
+            ("by the mean of the adapters'", of.mean_of),
+            ("in the precision", of.precision),
             *[
                 (f"with --{name.replace('_', '-')}", value)
-                for name, value in one.reading.model_dump(mode="json").items()
+                for name, value in of.reading.model_dump(mode="json").items()
             ],
-            ("with --probabilities", one.probabilities),
-            ("with --accept-precision", one.accept_precision),
+            ("with --probabilities", of.probabilities),
+            ("with --accept-precision", of.accept_precision),
         ]
 
-    return [(what, there, here) for (what, there), (_, here) in zip(of(job), of(asked), strict=True)]
+    return [(what, there, here) for (what, there), (_, here) in zip(traits(job), traits(asked), strict=True)]
 
 
 def _shown(value: Any) -> str:

@@ -1,11 +1,11 @@
-"""Leases spread the units over workers that come and go: who creates the next attempt of a unit has
-it until the job's `lease_seconds` are over, by the store's own clock.
+"""Leases spread the units over workers that come and go: the worker that creates a unit's next
+attempt has the unit until the job's `lease_seconds` are over, by the store's own clock.
 
-A lease saves work and makes nothing right: a worker that was stopped for an hour may label a unit
-that another has long done. What makes it right is that parts are created once
-(`emotion_train/labelling/part.py`). A lease is renewed by the next attempt, released by an empty
-object beside it, and never deleted or written again, so a listing tells all: 1,000 objects a
-request.
+A lease saves work but does not make the result correct: a worker that was paused for an hour may
+label a unit that another finished long ago. The result is correct because a part is created only
+once (`emotion_train/labelling/part.py`). The next attempt renews a lease, an empty object beside it
+releases it, and nothing is deleted or written again: one listing, 1,000 objects per request, shows
+everything.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SCHEMA = "emotion-train/label-lease/1"
 
 
 class Standing(NamedTuple):
-    """The newest attempt at a unit; `since` by the store's clock, `first` that of the first
-    attempt.
+    """The newest attempt at a unit, made at `since`; `first` is the time of the first attempt. Both
+    are by the store's clock.
     """
 
     attempt: int
@@ -42,14 +42,14 @@ class Standing(NamedTuple):
     released: bool
 
     def holds(self, now: float, lease_s: float) -> bool:
-        """Whether some worker may be at work on it."""
+        """Whether a worker may be at work on the unit."""
         return not self.released and now <= self.since + lease_s + _GRACE_S
 
 
 @dataclass(frozen=True)
 class Board:
-    """What lies in a job's store at one moment: parts with their sizes and dates, leases, and the
-    store's time. `extra` is the unit beyond the last one, whose lease is that of the summary.
+    """What a job's store holds at one moment: parts with their sizes and dates, leases, and the
+    store's time. The lease of the summary has the number after the last unit's.
     """
 
     units: int
@@ -61,12 +61,12 @@ class Board:
 
     @classmethod
     def look(cls, store: Store, job: Job) -> Board:
-        """Three requests, and one more for each 1,000 objects."""
+        """The store's present state, by three requests and one more per 1,000 objects."""
         leases = _standings(store.list(LEASES))
         parts: dict[int, ObjectInfo] = {}
         for info in store.list(PARTS):
-            if found := _PART.fullmatch(info.key):
-                parts[int(found[1])] = info
+            if match := _PART.fullmatch(info.key):
+                parts[int(match[1])] = info
         success = store.find(SUCCESS) is not None
         return cls(len(job.units), job.lease_seconds, store.now(), parts, leases, success)
 
@@ -80,7 +80,7 @@ class Board:
         return standing is not None and standing.holds(self.now, self.lease_s)
 
     def free_from(self, start: int) -> Iterator[int]:
-        """Units that nobody has, from `start` on and round."""
+        """Units that nobody has, from `start` to the end and then from 0."""
         for step in range(self.units):
             unit = (start + step) % self.units
             if unit not in self.parts and not self.is_leased(unit):
@@ -88,21 +88,21 @@ class Board:
 
 
 def _standings(listed: Iterator[ObjectInfo]) -> dict[int, Standing]:
-    found: dict[int, Standing] = {}
+    newest: dict[int, Standing] = {}
     for info in listed:
         if (match := _LEASE.fullmatch(info.key)) is None:
             continue
         unit, attempt, since = int(match[1]), int(match[2]), info.modified or 0.0
-        old = found.get(unit, Standing(-1, since, since, False))
+        old = newest.get(unit, Standing(-1, since, since, False))
         first = min(old.first, since)
         if attempt > old.attempt:
-            found[unit] = Standing(attempt, since, first, match[3] == "released")
+            newest[unit] = Standing(attempt, since, first, match[3] == "released")
         elif attempt == old.attempt:
-            # the release of this attempt, whichever of the two is listed first
-            found[unit] = Standing(attempt, max(old.since, since), first, True)
+            # a second object of one attempt: its lease and its release, in either order
+            newest[unit] = Standing(attempt, max(old.since, since), first, True)
         else:
-            found[unit] = old._replace(first=first)
-    return found
+            newest[unit] = old._replace(first=first)
+    return newest
 
 
 def lease_key(unit: int, attempt: int) -> str:
@@ -115,7 +115,9 @@ def released_key(unit: int, attempt: int) -> str:
 
 @dataclass
 class Held:
-    """A lease of this worker; `renewed` by its own clock, from before the lease was asked for."""
+    """A lease of this worker. `renewed` is its own clock's time just before the lease was asked
+    for.
+    """
 
     unit: int
     attempt: int
@@ -126,7 +128,7 @@ class Held:
 class Leases:
     """The leases of one worker. Safe for use from several threads.
 
-    `about` is what a lease says of its worker. `clock` is the time between renewals, for tests.
+    `about` is written into each lease. `clock` times the renewals; tests replace it.
     """
 
     def __init__(
@@ -153,8 +155,8 @@ class Leases:
             return list(self._held.values())
 
     def take(self, board: Board) -> Held | None:
-        """A lease of a unit that nobody has, searched from this worker's own place on, so that
-        workers do not collide; None where there is no such unit.
+        """A lease of a unit that nobody has; None where there is none. Each worker searches from
+        its own position, so that workers rarely collide.
         """
         for unit in board.free_from(self._start):
             if (held := self.take_unit(board, unit)) is not None:
@@ -162,13 +164,13 @@ class Leases:
         return None
 
     def take_unit(self, board: Board, unit: int) -> Held | None:
-        """The next attempt at this unit; None where another worker was quicker, or has it."""
+        """The next attempt at this unit; None where another worker has it or was quicker."""
         standing = board.leases.get(unit)
         if standing is not None and standing.holds(board.now, board.lease_s):
             return None
         held = Held(unit, 0 if standing is None else standing.attempt + 1, self._clock())
         with self._lock:
-            if unit in self._held:  # not to be taken from oneself
+            if unit in self._held:  # a worker does not take a unit from itself
                 return None
         if not self._create(held.unit, held.attempt):
             return None
@@ -177,8 +179,8 @@ class Leases:
         return held
 
     def renew_due(self) -> None:
-        """Create the next attempt of each lease of which half is over. Where another worker has
-        taken it meanwhile both carry on: the first part counts.
+        """Create the next attempt of each lease whose time is half over. If another worker took the
+        unit meanwhile, both label it, and the first part counts.
         """
         for held in self.held:
             now = self._clock()
@@ -190,13 +192,13 @@ class Leases:
                 held.lost = True
 
     def done(self, unit: int) -> None:
-        """The unit has its part, which says more than a lease."""
+        """Forget the unit's lease: its part exists, and nobody takes it again."""
         with self._lock:
             self._held.pop(unit, None)
 
     def release_all(self) -> int:
-        """Let others take the units of this worker at once; how many there were. A store that does
-        not answer learns of it by the leases' end.
+        """Let others take this worker's units at once; returns how many there were. If the store
+        does not answer, others take them when the leases end.
         """
         count = 0
         for held in self.held:
@@ -208,9 +210,9 @@ class Leases:
         return count
 
     def _create(self, unit: int, attempt: int) -> bool:
-        said = {"schema_version": SCHEMA, "unit": unit, "attempt": attempt, "worker": self._worker}
+        lease = {"schema_version": SCHEMA, "unit": unit, "attempt": attempt, "worker": self._worker}
         try:
-            self._store.create(lease_key(unit, attempt), json.dumps(said | self._about).encode())
+            self._store.create(lease_key(unit, attempt), json.dumps(lease | self._about).encode())
         except AlreadyExists:
             return False
         return True

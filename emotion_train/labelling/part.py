@@ -1,5 +1,5 @@
 """A part: the labels of one unit as a Parquet object that is created once. The first writer wins,
-so each post is in the job's parts exactly once, whoever dies when.
+so the job's parts hold each post exactly once, whichever worker dies when.
 
 Rows go to a temporary file as they come, so memory does not grow with a unit.
 """
@@ -35,7 +35,7 @@ OWN = ("file", "row", "id", "label", "labels", "probability", "probabilities", "
 
 
 class PartFacts(FrozenModel):
-    """What a part says of itself, in its footer. `seconds` are those of its worker since the part
+    """A part's own facts, stored in its footer. `seconds` is the worker's time since its part
     before, or since its start.
     """
 
@@ -52,12 +52,12 @@ class PartFacts(FrozenModel):
 
 
 def kept_names(columns: Sequence[str]) -> list[str]:
-    """What the columns that come along are called in a part."""
+    """The names in a part of the source's columns that are kept."""
     return [f"input_{name}" if name in OWN else name for name in columns]
 
 
 class PartWriter:
-    """Writes a unit's part into a file; a context manager that closes it."""
+    """Writes a unit's part into a file; a context manager that closes and deletes the file."""
 
     def __init__(self, path: Path, job: Job, unit: int, decision: Decision) -> None:
         import pyarrow.parquet as pq
@@ -73,7 +73,7 @@ class PartWriter:
         self.rows = self.blank = self.errors = 0
 
     def add(self, rows: Rows, prob_NC: Probabilities) -> None:
-        """Rows in their order, and the probabilities of those that have a text."""
+        """Append rows in their order, and the probabilities of those that have a text."""
         import pyarrow as pa
 
         self.rows += len(rows)
@@ -85,7 +85,7 @@ class PartWriter:
             self._flush()
 
     def close(self, facts: PartFacts) -> None:
-        """End the file with its facts."""
+        """Write the waiting rows and the facts, and end the file."""
         self._flush()
         self._writer.add_key_value_metadata({FACTS: facts.model_dump_json().encode()})
         self._writer.close()
@@ -111,7 +111,7 @@ class PartWriter:
         slots = pa.array(np.where(good_N, np.cumsum(good_N) - 1, 0), mask=~good_N)
 
         def spread(column: Any) -> Any:
-            """A column of the rows with a text as one of all rows, null for the others."""
+            """The column of rows with a text extended to all rows: null where there is no text."""
             return column.take(slots) if len(column) else pa.nulls(len(rows), column.type)
 
         columns: list[Any] = [pa.array([self._file] * len(rows)), pa.array(rows.numbers, pa.int64())]
@@ -149,7 +149,7 @@ def part_schema(job: Job) -> Any:
 
 
 def _answers(decision: Decision, job: Job, prob_NC: Probabilities) -> tuple[Any, Any]:
-    """The posts' labels and the probabilities of these, lists where there may be several."""
+    """The posts' labels and their probabilities; lists where a post may have several."""
     import pyarrow as pa
 
     names = pa.array(job.labels, pa.string())
@@ -189,8 +189,8 @@ class PartCount:
 
 
 def count_part(store: Store, info: ObjectInfo, job: Job, number: int, folder: Path) -> PartCount:
-    """Read a part from beginning to end; raises `Damaged` unless it is one of this job with each
-    row of its unit once.
+    """Read a part from beginning to end; raises `Damaged` unless it belongs to this job and has
+    each row of its unit once.
     """
     path = folder / "part.parquet"
     digest = _fetch(store, info, path)
@@ -227,7 +227,7 @@ def _facts(parquet: Any, job: Job, number: int) -> PartFacts:
 
 
 def _count(parquet: Any, counted: PartCount, unit: Unit) -> None:
-    """Add the part's rows to the counts; raises `ValueError` unless each row of the unit is there
+    """Add the part's rows to the counts; raises `ValueError` unless it has each row of the unit
     once, in order.
     """
     facts, rows, last = counted.facts, 0, unit.first_row - 1

@@ -1,8 +1,8 @@
-"""A source becomes units: row groups of Parquet files and of prepared data sets, byte ranges of
-text files, whole files where these cannot be cut.
+"""Units of a source: row groups of Parquet files and prepared data sets, byte ranges of text files,
+or whole files where a file cannot be cut.
 
-Text files are read once for that, by each worker that finds no job: about a second for a million
-posts. Whoever comes later compares the source's listing with the job's and reads nothing.
+Each worker that finds no job reads the text files once to cut them: about a second per million
+posts. A later worker only compares the source's listing with the job's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CUT = ("csv", "tsv", "jsonl", "lines")
 
 @dataclass(frozen=True)
 class FoundSource:
-    """Where posts to label are: files of a store, or a prepared data set with its `index`."""
+    """The posts to label: files of a store, or a prepared data set with its `index`."""
 
     url: str
     store: Store
@@ -57,8 +57,8 @@ class FoundSource:
 
 
 def find_source(source: str, reading: Reading) -> FoundSource:
-    """The files of a folder, of a prefix of a bucket or of one name, or the prepared data set
-    there.
+    """The source's files: those of a folder or of a bucket's prefix, one named file, or a prepared
+    data set.
 
     Raises `WrongRequest` where there is nothing to label.
     """
@@ -91,7 +91,7 @@ def find_source(source: str, reading: Reading) -> FoundSource:
 
 
 def _place(source: str) -> tuple[Store, str | None]:
-    """The store to list, and the name of the one object that is meant in it."""
+    """The store to list, and the name of the single object where the source is one."""
     if re.match(r"(?i)(?!file:)[a-z][a-z0-9+.-]+://", source):
         folder, _, name = source.rstrip("/").rpartition("/")
         if re.fullmatch("(?i)s3://[^/]+(/.*)?", folder) and format_of(Path(name)) is not None:
@@ -111,7 +111,7 @@ def _place(source: str) -> tuple[Store, str | None]:
 
 
 def _format(key: str, *, alone: bool) -> str | None:
-    """How a file of this name is read; plain text only where it is named itself."""
+    """The format of a file of this name; plain text only where the file itself was named."""
     path = Path(key)
     if any(part.startswith((".", "_")) for part in path.parts) or path.name in DATASETS_FILES:
         return None
@@ -141,7 +141,7 @@ def _data_set(source: str, store: Store, reading: Reading) -> FoundSource:
 def plan_units(
     source: FoundSource, reading: Reading, rows_of_a_unit: int
 ) -> tuple[tuple[SourceFile, ...], tuple[Unit, ...]]:
-    """The source's files, with what a plan adds, and units of about so many posts.
+    """The source's files, with what a plan adds to them, and units of about `rows_of_a_unit` posts.
 
     Raises `WrongRequest` for a file that cannot be read at all, and for a source without a post.
     """
@@ -153,8 +153,8 @@ def plan_units(
         elif file.format == "parquet":
             units += _units_of_parquet(source, number, reading, rows_of_a_unit)
         elif file.format in _CUT:
-            file, found = _units_of_text(source, number, reading, rows_of_a_unit)
-            units += found
+            file, ranges = _units_of_text(source, number, reading, rows_of_a_unit)
+            units += ranges
         else:
             units.append(Unit(file=number))
         files.append(file)
@@ -167,7 +167,7 @@ def plan_units(
 
 
 def split_of(index: Index, key: str) -> tuple[str, int]:
-    """The split that an object of a data set belongs to, and its position among the split's."""
+    """The split that an object of a data set belongs to, and its position among its objects."""
     for name, split in index.splits.items():
         for place, described in enumerate(split.objects):
             if described.key == key:
@@ -176,7 +176,7 @@ def split_of(index: Index, key: str) -> tuple[str, int]:
 
 
 def _units_of_split(source: FoundSource, number: int, rows_of_a_unit: int) -> list[Unit]:
-    """Row groups of one object, by their numbers in the split."""
+    """Units of one object's row groups, which are numbered within the split."""
     assert source.index is not None
     name, place = split_of(source.index, source.files[number].key)
     groups = source.index.split(name).row_groups
@@ -185,7 +185,7 @@ def _units_of_split(source: FoundSource, number: int, rows_of_a_unit: int) -> li
 
 
 def _joined(file: int, groups: Sequence[int], rows: Sequence[int], rows_of_a_unit: int) -> list[Unit]:
-    """Neighbouring row groups of about so many rows together; one row group at least."""
+    """Units of neighbouring row groups: up to `rows_of_a_unit` rows, at least one row group."""
     units: list[Unit] = []
     first_row = 1
     for group, count in zip(groups, rows, strict=True):
@@ -209,8 +209,8 @@ def _units_of_parquet(source: FoundSource, number: int, reading: Reading, rows_o
 
 @contextmanager
 def opened_parquet(source: FoundSource, number: int) -> Iterator[Any]:
-    """An open `pyarrow.parquet.ParquetFile` over ranges of the object. Damage, found here or while
-    it is read in the block, raises `WrongRequest`.
+    """An open `pyarrow.parquet.ParquetFile` over ranges of the object. Damage found on opening, or
+    while the block reads it, raises `WrongRequest`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -235,7 +235,7 @@ def opened_parquet(source: FoundSource, number: int) -> Iterator[Any]:
 
 
 class _Remembering(RangedFile):
-    """Keeps what the store raised, which pyarrow makes an error of its own of."""
+    """A ranged file that keeps the store's errors, which pyarrow replaces by its own."""
 
     def __init__(self, store: Store, info: ObjectInfo, failures: list[StorageError]) -> None:
         super().__init__(store, info)
@@ -267,17 +267,17 @@ def _units_of_text(
         post_file = PostFile(file.key, None, head, file.format, reading.encoding, reading.quoting)
         with naming(head, url):
             chunks = _chunks(source.store, source.info(number))
-            found = ranges_of(post_file, chunks, columns_of(reading), rows_of_a_unit)
-    if found is None:
+            ranges = ranges_of(post_file, chunks, columns_of(reading), rows_of_a_unit)
+    if ranges is None:
         return file, [Unit(file=number)]
-    told = file.model_copy(
+    planned = file.model_copy(
         update={
-            "before": found.before.decode("latin-1"),
-            "row_after": found.row_after,
-            "quoting": found.quoting,
+            "before": ranges.before.decode("latin-1"),
+            "row_after": ranges.row_after,
+            "quoting": ranges.quoting,
         }
     )
-    return told, [_unit(number, piece) for piece in found.pieces]
+    return planned, [_unit(number, piece) for piece in ranges.pieces]
 
 
 def _unit(number: int, piece: Range) -> Unit:
@@ -298,7 +298,7 @@ def _chunks(store: Store, info: ObjectInfo) -> Iterator[bytes]:
 
 @contextmanager
 def naming(path: Path, url: str) -> Iterator[None]:
-    """Readers name the copy that they read; what is raised in the block names what it is of."""
+    """Errors raised in the block name the source's `url` instead of the copy that was read."""
     try:
         yield
     except WrongRequest as error:
@@ -306,5 +306,5 @@ def naming(path: Path, url: str) -> Iterator[None]:
 
 
 def with_plan(source: FoundSource, files: Sequence[SourceFile]) -> FoundSource:
-    """The source with what the job's plan says of its files."""
+    """The source with its files as the job's plan describes them."""
     return replace(source, files=tuple(files))

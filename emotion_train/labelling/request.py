@@ -1,7 +1,6 @@
-"""A request to label, in the order of time: adapter, source, job, and one worker of it.
+"""A request to label, in the order of time: adapter, source, job, and one worker of the job.
 
-Nothing is loaded before it is known that the job is the one that was asked for, and that something
-is left of it.
+The model is loaded only once the job is known to be the one asked for, with posts left to label.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ Notices = Literal["auto", "aws", "gcp", "azure", "none"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be labelled by which adapters, and how. `unit_posts` and `lease_s` are taken from
-    the job where there is one already.
+    """What to label with which adapters, and how. An existing job's unit size and lease replace
+    `unit_posts` and `lease_s`.
     """
 
     source: str
@@ -79,7 +78,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The summary of a job, and what this worker did of it; None where it was done before."""
+    """The summary of a job, and this worker's share; `pace` is None where the job was done
+    before.
+    """
 
     success: Success
     pace: Pace | None = None
@@ -101,11 +102,11 @@ def label(
     tell: Callable[[str], None],
     make_scorer: Callable[[Request, Sequence[Path]], Scorer] | None = None,
 ) -> Labelled:
-    """Label until the job is done, together with whoever else is at it.
+    """Label until the job is done, together with any other workers.
 
-    Raises `WrongRequest` for what is not the job at `out_url`, `NotStarted` and `StorageError` for
-    a store that does not answer, and `Preempted` once units are left to others. `make_scorer` is
-    how a model is loaded, for tests.
+    Raises `WrongRequest` where `out_url` holds another job, `NotStarted` and `StorageError` for a
+    store that does not answer, and `Preempted` once units are left to others. `make_scorer` loads
+    the model; tests replace it.
     """
     _refuse_wrong(request)
     with PreemptionWatch(request.notices, tell) as watch:
@@ -118,11 +119,11 @@ def label(
             return _label(request, tell, stopping, make_scorer or load_scorer)
         except Stopped as stopped:
             left = int(stopped.args[0]) if stopped.args else 0
-            words = f"{counted(left, 'unit')} left to other workers."
+            left_units = f"{counted(left, 'unit')} left to other workers."
             notice = watch.notice
-            tell(f"{notice.words if notice is not None else 'Told to end'}: {words}")
+            tell(f"{notice.words if notice is not None else 'Told to end'}: {left_units}")
             _hold(watch, hold_seconds(request.hold_s, os.environ))
-            raise Preempted(f"{words} The same command labels what is left.") from None
+            raise Preempted(f"{left_units} The same command labels what is left.") from None
 
 
 def _refuse_wrong(request: Request) -> None:
@@ -132,8 +133,8 @@ def _refuse_wrong(request: Request) -> None:
         source, out = (str(store.root.resolve()) for store in stores if isinstance(store, FolderStore))
     if f"{out}/".startswith(f"{source}/"):
         raise WrongRequest(
-            f"OUT_URL is {request.out_url}, which lies in the source {request.source}, where parts would be"
-            " taken for posts; give another."
+            f"OUT_URL {request.out_url} lies in the source {request.source}: its parts would be read as"
+            " posts; give another."
         )
 
 
@@ -188,7 +189,7 @@ def _at_start(
     stopping: Callable[[], bool],
     tell: Callable[[str], None],
 ) -> T:
-    """What `action` returns, asked again while a store does not answer."""
+    """What `action` returns, tried again while a store does not answer."""
     telling = Patience()
 
     def wait(seconds: float) -> bool:
@@ -214,9 +215,7 @@ def _at_start(
 
 
 def _hold(watch: PreemptionWatch, seconds: float) -> None:
-    """Wait to be killed, as who is started by SkyPilot has to: it takes an early end for a
-    failure.
-    """
+    """Wait to be killed. SkyPilot takes a job that ends before its machine for a failure."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and (notice := watch.notice) is not None:
         if notice.kind == "sigint":
@@ -228,13 +227,13 @@ def _hold(watch: PreemptionWatch, seconds: float) -> None:
 
 
 def _adapters(request: Request) -> _Adapters:
-    """The adapters pulled and read. Raises `WrongRequest` for such as do not answer together."""
-    folders = tuple(find_adapter(one).folder for one in request.adapters)
+    """The adapters, pulled and read. Raises `WrongRequest` where they cannot answer together."""
+    folders = tuple(find_adapter(name).folder for name in request.adapters)
     facts = facts_together(folders, request.adapters)
-    decisions = [read_decision(folder, one) for folder, one in zip(folders, facts, strict=True)]
+    decisions = [read_decision(folder, own) for folder, own in zip(folders, facts, strict=True)]
     identities = tuple(
-        _identity(name, folder, one)
-        for name, folder, one in zip(request.adapters, folders, facts, strict=True)
+        _identity(name, folder, own)
+        for name, folder, own in zip(request.adapters, folders, facts, strict=True)
     )
     return _Adapters(folders, facts[0], averaged(decisions), identities)
 
@@ -253,7 +252,7 @@ def _identity(name: str, folder: Path, facts: AdapterFacts) -> AdapterIdentity:
 
 
 def load_scorer(request: Request, folders: Sequence[Path]) -> Scorer:
-    """The adapters on this process's device; several tasks of a Slurm node take a GPU each."""
+    """The adapters on this process's device. Tasks of one Slurm node take one GPU each."""
     first, *more = folders
     loading = replace(request.loading, adapter=first, more=tuple(more))
     with base_ahead(loading) as ahead:
@@ -283,7 +282,9 @@ def _device_name(device: str) -> str:
 def _job(
     request: Request, store: Store, source: FoundSource, adapters: _Adapters, tell: Callable[[str], None]
 ) -> Job:
-    """The job at OUT_URL, planned and created where there is none; it is the one asked for."""
+    """The job at OUT_URL, planned and created where there is none. Raises `WrongRequest` where it
+    is not the one asked for.
+    """
     asked = _asked(request, source, adapters)
     job = find_job(store)
     if job is None:
@@ -324,13 +325,13 @@ def _asked(request: Request, source: FoundSource, adapters: _Adapters) -> Job:
 
 
 def _accept_above(request: Request, adapters: _Adapters) -> float | None:
-    """The gate that is asked for; raises `WrongRequest` where the adapter has none."""
+    """The gate for --accept-precision; raises `WrongRequest` where the adapter has none."""
     if request.accept_precision is None:
         return None
     if len(adapters.folders) > 1:
         raise WrongRequest(
-            "--accept-precision is by the gate of one adapter, and several are given, whose mean nobody has"
-            " measured; leave it out, or give one --adapter."
+            "--accept-precision uses the gate of one adapter. Several are given, and their mean has no"
+            " measured gate; leave it out, or give one --adapter."
         )
     return adapters.decision.accept_above(request.accept_precision)
 
@@ -338,8 +339,8 @@ def _accept_above(request: Request, adapters: _Adapters) -> float | None:
 def shares_of_report(
     folder: Path, labels: Sequence[str]
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, int]:
-    """The share of training posts that have each label, the share of held-out posts that are
-    answered with it, and how many of these there are, by the report that came with an adapter.
+    """Each label's share of the training posts, its share of the answers to held-out posts, and the
+    number of held-out posts, by the adapter's report; None, None and 0 without one that fits.
     """
     path = folder / "report" / REPORT
     try:
@@ -353,6 +354,6 @@ def shares_of_report(
     figures = report.splits[report.headline]
     return (
         tuple(count / posts for count in counts) if counts is not None and posts else None,
-        tuple(one.predicted / figures.rows for one in figures.per_label) if figures.rows else None,
+        tuple(label.predicted / figures.rows for label in figures.per_label) if figures.rows else None,
         figures.rows,
     )

@@ -1,7 +1,7 @@
-"""The posts of a unit, read and mended as those of a training are; what cannot be labelled stays in
-its row as an error.
+"""The posts of a unit, read and cleaned as training posts are. A post that cannot be labelled keeps
+its row, with an error.
 
-Every row comes exactly once and in order, but for blank ones, which are no posts and are counted.
+Every row comes exactly once, in order. Blank rows are no posts: they are only counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NO_TEXT = "no text"
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a unit, in their order. A row has a text, or the error why it has none."""
+    """Some rows of a unit, in their order. A row has a text, or an error that says why not."""
 
     numbers: list[int]
     texts: list[str | None]
@@ -59,7 +59,7 @@ class Rows:
 
 
 def rows_of_unit(source: FoundSource, unit: Unit, reading: Reading) -> Iterator[Rows]:
-    """All rows of the unit; raises `WrongRequest` where the source is no longer what was planned,
+    """All rows of the unit. Raises `WrongRequest` where the source changed since it was planned,
     and for a file that cannot be read at all.
     """
     file = source.files[unit.file]
@@ -96,12 +96,12 @@ def _of_parquet(source: FoundSource, unit: Unit, reading: Reading) -> Iterator[B
     url = source.store.url_of(source.files[unit.file].key)
     start, end = _bounds(unit)
     with opened_parquet(source, unit.file) as parquet:
-        found = columns_of(reading).among(parquet.schema_arrow.names, url)
+        columns = columns_of(reading).among(parquet.schema_arrow.names, url)
         tables = parquet.iter_batches(
-            _PARQUET_ROWS, row_groups=list(range(start, end)), columns=list(found.named),
+            _PARQUET_ROWS, row_groups=list(range(start, end)), columns=list(columns.named),
             use_threads=False,
         )  # fmt: skip
-        yield from read_tables(0, tables, found, None, url)
+        yield from read_tables(0, tables, columns, None, url)
 
 
 def _bounds(unit: Unit) -> tuple[int, int]:
@@ -123,7 +123,7 @@ def _of_text(source: FoundSource, unit: Unit, reading: Reading) -> Iterator[Batc
 
 @contextmanager
 def _copied(source: FoundSource, unit: Unit) -> Iterator[Path]:
-    """The unit's bytes as a file that is read alone."""
+    """The unit's bytes, with the file's `before` in front, as a file of their own."""
     file, info = source.files[unit.file], source.info(unit.file)
     start, end = unit.start or 0, info.size if unit.end is None else unit.end
     summed = hashlib.sha256()
@@ -144,13 +144,13 @@ def _copied(source: FoundSource, unit: Unit) -> Iterator[Path]:
 
 def _changed(source: FoundSource, file: SourceFile) -> WrongRequest:
     return WrongRequest(
-        f"The source {source.store.url_of(file.key)} is not what the job labels: its bytes were changed. Put"
-        " it back as it was, or label it into another OUT_URL."
+        f"The source {source.store.url_of(file.key)} changed since the job was planned. Put it back as it"
+        " was, or label it into another OUT_URL."
     )
 
 
 class _Noted(Findings):
-    """What is wrong with each row, and how many are blank."""
+    """The error of each row that cannot be labelled, and the blank rows."""
 
     def __init__(self) -> None:
         super().__init__([""])
@@ -165,7 +165,7 @@ class _Noted(Findings):
 
 
 def _cleaned(batch: Batch, reading: Reading, shift: int, least: int) -> Rows:
-    """The batch's rows from the reader's number `least` on, numbered as in their file."""
+    """The batch's rows that the reader numbers `least` or more, numbered as in their file."""
     noted = _Noted()
     rules = Rules(reading.max_chars, 0, reading.unescape_html, hashed=False)
     good = Cleaner(rules, LabelNames(None, None), noted).clean(batch, None)
@@ -185,7 +185,7 @@ def _cleaned(batch: Batch, reading: Reading, shift: int, least: int) -> Rows:
 
 
 def _places(rows_N: Any, numbers: Sequence[int]) -> list[int | None]:
-    """Where each number stands among the batch's rows; None for one that was no row at all."""
+    """Each number's position among the batch's rows; None where the batch has no such row."""
     place = {row: at for at, row in enumerate(rows_N.tolist())}
     return [place.get(row) for row in numbers]
 

@@ -1,5 +1,5 @@
-"""Probabilities of posts by the packed decoder, one batch behind: while the GPU computes a batch
-the host lays out the next one and fetches the one before.
+"""Probabilities of posts by the packed decoder. While the GPU computes a batch, the host lays out
+the next batch and fetches the one before.
 
 Letters: N posts, C labels.
 """
@@ -32,7 +32,7 @@ class Pending(Protocol):
 
 
 class Scorer(Protocol):
-    """What a worker needs of a model. `packs` is called from another thread than `start`."""
+    """What a worker calls of a model. `packs` and `start` are called from different threads."""
 
     device: str
 
@@ -42,14 +42,12 @@ class Scorer(Protocol):
 
     @property
     def busy_s(self) -> float:
-        """Seconds for which the device computed, of the batches that were fetched."""
+        """Seconds for which the device computed the batches fetched so far."""
         ...
 
 
 class AdapterScorer:
-    """An adapter, or several that answer together over one base, as `evaluate` and `predict` have
-    them.
-    """
+    """An adapter, or several that answer together over one base, as in `evaluate` and `predict`."""
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
@@ -81,17 +79,17 @@ class AdapterScorer:
         )
 
     def start(self, packs: Sequence[Pack], count: int) -> Pending:
-        """Begin to compute `count` posts; on a GPU it returns before that is done."""
-        slots_N = np.concatenate([one.slots_N for one in packs]) if packs else np.zeros(0, np.int64)
+        """Begin to compute `count` posts; on a GPU it returns before they are computed."""
+        slots_N = np.concatenate([row.slots_N for row in packs]) if packs else np.zeros(0, np.int64)
         running = _OnDevice(self, slots_N, count, len(self._classifier.labels), self._device)
         with running:
-            running.take([self._one(one) for one in packs])
+            running.take([self._probabilities(row) for row in packs])
         return running
 
-    def _one(self, one: Pack) -> torch.Tensor:
+    def _probabilities(self, row: Pack) -> torch.Tensor:
         model = self._classifier.loaded.model
         with evaluating(model):
-            return probabilities(forward_pack(model, one, self._device), self._classifier.targets)
+            return probabilities(forward_pack(model, row, self._device), self._classifier.targets)
 
     def add_busy(self, seconds: float) -> None:
         """Count time for which the device computed."""
@@ -99,8 +97,8 @@ class AdapterScorer:
 
 
 class _OnDevice:
-    """Probabilities that a device computes; the copy to the host is asked for at once, so fetching
-    them waits for this batch alone and not for those after it.
+    """Probabilities that a device computes. Their copy to the host is queued at once, so `result`
+    waits for this batch and not for the ones after it.
     """
 
     def __init__(
@@ -125,10 +123,10 @@ class _OnDevice:
         else:
             self._scorer.add_busy(time.perf_counter() - self._began)
 
-    def take(self, found: Sequence[torch.Tensor]) -> None:
-        """What the device will have computed, pack by pack."""
-        if found:
-            prob_NC = torch.cat(list(found)).float()
+    def take(self, of_packs: Sequence[torch.Tensor]) -> None:
+        """Queue the copy of the packs' probabilities to the host."""
+        if of_packs:
+            prob_NC = torch.cat(list(of_packs)).float()
             self._host = torch.empty(prob_NC.shape, pin_memory=self._on_gpu)
             self._host.copy_(prob_NC, non_blocking=self._on_gpu)
 

@@ -1,7 +1,7 @@
-"""The end of a labelling job: _SUCCESS.json, create-only, written once every part was read and has
-each of its rows once.
+"""The end of a labelling job: _SUCCESS.json, created once, after every part was read and found to
+have each of its rows once.
 
-The price: whoever writes it reads all parts, which are some 20 bytes a post.
+The price: its writer reads all parts, some 20 bytes per post.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ class PartEntry(FrozenModel):
 
 
 class Success(Manifest):
-    """`labels` counts posts by label, in the order of the job's labels. `worker_seconds` are those
-    of all workers together, `seconds` from the job's beginning to its end; `usd` is None where no
-    worker knew its price, and `usd_of_rows` how many posts it is of.
+    """The summary of a finished job. `labels` counts posts by label, in the job's order.
+
+    `worker_seconds` adds up all workers; `seconds` runs from the job's beginning to its end. `usd`
+    is the cost of `usd_of_rows` posts, or None where no worker knew its price.
     """
 
     older: ClassVar[tuple[str, ...]] = ()
@@ -63,27 +64,27 @@ class Success(Manifest):
     shift: str | None = None
 
     def lines(self) -> list[str]:
-        """What a person reads of it."""
+        """The summary as lines for a terminal."""
         answered = max(1, self.rows - sum(self.errors.values()))
-        found = [
+        lines = [
             f"labelled {counted(self.rows, 'post')} in {counted(len(self.parts), 'part')},"
             f" {self.seconds:,.0f} s:"
             f" {self.posts_per_second:,.1f} posts/s{_dollars(self)}"
         ]
-        found += [f"errors: {count:,} {words}" for words, count in self.errors.items()]
+        lines += [f"errors: {count:,} {error}" for error, count in self.errors.items()]
         if self.accepted is not None:
-            found.append(f"accepted: {self.accepted:,} ({self.accepted / answered:.1%})")
+            lines.append(f"accepted: {self.accepted:,} ({self.accepted / answered:.1%})")
         width = max(len(shown(label)) for label in self.labels)
         head = [f"{'label':{width}}  {'posts':>12}  {'share':>7}"]
         head += [f"  {'training':>8}"] * (self.training is not None)
         head += [f"  {'held out':>8}"] * (self.held_out is not None)
-        found.append("".join(head))
+        lines.append("".join(head))
         for place, (label, count) in enumerate(self.labels.items()):
             line = f"{shown(label):{width}}  {count:>12,}  {count / answered:>7.2%}"
             for shares in (self.training, self.held_out):
                 line += f"  {shares[place]:>8.2%}" if shares is not None else ""
-            found.append(line)
-        return found + ([self.shift] if self.shift else [])
+            lines.append(line)
+        return lines + ([self.shift] if self.shift else [])
 
 
 def _dollars(success: Success) -> str:
@@ -94,7 +95,7 @@ def _dollars(success: Success) -> str:
 
 
 def find_success(store: Store) -> Success | None:
-    """The end of the job; None where it has none yet."""
+    """The job's summary; None where the job is not done."""
     if store.find(SUCCESS) is None:
         return None
     return read_manifest(
@@ -107,8 +108,8 @@ def find_success(store: Store) -> Success | None:
 
 
 def finish(store: Store, job: Job, board: Board, each: Callable[[int], None]) -> Success:
-    """Read every part and create _SUCCESS.json, or return the one that is there; `each` is told the
-    parts that were read. Raises `Damaged` for a part that is not whole.
+    """Read every part and create _SUCCESS.json, or return the one that exists. `each` gets the
+    number of parts read so far. Raises `Damaged` for a damaged part.
     """
     with tempfile.TemporaryDirectory(prefix="emotion-train-label-") as folder:
         counts: list[PartCount] = []
@@ -122,44 +123,44 @@ def finish(store: Store, job: Job, board: Board, each: Callable[[int], None]) ->
         store.create(SUCCESS, success.to_bytes())
         return success
     except AlreadyExists:
-        found = find_success(store)
-        assert found is not None
-        return found
+        earlier = find_success(store)
+        assert earlier is not None
+        return earlier
 
 
 def success_of(job: Job, counts: Sequence[PartCount], seconds: float) -> Success:
     """The summary of all parts, in the order of the units."""
     labels, errors = Counter[str](), Counter[str]()
-    for one in counts:
-        labels.update(one.labels)
-        errors.update(one.errors)
-    rows = sum(one.facts.rows for one in counts)
+    for part in counts:
+        labels.update(part.labels)
+        errors.update(part.errors)
+    rows = sum(part.facts.rows for part in counts)
     answered = rows - sum(errors.values())
-    known = [one.facts for one in counts if one.facts.usd_per_hour is not None]
+    priced = [part.facts for part in counts if part.facts.usd_per_hour is not None]
     by_label = {label: labels[label] for label in job.labels}
     return Success(
         job=job.id,
         rows=rows,
-        blank=sum(one.facts.blank for one in counts),
+        blank=sum(part.facts.blank for part in counts),
         errors=dict(sorted(errors.items())),
         labels=by_label,
-        unanswered=sum(one.unanswered for one in counts),
-        accepted=None if job.accept_precision is None else sum(one.accepted for one in counts),
+        unanswered=sum(part.unanswered for part in counts),
+        accepted=None if job.accept_precision is None else sum(part.accepted for part in counts),
         parts=tuple(
             PartEntry(
-                key=part_key(one.facts.unit),
-                bytes=one.bytes,
-                sha256=one.sha256,
-                rows=one.facts.rows,
-                errors=one.facts.errors,
+                key=part_key(part.facts.unit),
+                bytes=part.bytes,
+                sha256=part.sha256,
+                rows=part.facts.rows,
+                errors=part.facts.errors,
             )
-            for one in counts
+            for part in counts
         ),
         seconds=seconds,
-        worker_seconds=sum(one.facts.seconds for one in counts),
+        worker_seconds=sum(part.facts.seconds for part in counts),
         posts_per_second=rows / seconds,
-        usd=sum(one.seconds / 3600 * (one.usd_per_hour or 0.0) for one in known) if known else None,
-        usd_of_rows=sum(one.rows for one in known),
+        usd=sum(part.seconds / 3600 * (part.usd_per_hour or 0.0) for part in priced) if priced else None,
+        usd_of_rows=sum(part.rows for part in priced),
         training=job.training,
         held_out=job.held_out,
         shift=shift_of(job, by_label, answered),
@@ -167,10 +168,10 @@ def success_of(job: Job, counts: Sequence[PartCount], seconds: float) -> Success
 
 
 def shift_of(job: Job, labels: dict[str, int], answered: int) -> str | None:
-    """Whether labels are given about as often as to held-out posts, in a sentence; against the
-    training posts where no report tells of held-out ones, and None where neither is known.
+    """A sentence that says whether labels are given about as often as to held-out posts, or as
+    training posts have them where no report has held-out ones; None where neither is known.
 
-    A share has shifted by 5 points or more where that is more than four standard errors.
+    A share has shifted where it differs by more than 5 points and four standard errors.
     """
     expected, posts = (
         (job.held_out, job.held_out_posts) if job.held_out is not None else (job.training, 10**9)
@@ -186,9 +187,9 @@ def shift_of(job: Job, labels: dict[str, int], answered: int) -> str | None:
             moved.append((abs(share - before), f"{shown(label)} {share:.0%} instead of {before:.0%}"))
     if not moved:
         return f"Labels are given about as often as to the {what}."
-    named = ", ".join(words for _, words in sorted(moved, reverse=True)[:_NAMED])
+    named = ", ".join(change for _, change in sorted(moved, reverse=True)[:_NAMED])
     more = f" and {len(moved) - _NAMED} more" if len(moved) > _NAMED else ""
     return (
-        f"Labels have shifted against the {what}: {named}{more}. These posts differ from those, so the scores"
-        " of the report may not hold: label some by hand and `emotion-train evaluate --file` them."
+        f"Labels have shifted against the {what}: {named}{more}. The labelled posts differ from them, so the"
+        " report's scores may not hold: label some by hand and `emotion-train evaluate --file` them."
     )

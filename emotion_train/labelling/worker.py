@@ -1,9 +1,9 @@
-"""One worker: takes a unit, reads and tokenises it ahead of the GPU, writes its part behind it, and
-takes the next, until every unit has its part.
+"""One worker: takes a unit, reads and tokenises it ahead of the GPU, writes its part behind the
+GPU, and takes the next, until every unit has its part.
 
-Three threads: one takes units and makes batches, this one keeps the device busy, one writes. What a
-worker holds in memory are a few batches of 1,024 posts. A worker that finds nothing free waits for
-those that others have, up to one unit's time: a part may be lost, and only then is the job done.
+Three threads: one takes units and makes batches, the caller's keeps the device busy, one writes. A
+worker holds a few batches of 1,024 posts in memory. A worker that finds no free unit waits for the
+units of others, up to one unit's time: one of them may die and leave its unit.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ POSTS_AT_A_TIME = 1024
 _BATCHES_AHEAD = 6
 _BATCHES_BEHIND = 6
 _WAIT_S = 0.2
-_LOOK_EVERY_S = 2.0  # at what others do, where nothing is free
-_DRAIN_S = 20.0  # for a part that is being written when the machine goes
+_LOOK_EVERY_S = 2.0  # at other workers' units, where none is free
+_DRAIN_S = 20.0  # for a part that is being written at a preemption notice
 
 
 class Stopped(Exception):
-    """The worker was asked to leave; told to who asked."""
+    """The worker was asked to stop, and did."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Posts of one unit as they go to the device; `last` of its unit."""
+    """Posts of one unit as they go to the device; `last` marks the unit's last batch."""
 
     held: Held
     rows: Rows
@@ -61,7 +61,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class About:
-    """What a worker says of itself in its leases and parts."""
+    """What a worker's leases and parts record of it."""
 
     worker: str
     device: str
@@ -70,9 +70,7 @@ class About:
 
 @dataclass
 class Pace:
-    """What a worker has done; `waiting_s` is how long its device had nothing to do for want of
-    posts.
-    """
+    """What a worker has done. `waiting_s`: how long its device waited for posts."""
 
     posts: int = 0
     units: int = 0
@@ -88,8 +86,8 @@ class Pace:
 
 
 class Worker:
-    """Labels units of a job until none is left. `stopping` says whether it is to leave; `tell`
-    hears what a person should know. A store that does not answer is waited for `patience_s`.
+    """Labels units of a job until none is left. `stopping` says whether it is to stop; `tell` gets
+    messages for a person. It waits up to `patience_s` for a store that does not answer.
     """
 
     def __init__(
@@ -104,7 +102,7 @@ class Worker:
         stopping: Callable[[], bool] = lambda: False,
         on_bad_stop: bool = False,
         patience_s: float = 3600.0,
-        tell: Callable[[str], None] = lambda words: None,
+        tell: Callable[[str], None] = lambda message: None,
         look_every_s: float = _LOOK_EVERY_S,
     ) -> None:
         self._store = store
@@ -119,21 +117,21 @@ class Worker:
         self._tell = tell
         self._look_every_s = look_every_s
         self._telling = Patience()
-        said: dict[str, object] = {"device": about.device, "usd_per_hour": about.usd_per_hour}
-        self.leases = Leases(store, job, about.worker, said)
+        facts: dict[str, object] = {"device": about.device, "usd_per_hour": about.usd_per_hour}
+        self.leases = Leases(store, job, about.worker, facts)
         self.left = 0  # units that it had when it ended
         self.pace = Pace()
         self._ended = threading.Event()
-        self._look = threading.Event()  # set when a part of its own is there, or at the end
+        self._look = threading.Event()  # set when a part of its own exists, or at the end
         self._writers: dict[int, PartWriter] = {}
         self._marked = time.monotonic()  # when the part before was handed to the writer
 
     def run(self) -> Success:
-        """Label until the job is done; its summary.
+        """Label until the job is done; returns its summary.
 
-        Raises `Stopped` where it was asked to leave: its units are free then. Raises `StorageError`
-        where the store does not answer, and `WrongRequest` for a source that changed, and for a bad
-        row where one stops the job.
+        Raises `Stopped` where it was asked to stop, after releasing its units; `StorageError` where
+        the store does not answer; `WrongRequest` for a source that changed, and with `on_bad_stop`
+        for a bad row.
         """
         try:
             with tempfile.TemporaryDirectory(prefix="emotion-train-label-") as folder:
@@ -169,7 +167,7 @@ class Worker:
                 writer.__exit__()
 
     def _keep_busy(self, ahead: _Ahead, behind: _Behind, line: ProgressLine) -> None:
-        """Start each batch before the one before it is fetched."""
+        """Start each batch before fetching the previous one."""
         running: tuple[Batch, Pending] | None = None
         while True:
             batch = self._next(ahead, behind, wait=running is None)
@@ -185,7 +183,7 @@ class Worker:
                 return behind.end()
 
     def _next(self, ahead: _Ahead, behind: _Behind, *, wait: bool) -> Batch | _End | None:
-        """The next batch, or the end; None where none is ready and there is no need to wait."""
+        """The next batch, or the end; None where none is ready and `wait` is off."""
         began = time.monotonic()
         while True:
             if self._stopping():
@@ -208,7 +206,7 @@ class Worker:
     # --- ahead of it ---
 
     def _batches(self) -> Iterator[Batch]:
-        """Batches of units, unit after unit, as long as there are any."""
+        """Batches, unit after unit, as long as there are units."""
         while (held := self._take()) is not None:
             yield from self._of_unit(held)
 
@@ -228,8 +226,8 @@ class Worker:
         return Batch(held, rows, self._scorer.packs(texts), len(texts), last)
 
     def _patiently_read(self, held: Held) -> Iterator[Rows]:
-        """The unit's rows. Where the store fails in the middle they are read again, and those that
-        came are left out.
+        """The unit's rows. After a failure of the store they are read again from the start, and
+        batches that already came are left out.
         """
         came = 0
         patience = Patience(self._patience_s)
@@ -260,11 +258,11 @@ class Worker:
                 file = self._job.files[self._job.units[held.unit].file].key
                 raise WrongRequest(
                     f"Row {number} of {file} cannot be labelled: {error}. Mend it and label into another"
-                    " OUT_URL, or leave --on-bad stop out: then it is an error in its row."
+                    " OUT_URL, or leave out --on-bad stop: the row then holds the error."
                 )
 
     def _take(self) -> Held | None:
-        """A unit that nobody has; waits while others have all, None when every part is there."""
+        """A unit that nobody has; waits while others have all. None once every part exists."""
         while not self._ended.is_set():
             self._look.clear()
             board = self._board()
@@ -305,7 +303,7 @@ class Worker:
         )
 
     def _publish(self, path: Path, unit: int) -> None:
-        """Create the part, or find that another worker was quicker."""
+        """Create the part, unless another worker was quicker."""
         try:
             self._patient(lambda: self._store.create(part_key(unit), path))
             self.pace.units += 1
@@ -321,13 +319,13 @@ class Worker:
         while True:
             if self._stopping():
                 raise Stopped
-            if (found := self._patient(lambda: find_success(self._store))) is not None:
-                return found
+            if (success := self._patient(lambda: find_success(self._store))) is not None:
+                return success
             board = self._board()
             if self._patient(partial(self.leases.take_unit, board, board.units)) is not None:
-                found = self._patient(partial(self._summarise, board))
+                success = self._patient(partial(self._summarise, board))
                 self.leases.done(board.units)
-                return found
+                return success
             self._ended.wait(self._look_every_s)
 
     def _board(self) -> Board:
@@ -351,7 +349,7 @@ class Worker:
         return until_it_answers(action, Patience(self._patience_s), self._pause, self._waits)
 
     def _pause(self, seconds: float) -> bool:
-        """Whether the waiting is to end."""
+        """Wait; returns True where the worker is to stop."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if self._ended.wait(min(_WAIT_S, left)) or self._stopping():
@@ -364,11 +362,11 @@ class Worker:
 
 
 class _End:
-    """In place of a batch: there are no more."""
+    """Stands for the end of the batches."""
 
 
 class _Ahead:
-    """Runs an iterator in a thread of its own, so far ahead as the queue is long."""
+    """Runs an iterator in a thread of its own, as far ahead as the queue is long."""
 
     def __init__(self, make: Callable[[], Iterator[Batch]], ended: threading.Event) -> None:
         self._make = make
@@ -383,8 +381,8 @@ class _Ahead:
         self._thread.join(_DRAIN_S)
 
     def get(self, timeout_s: float) -> Batch | _End | None:
-        """The next batch, `_End` at the end, None where none came in time; raises what the
-        iterator raised.
+        """The next batch, `_End` at the end, None where none came in time; raises the iterator's
+        error.
         """
         try:
             item = self._ready.get(timeout_s > 0, timeout_s or None)
@@ -412,7 +410,7 @@ class _Ahead:
 
 
 class _Behind:
-    """Calls `action` with what is put, in its order, in a thread of its own."""
+    """Calls `action` with each item put, in order, in a thread of its own."""
 
     def __init__(self, action: Callable[..., None]) -> None:
         self._action = action
@@ -424,21 +422,21 @@ class _Behind:
         self._thread.start()
 
     def __exit__(self, *exc: object) -> None:
-        """Give what was put `_DRAIN_S` seconds to be done."""
+        """Wait up to `_DRAIN_S` seconds until all items are done."""
         deadline = time.monotonic() + _DRAIN_S
         while self._thread.is_alive() and time.monotonic() < deadline and not self._put_end():
             pass
         self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def put(self, item: tuple[object, ...], timeout_s: float) -> bool:
-        """Whether there was room in time."""
+        """Queue an item; returns whether there was room in time."""
         with suppress(queue.Full):
             self._waiting.put(item, timeout=timeout_s)
             return True
         return False
 
     def end(self) -> None:
-        """Return when all that was put is done; raises what `action` raised."""
+        """Return when all items are done; raises the error of `action`."""
         while not self._put_end():
             self.raise_error()
         self._thread.join()

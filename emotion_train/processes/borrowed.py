@@ -1,9 +1,8 @@
-"""Whether this process is the program's own, or one that others work in too, such as a notebook's
-kernel.
+"""Whether this process is the program's own, or someone else's, such as a notebook's kernel.
 
-A program may end its process by force where it is stuck or fenced; a call of the Python interface
-raises, and leaves its caller's process alone. The price: a thread that waits for a GPU or a store
-that is gone stays until the caller ends.
+The program may end its own process by force where it is stuck or fenced. A call of the Python
+interface raises instead, and leaves its caller's process alone. The price: a thread that waits for
+a GPU or a store that is gone stays until the caller ends.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _lock = threading.Lock()
-_blocks = 0  # of `borrowed` that are open
+_blocks = 0  # open blocks of `borrowed`
 
 
 @contextmanager
 def borrowed() -> Iterator[None]:
-    """What runs in this block has no right to end the process."""
+    """Code in this block may not end the process."""
     global _blocks
     with _lock:
         _blocks += 1

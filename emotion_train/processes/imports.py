@@ -1,5 +1,5 @@
-"""Where the interpreters that are started below import from: never from the current folder, where a
-`launch.py` or a `random.py` of the user's would be taken for ours or the library's.
+"""Where interpreters that this program starts import from: never from the current folder, where a
+user's `launch.py` or `random.py` would be taken for ours or the library's.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def past_current_folder(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables with which `python -m` and an empty entry of PYTHONPATH, as after
-    `PYTHONPATH=$PYTHONPATH:/opt/x`, do not mean the current folder. What this program itself was
-    imported from is found all the same.
+    """The variables with which `python -m`, or an empty entry of PYTHONPATH as after
+    `PYTHONPATH=$PYTHONPATH:/opt/x`, does not mean the current folder. The folder that this program
+    itself was imported from stays on the path.
     """
     folders = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
     # `python -m launch.cli` in a checkout that is not installed

@@ -1,7 +1,7 @@
 """What interrupts training between two steps: a due save, a preemption notice, a save that failed
 for good.
 
-Each rank says what it knows and all ranks act on the same answer at the same step.
+Each rank sends what it knows, and all ranks act on the same answer at the same step.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _LOOK_EVERY_S = 0.5
 
 
 class Interruptions:
-    """This rank's end of the talk between ranks. `notice` is what the machine said last, `hold_s`
-    how long to wait for the kill.
+    """This rank's part of the exchange between ranks. `notice` gives the machine's latest notice,
+    and `hold_s` is the time to wait for the kill.
     """
 
     def __init__(
@@ -40,33 +40,33 @@ class Interruptions:
         self._notice = notice
         self._hold_s = hold_s
         self._tell = tell
-        self._said: int | None = None  # serial of the notice that the other ranks were told of
+        self._said: int | None = None  # serial of the notice last sent to the other ranks
 
     def exchange(self, own: Signal = Signal.NONE) -> Signal:
-        """What any rank said by the last call (with one process: by this one); each notice is said
-        once.
+        """The signals that any rank sent by the last call (with one process: by this one); each
+        notice is sent once.
         """
         return self.ranks.exchange(own | self._news())
 
     def exchange_now(self) -> Signal:
-        """What any rank said by now; waits for what all ranks say in this call."""
+        """The signals that any rank sent by now, in this call included; waits for all ranks."""
         return self.ranks.exchange_now(self._news())
 
     def going(self) -> bool:
-        """Whether this rank knows that it will end, which other ranks may not know yet."""
+        """Whether this rank knows that it will end; other ranks may not know it yet."""
         return self._kind() in ("terminate", "sigterm", "sigint")
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but no longer than until this rank knows that it will end."""
+        """Sleep for `seconds`, or until this rank knows that it will end."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and not self.going():
             time.sleep(min(_LOOK_EVERY_S, left))
 
     def hold(self, saved: str, end: Callable[[str], EmotionTrainError] = Preempted) -> None:
-        """Wait until the process is killed; `saved` says where the run stands.
+        """Wait until the process is killed; `saved` says how far the run is saved.
 
-        Returns when the termination was withdrawn on every rank. Raises `Preempted`, or what `end`
-        makes of the words, after `hold_s` seconds, and at once after SIGINT.
+        Returns when the termination was withdrawn on every rank. Raises `Preempted`, or the error
+        that `end` makes of the sentence, after `hold_s` seconds, and at once after SIGINT.
         """
         notice = self._notice()
         self._tell(f"{notice.words if notice is not None else 'Another machine of this run goes'}: {saved}")

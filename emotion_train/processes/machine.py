@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def device_name(kind: str) -> str:
-    """Name of the first GPU, or of the processor."""
+    """The name of the first GPU, or of the processor."""
     if kind == "cuda":
         import torch
 
@@ -41,13 +41,13 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
-    found = {"python": platform.python_version(), **{name: version_of(name) for name in _PACKAGES}}
-    return {name: version for name, version in found.items() if version != NOT_INSTALLED}
+    """The versions of Python and of the packages that affect the numbers."""
+    known = {"python": platform.python_version(), **{name: version_of(name) for name in _PACKAGES}}
+    return {name: version for name, version in known.items() if version != NOT_INSTALLED}
 
 
 def git_commit() -> str | None:
-    """Commit of this program's checkout, with + when files differ from it; None outside a
+    """The commit of this program's checkout, with + when files differ from it; None outside a
     checkout.
     """
     here = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def git_commit() -> str | None:
 
 
 def peak_memory(device: torch.device) -> tuple[int, Literal["GPU", "RSS"]]:
-    """Bytes at the fullest moment: of the GPU, or of this process where there is none."""
+    """The peak memory in bytes: of the GPU, or of this process where there is no GPU."""
     if device.type == "cuda":
         import torch
 
@@ -88,15 +88,15 @@ def peak_memory(device: torch.device) -> tuple[int, Literal["GPU", "RSS"]]:
 
 
 def whole_memory_of(device: torch.device) -> int:
-    """Bytes of the GPU, whoever has them."""
+    """All bytes of the GPU's memory, used or not."""
     import torch
 
     return int(torch.cuda.mem_get_info(device)[1])
 
 
 def memory_of_host() -> int | None:
-    """Bytes of memory that this process may take: the machine's, or what its container allows; None
-    where the system does not say.
+    """The bytes of memory that this process may take: the machine's, or its container's limit; None
+    where the system does not give them.
     """
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -106,8 +106,8 @@ def memory_of_host() -> int | None:
 
 
 def room_ahead(processes: int) -> int:
-    """Bytes that each of this machine's `processes` may hold of a base before its device takes
-    them: together a quarter of the memory that is free; 0 where the system does not say.
+    """The bytes of a base that each of this machine's `processes` may hold before its device takes
+    them: together a quarter of the free memory; 0 where the system does not give it.
     """
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -118,7 +118,7 @@ def room_ahead(processes: int) -> int:
 
 
 def gpus_of_machine() -> int:
-    """NVIDIA GPUs that the driver lists, whoever uses them; asks no library."""
+    """The number of NVIDIA GPUs that the driver lists, used or not; needs no library."""
     try:
         return len(os.listdir("/proc/driver/nvidia/gpus"))
     except OSError:
@@ -131,7 +131,7 @@ def _limits_of_container() -> list[int]:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    found = []
+    limits = []
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         root, name = Path("/sys/fs/cgroup"), "memory.max"
@@ -142,15 +142,15 @@ def _limits_of_container() -> list[int]:
         inner = root / path.lstrip("/")
         for group in (inner, *inner.parents):
             if group.is_relative_to(root):
-                with suppress(OSError, ValueError):  # "max" is none
-                    found.append(int((group / name).read_text(encoding="utf-8")))
-    return found
+                with suppress(OSError, ValueError):  # "max" is no limit
+                    limits.append(int((group / name).read_text(encoding="utf-8")))
+    return limits
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of the GPU, less what other programs have of it now."""
+    """The bytes of the GPU's memory that other programs do not use now."""
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
-    # the context of this process is there already
+    # this process's context already takes its part
     return min(total, free + torch.cuda.memory_reserved(device) + GIB // 2)

@@ -1,9 +1,9 @@
-"""Hears that this machine is about to be taken: from the cloud's metadata service, asked in a
-thread, and from SIGTERM, SIGHUP and SIGINT.
+"""Preemption notices for this machine: from the cloud's metadata service, asked in a thread, and
+from SIGTERM, SIGHUP and SIGINT.
 
-A watch only listens; what to do about a notice is for the ranks to agree on. AWS is asked every 5
-s, Azure every 2 s, GCP holds a request open until there is news. The price: one request in flight
-for the whole run. No answer, a strange answer or a proxy stops no training.
+A watch only listens; the ranks agree on what to do about a notice. AWS is asked every 5 s, Azure
+every 2 s, and GCP holds a request open until there is news. The price: one request in flight for
+the whole run. No answer, a strange answer or a proxy never stops training.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ SKYPILOT_HOLD_S = 300.0
 GCP_NOTICE_S = 30.0  # https://cloud.google.com/compute/docs/instances/preemptible#preemption-process
 _PROBE_S = 2.0
 _ANSWER_S = 5.0
-_AZURE_FIRST_ANSWER_S = 130.0  # the first question switches the service on, which takes up to 2 minutes
+_AZURE_FIRST_ANSWER_S = 130.0  # the first request switches the service on, which takes up to 2 minutes
 _GCP_HANG_S = 60
 _LONGEST_PAUSE_S = 60.0
 _PROBE_ROUNDS = 3
 _PROBE_PAUSE_S = 10.0
 _FAILURES_BEFORE_TELLING = 5
 _LARGEST_ANSWER = 1 << 20  # bytes
-_ONE_PRESS_S = 0.5  # SIGINT twice within this is one: a supervisor may send it to a whole group
+_ONE_PRESS_S = 0.5  # two SIGINT within this count as one: a supervisor may signal a whole group
 
 
 @dataclass(frozen=True)
 class Notice:
-    """That this machine goes, or may go. `deadline` is the announced end in UTC epoch seconds,
-    `serial` grows with each notice.
+    """A preemption notice: this machine will or may be taken. `deadline` is the announced end in
+    UTC epoch seconds; `serial` grows with each notice.
     """
 
     kind: Kind
@@ -58,7 +58,7 @@ class Notice:
 
 
 class Sighting(NamedTuple):
-    """What a metadata service says now."""
+    """The current announcement of a metadata service."""
 
     kind: CloudKind
     words: str
@@ -67,7 +67,7 @@ class Sighting(NamedTuple):
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Base URLs of the metadata services. The clouds' own tools know two of the variables."""
+    """Base URLs of the metadata services. The two variables are those of the clouds' own tools."""
 
     aws: str = "http://169.254.169.254"
     gcp: str = "http://169.254.169.254"  # metadata.google.internal, without asking a name server
@@ -75,17 +75,17 @@ class Endpoints:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Endpoints:
-        found = cls()
+        usual = cls()
         gcp = environment.get("GCE_METADATA_HOST")
         return cls(
-            environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", found.aws),
-            f"http://{gcp}" if gcp else found.gcp,
-            found.azure,
+            environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", usual.aws),
+            f"http://{gcp}" if gcp else usual.gcp,
+            usual.azure,
         )
 
 
 def hold_seconds(configured: float | None, environment: Mapping[str, str]) -> float:
-    """Seconds to wait for the kill: what is configured, else 300 under SkyPilot, which takes an
+    """Seconds to wait for the kill: the configured time, else 300 under SkyPilot, which takes an
     early exit for a failure, else 0.
     """
     if configured is not None:
@@ -100,16 +100,16 @@ class Answer(NamedTuple):
 
 
 class StrangeAnswer(Exception):
-    """A metadata service answered, and not as it is documented."""
+    """A metadata service answered in an undocumented way."""
 
 
-# what asking raises: no network, no HTTP, no JSON, no sense
+# errors of a request: no network, no HTTP, no JSON, no sense
 NO_ANSWER = (OSError, http.client.HTTPException, ValueError, OverflowError, RecursionError, StrangeAnswer)
 
 
 class MetadataServer:
-    """One question at a time to an http:// address, past any proxy; each on a connection of its
-    own.
+    """Sends one request at a time to an http:// address, past any proxy, each on a new
+    connection.
     """
 
     def __init__(self, url: str) -> None:
@@ -121,8 +121,8 @@ class MetadataServer:
     def ask(
         self, path: str, headers: Mapping[str, str], timeout_s: float = _ANSWER_S, method: str = "GET"
     ) -> Answer:
-        """The first MiB of the answer. Raises one of `NO_ANSWER`; `timeout_s` is between two
-        bytes.
+        """The first MiB of the answer. Raises one of `NO_ANSWER`; `timeout_s` limits the wait
+        between two bytes.
         """
         connection = self._connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         try:
@@ -136,7 +136,7 @@ class MetadataServer:
             connection.close()
 
     def hang_up(self) -> None:
-        """End the question that another thread waits for."""
+        """End the request that another thread waits for."""
         connection = self._connection
         if connection is not None and (line := connection.sock) is not None:
             with suppress(OSError):
@@ -144,7 +144,7 @@ class MetadataServer:
 
 
 class Cloud(Protocol):
-    """One metadata service; a method that gets no sensible answer raises one of `NO_ANSWER`."""
+    """A metadata service; a method without a sensible answer raises one of `NO_ANSWER`."""
 
     server: MetadataServer
     pause_s: float  # between two looks
@@ -180,9 +180,7 @@ class Aws:
         return Sighting("rebalance", f"AWS may take this machine soon ({_text(advice, 'noticeTime')})", None)
 
     def _read(self, path: str) -> object | None:
-        """The JSON at this path, None where there is none; a token that has expired is renewed
-        once.
-        """
+        """The JSON at this path, None where there is none; an expired token is renewed once."""
         for _ in range(2):
             token = self._token or self._renew(_ANSWER_S)
             answer = self.server.ask(path, {"X-aws-ec2-metadata-token": token})
@@ -273,14 +271,16 @@ class Azure:
         if answer.status != 200:
             raise StrangeAnswer(f"status {answer.status}")
         events = _list(_json(answer), "Events")
-        found = [sighting for event in events if (sighting := self._of(event)) is not None]
+        sightings = [sighting for event in events if (sighting := self._of(event)) is not None]
         return min(
-            found, key=lambda sighting: (sighting.kind != "terminate", sighting.deadline or 0.0), default=None
+            sightings,
+            key=lambda sighting: (sighting.kind != "terminate", sighting.deadline or 0.0),
+            default=None,
         )
 
     def _of(self, event: object) -> Sighting | None:
-        """What an event means here: nothing when it is about other machines; a reboot is no reason
-        to stop before it comes.
+        """The sighting in an event; None for an event about other machines. A reboot counts as
+        advice: it is no reason to stop before it comes.
         """
         kind = self._kinds.get(_text(event, "EventType"))
         if kind is None or not self._is_about_this_machine(event):
@@ -305,38 +305,38 @@ class Azure:
 
 
 def _json(answer: Answer) -> object:
-    """Raises `ValueError` when it is none."""
-    found: object = json_in(answer.text)
-    return found
+    """The answer's JSON. Raises `ValueError` where it is no JSON."""
+    value: object = json_in(answer.text)
+    return value
 
 
 def _text(value: object, name: str) -> str:
-    """The text in this field of a JSON object."""
-    found = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(found, str):
+    """The text in this field of a JSON object. Raises `StrangeAnswer` where there is none."""
+    text = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(text, str):
         raise StrangeAnswer(f"no {name} in {str(value)[:80]!r}")
-    return found
+    return text
 
 
 def _list(value: object, name: str) -> list[object]:
-    """The list in this field of a JSON object."""
-    found = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(found, list):
+    """The list in this field of a JSON object. Raises `StrangeAnswer` where there is none."""
+    items = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(items, list):
         raise StrangeAnswer(f"no {name} in {str(value)[:80]!r}")
-    return found
+    return items
 
 
 def _epoch(text: str) -> float:
-    """Seconds of an ISO time, UTC where it does not say."""
+    """The epoch seconds of an ISO time, in UTC where it names no zone."""
     moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
 
 
 class PreemptionWatch:
-    """Listens from `__enter__`, in the main thread, to `__exit__`. `notices` is whose metadata
-    service is asked; "auto" finds out.
+    """Listens from `__enter__`, in the main thread, to `__exit__`. `notices` names the cloud whose
+    metadata service is asked; "auto" finds it out.
 
-    A second SIGINT ends the process at once, with 1: nothing was saved for it.
+    A second SIGINT ends the process at once, with 1 and without saving.
     """
 
     def __init__(
@@ -359,8 +359,8 @@ class PreemptionWatch:
         )
         self._tell = tell
         self._serials = itertools.count(1)
-        self._signal: Notice | None = None  # written by the signal handler alone
-        self._cloud: Notice | None = None  # written by the thread alone
+        self._signal: Notice | None = None  # written only by the signal handler
+        self._cloud: Notice | None = None  # written only by the thread
         self._advised: set[Sighting] = set()  # a rebalance stays in the service's answers and is news once
         self._interrupted_at = 0.0
         self._ended = threading.Event()
@@ -368,8 +368,8 @@ class PreemptionWatch:
 
     @property
     def notice(self) -> Notice | None:
-        """The gravest notice that stands: SIGINT, SIGTERM, a termination that was not withdrawn, a
-        rebalance.
+        """The gravest notice in force: SIGINT, SIGTERM, a termination that was not withdrawn, a
+        rebalance; None without any.
         """
         return self._signal or self._cloud
 
@@ -377,7 +377,7 @@ class PreemptionWatch:
         wanted = [signal.SIGTERM, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
             wanted.append(signal.SIGHUP)
-        if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
+        if threading.current_thread() is not threading.main_thread():  # only this may set handlers
             wanted = []
         self._before = {number: signal.signal(number, self._on_signal) for number in wanted}
         if self._clouds:
@@ -396,8 +396,8 @@ class PreemptionWatch:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Runs between any two instructions of the main thread, so it takes no lock and prints to
-        no stream.
+        """Note a signal. It runs between any two instructions of the main thread, so it takes no
+        lock and prints to no stream.
         """
         now, name = time.monotonic(), signal.Signals(number).name
         if number != signal.SIGINT:
@@ -408,7 +408,7 @@ class PreemptionWatch:
         elif now - self._interrupted_at > _ONE_PRESS_S:
             if is_borrowed():
                 raise KeyboardInterrupt
-            with suppress(OSError):  # nobody may read it
+            with suppress(OSError):  # the stream may have no reader
                 os.write(
                     sys.__stderr__.fileno() if sys.__stderr__ else 2,
                     b"\nemotion-train: interrupted twice: left without saving\n",
@@ -433,9 +433,7 @@ class PreemptionWatch:
                     )
 
     def _find(self) -> Cloud | None:
-        """The cloud whose metadata service answers; None where none does, as on a machine that is
-        in no cloud.
-        """
+        """The cloud whose metadata service answers; None where none does, as outside any cloud."""
         for number in range(_PROBE_ROUNDS):
             if self._ended.wait(_PROBE_PAUSE_S if number else 0.0):
                 return None
@@ -446,7 +444,7 @@ class PreemptionWatch:
         return None
 
     def _found(self, sighting: Sighting | None) -> None:
-        """Make a notice of what is new, and take back a termination that the service no longer
+        """Make a notice of a new sighting, and withdraw a termination that the service no longer
         announces.
         """
         standing = self._cloud

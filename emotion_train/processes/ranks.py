@@ -1,8 +1,7 @@
-"""What the ranks of a run tell each other. Where there is one process every call returns its
-argument.
+"""Communication between the ranks of a run. With one process, every call returns its argument.
 
-All of it goes over a CPU (gloo) group of its own, in step order, so that it never waits for the
-compute stream of a GPU.
+It uses CPU (gloo) groups of its own, in step order, so that it never waits for the compute stream
+of a GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _CONTACT_EVERY_S = 1.0
 
 @dataclass
 class _Contact:
-    """How far this rank is in a block of `Ranks.in_contact`."""
+    """The state of this rank in a block of `Ranks.in_contact`."""
 
     done: bool = False
     failed: bool = False
@@ -38,11 +37,11 @@ class _Contact:
 
 
 class Signal(IntFlag):
-    """What a rank has to tell all others between two steps."""
+    """The messages of a rank to all others between two steps."""
 
     NONE = 0
     SAVE = 1  # rank 0's clock: a checkpoint is due
-    REBALANCE = 2  # a preemption notice that names no end: the machine may be taken
+    REBALANCE = 2  # a preemption notice without an end: the machine may be taken
     STOP = 4  # the machine will be taken, or SIGTERM came
     LEAVE = 8  # SIGINT came
     FENCED = 16  # rank 0's saver met another writer
@@ -53,8 +52,8 @@ class Ranks:
     """The processes of this run: `rank` 0 to `world_size` - 1. Make one per process, after the
     process group exists.
 
-    A rank waits `timeout_s` seconds for another one, such as for rank 0 while it fits the floor;
-    then, and when another one has ended, every call raises `LostContact`.
+    A rank waits up to `timeout_s` seconds for another one, for example for rank 0 while it fits the
+    floor. After that, or when another rank has ended, every call raises `LostContact`.
     """
 
     def __init__(self, timeout_s: float = 3600) -> None:
@@ -62,9 +61,9 @@ class Ranks:
         self._many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if self._many else 0
         self.world_size = dist.get_world_size() if self._many else 1
-        # Gloo pairs calls by their order alone, so what runs at the same time has a group each: the
-        # threads of the two loaders (training posts are packed while validation posts are
-        # scored), the main thread, the signals on their way, and the thread of `in_contact`.
+        # Gloo pairs calls only by their order, so concurrent callers have a group each: the threads
+        # of the two loaders (training posts are packed while validation posts are scored), the main
+        # thread, the signals on their way, and the thread of `in_contact`.
         (
             self._training_group,
             self._scoring_group,
@@ -83,15 +82,13 @@ class Ranks:
         return self.rank == 0
 
     def agree(self, packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
-        """Maximum number of packs, sum of weights and whether any rank stops; called by the thread
-        of the training loader.
+        """The maximum number of packs, the sum of weights, and whether any rank stops; called by
+        the training loader's thread.
         """
         return self._agree(packs, weight_sum, stop, self._training_group)
 
     def agree_in_scoring(self, packs: int, weight_sum: float, stop: bool) -> tuple[int, float, bool]:
-        """`agree` for the thread of a loader of posts to score; only one such loader runs at a
-        time.
-        """
+        """`agree` for the thread of a scoring loader; only one scoring loader runs at a time."""
         return self._agree(packs, weight_sum, stop, self._scoring_group)
 
     def _agree(
@@ -106,11 +103,11 @@ class Ranks:
         return int(sent[:, 0].max()), float(sent[:, 1].sum()), bool(sent[:, 2].any())
 
     def exchange(self, own: Signal) -> Signal:
-        """What any rank gave in the call before this one, the same on all ranks; with one process
-        what it gives now.
+        """The signals that any rank gave in the previous call, the same on all ranks; with one
+        process, those given now.
 
-        The answer comes one call late so that no rank waits for it: the small all-reduce runs while
-        the step does. Called once a step.
+        The answer comes one call late so that no rank waits for it: the small all-reduce runs
+        during the step. Called once per step.
         """
         if not self._many:
             return own
@@ -124,7 +121,7 @@ class Ranks:
         return arrived
 
     def exchange_now(self, own: Signal) -> Signal:
-        """What `exchange` returns, and what any rank gave in this call too: waits for all ranks."""
+        """The signals as by `exchange`, and those given in this call; waits for all ranks."""
         return self.exchange(own) | self._arrived()
 
     def _arrived(self) -> Signal:
@@ -137,7 +134,7 @@ class Ranks:
         return Signal(int(given))
 
     def sum(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Element-wise sum over the ranks, in float64."""
+        """The element-wise sum over the ranks, in float64."""
         total = torch.from_numpy(np.array(values, np.float64))
         if self._many:
             with self._in_contact():
@@ -154,8 +151,8 @@ class Ranks:
         return box[0]
 
     def only_on_main(self, action: Callable[[], T]) -> T | None:
-        """What `action` returns on rank 0, None elsewhere; an `EmotionTrainError` that it raises
-        there is raised on every rank.
+        """The result of `action` on rank 0, None elsewhere; its `EmotionTrainError` is raised on
+        every rank.
         """
         value: T | None = None
         failure: EmotionTrainError | None = None
@@ -169,11 +166,11 @@ class Ranks:
         return value
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns on rank 0, on every rank; its errors as in `only_on_main`."""
+        """Rank 0's result of `action`, on every rank; its errors as in `only_on_main`."""
         return cast(T, self.from_main(self.only_on_main(action)))
 
     def bytes_from_main(self, data: bytes) -> bytes:
-        """Rank 0's bytes, on every rank; for gigabytes, and without a pickle."""
+        """Rank 0's bytes, on every rank; fit for gigabytes, without a pickle."""
         size = self.from_main(len(data))
         if not self._many or not size:
             return data
@@ -197,8 +194,8 @@ class Ranks:
 
     @contextmanager
     def in_contact(self) -> Iterator[None]:
-        """A block that every rank enters and that may take one rank much longer than another: who
-        has ended it waits here for the others, however long that takes.
+        """A block that every rank enters and that may take one rank much longer than another. A
+        rank that has ended it waits here for the others, however long that takes.
 
         A thread of each rank tells the others once a second that it is alive. Raises `LostContact`
         when one is not. A rank on which the block fails leaves at once.
@@ -237,12 +234,12 @@ class Ranks:
     def _in_contact(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # gloo tells time-outs and closed connections by their words only
+        except RuntimeError as error:  # gloo's time-outs and closed connections differ only in text
             raise LostContact(lost_contact(self.rank, self.timeout_s, error)) from error
 
 
 def lost_contact(rank: int, timeout_s: float, error: Exception) -> str:
-    """The sentence for a rank that is left alone."""
+    """The message of a rank that lost contact with the others."""
     return (
         f"Rank {rank} lost contact with the other processes: one of them ended (the first message above says"
         f" why, or the machine is gone) or did not answer for {timeout_s:g} s (distributed.timeout_s). The"
@@ -252,10 +249,8 @@ def lost_contact(rank: int, timeout_s: float, error: Exception) -> str:
 
 
 def is_about_contact(error: BaseException) -> bool:
-    """Whether a collective of PyTorch failed because of another process, and not because of a
-    defect here.
-    """
-    words = str(error)
+    """Whether a collective of PyTorch failed because of another process, not of a defect here."""
+    message = str(error)
     return isinstance(error, dist.DistError) or any(
-        sign in words for sign in ("gloo", "NCCL", "Connection closed by peer")
+        sign in message for sign in ("gloo", "NCCL", "Connection closed by peer")
     )

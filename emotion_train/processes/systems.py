@@ -1,8 +1,8 @@
-"""What does not work on this operating system, said before anything begins.
+"""Verbs that do not work on this operating system, refused before anything begins.
 
-Training holds its processes together by what Windows lacks: signals, file locks that end with their
-holder, `exec`. What a laptop does beside a cloud, preparing, planning, looking and predicting,
-needs none of that.
+Training holds its processes together by means that Windows lacks: signals, file locks that end with
+their holder, `exec`. Work on a laptop beside a cloud, such as preparing, planning, inspecting and
+predicting, needs none of them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _TRAINING = ("train", "run", "label", "demo")
 
 
 def require_system(verb: str | None = None, system: str = sys.platform) -> int:
-    """0 where the verb works. Raises `WrongRequest` where it does not, and says in a sentence where
-    it does less than on Linux; `system` is named as `sys.platform`.
+    """0 where the verb works. Raises `WrongRequest` where it does not, and prints a sentence where
+    it does less than on Linux; `system` is named as in `sys.platform`.
     """
     if verb not in _TRAINING:
         return 0
@@ -30,7 +30,7 @@ def require_system(verb: str | None = None, system: str = sys.platform) -> int:
         from emotion_train.console import tell
 
         tell(
-            "on macOS training is done by the CPU: no Metal, no fp8, no fused decoder; it is for trying"
-            " things out, and real runs want Linux with an NVIDIA GPU"
+            "on macOS training runs on the CPU: no Metal, no fp8, no fused decoder; it is for trying things"
+            " out, and real runs need Linux with an NVIDIA GPU"
         )
     return 0

@@ -1,9 +1,9 @@
-"""An adapter that is named by a URL, as a folder of this machine with every byte verified: of a
+"""An adapter named by a URL, as a folder on this machine with every byte verified: the URL of a
 run, of the adapter below it, or of a copy in a bucket.
 
-What was pulled stays in a cache by its content, so a second call reads the run's log, or the
-listing of a copy, and hashes the files that are here. The price: the cache grows until somebody
-deletes it (`~/.cache/emotion-train/adapters`, or below `XDG_CACHE_HOME`).
+Pulled adapters stay in a cache by their content, so a second call reads only the run's log, or the
+listing of a copy, and hashes the cached files. The price: the cache grows until somebody deletes it
+(`~/.cache/emotion-train/adapters`, or below `XDG_CACHE_HOME`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MANIFEST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class FoundAdapter:
-    """A folder with an adapter; `run_url` is the run that published it, where that was named."""
+    """A folder with an adapter; `run_url` is the run that published it, if the run was named."""
 
     folder: Path
     run_url: str | None = None
@@ -53,11 +53,11 @@ class _File:
 
 
 def find_adapter(place: str) -> FoundAdapter:
-    """The adapter at a folder of this machine, which is used where it is, or at a URL: a run's
-    (OUTPUT_URL/RUN_ID), that of the adapter in its final/, or a copy's in a bucket.
+    """The adapter in a local folder, used in place, or at a URL: a run (OUTPUT_URL/RUN_ID), the
+    adapter in the run's final/, or a copy in a bucket.
 
-    A folder may be a run of a store in folders. Raises `WrongRequest` where there is neither run
-    nor adapter, or the run is not published; and as `read_part`.
+    A folder may be a run in a folder store. Raises `WrongRequest` where there is neither run nor
+    adapter, or the run is not published; and as `read_part`.
     """
     url = place.rstrip("/") or place
     local = _local_folder(url)
@@ -65,8 +65,8 @@ def find_adapter(place: str) -> FoundAdapter:
         finals = [entry.incarnation for entry in entries if entry.kind == "final"]
         if finals[-1:] != [int(in_a_run["incarnation"])]:
             raise WrongRequest(
-                f"{url} is not what the run published; give the run, {in_a_run['run']}, once `emotion-launch"
-                " show` calls it published."
+                f"{url} is not the adapter that the run published; give the run, {in_a_run['run']}, once"
+                " `emotion-launch show` calls it published."
             )
         return _of_run(in_a_run["run"])
     if local is not None and ((local / FACTS).exists() or not _log_of(url)):
@@ -121,8 +121,8 @@ def _of_run(run_url: str) -> FoundAdapter:
 
 
 def _of_copy(url: str) -> FoundAdapter:
-    """An adapter that somebody put into a bucket. Nothing tells the sums of its files, so they are
-    what the store says: sizes, and ETags at which it is read.
+    """An adapter that somebody copied into a bucket. Its files have no known checksums, so the
+    store's sizes and ETags are compared.
     """
     store = open_store(url)
     try:
@@ -166,7 +166,7 @@ def _digest(content: Sequence[object]) -> str:
 
 
 def cache_folder() -> Path:
-    """Where adapters are kept: below `XDG_CACHE_HOME`, else `~/.cache`."""
+    """The folder of cached adapters, below `XDG_CACHE_HOME`, else `~/.cache`."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "emotion-train" / "adapters"
 
@@ -179,7 +179,7 @@ def _cached(
     read: Callable[[str], bytes],
     targets: Sequence[str],
 ) -> Path:
-    """The adapter of this name in the cache, pulled by `read` unless it has the files of `sums`."""
+    """The cached adapter of this name, pulled by `read` unless the files of `sums` are cached."""
     cache = cache_folder()
     try:
         place = _newest(cache, name)
@@ -201,7 +201,7 @@ def _cached(
 
 
 def _pull(pulled: Path, total: int, read: Callable[[str], bytes], targets: Sequence[str]) -> None:
-    """Write the files, and beside them, in their manifest, what they are."""
+    """Write the files, and a manifest of their sizes and sums beside them."""
     manifest: dict[str, list[int | str]] = {}
     done = 0
     with ProgressLine("pulling", total >> 20, "MiB") as line:
@@ -219,11 +219,11 @@ def _pull(pulled: Path, total: int, read: Callable[[str], bytes], targets: Seque
 def _put_in_place(
     staging: Path, cache: Path, name: str, sums: Callable[[Path], Mapping[str, _File] | None]
 ) -> Path:
-    """The newest place of this name: what was pulled, moved there by one rename, or what another
-    process put there first.
+    """The newest place of this name: the pulled folder, moved there by one rename, or the folder
+    that another process put there first.
 
-    A whole folder is never moved. What is damaged is followed by the next number and removed after
-    that, so no number is given twice while a larger one exists.
+    A whole folder is never moved. A damaged folder is replaced by one with the next number and then
+    removed, so no number is used twice while a larger one exists.
     """
     while True:
         newest = _newest(cache, name)
@@ -264,7 +264,7 @@ def _newest(cache: Path, name: str) -> Path | None:
 
 
 def _manifest_of(place: Path) -> dict[str, _File] | None:
-    """What a copy's files were when they were pulled; None where that cannot be read."""
+    """The sizes and sums of a copy's files when they were pulled; None if they cannot be read."""
     try:
         document = object_file(place / _MANIFEST, _MANIFEST_BYTES)
         return {target: _File(int(size), str(sha256)) for target, (size, sha256) in document.items()}
@@ -273,15 +273,15 @@ def _manifest_of(place: Path) -> dict[str, _File] | None:
 
 
 def _is_whole(place: Path, sums: Callable[[Path], Mapping[str, _File] | None]) -> bool:
-    """Whether the adapter of this place has exactly the files of `sums`."""
+    """Whether the adapter at this place has exactly the files of `sums`."""
     folder, files = place / _ADAPTER, sums(place)
     if files is None or not folder.is_dir():
         return False
     try:
-        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     except OSError:  # another process removes it
         return False
-    return there == files.keys() and all(_is_file(folder / name, file) for name, file in files.items())
+    return present == files.keys() and all(_is_file(folder / name, file) for name, file in files.items())
 
 
 def _is_file(path: Path, wanted: _File) -> bool:

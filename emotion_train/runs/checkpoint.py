@@ -1,9 +1,9 @@
 """The resumable state of a run as safetensors and JSON, committed by one log entry.
 
-What is trained (adapter and head, or a whole encoder), optimizer moments and the cursor; the
-learning rate, the random numbers and the order of posts are functions of the step and need no
-saving. At r=16 on q, k, v, o of Mistral Small 3.1 that is 0.22 GiB, of a whole encoder 12 bytes a
-weight. Nothing is ever unpickled.
+It holds the trained weights (adapter and head, or a whole encoder), optimizer moments and the
+cursor. The learning rate, the random numbers and the order of posts are functions of the step and
+need no saving. At r=16 on q, k, v, o of Mistral Small 3.1 it takes 0.22 GiB; for a whole encoder,
+12 bytes per weight. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from emotion_train.runs.parent import weights_sha256
 from emotion_train.storage.store import Store
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
-AVERAGE = "average.safetensors"  # of adapter and head, where train.ema asks for it
-EVENTS = "run.tfevents"  # of TensorBoard up to the step, where there are any
+AVERAGE = "average.safetensors"  # the average of adapter and head, where train.ema asks for it
+EVENTS = "run.tfevents"  # TensorBoard's events up to the step, where there are any
 MOMENTS = ("exp_avg", "exp_avg_sq")
 T = TypeVar("T")
 
-# a run may continue on other machines, with other packing or precision, but not with another
-# question
+# a run may resume on other machines, with other packing or precision, but not with another question
 _FIXED = (
     "data.limit",
     "data.max_length",
@@ -55,22 +54,22 @@ _FIXED = (
 )
 
 
-# what a run had before there was such a key
+# the values of runs that are older than the key
 _BEFORE_KEY = {"train.ema": 0.0, "train.method": "auto", "model.keep_unpacked": False}
 
 
 @dataclass
 class Progress:
-    """Where a run is, and what all ranks have seen: `step` counts completed optimizer steps of the
-    whole run.
+    """The position of a run, and its counts over all ranks: `step` counts completed optimizer steps
+    of the whole run.
 
-    `computed_tokens` counts filling too. Counts and seconds are those up to the last save;
-    `earlier_wall_seconds` is what the processes before this one held the machine for, until their
+    `computed_tokens` includes filling. Counts and seconds go up to the last save;
+    `earlier_wall_seconds` is the time for which earlier processes held the machine, until their
     last commit. `loss_sum` adds the losses of the `loss_steps` steps since the last evaluation, one
-    by one, so that it does not depend on when the run was saved. `train_seconds` holds the
+    by one, so that it does not depend on when the run was saved. `train_seconds` includes the
     `stall_seconds` in which training waited for the copies of its `saves`, and the
-    `warm_up_seconds` of the first step of each start, which builds kernels; `upload_seconds` ran
-    beside it. `curve` and what follows it are the training loss by step (`training/curve.py`).
+    `warm_up_seconds` of each start's first step, which builds kernels. `upload_seconds` ran in
+    parallel. `curve` and the fields after it are the training loss by step (`training/curve.py`).
     """
 
     step: int = 0
@@ -98,8 +97,8 @@ class Progress:
 @dataclass(frozen=True)
 class State:
     """A checkpoint in memory. `optimizer` maps `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`
-    to moments; `events` are TensorBoard's so far. `average` is what is scored and published in
-    place of `adapter`, empty where that itself is.
+    to moments; `events` are TensorBoard's so far. `average`, unless empty, is scored and published
+    in place of `adapter`.
     """
 
     progress: Progress
@@ -111,18 +110,18 @@ class State:
 
 @dataclass(frozen=True)
 class Question:
-    """What a run is about, kept in every checkpoint so that it is not continued as another run."""
+    """The identity of a run, kept in every checkpoint so that it is not resumed as another run."""
 
     config: Config
     index: Index
     base: BaseInfo
-    parent: Parent | None = None  # the adapter that it trained on from
+    parent: Parent | None = None  # the adapter that training started from
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state on its way to the log. `epoch` is that of the next step; `metrics` has macro_f1 when
-    the state was evaluated.
+    """A state on its way to the log. `epoch` is the epoch of the next step; `metrics` has macro_f1
+    when the state was evaluated.
     """
 
     state: State
@@ -141,13 +140,13 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """Another one for the same step with a score, so that no committed part is ever written
-        again with other bytes.
+        """The folder of the parts. A state with a score has another name than one of the same step
+        without, so that no committed part is ever overwritten with other bytes.
         """
         return f"step-{self.step:08d}" + ("" if self.macro_f1 is None else "-scored")
 
     def files(self) -> Iterator[tuple[str, bytes]]:
-        """Name and content of each part, made one at a time."""
+        """The name and content of each part, made one at a time."""
         yield ADAPTER, save(_contiguous(self.state.adapter))
         yield OPTIMIZER, save(_contiguous(self.state.optimizer))
         if self.state.average:
@@ -172,8 +171,8 @@ def commit(writer: Writer, snapshot: Snapshot) -> Entry:
 
 
 def host_copy(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A float32 copy in host memory; from a GPU all tensors at once into pinned memory, which
-    PyTorch keeps for the next copy.
+    """A float32 copy in host memory. From a GPU, all tensors are copied at once into pinned memory,
+    which PyTorch keeps for the next copy.
     """
     on_gpu = any(tensor.is_cuda for tensor in tensors.values())
     copies = {
@@ -191,7 +190,7 @@ def host_copy(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read and verified: the bytes of its parts by name."""
+    """A checkpoint that was read and verified, with the bytes of its parts by name."""
 
     entry: Entry
     files: dict[str, bytes]
@@ -206,8 +205,8 @@ class Saved:
         return self.files.get(EVENTS, b"")
 
     def state(self) -> State:
-        """Raises `Damaged` when the parts are not what this program writes: float32 tensors
-        without NaN and infinity, both moments of each parameter, the entry's step.
+        """The state in the parts. Raises `Damaged` unless they are float32 tensors without NaN and
+        infinity, with both moments of each parameter and the entry's step.
         """
         try:
             progress = Progress(**self.document["progress"])
@@ -217,7 +216,7 @@ class Saved:
             if optimizer or progress.step:  # before the first update there are none
                 _refuse_other_moments(adapter, optimizer)
             average = tensors_in(self.files[AVERAGE]) if AVERAGE in self.files else {}
-            shapes = [{name: one.shape for name, one in state.items()} for state in (adapter, average)]
+            shapes = [{name: tensor.shape for name, tensor in state.items()} for state in (adapter, average)]
             if average and shapes[0] != shapes[1]:
                 raise Unreadable(f"{AVERAGE} is of other parameters than {ADAPTER}")
             return State(progress, adapter, optimizer, self.events, average)
@@ -227,16 +226,16 @@ class Saved:
 
 def _refuse_other_moments(adapter: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]) -> None:
     """Raises `Unreadable` unless there are both moments of each parameter, in its shape."""
-    found = {}
+    moments = {}
     for name, tensor in optimizer.items():
         key, _, own = name.partition(".")
-        found[f"{key}.{peft_name(own)}"] = tensor
+        moments[f"{key}.{peft_name(own)}"] = tensor
     wanted = {f"{key}.{name}": tensor.shape for name, tensor in adapter.items() for key in MOMENTS}
-    if lacking := sorted(wanted.keys() - found.keys()):
+    if lacking := sorted(wanted.keys() - moments.keys()):
         raise Unreadable(f"{OPTIMIZER} lacks {lacking[0]}")
     if len(optimizer) != len(wanted):
         raise Unreadable(f"{OPTIMIZER} has moments that belong to no parameter")
-    for name, tensor in found.items():
+    for name, tensor in moments.items():
         if tensor.shape != wanted[name]:
             raise Unreadable(f"{name} has the shape {list(tensor.shape)}, not {list(wanted[name])}")
         if name.startswith(f"{MOMENTS[1]}.") and bool((tensor < 0).any()):
@@ -245,7 +244,7 @@ def _refuse_other_moments(adapter: Mapping[str, torch.Tensor], optimizer: Mappin
 
 def read_saved(store: Store, run_id: str, entry: Entry) -> Saved:
     """The checkpoint of an entry; raises `ObjectNotFound` when a part is missing, and `Damaged`
-    when it was replaced or is not what it should be.
+    when a part was replaced or cannot be read.
     """
     names = [ADAPTER, OPTIMIZER, STATE]
     names += [name for name in (EVENTS, AVERAGE) if _has(entry, name)]
@@ -255,13 +254,13 @@ def read_saved(store: Store, run_id: str, entry: Entry) -> Saved:
 
 
 def newest(
-    entries: Sequence[Entry], read: Callable[[Entry], T], tell: Callable[[str], None] = lambda words: None
+    entries: Sequence[Entry], read: Callable[[Entry], T], tell: Callable[[str], None] = lambda message: None
 ) -> T | None:
-    """What `read` makes of the newest checkpoint that verifies; `tell` hears of each that is
-    damaged or lost. None when there is no checkpoint.
+    """The result of `read` for the newest checkpoint that verifies; None when there is no
+    checkpoint. `tell` gets a message for each that is damaged or lost.
 
     Raises `WrongRequest` when none verifies, and `StorageError` when the store does not answer,
-    refuses, or answers with other bytes each time, which says nothing about the parts.
+    refuses, or gives other bytes each time, which says nothing about the parts.
     """
     return _first_good([entry for entry in reversed(entries) if entry.kind == "checkpoint"], read, tell)
 
@@ -269,8 +268,8 @@ def newest(
 def best_adapter(
     store: Store, run_id: str, entries: Sequence[Entry], tell: Callable[[str], None]
 ) -> tuple[Entry, bytes] | None:
-    """Entry and adapter file of the checkpoint with the highest macro-F1 that verifies; the earlier
-    one of equals. Where it has an average, which was scored, that is the adapter.
+    """The entry and adapter file of the checkpoint with the highest macro-F1 that verifies; on a
+    tie, the earlier one. If it has an average, which was scored, the average is the adapter.
     """
     scored = [
         entry for entry in entries if entry.kind == "checkpoint" and entry.metrics.get("macro_f1") is not None
@@ -308,12 +307,12 @@ def _first_good(
 
 
 def read_document(store: Store, run_id: str, entry: Entry) -> dict[str, Any]:
-    """The part of a checkpoint that says where the run is and what it is about."""
+    """The state.json of a checkpoint: the run's position and identity."""
     return _document(read_part(store, run_id, _part(entry, STATE)))
 
 
 class _Document(BaseModel):
-    """What a checkpoint's state.json must hold."""
+    """The required content of a checkpoint's state.json."""
 
     progress: Progress
     config: dict[str, dict[str, Any]]
@@ -361,7 +360,7 @@ def _part(entry: Entry, name: str) -> Part:
 def check_same_question(
     document: Mapping[str, Any], config: Config, index: Index, entry: Entry, run_id: str
 ) -> list[str]:
-    """What is different but may be, one `section.key (was …, is …)` each.
+    """The settings that differ and may, each as `section.key (was …, is …)`.
 
     Raises `WrongRequest` when the run was started for other data, labels or learning values.
     """
@@ -378,7 +377,7 @@ def check_same_question(
             was = old.get(section, {}).get(key, _BEFORE_KEY.get(name))
             if was != value:
                 different[name] = f"{name} (was {was!r}, is {value!r})"
-    problems += [words for name, words in different.items() if name in _FIXED]
+    problems += [change for name, change in different.items() if name in _FIXED]
     if not _same_parent(document, config):
         problems.append(different["model.adapter"])
     if problems:
@@ -390,14 +389,14 @@ def check_same_question(
 
 
 def parent_of(document: Mapping[str, Any]) -> Parent | None:
-    """The adapter that the run trained on from."""
+    """The adapter that the run's training started from; None where it started from none."""
     stored = document.get("parent")
     return None if stored is None else Parent.model_validate(stored)
 
 
 def _same_parent(document: Mapping[str, Any], config: Config) -> bool:
-    """Whether `model.adapter` names the adapter that the run began with. The checkpoint holds all
-    that was taken from it, so it need not be named any more, and is read only under another name.
+    """Whether `model.adapter` names the adapter that the run began with, or none. The checkpoint
+    holds all that was taken from it, so the adapter is read only if it has another name now.
     """
     parent, asked = parent_of(document), config.model.adapter
     if parent is None or asked in (None, document["config"]["model"].get("adapter")):
@@ -406,9 +405,7 @@ def _same_parent(document: Mapping[str, Any], config: Config) -> bool:
 
 
 def check_same_base(document: Mapping[str, Any], base: BaseInfo, run_id: str) -> None:
-    """Raises `WrongRequest` when the weights of the base are others; where they lie does not
-    matter.
-    """
+    """Raises `WrongRequest` when the base has other weights; their place does not matter."""
     if document["base_weights_sha256"] != base.weights_sha256:
         raise WrongRequest(
             f"Run {run_id} was started on another base than {base.name} is now: its weights differ. Give the"

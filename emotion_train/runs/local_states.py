@@ -1,4 +1,4 @@
-"""The states of a run that wait on this machine's disk for a bucket that does not take them."""
+"""States of a run that wait on this machine's disk while the bucket does not take them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from emotion_train.storage.folder import FolderStore
 
 
 class LocalStates:
-    """The states of one run that the bucket did not take, in a folder of this machine; an entry
-    file written last makes each whole.
+    """The states of one run that the bucket did not take, in a local folder. Each has an entry
+    file, written last, without which it does not count.
     """
 
     def __init__(self, folder: Path, run_id: str) -> None:
@@ -33,8 +33,8 @@ class LocalStates:
         return self.folder.exists()
 
     def keep(self, snapshots: Sequence[Snapshot], incarnation: int) -> None:
-        """Make these the states in the folder: write those that are not there, then remove the
-        others. Raises `StorageError`.
+        """Make these the states in the folder: write the missing ones, then remove all others.
+        Raises `StorageError`.
         """
         with self._lock:
             for snapshot in snapshots:
@@ -61,7 +61,9 @@ class LocalStates:
             self._remove_all_but({snapshot.name for snapshot in snapshots})
 
     def keep_final(self, files: Mapping[str, bytes]) -> str:
-        """Write what the bucket did not take of a finished run; where it is, in words."""
+        """Write the files of a finished run that the bucket did not take; returns a sentence that
+        says where.
+        """
         folder = self.folder / "final"
         try:
             for name, data in files.items():
@@ -71,7 +73,7 @@ class LocalStates:
         return f"Its adapter and report are kept in {folder}."
 
     def clear(self) -> None:
-        """Remove everything of this run; a file that cannot be removed stays, and is older than the
+        """Remove everything of this run. A file that cannot be removed stays, but is older than the
         log.
         """
         with self._lock:
@@ -79,14 +81,14 @@ class LocalStates:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def entries(self) -> list[Entry]:
-        """The whole states in the folder, by step; one that cannot be read, or that another process
-        removed just now, is passed over.
+        """The entries of whole states in the folder, by step; a state that cannot be read, or that
+        another process just removed, is skipped.
         """
-        found = []
+        entries = []
         for info in self.store.list(f"{self.run_id}/"):
             if info.key.count("/") == 1 and info.key.endswith(".json"):
                 try:
-                    found.append(
+                    entries.append(
                         self.store.read_verified(
                             info.key,
                             lambda raw: Entry.model_validate(object_in(raw, MAX_ENTRY_BYTES, finite=False)),
@@ -95,10 +97,10 @@ class LocalStates:
                     )
                 except (Unreadable, ValidationError, ObjectNotFound):
                     continue
-        return sorted(found, key=lambda entry: (entry.step, "macro_f1" in entry.metrics))
+        return sorted(entries, key=lambda entry: (entry.step, "macro_f1" in entry.metrics))
 
     def _remove_all_but(self, names: set[str]) -> None:
-        """Entry files first: what has none is not whole."""
+        """Remove all other states, entry files first: a state without one does not count."""
         keys = [info.key for info in self.store.list(f"{self.run_id}/")]
         for key in sorted(keys, key=lambda key: (not key.endswith(".json") or key.count("/") > 1, key)):
             if key.split("/")[1].removesuffix(".json") not in names:

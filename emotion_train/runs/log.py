@@ -1,13 +1,12 @@
-"""The log of a run: small numbered JSON entries, each created once and never rewritten; an entry
-commits the parts it names.
+"""The log of a run: small numbered JSON entries, each created once and never rewritten. An entry
+commits the parts that it names.
 
 Parts are uploaded before their entry, so a part without an entry is a leftover of a killed run and
 is never read. A writer puts its entries at consecutive numbers, so that one claim at the next
-number stops every older writer for good: the price is that a run has one writer at a time, and that
-each commit waits for the answer to the one before. Torch-free: the launcher lists runs with this
-page.
+number stops every older writer for good. The price: a run has one writer at a time, and each commit
+waits for the answer to the one before. This page needs no torch: the launcher lists runs with it.
 
-    <run>/log/00000000.json    claim        a writer has taken the run over
+    <run>/log/00000000.json    claim        a writer has taken over the run
     <run>/log/00000001.json    checkpoint   adapter, optimizer and position, in parts below
                                <run>/data/<incarnation>/
     <run>/log/00000002.json    final        adapter folder and report below
@@ -49,9 +48,9 @@ from emotion_train.storage.store import Store
 
 SCHEMA: Literal["emotion-train/log/1"] = "emotion-train/log/1"
 MAX_ENTRY_BYTES = 1 << 20
-# a run whose newest entry is younger is taken for live: ten checkpoints of the default interval
+# a run with a younger newest entry counts as live: ten checkpoints of the default interval
 LIVE_S = 600.0
-# of one entry; the state of a 24B base with r=256 on all linear layers is some 20 GiB
+# for one entry; the state of a 24B base with r=256 on all linear layers is some 20 GiB
 MAX_PARTS_BYTES = 64 << 30
 _MAX_ENTRIES = 10**8  # their names have eight digits
 _PRINTED_NAMES = 12
@@ -63,7 +62,7 @@ Metrics = dict[str, float | int | str | None]
 
 
 class Published(EmotionTrainError):
-    """The run has its final entry, `entry`: nothing is left to do, and nothing was claimed."""
+    """The run already has its final entry, `entry`; nothing was claimed."""
 
     def __init__(self, message: str, entry: Entry | None = None) -> None:
         super().__init__(message)
@@ -88,7 +87,7 @@ class Part(BaseModel):
 
 
 class Entry(BaseModel):
-    """One log entry. Unknown fields of a later version are kept, an unknown schema is refused."""
+    """One log entry. Unknown fields of a later version are kept; an unknown schema is refused."""
 
     model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
     schema_version: Literal["emotion-train/log/1"] = Field(SCHEMA, alias="schema")
@@ -119,8 +118,8 @@ class Entry(BaseModel):
 
 
 def mean_price(entries: Sequence[Entry], now: datetime) -> float | None:
-    """Dollars an hour over all starts of a run that is at work `now`, each for as long as it held
-    its machines; None when a start has no known price.
+    """The mean dollars per hour of a run that is at work `now`: each start counts for as long as it
+    held its machines. None when a start has no known price.
     """
     claims = [entry for entry in entries if entry.kind == "claim"]
     spent = held = 0.0
@@ -136,7 +135,7 @@ def mean_price(entries: Sequence[Entry], now: datetime) -> float | None:
 
 
 def smoke_id(run_id: str) -> str:
-    """The name under which a run is tried out before it is made."""
+    """The name of a run's smoke run, which tries it out first."""
     return run_id if is_smoke(run_id) else f"{run_id[: _LONGEST_ID - len(_SMOKE)]}{_SMOKE}"
 
 
@@ -173,13 +172,13 @@ def _count_entries(store: Store, run_id: str) -> int:
         return "/".join(names).encode()
 
     def verify(_: bytes) -> None:
-        # a listing may miss an entry that was created while it ran, and have the next one
+        # a listing may miss an entry that was created during it, yet have the next one
         if strange or found != list(range(len(found))):
             raise _Gap
 
     with suppress(_Gap):
         second_look(read, verify, f"{store.url}/{prefix}")
-    if found == list(range(len(found))):  # and perhaps other objects beside them
+    if found == list(range(len(found))):  # there may be other objects beside them
         return len(found)
     gap = next(seq for seq, number in enumerate(found) if seq != number)
     raise WrongRequest(
@@ -211,15 +210,15 @@ def _parse(raw: bytes, url: str) -> Entry:
     if len(raw) > MAX_ENTRY_BYTES:
         raise WrongRequest(
             f"The log entry {url} is larger than {MAX_ENTRY_BYTES} bytes; no version of this program writes"
-            " such a one."
+            " so large an entry."
         )
     try:
-        # an earlier version may have written a figure that is no number
+        # an earlier version may have written NaN for a figure
         document = object_in(raw, MAX_ENTRY_BYTES, finite=False)
-        found = document.get("schema")
-        if found != SCHEMA:
+        schema = document.get("schema")
+        if schema != SCHEMA:
             raise WrongRequest(
-                f"The log entry {url} has schema {str(found)[:80]!r}; this version reads {SCHEMA!r}. Use the"
+                f"The log entry {url} has schema {str(schema)[:80]!r}; this version reads {SCHEMA!r}. Use the"
                 " version that wrote the run."
             )
         entry = Entry.model_validate(document)
@@ -233,25 +232,25 @@ def _parse(raw: bytes, url: str) -> Entry:
 
 
 def _unsound(entry: Entry) -> str | None:
-    """Why the parts of an entry may not be read: outside the writer's own folders, two in one
-    place, or too many bytes.
+    """Why the parts of an entry may not be read: a part outside the writer's own folders, two parts
+    in one place, or too many bytes. None where they may be read.
     """
     own = (f"data/{entry.incarnation:08d}/", f"final/{entry.incarnation:08d}/")
     for part in entry.parts:
         if not part.key.startswith(own):
             return f"{part.key!r} is not below {own[0]} or {own[1]}"
     if (taken := first_collision(part.key for part in entry.parts)) is not None:
-        return f"{taken!r} would stand in the place of another part"
+        return f"{taken!r} would take the place of another part"
     if (total := sum(part.bytes for part in entry.parts)) > MAX_PARTS_BYTES:
         return f"its parts have {total} bytes and {MAX_PARTS_BYTES} are allowed"
     return None
 
 
 def first_collision(names: Iterable[str]) -> str | None:
-    """The first name that some disk takes for an earlier one, or for a folder that an earlier one
+    """The first name that some disk takes for an earlier name, or for a folder that an earlier name
     needs; None when there is none.
 
-    Disks of macOS and Windows ignore case, and macOS joins a letter and its accent.
+    Disks of macOS and Windows ignore case, and macOS joins a letter with its accent.
     """
     files: set[str] = set()
     folders: set[str] = set()
@@ -266,10 +265,10 @@ def first_collision(names: Iterable[str]) -> str | None:
 
 
 def require_conditional_writes(store: Store, run_id: str, allow_unfenced: bool) -> bool:
-    """True when the store refuses to create what exists, without which no writer can be fenced.
+    """True when the store refuses to create an existing object: otherwise no writer can be fenced.
 
-    Raises `WrongRequest` when it does not, or, with `allow_unfenced`, says on stderr what is given
-    up and returns False.
+    Raises `WrongRequest` when the store does not refuse. With `allow_unfenced`, it prints the
+    danger on stderr instead and returns False.
     """
     key = f"{run_id}/probe/{secrets.token_hex(8)}"
     store.create(key, b"first")
@@ -278,7 +277,7 @@ def require_conditional_writes(store: Store, run_id: str, allow_unfenced: bool) 
         honoured = False
     except AlreadyExists:
         honoured = store.holds(key, b"first")
-    with suppress(StorageError):  # who may not delete leaves five bytes behind
+    with suppress(StorageError):  # a user who may not delete leaves five bytes behind
         store.delete(key)
     if honoured:
         return True
@@ -286,7 +285,7 @@ def require_conditional_writes(store: Store, run_id: str, allow_unfenced: bool) 
     if not allow_unfenced:
         raise WrongRequest(
             f"{found}, so two processes could both write run {run_id}; name a bucket of a store that honours"
-            " conditions, or type --allow-unfenced and see to it yourself that only one process at a time"
+            " conditions, or type --allow-unfenced and make sure yourself that only one process at a time"
             " runs it."
         )
     tell(
@@ -300,8 +299,8 @@ def require_conditional_writes(store: Store, run_id: str, allow_unfenced: bool) 
 class Writer:
     """The right to append to one run, held from its claim until another writer claims the run.
 
-    `entries` are those before its own claim, and a claim that succeeds proves that no other came in
-    between. For use by one thread at a time, but for `require_ownership`.
+    `entries` are the entries before its own claim; a claim that succeeds proves that no other entry
+    came in between. For use by one thread at a time, except `require_ownership`.
     """
 
     def __init__(self, store: Store, run_id: str, index_sha256: str, config_sha256: str) -> None:
@@ -313,30 +312,28 @@ class Writer:
         self.entries = tuple(read_log(store, run_id))
         self._own: tuple[Entry, ...] = ()
         self._tried: Entry | None = None  # the claim whose answer may be lost
-        # own entries that were found in the log, and that nobody has asked for again
+        # own entries found in the log whose append was not yet repeated
         self._unanswered: list[Entry] = []
         self._appending = threading.Lock()
 
     @property
     def incarnation(self) -> int:
-        """Number of the own claim."""
+        """The number of this writer's claim."""
         assert self._own, "claim first"
         return self._own[0].seq
 
     @property
     def log(self) -> tuple[Entry, ...]:
-        """The whole log as far as this writer knows it: it stays right but for what a newer writer
-        has added.
-        """
+        """The whole log as this writer knows it; only entries of a newer writer may be missing."""
         return self.entries + self._own
 
     def claim(self, epoch: int, step: int, facts: Metrics | None = None) -> Entry:
-        """Take the run over: every older writer's next entry collides with this one, which says who
-        took it, and `facts` of the run.
+        """Take over the run: every older writer's next entry collides with this claim, which names
+        its process and holds `facts` of the run.
 
-        Each of several claims at once gets a number, and the newest wins. Raises `Published` when
-        the run has its final entry. After a `StorageError` the claim may be in the log: the same
-        call again takes it for its own, and never makes two.
+        Several claims at once each get a number, and the newest wins. Raises `Published` when the
+        run has its final entry. After a `StorageError` the claim may be in the log. Repeat the
+        call: it returns the claim if it arrived and never makes two.
         """
         assert not self._own, "a writer claims once"
         who: Metrics = {"machine": socket.gethostname(), "process_id": os.getpid(), **(facts or {})}
@@ -366,18 +363,18 @@ class Writer:
     def append(
         self, kind: Kind, epoch: int, step: int, parts: tuple[Part, ...] = (), metrics: Metrics | None = None
     ) -> Entry:
-        """Commit one entry, and return it as it stands in the log.
+        """Commit one entry, and return it as stored in the log.
 
-        Raises `Fenced` when another writer has claimed the run. After a `StorageError`, which also
-        says that the log was deleted, the entry may be in the log, or may come into it later: the
-        next append finds it there and takes it for its own, and the same append again returns it.
+        Raises `Fenced` when another writer has claimed the run, and `StorageError`, also where the
+        log was deleted. After a `StorageError` the entry may or may not be in the log. Repeat the
+        append: it returns the entry if it arrived and never commits it twice.
         """
         with self._appending:
             return self._append(kind, epoch, step, parts, metrics or {})
 
     def require_ownership(self) -> None:
-        """Raises `Fenced` when another writer has claimed the run; asked between two entries, also
-        while another thread appends one, which finds out itself.
+        """Raises `Fenced` when another writer has claimed the run; called between two entries. Does
+        nothing while another thread appends, which finds it out itself.
         """
         if not self._appending.acquire(blocking=False):
             return
@@ -411,8 +408,8 @@ class Writer:
         """Upload one part below this incarnation's own prefix; it counts only once an entry names
         it.
 
-        The key holds the beginning of the content's sha256: an entry whose answer was lost may
-        still be committed, and what it names is never replaced by other bytes.
+        The key holds the beginning of the content's sha256: an entry whose answer was lost may be
+        committed all the same, and its parts must never be replaced by other bytes.
         """
         path = PurePosixPath(f"data/{self.incarnation:08d}", name)
         return upload_part(
@@ -423,8 +420,8 @@ class Writer:
         )
 
     def _require_log(self) -> None:
-        """An entry behind a log that somebody has deleted would be the whole log, with a gap before
-        it.
+        """Raises `StorageError` where the log was deleted: the next entry would be the whole log,
+        with a gap before it.
         """
         key = entry_key(self.run_id, self._own[-1].seq)
         try:
@@ -437,13 +434,13 @@ class Writer:
 
     def _create(self, entry: Entry) -> None:
         data = entry.to_bytes()
-        # what could not be read back is not written
+        # an entry that could not be read back is not written
         _parse(data, self.store.url_of(entry_key(self.run_id, entry.seq)))
         self.store.create(entry_key(self.run_id, entry.seq), data)
 
     def _own_entry_at(self, seq: int) -> Entry:
-        """The entry of this writer that came into the log after its answer was lost; raises
-        `Fenced` when it is another's.
+        """This writer's entry at a number, which arrived although its answer was lost; raises
+        `Fenced` when the entry is another writer's.
         """
         try:
             there = _read_entry(self.store, self.run_id, seq)
@@ -490,7 +487,7 @@ class Writer:
 
 
 def _facts(entry: Entry) -> bytes:
-    """What an entry says, without its number and time."""
+    """The content of an entry without its number and time."""
     return entry.model_copy(update={"seq": 0, "time_utc": ""}).to_bytes()
 
 
@@ -501,8 +498,8 @@ def upload_part(store: Store, run_id: str, key: str, data: bytes) -> Part:
 
 
 def read_part(store: Store, run_id: str, part: Part) -> bytes:
-    """The bytes of a part, checked by size and sha256; raises `Damaged` when they are not what the
-    entry committed.
+    """The bytes of a part, checked by size and sha256; raises `Damaged` when they are not those
+    that the entry committed.
     """
     key = f"{run_id}/{part.key}"
     url = store.url_of(key)
@@ -522,28 +519,28 @@ def read_part(store: Store, run_id: str, part: Part) -> bytes:
         return data
 
     second_look(lambda _: b"%d" % store.stat(key).size, verify_size, url)
-    # never more, whatever has taken its place since
+    # never reads more, whatever has replaced the part since
     return store.read_verified(key, verify, length=part.bytes + 1)
 
 
 def run_ids(store: Store) -> list[str]:
-    """Names of the runs below an output URL, sorted."""
+    """The names of the runs below an output URL, sorted."""
     entries = (re.fullmatch(r"([^/]+)/log/[0-9]{8}\.json", info.key) for info in store.list())
     return sorted({entry[1] for entry in entries if entry is not None})
 
 
 def when(entry: Entry) -> datetime:
-    """The writer's own clock; the beginning of time when it is not readable."""
+    """The time of the entry by its writer's clock; 1970 when it cannot be read."""
     try:
-        found = datetime.fromisoformat(entry.time_utc)
+        moment = datetime.fromisoformat(entry.time_utc)
     except ValueError:
         return datetime.fromtimestamp(0, UTC)
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def final_entry(store: Store, run_id: str) -> Entry:
-    """The entry that published the run; raises `WrongRequest` when there is no such run or it is
-    not finished.
+    """The entry that published the run; raises `WrongRequest` when there is no such run, or the run
+    is not finished.
     """
     entries = read_log(store, run_id)
     if not entries:
@@ -566,9 +563,7 @@ def final_entry(store: Store, run_id: str) -> Entry:
 
 
 def summary(entries: Sequence[Entry]) -> dict[str, Any]:
-    """The state of one run in a few words: its published macro-F1, or the best of its
-    checkpoints.
-    """
+    """The state of one run: its step, and its published macro-F1 or that of its best checkpoint."""
     finals = [entry for entry in entries if entry.kind == "final"]
     scored = finals[-1:] or [entry for entry in entries if entry.kind == "checkpoint"]
     scores = [

@@ -1,8 +1,8 @@
-"""Where an adapter comes from, and what can still be asked there: which texts its run was trained
-on, and the training posts themselves.
+"""The origin of an adapter, and what it still gives: which texts the run was trained on, and the
+training posts themselves.
 
-An adapter tells its run's name and its data set's hash; where these are, only the report that was
-pulled with it tells, or the person who asks. Nothing is published for this that was not before.
+An adapter holds its run's name and its data set's hash. Their URLs come from the adapter, from the
+report that was pulled with it, or from the user.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _MAX_REPORT_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Origin:
-    """Run and data set of an adapter, as far as they are known; a URL that is `named` was typed by
-    the person who asks.
+    """The run and data set of an adapter, as far as known; `named` says that the user typed the
+    run's URL.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Origin:
 
     @classmethod
     def of(cls, folder: Path, run_url: str | None = None, data_url: str | None = None) -> Origin:
-        """The origin of the adapter in this folder; URLs that are given win over the report's.
+        """The origin of the adapter in this folder; given URLs override the report's.
 
         Raises `WrongRequest` when the run is another adapter's, and as `read_facts`.
         """
@@ -74,11 +74,11 @@ class Origin:
         )
 
     def training_filter(self, most_rows: int) -> TextFilter:
-        """The filter of the texts that the adapter was trained on: the one pulled with it, else the
-        run's, else one made of a training split of at most `most_rows` posts.
+        """The filter of the texts that the adapter was trained on: the filter pulled with it, else
+        the run's, else one made from a training split of at most `most_rows` posts.
 
-        Raises `NotInReach` when there is none to be had, and `WrongRequest` for one that is damaged
-        or another data set's.
+        Raises `NotInReach` when there is none, and `WrongRequest` for a damaged filter or another
+        data set's.
         """
         try:
             return self._kept_filter()
@@ -91,8 +91,8 @@ class Origin:
             raise NotInReach(f"{reason}; {error}") from error
 
     def training_data(self, most_rows: int) -> tuple[Store, Index]:
-        """The data set that the adapter was trained on; raises `NotInReach` when it is not to be
-        had, or its training split is larger than that.
+        """The data set that the adapter was trained on; raises `NotInReach` when it cannot be
+        reached, or its training split has more than `most_rows` posts.
         """
         store, index = self.data_set()
         if (rows := index.training.rows) > most_rows:
@@ -100,7 +100,9 @@ class Origin:
         return store, index
 
     def data_set(self) -> tuple[Store, Index]:
-        """The same, whatever its size. Looked for once: a second call says the same at once."""
+        """The data set that the adapter was trained on. It is looked for once; later calls return
+        or raise the same at once.
+        """
         if self.data_url not in self._looked:
             try:
                 self._looked[self.data_url] = self._look_for_data_set()
@@ -156,11 +158,11 @@ class Origin:
 
 
 class NotInReach(EmotionTrainError):
-    """What was looked for cannot be had from here; the message says why."""
+    """The filter or data set cannot be reached from here; the message says why."""
 
     @property
     def unanswered(self) -> bool:
-        """Whether a store did not answer, so that waiting may help."""
+        """Whether a store did not answer, so waiting may help."""
         return isinstance(self.__cause__, StorageError) and self.__cause__.transient
 
 
@@ -180,7 +182,7 @@ def _published_report(run_url: str) -> bytes | None:
 
 
 def _report_beside(folder: Path) -> bytes | None:
-    """The report where `pull` puts it, or where a run's own final/ has it."""
+    """The report where `pull` puts it, or where a run's own final/ has it; None without one."""
     for path in (folder / "report" / _REPORT, folder.parent / _REPORT):
         if path.is_file() and path.stat().st_size <= _MAX_REPORT_BYTES:
             return path.read_bytes()
@@ -188,17 +190,17 @@ def _report_beside(folder: Path) -> bytes | None:
 
 
 def _identity(report: bytes | None, facts: AdapterFacts) -> dict[str, Any] | None:
-    """What made the run, as its report tells; None for no report, a damaged one, or another run's.
-    Reports of other versions are read too.
+    """The identity in the run's report; None without a report, or for a damaged one or another
+    run's. Reports of other versions are read too.
     """
     try:
         identity: dict[str, Any] = object_in(report or b"", _MAX_REPORT_BYTES)["identity"]
-        told = (identity["config"]["run"]["output_url"], identity["data_url"], identity["index_sha256"])
-        return identity if all(isinstance(one, str) for one in told) and _same(identity, facts) else None
+        texts = (identity["config"]["run"]["output_url"], identity["data_url"], identity["index_sha256"])
+        return identity if all(isinstance(text, str) for text in texts) and _same(identity, facts) else None
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
 def _same(identity: dict[str, Any], facts: AdapterFacts) -> bool:
-    """Whether a report is of the run that published the adapter."""
+    """Whether a report belongs to the run that published the adapter."""
     return identity.get("run_id") == facts.run_id and facts.index_sha256 in (None, identity["index_sha256"])

@@ -1,7 +1,7 @@
-"""What published runs of the folds say of the posts that they did not see, averaged over seeds.
+"""The answers of the folds' published runs for posts that they did not see, averaged over seeds.
 
-Each run's test split is its fold. That is not taken on trust: the fold of every post is computed
-again from its text, and a run that scored a post of another fold is refused.
+Each run's test split is its fold. This is checked: the fold of every post is computed again from
+its text, and a run that scored a post of another fold is refused.
 
 Letters: N posts, C labels.
 """
@@ -29,9 +29,10 @@ _MOST_BYTES = 16 << 20
 
 def is_published(store: Store, run_id: str, index: Index) -> bool:
     """Whether the run's log has a final entry. Raises `WrongRequest` for a run of this name that
-    was published from another data set than that of `index`.
+    was published from another data set than `index`.
     """
-    entry = next((one for one in reversed(read_log(store, run_id)) if one.kind == "final"), None)
+    log = read_log(store, run_id)
+    entry = next((entry for entry in reversed(log) if entry.kind == "final"), None)
     if entry is not None and entry.index_sha256 != index.sha256():
         raise WrongRequest(
             f"The run {run_id} at {store.url} is published and was trained on another data set; give another"
@@ -43,8 +44,8 @@ def is_published(store: Store, run_id: str, index: Index) -> bool:
 def out_of_fold(
     store: Store, runs_of_fold: Mapping[int, Sequence[str]], rows: Rows
 ) -> dict[str, NDArray[np.float64]]:
-    """`prob_C` of each post by id: the mean over the runs of its fold, by their heads as they were
-    trained. `rows` is the training split that was folded.
+    """`prob_C` of each post by id: the mean over the runs of its fold, before any calibration.
+    `rows` is the training split that was folded.
 
     Raises `WrongRequest` for runs that are not published, scored posts of other folds, or left
     posts out.
@@ -56,7 +57,7 @@ def out_of_fold(
     for fold, run_ids in runs_of_fold.items():
         for run_id in run_ids:
             ids, prob_NC = _of_run(store, run_id)
-            if (stray := next((one for one in ids if fold_of.get(one) != fold), None)) is not None:
+            if (stray := next((own for own in ids if fold_of.get(own) != fold), None)) is not None:
                 raise WrongRequest(
                     f"Run {run_id} scored the post {stray[:60]!r}, which is not of fold {fold}, so it may"
                     " have been trained on it; give another run.id."
@@ -73,11 +74,11 @@ def out_of_fold(
 
 def _of_run(store: Store, run_id: str) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     entry = final_entry(store, run_id)
-    found = any_predictions_from_parquet(_part(store, run_id, entry, predictions_key(_TEST)))
+    predictions = any_predictions_from_parquet(_part(store, run_id, entry, predictions_key(_TEST)))
     decision = Decision.model_validate(
         object_in(_part(store, run_id, entry, f"adapter/{DECISION}"), _MOST_BYTES)
     )
-    return found.ids, decision.raw(found.prob_NC).astype(np.float64)
+    return predictions.ids, decision.raw(predictions.prob_NC).astype(np.float64)
 
 
 def _part(store: Store, run_id: str, entry: Entry, name: str) -> bytes:

@@ -1,8 +1,8 @@
-"""The published adapter that a run trains on from: what it is, whether it fits the run, and what it
-said of its own held-out posts.
+"""The parent: the published adapter that a run's training starts from, whether it fits the run, and
+its answers for its own held-out posts.
 
-It is read once, before the claim of a run that has no checkpoint yet; from its first checkpoint on
-a run carries everything, and the adapter may be gone.
+It is read once, before the claim of a run without a checkpoint. From the first checkpoint on, the
+run's own state holds everything, and the adapter may be gone.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from emotion_train.storage.store import Store
 
 @dataclass(frozen=True)
 class ParentAdapter:
-    """An adapter to train on from. `weights` are its file of tensors, `temperature` what its head
-    was divided by.
+    """An adapter to start training from. `weights` is its file of tensors, and `temperature`
+    divided its head.
     """
 
     place: str
@@ -49,11 +49,11 @@ class ParentAdapter:
 
     @property
     def light(self) -> ParentAdapter:
-        """The same without the weights."""
+        """This adapter without its weights."""
         return replace(self, weights=b"")
 
     def described(self, labels: Sequence[str]) -> Parent:
-        """What checkpoints and report of a run with these labels say of it."""
+        """Its description in the checkpoints and report of a run with these labels."""
         return Parent(
             name=self.facts.run_id or Path(self.place).name,
             weights_sha256=self.sha256,
@@ -64,7 +64,7 @@ class ParentAdapter:
         )
 
     def places(self, labels: Sequence[str]) -> list[int | None]:
-        """The row of each label in the parent's head, None of a new one."""
+        """The row of each label in the parent's head; None for a new label."""
         own = self.facts.labels
         return [own.index(label) if label in own else None for label in labels]
 
@@ -94,8 +94,8 @@ def refuse_unfit(
     shape_sha256: str | None = None,
     tokenizer_sha256: str | None = None,
 ) -> None:
-    """Raises `WrongRequest` where a run of this config on these posts cannot train on from it; what
-    is None is not compared.
+    """Raises `WrongRequest` where a run of this config on these posts cannot start from the parent.
+    A sha256 that is None is not compared.
     """
     facts = parent.facts
     several = facts.targets == "several"
@@ -122,8 +122,9 @@ def refuse_unfit(
             "give an adapter that knows one of them, or leave model.adapter out",
         ),
     ]
-    if (wrong := next((one for one in wanted if not one[0]), None)) is not None:
-        raise WrongRequest(f"model.adapter is {parent.place}, which {wrong[1]}; {wrong[2]}.")
+    for fits, problem, remedy in wanted:
+        if not fits:
+            raise WrongRequest(f"model.adapter is {parent.place}, which {problem}; {remedy}.")
 
 
 def _of_what_is_trained(facts: AdapterFacts, config: Config) -> list[tuple[bool, str, str]]:
@@ -152,8 +153,8 @@ def _of_what_is_trained(facts: AdapterFacts, config: Config) -> list[tuple[bool,
 
 
 def refuse_other_depth(parent: ParentAdapter, layers: int | None) -> None:
-    """Raises `WrongRequest` unless the run reads as many blocks of its base as the parent; None is
-    all of them.
+    """Raises `WrongRequest` unless the run reads as many blocks of its base as the parent; None
+    means all blocks.
     """
     own = parent.facts.layers
     if own != layers:
@@ -164,8 +165,8 @@ def refuse_other_depth(parent: ParentAdapter, layers: int | None) -> None:
 
 
 def refuse_other_weights(parent: ParentAdapter, base: str, base_weights_sha256: str | None) -> None:
-    """Raises `WrongRequest` unless the base is the one that the parent was made for; None is not
-    compared.
+    """Raises `WrongRequest` unless the base is the one that the parent was made for; a sha256 of
+    None is not compared.
     """
     if base_weights_sha256 not in (None, parent.facts.base_weights_sha256):
         raise WrongRequest(
@@ -175,19 +176,19 @@ def refuse_other_weights(parent: ParentAdapter, base: str, base_weights_sha256: 
 
 
 def label_sentences(parent: Parent) -> list[str]:
-    """What became of the parent's labels, a sentence each."""
-    found = []
+    """One sentence on labels new against the parent, and one on its dropped labels."""
+    sentences = []
     if parent.new_labels:
-        found.append(
+        sentences.append(
             f"New against the adapter {parent.name} that this run trained on from:"
             f" {_named(parent.new_labels)}; their rows of the head were drawn from run.seed."
         )
     if parent.dropped_labels:
-        found.append(
+        sentences.append(
             f"Labels of the adapter {parent.name} that the posts do not have any more were dropped:"
             f" {_named(parent.dropped_labels)}."
         )
-    return found
+    return sentences
 
 
 def _named(names: Sequence[str], most: int = 12) -> str:
@@ -214,16 +215,16 @@ def old_posts(data_url: str, parent: Parent) -> tuple[Store, Index, str]:
 
 
 def said_of_old_posts(place: str, split: str) -> AnyPredictions:
-    """What the parent said of its held-out posts when it was published. Raises `WrongRequest` where
-    that did not come with it.
+    """The parent's predictions for its held-out posts when it was published. Raises `WrongRequest`
+    where they were not pulled with it.
     """
-    found = find_adapter(place)
-    content = _published(found, predictions_key(split))
+    adapter = find_adapter(place)
+    content = _published(adapter, predictions_key(split))
     if content is None:
         raise WrongRequest(
-            f"report.old_data needs what {place} said of its {split} posts, and {predictions_key(split)} is"
-            " not beside it; give model.adapter=OUTPUT_URL/RUN_ID, or a folder that `emotion-launch pull`"
-            " wrote."
+            f"report.old_data needs the predictions of {place} for its {split} posts, and"
+            f" {predictions_key(split)} is not beside it; give model.adapter=OUTPUT_URL/RUN_ID, or a folder"
+            " that `emotion-launch pull` wrote."
         )
     return any_predictions_from_parquet(content)
 
@@ -243,7 +244,7 @@ def _published(found: FoundAdapter, name: str) -> bytes | None:
 
 
 def require_old_posts(config: Config, parent: ParentAdapter, labels: Sequence[str]) -> None:
-    """Raises `WrongRequest` where `report.old_data` cannot be had, before anything is trained."""
+    """Raises `WrongRequest`, before anything is trained, where `report.old_data` cannot be used."""
     if config.report.old_data is not None:
         split = old_posts(config.report.old_data, parent.described(labels))[2]
         said_of_old_posts(parent.place, split)

@@ -1,5 +1,5 @@
-"""What a finished run leaves in the store: the adapter folder, the report, the predictions and the
-filter of its training texts, committed by the log's final entry.
+"""The files that a finished run leaves in the store: the adapter folder, the report, the
+predictions and the filter of its training texts, committed by the log's final entry.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from emotion_train.runs.log import Entry, Writer, upload_part
 def publish(
     writer: Writer, epoch: int, step: int, files: Mapping[str, bytes], report: Report, trained_on: bytes
 ) -> Entry:
-    """Upload the files below `final/<incarnation>/` and the filter `trained_on` below
-    `data/<incarnation>/`, which is not for everybody; then commit them by one log entry.
+    """Upload the files below `final/<incarnation>/`, and the filter `trained_on`, which is not for
+    everybody, below `data/<incarnation>/`; then commit them by one log entry.
 
-    Both prefixes are this writer's own, so that a fenced one never touches what another has
-    published.
+    Both prefixes are this writer's own, so a fenced writer never touches another's published files.
     """
     parts = (
         *(
@@ -45,9 +44,9 @@ def final_files(
     texts: Mapping[str, Mapping[str, str]] | None = None,
     events: bytes = b"",
 ) -> dict[str, bytes]:
-    """All that is published, by name: the files of the adapter below adapter/, report.json,
-    report.html, the predictions of each split, with the texts of its posts where they are given by
-    split and id, and TensorBoard's events where there are any.
+    """All published files by name: the adapter's files below adapter/, report.json, report.html,
+    the predictions of each split, with its posts' texts where `texts` has them by split and id, and
+    TensorBoard's events if there are any.
     """
     files = {
         f"adapter/{path.relative_to(adapter).as_posix()}": path.read_bytes()

@@ -1,4 +1,4 @@
-"""A published adapter downloaded and verified: size and sha256 of each file in the final entry."""
+"""Download of a published adapter, verified by each file's size and sha256 in the final entry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 
 _ADAPTER = "adapter/"
-# what a published run consists of; nothing here is ever unpickled
+# the kinds of files of a published run; none is ever unpickled
 _ALLOWED_SUFFIXES = {
     ".safetensors",
     ".json",
@@ -32,11 +32,13 @@ _ALLOWED_SUFFIXES = {
 REPORT = "report.json"
 _MAX_FILE_BYTES = 16 << 30
 _MAX_FILES = 200
-TRAINING_FILTER = f"data/{FILE_NAME}"  # where the filter of the training texts stands in a pulled folder
+TRAINING_FILTER = f"data/{FILE_NAME}"  # the place of the training texts' filter in a pulled folder
 
 
 def split_run_url(url: str) -> tuple[str, str]:
-    """Output URL and run id of `s3://bucket/prefix/<run id>` or `folder/<run id>`."""
+    """The output URL and run id of `s3://bucket/prefix/<run id>` or `folder/<run id>`. Raises
+    `WrongRequest` for a URL that names no run.
+    """
     head, slash, run_id = url.rstrip("/").rpartition("/")
     if not slash or not head or head.endswith("/") or not run_id:
         raise WrongRequest(
@@ -47,13 +49,13 @@ def split_run_url(url: str) -> tuple[str, str]:
 
 
 def download(run_url: str, folder: Path, with_training_filter: bool = False) -> list[Part]:
-    """Download the adapter, report and predictions of a published run into a new folder, and the
-    filter of its training texts when that is asked for; returns the parts that are there now.
+    """Download the adapter, report and predictions of a published run into a new folder, with the
+    filter of its training texts on request; returns the downloaded parts.
 
-    The adapter's files lie in the folder itself, the filter in its `data/`, the rest in its
+    The adapter's files go into the folder itself, the filter into its `data/`, the rest into its
     `report/`. Each file is checked by size and sha256 against the log's final entry, and the folder
     appears only when all are whole. Raises `WrongRequest` when the folder exists, an entry is not
-    safe, or there is no filter.
+    safe, or the filter is missing.
     """
     output_url, run_id = split_run_url(run_url)
     store = open_store(output_url)
@@ -112,7 +114,7 @@ def training_filter(entry: Entry) -> Part | None:
 
 
 def safe_targets(entry: Entry) -> list[tuple[Part, str]]:
-    """Where each part goes below the folder, but for the filter of the training texts; raises
+    """Each part with its path below the folder, without the training texts' filter; raises
     `WrongRequest` for a pickle, a stray key, a collision or an absurd size.
     """
     targets: list[tuple[Part, str]] = []

@@ -1,10 +1,10 @@
-"""Which parts of a run's old checkpoints may be deleted, and their deletion; an entry of the log is
-never deleted.
+"""Which parts of a run's old checkpoints may be deleted, and their deletion; a log entry is never
+deleted.
 
-Monotone: what is deleted by a writer that knows only the beginning of the log would be deleted by
-one that knows all of it, because entries are only added. So a writer that is fenced and does not
-know it does no harm, and a kill in between leaves parts for the next `collect`. The price is one
-listing of the run's parts a checkpoint.
+It is monotone: because entries are only added, a writer that knows only the beginning of the log
+deletes nothing that a writer with the whole log would keep. So a fenced writer that does not know
+it does no harm, and a kill in between leaves parts for the next `collect`. The price is one listing
+of the run's parts per checkpoint.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ KEEP_NEWEST = 3
 
 
 def collect(writer: Writer, keep_every: int | None) -> list[str]:
-    """Delete what `removable` allows, and what killed writes of older incarnations left; returns
-    the deleted keys.
+    """Delete the parts that `removable` allows, and leftovers of older incarnations' killed writes;
+    returns the deleted keys.
 
-    Raises `StorageError`; the run is none the worse for it.
+    Raises `StorageError`, which does the run no harm.
     """
     store, run = writer.store, f"{writer.run_id}/"
     present = [info.key.removeprefix(run) for info in store.list(f"{run}data/")]
@@ -38,12 +38,11 @@ def collect(writer: Writer, keep_every: int | None) -> list[str]:
 def removable(
     log: Sequence[Entry], incarnation: int, present: Iterable[str], keep_every: int | None
 ) -> list[str]:
-    """Those of the keys `present` that the writer `incarnation`, for which the log is `log`, may
-    delete.
+    """The keys among `present` that the writer `incarnation`, who knows the log `log`, may delete.
 
-    Parts of checkpoints that are not kept, and parts of older incarnations that no entry names:
-    these can no longer get one. Parts of its own without an entry may be waiting for it, and those
-    of a newer incarnation are not its business.
+    These are parts of checkpoints that are not kept, and parts of older incarnations without an
+    entry, which can no longer get one. The writer's own parts without an entry may be waiting for
+    it, and a newer incarnation's parts are left alone.
     """
     kept = {part.key for entry in kept_entries(log, keep_every) for part in entry.parts}
     named = {part.key for entry in log for part in entry.parts}
@@ -71,8 +70,8 @@ def kept_entries(log: Sequence[Entry], keep_every: int | None) -> list[Entry]:
 
 
 def _best(checkpoints: Sequence[Entry]) -> Entry | None:
-    """The highest macro-F1, and the earlier one of equals: a best one that was passed never comes
-    back.
+    """The checkpoint with the highest macro-F1, on a tie the earlier one: a checkpoint that is no
+    longer the best never becomes the best again.
     """
     scored = [
         (float(score), -entry.seq, entry)

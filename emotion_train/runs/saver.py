@@ -1,9 +1,9 @@
-"""Commits checkpoints in a background thread, so that training waits for the copy to host memory
-and for nothing else.
+"""Commits checkpoints in a background thread, so that training waits only for the copy to host
+memory.
 
-One upload at a time; of the states that wait the newest wins, but one that was evaluated is kept.
-While the bucket fails, they also wait in a folder of this machine, from which the next start takes
-them. The price: a state in host memory for each that waits, at most five.
+There is one upload at a time. The newest waiting state replaces the others, except evaluated ones.
+While the bucket fails, states also wait in a local folder, from which the next start takes them.
+The price: each waiting state, at most five, takes host memory.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from emotion_train.runs.local_states import LocalStates
 from emotion_train.runs.log import Writer
 from emotion_train.storage.patience import Patience
 
-# evaluated states that wait; of more, those that are neither the best nor the newest are let go
+# most evaluated states that wait; beyond that, neither the best nor the newest is dropped
 _MOST_SCORED = 4
-_CLOSE_S = 10.0  # a process that ends for another reason waits this long for what it has saved last
-# while nothing is saved, the log is asked so often whether another writer has taken the run over; a
-# request more costs 0.3 cents a day in a bucket
+_CLOSE_S = 10.0  # wait of a process that ends for another reason, for its last saved state
+# while nothing is saved, the log is asked this often whether another writer has taken over the run;
+# each request costs 0.3 cents a day in a bucket
 _LOOK_EVERY_S = 5.0
-_END_S = 1.0  # the thread gets so long to end
+_END_S = 1.0  # for the thread to end
 
 
 class Saver:
     """Owns `writer` from its claim until it is drained; a context manager that ends the thread.
 
-    `clear_up` is called in the thread after each commit; a store that fails there is told of and no
-    more.
+    `clear_up` is called in the thread after each commit; a store's failure there only gives a
+    message.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Saver:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """End the thread; what a store that fails did not take by then stays on this machine."""
+        """End the thread; states that a failing store did not take stay on this machine."""
         if self.failure is None and not self.drain(0 if self.problem is not None else _CLOSE_S):
             self._tell(self.keep_what_waits())
         with self._changed:
@@ -71,17 +71,15 @@ class Saver:
         self._thread.join(_END_S)
 
     def offer(self, snapshot: Snapshot) -> None:
-        """Let the thread commit this state, in place of older ones that wait and were not
-        evaluated.
-        """
+        """Let the thread commit this state, in place of older waiting states without a score."""
         with self._changed:
             self._waiting.append(snapshot)
             self._let_go()
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> bool:
-        """Whether all that was offered is committed, waiting for it up to that time. Raises what
-        ended the thread.
+        """Wait up to `timeout_s`; returns whether all offered states are committed. Raises the
+        error that ended the thread.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -91,12 +89,12 @@ class Saver:
             return not self._waiting
 
     def check(self) -> None:
-        """Raises what ended the thread."""
+        """Raises the error that ended the thread."""
         if self.failure is not None:
             raise self.failure
 
     def keep_what_waits(self) -> str:
-        """Write the states that wait into the local folder; where the newest state is, in words."""
+        """Write the waiting states into the local folder; returns a sentence that says where."""
         with self._changed:
             waiting = list(self._waiting)
         try:
@@ -151,7 +149,7 @@ class Saver:
     def _next(self) -> Snapshot | None:
         """The state to try now; None when the saver is closed. Raises `Fenced`."""
         while not self._wait_for_a_state():
-            with suppress(StorageError):  # a store that fails is told of when there is something to save
+            with suppress(StorageError):  # a store's failure matters once there is a state to save
                 self._writer.require_ownership()
         with self._changed:
             if self._closing:
@@ -162,7 +160,7 @@ class Saver:
         return self._in_flight
 
     def _wait_for_a_state(self) -> bool:
-        """Whether there is one, or the saver is closed; False when the log is to be asked."""
+        """Whether a state waits or the saver is closed; False when it is time to ask the log."""
         with self._changed:
             self._in_flight = None
             self._let_go()

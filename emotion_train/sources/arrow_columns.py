@@ -1,7 +1,7 @@
 """Reads posts from Parquet, Arrow files and the tables of the Hugging Face hub.
 
-What `datasets` says a label id stands for belongs to the file that carries it: ids become names
-here, before files meet.
+Label ids become names here, by each file's own `datasets` metadata, before posts of several files
+are mixed.
 """
 
 from __future__ import annotations
@@ -23,29 +23,27 @@ from emotion_train.sources.posts import BATCH_ROWS, Batch, Columns, PostFile, ut
 
 
 def read_parquet(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:
-    """All rows of a Parquet file; raises `WrongRequest` for one that is damaged or lacks a
-    column.
-    """
+    """All rows of a Parquet file; raises `WrongRequest` where it is damaged or lacks a column."""
     with _whole(file, "Parquet"), parquet_file(_path(file)) as parquet:
-        found = columns.among(parquet.schema_arrow.names, str(file.path))
-        tables = parquet.iter_batches(_rows_at_once(found), columns=list(found.named), use_threads=False)
-        yield from read_tables(number, tables, found, file.label_names, str(file.path))
+        own = columns.among(parquet.schema_arrow.names, str(file.path))
+        tables = parquet.iter_batches(_rows_at_once(own), columns=list(own.named), use_threads=False)
+        yield from read_tables(number, tables, own, file.label_names, str(file.path))
 
 
 def read_arrow_file(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:
     """All rows of an Arrow file or stream, as `datasets` keeps them; raises as `read_parquet`."""
     with _whole(file, "Arrow"), _arrow_batches(file) as (schema, batches):
-        found = columns.among(schema.names, str(file.path))
-        tables = (piece for batch in batches for piece in _pieces(batch.select(list(found.named))))
-        yield from read_tables(number, tables, found, file.label_names, str(file.path))
+        own = columns.among(schema.names, str(file.path))
+        tables = (piece for batch in batches for piece in _pieces(batch.select(list(own.named))))
+        yield from read_tables(number, tables, own, file.label_names, str(file.path))
 
 
 def read_tables(
     number: int, tables: Iterable[Any], columns: Columns, names: Sequence[str] | None, place: str
 ) -> Iterator[Batch]:
-    """Batches of the hub's or a file's tables; `names` are what its label ids stand for.
+    """Batches of the hub's or a file's tables; `names` are the names of its label ids.
 
-    Raises `WrongRequest` when a column's type is not what a post's may be.
+    Raises `WrongRequest` when a column has a type that posts cannot have.
     """
     following = 1
     for table in tables:
@@ -159,9 +157,8 @@ def _spelled_out(column: Any) -> bool:
 
 
 def _labels(column: Any, names: Sequence[str] | None, lists: bool) -> tuple[Any, dict[str, Any]]:
-    """Spelled labels, and by kind of trouble where they are none. An integer is a position in
-    `names`, where there are any; -1 is how `datasets` marks a post without a label. `lists` as in
-    `Columns`.
+    """Spelled labels, and for each kind of trouble the rows that have it. An integer is a position
+    in `names`, if given; `datasets` marks a post without a label by -1. `lists` as in `Columns`.
     """
     if names is not None and pa.types.is_integer(column.type):
         ids_N = column.fill_null(-1).to_numpy(zero_copy_only=False)
@@ -198,9 +195,9 @@ def _by_name(ids: Sequence[int | None] | None, names: Sequence[str], lists: bool
 
 
 def _object_of(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any] | str:
-    """The object of a map's pairs, or what no reader takes for one where a key stands twice."""
-    found = {str(key): value for key, value in pairs}
-    return found if len(found) == len(pairs) else "{"
+    """The object of a map's pairs; where a key is given twice, text that no reader accepts."""
+    values = {str(key): value for key, value in pairs}
+    return values if len(values) == len(pairs) else "{"
 
 
 def _is_object(kind: Any) -> bool:
@@ -208,7 +205,7 @@ def _is_object(kind: Any) -> bool:
 
 
 def _rows_at_once(columns: Columns) -> int:
-    """Fewer rows of a table that has hundreds of columns of labels."""
+    """Rows per batch: fewer for a table with hundreds of label columns."""
     return max(1024, BATCH_ROWS // max(1, len(columns.named) // 16))
 
 

@@ -1,10 +1,10 @@
-"""Reads posts from CSV and TSV, and believes a quote only where that loses no row.
+"""Reads posts from CSV and TSV, and takes a quote for a mark only where that loses no row.
 
-Python's `csv` module parses, in its strict mode: about a microsecond a row. A cell in quotes may
-span lines as long as those are no rows by themselves; which they are is decided by the other
-columns, whose values are learnt on the way. A TSV whose lines all have the header's tabs is read
-without quoting, unless its quotes are those of a CSV writer. What cannot be parsed to the end of
-the file is no bad row but an unreadable file.
+Python's `csv` module parses, in its strict mode: about a microsecond a row. A quoted cell may span
+lines unless these are rows by themselves; the values of the other columns, learnt on the way,
+decide that. A TSV with the header's number of tabs in each line is read without quoting, unless its
+quotes are as a CSV writer sets them. A file that cannot be parsed to its end is unreadable as a
+whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LONGEST_CELL = 64 << 20  # characters; an open quote takes in no more of a larg
 
 
 class _Row(NamedTuple):
-    """One record; `cells` are to be used where it has no `trouble`."""
+    """One record; its `cells` are valid only without `trouble`."""
 
     number: int
     cells: Sequence[str]
@@ -38,9 +38,9 @@ def read_delimited(number: int, file: PostFile, columns: Columns) -> Iterator[Ba
     the rest of the file, and when quotes are escaped by backslashes.
     """
     layout = layout_of(file, columns)
-    found, remarks = layout.columns, layout.remarks
-    position = {name: layout.header.index(name) for name in found.named}
-    spelled = layout.header if found.label is None else [found.text, found.label]
+    own, remarks = layout.columns, layout.remarks
+    position = {name: layout.header.index(name) for name in own.named}
+    spelled = layout.header if own.label is None else [own.text, own.label]
     header_again = {layout.header.index(name): _as_header(name, file) for name in spelled}
     doubts = Doubts(file, layout, position)
     rows = (_quoted_rows if layout.quoted else _plain_rows)(file, layout, doubts)
@@ -61,7 +61,7 @@ def read_delimited(number: int, file: PostFile, columns: Columns) -> Iterator[Ba
         doubts.learn(cells)
         values = {name: bytes_of(list(cells[p]), file.encoding) for name, p in position.items()}
         rest = {"broken": tuple(broken), "blank": tuple(blank), "remarks": remarks}
-        yield Batch.of(number, [row.number for row in good], found, values, **rest)
+        yield Batch.of(number, [row.number for row in good], own, values, **rest)
         remarks = ()
     doubts.settle()
 
@@ -70,7 +70,7 @@ def read_delimited(number: int, file: PostFile, columns: Columns) -> Iterator[Ba
 
 
 def _plain_rows(file: PostFile, layout: Layout, doubts: Doubts) -> Iterator[tuple[_Row, int]]:
-    """Where quotes are letters a line is a row."""
+    """Each line as a row, for a file whose quotes are letters."""
     width = len(layout.header)
     with lines_of(file, layout.newline) as lines:
         for number, line in enumerate(after(lines, layout.lines), layout.first_row):
@@ -104,7 +104,7 @@ def _quoted_rows(file: PostFile, layout: Layout, doubts: Doubts) -> Iterator[tup
                 except csv.Error as caught:
                     error = str(caught)
                 row = _Row(number, (), _trouble(error)) if error else _judged(number, cells, width)
-                if error:  # what its other columns hold, if its quotes are letters
+                if error:  # the line is a row if its quotes are letters, so learn its other columns
                     doubts.learn_line(taken[-1])
                 if len(taken) > 1 or "end of data" in error:
                     if row.trouble not in (None, "blank"):
@@ -138,7 +138,7 @@ def _as_header(name: str, file: PostFile) -> str:
 def _unreadable(
     file: PostFile, row: int, first: int, taken: list[str], rest: Iterator[str], error: str
 ) -> WrongRequest:
-    """What to say of a quote that takes in lines and makes no row of them."""
+    """The error for a quote that takes in lines without making a row of them."""
     if any('\\"' in line for line in taken):
         return _backslashes(file, row)
     last = first + len(taken) - 1
@@ -147,14 +147,12 @@ def _unreadable(
         lines = len(taken) + more
         what = f"is never closed: it takes in {_lines(lines)}, to the end of the file"
     elif error:
-        what = f"meets another one in line {last} with letters behind it: it takes in {_lines(len(taken))}"
+        what = f"meets another quote in line {last} with letters after it: it takes in {_lines(len(taken))}"
     else:
-        what = (
-            f"closes in line {last}, and what it takes in makes no row: more or fewer cells than the header"
-        )
+        what = f"closes in line {last} and makes a row with more or fewer cells than the header"
     return WrongRequest(
-        f"{file.path}: the quote that opens in row {row} (line {first}) {what}. No row is left out for that;"
-        f" mend the quotes, or {NO_QUOTES}."
+        f"{file.path}: the quote that opens in row {row} (line {first}) {what}. Leaving rows out is no"
+        f" remedy; mend the quotes, or {NO_QUOTES}."
     )
 
 

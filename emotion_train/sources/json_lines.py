@@ -1,4 +1,4 @@
-"""Reads posts from JSON Lines: one object a line, a label as text, number or list."""
+"""Reads posts from JSON Lines: one object per line, with a label as text, number or list."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from emotion_train.sources.unpacked import head_of, lines_of, newline_of
 
 
 def read_json_lines(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:
-    """All lines of the file; raises `WrongRequest` for one JSON document over many lines, and for a
-    file whose first objects lack a column.
+    """All lines of the file; raises `WrongRequest` where it is one JSON document over many lines,
+    or where its first objects lack a column.
     """
     head = head_of(file)
     _refuse_one_document(head, file)
-    found, keys = columns, dict[str, None]()
+    own, keys = columns, dict[str, None]()
     with lines_of(file, newline_of(head)) as lines:
         numbered = ((line_number, line) for line_number, line in enumerate(lines, 1))
         for piece in by_bytes((pair, len(pair[1])) for pair in numbered):
@@ -28,13 +28,13 @@ def read_json_lines(number: int, file: PostFile, columns: Columns) -> Iterator[B
             met = dict.fromkeys(key for _, post, trouble in rows if trouble is None for key in post)
             if not met.keys() <= keys.keys():
                 keys |= met
-                found = columns.among(list(keys), str(file.path))
-            yield _batch(number, found, rows)
+                own = columns.among(list(keys), str(file.path))
+            yield _batch(number, own, rows)
 
 
 def columns_of_lines(file: PostFile, columns: Columns) -> Columns:
-    """The columns as the first lines of the file spell them; as they were asked for where none of
-    these is an object. Raises as `read_json_lines`.
+    """The columns as the first lines of the file spell them, or as asked for where none of these
+    lines is an object. Raises as `read_json_lines`.
     """
     head = head_of(file)
     _refuse_one_document(head, file)
@@ -69,7 +69,7 @@ def _batch(number: int, columns: Columns, rows: list[tuple[int, dict[str, Any], 
 
 
 def _unfit(post: dict[str, Any], columns: Columns) -> str | None:
-    """What keeps an object from being a post."""
+    """The kind of trouble that keeps an object from being a post; None for a post."""
     if not isinstance(post.get(columns.text), str | None):
         return "not_text"
     label = None if columns.label is None else post.get(columns.label)
@@ -79,8 +79,8 @@ def _unfit(post: dict[str, Any], columns: Columns) -> str | None:
 
 
 def spelled(value: Any) -> str | None:
-    """A label as text: of a list its only item, or all of them with `SEVERAL` between; None for
-    what is missing (null, NaN), also inside of a list.
+    """A label as text; for a list, its items with `SEVERAL` between them. None where the label, or
+    an item of the list, is missing (null, NaN).
     """
     if isinstance(value, list):
         items = [spelled(item) for item in value]
@@ -91,8 +91,8 @@ def spelled(value: Any) -> str | None:
 
 
 def spelled_target(value: Any) -> str | None:
-    """One label or several as text: of a list each item behind a `SEVERAL`, nothing behind it for
-    what is missing; of an object its JSON, without what is null.
+    """One label or several as text: for a list, a `SEVERAL` before each item, with an empty text
+    for a missing item; for an object, its JSON without nulls.
     """
     if isinstance(value, list):
         return "".join(f"{SEVERAL}{spelled(item) or ''}" for item in value) or None
@@ -102,12 +102,12 @@ def spelled_target(value: Any) -> str | None:
 
 
 def _parsed(line: str, encoding: str) -> tuple[dict[str, Any], str | None]:
-    """The line's object, or what is wrong with it."""
+    """The line's object, or the kind of trouble with it."""
     if not line.strip():
         return {}, "blank"
     try:
-        words = line.encode("latin-1").decode() if encoding == UTF8 else line
-        post = line_in(words)
+        text = line.encode("latin-1").decode() if encoding == UTF8 else line
+        post = line_in(text)
     except UnicodeDecodeError:
         return {}, "undecodable"
     except DoubledKey:

@@ -1,8 +1,8 @@
 """Finds the files of a source (a file, a folder, a prefix of a bucket, a data set of the Hugging
 Face hub) and reads them one after the other.
 
-Memory holds a few MiB of a file at a time. What lies in a bucket is copied to a temporary folder
-first (TMPDIR).
+Memory holds a few MiB of a file at a time. Objects of a bucket are first copied to a temporary
+folder (TMPDIR).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SUFFIXES = {
     ".arrow": "arrow",
 }
 _PACKED = (".gz", ".bz2", ".zst", ".xz")
-# Data in forms that are not read: named where they lie beside files that are
+# Data in forms that are not read: named in messages where a source has them
 OTHER_DATA = (
     *(".xlsx", ".xls", ".ods", ".zip", ".7z", ".tar", ".tgz", ".rar"),
     *(".feather", ".pkl", ".pickle", ".h5", ".db"),
@@ -69,7 +69,7 @@ _NO_HUB = "give a CSV, JSONL or Parquet file"
 
 
 class Choices(NamedTuple):
-    """How a source is to be read where its files leave that open."""
+    """Choices for reading a source where its files leave them open."""
 
     format: str | None = None
     subset: str | None = None
@@ -78,7 +78,7 @@ class Choices(NamedTuple):
     text_file: str | None = None  # with `label_file` in place of a source
     label_file: str | None = None
     header: tuple[str, ...] | None = None  # names of the columns of a CSV or TSV that has no header
-    lines: bool = False  # whether a file of another ending holds posts one a line
+    lines: bool = False  # whether a file with another ending holds one post per line
 
 
 AS_IT_LIES = Choices()
@@ -86,8 +86,8 @@ AS_IT_LIES = Choices()
 
 @dataclass(frozen=True)
 class Source:
-    """Where posts come from; `bytes` is about how many there are to read. Close it when all is
-    read.
+    """The files that posts come from; `bytes` is about how many bytes they hold unpacked. Close it
+    when all is read.
     """
 
     name: str
@@ -104,9 +104,7 @@ class Source:
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
-        """All names that label ids stand for, in the order of the files; None where no file says
-        so.
-        """
+        """All names of label ids, in the order of the files; None where no file has names."""
         names = tuple(dict.fromkeys(name for file in self.files for name in file.label_names or ()))
         return names or None
 
@@ -127,7 +125,7 @@ class Source:
                 ) from error
 
     def close(self) -> None:
-        """Remove what was copied from a bucket."""
+        """Remove the copies of a bucket's objects."""
         if self.copied_to is not None:
             self.copied_to.cleanup()
 
@@ -154,7 +152,7 @@ def open_source(source: str | None, columns: Columns, choices: Choices = AS_IT_L
     if re.match("(?i)s3://", source):
         return _open_bucket(source, columns, choices)
     if re.match(r"(?i)(?!file:)[a-z][a-z0-9+.-]+://", source):
-        open_store(source)  # says what can be done about this scheme
+        open_store(source)  # raises an error that names the remedy for this scheme
     path = typed_path(source)
     if choices.format == "hub" or (
         choices.format is None
@@ -172,8 +170,8 @@ def _open_path(path: Path, source: str, columns: Columns, choices: Choices) -> S
         files, passed_over = _files_of_folder(path, choices.format)
     elif path.exists() and not path.is_file():
         raise WrongRequest(
-            f"{source} is a pipe or a device, which can be read once only; save the posts to a file and give"
-            " that."
+            f"{source} is a pipe or a device, which can be read only once; save the posts to a file and give"
+            " that file."
         )
     elif path.exists():
         chosen = choices.format or format_of(path)
@@ -191,7 +189,9 @@ def _open_path(path: Path, source: str, columns: Columns, choices: Choices) -> S
             " hub name (owner/name)."
         )
     if choices.header and any(file.format not in ("csv", "tsv") for file in files):
-        raise WrongRequest(f"--header is for CSV and TSV files, and {source} holds others; leave it out.")
+        raise WrongRequest(
+            f"--header is for CSV and TSV files, and {source} holds other files; leave it out."
+        )
     files = tuple(
         _with_names(
             replace(file, encoding=choices.encoding, quoting=choices.quoting, header=choices.header), columns
@@ -203,7 +203,7 @@ def _open_path(path: Path, source: str, columns: Columns, choices: Choices) -> S
 
 
 def _with_names(file: PostFile, columns: Columns) -> PostFile:
-    """The file with the names that its label ids stand for."""
+    """The file with the names of its label ids."""
     if file.format not in ("parquet", "arrow") or columns.label is None:
         return file
     schema = schema_of(file)
@@ -214,13 +214,13 @@ def _open_pair(source: str | None, columns: Columns, choices: Choices) -> Source
     text, label = choices.text_file, choices.label_file
     if text is None or label is None or source is not None:
         raise WrongRequest(
-            "--text-file and --label-file go together and stand in place of SOURCE; type both and no SOURCE."
+            "--text-file and --label-file go together and replace SOURCE; type both and no SOURCE."
         )
     paths = [typed_path(name) for name in (text, label)]
     for path in paths:
         if not path.is_file():
             raise WrongRequest(
-                f"There is no file {path}; give --text-file and --label-file, one post a line."
+                f"There is no file {path}; give --text-file and --label-file, with one post per line."
             )
     names = mapped_names(paths[1].parent / "mapping.txt")
     file = PostFile(paths[0].name, None, paths[0], "pair", choices.encoding, "none", paths[1], names)
@@ -232,17 +232,17 @@ def _open_bucket(url: str, columns: Columns, choices: Choices) -> Source:
     folder, _, name = url.rstrip("/").rpartition("/")
     alone = bool(re.fullmatch("(?i)s3://[^/]+(/.*)?", folder)) and format_of(Path(name)) is not None
     store = open_store(folder if alone else url)
-    objects = [found for found in store.list(name if alone else "") if not alone or found.key == name]
+    objects = [info for info in store.list(name if alone else "") if not alone or info.key == name]
     if not objects:
         raise WrongRequest(f"There is no object at or below {url}; give another SOURCE.")
     copied_to = tempfile.TemporaryDirectory(prefix="emotion-train-source-")
     try:
-        for found in objects:
-            target = Path(copied_to.name) / "source" / found.key
+        for info in objects:
+            target = Path(copied_to.name) / "source" / checked_key(info.key)
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
-                for start in range(0, found.size, _READ_BYTES):
-                    file.write(store.read(found.key, start=start, length=_READ_BYTES, if_match=found.etag))
+                for start in range(0, info.size, _READ_BYTES):
+                    file.write(store.read(info.key, start=start, length=_READ_BYTES, if_match=info.etag))
         path = Path(copied_to.name) / "source"
         opened = _open_path(path / name if alone else path, url, columns, choices)
         return replace(opened, name=url.rstrip("/").rpartition("/")[2], copied_to=copied_to)
@@ -252,7 +252,7 @@ def _open_bucket(url: str, columns: Columns, choices: Choices) -> Source:
 
 
 def format_of(path: Path) -> str | None:
-    """What a file of this name holds, packed or not; None for an ending that is not known."""
+    """The format of a file of this name, packed or not; None for an unknown ending."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _PACKED:
         suffixes.pop()
@@ -274,8 +274,8 @@ def _unpacked_bytes(path: Path) -> int:
 
 
 def _files_of_folder(folder: Path, format: str | None) -> tuple[tuple[PostFile, ...], tuple[str, ...]]:
-    """The files to read, and the names of those that look like data and are not read."""
-    found: list[PostFile] = []
+    """The files to read, and the names of files that look like data and are not read."""
+    chosen: list[PostFile] = []
     passed_over: list[str] = []
     paths = [
         path
@@ -290,22 +290,22 @@ def _files_of_folder(folder: Path, format: str | None) -> tuple[tuple[PostFile, 
             continue
         plain_text = kind is not None and ".txt" in (suffix.lower() for suffix in path.suffixes)
         if kind and not plain_text and (format is None or kind == format):
-            found.append(PostFile(name, _split_in(name), path, kind))
+            chosen.append(PostFile(name, _split_in(name), path, kind))
         elif path.suffix.lower() in OTHER_DATA or kind or split_of(_first_word(path.name)):
             passed_over.append(name)
-    found += pairs
-    if not found:
+    chosen += pairs
+    if not chosen:
         beside = f" (not read: {', '.join(passed_over[:5])})" if passed_over else ""
         raise WrongRequest(
             f"The folder {folder} holds no CSV, JSONL or Parquet file{beside}; give another SOURCE."
         )
-    nameless = [file.name for file in found if file.split is None]
-    if nameless and len(nameless) < len(found):
+    nameless = [file.name for file in chosen if file.split is None]
+    if nameless and len(nameless) < len(chosen):
         raise WrongRequest(
             f"{folder}/{nameless[0]} names no split while other files there do; call it train…, validation…"
             " or test…, or move it away."
         )
-    return tuple(found), tuple(passed_over)
+    return tuple(chosen), tuple(passed_over)
 
 
 def _split_in(name: str) -> str | None:
@@ -318,7 +318,7 @@ def _first_word(name: str) -> str:
 
 
 def _pairs(folder: Path, paths: Sequence[Path]) -> list[PostFile]:
-    """Pairs such as train_text.txt and train_labels.txt."""
+    """Pairs of a text file and its label file, such as train_text.txt and train_labels.txt."""
     pairs = []
     for path in paths:
         if match := re.fullmatch(r"(.*)_text(?:s)?\.txt", path.name, re.IGNORECASE):
@@ -332,7 +332,7 @@ def _pairs(folder: Path, paths: Sequence[Path]) -> list[PostFile]:
 
 
 def _is_cache(path: Path) -> bool:
-    """Whether `datasets` keeps this file for itself, beside those that its state.json lists."""
+    """Whether this is a cache of `datasets`: an Arrow file that its state.json does not list."""
     state = path.with_name("state.json")
     if path.suffix.lower() != ".arrow" or not state.is_file():
         return False
@@ -369,8 +369,8 @@ def _open_hub(name: str, columns: Columns, subset: str | None) -> Source:
 
 
 def _splits_of_hub(name: str, subset: str | None) -> Any:
-    """The hub's data set, or the copy of it that `datasets` keeps where the hub is away. The hub is
-    asked before that library is loaded, which takes seconds, and asks for a minute.
+    """The hub's data set, or the copy in the cache of `datasets` where the hub does not answer. The
+    hub is asked first, because `datasets` takes seconds to load and retries for a minute.
     """
     away: Exception | None = None
     try:

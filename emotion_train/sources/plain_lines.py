@@ -1,5 +1,5 @@
-"""Reads posts that stand one a line: alone, or with their labels in the same lines of another file,
-as TweetEval keeps them.
+"""Reads posts from text files with one post per line, alone or with the labels in the same lines of
+another file, as in TweetEval.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from emotion_train.sources.unpacked import as_seen, bytes_of, head_of, lines_of,
 
 
 def read_lines(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:
-    """All lines of a file that holds nothing but posts."""
+    """All lines of a file that holds only posts."""
     with lines_of(file, newline_of(head_of(file))) as lines:
         numbered = ((pair, len(pair[1])) for pair in enumerate(_contents(lines), 1))
         for piece in by_bytes(numbered):
@@ -29,11 +29,11 @@ def read_lines(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]
 
 
 def read_line_pairs(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:
-    """All lines of both files; raises `WrongRequest` when one has more lines than the other."""
+    """All lines of both files; raises `WrongRequest` when one file has more lines."""
     assert file.labels is not None
     if columns.weight or columns.annotator or columns.label_columns:
         raise WrongRequest(
-            f"{file.path} holds posts one a line and has no columns; --weight-column, --annotations-by and"
+            f"{file.path} holds one post per line and has no columns; --weight-column, --annotations-by and"
             " --label-columns need a table."
         )
     paired = replace(file, path=file.labels)
@@ -48,8 +48,8 @@ def read_line_pairs(number: int, file: PostFile, columns: Columns) -> Iterator[B
                 if text is None or label is None:
                     shorter, longer = (file.path, file.labels) if text is None else (file.labels, file.path)
                     raise WrongRequest(
-                        f"{shorter} ends after line {row - 1}, and {longer} has more; a text file and its"
-                        " label file need as many lines as each other."
+                        f"{shorter} ends after line {row - 1}, and {longer} has more lines; a text file and"
+                        " its label file need the same number of lines."
                     )
             posts = [(text, _named(label, file)) for _, (text, label) in piece if text or label]
             text, label = (bytes_of([post[side] for post in posts], file.encoding) for side in (0, 1))
@@ -69,7 +69,9 @@ def _named(label: str, file: PostFile) -> str:
 
 
 def mapped_names(path: Path) -> tuple[str, ...] | None:
-    """The names in TweetEval's mapping.txt: an id, a tab and a name a line, ids from 0 upwards."""
+    """The names in TweetEval's mapping.txt, with an id, a tab and a name in each line and ids from
+    0 up; None where the file is not so.
+    """
     try:
         lines = path.read_text(encoding=UTF8).splitlines()
     except (OSError, UnicodeDecodeError):

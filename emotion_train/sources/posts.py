@@ -1,8 +1,8 @@
-"""What every reader makes of a file of posts: batches of Arrow columns with row numbers.
+"""Batches of Arrow columns with row numbers, which every reader makes of a file of posts.
 
-A row number is what a person sees: the line of a JSONL file, the row of a CSV file in a spreadsheet
-(blank rows count, and the header is 1 where nothing stands above it), the row of a Parquet file or
-hub split counted from 1.
+Row numbers are as a person counts: the line of a JSONL file, the row of a CSV file in a spreadsheet
+(blank rows count, and the header is 1 where nothing is above it), the row of a Parquet file or hub
+split counted from 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from emotion_train.errors import WrongRequest
 
-SEVERAL = "\x1f"  # stands between the labels of a row that has more than one
+SEVERAL = "\x1f"  # between the labels of a row that has more than one
 BATCH_ROWS = 32_768
 BATCH_BYTES = 4 << 20
 Quoting = Literal["auto", "csv", "none"]
@@ -49,12 +49,12 @@ _NAMES_SHOWN = 20
 
 
 class Columns(NamedTuple):
-    """Names of the columns of a source. `label` and `id` are read where they are given, `split`
-    where it is given and exists; the columns in `kept` come along as they are.
+    """Names of the columns of a source. `label` and `id` are read where given, `split` where given
+    and present; the columns in `kept` are copied unchanged.
 
-    `label_columns` hold a number for each label, in place of `label`: "joy..anger" are all columns
-    of a file from joy to anger. Where `lists` is set a label may be a list or an object: `SEVERAL`
-    stands before each item of a list, and an object is spelled as JSON.
+    `label_columns` replace `label` and hold a number for each label: "joy..anger" means all columns
+    of a file from joy to anger. With `lists`, a label may be a list or an object: a list is spelled
+    with `SEVERAL` before each item, an object as JSON.
     """
 
     text: str = "text"
@@ -66,28 +66,28 @@ class Columns(NamedTuple):
     weight: str | None = None
     annotator: str | None = None
     lists: bool = False
-    kept_by: str = "--columns"  # the option that names what is kept
+    kept_by: str = "--columns"  # the option that names the kept columns
 
     def among(self, present: Sequence[str], place: str) -> Columns:
-        """The same columns as the file at `place` spells them, without regard to case where no name
-        is the same; `split` is None where it has none.
+        """The columns as the file at `place` spells them, compared without case where no name is
+        exactly the same. `split` becomes None where the file has no such column.
 
-        Raises `WrongRequest` when a column is missing, naming the likely one, or is there twice.
+        Raises `WrongRequest` when a column is missing, with the likely one, or is present twice.
         """
-        found: dict[str, Any] = {
+        single: dict[str, Any] = {
             role: None if name is None else self._needed(role, name, present, place)
             for role in ("text", "label", "id", "weight", "annotator")
             for name in (getattr(self, role),)
         }
         columns = self._replace(
-            **found,
+            **single,
             split=None if self.split is None else _matching(self.split, present, place),
             kept=tuple(self._needed("kept", name, present, place) for name in self.kept),
         )
         others = columns._replace(label_columns=()).named
         of_labels = tuple(
             dict.fromkeys(
-                name for words in self.label_columns for name in self._between(words, present, place)
+                name for given in self.label_columns for name in self._between(given, present, place)
             )
         )
         if taken := next((name for name in of_labels if name in others), None):
@@ -97,15 +97,15 @@ class Columns(NamedTuple):
             )
         return columns._replace(label_columns=of_labels)
 
-    def _between(self, words: str, present: Sequence[str], place: str) -> Sequence[str]:
-        """The column of that name, or all from the first to the last of `first..last`."""
-        if _matching(words, present, place) is not None or ".." not in words:
-            return [self._needed("label_columns", words, present, place)]
-        ends = [self._needed("label_columns", word, present, place) for word in words.split("..", 1)]
+    def _between(self, given: str, present: Sequence[str], place: str) -> Sequence[str]:
+        """The column of that name, or for `first..last` all columns from the first to the last."""
+        if _matching(given, present, place) is not None or ".." not in given:
+            return [self._needed("label_columns", given, present, place)]
+        ends = [self._needed("label_columns", name, present, place) for name in given.split("..", 1)]
         first, last = (present.index(name) for name in ends)
         if last < first:
             raise WrongRequest(
-                f"--label-columns {words}: {place} has {ends[1]!r} before {ends[0]!r}; type"
+                f"--label-columns {given}: {place} has {ends[1]!r} before {ends[0]!r}; type"
                 f" {ends[1]}..{ends[0]}."
             )
         return present[first : last + 1]
@@ -124,16 +124,14 @@ class Columns(NamedTuple):
 
     @property
     def named(self) -> tuple[str, ...]:
-        """Each name once."""
+        """The names of all columns to read, each once."""
         alone = (self.text, self.label, self.id, self.split, self.weight, self.annotator)
         names = (*alone, *self.kept, *self.label_columns)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 class Batch(NamedTuple):
-    """Some rows of one file. Its columns are binary arrays of one length, null where a row has
-    none.
-    """
+    """Some rows of one file, as binary arrays of one length; a missing value is null."""
 
     file: int
     rows_N: Any
@@ -142,16 +140,16 @@ class Batch(NamedTuple):
     splits: Any | None = None
     ids: Any | None = None
     kept: Mapping[str, Any] = MappingProxyType({})
-    broken: tuple[tuple[str, int], ...] = ()  # (kind, row) of what could not be read as a post
+    broken: tuple[tuple[str, int], ...] = ()  # (kind of trouble, row) of rows that are no posts
     blank: tuple[int, ...] = ()  # rows with nothing in them
-    remarks: tuple[str, ...] = ()  # what was passed over and is no row
+    remarks: tuple[str, ...] = ()  # notes on lines that were passed over and are no rows
     weights: Any | None = None
     annotators: Any | None = None
     label_columns: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     def of(cls, file: int, rows: Any, columns: Columns, values: Mapping[str, Any], **rest: Any) -> Batch:
-        """From binary arrays by column name."""
+        """A batch from binary arrays by column name."""
         text, label, split, key, weight, annotator = (
             None if name is None else values[name]
             for name in (
@@ -169,7 +167,7 @@ class Batch(NamedTuple):
         return cls(file, np.asarray(rows, np.int64), text, label, split, key, kept, **rest)
 
     def filtered(self, keep_N: Any) -> Batch:
-        """The rows where `keep_N` is true; what is broken or blank stays."""
+        """The rows where `keep_N` is true; notes of broken and blank rows stay."""
         keep = pa.array(keep_N)
         columns: dict[str, Any] = {
             name: None if (column := getattr(self, name)) is None else column.filter(keep)
@@ -193,18 +191,18 @@ class PostFile:
     encoding: str = UTF8
     quoting: Quoting = "auto"
     labels: Path | None = None  # of a pair of files: the labels, one a line
-    label_names: tuple[str, ...] | None = None  # what its label ids stand for, where it says so
+    label_names: tuple[str, ...] | None = None  # names of its label ids, where it has them
     header: tuple[str, ...] | None = None  # of a table without one
 
 
 def split_of(word: str) -> str | None:
-    """train, validation or test for one of their usual names."""
+    """train, validation or test for one of their usual names; None for another word."""
     return _SPLIT_WORDS.get(word.strip().lower())
 
 
 def utf8(values: Sequence[str | None]) -> Any:
-    """A binary array of UTF-8; lone surrogates, which JSON can spell, stay as their three bytes for
-    the cleaner to find.
+    """A binary array of UTF-8. Lone surrogates, which JSON can spell, become three bytes each,
+    which the cleaner finds.
     """
     return pa.array(
         [None if value is None else value.encode(UTF8, "surrogatepass") for value in values], pa.binary()
@@ -212,7 +210,7 @@ def utf8(values: Sequence[str | None]) -> Any:
 
 
 def by_bytes(rows: Iterator[tuple[Any, int]]) -> Iterator[list[Any]]:
-    """Pieces of a stream of (row, bytes), none of many more bytes or rows than a batch may have."""
+    """Pieces of a stream of (row, bytes), each cut once it has a batch's most bytes or rows."""
     piece: list[Any] = []
     size = 0
     for row, length in rows:

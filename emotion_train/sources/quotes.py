@@ -1,5 +1,5 @@
-"""Which lines a quote may take in: one that opens a cell is believed where that loses no row and no
-letter.
+"""Which lines a quote may take in: a quote that opens a cell counts as a mark only where that loses
+no row and no letter.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from emotion_train.sources.table_layout import Layout, use_of_quotes, without_en
 NO_QUOTES = "type --quoting none if quotes are letters in this file"
 _MOST_DOUBTS = 10_000
 _LEARNT_COLUMNS = 16
-_MOST_VALUES = 1_000  # different values up to which a column is learnt value by value
+_MOST_VALUES = 1_000  # a column with more different values is not learnt value by value
 _SHOWN = 3
 
 
 class Doubts:
-    """Cells that span lines, and whether these are rows by themselves.
+    """Cells that span lines, and whether their lines are rows by themselves.
 
     A line that a quote takes in is a row when it has the header's number of cells and its other
-    cells are what those columns hold elsewhere in the file: one of their values where these recur,
-    else a value of the same make (digits, letters, marks). The label decides alone where a line
-    has one. The first line is judged by what follows the quote, the last by what precedes it.
+    cells fit their columns: each is one of the column's values where these recur, else has the same
+    make (digits, letters, marks) as a value. If the line has a label, only the label counts. The
+    first line is judged by its cells after the quote, the last by its cells before the quote.
     """
 
     def __init__(self, file: PostFile, layout: Layout, position: dict[str, int]) -> None:
@@ -45,7 +45,7 @@ class Doubts:
         self._seen_as: dict[str, int] = {}  # how quotes are used, and the first row that does so
 
     def learn(self, cells: Sequence[Sequence[str]]) -> None:
-        """Take in the rows that were read, by column."""
+        """Learn the values of rows, given by column."""
         self._learnt += len(cells[0]) if cells else 0
         for place in self._places:
             seen = self._seen[place]
@@ -55,18 +55,18 @@ class Doubts:
                 self._makes[place] |= {_make(value) for value in new}
 
     def learn_line(self, line: str) -> None:
-        """Take in a line that is no CSV, as the row that it is when its quotes are letters."""
+        """Learn from a line that is no CSV, split as if its quotes were letters."""
         cells = without_end(line).split(self._layout.delimiter)
         if len(cells) == self._width:
             self.learn([[cell] for cell in cells])
 
     def question(self, row: int, first: int, cells: Sequence[str], lines: Sequence[str]) -> None:
-        """Keep what must not be a row of its own, until all rows were seen."""
+        """Note the lines of a cell, to be checked against all rows: none may be a row by itself."""
         spanning = [place for place, cell in enumerate(cells) if "\n" in cell or "\r" in cell]
         if not spanning:
             return
         last_line = first + len(lines) - 1
-        for line, words in enumerate(lines):
+        for line, text in enumerate(lines):
             allowed = [
                 place
                 for place in self._places
@@ -74,7 +74,7 @@ class Doubts:
                 and (line > 0 or place > spanning[0])
                 and (line < len(lines) - 1 or place < spanning[-1])
             ]
-            for split in self._splits(words):
+            for split in self._splits(text):
                 if allowed and len(split) == self._width:
                     decisive = [self._label] if self._label in allowed else allowed
                     claim = tuple((place, split[place].strip().casefold()) for place in decisive)
@@ -84,8 +84,8 @@ class Doubts:
             self._asked.clear()
 
     def look(self, row: int, line: str) -> None:
-        """Keep how a line of its own uses quotes: around a delimiter or doubled, which only marks
-        can be; around a whole cell; or inside of one.
+        """Note how a one-line row uses quotes: as certain marks (around a delimiter, or doubled),
+        around a whole cell, or inside a cell.
         """
         cells = without_end(line).split(self._layout.delimiter)
         if len(cells) != self._width:
@@ -97,13 +97,13 @@ class Doubts:
 
     def settle(self) -> None:
         """Raises `WrongRequest` when a quoted cell took in lines that are rows by themselves, or
-        when quotes may be marks or letters and nothing tells which.
+        when the file does not show whether its quotes are marks or letters.
         """
         self._refuse()
         if self._file.quoting == "auto" and {"letters", "around"} == self._seen_as.keys():
             raise WrongRequest(
-                f"{self._file.path}: quotes stand inside of a cell in row {self._seen_as['letters']} and"
-                f" around a whole cell in row {self._seen_as['around']}; type --quoting csv if the latter are"
+                f"{self._file.path}: quotes are inside a cell in row {self._seen_as['letters']} and around a"
+                f" whole cell in row {self._seen_as['around']}; type --quoting csv if those around cells are"
                 " no part of the text, or --quoting none if they are."
             )
 
@@ -115,7 +115,7 @@ class Doubts:
         more = f" and {len(swallowing) - _SHOWN} more" if len(swallowing) > _SHOWN else ""
         raise WrongRequest(
             f"{self._file.path}: a quote that opens a cell takes in lines that are rows by themselves:"
-            f" {shown}{more}. Take the stray quote away, or type --quoting csv if these lines belong to the"
+            f" {shown}{more}. Remove the stray quote, or type --quoting csv if these lines belong to the"
             " text, or --quoting none if quotes are letters in this file."
         )
 
@@ -130,14 +130,14 @@ class Doubts:
 
     def _splits(self, line: str) -> list[list[str]]:
         """The line's cells when quotes are letters, and when it is CSV by itself."""
-        words = without_end(line)
-        splits = [words.split(self._layout.delimiter)]
-        if '"' in words and words.count('"') % 2 == 0:
-            with suppress(csv.Error):  # such as a stray carriage return
-                splits.append(next(csv.reader([words], delimiter=self._layout.delimiter)))
+        text = without_end(line)
+        splits = [text.split(self._layout.delimiter)]
+        if '"' in text and text.count('"') % 2 == 0:
+            with suppress(csv.Error):  # for example a stray carriage return
+                splits.append(next(csv.reader([text], delimiter=self._layout.delimiter)))
         return splits
 
 
 def _make(value: str) -> str:
-    """What a value is made of: "user-17" and "team-3" are alike, "I came" and "joy" are not."""
+    """A value's make: "user-17" and "team-3" have the same, "I came" and "joy" do not."""
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"[0-9]+", "9", value))

@@ -1,10 +1,9 @@
-"""Cuts a text file into ranges of whole rows that can be read apart from each other, by one pass
-over its bytes.
+"""Cuts a text file, in one pass over its bytes, into ranges of whole rows that can be read alone.
 
-A range of a CSV file is read with the file's header before it, one of JSON Lines after an object
-that has the file's columns, so each is understood as the whole file is. What is not cut: packed
-files, cells that span lines, UTF-16 and other encodings than UTF-8, a TSV with quotes that may be
-marks or letters. The pass costs about a second for a million rows.
+A range of a CSV file is read with the file's header in front, a range of JSON Lines with an object
+that has the file's columns, so that each range is read as the whole file would be. Not cut are
+packed files, files with cells that span lines, other encodings than UTF-8, and a TSV whose quotes
+may be marks or letters. The pass costs about a second per million rows.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _MARK = b"\xef\xbb\xbf"
 
 
 class Range(NamedTuple):
-    """Bytes from `start` to `end`, which are `rows` lines; the first is row `first_row` of the
+    """The bytes from `start` to `end`: `rows` lines, of which the first is row `first_row` of the
     file.
     """
 
@@ -38,8 +37,8 @@ class Range(NamedTuple):
 
 
 class Ranges(NamedTuple):
-    """`before` comes before the bytes of each range; their first row is then `row_after` for the
-    reader, which is told `quoting`.
+    """Ranges of a file. A reader gets `before` in front of a range's bytes, and `quoting`; it then
+    numbers the range's first row `row_after`.
     """
 
     before: bytes
@@ -49,7 +48,7 @@ class Ranges(NamedTuple):
 
 
 class _Start(NamedTuple):
-    """How a file begins: `at` is where its first row does."""
+    """How a file begins: its first row is at byte `at`."""
 
     before: bytes
     row_after: int
@@ -61,8 +60,8 @@ class _Start(NamedTuple):
 def ranges_of(
     file: PostFile, chunks: Iterator[bytes], columns: Columns, rows_of_a_range: int
 ) -> Ranges | None:
-    """Ranges of at most so many rows; None where the file has to be read as a whole. `file` is a
-    file of this machine with the first `HEAD_BYTES` or more, `chunks` are all bytes.
+    """Ranges of at most `rows_of_a_range` rows; None where the file has to be read as a whole.
+    `file` is a local file with at least the first `HEAD_BYTES`; `chunks` are all bytes.
 
     Raises `WrongRequest` for a file that cannot be read at all.
     """
@@ -88,14 +87,14 @@ def _start_of_table(file: PostFile, raw: bytes, columns: Columns) -> _Start | No
     layout = layout_of(decided, columns)
     lines = raw.split(b"\n", layout.lines)
     if len(lines) <= layout.lines:
-        return None  # a header that is longer than what was looked at, or no row below it
+        return None  # a header longer than the bytes read here, or no row below it
     at = len(raw) - len(lines[-1])
     return _Start(raw[:at], layout.first_row, at, layout.first_row, layout)
 
 
 def _start_of_objects(file: PostFile, raw: bytes, columns: Columns) -> _Start:
-    found = columns_of_lines(file, columns)
-    before = json.dumps(dict.fromkeys(found.named, "")).encode() + b"\n"
+    own = columns_of_lines(file, columns)
+    before = json.dumps(dict.fromkeys(own.named, "")).encode() + b"\n"
     return _Start(before, 2, len(_MARK) if raw.startswith(_MARK) else 0, 1)
 
 
@@ -120,13 +119,13 @@ def _cut(file: PostFile, start: _Start, chunks: Iterator[bytes], rows_of_a_range
 
 
 def sum_rows(pieces: list[Range]) -> int:
-    """Rows of all pieces, the last of which ends where the next one begins."""
+    """The number of rows of all pieces, which follow each other without gaps."""
     return pieces[-1].first_row + pieces[-1].rows - pieces[0].first_row if pieces else 0
 
 
 class _Look:
-    """Quotes of a table, line by line. A line that is a row by itself ends outside of quotes, so
-    the next one is read as if it stood alone.
+    """Checks the quotes of a table, line by line. A line that is a row by itself ends outside of
+    quotes, so the next line can be checked alone.
     """
 
     def __init__(self, file: PostFile, layout: Layout) -> None:
@@ -136,23 +135,23 @@ class _Look:
         self._doubts = Doubts(file, layout, position)
 
     def is_one_row(self, rows_before: int, line: bytes) -> bool:
-        """Whether the whole file and the line alone are understood alike."""
+        """Whether the line is read alike alone and within the whole file."""
         if self._file.quoting == "none":
             return True
         if self._file.quoting == "auto" and self._layout.delimiter == "\t":
             return False
-        words = line.decode("latin-1")
+        text = line.decode("latin-1")
         try:
-            cells = next(csv.reader([words], delimiter=self._layout.delimiter, strict=True))
+            cells = next(csv.reader([text], delimiter=self._layout.delimiter, strict=True))
         except csv.Error as error:
-            # a row that is no CSV; others take in lines, or are escaped as no CSV is
-            return not any(word in str(error) for word in ("end of data", "larger")) and '\\"' not in words
+            # a broken row is one row, unless its quote takes in lines or backslashes escape quotes
+            return not any(part in str(error) for part in ("end of data", "larger")) and '\\"' not in text
         if len(cells) == len(self._layout.header):
-            self._doubts.look(self._layout.first_row + rows_before, words)
+            self._doubts.look(self._layout.first_row + rows_before, text)
         return True
 
     def settled(self) -> str:
-        """How the ranges are to be read; raises `WrongRequest` where nothing tells."""
+        """The quoting to read the ranges with; raises `WrongRequest` where it cannot be decided."""
         self._doubts.settle()
         if self._file.quoting != "auto":
             return self._file.quoting

@@ -1,5 +1,5 @@
-"""How a CSV or TSV file is to be cut into cells: its header and what stands above it, its
-delimiter, and whether its quotes are marks around cells or letters.
+"""The layout of a CSV or TSV file: its header and the lines above it, its delimiter, and whether
+its quotes are marks around cells or letters.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _DELIMITERS = {"tsv": ("\t", ","), "csv": (",", ";", "\t", "|")}
 
 
 class Layout(NamedTuple):
-    """How a file is to be cut into cells."""
+    """The settings that cut a file into cells."""
 
     header: list[str]
     columns: Columns
     delimiter: str
     newline: str
-    lines: int  # that come before the first post
+    lines: int  # lines before the first post
     first_row: int
     remarks: tuple[str, ...]
     quoted: bool
@@ -43,14 +43,14 @@ def layout_of(file: PostFile, columns: Columns) -> Layout:
         delimiter = _best_delimiter(file, text, columns)
     header, header_lines = _header(file, text, delimiter)
     try:
-        found = columns.among(header, str(file.path))
+        own = columns.among(header, str(file.path))
     except WrongRequest as error:
         if file.path is not None and file.path.suffix.lower() == ".txt":
             raise _no_table(file) from error
         raise
     layout = Layout(
         header,
-        found,
+        own,
         delimiter,
         newline,
         skipped + header_lines,
@@ -66,17 +66,17 @@ def layout_of(file: PostFile, columns: Columns) -> Layout:
 def _before_the_header(
     file: PostFile, lines: list[str], columns: Columns
 ) -> tuple[int, str | None, tuple[str, ...]]:
-    """How many lines come before the header, the delimiter that Excel's `sep=` names, and what to
-    say of them.
+    """The number of lines above the header, the delimiter that Excel's `sep=` names, and remarks on
+    these lines.
     """
     skipped: list[str] = []
     delimiter = None
     for line in lines:
-        words = line.strip()
+        text = line.strip()
         named = re.fullmatch(r"(?i)\"?sep=(.)\"?", line.rstrip("\r"))
         if named:
             delimiter = named[1]
-        elif words and not (words.startswith("#") and not _names_columns(words, columns)):
+        elif text and not (text.startswith("#") and not _names_columns(text, columns)):
             break
         skipped.append(line)
     if not skipped or len(skipped) == len(lines):
@@ -92,7 +92,7 @@ def _names_columns(line: str, columns: Columns) -> bool:
 
 
 def _best_delimiter(file: PostFile, text: str, columns: Columns) -> str:
-    """The one that gives the wanted names, else the one that gives the most."""
+    """The delimiter that gives the wanted column names, else the one that gives the most names."""
     if file.header:
         return _delimiter_of(file, text, file.header)
     headers = {mark: _header(file, text, mark)[0] for mark in _DELIMITERS[file.format]}
@@ -104,7 +104,7 @@ def _best_delimiter(file: PostFile, text: str, columns: Columns) -> str:
 
 
 def _header(file: PostFile, text: str, delimiter: str) -> tuple[list[str], int]:
-    """Column names, and how many lines they take."""
+    """The column names, and the number of lines that they take."""
     if file.header:
         return list(file.header), 0
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -117,7 +117,7 @@ def _header(file: PostFile, text: str, delimiter: str) -> tuple[list[str], int]:
 
 
 def _delimiter_of(file: PostFile, text: str, header: tuple[str, ...]) -> str:
-    """The one that gives the first line as many cells as there are names."""
+    """The delimiter that gives the first line as many cells as `header` has names."""
     first = text.partition("\n")[0].rstrip("\r")
     cells = {mark: len(next(csv.reader([first], delimiter=mark), [])) for mark in _DELIMITERS[file.format]}
     fitting = [mark for mark, count in cells.items() if count == len(header)]
@@ -131,29 +131,29 @@ def _delimiter_of(file: PostFile, text: str, header: tuple[str, ...]) -> str:
 
 def _no_table(file: PostFile) -> WrongRequest:
     return WrongRequest(
-        f"{file.path} is plain text without a header row that names the columns. Put one above it (text and"
-        " label with a tab between them); or, where one file holds the texts and another the labels, type"
-        " --text-file and --label-file."
+        f"{file.path} is plain text without a header row that names the columns. Put a header row above it"
+        " (text and label with a tab between them); or, where one file holds the texts and another the"
+        " labels, type --text-file and --label-file."
     )
 
 
 def _quotes_are_letters(file: PostFile, layout: Layout) -> bool:
-    """Whether a TSV is not quoted: all its lines have the header's tabs, and its quotes are not
-    those that a CSV writer puts.
+    """Whether a TSV is not quoted: all its lines have the header's number of tabs, and its quotes
+    are not as a CSV writer sets them.
 
-    Such a writer quotes each cell with a quote in it and doubles that; it quotes others only when
-    it quotes the whole column. A quote that stays open may still be closed in another line: then
-    the file must not be CSV all the same.
+    A CSV writer quotes each cell that has a quote in it, and doubles that quote; it quotes other
+    cells only by whole columns. An open quote may be closed in a later line, so a file with quotes
+    inside cells is also parsed as CSV: its quotes are letters only where that fails.
     """
     width = len(layout.header)
     quoted_C, doubled_C, cells_C = [0] * width, [0] * width, [0] * width
     letters = False
     with lines_of(file, layout.newline) as lines:
         for line in after(lines, layout.lines):
-            words = without_end(line)
-            if not words.strip():
+            text = without_end(line)
+            if not text.strip():
                 continue
-            cells = words.split(layout.delimiter)
+            cells = text.split(layout.delimiter)
             if len(cells) != width:
                 return False
             for place, cell in enumerate(cells):
@@ -172,7 +172,7 @@ def _quotes_are_letters(file: PostFile, layout: Layout) -> bool:
 
 
 def _is_csv(file: PostFile, layout: Layout) -> bool:
-    """Whether quotes, taken as marks, give rows of the header's cells to the end of the file."""
+    """Whether quotes, taken as marks, give only rows with the header's number of cells."""
     with lines_of(file, layout.newline) as lines:
         try:
             rows = csv.reader(after(lines, layout.lines), delimiter=layout.delimiter, strict=True)
@@ -192,8 +192,8 @@ def without_end(line: str) -> str:
 
 
 def use_of_quotes(cell: str) -> str:
-    """letters in a cell that no CSV writer would have written, marks where one had to, else
-    around.
+    """The use of quotes in a cell: "letters" where no CSV writer would set them, "marks" where a
+    CSV writer has to, else "around".
     """
     inner = cell[1:-1]
     if len(cell) < 2 or cell[0] != '"' or cell[-1] != '"' or '"' in inner.replace('""', ""):

@@ -1,5 +1,5 @@
-"""The bytes and lines of a file of posts: unpacked as its first bytes say, whatever its name, and
-refused by name where it is no text at all.
+"""The bytes and lines of a file of posts. Its first bytes decide how it is unpacked, whatever its
+name; a file that is no text is refused with the name of its kind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from emotion_train.sources.posts import UTF8, PostFile
 
 HEAD_BYTES = 1 << 20
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
-_BYTE_VIEW = "latin-1"  # one character a byte, so that bytes which are no text get as far as the cleaner
+_BYTE_VIEW = "latin-1"  # one character per byte, so that the cleaner sees even bytes that are no text
 # Foreign files by their first bytes, and what to type
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV (UTF-8)",
@@ -41,7 +41,7 @@ _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 
 
 def is_packed(start: bytes) -> bool:
-    """Whether a file that begins so is one that `unpacked` unpacks."""
+    """Whether `unpacked` unpacks a file that begins so."""
     return start.startswith(_PACKED)
 
 
@@ -67,16 +67,16 @@ def unpacked(path: Path) -> Iterator[BinaryIO]:
 
 
 def head_of(file: PostFile) -> str:
-    """The beginning of a text file, decoded for a person to read, without a byte order mark.
+    """The beginning of a text file, decoded, without a byte order mark.
 
-    Raises `WrongRequest` when it is a file of another kind or in another encoding.
+    Raises `WrongRequest` for a file of another kind or in another encoding.
     """
     assert file.path is not None
     with unpacked(file.path) as stream:
         head = stream.read(HEAD_BYTES)
-    for magic, words in _FOREIGN.items():
+    for magic, remedy in _FOREIGN.items():
         if head.startswith(magic):
-            raise WrongRequest(f"{file.path} is {words}.")
+            raise WrongRequest(f"{file.path} is {remedy}.")
     utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
     if file.encoding == UTF8 and (utf16 or head[:64].count(b"\0") > len(head[:64]) // 3):
         raise WrongRequest(
@@ -89,9 +89,9 @@ def head_of(file: PostFile) -> str:
 
 @contextmanager
 def lines_of(file: PostFile, newline: str) -> Iterator[Iterator[str]]:
-    """The lines with their ends, split at `newline` (\\n or \\r) only, as `bytes_of` takes them.
+    """The lines with their ends, split only at `newline` (\\n or \\r), as `bytes_of` takes them.
 
-    Raises `WrongRequest` where they are not in the encoding that was given.
+    Raises `WrongRequest` where they are not in the given encoding.
     """
     assert file.path is not None
     with unpacked(file.path) as stream:
@@ -114,25 +114,25 @@ def lines_of(file: PostFile, newline: str) -> Iterator[Iterator[str]]:
 
 
 def bytes_of(cells: list[str], encoding: str) -> pa.Array:
-    """UTF-8 of cells of `lines_of`, or for a UTF-8 file the very bytes that stand in it."""
+    """The UTF-8 of cells of `lines_of`; for a UTF-8 file, the file's own bytes."""
     into = _BYTE_VIEW if encoding == UTF8 else UTF8
     return pa.array([cell.encode(into) for cell in cells], pa.binary())
 
 
-def as_seen(words: str, encoding: str) -> str:
-    """Words as they are spelled among the lines of `lines_of`."""
-    return words.encode().decode(_BYTE_VIEW) if encoding == UTF8 else words
+def as_seen(text: str, encoding: str) -> str:
+    """The text as the lines of `lines_of` spell it."""
+    return text.encode().decode(_BYTE_VIEW) if encoding == UTF8 else text
 
 
 def newline_of(head: str) -> str:
-    """What ends the lines of a text that begins so; a stray carriage return among lines that end
-    otherwise is a character like any other.
+    """The end of line of a text that begins so. A carriage return among lines that end in \\n is an
+    ordinary character.
     """
     return "\r" if "\r" in head and "\n" not in head else "\n"
 
 
 def checked_encoding(name: str) -> str:
-    """The name as Python's codecs spell it; raises `WrongRequest` for one that they do not know."""
+    """The name as Python's codecs spell it; raises `WrongRequest` for an unknown name."""
     try:
         codec = codecs.lookup(name)
         "a".encode(name)

@@ -1,8 +1,8 @@
-"""What a data set's index.json and a staged base's base.json share: frozen canonical JSON, refused
-when damaged or of another schema.
+"""Documents such as a data set's index.json and a staged base's base.json: frozen canonical JSON,
+refused when damaged or of another schema.
 
-A document may carry a digest over the rest of its content. It stops accidents, an edit by hand or a
-copy gone wrong, and no enemy who can write: such a one computes it anew.
+A document may carry a digest over the rest of its content. It catches accidents, such as an edit by
+hand or a broken copy. It does not stop an attacker, who can compute the digest anew.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ DIGEST = "digest"
 
 
 class Manifest(FrozenModel):
-    """The whole document; its field `schema_version` has the schema that is written as default.
+    """A whole document. The default of its field `schema_version` is the schema that is written.
 
-    `older` are schemas that are read too, and `digested` those with a digest, which is no field: it
-    is made by `to_bytes` and compared by `read_manifest`.
+    `older` are further schemas that can be read, and `digested` the schemas with a digest. The
+    digest is no field: `to_bytes` adds it and `read_manifest` compares it.
     """
 
     older: ClassVar[tuple[str, ...]] = ()
@@ -44,13 +44,11 @@ class Manifest(FrozenModel):
 
     @classmethod
     def refuse_unknown(cls, document: dict[str, Any]) -> str | None:
-        """Why this version cannot read a whole document of a schema that it knows; None where it
-        can.
-        """
+        """Why this version cannot read a document of a known schema; None where it can."""
         return None
 
     def content(self) -> dict[str, Any]:
-        """What is written, but for the digest."""
+        """The content to write, without the digest."""
         return self.model_dump(mode="json")
 
     def to_bytes(self) -> bytes:
@@ -66,7 +64,7 @@ def _canonical(content: dict[str, Any]) -> bytes:
 
 
 def digest_of(content: dict[str, Any]) -> str:
-    """sha256 over the canonical JSON of a document's content without its digest."""
+    """The sha256 of the canonical JSON of a document's content, without its digest."""
     rest = {name: value for name, value in content.items() if name != DIGEST}
     return hashlib.sha256(_canonical(rest)).hexdigest()
 
@@ -76,20 +74,20 @@ NOT_INSTALLED = "unknown"
 
 
 def read_manifest(kind: type[M], store: Store, key: str, *, other_schema: str, damaged: str) -> M:
-    """Read and check a document. Raises `ObjectNotFound` when there is none, else `WrongRequest`
-    that ends in the sentence for the case.
+    """Read and check a document. Raises `ObjectNotFound` when there is none, and `WrongRequest`
+    that ends in the sentence `other_schema` or `damaged`.
     """
 
     def verify(raw: bytes) -> M:
         try:
             document = object_in(raw, kind.max_bytes, once=True)
-            found = document.get("schema_version")
-            if found not in (kind.newest(), *kind.older):
+            schema = document.get("schema_version")
+            if schema not in (kind.newest(), *kind.older):
                 raise WrongRequest(
-                    f"{store.url}/{key} has schema {str(found)[:80]!r}; this version reads"
+                    f"{store.url}/{key} has schema {str(schema)[:80]!r}; this version reads"
                     f" {kind.newest()!r}. {other_schema}"
                 )
-            if found in kind.digested and document.pop(DIGEST, None) != digest_of(document):
+            if schema in kind.digested and document.pop(DIGEST, None) != digest_of(document):
                 raise Unreadable("its digest is not that of its content")
             if (reason := kind.refuse_unknown(document)) is not None:
                 raise WrongRequest(f"{store.url}/{key} {reason}")
@@ -102,7 +100,7 @@ def read_manifest(kind: type[M], store: Store, key: str, *, other_schema: str, d
 
 
 def version_of(package: str) -> str:
-    """The installed version, else `NOT_INSTALLED`: this program may be run from a source folder."""
+    """The installed version, else `NOT_INSTALLED`: this program may run from a source folder."""
     try:
         return version(package)
     except PackageNotFoundError:

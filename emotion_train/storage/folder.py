@@ -1,7 +1,7 @@
 """Files below one folder as a store.
 
-A write goes to a temporary file beside its place and is moved there, after it is on the disk and
-not only in its cache: the price is two fsyncs an object.
+A write goes to a temporary file beside its place, and is moved there once it is on the disk and not
+only in the cache: the price is two fsyncs per object.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class FolderStore(Store):
     """Files below one folder. A killed write leaves a file named `.writing-…`, which no reader
     sees.
 
-    The folder itself may be a symbolic link; one below it that leads out of it is refused, and so
-    is what is no file.
+    The folder itself may be a symbolic link. A link below it that leads out of it is refused, and
+    so is anything that is not a file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,7 +54,7 @@ class FolderStore(Store):
 
     @property
     def root(self) -> Path:
-        """The folder; writing makes one that is not there."""
+        """The folder; a write makes it if it is missing."""
         return self._root
 
     def read(
@@ -111,13 +111,13 @@ class FolderStore(Store):
                 os.link(temporary, path)
             except FileExistsError:
                 if path.is_dir() or not self.holds(key, data):
-                    raise AlreadyExists(f"{self.url_of(key)} exists already with another content.") from None
+                    raise AlreadyExists(f"{self.url_of(key)} exists already with other content.") from None
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
                 raise StorageError(
-                    f"{self.url} lies on a file system without hard links ({error.strerror}), as mounted"
-                    " buckets do: nothing can be created there by one process only; name a folder on another"
+                    f"{self.url} is on a file system without hard links ({error.strerror}), such as a mounted"
+                    " bucket: two processes could create the same object there; name a folder on another"
                     " disk, or the bucket itself as s3://bucket/prefix."
                 ) from error
             _sync_folder(path.parent)
@@ -126,7 +126,7 @@ class FolderStore(Store):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder_of_all = prefix.rpartition("/")[0]
         top = self._path(folder_of_all) if folder_of_all else self._root
-        found: list[ObjectInfo] = []
+        objects: list[ObjectInfo] = []
         with self._explaining(prefix):
             if self._root.exists() and not self._root.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "is a file")
@@ -136,8 +136,8 @@ class FolderStore(Store):
                     key = path.relative_to(self._root).as_posix()
                     if key.startswith(prefix) and not name.startswith(TEMPORARY):
                         with suppress(FileNotFoundError):  # removed since it was listed
-                            found.append(_info(key, path))
-        return iter(sorted(found, key=lambda info: info.key))
+                            objects.append(_info(key, path))
+        return iter(sorted(objects, key=lambda info: info.key))
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -146,11 +146,11 @@ class FolderStore(Store):
             for folder in path.parents[: len(path.relative_to(self._root).parts) - 1]:
                 try:
                     folder.rmdir()
-                except OSError:  # something else is stored there
+                except OSError:  # other objects are stored there
                     break
 
     def now(self) -> float:
-        """The clock of `Store.now`: the date that the disk's server gives to a new file."""
+        """The time by the disk's clock: the date that its server gives a new file."""
         with (
             self._explaining("", writing=True),
             _temporary_beside(self._root / "now", b"") as temporary,
@@ -187,8 +187,8 @@ def _info(key: str, path: Path) -> ObjectInfo:
 
 @contextmanager
 def _temporary_beside(path: Path, data: bytes | Path) -> Iterator[Path]:
-    """A file of that content beside `path`, on the disk and not only in its cache; removed at the
-    end unless it was moved.
+    """A file with that content beside `path`, on the disk and not only in the cache; it is removed
+    at the end unless it was moved.
     """
     temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
@@ -207,9 +207,11 @@ def _temporary_beside(path: Path, data: bytes | Path) -> Iterator[Path]:
 
 
 def _open_in_its_folder(path: Path) -> IO[bytes]:
-    """A new file; its folder is made, again if `delete` removes the empty one in between."""
+    """A new file. Its folder is made, and made again if `delete` removes the empty folder
+    meanwhile.
+    """
     for _ in range(100):
-        # the latter when the folder that was there went while mkdir looked at it
+        # FileExistsError: an existing folder was removed while mkdir looked at it
         with suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
             return open(path, "xb")
@@ -218,7 +220,7 @@ def _open_in_its_folder(path: Path) -> IO[bytes]:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opens a file; raises `FileNotFoundError` for a pipe or a device, which could block a reader
+    """Open a file; raises `FileNotFoundError` for a pipe or a device, which could block a reader
     for ever.
     """
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
@@ -229,8 +231,8 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def _forget_cached(file: IO[bytes]) -> None:
-    """Have the system read the file from its disk next time; where it knows no such wish, from
-    wherever it likes.
+    """Ask the system to read the file from its disk next time; nothing happens where the system has
+    no such call.
     """
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -258,7 +260,7 @@ def _explain_os_error(error: OSError, url: str, root: Path, writing: bool) -> St
         writing or root.is_file()
     ):
         return StorageError(
-            f"{url} cannot be written or read: a file stands where a folder is needed, or the reverse; name"
+            f"{url} cannot be written or read: there is a file where a folder is needed, or the reverse; name"
             " another folder."
         )
     if not writing and isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
@@ -271,8 +273,8 @@ def _explain_os_error(error: OSError, url: str, root: Path, writing: bool) -> St
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(
-            f"No permission for {url} ({error.strerror}); name a folder that is yours, or see `ls -ld {root}`"
-            " for whose it is."
+            f"No permission for {url} ({error.strerror}); name a folder that is yours, or type"
+            f" `ls -ld {root}` to see its owner."
         )
     away = error.errno in _DISK_AWAY
     return StorageError(

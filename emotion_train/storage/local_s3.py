@@ -1,8 +1,8 @@
-"""A real S3 server (SeaweedFS) on loopback, in place of a cloud bucket: for the quick start and for
-the tests.
+"""A real S3 server (SeaweedFS) on loopback instead of a cloud bucket, for the quick start and the
+tests.
 
-It takes about two seconds and 150 MiB of memory, keeps its objects below one folder, and ends with
-the process that started it.
+It takes about two seconds to start and 150 MiB of memory, keeps its objects below one folder, and
+ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SERVICES = ("s3", "master", "volume", "filer", "admin")
 _PORTS = range(10_000, 20_000)
 _GRPC_OFFSET = 10_000
 # Runs in the child: ask Linux for SIGTERM when the parent dies (prctl 1 = PR_SET_PDEATHSIG; other
-# systems have no such thing), then become the server. A preexec_fn would do the same, but is unsafe
-# in a process with threads.
+# systems lack it), then become the server. A preexec_fn would do the same, but is unsafe in a
+# process with threads.
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
 sys.platform == "linux" and ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -45,8 +45,8 @@ class LocalS3:
     """One server over `folder`; a context manager, or `start` and `stop`.
 
     A second `start`, after `stop` or `kill`, serves the same objects at the same endpoint with the
-    same keys. On Linux the server ends with the *thread* that started it: start it from one that
-    lives as long as it should.
+    same keys. On Linux the server ends with the *thread* that started it: start it from a thread
+    that lives long enough.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,8 +65,8 @@ class LocalS3:
         return self.folder / "seaweedfs.log"
 
     def env(self) -> dict[str, str]:
-        """The variables that lead boto3's standard chain here, past any proxy; an AWS_PROFILE in
-        the environment would win: `environment` has none.
+        """The variables that lead boto3's standard chain here, past any proxy. An AWS_PROFILE in
+        the environment would override them; `environment` leaves it out.
         """
         no_proxy = ",".join(
             filter(None, ["127.0.0.1,localhost", os.environ.get("NO_PROXY"), os.environ.get("no_proxy")])
@@ -82,15 +82,15 @@ class LocalS3:
         }
 
     def environment(self) -> dict[str, str]:
-        """This process's environment with `env()`, and without all else that could lead boto3's
-        standard chain elsewhere: keys and profiles, their files, the role of the machine.
+        """This process's environment with `env()`, without anything that could lead boto3's
+        standard chain elsewhere: keys and profiles, their files, the machine's role.
         """
         others = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         files = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
         return {**others, **self.env(), **files, "AWS_EC2_METADATA_DISABLED": "true"}
 
     def is_all_there_is(self) -> None:
-        """Make `environment` that of this process."""
+        """Replace this process's environment by `environment`."""
         environment = self.environment()
         os.environ.clear()
         os.environ.update(environment)
@@ -99,8 +99,8 @@ class LocalS3:
         self._client().create_bucket(Bucket=name)
 
     def start(self) -> None:
-        """Return when the server has stored and returned an object; raises `StorageError` with the
-        end of its log otherwise.
+        """Return once the server has stored and returned an object; otherwise raises `StorageError`
+        with the end of its log.
         """
         if self._process is not None:
             return
@@ -117,7 +117,7 @@ class LocalS3:
         raise StorageError(f"The local S3 server did not start; {self.log} ends in:\n" + "\n".join(tail))
 
     def stop(self) -> None:
-        """End the server in order; returns when it has gone."""
+        """End the server in order; returns once it is gone."""
         if self._process is not None:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -157,8 +157,7 @@ class LocalS3:
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
         ]
-        # each bucket takes one at least; else their number comes from the free disk space of the
-        # moment
+        # each bucket takes at least one; by default their number follows the free disk space
         command += ["-volume.max=1000"]
         command += ["-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false"]
         if sys.platform == "linux":
@@ -183,8 +182,8 @@ class LocalS3:
             )
 
     def _wait_until_ready(self) -> bool:
-        """True when a canary object went in and out; False when the server ended before that, or
-        took too long.
+        """True once a canary object was stored and read; False if the server ended or took too
+        long.
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -225,7 +224,7 @@ def _server_binary() -> str:
 
 
 def _free_ports() -> dict[str, int]:
-    """A port for each service such that it and its gRPC port can be bound now."""
+    """A port for each service; the port and its gRPC port can be bound now."""
     ports: dict[str, int] = {}
     while len(ports) < len(_SERVICES):
         port = random.SystemRandom().choice(_PORTS)

@@ -15,8 +15,7 @@ from emotion_train.storage.store import Store, checked_key, without_secrets
 
 
 def open_store(url: str) -> Store:
-    """The store at `s3://bucket/prefix`, `file:///folder` or a plain path; nothing is contacted
-    yet.
+    """The store at `s3://bucket/prefix`, `file:///folder` or a plain path; no request is sent yet.
 
     Raises `WrongRequest` for any other URL.
     """
@@ -36,8 +35,8 @@ def open_store(url: str) -> Store:
     if not colon or len(scheme) == 1 or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         if (name := unknown_user(url.strip())) is not None:
             raise WrongRequest(
-                f"There is no user {name!r} on this machine, whose home {url.strip()} would be in; for a"
-                f" folder of that name type ./{url.strip()}."
+                f"There is no user {name!r} on this machine for {url.strip()}; for a folder of that name type"
+                f" ./{url.strip()}."
             )
         return FolderStore(Path(url.strip()))
     if scheme.lower() == "s3":
@@ -55,7 +54,7 @@ def open_store(url: str) -> Store:
 
 
 def _way_round(scheme: str, place: str) -> str:
-    """How objects of another scheme are reached, if they are."""
+    """How to reach objects of another scheme; empty where there is no way."""
     typed = f" and type s3://{place}."
     if scheme in ("s3a", "s3n"):
         return f" Type s3://{place}."

@@ -1,6 +1,6 @@
-"""How to wait for a store that fails: pauses that double, and a word about it once a minute.
+"""How to wait for a store that fails: pauses that double, and a message once a minute.
 
-Only what waiting may mend is waited for; what a store refuses is raised at once.
+Only failures that may pass are waited for; a store's refusals are raised at once.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ T = TypeVar("T")
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 TELL_EVERY_S = 60.0
-_SLOW_S = 2.0  # a request that takes longer may be one that is never answered
+_SLOW_S = 2.0  # a slower request may never be answered
 
 
 class Patience:
     """Pauses of 1, 2, 4, 8, 16, 30, 30 … s until `lasts_s` are over; `reset` after a success.
 
-    `lasts_s` None: for ever. Nothing here waits: who waits also listens for its own end.
+    `lasts_s` None: for ever. Nothing here waits: the caller waits, and listens for its own end.
     """
 
     def __init__(self, lasts_s: float | None = None) -> None:
@@ -33,7 +33,7 @@ class Patience:
 
     @property
     def left_s(self) -> float:
-        """Seconds until it is over; below zero after that."""
+        """Seconds until the patience is over; below zero after that."""
         return float("inf") if self._deadline is None else self._deadline - time.monotonic()
 
     def next_pause_s(self) -> float:
@@ -50,7 +50,7 @@ class Patience:
         return True
 
     def reset(self) -> None:
-        """The store answers again."""
+        """Start again with short pauses: the store answers."""
         self._told, self._pause_s = None, None
 
 
@@ -61,10 +61,10 @@ def until_it_answers(
     tell: Callable[[StorageError], None],
 ) -> T:
     """What `action` returns, tried again after each transient `StorageError` until `patience` is
-    over; then that error is raised, and any other at once.
+    over: then the error is raised. Other errors are raised at once.
 
-    `tell` hears of each failure that is waited for. `wait` sleeps so many seconds, or returns True
-    earlier where the waiting is to end: the last error is raised.
+    `tell` gets each failure that is waited for. `wait` sleeps a number of seconds, or returns True
+    earlier to end the waiting, which raises the last error.
     """
     while True:
         try:
@@ -78,12 +78,11 @@ def until_it_answers(
 
 
 class StoreRequest(Generic[T]):
-    """What the start of a run asks of a store: `action`, tried in a thread of its own for `lasts_s`
-    seconds, so that who waits for it hears of signals and of other processes although an endpoint
-    never answers.
+    """A request to a store at the start of a run: `action`, tried in a thread of its own for
+    `lasts_s` seconds, so that the caller can react to signals and other processes even if an
+    endpoint never answers.
 
-    `what` is asked for and `url` names the store, for the messages. The thread ends with the
-    process.
+    `what` and `url` name the request and the store in messages. The thread ends with the process.
     """
 
     def __init__(self, what: str, url: str, action: Callable[[], T], lasts_s: float) -> None:
@@ -97,36 +96,34 @@ class StoreRequest(Generic[T]):
         threading.Thread(target=self._work, name="request", daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has ended, waiting for that up to so many seconds."""
+        """Wait up to `seconds` for the end; returns whether the request has ended."""
         return self._ended.wait(seconds)
 
     def look(self, seconds: float) -> bool:
-        """Whether it has ended by the time of the first attempt, waiting for that up to so many
-        seconds.
-        """
+        """Wait up to `seconds` for the first attempt; returns whether the request has ended."""
         self._answered.wait(seconds)
         return self._ended.is_set()
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the store has failed, or takes its time, and may not answer for long."""
+        """Whether the store has failed or is slow, so the request may take long."""
         slow = time.monotonic() - self._began > _SLOW_S
         return not self._ended.is_set() and (self._problem is not None or slow)
 
     def news(self) -> str | None:
-        """That it is waited for, in words: once a minute while the store fails."""
+        """A message that the store is waited for, once a minute while it fails; else None."""
         if self._problem is None or self._ended.is_set() or not self._patience.may_tell():
             return None
         left_s = max(0.0, self._patience.left_s)
         return f"WAITING for {self._what} at {self._url}, for {left_s:.0f} s more at most: {self._problem}"
 
     def unanswered(self) -> str:
-        """What it waits for, in words."""
+        """A message on what the request waits for."""
         return f"The start was waiting for {self._what} at {self._url}; nothing was trained in it."
 
     def result(self) -> T:
-        """What `action` returned. Raises what it raised, and `NotStarted` where the store did not
-        answer in time. Call it when the request has ended.
+        """The result of `action`, once the request has ended. Raises its error, and `NotStarted`
+        where the store did not answer in time.
         """
         if isinstance(self._error, StorageError) and self._error.transient:
             raise not_started(self._what, self._url, self._lasts_s, self._error) from self._error
@@ -148,7 +145,7 @@ class StoreRequest(Generic[T]):
 
 
 def not_started(what: str, url: str, lasts_s: float, error: StorageError) -> NotStarted:
-    """The end of a start that has waited `lasts_s` seconds."""
+    """The error for a start that has waited `lasts_s` seconds."""
     return NotStarted(
         f"The run did not start: {what} at {url} was waited for {lasts_s:g} s (run.start_timeout_s). {error}"
         " The same command starts it when the store answers."

@@ -1,7 +1,7 @@
 """An object of a store as a file that is read in ranges, for readers that want to seek.
 
-Memory holds one piece of it. The object is read at the ETag that it had, so that what comes is of
-one object.
+Memory holds one piece of it. The object is read at one ETag, so that all bytes are of the same
+object.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PIECE_BYTES = 4 << 20
 
 
 class RangedFile(io.RawIOBase):
-    """The object of `info`, read-only. Raises as `Store.read`, `ObjectChanged` too."""
+    """The object of `info`, read-only. Raises as `Store.read`, `ObjectChanged` included."""
 
     def __init__(self, store: Store, info: ObjectInfo, piece_bytes: int = PIECE_BYTES) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
 """Objects in a bucket as a store.
 
-Reads go through obstore and everything else through boto3, because each is the faster and the more
-robust at its part. When obstore fails, boto3 asks once more, as only its errors say why; where
-boto3 succeeds time and again, as with certificates that only its TLS accepts, it reads from then
-on. An object of up to `SUMMED_BYTES` that is read whole is compared with its ETag, where that is
-its MD5: 2 ms a MiB. Credentials, profile, region, endpoint and trusted certificates come from
-boto3's standard chain. Importing this page is cheap: both are imported by the first request.
+Reads go through obstore and everything else through boto3, because each is faster and more robust
+at its part. When obstore fails, boto3 asks once more, as only its errors say why. If boto3 succeeds
+repeatedly where obstore fails, as with certificates that only boto3's TLS accepts, boto3 reads from
+then on. An object of up to `SUMMED_BYTES` that is read whole is compared with its ETag, if that is
+its MD5: 2 ms per MiB. Credentials, profile, region, endpoint and trusted certificates come from
+boto3's standard chain. Importing this page is cheap: the first request imports both libraries.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ PATIENT_ATTEMPTS = 8
 
 
 PART_BYTES = 64 << 20
-ONE_REQUEST = 1 << 30  # bytes; S3 takes 5 GiB in one, and what is larger than this is sent in parts
+ONE_REQUEST = 1 << 30  # bytes; larger data is sent in parts, although S3 takes 5 GiB in one request
 READ_PATIENCE = timedelta(seconds=120)
 CREATE_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 # Shorter than the least time that boto3 leaves on a refreshed credential (10 minutes).
 CREDENTIAL_TTL = timedelta(minutes=5)
 SUMMED_BYTES = 64 << 20  # larger objects have sums of their own
-# a failure of obstore that every further read would meet: its connection, not an answer
+# signs of an obstore failure that every further read would meet, in its connection
 _LASTING = ("certificate", "(connect)", "builder error", "tls", "panic")
-_ENOUGH_FALL_BACKS = 2  # one after the other, for any other reason
+_ENOUGH_FALL_BACKS = 2  # in a row, for any other reason
 _BODY_ATTEMPTS = 3
 _NO_CACHE = {"Cache-Control": "no-cache", "Pragma": "no-cache"}
 
@@ -70,7 +70,7 @@ class _Connection(NamedTuple):
     single: Any  # boto3 client that sends each request once
     reader: Any  # obstore.store.S3Store; None where none can be made
     new_client: Callable[[], Any]  # boto3 client with a connection of its own, past caches
-    new_reader: Callable[[], Any]  # the same of obstore
+    new_reader: Callable[[], Any]  # obstore reader with a connection of its own, past caches
 
 
 class _Answer(NamedTuple):
@@ -80,7 +80,7 @@ class _Answer(NamedTuple):
 
 class _Listing(NamedTuple):
     found: list[ObjectInfo]
-    problem: str | None  # why it may have been changed on its way
+    problem: str | None  # a sign that it was changed on its way
     readable: bool
 
 
@@ -102,9 +102,9 @@ class S3Store(Store):
         self._lock = threading.Lock()
         self._connected: _Connection | None = None
         self._without_checksums = False
-        # as with encryption by KMS they are not; None until an object has told
+        # False for example with encryption by KMS; None until an object has shown it
         self._etags_are_sums: bool | None = None
-        self._fall_backs = 0  # reads in a row that obstore failed at and boto3 did
+        self._fall_backs = 0  # reads in a row at which obstore failed and boto3 succeeded
 
     def read(
         self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
@@ -115,7 +115,7 @@ class S3Store(Store):
         import numpy as np
 
         data = np.frombuffer(self._read(key, start, len(buffer), if_match), np.uint8)
-        # numpy copies while other threads run, a memoryview would hold all of them up
+        # numpy lets other threads run while it copies; a memoryview would block them
         np.frombuffer(buffer, np.uint8)[: len(data)] = data
         return len(data)
 
@@ -125,9 +125,7 @@ class S3Store(Store):
         return bytes(self._get(look, key, start, length, if_match).data)
 
     def _read(self, key: str, start: int, length: int | None, if_match: str | None) -> Any:
-        """The bytes, as an object with a buffer; those of a whole object have the sum of its
-        ETag.
-        """
+        """The bytes, as an object with a buffer; a whole object is compared with its ETag's sum."""
         answer = self._get(0, key, start, length, if_match)
         if self._has_its_sum(answer):
             return answer.data
@@ -145,13 +143,13 @@ class S3Store(Store):
 
         try:
             return second_look(read, verify, self.url_of(key))
-        except _OtherSum:  # stored like that: the ETag is no sum
+        except _OtherSum:  # the same bytes twice: the ETag is no sum
             if self._etags_are_sums is None:
                 self._etags_are_sums = False
             return answer.data
 
     def _has_its_sum(self, answer: _Answer) -> bool:
-        """False when an ETag that may be an MD5 is another than that of the data."""
+        """False when an ETag that may be an MD5 differs from the data's MD5."""
         if (
             answer.etag is None
             or self._etags_are_sums is False
@@ -165,8 +163,8 @@ class S3Store(Store):
         return True
 
     def _get(self, look: int, key: str, start: int, length: int | None, if_match: str | None) -> _Answer:
-        """One read; odd looks go through boto3, even ones first through obstore, and all but the
-        first over new connections.
+        """One read. Odd looks go through boto3, even looks first through obstore; all but look 0
+        use new connections.
         """
         name = self._name(key)
         if length == 0:
@@ -180,8 +178,7 @@ class S3Store(Store):
                     answer = _get_by_obstore(reader, name, start, length, if_match)
                     self._fall_backs = 0
                     return answer
-                # of obstore's own family, or whatever the credential provider raised: boto3 tells
-                # which
+                # obstore's own error, or the credential provider's: boto3's error tells which
                 except BaseException as error:
                     if not _is_of_obstore(error):
                         raise
@@ -189,7 +186,7 @@ class S3Store(Store):
             if look == 0:
                 client = connection.patient if self._reads_by_boto3 else connection.single
                 answer = self._get_by_boto3(client, name, start, length, if_match)
-                if failure is not None and answer.data:  # no data: there is none from `start` on
+                if failure is not None and answer.data:  # no data: the object ends before `start`
                     self._keep_fall_back(failure)
                 return answer
             with closing(self._alone(connection.new_client)) as client:
@@ -200,12 +197,14 @@ class S3Store(Store):
         return self._fall_backs >= _ENOUGH_FALL_BACKS
 
     def _keep_fall_back(self, failure: BaseException) -> None:
-        """A failure of obstore's connection costs each read all its retries, 1.5 s and more."""
-        said = f"{type(failure).__name__}: {failure}".lower()
-        self._fall_backs += _ENOUGH_FALL_BACKS if any(word in said for word in _LASTING) else 1
+        """Count a read at which only obstore failed. A failing connection costs each read all of
+        obstore's retries, 1.5 s and more.
+        """
+        message = f"{type(failure).__name__}: {failure}".lower()
+        self._fall_backs += _ENOUGH_FALL_BACKS if any(sign in message for sign in _LASTING) else 1
 
     def _alone(self, make: Callable[[], Any]) -> Any:
-        """A boto3 session is no thing for two threads at once."""
+        """What `make` returns, one thread at a time: a boto3 session is not thread-safe."""
         with self._lock:
             return make()
 
@@ -231,7 +230,7 @@ class S3Store(Store):
 
     def create(self, key: str, data: bytes | Path) -> ObjectInfo:
         url = self.url_of(key)
-        # a file is sent by a client that has retries of its own
+        # the client that sends a file has retries of its own
         for pause_s in CREATE_PAUSES_S[:2] if isinstance(data, Path) else CREATE_PAUSES_S:
             time.sleep(pause_s)
             try:
@@ -242,12 +241,12 @@ class S3Store(Store):
                 if not (is_ambiguous(cause) or self._dislikes_checksums(cause)):
                     raise
                 last = error
-            # The answer may be lost, or be a 412 that this very write has caused: what is stored
-            # decides.
+            # The answer may be lost, or be a 412 that this write itself caused: the stored bytes
+            # decide.
             with suppress(ObjectNotFound):
                 if self.holds(key, data):
                     return self.stat(key)
-                raise AlreadyExists(f"{url} exists already with another content.")
+                raise AlreadyExists(f"{url} exists already with other content.")
         raise last
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -262,7 +261,7 @@ class S3Store(Store):
             if listing.problem is not None:
                 raise _Doubtful
 
-        with suppress(_Doubtful):  # this store's listings are like that
+        with suppress(_Doubtful):  # the same problem twice: this store's listings have it
             second_look(read, verify, f"{self.url}/{prefix}")
         return self._sorted(listing, prefix)
 
@@ -272,13 +271,13 @@ class S3Store(Store):
     def _sorted(self, listing: _Listing, prefix: str) -> Iterator[ObjectInfo]:
         if not listing.readable:
             raise StorageError(
-                f"{self.url}/{prefix} cannot be listed: the answer is not that of an S3 server"
+                f"{self.url}/{prefix} cannot be listed: no S3 server answers like that"
                 f" ({listing.problem}); check AWS_ENDPOINT_URL."
             )
         return iter(sorted(listing.found, key=lambda info: info.key))
 
     def _list_once(self, prefix: str, look: int) -> _Listing:
-        """One listing; all but the first over new connections."""
+        """One listing; all but look 0 use new connections."""
         with self._explaining(f"{self.url}/{prefix}"):
             connection = self._connection()
             if look == 0:
@@ -297,7 +296,7 @@ class S3Store(Store):
                 items = page.get("Contents", [])
                 problem = problem or _problem_of(page, whole)
                 for item in items:
-                    if not item["Key"].endswith("/"):  # a folder drawn by a web console
+                    if not item["Key"].endswith("/"):  # a folder made by a web console
                         found.append(
                             ObjectInfo(
                                 item["Key"].removeprefix(self._prefix),
@@ -306,8 +305,7 @@ class S3Store(Store):
                                 _epoch(item.get("LastModified")),
                             )
                         )
-        # no XML, or not that of a listing: a number, a date (whose parser may warn) or a name is no
-        # more
+        # no XML, or no listing's: a number, a date (whose parser may warn) or a name is broken
         except (ResponseParserError, ValueError, LookupError, OverflowError, RuntimeWarning) as error:
             return _Listing([], " ".join(str(error).split())[:200] or type(error).__name__, False)
         return _Listing(found, problem, True)
@@ -317,7 +315,7 @@ class S3Store(Store):
             self._connection().patient.delete_object(Bucket=self._bucket, Key=self._name(key))
 
     def now(self) -> float:
-        """The clock of `Store.now`: the Date of an answer. Raises `StorageError` for no date."""
+        """The time by the store's clock: an answer's Date. Raises `StorageError` without one."""
         with self._explaining(self.url):
             client = self._connection().patient
             answer = client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
@@ -326,13 +324,13 @@ class S3Store(Store):
             return parsedate_to_datetime(date).timestamp()
         except (ValueError, TypeError):
             raise StorageError(
-                f"{self.url} does not say what time it is (Date: {date[:40]!r}); ask it without the proxy"
-                " that leaves that out."
+                f"{self.url} does not give the time (Date: {date[:40]!r}); reach it without the proxy that"
+                " leaves the time out."
             ) from None
 
     def clear_unfinished(self, prefix: str) -> None:
-        """Nothing: a single request leaves nothing, and a bucket's lifecycle rule clears uploads in
-        several parts.
+        """Do nothing: single requests leave nothing, and a bucket's lifecycle rule clears
+        unfinished uploads in parts.
         """
 
     def _name(self, key: str) -> str:
@@ -380,7 +378,7 @@ class S3Store(Store):
                 if status_of(error) == 416:  # the object ends before `start`
                     return _Answer(b"", None)
                 raise
-            # boto3's own retries end where the body begins
+            # boto3 does not retry once the body has begun
             except (IncompleteReadError, ResponseStreamingError):
                 if not (attempts_left and self._reads_by_boto3):
                     raise
@@ -388,8 +386,8 @@ class S3Store(Store):
         return _Answer(data, _unquoted(answer.get("ETag", "")) if size == str(len(data)) else None)
 
     def _dislikes_checksums(self, error: BaseException | None) -> bool:
-        """True once, when a store may have refused the checksum headers that boto3 adds; from then
-        on it gets none.
+        """True once, when a store may have refused the checksum headers that boto3 adds; later
+        requests have none.
         """
         if self._without_checksums or status_of(error) not in (400, 411, 501) or code_of(error) in CLEAR_400:
             return False
@@ -405,8 +403,8 @@ class S3Store(Store):
             return self._connected
 
     def _connect(self) -> _Connection:
-        """Find the bucket and its region; raises botocore's errors for missing credentials, no
-        network and no such bucket.
+        """Connect to the bucket in its region; raises botocore's errors for missing credentials, no
+        network, and a missing bucket.
         """
         import boto3
         from botocore.config import Config
@@ -431,7 +429,7 @@ class S3Store(Store):
         try:
             looking = client(3)
         except ValueError as error:
-            if "IPv6" in str(error):  # the only one whose text lacks the endpoint
+            if "IPv6" in str(error):  # the only message without the endpoint
                 given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
             elif str(error).startswith("Invalid endpoint"):
                 given = str(error).partition(": ")[2]
@@ -439,7 +437,7 @@ class S3Store(Store):
                 raise
             raise wrong_endpoint(self.url, given) from error
         require_endpoint(self.url, looking.meta.endpoint_url)
-        hosts: list[str] = []  # that the bucket was asked for at
+        hosts: list[str] = []  # hosts that were asked for the bucket
         looking.meta.events.register(
             "before-send.s3.HeadBucket",
             lambda request, **_: hosts.append(urlsplit(request.url).hostname or ""),
@@ -448,11 +446,11 @@ class S3Store(Store):
             headers = self._headers_of_bucket(looking)
         except EndpointConnectionError as error:
             if ".amazonaws.com" not in looking.meta.endpoint_url or not (
-                words := unknown_region(session, region)
+                reason := unknown_region(session, region)
             ):
                 raise
             raise StorageError(
-                f"{self.url} cannot be reached: {words}. Set AWS_REGION to the bucket's, or AWS_ENDPOINT_URL"
+                f"{self.url} cannot be reached: {reason}. Set AWS_REGION to the bucket's, or AWS_ENDPOINT_URL"
                 " for a store other than AWS."
             ) from error
         virtual = bool(hosts) and hosts[-1].startswith(f"{self._bucket.lower()}.")
@@ -469,7 +467,7 @@ class S3Store(Store):
         def new_reader(headers: dict[str, str] | None = None) -> Any:
             try:
                 return _obstore_reader(self._bucket, session, patient, virtual, bundle, headers)
-            except BaseException as error:  # a setting that boto3 alone knows
+            except BaseException as error:  # a setting that only boto3 knows
                 if not _is_of_obstore(error):
                     raise
                 return None
@@ -477,16 +475,18 @@ class S3Store(Store):
         return _Connection(patient, client(1), new_reader(), new_client, lambda: new_reader(_NO_CACHE))
 
     def _headers_of_bucket(self, client: Any) -> Any:
-        """Those of an answer that the bucket has given; raises what says best why it gives none."""
+        """The headers of an answer of the bucket; raises the error that best says why there is
+        none.
+        """
         from botocore.exceptions import ClientError
 
         try:
             return client.head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
         except ClientError as error:
-            # this user may not look at the bucket, but perhaps at its objects
+            # this user may not read the bucket's facts, but perhaps its objects
             if status_of(error) == 403:
                 return error.response["ResponseMetadata"]["HTTPHeaders"]
-            if status_of(error) in (405, 501):  # a store without this question
+            if status_of(error) in (405, 501):  # a store without this request
                 return ask(client, self._bucket, None)
             raise with_reason(client, self._bucket, None, error) from None
 
@@ -502,7 +502,7 @@ class S3Store(Store):
 
 
 def _create_in_parts(client: Any, where: dict[str, str], file: IO[bytes]) -> Any:
-    """The condition is that of the last request, which makes an object of the parts."""
+    """Create an object in parts. The last request, which joins them, carries the condition."""
     upload = where | {"UploadId": client.create_multipart_upload(**where)["UploadId"]}
     parts: list[dict[str, Any]] = []
     try:
@@ -535,8 +535,8 @@ def _get_by_obstore(reader: Any, name: str, start: int, length: int | None, if_m
 
 
 def _problem_of(page: dict[str, Any], prefix: str) -> str | None:
-    """What one page of a listing contradicts itself in, as after one bit has flipped; None when
-    nothing.
+    """How a page of a listing contradicts itself, for example after a flipped bit; None where it
+    does not.
     """
     items = page.get("Contents", [])
     names = [item["Key"] for item in items]
@@ -552,7 +552,9 @@ def _problem_of(page: dict[str, Any], prefix: str) -> str | None:
 
 
 def _is_of_obstore(error: BaseException) -> bool:
-    """Whether obstore, or what it called, failed; a panic of its Rust code is no `Exception`."""
+    """Whether obstore, or a function it called, failed; a panic of its Rust code is no
+    `Exception`.
+    """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
@@ -564,21 +566,21 @@ def _obstore_reader(
     bundle: bytes | None,
     headers: dict[str, str] | None = None,
 ) -> Any:
-    """An obstore store with the credentials, region and endpoint of the boto3 client, the host that
-    this one takes for the bucket (`virtual`: the bucket's name and the endpoint's) and the CA
-    certificates that it trusts. It sends these headers besides.
+    """An obstore store with the boto3 client's credentials, region, endpoint, trusted CA
+    certificates and form of host (`virtual`: the bucket's name before the endpoint's). It adds
+    `headers` to each request.
     """
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import S3Store as ObstoreS3Store
 
     provider = Boto3CredentialProvider(session, ttl=CREDENTIAL_TTL)
-    provider.config = {}  # else its region stands against the bucket's own
+    provider.config = {}  # else its region contradicts the bucket's own
     endpoint = urlsplit(client.meta.endpoint_url)
     options: dict[str, Any] = {
         "allow_http": endpoint.scheme == "http",
         "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
         "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
-        # of a whole body, which may be large; a silent peer is caught by read_timeout
+        # for a whole body, which may be large; read_timeout catches a silent peer
         "timeout": timedelta(hours=1),
     }
     if headers is not None:
@@ -601,7 +603,7 @@ def _obstore_reader(
 
 
 def _epoch(date: Any) -> float | None:
-    """UTC epoch seconds of a date that boto3 has read."""
+    """The UTC epoch seconds of a date as boto3 gives it."""
     return None if date is None else float(date.timestamp())
 
 

@@ -1,8 +1,8 @@
-"""Whether an answer is one that S3 gives: an endpoint that redirects, a web console and a proxy's
-page answer, too, and boto3 takes what they say for S3's.
+"""Whether an answer is S3's: an endpoint that redirects, a web console and a proxy's page answer
+too, and boto3 takes their answers for S3's.
 
-Looked at is what every S3 has: the ETag of an object, the root of a listing, an error in XML. It
-costs nothing, as these answers have come already.
+The check looks at parts that every S3 answer has: the ETag of an object, the root of a listing, an
+error in XML. It costs nothing, since these answers have already come.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from urllib.parse import urljoin, urlsplit
 from emotion_train.storage.s3_errors import WrongEndpoint, code_of, status_of
 
 _WITH_ETAG = ("GetObject", "HeadObject", "PutObject")
-_WAITED_FOR = (408, 429)  # statuses of 4xx that a proxy gives, too, and that pass
-_SHOWN = 200  # bytes of a foreign answer that are looked into for a reason
-# statuses of a HEAD that need no reason
+_WAITED_FOR = (408, 429)  # 4xx statuses that a proxy may give too, and that pass
+_SHOWN = 200  # bytes of a foreign answer that are searched for a reason
+# statuses of a HEAD that need no further reason
 _PLAIN = (404, 412, 416, *_WAITED_FOR)
 
 
 def watch(client: Any) -> Any:
-    """The boto3 client, which raises `WrongEndpoint` from here on for an answer that S3 never
-    gives.
-    """
+    """The boto3 client, which now raises `WrongEndpoint` for an answer that S3 never gives."""
     endpoint = str(client.meta.endpoint_url)
 
     def look_at(response_dict: dict[str, Any] | None, **_: object) -> None:
@@ -48,7 +46,7 @@ def _look_at(endpoint: str, answer: dict[str, Any]) -> None:
 
 
 def _doubt(operation: str, status: int, headers: Any, body: bytes) -> str | None:
-    """Why this is no answer of S3's; None when it may be one."""
+    """Why this is no answer of S3; None when it may be one."""
     kind = str(headers.get("content-type", "")).partition(";")[0] or "no content"
     what = f"it answered {operation} with status {status} and {kind}"
     if 300 <= status < 400 and status != 304:
@@ -77,10 +75,11 @@ def origin(url: str) -> str:
 
 
 def with_reason(client: Any, bucket: str, name: str | None, error: Exception) -> Exception:
-    """What the same question says by GET where a HEAD has failed without a reason, which it has no
-    body for: an expired login, a wrong clock and a wrong key all look like 400 or 403. The object
-    `name`, or the bucket where it is None, is asked for once; `error` itself when that tells
-    nothing more.
+    """A better error for a failed HEAD, by one GET of the object `name`, or of the bucket where it
+    is None; `error` itself where that says no more.
+
+    A HEAD has no body with a reason: an expired login, a wrong clock and a wrong key all look like
+    400 or 403.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError

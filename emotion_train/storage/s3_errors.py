@@ -1,4 +1,4 @@
-"""A failure of a bucket in one sentence: the URL, the likely cause, and what to type."""
+"""A bucket's failure in one sentence: the URL, the likely cause, and what to type."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from emotion_train.storage.store import without_secrets
 
 
 class WrongEndpoint(Exception):
-    """What answered is no S3. `endpoint` is its scheme, host and port; `moved_to` is where it
-    redirects to, and `reason` what it said instead.
+    """The endpoint is no S3. `endpoint` is its scheme, host and port, `moved_to` the target of its
+    redirect, and `reason` its own answer.
     """
 
     def __init__(self, endpoint: str, reason: str, moved_to: str | None = None) -> None:
@@ -21,7 +21,7 @@ class WrongEndpoint(Exception):
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """HTTP status of a botocore ClientError; None for any other."""
+    """The HTTP status of a botocore ClientError; None for any other error."""
     response = getattr(error, "response", None)
     return (
         int(response["ResponseMetadata"].get("HTTPStatusCode", 0))
@@ -36,8 +36,8 @@ def code_of(error: BaseException | None) -> str:
 
 
 def is_ambiguous(error: BaseException | None) -> bool:
-    """Whether a conditional write may have happened although it ended in this error, or may happen
-    when tried again.
+    """Whether a conditional write may have succeeded in spite of this error, or may succeed when
+    tried again.
     """
     from botocore.exceptions import ConnectionError as NoConnection
     from botocore.exceptions import HTTPClientError
@@ -88,7 +88,7 @@ _BUSY_CODES = (
 )
 
 
-# of botocore's exceptions those that say that a setting is wrong
+# beginnings of the names of botocore's exceptions for wrong settings
 _SETTINGS = (
     "Invalid",
     "Unsupported",
@@ -109,7 +109,7 @@ _KEYS_REMEDY = (
 
 
 def explain(error: Exception, url: str, bucket: str) -> StorageError:
-    """The one sentence for a botocore error: what failed, why most likely, what to type. Never
+    """One sentence for a botocore error: what failed, the likely cause, what to type. It never
     holds a key or a signature.
     """
     from botocore import exceptions as known
@@ -163,7 +163,7 @@ def explain(error: Exception, url: str, bucket: str) -> StorageError:
         )
     if isinstance(error, known.SSLError):
         return StorageError(f"{_endpoint_of(error)} {_tls_trouble(error)}; {url} was not used.")
-    if type(error) is known.HTTPClientError:  # neither sent nor refused: what came cannot be read
+    if type(error) is known.HTTPClientError:  # neither unsent nor refused: the answer is unreadable
         said = " ".join(without_secrets(str(error.kwargs.get("error", ""))).split())[:200]
         given = without_secrets(os.environ.get("AWS_ENDPOINT_URL", "not set"))
         return StorageError(
@@ -180,8 +180,8 @@ def explain(error: Exception, url: str, bucket: str) -> StorageError:
         )
     if isinstance(error, (known.FlexibleChecksumError, ResponseParserError)):
         return StorageError(
-            f"The answer of {url} was changed on its way (its sum is another, or it is no XML); try again, or"
-            " use https and check AWS_ENDPOINT_URL.",
+            f"The answer of {url} was changed on its way (its checksum differs, or it is no XML); try again,"
+            " or use https and check AWS_ENDPOINT_URL.",
             transient=True,
         )
     if code == "NoSuchBucket" or (status == 404 and "Bucket" in getattr(error, "operation_name", "")):
@@ -230,8 +230,8 @@ def explain(error: Exception, url: str, bucket: str) -> StorageError:
 
 
 def refusal(url: str, error: Exception) -> str:
-    """The sentence for settings that boto3 does not take: what it says, and which of them it may be
-    about.
+    """A sentence for settings that boto3 refuses: its message, and the setting that is likely
+    wrong.
     """
     said = without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
     return (
@@ -241,7 +241,7 @@ def refusal(url: str, error: Exception) -> str:
 
 
 def _suspect(said: str) -> str:
-    """The setting whose value stands in an error, else all places of settings."""
+    """The setting whose value is in an error, else all places of settings."""
     settings = {
         name: value
         for name, value in os.environ.items()
@@ -259,7 +259,7 @@ def config_file() -> str:
 
 
 def _elsewhere(error: WrongEndpoint) -> str:
-    """What stands at an endpoint that is no S3, and what to type."""
+    """A phrase on an endpoint that is no S3, and what to type."""
     if "HTTP request to an HTTPS server" in error.reason:
         return f"{error.endpoint} speaks TLS only; set AWS_ENDPOINT_URL to https{error.endpoint[4:]}"
     if error.moved_to is not None:
@@ -277,7 +277,7 @@ def _elsewhere(error: WrongEndpoint) -> str:
 
 
 def _tls_trouble(error: Exception) -> str:
-    """What went wrong in the handshake, and what to type."""
+    """A phrase on a failed handshake, and what to type."""
     said = str(getattr(error, "kwargs", {}).get("error", error))
     remedy = "set AWS_CA_BUNDLE to your CA file"
     if "certificate has expired" in said or "not yet valid" in said:

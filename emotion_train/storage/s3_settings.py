@@ -1,5 +1,5 @@
-"""What boto3 is set up by, looked at before it is used: the CA bundle, the endpoint and the region
-of its standard chain. What is wrong there is named with its place and refused in one sentence.
+"""Checks of boto3's settings before they are used: the CA bundle, the endpoint and the region of
+its standard chain. A wrong setting is refused in one sentence that names its place.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from emotion_train.storage.s3_errors import WrongEndpoint, config_file, refusal
 
 @contextmanager
 def naming_settings(url: str) -> Iterator[None]:
-    """What boto3 raises while it is set up for `url` becomes a sentence, but for its own errors,
-    which have one each (`emotion_train.storage.s3_errors.explain`).
+    """Errors while boto3 is set up for `url` become a sentence, except botocore's own errors, which
+    `s3_errors.explain` turns into sentences.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -35,10 +35,10 @@ def naming_settings(url: str) -> Iterator[None]:
 
 
 def trusted_bundle(session: Any) -> bytes | None:
-    """The CA certificates that boto3 trusts in place of its own, in PEM; None where none are named.
+    """The CA certificates that boto3 trusts instead of its own, in PEM; None where none are named.
 
-    They come from AWS_CA_BUNDLE, `ca_bundle` of the profile, or REQUESTS_CA_BUNDLE, as boto3 has
-    it. Raises `StorageError` for a file that is missing or holds none.
+    As in boto3, they come from AWS_CA_BUNDLE, the profile's `ca_bundle`, or REQUESTS_CA_BUNDLE.
+    Raises `StorageError` for a file that is missing or has no certificates.
     """
     named = session._session.get_config_variable("ca_bundle")  # of boto3, which has no public way
     path = os.environ.get("REQUESTS_CA_BUNDLE") if named is None else named
@@ -58,7 +58,7 @@ def trusted_bundle(session: Any) -> bytes | None:
         reason = getattr(error, "strerror", None) or error
         raise StorageError(
             f"{source} is {path!r}, from which no CA certificates can be read ({reason}); name a PEM file of"
-            " certificates, or take it out to trust the usual ones."
+            " certificates, or remove the setting to trust the usual ones."
         ) from error
 
 
@@ -86,7 +86,7 @@ def wrong_endpoint(url: str, given: str) -> StorageError:
 
 
 def unknown_region(session: Any, region: str | None) -> str | None:
-    """Words for a region that boto3 knows nothing of; it may be newer than boto3."""
+    """A phrase on a region that boto3 does not know, which may be newer than boto3; else None."""
     known: list[str] = [
         name
         for partition in session.get_available_partitions()

@@ -1,9 +1,9 @@
-"""Whether bytes that do not verify are stored like that or were changed on their way: they are read
+"""Whether bytes that do not verify are stored so, or were changed on their way: they are read
 again, by another way, before anything is called damaged.
 
-A bit that flips in a network, a proxy or a cache looks like damage to whoever reads once. Only the
-same wrong bytes twice are what is stored. It costs nothing where the first read verifies, one more
-read where something is damaged, and 8 s where every read brings other bytes.
+A bit that flips in a network, a proxy or a cache looks like damage in a single read. Only the same
+wrong bytes twice count as the stored ones. It costs nothing where the first read verifies, one more
+read where an object is damaged, and 8 s where every read gives other bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 
 def second_look(read: Callable[[int], Read], verify: Callable[[Read], T], url: str) -> T:
-    """What `verify` returns for the first bytes that it does not refuse.
+    """What `verify` returns for the first bytes that it accepts.
 
-    `read` gets the number of the look: 0 is the ordinary read, each later one takes another way
-    than the one before. `verify` refuses with an error of the family or a `ValueError`; it is
-    raised once the same bytes were refused twice. Raises a transient `StorageError` when each look
-    brought other bytes, which says nothing about what is stored.
+    `read` gets the number of the look: 0 is the ordinary read, and each later look takes another
+    way than the one before. `verify` refuses bytes with an error of the family or a `ValueError`,
+    which is raised once the same bytes were refused twice. Raises a transient `StorageError` when
+    each look gave other bytes, which says nothing about the stored bytes.
     """
     refused: set[bytes] = set()
     failure: StorageError | None = None
@@ -51,8 +51,8 @@ def second_look(read: Callable[[int], Read], verify: Callable[[Read], T], url: s
     if failure is not None and len(refused) == 1:
         raise failure
     raise StorageError(
-        f"{url} was read {len(refused)} times and came with other bytes each time: the network, or a proxy on"
-        " the way, flips bits, and nothing is known about what is stored; try again, or read over https or"
-        " from another machine.",
+        f"{url} was read {len(refused)} times with other bytes each time: the network, or a proxy on the way,"
+        " flips bits, and nothing is known about the stored bytes; try again, or read over https or from"
+        " another machine.",
         transient=True,
     )

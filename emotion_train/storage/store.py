@@ -1,7 +1,7 @@
-"""What a store promises: whole objects below one URL, read, written and listed in the same way in a
-bucket and in a folder.
+"""The interface of a store: whole objects below one URL, read, written and listed in the same way
+in a bucket and in a folder.
 
-Only the room `storage` speaks to a store; `open.py` opens the one that a URL names.
+Only the room `storage` speaks to buckets and folders; `open.py` opens the store that a URL names.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """`etag` is without its quotes, and None on a folder. `modified` is when it was written, in UTC
-    epoch seconds by the clock of `Store.now`; None where a store does not say.
+    """An object's facts. `etag` has no quotes, and is None on a folder. `modified` is the time of
+    writing, in UTC epoch seconds by the clock of `Store.now`; None where a store does not give it.
     """
 
     key: str
@@ -43,16 +43,16 @@ class Store(ABC):
     def read(
         self, key: str, *, start: int = 0, length: int | None = None, if_match: str | None = None
     ) -> bytes:
-        """`length` bytes from `start`, fewer where the object ends; all of the rest when `length`
-        is None.
+        """`length` bytes from `start`, fewer where the object ends; the whole rest when `length` is
+        None.
 
-        Raises `ObjectNotFound`, and `ObjectChanged` when the object's ETag is not `if_match`, as
-        always on a folder, which has none.
+        Raises `ObjectNotFound`, and `ObjectChanged` when the object's ETag is not `if_match`;
+        always on a folder, which has no ETags.
         """
 
     def read_into(self, key: str, buffer: memoryview, *, start: int = 0, if_match: str | None = None) -> int:
-        """Fill the buffer with the object's bytes from `start`; returns how many there were. Raises
-        as `read`.
+        """Fill the buffer with the object's bytes from `start`; returns their number. Raises as
+        `read`.
         """
         data = self.read(key, start=start, length=len(buffer), if_match=if_match)
         buffer[: len(data)] = data
@@ -61,8 +61,8 @@ class Store(ABC):
     def read_again(
         self, key: str, look: int, *, start: int = 0, length: int | None = None, if_match: str | None = None
     ) -> bytes:
-        """What `read` returns, by another way than look `look - 1` (0 is `read`): no cache, and in
-        a bucket a new connection of the other client.
+        """The bytes as by `read`, by another way than look `look - 1` (0 is `read`): past caches,
+        and in a bucket over a new connection of the other client.
         """
         return self.read(key, start=start, length=length, if_match=if_match)
 
@@ -75,10 +75,10 @@ class Store(ABC):
         length: int | None = None,
         if_match: str | None = None,
     ) -> T:
-        """What `verify` returns for these bytes; it refuses wrong ones with an error of the family
-        or a `ValueError`, which is raised when they are stored like that.
+        """What `verify` returns for these bytes. It refuses wrong bytes with an error of the family
+        or a `ValueError`, which is raised when the store itself holds them.
 
-        Raises as `read`, and a transient `StorageError` when each read brings other bytes.
+        Raises as `read`, and a transient `StorageError` when each read gives other bytes.
         """
 
         def read(look: int) -> bytes:
@@ -97,8 +97,8 @@ class Store(ABC):
         start: int = 0,
         if_match: str | None = None,
     ) -> T:
-        """What `read_verified` does, of as many bytes as the buffer takes, which holds them then;
-        `verify` gets the part that was filled.
+        """As `read_verified`, but fills the buffer with as many bytes as it takes; `verify` gets
+        the part that was filled.
         """
 
         def read(look: int) -> memoryview:
@@ -112,10 +112,10 @@ class Store(ABC):
 
     @abstractmethod
     def stat(self, key: str) -> ObjectInfo:
-        """Size and ETag; raises `ObjectNotFound`."""
+        """The object's facts; raises `ObjectNotFound`."""
 
     def find(self, key: str) -> ObjectInfo | None:
-        """What `stat` returns; None where there is no such object."""
+        """The object's facts; None where there is no such object."""
         try:
             return self.stat(key)
         except ObjectNotFound:
@@ -123,17 +123,17 @@ class Store(ABC):
 
     @abstractmethod
     def write(self, key: str, data: bytes | Path) -> ObjectInfo:
-        """Put the bytes, or the file's content, in place of whatever is there; readers see the old
-        or the new object, never a part.
+        """Store the bytes, or the file's content, in place of any existing object; readers see the
+        old or the new object, never a part.
         """
 
     @abstractmethod
     def create(self, key: str, data: bytes | Path) -> ObjectInfo:
-        """Put the bytes, or the file's content, where nothing stands; of several writers at once
-        one wins.
+        """Store the bytes, or the file's content, unless the object exists; one of several writers
+        at once wins.
 
-        The same bytes already there count as success (an own attempt whose answer was lost); raises
-        `AlreadyExists` for others.
+        An object with the same bytes counts as success (an own attempt whose answer was lost); an
+        object with other bytes raises `AlreadyExists`.
         """
 
     @abstractmethod
@@ -141,28 +141,28 @@ class Store(ABC):
         """The objects whose keys start with `prefix`, sorted by key."""
 
     def list_again(self, prefix: str, look: int) -> Iterator[ObjectInfo]:
-        """What `list` returns, by another way than look `look - 1` (0 is `list`)."""
+        """The objects as by `list`, by another way than look `look - 1` (0 is `list`)."""
         return self.list(prefix)
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove the object; a missing one is fine."""
+        """Remove the object, if it exists."""
 
     @abstractmethod
     def clear_unfinished(self, prefix: str) -> None:
-        """Remove what killed writes left below the folder `prefix/`, and what writes at work there
-        have so far: these then fail.
+        """Delete temporary files below the folder `prefix/`. A write in progress there loses its
+        file and fails.
         """
 
     @abstractmethod
     def now(self) -> float:
-        """The time by the clock that dates this store's objects, in UTC epoch seconds, to a second:
-        machines that share a store agree on it, whatever their own clocks say.
+        """The time by the clock that dates this store's objects, in UTC epoch seconds, to a second.
+        Machines that share a store agree on it, whatever their own clocks show.
         """
 
     def holds(self, key: str, data: bytes | Path) -> bool:
-        """Whether the object has exactly these bytes, or the file's; one of that size is read from
-        beginning to end. Raises `ObjectNotFound`, and as `read_verified`.
+        """Whether the object has exactly these bytes, or the file's. If its size fits, the whole
+        object is read. Raises `ObjectNotFound`, and as `read_verified`.
         """
         if self.stat(key).size != (data.stat().st_size if isinstance(data, Path) else len(data)):
             return False
@@ -201,12 +201,12 @@ def checked_key(key: str) -> str:
         or any(part in ("", ".", "..") or part.startswith(TEMPORARY) for part in parts)
     ):
         raise WrongRequest(
-            f"{key!r} cannot name an object; allowed are names joined by single slashes, without '.', '..'"
-            " and backslashes."
+            f"{key!r} cannot name an object; allowed are names joined by single slashes, without '.', '..' or"
+            " backslashes."
         )
     return key
 
 
 def without_secrets(url: str) -> str:
-    """The URL with user:password@ cut out."""
+    """The URL without its user:password@."""
     return re.sub(r"//[^/@]*@", "//…@", url)

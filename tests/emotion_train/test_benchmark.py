@@ -209,7 +209,7 @@ def test_a_dry_run_sends_nothing_and_tells_what_it_would_cost(
         ({"--yes": None}, "type --yes to agree"),
         ({"--max-usd": None}, "give --max-usd, the most that may be spent"),
         ({"--price-in": None}, "Give both --price-in and --price-out"),
-        ({"--price-in": None, "--price-out": None}, "is unknown, so that no cap on dollars can be held"),
+        ({"--price-in": None, "--price-out": None}, "is unknown, so no cap on dollars can be held"),
         ({"--llm": "other-1@{url}"}, "has no model 'other-1'; it has fake-1"),
         ({"--llm": f"{MODEL}@http://127.0.0.1:9/v1"}, "cannot be reached"),
         ({"--llm": f"{MODEL}@http://u:p@127.0.0.1:9/v1"}, "holds a user or password"),
@@ -281,7 +281,8 @@ def test_several_labels_are_answered_by_a_set(home: Path, tmp_path: Path) -> Non
     assert (found.own_facts["speed"], found.own_facts["posts_per_second"]) == ("labelling", 50.0)
     assert found.own_facts["usd_per_million_posts"] == pytest.approx(1.8 / 3600 / 50 * 1e6)
     told = (
-        "50.0 posts/s are those of its labelling on 2 x NVIDIA L4, its dollars those of that machine at $1.80"
+        "50.0 posts/s are those of its labelling on 2 x NVIDIA L4; its dollars are those of that machine"
+        " at $1.80"
     )
     assert any(told in sentence for sentence in found.sentences)
     assert not any("faster" in sentence for sentence in found.sentences)

@@ -159,7 +159,7 @@ def test_another_request_against_the_same_job_is_refused_in_a_sentence(
         else:
             (folder / "posts.jsonl").rename(folder / "posts-2.jsonl")
         assert label(adapters, folder, tmp_path / f"out-{change}", adapter="hash") == 2
-        assert "is not what the job" in refusal(capsys)
+        assert "changed since the job" in refusal(capsys)
     assert label(adapters, source, tmp_path, adapter="hash") == 0  # beside a file is not in it
     assert label(adapters, tmp_path / "new", tmp_path / "new" / "labels", adapter="hash") == 2
     assert "lies in the source" in refusal(capsys)

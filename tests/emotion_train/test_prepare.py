@@ -564,7 +564,7 @@ def test_an_id_column_is_kept_and_must_be_unique(tmp_path: Path) -> None:
         [(f"p{i}", "ab"[i % 2], "same") for i in range(30)],
         ("text", "label", "key"),
     )
-    assert "'same' stands on two posts" in refusal(doubled, tmp_path / "no", id_column="key")
+    assert "Two posts of one split have the id 'same'" in refusal(doubled, tmp_path / "no", id_column="key")
 
 
 # Trouble in the posts
@@ -625,7 +625,7 @@ def test_what_drops_bad_posts_drops_those_with_several_labels_unless_they_have_a
     options: dict[str, Any] = {"labels": ("joy", "anger")}
     text = refusal(source, tmp_path / "out", on_bad="drop", multi_label="refuse", **options)
     assert text.endswith(
-        "\nMend them; or type --multi-label drop to leave those with several labels out; or type --targets"
+        "\nMend them; or type --multi-label drop to leave out posts with several labels; or type --targets"
         " several to train on several labels a post."
     )
     assert "type --on-bad drop to leave them out" in refusal(source, tmp_path / "out", **options)

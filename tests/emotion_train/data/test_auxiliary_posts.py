@@ -248,7 +248,7 @@ def test_an_object_that_is_lost_is_written_again_and_another_data_set_is_refused
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"auxiliary": "keep"}, "type --labels with these"),
+        ({"auxiliary": "keep"}, "type --labels with the"),
         ({"auxiliary_sources": ("more.csv",)}, "--auxiliary-source is for posts"),
         ({"auxiliary": "often", "labels": MAIN}, "type drop or keep"),
         (
@@ -300,7 +300,7 @@ def test_an_index_that_lies_about_auxiliary_posts_is_refused(tmp_path: Path) -> 
             read_index(open_store(str(tmp_path / "data")))
         return str(caught.value)
 
-    assert "required, and not both" in refused(lambda one: one.update(requires=[]))
+    assert "listed but not required" in refused(lambda one: one.update(requires=[]))
     assert "knows a label" in refused(lambda one: one["auxiliary"]["sources"][1].update(labels=[0, 9]))
     assert "does not know all" in refused(lambda one: one["auxiliary"]["sources"][0].update(labels=[1, 2, 3]))
     assert "twice" in refused(lambda one: one["auxiliary"].update(labels=["calm", "hope", "spite"]))

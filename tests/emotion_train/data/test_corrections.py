@@ -138,7 +138,7 @@ def test_the_same_corrections_give_the_same_bytes(tmp_path: Path) -> None:
     [
         (
             [row(0, "anger", "fear"), row(0, "anger", "joy", "Post number 0")],
-            r"'Post number 0' twice and not alike: anger to fear in row 2, anger to joy in row 3",
+            r"'Post number 0' twice and differently: anger to fear in row 2, anger to joy in row 3",
         ),
         ([row(0, "anger", "fera")], r"to 'fera' in row 2, which is no label .* anger, fear, joy\."),
     ],

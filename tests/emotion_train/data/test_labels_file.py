@@ -54,12 +54,12 @@ def test_names_that_only_look_like_something_else_are_names(tmp_path: Path, name
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("0\tanger\njoy\n", r"line 2 \('joy'\) has no id and a name"),
+        ("0\tanger\njoy\n", r"line 2 \('joy'\) has no id, tab and name"),
         ("anger\n\n1\tjoy\n", r"line 1 \('anger'\) has no id"),
         ("id\tlabel\n0\tanger\n1\tjoy", r"line 1 \('id\\tlabel'\) has no id"),
         ("0\tanger\n2\tjoy\n", "has no id 1; ids of 2 labels are 0 to 1"),
         ("1\tanger\n2\tjoy\n", "has no id 0"),
-        ("0\tanger\n00\tjoy\n", r"line 2 .* has id 0 again, which line 1 has"),
+        ("0\tanger\n00\tjoy\n", r"line 2 .* has id 0, as line 1 already has"),
         (f"0\tanger\n{'9' * 5000}\tjoy\n", "has no id 1"),
         (f"{'7' * 5000}\tanger\n{'7' * 5000}\tjoy\n", r"line 2 .* has id 7+ again"),
         ("0,anger\n1,joy\n", "line 1 is '0,anger', which may be an id and a name; write a tab"),
@@ -73,7 +73,7 @@ def test_names_that_only_look_like_something_else_are_names(tmp_path: Path, name
         ("# all labels\nanger\njoy\n", r"line 1 \('# all labels'\) is a comment"),
         ("anger\njoy\n#\n", r"line 3 \('#'\) is a comment"),
         ("// mine\nanger\njoy\n", "line 1 .* is a comment"),
-        ("anger\njoy\n\n joy\u200b\n", r"line 4 \('joy'\) names 'joy' again, which line 2 does"),
+        ("anger\njoy\n\n joy\u200b\n", r"line 4 \('joy'\) names 'joy', as line 2 already does"),
         ('{"0": "anger",\n"1": "joy"}', "line 1 .* begins JSON"),
         ('["anger", "joy"]\nx', "line 1 .* begins JSON"),
         ("anger\n" + "x" * 201, "line 2 .* has more than 200 characters"),

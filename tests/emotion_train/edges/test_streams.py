@@ -71,7 +71,7 @@ def test_without_a_reader_the_work_goes_on_and_its_words_go_to_the_log(tmp_path:
     written = log.read_text().splitlines()
     assert [line for line in LOGGED if line not in written] == []
     if "closed" not in shell and "-" not in shell:
-        assert written[0].endswith(f"the work continues, and what it says goes to {log}")
+        assert written[0].endswith(f"the work continues, and its messages go to {log}")
     assert log.stat().st_mode & 0o777 == 0o600
 
 
@@ -82,7 +82,7 @@ def test_the_other_stream_says_once_where_the_words_go(tmp_path: Path, lost: str
         tmp_path, WORK, f"hold('program')\ngo_to(Path({str(log)!r}))\n", RUN, shell=f"{lost}> /dev/full"
     )
     title = "standard output" if lost == "1" else "standard error"
-    told = f"program: {title} cannot be written (No space left on device); the work continues, and what it"
+    told = f"program: {title} cannot be written (No space left on device); the work continues, and its"
     assert getattr(done, other).count(told) == 1
     assert log.read_text().count(told) == 1
     assert done.returncode == 33

@@ -146,7 +146,7 @@ def test_a_server_that_goes_on_failing_is_a_failed_outcome_that_cost_nothing() -
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
-        (("429-long",), "asks to be left alone for 90 s"),
+        (("429-long",), "asks to wait 90 s, longer than --max-wait"),
         (("429",) * 5, "5 times for its rate limit"),
         (("quota",), "no money or quota left"),
         (("402",), "no money or quota left"),

@@ -225,7 +225,7 @@ def test_a_source_that_changes_while_it_is_labelled_is_refused(tmp_path: Path) -
     store, source = FolderStore(tmp_path / "out"), write_lines(tmp_path / "posts.jsonl", 20)
     job, found = make_job(store, str(source), 10)
     source.write_text(source.read_text().replace("post 13", "past 13"))  # as many bytes
-    with pytest.raises(WrongRequest, match="bytes were changed"):
+    with pytest.raises(WrongRequest, match="changed since the job was planned"):
         make_worker(store, job, found).run()
     assert store.find(SUCCESS) is None
 

@@ -101,7 +101,7 @@ def test_what_works_is_not_talked_about(
 def test_macos_is_told_that_its_cpu_trains(capfd: pytest.CaptureFixture[str]) -> None:
     assert require_system("run", "darwin") == 0
     told = capfd.readouterr().err
-    assert told.startswith("on macOS training is done by the CPU")
+    assert told.startswith("on macOS training runs on the CPU")
     assert len(told.splitlines()) == 1
 
 

@@ -237,14 +237,16 @@ def test_a_run_that_is_not_published_is_refused(store: Store) -> None:
     url = publish(store, final=False)
     with pytest.raises(WrongRequest, match="not published yet"):
         find_adapter(url)
-    with pytest.raises(WrongRequest, match=r"is not what the run published; give the run, .*/run, once"):
+    with pytest.raises(
+        WrongRequest, match=r"is not the adapter that the run published; give the run, .*/run, once"
+    ):
         find_adapter(f"{url}/final/00000000/adapter")
 
 
 def test_the_adapter_of_a_writer_that_did_not_publish_is_refused(store: Store) -> None:
     publish(store, final=False)
     url = publish(store)
-    with pytest.raises(WrongRequest, match="is not what the run published"):
+    with pytest.raises(WrongRequest, match="is not the adapter that the run published"):
         find_adapter(f"{url}/final/00000000/adapter")
     assert content(find_adapter(f"{url}/final/00000001/adapter").folder) == IN_CACHE
 

@@ -90,7 +90,7 @@ def test_a_tsv_with_every_cell_quoted_is_unquoted_and_with_some_it_is_not(tmp_pa
 
 def test_a_quote_that_swallows_rows_is_refused_by_line(tmp_path: Path) -> None:
     swallowed = ["text,label", *GOOD[:5], '"I never,joy', *GOOD[5:10], 'said "then",anger', *GOOD[10:]]
-    assert "opens in row 7 (line 7) meets another one in line 13 with letters behind it" in refusal(
+    assert "opens in row 7 (line 7) meets another quote in line 13 with letters after it" in refusal(
         tmp_path / "a.csv", swallowed
     )
     swallowed[12] = 'said then",anger'
@@ -144,7 +144,7 @@ def test_texts_with_line_breaks_in_one_column_are_believed(tmp_path: Path) -> No
 def test_quotes_that_may_be_marks_or_letters_are_for_the_user_to_tell(tmp_path: Path) -> None:
     lines = ["text,label", *GOOD, 'I said "hi",joy', '"hello",anger']
     text = refusal(tmp_path / "a.csv", lines)
-    assert "inside of a cell in row 22 and around a whole cell in row 23" in text
+    assert "inside a cell in row 22 and around a whole cell in row 23" in text
     assert read(tmp_path / "a.csv", "\n".join(lines), quoting="csv")[-1] == ("hello", "anger")
     assert read(tmp_path / "a.csv", "\n".join(lines), quoting="none")[-1] == ('"hello"', "anger")
     lines.append('"with, comma",joy')  # which only marks explain

@@ -129,7 +129,7 @@ def test_a_web_server_is_not_taken_for_a_store(
         for name, action in ASKED.items() if put == 405 else [("list", ASKED["list"])]:
             text = sentence(action)
             assert "AWS_ENDPOINT_URL" in text, name
-            assert "does not speak S3" in text or "not that of an S3 server" in text, name
+            assert "does not speak S3" in text or "no S3 server answers like that" in text, name
 
 
 def test_a_page_that_says_not_found_is_no_missing_bucket(monkeypatch: pytest.MonkeyPatch) -> None:

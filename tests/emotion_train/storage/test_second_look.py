@@ -171,7 +171,7 @@ KINDS = {
     ),
     "row group": Kind("/train/part-", rows_of, "is not what index.json describes"),
     "objects of a copy": Kind("/train/part-", objects_of, "is not what index.json describes"),
-    "object after its upload": Kind("/train/part-", placed, "are not those that its name stands for"),
+    "object after its upload": Kind("/train/part-", placed, "do not have the hash in its name"),
     "base.json": Kind(
         "/base.json",
         lambda it, _: read_staged_index(it.stores["base"]),
@@ -194,7 +194,7 @@ KINDS = {
     "own write without an answer": Kind(
         "/lost",
         lambda it, _: it.stores["runs"].create("lost", CONTENT),
-        "exists already with another content",
+        "exists already with other content",
     ),
 }
 

@@ -412,7 +412,7 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
         lambda: store.list(),
         lambda: store.create("a/b", b""),
     ):
-        assert "a file stands where a folder is needed" in sentence(action)
+        assert "there is a file where a folder is needed" in sentence(action)
 
 
 def test_a_folder_can_be_given_as_a_file_url(tmp_path: Path) -> None:
