@@ -144,7 +144,7 @@ def test_posts_in_adapter_and_report_out(
         str(tmp_path / "source" / "test.csv"),
     )
     assert f"Macro-F1 {expected:.3f}" in out
-    assert "None of the 54 posts stands in the training split." in out
+    assert "None of the 54 posts is in the training split." in out
 
 
 def test_posts_of_400_words_at_96_tokens_pass_nothing_without_a_word(

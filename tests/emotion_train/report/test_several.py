@@ -272,7 +272,7 @@ def test_page_terminal_and_card_show_labels_thresholds_and_what_they_gain(made: 
         assert words in shown
         assert words in card
     assert f"| test | {split.macro_f1:.3f} |" in card
-    assert "Confusions: what is missed where what is added" in text
+    assert "Confusions: labels missed where others are added" in text
     assert "Labels that occur together" in text
     assert "Confusion matrix" not in text
 
