@@ -1035,7 +1035,7 @@ def test_an_encoder_is_planned_whole_on_each_gpu(method: str) -> None:
     faster = faster_than(config, roberta, some_work(), found.choices[0], Spot())
     assert not any("model.layers" in one.word for one in faster)
     with pytest.raises(
-        WrongRequest, match=r"is a decoder, of which an adapter is trained; type train\.method=lora"
+        WrongRequest, match=r"is a decoder, which is trained by an adapter only; type train\.method=lora"
     ):
         make_plan(some_config("train.method=full"), SMOLLM2, some_work(), NO_PRICES, Spot())
 

@@ -308,7 +308,7 @@ def test_another_training_split_is_told_and_other_test_posts_are_refused(folder:
     for twin in twins:
         shutil.copytree(urls(folder, "twin")[0], twin)
     told = [
-        line for line in comparison_of([*urls(folder, "low-seed-1"), *twins]).remarks if "looked up" in line
+        line for line in comparison_of([*urls(folder, "low-seed-1"), *twins]).remarks if "not known" in line
     ]
     assert len(told) == 1
     assert "twin-3, … have the same ids" in told[0]
