@@ -1,4 +1,4 @@
-"""What the verbs do, for notebooks and other programs: the same functions with typed arguments.
+"""The verbs for notebooks and other programs: the same functions with typed arguments.
 
     from emotion_train import api
 
@@ -7,9 +7,9 @@
     api.pull_run(run.url, "adapter")
     api.load_adapter("adapter").predict(["what a lovely mess"])
 
-Nothing is printed unless `show=True`, which shows what the verb does. Errors are those of
-`emotion_train.errors`; their sentences name options of the command line, whose names are those of
-the arguments here. Libraries are loaded by the first call that needs them.
+Nothing is printed unless `show=True`, which prints what the verb prints. The functions raise the
+errors of `emotion_train.errors`; their sentences name options of the command line, and the
+arguments here have the same names. Libraries are loaded by the first call that needs them.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ __all__ = [
     "train_run",
 ]
 
-# what a launcher sets for the processes that it starts; a call trains in one process
+# variables that a launcher sets for its processes; a call trains in one process
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A run that is published at `url`, with the scores of the split that its report quotes:
-    `scores` are those that there are beside macro-F1, such as `accuracy`, or `micro_f1` where posts
-    have several labels.
+    """A run that is published at `url`, with the scores of the split that its report quotes.
+    `scores` are the scores beside macro-F1, such as `accuracy`, or `micro_f1` where posts have
+    several labels.
     """
 
     url: str
@@ -67,11 +67,12 @@ class PublishedRun:
 def prepare_posts(
     source: str | Path | None, data_url: str | Path, *, show: bool = False, **options: Any
 ) -> PrepareResult:
-    """Turn posts into a data set, as `emotion-train prepare`; what came of it.
+    """Turn posts into a data set, as `emotion-train prepare` does, and return its index and
+    findings.
 
-    `options` are the fields of `emotion_train.data.preparation.Options`: those of the verb, with
-    underscores, and `labels` as a tuple of names. Raises `WrongRequest` for posts that cannot be
-    used, and for another data set at `data_url`; `StorageError` for a store that refuses or does
+    `options` are the fields of `emotion_train.data.preparation.Options`: the options of the verb,
+    with underscores, and `labels` as a tuple of names. Raises `WrongRequest` for posts that cannot
+    be used, and for another data set at `data_url`; `StorageError` for a store that refuses or does
     not answer.
     """
     from emotion_train.data.preparation import Options, prepare
@@ -94,13 +95,13 @@ def train_run(
 ) -> PublishedRun:
     """Train in this process until the run is published, as `emotion-train train` does.
 
-    `config` is a YAML file or what `load_config` returns; `overrides` are `section.field=value`
-    words. A call with the `run.id` of a run that was stopped resumes it, and of one that is
-    published returns it. `device`: auto wants a GPU.
+    `config` is a YAML file or a `Config` of `load_config`; `overrides` are `section.field=value`
+    words. A call with the `run.id` of a stopped run resumes it, and of a published run returns it.
+    `device`: auto requires a GPU.
 
-    Raises `WrongRequest`, `Preempted` after a preemption notice or one Ctrl-C, once the step is
-    saved (a second one raises `KeyboardInterrupt`), `Fenced` when another writer has the run,
-    `Diverged`, and others of `emotion_train.errors`.
+    Raises `WrongRequest`; `Preempted` after a preemption notice or one Ctrl-C, once the step is
+    saved (a second Ctrl-C raises `KeyboardInterrupt`); `Fenced` when another writer owns the run;
+    `Diverged`; and others of `emotion_train.errors`.
     """
     require_system("train")
     from emotion_train.train import train
@@ -152,11 +153,11 @@ def evaluate_adapter(
     show: bool = False,
 ) -> Scorecard:
     """Score an adapter on a split of a data set or on a file of labelled posts, as `emotion-train
-    evaluate`; `adapter`, or several, as in `load_adapter`, and arguments that are not given are
-    those of the verb and of the training.
+    evaluate` does. `adapter` is one or several, as in `load_adapter`; the defaults are the verb's
+    and the training's.
 
-    Raises `WrongRequest` for labels or posts that cannot be scored, and for what does not belong
-    together.
+    Raises `WrongRequest` for labels or posts that cannot be scored, and for an adapter, base or run
+    that do not belong together.
     """
     from emotion_train.evaluate import Question, evaluate
 
@@ -193,11 +194,11 @@ def load_adapter(
     show: bool = False,
 ) -> Classifier:
     """The classifier of an adapter; its `predict(texts)` labels posts. `adapter` is a run's URL, an
-    adapter's folder or its copy in a bucket, as --adapter of the verbs; several answer together, by
-    the mean of their logits. What is not given is as in the training.
+    adapter's folder or its copy in a bucket, like --adapter of the verbs; several answer together,
+    by the mean of their logits. Base and precision default to the training's.
 
-    Raises `WrongRequest` for what is no adapter, for another base than it was trained on, and for
-    too small a GPU; `StorageError` for a store that refuses or does not answer.
+    Raises `WrongRequest` where no adapter is found, for another base than it was trained on, and
+    for too small a GPU; `StorageError` for a store that refuses or does not answer.
     """
     from emotion_train.runs.adapter_cache import find_adapter
 
@@ -209,10 +210,10 @@ def load_adapter(
 def pull_run(
     run_url: str, folder: str | Path, *, with_training_filter: bool = False, show: bool = False
 ) -> Path:
-    """Download a published run's adapter and report, as `emotion-launch pull`, and return the
-    folder, which must not hold anything before. Every byte is verified.
+    """Download a published run's adapter and report, as `emotion-launch pull` does, into a new or
+    empty folder, and return the folder. Every byte is verified.
 
-    Raises `WrongRequest` for no published run, and `StorageError`.
+    Raises `WrongRequest` where no run is published, and `StorageError`.
     """
     from emotion_train.runs.published import download
 

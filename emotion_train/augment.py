@@ -1,12 +1,12 @@
-"""Make a data set with synthetic posts for its rarest labels: written by a hosted model after real
-training posts, cleaned, without doubles, filtered, marked and weighted.
+"""Makes a data set with synthetic posts for its rarest labels: a hosted model writes them after
+real training posts; they are cleaned, without duplicates, filtered, marked and weighted.
 
     emotion-train augment s3://team/emotions s3://team/emotions-more \\
         --llm gpt-4o-mini@https://api.openai.com/v1 --max-usd 2
 
-Validation and test posts stay the same bytes. Calls are stored as they come, so the same command
-resumes and pays for nothing twice. Whether it helps is for `emotion-launch compare` to say: with,
-without, and with as many real posts repeated (--repeat-of).
+Validation and test posts stay the same bytes. Answers are stored as they come, so the same command
+resumes and pays for nothing twice. Only `emotion-launch compare` shows whether synthetic posts
+help: with them, without, and with as many real posts repeated (--repeat-of).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from emotion_train.hosted.synthetic import Call, Counts, Judge, Made, Wish
     from emotion_train.storage.store import Store
 
-_PREFIX = "augment"  # of calls, claims and report, below the new data set
+_PREFIX = "augment"  # folder of calls, claims and report below the new data set
 _UNUSABLE = 5  # answers in a row that are no posts
 _MOST_PER_CALL = 50
 _SHOWN = 400  # characters of an answer
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         default="median",
         metavar="median|N",
-        help="posts of a label after it, at most the median and three times its real ones (default: median)",
+        help="posts of a label afterwards, at most the median and thrice its real ones (default: median)",
     )
     add("--labels", metavar="A,B", help="only these labels (default: all below --to)")
     add("--weight", type=float, default=0.5, metavar="W", help="weight of a synthetic post (default: 0.5)")
@@ -69,22 +69,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.7,
         metavar="SHARE",
-        help="share of each label's new posts that stays, the best by a classifier (default: 0.7)",
+        help="share of each label's new posts to keep, the best by a classifier (default: 0.7)",
     )
-    add("--adapter", metavar="URL", help="adapter that filters in place of TF-IDF out of fold")
-    add("--device", choices=("auto", "cpu"), default="auto", help="of --adapter (default: %(default)s)")
+    add("--adapter", metavar="URL", help="adapter that filters instead of out-of-fold TF-IDF")
+    add("--device", choices=("auto", "cpu"), default="auto", help="runs --adapter (default: %(default)s)")
     add(
         "--repeat-of",
         metavar="AUGMENTED_URL",
-        help="ask nobody: repeat as many real posts of each label as that data set has synthetic ones",
+        help="ask no model: repeat as many real posts of each label as that data set has synthetic ones",
     )
     for action in parser._actions:
         if "--llm" in action.option_strings:
-            action.required = False  # --repeat-of asks nobody
+            action.required = False  # --repeat-of asks no model
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the data set and print what came of it; returns 0."""
+    """Make the data set and print its summary; returns 0."""
     from emotion_train.data.index import read_index
     from emotion_train.hosted.augmented import require_plain
     from emotion_train.hosted.prompts import TrainingPosts
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     source, store = open_store(arguments.data_url), open_store(arguments.new_data_url)
     if source.url == store.url:
         raise WrongRequest(
-            f"NEW_DATA_URL is DATA_URL, {source.url}, which is never changed; give another one."
+            f"NEW_DATA_URL is DATA_URL, {source.url}, which is never changed; give another URL."
         )
     index = read_index(source)
     require_plain(index, source.url)
@@ -141,7 +141,7 @@ def _augment(
         keep=arguments.keep,
         seed=arguments.seed,
     )
-    calls = planned()  # as many as there are where no answer is cut
+    calls = planned()  # the calls if no answer is cut
     prompts = [call.prompt for call in calls]
     if arguments.dry_run:
         print(_wish_words(wished, index.labels))
@@ -180,7 +180,9 @@ def _wish_words(wished: Sequence[Wish], labels: Sequence[str]) -> str:
 def _made_by(
     arguments: argparse.Namespace, chosen: Chosen, index: Index, calls: Sequence[Call]
 ) -> dict[str, Any]:
-    """What makes the data set, for its index: another value of any makes another data set."""
+    """The facts for the index that decide the data set: with another value it is another data
+    set.
+    """
     prompts = json.dumps([[list(one) for one in call.prompt.messages] for call in calls], ensure_ascii=False)
     (endpoint,) = chosen.endpoints
     return {
@@ -195,7 +197,9 @@ def _made_by(
 
 
 def _there_already(store: Store, made_by: dict[str, Any]) -> Index | None:
-    """The finished data set of the same command. Raises `WrongRequest` for another one."""
+    """The finished data set of the same command, None where there is none. Raises `WrongRequest`
+    for another data set.
+    """
     from emotion_train.data.existing import existing_index
 
     there = existing_index(store)
@@ -205,14 +209,13 @@ def _there_already(store: Store, made_by: dict[str, Any]) -> Index | None:
         if there.source.get(name) != value:
             raise WrongRequest(
                 f"{store.url} holds another data set ({name} {there.source.get(name)!r} there, {value!r}"
-                " now), which"
-                " is never overwritten; give another NEW_DATA_URL."
+                " now), which is never overwritten; give another NEW_DATA_URL."
             )
     return there
 
 
 class _Calling:
-    """The calls by the answers that there are, block by block: cut answers make later calls
+    """Plans and makes the calls block by block: cut answers make the calls of later blocks
     smaller.
     """
 
@@ -234,7 +237,7 @@ class _Calling:
         self._look()
 
     def _look(self) -> None:
-        """Plan by the answers that are known."""
+        """Plan the calls by the known answers."""
         self._named: dict[int, str] = {}
         self.place.ledger.refresh()
         self.calls = self._planned(is_cut=self._is_cut)
@@ -254,7 +257,7 @@ class _Calling:
         return answer is not None and answer.outcome == "cut"
 
     def missing(self) -> list[Call]:
-        """The calls without an answer, of which those of a later block are a guess."""
+        """The calls without an answer; calls of later blocks may still change."""
         return [
             call
             for call, request in zip(self.calls, self.requests, strict=True)
@@ -262,7 +265,7 @@ class _Calling:
         ]
 
     def ask(self) -> None:
-        """Until every call has its answer. Raises as `ask_all`."""
+        """Make calls until every call has its answer. Raises as `ask_all` does."""
         from emotion_train.hosted.asking import Asked, Model, ask_all
 
         (endpoint,), (key,) = self._chosen.endpoints, self._chosen.keys()
@@ -280,13 +283,13 @@ class _Calling:
                 unit="calls",
                 objection=objection,
             )
-            self._again = False  # what failed a second time has failed
+            self._again = False  # a call that failed a second time is not repeated
             self._look()
 
 
 def _unusable_in_a_row(per_call: int) -> Callable[[Answer], str | None]:
-    """Objects to a model that writes no posts, before it is paid for all calls. An answer that was
-    cut says nothing: later calls ask for less.
+    """A check that stops a model which writes no posts, before all calls are paid. Cut answers do
+    not count: later calls ask for less.
     """
     from emotion_train.hosted.synthetic import posts_in
 
@@ -303,8 +306,7 @@ def _unusable_in_a_row(per_call: int) -> Callable[[Answer], str | None]:
         said = " ".join((answer.text or answer.reason).split())[:_SHOWN]
         return (
             f"{_UNUSABLE} answers in a row hold no posts; the last is {answer.outcome}: {said!r}."
-            " Everything is kept;"
-            " give another model."
+            " Everything is kept; give another model."
         )
 
     return objection
@@ -319,8 +321,8 @@ def _chosen_posts(
     calls: Sequence[Call],
     answers: Sequence[Answer | None],
 ) -> tuple[list[Made], Counts, dict[str, list[str]]]:
-    """The synthetic posts that stay, what became of all, and the ids that the filter kept and
-    dropped. Here, after everything was written, held-out texts are read: to drop what is like them.
+    """The synthetic posts to keep, the counts of all, and the ids that the filter kept and dropped.
+    Only here, after all answers, held-out texts are read, to drop posts that are like them.
     """
     from emotion_train.evaluation.floors import posts as posts_of
     from emotion_train.hosted.synthetic import Counts, best_of, made_of, tfidf_judge, without_doubles
@@ -339,7 +341,7 @@ def _chosen_posts(
     kept, dropped = best_of(made, wished, judge, arguments.keep, counts)
     if not kept:
         raise HostedStopped(
-            f"None of the {counts.written:,} posts that were written can be used; every answer is kept below"
+            f"None of the {counts.written:,} written posts can be used; every answer is kept below"
             f" {arguments.new_data_url}/{_PREFIX}."
         )
     return kept, counts, {"kept": [*map(_id_of, kept)], "dropped": [*map(_id_of, dropped)]}
@@ -350,7 +352,9 @@ def _id_of(one: Made) -> str:
 
 
 def _adapter_judge(arguments: argparse.Namespace, index: Index) -> Judge:
-    """Scores by an adapter; its training must not have had the synthetic posts."""
+    """A judge that scores by an adapter, which must not have been trained on the synthetic
+    posts.
+    """
     import numpy as np
 
     from emotion_train.evaluation.adapter import open_classifier
@@ -431,7 +435,9 @@ def _write(
 def _repeat(
     arguments: argparse.Namespace, source: Store, store: Store, index: Index, posts: TrainingPosts
 ) -> int:
-    """The control: as many real posts of each label once more, with the same weight."""
+    """Make the control: as many real posts of each label repeated, with the same weight; returns
+    0.
+    """
     from emotion_train.data.index import read_index
     from emotion_train.hosted.augmented import repeated, sources_of, write
     from emotion_train.storage.open import open_store
@@ -441,8 +447,7 @@ def _repeat(
     if not like.marked or like.source.get("augmented_from") != index.sha256():
         raise WrongRequest(
             f"{arguments.repeat_of} is no augmentation of {source.url}; give the data set that"
-            " `emotion-train augment"
-            f" {source.url} …` made."
+            f" `emotion-train augment {source.url} …` made."
         )
     added = repeated(posts, sources_of(like_store, like), arguments.seed)
     facts: dict[str, Any] = {"repeated_like": like.sha256(), "augmented_posts": len(added)}
@@ -462,7 +467,9 @@ def _table_words(made: Index, store: Store) -> str:
 
 
 def _summary(arguments: argparse.Namespace, made: Index, store: Store) -> str:
-    """Posts by label, what became of what was written, and how to find out whether it helps."""
+    """Posts by label, how many written posts were kept or dropped, and the commands that show
+    whether they help.
+    """
     from emotion_train.edges.bounded import object_in
 
     report = object_in(store.read(f"{_PREFIX}/report.json"))
@@ -487,8 +494,7 @@ def _summary(arguments: argparse.Namespace, made: Index, store: Store) -> str:
             f"  for data in {old} {new} {control}; do for seed in 1 2 3; do emotion-launch run"
             " --config YOUR_RUN.yaml data.url=$data run.seed=$seed train.max_steps=STEPS; done; done",
             "  emotion-launch compare --group-by-config RUN RUN … (9 runs; no difference can be shown where"
-            " an"
-            " interval holds 0)",
+            " an interval holds 0)",
         ]
     )
 

@@ -1,11 +1,11 @@
-"""Hold a fine-tuned adapter against hosted models on the same posts: scores with paired intervals,
-dollars, latency, and what nobody answered.
+"""Compares a fine-tuned adapter with hosted models on the same posts: scores with paired intervals,
+dollars, latency, and unanswered posts.
 
     emotion-train benchmark --run s3://team/runs/RUN_ID --data s3://team/emotions \\
         --llm gpt-4o-mini@https://api.openai.com/v1 --max-usd 1 --out benchmark
 
 One request a post. Answers are stored below --out as they come, so the same command resumes and
-pays for nothing twice; a finished one makes no request.
+pays for nothing twice; after the last answer it makes no request.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run",
         dest="run_url",
         metavar="RUN_URL",
-        help="published run, OUTPUT_URL/RUN_ID: the predictions that it published are used, and no GPU",
+        help="published run, OUTPUT_URL/RUN_ID, whose published predictions are used, without a GPU",
     )
     own.add_argument(
         "--adapter",
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows",
         type=positive,
         metavar="N",
-        help="ask so many posts, of each label in its share (default: all)",
+        help="ask for N posts, with each label in its share (default: all)",
     )
     add(
         "--shots",
@@ -71,24 +71,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--prompt",
         metavar="FILE",
-        help="prompt with {labels}, {post} and, if you like, {definitions}, {examples}",
+        help="file of a prompt with {labels}, {post} and, optionally, {definitions}, {examples}",
     )
     add(
         "--max-tokens",
         type=positive,
         default=64,
         metavar="N",
-        help="most tokens of an answer, those of a model's reasoning among them (default: 64)",
+        help="most tokens of an answer, a model's reasoning included (default: 64)",
     )
     add(
         "--usd-per-hour",
         type=float,
         metavar="USD",
-        help="price of the machine that labels (default: of --run its own)",
+        help="price of the machine that labels (default: the price of --run's machine)",
     )
     add("--base", metavar="BASE", help="base of --adapter (default: the one it was trained on)")
-    add("--device", choices=("auto", "cpu"), default="auto", help="of --adapter (default: %(default)s)")
-    add("--out", required=True, metavar="FOLDER", help="folder or s3:// URL of answers and report")
+    add("--device", choices=("auto", "cpu"), default="auto", help="runs --adapter (default: %(default)s)")
+    add("--out", required=True, metavar="FOLDER", help="folder or s3:// URL for answers and report")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _Asked:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask, and print and write the figures; returns 0."""
+    """Ask the models, write and print the figures; returns 0."""
     from emotion_train.console import Terminal
     from emotion_train.hosted.benchmark_page import print_benchmark, render_html
     from emotion_train.storage.open import open_store
@@ -118,9 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _benchmark(arguments: argparse.Namespace, out: Store) -> Benchmark | None:
-    """The figures; None for a dry run. Everything that can be wrong is found before anything is
-    sent.
-    """
+    """The figures; None for a dry run. All checks come before the first request."""
     from emotion_train.data.index import read_index
     from emotion_train.hosted.client import require_sdk
     from emotion_train.hosted.figures import expected_interval
@@ -186,8 +184,8 @@ def _own(arguments: argparse.Namespace, rows: Rows, out: Store) -> OwnAnswers:
 def _asked(
     arguments: argparse.Namespace, chosen: Chosen, prompts: list[Prompt], out: Store
 ) -> tuple[Place, list[_Asked]]:
-    """The requests of each model. Their names are hashes of what is asked, so that other rows of
-    the same posts find the answers that there are.
+    """The requests of each model. Their names are hashes of their content, so that another choice
+    of rows finds the stored answers of the same posts.
     """
     from emotion_train.hosted.answers import digest_of
     from emotion_train.hosted.asking import Place
@@ -244,12 +242,12 @@ def _hosted(
         answers = [place.answers.known(name) for name in one.names]
         read.append((answers, *read_answers(answers, rows)))
     against = differences(rows, own.answers(len(rows.labels)), [predicted for _, predicted, _, _ in read])
-    found = []
+    figures = []
     for endpoint, price, one, (answers, predicted_NC, outcomes, answered_N), difference in zip(
         chosen.endpoints, prices, asked, read, against, strict=True
     ):
         form = place.answers.form(one.folder)
-        found.append(
+        figures.append(
             system(
                 endpoint.name,
                 rows,
@@ -265,12 +263,12 @@ def _hosted(
                 speed=speed_of(answers),
             )
         )
-    return found
+    return figures
 
 
 def _floors(store: Store, index: Index, rows: Rows, seed: int) -> list[SystemFigures]:
-    """What the report of a training holds the adapter against, on these posts: the commonest label
-    or, of several, those that a training post has; and TF-IDF.
+    """The floors of a training's report on these posts: the commonest label or, with several
+    labels, the labels by their share in training; and TF-IDF.
     """
     import numpy as np
 
@@ -290,13 +288,13 @@ def _floors(store: Store, index: Index, rows: Rows, seed: int) -> list[SystemFig
         return []
     counts, classes = index.split("train").label_counts, np.arange(len(rows.labels))
     if index.targets == "several":
-        found = [system(PRIOR, rows, prior_floor(counts, len(rows.ids)))]
+        floor_figures = [system(PRIOR, rows, prior_floor(counts, len(rows.ids)))]
     else:
         majority_N = majority_floor(counts, len(rows.ids))
-        found = [system(MAJORITY, rows, majority_N[:, None] == classes)]
+        floor_figures = [system(MAJORITY, rows, majority_N[:, None] == classes)]
     if index.targets == "several" and VALIDATION not in index.splits:
         tell("there are no validation posts to choose the thresholds of the TF-IDF floor by; it is left out")
-        return found
+        return floor_figures
     tell("fitting the TF-IDF floor")
     floors = tfidf_predictions(store, index, [rows.split], _FLOOR_MAX_ROWS, seed)
     if rows.split in floors:
@@ -306,8 +304,8 @@ def _floors(store: Store, index: Index, rows: Rows, seed: int) -> list[SystemFig
         tfidf_NC = (
             taken.predicted_N[:, None] == classes if isinstance(taken, Predictions) else taken.predicted_NC
         )
-        found.append(system(TFIDF, rows, tfidf_NC))
-    return found
+        floor_figures.append(system(TFIDF, rows, tfidf_NC))
+    return floor_figures
 
 
 def _document(

@@ -34,15 +34,15 @@ VERBS = {
     "stage-base": "put a base model into a bucket once, where runs read it without a hub",
     "train": "train an adapter (the process that accelerate launch starts)",
     "evaluate": "score an adapter on a split or a file of labelled posts",
-    "predict": "label posts given as words, a file or standard input",
+    "predict": "label posts given as arguments, a file or standard input",
     "label": "label the posts of files, a bucket or a data set, by any number of workers that come and go",
     "export": "merge an adapter into its base: a plain transformers checkpoint for pipelines and vLLM",
-    "benchmark": "hold an adapter against hosted models on the same posts",
+    "benchmark": "compare an adapter with hosted models on the same posts",
     "augment": "make a data set with synthetic posts for the rarest labels",
     "config": "print every key of a run config with default, unit and meaning",
-    "demo": "the whole path on a small real model and a local S3 server",
+    "demo": "run all steps with a small real model and a local S3 server",
 }
-# a page may not have the name of a room
+# `config` is the module of the run config, so the verb's page has another name
 _PAGES = {"config": "config_reference"}
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code of the table in `EXIT_CODES`."""
     hold(TRAIN)
     end_at_once()
-    # at each import it asks for a package that is not needed
+    # at each import this logger asks for a package that is not needed
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     words, show = without_traceback_option(sys.argv[1:] if argv is None else argv)
     if code := exit_code(TRAIN, lambda: require_verb(TRAIN, words, VERBS, LAUNCH_VERBS), show_traceback=show):
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(asked_for: Collection[str]) -> argparse.ArgumentParser:
-    """The parser with all verbs, and the arguments of those that are asked for."""
+    """The parser with all verbs, and the arguments of the verbs `asked_for`."""
     parser = argparse.ArgumentParser(
         prog=TRAIN,
         description=(

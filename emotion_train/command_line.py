@@ -1,7 +1,7 @@
-"""What the command lines of both programs share: a verb that is not there and what was meant, words
-of a config among the options, --version, --completion, and the exit codes that fit a verb.
+"""The shared parts of both command lines: suggestions for a wrong verb, config values among the
+options, --version, --completion, and the exit codes of a verb.
 
-Only what a call needs is imported: this page is a part of how long --help takes.
+A function imports only what it needs: this page adds to the time of --help.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 from emotion_train.errors import WrongRequest
 
 TRAIN, LAUNCH = "emotion-train", "emotion-launch"
-# `emotion_train` never imports the launcher, so its verbs stand here; a test compares them
+# `emotion_train` never imports the launcher, so its verbs are listed here; a test compares them
 LAUNCH_VERBS = (
     *("run", "plan", "check", "runs", "show", "label-status", "compare", "pull", "push", "up", "distil"),
 )
 
-# words that people type for a verb, and the verbs that are meant, the likelier first
+# words that people type instead of a verb, and the verbs they mean, the likelier first
 _MEANT = {
     "train": ("run",),
     "distill": ("distil",),
@@ -76,7 +76,7 @@ _MEANT = {
 
 
 def program(name: str) -> list[str]:
-    """The words that start one of both programs by this interpreter, wherever it is installed.
+    """The argv that starts one of the two programs by this interpreter, wherever it is installed.
 
     >>> program(TRAIN)[1:]
     ['-m', 'emotion_train.cli']
@@ -85,10 +85,10 @@ def program(name: str) -> list[str]:
 
 
 def end_at_once() -> None:
-    """Leave the memory of this process to the system when it ends. Called by each program.
+    """Skip Python's last search for cycles when this process ends; both programs call it.
 
-    Python would walk through every object for cycles first, 1.5 s of a processor with torch and
-    transformers loaded and half a minute where others want it too, after the last line was printed.
+    The search walks through every object after the last line was printed: 1.5 s of a processor with
+    torch and transformers loaded, and half a minute on a busy machine.
     """
     atexit.register(gc.freeze)
 
@@ -97,7 +97,7 @@ def require_verb(program: str, words: Sequence[str], verbs: Collection[str], oth
     """0 for a command line whose first word is a verb of the program, or an option.
 
     Raises `WrongRequest` that says which verb was meant, or which program has it; `others` are the
-    verbs of the other one.
+    verbs of the other program.
     """
     if not words:
         raise WrongRequest(f"A verb is missing: {', '.join(verbs)}; {program} --help says what each does.")
@@ -115,7 +115,7 @@ def require_verb(program: str, words: Sequence[str], verbs: Collection[str], oth
         guesses += [f"{name} {verb}" for verb in near]
     if guesses == [] or not word.isprintable():
         raise WrongRequest(
-            f"{program} has no verb {word[:40]!r}; its verbs are {', '.join(verbs)}, those of {other}"
+            f"{program} has no verb {word[:40]!r}; its verbs are {', '.join(verbs)}, and {other} has"
             f" {', '.join(others)}."
         )
     if guesses[0] == f"{other} {word}":
@@ -124,7 +124,7 @@ def require_verb(program: str, words: Sequence[str], verbs: Collection[str], oth
 
 
 def codes_of(program: str, verb: str) -> str:
-    """The exit codes that a verb can end with, in one line; the table is in the program's help."""
+    """The exit codes of a verb, in one line; the table is in the program's help."""
     codes = "0 done, 1 failed, 2 wrong request"
     if verb in ("run", "train"):
         codes = (
@@ -145,8 +145,8 @@ def codes_of(program: str, verb: str) -> str:
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """The arguments. `section.field=value` words may stand before, between and after the options;
-    argparse takes one row of them only.
+    """The arguments. `section.field=value` words may come before, between and after the options,
+    where argparse itself takes only one group of them.
     """
     arguments, rest = parser.parse_known_args(words)
     takes_values = hasattr(arguments, "overrides")
@@ -160,7 +160,9 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 
 
 def _key_for_option(option: str, words: Sequence[str]) -> str:
-    """`--lr 1e-4` is led to the word for it, train.learning_rate=1e-4."""
+    """A suggestion such as train.learning_rate=1e-4 for `--lr 1e-4`; empty where no key is
+    meant.
+    """
     from emotion_train.config import nearest_key
 
     name, equals, value = option.removeprefix("--").partition("=")
@@ -175,8 +177,8 @@ def _key_for_option(option: str, words: Sequence[str]) -> str:
 def add_program_options(
     parser: argparse.ArgumentParser, whole: Callable[[], argparse.ArgumentParser] | None = None
 ) -> None:
-    """--version and --completion; `whole` makes the parser with the options of all verbs, where
-    this one has only those of the verb that was typed.
+    """Adds --version and --completion; `whole` makes the parser with the options of all verbs,
+    where `parser` has only the typed verb's.
     """
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
     parser.add_argument(
@@ -186,14 +188,14 @@ def add_program_options(
         metavar="SHELL",
         const=whole,
         help=(
-            "print what makes bash or zsh complete verbs, options and config keys, and leave; for bash type"
-            f" `source <({parser.prog} --completion bash)`"
+            "print a script by which bash or zsh completes verbs, options and config keys, and leave; for"
+            f" bash type `source <({parser.prog} --completion bash)`"
         ),
     )
 
 
 def version() -> str:
-    """The installed version; that of a checkout on the path alone is not known."""
+    """The installed version; a checkout that is only on the path has none."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

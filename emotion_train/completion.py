@@ -1,8 +1,8 @@
-"""The script that makes bash or zsh complete the words of a program: verbs, options, what an option
-takes, and the keys of a run config.
+"""The script by which bash or zsh completes a program's verbs, options, their values, and the keys
+of a run config.
 
-It is made of the program's own parser and static from then on: a key that is pressed starts no
-Python. The price: after an update it has to be printed again.
+It is made from the program's own parser and static from then on: completing starts no Python. The
+price: after an update it has to be printed again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _PLACES = ("FILE", "FOLDER", "URL", "DATA_URL", "RUN_URL", "SOURCE", "BASE")  # 
 
 @dataclass(frozen=True)
 class _Verb:
-    """What may follow a verb; `keys` are words that end in =, `taking` maps an option to the words
-    that it takes, None for a path.
+    """The words that may follow a verb; `keys` end in =, `taking` maps an option to its allowed
+    words, None for a path.
     """
 
     name: str
@@ -143,7 +143,7 @@ fi
 
 
 def _after_options(own: _Verb, verbs: list[_Verb], choice: str, path: str) -> Iterable[tuple[str, str]]:
-    """What to do behind an option that takes something, by `VERB OPTION`."""
+    """The shell's action after an option that takes a value, by `VERB OPTION`."""
     for verb in verbs:
         for option, words in verb.taking.items():
             if words is None:
@@ -164,7 +164,9 @@ def _cases(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def _described(pairs: Iterable[tuple[str, Any]]) -> str:
-    """zsh's `'name:what it is'`; a colon and a quote of the description are its own."""
+    """The pairs as zsh's `'name:description'`, with colons and quotes of the description
+    escaped.
+    """
     return " ".join(_single(f"{name}:{told.replace(':', chr(92) + ':')}") for name, told in pairs)
 
 

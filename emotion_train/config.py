@@ -1,4 +1,4 @@
-"""What a run is asked to do: one frozen object from defaults, a YAML file and `section.field=value`
+"""The config of a run: one frozen object from defaults, a YAML file and `section.field=value`
 words.
 
 Later layers win. All problems are reported together, each with the nearest allowed name, before
@@ -40,7 +40,7 @@ LINEAR_LAYERS = (*ATTENTION_PROJECTIONS, "gate_proj", "up_proj", "down_proj")
 Precision = Literal["nf4", "bf16", "fp8", "fp32"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 DEFAULT_TOKENS_PER_MICROBATCH = 4096
-POSTS_PER_SCORING_STEP = 512  # of one process
+POSTS_PER_SCORING_STEP = 512  # in one process
 MOST_LAYERS = 2000  # blocks of a base
 SMALLEST_MAX_LENGTH, LARGEST_MAX_LENGTH = 4, 8192  # tokens of a post
 _CONFIGS = Path(__file__).parent / "configs"
@@ -52,8 +52,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _yaml_read_what_was_meant(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as true and false, which pydantic would take for 1 and 0,
-        010 as 8, and digits as a number also where text is meant.
+        """Refuses values that YAML reads otherwise than a person: yes, no, on and off as true and
+        false (1 and 0 for pydantic), 010 as 8, and digits as a number where text is meant.
         """
         name = str(info.field_name)
         kinds = _kinds(cls, name)
@@ -62,7 +62,7 @@ class Section(BaseModel):
             raise ValueError(f"{given} in YAML and text is expected; put quotes around it: {name}: {quoted}")
         if isinstance(value, bool) and bool not in kinds:
             raise ValueError(
-                f"{str(value).lower()} (in YAML also yes, no, on and off) is no value for it; give a number"
+                f"{str(value).lower()} (in YAML also yes, no, on and off) is not allowed here; give a number"
                 " or a word"
             )
         if isinstance(value, UnclearNumber):
@@ -75,13 +75,13 @@ class Section(BaseModel):
 
 
 def _kinds(section: type[Section], field: str) -> tuple[Any, ...]:
-    """What a field takes: `(str, None)`'s types of `str | None`."""
+    """The types that a field takes, such as `(str, NoneType)` for `str | None`."""
     annotation = section.model_fields[field].annotation
     return get_args(annotation) or (annotation,)
 
 
 def _not_text(value: Any) -> str | None:
-    """What YAML took unquoted text for; None for what is text."""
+    """What YAML made of unquoted text, in words; None for text."""
     if isinstance(value, bool):
         return "yes, on and true are true, no, off and false are false"
     if isinstance(value, int | float | UnclearNumber):
@@ -104,7 +104,7 @@ class RunSection(Section):
         description="Name of the run below output_url; None derives one.",
     )
     seed: int = Field(
-        42, ge=0, lt=2**63, description="Seed of the example order, of the new weights and of dropout."
+        42, ge=0, lt=2**63, description="Seed of the example order, the new weights and dropout."
     )
     trackers: tuple[Tracker, ...] = Field(
         (), description="Experiment trackers that receive the step and evaluation figures."
@@ -113,8 +113,8 @@ class RunSection(Section):
         3600,
         ge=0,
         description=(
-            "Seconds for which a start waits for a bucket that does not answer, before it ends with 1; 0 ="
-            " not at all."
+            "Seconds for which a start waits for a bucket that does not answer, before it ends with 1; 0 does"
+            " not wait."
         ),
         json_schema_extra={"unit": "seconds"},
     )
@@ -128,8 +128,8 @@ class RunSection(Section):
         None,
         min_length=1,
         description=(
-            "Bucket prefix or folder that keeps the GPU kernels that were built, for machines that start"
-            " empty. They are programs: whoever can write there can run programs in your jobs."
+            "Bucket prefix or folder that keeps built GPU kernels, for machines that start empty. Kernels are"
+            " programs: whoever can write there can run programs in your jobs."
         ),
     )
 
@@ -143,14 +143,14 @@ class DataSection(Section):
         128,
         ge=SMALLEST_MAX_LENGTH,
         le=LARGEST_MAX_LENGTH,
-        description="Tokens kept of a post, counting the BOS token, of an encoder [CLS] and [SEP].",
+        description="Tokens kept of a post, counting the BOS token, or an encoder's [CLS] and [SEP].",
         json_schema_extra={"unit": "tokens"},
     )
     limit: int | None = Field(
         None,
         ge=1,
         description=(
-            "Posts kept of each split, in the shares of its labels, the same at each start; None keeps all."
+            "Posts kept of each split, with each label in its share, the same at each start; None keeps all."
         ),
         json_schema_extra={"unit": "posts"},
     )
@@ -158,12 +158,12 @@ class DataSection(Section):
 
 def _blocks_or_a_share(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     try:
-        found = check(value)
+        checked = check(value)
     except ValidationError:
-        found = value
-    whole = isinstance(found, int) and 1 <= found <= MOST_LAYERS
-    if found is None or whole or (isinstance(found, float) and 0 < found < 1):
-        return found
+        checked = value
+    whole = isinstance(checked, int) and 1 <= checked <= MOST_LAYERS
+    if checked is None or whole or (isinstance(checked, float) and 0 < checked < 1):
+        return checked
     raise ValueError(
         "expected is a number of blocks such as 23, or a share of them below 1 such as 0.77, got"
         f" {str(value)[:40]!r}"
@@ -183,8 +183,9 @@ class ModelSection(Section):
         None,
         min_length=1,
         description=(
-            "Published adapter to train on from: OUTPUT_URL/RUN_ID or a folder of `emotion-launch pull`. Its"
-            " adapter and the head's rows of labels that both know are the start; None starts anew."
+            "Published adapter from which to train on: OUTPUT_URL/RUN_ID or a folder of `emotion-launch"
+            " pull`. Training starts from its matrices and from the head's rows of shared labels; None starts"
+            " anew."
         ),
     )
     layers: Annotated[
@@ -195,8 +196,8 @@ class ModelSection(Section):
     ] = Field(
         None,
         description=(
-            "First blocks of the base that are read and computed: their number, such as 23, or a share of"
-            " them, such as 0.77. Less work and memory, at some cost in quality. None is all."
+            "Read and compute only the first blocks of the base: a number, such as 23, or a share, such as"
+            " 0.77. Less work and memory, at some cost in quality. None is all."
         ),
         json_schema_extra={"unit": "blocks"},
     )
@@ -218,9 +219,8 @@ class ModelSection(Section):
     keep_unpacked: bool = Field(
         False,
         description=(
-            "nf4 on a GPU, in micro-batches of up to 4,096 tokens: hold the weights of as many blocks as"
-            " there is room for in bfloat16, too, so that they are not unpacked for each pass: the same"
-            " numbers. Not timed yet."
+            "nf4 on a GPU, in micro-batches of up to 4,096 tokens: also hold the weights of as many blocks as"
+            " fit in bfloat16, so that no pass unpacks them. The numbers stay the same. Not timed yet."
         ),
     )
 
@@ -325,8 +325,8 @@ class TrainSection(Section):
     tokens_per_microbatch: Literal["auto"] | Annotated[int, Field(ge=8, le=1_048_576)] = Field(
         "auto",
         description=(
-            "Tokens of one packed forward pass on one GPU; auto = what fits it and a step has, recomputing"
-            " where that is faster."
+            "Tokens of one packed forward pass on one GPU; auto = as many as fit and a step has, with"
+            " recomputation where that is faster."
         ),
         json_schema_extra={"unit": "tokens"},
     )
@@ -341,7 +341,7 @@ class TrainSection(Section):
         2e-4,
         gt=0,
         le=1,
-        description="Peak learning rate; 2e-4 is for adapter and head, a whole encoder wants 2e-5 to 1e-4.",
+        description="Peak learning rate; 2e-4 suits adapter and head, 2e-5 to 1e-4 a whole encoder.",
     )
     warmup_ratio: float = Field(
         0.05,
@@ -359,8 +359,8 @@ class TrainSection(Section):
         ge=0,
         lt=1,
         description=(
-            "Decay of a mean of adapter and head over the steps, such as 0.99, which is scored and published"
-            " in place of the last step's; 0 is none."
+            "Decay, such as 0.99, of a mean of adapter and head over the steps; the mean is scored and"
+            " published instead of the last step's weights. 0 is off."
         ),
         json_schema_extra={"unit": "share kept a step"},
     )
@@ -370,7 +370,7 @@ class TrainSection(Section):
 
     @property
     def microbatch_tokens(self) -> int:
-        """`tokens_per_microbatch`, once it is a number."""
+        """`tokens_per_microbatch` as a number; call it only once auto is settled."""
         assert self.tokens_per_microbatch != "auto", "settled before anything is packed"
         return self.tokens_per_microbatch
 
@@ -394,8 +394,8 @@ class CheckpointSection(Section):
         60,
         gt=0,
         description=(
-            "Seconds between checkpoints; None leaves those by steps and of the evaluations, which are never"
-            " left out."
+            "Seconds between checkpoints; with None only every_steps and evaluations make them. Every"
+            " evaluation makes one."
         ),
         json_schema_extra={"unit": "seconds"},
     )
@@ -408,27 +408,27 @@ class CheckpointSection(Section):
     keep_every: int | None = Field(
         None,
         ge=1,
-        description="Keep each k-th checkpoint for good; None keeps the newest three and the best only.",
+        description="Keep each k-th checkpoint for good; None keeps only the newest three and the best.",
         json_schema_extra={"unit": "checkpoints"},
     )
     local_folder: str | None = Field(
         None,
         min_length=1,
         description=(
-            "Where the newest state waits while the bucket does not answer; None is a folder below TMPDIR."
+            "Folder for the newest state while the bucket does not answer; None is a folder below TMPDIR."
         ),
     )
 
 
 class PreemptionSection(Section):
     notices: Literal["auto", "aws", "gcp", "azure", "none"] = Field(
-        "auto", description="Whose metadata service is asked for preemption notices; auto finds out."
+        "auto", description="Cloud whose metadata service is asked for preemption notices; auto finds it."
     )
     hold_s: float | None = Field(
         None,
         ge=0,
         description=(
-            "Seconds to wait for the kill after SIGTERM or a termination notice, once saved, before leaving"
+            "Seconds to wait for the kill after SIGTERM or a termination notice, once saved, before exiting"
             " with 33; None is 300 under SkyPilot, which would take an early exit for a failure, else 0."
         ),
         json_schema_extra={"unit": "seconds"},
@@ -470,8 +470,8 @@ class ReportSection(Section):
         (0.8, 0.9, 0.95, 0.99),
         max_length=8,
         description=(
-            "Precisions for which decision.json says from which probability on answers are right that often,"
-            " as `predict --accept-precision` takes them; [] leaves them out."
+            "Precisions for which decision.json holds the probability from which on answers are right that"
+            " often, for `predict --accept-precision`; [] leaves them out."
         ),
         json_schema_extra={"unit": "share of right answers"},
     )
@@ -480,15 +480,15 @@ class ReportSection(Section):
         ge=0,
         le=100,
         description=(
-            "Posts shown with their texts for each pair of labels that is mistaken, and four times as many"
-            " that look mislabelled; 0 leaves all texts out of the report."
+            "Posts shown with their texts for each pair of mistaken labels, and four times as many that look"
+            " mislabelled; 0 leaves all texts out of the report."
         ),
         json_schema_extra={"unit": "posts a pair"},
     )
     slices: tuple[str, ...] = Field(
         (),
         description=(
-            "Columns that `emotion-train prepare --keep-columns` kept: macro-F1 for the posts of each value."
+            "Columns kept by `emotion-train prepare --keep-columns`; macro-F1 is reported for each value."
         ),
     )
     language: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = Field(
@@ -498,16 +498,16 @@ class ReportSection(Section):
         None,
         min_length=1,
         description=(
-            "Data set of the adapter that model.adapter names: the report then says what was gained and"
-            " forgotten on its test split."
+            "Data set that model.adapter was trained on: the report then shows what was gained and forgotten"
+            " on its test split."
         ),
     )
     usd_per_hour: float | None = Field(
         None,
         ge=0,
         description=(
-            "Price of all machines together, for the cost in report and `runs`; None takes this machine's"
-            " where `emotion-launch run` finds it (the task's PRICES, SkyPilot's catalog), else none."
+            "Price of all machines together, for the cost in report and `runs`; with None `emotion-launch"
+            " run` looks for it (in the task's PRICES, then in SkyPilot's catalog)."
         ),
         json_schema_extra={"unit": "dollars an hour"},
     )
@@ -542,8 +542,8 @@ class Config(Section):
     def _old_data_has_its_adapter(self) -> Config:
         if self.report.old_data is not None and self.model.adapter is None:
             raise ValueError(
-                f"report.old_data is {self.report.old_data} and model.adapter is not given, whose data set it"
-                " is; give model.adapter=RUN_URL, or leave report.old_data out"
+                f"report.old_data is {self.report.old_data}, the data set of model.adapter, which is not"
+                " given; give model.adapter=RUN_URL, or leave report.old_data out"
             )
         return self
 
@@ -588,8 +588,8 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
 
 
 def require_trackers(config: Config) -> None:
-    """Raises `WrongRequest` for a tracker whose package is missing, which Accelerate would pass
-    over in silence.
+    """Raises `WrongRequest` for a tracker without its package; Accelerate would silently skip
+    it.
     """
     for name in config.run.trackers:
         if find_spec(name) is None:
@@ -629,14 +629,14 @@ def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> N
         problems.append(f"{word!r} is not of the form section.field=value; {example}")
         return
     value = _typed(section, field, text)
-    # else the file has something else there, which is told of
+    # where the file has no section there, the validation reports it
     if isinstance(values.setdefault(section, {}), dict):
         values[section][field] = value
 
 
 def _typed(section: str, field: str, text: str) -> Any:
-    """The word's value in YAML; a field for text takes it as it stands, so that run.id=2026-11-23
-    is no date.
+    """The word's value as YAML reads it; a text field takes the word unchanged, so that
+    run.id=2026-11-23 is no date.
     """
     known = section in Config.model_fields and field in _section_type(section).model_fields
     kinds = _kinds(_section_type(section), field) if known else ()
@@ -646,7 +646,7 @@ def _typed(section: str, field: str, text: str) -> Any:
         return text
     try:
         value = yaml_in(text) if text else None
-    except Unreadable:  # the field's own check tells of it
+    except Unreadable:  # the field's own check reports it
         return text
     takes_tables = any(get_origin(kind) is dict for kind in kinds)
     return text if isinstance(value, dict) and not takes_tables else value
@@ -691,9 +691,9 @@ def all_keys() -> list[str]:
 
 
 def nearest_key(name: str, candidates: Sequence[str] = ()) -> str | None:
-    """The key or section that was meant by a wrong name: one with that last word, what other tools
-    call so, else the one whose last word is nearest. `candidates` are all names unless given, the
-    likeliest first.
+    """The key or section that a wrong name means: one with that last word, else the key that other
+    tools call so, else the one with the nearest last word. `candidates`, the likeliest first,
+    default to all names.
     """
     by_last_word: dict[str, str] = {}
     for candidate in candidates or _all_names():
@@ -712,17 +712,17 @@ def _suggest(name: str, candidates: list[str]) -> str:
 
 
 def _one_per_field(items: Iterable[Any]) -> list[Any]:
-    """The errors, where a field takes a word or a number and got neither as one: the number's, with
-    the words that are allowed.
+    """The errors, with one for each field: where a field takes a word or a number and got neither,
+    the number's error with the allowed words.
     """
-    found: list[Any] = []
+    kept: list[Any] = []
     for item in items:
-        if found and found[-1]["type"] == "literal_error" and _place(found[-1]) == _place(item):
-            words = found.pop()["ctx"]["expected"]
-            found.append({**item, "msg": f"{item['msg']}, or {words}"})
+        if kept and kept[-1]["type"] == "literal_error" and _place(kept[-1]) == _place(item):
+            words = kept.pop()["ctx"]["expected"]
+            kept.append({**item, "msg": f"{item['msg']}, or {words}"})
         else:
-            found.append(item)
-    return found
+            kept.append(item)
+    return kept
 
 
 def _place(item: Any) -> str:
@@ -768,8 +768,8 @@ def example_config() -> Path:
 
 
 def _shipped(path: Path) -> Path:
-    """The package's own file for emotion_train/configs/NAME, where the current folder has none: in
-    tasks and in the documentation its name is that of a clone.
+    """The package's own file for emotion_train/configs/NAME, where the current folder has none;
+    tasks and the documentation use the path in a clone.
     """
     shipped = _CONFIGS / path.name
     is_one = path.parent == Path("emotion_train", "configs") and not path.exists() and shipped.is_file()

@@ -1,7 +1,7 @@
 """Every key of a run config with default, unit, allowed values and meaning: for a terminal, as a
 commented YAML file, as a JSON schema for editors, and as docs/reference/config.md.
 
-All of it comes from the fields of `emotion_train.config`, which have one home for each fact.
+Everything comes from the fields of `emotion_train.config`, the one home of each fact.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from emotion_train.config import LINEAR_LAYERS, Config
 from emotion_train.edges.streams import text_is_the_result
 
 _WIDTH = 100  # columns of comments, and of a terminal that is wider
-_BEYOND = 2**62  # a bound that nobody meets
+_BEYOND = 2**62  # bounds above this are not shown
 _SCHEMA_FILE = "emotion-train.schema.json"
 
 
 class Key(NamedTuple):
-    """One key; `allowed` is a phrase, `unit` empty for what has none, `default` is not looked at
-    where the key is required.
+    """One key; `allowed` is a phrase, `unit` is empty where there is none, `default` means nothing
+    for a required key.
     """
 
     section: str
@@ -43,12 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument(
         "--yaml",
         action="store_true",
-        help="print a commented YAML file with every default, to begin a run config with",
+        help="print a commented YAML file with every default, the start of a run config",
     )
     form.add_argument(
         "--json-schema",
         action="store_true",
-        help=f"print a JSON schema, by which an editor completes and checks a run config ({_SCHEMA_FILE})",
+        help=f"print a JSON schema with which editors complete and check a run config ({_SCHEMA_FILE})",
     )
     form.add_argument("--markdown", action="store_true", help="print the page docs/reference/config.md")
 
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _schema() -> dict[str, Any]:
-    """pydantic's, with the names that a field's own check allows."""
+    """The JSON schema by pydantic, with the layer names that a field's own check allows."""
     schema = Config.model_json_schema()
     targets = schema["$defs"]["LoraSection"]["properties"]["targets"]
     for one in targets["anyOf"]:
@@ -151,8 +151,8 @@ def as_yaml() -> str:
     """A file that loads to the defaults; a key without a default is a comment."""
     lines = [
         f"# yaml-language-server: $schema={_SCHEMA_FILE}",
-        "# Every key of a run config with its default. A None in a comment is null here. What is required",
-        "# is commented out: give it here, or as data.url=… and run.output_url=… on the command line.",
+        "# Every key of a run config with its default. A None in a comment is null here. Required keys are",
+        "# commented out: give them here, or as data.url=… and run.output_url=… on the command line.",
     ]
     section = ""
     for key in keys():
@@ -165,8 +165,8 @@ def as_yaml() -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema of a run config's file. Nothing in it is required, as words of the command line
-    may give it, and a section may be empty, as all its keys may be commented out.
+    """The schema of a run config's file. No key is required, since the command line may give it,
+    and a section may be empty, since all its keys may be commented out.
     """
     schema = _schema()
     for section in (schema, *schema["$defs"].values()):

@@ -1,7 +1,7 @@
-"""The terminal that pages and messages are printed on, unless nobody asked for them (`silence`).
+"""The terminal for pages and messages, which a block of `silence` turns off.
 
-Labels, posts and logs are other people's words. What a terminal would take for a command in them is
-shown and not sent.
+Labels, posts and logs are other people's words: characters in them that a terminal would obey are
+spelled out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.segment import Segment
 
 from emotion_train.errors import WrongRequest
 
-# controls but for the tab, what turns the direction of writing, ends of lines, half characters
+# controls except the tab, marks of writing direction, ends of lines, half characters
 _COMMANDS = re.compile(
     "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -30,8 +30,8 @@ _silences = 0  # blocks of `silence` that are open, in all threads
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Nothing that `tell`, a `Terminal` or a progress line prints is seen while the block runs, of
-    any thread: what works in the background belongs to the block that started it.
+    """Prints nothing of `tell`, a `Terminal` or a progress line while the block runs, in any
+    thread: threads in the background belong to the block that started them.
     """
     global _silences
     with _lock:
@@ -49,15 +49,15 @@ def silent() -> bool:
 
 
 def tell(words: str, file: TextIO | None = None) -> None:
-    """Print a line, on standard error unless another file is given. The one place where pages that
-    are no verbs print.
+    """Print a line, on standard error unless another file is given. Pages other than verbs print
+    only by this function.
     """
     if not silent():
         print(words, file=sys.stderr if file is None else file, flush=True)
 
 
 def require_agreement(question: str, yes: bool, *, otherwise: str) -> None:
-    """Say what is about to be done, and ask unless `yes` has agreed before. Raises `WrongRequest`
+    """Print what is about to be done, and ask, unless `yes` agrees already. Raises `WrongRequest`
     where nobody agrees; `otherwise` says what was not done.
     """
     if yes:
@@ -71,7 +71,7 @@ def require_agreement(question: str, yes: bool, *, otherwise: str) -> None:
 
 
 def counted(count: int, noun: str) -> str:
-    """So many of what is called `noun`, whose plural ends in s.
+    """The count with its noun, in the plural with s.
 
     >>> counted(1, "part"), counted(1200, "part")
     ('1 part', '1,200 parts')
@@ -89,10 +89,10 @@ def shown(words: str) -> str:
 
 
 class Terminal(Console):
-    """Rich's console, which would send what it is given."""
+    """Rich's console, which spells out characters that a terminal would obey."""
 
     def _render_buffer(self, buffer: Iterable[Segment]) -> str:
-        """What rich makes, of segments whose text holds no command."""
+        """Rich's output of the segments, with such characters spelled out."""
         if silent():
             return ""
         return super()._render_buffer(

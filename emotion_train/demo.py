@@ -1,5 +1,5 @@
-"""The whole path on this machine in minutes: a local S3 server, demonstration posts, a small real
-model, the commands a person types.
+"""All steps on this machine in minutes: a local S3 server, demonstration posts, a small real
+model, and the commands that a person types.
 
 Each step is a command of its own, printed before it runs, with the local server in place of a cloud
 bucket.
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path(".demo"),
         metavar="FOLDER",
-        help="where server, adapter and report go; made anew (default: %(default)s)",
+        help="folder for server, adapter and report; made anew (default: %(default)s)",
     )
     parser.add_argument(
         "overrides",
@@ -44,11 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """All steps by `emotion-launch up`, then list and predict; returns the exit code of the first
-    command that fails, else 0.
+    """Run all steps by `emotion-launch up`, then list the runs and predict; returns the exit code
+    of the first command that fails, else 0.
     """
     folder: Path = arguments.folder
-    small_model()  # which refuses where it is not installed
+    small_model()  # refuses where the package of the small model is not installed
     _make_anew(folder)
     started = time.monotonic()
     with LocalS3(folder / "s3") as server:
@@ -97,7 +97,7 @@ def held_out_posts(path: Path, count: int = 3) -> Path:
 
 
 def _make_anew(folder: Path) -> None:
-    """Remove what an earlier demo left, and nothing that a demo has not made."""
+    """Make the folder empty; only a folder that an earlier demo made is removed."""
     marker = folder / ".emotion-train-demo"
     if folder.exists() and any(folder.iterdir()):
         if not marker.exists():

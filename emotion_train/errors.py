@@ -1,5 +1,5 @@
 """The error family: each error carries the exit code of the process that it ends, and `exit_code`
-is how a program ends with one.
+turns an error into the program's end.
 
     EmotionTrainError        1   an end that is explained in one sentence
       WrongRequest           2   type something else
@@ -20,10 +20,10 @@ is how a program ends with one.
       Preempted             33   saved; start it again
       Fenced                34   another writer owns the run
 
-None of them is 0, which only what a program does may return. Everything outside this family is a
-defect and ends with exit code 1 and one sentence that says where to report it, but for a full disk,
-a current folder that is gone, Ctrl-C and a reader that leaves a program whose printed text is all
-that it does. `--traceback` shows the traceback of a defect; without it a temporary file keeps it.
+None of them is 0, which only a finished action returns. Every error outside this family is a defect
+and ends with exit code 1 and one sentence that says where to report it. Exceptions are a full disk,
+a current folder that is gone, Ctrl-C, and a reader that leaves a program which only prints text.
+`--traceback` shows the traceback of a defect; without it a temporary file keeps the traceback.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# a disk, or a share of one, that takes no more; the last as `ulimit -f` bounds it
+# a full disk, an exhausted quota, a file at the limit of `ulimit -f`
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# asks the processes that are started below for tracebacks, too
+# makes child processes show tracebacks too
 TRACEBACK_VARIABLE = "EMOTION_TRAIN_TRACEBACK"
 _OPTION = "--traceback"
 _TRACKER = "the project's issue tracker"
@@ -61,16 +61,16 @@ EXIT_CODES = """exit codes:
 
 
 class EmotionTrainError(Exception):
-    """An end that is explained in words: printed without a traceback, `exit_code` is returned to
-    the shell.
+    """An end that one sentence explains: printed without a traceback, and `exit_code` is returned
+    to the shell.
     """
 
     exit_code = 1
 
 
 class WrongRequest(EmotionTrainError):
-    """What was asked for cannot be done; the message says what was given, what is allowed and what
-    to type.
+    """The request cannot be done; the message says what was given, what is allowed and what to
+    type.
     """
 
     exit_code = 2
@@ -81,7 +81,7 @@ class StorageError(EmotionTrainError):
     remedy.
 
     `transient`: waiting may help (no network, an overloaded or full store, an expired login), so
-    that the exit code is 1; otherwise the request has to change, as after a `WrongRequest`.
+    the exit code is 1. Otherwise the request has to change, as after a `WrongRequest`.
     """
 
     exit_code = 2
@@ -106,7 +106,7 @@ class ObjectChanged(StorageError):
 
 
 class Damaged(StorageError):
-    """What is stored is not what was committed: the same wrong bytes came by two ways
+    """The stored bytes are not the committed ones: two ways of reading gave the same wrong bytes
     (`emotion_train.storage.second_look`).
     """
 
@@ -128,39 +128,39 @@ class LostContact(EmotionTrainError):
 
 
 class NotStarted(EmotionTrainError):
-    """The run waited for a store and did not begin, or its machine went while it waited; nothing
-    was trained, and another start does what this one would have done.
+    """The run waited for a store and did not begin, or a preemption notice came while it waited.
+    Nothing was trained; start it again.
     """
 
 
 class NotPublished(EmotionTrainError):
-    """The run is trained and the store did not take it; the message says where it is kept and how
-    it gets published.
+    """The run is trained but the store did not take it; the message says where the result is kept
+    and how to publish it.
     """
 
 
 class HostedStopped(EmotionTrainError):
     """A hosted model is asked nothing more: its endpoint refuses, the cap on dollars is reached, or
-    somebody stopped it. What was answered is kept; the message says how to resume.
+    a person stopped it. Answers are kept; the message says how to resume.
     """
 
 
 class ReaderLeft(Exception):
-    """Nobody reads the text that is all the program does (`emotion_train.edges.streams`)."""
+    """The reader of a program that only prints text has left (`emotion_train.edges.streams`)."""
 
 
 class Preempted(EmotionTrainError):
-    """The machine is about to be taken; the run stopped after its newest state was saved, and
-    another start resumes from there.
+    """After a preemption notice the run saved its newest state and stopped; another start resumes
+    from there.
     """
 
     exit_code = 33
 
 
 def exit_code(program: str, action: Callable[[], int], *, show_traceback: bool = False) -> int:
-    """Run `action` and return its exit code; errors of the family become their sentence on stderr
-    and their own code, and whatever else is raised becomes one sentence and 1. A library that calls
-    `sys.exit` in the middle has done nothing: never 0.
+    """Run `action` and return its exit code. An error of the family is printed as its sentence and
+    gives its own code; any other error gives one sentence and 1. Where a library calls `sys.exit`,
+    the code is never 0.
     """
     try:
         _require_current_folder()
@@ -185,8 +185,8 @@ def exit_code(program: str, action: Callable[[], int], *, show_traceback: bool =
 
 
 def guarded(program: str, make: Callable[[], T], *, show_traceback: bool = False) -> T:
-    """What `make` returns, for what comes before `exit_code`, such as reading the command line; it
-    may leave by `sys.exit` with any code.
+    """The result of `make`, with the errors of `exit_code`, for work before it, such as reading the
+    command line; `make` may leave by `sys.exit` with any code.
     """
     try:
         return make()
@@ -202,15 +202,15 @@ def guarded(program: str, make: Callable[[], T], *, show_traceback: bool = False
 def add_traceback_option(parser: argparse.ArgumentParser) -> None:
     """The option's line in the help; `without_traceback_option` reads it."""
     parser.add_argument(
-        _OPTION, action="store_true", help="of an unexpected error, show the traceback instead of a sentence"
+        _OPTION, action="store_true", help="show the traceback of an unexpected error instead of a sentence"
     )
 
 
 def without_traceback_option(
     words: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> tuple[list[str], bool]:
-    """The words of a command line without `--traceback`, wherever it stands before a `--`, and
-    whether it was there, or the process above was given it.
+    """The words of a command line without `--traceback` (anywhere before a `--`), and whether it
+    was given, here or to the parent process.
     """
     end = words.index("--") if "--" in words else len(words)
     rest = [word for word in words[:end] if word != _OPTION] + list(words[end:])
@@ -218,7 +218,7 @@ def without_traceback_option(
 
 
 def _ended_by(program: str, error: BaseException, show_traceback: bool) -> int:
-    """Say in one sentence what nobody has answered, and return the exit code."""
+    """Print an unexpected error in one sentence, and return the exit code."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         print(f"{program}: {_full_disk(error)}", file=sys.stderr)
         return 2
@@ -265,8 +265,8 @@ def _defect(error: BaseException, file: Path | None) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The line of this project that is nearest to the error, and what called it; of a library's own
-    error the line of the library.
+    """The line of this project nearest to the error, and its caller; the library's line where none
+    of ours is involved.
     """
     frames = traceback.extract_tb(error.__traceback__)
     root = Path(__file__).resolve().parents[1]
@@ -294,7 +294,7 @@ def _kept(error: BaseException) -> Path | None:
 
 
 def _where_to_report() -> str:
-    """The issues URL that the package was built with, else its home, else words for it."""
+    """The issues URL in the package's metadata, else its home page, else a phrase."""
     try:
         urls = metadata.metadata("emotion-train").get_all("Project-URL") or []
     except metadata.PackageNotFoundError:

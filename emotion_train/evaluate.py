@@ -1,8 +1,8 @@
-"""Score an adapter on a split of a prepared data set, or on a file of labelled posts, with the same
-figures and floors as the report.
+"""Scores an adapter on a split of a prepared data set, or on a file of labelled posts, with the
+same figures and floors as the report.
 
 A file is held in memory; a data set's split is streamed, its predictions are held. Posts that the
-adapter was trained on are looked up in its run, told, and left out of the figures that are quoted.
+adapter was trained on are looked up in its run, reported, and left out of the quoted figures.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from emotion_train.storage.store import Store
 
 _BOOTSTRAP_SAMPLES = 2000
-_SEED = 42  # as run.seed's default, so that a report's figures come out again
+_SEED = 42  # run.seed's default, which gives the figures of a run's report
 _FLOOR_MAX_ROWS = 100_000  # also of a training split that stands in for a filter
 _LOOKED_UP_AT_A_TIME = 10_000
 
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-none",
         action="store_true",
-        help="of an adapter of several labels: a post of --file may have none (default: it is refused)",
+        help="with an adapter of several labels: a post of --file may have none (default: it is refused)",
     )
     parser.add_argument(
         "--out",
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="run_url",  # `run` is the verb's own function
         metavar="OUTPUT_URL/RUN_ID",
         help=(
-            "the run that published the adapter, whose filter tells posts that were trained on (default: the"
+            "run that published the adapter; its filter finds posts that were trained on (default: the"
             " filter pulled by --with-training-filter, else the run that report/report.json names)"
         ),
     )
@@ -105,16 +105,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA_URL",
         help=(
             "data set that the adapter was trained on, for the TF-IDF floor of a file and, where there is no"
-            " filter, for posts that were trained on (default: the one that the run's report names)"
+            " filter, to find posts that were trained on (default: the data set in the run's report)"
         ),
     )
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be scored: a split of the data set at `data`, or the labelled posts of `file`,
-    which is read by the rules of `prepare`. `out` is a folder or URL for scorecard and predictions;
-    `run_url` and `training_data` say what the adapter was trained on.
+    """The posts to score: a split of the data set at `data`, or the labelled posts of `file`, read
+    by the rules of `prepare`. `out` is a folder or URL for scorecard and predictions; `run_url` and
+    `training_data` say what the adapter was trained on.
     """
 
     chosen: AdapterChoice
@@ -148,7 +148,7 @@ class Question:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the figures, and write them where --out says."""
+    """Print the figures, and write them to --out; returns 0."""
     from emotion_train.console import Terminal
     from emotion_train.report.terminal import print_scorecard
 
@@ -157,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(asked: Question) -> Scorecard:
-    """The figures, which are also written where `out` says.
+    """The figures, which are also written to `out`.
 
     Raises `WrongRequest` for labels that the adapter does not know, posts that cannot be scored,
     and an adapter, base or run that do not belong together.
@@ -167,7 +167,7 @@ def evaluate(asked: Question) -> Scorecard:
     from emotion_train.runs.adapter_cache import find_adapter
     from emotion_train.storage.open import open_store
 
-    # what can be wrong is found before torch is imported and the base is loaded
+    # all checks come before torch is imported and the base is loaded
     out = open_store(asked.out) if asked.out else None
     if asked.chosen.more and asked.run_url is not None:
         raise WrongRequest(
@@ -191,7 +191,7 @@ def evaluate(asked: Question) -> Scorecard:
         seen = Seen.by_any([_seen_in_split(one, posts) for one in _apart(origins)])
         classifier = open_classifier(chosen)
         together = _decide_together(validation, classifier)
-        # neither thresholds nor a temperature are judged on posts that chose them
+        # posts that chose thresholds and temperature must not judge them
         chose = asked.split == "validation" and posts.index.sha256() == origin.index_sha256
         result, train_counts = _score_split(posts, classifier, chose)
         if result.tfidf is None:
@@ -254,13 +254,13 @@ def _origin_of(found: FoundAdapter, asked: Question) -> Origin:
     from emotion_train.runs.origin import Origin
 
     origin = Origin.of(found.folder, asked.run_url, asked.training_data)
-    if asked.run_url is None and found.run_url is not None:  # its report may name where it once was
+    if asked.run_url is None and found.run_url is not None:  # its report may name an earlier place
         return replace(origin, run_url=found.run_url)
     return origin
 
 
 def _apart(origins: Sequence[Origin]) -> list[Origin]:
-    """One of those that were trained on the same data set."""
+    """One origin for each data set that the adapters were trained on."""
     return list({one.index_sha256 or one.folder: one for one in reversed(origins)}.values())
 
 
@@ -280,8 +280,8 @@ def _members(origins: Sequence[Origin]) -> tuple[Member, ...]:
 
 @dataclass(frozen=True)
 class _Split:
-    """A split of a data set whose labels the adapter knows; `places` are their numbers in the
-    adapter.
+    """A split of a data set whose labels the adapter knows; `places` are the adapter's numbers of
+    these labels.
     """
 
     store: Store
@@ -313,7 +313,7 @@ class _Split:
 
 
 def _seen_in_split(origin: Origin, posts: _Split) -> Seen:
-    """Which posts of a split were trained on. `prepare` keeps every text of a data set in one
+    """The posts of a split that were trained on. `prepare` keeps every text of a data set in one
     split.
     """
     from emotion_train.evaluation.floors import posts as posts_of
@@ -328,7 +328,9 @@ def _seen_in_split(origin: Origin, posts: _Split) -> Seen:
 
 
 def _repeated(texts: list[str], targets: list[Target]) -> list[str]:
-    """What to say of posts of a file whose text stands in it before."""
+    """A remark on the posts of a file that repeat the text of an earlier post; empty without
+    any.
+    """
     from emotion_train.data.text_filter import keys_of
 
     first: dict[bytes, Target] = {}
@@ -345,9 +347,7 @@ def _repeated(texts: list[str], targets: list[Target]) -> list[str]:
 
 
 def _look_up(origin: Origin, posts: Iterable[tuple[str, str]]) -> Seen:
-    """Which of the posts (id, text) stand in the adapter's training split, or why nobody can
-    tell.
-    """
+    """The posts (id, text) that are in the adapter's training split, or why that is not known."""
     from emotion_train.data.text_filter import FALSE_POSITIVES, keys_of
     from emotion_train.report.scorecard import Seen
     from emotion_train.runs.origin import NotInReach
@@ -369,8 +369,8 @@ def _look_up(origin: Origin, posts: Iterable[tuple[str, str]]) -> Seen:
 
 
 def _score_split(posts: _Split, classifier: Classifier, chose: bool) -> tuple[AnyResult, Sequence[float]]:
-    """The result, and the training posts of each of the adapter's labels, or sums of its shares;
-    `chose`: the thresholds were chosen by these posts.
+    """The result, and the training posts of each of the adapter's labels, or the sums of their
+    shares; `chose`: these posts chose the thresholds.
     """
     from emotion_train.evaluation.floors import tfidf_predictions
     from emotion_train.evaluation.predictions import placed
@@ -389,7 +389,7 @@ def _score_split(posts: _Split, classifier: Classifier, chose: bool) -> tuple[An
 
 
 def _scored(posts: _Split, classifier: Classifier) -> AnyPredictions:
-    """What the classifier says of each post of the split."""
+    """The classifier's predictions for each post of the split."""
     from emotion_train.data.loader import Loader
     from emotion_train.data.order import Order
     from emotion_train.data.reader import RowGroupReader
@@ -415,8 +415,8 @@ def _scored(posts: _Split, classifier: Classifier) -> AnyPredictions:
 
 
 def _decide_together(validation: _Split | str, classifier: Classifier) -> list[str]:
-    """Let several adapters answer by temperature, thresholds and gates that the validation posts of
-    their training choose for them together; where these are not at hand, why not.
+    """Choose temperature, thresholds and gates for several adapters together, on the validation
+    posts of their training. Returns a remark where these posts cannot be read, else nothing.
     """
     from emotion_train.model.ensemble import Ensemble
 
@@ -426,8 +426,8 @@ def _decide_together(validation: _Split | str, classifier: Classifier) -> list[s
     if isinstance(validation, str):
         own = "their thresholds are the mean of each adapter's own" if classifier.targets == "several" else ""
         return [
-            f"No validation posts judged these adapters together: {validation}. Their probabilities have no"
-            f" temperature of their own and there are no gates{own and f'; {own}'}."
+            f"No validation posts judged these adapters together: {validation}. Their mean has no"
+            f" temperature of its own and there are no gates{own and f'; {own}'}."
         ]
     classifier.decision = _decision_by(_scored(validation, classifier), model, classifier.labels)
     return []
@@ -435,8 +435,8 @@ def _decide_together(validation: _Split | str, classifier: Classifier) -> list[s
 
 def _validation_of(origins: Sequence[Origin], posts: _Split | None = None) -> _Split | str:
     """The validation split of the data set that several adapters were trained on, or why there is
-    none; `posts` are those to be scored. Raises `StorageError` where its store does not answer,
-    since other figures would come out of it.
+    none; `posts` is the split to score. Raises `StorageError` where its store does not answer,
+    since the figures would differ without it.
     """
     from emotion_train.runs.origin import NotInReach
 
@@ -444,7 +444,7 @@ def _validation_of(origins: Sequence[Origin], posts: _Split | None = None) -> _S
     if len(origins) == 1:
         return "one adapter has been judged"
     if any(one.index_sha256 != first.index_sha256 for one in origins) or first.index_sha256 is None:
-        return "they were trained on several data sets, or nobody can tell on which"
+        return "they were trained on several data sets, or on data sets that are not known"
     if posts is not None and posts.index.sha256() == first.index_sha256:
         return replace(posts, name="validation")
     try:
@@ -461,7 +461,9 @@ def _validation_of(origins: Sequence[Origin], posts: _Split | None = None) -> _S
 
 
 def _decision_by(validation: AnyPredictions, model: Ensemble, labels: Sequence[str]) -> Decision:
-    """The decision that these posts choose, at the temperature that they choose for the model."""
+    """The decision that the validation posts choose; the model gets the temperature that they
+    choose.
+    """
     import torch
 
     from emotion_train.config import ReportSection
@@ -483,8 +485,8 @@ def _decision_by(validation: AnyPredictions, model: Ensemble, labels: Sequence[s
 
 
 def _score_file(origin: Origin, posts: LabelledPosts, classifier: Classifier) -> tuple[AnyResult, list[str]]:
-    """The result on a file, and why there is no TF-IDF floor when there is none. Fitted on anything
-    but the adapter's own training posts it would be another floor than the report's.
+    """The result on a file, and a remark where there is no TF-IDF floor. The floor is fitted only
+    on the adapter's own training posts, as the report's is.
     """
     from emotion_train.evaluation.floors import tfidf_of_texts
     from emotion_train.evaluation.predictions import join_predictions
@@ -501,8 +503,8 @@ def _score_file(origin: Origin, posts: LabelledPosts, classifier: Classifier) ->
             chunks.append(classifier.probabilities(chunk))
             line.update(start + len(chunk))
     targets_NC = dense(targets, len(classifier.labels)).astype(np.float32)
-    found = predictions_of(ids, targets_NC, np.concatenate(chunks), classifier.targets)
-    scored = join_predictions([found], len(ids))
+    predictions = predictions_of(ids, targets_NC, np.concatenate(chunks), classifier.targets)
+    scored = join_predictions([predictions], len(ids))
     try:
         store, index = origin.training_data(_FLOOR_MAX_ROWS)
     except NotInReach as error:
@@ -524,11 +526,11 @@ class LabelledPosts(NamedTuple):
 
 
 def labelled_posts(asked: Question, facts: AdapterFacts) -> LabelledPosts:
-    """Every row of --file, duplicates included, with labels as `prepare` takes them for what the
-    adapter answers with.
+    """Every row of --file, duplicates included, with labels read as `prepare` reads them for the
+    adapter's kind of targets.
 
-    Raises `WrongRequest` naming the rows that cannot be scored, and for columns of labels that the
-    adapter does not know.
+    Raises `WrongRequest` that names the rows which cannot be scored, and for columns of labels that
+    the adapter does not know.
     """
     from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules
     from emotion_train.data.labels import LabelNames
@@ -567,7 +569,9 @@ def labelled_posts(asked: Question, facts: AdapterFacts) -> LabelledPosts:
 
 
 def _targets(rows: Sequence[Any], in_file: Sequence[str], labels: Sequence[str], source: str) -> list[Target]:
-    """The targets by the adapter's label ids; the file's ids are those of its label columns."""
+    """The targets with the adapter's label ids, from the ids of the file's label columns
+    `in_file`.
+    """
     from emotion_train.data.target_columns import PostTargets
 
     if (unknown := next((name for name in in_file if name not in labels), None)) is not None:

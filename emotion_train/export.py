@@ -1,12 +1,12 @@
-"""Make a published adapter and its base one plain transformers checkpoint, which a pipeline and
-vLLM serve without this program.
+"""Merges a published adapter and its base into one plain transformers checkpoint, which a pipeline
+and vLLM serve without this program.
 
     emotion-train export s3://team/runs/RUN_ID --to s3://team/models/emotions
     emotion-train export final --to emotions --dtype fp32
 
 Memory: a few blocks of rows, 2 GiB for Mistral Small, and no GPU. Disk: two files of 1 GiB below
-TMPDIR beside the result. An adapter that was trained on an nf4 base is merged into the base as it
-was before; what that changes is measured on validation posts where this machine holds the model.
+TMPDIR beside the result. An adapter that was trained on an nf4 base is merged into the unquantised
+base; the change is measured on validation posts where this machine has room for the model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from emotion_train.runs.origin import Origin
     from emotion_train.storage.store import Store
 
-COMPARED = 200  # posts, of an adapter that was trained on nf4
+COMPARED = 200  # posts, for an adapter that was trained on nf4
 SHARD_BYTES = 1 << 30
 
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="URL",
-        help="where the checkpoint goes: an empty folder or s3://bucket/prefix, or that of a killed export",
+        help="where the checkpoint goes: a folder or s3://bucket/prefix, empty or of a killed export",
     )
     add_base_argument(parser)
     parser.add_argument(
@@ -69,28 +69,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help=(
-            "validation posts on which the export is compared with the adapter as it was trained, which"
-            f" loads both models (default: {COMPARED} for an adapter trained on nf4, else none)"
+            "compare the export with the adapter as it was trained on N validation posts, which loads both"
+            f" models (default: {COMPARED} for an adapter trained on nf4, else none)"
         ),
     )
-    compared.add_argument("--no-compare", action="store_true", help="compare nothing")
+    compared.add_argument("--no-compare", action="store_true", help="do not compare")
     parser.add_argument(
         "--data",
         metavar="DATA_URL",
-        help="data set of these posts (default: the one that the run's report names)",
+        help="data set of these posts (default: the data set in the run's report)",
     )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu"),
         default="auto",
-        help="where posts are compared; auto takes the GPU where there is one (default: %(default)s)",
+        help="device of the comparison; auto takes a GPU where there is one (default: %(default)s)",
     )
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """`change` is what merging changed, `unmeasured` why that is not known; both are None where
-    nobody asked.
+    """`change` is what merging changed, `unmeasured` why it was not measured; both are None where
+    no comparison was asked for.
     """
 
     url: str
@@ -103,7 +103,7 @@ class ExportResult:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print where the export is, what merging changed, and how to serve it."""
+    """Export, and print its URL, what merging changed, and how to serve it; returns 0."""
     result = export(
         arguments.adapter,
         arguments.to,
@@ -137,9 +137,9 @@ def export(
 ) -> ExportResult:
     """Write the merged checkpoint of an adapter to a folder or bucket.
 
-    `compare` None: as many posts as `--compare` has by default, where that can be done here.
-    Raises `WrongRequest` for an adapter and a base that do not belong together, and for a place
-    that holds something else; `StorageError` for a store that fails.
+    `compare` None: the default of `--compare`, where this machine can compare. Raises
+    `WrongRequest` for an adapter and a base that do not belong together, and for a place that holds
+    something else; `StorageError` for a store that fails.
     """
     from emotion_train.exporting.manifest import take_place
     from emotion_train.runs.adapter_cache import find_adapter
@@ -234,8 +234,8 @@ def _refuse_rounded(found: BaseConfig, dtype: Literal["bf16", "fp32"]) -> None:
 def _change(
     prepared: _Prepared, origin: Origin, asked: int | None, device: Literal["auto", "cpu"]
 ) -> tuple[Change | None, str | None]:
-    """What merging changed, or why that is not known. Raises `WrongRequest` where posts were asked
-    for and cannot be compared.
+    """What merging changed, or why it was not measured. Raises `WrongRequest` where a comparison
+    was asked for and cannot be made.
     """
     from emotion_train.runs.origin import NotInReach
 
@@ -273,7 +273,9 @@ def _measured(prepared: _Prepared, origin: Origin, count: int, device: Literal["
 def _write(
     store: Store, prepared: _Prepared, shard_bytes: int, change: Change | None, unmeasured: str | None
 ) -> list[WeightFile]:
-    """Weights, small files, and last the index, without which nothing reads the export."""
+    """Write weights, small files, and last the index, without which nothing reads the export;
+    returns the weight files.
+    """
     from emotion_train.exporting.weights import INDEX, index_of, is_weight_file, write_weights
 
     try:

@@ -1,5 +1,5 @@
-"""Label the posts of a file, a bucket or a data set into Parquet parts, by any number of workers
-that come and go: each post once, whoever dies when.
+"""Labels the posts of a file, a bucket or a data set into Parquet parts, by any number of workers
+that come and go: each post once, whichever worker dies.
 
 The same command on another machine helps; after a kill it resumes; on a finished job it prints the
 summary.
@@ -36,16 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out_url",
         metavar="OUT_URL",
-        help="s3://bucket/prefix or a folder; receives job.json, leases/, part-….parquet and _SUCCESS.json",
+        help="s3://bucket/prefix or a folder for job.json, leases/, part-….parquet and _SUCCESS.json",
     )
     add_adapter_arguments(parser, several="logits")
     add_file_arguments(parser, "SOURCE")
     parser.add_argument("--id-column", metavar="NAME", help="column with the posts' ids (default: none)")
     parser.add_argument(
-        "--columns", metavar="A,B", help="columns of SOURCE that come along with the labels, as text"
+        "--columns", metavar="A,B", help="columns of SOURCE to copy beside the labels, as text"
     )
     parser.add_argument(
-        "--split", metavar="NAME", help="of a prepared data set, the split to label (default: all)"
+        "--split", metavar="NAME", help="split of a prepared data set to label (default: all)"
     )
     parser.add_argument(
         "--probabilities", action="store_true", help="also write the probabilities of all labels"
@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="P",
         help=(
-            "also write which answers to accept: those of whose kind at least this share was right on the"
-            " adapter's validation posts, such as 0.95"
+            "also write which answers to accept: answers as probable as these were right at least this share"
+            " of the time, such as 0.95, on the adapter's validation posts"
         ),
     )
     parser.add_argument(
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("row", "stop"),
         default="row",
         help=(
-            "what a post that cannot be labelled is: row, an error in its row; stop, the end of the worker"
+            "what a post that cannot be labelled does: row writes an error in its row, stop ends the worker"
             " (default: %(default)s)"
         ),
     )
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=50_000,
         metavar="N",
         help=(
-            "posts of one part, which is what a kill can cost a worker; the first worker decides (default:"
+            "posts of one part, the most work that a killed worker loses; the first worker decides (default:"
             " %(default)s)"
         ),
     )
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=10.0,
         metavar="M",
         help=(
-            "after which another worker takes a unit whose worker does not renew it; the first worker decides"
+            "minutes without renewal after which another worker takes a unit; the first worker decides"
             " (default: %(default)g)"
         ),
     )
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--notices",
         choices=("auto", "aws", "gcp", "azure", "none"),
         default="auto",
-        help="whose preemption notices are listened to beside SIGTERM (default: %(default)s)",
+        help="cloud whose preemption notices count beside SIGTERM (default: %(default)s)",
     )
     parser.add_argument(
         "--hold-s",
@@ -113,7 +113,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Label with whoever else is at it; 0 means that every post has its label or its error."""
+    """Label together with the other workers; returns 0 when every post has its label or its
+    error.
+    """
     from emotion_train.console import counted, tell
     from emotion_train.labelling.request import label
 
@@ -131,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def request_of(arguments: argparse.Namespace) -> Request:
-    """What was typed."""
+    """The request that the options make; raises `WrongRequest` for a number out of range."""
     from dataclasses import replace
 
     from emotion_train.labelling.job import Reading

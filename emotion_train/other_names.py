@@ -1,20 +1,17 @@
-"""What other training tools call our config keys, so that a name that a person knows from there is
-led to the key here.
+"""The names that other training tools give our config keys, so that a message can suggest our key
+for a name known from there.
 
-Their values may mean something else; where they do the answer says what ours is. The names are
-those of transformers' TrainingArguments, PEFT, TRL, Axolotl, torchtune, LLaMA-Factory, LitGPT and
-Lightning.
+Where their value may mean something else, the suggestion says what ours is. The names come from
+transformers' TrainingArguments, PEFT, TRL, Axolotl, torchtune, LLaMA-Factory, LitGPT and Lightning.
 """
 
 from __future__ import annotations
 
-_BATCH = (
-    "posts of one optimizer step over all GPUs; what a GPU takes at once, and so accumulation, is derived"
-)
+_BATCH = "posts of one optimizer step over all GPUs; the posts of one GPU and the accumulation are derived"
 _WARMUP = "a share of all steps, not their number"
 _FORMAT = "nf4, bf16, fp8 or fp32"
 
-# our key, what its value is where that may differ, and the names of others
+# our key, the meaning of its value where that may differ, and the names of other tools
 _KEYS: tuple[tuple[str, str, str], ...] = (
     ("train.learning_rate", "", "lr learning_rates max_lr peak_lr base_lr initial_lr lr_max"),
     (
@@ -119,8 +116,8 @@ NAMES = {name: (key, what) for key, what, names in _KEYS for name in names.split
 
 
 def key_meant(name: str) -> str | None:
-    """Our key for another tool's name of it, with what its value is where that may differ; None for
-    a name that none of them has.
+    """Our key for another tool's name, with the meaning of its value where that may differ; None
+    for a name that none of them has.
 
     >>> key_meant("warmup-steps")
     'train.warmup_ratio (a share of all steps, not their number)'

@@ -1,10 +1,10 @@
-"""Label posts with a trained adapter: words on the command line, a file, or standard input, one
-post a line. An adapter of several labels answers with those that reach their threshold, or with
+"""Labels posts with a trained adapter: posts on the command line, in a file, or on standard input,
+one a line. An adapter of several labels answers with the labels that reach their threshold, or with
 none.
 
-Posts are read and mended by the readers of `prepare`, so that the tokenizer sees what it saw in
-training. They are labelled 1,024 at a time; a file of any size goes through, after one look at all
-of it.
+Posts are read and mended by the readers of `prepare`, so that the tokenizer sees the same text as
+in training. They are labelled 1,024 at a time; a file may have any size, and is checked as a whole
+first.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--endpoint",
         metavar="URL",
         help=(
-            "have a server label the posts, such as vLLM's at http://localhost:8000, which serves --adapter"
-            " or its export (default: this program does it)"
+            "server that labels the posts, such as vLLM's at http://localhost:8000, and serves --adapter or"
+            " its export (default: this program labels them)"
         ),
     )
     parser.add_argument(
-        "--model", metavar="NAME", help="model of --endpoint (default: the first one that it names)"
+        "--model", metavar="NAME", help="model of --endpoint (default: the first that the server names)"
     )
     parser.add_argument(
         "--against",
         metavar="URL",
         help=(
-            "in place of --adapter: label the posts here too, by this adapter, and print by how much"
-            " --endpoint differs; ends with 1 where a probability does by more than --tolerance"
+            "instead of --adapter: label the posts here too, by this adapter, and print how much --endpoint"
+            " differs; ends with 1 where a probability differs by more than --tolerance"
         ),
     )
     parser.add_argument(
@@ -98,21 +98,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns",
         metavar="A,B",
         help=(
-            "columns of --file to print with each post, as text before it; one named row, text, label or (of"
-            " several) labels as this program's own is called input_… there"
+            "columns of --file to print before each post, as text; a column with the name of one of this"
+            " program's own columns (row, text, label, labels) is printed as input_…"
         ),
     )
     parser.add_argument(
         "--on-bad",
         choices=("refuse", "drop"),
         default="refuse",
-        help="what to do with posts of --file that cannot be used (default: refuse, naming them)",
+        help="what to do with posts of --file that cannot be used (default: refuse and name them)",
     )
     parser.add_argument(
         "--format",
         choices=("text", "jsonl", "csv"),
         default="text",
-        help="what is printed (default: text); jsonl and csv also number the posts",
+        help="format of the output (default: text); jsonl and csv also number the posts",
     )
     parser.add_argument(
         "--escape-formulas",
@@ -127,8 +127,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="P",
         help=(
-            "mark the answers that are right at least this share of the time, such as 0.95, by the adapter's"
-            " gate; the others are for a person (default: no mark)"
+            "mark the answers that by the adapter's gate are right at least this share of the time, such as"
+            " 0.95; a person checks the others (default: no mark)"
         ),
     )
     parser.add_argument(
@@ -144,14 +144,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help=(
-            f"labels shown a post as text (default: {_TOP}; where there may be several, those that reach"
+            f"labels to print for each post as text (default: {_TOP}; with several labels, all that reach"
             " their threshold); jsonl and csv hold all"
         ),
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print one line a post, in the order of the input."""
+    """Print one line for each post, in the order of the input; returns 0, or 1 where --against
+    differs too much.
+    """
     text_is_the_result()
     if arguments.posts and arguments.file:
         raise WrongRequest("Posts are given as words and as --file; give one of the two.")
@@ -173,8 +175,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise WrongRequest("--against and --model are for a server; give its --endpoint, http://HOST:PORT.")
     if arguments.against and (arguments.raw or arguments.accept_precision is not None):
         raise WrongRequest(
-            "--raw and --accept-precision are for labels that are printed, and --against prints none; leave"
-            " them out."
+            "--raw and --accept-precision change printed labels, and --against prints none; leave them out."
         )
     with ExitStack() as stack:
         from emotion_train.runs.adapter_cache import find_adapter
@@ -201,7 +202,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_for_several(arguments: argparse.Namespace) -> None:
-    """Raises `WrongRequest` for what only one adapter has."""
+    """Raises `WrongRequest` for options that need a single adapter."""
     for option, given, what in (
         ("--endpoint", arguments.endpoint is not None, "serves one adapter"),
         ("--accept-precision", arguments.accept_precision is not None, "is by the gate of one adapter"),
@@ -209,14 +210,13 @@ def _refuse_for_several(arguments: argparse.Namespace) -> None:
     ):
         if given:
             raise WrongRequest(
-                f"{option} {what}, and several are given, of whose mean no validation posts are at hand here;"
-                " leave it out, or give one --adapter."
+                f"{option} {what}, and several are given; leave it out, or give one --adapter."
             )
 
 
 def _require_chances(arguments: argparse.Namespace, folder: Path, facts: AdapterFacts) -> None:
-    """Raises `WrongRequest` for a precision that the adapter has no gate for; says where --raw
-    changes nothing.
+    """Raises `WrongRequest` for a precision without a gate in the adapter; prints a remark where
+    --raw changes nothing.
     """
     if arguments.accept_precision is None and not arguments.raw:
         return
@@ -230,7 +230,7 @@ def _require_chances(arguments: argparse.Namespace, folder: Path, facts: Adapter
 
 
 def _served(arguments: argparse.Namespace, folder: Path, facts: AdapterFacts) -> Served | None:
-    """The server that is to label, None where this program is to."""
+    """The server that labels the posts; None where this program does."""
     if not arguments.endpoint:
         return None
     from emotion_train.evaluation.decision import read_decision
@@ -240,13 +240,15 @@ def _served(arguments: argparse.Namespace, folder: Path, facts: AdapterFacts) ->
 
 
 def _compare(posts: Sequence[Post], served: Served, chosen: AdapterChoice, tolerance: float) -> int:
-    """Print how far the server is from the adapter; 1 where it is too far."""
+    """Print how much the server's probabilities differ from the adapter's; returns 1 where they
+    differ too much, else 0.
+    """
     from emotion_train.exporting.agreement import Agreement
 
     texts = [post.text for post in posts]
-    theirs_NC = served.probabilities(texts)  # a server that refuses does so before a base is loaded
+    theirs_NC = served.probabilities(texts)  # before the base is loaded, since the server may refuse
     classifier = open_classifier(chosen)
-    found = Agreement.of(
+    agreement = Agreement.of(
         texts,
         classifier.probabilities(texts),
         theirs_NC,
@@ -254,9 +256,9 @@ def _compare(posts: Sequence[Post], served: Served, chosen: AdapterChoice, toler
         classifier.decision,
         served.called,
     )
-    for line in found.lines(tolerance):
+    for line in agreement.lines(tolerance):
         print(line)
-    return int(found.largest > tolerance)
+    return int(agreement.largest > tolerance)
 
 
 def _label(
@@ -285,8 +287,8 @@ def _label(
 
 
 def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
-    """The posts of the command line, mended as those of a training are. A file is looked through
-    before the first one comes.
+    """The posts of the command line, mended as training posts are. A file is checked as a whole
+    before its first post comes.
     """
     from emotion_train.evaluation.unlabelled import look_through, mended, posts_of
 
@@ -313,7 +315,7 @@ def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
 
 
 def _kept(columns: str | None, facts: AdapterFacts, marked: bool = False) -> list[str]:
-    """What the columns that come along are called in the output."""
+    """The names in the output for the columns of --columns."""
     mark = [_MARK] if marked else []
     own = ["row", "text", _answer_name(facts.targets == "several"), *facts.labels, *mark]
     return [f"input_{name}" if name in own else name for name in _named(columns)]
@@ -352,8 +354,8 @@ def _lines_of_stdin() -> Iterator[tuple[int, str]]:
 
 
 def _csv_line(cells: Iterable[object]) -> str:
-    """One row, in which each cell with either end of a line stands in quotes; Python's writer looks
-    only for the end that it writes itself (before 3.13).
+    """One row of a CSV, where each cell with a carriage return or a line feed is quoted; before
+    Python 3.13 the csv module quotes only its own line terminator.
     """
     row = io.StringIO()
     csv.writer(row, lineterminator="\r\n").writerow(cells)
@@ -362,9 +364,9 @@ def _csv_line(cells: Iterable[object]) -> str:
 
 @dataclass(frozen=True)
 class Written:
-    """What is written of each post: its answer, `several` labels or one, and the probabilities of
-    all `labels`; the columns `kept` come along. `cell` spells what others wrote in a CSV. `marked`:
-    whether the answer is accepted is written too.
+    """Writes a post as a line: its columns `kept`, its text, its answer (one label or `several`)
+    and the probabilities of all `labels`. `cell` makes other people's text harmless in a CSV.
+    `marked`: the line also says whether the answer is accepted.
     """
 
     labels: Sequence[str]
@@ -383,7 +385,7 @@ class Written:
     def as_csv(
         self, post: Post, prob_C: Probabilities, answer: Sequence[int], accepted: bool | None = None
     ) -> str:
-        """Several labels stand in one cell, which is empty where there is none."""
+        """The line of a CSV. Several labels share one cell, which is empty where there is none."""
         given = _BETWEEN.join(self.labels[label] for label in answer)
         words = map(self.cell, (*post.kept, post.text, given))
         mark = [] if accepted is None else [str(accepted).lower()]
@@ -416,7 +418,7 @@ class Written:
 
 
 def _printer(form: str, written: Written, out: IO[str]) -> Any:
-    """Prints posts with their probabilities and answers."""
+    """A function that prints posts with their probabilities and answers."""
     line = {"csv": written.as_csv, "jsonl": written.as_jsonl, "text": written.as_text}[form]
     if form == "csv":
         out.write(written.head())

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help=(
             "CSV, JSONL, Parquet or Arrow file, a folder of them (names train…, validation…, test… give"
-            " splits), either in a bucket (s3://…), or a hub name"
+            " splits), either also in a bucket (s3://…), or a hub name"
         ),
     )
     add("data_url", metavar="DATA_URL", help="where the data set goes: s3://bucket/prefix or a folder")
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=KINDS,
         default=default.targets,
         help=(
-            "what a post is labelled with: one label; several, as a list or as joy,anger or joy|anger in a"
-            ' cell; or shares, as {"joy": 0.67, "neutral": 0.33} or a list of votes (default: one)'
+            "labels of a post: one label; several, as a list or as joy,anger or joy|anger in a cell; or"
+            ' shares, as {"joy": 0.67, "neutral": 0.33} or a list of votes (default: one)'
         ),
     )
     add(
@@ -75,15 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--annotations-by",
         metavar="COLUMN",
         help=(
-            "column of the annotators, where each row is what one of them says of a post: rows with one id"
-            " (--id-column), or else with one text, become one post with shares, or with the several labels"
-            " that at least half gave"
+            "column of the annotators, where each row is one annotator's answer: rows with the same id"
+            " (--id-column), or else the same text, become one post, with shares or with the labels that at"
+            " least half of them gave"
         ),
     )
     add(
         "--weight-column",
         metavar="NAME",
-        help="column of numbers above 0 that posts count in the loss (default: each counts 1)",
+        help="column of each post's weight in the loss, a number above 0 (default: each weighs 1)",
     )
     add("--id-column", metavar="NAME", help="column of unique ids (default: file name and row number)")
     labels = parser.add_mutually_exclusive_group()
@@ -107,16 +107,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-bad",
         choices=("refuse", "drop"),
         default="refuse",
-        help="what to do with posts that cannot be used (default: refuse, naming them)",
+        help="what to do with posts that cannot be used (default: refuse and name them)",
     )
     add(
         "--on-conflict",
         choices=dict.fromkeys(policy for policies in POLICIES.values() for policy in policies),
         help=(
-            "which label a text gets that stands in several rows with different ones: that of the first row,"
-            " or of most rows (of equally many, the first one's); drop leaves all its rows out, refuse names"
-            " them. Of several labels majority takes those that at least half of the rows have and union"
-            " those that any has, of shares mean takes the mean (default: majority, of shares mean)"
+            "label of a text with different labels in several rows: first takes the first row's, majority the"
+            " label of most rows (of equally many, the first row's); drop leaves all its rows out, refuse"
+            " names them. With several labels majority takes those that at least half of the rows have and"
+            " union those that any row has; with shares mean takes the mean (default: majority, with shares"
+            " mean)"
         ),
     )
     add(
@@ -129,14 +130,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--unescape-html",
         action="store_true",
-        help="make HTML entities in posts the characters that they stand for: &amp; becomes &",
+        help="replace HTML entities in posts by their characters: &amp; becomes &",
     )
     add(
         "--validation-fraction",
         type=float,
         default=0.1,
         metavar="F",
-        help="share of each label for validation, unless given (default: 0.1)",
+        help="share of each label for validation, unless that split is given (default: 0.1)",
     )
     add(
         "--test-fraction",
@@ -157,7 +158,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=default.rows_per_group,
         metavar="N",
-        help="most posts of a row group, what is read at once (default: 1024)",
+        help="most posts of a row group, the unit of reading (default: 1024)",
     )
     add(
         "--rows-per-object",
@@ -177,22 +178,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--corrections",
         metavar="FILE",
         help=(
-            "CSV with labels that a person corrected, such as the mislabelled.csv beside a report: rows find"
-            " their post by text, or by id without texts, and by its old label"
+            "CSV with labels that a person corrected, such as the mislabelled.csv beside a report; a row"
+            " matches a post by its text, or by id without texts, and by its old label"
         ),
     )
     add(
         "--keep-columns",
         metavar="A,B,C",
-        help="columns of the source that come along, for report.slices, such as lang,source",
+        help="columns of the source to keep, for report.slices, such as lang,source",
     )
     add(
         "--auxiliary",
         choices=("drop", "keep"),
         default=default.auxiliary,
         help=(
-            "with --labels: what to do with training posts of other labels, and with those that have several:"
-            " keep trains on them and scores the --labels alone (default: drop, which is --on-bad's)"
+            "with --labels: what to do with training posts that have other labels or several: keep trains on"
+            " them and scores only the --labels, drop treats them as --on-bad says (default: drop)"
         ),
     )
     add(
@@ -218,22 +219,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "csv", "none"),
         default=default.quoting,
         help=(
-            "what quotes in CSV and TSV are: csv, marks around a cell; none, letters (default: auto, letters"
-            " in a TSV that a line a row explains)"
+            "meaning of quotes in CSV and TSV: csv, marks around a cell; none, letters (default: auto,"
+            " letters in a TSV whose lines are all whole rows)"
         ),
     )
     add(
         "--header",
         metavar="A,B,C",
-        help="names of the columns of a CSV or TSV that has no header line, such as text,label,rater",
+        help="column names for a CSV or TSV without a header line, such as text,label,rater",
     )
-    add("--text-file", metavar="FILE", help="posts one a line, with --label-file in place of SOURCE")
-    add("--label-file", metavar="FILE", help="their labels, one a line")
+    add("--text-file", metavar="FILE", help="posts, one a line, with --label-file instead of SOURCE")
+    add("--label-file", metavar="FILE", help="labels of the posts in --text-file, one a line")
     add("--subset", metavar="NAME", help="subset (configuration) of a hub data set, such as simplified")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare and print what came of it; returns 0."""
+    """Prepare the data set and print its summary; returns 0."""
     labels = _read_labels(args.labels, args.labels_file)
     columns = _read_labels(args.label_columns, None)
     own = ("labels", "label_columns", "header", "keep_columns", "auxiliary_sources")
@@ -260,8 +261,8 @@ def _read_labels(words: str | None, file: Path | None) -> tuple[str, ...] | None
 
 
 def _summary(result: PrepareResult, *, given: bool) -> str:
-    """What a person wants to see at the end: the cleaning report, posts by split and label, doubts
-    about labels that nobody has `given`, and what to type next.
+    """The summary for a person: the cleaning report, posts by split and label, doubts about labels
+    that were not `given`, and the next command.
     """
     from emotion_train.data.cleaning import DROPPED, MENDED, NOTED, PASSED_OVER, REFUSED
     from emotion_train.data.label_doubts import doubts
@@ -311,7 +312,7 @@ def _written_anew(result: PrepareResult) -> str:
 
 
 def _conflicts(result: PrepareResult) -> list[str]:
-    """How many texts have several labels, what became of them, and the first of them."""
+    """How many texts have several labels, which label they got, and some examples."""
     texts = result.findings.counts["conflicting_texts"]
     if not texts:
         return []
@@ -321,7 +322,7 @@ def _conflicts(result: PrepareResult) -> list[str]:
         "majority": (
             "those that at least half of the rows have stay"
             if several
-            else "the label of most rows stays, of equally many the first one's"
+            else "the label of most rows stays, of equally many the first row's"
         ),
         "union": "all of them stay",
         "mean": "the mean of their shares stays",
@@ -336,7 +337,9 @@ def _conflicts(result: PrepareResult) -> list[str]:
 
 
 def _auxiliary(index: Index) -> list[str]:
-    """The posts that are trained on and never scored, and how many each of their labels has."""
+    """A line on the auxiliary posts, which are trained on and never scored, with the counts of
+    their own labels.
+    """
     if (auxiliary := index.auxiliary) is None:
         return []
     counts = auxiliary.split.label_counts[len(index.labels) :]
@@ -349,8 +352,8 @@ def _auxiliary(index: Index) -> list[str]:
 
 
 def _lengths(index: Index) -> list[str]:
-    """How long the training posts are, and what the default max_length would cut of them by an
-    estimate: this verb knows no tokenizer.
+    """The lengths of the training posts, and an estimate of how many the default max_length would
+    cut: this verb has no tokenizer.
     """
     from emotion_train.config import DataSection
     from emotion_train.data.lengths import BYTES_A_TOKEN, Cut, estimated
@@ -386,7 +389,9 @@ def _table(index: Index) -> Sequence[str]:
 
 
 def _wanted(index: Index) -> dict[tuple[str, int], int]:
-    """Posts of each label that were to go to the splits that were made here, by split and label."""
+    """The number of posts that each split made here should get of each label, by split and
+    label.
+    """
     from emotion_train.data.stratify import quotas
 
     asked = {name: index.source.get(f"{name}_fraction") for name in ("validation", "test")}
@@ -403,7 +408,7 @@ def _wanted(index: Index) -> dict[tuple[str, int], int]:
 
 
 def _count(count: float, wanted: int | None) -> str:
-    """A label count, and what it was to be where it is off by more than one post."""
+    """A label count, with the wanted count where the two differ by more than one post."""
     words = f"{count:,}" if isinstance(count, int) else f"{count:,.1f}"
     return words if wanted is None or abs(count - wanted) <= 1 else f"{words} (of {wanted:,} wanted)"
 

@@ -24,7 +24,7 @@ def rough(seconds: float) -> str:
 def plain_line(
     title: str, done: int, total: int, unit: str, seconds_left: float | None, words: str = ""
 ) -> str:
-    """The line for a log, without what is not known:
+    """The line for a log; unknown parts are left out:
 
     >>> plain_line("training", 120, 3000, "steps", 700, "loss 1.234")
     'training: 120 of 3,000 steps (4 %), 12 min left, loss 1.234'
@@ -35,8 +35,8 @@ def plain_line(
 
 
 class ProgressLine:
-    """A with statement around a job of `total` units; `shown=False` (ranks other than 0) prints
-    nothing, nor does one that begins in a `silence`.
+    """A context manager around a job of `total` units. It prints nothing with `shown=False` (ranks
+    other than 0), nor where it begins in a `silence`.
     """
 
     def __init__(self, title: str, total: int, unit: str, shown: bool = True) -> None:
@@ -46,7 +46,7 @@ class ProgressLine:
         self._shown = shown = shown and not silent()
         self._words = ""
         self._last_line = time.monotonic()
-        # the first update; what came before it is no measure: a start, or another process's steps
+        # the first update; the time before it includes the start, or another process's steps
         self._began: tuple[float, int] | None = None
         self._bar = None
         if shown and sys.stderr.isatty():
@@ -75,7 +75,7 @@ class ProgressLine:
             self._bar.stop()
 
     def update(self, done: int, words: str = "", total: int | None = None) -> None:
-        """`words` and `total` stay until other ones come."""
+        """Show that `done` units are done; `words` and `total` stay until new ones are given."""
         self._total = total or self._total
         self._words = words or self._words
         now = time.monotonic()
@@ -99,7 +99,7 @@ class ProgressLine:
         return (self._total - done) * (now - began) / (done - first) if done > first else None
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         elif self._shown:

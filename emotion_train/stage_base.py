@@ -4,9 +4,9 @@ parallel and need no hub.
     emotion-train stage-base mistralai/Mistral-Small-3.1-24B-Base-2503 s3://team/bases/mistral-small
     emotion-launch run --config run.yaml model.base=s3://team/bases/mistral-small
 
-The result is a checkpoint that transformers reads as well. Host memory: 5 GiB, ten objects of half
-a GiB or of the largest tensor. Every object is read back once, so staging moves the base's bytes
-twice; a second staging reads the source again to compare and writes nothing.
+Transformers can read the result too. Host memory: 5 GiB, ten objects of half a GiB or of the
+largest tensor. Every object is read back once, so staging moves the base's bytes twice; a second
+staging reads the source again to compare and writes nothing.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "url",
         metavar="URL",
-        help="where it goes: s3://bucket/prefix or a folder, empty or of a killed staging",
+        help="place of the staged base: s3://bucket/prefix or a folder, empty or of a killed staging",
     )
     parser.add_argument(
         "--precision",
@@ -93,15 +93,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=layers_or_share,
         metavar="N",
         help=(
-            "stage the first N blocks only, or such a share of them (0.77), for runs whose model.layers is no"
-            " larger (default: all)"
+            "stage only the first N blocks, or a share of them such as 0.77, for runs whose model.layers is"
+            " no larger (default: all)"
         ),
     )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where nf4 is made; auto takes a GPU that is there (default: auto)",
+        help="device that makes nf4; auto takes a GPU where there is one (default: auto)",
     )
 
 
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def layers_or_share(word: str) -> Layers:
-    """What --layers takes, as `model.layers` of a run."""
+    """The value of --layers, a number of blocks or a share, like `model.layers` of a run."""
     if re.fullmatch("[0-9]{1,4}", word) and 1 <= int(word) <= MOST_LAYERS:
         return int(word)
     if re.fullmatch(r"0?\.[0-9]{1,9}", word) and float(word) > 0:
@@ -161,8 +161,8 @@ def stage(
     _refuse_source(found, store)
     if is_encoder(found.text):
         raise WrongRequest(
-            f"The base {base} is an encoder, which any machine reads in seconds, and only decoders are"
-            " staged; give model.base its folder or hub id."
+            f"The base {base} is an encoder, and only decoders are staged, since any machine reads an encoder"
+            " in seconds; give model.base its folder or hub id."
         )
     if precision == "nf4":
         require_bitsandbytes()
@@ -200,23 +200,25 @@ def _refuse_source(found: BaseConfig, store: Store) -> None:
     files = found.files
     if files.gguf is not None:
         raise WrongRequest(
-            f"The base {files.name} is a GGUF file, which is one small file that is read as it is: copy it to"
-            " the machine that trains. To stage, give the folder or hub id of the safetensors checkpoint"
-            " that it was made from."
+            f"The base {files.name} is a GGUF file, which is small and used unchanged: copy it to the"
+            " machine that trains. To stage, give the folder or hub id of the safetensors checkpoint that it"
+            " was made from."
         )
     if files.staged is not None and files.staged.index.precision == "nf4":
         raise WrongRequest(
             f"The base {files.name} is already quantised to nf4; give the checkpoint that it was made from,"
-            f" {files.staged.index.source}, or copy the objects as they are, base.json last."
+            f" {files.staged.index.source}, or copy its objects unchanged, base.json last."
         )
     if isinstance(store, FolderStore) and files.folder is not None:
         target, source = typed_path(store.url).resolve(), files.folder.resolve()
         if target == source or source in target.parents:
-            raise WrongRequest(f"URL {store.url} lies in the base {files.name}; name a folder outside of it.")
+            raise WrongRequest(
+                f"URL {store.url} is inside the base {files.name}; name a folder outside of it."
+            )
 
 
 def _device(asked: str, precision: StagedPrecision) -> torch.device:
-    """Where to quantise; a copy in bf16 is made on the host."""
+    """The device that quantises; a copy in bf16 is made on the host."""
     import torch
 
     if precision == "bf16" or asked == "cpu":
@@ -227,7 +229,9 @@ def _device(asked: str, precision: StagedPrecision) -> torch.device:
 
 
 def _device_name(device: torch.device) -> str:
-    """The sum of a tensor may differ in a last bit by GPU and by number of threads."""
+    """The name of the device for base.json: a tensor's sum may differ in its last bit by GPU and
+    number of threads.
+    """
     import torch
 
     return (
@@ -256,7 +260,7 @@ def _make_room(store: Store, found: BaseConfig, precision: StagedPrecision) -> s
         begun = store.read(UNFINISHED_KEY).decode(errors="replace").strip()[:300]
         raise WrongRequest(
             f"Another base is being staged at {store.url}, or its staging was stopped ({begun}); repeat that"
-            " one, or name another place."
+            " staging, or name another place."
         ) from None
     store.clear_unfinished("")
     return there - {UNFINISHED_KEY}
@@ -276,8 +280,8 @@ def _source_name(found: BaseConfig) -> str:
 
 
 def _content(index: StagedIndex) -> dict[str, Any]:
-    """The index without what a copy, another library version, device or place of the source may
-    change although the bytes are the same.
+    """The index without the fields that may differ although the bytes are the same: after a copy,
+    or with another library version, device or place of the source.
     """
     content = index.model_dump(exclude={"versions", "quantised_on", "source"})
     for described in (*content["shards"], *content["files"]):
@@ -303,8 +307,8 @@ def _refuse_incomplete(store: Store, existing: StagedIndex) -> None:
 
 
 def _refuse_misfit(found: BaseConfig, store: Store, untouched: bool) -> None:
-    """Names and shapes are compared before anything is read; a refused base leaves an empty place
-    as it was.
+    """Raises `WrongRequest` where names or shapes of the checkpoint do not fit, before a weight is
+    read; a refused base leaves an empty place empty.
     """
     from emotion_train.model.load import open_checkpoint, skeleton
 
@@ -345,8 +349,8 @@ def _make(
     shard_bytes: int,
     piece_bytes: int,
 ) -> StagedIndex:
-    """Write everything that base.json names, and return it. Without a store nothing is written, to
-    compare with what is there.
+    """Write every object that base.json names, and return its content. Without a store nothing is
+    written, only the content made, for a comparison.
     """
     from emotion_train.model.staging import ObjectWriter, stage_weights
 
@@ -400,8 +404,8 @@ def _safetensors_index(shards: list[StagedObject], tensors: list[StagedTensor]) 
 
 
 def _small_files(found: BaseConfig, precision: StagedPrecision) -> list[tuple[str, bytes]]:
-    """Tokenizer and configuration of the text part, the latter last: nothing reads a checkpoint
-    without it.
+    """Tokenizer files and config.json of the text part; config.json comes last, since nothing reads
+    a checkpoint without it.
     """
     from emotion_train.model.text_document import text_document
 

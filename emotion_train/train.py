@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="run config in YAML; all keys have defaults but data.url and run.output_url",
+        help="run config in YAML; only data.url and run.output_url have no default",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.field=value", help="values that win over the file"
@@ -79,8 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-unfenced",
         action="store_true",
         help=(
-            "train also on a store that ignores create-only writes: nothing then keeps two writers of one run"
-            " apart"
+            "train also on a store that ignores create-only writes, where nothing keeps two writers of one"
+            " run apart"
         ),
     )
     parser.add_argument(
@@ -88,8 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help=(
-            "end as after a preemption notice once this start has taken step N: saved, with exit code 33. The"
-            " same command without it resumes; `emotion-launch run --smoke` rehearses a recovery so"
+            "after step N of this start, save and end with exit code 33, as after a preemption notice. The"
+            " same command without it resumes; `emotion-launch run --smoke` rehearses a recovery in this way"
         ),
     )
 
@@ -112,15 +112,15 @@ def train(
 ) -> tuple[str, Entry]:
     """Id and final entry of the run, which this process or an earlier one published.
 
-    `again` makes the words that resume it out of its id and the kind of device; `environment` is
-    what `accelerate launch` sets; `stop_after_step` rehearses a preemption there. Raises errors of
-    the family.
+    `again` makes the command that resumes the run, from its id and the kind of device;
+    `environment` holds the variables of `accelerate launch`; `stop_after_step` rehearses a
+    preemption after that step. Raises the errors of `emotion_train.errors`.
     """
     started = datetime.now(UTC)
     require_trackers(config)
     data_store, output_store = open_store(config.data.url), open_store(config.run.output_url)
     with ExitStack() as stack:
-        # once a machine is enough
+        # one process of each machine is enough
         asked = config.preemption.notices if environment.get("LOCAL_RANK", "0") == "0" else "none"
         watch = stack.enter_context(PreemptionWatch(asked, say))
         answers_signals()
@@ -183,7 +183,8 @@ def train(
             say,
             lambda choose: start.on_main("some posts", data_store.url, choose),
         )
-        # where another start may still hold a GPU it is counted whole, until the claim ends that
+        # another start may still hold the GPU, so its whole memory counts until the claim ends that
+        # start
         config = settle_for(read=whole_memory_of if look.owned else memory_of)
         job = Job(
             config,
@@ -228,8 +229,8 @@ def train(
 
 
 def _ask_for_index(config: Config, store: Store) -> StoreRequest[Index]:
-    """The request for the data set's index; what is wrong with it is refused here, before anything
-    heavy is loaded.
+    """The request for the data set's index; a wrong index is refused here, before anything heavy is
+    loaded.
     """
 
     def trainable() -> Index:
@@ -247,7 +248,7 @@ def _ask_for_index(config: Config, store: Store) -> StoreRequest[Index]:
 
 
 def _look_at_base(config: Config, ahead: BaseAhead | None = None) -> tuple[BaseConfig, PostTokenizer]:
-    """What the base is, before a weight is read and before the run is claimed."""
+    """The base's config and tokenizer, before a weight is read and before the run is claimed."""
     from emotion_train.bases.files import BaseFiles
     from emotion_train.model.load import read_config
     from emotion_train.model.trainable import require_trainable_base
@@ -262,7 +263,9 @@ def _look_at_base(config: Config, ahead: BaseAhead | None = None) -> tuple[BaseC
 def _look_at_parent(
     config: Config, index: Index, base: BaseConfig, tokenizer: PostTokenizer
 ) -> ParentAdapter:
-    """The adapter to train on from, which fits; of the base a few rows at most are read."""
+    """The adapter from which the run trains on, checked against config, data and base; at most a
+    few rows of the base are read.
+    """
     from emotion_train.exporting.base_rows import known_weights_sha256
     from emotion_train.runs.parent import (
         label_sentences,
@@ -300,8 +303,8 @@ def _command(arguments: argparse.Namespace, run_id: str, device: str) -> str:
 
 
 class Rehearsal:
-    """A preemption notice of our own after a step that this start takes; None: there is none. It
-    comes to all ranks at the same step.
+    """A preemption notice of our own, after the given step of this start (None: never), for all
+    ranks at the same step.
     """
 
     def __init__(self, after_step: int | None) -> None:

@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emotion_train.cli import VERBS as TRAIN_VERBS
 from emotion_train.command_line import (
@@ -33,17 +32,14 @@ from emotion_train.errors import (
 )
 from launch.plan.spot import Spot
 
-if TYPE_CHECKING:
-    pass
-
-_PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, with which
-precision and micro-batch, how many posts a second, how many hours, and dollars on spot (expected
-preemptions and recoveries included) and on demand. Nothing is started."""
+_PLANNING = """Compares kinds and numbers of GPUs for a run: whether the base fits, the fastest
+precision and micro-batch, posts a second, hours, and dollars on spot (expected preemptions and
+recoveries included) and on demand. Starts nothing."""
 
 
 _COMPARING = """Compares runs that were scored on the same posts, each with the first: macro-F1 with
-the interval of the difference, labels, posts that flipped, calibration, dollars, speed, and what
-differs in config, data and versions. Refuses runs that were scored on other posts."""
+the interval of the difference, labels, posts that flipped, calibration, dollars, speed, and the
+differences in config, data and versions. Refuses runs that were scored on other posts."""
 
 
 _PUSHING = """Uploads a published adapter with its model card to a model repository of the Hugging
@@ -51,16 +47,16 @@ Face hub, in one commit, by the hub's own client. The token comes from HF_TOKEN 
 permission. The report and the predictions, which hold texts of posts, are not uploaded."""
 
 
-_DISTILLING = """Trains teachers on folds of the training posts, SEEDS for each fold; every post
-gets the mean probabilities of those that did not see it, mixed with its own label, as shares; and
-one adapter is trained on these. Data sets and runs that are there are not made again, so the same
+_DISTILLING = """Trains teachers on folds of the training posts, SEEDS for each fold. Every post
+gets shares: the mean probabilities of the teachers that did not see it, mixed with its own label.
+One adapter is trained on the shares. Data sets and runs that exist are not made again, so the same
 command resumes."""
 
 
-_ALL_STEPS = """Prepares the posts into the bucket, checks, plans and asks with the price in front
-of it, tries the run out, trains it by `sky jobs launch` or on this machine, shows the report, pulls
-the adapter and exports it. Each step is a command that it prints and that can be typed alone. Typed
-again it resumes at the step that is not done, by what lies in the bucket."""
+_ALL_STEPS = """Prepares the posts into the bucket, checks, plans, shows the price and asks, tries
+the run out, trains it by `sky jobs launch` or on this machine, shows the report, pulls the adapter
+and exports it. It prints each step as a command that can also be typed alone. The same command
+resumes at the first step that is not done, as the bucket shows."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,20 +87,20 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     def verb(name: str, summary: str, description: str = "") -> argparse.ArgumentParser:
-        told = description or f"{summary[0].upper()}{summary[1:]}."
-        return verbs.add_parser(name, help=summary, description=told, epilog=codes_of(LAUNCH, name))
+        whole = description or f"{summary[0].upper()}{summary[1:]}."
+        return verbs.add_parser(name, help=summary, description=whole, epilog=codes_of(LAUNCH, name))
 
     run = verb(
         "run",
-        "start the training by accelerate launch; with several nodes (SkyPilot, srun) it is started on each",
+        "start the training by accelerate launch; with several nodes (SkyPilot, srun) start it on each",
     )
     _add_config(run)
     run.add_argument(
         "--allow-unfenced",
         action="store_true",
         help=(
-            "train also on a store that ignores create-only writes: nothing then keeps two writers of one run"
-            " apart"
+            "train also on a store that ignores create-only writes, where nothing keeps two writers of one"
+            " run apart"
         ),
     )
     run.add_argument(
@@ -120,30 +116,30 @@ def _parser() -> argparse.ArgumentParser:
         "--smoke",
         action="store_true",
         help=(
-            "try it out first, under RUN_ID-smoke: ten steps on real data, one evaluation, one checkpoint, a"
-            " second start that resumes, the report; then say what the whole run will take and cost"
+            "try the run out, under RUN_ID-smoke: ten steps on real data, one evaluation, one checkpoint, a"
+            " second start that resumes, the report; then print the whole run's estimated hours and cost"
         ),
     )
     run.add_argument(
         "--seeds",
         metavar="N or LIST",
         help=(
-            "train one run a seed, RUN_ID-seed-N, and compare them at the end: 3 = three from run.seed on,"
-            " 1,5,9 = these; with --dry-run also the lines that start them as jobs"
+            "train one run for each seed, RUN_ID-seed-N, and compare them at the end: 3 = three seeds from"
+            " run.seed on, 1,5,9 = these seeds; with --dry-run also print the lines that start them as jobs"
         ),
     )
     run.add_argument(
         "--spread",
         action="store_true",
-        help="with --seeds: each on one GPU of this machine, as many at once as there are (default: one after"
-        " the other, each on all GPUs)",
+        help="with --seeds: each run on one GPU of this machine, one run for each GPU at once (default: one"
+        " after the other, each on all GPUs)",
     )
     _add_at_once(run)
     run.set_defaults(verb=_run)
 
     _add_plan(verb("plan", "which GPUs would train this, how long and for how many dollars", _PLANNING))
 
-    check = verb("check", "look at config, data, output, credentials, base and GPU without loading anything")
+    check = verb("check", "check config, data, output, credentials, base and GPU without loading a weight")
     _add_config(check)
     check.add_argument(
         "--gpus",
@@ -154,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         "--hours",
         type=float,
         metavar="H",
-        help="how long the run will take, by `emotion-launch plan`: credentials must last",
+        help="hours that the credentials must last (default: the estimate of `emotion-launch plan`)",
     )
     check.set_defaults(verb=_check)
 
@@ -167,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--watch",
         action="store_true",
-        help="follow it until it is published; Ctrl-C ends the watching, not the run",
+        help="follow the run until it is published; Ctrl-C ends the watching, not the run",
     )
     show.add_argument(
         "--every",
@@ -217,9 +213,9 @@ def _parser() -> argparse.ArgumentParser:
         "--with-training-filter",
         action="store_true",
         help=(
-            "also the filter of the training texts, by which `emotion-train evaluate --file` finds posts that"
-            " were trained on where the run is out of reach. Left out by default: whoever has it can ask of"
-            " any text whether it was trained on"
+            "also download the filter of the training texts: where the run is out of reach, `emotion-train"
+            " evaluate --file` finds posts that were trained on by it. Left out by default, because whoever"
+            " has it can test whether a text was trained on"
         ),
     )
     pull.set_defaults(verb=_pull)
@@ -228,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_distil(
         verb(
             "distil",
-            "one adapter that answers like several: teachers on folds, their out-of-fold shares, a student",
+            "train one adapter that answers like several: teachers on folds, then a student on their shares",
             _DISTILLING,
         )
     )
@@ -250,14 +246,14 @@ def _add_distil(distil: argparse.ArgumentParser) -> None:
         "--seeds",
         default="2",
         metavar="N or LIST",
-        help="teachers of each fold, as in `run --seeds`; also 1 (default: %(default)s)",
+        help="seeds of each fold's teachers, as in `run --seeds`; 1 is allowed too (default: %(default)s)",
     )
     distil.add_argument(
         "--own",
         type=float,
         default=0.3,
         metavar="SHARE",
-        help="share of a post that its own label keeps; the rest is the teachers' (default: %(default)g)",
+        help="share that a post's own label keeps; the rest comes from the teachers (default: %(default)g)",
     )
     distil.add_argument(
         "--to",
@@ -267,7 +263,7 @@ def _add_distil(distil: argparse.ArgumentParser) -> None:
     distil.add_argument(
         "--spread",
         action="store_true",
-        help="each run on one GPU of this machine, as many at once as there are (default: one after the"
+        help="each run on one GPU of this machine, one run for each GPU at once (default: one after the"
         " other, each on all GPUs)",
     )
     _add_at_once(distil)
@@ -275,11 +271,11 @@ def _add_distil(distil: argparse.ArgumentParser) -> None:
         "--as-jobs",
         action="store_true",
         help="each run as a job of SkyPilot on a machine of its own, all teachers at once; jobs that are"
-        " alive are followed, so type it again wherever it was stopped",
+        " alive are followed, so the same command resumes",
     )
     _add_machine(distil, "with --as-jobs: machine to train on")
-    distil.add_argument("--dry-run", action="store_true", help="say what would be made, and make nothing")
-    distil.add_argument("--allow-unfenced", action="store_true", help="as of `run`, for each training")
+    distil.add_argument("--dry-run", action="store_true", help="print what would be made, and make nothing")
+    distil.add_argument("--allow-unfenced", action="store_true", help="as in `run`, for each training")
     distil.set_defaults(verb=_distil, processes=None)
 
 
@@ -294,7 +290,7 @@ def _add_at_once(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(parser: argparse.ArgumentParser, machine: str) -> None:
-    """What is asked of SkyPilot; `machine` is what --gpus says."""
+    """Adds the options that choose a machine of SkyPilot's; `machine` begins the help of --gpus."""
     parser.add_argument(
         "--gpus",
         metavar="NAME:COUNT",
@@ -308,7 +304,7 @@ def _add_machine(parser: argparse.ArgumentParser, machine: str) -> None:
         "--sky",
         default="",
         metavar="WORDS",
-        help="options of `sky jobs launch`, in one word, such as '--infra aws --secret HF_TOKEN'",
+        help="options of `sky jobs launch`, quoted as one, such as '--infra aws --secret HF_TOKEN'",
     )
 
 
@@ -319,8 +315,7 @@ def _add_up(up: argparse.ArgumentParser) -> None:
         "--bucket",
         required=True,
         metavar="URL",
-        help="s3://bucket or s3://bucket/prefix, below which data set, runs and export lie; with --local also"
-        " a folder",
+        help="s3://bucket or s3://bucket/prefix for data set, runs and export; with --local also a folder",
     )
     up.add_argument(
         "--name",
@@ -329,19 +324,19 @@ def _add_up(up: argparse.ArgumentParser) -> None:
         help="name of folder, job and, without run.id, run (default: %(default)s)",
     )
     up.add_argument(
-        "--prepare", default="", metavar="WORDS", help="options of `emotion-train prepare`, in one word"
+        "--prepare", default="", metavar="WORDS", help="options of `emotion-train prepare`, quoted as one"
     )
     up.add_argument(
         "--local", action="store_true", help="train on this machine's GPUs, or CPU, instead of by SkyPilot"
     )
     _add_machine(up, "machine to train on")
-    up.add_argument("--no-smoke", action="store_true", help="do not try the run out before the whole of it")
+    up.add_argument("--no-smoke", action="store_true", help="train the whole run without trying it out")
     up.add_argument("--no-export", action="store_true", help="do not merge adapter and base at the end")
     up.add_argument(
         "--folder",
         type=Path,
         metavar="FOLDER",
-        help="where the adapter goes, and the task file (default: the --name, in the current folder)",
+        help="folder for the adapter and the task file (default: the --name, in the current folder)",
     )
     up.set_defaults(verb=_up)
 
@@ -361,8 +356,8 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help=(
-            "vms.csv of SkyPilot's catalog or `sky gpus list -o json` (default: the catalog on this machine,"
-            " else list prices that come with the program)"
+            "vms.csv of SkyPilot's catalog or the output of `sky gpus list -o json` (default: the catalog on"
+            " this machine, else list prices that come with the program)"
         ),
     )
     plan.add_argument(
@@ -373,49 +368,49 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         help="prices of this cloud only; may be given several times",
     )
     plan.add_argument(
-        "--precision", metavar="NAME", help="of the frozen base (default: the fastest that fits)"
+        "--precision", metavar="NAME", help="precision of the frozen base (default: the fastest that fits)"
     )
     plan.add_argument(
         "--label",
         type=_positive,
         metavar="N",
         help=(
-            "plan to label so many posts, as long as those of the data set, in place of a training; N GPUs"
-            " are N workers"
+            "plan to label N posts, as long as those of the data set, instead of a training; each GPU is one"
+            " worker"
         ),
     )
-    plan.add_argument("--within-hours", type=float, metavar="H", help="leave out what takes longer")
+    plan.add_argument("--within-hours", type=float, metavar="H", help="leave out GPUs that take longer")
     plan.add_argument(
         "--tokens-per-post",
         type=float,
         metavar="N",
-        help="mean length, instead of a sample by the base's tokenizer",
+        help="mean length, instead of the mean of a sample by the base's tokenizer",
     )
     plan.add_argument(
         "--preemptions-per-hour",
         type=float,
         default=Spot.preemptions_per_hour,
         metavar="R",
-        help="expected of a spot machine (default: %(default)g)",
+        help="expected preemptions of a spot machine (default: %(default)g)",
     )
     plan.add_argument(
         "--startup-minutes",
         type=float,
         default=Spot.startup_minutes,
         metavar="M",
-        help="new machine, set-up and loading, at each start (default: %(default)g)",
+        help="minutes for machine, set-up and loading, at each start (default: %(default)g)",
     )
     plan.add_argument(
         "--all",
         action="store_true",
-        help="every row of the table, also what is too small (default: the ten best)",
+        help="every row of the table, also GPUs that are too small (default: the ten best)",
     )
-    plan.add_argument("--json", action="store_true", help="print JSON, of every row, instead of a table")
+    plan.add_argument("--json", action="store_true", help="print every row as JSON instead of a table")
     plan.add_argument(
         "--write",
         type=Path,
         metavar="FILE",
-        help="also write a SkyPilot task with these GPUs; the rest of it as in sky/train.yaml",
+        help="also write a SkyPilot task with these GPUs, otherwise like sky/train.yaml",
     )
     plan.set_defaults(verb=_plan)
 
@@ -430,27 +425,25 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
             " `emotion-train evaluate --out`, a report.json or a scorecard.json"
         ),
     )
-    compare.add_argument("--output-url", metavar="OUTPUT_URL", help="where runs are that are given by id")
+    compare.add_argument("--output-url", metavar="OUTPUT_URL", help="where the runs given by id are stored")
     compare.add_argument(
-        "--split", metavar="NAME", help="split to compare on (default: test where there is one)"
+        "--split", metavar="NAME", help="split to compare on (default: test, where there is one)"
     )
     compare.add_argument(
         "--group-by-config",
         action="store_true",
-        help="runs that differ in nothing but their seed count as one, and the intervals count seeds",
+        help="count runs that differ only in their seed as one; the intervals then count seeds too",
     )
     compare.add_argument(
         "--page",
         default="comparison.html",
         metavar="FILE",
-        help=(
-            "where the HTML page goes, a file or s3:// URL; an earlier one is replaced (default: %(default)s)"
-        ),
+        help=("file or s3:// URL for the HTML page; an earlier page is replaced (default: %(default)s)"),
     )
     compare.add_argument(
         "--fail-if-worse",
         action="store_true",
-        help="end with 1 where one is worse than the first beyond chance",
+        help="end with 1 where a run is worse than the first beyond chance",
     )
     compare.set_defaults(verb=_compare)
 
@@ -459,12 +452,14 @@ def _add_push(push: argparse.ArgumentParser) -> None:
     push.add_argument(
         "run_url", metavar="OUTPUT_URL/RUN_ID", help="a run that `emotion-launch runs` lists as published"
     )
-    push.add_argument("hub_id", metavar="HUB_ID", help="OWNER/NAME of a model repository, made if need be")
+    push.add_argument(
+        "hub_id", metavar="HUB_ID", help="OWNER/NAME of a model repository, made if it does not exist"
+    )
     who = push.add_mutually_exclusive_group()
     who.add_argument("--private", action="store_true", help="a new repository is private (the default)")
     who.add_argument("--public", action="store_true", help="a new repository is public")
     push.add_argument(
-        "--license", metavar="NAME", help="licence of the adapter, as the hub calls it: apache-2.0, cc-by-4.0"
+        "--license", metavar="NAME", help="licence of the adapter by the hub's short name, such as cc-by-4.0"
     )
     push.add_argument("--dry-run", action="store_true", help="list the files and upload nothing")
     push.set_defaults(verb=_push)
@@ -480,7 +475,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accelerate-config",
         metavar="FILE",
-        help="accelerate config, a path or a name in accelerate_configs/ (default: by the GPUs)",
+        help="accelerate config, a path or a name in accelerate_configs/ (default: chosen by the GPUs)",
     )
 
 
@@ -585,7 +580,7 @@ def _start(arguments: argparse.Namespace, more: Sequence[str], stop_after_step: 
     if log is not None:
         environment[LOG_VARIABLE] = str(log)
         if not sys.stderr.isatty():  # a pipe may close, and then it is too late to say so
-            print(f"emotion-launch: should nobody read this any more, it continues in {log}", file=sys.stderr)
+            print(f"emotion-launch: if this output is cut off, it continues in {log}", file=sys.stderr)
     return run_to_end(line, environment, hold_s)
 
 

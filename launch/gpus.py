@@ -1,8 +1,8 @@
 """The GPUs that a plan compares: memory, speed and links of each, under SkyPilot's names.
 
 `memory_mib` is what nvidia-smi reports, less than the name says. Dense bf16 rates with sums in
-float32, bandwidths and multiprocessors are those of NVIDIA's data sheets (with sparsity they print
-twice the rate):
+float32, bandwidths and multiprocessors come from NVIDIA's data sheets (which print twice the rate,
+with sparsity):
 
     L4, L40S, A100      https://www.nvidia.com/en-us/data-center/l4/ and so on
     A10G                https://aws.amazon.com/ec2/instance-types/g5/ (A10 with 70 of 125 TFLOP/s)
@@ -10,15 +10,15 @@ twice the rate):
     B200, B300          eighths of https://www.nvidia.com/en-us/data-center/dgx-b200/ and dgx-b300/
     GH200               https://resources.nvidia.com/en-us-grace-cpu/grace-hopper-superchip, 96 GB
     RTX4090, RTX6000-Ada    the white paper of the Ada architecture, appendix A
-    RTX5090, RTXPRO6000     the white paper of RTX Blackwell, appendix A; of the RTX PRO 6000 the
-                        slowest memory of its editions, that of the Max-Q
+    RTX5090, RTXPRO6000     the white paper of RTX Blackwell, appendix A; the RTX PRO 6000 with
+                        the slowest memory of its editions, the Max-Q's
     A6000               the white paper of GA102, appendix A
     T4                  https://www.nvidia.com/en-us/data-center/tesla-t4/
     V100                https://www.nvidia.com/en-us/data-center/v100/, SXM2
 
 Only H100 and H200 were measured with this program: for the others a plan assumes the same fractions
-of these rates. `bf16_flops` of a chip without bfloat16 units is its float32 rate, with which
-PyTorch computes bfloat16 there (https://github.com/pytorch/pytorch/pull/148322).
+of these rates. Where a chip has no bfloat16 units, `bf16_flops` is its float32 rate: PyTorch
+computes bfloat16 so there (https://github.com/pytorch/pytorch/pull/148322).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 MIB = 1 << 20
 _BFLOAT16, _FLOAT8 = (8, 0), (8, 9)  # the first compute capability that has them
-# PyTorch's default builds are for CUDA 13, which knows nothing older
+# PyTorch's default builds are for CUDA 13, which supports nothing older
 # (https://github.com/pytorch/pytorch/pull/175253)
 FIRST_WITH_KERNELS = (7, 5)
 
@@ -38,8 +38,8 @@ class GpuKind:
     `nvlink`: its machines join several by NVLink, else by PCIe. `gb` is the memory that it is sold
     by.
 
-    `also` are names that some clouds' catalogs have for it; `device` are the words of the driver's
-    name that tell it, None for the name itself. `most` is how many one machine has.
+    `also` are names that some clouds' catalogs have for it; `device` is the part of the driver's
+    name that identifies it, None for the name itself. `most` is how many one machine has.
     """
 
     name: str
@@ -60,8 +60,8 @@ class GpuKind:
 
     @property
     def bf16(self) -> bool:
-        """Whether it computes in bfloat16 itself; else PyTorch does it in float32, slowly, and the
-        fused decoder not at all.
+        """Whether it has bfloat16 units; without them PyTorch computes in float32, slowly, and the
+        fused decoder does not run.
         """
         return self.capability >= _BFLOAT16
 
@@ -114,17 +114,16 @@ GPU_KINDS = (
     GpuKind("T4", 16, 15_360, 8.1e12, 320e9, 40, (7, 5)),
     GpuKind("V100", 16, 16_160, 15.7e12, 900e9, 80, (7, 0), nvlink=True, also=("V100-32GB",)),
 )
-# of each kind that a plan compares, and what a catalog's offers are counted by
+# the kinds that a plan compares, and the numbers of GPUs in one machine
 PLANNED = tuple(kind for kind in GPU_KINDS if kind.runs)
 COUNTS = (1, 2, 4, 8)
 _BY_NAME = {name.lower(): kind for kind in GPU_KINDS for name in (kind.name, *kind.also)}
-# other chips, with less of everything, whose names begin alike
+# words in the names of other, smaller chips that begin alike
 _OTHERS = {"Laptop", "Mobile", "D"}
 
 
 def named(name: str) -> GpuKind | None:
-    """The kind with this name of SkyPilot's, in any spelling of its clouds' catalogs; None for
-    others.
+    """The kind with this SkyPilot name, in any spelling of the clouds' catalogs; None for others.
 
     >>> named("RTX-6000-Ada").name
     'RTX6000-Ada'
@@ -133,8 +132,8 @@ def named(name: str) -> GpuKind | None:
 
 
 def kind_of(device_name: str) -> GpuKind | None:
-    """The kind that a driver's name such as `NVIDIA A100-SXM4-80GB` or `NVIDIA H100 80GB HBM3`
-    means, or a name of SkyPilot's; None for others.
+    """The kind that a SkyPilot name or a driver's name (`NVIDIA A100-SXM4-80GB`, `NVIDIA H100 80GB
+    HBM3`) means; None for others.
 
     >>> kind_of("NVIDIA L40S").name
     'L40S'

@@ -1,9 +1,9 @@
-"""What a run will compute: its base's shape, its posts from the index, and how many tokens they
-have, by a sample.
+"""The work of a run: its base's shape, the number of posts from the index, and their tokens from a
+sample.
 
 Some 2,000 posts (0.2 MB) are read and tokenised with the base's own tokenizer; the data set is
-shuffled as a whole, so any will do. Only config.json and the tokenizer of the base are fetched,
-never a weight.
+shuffled as a whole, so any posts will do. Only config.json and the tokenizer of the base are
+fetched, never a weight.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ Step = list[list[int]]  # one list for each GPU
 
 @dataclass(frozen=True)
 class Work:
-    """What a run computes. `lengths`: tokens of some training posts after the cut, in any order."""
+    """The work of a run. `lengths`: tokens of some training posts after the cut, in any order."""
 
     train_posts: int
-    scored_posts: int  # those of every evaluation and of the final report
+    scored_posts: int  # in all evaluations and the final report together
     epochs: int
     global_batch_size: int
     lengths: tuple[int, ...]
     labels: int
     max_length: int
-    cut: Cut | None = None  # what max_length cuts of the posts; None where that is not known
+    cut: Cut | None = None  # how much max_length cuts of the posts; None where it is not known
     cut_is_estimated: bool = False  # without the base's tokenizer
     estimate: str | None = None  # why the lengths are estimated from characters; None: by the tokenizer
     max_steps: int | None = None
-    labelled_posts: int | None = None  # in place of a training, so many posts are labelled
+    labelled_posts: int | None = None  # so many posts are labelled instead of a training
 
     def to_label(self, posts: int) -> Work:
         """The work of labelling so many posts that are as long as these."""
@@ -71,8 +71,8 @@ class Work:
         return sum(self.lengths) / len(self.lengths)
 
     def shares(self, gpus: int) -> list[Step]:
-        """Some steps as the lengths of each GPU's posts; made once for each number of GPUs, which
-        many kinds of GPU share.
+        """Some steps as the lengths of each GPU's posts, made once for each number of GPUs; all
+        kinds of GPU share them.
         """
         if gpus not in self._shares:
             self._shares[gpus] = list(self._dealt(gpus))
@@ -110,7 +110,7 @@ def filled(posts: Sequence[int], tokens: int) -> list[int]:
 
 
 _SAMPLE_POSTS = 2048
-# of the published checkpoint, so that a plan for the default base needs no network
+# shapes of published checkpoints, so that a plan for the default base needs no network
 _KNOWN_SHAPES = {
     f"mistralai/Mistral-Small-3.1-24B-{kind}-2503": Shape(5120, 32_768, 40, 32, 8, 128, 131_072)
     for kind in ("Base", "Instruct")
@@ -128,8 +128,8 @@ def shape_of_base(base: str, layers: Layers | None = None) -> Shape:
 
 
 def config_on(config: Config, kind: GpuKind | None) -> Config:
-    """The config as the trainer takes it on this kind of GPU: without bfloat16 units the fused
-    decoder does not run.
+    """The config with the decoder that the trainer uses on this kind of GPU: without bfloat16 units
+    the fused decoder does not run.
     """
     if kind is None or kind.bf16 or config.model.decoder == "stock":
         return config
@@ -137,8 +137,8 @@ def config_on(config: Config, kind: GpuKind | None) -> Config:
 
 
 def precision_of_base(base: str, asked: Precision | None) -> Precision | None:
-    """What to plan with: nf4 where the base is staged so, else what was asked for. Raises
-    `WrongRequest` where these differ.
+    """The precision to plan with: nf4 where the base is staged in nf4, else the one asked for.
+    Raises `WrongRequest` where the two differ.
     """
     staged = None if base in _KNOWN_SHAPES else BaseFiles.find(base).staged
     if staged is None or staged.index.precision != "nf4":
@@ -148,13 +148,13 @@ def precision_of_base(base: str, asked: Precision | None) -> Precision | None:
 
 
 def refuse_unfused_fp8(config: Config, shape: Shape, option: str) -> None:
-    """Raises `WrongRequest` where fp8 is asked for by `option` and the fused decoder, which alone
-    computes it, is off or does not fit.
+    """Raises `WrongRequest` where the fused decoder, which alone computes fp8, is switched off or
+    does not know the base; `option` is the text before `fp8` in the message.
     """
     if config.model.decoder == "stock":
         raise WrongRequest(
-            f"{option}fp8 needs the fused decoder and model.decoder is stock; leave that out, or type"
-            f" {option}bf16."
+            f"{option}fp8 needs the fused decoder and model.decoder is stock; leave model.decoder out, or"
+            f" type {option}bf16."
         )
     if not is_fused(shape, "fp8"):
         raise WrongRequest(
@@ -164,7 +164,8 @@ def refuse_unfused_fp8(config: Config, shape: Shape, option: str) -> None:
 
 
 def work_of(config: Config, index: Index, store: Store, tokens_per_post: float | None) -> Work:
-    """What the run computes. `tokens_per_post` given, every post has so many and no post is read.
+    """The work of the run. With `tokens_per_post` every post counts so many tokens and no post is
+    read.
 
     Raises `WrongRequest` for a base that the trainer would refuse.
     """
@@ -195,7 +196,7 @@ def work_of(config: Config, index: Index, store: Store, tokens_per_post: float |
 
 
 def _old_posts(config: Config) -> int:
-    """Posts of the adapter that is trained on from, which the report adds."""
+    """The old posts of the adapter from which the run trains on, which the report scores too."""
     if config.report.old_data is None:
         return 0
     splits = read_index(open_store(config.report.old_data)).splits
@@ -203,8 +204,8 @@ def _old_posts(config: Config) -> int:
 
 
 def _evaluations(config: Config, train_posts: int) -> int:
-    """How many a run makes before its report: at the end of each epoch, at the last step, and every
-    so many steps.
+    """How many evaluations a run makes before its report: at the end of each epoch, at the last
+    step, and every so many steps.
     """
     per_epoch = -(-train_posts // config.train.global_batch_size)
     steps, every = config.train.steps(train_posts), config.evaluation.every_steps
@@ -216,8 +217,8 @@ def _evaluations(config: Config, train_posts: int) -> int:
 
 
 def _refuse_untrainable(config: Config) -> None:
-    """Raises `WrongRequest` for a base that the trainer would refuse before it reads a tokenizer,
-    as far as hub and bucket answer.
+    """Raises `WrongRequest` for a base that the trainer would refuse before it reads a tokenizer;
+    refuses nothing where hub or bucket do not answer.
     """
     from emotion_train.model.trainable import require_trainable_weights
 
@@ -232,8 +233,8 @@ def _refuse_untrainable(config: Config) -> None:
 
 
 def sample_lengths(config: Config, split: Split, store: Store) -> tuple[list[int], str | None]:
-    """Tokens of some whole posts, before `data.max_length` cuts them, and None; where hub or bucket
-    do not answer, an estimate from their characters, and why.
+    """Tokens of some whole posts, before `data.max_length` cuts them, and None. Where hub or bucket
+    do not answer, an estimate from the posts' characters and the reason.
     """
     try:
         return lengths_by(_tokenizer_of(config), split, store), None
@@ -241,13 +242,13 @@ def sample_lengths(config: Config, split: Split, store: Store) -> tuple[list[int
         away = isinstance(error, StorageError) and error.transient
         if away or (isinstance(error, WrongRequest) and hub.is_offline()):
             return [tokens_in(text) for text in _sample(split, store)], str(error)
-        error.args = (f"{error} Or type --tokens-per-post N, their mean, to plan without the tokenizer.",)
+        error.args = (f"{error} Or type --tokens-per-post N, the mean, to plan without the tokenizer.",)
         raise
 
 
 def _tokenizer_of(config: Config) -> PostTokenizer:
-    """The base's tokenizer, of a base that the trainer would take; those whose shape is known are
-    such, and of them only the tokenizer is fetched.
+    """The base's tokenizer; raises where the trainer would refuse the base. For a base of known
+    shape only the tokenizer is fetched.
     """
     from emotion_train.data.tokenization import PostTokenizer
     from emotion_train.model.trainable import require_trainable_base

@@ -144,7 +144,7 @@ def test_posts_in_adapter_and_report_out(
         str(tmp_path / "source" / "test.csv"),
     )
     assert f"Macro-F1 {expected:.3f}" in out
-    assert "None of the 54 posts stands in the training split." in out
+    assert "None of the 54 posts is in the training split." in out
 
 
 def test_posts_of_400_words_at_96_tokens_pass_nothing_without_a_word(
@@ -355,7 +355,7 @@ def test_a_gpu_that_is_too_small_names_settings_that_need_less(
     sentence = run_here(["train", *tiny_words(tmp_path)], capsys)
     assert "ran out of the memory of a GPU of 80.0 GiB: with 512 tokens a micro-batch" in sentence
     assert "; type " in sentence
-    assert "The run continues from its last checkpoint" in sentence
+    assert "The run resumes from its last checkpoint" in sentence
 
 
 def test_an_output_that_cannot_be_written_is_found_by_check(

@@ -1,4 +1,5 @@
-"""A saved adapter made ready to label posts: what is asked for, and the model on its device.
+"""Makes a saved adapter ready to label posts: the choice of adapter and base, and the model on its
+device.
 
 Letters: N posts, C labels.
 """
@@ -33,14 +34,14 @@ _AT_A_TIME = 1024  # posts
 
 @dataclass(frozen=True)
 class AdapterChoice:
-    """An adapter, and how it is to be loaded; None is what it was trained with.
+    """An adapter and how to load it; None takes the training's value.
 
-    `adapter` is what --adapter takes; `open_classifier` takes a folder, which
-    `emotion_train.runs.adapter_cache` makes of a URL.
+    `adapter` is the value of --adapter; `open_classifier` takes a folder, which
+    `emotion_train.runs.adapter_cache` makes from a URL.
 
     `device`: auto takes the GPU where there is one. `decoder`: stock computes by transformers'
-    modules. `tokens_per_microbatch` are those of one forward pass. `more` are adapters that answer
-    together with it, by the mean of their logits.
+    modules. `tokens_per_microbatch` are the tokens of one forward pass. `more` are adapters that
+    answer together with this one, by the mean of their logits.
     """
 
     adapter: str | Path
@@ -53,25 +54,25 @@ class AdapterChoice:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> AdapterChoice:
-        """What `add_adapter_arguments` was told."""
+        """The choice by the options of `add_adapter_arguments`."""
         given = arguments.adapter if isinstance(arguments.adapter, list) else [arguments.adapter]
         names = [name for name in cls.__dataclass_fields__ if name not in ("adapter", "more")]
         return cls(given[0], more=tuple(given[1:]), **{name: getattr(arguments, name) for name in names})
 
     @property
     def adapters(self) -> tuple[str | Path, ...]:
-        """All that answer together."""
+        """All adapters that answer together."""
         return (self.adapter, *self.more)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a post is answered with, and the probability of each of the adapter's labels.
+    """The answer to a post, and the probability of each of the adapter's labels.
 
-    `labels` is one label, that of the highest probability; of an adapter of several labels those
-    that reach their threshold, the likeliest first, which may be none. Probabilities sum to 1
-    unless there may be several labels. `accepted`: whether the answer can be acted upon at the
-    precision that was asked for; None where none was.
+    `labels` is the label of the highest probability; with an adapter of several labels, all labels
+    that reach their threshold, the likeliest first, possibly none. Probabilities sum to 1 unless
+    there may be several labels. `accepted`: whether the answer can be acted upon at the requested
+    precision; None where none was requested.
     """
 
     labels: tuple[str, ...]
@@ -85,9 +86,8 @@ class Prediction:
 
 
 class Classifier:
-    """A loaded adapter, or `members` of them that answer together. `decision` turns its
-    probabilities into answers, and `tokenizer` counts what data.max_length cuts of the posts that
-    it sees.
+    """A loaded adapter, or `members` adapters that answer together. `decision` turns probabilities
+    into answers, and `tokenizer` counts how many posts data.max_length cuts.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Classifier:
         self.decision = decision
         self.members = members
         self.tokenizer = CountingTokenizer(loaded.tokenizer)
-        # several adapters may be computed in one pass, a repetition of the pack each
+        # several adapters may share one pass, each with a repetition of the pack
         self.capacity = max(tokens_per_microbatch // members, loaded.tokenizer.max_length)
 
     @property
@@ -139,9 +139,9 @@ class Classifier:
     ) -> list[Prediction]:
         """One prediction a text, in their order; texts are mended as the posts of a training are.
 
-        `accept_precision`: say of each whether it is accepted, as `Decision.accepted`. `raw`: with
-        the probabilities of the head as it was trained; answers stay. Raises `WrongRequest` for
-        what is no list of texts, for a text without a letter, and as `Decision.accept_above`.
+        `accept_precision`: also say whether each answer is accepted, as `Decision.accepted` does.
+        `raw`: give the probabilities without the temperature; answers stay. Raises `WrongRequest`
+        for anything but a list of texts, for an empty text, and where `Decision.accept_above` does.
         """
         from emotion_train.evaluation.unlabelled import mended
 
@@ -153,18 +153,18 @@ class Classifier:
             raise WrongRequest(f"texts[{empty}] has no text; leave it out.")
         if accept_precision is not None:
             self.decision.accept_above(accept_precision)  # before the model has worked
-        found: list[Prediction] = []
+        predictions: list[Prediction] = []
         for start in range(0, len(posts), _AT_A_TIME):
             prob_NC = self.probabilities([post.text for post in posts[start : start + _AT_A_TIME]])
             accepted_N = self.decision.marks(prob_NC, accept_precision)
             shown_NC = self.decision.raw(prob_NC) if raw else prob_NC
             for prob_C, answer, accepted in zip(shown_NC, self.answers(prob_NC), accepted_N, strict=True):
                 named = dict(zip(self.labels, map(float, prob_C), strict=True))
-                found.append(Prediction(tuple(self.labels[label] for label in answer), named, accepted))
-        return found
+                predictions.append(Prediction(tuple(self.labels[label] for label in answer), named, accepted))
+        return predictions
 
     def cut_remark(self) -> str | None:
-        """What data.max_length cut of the texts so far, in words; None where that is not much."""
+        """A sentence on how many texts so far data.max_length cut; None where they are few."""
         from emotion_train.data.lengths import cut_remark
 
         return cut_remark(self.tokenizer.lengths, self.tokenizer.max_length)
@@ -173,7 +173,9 @@ class Classifier:
 def add_adapter_arguments(
     parser: argparse.ArgumentParser, required: bool = True, several: str | None = None
 ) -> None:
-    """`several`: --adapter may be given several times, is a list, and this of them is averaged."""
+    """Adds the options of an adapter. With `several`, the noun for what is averaged, --adapter may
+    be given several times and is a list.
+    """
     parser.add_argument(
         "--adapter",
         required=required,
@@ -193,7 +195,7 @@ def add_adapter_arguments(
         "--decoder",
         choices=("fused", "stock"),
         default="fused",
-        help="as model.decoder of a training: stock = transformers' modules (default: %(default)s)",
+        help="like model.decoder of a training: stock = transformers' modules (default: %(default)s)",
     )
     parser.add_argument(
         "--device",
@@ -216,13 +218,13 @@ def add_base_argument(parser: argparse.ArgumentParser) -> None:
         metavar="BASE",
         help=(
             "folder, .gguf file, hub id or staged copy (s3://bucket/prefix) of the base model (default: the"
-            " one it was trained on)"
+            " base of the training)"
         ),
     )
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, file: str = "--file") -> None:
-    """What `prepare` too can be told of a file, for one that `file` names."""
+    """Adds the options on reading a file that `prepare` has too; `file` names it in their help."""
     parser.add_argument(
         "--text-column", default="text", metavar="NAME", help=f"column of the post in {file} (default: text)"
     )
@@ -233,7 +235,7 @@ def add_file_arguments(parser: argparse.ArgumentParser, file: str = "--file") ->
         "--quoting",
         choices=("auto", "csv", "none"),
         default="auto",
-        help="what quotes in a CSV or TSV are: csv, marks around a cell; none, letters (default: auto)",
+        help="meaning of quotes in a CSV or TSV: csv, marks around a cell; none, letters (default: auto)",
     )
     parser.add_argument(
         "--max-chars",
@@ -245,20 +247,20 @@ def add_file_arguments(parser: argparse.ArgumentParser, file: str = "--file") ->
     parser.add_argument(
         "--unescape-html",
         action="store_true",
-        help="make HTML entities (&amp;) characters, where the adapter was trained on posts prepared so",
+        help="replace HTML entities (&amp;) by characters, where the adapter's posts were prepared so",
     )
 
 
 def positive(word: str) -> int:
-    # a longer word is never made a number: Python would refuse one of 5,000 digits in its own way
+    # a longer word is not converted: Python raises its own error for a number of 5,000 digits
     if not word.isdecimal() or len(word) > 10 or not 1 <= int(word) <= _MOST:
         raise argparse.ArgumentTypeError(f"{word[:40]!r} is not a whole number from 1 to {_MOST}")
     return int(word)
 
 
 def open_classifier(chosen: AdapterChoice, ahead: BaseAhead | None = None) -> Classifier:
-    """The classifier of this adapter on its device. Raises as `read_decision`, before anything is
-    loaded, and as `load_with_progress`, which `ahead` is for.
+    """The classifier of this adapter on its device. Raises as `read_decision` does, before anything
+    is loaded, and as `load_with_progress` does, which takes `ahead`.
     """
     from emotion_train.evaluation.decision import read_decision
     from emotion_train.evaluation.members import averaged, facts_together
@@ -271,7 +273,9 @@ def open_classifier(chosen: AdapterChoice, ahead: BaseAhead | None = None) -> Cl
 
 
 def base_ahead(chosen: AdapterChoice) -> BaseAhead:
-    """The base of this adapter, to be read while libraries are imported. Raises as `read_facts`."""
+    """Starts to read the base of this adapter while libraries are imported. Raises as `read_facts`
+    does.
+    """
     facts = read_facts(Path(chosen.adapter))
     # as many processes as the machine has GPUs may begin at once
     return BaseAhead(chosen.base or facts.base, facts.layers, room_ahead(gpus_of_machine()))
@@ -280,9 +284,9 @@ def base_ahead(chosen: AdapterChoice) -> BaseAhead:
 def load_with_progress(
     chosen: AdapterChoice, ahead: BaseAhead | None = None
 ) -> LoadedAdapter | LoadedEnsemble:
-    """The adapter, or several, on the device that is asked for. `ahead` is its base where that is
-    being read already; it begins here otherwise. Raises `WrongRequest` for too small a GPU, and for
-    a folder, base or precision that do not fit together.
+    """The adapter, or several, on the chosen device. `ahead` is the base where its reading has
+    begun; otherwise it begins here. Raises `WrongRequest` for too small a GPU, and for a folder,
+    base or precision that do not fit together.
     """
     if ahead is None:
         with base_ahead(chosen) as begun:

@@ -1,11 +1,11 @@
 """Whether one classifier is better than another on the same posts: the interval of the difference
 counts the posts, and the seeds where several runs were trained of one config.
 
-Each resample draws the posts anew, for all runs at once, so that posts which are hard for everybody
-cancel out. Seeds are few, and drawing three of three with replacement makes them look more alike
-than they are; so their mean is drawn from Student's t of their spread, which is taken to be the
-same in both groups. What single runs differ by on these very posts is part of that spread, so it is
-taken out of the posts' share and counts once.
+Each resample draws the posts anew, for all runs at once, so that posts which are hard for every
+run cancel out. Seeds are few, and drawing three of three with replacement makes them look more
+alike than they are. So their mean is drawn from Student's t of their spread, which is assumed to be
+the same in both groups. The differences of single runs on these posts are part of that spread; they
+are taken out of the posts' share and so count once.
 
 The price: one multinomial draw a resample over the distinct rows of (truth, predictions), which are
 few for two runs and as many as the posts for many runs: 2000 resamples of 100,000 posts take about
@@ -40,15 +40,15 @@ IntArray = NDArray[np.int64]
 LEVEL = 0.05
 POWER = 0.8
 MOST_SEEDS = 100  # more are not proposed
-MOST_TIMES = 20  # as many posts as there are; more are not proposed
+MOST_TIMES = 20  # times the present posts; more are not proposed
 _EXACT = 10_000
-_MANY = 10**6  # degrees of freedom of a variance that is known
+_MANY = 10**6  # degrees of freedom of a known variance
 _DRAWS_OF_SEEDS = 5  # for each resample: the tails of Student's t need more draws than the posts do
 
 
 class Paired(NamedTuple):
-    """`difference` with its 95 % interval, and the share of draws as far on the other side of 0, on
-    both sides (`p`).
+    """`difference` with its 95 % interval, and `p`, twice the share of draws on the other side of
+    0.
     """
 
     difference: float
@@ -61,8 +61,8 @@ Outcome = Literal["better", "open", "worse"]
 
 
 def judged(paired: Paired, p: float) -> Outcome:
-    """Whether the second classifier is better; open where no difference can be shown: its interval
-    holds 0, or `p`, corrected for all comparisons, is not below `LEVEL`.
+    """Whether the second classifier is better; open where its interval holds 0, or where `p`,
+    corrected for all comparisons, is not below `LEVEL`.
     """
     if p >= LEVEL or paired.low <= 0 <= paired.high:
         return "open"
@@ -70,11 +70,11 @@ def judged(paired: Paired, p: float) -> Outcome:
 
 
 class Spread(NamedTuple):
-    """What a difference of two groups' means varies by.
+    """The variances of a difference between two groups' means.
 
     `posts` is the variance from these posts, once single runs are averaged out; `run` the variance
-    of one run around its config's mean, None where no config has two runs; `freedom` is what `run`
-    was estimated from.
+    of one run around its config's mean, None where no config has two runs; `freedom` the degrees of
+    freedom of `run`.
     """
 
     posts: float
@@ -83,7 +83,9 @@ class Spread(NamedTuple):
 
 
 class McNemar(NamedTuple):
-    """Posts that only one of two got right, and how likely so uneven a division is by chance."""
+    """Posts that only one of the two got right, and the probability of so uneven a division by
+    chance.
+    """
 
     only_first: int
     only_second: int
@@ -102,7 +104,7 @@ def resampled_f1(
 ) -> Resampled:
     """F1 of every run and label on `samples` resamples of the posts, the same for all runs.
 
-    Raises `ValueError` for other numbers of posts and for none.
+    Raises `ValueError` for different numbers of posts and for none.
     """
     (truth_KC, *predicted_RKC), rows_K = distinct_members(classes, truth, *predicted_R)
 
@@ -121,11 +123,11 @@ def paired_difference(
     different: int,
     seed: int = 0,
 ) -> tuple[Paired, Spread]:
-    """The mean score of the runs `second` minus that of `first`, with its interval over posts and,
-    where a group has several runs, seeds.
+    """The mean score of the runs `second` minus the mean score of `first`, with its interval over
+    posts and, where a group has several runs, seeds.
 
-    `different` is on how many posts the two groups answer differently: of fewer than
-    `FEWEST_DIFFERENT` no test can tell anything, and the interval holds 0.
+    `different` is the number of posts that the two groups answer differently: with fewer than
+    `FEWEST_DIFFERENT` no test can show a difference, and the interval holds 0.
     """
     score_R, score_SR = np.asarray(score_R, np.float64), np.asarray(score_SR, np.float64)
     difference = float(score_R[list(second)].mean() - score_R[list(first)].mean())
@@ -160,7 +162,7 @@ def _spread(
 
 
 def _with_seeds(drawn_S: FloatArray, spread: Spread, share: float, seed: int) -> FloatArray:
-    """The draws with the posts' variance of `spread`, and the seeds' added to it."""
+    """The draws, scaled to the posts' variance of `spread`, with the seeds' variance added."""
     assert spread.run is not None
     centre, variance = drawn_S.mean(), drawn_S.var()
     posts_S = (drawn_S - centre) * (sqrt(spread.posts / variance) if variance else 0.0)
@@ -176,8 +178,8 @@ def _two_sided(drawn_S: FloatArray) -> float:
 
 
 def holm(p: Iterable[float]) -> list[float]:
-    """Each p corrected for all of them (Holm 1979): below `LEVEL`, the chance of any false finding
-    among them is below it.
+    """Each p corrected for all comparisons (Holm 1979): where all corrected p below `LEVEL` count
+    as findings, the chance of any false one is below `LEVEL`.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -191,8 +193,9 @@ def holm(p: Iterable[float]) -> list[float]:
 
 
 def mcnemar(truth: ArrayLike, first: ArrayLike, second: ArrayLike) -> McNemar:
-    """McNemar's exact test (1947): of the posts that one alone got right, as many may be each
-    one's. A post of several labels is got right when it is answered with these and no other.
+    """McNemar's exact test (1947) of whether the posts that only one classifier got right divide
+    evenly between the two. A post with several labels is right when it is answered with all of them
+    and no other.
     """
     first_right_N, second_right_N = alike_N(first, truth), alike_N(second, truth)
     only_first = int((first_right_N & ~second_right_N).sum())
@@ -201,8 +204,8 @@ def mcnemar(truth: ArrayLike, first: ArrayLike, second: ArrayLike) -> McNemar:
 
 
 def _even_chance(one: int, other: int) -> float:
-    """The two-sided p of a fair coin that fell so: exact up to `_EXACT` tosses, else by the normal
-    curve with a correction for whole numbers.
+    """The two-sided p of these results of a fair coin: exact up to `_EXACT` tosses, else by the
+    normal curve with a continuity correction.
     """
     total, few = one + other, min(one, other)
     if total > _EXACT:
@@ -215,8 +218,8 @@ def _even_chance(one: int, other: int) -> float:
 
 
 def seeds_to_show(difference: float, spread: Spread) -> int | None:
-    """Seeds of each config with which a difference of this size is shown in `POWER` of all repeats;
-    None where no more than `MOST_SEEDS` would, or nothing is known of seeds.
+    """The number of seeds of each config that shows a difference of this size in `POWER` of all
+    repeats; None where more than `MOST_SEEDS` would be needed, or the spread of seeds is not known.
     """
     if spread.run is None:
         return None
@@ -227,8 +230,9 @@ def seeds_to_show(difference: float, spread: Spread) -> int | None:
 
 
 def posts_to_show(difference: float, spread: Spread, first: int, second: int, posts: int) -> int | None:
-    """Posts on which `first` and `second` runs show a difference of this size in `POWER` of all
-    repeats, where `posts` gave this spread; None where no more than `MOST_TIMES` as many would.
+    """The number of posts on which `first` and `second` runs show a difference of this size in
+    `POWER` of all repeats, where `posts` gave this spread; None where more than `MOST_TIMES` as
+    many would be needed.
     """
     of_seeds = (spread.run or 0.0) * (1 / first + 1 / second)
     needed = _needed(spread.freedom or _MANY) ** 2
@@ -239,8 +243,8 @@ def posts_to_show(difference: float, spread: Spread, first: int, second: int, po
 
 
 def smallest_shown(run_variance: float, seeds: int) -> float:
-    """The difference between two configs that as many seeds of each show in `POWER` of all repeats,
-    on posts without end.
+    """The difference between two configs that `seeds` of each show in `POWER` of all repeats, on an
+    unlimited number of posts.
     """
     return sqrt(2 * run_variance / seeds) * _needed(2 * seeds - 2)
 
@@ -250,12 +254,16 @@ def _shown(difference: float, variance: float, freedom: int) -> bool:
 
 
 def _needed(freedom: int) -> float:
-    """Standard errors that a true difference has to measure."""
+    """The number of standard errors that a true difference needs to be shown in `POWER` of all
+    repeats.
+    """
     return student_quantile(1 - LEVEL / 2, freedom) + student_quantile(POWER, freedom)
 
 
 def student_quantile(share: float, freedom: int) -> float:
-    """Quantile of Student's t, to 4 % from two degrees of freedom on (Fisher and Cornish 1960)."""
+    """Quantile of Student's t, within 4 % from two degrees of freedom on (Fisher and Cornish
+    1960).
+    """
     z = NormalDist().inv_cdf(share)
     return (
         z

@@ -1,9 +1,9 @@
-"""What turns an adapter's probabilities into answers: the label of the highest one, or, where posts
-have several labels, every label that reaches its threshold. It also says which temperature made the
-probabilities, and from which one on an answer can be acted upon.
+"""The decision turns an adapter's probabilities into answers: the label of the highest probability
+or, where posts have several labels, every label that reaches its threshold. It also holds the
+temperature of the probabilities, and the gates above which an answer can be acted upon.
 
-It is the file decision.json beside an adapter. An adapter of one label that has none is answered by
-the highest probability.
+It is the file decision.json beside an adapter. An adapter of one label without the file answers
+with the label of the highest probability.
 
 Letters: N posts, C labels.
 """
@@ -52,16 +52,17 @@ class Gain(FrozenModel):
 
 
 class Decision(Manifest):
-    """`thresholds`, in the order of the labels, are there for several labels alone.
+    """`thresholds`, in the order of the labels, exist only for several labels.
 
-    `folds` is how many parts of the validation posts judged them, None where 0.5 for every label
-    was kept; `macro_f1` is what they reach there out of fold, and `macro_f1_at_half` what 0.5 does.
+    `folds` is the number of folds of the validation posts that judged them, None where 0.5 for
+    every label was kept; `macro_f1` is their score there, out of fold, and `macro_f1_at_half` the
+    score of 0.5.
 
-    `temperature` is what the published head's logits were divided by: one number, or of several
-    labels one a label; None where that gained nothing, and in adapters of earlier versions.
-    `temperature_gain` is what it gained out of fold, also where it was not kept.
+    `temperature` divided the published head's logits: one number, or with several labels one for
+    each label; None where it gained nothing, and in adapters of earlier versions.
+    `temperature_gain` is its gain out of fold, also where it was not kept.
 
-    `gates` say from which probability on an answer can be acted upon
+    `gates` hold the probabilities from which on an answer can be acted upon
     (`emotion_train.evaluation.gate`).
     """
 
@@ -107,13 +108,13 @@ class Decision(Manifest):
 
     @classmethod
     def one(cls, labels: Sequence[str], targets: TargetKind = "one") -> Decision:
-        """Answers with the label of the highest probability."""
+        """A decision that answers with the label of the highest probability."""
         return cls(targets=targets, labels=tuple(labels))
 
     @classmethod
     def of(cls, predictions: SetPredictions, labels: Sequence[str]) -> Decision:
-        """Thresholds that these validation posts choose; 0.5 for every label where that is no worse
-        on posts that did not choose.
+        """A decision with the thresholds that these validation posts choose; 0.5 for every label
+        where that is no worse on posts that did not choose.
         """
         half = macro_f1_of_sets(predictions.answered(_reaches(predictions.prob_NC, HALF)).counts())
         tuned = macro_f1_of_sets(cross_fit(predictions).counts())
@@ -124,7 +125,7 @@ class Decision(Manifest):
         return cls(
             targets="several",
             labels=tuple(labels),
-            # shortest decimals of the same float32, which is what probabilities are compared as
+            # the shortest decimals of the same float32, since probabilities are compared as float32
             thresholds=tuple(float(str(one)) for one in thresholds.astype(np.float32)),
             folds=folds,
             macro_f1=max(tuned, half),
@@ -170,14 +171,16 @@ class Decision(Manifest):
         return threshold
 
     def confidence(self, prob_NC: ArrayLike) -> NDArray[np.float32]:
-        """`confidence_N`, which gates are about: the probability of the answer, and of several
-        labels that of the least likely one in it; 0 for an answer without a label.
+        """`confidence_N`, on which gates act: the probability of the answer or, with several
+        labels, of the least likely label in it; 0 for an answer without a label.
         """
         prob_NC = np.asarray(prob_NC, np.float32)
         return confidence_N(prob_NC, self.answers(prob_NC))
 
     def accepted(self, prob_NC: ArrayLike, precision: float) -> NDArray[np.bool_]:
-        """`accepted_N`: the posts whose answer can be acted upon. Raises as `accept_above`."""
+        """`accepted_N`: whether each post's answer can be acted upon. Raises as `accept_above`
+        does.
+        """
         threshold = np.float32(self.accept_above(precision))
         found_N = self.confidence(prob_NC)
         return (found_N >= threshold) & (found_N > 0)
@@ -189,14 +192,14 @@ class Decision(Manifest):
         return list(map(bool, self.accepted(prob_NC, precision)))
 
     def raw(self, prob_NC: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The probabilities of the head as it was trained: the temperature multiplied back."""
+        """The probabilities without the temperature."""
         if self.temperature is None:
             return prob_NC
         return divided(prob_NC, 1 / np.asarray(self.temperature), self.targets)
 
     def before_and_after(self, predictions: AnyPredictions, chose: bool = False) -> BeforeAndAfter:
-        """What the temperature did to the probabilities of these posts, which `chose` it or did
-        not.
+        """The probabilities of these posts before and after the temperature; `chose`: these posts
+        chose it.
         """
         before_NC = self.raw(predictions.prob_NC)
         if self.temperature is None or not chose:
@@ -206,8 +209,8 @@ class Decision(Manifest):
     def acting(
         self, predictions: AnyPredictions, tempered: Tempered, precisions: Sequence[float]
     ) -> Decision:
-        """The same decision with the head's temperature, and with gates for these precisions. Gates
-        are those of validation posts, whose probabilities are at that temperature.
+        """The same decision with the head's temperature, and with gates for these precisions,
+        fitted on validation posts with probabilities at that temperature.
         """
         if isinstance(predictions, SetPredictions):
             predictions = predictions.answered(self.answers(predictions.prob_NC))
@@ -220,9 +223,7 @@ class Decision(Manifest):
         )
 
     def held_out(self, predictions: SetPredictions) -> SetPredictions:
-        """The validation posts as `macro_f1` judged them: none was answered by thresholds that it
-        chose.
-        """
+        """The validation posts, answered as for `macro_f1`: no post by thresholds that it chose."""
         if self.folds is None:
             return predictions.answered(self.answers(predictions.prob_NC))
         return cross_fit(predictions, self.folds)
@@ -233,16 +234,16 @@ def _reaches(prob_NC: NDArray[np.float32], thresholds: ArrayLike) -> NDArray[np.
 
 
 def read_decision(folder: Path, facts: AdapterFacts) -> Decision:
-    """The decision of the adapter in this folder. Raises `WrongRequest` for a damaged file, one of
-    other labels, and where an adapter of several labels has none.
+    """The decision of the adapter in this folder. Raises `WrongRequest` for a damaged file, for a
+    file with other labels, and where an adapter of several labels has no file.
     """
     targets: TargetKind = getattr(facts, "targets", "one")  # adapter/1 knows one label only
     path = folder / DECISION
     if not path.is_file():
         if targets == "several":
             raise WrongRequest(
-                f"The adapter {folder} answers with several labels and has no {DECISION}, which says what"
-                " probability is enough; pull the adapter again."
+                f"The adapter {folder} answers with several labels and has no {DECISION}, which holds the"
+                " thresholds; pull the adapter again."
             )
         return Decision.one(facts.labels, targets)
     try:
@@ -253,6 +254,7 @@ def read_decision(folder: Path, facts: AdapterFacts) -> Decision:
         ) from None
     if (decision.targets, decision.labels) != (targets, facts.labels):
         raise WrongRequest(
-            f"{path} is not that of the adapter beside it, which has other labels; pull the adapter again."
+            f"{path} does not belong to the adapter beside it, which has other labels; pull the adapter"
+            " again."
         )
     return decision

@@ -1,13 +1,13 @@
-"""What a model must beat to be worth its GPU hours: always guessing the most frequent label, and
-counting words.
+"""The floors that a model must beat to be worth its GPU hours: always guessing the most frequent
+label, and counting words.
 
 The TF-IDF floor is fitted on the CPU while the GPUs wait: half a minute for 25,000 posts and 15
 labels, hence `report.floor_max_rows` (benchmarks/floors.py). On GoEmotions' development posts it
 beats logistic regression on words alone, 0.571 to 0.483 with 15 labels.
 
-Where posts have several labels there is one such machine a label, and its thresholds are chosen as
-the model's are, on the validation posts. Where posts have shares it learns the label of the largest
-one.
+Where posts have several labels, there is one support vector machine for each label, and its
+thresholds are chosen like the model's, on the validation posts. Where posts have shares, it learns
+the label of the largest share.
 
 Letters: N posts to predict, C labels.
 """
@@ -38,14 +38,14 @@ _WORD_OR_SYMBOL = r"(?u)\w+|[^\w\s]"  # scikit-learn's default drops emoji, "!" 
 
 
 def majority_floor(train_counts_C: ArrayLike, rows: int) -> NDArray[np.int32]:
-    """The most frequent label of the training split, `rows` times."""
+    """Answers with the most frequent label of the training split, `rows` times."""
     return np.full(rows, int(np.asarray(train_counts_C).argmax()), dtype=np.int32)
 
 
 def prior_floor(train_counts_C: ArrayLike, rows: int) -> NDArray[np.bool_]:
-    """`is_in_NC`, answers of a classifier of several labels that gives each label its share of the
-    training posts as probability: the thresholds with the best F1 on these lie below the shares, so
-    it gives every label that a training post has.
+    """`is_in_NC`, the answers of a classifier that gives each of several labels its share of the
+    training posts as probability. The thresholds with the best F1 are below the shares, so it
+    answers with every label of the training posts.
     """
     return np.tile(np.asarray(train_counts_C) > 0, (rows, 1))
 
@@ -54,11 +54,11 @@ def tfidf_floor(
     train: Iterable[tuple[str, int]], texts: Sequence[str], classes: int, seed: int
 ) -> NDArray[np.float32]:
     """Scores prob_NC for `texts`, which add up to 1, by a linear support vector machine on TF-IDF
-    of the training posts' words, word pairs and groups of two to five characters; its penalty and
-    class weights are those of the best macro-F1 in cross-validation on training posts.
+    of words, word pairs and groups of two to five characters; cross-validation on training posts
+    chooses penalty and class weights by macro-F1.
 
-    The scores are a softmax of margins: they rank, and are no calibrated chances. Fits once a call:
-    give the texts of several splits in one list. Labels that no training post has get score 0.
+    The scores are a softmax of margins: they rank, and are no calibrated chances. Each call fits
+    once: give the texts of several splits in one list. Labels that no training post has get 0.
     """
     from scipy.special import softmax
 
@@ -83,11 +83,11 @@ def tfidf_set_floor(
     train: Iterable[tuple[str, Target]], texts: Sequence[str], classes: int, seed: int
 ) -> NDArray[np.float32]:
     """Scores prob_NC between 0 and 1 for `texts`, whose posts may have several labels, by one
-    machine of `tfidf_floor` a label; they rank, and are no calibrated chances. Labels that no
-    training post has get 0, and those that each has 1.
+    machine of `tfidf_floor` for each label; they rank, and are no calibrated chances. Labels that
+    no training post has get 0, and labels that all have get 1.
 
-    One setting serves all labels: that of the best macro-F1 in cross-validation on training posts,
-    with thresholds that did not see the post.
+    One setting serves all labels: cross-validation on training posts chooses it by macro-F1, with
+    thresholds that did not see the post.
     """
     train_texts, targets = zip(*train, strict=True)
     truth_NC = dense(targets, classes) > 0
@@ -131,8 +131,8 @@ _CHOOSING_POSTS = 6000
 
 
 def _best_setting(features: Any, labels_N: NDArray[np.intp], seed: int) -> _Setting:
-    """The setting with the best macro-F1 over the held-out posts of all folds; the first of several
-    that are equal.
+    """The setting with the best macro-F1 over the held-out posts of all folds; the first among
+    equals.
     """
     from sklearn.metrics import f1_score
 
@@ -191,8 +191,8 @@ def _set_scores(
 
 
 def _folds(labels_N: NDArray[np.intp], seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Posts to choose by, and the fold of each: each label's posts are dealt to the folds by turns,
-    and of many posts every so many of each label are taken.
+    """The posts that choose the setting, and the fold of each. Each label's posts are dealt to the
+    folds by turns; with many posts, only every n-th of each label is taken.
     """
     rng = np.random.default_rng(seed)
     order_N = np.lexsort((rng.random(len(labels_N)), labels_N))  # by label, in random order within
@@ -222,7 +222,7 @@ def _machine(c: float, weights: dict[Any, float], features: Any, labels_N: NDArr
 def tfidf_predictions(
     store: Store, index: Index, names: Sequence[str], max_train_rows: int, seed: int, patience_s: float = 0.0
 ) -> dict[str, AnyPredictions]:
-    """The TF-IDF floor's predictions of these splits; empty when the training split is larger than
+    """The TF-IDF floor's predictions for these splits; empty when the training split is larger than
     `max_train_rows`.
 
     A store that does not answer is asked again for `patience_s` seconds.
@@ -236,8 +236,8 @@ def tfidf_predictions(
 def tfidf_of_texts(
     store: Store, index: Index, ids: Sequence[str], texts: Sequence[str], truth: Sequence[Target], seed: int
 ) -> AnyPredictions:
-    """The TF-IDF floor's predictions of texts that are no part of the data set, whose training
-    split it is fitted on.
+    """The TF-IDF floor's predictions for texts from outside the data set; it is fitted on the data
+    set's training split.
     """
     return _predicted(store, index, {"": _Posts(ids, texts, truth)}, seed, 0.0)[""]
 
@@ -255,7 +255,7 @@ class _Posts(NamedTuple):
 def _predicted(
     store: Store, index: Index, wanted: dict[str, _Posts], seed: int, patience_s: float
 ) -> dict[str, AnyPredictions]:
-    """What the floor says of the posts, by name. It is fitted once."""
+    """The floor's predictions for the `wanted` posts, by name. It is fitted once."""
     train, classes = posts(store, index.split("train"), patience_s), len(index.labels)
     asked = dict(wanted)
     if index.targets == "several" and VALIDATION not in asked:  # its thresholds are chosen there
@@ -277,7 +277,9 @@ def _predicted(
 
 
 def _answered(name: str, scored: dict[str, AnyPredictions]) -> AnyPredictions:
-    """Sets by thresholds that the validation posts chose, each of these by those of the others."""
+    """The predictions; with several labels, answered by thresholds that the validation posts chose,
+    and each validation post by the thresholds of the other folds.
+    """
     own, judged = scored[name], scored.get(VALIDATION)
     if not isinstance(own, SetPredictions):
         return own
@@ -288,7 +290,7 @@ def _answered(name: str, scored: dict[str, AnyPredictions]) -> AnyPredictions:
 
 
 def posts(store: Store, split: Split, patience_s: float = 0.0) -> Iterator[tuple[str, str, Target]]:
-    """(id, text, target) of a split, in the order in which it is stored."""
+    """(id, text, target) of each post of a split, in stored order."""
     with RowGroupReader(store, split, capacity=16, patience_s=patience_s) as reader:
         for group in range(len(split.row_groups)):
             reader.ask(range(group, min(group + 8, len(split.row_groups))))

@@ -1,27 +1,27 @@
-"""From which probability on answers can be acted upon: the lowest one above which at least a wanted
-share of them, the precision, is right with 95 % certainty. The rest goes to a person.
+"""Finds the gate, the lowest probability from which on answers can be acted upon: at least a wanted
+share of them, the precision, is right with 95 % certainty. A person checks the other answers.
 
-An answer is right when it is the post's label (of shares: the label of the largest one). An answer
-of several labels is right when there is a label in it and the post has every one of them; whether
-the post has more is not asked. Its confidence is the probability of the least likely label in it.
-The gate of one label is about the posts that are answered with it, and the probability of that
-label; of these the ones that have it are right.
+An answer is right when it is the post's label (with shares: the label of the largest share). An
+answer of several labels is right when it holds a label and the post has every label in it; the post
+may have more. Its confidence is the probability of the least likely label in it. The gate of one
+label covers the posts that are answered with it, by the probability of that label; the answers to
+posts that have it are right.
 
-The posts are walked from the most confident down, and at each stop the one-sided 95 % lower bound
-of Clopper and Pearson (1934) on the share of right answers so far is asked to reach the precision.
-The first stop at which it does not ends the walk, and the stop before it is the threshold: tests in
-an order that the answers' being right has no part in, each at the full level until the first that
-fails, give a wrong threshold in at most 5 of 100 data sets (fixed sequence testing: Angelopoulos,
+The posts are walked from the most confident down. At each stop the one-sided 95 % lower bound of
+Clopper and Pearson (1934) on the share of right answers so far has to reach the precision. The
+first stop that fails ends the walk, and the stop before it is the threshold. The order of the tests
+does not depend on which answers are right, and each test has the full level until the first one
+fails; so at most 5 of 100 data sets give a wrong threshold (fixed sequence testing: Angelopoulos,
 Bates, Candès, Jordan, Lei, "Learn then test", arXiv:2110.01052, section 3.2). Given the
-confidences, the right answers at a stop are a sum of independent trials of unequal chances, whose
+confidences, the right answers at a stop are a sum of independent trials of unequal chances. Its
 upper tail is at most the binomial one of their mean (Hoeffding 1956), so the bound holds for it.
 
-Where the stops are depends on the confidences alone. The first is at a tenth of the answers, and at
-so many at least that three wrong ones among them are forgiven: of the few most confident ones none
-might be wrong, and a single doubtful label would end the walk. From there each stop has a tenth
-more answers than the last, so that the walk has few chances to fail by bad luck. The price: no gate
-accepts less than a tenth, the threshold is up to a tenth of the answers higher than the lowest that
-would do, and labels with fewer than 59 answers have none at a precision of 0.95.
+The stops depend on the confidences alone. The first is at a tenth of the answers, and at least at
+so many that three wrong ones are forgiven: otherwise a single doubtful label among the most
+confident posts would end the walk. Each further stop has a tenth more answers, so that the walk has
+few chances to fail by bad luck. The price: no gate accepts less than a tenth of the answers, the
+threshold may exclude up to a tenth more answers than needed, and labels with fewer than 59 answers
+have no gate at a precision of 0.95.
 
 Letters: N posts, C labels, J stops.
 """
@@ -55,8 +55,8 @@ class Gate(FrozenModel):
     """The lowest probability from which on validation answers are right at least `precision` of the
     time, with 95 % certainty; None where no probability is enough.
 
-    `label` None: over all labels, and `share` is that of the posts whose answer is accepted. A
-    label's `share` is that of the posts that are answered with it.
+    `label` None: over all labels, and `share` is the share of posts with an accepted answer. For a
+    label, `share` is the accepted share of the posts that are answered with it.
     """
 
     label: str | None
@@ -72,15 +72,13 @@ class Gate(FrozenModel):
 
 
 class Answers(NamedTuple):
-    """Some answers, those without a label left out: how confident each is, and whether it is
-    right.
-    """
+    """Answers with at least one label: the confidence of each, and whether it is right."""
 
     confidence_N: NDArray[np.float32]
     right_N: BoolArray
 
     def above(self, threshold: float) -> tuple[int, int]:
-        """How many are accepted, and how many of these are right."""
+        """How many answers are accepted, and how many of them are right."""
         accepted_N = self.confidence_N >= np.float32(threshold)
         return int(accepted_N.sum()), int((accepted_N & self.right_N).sum())
 
@@ -92,7 +90,7 @@ def confidence_N(prob_NC: NDArray[np.float32], answers_NC: BoolArray) -> NDArray
 
 
 def answers_of(predictions: AnyPredictions, label: int | None = None) -> Answers:
-    """The answers with a label, or with this one."""
+    """The answers with any label, or with this `label`."""
     classes = predictions.prob_NC.shape[1]
     truth_NC, answers_NC = (members(x, classes) for x in (predictions.truth, predictions.predicted))
     if label is not None:
@@ -106,8 +104,10 @@ def answers_of(predictions: AnyPredictions, label: int | None = None) -> Answers
 def fit_gates(
     predictions: AnyPredictions, labels: Sequence[str], precisions: Sequence[float]
 ) -> tuple[Gate, ...]:
-    """The gates over all and of each label at each precision, by posts whose labels are known."""
-    found: list[Gate] = []
+    """The gates over all labels and for each label, at each precision, from posts with known
+    labels.
+    """
+    gates: list[Gate] = []
     for label in (None, *range(len(labels))):
         answers = answers_of(predictions, label)
         of = len(predictions.ids) if label is None else len(answers.right_N)
@@ -115,12 +115,12 @@ def fit_gates(
         for precision in precisions:
             threshold = lowest_threshold(answers, precision)
             share = None if threshold is None else answers.above(threshold)[0] / of
-            found.append(Gate(label=name, precision=precision, threshold=threshold, share=share))
-    return tuple(found)
+            gates.append(Gate(label=name, precision=precision, threshold=threshold, share=share))
+    return tuple(gates)
 
 
 def lowest_threshold(answers: Answers, precision: float) -> float | None:
-    """The threshold of the last stop before the first that fails; None where the first one does.
+    """The threshold of the last stop before the first that fails; None where the first stop fails.
 
     It is the shortest decimal that accepts the same answers, so that it reads well and no rounding
     on another machine moves a post across it.
@@ -148,8 +148,8 @@ def lower_bound(right: ArrayLike, of: ArrayLike) -> FloatArray:
 
 @cache
 def fewest(precision: float, wrong: int) -> int:
-    """How many answers there have to be for the bound to reach the precision with so many wrong
-    ones.
+    """The number of answers from which on the bound reaches the precision although `wrong` of them
+    are wrong.
     """
     low, high = wrong, max(2, wrong + 1)
     while lower_bound(high - wrong, high) < precision:
@@ -161,8 +161,8 @@ def fewest(precision: float, wrong: int) -> int:
 
 
 def _stops(ranked_N: NDArray[np.float32], precision: float) -> IntArray:
-    """How many answers are accepted at each stop, from the fewest: all of equal confidence or
-    none. Where there are too few for the first stop, all of them are the only one.
+    """How many answers each stop accepts, from the fewest; answers of equal confidence come
+    together. Where there are too few answers for the first stop, one stop accepts all.
     """
     rows = len(ranked_N)
     first = max(fewest(precision, _FORGIVEN), math.ceil(_FIRST_STOP * rows))

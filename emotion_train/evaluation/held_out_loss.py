@@ -1,5 +1,5 @@
-"""The loss of posts that were scored, weighted by class as that of training is, so that both can
-stand in one plot.
+"""The loss of scored posts, weighted by class like the training loss, so that one plot can show
+both.
 
 Letters: N posts, C labels.
 """
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from emotion_train.data.targets import loss_weights
 from emotion_train.evaluation.predictions import AnyPredictions, SetPredictions
 
-_UNITS = 2.0**24  # of a sum: whole numbers add up to the same however the posts lie on the ranks
+_UNITS = 2.0**24  # whole numbers of these units add up to the same sum, whatever the ranks' posts
 
 
 def loss_and_weight(

@@ -1,4 +1,4 @@
-"""Which adapters may answer together, and by which decision where nothing better is at hand.
+"""Checks which adapters may answer together, and makes a decision for them from their own ones.
 
 Their logits are averaged label by label, so they need the same labels in the same order, the same
 posts' tokens and, since the base is loaded once, the same base with the same layers adapted.
@@ -18,14 +18,14 @@ from emotion_train.sizing.shape import target_names
 
 
 def _refuse_strangers(places: Sequence[str], facts: Sequence[AdapterFacts]) -> None:
-    """Raises `WrongRequest` where adapters cannot answer together over one base."""
+    """Raises `WrongRequest` where the adapters cannot answer together over one base."""
     first = _compared(facts[0])
     for place, other in zip(places[1:], facts[1:], strict=True):
         its = _compared(other)
         if (what := next((name for name in first if first[name] != its[name]), None)) is not None:
             raise WrongRequest(
-                f"The adapters {places[0]} and {place} differ in their {what}, so what they say cannot be"
-                " averaged; give adapters of one data set, base and config, such as those of several seeds."
+                f"The adapters {places[0]} and {place} differ in their {what}, so their answers cannot be"
+                " averaged; give adapters of one data set, base and config, such as several seeds."
             )
 
 
@@ -46,8 +46,8 @@ def _compared(facts: AdapterFacts) -> dict[str, object]:
 
 
 def facts_together(folders: Sequence[Path], places: Sequence[str] | None = None) -> list[AdapterFacts]:
-    """What the adapters of these folders, given as `places`, were made of. Raises `WrongRequest` as
-    `read_facts`, and where they cannot answer together.
+    """The facts of the adapters in these folders, which messages call `places`. Raises
+    `WrongRequest` where `read_facts` does, and where the adapters cannot answer together.
     """
     named = [str(folder) for folder in folders] if places is None else places
     facts = [read_facts(folder) for folder in folders]
@@ -67,8 +67,8 @@ def refuse_doubles(places: Sequence[str], folders: Sequence[Path]) -> None:
 
 
 def averaged(decisions: Sequence[Decision]) -> Decision:
-    """The decision of adapters that are averaged and that no validation posts have judged together:
-    their thresholds are averaged too. It has no temperature and no gates.
+    """The decision for averaged adapters that no validation posts have judged together: their
+    thresholds are averaged too. It has no temperature and no gates.
     """
     first = decisions[0]
     if len(decisions) == 1:

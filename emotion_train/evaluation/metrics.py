@@ -1,13 +1,13 @@
-"""How good a classifier is: F1 from a confusion matrix, its interval, and how far its probabilities
-can be trusted.
+"""The quality of a classifier: F1 from a confusion matrix, its interval, and how far its
+probabilities can be trusted.
 
 Everything starts from counts, which add over ranks without error. The interval needs no pass over
 the posts: drawing N rows with replacement is drawing a multinomial over the distinct (truth,
 prediction) pairs, so 2000 resamples cost the same for a million posts.
 
-Intervals and what is compared take answers of either form, and their names have no letters then:
-one label a post, `x_N`, or which labels each post has, `x_NC` of bool. Where posts have several
-labels most differ from one another: 2000 resamples of 5,000 posts with 28 labels take a second.
+Intervals and comparisons take answers of either form: one label a post, `x_N`, or the labels of
+each post, `x_NC` of bool; the names of such arguments have no letters. Where posts have several
+labels, most answers are distinct: 2000 resamples of 5,000 posts with 28 labels take a second.
 
 Letters: N posts, C labels, S resamples, K distinct tuples of answers.
 """
@@ -27,8 +27,8 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-# Where two classifiers answer fewer posts differently, even one that is right each time cannot be
-# told from chance: five tosses of a coin fall alike with p = 0.06.
+# With fewer posts answered differently, even a classifier that is right each time cannot be told
+# from chance: five tosses of a coin fall alike with p = 0.06.
 FEWEST_DIFFERENT = 6
 _DRAWS_AT_A_TIME = 2**22  # 32 MiB of int64
 
@@ -37,9 +37,9 @@ _DRAWS_AT_A_TIME = 2**22  # 32 MiB of int64
 class ClassCounts:
     """Scores of a confusion matrix: rows are the truth, columns the predictions.
 
-    A quotient with denominator 0 is 0, and macro-F1 is the mean over all C labels, also over those
+    A quotient with denominator 0 is 0, and macro-F1 is the mean over all C labels, also labels
     without any post: scikit-learn's `f1_score(labels=range(C), average="macro", zero_division=0)`.
-    `labels_without_support` says how many labels that concerns.
+    `labels_without_support` is the number of labels without posts.
     """
 
     counts_CC: IntArray
@@ -151,9 +151,9 @@ def bootstrap_macro_f1(
 ) -> Interval:
     """The percentile bootstrap's 95 % interval of macro-F1 over resampled posts (Efron 1979).
 
-    A label that a resample happens to leave out counts 0 there, as it would in a split without it;
-    with labels of a few posts the interval therefore leans downwards. `counted_C` are the labels of
-    the mean, None for all.
+    A label without posts in a resample counts 0 there, as in a split without it; with labels of a
+    few posts the interval therefore leans downwards. `counted_C` are the labels of the mean, None
+    for all.
     """
     (truth_KC, predicted_KC), rows_K = distinct_members(classes, truth, predicted)
     of_all_C = slice(None) if counted_C is None else counted_C
@@ -167,13 +167,13 @@ def bootstrap_macro_f1(
 def wilson_f1(
     both_C: ArrayLike, support_C: ArrayLike, predicted_C: ArrayLike
 ) -> tuple[FloatArray, FloatArray]:
-    """Lower and upper ends, `low_C` and `high_C`, of a 95 % interval of each label's F1, by posts
-    that have the label and were answered with it, that have it, and that were answered with it.
+    """Lower and upper ends, `low_C` and `high_C`, of a 95 % interval of each label's F1, from the
+    numbers of posts that have the label and were answered with it, that have it, and that were
+    answered with it.
 
-    J, the share with both among the posts that have it or were answered with it, gives F1 as
-    2J / (1 + J).
-    J has Wilson's interval (1927), which stays honest where a bootstrap has no width: a label of
-    four posts of which none was found has F1 0.00 to 0.66. Without any such post it is 0 to 1.
+    J is the share of posts with both among the posts with either; F1 is 2J / (1 + J). J has
+    Wilson's interval (1927), which stays honest where a bootstrap has no width: a label of four
+    posts of which none was found has F1 0.00 to 0.66. Without any such post it is 0 to 1.
     """
     both_C, support_C, predicted_C = (np.asarray(x, np.float64) for x in (both_C, support_C, predicted_C))
     either_C = np.maximum(support_C + predicted_C - both_C, 1.0)
@@ -189,11 +189,11 @@ def wilson_f1(
 def paired_bootstrap_macro_f1(
     truth: ArrayLike, a: ArrayLike, b: ArrayLike, classes: int, samples: int = 2000, seed: int = 0
 ) -> Difference:
-    """Macro-F1 of predictions `a` minus that of `b`, with the interval of this difference over
+    """Macro-F1 of predictions `a` minus macro-F1 of `b`, with the interval of this difference over
     posts resampled for both at once.
 
     Posts that are hard for both cancel out, so the interval is narrower than the two single ones
-    suggest. Where fewer than `FEWEST_DIFFERENT` posts are answered differently it holds 0.
+    suggest. Where fewer than `FEWEST_DIFFERENT` posts are answered differently, it holds 0.
     """
     (truth_KC, a_KC, b_KC), rows_K = distinct_members(classes, truth, a, b)
 
@@ -216,7 +216,7 @@ def expected_calibration_error(prob_NC: ArrayLike, truth_N: ArrayLike, bins: int
 
 
 def calibration(confidence_N: FloatArray, correct_N: BoolArray, bins: int = 15) -> Calibration:
-    """Mean gap between a probability and how often that comes true, over bins of equal width."""
+    """Mean gap between a probability and how often it comes true, over bins of equal width."""
     bin_N = np.clip(np.ceil(confidence_N * bins).astype(np.int64) - 1, 0, bins - 1)
     rows_B = np.bincount(bin_N, minlength=bins)
     confidence_B = ratio(np.bincount(bin_N, confidence_N, minlength=bins), rows_B)
@@ -272,7 +272,7 @@ def ratio(above: Any, below: Any) -> FloatArray:
 
 
 def members(answers: ArrayLike, classes: int) -> BoolArray:
-    """`is_in_NC`: which labels each post has. Raises `ValueError` for a label outside 0 …
+    """`is_in_NC`: whether each post has each label. Raises `ValueError` for a label outside 0 …
     classes-1, and for a table of another width.
     """
     found = np.asarray(answers)
@@ -284,19 +284,17 @@ def members(answers: ArrayLike, classes: int) -> BoolArray:
 
 
 def alike_N(a: ArrayLike, b: ArrayLike) -> BoolArray:
-    """The posts that are answered alike: with the same label, or with the same labels and no
-    other.
-    """
+    """Whether each post has the same answer in both: the same label, or exactly the same labels."""
     same = np.asarray(a) == np.asarray(b)
     return np.asarray(same.all(axis=1) if same.ndim == 2 else same)
 
 
 def distinct_members(classes: int, *answers: ArrayLike) -> tuple[list[BoolArray], IntArray]:
-    """The K distinct tuples of answers that occur, column by column as `members` has them, and the
-    posts of each.
+    """The K distinct tuples of answers, column by column in the form of `members`, and the number
+    of posts of each.
 
-    Their order does not depend on that of the posts. Raises `ValueError` as `members`, for columns
-    of different lengths and for no post.
+    Their order does not depend on the order of the posts. Raises `ValueError` where `members` does,
+    for columns of different lengths and for no post.
     """
     codes = [_codes_N(column, classes) for column in answers]
     if not codes[0][0].size or len({code_N.size for code_N, _ in codes}) > 1:
@@ -306,7 +304,7 @@ def distinct_members(classes: int, *answers: ArrayLike) -> tuple[list[BoolArray]
         )
     code_N, below = np.zeros_like(codes[0][0]), 1
     for column_N, classes_of_column in codes:
-        if below > 2**62 // classes_of_column:  # many columns: those that occur are numbered anew
+        if below > 2**62 // classes_of_column:  # many columns: number the tuples so far anew
             code_N = np.unique(code_N, return_inverse=True)[1].astype(np.int64)
             below = int(code_N.max()) + 1
         code_N, below = code_N * classes_of_column + column_N, below * classes_of_column
@@ -315,7 +313,7 @@ def distinct_members(classes: int, *answers: ArrayLike) -> tuple[list[BoolArray]
 
 
 def _codes_N(answers: ArrayLike, classes: int) -> tuple[IntArray, int]:
-    """A number for each post's answer, equal where these are, and how many numbers there are."""
+    """A number for each post's answer, equal for equal answers, and how many numbers there are."""
     found = np.asarray(answers)
     if found.ndim != 2:
         return _labels(found, classes), classes
@@ -326,7 +324,7 @@ def _codes_N(answers: ArrayLike, classes: int) -> tuple[IntArray, int]:
 
 
 def resamples(rows_K: IntArray, samples: int, seed: int) -> Iterator[IntArray]:
-    """`samples` multinomial draws of as many posts as there are, in chunks of bounded memory."""
+    """`samples` multinomial draws, each of all posts' number, in chunks of bounded memory."""
     generator = np.random.default_rng(seed)
     rows = int(rows_K.sum())
     chunk = max(1, _DRAWS_AT_A_TIME // len(rows_K))
@@ -335,8 +333,8 @@ def resamples(rows_K: IntArray, samples: int, seed: int) -> Iterator[IntArray]:
 
 
 def f1_of_resample_SC(draws_SK: IntArray, truth_KC: BoolArray, predicted_KC: BoolArray) -> FloatArray:
-    """F1 of every label where each distinct (truth, prediction) was drawn so many times. A post has
-    few of 1,000 labels: only those are counted.
+    """F1 of every label in each resample, from how often each distinct (truth, prediction) was
+    drawn. Sparse matrices count only the few labels that a post has.
     """
     from scipy.sparse import csr_array
 

@@ -1,4 +1,4 @@
-"""Which held-out posts look mislabelled: the model, which did not learn from them, is surer of
+"""Finds held-out posts that look mislabelled: the model, which did not learn from them, is surer of
 another label than it usually is where that label is right.
 
 This is confident learning (Northcutt et al. 2021, arXiv:1911.00068), with the rules of cleanlab,
@@ -18,14 +18,14 @@ import numpy as np
 from emotion_train.evaluation.metrics import BoolArray, FloatArray, IntArray
 from emotion_train.evaluation.predictions import Predictions, SetPredictions
 
-_ALPHA = 0.8  # weight of the most doubtful label of a post that has several, as cleanlab has it
-_SLACK = 1e-6  # of a probability that reaches a label's usual one
+_ALPHA = 0.8  # weight of the most doubtful of a post's labels, as in cleanlab
+_SLACK = 1e-6  # tolerance where a probability is compared with a label's usual one
 
 
 class Doubts(NamedTuple):
     """Posts that look mislabelled, the most doubtful first: their rows in the predictions, the
-    labels that fit them better, `suggested_DC`, and `score_D`, which is low where the label is
-    doubtful: its probability (cleanlab's `self_confidence`).
+    labels that fit better, `suggested_DC`, and `score_D`, the probability of the post's own label
+    (cleanlab's `self_confidence`), which is low where the label is doubtful.
     """
 
     rows_D: IntArray
@@ -34,8 +34,8 @@ class Doubts(NamedTuple):
 
 
 def doubts(predictions: Predictions | SetPredictions) -> Doubts:
-    """Posts whose labels are doubted, of one label a post or several. Shares are never doubted, as
-    they hold what annotators disagree about: there the result is empty.
+    """Posts whose labels are doubted, with one label a post or several. Shares are never doubted,
+    since they hold the annotators' disagreement: there the result is empty.
     """
     if isinstance(predictions, SetPredictions):
         return _of_sets(predictions.truth_NC, predictions.prob_NC.astype(np.float64))
@@ -53,7 +53,7 @@ def _of_one(truth_N: IntArray, prob_NC: FloatArray) -> Doubts:
 
 
 def _of_sets(truth_NC: BoolArray, prob_NC: FloatArray) -> Doubts:
-    """Each label is a question of its own, which has two answers."""
+    """The doubts with several labels: each label is a question of its own with two answers."""
     doubtful_NC, score_NC = np.zeros(truth_NC.shape, bool), np.ones(truth_NC.shape)
     for label in range(truth_NC.shape[1]):
         truth_N = truth_NC[:, label].astype(np.int64)
@@ -64,8 +64,8 @@ def _of_sets(truth_NC: BoolArray, prob_NC: FloatArray) -> Doubts:
 
 
 def _confident_N(truth_N: IntArray, prob_NC: FloatArray) -> BoolArray:
-    """Whether a label other than the post's own has at least the mean probability that it has where
-    it is the post's own, and no label has that more clearly.
+    """Whether the most confident label of each post is not its own. A label is confident where its
+    probability reaches its mean over the posts that have it.
     """
     counts_C = np.bincount(truth_N, minlength=prob_NC.shape[1])
     own_N = prob_NC[np.arange(len(truth_N)), truth_N]

@@ -1,8 +1,8 @@
-"""What the model said about every post of a split: `predictions_<split>.parquet`, and how the
-ranks' parts become one such file.
+"""The model's predictions for every post of a split: `predictions_<split>.parquet`, and how the
+ranks' parts become one file.
 
-A post that has one label, or shares of labels, is answered with one label: `Predictions`. One that
-has several is answered with a set of them: `SetPredictions`.
+A post that has one label, or shares of labels, is answered with one label: `Predictions`. A post
+that has several labels is answered with a set of labels: `SetPredictions`.
 
 All rows are held in memory: a million posts with 28 labels take 112 MB of probabilities. Ids travel
 as strings, so that the file can be joined with the user's own table.
@@ -29,7 +29,7 @@ _TIE = 1e-5
 
 
 def placed(x_NC: NDArray[Any], places_C: ArrayLike, classes: int) -> NDArray[Any]:
-    """The columns of a table at their places among `classes` columns, of which the others are 0."""
+    """The columns of a table at their places among `classes` columns; the other columns are 0."""
     of_all = np.zeros((len(x_NC), classes), x_NC.dtype)
     of_all[:, np.asarray(places_C)] = x_NC
     return of_all
@@ -43,8 +43,8 @@ class Inconsistent(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """One row a post. `shares_NC` are the labels' shares in the posts where these are what they are
-    labelled with; the truth is then the label of the largest share.
+    """One row a post. Where posts are labelled with shares, `shares_NC` holds them, and the truth
+    is the label of the largest share.
 
     Raises `Inconsistent` when lengths differ, or a prediction is not the label of the highest
     probability.
@@ -116,7 +116,7 @@ class Predictions:
 
     @staticmethod
     def joined(parts: Sequence[Predictions]) -> Predictions:
-        """The rows of all parts, of which all have shares or none has."""
+        """The rows of all parts; either all parts have shares or none has."""
         shares = [part.shares_NC for part in parts if part.shares_NC is not None]
         return Predictions(
             tuple(post_id for part in parts for post_id in part.ids),
@@ -127,8 +127,8 @@ class Predictions:
         )
 
     def relabelled(self, places_C: ArrayLike, classes: int) -> Predictions:
-        """The same rows with label c at place `places_C[c]` of `classes` labels; those that no
-        label goes to have probability 0.
+        """The same rows with label c at place `places_C[c]` of `classes` labels; the other places
+        have probability 0.
         """
         places_C = np.asarray(places_C, dtype=np.int32)
         return Predictions(
@@ -146,7 +146,7 @@ class Predictions:
 
     @property
     def truth(self) -> NDArray[np.int32]:
-        """`truth_N`: what is compared is called so in both kinds of predictions."""
+        """`truth_N`, by the name that both kinds of predictions share."""
         return self.truth_N
 
     @property
@@ -252,8 +252,8 @@ def join_predictions(parts: Iterable[P], expected: int | Sequence[str]) -> P:
     """One table with exactly one row a post, in the order of the expected ids, or sorted by id when
     only their number is known.
 
-    Either way the result does not depend on how many parts there were. Raises `Inconsistent` with
-    the first ids that are there twice, missing, or unknown.
+    The result never depends on the number of parts. Raises `Inconsistent` with the first ids that
+    are there twice, missing, or unknown.
     """
     filled = [part for part in parts if part.ids]
     if not filled:
@@ -320,8 +320,8 @@ def predictions_to_parquet(
 
 
 def predictions_from_parquet(raw: bytes) -> Predictions:
-    """What `predictions_to_parquet` wrote of posts that are answered with one label. Raises
-    `Inconsistent` as `any_predictions_from_parquet`, and for other posts.
+    """The predictions that `predictions_to_parquet` wrote, with one label for each answer. Raises
+    `Inconsistent` where `any_predictions_from_parquet` does, and for posts with several labels.
     """
     found = any_predictions_from_parquet(raw)
     if not isinstance(found, Predictions):
@@ -330,8 +330,8 @@ def predictions_from_parquet(raw: bytes) -> Predictions:
 
 
 def any_predictions_from_parquet(raw: bytes) -> AnyPredictions:
-    """What `predictions_to_parquet` wrote. Raises `Inconsistent` when the rows differ in their
-    number of probabilities.
+    """The predictions that `predictions_to_parquet` wrote. Raises `Inconsistent` when the rows
+    differ in their number of probabilities.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -362,7 +362,7 @@ def _lists(x_NC: NDArray[np.float32]) -> Any:
 
 
 def _matrix(column: Any) -> NDArray[np.float32]:
-    """The lists of a column, which are of one length, as rows."""
+    """The lists of a column as rows; raises `Inconsistent` where their lengths differ."""
     lists = column.combine_chunks()
     widths = set(lists.value_lengths().to_pylist())
     if len(widths) > 1:
@@ -398,7 +398,7 @@ def _members(column: Any, classes: int) -> NDArray[np.bool_]:
 
 
 def texts_from_parquet(raw: bytes) -> dict[str, str] | None:
-    """The texts of a predictions file by id; None where they were not asked for."""
+    """The texts of a predictions file by id; None where the file holds none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -26,7 +26,7 @@ Probabilities = npt.NDArray[np.float32]
 
 
 def fill_multiple(device: torch.device) -> int:
-    """Packs are filled up to a multiple of this many tokens.
+    """The number of tokens to a multiple of which packs are filled up.
 
     The same number in training and in scoring lets an adapter that is read back give bit for bit
     the probabilities that its run published.
@@ -37,8 +37,8 @@ def fill_multiple(device: torch.device) -> int:
 def forward_pack(
     model: torch.nn.Module, pack: Pack, device: torch.device, dropout_key: int | None = None
 ) -> torch.Tensor:
-    """Logits of the pack's posts, `logits_NC` in float32, by an `EmotionClassifier` or what DDP
-    made of it. `dropout_key`, of `model.dropout.key_of`, is for training alone.
+    """Logits of the pack's posts, `logits_NC` in float32, by an `EmotionClassifier` or its DDP
+    wrapper. `dropout_key`, of `model.dropout.key_of`, is given in training only.
     """
     logits_NC: torch.Tensor = model(
         on_device(pack.tokens_T[None], device),
@@ -58,12 +58,12 @@ def score(
     tell: Callable[[int], None],
     places_C: ArrayLike | None = None,
 ) -> AnyPredictions:
-    """This rank's share of a split, each post once. `places_C` are the places of the split's labels
-    among the model's, where they are others.
+    """The predictions for this rank's share of a split, each post once. `places_C` are the places
+    of the split's labels among the model's, where the two differ.
 
-    `tell` is called with the number of posts done, as often on every rank; what it raises ends the
-    scoring on all when it raises on all. Raises `WrongRequest` when a post has no text or no known
-    label.
+    `tell` is called with the number of posts done, equally often on every rank; an error that it
+    raises on all ranks ends the scoring on all. Raises `WrongRequest` when a post has no text or no
+    known label.
     """
     ids: list[str] = []
     targets, scores = [], []
@@ -86,7 +86,7 @@ def score(
 def predictions_of(
     ids: Sequence[str], targets_NC: Probabilities, prob_NC: Probabilities, kind: TargetKind
 ) -> AnyPredictions:
-    """What was said of posts with these targets; of several labels, with all thresholds at 0.5."""
+    """The predictions for posts with these targets; with several labels, all thresholds are 0.5."""
     if kind == "several":
         return SetPredictions.of(ids, targets_NC, prob_NC)
     shares_NC = targets_NC if kind == "shares" else None
@@ -144,11 +144,12 @@ def _by_slot(
     kind: TargetKind,
 ) -> Probabilities:
     prob_NC = np.zeros((count, classes), np.float32)
-    # of an empty pack too: where the weights are sharded, each rank takes part in every forward
+    # an empty pack is computed too: where weights are sharded, each rank takes part in every
+    # forward
     scored = [(one.slots_N, probabilities(forward_pack(model, one, device), kind)) for one in packs]
-    found = [(slots_N, some) for slots_N, some in scored if slots_N[0] >= 0]
-    if found:  # brought over at once, so that the GPU waits for the host once a step
-        prob_NC[np.concatenate([slots_N for slots_N, _ in found])] = (
-            torch.cat([some for _, some in found]).cpu().numpy()
+    filled = [(slots_N, some) for slots_N, some in scored if slots_N[0] >= 0]
+    if filled:  # brought over at once, so that the GPU waits for the host once a step
+        prob_NC[np.concatenate([slots_N for slots_N, _ in filled])] = (
+            torch.cat([some for _, some in filled]).cpu().numpy()
         )
     return prob_NC

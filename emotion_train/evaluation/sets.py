@@ -1,9 +1,9 @@
-"""How good answers of several labels a post are: F1 by label and by post, ranking, calibration, and
-which labels are taken for one another.
+"""The quality of answers with several labels a post: F1 by label and by post, ranking, calibration,
+and the labels that are mistaken for one another.
 
-Figures by label count 0 where nothing is to count, as those of one label do (scikit-learn's
-`zero_division=0`). Figures by post count 1 for a post without labels that is answered with none,
-since that is right (`zero_division=1`).
+Figures by label count 0 for 0 / 0, like those of one label (scikit-learn's `zero_division=0`).
+Figures by post count 1 for a post without labels that is answered with none, since that is right
+(`zero_division=1`).
 
 Letters: N posts, C labels.
 """
@@ -40,8 +40,8 @@ _CELLS_AT_A_TIME = 2**22  # of float32, which count exactly up to 2^24
 class SetCounts:
     """Scores by label of `SetPredictions.counts`, which add over ranks without error.
 
-    A quotient with denominator 0 is 0, and macro-F1 is the mean over all C labels, as
-    `ClassCounts` has it.
+    A quotient with denominator 0 is 0, and macro-F1 is the mean over all C labels, as in
+    `ClassCounts`.
     """
 
     counts_3C: IntArray
@@ -94,8 +94,8 @@ class SetScores(NamedTuple):
 
 
 class LabelCalibration(NamedTuple):
-    """`error_C` is the calibration error of each label's own probability, `overall` that of all
-    probabilities of all posts.
+    """`error_C` is the calibration error of each label's own probability, `overall` the calibration
+    of all probabilities of all posts.
     """
 
     error_C: FloatArray
@@ -103,7 +103,7 @@ class LabelCalibration(NamedTuple):
 
 
 def set_scores(predictions: SetPredictions) -> SetScores:
-    """Raises `ValueError` without posts."""
+    """The scores by post and by ranking; raises `ValueError` without posts."""
     truth_NC, predicted_NC = predictions.truth_NC, predictions.predicted_NC
     if not len(truth_NC):
         raise ValueError("scores need at least one post")
@@ -152,7 +152,7 @@ def paired_bootstrap_of_sets(
 def calibration_of_labels(
     prob_NC: NDArray[np.float32], truth_NC: BoolArray, bins: int = 15
 ) -> LabelCalibration:
-    """How far each label's probability lies from how often posts have it, over bins of equal
+    """The gap between each label's probability and how often posts have it, over bins of equal
     width. Raises `ValueError` without posts.
     """
     if not prob_NC.size:
@@ -165,8 +165,8 @@ def calibration_of_labels(
 
 
 def together(first_NC: BoolArray, second_NC: BoolArray) -> IntArray:
-    """counts_CC[a, b] = posts with label a in the first table and label b in the second; of one
-    table twice, which labels occur together.
+    """counts_CC[a, b] = posts with label a in the first table and label b in the second; with the
+    same table twice, how often labels occur together.
     """
     classes = first_NC.shape[1]
     counts_CC = np.zeros((classes, classes), np.int64)

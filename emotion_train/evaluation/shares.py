@@ -1,5 +1,5 @@
-"""How far probabilities are from the shares of labels that posts have, and how far it is to say the
-same of every post: the training posts' shares.
+"""The distance of probabilities from the posts' shares of labels, and the distance of a floor that
+gives every post the training posts' shares.
 
 Letters: N posts, C labels.
 """
@@ -16,7 +16,7 @@ from emotion_train.evaluation.metrics import FloatArray
 
 class ShareScores(NamedTuple):
     """Means over the posts; 0 is no distance. Divergences (KL) and the log loss are in nats, total
-    variation is half the sum of the differences. `…_of_prior` are those of the floor.
+    variation is half the sum of the differences. `…_of_prior` are the floor's.
     """
 
     mean_kl: float
@@ -27,8 +27,9 @@ class ShareScores(NamedTuple):
 
 
 def share_scores(shares_NC: ArrayLike, prob_NC: ArrayLike, train_sums_C: ArrayLike) -> ShareScores:
-    """`train_sums_C` are the sums of each label's shares in the training posts. The floor counts
-    one more post, of equal shares: a label that no training post has would be infinitely far.
+    """The distances. `train_sums_C` are the sums of each label's shares in the training posts. The
+    floor counts one more post, of equal shares, since a label that no training post has would be
+    infinitely far.
 
     Raises `ValueError` without posts and for other shapes.
     """
@@ -41,7 +42,7 @@ def share_scores(shares_NC: ArrayLike, prob_NC: ArrayLike, train_sums_C: ArrayLi
         )
     prior_C = (sums_C + 1 / len(sums_C)) / (sums_C.sum() + 1)
     loss = _cross_entropy(shares_NC, prob_NC)
-    own = _cross_entropy(shares_NC, shares_NC)  # of a model that says what is so
+    own = _cross_entropy(shares_NC, shares_NC)  # the loss of a perfect model
     return ShareScores(
         mean_kl=loss - own,
         mean_kl_of_prior=_cross_entropy(shares_NC, prior_C) - own,

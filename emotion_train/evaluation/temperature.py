@@ -1,17 +1,17 @@
-"""How sure a model may be: a number that its logits are divided by, so that what it gives a
-probability of 0.7 comes true 7 times out of 10 (temperature scaling: Guo et al. 2017,
-arXiv:1706.04599). It is fitted for log loss on posts whose labels are known: one number where a
-post is answered with one label, and one a label where it may have several.
+"""Fits the temperature, a number that divides a model's logits so that a probability of 0.7 comes
+true 7 times out of 10 (temperature scaling: Guo et al. 2017, arXiv:1706.04599). It is fitted for
+log loss on posts with known labels: one number where a post is answered with one label, and one for
+each label where a post may have several.
 
-It has to earn its place: the log loss of each post is taken at the temperature that the other
-folds' posts chose, and what does not gain beyond the 95 % interval of that difference is 1. Answers
-do not change: the highest probability stays the highest, and thresholds of several labels are
-chosen afterwards.
+A temperature is kept only where it helps: each post's log loss is taken at the temperature that the
+other folds' posts chose, and where the 95 % interval of the gain holds 0, the temperature is 1.
+Answers do not change: the highest probability stays the highest, and thresholds of several labels
+are chosen afterwards.
 
-The fit counts one more post, which has the labels in equal shares and the mean loss of all: posts
-that are all answered rightly would ask for boundless certainty. Of several labels, one that n posts
-have (or lack, where these are fewer) lies n / (n + `PULL`) of the way, in logarithms, from the
-temperature that is best for all to its own.
+The fit counts one more post, with all labels in equal shares, because posts that are all answered
+rightly would ask for boundless certainty. With several labels, the temperature of a label that n
+posts have (or lack, where these are fewer) lies n / (n + `PULL`) of the way, in logarithms, from
+the temperature that is best for all labels to its own.
 
 Temperatures have three digits. Their standard error is one part in a hundred with 5,000 posts, and
 other machines, whose sums differ in the last bit, come to the same number.
@@ -35,18 +35,18 @@ from emotion_train.evaluation.predictions import AnyPredictions, SetPredictions
 from emotion_train.evaluation.thresholds import FOLDS, PULL, folds_of
 
 COLDEST, HOTTEST = 0.05, 20.0
-FEWEST = 30  # posts: intervals of fewer are too narrow
+FEWEST = 30  # posts; with fewer, intervals are too narrow
 _HALVINGS = 26
 _SAMPLES = 2000
-_GROUPS = 2_000  # of more posts, some are resampled together
-_LEAST, _MOST = float(np.finfo(np.float32).tiny), 1 - 2.0**-25  # what float32 makes 0 and 1
+_GROUPS = 2_000  # more posts are resampled in groups
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), 1 - 2.0**-25  # beyond these float32 has 0 and 1
 _EPS = float(np.finfo(np.float64).eps)
 
 
 class Tempered(NamedTuple):
-    """What posts say of a temperature: one for all or one a label, None where nothing is gained; by
-    how much it lowers the log loss of posts that did not choose it, in nats a post (of several
-    labels, a post and label); and the probabilities that these have then, `held_out_NC`.
+    """The fitted temperature: one for all or one for each label, None where nothing is gained; its
+    gain in the log loss of posts that did not choose it, in nats a post (with several labels, a
+    post and label); and the probabilities of those posts with it, `held_out_NC`.
     """
 
     temperature: tuple[float, ...] | None
@@ -55,8 +55,8 @@ class Tempered(NamedTuple):
 
 
 class BeforeAndAfter(NamedTuple):
-    """Probabilities of the same posts by the head as it was trained, and as they are published; of
-    posts that chose the temperature, as the other folds' posts would have had it.
+    """Probabilities of the same posts without and with the temperature; for posts that chose it,
+    with the temperature that the other folds' posts chose.
     """
 
     before_NC: NDArray[np.float32]
@@ -64,7 +64,9 @@ class BeforeAndAfter(NamedTuple):
 
 
 def temper(predictions: AnyPredictions, folds: int = FOLDS) -> Tempered:
-    """The temperature that these posts choose, kept where posts that did not choose it gain."""
+    """The temperature that these posts choose, kept only where it helps posts that did not choose
+    it.
+    """
     kind, truth_NC = predictions.targets, targets_of(predictions)
     logit_NC, fold_N = logits(predictions.prob_NC, kind), folds_of(predictions.ids, folds)
     other_NF = fold_N[:, None] != np.arange(folds)
@@ -81,8 +83,8 @@ def temper(predictions: AnyPredictions, folds: int = FOLDS) -> Tempered:
 
 
 def fit_temperature(logit_NC: FloatArray, truth_NC: FloatArray, kind: TargetKind) -> FloatArray:
-    """`temperature_K`, of three digits; 1 without posts. `truth_NC` are the shares of the labels in
-    each post, or of several labels 1 for those that it has and 0 for the others.
+    """`temperature_K`, with three digits; 1 without posts. `truth_NC` holds the shares of the
+    labels in each post or, with several labels, 1 for each label that it has and 0 for the others.
     """
     if not len(logit_NC):
         return np.ones(logit_NC.shape[1] if kind == "several" else 1)
@@ -100,7 +102,7 @@ def best_temperature(
 ) -> FloatArray:
     """`temperature_K` of the lowest log loss of these posts and of `more` posts of equal shares.
 
-    The loss is convex in its inverse, whose interval is halved down to where the slope is 0.
+    The loss is convex in the inverse temperature; its interval is halved until the slope is 0.
     """
     share = 0.5 if kind == "several" else 1 / logit_NC.shape[1]
     weight = more / len(logit_NC)
@@ -121,12 +123,14 @@ def best_temperature(
 
 
 def divided(prob_NC: NDArray[np.float32], temperature: ArrayLike, kind: TargetKind) -> NDArray[np.float32]:
-    """What the probabilities are where the logits are divided by the temperature."""
+    """The probabilities with the logits divided by the temperature."""
     return probabilities(logits(prob_NC, kind) / np.asarray(temperature, np.float64), kind)
 
 
 def logits(prob_NC: NDArray[np.float32], kind: TargetKind) -> FloatArray:
-    """Numbers whose softmax, or of several labels whose sigmoid, is the probabilities."""
+    """Logits of the probabilities: their softmax or, with several labels, their sigmoid gives
+    these.
+    """
     found_NC = np.clip(prob_NC.astype(np.float64), _LEAST, _MOST)
     return np.log(found_NC) - np.log1p(-found_NC) if kind == "several" else np.log(found_NC)
 
@@ -139,7 +143,7 @@ def probabilities(logit_NC: FloatArray, kind: TargetKind, dtype: type = np.float
 
 
 def targets_of(predictions: AnyPredictions) -> FloatArray:
-    """`truth_NC`, as `fit_temperature` takes it."""
+    """`truth_NC` for `fit_temperature`."""
     if isinstance(predictions, SetPredictions):
         return predictions.truth_NC.astype(np.float64)
     if predictions.shares_NC is not None:
@@ -148,8 +152,8 @@ def targets_of(predictions: AnyPredictions) -> FloatArray:
 
 
 def losses(prob_NC: NDArray[np.float32], truth_NC: FloatArray, kind: TargetKind) -> FloatArray:
-    """`loss_NK`, the log loss of each post, of several labels of each label of it, in nats. A
-    probability is kept at least 2.2e-16 as `log_loss` does.
+    """`loss_NK`, the log loss of each post or, with several labels, of each post and label, in
+    nats. A probability is kept at least 2.2e-16, as in `log_loss`.
     """
     sure_NC = np.clip(prob_NC.astype(np.float64), _EPS, 1)
     if kind != "several":
@@ -159,7 +163,7 @@ def losses(prob_NC: NDArray[np.float32], truth_NC: FloatArray, kind: TargetKind)
 
 
 def _gain(gained_NK: FloatArray, means_SK: FloatArray, of_K: BoolArray) -> Difference:
-    """The gain of these temperatures, the others being 1."""
+    """The gain where only the temperatures of `of_K` differ from 1."""
     low, high = np.percentile((means_SK * of_K).mean(axis=1), [2.5, 97.5])
     return Difference(float((gained_NK * of_K).mean()), float(low), float(high))
 

@@ -1,20 +1,21 @@
-"""Which probability is enough for a label, where posts have several: one threshold a label, chosen
-for F1 on posts whose labels are known.
+"""Chooses one threshold for each label, where posts have several: the probability from which on a
+post is answered with the label, for the best F1 on posts with known labels.
 
-Thresholds that are judged on the posts that chose them flatter; `cross_fit` answers each post by
-thresholds that other posts chose.
+Thresholds look too good on the posts that chose them; `cross_fit` answers each post by thresholds
+that other posts chose.
 
-The best threshold of a label with ten posts is mostly chance. So a label that n posts have lies
-n / (n + `PULL`) of the way, in logits, from the threshold that is best for all labels to its own.
-On 28 simulated labels, of 32 % to 0.15 % of the posts, macro-F1 on fresh posts was by `PULL`:
+The best threshold of a label with ten posts is mostly chance. So the threshold of a label that n
+posts have lies n / (n + `PULL`) of the way, in logits, from the threshold that is best for all
+labels to its own. On 28 simulated labels, which 32 % to 0.15 % of the posts have, macro-F1 on fresh
+posts was, by `PULL`:
 
     posts that chose     0.01      3     10     30    100   one for all    0.5
                  500    0.402  0.410  0.411  0.406  0.399         0.390  0.321
                1,500    0.411  0.415  0.416  0.414  0.407         0.392  0.321
                5,400    0.422  0.423  0.423  0.422  0.418         0.394  0.321
 
-The price: thresholds are those of a grid of 401, so that one pass over the posts counts all that is
-needed, in any order and for all folds at once: a second for 100,000 posts with 28 labels.
+The price: thresholds come from a grid of 401, so that one pass over the posts counts everything, in
+any order and for all folds at once: a second for 100,000 posts with 28 labels.
 
 Letters: N posts, C labels, F folds, G thresholds of the grid.
 """
@@ -43,8 +44,8 @@ _CELLS_AT_A_TIME = 2**22
 
 
 class _Tally(NamedTuple):
-    """The posts that reach each threshold, by label, and those among them that have the label; and
-    the posts that have each label.
+    """Numbers of posts by label: those that reach each threshold, those among them that have the
+    label, and all that have the label.
     """
 
     reached_GC: IntArray
@@ -64,16 +65,16 @@ def fit_thresholds(truth_NC: ArrayLike, prob_NC: ArrayLike) -> FloatArray:
     """`thresholds_C`: a post is answered with the labels whose probability, as float32, reaches
     theirs.
 
-    A label without posts gets the threshold that is best for all labels together; without any
-    labels at all, each gets 0.5.
+    A label without posts gets the threshold that is best for all labels together; without any posts
+    with a label, each gets 0.5.
     """
     truth_NC, prob_NC = np.asarray(truth_NC).astype(bool), np.asarray(prob_NC, np.float32)
     return _best_C(_tallies(truth_NC, prob_NC, np.zeros(len(prob_NC), np.int64), 1)[0])
 
 
 def cross_fit(predictions: SetPredictions, folds: int = FOLDS) -> SetPredictions:
-    """The same posts, each answered by thresholds that were chosen without it: by the posts of the
-    other folds. A post's fold is a hash of its id.
+    """The same posts, each answered by thresholds that the other folds' posts chose. A post's fold
+    is a hash of its id.
     """
     fold_N = folds_of(predictions.ids, folds)
     tallies = _tallies(predictions.truth_NC, predictions.prob_NC, fold_N, folds)
@@ -83,13 +84,13 @@ def cross_fit(predictions: SetPredictions, folds: int = FOLDS) -> SetPredictions
 
 
 def folds_of(ids: tuple[str, ...], folds: int) -> NDArray[np.int64]:
-    """`fold_N`: a hash of its id tells the fold of a post."""
+    """`fold_N`, by a hash of each post's id."""
     hashes = (hashlib.blake2b(post_id.encode(), digest_size=8).digest() for post_id in ids)
     return np.fromiter((int.from_bytes(one, "big") % folds for one in hashes), np.int64, len(ids))
 
 
 def _best_C(tally: _Tally) -> FloatArray:
-    """The threshold with the best F1 of each label, pulled towards the one for all."""
+    """The threshold with the best F1 of each label, pulled towards the best for all labels."""
     if not tally.support_C.any():
         return np.full(len(tally.support_C), HALF)
     f1_GC = ratio(2 * tally.both_GC, tally.reached_GC + tally.support_C)

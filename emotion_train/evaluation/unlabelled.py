@@ -1,5 +1,5 @@
-"""Posts without labels, read and mended as those of a training are, so that the tokenizer sees what
-it saw there.
+"""Posts without labels, read and mended like training posts, so that the tokenizer sees the same
+text as in training.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from emotion_train.sources.posts import Batch, utf8
 
 
 class Post(NamedTuple):
-    """A post as it goes to the tokenizer, its number in the input, and the columns that come
-    along.
-    """
+    """A post's text for the tokenizer, its number in the input, and its kept columns."""
 
     row: int
     text: str
@@ -29,7 +27,9 @@ class Post(NamedTuple):
 
 
 def posts_of(source: Source, rules: Rules, findings: Findings) -> Iterator[Post]:
-    """The good posts of the source in order; `findings` fills up with what is wrong with others."""
+    """The usable posts of the source in order; the problems of the other posts are added to
+    `findings`.
+    """
     cleaner = Cleaner(rules, LabelNames(None, None), findings)
     for batch in source.batches():
         good = cleaner.clean(batch, None)
@@ -44,7 +44,7 @@ def posts_of(source: Source, rules: Rules, findings: Findings) -> Iterator[Post]
 
 
 def mended(numbered: Iterable[tuple[int, str]], *, unescape_html: bool) -> Iterator[Post]:
-    """Posts that were typed or piped, mended like those of a file, one at a time."""
+    """Typed or piped posts, mended like posts of a file, one at a time."""
     findings = Findings(["standard input"])
     cleaner = Cleaner(Rules(sys.maxsize, 0, unescape_html), LabelNames(None, None), findings)
     for row, text in numbered:
@@ -56,9 +56,9 @@ def mended(numbered: Iterable[tuple[int, str]], *, unescape_html: bool) -> Itera
 
 
 def look_through(source: Source, rules: Rules, *, drop: bool) -> list[str]:
-    """What to say of a source: rows to be left out, lines passed over, files not read.
+    """Remarks on a source: rows left out, lines passed over, files not read.
 
-    Raises `WrongRequest` with all posts that cannot be labelled unless they are to be dropped.
+    Raises `WrongRequest` that names all posts which cannot be labelled, unless `drop`.
     """
     findings = Findings(file.name for file in source.files)
     for _ in posts_of(source, rules, findings):

@@ -1,5 +1,5 @@
-"""Whether a server answers as the adapter does, and where not, what it gets wrong: posts that are
-cut, posts that quote control tokens, or all of them.
+"""Compares a server's answers with the adapter's, and finds which posts differ: posts that are cut,
+posts that quote control tokens, or all posts.
 
 Letters: N posts, C labels.
 """
@@ -18,10 +18,11 @@ from emotion_train.evaluation.decision import Decision
 
 @dataclass(frozen=True)
 class Agreement:
-    """Largest absolute difference of a probability among the posts of each group, 0 where it has
-    none; each post is in one.
+    """Largest absolute difference of a probability among the posts of each group, 0 for an empty
+    group; each post is in one group.
 
-    `answers` got another answer, `misnamed` are labels that the server calls otherwise.
+    `answers` is the number of different answers; `misnamed` maps labels to the server's other names
+    for them.
     """
 
     posts: int
@@ -64,31 +65,33 @@ class Agreement:
         return max(self.cut, self.quoting, self.others)
 
     def lines(self, tolerance: float) -> list[str]:
-        """What to print: the differences, and what makes them where they are beyond `tolerance`."""
-        found = [
+        """The lines to print: the differences, and their likely cause where they exceed
+        `tolerance`.
+        """
+        lines = [
             f"{self.posts:,} posts: a probability differs by {self.largest:.2g} at most, {self.answers:,}"
             " answers differ"
         ]
         if self.others > tolerance:
-            found.append(
+            lines.append(
                 f"posts that are neither cut nor quote a control token differ by {self.others:.2g}: the"
-                " server has another model, tokenizer or pooling, or a head that is not this adapter's; give"
-                " it --tokenizer ADAPTER where it serves the adapter"
+                " server has another model, tokenizer, pooling or head; give it --tokenizer ADAPTER where it"
+                " serves the adapter"
             )
         elif self.quoting > tolerance:
-            found.append(
+            lines.append(
                 f"posts that quote a control token differ by {self.quoting:.2g}: the server's tokenizer takes"
                 " them for the token; it must read tokenizer_config.json (split_special_tokens)"
             )
         if self.cut > tolerance >= self.others:
-            found.append(
+            lines.append(
                 f"posts that are cut differ by {self.cut:.2g}: the server cuts elsewhere or not at all; it"
                 " must take truncate_prompt_tokens of a request, and cut on the right"
             )
         for label, name in self.misnamed.items():
-            called = "has no name for" if name is None else f"calls {name!r} what is"
-            found.append(
+            called = "has no name for" if name is None else f"calls {name!r} the label"
+            lines.append(
                 f"the server {called} {label!r}; read probs by the numbers of labels.json, or give the server"
                 " a config.json with id2label"
             )
-        return found
+        return lines

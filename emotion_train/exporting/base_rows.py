@@ -1,8 +1,8 @@
-"""A base's tensors some rows at a time, so that no tensor has to be in memory whole.
+"""A base's tensors in blocks of rows, so that no tensor has to be in memory whole.
 
 A checkpoint's file is opened anew for each block of rows, which costs its header each time (40 KiB)
-and leaves none of it mapped. A staged base comes as it is fetched, a tensor at a time, because its
-pieces are verified in the order of their bytes; what was staged as 4-bit codes is turned back here.
+and leaves none of the file mapped. A staged base comes one tensor at a time, because its pieces are
+verified in the order of their bytes; 4-bit codes are turned back into numbers here.
 
 Letters: R rows of a block, I inputs of a layer.
 """
@@ -36,10 +36,10 @@ BLOCK_VALUES = 8 << 20  # 32 MiB as float32
 
 @dataclass(frozen=True)
 class BaseRows:
-    """`shapes` are in the order in which `stream` brings the tensors: each once, by the
+    """`shapes` are in the order in which `stream` yields the tensors: each once, by the
     classifier's name, as blocks of its rows from the first to the last.
 
-    `weights_sha256` is that of `BaseInfo`.
+    `weights_sha256` is the one of `BaseInfo`.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -48,8 +48,8 @@ class BaseRows:
 
 
 def open_rows(found: BaseConfig) -> BaseRows:
-    """The base's tensors; nothing is read yet. Raises `WrongRequest` where they do not fit its
-    configuration.
+    """The base's tensors; nothing is read yet. Raises `WrongRequest` where they do not fit the
+    base's configuration.
     """
     if found.files.staged is not None:
         return _of_staged(found, found.files.staged)
@@ -64,8 +64,9 @@ def open_rows(found: BaseConfig) -> BaseRows:
 
 
 def known_weights_sha256(found: BaseConfig) -> str | None:
-    """That of `BaseInfo`, by the few rows that tell it. None where more would have to be fetched:
-    of a hub id that is not in the cache, and of a staged base that has more blocks than are read.
+    """The `weights_sha256` of `BaseInfo`, from the few rows that it needs. None where more would
+    have to be fetched: for a hub id that is not in the cache, and for a staged base with more
+    blocks than are read.
     """
     files = found.files
     if files.staged is not None:
@@ -91,11 +92,11 @@ def spans(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 def _identity(found: BaseConfig, weights: Weights, shapes: dict[str, tuple[int, ...]]) -> str:
-    """What the loader finds, of the few rows that it looks at."""
+    """The fingerprint that the loader computes, from the few rows that it needs."""
     fingerprint = Fingerprint(found)
     for name, (rows, *_) in shapes.items():
         if name.endswith(SAMPLED):
-            # of at most 127 rows the fingerprint takes all
+            # with at most 127 rows the fingerprint takes all
             every = max(1, rows // 64)
             sample = [weights.read_rows(name, row, row + 1) for row in range(0, rows, every)]
             fingerprint.add(name, torch.cat(sample))
@@ -123,10 +124,12 @@ def _of_staged(found: BaseConfig, staged: StagedBase) -> BaseRows:
 
 
 def _identity_of_staged(found: BaseConfig, staged: StagedBase, read: Sequence[StagedTensor]) -> str:
-    """That of the blocks that are read; only their norms and the embedding are fetched for it."""
+    """The fingerprint of the blocks that are read; only their norms and the embedding are fetched
+    for it.
+    """
     fingerprint = Fingerprint(found)
-    told = [tensor for tensor in read if tensor.name.endswith(("norm.weight", "embed_tokens.weight"))]
-    for name, tensor in staged_tensors(staged, torch.device("cpu"), wanted=told):
+    needed = [tensor for tensor in read if tensor.name.endswith(("norm.weight", "embed_tokens.weight"))]
+    for name, tensor in staged_tensors(staged, torch.device("cpu"), wanted=needed):
         fingerprint.add(name, tensor)
     return fingerprint.hexdigest()
 

@@ -1,5 +1,5 @@
-"""The README.md of an export: what it is, and lines for a pipeline and for vLLM that cut posts
-where the training cut them, which both do only when asked.
+"""The README.md of an export: its facts, and lines for a pipeline and for vLLM, which cut posts
+where the training cut them only when asked.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _SEVERAL = """\
     print(json.dumps({"text": text, "labels": labels, "probabilities": probabilities}, ensure_ascii=False))
 """
 _LEAST_MODEL_LENGTH = 256
-# What vLLM 0.32 has to be told of a class that it would take for another: its own name of it, or
-# that of the language model, of which it makes a classifier.
+# Options for classes that vLLM 0.32 would take for another: vLLM's own name of the class, or the
+# name of the language model from which vLLM makes a classifier.
 _VLLM_OPTIONS = {
     "Gemma3TextForSequenceClassification": ("", "Gemma3ForSequenceClassification"),
     "Qwen3_5TextForSequenceClassification": (" --convert classify", "Qwen3_5ForCausalLM"),
@@ -55,8 +55,8 @@ _VLLM_OPTIONS = {
 
 @dataclass(frozen=True)
 class ExportCard:
-    """`results` are lines of Markdown with the figures of the adapter's run; `change` is None, and
-    `unmeasured` says why, where nothing was compared. `whole`: an encoder that has no adapter.
+    """`results` are lines of Markdown with the figures of the adapter's run; where nothing was
+    compared, `change` is None and `unmeasured` says why. `whole`: an encoder without an adapter.
     """
 
     facts: ExportFacts
@@ -72,9 +72,9 @@ class ExportCard:
     def text(self) -> str:
         """The whole README.md."""
         facts = self.facts
-        before = "These are the adapter's, before it was merged."
+        before = "The adapter's results, before it was merged:"
         if self.whole:
-            before = "These are of its weights in float32."
+            before = "The results of the weights in float32:"
         results = ["## Results", "", before, "", *self.results, ""]
         return "\n".join(
             [
@@ -132,7 +132,7 @@ class ExportCard:
         return "" if words is None else f"{words} of "
 
     def pipeline_snippet(self) -> str:
-        """A program that prints a probability per label, and of several labels those that reach
+        """A program that prints each label's probability and, with several labels, those that reach
         their threshold: `python snippet.py [folder] [text …]`.
         """
         several = self.decision.thresholds is not None
@@ -169,15 +169,15 @@ class ExportCard:
 
     def _notes(self) -> list[str]:
         facts, decision = self.facts, self.decision
-        what = "weights are those" if self.whole else "adapter is that"
-        run = "" if facts.run_id is None else f" The {what} of run {facts.run_id}."
+        what = "weights come" if self.whole else "adapter comes"
+        run = "" if facts.run_id is None else f" The {what} from run {facts.run_id}."
         pooled = "the last token of the post that is not padding"
         if self.of_encoder:
-            pooled = "what the model's own layers pool of the post"
+            pooled = "the output of the model's own pooling layers"
         notes = [
             f"- {'Computed' if self.whole else 'Base'} while training: {facts.precision}; posts cut at"
             f" {facts.max_length} tokens.{run}",
-            f"- The head reads {pooled}. The tokenizer is the one of the training; take no other.",
+            f"- The head reads {pooled}. The tokenizer is the training's; use no other.",
             (
                 "- A control token that a post quotes, such as `</s>`, `[INST]` or `<|im_end|>`, is text:"
                 " transformers and vLLM read that in `tokenizer_config.json` (`split_special_tokens`). A tool"
@@ -191,7 +191,7 @@ class ExportCard:
                 for label, threshold in zip(decision.labels, decision.thresholds, strict=True)
             ]
             notes += [
-                f"- A post is given the labels that reach their threshold, which `{DECISION}` has:",
+                f"- A post gets the labels that reach their threshold in `{DECISION}`:",
                 *rows,
             ]
         if facts.targets == "shares":

@@ -1,5 +1,5 @@
-"""How much an export answers otherwise than the adapter in its training's number format: both
-read the same validation posts.
+"""Measures how far an export's answers differ from the adapter's in the training's number format,
+on the same validation posts.
 
 Both models are in memory, one after the other, on the GPU where there is one; this is the one part
 of an export that needs more than a few blocks of rows.
@@ -35,13 +35,13 @@ from emotion_train.sizing.memory import GIB
 from emotion_train.storage.open import open_store
 
 SPLIT = "validation"
-_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 2.0, "nf4": 0.6}  # of a weight
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 2.0, "nf4": 0.6}  # for each weight
 
 
 @dataclass(frozen=True)
 class Change:
-    """What changed over `posts` posts: the largest absolute difference of a probability, and how
-    many posts got another answer.
+    """The change over `posts` posts: the largest absolute difference of a probability, and how many
+    posts got another answer.
     """
 
     posts: int
@@ -64,7 +64,7 @@ class Change:
         return cls(len(before_NC), precision, dtype, largest, int(other_N.sum()))
 
     def sentence(self) -> str:
-        """For the terminal and for the card."""
+        """The change in words, for the terminal and the card."""
         answers = "1 post got another answer" if self.answers == 1 else f"{self.answers:,} posts got another"
         return (
             f"over {self.posts:,} {SPLIT} posts a probability differs by {self.largest:.2g} at most between"
@@ -75,10 +75,10 @@ class Change:
 
 def posts_to_compare(origin: Origin, count: int) -> list[str]:
     """Texts of the first `count` validation posts of the adapter's data set. Raises `NotInReach`
-    where that is not to be had.
+    where they cannot be read.
     """
     if origin.data_url is None:
-        raise NotInReach("nothing tells where its data set is")
+        raise NotInReach("the place of its data set is not known")
     try:
         store = open_store(origin.data_url)
         store.stat(INDEX_KEY)
@@ -93,7 +93,7 @@ def posts_to_compare(origin: Origin, count: int) -> list[str]:
 
 
 def require_memory(parameters: int, precision: Precision, dtype: ExportDtype, device: torch.device) -> None:
-    """Raises `NotInReach` unless the machine's GPU, or its memory, holds each of the two models."""
+    """Raises `NotInReach` unless each of the two models fits the machine's GPU, or its memory."""
     needed = int(1.1 * parameters * max(_BYTES[precision], _BYTES[dtype])) + GIB
     there = memory_of(device) if device.type == "cuda" else memory_of_host()
     if there is not None and needed > there:
@@ -109,7 +109,7 @@ def measure(
     decision: Decision,
     texts: Sequence[str],
 ) -> Change:
-    """What changes between the adapter as `chosen` and its merged weights."""
+    """The change from the `chosen` adapter to its merged weights."""
     loaded = load_with_progress(chosen)
     tokenizer, device, precision = loaded.tokenizer, loaded.model.device, loaded.model.precision
     capacity = max(chosen.tokens_per_microbatch, tokenizer.max_length)
@@ -119,7 +119,7 @@ def measure(
         return probabilities_of(model, tokenizer, texts, capacity, device, labels, targets)
 
     before_NC = answers(loaded.model)
-    del loaded  # its memory is needed for the other one
+    del loaded  # the merged model needs its memory
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,5 +1,5 @@
-"""What an export was made of: export.json, the first object of its place, so that another export
-into the same place is refused before anything is read.
+"""The sources of an export: export.json, the first object at its place, so that another export into
+the same place is refused before anything is read.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _MAX_INDEX_BYTES = 64 << 20
 
 
 class ExportFacts(Manifest):
-    """`precision` is that of the base while training; `base` is its public name. `layers` of the
-    base's `whole_layers` blocks are in it; None: all, and neither is written.
+    """`precision` is the base's precision in training; `base` is its public name. The export holds
+    `layers` of the base's `whole_layers` blocks; None: all, and neither is written.
     """
 
     schema_version: Literal["emotion-train/export/1"] = "emotion-train/export/1"
@@ -40,17 +40,19 @@ class ExportFacts(Manifest):
     run_id: str | None
 
     def content(self) -> dict[str, Any]:
-        """What is written; a whole base's is byte by byte that of earlier versions."""
+        """The content of export.json; for a whole base it is the same bytes as in earlier
+        versions.
+        """
         depth = {"layers", "whole_layers"} if self.layers is None else set()
         return self.model_dump(mode="json", exclude=depth)
 
 
 def take_place(store: Store, facts: ExportFacts, own: set[str]) -> bool:
-    """Whether this export is still to be made at this place, which is its own from now on; False
-    where it is there, whole.
+    """Take the place for this export. Returns True where the export is still to be made, False
+    where all of it exists.
 
-    Raises `WrongRequest` for a place that holds another export, or objects that are none of an
-    export's (`own` names the small ones), or one that has lost an object.
+    Raises `WrongRequest` for a place that holds another export, or other objects, or an export that
+    has lost an object; `own` names its small objects.
     """
     there = {info.key: info.size for info in store.list()}
     if EXPORT not in there and there:
@@ -74,7 +76,7 @@ def take_place(store: Store, facts: ExportFacts, own: set[str]) -> bool:
 
 
 def _files_of(store: Store) -> dict[str, int]:
-    """Bytes of each file of weights, as the index tells them."""
+    """Bytes of each file of weights, by the index."""
 
     def verify(raw: bytes) -> dict[str, int]:
         files = object_in(raw, _MAX_INDEX_BYTES)["metadata"]["files"]
@@ -84,7 +86,7 @@ def _files_of(store: Store) -> dict[str, int]:
         return store.read_verified(INDEX, verify, length=_MAX_INDEX_BYTES + 1)
     except (Unreadable, ValueError, LookupError, TypeError, AttributeError):
         raise WrongRequest(
-            f"{store.url_of(INDEX)} is not that of an export; export into another, empty place."
+            f"{store.url_of(INDEX)} is not the index of an export; export into another, empty place."
         ) from None
 
 
@@ -95,7 +97,7 @@ def _incomplete(store: Store, key: str) -> WrongRequest:
 
 
 def _other(store: Store, facts: ExportFacts) -> Exception:
-    """The refusal of a place that another export has."""
+    """The error for a place that another export has taken, or that cannot be read."""
     try:
         old = read_manifest(
             ExportFacts, store, EXPORT, other_schema="Name another place.", damaged="Name another place."

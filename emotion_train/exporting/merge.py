@@ -1,10 +1,10 @@
-"""The weights of an adapter and its base made one: W + (alpha / r) B A, in float32, brought to the
-format of the export at the very end. An encoder is small, so its weights are taken as they are in
-memory once its adapter is loaded, or as they were trained.
+"""Merges an adapter into its base: W + (alpha / r) B A, in float32, converted to the export's
+format at the very end. An encoder is small, so its weights are merged in memory once its adapter is
+loaded, or taken as they were trained.
 
-Each block of rows is made by itself, so memory holds a few of them, whatever the base. A base that
-was trained on as 4-bit codes is merged where it was not rounded: the sum is then another one than
-the training saw, by as much as the codes differ from the weights (`change.py` measures it).
+Each block of rows is made by itself, so memory holds only a few blocks, whatever the base. Where
+the training used 4-bit codes, the adapter is merged into the unrounded weights: the sum differs
+from the training's by as much as the codes differ from the weights (`change.py` measures it).
 
 Letters: O outputs, I inputs and R rank of an adapter, C labels, H hidden size.
 """
@@ -34,7 +34,9 @@ _PEFT = "base_model.model."
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """`blocks` are its rows, in its format, from the first to the last; they can be taken once."""
+    """`blocks` are the tensor's rows in its format, from the first to the last; they can be read
+    once.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -46,10 +48,10 @@ class MergedTensor:
 
 
 class Merge:
-    """An adapter in its base: every tensor of the classifier once, its head first, which is float32
-    in every export.
+    """An adapter merged into its base: every tensor of the classifier once, first its head, which
+    is float32 in every export.
 
-    Raises `WrongRequest` unless the adapter's tensors are exactly those that these layers take.
+    Raises `WrongRequest` unless the adapter's tensors are exactly those that its layers need.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Merge:
         return self._state[_PEFT + HEAD]
 
     def tensors(self) -> Generator[MergedTensor]:
-        """Every tensor; the blocks of one are to be taken before the next one."""
+        """Every tensor; read the blocks of each before the next tensor."""
         yield MergedTensor(HEAD, tuple(self.head.shape), torch.float32, iter([self.head]))
         for name, blocks in self._base.stream():
             shape = self._base.shapes[name]
@@ -97,8 +99,8 @@ class Merge:
 
 
 class InMemory:
-    """An encoder as `Merge` has a decoder: every tensor once. Its head, and what lies between that
-    and the pooled token, is float32 in every export.
+    """An encoder, like `Merge` for a decoder: every tensor once. Its head and the layers between
+    head and pooled token are float32 in every export.
     """
 
     def __init__(self, state: Mapping[str, torch.Tensor], kind: str, dtype: ExportDtype) -> None:
@@ -126,8 +128,8 @@ AnyMerge = Merge | InMemory
 def merge_of(
     folder: Path, adapter: AdapterFacts, found: BaseConfig, rows: BaseRows, dtype: ExportDtype
 ) -> AnyMerge:
-    """What the adapter in this folder makes of its base, of which `rows` are the tensors. Raises
-    `WrongRequest` for a damaged file and as `Merge`.
+    """The merge of the adapter in this folder with its base, where `rows` are the base's tensors.
+    Raises `WrongRequest` for a damaged file and where `Merge` does.
     """
     if not is_encoder(found.text) and adapter.lora is not None:
         kind, labels = found.text.model_type, len(adapter.labels)
@@ -143,20 +145,20 @@ def merge_of(
 def adapter_shapes(
     base: Mapping[str, tuple[int, ...]], kind: str, lora: LoraSection, labels: int
 ) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor in the PEFT file of an adapter for a base of this kind with these
+    """Shape of each tensor in the PEFT file of an adapter, for a base of this kind with these
     tensors.
     """
-    found: dict[str, tuple[int, ...]] = {_PEFT + HEAD: (labels, *base["model.norm.weight"])}
+    shapes: dict[str, tuple[int, ...]] = {_PEFT + HEAD: (labels, *base["model.norm.weight"])}
     adapted = layer_names(lora.targets, kind)
     for name, shape in base.items():
         if name.endswith(".weight") and name.split(".")[-2] in adapted:
             outputs, inputs = shape
-            found |= {_factor(name, "A"): (lora.r, inputs), _factor(name, "B"): (outputs, lora.r)}
-    return found
+            shapes |= {_factor(name, "A"): (lora.r, inputs), _factor(name, "B"): (outputs, lora.r)}
+    return shapes
 
 
 def _factor(name: str, letter: str) -> str:
-    """What a PEFT file calls the adapter's matrix `letter` of a layer.
+    """The name in a PEFT file of the adapter's matrix `letter` for a layer.
 
     >>> _factor("model.layers.0.mlp.up_proj.weight", "A")
     'base_model.model.model.layers.0.mlp.up_proj.lora_A.weight'

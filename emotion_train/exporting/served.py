@@ -1,8 +1,7 @@
-"""A server of an export or adapter that is asked for probabilities, in the manner of vLLM's
-/classify.
+"""Asks a server of an export or adapter for probabilities, by the protocol of vLLM's /classify.
 
-Posts go 64 a request, each cut by the server at the training's length, which it does only when
-asked. A key that the server wants is in the environment and never in a command line.
+Each request has 64 posts and asks the server to cut them at the training's length, which it does
+only when asked. A server's key comes from the environment, never from a command line.
 
 Letters: N posts, C labels.
 """
@@ -34,11 +33,11 @@ class NoAnswer(EmotionTrainError):
 
 
 class Served:
-    """Probabilities by the server at `url`, of the `model` that it serves by that name (None: the
-    first that it names), with the labels and the answers of the adapter's `decision`.
+    """Probabilities by the server at `url`, which serves a model by the name `model` (None: the
+    first that it names), with the labels and answers of the adapter's `decision`.
 
-    `called` are the server's own names of labels that it has given first place, by their number:
-    None where it knows no name.
+    `called` are the server's own names for labels that it has ranked first, by their number; None
+    where it has no name.
     """
 
     def __init__(self, url: str, model: str | None, decision: Decision, max_length: int) -> None:
@@ -56,13 +55,13 @@ class Served:
 
     def probabilities(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """`prob_NC` of the texts, in their order. Raises `WrongRequest` for a server that refuses
-        or of another model, and `NoAnswer`.
+        or has another model, and `NoAnswer`.
         """
         found = [self._of(texts[start : start + AT_A_TIME]) for start in range(0, len(texts), AT_A_TIME)]
         return np.concatenate([np.zeros((0, len(self.labels)), np.float32), *found])
 
     def cut_remark(self) -> str | None:
-        """The server does not say what it cut."""
+        """None: the server does not say which posts it cut."""
         return None
 
     def _of(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -108,8 +107,8 @@ class Served:
         except urllib.error.HTTPError as error:
             raise self._refused(path, error) from None
         except Unreadable as error:
-            raise NoAnswer(f"{self.url}{path} answers with something else than JSON ({error}).") from None
-        except (OSError, ValueError) as error:  # the latter: an address that cannot be
+            raise NoAnswer(f"{self.url}{path} answers with something other than JSON ({error}).") from None
+        except (OSError, ValueError) as error:  # the latter: an impossible address
             why = getattr(error, "reason", None) or error
             raise NoAnswer(f"{self.url} does not answer ({why}); is the server started?") from None
 

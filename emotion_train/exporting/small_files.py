@@ -1,5 +1,5 @@
-"""The small files of an export: configuration and tokenizer, such that tools which know nothing of
-this program cut posts where the training cut them, pad on the right and find the last token.
+"""The small files of an export: configuration and tokenizer, with which other tools cut posts where
+the training cut them, pad on the right and find the last token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from emotion_train.model.text_document import text_document
 from emotion_train.storage.document import version_of
 
 _LONG_NAMES: dict[ExportDtype, str] = {"bf16": "bfloat16", "fp32": "float32"}
-# what a base says of a head that it had, of its files or of a library's settings
+# keys of a base's config about a head that it had, its files or a library's settings
 _NOT_OF_THE_EXPORT = (
     "num_labels",
     "id2label",
@@ -37,10 +37,11 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 def config_json(found: BaseConfig, decision: Decision, pad_id: int, dtype: ExportDtype) -> bytes:
-    """The config.json of the export: that of the base's text part, with a head of these labels.
+    """The config.json of the export: the config of the base's text part, with a head of these
+    labels.
 
-    It names the version of transformers, without which that library takes the tokenizer of a
-    Mistral for one that splits words by a wrong pattern, and warns.
+    It names the version of transformers; without it that library takes a Mistral's tokenizer for
+    one that splits words by a wrong pattern, and warns.
     """
     kept = {
         name: value
@@ -62,12 +63,12 @@ def config_json(found: BaseConfig, decision: Decision, pad_id: int, dtype: Expor
 
 
 def tokenizer_files(tokenizer: PostTokenizer, rows: int) -> tuple[dict[str, bytes], int]:
-    """tokenizer.json and tokenizer_config.json by name, and the id of the padding token, of which
-    the embedding has a row (it has `rows`).
+    """tokenizer.json and tokenizer_config.json by name, and the id of the padding token, one of the
+    embedding's `rows`.
 
-    A tool that reads tokenizer.json alone cuts and pads by it; the rule that a post's `</s>` is
-    text has no place there, and stands in tokenizer_config.json. Raises `WrongRequest` where every
-    token can come out of a post: padding could not be told from its end.
+    A tool that reads tokenizer.json alone cuts and pads by it; only tokenizer_config.json can hold
+    the rule that a post's `</s>` is text. Raises `WrongRequest` where a post can contain every
+    token: padding could then not be told from the post's end.
     """
     with TemporaryDirectory(prefix="emotion-train-export-") as folder:
         tokenizer.save(folder)
@@ -82,7 +83,7 @@ def tokenizer_files(tokenizer: PostTokenizer, rows: int) -> tuple[dict[str, byte
 
 
 def _padding(made: Tokenizer, tokenizer: PostTokenizer, rows: int) -> int:
-    """The padding of the training where no post can give that token, else another such token.
+    """The training's padding token where no post can contain it, else another such token.
 
     transformers finds the end of a post as its last token that is not padding.
     """

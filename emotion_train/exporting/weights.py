@@ -1,9 +1,9 @@
 """Writes the tensors of an export into safetensors files of a store, one block of rows at a time.
 
-A file is laid out before its first number is known, built in a temporary file, named for its bytes,
-created and read back while the next one is built. The price is two of these files on the disk of
-TMPDIR, 1 GiB each or as large as the largest tensor. The name says what is in it, so a second
-export into the same place finds what a killed one left and overwrites nothing.
+Each file is laid out before its first number is known, built in a temporary file, named after its
+sha256, created and read back while the next one is built. The price is two of these files on the
+disk of TMPDIR, 1 GiB each or as large as the largest tensor. Since the name follows from the bytes,
+a second export into the same place finds the files of a killed one and overwrites nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Formats = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file of the export that is stored whole, and the tensors in it."""
+    """A completely stored file of the export, and the tensors in it."""
 
     key: str
     bytes: int
@@ -48,8 +48,8 @@ class WeightFile:
 
 
 def write_weights(merge: AnyMerge, store: Store, shard_bytes: int, tell: Tell) -> list[WeightFile]:
-    """Every tensor, stored and read back. Raises `StorageError` for a store that fails or that
-    holds something else than what was written, and for a full disk.
+    """Write every tensor and read it back; returns the files. Raises `StorageError` for a store
+    that fails or holds other bytes than were written, and for a full disk.
     """
     formats = merge.formats
     batches = list(_batches(formats, shard_bytes))
@@ -87,7 +87,7 @@ def write_weights(merge: AnyMerge, store: Store, shard_bytes: int, tell: Tell) -
 
 
 def index_of(written: list[WeightFile]) -> bytes:
-    """The safetensors index of the files, which also says how to know each of them whole."""
+    """The safetensors index of the files, with the size and sha256 of each."""
     content: dict[str, Any] = {
         "metadata": {
             "total_size": sum(one.tensor_bytes for one in written),
@@ -104,7 +104,7 @@ def is_weight_file(key: str) -> bool:
 
 
 def _batches(formats: Formats, shard_bytes: int) -> Iterator[list[str]]:
-    """The tensors of each file: one ends with the tensor that fills it."""
+    """The tensors of each file; a file ends with the tensor that fills it."""
     batch, size = list[str](), 0
     for name, (shape, dtype) in formats.items():
         batch.append(name)

@@ -41,7 +41,7 @@ _TARGETS = {
 
 
 def is_encoder(config: Any) -> bool:
-    """Whether transformers' configuration is that of an encoder."""
+    """Whether transformers' configuration belongs to an encoder."""
     return config.model_type in ENCODERS
 
 
@@ -78,7 +78,7 @@ def positions_of(config: Any, position_ids: torch.Tensor) -> torch.Tensor:
 
 
 def drop_by_post(classifier: nn.Module, current: Current) -> None:
-    """Put our own dropout in the place of the base's, and none on attention's probabilities."""
+    """Replace the base's dropout by our own, without dropout on attention's probabilities."""
     found = [(name, one) for name, one in classifier.named_modules() if isinstance(one, nn.Dropout)]
     for number, (name, dropout) in enumerate(found):
         parent, _, child = name.rpartition(".")

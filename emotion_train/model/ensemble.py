@@ -1,6 +1,6 @@
 """Several adapters over one base: the mean of their logits, as one model answers.
 
-The base lies on the device once. The fused decoder computes all adapters in one pass over its
+The base is on the device once. The fused decoder computes all adapters in one pass over its
 weights, each on its own repetition of the pack, so a pass has K times the pack's tokens;
 transformers' modules compute one adapter after the other. Either way the work is K times that of
 one adapter.
@@ -107,14 +107,14 @@ class Ensemble(nn.Module):
         return logits_NC
 
     def _put(self, member: int) -> None:
-        """Let the model's parameters be this member's; nothing is copied."""
+        """Point the model's parameters at this member's tensors; nothing is copied."""
         for name, parameter in self._own.items():
             parameter.data = self._states[member][name]
 
 
 @dataclass(frozen=True)
 class LoadedEnsemble:
-    """The members' common tokenizer, labels and facts, which are those of the first."""
+    """The ensemble with the first member's tokenizer, labels and facts, which all members share."""
 
     model: Ensemble
     tokenizer: PostTokenizer

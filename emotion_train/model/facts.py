@@ -1,5 +1,5 @@
-"""What an adapter folder says of itself, read and checked without torch, so that a wrong folder is
-refused before anything is loaded.
+"""The facts in an adapter folder, read and checked without torch, so that a wrong folder is refused
+before anything is loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
 class AdapterFacts(BaseModel):
-    """What an adapter was made of; `emotion_train.json`, with the labels in `labels.json`.
+    """The facts of an adapter: `emotion_train.json`, with the labels in `labels.json`.
 
     `targets` is what a post is answered with: one of the labels, several of them, or shares. `lora`
     is None where every weight was trained: the folder is then a whole checkpoint, of format 3,
@@ -104,7 +104,7 @@ class AdapterFacts(BaseModel):
 
 
 def read_facts(folder: Path) -> AdapterFacts:
-    """What the adapter in this folder was made of; raises `WrongRequest` for a folder that is no
+    """The facts of the adapter in this folder; raises `WrongRequest` for a folder that is no
     adapter or holds pickles, and for an adapter that a later version wrote.
     """
     if not folder.is_dir():

@@ -28,8 +28,8 @@ from emotion_train.model.precision import Precision, formats
 
 
 def require_float8(device: torch.device, fused: bool) -> None:
-    """Raises `WrongRequest` where fp8 cannot be computed: by another GPU, or of a base that is not
-    `fused`.
+    """Raises `WrongRequest` where fp8 cannot be computed: on a GPU without float8, or for a base
+    that is not `fused`.
     """
     if not (fused and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)):
         raise WrongRequest(
@@ -65,9 +65,9 @@ class EmotionClassifier(nn.Module):
             self.decoder = FusedDecoder(self.classifier, fp8=self.precision == "fp8")
 
     def fuse_cut(self, device: torch.device) -> bool:
-        """What `fuse` does for weights that lie on the host and are to be cut over the processes;
-        every process calls it. Returns whether it was done, else nothing has changed. Raises as
-        `fuse` does.
+        """Like `fuse`, for weights on the host that are to be sharded over the processes; every
+        process calls it. Returns whether it was done, else nothing has changed. Raises as `fuse`
+        does.
         """
         if not self._fusable(device):
             return False
@@ -84,7 +84,9 @@ class EmotionClassifier(nn.Module):
         return self.compute == torch.bfloat16 and fitting
 
     def cut(self, device: torch.device) -> None:
-        """Bring to `device` what stays whole, and this process's part of the blocks' weights."""
+        """Move the unsharded weights, and this process's shard of the blocks' weights, to
+        `device`.
+        """
         blocks = {id(linear.weight) for layer in self.layers for linear in linear_layers(layer)}
         for parameter in self.parameters():
             if id(parameter) not in blocks:
@@ -181,7 +183,7 @@ class EmotionClassifier(nn.Module):
     def forward_padded(
         self, input_ids_NL: torch.Tensor, lengths_N: torch.Tensor, counters: Counters | None = None
     ) -> torch.Tensor:
-        """Logits of shape NC, float32, of right-padded rows; what the padding holds does not
+        """Logits of shape NC, float32, of right-padded rows; the content of the padding does not
         matter. `counters` as in `forward_packed`.
         """
         if self.is_encoder:
@@ -228,8 +230,8 @@ class EmotionClassifier(nn.Module):
 
 
 class TrainedRows(nn.Linear):
-    """A head with rows for `main` labels and, behind them, for auxiliary ones: all have logits in
-    training, and outside of it the main labels alone, as of the head that is published.
+    """A head with rows for `main` labels and, after them, for auxiliary ones. All have logits in
+    training; outside of it only the main labels have, as in the published head.
     """
 
     def __init__(self, whole: nn.Linear, main: int) -> None:

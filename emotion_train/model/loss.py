@@ -55,8 +55,8 @@ def weighted_loss_sum(
     label where posts have `several`, else its part of the cross entropy, whose share of the post is
     in `weights_NC`. The caller divides by the sum of weights of the whole step.
 
-    `masked`: targets below 0 are those of labels that a post's source does not know, which are no
-    part of its softmax and have no loss.
+    `masked`: targets below 0 mark labels that a post's source does not know; these are no part of
+    its softmax and have no loss.
     """
     from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
@@ -72,5 +72,5 @@ def weighted_loss_sum(
 
 
 def probabilities(logits_NC: torch.Tensor, kind: TargetKind) -> torch.Tensor:
-    """`prob_NC`: of several labels one by one, else together 1."""
+    """`prob_NC`: a sigmoid for each of several labels, else a softmax over all labels."""
     return logits_NC.sigmoid() if kind == "several" else logits_NC.softmax(dim=-1)

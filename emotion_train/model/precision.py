@@ -1,4 +1,4 @@
-"""In which number formats the frozen base is held and computed.
+"""The number formats in which the frozen base is held and computed.
 
 Whatever the choice, everything that is trained (adapter and head) and the head's arithmetic are
 float32: in bfloat16 a learning rate of 2e-5 leaves 70 % of the head's weights unmoved after 50

@@ -106,9 +106,7 @@ class _Pieces:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def fill(self, number: int, start: int, target_B: torch.Tensor) -> None:
-        """Copy the bytes of object `number` from `start` on; calls come in the order of the
-        bytes.
-        """
+        """Copy the bytes of object `number` from `start` on; call it in the order of the bytes."""
         size, filled = self._index.piece_bytes, 0
         while filled < len(target_B):
             buffer_B = self._piece(number, (start + filled) // size)
@@ -129,7 +127,7 @@ class _Pieces:
             self._ask(buffer_B)
 
     def _ask(self, buffer_B: torch.Tensor) -> None:
-        """Have the next piece read into the buffer, after what still copies from it."""
+        """Start to read the next piece into the buffer, once the copies from it are done."""
         if not self._todo:
             return
         copied: Any = None

@@ -34,8 +34,8 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class ObjectWriter:
-    """Puts objects and proves them. `store` None: nothing is written, and the descriptions are of
-    what would have been.
+    """Writes objects and reads them back. `store` None: nothing is written, and the objects are
+    only described.
     """
 
     def __init__(self, store: Store | None, piece_bytes: int) -> None:
@@ -43,7 +43,7 @@ class ObjectWriter:
         self._store = store
 
     def put(self, key: str, data: bytes) -> StagedObject:
-        """Write and read back, unless the same bytes stand there already."""
+        """Write and read back, unless the same bytes are stored already."""
         view, size = memoryview(data), self.piece_bytes
         pieces = tuple(
             hashlib.sha256(view[start : start + size]).hexdigest() for start in range(0, len(data), size)
@@ -93,7 +93,7 @@ def _verify(sha256: str, data: memoryview) -> None:
 
 @dataclass
 class StagedWeights:
-    """What one pass over the source has made."""
+    """The objects and tensors of one pass over the source."""
 
     shards: list[StagedObject] = field(default_factory=list)
     tensors: list[StagedTensor] = field(default_factory=list)

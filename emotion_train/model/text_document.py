@@ -42,8 +42,8 @@ def text_document(found: BaseConfig) -> dict[str, Any]:
 
 
 def refuse_other_meaning(found: BaseConfig) -> None:
-    """Raises `WrongRequest` unless the text part's configuration alone means what it means within
-    the whole one.
+    """Raises `WrongRequest` unless the text part's configuration means the same alone as within the
+    whole one.
     """
     with TemporaryDirectory(prefix="emotion-train-text-") as folder:
         Path(folder, "config.json").write_text(json.dumps(text_document(found)), encoding="utf-8")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainableBase:
-    """A base that nothing was found against. `weights` are the files that hold its text part."""
+    """A base that can be trained. `weights` are the files that hold its text part."""
 
     files: BaseFiles
     model: TextModel
@@ -47,7 +47,7 @@ def require_trainable_base(
     load_tokenizer: Callable[[], PostTokenizer] | None = None,
 ) -> TrainableBase:
     """The base, where it can be trained in this precision on posts of up to `max_length` tokens
-    (None: whatever they are).
+    (None: of any length).
 
     Raises `WrongRequest` as `require_trainable_weights`, and for a tokenizer that cannot be read,
     whose ids go beyond the embedding or whose BOS token does not exist. Raises `StorageError` for
@@ -69,7 +69,7 @@ def require_trainable_base(
 def require_trainable_weights(
     files: BaseFiles, precision: Precision | None = None, max_length: int | None = None
 ) -> tuple[TextModel, tuple[WeightFile, ...]]:
-    """What `require_trainable_base` checks, but for the tokenizer.
+    """The checks of `require_trainable_base` without the tokenizer.
 
     Raises `WrongRequest` for another architecture, quantised weights, a broken config.json, files
     that are missing, damaged or Git LFS pointers, tensors that do not fit the configuration, a

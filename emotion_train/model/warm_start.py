@@ -1,10 +1,12 @@
-"""What a run starts from that trains on from a published adapter: the state of adapter and head, or
-of a whole encoder.
+"""The first state of adapter and head, or of a whole encoder, in a run that trains on from a
+published adapter.
 
-Labels are matched by name: a label that both know keeps its row of the head, a new one keeps the
-row that the run's seed drew, and a label that is known no more is left out. A published head was
-divided by its temperature, which is multiplied back: training resumes from the logits that it left,
-and the run finds a temperature of its own at its end.
+Labels are matched by name: a shared label keeps its row of the head, a new label keeps the row that
+the run's seed drew, and a label that the run no longer has is left out. The published head's
+temperature is multiplied back: training resumes from the logits where it ended, and the run fits a
+temperature of its own at its end.
+
+Letters: C labels, H hidden size.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ def warm_state(
     places_C: Sequence[int | None],
     temperature: Sequence[float] | None,
 ) -> dict[str, torch.Tensor]:
-    """What a model starts from that was drawn as `fresh`. `places_C` has for each of its labels the
-    place in the parent's head, None for a new one; `temperature` is the parent's, one number or one
-    for each of its labels.
+    """The first state of a model that was drawn as `fresh`. `places_C` holds the place of each of
+    its labels in the parent's head, None for a new one; `temperature` is the parent's, one number
+    or one for each of its labels.
 
     Raises `WrongRequest` unless the parent has the model's layers and rank.
     """

@@ -1,7 +1,7 @@
-"""What to try next, as far as a model's figures and the course of its training tell: where it is no
-better than its floors, and where it is.
+"""Advice on what to try next, from a model's figures and the course of its training: for a model
+that beats its floors, and for one that does not.
 
-These are first steps and no promise: each says what it was seen by. At most three are named.
+The steps are a start and no promise: each names its evidence. There are at most three.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def next_steps(
 ) -> str | None:
     """The sentence; None for a model that beats every floor.
 
-    `config` is the run's, as its report has it; without one, as for a scorecard, nothing of the
-    training is named. `train_counts` are the training posts of each label.
+    `config` is the run's config in its report; without it, as for a scorecard, the advice says
+    nothing about training. `train_counts` are the training posts of each label.
     """
     behind = [floor for floor in split.floors if floor.outcome != "beaten"]
     if not behind:
         return None
     if config is None:
         return (
-            "Try next: look whether the labels of these posts mean what the adapter's do, and score the test"
-            " split of its own data set (--data): posts of another source are another task."
+            "Try next: check whether these labels mean the same as the adapter's, and score the test split of"
+            " its own data set (--data): posts of another source are another task."
         )
     chance = any(floor.name in (MAJORITY, PRIOR) for floor in behind)
     tries = _of_the_loss(history, config)
@@ -57,7 +57,7 @@ def next_steps(
     if chance and len(tries) < _MOST:
         tries.append("labels that a person agrees with (read 50 posts of the training split)")
     if (posts := _posts_that_would_tell(behind, split.rows)) is not None:
-        tries = [f"more held-out posts ({posts:,} would tell such a lead)", *tries]
+        tries = [f"more held-out posts ({posts:,} would show such a lead)", *tries]
     return f"Try next: {'; '.join(tries[:_MOST])}."
 
 
@@ -75,8 +75,8 @@ def worth_trying(
     best_step: int | None,
     train_counts: Mapping[str, float],
 ) -> str:
-    """What would make a model that beats its floors better, as far as its report tells, likeliest
-    first. `train_counts` are the training posts of each label.
+    """The sentence on what would improve a model that beats its floors, the likeliest step first.
+    `train_counts` are the training posts of each label.
     """
     tries = []
     if cut := next((one for one in cuts.values() if one.is_much), None):
@@ -107,8 +107,9 @@ def worth_trying(
 
 
 def _posts_that_would_tell(behind: Sequence[Floor | SetFloor], rows: int) -> int | None:
-    """Held-out posts with which the lead over the strongest of these floors would be certain, where
-    it is one and a few times as many do; intervals shrink by the root of the posts.
+    """The number of held-out posts with which the lead over the strongest of these floors would be
+    certain, since intervals shrink with the root of the posts; None without a lead, or where far
+    too many posts would be needed.
     """
     floor = max(behind, key=lambda one: one.macro_f1)
     if floor.difference <= 0:
@@ -118,7 +119,7 @@ def _posts_that_would_tell(behind: Sequence[Floor | SetFloor], rows: int) -> int
 
 
 def _of_one_answer(split: AnyFigures, config: Mapping[str, Any]) -> list[str]:
-    """What helps a model that gives most posts the same label."""
+    """The step for a model that gives most posts the same label; empty for others."""
     most = max(split.per_label, key=lambda one: one.predicted)
     weights = config.get("loss", {}).get("class_weights")
     if not split.rows or most.predicted / split.rows < _ONE_ANSWER or weights == "balanced":
@@ -128,7 +129,7 @@ def _of_one_answer(split: AnyFigures, config: Mapping[str, Any]) -> list[str]:
 
 
 def _of_the_loss(history: Sequence[Evaluation], config: Mapping[str, Any]) -> list[str]:
-    """What the course of the training loss suggests."""
+    """The steps that the course of the training loss suggests."""
     train = config.get("train", {})
     rate, epochs = train.get("learning_rate"), train.get("epochs")
     losses = [one.train_loss for one in history if one.train_loss is not None]

@@ -1,4 +1,4 @@
-"""Whether ranks' counts, predictions and index say the same of a split."""
+"""Checks that the ranks' counts, the predictions and the index of a split agree."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def require_agreement(
     name: str, result: AnyResult, classes: int, label_counts_C: Sequence[float] | None
 ) -> None:
-    """Raises `Inconsistent` unless the ranks' counts are those of the predictions, each post is
-    there once, and its labels are those of the index.
+    """Raises `Inconsistent` unless the ranks' counts equal those of the predictions, each post is
+    there once, and the label counts equal the index's.
     """
     predictions = result.predictions
     several = isinstance(predictions, SetPredictions)
@@ -35,11 +35,11 @@ def require_agreement(
             f"split {name} has {len(predictions.ids)} predictions of {len(set(predictions.ids))} posts"
         )
     _require_own_counts(name, result, classes)
-    found = result.label_counts
+    label_counts = result.label_counts
     sums = len(predictions.ids) if result.targets == "shares" else 0  # whose rounding differs
-    if label_counts_C is not None and differ(found, label_counts_C, sums):
+    if label_counts_C is not None and differ(label_counts, label_counts_C, sums):
         raise Inconsistent(
-            f"split {name} has label counts {list(label_counts_C)} in the index and {found} here"
+            f"split {name} has label counts {list(label_counts_C)} in the index and {label_counts} here"
         )
 
 

@@ -1,8 +1,8 @@
-"""How the model did, as the model card shows it: lines of Markdown, and the fields of its header
-that the Hugging Face hub reads.
+"""The results in the model card: lines of Markdown, and the fields of its header that the Hugging
+Face hub reads.
 
-Labels and names of sources are other people's words: in Markdown they stand as code or with every
-sign written by its number, and in the header as YAML's own strings.
+Labels and names of sources are other people's words: Markdown shows them as code or with every sign
+escaped by its number, and the header as YAML strings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from emotion_train.report.plain import averages, plain_sentence
 from emotion_train.report.schema import WORDS, AnyFigures, Report
 from emotion_train.report.units import posts_of
 
-# figures by their names on the hub: the metric, its name, and what it was computed with
+# figures as the hub names them: the metric and its arguments
 _METRICS: dict[str, tuple[str, dict[str, Any]]] = {
     "weighted_f1": ("f1", {"average": "weighted"}),
     "micro_f1": ("f1", {"average": "micro"}),
@@ -51,8 +51,8 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def card_lines(report: Report) -> list[str]:
-    """The verdict, a table of the headline split, what its posts' labels ask to be said, and what
-    was cut.
+    """The verdict, a table of the headline split, notes on its targets, and the share of posts that
+    were cut.
     """
     split = report.splits[report.headline]
     heads = ("split", "macro-F1", "95 % interval", *(WORDS[field] for field in split.also))
@@ -78,7 +78,7 @@ def card_lines(report: Report) -> list[str]:
 
 
 def card_sections(report: Report) -> list[str]:
-    """What the model is for and not for, its data, its hyperparameters and the versions."""
+    """The sections on intended use and limits, data, hyperparameters and versions."""
     licence = licence_of(report.identity.base)
     return [
         "## Intended use and limits",
@@ -189,14 +189,14 @@ def _training_posts(report: Report) -> list[tuple[str, str]]:
 
 
 def _hyperparameters(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = []
+    rows = []
     for section, names in _HYPERPARAMETERS.items():
         for name in names:
             value = config.get(section, {}).get(name)
             if value is not None:
                 words = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-                found.append((f"`{section}.{name}`", as_code(words)))
-    return found
+                rows.append((f"`{section}.{name}`", as_code(words)))
+    return rows
 
 
 def _table(heads: tuple[str, ...], rows: list[Any]) -> list[str]:

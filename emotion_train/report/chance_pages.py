@@ -1,5 +1,5 @@
-"""What the report's page says of probabilities that one can act on: the temperature, before and
-after, and the gates.
+"""The report's sections on probabilities to act on: before and after the temperature, and the
+gates.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def _gates(report: Report) -> str:
         return ""
     several = report.targets == "several"
     words = (
-        "<p>Answers from a threshold on are right at least so often as is wanted, with 95 % certainty by the"
-        " validation posts; what lies below is for a person. "
+        "<p>Answers at or above the threshold are right at least as often as wanted, with 95 % certainty by"
+        " the validation posts; a person checks the others. "
         + ("An answer is right when the post has every label in it. " if several else "")
         + "<code>predict --accept-precision</code> marks them.</p>"
     )
@@ -72,7 +72,7 @@ def _gates(report: Report) -> str:
 
 
 def _check(gate: GateFigures, name: str) -> tuple[str, str]:
-    """The share that is accepted, and the share of these that is right."""
+    """The share of accepted answers, and the share of right ones among them."""
     check = gate.checks.get(name)
     if check is None or not check.answers:
         return "–", "–"
@@ -92,8 +92,8 @@ def _by_label(report: Report) -> str:
         return "<p>No single label has a gate of its own: there are too few answers with each.</p>"
     heads = ("label", *(f"{100 * precision:g} %" for precision in precisions))
     return (
-        f"<h3>By label</h3><p>The probability from which on, and the share of the {escape(report.headline)}"
-        f" answers with the label that are accepted.</p>{table(heads, rows)}"
+        "<h3>By label</h3><p>The smallest accepted probability, and the accepted share of the"
+        f" {escape(report.headline)} answers with the label.</p>{table(heads, rows)}"
     )
 
 

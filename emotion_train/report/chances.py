@@ -1,5 +1,5 @@
-"""The figures of probabilities that one can act on: what the temperature did to them, and what the
-gates accept, on posts whose labels are known.
+"""The figures of probabilities to act on: the effect of the temperature, and the answers that the
+gates accept, on posts with known labels.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 def temperature_figures(
     decision: Decision, splits: Mapping[str, AnyPredictions], tempered: Mapping[str, Probabilities]
 ) -> TemperatureFigures | None:
-    """What the temperature did to the posts of each split; None for a decision that was made
-    without looking for one.
+    """The figures of each split before and after the temperature; None where no temperature was
+    looked for.
     """
     gain = decision.temperature_gain
     if gain is None:
@@ -53,7 +53,7 @@ def temperature_figures(
 
 
 def gate_figures(decision: Decision, splits: Mapping[str, AnyPredictions]) -> tuple[GateFigures, ...]:
-    """The gates, held against posts that are answered as the decision does."""
+    """The gates, checked on posts that are answered by the decision."""
     splits = {
         name: one.answered(decision.answers(one.prob_NC)) if isinstance(one, SetPredictions) else one
         for name, one in splits.items()
@@ -80,24 +80,24 @@ def _check(predictions: AnyPredictions, label: int | None, threshold: float) -> 
 def chance_sentences(
     temperature: TemperatureFigures | None, gates: Sequence[GateFigures], name: str
 ) -> list[str]:
-    """What to say of the temperature, and of the gates over all on the posts of `name`."""
-    told = [] if temperature is None else [temperature_words(temperature)]
-    return told + [gate_words(gate, name) for gate in gates if gate.label is None]
+    """The sentences on the temperature, and on the gates over all labels on the posts of `name`."""
+    sentences = [] if temperature is None else [temperature_words(temperature)]
+    return sentences + [gate_words(gate, name) for gate in gates if gate.label is None]
 
 
 def temperature_words(figures: TemperatureFigures) -> str:
     interval = f"95 % interval {signed(figures.gain_low)} to {signed(figures.gain_high)}"
     if figures.temperature is None:
         return (
-            "The head is as it was trained: a temperature would lower the log loss of validation posts that"
-            f" did not choose it by {signed(figures.gain)} ({interval}), which is no gain beyond chance."
+            "The head has no temperature: one would lower the log loss of validation posts that did not"
+            f" choose it by {signed(figures.gain)} ({interval}), which is no gain beyond chance."
         )
     used = [one for one in figures.temperature if one != 1]
     which = (
         f"The temperature is {used[0]:g}: the head's logits are divided by it"
         if len(figures.temperature) == 1
         else f"{len(used)} of {len(figures.temperature)} labels have a temperature, {min(used):g} to"
-        f" {max(used):g}, which their logits are divided by"
+        f" {max(used):g}, by which their logits are divided"
     )
     return (
         f"{which}. It lowers the log loss of validation posts that did not choose it by {figures.gain:.3f}"
@@ -106,7 +106,9 @@ def temperature_words(figures: TemperatureFigures) -> str:
 
 
 def gate_words(gate: GateFigures, name: str) -> str:
-    """What a gate over all accepts of the posts of a split, and how much of that is right."""
+    """The sentence on a gate over all labels: the share of a split's posts that it accepts, and how
+    many of these are right.
+    """
     wanted = f"{100 * gate.precision:g} %"
     if gate.threshold is None:
         return f"No probability is enough for answers that are right {wanted} of the time."
@@ -116,7 +118,7 @@ def gate_words(gate: GateFigures, name: str) -> str:
         return f"{said}, which no {name} post reaches."
     return (
         f"{said}. They are {percent(check.accepted / check.answers)} of the {name} posts, and"
-        f" {percent(check.right / check.accepted)} of them are right; the rest is for a person."
+        f" {percent(check.right / check.accepted)} of them are right; a person checks the rest."
     )
 
 

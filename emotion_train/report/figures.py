@@ -1,7 +1,7 @@
 """Every number of the report, computed once from counts and predictions that must agree.
 
-The model is held against its floors with one paired bootstrap each; the verdict says what the
-interval of the difference allows to say.
+One paired bootstrap compares the model with each floor; the verdict follows from the interval of
+the difference.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ POOR_CALIBRATION = 0.1
 @dataclass(frozen=True, eq=False)
 class SplitResult:
     """An evaluated split: the counts summed over ranks, the joined predictions, and the TF-IDF
-    floor's for the same ids in any order.
+    floor's predictions for the same ids in any order.
     """
 
     counts: NDArray[np.int64]
@@ -102,9 +102,9 @@ class SplitResult:
 @dataclass(frozen=True, eq=False)
 class SetResult:
     """An evaluated split whose posts have several labels: `counts_3C` with all thresholds at 0.5,
-    summed over ranks; the joined predictions with the answers that are reported, and how these were
-    found: by `thresholds`, one a label (None: 0.5), that other posts chose, or, with `folds`, each
-    post by those that the other folds' posts chose.
+    summed over ranks, and the joined predictions with the reported answers. Other posts chose their
+    `thresholds`, one for each label (None: 0.5); with `folds`, the posts of the other folds chose
+    them for each post.
     """
 
     counts: NDArray[np.int64]
@@ -137,8 +137,9 @@ def decided(
     decision: Decision,
     chose: bool = False,
 ) -> AnyResult:
-    """The result of a split as the decision answers its posts. Where these posts `chose` its
-    thresholds, each is answered by those that the others chose. `counts` are of thresholds at 0.5.
+    """The result of a split whose posts the decision answers. Where these posts `chose` its
+    thresholds, each post is answered by the thresholds that the other folds chose. `counts` are for
+    thresholds at 0.5.
     """
     if isinstance(predictions, Predictions):
         assert not isinstance(tfidf, SetPredictions)
@@ -156,7 +157,7 @@ _P = TypeVar("_P", bound=AnyPredictions)
 
 
 def _aligned(floor: _P | None, ids: Sequence[str]) -> _P | None:
-    """A floor's predictions of these posts, which are some of its own."""
+    """A floor's predictions for these posts, a part of its own."""
     if floor is None:
         return None
     row_of = {post_id: row for row, post_id in enumerate(floor.ids)}
@@ -186,8 +187,8 @@ class Measured:
 
 
 def dataset_facts(index: Index, scored: Mapping[str, AnyResult]) -> Dataset:
-    """What the index says of the posts. Where data.limit has left estimates of label counts, the
-    posts that were `scored` have their own.
+    """The index's facts about the posts. Where data.limit left only estimates of label counts, the
+    counts of the `scored` splits come from their posts.
     """
     estimated = index.targets_of("train") != "one" and index.whole is not index
     counted = {name: tuple(result.label_counts) for name, result in scored.items()} if estimated else {}
@@ -219,11 +220,11 @@ def build_report(
     slice_values: Mapping[str, Mapping[str, str]] = NO_VALUES,
     old_posts: OldPosts | None = None,
 ) -> Report:
-    """The whole report. `decision` is what answered the posts of the splits, and `tempered` what
-    its temperature did to each. `remarks` are the trainer's own warnings, appended to those found
-    here; `chosen` are the posts that are shown, with `texts`, and `slice_values` the headline
-    split's kept columns (`report.slices.slices`), `old_posts` those of the adapter that was trained
-    on from.
+    """The whole report. `decision` answered the posts of the splits, and `tempered` holds each
+    split's probabilities before and after its temperature. `remarks` are the trainer's own
+    warnings, appended to the report's; `chosen` are the posts to show, with `texts`; `slice_values`
+    are the headline split's kept columns (`report.slices.slices`); `old_posts` are the figures on
+    the parent adapter's posts.
 
     Raises `Inconsistent` when counts, predictions and the data set's label counts contradict each
     other.
@@ -238,7 +239,7 @@ def build_report(
     chosen = chosen or Chosen.of(splits, headline, settings.examples)
     train_counts = dataset.label_counts.get("train", ())
     advice = next_steps(figures[headline], history, identity.config, train_counts)
-    # of the splits the first is enough, the others are in the table
+    # one split is enough here; the table has the others
     much_cut = [f"{_cut_words(name, cut, dataset)}." for name, cut in cuts.items() if cut.is_much][:1]
     mistakes = chosen.mistakes(splits, labels, texts)
     mislabelled = chosen.mislabelled(splits, labels, texts)
@@ -289,8 +290,8 @@ def split_figures(
     samples: int,
     seed: int,
 ) -> AnyFigures:
-    """All figures of one split. `label_counts` maps train, and the split itself where known, to
-    posts a label, or to sums of shares.
+    """All figures of one split. `label_counts` maps train, and the split itself where known, to the
+    posts of each label, or to sums of shares.
 
     Raises `Inconsistent` when counts, predictions and label counts contradict each other.
     """
@@ -399,15 +400,15 @@ def strongest(floors: Sequence[AnyFloor]) -> AnyFloor:
 
 
 def decisive(floors: Sequence[AnyFloor]) -> AnyFloor:
-    """The floor that the verdict is about: the strongest of those that are not beaten for certain,
-    else of all.
+    """The floor that decides the verdict: the strongest that is not beaten for certain, else the
+    strongest.
     """
     return strongest([floor for floor in floors if floor.outcome != "beaten"] or floors)
 
 
 def verdict(name: str, split: AnyFigures, which: str = "") -> Verdict:
-    """What the interval of the difference to the decisive floor allows to say; `which` of the posts
-    these are is added where it is not all.
+    """The verdict by the interval of the difference to the decisive floor; `which` says which posts
+    were scored where it is not all.
     """
     floor = decisive(split.floors)
     figure = (
@@ -430,58 +431,58 @@ def verdict(name: str, split: AnyFigures, which: str = "") -> Verdict:
 
 
 def _warnings(name: str, split: AnyFigures, dataset: Dataset, settings: ReportSection) -> list[str]:
-    """What a careful reader would object to."""
-    found = []
+    """The objections of a careful reader."""
+    warnings = []
     if name != "test":
-        found.append(
+        warnings.append(
             f"There is no test split: the {name} split gave these figures and also chose the checkpoint, so"
             " they flatter the model."
         )
     for floor in split.floors:
         if floor.outcome == "not beaten":
-            found.append(
+            warnings.append(
                 f"The model does not beat the {floor.name} floor on macro-F1 ({split.macro_f1:.3f} against"
                 f" {floor.macro_f1:.3f})."
             )
         elif floor.outcome == "open":
-            found.append(
+            warnings.append(
                 f"The difference in macro-F1 to the {floor.name} floor may be chance: its 95 % interval"
                 " holds 0."
             )
     if not any(floor.name == TFIDF for floor in split.floors):
-        found.append(
+        warnings.append(
             "There is no TF-IDF floor to compare with:"
             f" {_why_no_tfidf(dataset.rows.get('train', 0), settings.floor_max_rows)}."
         )
-    return found + label_warnings(name, split)
+    return warnings + label_warnings(name, split)
 
 
 def label_warnings(name: str, split: AnyFigures) -> list[str]:
-    """What to know of single labels and of the probabilities of a split or file `name`."""
-    found = []
+    """The warnings about single labels and about the probabilities of a split or file `name`."""
+    warnings = []
     absent = [one.label for one in split.per_label if not one.support]
     if absent:
-        found.append(f"Labels without a {name} post, which count 0 in macro-F1: {', '.join(absent)}.")
+        warnings.append(f"Labels without a {name} post, which count 0 in macro-F1: {', '.join(absent)}.")
     few = [f"{one.label} ({one.support})" for one in split.per_label if 0 < one.support < FEW_ROWS]
     if few:
-        found.append(
+        warnings.append(
             f"Labels with fewer than {FEW_ROWS} {name} posts, whose F1 is mostly chance: {', '.join(few)}."
         )
     silent = [one.label for one in split.per_label if one.support and not one.predicted]
     if silent:
-        found.append(f"Labels the model never predicts: {', '.join(silent)}.")
+        warnings.append(f"Labels the model never predicts: {', '.join(silent)}.")
     if split.calibration_error > POOR_CALIBRATION:
         confident, right = (_mean_of_bins(split, name) for name in ("confidence", "accuracy"))
         direction = "high" if confident > right else "low"
-        found.append(
+        warnings.append(
             f"Probabilities are too {direction} (calibration error {split.calibration_error:.2f}): use them"
             " to rank, not as chances."
         )
-    return found
+    return warnings
 
 
 def cut_sentences(report: Report) -> list[str]:
-    """One for each split of which the report knows what was cut."""
+    """A sentence for each split whose cut posts were counted."""
     return [f"{_cut_words(name, cut, report.dataset)}." for name, cut in report.cuts.items()]
 
 

@@ -1,6 +1,6 @@
 """The pieces of HTML pages: sections, tables, lists of facts, and the page around them.
 
-Words go through `html.escape` here; a content security policy forbids scripts, fonts and requests.
+All text is escaped here; a content security policy forbids scripts, fonts and requests.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def table(
     total: bool = False,
     prose: int | None = None,
 ) -> str:
-    """The first `words` columns are text, the others numbers; the first heads its row. Column
-    `prose` holds sentences, which wrap. On a narrow screen a row of more than three columns becomes
-    a list with the heads beside the values.
+    """A table whose first `words` columns are text and the others numbers; the first column heads
+    its row. Column `prose` holds sentences, which wrap. On a narrow screen a row of more than three
+    columns becomes a list with the heads beside the values.
     """
 
     def css(column: int) -> str:

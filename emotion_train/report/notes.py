@@ -1,4 +1,4 @@
-"""What is to be said of a split's figures where its posts have several labels, or shares."""
+"""Sentences on a split's figures where its posts have several labels, or shares."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def notes(name: str, split: AnyFigures) -> list[str]:
 def _gain_words(name: str, split: SetFigures) -> str:
     if all(one.threshold == HALF for one in split.per_label):
         return (
-            "0.5 is the threshold of every label: thresholds of their own gained nothing on validation posts."
+            "0.5 is the threshold of every label: a threshold for each label gained nothing on validation"
+            " posts."
         )
     gain = split.macro_f1 - split.macro_f1_at_half
     how = (
-        "by thresholds that other posts chose"
+        "answered by thresholds that other posts chose"
         if split.folds is None
         else f"each answered by thresholds that the posts of the other {split.folds - 1} of {split.folds}"
         " folds chose"

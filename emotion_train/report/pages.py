@@ -1,7 +1,7 @@
 """The report as one HTML file for the browser, the printer and the archive: no script, no font, no
 request to anywhere.
 
-Every word that comes from outside (labels, URLs, config) goes through `html.escape`.
+All text from outside (labels, URLs, config) is escaped.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def _floors(split: AnyFigures) -> str:
         "95 % interval",
     )
     caption = (
-        "What a model must beat. Macro-F1 is the mean of every label's F1; the whisker is the 95 % bootstrap"
-        " interval."
+        "The floors that a model must beat. Macro-F1 is the mean of every label's F1; the whisker is the 95 %"
+        " bootstrap interval."
     )
     return figure(floors_plot(split, split.floors), caption) + table(heads, rows)
 
@@ -195,7 +195,7 @@ def _per_label(split: AnyFigures) -> str:
 
 
 def _mistakes(report: Report, split: AnyFigures) -> list[str]:
-    """The sections on labels that are taken for others."""
+    """The sections on labels that the model mistakes for others."""
     if isinstance(split, SetFigures):
         return [mistaken_section(split), together_section(split)]
     return [section("Confusion matrix", _confusion(report, split))]
@@ -234,7 +234,7 @@ def _calibration(split: AnyFigures) -> str:
     )
     ideal, caption = (
         (
-            "7 of 10 labels given a probability of 0.7 are those of the post",
+            "7 of 10 labels given a probability of 0.7 are true of their posts",
             "How often a post has a label, by the label's probability; below, how many labels of all posts.",
         )
         if several
@@ -290,7 +290,7 @@ def _training(report: Report) -> str:
 
 
 def _slices(report: Report) -> str:
-    """Macro-F1 of the posts of each value of each column."""
+    """The tables of macro-F1 by value, one for each kept column."""
     parts = []
     for one in report.slices:
         rows = [
@@ -308,7 +308,7 @@ def _slices(report: Report) -> str:
         parts.append(f"<h3>{escape(one.column)}</h3>{table(heads, rows)}")
     words = (
         f"<p>{escape(report.headline.capitalize())} posts by the values of kept columns. Macro-F1 of a slice"
-        f" is over the labels that its posts have; of fewer than {FEW_POSTS} posts it is mostly chance.</p>"
+        f" is over the labels of its posts; with fewer than {FEW_POSTS} posts it is mostly chance.</p>"
     )
     return words + "".join(parts)
 
@@ -351,7 +351,7 @@ def _data(report: Report) -> str:
 
 
 def _lengths(report: Report) -> str:
-    """What data.max_length cuts of each split."""
+    """The table of posts and tokens that data.max_length cuts, by split."""
     rows = [
         (
             name,
@@ -426,7 +426,7 @@ def _depth(identity: Identity) -> list[str]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Train, validation, test, as a post meets them."""
+    """The splits in the order train, validation, test, then others by name."""
     found = list(names)
     return sorted(found, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
 

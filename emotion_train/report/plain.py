@@ -1,4 +1,4 @@
-"""The report's first sentence: how often the model is right, for who knows no F1."""
+"""The report's first sentence: how often the model is right, for readers who do not know F1."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _WORDS = {
 
 
 def plain_sentence(split: AnyFigures) -> str:
-    """How many of 100 posts that the model never learned from it gets right, and how many a simple
-    classifier does.
+    """How many of 100 held-out posts the model gets right, and how many a simple classifier
+    does.
     """
     if isinstance(split, SetFigures):
         return _of_sets(split)

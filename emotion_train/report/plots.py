@@ -1,8 +1,8 @@
 """The report's plots as inline SVG, and bars as HTML: a few kilobytes each, crisp in print,
 coloured by the page's light or dark theme.
 
-Every function returns one element whose `aria-label` says in words what it shows. Colours are CSS
-classes of stylesheet.py.
+Every function returns one element with an `aria-label` that describes it. Colours are CSS classes
+of stylesheet.py.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from html import escape
 from emotion_train.report.schema import AnyFigures, Floor, ReliabilityBin, SetFloor
 from emotion_train.report.units import percent, short_count
 
-MOST_PLOTTED = 32  # labels of a square of pairs; of more, those that most posts have
+MOST_PLOTTED = 32  # labels of a square of pairs, the most frequent ones
 _LABEL_CHARACTERS = 24
 _CHARACTER = 6.7  # average width at 12 px, a little generous
-_NARROW = 360  # pixels of a plot that a telephone shows without making its letters smaller
+_NARROW = 360  # width in pixels that a telephone shows without shrinking the letters
 
 
 def floors_plot(split: AnyFigures, floors: Sequence[Floor | SetFloor]) -> str:
-    """Macro-F1 of the model with its interval above that of each floor."""
+    """Bars of macro-F1: the model's with its interval, then each floor's."""
     whisker = _span(split.macro_f1_low, split.macro_f1_high, "span")
     bars = [("this model", split.macro_f1, "accent", whisker)]
     bars += [(floor.name, floor.macro_f1, "floor", "") for floor in floors]
@@ -37,7 +37,9 @@ def floors_plot(split: AnyFigures, floors: Sequence[Floor | SetFloor]) -> str:
 
 
 def differences_plot(rows: Sequence[tuple[str, float, float, float]]) -> str:
-    """Differences to 0 with their intervals: name, difference, low, high."""
+    """Differences with their intervals around a line at 0; `rows` are name, difference, low,
+    high.
+    """
     ticks = nice_ticks(min(0.0, *(low for _, _, low, _ in rows)), max(0.0, *(high for _, _, _, high in rows)))
 
     def at(value: float) -> float:
@@ -73,7 +75,7 @@ def _track(name: str, rail: str, value: str) -> str:
 
 
 def _span(low: float, high: float, css: str) -> str:
-    """From one share of the width to another."""
+    """A bar from one share of the width to another."""
     return f'<u class="{css}" style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></u>'
 
 
@@ -92,8 +94,8 @@ def pairs_plot(
     axes: tuple[str, str],
     words: str,
 ) -> str:
-    """Posts of each pair of labels, rows by columns, which `axes` name; the colour is the share of
-    `of`, the posts of the row.
+    """Posts of each pair of labels as a square; `axes` name rows and columns. The colour is the
+    share of `of`, the posts of the row.
     """
     classes = len(labels)
     cell = 46 if classes <= 12 else 38 if classes <= 18 else 27
@@ -155,7 +157,7 @@ def _cell(
 
 def reliability_plot(bins: Iterable[ReliabilityBin], several: bool = False) -> str:
     """Accuracy over the model's confidence; bars below the diagonal mean overconfidence. Strips
-    below show how many posts, or, of several labels, how many posts and labels.
+    below show how many posts, or with several labels how many pairs of post and label.
     """
     across, up, counted = (
         ("probability of a label", "share that has it", "labels")
@@ -205,9 +207,7 @@ def reliability_plot(bins: Iterable[ReliabilityBin], several: bool = False) -> s
 def curves_plot(
     curves: Sequence[tuple[str, Sequence[tuple[int, float]]]], best_step: int | None = None
 ) -> str:
-    """Figures over optimizer steps, up to two of them with their names; the best step of the last
-    one is ringed.
-    """
+    """Up to two named curves over optimizer steps; the best step of the last curve is ringed."""
     left, right, top, bottom = 50, 346, 26, 226
     every = [point for _, points in curves for point in points]
     low_x, high_x = min(step for step, _ in every), max(step for step, _ in every)
@@ -299,7 +299,7 @@ def _rect(x: float, y: float, width: float, height: float, css: str, more: str =
 
 
 def _svg(width: float, height: float, words: str, body: Iterable[str], narrowest: float = 0) -> str:
-    """Shrinks with the page down to `narrowest` pixels, and is never enlarged beyond its own
+    """An SVG that shrinks with the page down to `narrowest` pixels and never grows beyond its own
     size.
     """
     size = f"max-width:{width:.0f}px;min-width:{narrowest:.0f}px"

@@ -1,7 +1,7 @@
-"""What the report's page shows of single posts: the mistakes that the model was surest of, and the
-posts that look mislabelled.
+"""The report's sections on single posts: the model's surest mistakes, and the posts that look
+mislabelled.
 
-Texts are strangers' words: they are escaped, and characters that would be obeyed are spelled out.
+Texts are strangers' words: they are escaped, and control characters are spelled out.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ def mistakes_section(report: Report) -> str:
         for pair in pairs
     ]
     words = (
-        f"<p>{escape(report.headline.capitalize())} posts by the labels that they have and those that they"
-        " were answered with, most frequent pair first; of each pair the posts that the model was surest of,"
-        " with its probability.</p>"
+        f"<p>{escape(report.headline.capitalize())} posts by true label and answer, most frequent pair"
+        " first; each pair shows the mistakes that the model was surest of, with its probability.</p>"
     )
     return section("Most confident mistakes", words + f'<div class="pairs">{"".join(parts)}</div>')
 
@@ -44,12 +43,12 @@ def mislabelled_section(report: Report) -> str:
         return ""
     title = "Posts that look mislabelled"
     if not found.posts:
-        return section(title, f"<p>None of the {found.of:,} held-out posts does.</p>")
+        return section(title, f"<p>None of the {found.of:,} held-out posts looks mislabelled.</p>")
     words = (
         f"<p>On {found.posts:,} of {found.of:,} held-out posts ({percent(found.posts / found.of)}) the model,"
-        " which did not learn from them, is surer of other labels than it usually is where these are right"
+        " which did not learn from them, is surer of other labels than it usually is where those are right"
         " (confident learning). Many are its own mistakes; the first ones are worth a look. All are in"
-        f" <code>{MISLABELLED}</code> beside this report: write what a post should have into its column"
+        f" <code>{MISLABELLED}</code> beside this report: write the right label into the column"
         f" <code>corrected</code> and type <code>emotion-train prepare … --corrections {MISLABELLED}</code>."
         "</p>"
     )
@@ -64,7 +63,7 @@ def mislabelled_section(report: Report) -> str:
 
 
 def pair_words(pair: Mistakes) -> str:
-    """`anger → annoyance`, or what was only missed or only added."""
+    """`anger → annoyance`, or the label that was only missed or only added."""
     if pair.missed is None:
         return f"{pair.added} added"
     return f"{pair.missed} missed" if pair.added is None else f"{pair.missed} → {pair.added}"
@@ -88,6 +87,6 @@ def _listed(labels: Sequence[str]) -> str:
 
 
 def _posts(posts: Iterable[tuple[str, str]]) -> str:
-    """Texts, each with what is said of it."""
+    """A list of texts, each with its remark."""
     items = "".join(f"<li>{escape(shown(text))}<small>{escape(said)}</small></li>" for text, said in posts)
     return f'<ul class="posts">{items}</ul>'

@@ -1,9 +1,8 @@
-"""Which held-out posts a report speaks of: the mistakes that the model was surest of, by the labels
-that it took for one another, and the posts that look mislabelled.
+"""Chooses the held-out posts that a report shows: the model's surest mistakes, by pairs of mistaken
+labels, and the posts that look mislabelled.
 
-They are chosen by predictions alone, so that texts of the chosen posts are all that is read of the
-data set once more. What is equal stands in the order of the ids: the same predictions choose the
-same posts.
+Predictions alone choose them, so only the texts of the chosen posts are read from the data set
+again. The order of the ids breaks ties: the same predictions choose the same posts.
 
 Letters: N posts, C labels.
 """
@@ -36,8 +35,8 @@ _LONGEST = 1000  # characters of a text in the report
 
 
 class Pair(NamedTuple):
-    """A label that posts have, the one that they were answered with in its place, how many posts,
-    and the rows of the surest mistakes with how sure they were.
+    """A true label, the label answered in its place, the number of such posts, and the rows of the
+    surest mistakes with the model's certainty.
     """
 
     missed: int | None
@@ -56,9 +55,7 @@ class Doubt(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The posts of a report on `splits`; `looked_at` are those among which the doubted ones are
-    `doubted` of.
-    """
+    """The chosen posts of a report; `doubted` of the `looked_at` posts look mislabelled."""
 
     headline: str
     pairs: tuple[Pair, ...]
@@ -69,7 +66,9 @@ class Chosen(NamedTuple):
 
     @classmethod
     def of(cls, splits: Mapping[str, AnyResult], headline: str, examples: int) -> Chosen:
-        """`examples` are the posts of each pair; with 0 none is shown, and texts are not needed."""
+        """The posts to show, with up to `examples` for each pair; with 0 none is shown, and no text
+        is read.
+        """
         predictions = {name: result.predictions for name, result in splits.items()}
         found, doubted = _doubts(predictions)
         looked_at = sum(len(one.ids) for one in predictions.values())
@@ -77,7 +76,9 @@ class Chosen(NamedTuple):
         return cls(headline, pairs, found, doubted, looked_at, examples)
 
     def wanted(self, splits: Mapping[str, AnyResult]) -> dict[str, set[str]]:
-        """The ids, by split, whose texts the report has; none where it shows no texts."""
+        """The ids, by split, of the posts whose texts the report needs; none where it shows no
+        texts.
+        """
         rows: dict[str, set[int]] = {name: set() for name in splits}
         if self.examples:
             rows[self.headline] |= {row for pair in self.pairs for row, _ in pair.rows}
@@ -113,7 +114,7 @@ class Chosen(NamedTuple):
     def mislabelled(
         self, splits: Mapping[str, AnyResult], labels: Sequence[str], texts: Texts
     ) -> Mislabelled | None:
-        """None where labels are not doubted, as of shares."""
+        """The posts that look mislabelled; None for shares, which are not doubted."""
         if not _doubtable(splits):
             return None
         shown = [
@@ -132,10 +133,10 @@ class Chosen(NamedTuple):
         return Mislabelled(of=self.looked_at, posts=self.doubted, examples=tuple(shown))
 
     def to_csv(self, splits: Mapping[str, AnyResult], labels: Sequence[str], texts: Texts) -> bytes | None:
-        """The posts that look mislabelled for `emotion-train prepare --corrections`, which takes
-        what a person writes into the column `corrected`; None where labels are not doubted. Cells
-        that a spreadsheet would compute begin with an apostrophe; without texts there is no column
-        of them.
+        """The posts that look mislabelled as a CSV for `emotion-train prepare --corrections`, which
+        reads the column `corrected` that a person fills in; None for shares. Cells that a
+        spreadsheet would compute begin with an apostrophe; where the report shows no texts, there
+        is no column of texts.
         """
         if not _doubtable(splits):
             return None
@@ -168,8 +169,8 @@ def _doubtable(splits: Mapping[str, AnyResult]) -> bool:
 
 
 def _doubts(predictions: Mapping[str, AnyPredictions]) -> tuple[tuple[Doubt, ...], int]:
-    """The doubts of all splits together, which gives rare labels more posts to be judged by; and
-    how many there are.
+    """The doubts of all splits together, so that rare labels are judged by more posts; and how many
+    there are.
     """
     places = [(name, row) for name, one in predictions.items() for row in range(len(one.ids))]
     parts = list(predictions.values())
@@ -183,8 +184,8 @@ def _doubts(predictions: Mapping[str, AnyPredictions]) -> tuple[tuple[Doubt, ...
 
 
 def _fit(predictions: AnyPredictions, doubt: Doubt) -> float:
-    """The model's probability of what it suggests: of the one label, of several the smallest of
-    those that it would add, and of the absence of those that it would take away.
+    """The model's probability of its suggestion. With several labels, this is the smallest over the
+    labels that it would add and the absence of those that it would remove.
     """
     prob_C = predictions.prob_NC[doubt.row]
     if not isinstance(predictions, SetPredictions):
@@ -196,7 +197,7 @@ def _fit(predictions: AnyPredictions, doubt: Doubt) -> float:
 
 
 def _pairs(predictions: AnyPredictions, examples: int) -> tuple[Pair, ...]:
-    """The pairs of most posts, the first of equal ones first, with their surest mistakes."""
+    """The pairs with most posts, ties in the order of the labels, with their surest mistakes."""
     if isinstance(predictions, SetPredictions):
         found = _pairs_of_sets(predictions)
     else:
@@ -219,8 +220,8 @@ _Found = dict[tuple[int | None, int | None], list[tuple[int, float]]]
 
 
 def _pairs_of_sets(predictions: SetPredictions) -> _Found:
-    """Each label that a post misses with each that was added to it; one alone where it only misses
-    or only gets some. It is as sure as the less sure half of the mistake.
+    """Each label that a post misses, paired with each that was added; None in place of a label
+    where there is only one kind. The certainty is the smaller of the two halves'.
     """
     missed_NC = predictions.truth_NC & ~predictions.predicted_NC
     added_NC = predictions.predicted_NC & ~predictions.truth_NC

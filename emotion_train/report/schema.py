@@ -1,9 +1,9 @@
 """The content of report.json and scorecard.json.
 
-All figures are unrounded; pages round. An unknown field is refused, so a reader of another schema
-notices. Posts that are answered with one label have `SplitFigures`, those that have several
-`SetFigures`; what both have goes by the same names, so that only pages about the difference ask.
-Schema 1 knew one label a post alone, and stays readable.
+All figures are unrounded; pages round. An unknown field is refused, so that a reader of another
+schema notices. Posts that are answered with one label have `SplitFigures`, posts with several
+labels `SetFigures`; shared figures have the same names, so that only pages about the difference
+need to know the kind. Schema 1 allowed only one label a post, and stays readable.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Part(BaseModel):
 
 
 class _Scored(_Part):
-    """`also` are the figures beside those that all have, by their fields."""
+    """Figures of a model; `also` are those that not every kind has, by field."""
 
     ALSO: ClassVar[tuple[str, ...]] = ()
     OF_PROBABILITIES: ClassVar[tuple[str, ...]] = ()
@@ -74,7 +74,7 @@ class _Scored(_Part):
 
     @property
     def of_probabilities(self) -> dict[str, float]:
-        """How far the probabilities are off, by field."""
+        """The errors of the probabilities, by field."""
         return self._named(self.OF_PROBABILITIES)
 
     def _named(self, fields: Iterable[str]) -> dict[str, float]:
@@ -135,7 +135,9 @@ class _AnyFloor(_Scored):
 
     @property
     def outcome(self) -> Literal["beaten", "open", "not beaten"]:
-        """open: the interval of the difference holds 0, so chance explains it."""
+        """Whether the model beats the floor; open where the interval of the difference holds 0, so
+        chance may explain it.
+        """
         if self.difference_low > 0:
             return "beaten"
         return "not beaten" if self.difference_high < 0 else "open"
@@ -160,7 +162,7 @@ class SetFloor(_AnyFloor):
 
 
 class _Figures(_Scored):
-    """What the figures of posts have, whatever these are labelled with."""
+    """The figures that all kinds of targets share."""
 
     rows: Count
     macro_f1: Score
@@ -175,8 +177,8 @@ class _Figures(_Scored):
 
 class Distance(_Part):
     """How far probabilities are from the labels' shares, as means over the posts. KL divergences
-    are in nats and total variation lies between 0 and 1; 0 is no distance. `…_of_prior` are those
-    of the training split's shares, given to every post.
+    are in nats, total variation is from 0 to 1; 0 is no distance. `…_of_prior` are the distances of
+    the training split's shares, given to every post.
     """
 
     mean_kl: float
@@ -210,8 +212,8 @@ class SplitFigures(_Figures):
 
 
 class Mistaken(_Part):
-    """Posts that have the label `missed` and were answered with `added` in its place or beside it:
-    the first is not among their answers, the second not among their labels.
+    """Posts that have the label `missed` and were answered with `added` instead: `missed` is not
+    among their answers, `added` not among their labels.
     """
 
     missed: str
@@ -245,8 +247,8 @@ class SetFigures(_Figures):
 
     folds: int | None = Field(
         description=(
-            "Each post was answered by thresholds that the other folds' posts chose, of so many folds; None:"
-            " by those of `per_label`, which other posts chose."
+            "Number of folds, where each post was answered by thresholds that the other folds' posts chose;"
+            " None: by the thresholds of `per_label`, which other posts chose."
         )
     )
     macro_f1_at_half: float = Field(description="The same with 0.5 as the threshold of every label.")
@@ -287,8 +289,8 @@ class ProbabilityFigures(_Part):
 
 
 class BeforeAndAfter(_Part):
-    """Figures by the head as it was trained, and at its temperature; posts that chose the
-    temperature are taken at the one that the other folds' posts chose.
+    """Figures without and with the head's temperature; for posts that chose the temperature, with
+    the one that the other folds' posts chose.
     """
 
     before: ProbabilityFigures
@@ -296,13 +298,12 @@ class BeforeAndAfter(_Part):
 
 
 class TemperatureFigures(_Part):
-    """What the logits of the published head were divided by, and what that did. `gain` is by how
-    much it lowers the log loss of validation posts that did not choose it, also where it was not
-    kept.
+    """The divisor of the published head's logits, and its effect. `gain` is how much it lowers the
+    log loss of validation posts that did not choose it, also where it was not kept.
     """
 
     temperature: tuple[float, ...] | None = Field(
-        description="One number, or of several labels one a label; None where nothing was gained."
+        description="One number, or with several labels one for each; None where nothing was gained."
     )
     gain: float
     gain_low: float = Field(description="Lower end of the paired 95 % interval.")
@@ -323,13 +324,13 @@ class GateCheck(_Part):
 
 
 class GateFigures(_Part):
-    """A gate of decision.json, held against the posts of each split."""
+    """A gate of decision.json, checked on the posts of each split."""
 
     label: str | None = Field(description="None: over all labels.")
     precision: float
     threshold: float | None = Field(description="None: no probability is enough.")
     checks: dict[str, GateCheck] = Field(
-        description="What the gate does, by split; empty without a threshold."
+        description="The accepted and right answers, by split; empty without a threshold."
     )
 
 
@@ -345,8 +346,8 @@ AnyFigures = Annotated[
 
 
 def _require_targets(version: str, targets: TargetKind, figures: Iterable[AnyFigures]) -> None:
-    """Raises `ValueError` for figures of other targets, and for other targets than one in the first
-    schema.
+    """Raises `ValueError` for figures of other targets, and for targets other than "one" in the
+    first schema.
     """
     if version.endswith("/1") and targets != "one":
         raise ValueError(f"{version} knows no targets {targets!r}")
@@ -409,14 +410,14 @@ class Speed(_Part):
     )
     peak_memory_bytes: int
     memory_kind: Literal["GPU", "RSS"] = Field(
-        description="What memory is meant: that of the fullest GPU, or the resident set on a CPU."
+        description="Kind of peak_memory_bytes: of the fullest GPU, or the resident set on a CPU."
     )
     usd_per_hour: float | None
     usd: float | None
 
 
 class Parent(_Part):
-    """The published adapter that a run trained on from."""
+    """The published adapter from which a run trained on."""
 
     name: str = Field(description="The run that published it, else the name of its folder.")
     weights_sha256: str = Field(description="sha256 of its adapter_model.safetensors.")
@@ -429,7 +430,7 @@ class Parent(_Part):
 
 
 class Identity(_Part):
-    """What made this model, so that it can be made again."""
+    """The facts needed to make this model again."""
 
     run_id: str
     config: dict[str, Any]
@@ -444,7 +445,7 @@ class Identity(_Part):
     world_size: int
     started_utc: AwareDatetime
     ended_utc: AwareDatetime
-    parent: Parent | None = Field(None, description="The adapter that it trained on from, if any.")
+    parent: Parent | None = Field(None, description="The adapter from which it trained on, if any.")
 
 
 class OldLabel(_Part):
@@ -459,7 +460,7 @@ class OldLabel(_Part):
 
 
 class OldPosts(_Part):
-    """The parent's held-out posts, as it was published and as the run answers them."""
+    """The parent's held-out posts, answered by the published parent and by the run."""
 
     split: str
     rows: int
@@ -516,8 +517,8 @@ class Example(_Part):
 
 
 class Mistakes(_Part):
-    """Posts of the headline split that have label `missed` and were answered with `added`, of which
-    one is None where posts have several labels and nothing stands against it; the surest examples.
+    """Posts of the headline split that have label `missed` and were answered with `added`, with the
+    surest examples. Where posts have several labels, one of the two may be None.
     """
 
     missed: str | None
@@ -548,7 +549,7 @@ class Mislabelled(_Part):
 
 
 class SliceFigures(_Part):
-    """Posts of the headline split with one value of a column; `value` is None for the rest of the
+    """Posts of the headline split with one value of a column; `value` is None for all further
     values together. Macro-F1 is over the labels that these posts have.
     """
 
@@ -567,11 +568,11 @@ class Slices(_Part):
 
 
 class TrainedOn(_Part):
-    """How many of the scored posts have a text that stands in the training split."""
+    """How many of the scored posts have a text of the training split."""
 
     posts: int
     of: int
-    chance: float = Field(description="Largest share of other posts that the look-up takes for such ones.")
+    chance: float = Field(description="Largest share of other posts that the look-up takes for these.")
 
     @property
     def share(self) -> float:
@@ -579,7 +580,7 @@ class TrainedOn(_Part):
 
     @property
     def matters(self) -> bool:
-        """More than ten times what the look-up may take for trained on by chance."""
+        """Whether the share is far above what the look-up may find by chance."""
         return self.share > _SHARE_THAT_MATTERS
 
 
@@ -602,7 +603,7 @@ class Scorecard(_Part):
     source: str
     name: str
     run_id: str | None = Field(
-        description="The run that published the adapter; of several adapters that of the first."
+        description="The run that published the adapter; with several adapters, the first one's."
     )
     members: tuple[Member, ...] = Field(
         (), description="The adapters whose logits are averaged, where there are several."
@@ -612,8 +613,8 @@ class Scorecard(_Part):
     precision: str = Field(description="Number format of the base in this evaluation.")
     labels: tuple[str, ...]
     figures: AnyFigures = Field(
-        description="Figures of the posts that were not trained on; of all where none or all were, or"
-        " nothing is known of it."
+        description="Figures of the posts that were not trained on; of all posts where none or all were, or"
+        " where that is not known."
     )
     trained_on: TrainedOn | None = Field(None, description="None: it could not be looked up.")
     not_looked_up: str | None = Field(None, description="Why `trained_on` is None, and what would help.")
@@ -651,8 +652,8 @@ class Report(_Part):
     cuts: dict[str, Cut] = Field(
         default_factory=dict,
         description=(
-            "What data.max_length cuts, by split, counted with the run's tokenizer: of all held-out posts and"
-            " of a sample of train. Empty in reports of earlier versions."
+            "Posts and tokens that data.max_length cuts, by split, counted with the run's tokenizer: all"
+            " held-out posts and a sample of train. Empty in reports of earlier versions."
         ),
     )
     temperature: TemperatureFigures | None = Field(None, description="None in reports of earlier versions.")
@@ -670,7 +671,7 @@ class Report(_Part):
     mislabelled: Mislabelled | None = None
     slices: tuple[Slices, ...] = ()
     old_posts: OldPosts | None = Field(
-        None, description="Where report.old_data names the data set of the adapter that was trained on from."
+        None, description="On the posts of report.old_data, the data set of the parent adapter."
     )
     try_next: str | None = Field(
         None, description="The last sentence: what to try next, whatever the verdict."

@@ -1,5 +1,5 @@
-"""The scorecard of an adapter on one source of posts: those that it was trained on are told, and
-left out of the figures that are quoted.
+"""The scorecard of an adapter on one source of posts. Posts that the adapter was trained on are
+counted, and left out of the quoted figures.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Seen:
-    """Ids of the posts whose text stands in the training split; `chance` is the largest share of
-    other posts that the look-up puts among them. `unknown` says why nobody could look.
+    """Ids of the posts whose text is in the training split; `chance` is the largest share of other
+    posts that the look-up may put among them. `unknown` says why no look-up was possible.
     """
 
     ids: Collection[str] = ()
@@ -30,7 +30,7 @@ class Seen:
 
     @classmethod
     def by_any(cls, looks: Sequence[Seen]) -> Seen:
-        """What several looks together say: a post was trained on that any of them found."""
+        """Several look-ups as one: a post counts as trained on where any of them found it."""
         unknown = next((look.unknown for look in looks if look.unknown is not None), None)
         ids = frozenset(post_id for look in looks for post_id in look.ids)
         return cls(ids, sum(look.chance for look in looks), unknown) if len(looks) > 1 else looks[0]
@@ -51,11 +51,11 @@ def build_scorecard(
     **facts: Any,
 ) -> Scorecard:
     """The card of a result. `train_counts` are the training posts of each label, or sums of its
-    shares; None lets those of the scored posts stand in, which can only raise the floor of a
-    constant answer.
+    shares; None takes the counts of the scored posts, which can only raise the floor of a constant
+    answer.
 
-    `decision` is what answered the posts, and these `chose` it or did not. `facts` are the card's
-    other fields.
+    `decision` answered the posts; `chose`: these posts chose it. `facts` are the card's other
+    fields.
     """
 
     def figures(part: AnyResult) -> AnyFigures:
@@ -89,10 +89,10 @@ def build_scorecard(
 
 
 def headline(card: Scorecard) -> tuple[str, str]:
-    """What the card's figures allow to say, as a verdict's outcome and sentence.
+    """The outcome and the sentence of the verdict on the card's figures.
 
-    There is one outcome more: "doubtful", for a model that would beat its floors and was trained on
-    posts it is scored on, or may have been.
+    One more outcome is "doubtful": the model beats its floors, but was or may have been trained on
+    the scored posts.
     """
     trained_on = card.trained_on
     which = "" if card.figures_of_all is None else " that were not trained on"
@@ -105,28 +105,28 @@ def headline(card: Scorecard) -> tuple[str, str]:
 
 
 def of_the_training(card: Scorecard) -> str | None:
-    """How many of the posts were trained on and what that does to their score, or why that is not
-    known; None for a card of an earlier version.
+    """The sentence on how many posts were trained on and what that does to their score, or why it
+    is not known; None for a card of an earlier version.
     """
     trained_on, of_all = card.trained_on, card.figures_of_all
     if trained_on is None:
         return card.not_looked_up
     if not trained_on.posts:
-        return f"None of the {trained_on.of:,} posts stands in the training split."
+        return f"None of the {trained_on.of:,} posts is in the training split."
     good = "their score is too good"
     if of_all is None:
         return (
-            f"All {trained_on.of:,} posts stand in the training split: {good}, and says nothing of other"
+            f"All {trained_on.of:,} posts are in the training split: {good}, and says nothing about other"
             " posts."
         )
     counted = (
-        f"{trained_on.posts:,} of {trained_on.of:,} posts {'stand' if trained_on.posts > 1 else 'stands'} in"
-        " the training split"
+        f"{trained_on.posts:,} of {trained_on.of:,} posts {'are' if trained_on.posts > 1 else 'is'} in the"
+        " training split"
     )
     both = (
         f"Macro-F1 is {card.figures.macro_f1:.3f} on the {card.figures.rows:,} others and"
         f" {of_all.macro_f1:.3f} on all"
     )
     if trained_on.posts <= np.ceil(trained_on.of * trained_on.chance) and not trained_on.matters:
-        return f"{counted}, or by chance look as if they did. {both}."
+        return f"{counted}, or look so by chance. {both}."
     return f"{counted}: {good}. {both}."

@@ -52,8 +52,9 @@ def set_figures(
     samples: int,
     seed: int,
 ) -> SetFigures:
-    """All figures of a split whose posts have several labels. `tfidf` has that floor's answers to
-    the same posts in the same order; `figures.SetResult` says what the others are.
+    """All figures of a split whose posts have several labels. `tfidf` holds the TF-IDF floor's
+    answers to the same posts in the same order; `figures.SetResult` explains `thresholds` and
+    `folds`.
     """
     truth_NC, answers_NC = predictions.truth_NC, predictions.predicted_NC
     at_half_NC = predictions.prob_NC >= HALF
@@ -117,7 +118,7 @@ def _per_label(
 
 
 def figures_by_label(kind: type[F], labels: Sequence[str], columns: Mapping[str, Any]) -> tuple[F, ...]:
-    """What `kind` says of each label; each of the `columns` has a figure for each of them, in their
+    """One `kind` for each label, from `columns` with one figure for each label in the same
     order.
     """
     rows = zip(*(column_C.tolist() for column_C in columns.values()), strict=True)
@@ -156,7 +157,7 @@ def _mistaken(
 def _together(
     labels: Sequence[str], truth_NC: NDArray[np.bool_], answers_NC: NDArray[np.bool_]
 ) -> tuple[Together, ...]:
-    """Pairs in either order once, those that no post has but some are answered with among them."""
+    """Each pair of labels once, also pairs that no post has but some are answered with."""
     have_CC, get_CC = (np.triu(together(some_NC, some_NC), 1) for some_NC in (truth_NC, answers_NC))
     weighed_CC = have_CC * (len(truth_NC) + 1) + get_CC  # by posts that have both, then by answers
     return tuple(
@@ -171,7 +172,9 @@ def _together(
 
 
 def _most(counts_CC: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Row, column and count of the highest counts above 0, the first of equal ones first."""
+    """Row, column and count of the highest counts above 0; ties in the order of rows and
+    columns.
+    """
     order = np.argsort(-counts_CC, axis=None, kind="stable")[:_MOST_PAIRS]
     rows, columns = np.unravel_index(order, counts_CC.shape)
     found = zip(rows.tolist(), columns.tolist(), counts_CC[rows, columns].tolist(), strict=True)

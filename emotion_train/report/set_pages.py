@@ -1,5 +1,5 @@
-"""What the report's page says of labels that are missed, added and had together, where posts have
-several.
+"""The report's sections for posts with several labels: labels that are missed and added, and labels
+that occur together.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _LISTED = 12
 
 
 def mistaken_section(split: SetFigures) -> str:
-    """Which labels are missed where which others are added."""
-    title = "Confusions: what is missed where what is added"
+    """The section on labels that are missed where others are added."""
+    title = "Confusions: labels missed where others are added"
     if not split.mistaken:
         return section(title, "<p>No post misses a label and gets another.</p>")
     missed = {one.label: one.support - round(one.recall * one.support) for one in split.per_label}
@@ -28,8 +28,8 @@ def mistaken_section(split: SetFigures) -> str:
         "Posts that miss one label and get another",
     )
     caption = (
-        "Posts that have the label of the row and were not answered with it, by labels that they do not have"
-        " and were answered with; stronger colour, larger share of the posts that miss the row's label."
+        "Posts whose true label (row) was missed, by a wrong label that they were answered with (column);"
+        " stronger colour, larger share of the posts that miss the row's label."
     )
     rows = [
         (one.missed, one.added, f"{one.posts:,}", percent(one.posts / missed[one.missed]))
@@ -40,7 +40,7 @@ def mistaken_section(split: SetFigures) -> str:
 
 
 def together_section(split: SetFigures) -> str:
-    """Which labels posts have, and are answered with, together."""
+    """The section on labels that posts have together, and are answered with together."""
     title = "Labels that occur together"
     if not split.together:
         return section(title, "<p>No post has two labels, and none was answered with two.</p>")

@@ -1,5 +1,5 @@
-"""Macro-F1 by the values of a column that the data set kept, such as the language or the source of
-a post: where a model is worse than its headline says.
+"""Macro-F1 by the values of a kept column, such as the language or the source of a post: shows
+where a model is worse than its headline score.
 
 Letters: N posts, C labels.
 """
@@ -25,8 +25,8 @@ def slices(
     predictions: AnyPredictions, values: Mapping[str, Mapping[str, str]], samples: int, seed: int
 ) -> tuple[Slices, ...]:
     """The figures of each column. `values` maps a column to each post's value by id, "" for a post
-    without one. The ten values of most posts stand alone, the first by name of equally many; the
-    others are taken together.
+    without one. The ten values with most posts (ties by name) have figures of their own; the others
+    are taken together.
     """
     return tuple(
         Slices(column=column, values=_of_column(predictions, value_of, samples, seed))
@@ -44,18 +44,18 @@ def _of_column(
     alone, rest = most[:_MOST_VALUES], most[_MOST_VALUES:]
     if len(rest) == 1:
         alone, rest = most, []
-    found = [
+    figures = [
         _figures(predictions, rows_of[value], name, 1, samples, seed)
         for value, name in zip(alone, _names(alone), strict=True)
     ]
     if rest:
         rows = sorted(row for value in rest for row in rows_of[value])
-        found.append(_figures(predictions, rows, None, len(rest), samples, seed))
-    return tuple(found)
+        figures.append(_figures(predictions, rows, None, len(rest), samples, seed))
+    return tuple(figures)
 
 
 def _names(values: Sequence[str]) -> list[str]:
-    """The values, cut where they are long, and told apart where that makes them alike."""
+    """The values, long ones cut, and numbered where cutting makes them equal."""
     short = [value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…" for value in values]
     twice = {name for name, times in Counter(short).items() if times > 1}
     return [f"{name} ({at})" if name in twice else name for at, name in enumerate(short, 1)]
@@ -64,7 +64,9 @@ def _names(values: Sequence[str]) -> list[str]:
 def _figures(
     predictions: AnyPredictions, rows: Sequence[int], value: str | None, values: int, samples: int, seed: int
 ) -> SliceFigures:
-    """Over the labels that these posts have: the others would count 0 for no fault of the model."""
+    """The figures over the labels that these posts have; other labels would count 0 for no fault of
+    the model.
+    """
     part = predictions.take(rows)
     classes = part.prob_NC.shape[1]
     if isinstance(part, SetPredictions):

@@ -1,4 +1,4 @@
-"""How the report looks: every colour is a variable, with one set each for light, dark and paper."""
+"""The report's style: every colour is a variable, with one set each for light, dark and paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The report in a terminal: the verdict first, then what a person would ask next."""
+"""The report in a terminal: the verdict first, then the figures that a person would ask for
+next.
+"""
 
 from __future__ import annotations
 

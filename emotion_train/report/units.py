@@ -40,7 +40,7 @@ def rate(per_second: float) -> str:
 
 
 def round_up(number: float) -> int:
-    """The next number with two digits and noughts.
+    """The number rounded up to two significant digits.
 
     >>> round_up(1234.5), round_up(17)
     (1300, 17)
@@ -68,7 +68,7 @@ def short_count(count: int) -> str:
 
 
 def saving(saves: int, stall_seconds: float, train_seconds: float, upload_seconds: float) -> str:
-    """How often a run was saved, and what that cost the training."""
+    """The number of saves of a run, and their cost."""
     if not saves:
         return "none"
     share = percent(stall_seconds / train_seconds if train_seconds else 0)
@@ -81,7 +81,7 @@ def saving(saves: int, stall_seconds: float, train_seconds: float, upload_second
 def training_words(
     loss: float | None, posts_per_second: float | None, macro_f1: float | None, note: str = ""
 ) -> str:
-    """What is known of a training that runs: `loss 1.234, 388 posts/s, last macro-F1 0.512`."""
+    """The known figures of a running training: `loss 1.234, 388 posts/s, last macro-F1 0.512`."""
     told = (
         f"loss {loss:.3f}" if loss is not None else "",
         f"{rate(posts_per_second)} posts/s" if posts_per_second is not None else "",

@@ -1,9 +1,9 @@
-"""Bytes of a decoder block in training: what is kept from its forward to its backward pass, and
-what passes while it computes.
+"""Bytes of a block in training: the bytes kept from its forward to its backward pass, and the bytes
+that live only while it computes.
 
 Counted tensor by tensor, from transformers' modules under autograd (stock) and from
-`model/fused.py` read line by line; tests compare both with what is really kept and allocated. The
-price: a change there that keeps another tensor has to be written down here.
+`model/fused.py` read line by line; tests compare both with the bytes that are really kept and
+allocated. The price: a change there that keeps another tensor has to be repeated here.
 
 Letters: H hidden size, I intermediate size, Q width of the queries (heads x head size), K width of
 the keys, r rank of the adapter.
@@ -18,7 +18,7 @@ from emotion_train.bases.qwen3_5 import with_counterparts
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import STACKS, Precision, Shape
 
-_TOKENS_PER_POST = 16  # of short posts; what is kept for each post is a twentieth of a block
+_TOKENS_PER_POST = 16  # of short posts; the bytes kept for each post are a twentieth of a block
 CHUNK = 32  # tokens of a post that a delta net computes at once
 _SCALE = 4  # a row in float8 has one float32 scale
 
@@ -38,8 +38,8 @@ class Activations:
 
 @dataclass(frozen=True)
 class FusedBlocks:
-    """All blocks of the fused decoder. `element`: bytes of an activation; it is 2 but for tests on
-    a CPU, which compute in float32.
+    """All blocks of the fused decoder. `element`: bytes of an activation, 2 except in tests on a
+    CPU, which compute in float32.
     """
 
     recipe: Recipe
@@ -54,14 +54,12 @@ class FusedBlocks:
         return self.recipe.precision
 
     def kept_by_layer(self) -> dict[str, int]:
-        """Bytes per token that a block keeps, by what they are; 172 kB of Mistral Small 3.1's in
-        bfloat16.
-        """
+        """Bytes per token that a block keeps, by kind; 172 kB for Mistral Small 3.1 in bfloat16."""
         return {**self._before_pooling(), **self._after_pooling()}
 
     def kept_by_last_layer(self) -> tuple[int, int]:
-        """(per token, per post): from its attention on the last block computes the posts' last
-        tokens only.
+        """Bytes that the last block keeps, (per token, per post): after its attention it computes
+        only the posts' last tokens.
         """
         return sum(self._before_pooling().values()), sum(self._after_pooling().values())
 
@@ -99,15 +97,15 @@ class FusedBlocks:
         )
 
     def of_pack(self, tokens: int, recompute: bool) -> Activations:
-        """Bytes of a whole pack. `recompute`: blocks keep their input only, and recompute the
+        """Bytes of a whole pack. `recompute`: blocks keep only their input, and recompute the
         rest.
         """
         posts = -(-tokens // _TOKENS_PER_POST)
         hidden = self._sizes()[0]
         block, (last, last_of_post) = sum(self.kept_by_layer().values()), self.kept_by_last_layer()
         others = self.shape.num_hidden_layers - 1
-        # ids and positions, the two ends of what each token sees, dropout's two counters, cosines
-        # and sines in float32; of a post, the float32 head and its norm
+        # ids and positions, the first and last token that each token sees, dropout's two counters,
+        # cosines and sines in float32; of a post, the float32 head and its norm
         inputs = (
             tokens * (2 * 8 + 2 * 4 + 2 * 4 + 2 * 4 * self.shape.head_dim)
             + posts * 2 * 4 * self.shape.hidden_size
@@ -122,7 +120,7 @@ class FusedBlocks:
             + posts * self._last_of_post()
         )
         if others:
-            # what the block at work has beside what it keeps
+            # the block at work holds these beside the bytes it keeps
             here = tokens * (block - (hidden if recompute else block))
             highest = max(
                 highest, inputs + below + here + tokens * max(self._forward(), again + self._backward())
@@ -135,9 +133,9 @@ class FusedBlocks:
         return self.kept_by_last_layer()[1] + 4 * hidden + inner + 2 * query
 
     def _forward(self) -> int:
-        """Bytes per token beside what the block keeps, when its last product is made: five hidden
-        states (the MLP's output before it, both norms, the attention's output, its own), and the
-        MLP's inner product, in float8 where nothing else reads it.
+        """Bytes per token, beside those that the block keeps, when its last product is made: five
+        hidden states (the MLP's output before it, both norms, the attention's output, its own), and
+        the MLP's inner product, in float8 where nothing else reads it.
         """
         hidden, _, inner, _ = self._sizes()
         if not self._adapted("down_proj"):
@@ -151,10 +149,11 @@ class FusedBlocks:
         )
 
     def _backward(self) -> int:
-        """Bytes per token beside what the block keeps, at the highest point of its backward pass.
+        """Bytes per token, beside those that the block keeps, at the highest point of its backward
+        pass.
 
-        Where there is dropout an adapter has a dropped copy of its input beside it; where that
-        input is a norm, either way one copy.
+        With dropout, an adapter holds a dropped copy beside its input; where the input is a norm,
+        there is one copy with and without dropout.
         """
         hidden, query, inner, _ = self._sizes()
         dropped = 1 if self.recipe.lora_dropout else 0
@@ -171,9 +170,9 @@ class FusedBlocks:
         return max(points)
 
     def _backward_from_attention(self) -> int:
-        """Bytes per token of the gradients of the attention's output, of its input, of queries,
-        keys and values, and of the block's input, beside the adapters' copy of the first norm or
-        the gradient that the norm makes anew.
+        """Bytes per token of the gradients of the attention's output and input, of queries, keys
+        and values, and of the block's input, beside the adapters' copy of the first norm or the
+        gradient that the norm makes.
         """
         hidden, query, _, width = self._sizes()
         held = hidden + query + width
@@ -181,7 +180,7 @@ class FusedBlocks:
         return held + max(4 * self.shape.num_attention_heads, hidden + codes, 2 * hidden)
 
     def _codes(self, size: int) -> int:
-        """Bytes of a row in float8, where the products want it so."""
+        """Bytes of a row in float8, where the products take float8."""
         return size + _SCALE if self.precision == "fp8" else 0
 
     def _adapted(self, *names: str) -> bool:
@@ -193,9 +192,9 @@ class FusedBlocks:
 
 
 def fused_overhead(recipe: Recipe, element: int = 2) -> int:
-    """Bytes that lie on the GPU for good beside weights, adapter and optimizer: the adapters in
-    bfloat16 (a product's A one below the other, its B as blocks of one matrix), and the workspace
-    into which 4-bit weights are unpacked.
+    """Bytes that stay on the GPU beside weights, adapter and optimizer: the adapters in bfloat16 (a
+    product's A stacked, its B as blocks of one matrix), and the workspace into which 4-bit weights
+    are unpacked.
     """
     shape, copies = recipe.shape, 0
     for stack, (outputs, inputs) in zip(STACKS, shape.stacked_layers, strict=True):
@@ -209,7 +208,7 @@ def fused_overhead(recipe: Recipe, element: int = 2) -> int:
 
 
 def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
-    """Bytes per token that autograd keeps of one of transformers' blocks, by what they are.
+    """Bytes per token that autograd keeps of one of transformers' blocks, by kind.
 
     Frozen weights keep no input: only adapters do. Dropout keeps no mask.
     """
@@ -237,8 +236,8 @@ def stock_kept_by_layer(recipe: Recipe) -> dict[str, int]:
 
 
 def delta_kept_by_layer(recipe: Recipe) -> dict[str, int]:
-    """Bytes per token that autograd keeps of a block that is a gated delta net, by what they are.
-    What is between its products is computed once more in the backward pass.
+    """Bytes per token that autograd keeps of a gated delta net's block, by kind. The steps between
+    its products are recomputed in the backward pass.
     """
     shape, element = recipe.shape, _stock_element(recipe)
     nets = shape.delta_nets
@@ -257,9 +256,9 @@ def delta_kept_by_layer(recipe: Recipe) -> dict[str, int]:
 def _encoder_kept_by_layer(recipe: Recipe, element: int) -> dict[str, int]:
     """Bytes per token that autograd keeps of an encoder's block, whose dropout keeps no mask.
 
-    Norms give float32, which each product under autocast brings to bfloat16 for itself: BERT's
+    Norms give float32, which each product under autocast converts to bfloat16 for itself: BERT's
     queries, keys and values have an input each. ModernBERT's are one product; the values keep it
-    whole beside the rotated queries and keys, and so does its MLP's gate.
+    whole beside the rotated queries and keys, and the MLP's gate does so too.
     """
     shape = recipe.shape
     hidden, inner, is_bert = shape.hidden_size, shape.intermediate_size, shape.positions > 0
@@ -277,8 +276,8 @@ def _encoder_kept_by_layer(recipe: Recipe, element: int) -> dict[str, int]:
 
 
 def _products_that_keep_inputs(recipe: Recipe) -> tuple[int, int, int, int]:
-    """How many products keep what they multiply: of the block's first ones, of the MLP's first and
-    of its last; and how many have an adapter.
+    """How many products keep their input: among the block's first ones, the MLP's first and its
+    last; and how many have an adapter.
     """
     is_bert = recipe.shape.positions > 0
     if recipe.lora is None:
@@ -291,9 +290,9 @@ def _products_that_keep_inputs(recipe: Recipe) -> tuple[int, int, int, int]:
 
 
 def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: bool) -> int:
-    """Bytes per token of what adapters keep of their inputs. Where there is dropout each has an
-    input of its own. Else q, k and v share one, gate and up another, and that of o is the
-    attention's output, kept in any case.
+    """Bytes per token that adapters keep of their inputs. With dropout each adapter has an input of
+    its own. Without it q, k and v share one, gate and up another, and o reads the attention's
+    output, which is kept in any case.
     """
     layers = shape.linear_layers | shape.delta_layers
     if drops:
@@ -304,12 +303,12 @@ def _adapter_inputs(shape: Shape, names: Sequence[str], element: int, drops: boo
 
 
 def _stock_element(recipe: Recipe) -> int:
-    """Bytes of an activation, which are those of bfloat16 under autocast."""
+    """Bytes of an activation: bfloat16 under autocast, except with a float32 base."""
     return 4 if recipe.precision == "fp32" else 2
 
 
 def stock_of_pack(recipe: Recipe, tokens: int, recompute: bool) -> Activations:
-    """Bytes of a whole pack by transformers' modules, with the largest matrix brought from nf4 to
+    """Bytes of a whole pack by transformers' modules, with the largest matrix unpacked from nf4 to
     bfloat16.
     """
     shape, element = recipe.shape, _stock_element(recipe)
@@ -332,17 +331,17 @@ def stock_of_pack(recipe: Recipe, tokens: int, recompute: bool) -> Activations:
 
 
 def _kept_by_all_layers(recipe: Recipe) -> list[int]:
-    """Bytes per token that autograd keeps of each block, those that attend first."""
+    """Bytes per token that autograd keeps of each block, attending blocks first."""
     nets = 0 if recipe.shape.delta_nets is None else recipe.shape.delta_nets.blocks
     attending = [sum(stock_kept_by_layer(recipe).values())] * (recipe.shape.num_hidden_layers - nets)
     return attending + ([sum(delta_kept_by_layer(recipe).values())] * nets if nets else [])
 
 
 def _delta_backward(shape: Shape) -> int:
-    """Bytes per token while a delta net computes once more what is between its products, and goes
-    back through it, as if it were the last block. Measured on a CPU, and an upper bound for posts
-    of 17 tokens and more: all is float32, a post's last chunk is padded, and long posts have a
-    state a chunk.
+    """Bytes per token while a delta net recomputes the steps between its products and takes their
+    backward pass, as if it were the last block. Measured on a CPU, and an upper bound for posts of
+    17 tokens and more: everything is float32, a post's last chunk is padded, and long posts have a
+    state for each chunk.
     """
     if (nets := shape.delta_nets) is None or not nets.blocks:
         return 0
@@ -351,9 +350,9 @@ def _delta_backward(shape: Shape) -> int:
 
 
 def _stock_backward(shape: Shape, element: int, let_go: int) -> int:
-    """Bytes per token while the last block's backward pass runs on top of all that is kept: the
-    gradients of the MLP's three inner tensors, less what is `let_go` by then, the last norm's input
-    and that of the adapter on down_proj; or the first of these gradients alone.
+    """Bytes per token of the last block's backward pass on top of all kept bytes: the gradients of
+    the MLP's three inner tensors, less the bytes `let_go` by then (the last norm's input and the
+    input of the adapter on down_proj); or the first of these gradients alone.
     """
     return max(
         3 * element * shape.intermediate_size - let_go,

@@ -1,12 +1,12 @@
-"""Whether a training fits a GPU, and which setting would: one answer, in one sentence, for plan,
-check, run, the trainer and predict.
+"""Decides whether a training fits a GPU, and which setting would fit: one answer, in one sentence,
+for plan, check, run, the trainer and predict.
 
-What may be used of a GPU is `usable_bytes`, for all of them. Remedies come in the order of what
-they cost: fewer tokens a micro-batch while `WORTHWHILE_TOKENS` remain, recomputation, still fewer
-tokens, a base in 4 bits, a base sharded over the GPUs; at last a smaller base or a larger GPU. The
-price of one limit: a setting that is above it by less than the estimate's error is refused, though
-it may have run; `emotion-launch run --accelerate-config` and `accelerate launch` try a number of
-tokens all the same.
+All of them count `usable_bytes` of a GPU. The cheapest remedy comes first: fewer tokens a
+micro-batch while `WORTHWHILE_TOKENS` remain, recomputation, still fewer tokens, a base in 4 bits, a
+base sharded over the GPUs; at last a smaller base or a larger GPU. The price of one limit: a
+setting that exceeds it by less than the estimate's error is refused, though it may have run;
+`emotion-launch run --accelerate-config` and `accelerate launch` try a number of tokens all the
+same.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from emotion_train.sizing.memory import (
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Precision, Shape
 
-TOKEN_QUANTUM = 256  # matrix products like their rows in such multiples
-MOST_TOKENS = 16_384  # more bring no speed: the products are at their rate far below
-# with fewer, recomputing a larger micro-batch is faster than reading the weights that often
+TOKEN_QUANTUM = 256  # matrix products are fastest with a multiple of so many rows
+MOST_TOKENS = 16_384  # more bring no speed: the products reach their rate far below
+# with fewer tokens, recomputing a larger micro-batch is faster than reading the weights so often
 WORTHWHILE_TOKENS = 1024
 SHARDED_BASE = "accelerate_configs/multi_gpu_fsdp2_qlora.yaml"
-# the 24B unpacks for 35 ms of a step; of larger packs that is below 7 %, not worth the memory
+# the 24B unpacks for 35 ms of a step; with larger packs that is below 7 %, not worth the memory
 _UNPACKING_COUNTS_TOKENS = 4096
-_LEFT_FREE = 2 * GIB  # by weights that are kept unpacked
-_ERROR = 1.1  # of the estimate, where a GPU had less than it said
+_LEFT_FREE = 2 * GIB  # beside weights that are kept unpacked
+_ERROR = 1.1  # factor on the estimate, where a run was out of memory
 _LARGER_GPU = "a larger GPU (emotion-launch plan names those that fit)"
 
 
@@ -57,11 +57,11 @@ class Layout:
         return 1 if self.sharded == "nothing" else self.gpus
 
     def memory(self, recipe: Recipe, tokens: int, gradient_checkpointing: bool) -> MemoryEstimate:
-        """What one of the GPUs takes."""
+        """The memory that each GPU needs."""
         return estimate(recipe, tokens, gradient_checkpointing, self.base_shards, self.optimizer_shards)
 
     def reserved(self, recipe: Recipe, memory: MemoryEstimate) -> MemoryEstimate:
-        """The memory with a second pool for shapes that are not yet recorded, where passes are
+        """The memory with a second pool, for shapes that are not recorded yet, where passes are
         recorded.
         """
         pools = 2 if is_recorded(recipe, self.gpus) else 1
@@ -69,9 +69,8 @@ class Layout:
 
 
 def layouts(gpus: int, is_encoder: bool = False) -> tuple[Layout, ...]:
-    """The layouts of so many GPUs, in the order of preference, which is that of what they move: the
-    adapter's gradients, these sharded, the base in every micro-batch. Nothing of an
-    encoder is sharded.
+    """The layouts of so many GPUs, the one that moves least first: the adapter's gradients, the
+    gradients sharded, the base in every micro-batch. An encoder is never sharded.
     """
     if gpus == 1 or is_encoder:
         return (Layout(gpus),)
@@ -80,7 +79,7 @@ def layouts(gpus: int, is_encoder: bool = False) -> tuple[Layout, ...]:
 
 @dataclass(frozen=True)
 class Request:
-    """What a run asks for. `max_length`: tokens of its longest post. `tokens` of a micro-batch and
+    """The request of a run. `max_length`: tokens of its longest post. `tokens` of a micro-batch and
     `gradient_checkpointing` are None where the config leaves them open.
     """
 
@@ -114,8 +113,9 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Fit:
-    """The setting to take, and `least`, what it may come down to: the same, or one post where the
-    tokens are left open. `passed_over` are layouts before this one, with what they would need.
+    """The setting to take, and `least`, the memory that it needs at least: with one post, where the
+    tokens are left open. `passed_over` are the layouts tried before, with the memory they would
+    need.
     """
 
     setting: MicroBatch
@@ -134,10 +134,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Misfit:
-    """What was asked for, what it needs of each GPU, and the nearest that fits in its place.
+    """The request, the memory that it needs on each GPU, and the nearest setting that fits.
 
-    `words`: what to type, empty where no setting helps. `ran_out`: it was tried, and the GPU had
-    less than the estimate says.
+    `words`: the overrides to type, empty where no setting helps. `ran_out`: the run was tried, and
+    the GPU ran out of memory although the estimate fits.
     """
 
     request: Request
@@ -173,8 +173,8 @@ class Misfit:
 def fit(
     request: Request, gpu_bytes: int, allowed: Sequence[Layout], most_tokens: int = MOST_TOKENS
 ) -> Fit | Misfit:
-    """The first of the allowed layouts that fits GPUs which report `gpu_bytes`, with the setting to
-    take there: what was asked for, else the largest micro-batch of up to `most_tokens` tokens.
+    """The first of the allowed layouts that fits GPUs which report `gpu_bytes`, with its setting:
+    the requested one, else the largest micro-batch of up to `most_tokens` tokens.
     """
     usable = usable_bytes(gpu_bytes)
     passed_over: list[tuple[Layout, MemoryEstimate]] = []
@@ -198,8 +198,8 @@ def fit(
 
 
 def ran_out(request: Request, gpu_bytes: int, layout: Layout) -> Misfit:
-    """The answer for a run that found no memory left: what `fit` says of a misfit, else a setting
-    that needs less by more than the estimate's error.
+    """The answer for a run that was out of memory: the misfit of `fit`, or where the estimate fits,
+    a setting that needs less by more than the estimate's error.
     """
     taken, usable = least_of(request, layout), usable_bytes(gpu_bytes)
     fitted = taken.memory.total <= usable
@@ -208,8 +208,8 @@ def ran_out(request: Request, gpu_bytes: int, layout: Layout) -> Misfit:
 
 
 def least_of(request: Request, layout: Layout) -> MicroBatch:
-    """The setting that was asked for; where the tokens are left open one post, with a second pool
-    where passes are recorded.
+    """The requested setting; where the tokens are left open, one post, with a second pool where
+    passes are recorded.
     """
     recipe, asked = request.recipe, request.gradient_checkpointing
     if request.tokens is not None:
@@ -226,7 +226,7 @@ def least_of(request: Request, layout: Layout) -> MicroBatch:
 
 
 def _words(request: Request, usable: int, allowed: Sequence[Layout]) -> tuple[str, ...]:
-    """What to type for the nearest setting that fits; empty where none does."""
+    """The words to type for the nearest setting that fits; empty where none fits."""
     precisions: tuple[Precision, ...] = tuple(dict.fromkeys((request.recipe.precision, "nf4")))
     for precision in precisions:
         if (changes := _changes(request, precision, usable, allowed)) is not None:
@@ -243,7 +243,9 @@ def _words(request: Request, usable: int, allowed: Sequence[Layout]) -> tuple[st
 def _changes(
     request: Request, precision: Precision, usable: int, allowed: Sequence[Layout]
 ) -> tuple[str, ...] | None:
-    """The words that make the request fit one of the layouts in this precision."""
+    """The words that make the request fit one of the layouts in this precision; None where none
+    do.
+    """
     asked, tokens = request.gradient_checkpointing, request.tokens
     changed = replace(
         request,
@@ -264,9 +266,9 @@ def _changes(
 
 
 def unpacked_blocks(recipe: Recipe, setting: MicroBatch, layout: Layout, gpu_bytes: int) -> int:
-    """Blocks of a base in nf4 whose weights a GPU that reports `gpu_bytes` can hold in bfloat16,
-    too, beside all that training with this setting takes and `_LEFT_FREE`; 0 where nothing is kept,
-    as with packs so large that it gains little.
+    """The number of blocks of an nf4 base that a GPU which reports `gpu_bytes` can also hold in
+    bfloat16, beside the memory of training with this setting and `_LEFT_FREE`. 0 where none are
+    kept, also with packs so large that it gains little.
     """
     if layout.base_shards > 1 or setting.tokens > _UNPACKING_COUNTS_TOKENS:
         return 0
@@ -301,10 +303,11 @@ def largest_microbatch(
     """The largest micro-batch for a GPU that reports `gpu_bytes`; None when not even one post of
     `longest_post` tokens fits.
 
-    Recorded passes of small models (in one process) have a pool of memory for themselves, beside
-    that of shapes not yet recorded. Without recomputation where at least `WORTHWHILE_TOKENS` fit,
-    unless `gradient_checkpointing` says which: recomputing costs half as much work again, a small
-    micro-batch reads the weights more often. Tokens come in multiples of 256 below `most_tokens`.
+    Recorded passes of small models (in one process) have a memory pool of their own, beside the
+    pool of shapes that are not recorded yet. Unless `gradient_checkpointing` decides, nothing is
+    recomputed where at least `WORTHWHILE_TOKENS` fit: recomputing costs half as much work again,
+    and a small micro-batch reads the weights more often. Tokens are multiples of 256 below
+    `most_tokens`.
     """
     request = Request("", recipe, longest_post, gradient_checkpointing=gradient_checkpointing)
     return _largest_asked(request, layout, usable_bytes(gpu_bytes), most_tokens)
@@ -340,8 +343,8 @@ def _largest(
 
 
 def refusal_of_weights(base: str, shape: Shape, precision: Precision, gpu_bytes: int) -> str | None:
-    """The sentence where the base's weights alone do not fit a GPU that reports this memory; None
-    where they do.
+    """The sentence for a base whose weights alone do not fit a GPU that reports this memory; None
+    where they fit.
     """
     needed, usable = weight_bytes(shape, precision), usable_bytes(gpu_bytes)
     if needed <= usable:
@@ -360,7 +363,7 @@ def _gpus(count: int, gpu_bytes: int) -> str:
 
 
 def _of_usable(needed: int, gpu_bytes: int) -> str:
-    """Both numbers, with as many digits as tell them apart."""
+    """Both numbers, with enough digits to tell them apart."""
     usable = max(0, usable_bytes(gpu_bytes))
     digits = next(
         (digits for digits in (1, 2) if f"{needed / GIB:.{digits}f}" != f"{usable / GIB:.{digits}f}"), 3

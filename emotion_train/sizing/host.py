@@ -1,7 +1,7 @@
-"""Whether a base fits the memory of a machine that trains on its CPU.
+"""Decides whether a base fits the memory of a machine that trains on its CPU.
 
-Arithmetic over the base's shape, as for a GPU: the least that one step takes, which is that of one
-post. A machine that has more may still be too small for what else runs on it.
+Arithmetic over the base's shape, as for a GPU: the memory of a step of one post, the least that
+training needs. A machine with more may still be too small for the other programs on it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.sizing.memory import GIB, MemoryEstimate, estimate
 from emotion_train.sizing.recipe import Recipe
 
-_SMALLER: tuple[Precision, ...] = ("bf16", "nf4")  # than fp32; the order is that of a CPU's speed
+_SMALLER: tuple[Precision, ...] = ("bf16", "nf4")  # smaller than fp32, the faster on a CPU first
 
 
 def least_of_host(recipe: Recipe, max_length: int) -> MemoryEstimate:
@@ -25,8 +25,8 @@ def least_of_host(recipe: Recipe, max_length: int) -> MemoryEstimate:
 def require_host_memory(
     base: str, recipe: Recipe, max_length: int, processes: int, host_bytes: int
 ) -> MemoryEstimate:
-    """What each of the machine's processes takes at least. Raises `WrongRequest` where all of them
-    need more than `host_bytes`.
+    """The least memory of each process on the machine. Raises `WrongRequest` where all processes
+    together need more than `host_bytes`.
     """
     least = least_of_host(recipe, max_length)
     if processes * least.total <= host_bytes:

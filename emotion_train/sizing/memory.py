@@ -1,12 +1,12 @@
-"""Bytes of one GPU that training a base takes: weights, adapter with its optimizer, what autograd
-keeps, and what passes.
+"""Bytes of one GPU that training a base needs: weights, adapter with its optimizer, the activations
+that autograd keeps, and the tensors that live only for a while.
 
 Arithmetic over the base's shape, for the trainer and for the launcher alike; nothing here asks a
-GPU. What the blocks keep and pass is counted tensor by tensor in activations.py, for the fused
-decoder and for transformers' modules.
+GPU. activations.py counts the blocks' bytes tensor by tensor, for the fused decoder and for
+transformers' modules.
 
 `total` predicts `torch.cuda.max_memory_allocated()`. A GPU needs more than that: `usable_bytes`
-takes off the driver's context, libraries and what the allocator cannot use between its blocks.
+leaves out the driver's context, libraries and the memory lost between the allocator's blocks.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _TRAINED_BYTES = _PARAMETER_BYTES + 4 + 8  # with its gradient and AdamW's two m
 # its transpose and both codes.
 _STACKING: dict[Precision, int] = {"bf16": 2, "fp8": 6}
 _CONTEXT_BYTES = 0.75 * GIB  # CUDA context, cuBLAS and NCCL workspaces
-_BETWEEN_BLOCKS = 0.04  # of the memory; what the caching allocator holds and cannot use
-# parameters (two 4-bit ones count as one); above it, products take longer than starting them
+_BETWEEN_BLOCKS = 0.04  # of the memory, which the caching allocator holds and cannot use
+# parameters (two 4-bit ones count as one); above it, products take longer than their launch
 RECORDED_BELOW = 3e9
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one GPU. `optimizer`: adapter and head with gradients and moments. `overhead`: what
-    lives only while a layer is computed.
+    """Bytes of one GPU. `optimizer`: adapter and head with gradients and moments. `overhead`:
+    tensors that live only while a layer is computed.
     """
 
     weights: int
@@ -57,19 +57,21 @@ class MemoryEstimate:
 
 
 def is_fused(shape: Shape, precision: Precision) -> bool:
-    """Whether a GPU computes this base by the fused decoder (unless model.decoder is stock): not in
-    float32.
+    """Whether the fused decoder can compute this base on a GPU: it knows the blocks, and the
+    precision is not float32.
     """
     return shape.fusable and precision != "fp32"
 
 
 def uses_fused(recipe: Recipe) -> bool:
-    """Whether a GPU computes this recipe by the fused decoder: it is asked for, and `is_fused`."""
+    """Whether a GPU computes this recipe by the fused decoder: model.decoder is fused, and
+    `is_fused`.
+    """
     return recipe.decoder == "fused" and is_fused(recipe.shape, recipe.precision)
 
 
 def is_recorded(recipe: Recipe, processes: int = 1) -> bool:
-    """Whether the fused decoder's passes are recorded as CUDA graphs: of small models, in one
+    """Whether the fused decoder's passes are recorded as CUDA graphs: for small models, in one
     process.
     """
     shape = recipe.shape
@@ -89,7 +91,7 @@ def estimate(
     the optimizer too where transformers' modules compute; 1 is a whole copy on each.
 
     `optimizer_shards`: GPUs over which gradients, moments and a float32 copy of the adapter are
-    sharded beside a whole one (ZeRO-2).
+    sharded, beside a whole copy of the adapter (ZeRO-2).
     """
     shape, precision, trained = recipe.shape, recipe.precision, recipe.trained_parameters
     weights, optimizer = weight_bytes(shape, precision), _TRAINED_BYTES * trained
@@ -99,7 +101,7 @@ def estimate(
     if uses_fused(recipe):
         weights = weights if shards == 1 else cut_bytes(shape, precision, shards)
         pack = FusedBlocks(recipe).of_pack(tokens_per_microbatch, gradient_checkpointing)
-        # it is over when training begins
+        # stacking is over when training begins
         stacking = _STACKING.get(precision, 0) * shape.largest_stack - pack.kept - optimizer
         overhead = max(pack.passing + fused_overhead(recipe), stacking)
     else:
@@ -112,13 +114,13 @@ def estimate(
         gathered = 2 * weight_bytes(shape, precision) // shape.num_hidden_layers if shards > 1 else 0
         overhead = pack.passing + copies + gathered
     if recipe.lora is None:
-        weights = 0  # what is trained whole is counted with its optimizer
+        weights = 0  # weights that are trained are counted with their optimizer
     return MemoryEstimate(weights, optimizer + averaged, pack.kept, overhead)
 
 
 def cut_bytes(shape: Shape, precision: Precision, shards: int) -> int:
-    """One GPU's part of a base that the fused decoder computes from pieces: its part of the blocks,
-    two whole blocks, embedding and norms.
+    """Bytes of one GPU for a sharded base in the fused decoder: its shard of the blocks, two whole
+    blocks, embedding and norms.
     """
     others = 2 * shape.other_parameters
     blocks = weight_bytes(shape, precision) - others
@@ -126,8 +128,8 @@ def cut_bytes(shape: Shape, precision: Precision, shards: int) -> int:
 
 
 def weight_bytes(shape: Shape, precision: Precision) -> int:
-    """The frozen base. fp8 keeps each matrix twice, for the product and for the input gradient,
-    with a float32 scale per row of each. An encoder is float32 in any.
+    """Bytes of the frozen base. fp8 keeps each matrix twice, for the product and for the input
+    gradient, with a float32 scale for each row of both. An encoder is float32 in any precision.
     """
     if precision == "fp32" or shape.is_encoder:
         return 4 * shape.parameters
@@ -140,5 +142,5 @@ def weight_bytes(shape: Shape, precision: Precision) -> int:
 
 
 def usable_bytes(gpu_bytes: int) -> int:
-    """What `MemoryEstimate.total` may reach on a GPU that reports this memory."""
+    """The largest `MemoryEstimate.total` for a GPU that reports this memory."""
     return int(gpu_bytes * (1 - _BETWEEN_BLOCKS) - _CONTEXT_BYTES)

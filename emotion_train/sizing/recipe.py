@@ -1,7 +1,8 @@
-"""What is trained, as far as its memory and speed depend on it: the base's shape and precision, the
+"""The facts of a training on which its memory and speed depend: the base's shape and precision, the
 adapter, the number of labels and the decoder.
 
-What varies from GPU to GPU (tokens of a micro-batch, recomputation, sharding) is no part of it.
+Settings that vary from GPU to GPU (tokens of a micro-batch, recomputation, sharding) are no part of
+it.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from emotion_train.config import Config, LoraSection
 from emotion_train.errors import WrongRequest
 from emotion_train.sizing.shape import Precision, Shape, target_names
 
-_LABELS = 28  # where no index was read; the head is a thousandth of the adapter, whatever the number
+_LABELS = 28  # where no index was read; with any number the head is a thousandth of the adapter
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`labels`: outputs of the head. `decoder`: `fused` is used where it fits the base, as
-    `model.decoder` says.
+    """`labels`: outputs of the head. `decoder`: `fused` where it fits the base, as for
+    `model.decoder`.
 
     `lora` is None where every weight is trained.
 
-    `repeated_keys`: the attention kernel of transformers' modules wants as many key heads as query
-    heads, as PyTorch before 2.12 does. `averaged`: a mean of adapter and head is kept.
-    `keeps_unpacked`: 4-bit weights are held in bfloat16, too, where there is room.
+    `repeated_keys`: the attention kernel of transformers' modules needs as many key heads as query
+    heads, as before PyTorch 2.12. `averaged`: a mean of adapter and head is kept. `keeps_unpacked`:
+    4-bit weights are also held in bfloat16 where there is room.
     """
 
     shape: Shape
@@ -41,8 +42,8 @@ class Recipe:
 
     @classmethod
     def of(cls, config: Config, shape: Shape, labels: int = _LABELS) -> Recipe:
-        """The config's, on a base of this shape, for the PyTorch that is installed here. Raises
-        `WrongRequest` as `adapter_of`.
+        """The recipe of a config on a base of this shape, for the PyTorch installed here. Raises
+        `WrongRequest` where `adapter_of` does.
         """
         model, lora = config.model, adapter_of(config, shape.is_encoder)
         averaged, kept = config.train.ema > 0, model.keep_unpacked
@@ -68,28 +69,28 @@ class Recipe:
 
     @property
     def trained_parameters(self) -> int:
-        """Adapter and head, or everything."""
+        """Parameters of adapter and head, or all parameters."""
         if self.lora is None:
             return self.shape.all_parameters(self.labels)
         return self.shape.trained_parameters(self.lora.r, self.adapted_layers, self.labels)
 
 
 def adapter_of(config: Config, is_encoder: bool) -> LoraSection | None:
-    """The adapter that is trained on a base of this kind; None where every weight is. Raises
-    `WrongRequest` for a decoder that is to be trained whole.
+    """The adapter to train on a base of this kind; None where every weight is trained. Raises
+    `WrongRequest` where every weight of a decoder should be trained.
     """
     method = config.train.method
     if method == "full" and not is_encoder:
         raise WrongRequest(
-            f"train.method is full and the base {config.model.base} is a decoder, of which an adapter is"
-            " trained; type train.method=lora, or give an encoder such as FacebookAI/roberta-base."
+            f"train.method is full and the base {config.model.base} is a decoder, which is trained by an"
+            " adapter only; type train.method=lora, or give an encoder such as FacebookAI/roberta-base."
         )
     return None if method == "full" or (method == "auto" and is_encoder) else config.lora
 
 
 @cache
 def repeats_keys() -> bool:
-    """Whether the installed PyTorch is older than 2.12, told by its package alone. False where none
+    """Whether the installed PyTorch is older than 2.12, by its package's version. False where none
     is installed: the machine that trains will have a newer one.
     """
     try:

@@ -1,5 +1,5 @@
-"""The sizes of a base's text model: what its memory and its speed depend on, read from a
-config.json without a weight.
+"""The sizes of a base's text model, on which its memory and speed depend, from a config.json
+without a weight.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ STACKS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 
 @dataclass(frozen=True)
 class DeltaNets:
-    """The blocks of a Qwen3.5 that are gated delta nets: how many, and the sizes that theirs alone
-    have. `width`: tokens that the convolution reads.
+    """The blocks of a Qwen3.5 that are gated delta nets: their number and sizes. `width`: tokens
+    that the convolution reads.
     """
 
     blocks: int
@@ -40,7 +40,7 @@ class DeltaNets:
 
     @classmethod
     def of(cls, text: Mapping[str, Any]) -> DeltaNets:
-        """From a text configuration."""
+        """The delta nets of a text configuration."""
         values = with_kinds_of_blocks(QWEN3_5_DEFAULTS | dict(text))
         sizes = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim")
         return cls(values["layer_types"].count(DELTA), *(int(values[f"linear_{size}"]) for size in sizes))
@@ -51,26 +51,26 @@ class DeltaNets:
 
     @property
     def channels(self) -> int:
-        """Queries, keys and values together."""
+        """Width of queries, keys and values together."""
         return 2 * self.key_heads * self.key_size + self.values_width
 
     @property
     def other_parameters(self) -> int:
-        """What lies in no linear layer of one block, but for the norms that every block has."""
+        """Parameters of one block outside its linear layers and the norms that every block has."""
         return self.channels * self.width + self.value_size + 2 * self.value_heads
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The text model of a base, as far as its size depends on it.
+    """The sizes of a base's text model.
 
     `positions`: rows of an encoder's table of positions and of its other small tables, 0 where
-    positions are rotary. `is_encoder`: a block's MLP has a gate where there are no such rows.
+    positions are rotary; without such rows a block's MLP has a gate.
 
     `qk_norm`: queries and keys are normalised (Qwen3, Gemma 3). `block_norms`: norms of a hidden
-    state in one block, of which Gemma 3 has four. `delta_nets`: those of a Qwen3.5, whose other
-    blocks make a gate of attention's output beside the queries. `fusable`: its blocks are such that
-    the fused decoder can compute them on a GPU.
+    state in one block; Gemma 3 has four. `delta_nets`: the delta nets of a Qwen3.5; its other
+    blocks compute a gate for the attention's output beside the queries. `fusable`: the fused
+    decoder can compute these blocks on a GPU.
     """
 
     hidden_size: int
@@ -89,8 +89,8 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
-        """From the content of a config.json; of a multimodal one the text part. Raises `ValueError`
-        naming the key that is missing.
+        """The shape from the content of a config.json, or its text part in a multimodal one. Raises
+        `ValueError` that names a missing key.
         """
         text = config.get("text_config", config)
         missing = [
@@ -141,7 +141,9 @@ class Shape:
 
     @cached_property
     def linear_layers(self) -> dict[str, tuple[int, int]]:
-        """(outputs, inputs) of each linear layer of one block, of a Qwen3.5 one that attends."""
+        """(outputs, inputs) of each linear layer of one block; of an attending block in a
+        Qwen3.5.
+        """
         hidden, gated = self.hidden_size, 1 if self.delta_nets is None else 2
         return {
             "q_proj": (gated * self.query_width, hidden),
@@ -173,14 +175,14 @@ class Shape:
 
     @property
     def blocks(self) -> tuple[tuple[int, dict[str, tuple[int, int]]], ...]:
-        """How many blocks have which linear layers: those that attend, and delta nets."""
+        """The number of attending blocks and of delta nets, each with its linear layers."""
         nets = 0 if self.delta_nets is None else self.delta_nets.blocks
         found = ((self.num_hidden_layers - nets, self.linear_layers), (nets, self.delta_layers))
         return tuple((count, layers) for count, layers in found if count)
 
     @cached_property
     def stacked_layers(self) -> list[tuple[int, int]]:
-        """(outputs, inputs) of each of one block's products by the fused decoder, in the order of
+        """(outputs, inputs) of each product of one block in the fused decoder, in the order of
         `STACKS`.
         """
         layers = self.linear_layers
@@ -202,8 +204,8 @@ class Shape:
 
     @property
     def other_parameters(self) -> int:
-        """Embedding and norms, which are never quantised; of an encoder also biases and what lies
-        before its head.
+        """Parameters of embedding and norms, which are never quantised; in an encoder also biases
+        and the layers before its head.
         """
         if self.is_encoder:
             biases = sum(outputs for outputs, _ in self.linear_layers.values()) if self.positions else 0
@@ -229,7 +231,7 @@ class Shape:
         return self.linear_parameters + self.other_parameters
 
     def trained_parameters(self, lora_r: int, lora_targets: Targets, labels: int) -> int:
-        """Adapter and head, of an encoder also what lies before its head."""
+        """Parameters of adapter and head; in an encoder also the layers before its head."""
         if not self.is_encoder:
             names = with_counterparts(target_names(lora_targets))
             adapters = sum(
@@ -255,8 +257,8 @@ class Shape:
 
 def _fusable(text: Mapping[str, Any], head_dim: int) -> bool:
     """Whether the fused decoder computes such blocks: Llama's and Mistral's without biases. A GGUF
-    header, which names no kind here, is a Llama. Ministral 3 multiplies queries beyond its first
-    training's positions, which no post may reach then.
+    header names no kind and counts as a Llama. Ministral 3 scales queries beyond the positions of
+    its first training, so it counts only where no post can reach them.
     """
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     if rope.get("original_max_position_embeddings", LARGEST_MAX_LENGTH) < LARGEST_MAX_LENGTH:
@@ -276,8 +278,8 @@ def target_names(lora_targets: Targets) -> tuple[str, ...]:
 
 
 def layer_names(lora_targets: Targets, kind: str) -> tuple[str, ...]:
-    """Names of the adapted linear layers in the blocks of a decoder of this kind: of a Qwen3.5 also
-    those of its delta nets.
+    """Names of the adapted linear layers in the blocks of a decoder of this kind; for a Qwen3.5
+    also in its delta nets.
     """
     names = target_names(lora_targets)
     return with_counterparts(names) if kind == QWEN3_5 else names

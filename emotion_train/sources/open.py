@@ -35,6 +35,7 @@ from emotion_train.sources.plain_lines import mapped_names, read_line_pairs, rea
 from emotion_train.sources.posts import BATCH_ROWS, UTF8, Batch, Columns, PostFile, Quoting, split_of
 from emotion_train.sources.unpacked import UNREADABLE, checked_encoding
 from emotion_train.storage.open import open_store
+from emotion_train.storage.store import checked_key
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "arrow", "hub")
 READERS = {

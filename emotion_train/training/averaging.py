@@ -1,10 +1,11 @@
-"""The mean of adapter and head over the steps, by weights that fall with age, which is scored and
-published in place of the last step's (`train.ema`).
+"""The exponential mean of adapter and head over the steps, which is scored and published instead of
+the last step's weights (`train.ema`).
 
-After the update t it is the mean of the weights after the updates 1 … t, where each older one
-counts the decay times the next: Adam's exponential mean with its correction for the start (Kingma
-and Ba 2015), so that the weights before the first update have no part in it. Every rank computes it
-alike, of what its engine holds. Costs 4 bytes a trained number, and one pass over them a step.
+After update t it is the mean of the weights after the updates 1 … t, where each older one counts
+the decay times the next: Adam's exponential mean with its correction for the start (Kingma and Ba
+2015), so that the weights before the first update have no part in it. Every rank computes the mean
+of the weights that its engine holds. It costs 4 bytes for each trained number, and one pass over
+them a step.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from emotion_train.training.engines import Engine
 
 
 class WeightAverage:
-    """The mean of what `engine` trains; with a decay of 0 there is none, and every method leaves
-    things as they are. All methods are called on all ranks.
+    """The mean of the weights that `engine` trains; with a decay of 0 there is no mean, and no
+    method changes anything. All methods are called on all ranks.
     """
 
     def __init__(self, engine: Engine, decay: float) -> None:
@@ -33,7 +34,7 @@ class WeightAverage:
                 self._mean = {name: torch.zeros_like(piece) for name, piece in own.items()}
 
     def take(self, updates: int) -> None:
-        """Take the weights after so many updates in."""
+        """Add the weights after so many updates to the mean."""
         if not self._decay:
             return
         share = (1 - self._decay) / (1 - self._decay**updates)

@@ -1,7 +1,6 @@
-"""Rank 0 takes the run over and finds where it resumes.
+"""Rank 0 claims the run and finds where it resumes.
 
-What would be refused is refused before the claim, so that no writer at work is fenced by a wrong
-request.
+A wrong request is refused before the claim, so that it fences no writer at work.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from emotion_train.training.job import Claimed, Job, folder_here, local_folder, 
 
 
 class Look(NamedTuple):
-    """What the log says before the claim: its final entry, if there is one, and whether another
-    start has claimed the run and left a checkpoint.
+    """The log before the claim: its final entry, if there is one, and whether another start has
+    claimed the run and left a checkpoint.
     """
 
     final: Entry | None
@@ -31,8 +30,8 @@ class Look(NamedTuple):
 
 
 def look_before_claiming(config: Config, index: Index, store: Store, allow_unfenced: bool) -> Look:
-    """How the run stands. Raises what would be refused, so that no writer at work is fenced by a
-    request that is.
+    """The state of the run's log. Raises for a wrong request, so that it fences no writer at
+    work.
     """
     from emotion_train.runs import checkpoint
 
@@ -59,17 +58,18 @@ def look_before_claiming(config: Config, index: Index, store: Store, allow_unfen
     if checkpoint.newest(entries, check) is None and entries and entries[-1].index_sha256 != index.sha256():
         raise WrongRequest(
             f"Run {run_id} was started on another data set than {config.data.url} is now, and may be at work:"
-            " its index differs. Give the old data.url to continue it, or another run.id to start a new run."
+            " its index differs. Give the old data.url to resume it, or another run.id to start a new run."
         )
     require_conditional_writes(store, run_id, allow_unfenced)
     return Look(None, owned=bool(entries), saved=any(entry.kind == "checkpoint" for entry in entries))
 
 
 def claim(job: Job, tell_saved: Callable[[bool], None] = lambda saved: None) -> Claimed | Entry:
-    """Take the run over, then see where it stands; nobody else can add to it from now on.
+    """Claim the run, then find its state; from now on no other writer can add to the run.
 
-    Returns the final entry when another writer has published in the meantime. `tell_saved` hears
-    before the first checkpoint is read whether the newest state of the run is in its log.
+    Returns the final entry when another writer has published in the meantime. `tell_saved` is
+    called before the first checkpoint is read, with whether the newest state of the run is in its
+    log.
     """
     return Claiming(job, tell_saved)()
 
@@ -118,7 +118,7 @@ def _take_over(job: Job, writer: Writer) -> Claimed:
 
 
 def _find_state(job: Job, found: Claimed) -> None:
-    """The newest state that verifies, and what is said of it."""
+    """Find the newest state that verifies, and print its differences to this start."""
     from emotion_train.runs import checkpoint
 
     found.newest = checkpoint.newest(
@@ -137,14 +137,14 @@ def _find_state(job: Job, found: Claimed) -> None:
 
 
 def _say_of_processes(writer: Writer) -> None:
-    """Note when this claim is on another number of processes than the one before."""
+    """Print a note when this claim has another number of processes than the claim before."""
     claims = [entry.metrics.get("processes") for entry in writer.log if entry.kind == "claim"]
     if len(claims) > 1 and claims[-2] not in (None, claims[-1]):
         say(f"continued on another number of processes (was {claims[-2]}, is {claims[-1]})")
 
 
 def _facts(job: Job) -> Metrics:
-    """What `emotion-launch runs` tells of a run that may not have a checkpoint yet."""
+    """The facts that `emotion-launch runs` shows, also for a run without a checkpoint."""
     config = job.config
     return {
         "base": config.model.base,
@@ -161,8 +161,8 @@ def _prefer_local(job: Job, found: Claimed) -> None:
     """Resume from a state that only this machine has when it is newer than the log's newest and
     answers the same question.
 
-    Older ones are let go: a run that is killed just then would resume from them, behind the
-    newest.
+    Older states are dropped, since a run that is killed just then would resume from them, behind
+    the newest.
     """
     from emotion_train.runs import checkpoint
 

@@ -1,8 +1,8 @@
 """The training loss by step, in a bounded number of points that a checkpoint keeps.
 
-A point is the mean of as many steps as every other one. When there are too many points, each two
-become one, so that a run of any length has between 128 and 256 of them; which steps share a point
-depends on their numbers alone, and not on when the run was stopped.
+Every point is the mean of equally many steps. When there are too many points, each two become one,
+so that a long run has between 128 and 256 points. Which steps share a point depends on their
+numbers alone, and not on when the run was stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MOST_POINTS = 256
 
 
 def take(progress: Progress, step: int, loss: float) -> None:
-    """Note the loss of a step; steps come in order."""
+    """Add the loss of a step; steps come in order."""
     progress.curve_sum += loss
     progress.curve_steps += 1
     if progress.curve_steps < progress.curve_every:
@@ -27,7 +27,7 @@ def take(progress: Progress, step: int, loss: float) -> None:
 
 
 def points(progress: Progress) -> list[tuple[int, float]]:
-    """Last step and mean loss of each point, and of the steps after the last one."""
+    """Last step and mean loss of each point, and of the steps after the last point."""
     found = [(int(step), loss) for step, loss in progress.curve]
     if progress.curve_steps:
         found.append((progress.step, progress.curve_sum / progress.curve_steps))

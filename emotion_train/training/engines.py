@@ -1,10 +1,10 @@
-"""How the processes of a run share one model: each holds all of it (alone, DDP), or optimizer or
-weights are sharded (ZeRO-2, ZeRO-3, FSDP2).
+"""The engines, by which the processes of a run share one model: each process holds all of it
+(alone, DDP), or optimizer or weights are sharded (ZeRO-2, ZeRO-3, FSDP2).
 
-`accelerate launch` starts the processes and says by its environment which way was asked for; the
-wrapping is done here, by PyTorch's and DeepSpeed's own calls, so that the same lines run on GPUs
-with NCCL and on CPUs with gloo, where accelerate would quietly take DDP instead. Accumulation,
-clipping and learning rate come from the run config alone. The price: other settings of accelerate's
+`accelerate launch` starts the processes, and its environment names the engine. The wrapping is done
+here, by PyTorch's and DeepSpeed's own calls, so that the same lines run on GPUs with NCCL and on
+CPUs with gloo, where accelerate would quietly take DDP instead. Accumulation, clipping and learning
+rate come from the run config alone. The price: other settings of accelerate's
 files for DeepSpeed and FSDP (offloading, a DeepSpeed config of its own) are refused.
 """
 
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Kind = Literal["one process", "DDP", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2"]
-NO_GPU = "-1,-1"  # what accelerate_configs/cpu.yaml makes of CUDA_VISIBLE_DEVICES
-# NCCL, which ends the process by force, gives up so much later than gloo, which can say what
-# happened
+NO_GPU = "-1,-1"  # CUDA_VISIBLE_DEVICES under accelerate_configs/cpu.yaml
+# NCCL, which ends the process by force, waits so much longer than gloo, which can say what happened
 _LATER_S = 60
 # PyTorch 2.13 renamed the argument and warns of the old name
 _NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
@@ -91,16 +90,16 @@ def start_accelerator(
 
 
 def asked_for(environment: Mapping[str, str]) -> Kind:
-    """The engine that `accelerate launch` was told of. Raises `WrongRequest` for settings that have
-    no effect here.
+    """The engine in the environment of `accelerate launch`. Raises `WrongRequest` for settings that
+    have no effect here.
     """
     if _flag(environment, "ACCELERATE_USE_DEEPSPEED"):
         return _deepspeed_asked_for(environment)
     if _flag(environment, "ACCELERATE_USE_FSDP"):
         if environment.get("FSDP_VERSION", "1") != "2" or _flag(environment, "FSDP_OFFLOAD_PARAMS"):
             raise WrongRequest(
-                "The accelerate config asks for FSDP 1 or for offloading; supported is what"
-                " accelerate_configs/multi_gpu_fsdp2_qlora.yaml says (fsdp_version: 2)."
+                "The accelerate config asks for FSDP 1 or for offloading; supported are the settings of"
+                " accelerate_configs/multi_gpu_fsdp2_qlora.yaml (fsdp_version: 2)."
             )
         return "FSDP2"
     return "DDP" if int(environment.get("WORLD_SIZE", "1")) > 1 else "one process"
@@ -140,7 +139,7 @@ def shards_weights(kind: Kind) -> bool:
 
 
 def make_engine(kind: Kind, model: EmotionClassifier, settings: TrainSection, device: torch.device) -> Engine:
-    """The model under its engine. All ranks call it with the same model; it may be called where a
+    """The model under its engine. All ranks call this function with the same model, once the
     process group exists.
     """
     world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -151,7 +150,7 @@ def make_engine(kind: Kind, model: EmotionClassifier, settings: TrainSection, de
         case "DDP":
             return DataParallel(model, settings, device)
         case "FSDP2":
-            # a base that the fused decoder has cut needs no engine, and what is trained is small
+            # the fused decoder shards the base itself, and the trained weights are small
             gathered = model.decoder is not None and model.decoder.is_gathered
             return (DataParallel if gathered else FullySharded)(model, settings, device)
         case _:
@@ -163,8 +162,8 @@ def make_engine(kind: Kind, model: EmotionClassifier, settings: TrainSection, de
 
 @dataclass
 class _Trained:
-    """What is trained, by its two names: the model's own, under which the optimizer's moments are
-    saved, and that in a PEFT file or a whole checkpoint.
+    """The trained parameters by their two names: the model's own, under which the optimizer's
+    moments are saved, and the name in a PEFT file or a whole checkpoint.
     """
 
     own: dict[torch.nn.Parameter, str]
@@ -178,12 +177,12 @@ class _Trained:
 
 
 class Engine:
-    """One process that holds everything; the others are made of it.
+    """One process that holds everything; the other engines derive from it.
 
-    `module` is what a forward pass goes through. Each step has `microbatch` around each forward and
-    backward pass, then `update` once. What is saved and loaded are whole tensors, the same from
-    every engine, so that a run moves between them. Every method that is not a property is called on
-    all ranks together.
+    `module` computes the forward pass. Each step has `microbatch` around each forward and backward
+    pass, then `update` once. Whole tensors are saved and loaded, the same from every engine, so
+    that a run may change its engine. Every method that is not a property is called on all ranks
+    together.
     """
 
     gradient_scale = 1.0  # by which the losses of a step are multiplied so that the ranks' gradients add up
@@ -197,7 +196,8 @@ class Engine:
 
     def _adamw(self) -> torch.optim.AdamW:
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
-        # of a whole encoder biases and norms do not decay, as is usual; with an adapter all does
+        # biases and norms of a whole encoder do not decay, as is usual; with an adapter everything
+        # decays
         flat = [one for one in self.trained.own if one.ndim < 2] if self.trained.is_whole else []
         rest = [one for one in self.trained.own if not flat or one.ndim >= 2]
         groups: list[dict[str, Any]] = [{"params": rest}]
@@ -206,8 +206,8 @@ class Engine:
 
     @contextlib.contextmanager
     def microbatch(self, last: bool) -> Iterator[None]:
-        """Around one forward and backward pass; the ranks' gradients are brought together in the
-        `last` one of a step.
+        """Context of one forward and backward pass; in the `last` one of a step the ranks'
+        gradients are added up.
         """
         yield
 
@@ -215,7 +215,7 @@ class Engine:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def update(self, rate: float) -> None:
-        """Clip the step's gradients, move the parameters at this learning rate, and forget the
+        """Clip the step's gradients, update the parameters at this learning rate, and clear the
         gradients.
         """
         if self.settings.max_grad_norm is not None:
@@ -229,16 +229,16 @@ class Engine:
             group["lr"] = rate
 
     def adapter(self) -> dict[str, torch.Tensor]:
-        """Adapter and head, whole, under the names of a PEFT file; not copied where they lie
-        whole.
+        """Adapter and head, whole, under the names of a PEFT file; not copied where this process
+        holds them whole.
         """
         return {name: parameter.detach() for name, parameter in self.trained.peft.items()}
 
     @contextlib.contextmanager
     def pieces(self, modified: bool = False) -> Iterator[dict[str, torch.Tensor]]:
-        """Within the block what this rank can see of adapter and head, under the names of a PEFT
-        file: the whole, or its own part where they lie in parts. Where `modified` is set it may be
-        changed, on all ranks alike; only forward passes then see that.
+        """Within the block this rank's part of adapter and head, under the names of a PEFT file, or
+        all of them where they are not sharded. With `modified` the tensors may be changed, on all
+        ranks alike; only forward passes see the change.
         """
         yield {name: parameter.detach() for name, parameter in self.trained.peft.items()}
 
@@ -288,7 +288,8 @@ class FullySharded(Engine):
     """Weights, gradients and moments are sharded, one piece a process; each block is put together
     for as long as it computes.
 
-    The base in any precision: 4-bit codes are moved as bfloat16 numbers, which nothing looks into.
+    The base may have any precision: 4-bit codes are moved as bfloat16 numbers, which nothing
+    interprets.
     """
 
     def __init__(self, model: EmotionClassifier, settings: TrainSection, device: torch.device) -> None:
@@ -319,9 +320,7 @@ class FullySharded(Engine):
         yield {name: _own_part(parameter) for name, parameter in self.trained.peft.items()}
 
     def _reshard(self) -> None:
-        """A forward pass without a backward one leaves some whole, and they would stay as they
-        are.
-        """
+        """Shard all parameters again: a forward pass without a backward one leaves some whole."""
         for part in self._parts:
             part.reshard()
 
@@ -362,7 +361,7 @@ def _own_part(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _cut_like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """This rank's piece; every rank has the whole, so nothing is sent."""
+    """This rank's shard; every rank has the whole tensor, so nothing is sent."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(parameter, DTensor), "a parameter that is trained was not sharded"
@@ -380,7 +379,7 @@ class Zero(Engine):
         os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it guesses, and says so
         import deepspeed
 
-        # it calls by their old names what PyTorch 2.13 renamed
+        # DeepSpeed uses the old names of functions that PyTorch 2.13 renamed
         warnings.filterwarnings(
             "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
         )
@@ -440,8 +439,8 @@ class Zero(Engine):
             self._put(parameter, state[name], None)  # DeepSpeed's own copy, from which the next update starts
 
     def _gathered(self, modified: bool = False) -> contextlib.AbstractContextManager[None]:
-        """The trained parameters whole within the block; `modified` as on rank 0, where they were
-        changed.
+        """Context in which the trained parameters are whole; with `modified` all ranks get rank 0's
+        changes.
         """
         if self._stage == 2:
             return contextlib.nullcontext()
@@ -509,10 +508,10 @@ class Zero(Engine):
 
 
 def deepspeed_config(stage: int, settings: TrainSection, trained: int) -> dict[str, Any]:
-    """All that DeepSpeed is told. A step is ended by `Zero.microbatch`, so it counts one
-    micro-batch a step.
+    """DeepSpeed's whole config. `Zero.microbatch` ends a step, so DeepSpeed counts one micro-batch
+    a step.
 
-    Its buckets hold the `trained` numbers; by itself it would take 500 million, 2 GB of each GPU.
+    Its buckets hold the `trained` numbers; DeepSpeed's default is 500 million, 2 GB of each GPU.
     """
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -533,8 +532,8 @@ def deepspeed_config(stage: int, settings: TrainSection, trained: int) -> dict[s
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str]
 ) -> dict[str, torch.Tensor]:
-    """AdamW's moments by parameter name, not copied; a parameter that never had a gradient has
-    none.
+    """AdamW's moments by parameter name, not copied; none for a parameter that never had a
+    gradient.
     """
     return {
         f"{key}.{name}": optimizer.state[parameter][key].detach()

@@ -42,19 +42,19 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-# the fields of a checkpoint's progress that a report takes as they are
+# the fields of a checkpoint's progress that a report takes unchanged
 _MEASURED = ("computed_tokens", "train_seconds", "evaluation_seconds", "saves", "stall_seconds")
-_COUNTED_POSTS = 20_000  # of the training split, whose lengths the report has
+_COUNTED_POSTS = 20_000  # of the training split, for the lengths in the report
 _LABELS_SHOWN = 30
-_TRY_S = 10.0  # how long one look at the saver takes while all ranks wait for it
+_TRY_S = 10.0  # for one look at the saver, while all ranks wait
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """What the held-out splits gave, on rank 0: their results, what `data.max_length` cuts of each
-    split, the decision that validation posts made, what its temperature did to the probabilities of
-    each split, and how fast all ranks together labelled the posts. The other ranks have none of it
-    but `adapter`, which is published: its head is at the temperature.
+    """The figures of the held-out splits, on rank 0: their results, the posts that
+    `data.max_length` cuts of each split, the decision by validation posts, the probabilities of
+    each split before and after its temperature, and the posts a second of all ranks together. Other
+    ranks have only `adapter`, which is published with its head at the temperature.
     """
 
     splits: Mapping[str, AnyResult]
@@ -122,7 +122,7 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
 
 
 def _drain(trainer: Trainer) -> None:
-    """Raises `StorageError` when some state is not committed yet, and why."""
+    """Raises `StorageError` with the reason when some state is not committed yet."""
     assert trainer.saver is not None
     if not trainer.saver.drain(_TRY_S):
         raise trainer.saver.problem or StorageError("The last checkpoints are still being uploaded.")
@@ -156,8 +156,8 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Ent
 def _score_in_peace(
     job: Job, trainer: Trainer, stack: ExitStack, adapter: Mapping[str, torch.Tensor]
 ) -> HeldOut:
-    """The held-out splits, scored; begun again when that was given up for a termination that was
-    withdrawn.
+    """The scored held-out splits; scoring begins again when it was cut off for a preemption notice
+    that was withdrawn.
     """
     from emotion_train.training.trainer import CutOff
 
@@ -194,10 +194,10 @@ def _texts_of_chosen(job: Job, chosen: Chosen, splits: Mapping[str, AnyResult]) 
 
 
 def _until_the_store_takes_it(job: Job, action: Callable[[], T], keep: Callable[[], str]) -> T | None:
-    """What `action` returns on rank 0, None elsewhere; tried again while the store fails, for
+    """The result of `action` on rank 0, None elsewhere; tried again while the store fails, for
     `run.publish_timeout_s` seconds.
 
-    Raises `NotPublished` after that, with what `keep` says of where the run's result is, and
+    Raises `NotPublished` after that, with the sentence of `keep` on where the run's result is, and
     `Preempted` when a preemption notice comes before.
     """
     from emotion_train.processes.interruption import GOING
@@ -234,11 +234,11 @@ def _not_published(job: Job, error: StorageError, kept: str) -> NotPublished:
 def _score_splits(
     job: Job, trainer: Trainer, stack: ExitStack, adapter: Mapping[str, torch.Tensor]
 ) -> HeldOut:
-    """Counts and joined predictions of validation and, where there is one, test, and what
-    data.max_length cuts of these and of a sample of train.
+    """The figures of validation and, where it exists, test, and the posts that data.max_length cuts
+    of these and of a sample of train.
 
-    Validation posts are scored by the head as it was trained, which gives its temperature, and once
-    more at that: what is published is bit for bit what an adapter gives that is read back.
+    Validation posts are scored first without a temperature, which chooses it, and then with it: the
+    published adapter, read back, gives bit for bit the published probabilities.
     """
     from emotion_train.data.lengths import Cut
     from emotion_train.evaluation.floors import tfidf_predictions
@@ -292,8 +292,8 @@ def _score_splits(
 def _old_posts(
     job: Job, trainer: Trainer, stack: ExitStack, decision: Decision | None
 ) -> tuple[OldPosts | None, tuple[str, ...]]:
-    """What the run says of the held-out posts of the adapter that it trained on from, on rank 0;
-    and why there is no such figure, where it was asked for.
+    """The run's figures on the held-out posts of its parent adapter, on rank 0; and a remark where
+    they were asked for and cannot be computed.
     """
     from emotion_train.evaluation.predictions import SetPredictions, join_predictions
     from emotion_train.progress import ProgressLine
@@ -319,7 +319,8 @@ def _old_posts(
     index, name = light
     of_old = replace(job, index=index, data_store=open_store(settings.old_data))
     labels = job.index.labels
-    # a label that is not known any more has no place; the posts' own labels are the parent's matter
+    # a label that the run no longer has gets any place: the true labels come from the parent's
+    # predictions
     places_C = [labels.index(label) if label in labels else 0 for label in index.labels]
     rows = index.split(name).rows
     with ProgressLine(f"scoring {name} of {parent.name}", rows, "posts", shown=job.ranks.is_main) as line:
@@ -345,8 +346,8 @@ def _old_posts(
 
 @dataclass(frozen=True, eq=False)
 class _Old:
-    """The data set of the adapter that was trained on from, its held-out split, and what it said of
-    that.
+    """The data set of the parent adapter, its held-out split, and the parent's predictions for
+    it.
     """
 
     store: Store
@@ -356,8 +357,8 @@ class _Old:
 
 
 def _of_all_rows(temperature: tuple[float, ...], index: Index) -> tuple[float, ...]:
-    """The temperature of the whole head: where each label has one, rows of auxiliary labels have
-    1.
+    """The temperature of all rows of the head: where each label has one, rows of auxiliary labels
+    get 1.
     """
     if len(temperature) < len(index.labels):  # one for all
         return temperature
@@ -366,8 +367,8 @@ def _of_all_rows(temperature: tuple[float, ...], index: Index) -> tuple[float, .
 
 @dataclass(frozen=True, eq=False)
 class _Scored:
-    """A whole split: counts over all ranks, the predictions of all, what was cut, and for how many
-    seconds all ranks scored it.
+    """A whole split: counts and predictions of all ranks, the posts that were cut, and the seconds
+    of scoring.
     """
 
     counts: NDArray[np.int64]
@@ -377,7 +378,9 @@ class _Scored:
 
 
 def _score_split(job: Job, trainer: Trainer, stack: ExitStack, name: str) -> _Scored | None:
-    """What the model says of a split, on rank 0; None on the others, which score their share."""
+    """The model's predictions for a split, on rank 0; None on the other ranks, which score their
+    shares.
+    """
     from emotion_train.data.lengths import Cut, Lengths
     from emotion_train.data.tokenization import CountingTokenizer
     from emotion_train.evaluation.predictions import join_predictions
@@ -403,9 +406,7 @@ def _there(scored: _Scored | None) -> _Scored:
 
 
 def _decision(job: Job, validation: AnyPredictions, tempered: Tempered) -> Decision:
-    """What turns this adapter's probabilities into answers, by validation posts at its
-    temperature.
-    """
+    """The decision of this adapter, from validation posts at its temperature."""
     from emotion_train.evaluation.decision import Decision
     from emotion_train.evaluation.predictions import SetPredictions
 
@@ -418,8 +419,8 @@ def _decision(job: Job, validation: AnyPredictions, tempered: Tempered) -> Decis
 
 
 def _train_lengths(job: Job) -> Lengths:
-    """Tokens of some training posts. The split was shuffled as a whole, so any will do; of 20,000
-    a share of 5 % is known to 0.3 points, in a second or two.
+    """Tokens of some training posts. The split was shuffled as a whole, so any posts will do;
+    20,000 give a share of 5 % to within 0.3 points, in a second or two.
     """
     from emotion_train.data.lengths import Lengths
     from emotion_train.data.reader import sample_texts
@@ -525,7 +526,7 @@ def _build_report(
 
 
 def _as_trained(job: Job) -> Config:
-    """The config, which says of an encoder what was trained in place of auto."""
+    """The config; for an encoder with train.method as it was trained, instead of auto."""
     from emotion_train.model.encoder import is_encoder
     from emotion_train.sizing.recipe import adapter_of
 
@@ -536,9 +537,7 @@ def _as_trained(job: Job) -> Config:
 
 
 def _left_out(job: Job, base: BaseInfo) -> list[str]:
-    """What the config left out of data, steps and base: figures of such a run are those of a
-    part.
-    """
+    """Remarks on data, steps and blocks of the base that the config left out."""
     config, whole = job.config, job.index.whole
     posts, all_posts = job.index.training.rows, whole.training.rows
     words = []
@@ -557,7 +556,7 @@ def _left_out(job: Job, base: BaseInfo) -> list[str]:
 
 
 def _auxiliary(job: Job) -> list[str]:
-    """What was trained on beside the posts that the figures count."""
+    """A remark on auxiliary posts, which were trained on and which no figure counts."""
     if (auxiliary := job.index.auxiliary) is None:
         return []
     names, shown = auxiliary.labels, ", ".join(auxiliary.labels[:_LABELS_SHOWN])

@@ -1,4 +1,4 @@
-"""What stays the same from a process's start to its end, and what rank 0 holds of the run."""
+"""The facts that stay the same from a process's start to its end, and rank 0's hold on the run."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 
 DATA_PATIENCE_S = 1800.0  # for a bucket that stops answering
-_END_AFTER_S = 120.0  # enough for the saver to end what it is about
+_END_AFTER_S = 120.0  # enough for the saver to finish its write
 
 
 @dataclass(frozen=True)
 class Job:
-    """What stays the same from the start of this process to its end."""
+    """The facts that stay the same from the start of this process to its end."""
 
     config: Config
     index: Index
@@ -64,7 +64,9 @@ class Job:
 
 @dataclass
 class Claimed:
-    """What rank 0 holds after its claim: the right to write, and where the run resumes."""
+    """Rank 0's hold on the run after its claim: the right to write, and the state to resume
+    from.
+    """
 
     writer: Writer
     local: LocalStates
@@ -83,8 +85,8 @@ class Claimed:
 
 
 def end_even_if_stuck(after_s: float = _END_AFTER_S, code: int = 1) -> None:
-    """End this process in a while even if its GPU or a thread of its own still waits for a process
-    or a store that is gone, unless it is borrowed.
+    """End this process after `after_s` seconds, even if its GPU or a thread still waits for a lost
+    process or store, unless the process is borrowed.
     """
     if is_borrowed():
         return
@@ -111,17 +113,17 @@ def too_small(job: Job) -> str:
         )
     else:
         words = str(ran_out(request, gpu_bytes, layout))
-    return f"{words} The run continues from its last checkpoint."
+    return f"{words} The run resumes from its last checkpoint."
 
 
 def local_folder(config: Config) -> Path:
-    """Where the states of all runs below one output URL wait."""
+    """The folder for the waiting states of all runs below one output URL."""
     return folder_here(config) / hashlib.sha256(config.run.output_url.encode()).hexdigest()[:12]
 
 
 def folder_here(config: Config) -> Path:
-    """Where runs leave what stays on this machine; raises `WrongRequest` when it is another user's
-    or cannot be written to.
+    """The folder of runs' files on this machine; raises `WrongRequest` when it is another user's or
+    cannot be written to.
     """
     default = Path(
         tempfile.gettempdir(), f"emotion-train-{os.getuid() if hasattr(os, 'getuid') else 'states'}"
@@ -142,8 +144,8 @@ def folder_here(config: Config) -> Path:
 
 
 def output_log(config: Config) -> Path | None:
-    """Where what a run prints goes once nobody reads it: one file for each start on this machine.
-    None where `folder_here` is refused, which rank 0 says before it claims.
+    """The file for a run's output once nobody reads it, one for each start on this machine. None
+    where `folder_here` is refused, which rank 0 reports before it claims.
     """
     name = f"{config.run.id or 'run'}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
     with suppress(WrongRequest):
@@ -163,7 +165,7 @@ def run_id_of(config: Config, environment: Mapping[str, str]) -> str:
 
 
 def data_patience_s(config: Config) -> float:
-    """How long the bucket of the data may not answer, while other ranks wait for this one."""
+    """How long the bucket of the data may fail to answer, while other ranks wait for this one."""
     return min(DATA_PATIENCE_S, config.distributed.timeout_s / 2)
 
 
@@ -176,8 +178,8 @@ def say_nothing(words: str) -> None:
 
 
 def published(entry: Entry) -> int:
-    """0, the exit code of a published run: the one place that returns it, for the final entry of
-    its log. The launcher above hears of it at once, so that what comes after changes nothing.
+    """0, the exit code of a published run, for the final entry of its log; nothing else returns it.
+    The launcher is told at once, so that later failures change nothing.
     """
     assert entry.kind == "final", f"a {entry.kind} publishes nothing"
     report_published()

@@ -1,8 +1,8 @@
 """The figures of a run as its steps are taken: losses, tokens, seconds.
 
 Only this page waits for the GPU. The loss of a step stays there, is copied to the host beside the
-next steps, and is read one log interval later: the price is that a loss that is no number is
-noticed up to one interval late.
+next steps, and is read one log interval later. The price: a loss that is no number is noticed up to
+one interval late.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from emotion_train.training import curve
 
 @dataclass(frozen=True)
 class _Stretch:
-    """This rank's figures of some steps, whose losses are on their way from the GPU: `losses` holds
-    them once `there` has come.
+    """This rank's figures of some steps whose losses are on their way from the GPU; `losses` is
+    valid once the event `there` has come.
     """
 
     step: int  # the last one
@@ -39,7 +39,7 @@ class _Stretch:
 
 
 class Ledger:
-    """Keeps `progress`, which a checkpoint saves. `rate_after` is the schedule; `on_loss` is told
+    """Keeps `progress`, which a checkpoint saves. `rate_after` is the schedule; `on_loss` gets
     step, mean loss and rate of the steps between two calls of `log`.
     """
 
@@ -66,7 +66,7 @@ class Ledger:
         self._clock = time.perf_counter()
 
     def stop_clock(self) -> None:
-        """What follows is no training until the clock is started again."""
+        """The time until the clock is started again does not count as training."""
         self._clock = None
 
     def take(self, batch: StepBatch, loss: torch.Tensor) -> None:
@@ -82,15 +82,15 @@ class Ledger:
             self.progress.warm_up_seconds += time.perf_counter() - self._clock
 
     def log(self) -> None:
-        """Tell of the steps before the last call, so that the GPU is not waited for."""
+        """Report the steps before the last call, so that nothing waits for the GPU."""
         self._hand_over(for_log=True)
         self.add_up(all_but=1)
 
     def add_up(self, all_but: int = 0) -> list[float]:
-        """Take what the ranks have each seen, but for the newest stretches, into `progress`; called
-        on all ranks.
+        """Add the figures of all ranks to `progress`, without the newest `all_but` stretches;
+        called on all ranks.
 
-        Returns the losses of those steps. Raises `Diverged` when one is no number.
+        Returns the losses of those steps. Raises `Diverged` when one of them is no number.
         """
         arrived: list[float] = []
         if not all_but:
@@ -149,6 +149,6 @@ class Ledger:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the GPU has done what it was given."""
+    """Wait until the GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -1,8 +1,8 @@
-"""How many tokens a forward pass takes where the config says `train.tokens_per_microbatch: auto`:
-what fits the GPU, by arithmetic.
+"""Chooses the tokens of a forward pass for `train.tokens_per_microbatch: auto`: as many as fit the
+GPU, by arithmetic.
 
-Decided once, before weights and loaders, the same on all ranks; nothing is tried out and no memory
-error is waited for. On a CPU it is the default. Learning does not depend on it, so that a resumed
+The choice is made once, before weights and loaders, the same on all ranks; nothing is tried until a
+memory error comes. On a CPU it is the default. Learning does not depend on it, so that a resumed
 run may take another number on another GPU.
 """
 
@@ -35,7 +35,7 @@ _UNUSUAL_STEP = 3.0  # standard deviations above the mean up to which a step sti
 
 @dataclass(frozen=True)
 class Setting:
-    """What was chosen, and why in words for a person."""
+    """The choice, and the reason in words for a person."""
 
     tokens: int
     gradient_checkpointing: bool
@@ -55,13 +55,12 @@ def settle(
     on_main: Callable[[Callable[[], Setting]], Setting] | None = None,
     read: Callable[[torch.device], int] = memory_of,
 ) -> Config:
-    """The config with a number in place of `auto`, the same on all ranks; a config that has a
-    number comes back as it is.
+    """The config with a number in place of `auto`, the same on all ranks; a config with a number
+    comes back unchanged.
 
-    `on_main` asks rank 0 with patience for the data set, which some posts are read of. `read`
-    returns how many bytes of this rank's GPU the run may count on. Raises `WrongRequest` on all
-    ranks, with the nearest setting that fits, where the base does not fit the smallest of their
-    GPUs.
+    `on_main` runs the choice on rank 0 with patience for the data set, from which some posts are
+    read. `read` returns how many bytes of this rank's GPU the run may use. Raises `WrongRequest` on
+    all ranks, with the nearest setting that fits, where the base does not fit the smallest GPU.
     """
     if config.train.tokens_per_microbatch != "auto":
         return config

@@ -1,8 +1,8 @@
-"""How a training goes at the moment: loss, posts a second and the last score, in words for who
-waits, and as metrics of a checkpoint for who looks at the log.
+"""The present pace of a training: loss, posts a second and the last score, in words for a person
+who waits, and as metrics of a checkpoint for readers of the log.
 
-Nothing here waits for the GPU: posts are counted when their step is given to it, which over the
-window is the same.
+Nothing here waits for the GPU: posts are counted when their step is given to it, which gives the
+same pace over the window.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Pace:
         self._seen: deque[tuple[float, int]] = deque()  # time, and posts so far
 
     def take(self, posts: int) -> None:
-        """Note that so many posts were trained on by now."""
+        """Note that `posts` posts have been trained on so far."""
         now = self._clock()
         self._seen.append((now, posts))
         while len(self._seen) > 2 and self._seen[1][0] <= now - _WINDOW_S:
             self._seen.popleft()
 
     def pause(self) -> None:
-        """What comes until the next step is no training."""
+        """The time until the next step does not count as training."""
         self._seen.clear()
 
     @property
@@ -49,7 +49,7 @@ class Pace:
         return training_words(self.loss, self.posts_per_second, score, note)
 
     def facts(self) -> dict[str, float | int | str | None]:
-        """For a checkpoint's metrics: `loss` and `posts_per_second`, where they are known."""
+        """`loss` and `posts_per_second` for a checkpoint's metrics, where they are known."""
         rate = self.posts_per_second
         found = {"loss": self.loss, "posts_per_second": None if rate is None else round(rate, 1)}
         return {name: value for name, value in found.items() if value is not None}

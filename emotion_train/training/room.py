@@ -1,8 +1,9 @@
-"""Room on the GPUs for a start whose predecessor may still hold them: the claim has fenced it, it
-ends within seconds, and this start waits for that.
+"""Waits for room on the GPUs, where the start before this one may still hold them: the claim has
+fenced it, and it ends within seconds.
 
-Before the claim such a start counts its GPUs whole, after it what is free. The price where somebody
-else holds a GPU for good: `WAIT_S` seconds a start, then a smaller micro-batch or a refusal.
+Before the claim this start counts the whole memory of its GPUs, after the claim the free memory.
+The price where another program keeps a GPU: `WAIT_S` seconds a start, then a smaller micro-batch or
+a refusal.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from emotion_train.training.microbatch import layout_of
 
 WAIT_S = 60.0
 _LOOK_EVERY_S = 0.5
-_NOBODY = GIB  # so much may be missing on a GPU that nobody else holds; a predecessor has more
+_NOBODY = GIB  # so much may be missing on a GPU that no other program holds; a start holds more
 
 ReadMemory = Callable[[torch.device], int]
 
@@ -46,8 +47,8 @@ def wait_for_room(
     wait_s: float = WAIT_S,
 ) -> Job:
     """The job, once its GPUs have room for it, or `wait_s` seconds later with a setting that fits
-    what is free; called on all ranks after the claim. Nothing is waited for without GPUs, nor where
-    the setting that was asked for exceeds the whole GPU by the estimate.
+    the free memory; called on all ranks after the claim. There is no wait without GPUs, nor where
+    the requested setting exceeds the whole GPU by the estimate.
 
     Raises `NotStarted` on all ranks where no setting fits by then. A preemption notice ends the
     wait: what loads the model next answers it.
@@ -77,14 +78,14 @@ def wait_for_room(
 
 
 def _needed(job: Job, config: Config) -> int:
-    """Bytes of each GPU by the estimate for this setting."""
+    """Bytes that this setting needs of each GPU, by the estimate."""
     recipe = Recipe.of(config, Shape.of(job.base.text.to_dict()), len(job.index.trained_labels))
     layout = layout_of(job.engine, job.ranks.world_size)
     return least_of(Request.of(config, recipe), layout).memory.total
 
 
 def _least(job: Job, read: ReadMemory) -> int:
-    """What is read of the GPU that has least, the same on all ranks."""
+    """The smallest number that `read` gives on any rank, the same on all ranks."""
     return job.ranks.from_main(min(job.ranks.gather(read(job.accelerator.device)), default=0))
 
 

@@ -1,11 +1,10 @@
 """The experiment trackers of a run: one run in each of them, however often it was started.
 
 W&B gets the run's own id, MLflow's run is found by a tag. TensorBoard has no server, so its events
-are a part of every checkpoint and continue where the checkpoint was made; the published run has
-them beside its report. The price: the events so far, some 200 bytes for each ten steps, are
-uploaded with each checkpoint.
+are a part of every checkpoint and resume from it; the published run has them beside its report. The
+price: the events so far, some 200 bytes for each ten steps, are uploaded with each checkpoint.
 
-Steps that a recovery trains again are told once: a tracker that has them gets no second value. A
+Steps that a recovery trains again are logged once: a tracker that has them gets no second value. A
 tracker that fails stops no training.
 """
 
@@ -47,8 +46,8 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """The open trackers of rank 0; none on other ranks. `events` are those of the checkpoint from
-    which the run resumed, kept also where TensorBoard is not asked for any more.
+    """The open trackers of rank 0; none on other ranks. `events` come from the checkpoint from
+    which the run resumed, and are kept also where TensorBoard is no longer asked for.
     """
 
     def __init__(self, say: Callable[[str], None], events: bytes = b"") -> None:
@@ -58,8 +57,8 @@ class Trackers:
         self._left_alone_until: dict[str, float] = {}
 
     def open(self, config: Config, first_claim: str, folder: Path) -> None:
-        """Open what `run.trackers` names; TensorBoard writes below `folder`. `first_claim` is the
-        nonce of the log's first entry. Raises `EmotionTrainError` for a tracker that cannot be
+        """Open the trackers of `run.trackers`; TensorBoard writes below `folder`. `first_claim` is
+        the nonce of the log's first entry. Raises `EmotionTrainError` for a tracker that cannot be
         opened.
         """
         values = {
@@ -149,7 +148,7 @@ class TensorBoard:
         self._tracker.log(dict(values), step=step)
 
     def events(self) -> bytes:
-        """Those before this start and those of it: a file of events may follow another."""
+        """The events before this start and its own: files of events may be joined."""
         self._tracker.writer.flush()
         return b"".join(path.read_bytes() for path in sorted(self._folder.glob("*tfevents*")))
 
@@ -161,8 +160,8 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """The run of that id, begun or resumed. What W&B would gather of machine and command line holds
-    paths, and is left out.
+    """The run with this id, begun or resumed. W&B's own facts about machine and command line hold
+    paths, and are left out.
     """
 
     name = "wandb"
@@ -182,7 +181,7 @@ class WeightsAndBiases:
             WandBTracker(PROJECT, id=run_id, name=run_id, resume="allow", settings=settings)
         )
         self._tracker.store_init_configuration(dict(values))
-        # those before are there, and W&B would refuse them one by one; offline nothing is known
+        # earlier steps are there, and W&B would refuse them one by one; offline nothing is known
         self._first_step = int(self._tracker.run.step)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -226,7 +225,7 @@ class MLflow:
                 experiment_name=experiment,
                 run_id=found[0].info.run_id if found else None,
                 run_name=run_id,
-                # what MLflow takes for it is the path of a program
+                # by itself MLflow would take the path of a program
                 tags={**tags, "mlflow.source.name": PROJECT},
             )
         )

@@ -1,8 +1,8 @@
 """The training loop: packed micro-batches in, one optimizer update a step, evaluation and
 checkpoint now and then.
 
-A step's update is that of its whole batch, however it was cut into micro-batches and ranks: the
-weighted losses are summed and divided once by the step's sum of weights. The stock Trainer scales
+A step's update comes from its whole batch, whatever its micro-batches and ranks: the weighted
+losses are summed and divided once by the step's sum of weights. The stock Trainer scales
 such gradients by accumulation x world size (transformers#47688).
 
 Letters: N posts of a micro-batch, C labels.
@@ -69,7 +69,9 @@ def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> floa
 
 
 def _notice(signals: Signal) -> dict[str, float | int | str | None]:
-    """Why a state is saved, for whoever reads the log; nothing when only a clock asked for it."""
+    """The reason why a state is saved, for readers of the log; empty when only the clock asked for
+    it.
+    """
     for signal, words in (
         (Signal.LEAVE, "interrupted"),
         (Signal.STOP, "preempted"),
@@ -82,8 +84,8 @@ def _notice(signals: Signal) -> dict[str, float | int | str | None]:
 
 @dataclass(frozen=True)
 class Scored:
-    """A split as the model sees it: counts over all ranks, `counts` of its predictions, and this
-    rank's predictions.
+    """A scored split: the `counts` of its predictions over all ranks, and this rank's
+    predictions.
     """
 
     counts: npt.NDArray[np.int64]
@@ -237,8 +239,8 @@ class Trainer:
     # between two steps
 
     def _exchange(self) -> Signal:
-        """What any rank has to tell; `Fenced` and defects of the saver end all ranks at the same
-        step.
+        """The signals of all ranks together; `Fenced` and defects of the saver end all ranks at the
+        same step.
         """
         own = Signal.NONE
         if self.saver is not None:
@@ -275,7 +277,7 @@ class Trainer:
             self._save(_notice(signals))
         if signals & Signal.REBALANCE:
             self.tell_milestone(
-                f"The machine may be taken soon: step {self.progress.step} is being saved, training continues"
+                f"A preemption may come soon: step {self.progress.step} is being saved, training continues"
             )
         if signals & GOING:
             self.ledger.stop_clock()
@@ -339,10 +341,10 @@ class Trainer:
         )
 
     def _figures(self, scored: Scored) -> dict[str, float]:
-        """What is told of a scored split, macro-F1 among it; called on all ranks.
+        """The figures of a scored split, with macro-F1; called on all ranks.
 
-        Where posts have several labels macro-F1 is that with thresholds which did not see the post,
-        for which rank 0 needs the probabilities of all.
+        Where posts have several labels, macro-F1 is computed with thresholds that did not see the
+        post, so rank 0 needs the probabilities of all posts.
         """
         if not isinstance(scored.predictions, SetPredictions):
             counts = ClassCounts(scored.counts)
@@ -368,8 +370,8 @@ class Trainer:
         self.tell(self.progress, f"validating {done:,}")
 
     def _save(self, metrics: dict[str, float | int | str | None]) -> None:
-        """Copy the state and give it to the saver; without a score only if this step was not saved
-        yet.
+        """Copy the state and give it to the saver. Without a score, a step that was saved already
+        is skipped.
         """
         if "macro_f1" not in metrics and self.progress.step == self._saved_step:
             return
@@ -396,8 +398,8 @@ class Trainer:
         return self.progress.upload_seconds + (self.saver.upload_seconds if self.saver is not None else 0.0)
 
     def state(self) -> State:
-        """A copy of all that a resumed run needs, of the tensors on rank 0 only; called on all
-        ranks, which may each hold a part.
+        """A copy of everything that a resumed run needs, with the tensors on rank 0 only; called on
+        all ranks, since each may hold a part.
         """
         progress = replace(
             self.progress,
@@ -427,7 +429,7 @@ class Trainer:
         )
 
     def restore(self, state: State) -> None:
-        """Put a state in place of the present one. Raises `WrongRequest` for a step that this run
+        """Replace the present state by this one. Raises `WrongRequest` for a step that this run
         does not have.
         """
         if state.progress.step > self.steps:
@@ -445,7 +447,7 @@ class Trainer:
         self, loader: Loader, tell: Callable[[int], None], places_C: npt.ArrayLike | None = None
     ) -> Scored:
         """Predict a whole split: counts over all ranks, this rank's own predictions. `places_C` are
-        the places of the split's labels among the model's, where they are others.
+        the places of the split's labels among the model's, where the two differ.
 
         Raises `CutOff` after a preemption notice.
         """

@@ -1,8 +1,8 @@
-"""The start of a run asks its stores together: all ranks wait for the one that a store does not
-answer, and end together.
+"""All ranks of a starting run ask its stores together: they wait for a rank without an answer, and
+end together.
 
-Whatever the start needs of a store goes through `PatientStart`. The price: one small all-reduce
-more for each question, and two a second while a store is away. Letters: R = rank.
+Every request of the start to a store goes through `PatientStart`. The price: one more small
+all-reduce for each request, and two a second while a store is away. Letters: R = rank.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _END_AFTER_S = 2.0
 
 class PatientStart:
     """Asks on every rank or on rank 0, again while a store does not answer, for `timeout_s` seconds
-    a question.
+    a request.
 
-    Meanwhile no rank waits for another longer than a moment, so that `distributed.timeout_s` ends
-    nothing, and a preemption notice to any of them ends the start of all: with 33 where the newest
-    state of the run is known to be in its log (`note_saved`), else with 1.
+    Meanwhile no rank waits for another for more than a moment, so that `distributed.timeout_s` ends
+    nothing. A preemption notice to any rank ends the start of all: with 33 where the newest state
+    of the run is known to be in its log (`note_saved`), else with 1.
     """
 
     def __init__(self, interruptions: Interruptions, timeout_s: float, say: Callable[[str], None]) -> None:
@@ -40,21 +40,23 @@ class PatientStart:
         self._saved = False
 
     def note_saved(self, saved: bool) -> None:
-        """Whether the newest state of the run is in its log; heard on rank 0 once that is read."""
+        """Note whether the newest state of the run is in its log; called on rank 0 once the log is
+        read.
+        """
         self._saved = saved
 
     def everywhere(self, what: str, url: str, action: Callable[[], T]) -> T:
-        """What `action` returns on each rank; called on all. An `EmotionTrainError` of one rank is
-        raised on every rank.
+        """The result of `action` on each rank; called on all ranks. An `EmotionTrainError` of one
+        rank is raised on every rank.
 
-        Raises `NotStarted` when the store has not answered in time, and when the machine goes or
-        Ctrl-C comes while it is waited for.
+        Raises `NotStarted` when the store has not answered in time, and when a preemption notice or
+        Ctrl-C comes during the wait.
         """
         return self.answer(StoreRequest(what, url, action, self._timeout_s))
 
     def only_on_main(self, what: str, url: str, action: Callable[[], T]) -> T | None:
-        """What `action` returns on rank 0, None elsewhere; called on all ranks. Raises as
-        `everywhere`.
+        """The result of `action` on rank 0, None elsewhere; called on all ranks. Raises as
+        `everywhere` does.
         """
         if not self._ranks.is_main:
             self._together(None)
@@ -62,7 +64,7 @@ class PatientStart:
         return self.everywhere(what, url, action)
 
     def on_main(self, what: str, url: str, action: Callable[[], T]) -> T:
-        """What `action` returns on rank 0, on every rank; raises as `everywhere`."""
+        """Rank 0's result of `action`, on every rank; raises as `everywhere` does."""
         return cast(T, self._ranks.from_main(self.only_on_main(what, url, action)))
 
     def answer(self, request: StoreRequest[T]) -> T:
@@ -90,7 +92,7 @@ class PatientStart:
                 self._tell(request)
 
     def _of_all_ranks(self, own: list[bool]) -> npt.NDArray[np.bool_]:
-        """What each rank (second axis) says to each of these questions."""
+        """The answer of each rank (second axis) to each of these questions (first axis)."""
         said = np.zeros((len(own), self._ranks.world_size))
         said[:, self._ranks.rank] = own
         return self._ranks.sum(said) > 0
@@ -105,7 +107,7 @@ class PatientStart:
         return cast(EmotionTrainError, self._ranks.from_main(found))
 
     def _leave(self, request: StoreRequest[T] | None) -> None:
-        """Hold until the machine goes; returns when that was withdrawn."""
+        """Wait for the end of the preempted machine; returns when the notice was withdrawn."""
         nothing = "A store did not answer another process of the run; nothing was trained in this start."
         words, saved = self._ranks.from_main((request.unanswered() if request else nothing, self._saved))
         try:
@@ -116,7 +118,7 @@ class PatientStart:
 
 
 def _failure(request: StoreRequest[T]) -> EmotionTrainError | None:
-    """What an ended request raises; a defect is raised here and now."""
+    """The error of an ended request, None without one; a defect is raised at once."""
     try:
         request.result()
     except EmotionTrainError as error:

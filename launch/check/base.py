@@ -1,4 +1,4 @@
-"""Checks of the base: what the trainer would say of it, and every file of its weights."""
+"""Checks of the base: the trainer's own refusals, and every file of its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def look_at_base(config: Config, load: Callable[[], PostTokenizer]) -> TrainableBase:
-    """What the trainer would find, its refusals included; the tokenizer by `load`."""
+    """The base as the trainer would read it; raises what the trainer would. `load` gives the
+    tokenizer.
+    """
     from emotion_train.model.trainable import require_trainable_base
 
     files = BaseFiles.find(config.model.base, config.model.layers)
@@ -25,22 +27,22 @@ def look_at_base(config: Config, load: Callable[[], PostTokenizer]) -> Trainable
 
 
 def check_base(look: Callable[[], TrainableBase]) -> str:
-    """Nothing was found against the base by `look`; the objects of a staged one are all there."""
-    found = look()
-    base = found.files
+    """The finding on the base that `look` reads; all objects of a staged base have to be stored."""
+    trainable = look()
+    base = trainable.files
     if base.gguf is not None:
-        words = f"{base.gguf.name}, {base.gguf.stat().st_size / 2**20:.0f} MiB"
+        finding = f"{base.gguf.name}, {base.gguf.stat().st_size / 2**20:.0f} MiB"
     elif base.staged is not None:
-        words = _staged(base.staged, found.model.layers)
+        finding = _staged(base.staged, trainable.model.layers)
     else:
-        words = _weights(found)
-    if (depth := depth_words(found.model.layers, found.model.whole_layers)) is not None:
-        words += f", of which {depth} are read"
-    return f"{words}, tokenizer loads{_of_code(base)}"
+        finding = _weights(trainable)
+    if (depth := depth_words(trainable.model.layers, trainable.model.whole_layers)) is not None:
+        finding += f", of which {depth} are read"
+    return f"{finding}, tokenizer loads{_of_code(base)}"
 
 
 def _of_code(base: BaseFiles) -> str:
-    """Says that programs which the base names are not run."""
+    """A remark that programs which the base names are not run; empty where it names none."""
     names = base.names_code()
     return (
         f"; the auto_map of its {' and '.join(names)} is ignored: no program of a base is run"
@@ -50,7 +52,9 @@ def _of_code(base: BaseFiles) -> str:
 
 
 def _staged(base: StagedBase, layers: int | None) -> str:
-    """All objects that so many blocks need are there in their size."""
+    """The finding on a staged base. Raises `WrongRequest` unless every object that `layers` blocks
+    need is stored in its size.
+    """
     if missing := base.missing(layers):
         raise WrongRequest(
             f"{base.store.url_of(missing[0])} is missing or cut short; stage the base again into an empty"
@@ -64,7 +68,9 @@ def _staged(base: StagedBase, layers: int | None) -> str:
 
 
 def _weights(found: TrainableBase) -> str:
-    """All files of weights are in the folder, in the hub's cache, or still to be downloaded."""
+    """Where the files of weights are: in the folder, in the hub's cache, or still to be
+    downloaded.
+    """
     name, count = found.files.name, len(found.weights)
     files = "one file" if count == 1 else f"{count} files"
     if found.files.folder is not None:

@@ -1,9 +1,9 @@
-"""What can fail cheaply, failing before a machine is paid for: config, data set, labels, output,
-credentials, base model, GPU and packages.
+"""Finds mistakes before a machine is paid for: in config, data set, labels, output, credentials,
+base model, GPU and packages.
 
-Every question is asked, also when an earlier one has failed, and answered in one line. The checks
-read the index, the first posts and the small files of the base, and write and delete one probe; a
-data set of 10 million posts takes some 20 s.
+Every check is made, also when an earlier one has failed, and gives one line. The checks read the
+index, the first posts and the small files of the base, and write and delete one probe; a data set
+of 10 million posts takes some 20 s.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def check_all(
     wanted_gpus: str | None = None,
     hours: float | None = None,
 ) -> Iterator[Check]:
-    """One finding per question, as it is made. A config that is wrong in one place is looked at in
-    the others all the same.
+    """One finding per check, as soon as it is made. Where one setting of the config is wrong, the
+    others are still checked.
     """
     try:
         config = load_config(path, overrides)
@@ -133,10 +133,10 @@ def run_checks(
     wanted_gpus: str | None = None,
     hours: float | None = None,
 ) -> Iterator[Check]:
-    """One finding per question, as it is made.
+    """One finding per check, as soon as it is made.
 
-    `wanted_gpus` is another machine than this one, `hours` how long the run will take on it (None:
-    as planned, where that can be).
+    `wanted_gpus` names a machine other than this one; `hours` is how long the run will take (None:
+    the plan's estimate, where there is one).
     """
 
     @cache
@@ -212,9 +212,6 @@ def _ask(name: str, question: Callable[[], str | Doubt]) -> Check:
         return Check(name, False, str(error))
 
 
-# --- the data set ---
-
-
 # --- the output ---
 
 
@@ -241,7 +238,7 @@ def _output(config: Config) -> str:
 
 
 class _Planned(NamedTuple):
-    """What `emotion-launch plan` expects of this config on one machine."""
+    """What `emotion-launch plan` estimates for this config on one machine."""
 
     shape: Shape
     work: Work
@@ -262,7 +259,9 @@ def _hours(planned: _Planned | None) -> float | None:
 
 
 def _planned(config: Config, index: Index, store: Store, target: Target | None) -> _Planned | None:
-    """None where nothing is known of the machine, the base cannot be read, or it does not fit."""
+    """The plan for the machine; None where its GPU is not in the table, the base cannot be read, or
+    does not fit.
+    """
     kind = None if target is None else kind_of(target.name)
     if kind is None or target is None:
         return None
@@ -280,7 +279,7 @@ def _planned(config: Config, index: Index, store: Store, target: Target | None) 
 
 
 def _steps(config: Config, planned: _Planned | None) -> str:
-    """How fast the steps are, and what larger ones would gain."""
+    """The speed of the steps, and what larger steps would gain."""
     if planned is None:
         return f"{config.train.global_batch_size} posts each"
     shape, work, best = planned
@@ -290,10 +289,7 @@ def _steps(config: Config, planned: _Planned | None) -> str:
     return larger_steps_words(work, best, larger)
 
 
-# --- the base ---
-
-
-# --- this machine ---
+# --- the trackers ---
 
 
 def _trackers(config: Config) -> str:

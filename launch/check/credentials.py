@@ -9,8 +9,8 @@ from emotion_train.config import Config
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.s3_errors import refusal
 
-# providers of boto3 that fetch a new credential by themselves, for as long as the machine or the
-# login lasts
+# providers of boto3 that renew a credential by themselves, as long as the machine or the login
+# lasts
 _RENEWED = (
     "iam-role",
     "container-role",
@@ -23,7 +23,9 @@ _RENEWED = (
 
 
 def check_credentials(config: Config, hours: Callable[[], float | None]) -> str:
-    """boto3's credentials are there and outlast the run, as far as they tell."""
+    """The finding on boto3's credentials: they exist, and outlast the run where their end is
+    known.
+    """
     if not any(
         url.strip().lower().startswith("s3:")
         for url in (config.data.url, config.run.output_url, config.model.base, config.run.kernels_url or "")
@@ -37,7 +39,7 @@ def check_credentials(config: Config, hours: Callable[[], float | None]) -> str:
         token = found.get_frozen_credentials().token if found is not None else None
     except BotoCoreError as error:
         raise WrongRequest(
-            f"The credentials for the bucket cannot be had ({error}); type `aws sso login` or set"
+            f"The credentials for the bucket cannot be read ({error}); type `aws sso login` or set"
             " AWS_PROFILE."
         ) from None
     except Exception as error:  # a file or a number of the settings
@@ -54,7 +56,7 @@ def check_credentials(config: Config, hours: Callable[[], float | None]) -> str:
 def _lasting(
     method: str, ends: datetime | None, temporary: bool, planned: Callable[[], float | None], now: datetime
 ) -> str:
-    """Words on how long a credential lasts; raises `WrongRequest` when it ends within the run and
+    """How long a credential lasts, in words; raises `WrongRequest` when it ends within the run and
     nothing renews it.
     """
     if ends is None and not temporary:

@@ -1,4 +1,4 @@
-"""Checks of the data set: its objects, labels and lengths, and posts that stand in two splits."""
+"""Checks of the data set: its objects, labels and lengths, and posts that are in two splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from launch.workload import lengths_by
 if TYPE_CHECKING:
     from emotion_train.data.tokenization import PostTokenizer
 
-_BYTES_READ_AGAIN = 256 << 20  # of objects whose ETag says nothing
+_BYTES_READ_AGAIN = 256 << 20  # at most, of objects whose ETag proves nothing
 _HELD_OUT_LOOKED_AT = 50_000
 _TRAIN_LOOKED_AT = 200_000
 _TARGETS_LOOKED_AT = 20_000
@@ -30,7 +30,7 @@ _FEW_POSTS = 5
 
 @dataclass(frozen=True)
 class Doubt:
-    """The finding of a check that a person should read, though a run may be started."""
+    """A finding that a person should read; the run may start all the same."""
 
     words: str
 
@@ -45,15 +45,15 @@ def check_data(config: Config, index: Index) -> str:
 
 
 def check_objects(store: Store, index: Index) -> str:
-    """Every object is there with its size; what no ETag vouches for is compared by sha256, as long
-    as it is not too much.
+    """The finding on the objects: every one exists with its size. Where an ETag proves nothing,
+    objects are compared by sha256, up to a bound.
     """
-    found = look_at_objects(store, index, _BYTES_READ_AGAIN)
-    problems = [*(f"{key} is missing" for key in found.missing), *found.damaged.values()]
+    looked = look_at_objects(store, index, _BYTES_READ_AGAIN)
+    problems = [*(f"{key} is missing" for key in looked.missing), *looked.damaged.values()]
     if problems:
         more = f", and {len(problems) - _NAMES_SHOWN} more" if len(problems) > _NAMES_SHOWN else ""
         remedy = "type the `emotion-train prepare` again that made it, which writes what is missing"
-        if found.damaged:
+        if looked.damaged:
             remedy = f"delete what is damaged and {remedy}"
         raise WrongRequest(
             f"The data set at {store.url} is not whole: {', '.join(problems[:_NAMES_SHOWN])}{more}; {remedy},"
@@ -61,17 +61,18 @@ def check_objects(store: Store, index: Index) -> str:
         )
     objects = [described for split in index.stored_splits.values() for described in split.objects]
     total = sum(described.bytes for described in objects)
-    words = f"{counted(len(objects), 'object')} of {total / 1e6:,.1f} MB, all there"
-    if found.by_etag == len(objects):
-        return f"{words}, unchanged by their ETags"
-    return f"{words}; {found.by_sha256} compared by sha256" + (
-        f", {found.by_size} by size alone" if found.by_size else ""
+    finding = f"{counted(len(objects), 'object')} of {total / 1e6:,.1f} MB, all there"
+    if looked.by_etag == len(objects):
+        return f"{finding}, unchanged by their ETags"
+    return f"{finding}; {looked.by_sha256} compared by sha256" + (
+        f", {looked.by_size} by size alone" if looked.by_size else ""
     )
 
 
 def check_labels(config: Config, index: Index, store: Store) -> str | Doubt:
-    """Each label has posts to learn from and to be scored on. Where a post may have several, some
-    posts are read for those that have none, and a label that all posts of a split have is doubtful.
+    """The finding on the labels: each one has posts to learn from and to be scored on. Where a post
+    may have several labels, some posts are read to count those without any, and a label that every
+    post of a split has is doubtful.
     """
     require_trainable(index, config.loss.weighted_labels)
     require_slices(index, config.report.slices)
@@ -103,7 +104,9 @@ def check_labels(config: Config, index: Index, store: Store) -> str | Doubt:
 
 
 def _without_label(store: Store, split: Split) -> str:
-    """How many of some posts have no label; a data set is shuffled as a whole, so any will do."""
+    """How many of the first posts have no label; the data set is shuffled as a whole, so any posts
+    will do.
+    """
     from emotion_train.data.reader import RowGroupReader
 
     looked_at = without = 0
@@ -119,8 +122,8 @@ def _without_label(store: Store, split: Split) -> str:
 
 
 def _never_varies(index: Index, name: str, split: Split) -> str | None:
-    """What to say of labels that every post of a split has, from which nothing can be learned or
-    told.
+    """The warning about labels that every post of a split has: nothing can be learned of them, nor
+    scored. None where there are none.
     """
     always = [
         label
@@ -143,8 +146,8 @@ def _some(names: Sequence[str]) -> str:
 def check_lengths(
     config: Config, index: Index, store: Store, load: Callable[[], PostTokenizer]
 ) -> str | Doubt:
-    """What data.max_length cuts of a sample of training posts by the base's tokenizer, or of all by
-    an estimate from the index where `load` finds no tokenizer.
+    """How much data.max_length cuts of the training posts: of a sample, counted by the base's
+    tokenizer, or of all, estimated from the index where `load` finds no tokenizer.
     """
     train, most = index.training, config.data.max_length
     try:
@@ -152,7 +155,7 @@ def check_lengths(
     except EmotionTrainError:  # said by the check of the base
         by_index = estimated(index.source)
         if by_index is None:
-            return Doubt("the base's tokenizer cannot be read, so that the posts' lengths were not looked at")
+            return Doubt("the base's tokenizer cannot be read, so the posts' lengths were not looked at")
         cut = Cut.of(by_index, most)
         words = f"without the base's tokenizer, {cut.words('training posts', estimated=True)}"
     else:
@@ -162,8 +165,9 @@ def check_lengths(
 
 
 def check_overlap(store: Store, index: Index) -> str:
-    """No text of the training split, normalised as `prepare` does, stands in another one too. The
-    posts that are looked at have the labels that the index counts, else their reader raises.
+    """The finding on the splits: no text of the training split, normalised as `prepare` does, is in
+    another split too. The reader raises where the posts' labels are not those that the index
+    counts.
     """
     trained, looked_at = _text_hashes(store, index.training, _TRAIN_LOOKED_AT)
     for name, split in index.splits.items():
@@ -172,9 +176,9 @@ def check_overlap(store: Store, index: Index) -> str:
         held_out, _ = _text_hashes(store, split, _HELD_OUT_LOOKED_AT)
         if both := len(trained.keys() & held_out.keys()):
             example = held_out[next(iter(sorted(trained.keys() & held_out.keys())))]
-            stand = "stands" if both == 1 else "stand"
+            are = "is" if both == 1 else "are"
             raise WrongRequest(
-                f"{counted(both, 'text')} {stand} in train and in {name}, among them {example[:60]!r}, so"
+                f"{counted(both, 'text')} {are} in train and in {name}, among them {example[:60]!r}, so"
                 " that its score would be too good; prepare the data again, which keeps a text out of two"
                 " splits."
             )
@@ -186,20 +190,20 @@ def check_overlap(store: Store, index: Index) -> str:
 
 
 def _text_hashes(store: Store, split: Split, most: int) -> tuple[dict[bytes, str], int]:
-    """The beginning of each text by the hash of its normal form, of at most about `most` posts, and
-    how many posts these are.
+    """The beginning of each text by the hash of its normal form, and how many posts were read: all
+    row groups up to about `most` posts.
     """
     from emotion_train.data.cleaning import normalised
     from emotion_train.data.reader import RowGroupReader
 
-    found: dict[bytes, str] = {}
+    beginnings: dict[bytes, str] = {}
     looked_at = 0
     with RowGroupReader(store, split, capacity=4) as reader:
         groups = range(len(split.row_groups))
         for place, group in enumerate(groups):
             reader.ask(groups[place : place + 3])
             rows = [text for text in reader.rows(group).texts if text]
-            found |= {
+            beginnings |= {
                 hashlib.blake2b(normalised(text).encode("utf-8", "replace"), digest_size=16).digest(): text[
                     :80
                 ]
@@ -208,4 +212,4 @@ def _text_hashes(store: Store, split: Split, most: int) -> tuple[dict[bytes, str
             looked_at += split.row_groups[group].rows
             if looked_at >= most:
                 break
-    return found, looked_at
+    return beginnings, looked_at

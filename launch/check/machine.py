@@ -30,8 +30,8 @@ _NEEDED_DISK_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Target:
-    """The machine that will train: `gpus` of it, of `memory_mib` each, none for a CPU. `here`: it
-    is this one.
+    """The machine that will train, with `gpus` GPUs of `memory_mib` each. `here`: it is this
+    machine.
     """
 
     name: str
@@ -59,9 +59,9 @@ def target_of(words: str | None, gpus: Sequence[Gpu]) -> Target | None:
 def check_memory(
     config: Config, target: Target | None, index: Callable[[], Index], on_cpu: int | None = None
 ) -> str:
-    """The config's precision and micro-batch fit the GPU, or several that share, or this machine's
-    memory where `on_cpu` processes train on its CPU; raises `WrongRequest` with the nearest that
-    does.
+    """The finding on the memory: precision and micro-batch fit the GPU, or the base is sharded over
+    several, or this machine's memory is enough for the `on_cpu` processes on its CPU. Raises
+    `WrongRequest` with the nearest settings that fit.
     """
     if on_cpu is not None:
         return _of_cpu(config, len(index().labels), on_cpu)
@@ -74,12 +74,12 @@ def check_memory(
     shape = shape_of_base(config.model.base, config.model.layers)
     recipe = Recipe.of(config, shape, len(index().labels))
     available, allowed = target.memory_mib * MIB, layouts(target.gpus, shape.is_encoder)
-    found = fit(Request.of(config, recipe), available, allowed)
-    if isinstance(found, Misfit):
-        raise WrongRequest(str(found))
-    if found.layout.sharded == "nothing":
-        return f"fits {target.name} with {available / GIB:.1f} GiB: {found}"
-    name, why = file_and_reason(found)
+    fitting = fit(Request.of(config, recipe), available, allowed)
+    if isinstance(fitting, Misfit):
+        raise WrongRequest(str(fitting))
+    if fitting.layout.sharded == "nothing":
+        return f"fits {target.name} with {available / GIB:.1f} GiB: {fitting}"
+    name, why = file_and_reason(fitting)
     return f"{name}: {why}"
 
 
@@ -87,7 +87,7 @@ def processes_on_cpu(
     wanted_gpus: str | None, gpus: Sequence[Gpu], accelerate_config: str | None
 ) -> int | None:
     """How many processes would train on this machine's CPU; None where GPUs or another machine
-    do.
+    train.
     """
     if wanted_gpus is not None:
         return None
@@ -113,8 +113,8 @@ def check_machine(config: Config, gpus: Sequence[Gpu], accelerate_config: str | 
 def check_precision(
     config: Config, wanted_gpus: str | None, gpus: Sequence[Gpu], accelerate_config: str | None
 ) -> str:
-    """The machine and the base are such that the base can be computed in this precision, and its
-    package is here.
+    """The finding on the precision: machine and base can compute it, and its package is
+    installed.
     """
     precision, here = config.model.precision, wanted_gpus is None
     if precision == "nf4" and here and find_spec("bitsandbytes") is None:
@@ -138,7 +138,7 @@ def check_precision(
         if target is None or (kind is not None and not kind.fp8):
             raise WrongRequest(
                 f"model.precision is fp8 and {'the CPU' if target is None else target.name} has no float8"
-                f" units, as have {', '.join(one.name for one in PLANNED if one.fp8)}; type"
+                f" units; take one of {', '.join(one.name for one in PLANNED if one.fp8)}, or type"
                 " model.precision=bf16, or nf4 for a quarter of its memory."
             )
         refuse_unfused_fp8(config, shape_of_base(config.model.base), "model.precision=")
@@ -148,7 +148,9 @@ def check_precision(
 
 
 def check_disk(look: Callable[[], TrainableBase]) -> str:
-    """Room for temporary files, and in the hub's cache for what is to be downloaded of the base."""
+    """The finding on the disk: room for temporary files, and in the hub's cache for the base's
+    weights.
+    """
     import tempfile
 
     folder = tempfile.gettempdir()

@@ -1,4 +1,4 @@
-"""The check of the adapter that a run trains on from: what the trainer would refuse."""
+"""The check of the adapter from which a run trains on: the trainer's own refusals."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def check_parent(config: Config, index: Index, tokenizer: Callable[[], PostTokenizer]) -> str:
-    """What is taken from `model.adapter`, and what not. Weights of a base that is not staged are
-    compared by the trainer, before it claims the run: reading them takes torch.
+    """What the run takes from `model.adapter`, and what not. The weights of a base that is not
+    staged are compared by the trainer, before it claims the run, since reading them takes torch.
     """
     parent = read_parent(str(config.model.adapter))
     files = BaseFiles.find(config.model.base, config.model.layers)

@@ -2,9 +2,9 @@
 price, for each kind and number of GPUs.
 
 Pure arithmetic over a small table (`gpus.py`), the memory page, the speed lines and the catalog's
-prices; nothing is started. What a machine costs on spot counts preemptions: at a rate of
-`preemptions_per_hour` each brings `startup_minutes` of a new machine, which may be taken as well,
-and the work since the last checkpoint again.
+prices; nothing is started. The price on spot counts preemptions, `preemptions_per_hour` of them.
+Each one costs `startup_minutes` for a new machine, which may be preempted too, and repeats the work
+since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Choice:
     memory: MemoryEstimate  # of one GPU
     posts_per_second: float
     hours: float  # of work and start-up, without a preemption
-    spot_hours: float | None  # with those that are expected; None when it would never end
+    spot_hours: float | None  # with the expected preemptions; None when it would never end
     offer: Offer
 
     @property
@@ -93,7 +93,7 @@ class Choice:
         return [f"model.precision={self.precision}", "train.tokens_per_microbatch=auto"]
 
     def overrides(self, config: Config) -> list[str]:
-        """The words that make this config this choice."""
+        """The overrides that turn this config into this choice."""
         words = [f"model.precision={self.precision}"] if config.model.precision != self.precision else []
         return (
             words
@@ -104,8 +104,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class TooSmall:
-    """A kind and number of GPUs on which the base does not fit; `memory` is the least that it takes
-    of each.
+    """A kind and number of GPUs on which the base does not fit; `memory` is the least that it needs
+    on each.
     """
 
     kind: GpuKind
@@ -119,7 +119,7 @@ class TooSmall:
 
 
 class Faster(NamedTuple):
-    """A setting that changes what is learned, as it would be typed, and the choice with it."""
+    """A setting that changes what is learned, as a person would type it, and the choice with it."""
 
     word: str
     choice: Choice
@@ -128,9 +128,9 @@ class Faster(NamedTuple):
 @dataclass(frozen=True)
 class Plan:
     """`choices` from the best to the worst; `reason` is why the first is the best. `no_kernels`:
-    kinds on which the installed PyTorch does not run. `faster`: what is told beside it.
-    `trains_all`: no adapter, every weight. `is_stock`: a decoder that transformers' modules
-    compute, since the fused decoder does not know its blocks.
+    kinds for which PyTorch's default builds have no kernels. `faster`: settings shown beside the
+    choices. `trains_all`: every weight is trained, without an adapter. `is_stock`: transformers'
+    modules compute the decoder, since the fused one does not know its blocks.
     """
 
     choices: tuple[Choice, ...]
@@ -143,8 +143,8 @@ class Plan:
 
     @property
     def smallest(self) -> tuple[Choice, ...]:
-        """Those with the least memory of the single GPUs that are enough and compute in
-        bfloat16.
+        """The smallest cards that are enough: single GPUs with bfloat16 units and the least
+        memory.
         """
         alone = [choice for choice in self.choices if choice.count == 1 and choice.kind.bf16]
         least = min((choice.kind.gb for choice in alone), default=0)
@@ -161,8 +161,8 @@ def make_plan(
     precision: Precision | None = None,
     within_hours: float | None = None,
 ) -> Plan:
-    """Every kind and number of GPUs; `precision` None takes the fastest that fits, `within_hours`
-    leaves out what takes longer.
+    """The plan over every kind and number of GPUs. `precision` None takes the fastest that fits;
+    `within_hours` leaves out choices that take longer.
     """
     choices: list[Choice] = []
     too_small: list[TooSmall] = []
@@ -192,8 +192,8 @@ def make_plan(
 
 
 def within(choice: Choice, hours: float | None) -> Choice | None:
-    """The choice, without its spot machines where those alone would take longer; None where it
-    takes longer in any case.
+    """The choice, without its spot offer where only spot would take longer than `hours`; None where
+    on demand would take longer too.
     """
     if hours is None or (choice.spot_hours is not None and choice.spot_hours <= hours):
         return choice
@@ -201,7 +201,7 @@ def within(choice: Choice, hours: float | None) -> Choice | None:
 
 
 def _order(choice: Choice) -> tuple[bool, float, float]:
-    """Cheapest first; what has no price after that, the least memory of all GPUs together first,
+    """Cheapest first; then choices without a price, the least memory of all GPUs together first,
     since the largest GPUs are the dearest.
     """
     return (
@@ -217,7 +217,7 @@ def _reason(choices: Sequence[Choice]) -> str:
     best, rest = choices[0], choices[1:]
     if best.usd is None:
         return (
-            "the smallest that is enough, and of its size the fastest; without prices nothing is known about"
+            "the smallest that is enough, and the fastest of that size; without prices nothing is known about"
             " dollars"
         )
     how = "on spot, preemptions included" if best.usd == best.usd_spot else "on demand"
@@ -239,8 +239,8 @@ def best_settings(
     spot: Spot,
     precision: Precision | None,
 ) -> Choice | TooSmall:
-    """The fastest precision and micro-batch that fit; a whole base on each GPU where it fits, else
-    sharded over them.
+    """The choice with the fastest precision and micro-batch that fit, with the whole base on each
+    GPU where it fits, else sharded over them.
     """
     config = config_on(config, kind)
     recipe = Recipe.of(config, shape, work.labels)
@@ -266,8 +266,8 @@ def best_settings(
 
 
 def precisions(recipe: Recipe, kind: GpuKind) -> list[Precision]:
-    """What the trainer offers of this base on this GPU; float32 only where the config asks for it,
-    since it is 16 times slower where bfloat16 is not emulated.
+    """The precisions that the trainer offers for this base on this GPU; float32 only where the
+    config asks for it, since it is 16 times slower on GPUs with bfloat16 units.
     """
     if recipe.precision == "fp32":
         return ["fp32"]
@@ -278,21 +278,21 @@ def precisions(recipe: Recipe, kind: GpuKind) -> list[Precision]:
 
 
 def _microbatches(request: Request, work: Work, kind: GpuKind, layout: Layout) -> Iterator[MicroBatch]:
-    """The largest that fits, cut to what a GPU's share of a step can fill; where it is cut by the
-    memory, also that with recomputation, unless the config says which.
+    """The largest micro-batch that fits, and no larger than a GPU's share of a step. Where memory
+    limits it, also the one with recomputation, unless the config decides that.
     """
     # a worker that labels shares no step with the others
     among = layout.gpus if work.labelled_posts is None else 1
     share = max(sum(posts) for step in work.shares(among) for posts in step)
     most, asked = tokens_to_fill(share, request.max_length), request.gradient_checkpointing
-    for again in (False, True) if asked is None else (asked,):
+    for recompute in (False, True) if asked is None else (asked,):
         found = largest_microbatch(
             request.recipe,
             kind.memory_bytes,
             layout=layout,
             longest_post=request.max_length,
             most_tokens=most,
-            gradient_checkpointing=again,
+            gradient_checkpointing=recompute,
         )
         if found is not None:
             yield found
@@ -304,7 +304,7 @@ def with_settings(
     recipe: Recipe, work: Work, kind: GpuKind, layout: Layout, offer: Offer, spot: Spot, found: MicroBatch
 ) -> Choice:
     """Time and dollars of these settings on these GPUs."""
-    # whoever only labels keeps none
+    # labelling keeps no block unpacked
     kept = unpacked_blocks(recipe, found, layout, kind.memory_bytes) if work.labelled_posts is None else 0
     speed = Speed(kind, recipe, found.gradient_checkpointing, layout, kept)
     step_s = _step_s(speed, work, layout.gpus, found.tokens)
@@ -328,12 +328,12 @@ def with_settings(
 
 
 def _step_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
-    """Mean over some steps; the GPU with most packs sets the pace, and the others run empty
-    ones.
+    """Mean seconds of some steps; the GPU with most packs sets the pace, and the others run empty
+    packs.
     """
     seconds = []
     for step, packs in zip(work.shares(gpus), work.packs(gpus, tokens), strict=True):
-        # of a step too large to lay out
+        # a very large step was laid out in part
         whole = min(work.global_batch_size, work.train_posts) / sum(len(posts) for posts in step)
         seconds.append(whole * max(sum(speed.microbatch_s(one) for one in gpu) for gpu in packs))
     return sum(seconds) / len(seconds) + (speed.joining_s() if gpus > 1 else 0.0)
@@ -346,12 +346,12 @@ def _scoring_s(speed: Speed, work: Work, gpus: int, tokens: int) -> float:
 
 
 def hours_with_preemptions(hours: float, spot: Spot) -> float | None:
-    """Expected hours on spot machines, `hours` being start-up and work; None where that is more
-    than a year.
+    """Expected hours on spot machines, where `hours` are start-up and work; None for more than a
+    year.
 
-    The closed form for machines that live for exponentially distributed times: each stretch of work
-    between two checkpoints is tried until a machine outlives it, and so is each start (Daly 2006,
-    https://doi.org/10.1016/j.future.2004.11.016; checkpoints take no time here).
+    The closed form for machines with exponentially distributed lifetimes: each stretch of work
+    between two checkpoints is repeated until a machine outlives it, and so is each start (Daly
+    2006, https://doi.org/10.1016/j.future.2004.11.016; checkpoints take no time here).
     """
     rate, startup_h, stretch_h = (
         spot.preemptions_per_hour,

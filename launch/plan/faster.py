@@ -1,7 +1,7 @@
-"""What would be faster than the best of a plan, at a price in quality that no plan knows: fewer
+"""Settings that would be faster than a plan's best, at a price in quality that no plan knows: fewer
 blocks of the base, and more posts a step.
 
-Both change what is learned, so neither is ever chosen; they are told beside the plan.
+Both change what is learned, so a plan shows them and never chooses them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from launch.workload import Work
 
 SHARES = (0.77, 0.5)  # of the blocks; benchmarks/quality.md
 _TIMES = (2, 4, 8, 16)  # as many posts a step
-_NEAR = 0.95  # of the fastest; larger steps than that one's change the training for nothing
+_NEAR = 0.95  # of the fastest; still larger steps change the training and gain nothing
 _WORTH_TELLING = 1.1  # times the speed
 
 
 def faster_than(config: Config, shape: Shape, work: Work, best: Choice, spot: Spot) -> tuple[Faster, ...]:
-    """Fewer blocks on the best's GPUs, and the larger steps that are worth it; nothing for
+    """Fewer blocks on the best choice's GPUs, and larger steps where they gain; nothing for
     labelling.
     """
     if work.labelled_posts is not None:
@@ -43,7 +43,7 @@ def _fewer_blocks(config: Config, shape: Shape, work: Work, best: Choice, spot: 
 
 
 def larger_steps(config: Config, shape: Shape, work: Work, best: Choice, spot: Spot) -> Faster | None:
-    """The smallest steps that are nearly as fast as any larger ones; None where that gains
+    """The smallest step size that is nearly as fast as any larger one; None where it gains
     little.
     """
     sizes = [times * work.global_batch_size for times in _TIMES]
@@ -66,7 +66,7 @@ def _on_its_gpus(config: Config, shape: Shape, work: Work, best: Choice, spot: S
 
 
 def larger_steps_words(work: Work, best: Choice, larger: Faster) -> str:
-    """`… would train 388 posts/s`, in place of those of the best."""
+    """`… would train 388 posts/s on H100:1 in place of …`."""
     return (
         f"{larger.word} would train {larger.choice.posts_per_second:,.0f} posts/s on {best.name} in place of"
         f" {best.posts_per_second:,.0f} with steps of {work.global_batch_size} (it changes the training)"

@@ -1,11 +1,10 @@
-"""What machines cost an hour: from a file that is given, from SkyPilot's catalog (its CSV files on
+"""Dollars an hour of machines: from a given file, else from SkyPilot's catalog (its CSV files on
 this machine, or `sky gpus list`), else from the list prices that come with the program.
 
-The catalog's prices are those of the last hours; the cheapest region of each cloud counts, as
-SkyPilot tries it first. Reading the files of all clouds takes half a second, so nothing else asks
-for them. The list prices are some that clouds published, read on the days that list_prices.csv
-names: on demand alone, since spot prices move, and of the machines of a few clouds. That a price
-is not among them says nothing about what is on offer.
+The catalog's prices are some hours old; the cheapest region of each cloud counts, as SkyPilot
+tries it first. Reading the files of all clouds takes half a second, so only a plan does. The list
+prices were published by a few clouds, and read on the days that list_prices.csv names: on demand
+only, since spot prices move. A machine without a list price may still be on offer.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from launch.gpus import COUNTS, PLANNED, named
 
 _SKY_TIMEOUT_S = 120
 LIST_PRICES = Path(__file__).with_name("list_prices.csv")
-# what a file raises that is no catalog, or half of one
+# the errors of reading a file that is no catalog, or half of one
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError)
 # Google's catalog prices a GPU without the machine around it:
 # https://cloud.google.com/compute/docs/gpus
@@ -42,8 +41,8 @@ _GOOGLE_MACHINES = {
 
 @dataclass(frozen=True)
 class Quote:
-    """The cheapest machine with these GPUs, and where it is; `accelerator` is what that cloud's
-    catalog calls them, empty for the kind's own name.
+    """The cheapest machine with these GPUs, and where it is; `accelerator` is the GPU's name in
+    that cloud's catalog, empty where it is the kind's own name.
     """
 
     usd_per_hour: float
@@ -61,8 +60,8 @@ class Offer:
 
 @dataclass(frozen=True)
 class Prices:
-    """`offers` by (GPU name, count); `source` in words for a person. `complete`: a machine without
-    a price is not on offer.
+    """`offers` by (GPU name, count); `source` describes them to a person. `complete`: a machine
+    without a price is not on offer.
     """
 
     offers: Mapping[tuple[str, int], Offer]
@@ -75,8 +74,9 @@ NO_PRICES = Prices({}, "no prices", complete=False)
 
 @dataclass(frozen=True)
 class CatalogRow:
-    """One line of a catalog: `count` GPUs of the kind `gpu` in a machine, in dollars an hour; None
-    where it is not offered so. `accelerator` is the catalog's own name of the GPU.
+    """One line of a catalog: a machine with `count` GPUs of the kind `gpu`, in dollars an hour; a
+    price is None where the machine is not offered so. `accelerator` is the catalog's own name of
+    the GPU.
     """
 
     gpu: str
@@ -96,8 +96,8 @@ def find_prices(
     """Prices from `file`, else from SkyPilot's catalog files, else from its command, else the list
     prices that come with the program.
 
-    `clouds` leaves only these. Raises `WrongRequest` for a file that is no catalog, and for clouds
-    without an offer.
+    Only these `clouds` count, where any are given. Raises `WrongRequest` for a file that is no
+    catalog, and for clouds without an offer.
     """
     wanted = {cloud.lower() for cloud in clouds}
     complete = True
@@ -118,7 +118,9 @@ def find_prices(
 
 
 def _list_prices() -> tuple[list[CatalogRow], str]:
-    """The list prices that come with the program, and when they were read."""
+    """The list prices that come with the program, and their description with the days of
+    reading.
+    """
     days = sorted(line["ReadOn"] or "" for line in csv_rows(LIST_PRICES))
     source = (
         f"list prices on demand that some clouds published, read from {days[0]} to {days[-1]}"
@@ -145,16 +147,16 @@ def _cheaper(known: Quote | None, usd: float | None, row: CatalogRow) -> Quote |
 
 
 def rows_of_catalog(environment: Mapping[str, str] = os.environ) -> tuple[list[CatalogRow], str]:
-    """The machines of SkyPilot's catalog, from its files or else from its command, and what it is
-    in words; empty where there is none.
+    """The machines of SkyPilot's catalog, from its files or else from its command, and the source
+    in words; empty where there is no catalog.
     """
     rows, source = rows_of_files(environment)
     return (rows, source) if rows else (_rows_of_command(environment), "`sky gpus list`")
 
 
 def rows_of_files(environment: Mapping[str, str] = os.environ) -> tuple[list[CatalogRow], str]:
-    """The machines of the newest catalog whose files are on this machine, and what it is in words;
-    empty where there is none.
+    """The machines of the newest catalog among the files of this machine, and the source in words;
+    empty where there is no catalog.
     """
     catalogs = Path(environment.get("HOME") or typed_path("~"), ".sky", "catalogs")
     versions = sorted(
@@ -214,9 +216,9 @@ def _rows_of_file(path: Path) -> list[CatalogRow]:
 
 
 def _planned(name: str | None, count: float | None) -> str | None:
-    """The name of the kind that a plan compares in such numbers; None for others."""
-    kind = named(name or "")
-    return kind.name if kind is not None and kind.runs and count in COUNTS else None
+    """The kind's name where a plan compares so many of this GPU; None for others."""
+    gpu_kind = named(name or "")
+    return gpu_kind.name if gpu_kind is not None and gpu_kind.runs and count in COUNTS else None
 
 
 def _rows_of_csv(path: Path, cloud: str) -> list[CatalogRow]:
@@ -260,26 +262,26 @@ def _rows_of_csv(path: Path, cloud: str) -> list[CatalogRow]:
 
 
 def _rows_of_json(document: Mapping[str, Any]) -> list[CatalogRow]:
-    """What `sky gpus list -o json` prints: a list of machines by GPU name."""
+    """The GPU machines in the output of `sky gpus list -o json`, lists of machines by GPU name."""
     rows = []
     for machines in document.values():
-        for one in machines:
-            count = _number(one["accelerator_count"])
-            gpu = _planned(str(one["accelerator_name"]), count)
+        for machine in machines:
+            count = _number(machine["accelerator_count"])
+            gpu = _planned(str(machine["accelerator_name"]), count)
             if gpu is not None and count is not None:
                 where = (
-                    str(one["cloud"]).lower(),
-                    str(one.get("region") or ""),
-                    str(one.get("instance_type") or ""),
+                    str(machine["cloud"]).lower(),
+                    str(machine.get("region") or ""),
+                    str(machine.get("instance_type") or ""),
                 )
                 rows.append(
                     CatalogRow(
                         gpu,
                         int(count),
                         *where,
-                        _number(one["price"]),
-                        _number(one["spot_price"]),
-                        str(one["accelerator_name"]),
+                        _number(machine["price"]),
+                        _number(machine["spot_price"]),
+                        str(machine["accelerator_name"]),
                     )
                 )
     return rows

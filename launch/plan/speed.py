@@ -4,18 +4,18 @@ H100 and one H200.
     matrix products   4 x linear parameters x tokens (6 x with recomputation, and where every weight
                       is trained), at a fraction of the GPU's dense bf16 rate, or the time to read
                       the weights for either pass, whichever is longer
-    passes            what the kernels between two products read and write, at a fraction of the
-                      memory's data-sheet rate
-    unpacking         of nf4 weights, for either pass, whatever the number of tokens, but for the
-                      blocks that the GPU has room to keep unpacked
+    passes            the bytes that the kernels between two products read and write, at a fraction
+                      of the memory's data-sheet rate
+    unpacking         nf4 weights, in either pass, whatever the number of tokens; not the blocks
+                      that the GPU has room to keep unpacked
     launching         the CPU's time to start the kernels of every block, which bounds small models
                       and small micro-batches; passes that are recorded as CUDA graphs (below 3
                       billion parameters, one process) cost the GPU's own time for a kernel instead
 
-The fused decoder's numbers are of one H100 80GB, those of transformers' modules of one H200
-(benchmarks/speed.md). For every other GPU the same fractions of its data sheet are assumed, so the
-order of two kinds is only as good as those: an L4, bound by its 72 W, may be slower. Tests hold the
-predictions to what was measured.
+The fused decoder was measured on one H100 80GB, transformers' modules on one H200
+(benchmarks/speed.md). Every other GPU is assumed to reach the same fractions of its data sheet, so
+the order of two kinds is only as good as this: an L4, bound by its 72 W, may be slower. Tests hold
+the predictions to the measurements.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Precision, Shape
 from launch.gpus import GpuKind
 
-# Fractions of the dense bf16 rate. By the fused decoder what its products sustain in the middle of
-# a step, by a profile of 20 blocks: 702 TFLOP/s in bf16 and 1,360 in fp8 of 989 on an H100, 688 in
-# bf16 on an H200. By transformers' modules what is between the products, too: this program in nf4
-# on one H200, 5,172 tokens/s in packs of 8k; float32 has a sixteenth of bf16's rate.
+# Fractions of the dense bf16 rate. The fused decoder's are the rates of its products in the middle
+# of a step, from a profile of 20 blocks: 702 TFLOP/s in bf16 and 1,360 in fp8 of 989 on an H100,
+# 688 in bf16 on an H200. Those of transformers' modules include the time between the products: this
+# program in nf4 on one H200, 5,172 tokens/s in packs of 8k; float32 has a sixteenth of bf16's rate.
 _FUSED: dict[Precision, float] = {"nf4": 0.70, "bf16": 0.70, "fp8": 1.355}
 _STOCK: dict[Precision, float] = {"nf4": 0.52, "bf16": 0.52, "fp32": 0.05}
-# of the float32 rate where bfloat16 is computed in float32: assumed, as by transformers' modules
+# of the float32 rate, where bfloat16 is computed in float32: assumed, as for transformers' modules
 _EMULATED = 0.52
 _BYTES_PER_WEIGHT: dict[Precision, float] = {"nf4": 2, "bf16": 2, "fp8": 1, "fp32": 4}
 _OF_BANDWIDTH = 0.8
@@ -44,19 +44,19 @@ _UNPACKED_PER_S = 8.4e9  # weights, by one multiprocessor
 _NF4_BYTES_MOVED = 2.516
 # Bytes that the fused decoder's kernels and the adapters on q, k, v and o read and write beside the
 # products, forward and backward, for each token and block: multiples of the hidden size, the MLP's
-# inner width, the queries' width, and that of queries, keys and values.
+# inner width, the queries' width, and the width of queries, keys and values together.
 _MOVED = (54, 16, 16, 22.6)
-_MOVED_IN_FP8 = 1.35  # times that: a row is read for its scale, and again
-# Adapters on the MLP read and write its inner width that often, half of it each for gate and up,
-# and for down: measured 105.2 ms of four blocks at 8k tokens against 94.4 without.
+_MOVED_IN_FP8 = 1.35  # times as many: each row is first read for its scale
+# Adapters on the MLP read and write so many times its inner width, half for gate and up and half
+# for down: measured 105.2 ms for four blocks at 8k tokens against 94.4 without.
 _MOVED_BY_MLP_ADAPTERS = 36
-# of the last block's tokens: the fused decoder keeps those alone that end a post after its
-# attention
+# share of the last block's tokens that is left out: after its attention the fused decoder keeps
+# only the tokens that end a post
 _POOLED = 15 / 16
 # SmolLM2-135M, 30 blocks with 7 adapters: 216 ms a step by transformers' modules whatever its size,
 # 145 by the fused decoder (the 24B, 40 blocks with 4 adapters in fp8, 92 beside an H200), and 15
 # when that is recorded, of which 8 are products and passes
-_LAUNCH_S = 2.0e-3, 0.74e-3  # of a block, and of each of its adapters
+_LAUNCH_S = 2.0e-3, 0.74e-3  # for a block, and for each of its adapters
 _LAUNCH_FUSED_S = 0.2e-3, 0.57e-3
 _RECORDED_BLOCK_S = 0.24e-3
 _NVLINK_BYTES_PER_S = 200e9
@@ -82,17 +82,17 @@ class Speed:
         return self.recipe.precision
 
     def microbatch_s(self, tokens: int) -> float:
-        """Forward and backward pass over so many tokens."""
+        """Seconds of a forward and backward pass over so many tokens."""
         recorded = is_recorded(self.recipe, self.layout.gpus)
         return max(self._gpu_s(tokens), 0.0 if recorded else self._launching_s(), self._gathering_s())
 
     def scoring_s(self, tokens: int) -> float:
-        """Forward pass alone, which is not recorded."""
+        """Seconds of a forward pass alone, which is not recorded."""
         whole = max(self._gpu_s(tokens), self._launching_s(), self._gathering_s())
-        return whole / (3 if self.recipe.lora is None else 2) / self._again
+        return whole / (3 if self.recipe.lora is None else 2) / self._recompute
 
     def joining_s(self) -> float:
-        """Adding up the adapter's float32 gradients over the GPUs, once a step."""
+        """Seconds to add up the adapter's float32 gradients over the GPUs, once a step."""
         return 2 * 4 * self.recipe.trained_parameters * (1 - 1 / self.layout.gpus) / self._link()
 
     @property
@@ -100,8 +100,8 @@ class Speed:
         return uses_fused(self.recipe)
 
     @property
-    def _again(self) -> float:
-        """What computing forward passes twice makes of the time."""
+    def _recompute(self) -> float:
+        """The factor on the time where forward passes are recomputed."""
         return 1.5 if self.gradient_checkpointing else 1.0
 
     def _gpu_s(self, tokens: int) -> float:
@@ -116,7 +116,7 @@ class Speed:
         )
         unpacked = self._unpacking_s() if self.precision == "nf4" else 0.0
         kernels = _RECORDED_BLOCK_S * self.shape.num_hidden_layers if self._fused else 0.0
-        return (max(products, read) + self._passes_s(tokens) + unpacked + kernels) * self._again
+        return (max(products, read) + self._passes_s(tokens) + unpacked + kernels) * self._recompute
 
     def _computed_parameters(self) -> float:
         """Linear parameters, less the part of the last block that is computed for the posts' last
@@ -129,8 +129,8 @@ class Speed:
         )
 
     def _passes_s(self, tokens: int) -> float:
-        """Between the products. Those of transformers' modules are in the products' fraction, but
-        for the adapters on the MLP.
+        """Seconds between the products. For transformers' modules the products' fraction includes
+        them, except for the adapters on the MLP.
         """
         shape, names = self.shape, set(self.recipe.adapted_layers)
         widths = (
@@ -153,23 +153,23 @@ class Speed:
         return (
             (block_s + adapter_s * len(self.recipe.adapted_layers))
             * self.shape.num_hidden_layers
-            * self._again
+            * self._recompute
         )
 
     def _gathering_s(self) -> float:
-        """Putting the blocks together from their shards."""
+        """Seconds to put the blocks together from their shards."""
         shards = self.layout.base_shards
         if shards == 1:
             return 0.0
         gathered = weight_bytes(self.shape, self.precision) * (1 - 1 / shards)
-        return 2 * self._again * gathered / self._link()
+        return 2 * self._recompute * gathered / self._link()
 
     def _unpacking_s(self) -> float:
         share = 1 - self.unpacked_blocks / self.shape.num_hidden_layers
         return 2 * share * self.shape.linear_parameters * self._unpack_s()
 
     def _unpack_s(self) -> float:
-        """Seconds to bring one weight from nf4 to bf16."""
+        """Seconds to unpack one weight from nf4 to bf16."""
         bound_by_memory = _NF4_BYTES_MOVED / (_OF_BANDWIDTH * self.kind.bytes_per_s)
         return max(1 / (_UNPACKED_PER_S * self.kind.multiprocessors), bound_by_memory)
 

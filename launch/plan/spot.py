@@ -1,4 +1,4 @@
-"""What a plan assumes of spot machines; a page that loads nothing, as these are defaults of
+"""What a plan assumes of spot machines; this page imports nothing, since these are defaults of
 options.
 """
 

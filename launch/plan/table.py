@@ -33,8 +33,8 @@ def print_plan(
     console: Console,
     whole: bool = False,
 ) -> None:
-    """Whose prices these are, what would be run, the table (its ten best rows, or the `whole`), the
-    best and its settings, and what was assumed.
+    """Prints the prices' source, the run, the table (its ten best rows, or the `whole` table), the
+    best choice with its settings, and the assumptions.
     """
     console.print(f"prices: {prices.source}", markup=False)
     console.print(_what_is_done(config, work, plan.trains_all), markup=False)
@@ -63,8 +63,8 @@ def print_plan(
     console.print(
         f"assumed: {spot.preemptions_per_hour:g} preemptions an hour, {spot.startup_minutes:g} minutes for"
         f" each start and each recovery, a {'checkpoint' if work.labelled_posts is None else 'part'} every"
-        f" {spot.checkpoint_minutes:g} minutes; of GPUs"
-        " other than H100 and H200 the same fractions of their data sheets",
+        f" {spot.checkpoint_minutes:g} minutes; GPUs"
+        " other than H100 and H200 reach the same fractions of their data sheets",
         markup=False,
     )
 
@@ -84,7 +84,7 @@ def _workers(count: int) -> str:
 
 
 def _lengths(work: Work) -> str:
-    """The mean tokens of a post as it is trained, and what they were of whole posts."""
+    """The mean tokens of a post as it is trained, and of the whole post where some are cut."""
     words = f"{work.mean_length:.1f} tokens"
     if work.cut is None:
         return words
@@ -95,7 +95,7 @@ def _lengths(work: Work) -> str:
 
 
 def estimated_lengths(work: Work) -> str | None:
-    """A remark where the base's tokenizer could not be asked."""
+    """A remark where the base's tokenizer could not be read."""
     if work.estimate is None:
         return None
     return (
@@ -105,14 +105,14 @@ def estimated_lengths(work: Work) -> str | None:
 
 
 def cut_posts(work: Work) -> str | None:
-    """A remark where so many posts are cut that the plan may be for less than was meant."""
+    """A warning where so many posts are cut that the plan may count less work than was meant."""
     if work.cut is None or not work.cut.is_much:
         return None
     return f"warning: {work.cut.words('training posts', estimated=work.cut_is_estimated)}"
 
 
 def enough(plan: Plan) -> str | None:
-    """Which is the smallest card that holds the run."""
+    """A remark on the smallest card that is enough for the run."""
     if not (smallest := plan.smallest):
         return None
     names = ", ".join(choice.name for choice in smallest)
@@ -120,30 +120,30 @@ def enough(plan: Plan) -> str | None:
 
 
 def other_modules(plan: Plan) -> str | None:
-    """What computes a decoder that the fused one does not."""
+    """A remark where transformers' modules compute the decoder, since the fused one cannot."""
     if not plan.is_stock:
         return None
     return (
-        "note: transformers' modules compute this base, as memory and hours here count; the fused decoder"
-        " and fp8 are for Llama, Mistral and Ministral 3"
+        "note: transformers' modules compute this base, and memory and hours here count that; the fused"
+        " decoder and fp8 are for Llama, Mistral and Ministral 3"
     )
 
 
 def fewer_blocks(plan: Plan) -> str | None:
-    """What is known of the cost of less depth, where the table has rows of it."""
+    """A remark on the measured cost of less depth, where the table has rows of it."""
     words = [faster.word for faster in plan.faster if faster.word.startswith("model.layers=")]
     if not words:
         return None
     return (
-        f"note: {' and '.join(words)} read the first blocks of the base alone; of a 135M base 77 % of the"
-        " blocks could not be told from all in macro-F1 and 50 % lost 0.01 to 0.015, and of no other base"
-        " is it measured"
+        f"note: {' and '.join(words)} read only the first blocks of the base; on a 135M base, macro-F1 with"
+        " 77 % of the blocks could not be told from all, and 50 % lost 0.01 to 0.015; no other base is"
+        " measured"
     )
 
 
 def small_steps(plan: Plan, work: Work) -> str | None:
-    """A remark when the steps are too small to fill the best GPU, why more GPUs then gain little,
-    and what larger steps would.
+    """A remark where the steps are too small to fill the GPUs: why more GPUs gain little, and what
+    larger steps would gain.
     """
     if not plan.choices or work.labelled_posts is not None:
         return None
@@ -169,8 +169,8 @@ def small_steps(plan: Plan, work: Work) -> str | None:
 
 
 def _more_that_gain_little(plan: Plan, best: Choice) -> Choice | None:
-    """The fewest more GPUs of the best's kind, in its precision, that are far from the speed of
-    their number.
+    """The smallest larger number of the best's GPUs, in its precision, that is far slower than its
+    number promises; None where there is none.
     """
     more = [
         choice
@@ -186,7 +186,7 @@ def _more_that_gain_little(plan: Plan, best: Choice) -> Choice | None:
 
 
 def without_units(plan: Plan) -> str | None:
-    """What becomes of the kinds without bfloat16 units."""
+    """A remark on the kinds without bfloat16 units, and on those that are not planned."""
     emulated = sorted({choice.kind.name for choice in plan.choices if not choice.kind.bf16})
     remarks = [
         f"{name} has no bfloat16 units: PyTorch computes it there in float32, which the hours count"
@@ -267,7 +267,7 @@ def _hourly(quote: Quote | None) -> str:
 
 
 def plan_json(plan: Plan, config: Config, work: Work, prices: Prices, spot: Spot) -> str:
-    """The same facts, all of them, with `best` first in `choices`."""
+    """All facts of the plan as JSON; the first of `choices` is the best."""
     document = {
         "base": config.model.base,
         "train_posts": work.train_posts,

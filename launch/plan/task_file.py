@@ -1,9 +1,9 @@
-"""A SkyPilot task with the plan's GPUs: sky/train.yaml with other candidates, every other line and
-comment as it stands. The package has that file as its own (in a checkout by a link, so that there
-is one), and a folder named `sky` is never installed: it would hide SkyPilot.
+"""A SkyPilot task with the plan's GPUs: sky/train.yaml with other candidates, and every other line
+and comment unchanged. The package holds its own train.yaml (in a checkout a link to sky/'s), since
+a folder named `sky` must not be installed: it would hide SkyPilot.
 
 The file is changed as text, because a YAML library would drop its comments, and then read back to
-see that only the candidates, the overrides and the config differ.
+check that only the candidates, the overrides and the config differ.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def write_task_file(
     about: str = "",
     complete: bool = True,
 ) -> None:
-    """Write the task for these GPUs, the first one first, on spot and then on demand.
+    """Write the task for these GPUs in their order, first all on spot, then all on demand.
 
-    `overrides` become the default of the task's OVERRIDES, and `config` (None: the template's) that
-    of its CONFIG; `about`, which says how the list came about, becomes the comment above it.
-    Nothing stays of an earlier plan. `complete`: what has no price is not on offer. Raises
-    `WrongRequest` where there is no template, or a file that is not understood.
+    `overrides` become the default of the task's OVERRIDES, `config` (None: the template's) the
+    default of its CONFIG, and `about`, how the list was made, the comment above the list. Nothing
+    stays of an earlier plan. `complete`: a machine without a price is not on offer. Raises
+    `WrongRequest` without a template, and for a file that is not laid out like one.
     """
     if config is None:
         config = _config_of(template)
@@ -69,7 +69,7 @@ def _config_of(template: Path) -> str:
 
 
 def _replace(target: Path, text: str) -> None:
-    """Put the text in the file's place, all of it or, on a full disk, nothing: it may be the only
+    """Replace the file by the text, whole or, on a full disk, not at all: the file may be the only
     copy of a person's own task.
     """
     if target.is_dir():
@@ -100,7 +100,7 @@ def _read(path: Path) -> str:
 
 
 def what_the_list_is(best: Choice, prices: Prices, posts: int) -> str:
-    """How a plan came to its list, for whoever reads the task."""
+    """How a plan made its list, for the reader of the task."""
     order = (
         "The smallest GPUs that are enough, since no prices were known"
         if best.usd is None
@@ -120,12 +120,12 @@ def rewritten(
     about: str = "",
     complete: bool = True,
 ) -> str:
-    """The task's text with these candidates, the comment `about` them, and these values; a comment
-    that was above the candidates goes, as it was about others. Raises `WrongRequest` for a text or
-    a value that does not allow it.
+    """The task's text with these candidates, the comment `about` above them, and these values. A
+    comment above the earlier candidates is dropped. Raises `WrongRequest` for a text that is not
+    laid out like the template, and for a value that a task cannot pass on.
     """
     for word in overrides:
-        # the task's shell takes OVERRIDES apart at spaces, and keeps quotes
+        # the task's shell splits OVERRIDES at spaces, and keeps quotes
         if re.search(r"[\s\"'\\]", word):
             raise WrongRequest(
                 f"The value {word!r} holds a space, a quote or a backslash, which a task cannot pass on;"
@@ -174,7 +174,7 @@ def rewritten(
 
 
 def prices_words(choices: Sequence[Choice]) -> str:
-    """The dollars an hour of these choices, for the machine that will be one of them: `H100:1=4.00
+    """The dollars an hour of these choices, from which the machine takes its own: `H100:1=4.00
     H100:1:spot=2.20`.
     """
     words = []
@@ -187,7 +187,7 @@ def prices_words(choices: Sequence[Choice]) -> str:
 
 def candidates(choices: Sequence[Choice], complete: bool = True) -> list[tuple[Choice, bool]]:
     """(choice, on spot?) in the order in which SkyPilot tries them; where all prices are known,
-    only what is on offer.
+    only machines that are on offer.
     """
     only = complete and any(choice.usd is not None for choice in choices)
     spot = [(choice, True) for choice in choices if choice.usd_spot is not None or not only]
@@ -202,8 +202,8 @@ def _line(choice: Choice, use_spot: bool) -> str:
 
 
 def _block(lines: Sequence[str], key: str, indent: int, start: int = 0) -> tuple[int, int]:
-    """First and last line of a key with all that is indented below it; comments and blank lines
-    after it belong to what follows.
+    """First and last line of a key with the lines indented below it; comments and blank lines after
+    them belong to the next key.
     """
     opening = re.compile(rf"{' ' * indent}{key}:")
     first = next((at for at in range(start, len(lines)) if opening.match(lines[at])), None)
@@ -224,8 +224,8 @@ def _block(lines: Sequence[str], key: str, indent: int, start: int = 0) -> tuple
 
 
 def _check(before: str, after: str, listed: Sequence[tuple[str, bool]], values: dict[str, str]) -> None:
-    """Raises `WrongRequest` unless the texts say the same but for the candidates and these
-    `values`, which the second one has; `listed` are its candidates.
+    """Raises `WrongRequest` unless the texts differ only in the candidates and in `values`, and
+    `after` has the candidates `listed` and these values.
     """
 
     def rest(text: str) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""`emotion-launch plan`, in the order of time: config, data set, base, prices, plan, table, task
-file.
+"""`emotion-launch plan`, in the order of time: config, data set, base, prices, plan, task file,
+table.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from launch.plan.task_file import what_the_list_is, write_task_file
 from launch.workload import Work, precision_of_base, refuse_unfused_fp8, shape_of_base, work_of
 
 _CLONE = Path(__file__).resolve().parents[2]
-# what SkyPilot sends to a machine: the clone, or without one the folder that the task is launched
-# from
+# the folder that SkyPilot sends to a machine: the clone, else the folder from which the task is
+# launched
 PROJECT = _CLONE if (_CLONE / "sky" / "train.yaml").is_file() else Path.cwd()
 WHEELS = "emotion_train-*.whl"
 _WRITTEN = 4  # kinds in a task file
@@ -38,7 +38,9 @@ _WRITTEN_UP_TO = 2.0  # times the dollars of the best
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """Raises `WrongRequest` when nothing fits."""
+    """Prints the plan, writes the task file where asked, and returns 0; raises `WrongRequest` when
+    nothing fits.
+    """
     _check_options(arguments)
     config = load_config(arguments.config, _words(arguments))
     store = open_store(config.data.url)
@@ -59,19 +61,19 @@ def plan(arguments: argparse.Namespace) -> int:
     spot = spot_of(config, Spot(arguments.preemptions_per_hour, arguments.startup_minutes))
     if arguments.label is not None:
         work, spot = work.to_label(arguments.label), replace(spot, checkpoint_minutes=_UNIT_MINUTES)
-    found = make_plan(
+    made = make_plan(
         config, shape, work, prices, spot, precision=precision, within_hours=arguments.within_hours
     )
-    if found.choices:
-        found = replace(found, faster=faster_than(config, shape, work, found.choices[0], spot))
-    if found.choices and arguments.write is not None:  # before anything is printed, whose reader may leave
-        _write(arguments, config, shape, work, found, prices, spot)
-    _show(arguments, found, config, work, prices, spot)
-    if not found.choices:
+    if made.choices:
+        made = replace(made, faster=faster_than(config, shape, work, made.choices[0], spot))
+    if made.choices and arguments.write is not None:  # before anything is printed, whose reader may leave
+        _write(arguments, config, shape, work, made, prices, spot)
+    _show(arguments, made, config, work, prices, spot)
+    if not made.choices:
         does = "trains" if arguments.label is None else "labels by"
         limit = f" within {arguments.within_hours:g} hours" if arguments.within_hours is not None else ""
         raise WrongRequest(
-            f"None of the GPUs {does} {config.model.base}{limit}; allow more --within-hours or another"
+            f"None of the GPUs {does} {config.model.base}{limit}; allow more --within-hours, try another"
             " --precision, or take a smaller model.base."
         )
     return 0
@@ -100,7 +102,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:
-    """The overrides. A plan never looks at the output, so that it need not be named."""
+    """The overrides, with the output's URL filled in: a plan never opens the output."""
     words = ["run.output_url=not-looked-at", *arguments.overrides]
     if arguments.data is not None:
         words.append(f"data.url={arguments.data}")
@@ -139,9 +141,9 @@ def _write(
     print(f"{arguments.write}: {named}, {' '.join(words)}", file=sys.stderr)
     if not (PROJECT / "requirements.lock").is_file() and not list(PROJECT.glob(WHEELS)):
         print(
-            "note: a machine gets this program out of the folder from which the task is launched, and"
-            f" {PROJECT} holds neither a clone of it nor its wheel; put the file {WHEELS} there that you"
-            " installed.",
+            "note: a machine gets this program from the folder where the task is launched, and"
+            f" {PROJECT} holds neither a clone of it nor its wheel; put the {WHEELS} file that you installed"
+            " there.",
             file=sys.stderr,
         )
     for option, path in (("--config", arguments.config), ("model.base", config.model.base)):
@@ -152,15 +154,15 @@ def _write(
                 else "give a hub id, or the URL of emotion-train stage-base"
             )
             print(
-                f"note: {option} is {path}, which lies outside of {PROJECT} and so does not travel to a"
+                f"note: {option} is {path}, which is outside of {PROJECT} and so is not sent to a"
                 f" cloud's machine; {remedy}.",
                 file=sys.stderr,
             )
 
 
 def stays_here(path: str) -> bool:
-    """Whether this is a file or folder of this machine that is not in the project's folder, which
-    is all that SkyPilot sends.
+    """Whether this is a file or folder outside of the project's folder, so that SkyPilot does not
+    send it.
     """
     return typed_path(path).exists() and not typed_path(path).resolve().is_relative_to(PROJECT)
 
@@ -174,11 +176,11 @@ def _same_precision(
     spot: Spot,
     within_hours: float | None,
 ) -> Sequence[Choice]:
-    """The best and the next with its precision, by dollars: a task has one set of values for all
-    its GPUs.
+    """The best choice and the next cheapest with its precision: a task has one set of values for
+    all its GPUs.
     """
-    found = make_plan(config, shape, work, prices, spot, precision=best.precision, within_hours=within_hours)
-    others = [one for one in found.choices if one.name != best.name]
+    made = make_plan(config, shape, work, prices, spot, precision=best.precision, within_hours=within_hours)
+    others = [one for one in made.choices if one.name != best.name]
     if best.usd is None:  # larger ones are dearer, and nobody knows by how much
         return [best, *(one for one in others if one.count == best.count)][:_WRITTEN]
     return [best, *(one for one in others if one.usd is not None and one.usd <= _WRITTEN_UP_TO * best.usd)][

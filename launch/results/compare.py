@@ -1,4 +1,4 @@
-"""`emotion-launch compare`: runs on the same posts, told in the terminal and on one page."""
+"""`emotion-launch compare`: runs on the same posts, shown in the terminal and on one page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def comparison_of(
     split: str | None = None,
     group_by_config: bool = False,
 ) -> Comparison:
-    """The comparison of what these words name; raises `WrongRequest` where it would not be fair."""
+    """The comparison of the runs, folders or reports that `words` name; raises `WrongRequest` where
+    they were not scored on the same posts.
+    """
     if len(words) < 2:
         raise WrongRequest(
             f"{words[0] if words else 'Nothing'} alone is nothing to compare; give two or more runs,"
@@ -40,7 +42,7 @@ def comparison_of(
 
 
 def write_page(comparison: Comparison, url: str) -> str:
-    """Write the page to a file or s3:// URL, over an earlier one; returns where it is."""
+    """Write the page to a file or s3:// URL, over an earlier page; returns its URL."""
     folder, _, name = url.rpartition("/")
     store = open_store(folder or ("/" if url.startswith("/") else "."))
     if not name:
@@ -58,7 +60,9 @@ def run(
     page: str,
     fail_if_worse: bool,
 ) -> int:
-    """Returns 1 where `fail_if_worse` and a group is worse than the first beyond chance, else 0."""
+    """Prints the comparison and writes its page. Returns 1 where `fail_if_worse` is set and a group
+    is worse than the first beyond chance, else 0.
+    """
     comparison = comparison_of(words, output_url=output_url, split=split, group_by_config=group_by_config)
     written = write_page(comparison, page)
     print_comparison(comparison, a_console())

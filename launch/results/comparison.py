@@ -1,7 +1,8 @@
-"""All figures of a comparison, computed once from predictions on the same posts; pages round.
+"""All figures of a comparison, computed once from predictions on the same posts; the pages round
+them.
 
-The first group is what the others are compared with. Where there are several comparisons each p is
-corrected for all of them, and so is each label's for the labels of its comparison.
+Every other group is compared with the first. Each p is corrected for all comparisons, and each
+label's p for all labels of its comparison.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ SEED = 42  # as run.seed's default
 
 @dataclass(frozen=True)
 class GroupFigures:
-    """The means over a group's runs; None is what nobody told. `usd` and `seconds` are those of one
-    run.
+    """The means over a group's runs, None where a figure is not known. `usd` and `seconds` are for
+    one run.
     """
 
     name: str
@@ -61,7 +62,7 @@ class GroupFigures:
 
 
 class LabelDifference(NamedTuple):
-    """`p` is corrected for all labels of the comparison."""
+    """One label's F1 in the two groups; `p` is corrected for all labels of the comparison."""
 
     label: str
     support: int
@@ -76,9 +77,9 @@ class LabelDifference(NamedTuple):
 
 
 class Flip(NamedTuple):
-    """A post that two groups answer differently; probabilities are those of its true label. Where
-    there are several labels they are those of the truth, as a mean over the labels that only one of
-    the two gives.
+    """A post that two groups answer differently, with each group's probability of its true label.
+    Where a post may have several labels, this is the mean probability of the true answer over the
+    labels that only one group gives.
     """
 
     post_id: str
@@ -92,9 +93,10 @@ class Flip(NamedTuple):
 
 @dataclass(frozen=True)
 class Flips:
-    """Posts that only one got right, and those that both got wrong in different ways; the largest
-    change of the true label's probability comes first. Several labels are right when all are given
-    and no other.
+    """Posts that only the first (`lost`) or only the second (`won`) got right, and posts that both
+    got wrong in different ways (`other`), each with the largest change of the true label's
+    probability first. Where a post may have several labels, an answer is right when it gives all of
+    them and no other.
     """
 
     lost: tuple[Flip, ...]
@@ -108,8 +110,9 @@ class Flips:
 
 @dataclass(frozen=True)
 class Versus:
-    """One group against the first. `p` is `macro_f1.p` corrected for all comparisons; `seeds` of
-    each config would show the difference, or `posts` with as many seeds as there are.
+    """One group against the first. `p` is `macro_f1.p` corrected for all comparisons. The
+    difference would show with `seeds` of each config, or on `posts` with the present number of
+    seeds.
     """
 
     group: int
@@ -129,8 +132,8 @@ class Versus:
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """Macro-F1 of one config's seeds, and the difference to another config that so many seeds of
-    each would show, on posts without end.
+    """Macro-F1 of one config's seeds, and the smallest difference to another config that as many
+    seeds of each would show, on an unlimited number of posts.
     """
 
     name: str
@@ -165,8 +168,8 @@ def compare(
     group_by_config: bool = False,
     samples: int = SAMPLES,
 ) -> Comparison:
-    """Raises `WrongRequest` where targets, posts, labels or texts are not the same, and as
-    `by_config`.
+    """The comparison of all groups with the first. Raises `WrongRequest` where targets, posts,
+    labels or texts are not the same, and where `by_config` does.
     """
     groups = by_config(scored) if group_by_config else one_each(scored)
     same = align(scored, data)
@@ -279,12 +282,12 @@ def _paired(
 
 
 def _have(answers: NDArray[Any], label: int, several: bool) -> NDArray[np.bool_]:
-    """Which posts are answered with this label."""
+    """Whether each post is answered with this label."""
     return np.asarray(answers[..., label] if several else answers == label)
 
 
 def _different(answers_R: NDArray[Any]) -> int:
-    """Posts that not all runs answer alike."""
+    """How many posts the runs do not all answer alike."""
     return int((~np.all([alike_N(one, answers_R[0]) for one in answers_R], axis=0)).sum())
 
 
@@ -301,25 +304,25 @@ def _seed_spread(resampled: Resampled, group: Group) -> SeedSpread:
 
 
 def _remarks(scored: Sequence[Scored]) -> list[str]:
-    found = []
+    remarks = []
     if scored[0].split == "validation":
-        found.append("The validation posts also chose each run's checkpoint, so they flatter all of them.")
+        remarks.append("The validation posts also chose each run's checkpoint, so they flatter all of them.")
     for one in scored:
         trained_on = getattr(one.document, "trained_on", None)
         if trained_on is not None and trained_on.posts:
-            found.append(
-                f"{trained_on.posts:,} of the {trained_on.of:,} posts stand in the training split of"
+            remarks.append(
+                f"{trained_on.posts:,} of the {trained_on.of:,} posts are in the training split of"
                 f" {one.name}: its score on them is too good."
             )
-    return found
+    return remarks
 
 
 # --- posts that flipped ---
 
 
 class _Pooled(NamedTuple):
-    """What a group says as one: of several runs the label of the highest mean probability, or, of
-    several labels, those that at least half of the runs give.
+    """The answer of a group as one model: over several runs, the label of the highest mean
+    probability or, where a post may have several labels, those that at least half of the runs give.
     """
 
     answer: NDArray[Any]
@@ -337,7 +340,9 @@ def _pooled(same: SamePosts, group: Group) -> _Pooled:
 
 
 def _of_truth(same: SamePosts, pooled: _Pooled, other: _Pooled) -> NDArray[np.float64]:
-    """The probabilities that `Flip` shows, of every post; 0 where answers do not differ."""
+    """Each post's probability that `Flip` shows; with several labels, 0 where the answers do not
+    differ.
+    """
     if same.truth.ndim == 1:
         return np.asarray(pooled.prob_NC[np.arange(len(same.ids)), same.truth])
     differs_NC = pooled.answer != other.answer

@@ -1,6 +1,6 @@
 """A comparison as one HTML file in the report's style: no script, no font, no request to anywhere.
 
-It holds texts of posts where these can be read: 200 of each kind of flip at most.
+It holds texts of posts where they can be read, at most 200 for each kind of flip.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def _scores(comparison: Comparison) -> str:
         bars = [(comparison.groups[one.group].name, one.macro_f1) for one in comparison.versus]
         plot = figure(
             differences_plot([(name, paired.difference, paired.low, paired.high) for name, paired in bars]),
-            f"Macro-F1 minus that of {first}, with its 95 % interval; where that holds 0, no difference can"
-            " be shown.",
+            f"Macro-F1 minus the macro-F1 of {first}, with its 95 % interval; where the interval holds 0, no"
+            " difference can be shown.",
         )
     return plot + table(heads, rows)
 
@@ -151,15 +151,15 @@ def _calibration(comparison: Comparison) -> str:
         scores = group.scores
         figures = (*scores.losses.values(), scores.confidence, scores.came_true)
         rows.append((group.name, *(f"{figure:.3f}" for figure in figures)))
-    of_what, came_true = (
+    what, came_true = (
         ("a label", "share of posts that have it")
         if comparison.targets == "several"
         else ("the predicted label", "accuracy")
     )
     heads = ("model", *comparison.groups[0].scores.losses, "mean probability", came_true)
     return (
-        f"<p>Probabilities can be trusted where the mean probability of {of_what} is the {came_true}, and the"
-        f" calibration error small.</p>{table(heads, rows)}"
+        f"<p>Probabilities can be trusted where the mean probability of {what} is near the {came_true}, and"
+        f" the calibration error is small.</p>{table(heads, rows)}"
     )
 
 
@@ -181,9 +181,9 @@ def _cost(groups: Sequence[GroupFigures]) -> str:
 
 def _seeds(comparison: Comparison) -> str:
     lines = [what_it_takes(comparison, versus) for versus in comparison.versus]
-    named = [f"{comparison.groups[one.group].name}: " for one in comparison.versus]
-    told = [f"{name}{line}" if len(lines) > 1 else line for name, line in zip(named, lines, strict=True)]
-    return bullets([*told, *(f"{seed_words(spread)}." for spread in comparison.seeds)])
+    names = [f"{comparison.groups[one.group].name}: " for one in comparison.versus]
+    named = [f"{name}{line}" if len(lines) > 1 else line for name, line in zip(names, lines, strict=True)]
+    return bullets([*named, *(f"{seed_words(spread)}." for spread in comparison.seeds)])
 
 
 def _differences(comparison: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""A comparison in a terminal: what is better, then the figures behind it."""
+"""A comparison in a terminal: the verdicts, then the figures behind them."""
 
 from __future__ import annotations
 

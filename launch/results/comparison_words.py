@@ -16,7 +16,7 @@ def interval_words(versus: Versus) -> str:
 
 
 def verdict(comparison: Comparison, versus: Versus) -> str:
-    """Whether a group is better than the first, and by how much."""
+    """The sentence that says whether a group is better than the first, and by how much."""
     first, second = comparison.groups[0], comparison.groups[versus.group]
     scores = f"macro-F1 {second.macro_f1:.3f} against {first.macro_f1:.3f}"
     count = len(comparison.versus)
@@ -28,7 +28,7 @@ def verdict(comparison: Comparison, versus: Versus) -> str:
     if versus.outcome != "open":
         return f"{second.name} is {versus.outcome} than {first.name}: {scores} ({tested})."
     alone = (
-        " Its interval alone leaves 0 out, but it is one of several."
+        " Its own interval leaves 0 out, but it is one of several comparisons."
         if judged(versus.macro_f1, versus.macro_f1.p) != "open"
         else ""
     )
@@ -36,7 +36,7 @@ def verdict(comparison: Comparison, versus: Versus) -> str:
 
 
 def what_it_takes(comparison: Comparison, versus: Versus) -> str:
-    """How many seeds, or posts, would show a difference as large as the one that was found."""
+    """The sentence on how many seeds, or posts, would show a difference of this size."""
     size, spread = abs(versus.macro_f1.difference), versus.spread
     first, second = comparison.groups[0], comparison.groups[versus.group]
     if size == 0:
@@ -48,15 +48,14 @@ def what_it_takes(comparison: Comparison, versus: Versus) -> str:
         else ""
     )
     if spread.run is None and _one_config(comparison):
-        return "They are one config: what differs is the seed's."
+        return "They are one config: the difference comes from the seed."
     if spread.run is None:
-        told = (
-            f"One run each: how much of {size:.3f} is the seed's is not known{of_posts and _alone(of_posts)}."
-        )
+        alone = of_posts and _alone(of_posts)
         return (
-            f"{told} Train both configs by `emotion-launch run --seeds 3` and compare with --group-by-config."
+            f"One run each: how much of {size:.3f} the seed makes is not known{alone}. Train both configs by"
+            " `emotion-launch run --seeds 3` and compare with --group-by-config."
         )
-    had = f"there were {len(first.runs)} and {len(second.runs)}"
+    had = f"the groups have {len(first.runs)} and {len(second.runs)}"
     if versus.seeds is None:
         return f"No number of seeds up to 100 would show {size:.3f} on these posts; {had}{of_posts}."
     return f"{versus.seeds} seeds of each config show {size:.3f} in 8 of 10 repeats; {had}{of_posts}."
@@ -73,25 +72,23 @@ def _alone(of_posts: str) -> str:
 
 
 def how_counted(comparison: Comparison) -> list[str]:
-    """What the intervals and the p are, and what they were corrected for."""
+    """The sentences on how intervals and p were computed and corrected."""
     lines = [
-        f"Intervals are those of {SAMPLES:,} resamples of the {comparison.rows:,} posts, the same for all"
-        " runs."
-        " Where fewer than six posts are answered differently they hold 0.",
+        f"Intervals come from {SAMPLES:,} resamples of the {comparison.rows:,} posts, the same for all"
+        " runs. Where fewer than six posts are answered differently, they hold 0.",
     ]
     if any(one.spread.run is not None for one in comparison.versus):
         lines.append(
             "They count the seeds too: the mean of a config's seeds is drawn from Student's t of their"
-            " spread,"
-            " which is taken to be the same in the two groups."
+            " spread, which is assumed to be the same in both groups."
         )
     elif comparison.versus:
-        lines.append("They count posts and no seeds: another seed of either config may score otherwise.")
+        lines.append("They count posts and no seeds: another seed of either config may score differently.")
     count = len(comparison.versus)
     if count > 1:
         lines.append(
             f"{count} groups are compared with {comparison.groups[0].name}: each p is corrected for all of"
-            f" them (Holm), so that with no difference at all, one below {LEVEL} comes up in 5 % of such"
+            f" them (Holm). Without any true difference, a p below {LEVEL} then comes up in 5 % of such"
             " comparisons. Intervals are not widened."
         )
     if comparison.versus:
@@ -103,9 +100,8 @@ def seed_words(spread: SeedSpread) -> str:
     return (
         f"{spread.name}: mean {spread.mean:.3f}, standard deviation {spread.deviation:.3f}, from"
         f" {min(spread.scores):.3f} to {max(spread.scores):.3f} over {len(spread.scores)} seeds; as many"
-        " seeds of"
-        f" another config would show a difference of {spread.smallest_shown:.3f} in 8 of 10 repeats, on posts"
-        " without end"
+        f" seeds of another config would show a difference of {spread.smallest_shown:.3f} in 8 of 10 repeats,"
+        " on an unlimited number of posts"
     )
 
 
@@ -122,13 +118,13 @@ def flips_words(comparison: Comparison, versus: Versus) -> str:
     several = comparison.targets == "several"
     says = "the labels that half of them give" if several else "the label of their highest mean probability"
     pooled = (
-        f" A group of several runs says {says}, and the test counts no seeds."
+        f" A group of several runs answers with {says}, and the test counts no seeds."
         if any(len(group.runs) > 1 for group in (comparison.groups[0], comparison.groups[versus.group]))
         else ""
     )
     if not flips.total:
         return f"No post flipped.{pooled}"
-    exact = " A post is right that gets all its labels and no other." if several else ""
+    exact = " A post is right when it gets all its labels and no other." if several else ""
     return (
         f"{flips.total:,} of {comparison.rows:,} posts flipped: {mcnemar_words(versus)}; wrong in another way"
         f" {len(flips.other):,}.{exact}{pooled}"

@@ -1,5 +1,5 @@
-"""What differs between the compared runs in config, data and versions, and which runs are one
-config with several seeds.
+"""The differences between compared runs in config, data and versions, and the groups of runs that
+are one config with several seeds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from emotion_train.errors import WrongRequest
 from launch.results.same_posts import OpenData
 from launch.results.scored import Scored
 
-# what tells a run from another of the same recipe, or changes nothing of what is learned
+# settings that identify one run among others of its recipe, or change nothing that is learned
 _OF_THE_RUN = ("run", "checkpoint", "preemption", "distributed", "report", "data.url")
 _OF_THE_MACHINE = ("train.tokens_per_microbatch", "train.gradient_checkpointing")
 _NOT_SHOWN = ("run.id", "run.output_url", "data.url")
@@ -38,14 +38,14 @@ class Group(NamedTuple):
 def by_config(scored: Sequence[Scored]) -> list[Group]:
     """The runs in groups of one config, in the order of their first.
 
-    Raises `WrongRequest` for a scorecard, which does not tell its config, and for two runs of one
-    config and one seed, which are no two seeds.
+    Raises `WrongRequest` for a scorecard, which does not hold its config, and for two runs with the
+    same config and the same seed.
     """
     members: dict[str, list[int]] = {}
     for place, one in enumerate(scored):
         if one.config is None:
             raise WrongRequest(
-                f"{one.word} is a scorecard, which does not tell its config; leave --group-by-config out, or"
+                f"{one.word} is a scorecard, which does not hold its config; leave --group-by-config out, or"
                 " give runs and reports."
             )
         members.setdefault(_recipe(one), []).append(place)
@@ -64,10 +64,10 @@ def one_each(scored: Sequence[Scored]) -> list[Group]:
 
 
 def seeds_of_one_config(scored: Sequence[Scored]) -> list[Group]:
-    """Those groups of one config that have several runs with a seed of their own each."""
-    told = [place for place, one in enumerate(scored) if one.config is not None]
+    """The groups of runs with one config and different seeds, two or more each."""
+    with_config = [place for place, one in enumerate(scored) if one.config is not None]
     members: dict[str, dict[int | None, int]] = {}
-    for place in told:
+    for place in with_config:
         members.setdefault(_recipe(scored[place]), {}).setdefault(scored[place].seed, place)
     return [
         Group(_group_name([scored[place].name for place in places.values()]), tuple(places.values()))
@@ -81,21 +81,20 @@ def _refuse_one_seed_twice(runs: Sequence[Scored]) -> None:
     for one in runs:
         if one.seed in seen:
             raise WrongRequest(
-                f"{seen[one.seed].name} and {one.name} are one config with one seed ({one.seed}), so that"
-                " they"
-                " tell nothing of other seeds; leave one out, or train with another run.seed."
+                f"{seen[one.seed].name} and {one.name} are one config with one seed ({one.seed}), so they"
+                " show nothing about other seeds; leave one out, or train with another run.seed."
             )
         seen[one.seed] = one
 
 
 def _recipe(one: Scored) -> str:
-    """The same for runs that differ in nothing that is learned but their seed."""
+    """A digest of all that decides what is learned, except the seed."""
     assert one.report is not None
     kept = {
         name: value
         for name, value in flat(one.config or {})
         if name not in _OF_THE_MACHINE
-        and value is not None  # what an earlier version did not have
+        and value is not None  # a setting that an earlier version did not have
         and not any(name == cut or name.startswith(f"{cut}.") for cut in _OF_THE_RUN)
     }
     identity = one.report.identity
@@ -116,7 +115,7 @@ def _group_name(names: Sequence[str]) -> str:
 
 
 def flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """`section.field` and value of every setting."""
+    """Every setting as `section.field` and its value."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{before}{name}.")
@@ -127,8 +126,8 @@ def flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 def differences(
     scored: Sequence[Scored], groups: Sequence[Group], data: Sequence[OpenData | str]
 ) -> dict[str, list[Row]]:
-    """What differs between the groups, by kind: config, data, versions. A group's value names each
-    of its runs' values once.
+    """The rows that differ between the groups, by kind: config, data, versions. A group's value
+    names each different value of its runs once.
     """
     configs = [
         {
@@ -148,7 +147,7 @@ def differences(
 
 def _config_cells(one: Scored, config: dict[str, Any]) -> dict[str, str]:
     cells = {name: _written(value) for name, value in config.items()}
-    if one.report is None:  # what a scorecard tells of it
+    if one.report is None:  # a scorecard holds only these
         document = one.document
         cells |= {
             "model.base": getattr(document, "base", ""),
@@ -171,8 +170,8 @@ def _version_cells(one: Scored, versions: dict[str, str]) -> dict[str, str]:
 
 
 def _data_cells(scored: Sequence[Scored], data: Sequence[OpenData | str]) -> list[dict[str, str]]:
-    """The data sets, and their training splits and auxiliary posts by the sha256 of their objects
-    where all can be read, else by that of their index.
+    """The data sets, with their training splits and auxiliary posts. These are identified by the
+    sha256 of their objects where all data sets can be read, else by the sha256 of the index.
     """
     cells: list[dict[str, str]] = []
     all_open = all(isinstance(there, OpenData) for there in data)

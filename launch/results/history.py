@@ -1,10 +1,9 @@
-"""What a run's log tells: state, step, score, machine, hours and dollars, and its story from claim
-to claim.
+"""The facts in a run's log: state, step, score, machine, hours and dollars, and its story from
+claim to claim.
 
-Only log entries are read, never a part. A writer is known by its claim, whose metrics say base,
-machine and price; runs of before have no such facts and are told without. Whether a writer still
-lives cannot be seen in a bucket: a run is taken for live while its newest entry is younger than ten
-minutes.
+Only log entries are read, never a part. The metrics of each writer's claim hold base, machine and
+price; where a log lacks them, they are shown as unknown. A bucket does not show whether a writer
+still lives: a run counts as training while its newest entry is younger than ten minutes.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ _READERS = 8
 
 @dataclass(frozen=True)
 class Incarnation:
-    """One writer: its claim and what it wrote. `held_s` is from its claim to its newest entry, the
-    least that its machine was held.
+    """One writer: its claim and its other entries. `held_s` is the time from its claim to its
+    newest entry, the least time that its machine was held.
     """
 
     claim: Entry
@@ -44,14 +43,14 @@ class Incarnation:
 
     @property
     def notice(self) -> str | None:
-        """What announced its end, when that was saved for."""
+        """The notice that announced its end, where its last checkpoint was saved for one."""
         notices = [entry.metrics.get("notice") for entry in self.entries if entry.kind == "checkpoint"]
         return str(notices[-1]) if notices and notices[-1] in ("preempted", "interrupted") else None
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One row of the table of runs; None is what the log does not tell."""
+    """One row of the table of runs; None where the log does not hold a fact."""
 
     run_id: str
     state: str  # training, stopped, published or damaged
@@ -67,21 +66,21 @@ class RunFacts:
     hours: float | None = None
     usd: float | None = None
     starts: int = 0
-    unpriced: int = 0  # starts whose machine has no known price, and which `usd` leaves out
+    unpriced: int = 0  # starts without a known price, which `usd` leaves out
     smoke: bool = False
 
 
 def incarnations(entries: Sequence[Entry]) -> list[Incarnation]:
     """The writers of a run in the order of their claims."""
-    found = []
+    writers = []
     for claim in (entry for entry in entries if entry.kind == "claim"):
-        found.append(
+        writers.append(
             Incarnation(
                 claim,
                 tuple(entry for entry in entries if entry.incarnation == claim.seq and entry.kind != "claim"),
             )
         )
-    return found
+    return writers
 
 
 def facts_of(run_id: str, entries: Sequence[Entry], now: datetime) -> RunFacts:
@@ -90,14 +89,14 @@ def facts_of(run_id: str, entries: Sequence[Entry], now: datetime) -> RunFacts:
     brief = summary(entries)
     published = brief["state"] == "published"
     live = (now - when(entries[-1])).total_seconds() < LIVE_S
-    said: dict[str, Any] = {
+    claimed: dict[str, Any] = {
         key: value for writer in writers for key, value in writer.claim.metrics.items() if value is not None
     }
     return RunFacts(
         run_id=run_id,
         state="published" if published else "training" if live else "stopped",
         step=brief["step"],
-        steps=_whole(said.get("steps")),
+        steps=_whole(claimed.get("steps")),
         macro_f1=brief["macro_f1"],
         split=(
             str(brief["split"] or "test")
@@ -106,9 +105,9 @@ def facts_of(run_id: str, entries: Sequence[Entry], now: datetime) -> RunFacts:
             if brief["macro_f1"] is not None
             else None
         ),
-        base=said.get("base"),
-        layers=said.get("layers"),
-        gpu=machine(said),
+        base=claimed.get("base"),
+        layers=claimed.get("layers"),
+        gpu=machine(claimed),
         started=when(entries[0]),
         updated=when(entries[-1]),
         hours=sum(writer.held_s for writer in writers) / 3600,
@@ -120,11 +119,11 @@ def facts_of(run_id: str, entries: Sequence[Entry], now: datetime) -> RunFacts:
 
 
 def progress_line(entries: Sequence[Entry], now: datetime) -> str | None:
-    """The line that the trainer itself prints, as of the newest checkpoint; None where nothing is
-    trained any more, or no checkpoint is there.
+    """The line that the trainer itself prints, as of the newest checkpoint; None where the run is
+    published, or its newest writer has saved no checkpoint.
 
-    Time left is by the newest writer's checkpoints, or its claim where there is one of them. Logs
-    that do not tell loss and posts/s are told without.
+    The time left is estimated from the newest writer's first and newest checkpoints, or from its
+    claim where there is only one. Loss and posts/s are left out where the log lacks them.
     """
     if any(entry.kind == "final" for entry in entries) or not (writers := incarnations(entries)):
         return None
@@ -165,8 +164,8 @@ def machine(said: dict[str, Any]) -> str | None:
 
 
 def _dollars(writers: Sequence[Incarnation]) -> float | None:
-    """What was spent by the newest entries over all starts, each at the price of its own machine;
-    None when no price is known. Starts without one are left out.
+    """Dollars over all starts up to their newest entries, each at the price of its own machine;
+    None when no price is known. Starts without a price are left out.
     """
     spent = [writer.held_s / 3600 * price for writer in writers if (price := _price(writer)) is not None]
     return sum(spent) if spent else None
@@ -197,11 +196,11 @@ def list_runs(store: Store, now: datetime | None = None) -> list[RunFacts]:
 def follow(
     store: Store, run_id: str, every_s: float, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[list[Entry] | StorageError]:
-    """The log as it grows: first what is there, then the new entries, empty when none came; ends
-    with the final entry.
+    """The log as it grows: first the entries that exist, then at each look the new ones, an empty
+    list when none came; ends with the final entry.
 
-    Each entry is read once. A store that does not answer gives its error instead, and is asked
-    again. Raises `WrongRequest` when there is no such run.
+    Each entry is read once. Where the store does not answer, its error comes instead of a list, and
+    the store is asked again. Raises `WrongRequest` when there is no such run.
     """
     known = 0
     while True:
@@ -216,7 +215,7 @@ def follow(
             if not new and known == 0:
                 raise WrongRequest(
                     f"There is no run {run_id!r} at {store.url}; `emotion-launch runs {store.url}` lists"
-                    " those that are."
+                    " the runs there."
                 )
             known += len(new)
         yield new
@@ -226,7 +225,7 @@ def follow(
 
 
 def story(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
-    """The entries worth a line, each with its words: claims, scores, notes, notices, the end, and
+    """The entries worth a line, each with its text: claims, scores, notes, notices, the end, and
     the last checkpoint of each writer.
     """
     lines: list[tuple[Entry, str]] = []
@@ -247,8 +246,8 @@ def story(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
 
 
 def _words_of_claim(claim: Entry, entries: Sequence[Entry], number: int) -> str:
-    said = dict(claim.metrics)
-    on = f" on {name}" if (name := machine(said)) is not None else ""
+    claimed = dict(claim.metrics)
+    on = f" on {name}" if (name := machine(claimed)) is not None else ""
     if number == 0:
         return f"started{on}"
     before = next(writer for writer in reversed(incarnations(entries)) if writer.claim.seq < claim.seq)

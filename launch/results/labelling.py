@@ -1,8 +1,8 @@
-"""`emotion-launch label-status`: how far a labelling job is, by listings of its store: units done,
-leased and left, posts a second, when it will be done, and dollars.
+"""`emotion-launch label-status`: how far a labelling job is, from listings of its store: units
+done, leased and left, posts a second, the time left, and dollars.
 
-Prices are those of some leases, the newest ones; a job of any size costs three requests and a page
-for each 1,000 objects.
+Prices come from the newest leases alone; a job of any size costs three requests and a page for each
+1,000 objects.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Status:
-    """How far a job is. `posts_left` and what follows from it are estimates where units are whole
-    files; None is what is not known yet.
+    """How far a job is; None where a figure is not known yet. Where units are whole files,
+    `posts_done`, pace, time left and dollars are estimates.
     """
 
     units: int
@@ -54,30 +54,32 @@ class Status:
         return self.units - self.done - self.leased
 
     def lines(self) -> list[str]:
-        """What a person reads of it."""
+        """The lines that a person reads."""
         posts = "" if self.posts is None else f" of {self.posts:,}"
-        found = [
+        lines = [
             f"units   {self.done:,} of {self.units:,} done, {self.leased:,} leased, {self.left:,} left",
             f"posts   {self.posts_done:,}{posts}",
         ]
         if self.posts_per_second is not None:
             left = "" if self.seconds_left is None else f", {rough(self.seconds_left)} left"
             workers = counted(len(self.workers), "worker")
-            found.append(f"pace    {self.posts_per_second:,.1f} posts/s by {workers}{left}")
+            lines.append(f"pace    {self.posts_per_second:,.1f} posts/s by {workers}{left}")
         if self.usd is not None:
             more = "" if self.usd_left is None else f", about ${self.usd_left:,.2f} to come"
-            found.append(f"dollars about ${self.usd:,.2f} so far{more}")
+            lines.append(f"dollars about ${self.usd:,.2f} so far{more}")
         if self.often_taken:
             named = ", ".join(map(str, self.often_taken[:_NAMED]))
-            found.append(
+            lines.append(
                 f"look at units {named}: taken {_OFTEN_TAKEN} times and more without a part, so they may end"
                 " their workers"
             )
-        return found
+        return lines
 
 
 def status_of(job: Job, board: Board, leases: Sequence[dict[str, Any]]) -> Status:
-    """From what lies in the store; `leases` are the contents of some leases, of units at work."""
+    """The status from the listing of the store; `leases` are the contents of some leases of units
+    at work.
+    """
     rows = [unit.rows for unit in job.units]
     known = [count for count in rows if count is not None]
     mean = sum(known) / len(known) if known else 0
@@ -151,8 +153,8 @@ def show(store: Store, console: Console) -> None:
 def watch(
     store: Store, every_s: float, console: Console, sleep: Callable[[float], None] = time.sleep
 ) -> None:
-    """Print it again and again until the job is done, also where the store does not answer for a
-    while.
+    """Print the status every `every_s` seconds until the job is done, also where the store does not
+    answer for a while.
     """
     job = read_job(store)
     while True:

@@ -81,7 +81,7 @@ def _state(row: RunFacts) -> str:
 
 
 def _dollars(row: RunFacts) -> str:
-    """Over all starts; more than that where a start has no known price."""
+    """Dollars over all starts, after `>` where a start has no known price."""
     if row.usd is None:
         return "-"
     return f"{'> ' if row.unpriced else ''}{row.usd:.2f}"
@@ -109,7 +109,9 @@ def _age(then: datetime | None, now: datetime) -> str:
 def page(
     store: Store, run_id: str, entries: Sequence[Entry], now: datetime, lines: int | None = None
 ) -> RenderableType:
-    """What the log tells of a run: a few facts, then its story, the newest `lines` of it."""
+    """The page of a run: a few facts, then its story, of which only the newest `lines` where that
+    is given.
+    """
     facts = facts_of(run_id, entries, now)
     head = Table.grid(padding=(0, 2))
     training = progress_line(entries, now) if facts.state == "training" else None
@@ -145,9 +147,9 @@ def _base(facts: RunFacts) -> str:
 
 
 def _spent(facts: RunFacts) -> str:
-    """Dollars over all starts, and how many of them have no known price."""
+    """Dollars over all starts, and how many starts have no known price."""
     if facts.usd is None:
-        return "- (no price of its machines is known; report.usd_per_hour=N gives one)"
+        return "- (the price of its machines is not known; report.usd_per_hour=N gives one)"
     less = f", without {facts.unpriced} of {facts.starts} starts that have no price" if facts.unpriced else ""
     return f"${facts.usd:.2f} over {counted(facts.starts, 'start')}{less}"
 
@@ -163,8 +165,8 @@ def show(store: Store, run_id: str, console: Console) -> None:
 def watch(
     store: Store, run_id: str, every_s: float, console: Console, sleep: Callable[[float], None] = time.sleep
 ) -> None:
-    """Show the page and renew it until the run is published; on no terminal, a line for each new
-    entry and every 30 s the trainer's own line.
+    """Show the page and renew it until the run is published; without a terminal, print a line for
+    each new entry and every 30 s the trainer's own line.
     """
     entries: list[Entry] = []
     trouble = ""

@@ -1,9 +1,8 @@
 """`emotion-launch push`: a published adapter to a model repository of the Hugging Face hub, by the
 hub's own client.
 
-What is uploaded is what `pull` brings into its folder: the adapter with its card. The report and
-the predictions hold texts of posts or stand beside them, and stay where they are. No path of the
-machine that trained goes along.
+It uploads the adapter with its card. The report and the predictions, which hold texts of posts,
+are not uploaded, and neither is any path of the machine that trained.
 """
 
 from __future__ import annotations
@@ -46,25 +45,25 @@ def run(
     dry_run: bool = False,
     environment: Mapping[str, str] = os.environ,
 ) -> int:
-    """Returns 0 when all files are in one commit of the repository, which is private unless it is
-    to be `public`; with `dry_run` the files are only listed.
+    """Uploads all files in one commit and returns 0. A new repository is private unless `public`;
+    `dry_run` only lists the files.
 
-    Raises `WrongRequest` for a name that is none, without a token and when the hub refuses, and
-    `StorageError` when it cannot be reached.
+    Raises `WrongRequest` for a name that the hub does not allow, without a token and when the hub
+    refuses, and `StorageError` when the hub cannot be reached.
     """
     if not _HUB_ID.fullmatch(hub_id) or "--" in hub_id or ".." in hub_id:
         raise WrongRequest(
-            f"{hub_id!r} is no name of a repository; give OWNER/NAME, such as my-team/emotions-24b."
+            f"{hub_id!r} does not name a repository; give OWNER/NAME, such as my-team/emotions-24b."
         )
     if licence is not None and not _LICENCE.fullmatch(licence):
         raise WrongRequest(
-            f"--license is {licence!r}; give the hub's short name of one, such as apache-2.0 or cc-by-4.0."
+            f"--license is {licence!r}; give the hub's short name of a licence, such as apache-2.0."
         )
     token = next((environment[name] for name in TOKENS if environment.get(name)), None)
     if token is None and not dry_run:
         raise WrongRequest(
             "HF_TOKEN is not set: put a token of https://huggingface.co/settings/tokens that may write to"
-            f" {hub_id.partition('/')[0]} into that variable, or look first with --dry-run."
+            f" {hub_id.partition('/')[0]} into that variable, or list the files with --dry-run."
         )
     with tempfile.TemporaryDirectory(prefix="emotion-launch-push-") as name:
         folder = Path(name) / "adapter"
@@ -92,7 +91,9 @@ def run_url_name(run_url: str) -> str:
 
 
 def _ready(folder: Path, licence: str | None) -> list[Path]:
-    """The files to upload, in the order of their names, made fit for others to see."""
+    """The files to upload, in the order of their names, without local paths and with the
+    licence.
+    """
     facts = folder / FACTS
     values = object_file(facts)
     facts.write_text(
@@ -109,7 +110,7 @@ def _ready(folder: Path, licence: str | None) -> list[Path]:
 
 
 def _with_licence(card: str, licence: str) -> str:
-    """The card with this licence in its header, in place of one that is there."""
+    """The card with this licence in its header, in place of an earlier one."""
     _, header, rest = card.split("---\n", 2)
     try:
         fields = yaml_in(header)
@@ -123,9 +124,9 @@ def _upload(folder: Path, files: list[Path], hub_id: str, token: str, *, public:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined,unused-ignore]
 
-    disable_progress_bars()  # they would say once more what is printed here
+    disable_progress_bars()  # they would repeat what is printed here
     if hub.is_offline():
-        raise WrongRequest("HF_HUB_OFFLINE forbids to ask the hub; unset it to push.")
+        raise WrongRequest("HF_HUB_OFFLINE forbids requests to the hub; unset it to push.")
     api = HfApi(endpoint=hub.endpoint(), token=token)
     adds = [CommitOperationAdd(path.relative_to(folder).as_posix(), str(path)) for path in files]
 
@@ -143,7 +144,9 @@ def _upload(folder: Path, files: list[Path], hub_id: str, token: str, *, public:
 
 @contextmanager
 def _in_a_sentence(hub_id: str) -> Iterator[None]:
-    """What the hub or its client answers, as an error of this program; the token is never shown."""
+    """Turns errors of the hub and its client into errors of this program, which never show the
+    token.
+    """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
@@ -155,10 +158,10 @@ def _in_a_sentence(hub_id: str) -> Iterator[None]:
             transient=True,
         ) from None
     except HFValidationError as error:
-        raise WrongRequest(f"{hub_id} is no name of a repository ({error}); give OWNER/NAME.") from None
+        raise WrongRequest(f"{hub_id} does not name a repository ({error}); give OWNER/NAME.") from None
     except HfHubHTTPError as error:
         raise _of_status(hub_id, error) from None
-    except RuntimeError as error:  # of a large file, with the reason behind it
+    except RuntimeError as error:  # the upload of a large file failed, with the reason as its cause
         if isinstance(error.__cause__, HfHubHTTPError):
             raise _of_status(hub_id, error.__cause__) from None
         raise StorageError(
@@ -171,7 +174,7 @@ def _in_a_sentence(hub_id: str) -> Iterator[None]:
 
 
 def _of_status(hub_id: str, error: HfHubHTTPError) -> EmotionTrainError:
-    """What the hub answered, as an error of this program."""
+    """The error of this program for the status that the hub answered."""
     status = int(getattr(error.response, "status_code", 0) or 0)
     if status in (401, 403, 404):
         return WrongRequest(

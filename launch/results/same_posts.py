@@ -1,9 +1,10 @@
-"""Whether several models were scored on the same posts, and the posts' texts where they can be had.
+"""Whether several models were scored on the same posts, and the posts' texts where they can be
+read.
 
-Equal ids are not enough: two data sets may number other posts alike. So data sets that were
-prepared are compared by the sha256 of the split's objects, and by their posts where these differ
-(another training split moves the same posts to other places); what cannot be read any more is told
-as a remark.
+Equal ids are not enough: two data sets may give the same ids to different posts. So prepared data
+sets are compared by the sha256 of the split's objects, and where these differ by their posts
+(another training split moves the same posts to other places). A remark names each data set that
+cannot be read any more.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from launch.results.scored import Scored, labels_in_order
 
-_NAMED = 3  # of the models that a remark is about
-_SHARES_OFF = 1e-6  # of float32 that two tables may differ by
+_NAMED = 3  # models in a remark
+_SHARES_OFF = 1e-6  # the rounding of float32, by which two tables may differ
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def _sums(split: Split) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class SamePosts:
-    """Predictions of all models in one order of posts and labels, with `truth_N` or, of several
-    labels, `truth_NC`. `remarks` are what a reader has to know of their equality; `texts` are those
-    that predictions hold.
+    """Predictions of all models in one order of posts and labels; `truth` is `truth_N` or, where a
+    post may have several labels, `truth_NC`. `remarks` say what could not be compared; `texts` come
+    from the predictions.
     """
 
     labels: tuple[str, ...]
@@ -74,7 +75,7 @@ def open_data(scored: Scored) -> OpenData | str:
     except (WrongRequest, StorageError) as error:
         return str(error).rstrip(".")
     if scored.index_sha256 not in (None, index.sha256()):
-        return f"{scored.data_url} is another data set now than {scored.name} was trained on"
+        return f"{scored.data_url} is no longer the data set that {scored.name} was trained on"
     return OpenData(store, index)
 
 
@@ -105,8 +106,8 @@ def align(scored: Sequence[Scored], data: Sequence[OpenData | str]) -> SamePosts
 def _not_looked_up(first: Scored, others: Sequence[str], why: str) -> str:
     named = ", ".join([*others[:_NAMED], *(["…"] if len(others) > _NAMED else [])])
     return (
-        f"{first.name} and {named} have the same ids and labels; whether the texts are the same could not"
-        f" be looked up: {why}."
+        f"{first.name} and {named} have the same ids and labels; whether their texts are the same is not"
+        f" known: {why}."
     )
 
 
@@ -115,7 +116,7 @@ def _refuse_other_targets(first: Scored, other: Scored) -> None:
     if here != there:
         raise WrongRequest(
             f"{first.name} was scored on posts that have {WORDS[here]} and {other.name} on posts that have"
-            f" {WORDS[there]}, whose figures are not of one kind; compare runs on one data set."
+            f" {WORDS[there]}, so their figures cannot be compared; compare runs on one data set."
         )
 
 
@@ -123,8 +124,8 @@ def _refuse_other_labels(first: Scored, other: Scored) -> None:
     if set(first.labels) != set(other.labels):
         only = sorted(set(first.labels) ^ set(other.labels))
         raise WrongRequest(
-            f"{first.name} and {other.name} have other labels ({', '.join(only[:5])} in one of them only);"
-            " compare runs on one data set."
+            f"{first.name} and {other.name} have different labels ({', '.join(only[:5])} in one of them"
+            " only); compare runs on one data set."
         )
 
 
@@ -133,9 +134,10 @@ def _refuse_other_ids(first: Scored, other: Scored) -> None:
     if here != there:
         example = min(here ^ there)
         raise WrongRequest(
-            f"{first.name} and {other.name} were scored on other posts: {len(here - there):,} ids are only in"
-            f" the first and {len(there - here):,} only in the second, such as {example!r}; score both on one"
-            " split (emotion-train evaluate --adapter … --data … --out …) and compare the scorecards."
+            f"{first.name} and {other.name} were scored on different posts: {len(here - there):,} ids are"
+            f" only in the first and {len(there - here):,} only in the second, such as {example!r}; score"
+            " both on one split (emotion-train evaluate --adapter … --data … --out …) and compare the"
+            " scorecards."
         )
 
 
@@ -147,8 +149,7 @@ def _refuse_other_truth(first: Scored, other: Scored, here: AnyPredictions, ther
         row = int(differs_N.argmax())
         raise WrongRequest(
             f"{int(differs_N.sum()):,} of {len(here.ids):,} posts have another true label in {other.name}"
-            " than"
-            f" in {first.name}, such as {here.ids[row]!r}: {_true(here, row, first.labels)} and"
+            f" than in {first.name}, such as {here.ids[row]!r}: {_true(here, row, first.labels)} and"
             f" {_true(there, row, first.labels)}. Compare runs that were scored on the same labels."
         )
 
@@ -160,7 +161,7 @@ def _have_other_shares(here: Predictions, there: Predictions) -> NDArray[np.bool
 
 
 def _true(predictions: AnyPredictions, row: int, labels: Sequence[str]) -> str:
-    """The labels of a post, in quotes, with their shares where it has such."""
+    """The labels of a post, in quotes, with their shares where it has shares."""
     if isinstance(predictions, Predictions) and predictions.shares_NC is not None:
         shares = zip(labels, predictions.shares_NC[row].tolist(), strict=True)
         return ", ".join(f"{label!r} {share:.2f}" for label, share in shares if share)
@@ -168,15 +169,15 @@ def _true(predictions: AnyPredictions, row: int, labels: Sequence[str]) -> str:
 
 
 def answer_words(answer: NDArray[Any] | int, labels: Sequence[str]) -> str:
-    """The label of an id; of a row of several labels, those that it has, or "none"."""
+    """The name of a label id, or the names of a row of several labels, "none" for an empty row."""
     if np.ndim(answer) == 0:
         return labels[int(answer)]
     return ", ".join(labels[label] for label in np.flatnonzero(answer)) or "none"
 
 
 def _same_texts(first: Scored, here: OpenData | str, other: Scored, there: OpenData | str) -> str | None:
-    """None where the posts are known to be the same, else why nobody could look; raises
-    `WrongRequest` where they are others.
+    """None where the posts are known to be the same, else why they could not be compared; raises
+    `WrongRequest` where they differ.
     """
     if first.index_sha256 is not None and first.index_sha256 == other.index_sha256:
         return None
@@ -191,7 +192,9 @@ def _same_texts(first: Scored, here: OpenData | str, other: Scored, there: OpenD
 
 
 def _refuse_other_posts(first: Scored, here: OpenData, other: Scored, there: OpenData) -> None:
-    """The objects differ: their posts are read."""
+    """Reads the posts of two splits with different objects; raises `WrongRequest` where their texts
+    differ.
+    """
     try:
         held = [
             {key: text for key, text, _ in posts(data.store, data.index.split(one.split))}
@@ -199,7 +202,7 @@ def _refuse_other_posts(first: Scored, here: OpenData, other: Scored, there: Ope
         ]
     except (WrongRequest, StorageError) as error:
         raise WrongRequest(
-            f"The objects of {first.split!r} in {first.data_url} and {other.data_url} have other sha256, and"
+            f"The objects of {first.split!r} in {first.data_url} and {other.data_url} differ in sha256, and"
             f" their posts cannot be read: {error}"
         ) from None
     _refuse_other_texts(first, held[0], other, held[1])
@@ -212,18 +215,16 @@ def _refuse_other_texts(
     if differ:
         raise WrongRequest(
             f"{len(differ):,} of {len(first.predictions.ids):,} posts have another text in {other.name}"
-            " than in"
-            f" {first.name}, such as {differ[0]!r}: they were scored on other posts of the same ids."
-            " Score both"
-            " on one data set."
+            f" than in {first.name}, such as {differ[0]!r}: the two were scored on different posts with the"
+            " same ids. Score both on one data set."
         )
 
 
 def texts_of(
     wanted: Collection[str], same: SamePosts, split: str, data: Sequence[OpenData | str]
 ) -> tuple[dict[str, str], str | None]:
-    """Texts of the posts `wanted`, from predictions, else from the first data set that can be read;
-    and why there are none.
+    """Texts of the posts `wanted`, from the predictions, else from the first data set that can be
+    read; and the reason where there are none.
     """
     if not wanted or all(key in same.texts for key in wanted):
         return {key: same.texts[key] for key in wanted}, None

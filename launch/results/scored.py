@@ -1,7 +1,7 @@
 """A scored split as a person names it: a published run, a folder, a report.json or a scorecard,
 with its predictions.
 
-All of it is written by others, so it is read within bounds, and predictions must be those that the
+Others wrote these documents, so they are read within bounds, and predictions must be those that the
 report counted. The predictions of one split are held in memory, 4 bytes a post and label.
 """
 
@@ -34,7 +34,7 @@ _REPORT, _CARD = "report.json", "scorecard.json"
 _PULLED = f"report/{_REPORT}"  # where `emotion-launch pull` puts it
 _MAX_JSON_BYTES = 64 << 20
 _MAX_PREDICTIONS_BYTES = 4 << 30
-_FILE = "file"  # the name of a scorecard's posts that are no split
+_FILE = "file"  # a scorecard's name for posts that are no split
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What one model said about one split. `texts` are those of its posts by id, where its
+    """One model's predictions for one split. `texts` are the posts' texts by id, where the
     predictions hold them.
     """
 
@@ -89,7 +89,7 @@ class Scored:
 
     @property
     def index_sha256(self) -> str | None:
-        """None for a scorecard, which does not tell it."""
+        """None for a scorecard, which does not hold it."""
         return self.report.identity.index_sha256 if self.report is not None else None
 
     @property
@@ -166,7 +166,7 @@ def _require_size(size: int, key: str, place: str) -> None:
 
 
 def parse_document(raw: bytes, place: str) -> Report | Scorecard:
-    """The report or scorecard; raises `WrongRequest` for what is neither, or damaged."""
+    """The report or scorecard; raises `WrongRequest` for a document that is neither, or damaged."""
     try:
         content = object_in(raw, _MAX_JSON_BYTES)
         schema = str(content.get("schema_version"))[:80]
@@ -190,8 +190,8 @@ def parse_document(raw: bytes, place: str) -> Report | Scorecard:
 
 
 def common_split(sources: list[Source], wanted: str | None) -> str:
-    """The split that all are compared on: the one that is wanted, else that of a scorecard, else
-    the first report's headline. Raises `WrongRequest` when one has no such split.
+    """The split to compare on: the `wanted` one, else the first scorecard's, else the first
+    report's headline. Raises `WrongRequest` when a source was not scored on it.
     """
     cards = [source for source in sources if isinstance(source.document, Scorecard)]
     first = sources[0].document
@@ -202,16 +202,16 @@ def common_split(sources: list[Source], wanted: str | None) -> str:
         if split not in source.splits:
             have = ", ".join(f"{other.name}: {' '.join(other.splits)}" for other in sources)
             raise WrongRequest(
-                f"{source.word} was not scored on {split!r}; there are {have}. Give --split one that all"
+                f"{source.word} was not scored on {split!r}; there are {have}. Give --split a split that all"
                 " have."
             )
     return split
 
 
 def read_scored(source: Source, split: str, name: str) -> Scored:
-    """The predictions of that split, checked against the figures of the document.
+    """The predictions of the split, checked against the figures of the document.
 
-    Raises `WrongRequest` when they are missing, damaged or another model's.
+    Raises `WrongRequest` when the predictions are missing, damaged or another model's.
     """
     key = predictions_key(split)
     try:
@@ -219,7 +219,7 @@ def read_scored(source: Source, split: str, name: str) -> Scored:
     except ObjectNotFound:
         raise WrongRequest(
             f"There is no {key} beside {source.word}, and without predictions no post can be compared; give"
-            " the run (OUTPUT_URL/RUN_ID) or the whole folder that was pulled or written."
+            " the run (OUTPUT_URL/RUN_ID) or the whole pulled or written folder."
         ) from None
     try:
         require_footer(raw[-8:], len(raw))
@@ -244,46 +244,48 @@ def _require_own(source: Source, split: str, predictions: AnyPredictions) -> Non
 
 
 def _are_counted(predictions: AnyPredictions, figures: AnyFigures) -> bool:
-    """Whether the figures are those of the predictions: the same confusion matrix, or of several
-    labels the same posts, answers and F1 of each.
+    """Whether the figures were counted from these predictions: the same confusion matrix or, with
+    several labels, the same support, answers and F1 of each label.
     """
     try:
         counts = predictions.counts()
-    except ValueError:  # a label outside of those that there are
+    except ValueError:  # a label number that does not exist
         return False
     if not isinstance(predictions, SetPredictions):
         return isinstance(figures, SplitFigures) and counts.tolist() == [*map(list, figures.confusion)]
-    found = SetCounts(counts)
-    columns = (found.support_C.tolist(), found.predicted_C.tolist(), found.f1_C.tolist())
-    told = [(one.support, one.predicted, one.f1) for one in figures.per_label]
-    return isinstance(figures, SetFigures) and told == list(zip(*columns, strict=True))
+    set_counts = SetCounts(counts)
+    columns = (set_counts.support_C.tolist(), set_counts.predicted_C.tolist(), set_counts.f1_C.tolist())
+    reported = [(one.support, one.predicted, one.f1) for one in figures.per_label]
+    return isinstance(figures, SetFigures) and reported == list(zip(*columns, strict=True))
 
 
 def _figures(document: Report | Scorecard, split: str) -> AnyFigures:
-    """The figures of all posts: a scorecard quotes those that were not trained on."""
+    """The figures over all posts; a scorecard's own `figures` leave out posts that were trained
+    on.
+    """
     if isinstance(document, Report):
         return document.splits[split]
     return document.figures_of_all or document.figures
 
 
 def names_of(sources: list[Source]) -> list[str]:
-    """A name for each, no two the same: the run's, with the words that were typed where two runs
-    have one name, and with a number where these are the same too.
+    """A different name for each source: the run's name, the typed words where two runs have one
+    name, and these with a number where they are the same too.
     """
     names, words = [source.name for source in sources], [source.word for source in sources]
-    found = [
+    chosen = [
         word if names.count(name) > 1 and words.count(word) == 1 else name
         for name, word in zip(names, words, strict=True)
     ]
     return [
-        name if found.count(name) == 1 else f"{name} ({found[: place + 1].count(name)})"
-        for place, name in enumerate(found)
+        name if chosen.count(name) == 1 else f"{name} ({chosen[: place + 1].count(name)})"
+        for place, name in enumerate(chosen)
     ]
 
 
 def labels_in_order(scored: Scored, labels: tuple[str, ...]) -> AnyPredictions:
-    """The predictions with label numbers and columns in the order of `labels`, which are the same
-    names.
+    """The predictions with label numbers and columns in the order of `labels`, the same names in
+    another order.
     """
     places_C = [labels.index(label) for label in scored.labels]
     return scored.predictions.relabelled(places_C, len(labels))

@@ -1,4 +1,4 @@
-"""The scores that a comparison shows beside macro-F1, and how far probabilities can be trusted, of
+"""The scores that a comparison shows beside macro-F1, and how far probabilities can be trusted, for
 posts that are answered with one label or with several.
 
 Letters: N posts, C labels.
@@ -18,11 +18,11 @@ from emotion_train.evaluation.shares import share_scores
 
 
 class Scores(NamedTuple):
-    """`also` are scores and `losses` what is better small, both by the names that people read.
+    """`also` are scores, better when large, and `losses`, better when small, by the names that
+    people read.
 
-    `confidence` is the mean probability of what a post is answered with and `came_true` how often
-    that was right; of several labels, the mean probability of a label and the share of posts that
-    have it.
+    `confidence` is the mean probability of the predicted label and `came_true` how often it was
+    right; with several labels, the mean probability of a label and the share of posts that have it.
     """
 
     macro_f1: float

@@ -1,5 +1,5 @@
-"""`accelerate launch`, with one line instead of a traceback for each process that ended badly: the
-trainers have said why themselves.
+"""`accelerate launch` that prints one line instead of a traceback for each process that failed: the
+trainers say why themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from emotion_train.processes.launcher_link import (
     kill_trainers,
 )
 
-_TRAINERS_S = 2.0  # in which the trainers end by themselves when the launcher is gone
+_TRAINERS_S = 2.0  # time for the trainers to end by themselves when the launcher is gone
 
 
 def main() -> int:
@@ -57,7 +57,7 @@ def _launch() -> int:
 
 
 def _end(folder: Path) -> None:
-    """What the launcher would have done: leave no trainer, however stuck, and no folder."""
+    """End every trainer, however stuck, and remove the folder, as the launcher would have done."""
     time.sleep(_TRAINERS_S)
     kill_trainers(folder)
     kill_all_of(folder, frozenset())

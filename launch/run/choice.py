@@ -1,8 +1,8 @@
 """The `accelerate launch` line for this node of a run, with the reason for the choice.
 
 The order of preference: all of the base on each GPU (DDP), which moves least; then ZeRO-2, which
-shards the optimizer; then FSDP2, which shards the base and moves it in every micro-batch. What fits
-is arithmetic over the base's config.json (`emotion_train.sizing.fit`).
+shards the optimizer; then FSDP2, which shards the base and moves it in every micro-batch.
+Arithmetic over the base's config.json decides what fits (`emotion_train.sizing.fit`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from launch.workload import config_on, shape_of_base
 CONFIGS = Path(__file__).resolve().parents[2] / "accelerate_configs"
 TRAINER = "emotion_train.train"
 QUIETLY = "launch.run.accelerate_quietly"
-# by its path: `-m` would take the name from the current folder, or from another package `launch`
+# started by its path: `-m` would look in the current folder first, or in another package `launch`
 _QUIETLY_FILE = str(Path(__file__).with_name("accelerate_quietly.py"))
 
 
@@ -46,7 +46,7 @@ def choose(
     environment: Mapping[str, str] = os.environ,
     processes: int | None = None,
 ) -> ProcessLayout:
-    """Accelerate config and layout of a run on these GPUs and on the nodes of the scheduler's
+    """Accelerate config and layout of a run on these GPUs and on the nodes in the scheduler's
     variables.
 
     `requested` is a path or a name in accelerate_configs/, `processes` the number on each node.
@@ -76,8 +76,8 @@ def asked_for(
     environment: Mapping[str, str] = os.environ,
     processes: int | None = None,
 ) -> tuple[Path | None, Topology]:
-    """The requested accelerate config and the layout that it leaves; raises `WrongRequest` as
-    `choose`.
+    """The requested accelerate config and the layout that it allows; raises `WrongRequest` where
+    `choose` does.
     """
     path = None if requested is None else requested_file(requested)
     if path is not None and path.stem == "cpu":
@@ -88,8 +88,8 @@ def asked_for(
 
 
 def requested_file(requested: str) -> Path:
-    """The accelerate config of this path, or of this name in accelerate_configs/; raises
-    `WrongRequest` for what is none.
+    """The accelerate config at this path, or with this name in accelerate_configs/; raises
+    `WrongRequest` for a file that is not one.
     """
     names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     candidates = (Path(requested), CONFIGS / requested, CONFIGS / f"{requested}.yaml")
@@ -112,8 +112,8 @@ def requested_file(requested: str) -> Path:
                 " or leave it out."
             )
         raise WrongRequest(
-            f"{path} is no accelerate config, as it has no distributed_type; give another file or one of"
-            f" {names}."
+            f"{path} is not an accelerate config, since it has no distributed_type; give another file or one"
+            f" of {names}."
         )
     return path
 
@@ -123,7 +123,7 @@ def _on_cpu(topology: Topology, config: Config) -> ProcessLayout:
     if config.model.precision == "nf4" and not asked:
         raise WrongRequest(
             "No NVIDIA GPU is visible (nvidia-smi) and model.precision is nf4, which a CPU computes slowly;"
-            " type --accelerate-config cpu to do it all the same, or model.precision=fp32 with a small base."
+            " type --accelerate-config cpu to train all the same, or model.precision=fp32 with a small base."
         )
     reason = "DEVICE=cpu" if asked else "no NVIDIA GPU is visible (nvidia-smi)"
     return ProcessLayout(CONFIGS / "cpu.yaml", f"{reason}; {topology}", topology)
@@ -133,24 +133,24 @@ def _on_cpu(topology: Topology, config: Config) -> ProcessLayout:
 
 
 def by_memory(topology: Topology, config: Config) -> tuple[str, str]:
-    """The first config file whose needs fit the smallest GPU, and the numbers behind it. Raises
-    `WrongRequest` when none does.
+    """The first config file whose memory fits the smallest GPU, and the numbers behind the choice.
+    Raises `WrongRequest` when none fits.
     """
     shape = _shape(config)
     if shape is None:
-        return _file_of(Layout(topology.world_size)), "what the base needs is not known before it is read"
+        return _file_of(Layout(topology.world_size)), "the base's memory is not known before the base is read"
     config = config_on(config, kind_of(topology.gpus[0].name))
     recipe = Recipe.of(config, shape)
     smallest = min(gpu.memory_mib for gpu in topology.gpus) << 20
     allowed = layouts(topology.world_size, shape.is_encoder)
-    found = fit(Request.of(config, recipe), smallest, allowed)
-    if isinstance(found, Misfit):
-        raise WrongRequest(str(found))
-    return file_and_reason(found)
+    fitting = fit(Request.of(config, recipe), smallest, allowed)
+    if isinstance(fitting, Misfit):
+        raise WrongRequest(str(fitting))
+    return file_and_reason(fitting)
 
 
 def file_and_reason(found: Fit) -> tuple[str, str]:
-    """The config file of what fits, and the numbers behind it."""
+    """The config file of the layout that fits, and the numbers behind it."""
     before = "".join(
         f"{_file_of(layout)} would need {memory.total / GIB:.1f} GiB; "
         for layout, memory in found.passed_over
@@ -161,7 +161,7 @@ def file_and_reason(found: Fit) -> tuple[str, str]:
 
 
 def _file_of(layout: Layout) -> str:
-    """The name in accelerate_configs/."""
+    """The layout's file name in accelerate_configs/, without .yaml."""
     if layout.gpus == 1:
         return "single_gpu_qlora"
     names = {
@@ -180,8 +180,8 @@ def _shape(config: Config) -> Shape | None:
 
 
 def ask_for_base(config: Config) -> StoreRequest[object]:
-    """The request for what `choose` reads of the base, which may be in a bucket that does not
-    answer yet.
+    """The request for the base's shape, which `choose` needs; the base may be in a bucket that does
+    not answer yet.
     """
     base = config.model.base
     return StoreRequest(
@@ -203,9 +203,9 @@ def accelerate_line(
 ) -> list[str]:
     """The argv that starts this node's trainers, one process where no `topology` is given.
 
-    `QUIETLY` is the `accelerate launch` of the same environment; it and --quiet keep tracebacks of
-    what stands between from following the trainer's own message. Nodes wait `timeout_s` seconds for
-    each other to start (None: torchrun's own number).
+    `QUIETLY` is `accelerate launch` of the same environment; together with --quiet it keeps
+    tracebacks of the programs in between from following the trainer's own message. Nodes wait
+    `timeout_s` seconds for each other to start (None: torchrun's default).
     """
     line = [sys.executable, "-P", _QUIETLY_FILE, "--quiet", "--config_file", str(config_file)]
     line += _layout(topology or Topology(()), timeout_s)
@@ -217,7 +217,9 @@ def accelerate_line(
 
 
 def _layout(topology: Topology, timeout_s: float | None) -> list[str]:
-    """On one node rank 0 listens on a free port, so that two runs may share a machine."""
+    """The options for processes and nodes. On one node rank 0 listens on a free port, so that two
+    runs may share a machine.
+    """
     processes = ["--num_processes", str(topology.world_size)]
     if topology.nodes == 1:
         return [*processes, "--main_process_port", "0"]

@@ -1,10 +1,10 @@
 """`emotion-launch distil`: one adapter that answers like several. Teachers are trained on folds of
-the training posts, each says what it thinks of the fold that it did not see, these probabilities
-become shares, and one student is trained on them.
+the training posts, each scores the fold that it did not see, the probabilities become shares, and
+one student is trained on them.
 
-Every step is looked for in the store first: data sets are created once, runs that are published are
-not trained again. So the same command resumes where it was stopped, on any machine. The price:
-FOLDS x SEEDS trainings on nearly all posts, and the training posts stored FOLDS + 1 times more.
+Data sets that are stored are not made again, and published runs are not trained again. So the same
+command resumes where it was stopped, on any machine. The price: FOLDS x SEEDS trainings on nearly
+all posts, and the training posts stored FOLDS + 1 times more.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ _OF_TEACHERS = ("report.floor_max_rows=0", "report.examples=0", "report.bootstra
 
 
 class Plan(NamedTuple):
-    """What is to be made where; `to` is the prefix of the data sets."""
+    """The data sets and runs to make; `to` is the prefix of the data sets, `own` the share that a
+    post's own label keeps.
+    """
 
     config: Config
     run_id: str
@@ -68,7 +70,7 @@ def distil(
     plan = plan_of(arguments, config)
     _refuse_wrong_options(arguments, topology)
     if arguments.dry_run:
-        print("\n".join(_told(plan)))
+        print("\n".join(_lines_of(plan)))
         if arguments.as_jobs:
             teachers = teachers_of(plan, arguments.overrides)
             print("\n".join(as_jobs(arguments.config, config, teachers, then="the student")))
@@ -88,7 +90,7 @@ def _refuse_wrong_options(arguments: argparse.Namespace, topology: Topology) -> 
         raise WrongRequest("--at-once is for runs that are spread over GPUs; give --spread, or leave it out.")
     if arguments.as_jobs and arguments.spread:
         raise WrongRequest(
-            "--spread is for the GPUs of this machine, and --as-jobs is not; give one of both."
+            "--spread trains on the GPUs of this machine, and --as-jobs on others; give one of the two."
         )
     if arguments.spread:
         require_gpus(arguments, topology)
@@ -100,8 +102,8 @@ def _refuse_wrong_options(arguments: argparse.Namespace, topology: Topology) -> 
 
 
 def _make(plan: Plan, overrides: Sequence[str], train: Callable[[Sequence[SeedRun]], int]) -> int:
-    """All in the order of time. `train` trains those of the runs that are not published yet, and
-    returns the exit code.
+    """Makes everything, in the order of time. `train` trains the runs that are not published yet,
+    and returns the exit code.
     """
     source = open_store(plan.config.data.url)
     index = read_index(source)
@@ -117,7 +119,9 @@ def _make(plan: Plan, overrides: Sequence[str], train: Callable[[Sequence[SeedRu
 
 
 def plan_of(arguments: argparse.Namespace, config: Config) -> Plan:
-    """Raises `WrongRequest` for what cannot be distilled."""
+    """The plan of the data sets and runs; raises `WrongRequest` for a config that cannot be
+    distilled.
+    """
     from emotion_train.training.job import run_id_of
 
     if not 2 <= arguments.folds <= MOST_FOLDS:
@@ -126,13 +130,13 @@ def plan_of(arguments: argparse.Namespace, config: Config) -> Plan:
         raise WrongRequest(f"--own is {arguments.own:g}; give a share from 0 to below 1, such as 0.3.")
     if config.model.adapter is not None:
         raise WrongRequest(
-            "model.adapter names an adapter that may have seen the posts of any fold, so its teachers would"
-            " not be out of fold; leave it out."
+            "model.adapter names an adapter that may have seen the posts of any fold, so no teacher would be"
+            " out of fold; leave it out."
         )
     if config.data.limit is not None:
-        raise WrongRequest("data.limit leaves posts out that a teacher has to answer; leave it out.")
+        raise WrongRequest("data.limit drops posts that a teacher has to answer; leave it out.")
     if config.run.id is None:
-        raise WrongRequest("distil finds its runs again by their name; give run.id=NAME.")
+        raise WrongRequest("distil finds its runs again by run.id; give run.id=NAME.")
     run_id = run_id_of(config, os.environ)
     seeds = seeds_of(arguments.seeds, config.run.seed, fewest=1)
     to = (arguments.to or f"{config.data.url.rstrip('/')}-distil/{run_id}").rstrip("/")
@@ -163,7 +167,7 @@ def _run(
     return SeedRun(seed, run_id, (*more, *kept, *own), run_id)
 
 
-def _told(plan: Plan) -> list[str]:
+def _lines_of(plan: Plan) -> list[str]:
     runs = [plan.teacher_id(fold, seed) for seed in plan.seeds for fold in range(plan.folds)]
     return [
         f"{plan.folds} data sets, each without a fold: {plan.fold_url(0)} …",
@@ -216,12 +220,14 @@ def _make_soft(source: Store, index: Index, rows: Rows, plan: Plan) -> None:
 
 
 def _is_there(store: Store, index: Index, made_of: str) -> bool:
-    """Whether the data set is there. Raises `WrongRequest` where it was made of another one."""
+    """Whether the data set is stored. Raises `WrongRequest` where it was made from another data
+    set.
+    """
     if store.find(INDEX_KEY) is None:
         return False
     if read_index(store).source.get(made_of) != index.sha256():
         raise WrongRequest(
-            f"{store.url} was made of another data set than data.url names; give another --to or run.id."
+            f"{store.url} was made from another data set than data.url names; give another --to or run.id."
         )
     return True
 
@@ -243,7 +249,7 @@ def _train_here(
     topology: Topology,
     run_once: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Train those that are not published yet; returns the exit code."""
+    """Train the runs that are not published yet; returns the exit code."""
     left = [one for one in runs if not _is_published(plan, one)]
     if not left:
         return 0
@@ -256,7 +262,7 @@ def _train_here(
     else:
         code = next((code for one in left if (code := _one(arguments, one, run_once))), 0)
     if code:
-        _say("not all runs are trained; the same command resumes, and trains none again that is published")
+        _say("not all runs are trained; the same command resumes, and trains no published run again")
     return code
 
 
@@ -288,8 +294,8 @@ def _by_jobs(arguments: argparse.Namespace, plan: Plan) -> int:
             return _make(plan, arguments.overrides, train)
         except Stopped as stopped:
             _say(
-                f"that step ended with {stopped.code}; jobs that were started stay at work (`sky jobs"
-                " queue`), and the same command follows them"
+                f"that step ended with {stopped.code}; started jobs keep running (`sky jobs queue`), and the"
+                " same command follows them"
             )
             return stopped.code
 

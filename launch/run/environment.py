@@ -1,10 +1,10 @@
-"""The environment of accelerate and of the trainers: what was left in it by another launcher does
-not reach them, and nothing of theirs is imported from the current folder.
+"""The environment of accelerate and of the trainers, without the variables of another launcher and
+without imports from the current folder.
 
-Accelerate takes dozens of settings from variables wherever its config is silent, and a rank or a
-world size from whichever launcher has been there before. Here the accelerate config and the
-topology decide, so those variables are cleared, and their names are told. The price: a setting of
-accelerate that no config file can hold cannot be given.
+Where its config is silent, accelerate takes dozens of settings from variables, also a rank or a
+world size that another launcher has left. Here the accelerate config and the topology decide, so
+those variables are cleared, and their names are printed. The price: a setting of accelerate that no
+config file can hold cannot be given.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def trainer_environment(
 ) -> tuple[dict[str, str], list[str]]:
     """The variables of the trainers, and the names of accelerate's settings that were cleared.
 
-    Raises `WrongRequest` where `OMP_NUM_THREADS` is no number.
+    Raises `WrongRequest` where `OMP_NUM_THREADS` is not a number.
     """
     kept = {name: value for name, value in environment.items() if not _is_foreign(name)}
-    # no GPU is lost by it where none is visible
+    # ACCELERATE_USE_CPU costs no GPU where none is visible
     if topology.device == "cpu" or (topology.on_cpu and environment.get(_USE_CPU, "").lower() in _TRUE):
         kept[_USE_CPU] = "true"
     cleared = sorted(
@@ -55,8 +55,9 @@ def trainer_environment(
 
 
 def thread_count(given: str) -> int | None:
-    """The threads of a process by `OMP_NUM_THREADS`, of which OpenMP takes a list for nested
-    regions; None where it is empty. Raises `WrongRequest` for what is no number above 0.
+    """The threads of a process by `OMP_NUM_THREADS`; a list, one number for each level of nesting,
+    counts by its first. None where it is empty. Raises `WrongRequest` for anything but a number
+    above 0.
     """
     first = given.partition(",")[0].strip()
     if not given.strip():
@@ -64,7 +65,7 @@ def thread_count(given: str) -> int | None:
     if not re.fullmatch("[0-9]{1,6}", first) or int(first) == 0:
         raise WrongRequest(
             f"The environment variable {THREADS} is {given!r}; a whole number above 0 is expected, the"
-            f" threads of each process on the CPU; type unset {THREADS} to leave it to the launcher."
+            f" threads of each process on the CPU. Type unset {THREADS} to let the launcher choose."
         )
     return int(first)
 

@@ -1,9 +1,8 @@
-"""What this machine costs an hour: its own cloud says what it is, SkyPilot's catalog or the task's
-PRICES what that costs.
+"""Dollars an hour of this machine: its cloud's metadata service says which machine it is,
+SkyPilot's catalog or the task's PRICES have its price.
 
-A price is an answer only where it is that of this very machine, spot or on demand as it is; else
-there is none, and nothing is guessed. The price of asking: two seconds at most on a machine that is
-in no cloud.
+Only a price of this very machine counts, spot or on demand as the machine is; nothing is guessed.
+Asking takes two seconds at most on a machine that is in no cloud.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _AWS_TOKEN = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
 
 @dataclass(frozen=True)
 class Facts:
-    """What a machine's cloud says of it; None is what it does not say."""
+    """What a machine's cloud says about it; None where it says nothing."""
 
     cloud: str
     region: str | None = None
@@ -39,7 +38,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class HourlyPrice:
-    """Dollars an hour of all nodes of the run together, and where that comes from."""
+    """Dollars an hour of all nodes of the run together, and the source of the price."""
 
     usd: float
     source: str
@@ -48,10 +47,10 @@ class HourlyPrice:
 def price_here(
     topology: Topology, environment: Mapping[str, str] = os.environ, endpoints: Endpoints | None = None
 ) -> HourlyPrice | None:
-    """What the machines of this run cost; None where it is not known, and without a GPU.
+    """The price of this run's machines; None where it is not known, and without a GPU.
 
-    The nodes are taken to be alike, as the launcher wants them. PRICES wins over the catalog's
-    files, since it is the choice of the plan that started this machine.
+    The nodes are assumed to be alike, as the launcher requires. PRICES wins over the catalog's
+    files, since the plan that started this machine wrote it.
     """
     kind = kind_of(topology.gpus[0].name) if topology.gpus else None
     if kind is None:
@@ -70,23 +69,27 @@ def price_here(
 
 
 def _of_task(prices: str, kind: str, count: int, facts: Facts | None) -> float | None:
-    """From words such as `H100:1=4.00 H100:1:spot=2.20`; None where the machine may be either."""
-    found: dict[bool, float] = {}
+    """The price from words like `H100:1=4.00 H100:1:spot=2.20`; None where the machine may be spot
+    or not.
+    """
+    prices_by_spot: dict[bool, float] = {}
     for word in prices.split():
         name, _, usd = word.rpartition("=")
         gpu, _, rest = name.partition(":")
         number, _, how = rest.partition(":")
-        one = named(gpu)
+        gpu_kind = named(gpu)
         with suppress(ValueError):
-            if one is not None and one.name == kind and number == str(count) and float(usd) > 0:
-                found[how == "spot"] = float(usd)
+            if gpu_kind is not None and gpu_kind.name == kind and number == str(count) and float(usd) > 0:
+                prices_by_spot[how == "spot"] = float(usd)
     if facts is not None and facts.spot is not None:
-        return found.get(facts.spot)
-    return next(iter(found.values())) if len(found) == 1 else None
+        return prices_by_spot.get(facts.spot)
+    return next(iter(prices_by_spot.values())) if len(prices_by_spot) == 1 else None
 
 
 def _of_catalog(rows: Sequence[CatalogRow], kind: str, count: int, facts: Facts) -> float | None:
-    """The dearest of what this machine may be: its own row, else those that nothing tells apart."""
+    """The price of this machine's row of the catalog, or the highest price of the rows that it may
+    be.
+    """
     mine = [row for row in rows if (row.gpu, row.count, row.cloud) == (kind, count, facts.cloud)]
     told_apart: tuple[tuple[str | None, Callable[[CatalogRow], str]], ...] = (
         (facts.region, lambda row: row.region),
@@ -109,8 +112,8 @@ def _of_catalog(rows: Sequence[CatalogRow], kind: str, count: int, facts: Facts)
 
 
 def facts_here(environment: Mapping[str, str], endpoints: Endpoints) -> Facts | None:
-    """What the metadata service of AWS, GCP or Azure says, all asked at once; else what SkyPilot
-    says of its cluster. None where nobody says anything.
+    """The facts of the metadata service of AWS, GCP or Azure, all asked at once, else of SkyPilot's
+    variable; None where nothing answers.
     """
     answers: Queue[Facts] = Queue()
 
@@ -135,7 +138,7 @@ def facts_here(environment: Mapping[str, str], endpoints: Endpoints) -> Facts | 
 
 
 def _of_skypilot(info: str) -> Facts | None:
-    """From SKYPILOT_CLUSTER_INFO, which says cloud, region and zone, and nothing of spot."""
+    """The facts in SKYPILOT_CLUSTER_INFO: cloud, region and zone, but not whether it is spot."""
     try:
         document = object_in(info)
     except Unreadable:

@@ -1,9 +1,9 @@
-"""Runs accelerate and the trainers below it to their end, and is what a scheduler sees of them.
+"""Runs accelerate and its trainers to their end; a scheduler sees only this process.
 
-A signal goes to the trainers, once, and to nothing between. What overstays is killed: after SIGTERM
-the trainers have `SAVE_S` seconds to save and `hold_s` to hold, and a fenced one has `FENCED_S` to
-let its GPU go. All of them end with this process, whatever ends it, and with them what they have
-started. The price of the detour is a look every 0.1 s.
+A signal is passed to each trainer once, and to no process in between. Processes that overstay are
+killed: after SIGTERM the trainers have `SAVE_S` seconds to save and `hold_s` to hold, and a fenced
+trainer has `FENCED_S` to release its GPU. All trainers, and the processes they started, end with
+this process, whatever ends it. The price is a look every 0.1 s.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from emotion_train.processes.launcher_link import (
 from emotion_train.storage.patience import StoreRequest
 
 _LOOK_EVERY_S = 0.1
-_LATER_S = 2.0  # than the trainers' own bound
+_LATER_S = 2.0  # more than the trainers' own bound
 _ONE_PRESS_S = 0.5  # SIGINT twice within this is one: a terminal or a supervisor may send it to a whole group
 _NO_WORD = (
-    "the trainer ended without a word (killed, or out of memory); the same command with the same run.id"
+    "the trainer ended without a message (killed, or out of memory); the same command with the same run.id"
     " resumes from the last checkpoint"
 )
 _NO_START = (
-    "no trainer started on this machine; the words above say why. Each of several nodes waits"
+    "no trainer started on this machine; the message above says why. Each of several nodes waits"
     " distributed.timeout_s seconds for the others"
 )
 
 
 @dataclass
 class _Signals:
-    """What has come so far; filled by the signal handlers."""
+    """The signals that have come so far; filled by the signal handlers."""
 
     first_at: float | None = None  # time.monotonic()
     # at most SIGTERM and SIGINT, in the order they came
@@ -79,11 +79,11 @@ def run_to_end(
     """Run the command and return the trainers' own exit code; no process of it is left when this
     returns.
 
-    It is 33 only where a trainer said so, because 33 promises that the newest state is saved. When
-    a signal came and the trainers failed, or were killed before they said anything, the code is 1,
-    and comes no sooner than `hold_s` seconds after the signal: a machine that is taken is gone by
-    then, and the scheduler starts the run again whatever the code; on one that is still there a
-    person should look. Call it in the main thread.
+    The code is 33 only where a trainer reported 33, because it promises that the newest state is
+    saved. When a signal came and the trainers failed, or were killed before they reported a code,
+    the code is 1, and comes no sooner than `hold_s` seconds after the signal. A preempted machine
+    is gone by then, and the scheduler starts the run again whatever the code; where the machine
+    still exists, a person should look. Call this function in the main thread.
     """
     with tempfile.TemporaryDirectory(prefix="emotion-launch-") as name, _listening() as signals:
         folder = Path(name)
@@ -110,11 +110,12 @@ def run_to_end(
 
 
 def wait_for_answer(request: StoreRequest[object], hold_s: float) -> None:
-    """Return when what is asked of a store is answered, or refused, which the trainer says better.
+    """Return when the store has answered or refused the request; the trainer reports a refusal
+    itself.
 
-    Raises `NotStarted` when the store has not answered in time, and when a signal comes while it
-    is waited for: after SIGTERM no sooner than `hold_s` seconds later, after SIGINT at once. Call
-    it in the main thread.
+    Raises `NotStarted` when the store has not answered in time, and when a signal comes during the
+    wait: after SIGTERM no sooner than `hold_s` seconds later, after SIGINT at once. Call this
+    function in the main thread.
     """
     with _listening() as signals:
         while not request.wait(_LOOK_EVERY_S):
@@ -129,8 +130,8 @@ def wait_for_answer(request: StoreRequest[object], hold_s: float) -> None:
 
 @contextmanager
 def _listening() -> Iterator[_Signals]:
-    """Collect `STOP_SIGNALS` instead of dying of them; a SIGHUP that nohup has switched off stays
-    so.
+    """Collect `STOP_SIGNALS` instead of ending by them; a SIGHUP that nohup ignores stays
+    ignored.
     """
     signals = _Signals()
     wanted = [
@@ -147,8 +148,8 @@ def _listening() -> Iterator[_Signals]:
 
 
 def _start(line: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """The command in a session of its own, with the signals blocked until `answers_signals` in the
-    trainer.
+    """Start the command in a session of its own, with the signals blocked until `answers_signals`
+    in the trainer.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -158,11 +159,11 @@ def _start(line: Sequence[str], environment: Mapping[str, str]) -> subprocess.Po
 
 
 def _follow(process: subprocess.Popen[bytes], folder: Path, signals: _Signals, bound_s: float) -> None:
-    """Return when the command has ended, when it overstays, or when it is to be left at once."""
+    """Pass signals on until the command has ended, overstays, or is to be left at once."""
     told: set[tuple[int, signal.Signals]] = set()
     fenced_at: float | None = None
     while not signals.leave:
-        for number in signals.pass_on:  # trainers that start after the signal hear of it too
+        for number in signals.pass_on:  # trainers that start after the signal get it too
             for trainer in living_trainers(folder):
                 if (trainer, number) not in told:
                     told.add((trainer, number))
@@ -181,9 +182,9 @@ def _follow(process: subprocess.Popen[bytes], folder: Path, signals: _Signals, b
 
 
 def _kill(process: subprocess.Popen[bytes], folder: Path, spared: frozenset[int]) -> None:
-    """End whatever is left but the processes that were there before; torchelastic gives each
-    trainer a session of its own, and a trainer may give one to what it starts, so the command's
-    group is not all.
+    """Kill all remaining processes except those that existed before. Torchelastic gives each
+    trainer a session of its own, and a trainer may do the same for its children, so the command's
+    group alone is not enough.
     """
     kill_trainers(folder)
     with suppress(ProcessLookupError):
@@ -198,7 +199,7 @@ def _send(process_id: int, number: signal.Signals) -> None:
 
 
 def _hold(signals: _Signals, hold_s: float) -> None:
-    """After SIGTERM, stay until `hold_s` seconds after it, or until SIGINT."""
+    """After a SIGTERM, wait until `hold_s` seconds after the first signal, or until SIGINT."""
     if (
         signal.SIGTERM not in signals.pass_on
         or signals.first_at is None
@@ -207,7 +208,7 @@ def _hold(signals: _Signals, hold_s: float) -> None:
         return
     left_s = signals.first_at + hold_s - time.monotonic()
     if left_s > 0:
-        _say(f"the machine goes: waiting for it, {left_s:.0f} s at most")
+        _say(f"preemption notice: waiting for the machine to end, {left_s:.0f} s at most")
     while time.monotonic() < signals.first_at + hold_s and signals.interrupted_at is None:
         time.sleep(_LOOK_EVERY_S)
 

@@ -1,9 +1,9 @@
-"""One config trained with several seeds, a run each: one after the other on all GPUs and nodes, or
-spread over this machine's GPUs; at the end one page compares them.
+"""One config trained with several seeds, one run for each: one after the other on all GPUs and
+nodes, or spread over this machine's GPUs; at the end one page compares the runs.
 
-A run that is published is not trained again, so the same command resumes where it was stopped.
-Spread, each seed is an `emotion-launch run` of its own on one GPU; the price is that what it prints
-goes to a file, since several progress bars make no terminal.
+A published run is not trained again, so the same command resumes where it was stopped. With
+--spread each seed is an `emotion-launch run` of its own on one GPU; the price is that its output
+goes to a file, since several progress bars do not fit one terminal.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from launch.run.topology import Gpu, Topology
 MOST_SEEDS = 100
 _LOOK_EVERY_S = 0.2
 _MOST_ID = 128  # characters, as run.id allows
-_WORDS_SHOWN = 2000  # bytes of a failed run's output
+_BYTES_SHOWN = 2000  # of a failed run's output
 OF_THE_RUN = ("run.id=", "run.seed=")
-_ENDS = (2, 34, 1, 33)  # of several that failed, the first of these is the whole command's
+_ENDS = (2, 34, 1, 33)  # exit codes; of several failed runs the first of these is the command's
 
 
 class SeedRun(NamedTuple):
-    """One of the runs; `overrides` are all that its command line needs. It is told of as `name`,
-    without one by its seed.
+    """One of the runs; `overrides` are all that its command line needs. Messages call it `name`, or
+    by its seed where that is empty.
     """
 
     seed: int
@@ -52,7 +52,7 @@ class SeedRun(NamedTuple):
         return self.name or f"seed {self.seed}"
 
     def value_of(self, key: str) -> str | None:
-        """What the last of the overrides that give this key gives it."""
+        """The value of the key in the last override that sets it."""
         prefix = f"{key}="
         return next(
             (word[len(prefix) :] for word in reversed(self.overrides) if word.startswith(prefix)), None
@@ -60,7 +60,7 @@ class SeedRun(NamedTuple):
 
 
 def seeds_of(words: str, first: int, fewest: int = 2) -> tuple[int, ...]:
-    """The seeds that `--seeds` asks for: as many from `first` on, or those of a list.
+    """The seeds that `--seeds` asks for: a number of them from `first` on, or a list.
 
     >>> seeds_of("3", 42), seeds_of("1,5,9", 42)
     ((42, 43, 44), (1, 5, 9))
@@ -106,8 +106,8 @@ def run_seeds(
     topology: Topology,
     run_once: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Train all and compare them; returns 0 when every run is published and the page written, else
-    the exit code of the run that failed. Call it in the main thread.
+    """Train all seeds and compare them. Returns 0 when every run is published and the page written,
+    else the exit code of the run that failed. Call this function in the main thread.
     """
     runs = seed_runs(arguments.seeds, config, arguments.overrides)
     if arguments.spread:
@@ -125,8 +125,8 @@ def run_seeds(
     )
     if code:
         _say(
-            f"not all seeds are trained; the same command with run.id={_base(runs)} resumes, and trains none"
-            " again that is published"
+            f"not all seeds are trained; the same command with run.id={_base(runs)} resumes, and trains no"
+            " published run again"
         )
         return code
     return 0 if topology.node_rank else _compare(config.run.output_url, runs)
@@ -164,8 +164,8 @@ def require_gpus(arguments: argparse.Namespace, topology: Topology) -> None:
 def as_jobs(
     config_file: str | None, config: Config, runs: Sequence[SeedRun], then: str | None = None
 ) -> list[str]:
-    """The lines that start each run as a job of SkyPilot, and what comes `then`: by default the
-    line that compares them.
+    """The lines that start each run as a job of SkyPilot, and the line that comes `then`, by
+    default the one that compares them.
     """
     output = config.run.output_url
     urls = [f"{output.rstrip('/')}/{one.run_id}" for one in runs]
@@ -187,9 +187,7 @@ def as_jobs(
 def task_environment(
     one: SeedRun, config_file: str | None, config: Config, settings: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The variables of sky/train.yaml for this run; `settings` are values that the run's own win
-    over.
-    """
+    """The variables of sky/train.yaml for this run; its own values win over `settings`."""
     own = [word for word in one.overrides if not word.startswith(("data.url=", "run.output_url="))]
     return {
         "DATA_URL": one.value_of("data.url") or config.data.url,
@@ -205,7 +203,9 @@ def task_environment(
 def spread_runs(
     arguments: argparse.Namespace, config: Config, runs: Sequence[SeedRun], gpus: Sequence[Gpu]
 ) -> int:
-    """Each run by an `emotion-launch run` of its own on one of the GPUs; as `spread`."""
+    """Train each run by an `emotion-launch run` of its own on one of the GPUs; returns as `spread`
+    does.
+    """
     from emotion_train.training.job import folder_here
 
     folder = folder_here(config) / "output"
@@ -222,11 +222,11 @@ def spread(
     gpus: Sequence[Gpu],
     environment: Mapping[str, str] = os.environ,
 ) -> int:
-    """Run the commands, as many at once as there are GPUs, each with one of them and its output in
-    its file; returns 0, or a failed one's exit code.
+    """Run the commands, each on a GPU of its own and with its output in its file, as many at once
+    as there are GPUs; returns 0, or a failed command's exit code.
 
-    After a failure, or a signal, which is passed on, none is started any more. All of them end with
-    this process. Call it in the main thread.
+    After a failure or a signal no further command is started; the signal is passed on. All commands
+    end with this process. Call this function in the main thread.
     """
     waiting, idle = list(jobs), list(gpus)
     running: dict[int, tuple[subprocess.Popen[bytes], SeedRun, Path, Gpu]] = {}
@@ -257,7 +257,7 @@ def spread(
 
 
 def _own_environment(environment: Mapping[str, str], gpu: Gpu, folder: str) -> dict[str, str]:
-    """What a scheduler promised is shared out: one GPU to each."""
+    """The environment of one run: its GPU, and one GPU where a scheduler promised several."""
     own = {name: value for name, value in environment.items() if name != LOG_VARIABLE}
     for name in ("SKYPILOT_NUM_GPUS_PER_NODE", "SLURM_GPUS_ON_NODE"):
         if own.get(name):
@@ -285,14 +285,14 @@ def _tell_end(one: SeedRun, code: int, log: Path) -> None:
         print(f"{one.called} is published: {one.run_id}", flush=True)
         return
     with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - _WORDS_SHOWN))
+        file.seek(max(0, file.seek(0, 2) - _BYTES_SHOWN))
         last = file.read().decode("utf-8", "replace")
     _say(f"{one.called} ended with {code}; the end of {log}:\n{last}")
 
 
 @contextmanager
 def _passing_on(running: Mapping[int, object]) -> Iterator[list[int]]:
-    """Signals go to all that runs and are collected, instead of ending this process."""
+    """Pass signals on to all running commands and collect them, instead of ending this process."""
     came: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -315,7 +315,7 @@ def _passing_on(running: Mapping[int, object]) -> Iterator[list[int]]:
 
 
 def end_with_seeds() -> None:
-    """Let this launcher, and with it its trainers, end with the one that spreads seeds, where one
+    """End this launcher and its trainers when the launcher that spreads seeds ends, where one
     started it.
     """
     end_with_launcher(lambda folder: os._exit(1))
@@ -336,7 +336,7 @@ def _compare(output_url: str, runs: Sequence[SeedRun]) -> int:
         comparison = comparison_of(urls)
         written = write_page(comparison, page)
     except EmotionTrainError as error:
-        _say(f"all seeds are published, and the page that compares them is not: {error} Type {line}")
+        _say(f"all seeds are published, but the page that compares them is not written: {error} Type {line}")
         return 1
     print_comparison(comparison, a_console())
     print(f"written: {written}")

@@ -1,9 +1,9 @@
-"""A whole run made short, before money is spent on it: ten steps on real data, a preemption after
+"""A short run before money is spent on the whole one: ten steps on real data, a preemption after
 half of them and a second start, one evaluation, one checkpoint, the report.
 
 It runs under RUN_ID-smoke in the same bucket, on the same machine and with the same base as the
-whole run, so what would end that one ends this one within minutes. What it measured says what the
-whole run will take: the first step of each start builds kernels and is left out.
+whole run, so most failures of the whole run show here within minutes. Its measured times give the
+estimate for the whole run; the first step of each start builds kernels and is left out.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _STATE = "/state.json"
 
 @dataclass(frozen=True)
 class WholeRun:
-    """What the whole run will take, by what its smoke run measured, without the set-up of a machine
-    and without preemptions; `usd` None where no price is known.
+    """Estimated time and cost of the whole run from its smoke run, without machine set-up and
+    preemptions; `usd` is None where no price is known.
     """
 
     steps: int
@@ -68,15 +68,16 @@ class WholeRun:
 def smoke_run(
     config: Config, start: Callable[[list[str], int | None], int], *, only_show: bool = False
 ) -> int:
-    """Make the smoke run of a config and say what the whole run will take; returns the exit code.
+    """Make the smoke run of a config and print the estimate for the whole run; returns the exit
+    code.
 
-    `start` is one start on this node, given further overrides and the step after which it ends
-    (None: it runs to its end); `only_show`: it shows what it would do. Raises `WrongRequest` on
-    several nodes whose run has no name that all of them know.
+    `start` makes one start on this node, given further overrides and the step after which it ends
+    (None: it runs to its end); with `only_show` it only prints its line. Raises `WrongRequest` on
+    several nodes without a run id that all of them know.
     """
     nodes = read_topology(gpus())
     if nodes.nodes > 1 and config.run.id is None and "SKYPILOT_TASK_ID" not in os.environ:
-        raise WrongRequest("--smoke on several nodes needs a name that all know; type run.id=NAME.")
+        raise WrongRequest("--smoke on several nodes needs a run id that all of them know; type run.id=NAME.")
     data_store, store = open_store(config.data.url), open_store(config.run.output_url)
     whole = read_index(data_store)
     require_trainable(whole)
@@ -100,7 +101,7 @@ def _say(words: str) -> None:
 
 
 def smoke_config(config: Config, whole: Index, run_id: str) -> Config:
-    """The config of the smoke run: as many posts as ten steps have, so that they are one epoch."""
+    """The config of the smoke run, with the posts of ten steps, so that ten steps are one epoch."""
     train, data = config.train, config.data
     posts = max(len(whole.labels), STEPS * train.global_batch_size)
     changes: dict[str, dict[str, Any]] = {
@@ -117,7 +118,7 @@ def smoke_config(config: Config, whole: Index, run_id: str) -> Config:
 
 
 def smoke_words(smoke: Config) -> list[str]:
-    """The `section.field=value` words that make a run this smoke run; they win over all others."""
+    """The overrides that turn a run into this smoke run; they win over all others."""
     return [
         f"run.id={smoke.run.id}",
         f"train.max_steps={smoke.train.max_steps}",
@@ -139,8 +140,8 @@ def rehearse(
     """Start the run of the config `smoke` on its `index`, end it as after a preemption notice and
     start it again; returns the exit code of the last start.
 
-    `start` is given the step after which a start ends. A smoke run that was stopped before is
-    resumed: that is its second start. One that is published is not made again.
+    `start` gets the step after which a start ends. A smoke run that was stopped before is resumed,
+    as its second start. A published smoke run is not made again.
     """
     run_id = smoke.run.id or ""
     steps = smoke.train.steps(index.training.rows)
@@ -167,9 +168,9 @@ def whole_run(
     run_id: str,
     data_store: Store,
 ) -> WholeRun | None:
-    """What a run of `config` on the `whole` index will take, by the newest checkpoint of the smoke
-    run `run_id`, which was made on `index`; dollars by the price of its newest start. None where
-    that checkpoint is gone or measured nothing.
+    """The estimate for a run of `config` on the `whole` index, from the newest checkpoint of the
+    smoke run `run_id` on `index`; dollars by the price of its newest start. None where that
+    checkpoint is gone or measured nothing.
     """
     entries = read_log(store, run_id)
     price = [entry.metrics.get("usd_per_hour") for entry in entries if entry.kind == "claim"][-1:]
@@ -196,14 +197,14 @@ def whole_run(
 
 
 def _progress(store: Store, run_id: str, saved: Sequence[Entry]) -> dict[str, Any] | None:
-    """Where the newest checkpoint says that the run was, and what it had measured."""
+    """The progress in the newest checkpoint, with its measured times; None where there is none."""
     for part in saved[-1].parts if saved else ():
         if part.key.endswith(_STATE):
             try:
-                found = object_in(read_part(store, run_id, part), finite=False).get("progress")
+                progress = object_in(read_part(store, run_id, part), finite=False).get("progress")
             except Unreadable:
                 return None
-            return found if isinstance(found, dict) and "warm_up_seconds" in found else None
+            return progress if isinstance(progress, dict) and "warm_up_seconds" in progress else None
     return None
 
 

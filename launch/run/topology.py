@@ -1,10 +1,10 @@
-"""Which processes a run gets: how many on each machine, which machine this is, and where rank 0
+"""The processes of a run: how many on each machine, which machine this is, and where rank 0
 listens.
 
-The answer comes from SkyPilot's variables, else from Slurm's, else from this machine alone; GPUs
-are asked of nvidia-smi, so that torch need not be imported. What was promised and is not there is
-an error: a run that was paid for with GPUs never falls back to the CPU. The price: the machines
-must be alike, each with the same number of processes.
+The answer comes from SkyPilot's variables, else from Slurm's, else from this machine alone;
+nvidia-smi lists the GPUs, so that torch need not be imported. A promised GPU that is not visible is
+an error: a run that pays for GPUs never falls back to the CPU. The price: the machines must be
+alike, each with the same number of processes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Topology:
-    """`gpus` are those that this node's processes use, empty on the CPU; `main_address` and
-    `main_port` matter with several nodes only.
+    """`gpus` are the GPUs of this node's processes, empty on the CPU; `main_address` and
+    `main_port` are used with several nodes only.
     """
 
     gpus: tuple[Gpu, ...]
@@ -75,8 +75,8 @@ def read_topology(
     """The processes of this run, from the visible GPUs and the scheduler's variables.
 
     DEVICE=cpu asks for the CPU on every node; auto, the default, takes the GPUs. `processes` is the
-    number for each node (default: one a GPU, one on the CPU). Raises `WrongRequest` when a
-    scheduler promised GPUs that are not visible or its variables make no sense.
+    number on each node (default: one for each GPU, one on the CPU). Raises `WrongRequest` when a
+    scheduler promised GPUs that are not visible or its variables contradict each other.
     """
     device = _device(environment)
     nodes = _skypilot(environment) or _slurm(environment) or _Nodes(promised=None, source="this machine")
@@ -85,7 +85,7 @@ def read_topology(
     if gpus and count > len(gpus):
         raise WrongRequest(
             f"--processes is {count} and this machine has {len(gpus)} visible GPUs, one for each process;"
-            f" type --processes {len(gpus)} or less."
+            f" type --processes {len(gpus)} or fewer."
         )
     return Topology(
         gpus[:count],
@@ -101,7 +101,7 @@ def read_topology(
 
 @dataclass(frozen=True)
 class _Nodes:
-    """What a scheduler says; `promised` GPUs on each node, None where it says nothing."""
+    """The nodes that a scheduler names; `promised` GPUs on each, None where it promises none."""
 
     promised: int | None
     source: str
@@ -139,8 +139,8 @@ def _promised_gpus(found: list[Gpu], nodes: _Nodes) -> tuple[Gpu, ...]:
 
 
 def _skypilot(environment: Mapping[str, str]) -> _Nodes | None:
-    """From SKYPILOT_NODE_RANK, _NODE_IPS (one a line, in rank order), _NUM_NODES and
-    _NUM_GPUS_PER_NODE (0 on the CPU).
+    """The nodes by SKYPILOT_NODE_RANK, _NODE_IPS (one a line, in rank order), _NUM_NODES and
+    _NUM_GPUS_PER_NODE (0 on the CPU); None without them.
     """
     if "SKYPILOT_NODE_RANK" not in environment:
         return None
@@ -169,10 +169,10 @@ def _skypilot(environment: Mapping[str, str]) -> _Nodes | None:
 
 
 def _slurm(environment: Mapping[str, str]) -> _Nodes | None:
-    """From the variables of an `srun` step with one task a node; the batch script of a job with one
-    node counts as one.
+    """The nodes by the variables of an `srun` step with one task on each node; the batch script of
+    a job with one node counts as a step. None without them.
 
-    Slurm says nothing of GPUs where a job asked for none, and then those that are visible count.
+    Where a job asked for no GPUs, Slurm says nothing about them, and the visible ones count.
     """
     if "SLURM_PROCID" not in environment:
         return None
@@ -188,8 +188,8 @@ def _slurm(environment: Mapping[str, str]) -> _Nodes | None:
     )
     if tasks != count:
         raise WrongRequest(
-            f"srun started {tasks} tasks on {count} nodes and the launcher wants one on each, which starts"
-            " the trainers; type srun --ntasks-per-node=1 emotion-launch run …"
+            f"srun started {tasks} tasks on {count} nodes and the launcher needs one on each, to start the"
+            " trainers; type srun --ntasks-per-node=1 emotion-launch run …"
         )
     promised = (
         _number(environment, "SLURM_GPUS_ON_NODE", 0) if environment.get("SLURM_GPUS_ON_NODE") else None
@@ -245,8 +245,8 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _port(environment: Mapping[str, str], job: str) -> int:
-    """MASTER_PORT, else one that is the same on all nodes of a job and rarely that of another job
-    on the same machines.
+    """MASTER_PORT, else a port that is the same on all nodes of a job and rarely the same for
+    another job.
     """
     port = _number(environment, "MASTER_PORT", _PORTS[zlib.crc32(job.encode()) % len(_PORTS)])
     if not 0 < port < 65_536:

@@ -1,4 +1,4 @@
-"""The commands of the steps as processes of their own, which end with this one."""
+"""Runs the commands of the steps as processes of their own, which end with this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from emotion_train.processes.launcher_link import FOLDER_VARIABLE, alive
 
 
 class Stopped(Exception):
-    """A step's command ended with this code, which becomes the whole command's."""
+    """A step's command ended with this exit code, which becomes the exit code of the whole
+    command.
+    """
 
     def __init__(self, code: int) -> None:
         self.code = code
@@ -30,8 +32,9 @@ class Commands:
         self.environment = environment
 
     def call(self, words: Sequence[str], *, cwd: Path | None = None) -> None:
-        """Raises `Stopped` with the command's exit code where that is not 0. A SIGTERM is handed
-        on, and an interrupt comes to both from the terminal: the command ends by itself.
+        """Print the command and run it to its end; raises `Stopped` where its exit code is not 0. A
+        SIGTERM is passed on, and the terminal sends an interrupt to both, so the command ends by
+        itself.
         """
         print(f"\n$ {shlex.join(words)}", flush=True)
         process = subprocess.Popen(_program(words), env=self.environment, cwd=cwd)
@@ -41,7 +44,7 @@ class Commands:
             raise Stopped(code)
 
     def answer(self, words: Sequence[str]) -> str:
-        """What a command prints; raises `Stopped` as `call` does."""
+        """The output of a command; raises `Stopped` as `call` does."""
         done = subprocess.run(
             _program(words), env=self.environment, stdout=subprocess.PIPE, text=True, check=False
         )
@@ -52,7 +55,7 @@ class Commands:
 
 @contextmanager
 def commands() -> Iterator[Commands]:
-    """A training on this machine ends with this process, whatever ends it."""
+    """A `Commands` whose trainings on this machine end with this process, whatever ends it."""
     with tempfile.TemporaryDirectory(prefix="emotion-up-") as name, alive(Path(name)):
         yield Commands({**os.environ, **past_current_folder(dict(os.environ)), FOLDER_VARIABLE: name})
 
@@ -76,5 +79,5 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def _program(words: Sequence[str]) -> list[str]:
-    """The words as they are started: our own programs by this interpreter."""
+    """The argv of a command, with our own programs started by this interpreter."""
     return [*program(words[0]), *words[1:]] if words[0] in (TRAIN, LAUNCH) else [*words]

@@ -1,8 +1,7 @@
-"""SkyPilot as a program beside this one: is it there, is a job of ours alive, start one and follow
-it.
+"""SkyPilot as a program beside this one: finds it, lists our living jobs, starts and follows a job.
 
-SkyPilot is never imported: it lives in an environment of its own (docs/start/spot.md), and what it
-prints goes to the terminal as it is.
+SkyPilot is never imported: it has an environment of its own (docs/start/spot.md), and its output
+goes to the terminal unchanged.
 """
 
 from __future__ import annotations
@@ -27,13 +26,14 @@ from launch.plan.verb import PROJECT
 from launch.up.commands import Commands, Stopped
 
 SKY = "sky"
-# the bucket is the same one for the machine; its keys are secrets, which only a person may hand on
+# the machine needs them to reach the same bucket; its keys are secrets, which only a person may
+# pass on
 _HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_REGION")
-# what `sky jobs launch` and `logs` end with where they left the job, or saw it end a moment before
-# SkyPilot wrote that down: sky.exceptions.JobExitCode NOT_FINISHED and NOT_FOUND
+# exit codes of `sky jobs launch` and `logs` where they left the job, or where it ended a moment
+# before SkyPilot recorded that: sky.exceptions.JobExitCode NOT_FINISHED and NOT_FOUND
 UNDECIDED = (101, 102)
-_SETTLING_S, _LOOK_S = 120.0, 5.0  # until SkyPilot has written down how a job ended
-_NONE = "No in-progress managed jobs"  # there was never a job, or its controller has gone to rest
+_SETTLING_S, _LOOK_S = 120.0, 5.0  # until SkyPilot has recorded how a job ended
+_NONE = "No in-progress managed jobs"  # there was never a job, or its controller is stopped
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ENDED = ("SUCCEEDED", "CANCELLED", "FAILED")
 
@@ -56,8 +56,8 @@ def launch_line(
     more: Sequence[str],
     given: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """`sky jobs launch` of a task, whose `environment` are its own variables; `more` are a person's
-    words, which come last and win.
+    """The line of `sky jobs launch` for a task with the variables `environment`; a person's own
+    options `more` come last and win.
     """
     handed_on = {name: given[name] for name in _HANDED_ON if given.get(name)}
     words = [f"{key}={value}" for key, value in {**environment, **handed_on}.items()]
@@ -73,18 +73,20 @@ def follow_line(number: int) -> list[str]:
 
 
 def task_settings(task: Path) -> list[str]:
-    """The values that `plan --write` gave to the task, which OVERRIDES of ours would replace."""
+    """The overrides that `plan --write` put into the task; the OVERRIDES given at launch would
+    replace them.
+    """
     envs = yaml_in(task.read_text(encoding="utf-8")).get("envs") or {}
     return str(envs.get("OVERRIDES") or "").split()
 
 
 def out_of_reach(url: str) -> bool:
-    """Whether this is a place that a cloud's machine does not reach."""
+    """Whether the URL is a local folder, which a cloud's machine does not reach."""
     return "://" not in url
 
 
 def refuse_white_space(overrides: Sequence[str]) -> None:
-    """Raises `WrongRequest` for a value that a task could not be given."""
+    """Raises `WrongRequest` for a value with white space, which a task cannot be given."""
     for word in overrides:
         if any(letter.isspace() for letter in word):
             raise WrongRequest(
@@ -94,7 +96,9 @@ def refuse_white_space(overrides: Sequence[str]) -> None:
 
 
 def words_of(option: str, text: str) -> list[str]:
-    """The words of an option that takes several in one; raises `WrongRequest`."""
+    """The words of an option that takes several in one text; raises `WrongRequest` for a text that
+    a shell could not split.
+    """
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -106,8 +110,8 @@ def words_of(option: str, text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """A run, told of as `what`, that a job of this `name` trains. `is_published` asks the bucket,
-    which knows how a run ended where SkyPilot does not.
+    """A job of this `name`, and the run that it trains, which messages call `what`. `is_published`
+    asks the bucket, which knows how the run ended where SkyPilot does not.
     """
 
     name: str
@@ -115,7 +119,7 @@ class Job:
     is_published: Callable[[], bool]
 
     def require_published(self) -> None:
-        """Raises `EmotionTrainError` where the job is gone and its run is not there."""
+        """Raises `EmotionTrainError` where the job is gone and its run is not published."""
         if not self.is_published():
             raise EmotionTrainError(
                 f"The job {self.name} ended or was left, and {self.what} is not published; `sky jobs queue"
@@ -127,11 +131,11 @@ class Job:
 def train_at_once(
     lines: Sequence[tuple[Job, Sequence[str]]], living: Mapping[str, int], here: Commands
 ) -> None:
-    """Start each job by its line, unless one of its name is among the `living`, and follow them one
-    after the other until all their runs are published.
+    """Start each job by its line, unless a job of its name is among the `living`, and follow the
+    jobs one after the other until all their runs are published.
 
-    Raises `Stopped` and `EmotionTrainError` at the first that ends without; the others stay at
-    work.
+    Raises `Stopped` or `EmotionTrainError` at the first job that ends without publishing; the
+    others keep running.
     """
     for job, line in lines:
         if (number := living.get(job.name)) is not None:
@@ -145,8 +149,8 @@ def train_at_once(
 
 
 def follow_where_alive(job: Job, here: Commands) -> None:
-    """Follow the job to its end, where there is one. Raises `Stopped` where it failed, and where
-    SkyPilot left it.
+    """Follow the job to its end, where it is alive. Raises `Stopped` where it failed, and where
+    SkyPilot stopped following it.
     """
     if (number := alive(job.name)) is None:
         return
@@ -159,7 +163,7 @@ def follow_where_alive(job: Job, here: Commands) -> None:
 
 
 def _has_ended(job: Job) -> bool:
-    """Whether the job's end comes to be known within two minutes, from the bucket or SkyPilot."""
+    """Whether the bucket or SkyPilot shows within two minutes that the job has ended."""
     until = time.monotonic() + _SETTLING_S
     while not job.is_published() and alive(job.name) is not None:
         if time.monotonic() > until:
@@ -172,14 +176,14 @@ def _has_ended(job: Job) -> bool:
 
 
 def alive(name: str) -> int | None:
-    """The number of a job of that name which has not ended, None where there is none; raises as
-    `living_jobs`.
+    """The newest number of a job of that name that has not ended, None where there is none; raises
+    as `living_jobs` does.
     """
     return living_jobs().get(name)
 
 
 def living_jobs() -> dict[str, int]:
-    """The newest number of each name of a job that has not ended.
+    """The jobs that have not ended: the newest number for each name.
 
     Raises `EmotionTrainError` where SkyPilot does not answer: a second job beside a living one
     would be paid for twice.
@@ -191,32 +195,32 @@ def living_jobs() -> dict[str, int]:
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         raise EmotionTrainError(
-            f"`{' '.join(line)}` ended with {done.returncode}: {' '.join(last) or 'no word'}; which jobs are"
-            " still alive is not known, and nothing was started."
+            f"`{' '.join(line)}` ended with {done.returncode}: {' '.join(last) or 'no message'}; which jobs"
+            " are still alive is not known, and nothing was started."
         )
     return living(done.stdout)
 
 
 def living(printed: str) -> dict[str, int]:
-    """The newest number of each name in what `sky jobs queue` printed, which may begin with words
-    of a server that starts, with brackets and colours of their own.
+    """The newest number of each unfinished job's name in the output of `sky jobs queue`, which may
+    begin with messages of a starting server, with brackets and colours in them.
 
-    Raises `EmotionTrainError` where there is no list of jobs in it.
+    Raises `EmotionTrainError` where the output holds no list of jobs.
     """
     document = _json_in(printed)
     jobs = document.get("jobs", []) if isinstance(document, dict) else document
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
         raise _not_understood(printed)
-    found: dict[str, int] = {}
+    newest: dict[str, int] = {}
     for job in jobs:
         if not str(job.get("status", "")).split(".")[-1].startswith(_ENDED):
             name = str(job.get("job_name"))
-            found[name] = max(int(job["job_id"]), found.get(name, 0))
-    return found
+            newest[name] = max(int(job["job_id"]), newest.get(name, 0))
+    return newest
 
 
 def _json_in(printed: str) -> Any:
-    """The first whole JSON list or object in the words of a program."""
+    """The first whole JSON list or object in a program's output."""
     plain = _COLOURS.sub("", printed)
     for begin in re.finditer(r"[\[{]", plain):
         with suppress(json.JSONDecodeError):

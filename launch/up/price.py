@@ -1,4 +1,4 @@
-"""What a training costs by the plan, and somebody's agreement, before a machine is asked for."""
+"""The price of a training by the plan, and a person's agreement, before a machine is asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ OPTIONS = ("gpus", "sky", "max_usd", "yes")  # of machines that SkyPilot finds
 
 @dataclass(frozen=True)
 class Price:
-    """What a plan says of the machine that will be asked for; None is what it does not know."""
+    """A plan's estimate for the machine that will be asked for; None where the plan does not
+    know.
+    """
 
     gpus: str
     hours: float | None
@@ -27,8 +29,8 @@ class Price:
 
 
 def price_of(plan: dict[str, Any], gpus: str | None) -> Price:
-    """The best row of `plan --json`, or that of the GPUs which are asked for: the cheaper of spot
-    and on demand.
+    """The price in the best row of `plan --json`, or in the row of the given GPUs: the cheaper of
+    spot and on demand.
     """
     rows = [row for row in plan["choices"] if gpus is None or row["gpus"].lower() == gpus.lower()]
     if not rows:
@@ -44,8 +46,8 @@ def price_of(plan: dict[str, Any], gpus: str | None) -> Price:
 
 
 def refuse_wrong_options(arguments: argparse.Namespace, by_jobs: bool, instead: str) -> None:
-    """Raises `WrongRequest` for a --max-usd that is no price, and, unless the training is
-    `by_jobs`, for the options of machines that SkyPilot finds; `instead` is what to type.
+    """Raises `WrongRequest` for a --max-usd that is no price and, unless the training is `by_jobs`,
+    for options of machines that SkyPilot finds; `instead` is the remedy in the message.
     """
     if arguments.max_usd is not None and not 0 < arguments.max_usd < float("inf"):
         raise WrongRequest(f"--max-usd is {arguments.max_usd:g}; give a number of dollars above 0.")
@@ -58,7 +60,7 @@ def refuse_wrong_options(arguments: argparse.Namespace, by_jobs: bool, instead: 
 
 
 def agree(arguments: argparse.Namespace, price: Price, runs: int = 1) -> None:
-    """Raises `WrongRequest` unless the price of so many runs is within `--max-usd` and somebody
+    """Raises `WrongRequest` unless the price of so many runs is within `--max-usd` and a person
     agrees to it.
     """
     usd = None if price.usd is None else price.usd * runs
@@ -66,8 +68,8 @@ def agree(arguments: argparse.Namespace, price: Price, runs: int = 1) -> None:
     if arguments.max_usd is not None:
         if usd is None:
             raise WrongRequest(
-                f"The price of {price.gpus} is not known, so --max-usd {arguments.max_usd:g} cannot be kept;"
-                " name other --gpus, or leave --max-usd out."
+                f"The price of {price.gpus} is not known, so --max-usd {arguments.max_usd:g} cannot be"
+                " guaranteed; name other --gpus, or leave --max-usd out."
             )
         if usd > arguments.max_usd:
             all_of_them = "" if runs == 1 else f" for each of {runs} runs, ${usd:,.2f} in all"

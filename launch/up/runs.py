@@ -1,9 +1,9 @@
 """Several runs of one config, each as a job of SkyPilot on a machine of its own: planned and agreed
 to once, started together.
 
-What is done is read from the bucket and from SkyPilot's queue: a published run is not trained
-again, and a job that is alive is followed. So the same command resumes wherever it was stopped; the
-jobs themselves do not need it.
+The bucket and SkyPilot's queue show what is done: a published run is not trained again, and a job
+that is alive is followed. So the same command resumes wherever it was stopped; the jobs run on
+without it.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _JOB_NAME = re.compile(r"[a-zA-Z][-_.a-zA-Z0-9]*")
 
 
 def require_jobs(arguments: argparse.Namespace, urls: Sequence[str], run_id: str) -> None:
-    """Raises `WrongRequest` for what keeps runs from being jobs, before anything is made."""
+    """Raises `WrongRequest` where the runs cannot be jobs, before anything is made."""
     require_sky()
     for option in ("accelerate_config", "allow_unfenced"):
         if getattr(arguments, option):
             raise WrongRequest(
-                f"--{option.replace('_', '-')} is of trainings on this machine; leave it out, or --as-jobs."
+                f"--{option.replace('_', '-')} is for trainings on this machine; leave it out, or --as-jobs."
             )
     for url in urls:
         if out_of_reach(url):
@@ -63,8 +63,8 @@ def require_jobs(arguments: argparse.Namespace, urls: Sequence[str], run_id: str
 
 
 class RunsByJobs:
-    """`arguments` are those of the verb: config, overrides, and the machine that is asked for.
-    `task_file` is where the plan's task goes, unless `--gpus` names the machine.
+    """Plans, agrees to and starts the jobs. `arguments` are the verb's: config, overrides, and the
+    machine. The plan's task is written to `task_file`, unless `--gpus` names the machine.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class RunsByJobs:
         self._agreed = False
 
     def train(self, runs: Sequence[tuple[SeedRun, Job]], later: int) -> None:
-        """Start those that are not alive and follow all until they are published. The first start
-        is agreed to with the price of `later` more runs. Raises as `train_at_once`, and
-        `WrongRequest` where nobody agrees.
+        """Start the jobs that are not alive and follow all until their runs are published. The
+        question before the first start counts the price of `later` more runs too. Raises as
+        `train_at_once` does, and `WrongRequest` where nobody agrees.
         """
         living = living_jobs()
         new = [one for one, job in runs if job.name not in living]
@@ -110,7 +110,9 @@ class RunsByJobs:
 
 
 def _as_sent(config: str | None) -> str | None:
-    """The path of a config in the project's folder, from where it is sent to a machine."""
+    """The config's path relative to the project's folder, which is sent to the machine; unchanged
+    where it is outside.
+    """
     if config is None or stays_here(config):
         return config
     path = typed_path(config).resolve()

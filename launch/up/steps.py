@@ -1,9 +1,9 @@
-"""The way from posts to a served classifier as the commands that a person would type one by one,
-and what the bucket shows of each.
+"""The steps from posts to a served classifier, as the commands that a person would type one by one,
+and their state in the bucket.
 
-What is done is read from the bucket alone: `prepare` and `export` find their own work there and
-repeat nothing, a run is published or not, and a pulled adapter is compared with the run's log. So
-the same command resumes where any machine stopped.
+The bucket alone shows what is done: `prepare` and `export` find their own work there and repeat
+nothing, a run is published or not, and a pulled adapter is compared with the run's log. So the same
+command resumes where any machine stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
 @dataclass(frozen=True)
 class Places:
-    """Where each thing lies: below `bucket`/`name`, and below `folder` of this machine."""
+    """The place of everything: below `bucket`/`name`, and below `folder` on this machine."""
 
     bucket: str
     name: str
@@ -33,7 +33,9 @@ class Places:
 
     @classmethod
     def of(cls, bucket: str, name: str, run_id: str | None, folder: Path | None) -> Places:
-        """Raises `WrongRequest` for a name that SkyPilot would not take for a job."""
+        """The places for a name; raises `WrongRequest` where SkyPilot would refuse it as a job's
+        name.
+        """
         if not _NAME.fullmatch(name):
             raise WrongRequest(
                 f"--name is {name!r}; allowed are up to 40 lower-case letters, digits and hyphens, a letter"
@@ -72,7 +74,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Steps:
-    """The command lines. `values` are the run config's words, all that a run needs."""
+    """The command lines. `values` are all overrides that a run needs."""
 
     places: Places
     source: str
@@ -97,7 +99,9 @@ class Steps:
         return [LAUNCH, "check", *self._config, *self.values, *(["--gpus", gpus] if gpus else [])]
 
     def plan(self, *more: str) -> list[str]:
-        """`plan` never looks at the output, so it need not be in the words of a task."""
+        """The line of `plan`, without run.output_url: a plan never opens the output, and a task
+        need not hold it.
+        """
         words = [f"data.url={self.places.data_url}", *self.overrides]
         return [LAUNCH, "plan", *self._config, *words, *more]
 
@@ -115,7 +119,7 @@ class Steps:
 
 
 def final_of(places: Places, *, smoke: bool = False) -> Entry | None:
-    """The entry that published the run, or the run that tried it out; None before that."""
+    """The entry that published the run, or its smoke run; None where it is not published."""
     run_id = smoke_id(places.run_id) if smoke else places.run_id
     entries = read_log(open_store(places.output_url), run_id)
     return next((entry for entry in entries if entry.kind == "final"), None)

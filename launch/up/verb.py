@@ -1,10 +1,10 @@
 """`emotion-launch up`: from posts to a served classifier, in the order of time. Each step is a
-command of its own, printed before it runs.
+command of its own, printed before it is run.
 
     emotion-launch up posts.csv --bucket s3://team                   SkyPilot's spot machines train
     emotion-launch up posts.csv --bucket s3://team --local           this machine's GPU or CPU does
 
-Typed again it resumes at the step that is not done, on any machine: see `steps.py`.
+The same command resumes at the first step that is not done, on any machine: see `steps.py`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def up(arguments: argparse.Namespace) -> int:
     """Returns 0 when the run is published, pulled and exported, else the exit code of the step that
     failed.
 
-    Raises `WrongRequest` for what is missing, before anything is uploaded, and for a price above
-    `--max-usd`.
+    Raises `WrongRequest` for wrong or missing options, before anything is uploaded, and for a price
+    above `--max-usd`.
     """
     steps = _steps(arguments)
     places = steps.places
@@ -96,8 +96,8 @@ def _steps(arguments: argparse.Namespace) -> Steps:
 
 
 def _look_before(places: Places) -> bool:
-    """Whether the run is published; the first look at the bucket, which says what its credentials
-    lack before anything is uploaded.
+    """Whether the run is published. This first look at the bucket finds wrong credentials before
+    anything is uploaded.
     """
     open_store(places.data_url).find(INDEX_KEY)
     return final_of(places) is not None
@@ -125,8 +125,8 @@ def _train_by_jobs(arguments: argparse.Namespace, steps: Steps, here: Commands) 
 
 
 def _start_job(arguments: argparse.Namespace, steps: Steps, here: Commands, *, smoke: bool) -> None:
-    """Start a job and follow it until its run is published. Raises `Stopped`, and
-    `EmotionTrainError` for one that ended without.
+    """Start a job and follow it until its run is published. Raises `Stopped` where the command
+    failed, and `EmotionTrainError` where the job ended without publishing.
     """
     job = _job_of(steps.places, smoke=smoke)
     try:

@@ -151,7 +151,7 @@ def test_a_key_that_stands_twice_is_refused_and_none_of_the_two_is_lost(tmp_path
 def test_yes_and_no_are_not_taken_for_1_and_0(word: str) -> None:
     with pytest.raises(
         WrongRequest,
-        match=rf"{word.partition('=')[0]}: (true|false) .* is no value for it; give a number or a word",
+        match=rf"{word.partition('=')[0]}: (true|false) .* is not allowed here; give a number or a word",
     ):
         load_config(None, [*REQUIRED, word])
     assert load_config(None, [*REQUIRED, "train.gradient_checkpointing=yes"]).train.gradient_checkpointing

@@ -143,7 +143,7 @@ def test_half_a_file_of_training_posts_is_counted_exactly(
     assert counts(card) == (20, 40, 20)
     assert card.figures_of_all is not None
     assert card.figures_of_all.rows == 40
-    assert "20 of 40 posts stand in the training split: their score is too good." in out
+    assert "20 of 40 posts are in the training split: their score is too good." in out
     assert f"Macro-F1 is {card.figures.macro_f1:.3f} on the 20 others and" in out
     assert "✓" not in out
     assert TFIDF in {floor.name for floor in card.figures.floors}
@@ -162,7 +162,7 @@ def test_a_file_of_training_posts_alone_repeated_and_without_a_label(
     card = evaluate(home / "adapter", "--file", written(tmp_path / "all.csv", posts + again))
     out = capsys.readouterr().out
     assert counts(card) == (14, 14, 14)
-    assert "All 14 posts stand in the training split" in out
+    assert "All 14 posts are in the training split" in out
     assert "! 2 posts have the text of an earlier post, 1 of them with another label; each counts." in out
     assert "! Labels without a file post, which count 0 in macro-F1: awe" in out
 
@@ -422,7 +422,7 @@ def test_adapters_that_cannot_answer_together_are_refused(
         (shallow, "model.layers"),
     ):
         told = refusal(capsys, home / "adapter", "--adapter", place, "--data", str(home / "data"))
-        assert f"differ in their {what}, so what they say cannot be averaged" in told
+        assert f"differ in their {what}, so their answers cannot be averaged" in told
     assert "once more; give each --adapter once" in refusal(
         capsys, second, "--adapter", str(second), "--data", str(home / "data")
     )

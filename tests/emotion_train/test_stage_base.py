@@ -291,7 +291,8 @@ def test_a_staging_killed_at_any_write_is_never_taken_for_whole_and_can_be_repea
             precision, other = PRECISIONS[:: -1 if writes % 2 else 1]
             if writes > 0:
                 with pytest.raises(
-                    WrongRequest, match=r"its staging was stopped .* repeat that one, or name another place"
+                    WrongRequest,
+                    match=r"its staging was stopped .* repeat that staging, or name another place",
                 ):
                     staged(base, str(place), other)
             (
@@ -650,7 +651,7 @@ def test_sources_that_cannot_be_staged_are_refused_before_anything_is_written(
     (lacking / "config.json").write_text(json.dumps(document))
     for source, words in (
         ("someone/some-model", "neither a folder here nor in the local hub cache"),
-        (str(small_model()), "is a GGUF file, which is one small file that is read as it is"),
+        (str(small_model()), "is a GGUF file, which is small and used unchanged"),
         (str(quantised), "already quantised"),
         (str(tmp_path / "nf4"), "already quantised to nf4; give the checkpoint that it was made from"),
         (str(without), "has neither tokenizer.json nor tekken.json"),
@@ -667,8 +668,8 @@ def test_places_that_cannot_take_a_base_are_refused(base: Path, tmp_path: Path, 
     (tmp_path / "full" / "notes.txt").write_text("mine")
     for url, words in (
         (str(tmp_path / "full"), r"holds other objects, such as notes\.txt"),
-        (str(base), "lies in the base"),
-        (str(base / "below"), "lies in the base"),
+        (str(base), "is inside the base"),
+        (str(base / "below"), "is inside the base"),
         ("s3://no-such-bucket-here/base", "There is no bucket no-such-bucket-here"),
         ("gs://team/base", "has scheme gs"),
     ):

@@ -229,7 +229,7 @@ def test_a_run_that_finds_no_memory_left_is_told_the_same_remedy(monkeypatch: py
         )
         sentence, refused = too_small(job), trainer(case)
         told, _, rest = sentence.partition(". The run ")
-        assert rest == "continues from its last checkpoint."
+        assert rest == "resumes from its last checkpoint."
         if refused is not None:
             assert f"{told}." == refused, case
         if "model.keep_unpacked" in sentence:  # what nothing needed is given back first

@@ -65,7 +65,7 @@ def test_many_posts_go_in_several_requests_and_keep_their_order(adapter: Path, e
     [
         (None, 0, "6 posts: a probability differs by"),
         ("control", 1, "posts that quote a control token differ by"),
-        ("first", 1, "the server has another model, tokenizer or pooling"),
+        ("first", 1, "the server has another model, tokenizer, pooling or head"),
         ("nameless", 0, "the server has no name for"),
         ("short", 1, "differ by"),
     ],

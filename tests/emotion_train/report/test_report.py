@@ -430,7 +430,7 @@ def test_more_posts_are_proposed_where_they_would_make_a_lead_certain(
     floors = (floor_of(low, difference, 0.09),)
     advice = str(next_steps(figures.model_copy(update={"rows": 360, "floors": floors}), (), CONFIG))
     assert ("more held-out posts (" in advice) == (posts is not None)
-    assert posts is None or f"({posts} would tell such a lead)" in advice
+    assert posts is None or f"({posts} would show such a lead)" in advice
 
 
 def test_always_guessing_the_majority_is_no_achievement() -> None:

@@ -83,7 +83,7 @@ def test_the_quoted_figures_are_those_of_posts_that_were_not_trained_on() -> Non
     assert floor[TFIDF] == pytest.approx(macro_f1(result.tfidf, [299 - row for row in rest]))
     told = of_the_training(one)
     assert told is not None
-    assert told.startswith("100 of 300 posts stand in the training split: their score is too good. Macro-F1 ")
+    assert told.startswith("100 of 300 posts are in the training split: their score is too good. Macro-F1 ")
     assert f"{one.figures.macro_f1:.3f} on the 200 others" in told
     assert f"{one.figures_of_all.macro_f1:.3f} on all" in told
     assert "on 200 file posts that were not trained on " in printed(one)
@@ -119,15 +119,15 @@ def test_a_file_of_training_posts_alone_says_nothing_of_others() -> None:
     assert one.figures_of_all is None
     assert one.figures.rows == 30
     assert "30 file posts, all of which were trained on, beats the" in printed(one)
-    good = "their score is too good, and says nothing of other posts."
-    assert f"! All 30 posts stand in the training split: {good}\n" in printed(one)
+    good = "their score is too good, and says nothing about other posts."
+    assert f"! All 30 posts are in the training split: {good}\n" in printed(one)
 
 
 def test_what_chance_may_name_is_told_as_such() -> None:
     result = scored(2000)
     told = of_the_training(card(result, Seen(set(result.predictions.ids[:2]), 0.001)))
     assert told is not None
-    assert "2 of 2,000 posts stand in the training split, or by chance look as if they did." in told
+    assert "2 of 2,000 posts are in the training split, or look so by chance." in told
     for named in (
         card(result, Seen(set(result.predictions.ids[:3]), 0.001)),
         card(result, Seen(set(result.predictions.ids[:2]))),  # known for certain
@@ -139,7 +139,7 @@ def test_what_chance_may_name_is_told_as_such() -> None:
 
 
 def test_a_clean_file_and_one_that_could_not_be_looked_up_are_told_apart() -> None:
-    assert "  None of the 30 posts stands in the training split.\n" in printed(card(scored(30), Seen()))
+    assert "  None of the 30 posts is in the training split.\n" in printed(card(scored(30), Seen()))
     assert "\n! nobody knows\n" in printed(card(scored(30), Seen(unknown="nobody knows")))
 
 

@@ -108,7 +108,7 @@ def test_the_headline_of_validation_is_out_of_fold_and_that_of_test_by_the_decis
     gain = split.macro_f1 - split.macro_f1_at_half
     assert told.startswith(f"A threshold for each label gains {gain:.3f} of macro-F1 against 0.5 for all (")
     assert "each answered by thresholds that the posts of the other 4 of 5 folds chose" in told
-    assert notes("test", figures(made))[0].endswith(" test posts, by thresholds that other posts chose.")
+    assert notes("test", figures(made))[0].endswith(" posts, answered by thresholds that other posts chose.")
 
 
 def test_thresholds_that_gain_nothing_are_said_to_be_half() -> None:
@@ -272,7 +272,7 @@ def test_page_terminal_and_card_show_labels_thresholds_and_what_they_gain(made: 
         assert words in shown
         assert words in card
     assert f"| test | {split.macro_f1:.3f} |" in card
-    assert "Confusions: what is missed where what is added" in text
+    assert "Confusions: labels missed where others are added" in text
     assert "Labels that occur together" in text
     assert "Confusion matrix" not in text
 

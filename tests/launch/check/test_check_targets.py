@@ -85,5 +85,5 @@ def test_an_auxiliary_post_whose_text_is_scored_is_refused(
     with (tmp_path / "source" / "train.csv").open("a", encoding="utf-8") as file:
         file.write(f"{scored.upper()},hope\n")
     index = prepare_auxiliary(tmp_path, "leaky")
-    with pytest.raises(WrongRequest, match="1 text stands in train and in validation"):
+    with pytest.raises(WrongRequest, match="1 text is in train and in validation"):
         check_overlap(open_store(str(tmp_path / "leaky")), index)

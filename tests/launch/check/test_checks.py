@@ -247,7 +247,7 @@ def test_a_text_in_two_splits_is_told(made: Path, tmp_path: Path) -> None:
         ]
     )["overlap"]
     assert not found.ok
-    assert f"{len(by_label)} texts stand in train and in validation" in found.finding
+    assert f"{len(by_label)} texts are in train and in validation" in found.finding
 
 
 # --- output and credentials ---
@@ -489,7 +489,7 @@ def test_a_base_that_fits_when_several_gpus_share_it_is_right(words: list[str]) 
 @pytest.mark.parametrize(
     ("more", "gpu", "named"),
     [
-        ({"wanted_gpus": "A100-80GB"}, H100, "A100-80GB has no float8 units, as have L4, L40S, H100"),
+        ({"wanted_gpus": "A100-80GB"}, H100, "A100-80GB has no float8 units; take one of L4, L40S, H100"),
         ({"wanted_gpus": "H100"}, None, None),
         ({}, A100, "A100-SXM4-80GB has no float8 units"),
         ({}, H100, None),

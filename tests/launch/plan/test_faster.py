@@ -53,8 +53,8 @@ def test_fewer_blocks_are_what_a_base_of_so_many_would_be_on_the_best_gpus() -> 
     said = fewer_blocks(plan)
     assert said is not None
     assert "model.layers=31 and model.layers=20" in said
-    assert "of a 135M base" in said
-    assert "of no other base is it measured" in said
+    assert "on a 135M base" in said
+    assert "no other base is measured" in said
 
 
 @pytest.mark.parametrize("precision", ["nf4", "bf16", "fp8"])

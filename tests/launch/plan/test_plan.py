@@ -904,12 +904,12 @@ def test_what_does_not_travel_with_a_written_task_is_told(
     )
     assert main(asked) == 0
     told = capsys.readouterr().err
-    assert f"model.base is {prepared / 'base'}, which lies outside" in told
+    assert f"model.base is {prepared / 'base'}, which is outside" in told
     assert "--config" not in told
     monkeypatch.setattr("launch.plan.verb.PROJECT", prepared.resolve())
     assert main(asked) == 0
     told = capsys.readouterr().err
-    assert f"--config is {example_config()}, which lies outside" in told
+    assert f"--config is {example_config()}, which is outside" in told
     assert "model.base" not in told.partition("\n")[2]
 
 
@@ -973,7 +973,7 @@ def test_fp8_that_only_the_fused_decoder_computes_is_refused_without_it(
 ) -> None:
     assert main(words(prepared, "--precision", "fp8", "model.decoder=stock")) == 2
     assert (
-        "--precision fp8 needs the fused decoder and model.decoder is stock; leave that out, or type"
+        "--precision fp8 needs the fused decoder and model.decoder is stock; leave model.decoder out, or type"
         in capsys.readouterr().err
     )
     qwen = causal_checkpoint(tmp_path / "base", "qwen2")
@@ -1035,7 +1035,7 @@ def test_an_encoder_is_planned_whole_on_each_gpu(method: str) -> None:
     faster = faster_than(config, roberta, some_work(), found.choices[0], Spot())
     assert {"model.layers=9", "model.layers=6"} <= {one.word for one in faster}
     with pytest.raises(
-        WrongRequest, match=r"is a decoder, of which an adapter is trained; type train\.method=lora"
+        WrongRequest, match=r"is a decoder, which is trained by an adapter only; type train\.method=lora"
     ):
         make_plan(some_config("train.method=full"), SMOLLM2, some_work(), NO_PRICES, Spot())
 

@@ -137,12 +137,12 @@ def test_seeds_of_one_config_are_pooled_and_counted(folder: Path) -> None:
     assert versus.macro_f1.high - versus.macro_f1.low > alone.macro_f1.high - alone.macro_f1.low
     assert versus.spread.freedom == 2
     assert re.search(
-        r"^\d+ seeds of each config show 0\.\d+ in 8 of 10 repeats; there were 2 and 2",
+        r"^\d+ seeds of each config show 0\.\d+ in 8 of 10 repeats; the groups have 2 and 2",
         what_it_takes(pooled, versus),
     )
     assert "One run each" in what_it_takes(single, alone)
     seeds = comparison_of(words[::3])
-    assert what_it_takes(seeds, seeds.versus[0]) == "They are one config: what differs is the seed's."
+    assert what_it_takes(seeds, seeds.versus[0]) == "They are one config: the difference comes from the seed."
     assert [round(one.mean, 6) for one in pooled.seeds] == [round(float(mean), 6) for mean in means]
 
 
@@ -267,9 +267,9 @@ def test_a_scorecard_tells_what_it_does_not_know(folder: Path, tmp_path: Path) -
     found = comparison_of([card, *urls(folder, "high-seed-1")])
     assert found.groups[0].posts_per_second is None
     assert any(
-        "30 of the 240 posts stand in the training split of low-seed-1" in line for line in found.remarks
+        "30 of the 240 posts are in the training split of low-seed-1" in line for line in found.remarks
     )
-    with pytest.raises(WrongRequest, match="does not tell its config"):
+    with pytest.raises(WrongRequest, match="does not hold its config"):
         comparison_of([card, *urls(folder, "high-seed-1")], group_by_config=True)
 
 
@@ -303,12 +303,12 @@ def test_another_training_split_is_told_and_other_test_posts_are_refused(folder:
     # a data set that is gone: ids and labels are all that is left, and that is said
     shutil.move(folder / "twin", folder / "gone")
     remarks = comparison_of(urls(folder, "low-seed-1", "twin")).remarks
-    assert any("whether the texts are the same could not be looked up" in line for line in remarks)
+    assert any("whether their texts are the same is not known" in line for line in remarks)
     twins = [f"{url}-{seed}" for url in urls(folder, "twin") for seed in range(1, 5)]
     for twin in twins:
         shutil.copytree(urls(folder, "twin")[0], twin)
     told = [
-        line for line in comparison_of([*urls(folder, "low-seed-1"), *twins]).remarks if "looked up" in line
+        line for line in comparison_of([*urls(folder, "low-seed-1"), *twins]).remarks if "not known" in line
     ]
     assert len(told) == 1
     assert "twin-3, … have the same ids" in told[0]
@@ -329,9 +329,9 @@ def test_posts_in_another_order_are_the_same_posts(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("ids", "were scored on other posts: 1 ids are only in the first and 1 only in the second"),
+        ("ids", "were scored on different posts: 1 ids are only in the first and 1 only in the second"),
         ("truth", "1 of 240 posts have another true label in high-seed-1 than in low-seed-1"),
-        ("labels", "have other labels"),
+        ("labels", "have different labels"),
         ("predictions", "is not what its report counted"),
         ("missing", "There is no predictions_test.parquet"),
         ("schema", "its schema_version is 'emotion-train/other/1'"),

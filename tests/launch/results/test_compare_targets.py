@@ -112,7 +112,7 @@ def test_a_flip_names_the_labels_and_what_is_not_there_is_none() -> None:
     chances = {flip.truth: (flip.first_probability, flip.second_probability) for flip in flips.won}
     assert chances["calm, fear"] == pytest.approx((0.2, 0.7))
     assert chances["none"] == pytest.approx((0.1, 0.6))
-    assert "A post is right that gets all its labels and no other." in flips_words(found, found.versus[0])
+    assert "A post is right when it gets all its labels and no other." in flips_words(found, found.versus[0])
     page = render_html(found)
     assert "Jaccard" in page
     assert "share of posts that have it" in page
@@ -144,8 +144,8 @@ def test_shares_are_compared_on_their_largest_and_by_distance() -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (one(False), "b on posts that have one label, whose figures are not of one kind"),
-        (one(True), "b on posts that have shares of labels, whose figures are not of one kind"),
+        (one(False), "b on posts that have one label, so their figures cannot be compared"),
+        (one(True), "b on posts that have shares of labels, so their figures cannot be compared"),
         (
             sets(1.0, 1, ~TRUTH_NC),
             "400 of 400 posts have another true label in b than in a, such as 'post 0'",

@@ -107,8 +107,8 @@ def test_without_a_token_nothing_is_asked(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["emotions"], "'emotions' is no name of a repository; give OWNER/NAME"),
-        (["a/b/c"], "is no name of a repository"),
+        (["emotions"], "'emotions' does not name a repository; give OWNER/NAME"),
+        (["a/b/c"], "does not name a repository"),
         (["team/x", "--license", "My Own!"], "--license is 'My Own!'"),
     ],
 )

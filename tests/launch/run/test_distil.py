@@ -173,7 +173,7 @@ def test_another_data_set_or_run_at_their_places_is_refused(home: Path, tmp_path
     place = f"--to={home / 'data-distil' / 'tiny'}"
     (tmp_path / "data").rename(tmp_path / "other")
     prepare(str(write_posts(tmp_path / "source-2", seed=9)), str(tmp_path / "data"))
-    with pytest.raises(WrongRequest, match=r"was made of another data set than data\.url names"):
+    with pytest.raises(WrongRequest, match=r"was made from another data set than data\.url names"):
         call(tmp_path, never, place)
 
 
@@ -190,7 +190,7 @@ def test_teachers_of_another_data_set_teach_nobody(home: Path, tmp_path: Path) -
         (("--folds", "1"), (), "--folds is 1; give 2 to 20"),
         (("--own", "1"), (), "--own is 1; give a share from 0"),
         ((), ("model.adapter=somewhere",), "may have seen the posts of any fold"),
-        ((), ("data.limit=50",), "data.limit leaves posts out"),
+        ((), ("data.limit=50",), "data.limit drops posts"),
         ((), ("run.id=none",), "give run.id=NAME"),
         (("--spread",), (), "no GPU is used here"),
         (("--seeds", "0"), (), "give 1 to 100"),
@@ -318,8 +318,8 @@ def test_as_jobs_a_price_that_is_too_high_or_a_job_that_ends_without_its_run_sta
     [
         ((), (), "`sky` is not on the PATH"),
         (("--yes",), (), "--yes is for machines that SkyPilot finds; leave it out, or add --as-jobs"),
-        (("--spread",), (), "give one of both"),
-        (("--accelerate-config", "cpu"), (), "--accelerate-config is of trainings on this machine"),
+        (("--spread",), (), "give one of the two"),
+        (("--accelerate-config", "cpu"), (), "--accelerate-config is for trainings on this machine"),
         ((), ("run.id=0nine",), "a letter first"),
         ((), ("run.trackers=[wandb, mlflow]",), "white space"),
         ((), ("data.url=here",), "here is a folder, which a cloud's machine does not reach"),

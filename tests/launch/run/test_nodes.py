@@ -112,7 +112,7 @@ def test_a_killed_node_ends_the_job_with_a_clear_message_and_the_job_goes_on_whe
         assert [process.wait(PATIENCE_S) for process in nodes] == [1, 1]
         assert "Rank 0 lost contact with the other processes" in said(tmp_path, 0)
         assert "Traceback" not in said(tmp_path, 0)
-        assert "without a word" in said(tmp_path, 1)
+        assert "without a message" in said(tmp_path, 1)
     step = checkpoints(tmp_path)[-1].step
     with ExitStack() as stack:
         nodes = [stack.enter_context(node(tmp_path, rank, words)) for rank in (0, 1)]

@@ -220,9 +220,9 @@ def test_an_unknown_accelerate_config_names_those_there_are() -> None:
                 r" multi_gpu_ddp"
             ),
         ),
-        ("- distributed_type\n", "no accelerate config, as it has no distributed_type"),
-        ("", "no accelerate config, as it has no distributed_type"),
-        ("use_cpu: true\n", "no accelerate config, as it has no distributed_type"),
+        ("- distributed_type\n", "not an accelerate config, since it has no distributed_type"),
+        ("", "not an accelerate config, since it has no distributed_type"),
+        ("use_cpu: true\n", "not an accelerate config, since it has no distributed_type"),
         ("distributed_type: [\n", r"cannot be read \(while parsing"),
         ("distributed_type: caf\udce9\n", "cannot be read"),
     ],
