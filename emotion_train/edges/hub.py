@@ -188,8 +188,8 @@ def ask(action: Callable[[], T], more_s: float = 0.0) -> T:
 
 @contextmanager
 def _network_errors() -> Iterator[None]:
-    """Turns the client's errors for no connection, or no hub at its end, into `HubAway`, and its own
-    end of waiting for an answer into `TimeoutError`.
+    """Turns the client's errors for no connection, or no hub at its end, into `HubAway`, and those
+    for no answer in time into `TimeoutError`.
     """
     from huggingface_hub.errors import (
         EntryNotFoundError,
