@@ -8,6 +8,7 @@ import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -23,7 +24,7 @@ from emotion_train.edges import hub
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
-from emotion_train.storage.store import Store
+from emotion_train.storage.store import ObjectInfo, Store
 from tests.emotion_train.test_prepare import all_posts, posts_of, write_csv
 
 NAMES = ["anger", "fear", "joy"]
@@ -271,6 +272,23 @@ def test_a_source_in_a_bucket_is_read_as_a_local_one(tmp_path: Path, s3: LocalS3
     assert right(open_store(bucket_url + "/prepared")) == 30
     with pytest.raises(WrongRequest, match="no object at or below"):
         prepare(bucket_url + "/nothing", str(tmp_path / "no"))
+
+
+@pytest.mark.parametrize("size", [0, 9])
+@pytest.mark.parametrize("relative", [False, True])
+def test_no_key_of_a_bucket_names_a_file_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool, size: int
+) -> None:
+    mine = write_csv(tmp_path / "mine.csv", told(NAMES))
+    before = mine.read_bytes()
+    key = "../" * 20 + str(mine).lstrip("/") if relative else str(mine)
+    store: Any = SimpleNamespace(
+        list=lambda prefix: [ObjectInfo(key, size, "e")], read=lambda *a, **k: b"x" * size
+    )
+    monkeypatch.setattr("emotion_train.sources.open.open_store", lambda url: store)
+    with pytest.raises(WrongRequest, match="cannot name an object"):
+        prepare("s3://somebody/posts", str(tmp_path / "no"))
+    assert mine.read_bytes() == before
 
 
 def pair(folder: Path, name: str, rows: list[tuple[str, str]]) -> None:
