@@ -74,7 +74,7 @@ class Success(Manifest):
         lines += [f"errors: {count:,} {error}" for error, count in self.errors.items()]
         if self.accepted is not None:
             lines.append(f"accepted: {self.accepted:,} ({self.accepted / answered:.1%})")
-        width = max(len(shown(label)) for label in self.labels)
+        width = max(len("label"), *(len(shown(label)) for label in self.labels))
         head = [f"{'label':{width}}  {'posts':>12}  {'share':>7}"]
         head += [f"  {'training':>8}"] * (self.training is not None)
         head += [f"  {'held out':>8}"] * (self.held_out is not None)

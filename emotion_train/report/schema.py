@@ -580,7 +580,7 @@ class TrainedOn(_Part):
 
     @property
     def matters(self) -> bool:
-        """Whether the share is far above what the look-up may find by chance."""
+        """Whether more than 1 % of the posts were trained on, far above what chance may find."""
         return self.share > _SHARE_THAT_MATTERS
 
 

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from emotion_train.config import Config
 from emotion_train.edges.streams import LOG_VARIABLE
 from emotion_train.errors import EmotionTrainError, WrongRequest
+from emotion_train.processes.imports import past_current_folder
 from emotion_train.processes.launcher_link import FOLDER_VARIABLE, STOP_SIGNALS, alive, end_with_launcher
 from launch.run.topology import Gpu, Topology
 
@@ -214,7 +215,7 @@ def spread_runs(
     words += ["--allow-unfenced"] if arguments.allow_unfenced else []
     line = [sys.executable, "-m", "launch.cli", "run", *words]
     jobs = [(one, [*line, *one.overrides], folder / f"{one.run_id}.log") for one in runs]
-    return spread(jobs, gpus)
+    return spread(jobs, gpus, {**os.environ, **past_current_folder()})
 
 
 def spread(

@@ -16,7 +16,7 @@ from typing import Any
 
 from emotion_train.config import Config
 from emotion_train.console import counted
-from emotion_train.data.index import Index, limited, read_index, require_trainable
+from emotion_train.data.index import Index, limited, read_index, require_slices, require_trainable
 from emotion_train.edges.bounded import Unreadable, object_in
 from emotion_train.errors import Preempted, WrongRequest
 from emotion_train.runs.log import Entry, read_log, read_part, smoke_id
@@ -80,7 +80,8 @@ def smoke_run(
         raise WrongRequest("--smoke on several nodes needs a run id that all of them know; type run.id=NAME.")
     data_store, store = open_store(config.data.url), open_store(config.run.output_url)
     whole = read_index(data_store)
-    require_trainable(whole)
+    require_trainable(whole, config.loss.weighted_labels)
+    require_slices(whole, config.report.slices)
     run_id = run_id_of(config, os.environ)
     smoke = smoke_config(config, whole, run_id)
     words = smoke_words(smoke)

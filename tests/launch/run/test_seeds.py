@@ -4,12 +4,14 @@ they end together.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.runs.log import read_log
 from emotion_train.storage.open import open_store
 from launch.cli import main
+from launch.run import seeds
 from launch.run.seeds import SeedRun, as_jobs, seed_runs, seeds_of, spread
 from launch.run.topology import Gpu
 from tests.helpers.patience import PATIENCE_S
@@ -130,6 +133,25 @@ time.sleep(0.3)
 os.rmdir(taken)
 print('trained on', gpu, 'promised', os.environ['SKYPILOT_NUM_GPUS_PER_NODE'])
 """
+
+
+def test_runs_that_are_spread_import_nothing_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Mapping[str, str]] = []
+
+    def spread(jobs: object, gpus: object, environment: Mapping[str, str]) -> int:
+        given.append(environment)
+        return 0
+
+    monkeypatch.setattr(seeds, "spread", spread)
+    monkeypatch.setenv("PYTHONPATH", f"{os.pathsep}/opt/x")
+    arguments = argparse.Namespace(config=None, allow_unfenced=False)
+    own = config("data.url=posts", f"run.output_url={tmp_path}")
+    monkeypatch.chdir(tmp_path)
+    assert seeds.spread_runs(arguments, own, [SeedRun(1, "run-seed-1", ())], GPUS) == 0
+    assert given[0]["PYTHONSAFEPATH"] == "1"
+    assert "" not in given[0]["PYTHONPATH"].split(os.pathsep)
 
 
 def test_as_many_run_at_once_as_there_are_gpus(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
