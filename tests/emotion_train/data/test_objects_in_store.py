@@ -308,7 +308,7 @@ def test_other_posts_than_those_of_an_earlier_version_are_refused_in_one_sentenc
     before = contents(store)
     text = refusal(lambda: prepare(source, store.url, **SMALL))
     assert "holds a data set of an earlier version of this program" in text
-    assert "another one of posts.csv (the posts differ)" in text
+    assert "another one from posts.csv (the posts differ). It" in text
     assert "type another DATA_URL, or --on-conflict first" in text
     assert contents(store) == before
     assert not prepare(source, store.url, on_conflict="first", **SMALL).created

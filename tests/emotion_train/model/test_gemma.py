@@ -312,7 +312,7 @@ def test_a_vocabulary_without_scores_is_refused(pair: tuple[str, str]) -> None:
     with pytest.raises(WrongRequest, match="has no whole vocabulary of pieces"):
         _from_gguf(GgufFile(whole.path, part, {}), 64)
     prefixed = {**whole.metadata, "tokenizer.ggml.add_space_prefix": True}
-    with pytest.raises(WrongRequest, match="of the kind llama, only gpt2 and Gemma's are read"):
+    with pytest.raises(WrongRequest, match="of the kind llama, and only gpt2's and Gemma's kinds are read"):
         _from_gguf(GgufFile(whole.path, prefixed, {}), 64)
 
 
