@@ -227,7 +227,9 @@ def test_other_weights_of_the_same_shapes_are_refused_before_the_run_is_claimed(
 
 
 def test_old_posts_need_their_adapter_and_their_data_set(home: Path) -> None:
-    with pytest.raises(WrongRequest, match=r"report\.old_data is .*, the data set of model\.adapter, which is not given"):
+    with pytest.raises(
+        WrongRequest, match=r"report\.old_data is .*, the data set of model\.adapter, which is not given"
+    ):
         tiny_config(home, f"report.old_data={home / 'data'}")
     with pytest.raises(WrongRequest, match="is not the data set that tiny was trained on"):
         started(home, f"report.old_data={home / 'more'}")

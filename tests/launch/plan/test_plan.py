@@ -546,7 +546,9 @@ def test_the_comment_above_a_written_list_is_of_that_list() -> None:
 def test_the_shipped_list_is_in_the_order_that_its_comment_gives_reasons_for() -> None:
     """Posts a second are those that a plan says in nf4 with the shipped config."""
     text = TEMPLATE.read_text(encoding="utf-8")
-    said = re.search(r"estimates ([\d, ]+) posts a second, at \$([\d., ]+) an hour", text.replace("\n  #", ""))
+    said = re.search(
+        r"estimates ([\d, ]+) posts a second, at \$([\d., ]+) an hour", text.replace("\n  #", "")
+    )
     assert said is not None
     speeds, dollars = ([float(word) for word in words.split(",")] for words in said.groups())
     listed = [one for one in yaml.safe_load(text)["resources"]["ordered"] if one["use_spot"]]
