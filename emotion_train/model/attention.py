@@ -7,7 +7,7 @@ name `ATTENTION`; the segments travel as keyword arguments through the stock mod
 checkpointing replays them.
 
 Without segments a batch is taken as right-padded: causal attention alone, since no token of a post
-comes after its padding. An encoder's rows have segments always. A window of an encoder reaches as
+comes after its padding. An encoder's rows always have segments. A window of an encoder reaches as
 far forward as back.
 
 Letters: T tokens of a pack, S segments, B rows, L tokens of a row, H query heads, K key/value
@@ -81,8 +81,8 @@ def sight(lengths_S: npt.ArrayLike, window: int | None) -> npt.NDArray[np.int32]
 
 
 def on_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """A copy of the array there; through pinned memory to a GPU, so that the host does not wait for
-    what the GPU has still to do.
+    """A copy of the array on `device`; through pinned memory to a GPU, so that the host does not
+    wait for what the GPU still has to do.
     """
     host = torch.from_numpy(array)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -147,7 +147,7 @@ class _Dropped(torch.autograd.Function):
 
 
 class Current:
-    """The counters of the pack that a model computes, for its dropout modules, which see numbers
+    """The counters of the pack that a model computes, for its dropout modules, which get tensors
     only.
     """
 

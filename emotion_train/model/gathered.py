@@ -129,7 +129,7 @@ def _neighbours(device: torch.device, processes: int) -> bool:
 
 
 def _maps_memory(device: torch.device) -> bool:
-    """Tried once, since containers can forbid what it takes."""
+    """Whether another process can map memory of this one, by trying; containers can forbid it."""
     try:
         _by_rank(_shared(_ALIGNMENT, device))
     except (RuntimeError, ImportError, AttributeError):
@@ -138,7 +138,7 @@ def _maps_memory(device: torch.device) -> bool:
 
 
 def _shared(size: int, device: torch.device) -> torch.Tensor:
-    """So many bytes that other processes can map; counted as PyTorch's memory."""
+    """`size` bytes that other processes can map; counted as PyTorch's memory."""
     from torch.distributed._symmetric_memory import get_mem_pool
 
     os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")  # nothing here needs it

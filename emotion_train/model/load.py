@@ -90,8 +90,8 @@ class BaseInfo:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The text configuration of a base, known before any weight is read; of one that is cut to its
-    first `layers` of `whole_layers` blocks that of these.
+    """The text configuration of a base, known before any weight is read. A base that is cut to its
+    first `layers` of `whole_layers` blocks has the configuration of those.
     """
 
     files: BaseFiles
