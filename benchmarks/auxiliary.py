@@ -199,14 +199,14 @@ def together(runs: list[str], keep: Path) -> list[float]:
     return found
 
 
-def difference(first: list[str], others: list[str], keep: Path) -> str:
+def difference(first: list[str], others: list[str], keep: Path, split: str = SPLIT) -> str:
     """How much higher the others' macro-F1 is on the same posts; the interval counts posts and
     seeds.
     """
     from launch.results.compare import comparison_of
 
     words = [str(keep / run) for run in (*first, *others)]
-    (found,) = comparison_of(words, split=SPLIT, group_by_config=True).versus
+    (found,) = comparison_of(words, split=split, group_by_config=True).versus
     change = found.macro_f1
     return f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
 

@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from auxiliary import difference
 from class_weights import HERE, comma, command, lines, side_by_side, workers
 from several_labels import spread
 
@@ -240,25 +241,13 @@ def table(path: Path) -> str:
         ids = {base: [str(line["run"]) for line in by_base[base]] for base in order}
         for base in order:
             group = by_base[base]
-            less = "" if base == order[0] else difference(ids[order[0]], ids[base], kept_of(path))
+            less = "" if base == order[0] else difference(ids[order[0]], ids[base], kept_of(path), SPLIT)
             figures = [spread([float(line[one]) for line in group]) for one in ("validation", "macro_f1")]
             seconds = f"{statistics.mean(float(line['seconds']) for line in group):.0f}"
             beside = "/".join(sorted({str(line["at_once"]) for line in group}))
             cells = [name, base, str(len(group)), *figures, less, seconds, beside]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
-
-
-def difference(first: list[str], others: list[str], kept: Path) -> str:
-    """How much higher the others' macro-F1 is on the same posts; the interval counts posts and
-    seeds.
-    """
-    from launch.results.compare import comparison_of
-
-    words = [str(kept / run) for run in (*first, *others)]
-    (found,) = comparison_of(words, split=SPLIT, group_by_config=True).versus
-    change = found.macro_f1
-    return f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import safetensors
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -28,6 +27,7 @@ from emotion_train.model.trainable import require_trainable_base
 from emotion_train.sizing.activations import CHUNK
 from tests.emotion_train.model.test_attention import gradients, make, packed, padded
 from tests.helpers.tiny_models import HYBRID, causal_checkpoint, text_config, write_checkpoint
+from tests.helpers.touched_tensors import note_touched
 
 KIND = "qwen3_5_text"
 # below, at and above one, two and three chunks, in no order
@@ -274,25 +274,7 @@ def test_of_a_multimodal_checkpoint_the_text_part_alone_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, whole = multimodal(tmp_path / "base")
-    touched: set[str] = set()
-    real = safetensors.safe_open
-
-    class Spy:
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.file = real(*args, **kwargs)
-
-        def keys(self) -> Any:
-            return self.file.keys()
-
-        def get_slice(self, key: str) -> Any:
-            touched.add(key)
-            return self.file.get_slice(key)
-
-        def get_tensor(self, key: str) -> Any:
-            touched.add(key)
-            return self.file.get_tensor(key)
-
-    monkeypatch.setattr(safetensors, "safe_open", Spy)
+    touched = note_touched(monkeypatch)
     found = require_trainable_base(str(folder))
     assert (found.model.kind, found.model.layout) == (KIND, "multimodal")
     model, info = load_base(str(folder), "fp32", 2, "cpu")
@@ -307,7 +289,7 @@ def test_of_a_multimodal_checkpoint_the_text_part_alone_is_read(
 
 
 def test_a_classifier_s_checkpoint_gives_its_base(tmp_path: Path) -> None:
-    """Of either class that transformers has for it."""
+    """Checkpoints of either class that transformers has for it are read."""
     config = text_config(KIND, num_labels=5)
     old = skeleton(config, 5).to_empty(device="cpu")
     state = {name: torch.full(tensor.shape, 0.01) for name, tensor in old.state_dict().items()}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -22,6 +21,7 @@ from tests.helpers.tiny_models import (
     text_config,
     write_checkpoint,
 )
+from tests.helpers.touched_tensors import note_touched
 
 IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))
 
@@ -49,25 +49,7 @@ def test_text_part_computes_what_the_whole_multimodal_model_computes(
 
 def test_vision_tensors_are_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = multimodal_checkpoint(tmp_path / "base")
-    touched: set[str] = set()
-    real = safetensors.safe_open
-
-    class Spy:
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.file = real(*args, **kwargs)
-
-        def keys(self) -> Any:
-            return self.file.keys()
-
-        def get_slice(self, key: str) -> Any:
-            touched.add(key)
-            return self.file.get_slice(key)
-
-        def get_tensor(self, key: str) -> Any:
-            touched.add(key)
-            return self.file.get_tensor(key)
-
-    monkeypatch.setattr(safetensors, "safe_open", Spy)
+    touched = note_touched(monkeypatch)
     load_base(str(folder), "fp32", 2, "cpu")
     assert touched
     assert all(key.startswith("language_model.model.") for key in touched)
