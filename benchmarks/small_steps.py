@@ -142,7 +142,7 @@ def recorded(model: EmotionClassifier, optimizer: torch.optim.Optimizer, tokens:
 
 
 def seconds(one: Callable[[], None], times: int = 10) -> float:
-    """Of one, in a row of several."""
+    """How long one call takes, in a row of several."""
     one()
     torch.cuda.synchronize()
     began = time.perf_counter()

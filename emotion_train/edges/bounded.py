@@ -390,7 +390,7 @@ def require_tensors_header(start: bytes, size: int) -> None:
 
 
 def require_tensors_file(path: Path) -> None:
-    """As `require_tensors_header`, for a file; also raises `OSError`."""
+    """Does for a file what `require_tensors_header` does for bytes; also raises `OSError`."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)

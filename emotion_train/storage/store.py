@@ -97,8 +97,8 @@ class Store(ABC):
         start: int = 0,
         if_match: str | None = None,
     ) -> T:
-        """As `read_verified`, but fills the buffer with as many bytes as it takes; `verify` gets
-        the part that was filled.
+        """Fill the buffer with as many verified bytes as it takes, read as `read_verified` does;
+        `verify` gets the part that was filled.
         """
 
         def read(look: int) -> memoryview:

@@ -59,7 +59,7 @@ def test_the_text_part_computes_what_the_multimodal_model_computes(tmp_path: Pat
 
 
 def test_the_names_that_transformers_writes_are_those_that_are_read(tmp_path: Path) -> None:
-    """Of the multimodal model and of both classifiers."""
+    """Layouts of the multimodal model and of both classifiers."""
     from transformers import AutoModelForSequenceClassification, Gemma3ForSequenceClassification
 
     _, whole = multimodal_checkpoint(tmp_path / "base", kind="gemma3_text")
