@@ -7,8 +7,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import threading
-import time
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -360,21 +358,19 @@ def test_watching_a_live_run_of_a_bucket_shows_what_comes_until_it_is_published(
 ) -> None:
     store = open_store(f"{bucket_url}/runs")
     writer = begun(store, facts=FACTS)
+    steps = iter((10, 20, 30))
 
-    def train() -> None:
-        for step in (10, 20):
-            time.sleep(0.3)
-            part = upload_part(store, "run", f"data/{writer.incarnation:08d}/{step}/x.json", b"{}")
-            writer.append("checkpoint", 0, step, (part,), {"macro_f1": step / 100})
-        writer.append("final", 1, 30, (), {"macro_f1": 0.25, "split": "test"})
+    def train_on(seconds: float) -> None:
+        step = next(steps)
+        if step == 30:
+            writer.append("final", 1, step, (), {"macro_f1": 0.25, "split": "test"})
+            return
+        part = upload_part(store, "run", f"data/{writer.incarnation:08d}/{step}/x.json", b"{}")
+        writer.append("checkpoint", 0, step, (part,), {"macro_f1": step / 100})
 
     out = io.StringIO()
-    thread = threading.Thread(target=train)
-    thread.start()
-    watch(
-        open_store(f"{bucket_url}/runs"), "run", 0.05, Console(file=out, force_terminal=terminal, width=120)
-    )
-    thread.join()
+    console = Console(file=out, force_terminal=terminal, width=120)
+    watch(open_store(f"{bucket_url}/runs"), "run", 0.05, console, sleep=train_on)
     shown = out.getvalue()
     for words in (
         "started on 2 x NVIDIA H100",
