@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from emotion_train.labelling.request import Labelled, Request, label
 from emotion_train.processes.machine import device_name, versions
+from emotion_train.processes.notices import PreemptionWatch
 
 
 def job(
@@ -38,8 +39,9 @@ def job(
     from emotion_train.evaluation.adapter import AdapterChoice
 
     loading = AdapterChoice("", tokens_per_microbatch=tokens)
-    request = Request(str(source), str(out), (str(adapter),), loading, unit_posts=unit_posts, notices="none")
-    return label(request, lambda words: None, lambda asked, folders: scorer)  # type: ignore[arg-type,return-value]
+    request = Request(str(source), str(out), (str(adapter),), loading, unit_posts=unit_posts)
+    with PreemptionWatch("none", lambda words: None) as watch:
+        return label(request, watch, lambda words: None, lambda asked, folders: scorer)  # type: ignore[arg-type,return-value]
 
 
 def write_source(path: Path, texts: Sequence[str], rows: int) -> Path:

@@ -117,9 +117,16 @@ def run(arguments: argparse.Namespace) -> int:
     error.
     """
     from emotion_train.console import counted, tell
-    from emotion_train.labelling.request import label
+    from emotion_train.processes.notices import PreemptionWatch
 
-    done = label(request_of(arguments), lambda words: tell(f"emotion-train: {words}"))
+    def say(words: str) -> None:
+        tell(f"emotion-train: {words}")
+
+    # before the imports, which take seconds: a signal among them would end the worker as a failure
+    with PreemptionWatch(arguments.notices, say) as watch:
+        from emotion_train.labelling.request import label
+
+        done = label(request_of(arguments), watch, say)
     for line in done.success.lines():
         print(line)
     if done.pace is not None and done.pace.seconds:
@@ -171,7 +178,6 @@ def request_of(arguments: argparse.Namespace) -> Request:
         unit_posts=arguments.unit_posts,
         lease_s=60 * arguments.lease_minutes,
         usd_per_hour=arguments.usd_per_hour,
-        notices=arguments.notices,
         hold_s=arguments.hold_s,
         patience_s=arguments.patience_s,
     )

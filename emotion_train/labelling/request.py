@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _MOST_REPORT_BYTES = 64 << 20
 _LOOK_EVERY_S = 0.5
-Notices = Literal["auto", "aws", "gcp", "azure", "none"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,6 @@ class Request:
     unit_posts: int = 50_000
     lease_s: float = 600.0
     usd_per_hour: float | None = None
-    notices: Notices = "auto"
     hold_s: float | None = None
     patience_s: float = 3600.0
 
@@ -99,6 +97,7 @@ class _Adapters:
 
 def label(
     request: Request,
+    watch: PreemptionWatch,
     tell: Callable[[str], None],
     make_scorer: Callable[[Request, Sequence[Path]], Scorer] | None = None,
 ) -> Labelled:
@@ -109,21 +108,20 @@ def label(
     the model; tests replace it.
     """
     _refuse_wrong(request)
-    with PreemptionWatch(request.notices, tell) as watch:
 
-        def stopping() -> bool:
-            notice = watch.notice
-            return notice is not None and notice.kind != "rebalance"
+    def stopping() -> bool:
+        notice = watch.notice
+        return notice is not None and notice.kind != "rebalance"
 
-        try:
-            return _label(request, tell, stopping, make_scorer or load_scorer)
-        except Stopped as stopped:
-            left = int(stopped.args[0]) if stopped.args else 0
-            left_units = f"{counted(left, 'unit')} left to other workers."
-            notice = watch.notice
-            tell(f"{notice.words if notice is not None else 'Told to end'}: {left_units}")
-            _hold(watch, hold_seconds(request.hold_s, os.environ))
-            raise Preempted(f"{left_units} The same command labels what is left.") from None
+    try:
+        return _label(request, tell, stopping, make_scorer or load_scorer)
+    except Stopped as stopped:
+        left = int(stopped.args[0]) if stopped.args else 0
+        left_units = f"{counted(left, 'unit')} left to other workers."
+        notice = watch.notice
+        tell(f"{notice.words if notice is not None else 'Told to end'}: {left_units}")
+        _hold(watch, hold_seconds(request.hold_s, os.environ))
+        raise Preempted(f"{left_units} The same command labels what is left.") from None
 
 
 def _refuse_wrong(request: Request) -> None:
@@ -144,6 +142,8 @@ def _label(
     stopping: Callable[[], bool],
     make_scorer: Callable[[Request, Sequence[Path]], Scorer],
 ) -> Labelled:
+    if stopping():
+        raise Stopped(0)
     store = open_store(request.out_url)
 
     def patient(what: str, action: Callable[[], T]) -> T:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -175,6 +177,27 @@ def test_a_gate_is_that_of_one_adapter(
     assert label(adapters, source, tmp_path / "out", *words) == 2
     assert "one adapter" in refusal(capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_sigterm_among_the_first_imports_ends_with_33_too(tmp_path: Path) -> None:
+    source, out = write_lines(tmp_path / "posts.jsonl", 5), tmp_path / "out"
+    program = """
+import importlib.abc, os, signal, sys
+from emotion_train.cli import main
+
+class Terminates(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "emotion_train.labelling.request":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Terminates())
+sys.exit(main(["label", *sys.argv[1:]]))
+"""
+    words = (str(source), str(out), "--adapter", str(tmp_path / "none"), "--notices", "none")
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.returncode == Preempted.exit_code, done.stderr
+    assert "0 units left to other workers" in done.stderr
+    assert not out.exists()
 
 
 @pytest.mark.usefixtures("hashed")
