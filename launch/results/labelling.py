@@ -66,7 +66,7 @@ class Status:
             lines.append(f"pace    {self.posts_per_second:,.1f} posts/s by {workers}{left}")
         if self.usd is not None:
             more = "" if self.usd_left is None else f", about ${self.usd_left:,.2f} to come"
-            lines.append(f"dollars about ${self.usd:,.2f} so far{more}")
+            lines.append(f"dollars about ${self.usd:,.2f} for the units done{more}")
         if self.often_taken:
             named = ", ".join(map(str, self.often_taken[:_NAMED]))
             lines.append(
@@ -82,8 +82,13 @@ def status_of(job: Job, board: Board, leases: Sequence[dict[str, Any]]) -> Statu
     """
     rows = [unit.rows for unit in job.units]
     known = [count for count in rows if count is not None]
-    mean = sum(known) / len(known) if known else 0
-    posts_done = sum(rows[unit] or round(mean) for unit in board.parts if unit < board.units)
+    mean = round(sum(known) / len(known)) if known else 0
+
+    def rows_of(unit: int) -> int:
+        count = rows[unit]
+        return mean if count is None else count
+
+    posts_done = sum(rows_of(unit) for unit in board.parts if unit < board.units)
     recent = {
         unit: since
         for unit, info in board.parts.items()
@@ -94,8 +99,8 @@ def status_of(job: Job, board: Board, leases: Sequence[dict[str, Any]]) -> Statu
         (board.leases[unit].first for unit in [*recent, *at_work] if unit in board.leases), default=board.now
     )
     span = min(_RECENT_S, board.now - began)
-    pace = sum(rows[unit] or mean for unit in recent) / span if recent and span > 0 else None
-    posts_left = sum(rows[unit] or mean for unit in board.left)
+    pace = sum(map(rows_of, recent)) / span if recent and span > 0 else None
+    posts_left = sum(map(rows_of, board.left))
     seconds_left = posts_left / pace if pace else None
     prices = [
         float(one["usd_per_hour"]) for one in leases if isinstance(one.get("usd_per_hour"), int | float)

@@ -39,6 +39,17 @@ def test_pace_finish_and_dollars_are_those_of_the_parts(tmp_path: Path) -> None:
     assert "4 of 10 done, 2 leased, 4 left" in status.lines()[0]
 
 
+def test_a_unit_without_posts_counts_none(tmp_path: Path) -> None:
+    job, _ = make_job(FolderStore(tmp_path / "out"), str(write_lines(tmp_path / "posts.jsonl", 300)), 100)
+    job = job.model_copy(update={"units": (*job.units[:2], job.units[2].model_copy(update={"rows": 0}))})
+    parts = {unit: ObjectInfo(f"part-{unit:08d}.parquet", 9, None, 1050.0) for unit in (0, 2)}
+    leases = {unit: Standing(0, 1000.0, 1000.0, False) for unit in (0, 2)}
+    status = status_of(job, Board(3, 60.0, 1100.0, parts, leases, False), [])
+    assert status.posts_done == 100
+    assert status.posts_per_second == pytest.approx(1.0)
+    assert status.seconds_left == pytest.approx(100.0)
+
+
 def test_a_job_is_watched_until_it_is_done(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "out")
     job, found = make_job(store, str(write_lines(tmp_path / "posts.jsonl", 100)), 50)
