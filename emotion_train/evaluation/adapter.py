@@ -141,7 +141,8 @@ class Classifier:
 
         `accept_precision`: also say whether each answer is accepted, as `Decision.accepted` does.
         `raw`: give the probabilities without the temperature; answers stay. Raises `WrongRequest`
-        for anything but a list of texts, for an empty text, and where `Decision.accept_above` does.
+        for anything but a list of texts, for one that mending leaves empty, and where
+        `Decision.accept_above` does.
         """
         from emotion_train.evaluation.unlabelled import mended
 

@@ -250,7 +250,7 @@ def test_a_config_that_says_whether_to_recompute_is_planned_so(given: str) -> No
 
 
 @pytest.mark.parametrize("batch", [64, 448, 4096])
-def test_a_run_takes_the_micro_batch_that_the_plan_reckons_with(batch: int) -> None:
+def test_a_run_takes_the_micro_batch_of_the_plan(batch: int) -> None:
     config, work = some_config(f"train.global_batch_size={batch}"), some_work(batch)
     for kind, count in product(PLANNED, (1, 4)):
         planned = best_settings(config, MISTRAL_SMALL, work, kind, count, Offer(), Spot(), "nf4")
