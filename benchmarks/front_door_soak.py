@@ -61,9 +61,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
-from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.errors import EmotionTrainError
+from emotion_train.preparation.steps import prepare
 from emotion_train.report.schema import Report
 from emotion_train.runs.checkpoint import read_saved
 from emotion_train.runs.log import Entry, read_log, read_part

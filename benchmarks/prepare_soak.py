@@ -40,8 +40,8 @@ from soak_page import markdown, tell
 
 from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.data.objects import look_at_objects
-from emotion_train.data.preparation import prepare
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
@@ -56,7 +56,7 @@ KILLED = -9
 # The control: an object's name has no hash, and what is there is replaced.
 OVERWRITING = """
 import re, sys
-from emotion_train.data import shards
+from emotion_train.preparation import shards
 def publish(writer, path, described):
     key = re.sub("-[0-9a-f]{16}(?=[.]parquet)", "", described.key)
     etag = None if writer._store is None else writer._store.write(key, path).etag

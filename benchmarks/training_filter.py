@@ -19,8 +19,8 @@ import numpy as np
 from prepare_rows import write_posts
 
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.text_filter import TextFilter, filter_of_split, keys_of
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.open import open_store
 
 

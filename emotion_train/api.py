@@ -29,7 +29,7 @@ from emotion_train.processes.borrowed import borrowed
 from emotion_train.processes.systems import require_system
 
 if TYPE_CHECKING:
-    from emotion_train.data.preparation import PrepareResult
+    from emotion_train.preparation.steps import PrepareResult
     from emotion_train.report.schema import Scorecard
 
 __all__ = [
@@ -70,12 +70,13 @@ def prepare_posts(
     """Turn posts into a data set, as `emotion-train prepare` does, and return its index and
     findings.
 
-    `options` are the fields of `emotion_train.data.preparation.Options`: the options of the verb,
-    with underscores, and `labels` as a tuple of names. Raises `WrongRequest` for posts that cannot
+    `options` are the fields of `emotion_train.preparation.options.Options`: those of the verb, with
+    underscores, and `labels` as a tuple of names. Raises `WrongRequest` for posts that cannot
     be used, and for another data set at `data_url`; `StorageError` for a store that refuses or does
     not answer.
     """
-    from emotion_train.data.preparation import Options, prepare
+    from emotion_train.preparation.options import Options
+    from emotion_train.preparation.steps import prepare
 
     if unknown := sorted(options.keys() - Options.__dataclass_fields__.keys()):
         raise WrongRequest(

@@ -200,7 +200,7 @@ def _there_already(store: Store, made_by: dict[str, Any]) -> Index | None:
     """The finished data set of the same command, None where there is none. Raises `WrongRequest`
     for another data set.
     """
-    from emotion_train.data.existing import existing_index
+    from emotion_train.preparation.existing import existing_index
 
     there = existing_index(store)
     if there is None:

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emotion_train.data.index import SPLITS, Index
-from emotion_train.data.preparation import Options, PrepareResult, prepare
 from emotion_train.data.targets import KINDS
+from emotion_train.preparation.options import Options
+from emotion_train.preparation.steps import PrepareResult, prepare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -392,7 +393,7 @@ def _wanted(index: Index) -> dict[tuple[str, int], int]:
     """The number of posts that each split made here should get of each label, by split and
     label.
     """
-    from emotion_train.data.stratify import quotas
+    from emotion_train.preparation.stratify import quotas
 
     asked = {name: index.source.get(f"{name}_fraction") for name in ("validation", "test")}
     fractions = {name: float(share) for name, share in asked.items() if share}

@@ -216,11 +216,11 @@ MUTANTS = [
     ),
     Mutant(
         "a text that is scored is no auxiliary post",
-        "emotion_train/data/auxiliary.py",
+        "emotion_train/preparation/auxiliary.py",
         "AuxiliaryPosts._staying",
         "new_N = ~np.isin(rows.column('key0').to_numpy(), taken)",
         "new_N = np.ones(len(rows), bool)",
-        "tests/emotion_train/data/test_auxiliary_posts.py::"
+        "tests/emotion_train/preparation/test_auxiliary_posts.py::"
         "test_a_text_that_stands_elsewhere_is_no_auxiliary_post_and_of_its_own_rows_the_mean_stays",
     ),
     Mutant(
@@ -235,11 +235,11 @@ MUTANTS = [
     # distillation
     Mutant(
         "a data set of other auxiliary posts is not taken for the same",
-        "emotion_train/data/derived.py",
+        "emotion_train/preparation/derived.py",
         "create_index",
         "not same_posts(read_index(store), made)",
         "read_index(store).splits != made.splits",
-        "tests/emotion_train/data/test_auxiliary_posts.py::"
+        "tests/emotion_train/preparation/test_auxiliary_posts.py::"
         "test_derived_data_sets_that_differ_in_auxiliary_posts_or_labels_alone_are_not_the_same",
     ),
     Mutant(
@@ -271,7 +271,7 @@ MUTANTS = [
     ),
     Mutant(
         "a teacher is not trained on the fold that it answers",
-        "emotion_train/data/folds.py",
+        "emotion_train/preparation/folds.py",
         "write_fold",
         "np.flatnonzero(fold_N != fold)",
         "np.flatnonzero(fold_N >= 0)",
@@ -341,19 +341,19 @@ MUTANTS = [
     ),
     Mutant(
         "a correction changes only the label that was corrected",
-        "emotion_train/data/corrections.py",
+        "emotion_train/preparation/corrections.py",
         "Corrector._after",
         "elif codes == old:",
         "elif True:",
-        "tests/emotion_train/data/test_corrections.py::test_what_fits_no_post_is_told_with_its_row",
+        "tests/emotion_train/preparation/test_corrections.py::test_what_fits_no_post_is_told_with_its_row",
     ),
     Mutant(
         "rows that contradict each other are refused",
-        "emotion_train/data/corrections.py",
+        "emotion_train/preparation/corrections.py",
         "_refuse_contradictions",
         "!= (one.label, one.corrected)",
         "== ('', '')",
-        "tests/emotion_train/data/test_corrections.py::test_contradictions_and_unknown_labels_are_refused",
+        "tests/emotion_train/preparation/test_corrections.py::test_contradictions_and_unknown_labels_are_refused",
     ),
     Mutant(
         "a slice is scored over the labels that it has",
@@ -526,11 +526,11 @@ MUTANTS = [
     # several labels, thresholds, figures
     Mutant(
         "labels that are two posts off are mended",
-        "emotion_train/data/label_sets.py",
+        "emotion_train/preparation/label_sets.py",
         "shared_out",
         "plan.repair()",
         "pass",
-        "tests/emotion_train/data/test_label_sets.py"
+        "tests/emotion_train/preparation/test_label_sets.py"
         "::test_a_label_that_the_first_passes_leave_two_posts_off_is_mended",
     ),
     Mutant(
@@ -539,7 +539,7 @@ MUTANTS = [
         "_is_hidden",
         "word.strip().upper() == 'NONE'",
         "False",
-        "tests/emotion_train/data/test_prepare_targets.py"
+        "tests/emotion_train/preparation/test_prepare_targets.py"
         "::test_labels_that_are_hidden_are_refused_by_what_they_are[several]",
     ),
     Mutant(
@@ -1573,7 +1573,7 @@ MUTANTS = [
     # a prepared data set
     Mutant(
         "an object's name holds a hash of its bytes",
-        "emotion_train/data/shards.py",
+        "emotion_train/preparation/shards.py",
         "SplitWriter._close_object",
         "-{sha256[:16]}.parquet",
         ".parquet",
@@ -1581,7 +1581,7 @@ MUTANTS = [
     ),
     Mutant(
         "an object with other bytes is not taken over",
-        "emotion_train/data/shards.py",
+        "emotion_train/preparation/shards.py",
         "place",
         "if store.holds(key, path):",
         "if True:",
@@ -1589,7 +1589,7 @@ MUTANTS = [
     ),
     Mutant(
         "the loser of a race compares its data set with the winner's",
-        "emotion_train/data/existing.py",
+        "emotion_train/preparation/existing.py",
         "_refuse_another",
         "if _content(existing) == _content(index):",
         "if True:",
@@ -1597,7 +1597,7 @@ MUTANTS = [
     ),
     Mutant(
         "every object is looked at before a data set is said to be there",
-        "emotion_train/data/existing.py",
+        "emotion_train/preparation/existing.py",
         "restore",
         "found = look_at_objects(store, existing)",
         "found = look_at_objects(store, existing.model_copy(update={'splits': {}}))",
@@ -1617,16 +1617,16 @@ MUTANTS = [
         "PostTargets.joined",
         "2 * votes >= members_G[group]",
         "2 * votes > members_G[group]",
-        "tests/emotion_train/data/test_prepare_targets.py"
+        "tests/emotion_train/preparation/test_prepare_targets.py"
         "::test_annotators_become_shares_or_the_labels_that_half_gave[True]",
     ),
     Mutant(
         "an annotator has one vote",
-        "emotion_train/data/annotations.py",
+        "emotion_train/preparation/annotations.py",
         "joined",
         "counts_N[answers[_changes(answers, post_N, column['annotator'])]] = True",
         "counts_N[answers] = True",
-        "tests/emotion_train/data/test_prepare_targets.py::test_an_annotator_has_one_vote",
+        "tests/emotion_train/preparation/test_prepare_targets.py::test_an_annotator_has_one_vote",
     ),
     Mutant(
         "a weight of 0 is refused",
@@ -1634,7 +1634,7 @@ MUTANTS = [
         "weights_of",
         "~(weight_N > 0)",
         "weight_N < 0",
-        "tests/emotion_train/data/test_prepare_targets.py::test_a_weight_that_is_no_number_above_0_is_refused[0]",
+        "tests/emotion_train/preparation/test_prepare_targets.py::test_a_weight_that_is_no_number_above_0_is_refused[0]",
     ),
     # what others wrote
     Mutant(

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emotion_train.data.derived import copied, copied_auxiliary, create_index, versions_now
 from emotion_train.data.index import SPLITS, Index, Split
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.targets import SOFT, SOURCE, WEIGHT, Target, largest, requires
 from emotion_train.errors import WrongRequest
 from emotion_train.hosted.prompts import TrainingPosts
+from emotion_train.preparation.derived import copied, copied_auxiliary, create_index, versions_now
 from emotion_train.storage.store import Store
 
 _ROWS_PER_OBJECT = 262_144
@@ -87,7 +87,7 @@ def _write_train(
 ) -> Split:
     import pyarrow as pa
 
-    from emotion_train.data.shards import SplitWriter, schema_of
+    from emotion_train.preparation.shards import SplitWriter, schema_of
 
     rows: list[tuple[str, str, Target, float, str]] = [
         (*post, "") for post in zip(posts.ids, posts.texts, posts.targets, posts.weights, strict=True)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emotion_train.data.corrections import COLUMNS, spelled_labels
 from emotion_train.edges.spreadsheet import harmless
 from emotion_train.evaluation.mislabelled import doubts
 from emotion_train.evaluation.predictions import AnyPredictions, SetPredictions
+from emotion_train.preparation.corrections import COLUMNS, spelled_labels
 from emotion_train.report.schema import Doubted, Example, Mislabelled, Mistakes
 
 if TYPE_CHECKING:

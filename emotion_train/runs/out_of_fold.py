@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from emotion_train.data.folds import folds_of_texts
 from emotion_train.data.index import Index
 from emotion_train.data.reader import Rows
 from emotion_train.edges.bounded import object_in
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.decision import DECISION, Decision
 from emotion_train.evaluation.predictions import any_predictions_from_parquet, predictions_key
+from emotion_train.preparation.folds import folds_of_texts
 from emotion_train.runs.log import Entry, final_entry, read_log, read_part
 from emotion_train.storage.store import Store
 

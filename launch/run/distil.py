@@ -181,8 +181,8 @@ def _lines_of(plan: Plan) -> list[str]:
 
 
 def _training_posts(source: Store, index: Index, plan: Plan) -> Rows:
-    from emotion_train.data.derived import read_split
-    from emotion_train.data.folds import require_foldable
+    from emotion_train.preparation.derived import read_split
+    from emotion_train.preparation.folds import require_foldable
 
     rows = read_split(source, index, "train")
     require_foldable(index, rows, plan.folds, plan.config.data.url)
@@ -190,7 +190,7 @@ def _training_posts(source: Store, index: Index, plan: Plan) -> Rows:
 
 
 def _make_folds(source: Store, index: Index, rows: Rows, plan: Plan) -> None:
-    from emotion_train.data.folds import write_fold
+    from emotion_train.preparation.folds import write_fold
 
     for fold in range(plan.folds):
         store = open_store(plan.fold_url(fold))
@@ -201,7 +201,7 @@ def _make_folds(source: Store, index: Index, rows: Rows, plan: Plan) -> None:
 
 
 def _make_soft(source: Store, index: Index, rows: Rows, plan: Plan) -> None:
-    from emotion_train.data.folds import write_soft
+    from emotion_train.preparation.folds import write_soft
     from emotion_train.runs.out_of_fold import out_of_fold
 
     store = open_store(plan.soft_url)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emotion_train.data.preparation import prepare
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.local_s3 import LocalS3
 from tests.helpers.launcher import Launcher
 from tests.helpers.slurm_site import MISSING_VARIABLE, SITE_VARIABLE, Site

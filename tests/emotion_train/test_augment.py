@@ -22,7 +22,6 @@ pytest.importorskip("openai")
 from emotion_train import cli
 from emotion_train.data.cleaning import normalised
 from emotion_train.data.index import Index, limited, read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.targets import TargetKind
 from emotion_train.errors import WrongRequest
@@ -31,6 +30,7 @@ from emotion_train.hosted.prompts import TrainingPosts
 from emotion_train.hosted.similar import Shingles, first_of_near, nearest
 from emotion_train.hosted.synthetic import folds, plan, posts_in, wishes
 from emotion_train.model.loss import class_weights
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.folder import FolderStore
 from tests.helpers.fake_llm import KEY, USD_IN, USD_OUT, FakeLLM
 from tests.helpers.other_targets import relabel

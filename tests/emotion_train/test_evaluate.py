@@ -19,11 +19,11 @@ from scipy.special import softmax
 from emotion_train import cli as train_cli
 from emotion_train.api import evaluate_adapter
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.text_filter import FILE_NAME, TextFilter, filter_of_split
 from emotion_train.evaluation.floors import TFIDF
 from emotion_train.evaluation.predictions import predictions_from_parquet
 from emotion_train.model.facts import WEIGHTS
+from emotion_train.preparation.steps import prepare
 from emotion_train.report.schema import Scorecard
 from emotion_train.runs.log import final_entry, read_part
 from emotion_train.runs.origin import NotInReach, Origin

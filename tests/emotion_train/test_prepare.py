@@ -28,15 +28,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emotion_train.cli import main
-from emotion_train.data import spill
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader
-from emotion_train.data.shards import balanced
-from emotion_train.data.stratify import DRAW, quotas, thresholds
 from emotion_train.data.targets import largest
 from emotion_train.edges import hub
 from emotion_train.errors import StorageError, WrongRequest
+from emotion_train.preparation import work
+from emotion_train.preparation.shards import balanced
+from emotion_train.preparation.spill import partitions_for
+from emotion_train.preparation.steps import prepare
+from emotion_train.preparation.stratify import DRAW, quotas, thresholds
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo, Store
@@ -203,7 +204,7 @@ def test_a_bucket_holds_the_bytes_of_a_folder(tmp_path: Path, own_bucket_url: st
 
 def test_little_memory_gives_the_same_bytes(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "posts.csv", [(text * 10, label) for text, label in some_rows(20_000)])
-    assert spill.partitions_for(source.stat().st_size, 16 << 20) > 2
+    assert partitions_for(source.stat().st_size, 16 << 20) > 2
     for memory_mb in (16, 1024):
         prepare(source, str(tmp_path / str(memory_mb)), memory_mb=memory_mb)
     assert contents(tmp_path / "16") == contents(tmp_path / "1024")
@@ -254,7 +255,7 @@ def test_splits_are_disjoint_complete_and_the_same_for_any_memory(
     source = write_csv(folder / "p.csv", [row if names[0] else row[:2] for row in rows], header)
     with pytest.MonkeyPatch.context() as patch:
         for partitions in (1, 8):
-            patch.setattr(spill, "partitions_for", lambda *_, partitions=partitions: partitions)
+            patch.setattr(work, "partitions_for", lambda *_, partitions=partitions: partitions)
             prepare(source, str(folder / str(partitions)))
     assert contents(folder / "1") == contents(folder / "8")
 
@@ -782,7 +783,7 @@ def test_a_killed_run_is_repeated_over_its_leftovers(tmp_path: Path, bucket_url:
         "import os, signal, sys, emotion_train.storage.s3 as s\ncreate = s.S3Store.create\n"
         "s.S3Store.create = lambda store, key, data: os.kill(os.getpid(), signal.SIGKILL)"
         " if key == 'index.json' else create(store, key, data)\n"
-        "from emotion_train.data.preparation import prepare;"
+        "from emotion_train.preparation.steps import prepare;"
         " prepare(sys.argv[1], sys.argv[2], rows_per_group=512, rows_per_object=512)"
     )
     assert (

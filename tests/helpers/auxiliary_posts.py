@@ -8,8 +8,8 @@ from pathlib import Path
 
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import Index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.targets import TargetKind
+from emotion_train.preparation.steps import prepare
 from tests.helpers.tiny_models import causal_checkpoint
 from tests.helpers.tiny_runs import SIZES, WORDS, tiny_words, write_posts
 

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from emotion_train.data.index import Index, read_index
-from emotion_train.data.shards import SplitWriter, schema_of
 from emotion_train.data.targets import Target, TargetKind, largest, requires
 from emotion_train.evaluation.floors import posts
+from emotion_train.preparation.shards import SplitWriter, schema_of
 from emotion_train.storage.folder import FolderStore
 from tests.helpers.tiny_runs import tiny_config
 

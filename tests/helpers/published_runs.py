@@ -14,11 +14,11 @@ import numpy as np
 
 from emotion_train.config import load_config
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.targets import largest
 from emotion_train.evaluation.floors import posts
 from emotion_train.evaluation.metrics import confusion
 from emotion_train.evaluation.predictions import Predictions
+from emotion_train.preparation.steps import prepare
 from emotion_train.report.figures import Measured, SplitResult, build_report, dataset_facts
 from emotion_train.report.schema import Identity
 from emotion_train.runs.log import Writer

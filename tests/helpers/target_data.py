@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from emotion_train.data.index import Index
-from emotion_train.data.shards import SplitWriter, schema_of
 from emotion_train.data.targets import Target, TargetKind, requires
+from emotion_train.preparation.shards import SplitWriter, schema_of
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 

@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from emotion_train.bases.files import BaseFiles
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import limited, read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.model.load import read_config
+from emotion_train.preparation.steps import prepare
 from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.notices import Notice
 from emotion_train.processes.ranks import Ranks

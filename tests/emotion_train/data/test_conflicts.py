@@ -22,8 +22,8 @@ from emotion_train.cli import main
 from emotion_train.data.cleaning import DROPPED, REFUSED, SPLIT_CODES
 from emotion_train.data.conflicts import POLICIES, Choice, Policy, choose
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import PrepareResult, prepare
 from emotion_train.errors import WrongRequest
+from emotion_train.preparation.steps import PrepareResult, prepare
 from emotion_train.storage.open import open_store
 
 Row = tuple[int, int, int]  # text, split code, label code; its place is its position
@@ -255,12 +255,12 @@ def of(result: PrepareResult) -> tuple[Any, ...]:
 def test_little_memory_counts_the_same_votes_and_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emotion_train.data import spill
+    from emotion_train.preparation import work
 
     source = write_posts(tmp_path / "posts.csv", crowd(3000, seed=5))
     results = []
     for partitions in (1, 16):
-        monkeypatch.setattr(spill, "partitions_for", lambda *_, partitions=partitions: partitions)
+        monkeypatch.setattr(work, "partitions_for", lambda *_, partitions=partitions: partitions)
         results.append(prepare(source, str(tmp_path / str(partitions)), on_bad="drop"))
     one, many = (
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

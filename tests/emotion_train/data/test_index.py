@@ -14,11 +14,11 @@ import pytest
 
 from emotion_train.cli import main
 from emotion_train.data.index import FEATURES, FIRST, SCHEMA, Index, limited, read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.targets import Target, largest
 from emotion_train.edges.bounded import MAX_DEPTH
 from emotion_train.errors import WrongRequest
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.document import digest_of
 from emotion_train.storage.folder import FolderStore
 from tests.helpers.tiny_runs import write_posts

@@ -18,7 +18,7 @@ from emotion_train.cli import main
 from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules
 from emotion_train.data.index import read_index
 from emotion_train.data.labels import MAX_LABEL_CHARS, LabelNames, number, trimmed
-from emotion_train.data.preparation import prepare
+from emotion_train.preparation.steps import prepare
 from emotion_train.sources.posts import SEVERAL, Batch
 from emotion_train.storage.open import open_store
 from tests.emotion_train.test_prepare import LABELS, all_posts, contents, refusal, some_rows, write_csv

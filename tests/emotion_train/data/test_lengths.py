@@ -24,9 +24,9 @@ from emotion_train.data.lengths import (
     estimated,
     recorded,
 )
-from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import sample_texts
-from emotion_train.data.spill import partitions_for
+from emotion_train.preparation.spill import partitions_for
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.open import open_store
 from tests.helpers.edited_index import sealed
 

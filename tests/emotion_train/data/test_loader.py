@@ -20,12 +20,12 @@ from emotion_train.data.index import Index, read_index
 from emotion_train.data.lengths import Lengths
 from emotion_train.data.loader import Encoder, Loader, StepBatch, encoder_threads
 from emotion_train.data.order import Order
-from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader, sample_texts
 from emotion_train.data.targets import largest
 from emotion_train.data.tokenization import CountingTokenizer, PostTokenizer
 from emotion_train.errors import ObjectNotFound, StorageError, WrongRequest
 from emotion_train.evaluation.floors import posts, tfidf_predictions
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store

@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 
 from emotion_train.cli import main
-from emotion_train.data import objects, preparation
-from emotion_train.data.existing import existing_index
+from emotion_train.data import objects
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.objects import look_at_objects
-from emotion_train.data.preparation import PrepareResult, prepare
 from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.preparation import steps
+from emotion_train.preparation.existing import existing_index
+from emotion_train.preparation.steps import PrepareResult, prepare
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from launch.check.dataset import check_objects
@@ -72,12 +73,12 @@ def with_another_in_between(monkeypatch: pytest.MonkeyPatch, other: Callable[[],
     look = existing_index
 
     def look_then_other(store: Store) -> Index | None:
-        monkeypatch.setattr(preparation, "existing_index", look)
+        monkeypatch.setattr(steps, "existing_index", look)
         there = look(store)
         other()
         return there
 
-    monkeypatch.setattr(preparation, "existing_index", look_then_other)
+    monkeypatch.setattr(steps, "existing_index", look_then_other)
 
 
 def test_of_two_sources_at_once_the_winner_s_data_set_stays_whole(

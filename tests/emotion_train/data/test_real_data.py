@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.floors import posts
+from emotion_train.preparation.steps import prepare
 from emotion_train.sources.open import open_source
 from emotion_train.sources.posts import Columns
 from emotion_train.storage.open import open_store

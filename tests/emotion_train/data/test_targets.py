@@ -12,9 +12,9 @@ import pytest
 
 from emotion_train.data.index import Index, limited, read_index
 from emotion_train.data.reader import RowGroupReader
-from emotion_train.data.shards import SplitWriter, schema_of
 from emotion_train.data.targets import KINDS, Target, TargetKind, is_target, kind_of, largest, requires
 from emotion_train.errors import WrongRequest
+from emotion_train.preparation.shards import SplitWriter, schema_of
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.text_filter import (
     FALSE_POSITIVES,
     FILE_NAME,
@@ -24,6 +23,7 @@ from emotion_train.data.text_filter import (
     keys_of,
 )
 from emotion_train.errors import WrongRequest
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.open import open_store
 from tests.helpers.tiny_runs import write_posts
 

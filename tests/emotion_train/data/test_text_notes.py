@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from emotion_train.cli import main
 from emotion_train.data import text_notes
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import prepare
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.open import open_store
 from tests.emotion_train.test_prepare import all_posts, contents, refusal, some_rows, write_csv
 

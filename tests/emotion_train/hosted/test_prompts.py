@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.errors import WrongRequest
 from emotion_train.hosted.prompts import (
     TrainingPosts,
@@ -17,6 +16,7 @@ from emotion_train.hosted.prompts import (
     read_definitions,
     read_template,
 )
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.folder import FolderStore
 from tests.helpers.tiny_runs import write_posts
 

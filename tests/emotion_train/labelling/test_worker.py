@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from emotion_train.data.preparation import prepare
 from emotion_train.errors import AlreadyExists, Damaged, StorageError, WrongRequest
 from emotion_train.evaluation.decision import Decision
 from emotion_train.labelling.job import SUCCESS, Reading
 from emotion_train.labelling.leases import Board, Leases
 from emotion_train.labelling.worker import Stopped
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage import patience
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store

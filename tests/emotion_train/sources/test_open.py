@@ -19,9 +19,9 @@ import pytest
 from emotion_train.cli import main
 from emotion_train.data.cleaning import DROPPED, PASSED_OVER, REFUSED
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.edges import hub
 from emotion_train.errors import WrongRequest
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo, Store

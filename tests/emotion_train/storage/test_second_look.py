@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from emotion_train.bases.staged import StagedBase, StagedIndex, read_staged_index
 from emotion_train.data.index import Index, read_index
 from emotion_train.data.objects import look_at_objects
-from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader
-from emotion_train.data.shards import place
 from emotion_train.errors import Damaged, EmotionTrainError, StorageError
 from emotion_train.model import built_kernels
 from emotion_train.model.built_kernels import BuiltKernels
 from emotion_train.model.staged_weights import staged_tensors
 from emotion_train.model.staging import ObjectWriter
+from emotion_train.preparation.shards import place
+from emotion_train.preparation.steps import prepare
 from emotion_train.runs import published
 from emotion_train.runs.log import Entry, Writer, read_log, read_part, require_conditional_writes, upload_part
 from emotion_train.stage_base import stage

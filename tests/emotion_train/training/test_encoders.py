@@ -22,7 +22,6 @@ from emotion_train.bases.encoders import ENCODERS
 from emotion_train.config import Config, load_config
 from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
-from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
@@ -38,6 +37,7 @@ from emotion_train.model.lora import (
     with_temperature,
 )
 from emotion_train.model.loss import class_weights
+from emotion_train.preparation.steps import prepare
 from emotion_train.report.schema import Report
 from emotion_train.runs.parent import refuse_unfit
 from emotion_train.runs.published import download

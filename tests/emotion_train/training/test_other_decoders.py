@@ -14,10 +14,10 @@ import torch
 
 from emotion_train import cli
 from emotion_train.config import load_config
-from emotion_train.data.preparation import prepare
 from emotion_train.evaluation.adapter import AdapterChoice, open_classifier
 from emotion_train.export import export
 from emotion_train.model.lora import adapter_state
+from emotion_train.preparation.steps import prepare
 from emotion_train.runs.published import download
 from emotion_train.training.engines import Kind
 from tests.helpers.many_processes import Crew, Leg, some_steps

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from emotion_train import cli
-from emotion_train.data.preparation import prepare
 from emotion_train.errors import Fenced, ObjectChanged, Preempted, StorageError, WrongRequest
 from emotion_train.model.load import read_config
 from emotion_train.model.lora import adapter_state
+from emotion_train.preparation.steps import prepare
 from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.notices import Notice
 from emotion_train.processes.ranks import Ranks

@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from emotion_train import api
 from emotion_train import cli as train_cli
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.decision import DECISION
 from emotion_train.evaluation.floors import posts
 from emotion_train.evaluation.predictions import predictions_from_parquet
 from emotion_train.model.facts import WEIGHTS
 from emotion_train.model.lora import adapter_state, with_temperature
+from emotion_train.preparation.steps import prepare
 from emotion_train.report.schema import Report
 from emotion_train.runs.log import read_log
 from emotion_train.storage.open import open_store

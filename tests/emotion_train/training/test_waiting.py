@@ -19,8 +19,8 @@ import pytest
 
 from emotion_train import cli as train_cli
 from emotion_train import train
-from emotion_train.data.preparation import prepare
 from emotion_train.errors import EmotionTrainError, NotStarted, Preempted, StorageError, WrongRequest
+from emotion_train.preparation.steps import prepare
 from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.notices import Notice
 from emotion_train.processes.ranks import Ranks

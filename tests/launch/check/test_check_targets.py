@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from emotion_train.config import load_config
-from emotion_train.data.auxiliary import AuxiliaryPosts
 from emotion_train.data.index import read_index
 from emotion_train.data.targets import TargetKind
 from emotion_train.errors import WrongRequest
+from emotion_train.preparation.auxiliary import AuxiliaryPosts
 from emotion_train.storage.open import open_store
 from launch.check.dataset import Doubt, check_data, check_labels, check_overlap
 from launch.workload import work_of

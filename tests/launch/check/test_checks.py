@@ -18,9 +18,9 @@ import pytest
 from emotion_train.config import load_config
 from emotion_train.data.index import Split, read_index
 from emotion_train.data.lengths import RECORDED
-from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import sample_texts
 from emotion_train.errors import WrongRequest
+from emotion_train.preparation.steps import prepare
 from emotion_train.runs.log import Writer
 from emotion_train.stage_base import stage
 from emotion_train.storage.open import open_store

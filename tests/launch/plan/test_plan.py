@@ -24,9 +24,9 @@ import yaml
 
 from emotion_train.config import Config, LoraSection, example_config, load_config
 from emotion_train.data.index import read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
+from emotion_train.preparation.steps import prepare
 from emotion_train.sizing.fit import Layout, MicroBatch, largest_microbatch
 from emotion_train.sizing.memory import cut_bytes, estimate, usable_bytes
 from emotion_train.sizing.recipe import Recipe

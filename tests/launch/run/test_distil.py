@@ -17,14 +17,14 @@ from scipy.special import softmax
 
 from emotion_train import cli as train_cli
 from emotion_train.config import load_config
-from emotion_train.data.derived import read_split
-from emotion_train.data.folds import folds_of_texts, require_foldable, softened, write_fold, write_soft
 from emotion_train.data.index import Index, read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.text_filter import TextFilter, keys_of
 from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.evaluation.predictions import Predictions, predictions_from_parquet
 from emotion_train.model.facts import read_facts
+from emotion_train.preparation.derived import read_split
+from emotion_train.preparation.folds import folds_of_texts, require_foldable, softened, write_fold, write_soft
+from emotion_train.preparation.steps import prepare
 from emotion_train.runs.adapter_cache import find_adapter
 from emotion_train.runs.log import final_entry, read_log, read_part
 from emotion_train.runs.published import training_filter

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from emotion_train.data.stratify import quotas
 from emotion_train.data.target_columns import PostTargets
+from emotion_train.preparation.stratify import quotas
 
 MAX_SETS = 1 << 14
 _MOST_KEPT = 8  # rarest labels, when all labels of a post are too many

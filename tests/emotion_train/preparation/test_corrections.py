@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from emotion_train import cli
-from emotion_train.data.corrections import read_corrections, spelled_labels
 from emotion_train.data.index import Index
-from emotion_train.data.preparation import PrepareResult, prepare
 from emotion_train.data.targets import Target
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.floors import posts
+from emotion_train.preparation.corrections import read_corrections, spelled_labels
+from emotion_train.preparation.steps import PrepareResult, prepare
 from emotion_train.storage.open import open_store
 
 LABELS = ("anger", "fear", "joy")

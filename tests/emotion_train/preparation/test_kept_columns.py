@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from emotion_train.data.index import read_index, require_slices
-from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader, kept_values, texts_of
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.floors import posts
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.open import open_store
 
 LABELS = ("anger", "joy")

@@ -22,11 +22,11 @@ from emotion_train.data.cleaning import files_of
 from emotion_train.data.conflicts import BY_DEFAULT, settle
 from emotion_train.data.index import Auxiliary, KnownLabels, has_control
 from emotion_train.data.labels import MAX_LABELS, LabelNames, means_missing, number, trimmed
-from emotion_train.data.shards import SplitWriter, schema_of
-from emotion_train.data.spill import Spill, partition_of
 from emotion_train.data.target_columns import PostTargets
 from emotion_train.data.targets import KNOWN, WEIGHT, TargetKind
 from emotion_train.errors import WrongRequest
+from emotion_train.preparation.shards import SplitWriter, schema_of
+from emotion_train.preparation.spill import Spill, partition_of
 
 Note = Callable[[str, Any], None]
 

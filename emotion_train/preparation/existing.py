@@ -25,7 +25,7 @@ def restore(store: Store, existing: Index, index: Index, folder: Path) -> int:
     Raises `WrongRequest` for another data set, and for an object that has other bytes.
     """
     from emotion_train.data.objects import look_at_objects
-    from emotion_train.data.shards import local_file, place
+    from emotion_train.preparation.shards import local_file, place
 
     _refuse_another(store, existing, index)
     found = look_at_objects(store, existing)

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from emotion_train.cli import main
-from emotion_train.data import spill
 from emotion_train.data.index import read_index
 from emotion_train.data.labels import LabelNames
-from emotion_train.data.preparation import prepare
-from emotion_train.data.stratify import DRAW, quotas, thresholds
 from emotion_train.data.target_values import form_of
+from emotion_train.preparation import work
+from emotion_train.preparation.steps import prepare
+from emotion_train.preparation.stratify import DRAW, quotas, thresholds
 from emotion_train.sources.posts import SEVERAL
 from emotion_train.storage.open import open_store
 from tests.emotion_train.test_prepare import contents, refusal, write_csv
@@ -469,7 +469,7 @@ def test_little_memory_gives_the_same_bytes(
     for name, options in (("joined", {"annotations_by": "who"}), ("plain", {})):
         results = []
         for partitions in (1, 16):
-            monkeypatch.setattr(spill, "partitions_for", lambda *_, partitions=partitions: partitions)
+            monkeypatch.setattr(work, "partitions_for", lambda *_, partitions=partitions: partitions)
             out = tmp_path / f"{name}{partitions}"
             prepare(source, str(out), targets=kind, on_bad="drop", **options)
             results.append(contents(out))

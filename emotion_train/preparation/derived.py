@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from emotion_train.data.existing import same_posts
 from emotion_train.data.index import INDEX_KEY, Auxiliary, Index, Split, read_index
 from emotion_train.data.reader import RowGroupReader, Rows
-from emotion_train.data.shards import SplitWriter, place, schema_of
 from emotion_train.data.targets import WEIGHT, TargetKind, kept_name, largest
 from emotion_train.errors import AlreadyExists, StorageError, WrongRequest
+from emotion_train.preparation.existing import same_posts
+from emotion_train.preparation.shards import SplitWriter, place, schema_of
 from emotion_train.storage.document import version_of
 from emotion_train.storage.store import Store
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emotion_train.data import label_sets
-from emotion_train.data.label_sets import LabelSet, LabelSets, shared_out
-from emotion_train.data.stratify import quotas
 from emotion_train.data.target_columns import PostTargets
+from emotion_train.preparation import label_sets
+from emotion_train.preparation.label_sets import LabelSet, LabelSets, shared_out
+from emotion_train.preparation.stratify import quotas
 
 DATA = Path(os.environ.get("EMOTION_DATA_DIR", "nowhere"))
 FRACTIONS = [(0.1, 0.1), (0.1, 0.2), (0.2, 0.0), (0.05, 0.05), (0.3, 0.3)]

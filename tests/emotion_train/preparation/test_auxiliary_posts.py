@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from emotion_train.cli import main
-from emotion_train.data import spill
-from emotion_train.data.derived import read_split
-from emotion_train.data.existing import existing_index
-from emotion_train.data.folds import write_fold, write_soft
 from emotion_train.data.index import Index, limited, read_index
-from emotion_train.data.preparation import prepare
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.errors import WrongRequest
+from emotion_train.preparation import work
+from emotion_train.preparation.derived import read_split
+from emotion_train.preparation.existing import existing_index
+from emotion_train.preparation.folds import write_fold, write_soft
+from emotion_train.preparation.steps import prepare
 from emotion_train.storage.document import digest_of
 from emotion_train.storage.open import open_store
 from tests.emotion_train.test_prepare import contents, refusal, write_csv
@@ -226,9 +226,9 @@ def test_weights_come_along_and_posts_of_other_sources_weigh_one(tmp_path: Path)
 
 
 def test_memory_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spill, "partitions_for", lambda total, memory: 8)
+    monkeypatch.setattr(work, "partitions_for", lambda total, memory: 8)
     prepare_auxiliary(tmp_path, "many")
-    monkeypatch.setattr(spill, "partitions_for", lambda total, memory: 1)
+    monkeypatch.setattr(work, "partitions_for", lambda total, memory: 1)
     prepare_auxiliary(tmp_path, "one")
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 

@@ -18,7 +18,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emotion_train.data.derived import (
+from emotion_train.data.index import SCHEMA, Index, Split
+from emotion_train.data.reader import Rows
+from emotion_train.data.targets import SOFT, Target
+from emotion_train.data.text_filter import keys_of
+from emotion_train.errors import WrongRequest
+from emotion_train.preparation.derived import (
     chosen_rows,
     copied,
     copied_auxiliary,
@@ -26,11 +31,6 @@ from emotion_train.data.derived import (
     versions_now,
     write_split,
 )
-from emotion_train.data.index import SCHEMA, Index, Split
-from emotion_train.data.reader import Rows
-from emotion_train.data.targets import SOFT, Target
-from emotion_train.data.text_filter import keys_of
-from emotion_train.errors import WrongRequest
 from emotion_train.storage.store import Store
 
 _LEAST_SHARE = 1e-4  # smaller shares of a post are left out

@@ -1,0 +1,1 @@
+"""A source of posts becomes a prepared data set."""
