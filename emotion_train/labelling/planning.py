@@ -20,6 +20,7 @@ from emotion_train.edges.bounded import Unreadable, parquet_errors, require_foot
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.labelling.job import Reading, SourceFile, Unit
+from emotion_train.sources.json_lines import MOST_DESCRIPTION_BYTES, is_description
 from emotion_train.sources.open import DATASETS_FILES, OTHER_DATA, format_of
 from emotion_train.sources.posts import Columns, PostFile
 from emotion_train.sources.ranges import Range, ranges_of
@@ -73,7 +74,9 @@ def find_source(source: str, reading: Reading) -> FoundSource:
         if name is not None and info.key != name:
             continue
         kind = _format(info.key, alone=name is not None)
-        if kind is not None and info.size:
+        if name is None and kind == "jsonl" and _is_description(store, info):
+            passed_over.append(info.key)
+        elif kind is not None and info.size:
             files.append(
                 SourceFile(
                     key=info.key, bytes=info.size, etag=info.etag, format=kind, quoting=reading.quoting
@@ -108,6 +111,11 @@ def _place(source: str) -> tuple[Store, str | None]:
             " hub is prepared first: `emotion-train prepare`."
         )
     return FolderStore(typed_path(source) if "://" not in source else path), None
+
+
+def _is_description(store: Store, info: ObjectInfo) -> bool:
+    small = info.key.lower().endswith(".json") and info.size <= MOST_DESCRIPTION_BYTES
+    return small and is_description(info.key, store.read(info.key, if_match=info.etag))
 
 
 def _format(key: str, *, alone: bool) -> str | None:

@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from emotion_train.edges.bounded import DoubledKey, Unreadable, line_in
+from emotion_train.edges.bounded import DoubledKey, Unreadable, line_in, object_in
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.posts import SEVERAL, UTF8, Batch, Columns, PostFile, by_bytes, utf8
 from emotion_train.sources.unpacked import head_of, lines_of, newline_of
+
+MOST_DESCRIPTION_BYTES = 1 << 20
 
 
 def read_json_lines(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:
@@ -44,6 +46,21 @@ def columns_of_lines(file: PostFile, columns: Columns) -> Columns:
         if trouble is None:
             keys |= dict.fromkeys(post)
     return columns.among(list(keys), str(file.path)) if keys else columns
+
+
+def is_description(name: str, raw: bytes) -> bool:
+    """Whether a JSON file beside posts holds none, such as a list of label names: one object over
+    several lines, without a list of objects. No such object is JSON Lines.
+    """
+    if not name.lower().endswith(".json") or b"\n" not in raw.strip():
+        return False
+    try:
+        described = object_in(raw, MOST_DESCRIPTION_BYTES)
+    except Unreadable:
+        return False
+    return not any(
+        isinstance(item, dict) for value in described.values() if isinstance(value, list) for item in value
+    )
 
 
 def _batch(number: int, columns: Columns, rows: list[tuple[int, dict[str, Any], str | None]]) -> Batch:

@@ -30,7 +30,11 @@ from emotion_train.sources.arrow_columns import (
     schema_of,
 )
 from emotion_train.sources.delimited import read_delimited
-from emotion_train.sources.json_lines import read_json_lines
+from emotion_train.sources.json_lines import (
+    MOST_DESCRIPTION_BYTES,
+    is_description,
+    read_json_lines,
+)
 from emotion_train.sources.plain_lines import mapped_names, read_line_pairs, read_lines
 from emotion_train.sources.posts import BATCH_ROWS, UTF8, Batch, Columns, PostFile, Quoting, split_of
 from emotion_train.sources.unpacked import UNREADABLE, checked_encoding
@@ -290,7 +294,9 @@ def _files_of_folder(folder: Path, format: str | None) -> tuple[tuple[PostFile, 
         if path in paired or path.name in DATASETS_FILES or _is_cache(path):
             continue
         plain_text = kind is not None and ".txt" in (suffix.lower() for suffix in path.suffixes)
-        if kind and not plain_text and (format is None or kind == format):
+        if kind == "jsonl" and _is_description(path):
+            passed_over.append(name)
+        elif kind and not plain_text and (format is None or kind == format):
             chosen.append(PostFile(name, _split_in(name), path, kind))
         elif path.suffix.lower() in OTHER_DATA or kind or split_of(_first_word(path.name)):
             passed_over.append(name)
@@ -307,6 +313,10 @@ def _files_of_folder(folder: Path, format: str | None) -> tuple[tuple[PostFile, 
             " or test…, or move it away."
         )
     return tuple(chosen), tuple(passed_over)
+
+
+def _is_description(path: Path) -> bool:
+    return path.stat().st_size <= MOST_DESCRIPTION_BYTES and is_description(path.name, path.read_bytes())
 
 
 def _split_in(name: str) -> str | None:

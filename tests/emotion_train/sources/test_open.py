@@ -21,6 +21,8 @@ from emotion_train.data.cleaning import DROPPED, PASSED_OVER, REFUSED
 from emotion_train.data.index import read_index
 from emotion_train.edges import hub
 from emotion_train.errors import WrongRequest
+from emotion_train.labelling.job import Reading
+from emotion_train.labelling.planning import find_source
 from emotion_train.preparation.steps import prepare
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
@@ -238,6 +240,30 @@ def test_a_folder_of_datasets_is_read_without_its_caches(tmp_path: Path) -> None
         "test": 9,
     }
     assert right(open_store(str(tmp_path / "out"))) == 48
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "passed_over"),
+    [
+        ("labels.json", '{\n "labels": ["joy", "anger"],\n "label2id": {"joy": 0}\n}\n', True),
+        ("licence.JSON", '{"name":\n"CC BY 4.0"}', True),
+        ("more.json", '{\n "data": [{"text": "so glad", "label": "joy"}]\n}', False),  # posts to convert
+        ("more.json", '{"text": "so glad", "label": "joy"}\n', False),  # a JSON Lines file of one post
+        ("more.jsonl", '{\n "labels": ["joy"]\n}\n', False),
+    ],
+)
+def test_a_description_beside_posts_is_named_and_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, *, passed_over: bool
+) -> None:
+    folder = tmp_path / "src"
+    write_csv(folder / "train.csv", told(NAMES))
+    write_csv(folder / "validation.csv", told(NAMES, 12))
+    (folder / name).write_text(content)
+    assert main(["prepare", str(folder), str(tmp_path / "out")]) == (0 if passed_over else 2)
+    printed = capsys.readouterr()
+    assert f"not read: {name}" in printed.out if passed_over else f"{name} names no split" in printed.err
+    found = find_source(str(folder), Reading()).files
+    assert (name not in [file.key for file in found]) == passed_over
 
 
 def test_what_looks_like_data_and_is_not_read_is_named(
