@@ -160,7 +160,8 @@ def evaluate_adapter(
     Raises `WrongRequest` for labels or posts that cannot be scored, and for an adapter, base or run
     that do not belong together.
     """
-    from emotion_train.evaluate import Question, evaluate
+    from emotion_train.judging.judge import evaluate
+    from emotion_train.judging.question import Question
 
     first, *more = _all_of(adapter)
     asked = Question(

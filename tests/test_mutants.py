@@ -1892,11 +1892,11 @@ MUTANTS = [
     # several labels a post
     Mutant(
         "columns of labels in a file are those of the adapter's labels in any order",
-        "emotion_train/evaluate.py",
+        "emotion_train/judging/file_posts.py",
         "_targets",
         "labels.index(name) for name in in_file",
         "*range(len(in_file))",
-        "tests/emotion_train/evaluation/test_evaluate_targets.py::test_a_file_is_read_in_every_form[several-columns]",
+        "tests/emotion_train/judging/test_evaluate_targets.py::test_a_file_is_read_in_every_form[several-columns]",
     ),
     Mutant(
         "an adapter that answers in a way of a later version is refused",

@@ -20,11 +20,12 @@ from emotion_train.data.index import read_index
 from emotion_train.data.targets import Target, TargetKind, dense, is_target
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
-from emotion_train.evaluate import Question, labelled_posts
 from emotion_train.evaluation.adapter import AdapterChoice
 from emotion_train.evaluation.decision import DECISION, Decision
 from emotion_train.evaluation.floors import TFIDF
 from emotion_train.evaluation.predictions import Predictions, SetPredictions, any_predictions_from_parquet
+from emotion_train.judging.file_posts import FilePosts
+from emotion_train.judging.question import Question
 from emotion_train.model.facts import AdapterFacts, read_facts
 from emotion_train.model.lora import adapter_state, build_classifier, load_adapter_state, save_adapter
 from emotion_train.report.schema import Scorecard
@@ -166,7 +167,7 @@ def test_a_file_is_read_in_every_form(folder: Path, tmp_path: Path, kind: Target
     asked = Question(
         AdapterChoice(folder / kind), file=str(path), label_columns=columns, allow_none=kind == "several"
     )
-    found = labelled_posts(asked, read_facts(folder / kind))
+    found = FilePosts.read(asked, read_facts(folder / kind))
     assert found.texts == [text for text, _ in SPLITS["test"]]
     true = [target if kind == "several" else shared(target) for _, target in SPLITS["test"]]
     places = [LABELS.index(name) for name in OF_DATA]

@@ -1,0 +1,1 @@
+"""Adapters judged on posts outside of their runs."""
