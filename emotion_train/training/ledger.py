@@ -31,7 +31,6 @@ class _Stretch:
     """
 
     step: int  # the last one
-    learning_rate: float  # of the next one
     counts: npt.NDArray[np.float64]  # real tokens, computed tokens and bad rows
     losses: torch.Tensor
     there: torch.cuda.Event | None
@@ -39,8 +38,11 @@ class _Stretch:
 
 
 class Ledger:
-    """Keeps `progress`, which a checkpoint saves. `rate_after` is the schedule; `on_loss` gets
-    step, mean loss and rate of the steps between two calls of `log`.
+    """Keeps `progress`, which a checkpoint saves. `rate_after` is the schedule.
+
+    `on_loss` gets for each call of `log` its step, the mean loss of the steps since the last call
+    of `log` or `add_up`, and the rate of the next step. A save begins a new mean because a run that
+    resumes from it knows no earlier loss.
     """
 
     def __init__(
@@ -115,10 +117,7 @@ class Ledger:
             )
             there = torch.cuda.Event()  # type: ignore[no-untyped-call]
             there.record()
-        step = self.progress.step
-        self._on_their_way.append(
-            _Stretch(step, self._rate_after(step), self._own.copy(), losses, there, for_log)
-        )
+        self._on_their_way.append(_Stretch(self.progress.step, self._own.copy(), losses, there, for_log))
         self._own[:] = 0
         self.losses.clear()
 
@@ -135,16 +134,15 @@ class Ledger:
         for step, loss in enumerate(losses, stretch.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise Diverged(
-                    f"The loss is {loss} at step {stretch.step} with learning rate"
-                    f" {stretch.learning_rate:.3g}; checkpoints until then are kept. Start a new run with a"
-                    " lower train.learning_rate."
+                    f"The loss is {loss} at step {step} with learning rate {self._rate_after(step - 1):.3g};"
+                    " checkpoints until then are kept. Start a new run with a lower train.learning_rate."
                 )
             self.progress.loss_sum += loss
             self.progress.loss_steps += 1
             curve.take(self.progress, step, loss)
         if stretch.for_log:
             mean = sum(losses) / len(losses)
-            self._on_loss(stretch.step, mean, stretch.learning_rate)
+            self._on_loss(stretch.step, mean, self._rate_after(stretch.step))
         return losses
 
 
