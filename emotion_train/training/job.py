@@ -98,18 +98,14 @@ def end_even_if_stuck(after_s: float = _END_AFTER_S, code: int = 1) -> None:
 def too_small(job: Job) -> str:
     """The sentence for a GPU that had no memory left, with the nearest setting that needs less."""
     from emotion_train.processes.machine import memory_of
-    from emotion_train.sizing.fit import Request, least_of, ran_out, unpacked_blocks
-    from emotion_train.sizing.recipe import Recipe
-    from emotion_train.sizing.shape import Shape
-    from emotion_train.training.microbatch import layout_of
+    from emotion_train.sizing.fit import ran_out
+    from emotion_train.training.microbatch import blocks_to_unpack, sizes_of
 
-    recipe = Recipe.of(job.config, Shape.of(job.base.text.to_dict()), len(job.index.trained_labels))
-    layout = layout_of(job.engine, job.ranks.world_size)
-    request, gpu_bytes = Request.of(job.config, recipe), memory_of(job.accelerator.device)
-    if kept := unpacked_blocks(recipe, least_of(request, layout), layout, gpu_bytes):
+    (request, layout), gpu_bytes = sizes_of(job), memory_of(job.accelerator.device)
+    if kept := blocks_to_unpack(job, gpu_bytes):
         words = (
-            f"{request.base} in {recipe.precision} ran out of the GPU's memory with the weights of {kept}"
-            " blocks kept unpacked; type model.keep_unpacked=false."
+            f"{request.base} in {request.recipe.precision} ran out of the GPU's memory with the weights of"
+            f" {kept} blocks kept unpacked; type model.keep_unpacked=false."
         )
     else:
         words = str(ran_out(request, gpu_bytes, layout))

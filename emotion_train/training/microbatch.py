@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,12 +23,23 @@ from emotion_train.errors import WrongRequest
 from emotion_train.model.load import BaseConfig
 from emotion_train.processes.machine import memory_of
 from emotion_train.processes.ranks import Ranks
-from emotion_train.sizing.fit import Layout, Misfit, Request, fit, tokens_to_fill
+from emotion_train.sizing.fit import (
+    Layout,
+    Misfit,
+    Request,
+    fit,
+    least_of,
+    tokens_to_fill,
+    unpacked_blocks,
+)
 from emotion_train.sizing.memory import GIB
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.store import Store
 from emotion_train.training.engines import Kind, shards_weights
+
+if TYPE_CHECKING:
+    from emotion_train.training.job import Job
 
 _SAMPLE_POSTS = 512
 _UNUSUAL_STEP = 3.0  # standard deviations above the mean up to which a step still fits one micro-batch
@@ -109,12 +121,9 @@ def setting_for(
     """The setting for a GPU that reports `gpu_bytes` and has `share` tokens to compute a step.
     Raises `WrongRequest` where nothing fits.
     """
-    recipe = Recipe.of(config, shape, labels)
-    if engine == "DeepSpeed ZeRO-3":  # which computes by transformers' modules
-        recipe = replace(recipe, decoder="stock")
-    request = Request.of(config, recipe)
+    request = Request.of(config, _recipe(config, shape, labels, engine))
     most = tokens_to_fill(share, config.data.max_length)
-    found = fit(request, gpu_bytes, (layout_of(engine, world_size),), most)
+    found = fit(request, gpu_bytes, (_layout(engine, world_size),), most)
     if isinstance(found, Misfit):
         raise WrongRequest(str(found))
     setting = found.setting
@@ -126,8 +135,28 @@ def setting_for(
     )
 
 
-def layout_of(engine: Kind, world_size: int) -> Layout:
-    """What the engine shards over its GPUs."""
+def sizes_of(job: Job, config: Config | None = None) -> tuple[Request, Layout]:
+    """What the run asks of each GPU, by its own config or another one, and what its engine shards
+    over them.
+    """
+    config, shape = config or job.config, Shape.of(job.base.text.to_dict())
+    recipe = _recipe(config, shape, len(job.index.trained_labels), job.engine)
+    return Request.of(config, recipe), _layout(job.engine, job.ranks.world_size)
+
+
+def blocks_to_unpack(job: Job, gpu_bytes: int) -> int:
+    """The number of blocks that the run keeps unpacked on a GPU which reports `gpu_bytes`."""
+    request, layout = sizes_of(job)
+    return unpacked_blocks(request.recipe, least_of(request, layout), layout, gpu_bytes)
+
+
+def _recipe(config: Config, shape: Shape, labels: int, engine: Kind) -> Recipe:
+    """The recipe as the engine computes it: ZeRO-3 by transformers' modules."""
+    recipe = Recipe.of(config, shape, labels)
+    return replace(recipe, decoder="stock") if engine == "DeepSpeed ZeRO-3" else recipe
+
+
+def _layout(engine: Kind, world_size: int) -> Layout:
     if shards_weights(engine):
         return Layout(world_size, "base")
     return Layout(world_size, "optimizer" if engine == "DeepSpeed ZeRO-2" else "nothing")

@@ -19,12 +19,10 @@ import torch
 from emotion_train.config import Config
 from emotion_train.errors import NotStarted, WrongRequest
 from emotion_train.processes.machine import memory_of, whole_memory_of
-from emotion_train.sizing.fit import Request, least_of
+from emotion_train.sizing.fit import least_of
 from emotion_train.sizing.memory import GIB, usable_bytes
-from emotion_train.sizing.recipe import Recipe
-from emotion_train.sizing.shape import Shape
 from emotion_train.training.job import Job, say
-from emotion_train.training.microbatch import layout_of
+from emotion_train.training.microbatch import sizes_of
 
 WAIT_S = 60.0
 _LOOK_EVERY_S = 0.5
@@ -79,9 +77,7 @@ def wait_for_room(
 
 def _needed(job: Job, config: Config) -> int:
     """Bytes that this setting needs of each GPU, by the estimate."""
-    recipe = Recipe.of(config, Shape.of(job.base.text.to_dict()), len(job.index.trained_labels))
-    layout = layout_of(job.engine, job.ranks.world_size)
-    return least_of(Request.of(config, recipe), layout).memory.total
+    return least_of(*sizes_of(job, config)).memory.total
 
 
 def _least(job: Job, read: ReadMemory) -> int:

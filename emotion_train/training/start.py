@@ -227,21 +227,14 @@ def build_model(job: Job) -> tuple[EmotionClassifier, BaseInfo]:
 def _keep_unpacked(job: Job, model: EmotionClassifier) -> None:
     """Let the fused decoder hold 4-bit weights in bfloat16, too, where the GPU has room."""
     from emotion_train.processes.machine import memory_of
-    from emotion_train.sizing.fit import MicroBatch, unpacked_blocks
-    from emotion_train.sizing.recipe import Recipe
-    from emotion_train.sizing.shape import Shape
-    from emotion_train.training.microbatch import layout_of
+    from emotion_train.training.microbatch import blocks_to_unpack
 
-    device, train = job.accelerator.device, job.config.train
+    device = job.accelerator.device
     if model.decoder is None or device.type != "cuda":
         return
-    recipe = Recipe.of(job.config, Shape.of(job.base.text.to_dict()), len(job.index.trained_labels))
-    layout = layout_of(job.engine, job.ranks.world_size)
-    memory = layout.memory(recipe, train.microbatch_tokens, train.gradient_checkpointing)
-    setting = MicroBatch(train.microbatch_tokens, train.gradient_checkpointing, memory)
-    kept = model.decoder.keep_unpacked(unpacked_blocks(recipe, setting, layout, memory_of(device)))
+    kept = model.decoder.keep_unpacked(blocks_to_unpack(job, memory_of(device)))
     if kept and job.ranks.is_main:
-        of_all = f"{kept} of {recipe.shape.num_hidden_layers} blocks"
+        of_all = f"{kept} of {job.base.text.num_hidden_layers} blocks"
         say(f"the weights of {of_all} are kept unpacked, in memory that nothing else needs")
 
 

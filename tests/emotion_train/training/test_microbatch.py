@@ -23,8 +23,9 @@ from emotion_train.sizing.memory import GIB, estimate, usable_bytes
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
-from emotion_train.training import start
+from emotion_train.training import room, start
 from emotion_train.training.engines import Kind
+from emotion_train.training.job import too_small
 from emotion_train.training.microbatch import Setting, setting_for, settle, tokens_of_a_step
 from tests.helpers.tiny_runs import tiny_config, tiny_words
 
@@ -216,14 +217,41 @@ def test_a_run_with_auto_is_published_with_the_number_that_it_took(
     assert json.loads(report.read_text())["identity"]["config"]["train"]["tokens_per_microbatch"] == 4096
 
 
+def job_on(device: str, *words: str, engine: Kind = "one process", world_size: int = 1) -> Any:
+    """What is asked of a job before its weights are read."""
+    text = {"model_type": "mistral", "num_hidden_layers": 40, "hidden_size": 5120}
+    text |= {"intermediate_size": 32_768, "num_attention_heads": 32, "num_key_value_heads": 8}
+    text |= {"head_dim": 128, "vocab_size": 131_072, "max_position_embeddings": 131_072}
+    return SimpleNamespace(
+        config=config(*words),
+        accelerator=SimpleNamespace(device=torch.device(device)),
+        base=SimpleNamespace(text=SimpleNamespace(to_dict=lambda: text, num_hidden_layers=40)),
+        index=SimpleNamespace(trained_labels=range(15)),
+        engine=engine,
+        ranks=SimpleNamespace(world_size=world_size, is_main=True),
+    )
+
+
+def test_zero_3_is_sized_as_transformers_modules_also_after_the_claim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "memory_of", lambda device: 24 * GIB)
+    words = ("train.tokens_per_microbatch=8192", "model.precision=bf16")
+    engines: tuple[tuple[Kind, bool], ...] = (("DeepSpeed ZeRO-3", True), ("FSDP2", False))
+    for engine, same in engines:
+        fused, stock = (
+            job_on("cuda", *words, f"model.decoder={decoder}", engine=engine, world_size=4)
+            for decoder in ("fused", "stock")
+        )
+        assert (room._needed(fused, fused.config) == room._needed(stock, stock.config)) == same
+        assert (too_small(fused) == too_small(stock)) == same
+
+
 @pytest.mark.parametrize(("gpu_gib", "blocks"), [(79.6, 40), (44.4, 16), (22.3, 0)])
 def test_a_run_keeps_blocks_unpacked_in_what_memory_its_gpu_has_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gpu_gib: float, blocks: int
 ) -> None:
     monkeypatch.setattr(machine, "memory_of", lambda device: int(gpu_gib * GIB))
-    text = {"model_type": "mistral", "num_hidden_layers": 40, "hidden_size": 5120}
-    text |= {"intermediate_size": 32_768, "num_attention_heads": 32, "num_key_value_heads": 8}
-    text |= {"head_dim": 128, "vocab_size": 131_072, "max_position_embeddings": 131_072}
     asked: list[int] = []
 
     def keep_unpacked(count: int) -> int:
@@ -231,14 +259,7 @@ def test_a_run_keeps_blocks_unpacked_in_what_memory_its_gpu_has_left(
         return count
 
     def keep(*words: str, device: str = "cuda") -> list[int]:
-        job: Any = SimpleNamespace(
-            config=config("train.tokens_per_microbatch=1536", "model.keep_unpacked=true", *words),
-            accelerator=SimpleNamespace(device=torch.device(device)),
-            base=SimpleNamespace(text=SimpleNamespace(to_dict=lambda: text)),
-            index=SimpleNamespace(trained_labels=range(15)),
-            engine="one process",
-            ranks=SimpleNamespace(world_size=1, is_main=True),
-        )
+        job = job_on(device, "train.tokens_per_microbatch=1536", "model.keep_unpacked=true", *words)
         asked.clear()
         model: Any = SimpleNamespace(decoder=SimpleNamespace(keep_unpacked=keep_unpacked))
         start._keep_unpacked(job, model)
