@@ -113,7 +113,12 @@ def reach_each_other(device: torch.device) -> bool:
     processes = dist.get_world_size()
     if device.type != "cuda" or processes == 1:
         return False
-    own = _neighbours(device, processes) and _maps_memory(device)
+    # mapping waits for every process, so all have to begin it
+    return _all(_neighbours(device, processes), device) and _all(_maps_memory(device), device)
+
+
+def _all(own: bool, device: torch.device) -> bool:
+    """Whether the answer of every process is yes; every process calls it."""
     answer = torch.tensor(int(own), device=device)
     dist.all_reduce(answer, dist.ReduceOp.MIN)
     return bool(answer.item())

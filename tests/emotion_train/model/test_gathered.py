@@ -103,3 +103,26 @@ def test_processes_of_other_hosts_use_a_collective(monkeypatch: pytest.MonkeyPat
     assert not gathered_module._neighbours(device, 4)
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda own, other: False)
     assert not gathered_module._neighbours(device, 2)
+
+
+def test_no_process_waits_to_map_memory_that_another_will_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mapping meets every process: one whose GPU reaches all others would wait for one whose GPU
+    does not.
+    """
+    tried: list[torch.device] = []
+
+    def maps_memory(device: torch.device) -> bool:
+        tried.append(device)
+        return True
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(gathered_module, "_neighbours", lambda device, processes: True)
+    monkeypatch.setattr(gathered_module, "_maps_memory", maps_memory)
+    monkeypatch.setattr(gathered_module, "_all", lambda own, device: False)
+    assert not gathered_module.reach_each_other(torch.device("cuda", 0))
+    assert tried == []
+
+
+def test_all_is_asked_of_every_process(group: None) -> None:
+    device = torch.device("cpu")
+    assert [gathered_module._all(own, device) for own in (True, False)] == [True, False]
