@@ -31,6 +31,7 @@ from emotion_train.storage.patience import Patience, until_it_answers
 from emotion_train.storage.store import Store
 
 MAX_BYTES = 1 << 30  # of an archive, and of what it unpacks to: kernels of a run are some 10 MB
+_PLACE = "TRITON_CACHE_DIR"
 _LOOK_EVERY_S = 20.0
 _BUILDING_S = 15.0
 # an entry of Triton's cache, and a file in it
@@ -66,10 +67,12 @@ class BuiltKernels:
         self._stop, self._fetched = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="built-kernels", daemon=True)
         self._kept: set[str] = set()  # names of the entries that the archive has
+        self._place_before: str | None = None  # where Triton keeps its kernels outside of the block
 
     def __enter__(self) -> BuiltKernels:
         self._folder.mkdir(parents=True, exist_ok=True)
-        os.environ["TRITON_CACHE_DIR"] = str(self._folder)
+        self._place_before = os.environ.get(_PLACE)
+        os.environ[_PLACE] = str(self._folder)
         self._thread.start()
         return self
 
@@ -81,6 +84,10 @@ class BuiltKernels:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        if self._place_before is None:
+            os.environ.pop(_PLACE, None)
+        else:
+            os.environ[_PLACE] = self._place_before
         if self._keeps and kind is None:
             self._thread.join()
             self.keep()

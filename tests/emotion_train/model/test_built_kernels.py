@@ -77,6 +77,7 @@ def test_what_one_machine_has_built_another_finds_at_its_own_place(bucket_url: s
         library(tmp_path / "one", THIRD)
     with opened(store, tmp_path / "two", words, keeps=False):
         assert entries(tmp_path / "two") == {FIRST, THIRD}
+    assert os.environ["TRITON_CACHE_DIR"] == "as it was"
     files = {path.name: path.read_bytes() for path in (tmp_path / "one" / FIRST).iterdir()}
     listed = json.loads((tmp_path / "two" / FIRST / "__grp___drop.json").read_bytes())["child_paths"]
     assert {name: Path(path).read_bytes() for name, path in listed.items()} == {
@@ -153,6 +154,22 @@ def test_an_archive_is_written_only_when_it_lacks_something(tmp_path: Path) -> N
         with opened(store, tmp_path / folder, []):
             assert entries(tmp_path / folder) == {FIRST}
     assert (tmp_path / "store" / archive_name("sm90")).stat().st_mtime_ns == written
+
+
+def test_triton_finds_its_own_place_again_after_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after an error, and where nobody had named a place: one process may train twice."""
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+
+    def failing_run() -> None:
+        with opened(open_store(str(tmp_path / "store")), tmp_path / "one", []):
+            assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "one")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing_run()
+    assert "TRITON_CACHE_DIR" not in os.environ
 
 
 @pytest.mark.parametrize("main", [True, False])
