@@ -21,6 +21,7 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.model.attention import Segments
 from emotion_train.model.dropout import Counters
 from emotion_train.model.facts import AdapterFacts
+from emotion_train.model.fused import FusedInputs
 from emotion_train.model.head import EmotionClassifier
 from emotion_train.model.load import BaseConfig, Tell, tell_nobody
 from emotion_train.model.lora import adapter_parameters, load_adapter, read_weights, refuse_misfits
@@ -70,40 +71,27 @@ class Ensemble(nn.Module):
         counters: Counters | None = None,
     ) -> torch.Tensor:
         """Logits of shape NC, float32. `counters` are for training, which this is not."""
-        pack = (input_ids_1T, position_ids_1T, segments, last_token_idx_N)
+        pack = input_ids_1T, position_ids_1T, segments, last_token_idx_N
         if self._head_KCH is not None:
-            logits_KNC = self._together(self._head_KCH, *pack)
+            logits_KNC = self._together(self._head_KCH, self.model.fused_inputs(*pack))
         else:
-            logits_KNC = torch.stack([self._one(member, *pack) for member in range(len(self._states))])
+            logits_KNC = torch.stack([self._one(member, pack) for member in range(len(self._states))])
         logits_NC = logits_KNC.mean(dim=0)
         return logits_NC if self.temperature is None else logits_NC / self.temperature
 
-    def _together(
-        self,
-        head_KCH: torch.Tensor,
-        input_ids_1T: torch.Tensor,
-        position_ids_1T: torch.Tensor,
-        segments: Segments,
-        last_token_idx_N: torch.Tensor,
-    ) -> torch.Tensor:
+    def _together(self, head_KCH: torch.Tensor, inputs: FusedInputs) -> torch.Tensor:
         decoder = self.model.decoder
         assert decoder is not None
-        inputs = self.model.fused_inputs(input_ids_1T, position_ids_1T, segments, last_token_idx_N)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             hidden = decoder(inputs.repeated(len(head_KCH)), False)
             hidden_KNH = hidden.view(len(head_KCH), -1, hidden.shape[1]).float()
             return hidden_KNH @ head_KCH.mT
 
     def _one(
-        self,
-        member: int,
-        input_ids_1T: torch.Tensor,
-        position_ids_1T: torch.Tensor,
-        segments: Segments,
-        last_token_idx_N: torch.Tensor,
+        self, member: int, pack: tuple[torch.Tensor, torch.Tensor, Segments, torch.Tensor]
     ) -> torch.Tensor:
         self._put(member)
-        logits_NC: torch.Tensor = self.model(input_ids_1T, position_ids_1T, segments, last_token_idx_N)
+        logits_NC: torch.Tensor = self.model(*pack)
         return logits_NC
 
     def _put(self, member: int) -> None:

@@ -714,9 +714,8 @@ def _projected(layer: Any) -> tuple[tuple[Any, ...], ...]:
     )
 
 
-def fits(classifier: Any, device: torch.device | None = None) -> bool:
-    """Whether this page can compute the model: fusable blocks, on a GPU that has bfloat16.
-    `device`: where it is to be computed, if its weights are not there yet.
+def fits(classifier: Any, device: torch.device) -> bool:
+    """Whether this page can compute the model on `device`: fusable blocks, on a GPU that has
+    bfloat16.
     """
-    device = device or classifier.model.embed_tokens.weight.device
     return has_bfloat16(device) and Shape.of(classifier.config.to_dict()).fusable

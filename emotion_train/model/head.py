@@ -61,7 +61,7 @@ class EmotionClassifier(nn.Module):
         Call it once the weights lie where they stay, and not when an engine shards them. Raises
         `WrongRequest` for fp8 without it.
         """
-        if not self.is_encoder and self._fusable(self.device):
+        if self._fusable(self.device):
             self.decoder = FusedDecoder(self.classifier, fp8=self.precision == "fp8")
 
     def fuse_cut(self, device: torch.device) -> bool:
@@ -78,7 +78,7 @@ class EmotionClassifier(nn.Module):
         """Whether the fused decoder computes this model there; raises `WrongRequest` for fp8 where
         it does not.
         """
-        fitting = fits(self.classifier, device)
+        fitting = not self.is_encoder and fits(self.classifier, device)
         if self.precision == "fp8":
             require_float8(device, fitting)
         return self.compute == torch.bfloat16 and fitting
@@ -130,17 +130,6 @@ class EmotionClassifier(nn.Module):
         last_token_idx_N: torch.Tensor,
         counters: Counters | None = None,
     ) -> torch.Tensor:
-        """`forward_packed`, under the name that wrappers call."""
-        return self.forward_packed(input_ids_1T, position_ids_1T, segments, last_token_idx_N, counters)
-
-    def forward_packed(
-        self,
-        input_ids_1T: torch.Tensor,
-        position_ids_1T: torch.Tensor,
-        segments: Segments,
-        last_token_idx_N: torch.Tensor,
-        counters: Counters | None = None,
-    ) -> torch.Tensor:
         """Logits of shape NC, float32. `position_ids_1T` restart at each segment, of which the
         first N are the posts. Where there is none (N = 0) gradients are zero, not absent. Training
         with dropout needs `counters`, else raises `ValueError`.
@@ -184,10 +173,10 @@ class EmotionClassifier(nn.Module):
         self, input_ids_NL: torch.Tensor, lengths_N: torch.Tensor, counters: Counters | None = None
     ) -> torch.Tensor:
         """Logits of shape NC, float32, of right-padded rows; the content of the padding does not
-        matter. `counters` as in `forward_packed`.
+        matter. `counters` as in `forward`.
         """
         if self.is_encoder:
-            return self.forward_packed(*packed(input_ids_NL, lengths_N, counters))
+            return self.forward(*packed(input_ids_NL, lengths_N, counters))
         position_ids_NL = torch.arange(input_ids_NL.shape[1], device=input_ids_NL.device).expand_as(
             input_ids_NL
         )

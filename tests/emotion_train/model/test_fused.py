@@ -176,7 +176,7 @@ def test_positions_that_ask_the_gpu_for_the_longest_post_are_not_recorded(
 
 def test_a_cpu_computes_with_the_stock_modules(tmp_path: Path) -> None:
     model = make(tmp_path / "base", "all-linear")
-    assert not fits(model.classifier)
+    assert not fits(model.classifier, model.device)
     model.fuse()
     assert not model.is_fused
 

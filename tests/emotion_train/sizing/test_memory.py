@@ -588,16 +588,13 @@ def test_the_plan_knows_which_bases_the_fused_decoder_computes(
     kind: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = text_config(kind, **changes)
-    weight = SimpleNamespace(device=torch.device("cuda"))
-    classifier = SimpleNamespace(
-        config=config, model=SimpleNamespace(embed_tokens=SimpleNamespace(weight=weight))
-    )
+    classifier, device = SimpleNamespace(config=config), torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     fusable = (not changes and kind in ("llama", "mistral")) or STRETCHED in changes.values()
-    assert Shape.of(config.to_dict()).fusable == fits(classifier) == fusable
+    assert Shape.of(config.to_dict()).fusable == fits(classifier, device) == fusable
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # a T4 has no bfloat16
-    assert not fits(classifier)
-    assert not is_fused_attention(torch.device("cuda"), torch.bfloat16)
+    assert not fits(classifier, device)
+    assert not is_fused_attention(device, torch.bfloat16)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
