@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +21,7 @@ from emotion_train.data.index import INDEX_KEY, Index, read_index
 from emotion_train.errors import WrongRequest
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
+from launch.run.processes import say
 from launch.run.seeds import SeedRun, as_jobs, require_gpus, seeds_of, spread_runs
 from launch.run.topology import Topology
 
@@ -262,7 +262,7 @@ def _train_here(
     else:
         code = next((code for one in left if (code := _one(arguments, one, run_once))), 0)
     if code:
-        _say("not all runs are trained; the same command resumes, and trains no published run again")
+        say("not all runs are trained; the same command resumes, and trains no published run again")
     return code
 
 
@@ -293,15 +293,11 @@ def _by_jobs(arguments: argparse.Namespace, plan: Plan) -> int:
         try:
             return _make(plan, arguments.overrides, train)
         except Stopped as stopped:
-            _say(
+            say(
                 f"that step ended with {stopped.code}; started jobs keep running (`sky jobs queue`), and the"
                 " same command follows them"
             )
             return stopped.code
-
-
-def _say(words: str) -> None:
-    print(f"emotion-launch: {words}", file=sys.stderr, flush=True)
 
 
 def _one(arguments: argparse.Namespace, one: SeedRun, run_once: Callable[[argparse.Namespace], int]) -> int:

@@ -95,14 +95,14 @@ def run_to_end(
             finally:
                 _kill(process, folder, before)
         if signals.leave:
-            _say(
+            say(
                 "interrupted twice, all processes were killed; the same command with the same run.id resumes"
                 " from the last checkpoint"
             )
             return 1
         code = read_outcome(folder)
         if code is None:
-            _say(_NO_WORD if trainers_started(folder) else _NO_START)
+            say(_NO_WORD if trainers_started(folder) else _NO_START)
         if code in (None, 1):
             _hold(signals, hold_s)
             return 1
@@ -123,7 +123,7 @@ def wait_for_answer(request: StoreRequest[object], hold_s: float) -> None:
                 _hold(signals, hold_s)
                 raise NotStarted(f"{request.unanswered()} The same command starts it again.")
             if (words := request.news()) is not None:
-                _say(words)
+                say(words)
     with suppress(WrongRequest, StorageError, OSError):
         request.result()
 
@@ -172,12 +172,12 @@ def _follow(process: subprocess.Popen[bytes], folder: Path, signals: _Signals, b
             process.wait(_LOOK_EVERY_S)
             return
         if signals.first_at is not None and time.monotonic() - signals.first_at > bound_s:
-            _say(f"still running {bound_s:.0f} s after the signal: killed")
+            say(f"still running {bound_s:.0f} s after the signal: killed")
             return
         if fenced_at is None and read_outcome(folder) == Fenced.exit_code:
             fenced_at = time.monotonic()
         if fenced_at is not None and time.monotonic() - fenced_at > FENCED_S + _LATER_S:
-            _say(f"still running {FENCED_S + _LATER_S:.0f} s after the run was taken over: killed")
+            say(f"still running {FENCED_S + _LATER_S:.0f} s after the run was taken over: killed")
             return
 
 
@@ -208,10 +208,11 @@ def _hold(signals: _Signals, hold_s: float) -> None:
         return
     left_s = signals.first_at + hold_s - time.monotonic()
     if left_s > 0:
-        _say(f"preemption notice: waiting for the machine to end, {left_s:.0f} s at most")
+        say(f"preemption notice: waiting for the machine to end, {left_s:.0f} s at most")
     while time.monotonic() < signals.first_at + hold_s and signals.interrupted_at is None:
         time.sleep(_LOOK_EVERY_S)
 
 
-def _say(words: str) -> None:
+def say(words: str) -> None:
+    """Print a line of the launcher, beside what its processes print."""
     print(f"emotion-launch: {words}", file=sys.stderr, flush=True)

@@ -28,6 +28,7 @@ from emotion_train.edges.streams import LOG_VARIABLE
 from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.processes.imports import past_current_folder
 from emotion_train.processes.launcher_link import FOLDER_VARIABLE, STOP_SIGNALS, alive, end_with_launcher
+from launch.run.processes import say
 from launch.run.topology import Gpu, Topology
 
 MOST_SEEDS = 100
@@ -125,7 +126,7 @@ def run_seeds(
         else next((code for one in runs if (code := _one(arguments, one, run_once))), 0)
     )
     if code:
-        _say(
+        say(
             f"not all seeds are trained; the same command with run.id={_base(runs)} resumes, and trains no"
             " published run again"
         )
@@ -288,7 +289,7 @@ def _tell_end(one: SeedRun, code: int, log: Path) -> None:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - _BYTES_SHOWN))
         last = file.read().decode("utf-8", "replace")
-    _say(f"{one.called} ended with {code}; the end of {log}:\n{last}")
+    say(f"{one.called} ended with {code}; the end of {log}:\n{last}")
 
 
 @contextmanager
@@ -337,13 +338,9 @@ def _compare(output_url: str, runs: Sequence[SeedRun]) -> int:
         comparison = comparison_of(urls)
         written = write_page(comparison, page)
     except EmotionTrainError as error:
-        _say(f"all seeds are published, but the page that compares them is not written: {error} Type {line}")
+        say(f"all seeds are published, but the page that compares them is not written: {error} Type {line}")
         return 1
     print_comparison(comparison, a_console())
     print(f"written: {written}")
     print("with another config's seeds: emotion-launch compare --group-by-config THESE AND THOSE", flush=True)
     return 0
-
-
-def _say(words: str) -> None:
-    print(f"emotion-launch: {words}", file=sys.stderr, flush=True)

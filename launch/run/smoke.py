@@ -9,7 +9,6 @@ estimate for the whole run; the first step of each start builds kernels and is l
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from emotion_train.runs.log import Entry, read_log, read_part, smoke_id
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from emotion_train.training.job import run_id_of
+from launch.run.processes import say
 from launch.run.topology import gpus, read_topology
 from launch.workload import Work, work_of
 
@@ -88,17 +88,13 @@ def smoke_run(
     if only_show:
         return start(words, None)
     index = limited(whole, smoke.data.limit)
-    code = rehearse(smoke, index, store, lambda stop_after: start(words, stop_after), _say)
+    code = rehearse(smoke, index, store, lambda stop_after: start(words, stop_after), say)
     if code == 0 and nodes.node_rank == 0:
         asked = limited(whole, config.data.limit)
         found = whole_run(config, asked, index, store, smoke_id(run_id), data_store)
         print(found if found is not None else "the whole run: nothing was measured that tells its hours")
         print("next: the same command without --smoke")
     return code
-
-
-def _say(words: str) -> None:
-    print(f"emotion-launch: {words}", file=sys.stderr, flush=True)
 
 
 def smoke_config(config: Config, whole: Index, run_id: str) -> Config:
