@@ -33,9 +33,8 @@ from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo, Store
 from tests.helpers.patience import PATIENCE_S
-from tests.helpers.tiny_models import causal_checkpoint, multimodal_checkpoint, text_config
+from tests.helpers.tiny_models import causal_checkpoint, hidden, multimodal_checkpoint, text_config
 
-IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))
 PRECISIONS: tuple[Precision, ...] = ("bf16", "nf4")
 # several objects, tensors larger and smaller than a piece
 SMALL = {"shard_bytes": 60_000, "piece_bytes": 10_000}
@@ -43,12 +42,6 @@ SMALL = {"shard_bytes": 60_000, "piece_bytes": 10_000}
 
 def staged(base: Path, url: str, precision: Any = "bf16", device: str = "cpu") -> StageResult:
     return stage(str(base), url, precision, device, **SMALL)
-
-
-def hidden(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        output: torch.Tensor = model(input_ids=IDS.to(model.device), use_cache=False).last_hidden_state
-    return output
 
 
 def raw(parameter: torch.Tensor) -> torch.Tensor:

@@ -54,6 +54,16 @@ HYBRID = {
 }
 
 
+IDS = torch.randint(4, 200, (1, 17), generator=torch.Generator().manual_seed(3))
+
+
+def hidden(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
+    """The hidden states after the last block."""
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+    return found
+
+
 def text_config(kind: str = "mistral", **changes: Any) -> Any:
     from transformers import AutoConfig
 

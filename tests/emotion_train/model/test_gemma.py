@@ -32,17 +32,15 @@ from emotion_train.model.load import (
 from emotion_train.model.trainable import require_trainable_base
 from emotion_train.sizing.shape import Shape
 from tests.emotion_train.test_export import adapter_on, piped, predicted
-from tests.helpers.tiny_models import causal_checkpoint, gemma_base, multimodal_checkpoint, text_config
+from tests.helpers.tiny_models import (
+    causal_checkpoint,
+    gemma_base,
+    hidden,
+    multimodal_checkpoint,
+    text_config,
+)
 
 gguf = pytest.importorskip("gguf")
-
-IDS = torch.randint(4, 200, (1, 17), generator=torch.Generator().manual_seed(3))
-
-
-def hidden(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(input_ids=ids, use_cache=False).last_hidden_state
-    return found
 
 
 # --- checkpoints ---

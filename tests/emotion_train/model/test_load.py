@@ -17,19 +17,12 @@ from emotion_train.errors import WrongRequest
 from emotion_train.model.load import load_base, read_config
 from tests.helpers.tiny_models import (
     causal_checkpoint,
+    hidden,
     multimodal_checkpoint,
     text_config,
     write_checkpoint,
 )
 from tests.helpers.touched_tensors import note_touched
-
-IDS = torch.randint(4, 200, (1, 12), generator=torch.Generator().manual_seed(3))
-
-
-def hidden(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
-    with torch.no_grad():
-        output: torch.Tensor = model(input_ids=ids, use_cache=False).last_hidden_state
-    return output
 
 
 @pytest.mark.parametrize("kind", ["mistral", "ministral3"])
