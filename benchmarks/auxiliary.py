@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -31,14 +30,24 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from class_weights import HERE, add_run_arguments, comma, command, lines, side_by_side
 from goemotions import LABELS
-from several_labels import spread
+from side_by_side import (
+    add_base_argument,
+    add_run_arguments,
+    comma,
+    command,
+    interval,
+    keep,
+    lines,
+    published,
+    report_in,
+    side_by_side,
+    spread,
+)
 
 from emotion_train.bases.packaged import small_model
 from emotion_train.evaluation.metrics import ClassCounts
 from emotion_train.evaluation.predictions import Predictions, predictions_from_parquet, predictions_key
-from emotion_train.runs.published import download
 
 SPLIT = "validation"
 SET = "goemotions-15"
@@ -84,6 +93,7 @@ def main() -> None:
         "--set", default=SET, help="whose labels.json names the labels (default: %(default)s)"
     )
     parser.add_argument("--keep", type=Path, default=Path("auxiliary-runs"), metavar="FOLDER")
+    add_base_argument(parser)
     add_run_arguments(parser, "auxiliary.jsonl")
     arguments = parser.parse_args()
     if not arguments.table:
@@ -128,26 +138,9 @@ def train(run: Run) -> dict[str, object]:
     into the folder of kept runs.
     """
     recipe = RECIPES[run.recipe]
-    values = [
-        *(
-            f"data.url={run.folder / recipe.data}",
-            f"run.output_url={run.folder / 'runs'}",
-            f"run.id={run.id}",
-        ),
-        *(f"model.base={run.base}", f"run.seed={run.seed}", "model.precision=bf16"),
-        *("report.floor_max_rows=0", "report.bootstrap_samples=100"),
-        *recipe.values,
-        *run.overrides,
-    ]
-    command("train", "--config", str(HERE / "goemotions.yaml"), *values)
-    pulled, kept = run.folder / "pulled" / run.id, run.keep / run.id
-    download(f"{run.folder / 'runs'}/{run.id}", pulled)
-    kept.mkdir(parents=True, exist_ok=True)
-    for name in ("report.json", predictions_key(SPLIT)):
-        shutil.copy(pulled / "report" / name, kept / name)
-    report = json.loads((kept / "report.json").read_text())
-    for folder in (pulled, run.folder / "runs" / run.id):
-        shutil.rmtree(folder)
+    pulled = published(run, recipe.data, "model.precision=bf16", *recipe.values)
+    report = report_in(pulled)
+    keep(run, pulled, run.keep / run.id, SPLIT)
     return {
         "run": run.id,
         "recipe": run.recipe,
@@ -207,8 +200,7 @@ def difference(first: list[str], others: list[str], keep: Path, split: str = SPL
 
     words = [str(keep / run) for run in (*first, *others)]
     (found,) = comparison_of(words, split=split, group_by_config=True).versus
-    change = found.macro_f1
-    return f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+    return interval(found.macro_f1)
 
 
 if __name__ == "__main__":

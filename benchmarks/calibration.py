@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from class_weights import HERE, comma, command, workers
+from side_by_side import GOEMOTIONS, comma, command, workers
 
 from emotion_train.bases.packaged import small_model
 from emotion_train.evaluation.decision import Decision
@@ -72,7 +72,7 @@ def trained(arguments: argparse.Namespace, folder: Path) -> list[str]:
         pq.write_table(pa.table(dict(zip(("text", "label"), rows, strict=True))), posts / f"{split}.parquet")
     command("prepare", str(posts), str(folder / "data"), "--on-bad", "drop")
     shared = (
-        *("train", "--config", str(HERE / "goemotions.yaml"), f"data.url={folder / 'data'}"),
+        *("train", "--config", str(GOEMOTIONS), f"data.url={folder / 'data'}"),
         *(f"run.output_url={folder / 'runs'}", f"model.base={arguments.base or small_model()}"),
         *(f"model.precision={arguments.precision}", "loss.class_weights=balanced"),
         *("report.floor_max_rows=0", "report.bootstrap_samples=100"),

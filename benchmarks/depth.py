@@ -25,13 +25,23 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from class_weights import HERE, add_run_arguments, comma, command, lines, prepare, side_by_side, workers
-from several_labels import spread
+from class_weights import prepare
+from side_by_side import (
+    add_base_argument,
+    add_run_arguments,
+    comma,
+    interval,
+    lines,
+    published,
+    report_in,
+    side_by_side,
+    spread,
+    workers,
+)
 
 from emotion_train.bases.packaged import small_model
 from emotion_train.evaluation.comparison import Paired, paired_difference, resampled_f1
 from emotion_train.evaluation.predictions import Predictions, predictions_from_parquet, predictions_key
-from emotion_train.runs.published import download
 
 WHOLE = "1"
 DEPTHS = (WHOLE, "0.9", "0.77", "0.65", "0.5", "0.4")
@@ -66,6 +76,7 @@ def main() -> None:
     parser.add_argument(
         "--sets", type=comma, default=["goemotions-15"], metavar="A,B", help="those of class_weights.py"
     )
+    add_base_argument(parser)
     add_run_arguments(parser, "depth.jsonl")
     arguments = parser.parse_args()
     if not arguments.table:
@@ -97,17 +108,9 @@ def folder_of(out: Path) -> Path:
 
 def train(run: Run) -> dict[str, object]:
     """One run to its published report; its predictions are kept."""
-    values = [
-        *(f"data.url={run.folder / run.set}", f"run.output_url={run.folder / 'runs'}", f"run.id={run.id}"),
-        *(f"model.base={run.base}", f"run.seed={run.seed}", "model.precision=bf16"),
-        f"model.layers={'null' if run.depth == WHOLE else run.depth}",
-        *("report.floor_max_rows=0", "report.bootstrap_samples=100"),
-        *run.overrides,
-    ]
-    command("train", "--config", str(HERE / "goemotions.yaml"), *values)
-    pulled = run.folder / "pulled" / run.id
-    download(f"{run.folder / 'runs'}/{run.id}", pulled)
-    report: dict[str, Any] = json.loads((pulled / "report" / "report.json").read_text())
+    layers = f"model.layers={'null' if run.depth == WHOLE else run.depth}"
+    pulled = published(run, run.set, "model.precision=bf16", layers)
+    report = report_in(pulled)
     facts = json.loads((pulled / "emotion_train.json").read_text())
     shutil.copyfile(pulled / "report" / predictions_key(SPLIT), run.kept / f"{run.id}.parquet")
     return {
@@ -145,15 +148,10 @@ def table(path: Path) -> str:
             first = group[0]
             blocks = "all" if first["layers"] is None else f"{first['layers']} of {first['whole_layers']}"
             figures = [spread([float(line[one]) for line in group]) for one in ("validation", SPLIT)]
-            cells = [name, depth, blocks, str(len(group)), *figures, interval(differences.get(depth))]
+            less = interval(differences[depth]) if depth in differences else ""
+            cells = [name, depth, blocks, str(len(group)), *figures, less]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
-
-
-def interval(paired: Paired | None) -> str:
-    if paired is None:
-        return ""
-    return f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
 
 
 def against_whole(by_depth: dict[str, list[dict[str, Any]]], kept: Path) -> dict[str, Paired]:

@@ -24,9 +24,7 @@ speed: `--at-once 1 --seeds 1` measures cost.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import statistics
 import tempfile
 from functools import partial
@@ -37,16 +35,25 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 from auxiliary import difference
-from class_weights import HERE, comma, command, lines, side_by_side, workers
-from several_labels import spread
+from side_by_side import (
+    GOEMOTIONS,
+    add_run_arguments,
+    comma,
+    command,
+    keep,
+    lines,
+    published,
+    report_in,
+    side_by_side,
+    spread,
+    workers,
+)
 
 import emotion_train
 from emotion_train.bases.architecture import text_model
 from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.packaged import small_model
 from emotion_train.errors import WrongRequest
-from emotion_train.evaluation.predictions import predictions_key
-from emotion_train.runs.published import download
 
 SPLIT = "test"
 ENCODER_RECIPE = Path(emotion_train.__file__).parent / "configs" / "encoder_baseline.yaml"
@@ -132,13 +139,9 @@ def main() -> None:
     )
     parser.add_argument("--bases", type=comma, default=list(PACKAGES), metavar="A,B", help="default: all")
     parser.add_argument("--sets", type=comma, default=list(SETS), metavar="A,B", help="default: both")
-    parser.add_argument("--seeds", type=comma, default=[str(seed) for seed in range(1, 10)], metavar="A,B")
     parser.add_argument("--posts", type=int, metavar="N", help="training posts of each set (default: all)")
     parser.add_argument("--precision", default="bf16", help="of all bases (default: %(default)s)")
-    parser.add_argument("--at-once", type=int, default=8, help="runs side by side (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("quality_bases.jsonl"), metavar="FILE")
-    parser.add_argument("--table", action="store_true", help="print the table of --out, train nothing")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    add_run_arguments(parser, "quality_bases.jsonl")
     arguments = parser.parse_args()
     if not arguments.table:
         train_all(arguments)
@@ -146,7 +149,6 @@ def main() -> None:
 
 
 def train_all(arguments: argparse.Namespace) -> None:
-    done = {line["run"] for line in lines(arguments.out)}
     kept = kept_of(arguments.out)
     with tempfile.TemporaryDirectory(prefix="quality-bases-") as temporary:
         folder = Path(temporary)
@@ -162,7 +164,7 @@ def train_all(arguments: argparse.Namespace) -> None:
             for name in arguments.sets
             for base in bases
         ]
-        side_by_side(train, [run for run in runs if run.id not in done], arguments.at_once, arguments.out)
+        side_by_side(train, runs, arguments.at_once, arguments.out)
 
 
 def kept_of(out: Path) -> Path:
@@ -188,22 +190,10 @@ def train(run: Run) -> dict[str, object]:
     are kept.
     """
     model = text_model(BaseFiles.find(run.path))
-    recipe = ENCODER_RECIPE if model.is_encoder else HERE / "goemotions.yaml"
-    values = [
-        *(f"data.url={run.folder / run.set}", f"run.output_url={run.folder / 'runs'}", f"run.id={run.id}"),
-        *(f"model.base={run.path}", f"run.seed={run.seed}"),
-        *("report.floor_max_rows=0", "report.bootstrap_samples=100"),
-        *run.overrides,
-    ]
-    command("train", "--config", str(recipe), *values)
-    pulled, kept = run.folder / "pulled" / run.id, run.kept / run.id
-    download(f"{run.folder / 'runs'}/{run.id}", pulled)
-    kept.mkdir(parents=True, exist_ok=True)
-    for name in ("report.json", predictions_key(SPLIT)):
-        shutil.copy(pulled / "report" / name, kept / name)
-    report: dict[str, Any] = json.loads((kept / "report.json").read_text())
-    for folder in (pulled, run.folder / "runs" / run.id):
-        shutil.rmtree(folder)
+    recipe = ENCODER_RECIPE if model.is_encoder else GOEMOTIONS
+    pulled = published(run, run.set, recipe=recipe, base=run.path)
+    report = report_in(pulled)
+    keep(run, pulled, run.kept / run.id, SPLIT)
     return {
         "run": run.id,
         "set": run.set,

@@ -15,21 +15,28 @@ result is a JSON line in --out as soon as it is there; a run whose line is there
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import pyarrow.parquet as pq
 import torch
-from class_weights import HERE, add_run_arguments, comma, command, lines, side_by_side
+from side_by_side import (
+    add_base_argument,
+    add_run_arguments,
+    comma,
+    command,
+    lines,
+    published,
+    report_in,
+    side_by_side,
+    spread,
+)
 
 from emotion_train.bases.packaged import small_model
 from emotion_train.data.targets import TargetKind
-from emotion_train.runs.published import download
 
 ASYMMETRIC = "asymmetric"
 RECIPES: dict[str, tuple[str, ...]] = {
@@ -62,6 +69,7 @@ def main() -> None:
     )
     parser.add_argument("--recipes", type=comma, default=list(RECIPES), metavar="A,B", help="default: all")
     parser.add_argument("--posts", type=Path, help="folder of train.parquet, dev.parquet and emotions.txt")
+    add_base_argument(parser)
     add_run_arguments(parser, "several_labels.jsonl")
     arguments = parser.parse_args()
     if not arguments.table:
@@ -96,25 +104,15 @@ def prepare(posts: Path, folder: Path) -> None:
 
 def train(run: Run) -> dict[str, object]:
     """One run to its published report, and what that says of the validation split."""
-    values = [
-        *(f"data.url={run.folder / 'data'}", f"run.output_url={run.folder / 'runs'}", f"run.id={run.id}"),
-        *(f"model.base={run.base}", f"run.seed={run.seed}"),
-        *("report.floor_max_rows=0", "report.bootstrap_samples=100"),
-        *RECIPES[run.recipe],
-        *run.overrides,
-    ]
-    words = ("train", "--config", str(HERE / "goemotions.yaml"), *values)
+    values = RECIPES[run.recipe]
     if run.recipe == ASYMMETRIC:
         with (
             mock.patch("emotion_train.training.trainer.weighted_loss_sum", asymmetric_loss_sum),
             mock.patch("emotion_train.model.graphs.weighted_loss_sum", asymmetric_loss_sum),
         ):
-            command(*words)
+            report = report_in(published(run, "data", *values))
     else:
-        command(*words)
-    pulled = run.folder / "pulled" / run.id
-    download(f"{run.folder / 'runs'}/{run.id}", pulled)
-    report: dict[str, Any] = json.loads((pulled / "report" / "report.json").read_text())
+        report = report_in(published(run, "data", *values))
     figures = report["splits"]["validation"]
     return {
         "run": run.id,
@@ -156,13 +154,6 @@ def table(path: Path) -> str:
         cells = [spread([float(str(line[name])) for line in found]) for name in FIGURES]
         rows.append(f"| {recipe} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(rows)
-
-
-def spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{deviation}"
 
 
 if __name__ == "__main__":
