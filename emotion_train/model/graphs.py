@@ -193,8 +193,8 @@ class GraphedPasses:
         return _Recorded(graph, given, scale, loss, gradients)
 
     def _add(self, gradients: list[torch.Tensor]) -> None:
-        """Into fresh tensors when there are none: the graph's own are written over by its next
-        replay.
+        """Add these gradients to those of the parameters. Where there are none yet, copies become
+        them: the graph's own tensors are written over by its next replay.
         """
         if self._parameters[0].grad is None:
             for parameter, gradient in zip(self._parameters, torch._foreach_mul(gradients, 1.0), strict=True):

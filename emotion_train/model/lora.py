@@ -44,6 +44,8 @@ _HEADS = ("score", "classifier", "classifier.out_proj")
 
 @dataclass(frozen=True)
 class LoadedAdapter:
+    """A saved adapter on its base, with the tokenizer, labels and facts of its folder."""
+
     model: EmotionClassifier
     tokenizer: PostTokenizer
     labels: tuple[str, ...]

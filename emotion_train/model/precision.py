@@ -35,8 +35,8 @@ class Formats:
 
 
 def formats(precision: Precision) -> Formats:
-    """Norms and embeddings of an nf4 base stay bfloat16, as in the checkpoint: together 1.3 GiB of
-    the 24B model's 11.9 GiB.
+    """The formats of a base in this precision. Norms and embeddings of an nf4 base stay bfloat16,
+    as in the checkpoint: together 1.3 GiB of the 24B model's 11.9 GiB.
     """
     if precision == "fp32":
         return Formats(torch.float32, torch.float32, quantised=False)

@@ -4,10 +4,9 @@ Pieces of some MiB are read in the order of the model by 32 threads, each into a
 (page-locked for a GPU), verified there and copied to the device while the next ones are on their
 way and the GPU quantises: host memory holds 32 pieces, 0.5 GiB, of any base, beside those that were
 read ahead before there was a device (`BaseAhead`), which are copied into the same buffers. Hashing
-costs a core 0.8 s a GiB, on as many cores as there are. Every process reads
-the whole base: eight ranks on a node fetch 8 × 12 GiB of nf4 or 8 × 43 GiB of bf16 from the bucket.
-Where the engine cuts the base up, each process besides holds all of it in host memory until it is
-cut.
+costs a core 0.8 s a GiB, on as many cores as there are. Every process reads the whole base: eight
+ranks on a node fetch 8 × 12 GiB of nf4 or 8 × 43 GiB of bf16 from the bucket. Where the engine
+shards the base, each process also holds all of it in host memory until it is cut.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ _NOT_OF_THE_TEXT = (
 
 
 def text_document(found: BaseConfig) -> dict[str, Any]:
-    """The text part's configuration as it was published, of a GGUF file what its header says, of a
-    base that is cut with the number of its blocks; it names the model without a head, in bfloat16.
+    """The text part's configuration as it was published; for a GGUF file what its header says. It
+    names the model without a head, in bfloat16, and the number of blocks that are read.
     """
     if found.gguf is not None:
         text = found.gguf.config()

@@ -4,8 +4,8 @@
 `accelerate launch` starts the processes, and its environment names the engine. The wrapping is done
 here, by PyTorch's and DeepSpeed's own calls, so that the same lines run on GPUs with NCCL and on
 CPUs with gloo, where accelerate would quietly take DDP instead. Accumulation, clipping and learning
-rate come from the run config alone. The price: other settings of accelerate's
-files for DeepSpeed and FSDP (offloading, a DeepSpeed config of its own) are refused.
+rate come from the run config alone. The price: other settings of accelerate's files for DeepSpeed
+and FSDP (offloading, a DeepSpeed config of its own) are refused.
 """
 
 from __future__ import annotations
@@ -196,12 +196,12 @@ class Engine:
 
     def _adamw(self) -> torch.optim.AdamW:
         rate, decay = self.settings.learning_rate, self.settings.weight_decay
-        # biases and norms of a whole encoder do not decay, as is usual; with an adapter everything
-        # decays
-        flat = [one for one in self.trained.own if one.ndim < 2] if self.trained.is_whole else []
-        rest = [one for one in self.trained.own if not flat or one.ndim >= 2]
-        groups: list[dict[str, Any]] = [{"params": rest}]
-        groups += [{"params": flat, "weight_decay": 0.0}] if flat else []
+        groups: list[dict[str, Any]] = [{"params": list(self.trained.own)}]
+        if self.trained.is_whole:  # biases and norms of a whole encoder do not decay, as is usual
+            groups = [
+                {"params": [one for one in self.trained.own if one.ndim >= 2]},
+                {"params": [one for one in self.trained.own if one.ndim < 2], "weight_decay": 0.0},
+            ]
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=self.device.type == "cuda")
 
     @contextlib.contextmanager
@@ -338,7 +338,7 @@ class FullySharded(Engine):
         pieces = {
             f"{key}.{name}": _cut_like(parameter, moments[f"{key}.{name}"])
             for parameter, name in self.trained.own.items()
-            for key in ("exp_avg", "exp_avg_sq")
+            for key in MOMENTS
         }
         super().load_moments(pieces, step)
 
@@ -457,7 +457,7 @@ class Zero(Engine):
         return {
             f"{key}.{name}": safe_get_full_optimizer_state(parameter, key)
             for parameter, name in self.trained.own.items()
-            for key in ("exp_avg", "exp_avg_sq")
+            for key in MOMENTS
         }
 
     def load_moments(self, moments: Mapping[str, torch.Tensor], step: int) -> None:
@@ -470,14 +470,13 @@ class Zero(Engine):
                 "step": torch.tensor(
                     float(step), device=piece.device if self.optimizer.defaults["fused"] else "cpu"
                 ),
-                "exp_avg": torch.zeros_like(piece),
-                "exp_avg_sq": torch.zeros_like(piece),
+                **{key: torch.zeros_like(piece) for key in MOMENTS},
             }
         if self._stage == 2:
             zero._hp_optimizer_states_linked = False
             zero._lazy_init_hp_params_optimizer_state()
         for parameter, name in self.trained.own.items():
-            for key in ("exp_avg", "exp_avg_sq"):
+            for key in MOMENTS:
                 self._put(parameter, moments[f"{key}.{name}"], key)
 
     def _put(self, parameter: torch.nn.Parameter, whole: torch.Tensor, key: str | None) -> None:

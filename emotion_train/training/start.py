@@ -105,8 +105,8 @@ def config_on_gpu(config: Config, device: torch.device, say: Callable[[str], Non
 
 
 def keep_kernels(config: Config, ranks: Ranks, device: torch.device, stack: ExitStack) -> Callable[[], None]:
-    """Take Triton's kernels from where the config says, and keep there what this run builds. They
-    come in the background; what is returned waits for them.
+    """Returns a function that waits for Triton's kernels: until `stack` is closed they come in the
+    background from `run.kernels_url`, where what this run builds is kept.
     """
     if config.run.kernels_url is None or device.type != "cuda":
         return lambda: None

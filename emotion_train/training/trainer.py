@@ -2,8 +2,8 @@
 checkpoint now and then.
 
 A step's update comes from its whole batch, whatever its micro-batches and ranks: the weighted
-losses are summed and divided once by the step's sum of weights. The stock Trainer scales
-such gradients by accumulation x world size (transformers#47688).
+losses are summed and divided once by the step's sum of weights. The stock Trainer scales such
+gradients by accumulation x world size (transformers#47688).
 
 Letters: N posts of a micro-batch, C labels.
 """
@@ -93,7 +93,9 @@ class Scored:
 
 
 class CutOff(Exception):
-    """An evaluation that was given up on all ranks, after a preemption notice."""
+    """Given up after a preemption notice: an evaluation, on all ranks, or the loading of the model,
+    on the ranks that have the notice.
+    """
 
 
 class Trainer:
