@@ -21,19 +21,20 @@ from emotion_train.model.lora import is_of_head, refuse_misfits
 def warm_state(
     fresh: Mapping[str, torch.Tensor],
     parent: Mapping[str, torch.Tensor],
+    labels: int,
     places_C: Sequence[int | None],
     temperature: Sequence[float] | None,
 ) -> dict[str, torch.Tensor]:
-    """The first state of a model that was drawn as `fresh`. `places_C` holds the place of each of
-    its labels in the parent's head, None for a new one; `temperature` is the parent's, one number
-    or one for each of its labels.
+    """The first state of a model that was drawn as `fresh`, where the parent has so many labels.
+    `places_C` holds the place of each of the model's labels in the parent's head, None for a new
+    one; `temperature` is the parent's, one number or one for each of its labels.
 
-    Raises `WrongRequest` unless the parent has the model's layers and rank.
+    Raises `WrongRequest` unless the parent has the model's layers and rank, and a row of the head
+    for each of its labels.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in fresh.items()}
     head = [name for name in shapes if is_of_head(name)]  # of an encoder a bias, too
-    its_labels = max(len(parent[name]) if name in parent else 0 for name in head)
-    refuse_misfits({**shapes, **{name: (its_labels, *shapes[name][1:]) for name in head}}, parent)
+    refuse_misfits({**shapes, **{name: (labels, *shapes[name][1:]) for name in head}}, parent)
     state = dict(parent)
     for name in head:
         trained = parent[name].to(torch.float32)

@@ -252,8 +252,8 @@ def _start_from(parent: ParentAdapter, job: Job, model: EmotionClassifier, base:
         raise WrongRequest(
             f"The weights of model.adapter={parent.place} are damaged ({error}); pull it again."
         ) from None
-    places_C = parent.places(job.index.trained_labels)
-    load_adapter_state(model, warm_state(adapter_state(model), state, places_C, parent.temperature))
+    labels, places_C = len(parent.facts.labels), parent.places(job.index.trained_labels)
+    load_adapter_state(model, warm_state(adapter_state(model), state, labels, places_C, parent.temperature))
 
 
 def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Trainer:

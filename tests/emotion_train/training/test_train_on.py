@@ -104,6 +104,19 @@ def test_a_parent_without_a_temperature_is_taken_to_the_last_bit(home: Path, tmp
     assert torch.equal(hot[HEAD], stored[HEAD] * 2.5)
 
 
+@pytest.mark.parametrize("rows", [0, 3, 5])
+def test_a_parent_whose_head_has_other_rows_than_labels_is_refused(
+    home: Path, tmp_path: Path, rows: int
+) -> None:
+    """Its rows would go to other labels; without any rows the head is a number."""
+    shutil.copytree(home / "adapter", tmp_path / "edited")
+    stored = load_file(tmp_path / "edited" / WEIGHTS)
+    head = torch.zeros(rows, stored[HEAD].shape[1]) if rows else torch.zeros(())
+    save_file({**stored, HEAD: head}, tmp_path / "edited" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(WrongRequest, match=rf"has {HEAD} of shape .* instead of \(4, 64\)"):
+        started(home, adapter=str(tmp_path / "edited"))
+
+
 def test_auxiliary_labels_have_fresh_rows_behind_those_of_the_parent(home: Path, tmp_path: Path) -> None:
     index = prepare_auxiliary(tmp_path)
     old, state = load_file(home / "adapter" / WEIGHTS), started(home, f"data.url={tmp_path / 'data'}")
