@@ -37,7 +37,7 @@ from emotion_train.model.facts import AdapterFacts
 from emotion_train.model.load import read_config
 from emotion_train.model.lora import build_classifier, load_adapter, save_adapter
 from emotion_train.model.precision import Precision
-from emotion_train.stage_base import stage
+from emotion_train.model.staged_copy import stage
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store

@@ -22,8 +22,8 @@ import pytest
 
 import launch
 from emotion_train import cli as train_cli
+from emotion_train.model.staged_copy import stage
 from emotion_train.preparation.steps import prepare
-from emotion_train.stage_base import stage
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from launch import cli as launch_cli

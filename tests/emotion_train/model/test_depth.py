@@ -29,11 +29,11 @@ from emotion_train.model.fused import FusedDecoder
 from emotion_train.model.load import load_base, read_config
 from emotion_train.model.lora import base_config_of, build_classifier, load_adapter
 from emotion_train.model.precision import Precision
+from emotion_train.model.staged_copy import stage
 from emotion_train.model.trainable import require_trainable_base
 from emotion_train.sizing.memory import estimate, weight_bytes
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
-from emotion_train.stage_base import stage
 from emotion_train.storage.folder import FolderStore
 from launch.check.base import check_base
 from launch.workload import shape_of_base

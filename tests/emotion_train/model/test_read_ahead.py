@@ -14,7 +14,7 @@ from emotion_train.bases.ahead import BaseAhead
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.model import staged_weights
 from emotion_train.model.load import load_base, read_config
-from emotion_train.stage_base import stage
+from emotion_train.model.staged_copy import stage
 from emotion_train.storage.folder import FolderStore
 from tests.helpers.patience import PATIENCE_S
 from tests.helpers.tiny_models import causal_checkpoint

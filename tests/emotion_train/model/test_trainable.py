@@ -21,9 +21,9 @@ from emotion_train.bases.files import BaseFiles
 from emotion_train.bases.packaged import SMALL_MODEL, small_model
 from emotion_train.errors import WrongRequest
 from emotion_train.model.card import CardFacts, reload_snippet
+from emotion_train.model.staged_copy import stage
 from emotion_train.model.trainable import require_trainable_base
 from emotion_train.preparation.steps import prepare
-from emotion_train.stage_base import stage
 from emotion_train.storage.open import open_store
 from tests.helpers import fake_hub
 from tests.helpers.fake_hub import FakeHub

@@ -23,13 +23,13 @@ from emotion_train.data.reader import RowGroupReader
 from emotion_train.errors import Damaged, EmotionTrainError, StorageError
 from emotion_train.model import built_kernels
 from emotion_train.model.built_kernels import BuiltKernels
+from emotion_train.model.staged_copy import stage
 from emotion_train.model.staged_weights import staged_tensors
 from emotion_train.model.staging import ObjectWriter
 from emotion_train.preparation.shards import place
 from emotion_train.preparation.steps import prepare
 from emotion_train.runs import published
 from emotion_train.runs.log import Entry, Writer, read_log, read_part, require_conditional_writes, upload_part
-from emotion_train.stage_base import stage
 from emotion_train.storage import second_look as second_look_page
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.local_s3 import LocalS3

@@ -19,6 +19,7 @@ from emotion_train import cli
 from emotion_train.errors import Fenced, ObjectChanged, Preempted, StorageError, WrongRequest
 from emotion_train.model.load import read_config
 from emotion_train.model.lora import adapter_state
+from emotion_train.model.staged_copy import stage
 from emotion_train.preparation.steps import prepare
 from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.notices import Notice
@@ -26,7 +27,6 @@ from emotion_train.processes.ranks import Ranks
 from emotion_train.runs import checkpoint
 from emotion_train.runs.local_states import LocalStates
 from emotion_train.runs.log import Entry, Metrics, Writer, read_log
-from emotion_train.stage_base import stage
 from emotion_train.storage import second_look
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store

@@ -27,8 +27,8 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import Diverged, WrongRequest
 from emotion_train.model.lora import adapter_state, build_classifier
 from emotion_train.model.loss import class_weights
+from emotion_train.model.staged_copy import stage
 from emotion_train.runs.log import read_log
-from emotion_train.stage_base import stage
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.training.trainer import Trainer, learning_rate

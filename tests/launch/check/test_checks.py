@@ -20,9 +20,9 @@ from emotion_train.data.index import Split, read_index
 from emotion_train.data.lengths import RECORDED
 from emotion_train.data.reader import sample_texts
 from emotion_train.errors import WrongRequest
+from emotion_train.model.staged_copy import stage
 from emotion_train.preparation.steps import prepare
 from emotion_train.runs.log import Writer
-from emotion_train.stage_base import stage
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 from emotion_train.train import _look_at_base

@@ -26,12 +26,12 @@ from emotion_train.config import Config, LoraSection, example_config, load_confi
 from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
+from emotion_train.model.staged_copy import stage
 from emotion_train.preparation.steps import prepare
 from emotion_train.sizing.fit import Layout, MicroBatch, largest_microbatch
 from emotion_train.sizing.memory import cut_bytes, estimate, usable_bytes
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
-from emotion_train.stage_base import stage
 from emotion_train.storage.open import open_store
 from emotion_train.training.engines import Kind
 from emotion_train.training.microbatch import setting_for
