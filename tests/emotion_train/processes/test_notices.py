@@ -30,7 +30,7 @@ from emotion_train.processes.notices import (
     hold_seconds,
 )
 from tests.helpers.metadata_servers import AwsHandler, AzureHandler, GcpHandler, Machine, serving
-from tests.helpers.patience import PATIENCE_S
+from tests.helpers.patience import PATIENCE_S, eventually
 
 TERMINATE = {"action": "terminate", "time": "2030-01-02T03:04:05Z"}
 AT = 1893553445.0  # that time, by `date -u -d 2030-01-02T03:04:05Z +%s`
@@ -69,13 +69,6 @@ def announce(cloud: str, machine: Machine, going: bool = True) -> None:
 
 def everywhere(url: str) -> Endpoints:
     return Endpoints(url, url, url)
-
-
-def eventually(claim: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not claim():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def noticed(watch: PreemptionWatch) -> Notice:

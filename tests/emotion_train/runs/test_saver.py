@@ -5,6 +5,7 @@ that fails costs no training.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from emotion_train.runs.saver import Saver
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo
-from tests.helpers.patience import PATIENCE_S
+from tests.helpers.patience import PATIENCE_S, eventually
 from tests.helpers.tiny_runs import tiny_config
 
 RUN = "run"
@@ -206,12 +207,8 @@ def test_an_entry_whose_answer_was_lost_is_found_between_two_saves_and_fences_no
 
 def wait_until_kept(local: LocalStates, steps: list[int]) -> list[Entry]:
     """The states in the local folder, once they are these."""
-    for _ in range(300):
-        entries = local.entries()
-        if [entry.step for entry in entries] == steps:
-            return entries
-        threading.Event().wait(0.05)
-    raise AssertionError(f"{[entry.step for entry in local.entries()]} are kept, not {steps}")
+    eventually(lambda: [entry.step for entry in local.entries()] == steps)
+    return local.entries()
 
 
 def test_what_a_failing_bucket_does_not_take_waits_on_this_machine_until_it_does(
@@ -234,11 +231,7 @@ def test_what_a_failing_bucket_does_not_take_waits_on_this_machine_until_it_does
     assert saver.drain(PATIENCE_S)
     assert committed(store) == [(1, 0.5), (3, None)]
     assert saver.problem is None
-    for _ in range(100):
-        if not local.in_use:
-            break
-        threading.Event().wait(0.05)
-    assert not local.in_use
+    eventually(lambda: not local.in_use)
     assert "takes checkpoints again" in told[-1]
 
 
@@ -251,9 +244,11 @@ def test_a_failed_attempt_is_told_of_again_and_again_but_not_more_often_than_onc
     monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 0.01)
     monkeypatch.setattr(patience, "TELL_EVERY_S", 0.5)
     store.failing = "The disk is full."
+    began = time.monotonic()
     saver.offer(snapshot(question, 1))
-    assert not saver.drain(2.2)
-    assert 3 <= len(told) <= 6
+    eventually(lambda: len(told) >= 3)
+    lines = len(told)
+    assert time.monotonic() - began >= (lines - 1) * 0.5
 
 
 def test_a_local_folder_that_cannot_be_written_is_said_and_ends_nothing(
@@ -265,7 +260,7 @@ def test_a_local_folder_that_cannot_be_written_is_said_and_ends_nothing(
     store.failing = "The bucket is gone."
     with Saver(writer, LocalStates(tmp_path / "file" / "local", RUN), told.append) as saver:
         saver.offer(snapshot(question, 1))
-        assert not saver.drain(0.5)
+        eventually(lambda: bool(told))
         assert "cannot be kept on this machine either" in told[0]
         store.failing = None
         assert saver.drain(PATIENCE_S)
