@@ -290,7 +290,8 @@ def _on_all_ranks(parent: ParentAdapter | None, ranks: Ranks) -> ParentAdapter:
     """Rank 0's parent on every rank."""
     light = ranks.from_main(None if parent is None else parent.light)
     assert light is not None, "rank 0 has read it"
-    return replace(light, weights=ranks.bytes_from_main(b"" if parent is None else parent.weights))
+    weights = ranks.bytes_from_main(b"" if parent is None else parent.weights)
+    return replace(light, weights=bytes(weights))
 
 
 def _command(arguments: argparse.Namespace, run_id: str, device: str) -> str:

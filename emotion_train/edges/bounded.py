@@ -400,17 +400,72 @@ def require_tensors_file(path: Path) -> None:
     require_tensors_header(start, size)
 
 
-def tensors_in(data: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file. Raises `Unreadable` unless each is float32 without NaN and
+def tensors_in(data: bytes | memoryview) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file; they share the memory of a buffer that can be written to,
+    and of other bytes they are copies. Raises `Unreadable` unless each is float32 without NaN and
     infinity, as in an adapter and an optimizer's moments.
     """
     from safetensors.torch import load
 
-    require_tensors_header(data, len(data))
-    with tensor_errors():
-        tensors: dict[str, torch.Tensor] = load(data)
+    if isinstance(data, memoryview) and not data.readonly:
+        tensors = _views(data)
+    else:
+        data = bytes(data)
+        require_tensors_header(data, len(data))
+        with tensor_errors():
+            tensors = load(data)
     require_finite(tensors)
     return tensors
+
+
+def _views(buffer: memoryview) -> dict[str, torch.Tensor]:
+    """The tensors of a file in this buffer, not copied. As in the safetensors library they lie one
+    after the other and fill the file.
+    """
+    import numpy as np
+    import torch
+
+    length = int.from_bytes(buffer[:8], "little")
+    start = bytes(buffer[: 8 + min(length, MAX_HEADER_BYTES)])
+    require_tensors_header(start, len(buffer))
+    header = object_in(start[8:], MAX_HEADER_BYTES)
+    header.pop("__metadata__", None)
+    content = buffer[8 + length :]
+    tensors, at = {}, 0
+    with tensor_errors():
+        for name, facts in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
+            dtype, shape, (begin, end) = facts["dtype"], facts["shape"], facts["data_offsets"]
+            if dtype != "F32":
+                raise Unreadable(f"{name[:120]} is {str(dtype)[:20]} and not float32")
+            if begin != at or end - begin != 4 * math.prod(shape) or min(shape, default=1) < 0:
+                raise Unreadable(f"{name[:120]} has a shape or a place that does not fit the file")
+            at = end
+            flat = np.frombuffer(content[begin:end], np.float32)
+            aligned = flat if flat.flags.aligned else flat.copy()
+            tensors[name] = torch.from_numpy(aligned).reshape(shape)
+    if at != len(content):
+        raise Unreadable(f"its tensors end at byte {at:,} of {len(content):,}")
+    return tensors
+
+
+def tensors_to_buffers(tensors: Mapping[str, torch.Tensor]) -> list[bytes | memoryview]:
+    """The buffers that, one after the other, are the safetensors file of these float32 tensors; all
+    but the first share the tensors' memory. The bytes are those that the library writes.
+    """
+    import numpy as np
+    import torch
+
+    header, buffers, at = {}, list[bytes | memoryview](), 0
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        assert tensor.dtype == torch.float32, f"{name} is {tensor.dtype}"
+        end = at + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, end]}
+        buffers.append(tensor.reshape(-1).numpy().view(np.uint8).data)
+        at = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return [struct.pack("<Q", len(text)), text, *buffers]
 
 
 def tensors_of_file(path: Path) -> dict[str, torch.Tensor]:

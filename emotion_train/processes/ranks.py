@@ -169,19 +169,18 @@ class Ranks:
         """Rank 0's result of `action`, on every rank; its errors as in `only_on_main`."""
         return cast(T, self.from_main(self.only_on_main(action)))
 
-    def bytes_from_main(self, data: bytes) -> bytes:
-        """Rank 0's bytes, on every rank; fit for gigabytes, without a pickle."""
+    def bytes_from_main(self, data: bytes | memoryview) -> memoryview:
+        """Rank 0's bytes, on every rank; fit for gigabytes, without a pickle. A buffer that can be
+        written to is not copied.
+        """
         size = self.from_main(len(data))
         if not self._many or not size:
-            return data
-        box = (
-            torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            if self.is_main
-            else torch.empty(size, dtype=torch.uint8)
-        )
+            return memoryview(data)
+        view = memoryview(data) if self.is_main else memoryview(bytearray(size))
+        whole = memoryview(bytearray(view)) if view.readonly else view
         with self._in_contact():
-            dist.broadcast(box, src=0, group=self._main_group)
-        return data if self.is_main else box.numpy().tobytes()
+            dist.broadcast(torch.frombuffer(whole, dtype=torch.uint8), src=0, group=self._main_group)
+        return whole
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value in rank order on rank 0, an empty list elsewhere."""

@@ -16,17 +16,17 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError, field_validator
-from safetensors.torch import save
 
 from emotion_train.config import Config
 from emotion_train.data.index import Index
-from emotion_train.edges.bounded import Unreadable, object_in, tensors_in
+from emotion_train.edges.bounded import Unreadable, object_in, tensors_in, tensors_to_buffers
 from emotion_train.errors import Damaged, ObjectNotFound, WrongRequest
 from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import peft_name
 from emotion_train.report.schema import Evaluation, LossPoint, Parent
-from emotion_train.runs.log import Entry, Part, Writer, read_part
+from emotion_train.runs.log import Entry, Part, Writer, read_large_part, read_part
 from emotion_train.runs.parent import weights_sha256
+from emotion_train.storage.buffers import Buffers
 from emotion_train.storage.store import Store
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
@@ -145,12 +145,12 @@ class Snapshot:
         """
         return f"step-{self.step:08d}" + ("" if self.macro_f1 is None else "-scored")
 
-    def files(self) -> Iterator[tuple[str, bytes]]:
-        """The name and content of each part, made one at a time."""
-        yield ADAPTER, save(_contiguous(self.state.adapter))
-        yield OPTIMIZER, save(_contiguous(self.state.optimizer))
+    def files(self) -> Iterator[tuple[str, bytes | Buffers]]:
+        """The name and content of each part, whose tensors are not copied."""
+        yield ADAPTER, Buffers(tensors_to_buffers(self.state.adapter))
+        yield OPTIMIZER, Buffers(tensors_to_buffers(self.state.optimizer))
         if self.state.average:
-            yield AVERAGE, save(_contiguous(self.state.average))
+            yield AVERAGE, Buffers(tensors_to_buffers(self.state.average))
         if self.state.events:
             yield EVENTS, self.state.events
         document = {
@@ -190,19 +190,21 @@ def host_copy(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read and verified, with the bytes of its parts by name."""
+    """A checkpoint that was read and verified, with the bytes of its parts by name. The tensors of
+    its states share the memory of parts that are in a buffer.
+    """
 
     entry: Entry
-    files: dict[str, bytes]
+    files: dict[str, memoryview]
 
     @property
     def document(self) -> dict[str, Any]:
-        return _document(self.files[STATE])
+        return _document(bytes(self.files[STATE]))
 
     @property
     def events(self) -> bytes:
         """TensorBoard's events up to this step."""
-        return self.files.get(EVENTS, b"")
+        return bytes(self.files.get(EVENTS, b""))
 
     def state(self) -> State:
         """The state in the parts. Raises `Damaged` unless they are float32 tensors without NaN and
@@ -248,7 +250,7 @@ def read_saved(store: Store, run_id: str, entry: Entry) -> Saved:
     """
     names = [ADAPTER, OPTIMIZER, STATE]
     names += [name for name in (EVENTS, AVERAGE) if _has(entry, name)]
-    saved = Saved(entry, {name: read_part(store, run_id, _part(entry, name)) for name in names})
+    saved = Saved(entry, {name: read_large_part(store, run_id, _part(entry, name)) for name in names})
     saved.state()
     return saved
 
@@ -267,7 +269,7 @@ def newest(
 
 def best_adapter(
     store: Store, run_id: str, entries: Sequence[Entry], tell: Callable[[str], None]
-) -> tuple[Entry, bytes] | None:
+) -> tuple[Entry, memoryview] | None:
     """The entry and adapter file of the checkpoint with the highest macro-F1 that verifies; on a
     tie, the earlier one. If it has an average, which was scored, the average is the adapter.
     """
@@ -276,8 +278,8 @@ def best_adapter(
     ]
     scored.sort(key=lambda entry: (-float(entry.metrics["macro_f1"] or 0), entry.seq))
 
-    def read(entry: Entry) -> tuple[Entry, bytes]:
-        data = read_part(store, run_id, _part(entry, AVERAGE if _has(entry, AVERAGE) else ADAPTER))
+    def read(entry: Entry) -> tuple[Entry, memoryview]:
+        data = read_large_part(store, run_id, _part(entry, AVERAGE if _has(entry, AVERAGE) else ADAPTER))
         try:
             tensors_in(data)
         except Unreadable as error:
@@ -411,7 +413,3 @@ def check_same_base(document: Mapping[str, Any], base: BaseInfo, run_id: str) ->
             f"Run {run_id} was started on another base than {base.name} is now: its weights differ. Give the"
             " old model.base to continue it, or another run.id to start a new run."
         )
-
-
-def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -43,7 +43,8 @@ from emotion_train.errors import (
     StorageError,
     WrongRequest,
 )
-from emotion_train.storage.second_look import second_look
+from emotion_train.storage.buffers import Buffers
+from emotion_train.storage.second_look import Read, second_look
 from emotion_train.storage.store import Store
 
 SCHEMA: Literal["emotion-train/log/1"] = "emotion-train/log/1"
@@ -314,6 +315,7 @@ class Writer:
         self._tried: Entry | None = None  # the claim whose answer may be lost
         # own entries found in the log whose append was not yet repeated
         self._unanswered: list[Entry] = []
+        self._arrived: set[Part] = set()  # since the last entry
         self._appending = threading.Lock()
 
     @property
@@ -370,7 +372,9 @@ class Writer:
         append: it returns the entry if it arrived and never commits it twice.
         """
         with self._appending:
-            return self._append(kind, epoch, step, parts, metrics or {})
+            entry = self._append(kind, epoch, step, parts, metrics or {})
+        self._arrived.clear()
+        return entry
 
     def require_ownership(self) -> None:
         """Raises `Fenced` when another writer has claimed the run; called between two entries. Does
@@ -404,20 +408,24 @@ class Writer:
                 self._own += (entry,)
                 return entry
 
-    def upload(self, name: str, data: bytes) -> Part:
+    def upload(self, name: str, data: bytes | Buffers) -> Part:
         """Upload one part below this incarnation's own prefix; it counts only once an entry names
-        it.
+        it. A part that arrived before another part failed is not sent again.
 
         The key holds the beginning of the content's sha256: an entry whose answer was lost may be
         committed all the same, and its parts must never be replaced by other bytes.
         """
+        sha256 = sha256_of(data)
         path = PurePosixPath(f"data/{self.incarnation:08d}", name)
-        return upload_part(
-            self.store,
-            self.run_id,
-            str(path.parent / hashlib.sha256(data).hexdigest()[:12] / path.name),
-            data,
-        )
+        part = Part(key=str(path.parent / sha256[:12] / path.name), bytes=len(data), sha256=sha256)
+        if part not in self._arrived or not self._is_there(part):
+            self.store.write(f"{self.run_id}/{part.key}", data)
+            self._arrived.add(part)
+        return part
+
+    def _is_there(self, part: Part) -> bool:
+        info = self.store.find(f"{self.run_id}/{part.key}")
+        return info is not None and info.size == part.bytes
 
     def _require_log(self) -> None:
         """Raises `StorageError` where the log was deleted: the next entry would be the whole log,
@@ -491,8 +499,12 @@ def _facts(entry: Entry) -> bytes:
     return entry.model_copy(update={"seq": 0, "time_utc": ""}).to_bytes()
 
 
-def upload_part(store: Store, run_id: str, key: str, data: bytes) -> Part:
-    part = Part(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+def sha256_of(data: bytes | Buffers) -> str:
+    return hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else data.sha256()
+
+
+def upload_part(store: Store, run_id: str, key: str, data: bytes | Buffers) -> Part:
+    part = Part(key=key, bytes=len(data), sha256=sha256_of(data))
     store.write(f"{run_id}/{key}", data)
     return part
 
@@ -501,6 +513,24 @@ def read_part(store: Store, run_id: str, part: Part) -> bytes:
     """The bytes of a part, checked by size and sha256; raises `Damaged` when they are not those
     that the entry committed.
     """
+    key = _key_of_its_size(store, run_id, part)
+    # never reads more, whatever has replaced the part since
+    return store.read_verified(
+        key, lambda data: _verified(store.url_of(key), part, data), length=part.bytes + 1
+    )
+
+
+def read_large_part(store: Store, run_id: str, part: Part) -> memoryview:
+    """A part as by `read_part`, in a buffer that can be written to. The buffer is filled in ranges:
+    parts of gigabytes are in memory once.
+    """
+    key = _key_of_its_size(store, run_id, part)
+    return store.read_into_verified(
+        key, memoryview(bytearray(part.bytes + 1)), lambda data: _verified(store.url_of(key), part, data)
+    )
+
+
+def _key_of_its_size(store: Store, run_id: str, part: Part) -> str:
     key = f"{run_id}/{part.key}"
     url = store.url_of(key)
 
@@ -511,16 +541,16 @@ def read_part(store: Store, run_id: str, part: Part) -> bytes:
                 " damaged."
             )
 
-    def verify(data: bytes) -> bytes:
-        if hashlib.sha256(data).hexdigest() != part.sha256:
-            raise Damaged(
-                f"{url} does not have the sha256 that the log committed; the object was replaced or damaged."
-            )
-        return data
-
     second_look(lambda _: b"%d" % store.stat(key).size, verify_size, url)
-    # never reads more, whatever has replaced the part since
-    return store.read_verified(key, verify, length=part.bytes + 1)
+    return key
+
+
+def _verified(url: str, part: Part, data: Read) -> Read:
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise Damaged(
+            f"{url} does not have the sha256 that the log committed; the object was replaced or damaged."
+        )
+    return data
 
 
 def run_ids(store: Store) -> list[str]:

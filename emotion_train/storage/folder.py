@@ -24,6 +24,7 @@ from emotion_train.errors import (
     ObjectNotFound,
     StorageError,
 )
+from emotion_train.storage.buffers import Buffers
 from emotion_train.storage.store import TEMPORARY, ObjectInfo, Store, checked_key
 
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -97,7 +98,7 @@ class FolderStore(Store):
                 raise IsADirectoryError(errno.EISDIR, "is a folder")
             return _info(key, path)
 
-    def write(self, key: str, data: bytes | Path) -> ObjectInfo:
+    def write(self, key: str, data: bytes | Path | Buffers) -> ObjectInfo:
         path = self._path(key)
         with self._explaining(key, writing=True), _temporary_beside(path, data) as temporary:
             os.replace(temporary, path)
@@ -186,18 +187,18 @@ def _info(key: str, path: Path) -> ObjectInfo:
 
 
 @contextmanager
-def _temporary_beside(path: Path, data: bytes | Path) -> Iterator[Path]:
+def _temporary_beside(path: Path, data: bytes | Path | Buffers) -> Iterator[Path]:
     """A file with that content beside `path`, on the disk and not only in the cache; it is removed
     at the end unless it was moved.
     """
     temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
         with _open_in_its_folder(temporary) as file:
-            if isinstance(data, Path):
-                with open(data, "rb") as source:
-                    shutil.copyfileobj(source, file, 1 << 20)
-            else:
+            if isinstance(data, bytes):
                 file.write(data)
+            else:
+                with data.open("rb") if isinstance(data, Path) else data.open() as source:
+                    shutil.copyfileobj(source, file, 1 << 20)
             file.flush()
             os.fsync(file.fileno())
         yield temporary

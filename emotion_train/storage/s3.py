@@ -11,7 +11,6 @@ boto3's standard chain. Importing this page is cheap: the first request imports 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import threading
@@ -25,6 +24,7 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from emotion_train.errors import AlreadyExists, ObjectNotFound, StorageError
+from emotion_train.storage.buffers import Buffers
 from emotion_train.storage.s3_answers import ask, watch, with_reason
 from emotion_train.storage.s3_errors import (
     CLEAR_400,
@@ -42,7 +42,7 @@ from emotion_train.storage.s3_settings import (
     wrong_endpoint,
 )
 from emotion_train.storage.second_look import second_look
-from emotion_train.storage.store import ObjectInfo, Store, checked_key
+from emotion_train.storage.store import ObjectInfo, Store, checked_key, filled_by_ranges
 
 CONNECT_TIMEOUT_S = 5
 
@@ -52,7 +52,9 @@ PATIENT_ATTEMPTS = 8
 
 
 PART_BYTES = 64 << 20
-ONE_REQUEST = 1 << 30  # bytes; larger data is sent in parts, although S3 takes 5 GiB in one request
+ONE_REQUEST = 1 << 30  # most bytes that are created at once; S3 takes 5 GiB, not atomic in parts
+# larger data is written in pieces of 8 MiB: a failure costs one of them, not all that was sent
+WRITTEN_AT_ONCE = 64 << 20
 READ_PATIENCE = timedelta(seconds=120)
 CREATE_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 # Shorter than the least time that boto3 leaves on a refreshed credential (10 minutes).
@@ -114,10 +116,13 @@ class S3Store(Store):
     def read_into(self, key: str, buffer: memoryview, *, start: int = 0, if_match: str | None = None) -> int:
         import numpy as np
 
-        data = np.frombuffer(self._read(key, start, len(buffer), if_match), np.uint8)
-        # numpy lets other threads run while it copies; a memoryview would block them
-        np.frombuffer(buffer, np.uint8)[: len(data)] = data
-        return len(data)
+        def fill(at: int, piece: memoryview) -> int:
+            data = np.frombuffer(self._read(key, start + at, len(piece), if_match), np.uint8)
+            # numpy lets other threads run while it copies; a memoryview would block them
+            np.frombuffer(piece, np.uint8)[: len(data)] = data
+            return len(data)
+
+        return filled_by_ranges(buffer, fill)
 
     def read_again(
         self, key: str, look: int, *, start: int = 0, length: int | None = None, if_match: str | None = None
@@ -219,7 +224,7 @@ class S3Store(Store):
             key, int(answer["ContentLength"]), _unquoted(answer["ETag"]), _epoch(answer.get("LastModified"))
         )
 
-    def write(self, key: str, data: bytes | Path) -> ObjectInfo:
+    def write(self, key: str, data: bytes | Path | Buffers) -> ObjectInfo:
         with self._explaining(self.url_of(key)):
             try:
                 return self._upload(key, data)
@@ -329,20 +334,46 @@ class S3Store(Store):
             ) from None
 
     def clear_unfinished(self, prefix: str) -> None:
-        """Do nothing: single requests leave nothing, and a bucket's lifecycle rule clears
-        unfinished uploads in parts.
+        """Do nothing: single requests leave nothing, and an upload in parts may be at work."""
+
+    def abort_uploads(self, prefix: str, doomed: Callable[[str], bool]) -> tuple[str, ...]:
+        """As in `Store`. Where the bucket does not allow or know these requests, nothing happens,
+        and its lifecycle rule clears the uploads.
         """
+        from botocore.exceptions import ClientError
+
+        aborted = []
+        with self._explaining(f"{self.url}/{prefix}"):
+            client = self._connection().patient
+            pages = client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix
+            )
+            try:
+                for upload in [one for page in pages for one in page.get("Uploads", [])]:
+                    key = upload["Key"].removeprefix(self._prefix)
+                    if upload["Key"].startswith(self._prefix + prefix) and doomed(key):
+                        client.abort_multipart_upload(
+                            Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+                        aborted.append(key)
+            except ClientError as error:
+                # 404: finished, or aborted by another start
+                if status_of(error) not in (400, 403, 404, 405, 501):
+                    raise
+        return tuple(aborted)
 
     def _name(self, key: str) -> str:
         return self._prefix + checked_key(key)
 
-    def _upload(self, key: str, data: bytes | Path) -> ObjectInfo:
+    def _upload(self, key: str, data: bytes | Path | Buffers) -> ObjectInfo:
         client, name = self._connection().patient, self._name(key)
-        if isinstance(data, Path) or len(data) > ONE_REQUEST:
-            with open(data, "rb") if isinstance(data, Path) else io.BytesIO(data) as file:
+        if isinstance(data, Path) or len(data) > WRITTEN_AT_ONCE:
+            content = Buffers([data]) if isinstance(data, bytes) else data
+            with content.open("rb") if isinstance(content, Path) else content.open() as file:
                 client.upload_fileobj(file, self._bucket, name)
             return self.stat(key)
-        answer = client.put_object(Bucket=self._bucket, Key=name, Body=data)
+        body = data if isinstance(data, bytes) else data.open()
+        answer = client.put_object(Bucket=self._bucket, Key=name, Body=body)
         return ObjectInfo(key, len(data), _unquoted(answer["ETag"]))
 
     def _create_once(self, key: str, data: bytes | Path) -> ObjectInfo:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from emotion_train.errors import ObjectNotFound, WrongRequest
+from emotion_train.storage.buffers import Buffers
 from emotion_train.storage.second_look import second_look
 
 TEMPORARY = ".writing-"
 _COMPARED_BYTES = 16 << 20
+RANGE_BYTES = 64 << 20  # most bytes of one request that fills a part of a buffer
 T = TypeVar("T")
 
 
@@ -104,9 +106,13 @@ class Store(ABC):
         def read(look: int) -> memoryview:
             if look == 0:
                 return buffer[: self.read_into(key, buffer, start=start, if_match=if_match)]
-            data = self.read_again(key, look, start=start, length=len(buffer), if_match=if_match)
-            buffer[: len(data)] = data
-            return buffer[: len(data)]
+
+            def again(at: int, piece: memoryview) -> int:
+                data = self.read_again(key, look, start=start + at, length=len(piece), if_match=if_match)
+                piece[: len(data)] = data
+                return len(data)
+
+            return buffer[: filled_by_ranges(buffer, again)]
 
         return second_look(read, verify, self.url_of(key))
 
@@ -122,7 +128,7 @@ class Store(ABC):
             return None
 
     @abstractmethod
-    def write(self, key: str, data: bytes | Path) -> ObjectInfo:
+    def write(self, key: str, data: bytes | Path | Buffers) -> ObjectInfo:
         """Store the bytes, or the file's content, in place of any existing object; readers see the
         old or the new object, never a part.
         """
@@ -153,6 +159,12 @@ class Store(ABC):
         """Delete temporary files below the folder `prefix/`. A write in progress there loses its
         file and fails.
         """
+
+    def abort_uploads(self, prefix: str, doomed: Callable[[str], bool]) -> tuple[str, ...]:
+        """Delete what uploads in parts that were never finished left below `prefix`, for the keys
+        that `doomed` accepts; returns these. No store but a bucket has such uploads.
+        """
+        return ()
 
     @abstractmethod
     def now(self) -> float:
@@ -191,6 +203,20 @@ class Store(ABC):
 
 class _OtherBytes(ValueError):
     pass
+
+
+def filled_by_ranges(buffer: memoryview, fill: Callable[[int, memoryview], int]) -> int:
+    """Let `fill` fill each range of the buffer, from the place that it gets, until one stays
+    unfilled; returns how many bytes are filled.
+    """
+    at = 0
+    while at < len(buffer):
+        piece = buffer[at : at + RANGE_BYTES]
+        filled = fill(at, piece)
+        at += filled
+        if filled < len(piece):  # the object ends there
+            break
+    return at
 
 
 def checked_key(key: str) -> str:

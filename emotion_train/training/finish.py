@@ -140,7 +140,7 @@ def _load_best(job: Job, trainer: Trainer, claimed: Claimed | None) -> tuple[Ent
     from emotion_train.edges.bounded import tensors_in
     from emotion_train.runs import checkpoint
 
-    def find() -> tuple[Entry, bytes]:
+    def find() -> tuple[Entry, memoryview]:
         assert claimed is not None
         best = checkpoint.best_adapter(job.output_store, job.run_id, claimed.writer.log, claimed.fell_back)
         assert best is not None, "every epoch ends with a checkpoint that has a score"

@@ -75,6 +75,13 @@ class Claimed:
     not_in_log: list[Saved] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)  # fall-backs, of this start and of those before
 
+    def forget_states(self) -> None:
+        """Let go of the states that were read, gigabytes for a whole encoder, once the trainer has
+        them.
+        """
+        self.newest = None
+        self.not_in_log.clear()
+
     def fell_back(self, words: str) -> None:
         """Say, log and remember, once, that a checkpoint was passed over."""
         if words not in self.remarks:

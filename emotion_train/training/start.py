@@ -276,6 +276,8 @@ def start_trainer(job: Job, claimed: Claimed | None, stack: ExitStack) -> Traine
         for saved in claimed.not_in_log:
             saver.offer(Snapshot(saved.state(), saved.entry.epoch, trainer.question, saved.entry.metrics))
     job.ranks.only_on_main(lambda: _open_trackers(job, trainer, claimed, stack))
+    if claimed is not None:
+        claimed.forget_states()
     return trainer
 
 

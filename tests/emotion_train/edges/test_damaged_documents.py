@@ -268,17 +268,23 @@ def _cases(folder: Path) -> Iterator[Case]:
         )
     yield from _reports()
     entry = _parse(of("stopped/log/00000001.json"), "log")
-    parts = {name: of(name) for name in (checkpoint.ADAPTER, checkpoint.OPTIMIZER)}
+    parts = {name: memoryview(bytearray(of(name))) for name in (checkpoint.ADAPTER, checkpoint.OPTIMIZER)}
     yield Case(
         "state",
         of("state.json"),
-        lambda raw: checkpoint.Saved(entry, parts | {checkpoint.STATE: raw}).state().progress,
+        lambda raw: checkpoint.Saved(entry, parts | {checkpoint.STATE: memoryview(raw)}).state().progress,
         lambda progress: progress.step == entry.step and 0 <= progress.train_seconds < math.inf,
     )
     yield Case(
         "tensors",
         save({"a": torch.ones(3, 4), "b": torch.zeros(2)}),
         tensors_in,
+        lambda tensors: all(t.dtype == torch.float32 and bool(t.isfinite().all()) for t in tensors.values()),
+    )
+    yield Case(
+        "tensors in a buffer",
+        save({"a": torch.ones(3, 4), "b": torch.zeros(2), "c": torch.tensor(1.0)}),
+        lambda raw: tensors_in(memoryview(bytearray(raw))),
         lambda tensors: all(t.dtype == torch.float32 and bool(t.isfinite().all()) for t in tensors.values()),
     )
     adapter = folder / "adapter"

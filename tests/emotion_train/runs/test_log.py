@@ -27,6 +27,7 @@ from emotion_train.runs.log import (
     Writer,
     entry_key,
     final_entry,
+    read_large_part,
     read_log,
     read_part,
     require_conditional_writes,
@@ -34,6 +35,7 @@ from emotion_train.runs.log import (
     summary,
 )
 from emotion_train.storage import s3 as s3_page
+from emotion_train.storage.buffers import Buffers
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo, Store
 from tests.helpers.patience import PATIENCE_S
@@ -306,6 +308,30 @@ def test_a_claim_that_comes_late_is_one_more_number() -> None:
     assert log.claim(1, 9).seq == 1
     log.append("checkpoint", 1, 10)
     assert tuple(read_log(bucket.store(), "run")) == log.log
+
+
+def test_a_part_that_arrived_is_not_sent_again_unless_it_is_gone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Writer(store, "run", "0" * 64, "0" * 64)
+    writer.claim(0, 0)
+    write, sent = store.write, list[str]()
+
+    def counted(key: str, data: bytes | Path | Buffers) -> ObjectInfo:
+        sent.append(key.rpartition("/")[2])
+        return write(key, data)
+
+    monkeypatch.setattr(store, "write", counted)
+    first = writer.upload("step/adapter", b"gigabytes")
+    assert writer.upload("step/adapter", Buffers([b"giga", b"bytes"])) == first
+    assert sent == ["adapter"]
+    store.delete(f"run/{first.key}")
+    assert writer.upload("step/adapter", b"gigabytes") == first
+    assert sent == ["adapter"] * 2
+    write(f"run/{first.key}", b"half")
+    writer.upload("step/adapter", b"gigabytes")
+    assert sent == ["adapter"] * 3
+    assert read_part(store, "run", first) == bytes(read_large_part(store, "run", first)) == b"gigabytes"
 
 
 def test_the_same_name_with_other_bytes_is_another_part(store: Store) -> None:

@@ -76,7 +76,7 @@ def test_a_file_is_uploaded_whole_in_several_parts(store: Store, tmp_path: Path)
 def test_bytes_that_are_too_many_for_one_request_are_sent_in_parts(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_page, "ONE_REQUEST", 9 << 20)
+    monkeypatch.setattr(s3_page, "WRITTEN_AT_ONCE", 9 << 20)
     content = os.urandom(1 << 20) * 18
     assert store.write("big", content) == store.stat("big")
     assert store.read("big") == content
