@@ -956,11 +956,30 @@ MUTANTS = [
         "pass",
         "tests/emotion_train/runs/test_log.py::test_an_entry_that_came_late_is_taken_for_its_own_and_not_repeated[1]",
     ),
+    # uploads in parts
+    Mutant(
+        "an upload that may be at work is not aborted",
+        "emotion_train/runs/retention.py",
+        "_is_of_earlier",
+        "int(owner[1]) < incarnation",
+        "int(owner[1]) <= incarnation",
+        "tests/emotion_train/runs/test_retention.py::"
+        "test_an_upload_that_a_killed_start_left_goes_and_one_at_work_stays",
+    ),
+    Mutant(
+        "a part that arrived counts only while it is there",
+        "emotion_train/runs/log.py",
+        "Writer.upload",
+        "part not in self._arrived or not self._is_there(part)",
+        "part not in self._arrived",
+        "tests/emotion_train/runs/test_log.py::"
+        "test_a_part_that_arrived_is_not_sent_again_unless_it_is_gone[folder]",
+    ),
     # what is read is what was committed, and never more
     Mutant(
         "a part has the size of its entry",
         "emotion_train/runs/log.py",
-        "read_part",
+        "_key_of_its_size",
         "if int(size) != part.bytes:",
         "if False:",
         "tests/emotion_train/runs/test_log.py::test_a_part_of_another_size_is_not_read",
@@ -968,7 +987,7 @@ MUTANTS = [
     Mutant(
         "a part has the sha256 of its entry",
         "emotion_train/runs/log.py",
-        "read_part",
+        "_verified",
         "if hashlib.sha256(data).hexdigest() != part.sha256:",
         "if False:",
         "tests/emotion_train/runs/test_log.py::test_a_part_that_was_replaced_is_refused[folder]",
@@ -977,8 +996,8 @@ MUTANTS = [
         "no more of a part is read than its entry says",
         "emotion_train/runs/log.py",
         "read_part",
-        "store.read_verified(key, verify, length=part.bytes + 1)",
-        "store.read_verified(key, verify)",
+        ", length=part.bytes + 1",
+        "",
         "tests/emotion_train/runs/test_log.py::test_a_giant_that_takes_the_place_of_a_part_or_an_entry_is_not_read[folder]",
     ),
     Mutant(
@@ -1017,7 +1036,7 @@ MUTANTS = [
         "a part is never written again with other bytes",
         "emotion_train/runs/log.py",
         "Writer.upload",
-        "str(path.parent / hashlib.sha256(data).hexdigest()[:12] / path.name)",
+        "str(path.parent / sha256[:12] / path.name)",
         "str(path)",
         "tests/emotion_train/runs/test_log.py::test_the_same_name_with_other_bytes_is_another_part[folder]",
     ),

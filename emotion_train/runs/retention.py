@@ -32,7 +32,19 @@ def collect(writer: Writer, keep_every: int | None) -> list[str]:
     for entry in writer.entries:
         if entry.kind == "claim":
             store.clear_unfinished(f"{run}data/{entry.seq:08d}/")
+    # a fenced writer, which can commit nothing, may lose the upload that it is at
+    first_left = writer.incarnation + is_published(writer.log)
+    store.abort_uploads(run, lambda key: _is_of_earlier(key.removeprefix(run), first_left))
     return doomed
+
+
+def is_published(log: Sequence[Entry]) -> bool:
+    return any(entry.kind == "final" for entry in log)
+
+
+def _is_of_earlier(key: str, incarnation: int) -> bool:
+    owner = re.match(r"(?:data|final)/([0-9]{8})/", key)
+    return owner is not None and int(owner[1]) < incarnation
 
 
 def removable(
@@ -42,16 +54,18 @@ def removable(
 
     These are parts of checkpoints that are not kept, and parts of older incarnations without an
     entry, which can no longer get one. The writer's own parts without an entry may be waiting for
-    it, and a newer incarnation's parts are left alone.
+    it until the run is published, and a newer incarnation's parts are left alone.
     """
     kept = {part.key for entry in kept_entries(log, keep_every) for part in entry.parts}
     named = {part.key for entry in log for part in entry.parts}
+    published = is_published(log)  # nothing waits for an entry any more
     doomed = []
     for key in present:
         owner = re.match(r"data/([0-9]{8})/", key)
         if owner is None or key in kept:
             continue
-        if int(owner[1]) < incarnation or (int(owner[1]) == incarnation and key in named):
+        is_own = int(owner[1]) == incarnation
+        if int(owner[1]) < incarnation or (is_own and (published or key in named)):
             doomed.append(key)
     return doomed
 

@@ -113,12 +113,23 @@ def report_and_publish(job: Job, trainer: Trainer, claimed: Claimed | None, stac
     published(entry)
     if claimed is not None and report is not None:
         claimed.local.clear()
+        _clear_up(job, claimed)
         print_report(report, Terminal(highlight=False))
     say_published(job.output_store, job.run_id, entry, job.ranks.is_main)
     if files:
         trainer.trackers.finish(files)
     job.accelerator.end_training()
     return entry
+
+
+def _clear_up(job: Job, claimed: Claimed) -> None:
+    """Delete what killed starts left; each commit does so, and there may have been none since."""
+    from emotion_train.runs.retention import collect
+
+    try:
+        collect(claimed.writer, job.config.checkpoint.keep_every)
+    except StorageError as error:
+        say(f"Old checkpoints were not cleared away: {error}")
 
 
 def _drain(trainer: Trainer) -> None:

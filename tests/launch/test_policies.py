@@ -22,8 +22,10 @@ import pytest
 
 import launch
 from emotion_train import cli as train_cli
+from emotion_train.data.index import read_index
 from emotion_train.model.staged_copy import stage
 from emotion_train.preparation.steps import prepare
+from emotion_train.runs.log import Writer
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from launch import cli as launch_cli
@@ -67,6 +69,8 @@ def as_iam_sees_it(method: str, path: str, headers: dict[str, str]) -> Request:
     bucket, _, key = unquote(split.path).lstrip("/").partition("/")
     if not key:
         assert method in ("GET", "HEAD"), (method, path)
+        if "uploads" in query:  # which knows no key s3:prefix
+            return Request("s3:ListBucketMultipartUploads", f"arn:aws:s3:::{bucket}")
         listed = (("s3:prefix", query["prefix"][0]),) if "prefix" in query else ()
         return Request("s3:ListBucket", f"arn:aws:s3:::{bucket}", listed)
     verb = {"GET": "Get", "HEAD": "Get", "PUT": "Put", "POST": "Put", "DELETE": "Delete"}[method]
@@ -134,6 +138,7 @@ def _requests_of_a_run(s3: LocalS3, folder: Path) -> list[Request]:
     prepare(str(write_posts(folder / "source")), "s3://team/emotions")
     causal_checkpoint(folder / "base", "llama")
     stage(str(folder / "base"), "s3://team/bases/tiny")
+    leave_an_upload("s3://team/runs", "tiny", read_index(open_store("s3://team/emotions")).sha256())
     urls = (
         "data.url=s3://team/emotions",
         "model.base=s3://team/bases/tiny",
@@ -151,6 +156,16 @@ def _requests_of_a_run(s3: LocalS3, folder: Path) -> list[Request]:
     return proxy.seen
 
 
+def leave_an_upload(url: str, run_id: str, index_sha256: str) -> None:
+    """What a start leaves that is killed while it uploads a large part."""
+    store = open_store(url)
+    claim = Writer(store, run_id, index_sha256, "0" * 64)
+    claim.claim(0, 0)
+    key = store.url_of(f"{run_id}/data/{claim.incarnation:08d}/step-00000001/part").removeprefix("s3://")
+    bucket, _, name = key.partition("/")
+    boto3.Session().client("s3").create_multipart_upload(Bucket=bucket, Key=name)
+
+
 def test_the_role_may_do_what_a_run_does(requests: list[Request]) -> None:
     policy = read("run_role.json")
     assert {request.action for request in requests} == {
@@ -158,6 +173,8 @@ def test_the_role_may_do_what_a_run_does(requests: list[Request]) -> None:
         "s3:GetObject",
         "s3:PutObject",
         "s3:DeleteObject",
+        "s3:ListBucketMultipartUploads",
+        "s3:AbortMultipartUpload",
     }
     assert [request for request in requests if not allowed(policy, request)] == []
 

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import boto3
+from botocore.stub import Stubber
 from hypothesis import given
 from hypothesis import strategies as st
 
 from emotion_train.runs.log import Entry, Part, Writer, read_log, read_part
 from emotion_train.runs.retention import collect, kept_entries, removable
 from emotion_train.storage.open import open_store
+from emotion_train.storage.s3 import S3Store
 from emotion_train.storage.store import Store
 
 
@@ -90,6 +93,64 @@ def test_a_fenced_writer_that_does_not_know_it_deletes_nothing_that_the_new_one_
     assert whole_steps(store) == [1, 3, 4, 5, 6]
     collect(new, None)
     assert whole_steps(store) == [4, 5, 6]
+
+
+def begin_upload(url: str, key: str) -> None:
+    """An upload in parts that is not finished."""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    client, where = boto3.Session().client("s3"), {"Bucket": bucket, "Key": f"{prefix}/{key}"}
+    number = client.create_multipart_upload(**where)["UploadId"]
+    client.upload_part(**where, UploadId=number, PartNumber=1, Body=b"the beginning")
+
+
+def unfinished(url: str) -> list[str]:
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    answer = boto3.Session().client("s3").list_multipart_uploads(Bucket=bucket, Prefix=prefix)
+    return sorted(one["Key"].removeprefix(f"{prefix}/") for one in answer.get("Uploads", []))
+
+
+def test_an_upload_that_a_killed_start_left_goes_and_one_at_work_stays(bucket_url: str) -> None:
+    url = f"{bucket_url}/some/prefix"
+    store = open_store(url)
+    claimed(store)
+    begin_upload(url, "run/data/00000000/step-00000001/part")
+    begin_upload(url, "run/final/00000000/adapter/model.safetensors")
+    left = ["run-2/data/00000000/part", "run/data/00000001/step-00000002/part"]
+    left += ["run/data/00000002/step-00000003/part", "run/data/notes"]
+    for key in left:
+        begin_upload(url, key)
+    writer = claimed(store)
+    save(writer, 1)
+    collect(writer, None)
+    assert unfinished(url) == left
+    assert whole_steps(store) == [1]
+
+
+def test_once_a_run_is_published_nothing_that_no_entry_names_is_left(bucket_url: str) -> None:
+    url = f"{bucket_url}/published"
+    store = open_store(url)
+    writer = claimed(store)
+    save(writer, 1)
+    failed = writer.upload("step-00000002/state.json", b"a newer state took its place")
+    begin_upload(url, "run/data/00000000/step-00000002/part")
+    assert collect(writer, None) == []
+    writer.append("final", 1, 3)
+    assert collect(writer, None) == [failed.key]
+    assert unfinished(url) == []
+    assert whole_steps(store) == [1]
+
+
+def test_a_bucket_that_does_not_let_uploads_be_listed_is_cleared_all_the_same(bucket_url: str) -> None:
+    store = open_store(f"{bucket_url}/refusing")
+    writer = claimed(store)
+    assert isinstance(store, S3Store)
+    for code, status in (("AccessDenied", 403), ("NotImplemented", 501)):
+        with Stubber(store._connection().patient) as stub:
+            stub.add_client_error("list_multipart_uploads", code, http_status_code=status)
+            assert store.abort_uploads("run/", lambda key: True) == ()
+    for step in range(1, 6):
+        save(writer, step)
+    assert len(collect(writer, None)) == 4
 
 
 def test_what_the_final_entry_names_stays(store: Store) -> None:
