@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from emotion_train.errors import Fenced, StorageError
 from emotion_train.runs.checkpoint import Snapshot, commit
@@ -26,6 +27,14 @@ _CLOSE_S = 10.0  # wait of a process that ends for another reason, for its last 
 # each request costs 0.3 cents a day in a bucket
 _LOOK_EVERY_S = 5.0
 _END_S = 1.0  # for the thread to end
+
+
+class Committed(NamedTuple):
+    """A state that the log has, and how long its upload took."""
+
+    step: int
+    bytes: int
+    seconds: float
 
 
 class Saver:
@@ -55,6 +64,7 @@ class Saver:
         self.problem: StorageError | None = None  # why the last attempt failed; None when it did not
         self.on_fenced: Callable[[], None] = lambda: None  # called in the thread
         self.upload_seconds = 0.0
+        self.newest: Committed | None = None  # of those of this start
         self._thread = threading.Thread(target=self._work, name="saver", daemon=True)
 
     def __enter__(self) -> Saver:
@@ -76,6 +86,16 @@ class Saver:
             self._waiting.append(snapshot)
             self._let_go()
             self._changed.notify_all()
+
+    def make_room(self) -> None:
+        """Forget the waiting states that the state to be copied next will replace, so that both are
+        never in memory together. While the store fails they stay, as this machine's disk has them.
+        """
+        with self._changed:
+            if self.problem is None:
+                self._waiting = [
+                    one for one in self._waiting if one is self._in_flight or one.macro_f1 is not None
+                ]
 
     def drain(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s`; returns whether all offered states are committed. Raises the
@@ -142,7 +162,10 @@ class Saver:
     def _commit(self, snapshot: Snapshot) -> None:
         began = time.monotonic()
         try:
-            commit(self._writer, snapshot)
+            entry = commit(self._writer, snapshot)
+            self.newest = Committed(
+                entry.step, sum(part.bytes for part in entry.parts), time.monotonic() - began
+            )
         finally:
             self.upload_seconds += time.monotonic() - began
 

@@ -38,9 +38,10 @@ from emotion_train.model.load import BaseInfo
 from emotion_train.model.loss import weighted_loss_sum
 from emotion_train.processes.interruption import GOING
 from emotion_train.processes.ranks import Signal
+from emotion_train.report.units import memory
 from emotion_train.runs import checkpoint
 from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State
-from emotion_train.runs.saver import Saver
+from emotion_train.runs.saver import Committed, Saver
 from emotion_train.sizing.memory import estimate
 from emotion_train.sizing.recipe import Recipe
 from emotion_train.sizing.shape import Shape
@@ -290,10 +291,21 @@ class Trainer:
         """Where the newest state is, in words for a person; asked on rank 0."""
         assert self.saver is not None
         if not self.saver.drain(_KEEP_LOCALLY_AFTER_S):
+            self.tell_milestone(self._not_yet_saved(self.saver.newest))
             kept = self.saver.keep_what_waits()
             if not self.saver.drain(_COMMIT_PATIENCE_S):
                 return kept
         return f"Step {self.progress.step} of {self.steps} is saved."
+
+    def _not_yet_saved(self, newest: Committed | None) -> str:
+        """What a machine may lose that goes before its last upload is done."""
+        words = f"Step {self.progress.step} is still being uploaded"
+        if newest is None:
+            return f"{words}. If this machine goes before, another resumes where this start did."
+        return (
+            f"{words}; the {memory(newest.bytes)} of step {newest.step} took {newest.seconds:.0f} s. If this"
+            f" machine goes before, another resumes from step {newest.step}."
+        )
 
     def _evaluation_due(self) -> bool:
         step, every = self.progress.step, self.config.evaluation.every_steps
@@ -380,6 +392,8 @@ class Trainer:
         self.ledger.add_up()
         self._saved_step, self._asked_to_save = self.progress.step, time.monotonic()
         began = time.perf_counter()
+        if self.saver is not None:
+            self.saver.make_room()
         state = self.state()
         if self.saver is not None:
             self.progress.saves += 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,26 @@ import pytest
 import torch
 
 from emotion_train.data.index import read_index
+from emotion_train.edges.bounded import tensors_in, tensors_to_buffers
 from emotion_train.errors import Fenced, StorageError
 from emotion_train.model.load import BaseInfo
-from emotion_train.runs.checkpoint import MOMENTS, Progress, Question, Snapshot, State, host_copy, read_saved
+from emotion_train.runs.checkpoint import (
+    ADAPTER,
+    MOMENTS,
+    OPTIMIZER,
+    STATE,
+    Progress,
+    Question,
+    Snapshot,
+    State,
+    commit,
+    host_copy,
+    read_saved,
+)
 from emotion_train.runs.local_states import LocalStates
-from emotion_train.runs.log import Entry, Writer, read_log
+from emotion_train.runs.log import Entry, Writer, read_large_part, read_log
 from emotion_train.runs.saver import Saver
+from emotion_train.storage.buffers import Buffers
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo
@@ -38,7 +53,7 @@ class Gate(FolderStore):
         self.writing = threading.Event()
         self.failing: str | None = None
 
-    def write(self, key: str, data: bytes | Path) -> ObjectInfo:
+    def write(self, key: str, data: bytes | Path | Buffers) -> ObjectInfo:
         self.writing.set()
         assert self.open.wait(PATIENCE_S)
         if self.failing is not None:
@@ -104,6 +119,83 @@ def test_the_newest_waiting_state_wins(store: Gate, saver: Saver, question: Ques
     store.open.set()
     assert saver.drain(PATIENCE_S)
     assert committed(store) == [(1, None), (4, None)]
+
+
+def test_room_is_made_for_a_newer_state_only_where_it_replaces_another(
+    store: Gate, saver: Saver, question: Question, tmp_path: Path
+) -> None:
+    hold_the_first(store, saver, question)
+    for step, score in ((2, 0.5), (3, None)):
+        saver.offer(snapshot(question, step, score))
+    saver.make_room()
+    assert [one.step for one in saver._waiting] == [1, 2]
+    saver.offer(snapshot(question, 4))
+    store.failing = "The network is gone."
+    store.open.set()
+    wait_until_kept(LocalStates(tmp_path / "local", RUN), [1, 2, 4])
+    saver.make_room()  # else the disk of this machine would lose the newest
+    assert [one.step for one in saver._waiting][-1] == 4
+    store.failing = None
+    assert saver.drain(PATIENCE_S)
+    assert committed(store)[-2:] == [(2, 0.5), (4, None)]
+
+
+def test_an_attempt_that_failed_is_continued_at_the_part_that_failed(
+    store: Gate, saver: Saver, question: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emotion_train.storage.patience.FIRST_PAUSE_S", 0.01)
+    write, sent = store.write, list[str]()
+
+    def fails_once(key: str, data: bytes | Path | Buffers) -> ObjectInfo:
+        name = key.rpartition("/")[2]
+        sent.append(name)
+        if sent.count(OPTIMIZER) == 1 and name == OPTIMIZER:
+            raise StorageError("The network is gone.")
+        return write(key, data)
+
+    monkeypatch.setattr(store, "write", fails_once)
+    saver.offer(snapshot(question, 1))
+    assert saver.drain(PATIENCE_S)
+    assert sent == [ADAPTER, OPTIMIZER, OPTIMIZER, STATE]
+    assert read_saved(store, RUN, saver._writer.log[-1]).state().progress.step == 1
+
+
+def test_saving_and_reading_a_state_take_no_more_memory_than_it_has(
+    tmp_path: Path, question: Question
+) -> None:
+    store, size = FolderStore(tmp_path), 16 << 20
+    tensors = {name: torch.ones(size // 8) for name in ("a.weight", "b.weight")}
+    moments = {f"{key}.{name}": one.clone() for key in MOMENTS for name, one in tensors.items()}
+    writer = Writer(store, RUN, "0" * 64, "0" * 64)
+    writer.claim(0, 0)
+    tracemalloc.start()
+    try:
+        entry = commit(writer, Snapshot(State(Progress(step=1), tensors, moments), 0, question, {}))
+        assert tracemalloc.get_traced_memory()[1] < size / 2
+        tracemalloc.reset_peak()
+        saved = read_saved(store, RUN, entry)
+        state = saved.state()
+        total = sum(part.bytes for part in entry.parts)
+        assert total > 3 * size
+        assert tracemalloc.get_traced_memory()[1] < total + size / 2
+    finally:
+        tracemalloc.stop()
+    assert all(torch.equal(state.optimizer[name], one) for name, one in moments.items())
+
+
+@pytest.mark.slow
+def test_parts_above_two_gib_are_written_by_a_bucket_s_server_and_read_back(bucket_url: str) -> None:
+    """No count of bytes on the way has 31 bits, nor 32."""
+    store = open_store(bucket_url)
+    writer = Writer(store, RUN, "0" * 64, "0" * 64)
+    writer.claim(0, 0)
+    state = {"a": torch.arange((2 << 30) // 4 + 5, dtype=torch.float32), "b": torch.ones(3)}
+    part = writer.upload(f"step-00000001/{ADAPTER}", Buffers(tensors_to_buffers(state)))
+    writer.append("checkpoint", 0, 1, (part,))
+    assert part.bytes > 2**31
+    back = tensors_in(read_large_part(store, RUN, part))
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], one) for name, one in state.items())
 
 
 def test_an_evaluated_state_is_never_replaced_by_a_newer_one(

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -25,16 +26,18 @@ from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.notices import Notice
 from emotion_train.processes.ranks import Ranks
 from emotion_train.runs import checkpoint
+from emotion_train.runs.checkpoint import Progress
 from emotion_train.runs.local_states import LocalStates
 from emotion_train.runs.log import Entry, Metrics, Writer, read_log
+from emotion_train.runs.saver import Committed
 from emotion_train.storage import second_look
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.training import engines as distributed
-from emotion_train.training import ledger
+from emotion_train.training import ledger, start
 from emotion_train.training import trainer as trainer_page
 from emotion_train.training.claim import claim, look_before_claiming
-from emotion_train.training.job import local_folder
+from emotion_train.training.job import Claimed, local_folder
 from emotion_train.training.start import require_fp8
 from emotion_train.training.trainer import Trainer
 from tests.helpers.fault_proxy import FaultProxy
@@ -835,3 +838,45 @@ def test_a_network_that_flips_bits_costs_neither_a_checkpoint_nor_a_word_in_the_
     entries = read_log(open_store(f"{bucket_url}/runs"), "noisy")
     assert {entry.kind for entry in entries} == {"claim", "checkpoint"}
     assert [entry.step for entry in entries if entry.kind == "claim"] == [0, 8]
+
+
+def test_the_states_that_were_read_are_let_go_once_the_trainer_has_them(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "train.epochs=1")
+    with ExitStack() as stack:
+        start_trainer(config, stack).fit()
+    with ExitStack() as stack:
+        job = job_of(config)
+        claimed = claim(job)
+        assert isinstance(claimed, Claimed)
+        assert claimed.newest is not None
+        trainer = start.start_trainer(job, claimed, stack)
+        assert trainer.progress.step == trainer.steps
+        assert claimed.newest is None
+
+
+@pytest.mark.parametrize(
+    ("newest", "words"),
+    [
+        (
+            Committed(5, 3 << 30, 41.2),
+            "Step 7 is still being uploaded; the 3.0 GiB of step 5 took 41 s. If this machine goes"
+            " before, another resumes from step 5.",
+        ),
+        (
+            None,
+            "Step 7 is still being uploaded. If this machine goes before, another resumes where this"
+            " start did.",
+        ),
+    ],
+)
+def test_an_upload_that_may_outlast_the_notice_is_announced(newest: Committed | None, words: str) -> None:
+    answers = iter([False, True])
+    trainer: Any = object.__new__(Trainer)
+    told: list[str] = []
+    trainer.saver = SimpleNamespace(
+        newest=newest, drain=lambda timeout_s: next(answers), keep_what_waits=lambda: "kept"
+    )
+    trainer.ledger, trainer.steps = SimpleNamespace(progress=Progress(step=7)), 20
+    trainer.tell_milestone = told.append
+    assert trainer._wait_until_saved() == "Step 7 of 20 is saved."
+    assert told == [words]
