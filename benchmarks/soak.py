@@ -53,12 +53,12 @@ import torch
 from soak_page import broken_line, markdown, tell
 
 from emotion_train.config import Config, load_config
-from emotion_train.data.index import Index, Split
+from emotion_train.data.index import DataObject, Index, RowGroup, Split
 from emotion_train.data.order import Order, counter_hash
 from emotion_train.errors import EmotionTrainError, StorageError, exit_code
 from emotion_train.model.load import BaseInfo
 from emotion_train.processes.ranks import Ranks
-from emotion_train.runs.checkpoint import Progress, Question, Snapshot, State, read_saved
+from emotion_train.runs.checkpoint import MOMENTS, Progress, Question, Snapshot, State, read_saved
 from emotion_train.runs.log import Entry, Writer, read_log, read_part, upload_part
 from emotion_train.runs.retention import kept_entries
 from emotion_train.storage import patience
@@ -78,8 +78,19 @@ EVALUATE_EVERY_STEPS = 40
 KEEP_EVERY = 10  # checkpoints
 MACHINES = 2  # folders for states that the bucket did not take
 ORDER = Order((400,) * 8, 8, seed=7)
-EMPTY = Split(rows=0, label_counts=(0, 0), lanes=0, objects=(), row_groups=())
-INDEX = Index(labels=("calm", "glee"), splits={"train": EMPTY}, source={}, seed=7, versions={})
+ROWS, HALF = ORDER.row_counts[0], ORDER.rows // 2
+NOTHING: dict[str, Any] = {"sha256": "0" * 64, "label_counts": (ROWS // 2,) * 2}  # nobody reads the posts
+TRAIN = Split(
+    rows=ORDER.rows,
+    label_counts=(HALF, HALF),
+    lanes=len(ORDER.row_counts),
+    objects=(DataObject(key="train", bytes=99, etag=None, footer_bytes=9, footer_sha256="0" * 64),),
+    row_groups=tuple(
+        RowGroup(object=0, ordinal=i, start=10 * i, length=9, rows=ROWS, **NOTHING)
+        for i in range(len(ORDER.row_counts))
+    ),
+)
+INDEX = Index(labels=("calm", "glee"), splits={"train": TRAIN}, source={}, seed=7, versions={})
 BASE = BaseInfo("base", "llama", "text", "0" * 64, "0" * 64, 1)
 PATIENCE_S = 90.0
 UNFENCED_S = 3.0  # how long a zombie of the control may write
@@ -118,18 +129,24 @@ class Walk:
         return found
 
     def state(self) -> State:
-        """Some 80 KiB that depend on every step so far."""
-        weight = torch.from_numpy(np.frombuffer(self.chain * 2048, np.uint8).copy())
+        """Some 40 KiB that depend on every step so far: each byte of the digest is a number."""
+        digest_N = np.resize(np.frombuffer(self.chain, np.uint8), ORDER.rows).astype(np.float32)
+        seen = torch.from_numpy(self.seen_N.astype(np.float32))
         progress = Progress(step=self.step, examples=int(self.seen_N.sum()))
-        return State(progress, {"weight": weight}, {"exp_avg.weight": torch.from_numpy(self.seen_N.copy())})
+        moments = {f"{key}.weight": seen.clone() for key in MOMENTS}
+        return State(progress, {"weight": torch.from_numpy(digest_N)}, moments)
 
     @classmethod
     def resume(cls, state: State) -> Walk:
         return cls(
             state.progress.step,
-            state.adapter["weight"][:32].numpy().tobytes(),
-            state.optimizer["exp_avg.weight"].numpy().copy(),
+            chain_of(state),
+            state.optimizer["exp_avg.weight"].numpy().astype(np.int32),
         )
+
+
+def chain_of(state: State) -> bytes:
+    return state.adapter["weight"][:32].numpy().astype(np.uint8).tobytes()
 
 
 def undisturbed() -> list[State]:
@@ -602,7 +619,7 @@ def forks(log: list[Entry], expected: list[State]) -> list[str]:
     found = broken_line(log)
     for entry in log:
         if entry.kind in ("checkpoint", "final"):
-            chain = expected[entry.step].adapter["weight"][:32].numpy().tobytes().hex()
+            chain = chain_of(expected[entry.step]).hex()
             if entry.metrics.get("chain") != chain:
                 found.append(
                     f"entry {entry.seq} has another history of examples than step {entry.step} of the"
