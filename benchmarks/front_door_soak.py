@@ -4,6 +4,8 @@ left without a reader and cut off from its store, and an audit of all that was l
 
     # ends with 1 when anything was lost, torn, forked, trained otherwise or called what it is not
     python benchmarks/front_door_soak.py --disturbances 300 --seed 1
+    # the same with checkpoints of 1.7 GiB, one part of them above 1 GiB; takes 30 GB of disk
+    python benchmarks/front_door_soak.py --large --disturbances 25 --seed 1
 
 The runs are small and real: two layers, 108 posts, 132 steps, dropout on. Each is started again
 until it is published, and is then compared with a run of the same config that nothing happened to:
@@ -30,6 +32,10 @@ server twice, some are late.
 Which posts a step was trained on is written down by the trainers themselves (watched/ on their
 PYTHONPATH), before each step, and compared with the order that index and seed give. The price of
 real processes: some ten seconds a start on two cores, nearly all of it imports.
+
+With `--large` a random encoder of ModernBERT base's shape (150 million weights) is trained whole,
+by one process. Most disturbances come while large parts are being uploaded, after a random number
+of the requests. No two starts are at work at once, for want of memory.
 """
 
 from __future__ import annotations
@@ -39,6 +45,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -46,11 +53,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -63,6 +71,7 @@ from emotion_train.data.index import read_index
 from emotion_train.data.order import Order
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.errors import EmotionTrainError
+from emotion_train.model.facts import WEIGHTS, WHOLE_WEIGHTS
 from emotion_train.preparation.steps import prepare
 from emotion_train.report.schema import Report
 from emotion_train.runs.checkpoint import read_saved
@@ -72,7 +81,7 @@ from emotion_train.runs.retention import kept_entries
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from tests.helpers.fault_proxy import FaultProxy
-from tests.helpers.tiny_models import causal_checkpoint
+from tests.helpers.tiny_models import causal_checkpoint, encoder_checkpoint
 from tests.helpers.tiny_runs import tiny_words, write_posts
 
 ROOT = Path(__file__).parents[1]
@@ -81,20 +90,41 @@ RUNS, POSTS = f"s3://{BUCKET}/runs", f"s3://{BUCKET}/posts"
 WORDS = [
     f"data.url={POSTS}",
     f"run.output_url={RUNS}",
+    "checkpoint.every_seconds=null",
+    "preemption.notices=none",
+    "preemption.hold_s=0",
+]
+SMALL_WORDS = [
     "train.epochs=12",
     "train.global_batch_size=10",
     "train.tokens_per_microbatch=200",
     # Adam turns rounding into steps of the learning rate where a gradient is near 0, so it is small
     "train.learning_rate=0.001",
-    "checkpoint.every_seconds=null",
     "checkpoint.every_steps=4",
     "checkpoint.keep_every=10",
-    "preemption.notices=none",
-    "preemption.hold_s=0",
 ]
+LARGE_WORDS = [
+    "train.max_steps=20",
+    "train.global_batch_size=2",
+    "train.tokens_per_microbatch=64",
+    "data.max_length=16",
+    "train.learning_rate=0.0001",
+    "checkpoint.every_steps=1",
+    "checkpoint.keep_every=null",
+]
+MODERNBERT_BASE: dict[str, Any] = {
+    "vocab_size": 50_368,
+    "hidden_size": 768,
+    "intermediate_size": 1152,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 8192,
+    "layer_types": ["sliding_attention" if layer % 3 else "full_attention" for layer in range(22)],
+    "local_attention": 128,
+    "initializer_range": 0.02,
+}
 MACHINES = 2  # folders for states that the bucket did not take
 PATIENCE_S = 1200.0  # a busy machine is no defect
-STARTS_S = 12.0  # so long a start takes, about; early disturbances come within it
 MOST_STEPS = 24  # between two others, while it trains
 OUTLIVES_S = 15.0  # what is left of a run so long after its launcher's death is a violation
 DISTURBANCES = {
@@ -111,10 +141,26 @@ DISTURBANCES = {
     "full_disk": 0.05,
     "server_dies": 0.14,
 }
-SPOILT = {  # of the requests of a method, what happens to which share
+LARGE_DISTURBANCES = {
+    "launcher": 0.14,
+    "accelerate": 0.06,
+    "worker": 0.3,
+    "all": 0.16,
+    "sigterm": 0.12,
+    "freeze": 0.06,
+    "server_dies": 0.16,
+}
+Shares = dict[str, dict[str, float]]
+SPOILT: Shares = {  # of the requests of a method, what happens to which share
     "GET": {"elsewhere": 0.02, "truncated": 0.01},
     "PUT": {"no answer": 0.02, "twice": 0.02, "slow": 0.02},
 }
+# of some 30 GETs and 150 PUTs for each large checkpoint
+LARGE_SPOILT: Shares = {
+    "GET": {"elsewhere": 0.003, "truncated": 0.003},
+    "PUT": {"no answer": 0.003, "twice": 0.003, "slow": 0.003},
+}
+LARGE_UPLOADS = 215  # of one large checkpoint: boto3's pieces have 8 MiB
 Posts = dict[int, list[str]]  # ids by step
 
 
@@ -135,18 +181,46 @@ class Lane(NamedTuple):
 LANES = (Lane((1,), 0.1, 0.0), Lane((2,), 0.1, 0.0), Lane((1, 2), 0.1, 1e-5))
 
 
-class Network(FaultProxy):
-    """Spoils requests as `SPOILT` says."""
+class Scale(NamedTuple):
+    """What is trained, and how often what happens to it."""
 
-    def __init__(self, endpoint: str, seed: int) -> None:
+    words: list[str]
+    lanes: tuple[Lane, ...]
+    disturbances: dict[str, float]
+    spoilt: Shares
+    starts_s: float  # so long a start takes, about; early disturbances come within it
+    is_large: bool
+    memory: str = "300MiB"  # of the server
+
+    def write_base(self, folder: Path) -> None:
+        if self.is_large:
+            encoder_checkpoint(folder, "modernbert", **MODERNBERT_BASE)
+        else:
+            causal_checkpoint(folder, "llama")
+
+
+SMALL = Scale(SMALL_WORDS, LANES, DISTURBANCES, SPOILT, 12.0, False)
+LARGE = Scale(LARGE_WORDS, LANES[:1], LARGE_DISTURBANCES, LARGE_SPOILT, 30.0, True, "2GiB")
+
+
+class Network(FaultProxy):
+    """Spoils requests as `shares` says, and counts the pieces of large uploads that began."""
+
+    def __init__(self, endpoint: str, seed: int, shares: Shares) -> None:
         super().__init__(endpoint, slow_s=0.5)
         self.spoilt: Counter[str] = Counter()
+        self.uploads = 0
         self._draw = random.Random(seed)
+        self._shares = shares
+
+    def passes(self, method: str, path: str, headers: Message) -> None:
+        with self._lock:
+            self.uploads += method == "PUT" and "partNumber=" in path
 
     def take(self, method: str, path: str) -> str | None:
         with self._lock:
             draw = self._draw.random()
-            for kind, share in SPOILT.get(method, {}).items():
+            for kind, share in self._shares.get(method, {}).items():
                 draw -= share
                 if draw < 0:
                     self.spoilt[f"{method} {kind}"] += 1
@@ -168,12 +242,17 @@ class Tally:
     outlived_s: list[float] = field(default_factory=list)
     fenced_s: list[float] = field(default_factory=list)
     to_first_step_s: list[float] = field(default_factory=list)
+    during_uploads: int = 0
+    peak_bytes: int = 0
+    saves: list[str] = field(default_factory=list)
+    left_in_final: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     forks: list[str] = field(default_factory=list)
     other_posts: list[str] = field(default_factory=list)
     other_results: list[str] = field(default_factory=list)
     wrong_endings: list[str] = field(default_factory=list)
     left_behind: list[str] = field(default_factory=list)
+    garbage: list[str] = field(default_factory=list)
 
     @property
     def violations(self) -> dict[str, list[str]]:
@@ -184,6 +263,7 @@ class Tally:
             "results that differ from the undisturbed run's": self.other_results,
             "endings that are not in the contract": self.wrong_endings,
             f"processes left {OUTLIVES_S:.0f} s after their launcher": self.left_behind,
+            "parts and uploads of published runs that no entry names": self.garbage,
         }
 
 
@@ -283,30 +363,39 @@ class Soak:
     """One server, and run after run on it until enough has happened."""
 
     def __init__(
-        self, folder: Path, server: LocalS3, network: Network, seed: int, wanted: int, minutes: float
+        self,
+        folder: Path,
+        server: LocalS3,
+        network: Network,
+        seed: int,
+        wanted: int,
+        minutes: float,
+        scale: Scale,
     ) -> None:
         self.folder, self.server, self.network, self.wanted = folder, server, network, wanted
+        self.scale = scale
         self.until = time.monotonic() + 60 * minutes
         self.draw = random.Random(seed)
         self.tally = Tally()
         (folder / "journals").mkdir()
         (folder / "tmp").mkdir()
         server.create_bucket(BUCKET)
-        causal_checkpoint(folder / "base", "llama")
+        scale.write_base(folder / "base")
         prepare(str(write_posts(folder / "source")), POSTS)
         self.store = open_store(RUNS)
-        self.config = load_config(None, tiny_words(folder, *WORDS))
+        self.config = load_config(None, tiny_words(folder, *WORDS, *scale.words))
         self.posts = posts_of_steps(self.config)
         self.undisturbed: dict[Lane, Path] = {}
         # of the run at work
-        self.lane, self.run_id, self.seen = LANES[0], "", list[Entry]()
+        self.lane, self.run_id, self.seen = scale.lanes[0], "", list[Entry]()
         self.launches: list[Launch] = []
         self.now: Launch | None = None
+        self.look_at = 0.0
 
     def go(self) -> None:
         number = 0
         while self.goes_on():
-            self.lane = LANES[number % len(LANES)]
+            self.lane = self.scale.lanes[number % len(self.scale.lanes)]
             self.one_run(f"run-{(number := number + 1):04d}")
             print(
                 f"{self.run_id}, {self.lane.name}: {self.happened} of {self.wanted} disturbances,"
@@ -331,7 +420,10 @@ class Soak:
         wrong = len(self.tally.wrong_endings)
         while not self.is_published() and len(self.tally.wrong_endings) == wrong:
             if self.goes_on():
-                (kind,) = self.draw.choices([*DISTURBANCES], [*DISTURBANCES.values()])
+                if self.scale.is_large:
+                    self.server.free_disk()
+                shares = self.scale.disturbances
+                (kind,) = self.draw.choices([*shares], [*shares.values()])
                 getattr(self, kind)()
             else:
                 self.to_the_end(self.at_work())
@@ -348,7 +440,8 @@ class Soak:
         bit.
         """
         self.run_id = f"whole-{self.lane.name}"
-        launch = self.start(processes=self.lane.processes[0], endpoint=self.server.endpoint)
+        rarely = ["checkpoint.every_steps=10"] if self.scale.is_large else []
+        launch = self.start(processes=self.lane.processes[0], endpoint=self.server.endpoint, words=rarely)
         code = launch.wait(PATIENCE_S)
         assert code == 0, f"the undisturbed run ended with {code}: {launch.last_words()}"
         download(f"{RUNS}/{self.run_id}", self.folder / self.run_id)
@@ -357,12 +450,17 @@ class Soak:
     # starting, and what a disturbance waits for
 
     def start(
-        self, full_disk: bool = False, processes: int | None = None, endpoint: str | None = None
+        self,
+        full_disk: bool = False,
+        processes: int | None = None,
+        endpoint: str | None = None,
+        words: Sequence[str] = (),
     ) -> Launch:
         self.tally.starts += 1
         count = processes or self.lane.processes[self.tally.starts % len(self.lane.processes)]
         machine = self.folder / f"machine-{self.draw.randrange(MACHINES)}"
-        words = tiny_words(self.folder, *WORDS, f"run.id={self.run_id}", f"lora.dropout={self.lane.dropout}")
+        own = [f"run.id={self.run_id}", f"lora.dropout={self.lane.dropout}"]
+        words = tiny_words(self.folder, *WORDS, *self.scale.words, *own, *words)
         run = ["run", "--accelerate-config", "cpu", "--processes", str(count)]
         line = [sys.executable, "-m", "launch.cli", *run, *words, f"checkpoint.local_folder={machine}"]
         path = [str(Path(__file__).parent / "watched"), str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -391,14 +489,19 @@ class Soak:
         False when it has ended by then.
         """
         if not launch.trains() and self.draw.random() < early:
-            launch.wait(self.draw.uniform(0, STARTS_S))
+            launch.wait(self.draw.uniform(0, self.scale.starts_s))
             return not launch.ended
         if not launch.trains():
             self.wait_until(lambda: launch.trains() or launch.ended, launch, "first step")
             if launch.trains():
                 self.tally.to_first_step_s.append(time.monotonic() - launch.began)
-        self.some_steps(launch)
+        (self.some_uploads if self.scale.is_large else self.some_steps)(launch)
         return not launch.ended
+
+    def some_uploads(self, launch: Launch) -> None:
+        until = self.network.uploads + self.draw.randrange(1, 3 * LARGE_UPLOADS // 2)
+        self.wait_until(lambda: self.network.uploads >= until or launch.ended, launch, "upload")
+        self.tally.during_uploads += not launch.ended
 
     def some_steps(self, launch: Launch) -> None:
         until = launch.begun + self.draw.randrange(MOST_STEPS)
@@ -408,6 +511,7 @@ class Soak:
         """False, and a violation, when it takes too long."""
         deadline = time.monotonic() + PATIENCE_S
         while not reached():
+            self.look_at_memory(launch)
             if time.monotonic() > deadline:
                 self.tally.wrong_endings.append(
                     f"{self.run_id}: no {what} of start {launch.number} in {PATIENCE_S:.0f} s;"
@@ -417,6 +521,16 @@ class Soak:
                 return False
             time.sleep(0.05)
         return True
+
+    def look_at_memory(self, launch: Launch) -> None:
+        """Once a second: the most memory that a trainer had so far."""
+        if time.monotonic() < self.look_at:
+            return
+        self.look_at = time.monotonic() + 1
+        for one in launch.with_module("emotion_train.train"):
+            with suppress(OSError):
+                found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{one}/status").read_text())
+                self.tally.peak_bytes = max(self.tally.peak_bytes, int(found[1]) << 10 if found else 0)
 
     def to_the_end(self, launch: Launch) -> None:
         self.wait_until(lambda: launch.ended, launch, "end")
@@ -489,7 +603,7 @@ class Soak:
         claims = len(self.claims())
         self.now = second = self.start()
         self.wait_until(lambda: len(self.claims()) > claims or second.ended, second, "claim")
-        second.wait(self.draw.uniform(0, STARTS_S))
+        second.wait(self.draw.uniform(0, self.scale.starts_s))
         first.send(signal.SIGCONT, stopped)
         self.must_be_fenced(first)
 
@@ -638,14 +752,31 @@ class Soak:
             self.compare_posts()
             if log[-1].kind == "final":
                 self.compare_results()
+                self.look_for_garbage(log)
 
     def verify(self, entry: Entry) -> None:
         """Every part has its size and sha256; raises otherwise."""
-        for part in entry.parts:
-            read_part(self.store, self.run_id, part)
-            self.tally.parts += 1
         if entry.kind == "checkpoint":
             read_saved(self.store, self.run_id, entry).state()
+        else:
+            for part in entry.parts:
+                read_part(self.store, self.run_id, part)
+        self.tally.parts += len(entry.parts)
+
+    def look_for_garbage(self, log: list[Entry]) -> None:
+        """What a published run has beside its log and the parts of kept entries. Objects that a
+        killed publication left in final/ are counted apart: no role may delete there.
+        """
+        kept = {
+            part.key for entry in kept_entries(log, self.config.checkpoint.keep_every) for part in entry.parts
+        }
+        run = f"{self.run_id}/"
+        for info in self.store.list(run):
+            if (key := info.key.removeprefix(run)) not in kept and not key.startswith("log/"):
+                (self.tally.left_in_final if key.startswith("final/") else self.tally.garbage).append(
+                    info.key
+                )
+        self.tally.garbage += self.store.abort_uploads(run, lambda key: True)
 
     def compare_posts(self) -> None:
         """Each step of each start with the order's, and whether the starts follow each other
@@ -691,7 +822,8 @@ class Soak:
     def compare_results(self) -> None:
         folder, whole = self.folder / self.run_id, self.undisturbed[self.lane]
         download(f"{RUNS}/{self.run_id}", folder)
-        ours, theirs = (load_file(one / "adapter_model.safetensors") for one in (folder, whole))
+        name = WHOLE_WEIGHTS if self.scale.is_large else WEIGHTS
+        ours, theirs = (load_file(one / name) for one in (folder, whole))
         far = [
             name
             for name in theirs.keys() | ours.keys()
@@ -709,6 +841,9 @@ class Soak:
             (a.step, b.step, a.train_loss, b.train_loss)
             for a, b in zip(one.history, other.history, strict=False)
         ]
+        self.tally.saves.append(
+            f"{one.speed.saves}: {one.speed.stall_seconds:.0f}, {one.speed.upload_seconds:.0f}"
+        )
         if len(one.history) != len(other.history) or any(
             step != meant or abs((loss or 0) - (expected or 0)) > self.lane.tolerance
             for step, meant, loss, expected in losses
@@ -731,6 +866,7 @@ def posts_of_steps(config: Config) -> Posts:
     split = read_index(store).split("train")
     order = Order(split.row_counts, split.lanes, config.run.seed)
     size, found = config.train.global_batch_size, dict[int, list[str]]()
+    steps = config.train.steps(split.rows)
     with RowGroupReader(store, split) as reader:
         for epoch in range(config.train.epochs):
             for step in range(order.steps(size)):
@@ -738,7 +874,7 @@ def posts_of_steps(config: Config) -> Posts:
                 places = zip(groups_P.tolist(), rows_P.tolist(), strict=True)
                 ids = [reader.rows(group).ids[row] for group, row in places]
                 found[len(found)] = [f"{epoch}/{step}", *ids]
-    return found
+    return {step: posts for step, posts in found.items() if step < steps}
 
 
 # the page
@@ -761,6 +897,10 @@ def table(tally: Tally, network: Network, seconds: float) -> str:
         "seconds from a start to its first step: mean, most": spread(tally.to_first_step_s),
         "seconds that trainers outlived a launcher that was killed: mean, most": spread(tally.outlived_s),
         "seconds until a fenced run had ended: mean, most": spread(tally.fenced_s),
+        "of the disturbances, while large parts were uploaded": tally.during_uploads,
+        "most memory of a trainer, GiB": f"{tally.peak_bytes / 2**30:.1f}",
+        "saves of each run: seconds that training waited, seconds of uploads": "; ".join(tally.saves),
+        "objects that killed publications left in final/": len(tally.left_in_final),
         **{name: len(found) for name, found in tally.violations.items()},
     }
     return markdown(rows, seconds)
@@ -778,14 +918,25 @@ def main() -> int:
         default=math.inf,
         help="nothing more happens after this time; the run at work is published",
     )
+    parser.add_argument("--large", action="store_true", help="checkpoints with parts above a GiB")
     arguments = parser.parse_args()
+    scale = LARGE if arguments.large else SMALL
     began = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the table of what there is
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder, LocalS3(Path(folder, "s3")) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="soak-") as folder,
+        LocalS3(Path(folder, "s3"), scale.memory) as server,
+    ):
         server.is_all_there_is()
-        with Network(server.endpoint, arguments.seed) as network:
+        with Network(server.endpoint, arguments.seed, scale.spoilt) as network:
             soak = Soak(
-                Path(folder), server, network, arguments.seed, arguments.disturbances, arguments.minutes
+                Path(folder),
+                server,
+                network,
+                arguments.seed,
+                arguments.disturbances,
+                arguments.minutes,
+                scale,
             )
             try:
                 soak.go()
