@@ -122,12 +122,12 @@ def _benchmark(arguments: argparse.Namespace, out: Store) -> Benchmark | None:
     from emotion_train.data.index import read_index
     from emotion_train.hosted.client import require_sdk
     from emotion_train.hosted.figures import expected_interval
-    from emotion_train.hosted.options import Chosen, agree, dry_run_words
+    from emotion_train.hosted.options import Chosen, HostedOptions, agree, dry_run_words
     from emotion_train.hosted.rows import rows_of
     from emotion_train.storage.open import open_store
 
     require_sdk()
-    chosen = Chosen.of(arguments, temperature=0.0)
+    chosen = Chosen.of(HostedOptions.of(arguments), temperature=0.0)
     if not 0 <= arguments.shots <= _MOST_SHOTS:
         raise WrongRequest(f"--shots is {arguments.shots}; give 0 to {_MOST_SHOTS}.")
     store = open_store(arguments.data)

@@ -102,6 +102,30 @@ def _seconds(word: str) -> float:
 
 
 @dataclass(frozen=True)
+class HostedOptions:
+    """The options above as they were typed."""
+
+    llm: Sequence[str] | None
+    key_env: Sequence[str]
+    price_in: Sequence[float]
+    price_out: Sequence[float]
+    max_usd: float | None
+    concurrency: int
+    deadline: float
+    max_wait: float
+    extra_body: str | None
+    definitions: str | None
+    seed: int
+    ask_again: bool
+    dry_run: bool
+    yes: bool
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> HostedOptions:
+        return cls(**{name: getattr(arguments, name) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The models to ask, with their prices (None: unknown) and the variables of their keys."""
 
@@ -113,23 +137,23 @@ class Chosen:
     max_usd: float | None
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace, temperature: float) -> Chosen:
-        """The models of the command line. Raises `WrongRequest` for options that do not fit; keys
+    def of(cls, options: HostedOptions, temperature: float) -> Chosen:
+        """The models that the options name. Raises `WrongRequest` for options that do not fit; keys
         are not read yet.
         """
-        endpoints = tuple(endpoint_of(word) for word in arguments.llm)
+        endpoints = tuple(endpoint_of(word) for word in options.llm or ())
         doubled = next((endpoint for endpoint in endpoints if endpoints.count(endpoint) > 1), None)
         if doubled is not None:
             raise WrongRequest(f"--llm {doubled.name} is given twice; leave one out.")
-        variables = _for_each("--key-env", arguments.key_env or [KEY_VARIABLE], len(endpoints))
+        variables = _for_each("--key-env", options.key_env or [KEY_VARIABLE], len(endpoints))
         usd_in, usd_out = (
-            _for_each(f"--price-{name}", getattr(arguments, f"price_{name}") or [None], len(endpoints))
+            _for_each(f"--price-{name}", getattr(options, f"price_{name}") or [None], len(endpoints))
             for name in ("in", "out")
         )
-        if arguments.max_usd is not None and not 0 <= arguments.max_usd <= 1e9:
-            raise WrongRequest(f"--max-usd is {arguments.max_usd:g}; give dollars, such as 5.")
-        if arguments.concurrency > _MOST_CONCURRENCY:
-            raise WrongRequest(f"--concurrency is {arguments.concurrency}; the most is {_MOST_CONCURRENCY}.")
+        if options.max_usd is not None and not 0 <= options.max_usd <= 1e9:
+            raise WrongRequest(f"--max-usd is {options.max_usd:g}; give dollars, such as 5.")
+        if options.concurrency > _MOST_CONCURRENCY:
+            raise WrongRequest(f"--concurrency is {options.concurrency}; the most is {_MOST_CONCURRENCY}.")
         return cls(
             endpoints,
             tuple(
@@ -137,14 +161,14 @@ class Chosen:
             ),
             tuple(variables),
             Rules(
-                arguments.deadline,
-                arguments.max_wait,
+                options.deadline,
+                options.max_wait,
                 temperature,
-                arguments.seed,
-                _extra_body(arguments.extra_body),
+                options.seed,
+                _extra_body(options.extra_body),
             ),
-            arguments.concurrency,
-            arguments.max_usd,
+            options.concurrency,
+            options.max_usd,
         )
 
     @property
