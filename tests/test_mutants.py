@@ -392,7 +392,7 @@ MUTANTS = [
     ),
     Mutant(
         "the index of an export comes last",
-        "emotion_train/export.py",
+        "emotion_train/exporting/export.py",
         "_write",
         "written = write_weights(",
         "_create(store, INDEX, b'{}')\n            written = write_weights(",
@@ -408,7 +408,7 @@ MUTANTS = [
     ),
     Mutant(
         "a base of other weights is refused before anything is written",
-        "emotion_train/export.py",
+        "emotion_train/exporting/export.py",
         "_Prepared.of",
         "weights_sha256=rows.weights_sha256()",
         "weights_sha256=None",

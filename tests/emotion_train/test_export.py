@@ -29,8 +29,8 @@ from emotion_train.evaluation import decision as decisions
 from emotion_train.evaluation.decision import Decision
 from emotion_train.evaluation.floors import posts
 from emotion_train.evaluation.scoring import Probabilities, probabilities_of
-from emotion_train.export import export
 from emotion_train.exporting import base_rows
+from emotion_train.exporting.export import export
 from emotion_train.exporting.small_files import tokenizer_files
 from emotion_train.exporting.weights import INDEX
 from emotion_train.model.facts import AdapterFacts

@@ -12,7 +12,7 @@ import pytest
 from emotion_train.cli import main
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.decision import Decision
-from emotion_train.export import export
+from emotion_train.exporting.export import export
 from emotion_train.exporting.served import AT_A_TIME, KEY, NoAnswer, Served
 from tests.emotion_train.test_export import LABELS, MAX_LENGTH, TEXTS, adapter_on, predicted
 from tests.helpers.classify_server import MAX_MODEL_LENGTH, ClassifyServer

@@ -25,7 +25,7 @@ import pytest
 
 from emotion_train.cli import main
 from emotion_train.evaluation.decision import Decision
-from emotion_train.export import export
+from emotion_train.exporting.export import export
 from emotion_train.exporting.served import Served
 from tests.emotion_train.test_export import LABELS, MAX_LENGTH, TEXTS, adapter_on, predicted
 from tests.helpers.tiny_models import OWN, causal_checkpoint, gguf_base

@@ -23,7 +23,7 @@ from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.bases.headers import weight_files
 from emotion_train.config import LoraSection, load_config
 from emotion_train.errors import WrongRequest
-from emotion_train.export import export
+from emotion_train.exporting.export import export
 from emotion_train.model.facts import FACTS, read_facts
 from emotion_train.model.fused import FusedDecoder
 from emotion_train.model.load import load_base, read_config

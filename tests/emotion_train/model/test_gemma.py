@@ -20,7 +20,7 @@ from emotion_train.bases.gemma import GGUF_NAMES
 from emotion_train.bases.gguf_file import GgufFile
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
-from emotion_train.export import export
+from emotion_train.exporting.export import export
 from emotion_train.model.load import (
     _configuration,
     load_base,

@@ -27,7 +27,7 @@ from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, open_classifier
 from emotion_train.evaluation.decision import DECISION, Decision
-from emotion_train.export import export
+from emotion_train.exporting.export import export
 from emotion_train.model.facts import AdapterFacts, read_facts
 from emotion_train.model.lora import (
     adapter_state,

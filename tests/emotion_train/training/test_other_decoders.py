@@ -15,7 +15,7 @@ import torch
 from emotion_train import cli
 from emotion_train.config import load_config
 from emotion_train.evaluation.adapter import AdapterChoice, open_classifier
-from emotion_train.export import export
+from emotion_train.exporting.export import export
 from emotion_train.model.lora import adapter_state
 from emotion_train.preparation.steps import prepare
 from emotion_train.runs.published import download

@@ -17,7 +17,7 @@ from emotion_train.config import Config, load_config
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, open_classifier
-from emotion_train.export import export
+from emotion_train.exporting.export import export
 from emotion_train.model.lora import adapter_state
 from emotion_train.preparation.steps import prepare
 from emotion_train.runs.published import download
