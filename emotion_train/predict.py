@@ -10,21 +10,14 @@ first.
 from __future__ import annotations
 
 import argparse
-import csv
-import errno
-import io
-import json
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from emotion_train.console import shown
-from emotion_train.edges.paths import typed_path
 from emotion_train.edges.spreadsheet import harmless
 from emotion_train.edges.streams import text_is_the_result, write_utf8
 from emotion_train.errors import WrongRequest
@@ -35,20 +28,16 @@ from emotion_train.evaluation.adapter import (
     open_classifier,
     positive,
 )
+from emotion_train.evaluation.answer_lines import TOP, Written, kept_names, printer
 from emotion_train.evaluation.members import facts_together
 from emotion_train.model.facts import AdapterFacts
 
 if TYPE_CHECKING:
     from emotion_train.evaluation.adapter import Classifier
-    from emotion_train.evaluation.scoring import Probabilities
     from emotion_train.evaluation.unlabelled import Post
     from emotion_train.exporting.served import Served
 
 _AT_A_TIME = 1024
-_TOP = 3
-_MARK = "accepted"
-_MARKS = {None: "", True: "accepted", False: "for a person"}  # in text
-_BETWEEN = "|"  # several labels in a cell, as `prepare` reads them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help=(
-            f"labels to print for each post as text (default: {_TOP}; with several labels, all that reach"
+            f"labels to print for each post as text (default: {TOP}; with several labels, all that reach"
             " their threshold); jsonl and csv hold all"
         ),
     )
@@ -178,16 +167,18 @@ def run(arguments: argparse.Namespace) -> int:
             "--raw and --accept-precision change printed labels, and --against prints none; leave them out."
         )
     with ExitStack() as stack:
+        from emotion_train.evaluation.posts_request import PostsRequest, posts_of_request
         from emotion_train.runs.adapter_cache import find_adapter
 
-        posts = _posts(arguments, stack)
+        asked = PostsRequest.of(arguments)
+        posts = posts_of_request(asked, stack)
         places = arguments.adapter or [arguments.against]
         folder, *more = folders = [find_adapter(place).folder for place in places]
         chosen = replace(AdapterChoice.of(arguments), adapter=folder, more=tuple(more))
         # a wrong folder is refused before torch is imported, and before anything is typed
         facts = facts_together(folders, places)[0]
         _require_chances(arguments, folder, facts)
-        kept = _kept(arguments.columns, facts, arguments.accept_precision is not None)
+        kept = kept_names(asked.columns, facts, arguments.accept_precision is not None)
         served = _served(arguments, folder, facts)
         first = list(islice(posts, _AT_A_TIME if arguments.posts or arguments.file else 1))
         if not first:
@@ -275,7 +266,7 @@ def _label(
     decision, precision = classifier.decision, arguments.accept_precision
     marked = precision is not None
     written = Written(classifier.labels, classifier.targets == "several", kept, arguments.top, cell, marked)
-    print_batch = _printer(arguments.format, written, sys.stdout)
+    print_batch = printer(arguments.format, written, sys.stdout)
     chunk = first + list(islice(rest, _AT_A_TIME - len(first)))
     while chunk:
         prob_NC = classifier.probabilities([post.text for post in chunk])
@@ -284,157 +275,6 @@ def _label(
         chunk = list(islice(rest, _AT_A_TIME))
     if remark := classifier.cut_remark():
         print(f"emotion-train: {remark}", file=sys.stderr)
-
-
-def _posts(arguments: argparse.Namespace, stack: ExitStack) -> Iterator[Post]:
-    """The posts of the command line, mended as training posts are. A file is checked as a whole
-    before its first post comes.
-    """
-    from emotion_train.evaluation.unlabelled import look_through, mended, posts_of
-
-    if arguments.posts:
-        typed = enumerate(map(_utf8, arguments.posts), 1)
-        return mended(typed, unescape_html=arguments.unescape_html)
-    if arguments.file is None:
-        if sys.stdin.isatty():
-            print("one post a line, end with Ctrl-D", file=sys.stderr)
-        return mended(_lines_of_stdin(), unescape_html=arguments.unescape_html)
-    from emotion_train.data.cleaning import Findings, Rules
-    from emotion_train.sources.open import Choices, open_source
-    from emotion_train.sources.posts import Columns
-
-    if "://" not in arguments.file and not typed_path(arguments.file).exists():
-        raise WrongRequest(f"The file {arguments.file} cannot be read ({os.strerror(errno.ENOENT)}).")
-    columns = Columns(arguments.text_column, None, None, None, tuple(_named(arguments.columns)))
-    choices = Choices(encoding=arguments.encoding, quoting=arguments.quoting, lines=True)
-    source = stack.enter_context(open_source(arguments.file, columns, choices))
-    rules = Rules(arguments.max_chars, 0, arguments.unescape_html)
-    for remark in look_through(source, rules, drop=arguments.on_bad == "drop"):
-        print(remark, file=sys.stderr)
-    return posts_of(source, rules, Findings(file.name for file in source.files))
-
-
-def _kept(columns: str | None, facts: AdapterFacts, marked: bool = False) -> list[str]:
-    """The names in the output for the columns of --columns."""
-    mark = [_MARK] if marked else []
-    own = ["row", "text", _answer_name(facts.targets == "several"), *facts.labels, *mark]
-    return [f"input_{name}" if name in own else name for name in _named(columns)]
-
-
-def _answer_name(several: bool) -> str:
-    return "labels" if several else "label"
-
-
-def _named(columns: str | None) -> list[str]:
-    return [] if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
-
-
-def _utf8(word: str) -> str:
-    try:
-        word.encode()
-    except UnicodeEncodeError:  # Python keeps foreign bytes of a command line as half characters
-        raise WrongRequest(
-            f"The post {word!r} is not UTF-8; use a terminal and a locale of UTF-8, or give --file."
-        ) from None
-    return word
-
-
-def _lines_of_stdin() -> Iterator[tuple[int, str]]:
-    # by default the locale decides, and bytes that are not text may pass
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
-    try:
-        for number, line in enumerate(sys.stdin, 1):
-            if line.strip():
-                yield number, line.rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise WrongRequest(
-            "The text on standard input is not UTF-8; convert it, for example by `iconv -f LATIN1 -t UTF-8`."
-        ) from None
-
-
-def _csv_line(cells: Iterable[object]) -> str:
-    """One row of a CSV, where each cell with a carriage return or a line feed is quoted; before
-    Python 3.13 the csv module quotes only its own line terminator.
-    """
-    row = io.StringIO()
-    csv.writer(row, lineterminator="\r\n").writerow(cells)
-    return row.getvalue().removesuffix("\r\n") + "\n"
-
-
-@dataclass(frozen=True)
-class Written:
-    """Writes a post as a line: its columns `kept`, its text, its answer (one label or `several`)
-    and the probabilities of all `labels`. `cell` makes other people's text harmless in a CSV.
-    `marked`: the line also says whether the answer is accepted.
-    """
-
-    labels: Sequence[str]
-    several: bool
-    kept: Sequence[str]
-    top: int | None
-    cell: Callable[[str], str] = str
-    marked: bool = False
-
-    def head(self) -> str:
-        """The first line of a CSV."""
-        kept, labels = (map(self.cell, names) for names in (self.kept, self.labels))
-        mark = [_MARK] if self.marked else []
-        return _csv_line(["row", *kept, "text", _answer_name(self.several), *mark, *labels])
-
-    def as_csv(
-        self, post: Post, prob_C: Probabilities, answer: Sequence[int], accepted: bool | None = None
-    ) -> str:
-        """The line of a CSV. Several labels share one cell, which is empty where there is none."""
-        given = _BETWEEN.join(self.labels[label] for label in answer)
-        words = map(self.cell, (*post.kept, post.text, given))
-        mark = [] if accepted is None else [str(accepted).lower()]
-        return _csv_line([post.row, *words, *mark, *(f"{value:.6f}" for value in prob_C)])
-
-    def as_jsonl(
-        self, post: Post, prob_C: Probabilities, answer: Sequence[int], accepted: bool | None = None
-    ) -> str:
-        given = [self.labels[label] for label in answer]
-        printed: dict[str, Any] = {"row": post.row, **dict(zip(self.kept, post.kept, strict=True))}
-        printed |= {"text": post.text, _answer_name(self.several): given if self.several else given[0]}
-        printed |= {} if accepted is None else {_MARK: accepted}
-        printed["probabilities"] = {
-            label: round(float(value), 6) for label, value in zip(self.labels, prob_C, strict=True)
-        }
-        return json.dumps(printed, ensure_ascii=False) + "\n"
-
-    def as_text(
-        self, post: Post, prob_C: Probabilities, answer: Sequence[int], accepted: bool | None = None
-    ) -> str:
-        if self.several:
-            told = list(answer)[: self.top]
-        else:
-            told = (-prob_C).argsort(kind="stable").tolist()[: self.top or _TOP]
-        given = "  ".join(f"{shown(self.labels[label])} {prob_C[label]:.2f}" for label in told) or "none"
-        beside = "  ".join(
-            f"{shown(name)}={shown(value)}" for name, value in zip(self.kept, post.kept, strict=True)
-        )
-        return "  | ".join(filter(None, (_MARKS[accepted], given, beside, shown(post.text)))) + "\n"
-
-
-def _printer(form: str, written: Written, out: IO[str]) -> Any:
-    """A function that prints posts with their probabilities and answers."""
-    line = {"csv": written.as_csv, "jsonl": written.as_jsonl, "text": written.as_text}[form]
-    if form == "csv":
-        out.write(written.head())
-
-    def print_batch(
-        posts: Sequence[Post],
-        prob_NC: Probabilities,
-        answers: Sequence[Sequence[int]],
-        marks: Sequence[bool | None] = (),
-    ) -> None:
-        marks = marks or [None] * len(posts)
-        for post, prob_C, answer, accepted in zip(posts, prob_NC, answers, marks, strict=True):
-            out.write(line(post, prob_C, answer, accepted))
-        out.flush()
-
-    return print_batch
 
 
 if __name__ == "__main__":

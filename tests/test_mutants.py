@@ -1770,7 +1770,7 @@ MUTANTS = [
     ),
     Mutant(
         "a terminal gets no command out of a post",
-        "emotion_train/predict.py",
+        "emotion_train/evaluation/answer_lines.py",
         "Written.as_text",
         "shown(post.text)",
         "post.text",

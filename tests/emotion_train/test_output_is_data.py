@@ -16,9 +16,9 @@ import pytest
 from emotion_train.cli import main
 from emotion_train.console import Terminal, shown
 from emotion_train.edges.spreadsheet import harmless
+from emotion_train.evaluation.answer_lines import Written, printer
 from emotion_train.evaluation.unlabelled import Post
 from emotion_train.model.card import CardFacts, model_card
-from emotion_train.predict import Written, _printer
 
 FORMULAS = ['=HYPERLINK("http://evil")', "+1", "-2+3", "@SUM(1)", "\t=1", "\r=1"]
 PLAIN = ["what a mess", "a=1", "1-2", "'=1", "", " =1"]
@@ -38,7 +38,7 @@ def printed(form: str, posts: list[str], labels: list[str], escape: bool = False
     prob_NC = np.full((len(posts), len(labels)), 1 / len(labels))
     batch = [Post(number, text, (text,)) for number, text in enumerate(posts, 1)]
     written = Written(labels, False, ["=kept"], 2, harmless if escape else str)
-    _printer(form, written, out)(batch, prob_NC, [(0,)] * len(posts))
+    printer(form, written, out)(batch, prob_NC, [(0,)] * len(posts))
     return out.getvalue()
 
 

@@ -23,10 +23,12 @@ from emotion_train.config import LoraSection
 from emotion_train.data.targets import TargetKind
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation.adapter import AdapterChoice, load_with_progress, refuse_small_gpu
+from emotion_train.evaluation.answer_lines import Written, kept_names, printer
+from emotion_train.evaluation.posts_request import PostsRequest, posts_of_request
 from emotion_train.evaluation.unlabelled import Post
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts
 from emotion_train.model.load import BaseConfig
-from emotion_train.predict import Written, _kept, _posts, _printer, add_arguments
+from emotion_train.predict import add_arguments
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
 from tests.helpers.patience import PATIENCE_S
@@ -38,7 +40,7 @@ def read(*words: str) -> list[Post]:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     with ExitStack() as stack:
-        return list(_posts(parser.parse_args(["--adapter", "a", *words]), stack))
+        return list(posts_of_request(PostsRequest.of(parser.parse_args(["--adapter", "a", *words])), stack))
 
 
 def posts(*words: str) -> list[str]:
@@ -116,7 +118,7 @@ def test_other_columns_come_along_and_posts_keep_their_numbers(tmp_path: Path) -
     path.write_text('id,text,label\n7,"two\nlines",joy\n\n8,,anger\n9,x,\n')
     found = read("--file", str(path), "--columns", "ID,label", "--on-bad", "drop")
     assert found == [Post(2, "two\nlines", ("7", "joy")), Post(5, "x", ("9", ""))]
-    kept = _kept("id,label,joy", facts_of(tmp_path))
+    kept = kept_names(["id", "label", "joy"], facts_of(tmp_path))
     posts = [Post(5, "x", ("9", "", "y"))]
     assert (
         printed("csv", Written(("joy", "anger"), False, kept, 1), posts, [[0.25, 0.75]], [(1,)])
@@ -144,7 +146,7 @@ def printed(
     answers: list[tuple[int, ...]],
 ) -> str:
     out = io.StringIO()
-    _printer(form, written, out)(posts, np.array(prob_NC), answers)
+    printer(form, written, out)(posts, np.array(prob_NC), answers)
     return out.getvalue()
 
 
@@ -169,7 +171,7 @@ def test_several_labels_are_told_with_those_that_there_are_and_none_as_none(tmp_
     lines = printed("jsonl", written, posts, prob_NC, answers).splitlines()
     assert [json.loads(line)["labels"] for line in lines] == [["anger", "joy"], [], list(labels)]
     assert json.loads(lines[1])["probabilities"] == dict(zip(labels, prob_NC[1], strict=True))
-    assert _kept("label,labels,awe", facts_of(tmp_path, labels, "several")) == [
+    assert kept_names(["label", "labels", "awe"], facts_of(tmp_path, labels, "several")) == [
         "label",
         "input_labels",
         "input_awe",
@@ -181,7 +183,7 @@ def test_a_mark_says_which_answers_are_accepted(tmp_path: Path) -> None:
     posts, prob_NC = [Post(1, "x"), Post(2, "y")], np.array([[0.25, 0.75], [0.5, 0.5]])
     for form, into in out.items():
         written = Written(("joy", "anger"), False, [], 1, marked=True)
-        _printer(form, written, into)(posts, prob_NC, [(1,), (0,)], [True, False])
+        printer(form, written, into)(posts, prob_NC, [(1,), (0,)], [True, False])
     assert out["csv"].getvalue().splitlines() == [
         "row,text,label,accepted,joy,anger",
         "1,x,anger,true,0.250000,0.750000",
@@ -192,8 +194,8 @@ def test_a_mark_says_which_answers_are_accepted(tmp_path: Path) -> None:
         "accepted  | anger 0.75  | x",
         "for a person  | joy 0.50  | y",
     ]
-    assert _kept("accepted", facts_of(tmp_path), True) == ["input_accepted"]
-    assert _kept("accepted", facts_of(tmp_path)) == ["accepted"]
+    assert kept_names(["accepted"], facts_of(tmp_path), True) == ["input_accepted"]
+    assert kept_names(["accepted"], facts_of(tmp_path)) == ["accepted"]
 
 
 def facts_of(
