@@ -25,7 +25,7 @@ from emotion_train.processes.interruption import Interruptions
 from emotion_train.processes.notices import Notice
 from emotion_train.processes.ranks import Ranks
 from emotion_train.runs import checkpoint
-from emotion_train.runs.log import Entry, read_log, read_part
+from emotion_train.runs.log import Entry, read_large_part, read_log
 from emotion_train.storage import s3 as s3_page
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
@@ -282,7 +282,7 @@ def test_a_checkpoint_is_waited_for_after_a_claim_that_is_not_repeated(
         assert trainer.saver is not None
         assert trainer.saver.drain(PATIENCE_S)
     job, failing = job_of(config), away(2)
-    monkeypatch.setattr(checkpoint, "read_part", lambda *given: failing() and read_part(*given))
+    monkeypatch.setattr(checkpoint, "read_large_part", lambda *given: failing() and read_large_part(*given))
     start, saved = patient()[0], list[bool]()
     found = start.only_on_main("the claim", "s3://x", Claiming(job, saved.append))
     assert isinstance(found, Claimed)
