@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
+from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import accumulate
+
+from emotion_train.storage.seekable import SeekableFile
 
 
 class Buffers:
@@ -36,44 +39,19 @@ class Buffers:
         return _File(self._buffers)
 
 
-class _File(io.RawIOBase):
+class _File(SeekableFile):
     def __init__(self, buffers: list[memoryview]) -> None:
         self._buffers = buffers
-        self._starts = [0]
-        for one in buffers:
-            self._starts.append(self._starts[-1] + len(one))
-        self._at = 0
-        self._number = 0  # of the buffer that was read last
+        self._starts = [0, *accumulate(map(len, buffers))]
+        super().__init__(self._starts[-1])
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._starts[-1]}[whence]
-        self._at, self._number = max(0, start + offset), 0
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        """As many bytes as are asked for, fewer only at the end."""
-        left = max(0, self._starts[-1] - self._at)
-        into = bytearray(left if size is None or size < 0 else min(size, left))
-        self.readinto(into)
-        return bytes(into)
-
-    def readinto(self, into: bytearray | memoryview) -> int:  # type: ignore[override]
-        space = memoryview(into).cast("B")
+    def readinto(self, into: object) -> int:
+        space = memoryview(into).cast("B")  # type: ignore[arg-type]
         filled = 0
-        while filled < len(space) and self._at < self._starts[-1]:
-            while self._starts[self._number + 1] <= self._at:
-                self._number += 1
-            inside = self._at - self._starts[self._number]
-            piece = self._buffers[self._number][inside : inside + len(space) - filled]
+        while filled < len(space) and self._at < self._size:
+            number = bisect_right(self._starts, self._at) - 1
+            inside = self._at - self._starts[number]
+            piece = self._buffers[number][inside : inside + len(space) - filled]
             space[filled : filled + len(piece)] = piece
             filled += len(piece)
             self._at += len(piece)

@@ -6,41 +6,25 @@ object.
 
 from __future__ import annotations
 
-import io
-
+from emotion_train.storage.seekable import SeekableFile
 from emotion_train.storage.store import ObjectInfo, Store
 
 PIECE_BYTES = 4 << 20
 
 
-class RangedFile(io.RawIOBase):
+class RangedFile(SeekableFile):
     """The object of `info`, read-only. Raises as `Store.read`, `ObjectChanged` included."""
 
     def __init__(self, store: Store, info: ObjectInfo, piece_bytes: int = PIECE_BYTES) -> None:
-        super().__init__()
+        super().__init__(info.size)
         self._store = store
         self._info = info
         self._piece_bytes = piece_bytes
-        self._at = 0
         self._piece_at, self._piece = 0, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}[whence]
-        self._at = base + offset
-        return self._at
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        wanted = max(0, min(len(view), self._info.size - self._at))
+        wanted = max(0, min(len(view), self._size - self._at))
         filled = 0
         while filled < wanted:
             inside = self._at - self._piece_at
@@ -54,7 +38,7 @@ class RangedFile(io.RawIOBase):
         return filled
 
     def _fetch(self, least: int) -> None:
-        length = min(max(least, self._piece_bytes), self._info.size - self._at)
+        length = min(max(least, self._piece_bytes), self._size - self._at)
         piece = self._store.read(self._info.key, start=self._at, length=length, if_match=self._info.etag)
         if len(piece) != length:
             raise EOFError(f"{self._store.url_of(self._info.key)} is shorter than it was")

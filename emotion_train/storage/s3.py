@@ -337,8 +337,8 @@ class S3Store(Store):
         """Do nothing: single requests leave nothing, and an upload in parts may be at work."""
 
     def abort_uploads(self, prefix: str, doomed: Callable[[str], bool]) -> tuple[str, ...]:
-        """As in `Store`. Where the bucket does not allow or know these requests, nothing happens,
-        and its lifecycle rule clears the uploads.
+        """Delete them like every `Store`. Where the bucket does not allow or know these requests,
+        nothing happens, and its lifecycle rule clears the uploads.
         """
         from botocore.exceptions import ClientError
 
