@@ -30,6 +30,7 @@ import torch
 from goemotions import MISTRAL, SINGLE_GPU, add_posts_argument, prepared, splits
 from safetensors.torch import save_file
 
+from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.runs.published import download
 from launch.run.choice import accelerate_line
 
@@ -172,6 +173,7 @@ def write_checkpoint(folder: Path, layers: int, tekken: Path) -> None:
     flush(folder, shard, weight_map)
     (folder / "config.json").write_text(config.to_json_string(use_diff=False))
     (folder / "tekken.json").write_bytes(tekken.read_bytes())
+    PostTokenizer.load(str(folder), 8192).save(folder)  # tokenizer.json, which the hub's has too
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": 2 * total}, "weight_map": weight_map})
     )
