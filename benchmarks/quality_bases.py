@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import tempfile
 from functools import partial
@@ -76,7 +77,7 @@ class Run(NamedTuple):
 
     @property
     def id(self) -> str:
-        return f"{self.set}-{self.base}-{self.seed}"
+        return re.sub(r"[^\w.-]", "-", f"{self.set}-{self.base}-{self.seed}")
 
 
 class Base(NamedTuple):
