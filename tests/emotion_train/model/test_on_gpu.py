@@ -398,7 +398,7 @@ def test_adapter_that_is_saved_and_read_back_gives_the_same_bits(
 def test_delta_nets_compute_a_pack_on_a_gpu_as_posts_alone_on_a_cpu(tmp_path: Path, precision: Any) -> None:
     """Posts of one to four chunks, and gradients that come through all of them."""
     texts = long_posts()
-    changes: dict[str, Any] = {"initializer_range": 0.05, "head_dim": 64}
+    changes: dict[str, Any] = {"initializer_range": 0.05, "head_dim": 64, "linear_value_head_dim": 16}
     exact = make(tmp_path / "base", "qwen3_5_text", **changes)
     model = make(tmp_path / "base", "qwen3_5_text", precision=precision, device="cuda")
     wanted, found = packed(exact, texts), packed(model, texts, filling=75)
