@@ -251,6 +251,14 @@ MUTANTS = [
         "tests/launch/run/test_distil.py::test_teachers_of_another_data_set_teach_nobody",
     ),
     Mutant(
+        "a published run of another request teaches nobody",
+        "emotion_train/runs/out_of_fold.py",
+        "is_published",
+        "same_question_as_published(store, run_id, entry, config)",
+        "None",
+        "tests/launch/run/test_distil.py::test_teachers_of_another_request_teach_nobody",
+    ),
+    Mutant(
         "no job is started beside a living one of its name",
         "launch/up/jobs.py",
         "train_at_once",
@@ -1685,7 +1693,7 @@ MUTANTS = [
     ),
     Mutant(
         "a run is not resumed on another part of its data",
-        "emotion_train/runs/checkpoint.py",
+        "emotion_train/runs/question.py",
         "_FIXED",
         "'data.limit', ",
         "",

@@ -25,7 +25,7 @@ from emotion_train.model.load import BaseInfo
 from emotion_train.model.lora import peft_name
 from emotion_train.report.schema import Evaluation, LossPoint, Parent
 from emotion_train.runs.log import Entry, Part, Writer, read_large_part, read_part
-from emotion_train.runs.parent import weights_sha256
+from emotion_train.runs.question import same_question
 from emotion_train.storage.buffers import Buffers
 from emotion_train.storage.store import Store
 
@@ -34,28 +34,6 @@ AVERAGE = "average.safetensors"  # the average of adapter and head, where train.
 EVENTS = "run.tfevents"  # TensorBoard's events up to the step, where there are any
 MOMENTS = ("exp_avg", "exp_avg_sq")
 T = TypeVar("T")
-
-# a run may resume on other machines, with other packing or precision, but not with another question
-_FIXED = (
-    "data.limit",
-    "data.max_length",
-    "lora.r",
-    "lora.alpha",
-    "lora.dropout",
-    "lora.targets",
-    "loss.class_weights",
-    "model.layers",
-    "run.seed",
-    "train.ema",
-    "train.epochs",
-    "train.global_batch_size",
-    "train.max_steps",
-    "train.method",
-)
-
-
-# the values of runs that are older than the key
-_BEFORE_KEY = {"train.ema": 0.0, "train.method": "auto", "model.keep_unpacked": False}
 
 
 @dataclass
@@ -371,39 +349,13 @@ def check_same_question(
         problems.append("the data set's index")
     if tuple(document["labels"]) != index.labels:
         problems.append("the labels")
-    old, new = document["config"], config.model_dump(mode="json")
-    different = {}
-    for section, fields in new.items():
-        for key, value in fields.items():
-            name = f"{section}.{key}"
-            was = old.get(section, {}).get(key, _BEFORE_KEY.get(name))
-            if was != value:
-                different[name] = f"{name} (was {was!r}, is {value!r})"
-    problems += [change for name, change in different.items() if name in _FIXED]
-    if not _same_parent(document, config):
-        problems.append(different["model.adapter"])
-    if problems:
-        raise WrongRequest(
-            f"Run {run_id} was started with another request; different now: {'; '.join(problems)}. "
-            "Give the old values to continue it, or another run.id to start a new run."
-        )
-    return list(different.values())
+    return same_question(run_id, document["config"], parent_of(document), config, problems)
 
 
 def parent_of(document: Mapping[str, Any]) -> Parent | None:
     """The adapter that the run's training started from; None where it started from none."""
     stored = document.get("parent")
     return None if stored is None else Parent.model_validate(stored)
-
-
-def _same_parent(document: Mapping[str, Any], config: Config) -> bool:
-    """Whether `model.adapter` names the adapter that the run began with, or none. The checkpoint
-    holds all that was taken from it, so the adapter is read only if it has another name now.
-    """
-    parent, asked = parent_of(document), config.model.adapter
-    if parent is None or asked in (None, document["config"]["model"].get("adapter")):
-        return parent is not None or asked is None
-    return weights_sha256(asked) == parent.weights_sha256
 
 
 def check_same_base(document: Mapping[str, Any], base: BaseInfo, run_id: str) -> None:

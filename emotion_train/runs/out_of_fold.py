@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from emotion_train.config import Config
 from emotion_train.data.index import Index
 from emotion_train.data.reader import Rows
 from emotion_train.edges.bounded import object_in
@@ -21,15 +22,16 @@ from emotion_train.evaluation.decision import DECISION, Decision
 from emotion_train.evaluation.predictions import any_predictions_from_parquet, predictions_key
 from emotion_train.preparation.folds import folds_of_texts
 from emotion_train.runs.log import Entry, final_entry, read_log, read_part
+from emotion_train.runs.question import same_question_as_published
 from emotion_train.storage.store import Store
 
 _TEST = "test"
 _MOST_BYTES = 16 << 20
 
 
-def is_published(store: Store, run_id: str, index: Index) -> bool:
+def is_published(store: Store, run_id: str, index: Index, config: Config) -> bool:
     """Whether the run's log has a final entry. Raises `WrongRequest` for a run of this name that
-    was published from another data set than `index`.
+    was published from another data set than `index`, or with another request than `config`.
     """
     log = read_log(store, run_id)
     entry = next((entry for entry in reversed(log) if entry.kind == "final"), None)
@@ -38,6 +40,8 @@ def is_published(store: Store, run_id: str, index: Index) -> bool:
             f"The run {run_id} at {store.url} is published and was trained on another data set; give another"
             " run.id."
         )
+    if entry is not None:
+        same_question_as_published(store, run_id, entry, config)
     return entry is not None
 
 

@@ -15,6 +15,7 @@ from emotion_train.data.index import Index
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.processes.machine import device_name
 from emotion_train.runs.log import Entry, Metrics, Published, Writer, read_log, require_conditional_writes
+from emotion_train.runs.question import same_question_as_published
 from emotion_train.storage.store import Store
 from emotion_train.training.job import Claimed, Job, folder_here, local_folder, say
 
@@ -46,14 +47,14 @@ def look_before_claiming(config: Config, index: Index, store: Store, allow_unfen
         )
 
     if finals := [entry for entry in entries if entry.kind == "final"]:
-        for entry in [entry for entry in entries if entry.kind == "checkpoint"][-1:]:
-            with suppress(StorageError):  # a published run may have lost its checkpoints
-                check(entry)
         if finals[-1].index_sha256 != index.sha256():
             raise WrongRequest(
                 f"Run {run_id} is published and was trained on another data set than {config.data.url} is"
                 " now: its index differs. Give the old data.url, or another run.id to start a new run."
             )
+        with suppress(StorageError):  # a published run may have lost its report
+            for words in same_question_as_published(store, run_id, finals[-1], config):
+                say(f"this run was published with another {words}")
         return Look(finals[-1], owned=True)
     if checkpoint.newest(entries, check) is None and entries and entries[-1].index_sha256 != index.sha256():
         raise WrongRequest(

@@ -239,7 +239,9 @@ def _is_published(plan: Plan, one: SeedRun) -> bool:
     from emotion_train.runs.out_of_fold import is_published
 
     index = read_index(open_store(one.value_of("data.url") or plan.config.data.url))
-    return is_published(open_store(plan.config.run.output_url), one.run_id, index)
+    run = plan.config.run.model_copy(update={"seed": one.seed})
+    config = plan.config.model_copy(update={"run": run})
+    return is_published(open_store(plan.config.run.output_url), one.run_id, index, config)
 
 
 def _train_here(

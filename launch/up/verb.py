@@ -18,6 +18,7 @@ from emotion_train.config import Config, load_config
 from emotion_train.data.index import INDEX_KEY
 from emotion_train.errors import WrongRequest
 from emotion_train.processes.systems import require_system
+from emotion_train.runs.question import same_question_as_published
 from emotion_train.storage.open import open_store
 from launch.plan.task_file import TEMPLATE
 from launch.plan.verb import PROJECT
@@ -52,7 +53,7 @@ def up(arguments: argparse.Namespace) -> int:
         require_system("run")
     else:
         require_sky()
-    published = _look_before(places)
+    published = _look_before(steps)
     try:
         with commands() as here:
             if not (arguments.local or published):
@@ -95,12 +96,19 @@ def _steps(arguments: argparse.Namespace) -> Steps:
     return Steps(places, arguments.source, tuple(words_of("--prepare", arguments.prepare)), config, overrides)
 
 
-def _look_before(places: Places) -> bool:
+def _look_before(steps: Steps) -> bool:
     """Whether the run is published. This first look at the bucket finds wrong credentials before
-    anything is uploaded.
+    anything is uploaded. Raises `WrongRequest` where it was published with another request.
     """
+    places = steps.places
     open_store(places.data_url).find(INDEX_KEY)
-    return final_of(places) is not None
+    if (final := final_of(places)) is None:
+        return False
+    config = load_config(steps.config, steps.values)
+    store = open_store(places.output_url)
+    for words in same_question_as_published(store, places.run_id, final, config):
+        print(f"{LAUNCH}: {places.run_url} was published with another {words}", file=sys.stderr)
+    return True
 
 
 def _train_here(arguments: argparse.Namespace, steps: Steps, here: Commands) -> None:

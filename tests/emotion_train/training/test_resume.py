@@ -4,6 +4,7 @@ notice that the machine goes.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import time
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from emotion_train import cli
+from emotion_train.config import Config
 from emotion_train.errors import Fenced, ObjectChanged, Preempted, StorageError, WrongRequest
 from emotion_train.model.load import read_config
 from emotion_train.model.lora import adapter_state
@@ -28,7 +30,7 @@ from emotion_train.processes.ranks import Ranks
 from emotion_train.runs import checkpoint
 from emotion_train.runs.checkpoint import Progress
 from emotion_train.runs.local_states import LocalStates
-from emotion_train.runs.log import Entry, Metrics, Writer, read_log
+from emotion_train.runs.log import Entry, Metrics, Writer, read_log, upload_part
 from emotion_train.runs.saver import Committed
 from emotion_train.storage import second_look
 from emotion_train.storage.local_s3 import LocalS3
@@ -37,7 +39,7 @@ from emotion_train.training import engines as distributed
 from emotion_train.training import ledger, start
 from emotion_train.training import trainer as trainer_page
 from emotion_train.training.claim import claim, look_before_claiming
-from emotion_train.training.job import Claimed, local_folder
+from emotion_train.training.job import Claimed, Job, local_folder
 from emotion_train.training.start import require_fp8
 from emotion_train.training.trainer import Trainer
 from tests.helpers.fault_proxy import FaultProxy
@@ -416,24 +418,45 @@ def test_a_run_that_has_saved_nothing_yet_is_not_taken_over_with_another_data_se
     assert log(folder, "young") == before
 
 
-def test_a_published_run_is_not_taken_for_the_result_of_another_request(
-    folder: Path, stack: ExitStack
-) -> None:
-    stopped_at(folder, "done", 2)
-    config = tiny_config(folder, "run.id=done", *WORDS)
+def publish_as(config: Config) -> tuple[Job, Entry]:
+    """The job, and a final entry whose report says that this config trained it."""
     job = job_of(config)
-    writer = Writer(job.output_store, "done", job.index.sha256(), config.sha256())
+    writer = Writer(job.output_store, job.run_id, job.index.sha256(), config.sha256())
     writer.claim(0, 2)
-    final = writer.append("final", 0, 2)
-    assert look_before_claiming(config, job.index, job.output_store, False).final == final
-    other = tiny_config(folder, "run.id=done", *WORDS, "train.epochs=3")
+    report = json.dumps({"identity": {"config": config.model_dump(mode="json")}}).encode()
+    key = f"final/{writer.incarnation:08d}/report.json"
+    return job, writer.append("final", 0, 2, (upload_part(job.output_store, job.run_id, key, report),))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["train.epochs=3", "train.learning_rate=0.02", "lora.r=2", "run.seed=7", "train.warmup_ratio=0.5"],
+)
+def test_a_published_run_is_not_taken_for_the_result_of_another_request(folder: Path, change: str) -> None:
+    name = f"done-{change.partition('=')[0]}"
+    config = tiny_config(folder, f"run.id={name}", *WORDS)
+    job, final = publish_as(config)
+    other = tiny_config(folder, f"run.id={name}", *WORDS, change)
     with pytest.raises(
-        WrongRequest, match=r"different now: train\.epochs .*another run\.id to start a new run"
+        WrongRequest, match=rf"{change.partition('=')[0]} \(was .*another run\.id to start a new run"
     ):
         look_before_claiming(other, job.index, job.output_store, False)
-    for part in next(entry for entry in reversed(writer.log) if entry.kind == "checkpoint").parts:
-        job.output_store.delete(f"done/{part.key}")
+    job.output_store.delete(f"{name}/{final.parts[0].key}")  # then nothing says how it was made
     assert look_before_claiming(other, job.index, job.output_store, False).final == final
+
+
+def test_a_published_run_is_found_again_from_another_machine(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(folder, "run.id=moved", *WORDS)
+    job, final = publish_as(config)
+    elsewhere = ("train.tokens_per_microbatch=256", "checkpoint.every_steps=3", f"model.base={folder}/other")
+    other = tiny_config(folder, "run.id=moved", *WORDS, *elsewhere)
+    capsys.readouterr()
+    assert look_before_claiming(other, job.index, job.output_store, False).final == final
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert "published with another model.base (was" in told[0]
 
 
 def test_what_may_differ_between_two_starts_is_noted_and_what_may_not_is_refused_before_the_claim(

@@ -184,6 +184,15 @@ def test_teachers_of_another_data_set_teach_nobody(home: Path, tmp_path: Path) -
         call(home, never, f"--to={tmp_path / 'to'}", more=(f"data.url={config.data.url}",))
 
 
+@pytest.mark.parametrize("change", ["lora.r=2", "train.learning_rate=0.02", "train.epochs=2"])
+def test_teachers_of_another_request_teach_nobody(home: Path, tmp_path: Path, change: str) -> None:
+    with pytest.raises(
+        WrongRequest, match=rf"{TEACHERS[0]} was published with another request.*{change[:6]}"
+    ):
+        call(home, never, more=(change,))
+    assert call(home, never, more=("train.tokens_per_microbatch=256", "report.examples=1")) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "more", "told"),
     [

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from emotion_train.config import load_config
 from emotion_train.errors import EmotionTrainError, WrongRequest
 from emotion_train.runs.log import Writer, upload_part
 from emotion_train.storage.open import open_store
@@ -39,13 +40,18 @@ PLAN = {
 }
 
 
-def publish(output_url: str, run_id: str) -> None:
+def publish(output_url: str, run_id: str, *overrides: str) -> None:
     store = open_store(output_url)
     writer = Writer(store, run_id, "a" * 64, "b" * 64)
     writer.claim(0, 0)
+    files = FILES
+    if overrides:
+        config = load_config(None, ["data.url=posts", f"run.output_url={output_url}", *overrides])
+        identity = {"identity": {"config": config.model_dump(mode="json")}}
+        files = FILES | {"report.json": json.dumps(identity).encode()}
     parts = tuple(
         upload_part(store, run_id, f"final/{writer.incarnation:08d}/{name}", data)
-        for name, data in FILES.items()
+        for name, data in files.items()
     )
     writer.append("final", 3, 30, parts, {"macro_f1": 0.5})
 
@@ -136,6 +142,21 @@ def test_a_step_that_fails_ends_it_with_its_code_and_is_where_it_goes_on(
 def test_steps_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--local", "--no-smoke", "--no-export")
     assert up(monkeypatch, *words) == (0, ["prepare", "check", "run", "show", "pull"])
+
+
+@pytest.mark.usefixtures("place")
+def test_a_run_that_was_published_with_another_request_is_not_taken_for_this_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = Places.of("bucket", "emotions", None, None)
+    publish(places.output_url, places.run_id, "lora.r=4", "model.base=one")
+    assert up(monkeypatch, "--local", "lora.r=8") == (2, [])
+    assert "different now: lora.r (was 4, is 8)" in capsys.readouterr().err
+    assert up(monkeypatch, "--local", "lora.r=4") == (
+        0,
+        ["prepare", "show", "pull", "export"],
+    )
+    assert "published with another model.base (was 'one', is 'base')" in capsys.readouterr().err
 
 
 def by_jobs(monkeypatch: pytest.MonkeyPatch, *words: str, job: int | None = None) -> tuple[int, list[str]]:
