@@ -138,8 +138,11 @@ def line_in(text: str) -> Any:
     """
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _refuse_depth(_BRACKETS.findall(_STRINGS.sub("", text)))
-    with _within_bounds(ValueError):
-        return json.loads(text, object_pairs_hook=_each_once)
+    try:
+        return _LINE.decode(text)
+    except (ValueError, RecursionError, MemoryError):
+        with _within_bounds(ValueError):  # entered for a bad line only: it costs as much as a good one
+            raise
 
 
 def object_in(raw: bytes | str, most_bytes: int = MAX_JSON_BYTES, **rules: bool) -> dict[str, Any]:
@@ -194,6 +197,9 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         double = next(name for name in names if names.count(name) > 1)
         raise DoubledKey(f"{double[:80]!r} stands there twice")
     return by_name
+
+
+_LINE = json.JSONDecoder(object_pairs_hook=_each_once)  # `json.loads` makes one for each call
 
 
 def _refuse_halves(value: Any) -> None:
