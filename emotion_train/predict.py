@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help=(
             "columns of --file to print before each post, as text; a column with the name of one of this"
-            " program's own columns (row, text, label, labels) is printed as input_…"
+            " program's own columns (row, text, label, labels, probabilities) is printed as input_…"
         ),
     )
     parser.add_argument(

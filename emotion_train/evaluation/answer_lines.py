@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from emotion_train.console import shown
 from emotion_train.model.facts import AdapterFacts
+from emotion_train.sources.posts import names_beside
 
 if TYPE_CHECKING:
     from emotion_train.evaluation.scoring import Probabilities
@@ -25,8 +26,8 @@ _BETWEEN = "|"  # several labels in a cell, as `prepare` reads them
 def kept_names(columns: Sequence[str], facts: AdapterFacts, marked: bool = False) -> list[str]:
     """The names in the output for the columns of --columns."""
     mark = [_MARK] if marked else []
-    own = ["row", "text", _answer_name(facts.targets == "several"), *facts.labels, *mark]
-    return [f"input_{name}" if name in own else name for name in columns]
+    answer = [_answer_name(facts.targets == "several"), "probabilities"]
+    return names_beside(columns, ["row", "text", *answer, *facts.labels, *mark])
 
 
 def _answer_name(several: bool) -> str:

@@ -43,7 +43,7 @@ class PostsRequest:
         given = (arguments.columns or "").split(",")
         return cls(
             posts=tuple(arguments.posts),
-            columns=tuple(name.strip() for name in given if name.strip()),
+            columns=tuple(dict.fromkeys(name.strip() for name in given if name.strip())),
             **{name: getattr(arguments, name) for name in names},
         )
 

@@ -15,7 +15,7 @@ from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules, rows_
 from emotion_train.data.labels import LabelNames
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.open import Source
-from emotion_train.sources.posts import Batch, utf8
+from emotion_train.sources.posts import Batch, readable, utf8
 
 
 class Post(NamedTuple):
@@ -36,7 +36,7 @@ def posts_of(source: Source, rules: Rules, findings: Findings) -> Iterator[Post]
         rows_N = rows_of(good.column("place").to_numpy())
         taken = np.searchsorted(batch.rows_N, rows_N)
         kept = [
-            [(value or b"").decode("utf-8", "replace") for value in column.take(taken).to_pylist()]
+            [readable(value or b"") for value in column.take(taken).to_pylist()]
             for column in batch.kept.values()
         ]
         for i, (row, text) in enumerate(zip(rows_N.tolist(), good.column("text").to_pylist(), strict=True)):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from emotion_train.errors import Damaged
 from emotion_train.evaluation.decision import Decision
 from emotion_train.labelling.job import Job, Unit
 from emotion_train.labelling.rows import Rows
+from emotion_train.sources.posts import names_beside
 from emotion_train.storage.document import FrozenModel
 from emotion_train.storage.store import ObjectInfo, Store
 
@@ -49,11 +49,6 @@ class PartFacts(FrozenModel):
     worker: str
     device: str
     usd_per_hour: float | None = None
-
-
-def kept_names(columns: Sequence[str]) -> list[str]:
-    """The names in a part of the source's columns that are kept."""
-    return [f"input_{name}" if name in OWN else name for name in columns]
 
 
 class PartWriter:
@@ -137,7 +132,7 @@ def part_schema(job: Job) -> Any:
     with_id = job.kind == "data set" or job.reading.id_column is not None
     fields = [("file", pa.string()), ("row", pa.int64())]
     fields += [("id", pa.string())] if with_id else []
-    fields += [(name, pa.string()) for name in kept_names(job.reading.columns)]
+    fields += [(name, pa.string()) for name in names_beside(job.reading.columns, OWN)]
     fields += [
         ("labels", pa.list_(pa.string())) if several else ("label", pa.string()),
         ("probability", pa.list_(pa.float32()) if several else pa.float32()),

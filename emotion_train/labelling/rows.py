@@ -24,7 +24,7 @@ from emotion_train.labelling.job import Reading, SourceFile, Unit
 from emotion_train.labelling.planning import FoundSource, columns_of, naming, opened_parquet, split_of
 from emotion_train.sources.arrow_columns import read_tables
 from emotion_train.sources.open import READERS
-from emotion_train.sources.posts import Batch, PostFile
+from emotion_train.sources.posts import Batch, PostFile, readable
 from emotion_train.sources.unpacked import UNREADABLE
 
 _READ_BYTES = 16 << 20
@@ -192,7 +192,4 @@ def _places(rows_N: Any, numbers: Sequence[int]) -> list[int | None]:
 
 def _words(column: Any, taken: Sequence[int | None]) -> list[str | None]:
     values = column.to_pylist()
-    return [
-        None if at is None or (value := values[at]) is None else value.decode("utf-8", "replace")
-        for at in taken
-    ]
+    return [None if at is None or (value := values[at]) is None else readable(value) for at in taken]

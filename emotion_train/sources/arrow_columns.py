@@ -19,7 +19,7 @@ import pyarrow.ipc
 from emotion_train.edges.bounded import Unreadable, object_in, parquet_errors, parquet_file
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.json_lines import spelled, spelled_target
-from emotion_train.sources.posts import BATCH_ROWS, Batch, Columns, PostFile, utf8
+from emotion_train.sources.posts import BATCH_ROWS, Batch, Columns, PostFile, kept_text, utf8
 
 
 def read_parquet(number: int, file: PostFile, columns: Columns) -> Iterator[Batch]:
@@ -50,7 +50,11 @@ def read_tables(
         _refuse_other_types(table, columns, place)
         rows_N = np.arange(following, following + len(table))
         following += len(table)
-        values = {name: _binary(table.column(name)) for name in columns.named if name != columns.label}
+        values = {
+            name: (_kept if columns.only_kept(name) else _binary)(table.column(name))
+            for name in columns.named
+            if name != columns.label
+        }
         wrong: dict[str, Any] = {}
         if columns.label is not None:
             values[columns.label], wrong = _labels(_flat(table.column(columns.label)), names, columns.lists)
@@ -136,7 +140,9 @@ def _refuse_other_types(table: Any, columns: Columns, place: str) -> None:
             f"Column {columns.text!r} of {place} holds {kind}, not text; type --text-column with another."
         )
     for name in columns.named:
-        if columns.lists and name == columns.label and _is_object(table.schema.field(name).type):
+        if _is_object(table.schema.field(name).type) and (
+            columns.only_kept(name) or (columns.lists and name == columns.label)
+        ):
             continue
         if not _spelled_out(table.column(name)):
             option = {columns.label: "--label-column", columns.id: "--id-column"}.get(name)
@@ -218,6 +224,17 @@ def _flat(column: Any) -> Any:
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _kept(column: Any) -> Any:
+    """A column that is copied, as one binary array; lists and objects as their JSON."""
+    column = _flat(column)
+    if not (_is_list(column.type) or _is_object(column.type)):
+        return _binary(column)
+    rows = column.to_pylist()
+    if pa.types.is_map(column.type):  # a key that is given twice leaves a list of pairs
+        rows = [row if row is None or len(dict(row)) < len(row) else dict(row) for row in rows]
+    return utf8([kept_text(row) for row in rows])
 
 
 def _binary(column: Any) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from emotion_train.edges.bounded import DoubledKey, Unreadable, line_in, object_in
 from emotion_train.errors import WrongRequest
-from emotion_train.sources.posts import SEVERAL, UTF8, Batch, Columns, PostFile, by_bytes, utf8
+from emotion_train.sources.posts import SEVERAL, UTF8, Batch, Columns, PostFile, by_bytes, kept_text, utf8
 from emotion_train.sources.unpacked import head_of, lines_of, newline_of
 
 MOST_DESCRIPTION_BYTES = 1 << 20
@@ -67,13 +67,9 @@ def _batch(number: int, columns: Columns, rows: list[tuple[int, dict[str, Any], 
     judged = [(row, post, trouble or _unfit(post, columns)) for row, post, trouble in rows]
     good = [(row, post) for row, post, trouble in judged if trouble is None]
     values = {
-        name: utf8(
-            [
-                (spelled_target if columns.lists and name == columns.label else spelled)(post.get(name))
-                for _, post in good
-            ]
-        )
+        name: utf8([spell(post.get(name)) for _, post in good])
         for name in columns.named
+        for spell in (_spelling_of(name, columns),)
     }
     return Batch.of(
         number,
@@ -83,6 +79,13 @@ def _batch(number: int, columns: Columns, rows: list[tuple[int, dict[str, Any], 
         broken=tuple((trouble, row) for row, _, trouble in judged if trouble not in (None, "blank")),
         blank=tuple(row for row, _, trouble in judged if trouble == "blank"),
     )
+
+
+def _spelling_of(name: str, columns: Columns) -> Callable[[Any], str | None]:
+    """The function that spells the values of this column."""
+    if name == columns.label:
+        return spelled_target if columns.lists else spelled
+    return kept_text if columns.only_kept(name) else spelled
 
 
 def _unfit(post: dict[str, Any], columns: Columns) -> str | None:

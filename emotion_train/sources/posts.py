@@ -7,6 +7,8 @@ split counted from 1.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,8 @@ class Columns(NamedTuple):
             split=None if self.split is None else _matching(self.split, present, place),
             kept=tuple(self._needed("kept", name, present, place) for name in self.kept),
         )
+        if doubled := next((name for name in columns.kept if columns.kept.count(name) > 1), None):
+            raise WrongRequest(f"{self.kept_by} names column {doubled!r} of {place} twice; name it once.")
         others = columns._replace(label_columns=()).named
         of_labels = tuple(
             dict.fromkeys(
@@ -121,6 +125,10 @@ class Columns(NamedTuple):
         more = f" and {len(present) - _NAMES_SHOWN} more" if len(present) > _NAMES_SHOWN else ""
         remedy = f"{option} {usual[0]}, or another" if usual else f"{option} with one"
         raise WrongRequest(f"{place} has no column {name!r}; it has {has}{more}. Type {remedy} of these.")
+
+    def only_kept(self, name: str) -> bool:
+        """Whether the column is copied, and read for nothing else."""
+        return name in self.kept and name not in self._replace(kept=()).named
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -209,6 +217,28 @@ def utf8(values: Sequence[str | None]) -> Any:
     )
 
 
+def kept_text(value: Any) -> str | None:
+    """A value of a column that is copied, as text: a list or an object as its JSON, since a text of
+    joined items would lose the items that are missing or hold the mark between them.
+    """
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=_spelled_out)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value if isinstance(value, str) else str(value)
+
+
+def _spelled_out(value: Any) -> str:
+    return readable(value) if isinstance(value, bytes) else str(value)
+
+
+def readable(raw: bytes) -> str:
+    """The text of a copied column's bytes. Bytes that are not UTF-8 are spelled out (\\xe9), so
+    that ids which differ stay different.
+    """
+    return raw.decode(UTF8, "backslashreplace")
+
+
 def by_bytes(rows: Iterator[tuple[Any, int]]) -> Iterator[list[Any]]:
     """Pieces of a stream of (row, bytes), each cut once it has a batch's most bytes or rows."""
     piece: list[Any] = []
@@ -230,6 +260,25 @@ def _matching(name: str, present: Sequence[str], place: str) -> str | None:
         spelled = f"{len(matches)} columns named {name!r}" if exact else f"{' and '.join(map(repr, matches))}"
         raise WrongRequest(f"{place} has {spelled}; rename all but one in its header.")
     return matches[0] if matches else None
+
+
+def names_beside(columns: Sequence[str], own: Sequence[str]) -> list[str]:
+    """The names in an output of columns that are copied beside its `own` ones, no two alike.
+
+    A name that is taken gets `input_` in front. Names are compared without case, because engines
+    such as Spark and Athena read a table's columns so.
+    """
+    names, taken = list(columns), {_folded(name) for name in own}
+    alike: list[int] = []
+    for place, name in enumerate(columns):
+        if _folded(name) in taken:
+            alike.append(place)
+        taken.add(_folded(name))
+    for place in alike:
+        while _folded(names[place]) in taken:
+            names[place] = f"input_{names[place]}"
+        taken.add(_folded(names[place]))
+    return names
 
 
 def _folded(name: str) -> str:

@@ -195,6 +195,7 @@ def test_a_mark_says_which_answers_are_accepted(tmp_path: Path) -> None:
         "for a person  | joy 0.50  | y",
     ]
     assert kept_names(["accepted"], facts_of(tmp_path), True) == ["input_accepted"]
+    assert kept_names(["probabilities"], facts_of(tmp_path)) == ["input_probabilities"]
     assert kept_names(["accepted"], facts_of(tmp_path)) == ["accepted"]
 
 
