@@ -10,10 +10,10 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
@@ -21,6 +21,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.sources.posts import UTF8, PostFile
 
 HEAD_BYTES = 1 << 20
+_PACKED_BYTES = 1 << 17
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
 _BYTE_VIEW = "latin-1"  # one character per byte, so that the cleaner sees even bytes that are no text
 # Foreign files by their first bytes, and what to type
@@ -54,16 +55,56 @@ def unpacked(path: Path) -> Iterator[BinaryIO]:
             with gzip.GzipFile(fileobj=raw) as of_gzip:
                 yield cast(BinaryIO, of_gzip)
         elif magic.startswith(b"BZh"):
-            with bz2.BZ2File(raw) as of_bzip2:
-                yield cast(BinaryIO, of_bzip2)
+            yield cast(BinaryIO, io.BufferedReader(_Streams(raw, bz2.BZ2Decompressor)))
         elif magic.startswith(b"\xfd7zXZ\x00"):
-            with lzma.LZMAFile(raw) as of_xz:
-                yield cast(BinaryIO, of_xz)
+            yield cast(BinaryIO, io.BufferedReader(_Streams(raw, lzma.LZMADecompressor)))
         elif magic.startswith(b"\x28\xb5\x2f\xfd"):
             with pa.CompressedInputStream(pa.PythonFile(raw), "zstd") as of_zstd:
                 yield cast(BinaryIO, of_zstd)
         else:
             yield raw
+
+
+class _Streams(io.RawIOBase):
+    """The bytes of packed streams that follow each other, with zeros between them at most.
+
+    Raises `OSError` or `EOFError` for anything else behind a stream. Python's own readers of bzip2
+    and xz end there without a word, and so lose all posts behind a damaged stream.
+    """
+
+    def __init__(self, raw: BinaryIO, make: Callable[[], Any]) -> None:
+        self._raw = raw
+        self._make = make
+        self._stream = make()
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if self._stream.eof:
+                if not self._next_stream():
+                    return 0
+                continue
+            packed = b""
+            if self._stream.needs_input and not (packed := self._raw.read(_PACKED_BYTES)):
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            self._ready = self._stream.decompress(packed, len(buffer))
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def _next_stream(self) -> bool:
+        """Begin the stream behind this one; returns False at the end of the file."""
+        rest = self._stream.unused_data.lstrip(b"\0")
+        while not rest:
+            if not (packed := self._raw.read(_PACKED_BYTES)):
+                return False
+            rest = packed.lstrip(b"\0")
+        self._stream = self._make()
+        self._ready = self._stream.decompress(rest, io.DEFAULT_BUFFER_SIZE)
+        return True
 
 
 def head_of(file: PostFile) -> str:

@@ -24,6 +24,8 @@ from emotion_train.errors import WrongRequest
 from emotion_train.labelling.job import Reading
 from emotion_train.labelling.planning import find_source
 from emotion_train.preparation.steps import prepare
+from emotion_train.sources.open import Choices, open_source
+from emotion_train.sources.posts import Columns
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import ObjectInfo, Store
@@ -214,6 +216,42 @@ def test_packed_files_are_known_by_their_bytes(
     (tmp_path / name).write_bytes(pack(plain.read_bytes())[:-20])
     with pytest.raises(WrongRequest, match="cannot be read"):
         prepare(tmp_path / name, str(tmp_path / "no"))
+
+
+def zstandard(content: bytes) -> bytes:
+    return bytes(pa.compress(content, codec="zstd", asbytes=True))
+
+
+PACKS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard,
+}
+
+
+@pytest.mark.parametrize("ending", list(PACKS))
+def test_all_streams_of_a_packed_file_are_read_and_nothing_behind_one_is_lost(
+    tmp_path: Path, ending: str
+) -> None:
+    pack = PACKS[ending]
+    lines = [f"post {number}" for number in range(40)]
+    one, two = ("".join(f"{line}\n" for line in some).encode() for some in (lines[:25], lines[25:]))
+    path = tmp_path / f"posts.dat.{ending}"
+    path.write_bytes(pack(one) + pack(b"") + pack(two))
+    choices = Choices(lines=True)
+
+    def texts() -> list[str]:
+        with open_source(str(path), Columns(label=None), choices) as source:
+            return [text.decode() for batch in source.batches() for text in batch.texts.to_pylist()]
+
+    assert texts() == lines
+    second = bytearray(pack(two))
+    second[:4] = b"lost"
+    for behind in (two, bytes(second), pack(two)[:9]):
+        path.write_bytes(pack(one) + behind)
+        with pytest.raises(WrongRequest, match="cannot be read"):
+            texts()
 
 
 def test_zstandard_is_unpacked(tmp_path: Path) -> None:
