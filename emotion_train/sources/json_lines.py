@@ -34,9 +34,9 @@ def read_json_lines(number: int, file: PostFile, columns: Columns) -> Iterator[B
             yield _batch(number, own, rows)
 
 
-def columns_of_lines(file: PostFile, columns: Columns) -> Columns:
-    """The columns as the first lines of the file spell them, or as asked for where none of these
-    lines is an object. Raises as `read_json_lines`.
+def columns_of_lines(file: PostFile, columns: Columns) -> Columns | None:
+    """The columns as the file's first lines spell them; None where no object ends among the bytes
+    read here. Raises as `read_json_lines`.
     """
     head = head_of(file)
     _refuse_one_document(head, file)
@@ -45,7 +45,7 @@ def columns_of_lines(file: PostFile, columns: Columns) -> Columns:
         post, trouble = _parsed(line, "")
         if trouble is None:
             keys |= dict.fromkeys(post)
-    return columns.among(list(keys), str(file.path)) if keys else columns
+    return columns.among(list(keys), str(file.path)) if keys else None
 
 
 def is_description(name: str, raw: bytes) -> bool:

@@ -92,8 +92,10 @@ def _start_of_table(file: PostFile, raw: bytes, columns: Columns) -> _Start | No
     return _Start(raw[:at], layout.first_row, at, layout.first_row, layout)
 
 
-def _start_of_objects(file: PostFile, raw: bytes, columns: Columns) -> _Start:
+def _start_of_objects(file: PostFile, raw: bytes, columns: Columns) -> _Start | None:
     own = columns_of_lines(file, columns)
+    if own is None:
+        return None  # a first line longer than the bytes read here, or no object among them
     before = json.dumps(dict.fromkeys(own.named, "")).encode() + b"\n"
     return _Start(before, 2, len(_MARK) if raw.startswith(_MARK) else 0, 1)
 

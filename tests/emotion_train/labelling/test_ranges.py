@@ -17,6 +17,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.labelling.job import Reading
 from emotion_train.labelling.planning import find_source, plan_units, with_plan
 from emotion_train.labelling.rows import rows_of_unit
+from emotion_train.sources.unpacked import HEAD_BYTES
 
 Row = tuple[int, str | None, str | None, str | None]
 
@@ -87,6 +88,19 @@ def test_what_cannot_be_cut_is_one_unit(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     assert rows(tmp_path / name, 1, text_column="text", **words)[0] == 1
+
+
+@pytest.mark.parametrize(
+    "first", [{"n": 0, "Text": "x" * (HEAD_BYTES + 9)}, {"N": 0, "text": "a" * HEAD_BYTES}]
+)
+def test_a_first_line_of_a_megabyte_hides_no_column(tmp_path: Path, first: dict[str, object]) -> None:
+    number, text = first
+    lines = [first, {number: 1, text: "one"}, {number: 2, text: "two"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, found, _ = rows(tmp_path / "a.jsonl", 1, text_column="text")
+    assert [(row, text, kept) for row, text, _, kept in found] == [
+        (1, None, "0"), (2, "one", "1"), (3, "two", "2"),
+    ]  # fmt: skip
 
 
 def test_a_tsv_with_quotes_is_cut_where_it_is_said_what_they_are(tmp_path: Path) -> None:
