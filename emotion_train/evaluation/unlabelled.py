@@ -14,7 +14,7 @@ from emotion_train.console import tell
 from emotion_train.data.cleaning import REFUSED, Cleaner, Findings, Rules, rows_of
 from emotion_train.data.labels import LabelNames
 from emotion_train.errors import WrongRequest
-from emotion_train.sources.open import Source
+from emotion_train.sources.open import Source, not_read
 from emotion_train.sources.posts import Batch, readable, utf8
 
 
@@ -73,5 +73,5 @@ def look_through(source: Source, rules: Rules, *, drop: bool) -> list[str]:
     return [
         *(f"left out: {line}" for line in lines),
         *findings.remarks,
-        *(f"not read: {name}" for name in source.passed_over),
+        *not_read(source.passed_over),
     ]

@@ -21,7 +21,14 @@ from emotion_train.edges.paths import typed_path
 from emotion_train.errors import StorageError, WrongRequest
 from emotion_train.labelling.job import Reading, SourceFile, Unit
 from emotion_train.sources.json_lines import MOST_DESCRIPTION_BYTES, is_description
-from emotion_train.sources.open import DATASETS_FILES, OTHER_DATA, format_of
+from emotion_train.sources.open import (
+    DATASETS_FILES,
+    STATE,
+    format_of,
+    is_cache,
+    may_hold_posts,
+    not_files,
+)
 from emotion_train.sources.posts import Columns, PostFile
 from emotion_train.sources.ranges import Range, ranges_of
 from emotion_train.sources.unpacked import HEAD_BYTES
@@ -69,11 +76,13 @@ def find_source(source: str, reading: Reading) -> FoundSource:
     if reading.split is not None:
         raise WrongRequest(f"--split is for a prepared data set, and {source} is none; leave it out.")
     files: list[SourceFile] = []
-    passed_over: list[str] = []
-    for info in store.list(name or ""):
-        if name is not None and info.key != name:
-            continue
+    passed_over = not_files(store.root) if name is None and isinstance(store, FolderStore) else []
+    listed = [info for info in store.list(name or "") if name is None or info.key == name]
+    caches = _caches_among(store, listed) if name is None else set()
+    for info in listed:
         kind = _format(info.key, alone=name is not None)
+        if info.key in caches:
+            continue
         if name is None and kind == "jsonl" and _is_description(store, info):
             passed_over.append(info.key)
         elif kind is not None and info.size:
@@ -82,8 +91,9 @@ def find_source(source: str, reading: Reading) -> FoundSource:
                     key=info.key, bytes=info.size, etag=info.etag, format=kind, quoting=reading.quoting
                 )
             )
-        elif Path(info.key).suffix.lower() in OTHER_DATA:
+        elif not _is_hidden(info.key) and may_hold_posts(info.key):
             passed_over.append(info.key)
+    passed_over = sorted(set(passed_over))
     if not files:
         beside = f" (not read: {', '.join(passed_over[:5])})" if passed_over else ""
         raise WrongRequest(
@@ -116,6 +126,20 @@ def _place(source: str) -> tuple[Store, str | None]:
 def _is_description(store: Store, info: ObjectInfo) -> bool:
     small = info.key.lower().endswith(".json") and info.size <= MOST_DESCRIPTION_BYTES
     return small and is_description(info.key, store.read(info.key, if_match=info.etag))
+
+
+def _caches_among(store: Store, listed: Sequence[ObjectInfo]) -> set[str]:
+    """The Arrow files that `datasets` keeps beside those of a saved data set."""
+    arrow = [info.key for info in listed if info.key.lower().endswith(".arrow")]
+    keys = {info.key for info in listed}
+    states = {key: f"{key.rpartition('/')[0]}/{STATE}".removeprefix("/") for key in arrow}
+    read = {state: store.read(state) for state in set(states.values()) & keys}
+    return {key for key in arrow if states[key] in read and is_cache(key, read[states[key]])}
+
+
+def _is_hidden(key: str) -> bool:
+    name = key.rpartition("/")[2]
+    return any(part.startswith(".") for part in key.split("/")) or name in DATASETS_FILES
 
 
 def _format(key: str, *, alone: bool) -> str | None:

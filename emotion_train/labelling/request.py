@@ -39,6 +39,7 @@ from emotion_train.processes.notices import PreemptionWatch, hold_seconds
 from emotion_train.report.schema import Report
 from emotion_train.runs.adapter_cache import find_adapter
 from emotion_train.runs.published import REPORT
+from emotion_train.sources.open import not_read
 from emotion_train.storage.document import file_sha256, version_of
 from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
@@ -151,8 +152,8 @@ def _label(
 
     adapters = patient("the adapter", lambda: _adapters(request))
     source = patient("the source", lambda: find_source(request.source, request.reading))
-    for name in source.passed_over:
-        tell(f"not read: {name}")
+    for line in not_read(source.passed_over):
+        tell(line)
     job = patient("the job", lambda: _job(request, store, source, adapters, tell))
     success = patient("the job", lambda: find_success(store))
     if success is not None:

@@ -7,6 +7,7 @@ folder (TMPDIR).
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from emotion_train.console import counted
 from emotion_train.edges import hub
-from emotion_train.edges.bounded import object_file
+from emotion_train.edges.bounded import Unreadable, object_in
 from emotion_train.edges.paths import typed_path
 from emotion_train.errors import WrongRequest
 from emotion_train.sources.arrow_columns import (
@@ -65,10 +67,14 @@ _PACKED = (".gz", ".bz2", ".zst", ".xz")
 # Data in forms that are not read: named in messages where a source has them
 OTHER_DATA = (
     *(".xlsx", ".xls", ".ods", ".zip", ".7z", ".tar", ".tgz", ".rar"),
-    *(".feather", ".pkl", ".pickle", ".h5", ".db"),
+    *(".feather", ".pkl", ".pickle", ".h5", ".db", ".avro", ".orc", ".lz4", ".sz", ".snappy", ".br", ".lzma"),
 )
 # What `datasets` writes beside its tables
-DATASETS_FILES = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
+STATE = "state.json"  # lists the Arrow files beside it
+DATASETS_FILES = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", STATE)
+# Files without an ending that hold no posts; others may, as parts of Hadoop and Firehose do
+_NO_POSTS = ("readme", "license", "licence", "notice", "copying", "authors", "makefile", "dockerfile")
+_NAMED = 10
 _READ_BYTES = 16 << 20
 _NO_HUB = "give a CSV, JSONL or Parquet file"
 
@@ -298,9 +304,10 @@ def _files_of_folder(folder: Path, format: str | None) -> tuple[tuple[PostFile, 
             passed_over.append(name)
         elif kind and not plain_text and (format is None or kind == format):
             chosen.append(PostFile(name, _split_in(name), path, kind))
-        elif path.suffix.lower() in OTHER_DATA or kind or split_of(_first_word(path.name)):
+        elif may_hold_posts(name):
             passed_over.append(name)
     chosen += pairs
+    passed_over = sorted({*passed_over, *not_files(folder)})
     if not chosen:
         beside = f" (not read: {', '.join(passed_over[:5])})" if passed_over else ""
         raise WrongRequest(
@@ -343,15 +350,53 @@ def _pairs(folder: Path, paths: Sequence[Path]) -> list[PostFile]:
 
 
 def _is_cache(path: Path) -> bool:
-    """Whether this is a cache of `datasets`: an Arrow file that its state.json does not list."""
-    state = path.with_name("state.json")
-    if path.suffix.lower() != ".arrow" or not state.is_file():
+    state = path.with_name(STATE)
+    try:
+        return state.is_file() and is_cache(path.name, state.read_bytes())
+    except OSError:
+        return False
+
+
+def is_cache(name: str, state: bytes) -> bool:
+    """Whether an Arrow file is a cache of `datasets`: the `state` beside it does not list it."""
+    if not name.lower().endswith(".arrow"):
         return False
     try:
-        listed = [item.get("filename") for item in object_file(state).get("_data_files", [])]
-    except (OSError, ValueError, AttributeError, TypeError):
+        listed = [item.get("filename") for item in object_in(state).get("_data_files", [])]
+    except (Unreadable, AttributeError, TypeError):
         return False
-    return path.name not in listed
+    return name.rpartition("/")[2] not in listed
+
+
+def may_hold_posts(key: str) -> bool:
+    """Whether a person should hear of a file that is not read: one of its endings is that of data
+    (posts.csv.bak), it has none, or its first word names a split.
+    """
+    name = key.rpartition("/")[2]
+    endings = {suffix.lower().rstrip("~") for suffix in Path(name).suffixes}
+    if not endings:
+        return not name.startswith("_") and name.lower() not in _NO_POSTS
+    known = {*_SUFFIXES, *_PACKED, *OTHER_DATA}
+    return not known.isdisjoint(endings) or split_of(_first_word(name)) is not None
+
+
+def not_files(folder: Path) -> list[str]:
+    """What a reader of the folder passes over because it is no file: links to folders, links that
+    lead nowhere, pipes.
+    """
+    found = []
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(where, name) for name in (*folders, *names) if not name.startswith(".")]
+        found += [path for path in paths if not path.is_file() and (path.is_symlink() or not path.is_dir())]
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+def not_read(names: Sequence[str]) -> list[str]:
+    """Lines on files that are not read, the first by name and the others by their number."""
+    more = len(names) - _NAMED
+    lines = [f"not read: {name}" for name in names[:_NAMED]]
+    return [*lines, f"not read: {counted(more, 'more file')}"] if more > 0 else lines
 
 
 def _open_hub(name: str, columns: Columns, subset: str | None) -> Source:

@@ -24,7 +24,7 @@ from emotion_train.errors import WrongRequest
 from emotion_train.labelling.job import Reading
 from emotion_train.labelling.planning import find_source
 from emotion_train.preparation.steps import prepare
-from emotion_train.sources.open import Choices, open_source
+from emotion_train.sources.open import Choices, not_read, open_source
 from emotion_train.sources.posts import Columns
 from emotion_train.storage.local_s3 import LocalS3
 from emotion_train.storage.open import open_store
@@ -322,6 +322,41 @@ def test_what_looks_like_data_and_is_not_read_is_named(
         WrongRequest, match=r"add a file or split named train \(not read: more.zip, .*train.csv.zip\)"
     ):
         prepare(folder, str(tmp_path / "no"))
+
+
+def test_what_a_reader_of_a_folder_passes_over_is_named_by_prepare_predict_and_label(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "src"
+    (folder / "more").mkdir(parents=True)
+    (folder / "more" / "b.jsonl").write_text('{"text": "b"}\n')
+    for name in ("posts.jsonl", "old.csv.bak", "part-00000", "new.jsonl.gz.part", "table.avro"):
+        (folder / name).write_text('{"text": "a"}\n')
+    for name in ("README.md", "LICENSE", "_SUCCESS", ".hidden", "image.png"):
+        (folder / name).write_text("x")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "gone.jsonl").symlink_to(tmp_path / "none.jsonl")
+    names = ("gone.jsonl", "linked", "new.jsonl.gz.part", "old.csv.bak", "part-00000", "table.avro")
+    with open_source(str(folder), Columns(label=None)) as source:
+        assert source.passed_over == names
+    found = find_source(str(folder), Reading())
+    assert found.passed_over == names
+    assert [file.key for file in found.files] == ["more/b.jsonl", "posts.jsonl"]
+    assert not_read(names[:2]) == ["not read: gone.jsonl", "not read: linked"]
+    assert not_read(["a"] * 12)[-2:] == ["not read: a", "not read: 2 more files"]
+
+
+def test_label_reads_no_cache_of_datasets(tmp_path: Path, bucket_url: str) -> None:
+    as_dataset(NAMES, 9, "a ").save_to_disk(str(tmp_path / "src" / "own"))
+    cached = tmp_path / "src" / "own" / "cache-0123456789abcdef.arrow"
+    cached.write_bytes(next((tmp_path / "src" / "own").glob("data-*.arrow")).read_bytes())
+    bucket = open_store(f"{bucket_url}/saved")
+    for info in open_store(str(tmp_path / "src")).list():
+        bucket.write(info.key, tmp_path / "src" / info.key)
+    for source, above in ((tmp_path / "src", "own/"), (tmp_path / "src" / "own", ""), (bucket.url, "own/")):
+        found = find_source(str(source), Reading())
+        assert [file.key for file in found.files] == [f"{above}data-00000-of-00001.arrow"]
 
 
 def test_a_source_in_a_bucket_is_read_as_a_local_one(tmp_path: Path, s3: LocalS3, bucket_url: str) -> None:
