@@ -43,7 +43,8 @@ class Unit(FrozenModel):
     whole file where `start` and `end` are None.
 
     `first_row` is the number of its first row in the file. `rows` counts its rows, blank ones
-    included; None where the number is unknown before reading.
+    included; None where the number is unknown before reading. `sha256` is that of its bytes, for
+    row groups that of their file's footer; None where an ETag takes its place.
     """
 
     file: int = Field(ge=0)

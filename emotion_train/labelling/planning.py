@@ -7,6 +7,7 @@ posts. A later worker only compares the source's listing with the job's.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -188,7 +189,7 @@ def plan_units(
             file, ranges = _units_of_text(source, number, reading, rows_of_a_unit)
             units += ranges
         else:
-            units.append(Unit(file=number))
+            units.append(_whole(source, number))
         files.append(file)
     if not units:
         raise WrongRequest(f"The source {source.url} holds no post; give another.")
@@ -236,7 +237,21 @@ def _units_of_parquet(source: FoundSource, number: int, reading: Reading, rows_o
         columns_of(reading).among(parquet.schema_arrow.names, url)
         meta = parquet.metadata
         rows = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
-    return _joined(number, range(len(rows)), rows, rows_of_a_unit)
+    summed = {"sha256": footer_sha256(source, number)}
+    return [one.model_copy(update=summed) for one in _joined(number, range(len(rows)), rows, rows_of_a_unit)]
+
+
+def footer_sha256(source: FoundSource, number: int) -> str | None:
+    """The digest of a Parquet file's footer, which has the place, size and range of values of each
+    column chunk; None where the store gives an ETag to read the file by.
+    """
+    info = source.info(number)
+    if info.etag is not None:
+        return None
+    tail = source.store.read(info.key, start=max(0, info.size - 8), length=8)
+    length = int.from_bytes(tail[:4], "little")
+    footer = source.store.read(info.key, start=max(0, info.size - 8 - length), length=length)
+    return hashlib.sha256(footer).hexdigest()
 
 
 @contextmanager
@@ -301,7 +316,7 @@ def _units_of_text(
             chunks = _chunks(source.store, source.info(number))
             ranges = ranges_of(post_file, chunks, columns_of(reading), rows_of_a_unit)
     if ranges is None:
-        return file, [Unit(file=number)]
+        return file, [_whole(source, number)]
     planned = file.model_copy(
         update={
             "before": ranges.before.decode("latin-1"),
@@ -310,6 +325,16 @@ def _units_of_text(
         }
     )
     return planned, [_unit(number, piece) for piece in ranges.pieces]
+
+
+def _whole(source: FoundSource, number: int) -> Unit:
+    """The whole file as a unit; with its sha256 where the store gives no ETag to read it by."""
+    if source.files[number].etag is not None:
+        return Unit(file=number)
+    summed = hashlib.sha256()
+    for chunk in _chunks(source.store, source.info(number)):
+        summed.update(chunk)
+    return Unit(file=number, sha256=summed.hexdigest())
 
 
 def _unit(number: int, piece: Range) -> Unit:

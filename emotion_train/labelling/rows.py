@@ -21,7 +21,14 @@ from emotion_train.data.labels import LabelNames
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.errors import WrongRequest
 from emotion_train.labelling.job import Reading, SourceFile, Unit
-from emotion_train.labelling.planning import FoundSource, columns_of, naming, opened_parquet, split_of
+from emotion_train.labelling.planning import (
+    FoundSource,
+    columns_of,
+    footer_sha256,
+    naming,
+    opened_parquet,
+    split_of,
+)
 from emotion_train.sources.arrow_columns import read_tables
 from emotion_train.sources.open import READERS
 from emotion_train.sources.posts import Batch, PostFile, readable
@@ -95,6 +102,8 @@ def _of_split(source: FoundSource, unit: Unit) -> Iterator[Rows]:
 def _of_parquet(source: FoundSource, unit: Unit, reading: Reading) -> Iterator[Batch]:
     url = source.store.url_of(source.files[unit.file].key)
     start, end = _bounds(unit)
+    if unit.sha256 not in (None, footer_sha256(source, unit.file)):
+        raise _changed(source, source.files[unit.file])
     with opened_parquet(source, unit.file) as parquet:
         columns = columns_of(reading).among(parquet.schema_arrow.names, url)
         tables = parquet.iter_batches(

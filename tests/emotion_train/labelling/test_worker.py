@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from emotion_train.errors import AlreadyExists, Damaged, StorageError, WrongRequest
@@ -228,6 +232,34 @@ def test_a_source_that_changes_while_it_is_labelled_is_refused(tmp_path: Path) -
     with pytest.raises(WrongRequest, match="changed since the job was planned"):
         make_worker(store, job, found).run()
     assert store.find(SUCCESS) is None
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl.gz", "arrow"])
+def test_a_source_of_a_folder_that_changes_within_its_size_is_refused(tmp_path: Path, ending: str) -> None:
+    path, store = tmp_path / f"posts.{ending}", FolderStore(tmp_path / "out")
+
+    def write(letter: str) -> int:
+        texts = [f"{letter}{number}" for number in range(6)]
+        if ending == "parquet":
+            pq.write_table(pa.table({"text": texts}), path, row_group_size=2)
+        elif ending == "arrow":
+            with pa.ipc.new_file(path, pa.schema([("text", pa.string())])) as file:
+                file.write_table(pa.table({"text": texts}))
+        else:
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+            path.write_bytes(gzip.compress(lines.encode(), mtime=0))
+        return path.stat().st_size
+
+    size = write("a")
+    job, source = make_job(store, str(path), 2)
+    assert make_worker(store, job, source).run().rows == 6
+    assert write("b") == size
+    for info in list(store.list()):
+        if info.key != "job.json":
+            store.delete(info.key)
+    with pytest.raises(WrongRequest, match="changed since the job was planned"):
+        make_worker(store, job, source).run()
+    assert not list(store.list("part-"))
 
 
 def test_a_bad_row_stops_the_strict(tmp_path: Path) -> None:
