@@ -273,7 +273,7 @@ def _label(
         shown_NC = decision.raw(prob_NC) if arguments.raw else prob_NC
         print_batch(chunk, shown_NC, classifier.answers(prob_NC), decision.marks(prob_NC, precision))
         chunk = list(islice(rest, _AT_A_TIME))
-    if remark := classifier.cut_remark():
+    if remark := classifier.remark():
         print(f"emotion-train: {remark}", file=sys.stderr)
 
 

@@ -164,7 +164,7 @@ class Classifier:
                 predictions.append(Prediction(tuple(self.labels[label] for label in answer), named, accepted))
         return predictions
 
-    def cut_remark(self) -> str | None:
+    def remark(self) -> str | None:
         """A sentence on how many texts so far data.max_length cut; None where they are few."""
         from emotion_train.data.lengths import cut_remark
 

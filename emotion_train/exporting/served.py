@@ -26,6 +26,7 @@ KEY = "EMOTION_TRAIN_ENDPOINT_KEY"
 ANSWER_S = 120.0  # the first request to a server that has just started compiles its kernels
 AT_A_TIME = 64
 _MAX_BYTES = 64 << 20
+_ROUNDING = 0.02  # of probabilities in bfloat16, and of the sum of a post's
 
 
 class NoAnswer(EmotionTrainError):
@@ -60,8 +61,18 @@ class Served:
         found = [self._of(texts[start : start + AT_A_TIME]) for start in range(0, len(texts), AT_A_TIME)]
         return np.concatenate([np.zeros((0, len(self.labels)), np.float32), *found])
 
-    def cut_remark(self) -> str | None:
-        """None: the server does not say which posts it cut."""
+    def remark(self) -> str | None:
+        """A sentence on names that the server has for labels and the adapter has not, since such a
+        server may have another model; None where all are the same. It does not say which posts it
+        cut.
+        """
+        for number, name in self.called.items():
+            if name not in (None, self.labels[number], f"LABEL_{number}"):
+                return (
+                    f"the server calls {name!r} what the adapter calls {self.labels[number]!r}, so it may"
+                    " serve another model; name one by --model, and compare it by --against in place of"
+                    " --adapter"
+                )
         return None
 
     def _of(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -71,17 +82,34 @@ class Served:
             data = sorted(answer["data"], key=lambda one: int(one["index"]))
             prob_NC = np.array([one["probs"] for one in data], np.float32)
             names = [one.get("label") for one in data]
+            numbers = [int(one["index"]) for one in data]
         except (LookupError, TypeError, ValueError, AttributeError):
             raise self._not_a_classifier() from None
-        if len(data) != len(texts) or prob_NC.ndim != 2 or not np.isfinite(prob_NC).all():
+        if numbers != list(range(len(texts))) or prob_NC.ndim != 2 or not np.isfinite(prob_NC).all():
             raise self._not_a_classifier()
         if prob_NC.shape[1] != len(self.labels):
             raise WrongRequest(
                 f"{self.url} gives {prob_NC.shape[1]} probabilities a post and the adapter has"
                 f" {len(self.labels)} labels; name the model that serves it, by --model."
             )
+        self._require_probabilities(prob_NC)
         self.called |= dict(zip(prob_NC.argmax(axis=1).tolist(), names, strict=True))
         return prob_NC
+
+    def _require_probabilities(self, prob_NC: npt.NDArray[np.float32]) -> None:
+        """Raises `WrongRequest` for numbers below 0 or above 1, and for numbers of a post that have
+        to add up to 1 and do not.
+        """
+        outside = prob_NC[(prob_NC < -_ROUNDING) | (prob_NC > 1 + _ROUNDING)]
+        sum_N = prob_NC.sum(axis=1)
+        off = [] if self.targets == "several" else sum_N[np.abs(sum_N - 1) > _ROUNDING].tolist()
+        if not outside.size and not off:
+            return
+        what = f"{outside[0]:.3g} for a probability" if outside.size else f"{off[0]:.3g} for their sum"
+        raise WrongRequest(
+            f"{self.url} gives {what}, so it does not answer by the adapter's rule; serve the adapter's"
+            " export, whose config.json has the right problem_type (docs/guides/serve.md)."
+        )
 
     def _first_model(self) -> str:
         answer = self._ask("/v1/models", None)

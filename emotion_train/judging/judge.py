@@ -43,7 +43,7 @@ def evaluate(asked: Question) -> Scorecard:
     classifier = open_classifier(adapters.chosen)
     together = decide_together(validation, classifier)
     judged = posts.judged(classifier, origin)
-    if remark := classifier.cut_remark():
+    if remark := classifier.remark():
         tell(f"emotion-train: {remark}")
 
     from emotion_train.evaluation.predictions import predictions_key, predictions_to_parquet

@@ -20,7 +20,8 @@ MAX_MODEL_LENGTH = 64
 class ClassifyServer:
     """A with statement around a server of the checkpoint in `folder`. Its mistakes: `control`
     tokens that a post quotes are taken for tokens, it reads the `first` token, it has no names of
-    labels (`nameless`), it cuts at 8 tokens (`short`), it answers `nonsense`, it is `busy`.
+    labels (`nameless`), it cuts at 8 tokens (`short`), it answers `logits`, by a `sigmoid`, or
+    `nonsense`, it is `busy`.
 
     `requests` are the bodies that it was sent, `keys` the headers Authorization.
     """
@@ -100,7 +101,8 @@ class ClassifyServer:
         with torch.inference_mode():
             hidden_1TH = self._model.model(input_ids=torch.tensor([row])).last_hidden_state
             token_H = hidden_1TH[0, 0 if self.mistake == "first" else -1]
-            prob_C = self._model.score(token_H).softmax(-1).tolist()
+            rule = {"logits": lambda logit_C: logit_C, "sigmoid": torch.sigmoid}.get(self.mistake or "")
+            prob_C = (rule or torch.nn.Softmax(-1))(self._model.score(token_H)).tolist()
         best = max(range(len(prob_C)), key=prob_C.__getitem__)
         label = None if self.mistake == "nameless" else self._model.config.id2label[best]
         return {"index": number, "label": label, "probs": prob_C, "num_classes": len(prob_C)}

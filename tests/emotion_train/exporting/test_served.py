@@ -61,6 +61,37 @@ def test_many_posts_go_in_several_requests_and_keep_their_order(adapter: Path, e
 
 
 @pytest.mark.parametrize(
+    ("mistake", "words"), [("logits", "for a probability"), ("sigmoid", "for their sum")]
+)
+def test_numbers_that_are_no_probabilities_are_no_answer(
+    adapter: Path, exported: Path, mistake: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ClassifyServer(exported, mistake) as server:
+        assert main(["predict", "--endpoint", server.url, "--adapter", str(adapter), *TEXTS]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert words in printed.err
+
+
+def test_a_server_with_other_labels_is_told_beside_its_answers(
+    adapter: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(mistake: str | None, folder: Path = exported) -> str:
+        with ClassifyServer(folder, mistake) as server:
+            assert main(["predict", "--endpoint", server.url, "--adapter", str(adapter), *TEXTS]) == 0
+        return capsys.readouterr().err
+
+    shutil.copytree(exported, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    for start, wanted in (("topic ", True), ("LABEL_", False)):
+        config["id2label"] = {str(number): f"{start}{number}" for number in range(len(LABELS))}
+        (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+        assert ("the server calls 'topic " in said(None, tmp_path / "other")) == wanted
+    assert "the server calls" not in said("nameless")
+    assert "the server calls" not in said(None)
+
+
+@pytest.mark.parametrize(
     ("mistake", "code", "words"),
     [
         (None, 0, "6 posts: a probability differs by"),
