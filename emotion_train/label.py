@@ -136,6 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
             f" {pace.posts / own:,.1f} posts/s,"
             f" device busy for {min(1.0, done.busy_s / own):.0%} of {own:,.0f} s"
         )
+    if done.remark is not None:
+        say(done.remark)
     return 0
 
 

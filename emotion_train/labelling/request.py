@@ -78,12 +78,13 @@ class Request:
 @dataclass(frozen=True)
 class Labelled:
     """The summary of a job, and this worker's share; `pace` is None where the job was done
-    before.
+    before. `remark` is a sentence on the worker's posts that were cut.
     """
 
     success: Success
     pace: Pace | None = None
     busy_s: float = 0.0
+    remark: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _label(
         success = worker.run()
     except Stopped:
         raise Stopped(worker.left) from None
-    return Labelled(success, worker.pace, scorer.busy_s)
+    return Labelled(success, worker.pace, scorer.busy_s, scorer.remark())
 
 
 def _at_start(

@@ -45,6 +45,10 @@ class Scorer(Protocol):
         """Seconds for which the device computed the batches fetched so far."""
         ...
 
+    def remark(self) -> str | None:
+        """A sentence on the posts that were cut at the adapter's length; None where none was."""
+        ...
+
 
 class AdapterScorer:
     """An adapter, or several that answer together over one base, as in `evaluate` and `predict`."""
@@ -60,6 +64,9 @@ class AdapterScorer:
     @property
     def busy_s(self) -> float:
         return self._busy_s
+
+    def remark(self) -> str | None:
+        return self._classifier.remark()
 
     def packs(self, texts: Sequence[str]) -> list[Pack]:
         """The posts' packs, tokenised by several threads."""

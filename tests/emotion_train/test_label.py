@@ -167,6 +167,18 @@ def test_another_request_against_the_same_job_is_refused_in_a_sentence(
     assert "lies in the source" in refusal(capsys)
 
 
+def test_a_worker_says_how_many_of_its_posts_were_cut(
+    adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "posts.csv"
+    source.write_text("text\nshort\n" + "long " * 60 + "\n")
+    assert label(adapters, source, tmp_path / "out") == 0
+    assert "1 of 2 posts was cut at the 96 tokens" in capsys.readouterr().err
+    source.write_text("text\nshort\n")
+    assert label(adapters, source, tmp_path / "next") == 0
+    assert "cut at" not in capsys.readouterr().err
+
+
 def test_a_gate_is_that_of_one_adapter(
     adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

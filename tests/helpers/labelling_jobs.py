@@ -33,6 +33,9 @@ class HashScorer:
     def packs(self, texts: Sequence[str]) -> list[Pack]:
         return [texts]  # type: ignore[list-item]
 
+    def remark(self) -> str | None:
+        return None
+
     def start(self, packs: Sequence[Pack], count: int) -> Answered:
         texts: Sequence[str] = packs[0]  # type: ignore[assignment]
         return Answered(probabilities(texts))
