@@ -156,7 +156,7 @@ def _label(
     for line in not_read(source.passed_over):
         tell(line)
     job = patient("the job", lambda: _job(request, store, source, adapters, tell))
-    success = patient("the job", lambda: find_success(store))
+    success = patient("the job", lambda: find_success(store, job))
     if success is not None:
         return Labelled(success)
     patient("the store", lambda: require_create_only(store))

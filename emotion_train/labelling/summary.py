@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from emotion_train.console import counted, shown
-from emotion_train.errors import AlreadyExists
-from emotion_train.labelling.job import JOB, SUCCESS, Job, part_key
+from emotion_train.errors import AlreadyExists, Damaged
+from emotion_train.labelling.job import JOB, PARTS, SUCCESS, Job, part_key
 from emotion_train.labelling.leases import Board
 from emotion_train.labelling.part import PartCount, count_part
 from emotion_train.storage.document import FrozenModel, Manifest, read_manifest
@@ -94,17 +94,31 @@ def _dollars(success: Success) -> str:
     return f", ${success.usd:,.2f}{of}"
 
 
-def find_success(store: Store) -> Success | None:
-    """The job's summary; None where the job is not done."""
+def find_success(store: Store, job: Job) -> Success | None:
+    """The job's summary; None where the job is not done. Raises `Damaged` for the summary of
+    another job, and where a part that it counts is gone.
+    """
     if store.find(SUCCESS) is None:
         return None
-    return read_manifest(
+    success = read_manifest(
         Success,
         store,
         SUCCESS,
         other_schema="Use the version that wrote it.",
         damaged="Delete it, and type the command again.",
     )
+    if success.job != job.id:
+        raise Damaged(
+            f"{store.url_of(SUCCESS)} is the summary of job {success.job[:40]}, and {JOB} beside it is job"
+            f" {job.id}, which has none; delete the summary, and type the command again."
+        )
+    stored = {info.key: info.size for info in store.list(PARTS)}
+    if gone := next((part.key for part in success.parts if stored.get(part.key) != part.bytes), None):
+        raise Damaged(
+            f"{store.url_of(gone)} is gone, or is not the part that {SUCCESS} counts; delete {SUCCESS} and"
+            " what is left of the part, and type the command again: its posts are then labelled again."
+        )
+    return success
 
 
 def finish(store: Store, job: Job, board: Board, each: Callable[[int], None]) -> Success:
@@ -123,7 +137,7 @@ def finish(store: Store, job: Job, board: Board, each: Callable[[int], None]) ->
         store.create(SUCCESS, success.to_bytes())
         return success
     except AlreadyExists:
-        earlier = find_success(store)
+        earlier = find_success(store, job)
         assert earlier is not None
         return earlier
 

@@ -319,7 +319,7 @@ class Worker:
         while True:
             if self._stopping():
                 raise Stopped
-            if (success := self._patient(lambda: find_success(self._store))) is not None:
+            if (success := self._patient(lambda: find_success(self._store, self._job))) is not None:
                 return success
             board = self._board()
             if self._patient(partial(self.leases.take_unit, board, board.units)) is not None:

@@ -151,7 +151,7 @@ def read_status(store: Store, job: Job) -> Status:
 def show(store: Store, console: Console) -> None:
     """Print how far the job is, or its summary. Raises `WrongRequest` where there is none."""
     job = read_job(store)
-    success = find_success(store)
+    success = find_success(store, job)
     _print(console, store, job, success or read_status(store, job))
 
 
@@ -164,7 +164,7 @@ def watch(
     job = read_job(store)
     while True:
         try:
-            success = find_success(store)
+            success = find_success(store, job)
             _print(console, store, job, success or read_status(store, job))
             if success is not None:
                 return

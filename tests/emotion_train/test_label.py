@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,39 @@ def test_another_request_against_the_same_job_is_refused_in_a_sentence(
     assert label(adapters, source, tmp_path, adapter="hash") == 0  # beside a file is not in it
     assert label(adapters, tmp_path / "new", tmp_path / "new" / "labels", adapter="hash") == 2
     assert "lies in the source" in refusal(capsys)
+
+
+@pytest.mark.usefixtures("hashed")
+def test_a_job_is_done_by_its_own_summary_and_all_of_its_parts(
+    adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_lines(tmp_path / "posts.jsonl", 50), tmp_path / "out"
+    assert label(adapters, source, out, adapter="hash") == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(out / SUCCESS, other)
+    for again in (
+        lambda: label(adapters, source, other, adapter="hash"),
+        lambda: launch(["label-status", str(other)]),
+    ):
+        assert again() == 2
+        assert "is the summary of job" in capsys.readouterr().err
+    assert not list(other.glob("part-*"))
+    (other / SUCCESS).unlink()
+    assert label(adapters, source, other, adapter="hash") == 0
+    for part, change in (("part-00000001.parquet", Path.unlink), ("part-00000002.parquet", _shorten)):
+        kept = (other / part).read_bytes()
+        change(other / part)
+        capsys.readouterr()
+        assert label(adapters, source, other, adapter="hash") == 2
+        assert f"{part} is gone, or is not the part" in capsys.readouterr().err
+        assert launch(["label-status", str(other)]) == 2
+        (other / part).write_bytes(kept)
+    assert label(adapters, source, other, adapter="hash") == 0
+
+
+def _shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
 
 
 def test_a_worker_says_how_many_of_its_posts_were_cut(
