@@ -15,7 +15,7 @@ import argparse
 import sys
 
 from emotion_train.evaluation.adapter import add_base_argument, positive
-from emotion_train.exporting.export import COMPARED, export
+from emotion_train.exporting.export import COMPARED, ExportResult, export
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,13 +77,24 @@ def run(arguments: argparse.Namespace) -> int:
     )
     facts = result.facts
     words = f"{facts.dtype}, {result.bytes / 2**30:.2f} GiB, {result.parameters:,} parameters"
-    print(f"export  {result.url} ({words}){'' if result.created else ': already there, the same'}")
+    print(f"export  {result.url} ({words}){_already(result)}")
     if result.change is not None:
         print(f"change  {result.change.sentence()}")
     if result.unmeasured is not None:
         print(f"change  not measured: {result.unmeasured}")
     print(f"next    README.md there has the lines for a pipeline and for vLLM (cut at {facts.max_length})")
     return 0
+
+
+def _already(result: ExportResult) -> str:
+    if result.created:
+        return ""
+    if not result.others:
+        return ": already there, the same"
+    return (
+        f": already there; {' and '.join(result.others)} there: not as this version writes, so edited,"
+        " damaged or of another version"
+    )
 
 
 if __name__ == "__main__":

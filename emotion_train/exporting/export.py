@@ -37,7 +37,8 @@ SHARD_BYTES = 1 << 30
 @dataclass(frozen=True)
 class ExportResult:
     """`change` is what merging changed, `unmeasured` why it was not measured; both are None where
-    no comparison was asked for.
+    no comparison was asked for. `others` are the small files of an export that was there already
+    which differ from those that this version writes.
     """
 
     url: str
@@ -47,6 +48,7 @@ class ExportResult:
     bytes: int
     change: Change | None = None
     unmeasured: str | None = None
+    others: tuple[str, ...] = ()
 
 
 def export(
@@ -75,8 +77,9 @@ def export(
     origin = Origin.of(found.folder, None, data_url)
     prepared = _Prepared.of(found.folder, origin.facts, base, dtype)
     if not take_place(store, prepared.facts, set(prepared.small_files) | {CARD}):
+        others = _other_files(store, prepared)
         size = sum(info.size for info in store.list() if info.key.endswith(".safetensors"))
-        return ExportResult(store.url, prepared.facts, False, prepared.parameters, size)
+        return ExportResult(store.url, prepared.facts, False, prepared.parameters, size, others=others)
     change, unmeasured = _change(prepared, origin, compare, device)
     written = _write(store, prepared, shard_bytes, change, unmeasured)
     size = sum(one.bytes for one in written)
@@ -222,6 +225,33 @@ def _write(
         if info.key not in own and is_weight_file(info.key):
             store.delete(info.key)
     return written
+
+
+def _other_files(store: Store, prepared: _Prepared) -> tuple[str, ...]:
+    """The small files at `store` that differ from the prepared ones: edited, damaged, or of another
+    version. Raises `WrongRequest` where the adapter now answers by another decision, since its
+    weights do not show that.
+    """
+    from emotion_train.evaluation.decision import DECISION
+
+    others = tuple(key for key, data in prepared.small_files.items() if not store.holds(key, data))
+    if DECISION in others and not _is_decision(store.read(DECISION), prepared.decision):
+        raise WrongRequest(
+            f"{store.url_of(DECISION)} holds other thresholds, gates or temperatures than the adapter has"
+            " now; export into another, empty place."
+        )
+    return others
+
+
+def _is_decision(raw: bytes, decision: Decision) -> bool:
+    from pydantic import ValidationError
+
+    from emotion_train.edges.bounded import Unreadable, object_in
+
+    try:
+        return type(decision).model_validate(object_in(raw)) == decision
+    except (Unreadable, ValidationError):
+        return False
 
 
 def _create(store: Store, key: str, data: bytes) -> None:

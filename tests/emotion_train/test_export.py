@@ -26,8 +26,9 @@ from emotion_train.data.index import read_index
 from emotion_train.data.tokenization import PostTokenizer
 from emotion_train.errors import WrongRequest
 from emotion_train.evaluation import decision as decisions
-from emotion_train.evaluation.decision import Decision
+from emotion_train.evaluation.decision import DECISION, Decision
 from emotion_train.evaluation.floors import posts
+from emotion_train.evaluation.gate import Gate
 from emotion_train.evaluation.scoring import Probabilities, probabilities_of
 from emotion_train.exporting import base_rows
 from emotion_train.exporting.export import export
@@ -410,6 +411,25 @@ def test_the_same_export_again_writes_nothing_and_another_one_is_refused(
     store.delete(lost)
     with pytest.raises(WrongRequest, match=r"has lost model-00001-of-"):
         export(adapter, url)
+
+
+def test_an_export_by_another_decision_or_with_a_damaged_file_is_not_the_same(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, out = tmp_path / "adapter", tmp_path / "out"
+    shutil.copytree(adapter, copy)
+    gates = (Gate(label=None, precision=0.9, threshold=0.4, share=0.5),)
+    words = ["export", str(copy), "--to", str(out)]
+    assert main(words) == 0
+    (copy / DECISION).write_bytes(Decision(targets="one", labels=LABELS, gates=gates).to_bytes())
+    assert main(words) == 2
+    assert "holds other thresholds, gates or temperatures than the adapter has" in capsys.readouterr().err
+    (copy / DECISION).write_bytes(Decision.one(LABELS).to_bytes())
+    (out / "tokenizer.json").write_text("{}")
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "the same" not in printed
+    assert "already there; tokenizer.json there: not as this version writes" in printed
 
 
 def test_a_killed_export_is_resumed_and_what_it_left_goes(
