@@ -29,6 +29,7 @@ from emotion_train.sources.open import (
     is_cache,
     may_hold_posts,
     not_files,
+    table_among,
 )
 from emotion_train.sources.posts import Columns, PostFile
 from emotion_train.sources.ranges import Range, ranges_of
@@ -51,6 +52,7 @@ class FoundSource:
     files: tuple[SourceFile, ...]
     index: Index | None = None
     passed_over: tuple[str, ...] = ()
+    table: str | None = None  # the format of a table that the files belong to
 
     @property
     def kind(self) -> Any:
@@ -101,7 +103,8 @@ def find_source(source: str, reading: Reading) -> FoundSource:
             f"There is no CSV, JSONL or Parquet file at {source}{beside}; give a file, a folder, s3://… of"
             " them, or a prepared data set."
         )
-    return FoundSource(source, store, tuple(files), passed_over=tuple(passed_over))
+    table = table_among(info.key for info in listed)
+    return FoundSource(source, store, tuple(files), passed_over=tuple(passed_over), table=table)
 
 
 def _place(source: str) -> tuple[Store, str | None]:

@@ -155,6 +155,11 @@ def _label(
     source = patient("the source", lambda: find_source(request.source, request.reading))
     for line in not_read(source.passed_over):
         tell(line)
+    if source.table is not None:
+        tell(
+            f"{request.source} is a table of {source.table}: its files may also hold posts that the table has"
+            " deleted or written anew; to label the table's own, write them as plain Parquet first"
+        )
     job = patient("the job", lambda: _job(request, store, source, adapters, tell))
     success = patient("the job", lambda: find_success(store, job))
     if success is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -378,6 +378,21 @@ def may_hold_posts(key: str) -> bool:
         return not name.startswith("_") and name.lower() not in _NO_POSTS
     known = {*_SUFFIXES, *_PACKED, *OTHER_DATA}
     return not known.isdisjoint(endings) or split_of(_first_word(name)) is not None
+
+
+def table_among(keys: Iterable[str]) -> str | None:
+    """The name of the format where these files are a table's whose Parquet files may also hold rows
+    that the table has deleted or written anew; None for plain files.
+    """
+    for key in keys:
+        folders = key.split("/")[:-1]
+        if "_delta_log" in folders:
+            return "Delta Lake"
+        if ".hoodie" in folders:
+            return "Hudi"
+        if key.endswith(".metadata.json") and folders[-1:] == ["metadata"]:
+            return "Iceberg"
+    return None
 
 
 def not_files(folder: Path) -> list[str]:

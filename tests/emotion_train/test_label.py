@@ -201,6 +201,32 @@ def _shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
+@pytest.mark.usefixtures("hashed")
+@pytest.mark.parametrize(
+    ("beside", "table"),
+    [
+        ("_delta_log/00000000000000000000.json", "Delta Lake"),
+        ("de/_delta_log/00000000000000000001.checkpoint.parquet", "Delta Lake"),
+        ("metadata/v2.metadata.json", "Iceberg"),
+        (".hoodie/hoodie.properties", "Hudi"),
+        ("v2.metadata.txt", None),
+    ],
+)
+def test_files_of_a_table_are_told_from_plain_ones(
+    adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], beside: str, table: str | None
+) -> None:
+    source = tmp_path / "posts"
+    (source / beside).parent.mkdir(parents=True)
+    (source / beside).write_text('{\n"version": 2\n}')
+    write_lines(source / "posts.jsonl", 3)
+    assert label(adapters, source, tmp_path / "out", adapter="hash") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if " is a table of " in line]
+    assert [line.partition(" is a table of ")[2].partition(":")[0] for line in said] == [table] * (
+        table is not None
+    )
+    assert len(labelled(FolderStore(tmp_path / "out"))) == 3
+
+
 def test_a_worker_says_how_many_of_its_posts_were_cut(
     adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
