@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Collection, Sequence
 
+from emotion_train.command_errors import Parser
 from emotion_train.command_line import (
     LAUNCH_VERBS,
     TRAIN,
@@ -67,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(TRAIN, lambda: int(arguments.run(arguments)), show_traceback=show)
 
 
-def _parser(asked_for: Collection[str]) -> argparse.ArgumentParser:
+def _parser(asked_for: Collection[str]) -> Parser:
     """The parser with all verbs, and the arguments of the verbs `asked_for`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=TRAIN,
         description=(
             "Prepare posts, train an emotion classifier, score it and use it. Each verb has its own --help."

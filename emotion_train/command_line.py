@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from emotion_train.command_errors import Parser
 from emotion_train.errors import WrongRequest
 
 TRAIN, LAUNCH = "emotion-train", "emotion-launch"
@@ -144,7 +145,7 @@ def codes_of(program: str, verb: str) -> str:
     return f"exit codes: {codes} ({program} --help says more)"
 
 
-def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+def parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
     """The arguments. `section.field=value` words may come before, between and after the options,
     where argparse itself takes only one group of them.
     """
@@ -152,8 +153,8 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     takes_values = hasattr(arguments, "overrides")
     if rest and not (takes_values and all("=" in word and not word.startswith("-") for word in rest)):
         option = next((word for word in rest if word.startswith("--")), None)
-        told = _key_for_option(option, words) if takes_values and option is not None else ""
-        parser.error(f"unrecognized arguments: {' '.join(rest)}{told}")
+        meant = _key_for_option(option, words) if takes_values and option is not None else ""
+        parser.refuse_rest(words, rest, meant)
     if rest:
         arguments.overrides += rest
     return arguments
@@ -169,9 +170,11 @@ def _key_for_option(option: str, words: Sequence[str]) -> str:
     if not equals:
         following = words[words.index(option) + 1 :]
         value = following[0] if following and not following[0].startswith("--") else "VALUE"
-    meant = nearest_key(name.rpartition(".")[2].replace("-", "_")) or ""
+    # --data is an option of plan alone; elsewhere the word is the name of a section
+    last = name.rpartition(".")[2].replace("-", "_").replace("data", "data_url", name == "data")
+    meant = nearest_key(last) or ""
     key, _, what = meant.partition(" ")
-    return f"; did you mean the word {key}={value}{' ' if what else ''}{what}?" if "." in key else ""
+    return f"the word {key}={value}{' ' if what else ''}{what}" if "." in key else ""
 
 
 def add_program_options(

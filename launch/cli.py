@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emotion_train.cli import VERBS as TRAIN_VERBS
+from emotion_train.command_errors import Parser
 from emotion_train.command_line import (
     LAUNCH,
     LAUNCH_VERBS,
@@ -72,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(LAUNCH, lambda: int(arguments.verb(arguments)), show_traceback=show)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=LAUNCH,
         description=(
             "Plan and check a run, start it on this machine or on each node, list and show runs, pull"

@@ -95,6 +95,46 @@ def test_an_option_that_nobody_has_is_refused_without_a_guess(capsys: pytest.Cap
     assert "did you mean" not in told(capsys, "emotion-train", "predict", "--adapter", "a", "--lr", code=2)
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "emotion-train prepare a b --targets multi",
+            "--targets is 'multi'; type one of one, several, shares.",
+        ),
+        ("emotion-train prepare a b --test-fraction 10%", "--test-fraction is '10%'; type a number."),
+        ("emotion-train prepare a b --memory-mb 512MB", "--memory-mb is '512MB'; type a whole number."),
+        ("emotion-train prepare a b --text-column", "--text-column needs a value; type --text-column …."),
+        ("emotion-train prepare", "DATA_URL is missing; type emotion-train prepare [SOURCE] DATA_URL."),
+        ("emotion-train prepare a b c", "prepare has no place for 'c'; type emotion-train prepare [SOURCE] "),
+        ("emotion-train prepare a b --lable-column c", "prepare has no option --lable-column; did you mean"),
+        (
+            "emotion-train prepare a b --label c",
+            "--label may mean --label-column, --label-columns, --labels,",
+        ),
+        ("emotion-train prepare a b --labels a --labels-file b", "--labels-file and --labels exclude each "),
+        ("emotion-train evaluate --adapter a", "--data or --file is missing; type emotion-train evaluate "),
+        ("emotion-launch pull a", "--to is missing; type emotion-launch pull OUTPUT_URL/RUN_ID --to FOLDER."),
+        (
+            "emotion-launch up --bucket b",
+            "SOURCE is missing; type emotion-launch up SOURCE [section.field=va",
+        ),
+        ("emotion-launch plan --label 10M", "--label: '10M' is not a whole number above 0."),
+        ("emotion-launch plan --gpus H100:1", "plan has no option --gpus; check, up, distil have it."),
+        ("emotion-launch runs a --watch", "runs has no option --watch; show, label-status have it."),
+        ("emotion-launch check --data a", "check has no option --data; did you mean the word data.url=a "),
+        ("emotion-launch run -c a", "run has no option -c; emotion-launch run --help lists its options."),
+    ],
+)
+def test_a_wrong_option_ends_in_one_sentence_without_a_page_of_usage(
+    line: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, *words = line.split()
+    printed = told(capsys, program, *words, code=2)
+    assert printed.startswith(f"{program}: {sentence}")
+    assert printed.count("\n") == 1
+
+
 @pytest.mark.parametrize("program", MAINS)
 def test_the_version_is_that_of_the_package(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told(capsys, program, "--version") == f"{program} {version('emotion-train')}\n"
