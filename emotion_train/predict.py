@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from emotion_train.exporting.served import Served
 
 _AT_A_TIME = 1024
+_LONGEST_PATH = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,8 +156,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if bool(arguments.adapter) == bool(arguments.against):
         raise WrongRequest(
-            "Give one of --adapter and, to compare --endpoint with it, --against; both take a run's URL or an"
-            " adapter's folder."
+            "--adapter and --against exclude each other; give --adapter, or with --endpoint either of them."
+            if arguments.adapter
+            else "--adapter is missing; give --adapter with a run's URL or an adapter's folder, or --against"
+            " to compare --endpoint with it."
         )
     if len(arguments.adapter or ()) > 1:
         _refuse_for_several(arguments)
@@ -171,6 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
         from emotion_train.runs.adapter_cache import find_adapter
 
         asked = PostsRequest.of(arguments)
+        _note_files(arguments.posts)
         posts = posts_of_request(asked, stack)
         places = arguments.adapter or [arguments.against]
         folder, *more = folders = [find_adapter(place).folder for place in places]
@@ -190,6 +194,18 @@ def run(arguments: argparse.Namespace) -> int:
             return _compare([*first, *posts], served, chosen, arguments.tolerance)
         _label(first, posts, lambda: served or open_classifier(chosen), arguments, kept)
     return 0
+
+
+def _note_files(posts: Sequence[str]) -> None:
+    """A line on standard error for each post that is the name of a file of posts here."""
+    from emotion_train.sources.open import format_of
+
+    for post in posts:
+        if len(post) < _LONGEST_PATH and format_of(Path(post)) is not None and Path(post).is_file():
+            print(
+                f"emotion-train: {post} is labelled as a post; --file {post} labels the posts in that file",
+                file=sys.stderr,
+            )
 
 
 def _refuse_for_several(arguments: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 
 INSTEAD = (
-    "give a folder with the checkpoint, a .gguf file, or a hub id such as"
+    "give a folder with the checkpoint, a .gguf file, smollm2, or a hub id such as"
     " mistralai/Mistral-Small-3.1-24B-Base-2503"
 )
 CODE = "auto_map"  # the key under which a configuration names programs

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emotion_train.console import counted
 from emotion_train.data import text_notes
 from emotion_train.data.conflicts import Example
 from emotion_train.data.labels import MAX_LABEL_CHARS, MAX_LABELS, LabelNames, trimmed
@@ -30,6 +31,7 @@ SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}
 NO_SPLIT = 3
 _SPLIT_NAMES = {code: split for split, code in SPLIT_CODES.items()}
 _ROW_BITS = 40
+_UNKNOWN_SHOWN = 5
 _KINDS = {
     LabelNames.NONE: "no_label",
     LabelNames.OBJECT: "object_label",
@@ -159,6 +161,14 @@ class Findings:
         width = max((len(name) for name, _, _ in met), default=0)
         digits = max((len(f"{count:,}") for _, count, _ in met), default=0)
         return [f"{name:{width}}  {count:{digits},}  {self._where(kind)}" for name, count, kind in met]
+
+    def unknown_lines(self, labels: LabelNames) -> list[str]:
+        """A line for each of the commonest values that are no label, with the one that is meant."""
+        commonest = sorted(self.unknown_labels.items(), key=lambda item: (-item[1], item[0]))
+        return [
+            f"  {name!r} {counted(count, 'time')}{labels.advice(name)}"
+            for name, count in commonest[:_UNKNOWN_SHOWN]
+        ]
 
     def _where(self, kind: str) -> str:
         shown = [

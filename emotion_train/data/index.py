@@ -26,6 +26,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from emotion_train.data.targets import AUXILIARY, FEATURE, SOFT, SOURCE, WEIGHT, TargetKind, kind_of
 from emotion_train.errors import ObjectNotFound, WrongRequest
 from emotion_train.storage.document import FrozenModel, Manifest, read_manifest, version_of
+from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.store import Store
 
 INDEX_KEY = "index.json"
@@ -574,8 +575,13 @@ def read_index(store: Store) -> Index:
     """Read and check `index.json`.
 
     Raises `WrongRequest` when it is missing (an unfinished or absent data set), damaged, or of an
-    unknown schema.
+    unknown schema, and for a file of posts in place of a data set.
     """
+    if isinstance(store, FolderStore) and store.root.is_file():
+        raise WrongRequest(
+            f"{store.url} is a file, and a data set is what `emotion-train prepare {store.url} DATA_URL`"
+            " writes; prepare it, and give that DATA_URL."
+        )
     try:
         return read_manifest(
             Index,

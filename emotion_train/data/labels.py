@@ -156,9 +156,10 @@ class LabelNames:
             return ", which marks posts without a label in data sets of the Hugging Face hub"
         if number(unknown) is not None and self._ids:
             return f", and ids go from 0 to {self._ids - 1}"
-        near = difflib.get_close_matches(unknown, self.codes, n=1, cutoff=0.5)
+        folded = {name.casefold(): name for name in self.codes}
+        near = difflib.get_close_matches(unknown.casefold(), folded, n=1, cutoff=0.6)
         if near:
-            return f", did you mean {near[0]!r}?"
+            return f", did you mean {folded[near[0]]!r}?"
         return ", which usually means that there is none" if means_missing(unknown) else ""
 
     def _resolve(self, raw: str) -> int:

@@ -64,7 +64,7 @@ class FilePosts(NamedTuple):
             or_none = ", or type --allow-none where a post may have none of the labels" if may_be_none else ""
             raise WrongRequest(
                 f"{source} has posts that cannot be scored:\n  "
-                + "\n  ".join(lines)
+                + "\n  ".join([*lines, *findings.unknown_lines(names)])
                 + f"\nMend them{or_none}; the adapter's labels are {', '.join(labels)}."
             )
         ids, texts = (

@@ -96,7 +96,12 @@ class Options:
                 " lang,source."
             )
         fractions = (self.validation_fraction, self.test_fraction)
-        if not all(0 <= fraction < 1 for fraction in fractions) or sum(fractions) >= 1:
+        for name, fraction in zip(("validation", "test"), fractions, strict=True):
+            if not 0 <= fraction < 1:
+                raise WrongRequest(
+                    f"--{name}-fraction is {fraction:g}; give a share from 0 to below 1, 0.1 for 10 %."
+                )
+        if sum(fractions) >= 1:
             raise WrongRequest(
                 f"--validation-fraction {fractions[0]} and --test-fraction {fractions[1]} leave nothing to"
                 " train on; type for example 0.1."

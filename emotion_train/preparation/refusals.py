@@ -9,7 +9,6 @@ from emotion_train.data.index import SPLITS
 from emotion_train.errors import WrongRequest
 from emotion_train.preparation.work import Work
 
-_UNKNOWN_SHOWN = 5
 _LABELS_SHOWN = 30
 # The likely cause or remedy where every row fails in the same way
 _ALL_ALIKE = {
@@ -35,9 +34,7 @@ def refuse_bad_posts(work: Work, rows_read: int) -> None:
     if not lines:
         return
     if "unknown_label" in refused:
-        lines += [
-            f"  {name!r} {count:,} times{work.labels.advice(name)}" for name, count in _unknown_labels(work)
-        ]
+        lines += findings.unknown_lines(work.labels)
     if "conflicting" in refused:
         lines += [f"  {example}" for example in findings.conflicts]
     failing = [kind for kind in refused if findings.counts[kind]]
@@ -46,11 +43,6 @@ def refuse_bad_posts(work: Work, rows_read: int) -> None:
     listed = "\n  ".join(lines)
     remedies = "; or ".join(_remedies(work, failing, rows_read))
     raise WrongRequest(f"{work.source.name}: {posts} cannot be used:\n  {listed}\n{remedies}.")
-
-
-def _unknown_labels(work: Work) -> list[tuple[str, int]]:
-    unknown = work.findings.unknown_labels
-    return sorted(unknown.items(), key=lambda item: (-item[1], item[0]))[:_UNKNOWN_SHOWN]
 
 
 def _remedies(work: Work, failing: list[str], rows_read: int) -> list[str]:

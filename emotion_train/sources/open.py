@@ -40,6 +40,7 @@ from emotion_train.sources.json_lines import (
 from emotion_train.sources.plain_lines import mapped_names, read_line_pairs, read_lines
 from emotion_train.sources.posts import BATCH_ROWS, UTF8, Batch, Columns, PostFile, Quoting, split_of
 from emotion_train.sources.unpacked import UNREADABLE, checked_encoding
+from emotion_train.storage.folder import FolderStore
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import checked_key
 
@@ -165,6 +166,10 @@ def open_source(source: str | None, columns: Columns, choices: Choices = AS_IT_L
     if re.match(r"(?i)(?!file:)[a-z][a-z0-9+.-]+://", source):
         open_store(source)  # raises an error that names the remedy for this scheme
     path = typed_path(source)
+    if re.match("(?i)file:", source):
+        store = open_store(source)
+        assert isinstance(store, FolderStore)
+        path = store.root
     if choices.format == "hub" or (
         choices.format is None
         and not path.exists()
@@ -178,6 +183,12 @@ def open_source(source: str | None, columns: Columns, choices: Choices = AS_IT_L
 def _open_path(path: Path, source: str, columns: Columns, choices: Choices) -> Source:
     passed_over: tuple[str, ...] = ()
     if path.is_dir():
+        if _is_prepared(path):
+            raise WrongRequest(
+                f"{source} is a data set that `emotion-train prepare` wrote: train on it with"
+                f" data.url={source} and score it with --data. To prepare it otherwise, give the posts that"
+                " it was made of."
+            )
         files, passed_over = _files_of_folder(path, choices.format)
     elif path.exists() and not path.is_file():
         raise WrongRequest(
@@ -190,8 +201,9 @@ def _open_path(path: Path, source: str, columns: Columns, choices: Choices) -> S
             chosen = "lines"
         if chosen is None:
             raise WrongRequest(
-                f"{source} has no known ending{_advice(path)}; type --format with one of"
-                f" {', '.join(FORMATS[:-1])}."
+                f"{source} {_OTHER_FILES[path.suffix.lower()]}."
+                if path.suffix.lower() in _OTHER_FILES
+                else f"{source} has no known ending; type --format with one of {', '.join(FORMATS[:-1])}."
             )
         files = (PostFile(path.name, None, path, chosen),)
     else:
@@ -270,18 +282,25 @@ def format_of(path: Path) -> str | None:
     return _SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
-def _advice(path: Path) -> str:
-    return {
-        ".xlsx": " (save the sheet as CSV)",
-        ".xls": " (save the sheet as CSV)",
-        ".zip": " (unpack it)",
-    }.get(path.suffix.lower(), "")
+_SHEET = "is a spreadsheet, which is not read; save the sheet as CSV and give that file"
+_OTHER_FILES = {
+    ".xlsx": _SHEET,
+    ".xls": _SHEET,
+    ".ods": _SHEET,
+    ".zip": "is an archive, which is not read; unpack it and give the file or folder in it",
+}
 
 
 def _unpacked_bytes(path: Path) -> int:
     return path.stat().st_size * (
         6 if path.suffix.lower() in _PACKED else 3 if path.suffix == ".parquet" else 1
     )
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether the folder is a data set that `prepare` wrote, by the schema in its index."""
+    index = folder / "index.json"
+    return index.is_file() and b'"emotion-train/index/' in index.read_bytes()
 
 
 def _files_of_folder(folder: Path, format: str | None) -> tuple[tuple[PostFile, ...], tuple[str, ...]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,16 @@ _OPTIONS = {
     "annotator": "--annotations-by",
 }
 _NAMES_SHOWN = 20
+_LONGEST_NAME = 60
+_NO_NAMES = (
+    " If its first line is a post, put a line with the names of the columns above it, or type them with"
+    " `emotion-train prepare --header`."
+)
+
+
+def _is_no_name(column: str) -> bool:
+    """Whether a column's name is rather a cell of a table without a header: a number, or a text."""
+    return re.fullmatch(r"[-+]?\d+(\.\d+)?", column.strip()) is not None or len(column) > _LONGEST_NAME
 
 
 class Columns(NamedTuple):
@@ -123,8 +134,11 @@ class Columns(NamedTuple):
         ]
         has = ", ".join(repr(column[:60]) for column in present[:_NAMES_SHOWN]) or "none"
         more = f" and {len(present) - _NAMES_SHOWN} more" if len(present) > _NAMES_SHOWN else ""
-        remedy = f"{option} {usual[0]}, or another" if usual else f"{option} with one"
-        raise WrongRequest(f"{place} has no column {name!r}; it has {has}{more}. Type {remedy} of these.")
+        remedy = f"{option} {usual[0].strip()}, or another" if usual else f"{option} with one"
+        first = _NO_NAMES if any(map(_is_no_name, present)) else ""
+        raise WrongRequest(
+            f"{place} has no column {name!r}; it has {has}{more}. Type {remedy} of these.{first}"
+        )
 
     def only_kept(self, name: str) -> bool:
         """Whether the column is copied, and read for nothing else."""

@@ -431,3 +431,15 @@ def test_adapters_that_cannot_answer_together_are_refused(
     assert "is by the gate of one adapter, and several are given" in capsys.readouterr().err
     assert train_cli.main(["predict", *words]) == 0
     assert capsys.readouterr().out.endswith("a post\n")
+
+
+def test_labels_that_the_adapter_does_not_know_are_named_with_the_near_ones(
+    moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    posts = posts_of(moved, "test")
+    known = posts[0][1]
+    file = written(tmp_path / "other.csv", [(posts[0][0], known.upper()), (posts[1][0], "xyzzyx")])
+    assert train_cli.main(["evaluate", "--adapter", str(moved / "adapter"), "--file", file]) == 2
+    told = capsys.readouterr().err
+    assert f"{known.upper()!r} 1 time, did you mean {known!r}?" in told
+    assert "'xyzzyx' 1 time\n" in told

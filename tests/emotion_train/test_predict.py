@@ -28,7 +28,7 @@ from emotion_train.evaluation.posts_request import PostsRequest, posts_of_reques
 from emotion_train.evaluation.unlabelled import Post
 from emotion_train.model.facts import FACTS, LABELS, WEIGHTS, AdapterFacts
 from emotion_train.model.load import BaseConfig
-from emotion_train.predict import add_arguments
+from emotion_train.predict import _note_files, add_arguments
 from emotion_train.sizing.shape import Shape
 from emotion_train.storage.open import open_store
 from tests.helpers.patience import PATIENCE_S
@@ -352,3 +352,10 @@ def test_the_gpu_is_compared_with_the_weights_before_any_is_read(
 
 def refuse_further(folder: Path, *, base: BaseConfig, **_: object) -> None:
     raise WrongRequest(f"{base.files.name} went on")
+
+
+def test_a_file_that_is_typed_as_a_post_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "posts.csv"
+    path.write_text("text\nhello\n")
+    _note_files([str(path), "no file.csv", "p" * 5000, str(tmp_path)])
+    assert capsys.readouterr().err.count("is labelled as a post; --file") == 1

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 from emotion_train.cli import main
 from emotion_train.data.index import read_index
+from emotion_train.data.labels import LabelNames
 from emotion_train.data.reader import RowGroupReader
 from emotion_train.data.targets import largest
 from emotion_train.edges import hub
@@ -718,7 +719,7 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "UTF-16" in given("f.csv", "text,label\nx,joy\n".encode("utf-16"))
     assert "one JSON array" in given("g.jsonl", b'[{"text": "x"}]')
     assert "not a whole Parquet file" in given("h.parquet", b"PAR1")
-    assert "no known ending" in given("i.xlsx", b"x")
+    assert "no known ending" in given("i.dat", b"x")
     assert "There is no file or folder" in refusal(tmp_path / "none.csv", tmp_path / "out")
     os.mkfifo(tmp_path / "pipe.csv")
     assert "pipe.csv is a pipe or a device" in refusal(tmp_path / "pipe.csv", tmp_path / "out")
@@ -747,6 +748,8 @@ def test_a_label_without_training_posts_is_refused(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"validation_fraction": 0.6, "test_fraction": 0.4}, "leave nothing to train on"),
+        ({"validation_fraction": 10}, "--validation-fraction is 10; give a share from 0 to below 1"),
+        ({"test_fraction": -0.1}, "--test-fraction is -0.1; give a share from 0 to below 1"),
         ({"memory_mb": 1}, "--memory-mb is 1; the smallest allowed is 16"),
         ({"labels": ("a",)}, "at least two"),
         ({"labels": ("a", "b", "a")}, "'a' twice"),
@@ -837,3 +840,65 @@ def test_the_summary_ends_with_the_next_command(tmp_path: Path, capsys: pytest.C
         f"next        emotion-launch check --config YOUR_RUN.yaml data.url={tmp_path / 'out'} "
         in out.splitlines()[-1]
     )
+
+
+def test_sources_that_are_no_posts_are_refused_with_what_they_are(tmp_path: Path) -> None:
+    posts = write_csv(tmp_path / "posts.csv", some_rows(40))
+    prepare(posts, str(tmp_path / "data"))
+    assert "is a data set that `emotion-train prepare` wrote" in refusal(tmp_path / "data", tmp_path / "out")
+    for name, words in (
+        ("a.xlsx", "save the sheet as CSV"),
+        ("a.ods", "a spreadsheet"),
+        ("a.zip", "unpack it"),
+    ):
+        (tmp_path / name).write_bytes(b"PK")
+        told = refusal(tmp_path / name, tmp_path / "out")
+        assert words in told
+        assert "--format" not in told
+
+
+def test_a_file_url_is_a_source_as_its_path_is(tmp_path: Path) -> None:
+    posts = write_csv(tmp_path / "posts.csv", some_rows(40))
+    by_path, by_url = (
+        prepare(source, str(tmp_path / str(number)))
+        for number, source in enumerate((str(posts), posts.as_uri()))
+    )
+    assert by_path.index.split("train").rows == by_url.index.split("train").rows > 0
+
+
+@pytest.mark.parametrize(
+    ("first", "is_told"),
+    [
+        (("0", "1467810369", "so tired of this"), True),
+        (("0.5", "anger", "x" * 80), True),
+        (("target", "Post ", "a_user"), False),
+    ],
+)
+def test_a_first_line_that_is_a_post_is_taken_for_a_missing_header(
+    tmp_path: Path, first: tuple[str, ...], is_told: bool
+) -> None:
+    path = tmp_path / "posts.csv"
+    path.write_text("\n".join(map(",".join, [first] * 5)))
+    assert ("put a line with the names of the columns above it" in refusal(path, tmp_path / "out")) == is_told
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "advice"),
+    [
+        ("sadness", ("joy", "anger"), None),
+        ("sadnes", ("joy", "sadness"), "sadness"),
+        ("joy", ("JOY", "ANGER"), "JOY"),
+        ("FEAR", ("anger", "fear"), "fear"),
+    ],
+)
+def test_a_label_is_led_to_one_that_is_near_whatever_its_case(
+    label: str, names: tuple[str, ...], advice: str | None
+) -> None:
+    told = LabelNames(names, None).advice(label)
+    assert told == ("" if advice is None else f", did you mean {advice!r}?")
+
+
+def test_a_file_of_posts_in_place_of_a_data_set_is_told_apart_from_one(tmp_path: Path) -> None:
+    posts = write_csv(tmp_path / "posts.csv", some_rows(9))
+    with pytest.raises(WrongRequest, match=r"is a file, and a data set is what `emotion-train prepare .*` w"):
+        read_index(open_store(str(posts)))

@@ -383,9 +383,9 @@ def test_names_that_cannot_be_all_labels_are_refused(
 def test_what_is_wrong_with_an_unknown_value_is_said(tmp_path: Path) -> None:
     rows = [*some_rows(30), ("a", "7"), ("b", "-1"), ("c", "N/A"), ("d", " jooy"), ("e", "jooy\u200b")]
     text = refusal(write_csv(tmp_path / "posts.csv", rows), tmp_path / "out", labels=tuple(LABELS))
-    assert "'7' 1 times, and ids go from 0 to 2" in text
-    assert "'-1' 1 times, which marks posts without a label in data sets of the Hugging Face hub" in text
-    assert "'N/A' 1 times, which usually means that there is none" in text
+    assert "'7' 1 time, and ids go from 0 to 2" in text
+    assert "'-1' 1 time, which marks posts without a label in data sets of the Hugging Face hub" in text
+    assert "'N/A' 1 time, which usually means that there is none" in text
     assert "'jooy' 2 times, did you mean 'joy'?" in text
 
 

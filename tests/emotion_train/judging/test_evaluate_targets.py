@@ -231,7 +231,7 @@ def test_shares_are_scored_on_the_largest_and_by_distance(folder: Path) -> None:
         ("several", {"label_columns": ["joy", "fear"]}, "column that is neither 0 nor 1 +1 .*posts.csv:3"),
         ("several", {"label_columns": ["joy", "text"]}, "takes in column 'text'.*another meaning"),
         ("several", {}, "no label +1 .*posts.csv:2\n.*, or type --allow-none"),
-        ("several", {"label_column": "odd"}, "unknown label +1 .*posts.csv:2\nMend them; the adapter's"),
+        ("several", {"label_column": "odd"}, "unknown label +1 .*posts.csv:2\n    'ire' 1 time\nMend them; "),
         ("shares", {"label_columns": ["joy", "fear"]}, "negative or no number +1 .*posts.csv:3"),
     ],
 )
