@@ -626,6 +626,10 @@ def _apply_override(values: dict[str, Any], word: str, problems: list[str]) -> N
         example = "for example train.epochs=3"
         if equals and (meant := nearest_key(name)) is not None:
             example = f"did you mean {meant}?"
+        elif Path(word).suffix.lower() in (".yaml", ".yml"):
+            example = f"for a file type --config {word}"
+        elif not equals and name.rstrip(":") in all_keys():
+            example = f"type {name.rstrip(':')}=VALUE as one word, without spaces"
         problems.append(f"{word!r} is not of the form section.field=value; {example}")
         return
     value = _typed(section, field, text)
@@ -748,6 +752,8 @@ def _describe(item: Any) -> list[str]:
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
         return [message if not place else f"{place}: {message}"]
+    if item["type"] == "string_pattern_mismatch" and place == "run.id":
+        message = "allowed are up to 128 letters, digits, dots, _ and -, a letter or digit first"
     if item["type"] == "tuple_type":
         example = item["input"] if isinstance(item["input"], str) else "NAME,NAME"
         message = message.replace("a valid tuple", f"a list such as [{example}]")

@@ -82,7 +82,7 @@ def check_all(
     try:
         config = load_config(path, overrides)
     except WrongRequest as error:
-        names = " ".join(str(error).split("\n  - ")[1:]) or str(error)
+        names = "; ".join(str(error).split("\n  - ")[1:]) or str(error)
         yield Check("config", False, names)
         partial = _what_is_right(path, overrides)
         if partial is None:

@@ -105,6 +105,10 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     """The overrides, with the output's URL filled in: a plan never opens the output."""
     words = ["run.output_url=not-looked-at", *arguments.overrides]
     if arguments.data is not None:
+        if (other := next((word for word in words if word.startswith("data.url=")), None)) is not None:
+            raise WrongRequest(
+                f"--data {arguments.data} and {other} name the data set twice; give one of them."
+            )
         words.append(f"data.url={arguments.data}")
     return words
 

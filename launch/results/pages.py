@@ -40,7 +40,9 @@ def print_runs(store: Store, console: Console) -> None:
     now = datetime.now(UTC)
     rows = list_runs(store, now)
     if not rows:
-        console.print(f"no runs at {store.url}", markup=False)
+        is_run = any(store.list("log/"))
+        advice = f", which is a run itself; type emotion-launch show {store.url}" if is_run else ""
+        console.print(f"no runs at {store.url}{advice}", markup=False)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, justify in (

@@ -316,3 +316,22 @@ def test_every_name_of_other_tools_leads_to_a_key_and_is_none_itself() -> None:
     assert {key for key, _ in NAMES.values()} <= keys
     assert not NAMES.keys() & {key.partition(".")[2] for key in keys}
     assert len(NAMES) == sum(len(names.split()) for _, _, names in _KEYS), "one name leads to two keys"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["run.yaml"],
+            "'run.yaml' is not of the form section.field=value; for a file type --config run.yaml",
+        ),
+        (["train.epochs", "=", "3"], "type train.epochs=VALUE as one word, without spaces"),
+        (["train.epochs:", "3"], "type train.epochs=VALUE as one word, without spaces"),
+        (["run.id=a/b"], "run.id: allowed are up to 128 letters, digits, dots, _ and -, a letter or digit"),
+    ],
+)
+def test_a_word_of_another_form_is_led_to_the_right_one(words: list[str], told: str) -> None:
+    with pytest.raises(WrongRequest) as caught:
+        load_config(None, ["data.url=d", "run.output_url=o", *words])
+    assert told in str(caught.value)
+    assert "pattern" not in str(caught.value)

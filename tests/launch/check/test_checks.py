@@ -131,6 +131,7 @@ def test_without_data_and_output_only_the_config_is_checked() -> None:
     found = checks(["train.epochs=2"])
     assert list(found) == ["config"]
     assert "data.url: required" in found["config"].finding
+    assert found["config"].finding.count("; ") == 1 + 2  # one between the two, one within each
 
 
 # --- the data set ---

@@ -865,6 +865,8 @@ def test_without_a_catalog_the_first_line_says_whose_prices_and_of_when(
     assert main(asked) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert re.match(r"prices: list prices .*, read from 20\d\d-\d\d-\d\d to 20\d\d-\d\d-\d\d ", first)
+    assert main([*asked, "data.url=other"]) == 2
+    assert "and data.url=other name the data set twice; give one of them" in capsys.readouterr().err
     assert main([*asked, "--cloud", "oci"]) == 2
     assert "--cloud names oci, without a price in list prices" in capsys.readouterr().err
 

@@ -61,6 +61,16 @@ def two_starts(store: Store) -> list[Entry]:
     return [at(entry, minute) for entry, minute in zip(read_log(store, "run"), minutes, strict=True)]
 
 
+def test_a_run_in_place_of_its_output_url_is_told_how_to_be_shown(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(store)
+    assert main(["runs", f"{store.url}/run"]) == 0
+    assert f"which is a run itself; type emotion-launch show {store.url}/run" in capsys.readouterr().out
+    assert main(["runs", f"{store.url}/none"]) in (0, 2)
+    assert "a run itself" not in capsys.readouterr().out
+
+
 # --- facts ---
 
 
