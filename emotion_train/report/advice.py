@@ -41,8 +41,8 @@ def next_steps(
         return None
     if config is None:
         return (
-            "Try next: check whether these labels mean the same as the adapter's, and score the test split of"
-            " its own data set (--data): posts of another source are another task."
+            "Try next: what the report of the adapter's run advises; if these posts are not of its data set,"
+            " check whether their labels mean the same: posts of another source are another task."
         )
     chance = any(floor.name in (MAJORITY, PRIOR) for floor in behind)
     tries = _of_the_loss(history, config)
@@ -132,11 +132,19 @@ def _of_the_loss(history: Sequence[Evaluation], config: Mapping[str, Any]) -> li
     """The steps that the course of the training loss suggests."""
     train = config.get("train", {})
     rate, epochs = train.get("learning_rate"), train.get("epochs")
+    # where max_steps ends the run, more epochs change nothing
+    longer = (
+        f"train.max_steps={2 * most}"
+        if (most := train.get("max_steps"))
+        else f"train.epochs={2 * epochs}"
+        if epochs
+        else ""
+    )
     losses = [one.train_loss for one in history if one.train_loss is not None]
     tries = []
-    if history and history[-1].step < _FEW_STEPS and epochs:
+    if history and history[-1].step < _FEW_STEPS and longer:
         were, steps = "was" if history[-1].step == 1 else "were", counted(history[-1].step, "step")
-        tries.append(f"train.epochs={2 * epochs} (there {were} only {steps})")
+        tries.append(f"{longer} (there {were} only {steps})")
     if len(losses) > 1:
         course = f"from {losses[0]:.2f} to {losses[-1]:.2f}"
         if losses[-1] > _ROSE * losses[0]:
@@ -150,6 +158,6 @@ def _of_the_loss(history: Sequence[Evaluation], config: Mapping[str, Any]) -> li
             tries.append(
                 f"fewer epochs{smaller} (the training loss fell {course}, and held-out posts did not follow)"
             )
-    if not tries and epochs:
-        tries.append(f"train.epochs={2 * epochs}")
+    if not tries and longer:
+        tries.append(longer)
     return tries

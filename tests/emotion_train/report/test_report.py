@@ -488,6 +488,14 @@ def test_a_model_that_is_no_better_than_chance_is_told_what_to_try(
     assert advice.startswith(f"Try next: {first}")
 
 
+def test_a_run_that_max_steps_ended_is_told_to_take_more_of_these() -> None:
+    ended = CONFIG | {"train": CONFIG["train"] | {"max_steps": 20}}
+    for history in (losses(2.0, steps=20), []):
+        advice = str(next_steps(split_against("open"), history, ended, (900, 200)))
+        assert "train.max_steps=40" in advice
+        assert "train.epochs" not in advice
+
+
 def test_a_model_that_beats_its_floors_is_told_nothing() -> None:
     assert next_steps(split_against("beaten"), losses(2.0, 1.99), CONFIG) is None
 
