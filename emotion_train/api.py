@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from emotion_train.command_line import quiet_libraries
 from emotion_train.config import Config, Precision, load_config
 from emotion_train.console import silence
 from emotion_train.errors import WrongRequest
@@ -44,6 +45,8 @@ __all__ = [
     "pull_run",
     "train_run",
 ]
+
+quiet_libraries()
 
 # variables that a launcher sets for its processes; a call trains in one process
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -82,6 +85,9 @@ def prepare_posts(
         raise WrongRequest(
             f"prepare_posts has no option {unknown[0]}; it has {', '.join(Options.__dataclass_fields__)}."
         )
+    for name, value in options.items():
+        if isinstance(value, str) and "tuple" in str(Options.__dataclass_fields__[name].type):
+            raise WrongRequest(f"{name} is the text {value!r}; give a list, such as {value.split(',')}.")
     with _spoken(show):
         return prepare(source, str(data_url), **options)
 

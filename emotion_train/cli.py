@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import sys
 from collections.abc import Collection, Sequence
 
@@ -18,6 +17,7 @@ from emotion_train.command_line import (
     codes_of,
     end_at_once,
     parse,
+    quiet_libraries,
     require_verb,
 )
 from emotion_train.edges.streams import hold
@@ -56,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code of the table in `EXIT_CODES`."""
     hold(TRAIN)
     end_at_once()
-    # at each import this logger asks for a package that is not needed
-    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
+    quiet_libraries()
     words, show = without_traceback_option(sys.argv[1:] if argv is None else argv)
     if code := exit_code(TRAIN, lambda: require_verb(TRAIN, words, VERBS, LAUNCH_VERBS), show_traceback=show):
         return code

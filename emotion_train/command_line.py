@@ -10,6 +10,7 @@ import argparse
 import atexit
 import difflib
 import gc
+import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -92,6 +93,13 @@ def end_at_once() -> None:
     torch and transformers loaded, and half a minute on a busy machine.
     """
     atexit.register(gc.freeze)
+
+
+def quiet_libraries() -> None:
+    """bitsandbytes no longer logs at its import that a package is missing, which nothing here
+    needs. `emotion-train` and `emotion_train.api` call it.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
 
 
 def require_verb(program: str, words: Sequence[str], verbs: Collection[str], others: Collection[str]) -> int:

@@ -10,9 +10,12 @@ import io
 import json
 import re
 import signal
+import subprocess
+import sys
 import threading
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -220,3 +223,16 @@ def test_pages_that_are_no_verbs_print_by_one_function() -> None:
 
 def test_the_readme_leads_to_the_page() -> None:
     assert "(docs/python.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_libraries_that_a_call_loads_print_nothing() -> None:
+    code = "from emotion_train import api\nimport bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("option", ["labels", "label_columns", "keep_columns", "header"])
+def test_one_text_in_place_of_a_list_is_refused(option: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {option: "a,b"}
+    with pytest.raises(WrongRequest, match=rf"{option} is the text 'a,b'; give a list, such as \['a', 'b'\]"):
+        api.prepare_posts("posts.csv", tmp_path / "data", **options)
