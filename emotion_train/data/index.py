@@ -591,7 +591,10 @@ def read_index(store: Store) -> Index:
             damaged="Prepare the data again into an empty prefix.",
         )
     except ObjectNotFound:
+        whole = str(store.root) if isinstance(store, FolderStore) else store.url
+        folder = f" ({whole})" if whole != store.url else ""  # of a relative path, from another folder
         raise WrongRequest(
-            f"There is no prepared data set at {store.url}: {INDEX_KEY} is missing (it is written last). "
+            f"There is no prepared data set at {store.url}{folder}: {INDEX_KEY} is missing (it is written"
+            " last). "
             f"Type `emotion-train prepare YOUR_POSTS {store.url}`."
         ) from None

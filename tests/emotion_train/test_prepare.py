@@ -902,3 +902,11 @@ def test_a_file_of_posts_in_place_of_a_data_set_is_told_apart_from_one(tmp_path:
     posts = write_csv(tmp_path / "posts.csv", some_rows(9))
     with pytest.raises(WrongRequest, match=r"is a file, and a data set is what `emotion-train prepare .*` w"):
         read_index(open_store(str(posts)))
+
+
+def test_a_missing_data_set_is_told_with_the_whole_path_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WrongRequest, match=rf"data set at emotions \({tmp_path}/emotions\): index.json is"):
+        read_index(open_store("emotions"))
