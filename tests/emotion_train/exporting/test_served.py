@@ -147,8 +147,8 @@ def test_servers_that_refuse_or_do_not_answer(
         with pytest.raises(WrongRequest, match="does not answer as a classifier of vLLM"):
             Served(server.url, "emotions", Decision.one(LABELS), 8).probabilities(["x"])
     for words, said in (
-        (["--endpoint", NOWHERE], "Give one of --adapter and, to compare"),
-        (["--adapter", "a", "--against", "b"], "Give one of --adapter and, to compare"),
+        (["--endpoint", NOWHERE], "--adapter is missing"),
+        (["--adapter", "a", "--against", "b"], "--adapter and --against exclude each other"),
         (["--against", str(adapter)], "--against and --model are for a server"),
     ):
         assert main(["predict", *words, "x"]) == 2
