@@ -21,7 +21,7 @@ class ClassifyServer:
     """A with statement around a server of the checkpoint in `folder`. Its mistakes: `control`
     tokens that a post quotes are taken for tokens, it reads the `first` token, it has no names of
     labels (`nameless`), it cuts at 8 tokens (`short`), it answers `logits`, by a `sigmoid`, or
-    `nonsense`, it is `busy`.
+    `nonsense`, all its answers are of the first post (`twice`), it is `busy`.
 
     `requests` are the bodies that it was sent, `keys` the headers Authorization.
     """
@@ -105,4 +105,5 @@ class ClassifyServer:
             prob_C = (rule or torch.nn.Softmax(-1))(self._model.score(token_H)).tolist()
         best = max(range(len(prob_C)), key=prob_C.__getitem__)
         label = None if self.mistake == "nameless" else self._model.config.id2label[best]
+        number = 0 if self.mistake == "twice" else number
         return {"index": number, "label": label, "probs": prob_C, "num_classes": len(prob_C)}

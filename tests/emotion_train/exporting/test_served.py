@@ -146,6 +146,9 @@ def test_servers_that_refuse_or_do_not_answer(
         server.mistake = "nonsense"
         with pytest.raises(WrongRequest, match="does not answer as a classifier of vLLM"):
             Served(server.url, "emotions", Decision.one(LABELS), 8).probabilities(["x"])
+        server.mistake = "twice"
+        with pytest.raises(WrongRequest, match="does not answer as a classifier of vLLM"):
+            Served(server.url, "emotions", Decision.one(LABELS), 8).probabilities(["x", "y"])
     for words, said in (
         (["--endpoint", NOWHERE], "--adapter is missing"),
         (["--adapter", "a", "--against", "b"], "--adapter and --against exclude each other"),
