@@ -9,7 +9,6 @@ import importlib
 import sys
 from collections.abc import Collection, Sequence
 
-from emotion_train.command_errors import Parser
 from emotion_train.command_line import (
     LAUNCH_VERBS,
     TRAIN,
@@ -20,6 +19,7 @@ from emotion_train.command_line import (
     quiet_libraries,
     require_verb,
 )
+from emotion_train.edges.command_errors import Parser
 from emotion_train.edges.streams import hold
 from emotion_train.errors import (
     EXIT_CODES,

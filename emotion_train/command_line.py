@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from emotion_train.command_errors import Parser
+from emotion_train.edges.command_errors import Parser
 from emotion_train.errors import WrongRequest
 
 TRAIN, LAUNCH = "emotion-train", "emotion-launch"

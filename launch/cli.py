@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emotion_train.cli import VERBS as TRAIN_VERBS
-from emotion_train.command_errors import Parser
 from emotion_train.command_line import (
     LAUNCH,
     LAUNCH_VERBS,
@@ -22,6 +21,7 @@ from emotion_train.command_line import (
     parse,
     require_verb,
 )
+from emotion_train.edges.command_errors import Parser
 from emotion_train.edges.streams import LOG_VARIABLE, go_to, hold, text_is_the_result
 from emotion_train.errors import (
     EXIT_CODES,

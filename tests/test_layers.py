@@ -12,9 +12,9 @@ from launch.run.choice import QUIETLY
 
 ROOT = Path(__file__).parents[1]
 # a page may use pages of its own room and of the rooms before it; verbs stand at the top level
-LINE = """errors edges console other_names config completion command_errors command_line progress storage
-bases sizing sources data preparation processes model evaluation report runs labelling exporting judging
-training hosted VERBS cli"""
+LINE = """errors edges console other_names config completion command_line progress storage bases sizing
+sources data preparation processes model evaluation report runs labelling exporting judging training hosted
+VERBS cli"""
 ROOMS = LINE.split()
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed", "datasets", "sklearn"}
 PAGES = {

@@ -18,15 +18,19 @@ from emotion_train.edges.bounded import object_in
 from emotion_train.errors import EmotionTrainError, ObjectNotFound, StorageError, WrongRequest
 from emotion_train.model.facts import AdapterFacts, read_facts
 from emotion_train.runs.log import final_entry, read_part
-from emotion_train.runs.published import TRAINING_FILTER, split_run_url, training_filter
+from emotion_train.runs.published import (
+    MAX_REPORT_BYTES,
+    REPORT,
+    TRAINING_FILTER,
+    published_report,
+    split_run_url,
+    training_filter,
+)
 from emotion_train.storage.open import open_store
 from emotion_train.storage.store import Store
 
 if TYPE_CHECKING:
     from emotion_train.runs.log import Entry
-
-_REPORT = "report.json"
-_MAX_REPORT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Origin:
                     f"The adapter {folder} was published by run {facts.run_id}, and --run names {run_id};"
                     f" give OUTPUT_URL/{facts.run_id}."
                 )
-            identity = _identity(_published_report(run_url), facts)
+            store, entry = _published(run_url)
+            identity = _identity(published_report(store, run_id, entry), facts)
         else:
             identity = _identity(_report_beside(folder), facts)
         told = facts.output_url or (identity["config"]["run"]["output_url"] if identity else None)
@@ -172,19 +177,10 @@ def _published(run_url: str) -> tuple[Store, Entry]:
     return store, final_entry(store, run_id)
 
 
-def _published_report(run_url: str) -> bytes | None:
-    """The report of a published run, None where it has none; raises as `final_entry`."""
-    store, entry = _published(run_url)
-    for part in entry.parts:
-        if part.key == f"final/{entry.incarnation:08d}/{_REPORT}" and part.bytes <= _MAX_REPORT_BYTES:
-            return read_part(store, split_run_url(run_url)[1], part)
-    return None
-
-
 def _report_beside(folder: Path) -> bytes | None:
     """The report where `pull` puts it, or where a run's own final/ has it; None without one."""
-    for path in (folder / "report" / _REPORT, folder.parent / _REPORT):
-        if path.is_file() and path.stat().st_size <= _MAX_REPORT_BYTES:
+    for path in (folder / "report" / REPORT, folder.parent / REPORT):
+        if path.is_file() and path.stat().st_size <= MAX_REPORT_BYTES:
             return path.read_bytes()
     return None
 
@@ -194,7 +190,7 @@ def _identity(report: bytes | None, facts: AdapterFacts) -> dict[str, Any] | Non
     run's. Reports of other versions are read too.
     """
     try:
-        identity: dict[str, Any] = object_in(report or b"", _MAX_REPORT_BYTES)["identity"]
+        identity: dict[str, Any] = object_in(report or b"", MAX_REPORT_BYTES)["identity"]
         texts = (identity["config"]["run"]["output_url"], identity["data_url"], identity["index_sha256"])
         return identity if all(isinstance(text, str) for text in texts) and _same(identity, facts) else None
     except (ValueError, LookupError, TypeError, AttributeError):

@@ -30,6 +30,7 @@ _ALLOWED_SUFFIXES = {
     ".csv",
 } | {".tfevents"}
 REPORT = "report.json"
+MAX_REPORT_BYTES = 64 << 20
 _MAX_FILE_BYTES = 16 << 30
 _MAX_FILES = 200
 TRAINING_FILTER = f"data/{FILE_NAME}"  # the place of the training texts' filter in a pulled folder
@@ -46,6 +47,15 @@ def split_run_url(url: str) -> tuple[str, str]:
             " them)."
         )
     return head, run_id
+
+
+def published_report(store: Store, run_id: str, final: Entry) -> bytes | None:
+    """The report.json that the run's final entry names; None where it names none, or one that is
+    too large to be a report. Raises `StorageError`.
+    """
+    key = f"final/{final.incarnation:08d}/{REPORT}"
+    part = next((part for part in final.parts if part.key == key), None)
+    return None if part is None or part.bytes > MAX_REPORT_BYTES else read_part(store, run_id, part)
 
 
 def download(run_url: str, folder: Path, with_training_filter: bool = False) -> list[Part]:

@@ -13,9 +13,9 @@ from emotion_train.config import Config
 from emotion_train.edges.bounded import Unreadable, object_in
 from emotion_train.errors import WrongRequest
 from emotion_train.report.schema import Parent
-from emotion_train.runs.log import Entry, read_part
+from emotion_train.runs.log import Entry
 from emotion_train.runs.parent import weights_sha256
-from emotion_train.runs.published import REPORT
+from emotion_train.runs.published import MAX_REPORT_BYTES, published_report
 from emotion_train.storage.store import Store
 
 # what makes the result another one
@@ -44,7 +44,6 @@ _FIXED_AT_THE_END = (
 )
 # the values of runs that are older than the key
 _BEFORE_KEY = {"train.ema": 0.0, "train.method": "auto", "model.keep_unpacked": False}
-_MOST_REPORT_BYTES = 64 << 20
 
 
 def same_question(
@@ -99,17 +98,15 @@ def _same_parent(parent: Parent | None, old: Mapping[str, Any], config: Config) 
 
 
 def same_question_as_published(store: Store, run_id: str, final: Entry, config: Config) -> list[str]:
-    """As `same_question`, for a published run by what its report says, with another name of the
-    base alone: it may be the same base elsewhere. Nothing where no report can be read.
+    """The setting `model.base` if a published run has another by its report, which may be the same
+    base elsewhere. Nothing where no report can be read.
 
-    Raises `StorageError` too.
+    Raises `WrongRequest` as `same_question`, and `StorageError`.
     """
-    key = f"final/{final.incarnation:08d}/{REPORT}"
-    part = next((part for part in final.parts if part.key == key), None)
-    if part is None or part.bytes > _MOST_REPORT_BYTES:
+    if (report := published_report(store, run_id, final)) is None:
         return []
     try:
-        identity = object_in(read_part(store, run_id, part), _MOST_REPORT_BYTES)["identity"]
+        identity = object_in(report, MAX_REPORT_BYTES)["identity"]
         old = {section: dict(fields) for section, fields in identity["config"].items()}
         parent = None if identity.get("parent") is None else Parent.model_validate(identity["parent"])
     except (Unreadable, ValidationError, LookupError, TypeError, ValueError, AttributeError):
