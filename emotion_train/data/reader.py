@@ -23,6 +23,7 @@ from emotion_train.data.targets import KNOWN, SOURCE, WEIGHT, Target, kept_name
 from emotion_train.edges.bounded import Unreadable, parquet_errors
 from emotion_train.errors import ObjectChanged, StorageError, WrongRequest
 from emotion_train.storage.patience import Patience, until_it_answers
+from emotion_train.storage.seekable import SeekableFile
 from emotion_train.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -326,37 +327,15 @@ def _refuse_other_counts(rows: Rows, group: RowGroup) -> None:
         raise Unreadable(f"{sum(counts.values()):g} posts have a label that the index does not name")
 
 
-class _OneRange:
+class _OneRange(SeekableFile):
     """A read-only file with only one byte range present, for a Parquet reader that reads only
     that.
     """
 
-    closed = False
-
     def __init__(self, start: int, raw: bytes, size: int) -> None:
+        super().__init__(size)
         self._start = start
         self._raw = raw
-        self._size = size
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        pass
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + {0: 0, 1: self._at, 2: self._size}[whence]
-        return self._at
 
     def read(self, size: int = -1) -> bytes:
         first = self._at - self._start
