@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import count, islice
 from pathlib import Path
+from tempfile import mkdtemp
 from types import TracebackType
 from typing import Any
 
@@ -190,7 +191,8 @@ class Crew:
 
     def __init__(self, folder: Path, count: int, on_cpu: bool = True) -> None:
         self.count, self.on_cpu = count, on_cpu
-        self._folder = folder / f"crew-{count}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(mkdtemp(prefix=f"crew-{count}-", dir=folder))  # none has another's answers
         self._plans = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -206,7 +208,6 @@ class Crew:
         return [load_outcome(Path(leg.out)) for leg in legs]
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._folder.mkdir(parents=True, exist_ok=True)
         line = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         line += [f"--nproc-per-node={self.count}", "-m", "tests.helpers.many_processes"]
         environment = {
